@@ -1,0 +1,1 @@
+//! Trains on local shards and sends compressed, error-corrected deltas.

@@ -1,0 +1,1 @@
+//! zstd with bounds.

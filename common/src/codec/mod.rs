@@ -1,0 +1,218 @@
+//! Codecs: a delta or a model as bytes, and back.
+//!
+//! | id | codec | lossless | used for |
+//! |---|---|---|---|
+//! | 0 | [`Planes32`](dense::Planes32): f32, byte-shuffled, zstd | yes | snapshots |
+//! | 1 | [`Planes16`](dense::Planes16): bf16, byte-shuffled, zstd | no | dense updates |
+//! | 2 | [`TopK`](sparse::TopK): Rice-coded gaps, int8 values | no | sparse updates (the default) |
+//!
+//! A codec is one file, one [`CodecId`], and one call of `testkit::codec::conformance` in its tests. Decoding checks
+//! every count against the manifest before it allocates.
+
+pub mod dense;
+pub mod entropy;
+pub mod feedback;
+pub mod quantize;
+pub mod rice;
+pub mod sparse;
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::ModelManifest;
+
+/// The one byte that names a codec on the wire and in the journal. Never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CodecId(pub u8);
+
+/// A codec as configured.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CodecSpec {
+    /// Lossless f32 planes.
+    F32,
+    /// bf16 planes.
+    Bf16,
+    /// The largest entries only.
+    TopK {
+        /// Share of each tensor that is sent, in (0, 1].
+        fraction: f32,
+    },
+}
+
+/// A decoded update.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delta {
+    /// Every entry, in manifest order.
+    Dense(Vec<f32>),
+    /// Some entries; the others are 0.
+    Sparse {
+        /// Length of the whole vector.
+        len: usize,
+        /// Strictly increasing positions, all below `len`.
+        indices: Vec<u32>,
+        /// The values at those positions.
+        values: Vec<f32>,
+    },
+}
+
+/// Why bytes do not decode. Every one of them means a broken or hostile peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The codec's byte is not known here.
+    #[error("unknown codec {0}")]
+    UnknownCodec(u8),
+    /// The bytes end too soon.
+    #[error("payload ends in the middle of {0}")]
+    Truncated(&'static str),
+    /// Bytes are left over.
+    #[error("{0} bytes after the end of the payload")]
+    Trailing(usize),
+    /// A count or an index does not fit the manifest.
+    #[error("{what} is {found}, more than {max}")]
+    TooLarge {
+        /// Which count.
+        what: &'static str,
+        /// What the payload says.
+        found: u64,
+        /// What is possible.
+        max: u64,
+    },
+    /// A value that no encoder writes.
+    #[error("{0} is not valid")]
+    Invalid(&'static str),
+}
+
+/// Why a vector cannot be encoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// The vector's length is not the manifest's.
+    #[error("vector of {found} values for a manifest of {expected}")]
+    WrongLength {
+        /// Parameters in the manifest.
+        expected: usize,
+        /// Length of the vector.
+        found: usize,
+    },
+    /// The vector holds a NaN or an infinity at this position.
+    #[error("value at position {0} is not finite")]
+    NonFinite(usize),
+}
+
+/// A compressor. The same input gives the same bytes on every machine, except for what zstd does to them.
+pub trait Codec: Send + Sync + std::fmt::Debug {
+    /// Its byte.
+    fn id(&self) -> CodecId;
+
+    /// Whether decoding gives back the same bits.
+    fn lossless(&self) -> bool;
+
+    /// Encodes `values` (length: `manifest.params()`).
+    ///
+    /// # Errors
+    /// The length differs from the manifest's, or a value is not finite.
+    fn encode(&self, manifest: &ModelManifest, values: &[f32]) -> Result<Vec<u8>, EncodeError>;
+
+    /// Decodes a payload for `manifest`. Allocates at most the decoded vector (12 bytes a parameter) plus a constant,
+    /// whatever the bytes say.
+    ///
+    /// # Errors
+    /// The bytes are not exactly one payload of this codec for this manifest.
+    fn decode(&self, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError>;
+}
+
+/// The encoder that a configuration asks for.
+#[must_use]
+pub fn encoder(spec: CodecSpec) -> Box<dyn Codec> {
+    match spec {
+        CodecSpec::F32 => Box::new(dense::Planes32),
+        CodecSpec::Bf16 => Box::new(dense::Planes16),
+        CodecSpec::TopK { fraction } => Box::new(sparse::TopK::new(fraction)),
+    }
+}
+
+/// Decodes a payload by its codec's byte.
+///
+/// # Errors
+/// The byte is unknown, or see [`Codec::decode`].
+pub fn decode(id: CodecId, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError> {
+    match id {
+        dense::Planes32::ID => dense::Planes32.decode(manifest, bytes),
+        dense::Planes16::ID => dense::Planes16.decode(manifest, bytes),
+        sparse::TopK::ID => sparse::TopK::new(1.0).decode(manifest, bytes),
+        CodecId(other) => Err(DecodeError::UnknownCodec(other)),
+    }
+}
+
+impl Delta {
+    /// Length of the whole vector.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Dense(values) => values.len(),
+            Self::Sparse { len, .. } => *len,
+        }
+    }
+
+    /// Whether the vector has no entries at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entries that are sent.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        match self {
+            Self::Dense(values) | Self::Sparse { values, .. } => values,
+        }
+    }
+
+    /// Whether no entry is NaN or infinite.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.values().iter().all(|value| value.is_finite())
+    }
+
+    /// Euclidean norm, summed in f64 in index order.
+    #[must_use]
+    pub fn norm(&self) -> f64 {
+        self.values().iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+    }
+
+    /// `target += scale * self`, entry by entry in index order: one multiplication and one addition each, never fused.
+    ///
+    /// # Panics
+    /// When `target` has another length: the decoder has checked it against the manifest.
+    pub fn add_scaled_to(&self, target: &mut [f32], scale: f32) {
+        assert_eq!(target.len(), self.len(), "a decoded delta has the manifest's length");
+        match self {
+            Self::Dense(values) => {
+                for (target, value) in target.iter_mut().zip(values) {
+                    *target += scale * value;
+                }
+            }
+            Self::Sparse { indices, values, .. } => {
+                for (index, value) in indices.iter().zip(values) {
+                    target[*index as usize] += scale * value;
+                }
+            }
+        }
+    }
+
+    /// The whole vector.
+    #[must_use]
+    pub fn into_dense(self) -> Vec<f32> {
+        match self {
+            Self::Dense(values) => values,
+            Self::Sparse { len, indices, values } => {
+                let mut dense = vec![0.0; len];
+                for (index, value) in indices.iter().zip(values) {
+                    dense[*index as usize] = value;
+                }
+                dense
+            }
+        }
+    }
+}

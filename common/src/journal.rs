@@ -1,0 +1,421 @@
+//! The journal: what happened, in order, and the hash chain over it.
+//!
+//! A stored record is a head (bincode) and a payload (raw bytes: tensor data never goes through bincode), behind one
+//! checked header:
+//!
+//! ```text
+//!  0      4        6          8         12           20        24        28
+//!  ┌──────┬────────┬──────────┬──────────┬────────────┬─────────┬─────────┬──────┬─────────┐
+//!  │"ANBJ"│version │ reserved │ head len │payload len │head crc │payl. crc│ head │ payload │
+//!  │ 4    │ u16 le │ u16 = 0  │ u32 le   │ u64 le     │ crc32c  │ crc32c  │      │         │
+//!  └──────┴────────┴──────────┴──────────┴────────────┴─────────┴─────────┴──────┴─────────┘
+//! ```
+//! The head's checksum covers the header's first 20 bytes too. The chain is
+//! `h' = BLAKE3(h || record digest || weight || version)`, the record digest `BLAKE3(BLAKE3(head) || BLAKE3(payload))`.
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId};
+use crate::limits;
+use crate::manifest::ModelManifest;
+use crate::spec::RunSpec;
+use crate::update::{RefusalReason, UpdateKey, UpdateMeta};
+use crate::wire::message::{self, MessageError};
+
+/// Magic bytes of a stored record.
+pub const MAGIC: [u8; 4] = *b"ANBJ";
+/// Version of the stored layout.
+pub const LAYOUT_VERSION: u16 = 1;
+/// Bytes before the head.
+pub const HEADER_BYTES: usize = 28;
+
+/// Permission to train from a base version.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct Lease {
+    /// Its number.
+    pub id: LeaseId,
+    /// Who holds it.
+    pub agent: AgentId,
+    /// In which incarnation it was granted.
+    pub epoch: Epoch,
+    /// The branch of the base.
+    pub branch: BranchId,
+    /// The version to start from.
+    pub base_version: ModelVersion,
+    /// Digest of that version's content.
+    pub base_digest: Digest,
+    /// Seed of the local round: order of the examples, dropout and the like.
+    pub seed: u64,
+    /// Unix time in milliseconds after which it no longer counts as outstanding. Work that comes later is still merged
+    /// while its base is within `max_staleness`.
+    pub expires_at_ms: u64,
+}
+
+/// Why a lease ended without an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseEnd {
+    /// Its time ran out.
+    Expired,
+    /// The agent gave it back.
+    Returned,
+    /// The agent asked for another one, having lost this one.
+    Superseded,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The accuracy target was reached.
+    Accuracy {
+        /// The accuracy that reached it.
+        reached: f64,
+    },
+    /// The loss target was reached.
+    Loss {
+        /// The loss that reached it.
+        reached: f64,
+    },
+    /// The version target was reached.
+    Versions,
+    /// The time target was reached.
+    WallTime,
+    /// The operator said `stop`.
+    Stopped,
+    /// The model stopped being finite; the result is the last finite version.
+    NonFinite,
+}
+
+/// An evaluation by an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Who evaluated.
+    pub agent: AgentId,
+    /// Which version.
+    pub version: ModelVersion,
+    /// Share of examples classified correctly, 0..1.
+    pub accuracy: f64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Examples in the evaluation shard.
+    pub num_examples: u64,
+}
+
+/// An accepted update, without its payload (the record's payload).
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct AcceptedUpdate {
+    /// What the agent said.
+    pub meta: UpdateMeta,
+    /// The examples credited to it (at most `admit.max_examples`).
+    pub credited_examples: u64,
+    /// Versions between its base and its merge.
+    pub staleness: u64,
+    /// The factor it is merged with, as computed when it was admitted.
+    pub weight: f32,
+    /// Euclidean norm of its content, as computed when it was admitted.
+    pub norm: f64,
+    /// Whether it makes a new version.
+    pub closes: bool,
+    /// The model version after it.
+    pub version: ModelVersion,
+}
+
+/// What a record says. Every event that changes what merging does is one of these.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum RecordBody {
+    /// Record 0: the run and its initial model, whose content is a blob in the store under its digest.
+    Genesis {
+        /// The run.
+        run: RunId,
+        /// Its first branch.
+        branch: BranchId,
+        /// The configuration.
+        spec: Box<RunSpec>,
+        /// The model's tensors.
+        manifest: ModelManifest,
+        /// Digest of version 0.
+        model: Digest,
+    },
+    /// The configuration changed between two starts of the coordinator.
+    ConfigChanged {
+        /// The configuration from here on.
+        spec: Box<RunSpec>,
+    },
+    /// An agent was enrolled.
+    AgentJoined {
+        /// Its identity.
+        agent: AgentId,
+        /// Its name, for people.
+        name: String,
+    },
+    /// An agent's certificate was revoked.
+    AgentRevoked {
+        /// Its identity.
+        agent: AgentId,
+    },
+    /// An agent's process started.
+    EpochStarted {
+        /// Its identity.
+        agent: AgentId,
+        /// The number of this incarnation.
+        epoch: Epoch,
+        /// What the process drew for itself.
+        incarnation: Incarnation,
+    },
+    /// Permission to train.
+    LeaseGranted(Lease),
+    /// A lease ended without an update.
+    LeaseEnded {
+        /// Which.
+        lease: LeaseId,
+        /// Why.
+        why: LeaseEnd,
+    },
+    /// An update is part of the model from here on. The record's payload is the update's.
+    Update(Box<AcceptedUpdate>),
+    /// An update was refused for good.
+    Refused {
+        /// Its name.
+        key: UpdateKey,
+        /// Digest of its payload.
+        payload_digest: Digest,
+        /// The lease it was offered under.
+        lease: LeaseId,
+        /// Why.
+        reason: RefusalReason,
+    },
+    /// A version was evaluated.
+    Evaluated(Evaluation),
+    /// The model was replaced by an imported one (a blob in the store under its digest), which is a new version.
+    Imported {
+        /// Digest of its content.
+        model: Digest,
+        /// Its version.
+        version: ModelVersion,
+    },
+    /// The history continues from an earlier position on a new branch.
+    Branched {
+        /// The new branch.
+        branch: BranchId,
+        /// The last position of the old branch that still counts.
+        from: Position,
+        /// The version there.
+        version: ModelVersion,
+    },
+    /// No more leases until resumed.
+    Paused,
+    /// Leases again.
+    Resumed,
+    /// The run ended.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// The version that is the run's result.
+        result: ModelVersion,
+    },
+}
+
+impl RecordBody {
+    /// The kind's name, for `checkpoint verify`, traces and logs.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Genesis { .. } => "genesis",
+            Self::ConfigChanged { .. } => "config_changed",
+            Self::AgentJoined { .. } => "agent_joined",
+            Self::AgentRevoked { .. } => "agent_revoked",
+            Self::EpochStarted { .. } => "epoch_started",
+            Self::LeaseGranted(_) => "lease_granted",
+            Self::LeaseEnded { .. } => "lease_ended",
+            Self::Update(_) => "update",
+            Self::Refused { .. } => "refused",
+            Self::Evaluated(_) => "evaluated",
+            Self::Imported { .. } => "imported",
+            Self::Branched { .. } => "branched",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+            Self::Finished { .. } => "finished",
+        }
+    }
+}
+
+/// One entry of the journal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Its index.
+    pub position: Position,
+    /// Unix time in milliseconds at which the coordinator decided it.
+    pub at_ms: u64,
+    /// What it says.
+    pub body: RecordBody,
+    /// Raw bytes that belong to it: an update's payload, else empty.
+    pub payload: Arc<[u8]>,
+}
+
+#[derive(Encode, Decode)]
+struct Head {
+    position: Position,
+    at_ms: u64,
+    body: RecordBody,
+}
+
+/// Why stored bytes are not a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Too few or too many bytes.
+    #[error("record of {found} bytes where its header says {expected}")]
+    Length {
+        /// What the header says (or the header's own length).
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// Not a record at all.
+    #[error("record does not start with its magic bytes")]
+    Magic,
+    /// Written by another version.
+    #[error("record layout {0} is not known to this version, which writes {LAYOUT_VERSION}")]
+    Layout(u16),
+    /// The bytes changed after they were written.
+    #[error("record's {0} does not match its checksum")]
+    Checksum(&'static str),
+    /// The head is not what this version writes.
+    #[error("record's head cannot be read: {0}")]
+    Head(#[from] MessageError),
+}
+
+impl Record {
+    /// The bytes that are stored.
+    ///
+    /// # Errors
+    /// The head is larger than a control message may be.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, MessageError> {
+        let head = self.head_bytes()?;
+        let mut out = Vec::with_capacity(HEADER_BYTES + head.len() + self.payload.len());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&LAYOUT_VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(&(self.payload.len() as u64).to_le_bytes());
+        let head_crc = crc32c::crc32c_append(crc32c::crc32c(&out), &head);
+        out.extend_from_slice(&head_crc.to_le_bytes());
+        out.extend_from_slice(&crc32c::crc32c(&self.payload).to_le_bytes());
+        out.extend_from_slice(&head);
+        out.extend_from_slice(&self.payload);
+        Ok(out)
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
+        let found = bytes.len() as u64;
+        let Some((header, rest)) = bytes.split_at_checked(HEADER_BYTES) else {
+            return Err(RecordError::Length { expected: HEADER_BYTES as u64, found });
+        };
+        if header[..4] != MAGIC {
+            return Err(RecordError::Magic);
+        }
+        let layout = u16::from_le_bytes([header[4], header[5]]);
+        if layout != LAYOUT_VERSION {
+            return Err(RecordError::Layout(layout));
+        }
+        let head_len = u32_at(header, 8) as usize;
+        let payload_len = u64::from(u32_at(header, 12)) | (u64::from(u32_at(header, 16)) << 32);
+        let expected = (HEADER_BYTES as u64).saturating_add(head_len as u64).saturating_add(payload_len);
+        if expected != found {
+            return Err(RecordError::Length { expected, found });
+        }
+        let (head, payload) = rest.split_at(head_len);
+        if crc32c::crc32c_append(crc32c::crc32c(&header[..20]), head) != u32_at(header, 20) {
+            return Err(RecordError::Checksum("head"));
+        }
+        if crc32c::crc32c(payload) != u32_at(header, 24) {
+            return Err(RecordError::Checksum("payload"));
+        }
+        let Head { position, at_ms, body } = message::decode(head, limits::CONTROL_MESSAGE_BYTES)?;
+        Ok(Self { position, at_ms, body, payload: payload.into() })
+    }
+
+    /// Digest of head and payload.
+    ///
+    /// # Errors
+    /// The head is larger than a control message may be.
+    pub fn digest(&self) -> Result<Digest, MessageError> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(blake3::hash(&self.head_bytes()?).as_bytes());
+        hasher.update(blake3::hash(&self.payload).as_bytes());
+        Ok(Digest(*hasher.finalize().as_bytes()))
+    }
+
+    fn head_bytes(&self) -> Result<Vec<u8>, MessageError> {
+        let head = Head { position: self.position, at_ms: self.at_ms, body: self.body.clone() };
+        message::encode(&head, limits::CONTROL_MESSAGE_BYTES)
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// The chain over the journal: equal chains mean equal histories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, Serialize, Deserialize)]
+pub struct Chain(pub Digest);
+
+impl Chain {
+    /// The chain after `record`, which was merged with `weight` (0 when it is no update) and left `version`.
+    #[must_use]
+    pub fn extend(self, record: Digest, weight: f32, version: ModelVersion) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0.0);
+        hasher.update(&record.0);
+        hasher.update(&weight.to_le_bytes());
+        hasher.update(&version.0.to_le_bytes());
+        Self(Digest(*hasher.finalize().as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let body = RecordBody::AgentJoined { agent: AgentId([7; 16]), name: "clinic".into() };
+        Record { position: Position(3), at_ms: 1_700_000_000_000, body, payload: (*b"payload").into() }
+    }
+
+    #[test]
+    fn a_record_round_trips() {
+        let bytes = record().to_bytes().expect("small");
+        assert_eq!(Record::from_bytes(&bytes), Ok(record()));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_prefix_is_noticed() {
+        let bytes = record().to_bytes().expect("small");
+        for len in 0..bytes.len() {
+            assert!(Record::from_bytes(&bytes[..len]).is_err(), "a prefix of {len} bytes was accepted");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut broken = bytes.clone();
+            broken[bit / 8] ^= 1 << (bit % 8);
+            assert!(Record::from_bytes(&broken).is_err(), "flipping bit {bit} went unnoticed");
+        }
+    }
+
+    #[test]
+    fn the_chain_depends_on_every_input() {
+        let chain = Chain::default();
+        let digest = record().digest().expect("small");
+        let extended = chain.extend(digest, 0.5, ModelVersion(1));
+        assert_ne!(extended, chain.extend(digest, 0.25, ModelVersion(1)));
+        assert_ne!(extended, chain.extend(digest, 0.5, ModelVersion(2)));
+        assert_ne!(extended, chain.extend(Digest::default(), 0.5, ModelVersion(1)));
+        assert_ne!(extended, extended.extend(digest, 0.5, ModelVersion(1)));
+    }
+}

@@ -1,0 +1,28 @@
+//! The vocabulary that coordinator, agents and tests share: pure functions over bytes and flat `f32` vectors.
+//!
+//! ```text
+//!  agent                                             coordinator
+//!  end - base = delta ─┐                               ┌─► wire::Frame ─► codec::decode ─► codec::Delta
+//!    + codec::Feedback ┴► codec::encode ─► UpdateMeta ─┘        (caps checked before any allocation)
+//!                                                                       │
+//!                       journal::Record ◄── weight, staleness ◄── merge::MergeSpec
+//!                             │                                         │
+//!                       journal::Chain                           merge::MergeStrategy ─► model + 1 version
+//! ```
+//!
+//! Nothing here opens a socket, reads a clock, touches a disk or draws entropy: time and seeds are arguments. A test
+//! (`tests/tests/architecture`) checks the imports. Byte layouts are drawn in `docs/protocol.md`.
+
+pub mod backoff;
+pub mod codec;
+pub mod ids;
+pub mod journal;
+pub mod limits;
+pub mod manifest;
+pub mod merge;
+pub mod rng;
+pub mod spec;
+pub mod status;
+pub mod testkit;
+pub mod update;
+pub mod wire;

@@ -1,0 +1,65 @@
+//! Every bound in the system, by name and with its unit. A bound that is not here does not exist.
+
+/// Bytes of a frame header: magic, version, kind, length, checksum (see `wire::frame`).
+pub const FRAME_HEADER_BYTES: usize = 16;
+/// Bytes of one control message.
+pub const CONTROL_MESSAGE_BYTES: usize = 1 << 20;
+/// Bytes of the only message that is read before a peer has shown a certificate (promise P9).
+pub const JOIN_MESSAGE_BYTES: usize = 8 << 10;
+/// Bytes of one chunk of a bulk transfer.
+pub const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of one encoded model or update, and of a decoded one: 1 Gi parameters as f32.
+pub const TRANSFER_BYTES: u64 = 4 << 30;
+/// Tensors in a manifest.
+pub const MANIFEST_TENSORS: usize = 4096;
+/// Dimensions of one tensor.
+pub const TENSOR_DIMS: usize = 8;
+/// Bytes of a tensor's name.
+pub const TENSOR_NAME_BYTES: usize = 256;
+/// Parameters of a model.
+pub const MODEL_PARAMS: usize = 1 << 30;
+/// Bytes of an agent's or a token's name.
+pub const NAME_BYTES: usize = 64;
+/// Agents that may be enrolled in one run.
+pub const AGENTS: usize = 65_536;
+/// Connections that are open at once, agents and operators together.
+pub const CONNECTIONS: usize = 8_192;
+/// Connections that have not yet shown a certificate or a token, at once.
+pub const PENDING_HANDSHAKES: usize = 256;
+/// Past epochs of an agent whose verdicts are remembered.
+pub const EPOCHS_KEPT: usize = 8;
+/// Verdicts remembered for one epoch, newest first; an older retry is answered by its sequence number alone.
+pub const VERDICTS_KEPT: usize = 64;
+/// Evaluations remembered for `status`, newest last.
+pub const EVALUATIONS_KEPT: usize = 4_096;
+/// Buckets of the staleness histogram; the last one holds everything above.
+pub const STALENESS_BUCKETS: usize = 24;
+/// Updates an agent keeps in its outbox before it stops training.
+pub const OUTBOX_UPDATES: usize = 16;
+/// Bytes of one value in the store (larger ones make sled's file grow without end; see docs/adr).
+pub const STORE_VALUE_BYTES: usize = 128 << 10;
+/// Events that wait for the coordinator's loop.
+pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
+/// Control messages that wait for one peer; a peer that does not read its messages is cut off at this many.
+pub const PEER_QUEUE_MESSAGES: usize = 256;
+/// Records written with one sync.
+pub const GROUP_COMMIT_RECORDS: usize = 512;
+/// Bytes of uploads in flight over all peers.
+pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
+/// Rows and problems that `shard inspect` lists.
+pub const SHARD_PROBLEMS_SHOWN: usize = 10;
+/// Bytes of one line in a CSV shard.
+pub const SHARD_LINE_BYTES: usize = 1 << 20;
+/// Examples in a shard.
+pub const SHARD_EXAMPLES: usize = 1 << 28;
+
+/// How long an agent's control stream may stay silent before it is given up, in milliseconds.
+pub const IDLE_TIMEOUT_MS: u64 = 20_000;
+/// How often an agent sends a keep-alive, in milliseconds.
+pub const KEEP_ALIVE_MS: u64 = 5_000;
+/// How long a peer may take to finish its handshake and its first message, in milliseconds.
+pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// How long a request on an open connection may take to be answered, in milliseconds.
+pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
+/// How long a chunk may take to arrive, in milliseconds.
+pub const CHUNK_TIMEOUT_MS: u64 = 60_000;

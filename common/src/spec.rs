@@ -1,0 +1,165 @@
+//! What a run is: model, local training, upload, merging, evaluation, targets. The coordinator reads it from
+//! `run.toml`, journals it, and sends it to every agent.
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::CodecSpec;
+use crate::merge::MergeSpec;
+
+/// Everything that decides what a run computes.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// A name for people.
+    pub name: String,
+    /// Seed of the initial model and of everything drawn in this run.
+    pub seed: u64,
+    /// The model.
+    pub model: ModelSpec,
+    /// Local training.
+    pub train: TrainSpec,
+    /// Compression of updates.
+    pub upload: UploadSpec,
+    /// How updates are merged.
+    pub merge: MergeSpec,
+    /// Which updates are admitted.
+    pub admit: AdmitSpec,
+    /// When agents with an evaluation shard evaluate.
+    pub evaluate: EvaluateSpec,
+    /// When the run ends.
+    pub target: TargetSpec,
+}
+
+/// A native model. An agent with another trainer may ignore it; the manifest is what binds.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Which architecture.
+    pub kind: ModelKind,
+    /// Shape of one example: `[channels, height, width]`, or `[features]`.
+    pub input: Vec<u64>,
+    /// Number of classes.
+    pub classes: u32,
+    /// Widths of the hidden layers (`mlp`), or channels of the convolutions followed by the width of the dense layer
+    /// (`cnn`).
+    #[serde(default)]
+    pub hidden: Vec<u64>,
+    /// Every input value is multiplied by this: 1/255 for bytes.
+    #[serde(default = "one")]
+    pub input_scale: f32,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+/// Architecture of a native model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    /// Dense layers with ReLU between them.
+    Mlp,
+    /// Two 3x3 convolutions with ReLU and 2x2 max-pooling, then two dense layers.
+    Cnn,
+}
+
+/// Local training under one lease.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSpec {
+    /// Optimizer steps under one lease.
+    pub local_steps: u32,
+    /// Examples in a step.
+    pub batch_size: u32,
+    /// The optimizer.
+    pub optimizer: OptimizerSpec,
+    /// Keep the optimizer's state from one lease to the next instead of starting afresh.
+    #[serde(default)]
+    pub keep_optimizer_state: bool,
+}
+
+/// A local optimizer.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum OptimizerSpec {
+    /// Stochastic gradient descent, with heavy-ball momentum when `momentum` is above 0.
+    Sgd {
+        /// Learning rate.
+        lr: f32,
+        /// Momentum in [0, 1).
+        #[serde(default)]
+        momentum: f32,
+    },
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+    AdamW {
+        /// Learning rate.
+        lr: f32,
+        /// Weight decay.
+        #[serde(default)]
+        weight_decay: f32,
+        /// Decay of the first moment.
+        #[serde(default = "beta_1")]
+        beta_1: f32,
+        /// Decay of the second moment.
+        #[serde(default = "beta_2")]
+        beta_2: f32,
+    },
+}
+
+fn beta_1() -> f32 {
+    0.9
+}
+
+fn beta_2() -> f32 {
+    0.999
+}
+
+/// Compression of updates on their way up.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UploadSpec {
+    /// The codec.
+    pub codec: CodecSpec,
+    /// EF14's beta: how much of what compression left out is carried to the next update (0 switches feedback off).
+    pub feedback_decay: f32,
+}
+
+/// Which updates are admitted.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdmitSpec {
+    /// Updates whose base is older than this many versions are refused as `stale`.
+    pub max_staleness: u64,
+    /// At most this many examples are credited to one update.
+    pub max_examples: u64,
+    /// Updates whose norm is more than this many times the running median are refused as `norm_outlier`; 0 admits any.
+    pub max_norm_ratio: f32,
+}
+
+/// When agents with an evaluation shard evaluate.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateSpec {
+    /// Evaluate again after this many versions ...
+    pub every_versions: u64,
+    /// ... or after this many seconds, whichever comes first.
+    pub every_s: f64,
+}
+
+/// The run ends when any of these is reached; with none it runs until `stop`.
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSpec {
+    /// An evaluation at least this accurate (0..1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// An evaluation with at most this loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// This model version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<u64>,
+    /// This many seconds since the run's first record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall_s: Option<f64>,
+}

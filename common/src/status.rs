@@ -1,0 +1,164 @@
+//! What `status --json` prints: one shape for the command line, the live views and the tests.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
+use crate::journal::{Evaluation, FinishReason};
+use crate::wire::message::RunState;
+
+/// The state of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the coordinator's software.
+    pub software: String,
+    /// Whether a coordinator is serving (false: read from the store).
+    pub serving: bool,
+    /// The run.
+    pub run: RunId,
+    /// Its name.
+    pub name: String,
+    /// Its branch.
+    pub branch: BranchId,
+    /// Its state.
+    pub state: RunState,
+    /// Why it ended, if it did.
+    pub finished: Option<FinishReason>,
+    /// The version that is the result, if it ended.
+    pub result_version: Option<ModelVersion>,
+    /// Position of the newest record.
+    pub position: Position,
+    /// Newest model version.
+    pub version: ModelVersion,
+    /// Chain value after that record.
+    pub chain: Digest,
+    /// Newest version with a durable checkpoint.
+    pub checkpoint_version: Option<ModelVersion>,
+    /// Parameters of the model, once there is one.
+    pub params: Option<u64>,
+    /// Seconds since record 0.
+    pub wall_s: f64,
+    /// Leases outstanding.
+    pub leases_outstanding: u64,
+    /// Updates merged.
+    pub updates_accepted: u64,
+    /// Updates refused, by reason.
+    pub updates_refused: BTreeMap<String, u64>,
+    /// Retries answered with the verdict that was given before.
+    pub retries_answered: u64,
+    /// Payload bytes received (update payloads as uploaded).
+    pub uplink_bytes: u64,
+    /// Payload bytes sent (models as sent).
+    pub downlink_bytes: u64,
+    /// What the same updates would have been as raw f32.
+    pub raw_f32_uplink_bytes: u64,
+    /// What the same models would have been as raw f32.
+    pub raw_f32_downlink_bytes: u64,
+    /// Accepted updates by staleness: bucket i holds staleness i, the last one everything above.
+    pub staleness_histogram: Vec<u64>,
+    /// Evaluations, oldest first, each with the seconds since record 0.
+    pub evaluations: Vec<TimedEvaluation>,
+    /// Agents by name, then id.
+    pub agents: Vec<AgentStatus>,
+}
+
+/// An evaluation and when it came.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TimedEvaluation {
+    /// Seconds since record 0.
+    pub at_s: f64,
+    /// The evaluation.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+/// One agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its identity.
+    pub agent: AgentId,
+    /// Its name.
+    pub name: String,
+    /// Its incarnation.
+    pub epoch: Epoch,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Whether its certificate was revoked.
+    pub revoked: bool,
+    /// Device it trains on.
+    pub device: String,
+    /// Milliseconds since it was last heard of; absent when never since the coordinator started.
+    pub last_seen_ms: Option<u64>,
+    /// Examples a second in its latest local round.
+    pub examples_per_s: f64,
+    /// Staleness of its latest accepted update.
+    pub staleness: Option<u64>,
+    /// Latest training loss.
+    pub train_loss: Option<f64>,
+    /// Examples in its training shard.
+    pub train_examples: u64,
+    /// Examples in its evaluation shard.
+    pub eval_examples: u64,
+    /// Updates merged.
+    pub updates_accepted: u64,
+    /// Updates refused, by reason.
+    pub updates_refused: BTreeMap<String, u64>,
+    /// Payload bytes received from it.
+    pub uplink_bytes: u64,
+    /// Payload bytes sent to it.
+    pub downlink_bytes: u64,
+}
+
+/// One join token. The secret is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenStatus {
+    /// Short id: the start of the digest of its secret.
+    pub id: String,
+    /// Name for the agents that join with it.
+    pub name: Option<String>,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_at_ms: u64,
+    /// Agents that may still join with it.
+    pub uses_left: u32,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// One checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// Position of the last record it contains.
+    pub position: Position,
+    /// Its model version.
+    pub version: ModelVersion,
+    /// Digest of the model.
+    pub model: Digest,
+    /// Chain value after that record.
+    pub chain: Digest,
+    /// Unix time in milliseconds at which it was taken.
+    pub at_ms: u64,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+/// Result of `checkpoint verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Whether everything holds.
+    pub holds: bool,
+    /// First position that was checked.
+    pub from: Position,
+    /// Last position up to which the chain holds.
+    pub to: Position,
+    /// Records checked.
+    pub records: u64,
+    /// Version at the end.
+    pub version: ModelVersion,
+    /// Digest of the model at the end, recomputed.
+    pub model: Digest,
+    /// Chain value at the end, recomputed.
+    pub chain: Digest,
+    /// The first thing that does not hold.
+    pub problem: Option<String>,
+}

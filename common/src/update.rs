@@ -1,0 +1,141 @@
+//! What an agent says about an update, and what the coordinator says of it.
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::CodecId;
+use crate::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
+
+/// The name of an update: two updates with the same key are the same update, or one of them is a lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+pub struct UpdateKey {
+    /// The run it belongs to.
+    pub run: RunId,
+    /// Who computed it.
+    pub agent: AgentId,
+    /// In which incarnation.
+    pub epoch: Epoch,
+    /// The how-manieth of that incarnation.
+    pub seq: UpdateSeq,
+}
+
+/// Everything about an update but its payload.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct UpdateMeta {
+    /// Its name.
+    pub key: UpdateKey,
+    /// The branch whose model it started from.
+    pub branch: BranchId,
+    /// The lease it was computed under.
+    pub lease: LeaseId,
+    /// The version it started from; staleness is counted from here.
+    pub base_version: ModelVersion,
+    /// Digest of that version's content.
+    pub base_digest: Digest,
+    /// How the payload is encoded.
+    pub codec: CodecId,
+    /// Length of the payload in bytes.
+    pub payload_bytes: u64,
+    /// BLAKE3 over the payload as uploaded.
+    pub payload_digest: Digest,
+    /// Examples seen in training, repetitions counted.
+    pub num_examples: u64,
+    /// Optimizer steps taken.
+    pub local_steps: u32,
+    /// Mean training loss over those steps.
+    pub train_loss: f32,
+    /// Time the training took, in milliseconds.
+    pub compute_ms: u64,
+}
+
+/// Why an update was refused. Each reason says whether its content goes back into the agent's feedback state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalReason {
+    /// This key was decided before under the same digest, and its verdict is no longer remembered in detail.
+    Duplicate,
+    /// Its base is more than `max_staleness` versions old.
+    Stale,
+    /// The payload does not decode, or does not fit the manifest.
+    Malformed,
+    /// It holds a NaN or an infinity.
+    NonFinite,
+    /// It exceeds a limit of the coordinator's (bytes, examples).
+    OverLimit,
+    /// No lease with this base version and digest was given to this agent.
+    UnknownBase,
+    /// The agent's certificate has been revoked.
+    Revoked,
+    /// Its norm is far outside of what other updates have.
+    NormOutlier,
+    /// This key was used before with another digest.
+    KeyConflict,
+    /// It started from another branch of the model's history.
+    WrongBranch,
+    /// The run has ended.
+    Finished,
+}
+
+impl RefusalReason {
+    /// Every reason, in the order of their names on the wire.
+    pub const ALL: [Self; 11] = [
+        Self::Duplicate,
+        Self::Stale,
+        Self::Malformed,
+        Self::NonFinite,
+        Self::OverLimit,
+        Self::UnknownBase,
+        Self::Revoked,
+        Self::NormOutlier,
+        Self::KeyConflict,
+        Self::WrongBranch,
+        Self::Finished,
+    ];
+
+    /// The name used in logs, metrics and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Duplicate => "duplicate",
+            Self::Stale => "stale",
+            Self::Malformed => "malformed",
+            Self::NonFinite => "non_finite",
+            Self::OverLimit => "over_limit",
+            Self::UnknownBase => "unknown_base",
+            Self::Revoked => "revoked",
+            Self::NormOutlier => "norm_outlier",
+            Self::KeyConflict => "key_conflict",
+            Self::WrongBranch => "wrong_branch",
+            Self::Finished => "finished",
+        }
+    }
+
+    /// Whether the agent adds the refused content back to its error-feedback state: it does where the content was
+    /// sound and merely came at the wrong time, and does not where it was merged already or must never be.
+    #[must_use]
+    pub fn content_returns(self) -> bool {
+        matches!(self, Self::Stale | Self::OverLimit | Self::UnknownBase)
+    }
+}
+
+/// The coordinator's decision on an update. Once sent, it never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Journalled, and merged in journal order.
+    Accepted {
+        /// Where in the journal.
+        position: Position,
+        /// The model version after it.
+        version: ModelVersion,
+        /// The factor it is merged with.
+        weight: f32,
+        /// Versions between its base and its merge.
+        staleness: u64,
+    },
+    /// Not merged, now or later.
+    Refused {
+        /// Why.
+        reason: RefusalReason,
+    },
+}

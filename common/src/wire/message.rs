@@ -1,0 +1,324 @@
+//! Control messages between agent and coordinator, and the one place where bincode is configured.
+//!
+//! Fixed-width little-endian integers, a limit on what may be read, and no bytes left over. Tensor data never comes
+//! this way.
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, RunId};
+use crate::journal::{Evaluation, Lease, LeaseEnd};
+use crate::limits;
+use crate::manifest::ModelManifest;
+use crate::spec::RunSpec;
+use crate::update::{UpdateKey, UpdateMeta, Verdict};
+use crate::wire::transfer::{Missing, TransferManifest};
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Longer than allowed.
+    #[error("message of {found} bytes, more than {max}")]
+    TooLarge {
+        /// Its length.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Bytes are left over.
+    #[error("{0} bytes after the end of the message")]
+    Trailing(usize),
+    /// Not a message of this kind.
+    #[error("message cannot be read: {0}")]
+    Malformed(String),
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard()
+        .with_little_endian()
+        .with_fixed_int_encoding()
+        .with_limit::<{ 64 * limits::CONTROL_MESSAGE_BYTES }>()
+}
+
+/// Encodes a message of at most `max_bytes` bytes.
+///
+/// # Errors
+/// It is longer than that.
+pub fn encode<T: Encode>(message: &T, max_bytes: usize) -> Result<Vec<u8>, MessageError> {
+    let bytes =
+        bincode::encode_to_vec(message, config()).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    if bytes.len() > max_bytes {
+        return Err(MessageError::TooLarge { found: bytes.len(), max: max_bytes });
+    }
+    Ok(bytes)
+}
+
+/// Decodes a message that must fill `bytes`, which may be at most `max_bytes` long.
+///
+/// # Errors
+/// Too long, malformed, or followed by other bytes.
+pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
+    if bytes.len() > max_bytes {
+        return Err(MessageError::TooLarge { found: bytes.len(), max: max_bytes });
+    }
+    let (message, used) =
+        bincode::decode_from_slice(bytes, config()).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    match bytes.len() - used {
+        0 => Ok(message),
+        left => Err(MessageError::Trailing(left)),
+    }
+}
+
+/// The only thing that is read from a peer without a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct JoinRequest {
+    /// The secret of the join token.
+    pub token_secret: [u8; 32],
+    /// A certificate signing request, in DER. Only its key counts: the coordinator sets name and role.
+    pub csr_der: Vec<u8>,
+}
+
+/// Answer to a join request.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum JoinResponse {
+    /// Enrolled (or enrolled before with the same key).
+    Enrolled {
+        /// The run.
+        run: RunId,
+        /// Who the agent is from now on.
+        agent: AgentId,
+        /// What it is called.
+        name: String,
+        /// Its certificate, in DER.
+        certificate_der: Vec<u8>,
+        /// The CA's certificate, in DER; its digest is in the token.
+        ca_der: Vec<u8>,
+    },
+    /// Not enrolled.
+    Refused(JoinRefusal),
+}
+
+/// Why an agent was not enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinRefusal {
+    /// No such token: mistyped, revoked, or of another coordinator.
+    UnknownToken,
+    /// Its uses are used up.
+    UsedToken,
+    /// Its time is over.
+    ExpiredToken,
+    /// The request for a certificate is not readable or not signed by its own key.
+    BadRequest,
+    /// This key was revoked.
+    Revoked,
+    /// No room for another agent.
+    Full,
+}
+
+/// The first message on an agent's control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AgentHello {
+    /// The run it was enrolled in.
+    pub run: RunId,
+    /// The branch it last trained on.
+    pub branch: Option<BranchId>,
+    /// Drawn by the process when it started.
+    pub incarnation: Incarnation,
+    /// Version of the software, for people.
+    pub software: String,
+    /// Holds a training shard with this many examples (0: none).
+    pub train_examples: u64,
+    /// Holds an evaluation shard with this many examples (0: none).
+    pub eval_examples: u64,
+    /// Device it trains on, for people.
+    pub device: String,
+}
+
+/// What an agent sends.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum AgentMessage {
+    /// First message.
+    Hello(AgentHello),
+    /// The initial model, made from the run's seed. The manifest travels here, the content as chunks.
+    OfferModel {
+        /// Its tensors.
+        manifest: ModelManifest,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its chunks, in the form of codec 0 (lossless planes).
+        transfer: TransferManifest,
+    },
+    /// Ready to train. A lease that this agent still holds ends as `Superseded`.
+    RequestLease,
+    /// Please send the content of this version (the base of a lease, or the one to evaluate).
+    FetchModel {
+        /// Which version.
+        version: ModelVersion,
+        /// Which chunks are missing here, when a transfer is resumed.
+        missing: Option<Missing>,
+    },
+    /// An update is ready; its chunks follow when they are asked for.
+    OfferUpdate {
+        /// Everything but the payload.
+        meta: UpdateMeta,
+        /// Its chunks.
+        transfer: TransferManifest,
+    },
+    /// This lease will not be used.
+    ReturnLease {
+        /// Which.
+        lease: LeaseId,
+        /// Why.
+        why: LeaseEnd,
+    },
+    /// Result of an evaluation.
+    Evaluated(Evaluation),
+    /// How training goes, for `status`; at most one a second.
+    Progress {
+        /// Under which lease.
+        lease: LeaseId,
+        /// Steps done.
+        steps: u32,
+        /// Examples a second, lately.
+        examples_per_s: f32,
+    },
+    /// A new certificate, please.
+    Renew {
+        /// Certificate signing request in DER, with the same key.
+        csr_der: Vec<u8>,
+    },
+    /// Going away on purpose; the reason is for people.
+    Goodbye {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the coordinator sends to an agent.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum CoordinatorMessage {
+    /// Answer to `Hello`.
+    Welcome(Box<Welcome>),
+    /// Answer to `Hello`: no.
+    Rejected(Rejection),
+    /// Send these chunks of the transfer you offered.
+    NeedChunks {
+        /// Which transfer (digest of its manifest).
+        transfer: Digest,
+        /// Which chunks.
+        missing: Missing,
+    },
+    /// The initial model is in place (this agent's, or another's that came first).
+    ModelReady {
+        /// Its tensors.
+        manifest: ModelManifest,
+        /// Digest of version 0.
+        digest: Digest,
+    },
+    /// Permission to train.
+    Lease {
+        /// The lease; its base may have to be fetched.
+        lease: Lease,
+        /// Evaluate the base before training.
+        evaluate: bool,
+    },
+    /// Nothing to train at present. The coordinator sends a lease, or `StateChanged`, when that changes.
+    NoLease {
+        /// Why.
+        state: RunState,
+    },
+    /// Please evaluate this version.
+    Evaluate {
+        /// Which version.
+        version: ModelVersion,
+        /// Digest of its content.
+        digest: Digest,
+    },
+    /// The chunks of a model that was asked for; they follow as streams.
+    Model {
+        /// Which version.
+        version: ModelVersion,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its chunks, in the form of codec 0 (lossless planes).
+        transfer: TransferManifest,
+    },
+    /// The version asked for is no longer here.
+    ModelGone {
+        /// Which version.
+        version: ModelVersion,
+    },
+    /// The decision on an update.
+    Verdict {
+        /// Which update.
+        key: UpdateKey,
+        /// The decision.
+        verdict: Verdict,
+    },
+    /// The run is in another state, or has another configuration.
+    StateChanged {
+        /// The state.
+        state: RunState,
+    },
+    /// Answer to `Renew`: the new certificate in DER.
+    Renewed {
+        /// The certificate.
+        certificate_der: Vec<u8>,
+    },
+}
+
+/// Answer to an agent's first message.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct Welcome {
+    /// The run.
+    pub run: RunId,
+    /// The branch that counts.
+    pub branch: BranchId,
+    /// Who the agent is, by its certificate.
+    pub agent: AgentId,
+    /// What it is called.
+    pub name: String,
+    /// The number of this incarnation.
+    pub epoch: Epoch,
+    /// The configuration.
+    pub spec: RunSpec,
+    /// Tensors and digest of version 0, once there is a model. Without: offer one.
+    pub model: Option<(ModelManifest, Digest)>,
+    /// The run's state.
+    pub state: RunState,
+}
+
+/// Why an agent may not stay.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Rejection {
+    /// Its certificate was revoked.
+    Revoked,
+    /// It was enrolled in another run.
+    WrongRun {
+        /// The run here.
+        run: RunId,
+    },
+    /// It is not in the roster (the coordinator's directory was replaced).
+    Unknown,
+    /// Another process with the same certificate connected later; two hosts must not share one identity.
+    Replaced,
+    /// It broke the protocol; the text is for people.
+    Protocol(String),
+    /// Too many connections at present.
+    Busy,
+}
+
+/// State of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// No initial model yet.
+    Pending,
+    /// Leases are given.
+    Running,
+    /// No leases until `resume`.
+    Paused,
+    /// Ended.
+    Finished,
+}

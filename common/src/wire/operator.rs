@@ -1,0 +1,76 @@
+//! What an operator may ask of a running coordinator, one request a stream.
+
+use bincode::{Decode, Encode};
+
+use crate::ids::ModelVersion;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum OperatorRequest {
+    /// `status`.
+    Status,
+    /// `pause`.
+    Pause,
+    /// `resume`.
+    Resume,
+    /// `stop`: ends the run.
+    Stop,
+    /// `agents list`.
+    AgentsList,
+    /// `agents revoke`: by id or by name.
+    AgentRevoke {
+        /// Id in hexadecimal, or name.
+        agent: String,
+    },
+    /// `token create`. The secret never leaves the requester: only its digest is sent.
+    TokenCreate {
+        /// Name for the agents that join with it.
+        name: Option<String>,
+        /// How long it is good for, in milliseconds.
+        ttl_ms: u64,
+        /// How many agents may join with it.
+        uses: u32,
+        /// BLAKE3 of the secret.
+        secret_digest: [u8; 32],
+    },
+    /// `token list`.
+    TokenList,
+    /// `token revoke`: by id.
+    TokenRevoke {
+        /// Its id.
+        id: String,
+    },
+    /// `checkpoint list`.
+    CheckpointList,
+    /// `checkpoint verify`.
+    CheckpointVerify,
+    /// `checkpoint export`; answered by `ModelFollows`, then the content in `Part` frames (codec 0).
+    CheckpointExport {
+        /// Which version; the result or the newest when absent.
+        version: Option<ModelVersion>,
+    },
+}
+
+/// An answer. JSON is the same text that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum OperatorResponse {
+    /// Done; the text is for people.
+    Done(String),
+    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]` or `VerifyReport` as JSON.
+    Json(String),
+    /// The content of a model follows.
+    ModelFollows {
+        /// Its version.
+        version: ModelVersion,
+        /// Its manifest as JSON.
+        manifest_json: String,
+        /// Length of the encoded content in bytes.
+        bytes: u64,
+    },
+    /// Not done, and why; with what to do about it.
+    Failed(String),
+    /// Nothing by that name.
+    NotFound(String),
+    /// Not now: the text says what state the run is in.
+    Conflict(String),
+}

@@ -1,0 +1,1 @@
+//! Fault injection, scenarios and benchmarks against the real parts.
