@@ -165,6 +165,8 @@ pub enum RecordBody {
         epoch: Epoch,
         /// What the process drew for itself.
         incarnation: Incarnation,
+        /// Examples in its training shard as it says, capped by `admit.max_examples`.
+        examples_held: u64,
     },
     /// Permission to train.
     LeaseGranted(Lease),
@@ -347,10 +349,28 @@ impl Record {
     /// # Errors
     /// The head is larger than a control message may be.
     pub fn digest(&self) -> Result<Digest, MessageError> {
+        self.digest_with(Digest::of(&self.payload))
+    }
+
+    /// The same when the payload's digest is known already.
+    ///
+    /// # Errors
+    /// The head is larger than a control message may be.
+    pub fn digest_with(&self, payload: Digest) -> Result<Digest, MessageError> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(blake3::hash(&self.head_bytes()?).as_bytes());
-        hasher.update(blake3::hash(&self.payload).as_bytes());
+        hasher.update(&payload.0);
         Ok(Digest(*hasher.finalize().as_bytes()))
+    }
+
+    /// The factor and the version that enter the chain with this record, where `before` is the version before it.
+    #[must_use]
+    pub fn chain_inputs(&self, before: ModelVersion) -> (f32, ModelVersion) {
+        match &self.body {
+            RecordBody::Update(update) => (update.weight, update.version),
+            RecordBody::Imported { version, .. } | RecordBody::Branched { version, .. } => (0.0, *version),
+            _ => (0.0, before),
+        }
     }
 
     fn head_bytes(&self) -> Result<Vec<u8>, MessageError> {

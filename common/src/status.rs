@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
 use crate::journal::{Evaluation, FinishReason};
-use crate::wire::message::RunState;
+use crate::wire::message::RunPhase;
 
 /// The state of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct StatusReport {
     /// Its branch.
     pub branch: BranchId,
     /// Its state.
-    pub state: RunState,
+    pub state: RunPhase,
     /// Why it ended, if it did.
     pub finished: Option<FinishReason>,
     /// The version that is the result, if it ended.

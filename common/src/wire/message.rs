@@ -226,7 +226,7 @@ pub enum CoordinatorMessage {
     /// Nothing to train at present. The coordinator sends a lease, or `StateChanged`, when that changes.
     NoLease {
         /// Why.
-        state: RunState,
+        state: RunPhase,
     },
     /// Please evaluate this version.
     Evaluate {
@@ -259,7 +259,7 @@ pub enum CoordinatorMessage {
     /// The run is in another state, or has another configuration.
     StateChanged {
         /// The state.
-        state: RunState,
+        state: RunPhase,
     },
     /// Answer to `Renew`: the new certificate in DER.
     Renewed {
@@ -286,7 +286,7 @@ pub struct Welcome {
     /// Tensors and digest of version 0, once there is a model. Without: offer one.
     pub model: Option<(ModelManifest, Digest)>,
     /// The run's state.
-    pub state: RunState,
+    pub state: RunPhase,
 }
 
 /// Why an agent may not stay.
@@ -312,7 +312,7 @@ pub enum Rejection {
 /// State of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RunState {
+pub enum RunPhase {
     /// No initial model yet.
     Pending,
     /// Leases are given.

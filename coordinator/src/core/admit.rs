@@ -1,0 +1,109 @@
+//! Admission: what becomes of an update, and why. A pure function of the journal's state and of the update.
+
+use anabranch_common::codec::{DecodeError, Delta};
+use anabranch_common::journal::AcceptedUpdate;
+use anabranch_common::limits;
+use anabranch_common::merge::WeightInputs;
+use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
+
+use super::state::{LeaseStatus, RunState};
+
+/// What becomes of an update.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// It was decided before; this is what was said then, and nothing is journalled.
+    Repeat(Verdict),
+    /// Journal it and merge it.
+    Accept(Box<AcceptedUpdate>),
+    /// Journal the refusal.
+    Refuse(RefusalReason),
+    /// Nothing speaks against it so far: ask for its content.
+    Fetch,
+}
+
+/// Decides on an update. Without `content` the answer is what can be said before the payload is here; `Fetch` then
+/// stands for "send it".
+#[must_use]
+pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta, DecodeError>>) -> Decision {
+    if let Some(decision) = decided_before(state, meta) {
+        return decision;
+    }
+    if let Some(reason) = refuse_by_meta(state, meta) {
+        return Decision::Refuse(reason);
+    }
+    match content {
+        None => Decision::Fetch,
+        Some(Err(_)) => Decision::Refuse(RefusalReason::Malformed),
+        Some(Ok(delta)) => decide_by_content(state, meta, delta),
+    }
+}
+
+fn decided_before(state: &RunState, meta: &UpdateMeta) -> Option<Decision> {
+    let refused = |reason| Some(Decision::Repeat(Verdict::Refused { reason }));
+    let agent = state.agents.get(&meta.key.agent)?;
+    let Some(epoch) = agent.epochs.get(&meta.key.epoch) else {
+        let past = agent.epochs.first_key_value().is_some_and(|(oldest, _)| meta.key.epoch < *oldest);
+        return if past { refused(RefusalReason::Duplicate) } else { refused(RefusalReason::UnknownBase) };
+    };
+    if let Some((payload, verdict)) = epoch.verdicts.get(&meta.key.seq) {
+        let same = *payload == meta.payload_digest;
+        return if same { Some(Decision::Repeat(*verdict)) } else { refused(RefusalReason::KeyConflict) };
+    }
+    if meta.key.seq < epoch.forgotten_below { refused(RefusalReason::Duplicate) } else { None }
+}
+
+fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> {
+    let Some(agent) = state.agents.get(&meta.key.agent) else { return Some(RefusalReason::UnknownBase) };
+    if agent.revoked {
+        return Some(RefusalReason::Revoked);
+    }
+    if state.finished.is_some() {
+        return Some(RefusalReason::Finished);
+    }
+    if meta.branch != state.branch {
+        return Some(RefusalReason::WrongBranch);
+    }
+    let Some((lease, status)) = state.leases.get(&meta.lease) else {
+        let forgotten = meta.lease < state.next_lease;
+        return Some(if forgotten { RefusalReason::Stale } else { RefusalReason::UnknownBase });
+    };
+    let same_base = lease.base_version == meta.base_version && lease.base_digest == meta.base_digest;
+    if lease.agent != meta.key.agent || !same_base {
+        return Some(RefusalReason::UnknownBase);
+    }
+    if *status == LeaseStatus::Used {
+        return Some(RefusalReason::Duplicate);
+    }
+    if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness {
+        return Some(RefusalReason::Stale);
+    }
+    if meta.payload_bytes > limits::TRANSFER_BYTES {
+        return Some(RefusalReason::OverLimit);
+    }
+    let sound = meta.num_examples > 0 && meta.local_steps > 0 && meta.train_loss.is_finite();
+    if sound { None } else { Some(RefusalReason::Malformed) }
+}
+
+fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Decision {
+    let norm = delta.norm();
+    if !delta.is_finite() || !norm.is_finite() {
+        return Decision::Refuse(RefusalReason::NonFinite);
+    }
+    let ratio = f64::from(state.spec.admit.max_norm_ratio);
+    if ratio > 0.0 && state.median_norm().is_some_and(|median| norm > ratio * median) {
+        return Decision::Refuse(RefusalReason::NormOutlier);
+    }
+    let staleness = state.version.staleness_of(meta.base_version);
+    let participation = state.participation.weight(meta.key.agent);
+    let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
+    let closes = state.next_update_closes();
+    Decision::Accept(Box::new(AcceptedUpdate {
+        meta: meta.clone(),
+        credited_examples: meta.num_examples.min(state.spec.admit.max_examples),
+        staleness,
+        weight,
+        norm,
+        closes,
+        version: if closes { state.version.next() } else { state.version },
+    }))
+}

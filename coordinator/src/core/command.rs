@@ -1,0 +1,134 @@
+//! What the core wants done. Durability is a command like any other: only the event that answers it lets anyone know.
+
+use std::sync::Arc;
+
+use anabranch_common::codec::Delta;
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::journal::{Chain, FinishReason, Record};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::update::UpdateMeta;
+use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal};
+use anabranch_common::wire::operator::OperatorResponse;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+
+use super::event::{PeerId, RequestId};
+use super::state::RunState;
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Store record 0 and its model; answered by `Journalled`.
+    Begin {
+        /// The genesis record.
+        record: Arc<Record>,
+        /// Version 0.
+        model: Arc<Vec<f32>>,
+    },
+    /// Append a record; answered by `Journalled`.
+    Append {
+        /// The record.
+        record: Arc<Record>,
+    },
+    /// Store items of the catalogue; answered by `ItemsSaved`.
+    SaveItems {
+        /// Comes back in the answer.
+        ticket: u64,
+        /// Key and value of each item.
+        items: Vec<(&'static str, Vec<u8>)>,
+    },
+    /// Send a control message.
+    Send {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        message: CoordinatorMessage,
+    },
+    /// Close a connection once what was sent before has left.
+    Close {
+        /// Which.
+        peer: PeerId,
+    },
+    /// Ask for the chunks of an offered initial model; answered by `ModelReceived` or `ModelFailed`.
+    ReceiveModel {
+        /// From which connection.
+        peer: PeerId,
+        /// Its tensors.
+        manifest: ModelManifest,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its chunks.
+        transfer: TransferManifest,
+    },
+    /// Ask for the chunks of an offered update; answered by `UpdateReceived`.
+    ReceiveUpdate {
+        /// From which connection.
+        peer: PeerId,
+        /// What was offered.
+        meta: UpdateMeta,
+        /// Its chunks.
+        transfer: TransferManifest,
+    },
+    /// Send the content of a published version; answered by `ModelSent`.
+    SendModel {
+        /// On which connection.
+        peer: PeerId,
+        /// Which version.
+        version: ModelVersion,
+        /// Which chunks only.
+        missing: Option<Missing>,
+    },
+    /// Merge a durable record. `content` is its payload decoded, where it has one.
+    Merge {
+        /// The record.
+        record: Arc<Record>,
+        /// Its decoded payload.
+        content: Option<Arc<Delta>>,
+    },
+    /// Make the newest merged version ready to be fetched; answered by `Published`.
+    Publish,
+    /// Write a checkpoint of exactly what was merged so far; answered by `Checkpointed`.
+    Checkpoint(Box<CheckpointOrder>),
+    /// Answer a join: the driver issues the certificate.
+    Joined {
+        /// To whom.
+        request: RequestId,
+        /// Name and identity of the agent, or why not.
+        outcome: Result<(AgentId, String), JoinRefusal>,
+    },
+    /// Answer an operator.
+    Reply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        response: OperatorResponse,
+    },
+    /// Let the process end.
+    Exit(ExitReason),
+}
+
+/// What a checkpoint is made of, beside the model that the merger holds at that moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckpointOrder {
+    /// Position of the last record in it.
+    pub position: Position,
+    /// Chain value after that record.
+    pub chain: Chain,
+    /// Unix time in milliseconds.
+    pub at_ms: u64,
+    /// The fold up to that record.
+    pub state: RunState,
+}
+
+/// Why the process may end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ExitReason {
+    /// The run ended; this version is its result.
+    Finished {
+        /// Why it ended.
+        reason: FinishReason,
+        /// Its result.
+        result: ModelVersion,
+    },
+    /// The run was parked and goes on at the next start.
+    Parked,
+}

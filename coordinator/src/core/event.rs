@@ -1,0 +1,144 @@
+//! What can happen to the coordinator. This enum and [`Command`](super::command::Command) are the transport seam: the
+//! driver feeds sockets and disks through it, the simulation a virtual network.
+
+use std::sync::Arc;
+
+use anabranch_common::codec::{DecodeError, Delta};
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::update::UpdateMeta;
+use anabranch_common::wire::message::{AgentHello, AgentMessage};
+use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::transfer::TransferManifest;
+
+/// One connection of an agent; never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerId(pub u64);
+
+/// One request that waits for an answer (an operator's, or a join); never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// A moment, passed in with every event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// Unix time in milliseconds: journalled, shown, and compared with the expiry of tokens and leases.
+    pub unix_ms: u64,
+    /// Milliseconds since some fixed moment, never going back: pacing and deadlines.
+    pub mono_ms: u64,
+}
+
+/// What can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// An agent has shown its certificate and said hello.
+    Connected {
+        /// Its connection.
+        peer: PeerId,
+        /// Who it is, by its certificate.
+        agent: AgentId,
+        /// What it said.
+        hello: AgentHello,
+    },
+    /// A connection is gone.
+    Disconnected {
+        /// Which.
+        peer: PeerId,
+    },
+    /// An agent says something.
+    Message {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        message: AgentMessage,
+    },
+    /// All chunks of an update are here.
+    UpdateReceived {
+        /// On which connection.
+        peer: PeerId,
+        /// What was offered.
+        meta: UpdateMeta,
+        /// Its bytes, whose digest is the offered one.
+        payload: Arc<[u8]>,
+        /// What they decode to.
+        content: Result<Arc<Delta>, DecodeError>,
+    },
+    /// All chunks of an initial model are here, and they are what was offered.
+    ModelReceived {
+        /// On which connection.
+        peer: PeerId,
+        /// Its tensors.
+        manifest: ModelManifest,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its content.
+        model: Arc<Vec<f32>>,
+    },
+    /// An initial model did not arrive or was not what was offered.
+    ModelFailed {
+        /// On which connection.
+        peer: PeerId,
+        /// Why, for people.
+        why: String,
+    },
+    /// The content of a model was sent.
+    ModelSent {
+        /// On which connection.
+        peer: PeerId,
+        /// Bytes as sent.
+        bytes: u64,
+    },
+    /// Every record up to this position is durable.
+    Journalled {
+        /// The newest durable position.
+        upto: Position,
+    },
+    /// Items of the catalogue are durable.
+    ItemsSaved {
+        /// The ticket of the command.
+        ticket: u64,
+    },
+    /// A version is ready to be fetched.
+    Published {
+        /// Which.
+        version: ModelVersion,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its chunks.
+        transfer: TransferManifest,
+    },
+    /// The model overflowed at this version.
+    NonFinite {
+        /// The first version that is not finite.
+        version: ModelVersion,
+    },
+    /// A checkpoint is durable and older ones have been pruned.
+    Checkpointed {
+        /// Its position.
+        position: Position,
+        /// Its version.
+        version: ModelVersion,
+        /// The oldest version from which later ones can still be rebuilt.
+        oldest: ModelVersion,
+    },
+    /// Somebody wants to join.
+    Join {
+        /// Where the answer goes.
+        request: RequestId,
+        /// The token's secret.
+        secret: [u8; 32],
+        /// Who it would be, by its key.
+        agent: AgentId,
+    },
+    /// An operator asks for something.
+    Operator {
+        /// Where the answer goes.
+        request: RequestId,
+        /// What.
+        operation: OperatorRequest,
+    },
+    /// Time has passed.
+    Tick,
+    /// The process was asked to park the run (SIGTERM, SIGINT).
+    Park,
+}

@@ -1,0 +1,6 @@
+//! The sans-IO core.
+
+pub mod admit;
+pub mod command;
+pub mod event;
+pub mod state;

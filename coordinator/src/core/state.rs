@@ -1,0 +1,394 @@
+//! The state of a run as a pure fold over its journal.
+//!
+//! Live and replayed records go through the same [`RunState::apply`], so that a restart cannot know anything else than
+//! an uninterrupted coordinator knows. Nothing in here depends on a clock, on connections or on map order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use anabranch_common::ids::{
+    AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
+};
+use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, Record, RecordBody};
+use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::merge::participation::Participation;
+use anabranch_common::spec::RunSpec;
+use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
+use bincode::{Decode, Encode};
+
+/// Norms remembered for the running median.
+const NORMS_KEPT: usize = 63;
+
+/// Why a record cannot follow the ones before it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FoldError {
+    /// The first record is not a genesis, or a later one is.
+    #[error("record {0} is not where a genesis record belongs")]
+    Genesis(Position),
+    /// A position is missing or repeated.
+    #[error("record {found} follows record {after}")]
+    Gap {
+        /// The last position that was applied.
+        after: Position,
+        /// The position of the record.
+        found: Position,
+    },
+    /// A record speaks of a version that the fold does not arrive at.
+    #[error("record {position} says version {said}, replay says {computed}")]
+    Version {
+        /// Its position.
+        position: Position,
+        /// The version in the record.
+        said: ModelVersion,
+        /// The version by counting.
+        computed: ModelVersion,
+    },
+    /// A record names an agent or a lease that no earlier record introduced.
+    #[error("record {position} names {what} that no earlier record introduced")]
+    Unknown {
+        /// Its position.
+        position: Position,
+        /// What is not known.
+        what: &'static str,
+    },
+}
+
+/// Whether a lease still counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum LeaseStatus {
+    /// Outstanding.
+    Active,
+    /// Ended without an update; its work is still welcome while its base is.
+    Ended,
+    /// An update under it was decided.
+    Used,
+}
+
+/// The verdicts of one incarnation of an agent.
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+pub struct EpochLog {
+    /// Latest verdicts by sequence number, each with the digest of its payload.
+    pub verdicts: BTreeMap<UpdateSeq, (Digest, Verdict)>,
+    /// Sequence numbers below this were decided; their verdicts are no longer kept.
+    pub forgotten_below: UpdateSeq,
+}
+
+impl EpochLog {
+    fn decide(&mut self, seq: UpdateSeq, payload: Digest, verdict: Verdict) {
+        self.verdicts.insert(seq, (payload, verdict));
+        while self.verdicts.len() > limits::VERDICTS_KEPT {
+            if let Some((oldest, _)) = self.verdicts.pop_first() {
+                self.forgotten_below = oldest.next();
+            }
+        }
+    }
+}
+
+/// What the journal says of one agent.
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+pub struct AgentState {
+    /// Its name.
+    pub name: String,
+    /// Whether its certificate was revoked.
+    pub revoked: bool,
+    /// Its newest incarnation.
+    pub epoch: Epoch,
+    /// What that incarnation drew for itself.
+    pub incarnation: Incarnation,
+    /// Verdicts by incarnation, the newest `limits::EPOCHS_KEPT` of them.
+    pub epochs: BTreeMap<Epoch, EpochLog>,
+    /// Its outstanding lease.
+    pub lease: Option<LeaseId>,
+    /// Examples in its training shard.
+    pub examples_held: u64,
+    /// Updates merged.
+    pub accepted: u64,
+    /// Updates refused, by reason.
+    pub refused: BTreeMap<RefusalReason, u64>,
+    /// Payload bytes of its accepted updates.
+    pub uplink_bytes: u64,
+    /// Staleness of its latest accepted update.
+    pub staleness: Option<u64>,
+    /// Training loss of its latest accepted update.
+    pub train_loss: Option<f32>,
+    /// Examples a second of its latest accepted update.
+    pub examples_per_s: f64,
+}
+
+/// Sums over the whole run.
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+pub struct Totals {
+    /// Updates merged.
+    pub accepted: u64,
+    /// Updates refused, by reason.
+    pub refused: BTreeMap<RefusalReason, u64>,
+    /// Payload bytes of accepted updates.
+    pub uplink_bytes: u64,
+    /// Accepted updates by staleness; the last bucket holds everything above.
+    pub staleness: Vec<u64>,
+}
+
+/// Everything the journal says, up to one position.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct RunState {
+    /// The run.
+    pub run: RunId,
+    /// The branch that counts.
+    pub branch: BranchId,
+    /// The configuration.
+    pub spec: RunSpec,
+    /// The model's tensors.
+    pub manifest: ModelManifest,
+    /// Digest of version 0.
+    pub initial: Digest,
+    /// Unix time in milliseconds of record 0.
+    pub started_at_ms: u64,
+    /// Position of the last record applied.
+    pub position: Position,
+    /// The model version after it.
+    pub version: ModelVersion,
+    /// Accepted updates that wait in the merge buffer.
+    pub buffered: u32,
+    /// Agents by identity.
+    pub agents: BTreeMap<AgentId, AgentState>,
+    /// Leases by number: outstanding ones, and ended or used ones while their base is within `max_staleness`.
+    pub leases: BTreeMap<LeaseId, (Lease, LeaseStatus)>,
+    /// The next lease's number.
+    pub next_lease: LeaseId,
+    /// Who has contributed how much, lately.
+    pub participation: Participation,
+    /// Norms of the latest accepted updates, oldest first.
+    pub norms: VecDeque<f64>,
+    /// Sums.
+    pub totals: Totals,
+    /// Evaluations with their time, oldest first.
+    pub evaluations: VecDeque<(u64, Evaluation)>,
+    /// No more leases until resumed.
+    pub paused: bool,
+    /// Why the run ended, and which version is its result.
+    pub finished: Option<(FinishReason, ModelVersion)>,
+}
+
+impl RunState {
+    /// The state after record 0.
+    ///
+    /// # Errors
+    /// `record` is not a genesis record at position 0.
+    pub fn genesis(record: &Record) -> Result<Self, FoldError> {
+        let RecordBody::Genesis { run, branch, spec, manifest, model } = &record.body else {
+            return Err(FoldError::Genesis(record.position));
+        };
+        if record.position != Position(0) {
+            return Err(FoldError::Genesis(record.position));
+        }
+        Ok(Self {
+            run: *run,
+            branch: *branch,
+            spec: (**spec).clone(),
+            manifest: manifest.clone(),
+            initial: *model,
+            started_at_ms: record.at_ms,
+            position: Position(0),
+            version: ModelVersion(0),
+            buffered: 0,
+            agents: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            next_lease: LeaseId(1),
+            participation: Participation::default(),
+            norms: VecDeque::new(),
+            totals: Totals { staleness: vec![0; limits::STALENESS_BUCKETS], ..Totals::default() },
+            evaluations: VecDeque::new(),
+            paused: false,
+            finished: None,
+        })
+    }
+
+    /// Applies the next record.
+    ///
+    /// # Errors
+    /// The record cannot follow: the journal is damaged, or was written by something else.
+    pub fn apply(&mut self, record: &Record) -> Result<(), FoldError> {
+        let position = record.position;
+        if position != self.position.next() {
+            return Err(FoldError::Gap { after: self.position, found: position });
+        }
+        let unknown = |what| FoldError::Unknown { position, what };
+        match &record.body {
+            RecordBody::Genesis { .. } => return Err(FoldError::Genesis(position)),
+            RecordBody::ConfigChanged { spec } => self.change_spec(spec),
+            RecordBody::AgentJoined { agent, name } => {
+                self.agents.entry(*agent).or_default().name.clone_from(name);
+            }
+            RecordBody::AgentRevoked { agent } => {
+                let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
+                state.revoked = true;
+                let lease = state.lease.take();
+                self.participation.forget(*agent);
+                self.end_lease(lease);
+            }
+            RecordBody::EpochStarted { agent, epoch, incarnation, examples_held } => {
+                let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
+                state.epoch = *epoch;
+                state.incarnation = *incarnation;
+                state.examples_held = *examples_held;
+                state.epochs.insert(*epoch, EpochLog::default());
+                while state.epochs.len() > limits::EPOCHS_KEPT {
+                    state.epochs.pop_first();
+                }
+            }
+            RecordBody::LeaseGranted(lease) => {
+                let state = self.agents.get_mut(&lease.agent).ok_or(unknown("an agent"))?;
+                state.lease = Some(lease.id);
+                self.leases.insert(lease.id, (lease.clone(), LeaseStatus::Active));
+                self.next_lease = lease.id.next();
+            }
+            RecordBody::LeaseEnded { lease, .. } => {
+                let (granted, _) = self.leases.get(lease).ok_or(unknown("a lease"))?;
+                if let Some(state) = self.agents.get_mut(&granted.agent) {
+                    state.lease.take_if(|held| held == lease);
+                }
+                self.end_lease(Some(*lease));
+            }
+            RecordBody::Update(update) => self.merge(position, update)?,
+            RecordBody::Refused { key, payload_digest, lease, reason } => {
+                self.refuse(key, *payload_digest, *lease, *reason).ok_or(unknown("an agent"))?;
+            }
+            RecordBody::Evaluated(evaluation) => {
+                self.evaluations.push_back((record.at_ms, *evaluation));
+                if self.evaluations.len() > limits::EVALUATIONS_KEPT {
+                    self.evaluations.pop_front();
+                }
+            }
+            RecordBody::Imported { version, .. } => {
+                self.expect_version(position, *version, self.version.next())?;
+                self.version = *version;
+                self.buffered = 0;
+            }
+            RecordBody::Branched { branch, version, .. } => self.branch_off(*branch, *version),
+            RecordBody::Paused => self.paused = true,
+            RecordBody::Resumed => self.paused = false,
+            RecordBody::Finished { reason, result } => self.finished = Some((*reason, *result)),
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    fn change_spec(&mut self, spec: &RunSpec) {
+        if spec.merge.updates_per_version() != self.spec.merge.updates_per_version() {
+            self.buffered = 0;
+        }
+        self.spec = spec.clone();
+    }
+
+    fn merge(&mut self, position: Position, update: &AcceptedUpdate) -> Result<(), FoldError> {
+        let meta = &update.meta;
+        let closes = self.next_update_closes();
+        let computed = if closes { self.version.next() } else { self.version };
+        self.expect_version(position, update.version, computed)?;
+        let unknown = FoldError::Unknown { position, what: "an agent" };
+        let agent = self.agents.get_mut(&meta.key.agent).ok_or(unknown)?;
+        agent.accepted += 1;
+        agent.uplink_bytes += meta.payload_bytes;
+        agent.staleness = Some(update.staleness);
+        agent.train_loss = Some(meta.train_loss);
+        agent.examples_per_s = meta.num_examples as f64 * 1000.0 / meta.compute_ms.max(1) as f64;
+        agent.lease.take_if(|held| *held == meta.lease);
+        let verdict = Verdict::Accepted {
+            position,
+            version: update.version,
+            weight: update.weight,
+            staleness: update.staleness,
+        };
+        agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
+        self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples);
+        self.use_lease(meta.lease);
+        self.norms.push_back(update.norm);
+        if self.norms.len() > NORMS_KEPT {
+            self.norms.pop_front();
+        }
+        self.totals.accepted += 1;
+        self.totals.uplink_bytes += meta.payload_bytes;
+        let bucket = usize::try_from(update.staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
+        self.totals.staleness[bucket] += 1;
+        self.buffered = if closes { 0 } else { self.buffered + 1 };
+        if closes {
+            self.version = computed;
+            self.forget_old_leases();
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, key: &UpdateKey, payload: Digest, lease: LeaseId, reason: RefusalReason) -> Option<()> {
+        let agent = self.agents.get_mut(&key.agent)?;
+        *agent.refused.entry(reason).or_default() += 1;
+        let verdict = Verdict::Refused { reason };
+        agent.epochs.entry(key.epoch).or_default().decide(key.seq, payload, verdict);
+        let holds = self.leases.get(&lease).is_some_and(|(granted, _)| granted.agent == key.agent);
+        if holds {
+            agent.lease.take_if(|held| *held == lease);
+            self.use_lease(lease);
+        }
+        *self.totals.refused.entry(reason).or_default() += 1;
+        Some(())
+    }
+
+    fn branch_off(&mut self, branch: BranchId, version: ModelVersion) {
+        self.branch = branch;
+        self.version = version;
+        self.buffered = 0;
+        self.finished = None;
+        self.leases.clear();
+        self.norms.clear();
+        self.agents.values_mut().for_each(|agent| agent.lease = None);
+    }
+
+    fn expect_version(
+        &self,
+        position: Position,
+        said: ModelVersion,
+        computed: ModelVersion,
+    ) -> Result<(), FoldError> {
+        if said == computed { Ok(()) } else { Err(FoldError::Version { position, said, computed }) }
+    }
+
+    fn end_lease(&mut self, lease: Option<LeaseId>) {
+        if let Some((_, status)) = lease.and_then(|lease| self.leases.get_mut(&lease))
+            && *status == LeaseStatus::Active
+        {
+            *status = LeaseStatus::Ended;
+        }
+    }
+
+    fn use_lease(&mut self, lease: LeaseId) {
+        if let Some((_, status)) = self.leases.get_mut(&lease) {
+            *status = LeaseStatus::Used;
+        }
+    }
+
+    fn forget_old_leases(&mut self) {
+        let oldest = ModelVersion(self.version.0.saturating_sub(self.spec.admit.max_staleness));
+        self.leases.retain(|_, (lease, status)| *status == LeaseStatus::Active || lease.base_version >= oldest);
+    }
+
+    /// Whether the next accepted update makes a version.
+    #[must_use]
+    pub fn next_update_closes(&self) -> bool {
+        self.buffered + 1 >= self.spec.merge.updates_per_version()
+    }
+
+    /// Leases outstanding.
+    pub fn active_leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).map(|(lease, _)| lease)
+    }
+
+    /// Median of the latest norms, once there are enough of them to mean anything.
+    #[must_use]
+    pub fn median_norm(&self) -> Option<f64> {
+        if self.norms.len() < 8 {
+            return None;
+        }
+        let mut sorted: Vec<f64> = self.norms.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        Some(sorted[sorted.len() / 2])
+    }
+}
