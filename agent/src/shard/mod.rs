@@ -1,0 +1,80 @@
+//! Where examples come from: files on the agent's machine that never leave it.
+//!
+//! ```text
+//!  file or directory ──► open ──► Examples (in memory, bytes stay bytes) ──► Shard::read(indices) ──► Trainer
+//!                    ├─► inspect: counts, shape, range, the first problems with their lines
+//!                    └─► split: one directory an agent, drawn from a Dirichlet distribution over labels
+//! ```
+//!
+//! | format | what is accepted |
+//! |---|---|
+//! | CSV | `*.csv`, `*.csv.gz`: a header row, one label column, every other column a number |
+//! | IDX | `*images*idx3-ubyte` with `*labels*idx1-ubyte` beside it, each plain or gzip |
+//!
+//! A directory is accepted where it holds exactly one of these.
+
+mod error;
+mod examples;
+
+use std::fmt;
+
+use anabranch_common::spec::ModelSpec;
+
+pub use error::ShardError;
+pub use examples::{Examples, Inputs};
+
+/// Name of the label column in a CSV file where nothing else is configured.
+pub const DEFAULT_LABEL_COLUMN: &str = "label";
+
+/// Labelled examples that can be read in any order, from several threads.
+pub trait Shard: Send + Sync + fmt::Debug {
+    /// Number of examples; never 0 for a shard that was opened from a file.
+    fn len(&self) -> usize;
+
+    /// Whether there is no example.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shape of one example, outermost dimension first.
+    fn input_shape(&self) -> &[u64];
+
+    /// One more than the largest label.
+    fn classes(&self) -> u32;
+
+    /// Replaces the contents of `inputs` with the examples at `indices` (row-major, one after another, unscaled) and
+    /// those of `labels` with their labels. Every index must be below [`len`](Self::len).
+    fn read(&self, indices: &[usize], inputs: &mut Vec<f32>, labels: &mut Vec<u32>);
+}
+
+/// What a shard is read as and checked against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardOptions {
+    /// Name of the label column (CSV).
+    pub label_column: String,
+    /// Shape of one example that the model takes (`model.input` in `run.toml`); `None` takes what the file has.
+    pub input: Option<Vec<u64>>,
+    /// Classes of the model (`model.classes` in `run.toml`); `None` takes any label.
+    pub classes: Option<u32>,
+}
+
+impl Default for ShardOptions {
+    fn default() -> Self {
+        Self { label_column: DEFAULT_LABEL_COLUMN.to_owned(), input: None, classes: None }
+    }
+}
+
+impl ShardOptions {
+    /// Checks the shard against a model's input shape and number of classes.
+    #[must_use]
+    pub fn for_model(model: &ModelSpec) -> Self {
+        Self { input: Some(model.input.clone()), classes: Some(model.classes), ..Self::default() }
+    }
+
+    /// Reads labels from another column (CSV).
+    #[must_use]
+    pub fn label_column(mut self, name: impl Into<String>) -> Self {
+        self.label_column = name.into();
+        self
+    }
+}

@@ -1,0 +1,57 @@
+//! Why a model cannot be built, trained or evaluated.
+
+use anabranch_common::manifest::ManifestError;
+
+/// Why a model cannot be built, trained or evaluated.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TrainError {
+    /// A key of `run.toml` has a value that no model or training can be made of.
+    #[error("`{key}` is {found}, {expected}")]
+    Spec {
+        /// The key, as in `run.toml`.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What it has to be.
+        expected: String,
+    },
+    /// The model is larger than the system takes.
+    #[error("the model cannot be described")]
+    Manifest(#[from] ManifestError),
+    /// A flat vector has another length than the model.
+    #[error("a vector of {found} values was given to a model of {expected} parameters")]
+    Length {
+        /// Parameters of the model.
+        expected: usize,
+        /// Values given.
+        found: usize,
+    },
+    /// Examples have another shape than the model takes.
+    #[error("the shard holds examples of shape {found:?}, the model takes {expected:?}")]
+    Shape {
+        /// Shape that the model takes.
+        expected: Vec<u64>,
+        /// Shape of the shard's examples.
+        found: Vec<u64>,
+    },
+    /// The shard has labels that are not classes of the model.
+    #[error("the shard has labels up to {largest}, the model has {classes} classes")]
+    Classes {
+        /// Classes of the model.
+        classes: u32,
+        /// Largest label in the shard.
+        largest: u32,
+    },
+    /// There is nothing to train or evaluate on.
+    #[error("the shard holds no examples")]
+    EmptyShard,
+    /// The loss or the model is no longer finite: the learning rate is too high, or the data hold extreme values.
+    #[error("the loss is not finite at step {step}: training diverged")]
+    Diverged {
+        /// The step, counted from 1; 0 in an evaluation.
+        step: u32,
+    },
+    /// The backend failed.
+    #[error("the training backend failed: {0}")]
+    Backend(String),
+}
