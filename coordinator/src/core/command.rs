@@ -95,6 +95,17 @@ pub enum Command {
         /// Name and identity of the agent, or why not.
         outcome: Result<(AgentId, String), JoinRefusal>,
     },
+    /// Issue a new certificate for an agent and send it as `Renewed`.
+    Renew {
+        /// On which connection.
+        peer: PeerId,
+        /// For whom.
+        agent: AgentId,
+        /// Its name.
+        name: String,
+        /// Its request, in DER.
+        csr_der: Vec<u8>,
+    },
     /// Answer an operator.
     Reply {
         /// To whom.

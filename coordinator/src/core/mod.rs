@@ -1,6 +1,395 @@
-//! The sans-IO core.
+//! The coordinator as a state machine: one event in, commands out. No sockets, no clocks, no disks, no entropy.
+//!
+//! ```text
+//!   Event ─► Core::handle ─┬─► Append, SaveItems, ReceiveUpdate, ...        at once
+//!                          └─► Send, Merge, Publish, Checkpoint, Reply ──► gate ──► when what they depend on is durable
+//! ```
+//!
+//! Every decision becomes a record, is applied to [`RunState`] at once, and is told to the world only when the writer
+//! has answered `Journalled`: whatever leaves through the gate rests on durable records alone.
 
 pub mod admit;
 pub mod command;
 pub mod event;
+mod gate;
+mod operate;
+mod peers;
+pub mod roster;
+mod schedule;
 pub mod state;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anabranch_common::codec::{DecodeError, Delta};
+use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
+use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::RunSpec;
+use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase};
+use anabranch_common::wire::transfer::TransferManifest;
+
+use admit::{Decision, admit};
+use command::{CheckpointOrder, Command};
+use event::{Event, Now, PeerId};
+use gate::Gate;
+use peers::Peers;
+use roster::Roster;
+use schedule::Schedule;
+use state::RunState;
+
+/// What the core is told at its start, beside the journal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// The run's name, drawn once when its directory was first used.
+    pub run: RunId,
+    /// The branch that a genesis record starts.
+    pub first_branch: BranchId,
+    /// How long a lease counts as outstanding, in milliseconds.
+    pub lease_ttl_ms: u64,
+    /// Checkpoint after this many versions (0: never by versions) ...
+    pub checkpoint_every_versions: u64,
+    /// ... or after this many milliseconds (0: never by time), whichever comes first.
+    pub checkpoint_every_ms: u64,
+}
+
+/// The model section of the configuration is not the run's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("[model] or seed differs from the run in this directory, whose model was made with {journalled}")]
+pub struct ModelMismatch {
+    /// The section as journalled.
+    pub journalled: String,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Core {
+    options: Options,
+    spec: RunSpec,
+    now: Now,
+    state: Option<RunState>,
+    chain: Chain,
+    gate: Gate,
+    roster: Roster,
+    peers: Peers,
+    schedule: Schedule,
+    retries_answered: u64,
+    tickets: BTreeMap<u64, Vec<Command>>,
+    next_ticket: u64,
+    offers: BTreeMap<PeerId, ModelOffer>,
+    receiving_from: Option<PeerId>,
+}
+
+#[derive(Debug, Clone)]
+struct ModelOffer {
+    manifest: ModelManifest,
+    digest: Digest,
+    transfer: TransferManifest,
+}
+
+impl Core {
+    /// A core for a directory without a journal.
+    #[must_use]
+    pub fn new(options: Options, spec: RunSpec, roster: Roster, now: Now) -> Self {
+        Self {
+            schedule: Schedule::new(now, ModelVersion(0)),
+            options,
+            spec,
+            now,
+            state: None,
+            chain: Chain::default(),
+            gate: Gate::default(),
+            roster,
+            peers: Peers::default(),
+            retries_answered: 0,
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            offers: BTreeMap::new(),
+            receiving_from: None,
+        }
+    }
+
+    /// A core that goes on from a recovered journal. `oldest` is the oldest version that can be rebuilt, `checkpoint`
+    /// the newest version with a checkpoint.
+    ///
+    /// # Errors
+    /// The configured model is not the journalled one.
+    pub fn resume(
+        options: Options,
+        spec: RunSpec,
+        roster: Roster,
+        recovered: (RunState, Chain),
+        (oldest, checkpoint): (ModelVersion, Option<ModelVersion>),
+        now: Now,
+    ) -> Result<(Self, Vec<Command>), ModelMismatch> {
+        let (state, chain) = recovered;
+        if state.spec.model != spec.model || state.spec.seed != spec.seed {
+            let journalled = format!("seed {}, {:?}", state.spec.seed, state.spec.model);
+            return Err(ModelMismatch { journalled });
+        }
+        let mut core = Self::new(options, spec.clone(), roster, now);
+        core.gate = Gate::durable_up_to(state.position);
+        core.schedule = Schedule::new(now, checkpoint.unwrap_or(state.version));
+        core.schedule.resume(&state, oldest);
+        core.chain = chain;
+        let changed = state.spec != spec;
+        core.state = Some(state);
+        if changed {
+            core.append(RecordBody::ConfigChanged { spec: Box::new(spec) }, Arc::from([]), None);
+        }
+        let commands = core.gate.take();
+        Ok((core, commands))
+    }
+
+    /// Handles one event. `now` never goes back in its monotonic part.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Command> {
+        self.now = now;
+        match event {
+            Event::Connected { peer, agent, hello } => self.connected(peer, agent, hello),
+            Event::Disconnected { peer } => self.disconnected(peer),
+            Event::Message { peer, message } => self.message(peer, message),
+            Event::UpdateReceived { peer, meta, payload, content } => {
+                self.update_received(peer, &meta, payload, content);
+            }
+            Event::ModelReceived { peer, manifest, digest, model } => self.begin(peer, manifest, digest, model),
+            Event::ModelFailed { peer, why } => self.model_failed(peer, why),
+            Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
+            Event::Journalled { upto } => self.gate.journalled(upto),
+            Event::ItemsSaved { ticket } => {
+                for command in self.tickets.remove(&ticket).unwrap_or_default() {
+                    self.gated(command);
+                }
+            }
+            Event::Published { version, digest, transfer } => self.published(version, digest, transfer),
+            Event::NonFinite { version } => self.non_finite(version),
+            Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
+            Event::Join { request, secret, agent } => self.join(request, &secret, agent),
+            Event::Operator { request, operation } => self.operate(request, operation),
+            Event::Tick => {}
+            Event::Park => self.park(),
+        }
+        self.pace();
+        self.gate.take()
+    }
+
+    /// The run's state, once there is a model.
+    #[must_use]
+    pub fn state(&self) -> Option<&RunState> {
+        self.state.as_ref()
+    }
+
+    /// Chain value after the newest record.
+    #[must_use]
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// Whether the run gives leases.
+    #[must_use]
+    pub fn phase(&self) -> RunPhase {
+        match &self.state {
+            None => RunPhase::Pending,
+            Some(state) if state.finished.is_some() => RunPhase::Finished,
+            Some(state) if state.paused => RunPhase::Paused,
+            Some(_) => RunPhase::Running,
+        }
+    }
+
+    /// Appends a record, applies it, and lets it be merged once it is durable. Returns its position.
+    fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Delta>>) -> Position {
+        let state = self.state.as_mut().expect("records follow the genesis record");
+        let payload_digest = match &body {
+            RecordBody::Update(update) => update.meta.payload_digest,
+            _ => Digest::of(&payload),
+        };
+        let record = Arc::new(Record { position: state.position.next(), at_ms: self.now.unix_ms, body, payload });
+        let before = state.version;
+        state.apply(&record).expect("a record that the core makes follows the ones before it");
+        self.extend_chain(&record, payload_digest, before);
+        let position = record.position;
+        let touches_model = matches!(record.body, RecordBody::Update(_) | RecordBody::ConfigChanged { .. });
+        self.gate.pass(Command::Append { record: Arc::clone(&record) });
+        if touches_model {
+            self.gated(Command::Merge { record, content });
+        }
+        position
+    }
+
+    fn extend_chain(&mut self, record: &Record, payload: Digest, before: ModelVersion) {
+        let digest = record.digest_with(payload).expect("a record that the core makes is within limits");
+        let (weight, version) = record.chain_inputs(before);
+        self.chain = self.chain.extend(digest, weight, version);
+    }
+
+    /// Lets a command out when every record up to now is durable.
+    fn gated(&mut self, command: Command) {
+        let needs = self.state.as_ref().map(|state| state.position);
+        self.gate.after(needs, command);
+    }
+
+    fn send(&mut self, peer: PeerId, message: CoordinatorMessage) {
+        self.gated(Command::Send { peer, message });
+    }
+
+    fn message(&mut self, peer: PeerId, message: AgentMessage) {
+        let Some(agent) = self.peers.heard(peer, self.now) else { return };
+        match message {
+            AgentMessage::Hello(_) => self.violated(peer, "a second hello"),
+            AgentMessage::OfferModel { manifest, digest, transfer } => {
+                self.model_offered(peer, ModelOffer { manifest, digest, transfer });
+            }
+            AgentMessage::RequestLease => self.lease_requested(peer, agent),
+            AgentMessage::FetchModel { version, missing } => {
+                self.gated(Command::SendModel { peer, version, missing });
+            }
+            AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
+            AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
+            AgentMessage::Evaluated(evaluation) => self.evaluated(agent, evaluation),
+            AgentMessage::Progress { examples_per_s, .. } => self.peers.progress(agent, examples_per_s),
+            AgentMessage::Renew { csr_der } => {
+                let name = self.roster.name(agent).unwrap_or_default().to_owned();
+                self.gated(Command::Renew { peer, agent, name, csr_der });
+            }
+            AgentMessage::Goodbye { .. } => {}
+        }
+    }
+
+    fn update_offered(&mut self, peer: PeerId, agent: AgentId, meta: UpdateMeta, transfer: TransferManifest) {
+        if meta.key.agent != agent || meta.key.run != self.options.run {
+            return self.violated(peer, "an update in another agent's or run's name");
+        }
+        let Some(state) = &self.state else { return self.violated(peer, "an update before there is a model") };
+        let sound = transfer.bytes == meta.payload_bytes && transfer.validate(u64::MAX).is_ok();
+        let decision = match admit(state, &meta, None) {
+            Decision::Fetch if !sound => Decision::Refuse(RefusalReason::Malformed),
+            decision => decision,
+        };
+        match decision {
+            Decision::Fetch => self.gate.pass(Command::ReceiveUpdate { peer, meta, transfer }),
+            decision => self.decide(peer, &meta, decision, Arc::from([]), None),
+        }
+    }
+
+    fn update_received(
+        &mut self,
+        peer: PeerId,
+        meta: &UpdateMeta,
+        payload: Arc<[u8]>,
+        content: Result<Arc<Delta>, DecodeError>,
+    ) {
+        let Some(state) = &self.state else { return };
+        let decision = admit(state, meta, Some(&content.as_deref().map_err(Clone::clone)));
+        self.decide(peer, meta, decision, payload, content.ok());
+    }
+
+    fn decide(
+        &mut self,
+        peer: PeerId,
+        meta: &UpdateMeta,
+        decision: Decision,
+        payload: Arc<[u8]>,
+        content: Option<Arc<Delta>>,
+    ) {
+        let verdict = match decision {
+            Decision::Fetch => return,
+            Decision::Repeat(verdict) => {
+                self.retries_answered += 1;
+                verdict
+            }
+            Decision::Refuse(reason) => {
+                let (key, payload_digest, lease) = (meta.key, meta.payload_digest, meta.lease);
+                self.append(RecordBody::Refused { key, payload_digest, lease, reason }, Arc::from([]), None);
+                Verdict::Refused { reason }
+            }
+            Decision::Accept(update) => {
+                let (version, weight, staleness) = (update.version, update.weight, update.staleness);
+                let position = self.append(RecordBody::Update(update), payload, content);
+                Verdict::Accepted { position, version, weight, staleness }
+            }
+        };
+        self.send(peer, CoordinatorMessage::Verdict { key: meta.key, verdict });
+    }
+
+    fn lease_returned(&mut self, agent: AgentId, lease: anabranch_common::ids::LeaseId, why: LeaseEnd) {
+        let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
+        if held == Some(lease) {
+            self.append(RecordBody::LeaseEnded { lease, why }, Arc::from([]), None);
+        }
+    }
+
+    fn model_offered(&mut self, peer: PeerId, offer: ModelOffer) {
+        if let Some(state) = &self.state {
+            let ready = CoordinatorMessage::ModelReady { manifest: state.manifest.clone(), digest: state.initial };
+            return self.send(peer, ready);
+        }
+        if offer.transfer.validate(u64::MAX).is_err() {
+            return self.violated(peer, "a model whose chunks do not fit its length");
+        }
+        self.offers.insert(peer, offer);
+        self.receive_next_offer();
+    }
+
+    fn receive_next_offer(&mut self) {
+        if self.receiving_from.is_some() || self.state.is_some() {
+            return;
+        }
+        let Some((peer, offer)) = self.offers.iter().next().map(|(peer, offer)| (*peer, offer.clone())) else { return };
+        self.receiving_from = Some(peer);
+        let ModelOffer { manifest, digest, transfer } = offer;
+        self.gate.pass(Command::ReceiveModel { peer, manifest, digest, transfer });
+    }
+
+    fn model_failed(&mut self, peer: PeerId, why: String) {
+        self.violated(peer, why);
+        self.drop_offer(peer);
+    }
+
+    fn drop_offer(&mut self, peer: PeerId) {
+        self.offers.remove(&peer);
+        if self.receiving_from == Some(peer) {
+            self.receiving_from = None;
+        }
+        self.receive_next_offer();
+    }
+
+    /// The initial model is here: record 0, then what is known of the agents.
+    fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Vec<f32>>) {
+        if self.state.is_some() {
+            return;
+        }
+        if model.len() != manifest.params() || !model.iter().all(|value| value.is_finite()) {
+            return self.model_failed(peer, "an initial model that is not finite or does not fit its manifest".into());
+        }
+        let (run, branch) = (self.options.run, self.options.first_branch);
+        let spec = Box::new(self.spec.clone());
+        let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest };
+        let record = Arc::new(Record { position: Position(0), at_ms: self.now.unix_ms, body, payload: Arc::from([]) });
+        self.state = Some(RunState::genesis(&record).expect("a genesis record at position 0"));
+        self.extend_chain(&record, Digest::of(&[]), ModelVersion(0));
+        self.gate.pass(Command::Begin { record, model });
+        self.offers.clear();
+        self.receiving_from = None;
+        for (agent, name) in self.roster.active() {
+            self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
+        }
+        for (peer, agent, hello) in self.peers.hellos() {
+            self.start_epoch(agent, &hello);
+            self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });
+        }
+    }
+
+    /// A checkpoint of everything up to here, as soon as it is durable and merged.
+    fn order_checkpoint(&mut self) {
+        let Some(state) = &self.state else { return };
+        let order = CheckpointOrder {
+            position: state.position,
+            chain: self.chain,
+            at_ms: self.now.unix_ms,
+            state: state.clone(),
+        };
+        self.schedule.checkpoint_ordered(state.version, self.now);
+        self.gated(Command::Checkpoint(Box::new(order)));
+    }
+}

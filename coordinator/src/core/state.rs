@@ -293,12 +293,8 @@ impl RunState {
         agent.train_loss = Some(meta.train_loss);
         agent.examples_per_s = meta.num_examples as f64 * 1000.0 / meta.compute_ms.max(1) as f64;
         agent.lease.take_if(|held| *held == meta.lease);
-        let verdict = Verdict::Accepted {
-            position,
-            version: update.version,
-            weight: update.weight,
-            staleness: update.staleness,
-        };
+        let verdict =
+            Verdict::Accepted { position, version: update.version, weight: update.weight, staleness: update.staleness };
         agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
         self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples);
         self.use_lease(meta.lease);
@@ -342,12 +338,7 @@ impl RunState {
         self.agents.values_mut().for_each(|agent| agent.lease = None);
     }
 
-    fn expect_version(
-        &self,
-        position: Position,
-        said: ModelVersion,
-        computed: ModelVersion,
-    ) -> Result<(), FoldError> {
+    fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {
         if said == computed { Ok(()) } else { Err(FoldError::Version { position, said, computed }) }
     }
 

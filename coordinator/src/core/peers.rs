@@ -1,0 +1,186 @@
+//! Connections and what is known of agents while this process lives. Nothing here is durable, and nothing here changes
+//! what merging does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anabranch_common::ids::{AgentId, Epoch};
+use anabranch_common::journal::RecordBody;
+use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, Welcome};
+
+use super::Core;
+use super::command::Command;
+use super::event::{Now, PeerId};
+
+/// What is known of an agent since this process started.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Live {
+    /// When it was last heard of.
+    pub(super) last_seen_ms: u64,
+    /// What it said last when it connected.
+    pub(super) hello: Option<AgentHello>,
+    /// Its speed by its own account.
+    pub(super) examples_per_s: Option<f32>,
+    /// Payload bytes sent to it.
+    pub(super) downlink_bytes: u64,
+    /// Models sent to it.
+    pub(super) models_sent: u64,
+    /// Incarnations seen before there is a journal to count them.
+    unjournalled_epoch: Epoch,
+}
+
+/// Connections by number, and agents by identity.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    connected: BTreeMap<PeerId, AgentId>,
+    live: BTreeMap<AgentId, Live>,
+}
+
+impl Peers {
+    pub(super) fn heard(&mut self, peer: PeerId, now: Now) -> Option<AgentId> {
+        let agent = *self.connected.get(&peer)?;
+        self.live.entry(agent).or_default().last_seen_ms = now.mono_ms;
+        Some(agent)
+    }
+
+    pub(super) fn sent(&mut self, peer: PeerId, bytes: u64) {
+        if let Some(agent) = self.connected.get(&peer) {
+            let live = self.live.entry(*agent).or_default();
+            live.downlink_bytes += bytes;
+            live.models_sent += 1;
+        }
+    }
+
+    pub(super) fn progress(&mut self, agent: AgentId, examples_per_s: f32) {
+        if examples_per_s.is_finite() {
+            self.live.entry(agent).or_default().examples_per_s = Some(examples_per_s);
+        }
+    }
+
+    pub(super) fn peer_of(&self, agent: AgentId) -> Option<PeerId> {
+        self.connected.iter().find(|(_, connected)| **connected == agent).map(|(peer, _)| *peer)
+    }
+
+    pub(super) fn agent_of(&self, peer: PeerId) -> Option<AgentId> {
+        self.connected.get(&peer).copied()
+    }
+
+    pub(super) fn live(&self, agent: AgentId) -> Option<&Live> {
+        self.live.get(&agent)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (PeerId, AgentId)> {
+        self.connected.iter().map(|(peer, agent)| (*peer, *agent))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.connected.is_empty()
+    }
+
+    /// What every connected agent said when it connected.
+    pub(super) fn hellos(&self) -> Vec<(PeerId, AgentId, AgentHello)> {
+        self.all().filter_map(|(peer, agent)| Some((peer, agent, self.live.get(&agent)?.hello.clone()?))).collect()
+    }
+
+    /// Connected agents with an evaluation shard: those without a training shard first, then by identity.
+    pub(super) fn evaluators(&self) -> Vec<(PeerId, AgentId, bool)> {
+        let mut evaluators: Vec<_> = self
+            .hellos()
+            .into_iter()
+            .filter(|(_, _, hello)| hello.eval_examples > 0)
+            .map(|(peer, agent, hello)| (peer, agent, hello.train_examples == 0))
+            .collect();
+        evaluators.sort_by_key(|(_, agent, only)| (!only, *agent));
+        evaluators
+    }
+}
+
+impl Core {
+    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, hello: AgentHello) {
+        let rejection = match self.roster.member(agent) {
+            None => Some(Rejection::Unknown),
+            Some(member) if member.revoked => Some(Rejection::Revoked),
+            Some(_) if hello.run != self.options.run => Some(Rejection::WrongRun { run: self.options.run }),
+            Some(_) => None,
+        };
+        if let Some(rejection) = rejection {
+            return self.reject(peer, rejection);
+        }
+        self.replace_older_connection(agent, &hello);
+        self.peers.connected.insert(peer, agent);
+        let live = self.peers.live.entry(agent).or_default();
+        live.last_seen_ms = self.now.mono_ms;
+        if live.hello.as_ref().is_none_or(|before| before.incarnation != hello.incarnation) {
+            live.unjournalled_epoch = live.unjournalled_epoch.next();
+        }
+        live.hello = Some(hello.clone());
+        let unjournalled = live.unjournalled_epoch;
+        let epoch = if self.state.is_some() { self.start_epoch(agent, &hello) } else { unjournalled };
+        let welcome = Welcome {
+            run: self.options.run,
+            branch: self.state.as_ref().map_or(self.options.first_branch, |state| state.branch),
+            agent,
+            name: self.roster.name(agent).unwrap_or_default().to_owned(),
+            epoch,
+            spec: self.spec.clone(),
+            model: self.state.as_ref().map(|state| (state.manifest.clone(), state.initial)),
+            state: self.phase(),
+        };
+        self.send(peer, CoordinatorMessage::Welcome(Box::new(welcome)));
+    }
+
+    /// Two processes must not share an identity: the newer connection stays. The same process may have moved to another
+    /// address while its old connection still looks alive; that one is closed without a word.
+    fn replace_older_connection(&mut self, agent: AgentId, hello: &AgentHello) {
+        let Some(older) = self.peers.peer_of(agent) else { return };
+        let before = self.peers.live(agent).and_then(|live| live.hello.as_ref());
+        if before.is_some_and(|before| before.incarnation != hello.incarnation) {
+            self.reject(older, Rejection::Replaced);
+        } else {
+            self.gated(Command::Close { peer: older });
+        }
+        self.disconnected(older);
+    }
+
+    /// The journal's number for this incarnation, which is journalled when it is new.
+    pub(super) fn start_epoch(&mut self, agent: AgentId, hello: &AgentHello) -> Epoch {
+        let cap = self.spec.admit.max_examples;
+        let known = self.state.as_ref().and_then(|state| state.agents.get(&agent));
+        if let Some(known) = known
+            && known.epoch > Epoch(0)
+            && known.incarnation == hello.incarnation
+        {
+            return known.epoch;
+        }
+        let unjournalled = self.peers.live(agent).map_or(Epoch(1), |live| live.unjournalled_epoch);
+        let epoch = match known {
+            Some(known) if known.epoch > Epoch(0) => known.epoch.next(),
+            _ => unjournalled.max(Epoch(1)),
+        };
+        if known.is_none() {
+            let name = self.roster.name(agent).unwrap_or_default().to_owned();
+            self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
+        }
+        let examples_held = hello.train_examples.min(cap);
+        let body = RecordBody::EpochStarted { agent, epoch, incarnation: hello.incarnation, examples_held };
+        self.append(body, Arc::from([]), None);
+        epoch
+    }
+
+    pub(super) fn disconnected(&mut self, peer: PeerId) {
+        self.peers.connected.remove(&peer);
+        self.schedule.forget(peer);
+        self.drop_offer(peer);
+    }
+
+    pub(super) fn reject(&mut self, peer: PeerId, rejection: Rejection) {
+        self.send(peer, CoordinatorMessage::Rejected(rejection));
+        self.gated(Command::Close { peer });
+    }
+
+    pub(super) fn violated(&mut self, peer: PeerId, what: impl Into<String>) {
+        self.reject(peer, Rejection::Protocol(what.into()));
+        self.peers.connected.remove(&peer);
+        self.schedule.forget(peer);
+    }
+}

@@ -1,0 +1,362 @@
+//! When things happen: leases, publishing, evaluations, checkpoints, the end of the run.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anabranch_common::ids::{AgentId, Digest, ModelVersion};
+use anabranch_common::journal::{Evaluation, FinishReason, Lease, LeaseEnd, RecordBody};
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
+use anabranch_common::wire::transfer::TransferManifest;
+
+use super::Core;
+use super::command::{Command, ExitReason};
+use super::event::{Now, PeerId};
+use super::state::{LeaseStatus, RunState};
+
+/// An evaluation that was asked for and did not come is given up after this.
+const EVALUATION_TIMEOUT_MS: u64 = 120_000;
+/// When the run has ended, agents get this long to hear of it and to hand in a last evaluation.
+const FINISH_GRACE_MS: u64 = 10_000;
+/// When the run has ended and nothing is waited for, agents still get this long to say goodbye.
+const FAREWELL_MS: u64 = 1_500;
+
+/// What is under way.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    waiting: BTreeSet<PeerId>,
+    publishing: bool,
+    published: Option<(ModelVersion, Digest)>,
+    evaluation: Option<Pending>,
+    evaluate_on_publish: Option<PeerId>,
+    last_evaluated: Option<(ModelVersion, u64)>,
+    checkpoint_outstanding: bool,
+    last_checkpoint: (ModelVersion, u64),
+    oldest_rebuildable: ModelVersion,
+    ending: Option<Ending>,
+    parking: bool,
+    exited: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    agent: AgentId,
+    since_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    since_ms: u64,
+    told: bool,
+}
+
+impl Schedule {
+    pub(super) fn new(now: Now, checkpoint: ModelVersion) -> Self {
+        Self {
+            waiting: BTreeSet::new(),
+            publishing: false,
+            published: None,
+            evaluation: None,
+            evaluate_on_publish: None,
+            last_evaluated: None,
+            checkpoint_outstanding: false,
+            last_checkpoint: (checkpoint, now.mono_ms),
+            oldest_rebuildable: ModelVersion(0),
+            ending: None,
+            parking: false,
+            exited: false,
+        }
+    }
+
+    pub(super) fn resume(&mut self, state: &RunState, oldest: ModelVersion) {
+        self.oldest_rebuildable = oldest;
+        self.last_evaluated =
+            state.evaluations.back().map(|(_, evaluation)| (evaluation.version, self.last_checkpoint.1));
+    }
+
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.waiting.remove(&peer);
+        self.evaluate_on_publish.take_if(|waiting| *waiting == peer);
+    }
+
+    pub(super) fn checkpoint_ordered(&mut self, version: ModelVersion, now: Now) {
+        self.checkpoint_outstanding = true;
+        self.last_checkpoint = (version, now.mono_ms);
+    }
+
+    pub(super) fn checkpoint_version(&self) -> Option<ModelVersion> {
+        (self.last_checkpoint.0 > ModelVersion(0) && !self.checkpoint_outstanding).then_some(self.last_checkpoint.0)
+    }
+}
+
+impl Core {
+    pub(super) fn lease_requested(&mut self, peer: PeerId, agent: AgentId) {
+        let phase = self.phase();
+        if phase != RunPhase::Running {
+            return self.send(peer, CoordinatorMessage::NoLease { state: phase });
+        }
+        let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
+        if let Some(lease) = held {
+            self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Superseded }, Arc::from([]), None);
+        }
+        self.schedule.waiting.insert(peer);
+    }
+
+    /// Runs after every event: whatever has become due.
+    pub(super) fn pace(&mut self) {
+        if self.state.is_none() {
+            return;
+        }
+        self.expire_leases();
+        self.check_targets();
+        self.pace_evaluation();
+        self.pace_publishing();
+        self.pace_checkpoint();
+        self.pace_ending();
+    }
+
+    fn expire_leases(&mut self) {
+        let Some(state) = &self.state else { return };
+        let now = self.now.unix_ms;
+        let expired: Vec<_> =
+            state.active_leases().filter(|lease| lease.expires_at_ms < now).map(|lease| lease.id).collect();
+        for lease in expired {
+            self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired }, Arc::from([]), None);
+        }
+    }
+
+    /// Asks for the newest version when somebody waits for one; grants at once when it is at hand.
+    fn pace_publishing(&mut self) {
+        let Some(state) = &self.state else { return };
+        let wanted = !self.schedule.waiting.is_empty() || self.schedule.evaluate_on_publish.is_some();
+        if !wanted || self.schedule.publishing {
+            return;
+        }
+        match self.schedule.published {
+            Some((version, digest)) if version == state.version => self.grant_waiting(version, digest),
+            _ => {
+                self.schedule.publishing = true;
+                self.gated(Command::Publish);
+            }
+        }
+    }
+
+    pub(super) fn published(&mut self, version: ModelVersion, digest: Digest, _: TransferManifest) {
+        self.schedule.publishing = false;
+        self.schedule.published = Some((version, digest));
+        self.grant_waiting(version, digest);
+    }
+
+    fn grant_waiting(&mut self, version: ModelVersion, digest: Digest) {
+        if let Some(peer) = self.schedule.evaluate_on_publish.take()
+            && let Some(agent) = self.peers.agent_of(peer)
+        {
+            self.evaluation_asked(agent, version);
+            self.send(peer, CoordinatorMessage::Evaluate { version, digest });
+        }
+        for peer in std::mem::take(&mut self.schedule.waiting) {
+            let Some(agent) = self.peers.agent_of(peer) else { continue };
+            match self.phase() {
+                RunPhase::Running => self.grant(peer, agent, version, digest),
+                state => self.send(peer, CoordinatorMessage::NoLease { state }),
+            }
+        }
+    }
+
+    fn grant(&mut self, peer: PeerId, agent: AgentId, base_version: ModelVersion, base_digest: Digest) {
+        let Some(state) = &self.state else { return };
+        let Some(known) = state.agents.get(&agent) else { return };
+        let id = state.next_lease;
+        let lease = Lease {
+            id,
+            agent,
+            epoch: known.epoch,
+            branch: state.branch,
+            base_version,
+            base_digest,
+            seed: SplitMix64::new(state.spec.seed ^ id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)).next_u64(),
+            expires_at_ms: self.now.unix_ms.saturating_add(self.options.lease_ttl_ms),
+        };
+        let evaluates =
+            self.peers.live(agent).and_then(|live| live.hello.as_ref()).is_some_and(|h| h.eval_examples > 0);
+        let evaluate = evaluates && self.evaluation_due(base_version);
+        if evaluate {
+            self.evaluation_asked(agent, base_version);
+        }
+        self.append(RecordBody::LeaseGranted(lease.clone()), Arc::from([]), None);
+        self.send(peer, CoordinatorMessage::Lease { lease, evaluate });
+    }
+
+    fn evaluation_due(&self, version: ModelVersion) -> bool {
+        let timed_out = |pending: &Pending| self.now.mono_ms.saturating_sub(pending.since_ms) > EVALUATION_TIMEOUT_MS;
+        if self.schedule.evaluation.as_ref().is_some_and(|pending| !timed_out(pending)) {
+            return false;
+        }
+        let Some((last, at_ms)) = self.schedule.last_evaluated else { return true };
+        let every = &self.spec.evaluate;
+        let elapsed_s = self.now.mono_ms.saturating_sub(at_ms) as f64 / 1000.0;
+        version > last && (version.staleness_of(last) >= every.every_versions || elapsed_s >= every.every_s)
+    }
+
+    fn evaluation_asked(&mut self, agent: AgentId, version: ModelVersion) {
+        self.schedule.evaluation = Some(Pending { agent, since_ms: self.now.mono_ms });
+        self.schedule.last_evaluated = Some((version, self.now.mono_ms));
+    }
+
+    /// Agents that only evaluate are asked directly; the others evaluate the base of their next lease.
+    fn pace_evaluation(&mut self) {
+        let Some(state) = &self.state else { return };
+        if self.phase() == RunPhase::Finished || self.schedule.evaluate_on_publish.is_some() {
+            return;
+        }
+        if self.evaluation_due(state.version)
+            && let Some((peer, _, true)) = self.peers.evaluators().first().copied()
+        {
+            self.schedule.evaluate_on_publish = Some(peer);
+        }
+    }
+
+    pub(super) fn evaluated(&mut self, agent: AgentId, evaluation: Evaluation) {
+        self.schedule.evaluation.take_if(|pending| pending.agent == agent);
+        let Some(state) = &self.state else { return };
+        let sound = evaluation.agent == agent
+            && evaluation.version <= state.version
+            && (0.0..=1.0).contains(&evaluation.accuracy)
+            && evaluation.loss.is_finite()
+            && evaluation.num_examples > 0;
+        if !sound {
+            if let Some(peer) = self.peers.peer_of(agent) {
+                self.violated(peer, "an evaluation of a version that does not exist, or with impossible figures");
+            }
+            return;
+        }
+        self.append(RecordBody::Evaluated(evaluation), Arc::from([]), None);
+        let rebuildable = evaluation.version >= self.schedule.oldest_rebuildable;
+        let target = &self.spec.target;
+        if self.phase() == RunPhase::Finished || !rebuildable {
+            return;
+        }
+        if target.accuracy.is_some_and(|target| evaluation.accuracy >= target) {
+            self.finish(FinishReason::Accuracy { reached: evaluation.accuracy }, evaluation.version);
+        } else if target.loss.is_some_and(|target| evaluation.loss <= target) {
+            self.finish(FinishReason::Loss { reached: evaluation.loss }, evaluation.version);
+        }
+    }
+
+    fn check_targets(&mut self) {
+        let Some(state) = &self.state else { return };
+        if state.finished.is_some() {
+            return;
+        }
+        let elapsed_s = self.now.unix_ms.saturating_sub(state.started_at_ms) as f64 / 1000.0;
+        if self.spec.target.versions.is_some_and(|versions| state.version.0 >= versions) {
+            self.finish(FinishReason::Versions, state.version);
+        } else if self.spec.target.wall_s.is_some_and(|wall_s| elapsed_s >= wall_s) {
+            self.finish(FinishReason::WallTime, state.version);
+        }
+    }
+
+    /// The model overflowed: everything up to the last finite version stays.
+    pub(super) fn non_finite(&mut self, version: ModelVersion) {
+        self.finish(FinishReason::NonFinite, ModelVersion(version.0.saturating_sub(1)));
+    }
+
+    pub(super) fn finish(&mut self, reason: FinishReason, result: ModelVersion) {
+        if self.state.as_ref().is_none_or(|state| state.finished.is_some()) {
+            return;
+        }
+        self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
+        self.start_ending(result);
+    }
+
+    fn start_ending(&mut self, result: ModelVersion) {
+        self.schedule.ending = Some(Ending { since_ms: self.now.mono_ms, told: false });
+        self.schedule.evaluation = None;
+        let Some(state) = &self.state else { return };
+        let measured = state.evaluations.iter().any(|(_, evaluation)| evaluation.version == result);
+        if !measured
+            && result == state.version
+            && let Some((peer, ..)) = self.peers.evaluators().first().copied()
+        {
+            self.schedule.evaluate_on_publish = Some(peer);
+        }
+        if !matches!(state.finished, Some((FinishReason::NonFinite, _))) {
+            self.order_checkpoint();
+        }
+    }
+
+    /// Goes on from a run that had ended already: says so again and ends.
+    pub fn end_again(&mut self, now: Now) {
+        self.now = now;
+        if let Some((_, _)) = self.state.as_ref().and_then(|state| state.finished) {
+            self.schedule.ending = Some(Ending { since_ms: now.mono_ms, told: false });
+        }
+    }
+
+    fn pace_ending(&mut self) {
+        let Some(ending) = self.schedule.ending else { return };
+        let elapsed_ms = self.now.mono_ms.saturating_sub(ending.since_ms);
+        let measuring = self.schedule.evaluation.is_some() || self.schedule.evaluate_on_publish.is_some();
+        if !ending.told && (!measuring || elapsed_ms >= FINISH_GRACE_MS) {
+            self.schedule.ending = Some(Ending { since_ms: self.now.mono_ms, told: true });
+            return self.tell_everyone(RunPhase::Finished);
+        }
+        let patient = elapsed_ms < FAREWELL_MS && !self.peers.is_empty();
+        let Some((reason, result)) = self.state.as_ref().and_then(|state| state.finished) else { return };
+        if ending.told && !patient && !self.schedule.checkpoint_outstanding && !self.schedule.exited {
+            self.schedule.exited = true;
+            self.gated(Command::Exit(ExitReason::Finished { reason, result }));
+        }
+    }
+
+    pub(super) fn tell_everyone(&mut self, state: RunPhase) {
+        let peers: Vec<PeerId> = self.peers.all().map(|(peer, _)| peer).collect();
+        for peer in peers {
+            self.send(peer, CoordinatorMessage::StateChanged { state });
+        }
+    }
+
+    fn pace_checkpoint(&mut self) {
+        let Some(state) = &self.state else { return };
+        if self.schedule.checkpoint_outstanding || state.finished.is_some() {
+            return;
+        }
+        let (version, at_ms) = self.schedule.last_checkpoint;
+        let reached = |passed: u64, every: u64| every > 0 && passed >= every;
+        let by_versions = reached(state.version.staleness_of(version), self.options.checkpoint_every_versions);
+        let by_time = reached(self.now.mono_ms.saturating_sub(at_ms), self.options.checkpoint_every_ms);
+        if by_versions || (by_time && state.version > version) {
+            self.order_checkpoint();
+        }
+    }
+
+    pub(super) fn checkpointed(&mut self, version: ModelVersion, oldest: ModelVersion) {
+        self.schedule.checkpoint_outstanding = false;
+        self.schedule.oldest_rebuildable = oldest;
+        tracing::debug!(%version, %oldest, "checkpoint is durable");
+        self.pace_parking();
+    }
+
+    /// SIGTERM: a last checkpoint, then the process may end; the run goes on at the next start.
+    pub(super) fn park(&mut self) {
+        self.schedule.parking = true;
+        if self.state.is_some() && !self.schedule.checkpoint_outstanding && self.schedule.ending.is_none() {
+            self.order_checkpoint();
+        }
+        self.pace_parking();
+    }
+
+    fn pace_parking(&mut self) {
+        if self.schedule.parking && !self.schedule.checkpoint_outstanding && !self.schedule.exited {
+            self.schedule.exited = true;
+            self.gated(Command::Exit(ExitReason::Parked));
+        }
+    }
+
+    /// Leases that were outstanding when the process ended are still good.
+    #[must_use]
+    pub fn outstanding_leases(&self) -> usize {
+        let Some(state) = &self.state else { return 0 };
+        state.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).count()
+    }
+}

@@ -1,0 +1,146 @@
+//! `status`: the fold over the journal, and what is known of agents while this process lives.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::{AgentId, Digest, Position};
+use anabranch_common::journal::Chain;
+use anabranch_common::status::{AgentStatus, StatusReport, TimedEvaluation};
+use anabranch_common::update::RefusalReason;
+use anabranch_common::wire::message::RunPhase;
+
+use super::roster::{Member, Roster};
+use super::state::{AgentState, RunState};
+use super::{Core, Options};
+
+/// Version of this software.
+pub const SOFTWARE: &str = concat!("anabranch-coordinator ", env!("CARGO_PKG_VERSION"));
+
+fn reasons(refused: &BTreeMap<RefusalReason, u64>) -> BTreeMap<String, u64> {
+    refused.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
+}
+
+fn agent_status(agent: AgentId, member: Option<&Member>, state: Option<&AgentState>) -> AgentStatus {
+    let default = AgentState::default();
+    let state = state.unwrap_or(&default);
+    AgentStatus {
+        agent,
+        name: member.map_or_else(|| state.name.clone(), |member| member.name.clone()),
+        epoch: state.epoch,
+        connected: false,
+        revoked: state.revoked || member.is_some_and(|member| member.revoked),
+        device: String::new(),
+        last_seen_ms: None,
+        examples_per_s: state.examples_per_s,
+        staleness: state.staleness,
+        train_loss: state.train_loss.map(f64::from),
+        train_examples: state.examples_held,
+        eval_examples: 0,
+        updates_accepted: state.accepted,
+        updates_refused: reasons(&state.refused),
+        uplink_bytes: state.uplink_bytes,
+        downlink_bytes: 0,
+    }
+}
+
+/// Every agent that joined, or that the journal knows, by name.
+#[must_use]
+pub fn agents_of(state: Option<&RunState>, roster: &Roster) -> Vec<AgentStatus> {
+    let in_journal = state.into_iter().flat_map(|state| state.agents.keys().copied());
+    let ids: std::collections::BTreeSet<AgentId> = roster.members().map(|(agent, _)| agent).chain(in_journal).collect();
+    let of = |agent| agent_status(agent, roster.member(agent), state.and_then(|state| state.agents.get(&agent)));
+    let mut agents: Vec<AgentStatus> = ids.into_iter().map(of).collect();
+    agents.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
+    agents
+}
+
+/// The report for a run whose coordinator is not running; also the part that does not depend on this process.
+#[must_use]
+pub fn report(
+    options: &Options,
+    name: &str,
+    state: Option<&RunState>,
+    chain: Chain,
+    roster: &Roster,
+    unix_ms: u64,
+) -> StatusReport {
+    let started_at_ms = state.map_or(unix_ms, |state| state.started_at_ms);
+    let seconds = |at_ms: u64| at_ms.saturating_sub(started_at_ms) as f64 / 1000.0;
+    let params = state.map(|state| state.manifest.params() as u64);
+    let accepted = state.map_or(0, |state| state.totals.accepted);
+    let phase = match state {
+        None => RunPhase::Pending,
+        Some(state) if state.finished.is_some() => RunPhase::Finished,
+        Some(state) if state.paused => RunPhase::Paused,
+        Some(_) => RunPhase::Running,
+    };
+    StatusReport {
+        software: SOFTWARE.to_owned(),
+        serving: false,
+        run: options.run,
+        name: name.to_owned(),
+        branch: state.map_or(options.first_branch, |state| state.branch),
+        state: phase,
+        finished: state.and_then(|state| state.finished).map(|(reason, _)| reason),
+        result_version: state.and_then(|state| state.finished).map(|(_, result)| result),
+        position: state.map_or(Position(0), |state| state.position),
+        version: state.map(|state| state.version).unwrap_or_default(),
+        chain: if state.is_some() { chain.0 } else { Digest::default() },
+        checkpoint_version: None,
+        params,
+        wall_s: seconds(unix_ms),
+        leases_outstanding: state.map_or(0, |state| state.active_leases().count() as u64),
+        updates_accepted: accepted,
+        updates_refused: state.map(|state| reasons(&state.totals.refused)).unwrap_or_default(),
+        retries_answered: 0,
+        uplink_bytes: state.map_or(0, |state| state.totals.uplink_bytes),
+        downlink_bytes: 0,
+        raw_f32_uplink_bytes: accepted * params.unwrap_or(0) * 4,
+        raw_f32_downlink_bytes: 0,
+        staleness_histogram: state.map(|state| state.totals.staleness.clone()).unwrap_or_default(),
+        evaluations: state
+            .into_iter()
+            .flat_map(|state| &state.evaluations)
+            .map(|(at_ms, evaluation)| TimedEvaluation { at_s: seconds(*at_ms), evaluation: *evaluation })
+            .collect(),
+        agents: agents_of(state, roster),
+    }
+}
+
+impl Core {
+    /// Every agent, with what is known of it while this process lives.
+    #[must_use]
+    pub fn agents(&self) -> Vec<AgentStatus> {
+        let mut agents = agents_of(self.state.as_ref(), &self.roster);
+        for status in &mut agents {
+            status.connected = self.peers.peer_of(status.agent).is_some();
+            let Some(live) = self.peers.live(status.agent) else { continue };
+            status.last_seen_ms = Some(self.now.mono_ms.saturating_sub(live.last_seen_ms));
+            status.downlink_bytes = live.downlink_bytes;
+            if let Some(speed) = live.examples_per_s {
+                status.examples_per_s = f64::from(speed);
+            }
+            if let Some(hello) = &live.hello {
+                status.device.clone_from(&hello.device);
+                status.train_examples = hello.train_examples;
+                status.eval_examples = hello.eval_examples;
+            }
+        }
+        agents
+    }
+
+    /// The report of a serving coordinator.
+    #[must_use]
+    pub fn status(&self) -> StatusReport {
+        let state = self.state.as_ref();
+        let mut report = report(&self.options, &self.spec.name, state, self.chain, &self.roster, self.now.unix_ms);
+        report.serving = true;
+        report.agents = self.agents();
+        report.checkpoint_version = self.schedule.checkpoint_version();
+        report.retries_answered = self.retries_answered;
+        report.downlink_bytes = report.agents.iter().map(|agent| agent.downlink_bytes).sum();
+        let models: u64 =
+            report.agents.iter().filter_map(|agent| self.peers.live(agent.agent)).map(|live| live.models_sent).sum();
+        report.raw_f32_downlink_bytes = models * report.params.unwrap_or(0) * 4;
+        report
+    }
+}
