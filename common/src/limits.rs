@@ -22,6 +22,10 @@ pub const MODEL_PARAMS: usize = 1 << 30;
 pub const NAME_BYTES: usize = 64;
 /// Agents that may be enrolled in one run.
 pub const AGENTS: usize = 65_536;
+/// Join tokens that are kept at once; the oldest one that is used up, expired or revoked makes room.
+pub const TOKENS: usize = 1_024;
+/// Bytes of all join tokens as stored.
+pub const TOKEN_BOOK_BYTES: usize = 16 << 20;
 /// Connections that are open at once, agents and operators together.
 pub const CONNECTIONS: usize = 8_192;
 /// Connections that have not yet shown a certificate or a token, at once.
@@ -63,3 +67,25 @@ pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
 /// How long a chunk may take to arrive, in milliseconds.
 pub const CHUNK_TIMEOUT_MS: u64 = 60_000;
+/// How long an update that was offered or sent may stay unanswered before the agent connects afresh, in milliseconds.
+pub const OFFER_TIMEOUT_MS: u64 = 120_000;
+/// How long a model that was asked for may bring no chunk before the agent asks for the missing ones, in milliseconds.
+pub const FETCH_RETRY_MS: u64 = 15_000;
+/// Chunks of a model that an agent keeps when they overtake the message that announces them.
+pub const EARLY_CHUNKS: usize = 16;
+/// How long an agent waits for the verdict on its newest update before it asks for the next lease, in milliseconds: a
+/// base that contains one's own work is worth a short wait, and a thin link is not worth an idle machine.
+pub const VERDICT_PATIENCE_MS: u64 = 1_000;
+/// How long an agent that was told to stop goes on handing over finished work, in milliseconds.
+pub const SHUTDOWN_FLUSH_MS: u64 = 5_000;
+/// Wait before an agent tries again what failed on its own side (a model that did not decode, a delta that was not
+/// finite), in milliseconds.
+pub const AGENT_RETRY_MS: u64 = 1_000;
+/// First and longest wait between an agent's attempts to connect, in milliseconds.
+pub const RECONNECT_MS: (u64, u64) = (100, 15_000);
+/// Verdicts that an agent's `status` shows, newest last.
+pub const AGENT_VERDICTS_SHOWN: usize = 16;
+/// Jobs that wait for one of the agent's worker threads.
+pub const AGENT_JOBS: usize = 64;
+/// Events that wait for the agent's loop.
+pub const AGENT_QUEUE_EVENTS: usize = 256;

@@ -1,1 +1,20 @@
-//! Admits, journals and merges updates as they arrive; survives kill -9 with the same bits.
+//! The coordinator: admits, journals and merges updates as they arrive, and survives kill -9 with the same bits.
+//!
+//! ```text
+//!            transport                 core (sans-IO)              writer            merger
+//!  chunks ──► assemble ──► decode ──► admit ──► Append ─────────► append, sync ┐
+//!                                        ▲                                     │ Journalled
+//!                                        └─────────────────────────────────────┘
+//!                                     Send Verdict, Merge ─────────────────────────► model + weight * delta
+//!                                     Publish ◄── Published ◄──────────────────────── snapshot of a version
+//!                                     Checkpoint ──────────────► blobs, manifest ◄── copy of the model
+//! ```
+//!
+//! The core takes one event and returns commands; [`driver`] is the only `select!`. Nothing is told to anyone before
+//! the record that says it is durable.
+
+pub mod clock;
+pub mod config;
+pub mod core;
+pub mod identity;
+pub mod merger;

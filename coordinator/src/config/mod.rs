@@ -1,0 +1,282 @@
+//! `run.toml`: what the run computes ([`RunSpec`], sent to every agent) and how this coordinator serves it.
+//!
+//! ```text
+//!  bytes ──► toml ──► tables below ──► validate ──► Config
+//!              │         │                │
+//!              └─────────┴────────────────┴──► ConfigError { file, line, column, what, help }
+//! ```
+//! An unknown key is an error, and so is a value out of range: both are reported with the file and the line. Every key
+//! is described in `docs/operating.md`; [`Config::template`] is the commented file that `init` writes.
+
+mod locate;
+mod template;
+mod validate;
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::spec::{AdmitSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
+use serde::{Deserialize, Serialize};
+
+pub use template::TemplateOptions;
+pub(crate) use validate::{is_label, label_problem};
+
+/// Name of the configuration file in a coordinator's directory.
+pub const FILE_NAME: &str = "run.toml";
+/// UDP port on which a coordinator listens unless told otherwise.
+pub const DEFAULT_PORT: u16 = 4433;
+/// Bytes of a configuration file that are read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Everything that `run.toml` says, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// What the run computes.
+    pub spec: RunSpec,
+    /// Where the coordinator is reached, and whom it lets in.
+    pub server: ServerConfig,
+    /// How work is handed out.
+    pub schedule: ScheduleConfig,
+    /// When checkpoints are taken, and how many are kept.
+    pub checkpoint: CheckpointConfig,
+    /// How the coordinator logs.
+    pub log: LogConfig,
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address and UDP port to listen on.
+    pub listen: SocketAddr,
+    /// Names and addresses under which agents reach this coordinator; the first one goes into join tokens.
+    pub names: Vec<String>,
+    /// Life of an agent's certificate in days; it is renewed over the open connection at two thirds of it.
+    pub agent_certificate_days: u32,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        let listen = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT));
+        Self { listen, names: Vec::new(), agent_certificate_days: 30 }
+    }
+}
+
+impl ServerConfig {
+    /// The address that a join token carries: the first of `names`, else 127.0.0.1, with the port of `listen`.
+    #[must_use]
+    pub fn advertised(&self) -> String {
+        let host = self.names.first().map_or("127.0.0.1", String::as_str);
+        let port = self.listen.port();
+        if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// Where a process on this machine reaches the coordinator: `listen`, or loopback when that is a wildcard.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        let mut address = self.listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        address
+    }
+}
+
+/// `[schedule]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Seconds after which a lease no longer counts as outstanding. Work that comes later is still merged while its
+    /// base is within `admit.max_staleness`.
+    pub lease_ttl_s: f64,
+    /// Milliseconds between two looks at what has expired or is due.
+    pub tick_ms: u64,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { lease_ttl_s: 600.0, tick_ms: 250 }
+    }
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// A checkpoint after this many versions (0: never by versions) ...
+    pub every_versions: u64,
+    /// ... or after this many seconds with a new version (0: never by time), whichever comes first.
+    pub every_s: f64,
+    /// Checkpoints kept, at least 2.
+    pub keep: usize,
+    /// How much of the journal is kept.
+    pub retention: Retention,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_versions: 200, every_s: 60.0, keep: 2, retention: Retention::SinceSnapshot }
+    }
+}
+
+/// How much of the journal is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retention {
+    /// Records since the oldest kept checkpoint.
+    #[default]
+    SinceSnapshot,
+    /// Every record since the run began.
+    All,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Shape of a line on standard error; `--log-format` overrides it.
+    pub format: LogStyle,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogStyle {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The file as it is written, before its values are checked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    run: RunTable,
+    model: ModelSpec,
+    train: TrainSpec,
+    upload: UploadSpec,
+    merge: MergeSpec,
+    admit: AdmitSpec,
+    evaluate: EvaluateSpec,
+    #[serde(default)]
+    target: TargetSpec,
+    #[serde(default)]
+    server: ServerConfig,
+    #[serde(default)]
+    schedule: ScheduleConfig,
+    #[serde(default)]
+    checkpoint: CheckpointConfig,
+    #[serde(default)]
+    log: LogConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunTable {
+    name: String,
+    seed: u64,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, a missing one, or a value of another type.
+    #[error("{}:{line}:{column}: {problem}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A value that makes no sense.
+    #[error("{}:{line}:{column}: {key} {problem}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// The key, with its table: `train.batch_size`.
+        key: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks `path`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; the text names file, line and column.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let length = std::fs::metadata(path).map_err(unreadable)?.len();
+        if length > MAX_FILE_BYTES {
+            let text = format!("{length} bytes are no configuration (more than {MAX_FILE_BYTES})");
+            return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, text)));
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks `text` as if it had been read from `path`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            let (line, column) = locate::line_column(text, locate::of_error(text, &error));
+            ConfigError::Syntax { path: path.to_owned(), line, column, problem: error.message().to_owned() }
+        })?;
+        let config = Self {
+            spec: RunSpec {
+                name: file.run.name,
+                seed: file.run.seed,
+                model: file.model,
+                train: file.train,
+                upload: file.upload,
+                merge: file.merge,
+                admit: file.admit,
+                evaluate: file.evaluate,
+                target: file.target,
+            },
+            server: file.server,
+            schedule: file.schedule,
+            checkpoint: file.checkpoint,
+            log: file.log,
+        };
+        validate::check(&config).map_err(|validate::Problem { key, problem }| {
+            let (line, column) = locate::line_column(text, locate::of_key(text, key));
+            ConfigError::Value { path: path.to_owned(), line, column, key: key.to_owned(), problem }
+        })?;
+        Ok(config)
+    }
+
+    /// The commented `run.toml` that `init` writes: MNIST with a small dense network.
+    #[must_use]
+    pub fn template(options: &TemplateOptions) -> String {
+        template::render(options)
+    }
+}
+
+#[cfg(test)]
+mod tests;

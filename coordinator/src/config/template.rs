@@ -1,0 +1,122 @@
+//! The `run.toml` that `init` writes.
+
+use std::net::SocketAddr;
+
+/// What differs between two freshly written files.
+#[derive(Debug, Clone)]
+pub struct TemplateOptions {
+    /// Name of the run.
+    pub name: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// Names and addresses under which agents reach the coordinator.
+    pub names: Vec<String>,
+}
+
+/// The file. A setting that is off or has its default stands behind `#` without a space; prose has one.
+pub(super) fn render(options: &TemplateOptions) -> String {
+    let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let names: Vec<String> = options.names.iter().map(|name| quote(name)).collect();
+    TEMPLATE
+        .replace("@NAME@", &quote(&options.name))
+        .replace("@SEED@", &options.seed.to_string())
+        .replace("@LISTEN@", &quote(&options.listen.to_string()))
+        .replace("@NAMES@", &format!("[{}]", names.join(", ")))
+}
+
+const TEMPLATE: &str = r#"# What this run computes and how it is served. The coordinator reads this file when it starts; changed settings hold
+# from its next start. Check it with: anabranch-coordinator config check --dir <this directory>
+# Every key, with its unit and default, is described in docs/operating.md.
+
+[run]
+# For people. Letters, digits, - _ .
+name = @NAME@
+# Everything that is drawn at random in this run follows from it, the initial model included.
+seed = @SEED@
+
+[model]
+# "mlp": dense layers. "cnn": two 3x3 convolutions with pooling, then two dense layers.
+kind = "mlp"
+# Shape of one example: [channels, height, width] or [features].
+input = [1, 28, 28]
+classes = 10
+# Widths of the hidden layers (mlp), or [channels, channels, width of the dense layer] (cnn), such as [16, 32, 128].
+hidden = [128]
+# Inputs are multiplied by this: 1/255 brings bytes to 0..1.
+input_scale = 0.00392156862745098
+
+[train]
+# One lease is this many optimizer steps of batch_size examples.
+local_steps = 20
+batch_size = 32
+# Or: { kind = "sgd", lr = 0.05, momentum = 0.9 }, { kind = "adamw", lr = 0.001, weight_decay = 0.01 }
+optimizer = { kind = "sgd", lr = 0.05 }
+# Keep momentum and the like from one lease to the next instead of starting afresh.
+#keep_optimizer_state = false
+
+[upload]
+# How updates are compressed: "top-k" sends the largest share of each tensor's entries as int8, "bf16" all of them in
+# 16 bits, "f32" all of them exactly.
+codec = { kind = "top-k", fraction = 0.05 }
+# How much of what compression left out is carried to the agent's next update: 1 all of it, 0 none.
+feedback_decay = 1.0
+
+[merge]
+# "fedbuff": every buffer_size updates make a version. "fedasync": every update does, mixed with rate alpha:
+#   strategy = "fedasync"
+#   alpha = 0.6
+strategy = "fedbuff"
+buffer_size = 4
+server_lr = 1.0
+
+[admit]
+# Updates whose base is older than this many versions are refused.
+max_staleness = 10000
+# An agent is credited with at most this many examples, whatever it says.
+max_examples = 1000000
+# Refuse updates whose norm is more than this many times the running median; 0 admits any norm. Off, because honest
+# agents whose data differ from the others' look just like outliers. Turn it on where agents are not trusted.
+max_norm_ratio = 0.0
+
+[evaluate]
+# Agents that hold an evaluation shard evaluate a version after this many versions or seconds, whichever comes first.
+every_versions = 20
+every_s = 5.0
+
+[target]
+# The run ends when any of these is reached; with none it goes on until `stop`.
+#accuracy = 0.97
+#loss = 0.1
+#versions = 10000
+#wall_s = 3600.0
+
+[server]
+# Address and UDP port to listen on.
+listen = @LISTEN@
+# Names and addresses under which agents reach this coordinator; the first one goes into join tokens. They become part
+# of the server's certificate when the coordinator starts; localhost, 127.0.0.1 and ::1 always are.
+names = @NAMES@
+# Life of an agent's certificate; a running agent renews it in time by itself.
+#agent_certificate_days = 30
+
+[schedule]
+# After this long without an update an agent no longer counts as training. Work that comes later is still merged.
+lease_ttl_s = 600.0
+# How often the coordinator looks for what has expired or is due, in milliseconds.
+#tick_ms = 250
+
+[checkpoint]
+# A checkpoint is taken after this many versions or seconds, whichever comes first (0 switches one of them off).
+every_versions = 200
+every_s = 60.0
+# How many are kept, at least 2.
+keep = 2
+# "since_snapshot" drops journal records older than the oldest checkpoint; "all" keeps every record of the run.
+retention = "since_snapshot"
+
+[log]
+# "human" or "json", on standard error; --log-format overrides it.
+#format = "human"
+"#;

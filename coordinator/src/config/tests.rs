@@ -1,0 +1,118 @@
+//! Every way in which `run.toml` can be wrong is told with its line.
+
+use super::*;
+
+fn template() -> String {
+    Config::template(&TemplateOptions {
+        name: "mnist".into(),
+        seed: 7,
+        listen: "0.0.0.0:4433".parse().expect("address"),
+        names: vec!["trainer.example.org".into(), "10.0.0.7".into()],
+    })
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("run.toml"), text)
+}
+
+/// The error for the template with `from` replaced by `to`, and the line on which `to` starts.
+fn broken(from: &str, to: &str) -> (String, usize) {
+    let text = template();
+    assert!(text.contains(from), "the template no longer contains {from:?}");
+    let text = text.replacen(from, to, 1);
+    let line = text[..text.find(to).expect("was just put in")].matches('\n').count() + 1;
+    (parse(&text).expect_err("must be refused").to_string(), line)
+}
+
+#[test]
+fn the_template_is_valid_and_says_what_init_was_told() {
+    let config = parse(&template()).expect("the template is valid");
+    assert_eq!((config.spec.name.as_str(), config.spec.seed), ("mnist", 7));
+    assert_eq!(config.server.advertised(), "trainer.example.org:4433");
+    assert_eq!(config.server.local().to_string(), "127.0.0.1:4433");
+    assert_eq!(config.server.names, ["trainer.example.org", "10.0.0.7"]);
+    assert_eq!(config.schedule, ScheduleConfig::default(), "the template shows the defaults");
+    assert_eq!(config.checkpoint, CheckpointConfig::default(), "the template shows the defaults");
+    assert!((f64::from(config.spec.model.input_scale) - 1.0 / 255.0).abs() < 1e-9);
+    assert_eq!(config.spec.target, TargetSpec::default(), "a fresh run has no target");
+}
+
+#[test]
+fn every_setting_that_is_commented_out_may_be_switched_on() {
+    let text: String = template()
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let config = parse(&text).expect("every optional setting is valid as written");
+    assert_eq!(config.spec.target.accuracy, Some(0.97));
+    assert_eq!(config.server.agent_certificate_days, ServerConfig::default().agent_certificate_days);
+    assert_eq!(config.log, LogConfig::default());
+}
+
+#[test]
+fn unknown_keys_are_named_with_their_line() {
+    for (from, to) in [
+        ("local_steps = 20", "local_step = 20"),
+        ("lease_ttl_s = 600.0", "lease_ttl = 600.0"),
+        ("buffer_size = 4", "bufer_size = 4\nbuffer_size = 4"),
+        ("[log]", "[logging]"),
+    ] {
+        let (error, line) = broken(from, to);
+        let key = to.trim_start_matches('[').split([' ', ']']).next().expect("a word");
+        let place = format!("run.toml:{line}:");
+        assert!(error.starts_with(&place), "{error:?} does not start with {place:?}");
+        assert!(error.contains(&format!("unknown field `{key}`")), "{error:?} does not name {key}");
+    }
+    let (error, line) = broken("lr = 0.05 }\n# Keep", "lr = 0.05, rate = 1 }\n# Keep");
+    assert!(error.starts_with(&format!("run.toml:{line}:")) && error.contains("`rate`"), "{error}");
+}
+
+#[test]
+fn missing_keys_and_wrong_types_are_named_with_their_line() {
+    let (error, line) = broken("classes = 10", "classes = \"ten\"");
+    assert!(error.starts_with(&format!("run.toml:{line}:11: invalid type: string \"ten\"")), "{error}");
+    let (error, line) = broken("classes = 10", "classes = ");
+    assert!(error.starts_with(&format!("run.toml:{line}:")), "{error}");
+    let (error, _) = broken("classes = 10\n", "");
+    assert!(error.contains("missing field `classes`"), "{error}");
+    let (error, line) = broken("strategy = \"fedbuff\"", "strategy = \"fedbuf\"");
+    let table = line - 4;
+    assert!(error.contains("unknown variant `fedbuf`") && error.contains("fedbuff"), "{error}");
+    assert!((table..=line).any(|line| error.starts_with(&format!("run.toml:{line}:"))), "{error}");
+}
+
+#[test]
+fn values_out_of_range_are_named_with_their_line() {
+    for (from, to, expected) in [
+        ("batch_size = 32", "batch_size = 0", "train.batch_size must be at least 1"),
+        ("local_steps = 20", "local_steps = 0", "train.local_steps must be at least 1"),
+        ("lr = 0.05 }\n# Keep", "lr = -1 }\n# Keep", "train.optimizer.lr must be more than 0"),
+        ("fraction = 0.05", "fraction = 1.5", "upload.codec.fraction must be more than 0 and at most 1"),
+        ("feedback_decay = 1.0", "feedback_decay = nan", "upload.feedback_decay must be between 0 and 1"),
+        ("buffer_size = 4", "buffer_size = 0", "merge.buffer_size must be at least 1"),
+        ("input = [1, 28, 28]", "input = [1, 0, 28]", "model.input must be"),
+        ("hidden = [128]", "hidden = [4000000000]", "model.hidden makes a model of more than"),
+        ("classes = 10", "classes = 1", "model.classes must be at least 2"),
+        ("max_norm_ratio = 0.0", "max_norm_ratio = 0.5", "admit.max_norm_ratio must be 0"),
+        ("keep = 2", "keep = 1", "checkpoint.keep must be at least 2"),
+        ("#accuracy = 0.97", "accuracy = 97", "target.accuracy must be more than 0 and at most 1"),
+        ("0.0.0.0:4433", "0.0.0.0:0", "server.listen needs a fixed port"),
+        ("\"10.0.0.7\"", "\"10.0.0.7:4433\"", "server.names holds \"10.0.0.7:4433\""),
+        ("name = \"mnist\"", "name = \"m nist\"", "run.name must be 1 to 64"),
+        ("lease_ttl_s = 600.0", "lease_ttl_s = inf", "schedule.lease_ttl_s must be more than 0"),
+    ] {
+        let (error, line) = broken(from, to);
+        assert!(error.starts_with(&format!("run.toml:{line}:")), "{error:?} does not name line {line}");
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn the_advertised_address_of_an_ipv6_name_has_brackets() {
+    let server = ServerConfig { names: vec!["fd00::7".into()], ..ServerConfig::default() };
+    assert_eq!(server.advertised(), "[fd00::7]:4433");
+    assert_eq!(ServerConfig::default().advertised(), "127.0.0.1:4433");
+}

@@ -1,0 +1,179 @@
+//! Which values make sense. A value is named by its dotted key, so that the caller can say on which line it stands.
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::limits;
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, RunSpec};
+
+use super::Config;
+use crate::identity;
+
+/// A key and what is wrong with its value.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) key: &'static str,
+    pub(super) problem: String,
+}
+
+type Checked = Result<(), Problem>;
+
+fn ensure(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(Problem { key, problem: problem() }) }
+}
+
+fn positive(value: f64, key: &'static str) -> Checked {
+    ensure(value.is_finite() && value > 0.0, key, || format!("must be more than 0, but is {value}"))
+}
+
+fn not_negative(value: f64, key: &'static str) -> Checked {
+    ensure(value.is_finite() && value >= 0.0, key, || format!("must be 0 or more, but is {value}"))
+}
+
+fn share(value: f64, key: &'static str) -> Checked {
+    ensure(value > 0.0 && value <= 1.0, key, || format!("must be more than 0 and at most 1, but is {value}"))
+}
+
+fn below_one(value: f64, key: &'static str) -> Checked {
+    ensure((0.0..1.0).contains(&value), key, || format!("must be at least 0 and less than 1, but is {value}"))
+}
+
+fn at_least_one(value: u64, key: &'static str) -> Checked {
+    ensure(value >= 1, key, || "must be at least 1, but is 0".to_owned())
+}
+
+/// Checks every value.
+pub(super) fn check(config: &Config) -> Checked {
+    spec(&config.spec)?;
+    let server = &config.server;
+    ensure(server.listen.port() != 0, "server.listen", || {
+        "needs a fixed port: agents could not find a changing one".to_owned()
+    })?;
+    for name in &server.names {
+        ensure(identity::is_server_name(name), "server.names", || {
+            format!("holds {name:?}, which is neither a host name nor an IP address")
+        })?;
+    }
+    ensure((1..=825).contains(&server.agent_certificate_days), "server.agent_certificate_days", || {
+        format!("must be between 1 and 825 days, but is {}", server.agent_certificate_days)
+    })?;
+    positive(config.schedule.lease_ttl_s, "schedule.lease_ttl_s")?;
+    ensure((10..=60_000).contains(&config.schedule.tick_ms), "schedule.tick_ms", || {
+        format!("must be between 10 and 60000 milliseconds, but is {}", config.schedule.tick_ms)
+    })?;
+    let checkpoint = &config.checkpoint;
+    not_negative(checkpoint.every_s, "checkpoint.every_s")?;
+    ensure(checkpoint.every_s > 0.0 || checkpoint.every_versions > 0, "checkpoint.every_versions", || {
+        "and checkpoint.every_s are both 0: there would never be a checkpoint".to_owned()
+    })?;
+    ensure(checkpoint.keep >= 2, "checkpoint.keep", || {
+        format!("must be at least 2, so that one is whole while the next is written, but is {}", checkpoint.keep)
+    })
+}
+
+fn spec(spec: &RunSpec) -> Checked {
+    ensure(is_label(&spec.name), "run.name", || label_problem(&spec.name))?;
+    model(&spec.model)?;
+    at_least_one(spec.train.local_steps.into(), "train.local_steps")?;
+    at_least_one(spec.train.batch_size.into(), "train.batch_size")?;
+    match spec.train.optimizer {
+        OptimizerSpec::Sgd { lr, momentum } => {
+            positive(lr.into(), "train.optimizer.lr")?;
+            below_one(momentum.into(), "train.optimizer.momentum")?;
+        }
+        OptimizerSpec::AdamW { lr, weight_decay, beta_1, beta_2 } => {
+            positive(lr.into(), "train.optimizer.lr")?;
+            not_negative(weight_decay.into(), "train.optimizer.weight_decay")?;
+            below_one(beta_1.into(), "train.optimizer.beta_1")?;
+            below_one(beta_2.into(), "train.optimizer.beta_2")?;
+        }
+    }
+    if let CodecSpec::TopK { fraction } = spec.upload.codec {
+        share(fraction.into(), "upload.codec.fraction")?;
+    }
+    let decay = f64::from(spec.upload.feedback_decay);
+    ensure((0.0..=1.0).contains(&decay), "upload.feedback_decay", || {
+        format!("must be between 0 and 1, but is {decay}")
+    })?;
+    merge(&spec.merge)?;
+    at_least_one(spec.admit.max_examples, "admit.max_examples")?;
+    let ratio = f64::from(spec.admit.max_norm_ratio);
+    ensure(ratio == 0.0 || (ratio.is_finite() && ratio >= 1.0), "admit.max_norm_ratio", || {
+        format!("must be 0 (admit any norm) or at least 1, but is {ratio}")
+    })?;
+    not_negative(spec.evaluate.every_s, "evaluate.every_s")?;
+    if let Some(accuracy) = spec.target.accuracy {
+        share(accuracy, "target.accuracy")?;
+    }
+    if let Some(loss) = spec.target.loss {
+        not_negative(loss, "target.loss")?;
+    }
+    if let Some(versions) = spec.target.versions {
+        at_least_one(versions, "target.versions")?;
+    }
+    spec.target.wall_s.map_or(Ok(()), |wall_s| positive(wall_s, "target.wall_s"))
+}
+
+fn model(model: &ModelSpec) -> Checked {
+    let (input, hidden) = (&model.input, &model.hidden);
+    let shaped = match model.kind {
+        ModelKind::Mlp => (1..=limits::TENSOR_DIMS).contains(&input.len()),
+        ModelKind::Cnn => input.len() == 3,
+    };
+    ensure(shaped && input.iter().all(|extent| *extent > 0), "model.input", || match model.kind {
+        ModelKind::Mlp => format!("must be [features] or [channels, height, width], each at least 1, but is {input:?}"),
+        ModelKind::Cnn => format!("must be [channels, height, width] for a cnn, each at least 1, but is {input:?}"),
+    })?;
+    ensure(model.classes >= 2, "model.classes", || format!("must be at least 2, but is {}", model.classes))?;
+    ensure(hidden.iter().all(|width| *width > 0), "model.hidden", || format!("holds a layer of width 0: {hidden:?}"))?;
+    ensure(model.kind == ModelKind::Mlp || hidden.len() == 3, "model.hidden", || {
+        format!("must be [channels, channels, width of the dense layer] for a cnn, but is {hidden:?}")
+    })?;
+    let widest = input.iter().try_fold(1u64, |all, extent| all.checked_mul(*extent));
+    let fits = widest.is_some_and(|features| {
+        let widths = [features].into_iter().chain(hidden.iter().copied()).chain([u64::from(model.classes)]);
+        let widths: Vec<u64> = widths.collect();
+        widths
+            .windows(2)
+            .try_fold(0u64, |sum, pair| sum.checked_add(pair[0].checked_mul(pair[1])?))
+            .is_some_and(|params| params <= limits::MODEL_PARAMS as u64)
+    });
+    ensure(model.kind == ModelKind::Cnn || fits, "model.hidden", || {
+        format!("makes a model of more than {} parameters", limits::MODEL_PARAMS)
+    })?;
+    positive(model.input_scale.into(), "model.input_scale")
+}
+
+fn merge(merge: &MergeSpec) -> Checked {
+    let staleness = match merge {
+        MergeSpec::FedAsync { alpha, staleness, .. } => {
+            share((*alpha).into(), "merge.alpha")?;
+            staleness
+        }
+        MergeSpec::FedBuff { buffer_size, server_lr, staleness, .. } => {
+            at_least_one((*buffer_size).into(), "merge.buffer_size")?;
+            positive((*server_lr).into(), "merge.server_lr")?;
+            staleness
+        }
+    };
+    match *staleness {
+        Staleness::Constant => Ok(()),
+        Staleness::Polynomial { a } | Staleness::Hinge { a, .. } => not_negative(a, "merge.staleness.a"),
+    }
+}
+
+/// Whether `name` can be shown in a table and typed in a shell.
+pub(crate) fn is_label(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= limits::NAME_BYTES
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+/// What is wrong with a name that is no label.
+pub(crate) fn label_problem(name: &str) -> String {
+    format!(
+        "must be 1 to {} of the characters A-Z a-z 0-9 - _ . but is {:?}",
+        limits::NAME_BYTES,
+        name.chars().take(80).collect::<String>()
+    )
+}

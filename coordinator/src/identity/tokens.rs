@@ -1,0 +1,276 @@
+//! Join tokens as the coordinator keeps them: the digest of each secret, never the secret.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::{AgentId, Digest};
+use anabranch_common::limits;
+use anabranch_common::status::TokenStatus;
+use anabranch_common::wire::message::JoinRefusal;
+use bincode::{Decode, Encode};
+
+use crate::config::{is_label, label_problem};
+
+/// Key under which the book lies in the store's catalogue.
+pub const CATALOGUE_KEY: &str = "tokens";
+/// Milliseconds that a token lives unless told otherwise: a day.
+pub const DEFAULT_TTL_MS: u64 = 24 * 60 * 60 * 1000;
+/// Milliseconds that a token may live: a year.
+const MAX_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
+
+/// One join token.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TokenRecord {
+    /// BLAKE3 of its secret.
+    pub secret_digest: [u8; 32],
+    /// Name for the agents that join with it.
+    pub name: Option<String>,
+    /// Unix time in milliseconds at which it was made.
+    pub created_ms: u64,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_ms: u64,
+    /// Agents that may still join with it.
+    pub uses_left: u32,
+    /// Whether it was revoked.
+    pub revoked: bool,
+    /// Who joined with it, in order.
+    pub used_by: Vec<AgentId>,
+}
+
+/// All join tokens by id: the first eight hexadecimal characters of the digest of the secret.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct TokenBook {
+    tokens: BTreeMap<String, TokenRecord>,
+}
+
+/// Name that an agent gets when it joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameForAgent(pub String);
+
+/// Why a token was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// The name cannot be an agent's.
+    #[error("a token's name {0}")]
+    BadName(String),
+    /// Nobody could join with it, or more agents than a run holds.
+    #[error("a token is for 1 to {max} agents, not {0}", max = limits::AGENTS)]
+    BadUses(u32),
+    /// It would be over at once, or live for more than a year.
+    #[error("a token lives between a second and a year, not {0} ms")]
+    BadTtl(u64),
+    /// There is one with this id; another secret has another id.
+    #[error("there is a token {0} already")]
+    Exists(String),
+    /// Every place is taken by a token that is still good.
+    #[error("there are {max} tokens that are still good; revoke some first", max = limits::TOKENS)]
+    Full,
+}
+
+/// What an operator asks of a new token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewToken {
+    /// BLAKE3 of its secret.
+    pub secret_digest: [u8; 32],
+    /// Name for the agents that join with it; without one they are called after their id.
+    pub name: Option<String>,
+    /// How long it is good for, in milliseconds.
+    pub ttl_ms: u64,
+    /// How many agents may join with it.
+    pub uses: u32,
+}
+
+impl TokenRecord {
+    fn is_over(&self, now_ms: u64) -> bool {
+        self.revoked || self.uses_left == 0 || now_ms >= self.expires_ms
+    }
+
+    /// The name of the `nth` agent (from 0) that joins with this token.
+    fn name_for(&self, agent: AgentId, nth: usize) -> NameForAgent {
+        let total = self.used_by.len() + self.uses_left as usize;
+        NameForAgent(match &self.name {
+            None => format!("agent-{}", agent.short()),
+            Some(name) if total <= 1 => name.clone(),
+            Some(name) => format!("{name}-{}", nth + 1),
+        })
+    }
+
+    fn status(&self, id: &str) -> TokenStatus {
+        TokenStatus {
+            id: id.to_owned(),
+            name: self.name.clone(),
+            expires_at_ms: self.expires_ms,
+            uses_left: self.uses_left,
+            revoked: self.revoked,
+        }
+    }
+}
+
+impl TokenBook {
+    /// Adds a token. When the book is full, the oldest one that is over makes room.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn create(&mut self, new: NewToken, now_ms: u64) -> Result<TokenStatus, TokenError> {
+        let NewToken { secret_digest, name, ttl_ms, uses } = new;
+        if let Some(name) = &name {
+            let longest = format!("{name}-{uses}");
+            if !is_label(name) || !is_label(&longest) {
+                return Err(TokenError::BadName(label_problem(name)));
+            }
+        }
+        if uses == 0 || uses as usize > limits::AGENTS {
+            return Err(TokenError::BadUses(uses));
+        }
+        if !(1000..=MAX_TTL_MS).contains(&ttl_ms) {
+            return Err(TokenError::BadTtl(ttl_ms));
+        }
+        let id = Digest(secret_digest).short();
+        if self.tokens.contains_key(&id) {
+            return Err(TokenError::Exists(id));
+        }
+        if self.tokens.len() >= limits::TOKENS {
+            let over = self.tokens.iter().filter(|(_, token)| token.is_over(now_ms));
+            let oldest = over.min_by_key(|(_, token)| token.created_ms).map(|(id, _)| id.clone());
+            self.tokens.remove(&oldest.ok_or(TokenError::Full)?);
+        }
+        let expires_ms = now_ms.saturating_add(ttl_ms);
+        let used_by = Vec::new();
+        let record = TokenRecord {
+            secret_digest,
+            name,
+            created_ms: now_ms,
+            expires_ms,
+            uses_left: uses,
+            revoked: false,
+            used_by,
+        };
+        let status = record.status(&id);
+        self.tokens.insert(id, record);
+        Ok(status)
+    }
+
+    /// Lets `agent` join with `secret` and says what it is called. An agent that has joined with this token before, but
+    /// did not hear the answer, gets the same name again and uses up nothing, even when the token is over by now.
+    ///
+    /// # Errors
+    /// No such token, or it was revoked, is used up or has expired.
+    pub fn redeem(&mut self, secret: &[u8; 32], agent: AgentId, now_ms: u64) -> Result<NameForAgent, JoinRefusal> {
+        let digest = Digest::of(secret);
+        let token = self.tokens.get_mut(&digest.short()).filter(|token| token.secret_digest == digest.0);
+        let token = token.filter(|token| !token.revoked).ok_or(JoinRefusal::UnknownToken)?;
+        if let Some(nth) = token.used_by.iter().position(|used_by| *used_by == agent) {
+            return Ok(token.name_for(agent, nth));
+        }
+        if token.uses_left == 0 {
+            return Err(JoinRefusal::UsedToken);
+        }
+        if now_ms >= token.expires_ms {
+            return Err(JoinRefusal::ExpiredToken);
+        }
+        let name = token.name_for(agent, token.used_by.len());
+        token.uses_left -= 1;
+        token.used_by.push(agent);
+        Ok(name)
+    }
+
+    /// Revokes a token: nobody joins with it any more. Agents that have joined stay. Says whether there is one.
+    pub fn revoke(&mut self, id: &str) -> bool {
+        self.tokens.get_mut(id).map(|token| token.revoked = true).is_some()
+    }
+
+    /// Every token, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<TokenStatus> {
+        self.tokens.iter().map(|(id, token)| token.status(id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::wire::message;
+
+    use super::*;
+
+    const SECRET: [u8; 32] = [9; 32];
+    const ANNA: AgentId = AgentId([0xa; 16]);
+    const BERT: AgentId = AgentId([0xb; 16]);
+
+    fn book(name: Option<&str>, uses: u32) -> TokenBook {
+        let mut book = TokenBook::default();
+        book.create(new(name, uses), 1_000).expect("valid");
+        book
+    }
+
+    fn new(name: Option<&str>, uses: u32) -> NewToken {
+        NewToken { secret_digest: Digest::of(&SECRET).0, name: name.map(String::from), ttl_ms: 60_000, uses }
+    }
+
+    fn name(text: &str) -> Result<NameForAgent, JoinRefusal> {
+        Ok(NameForAgent(text.into()))
+    }
+
+    #[test]
+    fn a_token_is_good_once_but_a_retry_of_the_same_agent_always_works() {
+        let mut book = book(Some("clinic"), 1);
+        assert_eq!(book.redeem(&[8; 32], ANNA, 2_000), Err(JoinRefusal::UnknownToken));
+        assert_eq!(book.redeem(&SECRET, ANNA, 2_000), name("clinic"));
+        assert_eq!(book.redeem(&SECRET, BERT, 2_000), Err(JoinRefusal::UsedToken));
+        assert_eq!(book.redeem(&SECRET, ANNA, 2_000), name("clinic"), "its answer was lost on the way");
+        assert_eq!(book.redeem(&SECRET, ANNA, 99_000), name("clinic"), "even later");
+        assert_eq!(book.list()[0].uses_left, 0);
+    }
+
+    #[test]
+    fn expired_and_revoked_tokens_let_nobody_in() {
+        let mut book = book(None, 2);
+        assert_eq!(book.redeem(&SECRET, ANNA, 61_000), Err(JoinRefusal::ExpiredToken));
+        assert_eq!(book.redeem(&SECRET, ANNA, 60_999), name("agent-0a0a0a0a"));
+        let id = book.list()[0].id.clone();
+        assert!(book.revoke(&id) && book.list()[0].revoked);
+        assert_eq!(book.redeem(&SECRET, BERT, 2_000), Err(JoinRefusal::UnknownToken));
+        assert_eq!(book.redeem(&SECRET, ANNA, 2_000), Err(JoinRefusal::UnknownToken));
+        assert!(!book.revoke("00000000"));
+    }
+
+    #[test]
+    fn several_agents_with_one_token_are_numbered() {
+        let mut book = book(Some("ward"), 2);
+        assert_eq!(book.redeem(&SECRET, ANNA, 2_000), name("ward-1"));
+        assert_eq!(book.redeem(&SECRET, BERT, 2_000), name("ward-2"));
+        assert_eq!(book.redeem(&SECRET, ANNA, 2_000), name("ward-1"));
+    }
+
+    #[test]
+    fn senseless_tokens_are_refused() {
+        let mut book = TokenBook::default();
+        assert!(matches!(book.create(new(Some("a b"), 1), 0), Err(TokenError::BadName(_))));
+        let overlong = "x".repeat(limits::NAME_BYTES - 1);
+        assert!(matches!(book.create(new(Some(&overlong), 9), 0), Err(TokenError::BadName(_))), "its agents' names");
+        assert_eq!(book.create(new(None, 0), 0), Err(TokenError::BadUses(0)));
+        assert_eq!(book.create(NewToken { ttl_ms: 999, ..new(None, 1) }, 0), Err(TokenError::BadTtl(999)));
+        book.create(new(None, 1), 0).expect("valid");
+        assert!(matches!(book.create(new(None, 1), 0), Err(TokenError::Exists(_))));
+    }
+
+    #[test]
+    fn a_full_book_forgets_the_oldest_token_that_is_over() {
+        let mut book = TokenBook::default();
+        let nth = |n: usize| NewToken { secret_digest: Digest::of(&n.to_le_bytes()).0, ..new(None, 1) };
+        for n in 0..limits::TOKENS {
+            book.create(nth(n), n as u64).expect("there is room");
+        }
+        assert_eq!(book.create(nth(limits::TOKENS), 5_000), Err(TokenError::Full));
+        let first = Digest(nth(0).secret_digest).short();
+        book.create(nth(limits::TOKENS), 60_001).expect("the first two have expired");
+        assert!(book.list().iter().all(|token| token.id != first));
+        assert_eq!(book.list().len(), limits::TOKENS);
+    }
+
+    #[test]
+    fn the_book_round_trips_through_the_store() {
+        let mut book = book(Some("ward"), 2);
+        book.redeem(&SECRET, ANNA, 2_000).expect("good");
+        let bytes = message::encode(&book, limits::TOKEN_BOOK_BYTES).expect("small");
+        assert_eq!(message::decode::<TokenBook>(&bytes, limits::TOKEN_BOOK_BYTES), Ok(book));
+    }
+}
