@@ -24,5 +24,6 @@ pub mod rng;
 pub mod spec;
 pub mod status;
 pub mod testkit;
+pub mod token;
 pub mod update;
 pub mod wire;
