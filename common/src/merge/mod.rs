@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Delta;
 use staleness::Staleness;
 
+/// Largest K of [`MergeSpec::FedBuff`].
+pub const MAX_BUFFER_SIZE: u32 = 65_536;
+
 /// A merge rule as configured.
 #[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(tag = "strategy", rename_all = "lowercase", deny_unknown_fields)]
@@ -60,9 +63,46 @@ pub struct WeightInputs {
     pub participation: f64,
 }
 
+/// A parameter of a merge rule that makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("merge.{field} is {found}, expected {expected}")]
+pub struct SpecError {
+    /// Which parameter, as it is written in `run.toml` under `[merge]`.
+    pub field: &'static str,
+    /// Its value.
+    pub found: f64,
+    /// What it may be.
+    pub expected: &'static str,
+}
+
 impl MergeSpec {
+    /// Checks every parameter.
+    ///
+    /// # Errors
+    /// One is out of range; the error names it.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let (field, found, expected, fits, staleness) = match self {
+            Self::FedAsync { alpha, staleness, .. } => {
+                ("alpha", *alpha, "a number above 0 and at most 1", *alpha > 0.0 && *alpha <= 1.0, staleness)
+            }
+            Self::FedBuff { buffer_size, server_lr, staleness, .. } => {
+                if !(1..=MAX_BUFFER_SIZE).contains(buffer_size) {
+                    let found = f64::from(*buffer_size);
+                    return Err(SpecError { field: "buffer_size", found, expected: "a number from 1 to 65536" });
+                }
+                let fits = server_lr.is_finite() && *server_lr > 0.0;
+                ("server_lr", *server_lr, "a finite number above 0", fits, staleness)
+            }
+        };
+        if !fits {
+            return Err(SpecError { field, found: f64::from(found), expected });
+        }
+        staleness.validate()
+    }
+
     /// The factor with which an update is merged: computed when it is admitted, then journalled.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a weight is journalled and applied as f32")]
     pub fn weight(&self, inputs: WeightInputs) -> f32 {
         let (step, staleness, participation) = match self {
             Self::FedAsync { alpha, staleness, participation } => (f64::from(*alpha), staleness, participation),
@@ -116,6 +156,16 @@ pub enum RestoreError {
     },
 }
 
+/// Checks that a saved state holds `vectors` vectors of `params` values.
+fn check_shape(state: &[Vec<f32>], vectors: usize, params: usize) -> Result<(), RestoreError> {
+    let misfit = state.iter().map(Vec::len).find(|len| *len != params);
+    if state.len() == vectors && misfit.is_none() {
+        return Ok(());
+    }
+    let found_params = misfit.or(state.first().map(Vec::len)).unwrap_or(0);
+    Err(RestoreError::WrongShape { expected: vectors, found: state.len(), params: found_params })
+}
+
 /// An aggregation rule in its applied form. Deterministic: the same calls give the same bits.
 pub trait MergeStrategy: Send + std::fmt::Debug {
     /// Applies one journalled update to `model`. `closes` says that this update makes a new version; it is journalled,
@@ -130,4 +180,52 @@ pub trait MergeStrategy: Send + std::fmt::Debug {
     /// # Errors
     /// Number or length of the vectors is not what [`save`](Self::save) gives.
     fn restore(&mut self, state: Vec<Vec<f32>>) -> Result<(), RestoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed_async(alpha: f32) -> MergeSpec {
+        MergeSpec::FedAsync { alpha, staleness: Staleness::Polynomial { a: 1.0 }, participation: true }
+    }
+
+    fn fed_buff(buffer_size: u32, server_lr: f32) -> MergeSpec {
+        MergeSpec::FedBuff { buffer_size, server_lr, staleness: Staleness::Constant, participation: false }
+    }
+
+    #[test]
+    fn a_weight_is_the_product_of_its_parts() {
+        let inputs = WeightInputs { staleness: 3, participation: 2.0 };
+        assert_eq!(fed_async(0.5).weight(inputs), 0.25);
+        assert_eq!(fed_buff(4, 1.0).weight(inputs), 0.25, "participation is ignored where the rule does not use it");
+    }
+
+    #[test]
+    fn validation_names_the_field() {
+        let field = |spec: MergeSpec| spec.validate().map_err(|error| error.field);
+        assert_eq!(field(fed_async(1.0)), Ok(()));
+        assert_eq!(field(fed_buff(10, 1.0)), Ok(()));
+        for alpha in [0.0, -1.0, 1.1, f32::NAN] {
+            assert_eq!(field(fed_async(alpha)), Err("alpha"));
+        }
+        for server_lr in [0.0, f32::INFINITY, f32::NAN] {
+            assert_eq!(field(fed_buff(10, server_lr)), Err("server_lr"));
+        }
+        for buffer_size in [0, MAX_BUFFER_SIZE + 1] {
+            assert_eq!(field(fed_buff(buffer_size, 1.0)), Err("buffer_size"));
+        }
+        let staleness = Staleness::Hinge { a: -1.0, b: 0 };
+        let error = MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false }.validate();
+        let text = error.expect_err("a negative slope").to_string();
+        assert_eq!(text, "merge.staleness.a is -1, expected a number of at least 0");
+    }
+
+    #[test]
+    fn it_reads_well_in_toml() {
+        let text = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0\nstaleness = { fn = \"constant\" }\n";
+        assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
+        let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
+        assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
+    }
 }

@@ -1,1 +1,211 @@
-//! Participation weights.
+//! Participation weights: agents pull by how much data they hold, not by how fast they are.
+//!
+//! Over a long run an agent pulls on the model with its arrival rate times the weight of its updates, so that fast
+//! machines win over slow ones that hold the same amount of data. The weight
+//!
+//! ```text
+//! w_i = p_i / pihat_i      p_i    = n_i / sum n             target share: examples held, among the agents seen
+//!                          pihat_i = work_i / sum work       moving share of the accepted work, newest counting most
+//! ```
+//! undoes that. Its mean over accepted work is 1 (sum of pihat_i * w_i = sum of p_i), so the common step keeps its
+//! size. It is clipped to [`MIN_WEIGHT`]..[`MAX_WEIGHT`], and no agent's examples count for more than [`SHARE_CAP`] times the
+//! mean, so that a lie about n_i is worth little. Staleness damps the common step and is kept apart from this.
+//!
+//! Only `+ - * /` in f64: the state is rebuilt from the journal, bit for bit, on any machine.
+
+use std::collections::BTreeMap;
+
+use bincode::{Decode, Encode};
+
+use crate::ids::AgentId;
+use crate::limits;
+
+/// Smallest weight.
+pub const MIN_WEIGHT: f64 = 1.0 / 8.0;
+/// Largest weight.
+pub const MAX_WEIGHT: f64 = 8.0;
+/// An agent's examples count as at most this many times the mean.
+pub const SHARE_CAP: f64 = 8.0;
+/// The moving share looks back over this many updates for every agent seen ...
+const WINDOW_PER_AGENT: f64 = 16.0;
+/// ... and over at least this many.
+const WINDOW_MIN: f64 = 64.0;
+/// The unit of work is scaled back when it has grown this much, long before f64 runs out.
+const RESCALE_ABOVE: f64 = 1e100;
+
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
+struct Member {
+    examples: u64,
+    /// Work done, in units of its time: work done later is written larger instead of writing all older work smaller.
+    work: f64,
+}
+
+/// Who holds how much, and who has contributed how much lately.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct Participation {
+    members: BTreeMap<AgentId, Member>,
+    examples: u64,
+    work: f64,
+    unit: f64,
+}
+
+impl Default for Participation {
+    fn default() -> Self {
+        Self { members: BTreeMap::new(), examples: 0, work: 0.0, unit: 1.0 }
+    }
+}
+
+impl Participation {
+    /// Notes an accepted update by `agent`, which holds `examples_held` examples and used `work` of them (repetitions
+    /// counted). An update is work however little it says it used.
+    pub fn observe(&mut self, agent: AgentId, examples_held: u64, work: u64) {
+        let examples = examples_held.clamp(1, limits::SHARD_EXAMPLES as u64);
+        let done = work.clamp(1, 1 << 52) as f64 * self.unit;
+        let member = self.members.entry(agent).or_insert(Member { examples: 0, work: 0.0 });
+        self.examples = self.examples - member.examples + examples;
+        member.examples = examples;
+        member.work += done;
+        self.work += done;
+        let window = (self.members.len() as f64 * WINDOW_PER_AGENT).max(WINDOW_MIN);
+        self.unit *= window / (window - 1.0);
+        if self.unit > RESCALE_ABOVE {
+            self.rescale();
+        }
+    }
+
+    /// The weight of `agent`'s next update. An agent that has not been seen weighs 1: nothing is known of it.
+    #[must_use]
+    pub fn weight(&self, agent: AgentId) -> f64 {
+        let Some(member) = self.members.get(&agent) else { return 1.0 };
+        let mean = self.examples as f64 / self.members.len() as f64;
+        let target = (member.examples as f64).min(SHARE_CAP * mean) / self.examples as f64;
+        let share = member.work / self.work;
+        let weight = target / share;
+        // Work from long ago can fade to nothing beside that of today.
+        if weight.is_nan() { 1.0 } else { weight.clamp(MIN_WEIGHT, MAX_WEIGHT) }
+    }
+
+    /// Leaves `agent` out of every share from now on.
+    pub fn forget(&mut self, agent: AgentId) {
+        if self.members.remove(&agent).is_some() {
+            self.rescale();
+        }
+    }
+
+    /// Agents seen and not forgotten.
+    #[must_use]
+    pub fn agents(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Makes the present the unit again and the sums exact.
+    fn rescale(&mut self) {
+        let unit = std::mem::replace(&mut self.unit, 1.0);
+        self.work = 0.0;
+        self.examples = 0;
+        for member in self.members.values_mut() {
+            member.work /= unit;
+            self.work += member.work;
+            self.examples += member.examples;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message;
+
+    const FAST: AgentId = AgentId([1; 16]);
+    const SLOW: AgentId = AgentId([2; 16]);
+
+    /// `fast_per_slow` updates of one agent for each of the other's; both hold the same number of examples.
+    fn uneven(rounds: u32, fast_per_slow: u32) -> (Participation, f64, f64) {
+        let mut participation = Participation::default();
+        let (mut fast, mut slow) = (0.0, 0.0);
+        for _ in 0..rounds {
+            for _ in 0..fast_per_slow {
+                fast += participation.weight(FAST);
+                participation.observe(FAST, 1000, 320);
+            }
+            slow += participation.weight(SLOW);
+            participation.observe(SLOW, 1000, 320);
+        }
+        (participation, fast, slow)
+    }
+
+    #[test]
+    fn equal_data_pulls_equally_whatever_the_speed() {
+        let (_, fast, slow) = uneven(500, 4);
+        let ratio = fast / slow;
+        assert!((0.9..1.1).contains(&ratio), "the fast agent pulls {ratio} times as much");
+        let mean = (fast + slow) / (500.0 * 5.0);
+        assert!((0.9..1.1).contains(&mean), "the mean weight is {mean}");
+    }
+
+    #[test]
+    fn weights_stay_inside_their_bounds() {
+        let (participation, ..) = uneven(3, 500);
+        assert_eq!(participation.weight(SLOW), MAX_WEIGHT);
+        let mut liar = Participation::default();
+        for _ in 0..200 {
+            liar.observe(FAST, u64::MAX, u64::MAX);
+            liar.observe(SLOW, 0, 0);
+        }
+        for agent in [FAST, SLOW] {
+            assert!((MIN_WEIGHT..=MAX_WEIGHT).contains(&liar.weight(agent)));
+        }
+    }
+
+    #[test]
+    fn claimed_examples_count_up_to_a_multiple_of_the_mean() {
+        let weight_of_first = |claimed: u64| {
+            let mut participation = Participation::default();
+            for agent in 0..32u8 {
+                participation.observe(AgentId([agent; 16]), if agent == 0 { claimed } else { 100 }, 320);
+            }
+            participation.weight(AgentId([0; 16]))
+        };
+        assert!(weight_of_first(200) > 1.5, "twice the data weighs about twice as much");
+        assert!(weight_of_first(1 << 28) <= MAX_WEIGHT);
+    }
+
+    #[test]
+    fn unknown_and_forgotten_agents_weigh_one() {
+        let (mut participation, ..) = uneven(50, 4);
+        assert_eq!(participation.weight(AgentId([9; 16])), 1.0);
+        participation.forget(FAST);
+        assert_eq!(participation.weight(FAST), 1.0);
+        assert_eq!(participation.weight(SLOW), 1.0, "the only agent left holds all data and does all work");
+        participation.forget(SLOW);
+        assert_eq!(participation, Participation::default(), "nothing is left behind");
+    }
+
+    #[test]
+    fn long_runs_rescale_without_a_jump() {
+        let mut participation = Participation::default();
+        let mut before = [1.0, 1.0];
+        let mut rescaled = 0;
+        for round in 0..40_000u32 {
+            participation.observe(if round.is_multiple_of(4) { SLOW } else { FAST }, 1000, 320);
+            rescaled += u32::from(round > 0 && participation.unit == 1.0);
+            let now = [FAST, SLOW].map(|agent| participation.weight(agent));
+            assert!(round < 100 || now.iter().zip(before).all(|(now, before)| (now / before - 1.0).abs() < 0.2));
+            before = now;
+        }
+        assert!(rescaled > 0, "the test is too short to rescale");
+    }
+
+    #[test]
+    fn the_saved_state_goes_on_like_the_one_that_was_saved() {
+        let (mut participation, ..) = uneven(40, 3);
+        let bytes = message::encode(&participation, limits::CONTROL_MESSAGE_BYTES).expect("small");
+        let mut restored: Participation = message::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
+        for (agent, work) in [(SLOW, 10), (FAST, 2000), (SLOW, 7)] {
+            participation.observe(agent, 500, work);
+            restored.observe(agent, 500, work);
+        }
+        assert_eq!(restored.weight(FAST).to_bits(), participation.weight(FAST).to_bits());
+        assert_eq!(restored, participation);
+    }
+}

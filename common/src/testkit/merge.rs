@@ -1,0 +1,164 @@
+//! What every merge rule must do.
+
+use crate::codec::Delta;
+use crate::merge::{MergeSpec, MergeStrategy, WeightInputs};
+use crate::rng::SplitMix64;
+
+const PARAMS: usize = 1_000;
+
+struct Step {
+    delta: Delta,
+    weight: f32,
+    closes: bool,
+}
+
+/// Runs every check on the strategy that `spec` makes.
+///
+/// # Panics
+/// When one of them fails, saying which.
+pub fn conformance(spec: &MergeSpec) {
+    spec.validate().expect("the suite is for valid specs");
+    let steps = steps(spec);
+    equal_calls_give_equal_bits(spec, &steps);
+    restored_state_goes_on_like_the_original(spec, &steps);
+    only_closing_updates_move_the_model(spec, &steps);
+    sparse_and_dense_forms_of_a_delta_are_the_same(spec, &steps);
+    weight_zero_changes_nothing(spec, &steps);
+    foreign_state_is_refused(spec);
+    weights_are_finite_and_fall_with_staleness(spec);
+    one_version_moves_the_model_by_its_mean_delta(spec);
+}
+
+fn steps(spec: &MergeSpec) -> Vec<Step> {
+    let mut rng = SplitMix64::new(11);
+    let per_version = spec.updates_per_version() as usize;
+    (0..per_version * 5 + per_version / 2)
+        .map(|index| {
+            let values: Vec<f32> = (0..PARAMS).map(|_| rng.next_signed_f32()).collect();
+            let delta = if index % 2 == 0 {
+                Delta::Dense(values)
+            } else {
+                let indices: Vec<u32> = (0..PARAMS as u32).filter(|_| rng.below(10) == 0).collect();
+                let values = values[..indices.len()].to_vec();
+                Delta::Sparse { len: PARAMS, indices, values }
+            };
+            let inputs = WeightInputs { staleness: rng.below(20), participation: 0.5 + rng.next_f64() };
+            Step { delta, weight: spec.weight(inputs), closes: (index + 1) % per_version == 0 }
+        })
+        .collect()
+}
+
+fn start() -> Vec<f32> {
+    let mut rng = SplitMix64::new(12);
+    (0..PARAMS).map(|_| rng.next_signed_f32()).collect()
+}
+
+fn run(strategy: &mut dyn MergeStrategy, model: &mut [f32], steps: &[Step]) {
+    for step in steps {
+        strategy.apply(model, &step.delta, step.weight, step.closes);
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn state_bits(strategy: &dyn MergeStrategy) -> Vec<Vec<u32>> {
+    strategy.save().into_iter().map(bits).collect()
+}
+
+fn equal_calls_give_equal_bits(spec: &MergeSpec, steps: &[Step]) {
+    let outcome = || {
+        let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
+        run(strategy.as_mut(), &mut model, steps);
+        (bits(&model), state_bits(strategy.as_ref()))
+    };
+    assert_eq!(outcome(), outcome(), "the same calls gave other bits");
+}
+
+fn restored_state_goes_on_like_the_original(spec: &MergeSpec, steps: &[Step]) {
+    let (mut whole, mut model) = (spec.strategy(PARAMS), start());
+    run(whole.as_mut(), &mut model, steps);
+    for cut in 0..=steps.len() {
+        let (mut first, mut resumed) = (spec.strategy(PARAMS), start());
+        run(first.as_mut(), &mut resumed, &steps[..cut]);
+        let saved = first.save().into_iter().map(<[f32]>::to_vec).collect();
+        let mut second = spec.strategy(PARAMS);
+        second.restore(saved).expect("a strategy takes back what it saved");
+        run(second.as_mut(), &mut resumed, &steps[cut..]);
+        assert_eq!(bits(&resumed), bits(&model), "saved after {cut} updates, the model came out different");
+        assert_eq!(state_bits(second.as_ref()), state_bits(whole.as_ref()), "saved after {cut} updates, so did the state");
+    }
+}
+
+fn only_closing_updates_move_the_model(spec: &MergeSpec, steps: &[Step]) {
+    let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
+    for (index, step) in steps.iter().enumerate() {
+        let before = bits(&model);
+        strategy.apply(&mut model, &step.delta, step.weight, step.closes);
+        let moved = bits(&model) != before;
+        assert_eq!(moved, step.closes, "update {index} closes a version: {}; moved the model: {moved}", step.closes);
+    }
+}
+
+fn sparse_and_dense_forms_of_a_delta_are_the_same(spec: &MergeSpec, steps: &[Step]) {
+    let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
+    run(strategy.as_mut(), &mut model, steps);
+    let (mut from_dense, mut dense_model) = (spec.strategy(PARAMS), start());
+    for step in steps {
+        let dense = Delta::Dense(step.delta.clone().into_dense());
+        from_dense.apply(&mut dense_model, &dense, step.weight, step.closes);
+    }
+    assert_eq!(model, dense_model, "a sparse delta and its dense form moved the model differently");
+}
+
+fn weight_zero_changes_nothing(spec: &MergeSpec, steps: &[Step]) {
+    let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
+    let before = model.clone();
+    for step in steps {
+        strategy.apply(&mut model, &step.delta, 0.0, step.closes);
+    }
+    assert_eq!(model, before, "updates of weight 0 moved the model");
+    assert!(strategy.save().iter().all(|vector| vector.iter().all(|value| *value == 0.0)), "or left something behind");
+}
+
+fn foreign_state_is_refused(spec: &MergeSpec) {
+    let mut strategy = spec.strategy(PARAMS);
+    let vectors = strategy.save().len();
+    let state = |vectors: usize, params: usize| vec![vec![1.0; params]; vectors];
+    assert!(strategy.restore(state(vectors + 1, PARAMS)).is_err(), "one vector too many was accepted");
+    if vectors > 0 {
+        assert!(strategy.restore(state(vectors - 1, PARAMS)).is_err(), "one vector too few was accepted");
+        assert!(strategy.restore(state(vectors, PARAMS + 1)).is_err(), "the state of a longer model was accepted");
+        assert!(strategy.restore(state(vectors, PARAMS - 1)).is_err(), "the state of a shorter model was accepted");
+    }
+    let empty = spec.strategy(PARAMS);
+    assert_eq!(state_bits(strategy.as_ref()), state_bits(empty.as_ref()), "a refused state left something behind");
+}
+
+fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
+    for participation in [0.125, 1.0, 8.0] {
+        let mut last = f32::INFINITY;
+        for staleness in [0, 1, 2, 4, 5, 100, 1 << 40, u64::MAX] {
+            let weight = spec.weight(WeightInputs { staleness, participation });
+            assert!(weight.is_finite() && weight >= 0.0, "weight {weight} at staleness {staleness}");
+            assert!(weight <= last, "staler work weighs more: {weight} at {staleness} after {last}");
+            last = weight;
+        }
+    }
+}
+
+fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
+    let step = match spec {
+        MergeSpec::FedAsync { alpha, .. } => *alpha,
+        MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+    };
+    let weight = spec.weight(WeightInputs { staleness: 0, participation: 1.0 });
+    let (mut strategy, mut model) = (spec.strategy(PARAMS), vec![0.0; PARAMS]);
+    let updates = spec.updates_per_version();
+    for index in 1..=updates {
+        strategy.apply(&mut model, &Delta::Dense(vec![1.0; PARAMS]), weight, index == updates);
+    }
+    let off = model.iter().map(|value| (value - step).abs()).fold(0.0, f32::max);
+    assert!(off <= step * 1e-5, "a version of fresh deltas of 1 moved the model by {} instead of {step}", model[0]);
+}

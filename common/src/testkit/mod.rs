@@ -1,0 +1,5 @@
+//! Conformance suites: what every [`Codec`](crate::codec::Codec) and every [`MergeStrategy`](crate::merge::MergeStrategy)
+//! must do, to be called from the tests of each. They panic with what does not hold.
+
+pub mod codec;
+pub mod merge;
