@@ -1,0 +1,184 @@
+//! Everything a session may ask of the world, as one closed enum.
+
+use std::sync::Arc;
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
+use anabranch_common::journal::Lease;
+use anabranch_common::spec::RunSpec;
+use anabranch_common::update::UpdateKey;
+use anabranch_common::wire::message::AgentMessage;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+
+use super::event::Outcome;
+
+/// One thing to do. The driver carries commands out in the order in which they were given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Open a connection after waiting this long; answered by `Connected` or `Disconnected`.
+    Connect {
+        /// The wait, in milliseconds.
+        after_ms: u64,
+    },
+    /// Close the connection. The session already counts itself as disconnected.
+    Disconnect {
+        /// Why, for people.
+        why: String,
+    },
+    /// Say this to the coordinator.
+    Send(AgentMessage),
+    /// Send these chunks; answered by `ChunksSent`.
+    SendChunks {
+        /// Where the content is.
+        source: ChunkSource,
+        /// Its chunks.
+        transfer: TransferManifest,
+        /// Which of them.
+        missing: Missing,
+    },
+    /// Build the trainer; answered by `Prepared`.
+    Prepare(Box<RunSpec>),
+    /// Make version 0; answered by `InitialMade`.
+    MakeInitial {
+        /// The run's seed.
+        seed: u64,
+    },
+    /// Decode a downloaded model and check its digest; answered by `Unpacked` or `UnpackFailed`.
+    Unpack {
+        /// Its version.
+        version: ModelVersion,
+        /// The digest that its content must have.
+        digest: Digest,
+        /// The content in the form of codec 0.
+        encoded: Vec<u8>,
+    },
+    /// Run a local round; answered by `Progress`, then `Trained` or `TrainingStopped`.
+    Train {
+        /// The lease; it holds the round's seed.
+        lease: Box<Lease>,
+        /// The configuration that counts for this round.
+        spec: Box<RunSpec>,
+        /// The base's content.
+        base: Arc<[f32]>,
+    },
+    /// Stop the local round at its next step; answered by `TrainingStopped` (or by `Trained`, when it was faster).
+    StopTraining,
+    /// Evaluate a model; answered by `Evaluated`.
+    Evaluate {
+        /// Its version.
+        version: ModelVersion,
+        /// Its content.
+        content: Arc<[f32]>,
+    },
+    /// Encode the delta with the residual added, and store payload and new residual in one step; answered by `Banked`
+    /// or `Discarded`.
+    Bank(Box<Bank>),
+    /// Take a decided update out of the outbox; answered by `Settled`.
+    Settle {
+        /// Which.
+        key: UpdateKey,
+        /// What becomes of its content.
+        content: Settlement,
+    },
+    /// From now on work belongs to this branch; a residual of another one is dropped.
+    AdoptBranch {
+        /// The branch.
+        branch: BranchId,
+    },
+    /// Make a signing request with the same key and send it.
+    Renew,
+    /// Put the renewed certificate in its file; answered by `CertificateStored`.
+    StoreCertificate {
+        /// The certificate.
+        certificate_der: Vec<u8>,
+    },
+    /// Close the connection in good order and leave.
+    Exit(Ending),
+}
+
+/// Where the content of an upload is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChunkSource {
+    /// The payload of an outbox entry, in the store.
+    Update(UpdateKey),
+    /// Here.
+    Initial(Arc<[u8]>),
+}
+
+/// A delta that is to become an update.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bank {
+    /// The lease it was computed under.
+    pub lease: Lease,
+    /// The epoch it is counted in.
+    pub epoch: Epoch,
+    /// Its number in that epoch.
+    pub seq: UpdateSeq,
+    /// How to encode it.
+    pub codec: CodecSpec,
+    /// EF14's beta.
+    pub feedback_decay: f32,
+    /// The round's result.
+    pub outcome: Outcome,
+}
+
+/// What becomes of the content of a decided update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// It was merged, or must never be: it goes.
+    Drop,
+    /// It was sound and came at the wrong time: it is added back to the residual, in the same step that deletes it.
+    Return,
+}
+
+/// Why the process ends. Each has one exit code (see `commands::run`).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ending {
+    /// The run has ended.
+    #[error("the run has ended")]
+    Finished,
+    /// Someone asked for it; what was computed is kept.
+    #[error("stopped as asked; finished work is kept")]
+    Parked,
+    /// The certificate was revoked.
+    #[error("this agent's certificate was revoked")]
+    Revoked,
+    /// Enrolled in another run.
+    #[error("this directory was enrolled in run {enrolled}, and the coordinator serves run {serving}")]
+    WrongRun {
+        /// The run in agent.toml.
+        enrolled: RunId,
+        /// The run that the coordinator serves.
+        serving: RunId,
+    },
+    /// Not in the roster.
+    #[error("the coordinator does not know this agent; its directory was replaced, or this one belongs elsewhere")]
+    Unknown,
+    /// Another process uses the same certificate.
+    #[error("another process connected with this agent's certificate")]
+    Replaced,
+    /// The coordinator says that this agent broke the protocol.
+    #[error("the coordinator closed the session: {0}")]
+    Protocol(String),
+    /// No common protocol version.
+    #[error("no common protocol version: {0}")]
+    Version(String),
+    /// The other end is not the coordinator this agent was enrolled with, or does not accept this certificate.
+    #[error("{0}")]
+    Identity(String),
+    /// A certificate is not valid at this machine's clock.
+    #[error("{0}")]
+    Clock(String),
+    /// The trainer's tensors are not the run's.
+    #[error("the trainer does not fit the run's model: {0}")]
+    Manifest(String),
+    /// The shard does not fit the model.
+    #[error("{0}")]
+    Shard(String),
+    /// The store cannot be trusted any more.
+    #[error("{0}")]
+    Storage(String),
+    /// The trainer failed.
+    #[error("training failed: {0}")]
+    Trainer(String),
+}

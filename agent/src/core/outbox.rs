@@ -1,0 +1,129 @@
+//! Updates that are durable here and undecided there: what was offered, and what to do with each answer.
+
+use anabranch_common::ids::Digest;
+use anabranch_common::limits;
+use anabranch_common::update::{UpdateKey, Verdict};
+use anabranch_common::wire::message::AgentMessage;
+use anabranch_common::wire::transfer::Missing;
+
+use super::command::{ChunkSource, Command, Settlement};
+use super::event::OutboxEntry;
+
+#[derive(Debug, Clone, PartialEq)]
+struct Slot {
+    entry: OutboxEntry,
+    transfer_id: Digest,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Not offered on this connection.
+    Kept,
+    /// Offered or being sent; nothing was heard of it since then.
+    Offered { since_ms: u64 },
+    /// Decided; the store is deleting it.
+    Settling,
+}
+
+/// The updates without a durable end, oldest first. At most `limits::OUTBOX_UPDATES`, since training stops before.
+#[derive(Debug, Clone, Default)]
+pub struct Outbox {
+    slots: Vec<Slot>,
+}
+
+impl Outbox {
+    /// What the store kept.
+    #[must_use]
+    pub fn new(kept: Vec<OutboxEntry>) -> Self {
+        let mut outbox = Self::default();
+        kept.into_iter().for_each(|entry| outbox.push(entry));
+        outbox
+    }
+
+    /// How many updates wait for their end.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Whether there is room for what another round would give.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.slots.len() < limits::OUTBOX_UPDATES
+    }
+
+    /// Takes a durable update.
+    pub(super) fn push(&mut self, entry: OutboxEntry) {
+        let transfer_id = entry.transfer.id();
+        self.slots.push(Slot { entry, transfer_id, state: State::Kept });
+    }
+
+    /// Offers everything that was not offered on this connection, oldest first.
+    pub(super) fn offer(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.state == State::Kept) {
+            slot.state = State::Offered { since_ms: now_ms };
+            let OutboxEntry { meta, transfer } = slot.entry.clone();
+            out.push(Command::Send(AgentMessage::OfferUpdate { meta, transfer }));
+        }
+    }
+
+    /// The coordinator wants chunks. Returns whether the transfer is one of these.
+    pub(super) fn need(&mut self, now_ms: u64, transfer: Digest, missing: Missing, out: &mut Vec<Command>) -> bool {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.transfer_id == transfer) else { return false };
+        if slot.state != State::Settling {
+            slot.state = State::Offered { since_ms: now_ms };
+            let source = ChunkSource::Update(slot.entry.meta.key);
+            out.push(Command::SendChunks { source, transfer: slot.entry.transfer.clone(), missing });
+        }
+        true
+    }
+
+    /// All chunks that were asked for are on their way.
+    pub(super) fn sent(&mut self, now_ms: u64, transfer: Digest) {
+        let offered = |slot: &&mut Slot| slot.transfer_id == transfer && slot.state != State::Settling;
+        if let Some(slot) = self.slots.iter_mut().find(offered) {
+            slot.state = State::Offered { since_ms: now_ms };
+        }
+    }
+
+    /// The coordinator decided. Returns whether the update was still undecided here; a repeated verdict is not news.
+    pub(super) fn decide(&mut self, key: UpdateKey, verdict: &Verdict, out: &mut Vec<Command>) -> bool {
+        let undecided = |slot: &&mut Slot| slot.entry.meta.key == key && slot.state != State::Settling;
+        let Some(slot) = self.slots.iter_mut().find(undecided) else { return false };
+        slot.state = State::Settling;
+        let content = match verdict {
+            Verdict::Refused { reason } if reason.content_returns() => Settlement::Return,
+            Verdict::Accepted { .. } | Verdict::Refused { .. } => Settlement::Drop,
+        };
+        out.push(Command::Settle { key, content });
+        true
+    }
+
+    /// The store has deleted it.
+    pub(super) fn settled(&mut self, key: UpdateKey) {
+        self.slots.retain(|slot| slot.entry.meta.key != key);
+    }
+
+    /// The connection is gone: everything undecided must be offered again.
+    pub(super) fn disconnected(&mut self) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.state != State::Settling) {
+            slot.state = State::Kept;
+        }
+    }
+
+    /// When the oldest silence becomes too long.
+    pub(super) fn deadline_ms(&self) -> Option<u64> {
+        let since = |slot: &Slot| match slot.state {
+            State::Offered { since_ms } => Some(since_ms + limits::OFFER_TIMEOUT_MS),
+            State::Kept | State::Settling => None,
+        };
+        self.slots.iter().filter_map(since).min()
+    }
+}
