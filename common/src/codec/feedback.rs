@@ -1,1 +1,213 @@
-//! feedback
+//! Error feedback: what compression leaves out of one update is added to the next.
+//!
+//! ```text
+//! v  = beta * e + delta        the update, and what was left out before it
+//! c  = C(v)                    what is sent
+//! e' = v - decode(c)           what is left out now
+//! ```
+//! EF14 (Seide et al. 2014), with a decay beta. The state e is all that has to survive a restart; losing it costs
+//! accuracy, never correctness.
+
+use super::{Codec, Delta, EncodeError};
+use crate::manifest::ModelManifest;
+
+/// The feedback state of one agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Feedback {
+    decay: f32,
+    left_out: Vec<f32>,
+}
+
+impl Feedback {
+    /// An empty state. `decay` is beta: 1 keeps everything, 0 (or anything outside of [0, 1]) switches feedback off.
+    #[must_use]
+    pub fn new(decay: f32) -> Self {
+        let decay = if decay > 0.0 && decay <= 1.0 { decay } else { 0.0 };
+        Self { decay, left_out: Vec::new() }
+    }
+
+    /// A state saved from [`left_out`](Self::left_out). One that is not finite is dropped.
+    #[must_use]
+    pub fn restore(decay: f32, left_out: Vec<f32>) -> Self {
+        let sound = left_out.iter().all(|value| value.is_finite());
+        let empty = Self::new(decay);
+        if sound && empty.is_on() { Self { left_out, ..empty } } else { empty }
+    }
+
+    /// e: what is left out so far, to be saved. Empty, or of the length of the latest update.
+    #[must_use]
+    pub fn left_out(&self) -> &[f32] {
+        &self.left_out
+    }
+
+    /// Whether anything is ever carried over.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.decay > 0.0
+    }
+
+    /// Encodes `delta` together with what was left out before, and keeps what is left out now. A state for a model of
+    /// another length is dropped first.
+    ///
+    /// # Errors
+    /// `delta` does not fit the manifest or is not finite; the state is as before.
+    pub fn encode(
+        &mut self,
+        codec: &dyn Codec,
+        manifest: &ModelManifest,
+        delta: &[f32],
+    ) -> Result<Vec<u8>, EncodeError> {
+        super::check_input(manifest, delta)?;
+        if !self.is_on() || codec.lossless() && self.left_out.is_empty() {
+            return codec.encode(manifest, delta);
+        }
+        let mut sum = delta.to_vec();
+        if self.left_out.len() == sum.len() {
+            for (sum, left_out) in sum.iter_mut().zip(&self.left_out) {
+                *sum = finite_or(*sum + self.decay * left_out, *sum);
+            }
+        }
+        let payload = codec.encode(manifest, &sum)?;
+        let sent = codec.decode(manifest, &payload).expect("a codec decodes what it encoded");
+        sent.add_scaled_to(&mut sum, -1.0);
+        sum.iter_mut().for_each(|left_out| *left_out = finite_or(*left_out, 0.0));
+        self.left_out = sum;
+        Ok(payload)
+    }
+
+    /// Takes back the content of an update that was refused for a reason whose
+    /// [`content_returns`](crate::update::RefusalReason::content_returns). Content of another length, or not finite, is
+    /// dropped.
+    pub fn returned(&mut self, content: &Delta) {
+        if !self.is_on() || !content.is_finite() {
+            return;
+        }
+        if self.left_out.is_empty() {
+            self.left_out = vec![0.0; content.len()];
+        }
+        if self.left_out.len() == content.len() {
+            content.add_scaled_to(&mut self.left_out, 1.0);
+            self.left_out.iter_mut().for_each(|left_out| *left_out = finite_or(*left_out, 0.0));
+        }
+    }
+
+    /// Forgets everything: the model's history is another one now.
+    pub fn reset(&mut self) {
+        self.left_out = Vec::new();
+    }
+}
+
+fn finite_or(value: f32, otherwise: f32) -> f32 {
+    if value.is_finite() { value } else { otherwise }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::dense::Planes32;
+    use crate::codec::sparse::TopK;
+    use crate::manifest::TensorSpec;
+    use crate::testkit::codec::normal;
+
+    const PARAMS: usize = 4_000;
+
+    fn manifest(params: usize) -> ModelManifest {
+        ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![params as u64] }]).expect("valid")
+    }
+
+    fn send(feedback: &mut Feedback, codec: &dyn Codec, delta: &[f32]) -> Delta {
+        let manifest = manifest(delta.len());
+        let payload = feedback.encode(codec, &manifest, delta).expect("finite");
+        codec.decode(&manifest, &payload).expect("as encoded")
+    }
+
+    #[test]
+    fn nothing_is_lost_with_a_decay_of_one() {
+        let mut feedback = Feedback::new(1.0);
+        let (mut wanted, mut sent) = (vec![0.0f64; PARAMS], vec![0.0f64; PARAMS]);
+        for round in 0..50 {
+            let delta = normal(PARAMS, round);
+            let content = send(&mut feedback, &TopK::new(0.05), &delta).into_dense();
+            wanted.iter_mut().zip(&delta).for_each(|(sum, value)| *sum += f64::from(*value));
+            sent.iter_mut().zip(&content).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+        for ((wanted, sent), left_out) in wanted.iter().zip(&sent).zip(feedback.left_out()) {
+            assert!(
+                (wanted - sent - f64::from(*left_out)).abs() < 1e-3,
+                "{wanted} wanted, {sent} sent, {left_out} kept"
+            );
+        }
+    }
+
+    #[test]
+    fn a_constant_delta_is_sent_in_the_end_only_with_feedback() {
+        let delta = normal(PARAMS, 3);
+        let sent_share = |decay: f32| {
+            let mut feedback = Feedback::new(decay);
+            let mut touched = vec![false; PARAMS];
+            for _ in 0..200 {
+                let content = send(&mut feedback, &TopK::new(0.05), &delta).into_dense();
+                touched.iter_mut().zip(content).for_each(|(touched, value)| *touched |= value != 0.0);
+            }
+            touched.iter().filter(|touched| **touched).count() as f64 / PARAMS as f64
+        };
+        assert!(sent_share(1.0) > 0.9, "only {} of the entries were ever sent", sent_share(1.0));
+        assert!(sent_share(0.0) < 0.06);
+    }
+
+    #[test]
+    fn returned_content_is_sent_again() {
+        let mut feedback = Feedback::new(1.0);
+        let mut delta = vec![0.0; PARAMS];
+        delta[17] = 5.0;
+        let content = send(&mut feedback, &TopK::new(0.01), &delta);
+        feedback.returned(&content);
+        let again = send(&mut feedback, &TopK::new(0.01), &vec![0.0; PARAMS]).into_dense();
+        assert!((again[17] - 5.0).abs() < 1e-5, "the refused entry came back as {}", again[17]);
+    }
+
+    #[test]
+    fn a_saved_state_goes_on_like_the_one_that_was_saved() {
+        let mut feedback = Feedback::new(0.95);
+        send(&mut feedback, &TopK::new(0.05), &normal(PARAMS, 1));
+        let mut restored = Feedback::restore(0.95, feedback.left_out().to_vec());
+        let delta = normal(PARAMS, 2);
+        assert_eq!(send(&mut feedback, &TopK::new(0.05), &delta), send(&mut restored, &TopK::new(0.05), &delta));
+        assert_eq!(restored, feedback);
+    }
+
+    #[test]
+    fn what_does_not_fit_or_is_not_finite_never_stays() {
+        let mut feedback = Feedback::new(1.0);
+        send(&mut feedback, &TopK::new(0.05), &normal(PARAMS, 1));
+        let before = feedback.clone();
+        let mut bad = normal(PARAMS, 2);
+        bad[3] = f32::NAN;
+        assert_eq!(feedback.encode(&TopK::ANY, &manifest(PARAMS), &bad), Err(EncodeError::NonFinite(3)));
+        feedback.returned(&Delta::Dense(bad));
+        feedback.returned(&Delta::Dense(vec![1.0; PARAMS + 1]));
+        assert_eq!(feedback, before, "a refused input changed the state");
+
+        let longer = normal(PARAMS + 100, 3);
+        let fresh = send(&mut Feedback::new(1.0), &TopK::new(0.05), &longer);
+        assert_eq!(send(&mut feedback, &TopK::new(0.05), &longer), fresh, "the old model's state leaked into the new");
+        assert!(Feedback::restore(1.0, vec![f32::INFINITY]).left_out().is_empty());
+
+        let huge = vec![f32::MAX; PARAMS];
+        for _ in 0..5 {
+            assert!(send(&mut feedback, &TopK::new(0.05), &huge).is_finite());
+            assert!(feedback.left_out().iter().all(|value| value.is_finite()));
+        }
+    }
+
+    #[test]
+    fn a_decay_of_zero_and_a_lossless_codec_keep_nothing() {
+        let mut off = Feedback::new(0.0);
+        send(&mut off, &TopK::new(0.05), &normal(PARAMS, 1));
+        off.returned(&Delta::Dense(vec![1.0; PARAMS]));
+        assert!(off.left_out().is_empty());
+        let mut lossless = Feedback::new(0.9);
+        let content = send(&mut lossless, &Planes32, &normal(PARAMS, 1));
+        assert_eq!((content.into_dense(), lossless.left_out()), (normal(PARAMS, 1), &[][..]));
+    }
+}

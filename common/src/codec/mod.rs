@@ -122,6 +122,37 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     fn decode(&self, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError>;
 }
 
+/// Checks what every encoder is given.
+fn check_input(manifest: &ModelManifest, values: &[f32]) -> Result<(), EncodeError> {
+    if values.len() != manifest.params() {
+        return Err(EncodeError::WrongLength { expected: manifest.params(), found: values.len() });
+    }
+    // Whole blocks without an early exit, so that the comparison vectorises.
+    let finite = |block: &[f32]| block.iter().fold(true, |finite, value| finite & value.is_finite());
+    match values.chunks(4096).all(finite) {
+        true => Ok(()),
+        false => Err(EncodeError::NonFinite(values.iter().position(|value| !value.is_finite()).unwrap_or(0))),
+    }
+}
+
+/// Why a codec's configuration is refused.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("upload.codec.fraction is {0}, expected a number above 0 and at most 1")]
+pub struct FractionError(pub f32);
+
+impl CodecSpec {
+    /// Checks the parameters.
+    ///
+    /// # Errors
+    /// The fraction is not in (0, 1].
+    pub fn validate(&self) -> Result<(), FractionError> {
+        match self {
+            Self::TopK { fraction } if !(*fraction > 0.0 && *fraction <= 1.0) => Err(FractionError(*fraction)),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The encoder that a configuration asks for.
 #[must_use]
 pub fn encoder(spec: CodecSpec) -> Box<dyn Codec> {
@@ -140,7 +171,7 @@ pub fn decode(id: CodecId, manifest: &ModelManifest, bytes: &[u8]) -> Result<Del
     match id {
         dense::Planes32::ID => dense::Planes32.decode(manifest, bytes),
         dense::Planes16::ID => dense::Planes16.decode(manifest, bytes),
-        sparse::TopK::ID => sparse::TopK::new(1.0).decode(manifest, bytes),
+        sparse::TopK::ID => sparse::TopK::ANY.decode(manifest, bytes),
         CodecId(other) => Err(DecodeError::UnknownCodec(other)),
     }
 }
@@ -169,10 +200,11 @@ impl Delta {
         }
     }
 
-    /// Whether no entry is NaN or infinite.
+    /// Whether no entry is NaN or infinite. Decoding does not check this for dense forms: the coordinator answers it
+    /// with a reason of its own.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        self.values().iter().all(|value| value.is_finite())
+        self.values().chunks(4096).all(|block| block.iter().fold(true, |finite, value| finite & value.is_finite()))
     }
 
     /// Euclidean norm, summed in f64 in index order.
@@ -214,5 +246,47 @@ impl Delta {
                 dense
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit;
+
+    #[test]
+    fn every_spec_gives_the_encoder_whose_byte_decodes_it() {
+        let manifest = testkit::codec::manifest();
+        let values = testkit::codec::normal(manifest.params(), 5);
+        for spec in [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::TopK { fraction: 0.1 }] {
+            let codec = encoder(spec);
+            let bytes = codec.encode(&manifest, &values).expect("finite");
+            assert_eq!(decode(codec.id(), &manifest, &bytes), codec.decode(&manifest, &bytes));
+        }
+        assert_eq!(decode(CodecId(77), &manifest, &[]), Err(DecodeError::UnknownCodec(77)));
+    }
+
+    #[test]
+    fn specs_read_well_in_toml_and_bad_fractions_are_refused() {
+        let spec: CodecSpec = toml::from_str("kind = \"top-k\"\nfraction = 0.05\n").expect("valid");
+        assert_eq!((spec, spec.validate()), (CodecSpec::TopK { fraction: 0.05 }, Ok(())));
+        assert_eq!(toml::from_str("kind = \"bf16\""), Ok(CodecSpec::Bf16));
+        for fraction in [0.0, -0.1, 1.5, f32::NAN, f32::INFINITY] {
+            assert!(CodecSpec::TopK { fraction }.validate().is_err(), "fraction {fraction} was accepted");
+        }
+    }
+
+    #[test]
+    fn sparse_and_dense_deltas_agree() {
+        let sparse = Delta::Sparse { len: 5, indices: vec![1, 4], values: vec![3.0, -4.0] };
+        let dense = Delta::Dense(sparse.clone().into_dense());
+        assert_eq!(dense.values(), [0.0, 3.0, 0.0, 0.0, -4.0]);
+        assert_eq!((sparse.norm(), sparse.len()), (5.0, 5));
+        assert_eq!((dense.norm(), dense.len()), (5.0, 5));
+        let (mut one, mut other) = ([1.0; 5], [1.0; 5]);
+        sparse.add_scaled_to(&mut one, 0.5);
+        dense.add_scaled_to(&mut other, 0.5);
+        assert_eq!(one, other);
+        assert!(sparse.is_finite() && !Delta::Dense(vec![0.0, f32::NAN]).is_finite());
     }
 }

@@ -87,7 +87,11 @@ fn restored_state_goes_on_like_the_original(spec: &MergeSpec, steps: &[Step]) {
         second.restore(saved).expect("a strategy takes back what it saved");
         run(second.as_mut(), &mut resumed, &steps[cut..]);
         assert_eq!(bits(&resumed), bits(&model), "saved after {cut} updates, the model came out different");
-        assert_eq!(state_bits(second.as_ref()), state_bits(whole.as_ref()), "saved after {cut} updates, so did the state");
+        assert_eq!(
+            state_bits(second.as_ref()),
+            state_bits(whole.as_ref()),
+            "saved after {cut} updates, so did the state"
+        );
     }
 }
 
