@@ -13,8 +13,16 @@
 //! The core takes one event and returns commands; [`driver`] is the only `select!`. Nothing is told to anyone before
 //! the record that says it is durable.
 
+pub mod cli;
 pub mod clock;
+mod commands;
 pub mod config;
 pub mod core;
+pub mod driver;
 pub mod identity;
 pub mod merger;
+pub mod publish;
+pub mod recovery;
+pub mod store;
+pub mod transport;
+pub mod workers;

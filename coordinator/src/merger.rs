@@ -118,6 +118,15 @@ impl ModelState {
         self.spec = spec.clone();
     }
 
+    /// A copy to be written elsewhere while this one goes on.
+    ///
+    /// # Errors
+    /// None but what [`restore`](Self::restore) has: the parts of a state always fit each other.
+    pub fn copy(&self) -> Result<Self, MergeError> {
+        let merge_state = self.strategy.save().into_iter().map(<[f32]>::to_vec).collect();
+        Self::restore(self.manifest.clone(), self.spec.clone(), self.model.clone(), merge_state, self.version)
+    }
+
     /// The flat vector.
     #[must_use]
     pub fn model(&self) -> &[f32] {

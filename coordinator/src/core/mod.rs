@@ -18,6 +18,8 @@ pub mod roster;
 mod schedule;
 pub mod state;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -172,6 +174,12 @@ impl Core {
         }
         self.pace();
         self.gate.take()
+    }
+
+    /// The run's name.
+    #[must_use]
+    pub fn run(&self) -> RunId {
+        self.options.run
     }
 
     /// The run's state, once there is a model.

@@ -1,0 +1,187 @@
+//! What the core does with events, as exact lists of commands.
+
+mod updates;
+mod world;
+
+use anabranch_common::ids::{Epoch, ModelVersion, Position};
+use anabranch_common::journal::{FinishReason, LeaseEnd, RecordBody};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+
+use super::command::{Command, ExitReason};
+use super::event::{Event, PeerId, RequestId};
+use world::{World, agent, hello};
+
+#[test]
+fn the_first_model_offered_becomes_record_0_and_nobody_hears_of_it_before_it_is_durable() {
+    let mut world = World::new();
+    let commands = world.connect(PeerId(1), 1);
+    let [Command::Send { peer: PeerId(1), message: CoordinatorMessage::Welcome(welcome) }] = &commands[..] else {
+        panic!("expected a welcome, got {commands:?}");
+    };
+    assert_eq!((&welcome.model, welcome.state, welcome.epoch), (&None, RunPhase::Pending, Epoch(1)));
+
+    let commands = world.offer_model(PeerId(1));
+    assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(1), .. }]), "{commands:?}");
+
+    let commands = world.model_received(PeerId(1));
+    assert!(matches!(commands[0], Command::Begin { .. }), "{commands:?}");
+    let kinds: Vec<_> = World::appended(&commands).iter().map(|record| record.body.kind()).collect();
+    assert_eq!(kinds, ["genesis", "agent_joined", "agent_joined", "agent_joined", "epoch_started"]);
+    assert_eq!(commands.len(), kinds.len(), "records, and no message");
+
+    let commands = world.handle(Event::Journalled { upto: Position(3) });
+    assert_eq!(commands, [], "record 4 is not durable yet");
+    let commands = world.handle(Event::Journalled { upto: Position(4) });
+    assert!(
+        matches!(commands[..], [Command::Send { message: CoordinatorMessage::ModelReady { .. }, .. }]),
+        "{commands:?}"
+    );
+}
+
+#[test]
+fn when_the_offering_agent_leaves_the_next_offer_is_taken() {
+    let mut world = World::new();
+    world.connect(PeerId(1), 1);
+    world.connect(PeerId(2), 2);
+    world.offer_model(PeerId(1));
+    assert_eq!(world.offer_model(PeerId(2)), [], "one model at a time");
+    let commands = world.handle(Event::Disconnected { peer: PeerId(1) });
+    assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(2), .. }]), "{commands:?}");
+}
+
+#[test]
+fn a_lease_is_granted_on_the_newest_published_version_after_it_is_durable() {
+    let mut world = World::started(1);
+    assert_eq!(world.message(1, AgentMessage::RequestLease), [Command::Publish]);
+    let commands = world.published();
+    let [Command::Append { record }] = &commands[..] else { panic!("expected one record, got {commands:?}") };
+    let RecordBody::LeaseGranted(lease) = &record.body else { panic!("expected a lease, got {record:?}") };
+    assert_eq!((lease.base_version, lease.agent), (ModelVersion(0), agent(1)));
+    let commands = world.journal();
+    let send = CoordinatorMessage::Lease { lease: lease.clone(), evaluate: false };
+    assert_eq!(commands, [Command::Send { peer: PeerId(1), message: send }]);
+    // The same version again needs no publishing, and the lease that was lost ends.
+    let commands = world.message(1, AgentMessage::RequestLease);
+    let kinds: Vec<_> = World::appended(&commands).iter().map(|record| record.body.kind()).collect();
+    assert_eq!(kinds, ["lease_ended", "lease_granted"]);
+}
+
+#[test]
+fn a_restarted_process_gets_a_new_epoch_and_a_reconnected_one_keeps_its_own() {
+    let mut world = World::started(1);
+    world.handle(Event::Disconnected { peer: PeerId(1) });
+    let again = world.handle(Event::Connected { peer: PeerId(5), agent: agent(1), hello: hello(1, 1) });
+    assert_eq!(World::appended(&again).len(), 0, "the same incarnation");
+    let restarted = world.handle(Event::Connected { peer: PeerId(6), agent: agent(1), hello: hello(1, 2) });
+    let records = World::appended(&restarted);
+    assert!(matches!(records[0].body, RecordBody::EpochStarted { epoch: Epoch(2), .. }), "{records:?}");
+    let message = CoordinatorMessage::Rejected(Rejection::Replaced);
+    let turned_away = [Command::Send { peer: PeerId(5), message }, Command::Close { peer: PeerId(5) }];
+    assert!(turned_away.iter().all(|command| restarted.contains(command)), "{restarted:?}");
+    assert!(matches!(world.journal()[..], [Command::Send { peer: PeerId(6), .. }]), "the welcome waits for the epoch");
+}
+
+#[test]
+fn strangers_revoked_agents_and_other_runs_are_turned_away_with_the_reason() {
+    let mut world = World::started(2);
+    world.handle(Event::Operator {
+        request: RequestId(1),
+        operation: OperatorRequest::AgentRevoke { agent: "agent-2".into() },
+    });
+    world.journal();
+    let mut foreign = hello(1, 9);
+    foreign.run.0[0] ^= 1;
+    let cases = [
+        (agent(77), hello(77, 1), Rejection::Unknown),
+        (agent(2), hello(2, 1), Rejection::Revoked),
+        (agent(1), foreign, Rejection::WrongRun { run: world.run() }),
+    ];
+    for (who, hello, rejection) in cases {
+        let peer = PeerId(100);
+        let commands = world.handle(Event::Connected { peer, agent: who, hello });
+        let message = CoordinatorMessage::Rejected(rejection);
+        assert_eq!(commands, [Command::Send { peer, message }, Command::Close { peer }]);
+    }
+}
+
+#[test]
+fn revoking_is_durable_before_the_operator_hears_of_it_and_closes_the_connection() {
+    let mut world = World::started(1);
+    let operation = OperatorRequest::AgentRevoke { agent: agent(1).to_string() };
+    let commands = world.handle(Event::Operator { request: RequestId(7), operation });
+    assert!(!commands.iter().any(|command| matches!(command, Command::Reply { .. })), "{commands:?}");
+    let commands = world.journal();
+    assert!(commands.contains(&Command::Close { peer: PeerId(1) }), "{commands:?}");
+    assert!(!commands.iter().any(|command| matches!(command, Command::Reply { .. })), "items are not saved yet");
+    let commands = world.handle(Event::ItemsSaved { ticket: 0 });
+    assert!(matches!(&commands[..], [Command::Reply { request: RequestId(7), response: OperatorResponse::Done(_) }]));
+}
+
+#[test]
+fn an_expired_lease_ends_and_a_paused_run_gives_none() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    world.advance_ms(world::LEASE_TTL_MS + 1);
+    let commands = world.handle(Event::Tick);
+    let records = World::appended(&commands);
+    assert_eq!(records[0].body, RecordBody::LeaseEnded { lease: lease.id, why: LeaseEnd::Expired });
+
+    world.handle(Event::Operator { request: RequestId(1), operation: OperatorRequest::Pause });
+    world.journal();
+    world.message(1, AgentMessage::RequestLease);
+    let sent = CoordinatorMessage::NoLease { state: RunPhase::Paused };
+    assert_eq!(world.last_sent(), Some((PeerId(1), sent)));
+    world.handle(Event::Operator { request: RequestId(2), operation: OperatorRequest::Resume });
+    let commands = world.journal();
+    let sent = CoordinatorMessage::StateChanged { state: RunPhase::Running };
+    assert!(commands.contains(&Command::Send { peer: PeerId(1), message: sent }), "{commands:?}");
+}
+
+#[test]
+fn reaching_the_accuracy_target_ends_the_run_at_the_version_that_was_evaluated() {
+    let mut world = World::started(1);
+    world.lease(1);
+    let evaluated = AgentMessage::Evaluated(world.evaluation(1, ModelVersion(0), 0.97));
+    let commands = world.message(1, evaluated);
+    let records = World::appended(&commands);
+    let reason = FinishReason::Accuracy { reached: 0.97 };
+    assert_eq!(records[1].body, RecordBody::Finished { reason, result: ModelVersion(0) });
+    let commands = world.journal();
+    assert!(commands.iter().any(|command| matches!(command, Command::Checkpoint(_))), "{commands:?}");
+    let told = CoordinatorMessage::StateChanged { state: RunPhase::Finished };
+    assert!(commands.contains(&Command::Send { peer: PeerId(1), message: told }), "{commands:?}");
+    world.handle(Event::Disconnected { peer: PeerId(1) });
+    let checkpointed =
+        Event::Checkpointed { position: world.position(), version: ModelVersion(0), oldest: ModelVersion(0) };
+    let commands = world.handle(checkpointed);
+    assert_eq!(commands, [Command::Exit(ExitReason::Finished { reason, result: ModelVersion(0) })]);
+}
+
+#[test]
+fn parking_takes_a_checkpoint_first() {
+    let mut world = World::started(1);
+    let commands = world.handle(Event::Park);
+    assert!(matches!(commands[..], [Command::Checkpoint(_)]), "{commands:?}");
+    let position = world.position();
+    let version = ModelVersion(0);
+    let commands = world.handle(Event::Checkpointed { position, version, oldest: version });
+    assert_eq!(commands, [Command::Exit(ExitReason::Parked)]);
+}
+
+#[test]
+fn an_impossible_evaluation_is_a_breach_of_protocol() {
+    let mut world = World::started(1);
+    let ahead = world.evaluation(1, ModelVersion(9), 0.5);
+    let commands = world.message(1, AgentMessage::Evaluated(ahead));
+    assert!(
+        matches!(
+            &commands[..],
+            [
+                Command::Send { message: CoordinatorMessage::Rejected(Rejection::Protocol(_)), .. },
+                Command::Close { .. }
+            ]
+        ),
+        "{commands:?}"
+    );
+}

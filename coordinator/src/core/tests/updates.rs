@@ -1,0 +1,224 @@
+//! Admission, exactly-once and refusals (promise P1).
+
+use anabranch_common::codec::DecodeError;
+use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, UpdateSeq};
+use anabranch_common::journal::RecordBody;
+use anabranch_common::update::{RefusalReason, Verdict};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
+
+use super::world::{MAX_STALENESS, World};
+use crate::core::command::Command;
+use crate::core::event::{Event, PeerId};
+
+fn verdict(world: &World) -> Verdict {
+    match world.last_sent() {
+        Some((_, CoordinatorMessage::Verdict { verdict, .. })) => verdict,
+        other => panic!("expected a verdict, got {other:?}"),
+    }
+}
+
+#[test]
+fn an_update_is_merged_and_acknowledged_only_when_its_record_is_durable() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    let meta = world.meta(1, 0, &lease);
+    assert!(matches!(world.offer(1, &meta)[..], [Command::ReceiveUpdate { .. }]));
+    let commands = world.receive(1, &meta, [1.0; 4]);
+    let [Command::Append { record }] = &commands[..] else { panic!("expected only a record, got {commands:?}") };
+    let position = record.position;
+    let commands = world.journal();
+    assert!(
+        matches!(
+            &commands[..],
+            [
+                Command::Merge { .. },
+                Command::Send {
+                    message: CoordinatorMessage::Verdict {
+                        verdict: Verdict::Accepted { position: said, weight: 0.5, staleness: 0, .. },
+                        ..
+                    },
+                    ..
+                }
+            ] if *said == position
+        ),
+        "{commands:?}"
+    );
+}
+
+#[test]
+fn a_retry_gets_the_same_verdict_and_is_never_merged_again() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    let meta = world.meta(1, 0, &lease);
+    world.receive(1, &meta, [1.0; 4]);
+    world.journal();
+    let first = verdict(&world);
+    let position = world.position();
+    // Before the upload, after it, and once more under another digest.
+    world.offer(1, &meta);
+    assert_eq!(verdict(&world), first);
+    world.receive(1, &meta, [1.0; 4]);
+    assert_eq!(verdict(&world), first);
+    let mut lie = meta.clone();
+    lie.payload_digest = Digest::of(b"another");
+    world.offer(1, &lie);
+    assert_eq!(verdict(&world), Verdict::Refused { reason: RefusalReason::KeyConflict });
+    world.offer(1, &meta);
+    assert_eq!(verdict(&world), first, "the lie changed nothing");
+    assert_eq!(world.position(), position, "nothing was journalled");
+}
+
+#[test]
+fn a_verdict_given_twice_in_a_row_waits_for_the_record_too() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    let meta = world.meta(1, 0, &lease);
+    world.receive(1, &meta, [1.0; 4]);
+    assert_eq!(world.offer(1, &meta), [], "the first verdict is not durable, so its repetition is not told either");
+    let verdicts =
+        world.journal().into_iter().filter(|command| matches!(command, Command::Send { .. })).collect::<Vec<_>>();
+    assert_eq!(verdicts.len(), 2);
+    assert_eq!(verdicts[0], verdicts[1]);
+}
+
+#[test]
+fn a_lease_is_good_for_one_update() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    world.receive(1, &world.meta(1, 0, &lease), [1.0; 4]);
+    let mut second = world.meta(1, 1, &lease);
+    second.payload_digest = Digest::of(b"second");
+    world.offer(1, &second);
+    world.journal();
+    assert_eq!(verdict(&world), Verdict::Refused { reason: RefusalReason::Duplicate });
+}
+
+#[test]
+fn every_reason_to_refuse_is_journalled_and_told() {
+    let mut world = World::started(2);
+    let mine = world.lease(1);
+    let others = world.lease(2);
+    let meta = world.meta(1, 0, &mine);
+    let cases = [
+        ("another agent's lease", RefusalReason::UnknownBase, {
+            let mut meta = meta.clone();
+            meta.lease = others.id;
+            meta
+        }),
+        ("a lease that was never given", RefusalReason::UnknownBase, {
+            let mut meta = meta.clone();
+            meta.lease = LeaseId(99);
+            meta
+        }),
+        ("another base digest", RefusalReason::UnknownBase, {
+            let mut meta = meta.clone();
+            meta.base_digest = Digest::default();
+            meta
+        }),
+        ("another branch", RefusalReason::WrongBranch, {
+            let mut meta = meta.clone();
+            meta.branch = BranchId::default();
+            meta
+        }),
+    ];
+    for (seq, (what, reason, mut meta)) in (10u64..).zip(cases) {
+        meta.key.seq = UpdateSeq(seq);
+        let commands = world.offer(1, &meta);
+        let records = World::appended(&commands);
+        assert!(
+            matches!(records[0].body, RecordBody::Refused { reason: said, .. } if said == reason),
+            "{what}: {records:?}"
+        );
+        world.journal();
+        assert_eq!(verdict(&world), Verdict::Refused { reason }, "{what}");
+        world.offer(1, &meta);
+        assert_eq!(verdict(&world), Verdict::Refused { reason }, "{what}, asked again");
+    }
+    let mut unknown_epoch = meta;
+    unknown_epoch.key.epoch = Epoch(9);
+    world.offer(1, &unknown_epoch);
+    assert_eq!(verdict(&world), Verdict::Refused { reason: RefusalReason::UnknownBase });
+}
+
+#[test]
+fn broken_and_non_finite_content_is_refused_and_its_lease_is_used_up() {
+    for (content, reason) in [
+        (Err(DecodeError::Truncated("values")), RefusalReason::Malformed),
+        (Ok([1.0, f32::NAN, 0.0, 0.0]), RefusalReason::NonFinite),
+        (Ok([f32::INFINITY, 0.0, 0.0, 0.0]), RefusalReason::NonFinite),
+    ] {
+        let mut world = World::started(1);
+        let lease = world.lease(1);
+        let meta = world.meta(1, 0, &lease);
+        match content {
+            Ok(values) => world.receive(1, &meta, values),
+            Err(error) => world.handle(Event::UpdateReceived {
+                peer: PeerId(1),
+                meta: meta.clone(),
+                payload: std::sync::Arc::from([]),
+                content: Err(error),
+            }),
+        };
+        world.journal();
+        assert_eq!(verdict(&world), Verdict::Refused { reason });
+        assert_eq!(world.state().version.0, 0, "nothing was merged");
+    }
+}
+
+#[test]
+fn staleness_is_counted_in_versions_and_the_limit_is_inclusive() {
+    let mut world = World::started(2);
+    let slow = world.lease(1);
+    for seq in 0..=MAX_STALENESS {
+        let lease = world.lease(2);
+        if seq < MAX_STALENESS {
+            world.receive(2, &world.meta(2, seq, &lease), [1.0; 4]);
+            world.journal();
+        }
+    }
+    assert!(matches!(world.offer(1, &world.meta(1, 0, &slow))[..], [Command::ReceiveUpdate { .. }]));
+    let lease = world.lease(2);
+    world.receive(2, &world.meta(2, MAX_STALENESS, &lease), [1.0; 4]);
+    world.journal();
+    world.offer(1, &world.meta(1, 0, &slow));
+    world.journal();
+    assert_eq!(verdict(&world), Verdict::Refused { reason: RefusalReason::Stale });
+}
+
+#[test]
+fn work_that_comes_after_its_lease_expired_is_still_merged() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    world.advance_ms(super::world::LEASE_TTL_MS + 1);
+    world.handle(Event::Tick);
+    world.receive(1, &world.meta(1, 0, &lease), [1.0; 4]);
+    world.journal();
+    assert!(matches!(verdict(&world), Verdict::Accepted { .. }));
+}
+
+#[test]
+fn an_update_in_another_agents_name_ends_the_connection() {
+    let mut world = World::started(2);
+    let lease = world.lease(2);
+    let meta = world.meta(2, 0, &lease);
+    let transfer = anabranch_common::wire::transfer::TransferManifest::of(&[0; 16]);
+    world.message(1, AgentMessage::OfferUpdate { meta, transfer });
+    assert!(matches!(world.last_sent(), Some((PeerId(1), CoordinatorMessage::Rejected(Rejection::Protocol(_))))));
+}
+
+#[test]
+fn replaying_the_records_gives_the_state_of_the_live_core() {
+    let mut world = World::started(3);
+    for round in 0..20u64 {
+        let n = 1 + (round % 3) as u8;
+        let lease = world.lease(n);
+        let seq = round / 3;
+        let values = if round % 5 == 4 { [f32::NAN; 4] } else { [round as f32; 4] };
+        world.receive(n, &world.meta(n, seq, &lease), values);
+        let evaluation = world.evaluation(n, lease.base_version, 0.5);
+        world.message(n, AgentMessage::Evaluated(evaluation));
+        world.journal();
+    }
+    assert_eq!(world.replayed(), *world.state());
+    assert!(world.state().totals.accepted > 10 && !world.state().totals.refused.is_empty());
+}

@@ -1,0 +1,236 @@
+//! A core with a hand on its clock and its disk.
+
+use std::sync::Arc;
+
+use anabranch_common::codec::{CodecSpec, Delta};
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, ModelVersion, Position, RunId, UpdateSeq};
+use anabranch_common::journal::{Evaluation, Lease, Record, RecordBody};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::spec::{
+    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
+use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::transfer::TransferManifest;
+
+use crate::core::command::Command;
+use crate::core::event::{Event, Now, PeerId};
+use crate::core::roster::Roster;
+use crate::core::state::RunState;
+use crate::core::{Core, Options};
+use crate::identity::tokens::NewToken;
+
+pub(super) const LEASE_TTL_MS: u64 = 60_000;
+pub(super) const MAX_STALENESS: u64 = 3;
+
+pub(super) fn agent(n: u8) -> AgentId {
+    AgentId([n; 16])
+}
+
+pub(super) fn hello(n: u8, incarnation: u8) -> AgentHello {
+    AgentHello {
+        run: RunId([1; 16]),
+        branch: None,
+        incarnation: Incarnation([incarnation; 16]),
+        software: "test".into(),
+        train_examples: 100 * u64::from(n),
+        eval_examples: 0,
+        device: "cpu".into(),
+    }
+}
+
+pub(super) fn spec() -> RunSpec {
+    RunSpec {
+        name: "test".into(),
+        seed: 1,
+        model: ModelSpec { kind: ModelKind::Mlp, input: vec![2], classes: 2, hidden: vec![], input_scale: 1.0 },
+        train: TrainSpec {
+            local_steps: 1,
+            batch_size: 1,
+            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
+            keep_optimizer_state: false,
+        },
+        upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 1.0 },
+        merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
+        admit: AdmitSpec { max_staleness: MAX_STALENESS, max_examples: 1000, max_norm_ratio: 0.0 },
+        evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
+        target: TargetSpec { accuracy: Some(0.95), ..TargetSpec::default() },
+    }
+}
+
+pub(super) fn manifest() -> ModelManifest {
+    ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid")
+}
+
+/// A core, and every command and record that came out of it.
+pub(super) struct World {
+    core: Core,
+    now: Now,
+    records: Vec<Arc<Record>>,
+    sent: Vec<(PeerId, CoordinatorMessage)>,
+    model: Arc<Vec<f32>>,
+}
+
+impl World {
+    /// Three enrolled agents, no model.
+    pub(super) fn new() -> Self {
+        let options = Options {
+            run: RunId([1; 16]),
+            first_branch: BranchId([2; 16]),
+            lease_ttl_ms: LEASE_TTL_MS,
+            checkpoint_every_versions: 1000,
+            checkpoint_every_ms: 0,
+        };
+        let mut roster = Roster::default();
+        let secret = [7; 32];
+        let new =
+            NewToken { secret_digest: Digest::of(&secret).0, name: Some("agent".into()), ttl_ms: 10_000, uses: 3 };
+        roster.tokens.create(new, 0).expect("a sound token");
+        for n in 1..=3 {
+            assert_eq!(roster.join(&secret, agent(n), 1), Ok(format!("agent-{n}")));
+        }
+        let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
+        let core = Core::new(options, spec(), roster, now);
+        Self { core, now, records: vec![], sent: vec![], model: Arc::new(vec![0.0; 4]) }
+    }
+
+    /// `n` agents, connected as peers 1 to n, and a durable model.
+    pub(super) fn started(n: u8) -> Self {
+        let mut world = Self::new();
+        for n in 1..=n {
+            world.connect(PeerId(u64::from(n)), n);
+        }
+        world.offer_model(PeerId(1));
+        world.model_received(PeerId(1));
+        world.journal();
+        world
+    }
+
+    pub(super) fn handle(&mut self, event: Event) -> Vec<Command> {
+        let commands = self.core.handle(self.now, event);
+        self.records.extend(Self::appended(&commands));
+        for command in &commands {
+            if let Command::Send { peer, message } = command {
+                self.sent.push((*peer, message.clone()));
+            }
+        }
+        commands
+    }
+
+    pub(super) fn appended(commands: &[Command]) -> Vec<Arc<Record>> {
+        commands
+            .iter()
+            .filter_map(|command| match command {
+                Command::Begin { record, .. } | Command::Append { record } => Some(Arc::clone(record)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub(super) fn message(&mut self, n: u8, message: AgentMessage) -> Vec<Command> {
+        self.handle(Event::Message { peer: PeerId(u64::from(n)), message })
+    }
+
+    pub(super) fn connect(&mut self, peer: PeerId, n: u8) -> Vec<Command> {
+        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n) })
+    }
+
+    pub(super) fn offer_model(&mut self, peer: PeerId) -> Vec<Command> {
+        let digest = Digest::of_f32(&self.model);
+        let transfer = TransferManifest::of(&[0; 16]);
+        let message = AgentMessage::OfferModel { manifest: manifest(), digest, transfer };
+        self.handle(Event::Message { peer, message })
+    }
+
+    pub(super) fn model_received(&mut self, peer: PeerId) -> Vec<Command> {
+        let (digest, model) = (Digest::of_f32(&self.model), Arc::clone(&self.model));
+        self.handle(Event::ModelReceived { peer, manifest: manifest(), digest, model })
+    }
+
+    /// Everything appended so far becomes durable.
+    pub(super) fn journal(&mut self) -> Vec<Command> {
+        let upto = self.position();
+        self.handle(Event::Journalled { upto })
+    }
+
+    pub(super) fn published(&mut self) -> Vec<Command> {
+        let version = self.state().version;
+        let digest = Digest::of_f32(&[version.0 as f32; 4]);
+        self.handle(Event::Published { version, digest, transfer: TransferManifest::of(&[0; 16]) })
+    }
+
+    /// Agent `n` asks for a lease and gets it.
+    pub(super) fn lease(&mut self, n: u8) -> Lease {
+        if self.message(n, AgentMessage::RequestLease).contains(&Command::Publish) {
+            self.published();
+        }
+        self.journal();
+        match self.last_sent() {
+            Some((_, CoordinatorMessage::Lease { lease, .. })) => lease,
+            other => panic!("expected a lease, got {other:?}"),
+        }
+    }
+
+    pub(super) fn meta(&self, n: u8, seq: u64, lease: &Lease) -> UpdateMeta {
+        UpdateMeta {
+            key: UpdateKey { run: self.run(), agent: agent(n), epoch: Epoch(1), seq: UpdateSeq(seq) },
+            branch: lease.branch,
+            lease: lease.id,
+            base_version: lease.base_version,
+            base_digest: lease.base_digest,
+            codec: anabranch_common::codec::CodecId(1),
+            payload_bytes: 16,
+            payload_digest: Digest::of(&[0; 16]),
+            num_examples: 32,
+            local_steps: 1,
+            train_loss: 0.5,
+            compute_ms: 10,
+        }
+    }
+
+    pub(super) fn offer(&mut self, n: u8, meta: &UpdateMeta) -> Vec<Command> {
+        let transfer = TransferManifest::of(&[0; 16]);
+        self.message(n, AgentMessage::OfferUpdate { meta: meta.clone(), transfer })
+    }
+
+    pub(super) fn receive(&mut self, n: u8, meta: &UpdateMeta, values: [f32; 4]) -> Vec<Command> {
+        let content = Ok(Arc::new(Delta::Dense(values.to_vec())));
+        let peer = PeerId(u64::from(n));
+        self.handle(Event::UpdateReceived { peer, meta: meta.clone(), payload: Arc::from([0; 16]), content })
+    }
+
+    pub(super) fn evaluation(&self, n: u8, version: ModelVersion, accuracy: f64) -> Evaluation {
+        Evaluation { agent: agent(n), version, accuracy, loss: 0.1, num_examples: 10 }
+    }
+
+    pub(super) fn advance_ms(&mut self, ms: u64) {
+        self.now.unix_ms += ms;
+        self.now.mono_ms += ms;
+    }
+
+    pub(super) fn last_sent(&self) -> Option<(PeerId, CoordinatorMessage)> {
+        self.sent.last().cloned()
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.state().position
+    }
+
+    pub(super) fn state(&self) -> &RunState {
+        self.core.state().expect("there is a model")
+    }
+
+    pub(super) fn run(&self) -> RunId {
+        RunId([1; 16])
+    }
+
+    /// The fold over everything that was appended, from nothing.
+    pub(super) fn replayed(&self) -> RunState {
+        let (genesis, rest) = self.records.split_first().expect("there is a genesis record");
+        assert!(matches!(genesis.body, RecordBody::Genesis { .. }));
+        let mut state = RunState::genesis(genesis).expect("a genesis record");
+        rest.iter().for_each(|record| state.apply(record).expect("records follow each other"));
+        state
+    }
+}

@@ -1,0 +1,418 @@
+//! The loop that owns the core: the only `select!` over what can happen. It carries commands out and decides nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
+use anabranch_common::wire::operator::OperatorResponse;
+use anabranch_io::exit::{ExitCode, Fail, storage_fail};
+use anabranch_io::tls;
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock;
+use crate::config::Config;
+use crate::core::command::{Command, ExitReason};
+use crate::core::event::{Event, Now, PeerId, RequestId};
+use crate::core::roster::{MEMBERS_KEY, Roster};
+use crate::core::{Core, Options};
+use crate::identity::{self, Identity, tokens};
+use crate::merger::ModelState;
+use crate::publish::Publisher;
+use crate::recovery::{self, Recovered, RecoveryError};
+use crate::store::{SledStore, StorageError, Store};
+use crate::transport::{self, Input, PeerOp, Shared};
+use crate::workers::{self, ANSWERS, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
+
+/// Directory of the store below the coordinator's.
+pub const STORE_DIR: &str = "store";
+
+/// What `run` is given.
+#[derive(Debug)]
+pub struct RunOptions {
+    /// The coordinator's directory.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub config: Config,
+    /// Its certificates.
+    pub identity: Identity,
+}
+
+/// Reads tokens and members.
+///
+/// # Errors
+/// The store fails or an item is damaged.
+pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
+    let tokens = store.item(tokens::CATALOGUE_KEY).map_err(storage_fail)?;
+    let members = store.item(MEMBERS_KEY).map_err(storage_fail)?;
+    Roster::from_items(tokens.as_deref(), members.as_deref()).context("tokens or members in the store are damaged")
+}
+
+/// What the core is told at its start.
+///
+/// # Errors
+/// The store fails, or no entropy can be had for a run that starts here.
+pub fn options(store: &dyn Store, config: &Config) -> anyhow::Result<Options> {
+    let (run, first_branch) = identity::run::identifiers(store).map_err(storage_fail)?;
+    Ok(Options {
+        run,
+        first_branch,
+        lease_ttl_ms: milliseconds(config.schedule.lease_ttl_s),
+        checkpoint_every_versions: config.checkpoint.every_versions,
+        checkpoint_every_ms: milliseconds(config.checkpoint.every_s),
+    })
+}
+
+/// Whole milliseconds; validated durations are finite and not negative.
+#[expect(clippy::cast_possible_truncation, reason = "a float that is out of range saturates")]
+fn milliseconds(seconds: f64) -> u64 {
+    (seconds * 1000.0).round() as u64
+}
+
+/// Serves a run until it ends or is parked.
+///
+/// # Errors
+/// Whatever keeps the coordinator from starting or going on; each with its exit code.
+pub fn run(options: RunOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(options));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Result<()> {
+    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
+    let (answers_in, answers) = mpsc::channel(ANSWERS);
+    let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
+    let writer = workers::writer(Arc::clone(&store), answers_in.clone())?;
+    let merger = workers::merger(Arc::clone(&store), keep, answers_in)?;
+    let (core, commands) = start(store.as_ref(), &config, &merger)?;
+    let endpoint = endpoint(&config, &identity)?;
+    let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
+    let shared = Shared::new(inputs_in, Arc::clone(&store));
+    tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
+    let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));
+    let driver = Driver {
+        merge: config.spec.merge.clone(),
+        agent_certificate_days: config.server.agent_certificate_days,
+        tick: Duration::from_millis(config.schedule.tick_ms.max(10)),
+        started: clock::monotonic(),
+        core,
+        identity,
+        writer,
+        merger,
+        manifest: None,
+        publisher: Publisher::default(),
+        peers: BTreeMap::new(),
+        requests: BTreeMap::new(),
+        joins: BTreeMap::new(),
+        next_request: 0,
+    };
+    let ended = driver.work(commands, inputs, answers).await;
+    accepting.abort();
+    endpoint.close(0u32.into(), b"coordinator is going away");
+    tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await.ok();
+    ended.map(|reason| say_goodbye(reason, &dir))
+}
+
+fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyhow::Result<(Core, Vec<Command>)> {
+    let options = options(store, config)?;
+    let roster = roster(store)?;
+    let started = clock::monotonic();
+    let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
+    let recovered = match recovery::recover(store) {
+        Ok(recovered) => recovered,
+        Err(RecoveryError::Empty) => {
+            tracing::info!("no model yet: the first agent makes it from the run's seed");
+            return Ok((Core::new(options, config.spec.clone(), roster, now), Vec::new()));
+        }
+        Err(error) => return Err(recovery_fail(error)),
+    };
+    let Recovered { state, model, chain, position, checkpoint_version, oldest, replayed, warnings, .. } = recovered;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let (version, took) = (state.version, started.elapsed());
+    tracing::info!(%version, %position, replayed, took_ms = took.as_millis(), "recovered");
+    merger.send(MergeJob::Start(Box::new(model)));
+    let (mut core, commands) =
+        Core::resume(options, config.spec.clone(), roster, (state, chain), (oldest, checkpoint_version), now).map_err(
+            |error| {
+                let help =
+                    "put the [model] section and the seed back as they were, or start a new run in a new directory";
+                Fail::new(ExitCode::Model, error.to_string()).help(help)
+            },
+        )?;
+    core.end_again(now);
+    Ok((core, commands))
+}
+
+fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
+    let server = identity.server();
+    let tls = tls::server(identity.ca_der(), &server.certificate_der, &server.key_der)?;
+    Ok(tls::server_endpoint(config.server.listen, tls)?)
+}
+
+/// The exit code and the advice that belong to a run that cannot be recovered.
+#[must_use]
+pub fn recovery_fail(error: RecoveryError) -> anyhow::Error {
+    match error {
+        RecoveryError::Storage(error) => storage_fail(error).into(),
+        error => {
+            let help =
+                "nothing was changed; restore the directory from a backup, or ask `checkpoint verify` what still holds";
+            Fail::new(ExitCode::Storage, error.to_string()).help(help).into()
+        }
+    }
+}
+
+fn say_goodbye(reason: ExitReason, dir: &Path) {
+    match reason {
+        ExitReason::Parked => tracing::info!("parked; `run` goes on from here"),
+        ExitReason::Finished { reason, result } => {
+            let dir = dir.display();
+            tracing::info!(?reason, %result, "the run has finished; `checkpoint export --dir {dir}` writes its model");
+        }
+    }
+}
+
+struct Driver {
+    merge: MergeSpec,
+    agent_certificate_days: u32,
+    tick: Duration,
+    started: Instant,
+    core: Core,
+    identity: Identity,
+    writer: Worker<WriteJob>,
+    merger: Worker<MergeJob>,
+    manifest: Option<Arc<ModelManifest>>,
+    publisher: Publisher,
+    peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
+    requests: BTreeMap<RequestId, oneshot::Sender<OperatorResponse>>,
+    joins: BTreeMap<RequestId, (Vec<u8>, oneshot::Sender<JoinResponse>)>,
+    next_request: u64,
+}
+
+impl Driver {
+    async fn work(
+        mut self,
+        commands: Vec<Command>,
+        mut inputs: mpsc::Receiver<Input>,
+        mut answers: mpsc::Receiver<Answer>,
+    ) -> anyhow::Result<ExitReason> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut ticks = tokio::time::interval(self.tick);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut exit = self.carry_out(commands);
+        while exit.is_none() {
+            let event = tokio::select! {
+                biased;
+                Some(answer) = answers.recv() => self.answered(answer)?,
+                _ = terminate.recv() => Some(Event::Park),
+                _ = interrupt.recv() => Some(Event::Park),
+                _ = ticks.tick() => Some(Event::Tick),
+                Some(input) = inputs.recv() => self.input(input),
+            };
+            if let Some(event) = event {
+                let commands = self.core.handle(self.now(), event);
+                exit = self.carry_out(commands);
+            }
+        }
+        for (_, ops) in std::mem::take(&mut self.peers) {
+            ops.try_send(PeerOp::Close).ok();
+        }
+        let (writer, merger) = (self.writer, self.merger);
+        tokio::task::spawn_blocking(move || {
+            writer.finish();
+            merger.finish();
+        })
+        .await?;
+        // Whatever failed in the last moments still counts.
+        while let Ok(answer) = answers.try_recv() {
+            if let Answer::Failed(error) = answer {
+                return Err(worker_fail(error));
+            }
+        }
+        finite(exit.context("the loop ends with a reason")?)
+    }
+
+    fn now(&self) -> Now {
+        let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now { unix_ms: clock::unix_ms(), mono_ms }
+    }
+
+    fn answered(&mut self, answer: Answer) -> anyhow::Result<Option<Event>> {
+        match answer {
+            Answer::Event(event) => Ok(Some(event)),
+            Answer::Published(snapshot) => {
+                let (version, digest, transfer) = (snapshot.version, snapshot.digest, snapshot.transfer.clone());
+                self.publisher.add(snapshot);
+                Ok(Some(Event::Published { version, digest, transfer }))
+            }
+            Answer::Failed(error) => Err(worker_fail(error)),
+        }
+    }
+
+    fn input(&mut self, input: Input) -> Option<Event> {
+        match input {
+            Input::Event(Event::Disconnected { peer }) => {
+                self.peers.remove(&peer);
+                Some(Event::Disconnected { peer })
+            }
+            Input::Event(event) => Some(event),
+            Input::Connected { peer, agent, hello, ops } => {
+                self.peers.insert(peer, ops);
+                Some(Event::Connected { peer, agent, hello })
+            }
+            Input::Join { secret, csr_der, reply } => self.join(secret, csr_der, reply),
+            Input::Operator { operation, reply } => {
+                let request = self.request();
+                self.requests.insert(request, reply);
+                Some(Event::Operator { request, operation })
+            }
+        }
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    /// The request must be for a key that its sender holds before its token is looked at.
+    fn join(&mut self, secret: [u8; 32], csr_der: Vec<u8>, reply: oneshot::Sender<JoinResponse>) -> Option<Event> {
+        let probe = self.identity.issue_agent(&csr_der, "probe", self.agent_certificate_days, clock::unix_ms());
+        let Ok(issued) = probe else {
+            reply.send(JoinResponse::Refused(JoinRefusal::BadRequest)).ok();
+            return None;
+        };
+        let request = self.request();
+        self.joins.insert(request, (csr_der, reply));
+        Some(Event::Join { request, secret, agent: issued.agent })
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command>) -> Option<ExitReason> {
+        let mut exit = None;
+        for command in commands {
+            match command {
+                Command::Begin { record, model } => self.begin(record, model),
+                Command::Append { record } => self.writer.send(WriteJob::Append(record)),
+                Command::SaveItems { ticket, items } => self.writer.send(WriteJob::Items { ticket, items }),
+                Command::Merge { record, content } => self.merger.send(MergeJob::Merge { record, content }),
+                Command::Publish => self.merger.send(MergeJob::Publish),
+                Command::Checkpoint(order) => self.merger.send(MergeJob::Checkpoint(order)),
+                Command::Joined { request, outcome } => self.joined(request, outcome),
+                Command::Renew { peer, agent, name, csr_der } => self.renew(peer, agent, &name, &csr_der),
+                Command::Reply { request, response } => {
+                    if let Some(reply) = self.requests.remove(&request) {
+                        reply.send(response).ok();
+                    }
+                }
+                Command::Exit(reason) => exit = Some(reason),
+                to_peer => self.to_peer(to_peer),
+            }
+        }
+        exit
+    }
+
+    fn to_peer(&mut self, command: Command) {
+        let (peer, op) = match command {
+            Command::Send { peer, message } => (peer, PeerOp::Send(message)),
+            Command::Close { peer } => (peer, PeerOp::Close),
+            Command::SendModel { peer, version, missing } => match self.publisher.get(version) {
+                Some(snapshot) => (peer, PeerOp::SendModel { snapshot, missing }),
+                None => (peer, PeerOp::Send(CoordinatorMessage::ModelGone { version })),
+            },
+            Command::ReceiveUpdate { peer, meta, transfer } => {
+                let Some(manifest) = self.manifest() else { return };
+                let what = transport::Expected::Update { meta: Box::new(meta), manifest };
+                (peer, PeerOp::Receive { what, transfer })
+            }
+            Command::ReceiveModel { peer, manifest, digest, transfer } => {
+                let what = transport::Expected::Model { manifest: Arc::new(manifest), digest };
+                (peer, PeerOp::Receive { what, transfer })
+            }
+            _ => return,
+        };
+        // A peer that does not read what it is sent is cut off: dropping its queue ends its connection.
+        if self.peers.get(&peer).is_some_and(|ops| ops.try_send(op).is_err()) {
+            tracing::warn!(peer = peer.0, "a peer does not read its messages and is cut off");
+            self.peers.remove(&peer);
+        }
+    }
+
+    fn manifest(&mut self) -> Option<Arc<ModelManifest>> {
+        if self.manifest.is_none() {
+            self.manifest = self.core.state().map(|state| Arc::new(state.manifest.clone()));
+        }
+        self.manifest.clone()
+    }
+
+    fn begin(&mut self, record: Arc<anabranch_common::journal::Record>, model: Arc<Vec<f32>>) {
+        let Some(manifest) = self.manifest() else { return };
+        let first = ModelState::new((*manifest).clone(), self.merge.clone(), model.to_vec(), Default::default());
+        match first {
+            Ok(state) => self.merger.send(MergeJob::Start(Box::new(state))),
+            Err(error) => tracing::error!(%error, "the core has checked the initial model"),
+        }
+        self.writer.send(WriteJob::Begin { record, model });
+    }
+
+    fn joined(&mut self, request: RequestId, outcome: Result<(AgentId, String), JoinRefusal>) {
+        let Some((csr_der, reply)) = self.joins.remove(&request) else { return };
+        let response = outcome.and_then(|(agent, name)| {
+            let days = self.agent_certificate_days;
+            let issued = self.identity.issue_agent(&csr_der, &name, days, clock::unix_ms());
+            let certificate_der = issued.map_err(|_| JoinRefusal::BadRequest)?.certificate_der;
+            tracing::info!(%agent, name, "an agent has joined");
+            let (run, ca_der) = (self.core.run(), self.identity.ca_der().to_vec());
+            Ok(JoinResponse::Enrolled { run, agent, name, certificate_der, ca_der })
+        });
+        reply.send(response.unwrap_or_else(JoinResponse::Refused)).ok();
+    }
+
+    fn renew(&mut self, peer: PeerId, agent: AgentId, name: &str, csr_der: &[u8]) {
+        match self.identity.issue_agent(csr_der, name, self.agent_certificate_days, clock::unix_ms()) {
+            Ok(issued) if issued.agent == agent => {
+                let message = CoordinatorMessage::Renewed { certificate_der: issued.certificate_der };
+                self.to_peer(Command::Send { peer, message });
+            }
+            Ok(_) => tracing::warn!(%agent, "an agent asked for a certificate for another key"),
+            Err(error) => tracing::warn!(%agent, %error, "a certificate was not renewed"),
+        }
+    }
+}
+
+fn worker_fail(error: WorkerError) -> anyhow::Error {
+    match error {
+        WorkerError::Storage(error) => storage_fail(error).into(),
+        WorkerError::Recovery(error) => recovery_fail(error),
+        error => anyhow::Error::new(error),
+    }
+}
+
+/// A run that ended because its model overflowed has an exit code of its own.
+fn finite(reason: ExitReason) -> anyhow::Result<ExitReason> {
+    use anabranch_common::journal::FinishReason;
+    match reason {
+        ExitReason::Finished { reason: FinishReason::NonFinite, result } => {
+            let message = format!("the model stopped being finite; version {result} is the last one that is");
+            let help = "export that version with `checkpoint export`, and try a smaller learning rate or step";
+            Err(Fail::new(ExitCode::NotFinite, message).help(help).into())
+        }
+        reason => Ok(reason),
+    }
+}
+
+/// The store of a directory whose coordinator is not running.
+///
+/// # Errors
+/// See [`StorageError`]; `Locked` means that a coordinator is running.
+pub fn open_store(dir: &Path) -> Result<SledStore, StorageError> {
+    SledStore::open_dir(&dir.join(STORE_DIR))
+}

@@ -1,0 +1,174 @@
+//! The coordinator's side of QUIC: one endpoint, one task a connection. Decides nothing: it checks who speaks, carries
+//! messages to the loop, and assembles chunks within the limits.
+//!
+//! ```text
+//!  Incoming ─► handshake ─► Propose ─┬─► Join: one request, one answer           (no certificate)
+//!                                    ├─► Agent: control stream + chunk streams   (agent certificate)
+//!                                    └─► Operator: one request a stream          (operator certificate)
+//! ```
+
+mod join;
+mod operator;
+mod peer;
+mod uploads;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::limits;
+use anabranch_common::wire::handshake::Purpose;
+use anabranch_common::wire::message::{AgentHello, JoinResponse};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_io::frames;
+use anabranch_io::tls::{self, Peer, Role};
+use quinn::{Connection, Endpoint, Incoming};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+pub use peer::{Incoming as Expected, PeerOp};
+use uploads::Uploads;
+
+use crate::core::event::{Event, PeerId};
+use crate::store::Store;
+
+/// What the network tells the loop.
+#[derive(Debug)]
+pub enum Input {
+    /// An agent has connected; `ops` is how it is spoken to.
+    Connected {
+        /// Its connection.
+        peer: PeerId,
+        /// Who it is, by its certificate.
+        agent: AgentId,
+        /// What it said.
+        hello: AgentHello,
+        /// Where messages to it go.
+        ops: mpsc::Sender<PeerOp>,
+    },
+    /// Something for the core.
+    Event(Event),
+    /// Somebody wants to join.
+    Join {
+        /// The token's secret.
+        secret: [u8; 32],
+        /// The request for a certificate, in DER.
+        csr_der: Vec<u8>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<JoinResponse>,
+    },
+    /// An operator asks for something that the core answers.
+    Operator {
+        /// What.
+        operation: OperatorRequest,
+        /// Where the answer goes.
+        reply: oneshot::Sender<OperatorResponse>,
+    },
+}
+
+/// What every connection shares.
+#[derive(Debug)]
+pub struct Shared {
+    inputs: mpsc::Sender<Input>,
+    store: Arc<dyn Store>,
+    uploads: Uploads,
+    decoders: Semaphore,
+    next_peer: AtomicU64,
+}
+
+impl Shared {
+    /// Connections answer on `inputs`; operators read checkpoints from `store`.
+    #[must_use]
+    pub fn new(inputs: mpsc::Sender<Input>, store: Arc<dyn Store>) -> Arc<Self> {
+        let decoders = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            inputs,
+            store,
+            uploads: Uploads::default(),
+            decoders: Semaphore::new(decoders),
+            next_peer: AtomicU64::new(1),
+        })
+    }
+
+    /// Tells the loop. When the loop has ended there is nobody to tell, and the connection is about to be closed.
+    async fn tell(&self, input: Input) {
+        if self.inputs.send(input).await.is_err() {
+            tracing::trace!("the loop has ended");
+        }
+    }
+
+    fn next_peer(&self) -> PeerId {
+        PeerId(self.next_peer.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
+
+/// Accepts connections until the endpoint is closed.
+pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+    let handshakes = Arc::new(Semaphore::new(limits::PENDING_HANDSHAKES));
+    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
+    while let Some(incoming) = endpoint.accept().await {
+        // Under load an address must show that it is its own before anything is spent on it.
+        if handshakes.available_permits() < limits::PENDING_HANDSHAKES / 2 && incoming.may_retry() {
+            if let Err(error) = incoming.retry() {
+                tracing::debug!(%error, "a connection could not be asked to retry");
+            }
+            continue;
+        }
+        let room = (Arc::clone(&handshakes).try_acquire_owned(), Arc::clone(&connections).try_acquire_owned());
+        let (Ok(handshake), Ok(connection)) = room else {
+            tracing::debug!(remote = %incoming.remote_address(), "no room for another connection");
+            incoming.refuse();
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let remote = incoming.remote_address();
+            if let Err(error) = serve(incoming, handshake, shared).await {
+                tracing::debug!(%remote, error = format!("{error:#}"), "connection ended");
+            }
+            drop(connection);
+        });
+    }
+}
+
+async fn serve(
+    incoming: Incoming,
+    handshake: tokio::sync::OwnedSemaphorePermit,
+    shared: Arc<Shared>,
+) -> anyhow::Result<()> {
+    let connection = tokio::time::timeout(HANDSHAKE, incoming.accept()?).await??;
+    let peer = tls::peer(&connection);
+    let (mut send, mut recv) = tokio::time::timeout(HANDSHAKE, connection.accept_bi()).await??;
+    let agreed = frames::accept(&mut send, &mut recv, |purpose| allowed(purpose, peer.as_ref()), HANDSHAKE).await;
+    let (purpose, _) = match agreed {
+        Ok(agreed) => agreed,
+        Err(error) => {
+            // The peer closes when it has read the answer; a peer that does not is cut off.
+            send.finish().ok();
+            linger(&connection).await;
+            return Err(error.into());
+        }
+    };
+    drop(handshake);
+    match (purpose, peer) {
+        (Purpose::Join, _) => join::serve(&connection, send, recv, &shared).await,
+        (Purpose::Agent, Some(Peer { agent, .. })) => peer::serve(connection, send, recv, agent, shared).await,
+        (Purpose::Operator, _) => operator::serve(connection, send, recv, shared).await,
+        (Purpose::Agent, None) => Ok(()),
+    }
+}
+
+fn allowed(purpose: Purpose, peer: Option<&Peer>) -> bool {
+    match purpose {
+        Purpose::Join => true,
+        Purpose::Agent => peer.is_some_and(|peer| peer.role == Role::Agent),
+        Purpose::Operator => peer.is_some_and(|peer| peer.role == Role::Operator),
+    }
+}
+
+/// Waits until the other side has closed, at most as long as a handshake may take.
+async fn linger(connection: &Connection) {
+    tokio::time::timeout(HANDSHAKE, connection.closed()).await.ok();
+}

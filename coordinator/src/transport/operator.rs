@@ -1,0 +1,105 @@
+//! Operators: one request a stream, as many streams as the connection lives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::codec::Codec;
+use anabranch_common::codec::dense::Planes32;
+use anabranch_common::ids::ModelVersion;
+use anabranch_common::limits;
+use anabranch_common::wire::frame::FrameKind;
+use anabranch_common::wire::handshake::Purpose;
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_io::frames;
+use anyhow::Context;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::oneshot;
+
+use super::{Input, Shared};
+use crate::recovery;
+use crate::store::Store;
+
+const REQUEST: Duration = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
+
+/// An answer and, for an export, the content that follows it.
+type Answer = (OperatorResponse, Option<Vec<u8>>);
+
+pub(super) async fn serve(
+    connection: Connection,
+    send: SendStream,
+    recv: RecvStream,
+    shared: Arc<Shared>,
+) -> anyhow::Result<()> {
+    request(send, recv, &shared).await?;
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        frames::accept(&mut send, &mut recv, |purpose| purpose == Purpose::Operator, REQUEST).await?;
+        request(send, recv, &shared).await?;
+    }
+    Ok(())
+}
+
+async fn request(mut send: SendStream, mut recv: RecvStream, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let operation: OperatorRequest =
+        frames::recv(&mut recv, FrameKind::OperatorRequest, limits::CONTROL_MESSAGE_BYTES, REQUEST)
+            .await?
+            .context("the stream ended before the request")?;
+    let (response, content) = answer(operation, shared).await?;
+    frames::send(&mut send, FrameKind::OperatorResponse, &response, limits::OPERATOR_RESPONSE_BYTES, REQUEST).await?;
+    for part in content.iter().flat_map(|content| content.chunks(limits::CHUNK_BYTES)) {
+        frames::send_part(&mut send, FrameKind::Part, part, REQUEST).await?;
+    }
+    send.finish()?;
+    Ok(())
+}
+
+async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Result<Answer> {
+    match operation {
+        OperatorRequest::CheckpointList => from_store(shared, list).await,
+        OperatorRequest::CheckpointVerify => from_store(shared, verify).await,
+        OperatorRequest::CheckpointExport { version } => from_store(shared, move |store| export(store, version)).await,
+        operation => {
+            let (reply, answer) = oneshot::channel();
+            shared.tell(Input::Operator { operation, reply }).await;
+            Ok((tokio::time::timeout(REQUEST, answer).await??, None))
+        }
+    }
+}
+
+/// Reading checkpoints takes a while, and needs only what is durable: it runs beside the loop.
+async fn from_store(
+    shared: &Arc<Shared>,
+    read: impl FnOnce(&dyn Store) -> Result<Answer, recovery::RecoveryError> + Send + 'static,
+) -> anyhow::Result<Answer> {
+    let store = Arc::clone(&shared.store);
+    let answer = tokio::task::spawn_blocking(move || read(store.as_ref())).await?;
+    Ok(answer.unwrap_or_else(|error| (OperatorResponse::Failed(error.to_string()), None)))
+}
+
+fn list(store: &dyn Store) -> Result<Answer, recovery::RecoveryError> {
+    Ok((json(&recovery::checkpoint::list(store)?), None))
+}
+
+fn verify(store: &dyn Store) -> Result<Answer, recovery::RecoveryError> {
+    Ok((json(&recovery::verify(store)?), None))
+}
+
+fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Answer, recovery::RecoveryError> {
+    let exported = recovery::export(store, version)?;
+    let manifest_json = match serde_json::to_string(&exported.manifest) {
+        Ok(json) => json,
+        Err(error) => return Ok((OperatorResponse::Failed(error.to_string()), None)),
+    };
+    match Planes32.encode(&exported.manifest, &exported.model) {
+        Ok(content) => {
+            let bytes = content.len() as u64;
+            let version = exported.version;
+            Ok((OperatorResponse::ModelFollows { version, manifest_json, bytes }, Some(content)))
+        }
+        Err(error) => Ok((OperatorResponse::Failed(error.to_string()), None)),
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> OperatorResponse {
+    serde_json::to_string(value)
+        .map_or_else(|error| OperatorResponse::Failed(error.to_string()), OperatorResponse::Json)
+}

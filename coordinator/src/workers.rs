@@ -1,0 +1,268 @@
+//! The two threads beside the loop: the writer makes records durable, the merger moves the model. Each answers with
+//! events, over a channel that the loop always reads first, so that neither can wait for the other.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use anabranch_common::codec::Delta;
+use anabranch_common::codec::EncodeError;
+use anabranch_common::ids::Position;
+use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::limits;
+use anabranch_common::wire::message::MessageError;
+use tokio::sync::mpsc;
+
+use crate::core::command::CheckpointOrder;
+use crate::core::event::Event;
+use crate::merger::{MergeError, ModelState};
+use crate::publish::Snapshot;
+use crate::recovery::{self, RecoveryError, checkpoint};
+use crate::store::{StorageError, Store};
+
+/// Jobs that wait for a worker before the loop waits for it.
+const QUEUE_JOBS: usize = 4096;
+
+/// What a worker answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// Something happened.
+    Event(Event),
+    /// A version is encoded; the loop keeps it and tells the core.
+    Published(Arc<Snapshot>),
+    /// The worker cannot go on, and so the process must not.
+    Failed(WorkerError),
+}
+
+/// Why a worker stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A model or a checkpoint could not be written.
+    #[error("a model or a checkpoint cannot be stored")]
+    Recovery(#[from] RecoveryError),
+    /// A record does not fit.
+    #[error("a record cannot be stored")]
+    Record(#[from] MessageError),
+    /// A durable record cannot be merged.
+    #[error("a journalled record cannot be merged")]
+    Merge(#[from] MergeError),
+    /// A model cannot be encoded.
+    #[error("the model cannot be encoded")]
+    Encode(#[from] EncodeError),
+}
+
+/// A job for the writer.
+#[derive(Debug)]
+pub enum WriteJob {
+    /// Store version 0, then record 0.
+    Begin {
+        /// Record 0.
+        record: Arc<Record>,
+        /// Version 0.
+        model: Arc<Vec<f32>>,
+    },
+    /// Append a record.
+    Append(Arc<Record>),
+    /// Store items of the catalogue.
+    Items {
+        /// Comes back in the answer.
+        ticket: u64,
+        /// Key and value.
+        items: Vec<(&'static str, Vec<u8>)>,
+    },
+}
+
+/// A job for the merger.
+#[derive(Debug)]
+pub enum MergeJob {
+    /// From here on this is the model.
+    Start(Box<ModelState>),
+    /// Merge a durable record.
+    Merge {
+        /// The record.
+        record: Arc<Record>,
+        /// Its decoded payload, where it has one.
+        content: Option<Arc<Delta>>,
+    },
+    /// Encode the newest version.
+    Publish,
+    /// Copy the model for a checkpoint.
+    Checkpoint(Box<CheckpointOrder>),
+}
+
+/// A worker's inbox. Dropping it lets the worker finish what it has and end.
+#[derive(Debug)]
+pub struct Worker<J> {
+    jobs: SyncSender<J>,
+    thread: JoinHandle<()>,
+}
+
+impl<J: Send + 'static> Worker<J> {
+    fn spawn(name: &str, body: impl FnOnce(Receiver<J>) + Send + 'static) -> std::io::Result<Self> {
+        let (jobs, inbox) = sync_channel(QUEUE_JOBS);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(inbox))?;
+        Ok(Self { jobs, thread })
+    }
+
+    /// Hands over a job. A worker that has stopped has said why already.
+    pub fn send(&self, job: J) {
+        if self.jobs.send(job).is_err() {
+            tracing::trace!("a worker has stopped");
+        }
+    }
+
+    /// Waits until everything that was handed over is done.
+    pub fn finish(self) {
+        drop(self.jobs);
+        if self.thread.join().is_err() {
+            tracing::error!("a worker panicked");
+        }
+    }
+}
+
+/// Answers that may wait for the loop: more than both queues hold.
+pub const ANSWERS: usize = 4 * QUEUE_JOBS;
+
+fn answer(answers: &mpsc::Sender<Answer>, answer: Answer) {
+    if answers.blocking_send(answer).is_err() {
+        tracing::trace!("the loop has ended");
+    }
+}
+
+/// Starts the writer: one sync makes everything durable that has come in the meantime (group commit).
+///
+/// # Errors
+/// No thread can be started.
+pub fn writer(store: Arc<dyn Store>, answers: mpsc::Sender<Answer>) -> std::io::Result<Worker<WriteJob>> {
+    Worker::spawn("writer", move |inbox| {
+        while let Ok(first) = inbox.recv() {
+            let mut jobs = vec![first];
+            jobs.extend(inbox.try_iter().take(limits::GROUP_COMMIT_RECORDS - 1));
+            match write(store.as_ref(), jobs) {
+                Ok(events) => events.into_iter().for_each(|event| answer(&answers, Answer::Event(event))),
+                Err(error) => return answer(&answers, Answer::Failed(error)),
+            }
+        }
+    })
+}
+
+fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, WorkerError> {
+    let mut events = Vec::new();
+    let mut records: Vec<(Position, Vec<u8>)> = Vec::new();
+    for job in jobs {
+        match job {
+            WriteJob::Begin { record, model } => {
+                if let RecordBody::Genesis { manifest, .. } = &record.body {
+                    recovery::put_model(store, manifest, &model)?;
+                    store.commit()?;
+                }
+                records.push((record.position, record.to_bytes()?));
+            }
+            WriteJob::Append(record) => records.push((record.position, record.to_bytes()?)),
+            WriteJob::Items { ticket, items } => {
+                for (key, value) in items {
+                    store.put_item(key, &value)?;
+                }
+                events.push(Event::ItemsSaved { ticket });
+            }
+        }
+    }
+    if let Some((upto, _)) = records.last() {
+        let upto = *upto;
+        store.append(&records)?;
+        events.push(Event::Journalled { upto });
+    }
+    store.commit()?;
+    Ok(events)
+}
+
+/// How many checkpoints are kept, and how much of the journal.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// Checkpoints.
+    pub checkpoints: usize,
+    /// Records.
+    pub retention: crate::config::Retention,
+}
+
+struct CheckpointJob {
+    order: CheckpointOrder,
+    model: ModelState,
+}
+
+/// Starts the merger, and the thread that writes its checkpoints.
+///
+/// # Errors
+/// No thread can be started.
+pub fn merger(store: Arc<dyn Store>, keep: Keep, answers: mpsc::Sender<Answer>) -> std::io::Result<Worker<MergeJob>> {
+    let to_loop = answers.clone();
+    let checkpointer = Worker::spawn("checkpointer", move |inbox| {
+        while let Ok(job) = inbox.recv() {
+            match write_checkpoint(store.as_ref(), keep, job) {
+                Ok(event) => answer(&to_loop, Answer::Event(event)),
+                Err(error) => return answer(&to_loop, Answer::Failed(error)),
+            }
+        }
+    })?;
+    Worker::spawn("merger", move |inbox| {
+        let mut merging = Merging { state: None, checkpointer: &checkpointer, answers: &answers };
+        while let Ok(job) = inbox.recv() {
+            if let Err(error) = merging.handle(job) {
+                answer(&answers, Answer::Failed(error));
+                break;
+            }
+        }
+        checkpointer.finish();
+    })
+}
+
+struct Merging<'a> {
+    /// `None` before there is a model, and again once it is no longer finite: nothing is published then.
+    state: Option<ModelState>,
+    checkpointer: &'a Worker<CheckpointJob>,
+    answers: &'a mpsc::Sender<Answer>,
+}
+
+impl Merging<'_> {
+    fn handle(&mut self, job: MergeJob) -> Result<(), WorkerError> {
+        if let MergeJob::Start(state) = job {
+            self.state = Some(*state);
+            return Ok(());
+        }
+        let Some(state) = &mut self.state else { return Ok(()) };
+        match job {
+            MergeJob::Start(_) => {}
+            MergeJob::Merge { record, content } => {
+                let merged = match (&record.body, content) {
+                    (RecordBody::Update(update), Some(delta)) => state.apply_update(update, &delta),
+                    _ => state.apply(&record),
+                };
+                match merged {
+                    Err(MergeError::NonFinite(version)) => {
+                        self.state = None;
+                        answer(self.answers, Answer::Event(Event::NonFinite { version }));
+                    }
+                    other => other?,
+                }
+            }
+            MergeJob::Publish => {
+                let snapshot = Snapshot::of(state.version(), state.manifest(), state.model())?;
+                answer(self.answers, Answer::Published(Arc::new(snapshot)));
+            }
+            MergeJob::Checkpoint(order) => {
+                self.checkpointer.send(CheckpointJob { order: *order, model: state.copy()? });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_checkpoint(store: &dyn Store, keep: Keep, job: CheckpointJob) -> Result<Event, WorkerError> {
+    let CheckpointJob { order, model } = job;
+    checkpoint::write(store, &order.state, order.chain, &model, order.at_ms)?;
+    let pruned = checkpoint::prune(store, keep.checkpoints, keep.retention)?;
+    Ok(Event::Checkpointed { position: order.position, version: order.state.version, oldest: pruned.oldest })
+}
