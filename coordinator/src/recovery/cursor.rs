@@ -1,0 +1,99 @@
+//! A run at one position of its journal, and the step to the next one.
+
+use anabranch_common::ids::{Digest, Position};
+use anabranch_common::journal::{Chain, Record, RecordBody};
+
+use super::checkpoint::{Checkpoint, STATE_BYTES};
+use super::{RecoveryError, pins, vectors};
+use crate::core::state::RunState;
+use crate::merger::{MergeError, ModelState};
+use crate::store::Store;
+
+/// State, model and chain after one record.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    pub(super) state: RunState,
+    pub(super) model: ModelState,
+    pub(super) chain: Chain,
+}
+
+/// Reads a record that must be there, and checks that it is the one.
+pub(super) fn read(store: &dyn Store, position: Position) -> Result<Record, RecoveryError> {
+    let bytes = store.record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
+    let record = Record::from_bytes(&bytes).map_err(|source| RecoveryError::Record { position, source })?;
+    if record.position != position {
+        return Err(RecoveryError::Misplaced { position, said: record.position });
+    }
+    Ok(record)
+}
+
+impl Cursor {
+    /// After record 0.
+    pub(super) fn genesis(store: &dyn Store) -> Result<Self, RecoveryError> {
+        if store.last_position()?.is_none() {
+            return Err(RecoveryError::Empty);
+        }
+        let record = read(store, Position(0))?;
+        let state = RunState::genesis(&record)?;
+        let vector = vectors::load(store, "initial model", &state.manifest, state.initial)?;
+        let model = ModelState::new(state.manifest.clone(), state.spec.merge.clone(), vector, state.version)
+            .map_err(|source| RecoveryError::Merge { position: Position(0), source })?;
+        let chain = Chain::default().extend(record.digest()?, 0.0, state.version);
+        Ok(Self { state, model, chain })
+    }
+
+    /// After the record of a checkpoint. Everything it names is checked against its digest.
+    pub(super) fn checkpoint(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
+        let bytes = vectors::bytes(store, "state", checkpoint.state)?;
+        let problem = |problem| RecoveryError::Blob { what: "state", digest: checkpoint.state, problem };
+        if Digest::of(&bytes) != checkpoint.state {
+            return Err(problem("does not have the content that its digest names".to_owned()));
+        }
+        let state: RunState = anabranch_common::wire::message::decode(&bytes, STATE_BYTES)
+            .map_err(|error| problem(format!("does not decode: {error}")))?;
+        let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
+        if state.position != checkpoint.position {
+            return Err(contradiction("position"));
+        }
+        if (state.version, state.branch) != (checkpoint.version, checkpoint.branch) {
+            return Err(contradiction("version or branch"));
+        }
+        let manifest = state.manifest.clone();
+        let vector = vectors::load(store, "model", &manifest, checkpoint.model)?;
+        let merge_state = checkpoint
+            .merge_state
+            .iter()
+            .map(|digest| vectors::load(store, "merge vector", &manifest, *digest))
+            .collect::<Result<Vec<_>, _>>()?;
+        let model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
+            .map_err(|source| RecoveryError::Merge { position: checkpoint.position, source })?;
+        Ok(Self { state, model, chain: checkpoint.chain })
+    }
+
+    /// Reads and applies the next record, through the code that applied it live.
+    pub(super) fn step(&mut self, store: &dyn Store) -> Result<(), RecoveryError> {
+        let position = self.state.position.next();
+        let record = read(store, position)?;
+        let (weight, version) = record.chain_inputs(self.state.version);
+        self.state.apply(&record)?;
+        self.chain = self.chain.extend(record.digest()?, weight, version);
+        match self.model.apply(&record) {
+            Ok(()) => Ok(()),
+            Err(MergeError::Replaced) => self.replace(store, &record),
+            Err(source) => Err(RecoveryError::Merge { position, source }),
+        }
+    }
+
+    fn replace(&mut self, store: &dyn Store, record: &Record) -> Result<(), RecoveryError> {
+        let digest = match &record.body {
+            RecordBody::Branched { branch, .. } => pins::branch_model(store, *branch)?,
+            RecordBody::Imported { model, .. } => *model,
+            _ => return Ok(()),
+        };
+        let vector = vectors::load(store, "model", &self.state.manifest, digest)?;
+        let (manifest, spec) = (self.state.manifest.clone(), self.state.spec.merge.clone());
+        self.model = ModelState::new(manifest, spec, vector, self.state.version)
+            .map_err(|source| RecoveryError::Merge { position: record.position, source })?;
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! Which blobs the journal needs besides those of checkpoints: models that a record names.
+//!
+//! | item | value | meaning |
+//! |---|---|---|
+//! | `model/pin/DIGEST` | empty | stored for a record that may not be written yet |
+//! | `model/record/POSITION` | digest | named by the record at that position |
+//! | `model/scanned` | position u64 le | records below this have been looked at |
+//! | `model/branch/BRANCH` | [`BranchPoint`] | from where and from which model a branch starts |
+
+use std::collections::BTreeSet;
+
+use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
+use anabranch_common::journal::RecordBody;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::message;
+use bincode::{Decode, Encode};
+
+use super::{RecoveryError, cursor, vectors};
+use crate::core::state::RunState;
+use crate::store::{StorageError, Store};
+
+const PIN: &str = "model/pin/";
+const RECORD: &str = "model/record/";
+const SCANNED: &str = "model/scanned";
+/// Bytes of an encoded branch point.
+const POINT_BYTES: usize = 64 + 16;
+
+/// Stores the model of a record that is about to be written (`Genesis`, `Imported`), so that pruning leaves it alone.
+/// Not durable until the store commits: commit before the record is appended.
+///
+/// # Errors
+/// The model does not fit its manifest or is not finite, or the storage fails.
+pub fn put_model(store: &dyn Store, manifest: &ModelManifest, model: &[f32]) -> Result<Digest, RecoveryError> {
+    // The pin comes first: between the two, pruning would see a blob that nothing names.
+    let digest = Digest::of_f32(model);
+    store.put_item(&format!("{PIN}{digest}"), &[])?;
+    vectors::put(store, manifest, model)
+}
+
+/// Where a branch leaves its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct BranchPoint {
+    /// The history that it continues.
+    pub parent: BranchId,
+    /// The last position of the parent that still counts.
+    pub from: Position,
+    /// The version there.
+    pub version: ModelVersion,
+    /// Digest of that version's content.
+    pub model: Digest,
+}
+
+/// Stores the model from which `branch` starts. Not durable until the store commits: commit before its `Branched`
+/// record is appended.
+///
+/// # Errors
+/// As [`put_model`].
+pub fn put_branch(
+    store: &dyn Store,
+    branch: BranchId,
+    from: &RunState,
+    model: &[f32],
+) -> Result<BranchPoint, RecoveryError> {
+    let model = put_model(store, &from.manifest, model)?;
+    let point = BranchPoint { parent: from.branch, from: from.position, version: from.version, model };
+    store.put_item(&branch_key(branch), &message::encode(&point, POINT_BYTES)?)?;
+    Ok(point)
+}
+
+fn branch_key(branch: BranchId) -> String {
+    format!("model/branch/{branch}")
+}
+
+fn branch_point(store: &dyn Store, branch: BranchId) -> Result<Option<BranchPoint>, RecoveryError> {
+    let Some(bytes) = store.item(&branch_key(branch))? else { return Ok(None) };
+    Ok(Some(message::decode(&bytes, POINT_BYTES)?))
+}
+
+/// The digest of the model from which `branch` starts.
+pub(super) fn branch_model(store: &dyn Store, branch: BranchId) -> Result<Digest, RecoveryError> {
+    let missing = || RecoveryError::Blob {
+        what: "first model of a branch",
+        digest: Digest::default(),
+        problem: format!("is not stored (branch {branch})"),
+    };
+    Ok(branch_point(store, branch)?.ok_or_else(missing)?.model)
+}
+
+/// The part of the journal in which a version of the current history was made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    /// The branch that made it.
+    pub(super) branch: BranchId,
+    /// The last position of that branch that counts.
+    pub(super) until: Position,
+}
+
+/// Follows the branches back from `branch`, whose newest record is at `until`, to the one that made `version`.
+pub(super) fn segment(
+    store: &dyn Store,
+    branch: BranchId,
+    until: Position,
+    version: ModelVersion,
+) -> Result<Segment, RecoveryError> {
+    let mut segment = Segment { branch, until };
+    while let Some(point) = branch_point(store, segment.branch)?.filter(|point| version < point.version) {
+        segment = Segment { branch: point.parent, until: point.from };
+    }
+    Ok(segment)
+}
+
+fn digest_item(store: &dyn Store, key: &str) -> Result<Option<Digest>, StorageError> {
+    Ok(store.item(key)?.and_then(|bytes| bytes.try_into().ok()).map(Digest))
+}
+
+/// The blobs that records from `floor` on name, and those that are pinned. Forgets what only records below `floor`
+/// named. Not durable until the store commits.
+pub(super) fn referenced(store: &dyn Store, floor: Position) -> Result<BTreeSet<Digest>, RecoveryError> {
+    scan(store)?;
+    let mut digests = BTreeSet::new();
+    for key in store.items(RECORD)? {
+        let position = key[RECORD.len()..].parse().map(Position);
+        if position.is_ok_and(|position| position < floor) {
+            store.delete_item(&key)?;
+        } else {
+            digests.extend(digest_item(store, &key)?);
+        }
+    }
+    digests.extend(store.items(PIN)?.iter().filter_map(|key| key[PIN.len()..].parse::<Digest>().ok()));
+    Ok(digests)
+}
+
+/// Looks at the records that were written since the last call, and notes which models they name.
+pub(super) fn scan(store: &dyn Store) -> Result<(), RecoveryError> {
+    let (Some(first), Some(last)) = (store.first_position()?, store.last_position()?) else { return Ok(()) };
+    let scanned = store.item(SCANNED)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let mut found = false;
+    for position in (scanned.max(first.0)..=last.0).map(Position) {
+        let digest = match cursor::read(store, position)?.body {
+            RecordBody::Genesis { model, .. } | RecordBody::Imported { model, .. } => model,
+            RecordBody::Branched { branch, .. } => branch_model(store, branch)?,
+            _ => continue,
+        };
+        found = true;
+        store.put_item(&format!("{RECORD}{position:020}", position = position.0), &digest.0)?;
+        store.delete_item(&format!("{PIN}{digest}"))?;
+    }
+    if found {
+        // Unsynced writes may survive in any order: what was found must not be lost where the mark is kept.
+        store.commit()?;
+    }
+    store.put_item(SCANNED, &last.next().0.to_le_bytes())?;
+    Ok(())
+}
+
+/// Lets go of models whose record was never written. For start-up, when nothing can be about to be written.
+///
+/// # Errors
+/// A record cannot be read, or the storage fails.
+pub fn release(store: &dyn Store) -> Result<(), RecoveryError> {
+    scan(store)?;
+    for key in store.items(PIN)? {
+        store.delete_item(&key)?;
+    }
+    store.commit()?;
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! P2 and P4: what a bad disk changes is got round where that is possible, and refused by position where it is not.
+
+use anabranch_common::ids::{Digest, Position};
+use anabranch_coordinator::recovery::{self, Checkpoint, RecoveryError, checkpoint};
+use anabranch_coordinator::store::layout::{HEAD_BYTES, Name};
+use anabranch_coordinator::store::memory::Survivors;
+use anabranch_coordinator::store::{Area, MemoryStore, Store};
+
+use crate::history::{History, PACE, assert_same_bits, drive, fedbuff};
+
+fn finished() -> (MemoryStore, History) {
+    let history = History::scripted(&fedbuff(2), 21);
+    let store = MemoryStore::new();
+    let (_, error) = drive(&store, &history, PACE);
+    assert!(error.is_none(), "{error:?}");
+    (store, history)
+}
+
+fn newest(store: &MemoryStore) -> Checkpoint {
+    let (_, bytes) = store.checkpoints().expect("memory").pop().expect("there are checkpoints");
+    Checkpoint::from_bytes(&bytes).expect("whole")
+}
+
+/// Changes one bit of an entry's content, wherever it lies.
+fn flip(store: &MemoryStore, name: &Name) {
+    let in_bulk = store.damage(Area::Bulk, &name.chunk_key(0), |bytes| bytes[0] ^= 1);
+    assert!(in_bulk || store.damage(Area::Catalogue, &name.key(), |bytes| bytes[HEAD_BYTES] ^= 1), "{name} is stored");
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
+    let (store, history) = finished();
+    let checkpoint = newest(&store);
+    for damaged in checkpoint.blobs().map(Name::Blob).chain([Name::Checkpoint(checkpoint.position)]) {
+        let store = store.crash(Survivors::All).expect("open");
+        flip(&store, &damaged);
+        assert_eq!(assert_same_bits(&store, &history, &damaged.to_string()), history.last());
+        let recovered = recovery::recover(&store).expect("checked above");
+        assert!(recovered.from_checkpoint.expect("an older one") < checkpoint.position);
+        assert_eq!(recovered.warnings.len(), 1, "{:?}", recovered.warnings);
+        let report = recovery::verify(&store).expect("memory");
+        assert!(!report.holds, "verify must notice the damaged {damaged}");
+    }
+}
+
+#[test]
+fn a_lost_blob_of_the_newest_checkpoint_falls_back_too() {
+    let (store, history) = finished();
+    store.delete_blob(newest(&store).model).expect("memory");
+    assert_eq!(assert_same_bits(&store, &history, "lost model"), history.last());
+}
+
+/// The digest says what a blob holds: a blob that is whole but another one is not accepted.
+#[test]
+fn a_blob_with_another_content_is_noticed() {
+    let (store, history) = finished();
+    let checkpoint = newest(&store);
+    let other = store.blob(checkpoint.merge_state[0]).expect("memory").expect("stored");
+    store.delete_blob(checkpoint.model).expect("memory");
+    store.put_blob(checkpoint.model, &other).expect("memory");
+    assert_eq!(assert_same_bits(&store, &history, "exchanged"), history.last());
+    assert_eq!(recovery::recover(&store).expect("falls back").warnings.len(), 1);
+}
+
+#[test]
+fn without_a_usable_checkpoint_a_pruned_journal_is_refused() {
+    let (store, _) = finished();
+    let first = store.first_position().expect("memory").expect("pruned");
+    assert!(first > Position(0));
+    for (position, _) in store.checkpoints().expect("memory") {
+        flip(&store, &Name::Checkpoint(position));
+    }
+    match recovery::recover(&store) {
+        Err(error @ RecoveryError::NoCheckpoint { .. }) => {
+            assert!(error.to_string().contains(&format!("begins at record {first}")), "{error}");
+            assert!(error.help().expect("an answer").contains("backup"));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_damaged_record_in_the_middle_is_refused_by_its_position() {
+    let (store, history) = finished();
+    let position = Position(history.last().0 - 2);
+    assert!(position > newest(&store).position, "it is replayed");
+    for lose in [false, true] {
+        let store = store.crash(Survivors::All).expect("open");
+        if lose {
+            assert!(store.lose(Area::Catalogue, &Name::Record(position).key()));
+        } else {
+            flip(&store, &Name::Record(position));
+        }
+        let error = recovery::recover(&store).expect_err("the record is damaged");
+        assert!(error.to_string().contains(&format!("record {position} ")), "{error}");
+        let report = recovery::verify(&store).expect("memory");
+        assert!(!report.holds);
+        assert_eq!(report.to.next(), position, "it holds up to the record before");
+        assert_eq!(report.chain, history.points[usize::try_from(report.to.0).expect("short")].chain.0);
+    }
+}
+
+/// A record that was replaced by a whole one with another weight is what the chain is there for.
+#[test]
+fn verify_notices_a_forged_record() {
+    let (store, history) = finished();
+    let anchor = store.checkpoints().expect("memory")[0].0;
+    let forged = history.records.iter().find(|record| record.position > anchor && record.body.kind() == "update");
+    let mut forged = forged.expect("updates follow the anchor").clone();
+    if let anabranch_common::journal::RecordBody::Update(update) = &mut forged.body {
+        update.weight *= 2.0;
+    }
+    let bytes = forged.to_bytes().expect("small");
+    let name = Name::Record(forged.position);
+    let head = anabranch_coordinator::store::layout::EntryHead::of(&bytes, usize::MAX, Position(0));
+    assert!(store.damage(Area::Catalogue, &name.key(), |value| *value = head.to_value(&bytes)));
+    let report = recovery::verify(&store).expect("memory");
+    assert!(!report.holds);
+    assert!(report.problem.expect("what").contains("another chain"));
+}
+
+#[test]
+fn verify_agrees_with_recovery_on_chain_and_model() {
+    let (store, history) = finished();
+    let report = recovery::verify(&store).expect("memory");
+    let expected = history.points.last().expect("records");
+    assert_eq!(report.problem, None);
+    assert!(report.holds);
+    assert_eq!(report.to, history.last());
+    assert_eq!(report.from, checkpoint::list(&store).expect("memory")[0].position);
+    assert_eq!(report.records, report.to.0 - report.from.0);
+    assert_eq!((report.chain, report.model), (expected.chain.0, Digest::of_f32(&expected.model)));
+    assert_eq!(report.version, expected.state.version);
+}

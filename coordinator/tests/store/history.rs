@@ -1,0 +1,354 @@
+//! A scripted run: every kind of record that changes the model or the fold, and what it must come to.
+
+use anabranch_common::codec::{self, CodecSpec};
+use anabranch_common::ids::{
+    AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
+};
+use anabranch_common::journal::{AcceptedUpdate, Chain, Evaluation, Lease, LeaseEnd, Record, RecordBody};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::spec::{
+    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
+use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta};
+use anabranch_coordinator::config::Retention;
+use anabranch_coordinator::core::state::RunState;
+use anabranch_coordinator::merger::{MergeError, ModelState};
+use anabranch_coordinator::recovery::{self, NewRun, RecoveryError, checkpoint};
+use anabranch_coordinator::store::Store;
+
+const AT_MS: u64 = 1_700_000_000_000;
+const AGENTS: u8 = 3;
+
+/// What the run is at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Point {
+    pub(crate) state: RunState,
+    pub(crate) chain: Chain,
+    pub(crate) model: Vec<f32>,
+    pub(crate) merge_state: Vec<Vec<f32>>,
+}
+
+/// Records by position, what an uninterrupted run is after each, and the models that records bring in.
+#[derive(Debug, Clone)]
+pub(crate) struct History {
+    pub(crate) manifest: ModelManifest,
+    pub(crate) records: Vec<Record>,
+    pub(crate) points: Vec<Point>,
+    imported: Option<(Position, Vec<f32>)>,
+}
+
+pub(crate) fn fedasync() -> MergeSpec {
+    MergeSpec::FedAsync { alpha: 0.6, staleness: Staleness::Polynomial { a: 0.5 }, participation: false }
+}
+
+pub(crate) fn fedbuff(buffer_size: u32) -> MergeSpec {
+    MergeSpec::FedBuff { buffer_size, server_lr: 0.9, staleness: Staleness::default(), participation: false }
+}
+
+pub(crate) fn manifest(rows: u64) -> ModelManifest {
+    let tensor = |name: &str, shape: &[u64]| TensorSpec { name: name.into(), shape: shape.to_vec() };
+    ModelManifest::new(vec![tensor("w", &[rows, 40]), tensor("b", &[40])]).expect("valid")
+}
+
+pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
+    RunSpec {
+        name: "scripted".into(),
+        seed: 7,
+        model: ModelSpec { kind: ModelKind::Mlp, input: vec![30], classes: 40, hidden: vec![], input_scale: 1.0 },
+        train: TrainSpec {
+            local_steps: 1,
+            batch_size: 1,
+            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
+            keep_optimizer_state: false,
+        },
+        upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.1 }, feedback_decay: 0.9 },
+        merge,
+        admit: AdmitSpec { max_staleness: 50, max_examples: 1000, max_norm_ratio: 0.0 },
+        evaluate: EvaluateSpec { every_versions: 10, every_s: 10.0 },
+        target: TargetSpec::default(),
+    }
+}
+
+pub(crate) fn vector(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = SplitMix64::new(seed);
+    (0..len).map(|_| rng.next_signed_f32()).collect()
+}
+
+pub(crate) fn new_run(spec: RunSpec) -> NewRun {
+    NewRun { run: RunId([1; 16]), branch: BranchId([2; 16]), spec }
+}
+
+impl History {
+    /// Rounds of work by three agents with three codecs; in between, what else a run can do.
+    pub(crate) fn scripted(merge: &MergeSpec, rounds: u64) -> Self {
+        let mut history = Self::begin(merge.clone(), manifest(30));
+        for agent in 0..AGENTS {
+            history.join(agent);
+        }
+        for round in 0..rounds {
+            let agent = AgentId([u8::try_from(round % u64::from(AGENTS)).expect("small"); 16]);
+            let lease = history.lease(agent, round);
+            match round % 7 {
+                5 => history.push(RecordBody::LeaseEnded { lease, why: LeaseEnd::Returned }, vec![]),
+                6 => history.refuse(agent, lease, round),
+                _ => history.update(agent, lease, round),
+            }
+            match round {
+                4 => history.evaluate(agent),
+                9 => history.import(),
+                15 => history.push(RecordBody::Paused, vec![]),
+                16 => history.push(RecordBody::Resumed, vec![]),
+                _ => {}
+            }
+        }
+        history
+    }
+
+    pub(crate) fn begin(merge: MergeSpec, manifest: ModelManifest) -> Self {
+        let model = vector(manifest.params(), 1);
+        let NewRun { run, branch, spec } = new_run(spec(merge));
+        let body = RecordBody::Genesis {
+            run,
+            branch,
+            spec: Box::new(spec),
+            manifest: manifest.clone(),
+            model: Digest::of_f32(&model),
+        };
+        let record = Record { position: Position(0), at_ms: AT_MS, body, payload: [].into() };
+        let state = RunState::genesis(&record).expect("a genesis record");
+        let chain = Chain::default().extend(record.digest().expect("small"), 0.0, ModelVersion(0));
+        let merge_state = state.spec.merge.strategy(manifest.params()).save().iter().map(|v| v.to_vec()).collect();
+        let points = vec![Point { state, chain, model, merge_state }];
+        Self { manifest, records: vec![record], points, imported: None }
+    }
+
+    fn newest(&self) -> &Point {
+        self.points.last().expect("there is record 0")
+    }
+
+    pub(crate) fn last(&self) -> Position {
+        self.newest().state.position
+    }
+
+    pub(crate) fn push(&mut self, body: RecordBody, payload: Vec<u8>) {
+        let position = self.last().next();
+        let record = Record { position, at_ms: AT_MS + position.0 * 1000, body, payload: payload.into() };
+        let mut live = Live::at(self.newest());
+        live.apply(&record, self.imported.as_ref());
+        self.points.push(live.point());
+        self.records.push(record);
+    }
+
+    pub(crate) fn join(&mut self, agent: u8) {
+        let agent = AgentId([agent; 16]);
+        self.push(RecordBody::AgentJoined { agent, name: format!("agent {}", agent.short()) }, vec![]);
+        let incarnation = Incarnation(agent.0);
+        self.push(RecordBody::EpochStarted { agent, epoch: Epoch(1), incarnation, examples_held: 100 }, vec![]);
+    }
+
+    pub(crate) fn lease(&mut self, agent: AgentId, seed: u64) -> LeaseId {
+        let newest = self.newest();
+        let id = newest.state.next_lease;
+        let lease = Lease {
+            id,
+            agent,
+            epoch: Epoch(1),
+            branch: newest.state.branch,
+            base_version: newest.state.version,
+            base_digest: Digest::of_f32(&newest.model),
+            seed,
+            expires_at_ms: AT_MS + 1_000_000,
+        };
+        self.push(RecordBody::LeaseGranted(lease), vec![]);
+        id
+    }
+
+    pub(crate) fn update(&mut self, agent: AgentId, lease: LeaseId, round: u64) {
+        let specs = [CodecSpec::TopK { fraction: 0.1 }, CodecSpec::F32, CodecSpec::Bf16];
+        let encoder = codec::encoder(specs[usize::try_from(round % 3).expect("below 3")]);
+        let delta = vector(self.manifest.params(), 100 + round);
+        let payload = encoder.encode(&self.manifest, &delta).expect("finite");
+        let state = &self.newest().state;
+        let (granted, _) = state.leases[&lease].clone();
+        let closes = state.next_update_closes();
+        let version = if closes { state.version.next() } else { state.version };
+        let meta = UpdateMeta {
+            key: UpdateKey { run: state.run, agent, epoch: Epoch(1), seq: UpdateSeq(round) },
+            branch: state.branch,
+            lease,
+            base_version: granted.base_version,
+            base_digest: granted.base_digest,
+            codec: encoder.id(),
+            payload_bytes: payload.len() as u64,
+            payload_digest: Digest::of(&payload),
+            num_examples: 10,
+            local_steps: 1,
+            train_loss: 0.5,
+            compute_ms: 10,
+        };
+        let update = AcceptedUpdate {
+            meta,
+            credited_examples: 10,
+            staleness: 0,
+            weight: 0.3 + (round % 5) as f32 * 0.07,
+            norm: 1.0,
+            closes,
+            version,
+        };
+        self.push(RecordBody::Update(Box::new(update)), payload);
+    }
+
+    fn refuse(&mut self, agent: AgentId, lease: LeaseId, round: u64) {
+        let key = UpdateKey { run: RunId([1; 16]), agent, epoch: Epoch(1), seq: UpdateSeq(round) };
+        let payload_digest = Digest::of(&round.to_le_bytes());
+        self.push(RecordBody::Refused { key, payload_digest, lease, reason: RefusalReason::NonFinite }, vec![]);
+    }
+
+    fn evaluate(&mut self, agent: AgentId) {
+        let version = self.newest().state.version;
+        self.push(
+            RecordBody::Evaluated(Evaluation { agent, version, accuracy: 0.5, loss: 1.0, num_examples: 10 }),
+            vec![],
+        );
+    }
+
+    fn import(&mut self) {
+        let model = vector(self.manifest.params(), 2);
+        let version = self.newest().state.version.next();
+        let body = RecordBody::Imported { model: Digest::of_f32(&model), version };
+        self.imported = Some((self.last().next(), model));
+        self.push(body, vec![]);
+    }
+
+    /// The model right after `version` was made.
+    pub(crate) fn model_of(&self, version: ModelVersion) -> &[f32] {
+        let made = self.points.iter().find(|point| point.state.version == version);
+        &made.expect("the history has this version").model
+    }
+}
+
+/// A coordinator reduced to what touches the store.
+#[derive(Debug)]
+pub(crate) struct Live {
+    state: RunState,
+    model: ModelState,
+    chain: Chain,
+}
+
+impl Live {
+    pub(crate) fn at(point: &Point) -> Self {
+        let state = point.state.clone();
+        let (manifest, merge) = (state.manifest.clone(), state.spec.merge.clone());
+        let merge_state = point.merge_state.clone();
+        let model =
+            ModelState::restore(manifest, merge, point.model.clone(), merge_state, state.version).expect("fits");
+        Self { state, model, chain: point.chain }
+    }
+
+    fn apply(&mut self, record: &Record, imported: Option<&(Position, Vec<f32>)>) {
+        let (weight, version) = record.chain_inputs(self.state.version);
+        self.state.apply(record).expect("the script is sound");
+        self.chain = self.chain.extend(record.digest().expect("small"), weight, version);
+        match self.model.apply(record) {
+            Ok(()) => {}
+            Err(MergeError::Replaced) => {
+                let (_, model) = imported.expect("the script imports what it brings in");
+                let (manifest, merge) = (self.state.manifest.clone(), self.state.spec.merge.clone());
+                self.model = ModelState::new(manifest, merge, model.clone(), self.state.version).expect("fits");
+            }
+            Err(error) => panic!("record {}: {error}", record.position),
+        }
+    }
+
+    fn point(&self) -> Point {
+        Point {
+            state: self.state.clone(),
+            chain: self.chain,
+            model: self.model.model().to_vec(),
+            merge_state: self.model.merge_state().iter().map(|vector| vector.to_vec()).collect(),
+        }
+    }
+}
+
+/// When the scripted coordinator does what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Records of one group commit.
+    pub(crate) group: usize,
+    /// Group commits between two checkpoints.
+    pub(crate) checkpoint_every: usize,
+    pub(crate) keep: usize,
+    pub(crate) retention: Retention,
+}
+
+pub(crate) const PACE: Pace = Pace { group: 3, checkpoint_every: 4, keep: 2, retention: Retention::SinceSnapshot };
+
+/// Runs the history from where the store stands to its end, as a coordinator would: append, commit, acknowledge,
+/// checkpoint, prune. Returns the position of the last acknowledged record, and the error that stopped it.
+pub(crate) fn drive(store: &dyn Store, history: &History, pace: Pace) -> (Option<Position>, Option<RecoveryError>) {
+    let mut acknowledged = None;
+    let outcome = run(store, history, pace, &mut acknowledged);
+    (acknowledged, outcome.err())
+}
+
+fn run(
+    store: &dyn Store,
+    history: &History,
+    pace: Pace,
+    acknowledged: &mut Option<Position>,
+) -> Result<(), RecoveryError> {
+    if store.last_position()?.is_none() {
+        let new = new_run(history.points[0].state.spec.clone());
+        match recovery::import(store, &history.manifest, &history.points[0].model, Some(new), AT_MS) {
+            Ok(_) => *acknowledged = Some(Position(0)),
+            Err(recovery::ImportError::Recovery(error)) => return Err(error),
+            Err(error) => panic!("the script's model can be imported: {error}"),
+        }
+    }
+    let recovered = recovery::recover(store)?;
+    let mut live = Live { state: recovered.state, model: recovered.model, chain: recovered.chain };
+    let begin = usize::try_from(recovered.position.0).expect("short") + 1;
+    for (group, records) in history.records[begin..].chunks(pace.group).enumerate() {
+        for (at, model) in history.imported.iter().filter(|(at, _)| records.iter().any(|r| r.position == *at)) {
+            assert!(at.0 > 0);
+            recovery::put_model(store, &history.manifest, model)?;
+            store.commit()?;
+        }
+        let bytes: Vec<_> = records.iter().map(|r| (r.position, r.to_bytes().expect("small"))).collect();
+        store.append(&bytes)?;
+        store.commit()?;
+        *acknowledged = records.last().map(|record| record.position);
+        for record in records {
+            live.apply(record, history.imported.as_ref());
+        }
+        if group % pace.checkpoint_every == pace.checkpoint_every - 1 {
+            checkpoint::write(store, &live.state, live.chain, &live.model, AT_MS)?;
+            checkpoint::prune(store, pace.keep, pace.retention)?;
+        }
+    }
+    Ok(())
+}
+
+/// Asserts that a recovered run is, bit for bit, what the uninterrupted one was at its position.
+pub(crate) fn assert_same_bits(store: &dyn Store, history: &History, context: &str) -> Position {
+    let recovered = match recovery::recover(store) {
+        Ok(recovered) => recovered,
+        Err(error) => panic!("{context}: {error}"),
+    };
+    let expected = &history.points[usize::try_from(recovered.position.0).expect("short")];
+    let live = Live { state: recovered.state, model: recovered.model, chain: recovered.chain };
+    let found = live.point();
+    assert_eq!(found.chain, expected.chain, "{context}: chain at {}", recovered.position);
+    assert_eq!(found.state, expected.state, "{context}: fold at {}", recovered.position);
+    assert_eq!(bits(&found.model), bits(&expected.model), "{context}: model at {}", recovered.position);
+    let all_bits = |vectors: &[Vec<f32>]| vectors.iter().map(|vector| bits(vector)).collect::<Vec<_>>();
+    assert_eq!(all_bits(&found.merge_state), all_bits(&expected.merge_state), "{context}: merge state");
+    recovered.position
+}
+
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
