@@ -13,6 +13,7 @@
 //!
 //! A directory is accepted where it holds exactly one of these.
 
+pub(crate) mod draw;
 mod error;
 mod examples;
 
@@ -76,5 +77,29 @@ impl ShardOptions {
     pub fn label_column(mut self, name: impl Into<String>) -> Self {
         self.label_column = name.into();
         self
+    }
+}
+
+/// Whether examples of shape `found` are those of shape `expected`: equal but for leading extents of 1, or as many
+/// values with either of them flat.
+#[must_use]
+pub fn same_shape(found: &[u64], expected: &[u64]) -> bool {
+    let core = |shape: &[u64]| shape.iter().copied().skip_while(|extent| *extent == 1).collect::<Vec<_>>();
+    let (found, expected) = (core(found), core(expected));
+    let elements = |shape: &[u64]| shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
+    found == expected || (found.len().min(expected.len()) <= 1 && elements(&found) == elements(&expected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_agree_when_flat_or_equal() {
+        assert!(same_shape(&[28, 28], &[1, 28, 28]));
+        assert!(same_shape(&[28, 28], &[784]) && same_shape(&[784], &[1, 28, 28]));
+        assert!(same_shape(&[1], &[1, 1]));
+        assert!(!same_shape(&[28, 28], &[14, 56]), "as many pixels, but another image");
+        assert!(!same_shape(&[28, 28], &[783]) && !same_shape(&[u64::MAX, 2], &[784]));
     }
 }

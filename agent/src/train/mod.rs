@@ -9,6 +9,8 @@
 //! ```
 
 mod error;
+mod native;
+mod optimizer;
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -19,6 +21,7 @@ use anabranch_common::spec::TrainSpec;
 use crate::shard::Shard;
 
 pub use error::TrainError;
+pub use native::{NativeOptions, native, native_with};
 
 /// Computes a model's training steps and its metrics. Driven from one blocking thread at a time; between calls it keeps
 /// nothing but caches and, where `TrainSpec::keep_optimizer_state` asks for it, the optimizer's state.

@@ -1,0 +1,199 @@
+//! The native trainer: burn on the CPU.
+//!
+//! ```text
+//!  architecture   ModelSpec, checked; manifest; initial model
+//!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
+//!  ops            unfolded patches and pooling, with gradients, for convolutions
+//! ```
+//!
+//! The same base, plan, seed and shard give the same bytes on the same machine, with any number of threads: every
+//! sum has a fixed order, and threads only share out independent rows (a test holds this).
+
+mod architecture;
+mod graph;
+mod ops;
+
+use std::ops::ControlFlow;
+
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::{ModelSpec, TrainSpec};
+
+use super::optimizer::Optimizer;
+use super::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use crate::shard::draw::{Draw, Purpose};
+use crate::shard::{Shard, same_shape};
+use architecture::Architecture;
+
+/// Examples that are evaluated together: enough to fill the caches, few enough to stay in them.
+const EVALUATION_BATCH: usize = 128;
+/// Largest `train.batch_size`.
+const MAX_BATCH: u32 = 65_536;
+
+/// How the native trainer uses this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NativeOptions {
+    /// Threads for the maths; `None` is one for each core this process may use. With several agents on one machine,
+    /// give each its share. Results do not depend on it.
+    pub threads: Option<usize>,
+}
+
+/// A native trainer for `spec` on every core this process may use.
+///
+/// # Errors
+/// [`TrainError::Spec`] names the key of `run.toml` that cannot be used.
+pub fn native(spec: &ModelSpec) -> Result<Box<dyn Trainer>, TrainError> {
+    native_with(spec, NativeOptions::default())
+}
+
+/// A native trainer for `spec`.
+///
+/// # Errors
+/// As [`native`]; [`TrainError::Backend`] where the system gives no threads.
+pub fn native_with(spec: &ModelSpec, options: NativeOptions) -> Result<Box<dyn Trainer>, TrainError> {
+    Ok(Box::new(Native::new(spec, options)?))
+}
+
+/// A model with its threads, and the optimizer of the last lease where the plan keeps it.
+#[derive(Debug)]
+struct Native {
+    architecture: Architecture,
+    threads: rayon::ThreadPool,
+    kept: Option<Optimizer>,
+}
+
+impl Native {
+    fn new(spec: &ModelSpec, options: NativeOptions) -> Result<Self, TrainError> {
+        let architecture = Architecture::new(spec)?;
+        // 0 is rayon's word for one thread a core.
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads.unwrap_or(0))
+            .thread_name(|index| format!("train-{index}"))
+            .build()
+            .map_err(|error| TrainError::Backend(error.to_string()))?;
+        Ok(Self { architecture, threads, kept: None })
+    }
+
+    fn check(&self, model: &[f32], shard: &dyn Shard) -> Result<(), TrainError> {
+        let expected = self.architecture.manifest.params();
+        if model.len() != expected {
+            return Err(TrainError::Length { expected, found: model.len() });
+        }
+        if shard.is_empty() {
+            return Err(TrainError::EmptyShard);
+        }
+        if !same_shape(shard.input_shape(), &self.architecture.input) {
+            let expected = self.architecture.input.clone();
+            return Err(TrainError::Shape { expected, found: shard.input_shape().to_vec() });
+        }
+        let classes = self.architecture.classes;
+        if shard.classes() > classes {
+            return Err(TrainError::Classes { classes, largest: shard.classes() - 1 });
+        }
+        Ok(())
+    }
+
+    fn optimizer(&mut self, plan: &TrainSpec) -> Result<Optimizer, TrainError> {
+        match self.kept.take().filter(|kept| plan.keep_optimizer_state && kept.is(&plan.optimizer)) {
+            Some(kept) => Ok(kept),
+            None => Optimizer::new(&plan.optimizer, self.architecture.manifest.params()),
+        }
+    }
+
+    /// Reads examples, scaled.
+    fn read(&self, shard: &dyn Shard, indices: &[usize], labels: &mut Vec<u32>) -> Vec<f32> {
+        let mut inputs = Vec::new();
+        shard.read(indices, &mut inputs, labels);
+        inputs.iter_mut().for_each(|value| *value *= self.architecture.input_scale);
+        inputs
+    }
+}
+
+impl Trainer for Native {
+    fn manifest(&self) -> &ModelManifest {
+        &self.architecture.manifest
+    }
+
+    fn initial(&self, seed: u64) -> Vec<f32> {
+        self.architecture.initial(seed)
+    }
+
+    fn train(
+        &mut self,
+        base: &[f32],
+        plan: &TrainSpec,
+        seed: u64,
+        shard: &dyn Shard,
+        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> Result<TrainOutcome, TrainError> {
+        check_plan(plan)?;
+        self.check(base, shard)?;
+        let mut optimizer = self.optimizer(plan)?;
+        let mut draw = Draw::new(seed, Purpose::Batches);
+        let mut outcome =
+            TrainOutcome { end: base.to_vec(), num_examples: 0, steps: 0, mean_loss: 0.0, stopped: false };
+        let (mut gradient, mut labels, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+        let mut loss_sum = 0.0;
+        for step in 1..=plan.local_steps {
+            indices.clear();
+            indices.extend((0..plan.batch_size).map(|_| draw.below(shard.len())));
+            let inputs = self.read(shard, &indices, &mut labels);
+            let architecture = &self.architecture;
+            let (model, gradient) = (&mut outcome.end, &mut gradient);
+            let batch_loss = self.threads.install(|| graph::backward(architecture, model, inputs, &labels, gradient));
+            let loss = (batch_loss / f64::from(plan.batch_size)) as f32;
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged { step });
+            }
+            optimizer.step(model, gradient);
+            loss_sum += f64::from(loss);
+            outcome.steps = step;
+            outcome.num_examples += u64::from(plan.batch_size);
+            let report = StepReport { step, loss, examples: plan.batch_size };
+            if control(report).is_break() && step < plan.local_steps {
+                outcome.stopped = true;
+                break;
+            }
+        }
+        // ReLU and the maximum can hide a NaN from the loss.
+        if !outcome.end.iter().all(|value| value.is_finite()) {
+            return Err(TrainError::Diverged { step: outcome.steps });
+        }
+        outcome.mean_loss = (loss_sum / f64::from(outcome.steps)) as f32;
+        self.kept = plan.keep_optimizer_state.then_some(optimizer);
+        Ok(outcome)
+    }
+
+    fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {
+        self.check(model, shard)?;
+        let (mut loss_sum, mut correct) = (0.0, 0u64);
+        let mut labels = Vec::new();
+        for start in (0..shard.len()).step_by(EVALUATION_BATCH) {
+            let indices: Vec<usize> = (start..shard.len().min(start + EVALUATION_BATCH)).collect();
+            let inputs = self.read(shard, &indices, &mut labels);
+            let architecture = &self.architecture;
+            let score = self.threads.install(|| graph::forward(architecture, model, inputs, &labels));
+            loss_sum += score.loss_sum;
+            correct += score.correct;
+        }
+        let num_examples = shard.len() as u64;
+        let loss = loss_sum / num_examples as f64;
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step: 0 });
+        }
+        Ok(Metrics { accuracy: correct as f64 / num_examples as f64, loss, num_examples })
+    }
+}
+
+fn check_plan(plan: &TrainSpec) -> Result<(), TrainError> {
+    let refuse = |key, found: u32, expected: String| Err(TrainError::Spec { key, found: found.to_string(), expected });
+    if plan.local_steps == 0 {
+        return refuse("train.local_steps", plan.local_steps, "expected at least 1".to_owned());
+    }
+    if plan.batch_size == 0 || plan.batch_size > MAX_BATCH {
+        return refuse("train.batch_size", plan.batch_size, format!("expected 1 to {MAX_BATCH}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! The trainer as a whole, on small made-up data.
+
+use anabranch_common::spec::{ModelKind, OptimizerSpec};
+
+use super::*;
+use crate::shard::{Examples, Inputs};
+
+fn model(kind: ModelKind) -> ModelSpec {
+    ModelSpec { kind, input: vec![1, 12, 12], classes: 3, hidden: vec![], input_scale: 1.0 / 255.0 }
+}
+
+fn plan(local_steps: u32, optimizer: OptimizerSpec) -> TrainSpec {
+    TrainSpec { local_steps, batch_size: 32, optimizer, keep_optimizer_state: false }
+}
+
+fn sgd(lr: f32, momentum: f32) -> OptimizerSpec {
+    OptimizerSpec::Sgd { lr, momentum }
+}
+
+/// Class c has its bright third of rows at the top, in the middle or at the bottom.
+fn stripes(examples: usize) -> Examples {
+    let mut draw = Draw::new(3, Purpose::Split);
+    let labels: Vec<u32> = (0..examples).map(|index| (index % 3) as u32).collect();
+    let pixel = |label: u32, row: usize, noise: usize| {
+        if row / 4 == label as usize { 120 + noise as u8 } else { noise as u8 }
+    };
+    let rows = labels.iter().flat_map(|label| (0..12 * 12).map(move |position| (*label, position / 12)));
+    let inputs = rows.map(|(label, row)| pixel(label, row, draw.below(100))).collect();
+    Examples::new(Inputs::Bytes(inputs), labels, vec![12, 12]).expect("the lengths agree")
+}
+
+fn go_on(_: StepReport) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn both_models_learn_and_report_every_step() {
+    let shard = stripes(300);
+    for kind in [ModelKind::Mlp, ModelKind::Cnn] {
+        let mut trainer = native(&model(kind)).expect("valid");
+        let base = trainer.initial(1);
+        let before = trainer.evaluate(&base, &shard).expect("fits");
+        let mut reports = Vec::new();
+        let mut control = |report: StepReport| {
+            reports.push(report);
+            ControlFlow::Continue(())
+        };
+        let outcome = trainer.train(&base, &plan(40, sgd(0.1, 0.9)), 9, &shard, &mut control).expect("trains");
+        let after = trainer.evaluate(&outcome.end, &shard).expect("fits");
+        assert!(after.loss < 0.2 * before.loss && after.accuracy > 0.98, "{kind:?}: {before:?} then {after:?}");
+        assert_eq!(reports.iter().map(|r| r.step).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
+        assert_eq!((outcome.steps, outcome.num_examples, outcome.stopped), (40, 40 * 32, false));
+        let mean = reports.iter().map(|r| r.loss).sum::<f32>() / 40.0;
+        assert!(
+            (outcome.mean_loss - mean).abs() < 1e-4,
+            "{} is not the mean of the reports, {mean}",
+            outcome.mean_loss
+        );
+    }
+}
+
+#[test]
+fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
+    let shard = stripes(90);
+    // Wide enough that matrix products are shared out among threads.
+    let hidden = [(ModelKind::Mlp, vec![1024, 512]), (ModelKind::Cnn, vec![16, 64, 128])];
+    for (kind, hidden) in hidden {
+        let spec = ModelSpec { hidden, ..model(kind) };
+        let run = |threads| {
+            let mut trainer = native_with(&spec, NativeOptions { threads: Some(threads) }).expect("valid");
+            let base = trainer.initial(1);
+            let end = trainer.train(&base, &plan(5, sgd(0.05, 0.9)), 4, &shard, &mut go_on).expect("trains").end;
+            let metrics = trainer.evaluate(&end, &shard).expect("fits");
+            (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
+        };
+        let one = run(1);
+        assert!(one == run(1), "{kind:?}: a second run differs");
+        for threads in [2, 3, 4] {
+            assert!(one == run(threads), "{kind:?}: {threads} threads give other bytes than one");
+        }
+    }
+}
+
+#[test]
+fn another_seed_draws_other_batches() {
+    let shard = stripes(90);
+    let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
+    let base = trainer.initial(1);
+    let mut end = |seed| trainer.train(&base, &plan(2, sgd(0.1, 0.0)), seed, &shard, &mut go_on).expect("trains").end;
+    assert_ne!(end(1), end(2));
+}
+
+#[test]
+fn stopping_gives_what_was_reached_so_far() {
+    let shard = stripes(90);
+    let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
+    let base = trainer.initial(1);
+    let mut stop = |report: StepReport| {
+        if report.step == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stopped = trainer.train(&base, &plan(50, sgd(0.1, 0.9)), 8, &shard, &mut stop).expect("trains");
+    let short = trainer.train(&base, &plan(3, sgd(0.1, 0.9)), 8, &shard, &mut go_on).expect("trains");
+    assert!(stopped.stopped && !short.stopped);
+    assert_eq!((stopped.steps, stopped.num_examples), (3, 96));
+    assert_eq!(stopped.end, short.end);
+}
+
+#[test]
+fn optimizer_state_is_kept_only_where_the_plan_says_so() {
+    let shard = stripes(90);
+    let adamw = OptimizerSpec::AdamW { lr: 0.01, weight_decay: 0.1, beta_1: 0.9, beta_2: 0.999 };
+    for optimizer in [sgd(0.05, 0.9), adamw] {
+        let second_lease = |keep_optimizer_state| {
+            let plan = TrainSpec { keep_optimizer_state, ..plan(3, optimizer.clone()) };
+            let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
+            let base = trainer.initial(1);
+            trainer.train(&base, &plan, 1, &shard, &mut go_on).expect("trains");
+            trainer.train(&base, &plan, 2, &shard, &mut go_on).expect("trains").end
+        };
+        let mut fresh = native(&model(ModelKind::Mlp)).expect("valid");
+        let base = fresh.initial(1);
+        let fresh = fresh.train(&base, &plan(3, optimizer.clone()), 2, &shard, &mut go_on).expect("trains").end;
+        assert_eq!(second_lease(false), fresh, "{optimizer:?}: a reset optimizer is a new one");
+        assert_ne!(second_lease(true), fresh, "{optimizer:?}: a kept optimizer remembers");
+    }
+}
+
+#[test]
+fn divergence_is_an_error_and_not_a_model() {
+    let shard = stripes(90);
+    for kind in [ModelKind::Mlp, ModelKind::Cnn] {
+        let mut trainer = native(&model(kind)).expect("valid");
+        let base = trainer.initial(1);
+        let exploded = trainer.train(&base, &plan(50, sgd(1e30, 0.0)), 1, &shard, &mut go_on);
+        assert!(matches!(exploded, Err(TrainError::Diverged { .. })), "{kind:?}: {exploded:?}");
+        let poisoned = vec![f32::NAN; base.len()];
+        assert_eq!(trainer.evaluate(&poisoned, &shard), Err(TrainError::Diverged { step: 0 }), "{kind:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_any_work() {
+    let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
+    let base = trainer.initial(1);
+    let params = base.len();
+    let short = trainer.evaluate(&base[1..], &stripes(3));
+    assert_eq!(short, Err(TrainError::Length { expected: params, found: params - 1 }));
+    let other_shape = Examples::new(Inputs::Bytes(vec![0; 4]), vec![0], vec![4]).expect("fits");
+    assert!(matches!(trainer.evaluate(&base, &other_shape), Err(TrainError::Shape { .. })));
+    let other_labels = Examples::new(Inputs::Bytes(vec![0; 144]), vec![3], vec![144]).expect("fits");
+    let classes = trainer.evaluate(&base, &other_labels);
+    assert_eq!(classes, Err(TrainError::Classes { classes: 3, largest: 3 }));
+    let empty = Examples::new(Inputs::Bytes(vec![]), vec![], vec![144]).expect("fits");
+    assert_eq!(trainer.evaluate(&base, &empty), Err(TrainError::EmptyShard));
+    let idle = trainer.train(&base, &plan(0, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on);
+    assert!(matches!(idle, Err(TrainError::Spec { key: "train.local_steps", .. })), "{idle:?}");
+}

@@ -1,0 +1,174 @@
+//! Local optimizers on flat vectors.
+//!
+//! | kind | step, element by element |
+//! |---|---|
+//! | SGD, heavy ball (Polyak 1964, in PyTorch's form) | v = momentum * v + g; x -= lr * v |
+//! | AdamW (Loshchilov and Hutter 2019, algorithm 2, eta = 1) | x -= lr * weight_decay * x; m, s as in Adam; x -= lr * m^ / (sqrt(s^) + 1e-8) |
+
+use anabranch_common::spec::OptimizerSpec;
+
+use super::TrainError;
+
+/// Keeps the division in AdamW finite (the paper's epsilon).
+const EPSILON: f32 = 1e-8;
+
+/// An optimizer with its state.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Optimizer {
+    Sgd { lr: f32, momentum: f32, velocity: Vec<f32> },
+    AdamW { lr: f32, weight_decay: f32, beta_1: f32, beta_2: f32, moments: Moments },
+}
+
+/// AdamW's moments, and the powers of the betas that correct their bias.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Moments {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    beta_1_power: f64,
+    beta_2_power: f64,
+}
+
+impl Optimizer {
+    /// A fresh optimizer for `params` parameters.
+    pub(super) fn new(spec: &OptimizerSpec, params: usize) -> Result<Self, TrainError> {
+        validate(spec)?;
+        Ok(match *spec {
+            OptimizerSpec::Sgd { lr, momentum } => {
+                // Without momentum there is no state to keep.
+                let velocity = if momentum > 0.0 { vec![0.0; params] } else { Vec::new() };
+                Self::Sgd { lr, momentum, velocity }
+            }
+            OptimizerSpec::AdamW { lr, weight_decay, beta_1, beta_2 } => {
+                let moments = Moments {
+                    first: vec![0.0; params],
+                    second: vec![0.0; params],
+                    beta_1_power: 1.0,
+                    beta_2_power: 1.0,
+                };
+                Self::AdamW { lr, weight_decay, beta_1, beta_2, moments }
+            }
+        })
+    }
+
+    /// Whether this is what `spec` makes, its state aside.
+    pub(super) fn is(&self, spec: &OptimizerSpec) -> bool {
+        match (self, spec) {
+            (Self::Sgd { lr, momentum, .. }, OptimizerSpec::Sgd { lr: spec_lr, momentum: spec_momentum }) => {
+                lr == spec_lr && momentum == spec_momentum
+            }
+            (
+                Self::AdamW { lr, weight_decay, beta_1, beta_2, .. },
+                OptimizerSpec::AdamW { lr: spec_lr, weight_decay: spec_decay, beta_1: spec_1, beta_2: spec_2 },
+            ) => lr == spec_lr && weight_decay == spec_decay && beta_1 == spec_1 && beta_2 == spec_2,
+            _ => false,
+        }
+    }
+
+    /// One step along `gradient`, which is as long as `model`.
+    pub(super) fn step(&mut self, model: &mut [f32], gradient: &[f32]) {
+        match self {
+            Self::Sgd { lr, momentum, velocity } if velocity.is_empty() => {
+                debug_assert!(*momentum <= 0.0, "momentum has a velocity");
+                for (x, g) in model.iter_mut().zip(gradient) {
+                    *x -= *lr * g;
+                }
+            }
+            Self::Sgd { lr, momentum, velocity } => {
+                for ((x, g), v) in model.iter_mut().zip(gradient).zip(velocity) {
+                    *v = *momentum * *v + g;
+                    *x -= *lr * *v;
+                }
+            }
+            Self::AdamW { lr, weight_decay, beta_1, beta_2, moments } => {
+                moments.step(model, gradient, *lr, *weight_decay, [*beta_1, *beta_2]);
+            }
+        }
+    }
+}
+
+impl Moments {
+    fn step(&mut self, model: &mut [f32], gradient: &[f32], lr: f32, weight_decay: f32, [beta_1, beta_2]: [f32; 2]) {
+        self.beta_1_power *= f64::from(beta_1);
+        self.beta_2_power *= f64::from(beta_2);
+        let correct_1 = (1.0 / (1.0 - self.beta_1_power)) as f32;
+        let correct_2 = (1.0 / (1.0 - self.beta_2_power)) as f32;
+        let keep = 1.0 - lr * weight_decay;
+        for (((x, g), m), s) in model.iter_mut().zip(gradient).zip(&mut self.first).zip(&mut self.second) {
+            *m = beta_1 * *m + (1.0 - beta_1) * g;
+            *s = beta_2 * *s + (1.0 - beta_2) * g * g;
+            *x = *x * keep - lr * (*m * correct_1) / ((*s * correct_2).sqrt() + EPSILON);
+        }
+    }
+}
+
+fn validate(spec: &OptimizerSpec) -> Result<(), TrainError> {
+    let check = |key: &'static str, value: f32, good: bool, expected: &str| {
+        if good {
+            return Ok(());
+        }
+        Err(TrainError::Spec { key, found: value.to_string(), expected: expected.to_owned() })
+    };
+    let share = |value: f32| (0.0..1.0).contains(&value);
+    match *spec {
+        OptimizerSpec::Sgd { lr, momentum } => {
+            check("train.optimizer.lr", lr, lr.is_finite() && lr > 0.0, "expected a number above 0")?;
+            check("train.optimizer.momentum", momentum, share(momentum), "expected at least 0 and below 1")
+        }
+        OptimizerSpec::AdamW { lr, weight_decay, beta_1, beta_2 } => {
+            check("train.optimizer.lr", lr, lr.is_finite() && lr > 0.0, "expected a number above 0")?;
+            let decays = weight_decay.is_finite() && weight_decay >= 0.0 && lr * weight_decay < 1.0;
+            check("train.optimizer.weight_decay", weight_decay, decays, "expected at least 0 and below 1 / lr")?;
+            check("train.optimizer.beta_1", beta_1, share(beta_1), "expected at least 0 and below 1")?;
+            check("train.optimizer.beta_2", beta_2, share(beta_2), "expected at least 0 and below 1")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(found: f32, expected: f64) {
+        assert!((f64::from(found) - expected).abs() < 1e-6, "{found} is not {expected}");
+    }
+
+    #[test]
+    fn heavy_ball_takes_the_steps_computed_by_hand() {
+        let spec = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
+        let mut optimizer = Optimizer::new(&spec, 1).expect("valid");
+        let mut x = [1.0f32];
+        optimizer.step(&mut x, &[2.0]); // v = 2, x = 1 - 0.2
+        close(x[0], 0.8);
+        optimizer.step(&mut x, &[1.0]); // v = 0.9 * 2 + 1 = 2.8, x = 0.8 - 0.28
+        close(x[0], 0.52);
+        optimizer.step(&mut x, &[-1.0]); // v = 0.9 * 2.8 - 1 = 1.52, x = 0.52 - 0.152
+        close(x[0], 0.368);
+    }
+
+    #[test]
+    fn adamw_takes_the_steps_computed_by_hand() {
+        let spec = OptimizerSpec::AdamW { lr: 0.1, weight_decay: 0.5, beta_1: 0.9, beta_2: 0.99 };
+        let mut optimizer = Optimizer::new(&spec, 1).expect("valid");
+        let mut x = [1.0f32];
+        // Step 1: decay to 0.95; m^ = g = 2, s^ = g^2 = 4, so the step is lr * 2 / 2 = 0.1.
+        optimizer.step(&mut x, &[2.0]);
+        close(x[0], 0.85);
+        // Step 2, g = 1: m = 0.9*0.2 + 0.1 = 0.28, m^ = 0.28/0.19; s = 0.99*0.04 + 0.01 = 0.0496, s^ = 0.0496/0.0199.
+        optimizer.step(&mut x, &[1.0]);
+        close(x[0], 0.85 * 0.95 - 0.1 * (0.28 / 0.19) / (0.0496f64 / 0.0199).sqrt());
+    }
+
+    #[test]
+    fn unusable_hyperparameters_are_refused_by_key() {
+        let sgd = |lr, momentum| OptimizerSpec::Sgd { lr, momentum };
+        let key = |spec| match Optimizer::new(&spec, 1) {
+            Err(TrainError::Spec { key, .. }) => key,
+            other => panic!("expected a refusal, found {other:?}"),
+        };
+        assert_eq!(key(sgd(0.0, 0.0)), "train.optimizer.lr");
+        assert_eq!(key(sgd(f32::NAN, 0.0)), "train.optimizer.lr");
+        assert_eq!(key(sgd(0.1, 1.0)), "train.optimizer.momentum");
+        let adamw = OptimizerSpec::AdamW { lr: 0.1, weight_decay: 10.0, beta_1: 0.9, beta_2: 0.99 };
+        assert_eq!(key(adamw), "train.optimizer.weight_decay");
+    }
+}
