@@ -8,6 +8,10 @@ pub const CONTROL_MESSAGE_BYTES: usize = 1 << 20;
 pub const JOIN_MESSAGE_BYTES: usize = 8 << 10;
 /// Bytes of one chunk of a bulk transfer.
 pub const CHUNK_BYTES: usize = 1 << 20;
+/// Streams of one peer that carry chunks at the same time.
+pub const CHUNK_STREAMS: u32 = 8;
+/// Clients of a daemon's control socket that are served at the same time.
+pub const CONTROL_CLIENTS: usize = 8;
 /// Bytes of one encoded model or update, and of a decoded one: 1 Gi parameters as f32.
 pub const TRANSFER_BYTES: u64 = 4 << 30;
 /// Tensors in a manifest.

@@ -1,1 +1,17 @@
 //! What both daemons share and what is not pure: durable sled, QUIC framing, TLS, control socket, logging.
+//!
+//! ```text
+//!  exit, logging     what a person sees             control    a daemon's Unix socket: JSON lines
+//!  durable           sled that survives power loss
+//!  tls ──► quinn::Connection ──► frames: messages on streams
+//!                            └─► chunks: bulk, one stream a chunk
+//! ```
+//! Deadlines are arguments, bounds come from `anabranch_common::limits`. Nothing here decides anything about a run.
+
+pub mod chunks;
+pub mod control;
+pub mod durable;
+pub mod exit;
+pub mod frames;
+pub mod logging;
+pub mod tls;

@@ -1,0 +1,186 @@
+//! Bulk transfers: one unidirectional stream a chunk, a few at a time.
+//!
+//! ```text
+//!  ┌─────────────────────────┬──────────────────────┐
+//!  │ Chunk frame: transfer,  │ the chunk's bytes,   │ end of stream
+//!  │ index                   │ at most CHUNK_BYTES  │
+//!  └─────────────────────────┴──────────────────────┘
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::limits::{CHUNK_BYTES, CHUNK_STREAMS};
+use anabranch_common::wire::frame::FrameKind;
+use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
+use quinn::{Connection, ReadToEndError, RecvStream, SendStream, VarInt};
+use tokio::task::JoinSet;
+
+use crate::frames::{BULK_PRIORITY, FrameIoError, recv_one, send};
+
+/// Bytes of a chunk's header message.
+const CHUNK_HEADER_BYTES: usize = 64;
+/// Code of a stream that is given up by its sender: what arrived of the chunk is to be thrown away.
+const GIVEN_UP: VarInt = VarInt::from_u32(1);
+
+/// Why some chunks were not sent. The others were.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} of the chunks were not sent: {first}", failed.len())]
+pub struct SendChunksError {
+    /// The chunks that were not sent, in order.
+    pub failed: Vec<u32>,
+    /// Why the first of them was not.
+    #[source]
+    pub first: FrameIoError,
+}
+
+/// Why chunks cannot be sent or received.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// The content is not what the manifest describes.
+    #[error("content of {found} bytes for a transfer of {expected}")]
+    Content {
+        /// Its length.
+        found: usize,
+        /// The manifest's length.
+        expected: u64,
+    },
+    /// Some were not sent.
+    #[error(transparent)]
+    Send(#[from] SendChunksError),
+    /// The frame or the stream failed.
+    #[error(transparent)]
+    Frame(#[from] FrameIoError),
+    /// The stream carries more than a chunk.
+    #[error("chunk of more than {CHUNK_BYTES} bytes")]
+    TooLong,
+}
+
+/// Sends the chunks of `content` that are `missing`, up to `CHUNK_STREAMS` streams at a time, behind control messages.
+/// Returns how many were sent: handed to the connection completely, not necessarily acknowledged. `deadline` is for
+/// one chunk to get through; a chunk may wait behind others that are under way.
+///
+/// When this future is dropped, chunks that are half sent are given up, never cut short.
+///
+/// # Errors
+/// The content does not fit the manifest, or some chunks were not sent; the error names them.
+pub async fn send_chunks(
+    connection: &Connection,
+    manifest: &TransferManifest,
+    content: Arc<[u8]>,
+    missing: &Missing,
+    deadline: Duration,
+) -> Result<usize, ChunkError> {
+    if content.len() as u64 != manifest.bytes {
+        return Err(ChunkError::Content { found: content.len(), expected: manifest.bytes });
+    }
+    let transfer = manifest.id();
+    let deadline = deadline * CHUNK_STREAMS;
+    let mut tasks = JoinSet::new();
+    let mut sent = 0;
+    let mut failures: Vec<(u32, FrameIoError)> = Vec::new();
+    let mut pending = missing.indices(manifest.chunks.len());
+    // Ends early when the connection is gone; what is left in `pending` has then failed for the same reason.
+    let lost = loop {
+        if tasks.len() < CHUNK_STREAMS as usize
+            && let Some((index, range)) = pending.find_map(|index| Some((index, manifest.range(index)?)))
+        {
+            let stream = match open(connection, deadline).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    failures.push((index, error.clone()));
+                    break Some(error);
+                }
+            };
+            let content = Arc::clone(&content);
+            let header = ChunkHeader { transfer, index };
+            tasks.spawn(async move { (index, send_one(stream, header, &content[range], deadline).await) });
+        } else {
+            match tasks.join_next().await {
+                Some(done) => tally(done, &mut sent, &mut failures),
+                None => break None,
+            }
+        }
+    };
+    while let Some(done) = tasks.join_next().await {
+        tally(done, &mut sent, &mut failures);
+    }
+    if let Some(error) = lost {
+        failures.extend(pending.map(|index| (index, error.clone())));
+    }
+    failures.sort_by_key(|(index, _)| *index);
+    match failures.first() {
+        None => Ok(sent),
+        Some((_, first)) => {
+            let first = first.clone();
+            Err(SendChunksError { failed: failures.into_iter().map(|(index, _)| index).collect(), first }.into())
+        }
+    }
+}
+
+type Done = Result<(u32, Result<(), FrameIoError>), tokio::task::JoinError>;
+
+fn tally(done: Done, sent: &mut usize, failures: &mut Vec<(u32, FrameIoError)>) {
+    match done {
+        Ok((_, Ok(()))) => *sent += 1,
+        Ok((index, Err(error))) => failures.push((index, error)),
+        // A sending task has no way to panic, and is aborted only with this future.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn open(connection: &Connection, deadline: Duration) -> Result<SendStream, FrameIoError> {
+    let stream = tokio::time::timeout(deadline, connection.open_uni()).await.map_err(|_| FrameIoError::TimedOut)??;
+    // Fails only on a stream that is closed already; the first write will say so.
+    let _ = stream.set_priority(BULK_PRIORITY);
+    Ok(stream)
+}
+
+/// quinn finishes a stream that is dropped, which would make half a chunk look like a whole one.
+struct ResetOnDrop(Option<SendStream>);
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        if let Some(mut stream) = self.0.take() {
+            // Fails only on a stream that is closed already.
+            let _ = stream.reset(GIVEN_UP);
+        }
+    }
+}
+
+async fn send_one(
+    stream: SendStream,
+    header: ChunkHeader,
+    bytes: &[u8],
+    deadline: Duration,
+) -> Result<(), FrameIoError> {
+    let mut guard = ResetOnDrop(Some(stream));
+    let Some(stream) = guard.0.as_mut() else {
+        return Err(FrameIoError::Closed);
+    };
+    send(stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, deadline).await?;
+    tokio::time::timeout(deadline, stream.write_all(bytes)).await.map_err(|_| FrameIoError::TimedOut)??;
+    stream.finish().map_err(|_| FrameIoError::Closed)?;
+    guard.0 = None;
+    Ok(())
+}
+
+/// Receives one chunk: at most `CHUNK_BYTES`, all of it within `deadline`. Whether it belongs anywhere and matches its
+/// digest is for `Assembly::put` to say.
+///
+/// # Errors
+/// The stream does not carry a chunk, or took too long.
+pub async fn recv_chunk(mut stream: RecvStream, deadline: Duration) -> Result<(ChunkHeader, Vec<u8>), ChunkError> {
+    let receive = async {
+        let header = recv_one(&mut stream, FrameKind::Chunk, CHUNK_HEADER_BYTES, deadline).await?;
+        match stream.read_to_end(CHUNK_BYTES).await {
+            Ok(bytes) => Ok((header, bytes)),
+            Err(ReadToEndError::TooLong) => Err(ChunkError::TooLong),
+            Err(ReadToEndError::Read(error)) => Err(FrameIoError::from(error).into()),
+        }
+    };
+    tokio::time::timeout(deadline, receive).await.unwrap_or(Err(FrameIoError::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use anabranch_common::ids::Digest;
+use anabranch_common::wire::transfer::Assembly;
+
+use super::*;
+use crate::tls::tests::connected_pair;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn content(bytes: usize) -> Arc<[u8]> {
+    (0..bytes).map(|index| (index % 251) as u8 ^ (index >> 16) as u8).collect()
+}
+
+/// Guards resumption: only what is missing travels, and the content is whole in the end.
+#[tokio::test]
+async fn five_mebibytes_arrive_of_which_some_were_there() {
+    let pair = connected_pair().await;
+    let content = content(5 * CHUNK_BYTES - 77);
+    let manifest = TransferManifest::of(&content);
+    let mut assembly = Assembly::new(manifest.clone(), u64::MAX).expect("valid");
+    for index in [1, 4] {
+        let range = manifest.range(index).expect("exists");
+        assembly.put(index, &content[range]).expect("fits");
+    }
+    let missing = assembly.missing().clone();
+    let sending = send_chunks(&pair.client, &manifest, Arc::clone(&content), &missing, DEADLINE);
+    let receiving = async {
+        let mut arrived = Vec::new();
+        loop {
+            let stream = pair.server.accept_uni().await.expect("a stream");
+            let (header, bytes) = recv_chunk(stream, DEADLINE).await.expect("a chunk");
+            assert_eq!(header.transfer, manifest.id());
+            arrived.push(header.index);
+            if assembly.put(header.index, &bytes).expect("fits") {
+                arrived.sort_unstable();
+                return (arrived, assembly.finish());
+            }
+        }
+    };
+    let (sent, (arrived, whole)) = tokio::join!(sending, receiving);
+    assert_eq!(sent, Ok(3));
+    assert_eq!(arrived, [0, 2, 3]);
+    assert_eq!(whole.as_deref(), Some(&content[..]));
+}
+
+/// More chunks than streams: a slot is used again as soon as a chunk is through.
+#[tokio::test]
+async fn more_chunks_than_streams_arrive() {
+    let pair = connected_pair().await;
+    let content = content(20 * CHUNK_BYTES);
+    let manifest = TransferManifest::of(&content);
+    let missing = Missing::all(manifest.chunks.len());
+    let sending = send_chunks(&pair.client, &manifest, Arc::clone(&content), &missing, DEADLINE);
+    let receiving = async {
+        let mut assembly = Assembly::new(manifest.clone(), u64::MAX).expect("valid");
+        loop {
+            let stream = pair.server.accept_uni().await.expect("a stream");
+            let (header, bytes) = recv_chunk(stream, DEADLINE).await.expect("a chunk");
+            if assembly.put(header.index, &bytes).expect("fits") {
+                return assembly.finish();
+            }
+        }
+    };
+    let (sent, whole) = tokio::join!(sending, receiving);
+    assert_eq!(sent, Ok(20));
+    assert_eq!(whole.as_deref(), Some(&content[..]));
+}
+
+#[tokio::test]
+async fn a_lost_connection_says_what_was_not_sent() {
+    let pair = connected_pair().await;
+    let content = content(3 * CHUNK_BYTES);
+    let manifest = TransferManifest::of(&content);
+    pair.server.close(VarInt::from_u32(0), b"enough");
+    pair.client.closed().await;
+    let missing = Missing::all(3);
+    let error = send_chunks(&pair.client, &manifest, content, &missing, DEADLINE).await.expect_err("lost");
+    let ChunkError::Send(error) = error else { panic!("{error}") };
+    assert_eq!(error.failed, [0, 1, 2]);
+    assert!(error.to_string().contains("enough"), "{error}");
+}
+
+#[tokio::test]
+async fn content_that_does_not_fit_its_manifest_is_not_sent() {
+    let pair = connected_pair().await;
+    let manifest = TransferManifest::of(&content(100));
+    let longer = content(101);
+    let missing = Missing::all(1);
+    let error = send_chunks(&pair.client, &manifest, longer, &missing, DEADLINE).await.expect_err("refused");
+    assert_eq!(error, ChunkError::Content { found: 101, expected: 100 });
+}
+
+/// P5: a stream that goes on and on is cut at the size of a chunk.
+#[tokio::test]
+async fn a_chunk_that_is_too_long_or_too_slow_is_refused() {
+    let pair = connected_pair().await;
+    let header = ChunkHeader { transfer: Digest::default(), index: 0 };
+    let mut stream = pair.client.open_uni().await.expect("opens");
+    let sending = async {
+        send(&mut stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+        // The receiver stops the stream in the middle, which is an error here.
+        let _ = stream.write_all(&vec![0; CHUNK_BYTES + 1]).await;
+        let _ = stream.finish();
+    };
+    let receiving = async { recv_chunk(pair.server.accept_uni().await.expect("a stream"), DEADLINE).await };
+    let ((), received) = tokio::join!(sending, receiving);
+    assert_eq!(received, Err(ChunkError::TooLong));
+
+    let mut stream = pair.client.open_uni().await.expect("opens");
+    send(&mut stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+    let slow = pair.server.accept_uni().await.expect("a stream");
+    assert_eq!(recv_chunk(slow, Duration::from_millis(50)).await, Err(ChunkError::Frame(FrameIoError::TimedOut)));
+}
+
+/// A chunk whose sender is cancelled must not look like a short one.
+#[tokio::test]
+async fn a_cancelled_sender_gives_its_chunk_up() {
+    let pair = connected_pair().await;
+    let mut guard = ResetOnDrop(Some(pair.client.open_uni().await.expect("opens")));
+    let header = ChunkHeader { transfer: Digest::default(), index: 0 };
+    let stream = guard.0.as_mut().expect("just put there");
+    send(stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+    stream.write_all(&[7; CHUNK_BYTES / 2]).await.expect("writes");
+    drop(guard);
+    let stream = pair.server.accept_uni().await.expect("a stream");
+    assert_eq!(recv_chunk(stream, DEADLINE).await, Err(ChunkError::Frame(FrameIoError::Closed)));
+}

@@ -1,0 +1,133 @@
+//! Why the store cannot be used, in terms of what a person can do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::exit::ExitCode;
+
+/// A storage error. All but `Locked` and `Missing` mean: stop, and acknowledge nothing (promise P7).
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// Another process uses the directory.
+    #[error("{path} is in use by {holder}", path = path.display(), holder = holder(*pid))]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The other process, if it could be read.
+        pid: Option<u32>,
+    },
+    /// The file system or the quota is full.
+    #[error("no space left for {path}", path = path.display())]
+    NoSpace {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// No permission, or the file system is mounted read-only.
+    #[error("no permission to use {path}: {source}", path = path.display())]
+    Permission {
+        /// The directory or file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The store cannot be read.
+    #[error("the store in {path} is damaged: {detail}", path = path.display())]
+    Corrupt {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// Any other error of the system.
+    #[error("cannot use {path}: {source}", path = path.display())]
+    Io {
+        /// The directory or file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// An earlier commit failed, so what is on disk is unknown: nothing more may be written by this process.
+    #[error("the store in {path} can no longer be written: an earlier commit failed: {reason}", path = path.display())]
+    Poisoned {
+        /// The directory.
+        path: PathBuf,
+        /// Why the first commit failed.
+        reason: String,
+    },
+    /// Something that should be there is not.
+    #[error("{path} does not exist", path = path.display())]
+    Missing {
+        /// What.
+        path: PathBuf,
+    },
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+impl StorageError {
+    /// Sorts an error of the system that happened at `path`.
+    #[must_use]
+    pub fn of_io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::NoSpace { path }
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission { path, source },
+            io::ErrorKind::NotFound => Self::Missing { path },
+            _ => Self::Io { path, source },
+        }
+    }
+
+    /// Sorts an error of sled, whose store is at `path`.
+    #[must_use]
+    pub(super) fn of_sled(path: &Path, error: sled::Error) -> Self {
+        match error {
+            // The one error that sled makes up itself; see `Config::try_lock` there.
+            sled::Error::Io(source) if source.to_string().starts_with("could not acquire lock") => {
+                Self::Locked { path: path.to_owned(), pid: None }
+            }
+            sled::Error::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::Corrupt { path: path.to_owned(), detail: "the file ends too early".to_owned() }
+            }
+            sled::Error::Io(source) => Self::of_io(path, source),
+            sled::Error::Corruption { at, .. } => Self::Corrupt {
+                path: path.to_owned(),
+                detail: at.map_or_else(|| "checksum".to_owned(), |at| format!("checksum at {at:?}")),
+            },
+            other => Self::Corrupt { path: path.to_owned(), detail: other.to_string() },
+        }
+    }
+
+    /// The exit code of a command that ends with this error.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Locked { .. } => ExitCode::Locked,
+            _ => ExitCode::Storage,
+        }
+    }
+
+    /// What the user can do about it.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::Locked { .. } => "one process can use a directory; stop the other one, or choose another directory",
+            Self::NoSpace { .. } => {
+                "free some space and start again; everything that was acknowledged is on disk, nothing else was"
+            }
+            Self::Permission { .. } => "run as the user that owns the directory, on a file system that can be written",
+            Self::Corrupt { .. } => {
+                "nothing in it was changed; restore the directory from a backup, and check the disk"
+            }
+            Self::Io { .. } => {
+                "check the path, the disk and the system's log; nothing was acknowledged after the error"
+            }
+            Self::Poisoned { .. } => "restart; the store recovers what was acknowledged",
+            Self::Missing { .. } => return None,
+        })
+        .map(str::to_owned)
+    }
+}

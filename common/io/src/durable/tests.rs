@@ -1,0 +1,156 @@
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anabranch_common::limits::STORE_VALUE_BYTES;
+
+use super::*;
+
+fn temp() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+fn open(dir: &Path) -> Result<DurableDb, StorageError> {
+    DurableDb::open(&dir.join("store"), DbOptions { cache_bytes: 8 << 20 })
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9u32;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+/// Two coordinators on one directory would both acknowledge (P1). The message must name the process to stop.
+#[test]
+fn a_second_open_is_refused_and_names_the_process() {
+    let dir = temp();
+    let first = open(dir.path()).expect("opens");
+    let error = open(dir.path()).expect_err("locked");
+    assert!(matches!(&error, StorageError::Locked { pid: Some(pid), .. } if *pid == std::process::id()), "{error}");
+    drop(first);
+    open(dir.path()).expect("free again");
+}
+
+#[test]
+fn what_was_committed_is_there_after_reopening() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let tree = db.tree("journal").expect("tree");
+    for position in 0..300u64 {
+        tree.insert(position.to_be_bytes(), &noise(1000)).expect("inserts");
+    }
+    db.commit().expect("commits");
+    assert!(db.disk_bytes().expect("counts") > 300_000);
+    drop((tree, db));
+    let db = open(dir.path()).expect("reopens");
+    let tree = db.tree("journal").expect("tree");
+    assert_eq!(tree.len(), 300);
+    let (key, value) = tree.last().expect("reads").expect("not empty");
+    assert_eq!((&*key, &*value), (&299u64.to_be_bytes()[..], &noise(1000)[..]));
+    let back: Vec<_> =
+        tree.range(10u64.to_be_bytes()..12u64.to_be_bytes()).rev().map(|e| e.expect("reads").0).collect();
+    assert_eq!(back, [&11u64.to_be_bytes()[..], &10u64.to_be_bytes()[..]]);
+}
+
+/// Guards fault 9: a kill while the store opens leaves a partial snapshot, which sled alone refuses to open with.
+#[test]
+fn a_partial_snapshot_is_swept_and_the_store_opens() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    db.tree("t").expect("tree").insert(b"k", b"v").expect("inserts");
+    db.commit().expect("commits");
+    drop(db);
+    let partial = dir.path().join("store/snap.7FFFFFFFFFFFFFFF.generating");
+    std::fs::write(&partial, b"half").expect("writes");
+    let alone = sled::Config::new().path(dir.path().join("store")).segment_size(SEGMENT_BYTES).open();
+    assert!(alone.is_err(), "sled opens with a partial snapshot by itself now: the sweep can go");
+    let db = open(dir.path()).expect("opens after sweeping");
+    assert!(!partial.exists());
+    assert_eq!(db.tree("t").expect("tree").get(b"k").expect("reads").as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
+fn large_values_come_back_whole_or_not_at_all() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let tree = db.tree("t").expect("tree");
+    for len in [0, 1, STORE_VALUE_BYTES, STORE_VALUE_BYTES * 3 + 5] {
+        let (key, bytes) = (format!("{len:08}"), noise(len));
+        assert_eq!(tree.get_chunked(key.as_bytes()).expect("reads"), None);
+        tree.put_chunked(key.as_bytes(), &bytes).expect("writes");
+        assert_eq!(tree.get_chunked(key.as_bytes()).expect("reads"), Some(bytes));
+    }
+    let key = format!("{:08}", STORE_VALUE_BYTES * 3 + 5);
+    tree.remove([key.as_bytes(), &3u32.to_be_bytes()].concat()).expect("removes");
+    assert!(matches!(tree.get_chunked(key.as_bytes()), Err(StorageError::Corrupt { .. })), "a lost chunk is noticed");
+    tree.delete_chunked(key.as_bytes()).expect("deletes");
+    assert_eq!(tree.get_chunked(key.as_bytes()).expect("reads"), None);
+    assert_eq!(tree.scan_prefix(key.as_bytes()).count(), 0);
+    assert_eq!(tree.get_chunked(b"00000001").expect("reads"), Some(noise(1)), "others are untouched");
+    assert!(tree.insert(b"k", &vec![0; STORE_VALUE_BYTES + 1]).is_err(), "the bound on values holds");
+}
+
+/// P7: after one failed sync nothing is acknowledged, even if the disk says yes the next time (fsyncgate).
+#[test]
+fn the_first_failed_sync_poisons_the_store() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let calls = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&calls);
+    db.replace_sync(move || match counter.fetch_add(1, Ordering::Relaxed) {
+        0 => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    });
+    db.tree("t").expect("tree").insert(b"k", b"v").expect("inserts");
+    assert!(matches!(db.commit(), Err(StorageError::NoSpace { .. })));
+    let again = db.commit().expect_err("poisoned");
+    assert!(matches!(&again, StorageError::Poisoned { reason, .. } if reason.contains("no space")), "{again}");
+    assert_eq!(calls.load(Ordering::Relaxed), 1, "the disk is not asked again");
+}
+
+#[test]
+fn a_damaged_store_is_reported_with_what_to_do() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let tree = db.tree("t").expect("tree");
+    for key in 0..64u32 {
+        tree.insert(key.to_be_bytes(), &noise(STORE_VALUE_BYTES)).expect("inserts");
+    }
+    db.commit().expect("commits");
+    drop((tree, db));
+    drop(open(dir.path()).expect("reopens"));
+    let snapshot = std::fs::read_dir(dir.path().join("store"))
+        .expect("lists")
+        .map(|entry| entry.expect("entry").path())
+        .find(|path| path.to_string_lossy().contains("snap."))
+        .expect("sled writes a snapshot when it recovers");
+    let mut bytes = std::fs::read(&snapshot).expect("reads");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&snapshot, bytes).expect("writes");
+    let error = open(dir.path()).expect_err("damaged");
+    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+    assert!(error.help().expect("help").contains("restore"));
+}
+
+#[test]
+fn a_file_in_place_of_the_directory_is_an_error_of_its_path() {
+    let dir = temp();
+    std::fs::write(dir.path().join("store"), b"").expect("writes");
+    let error = open(dir.path()).expect_err("a file");
+    assert!(error.to_string().contains("store"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn the_directory_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let mode = std::fs::metadata(db.dir()).expect("exists").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}

@@ -1,0 +1,119 @@
+//! Frames on QUIC streams: messages with a limit, a checksum and a deadline.
+//!
+//! The functions here read or write one frame and are not cancel-safe; [`FrameReader`] is, for a control stream that is
+//! read inside `select!`.
+
+mod error;
+mod handshake;
+mod reader;
+
+use std::time::Duration;
+
+use anabranch_common::limits::FRAME_HEADER_BYTES;
+use anabranch_common::wire::frame::{self, FrameKind};
+use anabranch_common::wire::message;
+use bincode::{Decode, Encode};
+use quinn::{ReadExactError, RecvStream, SendStream};
+
+pub use error::{FrameIoError, HandshakeError};
+pub use handshake::{accept, propose};
+pub use reader::{FrameReader, FrameWriter};
+
+/// Priority of control streams: before bulk, so that a lease or a verdict never waits behind chunks.
+pub const CONTROL_PRIORITY: i32 = 10;
+/// Priority of chunk streams.
+pub const BULK_PRIORITY: i32 = 0;
+
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, FrameIoError>>) -> Result<T, FrameIoError> {
+    tokio::time::timeout(deadline, work).await.unwrap_or(Err(FrameIoError::TimedOut))
+}
+
+/// Sends one message of at most `max` bytes.
+///
+/// # Errors
+/// Too long, the stream is closed, or `deadline` passed before the connection took all of it. The stream is then of no
+/// further use: part of the frame may be under way.
+pub async fn send<T: Encode>(
+    stream: &mut SendStream,
+    kind: FrameKind,
+    message: &T,
+    max: usize,
+    deadline: Duration,
+) -> Result<(), FrameIoError> {
+    let bytes = frame::encode(kind, &message::encode(message, max)?)?;
+    within(deadline, async { Ok(stream.write_all(&bytes).await?) }).await
+}
+
+/// Receives one message of at most `max` bytes, or nothing if the stream ended before it. Never allocates more than
+/// `max`, nor before a valid header of the expected kind is there.
+///
+/// # Errors
+/// See [`FrameIoError`].
+pub async fn recv<T: Decode<()>>(
+    stream: &mut RecvStream,
+    kind: FrameKind,
+    max: usize,
+    deadline: Duration,
+) -> Result<Option<T>, FrameIoError> {
+    match recv_part(stream, kind, max, deadline).await? {
+        Some(payload) => Ok(Some(message::decode(&payload, max)?)),
+        None => Ok(None),
+    }
+}
+
+/// Like [`recv`], for a message that must come.
+///
+/// # Errors
+/// See [`FrameIoError`]; `Closed` if the stream ended instead.
+pub async fn recv_one<T: Decode<()>>(
+    stream: &mut RecvStream,
+    kind: FrameKind,
+    max: usize,
+    deadline: Duration,
+) -> Result<T, FrameIoError> {
+    recv(stream, kind, max, deadline).await?.ok_or(FrameIoError::Closed)
+}
+
+/// Sends raw bytes as one frame.
+///
+/// # Errors
+/// As for [`send`].
+pub async fn send_part(
+    stream: &mut SendStream,
+    kind: FrameKind,
+    payload: &[u8],
+    deadline: Duration,
+) -> Result<(), FrameIoError> {
+    let bytes = frame::encode(kind, payload)?;
+    within(deadline, async { Ok(stream.write_all(&bytes).await?) }).await
+}
+
+/// Receives raw bytes of at most `max` as one frame, or nothing if the stream ended before it.
+///
+/// # Errors
+/// See [`FrameIoError`].
+pub async fn recv_part(
+    stream: &mut RecvStream,
+    kind: FrameKind,
+    max: usize,
+    deadline: Duration,
+) -> Result<Option<Vec<u8>>, FrameIoError> {
+    within(deadline, async {
+        let mut head = [0; FRAME_HEADER_BYTES];
+        match stream.read_exact(&mut head).await {
+            Ok(()) => {}
+            Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let header = frame::header(&head, max)?;
+        error::expect_kind(&header, kind)?;
+        let mut payload = vec![0; header.len];
+        stream.read_exact(&mut payload).await?;
+        header.check(&payload)?;
+        Ok(Some(payload))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests;

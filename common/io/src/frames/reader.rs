@@ -1,0 +1,118 @@
+//! The two halves of a long-lived control stream.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
+use anabranch_common::wire::frame::{self, FrameKind};
+use anabranch_common::wire::message;
+use bincode::{Decode, Encode};
+use quinn::{RecvStream, SendStream};
+use tokio::time::Instant;
+
+use super::{CONTROL_PRIORITY, FrameIoError, error, send};
+
+/// Bytes read at once; a frame is allocated as its bytes arrive, never by what its header promises.
+const READ_BYTES: usize = 16 << 10;
+
+/// Reads messages `T` from a control stream. [`Self::next`] is cancel-safe: what was read so far is kept here.
+#[derive(Debug)]
+pub struct FrameReader<T> {
+    stream: RecvStream,
+    kind: FrameKind,
+    deadline: Duration,
+    /// What has arrived of the next frame. Never more than that frame.
+    buffer: Vec<u8>,
+    /// When the first byte of the next frame arrived.
+    since: Option<Instant>,
+    messages: PhantomData<fn() -> T>,
+}
+
+impl<T: Decode<()>> FrameReader<T> {
+    /// Messages come in frames of `kind`. Waiting for one may take for ever (the connection's idle timeout watches over
+    /// that), but once it has begun it must be complete within `deadline`.
+    #[must_use]
+    pub fn new(stream: RecvStream, kind: FrameKind, deadline: Duration) -> Self {
+        Self { stream, kind, deadline, buffer: Vec::new(), since: None, messages: PhantomData }
+    }
+
+    /// The next message, or nothing at the end of the stream. Cancel-safe.
+    ///
+    /// # Errors
+    /// See [`FrameIoError`]. The stream is of no further use after one.
+    pub async fn next(&mut self) -> Result<Option<T>, FrameIoError> {
+        loop {
+            let wanted = match self.wanted()? {
+                0 => {
+                    self.since = None;
+                    let payload = std::mem::take(&mut self.buffer);
+                    return Ok(Some(message::decode(&payload[FRAME_HEADER_BYTES..], CONTROL_MESSAGE_BYTES)?));
+                }
+                wanted => wanted,
+            };
+            let mut chunk = [0; READ_BYTES];
+            let read = self.stream.read(&mut chunk[..wanted.min(READ_BYTES)]);
+            let read = match self.since {
+                Some(since) => tokio::time::timeout_at(since + self.deadline, read).await,
+                None => Ok(read.await),
+            };
+            match read.map_err(|_| FrameIoError::TimedOut)?? {
+                Some(len) => {
+                    self.since.get_or_insert_with(Instant::now);
+                    self.buffer.extend_from_slice(&chunk[..len]);
+                }
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(FrameIoError::Closed),
+            }
+        }
+    }
+
+    /// How many bytes of the frame are still to come; 0 when it is complete, and checked.
+    fn wanted(&self) -> Result<usize, FrameIoError> {
+        let Some((head, payload)) = self.buffer.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+            return Ok(FRAME_HEADER_BYTES - self.buffer.len());
+        };
+        let header = frame::header(head, CONTROL_MESSAGE_BYTES)?;
+        error::expect_kind(&header, self.kind)?;
+        let wanted = header.len - payload.len();
+        if wanted == 0 {
+            header.check(payload)?;
+        }
+        Ok(wanted)
+    }
+}
+
+/// Writes messages `T` to a control stream, ahead of bulk. Not cancel-safe: give it a task of its own.
+#[derive(Debug)]
+pub struct FrameWriter<T> {
+    stream: SendStream,
+    kind: FrameKind,
+    deadline: Duration,
+    messages: PhantomData<fn(T)>,
+}
+
+impl<T: Encode> FrameWriter<T> {
+    /// Messages go out in frames of `kind`; each must be taken by the connection within `deadline`.
+    #[must_use]
+    pub fn new(stream: SendStream, kind: FrameKind, deadline: Duration) -> Self {
+        // Fails only on a stream that is closed already; the first send will say so.
+        let _ = stream.set_priority(CONTROL_PRIORITY);
+        Self { stream, kind, deadline, messages: PhantomData }
+    }
+
+    /// Sends one message of at most `CONTROL_MESSAGE_BYTES`.
+    ///
+    /// # Errors
+    /// See [`FrameIoError`]. The stream is of no further use after one.
+    pub async fn send(&mut self, message: &T) -> Result<(), FrameIoError> {
+        send(&mut self.stream, self.kind, message, CONTROL_MESSAGE_BYTES, self.deadline).await
+    }
+
+    /// Ends the stream and waits until the other side has everything, or `deadline` has passed.
+    pub async fn finish(mut self) {
+        if self.stream.finish().is_ok() {
+            // Best effort: the connection may be gone, and nothing depends on it any more.
+            let _ = tokio::time::timeout(self.deadline, self.stream.stopped()).await;
+        }
+    }
+}

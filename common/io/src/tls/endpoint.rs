@@ -1,0 +1,156 @@
+//! Sockets, and getting from `host:port` to a connection.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::limits::HANDSHAKE_TIMEOUT_MS;
+use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{ConnectProblem, explain};
+
+/// Bytes asked for as the kernel's buffers of a server's socket; the kernel may give fewer. Its default loses packets
+/// when many agents upload at once.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} (UDP): {source}")]
+pub struct BindError {
+    /// The address.
+    pub address: SocketAddr,
+    /// The system's error.
+    pub source: io::Error,
+}
+
+impl BindError {
+    /// What the user can do about it.
+    #[must_use]
+    pub fn help(&self) -> String {
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => "another program uses this port; stop it, or listen on another port",
+            io::ErrorKind::AddrNotAvailable => "this machine does not have this address; use 0.0.0.0 or [::] for all",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose a higher one",
+            _ => "choose another address or port",
+        }
+        .to_owned()
+    }
+}
+
+fn server_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // [::] means all addresses, of both families.
+        socket.set_only_v6(false)?;
+    }
+    // Only a matter of speed: refused where the system's limits are lower.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Listens on `address`. Call inside a tokio runtime.
+///
+/// # Errors
+/// The port is taken, or the address is not this machine's.
+pub fn bind_server(address: SocketAddr, config: ServerConfig) -> Result<Endpoint, BindError> {
+    server_socket(address)
+        .and_then(|socket| Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)))
+        .map_err(|source| BindError { address, source })
+}
+
+/// A socket for connections to elsewhere: for both families where the system has IPv6. Call inside a tokio runtime.
+///
+/// # Errors
+/// The system gives no UDP socket.
+pub fn bind_client() -> Result<Endpoint, BindError> {
+    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    Endpoint::client(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))
+        .or_else(|_| Endpoint::client(v4))
+        .map_err(|source| BindError { address: v4, source })
+}
+
+/// `host:port`; an IPv6 address stands in brackets. Returns the host without them.
+fn split(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|ip| ip.parse::<Ipv6Addr>().is_ok())?,
+        None => Some(host).filter(|host| !host.is_empty() && !host.contains(':'))?,
+    };
+    Some((host, port))
+}
+
+/// Connects to `address` (`host:port`), whose certificate must be valid for `host`. A name with several addresses is
+/// tried at each of them in turn, each for `HANDSHAKE_TIMEOUT_MS`.
+///
+/// A server sees a client's certificate last: when it refuses it, this call has already succeeded, and the first use
+/// of the connection fails with the reason (see [`explain`]).
+///
+/// # Errors
+/// The problem with the address that got furthest: one that answered is told rather than one that did not.
+pub async fn connect(endpoint: &Endpoint, address: &str, config: ClientConfig) -> Result<Connection, ConnectProblem> {
+    let (host, port) = split(address).ok_or_else(|| ConnectProblem::BadAddress(address.to_owned()))?;
+    let unresolved = |reason: String| ConnectProblem::Resolve { address: address.to_owned(), reason };
+    let ours_is_v6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
+    let mut found: Vec<SocketAddr> = match host.parse::<IpAddr>() {
+        Ok(ip) => vec![SocketAddr::new(ip, port)],
+        Err(_) => tokio::net::lookup_host((host, port)).await.map_err(|error| unresolved(error.to_string()))?.collect(),
+    };
+    found.retain(|remote| ours_is_v6 || remote.is_ipv4());
+    if found.is_empty() {
+        return Err(unresolved("no address that this machine can reach".to_owned()));
+    }
+    let mut problem = ConnectProblem::Unreachable(address.to_owned());
+    for remote in found {
+        match connect_one(endpoint, remote, host, config.clone()).await {
+            Ok(connection) => return Ok(connection),
+            Err(ConnectProblem::TimedOut) => {}
+            Err(other) => problem = other,
+        }
+    }
+    Err(problem)
+}
+
+async fn connect_one(
+    endpoint: &Endpoint,
+    remote: SocketAddr,
+    host: &str,
+    config: ClientConfig,
+) -> Result<Connection, ConnectProblem> {
+    let connecting = endpoint
+        .connect_with(config, remote, host)
+        .map_err(|error| ConnectProblem::Other(format!("{remote}: {error}")))?;
+    match tokio::time::timeout(Duration::from_millis(HANDSHAKE_TIMEOUT_MS), connecting).await {
+        Ok(result) => result.map_err(|error| explain(&error)),
+        Err(_) => Err(ConnectProblem::TimedOut),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_split_into_host_and_port() {
+        assert_eq!(split("trainer.example:7700"), Some(("trainer.example", 7700)));
+        assert_eq!(split("127.0.0.1:1"), Some(("127.0.0.1", 1)));
+        assert_eq!(split("[::1]:7700"), Some(("::1", 7700)));
+        for bad in ["", "host", "host:", "host:0", "host:70000", ":1", "::1:7700", "[::1]", "[host]:1", "[::1:1"] {
+            assert_eq!(split(bad), None, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_told_with_its_code() {
+        let taken = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let address = taken.local_addr().expect("bound");
+        let source = server_socket(address).expect_err("taken");
+        let error = BindError { address, source };
+        assert!(error.help().contains("another port"), "{}", error.help());
+        assert_eq!(crate::exit::code_of(&anyhow::Error::new(error)), crate::exit::ExitCode::Address);
+    }
+}

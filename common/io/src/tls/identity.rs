@@ -1,0 +1,128 @@
+//! Who a certificate belongs to: subject `O=Anabranch, OU=<role>, CN=<name>`, and the id from its public key.
+
+use std::str::FromStr;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::limits::NAME_BYTES;
+use quinn::Connection;
+use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+
+/// `O` of every certificate's subject.
+pub const ORGANIZATION: &str = "Anabranch";
+
+/// What a certificate allows; its subject's `OU`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Trains.
+    Agent,
+    /// Commands.
+    Operator,
+    /// The coordinator itself.
+    Server,
+}
+
+impl Role {
+    /// Its `OU`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// A role that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unknown role in certificate")]
+pub struct UnknownRole;
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        let roles = [Self::Agent, Self::Operator, Self::Server];
+        roles.into_iter().find(|role| role.as_str() == text).ok_or(UnknownRole)
+    }
+}
+
+/// The other side of a connection, as its certificate has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What it may do.
+    pub role: Role,
+    /// The id that belongs to its public key, whatever its role.
+    pub agent: AgentId,
+    /// Its name, for people.
+    pub name: String,
+}
+
+/// Why a certificate does not name anybody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseCertificateError {
+    /// Not a certificate.
+    #[error("certificate cannot be read: {0}")]
+    Malformed(String),
+    /// A certificate of something else.
+    #[error("certificate does not say O={ORGANIZATION}, one known OU and one CN")]
+    Subject,
+}
+
+fn parse(cert_der: &[u8]) -> Result<X509Certificate<'_>, ParseCertificateError> {
+    match X509Certificate::from_der(cert_der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok((rest, _)) => Err(ParseCertificateError::Malformed(format!("{} bytes after its end", rest.len()))),
+        Err(error) => Err(ParseCertificateError::Malformed(error.to_string())),
+    }
+}
+
+/// The single value among `values`: a subject with two names would be read differently by different readers.
+fn single<'a>(mut values: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    values.next().filter(|_| values.next().is_none())
+}
+
+fn subject(name: &X509Name<'_>) -> Option<(Role, String)> {
+    let organization = single(name.iter_organization().filter_map(|value| value.as_str().ok()))?;
+    let unit = single(name.iter_organizational_unit().filter_map(|value| value.as_str().ok()))?;
+    let common = single(name.iter_common_name().filter_map(|value| value.as_str().ok()))?;
+    let fits = organization == ORGANIZATION && common.len() <= NAME_BYTES;
+    fits.then(|| Some((unit.parse().ok()?, common.to_owned())))?
+}
+
+/// Who a certificate (DER) belongs to. Does not verify anything.
+///
+/// # Errors
+/// See [`ParseCertificateError`].
+pub fn parse_peer(cert_der: &[u8]) -> Result<Peer, ParseCertificateError> {
+    let certificate = parse(cert_der)?;
+    let (role, name) = subject(certificate.subject()).ok_or(ParseCertificateError::Subject)?;
+    Ok(Peer { role, agent: AgentId::of_public_key(certificate.public_key().raw), name })
+}
+
+/// The id that belongs to a certificate's (DER) public key.
+///
+/// # Errors
+/// Not a certificate.
+pub fn agent_id(cert_der: &[u8]) -> Result<AgentId, ParseCertificateError> {
+    Ok(AgentId::of_public_key(parse(cert_der)?.public_key().raw))
+}
+
+/// From when to when a certificate (DER) is valid, both in seconds since 1970 (UTC).
+///
+/// # Errors
+/// Not a certificate.
+pub fn validity(cert_der: &[u8]) -> Result<(i64, i64), ParseCertificateError> {
+    let certificate = parse(cert_der)?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+/// Who is at the other end, by the certificate that the handshake has verified. Nothing if it showed none, or one that
+/// names nobody.
+#[must_use]
+pub fn peer(connection: &Connection) -> Option<Peer> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    parse_peer(chain.first()?).ok()
+}

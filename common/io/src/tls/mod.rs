@@ -1,0 +1,164 @@
+//! TLS 1.3 over QUIC: who may talk to whom, and how a refusal is explained.
+//!
+//! ```text
+//!  server(...)         shows [server, CA]; asks for a client certificate; one that is sent must come from our CA
+//!  client(...)         shows its own certificate; trusts our CA only                     agents, operators
+//!  client_pinned(...)  shows none; trusts the CA with this BLAKE3 fingerprint only       join
+//! ```
+//! Identity comes from [`peer`], never from a payload. Revocation is the coordinator's: it looks the identity up after
+//! the handshake. Sessions are never resumed: a ticket would outlive the certificate it was issued for; and there is no
+//! 0-RTT, which could be replayed.
+
+mod endpoint;
+mod identity;
+mod problem;
+#[cfg(test)]
+pub(crate) mod tests;
+mod verify;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::ids::Digest;
+use anabranch_common::limits;
+use anabranch_common::wire::handshake::ALPN;
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, ServerConfig, TransportConfig, VarInt};
+use rustls::RootCertStore;
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+
+pub use endpoint::{BindError, bind_client as client_endpoint, bind_server as server_endpoint, connect};
+pub use identity::{ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, validity};
+pub use problem::{ConnectProblem, explain};
+
+/// Streams that a peer may open for requests at the same time; an agent needs one.
+const REQUEST_STREAMS: u32 = 4;
+/// A chunk, its header and some room: a sender never waits for the window in the middle of a chunk.
+#[expect(clippy::cast_possible_truncation, reason = "a chunk is 1 MiB")]
+const STREAM_WINDOW_BYTES: u32 = limits::CHUNK_BYTES as u32 + 4096;
+/// Bytes that one peer may have in flight to us, over all streams.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Bytes that we keep for one peer until it has acknowledged them.
+const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// Bytes kept of one connection before it is accepted, and of all of them.
+const INCOMING_BYTES: u64 = 64 << 10;
+const INCOMING_TOTAL_BYTES: u64 = 16 << 20;
+
+/// Why TLS cannot be set up: certificates and keys are unreadable or do not fit each other.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A private key cannot be read.
+    #[error("private key cannot be read: {0}")]
+    Key(&'static str),
+    /// A certificate or key is not usable.
+    #[error("certificate or key cannot be used: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// The CA's certificate is not usable.
+    #[error("certificate of the CA cannot be used: {0}")]
+    Ca(#[from] VerifierBuilderError),
+    /// The cipher suite that QUIC starts with is not there.
+    #[error("the TLS library lacks the cipher suite that QUIC needs")]
+    CipherSuite(#[from] NoInitialCipherSuite),
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(ca_der: &[u8]) -> Result<RootCertStore, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(ca_der.to_vec()))?;
+    Ok(roots)
+}
+
+fn key(key_der: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::try_from(key_der.to_vec()).map_err(TlsError::Key)
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle = VarInt::from_u64(limits::IDLE_TIMEOUT_MS).unwrap_or(VarInt::MAX);
+    transport
+        .max_idle_timeout(Some(idle.into()))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .max_concurrent_uni_streams(VarInt::from_u32(limits::CHUNK_STREAMS))
+        // Chunks go out one after the other, so that each arrives within its deadline on a slow link.
+        .send_fairness(false)
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+/// The server's side. All arguments are DER; the key is PKCS#8.
+///
+/// A client may come without a certificate (to join), but one that it sends must be issued by this CA.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerConfig, TlsError> {
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_der)?), provider())
+        .allow_unauthenticated()
+        .build()?;
+    // The CA goes along so that a joining client can compare it with the fingerprint in its token.
+    let chain = [cert_der, ca_der].map(|der| CertificateDer::from(der.to_vec())).to_vec();
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key(key_der)?)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    let mut transport = transport();
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(limits::PENDING_HANDSHAKES)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
+    Ok(config)
+}
+
+fn client_config(mut tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = Resumption::disabled();
+    tls.enable_early_data = false;
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    let mut transport = transport();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .keep_alive_interval(Some(Duration::from_millis(limits::KEEP_ALIVE_MS)));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+/// An enrolled agent's or an operator's side. All arguments are DER; the key is PKCS#8.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ClientConfig, TlsError> {
+    let tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots(ca_der)?)
+        .with_client_auth_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?;
+    client_config(tls)
+}
+
+/// The side of somebody who wants to join and knows only the CA's fingerprint, BLAKE3 over its DER.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client_pinned(ca_fingerprint: Digest) -> Result<ClientConfig, TlsError> {
+    let verifier = verify::PinnedCa::new(ca_fingerprint, provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    client_config(tls)
+}
