@@ -240,13 +240,19 @@ impl Session {
         };
         let asking = match self.work {
             Work::Asking { until_ms } => Some(until_ms),
-            Work::Idle if self.is_up() => {
+            Work::Idle if self.is_up() && self.stopping.is_none() => {
                 let patience = self.patience.map(|(_, until_ms)| until_ms);
                 [self.no_lease_until_ms, patience, self.rest_until_ms].into_iter().flatten().min()
             }
             _ => None,
         };
         [stop, link, asking].into_iter().flatten().min()
+    }
+
+    /// What it was told when it started.
+    #[must_use]
+    pub fn config(&self) -> &SessionConfig {
+        &self.config
     }
 
     /// The connection's state.

@@ -53,6 +53,11 @@ impl Outbox {
         self.slots.is_empty()
     }
 
+    /// What waits, oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &OutboxEntry> {
+        self.slots.iter().map(|slot| &slot.entry)
+    }
+
     /// Whether there is room for what another round would give.
     #[must_use]
     pub fn has_room(&self) -> bool {

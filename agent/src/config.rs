@@ -1,0 +1,270 @@
+//! An agent's directory and its `agent.toml`: written by `join`, edited by people, checked strictly.
+//!
+//! ```text
+//!  dir/
+//!    agent.toml             who and where; shard, device, threads
+//!    tls/agent.crt          certificate (PEM)        tls/ca.crt   the run's CA (PEM)
+//!    tls/agent.key          private key (PEM, 0600), made here; it never leaves
+//!    store/                 outbox and residual (see `store`)
+//!    control.sock           while it runs: what `status` asks
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anabranch_common::ids::{AgentId, Digest, RunId};
+use serde::{Deserialize, Serialize};
+
+use crate::device;
+
+/// The directory of one agent.
+#[derive(Debug, Clone)]
+pub struct AgentDir(PathBuf);
+
+impl AgentDir {
+    /// The directory at `path`, which need not exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// `agent.toml`.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.0.join("agent.toml")
+    }
+
+    /// The agent's certificate.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.0.join("tls").join("agent.crt")
+    }
+
+    /// The agent's private key.
+    #[must_use]
+    pub fn key(&self) -> PathBuf {
+        self.0.join("tls").join("agent.key")
+    }
+
+    /// The certificate of the run's CA.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.0.join("tls").join("ca.crt")
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.0.join("store")
+    }
+
+    /// The control socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("control.sock")
+    }
+}
+
+/// `agent.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// `host:port` of the coordinator.
+    pub address: String,
+    /// The run.
+    pub run: RunId,
+    /// Who this is: derived from the certificate's key.
+    pub agent: AgentId,
+    /// What the coordinator calls this agent.
+    pub name: String,
+    /// BLAKE3 over the CA's certificate, as in the join token.
+    pub ca_fingerprint: Digest,
+    /// What to train on; relative to the agent's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<PathBuf>,
+    /// What to evaluate on; relative to the agent's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_shard: Option<PathBuf>,
+    /// Name of the label column in a CSV shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// Device to train on.
+    #[serde(default)]
+    pub device: device::Choice,
+    /// Threads for the maths; absent: as many as there are cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
+
+/// Why `agent.toml` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not there: nobody has joined.
+    #[error("{} does not exist", path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// It cannot be read.
+    #[error("{} cannot be read", path.display())]
+    Io {
+        /// Where it is.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A line is not what it should be.
+    #[error("{}:{line}: {problem}", path.display())]
+    Line {
+        /// Where it is.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong there.
+        problem: String,
+    },
+}
+
+impl AgentConfig {
+    /// Reads and checks `agent.toml`.
+    ///
+    /// # Errors
+    /// It is missing, unreadable, or a line is wrong (an unknown key included).
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ConfigError::Missing { path: path.to_path_buf() });
+            }
+            Err(source) => return Err(ConfigError::Io { path: path.to_path_buf(), source }),
+        };
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let at = |offset: usize, problem: String| ConfigError::Line {
+            path: path.to_path_buf(),
+            line: text[..offset.min(text.len())].matches('\n').count() + 1,
+            problem,
+        };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            at(error.span().map_or(0, |span| span.start), error.message().lines().collect::<Vec<_>>().join(" "))
+        })?;
+        let offset_of = |key: &str| {
+            let mut offset = 0;
+            for line in text.split_inclusive('\n') {
+                if line.trim_start().starts_with(key) {
+                    return offset;
+                }
+                offset += line.len();
+            }
+            0
+        };
+        if !is_host_and_port(&config.address) {
+            let problem =
+                format!("address {:?} is not a host and a port, like coordinator.example:4433", config.address);
+            return Err(at(offset_of("address"), problem));
+        }
+        if config.threads == Some(0) {
+            return Err(at(
+                offset_of("threads"),
+                "threads must be at least 1; leave the key out to use all cores".into(),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The file that `join` writes: the values, and what else can be set.
+    #[must_use]
+    pub fn to_commented_toml(&self) -> String {
+        let values = toml::to_string(self).expect("strings and numbers always have a TOML form");
+        let mut text = String::from(
+            "# Written by `anabranch-agent join`. The first five keys belong to the certificate in tls/: leave them.\n",
+        );
+        for line in values.lines() {
+            if line.starts_with("device") {
+                text.push_str("\n# What to train on. Options on the command line win over these.\n");
+                for (unset, example) in [
+                    (
+                        self.shard.is_none(),
+                        "# shard = \"train.csv\"        # CSV, or a directory with IDX files; relative to this directory\n",
+                    ),
+                    (
+                        self.eval_shard.is_none(),
+                        "# eval_shard = \"test.csv\"    # evaluate on this; without `shard` this agent only evaluates\n",
+                    ),
+                    (self.label_column.is_none(), "# label_column = \"label\"     # of a CSV file\n"),
+                    (self.threads.is_none(), "# threads = 2                # default: all cores\n"),
+                ] {
+                    if unset {
+                        text.push_str(example);
+                    }
+                }
+            }
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> AgentConfig {
+        AgentConfig {
+            address: "127.0.0.1:4433".into(),
+            run: RunId([1; 16]),
+            agent: AgentId([2; 16]),
+            name: "north".into(),
+            ca_fingerprint: Digest([3; 32]),
+            shard: Some("train.csv".into()),
+            eval_shard: None,
+            label_column: None,
+            device: device::Choice::Auto,
+            threads: None,
+        }
+    }
+
+    #[test]
+    fn what_join_writes_is_what_run_reads() {
+        let text = config().to_commented_toml();
+        assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid"), config());
+        assert!(text.contains("# eval_shard ="), "{text}");
+    }
+
+    /// Issue-level promise: a mistake in a configuration file is told with file and line.
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        let good = config().to_commented_toml();
+        let lines = good.lines().count();
+        let cases = [
+            (format!("{good}sahrd = \"x\"\n"), lines + 1, "unknown field `sahrd`"),
+            (format!("{good}threads = 0\n"), lines + 1, "at least 1"),
+            (good.replace("127.0.0.1:4433", "nowhere"), 2, "not a host and a port"),
+            (good.replace("\"auto\"", "\"tpu\""), lines, "unknown variant `tpu`"),
+            (good.replace("run = \"01", "run = \"zz"), 3, "32 hexadecimal characters"),
+        ];
+        for (text, expected, part) in cases {
+            match AgentConfig::parse(Path::new("agent.toml"), &text) {
+                Err(ConfigError::Line { line, problem, .. }) => {
+                    assert!(problem.contains(part), "{problem:?} should contain {part:?}");
+                    assert_eq!(line, expected, "{problem}");
+                }
+                other => panic!("expected an error about {part:?}, found {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The only `select!` over everything: feeds events to the session and carries out its commands.
+
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anabranch_common::ids::{Incarnation, RunId};
+use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::message::AgentMessage;
+use anabranch_io::durable::StorageError;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::clock::{self, Clock};
+use crate::config::{AgentConfig, AgentDir};
+use crate::core::command::{ChunkSource, Command, Ending};
+use crate::core::event::{Event, Problem};
+use crate::core::{Session, SessionConfig};
+use crate::identity::{self, AgentKey, IdentityError};
+use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
+use crate::store::Ledger;
+use crate::transport::{self, Dialer, Link, NetEvent, Op};
+use crate::worker::{self, MathsJob, Pace, Shards, StopSignal, StoreJob, StoreThread, TrainerFactory};
+
+/// How long the last words may take before the process ends anyway.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Everything a process needs to be an agent.
+pub struct Setup {
+    /// Its directory.
+    pub dir: AgentDir,
+    /// `agent.toml`.
+    pub config: AgentConfig,
+    /// Its key.
+    pub key: AgentKey,
+    /// What it trains and evaluates on.
+    pub shards: Shards,
+    /// Makes its trainer.
+    pub factory: TrainerFactory,
+    /// Device, for people.
+    pub device: String,
+    /// Artificial slowness.
+    pub pace: Pace,
+    /// Its store, open.
+    pub ledger: Ledger,
+}
+
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup").field("dir", &self.dir).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Key or certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// No thread, no entropy, no signals.
+    #[error("the system refuses what an agent needs: {0}")]
+    System(#[from] std::io::Error),
+    /// The certificate or the address cannot be used for a connection.
+    #[error(transparent)]
+    Dial(#[from] transport::DialError),
+}
+
+/// The report that `status` asks for, kept up to date by the driver.
+#[derive(Debug, Clone)]
+pub struct SharedReport(Arc<Mutex<AgentReport>>);
+
+impl SharedReport {
+    /// The newest report.
+    #[must_use]
+    pub fn get(&self) -> AgentReport {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut AgentReport)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Driver {
+    dir: AgentDir,
+    run: RunId,
+    key: AgentKey,
+    clock: Clock,
+    session: Session,
+    dialer: Arc<Dialer>,
+    link: Option<Link>,
+    links: u64,
+    net: mpsc::Sender<(u64, NetEvent)>,
+    net_events: mpsc::Receiver<(u64, NetEvent)>,
+    work_events: mpsc::Receiver<Event>,
+    maths: SyncSender<MathsJob>,
+    store: StoreThread,
+    stop: Arc<StopSignal>,
+    manifest: Option<Arc<ModelManifest>>,
+    traffic: Traffic,
+    report: SharedReport,
+}
+
+impl Driver {
+    /// Starts the threads and makes the session. Nothing is sent before [`Self::run`].
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn new(setup: Setup) -> Result<Self, StartError> {
+        let Setup { dir, config, key, shards, factory, device, pace, ledger } = setup;
+        let clock = Clock::start();
+        let certificate = identity::read_certificate(&dir.certificate())?;
+        let ca = identity::read_certificate(&dir.ca())?;
+        let validity = identity::validity_ms(&certificate)?;
+        let dialer = Dialer::new(config.address.clone(), &ca, &certificate, &key.to_der())?;
+        let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
+        getrandom::fill(&mut incarnation).map_err(std::io::Error::other)?;
+        getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+        let len = |shard: &Option<Box<dyn crate::shard::Shard>>| shard.as_ref().map_or(0, |shard| shard.len() as u64);
+        let session = SessionConfig {
+            run: config.run,
+            agent: key.agent(),
+            incarnation: Incarnation(incarnation),
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            train_examples: len(&shards.train),
+            eval_examples: len(&shards.eval),
+            device,
+            renew_at_ms: renewal(clock, validity),
+            backoff_seed: u64::from_le_bytes(seed),
+        };
+        let report = AgentReport {
+            software: session.software.clone(),
+            running: true,
+            run: config.run,
+            agent: session.agent,
+            name: config.name.clone(),
+            address: config.address,
+            outbox: ledger.outbox().map(WaitingUpdate::of).collect(),
+            branch: ledger.branch(),
+            live: None,
+        };
+        let (run, agent) = (config.run, session.agent);
+        let session = Session::new(session, ledger.kept()?);
+        let (events, work_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
+        let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
+        let stop = Arc::new(StopSignal::default());
+        let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), events.clone())?;
+        let store = StoreThread::spawn(ledger, run, agent, events)?;
+        Ok(Self {
+            dir,
+            run,
+            key,
+            clock,
+            session,
+            dialer: Arc::new(dialer),
+            link: None,
+            links: 0,
+            net,
+            net_events,
+            work_events,
+            maths,
+            store,
+            stop,
+            manifest: None,
+            traffic: Traffic::default(),
+            report: SharedReport(Arc::new(Mutex::new(report))),
+        })
+    }
+
+    /// What `status` shows.
+    #[must_use]
+    pub fn report(&self) -> SharedReport {
+        self.report.clone()
+    }
+
+    /// Runs until the session ends. Each message on `shutdown` asks for an orderly stop; the first one counts.
+    pub async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Ending {
+        let mut ending = self.step(Event::Started);
+        let mut may_shut_down = true;
+        while ending.is_none() {
+            let deadline = self.session.deadline_ms().map(|at_ms| Instant::from_std(self.clock.instant(at_ms)));
+            let event = tokio::select! {
+                asked = shutdown.recv(), if may_shut_down => {
+                    may_shut_down = false;
+                    match asked {
+                        Some(()) => Event::Shutdown,
+                        None => continue,
+                    }
+                }
+                Some(event) = self.work_events.recv() => event,
+                Some((number, event)) = self.net_events.recv() => match self.translate(number, event) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Event::Tick,
+            };
+            ending = self.step(event);
+        }
+        self.farewell().await;
+        ending.unwrap_or(Ending::Parked)
+    }
+
+    /// One event, and all that follows from it at once.
+    fn step(&mut self, event: Event) -> Option<Ending> {
+        if let Event::Prepared { manifest } = &event {
+            self.manifest = Some(Arc::new(manifest.clone()));
+        }
+        log(&event);
+        let mut events = std::collections::VecDeque::from([event]);
+        let mut ending = None;
+        while let Some(event) = events.pop_front() {
+            for command in self.session.handle(self.clock.now_ms(), event) {
+                match command {
+                    Command::Exit(why) => ending = Some(why),
+                    command => events.extend(self.execute(command)),
+                }
+            }
+        }
+        self.publish();
+        ending
+    }
+
+    /// Carries out a command; what is known at once of its outcome comes back.
+    fn execute(&mut self, command: Command) -> Option<Event> {
+        match command {
+            Command::Connect { after_ms } => {
+                self.links += 1;
+                let dialer = Arc::clone(&self.dialer);
+                let after = Duration::from_millis(after_ms);
+                self.link = Some(transport::open(dialer, self.links, after, self.net.clone()));
+                None
+            }
+            Command::Disconnect { why } => {
+                tracing::info!(why, "disconnecting");
+                self.link = None;
+                None
+            }
+            Command::Send(message) => self.op(Op::Send(message)),
+            Command::SendChunks { source: ChunkSource::Initial(content), transfer, missing } => {
+                self.op(Op::SendChunks { content, transfer, missing })
+            }
+            Command::SendChunks { source: ChunkSource::Update(key), transfer, missing } => {
+                let link = self.link.as_ref()?;
+                let (ops, jobs) = (link.ops.clone(), self.store.jobs());
+                tokio::spawn(async move {
+                    let (reply, payload) = tokio::sync::oneshot::channel();
+                    // The store's queue may be full; only this task waits for room.
+                    let asked = tokio::task::spawn_blocking(move || jobs.send(StoreJob::Read { key, reply })).await;
+                    if matches!(asked, Ok(Ok(())))
+                        && let Ok(Some(payload)) = payload.await
+                    {
+                        // A link that is gone is offered this update again.
+                        let _ = ops.send(Op::SendChunks { content: payload.into(), transfer, missing }).await;
+                    }
+                });
+                None
+            }
+            Command::Prepare(spec) => self.maths(MathsJob::Prepare(spec)),
+            Command::MakeInitial { seed } => self.maths(MathsJob::MakeInitial { seed }),
+            Command::Unpack { version, digest, encoded } => self.maths(MathsJob::Unpack { version, digest, encoded }),
+            Command::Train { lease, spec, base } => {
+                self.stop.set(false);
+                self.maths(MathsJob::Train { lease, spec, base })
+            }
+            Command::StopTraining => {
+                self.stop.set(true);
+                None
+            }
+            Command::Evaluate { version, content } => self.maths(MathsJob::Evaluate { version, content }),
+            Command::Bank(bank) => {
+                let manifest = Arc::clone(self.manifest.as_ref().expect("a round is trained after Prepared"));
+                self.store_job(StoreJob::Bank { bank, manifest })
+            }
+            Command::Settle { key, content } => self.store_job(StoreJob::Settle { key, content }),
+            Command::AdoptBranch { branch } => self.store_job(StoreJob::Adopt(branch)),
+            Command::Renew => match self.key.signing_request() {
+                Ok(csr_der) => self.op(Op::Send(AgentMessage::Renew { csr_der })),
+                Err(error) => {
+                    tracing::warn!(%error, "the certificate cannot be renewed");
+                    None
+                }
+            },
+            Command::StoreCertificate { certificate_der } => self.store_certificate(certificate_der),
+            Command::Exit(_) => None,
+        }
+    }
+
+    fn op(&mut self, op: Op) -> Option<Event> {
+        let link = self.link.as_ref()?;
+        if link.ops.try_send(op).is_ok() {
+            return None;
+        }
+        // Either the connection has ended, and says so in a moment, or it has taken nothing for 256 messages.
+        self.link = None;
+        Some(Event::Disconnected(Problem::Transient("the connection takes no more messages".to_owned())))
+    }
+
+    fn maths(&self, job: MathsJob) -> Option<Event> {
+        let failed = |_| Event::Failed(Ending::Trainer("the trainer's thread has ended".to_owned()));
+        self.maths.try_send(job).map_err(failed).err()
+    }
+
+    fn store_job(&self, job: StoreJob) -> Option<Event> {
+        let failed = |_| Event::Failed(Ending::Storage("the store's thread has ended".to_owned()));
+        self.store.jobs().try_send(job).map_err(failed).err()
+    }
+
+    fn store_certificate(&mut self, der: Vec<u8>) -> Option<Event> {
+        let stored = identity::validity_ms(&der)
+            .and_then(|validity| identity::write_certificate(&self.dir.certificate(), &der).map(|()| validity));
+        let validity = match stored {
+            Ok(validity) => validity,
+            Err(error) => {
+                tracing::warn!(%error, "the renewed certificate cannot be used");
+                return None;
+            }
+        };
+        let replaced = self.dialer.with_certificate(&der, &self.key.to_der());
+        match replaced {
+            Ok(dialer) => self.dialer = Arc::new(dialer),
+            Err(error) => tracing::warn!(%error, "the renewed certificate cannot be used"),
+        }
+        tracing::info!("the certificate was renewed");
+        Some(Event::CertificateStored { renew_at_ms: renewal(self.clock, validity) })
+    }
+
+    /// What a connection says, for the session; nothing if it is not the one that counts.
+    fn translate(&mut self, number: u64, event: NetEvent) -> Option<Event> {
+        if self.link.as_ref().map(|link| link.number) != Some(number) {
+            return None;
+        }
+        Some(match event {
+            NetEvent::Connected => Event::Connected,
+            NetEvent::Message(message) => Event::Message(message),
+            NetEvent::Chunk { transfer, index, bytes } => {
+                self.traffic.downlink_bytes += bytes.len() as u64;
+                Event::Chunk { transfer, index, bytes }
+            }
+            NetEvent::ChunksSent { transfer, bytes } => {
+                self.traffic.uplink_bytes += bytes;
+                Event::ChunksSent { transfer }
+            }
+            NetEvent::Disconnected(problem) => {
+                self.link = None;
+                Event::Disconnected(problem)
+            }
+        })
+    }
+
+    fn publish(&self) {
+        let live = LiveReport::of(&self.session, &self.traffic);
+        let outbox = self.session.outbox().entries().map(|entry| WaitingUpdate::of(&entry.meta)).collect();
+        self.report.change(|report| {
+            report.live = Some(live);
+            report.outbox = outbox;
+            report.branch = self.session.branch();
+        });
+    }
+
+    /// Lets the last words out, then closes the store.
+    async fn farewell(self) {
+        let Self { link, mut net_events, work_events, store, stop, run, .. } = self;
+        stop.set(true);
+        if let Some(link) = link {
+            let number = link.number;
+            let _ = link.ops.try_send(Op::Close);
+            let gone = async {
+                while let Some((of, event)) = net_events.recv().await {
+                    if of == number && matches!(event, NetEvent::Disconnected(_)) {
+                        return;
+                    }
+                }
+            };
+            if tokio::time::timeout(FAREWELL, gone).await.is_err() {
+                tracing::debug!(run = %run.short(), "the connection did not close in time");
+            }
+        }
+        // Events that the store's thread still has to say are for nobody: its queue is closed with this receiver.
+        drop(work_events);
+        let finished = tokio::task::spawn_blocking(move || store.finish());
+        if tokio::time::timeout(FAREWELL, finished).await.is_err() {
+            tracing::debug!("the store did not close in time; what it acknowledged is durable all the same");
+        }
+    }
+}
+
+fn renewal(clock: Clock, validity: (u64, u64)) -> u64 {
+    clock.now_ms() + identity::renew_at_ms(validity).saturating_sub(clock::unix_ms())
+}
+
+fn log(event: &Event) {
+    use anabranch_common::update::Verdict;
+    use anabranch_common::wire::message::CoordinatorMessage as Said;
+    match event {
+        Event::Disconnected(Problem::Transient(why)) => tracing::warn!(why, "not connected; trying again"),
+        Event::Message(Said::Welcome(welcome)) => tracing::info!(
+            run = %welcome.run.short(), epoch = welcome.epoch.0, state = ?welcome.state, "connected as {}", welcome.name
+        ),
+        Event::Message(Said::Lease { lease, .. }) => {
+            tracing::debug!(lease = lease.id.0, base = lease.base_version.0, "lease");
+        }
+        Event::Message(Said::Verdict { key, verdict: Verdict::Refused { reason } }) => {
+            tracing::warn!(epoch = key.epoch.0, seq = key.seq.0, reason = reason.as_str(), "update refused");
+        }
+        Event::Message(Said::Verdict { key, verdict: Verdict::Accepted { version, staleness, .. } }) => {
+            tracing::debug!(epoch = key.epoch.0, seq = key.seq.0, version = version.0, staleness, "update accepted");
+        }
+        Event::Message(Said::StateChanged { state }) => tracing::info!(?state, "the run's state has changed"),
+        Event::Trained(outcome) => tracing::debug!(
+            lease = outcome.lease.0,
+            steps = outcome.local_steps,
+            loss = outcome.train_loss,
+            ms = outcome.compute_ms,
+            "trained"
+        ),
+        Event::Discarded { problem, .. } => tracing::warn!(problem, "this round gave nothing to send"),
+        Event::UnpackFailed { problem, .. } => tracing::warn!(problem, "the model that came cannot be used"),
+        Event::Evaluated { version, accuracy, loss, .. } => {
+            tracing::info!(version = version.0, accuracy, loss, "evaluated");
+        }
+        Event::Shutdown => tracing::info!("stopping; finished work is kept"),
+        _ => {}
+    }
+}

@@ -1,0 +1,213 @@
+//! What `status` prints: the state of one agent, as JSON and for people.
+
+use std::fmt::Write as _;
+
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
+use anabranch_common::update::{UpdateMeta, Verdict};
+use anabranch_common::wire::message::RunPhase;
+use serde::{Deserialize, Serialize};
+
+use crate::core::{Link, Session, Work};
+
+/// The state of an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentReport {
+    /// Version of the agent's software.
+    pub software: String,
+    /// Whether the process runs (false: read from the store).
+    pub running: bool,
+    /// The run.
+    pub run: RunId,
+    /// The agent's identity.
+    pub agent: AgentId,
+    /// Its name.
+    pub name: String,
+    /// Where its coordinator is.
+    pub address: String,
+    /// Updates that wait for a verdict, oldest first.
+    pub outbox: Vec<WaitingUpdate>,
+    /// The branch that its work belongs to.
+    pub branch: Option<BranchId>,
+    /// What only a running process knows.
+    pub live: Option<LiveReport>,
+}
+
+/// An update without a verdict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WaitingUpdate {
+    /// Epoch it was counted in.
+    pub epoch: Epoch,
+    /// Its number in that epoch.
+    pub seq: UpdateSeq,
+    /// The version it started from.
+    pub base_version: ModelVersion,
+    /// Length of its payload in bytes.
+    pub payload_bytes: u64,
+}
+
+impl WaitingUpdate {
+    /// What `status` shows of an update.
+    #[must_use]
+    pub fn of(meta: &UpdateMeta) -> Self {
+        let UpdateMeta { key, base_version, payload_bytes, .. } = meta;
+        Self { epoch: key.epoch, seq: key.seq, base_version: *base_version, payload_bytes: *payload_bytes }
+    }
+}
+
+/// What a running agent does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LiveReport {
+    /// Its process.
+    pub pid: u32,
+    /// `connected`, `greeting`, `connecting` or `down`.
+    pub connection: String,
+    /// Its epoch.
+    pub epoch: Option<Epoch>,
+    /// The run's state, as last heard.
+    pub phase: RunPhase,
+    /// Device it trains on.
+    pub device: String,
+    /// Examples in the training shard.
+    pub train_examples: u64,
+    /// Examples in the evaluation shard.
+    pub eval_examples: u64,
+    /// The model version it holds.
+    pub version: Option<ModelVersion>,
+    /// Digest of that version.
+    pub digest: Option<Digest>,
+    /// `idle`, `asking`, `fetching`, `evaluating`, `training` or `storing`.
+    pub work: String,
+    /// The lease it works under.
+    pub lease: Option<LeaseId>,
+    /// Steps done under it.
+    pub steps: Option<u32>,
+    /// Examples a second, lately.
+    pub examples_per_s: Option<f32>,
+    /// Payload bytes sent.
+    pub uplink_bytes: u64,
+    /// Payload bytes received.
+    pub downlink_bytes: u64,
+    /// The latest verdicts, oldest first.
+    pub verdicts: Vec<VerdictReport>,
+    /// The latest problem that was dealt with.
+    pub last_problem: Option<String>,
+}
+
+/// A verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct VerdictReport {
+    /// Epoch of the update.
+    pub epoch: Epoch,
+    /// Its number.
+    pub seq: UpdateSeq,
+    /// The decision.
+    pub verdict: Verdict,
+}
+
+/// What the driver knows beside the session.
+#[derive(Debug, Clone, Default)]
+pub struct Traffic {
+    /// Payload bytes sent.
+    pub uplink_bytes: u64,
+    /// Payload bytes received.
+    pub downlink_bytes: u64,
+}
+
+impl LiveReport {
+    /// The state of a running session.
+    #[must_use]
+    pub fn of(session: &Session, traffic: &Traffic) -> Self {
+        let held = session.replica().held();
+        let (work, lease, steps, examples_per_s) = match session.work() {
+            Work::Idle => ("idle", None, None, None),
+            Work::Asking { .. } => ("asking", None, None, None),
+            Work::Fetching { .. } => ("fetching", None, None, None),
+            Work::Evaluating { .. } => ("evaluating", None, None, None),
+            Work::Training { lease, steps, examples_per_s, .. } => {
+                ("training", Some(lease.id), Some(*steps), Some(*examples_per_s))
+            }
+            Work::Banking { lease } => ("storing", Some(lease.id), None, None),
+        };
+        let connection = match session.link() {
+            Link::Down => "down",
+            Link::Connecting => "connecting",
+            Link::Greeting { .. } => "greeting",
+            Link::Up => "connected",
+        };
+        let verdicts = session.verdicts();
+        let verdict = |(key, verdict): &(anabranch_common::update::UpdateKey, Verdict)| VerdictReport {
+            epoch: key.epoch,
+            seq: key.seq,
+            verdict: *verdict,
+        };
+        let config = session.config();
+        Self {
+            pid: std::process::id(),
+            connection: connection.to_owned(),
+            epoch: session.epoch(),
+            phase: session.phase(),
+            device: config.device.clone(),
+            train_examples: config.train_examples,
+            eval_examples: config.eval_examples,
+            version: held.map(|held| held.version),
+            digest: held.map(|held| held.digest),
+            work: work.to_owned(),
+            lease,
+            steps,
+            examples_per_s,
+            uplink_bytes: traffic.uplink_bytes,
+            downlink_bytes: traffic.downlink_bytes,
+            verdicts: verdicts.map(verdict).collect(),
+            last_problem: session.last_problem().map(str::to_owned),
+        }
+    }
+}
+
+impl AgentReport {
+    /// The report for people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |key: &str, value: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{key:<12} {value}");
+        };
+        line("agent", format!("{} ({})", self.name, self.agent.short()));
+        line("run", format!("{} at {}", self.run.short(), self.address));
+        match &self.live {
+            None => line("state", "not running; this is what its store holds".to_owned()),
+            Some(live) => live.lines(&mut line),
+        }
+        let waiting: u64 = self.outbox.iter().map(|update| update.payload_bytes).sum();
+        line("outbox", format!("{} updates without a verdict, {waiting} bytes", self.outbox.len()));
+        text
+    }
+}
+
+impl LiveReport {
+    fn lines(&self, line: &mut impl FnMut(&str, String)) {
+        let epoch = self.epoch.map_or_else(|| "none yet".to_owned(), |epoch| epoch.to_string());
+        line("state", format!("{}, process {}, epoch {epoch}", self.connection, self.pid));
+        let work = match (self.lease, self.steps) {
+            (Some(lease), Some(steps)) => format!("{} under lease {lease}, {steps} steps", self.work),
+            _ => self.work.clone(),
+        };
+        line("work", work);
+        line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));
+        line("shards", format!("{} examples to train on, {} to evaluate on", self.train_examples, self.eval_examples));
+        line("device", self.device.clone());
+        line("traffic", format!("{} bytes up, {} bytes down", self.uplink_bytes, self.downlink_bytes));
+        if let Some(latest) = self.verdicts.last() {
+            let verdict = match latest.verdict {
+                Verdict::Accepted { version, staleness, .. } => {
+                    format!("accepted into version {version}, staleness {staleness}")
+                }
+                Verdict::Refused { reason } => format!("refused: {}", reason.as_str()),
+            };
+            line("verdict", verdict);
+        }
+        if let Some(problem) = &self.last_problem {
+            line("problem", problem.clone());
+        }
+    }
+}

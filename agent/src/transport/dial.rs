@@ -1,0 +1,159 @@
+//! Opening a connection: TLS, and agreement on a protocol version; and enrolment, which is one request on a connection
+//! of its own.
+
+use std::time::Duration;
+
+use anabranch_common::limits;
+use anabranch_common::token::JoinToken;
+use anabranch_common::wire::frame::FrameKind;
+use anabranch_common::wire::handshake::Purpose;
+use anabranch_common::wire::message::{JoinRequest, JoinResponse};
+use anabranch_io::exit::ExitCode;
+use anabranch_io::frames::{self, FrameIoError, HandshakeError};
+use anabranch_io::tls::{self, BindError, ConnectProblem, TlsError};
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+
+use crate::core::command::Ending;
+use crate::core::event::Problem;
+
+const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The connection was refused or broke.
+    #[error(transparent)]
+    Connect(#[from] ConnectProblem),
+    /// No agreement on a protocol version.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The exchange broke.
+    #[error(transparent)]
+    Frame(#[from] FrameIoError),
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl DialError {
+    /// Whether trying again later, with nothing changed here, can help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self.to_problem(), Problem::Transient(_))
+    }
+
+    /// For the session: whether to try again.
+    #[must_use]
+    pub fn to_problem(&self) -> Problem {
+        match self {
+            Self::Connect(problem) => of_connect(problem),
+            Self::Handshake(HandshakeError::Frame(error)) | Self::Frame(error) => of_frame(error),
+            Self::Handshake(error @ HandshakeError::Version { .. }) => {
+                Problem::Final(Ending::Version(with_help(error, error.help())))
+            }
+            Self::Handshake(error @ HandshakeError::Forbidden(_)) => {
+                Problem::Final(Ending::Identity(with_help(error, error.help())))
+            }
+            Self::Bind(error) => Problem::Transient(error.to_string()),
+            Self::Tls(error) => Problem::Final(Ending::Identity(error.to_string())),
+        }
+    }
+}
+
+/// The same for a connection that is open.
+pub(super) fn of_frame(error: &FrameIoError) -> Problem {
+    match error {
+        FrameIoError::Connection(problem) => of_connect(problem),
+        error if error.exit_code() == Some(ExitCode::Protocol) => Problem::Final(Ending::Version(error.to_string())),
+        error => Problem::Transient(error.to_string()),
+    }
+}
+
+/// The same for its end.
+pub(super) fn of_connect(problem: &ConnectProblem) -> Problem {
+    let text = with_help(problem, problem.help());
+    match problem.exit_code() {
+        ExitCode::Clock => Problem::Final(Ending::Clock(text)),
+        ExitCode::Protocol => Problem::Final(Ending::Version(text)),
+        _ if problem.is_transient() => Problem::Transient(problem.to_string()),
+        _ => Problem::Final(Ending::Identity(text)),
+    }
+}
+
+fn with_help(error: &impl std::fmt::Display, help: Option<String>) -> String {
+    match help {
+        Some(help) => format!("{error}; {help}"),
+        None => error.to_string(),
+    }
+}
+
+/// Opens connections to one coordinator with one identity.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    address: String,
+    ca_der: Vec<u8>,
+    config: ClientConfig,
+}
+
+/// An open connection with its control stream.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) endpoint: Endpoint,
+    pub(super) connection: Connection,
+    pub(super) send: SendStream,
+    pub(super) recv: RecvStream,
+}
+
+impl Dialer {
+    /// For the coordinator at `address` (`host:port`), which trusts and is trusted by this CA. All else is DER.
+    ///
+    /// # Errors
+    /// Certificate or key cannot be used.
+    pub fn new(address: String, ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<Self, DialError> {
+        let config = tls::client(ca_der, cert_der, key_der)?;
+        Ok(Self { address, ca_der: ca_der.to_vec(), config })
+    }
+
+    /// The same with a renewed certificate.
+    ///
+    /// # Errors
+    /// Certificate or key cannot be used.
+    pub fn with_certificate(&self, cert_der: &[u8], key_der: &[u8]) -> Result<Self, DialError> {
+        Self::new(self.address.clone(), &self.ca_der, cert_der, key_der)
+    }
+
+    /// Connects, and agrees on a protocol version.
+    pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
+        let endpoint = tls::client_endpoint()?;
+        let connection = tls::connect(&endpoint, &self.address, self.config.clone()).await?;
+        let (send, recv) = greet(&connection, Purpose::Agent).await?;
+        Ok(Dialled { endpoint, connection, send, recv })
+    }
+}
+
+async fn greet(connection: &Connection, purpose: Purpose) -> Result<(SendStream, RecvStream), DialError> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| tls::explain(&error))?;
+    frames::propose(&mut send, &mut recv, purpose, HANDSHAKE).await?;
+    Ok((send, recv))
+}
+
+/// Enrols with a token and a certificate signing request (DER).
+///
+/// # Errors
+/// The coordinator was not reached, is not the one that the token names, or the exchange broke. A refusal is an answer.
+pub async fn join(token: &JoinToken, csr_der: Vec<u8>) -> Result<JoinResponse, DialError> {
+    let endpoint = tls::client_endpoint()?;
+    let config = tls::client_pinned(token.ca_fingerprint)?;
+    let connection = tls::connect(&endpoint, &token.address, config).await?;
+    let (mut send, mut recv) = greet(&connection, Purpose::Join).await?;
+    let request = JoinRequest { token_secret: token.secret, csr_der };
+    frames::send(&mut send, FrameKind::JoinRequest, &request, limits::JOIN_MESSAGE_BYTES, HANDSHAKE).await?;
+    let answer = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
+    let response = frames::recv_one(&mut recv, FrameKind::JoinResponse, limits::CONTROL_MESSAGE_BYTES, answer).await?;
+    connection.close(0u32.into(), b"done");
+    endpoint.wait_idle().await;
+    Ok(response)
+}

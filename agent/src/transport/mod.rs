@@ -1,0 +1,235 @@
+//! The agent's side of QUIC: one task a connection. Decides nothing: it opens, greets, and carries messages and chunks.
+//!
+//! ```text
+//!  driver ──Op──► write control messages ──► control stream
+//!                 └─ SendChunks ──► one stream a chunk (a task of its own: bulk never holds messages up)
+//!  driver ◄─NetEvent── control stream, chunk streams, the end of the connection and why
+//! ```
+
+mod dial;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::ids::Digest;
+use anabranch_common::limits;
+use anabranch_common::wire::frame::FrameKind;
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_io::chunks;
+use anabranch_io::frames::{FrameReader, FrameWriter};
+use anabranch_io::tls;
+use quinn::Connection;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+pub use dial::{DialError, Dialer, join};
+
+use crate::core::event::Problem;
+
+/// What the driver wants of a connection.
+#[derive(Debug)]
+pub enum Op {
+    /// Send a control message.
+    Send(AgentMessage),
+    /// Send chunks.
+    SendChunks {
+        /// The content they are cut from.
+        content: Arc<[u8]>,
+        /// Its chunks.
+        transfer: TransferManifest,
+        /// Which of them.
+        missing: Missing,
+    },
+    /// Close once everything before this was handed over.
+    Close,
+}
+
+/// What a connection tells the driver.
+#[derive(Debug)]
+pub enum NetEvent {
+    /// It is open.
+    Connected,
+    /// A control message came.
+    Message(CoordinatorMessage),
+    /// A chunk came.
+    Chunk {
+        /// The transfer it says it belongs to.
+        transfer: Digest,
+        /// Which.
+        index: u32,
+        /// Its content.
+        bytes: Vec<u8>,
+    },
+    /// All chunks of an `Op::SendChunks` were handed over.
+    ChunksSent {
+        /// The transfer.
+        transfer: Digest,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// It is over, or never came to be. The last thing that is told.
+    Disconnected(Problem),
+}
+
+/// The driver's end of a connection. Dropping it ends the connection.
+#[derive(Debug)]
+pub struct Link {
+    /// Which of this process's connections it is.
+    pub number: u64,
+    /// What to do.
+    pub ops: mpsc::Sender<Op>,
+}
+
+/// How long a control message may take to be taken off our hands.
+const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
+/// How long a chunk may take.
+const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
+/// How long the last words may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Opens a connection after `after`, and carries what comes and goes until it ends.
+pub fn open(dialer: Arc<Dialer>, number: u64, after: Duration, events: mpsc::Sender<(u64, NetEvent)>) -> Link {
+    let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
+    let tell = Tell { number, events };
+    tokio::spawn(async move {
+        let problem = run(&dialer, after, inbox, tell.clone()).await;
+        tell.event(NetEvent::Disconnected(problem)).await;
+    });
+    Link { number, ops }
+}
+
+#[derive(Clone)]
+struct Tell {
+    number: u64,
+    events: mpsc::Sender<(u64, NetEvent)>,
+}
+
+impl Tell {
+    async fn event(&self, event: NetEvent) {
+        // When the driver has ended there is nobody to tell.
+        let _ = self.events.send((self.number, event)).await;
+    }
+}
+
+async fn run(dialer: &Dialer, after: Duration, mut inbox: mpsc::Receiver<Op>, tell: Tell) -> Problem {
+    let dialled = tokio::select! {
+        dialled = async {
+            tokio::time::sleep(after).await;
+            dialer.dial().await
+        } => dialled,
+        () = closed(&mut inbox) => return Problem::Transient("closed while connecting".to_owned()),
+    };
+    let dialled = match dialled {
+        Ok(dialled) => dialled,
+        Err(error) => return error.to_problem(),
+    };
+    tell.event(NetEvent::Connected).await;
+    let connection = dialled.connection.clone();
+    let problem = tokio::select! {
+        problem = read_messages(FrameReader::new(dialled.recv, FrameKind::Coordinator, SEND), &tell) => problem,
+        problem = read_chunks(&connection, &tell) => problem,
+        problem = do_ops(&connection, FrameWriter::new(dialled.send, FrameKind::Agent, SEND), &mut inbox, &tell) => problem,
+    };
+    let problem = match connection.close_reason() {
+        Some(reason) => dial::of_connect(&tls::explain(&reason)),
+        None => problem,
+    };
+    connection.close(0u32.into(), b"done");
+    dialled.endpoint.wait_idle().await;
+    problem
+}
+
+/// Ends when the driver has dropped its end, and not before.
+async fn closed(inbox: &mut mpsc::Receiver<Op>) {
+    while let Some(op) = inbox.recv().await {
+        if matches!(op, Op::Close) {
+            return;
+        }
+    }
+}
+
+async fn read_messages(mut reader: FrameReader<CoordinatorMessage>, tell: &Tell) -> Problem {
+    // A silent coordinator has nothing to say; QUIC's idle timeout and keep-alive tell whether it is still there.
+    loop {
+        match reader.next().await {
+            Ok(Some(message)) => tell.event(NetEvent::Message(message)).await,
+            Ok(None) => return Problem::Transient("the coordinator closed the session".to_owned()),
+            Err(error) => return dial::of_frame(&error),
+        }
+    }
+}
+
+async fn read_chunks(connection: &Connection, tell: &Tell) -> Problem {
+    let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            stream = connection.accept_uni(), if tasks.len() < limits::CHUNK_STREAMS as usize => match stream {
+                Ok(stream) => stream,
+                Err(error) => return dial::of_connect(&tls::explain(&error)),
+            },
+            Some(done) = tasks.join_next() => match done {
+                Ok(Ok(())) => continue,
+                Ok(Err(problem)) => return Problem::Transient(problem),
+                Err(panic) => return Problem::Transient(panic.to_string()),
+            },
+        };
+        let tell = tell.clone();
+        tasks.spawn(async move {
+            let (header, bytes) = chunks::recv_chunk(stream, CHUNK).await.map_err(|error| error.to_string())?;
+            tell.event(NetEvent::Chunk { transfer: header.transfer, index: header.index, bytes }).await;
+            Ok(())
+        });
+    }
+}
+
+async fn do_ops(
+    connection: &Connection,
+    mut writer: FrameWriter<AgentMessage>,
+    inbox: &mut mpsc::Receiver<Op>,
+    tell: &Tell,
+) -> Problem {
+    let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
+    loop {
+        let op = tokio::select! {
+            Some(done) = tasks.join_next() => match done {
+                Ok(Ok(())) => continue,
+                Ok(Err(problem)) => return Problem::Transient(problem),
+                Err(panic) => return Problem::Transient(panic.to_string()),
+            },
+            op = inbox.recv() => op,
+        };
+        match op {
+            Some(Op::Send(message)) => {
+                if let Err(error) = writer.send(&message).await {
+                    return dial::of_frame(&error);
+                }
+            }
+            Some(Op::SendChunks { content, transfer, missing }) => {
+                let (connection, tell) = (connection.clone(), tell.clone());
+                tasks.spawn(async move { send_chunks(&connection, content, &transfer, &missing, &tell).await });
+            }
+            Some(Op::Close) | None => {
+                // What was said last must arrive before the connection goes.
+                // (A peer that does not confirm it is not waited for.)
+                let _ = tokio::time::timeout(FAREWELL, writer.finish()).await;
+                return Problem::Transient("closed by this agent".to_owned());
+            }
+        }
+    }
+}
+
+async fn send_chunks(
+    connection: &Connection,
+    content: Arc<[u8]>,
+    transfer: &TransferManifest,
+    missing: &Missing,
+    tell: &Tell,
+) -> Result<(), String> {
+    let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
+    let bytes = ranges.map(|range| range.len() as u64).sum();
+    let sent = chunks::send_chunks(connection, transfer, content, missing, CHUNK).await;
+    sent.map_err(|error| error.to_string())?;
+    tell.event(NetEvent::ChunksSent { transfer: transfer.id(), bytes }).await;
+    Ok(())
+}
