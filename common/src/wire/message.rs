@@ -33,20 +33,21 @@ pub enum MessageError {
     Malformed(String),
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<{ 64 * limits::CONTROL_MESSAGE_BYTES }>()
+/// `LIMIT` bounds what a message may claim to hold, before any of it is allocated.
+fn config<const LIMIT: usize>() -> impl bincode::config::Config {
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
 }
+
+/// Nothing that is decoded takes more memory than this many times its encoded form.
+const EXPANSION: usize = 16;
 
 /// Encodes a message of at most `max_bytes` bytes.
 ///
 /// # Errors
 /// It is longer than that.
 pub fn encode<T: Encode>(message: &T, max_bytes: usize) -> Result<Vec<u8>, MessageError> {
-    let bytes =
-        bincode::encode_to_vec(message, config()).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    let bytes = bincode::encode_to_vec(message, config::<{ usize::MAX }>())
+        .map_err(|error| MessageError::Malformed(error.to_string()))?;
     if bytes.len() > max_bytes {
         return Err(MessageError::TooLarge { found: bytes.len(), max: max_bytes });
     }
@@ -61,8 +62,14 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
     if bytes.len() > max_bytes {
         return Err(MessageError::TooLarge { found: bytes.len(), max: max_bytes });
     }
-    let (message, used) =
-        bincode::decode_from_slice(bytes, config()).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    // bincode allocates what a length claims, up to a limit that is part of its type: the next larger of these.
+    let read = match bytes.len() {
+        0..=0x400 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x400 }>()),
+        ..=0x4000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4000 }>()),
+        ..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4_0000 }>()),
+        _ => bincode::decode_from_slice(bytes, config::<{ 64 * limits::CONTROL_MESSAGE_BYTES }>()),
+    };
+    let (message, used) = read.map_err(|error| MessageError::Malformed(error.to_string()))?;
     match bytes.len() - used {
         0 => Ok(message),
         left => Err(MessageError::Trailing(left)),

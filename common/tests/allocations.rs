@@ -1,0 +1,142 @@
+//! No payload makes a decoder allocate more than its manifest and its own length warrant. Guards P5 and fault 41 (zstd
+//! bombs, length bombs).
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use anabranch_common::codec::{CodecId, DecodeError, decode, encoder};
+use anabranch_common::codec::{CodecSpec, Delta};
+use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::testkit::codec::normal;
+use anabranch_common::wire::message::{self, AgentMessage};
+use anabranch_common::wire::transfer::{Assembly, TransferManifest};
+
+/// Counts what the current thread holds, and the most it has held.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn note(change: isize) {
+    // A thread that is being torn down has no counters any more; nothing is measured there.
+    let _ = HELD.try_with(|held| {
+        held.set(held.get() + change);
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
+    });
+}
+
+#[expect(unsafe_code, reason = "a global allocator is the only way to see every allocation")]
+// SAFETY: every call is passed on to the system's allocator unchanged; the counters do not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size().cast_signed());
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size().cast_signed());
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note(-layout.size().cast_signed());
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most that `run` held at once, in bytes, beyond what was held before, and what it returned.
+fn peak<T>(run: impl FnOnce() -> T) -> (usize, T) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = run();
+    (usize::try_from(PEAK.get() - before).expect("the peak is never below the start"), result)
+}
+
+fn manifest(params: u64) -> ModelManifest {
+    ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![params] }]).expect("valid")
+}
+
+/// Bytes a parameter that `Codec::decode` promises, and the constant beside them.
+const A_PARAMETER: usize = 12;
+const CONSTANT: usize = 64 << 10;
+
+#[test]
+fn honest_payloads_stay_within_the_promise() {
+    let params = 300_000;
+    let (manifest, values) = (manifest(params), normal(300_000, 1));
+    for spec in [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::TopK { fraction: 0.05 }, CodecSpec::TopK { fraction: 1.0 }]
+    {
+        let codec = encoder(spec);
+        let bytes = codec.encode(&manifest, &values).expect("finite");
+        let (most, delta) = peak(|| codec.decode(&manifest, &bytes));
+        assert_eq!(delta.map(|delta| delta.len()), Ok(300_000));
+        assert!(most <= 300_000 * A_PARAMETER + CONSTANT, "{spec:?} held {most} bytes");
+        if matches!(spec, CodecSpec::TopK { .. }) {
+            assert!(most <= bytes.len() * 8 + CONSTANT, "{spec:?} held {most} bytes for {} bytes", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn a_few_bytes_allocate_next_to_nothing_whatever_they_claim() {
+    // A model of 2^30 parameters: any allocation by the manifest alone would take gigabytes.
+    let manifest = manifest(1 << 30);
+    let zstd_bomb = {
+        let mut frame = vec![0x28, 0xB5, 0x2F, 0xFD, 0xE0];
+        frame.extend_from_slice(&(4u64 << 30).to_le_bytes());
+        frame.extend_from_slice(&[1, 0, 0]);
+        frame
+    };
+    let count_bomb = [&u32::to_le_bytes(1 << 30)[..], &[0xFF; 600]].concat();
+    for bytes in [vec![], vec![0; 64], vec![0xFF; 4_096], zstd_bomb, count_bomb] {
+        for id in 0..4 {
+            let (most, delta) = peak(|| decode(CodecId(id), &manifest, &bytes).map(|delta| delta.len()));
+            assert!(delta.is_err(), "codec {id} read {} bytes", bytes.len());
+            assert!(most <= CONSTANT, "codec {id} held {most} bytes for {} bytes", bytes.len());
+        }
+    }
+    // That nothing was selected is the one thing that so few bytes can say of so large a tensor.
+    let (most, delta) = peak(|| decode(CodecId(2), &manifest, &[0; 4]));
+    assert_eq!(delta, Ok(Delta::Sparse { len: 1 << 30, indices: vec![], values: vec![] }));
+    assert!(most <= CONSTANT);
+}
+
+#[test]
+fn a_frame_around_more_than_expected_is_not_unpacked() {
+    let bomb = encoder(CodecSpec::F32).encode(&manifest(8 << 20), &vec![0.0; 8 << 20]).expect("finite");
+    assert!(bomb.len() < 8 << 10, "32 MiB of zeros take {} bytes", bomb.len());
+    let (most, refused) = peak(|| decode(CodecId(0), &manifest(1_000), &bomb));
+    assert!(matches!(refused, Err(DecodeError::TooLarge { .. })), "{refused:?}");
+    assert!(most <= CONSTANT, "{most} bytes were held");
+}
+
+#[test]
+fn messages_that_lie_about_lengths_allocate_next_to_nothing() {
+    // Renew { csr_der } and OfferModel { manifest }, each with a length of 2^40.
+    for tag in [1u32, 8] {
+        let lie = [&tag.to_le_bytes()[..], &(1u64 << 40).to_le_bytes(), &[7; 100]].concat();
+        let (most, read) = peak(|| message::decode::<AgentMessage>(&lie, CONTROL_MESSAGE_BYTES).is_ok());
+        assert!(!read, "a message with a length of 2^40 was read");
+        assert!(most <= CONSTANT, "{most} bytes were held");
+    }
+    // A length within the limit of a message but beyond its bytes.
+    let lie = [&8u32.to_le_bytes()[..], &(60u64 << 20).to_le_bytes(), &[7; 100]].concat();
+    let (most, read) = peak(|| message::decode::<AgentMessage>(&lie, CONTROL_MESSAGE_BYTES).is_ok());
+    assert!(!read && most <= CONSTANT, "{most} bytes were held for {} bytes that claim 60 MiB", lie.len());
+}
+
+#[test]
+fn a_transfer_is_checked_before_its_buffer_exists() {
+    let lie = TransferManifest { bytes: 1 << 40, chunks: vec![] };
+    let (most, refused) = peak(|| Assembly::new(lie, u64::MAX).is_err());
+    assert!(refused && most <= CONSTANT, "{most} bytes were held");
+}

@@ -1,0 +1,170 @@
+//! Whatever is written is read as it was written, and whatever is read does no harm. Guards P5 (memory stays under its
+//! ceiling whatever peers send) together with `allocations.rs`, and fault 41.
+
+use anabranch_common::codec::{CodecId, CodecSpec, Delta, decode, encoder};
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::limits::{CHUNK_BYTES, CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::wire::frame::{self, FrameKind};
+use anabranch_common::wire::message::{self, AgentMessage, CoordinatorMessage, JoinRequest};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
+use proptest::prelude::*;
+
+fn manifests() -> impl Strategy<Value = ModelManifest> {
+    let shape = prop_oneof![
+        prop::collection::vec(1u64..12, 1..4),
+        (1_000u64..1_100).prop_map(|extent| vec![extent]),
+        (1_024u64..5_000).prop_map(|extent| vec![extent]),
+    ];
+    prop::collection::vec(shape, 1..5).prop_map(|shapes| {
+        let tensor = |(index, shape)| TensorSpec { name: format!("layer.{index}"), shape };
+        ModelManifest::new(shapes.into_iter().enumerate().map(tensor).collect()).expect("small and named apart")
+    })
+}
+
+/// A manifest and as many values, most of them ordinary, some of any finite bits.
+fn vectors() -> impl Strategy<Value = (ModelManifest, Vec<f32>)> {
+    manifests().prop_flat_map(|manifest| {
+        let any_finite = any::<f32>().prop_filter("finite", |value| value.is_finite());
+        let value = prop_oneof![8 => -1.0f32..1.0, 1 => Just(0.0f32), 1 => any_finite];
+        let values = prop::collection::vec(value, manifest.params());
+        (Just(manifest), values)
+    })
+}
+
+fn largest_left_out(values: &[f32], delta: &Delta) -> f32 {
+    let back = delta.clone().into_dense();
+    values.iter().zip(back).filter(|(_, back)| *back == 0.0).map(|(value, _)| value.abs()).fold(0.0, f32::max)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn f32_planes_are_lossless((manifest, values) in vectors()) {
+        let bytes = encoder(CodecSpec::F32).encode(&manifest, &values).expect("finite");
+        let back = decode(CodecId(0), &manifest, &bytes).expect("as encoded").into_dense();
+        prop_assert_eq!(Digest::of_f32(&back), Digest::of_f32(&values));
+    }
+
+    #[test]
+    fn bf16_planes_are_exact_the_second_time((manifest, values) in vectors()) {
+        let codec = encoder(CodecSpec::Bf16);
+        let once = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
+        prop_assert!(once.is_finite());
+        let once = once.into_dense();
+        let twice = codec.decode(&manifest, &codec.encode(&manifest, &once).expect("finite")).expect("as encoded");
+        prop_assert_eq!(twice.into_dense(), once);
+    }
+
+    #[test]
+    fn top_k_keeps_the_largest_and_no_more((manifest, values) in vectors(), fraction in 0.001f32..1.0) {
+        let codec = encoder(CodecSpec::TopK { fraction });
+        let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
+        prop_assert!(delta.is_finite());
+        let Delta::Sparse { indices, .. } = &delta else { panic!("top-k gives sparse deltas") };
+        for (_, range) in manifest.ranges().filter(|(_, range)| range.len() >= 1_024) {
+            let sent: Vec<usize> =
+                indices.iter().map(|index| *index as usize).filter(|index| range.contains(index)).collect();
+            let most = (range.len() as f64 * f64::from(fraction)).round().max(1.0) as usize;
+            prop_assert!(sent.len() <= most, "{} of {} entries sent, {} allowed", sent.len(), range.len(), most);
+            let smallest_sent = sent.iter().map(|index| values[*index].abs()).fold(f32::INFINITY, f32::min);
+            let unsent = range.filter(|index| sent.binary_search(index).is_err());
+            let largest_unsent = unsent.map(|index| values[index].abs()).fold(0.0, f32::max);
+            prop_assert!(sent.is_empty() || largest_unsent <= smallest_sent);
+        }
+    }
+
+    #[test]
+    fn top_k_of_everything_leaves_out_only_what_is_tiny_beside_its_block((manifest, values) in vectors()) {
+        let codec = encoder(CodecSpec::TopK { fraction: 1.0 });
+        let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
+        let largest = values.iter().map(|value| value.abs()).fold(0.0, f32::max);
+        prop_assert!(largest_left_out(&values, &delta) <= largest / 254.0 * 1.001 + 1e-35);
+    }
+
+    #[test]
+    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..4, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        if let Ok(delta) = decode(CodecId(id), &manifest, &bytes) {
+            prop_assert_eq!(delta.len(), manifest.params());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400), tag in 0u32..16) {
+        let tagged = [&tag.to_le_bytes()[..], &bytes].concat();
+        for bytes in [&bytes, &tagged] {
+            // What is read is what would be written: there is one form for each message.
+            macro_rules! canonical {
+                ($($message:ty),*) => {$(
+                    if let Ok(read) = message::decode::<$message>(bytes, CONTROL_MESSAGE_BYTES) {
+                        prop_assert_eq!(&message::encode(&read, CONTROL_MESSAGE_BYTES).expect("small"), bytes);
+                    }
+                )*};
+            }
+            canonical!(AgentMessage, CoordinatorMessage, JoinRequest, OperatorRequest, OperatorResponse);
+            prop_assert!(Record::from_bytes(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn frames_round_trip_and_notice_damage(payload in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>(), flip in 1u8..) {
+        let parse = |bytes: &[u8]| {
+            let (head, payload) = bytes.split_at(FRAME_HEADER_BYTES);
+            let header = frame::header(head.try_into().expect("16 bytes"), CONTROL_MESSAGE_BYTES)?;
+            header.check(payload).map(|()| (header.kind, payload.to_vec()))
+        };
+        let mut bytes = frame::encode(FrameKind::Coordinator, &payload).expect("small");
+        prop_assert_eq!(parse(&bytes), Ok((FrameKind::Coordinator, payload)));
+        *at.get_mut(&mut bytes) ^= flip;
+        prop_assert!(parse(&bytes).is_err());
+    }
+
+    #[test]
+    fn records_round_trip_and_notice_damage(name in ".{0,40}", payload in prop::collection::vec(any::<u8>(), 0..300), position: u64, at_ms: u64, at in any::<prop::sample::Index>(), flip in 1u8..) {
+        let body = RecordBody::AgentJoined { agent: AgentId([3; 16]), name };
+        let record = Record { position: Position(position), at_ms, body, payload: payload.into() };
+        let mut bytes = record.to_bytes().expect("small");
+        prop_assert_eq!(Record::from_bytes(&bytes), Ok(record));
+        *at.get_mut(&mut bytes) ^= flip;
+        prop_assert!(Record::from_bytes(&bytes).is_err());
+    }
+
+    #[test]
+    fn manifests_round_trip(manifest in manifests()) {
+        let bytes = message::encode(&manifest, CONTROL_MESSAGE_BYTES).expect("small");
+        let back: ModelManifest = message::decode(&bytes, CONTROL_MESSAGE_BYTES).expect("as encoded");
+        prop_assert_eq!(&back, &manifest);
+        prop_assert_eq!(back.digest(), manifest.digest());
+        let json = serde_json::to_string(&manifest).expect("serializable");
+        prop_assert_eq!(serde_json::from_str::<ModelManifest>(&json).expect("as written"), manifest);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn transfers_arrive_in_any_order(len in 0usize..4 * CHUNK_BYTES, order in Just((0u32..4).collect::<Vec<_>>()).prop_shuffle(), seed: u8) {
+        let content: Vec<u8> = (0..len).map(|index| (index % 251) as u8 ^ seed).collect();
+        let manifest = TransferManifest::of(&content);
+        let mut assembly = Assembly::new(manifest.clone(), u64::MAX).expect("its own manifest");
+        prop_assert_eq!(assembly.missing(), &Missing::all(manifest.chunks.len()));
+        let mut left = manifest.chunks.len();
+        for index in order {
+            let Some(range) = manifest.range(index) else { continue };
+            left -= 1;
+            prop_assert_eq!(assembly.put(index, &content[range]), Ok(left == 0));
+        }
+        prop_assert_eq!(assembly.finish(), Some(content));
+    }
+}
+
+/// A version is what staleness is counted in: equal, older and (from a broken peer) newer bases.
+#[test]
+fn staleness_never_goes_below_zero() {
+    let now = ModelVersion(5);
+    assert_eq!([5, 3, 9].map(|base| now.staleness_of(ModelVersion(base))), [0, 2, 0]);
+}

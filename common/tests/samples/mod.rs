@@ -1,0 +1,309 @@
+//! One example of everything that has a byte layout, each with every field set to a value of its own.
+
+use anabranch_common::codec::{CodecId, CodecSpec};
+use anabranch_common::ids::{
+    AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
+};
+use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, LeaseEnd, Record, RecordBody};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::spec::{
+    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
+use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
+use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
+use anabranch_common::wire::message::{
+    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
+};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
+
+pub(crate) const RUN: RunId = RunId([0x11; 16]);
+pub(crate) const AGENT: AgentId = AgentId([0x22; 16]);
+pub(crate) const BRANCH: BranchId = BranchId([0x33; 16]);
+pub(crate) const INCARNATION: Incarnation = Incarnation([0x44; 16]);
+pub(crate) const DIGEST: Digest = Digest([0x55; 32]);
+
+pub(crate) fn manifest() -> ModelManifest {
+    let tensor = |name: &str, shape: &[u64]| TensorSpec { name: name.into(), shape: shape.to_vec() };
+    ModelManifest::new(vec![tensor("w", &[40, 50]), tensor("b", &[3])]).expect("valid")
+}
+
+pub(crate) fn spec() -> RunSpec {
+    RunSpec {
+        name: "demo".into(),
+        seed: 7,
+        model: ModelSpec {
+            kind: ModelKind::Mlp,
+            input: vec![1, 28, 28],
+            classes: 10,
+            hidden: vec![64],
+            input_scale: 1.0 / 255.0,
+        },
+        train: TrainSpec {
+            local_steps: 20,
+            batch_size: 32,
+            optimizer: OptimizerSpec::Sgd { lr: 0.05, momentum: 0.9 },
+            keep_optimizer_state: false,
+        },
+        upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.05 }, feedback_decay: 0.95 },
+        merge: fed_buff(),
+        admit: AdmitSpec { max_staleness: 100, max_examples: 60_000, max_norm_ratio: 10.0 },
+        evaluate: EvaluateSpec { every_versions: 10, every_s: 5.0 },
+        target: TargetSpec { accuracy: Some(0.95), loss: None, versions: Some(1_000), wall_s: Some(60.0) },
+    }
+}
+
+pub(crate) fn fed_buff() -> MergeSpec {
+    let staleness = Staleness::Polynomial { a: 0.5 };
+    MergeSpec::FedBuff { buffer_size: 4, server_lr: 1.0, staleness, participation: true }
+}
+
+/// Everything in a configuration that `spec` does not show.
+pub(crate) fn other_spec() -> RunSpec {
+    let optimizer = OptimizerSpec::AdamW { lr: 1e-3, weight_decay: 0.01, beta_1: 0.9, beta_2: 0.999 };
+    let staleness = Staleness::Hinge { a: 10.0, b: 4 };
+    RunSpec {
+        model: ModelSpec { kind: ModelKind::Cnn, ..spec().model },
+        train: TrainSpec { optimizer, keep_optimizer_state: true, ..spec().train },
+        upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 0.0 },
+        merge: MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false },
+        target: TargetSpec::default(),
+        ..spec()
+    }
+}
+
+pub(crate) fn lease() -> Lease {
+    Lease {
+        id: LeaseId(9),
+        agent: AGENT,
+        epoch: Epoch(2),
+        branch: BRANCH,
+        base_version: ModelVersion(41),
+        base_digest: DIGEST,
+        seed: 0x0123_4567_89AB_CDEF,
+        expires_at_ms: 1_700_000_060_000,
+    }
+}
+
+pub(crate) fn evaluation() -> Evaluation {
+    Evaluation { agent: AGENT, version: ModelVersion(40), accuracy: 0.75, loss: 0.5, num_examples: 10_000 }
+}
+
+pub(crate) fn key() -> UpdateKey {
+    UpdateKey { run: RUN, agent: AGENT, epoch: Epoch(2), seq: UpdateSeq(5) }
+}
+
+pub(crate) fn meta() -> UpdateMeta {
+    UpdateMeta {
+        key: key(),
+        branch: BRANCH,
+        lease: LeaseId(9),
+        base_version: ModelVersion(41),
+        base_digest: DIGEST,
+        codec: CodecId(2),
+        payload_bytes: 1_234,
+        payload_digest: Digest([0x66; 32]),
+        num_examples: 640,
+        local_steps: 20,
+        train_loss: 0.25,
+        compute_ms: 1_500,
+    }
+}
+
+pub(crate) fn transfer() -> TransferManifest {
+    TransferManifest { bytes: (1 << 20) + 5, chunks: vec![Digest([0x77; 32]), Digest([0x88; 32])] }
+}
+
+pub(crate) fn agent_messages() -> Vec<AgentMessage> {
+    let hello = AgentHello {
+        run: RUN,
+        branch: Some(BRANCH),
+        incarnation: INCARNATION,
+        software: "0.1.0".into(),
+        train_examples: 600,
+        eval_examples: 100,
+        device: "cpu".into(),
+    };
+    vec![
+        AgentMessage::Hello(hello),
+        AgentMessage::OfferModel { manifest: manifest(), digest: DIGEST, transfer: transfer() },
+        AgentMessage::RequestLease,
+        AgentMessage::FetchModel { version: ModelVersion(41), missing: Some(Missing::all(11)) },
+        AgentMessage::OfferUpdate { meta: meta(), transfer: transfer() },
+        AgentMessage::ReturnLease { lease: LeaseId(9), why: LeaseEnd::Returned },
+        AgentMessage::Evaluated(evaluation()),
+        AgentMessage::Progress { lease: LeaseId(9), steps: 12, examples_per_s: 4_000.0 },
+        AgentMessage::Renew { csr_der: vec![0x30, 0x01] },
+        AgentMessage::Goodbye { reason: "stopped".into() },
+    ]
+}
+
+pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
+    let welcome = Welcome {
+        run: RUN,
+        branch: BRANCH,
+        agent: AGENT,
+        name: "clinic".into(),
+        epoch: Epoch(2),
+        spec: spec(),
+        model: Some((manifest(), DIGEST)),
+        state: RunPhase::Running,
+    };
+    let mut messages = vec![CoordinatorMessage::Welcome(Box::new(welcome))];
+    let rejections = [
+        Rejection::Revoked,
+        Rejection::WrongRun { run: RUN },
+        Rejection::Unknown,
+        Rejection::Replaced,
+        Rejection::Protocol("lease request before hello".into()),
+        Rejection::Busy,
+    ];
+    messages.extend(rejections.map(CoordinatorMessage::Rejected));
+    messages.extend([
+        CoordinatorMessage::NeedChunks { transfer: DIGEST, missing: Missing::all(11) },
+        CoordinatorMessage::ModelReady { manifest: manifest(), digest: DIGEST },
+        CoordinatorMessage::Lease { lease: lease(), evaluate: true },
+        CoordinatorMessage::NoLease { state: RunPhase::Pending },
+        CoordinatorMessage::Evaluate { version: ModelVersion(40), digest: DIGEST },
+        CoordinatorMessage::Model { version: ModelVersion(41), digest: DIGEST, transfer: transfer() },
+        CoordinatorMessage::ModelGone { version: ModelVersion(3) },
+    ]);
+    let accepted = Verdict::Accepted { position: Position(77), version: ModelVersion(42), weight: 0.125, staleness: 1 };
+    let refused = RefusalReason::ALL.map(|reason| Verdict::Refused { reason });
+    let verdict = |verdict| CoordinatorMessage::Verdict { key: key(), verdict };
+    messages.extend([accepted].into_iter().chain(refused).map(verdict));
+    messages.extend([
+        CoordinatorMessage::StateChanged { state: RunPhase::Finished },
+        CoordinatorMessage::Renewed { certificate_der: vec![0x30, 0x02] },
+    ]);
+    messages
+}
+
+pub(crate) fn join_request() -> JoinRequest {
+    JoinRequest { token_secret: [0x99; 32], csr_der: vec![0x30, 0x03, 0x04] }
+}
+
+pub(crate) fn join_responses() -> Vec<JoinResponse> {
+    let refusals = [
+        JoinRefusal::UnknownToken,
+        JoinRefusal::UsedToken,
+        JoinRefusal::ExpiredToken,
+        JoinRefusal::BadRequest,
+        JoinRefusal::Revoked,
+        JoinRefusal::Full,
+    ];
+    let enrolled = JoinResponse::Enrolled {
+        run: RUN,
+        agent: AGENT,
+        name: "clinic".into(),
+        certificate_der: vec![0x30, 0x05],
+        ca_der: vec![0x30, 0x06],
+    };
+    [enrolled].into_iter().chain(refusals.map(JoinResponse::Refused)).collect()
+}
+
+pub(crate) fn proposals() -> Vec<Propose> {
+    [Purpose::Join, Purpose::Agent, Purpose::Operator].map(|purpose| Propose { min: 1, max: 2, purpose }).to_vec()
+}
+
+pub(crate) fn agreements() -> Vec<Agree> {
+    vec![Agree::Version(1), Agree::Unsupported { min: 1, max: 2 }, Agree::Forbidden]
+}
+
+pub(crate) fn operator_requests() -> Vec<OperatorRequest> {
+    vec![
+        OperatorRequest::Status,
+        OperatorRequest::Pause,
+        OperatorRequest::Resume,
+        OperatorRequest::Stop,
+        OperatorRequest::AgentsList,
+        OperatorRequest::AgentRevoke { agent: "clinic".into() },
+        OperatorRequest::TokenCreate {
+            name: Some("clinic".into()),
+            ttl_ms: 3_600_000,
+            uses: 3,
+            secret_digest: [0xAA; 32],
+        },
+        OperatorRequest::TokenList,
+        OperatorRequest::TokenRevoke { id: "aabbccdd".into() },
+        OperatorRequest::CheckpointList,
+        OperatorRequest::CheckpointVerify,
+        OperatorRequest::CheckpointExport { version: Some(ModelVersion(40)) },
+    ]
+}
+
+pub(crate) fn operator_responses() -> Vec<OperatorResponse> {
+    vec![
+        OperatorResponse::Done("paused".into()),
+        OperatorResponse::Json("{}".into()),
+        OperatorResponse::ModelFollows { version: ModelVersion(40), manifest_json: "[]".into(), bytes: 8_012 },
+        OperatorResponse::Failed("no space".into()),
+        OperatorResponse::NotFound("no agent named clinic".into()),
+        OperatorResponse::Conflict("the run has ended".into()),
+    ]
+}
+
+pub(crate) fn chunk_header() -> ChunkHeader {
+    ChunkHeader { transfer: DIGEST, index: 3 }
+}
+
+pub(crate) fn record_bodies() -> Vec<RecordBody> {
+    let accepted = AcceptedUpdate {
+        meta: meta(),
+        credited_examples: 600,
+        staleness: 1,
+        weight: 0.125,
+        norm: 2.5,
+        closes: true,
+        version: ModelVersion(42),
+    };
+    let mut bodies = vec![
+        RecordBody::Genesis { run: RUN, branch: BRANCH, spec: Box::new(spec()), manifest: manifest(), model: DIGEST },
+        RecordBody::ConfigChanged { spec: Box::new(other_spec()) },
+        RecordBody::AgentJoined { agent: AGENT, name: "clinic".into() },
+        RecordBody::AgentRevoked { agent: AGENT },
+        RecordBody::EpochStarted { agent: AGENT, epoch: Epoch(2), incarnation: INCARNATION, examples_held: 600 },
+        RecordBody::LeaseGranted(lease()),
+    ];
+    let ends = [LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded];
+    bodies.extend(ends.map(|why| RecordBody::LeaseEnded { lease: LeaseId(9), why }));
+    bodies.extend([
+        RecordBody::Update(Box::new(accepted)),
+        RecordBody::Refused {
+            key: key(),
+            payload_digest: Digest([0x66; 32]),
+            lease: LeaseId(9),
+            reason: RefusalReason::Stale,
+        },
+        RecordBody::Evaluated(evaluation()),
+        RecordBody::Imported { model: DIGEST, version: ModelVersion(43) },
+        RecordBody::Branched { branch: BRANCH, from: Position(70), version: ModelVersion(40) },
+        RecordBody::Paused,
+        RecordBody::Resumed,
+    ]);
+    let reasons = [
+        FinishReason::Accuracy { reached: 0.96 },
+        FinishReason::Loss { reached: 0.125 },
+        FinishReason::Versions,
+        FinishReason::WallTime,
+        FinishReason::Stopped,
+        FinishReason::NonFinite,
+    ];
+    bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
+    bodies
+}
+
+pub(crate) fn records() -> Vec<Record> {
+    let record = |(position, body): (u64, RecordBody)| {
+        let payload = if matches!(body, RecordBody::Update(_)) { &b"payload"[..] } else { b"" };
+        Record { position: Position(position), at_ms: 1_700_000_000_000 + position, body, payload: payload.into() }
+    };
+    (0..).zip(record_bodies()).map(record).collect()
+}
+
+/// The parameters of the codec samples: a spike in every tenth place of the large tensor, falling in size.
+pub(crate) fn values() -> Vec<f32> {
+    (0..2_003u16).map(|i| if i % 10 == 3 || i >= 2_000 { 1.5 - f32::from(i) / 1_024.0 } else { 0.0 }).collect()
+}
