@@ -50,6 +50,8 @@ pub const STORE_VALUE_BYTES: usize = 128 << 10;
 pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
 /// Control messages that wait for one peer; a peer that does not read its messages is cut off at this many.
 pub const PEER_QUEUE_MESSAGES: usize = 256;
+/// Bytes of an answer to an operator.
+pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
 /// Records written with one sync.
 pub const GROUP_COMMIT_RECORDS: usize = 512;
 /// Bytes of uploads in flight over all peers.
@@ -58,6 +60,8 @@ pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
 pub const SHARD_PROBLEMS_SHOWN: usize = 10;
 /// Bytes of one line in a CSV shard.
 pub const SHARD_LINE_BYTES: usize = 1 << 20;
+/// Bytes of one shard file after decompression: what an agent may be made to hold in memory.
+pub const SHARD_BYTES: u64 = 16 << 30;
 /// Examples in a shard.
 pub const SHARD_EXAMPLES: usize = 1 << 28;
 

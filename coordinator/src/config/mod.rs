@@ -72,6 +72,14 @@ impl ServerConfig {
         if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
+    /// Every name and address that the server's certificate must list: `names`, and the address to listen on when it is
+    /// a certain one.
+    #[must_use]
+    pub fn certificate_names(&self) -> Vec<String> {
+        let listen = Some(self.listen.ip()).filter(|ip| !ip.is_unspecified());
+        self.names.iter().cloned().chain(listen.map(|ip| ip.to_string())).collect()
+    }
+
     /// Where a process on this machine reaches the coordinator: `listen`, or loopback when that is a wildcard.
     #[must_use]
     pub fn local(&self) -> SocketAddr {

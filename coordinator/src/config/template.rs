@@ -70,6 +70,11 @@ feedback_decay = 1.0
 strategy = "fedbuff"
 buffer_size = 4
 server_lr = 1.0
+# Damping of updates from old versions: "constant" (none), "polynomial" (1 + staleness)^-a, or
+#   staleness = { fn = "hinge", a = 0.1, b = 100 }     none up to b versions, then 1 / (a (staleness - b) + 1)
+#staleness = { fn = "polynomial", a = 0.5 }
+# Weigh agents by the examples they hold rather than by how fast they are.
+#participation = false
 
 [admit]
 # Updates whose base is older than this many versions are refused.

@@ -3,7 +3,6 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, RunSpec};
 
 use super::Config;
@@ -145,21 +144,16 @@ fn model(model: &ModelSpec) -> Checked {
 }
 
 fn merge(merge: &MergeSpec) -> Checked {
-    let staleness = match merge {
-        MergeSpec::FedAsync { alpha, staleness, .. } => {
-            share((*alpha).into(), "merge.alpha")?;
-            staleness
-        }
-        MergeSpec::FedBuff { buffer_size, server_lr, staleness, .. } => {
-            at_least_one((*buffer_size).into(), "merge.buffer_size")?;
-            positive((*server_lr).into(), "merge.server_lr")?;
-            staleness
-        }
-    };
-    match *staleness {
-        Staleness::Constant => Ok(()),
-        Staleness::Polynomial { a } | Staleness::Hinge { a, .. } => not_negative(a, "merge.staleness.a"),
-    }
+    merge.validate().map_err(|error| Problem {
+        key: match error.field {
+            "alpha" => "merge.alpha",
+            "buffer_size" => "merge.buffer_size",
+            "server_lr" => "merge.server_lr",
+            "staleness.a" => "merge.staleness.a",
+            _ => "merge",
+        },
+        problem: format!("is {}, expected {}", error.found, error.expected),
+    })
 }
 
 /// Whether `name` can be shown in a table and typed in a shell.

@@ -10,6 +10,7 @@
 
 mod files;
 mod issue;
+pub mod run;
 pub mod tokens;
 
 use std::net::IpAddr;

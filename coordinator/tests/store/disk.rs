@@ -52,6 +52,9 @@ fn twenty_checkpoints_of_20_mb_stay_within_five_times_the_live_bytes() {
         let model = ModelState::new(manifest.clone(), fedasync(), noise(PARAMS, round), state.version).expect("fits");
         checkpoint::write(&store, &state, genesis.points[0].chain, &model, round).expect("write");
         checkpoint::prune(&store, 2, Retention::SinceSnapshot).expect("prune");
+        if let Ok(ms) = std::env::var("PACE_MS") {
+            std::thread::sleep(std::time::Duration::from_millis(ms.parse().unwrap()));
+        }
         let usage = store.usage().expect("usage");
         let ratio = usage.disk_bytes as f64 / usage.live_bytes as f64;
         let mb = |bytes: u64| bytes as f64 / 1e6;

@@ -158,3 +158,28 @@ fn a_branch_goes_on_from_an_earlier_version() {
     checkpoint::prune(&store, 2, Retention::SinceSnapshot).expect("memory");
     assert_eq!(recovery::recover(&store).expect("pruned").chain, recovered.chain);
 }
+
+/// `checkpoint verify` and `checkpoint export` read a store that a coordinator goes on writing to and pruning.
+#[test]
+fn verify_and_export_hold_while_a_coordinator_writes_and_prunes() {
+    let history = History::scripted(&fedbuff(2), 140);
+    let store = MemoryStore::new();
+    let pace = Pace { group: 2, checkpoint_every: 2, ..PACE };
+    std::thread::scope(|scope| {
+        let driving = scope.spawn(|| drive(&store, &history, pace));
+        while !driving.is_finished() {
+            match recovery::verify(&store) {
+                Ok(report) => assert!(report.holds, "{report:?}"),
+                Err(RecoveryError::Empty) => {}
+                Err(error) => panic!("{error}"),
+            }
+            match recovery::export(&store, None) {
+                Ok(exported) => assert_eq!(bits(&exported.model), bits(history.model_of(exported.version))),
+                Err(RecoveryError::Empty) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let (_, error) = driving.join().expect("the run does not panic");
+        assert!(error.is_none(), "{error:?}");
+    });
+}

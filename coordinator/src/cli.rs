@@ -1,0 +1,390 @@
+//! The command line: arguments as typed. What they do is in [`commands`].
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anabranch_common::ids::ModelVersion;
+use anabranch_io::exit;
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands;
+use crate::config::{self, LogStyle};
+
+/// Variable that `--dir` falls back to.
+const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done; for `run`: the run ended, or was parked by SIGTERM
+   1  anything that has no code of its own
+   2  wrong use of the command line
+   3  run.toml or the keys in tls/ are missing, unreadable or wrong
+   4  no coordinator answers, or what was asked is not possible now
+   5  identity refused: token, CA, certificate, role
+   6  storage: no space, failed sync, permission, corrupt
+   7  the directory is in use by another process
+   9  protocol versions do not match
+  10  manifest or model does not match the run
+  11  the model is no longer finite
+  12  a certificate is not valid at this machine's clock
+  13  port taken, or address not available";
+
+const EXAMPLES: &str = "\
+From nothing to a run:
+  anabranch-coordinator init --dir trainer --san trainer.example.org
+  anabranch-coordinator run --dir trainer
+  anabranch-coordinator token create --dir trainer --name clinic     # give the token to the agent
+  anabranch-coordinator status --dir trainer --watch
+  anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
+
+From another machine, with copies of tls/operator.crt, operator.key and ca.crt:
+  anabranch-coordinator status --connect trainer.example.org:4433 --cert operator.crt --key operator.key --ca ca.crt
+";
+
+/// Coordinates asynchronous federated training: agents train where their data is, and their updates are merged as they
+/// arrive.
+#[derive(Debug, Parser)]
+#[command(name = "anabranch-coordinator", version, max_term_width = 110)]
+#[command(after_help = "Exit codes and examples: --help", after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(crate) struct LogArgs {
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Log less: warnings only; twice for errors only
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    quiet: u8,
+    /// Shape of log lines on standard error [default: what run.toml says, else human]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogStyle>,
+}
+
+impl LogArgs {
+    /// 0 is normal, above is more, below is less.
+    pub(crate) fn verbosity(&self) -> i8 {
+        let steps = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
+        steps(self.verbose).saturating_sub(steps(self.quiet))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a directory for a run: its CA, certificates and a commented run.toml
+    Init(InitArgs),
+    /// Serve a run until it ends or is parked
+    ///
+    /// SIGTERM or Ctrl-C parks the run: what was acknowledged is on disk, and the next `run` goes on from there. When
+    /// the run has reached a target or was stopped, it ends by itself with exit code 0.
+    Run(RunArgs),
+    /// Make, list and revoke the tokens with which agents join
+    #[command(subcommand, visible_alias = "tokens")]
+    Token(TokenVerb),
+    /// List and revoke agents
+    #[command(subcommand, visible_alias = "agent")]
+    Agents(AgentsVerb),
+    /// Show the run: state, agents, bytes, accuracy
+    ///
+    /// On a stopped coordinator the store is read instead.
+    Status(StatusArgs),
+    /// Give no more leases until `resume`; work under way is still merged
+    Pause(ControlArgs),
+    /// Give leases again
+    Resume(ControlArgs),
+    /// End the run for good (to park it and go on later, send SIGTERM to `run` instead)
+    Stop(ControlArgs),
+    /// List, verify, export and import the model's checkpoints
+    #[command(subcommand, visible_alias = "checkpoints")]
+    Checkpoint(CheckpointVerb),
+    /// Check run.toml
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Print a script that completes commands in a shell
+    #[command(
+        after_help = "Example:\n  anabranch-coordinator completions bash > ~/.local/share/bash-completion/completions/anabranch-coordinator"
+    )]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A directory made by `init`.
+#[derive(Debug, Args)]
+pub(crate) struct DirArgs {
+    /// Directory of the run, made by `init`
+    #[arg(long, value_name = "DIR", env = DIR_ENV)]
+    pub(crate) dir: PathBuf,
+}
+
+/// Which coordinator: the one of a directory, or one elsewhere.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Which coordinator")]
+pub(crate) struct TargetArgs {
+    /// Directory of the run, made by `init`
+    #[arg(long, value_name = "DIR", env = DIR_ENV, required_unless_present = "connect")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Instead of --dir: a coordinator elsewhere
+    #[arg(long, value_name = "HOST:PORT", requires_all = ["cert", "key", "ca"])]
+    pub(crate) connect: Option<String>,
+    /// The operator's certificate (tls/operator.crt)
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The operator's key (tls/operator.key)
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) key: Option<PathBuf>,
+    /// The run's CA (tls/ca.crt)
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  anabranch-coordinator init --dir trainer
+  anabranch-coordinator init --dir trainer --san trainer.example.org --san 10.0.0.7 --listen 0.0.0.0:4433")]
+pub(crate) struct InitArgs {
+    /// Directory to make
+    #[arg(long, value_name = "DIR", env = DIR_ENV)]
+    pub(crate) dir: PathBuf,
+    /// Address and UDP port to listen on
+    #[arg(long, value_name = "ADDR:PORT",
+          default_value_t = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, config::DEFAULT_PORT)))]
+    pub(crate) listen: SocketAddr,
+    /// Name or IP address under which agents reach the coordinator; repeat for more, the first goes into tokens
+    #[arg(long = "san", value_name = "NAME-or-IP")]
+    pub(crate) names: Vec<String>,
+    /// Name of the run, for people
+    #[arg(long, value_name = "NAME", default_value = "mnist")]
+    pub(crate) name: String,
+    /// Seed of the initial model and of everything drawn at random
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  anabranch-coordinator run --dir trainer
+  anabranch-coordinator run --dir trainer --log-format json -v 2> trainer.log")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenVerb {
+    /// Make a token and print it; hand it to the agent over a channel you trust
+    #[command(after_help = "Examples:
+  anabranch-coordinator token create --dir trainer --name clinic
+  anabranch-coordinator token create --dir trainer --name ward --uses 20 --ttl 7d      # ward-1, ward-2, ...
+  anabranch-agent join --token \"$(anabranch-coordinator token create --dir trainer)\" --dir agent")]
+    Create {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Name for the agent that joins with it; numbered when --uses is above 1 [default: after its id]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// How long it is good for: 90s, 30m, 24h, 7d
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+        /// How many agents may join with it
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        uses: u32,
+        /// Address that goes into the token [default: the first of server.names in run.toml, else 127.0.0.1, with the port of
+        /// server.listen; with --connect: HOST:PORT]
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show the tokens; their secrets are not kept
+    List {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Revoke a token: nobody joins with it any more; agents that have joined stay
+    Revoke {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Id of the token, from `token list`
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentsVerb {
+    /// Show the agents
+    List {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Revoke an agent: its connections are closed and its certificate is no longer taken; merged work stays
+    Revoke {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Id or name of the agent, from `agents list`
+        agent: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  anabranch-coordinator status --dir trainer
+  anabranch-coordinator status --dir trainer --watch           # live view; plain lines when not on a terminal
+  anabranch-coordinator status --dir trainer --json | jq .version")]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Go on showing it, once a second
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControlArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputArgs {
+    /// Print JSON instead
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointVerb {
+    /// Show the checkpoints
+    List {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Recompute the journal's hash chain and the model, and compare
+    Verify {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Write a model as safetensors
+    #[command(after_help = "Examples:
+  anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
+  python -c 'from safetensors.numpy import load_file; print(load_file(\"model.safetensors\").keys())'")]
+    Export {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Which version [default: the run's result, else the newest]
+        #[arg(long = "version", value_name = "N",
+              value_parser = |text: &str| text.parse().map(ModelVersion).map_err(|error: std::num::ParseIntError| error))]
+        version: Option<ModelVersion>,
+        /// Replace FILE when it exists
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take a model from a safetensors file, on a stopped coordinator
+    ///
+    /// In a run without a model it becomes version 0. In a run with one it must have the same tensors, and becomes the
+    /// next version.
+    Import {
+        #[command(flatten)]
+        dir: DirArgs,
+        /// File to read: f32 tensors
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Check run.toml and say what is wrong, with line and column
+    Check {
+        #[command(flatten)]
+        dir: DirArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// Runs one command line, the program's name included, to its end.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> std::process::ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done about a closed standard error.
+            let _ = error.print();
+            return std::process::ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match commands::execute(cli) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => exit::report(&error).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_coordinator_is_named_by_its_directory_or_by_address_and_certificates() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["anabranch-coordinator"].iter().chain(args)).map(|_| ());
+        assert!(parse(&["status", "--dir", "d"]).is_ok());
+        assert!(parse(&["pause", "--connect", "h:1", "--cert", "c", "--key", "k", "--ca", "a"]).is_ok());
+        assert!(parse(&["status", "--connect", "h:1"]).is_err(), "certificates are missing");
+        assert!(parse(&["status", "--dir", "d", "--cert", "c"]).is_err(), "certificates belong to --connect");
+        assert!(parse(&["checkpoint", "export", "--dir", "d", "--out", "o", "--version", "3"]).is_ok());
+        assert!(parse(&["token", "create", "--dir", "d", "--ttl", "soon"]).is_err());
+    }
+
+    #[test]
+    fn every_exit_code_is_in_the_help() {
+        use anabranch_io::exit::ExitCode as Code;
+        let codes = [
+            Code::Ok,
+            Code::Other,
+            Code::Usage,
+            Code::Config,
+            Code::Unavailable,
+            Code::Identity,
+            Code::Storage,
+            Code::Locked,
+            Code::Protocol,
+            Code::Model,
+            Code::NotFinite,
+            Code::Clock,
+            Code::Address,
+        ];
+        for code in codes {
+            let line = format!("\n{:>4}  ", code.as_u8());
+            assert!(EXIT_CODES.contains(&line), "exit code {} is not in the help", code.as_u8());
+        }
+    }
+}

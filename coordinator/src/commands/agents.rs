@@ -1,0 +1,32 @@
+//! `agents list|revoke`.
+
+use anabranch_common::status::AgentStatus;
+use anabranch_common::wire::operator::OperatorRequest;
+use anyhow::Context as _;
+
+use super::output;
+use super::reach::Coordinator;
+use super::status::table;
+use crate::cli::AgentsVerb;
+
+pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
+    match verb {
+        AgentsVerb::List { target, output } => {
+            let json = Coordinator::reach(&target)?.ask_json(OperatorRequest::AgentsList)?;
+            if output.json {
+                return output::print_line(&json);
+            }
+            let agents: Vec<AgentStatus> = serde_json::from_str(&json).context("the list of agents cannot be read")?;
+            if agents.is_empty() {
+                return output::print_line(
+                    "no agents; one joins with a token from `anabranch-coordinator token create`",
+                );
+            }
+            output::print(&table::members(&agents))
+        }
+        AgentsVerb::Revoke { target, agent } => {
+            let done = Coordinator::reach(&target)?.ask_done(OperatorRequest::AgentRevoke { agent })?;
+            output::print_line(&done)
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `checkpoint list|verify|export|import`.
+
+use std::path::Path;
+
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::status::{CheckpointStatus, StatusReport, VerifyReport};
+use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_io::durable::StorageError;
+use anabranch_io::exit::{ExitCode, Fail};
+use anyhow::Context as _;
+
+use super::output::{self, Align, Table};
+use super::reach::Coordinator;
+use super::safetensors::{self, Provenance, ReadError};
+use super::stopped::Stopped;
+use crate::cli::{CheckpointVerb, OutputArgs, TargetArgs};
+
+pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
+    match verb {
+        CheckpointVerb::List { target, output } => list(&target, output),
+        CheckpointVerb::Verify { target, output } => verify(&target, output),
+        CheckpointVerb::Export { target, out, version, force } => export(&target, &out, version, force),
+        CheckpointVerb::Import { dir, file } => import(&dir.dir, &file),
+    }
+}
+
+fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+    let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointList)?;
+    if output.json {
+        return output::print_line(&json);
+    }
+    let checkpoints: Vec<CheckpointStatus> = serde_json::from_str(&json).context("the list cannot be read")?;
+    if checkpoints.is_empty() {
+        return output::print_line("no checkpoints yet; until the first one, recovery replays the whole journal");
+    }
+    let columns = [
+        ("version", Align::Right),
+        ("position", Align::Right),
+        ("taken", Align::Left),
+        ("size", Align::Right),
+        ("model", Align::Left),
+        ("chain", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for checkpoint in &checkpoints {
+        table.row(vec![
+            checkpoint.version.to_string(),
+            checkpoint.position.to_string(),
+            output::date(checkpoint.at_ms),
+            output::bytes(checkpoint.bytes),
+            checkpoint.model.short(),
+            checkpoint.chain.short(),
+        ]);
+    }
+    output::print(&table.render())
+}
+
+fn verify(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+    let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
+    let report: VerifyReport = serde_json::from_str(&json).context("the report cannot be read")?;
+    if output.json {
+        output::print_line(&json)?;
+    } else {
+        output::print(&format!(
+            "records    {} ({} to {})\nversion    {}\nmodel      {}\nchain      {}\nverdict    {}\n",
+            output::count(report.records),
+            report.from,
+            report.to,
+            report.version,
+            report.model,
+            report.chain,
+            if report.holds { "everything holds" } else { "NOT everything holds" },
+        ))?;
+    }
+    if report.holds {
+        return Ok(());
+    }
+    let problem = report.problem.unwrap_or_else(|| "the journal does not hold".to_owned());
+    let fail = Fail::new(ExitCode::Storage, format!("{problem}; everything up to record {} holds", report.to));
+    Err(fail.help("restore the directory from a backup, and check the disk").into())
+}
+
+fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force: bool) -> anyhow::Result<()> {
+    // Before a model of gigabytes is fetched; the rename at the end would replace the file.
+    if !force && out.symlink_metadata().is_ok() {
+        let fail = Fail::new(ExitCode::Usage, format!("{} exists already", out.display()));
+        return Err(fail.help("choose another file, or replace it with --force").into());
+    }
+    let (run, exported) = match Coordinator::reach(target)? {
+        Coordinator::Stopped(stopped) => (stopped.run()?, stopped.export(version)?),
+        Coordinator::Running(mut client) => {
+            let exported = client.export(version)?;
+            let status = Coordinator::Running(client).ask_json(OperatorRequest::Status)?;
+            let report: StatusReport = serde_json::from_str(&status).context("the status cannot be read")?;
+            (report.run, exported)
+        }
+    };
+    let from = Provenance { run, version: exported.version, digest: exported.digest };
+    safetensors::write(out, &exported.manifest, &exported.model, from)
+        .map_err(|source| anyhow::Error::new(StorageError::of_io(out, source)))
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    output::print(&format!(
+        "{}: version {}, {} parameters in {} tensors, digest {}\n",
+        out.display(),
+        exported.version,
+        output::count(exported.manifest.params() as u64),
+        exported.manifest.tensors().len(),
+        exported.digest,
+    ))
+}
+
+fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
+    let stopped = Stopped::open(dir)?;
+    let manifest = stopped.manifest()?;
+    let (manifest, values) = safetensors::read(file, manifest.as_ref()).map_err(read_fail)?;
+    let (position, version) = stopped.import(&manifest, &values)?;
+    output::print(&format!(
+        "imported {} parameters in {} tensors as version {version} (record {position}), digest {}\n",
+        output::count(values.len() as u64),
+        manifest.tensors().len(),
+        Digest::of_f32(&values),
+    ))
+}
+
+fn read_fail(error: ReadError) -> anyhow::Error {
+    let (code, help) = match &error {
+        ReadError::Unreadable { .. } => (ExitCode::Usage, "check the path"),
+        ReadError::Malformed { .. } => (ExitCode::Model, "write the file again with a safetensors library"),
+        ReadError::NotF32 { .. } => (ExitCode::Model, "convert the tensors to f32 before they are saved"),
+        ReadError::NotFinite(_) => (ExitCode::NotFinite, "a model with NaN or infinity cannot be trained any further"),
+        ReadError::Manifest(_) => (ExitCode::Model, "docs/protocol.md lists the limits of a manifest"),
+        ReadError::OtherTensors(_) => {
+            (ExitCode::Model, "nothing was changed; only a model with the same tensors can replace the run's")
+        }
+    };
+    Fail::new(code, error.to_string()).help(help).into()
+}

@@ -1,0 +1,66 @@
+//! What the verbs do, one file a verb.
+//!
+//! ```text
+//!  verb ──► OperatorRequest ──► reach ─┬─► client   a coordinator is running: over QUIC, with the operator certificate
+//!                                      └─► stopped  none is: the same request, answered from the store
+//!                                                    │
+//!  table, JSON, file ◄── OperatorResponse ◄──────────┘
+//! ```
+
+mod agents;
+mod checkpoint;
+mod client;
+mod config;
+mod control;
+mod init;
+mod output;
+mod reach;
+mod run;
+mod safetensors;
+mod status;
+mod stopped;
+mod token;
+
+use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::logging::{self, LogFormat};
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, LogArgs, Verb};
+use crate::config::LogStyle;
+
+/// Does what the command line says.
+pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
+    let Cli { log, verb } = cli;
+    anabranch_io::durable::install_panic_policy();
+    if !matches!(verb, Verb::Run(_)) {
+        // The short verbs speak through standard output; their log is for what went wrong on the way.
+        start_log(&log, LogStyle::Human, -1)?;
+    }
+    match verb {
+        Verb::Init(args) => init::init(&args),
+        Verb::Run(args) => run::run(&args, &log),
+        Verb::Token(verb) => token::token(verb),
+        Verb::Agents(verb) => agents::agents(verb),
+        Verb::Status(args) => status::status(&args),
+        Verb::Pause(args) => control::pause(&args.target),
+        Verb::Resume(args) => control::resume(&args.target),
+        Verb::Stop(args) => control::stop(&args.target),
+        Verb::Checkpoint(verb) => checkpoint::checkpoint(verb),
+        Verb::Config(verb) => config::config(verb),
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "anabranch-coordinator", &mut script);
+            output::print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Starts logging: the command line first, else `style`; `verbosity` is what 0 means for this verb.
+fn start_log(args: &LogArgs, style: LogStyle, verbosity: i8) -> anyhow::Result<()> {
+    let format = match args.log_format.unwrap_or(style) {
+        LogStyle::Human => LogFormat::Human,
+        LogStyle::Json => LogFormat::Json,
+    };
+    logging::init(format, args.verbosity().saturating_add(verbosity))
+        .map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).into())
+}

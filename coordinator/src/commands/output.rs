@@ -1,0 +1,150 @@
+//! Printing: tables, numbers for people, and a standard output that may be closed early.
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+
+/// Writes `text` to standard output. A reader that has seen enough (`| head`) is no error.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+/// Writes one line to standard output.
+pub(super) fn print_line(text: &str) -> anyhow::Result<()> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes a hint for people to standard error, where no script reads it.
+pub(super) fn hint(text: &str) {
+    // A closed standard error is nobody to talk to.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// How a column is aligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Align {
+    Left,
+    Right,
+}
+
+/// A table whose columns are as wide as they need to be, two spaces apart.
+#[derive(Debug)]
+pub(super) struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(super) fn new(columns: &[(&'static str, Align)]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    pub(super) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    pub(super) fn render(&self) -> String {
+        let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let lines = || std::iter::once(&head).chain(&self.rows);
+        let width = |column: usize| lines().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let widths: Vec<usize> = (0..self.columns.len()).map(|column| width(column).unwrap_or(0)).collect();
+        let mut text = String::new();
+        for row in lines() {
+            let mut line = String::new();
+            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
+                match align {
+                    Align::Left => line.push_str(&format!("{cell:<width$}  ")),
+                    Align::Right => line.push_str(&format!("{cell:>width$}  ")),
+                }
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Bytes with a binary unit: `1.4 MiB`.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A number with an apostrophe-free thousands separator: `1,234,567`.
+pub(super) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A span of time in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
+pub(super) fn span(seconds: f64) -> String {
+    if seconds < 10.0 {
+        return format!("{:.1} s", seconds.max(0.0));
+    }
+    let total = std::time::Duration::try_from_secs_f64(seconds).map_or(u64::MAX, |span| span.as_secs());
+    let (days, hours, minutes, secs) = (total / 86_400, total / 3600 % 24, total / 60 % 60, total % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{secs} s"),
+        (0, 0, _) => format!("{minutes} min {secs} s"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+/// Unix milliseconds as a date in UTC: `2026-03-01 12:34:56Z`.
+pub(super) fn date(unix_ms: u64) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    i64::try_from(unix_ms / 1000)
+        .ok()
+        .and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|moment| moment.format(&format).ok())
+        .unwrap_or_else(|| "never".to_owned())
+}
+
+/// How many times smaller than raw f32: `7.9x`, or `-` when nothing was sent.
+pub(super) fn ratio(raw: u64, sent: u64) -> String {
+    if sent == 0 || raw == 0 { "-".to_owned() } else { format!("{:.1}x", raw as f64 / sent as f64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(1_500_000)], ["0 B", "1023 B", "1.0 KiB", "1.4 MiB"]);
+        assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([span(0.25), span(45.0), span(200.0)], ["0.2 s", "45 s", "3 min 20 s"]);
+        assert_eq!([span(7500.0), span(273_600.0)], ["2 h 5 min", "3 d 4 h"]);
+        assert_eq!(date(1_772_368_496_000), "2026-03-01 12:34:56Z");
+        assert_eq!([ratio(100, 10), ratio(100, 0)], ["10.0x", "-"]);
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_they_need_to_be() {
+        let mut table = Table::new(&[("name", Align::Left), ("n", Align::Right)]);
+        table.row(vec!["clinic".into(), "7".into()]);
+        table.row(vec!["é".into(), "1,000".into()]);
+        assert_eq!(table.render(), "name        n\nclinic      7\né       1,000\n");
+    }
+}

@@ -1,0 +1,171 @@
+//! Finding the coordinator that a verb is meant for: a running one, or the store of a stopped one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_io::exit::{ExitCode, Fail};
+
+use super::client::Client;
+use super::stopped::Stopped;
+use crate::cli::TargetArgs;
+use crate::config::{self, Config, ConfigError};
+use crate::driver;
+use crate::identity::{self, Identity, IdentityError};
+use crate::store::{SledStore, StorageError};
+
+/// How long one attempt to connect may take while it is not clear who holds the directory: a coordinator, or a verb
+/// that is about to finish.
+const ATTEMPT: Duration = Duration::from_secs(3);
+const ATTEMPTS: usize = 4;
+
+/// Who answers.
+#[derive(Debug)]
+pub(super) enum Coordinator {
+    /// A running coordinator.
+    Running(Client),
+    /// The store of a stopped one, held exclusively.
+    Stopped(Box<Stopped>),
+}
+
+impl Coordinator {
+    /// Finds the coordinator that `target` names.
+    pub(super) fn reach(target: &TargetArgs) -> anyhow::Result<Self> {
+        match &target.dir {
+            Some(dir) if target.connect.is_none() => Self::of_dir(dir),
+            _ => Self::elsewhere(target),
+        }
+    }
+
+    fn elsewhere(target: &TargetArgs) -> anyhow::Result<Self> {
+        let TargetArgs { connect: Some(address), cert: Some(cert), key: Some(key), ca: Some(ca), .. } = target else {
+            let fail = Fail::new(ExitCode::Usage, "--connect needs --cert, --key and --ca");
+            return Err(fail.help("or name a directory with --dir").into());
+        };
+        let operator = identity::read_pair(cert, key).map_err(identity_fail)?;
+        let ca_der = identity::read_certificate(ca).map_err(identity_fail)?;
+        Ok(Self::Running(Client::connect(address, &ca_der, &operator, Client::PATIENCE)?))
+    }
+
+    /// Whoever holds the lock of the store is the one to ask; with nobody there the store is ours.
+    fn of_dir(dir: &Path) -> anyhow::Result<Self> {
+        let config = load_config(dir)?;
+        let mut holder = None;
+        for _ in 0..ATTEMPTS {
+            let locked = match SledStore::open_dir(&dir.join(driver::STORE_DIR)) {
+                Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(config, store)))),
+                Err(locked @ StorageError::Locked { .. }) => locked,
+                Err(error) => return Err(error.into()),
+            };
+            let identity = load_identity(dir)?;
+            let address = config.server.local().to_string();
+            match Client::connect(&address, identity.ca_der(), identity.operator(), ATTEMPT) {
+                Ok(client) => return Ok(Self::Running(client)),
+                // Worth another try: the one that holds the directory may be starting, or may have just finished.
+                Err(error) if anabranch_io::exit::code_of(&error) == ExitCode::Unavailable => {
+                    holder = Some((locked, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let (locked, silent) = holder.map_or((None, None), |(locked, error)| (Some(locked), Some(error)));
+        let what = locked.map_or_else(|| "the directory is in use".to_owned(), |locked| locked.to_string());
+        let fail = Fail::new(ExitCode::Locked, format!("{what}, which does not answer at {}", config.server.local()))
+            .help("if that is a coordinator, compare `listen` in run.toml with what it was started with, or stop it");
+        Err(match silent {
+            Some(error) => fail.because(error).into(),
+            None => fail.into(),
+        })
+    }
+
+    /// Asks; an answer that says no is an error with its exit code.
+    pub(super) fn ask(&mut self, request: OperatorRequest) -> anyhow::Result<OperatorResponse> {
+        let response = match self {
+            Self::Running(client) => client.ask(&request)?,
+            Self::Stopped(stopped) => stopped.answer(request)?,
+        };
+        accepted(response)
+    }
+
+    /// Asks for JSON and returns it as it came.
+    pub(super) fn ask_json(&mut self, request: OperatorRequest) -> anyhow::Result<String> {
+        match self.ask(request)? {
+            OperatorResponse::Json(text) => Ok(text),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for something to be done and returns what was said about it.
+    pub(super) fn ask_done(&mut self, request: OperatorRequest) -> anyhow::Result<String> {
+        match self.ask(request)? {
+            OperatorResponse::Done(text) => Ok(text),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Turns an answer that says no into an error.
+pub(super) fn accepted(response: OperatorResponse) -> anyhow::Result<OperatorResponse> {
+    match response {
+        OperatorResponse::Failed(why) | OperatorResponse::NotFound(why) => Err(Fail::new(ExitCode::Other, why).into()),
+        OperatorResponse::Conflict(why) => Err(Fail::new(ExitCode::Unavailable, why).into()),
+        yes => Ok(yes),
+    }
+}
+
+pub(super) fn unexpected(response: &OperatorResponse) -> anyhow::Error {
+    let kind = match response {
+        OperatorResponse::Done(_) => "a confirmation",
+        OperatorResponse::Json(_) => "a report",
+        OperatorResponse::ModelFollows { .. } => "a model",
+        OperatorResponse::Failed(_) | OperatorResponse::NotFound(_) | OperatorResponse::Conflict(_) => "a refusal",
+    };
+    let fail = Fail::new(ExitCode::Protocol, format!("the coordinator answered with {kind}, which was not asked for"));
+    fail.help("use the same version of anabranch-coordinator on both sides").into()
+}
+
+/// `DIR/run.toml`.
+pub(crate) fn load_config(dir: &Path) -> anyhow::Result<Config> {
+    Config::load(&dir.join(config::FILE_NAME)).map_err(|error| {
+        let missing =
+            matches!(&error, ConfigError::Unreadable { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+        let fail = Fail::new(ExitCode::Config, error.to_string());
+        let dir = dir.display();
+        let help = match &error {
+            _ if missing => format!("make the directory with `anabranch-coordinator init --dir {dir}`"),
+            ConfigError::Unreadable { .. } => "run as the user that owns the directory".to_owned(),
+            _ => format!(
+                "correct that line, then check with `anabranch-coordinator config check --dir {dir}`; docs/operating.md \
+                 describes every key"
+            ),
+        };
+        fail.help(help).into()
+    })
+}
+
+/// `DIR/tls`.
+pub(crate) fn load_identity(dir: &Path) -> anyhow::Result<Identity> {
+    Identity::load(dir).map_err(identity_fail)
+}
+
+/// An identity's error with its exit code and what to do.
+pub(crate) fn identity_fail(error: IdentityError) -> anyhow::Error {
+    let help = match &error {
+        IdentityError::Exists(_) => {
+            "a run's CA is never replaced, because its agents trust no other; choose another directory"
+        }
+        IdentityError::Unreadable { .. } | IdentityError::Damaged { .. } => {
+            "restore the file from a backup of the directory, or check the path"
+        }
+        IdentityError::BadName(_) => "give a host name or an IP address, without a port",
+        IdentityError::Unwritable { .. } => "check the path, its permissions and the free space",
+        IdentityError::Certificate(_) => "",
+    };
+    let code = match &error {
+        IdentityError::BadName(_) => ExitCode::Usage,
+        IdentityError::Unwritable { .. } => ExitCode::Storage,
+        _ => ExitCode::Config,
+    };
+    let fail = Fail::new(code, error.to_string());
+    if help.is_empty() { fail.into() } else { fail.help(help).into() }
+}

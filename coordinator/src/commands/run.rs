@@ -1,0 +1,39 @@
+//! `run`: serve until the run ends or is parked.
+
+use std::time::Duration;
+
+use anabranch_io::exit::{self, ExitCode};
+
+use super::reach;
+use crate::cli::{LogArgs, RunArgs};
+use crate::clock;
+use crate::driver::{self, RunOptions};
+
+/// How often, and with what pause, `run` tries to get the directory: a verb like `status` that found no coordinator
+/// holds it for a moment, and so does a coordinator that is about to end.
+const ATTEMPTS: usize = 12;
+const PAUSE: Duration = Duration::from_millis(250);
+
+pub(super) fn run(args: &RunArgs, log: &LogArgs) -> anyhow::Result<()> {
+    let config = reach::load_config(&args.dir.dir)?;
+    super::start_log(log, config.log.format, 0)?;
+    for _ in 1..ATTEMPTS {
+        match serve(args) {
+            Err(error) if exit::code_of(&error) == ExitCode::Locked => std::thread::sleep(PAUSE),
+            ended => return ended,
+        }
+    }
+    serve(args)
+}
+
+/// The directory is locked before anything else happens to it, so that a second attempt starts from the same state.
+fn serve(args: &RunArgs) -> anyhow::Result<()> {
+    let dir = args.dir.dir.clone();
+    let config = reach::load_config(&dir)?;
+    let mut identity = reach::load_identity(&dir)?;
+    let renewed = identity.renew(&config.server.certificate_names(), clock::unix_ms()).map_err(reach::identity_fail)?;
+    for name in renewed {
+        tracing::info!("renewed the {name}'s certificate");
+    }
+    driver::run(RunOptions { dir, config, identity })
+}

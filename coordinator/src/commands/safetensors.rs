@@ -1,0 +1,258 @@
+//! safetensors files: a model as any framework reads it.
+//!
+//! Written here rather than by the crate, whose header is a hash map in random order: the same model gives the same
+//! file. The tensors lie in manifest order, so that the data section is the flat vector as it is.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use anabranch_common::ids::{Digest, ModelVersion, RunId};
+use anabranch_common::limits;
+use anabranch_common::manifest::{ManifestError, ModelManifest, TensorSpec};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
+
+/// Bytes of a file that is read: the largest model and the largest header.
+const MAX_FILE_BYTES: u64 = 4 * limits::MODEL_PARAMS as u64 + (100 << 20);
+/// The header is filled up with spaces so that the data are aligned to this.
+const ALIGNMENT_BYTES: usize = 8;
+
+/// What the file says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Provenance {
+    /// The run.
+    pub(super) run: RunId,
+    /// The model's version.
+    pub(super) version: ModelVersion,
+    /// Digest of the flat vector.
+    pub(super) digest: Digest,
+}
+
+/// Why a file is not a model.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no safetensors file.
+    #[error("{} is not a safetensors file: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: SafeTensorError,
+    },
+    /// A tensor is not f32.
+    #[error("tensor {name:?} holds {dtype:?}, not F32")]
+    NotF32 {
+        /// The tensor.
+        name: String,
+        /// What it holds.
+        dtype: Dtype,
+    },
+    /// A tensor holds a NaN or an infinity.
+    #[error("tensor {0:?} is not finite")]
+    NotFinite(String),
+    /// The tensors make no model.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The run has other tensors.
+    #[error("the file does not hold the run's tensors: {0}")]
+    OtherTensors(String),
+}
+
+/// Writes a model to `path`, whole or not at all.
+pub(super) fn write(path: &Path, manifest: &ModelManifest, values: &[f32], from: Provenance) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::IsADirectory))?.to_string_lossy();
+    let partial = folder.join(format!(".{name}.{}.partial", std::process::id()));
+    let written = fill(&partial, &header(manifest, from), values)
+        .and_then(|()| fs::rename(&partial, path))
+        .and_then(|()| File::open(folder)?.sync_all());
+    if written.is_err() {
+        // The error that counts is the first one; a left-over file is overwritten or does no harm.
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+fn fill(partial: &Path, header: &[u8], values: &[f32]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).open(partial)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(header)?;
+    for value in values {
+        out.write_all(&value.to_le_bytes())?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// The JSON header, padded.
+fn header(manifest: &ModelManifest, from: Provenance) -> Vec<u8> {
+    let metadata = BTreeMap::from([
+        ("digest".to_owned(), from.digest.to_string()),
+        ("format".to_owned(), "anabranch".to_owned()),
+        ("run".to_owned(), from.run.to_string()),
+        ("version".to_owned(), from.version.to_string()),
+    ]);
+    let mut text = format!("{{\"__metadata__\":{}", serde_json::json!(metadata));
+    for (tensor, range) in manifest.ranges() {
+        let name = serde_json::Value::from(tensor.name.as_str());
+        let info = serde_json::json!({
+            "dtype": "F32",
+            "shape": tensor.shape,
+            "data_offsets": [4 * range.start, 4 * range.end],
+        });
+        text.push_str(&format!(",{name}:{info}"));
+    }
+    text.push('}');
+    let mut header = text.into_bytes();
+    header.resize(header.len().next_multiple_of(ALIGNMENT_BYTES), b' ');
+    header
+}
+
+/// Reads a model. With a manifest the file must hold exactly its tensors, in whatever order; without one, the tensors
+/// are taken in the order of their data.
+pub(super) fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManifest, Vec<f32>), ReadError> {
+    let unreadable = |source| ReadError::Unreadable { path: path.to_owned(), source };
+    let length = fs::metadata(path).map_err(unreadable)?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, format!("{length} bytes are no model"))));
+    }
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|problem| ReadError::Malformed { path: path.to_owned(), problem })?;
+    let manifest = match expected {
+        Some(manifest) => {
+            compare(&file, manifest)?;
+            manifest.clone()
+        }
+        None => in_file_order(&file)?,
+    };
+    let mut values = Vec::with_capacity(manifest.params());
+    for tensor in manifest.tensors() {
+        let view = file.tensor(&tensor.name).map_err(|error| ReadError::OtherTensors(error.to_string()))?;
+        if view.dtype() != Dtype::F32 {
+            return Err(ReadError::NotF32 { name: tensor.name.clone(), dtype: view.dtype() });
+        }
+        let start = values.len();
+        values.extend(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        if !values[start..].iter().all(|value| value.is_finite()) {
+            return Err(ReadError::NotFinite(tensor.name.clone()));
+        }
+    }
+    Ok((manifest, values))
+}
+
+fn in_file_order(file: &SafeTensors<'_>) -> Result<ModelManifest, ReadError> {
+    // A scalar has no dimension; here it has one, of extent 1.
+    let shape = |shape: &[usize]| if shape.is_empty() { vec![1] } else { shape.iter().map(|n| *n as u64).collect() };
+    let mut tensors: Vec<_> = file.tensors();
+    tensors.sort_by_key(|(_, view)| view.data().as_ptr());
+    let specs = tensors.into_iter().map(|(name, view)| TensorSpec { shape: shape(view.shape()), name });
+    Ok(ModelManifest::new(specs.collect())?)
+}
+
+fn compare(file: &SafeTensors<'_>, manifest: &ModelManifest) -> Result<(), ReadError> {
+    let differs = |text: String| Err(ReadError::OtherTensors(text));
+    let found: BTreeMap<String, Vec<usize>> =
+        file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
+    for tensor in manifest.tensors() {
+        let Some(shape) = found.get(&tensor.name) else {
+            return differs(format!("{:?} of shape {:?} is missing", tensor.name, tensor.shape));
+        };
+        let elements: usize = shape.iter().product();
+        let same = shape.iter().map(|n| *n as u64).eq(tensor.shape.iter().copied());
+        if !(same || shape.is_empty() && tensor.elements() == Some(elements)) {
+            return differs(format!("{:?} has shape {shape:?} instead of {:?}", tensor.name, tensor.shape));
+        }
+    }
+    let known: std::collections::BTreeSet<&str> =
+        manifest.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+    match found.keys().find(|name| !known.contains(name.as_str())) {
+        Some(name) => differs(format!("{name:?} is not part of the run's model")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(tensors: &[(&str, &[u64])]) -> ModelManifest {
+        let spec = |(name, shape): &(&str, &[u64])| TensorSpec { name: (*name).to_owned(), shape: shape.to_vec() };
+        ModelManifest::new(tensors.iter().map(spec).collect()).expect("valid")
+    }
+
+    fn provenance(values: &[f32]) -> Provenance {
+        Provenance { run: RunId([1; 16]), version: ModelVersion(7), digest: Digest::of_f32(values) }
+    }
+
+    #[test]
+    fn a_model_round_trips_in_manifest_order_and_the_file_says_where_it_comes_from() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("model.safetensors");
+        let manifest = manifest(&[("z.weight", &[2, 3]), ("a \"quoted\" name", &[1])]);
+        let values = [1.0, -2.5, 3.0, f32::MIN_POSITIVE, -0.0, 6.0, 7.0];
+        write(&path, &manifest, &values, provenance(&values)).expect("written");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1, "nothing is left over");
+        for expected in [None, Some(&manifest)] {
+            let (found, read) = read(&path, expected).expect("read");
+            assert_eq!(found, manifest);
+            assert_eq!(Digest::of_f32(&read), Digest::of_f32(&values), "the same bits");
+        }
+        let bytes = std::fs::read(&path).expect("read");
+        let (header_bytes, header) = SafeTensors::read_metadata(&bytes).expect("a header");
+        assert_eq!(header_bytes % ALIGNMENT_BYTES, 0);
+        let said = header.metadata().as_ref().expect("metadata");
+        assert_eq!(said.get("version").map(String::as_str), Some("7"));
+        assert_eq!(said.get("digest"), Some(&Digest::of_f32(&values).to_string()));
+        assert_eq!(said.get("run"), Some(&RunId([1; 16]).to_string()));
+        let again = dir.path().join("again.safetensors");
+        write(&again, &manifest, &values, provenance(&values)).expect("written");
+        assert_eq!(std::fs::read(again).expect("read"), bytes, "the same model gives the same file");
+    }
+
+    #[test]
+    fn another_order_is_put_right_and_other_tensors_are_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("model.safetensors");
+        write(&path, &manifest(&[("a", &[2]), ("b", &[1])]), &[1.0, 2.0, 3.0], provenance(&[])).expect("written");
+        let swapped = manifest(&[("b", &[1]), ("a", &[2])]);
+        assert_eq!(read(&path, Some(&swapped)).expect("read").1, [3.0, 1.0, 2.0]);
+        for (other, expected) in [
+            (manifest(&[("a", &[2]), ("c", &[1])]), "\"c\" of shape [1] is missing"),
+            (manifest(&[("a", &[1]), ("b", &[1])]), "\"a\" has shape [2] instead of [1]"),
+            (manifest(&[("a", &[2])]), "\"b\" is not part of the run's model"),
+        ] {
+            let error = read(&path, Some(&other)).expect_err("other tensors").to_string();
+            assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("model.safetensors");
+        assert!(matches!(read(&path, None), Err(ReadError::Unreadable { .. })));
+        std::fs::write(&path, b"PK\x03\x04 this is a zip file, they say").expect("written");
+        assert!(matches!(read(&path, None), Err(ReadError::Malformed { .. })));
+        let one = manifest(&[("w", &[2])]);
+        write(&path, &one, &[1.0, f32::NAN], provenance(&[])).expect("written");
+        assert!(matches!(read(&path, None), Err(ReadError::NotFinite(name)) if name == "w"));
+        write(&path, &one, &[1.0, 2.0], provenance(&[])).expect("written");
+        let mut bytes = std::fs::read(&path).expect("read");
+        bytes.pop();
+        std::fs::write(&path, &bytes).expect("written");
+        assert!(matches!(read(&path, None), Err(ReadError::Malformed { .. })), "a file that was cut off");
+    }
+}

@@ -1,0 +1,35 @@
+//! `status`: a table, JSON, one line a second, or a live view.
+
+mod plain;
+pub(super) mod table;
+mod view;
+mod watch;
+
+use std::io::IsTerminal as _;
+
+use anabranch_common::status::StatusReport;
+use anabranch_common::wire::operator::OperatorRequest;
+use anyhow::Context as _;
+
+use super::output;
+use super::reach::Coordinator;
+use crate::cli::StatusArgs;
+
+pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
+    let mut coordinator = Coordinator::reach(&args.target)?;
+    if args.watch {
+        return match (args.output.json, std::io::stdout().is_terminal()) {
+            (false, true) => watch::watch(coordinator, &args.target),
+            (json, _) => plain::watch(coordinator, &args.target, json),
+        };
+    }
+    let json = coordinator.ask_json(OperatorRequest::Status)?;
+    if args.output.json {
+        return output::print_line(&json);
+    }
+    output::print(&table::status(&parse(&json)?))
+}
+
+fn parse(json: &str) -> anyhow::Result<StatusReport> {
+    serde_json::from_str(json).context("the status cannot be read")
+}

@@ -1,0 +1,354 @@
+//! The status as text: a head, the refusals, the latest evaluations and the agents.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::journal::FinishReason;
+use anabranch_common::status::{AgentStatus, StatusReport};
+use anabranch_common::wire::message::RunPhase;
+
+use crate::commands::output::{self, Align, Table};
+
+/// Evaluations shown.
+const EVALUATIONS: usize = 5;
+
+/// The whole report.
+pub(super) fn status(report: &StatusReport) -> String {
+    let mut text = String::new();
+    for (key, value) in head(report) {
+        text.push_str(&format!("{key:<12}{value}\n"));
+    }
+    if !report.evaluations.is_empty() {
+        text.push_str(&format!("\n{}", evaluations(report)));
+    }
+    if !report.agents.is_empty() {
+        text.push_str(&format!("\n{}", agents(&report.agents)));
+    }
+    text
+}
+
+/// The lines above the tables.
+pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
+    let mut lines = vec![
+        ("run", format!("{} ({})", report.name, report.run)),
+        ("state", state(report)),
+        ("model", model(report)),
+        (
+            "updates",
+            format!(
+                "{} accepted, {} refused{}",
+                output::count(report.updates_accepted),
+                output::count(report.updates_refused.values().sum()),
+                reasons(&report.updates_refused),
+            ),
+        ),
+        ("bytes up", traffic(report.uplink_bytes, report.raw_f32_uplink_bytes)),
+        ("bytes down", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes)),
+    ];
+    if let Some(staleness) = staleness(&report.staleness_histogram) {
+        lines.push(("staleness", staleness));
+    }
+    let checkpoint =
+        report.checkpoint_version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}"));
+    lines.push(("checkpoint", checkpoint));
+    lines
+}
+
+/// The state of the run in a few words.
+pub(super) fn state(report: &StatusReport) -> String {
+    let state = match report.state {
+        RunPhase::Pending => "pending: waits for the first agent, which makes the model".to_owned(),
+        RunPhase::Running => {
+            let connected = report.agents.iter().filter(|agent| agent.connected).count();
+            format!("running, {connected} agents connected, {} training", report.leases_outstanding)
+        }
+        RunPhase::Paused => "paused".to_owned(),
+        RunPhase::Finished => {
+            let why = report.finished.map_or_else(|| "finished".to_owned(), finished);
+            report
+                .result_version
+                .map_or_else(|| why.clone(), |version| format!("{why}; the result is version {version}"))
+        }
+    };
+    if report.serving { state } else { format!("{state} (no coordinator is running)") }
+}
+
+fn finished(reason: FinishReason) -> String {
+    match reason {
+        FinishReason::Accuracy { reached } => format!("finished: accuracy reached {:.2} %", 100.0 * reached),
+        FinishReason::Loss { reached } => format!("finished: loss reached {reached:.4}"),
+        FinishReason::Versions => "finished: the last version was reached".to_owned(),
+        FinishReason::WallTime => "finished: its time is over".to_owned(),
+        FinishReason::Stopped => "finished: stopped by the operator".to_owned(),
+        FinishReason::NonFinite => "finished: the model stopped being finite".to_owned(),
+    }
+}
+
+fn model(report: &StatusReport) -> String {
+    match report.params {
+        None => "none yet".to_owned(),
+        Some(params) => format!(
+            "version {} at position {}, {} parameters, {} since the start",
+            report.version,
+            report.position,
+            output::count(params),
+            output::span(report.wall_s),
+        ),
+    }
+}
+
+/// `: 3 stale, 1 duplicate`, most frequent first; empty without any.
+fn reasons(refused: &BTreeMap<String, u64>) -> String {
+    let mut refused: Vec<(&String, &u64)> = refused.iter().filter(|(_, count)| **count > 0).collect();
+    if refused.is_empty() {
+        return String::new();
+    }
+    refused.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let parts: Vec<String> = refused.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    format!(": {}", parts.join(", "))
+}
+
+/// `1.4 MiB, 8.1x smaller than raw f32`.
+pub(super) fn traffic(sent: u64, raw: u64) -> String {
+    match output::ratio(raw, sent).as_str() {
+        "-" => output::bytes(sent),
+        ratio => format!("{}, {ratio} smaller than raw f32 ({})", output::bytes(sent), output::bytes(raw)),
+    }
+}
+
+/// Median, 90th percentile and maximum of the accepted updates' staleness; none before the first.
+fn staleness(histogram: &[u64]) -> Option<String> {
+    let total: u64 = histogram.iter().sum();
+    let at = |share: f64| {
+        let mut seen = 0;
+        histogram.iter().position(|count| {
+            seen += count;
+            seen as f64 >= share * total as f64
+        })
+    };
+    let name = |bucket: usize| {
+        let above = bucket + 1 == anabranch_common::limits::STALENESS_BUCKETS;
+        if above { format!("{bucket} or more") } else { bucket.to_string() }
+    };
+    let max = histogram.iter().rposition(|count| *count > 0)?;
+    Some(format!("median {}, 90 % {}, at most {} versions", name(at(0.5)?), name(at(0.9)?), name(max)))
+}
+
+fn evaluations(report: &StatusReport) -> String {
+    let columns = [
+        ("evaluated", Align::Right),
+        ("version", Align::Right),
+        ("accuracy", Align::Right),
+        ("loss", Align::Right),
+        ("examples", Align::Right),
+        ("by", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for timed in report.evaluations.iter().rev().take(EVALUATIONS) {
+        let evaluation = &timed.evaluation;
+        let by = report.agents.iter().find(|agent| agent.agent == evaluation.agent);
+        table.row(vec![
+            output::span(timed.at_s),
+            evaluation.version.to_string(),
+            format!("{:.2} %", 100.0 * evaluation.accuracy),
+            format!("{:.4}", evaluation.loss),
+            output::count(evaluation.num_examples),
+            by.map_or_else(|| evaluation.agent.short(), |agent| agent.name.clone()),
+        ]);
+    }
+    table.render()
+}
+
+/// The columns of the agents' table.
+pub(super) const AGENT_COLUMNS: [(&str, Align); 10] = [
+    ("agent", Align::Left),
+    ("state", Align::Left),
+    ("seen", Align::Right),
+    ("speed", Align::Right),
+    ("stale", Align::Right),
+    ("loss", Align::Right),
+    ("accepted", Align::Right),
+    ("refused", Align::Right),
+    ("up", Align::Right),
+    ("down", Align::Right),
+];
+
+/// One agent's row.
+pub(super) fn agent_row(agent: &AgentStatus) -> Vec<String> {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let speed = (agent.examples_per_s > 0.0).then(|| format!("{:.0} ex/s", agent.examples_per_s));
+    vec![
+        agent.name.clone(),
+        agent_state(agent).to_owned(),
+        or_dash(agent.last_seen_ms.map(|ms| output::span(ms as f64 / 1000.0))),
+        or_dash(speed),
+        or_dash(agent.staleness.map(|staleness| staleness.to_string())),
+        or_dash(agent.train_loss.map(|loss| format!("{loss:.4}"))),
+        output::count(agent.updates_accepted),
+        output::count(agent.updates_refused.values().sum()),
+        output::bytes(agent.uplink_bytes),
+        output::bytes(agent.downlink_bytes),
+    ]
+}
+
+fn agent_state(agent: &AgentStatus) -> &'static str {
+    match (agent.revoked, agent.connected) {
+        (true, _) => "revoked",
+        (false, true) => "connected",
+        (false, false) => "away",
+    }
+}
+
+fn agents(agents: &[AgentStatus]) -> String {
+    let mut table = Table::new(&AGENT_COLUMNS);
+    for agent in agents {
+        table.row(agent_row(agent));
+    }
+    let mut text = table.render();
+    for agent in agents {
+        let reasons = reasons(&agent.updates_refused);
+        if !reasons.is_empty() {
+            text.push_str(&format!("refused from {}{reasons}\n", agent.name));
+        }
+    }
+    text
+}
+
+/// The table of `agents list`: who they are rather than how they do.
+pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
+    let columns = [
+        ("agent", Align::Left),
+        ("id", Align::Left),
+        ("state", Align::Left),
+        ("seen", Align::Right),
+        ("device", Align::Left),
+        ("train", Align::Right),
+        ("eval", Align::Right),
+        ("accepted", Align::Right),
+        ("refused", Align::Right),
+    ];
+    let mut table = Table::new(&columns);
+    for agent in agents {
+        let seen = agent.last_seen_ms.map(|ms| output::span(ms as f64 / 1000.0));
+        let device = if agent.device.is_empty() { "-" } else { &agent.device };
+        table.row(vec![
+            agent.name.clone(),
+            agent.agent.to_string(),
+            agent_state(agent).to_owned(),
+            seen.unwrap_or_else(|| "-".to_owned()),
+            device.to_owned(),
+            output::count(agent.train_examples),
+            output::count(agent.eval_examples),
+            output::count(agent.updates_accepted),
+            output::count(agent.updates_refused.values().sum()),
+        ]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
+    use anabranch_common::journal::Evaluation;
+    use anabranch_common::status::TimedEvaluation;
+
+    use super::*;
+
+    /// A run in the middle of its life, for the tests of every view.
+    pub(in crate::commands::status) fn report() -> StatusReport {
+        let agent = AgentStatus {
+            agent: AgentId([7; 16]),
+            name: "clinic".into(),
+            epoch: Epoch(2),
+            connected: true,
+            revoked: false,
+            device: "cpu".into(),
+            last_seen_ms: Some(1_200),
+            examples_per_s: 1834.4,
+            staleness: Some(3),
+            train_loss: Some(0.25),
+            train_examples: 20_000,
+            eval_examples: 0,
+            updates_accepted: 1_234,
+            updates_refused: BTreeMap::from([("stale".to_owned(), 2)]),
+            uplink_bytes: 5 << 20,
+            downlink_bytes: 9 << 20,
+        };
+        let evaluation = |at_s: f64, accuracy: f64| TimedEvaluation {
+            at_s,
+            evaluation: Evaluation {
+                agent: AgentId([7; 16]),
+                version: ModelVersion(300),
+                accuracy,
+                loss: 0.31,
+                num_examples: 10_000,
+            },
+        };
+        StatusReport {
+            software: "test".into(),
+            serving: true,
+            run: RunId([1; 16]),
+            name: "mnist".into(),
+            branch: BranchId([2; 16]),
+            state: RunPhase::Running,
+            finished: None,
+            result_version: None,
+            position: Position(2_500),
+            version: ModelVersion(308),
+            chain: Digest([3; 32]),
+            checkpoint_version: Some(ModelVersion(200)),
+            params: Some(101_770),
+            wall_s: 200.0,
+            leases_outstanding: 1,
+            updates_accepted: 1_234,
+            updates_refused: BTreeMap::from([("duplicate".to_owned(), 1), ("stale".to_owned(), 2)]),
+            retries_answered: 1,
+            uplink_bytes: 5 << 20,
+            downlink_bytes: 9 << 20,
+            raw_f32_uplink_bytes: 50 << 20,
+            raw_f32_downlink_bytes: 18 << 20,
+            staleness_histogram: vec![600, 400, 200, 34],
+            evaluations: vec![evaluation(10.0, 0.81), evaluation(20.0, 0.912)],
+            agents: vec![agent],
+        }
+    }
+
+    #[test]
+    fn the_status_says_what_an_operator_wants_to_know() {
+        let text = status(&report());
+        for expected in [
+            "run         mnist (01010101010101010101010101010101)\n",
+            "state       running, 1 agents connected, 1 training\n",
+            "version 308 at position 2500, 101,770 parameters, 3 min 20 s since the start",
+            "1,234 accepted, 3 refused: 2 stale, 1 duplicate\n",
+            "bytes up    5.0 MiB, 10.0x smaller than raw f32 (50.0 MiB)\n",
+            "staleness   median 1, 90 % 2, at most 3 versions\n",
+            "checkpoint  version 200\n",
+            "91.20 %",
+            "1834 ex/s",
+            "refused from clinic: 2 stale\n",
+        ] {
+            assert!(text.contains(expected), "{text}\ndoes not say {expected:?}");
+        }
+        let newest_first = text.find("91.20").expect("there") < text.find("81.00").expect("there");
+        assert!(newest_first, "{text}");
+    }
+
+    #[test]
+    fn a_finished_and_a_fresh_run_say_so() {
+        let mut report = report();
+        report.state = RunPhase::Finished;
+        report.finished = Some(FinishReason::Accuracy { reached: 0.9712 });
+        report.result_version = Some(ModelVersion(300));
+        report.serving = false;
+        let expected = "finished: accuracy reached 97.12 %; the result is version 300 (no coordinator is running)";
+        assert_eq!(state(&report), expected);
+        report.state = RunPhase::Pending;
+        report.params = None;
+        report.staleness_histogram = vec![];
+        report.agents.clear();
+        report.evaluations.clear();
+        let text = status(&report);
+        assert!(text.contains("pending") && text.contains("model       none yet"), "{text}");
+        assert!(!text.contains("staleness"), "{text}");
+    }
+}

@@ -1,0 +1,204 @@
+//! A stopped coordinator: the store answers what a running one would.
+
+use std::path::Path;
+
+use anabranch_common::ids::{BranchId, ModelVersion, Position, RunId};
+use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_io::durable::StorageError;
+use anabranch_io::exit::{ExitCode, Fail};
+use anyhow::Context as _;
+
+use crate::clock;
+use crate::config::Config;
+use crate::core::roster::Roster;
+use crate::core::status;
+use crate::driver;
+use crate::identity::run;
+use crate::identity::tokens::NewToken;
+use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
+use crate::store::{SledStore, Store as _};
+
+/// The store of a coordinator that is not running, held exclusively.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    config: Config,
+    store: SledStore,
+}
+
+impl Stopped {
+    pub(super) fn new(config: Config, store: SledStore) -> Self {
+        Self { config, store }
+    }
+
+    /// Opens the store in `dir`, which no coordinator may be using.
+    pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let config = super::reach::load_config(dir)?;
+        let store = SledStore::open_dir(&dir.join(driver::STORE_DIR)).map_err(|error| match error {
+            StorageError::Locked { .. } => anyhow::Error::new(
+                Fail::new(ExitCode::Locked, error.to_string())
+                    .help("this needs a stopped coordinator: end `run` with SIGTERM first, then start it again"),
+            ),
+            other => other.into(),
+        })?;
+        Ok(Self::new(config, store))
+    }
+
+    /// Answers as a running coordinator would; what needs one is a conflict.
+    pub(super) fn answer(&mut self, request: OperatorRequest) -> anyhow::Result<OperatorResponse> {
+        match request {
+            OperatorRequest::Status => json(&self.status()?),
+            OperatorRequest::AgentsList => {
+                let recovered = self.recover()?;
+                json(&status::agents_of(recovered.as_ref().map(|recovered| &recovered.state), &self.roster()?))
+            }
+            OperatorRequest::TokenList => json(&self.roster()?.tokens.list()),
+            OperatorRequest::TokenCreate { name, ttl_ms, uses, secret_digest } => {
+                self.create_token(NewToken { secret_digest, name, ttl_ms, uses })
+            }
+            OperatorRequest::TokenRevoke { id } => self.revoke_token(&id),
+            OperatorRequest::AgentRevoke { agent } => self.revoke_agent(&agent),
+            OperatorRequest::CheckpointList => json(&recovery::checkpoint::list(&self.store).map_err(recovery_fail)?),
+            OperatorRequest::CheckpointVerify => json(&recovery::verify(&self.store).map_err(recovery_fail)?),
+            OperatorRequest::CheckpointExport { .. } => {
+                Ok(OperatorResponse::Failed("an export from the store needs no answer".to_owned()))
+            }
+            OperatorRequest::Pause | OperatorRequest::Resume | OperatorRequest::Stop => Ok(OperatorResponse::Conflict(
+                "no coordinator is running in this directory; start one with `anabranch-coordinator run`".to_owned(),
+            )),
+        }
+    }
+
+    /// Takes a model out of the store: see [`recovery::export`].
+    pub(super) fn export(&self, version: Option<ModelVersion>) -> anyhow::Result<recovery::Exported> {
+        recovery::export(&self.store, version).map_err(recovery_fail)
+    }
+
+    /// The run's identifier.
+    pub(super) fn run(&self) -> anyhow::Result<RunId> {
+        Ok(self.identifiers()?.0)
+    }
+
+    /// Brings a model in: see [`recovery::import`].
+    pub(super) fn import(&self, manifest: &ModelManifest, model: &[f32]) -> anyhow::Result<(Position, ModelVersion)> {
+        let (run, branch) = self.identifiers()?;
+        let new_run = NewRun { run, branch, spec: self.config.spec.clone() };
+        recovery::import(&self.store, manifest, model, Some(new_run), clock::unix_ms()).map_err(import_fail)
+    }
+
+    /// The manifest of the run, once there is one.
+    pub(super) fn manifest(&self) -> anyhow::Result<Option<ModelManifest>> {
+        Ok(self.recover()?.map(|recovered| recovered.state.manifest))
+    }
+
+    fn status(&self) -> anyhow::Result<anabranch_common::status::StatusReport> {
+        let recovered = self.recover()?;
+        let roster = self.roster()?;
+        let options = driver::options(&self.store, &self.config)?;
+        let state = recovered.as_ref().map(|recovered| &recovered.state);
+        let chain = recovered.as_ref().map_or_else(Chain::default, |recovered| recovered.chain);
+        let name = &self.config.spec.name;
+        let mut report = status::report(&options, name, state, chain, &roster, clock::unix_ms());
+        report.checkpoint_version = recovered.as_ref().and_then(|recovered| recovered.checkpoint_version);
+        Ok(report)
+    }
+
+    /// The run as its journal leaves it; none before the first model.
+    fn recover(&self) -> anyhow::Result<Option<Recovered>> {
+        match recovery::recover(&self.store) {
+            Ok(recovered) => Ok(Some(recovered)),
+            Err(RecoveryError::Empty) => Ok(None),
+            Err(error) => Err(recovery_fail(error)),
+        }
+    }
+
+    fn identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
+        Ok(run::identifiers(&self.store)?)
+    }
+
+    fn roster(&self) -> anyhow::Result<Roster> {
+        driver::roster(&self.store)
+    }
+
+    fn save(&self, roster: &Roster) -> anyhow::Result<()> {
+        for (key, value) in roster.to_items().context("there is no room for more tokens and members")? {
+            self.store.put_item(key, &value)?;
+        }
+        Ok(self.store.commit()?)
+    }
+
+    fn create_token(&self, new: NewToken) -> anyhow::Result<OperatorResponse> {
+        let mut roster = self.roster()?;
+        match roster.tokens.create(new, clock::unix_ms()) {
+            Ok(token) => {
+                self.save(&roster)?;
+                Ok(OperatorResponse::Done(token.id))
+            }
+            Err(why) => Ok(OperatorResponse::Failed(why.to_string())),
+        }
+    }
+
+    fn revoke_token(&self, id: &str) -> anyhow::Result<OperatorResponse> {
+        let mut roster = self.roster()?;
+        if !roster.tokens.revoke(id) {
+            return Ok(OperatorResponse::NotFound(format!("no token {id}; see `token list`")));
+        }
+        self.save(&roster)?;
+        Ok(OperatorResponse::Done(format!("revoked token {id}")))
+    }
+
+    /// The journal is told as well, as a running coordinator would: what it says about agents must not differ.
+    fn revoke_agent(&self, who: &str) -> anyhow::Result<OperatorResponse> {
+        let mut roster = self.roster()?;
+        let agent = match roster.revoke(who) {
+            Ok(agent) => agent,
+            Err(why) => return Ok(OperatorResponse::NotFound(why)),
+        };
+        let recovered = self.recover()?;
+        let known = recovered
+            .as_ref()
+            .is_some_and(|recovered| recovered.state.agents.get(&agent).is_some_and(|agent| !agent.revoked));
+        if let Some(recovered) = recovered.filter(|recovered| known && recovered.state.finished.is_none()) {
+            let body = RecordBody::AgentRevoked { agent };
+            let position = recovered.position.next();
+            let record = Record { position, at_ms: clock::unix_ms(), body, payload: [].into() };
+            self.store.append(&[(position, record.to_bytes().context("the record does not fit")?)])?;
+        }
+        self.save(&roster)?;
+        let name = roster.name(agent).unwrap_or_default();
+        Ok(OperatorResponse::Done(format!("revoked {name} ({agent})")))
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<OperatorResponse> {
+    Ok(OperatorResponse::Json(serde_json::to_string(value).context("the report cannot be written as JSON")?))
+}
+
+/// A recovery error with its exit code and what to do.
+pub(crate) fn recovery_fail(error: RecoveryError) -> anyhow::Error {
+    let code = match &error {
+        RecoveryError::Storage(error) => error.exit_code(),
+        RecoveryError::Empty | RecoveryError::Version { .. } => ExitCode::Unavailable,
+        _ => ExitCode::Storage,
+    };
+    let fail = Fail::new(code, error.to_string());
+    match error.help() {
+        Some(help) => fail.help(help).into(),
+        None => fail.into(),
+    }
+}
+
+fn import_fail(error: ImportError) -> anyhow::Error {
+    let message = error.to_string();
+    let (code, help) = match error {
+        ImportError::Recovery(error) => return recovery_fail(error),
+        ImportError::OtherManifest | ImportError::WrongLength { .. } => (
+            ExitCode::Model,
+            "only a model with the same tensors can replace the run's; for another one make a new run",
+        ),
+        ImportError::NoRun => (ExitCode::Unavailable, "start a run first"),
+        ImportError::Finished(_) => (ExitCode::Unavailable, "make a new run with `init` and import the model there"),
+    };
+    Fail::new(code, message).help(help).into()
+}

@@ -1,0 +1,133 @@
+//! `token create|list|revoke`.
+
+use anabranch_common::ids::Digest;
+use anabranch_common::status::TokenStatus;
+use anabranch_common::token::JoinToken;
+use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_io::exit::{ExitCode, Fail};
+use anyhow::Context as _;
+
+use super::output::{self, Align, Table};
+use super::reach::{self, Coordinator};
+use crate::cli::{OutputArgs, TargetArgs, TokenVerb};
+use crate::clock;
+use crate::identity;
+
+pub(super) fn token(verb: TokenVerb) -> anyhow::Result<()> {
+    match verb {
+        TokenVerb::Create { target, name, ttl, uses, address, output } => {
+            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            create(&target, Wanted { name, ttl_ms, uses, address }, output)
+        }
+        TokenVerb::List { target, output } => list(&target, output),
+        TokenVerb::Revoke { target, id } => {
+            let done = Coordinator::reach(&target)?.ask_done(OperatorRequest::TokenRevoke { id })?;
+            output::print_line(&done)
+        }
+    }
+}
+
+struct Wanted {
+    name: Option<String>,
+    ttl_ms: u64,
+    uses: u32,
+    address: Option<String>,
+}
+
+/// The secret is made here and leaves this process in the printed token only: the coordinator gets its digest.
+fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Result<()> {
+    let Wanted { name, ttl_ms, uses, address } = wanted;
+    let (ca_fingerprint, default_address) = whereabouts(target)?;
+    let mut secret = [0u8; 32];
+    getrandom::fill(&mut secret).context("the system gives no random numbers")?;
+    let token = JoinToken { address: address.unwrap_or(default_address), ca_fingerprint, secret }.to_string();
+    let readable = token.parse::<JoinToken>();
+    readable.map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).help("give --address as HOST:PORT"))?;
+    let secret_digest = Digest::of(&secret).0;
+    let request = OperatorRequest::TokenCreate { name, ttl_ms, uses, secret_digest };
+    let id = Coordinator::reach(target)?.ask_done(request)?;
+    let expires_at_ms = clock::unix_ms().saturating_add(ttl_ms);
+    if output.json {
+        let object = serde_json::json!({ "id": id, "token": token, "expires_at_ms": expires_at_ms, "uses": uses });
+        return output::print_line(&object.to_string());
+    }
+    output::print_line(&token)?;
+    let agents = if uses == 1 { "one agent".to_owned() } else { format!("{uses} agents") };
+    output::hint(&format!(
+        "token {id}, good for {agents} until {}; whoever has it can join, so hand it over on a channel you trust\n\
+         on the agent: anabranch-agent join --token TOKEN --dir DIR",
+        output::date(expires_at_ms)
+    ));
+    Ok(())
+}
+
+/// The CA that the token pins and the address that it carries unless told otherwise.
+fn whereabouts(target: &TargetArgs) -> anyhow::Result<(Digest, String)> {
+    if let (Some(address), Some(ca)) = (&target.connect, &target.ca) {
+        let ca = identity::read_certificate(ca).map_err(reach::identity_fail)?;
+        return Ok((Digest::of(&ca), address.clone()));
+    }
+    let dir = target.dir.as_deref().context("neither --dir nor --connect")?;
+    let config = reach::load_config(dir)?;
+    Ok((reach::load_identity(dir)?.ca_fingerprint(), config.server.advertised()))
+}
+
+fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+    let json = Coordinator::reach(target)?.ask_json(OperatorRequest::TokenList)?;
+    if output.json {
+        return output::print_line(&json);
+    }
+    let tokens: Vec<TokenStatus> = serde_json::from_str(&json).context("the list of tokens cannot be read")?;
+    if tokens.is_empty() {
+        return output::print_line("no tokens; make one with `anabranch-coordinator token create`");
+    }
+    output::print(&table(&tokens, clock::unix_ms()))
+}
+
+fn table(tokens: &[TokenStatus], now_ms: u64) -> String {
+    let columns = [
+        ("id", Align::Left),
+        ("name", Align::Left),
+        ("state", Align::Left),
+        ("left", Align::Right),
+        ("expires", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for token in tokens {
+        let state = match token {
+            TokenStatus { revoked: true, .. } => "revoked",
+            TokenStatus { uses_left: 0, .. } => "used",
+            TokenStatus { expires_at_ms, .. } if now_ms >= *expires_at_ms => "expired",
+            _ => "good",
+        };
+        table.row(vec![
+            token.id.clone(),
+            token.name.clone().unwrap_or_else(|| "-".to_owned()),
+            state.to_owned(),
+            token.uses_left.to_string(),
+            output::date(token.expires_at_ms),
+        ]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_is_over_says_why() {
+        let token = |name: &str, expires_at_ms, uses_left, revoked| TokenStatus {
+            id: "0a0b0c0d".into(),
+            name: Some(name.into()),
+            expires_at_ms,
+            uses_left,
+            revoked,
+        };
+        let tokens =
+            [token("a", 100, 1, false), token("b", 100, 0, false), token("c", 0, 1, false), token("d", 100, 1, true)];
+        let table = table(&tokens, 50);
+        let states: Vec<_> = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2)).collect();
+        assert_eq!(states, ["good", "used", "expired", "revoked"]);
+    }
+}

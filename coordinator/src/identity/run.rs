@@ -1,0 +1,59 @@
+//! The run's own identifiers: drawn once, when its store is first used, and kept in the catalogue ever since.
+
+use std::path::Path;
+
+use anabranch_common::ids::{BranchId, RunId};
+use anabranch_io::durable::StorageError;
+
+use crate::store::Store;
+
+/// Key under which both lie in the store's catalogue.
+pub const CATALOGUE_KEY: &str = "run";
+
+/// The run's identifier and that of its first branch, from the system's random numbers when there are none yet.
+///
+/// # Errors
+/// The storage fails, or the system gives no random numbers.
+pub fn identifiers(store: &dyn Store) -> Result<(RunId, BranchId), StorageError> {
+    identifiers_from(store, || {
+        let mut bytes = [0; 32];
+        let filled = getrandom::fill(&mut bytes);
+        filled.map(|()| bytes).map_err(|error| StorageError::of_io(Path::new("/dev/urandom"), error.into()))
+    })
+}
+
+fn identifiers_from(
+    store: &dyn Store,
+    fresh: impl FnOnce() -> Result<[u8; 32], StorageError>,
+) -> Result<(RunId, BranchId), StorageError> {
+    let stored = store.item(CATALOGUE_KEY)?.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes = match stored {
+        Some(bytes) => bytes,
+        None => {
+            let bytes = fresh()?;
+            store.put_item(CATALOGUE_KEY, &bytes)?;
+            store.commit()?;
+            bytes
+        }
+    };
+    let (mut run, mut branch) = ([0; 16], [0; 16]);
+    run.copy_from_slice(&bytes[..16]);
+    branch.copy_from_slice(&bytes[16..]);
+    Ok((RunId(run), BranchId(branch)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn they_are_drawn_once() {
+        let store = MemoryStore::default();
+        let drawn =
+            identifiers_from(&store, || Ok(std::array::from_fn(|i| u8::try_from(i).unwrap_or(0)))).expect("works");
+        assert_eq!(drawn.0.to_string(), "000102030405060708090a0b0c0d0e0f");
+        assert_eq!(drawn.1.to_string(), "101112131415161718191a1b1c1d1e1f");
+        assert_eq!(identifiers_from(&store, || panic!("drawn again")).expect("works"), drawn);
+    }
+}

@@ -1,0 +1,6 @@
+//! The real binary, called as an operator would: what it prints, and how it ends (exit codes are a promise to scripts).
+
+mod bad_input;
+mod serving;
+mod stopped;
+mod support;

@@ -1,0 +1,172 @@
+//! Calling the binary.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_anabranch-coordinator");
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// Asserts the exit code, with everything that was printed when it is another.
+    #[track_caller]
+    pub(crate) fn code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Asserts what standard error says.
+    #[track_caller]
+    pub(crate) fn says(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "{text:?} is not in standard error:\n{}", self.stderr);
+        self
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(args).env_remove("ANABRANCH_LOG").env_remove("ANABRANCH_COORDINATOR_DIR").stdin(Stdio::null());
+    command
+}
+
+/// Calls the binary and waits for its end.
+pub(crate) fn call(args: &[&str]) -> Ended {
+    let output = command(args).output().expect("the binary starts");
+    Ended {
+        code: output.status.code().expect("it ends by itself"),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A coordinator's directory in a temporary folder.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    folder: tempfile::TempDir,
+    pub(crate) port: u16,
+}
+
+impl Directory {
+    /// `init` on a free port of the loopback interface.
+    pub(crate) fn init() -> Self {
+        let free = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("bound").port();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let directory = Self { folder, port };
+        directory.call(&["init"], &["--listen", &format!("127.0.0.1:{port}")]).code(0);
+        directory
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().join("d")
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Calls `verb... --dir DIR rest...`.
+    pub(crate) fn call(&self, verb: &[&str], rest: &[&str]) -> Ended {
+        call(&self.args(verb, rest).iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn args(&self, verb: &[&str], rest: &[&str]) -> Vec<String> {
+        let dir = self.path().display().to_string();
+        let words = verb.iter().copied().chain(["--dir", &dir]).chain(rest.iter().copied());
+        words.map(String::from).collect()
+    }
+
+    /// Replaces text in run.toml.
+    pub(crate) fn edit(&self, from: &str, to: &str) {
+        let path = self.file("run.toml");
+        let text = std::fs::read_to_string(&path).expect("run.toml");
+        assert!(text.contains(from), "run.toml does not contain {from:?}");
+        std::fs::write(&path, text.replacen(from, to, 1)).expect("written");
+    }
+
+    /// Starts `run` and waits until it says that it serves.
+    #[track_caller]
+    pub(crate) fn serve(&self) -> Serving {
+        let args = self.args(&["run"], &[]);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut child = command(&args).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let stderr = child.stderr.take().map(BufReader::new);
+        let mut serving = Serving { child, stderr, log: String::new() };
+        serving.read_log_until("serving");
+        assert!(serving.log.contains("serving"), "the coordinator ended instead: {}", serving.log);
+        serving
+    }
+}
+
+/// A coordinator that runs; killed when dropped. It logs far less than a pipe holds.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    child: Child,
+    stderr: Option<BufReader<ChildStderr>>,
+    log: String,
+}
+
+impl Serving {
+    /// Reads lines of the log up to one that contains `text`, else to the end.
+    fn read_log_until(&mut self, text: &str) {
+        let Some(stderr) = &mut self.stderr else { return };
+        let mut line = String::new();
+        while stderr.read_line(&mut line).expect("the log is text") > 0 {
+            self.log.push_str(&line);
+            if line.contains(text) {
+                return;
+            }
+            line.clear();
+        }
+    }
+
+    /// Waits for its end; the exit code and what was logged.
+    pub(crate) fn wait(mut self) -> (Option<i32>, String) {
+        self.read_log_until("no line says this");
+        let status = self.child.wait().expect("waited");
+        (status.code(), std::mem::take(&mut self.log))
+    }
+
+    /// SIGTERM, then as [`wait`](Self::wait).
+    pub(crate) fn terminate(self) -> (Option<i32>, String) {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
+        self.wait()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes a safetensors file of f32 tensors.
+pub(crate) fn write_safetensors(path: &Path, tensors: &[(&str, &[usize], &[f32])]) {
+    let mut header = String::from("{");
+    let mut data = Vec::new();
+    for (name, shape, values) in tensors {
+        let start = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let comma = if start == 0 { "" } else { "," };
+        header.push_str(&format!(
+            "{comma}\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[{start},{}]}}",
+            data.len()
+        ));
+    }
+    header.push('}');
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(&data);
+    std::fs::write(path, bytes).expect("written");
+}
