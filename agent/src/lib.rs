@@ -1,6 +1,17 @@
 //! Trains on local shards and sends compressed, error-corrected deltas.
+//!
+//! ```text
+//!  shard ──► train ──► delta ──► store: residual added, encoded, kept in the outbox (durable)
+//!              ▲                   │
+//!  replica ◄───┤                   └──► transport ──► coordinator: verdict ──► out of the outbox
+//!              └── core: the session decides; driver: carries out; worker: the threads for maths and store
+//! ```
+//! `cli::main` is the whole program; `Driver` with a [`worker::TrainerFactory`] of your own is an agent with another
+//! trainer.
 
+pub mod cli;
 pub mod clock;
+mod commands;
 pub mod config;
 pub mod core;
 pub mod device;
@@ -13,3 +24,5 @@ pub mod store;
 pub mod train;
 pub mod transport;
 pub mod worker;
+
+pub use commands::run::{native_factory, serve};

@@ -1,0 +1,335 @@
+//! The command line: arguments as typed. What they do is in [`commands`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anabranch_io::exit;
+use anabranch_io::logging::LogFormat;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+use crate::device;
+
+/// Variable that `--dir` falls back to.
+const DIR_ENV: &str = "ANABRANCH_AGENT_DIR";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done; for `run`: the run has ended, or SIGTERM parked it
+   1  anything that has no code of its own
+   2  wrong use of the command line
+   3  agent.toml or the keys in tls/ are missing, unreadable or wrong
+   4  the coordinator does not answer, or no agent runs here
+   5  identity refused: token, CA, revoked, or the same certificate in two processes
+   6  storage: no space, failed sync, permission, corrupt
+   7  the directory is in use by another process
+   8  shard missing, unreadable or unfit for the model
+   9  protocol versions do not match
+  10  the trainer's model is not the run's
+  12  a certificate is not valid at this machine's clock";
+
+const EXAMPLES: &str = "\
+From a token to training:
+  anabranch-agent join --token anb1-... --dir agent
+  anabranch-agent shard inspect train.csv
+  anabranch-agent run --dir agent --shard train.csv
+  anabranch-agent status --dir agent
+
+`run` reconnects for as long as it takes; finished work is kept on disk until the coordinator has decided on it.
+";
+
+/// Trains where the data is: takes a model, trains it on a local shard, and sends the compressed difference.
+#[derive(Debug, Parser)]
+#[command(name = "anabranch-agent", version, max_term_width = 110)]
+#[command(after_help = "Exit codes and examples: --help", after_long_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(crate) struct LogArgs {
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Log less: warnings only; twice for errors only
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    quiet: u8,
+    /// Shape of log lines on standard error
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
+    pub(crate) log_format: LogStyle,
+}
+
+/// Shape of log lines.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogStyle {
+    /// For people
+    Human,
+    /// One JSON object a line
+    Json,
+}
+
+impl From<LogStyle> for LogFormat {
+    fn from(style: LogStyle) -> Self {
+        match style {
+            LogStyle::Human => Self::Human,
+            LogStyle::Json => Self::Json,
+        }
+    }
+}
+
+impl LogArgs {
+    /// 0 is normal, above is more, below is less.
+    pub(crate) fn verbosity(&self) -> i8 {
+        let steps = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
+        steps(self.verbose).saturating_sub(steps(self.quiet))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Enrol with a join token: makes a key here and gets a certificate for it
+    Join(JoinArgs),
+    /// Train and evaluate until the run ends, or until SIGTERM
+    Run(RunArgs),
+    /// Show what the agent is doing, or what its store holds when it is stopped
+    Status(StatusArgs),
+    /// Look into a shard, or cut a data set into shards
+    #[command(subcommand, visible_alias = "shards")]
+    Shard(ShardVerb),
+    /// Print a script that completes commands in a shell
+    #[command(
+        after_help = "Example:\n  anabranch-agent completions bash > ~/.local/share/bash-completion/completions/anabranch-agent"
+    )]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The agent's directory.
+#[derive(Debug, Args)]
+pub(crate) struct DirArgs {
+    /// Directory of the agent, made by `join`
+    #[arg(long, value_name = "DIR", env = DIR_ENV)]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "A join that broke off can be repeated: the same key gets the same certificate.
+
+Example:
+  anabranch-agent join --token anb1-... --dir agent")]
+pub(crate) struct JoinArgs {
+    /// The token that `anabranch-coordinator token create` printed
+    #[arg(long, value_name = "TOKEN", env = "ANABRANCH_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    /// Directory to make
+    #[arg(long, value_name = "DIR", env = DIR_ENV)]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Options win over agent.toml.
+
+Examples:
+  anabranch-agent run --dir agent --shard train.csv
+  anabranch-agent run --dir agent --shard mnist/agent-0 --eval-shard mnist/test
+  anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArgs,
+    /// What to train on: a CSV file, or a directory with a CSV file or a pair of IDX files
+    #[arg(long, value_name = "PATH")]
+    pub(crate) shard: Option<PathBuf>,
+    /// What to evaluate on
+    #[arg(long, value_name = "PATH")]
+    pub(crate) eval_shard: Option<PathBuf>,
+    /// Name of the label column in a CSV file [default: label]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label_column: Option<String>,
+    /// Device to train on [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceArg>,
+    /// Threads for the maths [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) experiment: ExperimentArgs,
+}
+
+/// Artificial slowness.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Experiments (artificial slowness; never needed for real work)")]
+pub(crate) struct ExperimentArgs {
+    /// Make every local round take this many times as long as its maths
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = slow_factor, hide_default_value = true)]
+    pub(crate) simulate_slow: f64,
+    /// Make every local round take at least this long
+    #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true)]
+    pub(crate) min_round: u64,
+}
+
+fn slow_factor(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if (1.0..=1e6).contains(&factor) => Ok(factor),
+        _ => Err("a number from 1 to 1000000".to_owned()),
+    }
+}
+
+/// Device, as typed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// The best that is here
+    Auto,
+    /// The processor
+    Cpu,
+}
+
+impl From<DeviceArg> for device::Choice {
+    fn from(device: DeviceArg) -> Self {
+        match device {
+            DeviceArg::Auto => Self::Auto,
+            DeviceArg::Cpu => Self::Cpu,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputArgs {
+    /// Print JSON instead
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShardVerb {
+    /// Count examples and classes, and show the first problems with their line numbers
+    #[command(after_help = "Examples:
+  anabranch-agent shard inspect train.csv
+  anabranch-agent shard inspect mnist/ --json")]
+    Inspect(InspectArgs),
+    /// Cut a data set into one directory an agent, evenly or by a Dirichlet distribution over labels
+    #[command(after_help = "Examples:
+  anabranch-agent shard split digits.csv --agents 4 --alpha 0.3 --seed 7 --eval-rows 360 --out shards
+  anabranch-agent shard split mnist/ --agents 3 --iid --seed 1 --out shards")]
+    Split(SplitArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A CSV file, or a directory with a CSV file or a pair of IDX files
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+    /// Name of the label column in a CSV file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label_column: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("how").required(true).args(["alpha", "iid"]))]
+pub(crate) struct SplitArgs {
+    /// The data set
+    #[arg(value_name = "DATASET")]
+    pub(crate) dataset: PathBuf,
+    /// How many shards
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) agents: u32,
+    /// Concentration of the Dirichlet distribution: the smaller, the more one-sided the shards
+    #[arg(long, value_name = "ALPHA")]
+    pub(crate) alpha: Option<f64>,
+    /// Evenly, at random
+    #[arg(long)]
+    pub(crate) iid: bool,
+    /// Seed: the same data set and seed give the same shards
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Directory to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Keep this many examples apart for testing, in `eval/`
+    #[arg(long, value_name = "N")]
+    pub(crate) eval_rows: Option<u64>,
+    /// Name of the label column in a CSV file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label_column: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Runs one command line, the program's name included, to its end.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> std::process::ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done about a closed standard error.
+            let _ = error.print();
+            return std::process::ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match commands::execute(cli) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => exit::report(&error).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_use_is_refused() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["anabranch-agent"].iter().chain(args)).map(|_| ());
+        assert!(parse(&["run", "--dir", "d", "--shard", "s", "--min-round", "250"]).is_ok());
+        assert!(parse(&["run", "--dir", "d", "--simulate-slow", "0.5"]).is_err(), "nothing makes the maths faster");
+        assert!(parse(&["run", "--dir", "d", "--threads", "0"]).is_err());
+        let split = ["shard", "split", "x", "--agents", "3", "--seed", "1", "--out", "o"];
+        let with = |more: &[&str]| parse(&[&split[..], more].concat());
+        assert!(with(&["--iid"]).is_ok() && with(&["--alpha", "0.3"]).is_ok());
+        assert!(with(&[]).is_err() && with(&["--iid", "--alpha", "0.3"]).is_err(), "one of the two");
+    }
+
+    #[test]
+    fn every_exit_code_of_an_agent_is_in_the_help() {
+        use anabranch_io::exit::ExitCode as Code;
+        let codes = [
+            Code::Ok,
+            Code::Other,
+            Code::Usage,
+            Code::Config,
+            Code::Unavailable,
+            Code::Identity,
+            Code::Storage,
+            Code::Locked,
+            Code::Shard,
+            Code::Protocol,
+            Code::Model,
+            Code::Clock,
+        ];
+        for code in codes {
+            let line = format!("\n{:>4}  ", code.as_u8());
+            assert!(EXIT_CODES.contains(&line), "exit code {} is not in the help", code.as_u8());
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `join`: enrolment with a token.
+
+use std::fs;
+use std::time::Duration;
+
+use anabranch_common::backoff::Backoff;
+use anabranch_common::ids::Digest;
+use anabranch_common::token::JoinToken;
+use anabranch_common::wire::message::{JoinRefusal, JoinResponse};
+use anabranch_io::exit::{ExitCode, Fail};
+use anyhow::Context as _;
+
+use super::{config_fail, dial_fail, identity_fail};
+use crate::cli::JoinArgs;
+use crate::clock::Clock;
+use crate::config::{AgentConfig, AgentDir};
+use crate::device;
+use crate::files::{self, PUBLIC};
+use crate::identity::{self, AgentKey};
+use crate::transport;
+
+/// How long a coordinator that does not answer is tried.
+const PATIENCE_MS: u64 = 8_000;
+
+/// Runs `join`.
+pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
+    let token: JoinToken = args.token.parse().map_err(|error: anabranch_common::token::TokenError| {
+        Fail::new(ExitCode::Identity, error.to_string())
+            .help("copy the whole line that `anabranch-coordinator token create` printed")
+    })?;
+    let dir = AgentDir::new(&args.dir);
+    check_dir(&dir, &token)?;
+    let key = AgentKey::read_or_make(&dir).map_err(|error| identity_fail(&error))?;
+    let csr_der = key.signing_request()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(ask(&token, &csr_der))? {
+        JoinResponse::Refused(refusal) => Err(refused(refusal).into()),
+        JoinResponse::Enrolled { run, agent, name, certificate_der, ca_der } => {
+            check_answer(&token, &key, &ca_der, &certificate_der)?;
+            identity::write_certificate(&dir.certificate(), &certificate_der)?;
+            identity::write_certificate(&dir.ca(), &ca_der)?;
+            let config = AgentConfig {
+                address: token.address.clone(),
+                run,
+                agent,
+                name,
+                ca_fingerprint: token.ca_fingerprint,
+                shard: None,
+                eval_shard: None,
+                label_column: None,
+                device: device::Choice::Auto,
+                threads: None,
+            };
+            // Last, because its being there is what says that the directory is complete. A file that people may have
+            // edited is left as it is.
+            if !dir.config().exists() {
+                files::write_atomic(&dir.config(), config.to_commented_toml().as_bytes(), PUBLIC)
+                    .with_context(|| format!("{} cannot be written", dir.config().display()))?;
+            }
+            let shown = dir.path().display();
+            super::print(&format!(
+                "joined run {} as {} ({})\nnext: anabranch-agent run --dir {shown} --shard PATH\n",
+                config.run.short(),
+                config.name,
+                config.agent.short(),
+            ))
+        }
+    }
+}
+
+/// A directory that is empty, or that holds this enrolment or the beginning of one.
+fn check_dir(dir: &AgentDir, token: &JoinToken) -> anyhow::Result<()> {
+    let shown = dir.path().display();
+    let other = |what: String| {
+        Fail::new(ExitCode::Config, what).help("choose a directory that does not exist; one directory holds one agent")
+    };
+    if dir.config().exists() {
+        let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
+        if config.ca_fingerprint != token.ca_fingerprint {
+            return Err(other(format!("{shown} is enrolled with another coordinator, as {}", config.name)).into());
+        }
+        return Ok(());
+    }
+    let entries = match fs::read_dir(dir.path()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(other(format!("{shown} cannot be used as a directory")).because(error).into()),
+    };
+    // A join that broke off leaves tls/ behind.
+    let foreign = entries.flatten().map(|entry| entry.file_name()).find(|name| name != "tls");
+    match foreign {
+        Some(name) => Err(other(format!("{shown} is not empty: it holds {}", name.display())).into()),
+        None => Ok(()),
+    }
+}
+
+async fn ask(token: &JoinToken, csr_der: &[u8]) -> anyhow::Result<JoinResponse> {
+    let clock = Clock::start();
+    let mut backoff = Backoff::new(200, 2_000, u64::from_le_bytes(first_bytes(&token.secret)));
+    loop {
+        let left_ms = PATIENCE_MS.saturating_sub(clock.now_ms());
+        let tried =
+            tokio::time::timeout(Duration::from_millis(left_ms), transport::join(token, csr_der.to_vec())).await;
+        let problem = match tried {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(error)) if !error.is_transient() => return Err(dial_fail(error)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        let wait_ms = backoff.next_ms();
+        if clock.now_ms() + wait_ms >= PATIENCE_MS {
+            let text = format!("the coordinator at {} cannot be reached: {problem}", token.address);
+            return Err(Fail::new(ExitCode::Unavailable, text)
+                .help("check that it runs and that UDP to its port is open on the way, then join again with the same token")
+                .into());
+        }
+        tracing::info!(problem, "trying again");
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+}
+
+fn first_bytes(secret: &[u8; 32]) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&Digest::of(secret).0[..8]);
+    bytes
+}
+
+/// The coordinator was authenticated, but what it says must fit what was asked.
+fn check_answer(token: &JoinToken, key: &AgentKey, ca_der: &[u8], certificate_der: &[u8]) -> anyhow::Result<()> {
+    if Digest::of(ca_der) != token.ca_fingerprint {
+        return Err(Fail::new(ExitCode::Identity, "the coordinator sent another CA than the token names").into());
+    }
+    let of_certificate = anabranch_io::tls::agent_id(certificate_der).context("the certificate cannot be read")?;
+    if of_certificate != key.agent() {
+        return Err(Fail::new(ExitCode::Identity, "the coordinator sent a certificate for another key").into());
+    }
+    Ok(())
+}
+
+fn refused(refusal: JoinRefusal) -> Fail {
+    let new_token = "ask for a new token: anabranch-coordinator token create";
+    let (text, help) = match refusal {
+        JoinRefusal::UnknownToken => {
+            ("the coordinator does not know this token: it was revoked, or is of another run", new_token)
+        }
+        JoinRefusal::UsedToken => ("this token was used up by another agent", new_token),
+        JoinRefusal::ExpiredToken => ("this token has expired", new_token),
+        JoinRefusal::BadRequest => {
+            ("the coordinator cannot read the signing request", "remove the directory and join again")
+        }
+        JoinRefusal::Revoked => ("this agent's key was revoked", "join from another directory with a new token"),
+        JoinRefusal::Full => ("the run has no room for another agent", "ask its operator"),
+    };
+    Fail::new(ExitCode::Identity, text).help(help)
+}

@@ -1,0 +1,107 @@
+//! One file a verb, and what they share.
+
+mod join;
+pub(crate) mod run;
+mod shard;
+mod status;
+
+use std::io::Write as _;
+
+use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::logging;
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, ShardVerb, Verb};
+use crate::config::ConfigError;
+use crate::driver::StartError;
+use crate::shard::ShardError;
+use crate::transport::DialError;
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// Whatever went wrong, with its exit code inside (see `anabranch_io::exit`).
+pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
+    logging::init(cli.log.log_format.into(), cli.log.verbosity())
+        .map_err(|error| Fail::new(ExitCode::Usage, error.to_string()))?;
+    match cli.verb {
+        Verb::Join(args) => join::join(&args),
+        Verb::Run(args) => run::run(&args),
+        Verb::Status(args) => status::status(&args),
+        Verb::Shard(ShardVerb::Inspect(args)) => shard::inspect(&args),
+        Verb::Shard(ShardVerb::Split(args)) => shard::split(&args),
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "anabranch-agent", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Writes to standard output. A reader that has had enough (`| head`) is not an error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write the output"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes JSON, indented, to standard output.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// A connection's problem, with the code that its cause has.
+fn dial_fail(error: DialError) -> anyhow::Error {
+    match error {
+        DialError::Bind(error) => error.into(),
+        DialError::Connect(error) => error.into(),
+        DialError::Handshake(error) => error.into(),
+        DialError::Frame(error) => error.into(),
+        DialError::Tls(error) => identity_fail(&error).into(),
+    }
+}
+
+/// Keys and certificates in the directory that cannot be used.
+fn identity_fail(error: &dyn std::fmt::Display) -> Fail {
+    Fail::new(ExitCode::Config, error.to_string())
+        .help("restore tls/ from a backup, or join again with a new token in another directory")
+}
+
+fn start_fail(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Identity(error) => identity_fail(&error).into(),
+        StartError::Storage(error) => error.into(),
+        StartError::System(error) => error.into(),
+        StartError::Dial(error) => dial_fail(error),
+    }
+}
+
+fn config_fail(error: ConfigError) -> Fail {
+    let fail = Fail::new(ExitCode::Config, error.to_string());
+    match error {
+        ConfigError::Missing { .. } => fail.help("enrol first: anabranch-agent join --token TOKEN --dir DIR"),
+        ConfigError::Io { source, .. } => fail.because(source),
+        ConfigError::Line { .. } => fail.help("mend that line; `anabranch-agent run --help` lists what can be set"),
+    }
+}
+
+fn shard_fail(error: ShardError) -> Fail {
+    let help = match &error {
+        ShardError::Missing { .. } => "give a CSV file, or a directory with a CSV file or a pair of IDX files",
+        ShardError::Permission { .. } => "run as a user that may read it",
+        ShardError::Empty { .. } => "a shard needs at least one example",
+        ShardError::Corrupt { .. } => "`anabranch-agent shard inspect PATH` lists the first problems",
+        ShardError::LabelColumn { .. } => "name the column with --label-column, or `label_column` in agent.toml",
+        ShardError::Shape { .. } | ShardError::LabelRange { .. } => {
+            "this shard belongs to another model; ask who runs the coordinator for the shape it takes"
+        }
+        ShardError::TooLarge { .. } => "cut it into smaller shards",
+        ShardError::NotEmpty { .. } => "choose a directory that does not exist",
+        ShardError::Split { .. } => "ask for fewer shards, or for fewer rows kept apart",
+        ShardError::Io { .. } => "check the path and the disk",
+    };
+    Fail::new(ExitCode::Shard, error.to_string()).help(help).because(error)
+}
