@@ -182,10 +182,12 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
         pruned.records = store.prune_records(floor)?;
     }
     let first = store.first_position()?.unwrap_or(floor);
+    // Listed before the references are: a model that is stored meanwhile is either not listed or already pinned.
+    let stored = store.blobs()?;
     let mut needed: BTreeSet<Digest> = pins::referenced(store, first)?;
     needed.extend(kept.iter().flat_map(|(_, checkpoint)| checkpoint.blobs()));
     store.commit()?;
-    for id in store.blobs()? {
+    for id in stored {
         if !needed.contains(&id) {
             store.delete_blob(id)?;
             pruned.blobs += 1;

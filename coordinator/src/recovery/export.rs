@@ -26,7 +26,7 @@ pub struct Exported {
 /// # Errors
 /// The run cannot be recovered, or the version is no longer available (the error says which are).
 pub fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Exported, RecoveryError> {
-    let newest = replay::recover(store)?;
+    let newest = replay::steadily(store, || replay::recover(store), |_| true)?;
     let version = version.or(newest.state.finished.map(|(_, result)| result)).unwrap_or(newest.state.version);
     let (state, model) =
         if version == newest.state.version { (newest.state, newest.model) } else { replay::model_at(store, version)? };

@@ -10,6 +10,9 @@ use crate::core::state::RunState;
 use crate::merger::ModelState;
 use crate::store::Store;
 
+/// How often a reading is tried while checkpoints come and go under it.
+const READ_TRIES: u32 = 4;
+
 /// A run as its journal leaves it.
 #[derive(Debug)]
 pub struct Recovered {
@@ -111,6 +114,10 @@ fn oldest_version(
 /// # Errors
 /// [`RecoveryError::Version`] when the version is not reached from anything that is kept; otherwise what is damaged.
 pub fn model_at(store: &dyn Store, version: ModelVersion) -> Result<(RunState, ModelState), RecoveryError> {
+    steadily(store, || rebuild(store, version), |_| true)
+}
+
+fn rebuild(store: &dyn Store, version: ModelVersion) -> Result<(RunState, ModelState), RecoveryError> {
     let newest = recover(store)?;
     let unavailable = RecoveryError::Version { version, oldest: newest.oldest, newest: newest.state.version };
     if version > newest.state.version {
@@ -148,4 +155,26 @@ fn reach(
         cursor.step(store)?;
     }
     Ok((cursor.state, cursor.model))
+}
+
+/// Repeats a reading that did not succeed when a coordinator that serves the same store has written or pruned a
+/// checkpoint meanwhile, and so may have pulled the ground from under it.
+pub(super) fn steadily<T>(
+    store: &dyn Store,
+    read: impl Fn() -> Result<T, RecoveryError>,
+    sound: impl Fn(&T) -> bool,
+) -> Result<T, RecoveryError> {
+    for _ in 1..READ_TRIES {
+        let before = kept(store)?;
+        let outcome = read();
+        if outcome.as_ref().is_ok_and(&sound) || kept(store)? == before {
+            return outcome;
+        }
+    }
+    read()
+}
+
+fn kept(store: &dyn Store) -> Result<(Option<Position>, Vec<Position>), RecoveryError> {
+    let positions = store.checkpoints()?.into_iter().map(|(position, _)| position).collect();
+    Ok((store.first_position()?, positions))
 }

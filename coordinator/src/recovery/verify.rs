@@ -12,7 +12,7 @@ use anabranch_common::merge::MergeSpec;
 use anabranch_common::status::VerifyReport;
 
 use super::checkpoint::{self, Checkpoint, STATE_BYTES};
-use super::{RecoveryError, cursor, pins, vectors};
+use super::{RecoveryError, cursor, pins, replay, vectors};
 use crate::core::state::RunState;
 use crate::store::Store;
 
@@ -22,8 +22,13 @@ use crate::store::Store;
 /// # Errors
 /// Only when the storage fails or there is no run: what does not hold is in the report.
 pub fn verify(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
-    let last = store.last_position()?.ok_or(RecoveryError::Empty)?;
+    replay::steadily(store, || check(store), |report| report.holds)
+}
+
+fn check(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
     let (mut checkpoints, mut problems) = checkpoint::readable(store)?;
+    // After the checkpoints: one that is taken meanwhile is not beyond the end.
+    let last = store.last_position()?.ok_or(RecoveryError::Empty)?;
     checkpoints.reverse();
     let from_the_start = store.first_position()? == Some(Position(0));
     let started = if from_the_start {

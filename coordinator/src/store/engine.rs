@@ -39,6 +39,7 @@ impl<M: Medium> Engine<M> {
         let pruned_below = engine.read_pruned_below()?;
         engine.delete_records(Position(1), pruned_below)?;
         let next = engine.repair_tail(pruned_below)?;
+        engine.sweep_item_chunks()?;
         engine.medium.commit()?;
         engine.live_bytes.store(engine.count_live_bytes()?, Ordering::Relaxed);
         *engine.journal() = Journal { pruned_below, next, durable_below: next };
@@ -49,7 +50,7 @@ impl<M: Medium> Engine<M> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn damaged(&self, name: &Name, what: &str) -> StorageError {
+    pub(super) fn damaged(&self, name: &Name, what: &str) -> StorageError {
         StorageError::Corrupt { path: self.medium.path().to_path_buf(), detail: format!("{name} {what}") }
     }
 
@@ -109,11 +110,15 @@ impl<M: Medium> Engine<M> {
         Ok(true)
     }
 
-    fn chunks(&self, name: &Name, head: &EntryHead) -> Result<u32, StorageError> {
+    pub(super) fn chunks(&self, name: &Name, head: &EntryHead) -> Result<u32, StorageError> {
         u32::try_from(head.chunks()).map_err(|_| self.damaged(name, "has a head that says an impossible length"))
     }
 
-    fn keys(&self, area: Area, range: std::ops::RangeInclusive<Vec<u8>>) -> Result<Vec<Vec<u8>>, StorageError> {
+    pub(super) fn keys(
+        &self,
+        area: Area,
+        range: std::ops::RangeInclusive<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>, StorageError> {
         let mut keys = Vec::new();
         self.medium.scan(area, range, &mut |key, _| {
             keys.push(key.to_vec());
@@ -139,11 +144,11 @@ impl<M: Medium> Engine<M> {
                 self.medium.insert(Area::Bulk, &name.chunk_key(chunk), bytes.to_vec())?;
             }
         }
-        self.live_bytes.fetch_add(head.len, Ordering::Relaxed);
+        self.live_bytes_change(0, head.len);
         Ok(())
     }
 
-    fn write_small(&self, name: &Name, content: &[u8]) -> Result<(), StorageError> {
+    pub(super) fn write_small(&self, name: &Name, content: &[u8]) -> Result<(), StorageError> {
         if content.len() > SMALL_BYTES {
             let problem = format!("{name} of {} bytes, more than {SMALL_BYTES}", content.len());
             return Err(self.refused(problem));
@@ -151,11 +156,11 @@ impl<M: Medium> Engine<M> {
         let old = self.medium.get(Area::Catalogue, &name.key())?;
         let old_bytes = old.and_then(|value| Some(EntryHead::from_value(&value).ok()?.0.len)).unwrap_or(0);
         self.write(name, content, &EntryHead::of(content, SMALL_BYTES, Position(0)))?;
-        self.live_bytes.fetch_sub(old_bytes, Ordering::Relaxed);
+        self.live_bytes_change(old_bytes, 0);
         Ok(())
     }
 
-    fn refused(&self, problem: String) -> StorageError {
+    pub(super) fn refused(&self, problem: String) -> StorageError {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, problem);
         StorageError::Io { path: self.medium.path().to_path_buf(), source }
     }
@@ -174,13 +179,23 @@ impl<M: Medium> Engine<M> {
                 content
             }
         };
+        self.check(name, &head, content).map(Some)
+    }
+
+    /// Passes the content on if it is what its head says.
+    pub(super) fn check(&self, name: &Name, head: &EntryHead, content: Vec<u8>) -> Result<Vec<u8>, StorageError> {
         if content.len() as u64 != head.len {
             return Err(self.damaged(name, "has another length than its head says"));
         }
         if crc32c::crc32c(&content) != head.crc {
             return Err(self.damaged(name, "does not match its checksum"));
         }
-        Ok(Some(content))
+        Ok(content)
+    }
+
+    pub(super) fn live_bytes_change(&self, less: u64, more: u64) {
+        let change = |live: u64| Some((live + more).saturating_sub(less));
+        _ = self.live_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
     /// Deletes the chunks first, so that a deletion that is cut short leaves an entry that can be deleted again.
@@ -201,8 +216,7 @@ impl<M: Medium> Engine<M> {
             }
         };
         self.medium.remove(Area::Catalogue, &name.key())?;
-        let subtract = |live: u64| Some(live.saturating_sub(len));
-        _ = self.live_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
+        self.live_bytes_change(len, 0);
         Ok(true)
     }
 
@@ -341,11 +355,11 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn put_item(&self, key: &str, value: &[u8]) -> Result<(), StorageError> {
-        self.write_small(&Name::Item(key.to_owned()), value)
+        self.write_item(key, value)
     }
 
     fn item(&self, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
-        self.read(&Name::Item(key.to_owned()))
+        self.read_item(key)
     }
 
     fn items(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
@@ -361,7 +375,7 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn delete_item(&self, key: &str) -> Result<(), StorageError> {
-        self.delete(&Name::Item(key.to_owned())).map(drop)
+        self.delete_whole_item(key)
     }
 
     fn usage(&self) -> Result<StoreUsage, StorageError> {

@@ -349,4 +349,28 @@ mod tests {
         store.put_blob(id, &bytes).expect("put");
         assert_eq!(store.blob(id).expect("whole again"), Some(bytes));
     }
+
+    /// The token book is replaced while agents join: after power loss it is the old or the new one, never neither, and
+    /// nothing of the others stays behind.
+    #[test]
+    fn a_long_item_is_replaced_as_a_whole() {
+        let books: Vec<Vec<u8>> = [300_000, 400_000, 50, 350_000].map(|len| vec![(len / 1000) as u8; len]).into();
+        for write in 0..40 {
+            let store = MemoryStore::new();
+            store.put_item("book", &books[0]).expect("put");
+            store.commit().expect("commit");
+            store.set_fault(Some(Fault { site: FaultSite::Write(write), kind: FaultKind::Io }));
+            let replaced = |book: &Vec<u8>| store.put_item("book", book).and_then(|()| store.commit()).is_ok();
+            let done = books[1..].iter().take_while(|book| replaced(book)).count();
+            for seed in 0..20 {
+                let after = store.crash(Survivors::Some { seed }).expect("open");
+                let found = after.item("book").expect("whole").expect("there");
+                let at = books.iter().position(|book| *book == found).expect("one of them");
+                assert!(at == done || at == done + 1, "{at} where {done} were committed");
+                assert_eq!(after.usage().expect("memory").live_bytes, found.len() as u64);
+                let stored = after.medium.disk_bytes().expect("memory");
+                assert!(stored < found.len() as u64 + 100, "{stored} bytes for one of {}", found.len());
+            }
+        }
+    }
 }

@@ -15,6 +15,7 @@
 //! implementation runs [`suite::conformance`].
 
 mod engine;
+mod items;
 pub mod layout;
 mod medium;
 pub mod memory;
@@ -131,10 +132,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// The storage fails.
     fn delete_checkpoint(&self, position: Position) -> Result<(), StorageError>;
 
-    /// Stores a small value of the catalogue (tokens and the like), replacing one of the same key.
+    /// Stores a value of the catalogue (tokens and the like), replacing one of the same key: after a crash it is the old
+    /// or the new one. A value longer than [`layout::SMALL_BYTES`] costs a commit.
     ///
     /// # Errors
-    /// The value is longer than [`layout::SMALL_BYTES`], or the storage fails.
+    /// The value is longer than [`layout::ITEM_BYTES`], or the storage fails.
     fn put_item(&self, key: &str, value: &[u8]) -> Result<(), StorageError>;
 
     /// A value of the catalogue.
