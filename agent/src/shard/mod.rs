@@ -13,16 +13,26 @@
 //!
 //! A directory is accepted where it holds exactly one of these.
 
+mod csv;
 pub(crate) mod draw;
 mod error;
 mod examples;
+mod idx;
+mod inspect;
+mod source;
+mod split;
 
 use std::fmt;
+use std::path::Path;
 
 use anabranch_common::spec::ModelSpec;
 
-pub use error::ShardError;
+pub use error::{Place, ShardError};
 pub use examples::{Examples, Inputs};
+pub use inspect::{InspectReport, inspect};
+pub use split::{PartReport, Skew, SplitOptions, SplitReport, split};
+
+use source::Source;
 
 /// Name of the label column in a CSV file where nothing else is configured.
 pub const DEFAULT_LABEL_COLUMN: &str = "label";
@@ -80,6 +90,28 @@ impl ShardOptions {
     }
 }
 
+/// Reads the shard at `path`, a file or a directory, into memory.
+///
+/// # Errors
+/// See [`ShardError`]: every variant names the file, and where there is one the line or the byte.
+pub fn open(path: &Path, options: &ShardOptions) -> Result<Box<dyn Shard>, ShardError> {
+    let (file, examples) = match Source::locate(path)? {
+        Source::Csv(file) => (file.clone(), csv::read(&file, options)?),
+        Source::Idx { images, labels } => {
+            let (image_array, label_array) = idx::read(&images, &labels)?;
+            if let Some(classes) = options.classes {
+                idx::check_labels(&labels, &label_array, classes)?;
+            }
+            (images, idx::examples(image_array, &label_array))
+        }
+    };
+    if let Some(expected) = options.input.as_ref().filter(|expected| !same_shape(examples.input_shape(), expected)) {
+        let found = examples.input_shape().to_vec();
+        return Err(ShardError::Shape { path: file, found, expected: expected.clone() });
+    }
+    Ok(Box::new(examples))
+}
+
 /// Whether examples of shape `found` are those of shape `expected`: equal but for leading extents of 1, or as many
 /// values with either of them flat.
 #[must_use]
@@ -91,7 +123,10 @@ pub fn same_shape(found: &[u64], expected: &[u64]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod shape_tests {
     use super::*;
 
     #[test]

@@ -9,7 +9,7 @@
 //! ```
 
 mod error;
-mod native;
+pub mod native;
 mod optimizer;
 
 use std::fmt;

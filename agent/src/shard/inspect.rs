@@ -1,0 +1,161 @@
+//! What is in a shard, and what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anabranch_common::limits;
+use serde::Serialize;
+
+use super::source::Source;
+use super::{Inputs, Shard, ShardError, csv, idx};
+
+/// What is in a shard.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InspectReport {
+    /// The file (IDX: the images).
+    pub path: PathBuf,
+    /// `csv` or `idx`.
+    pub format: &'static str,
+    /// Examples that can be used.
+    pub examples: u64,
+    /// Shape of one example.
+    pub input_shape: Vec<u64>,
+    /// Examples of each label.
+    pub labels: BTreeMap<u32, u64>,
+    /// Smallest and largest input value, where there is an example.
+    pub range: Option<[f32; 2]>,
+    /// Problems found.
+    pub problem_count: u64,
+    /// The first of them (at most `limits::SHARD_PROBLEMS_SHOWN`), each with its line or offset.
+    pub problems: Vec<String>,
+}
+
+impl InspectReport {
+    fn new(path: PathBuf, format: &'static str) -> Self {
+        Self {
+            path,
+            format,
+            examples: 0,
+            input_shape: Vec::new(),
+            labels: BTreeMap::new(),
+            range: None,
+            problem_count: 0,
+            problems: Vec::new(),
+        }
+    }
+
+    /// Whether the shard can be trained on as it is.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.problem_count == 0 && self.examples > 0
+    }
+
+    fn example(&mut self, values: impl Iterator<Item = f32>, label: u32) {
+        self.examples += 1;
+        *self.labels.entry(label).or_default() += 1;
+        for value in values {
+            let [low, high] = self.range.get_or_insert([value, value]);
+            *low = low.min(value);
+            *high = high.max(value);
+        }
+    }
+
+    fn problem(&mut self, problem: &ShardError) {
+        self.problem_count += 1;
+        if self.problems.len() < limits::SHARD_PROBLEMS_SHOWN {
+            self.problems.push(problem.to_string());
+        }
+    }
+}
+
+/// Looks through the shard at `path` and lists what is wrong instead of stopping at it.
+///
+/// # Errors
+/// What keeps it from being looked at: missing, not permitted, no header to go by.
+pub fn inspect(path: &Path, label_column: &str) -> Result<InspectReport, ShardError> {
+    match Source::locate(path)? {
+        Source::Csv(file) => {
+            let mut report = InspectReport::new(file.clone(), "csv");
+            let end = csv::rows(&file, label_column, &mut |row| {
+                match row {
+                    Ok(row) => {
+                        report.input_shape = vec![row.values.len() as u64];
+                        report.example(row.values.iter().copied(), row.label);
+                    }
+                    Err(problem) => report.problem(&problem),
+                }
+                Ok(())
+            });
+            finish(report, end)
+        }
+        Source::Idx { images, labels } => {
+            let mut report = InspectReport::new(images.clone(), "idx");
+            let end = idx::read(&images, &labels).map(|(images, labels)| {
+                let examples = idx::examples(images, &labels);
+                report.input_shape = examples.input_shape().to_vec();
+                let Inputs::Bytes(values) = examples.inputs() else { return };
+                let length = values.len() / examples.len();
+                for (row, label) in values.chunks_exact(length).zip(examples.labels()) {
+                    report.example(row.iter().map(|byte| f32::from(*byte)), *label);
+                }
+            });
+            finish(report, end)
+        }
+    }
+}
+
+/// A file that turns bad on the way has a report all the same.
+fn finish(mut report: InspectReport, end: Result<(), ShardError>) -> Result<InspectReport, ShardError> {
+    match end {
+        Ok(()) if report.examples == 0 && report.problem_count == 0 => {
+            report.problem(&ShardError::Empty { path: report.path.clone() });
+        }
+        Ok(()) => {}
+        Err(problem @ (ShardError::Corrupt { .. } | ShardError::TooLarge { .. } | ShardError::Empty { .. })) => {
+            report.problem(&problem);
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(report)
+}
+
+impl fmt::Display for InspectReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} ({})", self.path.display(), self.format)?;
+        writeln!(f, "  examples  {}", self.examples)?;
+        writeln!(f, "  shape     {:?}", self.input_shape)?;
+        if let Some([low, high]) = self.range {
+            writeln!(f, "  values    {low} to {high}")?;
+        }
+        writeln!(f, "  labels    {}", Labels(&self.labels))?;
+        if self.problem_count > 0 {
+            writeln!(f, "  problems  {}", self.problem_count)?;
+            for problem in &self.problems {
+                writeln!(f, "    {problem}")?;
+            }
+            let more = self.problem_count - self.problems.len() as u64;
+            if more > 0 {
+                writeln!(f, "    and {more} more")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A histogram on one line: `0: 12, 1: 8`.
+pub(super) struct Labels<'a>(pub(super) &'a BTreeMap<u32, u64>);
+
+impl fmt::Display for Labels<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 20;
+        for (index, (label, count)) in self.0.iter().take(SHOWN).enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{label}: {count}")?;
+        }
+        if self.0.len() > SHOWN {
+            write!(f, " and {} more", self.0.len() - SHOWN)?;
+        }
+        Ok(())
+    }
+}

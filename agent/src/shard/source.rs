@@ -1,0 +1,192 @@
+//! Finding the files of a data set, and reading them within bounds.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+
+use super::ShardError;
+use super::error::Place;
+
+/// The files that make up one data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// One file of rows.
+    Csv(PathBuf),
+    /// Images and their labels.
+    Idx { images: PathBuf, labels: PathBuf },
+}
+
+/// Which part of a data set that is stored as two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Train,
+    Test,
+}
+
+impl Source {
+    /// The data set at `path`: a file, or a directory that holds exactly one (or one for training beside one for tests,
+    /// and then the one for training).
+    pub(super) fn locate(path: &Path) -> Result<Self, ShardError> {
+        let metadata = fs::metadata(path).map_err(|error| ShardError::io(path, error))?;
+        if !metadata.is_dir() {
+            return Self::of_file(path);
+        }
+        let (train, test): (Vec<_>, Vec<_>) = candidates(path)?.into_iter().partition(|file| part(file) == Part::Train);
+        match (train.as_slice(), test.as_slice()) {
+            ([one], _) | ([], [one]) => Self::of_file(one),
+            ([], []) => Err(missing(path, "holds no .csv, .csv.gz or IDX images file".to_owned())),
+            (several @ [_, _, ..], _) | ([], several) => {
+                let names: Vec<String> = several.iter().take(10).map(|file| name(file)).collect();
+                Err(missing(path, format!("holds several data sets ({}): name one of them", names.join(", "))))
+            }
+        }
+    }
+
+    /// The test part that lies beside this training part, as MNIST's `t10k` files do.
+    pub(super) fn test_part(&self) -> Option<Self> {
+        let Self::Idx { images, .. } = self else { return None };
+        if part(images) == Part::Test {
+            return None;
+        }
+        let beside = candidates(images.parent()?).ok()?;
+        let mut tests = beside.iter().filter(|file| part(file) == Part::Test && name(file).contains("images"));
+        let first = tests.next()?;
+        if tests.next().is_some() { None } else { Self::of_file(first).ok() }
+    }
+
+    fn of_file(path: &Path) -> Result<Self, ShardError> {
+        let file = name(path);
+        if is_csv(&file) {
+            return Ok(Self::Csv(path.to_path_buf()));
+        }
+        if !is_images(&file) {
+            let what = "is neither a .csv or .csv.gz file nor an IDX images file (*images*idx3-ubyte, plain or .gz)";
+            return Err(missing(path, what.to_owned()));
+        }
+        let plain = file.trim_end_matches(".gz").replace("images", "labels").replace("idx3", "idx1");
+        let tries = [path.with_file_name(&plain), path.with_file_name(format!("{plain}.gz"))];
+        match tries.iter().find(|labels| labels.exists()) {
+            Some(labels) => Ok(Self::Idx { images: path.to_path_buf(), labels: labels.clone() }),
+            None => Err(missing(path, format!("has no labels file beside it ({plain} or {plain}.gz)"))),
+        }
+    }
+}
+
+fn missing(path: &Path, what: String) -> ShardError {
+    ShardError::Missing { path: path.to_path_buf(), what }
+}
+
+/// A file's name for comparing and for messages.
+pub(super) fn name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn is_csv(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.ends_with(".csv") || name.ends_with(".csv.gz")
+}
+
+fn is_images(name: &str) -> bool {
+    name.contains("images") && name.contains("idx")
+}
+
+fn part(path: &Path) -> Part {
+    let name = name(path).to_ascii_lowercase();
+    if name.starts_with("t10k") || name.starts_with("test") { Part::Test } else { Part::Train }
+}
+
+/// The data files in a directory, by name; of a file that is there plain and compressed, the plain one.
+fn candidates(directory: &Path) -> Result<Vec<PathBuf>, ShardError> {
+    let failed = |error| ShardError::io(directory, error);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let file = name(&path);
+        if is_csv(&file) || is_images(&file) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files.dedup_by(|gz, plain| name(gz) == format!("{}.gz", name(plain)));
+    Ok(files)
+}
+
+/// A file's content, decompressed where it is gzip, that counts what it gives.
+pub(super) struct Content {
+    path: PathBuf,
+    reader: Box<dyn Read>,
+    bytes: u64,
+}
+
+impl Content {
+    pub(super) fn open(path: &Path) -> Result<Self, ShardError> {
+        let failed = |error| ShardError::io(path, error);
+        let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(failed)?);
+        let gzip = file.fill_buf().map_err(failed)?.starts_with(&[0x1f, 0x8b]);
+        let reader: Box<dyn Read> = if gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+        Ok(Self { path: path.to_path_buf(), reader, bytes: 0 })
+    }
+
+    /// Fills `buffer` or says at which byte the content ends.
+    pub(super) fn exact(&mut self, buffer: &mut [u8], what: &str) -> Result<(), ShardError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let count = self.read(&mut buffer[filled..]).map_err(|error| self.failed(error))?;
+            if count == 0 {
+                let what = format!("the file ends within {what}");
+                return Err(ShardError::Corrupt { path: self.path.clone(), place: Place::Byte(self.bytes), what });
+            }
+            filled += count;
+        }
+        Ok(())
+    }
+
+    /// The next `length` bytes, without trusting `length` with memory before the bytes are there.
+    pub(super) fn take(&mut self, length: usize, what: &str) -> Result<Vec<u8>, ShardError> {
+        const STEP: usize = 16 << 20;
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let start = bytes.len();
+            bytes.resize(length.min(start + STEP), 0);
+            self.exact(&mut bytes[start..], what)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Says whether anything follows; a decompressor also checks its checksum here.
+    pub(super) fn at_end(&mut self) -> Result<bool, ShardError> {
+        self.read(&mut [0]).map(|count| count == 0).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: io::Error) -> ShardError {
+        read_failed(&self.path, self.bytes, error)
+    }
+}
+
+/// Sorts a failed read at byte `offset`: bad compressed data is the file's fault, anything else the system's.
+pub(super) fn read_failed(path: &Path, offset: u64, error: io::Error) -> ShardError {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
+            let what = format!("the compressed data are damaged or cut off ({error})");
+            ShardError::Corrupt { path: path.to_path_buf(), place: Place::Byte(offset), what }
+        }
+        _ => ShardError::io(path, error),
+    }
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.reader.read(buffer) {
+                Ok(count) => {
+                    self.bytes += count as u64;
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
