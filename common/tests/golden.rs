@@ -163,7 +163,7 @@ fn payloads_from_an_older_zstd_are_read() {
     let planes32 = stored(include_str!("golden/planes32.hex"));
     let planes16 = stored(include_str!("golden/planes16.hex"));
     assert_eq!(decode(Planes32::ID, &manifest, &planes32), Ok(Delta::Dense(values.clone())));
-    let rounded = Planes16.encode(&manifest, &values).and_then(|bytes| Ok(decode(CodecId(1), &manifest, &bytes)));
+    let rounded = Planes16.encode(&manifest, &values).map(|bytes| decode(CodecId(1), &manifest, &bytes));
     assert_eq!(decode(Planes16::ID, &manifest, &planes16), rounded.expect("finite"));
     // What was rounded once is not rounded again, and lies within 2^-8 of what was put in.
     let back = decode(Planes16::ID, &manifest, &planes16).expect("stored bytes").into_dense();

@@ -295,11 +295,11 @@ mod tests {
 
     #[test]
     fn the_selection_is_exactly_the_largest_with_ties_to_the_first() {
-        for seed in 0..20 {
+        for round in 0..20usize {
             // Few different magnitudes, so that most thresholds are ties.
-            let mut values = testkit::codec::normal(5_000, seed);
+            let mut values = testkit::codec::normal(5_000, round as u64);
             values.iter_mut().for_each(|value| *value = (*value * 8.0).round() / 8.0);
-            let keep = 37 * (seed as usize + 1);
+            let keep = 37 * (round + 1);
             let (_, indices, _) = round_trip(keep as f32 / 5_000.0, &values);
             let mut order: Vec<u32> = (0..5_000).filter(|index| values[*index as usize] != 0.0).collect();
             order.sort_by(|one, other| {
@@ -307,7 +307,7 @@ mod tests {
             });
             order.truncate(keep);
             order.sort_unstable();
-            assert_eq!(indices, order, "seed {seed}");
+            assert_eq!(indices, order, "round {round}");
         }
     }
 

@@ -26,7 +26,8 @@ pub fn normal(count: usize, seed: u64) -> Vec<f32> {
 /// Vectors that encoders get wrong, by name.
 fn vectors(params: usize) -> Vec<(&'static str, Vec<f32>)> {
     let mut rng = SplitMix64::new(2);
-    let any_bits = (0..params).map(|_| f32::from_bits(rng.next_u64() as u32 & 0xFF7F_FFFF)).collect();
+    let mut any_word = || rng.next_u64().to_le_bytes().first_chunk().copied().map_or(0, u32::from_le_bytes);
+    let any_bits = (0..params).map(|_| f32::from_bits(any_word() & 0xFF7F_FFFF)).collect();
     let mut one_spike = vec![0.0; params];
     one_spike[params - 1] = f32::MAX;
     vec![
@@ -34,7 +35,7 @@ fn vectors(params: usize) -> Vec<(&'static str, Vec<f32>)> {
         ("zeros", vec![0.0; params]),
         ("negative zeros", vec![-0.0; params]),
         ("equal values", vec![-2.5; params]),
-        ("denormals", (0..params).map(|index| f32::from_bits(index as u32 % 1000)).collect()),
+        ("denormals", (0u32..1000).cycle().take(params).map(f32::from_bits).collect()),
         ("the largest values", (0..params).map(|index| if index % 3 == 0 { f32::MIN } else { f32::MAX }).collect()),
         ("values of every finite exponent", any_bits),
         ("one spike at the end", one_spike),

@@ -5,6 +5,7 @@ use crate::merge::{MergeSpec, MergeStrategy, WeightInputs};
 use crate::rng::SplitMix64;
 
 const PARAMS: usize = 1_000;
+const POSITIONS: std::ops::Range<u32> = 0..1_000;
 
 struct Step {
     delta: Delta,
@@ -38,7 +39,7 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
             let delta = if index % 2 == 0 {
                 Delta::Dense(values)
             } else {
-                let indices: Vec<u32> = (0..PARAMS as u32).filter(|_| rng.below(10) == 0).collect();
+                let indices: Vec<u32> = POSITIONS.filter(|_| rng.below(10) == 0).collect();
                 let values = values[..indices.len()].to_vec();
                 Delta::Sparse { len: PARAMS, indices, values }
             };

@@ -65,8 +65,8 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
     // bincode allocates what a length claims, up to a limit that is part of its type: the next larger of these.
     let read = match bytes.len() {
         0..=0x400 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x400 }>()),
-        ..=0x4000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4000 }>()),
-        ..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4_0000 }>()),
+        0x401..=0x4000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4000 }>()),
+        0x4001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4_0000 }>()),
         _ => bincode::decode_from_slice(bytes, config::<{ 64 * limits::CONTROL_MESSAGE_BYTES }>()),
     };
     let (message, used) = read.map_err(|error| MessageError::Malformed(error.to_string()))?;
