@@ -82,13 +82,13 @@ impl ControlError {
     /// What the user can do about it.
     #[must_use]
     pub fn help(&self) -> Option<String> {
-        Some(match self {
+        let help = match self {
             Self::PathTooLong { .. } => "use a directory with a shorter path",
             Self::InUse { .. } => "stop the other process, or choose another directory",
             Self::NotRunning { .. } => "start the daemon first, or check the directory",
             _ => return None,
-        })
-        .map(str::to_owned)
+        };
+        Some(help.to_owned())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::tls::tests::connected_pair;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn content(bytes: usize) -> Arc<[u8]> {
-    (0..bytes).map(|index| (index % 251) as u8 ^ (index >> 16) as u8).collect()
+    (0..bytes).map(|index| index.to_le_bytes()[2] ^ u8::try_from(index % 251).expect("below 251")).collect()
 }
 
 /// Guards resumption: only what is missing travels, and the content is whole in the end.

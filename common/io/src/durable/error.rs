@@ -113,7 +113,7 @@ impl StorageError {
     /// What the user can do about it.
     #[must_use]
     pub fn help(&self) -> Option<String> {
-        Some(match self {
+        let help = match self {
             Self::Locked { .. } => "one process can use a directory; stop the other one, or choose another directory",
             Self::NoSpace { .. } => {
                 "free some space and start again; everything that was acknowledged is on disk, nothing else was"
@@ -127,7 +127,7 @@ impl StorageError {
             }
             Self::Poisoned { .. } => "restart; the store recovers what was acknowledged",
             Self::Missing { .. } => return None,
-        })
-        .map(str::to_owned)
+        };
+        Some(help.to_owned())
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  dir/            0700
 //!    lock          held exclusively while a process uses the directory; holds its process id
+//!    commits       how many commits were made, to notice when some have vanished
 //!    db, conf,     sled's; `db` is synced through a descriptor of our own, because sled's `flush` only hands pages
 //!    snap.*, blobs/    to the disk's cache and its background thread merely logs a failed fsync
 //! ```
@@ -11,6 +12,7 @@
 mod error;
 mod flusher;
 mod lock;
+mod mark;
 mod panic;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use crate::durable::flusher::Flusher;
 use crate::durable::lock::DirLock;
+use crate::durable::mark::CommitMark;
 
 pub use error::StorageError;
 pub use panic::install_panic_policy;
@@ -62,6 +65,7 @@ struct Committer {
     /// Syncs our own descriptor of the database file, opened before the first write and kept: the kernel reports a
     /// failed write-back once to each descriptor that was open, so a later one would not learn of it.
     sync: SyncFn,
+    mark: CommitMark,
     /// Why the first failed commit failed.
     poisoned: Option<String>,
 }
@@ -91,6 +95,7 @@ impl DurableDb {
         let lock = DirLock::acquire(dir)?;
         sweep_partial_snapshots(dir)?;
         let db = open_sled(dir, options)?;
+        crate::faults::point("store-opening");
         let at = |path: PathBuf| move |source| StorageError::of_io(&path, source);
         let file = dir.join("db");
         // Written by sled without a sync: the settings, and the directory entries themselves.
@@ -98,8 +103,9 @@ impl DurableDb {
             File::open(&path).and_then(|opened| opened.sync_all()).map_err(at(path.clone()))?;
         }
         let own = File::options().read(true).write(true).open(&file).map_err(at(file.clone()))?;
+        let mark = CommitMark::open(dir, &db)?;
         let flusher = Flusher::start(db.clone()).map_err(at(dir.to_owned()))?;
-        let committer = Committer { flusher, sync: Box::new(move || own.sync_data()), poisoned: None };
+        let committer = Committer { flusher, sync: Box::new(move || own.sync_data()), mark, poisoned: None };
         Ok(Self { committer: Mutex::new(committer), db, dir: dir.into(), _lock: lock })
     }
 
@@ -122,13 +128,20 @@ impl DurableDb {
         if let Some(reason) = &committer.poisoned {
             return Err(StorageError::Poisoned { path: self.dir.to_path_buf(), reason: reason.clone() });
         }
-        let flushed = committer.flusher.flush(&self.db).map_err(|error| StorageError::of_sled(&self.dir, error));
-        let synced =
-            flushed.and_then(|()| (committer.sync)().map_err(|error| StorageError::of_io(&self.dir.join("db"), error)));
+        let synced = self.flush_and_sync(&mut committer);
         if let Err(error) = &synced {
             committer.poisoned = Some(error.to_string());
         }
         synced
+    }
+
+    fn flush_and_sync(&self, committer: &mut Committer) -> Result<(), StorageError> {
+        let of_sled = |error| StorageError::of_sled(&self.dir, error);
+        let of_io = |error| StorageError::of_io(&self.dir, error);
+        committer.mark.begin().map_err(of_sled)?;
+        committer.flusher.flush(&self.db).map_err(of_sled)?;
+        (committer.sync)().map_err(of_io)?;
+        committer.mark.done().map_err(of_io)
     }
 
     fn committer(&self) -> MutexGuard<'_, Committer> {

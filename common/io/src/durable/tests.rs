@@ -137,6 +137,23 @@ fn a_damaged_store_is_reported_with_what_to_do() {
     assert!(error.help().expect("help").contains("restore"));
 }
 
+/// Faults 15 and 16: sled alone opens these with entries missing and no error.
+#[test]
+fn a_store_that_lost_committed_writes_is_refused() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let tree = db.tree("t").expect("tree");
+    for key in 0..64u32 {
+        tree.insert(key.to_be_bytes(), &noise(STORE_VALUE_BYTES)).expect("inserts");
+        db.commit().expect("commits");
+    }
+    drop((tree, db));
+    let file = File::options().write(true).open(dir.path().join("store/db")).expect("opens");
+    file.set_len(file.metadata().expect("reads").len() / 2).expect("cuts");
+    let error = open(dir.path()).expect_err("half of it is gone");
+    assert!(matches!(&error, StorageError::Corrupt { .. }), "{error}");
+}
+
 #[test]
 fn a_file_in_place_of_the_directory_is_an_error_of_its_path() {
     let dir = temp();

@@ -128,7 +128,7 @@ impl ConnectProblem {
     /// What the user can do about it.
     #[must_use]
     pub fn help(&self) -> Option<String> {
-        Some(match self {
+        let help = match self {
             Self::BadAddress(_) => "write it as host:port, for example trainer.example:7700 or [2001:db8::1]:7700",
             Self::Resolve { .. } => "check the spelling and the name server",
             Self::Unreachable(_) => {
@@ -143,8 +143,8 @@ impl ConnectProblem {
             Self::Refused(_) => "ask the operator whether this agent was revoked; join again with a new token",
             Self::OtherProtocol => "check host and port, and that both sides run versions that fit each other",
             _ => return None,
-        })
-        .map(str::to_owned)
+        };
+        Some(help.to_owned())
     }
 }
 
