@@ -97,3 +97,6 @@ pub const AGENT_VERDICTS_SHOWN: usize = 16;
 pub const AGENT_JOBS: usize = 64;
 /// Events that wait for the agent's loop.
 pub const AGENT_QUEUE_EVENTS: usize = 256;
+/// How long a coordinator may leave packets unacknowledged before an agent connects afresh, in milliseconds (longer on
+/// paths with long round trips).
+pub const SILENCE_MS: u64 = 3_000;

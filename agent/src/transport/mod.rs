@@ -85,6 +85,12 @@ pub struct Link {
 const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
 /// How long a chunk may take.
 const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
+/// How often the connection is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// A connection on which something was sent and nothing came back for this long is given up, ...
+const SILENCE: Duration = Duration::from_millis(limits::SILENCE_MS);
+/// ... or for this many round trips, where they take longer.
+const SILENCE_ROUND_TRIPS: u32 = 8;
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -129,6 +135,7 @@ async fn run(dialer: &Dialer, after: Duration, mut inbox: mpsc::Receiver<Op>, te
     let problem = tokio::select! {
         problem = read_messages(FrameReader::new(dialled.recv, FrameKind::Coordinator, SEND), &tell) => problem,
         problem = read_chunks(&connection, &tell) => problem,
+        problem = watch_silence(&connection) => problem,
         problem = do_ops(&connection, FrameWriter::new(dialled.send, FrameKind::Agent, SEND), &mut inbox, &tell) => problem,
     };
     let problem = match connection.close_reason() {
@@ -138,6 +145,28 @@ async fn run(dialer: &Dialer, after: Duration, mut inbox: mpsc::Receiver<Op>, te
     connection.close(0u32.into(), b"done");
     dialled.endpoint.wait_idle().await;
     problem
+}
+
+/// Ends when the other side has answered nothing for too long, although there was something to acknowledge.
+///
+/// A coordinator that was killed and started again does not know this connection and stays silent; QUIC itself would
+/// notice after `IDLE_TIMEOUT_MS`. A living one acknowledges what it gets within a round trip.
+async fn watch_silence(connection: &Connection) -> Problem {
+    let mut heard = connection.stats().udp_rx.datagrams;
+    let mut sent = connection.stats().udp_tx.datagrams;
+    let mut silent = Duration::ZERO;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let stats = connection.stats();
+        if stats.udp_rx.datagrams != heard {
+            (heard, sent, silent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams, Duration::ZERO);
+        } else if stats.udp_tx.datagrams != sent {
+            silent += LOOK;
+        }
+        if silent >= SILENCE.max(connection.rtt() * SILENCE_ROUND_TRIPS) {
+            return Problem::Transient("the coordinator no longer acknowledges what it is sent".to_owned());
+        }
+    }
 }
 
 /// Ends when the driver has dropped its end, and not before.

@@ -1,0 +1,237 @@
+//! The real binary, given bad input: each case has its exit code, says what is wrong and what to do, and loses nothing.
+//! The coordinator's half of these stories is tested in `anabranch-tests`.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
+use anabranch_common::token::JoinToken;
+
+use anabranch_agent::config::{AgentConfig, AgentDir};
+use anabranch_agent::device::Choice;
+use anabranch_agent::identity::AgentKey;
+use anabranch_agent::store::Ledger;
+
+fn agent(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_anabranch-agent"))
+        .args(args)
+        .env_remove("ANABRANCH_AGENT_DIR")
+        .env_remove("ANABRANCH_TOKEN")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary starts")
+}
+
+#[track_caller]
+fn fails(output: &Output, code: i32, says: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.starts_with("error: ") || text.contains("\nerror: "), "{text}");
+    for part in says {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+fn token(address: &str) -> String {
+    JoinToken { address: address.to_owned(), ca_fingerprint: Digest([7; 32]), secret: [9; 32] }.to_string()
+}
+
+/// A directory as `join` leaves it, with certificates that nobody has issued.
+fn enrolled(dir: &Path) -> AgentDir {
+    let dir = AgentDir::new(dir);
+    let key = AgentKey::read_or_make(&dir).expect("made");
+    let config = AgentConfig {
+        address: "127.0.0.1:9".into(),
+        run: RunId([1; 16]),
+        agent: key.agent(),
+        name: "north".into(),
+        ca_fingerprint: Digest([7; 32]),
+        shard: None,
+        eval_shard: None,
+        label_column: None,
+        device: Choice::Auto,
+        threads: None,
+    };
+    fs::write(dir.config(), config.to_commented_toml()).expect("written");
+    dir
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are text")
+}
+
+#[test]
+fn a_mistyped_token_is_noticed_before_anything_is_sent() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = temporary.path().join("agent");
+    let good = token("127.0.0.1:9");
+    let middle = good.len() / 2;
+    let swapped = if good.as_bytes()[middle] == b'a' { "b" } else { "a" };
+    let mistyped = format!("{}{swapped}{}", &good[..middle], &good[middle + 1..]);
+    for (bad, says) in [(&mistyped[..], "mistyped"), (&good[..middle], "join token"), ("hello", "starts with")] {
+        let output = agent(&["join", "--token", bad, "--dir", text(&dir)]);
+        fails(&output, 5, &[says, "help: copy the whole line"]);
+    }
+    assert!(!dir.exists(), "a token that cannot be right leaves nothing behind");
+}
+
+#[test]
+fn a_coordinator_that_does_not_answer_is_tried_for_a_while_and_the_join_can_be_repeated() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = temporary.path().join("agent");
+    // A port that is taken and silent: nobody else can answer there while the test runs.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let token = token(&silent.local_addr().expect("bound").to_string());
+    let output = agent(&["join", "--token", &token, "--dir", text(&dir)]);
+    fails(&output, 4, &["cannot be reached", "help: check that it runs"]);
+    let key = fs::read(dir.join("tls/agent.key")).expect("the key is kept for the next try");
+    let output = agent(&["join", "--token", &token, "--dir", text(&dir)]);
+    fails(&output, 4, &["cannot be reached"]);
+    assert_eq!(fs::read(dir.join("tls/agent.key")).expect("there"), key, "a retry must use the same key");
+}
+
+#[test]
+fn join_does_not_touch_a_directory_with_something_else_in_it() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    fs::write(temporary.path().join("thesis.tex"), "precious").expect("written");
+    let output = agent(&["join", "--token", &token("127.0.0.1:9"), "--dir", text(temporary.path())]);
+    fails(&output, 3, &["is not empty: it holds thesis.tex", "help: choose a directory"]);
+    assert_eq!(fs::read_dir(temporary.path()).expect("listed").count(), 1);
+}
+
+#[test]
+fn join_does_not_replace_another_enrolment() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    enrolled(temporary.path());
+    let other = JoinToken { address: "127.0.0.1:9".into(), ca_fingerprint: Digest([8; 32]), secret: [9; 32] };
+    let output = agent(&["join", "--token", &other.to_string(), "--dir", text(temporary.path())]);
+    fails(&output, 3, &["enrolled with another coordinator, as north"]);
+}
+
+#[test]
+fn run_without_a_join_says_so() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let output = agent(&["run", "--dir", text(&temporary.path().join("nothing"))]);
+    fails(&output, 3, &["agent.toml does not exist", "help: enrol first"]);
+}
+
+#[test]
+fn a_mistake_in_agent_toml_is_told_with_file_and_line() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = enrolled(temporary.path());
+    let good = fs::read_to_string(dir.config()).expect("read");
+    let line = good.lines().count() + 1;
+    fs::write(dir.config(), format!("{good}thread = 3\n")).expect("written");
+    for verb in ["run", "status"] {
+        let output = agent(&[verb, "--dir", text(temporary.path())]);
+        fails(&output, 3, &[&format!("agent.toml:{line}: unknown field `thread`"), "help: mend that line"]);
+    }
+}
+
+#[test]
+fn shards_that_cannot_be_used_stop_the_agent_before_it_connects() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    enrolled(temporary.path());
+    let dir = text(temporary.path());
+    let shard = temporary.path().join("train.csv");
+    let path = text(&shard);
+    fails(&agent(&["run", "--dir", dir]), 8, &["nothing to train or evaluate on", "--shard"]);
+    fails(&agent(&["run", "--dir", dir, "--shard", path]), 8, &[path, "does not exist"]);
+    fs::write(&shard, "").expect("written");
+    fails(&agent(&["run", "--dir", dir, "--shard", path]), 8, &[path, "help: "]);
+    fs::write(&shard, "a,b,label\n1,2,0\n1,oops,1\n").expect("written");
+    fails(&agent(&["run", "--dir", dir, "--shard", path]), 8, &["line 3", "oops", "shard inspect"]);
+    fails(&agent(&["run", "--dir", dir, "--shard", path, "--label-column", "y"]), 8, &["\"y\"", "--label-column"]);
+    fails(&agent(&["shard", "inspect", path]), 8, &["cannot be used"]);
+}
+
+#[test]
+fn a_key_that_is_gone_is_a_clear_refusal() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = enrolled(temporary.path());
+    fs::write(dir.key(), "not a key").expect("written");
+    fails(&agent(&["run", "--dir", text(temporary.path())]), 3, &["agent.key does not hold a private key", "help: "]);
+    fs::remove_file(dir.key()).expect("removed");
+    fails(&agent(&["run", "--dir", text(temporary.path())]), 3, &["agent.key cannot be used", "help: "]);
+}
+
+/// Two processes on one directory would count two updates under one key.
+#[test]
+fn a_directory_in_use_is_refused() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = enrolled(temporary.path());
+    let _held = Ledger::open(&dir.store()).expect("opens");
+    let output = agent(&["run", "--dir", text(temporary.path())]);
+    fails(&output, 7, &[&format!("in use by process {}", std::process::id()), "help: one process"]);
+}
+
+#[test]
+fn a_store_that_cannot_be_read_is_a_storage_error() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = enrolled(temporary.path());
+    fs::write(dir.store(), "a file where a directory belongs").expect("written");
+    let output = agent(&["run", "--dir", text(temporary.path())]);
+    fails(&output, 6, &["store"]);
+}
+
+#[test]
+fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
+    use anabranch_agent::core::command::Bank;
+    use anabranch_agent::core::event::Outcome;
+    use anabranch_common::codec::CodecSpec;
+    use anabranch_common::journal::Lease;
+    use anabranch_common::manifest::{ModelManifest, TensorSpec};
+
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = enrolled(temporary.path());
+    let output = agent(&["status", "--dir", text(temporary.path())]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("not running"), "{output:?}");
+    assert!(!dir.store().exists(), "looking must not make a store");
+
+    let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![3] }]).expect("valid");
+    let (run, owner, branch) = (RunId([1; 16]), AgentId([2; 16]), BranchId([3; 16]));
+    let lease = Lease {
+        id: LeaseId(1),
+        agent: owner,
+        epoch: Epoch(5),
+        branch,
+        base_version: ModelVersion(4),
+        base_digest: Digest::default(),
+        seed: 0,
+        expires_at_ms: 0,
+    };
+    let outcome = Outcome {
+        lease: LeaseId(1),
+        delta: vec![1.0, 2.0, 3.0],
+        num_examples: 1,
+        local_steps: 1,
+        train_loss: 0.5,
+        compute_ms: 1,
+    };
+    let (epoch, seq, codec) = (Epoch(5), UpdateSeq(0), CodecSpec::F32);
+    let mut ledger = Ledger::open(&dir.store()).expect("opens");
+    let bank = Bank { lease, epoch, seq, codec, feedback_decay: 0.0, outcome };
+    ledger.bank(run, owner, &manifest, bank).expect("stored");
+    drop(ledger);
+    let output = agent(&["status", "--dir", text(temporary.path()), "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["running"], false);
+    assert_eq!(report["outbox"][0]["epoch"], 5);
+    assert_eq!(report["outbox"][0]["base_version"], 4);
+}
+
+#[test]
+fn wrong_use_is_code_2_and_help_lists_every_verb() {
+    assert_eq!(agent(&["run"]).status.code(), Some(2));
+    assert_eq!(agent(&["shard", "split", "x", "--agents", "2", "--seed", "1", "--out", "o"]).status.code(), Some(2));
+    let help = agent(&["--help"]);
+    assert!(help.status.success());
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for verb in ["join", "run", "status", "shard", "completions", "Exit codes"] {
+        assert!(help.contains(verb), "{verb} is not in the help");
+    }
+    let script = agent(&["completions", "bash"]);
+    assert!(script.status.success() && !script.stdout.is_empty());
+}
