@@ -1,5 +1,5 @@
 //! Milliseconds of one training step and of one evaluation, medians over repetitions, for the two models of the README
-//! on random data: `cargo bench -p anabranch-agent --bench train`.
+//! on random data: `cargo bench -p anabranch-agent --bench train [-- MODEL [THREADS]]`.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -26,11 +26,15 @@ fn main() {
         ("cnn 16-32-128", ModelKind::Cnn, vec![16, 32, 128], 64, adamw),
     ];
     println!("{:<16}{:>7}{:>7}{:>9}{:>12}{:>18}", "model", "batch", "optim", "threads", "ms / step", "ms / evaluation");
-    for (name, kind, hidden, batch_size, optimizer) in cases {
+    // Cargo itself adds `--bench`.
+    let mut filter = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let model = filter.next().unwrap_or_default();
+    let threads = filter.next().and_then(|threads| threads.parse().ok());
+    for (name, kind, hidden, batch_size, optimizer) in cases.into_iter().filter(|case| case.0.contains(&model)) {
         let label = if matches!(optimizer, OptimizerSpec::Sgd { .. }) { "sgd" } else { "adamw" };
         let spec = ModelSpec { kind, input: vec![1, 28, 28], classes: 10, hidden, input_scale: 1.0 / 255.0 };
         let plan = TrainSpec { local_steps: STEPS, batch_size, optimizer, keep_optimizer_state: false };
-        for threads in [1, 2, 4] {
+        for threads in threads.map_or(vec![1, 2, 4], |threads| vec![threads]) {
             let options = NativeOptions { threads: Some(threads) };
             let mut trainer = native_with(&spec, options).expect("a valid model");
             let [step, evaluation] = measure(trainer.as_mut(), &plan, &shard);

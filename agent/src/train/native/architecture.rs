@@ -172,11 +172,6 @@ impl Architecture {
         }
         model
     }
-
-    /// Values in one example.
-    pub(super) fn inputs(&self) -> usize {
-        self.convs.first().map_or(self.widths[0], |conv| conv.in_channels * self.image[0] * self.image[1])
-    }
 }
 
 fn to_usize(extent: u64) -> usize {

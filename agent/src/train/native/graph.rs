@@ -146,7 +146,8 @@ mod tests {
         let mut model = architecture.initial(11);
         let mut rng = SplitMix64::new(5);
         let labels = [2, 0, 1, 1];
-        let inputs: Vec<f32> = (0..labels.len() * architecture.inputs()).map(|_| rng.next_signed_f32()).collect();
+        let values = labels.len() * input.iter().product::<u64>() as usize;
+        let inputs: Vec<f32> = (0..values).map(|_| rng.next_signed_f32()).collect();
         let mut gradient = Vec::new();
         backward(&architecture, &model, inputs.clone(), &labels, &mut gradient);
         assert_eq!(gradient.len(), model.len());
