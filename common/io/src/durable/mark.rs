@@ -1,9 +1,9 @@
 //! Notices when committed writes have vanished.
 //!
-//! When a segment is damaged or the file is cut, sled may open without complaint at an earlier state: recovery takes the
-//! first bad checksum for the end of the log (measured: docs/adr/0003). So commits are counted twice, in the store and
-//! in a file next to it. What is recovered is a prefix of what was written; a store that has counted fewer commits
-//! than the file has lost some.
+//! When a segment is damaged or the file is cut, sled may open without complaint and without the newest writes: recovery
+//! takes a bad checksum for the end of the log. So commits are counted twice, in the store and in a file next to it; a
+//! store that has counted fewer than the file has lost some. A page lost from the middle is not noticed here: readers
+//! check that positions follow each other and that chunks are complete (measured: docs/adr/0003).
 //!
 //! ```text
 //!  commits   0         8                16
