@@ -110,8 +110,8 @@ fn serve_control(socket: &Path, report: SharedReport) -> anyhow::Result<Option<c
 /// fit, before anything is trained.
 #[must_use]
 pub fn native_factory(threads: Option<usize>, shards: &Shards) -> TrainerFactory {
-    let describe = |shard: &Box<dyn Shard>| (shard.input_shape().to_vec(), shard.classes());
-    let held: Vec<(Vec<u64>, u32)> = shards.train.iter().chain(&shards.eval).map(describe).collect();
+    let shards = shards.train.iter().chain(&shards.eval);
+    let held: Vec<(Vec<u64>, u32)> = shards.map(|shard| (shard.input_shape().to_vec(), shard.classes())).collect();
     Box::new(move |spec| {
         for (found, classes) in &held {
             if !shard::same_shape(found, &spec.model.input) {
