@@ -9,6 +9,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_io::durable::StorageError;
+use anabranch_io::faults;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -241,7 +242,10 @@ impl Driver {
                 self.link = None;
                 None
             }
-            Command::Send(message) => self.op(Op::Send(message)),
+            Command::Send(message) => {
+                log_offer(&message);
+                self.op(Op::Send(message))
+            }
             Command::SendChunks { source: ChunkSource::Initial(content), transfer, missing } => {
                 self.op(Op::SendChunks { content, transfer, missing })
             }
@@ -255,6 +259,7 @@ impl Driver {
                     if matches!(asked, Ok(Ok(())))
                         && let Ok(Some(payload)) = payload.await
                     {
+                        faults::point("update-before-chunks");
                         // A link that is gone is offered this update again.
                         let _ = ops.send(Op::SendChunks { content: payload.into(), transfer, missing }).await;
                     }
@@ -390,6 +395,13 @@ impl Driver {
     }
 }
 
+fn log_offer(message: &AgentMessage) {
+    if let AgentMessage::OfferUpdate { meta, .. } = message {
+        tracing::debug!(lease = meta.lease.0, epoch = meta.key.epoch.0, seq = meta.key.seq.0, "offering an update");
+        faults::point("update-offered");
+    }
+}
+
 fn renewal(clock: Clock, validity: (u64, u64)) -> u64 {
     clock.now_ms() + identity::renew_at_ms(validity).saturating_sub(clock::unix_ms())
 }
@@ -410,6 +422,7 @@ fn log(event: &Event) {
         }
         Event::Message(Said::Verdict { key, verdict: Verdict::Accepted { version, staleness, .. } }) => {
             tracing::debug!(epoch = key.epoch.0, seq = key.seq.0, version = version.0, staleness, "update accepted");
+            faults::point("verdict-received");
         }
         Event::Message(Said::StateChanged { state }) => tracing::info!(?state, "the run's state has changed"),
         Event::Trained(outcome) => tracing::debug!(

@@ -28,6 +28,7 @@ use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message;
 use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::{DbOptions, DurableDb, StorageError, Tree};
+use anabranch_io::faults;
 use bincode::{Decode, Encode};
 
 use crate::core::command::{Bank, Settlement};
@@ -242,12 +243,16 @@ impl Ledger {
     }
 
     fn replace_head(&mut self, next: Head) -> Result<(), StorageError> {
+        faults::point("ledger-blobs-written");
         if next.next_blob != self.head.next_blob {
             self.db.commit()?;
         }
+        faults::point("ledger-before-head");
         let bytes = encode_head(&next).map_err(|detail| self.corrupt(&detail))?;
         self.tree.insert(HEAD_KEY, &bytes)?;
+        faults::point("ledger-in-head");
         self.db.commit()?;
+        faults::point("ledger-head-synced");
         let before = std::mem::replace(&mut self.head, next);
         for number in before.blobs().difference(&self.head.blobs()) {
             self.tree.delete_chunked(&blob_key(*number))?;

@@ -12,7 +12,7 @@ use anabranch_common::merge::MergeSpec;
 use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
-use anabranch_io::tls;
+use anabranch_io::{faults, tls};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -97,6 +97,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
     let endpoint = endpoint(&config, &identity)?;
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, Arc::clone(&store));
+    faults::point("recovered");
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
     let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));
     let driver = Driver {
@@ -155,7 +156,7 @@ fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyho
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
     let server = identity.server();
     let tls = tls::server(identity.ca_der(), &server.certificate_der, &server.key_der)?;
-    Ok(tls::server_endpoint(config.server.listen, tls)?)
+    Ok(tls::lasting_server_endpoint(config.server.listen, tls, &server.key_der)?)
 }
 
 /// The exit code and the advice that belong to a run that cannot be recovered.

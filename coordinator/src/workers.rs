@@ -11,6 +11,7 @@ use anabranch_common::ids::Position;
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::MessageError;
+use anabranch_io::faults;
 use tokio::sync::mpsc;
 
 use crate::core::command::CheckpointOrder;
@@ -158,6 +159,7 @@ fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, WorkerErr
                 if let RecordBody::Genesis { manifest, .. } = &record.body {
                     recovery::put_model(store, manifest, &model)?;
                     store.commit()?;
+                    faults::point("genesis-model-stored");
                 }
                 records.push((record.position, record.to_bytes()?));
             }
@@ -172,10 +174,13 @@ fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, WorkerErr
     }
     if let Some((upto, _)) = records.last() {
         let upto = *upto;
+        faults::point("journal-before-write");
         store.append(&records)?;
+        faults::point("journal-before-sync");
         events.push(Event::Journalled { upto });
     }
     store.commit()?;
+    faults::point("journal-before-ack");
     Ok(events)
 }
 
@@ -236,6 +241,7 @@ impl Merging<'_> {
         match job {
             MergeJob::Start(_) => {}
             MergeJob::Merge { record, content } => {
+                faults::point("merge-before");
                 let merged = match (&record.body, content) {
                     (RecordBody::Update(update), Some(delta)) => state.apply_update(update, &delta),
                     _ => state.apply(&record),
@@ -247,6 +253,7 @@ impl Merging<'_> {
                     }
                     other => other?,
                 }
+                faults::point("merge-after");
             }
             MergeJob::Publish => {
                 let snapshot = Snapshot::of(state.version(), state.manifest(), state.model())?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  exit, logging     what a person sees             control    a daemon's Unix socket: JSON lines
-//!  durable           sled that survives power loss
+//!  durable           sled that survives power loss                faults     named kill points, for tests
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -12,6 +12,7 @@ pub mod chunks;
 pub mod control;
 pub mod durable;
 pub mod exit;
+pub mod faults;
 pub mod frames;
 pub mod logging;
 pub mod tls;

@@ -39,6 +39,7 @@ use event::{Event, Now, PeerId};
 use gate::Gate;
 use peers::Peers;
 use roster::Roster;
+pub use schedule::lease_seed;
 use schedule::Schedule;
 use state::RunState;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, Digest, ModelVersion};
+use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, FinishReason, Lease, LeaseEnd, RecordBody};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
@@ -87,6 +87,12 @@ impl Schedule {
     pub(super) fn checkpoint_version(&self) -> Option<ModelVersion> {
         (self.last_checkpoint.0 > ModelVersion(0) && !self.checkpoint_outstanding).then_some(self.last_checkpoint.0)
     }
+}
+
+/// The seed of the local round under a lease: another one for each, and the same one in every run with the same seed.
+#[must_use]
+pub fn lease_seed(run_seed: u64, lease: LeaseId) -> u64 {
+    SplitMix64::new(run_seed ^ lease.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)).next_u64()
 }
 
 impl Core {
@@ -174,7 +180,7 @@ impl Core {
             branch: state.branch,
             base_version,
             base_digest,
-            seed: SplitMix64::new(state.spec.seed ^ id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)).next_u64(),
+            seed: lease_seed(state.spec.seed, id),
             expires_at_ms: self.now.unix_ms.saturating_add(self.options.lease_ttl_ms),
         };
         let evaluates =

@@ -17,6 +17,7 @@ use anabranch_common::journal::Chain;
 use anabranch_common::limits;
 use anabranch_common::status::CheckpointStatus;
 use anabranch_common::wire::message;
+use anabranch_io::faults;
 use bincode::{Decode, Encode};
 
 use super::{RecoveryError, pins, vectors};
@@ -131,10 +132,14 @@ pub fn write(
             .collect::<Result<_, _>>()?,
         state: Digest::of(&state_bytes),
     };
+    faults::point("checkpoint-in-snapshot");
     store.put_blob(checkpoint.state, &state_bytes)?;
     store.commit()?;
+    faults::point("checkpoint-before-manifest");
     store.put_checkpoint(checkpoint.position, &checkpoint.to_bytes()?)?;
+    faults::point("checkpoint-in-manifest");
     store.commit()?;
+    faults::point("checkpoint-written");
     Ok(checkpoint)
 }
 
@@ -173,9 +178,11 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
         if !kept.iter().any(|(kept, _)| kept == position) {
             store.delete_checkpoint(*position)?;
             pruned.checkpoints += 1;
+            faults::point("prune-in-manifests");
         }
     }
     store.commit()?;
+    faults::point("prune-before-records");
     let from_the_start = retention == Retention::All && store.first_position()? == Some(Position(0));
     pruned.oldest = if from_the_start { ModelVersion(0) } else { oldest };
     if retention == Retention::SinceSnapshot {
@@ -191,6 +198,7 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
         if !needed.contains(&id) {
             store.delete_blob(id)?;
             pruned.blobs += 1;
+            faults::point("prune-in-blobs");
         }
     }
     store.commit()?;

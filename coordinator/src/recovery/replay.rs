@@ -2,6 +2,7 @@
 
 use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::Chain;
+use anabranch_io::faults;
 
 use super::checkpoint::{self, Checkpoint};
 use super::cursor::Cursor;
@@ -46,6 +47,7 @@ pub fn recover(store: &dyn Store) -> Result<Recovered, RecoveryError> {
     if let Some(newest) = checkpoints.first().filter(|newest| newest.position > last) {
         return Err(RecoveryError::Short { last, checkpoint: newest.position });
     }
+    faults::point("recovery-begins");
     let (mut cursor, from_checkpoint) = start(store, &checkpoints, &mut warnings)?;
     for warning in &warnings {
         tracing::warn!("{warning}; recovery goes round it");
@@ -53,6 +55,7 @@ pub fn recover(store: &dyn Store) -> Result<Recovered, RecoveryError> {
     let mut replayed = 0;
     while cursor.state.position < last {
         cursor.step(store)?;
+        faults::point("recovery-in-replay");
         replayed += 1;
         let here = checkpoints.iter().find(|checkpoint| checkpoint.position == cursor.state.position);
         if here.is_some_and(|checkpoint| checkpoint.chain != cursor.chain) {

@@ -294,6 +294,7 @@ impl<M: Medium> Store for Engine<M> {
         };
         self.write_small(&Name::Pruned, &below.0.to_le_bytes())?;
         self.medium.commit()?;
+        anabranch_io::faults::point("prune-in-records");
         let deleted = self.delete_records(Position(1), below)?;
         self.commit()?;
         Ok(deleted)

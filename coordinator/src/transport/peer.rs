@@ -13,6 +13,7 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_io::chunks;
+use anabranch_io::faults;
 use anabranch_io::frames::{FrameReader, FrameWriter};
 use anyhow::{Context, bail};
 use quinn::{Connection, RecvStream, SendStream};
@@ -142,7 +143,10 @@ impl PeerConnection {
                 },
             };
             match op {
-                PeerOp::Send(message) => writer.send(&message).await?,
+                PeerOp::Send(message) => {
+                    writer.send(&message).await?;
+                    faults::point(sent(&message));
+                }
                 PeerOp::SendModel { snapshot, missing } => {
                     let announce = CoordinatorMessage::Model {
                         version: snapshot.version,
@@ -222,6 +226,7 @@ impl PeerConnection {
 
     async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
         let (header, chunk) = chunks::recv_chunk(stream, CHUNK).await?;
+        faults::point("upload-chunk");
         let finished = {
             let mut transfers = self.lock();
             // A chunk of a transfer that is complete or was given up: sent twice over a bad line, and harmless.
@@ -257,6 +262,16 @@ impl PeerConnection {
             },
         };
         self.shared.tell(Input::Event(event)).await;
+    }
+}
+
+/// The kill point after a message.
+fn sent(message: &CoordinatorMessage) -> &'static str {
+    match message {
+        CoordinatorMessage::Verdict { .. } => "verdict-sent",
+        CoordinatorMessage::NeedChunks { .. } => "upload-asked-for",
+        CoordinatorMessage::Lease { .. } => "lease-sent",
+        _ => "message-sent",
     }
 }
 

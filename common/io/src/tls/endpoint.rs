@@ -9,7 +9,7 @@ use anabranch_common::limits::HANDSHAKE_TIMEOUT_MS;
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{ConnectProblem, explain};
+use super::{ConnectProblem, explain, reset};
 
 /// Bytes asked for as the kernel's buffers of a server's socket; the kernel may give fewer. Its default loses packets
 /// when many agents upload at once.
@@ -57,8 +57,21 @@ fn server_socket(address: SocketAddr) -> io::Result<UdpSocket> {
 /// # Errors
 /// The port is taken, or the address is not this machine's.
 pub fn bind_server(address: SocketAddr, config: ServerConfig) -> Result<Endpoint, BindError> {
+    bind(address, EndpointConfig::default(), config)
+}
+
+/// Like [`bind_server`], for a server that may be killed and started again: connections of its former life end at once
+/// rather than after their idle timeout. `secret` is its private key.
+///
+/// # Errors
+/// As [`bind_server`].
+pub fn bind_lasting_server(address: SocketAddr, config: ServerConfig, secret: &[u8]) -> Result<Endpoint, BindError> {
+    bind(address, reset::endpoint_config(secret), config)
+}
+
+fn bind(address: SocketAddr, endpoint: EndpointConfig, config: ServerConfig) -> Result<Endpoint, BindError> {
     server_socket(address)
-        .and_then(|socket| Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)))
+        .and_then(|socket| Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime)))
         .map_err(|source| BindError { address, source })
 }
 
