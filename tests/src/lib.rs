@@ -1,1 +1,18 @@
 //! Fault injection, scenarios and benchmarks against the real parts.
+//!
+//! ```text
+//!  process     real daemons in real directories: start, kill, stop, wait for a condition, with a deadline
+//!  ledger      a trainer whose every update adds 1 to a coordinate of its own
+//!  invariants  what must hold afterwards, one file a promise
+//!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
+//!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
+//! ```
+//! `anabranch-lab` (`main.rs`) is both the command line and every daemon that the tests start: it executes itself.
+
+pub mod bench;
+pub mod clock;
+pub mod invariants;
+pub mod kills;
+pub mod ledger;
+pub mod process;
+pub mod report;

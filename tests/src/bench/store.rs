@@ -1,0 +1,210 @@
+//! `anabranch-lab bench store`: the coordinator's writer on a real disk.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use anabranch_common::codec::CodecId;
+use anabranch_common::codec::{CodecSpec, dense::Planes32};
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
+use anabranch_common::journal::{AcceptedUpdate, Chain, Record, RecordBody};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::spec::RunSpec;
+use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_coordinator::config::{Config, Retention};
+use anabranch_coordinator::core::event::Event;
+use anabranch_coordinator::core::state::RunState;
+use anabranch_coordinator::merger::ModelState;
+use anabranch_coordinator::recovery::{self, checkpoint};
+use anabranch_coordinator::store::{SledStore, Store};
+use anabranch_coordinator::workers::{self, ANSWERS, Answer, WriteJob};
+use anyhow::{Context as _, bail};
+use tokio::sync::mpsc;
+
+use crate::clock::Stopwatch;
+use crate::ledger::Settings;
+use crate::report::{Report, proc_kib, quantile};
+
+/// Payload sizes, and how many updates of each are written.
+const SIZES: [(&str, usize, usize); 3] = [("10kb", 10_000, 2_000), ("200kb", 200_000, 400), ("4mb", 4_000_000, 40)];
+/// Updates on their way at the same time: so many agents that each wait for their verdict.
+const IN_FLIGHT: usize = 16;
+/// Bytes of the snapshots of which [`SNAPSHOTS`] are written.
+const SNAPSHOT_PARAMS: usize = 1_000_000;
+const SNAPSHOTS: u64 = 200;
+/// From here on the disk must be flat.
+const SETTLED: u64 = 40;
+
+/// Measures.
+///
+/// # Errors
+/// The store fails.
+pub fn run(folder: &Path, seed: u64) -> anyhow::Result<Report> {
+    let mut report = Report::new("anabranch-lab bench store", seed);
+    for (name, bytes, updates) in SIZES {
+        updates_per_second(folder, &mut report, name, bytes, updates, seed)?;
+    }
+    snapshots(folder, &mut report, seed)?;
+    report.metric("peak_rss_bytes", (proc_kib("/proc/self/status", "VmHWM:").unwrap_or(0) << 10) as f64);
+    Ok(report)
+}
+
+fn updates_per_second(
+    folder: &Path,
+    report: &mut Report,
+    name: &str,
+    bytes: usize,
+    updates: usize,
+    seed: u64,
+) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir_in(folder)?;
+    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(dir.path())?);
+    let run = TestRun::new(1, seed)?;
+    store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
+    store.commit()?;
+    let (answers_in, mut answers) = mpsc::channel(ANSWERS);
+    let writer = workers::writer(Arc::clone(&store), answers_in)?;
+    let payloads: Vec<Arc<[u8]>> = (0..8).map(|index| noise_bytes(bytes, seed + index)).collect();
+    let watch = Stopwatch::start();
+    let mut waiting: VecDeque<(Position, f64)> = VecDeque::new();
+    let mut latencies_ms = Vec::with_capacity(updates);
+    let mut sent = 0;
+    while latencies_ms.len() < updates {
+        while sent < updates && waiting.len() < IN_FLIGHT {
+            sent += 1;
+            let record = run.update(sent as u64, Arc::clone(&payloads[sent % payloads.len()]));
+            waiting.push_back((record.position, watch.seconds()));
+            writer.send(WriteJob::Append(Arc::new(record)));
+        }
+        match answers.blocking_recv().context("the writer has ended")? {
+            Answer::Event(Event::Journalled { upto }) => {
+                while let Some((_, since)) = waiting.pop_front_if(|(position, _)| *position <= upto) {
+                    latencies_ms.push((watch.seconds() - since) * 1e3);
+                }
+            }
+            Answer::Failed(error) => bail!("the writer failed: {error}"),
+            _ => {}
+        }
+    }
+    let wall_s = watch.seconds();
+    writer.finish();
+    latencies_ms.sort_by(f64::total_cmp);
+    report.metric(format!("updates_per_s_{name}"), updates as f64 / wall_s);
+    report.metric(format!("ack_p50_ms_{name}"), quantile(&latencies_ms, 0.5));
+    report.metric(format!("ack_p99_ms_{name}"), quantile(&latencies_ms, 0.99));
+    Ok(())
+}
+
+/// Bytes on disk against live bytes while snapshots come and go.
+fn snapshots(folder: &Path, report: &mut Report, seed: u64) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir_in(folder)?;
+    let store = SledStore::open_dir(dir.path())?;
+    let run = TestRun::new(SNAPSHOT_PARAMS, seed)?;
+    let first = noise(SNAPSHOT_PARAMS, seed);
+    recovery::put_model(&store, &run.manifest, &first)?;
+    store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
+    let (mut worst, mut settled_bytes, mut disk_bytes, mut live_bytes) = (0.0f64, 0, 0, 0);
+    let watch = Stopwatch::start();
+    for round in 1..=SNAPSHOTS {
+        let position = Position(round);
+        let record = Record { position, at_ms: round, body: RecordBody::Paused, payload: Arc::from([]) };
+        store.append(&[(position, record.to_bytes()?)])?;
+        store.commit()?;
+        let state = RunState { position, ..run.state.clone() };
+        let content = noise(SNAPSHOT_PARAMS, seed + round);
+        let model = ModelState::new(run.manifest.clone(), run.spec.merge.clone(), content, state.version)?;
+        checkpoint::write(&store, &state, Chain::default(), &model, round)?;
+        checkpoint::prune(&store, 2, Retention::SinceSnapshot)?;
+        let usage = store.usage()?;
+        (disk_bytes, live_bytes) = (usage.disk_bytes, usage.live_bytes);
+        if round > SETTLED {
+            worst = worst.max(disk_bytes as f64 / live_bytes as f64);
+        }
+        if round == SETTLED {
+            settled_bytes = disk_bytes;
+        }
+    }
+    report.metric("snapshot_write_s", watch.seconds() / SNAPSHOTS as f64);
+    report.metric("disk_bytes", disk_bytes as f64);
+    report.metric("live_bytes", live_bytes as f64);
+    report.metric("disk_to_live_worst_ratio", worst);
+    let growth = disk_bytes as f64 / settled_bytes.max(1) as f64;
+    report.metric("disk_growth_from_40_to_200_snapshots_ratio", growth);
+    report.aim("at most 5 times the live bytes on disk after 200 snapshots", worst <= 5.0);
+    report.aim("disk use is flat from 40 to 200 snapshots (within 50 %)", growth <= 1.5);
+    Ok(())
+}
+
+/// A run as its first record leaves it.
+struct TestRun {
+    spec: RunSpec,
+    manifest: ModelManifest,
+    genesis: Record,
+    state: RunState,
+}
+
+impl TestRun {
+    fn new(params: usize, seed: u64) -> anyhow::Result<Self> {
+        let text = format!("{}\n[server]\nlisten = \"127.0.0.1:4433\"\n", Settings::default().run_toml());
+        let mut spec = Config::parse(Path::new("run.toml"), &text)?.spec;
+        spec.merge = MergeSpec::FedAsync { alpha: 1.0, staleness: Staleness::Constant, participation: false };
+        spec.upload.codec = CodecSpec::F32;
+        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![params as u64] }])?;
+        let genesis = Record {
+            position: Position(0),
+            at_ms: 0,
+            body: RecordBody::Genesis {
+                run: RunId([1; 16]),
+                branch: BranchId([2; 16]),
+                spec: Box::new(spec.clone()),
+                manifest: manifest.clone(),
+                model: Digest::of_f32(&noise(params, seed)),
+            },
+            payload: Arc::from([]),
+        };
+        let state = RunState::genesis(&genesis)?;
+        Ok(Self { spec, manifest, genesis, state })
+    }
+
+    fn update(&self, number: u64, payload: Arc<[u8]>) -> Record {
+        let key = UpdateKey { run: RunId([1; 16]), agent: AgentId([3; 16]), epoch: Epoch(1), seq: UpdateSeq(number) };
+        let meta = UpdateMeta {
+            key,
+            branch: BranchId([2; 16]),
+            lease: LeaseId(number),
+            base_version: ModelVersion(number - 1),
+            base_digest: Digest::default(),
+            codec: CodecId(Planes32::ID.0),
+            payload_bytes: payload.len() as u64,
+            payload_digest: Digest::default(),
+            num_examples: 1,
+            local_steps: 1,
+            train_loss: 0.0,
+            compute_ms: 1,
+        };
+        let accepted = AcceptedUpdate {
+            meta,
+            credited_examples: 1,
+            staleness: 0,
+            weight: 1.0,
+            norm: 1.0,
+            closes: true,
+            version: ModelVersion(number),
+        };
+        Record { position: Position(number), at_ms: number, body: RecordBody::Update(Box::new(accepted)), payload }
+    }
+}
+
+fn noise_bytes(bytes: usize, seed: u64) -> Arc<[u8]> {
+    let mut rng = SplitMix64::new(seed);
+    (0..bytes.div_ceil(8)).flat_map(|_| rng.next_u64().to_le_bytes()).take(bytes).collect()
+}
+
+/// Finite values whose bytes do not compress.
+pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = SplitMix64::new(seed);
+    (0..len).map(|_| rng.next_signed_f32()).collect()
+}

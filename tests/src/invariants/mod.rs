@@ -1,0 +1,46 @@
+//! What must hold after anything that a test does, one file a promise (docs/faults.md).
+//!
+//! | file | promise |
+//! |---|---|
+//! | [`exactly_once`] | P1: an acknowledged update is merged once |
+//! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
+
+pub mod exactly_once;
+pub mod same_bits;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+/// Looks at a copy of a coordinator's store, so that the one who is audited next starts from what the fault left. Nobody may be
+/// writing to it.
+///
+/// # Errors
+/// The copy cannot be made or opened, or `look` fails.
+pub fn on_a_copy<T>(
+    coordinator_dir: &Path,
+    look: impl FnOnce(&anabranch_coordinator::store::SledStore) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let copy = tempfile::Builder::new().prefix("anabranch-audit-").tempdir()?;
+    let to = copy.path().join("store");
+    copy_folder(&coordinator_dir.join(anabranch_coordinator::driver::STORE_DIR), &to)
+        .context("the store cannot be copied")?;
+    let store = anabranch_coordinator::store::SledStore::open_dir(&to)?;
+    let found = look(&store);
+    drop(store);
+    found
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! `anabranch-lab`: faults and benchmarks, by hand. Executes itself as every daemon it needs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anabranch_tests::process::Role;
+use anabranch_tests::report::Report;
+use anabranch_tests::{bench, kills};
+use clap::{Parser, Subcommand};
+
+/// Breaks things on purpose, and measures what is left.
+#[derive(Debug, Parser)]
+#[command(name = "anabranch-lab", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Kill -9 real daemons at named points and at random moments, and audit what is left after each
+    #[command(after_help = "The named points are in builds with --features faults only:
+  cargo run --release -p anabranch-tests --features faults --bin anabranch-lab -- kills --count 2000 --seed 1")]
+    Kills {
+        /// Kills, at least
+        #[arg(long, default_value_t = 100)]
+        count: u64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Durable updates a second, latency, and bytes on disk
+    Store {
+        /// A directory on the disk to measure; the system's temporary one when absent
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Time from kill -9 to serving again, replay speed, memory
+    Recovery {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Seed of everything drawn at random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the figures as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if let Some(role) = args.next().and_then(|first| Role::from_arg(&first)) {
+        return role.main(args);
+    }
+    let cli = Cli::parse();
+    match run(cli.verb) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<bool> {
+    let lab = kills::this_binary()?;
+    let (report, common): (Report, Common) = match verb {
+        Verb::Kills { count, common } => {
+            let options = kills::Options { lab, count, seed: common.seed, verbose: true };
+            (kills::run(&options)?, common)
+        }
+        Verb::Bench(Bench::Store { dir, common }) => {
+            let dir = dir.unwrap_or_else(std::env::temp_dir);
+            (bench::store::run(&dir, common.seed)?, common)
+        }
+        Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
+    };
+    report.finish(common.json.as_deref())?;
+    Ok(report.pass)
+}

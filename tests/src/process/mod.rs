@@ -1,0 +1,15 @@
+//! Real daemons: this crate's binary, executed again as one of them.
+//!
+//! ```text
+//!  Cluster ── directories, certificates, tokens, one coordinator, agents by name
+//!     └── Process ── a child with its log: signals, exit, what it said since it was started; killed when dropped
+//!  Role ── which daemon, and how the binary becomes it
+//! ```
+
+mod child;
+mod cluster;
+mod role;
+
+pub use child::{Ended, Process, call};
+pub use cluster::{Cluster, PATIENCE};
+pub use role::Role;
