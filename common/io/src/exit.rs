@@ -183,7 +183,8 @@ pub fn render(error: &anyhow::Error) -> String {
 
 /// Prints [`render`] to stderr and returns the code to exit with.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    eprint!("{}", render(error));
+    // Standard error may be a file on the very disk that is full: the code still has to get out.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), render(error).as_bytes());
     code_of(error)
 }
 

@@ -159,11 +159,13 @@ pub(crate) fn identity_fail(error: IdentityError) -> anyhow::Error {
         }
         IdentityError::BadName(_) => "give a host name or an IP address, without a port",
         IdentityError::Unwritable { .. } => "check the path, its permissions and the free space",
+        IdentityError::Clock { .. } => "set this machine's clock (NTP); agents check the certificates with theirs",
         IdentityError::Certificate(_) => "",
     };
     let code = match &error {
         IdentityError::BadName(_) => ExitCode::Usage,
         IdentityError::Unwritable { .. } => ExitCode::Storage,
+        IdentityError::Clock { .. } => ExitCode::Clock,
         _ => ExitCode::Config,
     };
     let fail = Fail::new(code, error.to_string());

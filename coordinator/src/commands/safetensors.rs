@@ -204,13 +204,13 @@ mod tests {
         let manifest = manifest(&[("z.weight", &[2, 3]), ("a \"quoted\" name", &[1])]);
         let values = [1.0, -2.5, 3.0, f32::MIN_POSITIVE, -0.0, 6.0, 7.0];
         write(&path, &manifest, &values, provenance(&values)).expect("written");
-        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1, "nothing is left over");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1, "nothing is left over");
         for expected in [None, Some(&manifest)] {
             let (found, read) = read(&path, expected).expect("read");
             assert_eq!(found, manifest);
             assert_eq!(Digest::of_f32(&read), Digest::of_f32(&values), "the same bits");
         }
-        let bytes = std::fs::read(&path).expect("read");
+        let bytes = fs::read(&path).expect("read");
         let (header_bytes, header) = SafeTensors::read_metadata(&bytes).expect("a header");
         assert_eq!(header_bytes % ALIGNMENT_BYTES, 0);
         let said = header.metadata().as_ref().expect("metadata");
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(said.get("run"), Some(&RunId([1; 16]).to_string()));
         let again = dir.path().join("again.safetensors");
         write(&again, &manifest, &values, provenance(&values)).expect("written");
-        assert_eq!(std::fs::read(again).expect("read"), bytes, "the same model gives the same file");
+        assert_eq!(fs::read(again).expect("read"), bytes, "the same model gives the same file");
     }
 
     #[test]
@@ -244,15 +244,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("model.safetensors");
         assert!(matches!(read(&path, None), Err(ReadError::Unreadable { .. })));
-        std::fs::write(&path, b"PK\x03\x04 this is a zip file, they say").expect("written");
+        fs::write(&path, b"PK\x03\x04 this is a zip file, they say").expect("written");
         assert!(matches!(read(&path, None), Err(ReadError::Malformed { .. })));
         let one = manifest(&[("w", &[2])]);
         write(&path, &one, &[1.0, f32::NAN], provenance(&[])).expect("written");
         assert!(matches!(read(&path, None), Err(ReadError::NotFinite(name)) if name == "w"));
         write(&path, &one, &[1.0, 2.0], provenance(&[])).expect("written");
-        let mut bytes = std::fs::read(&path).expect("read");
+        let mut bytes = fs::read(&path).expect("read");
         bytes.pop();
-        std::fs::write(&path, &bytes).expect("written");
+        fs::write(&path, &bytes).expect("written");
         assert!(matches!(read(&path, None), Err(ReadError::Malformed { .. })), "a file that was cut off");
     }
 }

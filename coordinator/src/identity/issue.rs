@@ -124,6 +124,23 @@ fn serial_of(spki_der: &[u8]) -> SerialNumber {
     SerialNumber::from_slice(&serial[..16])
 }
 
+/// Fails when the CA is not valid yet, or no longer: nobody would accept what it issues, and the clock is the likely cause.
+pub(super) fn check_clock(ca_der: &[u8], now_ms: u64) -> Result<(), IdentityError> {
+    let Ok((_, certificate)) = X509Certificate::from_der(ca_der) else { return Ok(()) };
+    let (from, until) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
+    let now = i64::try_from(now_ms / 1000).unwrap_or(i64::MAX);
+    if (from..=until).contains(&now) {
+        return Ok(());
+    }
+    Err(IdentityError::Clock { now: utc(now), from: utc(from), until: utc(until) })
+}
+
+fn utc(unix_s: i64) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    let moment = OffsetDateTime::from_unix_timestamp(unix_s).ok();
+    moment.and_then(|moment| moment.format(&format).ok()).unwrap_or_else(|| format!("{unix_s} s after 1970"))
+}
+
 /// Whether two thirds of a certificate's life are over.
 pub(super) fn is_due(certificate_der: &[u8], now_ms: u64) -> bool {
     X509Certificate::from_der(certificate_der).map_or(true, |(_, certificate)| {

@@ -89,6 +89,16 @@ pub enum IdentityError {
     /// A name that cannot stand in a certificate.
     #[error("{0:?} is neither a host name nor an IP address")]
     BadName(String),
+    /// The CA's certificate is not valid at this machine's clock.
+    #[error("the run's CA is valid from {from} to {until}, but this machine's clock says {now}")]
+    Clock {
+        /// What the clock says, in UTC.
+        now: String,
+        /// From when the certificate is valid.
+        from: String,
+        /// Until when.
+        until: String,
+    },
     /// The cryptography library refused.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -199,8 +209,10 @@ impl Identity {
     /// server's also when it lacks one of `names`. Says which were renewed. Keys stay.
     ///
     /// # Errors
-    /// A name is no name, or a file cannot be written; the old certificates stay in place then.
+    /// The CA is not valid at `now_ms`, a name is no name, or a file cannot be written; the old certificates stay in
+    /// place then.
     pub fn renew(&mut self, names: &[String], now_ms: u64) -> Result<Vec<&'static str>, IdentityError> {
+        issue::check_clock(&self.ca_der, now_ms)?;
         let mut renewed = Vec::new();
         let certificate = &self.server.certificate_der;
         if issue::is_due(certificate, now_ms) || !issue::covers(certificate, names) {

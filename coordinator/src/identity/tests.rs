@@ -115,6 +115,9 @@ fn certificates_are_renewed_at_two_thirds_of_their_life_and_for_new_names() {
     let loaded = Identity::load(dir.path()).expect("what was written is whole");
     assert_eq!(loaded.server().key_der, key, "the key stays");
     assert!(issue::covers(&loaded.server().certificate_der, &names));
+    let early = identity.renew(&names, NOW_MS - 10 * DAY_MS).expect_err("the CA is not valid yet");
+    let expected = "the run's CA is valid from 2027-01-15 07:55 UTC to 2037-01-12 08:00 UTC, but this machine's clock says 2027-01-05 08:00 UTC";
+    assert_eq!(early.to_string(), expected);
     let bad = identity.renew(&["no name".to_owned()], NOW_MS);
     assert!(matches!(bad, Err(IdentityError::BadName(_))), "{bad:?}");
 }

@@ -143,3 +143,23 @@ fn files_that_are_no_model_are_not_imported() {
     import().code(10).says("\"w\" of shape [2] is missing");
     assert_eq!(directory.call(&["checkpoint", "verify"], &[]).code(0).stdout, before, "nothing was changed");
 }
+
+#[test]
+fn a_clock_before_the_certificates_is_named() {
+    let directory = Directory::init_at(10);
+    directory.call(&["run"], &[]).code(12).says("this machine's clock says").says("NTP");
+    let expired = Directory::init_at(-3651);
+    expired.call(&["run"], &[]).code(12).says("the run's CA is valid from");
+}
+
+#[test]
+fn a_full_disk_is_told_at_the_start_and_loses_nothing() {
+    let directory = Directory::init();
+    directory.call_on_full_disk(&["run"], &[]).code(6).says("no space left").says("free some space");
+    directory.call(&["status"], &[]).code(0);
+    let file = directory.file("model.safetensors");
+    write_safetensors(&file, &[("w", &[2], &[1.0, 2.0])]);
+    directory.call(&["checkpoint", "import"], &[&file.display().to_string()]).code(0);
+    directory.call_on_full_disk(&["run"], &[]).code(6).says("help: ");
+    assert!(directory.call(&["checkpoint", "verify"], &[]).code(0).stdout.contains("everything holds"));
+}

@@ -1,5 +1,12 @@
 //! Verbs on a running coordinator go over QUIC with the operator certificate.
 
+use std::time::Duration;
+
+use anabranch_common::wire::frame::FrameKind;
+use anabranch_common::wire::handshake::{Agree, Propose};
+use anabranch_coordinator::identity::Identity;
+use anabranch_io::{frames, tls};
+
 use crate::support::{Directory, call, write_safetensors};
 
 fn json(text: &str) -> serde_json::Value {
@@ -81,4 +88,50 @@ fn a_stopped_run_ends_with_zero_and_says_so_ever_after() {
     assert_eq!((status["state"].as_str(), status["finished"].as_str()), (Some("finished"), Some("stopped")));
     let watched = directory.call(&["status"], &["--watch"]).code(0).stdout;
     assert!(watched.starts_with("finished ") && watched.lines().count() == 1, "{watched}");
+}
+
+#[test]
+fn an_operator_certificate_that_has_expired_is_blamed_on_a_clock() {
+    let directory = Directory::init_at(-3 * 365);
+    let copy = |name: &str| {
+        let to = directory.file(&format!("old-{name}"));
+        std::fs::copy(directory.file(&format!("tls/{name}")), &to).expect("copied");
+        to.display().to_string()
+    };
+    let (cert, key, ca) = (copy("operator.crt"), copy("operator.key"), copy("ca.crt"));
+    let _serving = directory.serve();
+    let address = format!("127.0.0.1:{}", directory.port);
+    let old = call(&["status", "--connect", &address, "--cert", &cert, "--key", &key, "--ca", &ca]);
+    old.code(12).says("has expired at the other side's clock");
+    directory.call(&["status"], &[]).code(0);
+}
+
+/// A coordinator from a future version, as far as its first answer.
+async fn serve_from_the_future(endpoint: quinn::Endpoint) {
+    let connection = endpoint.accept().await.expect("open").await.expect("connected");
+    let (mut send, mut recv) = connection.accept_bi().await.expect("a stream");
+    let second = Duration::from_secs(1);
+    let proposal: Propose = frames::recv_one(&mut recv, FrameKind::Propose, 64, second).await.expect("a proposal");
+    assert_eq!(proposal.max, anabranch_common::wire::handshake::MAX_PROTOCOL);
+    let answer = Agree::Unsupported { min: 700, max: 900 };
+    frames::send(&mut send, FrameKind::Agree, &answer, 64, second).await.expect("sent");
+    send.finish().expect("open");
+    connection.closed().await;
+}
+
+#[test]
+fn a_coordinator_of_another_version_is_told_from_a_broken_one() {
+    let directory = Directory::init();
+    let identity = Identity::load(&directory.path()).expect("loaded");
+    let server = identity.server();
+    let config = tls::server(identity.ca_der(), &server.certificate_der, &server.key_der).expect("TLS");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], directory.port));
+    let endpoint = runtime.block_on(async { tls::server_endpoint(listen, config) }).expect("bound");
+    runtime.spawn(serve_from_the_future(endpoint));
+    let file = |name: &str| directory.file(name).display().to_string();
+    let (cert, key, ca) = (file("tls/operator.crt"), file("tls/operator.key"), file("tls/ca.crt"));
+    let address = format!("127.0.0.1:{}", directory.port);
+    let status = call(&["status", "--connect", &address, "--cert", &cert, "--key", &key, "--ca", &ca]);
+    status.code(9).says("speaks protocol 700 to 900").says("upgrade this side");
 }

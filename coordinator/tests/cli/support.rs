@@ -39,7 +39,11 @@ fn command(args: &[&str]) -> Command {
 
 /// Calls the binary and waits for its end.
 pub(crate) fn call(args: &[&str]) -> Ended {
-    let output = command(args).output().expect("the binary starts");
+    ended(&mut command(args))
+}
+
+fn ended(command: &mut Command) -> Ended {
+    let output = command.output().expect("the binary starts");
     Ended {
         code: output.status.code().expect("it ends by itself"),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -71,6 +75,24 @@ impl Directory {
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
+    }
+
+    /// `init` at a moment `days` from now.
+    pub(crate) fn init_at(days: i64) -> Self {
+        let directory = Self::init();
+        std::fs::remove_dir_all(directory.file("tls")).expect("removed");
+        let now_ms = anabranch_coordinator::clock::unix_ms();
+        let then_ms = now_ms.saturating_add_signed(days * 24 * 60 * 60 * 1000);
+        let names = ["127.0.0.1".to_owned()];
+        anabranch_coordinator::identity::Identity::create(&directory.path(), &names, then_ms).expect("created");
+        directory
+    }
+
+    /// Calls `verb... --dir DIR rest...` where no file may grow, as on a full disk.
+    pub(crate) fn call_on_full_disk(&self, verb: &[&str], rest: &[&str]) -> Ended {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\"", BINARY]).args(self.args(verb, rest));
+        ended(&mut shell)
     }
 
     /// Calls `verb... --dir DIR rest...`.
