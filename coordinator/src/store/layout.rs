@@ -79,7 +79,7 @@ impl EntryHead {
 
     /// The value that is stored: the head and, if it is inline, the content.
     #[must_use]
-    pub fn to_value(&self, content: &[u8]) -> Vec<u8> {
+    pub fn to_value(self, content: &[u8]) -> Vec<u8> {
         let inline = if self.placement == Placement::Inline { content } else { &[] };
         let mut out = Vec::with_capacity(HEAD_BYTES + inline.len());
         out.push(LAYOUT_VERSION);

@@ -14,6 +14,9 @@ pub enum Area {
     Bulk,
 }
 
+/// What [`Medium::scan`] calls with each key and its value.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), StorageError> + 'a;
+
 /// Ordered keys and values. Each single insertion and removal is atomic; they become durable with
 /// [`commit`](Self::commit), and before it in no particular order.
 pub trait Medium: Send + Sync + std::fmt::Debug {
@@ -39,12 +42,7 @@ pub trait Medium: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// The storage fails, or what `visit` returned.
-    fn scan(
-        &self,
-        area: Area,
-        range: RangeInclusive<Vec<u8>>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StorageError>,
-    ) -> Result<(), StorageError>;
+    fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError>;
 
     /// Makes everything before this call durable.
     ///

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anabranch_common::rng::SplitMix64;
 
-use super::{Area, Engine, Medium, StorageError};
+use super::{Area, Engine, Medium, StorageError, Visit};
 
 /// A store in memory. Clones of its medium share what is stored.
 pub type MemoryStore = Engine<MemoryMedium>;
@@ -132,12 +132,7 @@ impl Medium for MemoryMedium {
         self.disk().write((area, key.to_vec()), None)
     }
 
-    fn scan(
-        &self,
-        area: Area,
-        range: RangeInclusive<Vec<u8>>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StorageError>,
-    ) -> Result<(), StorageError> {
+    fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError> {
         let (from, to) = range.into_inner();
         if from > to {
             return Ok(());
@@ -273,7 +268,7 @@ mod tests {
     }
 
     fn records(positions: std::ops::Range<u64>) -> Vec<(Position, Vec<u8>)> {
-        positions.map(|p| (Position(p), vec![p as u8; 300_000])).collect()
+        positions.map(|p| (Position(p), vec![p.to_le_bytes()[0]; 300_000])).collect()
     }
 
     fn last(store: &MemoryStore) -> Option<u64> {
@@ -354,7 +349,8 @@ mod tests {
     /// nothing of the others stays behind.
     #[test]
     fn a_long_item_is_replaced_as_a_whole() {
-        let books: Vec<Vec<u8>> = [300_000, 400_000, 50, 350_000].map(|len| vec![(len / 1000) as u8; len]).into();
+        let books: Vec<Vec<u8>> =
+            [300_000, 400_000, 50, 350_000].map(|len: usize| vec![(len / 1000).to_le_bytes()[0]; len]).into();
         for write in 0..40 {
             let store = MemoryStore::new();
             store.put_item("book", &books[0]).expect("put");

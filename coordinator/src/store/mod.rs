@@ -26,7 +26,7 @@ use anabranch_common::ids::{Digest, Position};
 pub use anabranch_io::durable::StorageError;
 
 pub use self::engine::Engine;
-pub use self::medium::{Area, Medium};
+pub use self::medium::{Area, Medium, Visit};
 pub use self::memory::MemoryStore;
 pub use self::sled::SledStore;
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anabranch_io::durable::{DbOptions, DurableDb, Tree};
 
-use super::{Area, Engine, Medium, StorageError};
+use super::{Area, Engine, Medium, StorageError, Visit};
 
 /// The store on disk.
 pub type SledStore = Engine<SledMedium>;
@@ -57,12 +57,7 @@ impl Medium for SledMedium {
         self.tree(area).remove(key)
     }
 
-    fn scan(
-        &self,
-        area: Area,
-        range: RangeInclusive<Vec<u8>>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StorageError>,
-    ) -> Result<(), StorageError> {
+    fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError> {
         for entry in self.tree(area).range(range) {
             let (key, value) = entry?;
             visit(&key, &value)?;

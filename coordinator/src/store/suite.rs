@@ -34,7 +34,7 @@ fn run(what: &str, test: impl FnOnce() -> Outcome) {
 fn contents() -> Vec<Vec<u8>> {
     let lengths =
         [0, 1, INLINE_BYTES, INLINE_BYTES + 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 7];
-    lengths.iter().map(|len| (0..*len).map(|i| (i * 31 + len) as u8).collect()).collect()
+    lengths.iter().map(|len| (0..*len).map(|i| (i * 31 + len).to_le_bytes()[0]).collect()).collect()
 }
 
 fn numbered(records: &[Vec<u8>]) -> Vec<(Position, Vec<u8>)> {
@@ -99,7 +99,7 @@ fn appending_refuses_gaps<S: Store>(store: &S) {
 
 fn pruning_keeps_record_0_and_the_newest<S: Store>(open: &mut impl FnMut(Option<S>) -> S) {
     let mut store = open(None);
-    let record = |position: u64| (Position(position), vec![position as u8; 2 * INLINE_BYTES]);
+    let record = |position: u64| (Position(position), vec![position.to_le_bytes()[0]; 2 * INLINE_BYTES]);
     run("pruning", || {
         store.append(&(0..10).map(record).collect::<Vec<_>>())?;
         store.commit()?;
@@ -202,7 +202,7 @@ fn items_are_replaced_and_listed<S: Store>(open: &mut impl FnMut(Option<S>) -> S
     // Between short and long in every direction, and long by long.
     let lengths = [10, SMALL_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES, 5, CHUNK_BYTES + 9];
     for (round, len) in lengths.into_iter().enumerate() {
-        let value: Vec<u8> = (0..len).map(|i| (i * 7 + round) as u8).collect();
+        let value: Vec<u8> = (0..len).map(|i| (i * 7 + round).to_le_bytes()[0]).collect();
         run("long items", || {
             store.put_item("book", &value)?;
             assert_eq!(store.item("book")?.as_ref(), Some(&value), "round {round}");
@@ -245,7 +245,7 @@ fn live_bytes_follow_what_is_stored<S: Store>(open: &mut impl FnMut(Option<S>) -
 
 fn readers_see_whole_records_while_others_append<S: Store>(store: &S) {
     const RECORDS: u64 = 40;
-    let bytes = |position: u64| vec![position as u8; CHUNK_BYTES + usize::try_from(position).unwrap_or(0)];
+    let bytes = |position: u64| vec![position.to_le_bytes()[0]; CHUNK_BYTES + usize::try_from(position).unwrap_or(0)];
     std::thread::scope(|scope| {
         scope.spawn(|| {
             run("appending", || {

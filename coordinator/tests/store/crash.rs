@@ -1,6 +1,6 @@
 //! P1 to P3 and P7: power loss and storage errors at every write and every commit.
 
-use anabranch_coordinator::recovery::{RecoveryError, verify};
+use anabranch_coordinator::recovery::{RecoveryError, recover, verify};
 use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
 use anabranch_coordinator::store::{MemoryStore, StorageError, Store};
 
@@ -30,6 +30,8 @@ fn stop_at(history: &History, site: FaultSite, kind: FaultKind, number: u64) {
         if acknowledged.is_some() || after.last_position().expect("memory").is_some() {
             let position = assert_same_bits(&after, history, &context);
             assert!(Some(position) >= acknowledged, "{context}: acknowledged {acknowledged:?}, found {position}");
+            let warnings = recover(&after).expect("recovered just now").warnings;
+            assert!(warnings.is_empty(), "{context}: a manifest named what was not durable: {warnings:?}");
         }
         let (acknowledged, error) = drive(&after, history, PACE);
         assert!(error.is_none(), "{context}: the restarted run stops: {error:?}");
