@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
+use crate::commands::recovery_fail;
 use crate::config::Config;
 use crate::core::command::{Command, ExitReason};
 use crate::core::event::{Event, Now, PeerId, RequestId};
@@ -27,7 +28,7 @@ use crate::identity::{self, Identity, tokens};
 use crate::merger::ModelState;
 use crate::publish::Publisher;
 use crate::recovery::{self, Recovered, RecoveryError};
-use crate::store::{SledStore, StorageError, Store};
+use crate::store::{SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{self, ANSWERS, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
 
@@ -129,7 +130,10 @@ fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyho
     let started = clock::monotonic();
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
     let recovered = match recovery::recover(store) {
-        Ok(recovered) => recovered,
+        Ok(recovered) => {
+            recovery::release(store).map_err(recovery_fail)?;
+            recovered
+        }
         Err(RecoveryError::Empty) => {
             tracing::info!("no model yet: the first agent makes it from the run's seed");
             return Ok((Core::new(options, config.spec.clone(), roster, now), Vec::new()));
@@ -157,19 +161,6 @@ fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpo
     let server = identity.server();
     let tls = tls::server(identity.ca_der(), &server.certificate_der, &server.key_der)?;
     Ok(tls::lasting_server_endpoint(config.server.listen, tls, &server.key_der)?)
-}
-
-/// The exit code and the advice that belong to a run that cannot be recovered.
-#[must_use]
-pub fn recovery_fail(error: RecoveryError) -> anyhow::Error {
-    match error {
-        RecoveryError::Storage(error) => storage_fail(error).into(),
-        error => {
-            let help =
-                "nothing was changed; restore the directory from a backup, or ask `checkpoint verify` what still holds";
-            Fail::new(ExitCode::Storage, error.to_string()).help(help).into()
-        }
-    }
 }
 
 fn say_goodbye(reason: ExitReason, dir: &Path) {
@@ -408,12 +399,4 @@ fn finite(reason: ExitReason) -> anyhow::Result<ExitReason> {
         }
         reason => Ok(reason),
     }
-}
-
-/// The store of a directory whose coordinator is not running.
-///
-/// # Errors
-/// See [`StorageError`]; `Locked` means that a coordinator is running.
-pub fn open_store(dir: &Path) -> Result<SledStore, StorageError> {
-    SledStore::open_dir(&dir.join(STORE_DIR))
 }

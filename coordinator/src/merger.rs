@@ -127,6 +127,12 @@ impl ModelState {
         Self::restore(self.manifest.clone(), self.spec.clone(), self.model.clone(), merge_state, self.version)
     }
 
+    /// Whether everything beside the model is finite: a buffer may overflow before the model does.
+    #[must_use]
+    pub fn merge_state_is_finite(&self) -> bool {
+        self.strategy.save().into_iter().all(|values| values.iter().all(|value| value.is_finite()))
+    }
+
     /// The flat vector.
     #[must_use]
     pub fn model(&self) -> &[f32] {

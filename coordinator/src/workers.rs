@@ -259,6 +259,12 @@ impl Merging<'_> {
                 let snapshot = Snapshot::of(state.version(), state.manifest(), state.model())?;
                 answer(self.answers, Answer::Published(Arc::new(snapshot)));
             }
+            // A buffer that overflowed would take the next version with it: the run ends at the last finite one.
+            MergeJob::Checkpoint(_) if !state.merge_state_is_finite() => {
+                let version = state.version().next();
+                self.state = None;
+                answer(self.answers, Answer::Event(Event::NonFinite { version }));
+            }
             MergeJob::Checkpoint(order) => {
                 self.checkpointer.send(CheckpointJob { order: *order, model: state.copy()? });
             }

@@ -62,9 +62,8 @@ struct Args {
 fn main() -> ExitCode {
     // Started again as one of its own daemons? Then be that daemon and nothing else.
     let args: Vec<OsString> = std::env::args_os().collect();
-    match args.get(1).and_then(|role| Role::from_arg(role)) {
-        Some(role) => return role.main(args.into_iter().skip(2)),
-        None => {}
+    if let Some(role) = args.get(1).and_then(|role| Role::from_arg(role)) {
+        return role.main(args.into_iter().skip(2));
     }
     match quickstart(&Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,

@@ -28,7 +28,10 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(root)
-        .caption("Four agents, one ten times slower, one killed: test accuracy", ("sans-serif", 22).into_font().color(&INK))
+        .caption(
+            "Four agents, one ten times slower, one killed: test accuracy",
+            ("sans-serif", 22).into_font().color(&INK),
+        )
         .margin(18)
         .x_label_area_size(44)
         .y_label_area_size(58)

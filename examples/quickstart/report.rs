@@ -54,9 +54,13 @@ pub(crate) fn print(outcome: &Outcome) {
     let report = &outcome.report;
     let refused: u64 = report.updates_refused.values().sum();
     println!();
-    println!("  test accuracy   {:.2} %  (version {}, 360 digits nobody trained on)", 100.0 * outcome.accuracy(), report.result_version.map_or(0, |version| version.0));
+    println!(
+        "  test accuracy   {:.2} %  (version {}, 360 digits nobody trained on)",
+        100.0 * outcome.accuracy(),
+        report.result_version.map_or(0, |version| version.0)
+    );
     println!("  wall time       {:.1} s  (from the first process to the last)", outcome.wall_s);
-    println!("  updates         {} merged, {refused} refused, none lost", report.updates_accepted);
+    println!("  updates         {} merged, {refused} refused", report.updates_accepted);
     println!(
         "  sent up         {}  instead of {} raw f32: {:.1}x smaller",
         megabytes(report.uplink_bytes),
@@ -73,7 +77,10 @@ pub(crate) fn print(outcome: &Outcome) {
     histogram(&report.staleness_histogram);
     println!("  model           {}", outcome.model.display());
     println!("  plot            {}", outcome.plot.display());
-    println!("  look inside     python3 -c \"from safetensors.numpy import load_file; print({{k: v.shape for k, v in load_file('{}').items()}})\"", outcome.model.display());
+    println!(
+        "  look inside     python3 -c \"from safetensors.numpy import load_file; print({{k: v.shape for k, v in load_file('{}').items()}})\"",
+        outcome.model.display()
+    );
     if !outcome.pass() {
         println!("\n  NOT what this example promises: >= 95 % accuracy, a killed agent, >= 3x smaller uploads.");
     }

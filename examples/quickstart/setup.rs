@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anabranch_common::status::StatusReport;
 use anyhow::{Context, bail};
@@ -65,8 +64,7 @@ impl Setup {
     fn init(&self) -> anyhow::Result<()> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let dir = self.coordinator_dir();
-        let args: [&OsStr; 5] =
-            ["init".as_ref(), "--dir".as_ref(), dir.as_ref(), "--listen".as_ref(), listen.as_ref()];
+        let args: [&OsStr; 5] = ["init".as_ref(), "--dir".as_ref(), dir.as_ref(), "--listen".as_ref(), listen.as_ref()];
         Role::Coordinator.run(&args)?;
         std::fs::write(dir.join("run.toml"), run_toml(self.seed, &listen))?;
         Ok(())
@@ -95,14 +93,8 @@ impl Setup {
         let dir = self.coordinator_dir();
         for number in 1..=AGENTS {
             let name = format!("agent-{number}");
-            let create: [&OsStr; 6] = [
-                "token".as_ref(),
-                "create".as_ref(),
-                "--dir".as_ref(),
-                dir.as_ref(),
-                "--name".as_ref(),
-                name.as_ref(),
-            ];
+            let create: [&OsStr; 6] =
+                ["token".as_ref(), "create".as_ref(), "--dir".as_ref(), dir.as_ref(), "--name".as_ref(), name.as_ref()];
             let token = Role::Coordinator.run(&create)?;
             let (token, agent) = (token.trim(), self.agent_dir(number));
             let join: [&OsStr; 5] =
@@ -153,7 +145,6 @@ fn free_port() -> anyhow::Result<u16> {
 }
 
 fn run_toml(seed: u64, listen: &str) -> String {
-    let every_s = Duration::from_millis(500).as_secs_f64();
     format!(
         r#"[run]
 name = "quickstart"
@@ -188,7 +179,7 @@ max_norm_ratio = 0.0
 
 [evaluate]
 every_versions = 4
-every_s = {every_s}
+every_s = 0.5
 
 [target]
 accuracy = 0.96

@@ -77,12 +77,19 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
 }
 
 /// The only thing that is read from a peer without a certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct JoinRequest {
     /// The secret of the join token.
     pub token_secret: [u8; 32],
     /// A certificate signing request, in DER. Only its key counts: the coordinator sets name and role.
     pub csr_der: Vec<u8>,
+}
+
+impl std::fmt::Debug for JoinRequest {
+    /// Without the secret: what is debugged may be logged.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinRequest").field("csr_bytes", &self.csr_der.len()).finish_non_exhaustive()
+    }
 }
 
 /// Answer to a join request.

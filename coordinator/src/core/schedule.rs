@@ -264,6 +264,8 @@ impl Core {
 
     /// The model overflowed: everything up to the last finite version stays.
     pub(super) fn non_finite(&mut self, version: ModelVersion) {
+        // No checkpoint is written any more: what was ordered will not be answered.
+        self.schedule.checkpoint_outstanding = false;
         self.finish(FinishReason::NonFinite, ModelVersion(version.0.saturating_sub(1)));
     }
 
