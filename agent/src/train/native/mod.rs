@@ -17,6 +17,7 @@ use std::ops::ControlFlow;
 
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, TrainSpec};
+use rayon::prelude::*;
 
 use super::optimizer::Optimizer;
 use super::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
@@ -24,8 +25,9 @@ use crate::shard::draw::{Draw, Purpose};
 use crate::shard::{Shard, same_shape};
 use architecture::Architecture;
 
-/// Examples that are evaluated together: enough to fill the caches, few enough to stay in them.
-const EVALUATION_BATCH: usize = 128;
+/// Examples that are evaluated together: enough for a matrix product, few enough that unfolded patches stay in the
+/// caches. Batches are shared out among the threads.
+const EVALUATION_BATCH: usize = 32;
 /// Largest `train.batch_size`.
 const MAX_BATCH: u32 = 65_536;
 
@@ -98,14 +100,6 @@ impl Native {
             None => Optimizer::new(&plan.optimizer, self.architecture.manifest.params()),
         }
     }
-
-    /// Reads examples, scaled.
-    fn read(&self, shard: &dyn Shard, indices: &[usize], labels: &mut Vec<u32>) -> Vec<f32> {
-        let mut inputs = Vec::new();
-        shard.read(indices, &mut inputs, labels);
-        inputs.iter_mut().for_each(|value| *value *= self.architecture.input_scale);
-        inputs
-    }
 }
 
 impl Trainer for Native {
@@ -136,8 +130,8 @@ impl Trainer for Native {
         for step in 1..=plan.local_steps {
             indices.clear();
             indices.extend((0..plan.batch_size).map(|_| draw.below(shard.len())));
-            let inputs = self.read(shard, &indices, &mut labels);
             let architecture = &self.architecture;
+            let inputs = read(architecture, shard, &indices, &mut labels);
             let (model, gradient) = (&mut outcome.end, &mut gradient);
             let batch_loss = self.threads.install(|| graph::backward(architecture, model, inputs, &labels, gradient));
             let loss = (batch_loss / f64::from(plan.batch_size)) as f32;
@@ -165,15 +159,20 @@ impl Trainer for Native {
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {
         self.check(model, shard)?;
-        let (mut loss_sum, mut correct) = (0.0, 0u64);
-        let mut labels = Vec::new();
-        for start in (0..shard.len()).step_by(EVALUATION_BATCH) {
-            let indices: Vec<usize> = (start..shard.len().min(start + EVALUATION_BATCH)).collect();
-            let inputs = self.read(shard, &indices, &mut labels);
-            let architecture = &self.architecture;
-            let score = self.threads.install(|| graph::forward(architecture, model, inputs, &labels));
-            loss_sum += score.loss_sum;
-            correct += score.correct;
+        let starts: Vec<usize> = (0..shard.len()).step_by(EVALUATION_BATCH).collect();
+        let score = |start: &usize| {
+            let indices: Vec<usize> = (*start..shard.len().min(*start + EVALUATION_BATCH)).collect();
+            let mut labels = Vec::new();
+            let inputs = read(&self.architecture, shard, &indices, &mut labels);
+            let score = graph::forward(&self.architecture, model, inputs, &labels);
+            (score.loss_sum, score.correct)
+        };
+        // Collected in order, so that the sum does not depend on which batch was ready first.
+        let scores: Vec<(f64, u64)> = self.threads.install(|| starts.par_iter().map(score).collect());
+        let (mut loss_sum, mut correct) = (0.0, 0);
+        for (loss, hits) in scores {
+            loss_sum += loss;
+            correct += hits;
         }
         let num_examples = shard.len() as u64;
         let loss = loss_sum / num_examples as f64;
@@ -182,6 +181,14 @@ impl Trainer for Native {
         }
         Ok(Metrics { accuracy: correct as f64 / num_examples as f64, loss, num_examples })
     }
+}
+
+/// Reads examples, scaled.
+fn read(architecture: &Architecture, shard: &dyn Shard, indices: &[usize], labels: &mut Vec<u32>) -> Vec<f32> {
+    let mut inputs = Vec::new();
+    shard.read(indices, &mut inputs, labels);
+    inputs.iter_mut().for_each(|value| *value *= architecture.input_scale);
+    inputs
 }
 
 fn check_plan(plan: &TrainSpec) -> Result<(), TrainError> {

@@ -1,9 +1,11 @@
 //! The trainer as a whole, on small made-up data.
 
+use std::path::{Path, PathBuf};
+
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
 
 use super::*;
-use crate::shard::{Examples, Inputs};
+use crate::shard::{self, Examples, Inputs, ShardOptions};
 
 fn model(kind: ModelKind) -> ModelSpec {
     ModelSpec { kind, input: vec![1, 12, 12], classes: 3, hidden: vec![], input_scale: 1.0 / 255.0 }
@@ -154,4 +156,44 @@ fn what_does_not_fit_is_refused_before_any_work() {
     assert_eq!(trainer.evaluate(&base, &empty), Err(TrainError::EmptyShard));
     let idle = trainer.train(&base, &plan(0, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on);
     assert!(matches!(idle, Err(TrainError::Spec { key: "train.local_steps", .. })), "{idle:?}");
+}
+
+#[test]
+fn the_mlp_learns_handwritten_digits() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data");
+    let spec = ModelSpec { kind: ModelKind::Mlp, input: vec![64], classes: 10, hidden: vec![64], input_scale: 0.0625 };
+    let open =
+        |name| shard::open(&data.join(name), &ShardOptions::for_model(&spec)).expect("a file of this repository");
+    let (train, test) = (open("digits-train.csv.gz"), open("digits-test.csv.gz"));
+    assert_eq!((train.len(), test.len()), (1437, 360));
+    let mut trainer = native(&spec).expect("valid");
+    let base = trainer.initial(1);
+    let outcome = trainer.train(&base, &plan(600, sgd(0.1, 0.9)), 1, train.as_ref(), &mut go_on).expect("trains");
+    let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
+    assert!(metrics.accuracy >= 0.95, "{metrics:?}");
+}
+
+/// MNIST, from `ANABRANCH_DATA` or from `shared/data` beside the repository; it is not part of it.
+fn mnist() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let data = std::env::var_os("ANABRANCH_DATA").map_or_else(beside, PathBuf::from).join("mnist");
+    data.is_dir().then_some(data)
+}
+
+#[test]
+fn the_cnn_learns_mnist_where_it_is_at_hand() {
+    let Some(data) = mnist() else {
+        println!("skipped: set ANABRANCH_DATA to a directory with mnist/ in it");
+        return;
+    };
+    let spec = ModelSpec { input: vec![1, 28, 28], classes: 10, ..model(ModelKind::Cnn) };
+    let options = ShardOptions::for_model(&spec);
+    let train = shard::open(&data, &options).expect("MNIST is sound");
+    let test = shard::open(&data.join("t10k-images-idx3-ubyte.gz"), &options).expect("MNIST is sound");
+    assert_eq!((train.len(), test.len()), (60_000, 10_000));
+    let mut trainer = native(&spec).expect("valid");
+    let base = trainer.initial(1);
+    let outcome = trainer.train(&base, &plan(300, sgd(0.2, 0.0)), 1, train.as_ref(), &mut go_on).expect("trains");
+    let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
+    assert!(metrics.accuracy >= 0.95, "{metrics:?}");
 }
