@@ -243,7 +243,7 @@ fn protocol_versions_that_do_not_match_are_told_by_number() -> anyhow::Result<()
     goes_on(&mut cluster, "one")
 }
 
-/// A file system of a few MiB; unmounted when dropped.
+/// A file system of its own; unmounted when dropped.
 struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
@@ -271,7 +271,7 @@ impl Drop for SmallDisk<'_> {
 fn a_full_disk_stops_the_coordinator_with_its_code_and_nothing_is_lost() -> anyhow::Result<()> {
     let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
     let store = cluster.coordinator_dir().join("store");
-    let Some(disk) = SmallDisk::mount(&store, "256k")? else {
+    let Some(disk) = SmallDisk::mount(&store, "8k")? else {
         assert!(std::env::var_os("CI").is_none(), "CI runs as a user that may mount a tmpfs");
         eprintln!("not checked: this user may not mount a small file system");
         return Ok(());

@@ -76,16 +76,20 @@ pub fn check(recovered: Option<&Recovered>, acknowledged: &Acknowledged) -> anyh
         ensure!(acknowledged.leases.is_empty(), "updates were acknowledged of a run that is not there");
         return Ok(0);
     };
-    let model = recovered.model.model();
+    let counted = recovered.state.agents.values().map(|agent| agent.accepted).sum();
+    judge(recovered.model.model(), counted, &acknowledged.leases)
+}
+
+/// Compares a ledger with the leases that were acknowledged; `counted` is how many updates the coordinator says it has merged.
+fn judge(model: &[f32], counted: u64, acknowledged: &BTreeSet<u64>) -> anyhow::Result<u64> {
     for (lease, value) in model.iter().enumerate() {
         ensure!([0.0, 1.0].contains(value), "the update of lease {lease} was merged {value} times");
     }
-    for lease in &acknowledged.leases {
+    for lease in acknowledged {
         let value = usize::try_from(*lease).ok().and_then(|lease| model.get(lease));
         ensure!(value == Some(&1.0), "the acknowledged update of lease {lease} is lost");
     }
     let merged = model.iter().filter(|value| **value == 1.0).count() as u64;
-    let counted: u64 = recovered.state.agents.values().map(|agent| agent.accepted).sum();
     ensure!(merged == counted, "{merged} updates are in the model, and {counted} were counted");
     Ok(merged)
 }
@@ -112,5 +116,18 @@ mod tests {
     fn a_verdict_on_something_never_offered_is_noticed() {
         let log = r#"{"message":"update accepted","epoch":1,"seq":9,"version":3}"#;
         assert!(read_log(log, "one", &mut Acknowledged::default()).is_err());
+    }
+
+    /// The audit itself bites: every way to break the promise is told by its name.
+    #[test]
+    fn a_lost_a_doubled_and_an_uncounted_update_are_noticed() {
+        let acknowledged = BTreeSet::from([1, 2]);
+        let problem = |model: &[f32], counted| judge(model, counted, &acknowledged).expect_err("broken").to_string();
+        assert_eq!(judge(&[0.0, 1.0, 1.0, 1.0], 3, &acknowledged).expect("an unacknowledged one may be in"), 3);
+        assert_eq!(judge(&[0.0, 1.0, 1.0, 0.0], 2, &acknowledged).expect("and may be out"), 2);
+        assert_eq!(problem(&[0.0, 1.0, 0.0, 0.0], 1), "the acknowledged update of lease 2 is lost");
+        assert_eq!(problem(&[0.0, 1.0, 2.0, 0.0], 2), "the update of lease 2 was merged 2 times");
+        assert_eq!(problem(&[0.0, 1.0], 1), "the acknowledged update of lease 2 is lost");
+        assert_eq!(problem(&[0.0, 1.0, 1.0, 1.0], 2), "3 updates are in the model, and 2 were counted");
     }
 }
