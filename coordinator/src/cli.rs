@@ -313,6 +313,20 @@ pub(crate) enum CheckpointVerb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Go on from an earlier version, on a stopped coordinator
+    ///
+    /// The run continues from that version on a new branch, also when it had ended. Updates that were merged after it no
+    /// longer count, and agents that worked on the old branch start anew.
+    #[command(after_help = "Example:
+  anabranch-coordinator checkpoint rollback --dir trainer --version 120")]
+    Rollback {
+        #[command(flatten)]
+        dir: DirArgs,
+        /// Version to go back to, the newest one included
+        #[arg(long = "version", value_name = "N",
+              value_parser = |text: &str| text.parse().map(ModelVersion).map_err(|error: std::num::ParseIntError| error))]
+        version: ModelVersion,
+    },
 }
 
 #[derive(Debug, Subcommand)]

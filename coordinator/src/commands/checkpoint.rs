@@ -1,4 +1,4 @@
-//! `checkpoint list|verify|export|import`.
+//! `checkpoint list|verify|export|import|rollback`.
 
 use std::path::Path;
 
@@ -21,6 +21,7 @@ pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
         CheckpointVerb::Verify { target, output } => verify(&target, output),
         CheckpointVerb::Export { target, out, version, force } => export(&target, &out, version, force),
         CheckpointVerb::Import { dir, file } => import(&dir.dir, &file),
+        CheckpointVerb::Rollback { dir, version } => rollback(&dir.dir, version),
     }
 }
 
@@ -119,6 +120,20 @@ fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
         output::count(values.len() as u64),
         manifest.tensors().len(),
         Digest::of_f32(&values),
+    ))
+}
+
+fn rollback(dir: &Path, version: ModelVersion) -> anyhow::Result<()> {
+    let Coordinator::Stopped(stopped) = Coordinator::of_dir(dir)? else {
+        let fail = Fail::new(ExitCode::Unavailable, format!("a coordinator is running in {}", dir.display()));
+        return Err(fail
+            .help("a rollback needs a stopped one: end `run` with SIGTERM, roll back, then start it again; its agents come back by themselves")
+            .into());
+    };
+    let done = stopped.rollback(version)?;
+    output::print(&format!(
+        "rolled back from version {} to version {version} on branch {} (record {}, from record {})\n",
+        done.before, done.branch, done.position, done.from,
     ))
 }
 

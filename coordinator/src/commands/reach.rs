@@ -48,7 +48,7 @@ impl Coordinator {
     }
 
     /// Whoever holds the lock of the store is the one to ask; with nobody there the store is ours.
-    fn of_dir(dir: &Path) -> anyhow::Result<Self> {
+    pub(super) fn of_dir(dir: &Path) -> anyhow::Result<Self> {
         let config = load_config(dir)?;
         let mut holder = None;
         for _ in 0..ATTEMPTS {

@@ -87,6 +87,11 @@ impl Stopped {
         recovery::import(&self.store, manifest, model, Some(new_run), clock::unix_ms()).map_err(import_fail)
     }
 
+    /// Goes back to an earlier version, on a new branch: see [`recovery::rollback`].
+    pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<recovery::RolledBack> {
+        recovery::rollback(&self.store, version, run::fresh_branch()?, clock::unix_ms()).map_err(recovery_fail)
+    }
+
     /// The manifest of the run, once there is one.
     pub(super) fn manifest(&self) -> anyhow::Result<Option<ModelManifest>> {
         Ok(self.recover()?.map(|recovered| recovered.state.manifest))

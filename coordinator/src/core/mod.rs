@@ -134,7 +134,8 @@ impl Core {
         }
         let mut core = Self::new(options, spec.clone(), roster, now);
         core.gate = Gate::durable_up_to(state.position);
-        core.schedule = Schedule::new(now, checkpoint.unwrap_or(state.version));
+        // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.
+        core.schedule = Schedule::new(now, checkpoint.unwrap_or(state.version).min(state.version));
         core.schedule.resume(&state, oldest);
         core.chain = chain;
         let changed = state.spec != spec;

@@ -335,6 +335,8 @@ impl RunState {
         self.finished = None;
         self.leases.clear();
         self.norms.clear();
+        // Versions beyond it will be made again, and be other models.
+        self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
         self.agents.values_mut().for_each(|agent| agent.lease = None);
     }
 

@@ -15,11 +15,21 @@ pub const CATALOGUE_KEY: &str = "run";
 /// # Errors
 /// The storage fails, or the system gives no random numbers.
 pub fn identifiers(store: &dyn Store) -> Result<(RunId, BranchId), StorageError> {
-    identifiers_from(store, || {
-        let mut bytes = [0; 32];
-        let filled = getrandom::fill(&mut bytes);
-        filled.map(|()| bytes).map_err(|error| StorageError::of_io(Path::new("/dev/urandom"), error.into()))
-    })
+    identifiers_from(store, entropy)
+}
+
+/// A branch that no run has had before.
+///
+/// # Errors
+/// The system gives no random numbers.
+pub fn fresh_branch() -> Result<BranchId, StorageError> {
+    entropy().map(BranchId)
+}
+
+fn entropy<const N: usize>() -> Result<[u8; N], StorageError> {
+    let mut bytes = [0; N];
+    let filled = getrandom::fill(&mut bytes);
+    filled.map(|()| bytes).map_err(|error| StorageError::of_io(Path::new("/dev/urandom"), error.into()))
 }
 
 fn identifiers_from(

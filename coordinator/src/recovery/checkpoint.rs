@@ -169,9 +169,9 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
     let mut kept: Vec<(Position, Checkpoint)> = stored.iter().filter_map(readable).collect();
     kept.drain(..kept.len().saturating_sub(keep.max(1)));
     let mut pruned = Pruned::default();
-    let Some((floor, oldest)) = kept.first().map(|(position, oldest)| (*position, oldest.version)) else {
-        return Ok(pruned);
-    };
+    let Some(floor) = kept.first().map(|(position, _)| *position) else { return Ok(pruned) };
+    // Not that of the first one: after a rollback an older checkpoint may have a newer version.
+    let oldest = kept.iter().map(|(_, checkpoint)| checkpoint.version).min().unwrap_or_default();
     // Before any record goes: what it names must not stay pinned.
     pins::scan(store)?;
     for (position, _) in &stored {

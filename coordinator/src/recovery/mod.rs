@@ -15,6 +15,7 @@ mod error;
 mod export;
 mod pins;
 pub mod replay;
+mod rollback;
 mod vectors;
 pub mod verify;
 
@@ -23,4 +24,5 @@ pub use error::{ImportError, RecoveryError};
 pub use export::{Exported, NewRun, export, import};
 pub use pins::{BranchPoint, put_branch, put_model, release};
 pub use replay::{Recovered, model_at, recover};
+pub use rollback::{RolledBack, rollback};
 pub use verify::verify;
