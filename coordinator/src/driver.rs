@@ -306,13 +306,13 @@ impl Driver {
                     }
                 }
                 Command::Exit(reason) => exit = Some(reason),
-                to_peer => self.to_peer(to_peer),
+                rest => self.tell_peer(rest),
             }
         }
         exit
     }
 
-    fn to_peer(&mut self, command: Command) {
+    fn tell_peer(&mut self, command: Command) {
         let (peer, op) = match command {
             Command::Send { peer, message } => (peer, PeerOp::Send(message)),
             Command::Close { peer } => (peer, PeerOp::Close),
@@ -372,7 +372,7 @@ impl Driver {
         match self.identity.issue_agent(csr_der, name, self.agent_certificate_days, clock::unix_ms()) {
             Ok(issued) if issued.agent == agent => {
                 let message = CoordinatorMessage::Renewed { certificate_der: issued.certificate_der };
-                self.to_peer(Command::Send { peer, message });
+                self.tell_peer(Command::Send { peer, message });
             }
             Ok(_) => tracing::warn!(%agent, "an agent asked for a certificate for another key"),
             Err(error) => tracing::warn!(%agent, %error, "a certificate was not renewed"),
