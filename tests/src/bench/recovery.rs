@@ -1,11 +1,14 @@
 //! `anabranch-lab bench recovery`: a real coordinator, killed and started again.
 
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use anabranch_coordinator::recovery;
 use anyhow::Context as _;
 
+use super::store::noise;
 use crate::clock::Stopwatch;
 use crate::invariants;
 use crate::ledger::Settings;
@@ -30,7 +33,7 @@ const SLOW: Duration = Duration::from_secs(300);
 pub fn run(lab: &Path, seed: u64) -> anyhow::Result<Report> {
     let mut report = Report::new("anabranch-lab bench recovery", seed);
     for (name, coordinates) in MODELS {
-        kill_and_serve(lab, &mut report, name, coordinates)?;
+        kill_and_serve(lab, &mut report, name, coordinates, seed)?;
     }
     replay(lab, &mut report)?;
     report.aim("serving again within 1 s with a model of 1 MB", report.metrics["recovery_1mb_s"] <= 1.0);
@@ -44,9 +47,14 @@ pub fn run(lab: &Path, seed: u64) -> anyhow::Result<Report> {
 }
 
 /// The median time from the start after a kill until the coordinator serves.
-fn kill_and_serve(lab: &Path, report: &mut Report, name: &str, coordinates: u64) -> anyhow::Result<()> {
+fn kill_and_serve(lab: &Path, report: &mut Report, name: &str, coordinates: u64, seed: u64) -> anyhow::Result<()> {
     let settings = Settings { coordinates, checkpoint_every: 4, ..Settings::default() };
     let mut cluster = Cluster::new(lab, &settings.run_toml())?;
+    // Values as a trained model has them: the ledger's zeros would be compressed to nothing.
+    let file = cluster.path().join("model.safetensors");
+    write_model(&file, &noise(usize::try_from(coordinates)?, seed))?;
+    cluster.coordinate(&["checkpoint", "import"], &[&file.display().to_string()])?.code(0)?;
+    std::fs::remove_file(&file)?;
     cluster.start_coordinator()?;
     cluster.join("agent")?;
     cluster.start_ledger_agent("agent", &[])?;
@@ -67,6 +75,19 @@ fn kill_and_serve(lab: &Path, report: &mut Report, name: &str, coordinates: u64)
     // The last one stands: that of the larger model.
     report.metric("peak_rss_bytes", (proc_kib(&status, "VmHWM:").unwrap_or(0) << 10) as f64);
     Ok(())
+}
+
+/// The ledger's tensor as a safetensors file: length of the header, header, data.
+fn write_model(path: &Path, values: &[f32]) -> anyhow::Result<()> {
+    let (shape, end) = (values.len(), 4 * values.len());
+    let header = format!("{{\"ledger\":{{\"dtype\":\"F32\",\"shape\":[{shape}],\"data_offsets\":[0,{end}]}}}}");
+    let mut file = BufWriter::new(File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    for value in values {
+        file.write_all(&value.to_le_bytes())?;
+    }
+    Ok(file.flush()?)
 }
 
 /// How much faster a journal is replayed than it came in.
