@@ -144,8 +144,12 @@ fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyho
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let (version, took) = (state.version, started.elapsed());
     tracing::info!(%version, %position, replayed, took_ms = took.as_millis(), "recovered");
-    merger.send(MergeJob::Start(Box::new(model)));
-    let (mut core, commands) =
+    // Killed between the record that made it overflow and the record that ends the run: end it now.
+    let overflowed = model.overflowed();
+    if overflowed.is_none() {
+        merger.send(MergeJob::Start(Box::new(model)));
+    }
+    let (mut core, mut commands) =
         Core::resume(options, config.spec.clone(), roster, (state, chain), (oldest, checkpoint_version), now).map_err(
             |error| {
                 let help =
@@ -154,6 +158,9 @@ fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyho
             },
         )?;
     core.end_again(now);
+    if let Some(version) = overflowed {
+        commands.extend(core.handle(now, Event::NonFinite { version }));
+    }
     Ok((core, commands))
 }
 

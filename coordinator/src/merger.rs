@@ -23,9 +23,6 @@ pub enum MergeError {
         /// Length of the vector.
         found: usize,
     },
-    /// The model overflowed.
-    #[error("version {0} of the model is not finite")]
-    NonFinite(ModelVersion),
     /// The record replaces the model as a whole: whoever replays fetches the blob that it names.
     #[error("the record replaces the model")]
     Replaced,
@@ -39,6 +36,7 @@ pub struct ModelState {
     model: Vec<f32>,
     strategy: Box<dyn MergeStrategy>,
     version: ModelVersion,
+    overflowed: Option<ModelVersion>,
 }
 
 impl ModelState {
@@ -56,7 +54,7 @@ impl ModelState {
             return Err(MergeError::WrongLength { expected: manifest.params(), found: model.len() });
         }
         let strategy = spec.strategy(manifest.params());
-        Ok(Self { manifest, spec, model, strategy, version })
+        Ok(Self { manifest, spec, model, strategy, version, overflowed: None })
     }
 
     /// The same with a saved merge state.
@@ -78,13 +76,14 @@ impl ModelState {
     /// Applies a record, decoding its payload. Records that do not touch the model change nothing.
     ///
     /// # Errors
-    /// The payload does not decode, the model is no longer finite, or the record replaces the model
-    /// ([`MergeError::Replaced`]: `Imported` and `Branched`, after which the caller builds a new state).
+    /// The payload does not decode, or the record replaces the model ([`MergeError::Replaced`]: `Imported` and
+    /// `Branched`, after which the caller builds a new state).
     pub fn apply(&mut self, record: &Record) -> Result<(), MergeError> {
         match &record.body {
             RecordBody::Update(update) => {
                 let delta = codec::decode(update.meta.codec, &self.manifest, &record.payload)?;
-                self.apply_update(update, &delta)
+                self.apply_update(update, &delta);
+                Ok(())
             }
             RecordBody::ConfigChanged { spec } => {
                 self.change_spec(&spec.merge);
@@ -95,17 +94,23 @@ impl ModelState {
         }
     }
 
-    /// Applies an update whose payload is decoded already.
-    ///
-    /// # Errors
-    /// The model is no longer finite. It must not be published any more.
-    pub fn apply_update(&mut self, update: &AcceptedUpdate, delta: &Delta) -> Result<(), MergeError> {
-        self.strategy.apply(&mut self.model, delta, update.weight, update.closes);
+    /// Applies an update whose payload is decoded already. Once a version has overflowed the model stays as it is: that
+    /// version and all after it are never published, and see [`overflowed`](Self::overflowed).
+    pub fn apply_update(&mut self, update: &AcceptedUpdate, delta: &Delta) {
         self.version = update.version;
-        if update.closes && !self.model.iter().fold(true, |finite, value| finite & value.is_finite()) {
-            return Err(MergeError::NonFinite(self.version));
+        if self.overflowed.is_some() {
+            return;
         }
-        Ok(())
+        self.strategy.apply(&mut self.model, delta, update.weight, update.closes);
+        if update.closes && !self.model.iter().fold(true, |finite, value| finite & value.is_finite()) {
+            self.overflowed = Some(self.version);
+        }
+    }
+
+    /// The first version that is not finite, if finite updates have added up to one.
+    #[must_use]
+    pub fn overflowed(&self) -> Option<ModelVersion> {
+        self.overflowed
     }
 
     /// The merge rule changes: a state of another shape starts empty.

@@ -242,16 +242,13 @@ impl Merging<'_> {
             MergeJob::Start(_) => {}
             MergeJob::Merge { record, content } => {
                 faults::point("merge-before");
-                let merged = match (&record.body, content) {
+                match (&record.body, content) {
                     (RecordBody::Update(update), Some(delta)) => state.apply_update(update, &delta),
-                    _ => state.apply(&record),
-                };
-                match merged {
-                    Err(MergeError::NonFinite(version)) => {
-                        self.state = None;
-                        answer(self.answers, Answer::Event(Event::NonFinite { version }));
-                    }
-                    other => other?,
+                    _ => state.apply(&record)?,
+                }
+                if let Some(version) = state.overflowed() {
+                    self.state = None;
+                    answer(self.answers, Answer::Event(Event::NonFinite { version }));
                 }
                 faults::point("merge-after");
             }

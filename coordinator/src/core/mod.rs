@@ -39,8 +39,8 @@ use event::{Event, Now, PeerId};
 use gate::Gate;
 use peers::Peers;
 use roster::Roster;
-pub use schedule::lease_seed;
 use schedule::Schedule;
+pub use schedule::lease_seed;
 use state::RunState;
 
 /// What the core is told at its start, beside the journal.

@@ -27,9 +27,14 @@ pub struct Exported {
 /// The run cannot be recovered, or the version is no longer available (the error says which are).
 pub fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Exported, RecoveryError> {
     let newest = replay::steadily(store, || replay::recover(store), |_| true)?;
+    let oldest = newest.oldest;
     let version = version.or(newest.state.finished.map(|(_, result)| result)).unwrap_or(newest.state.version);
     let (state, model) =
         if version == newest.state.version { (newest.state, newest.model) } else { replay::model_at(store, version)? };
+    if let Some(overflowed) = model.overflowed() {
+        let newest = ModelVersion(overflowed.0.saturating_sub(1));
+        return Err(RecoveryError::Version { version, oldest, newest });
+    }
     let model = model.model().to_vec();
     Ok(Exported { version, manifest: state.manifest, digest: Digest::of_f32(&model), model })
 }

@@ -31,7 +31,10 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 
-pub use endpoint::{BindError, bind_client as client_endpoint, bind_lasting_server as lasting_server_endpoint, bind_server as server_endpoint, connect};
+pub use endpoint::{
+    BindError, bind_client as client_endpoint, bind_lasting_server as lasting_server_endpoint,
+    bind_server as server_endpoint, connect,
+};
 pub use identity::{ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, validity};
 pub use problem::{ConnectProblem, explain};
 
