@@ -2,6 +2,7 @@
 //! on random data: `cargo bench -p anabranch-agent --bench train [-- MODEL [THREADS]]`.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+#![expect(clippy::cast_possible_truncation, reason = "made-up data are small")]
 
 use std::ops::ControlFlow;
 use std::time::Instant;

@@ -27,15 +27,14 @@ pub(super) struct Row<'a> {
     pub(super) label: u32,
 }
 
+/// What is done with each row, good or bad.
+type Each<'a> = dyn for<'r> FnMut(Result<Row<'r>, ShardError>) -> Result<(), ShardError> + 'a;
+
 /// Reads every row and hands it, or what is wrong with it, to `each`, which ends the reading with an error.
 ///
 /// # Errors
 /// What `each` returns, and whatever keeps the file from being read at all.
-pub(super) fn rows(
-    path: &Path,
-    label_column: &str,
-    each: &mut dyn FnMut(Result<Row<'_>, ShardError>) -> Result<(), ShardError>,
-) -> Result<(), ShardError> {
+pub(super) fn rows(path: &Path, label_column: &str, each: &mut Each<'_>) -> Result<(), ShardError> {
     let mut reader = reader(path)?;
     let columns = Columns::read(path, &mut reader, label_column)?;
     let mut record = csv::ByteRecord::new();
@@ -234,9 +233,8 @@ fn listing(names: &[String]) -> String {
 /// Appends a row; the first value that is no byte turns all into floats.
 fn append(inputs: &mut Inputs, row: &[f32]) {
     if let Inputs::Bytes(bytes) = inputs {
-        // Lossless for whole numbers from 0 to 255 and for nothing else.
-        if row.iter().all(|value| f32::from(*value as u8) == *value && value.is_sign_positive()) {
-            bytes.extend(row.iter().map(|value| *value as u8));
+        if row.iter().all(|value| as_byte(*value).is_some()) {
+            bytes.extend(row.iter().filter_map(|value| as_byte(*value)));
             return;
         }
         *inputs = Inputs::Floats(bytes.iter().map(|byte| f32::from(*byte)).collect());
@@ -244,6 +242,13 @@ fn append(inputs: &mut Inputs, row: &[f32]) {
     if let Inputs::Floats(floats) = inputs {
         floats.extend_from_slice(row);
     }
+}
+
+/// A whole number from 0 to 255 as a byte; nothing else (-0 neither) comes back from a byte unchanged.
+#[expect(clippy::cast_possible_truncation, reason = "the comparison refuses what was truncated")]
+fn as_byte(value: f32) -> Option<u8> {
+    let byte = value as u8;
+    (f32::from(byte) == value && value.is_sign_positive()).then_some(byte)
 }
 
 /// Sorts what the csv reader reports.

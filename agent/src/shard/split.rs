@@ -224,6 +224,7 @@ fn assign(labels: &[u32], indices: Vec<usize>, options: &SplitOptions) -> Vec<Ve
                 let (mut start, mut sum) = (0, 0.0);
                 for (part, share) in parts.iter_mut().zip(&shares) {
                     sum += share;
+                    #[expect(clippy::cast_possible_truncation, reason = "clamped to the length of the group")]
                     let end = ((sum * group.len() as f64).round() as usize).clamp(start, group.len());
                     part.extend_from_slice(&group[start..end]);
                     start = end;

@@ -87,6 +87,7 @@ impl Optimizer {
 }
 
 impl Moments {
+    #[expect(clippy::cast_possible_truncation, reason = "the corrections are applied to f32 vectors")]
     fn step(&mut self, model: &mut [f32], gradient: &[f32], lr: f32, weight_decay: f32, [beta_1, beta_2]: [f32; 2]) {
         self.beta_1_power *= f64::from(beta_1);
         self.beta_2_power *= f64::from(beta_2);

@@ -156,6 +156,7 @@ impl Architecture {
     /// Uniform in +-1/sqrt(fan_in), weights and biases alike (He et al. 2015 with a = sqrt(5): PyTorch's default for
     /// dense and convolution layers). Division, square root and multiplication are exactly rounded, so these are the
     /// same bits on every machine.
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, which is exact in the same way everywhere")]
     pub(super) fn initial(&self, seed: u64) -> Vec<f32> {
         let mut rng = SplitMix64::new(seed);
         let mut model = Vec::with_capacity(self.manifest.params());

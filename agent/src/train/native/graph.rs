@@ -107,6 +107,7 @@ fn convolve<B: ImageOps>(architecture: &Architecture, params: &[Tensor<B, 2>], i
 }
 
 /// Cross-entropy of softmax, with its gradient, from logits `[classes, batch]`.
+#[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
 fn score(logits: &[f32], labels: &[u32]) -> Score {
     let examples = labels.len();
     let classes = logits.len() / examples;
@@ -146,7 +147,7 @@ mod tests {
         let mut model = architecture.initial(11);
         let mut rng = SplitMix64::new(5);
         let labels = [2, 0, 1, 1];
-        let values = labels.len() * input.iter().product::<u64>() as usize;
+        let values = labels.len() as u64 * input.iter().product::<u64>();
         let inputs: Vec<f32> = (0..values).map(|_| rng.next_signed_f32()).collect();
         let mut gradient = Vec::new();
         backward(&architecture, &model, inputs.clone(), &labels, &mut gradient);

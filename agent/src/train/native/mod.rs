@@ -111,6 +111,7 @@ impl Trainer for Native {
         self.architecture.initial(seed)
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
     fn train(
         &mut self,
         base: &[f32],

@@ -164,11 +164,11 @@ fn pool(x: &FlexTensor) -> (FlexTensor, Arc<[u8]>) {
             let windows = upper.chunks_exact(2).zip(lower.chunks_exact(2));
             for ((out, winner), (upper, lower)) in largest.iter_mut().zip(winners).zip(windows) {
                 let window = [upper[0], upper[1], lower[0], lower[1]];
-                let top = usize::from(window[1] > window[0]);
-                let bottom = 2 + usize::from(window[3] > window[2]);
-                let index = if window[bottom] > window[top] { bottom } else { top };
-                *out = window[index];
-                *winner = index as u8;
+                let top = u8::from(window[1] > window[0]);
+                let bottom = 2 + u8::from(window[3] > window[2]);
+                let at = |index: u8| window[usize::from(index)];
+                *winner = if at(bottom) > at(top) { bottom } else { top };
+                *out = at(*winner);
             }
         },
     );

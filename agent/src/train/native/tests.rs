@@ -1,5 +1,7 @@
 //! The trainer as a whole, on small made-up data.
 
+#![expect(clippy::cast_possible_truncation, reason = "made-up data are small")]
+
 use std::path::{Path, PathBuf};
 
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
@@ -193,7 +195,7 @@ fn the_cnn_learns_mnist_where_it_is_at_hand() {
     assert_eq!((train.len(), test.len()), (60_000, 10_000));
     let mut trainer = native(&spec).expect("valid");
     let base = trainer.initial(1);
-    let outcome = trainer.train(&base, &plan(300, sgd(0.2, 0.0)), 1, train.as_ref(), &mut go_on).expect("trains");
+    let outcome = trainer.train(&base, &plan(600, sgd(0.2, 0.0)), 1, train.as_ref(), &mut go_on).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");
 }
