@@ -81,6 +81,11 @@ pub(crate) fn new_run(spec: RunSpec) -> NewRun {
     NewRun { run: RunId([1; 16]), branch: BranchId([2; 16]), spec }
 }
 
+/// When the script decides the record at a position.
+pub(crate) fn time_of(position: Position) -> u64 {
+    AT_MS + position.0 * 1000
+}
+
 impl History {
     /// Rounds of work by three agents with three codecs; in between, what else a run can do.
     pub(crate) fn scripted(merge: &MergeSpec, rounds: u64) -> Self {
@@ -135,7 +140,7 @@ impl History {
 
     pub(crate) fn push(&mut self, body: RecordBody, payload: Vec<u8>) {
         let position = self.last().next();
-        let record = Record { position, at_ms: AT_MS + position.0 * 1000, body, payload: payload.into() };
+        let record = Record { position, at_ms: time_of(position), body, payload: payload.into() };
         let mut live = Live::at(self.newest());
         live.apply(&record, self.imported.as_ref());
         self.points.push(live.point());
@@ -221,6 +226,12 @@ impl History {
         let body = RecordBody::Imported { model: Digest::of_f32(&model), version };
         self.imported = Some((self.last().next(), model));
         self.push(body, vec![]);
+    }
+
+    /// What a rollback to `version` comes to.
+    pub(crate) fn branch_off(&mut self, branch: BranchId, from: Position, version: ModelVersion) {
+        self.imported = Some((self.last().next(), self.model_of(version).to_vec()));
+        self.push(RecordBody::Branched { branch, from, version }, vec![]);
     }
 
     /// The model right after `version` was made.

@@ -6,3 +6,4 @@ mod damage;
 mod disk;
 mod history;
 mod retention;
+mod rollback;
