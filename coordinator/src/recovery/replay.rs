@@ -12,7 +12,7 @@ use crate::merger::ModelState;
 use crate::store::Store;
 
 /// How often a reading is tried while checkpoints come and go under it.
-const READ_TRIES: u32 = 4;
+const READ_TRIES: u32 = 256;
 
 /// A run as its journal leaves it.
 #[derive(Debug)]
