@@ -175,7 +175,8 @@ fn say_goodbye(reason: ExitReason, dir: &Path) {
         ExitReason::Parked => tracing::info!("parked; `run` goes on from here"),
         ExitReason::Finished { reason, result } => {
             let dir = dir.display();
-            tracing::info!(?reason, %result, "the run has finished; `checkpoint export --dir {dir}` writes its model");
+            let export = format!("checkpoint export --dir {dir} --out model.safetensors");
+            tracing::info!(?reason, %result, "the run has finished; `{export}` writes its model");
         }
     }
 }

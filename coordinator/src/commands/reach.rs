@@ -18,6 +18,8 @@ use crate::store::{SledStore, StorageError};
 /// that is about to finish.
 const ATTEMPT: Duration = Duration::from_secs(3);
 const ATTEMPTS: usize = 4;
+/// Rest between two attempts: a coordinator that is ending refuses at once, and lets go of its store soon after.
+const REST: Duration = Duration::from_millis(700);
 
 /// Who answers.
 #[derive(Debug)]
@@ -64,6 +66,7 @@ impl Coordinator {
                 // Worth another try: the one that holds the directory may be starting, or may have just finished.
                 Err(error) if anabranch_io::exit::code_of(&error) == ExitCode::Unavailable => {
                     holder = Some((locked, error));
+                    std::thread::sleep(REST);
                 }
                 Err(error) => return Err(error),
             }
