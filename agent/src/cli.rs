@@ -1,4 +1,4 @@
-//! The command line: arguments as typed. What they do is in [`commands`].
+//! The command line: arguments as typed. What they do is in `commands`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@
 //! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | x += w * delta, w = alpha * s(tau) * p | every update |
 //! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | b += w * delta, w = server_lr / K * s(tau) * p; after K: x += b, b = 0 | every K-th update |
 //!
-//! s is the [`Staleness`](staleness::Staleness) function and p the [participation](participation) weight.
+//! s is the [`Staleness`] function and p the [participation] weight.
 
 pub mod fedasync;
 pub mod fedbuff;

@@ -159,7 +159,7 @@ pub struct Pruned {
 /// Keeps the newest `keep` checkpoints (at least one), and what the journal and they need. Safe to be killed anywhere:
 /// manifests go first, so that none ever names what is gone.
 ///
-/// Not to be called while a [`write`] is under way.
+/// Not to be called while a [`write()`] is under way.
 ///
 /// # Errors
 /// The storage fails, or a record that has not been looked at yet cannot be read.
