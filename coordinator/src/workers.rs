@@ -273,6 +273,10 @@ impl Merging<'_> {
 fn write_checkpoint(store: &dyn Store, keep: Keep, job: CheckpointJob) -> Result<Event, WorkerError> {
     let CheckpointJob { order, model } = job;
     checkpoint::write(store, &order.state, order.chain, &model, order.at_ms)?;
-    let pruned = checkpoint::prune(store, keep.checkpoints, keep.retention)?;
-    Ok(Event::Checkpointed { position: order.position, version: order.state.version, oldest: pruned.oldest })
+    // The last checkpoint of a run prunes nothing: the version that is the result may be older than it.
+    let oldest = match order.state.finished {
+        Some((_, result)) => result,
+        None => checkpoint::prune(store, keep.checkpoints, keep.retention)?.oldest,
+    };
+    Ok(Event::Checkpointed { position: order.position, version: order.state.version, oldest })
 }

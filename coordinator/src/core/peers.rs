@@ -168,8 +168,8 @@ impl Core {
     }
 
     pub(super) fn disconnected(&mut self, peer: PeerId) {
-        self.peers.connected.remove(&peer);
-        self.schedule.forget(peer);
+        let agent = self.peers.connected.remove(&peer);
+        self.schedule.forget(peer, agent);
         self.drop_offer(peer);
     }
 
@@ -180,7 +180,7 @@ impl Core {
 
     pub(super) fn violated(&mut self, peer: PeerId, what: impl Into<String>) {
         self.reject(peer, Rejection::Protocol(what.into()));
-        self.peers.connected.remove(&peer);
-        self.schedule.forget(peer);
+        let agent = self.peers.connected.remove(&peer);
+        self.schedule.forget(peer, agent);
     }
 }

@@ -74,9 +74,10 @@ impl Schedule {
             state.evaluations.back().map(|(_, evaluation)| (evaluation.version, self.last_checkpoint.1));
     }
 
-    pub(super) fn forget(&mut self, peer: PeerId) {
+    pub(super) fn forget(&mut self, peer: PeerId, agent: Option<AgentId>) {
         self.waiting.remove(&peer);
         self.evaluate_on_publish.take_if(|waiting| *waiting == peer);
+        self.evaluation.take_if(|pending| Some(pending.agent) == agent);
     }
 
     pub(super) fn checkpoint_ordered(&mut self, version: ModelVersion, now: Now) {
@@ -225,14 +226,16 @@ impl Core {
     pub(super) fn evaluated(&mut self, agent: AgentId, evaluation: Evaluation) {
         self.schedule.evaluation.take_if(|pending| pending.agent == agent);
         let Some(state) = &self.state else { return };
+        if evaluation.version > state.version {
+            return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");
+        }
         let sound = evaluation.agent == agent
-            && evaluation.version <= state.version
             && (0.0..=1.0).contains(&evaluation.accuracy)
             && evaluation.loss.is_finite()
             && evaluation.num_examples > 0;
         if !sound {
             if let Some(peer) = self.peers.peer_of(agent) {
-                self.violated(peer, "an evaluation of a version that does not exist, or with impossible figures");
+                self.violated(peer, "an evaluation with impossible figures");
             }
             return;
         }
@@ -266,7 +269,16 @@ impl Core {
     pub(super) fn non_finite(&mut self, version: ModelVersion) {
         // No checkpoint is written any more: what was ordered will not be answered.
         self.schedule.checkpoint_outstanding = false;
-        self.finish(FinishReason::NonFinite, ModelVersion(version.0.saturating_sub(1)));
+        let (reason, result) = (FinishReason::NonFinite, ModelVersion(version.0.saturating_sub(1)));
+        match self.state.as_ref().and_then(|state| state.finished) {
+            // The update that reached the target is the one that overflowed: the target's version is no result.
+            Some((_, target)) if target >= version => {
+                self.schedule.evaluate_on_publish = None;
+                self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
+            }
+            Some(_) => {}
+            None => self.finish(reason, result),
+        }
     }
 
     pub(super) fn finish(&mut self, reason: FinishReason, result: ModelVersion) {

@@ -173,7 +173,13 @@ fn parking_takes_a_checkpoint_first() {
 fn an_impossible_evaluation_is_a_breach_of_protocol() {
     let mut world = World::started(1);
     let ahead = world.evaluation(1, ModelVersion(9), 0.5);
-    let commands = world.message(1, AgentMessage::Evaluated(ahead));
+    assert_eq!(
+        world.message(1, AgentMessage::Evaluated(ahead)),
+        [],
+        "a version that was rolled back is nobody's fault"
+    );
+    let impossible = world.evaluation(1, ModelVersion(0), 1.5);
+    let commands = world.message(1, AgentMessage::Evaluated(impossible));
     assert!(
         matches!(
             &commands[..],
@@ -183,5 +189,22 @@ fn an_impossible_evaluation_is_a_breach_of_protocol() {
             ]
         ),
         "{commands:?}"
+    );
+}
+
+#[test]
+fn a_target_that_was_reached_by_an_overflow_is_no_result() {
+    let mut world = World::started(1);
+    world.handle(Event::Operator { request: RequestId(1), operation: OperatorRequest::Stop });
+    world.journal();
+    let commands = world.handle(Event::NonFinite { version: ModelVersion(0) });
+    let records = World::appended(&commands);
+    let reason = FinishReason::NonFinite;
+    assert_eq!(records[0].body, RecordBody::Finished { reason, result: ModelVersion(0) });
+    world.journal();
+    let commands = world.handle(Event::Disconnected { peer: PeerId(1) });
+    assert!(
+        commands.contains(&Command::Exit(ExitReason::Finished { reason, result: ModelVersion(0) })),
+        "the process ends with the reason that counts: {commands:?}"
     );
 }
