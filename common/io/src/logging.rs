@@ -2,10 +2,12 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
-/// Environment variable with a filter (`tracing` directives, for example `anabranch_agent=debug,quinn=info`). It wins
+/// Environment variable with a filter (a level, or a level for each target: for example `anabranch_agent=debug,quinn=info`). It wins
 /// over the verbosity on the command line.
 pub const FILTER_ENV: &str = "ANABRANCH_LOG";
 
@@ -41,9 +43,9 @@ fn directives(verbosity: i8) -> &'static str {
     }
 }
 
-fn filter(from_env: Option<&str>, verbosity: i8) -> Result<EnvFilter, LoggingError> {
+fn filter(from_env: Option<&str>, verbosity: i8) -> Result<Targets, LoggingError> {
     let text = from_env.filter(|text| !text.trim().is_empty()).unwrap_or_else(|| directives(verbosity));
-    Ok(EnvFilter::builder().parse(text)?)
+    Ok(text.parse::<Targets>()?)
 }
 
 /// Sets up the process's logger. Call once, first thing in `main`.
@@ -54,14 +56,13 @@ pub fn init(format: LogFormat, verbosity: i8) -> Result<(), LoggingError> {
     let filter = filter(std::env::var(FILTER_ENV).ok().as_deref(), verbosity)?;
     // https://no-color.org: set and not empty means no colour.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(!plain && std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Human => builder.with_target(verbosity > 0).finish().try_init()?,
-        LogFormat::Json => builder.with_ansi(false).json().flatten_event(true).finish().try_init()?,
-    }
+    let ansi = !plain && std::io::stderr().is_terminal();
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Human => lines.with_ansi(ansi).with_target(verbosity > 0).boxed(),
+        LogFormat::Json => lines.with_ansi(false).json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines).with(filter).try_init()?;
     Ok(())
 }
 
