@@ -250,6 +250,8 @@ impl Driver {
                 self.op(Op::SendChunks { content, transfer, missing })
             }
             Command::SendChunks { source: ChunkSource::Update(key), transfer, missing } => {
+                let (all, chunks) = (transfer.chunks.len(), missing.indices(transfer.chunks.len()).count());
+                tracing::debug!(epoch = key.epoch.0, seq = key.seq.0, chunks, of = all, "sending chunks");
                 let link = self.link.as_ref()?;
                 let (ops, jobs) = (link.ops.clone(), self.store.jobs());
                 tokio::spawn(async move {
@@ -396,6 +398,10 @@ impl Driver {
 }
 
 fn log_offer(message: &AgentMessage) {
+    if let AgentMessage::FetchModel { version, missing: Some(missing) } = message {
+        let chunks = missing.indices(usize::MAX).count();
+        tracing::debug!(version = version.0, chunks, "asking for the rest of a model");
+    }
     if let AgentMessage::OfferUpdate { meta, .. } = message {
         tracing::debug!(lease = meta.lease.0, epoch = meta.key.epoch.0, seq = meta.key.seq.0, "offering an update");
         faults::point("update-offered");
@@ -414,6 +420,9 @@ fn log(event: &Event) {
         Event::Message(Said::Welcome(welcome)) => tracing::info!(
             run = %welcome.run.short(), epoch = welcome.epoch.0, state = ?welcome.state, "connected as {}", welcome.name
         ),
+        Event::Message(Said::Model { version, transfer, .. }) => {
+            tracing::debug!(version = version.0, chunks = transfer.chunks.len(), "a model is announced");
+        }
         Event::Message(Said::Lease { lease, .. }) => {
             tracing::debug!(lease = lease.id.0, base = lease.base_version.0, "lease");
         }

@@ -146,6 +146,16 @@ pub fn spawn_maths(
     Ok(jobs)
 }
 
+/// Runs a job; a panic in it becomes a message. Without this the thread would be gone and the loop would wait for ever.
+/// Nobody uses what the job left behind: the process ends over the message.
+fn guarded<T>(job: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("a worker panicked: {}", text.as_deref().unwrap_or("it did not say why"))
+    })
+}
+
 struct Maths {
     factory: TrainerFactory,
     shards: Shards,
@@ -158,16 +168,20 @@ struct Maths {
 impl Maths {
     fn run(mut self, queue: &Receiver<MathsJob>) {
         while let Ok(job) = queue.recv() {
-            let event = match job {
-                MathsJob::Prepare(spec) => self.prepare(&spec),
-                MathsJob::MakeInitial { seed } => self.initial(seed),
-                MathsJob::Unpack { version, digest, encoded } => self.unpack(version, digest, &encoded),
-                MathsJob::Train { lease, spec, base } => self.train(&lease, &spec, &base),
-                MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
-            };
+            let event = guarded(|| self.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
             if self.events.blocking_send(event).is_err() {
                 return;
             }
+        }
+    }
+
+    fn work(&mut self, job: MathsJob) -> Event {
+        match job {
+            MathsJob::Prepare(spec) => self.prepare(&spec),
+            MathsJob::MakeInitial { seed } => self.initial(seed),
+            MathsJob::Unpack { version, digest, encoded } => self.unpack(version, digest, &encoded),
+            MathsJob::Train { lease, spec, base } => self.train(&lease, &spec, &base),
+            MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
         }
     }
 
@@ -378,7 +392,10 @@ struct StoreWorker {
 impl StoreWorker {
     fn run(mut self, queue: &Receiver<StoreJob>) {
         while let Ok(job) = queue.recv() {
-            let event = self.work(job).unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error))));
+            let event = match guarded(|| self.work(job)) {
+                Ok(done) => done.unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error)))),
+                Err(panic) => Some(Event::Failed(Ending::Storage(panic))),
+            };
             if let Some(event) = event
                 && self.events.blocking_send(event).is_err()
             {
@@ -426,6 +443,20 @@ fn storage_ending(error: &StorageError) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A trainer of the user's may panic; the session must hear of it, or the process hangs.
+    #[test]
+    fn a_panic_in_the_trainer_is_told_and_the_thread_goes_on_serving() {
+        let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
+        let (events, mut told) = mpsc::channel(4);
+        let jobs = spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), events).expect("a thread");
+        let spec: RunSpec = toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
+        for _ in 0..2 {
+            jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");
+            let text = "a worker panicked: no such device: 7".to_owned();
+            assert_eq!(told.blocking_recv(), Some(Event::Failed(Ending::Trainer(text))));
+        }
+    }
 
     #[test]
     fn a_slowed_round_takes_as_long_as_was_asked_for() {

@@ -56,6 +56,29 @@ pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
 pub const GROUP_COMMIT_RECORDS: usize = 512;
 /// Bytes of uploads in flight over all peers.
 pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
+/// Every upload may take this long, in milliseconds, and beside that ...
+pub const UPLOAD_GRACE_MS: u64 = 60_000;
+/// ... the time that its bytes take at this rate, in bytes a second: half of the thinnest link that must work.
+pub const UPLOAD_MIN_BYTES_PER_S: u64 = 16 << 10;
+/// Transfers of one peer that the coordinator works on or keeps waiting; a peer that offers more is cut off.
+pub const TRANSFERS_PER_PEER: usize = 32;
+/// How often the coordinator looks for transfers that are overdue or left behind, in milliseconds.
+pub const TRANSFER_LOOK_MS: u64 = 5_000;
+/// Half-received uploads of one agent that outlive a connection and the coordinator's process.
+pub const PARTIAL_UPLOADS_PER_AGENT: usize = 16;
+/// Bytes of the half-received uploads of one agent; a larger one is kept in memory only.
+pub const PARTIAL_UPLOAD_BYTES_PER_AGENT: u64 = 512 << 20;
+/// Bytes of all half-received uploads on disk.
+pub const PARTIAL_UPLOAD_BYTES: u64 = 4 << 30;
+/// How long a half-received upload is kept after its latest chunk, in milliseconds.
+pub const PARTIAL_UPLOAD_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+/// Journal records without an accepted update that one agent may cause at once (leases that come to nothing, refusals,
+/// restarts, evaluations), and ...
+pub const AGENT_RECORDS_BURST: u64 = 256;
+/// ... how many of them are allowed again every second.
+pub const AGENT_RECORDS_PER_S: u64 = 4;
+/// Leases of one agent that ended without an update and are remembered, newest first.
+pub const ENDED_LEASES_KEPT: usize = 64;
 /// Rows and problems that `shard inspect` lists.
 pub const SHARD_PROBLEMS_SHOWN: usize = 10;
 /// Bytes of one line in a CSV shard.

@@ -61,6 +61,24 @@ pub struct StatusReport {
     pub evaluations: Vec<TimedEvaluation>,
     /// Agents by name, then id.
     pub agents: Vec<AgentStatus>,
+    /// What is known of uploads while a coordinator serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uploads: Option<UploadStatus>,
+}
+
+/// Uploads on their way in, since the coordinator was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadStatus {
+    /// Half-received uploads that a restart would take up again.
+    pub partial: u64,
+    /// Bytes that these will have when they are whole.
+    pub partial_bytes: u64,
+    /// Chunks received.
+    pub chunks_received: u64,
+    /// Chunks that were here already when an upload was taken up again, and were not sent again.
+    pub chunks_kept: u64,
+    /// Uploads given up because they were too slow.
+    pub given_up: u64,
 }
 
 /// An evaluation and when it came.

@@ -141,8 +141,8 @@ fn records_and_the_chain_over_them() {
 #[test]
 fn digests_and_saved_state() {
     let mut participation = Participation::default();
-    participation.observe(samples::AGENT, 600, 640);
-    participation.observe(anabranch_common::ids::AgentId([1; 16]), 1_200, 320);
+    participation.observe(samples::AGENT, 600, 640, 0);
+    participation.observe(anabranch_common::ids::AgentId([1; 16]), 1_200, 320, 0);
     let saved = message::encode(&participation, CONTROL_MESSAGE_BYTES).expect("small");
     let model = Digest::of_f32(&samples::values());
     let manifest = samples::manifest().digest();

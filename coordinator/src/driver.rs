@@ -34,6 +34,8 @@ use crate::workers::{self, ANSWERS, Answer, Keep, MergeJob, Worker, WorkerError,
 
 /// Directory of the store below the coordinator's.
 pub const STORE_DIR: &str = "store";
+/// Directory of half-received uploads below the coordinator's. It may be deleted while no coordinator runs.
+pub const UPLOADS_DIR: &str = "uploads";
 
 /// What `run` is given.
 #[derive(Debug)]
@@ -97,7 +99,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
     let (core, commands) = start(store.as_ref(), &config, &merger)?;
     let endpoint = endpoint(&config, &identity)?;
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
-    let shared = Shared::new(inputs_in, Arc::clone(&store));
+    let shared = Shared::new(inputs_in, Arc::clone(&store), dir.join(UPLOADS_DIR));
     faults::point("recovered");
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
     let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));

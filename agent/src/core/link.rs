@@ -113,7 +113,7 @@ impl Session {
                 }
             }
             CoordinatorMessage::ModelGone { version } => self.model_gone(version, out),
-            CoordinatorMessage::Verdict { key, verdict } => self.verdict(key, verdict, out),
+            CoordinatorMessage::Verdict { key, verdict } => self.verdict(now_ms, key, verdict, out),
             CoordinatorMessage::StateChanged { state } => self.enter(now_ms, state, out),
             CoordinatorMessage::Renewed { certificate_der } => out.push(Command::StoreCertificate { certificate_der }),
             CoordinatorMessage::Welcome(_) | CoordinatorMessage::Rejected(_) => {
@@ -136,6 +136,9 @@ impl Session {
         if self.branch != Some(welcome.branch) {
             if self.branch.is_some() {
                 self.abandon_work(out);
+                if let Work::Evaluating { of_this_branch, .. } = &mut self.work {
+                    *of_this_branch = false;
+                }
                 self.replica.drop_all();
                 self.evaluate_next = None;
                 self.unsent_evaluation = None;
@@ -236,8 +239,8 @@ impl Session {
         }
     }
 
-    fn verdict(&mut self, key: UpdateKey, verdict: Verdict, out: &mut Vec<Command>) {
-        if !self.outbox.decide(key, &verdict, out) {
+    fn verdict(&mut self, now_ms: u64, key: UpdateKey, verdict: Verdict, out: &mut Vec<Command>) {
+        if !self.outbox.decide(now_ms, key, &verdict, out) {
             return;
         }
         if self.patience.is_some_and(|(awaited, _)| awaited == key) {

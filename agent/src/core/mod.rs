@@ -23,6 +23,10 @@ pub mod replica;
 mod tests;
 mod work;
 
+/// A complete run specification.
+#[cfg(test)]
+pub(crate) const SPEC_FOR_TESTS: &str = include_str!("spec_for_tests.toml");
+
 use std::collections::VecDeque;
 
 use anabranch_common::backoff::Backoff;
@@ -188,7 +192,7 @@ impl Session {
             Event::ChunksSent { transfer } => self.outbox.sent(now_ms, transfer),
             Event::Prepared { manifest } => self.prepared(manifest, out),
             Event::InitialMade(model) => self.initial_made(model, out),
-            Event::Unpacked { version, digest, content } => self.replica.hold(Wanted { version, digest }, content),
+            Event::Unpacked { version, digest, content } => self.replica.unpacked(Wanted { version, digest }, content),
             Event::UnpackFailed { version, problem } => self.unpack_failed(now_ms, version, problem, out),
             Event::Progress { lease, steps, examples_per_s } => {
                 self.progress(now_ms, lease, steps, examples_per_s, out);

@@ -20,8 +20,10 @@ struct Slot {
 enum State {
     /// Not offered on this connection.
     Kept,
-    /// Offered or being sent; nothing was heard of it since then.
+    /// Offered, or sent; the coordinator owes an answer since then.
     Offered { since_ms: u64 },
+    /// Being sent: to be through by then.
+    Sending { until_ms: u64 },
     /// Decided; the store is deleting it.
     Settling,
 }
@@ -30,6 +32,8 @@ enum State {
 #[derive(Debug, Clone, Default)]
 pub struct Outbox {
     slots: Vec<Slot>,
+    /// When the coordinator last answered anything about any of them: it takes large ones one after another.
+    heard_ms: u64,
 }
 
 impl Outbox {
@@ -81,25 +85,36 @@ impl Outbox {
 
     /// The coordinator wants chunks. Returns whether the transfer is one of these.
     pub(super) fn need(&mut self, now_ms: u64, transfer: Digest, missing: Missing, out: &mut Vec<Command>) -> bool {
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.transfer_id == transfer) else { return false };
-        if slot.state != State::Settling {
-            slot.state = State::Offered { since_ms: now_ms };
-            let source = ChunkSource::Update(slot.entry.meta.key);
-            out.push(Command::SendChunks { source, transfer: slot.entry.transfer.clone(), missing });
+        if !self.slots.iter().any(|slot| slot.transfer_id == transfer) {
+            return false;
+        }
+        self.heard_ms = now_ms;
+        // Two updates may have the same content: it travels once.
+        let mut source = None;
+        for slot in self.undecided(transfer) {
+            slot.state = State::Sending { until_ms: now_ms.saturating_add(slot.entry.transfer.deadline_ms()) };
+            source.get_or_insert((slot.entry.meta.key, slot.entry.transfer.clone()));
+        }
+        if let Some((key, transfer)) = source {
+            out.push(Command::SendChunks { source: ChunkSource::Update(key), transfer, missing });
         }
         true
     }
 
+    fn undecided(&mut self, transfer: Digest) -> impl Iterator<Item = &mut Slot> {
+        let undecided = move |slot: &&mut Slot| slot.transfer_id == transfer && slot.state != State::Settling;
+        self.slots.iter_mut().filter(undecided)
+    }
+
     /// All chunks that were asked for are on their way.
     pub(super) fn sent(&mut self, now_ms: u64, transfer: Digest) {
-        let offered = |slot: &&mut Slot| slot.transfer_id == transfer && slot.state != State::Settling;
-        if let Some(slot) = self.slots.iter_mut().find(offered) {
-            slot.state = State::Offered { since_ms: now_ms };
-        }
+        self.heard_ms = now_ms;
+        self.undecided(transfer).for_each(|slot| slot.state = State::Offered { since_ms: now_ms });
     }
 
     /// The coordinator decided. Returns whether the update was still undecided here; a repeated verdict is not news.
-    pub(super) fn decide(&mut self, key: UpdateKey, verdict: &Verdict, out: &mut Vec<Command>) -> bool {
+    pub(super) fn decide(&mut self, now_ms: u64, key: UpdateKey, verdict: &Verdict, out: &mut Vec<Command>) -> bool {
+        self.heard_ms = now_ms;
         let undecided = |slot: &&mut Slot| slot.entry.meta.key == key && slot.state != State::Settling;
         let Some(slot) = self.slots.iter_mut().find(undecided) else { return false };
         slot.state = State::Settling;
@@ -123,12 +138,16 @@ impl Outbox {
         }
     }
 
-    /// When the oldest silence becomes too long.
+    /// When the oldest silence becomes too long. While one is being sent, the others wait for it.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        let since = |slot: &Slot| match slot.state {
-            State::Offered { since_ms } => Some(since_ms + limits::OFFER_TIMEOUT_MS),
-            State::Kept | State::Settling => None,
-        };
-        self.slots.iter().filter_map(since).min()
+        let sending = self.slots.iter().filter_map(|slot| match slot.state {
+            State::Sending { until_ms } => Some(until_ms),
+            State::Kept | State::Offered { .. } | State::Settling => None,
+        });
+        let silent = self.slots.iter().filter_map(|slot| match slot.state {
+            State::Offered { since_ms } => Some(since_ms.max(self.heard_ms).saturating_add(limits::OFFER_TIMEOUT_MS)),
+            State::Kept | State::Sending { .. } | State::Settling => None,
+        });
+        sending.max().or_else(|| silent.min())
     }
 }

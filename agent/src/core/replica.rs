@@ -84,6 +84,18 @@ impl Replica {
         self.held.as_ref().filter(|(held, _)| *held == wanted).map(|(_, content)| Arc::clone(content))
     }
 
+    /// A download is decoded. One that is no longer wanted must not take the place of what is.
+    pub(super) fn unpacked(&mut self, wanted: Wanted, content: Arc<[f32]>) {
+        if self.fetch.as_ref().is_some_and(|(fetched, _)| *fetched == wanted) {
+            self.hold(wanted, content);
+        }
+    }
+
+    /// Whether this version is being decoded.
+    pub(super) fn is_unpacking(&self, version: ModelVersion) -> bool {
+        matches!(&self.fetch, Some((wanted, Fetch::Unpacking)) if wanted.version == version)
+    }
+
     /// Holds this from now on.
     pub(super) fn hold(&mut self, wanted: Wanted, content: Arc<[f32]>) {
         self.held = Some((wanted, content));

@@ -1,5 +1,7 @@
 //! Exact command lists: what the session does is its contract with the driver, and with the simulator.
 
+mod stale;
+
 use std::sync::Arc;
 
 use anabranch_common::codec::CodecId;
@@ -23,35 +25,7 @@ const BRANCH: BranchId = BranchId([3; 16]);
 const EPOCH: Epoch = Epoch(4);
 
 fn spec() -> RunSpec {
-    toml::from_str(
-        r#"
-        name = "test"
-        seed = 7
-        [model]
-        kind = "mlp"
-        input = [2]
-        classes = 2
-        [train]
-        local_steps = 5
-        batch_size = 8
-        optimizer = { kind = "sgd", lr = 0.1 }
-        [upload]
-        codec = { kind = "f32" }
-        feedback_decay = 0.9
-        [merge]
-        strategy = "fedasync"
-        alpha = 0.6
-        [admit]
-        max_staleness = 10
-        max_examples = 1000
-        max_norm_ratio = 10.0
-        [evaluate]
-        every_versions = 10
-        every_s = 10.0
-        [target]
-        "#,
-    )
-    .expect("a complete spec")
+    toml::from_str(super::SPEC_FOR_TESTS).expect("a complete spec")
 }
 
 fn manifest(name: &str) -> ModelManifest {

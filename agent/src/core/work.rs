@@ -33,6 +33,8 @@ pub enum Work {
         wanted: Wanted,
         /// The lease whose base it is, if it is one.
         then: Option<Lease>,
+        /// Whether the model still belongs to the run's branch: only then is the result told.
+        of_this_branch: bool,
     },
     /// Running a local round.
     Training {
@@ -130,14 +132,27 @@ impl Session {
     }
 
     fn evaluate(&mut self, wanted: Wanted, then: Option<Lease>, out: &mut Vec<Command>) {
-        let content = self.replica.content(wanted).expect("a model is evaluated only when it is held");
-        self.work = Work::Evaluating { wanted, then };
+        let Some(content) = self.replica.content(wanted) else {
+            self.work = Work::Idle;
+            if let Some(lease) = then.filter(|_| self.is_up()) {
+                out.push(return_lease(lease.id));
+            }
+            return;
+        };
+        self.work = Work::Evaluating { wanted, then, of_this_branch: true };
         out.push(Command::Evaluate { version: wanted.version, content });
     }
 
     fn train(&mut self, lease: Lease, out: &mut Vec<Command>) {
         let base = Wanted { version: lease.base_version, digest: lease.base_digest };
-        let base = self.replica.content(base).expect("a round starts only when its base is held");
+        let Some(base) = self.replica.content(base) else {
+            // Whatever took its place, a round without its base is none.
+            self.work = Work::Idle;
+            if self.is_up() {
+                out.push(return_lease(lease.id));
+            }
+            return;
+        };
         let spec = self.terms.as_ref().expect("a lease comes only after a welcome").spec.clone();
         out.push(Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec), base });
         self.work = Work::Training { lease, steps: 0, examples_per_s: 0.0, stopping: false };
@@ -185,6 +200,9 @@ impl Session {
         problem: String,
         out: &mut Vec<Command>,
     ) {
+        if !self.replica.is_unpacking(version) {
+            return;
+        }
         self.note(format!("version {version} is not what was announced: {problem}"));
         self.replica.forget_fetch();
         self.rest_until_ms = Some(now_ms + limits::AGENT_RETRY_MS);
@@ -270,12 +288,14 @@ impl Session {
     }
 
     pub(super) fn evaluated(&mut self, evaluation: Evaluation, out: &mut Vec<Command>) {
-        let Work::Evaluating { wanted, then } = &self.work else { return };
+        let Work::Evaluating { wanted, then, of_this_branch } = &self.work else { return };
         if wanted.version != evaluation.version {
             return;
         }
         let then = then.clone();
-        self.unsent_evaluation = Some(evaluation);
+        if *of_this_branch {
+            self.unsent_evaluation = Some(evaluation);
+        }
         self.work = Work::Idle;
         if let Some(lease) = then {
             self.train(lease, out);
@@ -283,7 +303,7 @@ impl Session {
     }
 
     pub(super) fn evaluation_failed(&mut self, version: ModelVersion, problem: String, out: &mut Vec<Command>) {
-        let Work::Evaluating { wanted, then } = &self.work else { return };
+        let Work::Evaluating { wanted, then, .. } = &self.work else { return };
         if wanted.version != version {
             return;
         }

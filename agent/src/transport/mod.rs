@@ -16,8 +16,8 @@ use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
-use anabranch_io::chunks;
-use anabranch_io::frames::{FrameReader, FrameWriter};
+use anabranch_io::chunks::{self, ChunkError};
+use anabranch_io::frames::{FrameIoError, FrameReader, FrameWriter};
 use anabranch_io::tls;
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -205,7 +205,12 @@ async fn read_chunks(connection: &Connection, tell: &Tell) -> Problem {
         };
         let tell = tell.clone();
         tasks.spawn(async move {
-            let (header, bytes) = chunks::recv_chunk(stream, CHUNK).await.map_err(|error| error.to_string())?;
+            let (header, bytes) = match chunks::recv_chunk(stream, CHUNK).await {
+                Ok(received) => received,
+                // Given up by its sender: another model was asked for.
+                Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            };
             tell.event(NetEvent::Chunk { transfer: header.transfer, index: header.index, bytes }).await;
             Ok(())
         });

@@ -1,4 +1,4 @@
-//! Bulk transfers: one unidirectional stream a chunk, a few at a time.
+//! Bulk transfers: one unidirectional stream a chunk, a few at a time, the earlier ones first.
 //!
 //! ```text
 //!  ┌─────────────────────────┬──────────────────────┐
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anabranch_common::limits::{CHUNK_BYTES, CHUNK_STREAMS};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
-use quinn::{Connection, ReadToEndError, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt};
 use tokio::task::JoinSet;
 
 use crate::frames::{BULK_PRIORITY, FrameIoError, recv_one, send};
@@ -57,8 +57,11 @@ pub enum ChunkError {
 }
 
 /// Sends the chunks of `content` that are `missing`, up to `CHUNK_STREAMS` streams at a time, behind control messages.
-/// Returns how many were sent: handed to the connection completely, not necessarily acknowledged. `deadline` is for
-/// one chunk to get through; a chunk may wait behind others that are under way.
+/// Returns how many arrived at the other end's connection. `deadline` is for one chunk to get through; a chunk may wait
+/// behind others that are under way.
+///
+/// Earlier chunks go first: over a thin link, chunks that share it equally would all be half there when it breaks, and
+/// none of them would count.
 ///
 /// When this future is dropped, chunks that are half sent are given up, never cut short.
 ///
@@ -85,7 +88,8 @@ pub async fn send_chunks(
         if tasks.len() < CHUNK_STREAMS as usize
             && let Some((index, range)) = pending.find_map(|index| Some((index, manifest.range(index)?)))
         {
-            let stream = match open(connection, deadline).await {
+            let priority = BULK_PRIORITY.saturating_sub_unsigned(index);
+            let stream = match open(connection, priority, deadline).await {
                 Ok(stream) => stream,
                 Err(error) => {
                     failures.push((index, error.clone()));
@@ -129,10 +133,10 @@ fn tally(done: Done, sent: &mut usize, failures: &mut Vec<(u32, FrameIoError)>) 
     }
 }
 
-async fn open(connection: &Connection, deadline: Duration) -> Result<SendStream, FrameIoError> {
+async fn open(connection: &Connection, priority: i32, deadline: Duration) -> Result<SendStream, FrameIoError> {
     let stream = tokio::time::timeout(deadline, connection.open_uni()).await.map_err(|_| FrameIoError::TimedOut)??;
     // Fails only on a stream that is closed already; the first write will say so.
-    let _ = stream.set_priority(BULK_PRIORITY);
+    let _ = stream.set_priority(priority);
     Ok(stream)
 }
 
@@ -161,16 +165,23 @@ async fn send_one(
     send(stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, deadline).await?;
     tokio::time::timeout(deadline, stream.write_all(bytes)).await.map_err(|_| FrameIoError::TimedOut)??;
     stream.finish().map_err(|_| FrameIoError::Closed)?;
+    let arrived = tokio::time::timeout(deadline, stream.stopped()).await.map_err(|_| FrameIoError::TimedOut)?;
     guard.0 = None;
-    Ok(())
+    match arrived {
+        // Taken, or not wanted any more: a receiver that has the chunk already may say so.
+        Ok(_) => Ok(()),
+        Err(StoppedError::ConnectionLost(error)) => Err(error.into()),
+        Err(StoppedError::ZeroRttRejected) => Err(FrameIoError::Closed),
+    }
 }
 
-/// Receives one chunk: at most `CHUNK_BYTES`, all of it within `deadline`. Whether it belongs anywhere and matches its
-/// digest is for `Assembly::put` to say.
+/// Receives one chunk: at most `CHUNK_BYTES`, all of it within `deadline` for each of the chunks that it may share the
+/// link with. Whether it belongs anywhere and matches its digest is for `Assembly::put` to say.
 ///
 /// # Errors
 /// The stream does not carry a chunk, or took too long.
 pub async fn recv_chunk(mut stream: RecvStream, deadline: Duration) -> Result<(ChunkHeader, Vec<u8>), ChunkError> {
+    let deadline = deadline * CHUNK_STREAMS;
     let receive = async {
         let header = recv_one(&mut stream, FrameKind::Chunk, CHUNK_HEADER_BYTES, deadline).await?;
         match stream.read_to_end(CHUNK_BYTES).await {

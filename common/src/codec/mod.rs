@@ -163,6 +163,16 @@ pub fn encoder(spec: CodecSpec) -> Box<dyn Codec> {
     }
 }
 
+/// Bytes of the longest payload that any codec makes for `manifest`: zstd's bound for codec 0 on values that do not
+/// compress. Nothing longer is an update, whatever its codec.
+#[must_use]
+pub fn max_payload_bytes(manifest: &ModelManifest) -> u64 {
+    // ZSTD_COMPRESSBOUND: one part in 256, and up to 64 bytes more for contents below 128 KiB.
+    let planes = manifest.params() as u64 * 4;
+    let small = (128u64 << 10).saturating_sub(planes) >> 11;
+    planes + (planes >> 8) + small + 64
+}
+
 /// Decodes a payload by its codec's byte.
 ///
 /// # Errors
@@ -264,6 +274,24 @@ mod tests {
             assert_eq!(decode(codec.id(), &manifest, &bytes), codec.decode(&manifest, &bytes));
         }
         assert_eq!(decode(CodecId(77), &manifest, &[]), Err(DecodeError::UnknownCodec(77)));
+    }
+
+    /// Guards the cap on what an agent may make the coordinator hold: noise does not compress, and fits all the same.
+    #[test]
+    fn no_payload_is_longer_than_the_longest_and_the_longest_is_not_much_longer_than_the_vector() {
+        let mut rng = crate::rng::SplitMix64::new(8);
+        for params in [1usize, 7, 1_024, 40_000, 100_000] {
+            let tensor = crate::manifest::TensorSpec { name: "w".into(), shape: vec![params as u64] };
+            let manifest = ModelManifest::new(vec![tensor]).expect("valid");
+            let noise: Vec<f32> =
+                (0..params).map(|_| f32::from_bits((rng.next_u64() >> 33) as u32 & 0xFF7F_FFFF)).collect();
+            let most = max_payload_bytes(&manifest);
+            for spec in [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::TopK { fraction: 1.0 }] {
+                let bytes = encoder(spec).encode(&manifest, &noise).expect("finite").len() as u64;
+                assert!(bytes <= most, "{spec:?}: {bytes} bytes for {params} parameters, more than {most}");
+            }
+            assert!(most <= params as u64 * 4 * 257 / 256 + 129, "{most} for {params} parameters");
+        }
     }
 
     #[test]

@@ -11,6 +11,12 @@
 //! size. It is clipped to [`MIN_WEIGHT`]..[`MAX_WEIGHT`], and no agent's examples count for more than [`SHARE_CAP`] times the
 //! mean, so that a lie about n_i is worth little. Staleness damps the common step and is kept apart from this.
 //!
+//! # What an agent can gain by lying
+//! An update is never less work than the lease asked for, whatever it says (see [`Participation::observe`]): to understate
+//! it gains nothing, to overstate it costs weight. What is left is the number of examples held. Among N agents an honest
+//! one that holds the mean pulls with 1/N of the whole; a liar with at most [`SHARE_CAP`]/N, and less where
+//! `admit.max_examples` is lower than that. No single update ever weighs more than [`MAX_WEIGHT`].
+//!
 //! Only `+ - * /` in f64: the state is rebuilt from the journal, bit for bit, on any machine.
 
 use std::collections::BTreeMap;
@@ -56,11 +62,12 @@ impl Default for Participation {
 }
 
 impl Participation {
-    /// Notes an accepted update by `agent`, which holds `examples_held` examples and used `work` of them (repetitions
-    /// counted). An update is work however little it says it used.
-    pub fn observe(&mut self, agent: AgentId, examples_held: u64, work: u64) {
+    /// Notes an accepted update by `agent`, which holds `examples_held` examples and says that it used `work` of them
+    /// (repetitions counted). The lease asked for `planned` of them, and an update is never less work than that, however
+    /// little it says it used.
+    pub fn observe(&mut self, agent: AgentId, examples_held: u64, work: u64, planned: u64) {
         let examples = examples_held.clamp(1, limits::SHARD_EXAMPLES as u64);
-        let done = work.clamp(1, 1 << 52) as f64 * self.unit;
+        let done = work.max(planned).clamp(1, 1 << 52) as f64 * self.unit;
         let member = self.members.entry(agent).or_insert(Member { examples: 0, work: 0.0 });
         self.examples = self.examples - member.examples + examples;
         member.examples = examples;
@@ -126,10 +133,10 @@ mod tests {
         for _ in 0..rounds {
             for _ in 0..fast_per_slow {
                 fast += participation.weight(FAST);
-                participation.observe(FAST, 1000, 320);
+                participation.observe(FAST, 1000, 320, 0);
             }
             slow += participation.weight(SLOW);
-            participation.observe(SLOW, 1000, 320);
+            participation.observe(SLOW, 1000, 320, 0);
         }
         (participation, fast, slow)
     }
@@ -149,8 +156,8 @@ mod tests {
         assert_eq!(participation.weight(SLOW), MAX_WEIGHT);
         let mut liar = Participation::default();
         for _ in 0..200 {
-            liar.observe(FAST, u64::MAX, u64::MAX);
-            liar.observe(SLOW, 0, 0);
+            liar.observe(FAST, u64::MAX, u64::MAX, 0);
+            liar.observe(SLOW, 0, 0, 0);
         }
         for agent in [FAST, SLOW] {
             assert!((MIN_WEIGHT..=MAX_WEIGHT).contains(&liar.weight(agent)));
@@ -162,12 +169,29 @@ mod tests {
         let weight_of_first = |claimed: u64| {
             let mut participation = Participation::default();
             for agent in 0..32u8 {
-                participation.observe(AgentId([agent; 16]), if agent == 0 { claimed } else { 100 }, 320);
+                participation.observe(AgentId([agent; 16]), if agent == 0 { claimed } else { 100 }, 320, 0);
             }
             participation.weight(AgentId([0; 16]))
         };
         assert!(weight_of_first(200) > 1.5, "twice the data weighs about twice as much");
         assert!(weight_of_first(1 << 28) <= MAX_WEIGHT);
+    }
+
+    /// The lie that used to pay: to have used one example raised the weight to its maximum.
+    #[test]
+    fn to_understate_the_work_of_an_update_gains_nothing() {
+        let pull = |claimed: u64| {
+            let mut participation = Participation::default();
+            let mut pull = 0.0;
+            for _ in 0..400 {
+                pull += participation.weight(FAST);
+                participation.observe(FAST, 1000, claimed, 320);
+                participation.observe(SLOW, 1000, 320, 320);
+            }
+            pull
+        };
+        assert_eq!(pull(1).to_bits(), pull(320).to_bits(), "understated");
+        assert!(pull(3200) < pull(320), "overstated");
     }
 
     #[test]
@@ -187,7 +211,7 @@ mod tests {
         let mut before = [1.0, 1.0];
         let mut rescaled = 0;
         for round in 0..40_000u32 {
-            participation.observe(if round.is_multiple_of(4) { SLOW } else { FAST }, 1000, 320);
+            participation.observe(if round.is_multiple_of(4) { SLOW } else { FAST }, 1000, 320, 0);
             rescaled += u32::from(round > 0 && participation.unit == 1.0);
             let now = [FAST, SLOW].map(|agent| participation.weight(agent));
             assert!(round < 100 || now.iter().zip(before).all(|(now, before)| (now / before - 1.0).abs() < 0.2));
@@ -202,8 +226,8 @@ mod tests {
         let bytes = message::encode(&participation, limits::CONTROL_MESSAGE_BYTES).expect("small");
         let mut restored: Participation = message::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
         for (agent, work) in [(SLOW, 10), (FAST, 2000), (SLOW, 7)] {
-            participation.observe(agent, 500, work);
-            restored.observe(agent, 500, work);
+            participation.observe(agent, 500, work, 0);
+            restored.observe(agent, 500, work, 0);
         }
         assert_eq!(restored.weight(FAST).to_bits(), participation.weight(FAST).to_bits());
         assert_eq!(restored, participation);

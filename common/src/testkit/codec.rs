@@ -1,6 +1,6 @@
 //! What every codec must do.
 
-use crate::codec::{Codec, Delta, EncodeError};
+use crate::codec::{Codec, Delta, EncodeError, max_payload_bytes};
 use crate::manifest::{ModelManifest, TensorSpec};
 use crate::rng::SplitMix64;
 
@@ -51,6 +51,8 @@ pub fn conformance(codec: &dyn Codec) {
     for (name, values) in vectors(manifest.params()) {
         let bytes = codec.encode(&manifest, &values).expect("every finite vector of the right length is encoded");
         assert_eq!(codec.encode(&manifest, &values).as_ref(), Ok(&bytes), "{name}: the same input gave other bytes");
+        let most = max_payload_bytes(&manifest);
+        assert!(bytes.len() as u64 <= most, "{name}: {} bytes, and no payload has more than {most}", bytes.len());
         let delta = codec.decode(&manifest, &bytes).expect("a codec decodes what it encoded");
         well_formed(name, &delta, manifest.params());
         assert!(delta.is_finite(), "{name}: finite values came back infinite");

@@ -4,7 +4,7 @@
 use bincode::{Decode, Encode};
 
 use crate::ids::Digest;
-use crate::limits::{CHUNK_BYTES, TRANSFER_BYTES};
+use crate::limits::{CHUNK_BYTES, TRANSFER_BYTES, UPLOAD_GRACE_MS, UPLOAD_MIN_BYTES_PER_S};
 
 /// Length of a transfer and the digest of each of its chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -82,6 +82,12 @@ impl TransferManifest {
             hasher.update(&chunk.0);
         }
         Digest(*hasher.finalize().as_bytes())
+    }
+
+    /// How long the whole transfer may take, in milliseconds: what is slower than `UPLOAD_MIN_BYTES_PER_S` is given up.
+    #[must_use]
+    pub fn deadline_ms(&self) -> u64 {
+        UPLOAD_GRACE_MS.saturating_add(self.bytes.saturating_mul(1000) / UPLOAD_MIN_BYTES_PER_S)
     }
 
     /// Where chunk `index` lies in the content.

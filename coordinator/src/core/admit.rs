@@ -1,6 +1,6 @@
 //! Admission: what becomes of an update, and why. A pure function of the journal's state and of the update.
 
-use anabranch_common::codec::{DecodeError, Delta};
+use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::journal::AcceptedUpdate;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
@@ -77,7 +77,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness {
         return Some(RefusalReason::Stale);
     }
-    if meta.payload_bytes > limits::TRANSFER_BYTES {
+    if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {
         return Some(RefusalReason::OverLimit);
     }
     let sound = meta.num_examples > 0 && meta.local_steps > 0 && meta.train_loss.is_finite();

@@ -9,6 +9,7 @@
 //! has answered `Journalled`: whatever leaves through the gate rests on durable records alone.
 
 pub mod admit;
+mod allowance;
 pub mod command;
 pub mod event;
 mod gate;
@@ -24,7 +25,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::codec::{DecodeError, Delta};
+use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
@@ -82,7 +83,8 @@ pub struct Core {
     tickets: BTreeMap<u64, Vec<Command>>,
     next_ticket: u64,
     offers: BTreeMap<PeerId, ModelOffer>,
-    receiving_from: Option<PeerId>,
+    /// Whose initial model is on its way, and until when.
+    receiving_from: Option<(PeerId, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -174,6 +176,7 @@ impl Core {
             Event::Tick => {}
             Event::Park => self.park(),
         }
+        self.expire_offer();
         self.pace();
         self.gate.take()
     }
@@ -309,12 +312,17 @@ impl Core {
                 verdict
             }
             Decision::Refuse(reason) => {
+                if !self.peers.pay(meta.key.agent, self.now) {
+                    // Undecided: it is refused when the agent comes back with it.
+                    return self.cut_off(peer, "causes more refusals than are recorded at a time");
+                }
                 let (key, payload_digest, lease) = (meta.key, meta.payload_digest, meta.lease);
                 self.append(RecordBody::Refused { key, payload_digest, lease, reason }, Arc::from([]), None);
                 Verdict::Refused { reason }
             }
             Decision::Accept(update) => {
                 let (version, weight, staleness) = (update.version, update.weight, update.staleness);
+                self.peers.pay_back(meta.key.agent);
                 let position = self.append(RecordBody::Update(update), payload, content);
                 Verdict::Accepted { position, version, weight, staleness }
             }
@@ -334,8 +342,9 @@ impl Core {
             let ready = CoordinatorMessage::ModelReady { manifest: state.manifest.clone(), digest: state.initial };
             return self.send(peer, ready);
         }
-        if offer.transfer.validate(u64::MAX).is_err() {
-            return self.violated(peer, "a model whose chunks do not fit its length");
+        let fits = offer.transfer.bytes <= codec::max_payload_bytes(&offer.manifest);
+        if !fits || offer.transfer.validate(u64::MAX).is_err() {
+            return self.violated(peer, "a model whose chunks do not fit its length, or its length its tensors");
         }
         self.offers.insert(peer, offer);
         self.receive_next_offer();
@@ -346,9 +355,25 @@ impl Core {
             return;
         }
         let Some((peer, offer)) = self.offers.iter().next().map(|(peer, offer)| (*peer, offer.clone())) else { return };
-        self.receiving_from = Some(peer);
         let ModelOffer { manifest, digest, transfer } = offer;
+        self.receiving_from = Some((peer, self.now.mono_ms.saturating_add(transfer.deadline_ms())));
         self.gate.pass(Command::ReceiveModel { peer, manifest, digest, transfer });
+    }
+
+    /// An agent that offered a model and does not send it makes way for the next one.
+    fn expire_offer(&mut self) {
+        if let Some((peer, until_ms)) = self.receiving_from
+            && until_ms <= self.now.mono_ms
+        {
+            self.cut_off(peer, "did not send the initial model that it offered in time");
+        }
+    }
+
+    /// Closes a connection over what may be no fault of the agent's: it may come back.
+    fn cut_off(&mut self, peer: PeerId, why: &'static str) {
+        tracing::warn!(peer = peer.0, why, "an agent is cut off");
+        self.gated(Command::Close { peer });
+        self.disconnected(peer);
     }
 
     fn model_failed(&mut self, peer: PeerId, why: String) {
@@ -358,9 +383,7 @@ impl Core {
 
     fn drop_offer(&mut self, peer: PeerId) {
         self.offers.remove(&peer);
-        if self.receiving_from == Some(peer) {
-            self.receiving_from = None;
-        }
+        self.receiving_from.take_if(|(from, _)| *from == peer);
         self.receive_next_offer();
     }
 

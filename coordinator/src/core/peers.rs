@@ -9,6 +9,7 @@ use anabranch_common::journal::RecordBody;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, Welcome};
 
 use super::Core;
+use super::allowance::Allowance;
 use super::command::Command;
 use super::event::{Now, PeerId};
 
@@ -27,6 +28,7 @@ pub(super) struct Live {
     pub(super) models_sent: u64,
     /// Incarnations seen before there is a journal to count them.
     unjournalled_epoch: Epoch,
+    allowance: Allowance,
 }
 
 /// Connections by number, and agents by identity.
@@ -55,6 +57,16 @@ impl Peers {
         if examples_per_s.is_finite() {
             self.live.entry(agent).or_default().examples_per_s = Some(examples_per_s);
         }
+    }
+
+    /// Takes a record from what `agent` may cause; false when it has caused too many lately.
+    pub(super) fn pay(&mut self, agent: AgentId, now: Now) -> bool {
+        self.live.entry(agent).or_default().allowance.take(now)
+    }
+
+    /// What `agent` has paid for has led to a merge.
+    pub(super) fn pay_back(&mut self, agent: AgentId) {
+        self.live.entry(agent).or_default().allowance.give_back();
     }
 
     pub(super) fn peer_of(&self, agent: AgentId) -> Option<PeerId> {
@@ -106,6 +118,9 @@ impl Core {
         if let Some(rejection) = rejection {
             return self.reject(peer, rejection);
         }
+        if self.is_new_incarnation(agent, &hello) && !self.peers.pay(agent, self.now) {
+            return self.reject(peer, Rejection::Busy);
+        }
         self.replace_older_connection(agent, &hello);
         self.peers.connected.insert(peer, agent);
         let live = self.peers.live.entry(agent).or_default();
@@ -140,6 +155,13 @@ impl Core {
             self.gated(Command::Close { peer: older });
         }
         self.disconnected(older);
+    }
+
+    /// Whether a connection will cost an `EpochStarted` record, now or when there is a model.
+    fn is_new_incarnation(&self, agent: AgentId, hello: &AgentHello) -> bool {
+        let journalled = self.state.as_ref().and_then(|state| state.agents.get(&agent));
+        let said = self.peers.live(agent).and_then(|live| live.hello.as_ref()).map(|before| before.incarnation);
+        journalled.map(|agent| agent.incarnation).or(said) != Some(hello.incarnation)
     }
 
     /// The journal's number for this incarnation, which is journalled when it is new.

@@ -25,6 +25,8 @@ const FAREWELL_MS: u64 = 1_500;
 #[derive(Debug)]
 pub(super) struct Schedule {
     waiting: BTreeSet<PeerId>,
+    /// Who asked for a lease and has caused too many records lately: asked for again as time passes.
+    throttled: BTreeSet<PeerId>,
     publishing: bool,
     published: Option<(ModelVersion, Digest)>,
     evaluation: Option<Pending>,
@@ -54,6 +56,7 @@ impl Schedule {
     pub(super) fn new(now: Now, checkpoint: ModelVersion) -> Self {
         Self {
             waiting: BTreeSet::new(),
+            throttled: BTreeSet::new(),
             publishing: false,
             published: None,
             evaluation: None,
@@ -76,6 +79,7 @@ impl Schedule {
 
     pub(super) fn forget(&mut self, peer: PeerId, agent: Option<AgentId>) {
         self.waiting.remove(&peer);
+        self.throttled.remove(&peer);
         self.evaluate_on_publish.take_if(|waiting| *waiting == peer);
         self.evaluation.take_if(|pending| Some(pending.agent) == agent);
     }
@@ -102,6 +106,13 @@ impl Core {
         if phase != RunPhase::Running {
             return self.send(peer, CoordinatorMessage::NoLease { state: phase });
         }
+        if self.schedule.waiting.contains(&peer) {
+            return;
+        }
+        if !self.peers.pay(agent, self.now) {
+            self.schedule.throttled.insert(peer);
+            return;
+        }
         let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
         if let Some(lease) = held {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Superseded }, Arc::from([]), None);
@@ -115,11 +126,20 @@ impl Core {
             return;
         }
         self.expire_leases();
+        self.pace_throttled();
         self.check_targets();
         self.pace_evaluation();
         self.pace_publishing();
         self.pace_checkpoint();
         self.pace_ending();
+    }
+
+    fn pace_throttled(&mut self) {
+        for peer in std::mem::take(&mut self.schedule.throttled) {
+            if let Some(agent) = self.peers.agent_of(peer) {
+                self.lease_requested(peer, agent);
+            }
+        }
     }
 
     fn expire_leases(&mut self) {
@@ -238,6 +258,9 @@ impl Core {
                 self.violated(peer, "an evaluation with impossible figures");
             }
             return;
+        }
+        if !self.peers.pay(agent, self.now) {
+            return tracing::debug!(%agent, "more evaluations than are recorded at a time");
         }
         self.append(RecordBody::Evaluated(evaluation), Arc::from([]), None);
         let rebuildable = evaluation.version >= self.schedule.oldest_rebuildable;

@@ -18,6 +18,8 @@ use bincode::{Decode, Encode};
 
 /// Norms remembered for the running median.
 const NORMS_KEPT: usize = 63;
+/// Norms above 0 from which on the median means something.
+const NORMS_NEEDED: usize = 8;
 
 /// Why a record cannot follow the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -277,6 +279,10 @@ impl RunState {
         if spec.merge.updates_per_version() != self.spec.merge.updates_per_version() {
             self.buffered = 0;
         }
+        // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
+        if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
+            self.norms.clear();
+        }
         self.spec = spec.clone();
     }
 
@@ -296,7 +302,9 @@ impl RunState {
         let verdict =
             Verdict::Accepted { position, version: update.version, weight: update.weight, staleness: update.staleness };
         agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
-        self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples);
+        let (train, cap) = (&self.spec.train, self.spec.admit.max_examples);
+        let planned = (u64::from(train.local_steps) * u64::from(train.batch_size)).min(cap);
+        self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
         self.use_lease(meta.lease);
         self.norms.push_back(update.norm);
         if self.norms.len() > NORMS_KEPT {
@@ -345,10 +353,21 @@ impl RunState {
     }
 
     fn end_lease(&mut self, lease: Option<LeaseId>) {
-        if let Some((_, status)) = lease.and_then(|lease| self.leases.get_mut(&lease))
+        if let Some((lease, status)) = lease.and_then(|lease| self.leases.get_mut(&lease))
             && *status == LeaseStatus::Active
         {
             *status = LeaseStatus::Ended;
+            let agent = lease.agent;
+            self.forget_ended_leases(agent);
+        }
+    }
+
+    /// Leases that came to nothing are cheap to ask for: an agent's oldest ones make room for newer ones.
+    fn forget_ended_leases(&mut self, agent: AgentId) {
+        let of_agent = |(lease, status): &&(Lease, LeaseStatus)| lease.agent == agent && *status == LeaseStatus::Ended;
+        let ended: Vec<LeaseId> = self.leases.values().filter(of_agent).map(|(lease, _)| lease.id).collect();
+        for lease in ended.iter().take(ended.len().saturating_sub(limits::ENDED_LEASES_KEPT)) {
+            self.leases.remove(lease);
         }
     }
 
@@ -374,13 +393,14 @@ impl RunState {
         self.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).map(|(lease, _)| lease)
     }
 
-    /// Median of the latest norms, once there are enough of them to mean anything.
+    /// Median of the latest norms above 0, once there are enough of them to mean anything. Updates that move nothing do
+    /// not count: a median of 0 would refuse whatever moves.
     #[must_use]
     pub fn median_norm(&self) -> Option<f64> {
-        if self.norms.len() < 8 {
+        let mut sorted: Vec<f64> = self.norms.iter().copied().filter(|norm| *norm > 0.0).collect();
+        if sorted.len() < NORMS_NEEDED {
             return None;
         }
-        let mut sorted: Vec<f64> = self.norms.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         Some(sorted[sorted.len() / 2])
     }

@@ -103,6 +103,7 @@ pub fn report(
             .map(|(at_ms, evaluation)| TimedEvaluation { at_s: seconds(*at_ms), evaluation: *evaluation })
             .collect(),
         agents: agents_of(state, roster),
+        uploads: None,
     }
 }
 

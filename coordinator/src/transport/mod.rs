@@ -9,9 +9,12 @@
 
 mod join;
 mod operator;
+mod partials;
 mod peer;
+mod transfers;
 mod uploads;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -77,14 +80,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Connections answer on `inputs`; operators read checkpoints from `store`.
+    /// Connections answer on `inputs`; operators read checkpoints from `store`. Half-received uploads are kept in the
+    /// folder `uploads`.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>, store: Arc<dyn Store>) -> Arc<Self> {
+    pub fn new(inputs: mpsc::Sender<Input>, store: Arc<dyn Store>, uploads: PathBuf) -> Arc<Self> {
         let decoders = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             inputs,
             store,
-            uploads: Uploads::default(),
+            uploads: Uploads::new(uploads),
             decoders: Semaphore::new(decoders),
             next_peer: AtomicU64::new(1),
         })
@@ -108,7 +112,16 @@ const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
 pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(limits::PENDING_HANDSHAKES));
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
-    while let Some(incoming) = endpoint.accept().await {
+    let mut look = tokio::time::interval(Duration::from_millis(limits::PARTIAL_UPLOAD_AGE_MS / 24));
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            _ = look.tick() => {
+                shared.uploads.expire();
+                continue;
+            }
+        };
+        let Some(incoming) = incoming else { return };
         // Under load an address must show that it is its own before anything is spent on it.
         if handshakes.available_permits() < limits::PENDING_HANDSHAKES / 2 && incoming.may_retry() {
             if let Err(error) = incoming.retry() {

@@ -7,6 +7,7 @@ use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
+use anabranch_common::status::StatusReport;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -59,9 +60,20 @@ async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Res
         OperatorRequest::CheckpointExport { version } => from_store(shared, move |store| export(store, version)).await,
         operation => {
             let (reply, answer) = oneshot::channel();
+            let is_status = operation == OperatorRequest::Status;
             shared.tell(Input::Operator { operation, reply }).await;
-            Ok((tokio::time::timeout(REQUEST, answer).await??, None))
+            let answer = tokio::time::timeout(REQUEST, answer).await??;
+            Ok((if is_status { with_uploads(answer, shared) } else { answer }, None))
         }
+    }
+}
+
+/// What the core cannot know: how much of what is on its way has come.
+fn with_uploads(answer: OperatorResponse, shared: &Shared) -> OperatorResponse {
+    let OperatorResponse::Json(text) = &answer else { return answer };
+    match serde_json::from_str::<StatusReport>(text) {
+        Ok(report) => json(&StatusReport { uploads: Some(shared.uploads.status()), ..report }),
+        Err(_) => answer,
     }
 }
 

@@ -1,7 +1,6 @@
 //! One agent's connection: its control stream both ways, its chunk streams, and the transfers it has been asked for.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anabranch_common::codec::{self, CodecId, DecodeError};
@@ -12,15 +11,18 @@ use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
-use anabranch_io::chunks;
+use anabranch_io::chunks::{self, ChunkError};
 use anabranch_io::faults;
-use anabranch_io::frames::{FrameReader, FrameWriter};
+use anabranch_io::frames::{FrameIoError, FrameReader, FrameWriter};
 use anyhow::{Context, bail};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-use super::uploads::Upload;
+use super::partials::PartialName;
+use super::transfers::{Opened, Sending, Transfers, Whole};
+use super::uploads::OpenError;
 use super::{HANDSHAKE, Input, Shared, linger};
 use crate::core::event::{Event, PeerId};
 use crate::publish::Snapshot;
@@ -73,15 +75,34 @@ pub enum Incoming {
     },
 }
 
-/// Transfers under way on this connection.
-type Transfers = Mutex<BTreeMap<Digest, (Incoming, Upload)>>;
+impl Incoming {
+    /// Whether both are the same update, or both the model.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Update { meta: one, .. }, Self::Update { meta: other, .. }) => one.key == other.key,
+            (Self::Model { .. }, Self::Model { .. }) => true,
+            (Self::Update { .. }, Self::Model { .. }) | (Self::Model { .. }, Self::Update { .. }) => false,
+        }
+    }
+
+    /// Under which name its half is kept.
+    fn partial(&self, agent: AgentId) -> PartialName {
+        match self {
+            Self::Update { meta, .. } => PartialName::of_update(&meta.key),
+            Self::Model { .. } => PartialName::of_model(agent),
+        }
+    }
+}
 
 struct PeerConnection {
     connection: Connection,
     shared: Arc<Shared>,
     peer: PeerId,
     agent: AgentId,
-    transfers: Transfers,
+    transfers: Mutex<Transfers>,
+    /// Large uploads of a connection come one after another: each with the whole link to itself, and one at a time in
+    /// the budget.
+    turn: Arc<Semaphore>,
 }
 
 pub(super) async fn serve(
@@ -98,23 +119,35 @@ pub(super) async fn serve(
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
     shared.tell(Input::Connected { peer, agent, hello, ops }).await;
-    let this = Arc::new(PeerConnection { connection, shared, peer, agent, transfers: Transfers::default() });
+    let turn = Arc::new(Semaphore::new(1));
+    let this = Arc::new(PeerConnection { connection, shared, peer, agent, transfers: Mutex::default(), turn });
     let ended = tokio::select! {
         ended = this.read_messages(messages) => ended,
         ended = this.read_chunks() => ended,
         ended = Arc::clone(&this).do_ops(writer, inbox) => ended,
     };
     this.connection.close(0u32.into(), b"done");
-    for (_, (_, upload)) in std::mem::take(&mut *this.lock()) {
-        this.shared.uploads.leave(agent, upload);
-    }
+    this.give_up_transfers();
     this.shared.tell(Input::Event(Event::Disconnected { peer })).await;
     ended
 }
 
 impl PeerConnection {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, (Incoming, Upload)>> {
+    fn lock(&self) -> MutexGuard<'_, Transfers> {
         self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_up_transfers(&self) {
+        let given_up = self.lock().give_up();
+        given_up.into_iter().for_each(|upload| self.shared.uploads.leave(self.agent, upload));
+    }
+
+    fn drop_overdue(&self) {
+        let overdue = self.lock().look();
+        for (id, _) in overdue {
+            self.shared.uploads.gave_up();
+            tracing::warn!(agent = %self.agent.short(), transfer = %id.short(), "an upload is too slow and is given up");
+        }
     }
 
     /// A silent agent is one that trains; QUIC's idle timeout and its keep-alive tell whether it is still there.
@@ -131,12 +164,22 @@ impl PeerConnection {
         mut inbox: mpsc::Receiver<PeerOp>,
     ) -> anyhow::Result<()> {
         let mut tasks = JoinSet::new();
+        let mut sending: Option<Sending> = None;
+        let mut look = tokio::time::interval(Duration::from_millis(limits::TRANSFER_LOOK_MS));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.reset();
         loop {
             let op = tokio::select! {
-                Some(done) = tasks.join_next() => match done? {
-                    Some(message) => PeerOp::Send(message),
-                    None => continue,
+                Some(done) = tasks.join_next() => match done {
+                    Ok(Some(message)) => PeerOp::Send(message),
+                    Ok(None) => continue,
+                    Err(stopped) if stopped.is_cancelled() => continue,
+                    Err(panic) => return Err(panic.into()),
                 },
+                _ = look.tick() => {
+                    self.drop_overdue();
+                    continue;
+                }
                 op = inbox.recv() => match op {
                     Some(op) => op,
                     None => break,
@@ -146,20 +189,38 @@ impl PeerConnection {
                 PeerOp::Send(message) => {
                     writer.send(&message).await?;
                     faults::point(sent(&message));
+                    self.forget_partial(&message);
                 }
                 PeerOp::SendModel { snapshot, missing } => {
+                    let missing = missing.unwrap_or_else(|| Missing::all(snapshot.transfer.chunks.len()));
+                    if sending.as_ref().is_some_and(|sending| sending.covers(&snapshot.transfer, &missing)) {
+                        continue;
+                    }
+                    if let Some(before) = sending.take() {
+                        before.stop();
+                    }
                     let announce = CoordinatorMessage::Model {
                         version: snapshot.version,
                         digest: snapshot.digest,
                         transfer: snapshot.transfer.clone(),
                     };
                     writer.send(&announce).await?;
-                    tasks.spawn(Arc::clone(&self).send_model(snapshot, missing));
+                    let transfer = snapshot.transfer.id();
+                    let task = tasks.spawn(Arc::clone(&self).send_model(snapshot, missing.clone()));
+                    sending = Some(Sending::new(transfer, missing, task));
                 }
                 PeerOp::Receive { what, transfer } => {
-                    tasks.spawn(Arc::clone(&self).open_transfer(what, transfer));
+                    let name = what.partial(self.agent);
+                    if self.lock().announce(transfer.id(), what)? {
+                        tasks.spawn(Arc::clone(&self).open_transfer(name, transfer));
+                    }
                 }
-                PeerOp::Close => break,
+                PeerOp::Close => {
+                    // Whoever takes this one's place goes on with its uploads at once.
+                    self.give_up_transfers();
+                    tasks.abort_all();
+                    break;
+                }
             }
         }
         writer.finish().await;
@@ -167,13 +228,17 @@ impl PeerConnection {
         Ok(())
     }
 
-    async fn send_model(
-        self: Arc<Self>,
-        snapshot: Arc<Snapshot>,
-        missing: Option<Missing>,
-    ) -> Option<CoordinatorMessage> {
+    /// What is half here of a decided update, or of the model that became version 0, is not needed any more.
+    fn forget_partial(&self, message: &CoordinatorMessage) {
+        match message {
+            CoordinatorMessage::Verdict { key, .. } => self.shared.uploads.decided(PartialName::of_update(key)),
+            CoordinatorMessage::ModelReady { .. } => self.shared.uploads.decided(PartialName::of_model(self.agent)),
+            _ => {}
+        }
+    }
+
+    async fn send_model(self: Arc<Self>, snapshot: Arc<Snapshot>, missing: Missing) -> Option<CoordinatorMessage> {
         let chunks = snapshot.transfer.chunks.len();
-        let missing = missing.unwrap_or_else(|| Missing::all(chunks));
         let bytes = missing.indices(chunks).filter_map(|index| snapshot.transfer.range(index)).map(|r| r.len() as u64);
         let bytes = bytes.sum();
         match chunks::send_chunks(&self.connection, &snapshot.transfer, Arc::clone(&snapshot.content), &missing, CHUNK)
@@ -186,22 +251,37 @@ impl PeerConnection {
     }
 
     /// Makes room for a transfer, then says which chunks are missing.
-    async fn open_transfer(self: Arc<Self>, what: Incoming, transfer: TransferManifest) -> Option<CoordinatorMessage> {
+    async fn open_transfer(
+        self: Arc<Self>,
+        name: PartialName,
+        transfer: TransferManifest,
+    ) -> Option<CoordinatorMessage> {
         let id = transfer.id();
-        let upload = match self.shared.uploads.open(self.agent, transfer).await {
+        let large = transfer.chunks.len() > 1;
+        let turn = if large { Arc::clone(&self.turn).acquire_owned().await.ok() } else { None };
+        let upload = match self.shared.uploads.open(self.agent, name, transfer).await {
             Ok(upload) => upload,
-            Err(error) => {
-                self.failed(&what, error.to_string()).await;
+            Err(error @ OpenError::NoRoom) => {
+                // Undecided: its agent offers it again when it has waited long enough.
+                tracing::warn!(agent = %self.agent.short(), %error, "an upload does not begin");
+                self.lock().not_opened(id);
+                return None;
+            }
+            Err(OpenError::Transfer(error)) => {
+                let waiting = self.lock().not_opened(id);
+                for what in &waiting {
+                    self.failed(what, error.to_string()).await;
+                }
                 return None;
             }
         };
-        if upload.assembly.missing().is_empty() {
-            self.complete(what, upload).await;
-            return None;
+        let opened = self.lock().opened(id, upload, turn);
+        match opened {
+            Opened::Missing(missing) => return Some(CoordinatorMessage::NeedChunks { transfer: id, missing }),
+            Opened::Whole(whole) => self.complete(whole).await,
+            Opened::Gone(upload) => self.shared.uploads.leave(self.agent, upload),
         }
-        let missing = upload.assembly.missing().clone();
-        self.lock().insert(id, (what, upload));
-        Some(CoordinatorMessage::NeedChunks { transfer: id, missing })
+        None
     }
 
     async fn read_chunks(self: &Arc<Self>) -> anyhow::Result<()> {
@@ -225,29 +305,35 @@ impl PeerConnection {
     }
 
     async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
-        let (header, chunk) = chunks::recv_chunk(stream, CHUNK).await?;
-        faults::point("upload-chunk");
-        let finished = {
-            let mut transfers = self.lock();
-            // A chunk of a transfer that is complete or was given up: sent twice over a bad line, and harmless.
-            let Some((_, upload)) = transfers.get_mut(&header.transfer) else { return Ok(()) };
-            if upload.assembly.put(header.index, &chunk)? { transfers.remove(&header.transfer) } else { None }
+        let (header, chunk) = match chunks::recv_chunk(stream, CHUNK).await {
+            Ok(received) => received,
+            // Given up by its sender.
+            Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
+            Err(error) => return Err(error.into()),
         };
-        if let Some((what, upload)) = finished {
-            self.complete(what, upload).await;
+        faults::point("upload-chunk");
+        let put = self.lock().put(header.transfer, header.index, &chunk)?;
+        if let Some(name) = put.counts {
+            self.shared.uploads.received(name, put.offset, chunk).await;
+        }
+        if let Some(whole) = put.whole {
+            self.complete(whole).await;
         }
         Ok(())
     }
 
-    /// Decodes a complete transfer off the runtime's threads and tells the loop.
-    async fn complete(&self, what: Incoming, upload: Upload) {
+    /// Decodes a complete transfer off the runtime's threads and tells the loop, once for each that has this content.
+    async fn complete(&self, Whole { waiting, upload }: Whole) {
         let Ok(_decoder) = self.shared.decoders.acquire().await else { return };
-        let peer = self.peer;
-        let failed = what.clone();
-        let decoded = tokio::task::spawn_blocking(move || decode(peer, what, upload)).await;
-        match decoded {
-            Ok(Some(event)) => self.shared.tell(Input::Event(event)).await,
-            Ok(None) | Err(_) => self.failed(&failed, "the content could not be decoded".into()).await,
+        let Some(content) = upload.assembly.finish() else { return };
+        let content: Arc<[u8]> = content.into();
+        for what in waiting {
+            let (peer, failed, content) = (self.peer, what.clone(), Arc::clone(&content));
+            let decoded = tokio::task::spawn_blocking(move || decode(peer, what, content)).await;
+            match decoded {
+                Ok(Some(event)) => self.shared.tell(Input::Event(event)).await,
+                Ok(None) | Err(_) => self.failed(&failed, "the content could not be decoded".into()).await,
+            }
         }
     }
 
@@ -275,8 +361,7 @@ fn sent(message: &CoordinatorMessage) -> &'static str {
     }
 }
 
-fn decode(peer: PeerId, what: Incoming, upload: Upload) -> Option<Event> {
-    let content: Arc<[u8]> = upload.assembly.finish()?.into();
+fn decode(peer: PeerId, what: Incoming, content: Arc<[u8]>) -> Option<Event> {
     match what {
         Incoming::Update { meta, manifest } => {
             let decoded = if Digest::of(&content) == meta.payload_digest {

@@ -1,68 +1,189 @@
-//! Half-received transfers. They outlive the connection that they came over, so that after a reconnect only the missing
-//! chunks are sent; each agent may leave one behind, for a while, within one budget of bytes for all.
+//! Room for what is on its way in, and what becomes of halves: on disk if they are of several chunks (see
+//! [`super::partials`]), in memory where that fails. After a reconnect, a new address or a restart only the missing
+//! chunks are sent.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
+use anabranch_common::status::UploadStatus;
 use anabranch_common::wire::transfer::{Assembly, TransferError, TransferManifest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::partials::{PartialName, Partials};
+use crate::clock;
+
 /// Bytes that one permit of the budget stands for.
 const PERMIT_BYTES: u64 = 1 << 10;
+/// How long an upload waits for room. Its agent has given the connection up by then.
+const ROOM: Duration = Duration::from_millis(limits::OFFER_TIMEOUT_MS);
+
+/// Why an upload cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// It never can.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// Not now.
+    #[error("no room for it within {} s", ROOM.as_secs())]
+    NoRoom,
+}
 
 /// A transfer on its way in, with its share of the budget.
 #[derive(Debug)]
 pub(super) struct Upload {
     pub(super) assembly: Assembly,
+    name: PartialName,
+    on_disk: bool,
     _room: OwnedSemaphorePermit,
 }
 
-/// Transfers that were left behind, and the budget for all of them.
+impl Upload {
+    /// Under which name its chunks are written to disk, if they are.
+    pub(super) fn kept_as(&self) -> Option<PartialName> {
+        self.on_disk.then_some(self.name)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    received: AtomicU64,
+    kept: AtomicU64,
+    given_up: AtomicU64,
+}
+
+/// A half that its agent left in memory, when, and which transfer it is of.
+type LeftBehind = (u64, Digest, Upload);
+
+/// Transfers that were left behind, and the budget for all that are in memory.
 #[derive(Debug)]
 pub(super) struct Uploads {
     budget: Arc<Semaphore>,
-    left_behind: Mutex<BTreeMap<AgentId, (Digest, Upload)>>,
-}
-
-impl Default for Uploads {
-    fn default() -> Self {
-        let permits = limits::UPLOADS_IN_FLIGHT_BYTES / PERMIT_BYTES;
-        let permits = usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
-        Self { budget: Arc::new(Semaphore::new(permits)), left_behind: Mutex::default() }
-    }
+    left_behind: Mutex<BTreeMap<AgentId, LeftBehind>>,
+    partials: Arc<Partials>,
+    counters: Counters,
 }
 
 impl Uploads {
-    /// Takes up a transfer where it was left, or starts it. Waits for room when the budget is used up; the room is
-    /// given before anything is allocated.
-    pub(super) async fn open(&self, agent: AgentId, manifest: TransferManifest) -> Result<Upload, TransferError> {
-        manifest.validate(limits::UPLOADS_IN_FLIGHT_BYTES)?;
-        if let Some(upload) = self.take(agent, manifest.id()) {
-            return Ok(upload);
+    /// With `folder` for what shall survive this process.
+    pub(super) fn new(folder: PathBuf) -> Self {
+        let permits = limits::UPLOADS_IN_FLIGHT_BYTES / PERMIT_BYTES;
+        let permits = usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
+        Self {
+            budget: Arc::new(Semaphore::new(permits)),
+            left_behind: Mutex::default(),
+            partials: Arc::new(Partials::open(folder, clock::unix_ms())),
+            counters: Counters::default(),
         }
-        let permits = u32::try_from(manifest.bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        self.make_room(permits);
-        let room = Arc::clone(&self.budget).acquire_many_owned(permits).await;
-        let too_large = |_| TransferError::TooLarge { found: manifest.bytes, max: limits::UPLOADS_IN_FLIGHT_BYTES };
-        let room = room.map_err(too_large)?;
-        Ok(Upload { assembly: Assembly::new(manifest, limits::UPLOADS_IN_FLIGHT_BYTES)?, _room: room })
     }
 
-    /// Keeps a transfer for when its agent comes back, instead of the one it left before.
+    /// Takes up a transfer where it was left, or starts it. Waits for room when the budget is used up; the room is
+    /// given before anything is allocated.
+    pub(super) async fn open(
+        &self,
+        agent: AgentId,
+        name: PartialName,
+        manifest: TransferManifest,
+    ) -> Result<Upload, OpenError> {
+        manifest.validate(limits::UPLOADS_IN_FLIGHT_BYTES)?;
+        let chunks = manifest.chunks.len();
+        let upload = match self.take(agent, manifest.id()) {
+            Some(upload) => upload,
+            None => self.start(name, manifest).await?,
+        };
+        let kept = chunks - upload.assembly.missing().indices(chunks).count();
+        if kept > 0 {
+            self.counters.kept.fetch_add(kept as u64, Ordering::Relaxed);
+            tracing::info!(agent = %agent.short(), kept, missing = chunks - kept, "an upload goes on where it was cut");
+        }
+        Ok(upload)
+    }
+
+    async fn start(&self, name: PartialName, manifest: TransferManifest) -> Result<Upload, OpenError> {
+        let permits = u32::try_from(manifest.bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        self.make_room(permits);
+        let room = tokio::time::timeout(ROOM, Arc::clone(&self.budget).acquire_many_owned(permits)).await;
+        let room = room.map_err(|_| OpenError::NoRoom)?.map_err(|_| OpenError::NoRoom)?;
+        // One chunk is as soon sent as looked for.
+        let several = manifest.chunks.len() > 1;
+        let mut assembly = Assembly::new(manifest, limits::UPLOADS_IN_FLIGHT_BYTES)?;
+        let mut on_disk = false;
+        if several {
+            let partials = Arc::clone(&self.partials);
+            let taken_up = tokio::task::spawn_blocking(move || {
+                let on_disk = partials.take_up(name, &mut assembly, clock::unix_ms());
+                (on_disk, assembly)
+            });
+            (on_disk, assembly) = taken_up.await.map_err(|_| OpenError::NoRoom)?;
+        }
+        Ok(Upload { assembly, name, on_disk, _room: room })
+    }
+
+    /// A chunk was checked, and is in memory: write it to disk too, if it belongs there.
+    pub(super) async fn received(&self, name: Option<PartialName>, offset: u64, chunk: Vec<u8>) {
+        self.counters.received.fetch_add(1, Ordering::Relaxed);
+        let Some(name) = name else { return };
+        let partials = Arc::clone(&self.partials);
+        let write = move || partials.write(name, offset, &chunk, clock::unix_ms());
+        if let Err(error) = tokio::task::spawn_blocking(write).await {
+            tracing::warn!(%error, "a chunk is kept in memory only");
+        }
+    }
+
+    /// What is half here of `name` is not needed any more.
+    pub(super) fn decided(&self, name: PartialName) {
+        if self.partials.keeps(name) {
+            let partials = Arc::clone(&self.partials);
+            tokio::task::spawn_blocking(move || partials.remove(name));
+        }
+    }
+
+    /// An upload took too long: its share of the budget is free again. What is on disk of it stays.
+    pub(super) fn gave_up(&self) {
+        self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Keeps a transfer for when its agent comes back; in memory, instead of the one it left before, if not on disk.
     pub(super) fn leave(&self, agent: AgentId, upload: Upload) {
-        let id = upload.assembly.manifest().id();
-        self.lock().insert(agent, (id, upload));
+        if upload.kept_as().is_none_or(|name| !self.partials.keeps(name)) {
+            let id = upload.assembly.manifest().id();
+            self.lock().insert(agent, (clock::unix_ms(), id, upload));
+        }
+    }
+
+    /// Drops what nobody came back for.
+    pub(super) fn expire(&self) {
+        let now_ms = clock::unix_ms();
+        self.lock().retain(|_, (left_ms, ..)| now_ms.saturating_sub(*left_ms) <= limits::PARTIAL_UPLOAD_AGE_MS);
+        let partials = Arc::clone(&self.partials);
+        tokio::task::spawn_blocking(move || partials.expire(now_ms));
+    }
+
+    pub(super) fn status(&self) -> UploadStatus {
+        let (on_disk, disk_bytes) = self.partials.totals();
+        let in_memory = self.lock();
+        let memory_bytes: u64 = in_memory.values().map(|(_, _, upload)| upload.assembly.manifest().bytes).sum();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        UploadStatus {
+            partial: on_disk + in_memory.len() as u64,
+            partial_bytes: disk_bytes + memory_bytes,
+            chunks_received: count(&self.counters.received),
+            chunks_kept: count(&self.counters.kept),
+            given_up: count(&self.counters.given_up),
+        }
     }
 
     fn take(&self, agent: AgentId, id: Digest) -> Option<Upload> {
         let mut left_behind = self.lock();
-        let (left, upload) = left_behind.remove(&agent)?;
+        let (left_ms, left, upload) = left_behind.remove(&agent)?;
         if left == id {
             return Some(upload);
         }
-        left_behind.insert(agent, (left, upload));
+        left_behind.insert(agent, (left_ms, left, upload));
         None
     }
 
@@ -72,7 +193,7 @@ impl Uploads {
         while self.budget.available_permits() < permits as usize && left_behind.pop_first().is_some() {}
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<AgentId, (Digest, Upload)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AgentId, LeftBehind>> {
         self.left_behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -141,6 +141,20 @@ impl Cluster {
         Ok(())
     }
 
+    /// Makes an agent that has joined find its coordinator at another port of the loopback interface.
+    ///
+    /// # Errors
+    /// Its configuration is not there, or names another port.
+    pub fn reroute(&self, name: &str, port: u16) -> anyhow::Result<()> {
+        let path = self.agent_dir(name).join("agent.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let (direct, other) = (format!(":{}\"", self.port), format!(":{port}\""));
+        if !text.contains(&direct) {
+            bail!("{} does not name port {}:\n{text}", path.display(), self.port);
+        }
+        Ok(std::fs::write(&path, text.replacen(&direct, &other, 1))?)
+    }
+
     /// Starts the coordinator without waiting for anything.
     ///
     /// # Errors

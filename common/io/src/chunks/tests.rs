@@ -124,3 +124,68 @@ async fn a_cancelled_sender_gives_its_chunk_up() {
     let stream = pair.server.accept_uni().await.expect("a stream");
     assert_eq!(recv_chunk(stream, DEADLINE).await, Err(ChunkError::Frame(FrameIoError::Closed)));
 }
+
+/// Guards "control messages never wait behind bulk": the receiver takes no chunk at all until it has answered, and the
+/// connection has been given more bulk than it may carry meanwhile.
+#[tokio::test]
+async fn a_message_and_its_answer_pass_a_bulk_transfer_that_nobody_reads() {
+    let pair = connected_pair().await;
+    let content = content(24 * CHUNK_BYTES);
+    let manifest = TransferManifest::of(&content);
+    let missing = Missing::all(manifest.chunks.len());
+    let mut bulk = {
+        let (client, content) = (pair.client.clone(), Arc::clone(&content));
+        tokio::spawn(async move { send_chunks(&client, &manifest, content, &missing, DEADLINE).await })
+    };
+    // The bulk is under way before the first word is said.
+    let first = pair.server.accept_uni().await.expect("a stream");
+    let (mut ask, mut answer) = pair.client.open_bi().await.expect("opens");
+    ask.set_priority(crate::frames::CONTROL_PRIORITY).expect("open");
+    let ping = ChunkHeader { transfer: Digest::default(), index: 77 };
+    for _ in 0..3 {
+        send(&mut ask, FrameKind::Chunk, &ping, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+    }
+    let (mut reply, mut asked) = pair.server.accept_bi().await.expect("a stream");
+    reply.set_priority(crate::frames::CONTROL_PRIORITY).expect("open");
+    for _ in 0..3 {
+        let heard: ChunkHeader =
+            recv_one(&mut asked, FrameKind::Chunk, CHUNK_HEADER_BYTES, DEADLINE).await.expect("a message");
+        send(&mut reply, FrameKind::Chunk, &heard, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+        let back: ChunkHeader =
+            recv_one(&mut answer, FrameKind::Chunk, CHUNK_HEADER_BYTES, DEADLINE).await.expect("the answer");
+        assert_eq!(back, ping);
+    }
+    assert!(!bulk.is_finished(), "24 chunks cannot be through while none was read");
+    recv_chunk(first, DEADLINE).await.expect("a chunk");
+    for _ in 1..24 {
+        let stream = pair.server.accept_uni().await.expect("a stream");
+        recv_chunk(stream, DEADLINE).await.expect("a chunk");
+    }
+    assert_eq!((&mut bulk).await.expect("no panic"), Ok(24));
+}
+
+/// Fault 25 and 31: over a thin link the first chunks are whole long before the last ones, so that a cut costs little.
+#[tokio::test]
+async fn earlier_chunks_are_whole_before_later_ones() {
+    let pair = connected_pair().await;
+    let content = content(8 * CHUNK_BYTES);
+    let manifest = TransferManifest::of(&content);
+    let missing = Missing::all(8);
+    let sending = send_chunks(&pair.client, &manifest, content, &missing, DEADLINE);
+    let receiving = async {
+        let mut tasks = JoinSet::new();
+        let mut order = Vec::new();
+        for _ in 0..8 {
+            let stream = pair.server.accept_uni().await.expect("a stream");
+            tasks.spawn(async move { recv_chunk(stream, DEADLINE).await.expect("a chunk").0.index });
+        }
+        while let Some(index) = tasks.join_next().await {
+            order.push(index.expect("no panic"));
+        }
+        order
+    };
+    let (sent, order) = tokio::join!(sending, receiving);
+    assert_eq!(sent, Ok(8));
+    let first_half: Vec<u32> = order[..4].to_vec();
+    assert!(first_half.iter().filter(|index| **index < 4).count() >= 3, "{order:?}");
+}

@@ -1,0 +1,185 @@
+//! What one agent can make the coordinator hold, wait for or write (promises P5 and P8).
+
+use std::sync::Arc;
+
+use anabranch_common::codec::{self, CodecSpec};
+use anabranch_common::ids::{Digest, Incarnation, Position};
+use anabranch_common::journal::{LeaseEnd, Record, RecordBody};
+use anabranch_common::limits;
+use anabranch_common::update::{RefusalReason, Verdict};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
+use anabranch_common::wire::transfer::TransferManifest;
+
+use super::world::{World, agent, hello, manifest, spec};
+use crate::core::command::Command;
+use crate::core::event::{Event, PeerId};
+use crate::core::state::RunState;
+
+const BURST: u64 = limits::AGENT_RECORDS_BURST;
+
+fn kinds(commands: &[Command]) -> Vec<&'static str> {
+    World::appended(commands).iter().map(|record| record.body.kind()).collect()
+}
+
+#[test]
+fn an_agent_that_offers_a_model_and_stays_silent_makes_way_for_the_next() {
+    let mut world = World::new();
+    world.connect(PeerId(1), 1);
+    world.connect(PeerId(2), 2);
+    world.offer_model(PeerId(1));
+    world.offer_model(PeerId(2));
+    let deadline_ms = TransferManifest::of(&[0; 16]).deadline_ms();
+    world.advance_ms(deadline_ms - 1);
+    assert_eq!(world.handle(Event::Tick), []);
+    world.advance_ms(1);
+    let commands = world.handle(Event::Tick);
+    assert!(
+        matches!(commands[..], [Command::ReceiveModel { peer: PeerId(2), .. }, Command::Close { peer: PeerId(1) }]),
+        "{commands:?}"
+    );
+    world.model_received(PeerId(2));
+    assert_eq!(world.state().position, Position(4), "genesis, three agents, and the one epoch of who is still here");
+}
+
+#[test]
+fn a_model_whose_bytes_its_tensors_cannot_make_is_not_asked_for() {
+    let mut world = World::new();
+    world.connect(PeerId(1), 1);
+    let bytes = codec::max_payload_bytes(&manifest()) + 1;
+    let transfer = TransferManifest { bytes, chunks: vec![Digest::default()] };
+    let message = AgentMessage::OfferModel { manifest: manifest(), digest: Digest::default(), transfer };
+    let commands = world.message(1, message);
+    assert!(
+        matches!(
+            &commands[..],
+            [
+                Command::Send { message: CoordinatorMessage::Rejected(Rejection::Protocol(_)), .. },
+                Command::Close { .. }
+            ]
+        ),
+        "{commands:?}"
+    );
+}
+
+#[test]
+fn an_update_larger_than_any_codec_makes_it_is_refused_before_a_byte_is_asked_for() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    let mut meta = world.meta(1, 0, &lease);
+    meta.payload_bytes = codec::max_payload_bytes(&manifest()) + 1;
+    let commands = world.offer(1, &meta);
+    assert_eq!(kinds(&commands), ["refused"], "{commands:?}");
+    world.journal();
+    let Some((_, CoordinatorMessage::Verdict { verdict, .. })) = world.last_sent() else { panic!("no verdict") };
+    assert_eq!(verdict, Verdict::Refused { reason: RefusalReason::OverLimit });
+}
+
+#[test]
+fn asking_for_leases_and_using_none_is_paid_from_a_bucket_that_is_the_agents_own() {
+    let mut world = World::started(2);
+    world.lease(1);
+    let before = world.position();
+    for _ in 0..10 * BURST {
+        world.message(1, AgentMessage::RequestLease);
+        world.journal();
+    }
+    let grown = world.position().0 - before.0;
+    assert!(grown <= 2 * BURST, "{grown} records");
+    assert!(world.state().leases.len() <= limits::ENDED_LEASES_KEPT + 1, "{} leases", world.state().leases.len());
+    // The other agent does not notice, and the first one gets its lease a little later, unasked.
+    world.lease(2);
+    world.advance_ms(1000 / limits::AGENT_RECORDS_PER_S);
+    assert!(kinds(&world.handle(Event::Tick)).contains(&"lease_granted"));
+    assert_eq!(world.replayed(), *world.state());
+}
+
+#[test]
+fn refusals_beyond_the_bucket_are_not_recorded_and_cut_the_agent_off() {
+    let mut world = World::started(2);
+    let lease = world.lease(1);
+    let position = world.position();
+    let mut closed = false;
+    for seq in 0..10 * BURST {
+        let mut meta = world.meta(1, seq, &lease);
+        meta.base_digest = Digest::default();
+        closed |= world.offer(1, &meta).contains(&Command::Close { peer: PeerId(1) });
+        closed |= world.journal().contains(&Command::Close { peer: PeerId(1) });
+    }
+    assert!(closed);
+    assert!(world.position().0 - position.0 <= BURST);
+    world.lease(2);
+}
+
+#[test]
+fn a_process_that_restarts_all_the_time_is_asked_to_come_later() {
+    let mut world = World::started(1);
+    let position = world.position();
+    let mut busy = 0;
+    for round in 0..2 * BURST {
+        let mut hello = hello(1, 1);
+        hello.incarnation =
+            Incarnation([u8::try_from(round % 250).expect("below 250"), 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let commands = world.handle(Event::Connected { peer: PeerId(100 + round), agent: agent(1), hello });
+        world.journal();
+        busy += u64::from(commands.iter().any(|command| {
+            matches!(command, Command::Send { message: CoordinatorMessage::Rejected(Rejection::Busy), .. })
+        }));
+    }
+    assert!(busy >= BURST / 2, "{busy} were turned away");
+    assert!(world.position().0 - position.0 <= BURST);
+}
+
+#[test]
+fn the_fastest_honest_agent_is_never_slowed_down() {
+    let mut world = World::started(1);
+    for seq in 0..4 * BURST {
+        let lease = world.lease(1);
+        world.receive(1, &world.meta(1, seq, &lease), [1.0; 4]);
+        world.journal();
+    }
+    assert_eq!(world.state().totals.accepted, 4 * BURST);
+}
+
+fn change(state: &mut RunState, spec: anabranch_common::spec::RunSpec) {
+    let body = RecordBody::ConfigChanged { spec: Box::new(spec) };
+    let record = Record { position: state.position.next(), at_ms: 0, body, payload: Arc::from([]) };
+    state.apply(&record).expect("it follows");
+}
+
+#[test]
+fn updates_that_move_nothing_do_not_lock_the_norm_filter() {
+    let mut state = World::started(1).state().clone();
+    state.norms = [0.0; 63].into();
+    assert_eq!(state.median_norm(), None, "a median of 0 would refuse everything that moves");
+    state.norms.extend([2.0; 8]);
+    assert_eq!(state.median_norm(), Some(2.0));
+}
+
+#[test]
+fn norms_are_forgotten_when_updates_become_others() {
+    let mut state = World::started(1).state().clone();
+    state.norms = [2.0; 20].into();
+    let mut other = spec();
+    other.admit.max_staleness = 7;
+    change(&mut state, other.clone());
+    assert_eq!(state.median_norm(), Some(2.0), "who is admitted does not change what comes");
+    other.upload.codec = CodecSpec::F32;
+    change(&mut state, other);
+    assert_eq!(state.median_norm(), None);
+}
+
+#[test]
+fn a_lease_that_was_given_back_long_ago_is_stale_and_its_work_not_lost() {
+    let mut world = World::started(1);
+    let first = world.lease(1);
+    for _ in 0..=limits::ENDED_LEASES_KEPT {
+        let lease = world.lease(1);
+        world.message(1, AgentMessage::ReturnLease { lease: lease.id, why: LeaseEnd::Returned });
+        world.journal();
+    }
+    world.offer(1, &world.meta(1, 0, &first));
+    world.journal();
+    let Some((_, CoordinatorMessage::Verdict { verdict, .. })) = world.last_sent() else { panic!("no verdict") };
+    assert_eq!(verdict, Verdict::Refused { reason: RefusalReason::Stale });
+    assert!(RefusalReason::Stale.content_returns());
+}

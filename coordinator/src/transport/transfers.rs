@@ -1,0 +1,174 @@
+//! What a connection carries at the moment: the uploads it was asked for, by content, and the one model on its way down.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::Digest;
+use anabranch_common::limits;
+use anabranch_common::wire::transfer::{Missing, TransferError, TransferManifest};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
+
+use super::partials::PartialName;
+use super::peer::Incoming;
+use super::uploads::Upload;
+
+/// More transfers than one connection may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than {} transfers offered at once", limits::TRANSFERS_PER_PEER)]
+pub(super) struct TooMany;
+
+/// An upload, and everything that has this content: two updates of one agent may be equal.
+#[derive(Debug)]
+struct Slot {
+    waiting: Vec<Incoming>,
+    /// None until there is room for it.
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    upload: Upload,
+    looks_left: u64,
+    /// Its turn among the large uploads of this connection.
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+/// A whole upload.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) waiting: Vec<Incoming>,
+    pub(super) upload: Upload,
+}
+
+/// What came of opening.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// These chunks are missing.
+    Missing(Missing),
+    /// Nothing is.
+    Whole(Whole),
+    /// It was given up meanwhile.
+    Gone(Upload),
+}
+
+/// The uploads of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Transfers {
+    slots: BTreeMap<Digest, Slot>,
+}
+
+impl Transfers {
+    /// Takes note of an upload that was offered. Returns whether it has to be opened: not when the same content is on
+    /// its way already.
+    pub(super) fn announce(&mut self, id: Digest, what: Incoming) -> Result<bool, TooMany> {
+        let waiting: usize = self.slots.values().map(|slot| slot.waiting.len()).sum();
+        let slot = self.slots.get_mut(&id);
+        if slot.as_ref().is_some_and(|slot| slot.waiting.iter().any(|other| other.is_same(&what))) {
+            return Ok(false);
+        }
+        if waiting >= limits::TRANSFERS_PER_PEER {
+            return Err(TooMany);
+        }
+        match slot {
+            Some(slot) => {
+                slot.waiting.push(what);
+                Ok(false)
+            }
+            None => {
+                self.slots.insert(id, Slot { waiting: vec![what], open: None });
+                Ok(true)
+            }
+        }
+    }
+
+    /// There is room: from now on it has a deadline.
+    pub(super) fn opened(&mut self, id: Digest, upload: Upload, turn: Option<OwnedSemaphorePermit>) -> Opened {
+        let Some(slot) = self.slots.get_mut(&id) else { return Opened::Gone(upload) };
+        let missing = upload.assembly.missing().clone();
+        if missing.is_empty() {
+            let waiting = self.slots.remove(&id).map(|slot| slot.waiting).unwrap_or_default();
+            return Opened::Whole(Whole { waiting, upload });
+        }
+        let looks_left = upload.assembly.manifest().deadline_ms() / limits::TRANSFER_LOOK_MS + 1;
+        slot.open = Some(Open { upload, looks_left, _turn: turn });
+        Opened::Missing(missing)
+    }
+
+    /// It cannot be opened; who waits for it.
+    pub(super) fn not_opened(&mut self, id: Digest) -> Vec<Incoming> {
+        self.slots.remove(&id).map(|slot| slot.waiting).unwrap_or_default()
+    }
+
+    /// A chunk is here. Of a transfer that is not under way (complete, or given up: sent twice over a bad line) it is
+    /// harmless, and nothing. Returns where it has to be written to, and the whole if this was the last one.
+    pub(super) fn put(&mut self, id: Digest, index: u32, chunk: &[u8]) -> Result<Put, TransferError> {
+        let Some(open) = self.slots.get_mut(&id).and_then(|slot| slot.open.as_mut()) else { return Ok(Put::default()) };
+        let was_missing = open.upload.assembly.missing().contains(index);
+        let whole = open.upload.assembly.put(index, chunk)?;
+        let range = open.upload.assembly.manifest().range(index);
+        let counts = was_missing.then_some(open.upload.kept_as());
+        let offset = range.map_or(0, |range| range.start as u64);
+        let whole = if whole { self.slots.remove(&id) } else { None };
+        let whole = whole.and_then(|slot| Some(Whole { waiting: slot.waiting, upload: slot.open?.upload }));
+        Ok(Put { counts, offset, whole })
+    }
+
+    /// Another `limits::TRANSFER_LOOK_MS` have passed: the uploads whose time is over.
+    pub(super) fn look(&mut self) -> Vec<(Digest, Upload)> {
+        let open = self.slots.iter_mut().filter_map(|(id, slot)| Some((*id, slot.open.as_mut()?)));
+        let over: Vec<Digest> = open
+            .filter_map(|(id, open)| {
+                open.looks_left -= 1;
+                (open.looks_left == 0).then_some(id)
+            })
+            .collect();
+        over.into_iter().filter_map(|id| Some((id, self.slots.remove(&id)?.open?.upload))).collect()
+    }
+
+    /// Ends all of them.
+    pub(super) fn give_up(&mut self) -> Vec<Upload> {
+        let slots = std::mem::take(&mut self.slots);
+        slots.into_values().filter_map(|slot| Some(slot.open?.upload)).collect()
+    }
+}
+
+/// What became of a chunk.
+#[derive(Debug, Default)]
+pub(super) struct Put {
+    /// Set if it was news; under which name it belongs on disk, if there.
+    pub(super) counts: Option<Option<PartialName>>,
+    /// Where in the content it begins.
+    pub(super) offset: u64,
+    /// Everything, if nothing is missing now.
+    pub(super) whole: Option<Whole>,
+}
+
+/// The one model on its way to an agent.
+#[derive(Debug)]
+pub(super) struct Sending {
+    transfer: Digest,
+    missing: Missing,
+    task: AbortHandle,
+}
+
+impl Sending {
+    pub(super) fn new(transfer: Digest, missing: Missing, task: AbortHandle) -> Self {
+        Self { transfer, missing, task }
+    }
+
+    /// Whether everything that is asked for is on its way already: an impatient agent gets nothing twice.
+    pub(super) fn covers(&self, transfer: &TransferManifest, missing: &Missing) -> bool {
+        !self.task.is_finished()
+            && self.transfer == transfer.id()
+            && missing.indices(transfer.chunks.len()).all(|index| self.missing.contains(index))
+    }
+
+    /// Gives it up: the agent wants something else.
+    pub(super) fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+#[path = "transfers_tests.rs"]
+mod tests;

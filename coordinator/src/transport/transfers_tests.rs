@@ -1,0 +1,131 @@
+use std::sync::Arc;
+
+use anabranch_common::codec::CodecId;
+use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
+use anabranch_common::limits::CHUNK_BYTES;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::update::{UpdateKey, UpdateMeta};
+
+use super::super::uploads::Uploads;
+use super::*;
+
+const AGENT: AgentId = AgentId([1; 16]);
+
+fn key(seq: u64) -> UpdateKey {
+    UpdateKey { run: RunId([1; 16]), agent: AGENT, epoch: Epoch(1), seq: UpdateSeq(seq) }
+}
+
+fn update(seq: u64) -> Incoming {
+    let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
+    let meta = UpdateMeta {
+        key: key(seq),
+        branch: BranchId([2; 16]),
+        lease: LeaseId(seq),
+        base_version: ModelVersion(0),
+        base_digest: Digest::default(),
+        codec: CodecId(1),
+        payload_bytes: 0,
+        payload_digest: Digest::default(),
+        num_examples: 1,
+        local_steps: 1,
+        train_loss: 0.0,
+        compute_ms: 1,
+    };
+    let manifest = Arc::new(ModelManifest::new(vec![tensor]).expect("valid"));
+    Incoming::Update { meta: Box::new(meta), manifest }
+}
+
+fn content() -> Vec<u8> {
+    (0..2 * CHUNK_BYTES + 9).map(|index| (index % 253) as u8).collect()
+}
+
+async fn open(uploads: &Uploads, seq: u64) -> Upload {
+    let manifest = TransferManifest::of(&content());
+    uploads.open(AGENT, PartialName::of_update(&key(seq)), manifest).await.expect("there is room")
+}
+
+fn chunk(index: u32) -> Vec<u8> {
+    let range = TransferManifest::of(&content()).range(index).expect("there are three");
+    content()[range].to_vec()
+}
+
+/// Two updates with the same content used to take each other's place, and the first one never got a verdict.
+#[tokio::test]
+async fn equal_uploads_of_one_agent_are_received_once_and_all_told() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    let mut transfers = Transfers::default();
+    let id = TransferManifest::of(&content()).id();
+    assert_eq!(transfers.announce(id, update(0)), Ok(true));
+    assert_eq!(transfers.announce(id, update(1)), Ok(false), "before it is open");
+    let upload = open(&uploads, 0).await;
+    assert!(matches!(transfers.opened(id, upload, None), Opened::Missing(_)));
+    assert_eq!(transfers.announce(id, update(2)), Ok(false), "and when it is");
+    assert_eq!(transfers.announce(id, update(2)), Ok(false), "the same update again is the same");
+    for index in [1, 0] {
+        let put = transfers.put(id, index, &chunk(index)).expect("a sound chunk");
+        assert!(put.whole.is_none() && put.counts.is_some());
+    }
+    assert!(transfers.put(id, 0, &chunk(0)).expect("a repeated chunk").counts.is_none(), "it is not counted twice");
+    let whole = transfers.put(id, 2, &chunk(2)).expect("a sound chunk").whole.expect("nothing is missing");
+    assert_eq!(whole.waiting.len(), 3);
+    assert_eq!(whole.upload.assembly.finish(), Some(content()));
+    assert!(transfers.put(id, 2, &chunk(2)).expect("too late, and harmless").whole.is_none());
+}
+
+/// A slow agent must not keep its share of the budget for ever (P8): what is not here in time is given up.
+#[tokio::test]
+async fn an_upload_that_takes_too_long_is_given_up_and_goes_on_from_disk() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    let mut transfers = Transfers::default();
+    let manifest = TransferManifest::of(&content());
+    let id = manifest.id();
+    transfers.announce(id, update(0)).expect("the first one");
+    let upload = open(&uploads, 0).await;
+    transfers.opened(id, upload, None);
+    let put = transfers.put(id, 1, &chunk(1)).expect("a sound chunk");
+    uploads.received(put.counts.flatten(), put.offset, chunk(1)).await;
+    for _ in 0..manifest.deadline_ms() / limits::TRANSFER_LOOK_MS {
+        assert!(transfers.look().is_empty());
+    }
+    let over = transfers.look();
+    assert_eq!(over.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
+    drop(over);
+    transfers.announce(id, update(0)).expect("again");
+    let again = open(&uploads, 0).await;
+    assert_eq!(again.assembly.missing().indices(3).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(uploads.status().chunks_kept, 1);
+}
+
+#[test]
+fn one_connection_has_so_many_transfers_and_no_more() {
+    let mut transfers = Transfers::default();
+    for seq in 0..limits::TRANSFERS_PER_PEER as u64 {
+        // Half of them equal: they count too.
+        let id = Digest([u8::try_from(seq / 2).expect("few"); 32]);
+        assert_eq!(transfers.announce(id, update(seq)), Ok(seq % 2 == 0));
+    }
+    assert_eq!(transfers.announce(Digest([255; 32]), update(99)), Err(TooMany));
+    assert_eq!(transfers.announce(Digest([0; 32]), update(99)), Err(TooMany));
+    assert_eq!(transfers.announce(Digest([0; 32]), update(0)), Ok(false), "a repetition is not one more");
+    transfers.give_up();
+    assert_eq!(transfers.announce(Digest([255; 32]), update(99)), Ok(true));
+}
+
+/// An agent on a thin link asks again every `FETCH_RETRY_MS`: nothing of what is on its way is sent twice.
+#[tokio::test]
+async fn what_is_on_its_way_is_not_sent_again() {
+    let manifest = TransferManifest::of(&content());
+    let never = tokio::spawn(std::future::pending::<()>());
+    let sending = Sending::new(manifest.id(), Missing::all(3), never.abort_handle());
+    let mut rest = Missing::all(3);
+    rest.arrived(0);
+    assert!(sending.covers(&manifest, &rest) && sending.covers(&manifest, &Missing::all(3)));
+    assert!(!sending.covers(&TransferManifest::of(b"another version"), &Missing::all(1)));
+    let only_the_rest = Sending::new(manifest.id(), rest, never.abort_handle());
+    assert!(!only_the_rest.covers(&manifest, &Missing::all(3)), "what was left out has to be sent");
+    sending.stop();
+    assert!(never.await.is_err_and(|ended| ended.is_cancelled()));
+    assert!(!sending.covers(&manifest, &Missing::all(3)), "it has ended, and what is asked for now has not come");
+}
