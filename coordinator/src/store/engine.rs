@@ -40,6 +40,7 @@ impl<M: Medium> Engine<M> {
         engine.delete_records(Position(1), pruned_below)?;
         let next = engine.repair_tail(pruned_below)?;
         engine.sweep_item_chunks()?;
+        engine.sweep_blob_chunks()?;
         engine.medium.commit()?;
         engine.live_bytes.store(engine.count_live_bytes()?, Ordering::Relaxed);
         *engine.journal() = Journal { pruned_below, next, durable_below: next };
@@ -119,12 +120,19 @@ impl<M: Medium> Engine<M> {
         area: Area,
         range: std::ops::RangeInclusive<Vec<u8>>,
     ) -> Result<Vec<Vec<u8>>, StorageError> {
-        let mut keys = Vec::new();
-        self.medium.scan(area, range, &mut |key, _| {
-            keys.push(key.to_vec());
-            Ok(())
-        })?;
-        Ok(keys)
+        self.medium.keys(area, range)
+    }
+
+    /// Removes the chunks of blobs that are not listed: a deletion was cut short, or the entry of a new one was lost.
+    fn sweep_blob_chunks(&self) -> Result<(), StorageError> {
+        let first = Name::Blob(Digest([0; 32])).chunk_key(0);
+        for key in self.keys(Area::Bulk, first..=Name::Blob(Digest([u8::MAX; 32])).chunk_key(u32::MAX))? {
+            let owner = &key[..key.len().saturating_sub(4)];
+            if self.medium.get(Area::Catalogue, owner)?.is_none() {
+                self.medium.remove(Area::Bulk, &key)?;
+            }
+        }
+        Ok(())
     }
 
     fn count_live_bytes(&self) -> Result<u64, StorageError> {
@@ -171,8 +179,11 @@ impl<M: Medium> Engine<M> {
         let content = match head.placement {
             Placement::Inline => inline.to_vec(),
             Placement::Bulk => {
-                let mut content = Vec::new();
-                for chunk in 0..self.chunks(name, &head)? {
+                let chunks = self.chunks(name, &head)?;
+                // A damaged length must not reserve what was never stored.
+                let whole = chunks == 0 || self.medium.get(Area::Bulk, &name.chunk_key(chunks - 1))?.is_some();
+                let mut content = Vec::with_capacity(if whole { usize::try_from(head.len).unwrap_or(0) } else { 0 });
+                for chunk in 0..chunks {
                     let bytes = self.medium.get(Area::Bulk, &name.chunk_key(chunk))?;
                     content.extend(bytes.ok_or_else(|| self.damaged(name, "is not complete"))?);
                 }

@@ -16,7 +16,7 @@
 //!  0         1           2          4              12           16               24         28
 //!  ┌─────────┬───────────┬──────────┬──────────────┬────────────┬────────────────┬──────────┬─────────┐
 //!  │ layout  │ placement │ reserved │ content len  │content crc │ durable below  │ head crc │ content │
-//!  │ u8 = 1  │ u8        │ u16 = 0  │ u64 le       │ crc32c     │ u64 le         │ crc32c   │         │
+//!  │ u8 = 2  │ u8        │ u16 = 0  │ u64 le       │ crc32c     │ u64 le         │ crc32c   │         │
 //!  └─────────┴───────────┴──────────┴──────────────┴────────────┴────────────────┴──────────┴─────────┘
 //! ```
 //! `durable below` is used by records: when this one was written, every record below that position had been committed.
@@ -26,7 +26,7 @@ use anabranch_common::ids::{Digest, Position};
 use anabranch_common::limits;
 
 /// Version of the entry head.
-pub const LAYOUT_VERSION: u8 = 1;
+pub const LAYOUT_VERSION: u8 = 2;
 /// Bytes of an entry head.
 pub const HEAD_BYTES: usize = 28;
 /// Contents up to this length lie beside their head.
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(Name::Item("token/a".into()).key(), *b"itoken/a");
         let head = EntryHead::of(b"hi", INLINE_BYTES, Position(5));
         let value = head.to_value(b"hi");
-        assert_eq!(value[..12], *b"\x01\0\0\0\x02\0\0\0\0\0\0\0");
+        assert_eq!(value[..12], *b"\x02\0\0\0\x02\0\0\0\0\0\0\0");
         assert_eq!(value[16..24], *b"\x05\0\0\0\0\0\0\0");
         assert_eq!(EntryHead::from_value(&value), Ok((head, &b"hi"[..])));
     }

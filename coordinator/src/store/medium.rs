@@ -44,6 +44,19 @@ pub trait Medium: Send + Sync + std::fmt::Debug {
     /// The storage fails, or what `visit` returned.
     fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError>;
 
+    /// The keys in `range`, in ascending order.
+    ///
+    /// # Errors
+    /// The storage fails.
+    fn keys(&self, area: Area, range: RangeInclusive<Vec<u8>>) -> Result<Vec<Vec<u8>>, StorageError> {
+        let mut keys = Vec::new();
+        self.scan(area, range, &mut |key, _| {
+            keys.push(key.to_vec());
+            Ok(())
+        })?;
+        Ok(keys)
+    }
+
     /// Makes everything before this call durable.
     ///
     /// # Errors

@@ -7,13 +7,15 @@
 //!             Engine ── layout: kinds, keys, checked entry heads, chunks of at most 128 KiB, torn tails
 //!               │
 //!             Medium ── two areas of ordered keys, commit
-//!             ├── SledMedium    anabranch-io's DurableDb: flush and sync_data on a descriptor of our own
+//!             ├── SledMedium    anabranch-io's DurableDb: flush and sync_data on a descriptor of our own; long chunks
+//!             │                 in files beside it (bulk.rs)
 //!             └── MemoryMedium  knows what was synced: power loss and storage errors on demand
 //! ```
 //!
 //! Nothing is durable until [`Store::commit`] returns `Ok`, and nobody may be told of anything before that. Every
 //! implementation runs [`suite::conformance`].
 
+mod bulk;
 mod engine;
 mod items;
 pub mod layout;

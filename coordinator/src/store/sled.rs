@@ -1,25 +1,37 @@
-//! The store on disk: sled 0.34.7, opened, written and synced by `anabranch-io`'s `DurableDb`.
+//! The store on disk: the catalogue in sled 0.34.7, opened, written and synced by `anabranch-io`'s `DurableDb`; chunks of
+//! some length in files beside it (`bulk.rs`).
 //!
-//! sled's traps and what is done about them: segments of 16 MiB and values of at most 128 KiB (larger values make its
-//! file grow without end), no overwriting of bulk in place, and a commit that syncs on a descriptor of our own
-//! (`flush` alone is not power-loss durable).
+//! sled's traps and what is done about them: small segments for small values, and a commit that syncs on a descriptor of
+//! our own (`flush` alone is not power-loss durable).
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anabranch_io::durable::{DbOptions, DurableDb, Tree};
 
+use super::bulk::{BulkFiles, Emptied};
 use super::{Area, Engine, Medium, StorageError, Visit};
 
 /// The store on disk.
 pub type SledStore = Engine<SledMedium>;
 
-/// Two keyspaces of one sled database.
+/// Directory of the chunks below the store's.
+const BULK_DIR: &str = "bulk";
+/// Chunks of this length and longer are written to files: for shorter ones a second sync costs more than sled's log does.
+const FILE_BYTES: usize = 32 << 10;
+/// Bytes of sled's segments: it keeps several that are in part empty, whatever little is in them.
+const SEGMENT_BYTES: usize = 2 << 20;
+/// Bytes of sled's cache: heads and short chunks.
+const CACHE_BYTES: u64 = 16 << 20;
+
+/// Two keyspaces of one sled database, and files.
 #[derive(Debug)]
 pub struct SledMedium {
-    // Before the database: it is closed, and its directory free, when the last of the three is dropped.
+    // Before the database: it is closed, and its directory free, when the last of them is dropped.
     catalogue: Tree,
     bulk: Tree,
+    files: BulkFiles,
     db: DurableDb,
 }
 
@@ -29,44 +41,84 @@ impl Engine<SledMedium> {
     /// # Errors
     /// Another process has it open, or the storage fails.
     pub fn open_dir(path: &Path) -> Result<Self, StorageError> {
-        let db = DurableDb::open(path, DbOptions::default())?;
-        let (catalogue, bulk) = (db.tree("catalogue")?, db.tree("bulk")?);
-        Self::open(SledMedium { db, catalogue, bulk })
-    }
-}
-
-impl SledMedium {
-    fn tree(&self, area: Area) -> &Tree {
-        match area {
-            Area::Catalogue => &self.catalogue,
-            Area::Bulk => &self.bulk,
-        }
+        let db = DurableDb::open_with_segments(path, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
+        let files = BulkFiles::open(path.join(BULK_DIR), places)?;
+        Self::open(SledMedium { catalogue, bulk, files, db })
     }
 }
 
 impl Medium for SledMedium {
     fn get(&self, area: Area, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        Ok(self.tree(area).get(key)?.map(|value| value.to_vec()))
+        let tree = match area {
+            Area::Catalogue => &self.catalogue,
+            Area::Bulk => &self.bulk,
+        };
+        match tree.get(key)? {
+            Some(value) => Ok(Some(value.to_vec())),
+            None if area == Area::Bulk => self.files.get(key),
+            None => Ok(None),
+        }
     }
 
     fn insert(&self, area: Area, key: &[u8], value: Vec<u8>) -> Result<(), StorageError> {
-        self.tree(area).insert(key, &value)
+        match area {
+            Area::Catalogue => self.catalogue.insert(key, &value),
+            Area::Bulk if value.len() >= FILE_BYTES => {
+                self.bulk.remove(key)?;
+                self.files.insert(key, &value)
+            }
+            Area::Bulk => {
+                self.files.remove(key)?;
+                self.bulk.insert(key, &value)
+            }
+        }
     }
 
     fn remove(&self, area: Area, key: &[u8]) -> Result<(), StorageError> {
-        self.tree(area).remove(key)
+        match area {
+            Area::Catalogue => self.catalogue.remove(key),
+            Area::Bulk => {
+                self.bulk.remove(key)?;
+                self.files.remove(key)
+            }
+        }
     }
 
     fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError> {
-        for entry in self.tree(area).range(range) {
+        if area == Area::Bulk {
+            for key in self.keys(area, range)? {
+                if let Some(value) = self.get(area, &key)? {
+                    visit(&key, &value)?;
+                }
+            }
+            return Ok(());
+        }
+        for entry in self.catalogue.range(range) {
             let (key, value) = entry?;
             visit(&key, &value)?;
         }
         Ok(())
     }
 
+    fn keys(&self, area: Area, range: RangeInclusive<Vec<u8>>) -> Result<Vec<Vec<u8>>, StorageError> {
+        let (tree, mut keys) = match area {
+            Area::Catalogue => (&self.catalogue, BTreeSet::new()),
+            Area::Bulk => (&self.bulk, self.files.keys(range.clone())?),
+        };
+        for entry in tree.range(range) {
+            keys.insert(entry?.0.to_vec());
+        }
+        Ok(keys.into_iter().collect())
+    }
+
     fn commit(&self) -> Result<(), StorageError> {
-        self.db.commit()
+        let mut emptied = Emptied::default();
+        self.db.commit_after(|| {
+            emptied = self.files.sync()?;
+            Ok(())
+        })?;
+        self.files.sweep(emptied)
     }
 
     fn disk_bytes(&self) -> Result<u64, StorageError> {
@@ -80,8 +132,10 @@ impl Medium for SledMedium {
 
 #[cfg(test)]
 mod tests {
+    use anabranch_common::ids::{Digest, Position};
+
     use super::*;
-    use crate::store::suite;
+    use crate::store::{Store, suite};
 
     #[test]
     fn the_store_on_disk_conforms() {
@@ -98,5 +152,62 @@ mod tests {
             }
             SledStore::open_dir(&dir).expect("opens")
         });
+    }
+
+    fn files(dir: &Path) -> usize {
+        std::fs::read_dir(dir.join(BULK_DIR)).expect("lists").count()
+    }
+
+    /// What is deleted leaves no file behind, and neither does a crash.
+    #[test]
+    fn files_go_with_what_is_in_them() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let store = SledStore::open_dir(root.path()).expect("opens");
+        let blob = vec![5; 300_000];
+        let id = Digest::of(&blob);
+        store.put_blob(id, &blob).expect("put");
+        let record = |position: u64| (Position(position), vec![1; 3_000_000]);
+        store.append(&(0..8).map(record).collect::<Vec<_>>()).expect("append");
+        store.commit().expect("commit");
+        let before = files(root.path());
+        assert!(before >= 3, "a blob and 24 MB of records lie in {before} files");
+        store.delete_blob(id).expect("delete");
+        store.commit().expect("commit");
+        store.put_blob(id, &blob).expect("put again");
+        store.commit().expect("commit");
+        assert_eq!(store.blob(id).expect("reads").as_deref(), Some(&blob[..]));
+        store.prune_records(Position(7)).expect("prunes");
+        assert!(files(root.path()) < before, "pruned records leave their files");
+        drop(store);
+        let stray = root.path().join(BULK_DIR).join("00000000000000ff");
+        std::fs::write(&stray, b"what a crash left").expect("writes");
+        let store = SledStore::open_dir(root.path()).expect("opens");
+        assert!(!stray.exists());
+        assert_eq!(store.record(Position(7)).expect("reads"), Some(record(7).1));
+        assert_eq!(store.blob(id).expect("reads").as_deref(), Some(&blob[..]));
+    }
+
+    /// A bad disk under a file is damage, by name, and never another content.
+    #[test]
+    fn a_changed_or_lost_file_is_damage() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let blob = vec![5; 300_000];
+        let id = Digest::of(&blob);
+        let store = SledStore::open_dir(root.path()).expect("opens");
+        store.put_blob(id, &blob).expect("put");
+        store.commit().expect("commit");
+        let entry = std::fs::read_dir(root.path().join(BULK_DIR)).expect("lists").next().expect("a file");
+        let path = entry.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("reads");
+        bytes[200_000] ^= 1;
+        std::fs::write(&path, &bytes).expect("writes");
+        let error = store.blob(id).expect_err("a changed bit");
+        assert!(error.to_string().contains("checksum"), "{error}");
+        std::fs::write(&path, &bytes[..1000]).expect("writes");
+        assert!(matches!(store.blob(id), Err(StorageError::Corrupt { .. })));
+        std::fs::remove_file(&path).expect("removes");
+        assert!(matches!(store.blob(id), Err(StorageError::Corrupt { .. })));
+        store.put_blob(id, &blob).expect("a damaged blob can be stored again");
+        assert_eq!(store.blob(id).expect("reads").as_deref(), Some(&blob[..]));
     }
 }

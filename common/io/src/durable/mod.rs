@@ -3,12 +3,14 @@
 //! ```text
 //!  dir/            0700
 //!    lock          held exclusively while a process uses the directory; holds its process id
+//!    new/          a store that is being created, until all of it is synced
 //!    commits       how many commits were made, to notice when some have vanished
 //!    db, conf,     sled's; `db` is synced through a descriptor of our own, because sled's `flush` only hands pages
 //!    snap.*, blobs/    to the disk's cache and its background thread merely logs a failed fsync
 //! ```
 //! The settings and why they are what they are: `docs/adr/0003-sled-settings.md`.
 
+mod create;
 mod error;
 mod flusher;
 mod lock;
@@ -22,7 +24,8 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::durable::flusher::Flusher;
@@ -33,9 +36,12 @@ pub use error::StorageError;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};
 
-/// Bytes of one sled segment, fixed when the store is created. With the default (512 KiB) a store of model snapshots
-/// grows without end.
-const SEGMENT_BYTES: usize = 16 << 20;
+/// Bytes of one sled segment unless said otherwise, fixed when the store is created. With sled's own default (512 KiB) a
+/// store of large values grows without end.
+pub const SEGMENT_BYTES: usize = 16 << 20;
+/// A commit is made by itself when this share of a segment has been written since the last one. sled writes over a
+/// segment as soon as what was in it lies elsewhere in the disk's cache; a sync must come in between.
+const SEGMENT_SHARE: u64 = 8;
 /// How often sled's background thread rewrites fragmented segments. It is not relied on for durability, but without it
 /// nothing is ever cleaned (`attempt_gc` has no other caller).
 const CLEAN_EVERY_MS: u64 = 500;
@@ -70,18 +76,33 @@ struct Committer {
     poisoned: Option<String>,
 }
 
-/// An open store. One process, one directory. Safe to share between threads.
-pub struct DurableDb {
+/// What the database and its keyspaces share.
+struct Shared {
     committer: Mutex<Committer>,
     db: sled::Db,
     dir: Arc<Path>,
+    /// Bytes written since the last commit began.
+    written_bytes: AtomicU64,
+    /// A commit is made by itself at so many.
+    barrier_bytes: u64,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// An open store. One process, one directory. Safe to share between threads.
+pub struct DurableDb {
+    shared: Arc<Shared>,
     /// Dropped last: the directory is free when sled has let go of it.
     _lock: DirLock,
 }
 
 impl fmt::Debug for DurableDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DurableDb").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("DurableDb").field("dir", &self.shared.dir).finish_non_exhaustive()
     }
 }
 
@@ -91,22 +112,39 @@ impl DurableDb {
     /// # Errors
     /// See [`StorageError`]; `Locked` if another process has it open.
     pub fn open(dir: &Path, options: DbOptions) -> Result<Self, StorageError> {
+        Self::open_with_segments(dir, options, SEGMENT_BYTES)
+    }
+
+    /// The same with segments of another size: a power of two, at least eight times the largest value. A small store
+    /// of small values takes less room with small ones. The size is fixed when the store is created.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Corrupt` if it was created with another size.
+    pub fn open_with_segments(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<Self, StorageError> {
         create_private_dir(dir)?;
         let lock = DirLock::acquire(dir)?;
+        create::complete(dir, options, segment_bytes)?;
         sweep_partial_snapshots(dir)?;
-        let db = open_sled(dir, options)?;
+        let db = open_sled(dir, options, segment_bytes)?;
         crate::faults::point("store-opening");
         let at = |path: PathBuf| move |source| StorageError::of_io(&path, source);
         let file = dir.join("db");
-        // Written by sled without a sync: the settings, and the directory entries themselves.
-        for path in [dir.join("conf"), dir.join("blobs"), file.clone(), dir.to_owned()] {
+        // sled syncs its snapshots, but not their names.
+        for path in [file.clone(), dir.to_owned()] {
             File::open(&path).and_then(|opened| opened.sync_all()).map_err(at(path.clone()))?;
         }
         let own = File::options().read(true).write(true).open(&file).map_err(at(file.clone()))?;
         let mark = CommitMark::open(dir, &db)?;
         let flusher = Flusher::start(db.clone()).map_err(at(dir.to_owned()))?;
         let committer = Committer { flusher, sync: Box::new(move || own.sync_data()), mark, poisoned: None };
-        Ok(Self { committer: Mutex::new(committer), db, dir: dir.into(), _lock: lock })
+        let shared = Shared {
+            committer: Mutex::new(committer),
+            db,
+            dir: dir.into(),
+            written_bytes: AtomicU64::new(0),
+            barrier_bytes: segment_bytes as u64 / SEGMENT_SHARE,
+        };
+        Ok(Self { shared: Arc::new(shared), _lock: lock })
     }
 
     /// The keyspace called `name`, created if it is not there.
@@ -114,8 +152,8 @@ impl DurableDb {
     /// # Errors
     /// The store cannot be read or written.
     pub fn tree(&self, name: &str) -> Result<Tree, StorageError> {
-        let tree = self.db.open_tree(name).map_err(|error| StorageError::of_sled(&self.dir, error))?;
-        Ok(Tree::new(tree, Arc::clone(&self.dir)))
+        let tree = self.shared.db.open_tree(name).map_err(|error| self.shared.of_sled(error))?;
+        Ok(Tree::new(tree, Arc::clone(&self.shared)))
     }
 
     /// Makes every write that returned before this call survive power loss. Blocks for the disk.
@@ -124,29 +162,16 @@ impl DurableDb {
     /// The first failure poisons the store: what the disk holds is then unknown (a repeated fsync can succeed although
     /// pages were lost), so that call and every later one fail, and nothing may be acknowledged.
     pub fn commit(&self) -> Result<(), StorageError> {
-        let mut committer = self.committer();
-        if let Some(reason) = &committer.poisoned {
-            return Err(StorageError::Poisoned { path: self.dir.to_path_buf(), reason: reason.clone() });
-        }
-        let synced = self.flush_and_sync(&mut committer);
-        if let Err(error) = &synced {
-            committer.poisoned = Some(error.to_string());
-        }
-        synced
+        self.shared.commit(|| Ok(()))
     }
 
-    fn flush_and_sync(&self, committer: &mut Committer) -> Result<(), StorageError> {
-        let of_sled = |error| StorageError::of_sled(&self.dir, error);
-        let of_io = |error| StorageError::of_io(&self.dir, error);
-        committer.mark.begin().map_err(of_sled)?;
-        committer.flusher.flush(&self.db).map_err(of_sled)?;
-        (committer.sync)().map_err(of_io)?;
-        committer.mark.done().map_err(of_io)
-    }
-
-    fn committer(&self) -> MutexGuard<'_, Committer> {
-        // A panic while committing leaves no half-changed state behind: at worst the flush is not known to be done.
-        self.committer.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same, after `first`: what must be durable before what is committed here, in files beside the database. Its
+    /// failure poisons the store like any other. One commit runs at a time, `first` included.
+    ///
+    /// # Errors
+    /// What `first` returned, or as [`commit`](Self::commit).
+    pub fn commit_after(&self, first: impl FnOnce() -> Result<(), StorageError>) -> Result<(), StorageError> {
+        self.shared.commit(first)
     }
 
     /// Bytes that the directory takes on disk.
@@ -154,18 +179,71 @@ impl DurableDb {
     /// # Errors
     /// The directory cannot be read.
     pub fn disk_bytes(&self) -> Result<u64, StorageError> {
-        disk_bytes(&self.dir).map_err(|error| StorageError::of_io(&self.dir, error))
+        disk_bytes(self.dir()).map_err(|error| StorageError::of_io(self.dir(), error))
     }
 
     /// The directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.shared.dir
     }
 
     #[cfg(test)]
     fn replace_sync(&self, sync: impl Fn() -> io::Result<()> + Send + 'static) {
-        self.committer().sync = Box::new(sync);
+        self.shared.committer().sync = Box::new(sync);
+    }
+}
+
+impl Shared {
+    fn of_sled(&self, error: sled::Error) -> StorageError {
+        StorageError::of_sled(&self.dir, error)
+    }
+
+    fn committer(&self) -> MutexGuard<'_, Committer> {
+        // A panic while committing leaves no half-changed state behind: at worst the flush is not known to be done.
+        self.committer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commit(&self, first: impl FnOnce() -> Result<(), StorageError>) -> Result<(), StorageError> {
+        self.commit_with(&mut self.committer(), first)
+    }
+
+    fn commit_with(
+        &self,
+        committer: &mut Committer,
+        first: impl FnOnce() -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        if let Some(reason) = &committer.poisoned {
+            return Err(StorageError::Poisoned { path: self.dir.to_path_buf(), reason: reason.clone() });
+        }
+        let synced = first().and_then(|()| self.flush_and_sync(committer));
+        if let Err(error) = &synced {
+            committer.poisoned = Some(error.to_string());
+        }
+        synced
+    }
+
+    fn flush_and_sync(&self, committer: &mut Committer) -> Result<(), StorageError> {
+        let of_io = |error| StorageError::of_io(&self.dir, error);
+        self.written_bytes.store(0, Ordering::Relaxed);
+        committer.mark.begin().map_err(|error| self.of_sled(error))?;
+        committer.flusher.flush(&self.db).map_err(|error| self.of_sled(error))?;
+        (committer.sync)().map_err(of_io)?;
+        committer.mark.done().map_err(of_io)
+    }
+
+    /// Counts what was written, and commits when it is so much that sled might soon write over what is not synced. While
+    /// a commit is under way it is left to the next write.
+    fn wrote(&self, bytes: usize) -> Result<(), StorageError> {
+        let before = self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before + (bytes as u64) < self.barrier_bytes {
+            return Ok(());
+        }
+        match self.committer.try_lock() {
+            Ok(mut committer) => self.commit_with(&mut committer, || Ok(())),
+            Err(TryLockError::Poisoned(poisoned)) => self.commit_with(&mut poisoned.into_inner(), || Ok(())),
+            Err(TryLockError::WouldBlock) => Ok(()),
+        }
     }
 }
 
@@ -226,11 +304,11 @@ fn sweep_partial_snapshots(dir: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
-fn open_sled(dir: &Path, options: DbOptions) -> Result<sled::Db, StorageError> {
+fn open_sled(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<sled::Db, StorageError> {
     // `mode` is not set: 0.34.7 stores it and never reads it.
     let config = sled::Config::new()
         .path(dir)
-        .segment_size(SEGMENT_BYTES)
+        .segment_size(segment_bytes)
         .cache_capacity(options.cache_bytes)
         .flush_every_ms(Some(CLEAN_EVERY_MS))
         .print_profile_on_drop(false);

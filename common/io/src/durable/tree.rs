@@ -1,37 +1,37 @@
 //! A keyspace of the store, and values that are larger than one entry may be.
 
 use std::ops::RangeBounds;
-use std::path::Path;
 use std::sync::Arc;
 
 use anabranch_common::limits::{STORE_VALUE_BYTES, TRANSFER_BYTES};
 
-use super::StorageError;
+use super::{Shared, StorageError};
 
 /// A set of writes to one keyspace that are applied together or not at all.
 pub type Batch = sled::Batch;
 /// A key or a value: dereferences to `[u8]`, cheap to clone.
 pub type Bytes = sled::IVec;
 
-/// A keyspace with sorted byte keys. Writes become durable with `DurableDb::commit`, not before. Cheap to clone, but
+/// A keyspace with sorted byte keys. Writes become durable with `DurableDb::commit`
+/// at the latest. Cheap to clone, but
 /// the store stays open until the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Tree {
     tree: sled::Tree,
-    path: Arc<Path>,
+    shared: Arc<Shared>,
 }
 
 impl Tree {
-    pub(super) fn new(tree: sled::Tree, path: Arc<Path>) -> Self {
-        Self { tree, path }
+    pub(super) fn new(tree: sled::Tree, shared: Arc<Shared>) -> Self {
+        Self { tree, shared }
     }
 
     fn error(&self, error: sled::Error) -> StorageError {
-        StorageError::of_sled(&self.path, error)
+        self.shared.of_sled(error)
     }
 
     fn corrupt(&self, detail: String) -> StorageError {
-        StorageError::Corrupt { path: self.path.to_path_buf(), detail }
+        StorageError::Corrupt { path: self.shared.dir.to_path_buf(), detail }
     }
 
     /// The value of `key`.
@@ -50,9 +50,10 @@ impl Tree {
         if value.len() > STORE_VALUE_BYTES {
             let text = format!("value of {} bytes, more than {STORE_VALUE_BYTES}", value.len());
             let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
-            return Err(StorageError::Io { path: self.path.to_path_buf(), source });
+            return Err(StorageError::Io { path: self.shared.dir.to_path_buf(), source });
         }
-        self.tree.insert(key, value).map(drop).map_err(|error| self.error(error))
+        self.tree.insert(key, value).map_err(|error| self.error(error))?;
+        self.shared.wrote(value.len())
     }
 
     /// Removes `key` if it is there.
@@ -109,7 +110,7 @@ impl Tree {
     }
 
     fn wrap(&self, iter: sled::Iter) -> impl DoubleEndedIterator<Item = Result<(Bytes, Bytes), StorageError>> + use<> {
-        let path = Arc::clone(&self.path);
+        let path = Arc::clone(&self.shared.dir);
         iter.map(move |entry| entry.map_err(|error| StorageError::of_sled(&path, error)))
     }
 
