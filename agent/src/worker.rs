@@ -178,8 +178,10 @@ impl Maths {
     fn work(&mut self, job: MathsJob) -> Event {
         match job {
             MathsJob::Prepare(spec) => self.prepare(&spec),
-            MathsJob::MakeInitial { seed } => self.initial(seed),
-            MathsJob::Unpack { version, digest, encoded } => self.unpack(version, digest, &encoded),
+            MathsJob::MakeInitial { seed } => make_initial(self.trainer(), seed),
+            MathsJob::Unpack { version, digest, encoded } => {
+                unpack(self.trainer().manifest(), version, digest, &encoded)
+            }
             MathsJob::Train { lease, spec, base } => self.train(&lease, &spec, &base),
             MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
         }
@@ -198,35 +200,6 @@ impl Maths {
 
     fn trainer(&self) -> &dyn Trainer {
         self.trainer.as_deref().expect("the session prepares a trainer before it uses it")
-    }
-
-    fn initial(&self, seed: u64) -> Event {
-        let trainer = self.trainer();
-        let content: Arc<[f32]> = trainer.initial(seed).into();
-        match Planes32.encode(trainer.manifest(), &content) {
-            Ok(encoded) => {
-                let transfer = TransferManifest::of(&encoded);
-                let digest = Digest::of_f32(&content);
-                Event::InitialMade(InitialModel { content, digest, encoded: encoded.into(), transfer })
-            }
-            Err(error) => Event::Failed(Ending::Trainer(format!("the initial model cannot be used: {error}"))),
-        }
-    }
-
-    fn unpack(&self, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
-        match codec::decode(Planes32::ID, self.trainer().manifest(), encoded) {
-            Ok(delta) => {
-                let content: Arc<[f32]> = delta.into_dense().into();
-                let found = Digest::of_f32(&content);
-                if found == digest {
-                    Event::Unpacked { version, digest, content }
-                } else {
-                    let problem = format!("its digest is {}, not {}", found.short(), digest.short());
-                    Event::UnpackFailed { version, problem }
-                }
-            }
-            Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
-        }
     }
 
     fn train(&mut self, lease: &Lease, spec: &RunSpec, base: &[f32]) -> Event {
@@ -280,6 +253,38 @@ impl Maths {
             Err(error @ TrainError::Diverged { .. }) => Event::EvaluationFailed { version, problem: error.to_string() },
             Err(error) => Event::Failed(ending(&error)),
         }
+    }
+}
+
+/// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.
+#[must_use]
+pub fn make_initial(trainer: &dyn Trainer, seed: u64) -> Event {
+    let content: Arc<[f32]> = trainer.initial(seed).into();
+    match Planes32.encode(trainer.manifest(), &content) {
+        Ok(encoded) => {
+            let transfer = TransferManifest::of(&encoded);
+            let digest = Digest::of_f32(&content);
+            Event::InitialMade(InitialModel { content, digest, encoded: encoded.into(), transfer })
+        }
+        Err(error) => Event::Failed(Ending::Trainer(format!("the initial model cannot be used: {error}"))),
+    }
+}
+
+/// Decodes a downloaded model and checks that it is what was announced; answered by `Unpacked` or `UnpackFailed`.
+#[must_use]
+pub fn unpack(manifest: &ModelManifest, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
+    match codec::decode(Planes32::ID, manifest, encoded) {
+        Ok(delta) => {
+            let content: Arc<[f32]> = delta.into_dense().into();
+            let found = Digest::of_f32(&content);
+            if found == digest {
+                Event::Unpacked { version, digest, content }
+            } else {
+                let problem = format!("its digest is {}, not {}", found.short(), digest.short());
+                Event::UnpackFailed { version, problem }
+            }
+        }
+        Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
     }
 }
 

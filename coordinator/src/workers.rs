@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use anabranch_common::codec::Delta;
 use anabranch_common::codec::EncodeError;
-use anabranch_common::ids::Position;
+use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::MessageError;
@@ -150,7 +150,11 @@ pub fn writer(store: Arc<dyn Store>, answers: mpsc::Sender<Answer>) -> std::io::
     })
 }
 
-fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, WorkerError> {
+/// Makes a group of jobs durable with one sync; answered by `Journalled` and `ItemsSaved`.
+///
+/// # Errors
+/// The store fails: the process must stop, and nobody may be told of any of these jobs.
+pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, WorkerError> {
     let mut events = Vec::new();
     let mut records: Vec<(Position, Vec<u8>)> = Vec::new();
     for job in jobs {
@@ -193,7 +197,9 @@ pub struct Keep {
     pub retention: crate::config::Retention,
 }
 
-struct CheckpointJob {
+/// A checkpoint that is to be written: the order, and a copy of the model at that moment.
+#[derive(Debug)]
+pub struct CheckpointJob {
     order: CheckpointOrder,
     model: ModelState,
 }
@@ -213,64 +219,98 @@ pub fn merger(store: Arc<dyn Store>, keep: Keep, answers: mpsc::Sender<Answer>) 
         }
     })?;
     Worker::spawn("merger", move |inbox| {
-        let mut merging = Merging { state: None, checkpointer: &checkpointer, answers: &answers };
+        let mut merger = Merger::default();
         while let Ok(job) = inbox.recv() {
-            if let Err(error) = merging.handle(job) {
-                answer(&answers, Answer::Failed(error));
-                break;
+            match merger.handle(job) {
+                Ok(Merged::Nothing) => {}
+                Ok(Merged::Event(event)) => answer(&answers, Answer::Event(event)),
+                Ok(Merged::Published(snapshot)) => answer(&answers, Answer::Published(snapshot)),
+                Ok(Merged::Checkpoint(job)) => checkpointer.send(*job),
+                Err(error) => {
+                    answer(&answers, Answer::Failed(error));
+                    break;
+                }
             }
         }
         checkpointer.finish();
     })
 }
 
-struct Merging<'a> {
-    /// `None` before there is a model, and again once it is no longer finite: nothing is published then.
-    state: Option<ModelState>,
-    checkpointer: &'a Worker<CheckpointJob>,
-    answers: &'a mpsc::Sender<Answer>,
+/// What a job of the merger led to.
+#[derive(Debug)]
+pub enum Merged {
+    /// Nothing that anyone waits for.
+    Nothing,
+    /// The loop must know.
+    Event(Event),
+    /// A version is encoded.
+    Published(Arc<Snapshot>),
+    /// A copy of the model is ready to be written.
+    Checkpoint(Box<CheckpointJob>),
 }
 
-impl Merging<'_> {
-    fn handle(&mut self, job: MergeJob) -> Result<(), WorkerError> {
+/// The model, and the jobs that move it, one after the other.
+#[derive(Debug, Default)]
+pub struct Merger {
+    /// `None` before there is a model, and again once it is no longer finite: nothing is published then.
+    state: Option<ModelState>,
+}
+
+impl Merger {
+    /// Does a job.
+    ///
+    /// # Errors
+    /// A durable record cannot be merged, or the model cannot be encoded: the process must stop.
+    pub fn handle(&mut self, job: MergeJob) -> Result<Merged, WorkerError> {
         if let MergeJob::Start(state) = job {
             self.state = Some(*state);
-            return Ok(());
+            return Ok(Merged::Nothing);
         }
-        let Some(state) = &mut self.state else { return Ok(()) };
+        let Some(state) = &mut self.state else { return Ok(Merged::Nothing) };
         match job {
-            MergeJob::Start(_) => {}
+            MergeJob::Start(_) => Ok(Merged::Nothing),
             MergeJob::Merge { record, content } => {
                 faults::point("merge-before");
                 match (&record.body, content) {
                     (RecordBody::Update(update), Some(delta)) => state.apply_update(update, &delta),
                     _ => state.apply(&record)?,
                 }
-                if let Some(version) = state.overflowed() {
-                    self.state = None;
-                    answer(self.answers, Answer::Event(Event::NonFinite { version }));
-                }
+                let overflowed = state.overflowed();
                 faults::point("merge-after");
+                Ok(overflowed.map_or(Merged::Nothing, |version| self.not_finite(version)))
             }
             MergeJob::Publish => {
                 let snapshot = Snapshot::of(state.version(), state.manifest(), state.model())?;
-                answer(self.answers, Answer::Published(Arc::new(snapshot)));
+                Ok(Merged::Published(Arc::new(snapshot)))
             }
             // A buffer that overflowed would take the next version with it: the run ends at the last finite one.
             MergeJob::Checkpoint(_) if !state.merge_state_is_finite() => {
                 let version = state.version().next();
-                self.state = None;
-                answer(self.answers, Answer::Event(Event::NonFinite { version }));
+                Ok(self.not_finite(version))
             }
             MergeJob::Checkpoint(order) => {
-                self.checkpointer.send(CheckpointJob { order: *order, model: state.copy()? });
+                Ok(Merged::Checkpoint(Box::new(CheckpointJob { order: *order, model: state.copy()? })))
             }
         }
-        Ok(())
+    }
+
+    fn not_finite(&mut self, version: ModelVersion) -> Merged {
+        self.state = None;
+        Merged::Event(Event::NonFinite { version })
+    }
+
+    /// The model, if there is one that may be shown.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelState> {
+        self.state.as_ref()
     }
 }
 
-fn write_checkpoint(store: &dyn Store, keep: Keep, job: CheckpointJob) -> Result<Event, WorkerError> {
+/// Writes a checkpoint and prunes what it makes superfluous; answered by `Checkpointed`.
+///
+/// # Errors
+/// The store fails.
+pub fn write_checkpoint(store: &dyn Store, keep: Keep, job: CheckpointJob) -> Result<Event, WorkerError> {
     let CheckpointJob { order, model } = job;
     checkpoint::write(store, &order.state, order.chain, &model, order.at_ms)?;
     // The last checkpoint of a run prunes nothing: the version that is the result may be older than it.

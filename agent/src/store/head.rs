@@ -1,0 +1,73 @@
+//! The one entry that says what counts: everything else in the store is a blob that it names, or nothing.
+
+use std::collections::BTreeSet;
+
+use anabranch_common::ids::{BranchId, Digest, Epoch, UpdateSeq};
+use anabranch_common::limits;
+use anabranch_common::update::UpdateMeta;
+use anabranch_common::wire::message;
+use bincode::{Decode, Encode};
+
+const HEAD_MAGIC: [u8; 4] = *b"ANBL";
+const HEAD_LAYOUT: u16 = 1;
+const HEAD_PREFIX_BYTES: usize = 10;
+
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+pub(super) struct Head {
+    pub(super) branch: Option<BranchId>,
+    pub(super) counter: Option<(Epoch, UpdateSeq)>,
+    pub(super) next_blob: u64,
+    pub(super) manifest: Option<StoredBlob>,
+    pub(super) residual: Option<StoredBlob>,
+    pub(super) outbox: Vec<StoredUpdate>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
+pub(super) struct StoredBlob {
+    pub(super) number: u64,
+    pub(super) digest: Digest,
+}
+
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub(super) struct StoredUpdate {
+    pub(super) meta: UpdateMeta,
+    pub(super) blob: u64,
+}
+
+impl Head {
+    pub(super) fn blobs(&self) -> BTreeSet<u64> {
+        let named = [self.manifest, self.residual].into_iter().flatten().map(|blob| blob.number);
+        named.chain(self.outbox.iter().map(|update| update.blob)).collect()
+    }
+}
+
+pub(super) fn encode(head: &Head) -> Result<Vec<u8>, String> {
+    let body = message::encode(head, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::with_capacity(HEAD_PREFIX_BYTES + body.len());
+    bytes.extend_from_slice(&HEAD_MAGIC);
+    bytes.extend_from_slice(&HEAD_LAYOUT.to_le_bytes());
+    bytes.extend_from_slice(&head_check(&body).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Result<Head, String> {
+    let (prefix, body) = bytes.split_at_checked(HEAD_PREFIX_BYTES).ok_or("the head is cut off")?;
+    if prefix[..4] != HEAD_MAGIC {
+        return Err("the head does not start with its magic".to_owned());
+    }
+    let layout = u16::from_le_bytes([prefix[4], prefix[5]]);
+    if layout != HEAD_LAYOUT {
+        return Err(format!("layout {layout} is not known to this version"));
+    }
+    if prefix[6..] != head_check(body).to_le_bytes() {
+        return Err("the head does not match its checksum".to_owned());
+    }
+    message::decode(body, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())
+}
+
+/// The first four bytes of BLAKE3 over the body.
+fn head_check(body: &[u8]) -> u32 {
+    let digest = Digest::of(body).0;
+    u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
+}

@@ -1,0 +1,169 @@
+//! The outbox and the residual, on a real store.
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::ids::{LeaseId, ModelVersion};
+use anabranch_common::journal::Lease;
+use anabranch_common::manifest::TensorSpec;
+
+use super::*;
+use crate::core::event::Outcome;
+
+const RUN: RunId = RunId([1; 16]);
+const AGENT: AgentId = AgentId([2; 16]);
+const BRANCH: BranchId = BranchId([3; 16]);
+const PARAMS: usize = 40_000;
+
+fn manifest() -> ModelManifest {
+    let shape = vec![PARAMS as u64];
+    ModelManifest::new(vec![TensorSpec { name: "w".into(), shape }]).expect("valid")
+}
+
+fn delta() -> Vec<f32> {
+    (0..PARAMS).map(|i| if i % 3 == 0 { 1.0 } else { 0.001 * (i % 7) as f32 }).collect()
+}
+
+fn bank(seq: u64, delta: Vec<f32>) -> Bank {
+    Bank {
+        lease: Lease {
+            id: LeaseId(seq),
+            agent: AGENT,
+            epoch: Epoch(1),
+            branch: BRANCH,
+            base_version: ModelVersion(0),
+            base_digest: Digest::default(),
+            seed: 0,
+            expires_at_ms: 0,
+        },
+        epoch: Epoch(1),
+        seq: UpdateSeq(seq),
+        codec: CodecSpec::TopK { fraction: 0.1 },
+        feedback_decay: 1.0,
+        outcome: Outcome {
+            lease: LeaseId(seq),
+            delta,
+            num_examples: 1,
+            local_steps: 1,
+            train_loss: 0.0,
+            compute_ms: 1,
+        },
+    }
+}
+
+fn key(seq: u64) -> UpdateKey {
+    UpdateKey { run: RUN, agent: AGENT, epoch: Epoch(1), seq: UpdateSeq(seq) }
+}
+
+/// What is left out and what is sent, together: it must never get lost, whatever happens.
+fn sum(ledger: &Ledger) -> f64 {
+    let residual: f64 = ledger.residual().unwrap_or_default().iter().map(|value| f64::from(*value)).sum();
+    let sent = |update: &StoredUpdate| {
+        let delta = ledger.decode(update).expect("decodes");
+        delta.values().iter().map(|value| f64::from(*value)).sum::<f64>()
+    };
+    residual + ledger.head.outbox.iter().map(sent).sum::<f64>()
+}
+
+fn close_to(found: f64, expected: f64) {
+    assert!((found - expected).abs() <= 1e-3 * expected.abs(), "found {found}, expected {expected}");
+}
+
+fn total(delta: &[f32]) -> f64 {
+    delta.iter().map(|value| f64::from(*value)).sum()
+}
+
+/// Issue of durability: outbox and residual change together, and survive a restart with the counter.
+#[test]
+fn an_update_and_its_residual_survive_a_restart() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let entry = {
+        let mut ledger = Ledger::open(dir.path()).expect("opens");
+        ledger.adopt(BRANCH).expect("adopts");
+        ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks")
+    };
+    let ledger = Ledger::open(dir.path()).expect("opens again");
+    let kept = ledger.kept().expect("reads");
+    assert_eq!(kept.outbox, [entry]);
+    assert_eq!((kept.branch, kept.counter), (Some(BRANCH), Some((Epoch(1), UpdateSeq(1)))));
+    close_to(sum(&ledger), total(&delta()));
+    let payload = ledger.payload(key(0)).expect("reads").expect("is there");
+    assert_eq!(Digest::of(&payload), kept.outbox[0].meta.payload_digest);
+}
+
+#[test]
+fn refused_content_returns_to_the_residual_and_accepted_content_goes() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut ledger = Ledger::open(dir.path()).expect("opens");
+    ledger.adopt(BRANCH).expect("adopts");
+    ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    ledger.settle(key(0), Settlement::Return).expect("settles");
+    close_to(sum(&ledger), total(&delta()));
+    assert_eq!(ledger.outbox().count(), 0);
+    ledger.settle(key(0), Settlement::Return).expect("a second time changes nothing");
+    close_to(sum(&ledger), total(&delta()));
+
+    ledger.bank(RUN, AGENT, &manifest(), bank(1, vec![0.0; PARAMS])).expect("banks");
+    let sent = sum(&ledger) - total(ledger.residual().expect("top 10 % leaves something out"));
+    assert!(sent > 0.2 * total(&delta()), "what was refused is sent again, found {sent}");
+    ledger.settle(key(1), Settlement::Drop).expect("settles");
+    close_to(sum(&ledger), total(&delta()) - sent);
+    drop(ledger);
+    let ledger = Ledger::open(dir.path()).expect("opens again");
+    close_to(sum(&ledger), total(&delta()) - sent);
+}
+
+/// A crash between any two steps of a change: blobs without a head, or old blobs that were not deleted.
+#[test]
+fn what_a_crash_leaves_over_is_swept_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    {
+        let mut ledger = Ledger::open(dir.path()).expect("opens");
+        ledger.adopt(BRANCH).expect("adopts");
+        ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+        let number = ledger.head.next_blob;
+        ledger.tree.put_chunked(&blob_key(number), &[7; 300_000]).expect("written");
+        ledger.tree.put_chunked(&blob_key(number + 5), b"older").expect("written");
+    }
+    let mut ledger = Ledger::open(dir.path()).expect("opens again");
+    close_to(sum(&ledger), total(&delta()));
+    let numbers = ledger.tree.scan_prefix(b"b").map(|entry| {
+        let (key, _) = entry.expect("reads");
+        u64::from_be_bytes(key[1..9].try_into().expect("eight bytes"))
+    });
+    assert_eq!(numbers.collect::<BTreeSet<_>>(), ledger.head.blobs());
+    ledger.bank(RUN, AGENT, &manifest(), bank(1, delta())).expect("the swept numbers can be used");
+    close_to(sum(&ledger), 2.0 * total(&delta()));
+}
+
+#[test]
+fn another_branch_drops_the_residual_and_keeps_the_outbox() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut ledger = Ledger::open(dir.path()).expect("opens");
+    ledger.adopt(BRANCH).expect("adopts");
+    ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    ledger.adopt(BranchId([9; 16])).expect("adopts");
+    assert_eq!((ledger.residual(), ledger.outbox().count()), (None, 1));
+    ledger.settle(key(0), Settlement::Return).expect("settles");
+    assert_eq!((ledger.residual(), ledger.outbox().count()), (None, 0), "content of another branch does not return");
+}
+
+#[test]
+fn a_delta_that_is_not_finite_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut ledger = Ledger::open(dir.path()).expect("opens");
+    ledger.adopt(BRANCH).expect("adopts");
+    let error = ledger.bank(RUN, AGENT, &manifest(), bank(0, vec![f32::NAN; PARAMS]));
+    assert!(matches!(error, Err(LedgerError::Encode(EncodeError::NonFinite(0)))), "{error:?}");
+    assert_eq!((ledger.residual(), ledger.outbox().count()), (None, 0));
+}
+
+#[test]
+fn a_damaged_head_is_refused() {
+    let good = encode_head(&Head { next_blob: 5, ..Head::default() }).expect("encodes");
+    assert_eq!(decode_head(&good).expect("decodes").next_blob, 5);
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(decode_head(&bad).is_err(), "flipping bit {bit} went unnoticed");
+    }
+    assert!((0..good.len()).all(|len| decode_head(&good[..len]).is_err()), "a cut head went unnoticed");
+}
