@@ -73,7 +73,7 @@ pub const PARTIAL_UPLOAD_BYTES: u64 = 4 << 30;
 /// How long a half-received upload is kept after its latest chunk, in milliseconds.
 pub const PARTIAL_UPLOAD_AGE_MS: u64 = 24 * 60 * 60 * 1000;
 /// Journal records without an accepted update that one agent may cause at once (leases that come to nothing, refusals,
-/// restarts, evaluations), and ...
+/// restarts, evaluations that nobody asked for), and ...
 pub const AGENT_RECORDS_BURST: u64 = 256;
 /// ... how many of them are allowed again every second.
 pub const AGENT_RECORDS_PER_S: u64 = 4;
