@@ -153,6 +153,16 @@ fn without_a_folder_nothing_is_kept_and_nothing_fails() {
     assert_eq!(std::fs::read(&taken).expect("untouched"), b"in the way");
 }
 
+/// The journal stops the coordinator when it finds no space: halves must not take the last of it.
+#[test]
+fn the_last_of_the_disk_is_left_to_the_journal() {
+    let spare = limits::PARTIAL_UPLOAD_SPARE_BYTES;
+    assert!(leaves_spare(spare + 10, 10) && !leaves_spare(spare + 9, 10));
+    let folder = tempfile::tempdir().expect("a directory");
+    let partials = Partials::open(folder.path().to_owned(), 0);
+    assert!((1..u64::MAX).contains(&partials.free_bytes()), "the system says how much there is");
+}
+
 /// Once for real where the system has it: every write to /dev/full fails with "no space left".
 #[test]
 fn a_full_disk_gives_up_keeping_and_nothing_else() {
