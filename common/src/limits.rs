@@ -70,10 +70,12 @@ pub const PARTIAL_UPLOADS_PER_AGENT: usize = 16;
 pub const PARTIAL_UPLOAD_BYTES_PER_AGENT: u64 = 512 << 20;
 /// Bytes of all half-received uploads on disk.
 pub const PARTIAL_UPLOAD_BYTES: u64 = 4 << 30;
+/// Bytes of free disk that half-received uploads leave alone: the journal must not run out of space over them.
+pub const PARTIAL_UPLOAD_SPARE_BYTES: u64 = 256 << 20;
 /// How long a half-received upload is kept after its latest chunk, in milliseconds.
 pub const PARTIAL_UPLOAD_AGE_MS: u64 = 24 * 60 * 60 * 1000;
 /// Journal records without an accepted update that one agent may cause at once (leases that come to nothing, refusals,
-/// restarts, evaluations), and ...
+/// restarts, evaluations that nobody asked for), and ...
 pub const AGENT_RECORDS_BURST: u64 = 256;
 /// ... how many of them are allowed again every second.
 pub const AGENT_RECORDS_PER_S: u64 = 4;

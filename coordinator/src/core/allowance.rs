@@ -2,7 +2,7 @@
 //!
 //! A record costs a sync and stays in the journal; most of what an agent can say makes one. What merges is free: its
 //! lease is paid back when its update is accepted, so that the fastest honest agent never feels this. Leases that come
-//! to nothing, refusals, restarts and evaluations are paid from a bucket that refills with time (`AGENT_RECORDS_BURST`,
+//! to nothing, refusals, restarts and evaluations that nobody asked for are paid from a bucket that refills with time (`AGENT_RECORDS_BURST`,
 //! `AGENT_RECORDS_PER_S`).
 
 use anabranch_common::limits;

@@ -244,7 +244,7 @@ impl Core {
     }
 
     pub(super) fn evaluated(&mut self, agent: AgentId, evaluation: Evaluation) {
-        self.schedule.evaluation.take_if(|pending| pending.agent == agent);
+        let asked = self.schedule.evaluation.take_if(|pending| pending.agent == agent).is_some();
         let Some(state) = &self.state else { return };
         if evaluation.version > state.version {
             return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");
@@ -259,8 +259,8 @@ impl Core {
             }
             return;
         }
-        if !self.peers.pay(agent, self.now) {
-            return tracing::debug!(%agent, "more evaluations than are recorded at a time");
+        if !asked && !self.peers.pay(agent, self.now) {
+            return tracing::debug!(%agent, "more evaluations that nobody asked for than are recorded at a time");
         }
         self.append(RecordBody::Evaluated(evaluation), Arc::from([]), None);
         let rebuildable = evaluation.version >= self.schedule.oldest_rebuildable;

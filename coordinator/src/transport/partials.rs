@@ -7,7 +7,8 @@
 //! Plain files beside the store, never synced, and with no list of what is in them: an agent offers its update again with
 //! the digest of every chunk, and a chunk is here if the bytes in its place have that digest. Whatever a crash, a full
 //! disk or a foreign hand leaves is therefore asked for again, and nothing wrong is ever merged. In the store each chunk
-//! would be written three times, and a disk that is full would stop the coordinator; here it costs a resumption.
+//! would be written three times, and a disk that is full would stop the coordinator; here it costs a resumption. The last
+//! `limits::PARTIAL_UPLOAD_SPARE_BYTES` of the disk are left to the journal.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -120,7 +121,10 @@ impl Partials {
     /// whether it does: not where there is no room for them.
     pub(super) fn take_up(&self, name: PartialName, assembly: &mut Assembly, now_ms: u64) -> bool {
         let bytes = assembly.manifest().bytes;
-        if bytes > limits::PARTIAL_UPLOAD_BYTES_PER_AGENT {
+        if bytes > limits::PARTIAL_UPLOAD_BYTES_PER_AGENT || !leaves_spare(self.free_bytes(), bytes) {
+            // What is here of it already still counts; it is not worth a warning if that cannot be read.
+            let _ = self.keeps(name).then(|| self.read(name, assembly));
+            self.remove(name);
             return false;
         }
         let displaced: Vec<PartialName> = {
@@ -209,6 +213,12 @@ impl Partials {
         (index.len() as u64, index.values().map(|entry| entry.bytes).sum())
     }
 
+    /// Bytes that the disk has left for this process; unknown (where the system does not say) is as good as plenty.
+    fn free_bytes(&self) -> u64 {
+        nix::sys::statvfs::statvfs(&self.folder)
+            .map_or(u64::MAX, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()))
+    }
+
     fn give_up(&self, name: PartialName, error: &io::Error) {
         tracing::warn!(agent = %name.agent.short(), %error, "an upload is kept in memory only");
         self.remove(name);
@@ -230,6 +240,11 @@ impl Partials {
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether an upload of `bytes` may be kept on a disk with `free` bytes.
+fn leaves_spare(free: u64, bytes: u64) -> bool {
+    free >= bytes.saturating_add(limits::PARTIAL_UPLOAD_SPARE_BYTES)
 }
 
 /// Takes out what has to go, one after another.

@@ -13,7 +13,7 @@ fn update(n: u8, seq: u64) -> PartialName {
 }
 
 fn content() -> Vec<u8> {
-    (0..3 * CHUNK_BYTES + 5).map(|index| (index / 1000 % 251) as u8 ^ (index % 7) as u8).collect()
+    (0..3 * CHUNK_BYTES + 5).map(|index| index.to_le_bytes()[0] ^ index.to_le_bytes()[2]).collect()
 }
 
 fn assembly() -> Assembly {
@@ -133,7 +133,7 @@ fn an_upload_larger_than_the_budget_is_not_kept() {
     let folder = tempfile::tempdir().expect("a directory");
     let partials = Partials::open(folder.path().to_owned(), 0);
     let bytes = limits::PARTIAL_UPLOAD_BYTES_PER_AGENT + 1;
-    let chunks = vec![Default::default(); bytes.div_ceil(CHUNK_BYTES as u64) as usize];
+    let chunks = vec![Default::default(); 513];
     let mut huge = Assembly::new(TransferManifest { bytes, chunks }, u64::MAX).expect("valid");
     assert!(!partials.take_up(update(1, 0), &mut huge, 0));
     assert_eq!(partials.totals(), (0, 0));
@@ -151,6 +151,16 @@ fn without_a_folder_nothing_is_kept_and_nothing_fails() {
     partials.remove(update(1, 0));
     assert_eq!(partials.totals(), (0, 0));
     assert_eq!(std::fs::read(&taken).expect("untouched"), b"in the way");
+}
+
+/// The journal stops the coordinator when it finds no space: halves must not take the last of it.
+#[test]
+fn the_last_of_the_disk_is_left_to_the_journal() {
+    let spare = limits::PARTIAL_UPLOAD_SPARE_BYTES;
+    assert!(leaves_spare(spare + 10, 10) && !leaves_spare(spare + 9, 10));
+    let folder = tempfile::tempdir().expect("a directory");
+    let partials = Partials::open(folder.path().to_owned(), 0);
+    assert!((1..u64::MAX).contains(&partials.free_bytes()), "the system says how much there is");
 }
 
 /// Once for real where the system has it: every write to /dev/full fails with "no space left".

@@ -36,7 +36,7 @@ fn update(seq: u64) -> Incoming {
 }
 
 fn content() -> Vec<u8> {
-    (0..2 * CHUNK_BYTES + 9).map(|index| (index % 253) as u8).collect()
+    (0..2 * CHUNK_BYTES + 9).map(|index| index.to_le_bytes()[0] ^ index.to_le_bytes()[2]).collect()
 }
 
 async fn open(uploads: &Uploads, seq: u64) -> Upload {

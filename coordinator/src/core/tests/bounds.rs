@@ -140,6 +140,33 @@ fn the_fastest_honest_agent_is_never_slowed_down() {
     assert_eq!(world.state().totals.accepted, 4 * BURST);
 }
 
+#[test]
+fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are_free() {
+    let mut world = World::started(1);
+    let evaluates = anabranch_common::wire::message::AgentHello { eval_examples: 10, ..hello(1, 1) };
+    world.handle(Event::Connected { peer: PeerId(1), agent: agent(1), hello: evaluates });
+    let mut asked = 0;
+    for seq in 0..11 * BURST {
+        let lease = world.lease(1);
+        let Some((_, CoordinatorMessage::Lease { evaluate, .. })) = world.last_sent() else { panic!("no lease") };
+        if evaluate {
+            let commands = world.message(1, AgentMessage::Evaluated(world.evaluation(1, lease.base_version, 0.5)));
+            assert_eq!(kinds(&commands), ["evaluated"], "evaluation {asked} was asked for");
+            asked += 1;
+        }
+        world.receive(1, &world.meta(1, seq, &lease), [1.0; 4]);
+        world.journal();
+    }
+    assert!(asked > BURST);
+    let position = world.position();
+    for _ in 0..4 * BURST {
+        world.message(1, AgentMessage::Evaluated(world.evaluation(1, Default::default(), 0.5)));
+        world.journal();
+    }
+    let grown = world.position().0 - position.0;
+    assert!((BURST - 1..=BURST + 1).contains(&grown), "{grown}");
+}
+
 fn change(state: &mut RunState, spec: anabranch_common::spec::RunSpec) {
     let body = RecordBody::ConfigChanged { spec: Box::new(spec) };
     let record = Record { position: state.position.next(), at_ms: 0, body, payload: Arc::from([]) };
