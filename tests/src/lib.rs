@@ -5,6 +5,7 @@
 //!  ledger      a trainer whose every update adds 1 to a coordinate of its own
 //!  invariants  what must hold afterwards, one file a promise
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
+//!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
 //!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
 //! ```
@@ -18,3 +19,4 @@ pub mod ledger;
 pub mod picture;
 pub mod process;
 pub mod report;
+pub mod sim;

@@ -3,9 +3,11 @@
 //! | file | promise |
 //! |---|---|
 //! | [`exactly_once`] | P1: an acknowledged update is merged once |
+//! | [`journal`] | P1 to P4, leases, epochs, branches, staleness: every record of a simulated run, as it is written |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
 
 pub mod exactly_once;
+pub mod journal;
 pub mod same_bits;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! `anabranch-lab`: faults and benchmarks, by hand. Executes itself as every daemon it needs.
 
+mod sim;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,6 +27,44 @@ enum Verb {
         /// Kills, at least
         #[arg(long, default_value_t = 100)]
         count: u64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Run the real cores in simulated worlds, one a seed, with faults that each seed draws
+    #[command(after_help = "A seed that fails prints the command that shows it again, event by event.")]
+    Sim {
+        /// Which seeds: from A to below B
+        #[arg(long, value_name = "A..B", value_parser = sim::seeds)]
+        seeds: std::ops::Range<u64>,
+        /// A world that is written down, instead of the one that each seed draws
+        #[arg(long, value_name = "FILE")]
+        scenario: Option<PathBuf>,
+        /// Worlds at a time; as many as there are cores when absent
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Write the figures as JSON to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Run one simulated world again
+    Replay {
+        /// Its seed
+        seed: u64,
+        /// The world, if it was written down
+        #[arg(long, value_name = "FILE")]
+        scenario: Option<PathBuf>,
+        /// Print every event in words
+        #[arg(long)]
+        trace: bool,
+        /// Draw the world as one HTML page
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+        /// Reduce a world that fails, and print the smaller one as a scenario
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Show that the simulation is what it claims to be: the same seed twice gives the same bytes
+    Meta {
         #[command(flatten)]
         common: Common,
     },
@@ -79,6 +119,14 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> anyhow::Result<bool> {
     let lab = kills::this_binary()?;
     let (report, common): (Report, Common) = match verb {
+        Verb::Sim { seeds, scenario, jobs, json } => {
+            let common = Common { seed: seeds.start, json };
+            (sim::swarm(seeds, scenario.as_deref(), jobs)?, common)
+        }
+        Verb::Replay { seed, scenario, trace, html, shrink } => {
+            return sim::replay(seed, scenario.as_deref(), trace, html.as_deref(), shrink);
+        }
+        Verb::Meta { common } => (sim::meta(common.seed), common),
         Verb::Kills { count, common } => {
             let options = kills::Options { lab, count, seed: common.seed, verbose: true };
             (kills::run(&options)?, common)

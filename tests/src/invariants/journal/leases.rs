@@ -1,0 +1,74 @@
+//! Leases: an agent holds one at a time, numbers are never used twice, and an update counts under the lease of its agent.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
+use anabranch_common::journal::{Lease, LeaseEnd, Record, RecordBody};
+
+use super::{Checked, ensure};
+
+const NAME: &str = "leases";
+
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    granted: BTreeMap<LeaseId, Lease>,
+    used: BTreeMap<LeaseId, u64>,
+    held: BTreeMap<AgentId, LeaseId>,
+}
+
+impl Leases {
+    pub(super) fn apply(&mut self, record: &Record, version: ModelVersion) -> Checked {
+        match &record.body {
+            RecordBody::LeaseGranted(lease) => self.grant(lease, version),
+            RecordBody::LeaseEnded { lease, why } => {
+                let Some(granted) = self.granted.get(lease) else {
+                    return super::broken(NAME, format!("lease {lease:?} ended that was never granted"));
+                };
+                let (agent, expires) = (granted.agent, granted.expires_at_ms);
+                self.held.retain(|holder, held| *holder != agent || held != lease);
+                ensure(*why != LeaseEnd::Expired || record.at_ms >= expires, NAME, || {
+                    format!("lease {lease:?} expired at {} instead of {expires}", record.at_ms)
+                })
+            }
+            RecordBody::Update(update) => {
+                let (meta, id) = (&update.meta, update.meta.lease);
+                let Some(lease) = self.granted.get(&id) else {
+                    return super::broken(NAME, format!("an update was merged under lease {id:?}, which is not known"));
+                };
+                let base = |lease: &Lease| (lease.agent, lease.base_version, lease.base_digest, lease.branch);
+                let said: (AgentId, ModelVersion, Digest, _) =
+                    (meta.key.agent, meta.base_version, meta.base_digest, meta.branch);
+                ensure(base(lease) == said, NAME, || format!("the update at {} is not of its lease", record.position))?;
+                self.held.retain(|_, held| *held != id);
+                let uses = self.used.entry(id).or_default();
+                *uses += 1;
+                ensure(*uses == 1, NAME, || format!("lease {id:?} gave {uses} updates"))
+            }
+            RecordBody::Refused { lease, .. } => {
+                self.held.retain(|_, held| held != lease);
+                Ok(())
+            }
+            RecordBody::AgentRevoked { agent } => {
+                self.held.remove(agent);
+                Ok(())
+            }
+            RecordBody::Branched { .. } => {
+                self.held.clear();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn grant(&mut self, lease: &Lease, version: ModelVersion) -> Checked {
+        let id = lease.id;
+        let newest = self.granted.last_key_value().map(|(id, _)| *id);
+        ensure(newest.is_none_or(|newest| newest < id), NAME, || format!("lease {id:?} after {newest:?}"))?;
+        ensure(lease.base_version <= version, NAME, || {
+            format!("lease {id:?} of version {}, and the newest is {version}", lease.base_version)
+        })?;
+        let held = self.held.insert(lease.agent, id);
+        self.granted.insert(id, lease.clone());
+        ensure(held.is_none(), NAME, || format!("{} was granted {id:?} and holds {held:?}", lease.agent.short()))
+    }
+}

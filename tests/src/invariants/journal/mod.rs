@@ -1,0 +1,231 @@
+//! What must hold of a run's journal, record by record, and of what anyone is told about it: checked while a simulated
+//! world goes on, by code that shares nothing with the coordinator's own fold.
+//!
+//! ```text
+//!  appended(record) ─► Fold: once, leases, epochs, branches, staleness      each record, in order
+//!  told(verdict)    ─► durable                                              never before it is durable
+//!  recovered(..)    ─► replay                                               the same records, chain and models again
+//!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
+//! ```
+
+mod branches;
+mod durable;
+mod epochs;
+mod finite;
+mod leases;
+mod once;
+mod replay;
+mod staleness;
+
+use std::sync::Arc;
+
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, ModelVersion, Position};
+use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::spec::RunSpec;
+use anabranch_common::update::{UpdateKey, Verdict};
+use anabranch_coordinator::store::Store;
+
+pub use once::Merged;
+
+/// A promise that was broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{invariant} is broken: {what}")]
+pub struct Violation {
+    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `epochs`, `branches`, `staleness`.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+/// The outcome of a check.
+pub type Checked = Result<(), Violation>;
+
+pub(crate) fn broken(invariant: &'static str, what: impl Into<String>) -> Checked {
+    Err(Violation { invariant, what: what.into() })
+}
+
+pub(crate) fn ensure(holds: bool, invariant: &'static str, what: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { broken(invariant, what()) }
+}
+
+/// Everything that the records up to one position say, as far as a check needs it.
+#[derive(Debug, Default)]
+struct Fold {
+    chain: Chain,
+    version: ModelVersion,
+    branch: Option<BranchId>,
+    spec: Option<RunSpec>,
+    once: once::Once,
+    leases: leases::Leases,
+    epochs: epochs::Epochs,
+}
+
+impl Fold {
+    fn apply(&mut self, record: &Record) -> Checked {
+        let before = self.version;
+        branches::check(self.branch, record)?;
+        staleness::check(self.spec.as_ref(), before, record)?;
+        self.once.apply(record)?;
+        self.leases.apply(record, before)?;
+        self.epochs.apply(record)?;
+        match &record.body {
+            RecordBody::Genesis { branch, spec, .. } => {
+                (self.branch, self.spec) = (Some(*branch), Some((**spec).clone()));
+            }
+            RecordBody::ConfigChanged { spec } => self.spec = Some((**spec).clone()),
+            RecordBody::Update(update) if update.closes => self.version = self.version.next(),
+            RecordBody::Imported { version, .. } => self.version = *version,
+            RecordBody::Branched { branch, version, .. } => (self.branch, self.version) = (Some(*branch), *version),
+            _ => {}
+        }
+        let digest = record.digest().map_err(|error| replay::unreadable(record, &error))?;
+        let (weight, version) = record.chain_inputs(before);
+        self.chain = self.chain.extend(digest, weight, version);
+        Ok(())
+    }
+}
+
+/// Watches one run, over all the lives of its coordinator.
+#[derive(Debug, Default)]
+pub struct Journal {
+    records: Vec<Arc<Record>>,
+    chains: Vec<Chain>,
+    fold: Fold,
+    durable: durable::Durable,
+    models: replay::Models,
+    welcomes: epochs::Welcomes,
+    heard: once::Heard,
+}
+
+impl Journal {
+    /// The coordinator has decided on a record. It may still be lost.
+    ///
+    /// # Errors
+    /// It breaks an invariant.
+    pub fn appended(&mut self, record: &Arc<Record>) -> Checked {
+        let next = self.records.len() as u64;
+        ensure(record.position == Position(next), "P2", || {
+            format!("record {} where record {next} comes next", record.position)
+        })?;
+        self.fold.apply(record)?;
+        self.records.push(Arc::clone(record));
+        self.chains.push(self.fold.chain);
+        Ok(())
+    }
+
+    /// A sync has succeeded that covers everything up to here.
+    pub fn synced(&mut self, upto: Position) {
+        self.durable.synced(upto);
+    }
+
+    /// The coordinator tells an agent its verdict.
+    ///
+    /// # Errors
+    /// The record behind it is not durable, or says something else.
+    pub fn told(&mut self, key: UpdateKey, verdict: &Verdict) -> Checked {
+        self.durable.told(self.fold.once.position(key), key, verdict)?;
+        self.fold.once.told(key, verdict)
+    }
+
+    /// An agent hears a verdict. Whoever heard one never hears another.
+    ///
+    /// # Errors
+    /// It heard another before.
+    pub fn heard(&mut self, key: UpdateKey, verdict: &Verdict) -> Checked {
+        self.heard.heard(key, verdict)
+    }
+
+    /// An incarnation of an agent is told its epoch.
+    ///
+    /// # Errors
+    /// Another incarnation had it.
+    pub fn welcomed(&mut self, agent: AgentId, incarnation: Incarnation, epoch: Epoch) -> Checked {
+        self.welcomes.welcomed(agent, incarnation, epoch)
+    }
+
+    /// A version can be fetched from now on.
+    ///
+    /// # Errors
+    /// It is not finite, or not what this version was before.
+    pub fn published(&mut self, version: ModelVersion, digest: Digest, model: &[f32]) -> Checked {
+        finite::check(version, digest, model)?;
+        self.models.seen(self.branch_of(version), version, digest)
+    }
+
+    /// A coordinator has recovered up to `position`. Records after it are gone, and none of them was told to anyone.
+    ///
+    /// # Errors
+    /// A durable record is missing, or chain or model are not what they were.
+    pub fn recovered(&mut self, position: Position, chain: Chain, version: ModelVersion, model: &[f32]) -> Checked {
+        self.durable.recovered(position)?;
+        let kept = usize::try_from(position.0 + 1).unwrap_or(usize::MAX);
+        ensure(kept <= self.records.len(), "P2", || format!("recovered record {position}, which was never written"))?;
+        ensure(self.chains.get(kept - 1) == Some(&chain), "P2", || format!("the chain at record {position} differs"))?;
+        self.records.truncate(kept);
+        self.chains.truncate(kept);
+        self.fold = Fold::default();
+        let records = std::mem::take(&mut self.records);
+        records.iter().try_for_each(|record| self.fold.apply(record))?;
+        self.records = records;
+        ensure(self.fold.version == version, "P2", || {
+            format!("recovered version {version}, the records say {}", self.fold.version)
+        })?;
+        self.durable.synced(position);
+        let digest = Digest::of_f32(model);
+        finite::check(version, digest, model)?;
+        self.models.seen(self.branch_of(version), version, digest)
+    }
+
+    /// There is no run in the store.
+    ///
+    /// # Errors
+    /// There was one, durably.
+    pub fn recovered_nothing(&mut self) -> Checked {
+        self.durable.nothing()?;
+        self.records.clear();
+        self.chains.clear();
+        self.fold = Fold::default();
+        Ok(())
+    }
+
+    /// A record was being appended by other means than the core when the process was cut: it is there or not.
+    pub fn in_doubt(&mut self, store: &dyn Store) {
+        if let Some(bytes) = store.record(self.next()).ok().flatten()
+            && let Ok(record) = Record::from_bytes(&bytes)
+        {
+            // What breaks an invariant here is found again when the next process recovers.
+            let _ = self.appended(&Arc::new(record));
+        }
+    }
+
+    /// At the end: everything that an agent was told is in the journal.
+    ///
+    /// # Errors
+    /// Something is not.
+    pub fn audit(&self) -> Checked {
+        self.heard.audit(&self.fold.once)
+    }
+
+    /// The position after the last record.
+    #[must_use]
+    pub fn next(&self) -> Position {
+        Position(self.records.len() as u64)
+    }
+
+    /// Updates that are merged in the current history, by lease and version, oldest first.
+    #[must_use]
+    pub fn merged(&self) -> &[Merged] {
+        self.fold.once.merged()
+    }
+
+    /// Updates that agents heard to be accepted, and how many of those are not in the journal or twice.
+    #[must_use]
+    pub fn acknowledged(&self) -> (u64, u64) {
+        self.heard.counts(&self.fold.once)
+    }
+
+    /// The branch that counts, once there is a run. A version of another branch is never published.
+    fn branch_of(&self, _version: ModelVersion) -> Option<BranchId> {
+        self.fold.branch
+    }
+}

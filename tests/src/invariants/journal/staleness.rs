@@ -1,0 +1,34 @@
+//! Staleness and weight: counted in versions, bounded, and exactly what the rule says where the rule is simple.
+
+use anabranch_common::ids::ModelVersion;
+use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::spec::RunSpec;
+
+use super::{Checked, ensure};
+
+const NAME: &str = "staleness";
+/// Participation weights are clipped to [1/8, 8].
+const PARTICIPATION_MAX: f32 = 8.0;
+
+pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Record) -> Checked {
+    let (Some(spec), RecordBody::Update(update)) = (spec, &record.body) else { return Ok(()) };
+    let (position, base) = (record.position, update.meta.base_version);
+    let behind = version.0.checked_sub(base.0);
+    ensure(behind == Some(update.staleness), NAME, || {
+        format!("record {position}: base {base}, version {version}, staleness said to be {}", update.staleness)
+    })?;
+    ensure(update.staleness <= spec.admit.max_staleness, NAME, || {
+        format!("record {position} is {} versions behind, more than {}", update.staleness, spec.admit.max_staleness)
+    })?;
+    let largest = match &spec.merge {
+        MergeSpec::FedAsync { alpha, staleness: Staleness::Constant, participation: false } => {
+            return ensure(update.weight == *alpha, NAME, || format!("record {position} has weight {}", update.weight));
+        }
+        MergeSpec::FedAsync { alpha, .. } => *alpha,
+        MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+    };
+    let bounded = update.weight.is_finite() && update.weight >= 0.0 && update.weight <= largest * PARTICIPATION_MAX;
+    ensure(bounded, NAME, || format!("record {position} has weight {}, of at most {largest}", update.weight))
+}

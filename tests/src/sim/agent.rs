@@ -1,0 +1,556 @@
+//! An agent's machine: its disk, its line, and the process while there is one.
+
+use std::collections::VecDeque;
+
+use anabranch_agent::core::command::{Bank, ChunkSource, Command, Ending, Settlement};
+use anabranch_agent::core::event::{Event, Outcome, Problem};
+use anabranch_agent::core::{Session, SessionConfig};
+use anabranch_agent::store::{Ledger, LedgerError};
+use anabranch_agent::worker;
+use anabranch_common::codec::{Codec as _, dense::Planes32};
+use anabranch_common::ids::{BranchId, Digest, Incarnation};
+use anabranch_common::journal::Lease;
+use anabranch_common::limits;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::update::{UpdateKey, Verdict};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+
+use crate::invariants::journal::ensure;
+use crate::picture::{MarkKind, SpanKind};
+
+use super::disk::{Failure, SimDisk};
+use super::network::{Down, Line, Parcel, Side};
+use super::schedule::{AgentPlan, Machine, Task};
+use super::trace::Sign;
+use super::world::{Happening, RUN, World, agent_id};
+
+/// Work of the store's thread, done when its time comes.
+#[derive(Debug)]
+pub(super) enum Chore {
+    Bank(Box<Bank>),
+    Settle { key: UpdateKey, content: Settlement },
+    Adopt(BranchId),
+}
+
+/// A process.
+pub(super) struct Process {
+    session: Session,
+    ledger: Ledger,
+    started_ms: u64,
+    incarnation: Incarnation,
+    conn: Option<u64>,
+    dial: u64,
+    tick_at_ms: Option<u64>,
+    maths_free_ms: u64,
+    store_free_ms: u64,
+    next_job: u64,
+    training: Option<(u64, anabranch_common::ids::LeaseId)>,
+}
+
+/// The machine.
+pub(super) struct AgentMachine {
+    pub(super) machine: Machine,
+    pub(super) disk: SimDisk,
+    pub(super) line: Line,
+    pub(super) process: Option<Process>,
+    pub(super) life: u64,
+    pub(super) restart_after_ms: Option<u64>,
+    pub(super) repair_ms: u64,
+    /// It never comes back.
+    pub(super) gone: bool,
+    pub(super) may_be_revoked: bool,
+    plan: AgentPlan,
+    rng: SplitMix64,
+    rounds: u64,
+    healed: bool,
+    verdicts_since_healed: u64,
+    accepted_since_healed: bool,
+}
+
+impl AgentMachine {
+    pub(super) fn new(machine: Machine, plan: AgentPlan, seed: u64) -> Self {
+        let mut rng = SplitMix64::new(seed);
+        Self {
+            machine,
+            disk: SimDisk::default(),
+            line: Line::new(plan.link.clone(), rng.next_u64()),
+            process: None,
+            life: 0,
+            restart_after_ms: None,
+            repair_ms: 1_000,
+            gone: false,
+            may_be_revoked: false,
+            plan,
+            rng,
+            rounds: 0,
+            healed: false,
+            verdicts_since_healed: 0,
+            accepted_since_healed: false,
+        }
+    }
+
+    pub(super) fn heal(&mut self, now_ms: u64) {
+        self.line.heal(now_ms);
+        self.plan.round_fails_every = 0;
+        self.healed = true;
+    }
+
+    /// Its disk is empty from now on.
+    pub(super) fn wipe(&mut self) {
+        self.disk = SimDisk::default();
+    }
+
+    /// What it still waits for after the faults, if anything.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        if self.gone {
+            return None;
+        }
+        let heard = self.verdicts_since_healed;
+        let Some(process) = &self.process else { return Some(format!("agent {} does not run", self.machine)) };
+        (heard < 2).then(|| {
+            let session = &process.session;
+            format!(
+                "agent {} heard {heard} verdicts: link {:?}, work {:?}, {} in its outbox, problem {:?}",
+                self.machine,
+                session.link(),
+                session.work(),
+                session.outbox().len(),
+                session.last_problem()
+            )
+        })
+    }
+
+    fn is_life(&self, life: u64) -> bool {
+        self.process.is_some() && self.life == life
+    }
+}
+
+impl World {
+    pub(super) fn start_agent(&mut self, machine: Machine) {
+        let now_ms = self.now_ms();
+        let off_ms = self.agent(machine).rng.below(1_000);
+        let agent = self.agent(machine);
+        if agent.gone || agent.process.is_some() {
+            return;
+        }
+        agent.life += 1;
+        let opened = Ledger::over(Box::new(agent.disk.clone())).and_then(|ledger| Ok((ledger.kept()?, ledger)));
+        let (kept, ledger) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                if agent.disk.burnt().is_none() {
+                    return self.violate("P7", format!("agent {machine} cannot open its store: {error}"));
+                }
+                agent.disk.mend();
+                return self.after(1_000, Happening::Start(machine));
+            }
+        };
+        let incarnation = Incarnation(std::array::from_fn(|_| agent.rng.next_u64().to_le_bytes()[0]));
+        let config = SessionConfig {
+            run: RUN,
+            agent: agent_id(machine),
+            incarnation,
+            software: "sim".into(),
+            train_examples: 10 * machine as u64,
+            eval_examples: agent.plan.eval_examples,
+            device: "simulated".into(),
+            renew_at_ms: u64::MAX,
+            backoff_seed: agent.rng.next_u64(),
+        };
+        agent.process = Some(Process {
+            session: Session::new(config, kept),
+            ledger,
+            started_ms: now_ms.saturating_sub(off_ms),
+            incarnation,
+            conn: None,
+            dial: 0,
+            tick_at_ms: None,
+            maths_free_ms: 0,
+            store_free_ms: 0,
+            next_job: 0,
+            training: None,
+        });
+        self.note(machine, Sign::Mark(MarkKind::Started), || "started".into());
+        self.agent_handles(machine, Event::Started);
+    }
+
+    pub(super) fn agent_handles(&mut self, machine: Machine, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut ending = None;
+        while let Some(event) = events.pop_front() {
+            let now_ms = self.now_ms();
+            let Some(process) = self.agent(machine).process.as_mut() else { return };
+            let commands = process.session.handle(now_ms - process.started_ms, event);
+            for command in commands {
+                match command {
+                    Command::Exit(why) => ending = Some(why),
+                    command => events.extend(self.execute(machine, command)),
+                }
+            }
+        }
+        let Some(process) = self.agent(machine).process.as_ref() else { return };
+        let waiting = process.session.outbox().len();
+        self.checked(ensure(waiting <= limits::OUTBOX_UPDATES, "P5", || {
+            format!("{waiting} updates in the outbox of agent {machine}")
+        }));
+        match ending {
+            Some(why) => self.agent_exits(machine, &why),
+            None => self.set_alarm(machine),
+        }
+    }
+
+    fn set_alarm(&mut self, machine: Machine) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        let Some(deadline_ms) = process.session.deadline_ms() else { return };
+        let at_ms = process.started_ms.saturating_add(deadline_ms).max(now_ms);
+        if process.tick_at_ms.is_none_or(|set| set > at_ms) {
+            process.tick_at_ms = Some(at_ms);
+            self.agenda.at(at_ms, Happening::AgentTick { machine, life });
+        }
+    }
+
+    pub(super) fn agent_tick(&mut self, machine: Machine, life: u64) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
+        if process.tick_at_ms != Some(now_ms) {
+            return;
+        }
+        process.tick_at_ms = None;
+        let due = process.session.deadline_ms().is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
+        if due { self.agent_handles(machine, Event::Tick) } else { self.set_alarm(machine) }
+    }
+
+    /// `Driver::execute`, in virtual time.
+    fn execute(&mut self, machine: Machine, command: Command) -> Option<Event> {
+        let now_ms = self.now_ms();
+        let params = self.schedule.params;
+        let agent = &mut self.agents[machine - 1];
+        let life = agent.life;
+        let process = agent.process.as_mut()?;
+        match command {
+            Command::Connect { after_ms } => {
+                process.dial += 1;
+                let dial = process.dial;
+                let takes_ms = after_ms + agent.line.handshake_ms(now_ms + after_ms);
+                self.after(takes_ms, Happening::Dial { machine, life, dial });
+            }
+            Command::Disconnect { .. } => {
+                if let Some(conn) = process.conn.take() {
+                    self.lost(conn, Side::Agent);
+                }
+            }
+            Command::Send(message) => self.say(machine, message),
+            Command::SendChunks { source, transfer, missing } => {
+                let content = match source {
+                    ChunkSource::Initial(content) => Some(content.to_vec()),
+                    ChunkSource::Update(key) => process.ledger.payload(key).ok().flatten(),
+                };
+                self.send_chunks(machine, &content?, &transfer, &missing);
+            }
+            Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: manifest(params) }),
+            Command::MakeInitial { .. } => {
+                let event = initial(params);
+                self.maths(machine, 5, event);
+            }
+            Command::Unpack { version, digest, encoded } => {
+                let event = worker::unpack(&manifest(params), version, digest, &encoded);
+                self.maths(machine, 3, event);
+            }
+            Command::Train { lease, base, .. } => self.train(machine, &lease, &base),
+            Command::StopTraining => {
+                if let Some((_, lease)) = process.training.take() {
+                    process.maths_free_ms = now_ms;
+                    self.maths(machine, 10, Event::TrainingStopped { lease });
+                }
+            }
+            Command::Evaluate { version, content } => {
+                let loss = loss(&content);
+                let num_examples = agent.plan.eval_examples;
+                self.maths(machine, 200, Event::Evaluated { version, accuracy: 0.0, loss, num_examples });
+            }
+            Command::Bank(bank) => self.chore(machine, Chore::Bank(bank)),
+            Command::Settle { key, content } => self.chore(machine, Chore::Settle { key, content }),
+            Command::AdoptBranch { branch } => self.chore(machine, Chore::Adopt(branch)),
+            Command::Renew | Command::StoreCertificate { .. } | Command::Exit(_) => {}
+        }
+        None
+    }
+
+    fn maths(&mut self, machine: Machine, takes_ms: u64, event: Event) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        process.next_job += 1;
+        let job = process.next_job;
+        process.maths_free_ms = process.maths_free_ms.max(now_ms) + takes_ms;
+        if let Event::Trained(outcome) = &event {
+            process.training = Some((job, outcome.lease));
+        }
+        let at_ms = process.maths_free_ms;
+        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, event: Box::new(event) });
+    }
+
+    pub(super) fn agent_done(&mut self, machine: Machine, life: u64, job: u64, event: Event) {
+        if !self.agent(machine).is_life(life) {
+            return;
+        }
+        if let Event::Trained(outcome) = &event {
+            let Some(process) = self.agent(machine).process.as_mut() else { return };
+            // It was stopped in the meantime.
+            if process.training.take_if(|(training, _)| *training == job).is_none() {
+                return;
+            }
+            let lease = outcome.lease;
+            self.note(machine, Sign::End(SpanKind::Train), || format!("trained under lease {}", lease.0));
+        }
+        self.agent_handles(machine, event);
+    }
+
+    fn train(&mut self, machine: Machine, lease: &Lease, base: &[f32]) {
+        let task = self.schedule.task;
+        let agent = self.agent(machine);
+        agent.rounds += 1;
+        let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
+        let takes_ms = agent.plan.round_ms;
+        self.note(machine, Sign::Begin(SpanKind::Train), || {
+            format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
+        });
+        let delta = match task {
+            Task::Ledger => ledger_delta(lease, base.len()),
+            Task::Quadratic => Some(quadratic_delta(machine, lease, base)),
+        };
+        let event = match delta.filter(|_| !fails) {
+            Some(delta) => Event::Trained(Box::new(Outcome {
+                lease: lease.id,
+                delta,
+                num_examples: 10,
+                local_steps: 1,
+                train_loss: 0.5,
+                compute_ms: takes_ms,
+            })),
+            None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
+        };
+        self.maths(machine, takes_ms, event);
+    }
+
+    fn chore(&mut self, machine: Machine, chore: Chore) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let takes_ms = 1 + agent.rng.below(15);
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        process.store_free_ms = process.store_free_ms.max(now_ms) + takes_ms;
+        let at_ms = process.store_free_ms;
+        self.agenda.at(at_ms, Happening::AgentChore { machine, life, chore: Box::new(chore) });
+    }
+
+    pub(super) fn agent_chore(&mut self, machine: Machine, life: u64, chore: Chore) {
+        let params = self.schedule.params;
+        let agent = self.agent(machine);
+        let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
+        let done = match chore {
+            Chore::Bank(bank) => {
+                let lease = bank.lease.id;
+                match process.ledger.bank(RUN, agent_id(machine), &manifest(params), *bank) {
+                    Ok(entry) => Ok(Some(Event::Banked(entry))),
+                    Err(LedgerError::Storage(error)) => Err(error),
+                    Err(error @ LedgerError::Encode(_)) => {
+                        Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
+                    }
+                }
+            }
+            Chore::Settle { key, content } => process.ledger.settle(key, content).map(|()| Some(Event::Settled { key })),
+            Chore::Adopt(branch) => process.ledger.adopt(branch).map(|()| None),
+        };
+        match (done, agent.disk.burnt()) {
+            (Ok(None), _) => {}
+            (Ok(Some(event)), _) => self.agent_handles(machine, event),
+            (Err(error), None) => self.violate("P7", format!("agent {machine}'s store fails without a fault: {error}")),
+            (Err(_), Some(Failure::Killed)) => {
+                let repair_ms = agent.repair_ms;
+                self.kill(machine, false, Some(repair_ms));
+            }
+            (Err(error), Some(_)) => self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string()))),
+        }
+    }
+
+    fn send_chunks(&mut self, machine: Machine, content: &[u8], transfer: &TransferManifest, missing: &Missing) {
+        let now_ms = self.now_ms();
+        let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
+        let id = transfer.id();
+        for index in missing.indices(transfer.chunks.len()) {
+            let Some(bytes) = transfer.range(index).and_then(|range| content.get(range)) else { continue };
+            self.send_up(conn, Parcel::Chunk { transfer: id, index, bytes: bytes.to_vec() });
+        }
+        let agent = self.agent(machine);
+        let (life, at_ms) = (agent.life, agent.line.arrival(Side::Agent, now_ms));
+        let event = Box::new(Event::ChunksSent { transfer: id });
+        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job: 0, event });
+    }
+
+    fn say(&mut self, machine: Machine, message: AgentMessage) {
+        let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
+        if let AgentMessage::OfferUpdate { meta, .. } = &message {
+            let key = meta.key;
+            self.note(machine, Sign::Plain, || format!("offers update {}.{}", key.epoch.0, key.seq.0));
+        }
+        self.send_up(conn, Parcel::Message(message));
+    }
+
+    pub(super) fn dial(&mut self, machine: Machine, life: u64, dial: u64) {
+        let now_ms = self.now_ms();
+        let reachable = self.coordinator.process.is_some();
+        let agent = self.agent(machine);
+        let current = agent.life == life && agent.process.as_ref().is_some_and(|process| process.dial == dial);
+        if !current {
+            return;
+        }
+        let deaf = [Side::Agent, Side::Coordinator].iter().any(|side| agent.line.is_deaf(*side, now_ms));
+        if deaf || !reachable {
+            let wait_ms = 500 + agent.rng.below(10_000);
+            return self.after(wait_ms, Happening::Refused { machine, life, dial });
+        }
+        let conn = self.open_conn(machine);
+        if let Some(process) = self.agent(machine).process.as_mut() {
+            process.conn = Some(conn);
+        }
+        self.agent_handles(machine, Event::Connected);
+    }
+
+    pub(super) fn dial_failed(&mut self, machine: Machine, life: u64, dial: u64) {
+        let agent = self.agent(machine);
+        if agent.life == life && agent.process.as_ref().is_some_and(|process| process.dial == dial) {
+            self.agent_handles(machine, Event::Disconnected(Problem::Transient("no answer".into())));
+        }
+    }
+
+    pub(super) fn arrived_down(&mut self, id: u64, parcel: Down) {
+        let Some(machine) = self.conns.get(&id).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
+        let Some(process) = self.agent(machine).process.as_ref().filter(|process| process.conn == Some(id)) else { return };
+        let event = match parcel {
+            Parcel::Chunk { transfer, index, bytes } => Event::Chunk { transfer, index, bytes },
+            Parcel::Message(message) => {
+                let incarnation = process.incarnation;
+                self.heard(machine, incarnation, &message);
+                Event::Message(message)
+            }
+        };
+        self.agent_handles(machine, event);
+    }
+
+    fn heard(&mut self, machine: Machine, incarnation: Incarnation, message: &CoordinatorMessage) {
+        match message {
+            CoordinatorMessage::Verdict { key, verdict } => {
+                let heard = self.journal.heard(*key, verdict);
+                self.checked(heard);
+                let accepted = matches!(verdict, Verdict::Accepted { .. });
+                let agent = self.agent(machine);
+                if agent.healed {
+                    agent.verdicts_since_healed += 1;
+                    agent.accepted_since_healed |= accepted;
+                }
+                let kind = if accepted { MarkKind::Accepted } else { MarkKind::Refused };
+                self.note(machine, Sign::Mark(kind), || format!("update {}.{}: {verdict:?}", key.epoch.0, key.seq.0));
+            }
+            CoordinatorMessage::Welcome(welcome) => {
+                // Before there is a run nothing is counted in epochs, and a restart of the coordinator forgets them.
+                if welcome.model.is_some() {
+                    let welcomed = self.journal.welcomed(welcome.agent, incarnation, welcome.epoch);
+                    self.checked(welcomed);
+                }
+                self.note(machine, Sign::Plain, || format!("welcome, epoch {}", welcome.epoch.0));
+            }
+            CoordinatorMessage::Rejected(rejection) => {
+                self.note(machine, Sign::Plain, || format!("rejected: {rejection:?}"));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn agent_lost(&mut self, machine: Machine, conn: u64) {
+        let agent = self.agent(machine);
+        let Some(process) = agent.process.as_mut().filter(|process| process.conn == Some(conn)) else { return };
+        process.conn = None;
+        self.agent_handles(machine, Event::Disconnected(Problem::Transient("the connection was lost".into())));
+    }
+
+    pub(super) fn agent_died(&mut self, machine: Machine) -> bool {
+        let Some(process) = self.agent(machine).process.take() else { return false };
+        self.note(machine, Sign::Mark(MarkKind::Killed), || "the process is gone".into());
+        if let Some(conn) = process.conn {
+            if let Some(entry) = self.conns.get_mut(&conn) {
+                entry.agent_up = false;
+            }
+            self.after(super::network::IDLE_MS, Happening::Lost(conn, Side::Coordinator));
+        }
+        true
+    }
+
+    fn agent_exits(&mut self, machine: Machine, why: &Ending) {
+        self.note(machine, Sign::Mark(MarkKind::Ended), || format!("exits: {why}"));
+        let agent = self.agent(machine);
+        let restart_ms = match why {
+            Ending::Finished => {
+                agent.gone = true;
+                None
+            }
+            Ending::Revoked if agent.may_be_revoked => {
+                agent.gone = true;
+                None
+            }
+            Ending::Parked => agent.restart_after_ms.take(),
+            Ending::Storage(_) => {
+                agent.disk.mend();
+                Some(agent.repair_ms)
+            }
+            // Its own older process, whose connection the coordinator has not given up yet, cannot be told apart from
+            // another host; the one that stays is the newer.
+            Ending::Replaced => Some(1_000),
+            other => return self.violate("P6", format!("agent {machine} gives up: {other}")),
+        };
+        let conn = self.agent(machine).process.take().and_then(|process| process.conn);
+        if let Some(conn) = conn {
+            self.lost(conn, Side::Agent);
+        }
+        if let Some(restart_ms) = restart_ms {
+            self.after(restart_ms, Happening::Start(machine));
+        }
+    }
+}
+
+fn manifest(params: u32) -> ModelManifest {
+    let tensor = TensorSpec { name: "w".into(), shape: vec![u64::from(params)] };
+    ModelManifest::new(vec![tensor]).expect("one tensor")
+}
+
+/// What `worker::make_initial` makes of a trainer whose first model is zero.
+fn initial(params: u32) -> Event {
+    let content: std::sync::Arc<[f32]> = vec![0.0; params as usize].into();
+    let encoded = Planes32.encode(&manifest(params), &content).expect("zeros are finite");
+    let (transfer, digest) = (TransferManifest::of(&encoded), Digest::of_f32(&content));
+    Event::InitialMade(anabranch_agent::core::event::InitialModel { content, digest, encoded: encoded.into(), transfer })
+}
+
+fn ledger_delta(lease: &Lease, params: usize) -> Option<Vec<f32>> {
+    let mut delta = vec![0.0; params];
+    *delta.get_mut(usize::try_from(lease.id.0).ok()?)? = 1.0;
+    Some(delta)
+}
+
+/// A step towards the agent's own point, with noise from the lease's seed.
+fn quadratic_delta(machine: Machine, lease: &Lease, base: &[f32]) -> Vec<f32> {
+    let mut point = SplitMix64::new(machine as u64);
+    let mut noise = SplitMix64::new(lease.seed);
+    base.iter().map(|value| 0.5 * (point.next_signed_f32() - value) + 0.05 * noise.next_signed_f32()).collect()
+}
+
+fn loss(model: &[f32]) -> f64 {
+    model.iter().map(|value| f64::from(value * value)).sum::<f64>() / model.len().max(1) as f64
+}

@@ -1,0 +1,287 @@
+//! A disk in memory: what was written, what of it was synced, and what a crash leaves.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anabranch_agent::store::Shelf;
+use anabranch_common::rng::SplitMix64;
+use anabranch_coordinator::store::{Area, Medium, StorageError, Visit};
+use serde::{Deserialize, Serialize};
+
+const PATH: &str = "(simulated)";
+
+/// How an operation fails, and every one after it until the process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// The process is killed in this operation, which has no effect.
+    Killed,
+    /// No space is left.
+    NoSpace,
+    /// An input or output error.
+    Io,
+}
+
+/// What becomes of writes that were not synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// All are there: the process died, the machine did not.
+    Nothing,
+    /// Each is there or not, as a generator with this seed decides: the power went.
+    Power {
+        /// The seed.
+        seed: u64,
+    },
+}
+
+type Key = (u8, Vec<u8>);
+type Values = BTreeMap<Key, Arc<[u8]>>;
+
+#[derive(Debug, Default)]
+struct Platter {
+    seen: Values,
+    synced: Values,
+    unsynced: Vec<(Key, Option<Arc<[u8]>>)>,
+    fuse: Option<(u64, Failure)>,
+    burnt: Option<Failure>,
+    commits: u64,
+}
+
+impl Platter {
+    fn operation(&mut self) -> Result<(), StorageError> {
+        if let Some((left, failure)) = &mut self.fuse {
+            if *left == 0 {
+                self.burnt = Some(*failure);
+                self.fuse = None;
+            } else {
+                *left -= 1;
+            }
+        }
+        match self.burnt {
+            None => Ok(()),
+            Some(Failure::NoSpace) => Err(StorageError::NoSpace { path: PATH.into() }),
+            Some(Failure::Io) => Err(error("injected")),
+            Some(Failure::Killed) => Err(error("killed")),
+        }
+    }
+
+    fn write(&mut self, key: Key, value: Option<Arc<[u8]>>) -> Result<(), StorageError> {
+        self.operation()?;
+        set(&mut self.seen, &key, value.clone());
+        self.unsynced.push((key, value));
+        Ok(())
+    }
+}
+
+fn error(what: &'static str) -> StorageError {
+    StorageError::Io { path: PATH.into(), source: std::io::Error::other(what) }
+}
+
+fn set(values: &mut Values, key: &Key, value: Option<Arc<[u8]>>) {
+    match value {
+        Some(value) => values.insert(key.clone(), value),
+        None => values.remove(key),
+    };
+}
+
+/// One machine's disk. Clones share what is stored.
+#[derive(Debug, Clone, Default)]
+pub struct SimDisk(Arc<Mutex<Platter>>);
+
+impl SimDisk {
+    fn platter(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the operation after `left` others fail.
+    pub fn light(&self, left: u64, failure: Failure) {
+        self.platter().fuse = Some((left, failure));
+    }
+
+    /// How operations fail at present, if they do.
+    #[must_use]
+    pub fn burnt(&self) -> Option<Failure> {
+        self.platter().burnt
+    }
+
+    /// Ends every fault: there is room again, the medium works again.
+    pub fn mend(&self) {
+        let mut platter = self.platter();
+        (platter.fuse, platter.burnt) = (None, None);
+    }
+
+    /// What a process that starts again finds.
+    pub fn crash(&self, loss: Loss) {
+        let mut platter = self.platter();
+        (platter.fuse, platter.burnt) = (None, None);
+        let Loss::Power { seed } = loss else { return };
+        let mut rng = SplitMix64::new(seed);
+        let mut left = platter.synced.clone();
+        for (key, value) in std::mem::take(&mut platter.unsynced) {
+            if rng.below(2) == 1 {
+                set(&mut left, &key, value);
+            }
+        }
+        platter.seen = left.clone();
+        platter.synced = left;
+    }
+
+    /// Another disk with the same content: an audit may write to it.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let platter = self.platter();
+        let copy = Platter { seen: platter.seen.clone(), synced: platter.synced.clone(), ..Platter::default() };
+        Self(Arc::new(Mutex::new(copy)))
+    }
+
+    /// Bytes of everything that can be read.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.platter().seen.values().map(|value| value.len() as u64).sum()
+    }
+
+    /// Commits that succeeded.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.platter().commits
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        let mut platter = self.platter();
+        platter.operation()?;
+        platter.commits += 1;
+        for (key, value) in std::mem::take(&mut platter.unsynced) {
+            set(&mut platter.synced, &key, value);
+        }
+        Ok(())
+    }
+
+    fn value(&self, area: u8, key: &[u8]) -> Option<Vec<u8>> {
+        self.platter().seen.get(&(area, key.to_vec())).map(|value| value.to_vec())
+    }
+
+    fn found(&self, area: u8, range: RangeInclusive<Vec<u8>>) -> Vec<(Vec<u8>, Arc<[u8]>)> {
+        let (from, to) = range.into_inner();
+        if from > to {
+            return Vec::new();
+        }
+        let platter = self.platter();
+        let entries = platter.seen.range((area, from)..=(area, to));
+        entries.map(|((_, key), value)| (key.clone(), Arc::clone(value))).collect()
+    }
+}
+
+fn number(area: Area) -> u8 {
+    match area {
+        Area::Catalogue => 0,
+        Area::Bulk => 1,
+    }
+}
+
+impl Medium for SimDisk {
+    fn get(&self, area: Area, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        Ok(self.value(number(area), key))
+    }
+
+    fn insert(&self, area: Area, key: &[u8], value: Vec<u8>) -> Result<(), StorageError> {
+        self.platter().write((number(area), key.to_vec()), Some(value.into()))
+    }
+
+    fn remove(&self, area: Area, key: &[u8]) -> Result<(), StorageError> {
+        self.platter().write((number(area), key.to_vec()), None)
+    }
+
+    fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError> {
+        self.found(number(area), range).iter().try_for_each(|(key, value)| visit(key, value))
+    }
+
+    fn commit(&self) -> Result<(), StorageError> {
+        self.sync()
+    }
+
+    fn disk_bytes(&self) -> Result<u64, StorageError> {
+        Ok(self.bytes())
+    }
+
+    fn path(&self) -> &Path {
+        Path::new(PATH)
+    }
+}
+
+/// Area of an agent's shelf.
+const SHELF: u8 = 2;
+
+impl Shelf for SimDisk {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        Ok(self.value(SHELF, key))
+    }
+
+    fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
+        self.platter().write((SHELF, key.to_vec()), Some(value.into()))
+    }
+
+    fn remove(&self, key: &[u8]) -> Result<(), StorageError> {
+        self.platter().write((SHELF, key.to_vec()), None)
+    }
+
+    fn put(&self, prefix: &[u8], bytes: &[u8]) -> Result<(), StorageError> {
+        Shelf::insert(self, prefix, bytes)
+    }
+
+    fn read(&self, prefix: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        Shelf::get(self, prefix)
+    }
+
+    fn delete(&self, prefix: &[u8]) -> Result<(), StorageError> {
+        Shelf::remove(self, prefix)
+    }
+
+    fn keys(&self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, StorageError> {
+        let last = [prefix, &[u8::MAX; 32]].concat();
+        Ok(self.found(SHELF, prefix.to_vec()..=last).into_iter().map(|(key, _)| key).collect())
+    }
+
+    fn commit(&self) -> Result<(), StorageError> {
+        self.sync()
+    }
+
+    fn path(&self) -> &Path {
+        Path::new(PATH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_keeps_what_was_written_and_power_loss_what_was_synced() {
+        let disk = SimDisk::default();
+        Medium::insert(&disk, Area::Catalogue, b"a", vec![1]).expect("write");
+        disk.sync().expect("sync");
+        let mut kept = std::collections::BTreeSet::new();
+        for seed in 0..64 {
+            let disk = disk.copy();
+            Medium::insert(&disk, Area::Catalogue, b"b", vec![2]).expect("write");
+            Medium::remove(&disk, Area::Catalogue, b"a").expect("write");
+            disk.crash(Loss::Nothing);
+            assert_eq!((disk.value(0, b"a"), disk.value(0, b"b")), (None, Some(vec![2])));
+            disk.crash(Loss::Power { seed });
+            kept.insert((disk.value(0, b"a").is_some(), disk.value(0, b"b").is_some()));
+        }
+        assert_eq!(kept.len(), 4, "a disk may keep any part of what was not synced");
+    }
+
+    #[test]
+    fn a_burnt_disk_fails_until_it_is_mended_and_changes_nothing() {
+        let disk = SimDisk::default();
+        disk.light(1, Failure::NoSpace);
+        Shelf::insert(&disk, b"a", &[1]).expect("one more");
+        Shelf::insert(&disk, b"b", &[1]).expect_err("no space");
+        disk.sync().expect_err("nor is anything synced");
+        disk.mend();
+        assert_eq!(Shelf::keys(&disk, b"").expect("read"), [b"a".to_vec()]);
+    }
+}

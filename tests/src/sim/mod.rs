@@ -1,0 +1,82 @@
+//! The real cores in virtual time: one seed decides everything, and the same seed gives the same bytes.
+//!
+//! ```text
+//!  schedule ── what kind of world, and which faults when: drawn from the seed, or a scenario
+//!  world ───── the loop: takes the next thing from the agenda, hands it to a machine
+//!    coordinator   core, engine, writer, merger, checkpointer, recovery: the product's code, without threads
+//!    agent         session and ledger: the product's code; a trainer that can be checked
+//!    network, disk, time     simulated
+//!  invariants/journal ── checked at every record, every message that matters, every recovery
+//! ```
+//! docs/simulation.md says what is real, what is not, and what determinism rests on.
+
+mod agent;
+mod coordinator;
+pub mod disk;
+mod network;
+pub mod scenario;
+pub mod schedule;
+pub mod shrink;
+pub mod swarm;
+pub mod time;
+mod trace;
+mod world;
+
+use crate::invariants::journal::Violation;
+use crate::picture::Timeline;
+
+use schedule::Schedule;
+
+/// What became of a world.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// The first promise that was broken, and when.
+    pub violation: Option<(u64, Violation)>,
+    /// Updates that agents heard to be accepted.
+    pub acknowledged: u64,
+    /// Those of them that the journal does not have.
+    pub lost: u64,
+    /// Updates that are in the model more than once.
+    pub duplicated: u64,
+    /// Versions made.
+    pub versions: u64,
+    /// Starts of the coordinator after the first.
+    pub recoveries: u64,
+    /// Faults that happened.
+    pub faults: u64,
+    /// Virtual time that passed, in milliseconds.
+    pub virtual_ms: u64,
+    /// Events that were handled.
+    pub events: u64,
+    /// Every event in words, if wanted.
+    pub trace: String,
+    /// The same as a picture, if wanted.
+    pub timeline: Option<Timeline>,
+}
+
+/// Runs a world to its end, or to the first broken promise. A panic in it is one too.
+#[must_use]
+pub fn run(seed: u64, schedule: &Schedule, traced: bool) -> Outcome {
+    let ran = std::panic::catch_unwind(|| world::World::new(seed, schedule.clone(), traced).run());
+    ran.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let what = text.unwrap_or_else(|| "something panicked".into());
+        Outcome {
+            seed,
+            violation: Some((0, Violation { invariant: "panic", what })),
+            acknowledged: 0,
+            lost: 0,
+            duplicated: 0,
+            versions: 0,
+            recoveries: 0,
+            faults: 0,
+            virtual_ms: 0,
+            events: 0,
+            trace: String::new(),
+            timeline: None,
+        }
+    })
+}

@@ -1,0 +1,27 @@
+//! Scenarios: worlds that are written down rather than drawn.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::schedule::Schedule;
+
+/// Reads a scenario: a [`Schedule`] as TOML.
+///
+/// # Errors
+/// The file cannot be read, or says something else; the message has the line.
+pub fn read(path: &Path) -> anyhow::Result<Schedule> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the scenario {}", path.display()))?;
+    let schedule: Schedule = toml::from_str(&text).with_context(|| format!("{} is not a scenario", path.display()))?;
+    anyhow::ensure!(!schedule.agents.is_empty(), "{} has no agents", path.display());
+    anyhow::ensure!(schedule.params > 0, "{} has a model without parameters", path.display());
+    Ok(schedule)
+}
+
+/// Writes a scenario.
+///
+/// # Errors
+/// None but what serialising plain values has.
+pub fn to_toml(schedule: &Schedule) -> anyhow::Result<String> {
+    Ok(toml::to_string(schedule)?)
+}

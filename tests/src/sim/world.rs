@@ -1,0 +1,445 @@
+//! The loop: one thing at a time, in the order of virtual time.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::spec::{
+    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
+use anabranch_coordinator::core::event::Event as CoordinatorEvent;
+
+use crate::invariants::journal::{Checked, Journal, Violation};
+use crate::picture::MarkKind;
+
+use super::Outcome;
+use super::agent::{AgentMachine, Chore};
+use super::coordinator::CoordinatorMachine;
+use super::disk::{Failure, Loss};
+use super::network::{Conn, Down, Parcel, Side, Up};
+use super::schedule::{Fault, Machine, Schedule, Task};
+use super::trace::{Sign, Trace};
+
+/// A Unix time at which worlds begin.
+const BEGINNING_MS: u64 = 1_700_000_000_000;
+/// How long everything may take to come to rest after the faults.
+const HEALING_MS: u64 = 900_000;
+/// How long the end may take.
+const ENDING_MS: u64 = 120_000;
+/// Events of one world: more means that something goes round in circles.
+const EVENTS_MAX: u64 = 2_000_000;
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(super) enum Happening {
+    Start(Machine),
+    Fault(usize),
+    Resume,
+    Heal,
+    Look,
+    Tick(u64),
+    Write(u64),
+    Merge(u64),
+    Checkpoint(u64),
+    Coordinator(u64, Box<CoordinatorEvent>),
+    Dial { machine: Machine, life: u64, dial: u64 },
+    Refused { machine: Machine, life: u64, dial: u64 },
+    Up(u64, Up),
+    Down(u64, Down),
+    Lost(u64, Side),
+    Idle(u64, Side),
+    AgentTick { machine: Machine, life: u64 },
+    AgentDone { machine: Machine, life: u64, job: u64, event: Box<anabranch_agent::core::event::Event> },
+    AgentChore { machine: Machine, life: u64, chore: Box<Chore> },
+}
+
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) schedule: Schedule,
+    pub(super) agenda: super::time::Agenda<Happening>,
+    pub(super) rng: SplitMix64,
+    pub(super) coordinator: CoordinatorMachine,
+    /// Agent n is machine n + 1.
+    pub(super) agents: Vec<AgentMachine>,
+    pub(super) conns: BTreeMap<u64, Conn>,
+    pub(super) next_conn: u64,
+    pub(super) journal: Journal,
+    pub(super) trace: Trace,
+    pub(super) violation: Option<(u64, Violation)>,
+    pub(super) healed_at_ms: Option<u64>,
+    pub(super) stopping: bool,
+    faults: u64,
+    events: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, schedule: Schedule, traced: bool) -> Self {
+        let mut split = SplitMix64::new(seed ^ 0x5EED_0003);
+        let agents = (0..schedule.agents.len()).map(|index| {
+            AgentMachine::new(index + 1, schedule.agents[index].clone(), split.next_u64())
+        });
+        let agents: Vec<AgentMachine> = agents.collect();
+        let mut world = Self {
+            seed,
+            agenda: super::time::Agenda::default(),
+            rng: SplitMix64::new(split.next_u64()),
+            coordinator: CoordinatorMachine::new(&agents),
+            agents,
+            conns: BTreeMap::new(),
+            next_conn: 0,
+            journal: Journal::default(),
+            trace: Trace::new(traced),
+            violation: None,
+            healed_at_ms: None,
+            stopping: false,
+            faults: 0,
+            events: 0,
+            schedule,
+        };
+        world.agenda.at(0, Happening::Start(0));
+        for (index, agent) in world.schedule.agents.iter().enumerate() {
+            world.agenda.at(agent.start_ms, Happening::Start(index + 1));
+        }
+        for (index, planned) in world.schedule.faults.iter().enumerate() {
+            world.agenda.at(planned.at_ms, Happening::Fault(index));
+        }
+        world.agenda.at(world.schedule.length_ms, Happening::Heal);
+        world
+    }
+
+    pub(super) fn run(mut self) -> Outcome {
+        let end_ms = self.schedule.length_ms + HEALING_MS + ENDING_MS;
+        while self.violation.is_none() && !self.is_over() {
+            let Some(next) = self.agenda.next(end_ms) else { break };
+            self.events += 1;
+            self.happen(next);
+            if self.events > EVENTS_MAX {
+                self.violate("P6", format!("{EVENTS_MAX} events and no end"));
+            }
+        }
+        if self.violation.is_none() {
+            let audited = self.audit();
+            self.checked(audited);
+        }
+        self.outcome()
+    }
+
+    fn outcome(self) -> Outcome {
+        let (acknowledged, lost) = self.journal.acknowledged();
+        let virtual_ms = self.agenda.now_ms();
+        let timeline = self.trace.timeline(self.agents.len() + 1, virtual_ms);
+        Outcome {
+            seed: self.seed,
+            acknowledged,
+            lost,
+            duplicated: self.coordinator.duplicated,
+            versions: self.coordinator.newest_version.0,
+            recoveries: self.coordinator.life.saturating_sub(1),
+            faults: self.faults,
+            virtual_ms,
+            events: self.events,
+            trace: self.trace.text(),
+            timeline: Some(timeline).filter(|timeline| !timeline.log.is_empty()),
+            violation: self.violation,
+        }
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.agenda.now_ms()
+    }
+
+    pub(super) fn unix_ms(&self) -> u64 {
+        (BEGINNING_MS + self.now_ms()).saturating_add_signed(self.coordinator.clock_off_ms)
+    }
+
+    pub(super) fn after(&mut self, ms: u64, what: Happening) {
+        self.agenda.at(self.agenda.now_ms() + ms, what);
+    }
+
+    pub(super) fn note(&mut self, machine: Machine, sign: Sign, text: impl FnOnce() -> String) {
+        self.trace.note(self.agenda.now_ms(), machine, sign, text);
+    }
+
+    pub(super) fn checked(&mut self, checked: Checked) {
+        if let Err(violation) = checked
+            && self.violation.is_none()
+        {
+            self.note(0, Sign::Mark(MarkKind::Violation), || violation.to_string());
+            self.violation = Some((self.agenda.now_ms(), violation));
+        }
+    }
+
+    pub(super) fn violate(&mut self, invariant: &'static str, what: impl Into<String>) {
+        self.checked(Err(Violation { invariant, what: what.into() }));
+    }
+
+    pub(super) fn agent(&mut self, machine: Machine) -> &mut AgentMachine {
+        &mut self.agents[machine - 1]
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Start(0) => self.start_coordinator(),
+            Happening::Start(machine) => self.start_agent(machine),
+            Happening::Fault(index) => self.fault(index),
+            Happening::Resume => self.resume(),
+            Happening::Heal => self.heal(),
+            Happening::Look => self.look(),
+            Happening::Tick(life) => self.coordinator_tick(life),
+            Happening::Write(life) => self.write(life),
+            Happening::Merge(life) => self.merge(life),
+            Happening::Checkpoint(life) => self.checkpoint(life),
+            Happening::Coordinator(life, event) => {
+                if self.coordinator.is_life(life) {
+                    self.coordinator_handles(*event);
+                }
+            }
+            Happening::Dial { machine, life, dial } => self.dial(machine, life, dial),
+            Happening::Refused { machine, life, dial } => self.dial_failed(machine, life, dial),
+            Happening::Up(conn, up) => self.arrived_up(conn, up),
+            Happening::Down(conn, down) => self.arrived_down(conn, down),
+            Happening::Lost(conn, side) => self.lost(conn, side),
+            Happening::Idle(conn, side) => {
+                let Some(machine) = self.conns.get(&conn).map(|conn| conn.machine) else { return };
+                let now_ms = self.now_ms();
+                if self.agent(machine).line.is_deaf(side, now_ms) {
+                    self.lost(conn, side);
+                }
+            }
+            Happening::AgentTick { machine, life } => self.agent_tick(machine, life),
+            Happening::AgentDone { machine, life, job, event } => self.agent_done(machine, life, job, *event),
+            Happening::AgentChore { machine, life, chore } => self.agent_chore(machine, life, *chore),
+        }
+    }
+
+    fn fault(&mut self, index: usize) {
+        if self.healed_at_ms.is_some() {
+            return;
+        }
+        let fault = self.schedule.faults[index].fault.clone();
+        let machine = fault.machine();
+        if machine > self.agents.len() {
+            return;
+        }
+        self.faults += 1;
+        self.note(machine, Sign::Mark(MarkKind::Fault), || format!("fault: {fault:?}"));
+        let now_ms = self.now_ms();
+        match fault {
+            Fault::Kill { power, down_ms, .. } => self.kill(machine, power, Some(down_ms)),
+            Fault::Disk { operations, failure, down_ms, .. } => self.burn(machine, operations, failure, down_ms),
+            Fault::Terminate { down_ms, .. } => self.terminate(machine, down_ms),
+            Fault::Wipe { .. } => {
+                self.kill(machine, false, Some(1_000));
+                self.agent(machine).wipe();
+            }
+            Fault::Leave { .. } => {
+                self.kill(machine, false, None);
+                self.agent(machine).gone = true;
+            }
+            Fault::Cut { up, down, for_ms, .. } => self.cut(machine, up, down, now_ms + for_ms),
+            Fault::Rebind { .. } => self.cut(machine, true, true, now_ms + 700),
+            Fault::Clock { by_ms } => self.coordinator.clock_off_ms += by_ms,
+            Fault::Pause { for_ms } => {
+                self.operate(anabranch_common::wire::operator::OperatorRequest::Pause);
+                self.after(for_ms, Happening::Resume);
+            }
+            Fault::Rollback { versions } => {
+                self.coordinator.roll_back_by = Some(versions);
+                self.terminate(0, 500);
+            }
+            Fault::Revoke { .. } => self.revoke(machine),
+        }
+    }
+
+    fn burn(&mut self, machine: Machine, operations: u64, failure: Failure, down_ms: u64) {
+        let disk = if machine == 0 { &self.coordinator.disk } else { &self.agents[machine - 1].disk };
+        disk.light(operations, failure);
+        if machine == 0 {
+            self.coordinator.repair_ms = down_ms;
+        } else {
+            self.agent(machine).repair_ms = down_ms;
+        }
+    }
+
+    /// kill -9, with or without the machine's power. Without `down_ms` it does not start again.
+    pub(super) fn kill(&mut self, machine: Machine, power: bool, down_ms: Option<u64>) {
+        let loss = if power { Loss::Power { seed: self.rng.next_u64() } } else { Loss::Nothing };
+        let running = if machine == 0 {
+            self.coordinator.disk.crash(loss);
+            self.coordinator_died()
+        } else {
+            self.agents[machine - 1].disk.crash(loss);
+            self.agent_died(machine)
+        };
+        if let Some(down_ms) = down_ms.filter(|_| running) {
+            self.after(down_ms, Happening::Start(machine));
+        }
+    }
+
+    fn terminate(&mut self, machine: Machine, down_ms: u64) {
+        if machine == 0 {
+            self.coordinator.restart_after_ms = Some(down_ms);
+            self.coordinator_handles(CoordinatorEvent::Park);
+        } else {
+            self.agent(machine).restart_after_ms = Some(down_ms);
+            self.agent_handles(machine, anabranch_agent::core::event::Event::Shutdown);
+        }
+    }
+
+    fn cut(&mut self, machine: Machine, up: bool, down: bool, until_ms: u64) {
+        let now_ms = self.now_ms();
+        self.agent(machine).line.cut(up, down, until_ms);
+        let conns: Vec<u64> = self.conns.iter().filter(|(_, conn)| conn.machine == machine).map(|(id, _)| *id).collect();
+        for conn in conns {
+            for side in [Side::Agent, Side::Coordinator] {
+                if self.agent(machine).line.is_deaf(side, now_ms) {
+                    self.after(super::network::IDLE_MS, Happening::Idle(conn, side));
+                }
+            }
+        }
+    }
+
+    /// Every fault is over: what is broken is mended, what is down starts.
+    fn heal(&mut self) {
+        let now_ms = self.now_ms();
+        self.note(0, Sign::Plain, || "all faults are over".into());
+        self.healed_at_ms = Some(now_ms);
+        self.coordinator.disk.mend();
+        for agent in &mut self.agents {
+            agent.disk.mend();
+            agent.heal(now_ms);
+        }
+        for machine in 0..=self.agents.len() {
+            self.after(100, Happening::Start(machine));
+        }
+        self.after(1_000, Happening::Resume);
+        self.after(2_000, Happening::Look);
+    }
+
+    /// P6 and P8: after the faults every agent that is there is heard, and what was finished is decided, in bounded time.
+    fn look(&mut self) {
+        let Some(healed_at_ms) = self.healed_at_ms.filter(|_| !self.stopping) else { return };
+        let waiting: Vec<String> = self.agents.iter().filter_map(|agent| agent.waits_for()).collect();
+        if waiting.is_empty() {
+            self.note(0, Sign::Plain, || "every agent was heard; the operator stops the run".into());
+            self.stopping = true;
+            self.operate(anabranch_common::wire::operator::OperatorRequest::Stop);
+            return;
+        }
+        if self.now_ms() >= healed_at_ms + HEALING_MS {
+            return self.violate("P6", format!("{} s after the last fault: {}", HEALING_MS / 1000, waiting.join("; ")));
+        }
+        self.resume();
+        self.after(1_000, Happening::Look);
+    }
+
+    fn is_over(&self) -> bool {
+        self.stopping && self.coordinator.process.is_none() && self.agents.iter().all(|agent| agent.process.is_none())
+    }
+
+    pub(super) fn open_conn(&mut self, machine: Machine) -> u64 {
+        self.next_conn += 1;
+        self.conns.insert(self.next_conn, Conn::new(machine));
+        self.next_conn
+    }
+
+    pub(super) fn send_up(&mut self, conn: u64, parcel: Up) {
+        let now_ms = self.now_ms();
+        let Some(entry) = self.conns.get_mut(&conn) else { return };
+        let line = &mut self.agents[entry.machine - 1].line;
+        let at_ms = match &parcel {
+            Parcel::Message(_) => entry.in_order(Side::Coordinator, line.arrival(Side::Coordinator, now_ms)),
+            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Coordinator, now_ms, bytes.len()),
+        };
+        self.agenda.at(at_ms, Happening::Up(conn, parcel));
+    }
+
+    pub(super) fn send_down(&mut self, conn: u64, parcel: Down) -> u64 {
+        let now_ms = self.now_ms();
+        let Some(entry) = self.conns.get_mut(&conn) else { return now_ms };
+        let line = &mut self.agents[entry.machine - 1].line;
+        let at_ms = match &parcel {
+            Parcel::Message(_) => entry.in_order(Side::Agent, line.arrival(Side::Agent, now_ms)),
+            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Agent, now_ms, bytes.len()),
+        };
+        self.agenda.at(at_ms, Happening::Down(conn, parcel));
+        at_ms
+    }
+
+    /// One end closes or gives up a connection; the other learns of it when that reaches it, or by silence.
+    pub(super) fn lost(&mut self, id: u64, side: Side) {
+        let now_ms = self.now_ms();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_up(side)) else { return };
+        let (machine, peer) = (conn.machine, conn.peer);
+        let other = match side {
+            Side::Agent => {
+                conn.agent_up = false;
+                Side::Coordinator
+            }
+            Side::Coordinator => {
+                conn.coordinator_up = false;
+                Side::Agent
+            }
+        };
+        if conn.is_up(other) {
+            let line = &mut self.agents[machine - 1].line;
+            let reached_ms = conn.in_order(other, line.arrival(other, now_ms)).min(now_ms + super::network::IDLE_MS);
+            self.agenda.at(reached_ms, Happening::Lost(id, other));
+        } else {
+            self.conns.remove(&id);
+        }
+        match side {
+            Side::Agent => self.agent_lost(machine, id),
+            Side::Coordinator => self.coordinator_lost(id, peer),
+        }
+    }
+}
+
+pub(super) const RUN: RunId = RunId([7; 16]);
+
+pub(super) fn agent_id(machine: Machine) -> AgentId {
+    AgentId([u8::try_from(machine).unwrap_or(u8::MAX); 16])
+}
+
+/// The run's configuration.
+pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
+    let ledger = schedule.task == Task::Ledger;
+    let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
+    let alpha = if ledger { 1.0 } else { 0.3 };
+    let merge = if schedule.buffer <= 1 {
+        MergeSpec::FedAsync { alpha, staleness, participation: schedule.lossy }
+    } else {
+        let (buffer_size, server_lr) = (schedule.buffer, 0.5);
+        MergeSpec::FedBuff { buffer_size, server_lr, staleness, participation: schedule.lossy }
+    };
+    let codec = if schedule.lossy { CodecSpec::TopK { fraction: 0.5 } } else { CodecSpec::F32 };
+    RunSpec {
+        name: "world".into(),
+        seed: 1,
+        model: ModelSpec {
+            kind: ModelKind::Mlp,
+            input: vec![u64::from(schedule.params)],
+            classes: 2,
+            hidden: vec![],
+            input_scale: 1.0,
+        },
+        train: TrainSpec {
+            local_steps: 1,
+            batch_size: 1,
+            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
+            keep_optimizer_state: false,
+        },
+        upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
+        merge,
+        admit: AdmitSpec {
+            max_staleness: schedule.max_staleness,
+            max_examples: 1_000,
+            max_norm_ratio: if ledger { 0.0 } else { 1_000.0 },
+        },
+        evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
+        target: TargetSpec::default(),
+    }
+}
