@@ -5,6 +5,7 @@
 //!  ledger      a trainer whose every update adds 1 to a coordinate of its own
 //!  invariants  what must hold afterwards, one file a promise
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
+//!  power       power loss below the store: recorded writes, dropped, torn and reordered    `anabranch-lab power`
 //!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
 //! ```
 //! `anabranch-lab` (`main.rs`) is both the command line and every daemon that the tests start: it executes itself.
@@ -14,5 +15,6 @@ pub mod clock;
 pub mod invariants;
 pub mod kills;
 pub mod ledger;
+pub mod power;
 pub mod process;
 pub mod report;
