@@ -29,6 +29,8 @@ enum Verb {
         common: Common,
     },
     /// Record every write and sync of the stores, and open what a power loss would have left at any moment
+    #[command(after_help = "Two states are opened at each sync (at most as many syncs as states are drawn), and the
+states that are drawn in between. Files go to the system's temporary directory: TMPDIR=/dev/shm is faster.")]
     Power {
         /// States drawn at random, beside those at every sync
         #[arg(long, default_value_t = 1000)]
@@ -95,7 +97,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             (kills::run(&options)?, common)
         }
         Verb::Power { states, rounds, common } => {
-            let options = power::Options { lab, states, rounds, seed: common.seed };
+            let options = power::Options { lab, states, rounds, seed: common.seed, lying: false };
             let Some(report) = power::run(&options)? else { anyhow::bail!(power::NO_COMPILER) };
             (report, common)
         }

@@ -20,8 +20,6 @@ use super::log::{FileId, Log, Operation};
 
 /// What a disk writes as a whole.
 const SECTOR_BYTES: u64 = 512;
-/// Files that were there before the recording are numbered from here until they are opened.
-const UNOPENED: FileId = 1 << 31;
 
 /// What is left of what was not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,31 +112,9 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// A disk with what is in `folder`, all of it durable.
-    ///
-    /// # Errors
-    /// The folder cannot be read.
-    pub(super) fn of(folder: &Path) -> io::Result<Self> {
-        let mut disk = Self::default();
-        for (path, content) in read_image(folder)? {
-            let entry = match content {
-                Some(durable) => {
-                    let file = UNOPENED + u32::try_from(disk.nodes.len()).unwrap_or(0);
-                    disk.nodes.insert(file, Node { durable, pending: Vec::new() });
-                    Entry::File(file)
-                }
-                None => Entry::Folder,
-            };
-            disk.durable.insert(path, entry);
-        }
-        disk.seen.clone_from(&disk.durable);
-        Ok(disk)
-    }
-
     /// The next operation of a recording happens.
     pub(super) fn apply(&mut self, operation: &Operation, log: &Log) {
         match operation {
-            Operation::Opened { file, path } => self.rename_node(*file, path),
             Operation::Created { file, path } => {
                 self.nodes.insert(*file, Node::default());
                 self.change_name(NameChange::Set { path: path.clone(), entry: Entry::File(*file) });
@@ -182,17 +158,6 @@ impl Disk {
     fn change_name(&mut self, change: NameChange) {
         change.apply(&mut self.seen);
         self.pending.push(change);
-    }
-
-    fn rename_node(&mut self, file: FileId, path: &str) {
-        let Some(Entry::File(old)) = self.seen.get(path).copied() else { return };
-        if let Some(node) = self.nodes.remove(&old) {
-            self.nodes.insert(file, node);
-        }
-        for entry in self.durable.values_mut().chain(self.seen.values_mut()).filter(|entry| **entry == Entry::File(old))
-        {
-            *entry = Entry::File(file);
-        }
     }
 
     /// What is there when the power goes now.

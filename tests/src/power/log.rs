@@ -14,8 +14,6 @@ const HEAD_BYTES: usize = 32;
 /// One change, sync or acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Operation {
-    /// A file that was there before the recording is used for the first time.
-    Opened { file: FileId, path: String },
     /// A file is created.
     Created { file: FileId, path: String },
     /// Bytes are written; where they stand in the log's own bytes.
@@ -38,21 +36,12 @@ pub(super) enum Operation {
     Ack { text: String },
 }
 
-/// An operation and when it happened.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    /// What.
-    pub(super) operation: Operation,
-    /// Unix time in nanoseconds.
-    pub(super) at_ns: u64,
-}
-
 /// A recording.
 #[derive(Debug)]
 pub(super) struct Log {
     bytes: Vec<u8>,
     /// In the order in which they happened.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<Operation>,
 }
 
 impl Log {
@@ -75,7 +64,7 @@ impl Log {
             let text = |range: &Range<usize>| String::from_utf8_lossy(&bytes[range.clone()]).into_owned();
             let (file, path) = (u32_at(4), text(&one));
             let operation = match head[0] {
-                1 => Operation::Opened { file, path },
+                1 => bail!("{path} was there before the recording began"),
                 2 => Operation::Created { file, path },
                 3 => Operation::Write { file, offset: u64_at(16), data: one },
                 4 => Operation::Truncate { file, len: u64_at(16) },
@@ -88,7 +77,7 @@ impl Log {
                 11 => Operation::Ack { text: path },
                 other => bail!("{}: operation {other} at byte {at}", path),
             };
-            entries.push(Entry { operation, at_ns: u64_at(8) });
+            entries.push(operation);
             at = two.end;
         }
         Ok(Self { bytes, entries })
