@@ -7,6 +7,7 @@
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
+//!  power       power loss below the store: recorded writes, dropped, torn and reordered    `anabranch-lab power`
 //!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
 //! ```
 //! `anabranch-lab` (`main.rs`) is both the command line and every daemon that the tests start: it executes itself.
@@ -17,6 +18,7 @@ pub mod invariants;
 pub mod kills;
 pub mod ledger;
 pub mod picture;
+pub mod power;
 pub mod process;
 pub mod report;
 pub mod sim;

@@ -2,7 +2,10 @@
 //!
 //! It shares with the coordinator only the reading of records and the decoding of payloads. The chain is recomputed from
 //! the stored bytes, the model by an implementation of the merge rules that is written here once more, plainly, and the
-//! versions by counting. It does not use `RunState`, `ModelState` or any `MergeStrategy`.
+//! versions by counting. Where finite updates add up to a model that is not, the run's model stays the last finite one; the
+//! chain goes on. It does not use `RunState`, `ModelState` or any `MergeStrategy`.
+
+use std::collections::BTreeSet;
 
 use anabranch_common::codec::{self, Delta};
 use anabranch_common::ids::{Digest, ModelVersion, Position};
@@ -26,6 +29,23 @@ pub fn verify(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
 }
 
 fn check(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
+    // A model that has overflowed cannot be taken back: the records are read again, up to there.
+    let mut overflows = BTreeSet::new();
+    loop {
+        match check_around(store, &overflows)? {
+            Outcome::Report(report) => return Ok(report),
+            Outcome::Overflow(position) => overflows.insert(position),
+        };
+    }
+}
+
+enum Outcome {
+    Report(VerifyReport),
+    /// The record at this position makes a version that is not finite.
+    Overflow(Position),
+}
+
+fn check_around(store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<Outcome, RecoveryError> {
     let (mut checkpoints, mut problems) = checkpoint::readable(store)?;
     // After the checkpoints: one that is taken meanwhile is not beyond the end.
     let last = store.last_position()?.ok_or(RecoveryError::Empty)?;
@@ -38,7 +58,7 @@ fn check(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
     };
     let mut checker = match started {
         Ok(checker) => checker,
-        Err(error) if error.is_local() => return Ok(nothing_holds(&error)),
+        Err(error) if error.is_local() => return Ok(Outcome::Report(nothing_holds(&error))),
         Err(error) => return Err(error),
     };
     let from = checker.position;
@@ -52,7 +72,8 @@ fn check(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
         if checker.position >= last {
             break None;
         }
-        match checker.step(store) {
+        match checker.step(store, overflows) {
+            Err(Problem::Overflow(position)) => return Ok(Outcome::Overflow(position)),
             Err(Problem::Recovery(error)) if error.is_local() => break Some(error.to_string()),
             Err(Problem::Recovery(error)) => return Err(error),
             Err(Problem::Found(text)) => break Some(text),
@@ -63,16 +84,16 @@ fn check(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
         problems.push(RecoveryError::Short { last, checkpoint: beyond.position }.to_string());
     }
     let problem = found.or_else(|| problems.into_iter().next());
-    Ok(VerifyReport {
+    Ok(Outcome::Report(VerifyReport {
         holds: problem.is_none(),
         from,
         to: checker.position,
         records,
-        version: checker.version,
+        version: checker.last_finite.unwrap_or(checker.version),
         model: Digest::of_f32(&checker.model),
         chain: checker.chain.0,
         problem,
-    })
+    }))
 }
 
 fn no_anchor(problems: &[String]) -> RecoveryError {
@@ -95,6 +116,7 @@ fn nothing_holds(error: &RecoveryError) -> VerifyReport {
 enum Problem {
     Recovery(RecoveryError),
     Found(String),
+    Overflow(Position),
 }
 
 impl<E: Into<RecoveryError>> From<E> for Problem {
@@ -128,6 +150,8 @@ struct Checker {
     version: ModelVersion,
     chain: Chain,
     model: Vec<f32>,
+    /// The version of `model`, once the model has overflowed: it stays as it is.
+    last_finite: Option<ModelVersion>,
     buffer: Vec<f32>,
     buffered: u32,
 }
@@ -148,6 +172,7 @@ impl Checker {
             version: ModelVersion(0),
             chain: link(Chain::default(), &bytes, 0.0, ModelVersion(0)),
             model,
+            last_finite: None,
             buffered: 0,
         })
     }
@@ -168,18 +193,22 @@ impl Checker {
             position: checkpoint.position,
             version: checkpoint.version,
             chain: checkpoint.chain,
+            last_finite: None,
             buffer,
             buffered: state.buffered,
         })
     }
 
-    fn step(&mut self, store: &dyn Store) -> Result<(), Problem> {
+    fn step(&mut self, store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<(), Problem> {
         let position = self.position.next();
         let bytes = store.record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
         let record = cursor::read(store, position)?;
         let mut weight = 0.0;
         match &record.body {
             RecordBody::Update(update) => {
+                if self.last_finite.is_none() && overflows.contains(&position) {
+                    self.last_finite = Some(self.version);
+                }
                 self.merge(&record, update)?;
                 weight = update.weight;
             }
@@ -222,10 +251,12 @@ impl Checker {
             return Err(found(format!("says version {}, counting says {version}", update.version)));
         }
         let target = if self.rule == Rule::Direct { &mut self.model } else { &mut self.buffer };
-        add(target, &delta, update.weight);
+        if self.last_finite.is_none() {
+            add(target, &delta, update.weight);
+        }
         self.buffered += 1;
         if closes {
-            if self.rule != Rule::Direct {
+            if self.rule != Rule::Direct && self.last_finite.is_none() {
                 for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
                     *parameter += *pending;
                 }
@@ -233,16 +264,13 @@ impl Checker {
             self.empty_buffer();
         }
         self.version = version;
-        if self.model.iter().all(|value| value.is_finite()) {
-            Ok(())
-        } else {
-            Err(found(format!("version {version} is not finite")))
-        }
+        if self.model.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(Problem::Overflow(position)) }
     }
 
     fn replace(&mut self, store: &dyn Store, model: Digest, version: ModelVersion) -> Result<(), RecoveryError> {
         self.model = vectors::load(store, "model", &self.manifest, model)?;
         self.version = version;
+        self.last_finite = None;
         self.empty_buffer();
         Ok(())
     }

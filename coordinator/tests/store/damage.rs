@@ -1,12 +1,13 @@
 //! P2 and P4: what a bad disk changes is got round where that is possible, and refused by position where it is not.
 
-use anabranch_common::ids::{Digest, Position};
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_coordinator::recovery::{self, Checkpoint, RecoveryError, checkpoint};
 use anabranch_coordinator::store::layout::{HEAD_BYTES, Name};
 use anabranch_coordinator::store::memory::Survivors;
 use anabranch_coordinator::store::{Area, MemoryStore, Store};
 
-use crate::history::{History, PACE, assert_same_bits, drive, fedbuff};
+use crate::history::{History, PACE, assert_same_bits, drive, fedasync, fedbuff, manifest};
 
 fn finished() -> (MemoryStore, History) {
     let history = History::scripted(&fedbuff(2), 21);
@@ -131,4 +132,39 @@ fn verify_agrees_with_recovery_on_chain_and_model() {
     assert_eq!(report.records, report.to.0 - report.from.0);
     assert_eq!((report.chain, report.model), (expected.chain.0, Digest::of_f32(&expected.model)));
     assert_eq!(report.version, expected.state.version);
+}
+
+/// P4: a run that stopped because finite updates added up to a model that is not is a sound journal. It is not broken,
+/// and its model is the last finite one.
+#[test]
+fn a_run_that_overflowed_holds_with_its_last_finite_version() {
+    for merge in [fedasync(), fedbuff(2)] {
+        let mut history = History::begin(merge, manifest(3));
+        history.join(1);
+        let agent = AgentId([1; 16]);
+        let large = vec![f32::MAX * 0.9; history.manifest.params()];
+        for round in 0..12 {
+            let lease = history.lease(agent, round);
+            history.update_by(agent, lease, round, CodecSpec::F32, &large);
+        }
+        let finite = |model: &[f32]| model.iter().all(|value| value.is_finite());
+        let last = history.points.iter().rposition(|point| finite(&point.model)).expect("the first one is");
+        let expected = history.points[last].clone();
+        assert!(last + 3 < history.points.len(), "it overflows at {last}");
+        let store = MemoryStore::new();
+        recovery::put_model(&store, &history.manifest, &history.points[0].model).expect("memory");
+        for record in &history.records {
+            store.append(&[(record.position, record.to_bytes().expect("small"))]).expect("memory");
+        }
+        store.commit().expect("memory");
+        let report = recovery::verify(&store).expect("memory");
+        assert!(report.holds, "{report:?}");
+        assert_eq!(report.to, history.last(), "the chain is checked to its end");
+        assert_eq!(report.chain, history.points.last().expect("points").chain.0);
+        assert_eq!((report.version, report.model), (expected.state.version, Digest::of_f32(&expected.model)));
+        assert!(report.version > ModelVersion(0));
+        // Damage after the overflow is noticed as before it.
+        flip(&store, &Name::Record(history.last()));
+        assert!(!recovery::verify(&store).expect("memory").holds);
+    }
 }

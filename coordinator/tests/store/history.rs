@@ -173,9 +173,13 @@ impl History {
 
     pub(crate) fn update(&mut self, agent: AgentId, lease: LeaseId, round: u64) {
         let specs = [CodecSpec::TopK { fraction: 0.1 }, CodecSpec::F32, CodecSpec::Bf16];
-        let encoder = codec::encoder(specs[usize::try_from(round % 3).expect("below 3")]);
-        let delta = vector(self.manifest.params(), 100 + round);
-        let payload = encoder.encode(&self.manifest, &delta).expect("finite");
+        let codec = specs[usize::try_from(round % 3).expect("below 3")];
+        self.update_by(agent, lease, round, codec, &vector(self.manifest.params(), 100 + round));
+    }
+
+    pub(crate) fn update_by(&mut self, agent: AgentId, lease: LeaseId, round: u64, codec: CodecSpec, delta: &[f32]) {
+        let encoder = codec::encoder(codec);
+        let payload = encoder.encode(&self.manifest, delta).expect("finite");
         let state = &self.newest().state;
         let (granted, _) = state.leases[&lease].clone();
         let closes = state.next_update_closes();

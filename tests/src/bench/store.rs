@@ -143,15 +143,16 @@ fn snapshots(folder: &Path, report: &mut Report, name: &str, params: usize, seed
 }
 
 /// A run as its first record leaves it.
-struct TestRun {
-    spec: RunSpec,
-    manifest: ModelManifest,
-    genesis: Record,
-    state: RunState,
+#[derive(Debug)]
+pub(crate) struct TestRun {
+    pub(crate) spec: RunSpec,
+    pub(crate) manifest: ModelManifest,
+    pub(crate) genesis: Record,
+    pub(crate) state: RunState,
 }
 
 impl TestRun {
-    fn new(params: usize, seed: u64) -> anyhow::Result<Self> {
+    pub(crate) fn new(params: usize, seed: u64) -> anyhow::Result<Self> {
         let text = format!("{}\n[server]\nlisten = \"127.0.0.1:4433\"\n", Settings::default().run_toml());
         let mut spec = Config::parse(Path::new("run.toml"), &text)?.spec;
         spec.merge = MergeSpec::FedAsync { alpha: 1.0, staleness: Staleness::Constant, participation: false };
@@ -202,13 +203,13 @@ impl TestRun {
     }
 }
 
-fn noise_bytes(bytes: usize, seed: u64) -> Arc<[u8]> {
+pub(crate) fn noise_bytes(bytes: usize, seed: u64) -> Arc<[u8]> {
     let mut rng = SplitMix64::new(seed);
     (0..bytes.div_ceil(8)).flat_map(|_| rng.next_u64().to_le_bytes()).take(bytes).collect()
 }
 
 /// Finite values whose bytes do not compress.
-pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = SplitMix64::new(seed);
     (0..len).map(|_| rng.next_signed_f32()).collect()
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anabranch_tests::process::Role;
 use anabranch_tests::report::Report;
-use anabranch_tests::{bench, kills};
+use anabranch_tests::{bench, kills, power};
 use clap::{Parser, Subcommand};
 
 /// Breaks things on purpose, and measures what is left.
@@ -27,6 +27,19 @@ enum Verb {
         /// Kills, at least
         #[arg(long, default_value_t = 100)]
         count: u64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Record every write and sync of the stores, and open what a power loss would have left at any moment
+    #[command(after_help = "Two states are opened at each sync (at most as many syncs as states are drawn), and the
+states that are drawn in between. Files go to the system's temporary directory: TMPDIR=/dev/shm is faster.")]
+    Power {
+        /// States drawn at random, beside those at every sync
+        #[arg(long, default_value_t = 1000)]
+        states: u64,
+        /// Rounds of work that are recorded; a round is two or three commits
+        #[arg(long, default_value_t = 60)]
+        rounds: u64,
         #[command(flatten)]
         common: Common,
     },
@@ -130,6 +143,11 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Kills { count, common } => {
             let options = kills::Options { lab, count, seed: common.seed, verbose: true };
             (kills::run(&options)?, common)
+        }
+        Verb::Power { states, rounds, common } => {
+            let options = power::Options { lab, states, rounds, seed: common.seed, lying: false };
+            let Some(report) = power::run(&options)? else { anyhow::bail!(power::NO_COMPILER) };
+            (report, common)
         }
         Verb::Bench(Bench::Store { dir, common }) => {
             let dir = dir.unwrap_or_else(std::env::temp_dir);

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use crate::ledger;
+use crate::{ledger, power};
 
 /// A daemon that `anabranch-lab` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,10 @@ pub enum Role {
     Agent,
     /// The agent with the trainer of [`ledger`].
     LedgerAgent,
+    /// What [`power`] records: the coordinator's store.
+    RecordedStore,
+    /// The same of the agent's.
+    RecordedLedger,
 }
 
 impl Role {
@@ -24,13 +28,16 @@ impl Role {
             Self::Coordinator => "as-coordinator",
             Self::Agent => "as-agent",
             Self::LedgerAgent => "as-ledger-agent",
+            Self::RecordedStore => "as-recorded-store",
+            Self::RecordedLedger => "as-recorded-ledger",
         }
     }
 
     /// The role that a first argument stands for.
     #[must_use]
     pub fn from_arg(arg: &OsStr) -> Option<Self> {
-        [Self::Coordinator, Self::Agent, Self::LedgerAgent].into_iter().find(|role| arg == role.arg())
+        let roles = [Self::Coordinator, Self::Agent, Self::LedgerAgent, Self::RecordedStore, Self::RecordedLedger];
+        roles.into_iter().find(|role| arg == role.arg())
     }
 
     /// Be that daemon until its end.
@@ -41,6 +48,8 @@ impl Role {
             }
             Self::Agent => anabranch_agent::cli::main(std::iter::once("anabranch-agent".into()).chain(args)),
             Self::LedgerAgent => ledger::main(args),
+            Self::RecordedStore => power::main(power::Subject::Store, args),
+            Self::RecordedLedger => power::main(power::Subject::Ledger, args),
         }
     }
 }

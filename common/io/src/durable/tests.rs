@@ -112,6 +112,44 @@ fn the_first_failed_sync_poisons_the_store() {
     assert_eq!(calls.load(Ordering::Relaxed), 1, "the disk is not asked again");
 }
 
+/// sled writes over a segment once its content lies elsewhere, synced or not: a sync must come before it can be so far.
+#[test]
+fn a_commit_comes_by_itself_long_before_a_segment_is_full() {
+    let dir = temp();
+    let db = open(dir.path()).expect("opens");
+    let tree = db.tree("t").expect("tree");
+    let calls = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&calls);
+    db.replace_sync(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    for key in 0..15u32 {
+        tree.insert(key.to_be_bytes(), &noise(STORE_VALUE_BYTES)).expect("inserts");
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "a group commit is not cut up");
+    tree.insert(b"k", &noise(STORE_VALUE_BYTES)).expect("inserts");
+    assert_eq!(calls.load(Ordering::Relaxed), 1, "2 MiB, an eighth of a segment, were written");
+}
+
+/// Power loss while a store is created leaves files that sled refuses: without `db` they are no store.
+#[test]
+fn a_store_whose_creation_was_cut_short_is_created_anew() {
+    let dir = temp();
+    let store = dir.path().join("store");
+    std::fs::create_dir_all(store.join("new/blobs")).expect("creates");
+    for torn in ["conf", "new/conf", "new/db"] {
+        std::fs::write(store.join(torn), b"torn").expect("writes");
+    }
+    let db = open(dir.path()).expect("opens");
+    db.tree("t").expect("tree").insert(b"k", b"v").expect("inserts");
+    db.commit().expect("commits");
+    drop(db);
+    let db = open(dir.path()).expect("reopens");
+    assert_eq!(db.tree("t").expect("tree").get(b"k").expect("reads").as_deref(), Some(&b"v"[..]));
+    assert!(!store.join("new").exists());
+}
+
 #[test]
 fn a_damaged_store_is_reported_with_what_to_do() {
     let dir = temp();

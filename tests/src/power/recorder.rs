@@ -1,0 +1,67 @@
+//! Runs a process under the recorder.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+
+const SOURCE: &str = include_str!("record.c");
+
+/// The recorder, compiled, and where it writes.
+#[derive(Debug)]
+pub struct Recorder {
+    folder: tempfile::TempDir,
+}
+
+impl Recorder {
+    /// Compiles the recorder with the system's C compiler; none when there is no compiler.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn new() -> anyhow::Result<Option<Self>> {
+        let folder = tempfile::Builder::new().prefix("anabranch-power-").tempdir()?;
+        let source = folder.path().join("record.c");
+        std::fs::write(&source, SOURCE)?;
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(folder.path().join("record.so")).arg(&source).arg("-ldl");
+        let ended = match compiler.output() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.context("cc cannot be started")?,
+        };
+        ensure!(ended.status.success(), "the recorder does not compile:\n{}", String::from_utf8_lossy(&ended.stderr));
+        Ok(Some(Self { folder }))
+    }
+
+    /// Where the recording is written.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// Where the process writes what it acknowledges.
+    #[must_use]
+    pub fn acks(&self) -> PathBuf {
+        self.folder.path().join("acks")
+    }
+
+    /// The directory that is recorded, unless it is another process's own.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    /// The environment of a process whose `dir` is recorded, and whose sync number `fail` fails.
+    #[must_use]
+    pub fn environment(&self, dir: &Path, fail: Option<u64>) -> Vec<(&'static str, String)> {
+        let text = |path: PathBuf| path.display().to_string();
+        let mut environment = vec![
+            ("LD_PRELOAD", text(self.folder.path().join("record.so"))),
+            ("ANABRANCH_RECORD_DIR", dir.display().to_string()),
+            ("ANABRANCH_RECORD_LOG", text(self.log())),
+            ("ANABRANCH_RECORD_ACKS", text(self.acks())),
+        ];
+        environment.extend(fail.map(|number| ("ANABRANCH_FAIL_SYNC", number.to_string())));
+        environment
+    }
+}
