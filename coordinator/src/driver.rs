@@ -178,7 +178,7 @@ fn say_goodbye(reason: ExitReason, dir: &Path) {
         ExitReason::Finished { reason, result } => {
             let dir = dir.display();
             let export = format!("checkpoint export --dir {dir} --out model.safetensors");
-            tracing::info!(?reason, %result, "the run has finished; `{export}` writes its model");
+            tracing::info!(%reason, %result, "the run has finished; `{export}` writes its model");
         }
     }
 }

@@ -11,6 +11,7 @@
 pub mod admit;
 mod allowance;
 pub mod command;
+mod ending;
 pub mod event;
 mod gate;
 mod operate;
@@ -265,7 +266,7 @@ impl Core {
                 let name = self.roster.name(agent).unwrap_or_default().to_owned();
                 self.gated(Command::Renew { peer, agent, name, csr_der });
             }
-            AgentMessage::Goodbye { .. } => {}
+            AgentMessage::Goodbye { .. } => self.said_goodbye(peer, agent),
         }
     }
 

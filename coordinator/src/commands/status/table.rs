@@ -63,24 +63,13 @@ pub(super) fn state(report: &StatusReport) -> String {
         }
         RunPhase::Paused => "paused".to_owned(),
         RunPhase::Finished => {
-            let why = report.finished.map_or_else(|| "finished".to_owned(), finished);
+            let why = report.finished.map_or_else(|| "finished".to_owned(), |reason| format!("finished: {reason}"));
             report
                 .result_version
                 .map_or_else(|| why.clone(), |version| format!("{why}; the result is version {version}"))
         }
     };
     if report.serving { state } else { format!("{state} (no coordinator is running)") }
-}
-
-fn finished(reason: FinishReason) -> String {
-    match reason {
-        FinishReason::Accuracy { reached } => format!("finished: accuracy reached {:.2} %", 100.0 * reached),
-        FinishReason::Loss { reached } => format!("finished: loss reached {reached:.4}"),
-        FinishReason::Versions => "finished: the last version was reached".to_owned(),
-        FinishReason::WallTime => "finished: its time is over".to_owned(),
-        FinishReason::Stopped => "finished: stopped by the operator".to_owned(),
-        FinishReason::NonFinite => "finished: the model stopped being finite".to_owned(),
-    }
 }
 
 fn model(report: &StatusReport) -> String {

@@ -1,6 +1,7 @@
 //! What the core does with events, as exact lists of commands.
 
 mod bounds;
+mod ending;
 mod updates;
 mod world;
 
@@ -152,7 +153,7 @@ fn reaching_the_accuracy_target_ends_the_run_at_the_version_that_was_evaluated()
     assert!(commands.iter().any(|command| matches!(command, Command::Checkpoint(_))), "{commands:?}");
     let told = CoordinatorMessage::StateChanged { state: RunPhase::Finished };
     assert!(commands.contains(&Command::Send { peer: PeerId(1), message: told }), "{commands:?}");
-    world.handle(Event::Disconnected { peer: PeerId(1) });
+    world.leave(1);
     let checkpointed =
         Event::Checkpointed { position: world.position(), version: ModelVersion(0), oldest: ModelVersion(0) };
     let commands = world.handle(checkpointed);
@@ -203,7 +204,7 @@ fn a_target_that_was_reached_by_an_overflow_is_no_result() {
     let reason = FinishReason::NonFinite;
     assert_eq!(records[0].body, RecordBody::Finished { reason, result: ModelVersion(0) });
     world.journal();
-    let commands = world.handle(Event::Disconnected { peer: PeerId(1) });
+    let commands = world.leave(1);
     assert!(
         commands.contains(&Command::Exit(ExitReason::Finished { reason, result: ModelVersion(0) })),
         "the process ends with the reason that counts: {commands:?}"
