@@ -147,7 +147,9 @@ fn a_model_that_is_not_the_runs_is_refused_on_resume() -> anyhow::Result<()> {
     assert_eq!(cluster.park_coordinator()?, 0);
     let before = cluster.status()?;
     cluster.edit("input = [16384]", "input = [100]")?;
-    cluster.coordinate(&["run"], &[])?.code(10)?.says(&["[model]", "help: put the [model] section"])?;
+    let said = ["model.input is [100] in run.toml and [16384] in the run", "help: put these keys back"];
+    cluster.coordinate(&["config", "check"], &[])?.code(10)?.says(&said)?;
+    cluster.coordinate(&["run"], &[])?.code(10)?.says(&said)?;
     cluster.edit("input = [100]", "input = [16384]")?;
     cluster.start_coordinator()?;
     let status = cluster.wait_for_updates(before.updates_accepted + 3)?;

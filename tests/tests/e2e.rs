@@ -131,7 +131,10 @@ fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> a
     start_both(&mut cluster, &shards, &test)?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     let log = cluster.coordinator()?.log()?;
-    assert!(log.contains("the run has finished") && log.contains("the last version was reached"), "it does not say why:\n{log}");
+    assert!(
+        log.contains("the run has finished") && log.contains("the last version was reached"),
+        "it does not say why:\n{log}"
+    );
     for name in ["one", "two"] {
         assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     }

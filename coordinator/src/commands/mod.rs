@@ -27,7 +27,7 @@ use clap::CommandFactory as _;
 
 use crate::cli::{Cli, LogArgs, Verb};
 use crate::config::LogStyle;
-pub(crate) use stopped::recovery_fail;
+pub(crate) use stopped::{mismatch_fail, recovery_fail};
 
 /// Does what the command line says.
 pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {

@@ -210,3 +210,18 @@ fn a_target_that_was_reached_by_an_overflow_is_no_result() {
         "the process ends with the reason that counts: {commands:?}"
     );
 }
+
+/// The error is what `run` and `config check` print: it names every key that differs, as it is written in run.toml.
+#[test]
+fn another_model_or_seed_than_the_runs_is_refused_key_by_key() {
+    let world = World::started(1);
+    assert!(world.resumed(world::spec()).is_ok());
+    let mut other = world::spec();
+    (other.seed, other.model.hidden, other.model.input_scale) = (2, vec![64, 8], 0.5);
+    let error = world.resumed(other).expect_err("another model");
+    assert_eq!(
+        error.to_string(),
+        "this is not the model of the run in this directory: run.seed is 2 in run.toml and 1 in the run; model.hidden is \
+         [64, 8] in run.toml and [] in the run; model.input_scale is 0.5 in run.toml and 1.0 in the run"
+    );
+}
