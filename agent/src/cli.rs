@@ -35,7 +35,8 @@ From a token to training:
   anabranch-agent run --dir agent --shard train.csv
   anabranch-agent status --dir agent
 
-`run` reconnects for as long as it takes; finished work is kept on disk until the coordinator has decided on it.
+`run` reconnects for as long as it takes; finished work is kept on disk until the
+coordinator has decided on it.
 ";
 
 /// Trains where the data is: takes a model, trains it on a local shard, and sends the compressed difference.
@@ -102,9 +103,9 @@ pub(crate) enum Verb {
     #[command(subcommand, visible_alias = "shards")]
     Shard(ShardVerb),
     /// Print a script that completes commands in a shell
-    #[command(
-        after_help = "Example:\n  anabranch-agent completions bash > ~/.local/share/bash-completion/completions/anabranch-agent"
-    )]
+    #[command(after_help = "Example:
+  anabranch-agent completions bash \\
+      > ~/.local/share/bash-completion/completions/anabranch-agent")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -223,7 +224,8 @@ pub(crate) enum ShardVerb {
     Inspect(InspectArgs),
     /// Cut a data set into one directory an agent, evenly or by a Dirichlet distribution over labels
     #[command(after_help = "Examples:
-  anabranch-agent shard split digits.csv --agents 4 --alpha 0.3 --seed 7 --eval-rows 360 --out shards
+  anabranch-agent shard split digits.csv --agents 4 --alpha 0.3 --seed 7 \\
+      --eval-rows 360 --out shards
   anabranch-agent shard split mnist/ --agents 3 --iid --seed 1 --out shards")]
     Split(SplitArgs),
 }

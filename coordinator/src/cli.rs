@@ -35,12 +35,13 @@ const EXAMPLES: &str = "\
 From nothing to a run:
   anabranch-coordinator init --dir trainer --san trainer.example.org
   anabranch-coordinator run --dir trainer
-  anabranch-coordinator token create --dir trainer --name clinic     # give the token to the agent
+  anabranch-coordinator token create --dir trainer --name clinic   # for the agent
   anabranch-coordinator status --dir trainer --watch
   anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
 
 From another machine, with copies of tls/operator.crt, operator.key and ca.crt:
-  anabranch-coordinator status --connect trainer.example.org:4433 --cert operator.crt --key operator.key --ca ca.crt
+  anabranch-coordinator status --connect trainer.example.org:4433 \\
+      --cert operator.crt --key operator.key --ca ca.crt
 ";
 
 /// Coordinates asynchronous federated training: agents train where their data is, and their updates are merged as they
@@ -110,9 +111,9 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Config(ConfigVerb),
     /// Print a script that completes commands in a shell
-    #[command(
-        after_help = "Example:\n  anabranch-coordinator completions bash > ~/.local/share/bash-completion/completions/anabranch-coordinator"
-    )]
+    #[command(after_help = "Example:
+  anabranch-coordinator completions bash \\
+      > ~/.local/share/bash-completion/completions/anabranch-coordinator")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -151,7 +152,8 @@ pub(crate) struct TargetArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   anabranch-coordinator init --dir trainer
-  anabranch-coordinator init --dir trainer --san trainer.example.org --san 10.0.0.7 --listen 0.0.0.0:4433")]
+  anabranch-coordinator init --dir trainer --listen 0.0.0.0:4433 \\
+      --san trainer.example.org --san 10.0.0.7")]
 pub(crate) struct InitArgs {
     /// Directory to make
     #[arg(long, value_name = "DIR", env = DIR_ENV)]
@@ -185,8 +187,9 @@ pub(crate) enum TokenVerb {
     /// Make a token and print it; hand it to the agent over a channel you trust
     #[command(after_help = "Examples:
   anabranch-coordinator token create --dir trainer --name clinic
-  anabranch-coordinator token create --dir trainer --name ward --uses 20 --ttl 7d      # ward-1, ward-2, ...
-  anabranch-agent join --token \"$(anabranch-coordinator token create --dir trainer)\" --dir agent")]
+  anabranch-coordinator token create --dir trainer --name ward --uses 20   # ward-1, ...
+  anabranch-agent join --dir agent \\
+      --token \"$(anabranch-coordinator token create --dir trainer)\"")]
     Create {
         #[command(flatten)]
         target: TargetArgs,
@@ -243,7 +246,7 @@ pub(crate) enum AgentsVerb {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   anabranch-coordinator status --dir trainer
-  anabranch-coordinator status --dir trainer --watch           # live view; plain lines when not on a terminal
+  anabranch-coordinator status --dir trainer --watch   # live; plain lines in a pipe
   anabranch-coordinator status --dir trainer --json | jq .version")]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
@@ -287,7 +290,8 @@ pub(crate) enum CheckpointVerb {
     /// Write a model as safetensors
     #[command(after_help = "Examples:
   anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
-  python -c 'from safetensors.numpy import load_file; print(load_file(\"model.safetensors\").keys())'")]
+  python -c 'from safetensors.numpy import load_file as load
+print(load(\"model.safetensors\").keys())'")]
     Export {
         #[command(flatten)]
         target: TargetArgs,

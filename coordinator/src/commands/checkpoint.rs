@@ -87,6 +87,7 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         let fail = Fail::new(ExitCode::Usage, format!("{} exists already", out.display()));
         return Err(fail.help("choose another file, or replace it with --force").into());
     }
+    check_folder(out)?;
     let (run, exported) = match Coordinator::reach(target)? {
         Coordinator::Stopped(stopped) => (stopped.run()?, stopped.export(version)?),
         Coordinator::Running(mut client) => {
@@ -108,6 +109,21 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         exported.manifest.tensors().len(),
         exported.digest,
     ))
+}
+
+/// The directory that the file goes into has to be there: one that a slip of the pen has named is not made.
+fn check_folder(out: &Path) -> anyhow::Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let problem = match folder.metadata() {
+        Ok(metadata) if metadata.is_dir() => return Ok(()),
+        Ok(_) => format!("{} is not a directory", folder.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            format!("the directory {} does not exist", folder.display())
+        }
+        Err(error) => format!("cannot look into {}: {error}", folder.display()),
+    };
+    let help = format!("make it with `mkdir -p {}`, or choose another place", folder.display());
+    Err(Fail::new(ExitCode::Usage, format!("cannot write {}: {problem}", out.display())).help(help).into())
 }
 
 fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {

@@ -252,8 +252,13 @@ impl Config {
     /// See [`ConfigError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text).map_err(|error| {
-            let (line, column) = locate::line_column(text, locate::of_error(text, &error));
-            ConfigError::Syntax { path: path.to_owned(), line, column, problem: error.message().to_owned() }
+            let complaint = |table: toml::Table| Some(table.try_into::<File>().err()?.message().to_owned());
+            let (offset, problem) = match locate::culprit(text, &error, complaint) {
+                Some(key) => (locate::of_key(text, &key), format!("{key}: {}", error.message())),
+                None => (locate::of_error(text, &error), error.message().to_owned()),
+            };
+            let (line, column) = locate::line_column(text, offset);
+            ConfigError::Syntax { path: path.to_owned(), line, column, problem }
         })?;
         let config = Self {
             spec: RunSpec {
