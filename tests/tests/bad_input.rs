@@ -99,6 +99,23 @@ fn an_agent_of_another_coordinator_is_told_whom_it_belongs_to() -> anyhow::Resul
     Ok(())
 }
 
+/// An operator cannot "join again": the help is another than an agent's.
+#[test]
+fn an_operator_is_told_what_an_operator_can_do() -> anyhow::Result<()> {
+    let cluster = serving()?;
+    let other = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
+    let file = |name: &str| other.coordinator_dir().join("tls").join(name).display().to_string();
+    let (address, certificate) = (format!("127.0.0.1:{}", cluster.port()), file("operator.crt"));
+    let (key, ca) = (file("operator.key"), file("ca.crt"));
+    let args = ["status", "--connect", &address, "--cert", &certificate, "--key", &key, "--ca", &ca];
+    let args = args.map(AsRef::as_ref);
+    cluster.call(Role::Coordinator, &args)?.code(5)?.says(&[&format!("help: the coordinator at {address}"), "tls/"])?;
+    let out = cluster.path().join("nowhere/model.safetensors").display().to_string();
+    let said = ["nowhere does not exist", "help: make it with `mkdir -p "];
+    cluster.coordinate(&["checkpoint", "export"], &["--out", &out])?.code(2)?.says(&said)?;
+    Ok(())
+}
+
 #[test]
 fn a_shard_that_does_not_fit_the_model_is_refused_before_anything_is_trained() -> anyhow::Result<()> {
     let mut cluster = serving()?;

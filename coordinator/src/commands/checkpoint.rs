@@ -13,19 +13,19 @@ use super::output::{self, Align, Table};
 use super::reach::Coordinator;
 use super::safetensors::{self, Provenance, ReadError};
 use super::stopped::Stopped;
-use crate::cli::{CheckpointVerb, OutputArgs, TargetArgs};
+use crate::cli::{CheckpointVerb, ReportArgs, TargetArgs};
 
 pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
     match verb {
-        CheckpointVerb::List { target, output } => list(&target, output),
-        CheckpointVerb::Verify { target, output } => verify(&target, output),
+        CheckpointVerb::List(args) => list(&args),
+        CheckpointVerb::Verify(args) => verify(&args),
         CheckpointVerb::Export { target, out, version, force } => export(&target, &out, version, force),
         CheckpointVerb::Import { dir, file } => import(&dir.dir, &file),
         CheckpointVerb::Rollback { dir, version } => rollback(&dir.dir, version),
     }
 }
 
-fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointList)?;
     if output.json {
         return output::print_line(&json);
@@ -56,7 +56,7 @@ fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
     output::print(&table.render())
 }
 
-fn verify(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
     let report: VerifyReport = serde_json::from_str(&json).context("the report cannot be read")?;
     if output.json {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::journal::FinishReason;
 use anabranch_common::status::{AgentStatus, StatusReport};
 use anabranch_common::wire::message::RunPhase;
 
@@ -257,7 +256,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
-    use anabranch_common::journal::Evaluation;
+    use anabranch_common::journal::{Evaluation, FinishReason};
     use anabranch_common::status::TimedEvaluation;
 
     use super::*;
