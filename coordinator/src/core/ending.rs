@@ -72,20 +72,27 @@ impl Core {
         let elapsed_ms = |since_ms| self.now.mono_ms.saturating_sub(since_ms);
         match self.schedule.ending {
             None => {}
-            Some(Ending::Measuring { since_ms }) => {
-                if !self.schedule.is_measuring() || elapsed_ms(since_ms) >= MEASURING_MS {
-                    self.schedule.ending = Some(Ending::Telling { since_ms: self.now.mono_ms });
-                    self.tell_everyone(RunPhase::Finished);
-                    let (here, away) = self.awaited();
-                    tracing::info!(here, away, at_most_s = HEARING_MS / 1000, "agents are told that the run has ended");
-                }
-            }
-            Some(Ending::Telling { since_ms }) => {
-                if elapsed_ms(since_ms) >= HEARING_MS || self.awaited() == (0, 0) {
-                    let Some((reason, result)) = self.state.as_ref().and_then(|state| state.finished) else { return };
-                    self.exit(ExitReason::Finished { reason, result });
-                }
-            }
+            Some(Ending::Measuring { since_ms }) => self.pace_measuring(elapsed_ms(since_ms)),
+            Some(Ending::Telling { since_ms }) => self.pace_telling(elapsed_ms(since_ms)),
+        }
+    }
+
+    fn pace_measuring(&mut self, elapsed_ms: u64) {
+        if self.schedule.is_measuring() && elapsed_ms < MEASURING_MS {
+            return;
+        }
+        self.schedule.ending = Some(Ending::Telling { since_ms: self.now.mono_ms });
+        self.tell_everyone(RunPhase::Finished);
+        let (here, away) = self.awaited();
+        tracing::info!(here, away, at_most_s = HEARING_MS / 1000, "agents are told that the run has ended");
+    }
+
+    fn pace_telling(&mut self, elapsed_ms: u64) {
+        if elapsed_ms < HEARING_MS && self.awaited() != (0, 0) {
+            return;
+        }
+        if let Some((reason, result)) = self.state.as_ref().and_then(|state| state.finished) {
+            self.exit(ExitReason::Finished { reason, result });
         }
     }
 
