@@ -3,8 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anabranch_io::exit;
-use anabranch_io::logging::LogFormat;
+use anabranch_io::cli::{self, LogArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
@@ -35,7 +34,8 @@ From a token to training:
   anabranch-agent run --dir agent --shard train.csv
   anabranch-agent status --dir agent
 
-`run` reconnects for as long as it takes; finished work is kept on disk until the coordinator has decided on it.
+`run` reconnects for as long as it takes; finished work is kept on disk until the
+coordinator has decided on it.
 ";
 
 /// Trains where the data is: takes a model, trains it on a local shard, and sends the compressed difference.
@@ -50,46 +50,6 @@ pub struct Cli {
     pub(crate) verb: Verb,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging")]
-pub(crate) struct LogArgs {
-    /// Log more; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
-    verbose: u8,
-    /// Log less: warnings only; twice for errors only
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    quiet: u8,
-    /// Shape of log lines on standard error
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "human")]
-    pub(crate) log_format: LogStyle,
-}
-
-/// Shape of log lines.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum LogStyle {
-    /// For people
-    Human,
-    /// One JSON object a line
-    Json,
-}
-
-impl From<LogStyle> for LogFormat {
-    fn from(style: LogStyle) -> Self {
-        match style {
-            LogStyle::Human => Self::Human,
-            LogStyle::Json => Self::Json,
-        }
-    }
-}
-
-impl LogArgs {
-    /// 0 is normal, above is more, below is less.
-    pub(crate) fn verbosity(&self) -> i8 {
-        let steps = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
-        steps(self.verbose).saturating_sub(steps(self.quiet))
-    }
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Enrol with a join token: makes a key here and gets a certificate for it
@@ -102,9 +62,9 @@ pub(crate) enum Verb {
     #[command(subcommand, visible_alias = "shards")]
     Shard(ShardVerb),
     /// Print a script that completes commands in a shell
-    #[command(
-        after_help = "Example:\n  anabranch-agent completions bash > ~/.local/share/bash-completion/completions/anabranch-agent"
-    )]
+    #[command(after_help = "Example:
+  anabranch-agent completions bash \\
+      > ~/.local/share/bash-completion/completions/anabranch-agent")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -207,13 +167,6 @@ pub(crate) struct StatusArgs {
     pub(crate) output: OutputArgs,
 }
 
-#[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct OutputArgs {
-    /// Print JSON instead
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum ShardVerb {
     /// Count examples and classes, and show the first problems with their line numbers
@@ -223,7 +176,8 @@ pub(crate) enum ShardVerb {
     Inspect(InspectArgs),
     /// Cut a data set into one directory an agent, evenly or by a Dirichlet distribution over labels
     #[command(after_help = "Examples:
-  anabranch-agent shard split digits.csv --agents 4 --alpha 0.3 --seed 7 --eval-rows 360 --out shards
+  anabranch-agent shard split digits.csv --agents 4 --alpha 0.3 --seed 7 \\
+      --eval-rows 360 --out shards
   anabranch-agent shard split mnist/ --agents 3 --iid --seed 1 --out shards")]
     Split(SplitArgs),
 }
@@ -273,18 +227,7 @@ pub(crate) struct SplitArgs {
 
 /// Runs one command line, the program's name included, to its end.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> std::process::ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Nothing can be done about a closed standard error.
-            let _ = error.print();
-            return std::process::ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    match commands::execute(cli) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => exit::report(&error).into(),
-    }
+    cli::main(args, commands::execute)
 }
 
 #[cfg(test)]
@@ -296,6 +239,11 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn examples_can_be_copied_from_a_narrow_terminal() {
+        assert_eq!(cli::lines_that_break(&Cli::command()), [""; 0]);
     }
 
     #[test]

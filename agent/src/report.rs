@@ -83,9 +83,9 @@ pub struct LiveReport {
     pub steps: Option<u32>,
     /// Examples a second, lately.
     pub examples_per_s: Option<f32>,
-    /// Payload bytes sent.
+    /// Payload bytes sent since the process started.
     pub uplink_bytes: u64,
-    /// Payload bytes received.
+    /// Payload bytes received since the process started.
     pub downlink_bytes: u64,
     /// The latest verdicts, oldest first.
     pub verdicts: Vec<VerdictReport>,
@@ -196,7 +196,8 @@ impl LiveReport {
         line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));
         line("shards", format!("{} examples to train on, {} to evaluate on", self.train_examples, self.eval_examples));
         line("device", self.device.clone());
-        line("traffic", format!("{} bytes up, {} bytes down", self.uplink_bytes, self.downlink_bytes));
+        let (up, down) = (self.uplink_bytes, self.downlink_bytes);
+        line("traffic", format!("{up} bytes up and {down} bytes down since this start"));
         if let Some(latest) = self.verdicts.last() {
             let verdict = match latest.verdict {
                 Verdict::Accepted { version, staleness, .. } => {

@@ -13,6 +13,7 @@
 //! The head's checksum covers the header's first 20 bytes too. The chain is
 //! `h' = BLAKE3(h || record digest || weight || version)`, the record digest `BLAKE3(BLAKE3(head) || BLAKE3(payload))`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
@@ -88,6 +89,19 @@ pub enum FinishReason {
     Stopped,
     /// The model stopped being finite; the result is the last finite version.
     NonFinite,
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accuracy { reached } => write!(f, "accuracy reached {:.2} %", 100.0 * reached),
+            Self::Loss { reached } => write!(f, "loss reached {reached:.4}"),
+            Self::Versions => f.write_str("the last version was reached"),
+            Self::WallTime => f.write_str("its time is over"),
+            Self::Stopped => f.write_str("stopped by the operator"),
+            Self::NonFinite => f.write_str("the model stopped being finite"),
+        }
+    }
 }
 
 /// An evaluation by an agent.

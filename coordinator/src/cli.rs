@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anabranch_common::ids::ModelVersion;
-use anabranch_io::exit;
+use anabranch_io::cli::{self, LogArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
-use crate::config::{self, LogStyle};
+use crate::config;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
@@ -35,12 +35,13 @@ const EXAMPLES: &str = "\
 From nothing to a run:
   anabranch-coordinator init --dir trainer --san trainer.example.org
   anabranch-coordinator run --dir trainer
-  anabranch-coordinator token create --dir trainer --name clinic     # give the token to the agent
+  anabranch-coordinator token create --dir trainer --name clinic
   anabranch-coordinator status --dir trainer --watch
   anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
 
 From another machine, with copies of tls/operator.crt, operator.key and ca.crt:
-  anabranch-coordinator status --connect trainer.example.org:4433 --cert operator.crt --key operator.key --ca ca.crt
+  anabranch-coordinator status --connect trainer.example.org:4433 \\
+      --cert operator.crt --key operator.key --ca ca.crt
 ";
 
 /// Coordinates asynchronous federated training: agents train where their data is, and their updates are merged as they
@@ -54,28 +55,6 @@ pub struct Cli {
     pub(crate) log: LogArgs,
     #[command(subcommand)]
     pub(crate) verb: Verb,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging")]
-pub(crate) struct LogArgs {
-    /// Log more; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
-    verbose: u8,
-    /// Log less: warnings only; twice for errors only
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    quiet: u8,
-    /// Shape of log lines on standard error [default: what run.toml says, else human]
-    #[arg(long, global = true, value_name = "FORMAT")]
-    pub(crate) log_format: Option<LogStyle>,
-}
-
-impl LogArgs {
-    /// 0 is normal, above is more, below is less.
-    pub(crate) fn verbosity(&self) -> i8 {
-        let steps = |count: u8| i8::try_from(count).unwrap_or(i8::MAX);
-        steps(self.verbose).saturating_sub(steps(self.quiet))
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,11 +77,11 @@ pub(crate) enum Verb {
     /// On a stopped coordinator the store is read instead.
     Status(StatusArgs),
     /// Give no more leases until `resume`; work under way is still merged
-    Pause(ControlArgs),
+    Pause(TargetArgs),
     /// Give leases again
-    Resume(ControlArgs),
+    Resume(TargetArgs),
     /// End the run for good (to park it and go on later, send SIGTERM to `run` instead)
-    Stop(ControlArgs),
+    Stop(TargetArgs),
     /// List, verify, export and import the model's checkpoints
     #[command(subcommand, visible_alias = "checkpoints")]
     Checkpoint(CheckpointVerb),
@@ -110,9 +89,9 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Config(ConfigVerb),
     /// Print a script that completes commands in a shell
-    #[command(
-        after_help = "Example:\n  anabranch-coordinator completions bash > ~/.local/share/bash-completion/completions/anabranch-coordinator"
-    )]
+    #[command(after_help = "Example:
+  anabranch-coordinator completions bash \\
+      > ~/.local/share/bash-completion/completions/anabranch-coordinator")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -148,10 +127,20 @@ pub(crate) struct TargetArgs {
     pub(crate) ca: Option<PathBuf>,
 }
 
+/// What is asked of a coordinator, and how the answer is printed.
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   anabranch-coordinator init --dir trainer
-  anabranch-coordinator init --dir trainer --san trainer.example.org --san 10.0.0.7 --listen 0.0.0.0:4433")]
+  anabranch-coordinator init --dir trainer --listen 0.0.0.0:4433 \\
+      --san trainer.example.org --san 10.0.0.7")]
 pub(crate) struct InitArgs {
     /// Directory to make
     #[arg(long, value_name = "DIR", env = DIR_ENV)]
@@ -185,8 +174,9 @@ pub(crate) enum TokenVerb {
     /// Make a token and print it; hand it to the agent over a channel you trust
     #[command(after_help = "Examples:
   anabranch-coordinator token create --dir trainer --name clinic
-  anabranch-coordinator token create --dir trainer --name ward --uses 20 --ttl 7d      # ward-1, ward-2, ...
-  anabranch-agent join --token \"$(anabranch-coordinator token create --dir trainer)\" --dir agent")]
+  anabranch-coordinator token create --dir trainer --name ward --uses 20
+  anabranch-agent join --dir agent \\
+      --token \"$(anabranch-coordinator token create --dir trainer)\"")]
     Create {
         #[command(flatten)]
         target: TargetArgs,
@@ -207,12 +197,7 @@ pub(crate) enum TokenVerb {
         output: OutputArgs,
     },
     /// Show the tokens; their secrets are not kept
-    List {
-        #[command(flatten)]
-        target: TargetArgs,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
+    List(ReportArgs),
     /// Revoke a token: nobody joins with it any more; agents that have joined stay
     Revoke {
         #[command(flatten)]
@@ -225,12 +210,7 @@ pub(crate) enum TokenVerb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentsVerb {
     /// Show the agents
-    List {
-        #[command(flatten)]
-        target: TargetArgs,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
+    List(ReportArgs),
     /// Revoke an agent: its connections are closed and its certificate is no longer taken; merged work stays
     Revoke {
         #[command(flatten)]
@@ -243,51 +223,27 @@ pub(crate) enum AgentsVerb {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   anabranch-coordinator status --dir trainer
-  anabranch-coordinator status --dir trainer --watch           # live view; plain lines when not on a terminal
+  anabranch-coordinator status --dir trainer --watch
   anabranch-coordinator status --dir trainer --json | jq .version")]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    pub(crate) target: TargetArgs,
-    /// Go on showing it, once a second
+    pub(crate) report: ReportArgs,
+    /// Go on showing it, once a second: a live view, or plain lines where there is no terminal
     #[arg(long, short)]
     pub(crate) watch: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ControlArgs {
-    #[command(flatten)]
-    pub(crate) target: TargetArgs,
-}
-
-#[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct OutputArgs {
-    /// Print JSON instead
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CheckpointVerb {
     /// Show the checkpoints
-    List {
-        #[command(flatten)]
-        target: TargetArgs,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
+    List(ReportArgs),
     /// Recompute the journal's hash chain and the model, and compare
-    Verify {
-        #[command(flatten)]
-        target: TargetArgs,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
+    Verify(ReportArgs),
     /// Write a model as safetensors
     #[command(after_help = "Examples:
   anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
-  python -c 'from safetensors.numpy import load_file; print(load_file(\"model.safetensors\").keys())'")]
+  python -c 'from safetensors.numpy import load_file as load
+print(load(\"model.safetensors\").keys())'")]
     Export {
         #[command(flatten)]
         target: TargetArgs,
@@ -296,7 +252,7 @@ pub(crate) enum CheckpointVerb {
         out: PathBuf,
         /// Which version [default: the run's result, else the newest]
         #[arg(long = "version", value_name = "N",
-              value_parser = |text: &str| text.parse().map(ModelVersion).map_err(|error: std::num::ParseIntError| error))]
+              value_parser = version)]
         version: Option<ModelVersion>,
         /// Replace FILE when it exists
         #[arg(long)]
@@ -324,9 +280,13 @@ pub(crate) enum CheckpointVerb {
         dir: DirArgs,
         /// Version to go back to, the newest one included
         #[arg(long = "version", value_name = "N",
-              value_parser = |text: &str| text.parse().map(ModelVersion).map_err(|error: std::num::ParseIntError| error))]
+              value_parser = version)]
         version: ModelVersion,
     },
+}
+
+fn version(text: &str) -> Result<ModelVersion, std::num::ParseIntError> {
+    text.parse().map(ModelVersion)
 }
 
 #[derive(Debug, Subcommand)]
@@ -342,18 +302,7 @@ pub(crate) enum ConfigVerb {
 
 /// Runs one command line, the program's name included, to its end.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> std::process::ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Nothing can be done about a closed standard error.
-            let _ = error.print();
-            return std::process::ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    match commands::execute(cli) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => exit::report(&error).into(),
-    }
+    cli::main(args, commands::execute)
 }
 
 #[cfg(test)]
@@ -365,6 +314,11 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn examples_can_be_copied_from_a_narrow_terminal() {
+        assert_eq!(cli::lines_that_break(&Cli::command()), [""; 0]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
-use crate::commands::recovery_fail;
+use crate::commands::{mismatch_fail, recovery_fail};
 use crate::config::Config;
 use crate::core::command::{Command, ExitReason};
 use crate::core::event::{Event, Now, PeerId, RequestId};
@@ -152,13 +152,8 @@ fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyho
         merger.send(MergeJob::Start(Box::new(model)));
     }
     let (mut core, mut commands) =
-        Core::resume(options, config.spec.clone(), roster, (state, chain), (oldest, checkpoint_version), now).map_err(
-            |error| {
-                let help =
-                    "put the [model] section and the seed back as they were, or start a new run in a new directory";
-                Fail::new(ExitCode::Model, error.to_string()).help(help)
-            },
-        )?;
+        Core::resume(options, config.spec.clone(), roster, (state, chain), (oldest, checkpoint_version), now)
+            .map_err(mismatch_fail)?;
     core.end_again(now);
     if let Some(version) = overflowed {
         commands.extend(core.handle(now, Event::NonFinite { version }));
@@ -178,7 +173,7 @@ fn say_goodbye(reason: ExitReason, dir: &Path) {
         ExitReason::Finished { reason, result } => {
             let dir = dir.display();
             let export = format!("checkpoint export --dir {dir} --out model.safetensors");
-            tracing::info!(?reason, %result, "the run has finished; `{export}` writes its model");
+            tracing::info!(%reason, %result, "the run has finished; `{export}` writes its model");
         }
     }
 }

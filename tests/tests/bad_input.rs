@@ -99,6 +99,23 @@ fn an_agent_of_another_coordinator_is_told_whom_it_belongs_to() -> anyhow::Resul
     Ok(())
 }
 
+/// An operator cannot "join again": the help is another than an agent's.
+#[test]
+fn an_operator_is_told_what_an_operator_can_do() -> anyhow::Result<()> {
+    let cluster = serving()?;
+    let other = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
+    let file = |name: &str| other.coordinator_dir().join("tls").join(name).display().to_string();
+    let (address, certificate) = (format!("127.0.0.1:{}", cluster.port()), file("operator.crt"));
+    let (key, ca) = (file("operator.key"), file("ca.crt"));
+    let args = ["status", "--connect", &address, "--cert", &certificate, "--key", &key, "--ca", &ca];
+    let args = args.map(AsRef::as_ref);
+    cluster.call(Role::Coordinator, &args)?.code(5)?.says(&[&format!("help: the coordinator at {address}"), "tls/"])?;
+    let out = cluster.path().join("nowhere/model.safetensors").display().to_string();
+    let said = ["nowhere does not exist", "help: make it with `mkdir -p "];
+    cluster.coordinate(&["checkpoint", "export"], &["--out", &out])?.code(2)?.says(&said)?;
+    Ok(())
+}
+
 #[test]
 fn a_shard_that_does_not_fit_the_model_is_refused_before_anything_is_trained() -> anyhow::Result<()> {
     let mut cluster = serving()?;
@@ -147,7 +164,9 @@ fn a_model_that_is_not_the_runs_is_refused_on_resume() -> anyhow::Result<()> {
     assert_eq!(cluster.park_coordinator()?, 0);
     let before = cluster.status()?;
     cluster.edit("input = [16384]", "input = [100]")?;
-    cluster.coordinate(&["run"], &[])?.code(10)?.says(&["[model]", "help: put the [model] section"])?;
+    let said = ["model.input is [100] in run.toml and [16384] in the run", "help: put these keys back"];
+    cluster.coordinate(&["config", "check"], &[])?.code(10)?.says(&said)?;
+    cluster.coordinate(&["run"], &[])?.code(10)?.says(&said)?;
     cluster.edit("input = [100]", "input = [16384]")?;
     cluster.start_coordinator()?;
     let status = cluster.wait_for_updates(before.updates_accepted + 3)?;

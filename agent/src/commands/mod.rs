@@ -5,11 +5,9 @@ pub(crate) mod run;
 mod shard;
 mod status;
 
-use std::io::Write as _;
-
+use anabranch_io::cli::print;
 use anabranch_io::exit::{ExitCode, Fail};
-use anabranch_io::logging;
-use anyhow::Context as _;
+use anabranch_io::logging::LogFormat;
 use clap::CommandFactory as _;
 
 use crate::cli::{Cli, ShardVerb, Verb};
@@ -23,8 +21,7 @@ use crate::transport::DialError;
 /// # Errors
 /// Whatever went wrong, with its exit code inside (see `anabranch_io::exit`).
 pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
-    logging::init(cli.log.log_format.into(), cli.log.verbosity())
-        .map_err(|error| Fail::new(ExitCode::Usage, error.to_string()))?;
+    cli.log.start(LogFormat::Human, 0)?;
     match cli.verb {
         Verb::Join(args) => join::join(&args),
         Verb::Run(args) => run::run(&args),
@@ -36,15 +33,6 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "anabranch-agent", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-    }
-}
-
-/// Writes to standard output. A reader that has had enough (`| head`) is not an error.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write the output"),
-        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
-//! What both daemons share and what is not pure: durable sled, QUIC framing, TLS, control socket, logging.
+//! What both daemons share and what is not pure: durable sled, QUIC framing, TLS, control socket, command line, logging.
 //!
 //! ```text
-//!  exit, logging     what a person sees             control    a daemon's Unix socket: JSON lines
+//!  cli, exit, logging  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
@@ -9,6 +9,7 @@
 //! Deadlines are arguments, bounds come from `anabranch_common::limits`. Nothing here decides anything about a run.
 
 pub mod chunks;
+pub mod cli;
 pub mod control;
 pub mod durable;
 pub mod exit;

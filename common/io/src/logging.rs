@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -11,8 +12,9 @@ use tracing_subscriber::{Layer, fmt};
 /// over the verbosity on the command line.
 pub const FILTER_ENV: &str = "ANABRANCH_LOG";
 
-/// Shape of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Shape of log lines, on a command line and in a configuration file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people; in colour if stderr is a terminal and `NO_COLOR` is not set.
     #[default]

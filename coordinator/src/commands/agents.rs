@@ -7,11 +7,11 @@ use anyhow::Context as _;
 use super::output;
 use super::reach::Coordinator;
 use super::status::table;
-use crate::cli::AgentsVerb;
+use crate::cli::{AgentsVerb, ReportArgs};
 
 pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
     match verb {
-        AgentsVerb::List { target, output } => {
+        AgentsVerb::List(ReportArgs { target, output }) => {
             let json = Coordinator::reach(&target)?.ask_json(OperatorRequest::AgentsList)?;
             if output.json {
                 return output::print_line(&json);

@@ -13,19 +13,19 @@ use super::output::{self, Align, Table};
 use super::reach::Coordinator;
 use super::safetensors::{self, Provenance, ReadError};
 use super::stopped::Stopped;
-use crate::cli::{CheckpointVerb, OutputArgs, TargetArgs};
+use crate::cli::{CheckpointVerb, ReportArgs, TargetArgs};
 
 pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
     match verb {
-        CheckpointVerb::List { target, output } => list(&target, output),
-        CheckpointVerb::Verify { target, output } => verify(&target, output),
+        CheckpointVerb::List(args) => list(&args),
+        CheckpointVerb::Verify(args) => verify(&args),
         CheckpointVerb::Export { target, out, version, force } => export(&target, &out, version, force),
         CheckpointVerb::Import { dir, file } => import(&dir.dir, &file),
         CheckpointVerb::Rollback { dir, version } => rollback(&dir.dir, version),
     }
 }
 
-fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointList)?;
     if output.json {
         return output::print_line(&json);
@@ -56,7 +56,7 @@ fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
     output::print(&table.render())
 }
 
-fn verify(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
     let report: VerifyReport = serde_json::from_str(&json).context("the report cannot be read")?;
     if output.json {
@@ -87,6 +87,7 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         let fail = Fail::new(ExitCode::Usage, format!("{} exists already", out.display()));
         return Err(fail.help("choose another file, or replace it with --force").into());
     }
+    check_folder(out)?;
     let (run, exported) = match Coordinator::reach(target)? {
         Coordinator::Stopped(stopped) => (stopped.run()?, stopped.export(version)?),
         Coordinator::Running(mut client) => {
@@ -108,6 +109,21 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         exported.manifest.tensors().len(),
         exported.digest,
     ))
+}
+
+/// The directory that the file goes into has to be there: one that a slip of the pen has named is not made.
+fn check_folder(out: &Path) -> anyhow::Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let problem = match folder.metadata() {
+        Ok(metadata) if metadata.is_dir() => return Ok(()),
+        Ok(_) => format!("{} is not a directory", folder.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            format!("the directory {} does not exist", folder.display())
+        }
+        Err(error) => format!("cannot look into {}: {error}", folder.display()),
+    };
+    let help = format!("make it with `mkdir -p {}`, or choose another place", folder.display());
+    Err(Fail::new(ExitCode::Usage, format!("cannot write {}: {problem}", out.display())).help(help).into())
 }
 
 fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::tls::ConnectProblem;
 use anabranch_io::{frames, tls};
 use anyhow::Context as _;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -57,7 +58,8 @@ impl Client {
             let connecting = tls::connect(&endpoint, address, config);
             let connection = tokio::time::timeout(patience, connecting)
                 .await
-                .unwrap_or_else(|_| Err(tls::ConnectProblem::Unreachable(address.to_owned())))?;
+                .unwrap_or_else(|_| Err(ConnectProblem::Unreachable(address.to_owned())))
+                .map_err(|problem| connect_fail(problem, address))?;
             anyhow::Ok((endpoint, connection))
         })?;
         Ok(Self { runtime, endpoint, connection })
@@ -89,6 +91,26 @@ impl Drop for Client {
         // Without a goodbye the coordinator would notice by its idle timeout: a courtesy, not a need.
         let _ = self.runtime.block_on(async { tokio::time::timeout(GOODBYE, idle).await });
     }
+}
+
+/// What an operator can do about a connection that does not come about; agents are told to do other things.
+fn connect_fail(problem: ConnectProblem, address: &str) -> anyhow::Error {
+    let help = match &problem {
+        ConnectProblem::UnknownCa | ConnectProblem::OurCaUnknown => format!(
+            "the coordinator at {address} belongs to another directory: check the address, or use operator.crt, \
+             operator.key and ca.crt from the tls/ of the directory it was started with"
+        ),
+        ConnectProblem::Refused(_) => {
+            "the certificate has to be an operator's: use operator.crt and operator.key from the coordinator's tls/".into()
+        }
+        ConnectProblem::Expired { .. } => {
+            "check the clock (NTP); if it is right, start `run` again, which renews the operator's certificate, and take \
+             a new copy of it"
+                .into()
+        }
+        _ => return problem.into(),
+    };
+    Fail::new(problem.exit_code(), problem.to_string()).help(help).into()
 }
 
 fn run<T>(runtime: &Runtime, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

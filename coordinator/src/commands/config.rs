@@ -1,14 +1,20 @@
 //! `config check`.
 
+use std::path::Path;
+
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{ModelKind, RunSpec};
+use anabranch_io::exit::{self, ExitCode};
 
+use super::stopped::Stopped;
 use super::{output, reach};
 use crate::cli::ConfigVerb;
+use crate::driver;
 
 pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     let ConfigVerb::Check { dir, output } = verb;
     let config = reach::load_config(&dir.dir)?;
+    check_against_the_run(&dir.dir)?;
     let path = dir.dir.join(crate::config::FILE_NAME);
     if output.json {
         let object = serde_json::json!({
@@ -28,6 +34,24 @@ pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
         summary(&config.spec),
         config.server.listen,
     ))
+}
+
+/// Model and seed have to stay what they were when the run began. While a coordinator has the store open they cannot be
+/// compared, and a hint says so.
+fn check_against_the_run(dir: &Path) -> anyhow::Result<()> {
+    if !dir.join(driver::STORE_DIR).exists() {
+        return Ok(());
+    }
+    match Stopped::open(dir) {
+        Ok(stopped) => stopped.check_model(),
+        Err(error) if exit::code_of(&error) == ExitCode::Locked => {
+            output::hint(
+                "a coordinator is running here: [model] and run.seed are compared with its run when it starts again",
+            );
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The run in a line.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -39,10 +40,25 @@ pub(super) fn init(args: &InitArgs) -> anyhow::Result<()> {
     output::hint(&format!(
         "\nnext:\n  anabranch-coordinator run --dir {shown}\n  anabranch-coordinator token create --dir {shown} --name NAME"
     ));
-    if args.names.is_empty() {
-        output::hint("no --san was given: agents on other machines need one (`names` in run.toml)");
+    if let Some(hint) = names_hint(&args.names) {
+        output::hint(hint);
     }
     Ok(())
+}
+
+/// What to say about names under which no other machine finds this one.
+fn names_hint(names: &[String]) -> Option<&'static str> {
+    let is_here = |name: &String| {
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
+    match names {
+        [] => Some("no --san was given: agents on other machines need one (`names` in run.toml)"),
+        [first, ..] if is_here(first) => Some(
+            "the first --san leads back to the machine that uses it, and tokens carry it: agents on other machines need a \
+             name or address of this one first (`names` in run.toml)",
+        ),
+        _ => None,
+    }
 }
 
 /// Arguments that would make a file that is refused later are refused now, by the same rules. Returns the names for the
@@ -72,4 +88,20 @@ fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
         file.sync_all()
     };
     write().map_err(unwritable(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token carries the first name: one that leads an agent back to its own machine is worth a word.
+    #[test]
+    fn names_that_only_this_machine_understands_are_hinted_at() {
+        let hint = |names: &[&str]| names_hint(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert!(hint(&[]).is_some_and(|hint| hint.contains("no --san")));
+        for loopback in ["127.0.0.1", "::1", "LocalHost", "127.1.2.3"] {
+            assert!(hint(&[loopback, "10.0.0.7"]).is_some_and(|hint| hint.contains("other machines")), "{loopback}");
+        }
+        assert_eq!(hint(&["trainer.example.org", "127.0.0.1"]), None);
+    }
 }

@@ -21,13 +21,11 @@ mod status;
 mod stopped;
 mod token;
 
-use anabranch_io::exit::{ExitCode, Fail};
-use anabranch_io::logging::{self, LogFormat};
+use anabranch_io::logging::LogFormat;
 use clap::CommandFactory as _;
 
-use crate::cli::{Cli, LogArgs, Verb};
-use crate::config::LogStyle;
-pub(crate) use stopped::recovery_fail;
+use crate::cli::{Cli, Verb};
+pub(crate) use stopped::{mismatch_fail, recovery_fail};
 
 /// Does what the command line says.
 pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
@@ -35,7 +33,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
     anabranch_io::durable::install_panic_policy();
     if !matches!(verb, Verb::Run(_)) {
         // The short verbs speak through standard output; their log is for what went wrong on the way.
-        start_log(&log, LogStyle::Human, -1)?;
+        log.start(LogFormat::Human, -1)?;
     }
     match verb {
         Verb::Init(args) => init::init(&args),
@@ -43,9 +41,9 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Token(verb) => token::token(verb),
         Verb::Agents(verb) => agents::agents(verb),
         Verb::Status(args) => status::status(&args),
-        Verb::Pause(args) => control::pause(&args.target),
-        Verb::Resume(args) => control::resume(&args.target),
-        Verb::Stop(args) => control::stop(&args.target),
+        Verb::Pause(target) => control::pause(&target),
+        Verb::Resume(target) => control::resume(&target),
+        Verb::Stop(target) => control::stop(&target),
         Verb::Checkpoint(verb) => checkpoint::checkpoint(verb),
         Verb::Config(verb) => config::config(verb),
         Verb::Completions { shell } => {
@@ -54,14 +52,4 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
             output::print(&String::from_utf8_lossy(&script))
         }
     }
-}
-
-/// Starts logging: the command line first, else `style`; `verbosity` is what 0 means for this verb.
-fn start_log(args: &LogArgs, style: LogStyle, verbosity: i8) -> anyhow::Result<()> {
-    let format = match args.log_format.unwrap_or(style) {
-        LogStyle::Human => LogFormat::Human,
-        LogStyle::Json => LogFormat::Json,
-    };
-    logging::init(format, args.verbosity().saturating_add(verbosity))
-        .map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).into())
 }

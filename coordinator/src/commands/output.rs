@@ -2,16 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use anyhow::Context as _;
-
-/// Writes `text` to standard output. A reader that has seen enough (`| head`) is no error.
-pub(super) fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot write to standard output"),
-    }
-}
+pub(super) use anabranch_io::cli::print;
 
 /// Writes one line to standard output.
 pub(super) fn print_line(text: &str) -> anyhow::Result<()> {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use anabranch_io::cli::LogArgs;
 use anabranch_io::exit::{self, ExitCode};
 
 use super::reach;
-use crate::cli::{LogArgs, RunArgs};
+use crate::cli::RunArgs;
 use crate::clock;
 use crate::driver::{self, RunOptions};
 
@@ -16,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) fn run(args: &RunArgs, log: &LogArgs) -> anyhow::Result<()> {
     let config = reach::load_config(&args.dir.dir)?;
-    super::start_log(log, config.log.format, 0)?;
+    log.start(config.log.format, 0)?;
     for _ in 1..ATTEMPTS {
         match serve(args) {
             Err(error) if exit::code_of(&error) == ExitCode::Locked => std::thread::sleep(PAUSE),

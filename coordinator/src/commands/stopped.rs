@@ -12,6 +12,7 @@ use anyhow::Context as _;
 
 use crate::clock;
 use crate::config::Config;
+use crate::core::ModelMismatch;
 use crate::core::roster::Roster;
 use crate::core::status;
 use crate::driver;
@@ -90,6 +91,13 @@ impl Stopped {
     /// Goes back to an earlier version, on a new branch: see [`recovery::rollback`].
     pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<recovery::RolledBack> {
         recovery::rollback(&self.store, version, run::fresh_branch()?, clock::unix_ms()).map_err(recovery_fail)
+    }
+
+    /// Whether run.toml still has the model of the run, if there is one.
+    pub(super) fn check_model(&self) -> anyhow::Result<()> {
+        let recovered = self.recover()?;
+        let journalled = recovered.as_ref().map(|recovered| &recovered.state.spec);
+        journalled.map_or(Ok(()), |spec| ModelMismatch::check(spec, &self.config.spec).map_err(mismatch_fail))
     }
 
     /// The manifest of the run, once there is one.
@@ -192,6 +200,12 @@ pub(crate) fn recovery_fail(error: RecoveryError) -> anyhow::Error {
         Some(help) => fail.help(help).into(),
         None => fail.into(),
     }
+}
+
+/// A configuration that is not the run's, with its exit code and what to do.
+pub(crate) fn mismatch_fail(error: ModelMismatch) -> anyhow::Error {
+    let help = "put these keys back as they were, or start a new run in a new directory";
+    Fail::new(ExitCode::Model, error.to_string()).help(help).into()
 }
 
 fn import_fail(error: ImportError) -> anyhow::Error {

@@ -4,12 +4,13 @@ use anabranch_common::ids::Digest;
 use anabranch_common::status::TokenStatus;
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_io::cli::OutputArgs;
 use anabranch_io::exit::{ExitCode, Fail};
 use anyhow::Context as _;
 
 use super::output::{self, Align, Table};
 use super::reach::{self, Coordinator};
-use crate::cli::{OutputArgs, TargetArgs, TokenVerb};
+use crate::cli::{ReportArgs, TargetArgs, TokenVerb};
 use crate::clock;
 use crate::identity;
 
@@ -19,7 +20,7 @@ pub(super) fn token(verb: TokenVerb) -> anyhow::Result<()> {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
             create(&target, Wanted { name, ttl_ms, uses, address }, output)
         }
-        TokenVerb::List { target, output } => list(&target, output),
+        TokenVerb::List(args) => list(&args),
         TokenVerb::Revoke { target, id } => {
             let done = Coordinator::reach(&target)?.ask_done(OperatorRequest::TokenRevoke { id })?;
             output::print_line(&done)
@@ -72,7 +73,7 @@ fn whereabouts(target: &TargetArgs) -> anyhow::Result<(Digest, String)> {
     Ok((reach::load_identity(dir)?.ca_fingerprint(), config.server.advertised()))
 }
 
-fn list(target: &TargetArgs, output: OutputArgs) -> anyhow::Result<()> {
+fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::reach(target)?.ask_json(OperatorRequest::TokenList)?;
     if output.json {
         return output::print_line(&json);

@@ -27,6 +27,55 @@ pub(super) fn of_error(text: &str, error: &toml::de::Error) -> usize {
     key.unwrap_or(span.start)
 }
 
+/// The keys that say which variant of a table is meant.
+const TAGS: [&str; 3] = ["kind", "strategy", "fn"];
+
+/// The dotted key of the value that an error complains of, when the error's own text names no key.
+///
+/// A table that is read as one of several variants reports a bad value at the table's start. The key to blame is the
+/// one without which the complaint is another; `complaint` reads a file and says what is wrong with it.
+pub(super) fn culprit(
+    text: &str,
+    error: &toml::de::Error,
+    complaint: impl Fn(toml::Table) -> Option<String>,
+) -> Option<String> {
+    if ["missing field", "unknown field"].iter().any(|said| error.message().starts_with(said)) {
+        return None;
+    }
+    let end = error.span()?.end;
+    let table: toml::Table = text.parse().ok()?;
+    let before = complaint(table.clone())?;
+    let root = DeTable::parse(text).ok()?;
+    let sections = root.get_ref().iter().filter(|(name, _)| name.span().start <= end);
+    let (name, section) = sections.max_by_key(|(name, _)| name.span().start)?;
+    let mut keys = Vec::new();
+    leaves(name.get_ref(), section.get_ref(), &mut keys);
+    // Without its tag a table is no variant at all: the tag is to blame when nothing else is.
+    keys.sort_by_key(|key| key.rsplit('.').next().is_some_and(|last| TAGS.contains(&last)));
+    keys.into_iter().find(|key| {
+        let mut without = table.clone();
+        remove(&mut without, key) && complaint(without).as_ref() != Some(&before)
+    })
+}
+
+fn leaves(path: &str, value: &DeValue<'_>, keys: &mut Vec<String>) {
+    match value {
+        DeValue::Table(inner) => {
+            inner.iter().for_each(|(name, value)| leaves(&format!("{path}.{}", name.get_ref()), value.get_ref(), keys));
+        }
+        _ => keys.push(path.to_owned()),
+    }
+}
+
+fn remove(table: &mut toml::Table, path: &str) -> bool {
+    match path.split_once('.') {
+        None => table.remove(path).is_some(),
+        Some((name, rest)) => {
+            table.get_mut(name).and_then(toml::Value::as_table_mut).is_some_and(|inner| remove(inner, rest))
+        }
+    }
+}
+
 /// Byte offset of the value at the dotted path `key`; of the nearest table above it when it is not written.
 pub(super) fn of_key(text: &str, key: &str) -> usize {
     let Ok(root) = DeTable::parse(text) else { return 0 };

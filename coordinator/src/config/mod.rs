@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{AdmitSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
+use anabranch_io::logging::LogFormat;
 use serde::{Deserialize, Serialize};
 
 pub use template::TemplateOptions;
@@ -147,18 +148,7 @@ pub enum Retention {
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Shape of a line on standard error; `--log-format` overrides it.
-    pub format: LogStyle,
-}
-
-/// Shape of a log line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogStyle {
-    /// For people.
-    #[default]
-    Human,
-    /// One JSON object a line.
-    Json,
+    pub format: LogFormat,
 }
 
 /// The file as it is written, before its values are checked.
@@ -252,8 +242,13 @@ impl Config {
     /// See [`ConfigError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text).map_err(|error| {
-            let (line, column) = locate::line_column(text, locate::of_error(text, &error));
-            ConfigError::Syntax { path: path.to_owned(), line, column, problem: error.message().to_owned() }
+            let complaint = |table: toml::Table| Some(table.try_into::<File>().err()?.message().to_owned());
+            let (offset, problem) = match locate::culprit(text, &error, complaint) {
+                Some(key) => (locate::of_key(text, &key), format!("{key}: {}", error.message())),
+                None => (locate::of_error(text, &error), error.message().to_owned()),
+            };
+            let (line, column) = locate::line_column(text, offset);
+            ConfigError::Syntax { path: path.to_owned(), line, column, problem }
         })?;
         let config = Self {
             spec: RunSpec {

@@ -73,15 +73,47 @@ fn unknown_keys_are_named_with_their_line() {
 #[test]
 fn missing_keys_and_wrong_types_are_named_with_their_line() {
     let (error, line) = broken("classes = 10", "classes = \"ten\"");
-    assert!(error.starts_with(&format!("run.toml:{line}:11: invalid type: string \"ten\"")), "{error}");
+    assert!(error.starts_with(&format!("run.toml:{line}:11: model.classes: invalid type: string \"ten\"")), "{error}");
     let (error, line) = broken("classes = 10", "classes = ");
     assert!(error.starts_with(&format!("run.toml:{line}:")), "{error}");
     let (error, _) = broken("classes = 10\n", "");
     assert!(error.contains("missing field `classes`"), "{error}");
     let (error, line) = broken("strategy = \"fedbuff\"", "strategy = \"fedbuf\"");
-    let table = line - 4;
-    assert!(error.contains("unknown variant `fedbuf`") && error.contains("fedbuff"), "{error}");
-    assert!((table..=line).any(|line| error.starts_with(&format!("run.toml:{line}:"))), "{error}");
+    let expected = format!("run.toml:{line}:12: merge.strategy: unknown variant `fedbuf`, expected");
+    assert!(error.starts_with(&expected) && error.contains("fedbuff"), "{error}");
+}
+
+/// Tables that are read as one of several variants do not tell which of their values is bad.
+#[test]
+fn a_bad_value_in_a_table_of_variants_is_named_with_its_key_and_line() {
+    for (from, to, column, expected) in [
+        ("server_lr = 1.0", "server_lr = \"1\"", 13, "merge.server_lr: invalid type: string \"1\", expected f32"),
+        ("buffer_size = 4", "buffer_size = -4", 15, "merge.buffer_size: invalid value: integer `-4`, expected u32"),
+        ("fraction = 0.05", "fraction = [0.05]", 0, "upload.codec.fraction: invalid type: sequence, expected f32"),
+        (
+            "lr = 0.05 }\n# Keep",
+            "lr = true }\n# Keep",
+            0,
+            "train.optimizer.lr: invalid type: boolean `true`, expected f32",
+        ),
+        (
+            "#staleness = { fn = \"polynomial\", a = 0.5 }",
+            "staleness = { fn = \"polynomial\", a = \"half\" }",
+            38,
+            "merge.staleness.a: invalid type: string \"half\"",
+        ),
+        (
+            "#staleness = { fn = \"polynomial\", a = 0.5 }",
+            "staleness = { fn = \"cubic\", a = 0.5 }",
+            20,
+            "merge.staleness.fn: unknown variant `cubic`",
+        ),
+    ] {
+        let (error, line) = broken(from, to);
+        let place = if column == 0 { format!("run.toml:{line}:") } else { format!("run.toml:{line}:{column}: ") };
+        assert!(error.starts_with(&place), "{error:?} does not start with {place:?}");
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
 }
 
 #[test]

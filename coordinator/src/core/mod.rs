@@ -11,8 +11,10 @@
 pub mod admit;
 mod allowance;
 pub mod command;
+mod ending;
 pub mod event;
 mod gate;
+mod mismatch;
 mod operate;
 mod peers;
 pub mod roster;
@@ -38,6 +40,7 @@ use admit::{Decision, admit};
 use command::{CheckpointOrder, Command};
 use event::{Event, Now, PeerId};
 use gate::Gate;
+pub use mismatch::ModelMismatch;
 use peers::Peers;
 use roster::Roster;
 use schedule::Schedule;
@@ -57,14 +60,6 @@ pub struct Options {
     pub checkpoint_every_versions: u64,
     /// ... or after this many milliseconds (0: never by time), whichever comes first.
     pub checkpoint_every_ms: u64,
-}
-
-/// The model section of the configuration is not the run's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("[model] or seed differs from the run in this directory, whose model was made with {journalled}")]
-pub struct ModelMismatch {
-    /// The section as journalled.
-    pub journalled: String,
 }
 
 /// The state machine.
@@ -130,10 +125,7 @@ impl Core {
         now: Now,
     ) -> Result<(Self, Vec<Command>), ModelMismatch> {
         let (state, chain) = recovered;
-        if state.spec.model != spec.model || state.spec.seed != spec.seed {
-            let journalled = format!("seed {}, {:?}", state.spec.seed, state.spec.model);
-            return Err(ModelMismatch { journalled });
-        }
+        ModelMismatch::check(&state.spec, &spec)?;
         let mut core = Self::new(options, spec.clone(), roster, now);
         core.gate = Gate::durable_up_to(state.position);
         // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.
@@ -265,7 +257,7 @@ impl Core {
                 let name = self.roster.name(agent).unwrap_or_default().to_owned();
                 self.gated(Command::Renew { peer, agent, name, csr_der });
             }
-            AgentMessage::Goodbye { .. } => {}
+            AgentMessage::Goodbye { .. } => self.said_goodbye(peer, agent),
         }
     }
 

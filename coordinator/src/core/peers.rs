@@ -85,10 +85,6 @@ impl Peers {
         self.connected.iter().map(|(peer, agent)| (*peer, *agent))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.connected.is_empty()
-    }
-
     /// What every connected agent said when it connected.
     pub(super) fn hellos(&self) -> Vec<(PeerId, AgentId, AgentHello)> {
         self.all().filter_map(|(peer, agent)| Some((peer, agent, self.live.get(&agent)?.hello.clone()?))).collect()

@@ -1,6 +1,6 @@
-//! When things happen: leases, publishing, evaluations, checkpoints, the end of the run.
+//! When things happen: leases, publishing, evaluations, checkpoints, targets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
@@ -11,16 +11,12 @@ use anabranch_common::wire::transfer::TransferManifest;
 
 use super::Core;
 use super::command::{Command, ExitReason};
+use super::ending::Ending;
 use super::event::{Now, PeerId};
 use super::state::{LeaseStatus, RunState};
 
 /// An evaluation that was asked for and did not come is given up after this.
 const EVALUATION_TIMEOUT_MS: u64 = 120_000;
-/// When the run has ended, agents get this long to hear of it and to hand in a last evaluation.
-const FINISH_GRACE_MS: u64 = 10_000;
-/// When the run has ended and nothing is waited for, agents still get this long to say goodbye.
-const FAREWELL_MS: u64 = 1_500;
-
 /// What is under way.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -35,7 +31,8 @@ pub(super) struct Schedule {
     checkpoint_outstanding: bool,
     last_checkpoint: (ModelVersion, u64),
     oldest_rebuildable: ModelVersion,
-    ending: Option<Ending>,
+    pub(super) ending: Option<Ending>,
+    pub(super) goodbyes: BTreeMap<AgentId, PeerId>,
     parking: bool,
     exited: bool,
 }
@@ -44,12 +41,6 @@ pub(super) struct Schedule {
 struct Pending {
     agent: AgentId,
     since_ms: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Ending {
-    since_ms: u64,
-    told: bool,
 }
 
 impl Schedule {
@@ -66,6 +57,7 @@ impl Schedule {
             last_checkpoint: (checkpoint, now.mono_ms),
             oldest_rebuildable: ModelVersion(0),
             ending: None,
+            goodbyes: BTreeMap::new(),
             parking: false,
             exited: false,
         }
@@ -82,11 +74,28 @@ impl Schedule {
         self.throttled.remove(&peer);
         self.evaluate_on_publish.take_if(|waiting| *waiting == peer);
         self.evaluation.take_if(|pending| Some(pending.agent) == agent);
+        // A goodbye holds for the connection it was said on.
+        if let Some(agent) = agent
+            && self.goodbyes.get(&agent) != Some(&peer)
+        {
+            self.goodbyes.remove(&agent);
+        }
     }
 
     pub(super) fn checkpoint_ordered(&mut self, version: ModelVersion, now: Now) {
         self.checkpoint_outstanding = true;
         self.last_checkpoint = (version, now.mono_ms);
+    }
+
+    /// Somebody was asked for the evaluation that ends the run, or is about to be.
+    pub(super) fn is_measuring(&self) -> bool {
+        self.evaluation.is_some() || self.evaluate_on_publish.is_some()
+    }
+
+    /// Whoever was asked to evaluate is asked no more; this one is asked once the newest version is published.
+    pub(super) fn evaluate_next(&mut self, peer: Option<PeerId>) {
+        self.evaluation = None;
+        self.evaluate_on_publish = peer;
     }
 
     pub(super) fn checkpoint_version(&self) -> Option<ModelVersion> {
@@ -102,9 +111,9 @@ pub fn lease_seed(run_seed: u64, lease: LeaseId) -> u64 {
 
 impl Core {
     pub(super) fn lease_requested(&mut self, peer: PeerId, agent: AgentId) {
-        let phase = self.phase();
-        if phase != RunPhase::Running {
-            return self.send(peer, CoordinatorMessage::NoLease { state: phase });
+        let state = self.lease_phase();
+        if state != RunPhase::Running {
+            return self.send(peer, CoordinatorMessage::NoLease { state });
         }
         if self.schedule.waiting.contains(&peer) {
             return;
@@ -183,7 +192,7 @@ impl Core {
         }
         for peer in std::mem::take(&mut self.schedule.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
-            match self.phase() {
+            match self.lease_phase() {
                 RunPhase::Running => self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),
             }
@@ -296,59 +305,11 @@ impl Core {
         match self.state.as_ref().and_then(|state| state.finished) {
             // The update that reached the target is the one that overflowed: the target's version is no result.
             Some((_, target)) if target >= version => {
-                self.schedule.evaluate_on_publish = None;
+                self.schedule.evaluate_next(None);
                 self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
             }
             Some(_) => {}
             None => self.finish(reason, result),
-        }
-    }
-
-    pub(super) fn finish(&mut self, reason: FinishReason, result: ModelVersion) {
-        if self.state.as_ref().is_none_or(|state| state.finished.is_some()) {
-            return;
-        }
-        self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
-        self.start_ending(result);
-    }
-
-    fn start_ending(&mut self, result: ModelVersion) {
-        self.schedule.ending = Some(Ending { since_ms: self.now.mono_ms, told: false });
-        self.schedule.evaluation = None;
-        let Some(state) = &self.state else { return };
-        let measured = state.evaluations.iter().any(|(_, evaluation)| evaluation.version == result);
-        if !measured
-            && result == state.version
-            && let Some((peer, ..)) = self.peers.evaluators().first().copied()
-        {
-            self.schedule.evaluate_on_publish = Some(peer);
-        }
-        if !matches!(state.finished, Some((FinishReason::NonFinite, _))) {
-            self.order_checkpoint();
-        }
-    }
-
-    /// Goes on from a run that had ended already: says so again and ends.
-    pub fn end_again(&mut self, now: Now) {
-        self.now = now;
-        if let Some((_, _)) = self.state.as_ref().and_then(|state| state.finished) {
-            self.schedule.ending = Some(Ending { since_ms: now.mono_ms, told: false });
-        }
-    }
-
-    fn pace_ending(&mut self) {
-        let Some(ending) = self.schedule.ending else { return };
-        let elapsed_ms = self.now.mono_ms.saturating_sub(ending.since_ms);
-        let measuring = self.schedule.evaluation.is_some() || self.schedule.evaluate_on_publish.is_some();
-        if !ending.told && (!measuring || elapsed_ms >= FINISH_GRACE_MS) {
-            self.schedule.ending = Some(Ending { since_ms: self.now.mono_ms, told: true });
-            return self.tell_everyone(RunPhase::Finished);
-        }
-        let patient = elapsed_ms < FAREWELL_MS && !self.peers.is_empty();
-        let Some((reason, result)) = self.state.as_ref().and_then(|state| state.finished) else { return };
-        if ending.told && !patient && !self.schedule.checkpoint_outstanding && !self.schedule.exited {
-            self.schedule.exited = true;
-            self.gated(Command::Exit(ExitReason::Finished { reason, result }));
         }
     }
 
@@ -390,9 +351,18 @@ impl Core {
     }
 
     fn pace_parking(&mut self) {
-        if self.schedule.parking && !self.schedule.checkpoint_outstanding && !self.schedule.exited {
+        if self.schedule.parking {
+            let finished = self.state.as_ref().and_then(|state| state.finished);
+            let reason = finished.map(|(reason, result)| ExitReason::Finished { reason, result });
+            self.exit(reason.unwrap_or(ExitReason::Parked));
+        }
+    }
+
+    /// Ends the process, once, when no checkpoint is being written.
+    pub(super) fn exit(&mut self, reason: ExitReason) {
+        if !self.schedule.checkpoint_outstanding && !self.schedule.exited {
             self.schedule.exited = true;
-            self.gated(Command::Exit(ExitReason::Parked));
+            self.gated(Command::Exit(reason));
         }
     }
 

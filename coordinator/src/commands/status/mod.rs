@@ -13,18 +13,19 @@ use anyhow::Context as _;
 
 use super::output;
 use super::reach::Coordinator;
-use crate::cli::StatusArgs;
+use crate::cli::{ReportArgs, StatusArgs};
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
-    let mut coordinator = Coordinator::reach(&args.target)?;
+    let ReportArgs { target, output } = &args.report;
+    let mut coordinator = Coordinator::reach(target)?;
     if args.watch {
-        return match (args.output.json, std::io::stdout().is_terminal()) {
-            (false, true) => watch::watch(coordinator, &args.target),
-            (json, _) => plain::watch(coordinator, &args.target, json),
+        return match (output.json, std::io::stdout().is_terminal()) {
+            (false, true) => watch::watch(coordinator, target),
+            (json, _) => plain::watch(coordinator, target, json),
         };
     }
     let json = coordinator.ask_json(OperatorRequest::Status)?;
-    if args.output.json {
+    if output.json {
         return output::print_line(&json);
     }
     output::print(&table::status(&parse(&json)?))

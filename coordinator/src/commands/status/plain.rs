@@ -37,6 +37,7 @@ pub(super) fn watch(mut coordinator: Coordinator, target: &TargetArgs, json: boo
 pub(super) fn line(report: &StatusReport) -> String {
     let phase = match report.state {
         RunPhase::Pending => "pending",
+        RunPhase::Running if !report.serving => "parked",
         RunPhase::Running => "running",
         RunPhase::Paused => "paused",
         RunPhase::Finished => "finished",

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::journal::FinishReason;
 use anabranch_common::status::{AgentStatus, StatusReport};
 use anabranch_common::wire::message::RunPhase;
 
@@ -10,6 +9,8 @@ use crate::commands::output::{self, Align, Table};
 
 /// Evaluations shown.
 const EVALUATIONS: usize = 5;
+/// Whoever was heard of within this time was heard of now.
+const NOW_MS: u64 = 10_000;
 
 /// The whole report.
 pub(super) fn status(report: &StatusReport) -> String {
@@ -42,7 +43,7 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
             ),
         ),
         ("bytes up", traffic(report.uplink_bytes, report.raw_f32_uplink_bytes)),
-        ("bytes down", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes)),
+        ("bytes down", bytes_down(report)),
     ];
     if let Some(staleness) = staleness(&report.staleness_histogram) {
         lines.push(("staleness", staleness));
@@ -57,29 +58,28 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
 pub(super) fn state(report: &StatusReport) -> String {
     let state = match report.state {
         RunPhase::Pending => "pending: waits for the first agent, which makes the model".to_owned(),
+        RunPhase::Running if !report.serving => format!("parked at version {}", report.version),
         RunPhase::Running => {
             let connected = report.agents.iter().filter(|agent| agent.connected).count();
             format!("running, {connected} agents connected, {} training", report.leases_outstanding)
         }
-        RunPhase::Paused => "paused".to_owned(),
+        RunPhase::Paused => format!("paused at version {}", report.version),
         RunPhase::Finished => {
-            let why = report.finished.map_or_else(|| "finished".to_owned(), finished);
+            let why = report.finished.map_or_else(|| "finished".to_owned(), |reason| format!("finished: {reason}"));
             report
                 .result_version
                 .map_or_else(|| why.clone(), |version| format!("{why}; the result is version {version}"))
         }
     };
-    if report.serving { state } else { format!("{state} (no coordinator is running)") }
+    if report.serving { state } else { format!("{state}; no coordinator is running") }
 }
 
-fn finished(reason: FinishReason) -> String {
-    match reason {
-        FinishReason::Accuracy { reached } => format!("finished: accuracy reached {:.2} %", 100.0 * reached),
-        FinishReason::Loss { reached } => format!("finished: loss reached {reached:.4}"),
-        FinishReason::Versions => "finished: the last version was reached".to_owned(),
-        FinishReason::WallTime => "finished: its time is over".to_owned(),
-        FinishReason::Stopped => "finished: stopped by the operator".to_owned(),
-        FinishReason::NonFinite => "finished: the model stopped being finite".to_owned(),
+/// Models sent are counted by the process that sends them, and not journalled.
+fn bytes_down(report: &StatusReport) -> String {
+    if report.serving {
+        format!("since this start: {}", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes))
+    } else {
+        "not known: counted from each start of the coordinator".to_owned()
     }
 }
 
@@ -162,7 +162,7 @@ fn evaluations(report: &StatusReport) -> String {
 pub(super) const AGENT_COLUMNS: [(&str, Align); 10] = [
     ("agent", Align::Left),
     ("state", Align::Left),
-    ("seen", Align::Right),
+    ("heard", Align::Right),
     ("speed", Align::Right),
     ("stale", Align::Right),
     ("loss", Align::Right),
@@ -179,7 +179,7 @@ pub(super) fn agent_row(agent: &AgentStatus) -> Vec<String> {
     vec![
         agent.name.clone(),
         agent_state(agent).to_owned(),
-        or_dash(agent.last_seen_ms.map(|ms| output::span(ms as f64 / 1000.0))),
+        or_dash(agent.last_seen_ms.map(heard)),
         or_dash(speed),
         or_dash(agent.staleness.map(|staleness| staleness.to_string())),
         or_dash(agent.train_loss.map(|loss| format!("{loss:.4}"))),
@@ -188,6 +188,14 @@ pub(super) fn agent_row(agent: &AgentStatus) -> Vec<String> {
         output::bytes(agent.uplink_bytes),
         output::bytes(agent.downlink_bytes),
     ]
+}
+
+/// How long ago an agent last said something: one that trains is silent for seconds.
+fn heard(ms_ago: u64) -> String {
+    match ms_ago {
+        ..NOW_MS => "now".to_owned(),
+        _ => format!("{} ago", output::span((ms_ago / 1000) as f64)),
+    }
 }
 
 fn agent_state(agent: &AgentStatus) -> &'static str {
@@ -219,7 +227,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
         ("agent", Align::Left),
         ("id", Align::Left),
         ("state", Align::Left),
-        ("seen", Align::Right),
+        ("heard", Align::Right),
         ("device", Align::Left),
         ("train", Align::Right),
         ("eval", Align::Right),
@@ -228,7 +236,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
     ];
     let mut table = Table::new(&columns);
     for agent in agents {
-        let seen = agent.last_seen_ms.map(|ms| output::span(ms as f64 / 1000.0));
+        let seen = agent.last_seen_ms.map(heard);
         let device = if agent.device.is_empty() { "-" } else { &agent.device };
         table.row(vec![
             agent.name.clone(),
@@ -248,7 +256,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
-    use anabranch_common::journal::Evaluation;
+    use anabranch_common::journal::{Evaluation, FinishReason};
     use anabranch_common::status::TimedEvaluation;
 
     use super::*;
@@ -322,6 +330,7 @@ pub(super) mod tests {
             "version 308 at position 2500, 101,770 parameters, 3 min 20 s since the start",
             "1,234 accepted, 3 refused: 2 stale, 1 duplicate\n",
             "bytes up    5.0 MiB, 10.0x smaller than raw f32 (50.0 MiB)\n",
+            "bytes down  since this start: 9.0 MiB, 2.0x smaller than raw f32 (18.0 MiB)\n",
             "staleness   median 1, 90 % 2, at most 3 versions\n",
             "checkpoint  version 200\n",
             "91.20 %",
@@ -335,14 +344,23 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn an_agent_was_heard_of_now_or_some_time_ago() {
+        assert_eq!([0, 9_999, 10_400, 200_000].map(heard), ["now", "now", "10 s ago", "3 min 20 s ago"]);
+    }
+
+    #[test]
     fn a_finished_and_a_fresh_run_say_so() {
         let mut report = report();
         report.state = RunPhase::Finished;
         report.finished = Some(FinishReason::Accuracy { reached: 0.9712 });
         report.result_version = Some(ModelVersion(300));
         report.serving = false;
-        let expected = "finished: accuracy reached 97.12 %; the result is version 300 (no coordinator is running)";
+        let expected = "finished: accuracy reached 97.12 %; the result is version 300; no coordinator is running";
         assert_eq!(state(&report), expected);
+        report.state = RunPhase::Running;
+        assert_eq!(state(&report), "parked at version 308; no coordinator is running");
+        let text = status(&report);
+        assert!(text.contains("bytes down  not known"), "{text}");
         report.state = RunPhase::Pending;
         report.params = None;
         report.staleness_histogram = vec![];

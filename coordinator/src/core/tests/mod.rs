@@ -1,6 +1,7 @@
 //! What the core does with events, as exact lists of commands.
 
 mod bounds;
+mod ending;
 mod updates;
 mod world;
 
@@ -152,7 +153,7 @@ fn reaching_the_accuracy_target_ends_the_run_at_the_version_that_was_evaluated()
     assert!(commands.iter().any(|command| matches!(command, Command::Checkpoint(_))), "{commands:?}");
     let told = CoordinatorMessage::StateChanged { state: RunPhase::Finished };
     assert!(commands.contains(&Command::Send { peer: PeerId(1), message: told }), "{commands:?}");
-    world.handle(Event::Disconnected { peer: PeerId(1) });
+    world.leave(1);
     let checkpointed =
         Event::Checkpointed { position: world.position(), version: ModelVersion(0), oldest: ModelVersion(0) };
     let commands = world.handle(checkpointed);
@@ -203,9 +204,24 @@ fn a_target_that_was_reached_by_an_overflow_is_no_result() {
     let reason = FinishReason::NonFinite;
     assert_eq!(records[0].body, RecordBody::Finished { reason, result: ModelVersion(0) });
     world.journal();
-    let commands = world.handle(Event::Disconnected { peer: PeerId(1) });
+    let commands = world.leave(1);
     assert!(
         commands.contains(&Command::Exit(ExitReason::Finished { reason, result: ModelVersion(0) })),
         "the process ends with the reason that counts: {commands:?}"
+    );
+}
+
+/// The error is what `run` and `config check` print: it names every key that differs, as it is written in run.toml.
+#[test]
+fn another_model_or_seed_than_the_runs_is_refused_key_by_key() {
+    let world = World::started(1);
+    assert!(world.resumed(world::spec()).is_ok());
+    let mut other = world::spec();
+    (other.seed, other.model.hidden, other.model.input_scale) = (2, vec![64, 8], 0.5);
+    let error = world.resumed(other).expect_err("another model");
+    assert_eq!(
+        error.to_string(),
+        "this is not the model of the run in this directory: run.seed is 2 in run.toml and 1 in the run; model.hidden is \
+         [64, 8] in run.toml and [] in the run; model.input_scale is 0.5 in run.toml and 1.0 in the run"
     );
 }

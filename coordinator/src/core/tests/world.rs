@@ -18,7 +18,7 @@ use crate::core::command::Command;
 use crate::core::event::{Event, Now, PeerId};
 use crate::core::roster::Roster;
 use crate::core::state::RunState;
-use crate::core::{Core, Options};
+use crate::core::{Core, ModelMismatch, Options};
 use crate::identity::tokens::NewToken;
 
 pub(super) const LEASE_TTL_MS: u64 = 60_000;
@@ -134,6 +134,29 @@ impl World {
 
     pub(super) fn connect(&mut self, peer: PeerId, n: u8) -> Vec<Command> {
         self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n) })
+    }
+
+    /// Agent `n` says goodbye and goes.
+    pub(super) fn leave(&mut self, n: u8) -> Vec<Command> {
+        let mut commands = self.message(n, AgentMessage::Goodbye { reason: "test".into() });
+        commands.extend(self.handle(Event::Disconnected { peer: PeerId(u64::from(n)) }));
+        commands
+    }
+
+    /// The same run in a new process.
+    pub(super) fn restarted(mut self) -> Self {
+        self.core = self.resumed(spec()).expect("the same model");
+        self
+    }
+
+    /// A core that goes on from this one's records with another configuration.
+    pub(super) fn resumed(&self, spec: RunSpec) -> Result<Core, ModelMismatch> {
+        let recovered = (self.state().clone(), self.core.chain);
+        let kept = (ModelVersion(0), None);
+        let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
+        let (mut core, _) = Core::resume(options, spec, roster, recovered, kept, self.now)?;
+        core.end_again(self.now);
+        Ok(core)
     }
 
     pub(super) fn offer_model(&mut self, peer: PeerId) -> Vec<Command> {

@@ -1,0 +1,114 @@
+//! How a run ends: the last evaluation comes in, everybody hears of the end, the process goes.
+//!
+//! An agent that is away knocks again and again, at the longest every `RECONNECT_MS.1`, and would do so for ever if
+//! nobody were there to tell it. So the process stays for as long as an agent may be away between two attempts, and
+//! leaves at once when every agent has said goodbye.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anabranch_common::ids::{AgentId, Epoch, ModelVersion};
+use anabranch_common::journal::{FinishReason, RecordBody};
+use anabranch_common::limits;
+use anabranch_common::wire::message::RunPhase;
+
+use super::Core;
+use super::command::ExitReason;
+use super::event::{Now, PeerId};
+
+/// When the run has ended, its last evaluation may take this long.
+const MEASURING_MS: u64 = 10_000;
+/// Agents that have not said goodbye are awaited for this long: the longest wait between two attempts to connect, and
+/// what an attempt may take.
+pub(super) const HEARING_MS: u64 = limits::RECONNECT_MS.1 + limits::HANDSHAKE_TIMEOUT_MS;
+
+/// The run has ended, and the process not yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ending {
+    /// The result is being evaluated; nobody was told, since agents leave when they are.
+    Measuring { since_ms: u64 },
+    /// Everybody who is here was told; whoever comes is.
+    Telling { since_ms: u64 },
+}
+
+impl Core {
+    pub(super) fn finish(&mut self, reason: FinishReason, result: ModelVersion) {
+        if self.state.as_ref().is_none_or(|state| state.finished.is_some()) {
+            return;
+        }
+        self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
+        self.schedule.ending = Some(Ending::Measuring { since_ms: self.now.mono_ms });
+        let Some(state) = &self.state else { return };
+        let measured = state.evaluations.iter().any(|(_, evaluation)| evaluation.version == result);
+        let evaluator = self.peers.evaluators().first().map(|(peer, ..)| *peer);
+        self.schedule.evaluate_next(evaluator.filter(|_| !measured && result == state.version));
+        if reason != FinishReason::NonFinite {
+            self.order_checkpoint();
+        }
+    }
+
+    /// Goes on from a run that had ended already: says so again and ends.
+    pub fn end_again(&mut self, now: Now) {
+        self.now = now;
+        if self.phase() == RunPhase::Finished {
+            self.schedule.ending = Some(Ending::Measuring { since_ms: now.mono_ms });
+        }
+    }
+
+    /// The run's state as told to those who ask for a lease. Who hears that the run has ended leaves, and whoever is
+    /// asked for the last evaluation must not: until it is in, there are just no leases.
+    pub(super) fn lease_phase(&self) -> RunPhase {
+        match self.schedule.ending {
+            Some(Ending::Measuring { .. }) => RunPhase::Paused,
+            _ => self.phase(),
+        }
+    }
+
+    pub(super) fn said_goodbye(&mut self, peer: PeerId, agent: AgentId) {
+        self.schedule.goodbyes.insert(agent, peer);
+    }
+
+    pub(super) fn pace_ending(&mut self) {
+        let elapsed_ms = |since_ms| self.now.mono_ms.saturating_sub(since_ms);
+        match self.schedule.ending {
+            None => {}
+            Some(Ending::Measuring { since_ms }) => self.pace_measuring(elapsed_ms(since_ms)),
+            Some(Ending::Telling { since_ms }) => self.pace_telling(elapsed_ms(since_ms)),
+        }
+    }
+
+    fn pace_measuring(&mut self, elapsed_ms: u64) {
+        if self.schedule.is_measuring() && elapsed_ms < MEASURING_MS {
+            return;
+        }
+        self.schedule.ending = Some(Ending::Telling { since_ms: self.now.mono_ms });
+        self.tell_everyone(RunPhase::Finished);
+        let (here, away) = self.awaited();
+        tracing::info!(here, away, at_most_s = HEARING_MS / 1000, "agents are told that the run has ended");
+    }
+
+    fn pace_telling(&mut self, elapsed_ms: u64) {
+        if elapsed_ms < HEARING_MS && self.awaited() != (0, 0) {
+            return;
+        }
+        if let Some((reason, result)) = self.state.as_ref().and_then(|state| state.finished) {
+            self.exit(ExitReason::Finished { reason, result });
+        }
+    }
+
+    /// How many agents took part in this run and have not said goodbye: connected ones, and others.
+    fn awaited(&self) -> (usize, usize) {
+        let connected: BTreeMap<AgentId, PeerId> = self.peers.all().map(|(peer, agent)| (agent, peer)).collect();
+        let took_part = self.state.iter().flat_map(|state| &state.agents).filter(|(_, known)| known.epoch > Epoch(0));
+        let (mut here, mut away) = (0, 0);
+        for (agent, known) in took_part {
+            let revoked = known.revoked || self.roster.member(*agent).is_some_and(|member| member.revoked);
+            match (connected.get(agent), self.schedule.goodbyes.get(agent)) {
+                (Some(peer), goodbye) if goodbye != Some(peer) => here += 1,
+                (None, None) if !revoked => away += 1,
+                _ => {}
+            }
+        }
+        (here, away)
+    }
+}

@@ -1,0 +1,43 @@
+//! Whether a configuration still is the run's: the model and the seed are fixed when the run begins.
+
+use anabranch_common::spec::{ModelKind, RunSpec};
+
+/// The model or the seed of the configuration is not the run's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this is not the model of the run in this directory: {}", differences.join("; "))]
+pub struct ModelMismatch {
+    /// Every key that differs, with both values as `run.toml` would have them.
+    pub differences: Vec<String>,
+}
+
+impl ModelMismatch {
+    /// Compares what is journalled with what is configured.
+    ///
+    /// # Errors
+    /// A key differs.
+    pub fn check(journalled: &RunSpec, configured: &RunSpec) -> Result<(), Self> {
+        let fixed = |spec: &RunSpec| {
+            let model = &spec.model;
+            let kind = match model.kind {
+                ModelKind::Mlp => "\"mlp\"",
+                ModelKind::Cnn => "\"cnn\"",
+            };
+            [
+                ("run.seed", spec.seed.to_string()),
+                ("model.kind", kind.to_owned()),
+                // A list of numbers is written the same way in Rust and in TOML, and so is a float.
+                ("model.input", format!("{:?}", model.input)),
+                ("model.classes", model.classes.to_string()),
+                ("model.hidden", format!("{:?}", model.hidden)),
+                ("model.input_scale", format!("{:?}", model.input_scale)),
+            ]
+        };
+        let differences: Vec<String> = fixed(configured)
+            .into_iter()
+            .zip(fixed(journalled))
+            .filter(|((_, here), (_, there))| here != there)
+            .map(|((key, here), (_, there))| format!("{key} is {here} in run.toml and {there} in the run"))
+            .collect();
+        if differences.is_empty() { Ok(()) } else { Err(Self { differences }) }
+    }
+}
