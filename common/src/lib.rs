@@ -14,6 +14,7 @@
 //! (`tests/tests/architecture`) checks the imports. Byte layouts are drawn in `docs/protocol.md`.
 
 pub mod backoff;
+pub mod bugs;
 pub mod codec;
 pub mod ids;
 pub mod journal;

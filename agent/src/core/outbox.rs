@@ -1,5 +1,6 @@
 //! Updates that are durable here and undecided there: what was offered, and what to do with each answer.
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::Digest;
 use anabranch_common::limits;
 use anabranch_common::update::{UpdateKey, Verdict};
@@ -119,6 +120,7 @@ impl Outbox {
         let Some(slot) = self.slots.iter_mut().find(undecided) else { return false };
         slot.state = State::Settling;
         let content = match verdict {
+            Verdict::Refused { .. } if bugs::is(Bug::ResidualDropped) => Settlement::Drop,
             Verdict::Refused { reason } if reason.content_returns() => Settlement::Return,
             Verdict::Accepted { .. } | Verdict::Refused { .. } => Settlement::Drop,
         };

@@ -1,5 +1,6 @@
 //! What the session does: ask for a lease, fetch its base, train, bank the delta; evaluate in between; stop in order.
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, Lease, LeaseEnd};
 use anabranch_common::limits;
@@ -264,7 +265,7 @@ impl Session {
 
     pub(super) fn banked(&mut self, now_ms: u64, entry: OutboxEntry) {
         let key = entry.meta.key;
-        if self.epoch == Some(key.epoch) {
+        if self.epoch == Some(key.epoch) && !bugs::is(Bug::NumberReused) {
             self.next_seq = key.seq.next();
         }
         if matches!(self.work, Work::Banking { .. }) {

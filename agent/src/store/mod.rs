@@ -23,6 +23,7 @@ mod tests;
 
 use std::path::Path;
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, DecodeError, Delta, EncodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, RunId};
@@ -94,6 +95,9 @@ impl Ledger {
         for update in &self.head.outbox {
             let payload = self.read_payload(update)?;
             outbox.push(OutboxEntry { meta: update.meta.clone(), transfer: TransferManifest::of(&payload) });
+        }
+        if bugs::is(Bug::OutboxForgotten) {
+            outbox.clear();
         }
         Ok(Kept { branch: self.head.branch, counter: self.head.counter, outbox })
     }
@@ -174,9 +178,11 @@ impl Ledger {
         }
         let mut next = self.head.clone();
         next.branch = Some(branch);
-        next.residual = None;
+        if !bugs::is(Bug::ResidualKept) {
+            next.residual = None;
+            self.residual = None;
+        }
         self.replace_head(next)?;
-        self.residual = None;
         Ok(())
     }
 

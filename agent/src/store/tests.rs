@@ -1,7 +1,9 @@
 //! The outbox and the residual, on a real store.
 
+use std::collections::BTreeSet;
+
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{LeaseId, ModelVersion};
+use anabranch_common::ids::{Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::TensorSpec;
 
@@ -120,15 +122,13 @@ fn what_a_crash_leaves_over_is_swept_and_nothing_else() {
         ledger.adopt(BRANCH).expect("adopts");
         ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
         let number = ledger.head.next_blob;
-        ledger.tree.put_chunked(&blob_key(number), &[7; 300_000]).expect("written");
-        ledger.tree.put_chunked(&blob_key(number + 5), b"older").expect("written");
+        ledger.shelf.put(&blob_key(number), &[7; 300_000]).expect("written");
+        ledger.shelf.put(&blob_key(number + 5), b"older").expect("written");
     }
     let mut ledger = Ledger::open(dir.path()).expect("opens again");
     close_to(sum(&ledger), total(&delta()));
-    let numbers = ledger.tree.scan_prefix(b"b").map(|entry| {
-        let (key, _) = entry.expect("reads");
-        u64::from_be_bytes(key[1..9].try_into().expect("eight bytes"))
-    });
+    let keys = ledger.shelf.keys(b"b").expect("reads");
+    let numbers = keys.iter().map(|key| u64::from_be_bytes(key[1..9].try_into().expect("eight bytes")));
     assert_eq!(numbers.collect::<BTreeSet<_>>(), ledger.head.blobs());
     ledger.bank(RUN, AGENT, &manifest(), bank(1, delta())).expect("the swept numbers can be used");
     close_to(sum(&ledger), 2.0 * total(&delta()));
@@ -158,12 +158,12 @@ fn a_delta_that_is_not_finite_changes_nothing() {
 
 #[test]
 fn a_damaged_head_is_refused() {
-    let good = encode_head(&Head { next_blob: 5, ..Head::default() }).expect("encodes");
-    assert_eq!(decode_head(&good).expect("decodes").next_blob, 5);
+    let good = head::encode(&Head { next_blob: 5, ..Head::default() }).expect("encodes");
+    assert_eq!(head::decode(&good).expect("decodes").next_blob, 5);
     for bit in 0..good.len() * 8 {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
-        assert!(decode_head(&bad).is_err(), "flipping bit {bit} went unnoticed");
+        assert!(head::decode(&bad).is_err(), "flipping bit {bit} went unnoticed");
     }
-    assert!((0..good.len()).all(|len| decode_head(&good[..len]).is_err()), "a cut head went unnoticed");
+    assert!((0..good.len()).all(|len| head::decode(&good[..len]).is_err()), "a cut head went unnoticed");
 }

@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 
+use crate::bugs::{self, Bug};
 use crate::ids::AgentId;
 use crate::limits;
 
@@ -89,6 +90,9 @@ impl Participation {
         let share = member.work / self.work;
         let weight = target / share;
         // Work from long ago can fade to nothing beside that of today.
+        if bugs::is(Bug::ParticipationUnclipped) {
+            return 100.0 * weight;
+        }
         if weight.is_nan() { 1.0 } else { weight.clamp(MIN_WEIGHT, MAX_WEIGHT) }
     }
 

@@ -1,5 +1,6 @@
 //! Admission: what becomes of an update, and why. A pure function of the journal's state and of the update.
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::journal::AcceptedUpdate;
 use anabranch_common::limits;
@@ -25,7 +26,7 @@ pub enum Decision {
 /// stands for "send it".
 #[must_use]
 pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta, DecodeError>>) -> Decision {
-    if let Some(decision) = decided_before(state, meta) {
+    if let Some(decision) = decided_before(state, meta).filter(|_| !bugs::is(Bug::DecidedForgotten)) {
         return decision;
     }
     if let Some(reason) = refuse_by_meta(state, meta) {
@@ -54,13 +55,13 @@ fn decided_before(state: &RunState, meta: &UpdateMeta) -> Option<Decision> {
 
 fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> {
     let Some(agent) = state.agents.get(&meta.key.agent) else { return Some(RefusalReason::UnknownBase) };
-    if agent.revoked {
+    if agent.revoked && !bugs::is(Bug::RevokedAdmitted) {
         return Some(RefusalReason::Revoked);
     }
     if state.finished.is_some() {
         return Some(RefusalReason::Finished);
     }
-    if meta.branch != state.branch {
+    if meta.branch != state.branch && !bugs::is(Bug::BranchIgnored) {
         return Some(RefusalReason::WrongBranch);
     }
     let Some((lease, status)) = state.leases.get(&meta.lease) else {
@@ -74,7 +75,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if *status == LeaseStatus::Used {
         return Some(RefusalReason::Duplicate);
     }
-    if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness {
+    if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness && !bugs::is(Bug::StaleAdmitted) {
         return Some(RefusalReason::Stale);
     }
     if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {
@@ -93,7 +94,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Deci
     if ratio > 0.0 && state.median_norm().is_some_and(|median| norm > ratio * median) {
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
-    let staleness = state.version.staleness_of(meta.base_version);
+    let staleness = state.version.staleness_of(meta.base_version) + u64::from(bugs::is(Bug::StalenessOffByOne));
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let closes = state.next_update_closes();

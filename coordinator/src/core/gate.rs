@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::Position;
 
 use super::command::Command;
@@ -37,7 +38,9 @@ impl Gate {
 
     /// What may be done now.
     pub(super) fn take(&mut self) -> Vec<Command> {
-        while let Some((_, command)) = self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable) {
+        while let Some((_, command)) =
+            self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable || bugs::is(Bug::AckBeforeSync))
+        {
             self.out.push(command);
         }
         std::mem::take(&mut self.out)

@@ -27,6 +27,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
@@ -303,6 +304,7 @@ impl Core {
                 self.retries_answered += 1;
                 verdict
             }
+            Decision::Refuse(reason) if bugs::is(Bug::RefusalNotJournalled) => Verdict::Refused { reason },
             Decision::Refuse(reason) => {
                 if !self.peers.pay(meta.key.agent, self.now) {
                     // Undecided: it is refused when the agent comes back with it.

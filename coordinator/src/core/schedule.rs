@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, FinishReason, Lease, LeaseEnd, RecordBody};
 use anabranch_common::rng::SplitMix64;
@@ -123,7 +124,7 @@ impl Core {
             return;
         }
         let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
-        if let Some(lease) = held {
+        if let Some(lease) = held.filter(|_| !bugs::is(Bug::LeaseTwice)) {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Superseded }, Arc::from([]), None);
         }
         self.schedule.waiting.insert(peer);
@@ -154,8 +155,11 @@ impl Core {
     fn expire_leases(&mut self) {
         let Some(state) = &self.state else { return };
         let now = self.now.unix_ms;
-        let expired: Vec<_> =
-            state.active_leases().filter(|lease| lease.expires_at_ms < now).map(|lease| lease.id).collect();
+        let expired: Vec<_> = state
+            .active_leases()
+            .filter(|lease| lease.expires_at_ms < now && !bugs::is(Bug::LeaseNeverExpires))
+            .map(|lease| lease.id)
+            .collect();
         for lease in expired {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired }, Arc::from([]), None);
         }

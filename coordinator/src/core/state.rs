@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
@@ -341,7 +342,9 @@ impl RunState {
         self.version = version;
         self.buffered = 0;
         self.finished = None;
-        self.leases.clear();
+        if !bugs::is(Bug::BranchIgnored) {
+            self.leases.clear();
+        }
         self.norms.clear();
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);

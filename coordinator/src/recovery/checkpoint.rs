@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::Chain;
 use anabranch_common::limits;
@@ -134,7 +135,9 @@ pub fn write(
     };
     faults::point("checkpoint-in-snapshot");
     store.put_blob(checkpoint.state, &state_bytes)?;
-    store.commit()?;
+    if !bugs::is(Bug::CheckpointUnsynced) {
+        store.commit()?;
+    }
     faults::point("checkpoint-before-manifest");
     store.put_checkpoint(checkpoint.position, &checkpoint.to_bytes()?)?;
     faults::point("checkpoint-in-manifest");

@@ -1,5 +1,6 @@
 //! A run at one position of its journal, and the step to the next one.
 
+use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{Digest, Position};
 use anabranch_common::journal::{Chain, Record, RecordBody};
 
@@ -49,7 +50,7 @@ impl Cursor {
         if Digest::of(&bytes) != checkpoint.state {
             return Err(problem("does not have the content that its digest names".to_owned()));
         }
-        let state: RunState = anabranch_common::wire::message::decode(&bytes, STATE_BYTES)
+        let mut state: RunState = anabranch_common::wire::message::decode(&bytes, STATE_BYTES)
             .map_err(|error| problem(format!("does not decode: {error}")))?;
         let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
         if state.position != checkpoint.position {
@@ -58,6 +59,12 @@ impl Cursor {
         if (state.version, state.branch) != (checkpoint.version, checkpoint.branch) {
             return Err(contradiction("version or branch"));
         }
+        if bugs::is(Bug::VerdictsLost) {
+            state.agents.values_mut().flat_map(|agent| agent.epochs.values_mut()).for_each(|log| log.verdicts.clear());
+        }
+        if bugs::is(Bug::LeasesLost) {
+            state.leases.clear();
+        }
         let manifest = state.manifest.clone();
         let vector = vectors::load(store, "model", &manifest, checkpoint.model)?;
         let merge_state = checkpoint
@@ -65,6 +72,11 @@ impl Cursor {
             .iter()
             .map(|digest| vectors::load(store, "merge vector", &manifest, *digest))
             .collect::<Result<Vec<_>, _>>()?;
+        let merge_state = if bugs::is(Bug::BufferLost) {
+            merge_state.iter().map(|vector: &Vec<f32>| vec![0.0; vector.len()]).collect()
+        } else {
+            merge_state
+        };
         let model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
             .map_err(|source| RecoveryError::Merge { position: checkpoint.position, source })?;
         Ok(Self { state, model, chain: checkpoint.chain })
@@ -85,6 +97,9 @@ impl Cursor {
     }
 
     fn replace(&mut self, store: &dyn Store, record: &Record) -> Result<(), RecoveryError> {
+        if bugs::is(Bug::BranchModelKept) {
+            return Ok(());
+        }
         let digest = match &record.body {
             RecordBody::Branched { branch, .. } => pins::branch_model(store, *branch)?,
             RecordBody::Imported { model, .. } => *model,

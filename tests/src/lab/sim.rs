@@ -75,7 +75,12 @@ fn shrunk(seed: u64, schedule: &Schedule) -> anyhow::Result<bool> {
     };
     let (faults, agents) = (schedule.faults.len(), schedule.agents.len());
     let smaller = &found.schedule;
-    println!("# {} worlds tried; faults {faults} to {}, agents {agents} to {}", found.tried, smaller.faults.len(), smaller.agents.len());
+    println!(
+        "# {} worlds tried; faults {faults} to {}, agents {agents} to {}",
+        found.tried,
+        smaller.faults.len(),
+        smaller.agents.len()
+    );
     println!("# replay it with: anabranch-lab replay {seed} --scenario FILE --trace");
     print!("{}", scenario::to_toml(smaller)?);
     Ok(false)

@@ -222,7 +222,8 @@ impl World {
             return;
         }
         process.tick_at_ms = None;
-        let due = process.session.deadline_ms().is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
+        let due =
+            process.session.deadline_ms().is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
         if due { self.agent_handles(machine, Event::Tick) } else { self.set_alarm(machine) }
     }
 
@@ -366,7 +367,9 @@ impl World {
                     }
                 }
             }
-            Chore::Settle { key, content } => process.ledger.settle(key, content).map(|()| Some(Event::Settled { key })),
+            Chore::Settle { key, content } => {
+                process.ledger.settle(key, content).map(|()| Some(Event::Settled { key }))
+            }
             Chore::Adopt(branch) => process.ledger.adopt(branch).map(|()| None),
         };
         match (done, agent.disk.burnt()) {
@@ -433,7 +436,9 @@ impl World {
 
     pub(super) fn arrived_down(&mut self, id: u64, parcel: Down) {
         let Some(machine) = self.conns.get(&id).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
-        let Some(process) = self.agent(machine).process.as_ref().filter(|process| process.conn == Some(id)) else { return };
+        let Some(process) = self.agent(machine).process.as_ref().filter(|process| process.conn == Some(id)) else {
+            return;
+        };
         let event = match parcel {
             Parcel::Chunk { transfer, index, bytes } => Event::Chunk { transfer, index, bytes },
             Parcel::Message(message) => {
@@ -535,7 +540,12 @@ fn initial(params: u32) -> Event {
     let content: std::sync::Arc<[f32]> = vec![0.0; params as usize].into();
     let encoded = Planes32.encode(&manifest(params), &content).expect("zeros are finite");
     let (transfer, digest) = (TransferManifest::of(&encoded), Digest::of_f32(&content));
-    Event::InitialMade(anabranch_agent::core::event::InitialModel { content, digest, encoded: encoded.into(), transfer })
+    Event::InitialMade(anabranch_agent::core::event::InitialModel {
+        content,
+        digest,
+        encoded: encoded.into(),
+        transfer,
+    })
 }
 
 fn ledger_delta(lease: &Lease, params: usize) -> Option<Vec<f32>> {

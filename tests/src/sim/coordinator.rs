@@ -450,7 +450,9 @@ impl World {
         }
         let life = self.coordinator.life;
         for _ in 0..1_000_000 {
-            let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else { break };
+            let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else {
+                break;
+            };
             if !process.writing.is_empty() {
                 let jobs = std::mem::take(&mut process.writing);
                 match workers::write(&*process.store, jobs) {
@@ -524,7 +526,10 @@ impl World {
             return self.send_to(peer, CoordinatorMessage::ModelGone { version });
         };
         let (transfer, digest) = (snapshot.transfer.clone(), snapshot.digest);
-        self.send_down(conn, Parcel::Message(CoordinatorMessage::Model { version, digest, transfer: transfer.clone() }));
+        self.send_down(
+            conn,
+            Parcel::Message(CoordinatorMessage::Model { version, digest, transfer: transfer.clone() }),
+        );
         let mut last_ms = now_ms;
         for index in 0..u32::try_from(transfer.chunks.len()).unwrap_or(u32::MAX) {
             let Some(range) = transfer.range(index) else { continue };

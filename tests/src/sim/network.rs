@@ -4,10 +4,10 @@
 //! late by what loss, jitter and bandwidth make of it; and connections that die, of which each end learns at its own
 //! time. Packets themselves are not: that is what the process tests are for.
 
+use anabranch_common::ids::Digest;
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
-use anabranch_common::ids::Digest;
 use anabranch_coordinator::core::event::PeerId;
 
 use super::schedule::{LinkPlan, Machine};

@@ -324,7 +324,8 @@ mod tests {
         let worlds: Vec<Schedule> = (0..400).map(draw).collect();
         let mut seen = std::collections::BTreeMap::new();
         for world in &worlds {
-            let kinds: std::collections::BTreeSet<_> = world.faults.iter().map(|planned| planned.fault.kind()).collect();
+            let kinds: std::collections::BTreeSet<_> =
+                world.faults.iter().map(|planned| planned.fault.kind()).collect();
             kinds.into_iter().for_each(|kind| *seen.entry(kind).or_insert(0) += 1);
         }
         assert_eq!(seen.len(), 12, "{seen:?}");

@@ -78,9 +78,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, schedule: Schedule, traced: bool) -> Self {
         let mut split = SplitMix64::new(seed ^ 0x5EED_0003);
-        let agents = (0..schedule.agents.len()).map(|index| {
-            AgentMachine::new(index + 1, schedule.agents[index].clone(), split.next_u64())
-        });
+        let agents = (0..schedule.agents.len())
+            .map(|index| AgentMachine::new(index + 1, schedule.agents[index].clone(), split.next_u64()));
         let agents: Vec<AgentMachine> = agents.collect();
         let mut world = Self {
             seed,
@@ -292,7 +291,8 @@ impl World {
     fn cut(&mut self, machine: Machine, up: bool, down: bool, until_ms: u64) {
         let now_ms = self.now_ms();
         self.agent(machine).line.cut(up, down, until_ms);
-        let conns: Vec<u64> = self.conns.iter().filter(|(_, conn)| conn.machine == machine).map(|(id, _)| *id).collect();
+        let conns: Vec<u64> =
+            self.conns.iter().filter(|(_, conn)| conn.machine == machine).map(|(id, _)| *id).collect();
         for conn in conns {
             for side in [Side::Agent, Side::Coordinator] {
                 if self.agent(machine).line.is_deaf(side, now_ms) {

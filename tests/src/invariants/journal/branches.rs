@@ -11,5 +11,7 @@ pub(super) fn check(branch: Option<BranchId>, record: &Record) -> Checked {
         RecordBody::LeaseGranted(lease) => Some(lease.branch),
         _ => return Ok(()),
     };
-    ensure(of == branch, "branches", || format!("record {} is of branch {of:?}, the run of {branch:?}", record.position))
+    ensure(of == branch, "branches", || {
+        format!("record {} is of branch {of:?}, the run of {branch:?}", record.position)
+    })
 }
