@@ -227,7 +227,7 @@ pub fn merger(store: Arc<dyn Store>, keep: Keep, answers: mpsc::Sender<Answer>) 
         while let Ok(job) = inbox.recv() {
             match merger.handle(job) {
                 Ok(Merged::Nothing) => {}
-                Ok(Merged::Event(event)) => answer(&answers, Answer::Event(event)),
+                Ok(Merged::NonFinite(version)) => answer(&answers, Answer::Event(Event::NonFinite { version })),
                 Ok(Merged::Published(snapshot)) => answer(&answers, Answer::Published(snapshot)),
                 Ok(Merged::Checkpoint(job)) => checkpointer.send(*job),
                 Err(error) => {
@@ -245,8 +245,8 @@ pub fn merger(store: Arc<dyn Store>, keep: Keep, answers: mpsc::Sender<Answer>) 
 pub enum Merged {
     /// Nothing that anyone waits for.
     Nothing,
-    /// The loop must know.
-    Event(Event),
+    /// The model is no longer finite, from this version on.
+    NonFinite(ModelVersion),
     /// A version is encoded.
     Published(Arc<Snapshot>),
     /// A copy of the model is ready to be written.
@@ -300,7 +300,7 @@ impl Merger {
 
     fn not_finite(&mut self, version: ModelVersion) -> Merged {
         self.state = None;
-        Merged::Event(Event::NonFinite { version })
+        Merged::NonFinite(version)
     }
 
     /// The model, if there is one that may be shown.

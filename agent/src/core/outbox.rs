@@ -107,10 +107,12 @@ impl Outbox {
         self.slots.iter_mut().filter(undecided)
     }
 
-    /// All chunks that were asked for are on their way.
+    /// All chunks that were asked for are on their way. What waits to be offered again goes on waiting: the chunks were of
+    /// a connection that is gone.
     pub(super) fn sent(&mut self, now_ms: u64, transfer: Digest) {
         self.heard_ms = now_ms;
-        self.undecided(transfer).for_each(|slot| slot.state = State::Offered { since_ms: now_ms });
+        let sending = |slot: &&mut Slot| matches!(slot.state, State::Sending { .. });
+        self.undecided(transfer).filter(sending).for_each(|slot| slot.state = State::Offered { since_ms: now_ms });
     }
 
     /// The coordinator decided. Returns whether the update was still undecided here; a repeated verdict is not news.
@@ -147,7 +149,11 @@ impl Outbox {
             State::Kept | State::Offered { .. } | State::Settling => None,
         });
         let silent = self.slots.iter().filter_map(|slot| match slot.state {
-            State::Offered { since_ms } => Some(since_ms.max(self.heard_ms).saturating_add(limits::OFFER_TIMEOUT_MS)),
+            // Answers to others show that the coordinator is busy, and not for ever that it has not forgotten this one.
+            State::Offered { since_ms } => {
+                let busy_ms = since_ms.max(self.heard_ms).saturating_add(limits::OFFER_TIMEOUT_MS);
+                Some(busy_ms.min(since_ms.saturating_add(limits::OFFER_FORGOTTEN_MS)))
+            }
             State::Kept | State::Sending { .. } | State::Settling => None,
         });
         sending.max().or_else(|| silent.min())

@@ -3,10 +3,12 @@
 //! | file | promise |
 //! |---|---|
 //! | [`exactly_once`] | P1: an acknowledged update is merged once |
+//! | [`feedback`] | what a refusal gives back is in the residual, and nothing of another branch is |
 //! | [`journal`] | P1 to P4, leases, epochs, branches, staleness: every record of a simulated run, as it is written |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
 
 pub mod exactly_once;
+pub mod feedback;
 pub mod journal;
 pub mod same_bits;
 

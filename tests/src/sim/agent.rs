@@ -1,6 +1,6 @@
 //! An agent's machine: its disk, its line, and the process while there is one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use anabranch_agent::core::command::{Bank, ChunkSource, Command, Ending, Settlement};
 use anabranch_agent::core::event::{Event, Outcome, Problem};
@@ -17,7 +17,8 @@ use anabranch_common::update::{UpdateKey, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
-use crate::invariants::journal::ensure;
+use crate::invariants::feedback::{self, Expected};
+use crate::invariants::journal::{Checked, Journal, broken, ensure};
 use crate::picture::{MarkKind, SpanKind};
 
 use super::disk::{Failure, SimDisk};
@@ -66,7 +67,8 @@ pub(super) struct AgentMachine {
     rounds: u64,
     healed: bool,
     verdicts_since_healed: u64,
-    accepted_since_healed: bool,
+    /// Updates that were durable here.
+    banked: BTreeMap<UpdateKey, u64>,
 }
 
 impl AgentMachine {
@@ -87,7 +89,7 @@ impl AgentMachine {
             rounds: 0,
             healed: false,
             verdicts_since_healed: 0,
-            accepted_since_healed: false,
+            banked: BTreeMap::new(),
         }
     }
 
@@ -100,12 +102,31 @@ impl AgentMachine {
     /// Its disk is empty from now on.
     pub(super) fn wipe(&mut self) {
         self.disk = SimDisk::default();
+        self.banked.clear();
+    }
+
+    /// P1, this half of it: what was finished here was decided there, or is still here.
+    pub(super) fn audit(&self, journal: &Journal) -> Checked {
+        let kept = match Ledger::over(Box::new(self.disk.copy())) {
+            Ok(ledger) => ledger.outbox().map(|meta| meta.key).collect::<BTreeSet<_>>(),
+            Err(error) => return broken("P7", format!("agent {} cannot open its store: {error}", self.machine)),
+        };
+        let here =
+            |key: &&UpdateKey| kept.contains(key) || journal.verdict(**key).is_some() || journal.is_decided(**key);
+        match self.banked.keys().find(|key| !here(key)) {
+            Some(lost) => broken("P1", format!("agent {} has lost its finished update {lost:?}", self.machine)),
+            None => Ok(()),
+        }
     }
 
     /// What it still waits for after the faults, if anything.
-    pub(super) fn waits_for(&self) -> Option<String> {
+    pub(super) fn waits_for(&self, journal: &Journal, healed_at_ms: u64) -> Option<String> {
         if self.gone {
             return None;
+        }
+        let unheard = |(key, at_ms): &(&UpdateKey, &u64)| **at_ms <= healed_at_ms && journal.verdict(**key).is_none();
+        if let Some((key, at_ms)) = self.banked.iter().find(unheard) {
+            return Some(format!("agent {} has no verdict on {key:?}, finished at {at_ms} ms", self.machine));
         }
         let heard = self.verdicts_since_healed;
         let Some(process) = &self.process else { return Some(format!("agent {} does not run", self.machine)) };
@@ -353,14 +374,18 @@ impl World {
     }
 
     pub(super) fn agent_chore(&mut self, machine: Machine, life: u64, chore: Chore) {
-        let params = self.schedule.params;
-        let agent = self.agent(machine);
+        let (now_ms, params) = (self.now_ms(), self.schedule.params);
+        let agent = &mut self.agents[machine - 1];
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
+        let (mut expected, mut checks) = (None, Vec::new());
         let done = match chore {
             Chore::Bank(bank) => {
                 let lease = bank.lease.id;
                 match process.ledger.bank(RUN, agent_id(machine), &manifest(params), *bank) {
-                    Ok(entry) => Ok(Some(Event::Banked(entry))),
+                    Ok(entry) => {
+                        agent.banked.insert(entry.meta.key, now_ms);
+                        Ok(Some(Event::Banked(entry)))
+                    }
                     Err(LedgerError::Storage(error)) => Err(error),
                     Err(error @ LedgerError::Encode(_)) => {
                         Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
@@ -368,17 +393,29 @@ impl World {
                 }
             }
             Chore::Settle { key, content } => {
+                let verdict = self.journal.verdict(key);
+                expected = verdict.and_then(|verdict| Expected::of(&process.ledger, &manifest(params), key, verdict));
                 process.ledger.settle(key, content).map(|()| Some(Event::Settled { key }))
             }
-            Chore::Adopt(branch) => process.ledger.adopt(branch).map(|()| None),
+            Chore::Adopt(branch) => {
+                let before = process.ledger.branch();
+                let adopted = process.ledger.adopt(branch);
+                checks.push(feedback::adopted(&process.ledger, before, branch));
+                adopted.map(|()| None)
+            }
         };
+        if done.is_ok() {
+            checks.extend(expected.map(|expected| expected.compare(&process.ledger)));
+            checks.into_iter().for_each(|check| self.checked(check));
+        }
+        let agent = &mut self.agents[machine - 1];
         match (done, agent.disk.burnt()) {
             (Ok(None), _) => {}
             (Ok(Some(event)), _) => self.agent_handles(machine, event),
             (Err(error), None) => self.violate("P7", format!("agent {machine}'s store fails without a fault: {error}")),
             (Err(_), Some(Failure::Killed)) => {
-                let repair_ms = agent.repair_ms;
-                self.kill(machine, false, Some(repair_ms));
+                let (repair_ms, power) = (agent.repair_ms, agent.rng.below(2) == 0);
+                self.kill(machine, power, Some(repair_ms));
             }
             (Err(error), Some(_)) => self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string()))),
         }
@@ -392,10 +429,16 @@ impl World {
             let Some(bytes) = transfer.range(index).and_then(|range| content.get(range)) else { continue };
             self.send_up(conn, Parcel::Chunk { transfer: id, index, bytes: bytes.to_vec() });
         }
-        let agent = self.agent(machine);
-        let (life, at_ms) = (agent.life, agent.line.arrival(Side::Agent, now_ms));
-        let event = Box::new(Event::ChunksSent { transfer: id });
-        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job: 0, event });
+        let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
+        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: id });
+    }
+
+    /// `Driver::translate`: what a connection says counts only while it is the one that counts.
+    pub(super) fn chunks_sent(&mut self, conn: u64, transfer: Digest) {
+        let Some(machine) = self.conns.get(&conn).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
+        if self.agent(machine).process.as_ref().is_some_and(|process| process.conn == Some(conn)) {
+            self.agent_handles(machine, Event::ChunksSent { transfer });
+        }
     }
 
     fn say(&mut self, machine: Machine, message: AgentMessage) {
@@ -459,7 +502,6 @@ impl World {
                 let agent = self.agent(machine);
                 if agent.healed {
                     agent.verdicts_since_healed += 1;
-                    agent.accepted_since_healed |= accepted;
                 }
                 let kind = if accepted { MarkKind::Accepted } else { MarkKind::Refused };
                 self.note(machine, Sign::Mark(kind), || format!("update {}.{}: {verdict:?}", key.epoch.0, key.seq.0));

@@ -375,7 +375,7 @@ impl World {
         let Some(job) = process.merging.pop_front() else { return };
         match process.merger.handle(job) {
             Ok(Merged::Nothing) => {}
-            Ok(Merged::Event(event)) => self.coordinator_handles(event),
+            Ok(Merged::NonFinite(version)) => self.coordinator_handles(Event::NonFinite { version }),
             Ok(Merged::Published(snapshot)) => {
                 let (version, digest, transfer) = (snapshot.version, snapshot.digest, snapshot.transfer.clone());
                 let model = process.merger.model().map(|state| state.model().to_vec()).unwrap_or_default();
@@ -415,7 +415,7 @@ impl World {
             None => self.violate("P7", format!("the storage fails without a fault: {error:?}")),
             Some(failure) => {
                 self.note(0, Sign::Plain, || format!("the storage fails ({failure:?}): {error}"));
-                let power = failure != Failure::Killed && self.rng.below(2) == 0;
+                let power = self.rng.below(2) == 0;
                 if self.coordinator.process.is_none() {
                     self.coordinator.disk.mend();
                     self.after(repair_ms, Happening::Start(0));
@@ -612,7 +612,8 @@ impl World {
                 Err(error) => Event::ModelFailed { peer, why: error.to_string() },
             },
         };
-        let (life, wait_ms) = (self.coordinator.life, self.rng.below(50));
+        let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
+        let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
         self.after(wait_ms, Happening::Coordinator(life, Box::new(event)));
     }
 
@@ -638,6 +639,7 @@ impl World {
     /// After everything: the store as it lies there holds, and says what agents were told.
     pub(super) fn audit(&mut self) -> Checked {
         self.journal.audit()?;
+        self.agents.iter().try_for_each(|agent| agent.audit(&self.journal))?;
         let broken_by = |error: &dyn std::fmt::Display| broken("P2", format!("the audit: {error}"));
         let store = match Engine::open(self.coordinator.disk.copy()) {
             Ok(store) => store,

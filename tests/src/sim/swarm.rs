@@ -10,6 +10,9 @@ use crate::report::Report;
 use super::schedule::{Schedule, draw};
 use super::{Outcome, run};
 
+/// Outcomes that may wait to be told.
+const OUTCOMES_WAITING: usize = 1024;
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -25,7 +28,7 @@ pub struct Options {
 pub fn run_all(options: &Options, command: &str, mut each: impl FnMut(&Outcome)) -> Report {
     let began = clock::Stopwatch::start();
     let next = AtomicU64::new(options.seeds.start);
-    let (results, finished) = mpsc::channel::<Outcome>();
+    let (results, finished) = mpsc::sync_channel::<Outcome>(OUTCOMES_WAITING);
     let mut report = Report::new(command, options.seeds.start);
     let mut sums = Sums::default();
     std::thread::scope(|scope| {

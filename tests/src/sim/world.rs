@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::rng::SplitMix64;
@@ -51,6 +51,7 @@ pub(super) enum Happening {
     Down(u64, Down),
     Lost(u64, Side),
     Idle(u64, Side),
+    ChunksSent { conn: u64, transfer: Digest },
     AgentTick { machine: Machine, life: u64 },
     AgentDone { machine: Machine, life: u64, job: u64, event: Box<anabranch_agent::core::event::Event> },
     AgentChore { machine: Machine, life: u64, chore: Box<Chore> },
@@ -208,6 +209,7 @@ impl World {
                     self.lost(conn, side);
                 }
             }
+            Happening::ChunksSent { conn, transfer } => self.chunks_sent(conn, transfer),
             Happening::AgentTick { machine, life } => self.agent_tick(machine, life),
             Happening::AgentDone { machine, life, job, event } => self.agent_done(machine, life, job, *event),
             Happening::AgentChore { machine, life, chore } => self.agent_chore(machine, life, *chore),
@@ -322,7 +324,8 @@ impl World {
     /// P6 and P8: after the faults every agent that is there is heard, and what was finished is decided, in bounded time.
     fn look(&mut self) {
         let Some(healed_at_ms) = self.healed_at_ms.filter(|_| !self.stopping) else { return };
-        let waiting: Vec<String> = self.agents.iter().filter_map(|agent| agent.waits_for()).collect();
+        let waiting: Vec<String> =
+            self.agents.iter().filter_map(|agent| agent.waits_for(&self.journal, healed_at_ms)).collect();
         if waiting.is_empty() {
             self.note(0, Sign::Plain, || "every agent was heard; the operator stops the run".into());
             self.stopping = true;

@@ -65,6 +65,7 @@ impl Fold {
         let before = self.version;
         branches::check(self.branch, record)?;
         staleness::check(self.spec.as_ref(), before, record)?;
+        staleness::refused(self.spec.as_ref(), before, record, &self.leases)?;
         self.once.apply(record)?;
         self.leases.apply(record, before)?;
         self.epochs.apply(record)?;
@@ -210,6 +211,18 @@ impl Journal {
     #[must_use]
     pub fn next(&self) -> Position {
         Position(self.records.len() as u64)
+    }
+
+    /// What an agent was told about an update, if anything.
+    #[must_use]
+    pub fn verdict(&self, key: UpdateKey) -> Option<&Verdict> {
+        self.heard.verdict(key)
+    }
+
+    /// Whether the journal has decided on an update.
+    #[must_use]
+    pub fn is_decided(&self, key: UpdateKey) -> bool {
+        self.fold.once.position(key).is_some()
     }
 
     /// Updates that are merged in the current history, by lease and version, oldest first.

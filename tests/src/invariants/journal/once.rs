@@ -82,8 +82,12 @@ pub(super) struct Heard(BTreeMap<UpdateKey, Verdict>);
 
 impl Heard {
     pub(super) fn heard(&mut self, key: UpdateKey, verdict: &Verdict) -> Checked {
-        let first = self.0.entry(key).or_insert_with(|| verdict.clone());
-        ensure(first == verdict, P1, || format!("update {key:?} heard {first:?}, and later {verdict:?}"))
+        let first = *self.0.entry(key).or_insert(*verdict);
+        ensure(first == *verdict, P1, || format!("update {key:?} heard {first:?}, and later {verdict:?}"))
+    }
+
+    pub(super) fn verdict(&self, key: UpdateKey) -> Option<&Verdict> {
+        self.0.get(&key)
     }
 
     pub(super) fn audit(&self, once: &Once) -> Checked {

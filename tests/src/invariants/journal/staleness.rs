@@ -5,12 +5,25 @@ use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::RunSpec;
+use anabranch_common::update::RefusalReason;
 
+use super::leases::Leases;
 use super::{Checked, ensure};
 
 const NAME: &str = "staleness";
 /// Participation weights are clipped to [1/8, 8].
 const PARTICIPATION_MAX: f32 = 8.0;
+
+/// A refusal as stale must be true: work under a lease that is still outstanding is welcome while its base is.
+pub(super) fn refused(spec: Option<&RunSpec>, version: ModelVersion, record: &Record, leases: &Leases) -> Checked {
+    let (Some(spec), RecordBody::Refused { lease, reason: RefusalReason::Stale, .. }) = (spec, &record.body) else {
+        return Ok(());
+    };
+    let Some(base) = leases.outstanding(*lease) else { return Ok(()) };
+    ensure(version.0.saturating_sub(base.0) > spec.admit.max_staleness, NAME, || {
+        format!("record {} refuses version {base} as stale at {version}", record.position)
+    })
+}
 
 pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Record) -> Checked {
     let (Some(spec), RecordBody::Update(update)) = (spec, &record.body) else { return Ok(()) };

@@ -1,0 +1,62 @@
+//! The simulation bites: every deliberate bug is found, by a promise that it breaks, within so many seeds.
+//!
+//! Only with `--features faults`: the bugs are not in other builds.
+#![cfg(feature = "faults")]
+
+use anabranch_common::bugs::{self, Bug};
+use anabranch_tests::sim::schedule::draw;
+use anabranch_tests::sim::{run, shrink};
+
+/// Seeds that are tried for each bug, at most.
+const SEEDS: u64 = 400;
+
+/// A panic is a finding here, not news.
+fn quiet() {
+    std::panic::set_hook(Box::new(|_| {}));
+}
+
+#[test]
+fn every_deliberate_bug_is_found() {
+    quiet();
+    println!("| bug | found by | seeds |\n|---|---|---|");
+    let mut missed = Vec::new();
+    for bug in Bug::ALL {
+        let _planted = bugs::plant(bug);
+        let found = (0..SEEDS).find_map(|seed| Some((seed, run(seed, &draw(seed), false).violation?.1)));
+        match found {
+            Some((seed, violation)) => println!("| `{bug:?}` | {} | {} |", violation.invariant, seed + 1),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found within {SEEDS} seeds: {missed:?}");
+}
+
+/// The same seeds are quiet without a bug: what is found above is the bug.
+#[test]
+fn without_a_bug_nothing_is_found() {
+    for seed in 0..SEEDS {
+        let outcome = run(seed, &draw(seed), false);
+        assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
+    }
+}
+
+/// A world that fails is made smaller, and fails in the same way.
+#[test]
+fn a_failing_world_shrinks() {
+    quiet();
+    let _planted = bugs::plant(Bug::VerdictsLost);
+    let mut shrunk = 0;
+    for seed in 0..SEEDS {
+        let whole = draw(seed);
+        let Some((_, violation)) = run(seed, &whole, false).violation else { continue };
+        let found = shrink::shrink(seed, &whole).expect("it fails");
+        let (_, still) = found.outcome.violation.expect("it fails still");
+        assert_eq!(still.invariant, violation.invariant);
+        assert!(found.schedule.faults.len() <= whole.faults.len());
+        shrunk += u64::from(found.schedule.faults.len() * 2 < whole.faults.len());
+        if shrunk >= 3 {
+            return;
+        }
+    }
+    panic!("only {shrunk} worlds were halved");
+}

@@ -1,0 +1,79 @@
+//! The simulation: P1 to P8 in drawn worlds, and that it is deterministic.
+
+use anabranch_tests::sim::schedule::{Schedule, draw};
+use anabranch_tests::sim::{Outcome, run, scenario};
+
+/// Seeds that every run of the tests tries.
+const SEEDS: std::ops::Range<u64> = 1_000_000..1_000_300;
+
+fn must_hold(outcome: &Outcome) {
+    if let Some((at_ms, violation)) = &outcome.violation {
+        panic!("seed {}: {violation} at {at_ms} ms; anabranch-lab replay {} --trace", outcome.seed, outcome.seed);
+    }
+}
+
+#[test]
+fn every_promise_is_kept_in_drawn_worlds() {
+    let (mut acknowledged, mut recoveries, mut faults) = (0, 0, 0);
+    for seed in SEEDS {
+        let outcome = run(seed, &draw(seed), false);
+        must_hold(&outcome);
+        assert_eq!((outcome.lost, outcome.duplicated), (0, 0), "seed {seed}");
+        acknowledged += outcome.acknowledged;
+        recoveries += outcome.recoveries;
+        faults += outcome.faults;
+    }
+    assert!(acknowledged > 3_000 && recoveries > 300 && faults > 1_000, "{acknowledged} {recoveries} {faults}");
+}
+
+/// One seed decides everything: the same seed gives the same bytes, another seed others.
+#[test]
+fn the_same_seed_twice_is_the_same_world() {
+    let mut traces = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let [first, second] = [run(seed, &draw(seed), true), run(seed, &draw(seed), true)];
+        assert!(first.trace == second.trace, "seed {seed} gives two traces");
+        assert!(first == second, "seed {seed} gives two outcomes");
+        traces.insert(first.trace);
+    }
+    assert_eq!(traces.len(), 20);
+}
+
+/// Seeds that found something once stay.
+#[test]
+fn what_was_found_once_is_not_found_again() {
+    let kept = include_str!("../seeds/regressions.txt");
+    for line in kept.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
+        if !line.is_empty() {
+            let seed = line.parse().expect("a seed");
+            must_hold(&run(seed, &draw(seed), false));
+        }
+    }
+}
+
+#[test]
+fn every_scenario_that_ships_holds() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim");
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder).expect("scenarios").map(|entry| entry.expect("entry").path()).collect();
+    files.sort();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let schedule: Schedule = scenario::read(&file).expect("a scenario");
+        for seed in 0..5 {
+            let outcome = run(seed, &schedule, false);
+            assert!(outcome.violation.is_none(), "{}: {:?}", file.display(), outcome.violation);
+            assert!(outcome.acknowledged > 0, "{}: nothing was merged", file.display());
+        }
+    }
+}
+
+#[test]
+fn a_scenario_that_says_something_else_is_refused_by_its_line() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("wrong.toml");
+    let good = scenario::to_toml(&draw(1)).expect("plain values");
+    std::fs::write(&file, good.replace("params", "parms")).expect("written");
+    let error = format!("{:#}", scenario::read(&file).expect_err("an unknown key"));
+    assert!(error.contains("wrong.toml is not a scenario") && error.contains("parms"), "{error}");
+}
