@@ -193,6 +193,7 @@ impl World {
             next_job: 0,
             training: None,
         });
+        self.note(machine, Sign::End(SpanKind::Dead), || "starts".into());
         self.note(machine, Sign::Mark(MarkKind::Started), || "started".into());
         self.agent_handles(machine, Event::Started);
     }
@@ -281,6 +282,7 @@ impl World {
                 self.maths(machine, 5, event);
             }
             Command::Unpack { version, digest, encoded } => {
+                self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
                 let event = worker::unpack(&manifest(params), version, digest, &encoded);
                 self.maths(machine, 3, event);
             }
@@ -429,6 +431,7 @@ impl World {
             let Some(bytes) = transfer.range(index).and_then(|range| content.get(range)) else { continue };
             self.send_up(conn, Parcel::Chunk { transfer: id, index, bytes: bytes.to_vec() });
         }
+        self.note(machine, Sign::Begin(SpanKind::Upload), || format!("sends {} bytes", content.len()));
         let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
         self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: id });
     }
@@ -437,6 +440,7 @@ impl World {
     pub(super) fn chunks_sent(&mut self, conn: u64, transfer: Digest) {
         let Some(machine) = self.conns.get(&conn).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
         if self.agent(machine).process.as_ref().is_some_and(|process| process.conn == Some(conn)) {
+            self.note(machine, Sign::End(SpanKind::Upload), || "has sent it".into());
             self.agent_handles(machine, Event::ChunksSent { transfer });
         }
     }
@@ -446,6 +450,10 @@ impl World {
         if let AgentMessage::OfferUpdate { meta, .. } = &message {
             let key = meta.key;
             self.note(machine, Sign::Plain, || format!("offers update {}.{}", key.epoch.0, key.seq.0));
+        }
+        if let AgentMessage::FetchModel { version, .. } = &message {
+            let version = *version;
+            self.note(machine, Sign::Begin(SpanKind::Download), || format!("fetches version {version}"));
         }
         self.send_up(conn, Parcel::Message(message));
     }
@@ -512,7 +520,7 @@ impl World {
                     let welcomed = self.journal.welcomed(welcome.agent, incarnation, welcome.epoch);
                     self.checked(welcomed);
                 }
-                self.note(machine, Sign::Plain, || format!("welcome, epoch {}", welcome.epoch.0));
+                self.note(machine, Sign::End(SpanKind::Offline), || format!("welcome, epoch {}", welcome.epoch.0));
             }
             CoordinatorMessage::Rejected(rejection) => {
                 self.note(machine, Sign::Plain, || format!("rejected: {rejection:?}"));
@@ -525,12 +533,17 @@ impl World {
         let agent = self.agent(machine);
         let Some(process) = agent.process.as_mut().filter(|process| process.conn == Some(conn)) else { return };
         process.conn = None;
+        for kind in [SpanKind::Upload, SpanKind::Download] {
+            self.note(machine, Sign::End(kind), || "is cut off".into());
+        }
+        self.note(machine, Sign::Begin(SpanKind::Offline), || "no connection".into());
         self.agent_handles(machine, Event::Disconnected(Problem::Transient("the connection was lost".into())));
     }
 
     pub(super) fn agent_died(&mut self, machine: Machine) -> bool {
         let Some(process) = self.agent(machine).process.take() else { return false };
         self.note(machine, Sign::Mark(MarkKind::Killed), || "the process is gone".into());
+        self.note(machine, Sign::Begin(SpanKind::Dead), || "no process".into());
         if let Some(conn) = process.conn {
             if let Some(entry) = self.conns.get_mut(&conn) {
                 entry.agent_up = false;
@@ -542,6 +555,7 @@ impl World {
 
     fn agent_exits(&mut self, machine: Machine, why: &Ending) {
         self.note(machine, Sign::Mark(MarkKind::Ended), || format!("exits: {why}"));
+        self.note(machine, Sign::Begin(SpanKind::Dead), || "no process".into());
         let agent = self.agent(machine);
         let restart_ms = match why {
             Ending::Finished => {

@@ -76,7 +76,13 @@ impl Trace {
             let (at_ms, label) = (line.at_ms, line.text.clone());
             match line.sign {
                 Sign::Plain => {}
-                Sign::Mark(kind) => lane.marks.push(Mark { at_ms, kind, label }),
+                Sign::Mark(kind) => {
+                    if matches!(kind, MarkKind::Killed | MarkKind::Ended) {
+                        let ended = open.drain(..).map(|span| Span { to_ms: at_ms, ..span });
+                        lane.spans.extend(ended);
+                    }
+                    lane.marks.push(Mark { at_ms, kind, label });
+                }
                 Sign::Begin(kind) => open.push(Span { from_ms: at_ms, to_ms: end_ms, kind, label }),
                 Sign::End(kind) => {
                     if let Some(at) = open.iter().rposition(|span| span.kind == kind) {
