@@ -1,0 +1,139 @@
+//! What an agent's transport does: dialling, messages and chunks.
+
+use anabranch_agent::core::event::{Event, Problem};
+use anabranch_common::ids::{Digest, Incarnation};
+use anabranch_common::update::Verdict;
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+
+use crate::picture::{MarkKind, SpanKind};
+
+use crate::sim::network::{Down, Parcel, Side};
+use crate::sim::schedule::Machine;
+use crate::sim::trace::Sign;
+use crate::sim::world::{Happening, World};
+
+impl World {
+    pub(in crate::sim) fn send_chunks(
+        &mut self,
+        machine: Machine,
+        content: &[u8],
+        transfer: &TransferManifest,
+        missing: &Missing,
+    ) {
+        let now_ms = self.now_ms();
+        let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
+        let id = transfer.id();
+        for index in missing.indices(transfer.chunks.len()) {
+            let Some(bytes) = transfer.range(index).and_then(|range| content.get(range)) else { continue };
+            self.send_up(conn, Parcel::Chunk { transfer: id, index, bytes: bytes.to_vec() });
+        }
+        self.note(machine, Sign::Begin(SpanKind::Upload), || format!("sends {} bytes", content.len()));
+        let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
+        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: id });
+    }
+
+    /// `Driver::translate`: what a connection says counts only while it is the one that counts.
+    pub(in crate::sim) fn chunks_sent(&mut self, conn: u64, transfer: Digest) {
+        let Some(machine) = self.conns.get(&conn).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
+        if self.agent(machine).process.as_ref().is_some_and(|process| process.conn == Some(conn)) {
+            self.note(machine, Sign::End(SpanKind::Upload), || "has sent it".into());
+            self.agent_handles(machine, Event::ChunksSent { transfer });
+        }
+    }
+
+    pub(in crate::sim) fn say(&mut self, machine: Machine, message: AgentMessage) {
+        let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
+        if let AgentMessage::OfferUpdate { meta, .. } = &message {
+            let key = meta.key;
+            self.note(machine, Sign::Plain, || format!("offers update {}.{}", key.epoch.0, key.seq.0));
+        }
+        if let AgentMessage::FetchModel { version, .. } = &message {
+            let version = *version;
+            self.note(machine, Sign::Begin(SpanKind::Download), || format!("fetches version {version}"));
+        }
+        self.send_up(conn, Parcel::Message(message));
+    }
+
+    pub(in crate::sim) fn dial(&mut self, machine: Machine, life: u64, dial: u64) {
+        let now_ms = self.now_ms();
+        let reachable = self.coordinator.process.is_some();
+        let agent = self.agent(machine);
+        let current = agent.life == life && agent.process.as_ref().is_some_and(|process| process.dial == dial);
+        if !current {
+            return;
+        }
+        let deaf = [Side::Agent, Side::Coordinator].iter().any(|side| agent.line.is_deaf(*side, now_ms));
+        if deaf || !reachable {
+            let wait_ms = 500 + agent.rng.below(10_000);
+            return self.after(wait_ms, Happening::Refused { machine, life, dial });
+        }
+        let conn = self.open_conn(machine);
+        if let Some(process) = self.agent(machine).process.as_mut() {
+            process.conn = Some(conn);
+        }
+        self.agent_handles(machine, Event::Connected);
+    }
+
+    pub(in crate::sim) fn dial_failed(&mut self, machine: Machine, life: u64, dial: u64) {
+        let agent = self.agent(machine);
+        if agent.life == life && agent.process.as_ref().is_some_and(|process| process.dial == dial) {
+            self.agent_handles(machine, Event::Disconnected(Problem::Transient("no answer".into())));
+        }
+    }
+
+    pub(in crate::sim) fn arrived_down(&mut self, id: u64, parcel: Down) {
+        let Some(machine) = self.conns.get(&id).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
+        let Some(process) = self.agent(machine).process.as_ref().filter(|process| process.conn == Some(id)) else {
+            return;
+        };
+        let event = match parcel {
+            Parcel::Chunk { transfer, index, bytes } => Event::Chunk { transfer, index, bytes },
+            Parcel::Message(message) => {
+                let incarnation = process.incarnation;
+                self.heard(machine, incarnation, &message);
+                Event::Message(message)
+            }
+        };
+        self.agent_handles(machine, event);
+    }
+
+    pub(in crate::sim) fn heard(&mut self, machine: Machine, incarnation: Incarnation, message: &CoordinatorMessage) {
+        match message {
+            CoordinatorMessage::Verdict { key, verdict } => {
+                let heard = self.journal.heard(*key, verdict);
+                self.checked(heard);
+                let accepted = matches!(verdict, Verdict::Accepted { .. });
+                let agent = self.agent(machine);
+                if agent.healed {
+                    agent.verdicts_since_healed += 1;
+                }
+                let kind = if accepted { MarkKind::Accepted } else { MarkKind::Refused };
+                self.note(machine, Sign::Mark(kind), || format!("update {}.{}: {verdict:?}", key.epoch.0, key.seq.0));
+            }
+            CoordinatorMessage::Welcome(welcome) => {
+                // Before there is a run nothing is counted in epochs, and a restart of the coordinator forgets them.
+                if welcome.model.is_some() {
+                    let welcomed = self.journal.welcomed(welcome.agent, incarnation, welcome.epoch);
+                    self.checked(welcomed);
+                }
+                self.note(machine, Sign::End(SpanKind::Offline), || format!("welcome, epoch {}", welcome.epoch.0));
+            }
+            CoordinatorMessage::Rejected(rejection) => {
+                self.note(machine, Sign::Plain, || format!("rejected: {rejection:?}"));
+            }
+            _ => {}
+        }
+    }
+
+    pub(in crate::sim) fn agent_lost(&mut self, machine: Machine, conn: u64) {
+        let agent = self.agent(machine);
+        let Some(process) = agent.process.as_mut().filter(|process| process.conn == Some(conn)) else { return };
+        process.conn = None;
+        for kind in [SpanKind::Upload, SpanKind::Download] {
+            self.note(machine, Sign::End(kind), || "is cut off".into());
+        }
+        self.note(machine, Sign::Begin(SpanKind::Offline), || "no connection".into());
+        self.agent_handles(machine, Event::Disconnected(Problem::Transient("the connection was lost".into())));
+    }
+}

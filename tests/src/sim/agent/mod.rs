@@ -1,0 +1,352 @@
+//! An agent's machine: its disk, its line, and the process while there is one.
+
+mod line;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use anabranch_agent::core::command::{Bank, ChunkSource, Command, Ending, Settlement};
+use anabranch_agent::core::event::Event;
+use anabranch_agent::core::{Session, SessionConfig};
+use anabranch_agent::store::Ledger;
+use anabranch_agent::worker;
+use anabranch_common::ids::{BranchId, Incarnation};
+use anabranch_common::limits;
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::update::UpdateKey;
+
+use crate::invariants::journal::{Checked, Journal, broken, ensure};
+use crate::picture::{MarkKind, SpanKind};
+
+use work::{initial, loss, manifest};
+
+use super::disk::SimDisk;
+use super::network::{Line, Side};
+use super::schedule::{AgentPlan, Machine};
+use super::trace::Sign;
+use super::world::{Happening, RUN, World, agent_id};
+
+/// Work of the store's thread, done when its time comes.
+#[derive(Debug)]
+pub(super) enum Chore {
+    Bank(Box<Bank>),
+    Settle { key: UpdateKey, content: Settlement },
+    Adopt(BranchId),
+}
+
+/// A process.
+pub(super) struct Process {
+    session: Session,
+    ledger: Ledger,
+    started_ms: u64,
+    incarnation: Incarnation,
+    conn: Option<u64>,
+    dial: u64,
+    tick_at_ms: Option<u64>,
+    maths_free_ms: u64,
+    store_free_ms: u64,
+    next_job: u64,
+    training: Option<(u64, anabranch_common::ids::LeaseId)>,
+}
+
+/// The machine.
+pub(super) struct AgentMachine {
+    pub(super) machine: Machine,
+    pub(super) disk: SimDisk,
+    pub(super) line: Line,
+    pub(super) process: Option<Process>,
+    pub(super) life: u64,
+    pub(super) restart_after_ms: Option<u64>,
+    pub(super) repair_ms: u64,
+    /// It never comes back.
+    pub(super) gone: bool,
+    pub(super) may_be_revoked: bool,
+    plan: AgentPlan,
+    rng: SplitMix64,
+    rounds: u64,
+    healed: bool,
+    verdicts_since_healed: u64,
+    /// Updates that were durable here.
+    banked: BTreeMap<UpdateKey, u64>,
+}
+
+impl AgentMachine {
+    pub(super) fn new(machine: Machine, plan: AgentPlan, seed: u64) -> Self {
+        let mut rng = SplitMix64::new(seed);
+        Self {
+            machine,
+            disk: SimDisk::default(),
+            line: Line::new(plan.link.clone(), rng.next_u64()),
+            process: None,
+            life: 0,
+            restart_after_ms: None,
+            repair_ms: 1_000,
+            gone: false,
+            may_be_revoked: false,
+            plan,
+            rng,
+            rounds: 0,
+            healed: false,
+            verdicts_since_healed: 0,
+            banked: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn heal(&mut self, now_ms: u64) {
+        self.line.heal(now_ms);
+        self.plan.round_fails_every = 0;
+        self.healed = true;
+    }
+
+    /// Its disk is empty from now on.
+    pub(super) fn wipe(&mut self) {
+        self.disk = SimDisk::default();
+        self.banked.clear();
+    }
+
+    /// P1, this half of it: what was finished here was decided there, or is still here.
+    pub(super) fn audit(&self, journal: &Journal) -> Checked {
+        let kept = match Ledger::over(Box::new(self.disk.copy())) {
+            Ok(ledger) => ledger.outbox().map(|meta| meta.key).collect::<BTreeSet<_>>(),
+            Err(error) => return broken("P7", format!("agent {} cannot open its store: {error}", self.machine)),
+        };
+        let here =
+            |key: &&UpdateKey| kept.contains(key) || journal.verdict(**key).is_some() || journal.is_decided(**key);
+        match self.banked.keys().find(|key| !here(key)) {
+            Some(lost) => broken("P1", format!("agent {} has lost its finished update {lost:?}", self.machine)),
+            None => Ok(()),
+        }
+    }
+
+    /// What it still waits for after the faults, if anything.
+    pub(super) fn waits_for(&self, journal: &Journal, healed_at_ms: u64) -> Option<String> {
+        if self.gone {
+            return None;
+        }
+        let unheard = |(key, at_ms): &(&UpdateKey, &u64)| **at_ms <= healed_at_ms && journal.verdict(**key).is_none();
+        if let Some((key, at_ms)) = self.banked.iter().find(unheard) {
+            return Some(format!("agent {} has no verdict on {key:?}, finished at {at_ms} ms", self.machine));
+        }
+        let heard = self.verdicts_since_healed;
+        let Some(process) = &self.process else { return Some(format!("agent {} does not run", self.machine)) };
+        (heard < 2).then(|| {
+            let session = &process.session;
+            format!(
+                "agent {} heard {heard} verdicts: link {:?}, work {:?}, {} in its outbox, problem {:?}",
+                self.machine,
+                session.link(),
+                session.work(),
+                session.outbox().len(),
+                session.last_problem()
+            )
+        })
+    }
+
+    fn is_life(&self, life: u64) -> bool {
+        self.process.is_some() && self.life == life
+    }
+}
+
+impl World {
+    pub(super) fn start_agent(&mut self, machine: Machine) {
+        let now_ms = self.now_ms();
+        let off_ms = self.agent(machine).rng.below(1_000);
+        let agent = self.agent(machine);
+        if agent.gone || agent.process.is_some() {
+            return;
+        }
+        agent.life += 1;
+        let opened = Ledger::over(Box::new(agent.disk.clone())).and_then(|ledger| Ok((ledger.kept()?, ledger)));
+        let (kept, ledger) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                if agent.disk.burnt().is_none() {
+                    return self.violate("P7", format!("agent {machine} cannot open its store: {error}"));
+                }
+                agent.disk.mend();
+                return self.after(1_000, Happening::Start(machine));
+            }
+        };
+        let incarnation = Incarnation(std::array::from_fn(|_| agent.rng.next_u64().to_le_bytes()[0]));
+        let config = SessionConfig {
+            run: RUN,
+            agent: agent_id(machine),
+            incarnation,
+            software: "sim".into(),
+            train_examples: 10 * machine as u64,
+            eval_examples: agent.plan.eval_examples,
+            device: "simulated".into(),
+            renew_at_ms: u64::MAX,
+            backoff_seed: agent.rng.next_u64(),
+        };
+        agent.process = Some(Process {
+            session: Session::new(config, kept),
+            ledger,
+            started_ms: now_ms.saturating_sub(off_ms),
+            incarnation,
+            conn: None,
+            dial: 0,
+            tick_at_ms: None,
+            maths_free_ms: 0,
+            store_free_ms: 0,
+            next_job: 0,
+            training: None,
+        });
+        self.note(machine, Sign::End(SpanKind::Dead), || "starts".into());
+        self.note(machine, Sign::Mark(MarkKind::Started), || "started".into());
+        self.agent_handles(machine, Event::Started);
+    }
+
+    pub(super) fn agent_handles(&mut self, machine: Machine, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut ending = None;
+        while let Some(event) = events.pop_front() {
+            let now_ms = self.now_ms();
+            let Some(process) = self.agent(machine).process.as_mut() else { return };
+            let commands = process.session.handle(now_ms - process.started_ms, event);
+            for command in commands {
+                match command {
+                    Command::Exit(why) => ending = Some(why),
+                    command => events.extend(self.execute(machine, command)),
+                }
+            }
+        }
+        let Some(process) = self.agent(machine).process.as_ref() else { return };
+        let waiting = process.session.outbox().len();
+        self.checked(ensure(waiting <= limits::OUTBOX_UPDATES, "P5", || {
+            format!("{waiting} updates in the outbox of agent {machine}")
+        }));
+        match ending {
+            Some(why) => self.agent_exits(machine, &why),
+            None => self.set_alarm(machine),
+        }
+    }
+
+    pub(super) fn set_alarm(&mut self, machine: Machine) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        let Some(deadline_ms) = process.session.deadline_ms() else { return };
+        let at_ms = process.started_ms.saturating_add(deadline_ms).max(now_ms);
+        if process.tick_at_ms.is_none_or(|set| set > at_ms) {
+            process.tick_at_ms = Some(at_ms);
+            self.agenda.at(at_ms, Happening::AgentTick { machine, life });
+        }
+    }
+
+    pub(super) fn agent_tick(&mut self, machine: Machine, life: u64) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
+        if process.tick_at_ms != Some(now_ms) {
+            return;
+        }
+        process.tick_at_ms = None;
+        let due =
+            process.session.deadline_ms().is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
+        if due { self.agent_handles(machine, Event::Tick) } else { self.set_alarm(machine) }
+    }
+
+    /// `Driver::execute`, in virtual time.
+    pub(super) fn execute(&mut self, machine: Machine, command: Command) -> Option<Event> {
+        let now_ms = self.now_ms();
+        let params = self.schedule.params;
+        let agent = &mut self.agents[machine - 1];
+        let life = agent.life;
+        let process = agent.process.as_mut()?;
+        match command {
+            Command::Connect { after_ms } => {
+                process.dial += 1;
+                let dial = process.dial;
+                let takes_ms = after_ms + agent.line.handshake_ms(now_ms + after_ms);
+                self.after(takes_ms, Happening::Dial { machine, life, dial });
+            }
+            Command::Disconnect { .. } => {
+                if let Some(conn) = process.conn.take() {
+                    self.lost(conn, Side::Agent);
+                }
+            }
+            Command::Send(message) => self.say(machine, message),
+            Command::SendChunks { source, transfer, missing } => {
+                let content = match source {
+                    ChunkSource::Initial(content) => Some(content.to_vec()),
+                    ChunkSource::Update(key) => process.ledger.payload(key).ok().flatten(),
+                };
+                self.send_chunks(machine, &content?, &transfer, &missing);
+            }
+            Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: manifest(params) }),
+            Command::MakeInitial { .. } => {
+                let event = initial(params);
+                self.maths(machine, 5, event);
+            }
+            Command::Unpack { version, digest, encoded } => {
+                self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
+                let event = worker::unpack(&manifest(params), version, digest, &encoded);
+                self.maths(machine, 3, event);
+            }
+            Command::Train { lease, base, .. } => self.train(machine, &lease, &base),
+            Command::StopTraining => {
+                if let Some((_, lease)) = process.training.take() {
+                    process.maths_free_ms = now_ms;
+                    self.maths(machine, 10, Event::TrainingStopped { lease });
+                }
+            }
+            Command::Evaluate { version, content } => {
+                let loss = loss(&content);
+                let num_examples = agent.plan.eval_examples;
+                self.maths(machine, 200, Event::Evaluated { version, accuracy: 0.0, loss, num_examples });
+            }
+            Command::Bank(bank) => self.chore(machine, Chore::Bank(bank)),
+            Command::Settle { key, content } => self.chore(machine, Chore::Settle { key, content }),
+            Command::AdoptBranch { branch } => self.chore(machine, Chore::Adopt(branch)),
+            Command::Renew | Command::StoreCertificate { .. } | Command::Exit(_) => {}
+        }
+        None
+    }
+
+    pub(super) fn agent_died(&mut self, machine: Machine) -> bool {
+        let Some(process) = self.agent(machine).process.take() else { return false };
+        self.note(machine, Sign::Mark(MarkKind::Killed), || "the process is gone".into());
+        self.note(machine, Sign::Begin(SpanKind::Dead), || "no process".into());
+        if let Some(conn) = process.conn {
+            if let Some(entry) = self.conns.get_mut(&conn) {
+                entry.agent_up = false;
+            }
+            self.after(super::network::IDLE_MS, Happening::Lost(conn, Side::Coordinator));
+        }
+        true
+    }
+
+    pub(super) fn agent_exits(&mut self, machine: Machine, why: &Ending) {
+        self.note(machine, Sign::Mark(MarkKind::Ended), || format!("exits: {why}"));
+        self.note(machine, Sign::Begin(SpanKind::Dead), || "no process".into());
+        let agent = self.agent(machine);
+        let restart_ms = match why {
+            Ending::Finished => {
+                agent.gone = true;
+                None
+            }
+            Ending::Revoked if agent.may_be_revoked => {
+                agent.gone = true;
+                None
+            }
+            Ending::Parked => agent.restart_after_ms.take(),
+            Ending::Storage(_) => {
+                agent.disk.mend();
+                Some(agent.repair_ms)
+            }
+            // Its own older process, whose connection the coordinator has not given up yet, cannot be told apart from
+            // another host; the one that stays is the newer.
+            Ending::Replaced => Some(1_000),
+            other => return self.violate("P6", format!("agent {machine} gives up: {other}")),
+        };
+        let conn = self.agent(machine).process.take().and_then(|process| process.conn);
+        if let Some(conn) = conn {
+            self.lost(conn, Side::Agent);
+        }
+        if let Some(restart_ms) = restart_ms {
+            self.after(restart_ms, Happening::Start(machine));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What an agent's two threads do, in virtual time: the maths, and the store.
+
+use anabranch_agent::core::command::Ending;
+use anabranch_agent::core::event::{Event, Outcome};
+use anabranch_agent::store::LedgerError;
+use anabranch_common::codec::{Codec as _, dense::Planes32};
+use anabranch_common::ids::Digest;
+use anabranch_common::journal::Lease;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::wire::transfer::TransferManifest;
+
+use crate::invariants::feedback::{self, Expected};
+use crate::picture::SpanKind;
+
+use crate::sim::disk::Failure;
+use crate::sim::schedule::{Machine, Task};
+use crate::sim::trace::Sign;
+use crate::sim::world::{Happening, RUN, World, agent_id};
+
+use super::Chore;
+
+impl World {
+    pub(in crate::sim) fn maths(&mut self, machine: Machine, takes_ms: u64, event: Event) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        process.next_job += 1;
+        let job = process.next_job;
+        process.maths_free_ms = process.maths_free_ms.max(now_ms) + takes_ms;
+        if let Event::Trained(outcome) = &event {
+            process.training = Some((job, outcome.lease));
+        }
+        let at_ms = process.maths_free_ms;
+        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, event: Box::new(event) });
+    }
+
+    pub(in crate::sim) fn agent_done(&mut self, machine: Machine, life: u64, job: u64, event: Event) {
+        if !self.agent(machine).is_life(life) {
+            return;
+        }
+        if let Event::Trained(outcome) = &event {
+            let Some(process) = self.agent(machine).process.as_mut() else { return };
+            // It was stopped in the meantime.
+            if process.training.take_if(|(training, _)| *training == job).is_none() {
+                return;
+            }
+            let lease = outcome.lease;
+            self.note(machine, Sign::End(SpanKind::Train), || format!("trained under lease {}", lease.0));
+        }
+        self.agent_handles(machine, event);
+    }
+
+    pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, base: &[f32]) {
+        let task = self.schedule.task;
+        let agent = self.agent(machine);
+        agent.rounds += 1;
+        let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
+        let takes_ms = agent.plan.round_ms;
+        self.note(machine, Sign::Begin(SpanKind::Train), || {
+            format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
+        });
+        let delta = match task {
+            Task::Ledger => ledger_delta(lease, base.len()),
+            Task::Quadratic => Some(quadratic_delta(machine, lease, base)),
+        };
+        let event = match delta.filter(|_| !fails) {
+            Some(delta) => Event::Trained(Box::new(Outcome {
+                lease: lease.id,
+                delta,
+                num_examples: 10,
+                local_steps: 1,
+                train_loss: 0.5,
+                compute_ms: takes_ms,
+            })),
+            None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
+        };
+        self.maths(machine, takes_ms, event);
+    }
+
+    pub(in crate::sim) fn chore(&mut self, machine: Machine, chore: Chore) {
+        let now_ms = self.now_ms();
+        let agent = self.agent(machine);
+        let takes_ms = 1 + agent.rng.below(15);
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        process.store_free_ms = process.store_free_ms.max(now_ms) + takes_ms;
+        let at_ms = process.store_free_ms;
+        self.agenda.at(at_ms, Happening::AgentChore { machine, life, chore: Box::new(chore) });
+    }
+
+    pub(in crate::sim) fn agent_chore(&mut self, machine: Machine, life: u64, chore: Chore) {
+        let (now_ms, params) = (self.now_ms(), self.schedule.params);
+        let agent = &mut self.agents[machine - 1];
+        let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
+        let (mut expected, mut checks) = (None, Vec::new());
+        let done = match chore {
+            Chore::Bank(bank) => {
+                let lease = bank.lease.id;
+                match process.ledger.bank(RUN, agent_id(machine), &manifest(params), *bank) {
+                    Ok(entry) => {
+                        agent.banked.insert(entry.meta.key, now_ms);
+                        Ok(Some(Event::Banked(entry)))
+                    }
+                    Err(LedgerError::Storage(error)) => Err(error),
+                    Err(error @ LedgerError::Encode(_)) => {
+                        Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
+                    }
+                }
+            }
+            Chore::Settle { key, content } => {
+                let verdict = self.journal.verdict(key);
+                expected = verdict.and_then(|verdict| Expected::of(&process.ledger, &manifest(params), key, verdict));
+                process.ledger.settle(key, content).map(|()| Some(Event::Settled { key }))
+            }
+            Chore::Adopt(branch) => {
+                let before = process.ledger.branch();
+                let adopted = process.ledger.adopt(branch);
+                checks.push(feedback::adopted(&process.ledger, before, branch));
+                adopted.map(|()| None)
+            }
+        };
+        if done.is_ok() {
+            checks.extend(expected.map(|expected| expected.compare(&process.ledger)));
+            checks.into_iter().for_each(|check| self.checked(check));
+        }
+        let agent = &mut self.agents[machine - 1];
+        match (done, agent.disk.burnt()) {
+            (Ok(None), _) => {}
+            (Ok(Some(event)), _) => self.agent_handles(machine, event),
+            (Err(error), None) => self.violate("P7", format!("agent {machine}'s store fails without a fault: {error}")),
+            (Err(_), Some(Failure::Killed)) => {
+                let (repair_ms, power) = (agent.repair_ms, agent.rng.below(2) == 0);
+                self.kill(machine, power, Some(repair_ms));
+            }
+            (Err(error), Some(_)) => self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string()))),
+        }
+    }
+}
+
+pub(super) fn manifest(params: u32) -> ModelManifest {
+    let tensor = TensorSpec { name: "w".into(), shape: vec![u64::from(params)] };
+    ModelManifest::new(vec![tensor]).expect("one tensor")
+}
+
+/// What `worker::make_initial` makes of a trainer whose first model is zero.
+pub(super) fn initial(params: u32) -> Event {
+    let content: std::sync::Arc<[f32]> = vec![0.0; params as usize].into();
+    let encoded = Planes32.encode(&manifest(params), &content).expect("zeros are finite");
+    let (transfer, digest) = (TransferManifest::of(&encoded), Digest::of_f32(&content));
+    Event::InitialMade(anabranch_agent::core::event::InitialModel {
+        content,
+        digest,
+        encoded: encoded.into(),
+        transfer,
+    })
+}
+
+pub(super) fn ledger_delta(lease: &Lease, params: usize) -> Option<Vec<f32>> {
+    let mut delta = vec![0.0; params];
+    *delta.get_mut(usize::try_from(lease.id.0).ok()?)? = 1.0;
+    Some(delta)
+}
+
+/// A step towards the agent's own point, with noise from the lease's seed.
+pub(super) fn quadratic_delta(machine: Machine, lease: &Lease, base: &[f32]) -> Vec<f32> {
+    let mut point = SplitMix64::new(machine as u64);
+    let mut noise = SplitMix64::new(lease.seed);
+    base.iter().map(|value| 0.5 * (point.next_signed_f32() - value) + 0.05 * noise.next_signed_f32()).collect()
+}
+
+pub(super) fn loss(model: &[f32]) -> f64 {
+    model.iter().map(|value| f64::from(value * value)).sum::<f64>() / model.len().max(1) as f64
+}

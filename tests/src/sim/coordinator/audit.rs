@@ -1,0 +1,57 @@
+//! What can be seen of the promises from outside the process.
+
+use anabranch_common::ids::ModelVersion;
+use anabranch_coordinator::recovery::{self, RecoveryError};
+use anabranch_coordinator::store::Engine;
+
+use crate::invariants::journal::{Checked, broken, ensure};
+
+use crate::sim::schedule::Task;
+use crate::sim::world::World;
+
+impl World {
+    /// P1, where it can be seen: coordinate L is 1 if the update of lease L is part of this version, else 0.
+    pub(in crate::sim) fn checked_ledger(&mut self, version: ModelVersion, model: &[f32]) {
+        if self.schedule.task == Task::Ledger {
+            let found = ledger(self.journal.merged(), version, model);
+            self.coordinator.duplicated += model.iter().filter(|value| **value > 1.0).count() as u64;
+            self.checked(found);
+        }
+    }
+
+    /// After everything: the store as it lies there holds, and says what agents were told.
+    pub(in crate::sim) fn audit(&mut self) -> Checked {
+        self.journal.audit()?;
+        self.agents.iter().try_for_each(|agent| agent.audit(&self.journal))?;
+        let broken_by = |error: &dyn std::fmt::Display| broken("P2", format!("the audit: {error}"));
+        let store = match Engine::open(self.coordinator.disk.copy()) {
+            Ok(store) => store,
+            Err(error) => return broken_by(&error),
+        };
+        let report = match recovery::verify(&store) {
+            Ok(report) => report,
+            Err(RecoveryError::Empty) => return self.journal.recovered_nothing(),
+            Err(error) => return broken_by(&error),
+        };
+        ensure(report.holds, "P2", || format!("the store does not hold: {:?}", report.problem))?;
+        let found = match recovery::recover(&store) {
+            Ok(found) => found,
+            Err(error) => return broken_by(&error),
+        };
+        self.journal.recovered(found.position, found.chain, found.state.version, found.model.model())?;
+        self.checked_ledger(found.state.version, found.model.model());
+        self.journal.audit()
+    }
+}
+
+fn ledger(merged: &[crate::invariants::journal::Merged], version: ModelVersion, model: &[f32]) -> Checked {
+    let mut expected = vec![0.0_f32; model.len()];
+    for merged in merged.iter().filter(|merged| merged.version <= version) {
+        if let Some(value) = usize::try_from(merged.lease.0).ok().and_then(|lease| expected.get_mut(lease)) {
+            *value += 1.0;
+        }
+    }
+    let differs = expected.iter().zip(model).position(|(expected, found)| expected != found);
+    let Some(lease) = differs else { return Ok(()) };
+    broken("P1", format!("version {version}: lease {lease} counts {}, and should {}", model[lease], expected[lease]))
+}

@@ -1,0 +1,167 @@
+//! What the transport does: messages and chunks to and from agents.
+
+use std::sync::Arc;
+
+use anabranch_common::codec::{self, CodecId, DecodeError};
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::limits;
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::transfer::{Assembly, TransferManifest};
+use anabranch_coordinator::core::command::Command;
+use anabranch_coordinator::core::event::{Event, PeerId};
+
+use crate::sim::disk::Failure;
+use crate::sim::network::{Parcel, Side};
+use crate::sim::world::{Happening, World, agent_id};
+
+use super::{Incoming, Wanted};
+
+impl World {
+    pub(in crate::sim) fn tell_peer(&mut self, command: Command) {
+        match command {
+            Command::Send { peer, message } => self.send_to(peer, message),
+            Command::Close { peer } => {
+                if let Some(conn) = self.conn_of(peer) {
+                    self.after(0, Happening::Lost(conn, Side::Coordinator));
+                }
+            }
+            Command::SendModel { peer, version, missing: _ } => self.send_model(peer, version),
+            Command::ReceiveUpdate { peer, meta, transfer } => {
+                self.receive(peer, Wanted::Update(Box::new(meta)), transfer);
+            }
+            Command::ReceiveModel { peer, manifest, digest, transfer } => {
+                self.receive(peer, Wanted::Model(Box::new(manifest), digest), transfer);
+            }
+            _ => {}
+        }
+    }
+
+    pub(in crate::sim) fn conn_of(&self, peer: PeerId) -> Option<u64> {
+        self.coordinator.process.as_ref()?.peers.get(&peer).copied()
+    }
+
+    pub(in crate::sim) fn send_to(&mut self, peer: PeerId, message: CoordinatorMessage) {
+        if self.coordinator.disk.burnt().is_some_and(|failure| failure != Failure::Killed) {
+            return self.violate("P7", format!("{message:?} is sent after the storage has failed"));
+        }
+        if let CoordinatorMessage::Verdict { key, verdict } = &message {
+            let told = self.journal.told(*key, verdict);
+            self.checked(told);
+        }
+        if let Some(conn) = self.conn_of(peer) {
+            self.send_down(conn, Parcel::Message(message));
+        }
+    }
+
+    pub(in crate::sim) fn send_model(&mut self, peer: PeerId, version: ModelVersion) {
+        let now_ms = self.now_ms();
+        let Some(conn) = self.conn_of(peer) else { return };
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        if process.sending.get(&peer).is_some_and(|(sent, until_ms)| *sent == version && *until_ms > now_ms) {
+            return;
+        }
+        let Some(snapshot) = process.publisher.get(version) else {
+            return self.send_to(peer, CoordinatorMessage::ModelGone { version });
+        };
+        let (transfer, digest) = (snapshot.transfer.clone(), snapshot.digest);
+        self.send_down(
+            conn,
+            Parcel::Message(CoordinatorMessage::Model { version, digest, transfer: transfer.clone() }),
+        );
+        let mut last_ms = now_ms;
+        for index in 0..u32::try_from(transfer.chunks.len()).unwrap_or(u32::MAX) {
+            let Some(range) = transfer.range(index) else { continue };
+            let (transfer, bytes) = (transfer.id(), snapshot.content[range].to_vec());
+            last_ms = last_ms.max(self.send_down(conn, Parcel::Chunk { transfer, index, bytes }));
+        }
+        let life = self.coordinator.life;
+        let event = Event::ModelSent { peer, bytes: snapshot.content.len() as u64 };
+        self.agenda.at(last_ms, Happening::Coordinator(life, Box::new(event)));
+        if let Some(process) = self.coordinator.process.as_mut() {
+            process.sending.insert(peer, (version, last_ms));
+        }
+    }
+
+    /// What the transport does with an offer: equal content is received once, and everyone who offered it waits for it.
+    fn receive(&mut self, peer: PeerId, wanted: Wanted, transfer: TransferManifest) {
+        let Some(conn) = self.conn_of(peer) else { return };
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        let id = transfer.id();
+        if let Some(incoming) = process.incoming.get_mut(&(conn, id)) {
+            incoming.waiting.push(wanted);
+            return;
+        }
+        let Ok(assembly) = Assembly::new(transfer, limits::UPLOADS_IN_FLIGHT_BYTES) else { return };
+        let missing = assembly.missing().clone();
+        process.incoming.insert((conn, id), Incoming { waiting: vec![wanted], assembly });
+        self.send_to(peer, CoordinatorMessage::NeedChunks { transfer: id, missing });
+    }
+
+    pub(in crate::sim) fn arrived_up(&mut self, id: u64, parcel: crate::sim::network::Up) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.coordinator_up) else { return };
+        let machine = conn.machine;
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        match parcel {
+            Parcel::Message(AgentMessage::Hello(hello)) => {
+                self.coordinator.next_peer += 1;
+                let peer = PeerId(self.coordinator.next_peer);
+                conn.peer = Some(peer);
+                process.peers.insert(peer, id);
+                self.coordinator_handles(Event::Connected { peer, agent: agent_id(machine), hello });
+            }
+            Parcel::Message(message) => {
+                if let Some(peer) = conn.peer {
+                    self.coordinator_handles(Event::Message { peer, message });
+                }
+            }
+            Parcel::Chunk { transfer, index, bytes } => {
+                let Some(peer) = conn.peer else { return };
+                let Some(incoming) = process.incoming.get_mut(&(id, transfer)) else { return };
+                if !incoming.assembly.put(index, &bytes).unwrap_or(false) {
+                    return;
+                }
+                let Some(Incoming { waiting, assembly }) = process.incoming.remove(&(id, transfer)) else { return };
+                let content: Arc<[u8]> = assembly.finish().unwrap_or_default().into();
+                for wanted in waiting {
+                    self.decode_later(peer, wanted, &content);
+                }
+            }
+        }
+    }
+
+    /// Decoding takes a while, in which the connection may end.
+    fn decode_later(&mut self, peer: PeerId, wanted: Wanted, content: &Arc<[u8]>) {
+        let Some(process) = self.coordinator.process.as_ref() else { return };
+        let event = match wanted {
+            Wanted::Update(meta) => {
+                let Some(state) = process.core.state() else { return };
+                let decoded = if Digest::of(content) == meta.payload_digest {
+                    codec::decode(meta.codec, &state.manifest, content).map(Arc::new)
+                } else {
+                    Err(DecodeError::Invalid("payload digest"))
+                };
+                Event::UpdateReceived { peer, meta: *meta, payload: Arc::clone(content), content: decoded }
+            }
+            Wanted::Model(manifest, digest) => match codec::decode(CodecId(0), &manifest, content) {
+                Ok(model) => {
+                    let model = Arc::new(model.into_dense());
+                    Event::ModelReceived { peer, manifest: *manifest, digest, model }
+                }
+                Err(error) => Event::ModelFailed { peer, why: error.to_string() },
+            },
+        };
+        let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
+        let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
+        self.after(wait_ms, Happening::Coordinator(life, Box::new(event)));
+    }
+
+    pub(in crate::sim) fn coordinator_lost(&mut self, conn: u64, peer: Option<PeerId>) {
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        process.incoming.retain(|(of, _), _| *of != conn);
+        if let Some(peer) = peer {
+            process.peers.remove(&peer);
+            process.sending.remove(&peer);
+            self.coordinator_handles(Event::Disconnected { peer });
+        }
+    }
+}

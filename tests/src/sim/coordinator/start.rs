@@ -1,0 +1,166 @@
+//! Coming up: the path of `driver::start`, and the operator's rollback before it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use anabranch_common::ids::{BranchId, ModelVersion};
+use anabranch_common::limits;
+use anabranch_coordinator::core::command::Command;
+use anabranch_coordinator::core::event::Now;
+use anabranch_coordinator::core::{Core, Options};
+use anabranch_coordinator::driver;
+use anabranch_coordinator::publish::Publisher;
+use anabranch_coordinator::recovery::{self, RecoveryError};
+use anabranch_coordinator::store::{Engine, Store};
+use anabranch_coordinator::workers::{MergeJob, Merger, WorkerError};
+
+use crate::picture::{MarkKind, SpanKind};
+
+use crate::sim::disk::SimDisk;
+use crate::sim::network::Side;
+use crate::sim::trace::Sign;
+use crate::sim::world::{Happening, RUN, World, run_spec};
+
+use super::{Process, TICK_MS};
+
+impl World {
+    pub(in crate::sim) fn start_coordinator(&mut self) {
+        if self.coordinator.process.is_some() {
+            return;
+        }
+        self.coordinator.life += 1;
+        match self.recover() {
+            Ok(commands) => {
+                self.note(0, Sign::End(SpanKind::Dead), || "started".into());
+                self.note(0, Sign::Mark(MarkKind::Started), || "serves".into());
+                self.after(TICK_MS, Happening::Tick(self.coordinator.life));
+                self.carry_out(commands);
+                self.reset_stale_connections();
+            }
+            Err(StartError::Worker(error)) => self.storage_failed(&error),
+            Err(StartError::Broken(what)) => self.violate("P2", what),
+        }
+    }
+
+    /// The path of `driver::start`.
+    fn recover(&mut self) -> Result<Vec<Command>, StartError> {
+        let store = Arc::new(Engine::open(self.coordinator.disk.clone()).map_err(WorkerError::from)?);
+        let now_ms = self.now_ms();
+        if let Some(versions) = self.coordinator.roll_back_by {
+            self.roll_back(&store, versions)?;
+            self.coordinator.roll_back_by = None;
+        }
+        let roster = driver::roster(&*store).map_err(|error| StartError::Broken(format!("{error:#}")))?;
+        let options = Options {
+            run: RUN,
+            first_branch: BranchId([1; 16]),
+            lease_ttl_ms: self.schedule.lease_ttl_ms,
+            checkpoint_every_versions: self.schedule.checkpoint_every,
+            checkpoint_every_ms: 0,
+        };
+        let now = Now { unix_ms: self.unix_ms(), mono_ms: 0 };
+        let spec = run_spec(&self.schedule);
+        let mut merger = Merger::default();
+        let (core, commands) = match recovery::recover(&*store) {
+            Err(RecoveryError::Empty) => {
+                let none = self.journal.recovered_nothing();
+                self.checked(none);
+                (Core::new(options, spec, roster, now), Vec::new())
+            }
+            Err(error) => return Err(StartError::Broken(format!("the run cannot be recovered: {error}"))),
+            Ok(found) => {
+                let recovered =
+                    self.journal.recovered(found.position, found.chain, found.state.version, found.model.model());
+                self.checked(recovered);
+                self.note(0, Sign::Plain, || {
+                    format!("recovered version {} at record {}", found.state.version, found.position)
+                });
+                recovery::release(&*store).map_err(WorkerError::from)?;
+                merger.handle(MergeJob::Start(Box::new(found.model)))?;
+                let (mut core, commands) = Core::resume(
+                    options,
+                    spec,
+                    roster,
+                    (found.state, found.chain),
+                    (found.oldest, found.checkpoint_version),
+                    now,
+                )
+                .map_err(|error| StartError::Broken(error.to_string()))?;
+                core.end_again(now);
+                (core, commands)
+            }
+        };
+        self.coordinator.process = Some(Process {
+            core,
+            store,
+            merger,
+            writing: Vec::new(),
+            merging: VecDeque::new(),
+            checkpoints: VecDeque::new(),
+            busy: (false, false, false),
+            publisher: Publisher::default(),
+            incoming: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            started_ms: now_ms,
+            next_request: 0,
+        });
+        Ok(commands)
+    }
+
+    fn roll_back(&mut self, store: &Engine<SimDisk>, versions: u64) -> Result<(), StartError> {
+        let newest = match recovery::recover(store) {
+            Ok(recovered) => recovered,
+            Err(RecoveryError::Empty) => return Ok(()),
+            Err(error) => return Err(StartError::Broken(format!("the run cannot be recovered: {error}"))),
+        };
+        let recovered =
+            self.journal.recovered(newest.position, newest.chain, newest.state.version, newest.model.model());
+        self.checked(recovered);
+        let version = ModelVersion(newest.state.version.0.saturating_sub(versions)).max(newest.oldest);
+        let branch = BranchId(std::array::from_fn(|_| self.rng.next_u64().to_le_bytes()[0]));
+        match recovery::rollback(store, version, branch, self.unix_ms()) {
+            Ok(done) => {
+                self.note(0, Sign::Plain, || format!("rolled back to version {} on a new branch", done.version));
+                let record = store.record(done.position).map_err(WorkerError::from)?;
+                let record = record.and_then(|bytes| anabranch_common::journal::Record::from_bytes(&bytes).ok());
+                let Some(record) = record else { return Err(StartError::Broken("the rollback left no record".into())) };
+                let appended = self.journal.appended(&Arc::new(record));
+                self.checked(appended);
+                self.journal.synced(done.position);
+                Ok(())
+            }
+            Err(RecoveryError::Version { .. }) => Ok(()),
+            Err(error) => match self.coordinator.disk.burnt() {
+                // A rollback that was cut short has happened or not; the journal says which.
+                Some(_) => {
+                    self.journal.in_doubt(store);
+                    Err(StartError::Worker(WorkerError::from(error)))
+                }
+                None => Err(StartError::Broken(format!("rollback to version {version}: {error}"))),
+            },
+        }
+    }
+
+    /// A new process answers what is left of old connections with a reset.
+    pub(in crate::sim) fn reset_stale_connections(&mut self) {
+        let stale: Vec<u64> = self.conns.iter().filter(|(_, conn)| !conn.coordinator_up).map(|(id, _)| *id).collect();
+        for conn in stale {
+            let wait_ms = self.rng.below(limits::KEEP_ALIVE_MS);
+            self.after(wait_ms, Happening::Lost(conn, Side::Agent));
+        }
+    }
+}
+
+/// Why a process does not come up.
+#[derive(Debug)]
+enum StartError {
+    Worker(WorkerError),
+    Broken(String),
+}
+
+impl From<WorkerError> for StartError {
+    fn from(error: WorkerError) -> Self {
+        Self::Worker(error)
+    }
+}
