@@ -19,7 +19,7 @@ Exit codes:
    2  wrong use of the command line
    3  agent.toml or the keys in tls/ are missing, unreadable or wrong
    4  the coordinator does not answer, or no agent runs here
-   5  identity refused: token, CA, revoked, or the same certificate in two processes
+   5  identity refused: token, CA, revoked, or one certificate in two processes
    6  storage: no space, failed sync, permission, corrupt
    7  the directory is in use by another process
    8  shard missing, unreadable or unfit for the model
@@ -34,8 +34,8 @@ From a token to training:
   anabranch-agent run --dir agent --shard train.csv
   anabranch-agent status --dir agent
 
-`run` reconnects for as long as it takes; finished work is kept on disk until the
-coordinator has decided on it.
+`run` reconnects for as long as it takes; finished work is kept on disk until
+the coordinator has decided on it.
 ";
 
 /// Trains where the data is: takes a model, trains it on a local shard, and sends the compressed difference.

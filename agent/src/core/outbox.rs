@@ -15,6 +15,8 @@ struct Slot {
     entry: OutboxEntry,
     transfer_id: Digest,
     state: State,
+    /// An update that came after this one was decided before it, on this connection.
+    overtaken: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +74,7 @@ impl Outbox {
     /// Takes a durable update.
     pub(super) fn push(&mut self, entry: OutboxEntry) {
         let transfer_id = entry.transfer.id();
-        self.slots.push(Slot { entry, transfer_id, state: State::Kept });
+        self.slots.push(Slot { entry, transfer_id, state: State::Kept, overtaken: false });
     }
 
     /// Offers everything that was not offered on this connection, oldest first.
@@ -118,9 +120,10 @@ impl Outbox {
     /// The coordinator decided. Returns whether the update was still undecided here; a repeated verdict is not news.
     pub(super) fn decide(&mut self, now_ms: u64, key: UpdateKey, verdict: &Verdict, out: &mut Vec<Command>) -> bool {
         self.heard_ms = now_ms;
-        let undecided = |slot: &&mut Slot| slot.entry.meta.key == key && slot.state != State::Settling;
-        let Some(slot) = self.slots.iter_mut().find(undecided) else { return false };
-        slot.state = State::Settling;
+        let undecided = |slot: &Slot| slot.entry.meta.key == key && slot.state != State::Settling;
+        let Some(index) = self.slots.iter().position(undecided) else { return false };
+        self.slots[..index].iter_mut().for_each(|earlier| earlier.overtaken = true);
+        self.slots[index].state = State::Settling;
         let content = match verdict {
             Verdict::Refused { .. } if bugs::is(Bug::ResidualDropped) => Settlement::Drop,
             Verdict::Refused { reason } if reason.content_returns() => Settlement::Return,
@@ -138,7 +141,7 @@ impl Outbox {
     /// The connection is gone: everything undecided must be offered again.
     pub(super) fn disconnected(&mut self) {
         for slot in self.slots.iter_mut().filter(|slot| slot.state != State::Settling) {
-            slot.state = State::Kept;
+            (slot.state, slot.overtaken) = (State::Kept, false);
         }
     }
 
@@ -149,10 +152,11 @@ impl Outbox {
             State::Kept | State::Offered { .. } | State::Settling => None,
         });
         let silent = self.slots.iter().filter_map(|slot| match slot.state {
-            // Answers to others show that the coordinator is busy, and not for ever that it has not forgotten this one.
             State::Offered { since_ms } => {
                 let busy_ms = since_ms.max(self.heard_ms).saturating_add(limits::OFFER_TIMEOUT_MS);
-                Some(busy_ms.min(since_ms.saturating_add(limits::OFFER_FORGOTTEN_MS)))
+                // Answers to later ones show that the coordinator is there, and not for ever that it knows of this one.
+                let forgotten_ms = since_ms.saturating_add(limits::OFFER_FORGOTTEN_MS);
+                Some(if slot.overtaken { busy_ms.min(forgotten_ms) } else { busy_ms })
             }
             State::Kept | State::Sending { .. } | State::Settling => None,
         });

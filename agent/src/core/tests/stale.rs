@@ -89,6 +89,34 @@ fn an_upload_may_take_as_long_as_its_bytes_do_and_those_behind_it_wait() {
     assert!(matches!(&commands[..], [Command::Disconnect { .. }, Command::Connect { .. }]), "{commands:?}");
 }
 
+/// An offer that the coordinator has forgotten is made again, however busy it is with later ones.
+#[test]
+fn an_update_that_was_overtaken_is_not_forgotten_for_ever() {
+    let outbox: Vec<_> = (0..3).map(|seq| entry(seq, &lease(1 + seq, 0))).collect();
+    let mut session = asking(config(0, 0), Kept { branch: Some(BRANCH), outbox, ..Kept::default() });
+    let late_ms = limits::OFFER_FORGOTTEN_MS - 1;
+    session.handle(late_ms, decide(1, accepted()));
+    assert_eq!(session.deadline_ms(), Some(limits::OFFER_FORGOTTEN_MS), "the first one waits since the beginning");
+    let commands = session.handle(limits::OFFER_FORGOTTEN_MS, Event::Tick);
+    assert!(matches!(&commands[..], [Command::Disconnect { .. }, Command::Connect { .. }]), "{commands:?}");
+}
+
+/// Chunks that left over a connection that is gone do not count as an offer on the next one.
+#[test]
+fn chunks_of_a_connection_that_is_gone_do_not_keep_an_update_from_being_offered() {
+    let first = entry(0, &lease(1, 0));
+    let kept = Kept { branch: Some(BRANCH), outbox: vec![first.clone()], ..Kept::default() };
+    let mut session = asking(config(0, 0), kept);
+    let missing = Missing::all(1);
+    session.handle(1, say(CoordinatorMessage::NeedChunks { transfer: first.transfer.id(), missing }));
+    reconnect(&session.handle(2, lost()));
+    session.handle(3, Event::ChunksSent { transfer: first.transfer.id() });
+    session.handle(4, Event::Connected);
+    let commands = session.handle(5, welcome(BRANCH, Some(digest(0)), RunPhase::Running));
+    let offered = |command: &Command| matches!(command, Command::Send(AgentMessage::OfferUpdate { .. }));
+    assert!(commands.iter().any(offered), "{commands:?}");
+}
+
 /// Two updates with the same content (a frozen model gives the same delta twice) are one transfer.
 #[test]
 fn equal_content_travels_once_and_each_update_gets_its_verdict() {
