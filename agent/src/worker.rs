@@ -178,7 +178,10 @@ impl Maths {
     fn work(&mut self, job: MathsJob) -> Event {
         match job {
             MathsJob::Prepare(spec) => self.prepare(&spec),
-            MathsJob::MakeInitial { seed } => make_initial(self.trainer(), seed),
+            MathsJob::MakeInitial { seed } => {
+                let trainer = self.trainer();
+                initial_model(trainer.manifest(), trainer.initial(seed).into())
+            }
             MathsJob::Unpack { version, digest, encoded } => {
                 unpack(self.trainer().manifest(), version, digest, &encoded)
             }
@@ -258,9 +261,8 @@ impl Maths {
 
 /// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.
 #[must_use]
-pub fn make_initial(trainer: &dyn Trainer, seed: u64) -> Event {
-    let content: Arc<[f32]> = trainer.initial(seed).into();
-    match Planes32.encode(trainer.manifest(), &content) {
+pub fn initial_model(manifest: &ModelManifest, content: Arc<[f32]>) -> Event {
+    match Planes32.encode(manifest, &content) {
         Ok(encoded) => {
             let transfer = TransferManifest::of(&encoded);
             let digest = Digest::of_f32(&content);

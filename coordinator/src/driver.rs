@@ -9,6 +9,7 @@ use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::spec::RunSpec;
 use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
@@ -23,7 +24,7 @@ use crate::config::Config;
 use crate::core::command::{Command, ExitReason};
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::core::roster::{MEMBERS_KEY, Roster};
-use crate::core::{Core, Options};
+use crate::core::{Core, ModelMismatch, Options};
 use crate::identity::{self, Identity, tokens};
 use crate::merger::ModelState;
 use crate::publish::Publisher;
@@ -142,23 +143,37 @@ fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyho
         }
         Err(error) => return Err(recovery_fail(error)),
     };
-    let Recovered { state, model, chain, position, checkpoint_version, oldest, replayed, warnings, .. } = recovered;
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let (version, took) = (state.version, started.elapsed());
-    tracing::info!(%version, %position, replayed, took_ms = took.as_millis(), "recovered");
-    // Killed between the record that made it overflow and the record that ends the run: end it now.
-    let overflowed = model.overflowed();
-    if overflowed.is_none() {
+    recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let (version, position, replayed) = (recovered.state.version, recovered.position, recovered.replayed);
+    tracing::info!(%version, %position, replayed, took_ms = started.elapsed().as_millis(), "recovered");
+    let (core, commands, model) =
+        resume(recovered, options, config.spec.clone(), roster, now).map_err(mismatch_fail)?;
+    if let Some(model) = model {
         merger.send(MergeJob::Start(Box::new(model)));
     }
-    let (mut core, mut commands) =
-        Core::resume(options, config.spec.clone(), roster, (state, chain), (oldest, checkpoint_version), now)
-            .map_err(mismatch_fail)?;
-    core.end_again(now);
-    if let Some(version) = overflowed {
-        commands.extend(core.handle(now, Event::NonFinite { version }));
-    }
     Ok((core, commands))
+}
+
+/// Goes on from a recovered run: the core, what it wants done first, and the model that the merger begins with; none when
+/// it had overflowed.
+///
+/// # Errors
+/// The configured model is not the run's.
+pub fn resume(
+    recovered: Recovered,
+    options: Options,
+    spec: RunSpec,
+    roster: Roster,
+    now: Now,
+) -> Result<(Core, Vec<Command>, Option<ModelState>), ModelMismatch> {
+    let Recovered { state, model, chain, checkpoint_version, oldest, .. } = recovered;
+    let (mut core, mut commands) =
+        Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now)?;
+    core.end_again(now);
+    // Killed between the record that made it overflow and the record that ends the run: end it now.
+    let Some(version) = model.overflowed() else { return Ok((core, commands, Some(model))) };
+    commands.extend(core.handle(now, Event::NonFinite { version }));
+    Ok((core, commands, None))
 }
 
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {

@@ -10,7 +10,7 @@
 //!  power       power loss below the store: recorded writes, dropped, torn and reordered    `anabranch-lab power`
 //!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
 //! ```
-//! `anabranch-lab` (`main.rs`) is both the command line and every daemon that the tests start: it executes itself.
+//! `anabranch-lab` (`lab/main.rs`) is both the command line and every daemon that the tests start: it executes itself.
 
 pub mod bench;
 pub mod clock;

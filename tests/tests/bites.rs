@@ -5,19 +5,14 @@
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_tests::sim::schedule::draw;
-use anabranch_tests::sim::{run, shrink};
+use anabranch_tests::sim::{quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.
 const SEEDS: u64 = 400;
 
-/// A panic is a finding here, not news.
-fn quiet() {
-    std::panic::set_hook(Box::new(|_| {}));
-}
-
 #[test]
 fn every_deliberate_bug_is_found() {
-    quiet();
+    quiet_panics();
     println!("| bug | found by | seeds |\n|---|---|---|");
     let mut missed = Vec::new();
     for bug in Bug::ALL {
@@ -43,7 +38,7 @@ fn without_a_bug_nothing_is_found() {
 /// A world that fails is made smaller, and fails in the same way.
 #[test]
 fn a_failing_world_shrinks() {
-    quiet();
+    quiet_panics();
     let _planted = bugs::plant(Bug::VerdictsLost);
     let mut shrunk = 0;
     for seed in 0..SEEDS {

@@ -29,7 +29,7 @@ use anabranch_io::tls::{self, Peer, Role};
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-pub use peer::{Incoming as Expected, PeerOp};
+pub use peer::{Incoming as Expected, PeerOp, decode};
 use uploads::Uploads;
 
 use crate::core::event::{Event, PeerId};

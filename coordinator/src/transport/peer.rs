@@ -331,8 +331,8 @@ impl PeerConnection {
             let (peer, failed, content) = (self.peer, what.clone(), Arc::clone(&content));
             let decoded = tokio::task::spawn_blocking(move || decode(peer, what, content)).await;
             match decoded {
-                Ok(Some(event)) => self.shared.tell(Input::Event(event)).await,
-                Ok(None) | Err(_) => self.failed(&failed, "the content could not be decoded".into()).await,
+                Ok(event) => self.shared.tell(Input::Event(event)).await,
+                Err(_) => self.failed(&failed, UNDECODABLE.into()).await,
             }
         }
     }
@@ -361,7 +361,11 @@ fn sent(message: &CoordinatorMessage) -> &'static str {
     }
 }
 
-fn decode(peer: PeerId, what: Incoming, content: Arc<[u8]>) -> Option<Event> {
+const UNDECODABLE: &str = "the content could not be decoded";
+
+/// What the whole content of a transfer is to the core: decoded, and checked against what was offered.
+#[must_use]
+pub fn decode(peer: PeerId, what: Incoming, content: Arc<[u8]>) -> Event {
     match what {
         Incoming::Update { meta, manifest } => {
             let decoded = if Digest::of(&content) == meta.payload_digest {
@@ -369,14 +373,17 @@ fn decode(peer: PeerId, what: Incoming, content: Arc<[u8]>) -> Option<Event> {
             } else {
                 Err(DecodeError::Invalid("payload digest"))
             };
-            Some(Event::UpdateReceived { peer, meta: *meta, payload: content, content: decoded })
+            Event::UpdateReceived { peer, meta: *meta, payload: content, content: decoded }
         }
         Incoming::Model { manifest, digest } => {
-            let model = codec::decode(CodecId(0), &manifest, &content).ok()?.into_dense();
+            let Ok(model) = codec::decode(CodecId(0), &manifest, &content) else {
+                return Event::ModelFailed { peer, why: UNDECODABLE.into() };
+            };
+            let model = model.into_dense();
             if Digest::of_f32(&model) != digest {
-                return Some(Event::ModelFailed { peer, why: "an initial model that is not what was offered".into() });
+                return Event::ModelFailed { peer, why: "an initial model that is not what was offered".into() };
             }
-            Some(Event::ModelReceived { peer, manifest: (*manifest).clone(), digest, model: Arc::new(model) })
+            Event::ModelReceived { peer, manifest: (*manifest).clone(), digest, model: Arc::new(model) }
         }
     }
 }

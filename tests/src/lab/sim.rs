@@ -6,7 +6,7 @@ use std::path::Path;
 use anabranch_tests::picture;
 use anabranch_tests::report::Report;
 use anabranch_tests::sim::schedule::{Schedule, draw};
-use anabranch_tests::sim::{Outcome, run, scenario, shrink, swarm};
+use anabranch_tests::sim::{Outcome, quiet_panics, run, scenario, shrink, swarm};
 use anyhow::Context as _;
 
 /// Seeds that `meta` runs twice.
@@ -33,11 +33,6 @@ pub(crate) fn swarm(seeds: Range<u64>, file: Option<&Path>, jobs: Option<usize>)
             println!("  anabranch-lab replay {}{of} --trace", outcome.seed);
         }
     }))
-}
-
-/// A panic in a world is that world's outcome; where it happened is shown when the world is replayed.
-fn quiet_panics() {
-    std::panic::set_hook(Box::new(|_| {}));
 }
 
 pub(crate) fn replay(

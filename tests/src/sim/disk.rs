@@ -46,7 +46,6 @@ struct Platter {
     unsynced: Vec<(Key, Option<Arc<[u8]>>)>,
     fuse: Option<(u64, Failure)>,
     burnt: Option<Failure>,
-    commits: u64,
 }
 
 impl Platter {
@@ -142,16 +141,9 @@ impl SimDisk {
         self.platter().seen.values().map(|value| value.len() as u64).sum()
     }
 
-    /// Commits that succeeded.
-    #[must_use]
-    pub fn commits(&self) -> u64 {
-        self.platter().commits
-    }
-
     fn sync(&self) -> Result<(), StorageError> {
         let mut platter = self.platter();
         platter.operation()?;
-        platter.commits += 1;
         for (key, value) in std::mem::take(&mut platter.unsynced) {
             set(&mut platter.synced, &key, value);
         }

@@ -28,7 +28,7 @@ use crate::picture::Timeline;
 use schedule::Schedule;
 
 /// What became of a world.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     /// Its seed.
     pub seed: u64,
@@ -64,19 +64,11 @@ pub fn run(seed: u64, schedule: &Schedule, traced: bool) -> Outcome {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
         let what = text.unwrap_or_else(|| "something panicked".into());
-        Outcome {
-            seed,
-            violation: Some((0, Violation { invariant: "panic", what })),
-            acknowledged: 0,
-            lost: 0,
-            duplicated: 0,
-            versions: 0,
-            recoveries: 0,
-            faults: 0,
-            virtual_ms: 0,
-            events: 0,
-            trace: String::new(),
-            timeline: None,
-        }
+        Outcome { seed, violation: Some((0, Violation { invariant: "panic", what })), ..Outcome::default() }
     })
+}
+
+/// From here on a panic is the outcome of its world and prints nothing: where it was is shown when the world is replayed.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
 }

@@ -11,7 +11,7 @@ use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
 use crate::core::command::Command;
@@ -61,6 +61,12 @@ pub(super) fn spec() -> RunSpec {
 
 pub(super) fn manifest() -> ModelManifest {
     ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid")
+}
+
+/// Whether these commands send a peer away because it broke the protocol, and do nothing else.
+pub(super) fn breaks_the_protocol(commands: &[Command]) -> bool {
+    let rejected = |message: &_| matches!(message, CoordinatorMessage::Rejected(Rejection::Protocol(_)));
+    matches!(commands, [Command::Send { message, .. }, Command::Close { .. }] if rejected(message))
 }
 
 /// A core, and every command and record that came out of it.

@@ -150,7 +150,7 @@ impl Journal {
     /// It is not finite, or not what this version was before.
     pub fn published(&mut self, version: ModelVersion, digest: Digest, model: &[f32]) -> Checked {
         finite::check(version, digest, model)?;
-        self.models.seen(self.branch_of(version), version, digest)
+        self.models.seen(self.fold.branch, version, digest)
     }
 
     /// A coordinator has recovered up to `position`. Records after it are gone, and none of them was told to anyone.
@@ -174,7 +174,7 @@ impl Journal {
         self.durable.synced(position);
         let digest = Digest::of_f32(model);
         finite::check(version, digest, model)?;
-        self.models.seen(self.branch_of(version), version, digest)
+        self.models.seen(self.fold.branch, version, digest)
     }
 
     /// There is no run in the store.
@@ -189,13 +189,16 @@ impl Journal {
         Ok(())
     }
 
-    /// A record was being appended by other means than the core when the process was cut: it is there or not.
-    pub fn in_doubt(&mut self, store: &dyn Store) {
-        if let Some(bytes) = store.record(self.next()).ok().flatten()
-            && let Ok(record) = Record::from_bytes(&bytes)
-        {
-            // What breaks an invariant here is found again when the next process recovers.
-            let _ = self.appended(&Arc::new(record));
+    /// A record was appended by other means than the core, or would have been if the process had not been cut: reads it,
+    /// if it is there.
+    ///
+    /// # Errors
+    /// It breaks an invariant.
+    pub fn read_next(&mut self, store: &dyn Store) -> Checked {
+        let bytes = store.record(self.next()).ok().flatten();
+        match bytes.and_then(|bytes| Record::from_bytes(&bytes).ok()) {
+            Some(record) => self.appended(&Arc::new(record)),
+            None => Ok(()),
         }
     }
 
@@ -235,10 +238,5 @@ impl Journal {
     #[must_use]
     pub fn acknowledged(&self) -> (u64, u64) {
         self.heard.counts(&self.fold.once)
-    }
-
-    /// The branch that counts, once there is a run. A version of another branch is never published.
-    fn branch_of(&self, _version: ModelVersion) -> Option<BranchId> {
-        self.fold.branch
     }
 }

@@ -24,7 +24,6 @@ pub struct Merged {
 pub(super) struct Once {
     decided: BTreeMap<UpdateKey, (Position, Verdict)>,
     merged: Vec<Merged>,
-    version: ModelVersion,
 }
 
 impl Once {
@@ -32,7 +31,6 @@ impl Once {
         let (key, verdict) = match &record.body {
             RecordBody::Update(update) => {
                 let (position, version) = (record.position, update.version);
-                self.version = version;
                 let first = if update.closes { version } else { version.next() };
                 self.merged.push(Merged { version: first, lease: update.meta.lease });
                 let (weight, staleness) = (update.weight, update.staleness);

@@ -18,7 +18,7 @@ use anabranch_common::update::UpdateKey;
 use crate::invariants::journal::{Checked, Journal, broken, ensure};
 use crate::picture::{MarkKind, SpanKind};
 
-use work::{initial, loss, manifest};
+use work::{loss, manifest};
 
 use super::disk::SimDisk;
 use super::network::{Line, Side};
@@ -277,7 +277,7 @@ impl World {
             }
             Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: manifest(params) }),
             Command::MakeInitial { .. } => {
-                let event = initial(params);
+                let event = worker::initial_model(&manifest(params), vec![0.0; params as usize].into());
                 self.maths(machine, 5, event);
             }
             Command::Unpack { version, digest, encoded } => {

@@ -3,12 +3,9 @@
 use anabranch_agent::core::command::Ending;
 use anabranch_agent::core::event::{Event, Outcome};
 use anabranch_agent::store::LedgerError;
-use anabranch_common::codec::{Codec as _, dense::Planes32};
-use anabranch_common::ids::Digest;
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::wire::transfer::TransferManifest;
 
 use crate::invariants::feedback::{self, Expected};
 use crate::picture::SpanKind;
@@ -142,19 +139,6 @@ impl World {
 pub(super) fn manifest(params: u32) -> ModelManifest {
     let tensor = TensorSpec { name: "w".into(), shape: vec![u64::from(params)] };
     ModelManifest::new(vec![tensor]).expect("one tensor")
-}
-
-/// What `worker::make_initial` makes of a trainer whose first model is zero.
-pub(super) fn initial(params: u32) -> Event {
-    let content: std::sync::Arc<[f32]> = vec![0.0; params as usize].into();
-    let encoded = Planes32.encode(&manifest(params), &content).expect("zeros are finite");
-    let (transfer, digest) = (TransferManifest::of(&encoded), Digest::of_f32(&content));
-    Event::InitialMade(anabranch_agent::core::event::InitialModel {
-        content,
-        digest,
-        encoded: encoded.into(),
-        transfer,
-    })
 }
 
 pub(super) fn ledger_delta(lease: &Lease, params: usize) -> Option<Vec<f32>> {

@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use anabranch_common::ids::{Digest, ModelVersion};
-use anabranch_common::manifest::ModelManifest;
-use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::Assembly;
 use anabranch_coordinator::core::Core;
@@ -21,6 +19,7 @@ use anabranch_coordinator::identity::tokens::NewToken;
 use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::publish::Publisher;
 use anabranch_coordinator::store::{Engine, Store};
+use anabranch_coordinator::transport::Expected;
 use anabranch_coordinator::workers::{self, CheckpointJob, MergeJob, Merger, WriteJob};
 
 use crate::invariants::journal::ensure;
@@ -40,14 +39,8 @@ const LEASES_MAX: usize = 4_096;
 /// A half-received transfer, and everyone who waits for it.
 #[derive(Debug)]
 struct Incoming {
-    waiting: Vec<Wanted>,
+    waiting: Vec<Expected>,
     assembly: Assembly,
-}
-
-#[derive(Debug, Clone)]
-enum Wanted {
-    Update(Box<UpdateMeta>),
-    Model(Box<ModelManifest>, Digest),
 }
 
 /// A process.

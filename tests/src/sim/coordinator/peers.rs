@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use anabranch_common::codec::{self, CodecId, DecodeError};
-use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Assembly, TransferManifest};
 use anabranch_coordinator::core::command::Command;
 use anabranch_coordinator::core::event::{Event, PeerId};
+use anabranch_coordinator::transport::{self, Expected};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
 use crate::sim::world::{Happening, World, agent_id};
 
-use super::{Incoming, Wanted};
+use super::Incoming;
 
 impl World {
     pub(in crate::sim) fn tell_peer(&mut self, command: Command) {
@@ -27,13 +28,20 @@ impl World {
             }
             Command::SendModel { peer, version, missing: _ } => self.send_model(peer, version),
             Command::ReceiveUpdate { peer, meta, transfer } => {
-                self.receive(peer, Wanted::Update(Box::new(meta)), transfer);
+                if let Some(manifest) = self.manifest() {
+                    self.receive(peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
+                }
             }
             Command::ReceiveModel { peer, manifest, digest, transfer } => {
-                self.receive(peer, Wanted::Model(Box::new(manifest), digest), transfer);
+                self.receive(peer, Expected::Model { manifest: Arc::new(manifest), digest }, transfer);
             }
             _ => {}
         }
+    }
+
+    fn manifest(&self) -> Option<Arc<ModelManifest>> {
+        let state = self.coordinator.process.as_ref()?.core.state()?;
+        Some(Arc::new(state.manifest.clone()))
     }
 
     pub(in crate::sim) fn conn_of(&self, peer: PeerId) -> Option<u64> {
@@ -83,7 +91,7 @@ impl World {
     }
 
     /// What the transport does with an offer: equal content is received once, and everyone who offered it waits for it.
-    fn receive(&mut self, peer: PeerId, wanted: Wanted, transfer: TransferManifest) {
+    fn receive(&mut self, peer: PeerId, wanted: Expected, transfer: TransferManifest) {
         let Some(conn) = self.conn_of(peer) else { return };
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let id = transfer.id();
@@ -130,26 +138,8 @@ impl World {
     }
 
     /// Decoding takes a while, in which the connection may end.
-    fn decode_later(&mut self, peer: PeerId, wanted: Wanted, content: &Arc<[u8]>) {
-        let Some(process) = self.coordinator.process.as_ref() else { return };
-        let event = match wanted {
-            Wanted::Update(meta) => {
-                let Some(state) = process.core.state() else { return };
-                let decoded = if Digest::of(content) == meta.payload_digest {
-                    codec::decode(meta.codec, &state.manifest, content).map(Arc::new)
-                } else {
-                    Err(DecodeError::Invalid("payload digest"))
-                };
-                Event::UpdateReceived { peer, meta: *meta, payload: Arc::clone(content), content: decoded }
-            }
-            Wanted::Model(manifest, digest) => match codec::decode(CodecId(0), &manifest, content) {
-                Ok(model) => {
-                    let model = Arc::new(model.into_dense());
-                    Event::ModelReceived { peer, manifest: *manifest, digest, model }
-                }
-                Err(error) => Event::ModelFailed { peer, why: error.to_string() },
-            },
-        };
+    fn decode_later(&mut self, peer: PeerId, wanted: Expected, content: &Arc<[u8]>) {
+        let event = transport::decode(peer, wanted, Arc::clone(content));
         let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
         let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
         self.after(wait_ms, Happening::Coordinator(life, Box::new(event)));

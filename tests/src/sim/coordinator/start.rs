@@ -11,7 +11,7 @@ use anabranch_coordinator::core::{Core, Options};
 use anabranch_coordinator::driver;
 use anabranch_coordinator::publish::Publisher;
 use anabranch_coordinator::recovery::{self, RecoveryError};
-use anabranch_coordinator::store::{Engine, Store};
+use anabranch_coordinator::store::Engine;
 use anabranch_coordinator::workers::{MergeJob, Merger, WorkerError};
 
 use crate::picture::{MarkKind, SpanKind};
@@ -76,17 +76,11 @@ impl World {
                     format!("recovered version {} at record {}", found.state.version, found.position)
                 });
                 recovery::release(&*store).map_err(WorkerError::from)?;
-                merger.handle(MergeJob::Start(Box::new(found.model)))?;
-                let (mut core, commands) = Core::resume(
-                    options,
-                    spec,
-                    roster,
-                    (found.state, found.chain),
-                    (found.oldest, found.checkpoint_version),
-                    now,
-                )
-                .map_err(|error| StartError::Broken(error.to_string()))?;
-                core.end_again(now);
+                let (core, commands, model) = driver::resume(found, options, spec, roster, now)
+                    .map_err(|error| StartError::Broken(error.to_string()))?;
+                if let Some(model) = model {
+                    merger.handle(MergeJob::Start(Box::new(model)))?;
+                }
                 (core, commands)
             }
         };
@@ -122,11 +116,8 @@ impl World {
         match recovery::rollback(store, version, branch, self.unix_ms()) {
             Ok(done) => {
                 self.note(0, Sign::Plain, || format!("rolled back to version {} on a new branch", done.version));
-                let record = store.record(done.position).map_err(WorkerError::from)?;
-                let record = record.and_then(|bytes| anabranch_common::journal::Record::from_bytes(&bytes).ok());
-                let Some(record) = record else { return Err(StartError::Broken("the rollback left no record".into())) };
-                let appended = self.journal.appended(&Arc::new(record));
-                self.checked(appended);
+                let read = self.journal.read_next(store);
+                self.checked(read);
                 self.journal.synced(done.position);
                 Ok(())
             }
@@ -134,7 +125,8 @@ impl World {
             Err(error) => match self.coordinator.disk.burnt() {
                 // A rollback that was cut short has happened or not; the journal says which.
                 Some(_) => {
-                    self.journal.in_doubt(store);
+                    let read = self.journal.read_next(store);
+                    self.checked(read);
                     Err(StartError::Worker(WorkerError::from(error)))
                 }
                 None => Err(StartError::Broken(format!("rollback to version {version}: {error}"))),
