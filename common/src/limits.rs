@@ -102,7 +102,8 @@ pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
 pub const CHUNK_TIMEOUT_MS: u64 = 60_000;
 /// How long an update that was offered or sent may stay unanswered before the agent connects afresh, in milliseconds.
 pub const OFFER_TIMEOUT_MS: u64 = 120_000;
-/// How long an update waits for its verdict while later ones get theirs, before the connection is given up.
+/// How long an update waits for its verdict while later ones get theirs, before the agent connects afresh, in
+/// milliseconds.
 pub const OFFER_FORGOTTEN_MS: u64 = 4 * OFFER_TIMEOUT_MS;
 /// How long a model that was asked for may bring no chunk before the agent asks for the missing ones, in milliseconds.
 pub const FETCH_RETRY_MS: u64 = 15_000;

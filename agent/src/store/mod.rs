@@ -81,9 +81,6 @@ impl Ledger {
             None => Head::default(),
         };
         let mut ledger = Self { shelf, head, manifest: None, residual: None };
-        // A process that was killed may have written this head and not synced it. What it no longer names may go only
-        // when the head cannot be lost any more.
-        ledger.shelf.commit()?;
         ledger.sweep()?;
         ledger.load()?;
         Ok(ledger)

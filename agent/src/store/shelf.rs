@@ -7,7 +7,8 @@ use anabranch_io::durable::{DbOptions, DurableDb, StorageError, Tree};
 const CACHE_BYTES: u64 = 16 << 20;
 
 /// Keys and values. Each single insertion and removal is atomic; they become durable with [`commit`](Self::commit), and
-/// before it in no particular order.
+/// before it in no particular order. What is found at opening is durable: what a process that was killed had written and
+/// not synced is synced before anything else happens, so that what it no longer names can go.
 pub trait Shelf: Send + std::fmt::Debug {
     /// The value of a key.
     ///

@@ -37,9 +37,6 @@ impl<M: Medium> Engine<M> {
     pub fn open(medium: M) -> Result<Self, StorageError> {
         let journal = Journal { pruned_below: Position(0), next: Position(0), durable_below: Position(0) };
         let engine = Self { medium, journal: Mutex::new(journal), live_bytes: AtomicU64::new(0) };
-        // A process that was killed may have written heads and the pruning mark and not synced them. What they no longer
-        // name may go only when they cannot be lost any more.
-        engine.medium.commit()?;
         let pruned_below = engine.read_pruned_below()?;
         engine.delete_records(Position(1), pruned_below)?;
         let next = engine.repair_tail(pruned_below)?;

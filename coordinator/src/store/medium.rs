@@ -18,7 +18,9 @@ pub enum Area {
 pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), StorageError> + 'a;
 
 /// Ordered keys and values. Each single insertion and removal is atomic; they become durable with
-/// [`commit`](Self::commit), and before it in no particular order.
+/// [`commit`](Self::commit), and before it in no particular order. What is found at opening is durable: what a process
+/// that was killed had written and not synced is synced before anything else happens, so that what it no longer names
+/// can go.
 pub trait Medium: Send + Sync + std::fmt::Debug {
     /// The value of a key.
     ///

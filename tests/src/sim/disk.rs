@@ -105,6 +105,14 @@ impl SimDisk {
         self.platter().burnt
     }
 
+    /// What `DurableDb::open` does: what is found is durable from here on.
+    ///
+    /// # Errors
+    /// The sync fails.
+    pub fn open(&self) -> Result<(), StorageError> {
+        self.sync()
+    }
+
     /// Ends every fault: there is room again, the medium works again.
     pub fn mend(&self) {
         let mut platter = self.platter();

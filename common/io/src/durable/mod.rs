@@ -129,7 +129,8 @@ impl DurableDb {
         crate::faults::point("store-opening");
         let at = |path: PathBuf| move |source| StorageError::of_io(&path, source);
         let file = dir.join("db");
-        // sled syncs its snapshots, but not their names.
+        // What a process that was killed had written, and may not have synced, is durable from here on: whoever opens the
+        // store may delete what it no longer names. And sled syncs its snapshots, but not their names.
         for path in [file.clone(), dir.to_owned()] {
             File::open(&path).and_then(|opened| opened.sync_all()).map_err(at(path.clone()))?;
         }

@@ -156,7 +156,8 @@ impl World {
             return;
         }
         agent.life += 1;
-        let opened = Ledger::over(Box::new(agent.disk.clone())).and_then(|ledger| Ok((ledger.kept()?, ledger)));
+        let opened = agent.disk.open().and_then(|()| Ledger::over(Box::new(agent.disk.clone())));
+        let opened = opened.and_then(|ledger| Ok((ledger.kept()?, ledger)));
         let (kept, ledger) = match opened {
             Ok(opened) => opened,
             Err(error) => {

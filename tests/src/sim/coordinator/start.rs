@@ -44,7 +44,9 @@ impl World {
 
     /// The path of `driver::start`.
     fn recover(&mut self) -> Result<Vec<Command>, StartError> {
-        let store = Arc::new(Engine::open(self.coordinator.disk.clone()).map_err(WorkerError::from)?);
+        let disk = &self.coordinator.disk;
+        let opened = disk.open().and_then(|()| Engine::open(disk.clone()));
+        let store = Arc::new(opened.map_err(WorkerError::from)?);
         let now_ms = self.now_ms();
         if let Some(versions) = self.coordinator.roll_back_by {
             self.roll_back(&store, versions)?;
