@@ -4,6 +4,7 @@
 //!  process     real daemons in real directories: start, kill, stop, wait for a condition, with a deadline
 //!  ledger      a trainer whose every update adds 1 to a coordinate of its own
 //!  invariants  what must hold afterwards, one file a promise
+//!  chaos       real daemons behind bad lines, on bad disks, hanging, poisoned: scenarios and scorecards    `anabranch-lab chaos`
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
@@ -13,6 +14,7 @@
 //! `anabranch-lab` (`lab/main.rs`) is both the command line and every daemon that the tests start: it executes itself.
 
 pub mod bench;
+pub mod chaos;
 pub mod clock;
 pub mod invariants;
 pub mod kills;

@@ -1,5 +1,6 @@
 //! `anabranch-lab`: faults and benchmarks, by hand. Executes itself as every daemon it needs.
 
+mod chaos;
 mod sim;
 
 use std::path::PathBuf;
@@ -42,6 +43,26 @@ states that are drawn in between. Files go to the system's temporary directory: 
         rounds: u64,
         #[command(flatten)]
         common: Common,
+    },
+    /// Run a coordinator and agents as real processes while things go wrong, as scenario files say
+    #[command(
+        after_help = "Scenarios that come with the lab: tests/scenarios/chaos/. Each is run without faults first, to
+compare with. Needs no privileges; faults of disks and clocks need a C compiler."
+    )]
+    Chaos {
+        /// What goes wrong, and what must hold
+        #[arg(required = true, value_name = "SCENARIO.toml")]
+        scenarios: Vec<PathBuf>,
+        #[command(flatten)]
+        output: chaos::Output,
+    },
+    /// Let something fail every 15 seconds, for hours, and audit what is left
+    Soak {
+        /// How long
+        #[arg(long)]
+        hours: f64,
+        #[command(flatten)]
+        output: chaos::Output,
     },
     /// Run the real cores in simulated worlds, one a seed, with faults that each seed draws
     #[command(after_help = "A seed that fails prints the command that shows it again, event by event.")]
@@ -136,6 +157,8 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             let common = Common { seed: seeds.start, json };
             (sim::swarm(seeds, scenario.as_deref(), jobs)?, common)
         }
+        Verb::Chaos { scenarios, output } => return chaos::run(&scenarios, &output),
+        Verb::Soak { hours, output } => return chaos::soak(hours, &output),
         Verb::Replay { seed, scenario, trace, html, shrink } => {
             return sim::replay(seed, scenario.as_deref(), trace, html.as_deref(), shrink);
         }

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use crate::{ledger, power};
+use crate::{chaos, ledger, power};
 
 /// A daemon that `anabranch-lab` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Role {
     RecordedStore,
     /// The same of the agent's.
     RecordedLedger,
+    /// The agent that sends wrong numbers, of [`chaos`].
+    PoisonedAgent,
 }
 
 impl Role {
@@ -30,13 +32,15 @@ impl Role {
             Self::LedgerAgent => "as-ledger-agent",
             Self::RecordedStore => "as-recorded-store",
             Self::RecordedLedger => "as-recorded-ledger",
+            Self::PoisonedAgent => "as-poisoned-agent",
         }
     }
 
     /// The role that a first argument stands for.
     #[must_use]
     pub fn from_arg(arg: &OsStr) -> Option<Self> {
-        let roles = [Self::Coordinator, Self::Agent, Self::LedgerAgent, Self::RecordedStore, Self::RecordedLedger];
+        let daemons = [Self::Coordinator, Self::Agent, Self::LedgerAgent, Self::PoisonedAgent];
+        let roles = daemons.into_iter().chain([Self::RecordedStore, Self::RecordedLedger]);
         roles.into_iter().find(|role| arg == role.arg())
     }
 
@@ -48,6 +52,7 @@ impl Role {
             }
             Self::Agent => anabranch_agent::cli::main(std::iter::once("anabranch-agent".into()).chain(args)),
             Self::LedgerAgent => ledger::main(args),
+            Self::PoisonedAgent => chaos::poisoned_main(args),
             Self::RecordedStore => power::main(power::Subject::Store, args),
             Self::RecordedLedger => power::main(power::Subject::Ledger, args),
         }

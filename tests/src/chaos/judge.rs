@@ -1,0 +1,187 @@
+//! Which promises a run kept: what agents were told against the journal, and the journal against itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anabranch_common::ids::Position;
+use anabranch_common::journal::{Record as JournalRecord, RecordBody};
+use anabranch_coordinator::recovery::Recovered;
+use anabranch_coordinator::store::Store;
+use anyhow::Context as _;
+
+use super::drive::Record;
+use super::fleet::Fleet;
+use super::scenario::{COORDINATOR, Scenario, Task};
+use crate::invariants::{self, exactly_once, same_bits};
+
+/// What became of a promise.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promise {
+    /// It was kept.
+    Kept,
+    /// It was broken; how.
+    Broken(String),
+}
+
+impl Promise {
+    fn of(checked: anyhow::Result<()>) -> Self {
+        checked.map_or_else(|error| Self::Broken(format!("{error:#}")), |()| Self::Kept)
+    }
+
+    pub(super) fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Self {
+        if holds { Self::Kept } else { Self::Broken(otherwise()) }
+    }
+}
+
+/// What the store says after a run.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// Updates in the journal.
+    pub merged: u64,
+    /// Updates that agents were told to be merged.
+    pub acknowledged: u64,
+    /// Acknowledged, and not in the journal.
+    pub lost: u64,
+    /// In the journal more than once.
+    pub duplicated: u64,
+    /// Refusals by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Newest version.
+    pub version: u64,
+    /// Promises by name.
+    pub promises: BTreeMap<&'static str, Promise>,
+}
+
+/// Audits a copy of the store of a coordinator that has been parked.
+pub(super) fn audit(fleet: &Fleet, scenario: &Scenario, record: &Record) -> anyhow::Result<Audit> {
+    let mut audit = Audit::default();
+    let told: BTreeSet<(&str, (u64, u64))> = record.accepted().map(|(_, agent, key, _)| (agent, key)).collect();
+    audit.acknowledged = told.len() as u64;
+    invariants::on_a_copy(&fleet.cluster.coordinator_dir(), |store| {
+        let recovered = same_bits::check(store);
+        let problem = recovered.as_ref().err().map(|error| format!("{error:#}"));
+        audit.promises.insert("P2", Promise::require(problem.is_none(), || problem.clone().unwrap_or_default()));
+        let recovered = recovered.ok().flatten().context("there is no run to audit")?;
+        audit.version = recovered.state.version.0;
+        for agent in recovered.state.agents.values() {
+            for (reason, count) in &agent.refused {
+                *audit.refused.entry(reason.as_str().to_owned()).or_default() += count;
+            }
+        }
+        audit.merged = recovered.state.agents.values().map(|agent| agent.accepted).sum();
+        let finite = recovered.model.model().iter().all(|value| value.is_finite());
+        audit.promises.insert("P4", Promise::require(finite, || "the model is not finite".to_owned()));
+        let once = if scenario.keep_journal { by_records(store, &recovered, &told, &mut audit) } else { Ok(()) };
+        let once = once
+            .and_then(|()| if scenario.task == Task::Ledger { ledger(fleet, scenario, &recovered) } else { Ok(()) });
+        audit.promises.insert("P1", Promise::of(once));
+        Ok(())
+    })?;
+    Ok(audit)
+}
+
+/// Every record of the journal: decided once, and what was told is there.
+fn by_records(
+    store: &dyn Store,
+    recovered: &Recovered,
+    told: &BTreeSet<(&str, (u64, u64))>,
+    audit: &mut Audit,
+) -> anyhow::Result<()> {
+    let mut journal = invariants::journal::Journal::default();
+    let mut merged: BTreeMap<(&str, (u64, u64)), u64> = BTreeMap::new();
+    let mut problem = None;
+    let mut position = Position(0);
+    while let Some(bytes) = store.record(position)? {
+        position = Position(position.0 + 1);
+        let record = JournalRecord::from_bytes(&bytes)?;
+        if let RecordBody::Update(update) = &record.body {
+            let key = update.meta.key;
+            let name = recovered.state.agents.get(&key.agent).map_or("nobody", |agent| agent.name.as_str());
+            *merged.entry((name, (u64::from(key.epoch.0), key.seq.0))).or_default() += 1;
+        }
+        // After the first problem the rest is counted only: how much is lost or doubled.
+        if problem.is_none() {
+            problem = journal.appended(&Arc::new(record)).err();
+        }
+    }
+    audit.lost = told.iter().filter(|key| !merged.contains_key(*key)).count() as u64;
+    audit.duplicated = merged.values().filter(|count| **count > 1).count() as u64;
+    anyhow::ensure!(audit.lost == 0, "{} acknowledged updates are not in the journal", audit.lost);
+    anyhow::ensure!(audit.duplicated == 0, "{} updates are in the journal twice", audit.duplicated);
+    problem.map_or(Ok(()), |violation| Err(violation.into()))
+}
+
+fn ledger(fleet: &Fleet, scenario: &Scenario, recovered: &Recovered) -> anyhow::Result<()> {
+    let logs: Vec<PathBuf> = scenario.agent_names().iter().map(|name| fleet.cluster.log_path(name)).collect();
+    let acknowledged = exactly_once::acknowledged(logs.iter().map(PathBuf::as_path))?;
+    exactly_once::check(Some(recovered), &acknowledged)?;
+    Ok(())
+}
+
+/// P5, P6, P7, P8 and P10, from what was seen; `clean` is the same run without faults.
+pub(super) fn observe(scenario: &Scenario, record: &Record, clean: &Record, audit: &mut Audit) {
+    let must = &scenario.must;
+    let memory = record.peak_bytes.get(COORDINATOR).copied().unwrap_or(0) >> 20;
+    let disk = record.disk_bytes >> 20;
+    let within = memory <= must.coordinator_mib && disk <= must.disk_mib;
+    audit.promises.insert(
+        "P5",
+        Promise::require(within, || {
+            let (memory_limit, disk_limit) = (must.coordinator_mib, must.disk_mib);
+            format!("the coordinator used {memory} MiB of {memory_limit}, its disk {disk} MiB of {disk_limit}")
+        }),
+    );
+    audit.promises.insert(
+        "P6",
+        Promise::require(record.served_ms.is_some(), || {
+            format!("not every agent was served again within {} s of the last fault", must.resume_s)
+        }),
+    );
+    let wrong: Vec<String> = record
+        .exits
+        .iter()
+        .filter(|(.., expected)| !expected)
+        .map(|(at_ms, node, code, _)| format!("{node} ended with {code} at {at_ms} ms"))
+        .collect();
+    audit.promises.insert("P7", Promise::require(wrong.is_empty(), || wrong.join(", ")));
+    if let Some(kept) = others_keep(scenario, record, clean) {
+        audit.promises.insert(
+            "P8",
+            Promise::require(kept >= must.others_keep, || {
+                format!("agents that nothing was done to kept {:.0} % of their updates", kept * 100.0)
+            }),
+        );
+    }
+    let last = record.seen.iter().rev().find_map(|seen| match seen.what {
+        super::watch::What::Evaluated { accuracy, .. } => Some(accuracy),
+        _ => None,
+    });
+    if let Some(wanted) = must.accuracy {
+        let reached = last.unwrap_or(0.0);
+        audit.promises.insert(
+            "P10",
+            Promise::require(reached >= wanted, || format!("the accuracy at the end is {reached:.3}, below {wanted}")),
+        );
+    }
+}
+
+/// Updates a second of agents that no fault named, as a share of the clean run; none when there are no such agents.
+fn others_keep(scenario: &Scenario, record: &Record, clean: &Record) -> Option<f64> {
+    let hurt: BTreeSet<&str> = record.injected.iter().map(|injected| injected.node.as_str()).collect();
+    if hurt.is_empty() || hurt.contains(COORDINATOR) {
+        return None;
+    }
+    let names = scenario.agent_names();
+    let others: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| !hurt.contains(name)).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let rate = |record: &Record| {
+        let updates =
+            record.accepted().filter(|(at_ms, agent, ..)| *at_ms <= record.healed_ms && others.contains(agent));
+        updates.count() as f64 / (record.healed_ms.max(1) as f64 / 1e3)
+    };
+    Some(rate(record) / rate(clean).max(1e-9))
+}

@@ -1,0 +1,113 @@
+//! An agent that trains as it should, and sends something else.
+
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anabranch_agent::config::{AgentConfig, AgentDir};
+use anabranch_agent::driver::Setup;
+use anabranch_agent::identity::AgentKey;
+use anabranch_agent::shard::{self, Shard, ShardOptions};
+use anabranch_agent::store::Ledger;
+use anabranch_agent::train::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::worker::{Pace, Shards};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::TrainSpec;
+use anabranch_io::logging::{self, LogFormat};
+use anabranch_io::{durable, exit};
+use clap::Parser;
+
+use super::fault::Poison;
+
+/// Arguments of `as-poisoned-agent`.
+#[derive(Debug, Parser)]
+#[command(name = "as-poisoned-agent")]
+struct Args {
+    /// The agent's directory
+    #[arg(long)]
+    dir: PathBuf,
+    /// Its shard
+    #[arg(long)]
+    shard: PathBuf,
+    /// Every local round takes at least this long, in milliseconds
+    #[arg(long)]
+    min_round: u64,
+    /// What it sends
+    #[arg(long)]
+    with: Poison,
+}
+
+/// Be such an agent.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = Args::parse_from(std::iter::once("as-poisoned-agent".into()).chain(args));
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error).into(),
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    logging::init(LogFormat::Json, 0)?;
+    durable::install_panic_policy();
+    let dir = AgentDir::new(&args.dir);
+    let shards = Shards { train: Some(shard::open(&args.shard, &ShardOptions::default())?), eval: None };
+    let native = anabranch_agent::native_factory(Some(1), &shards);
+    let with = args.with;
+    let setup = Setup {
+        config: AgentConfig::read(&dir.config())?,
+        key: AgentKey::read(&dir)?,
+        ledger: Ledger::open(&dir.store())?,
+        dir,
+        shards,
+        factory: Box::new(move |spec| Ok(Box::new(Poisoned { trainer: native(spec)?, with }))),
+        device: "poisoned".to_owned(),
+        pace: Pace { min_round: Duration::from_millis(args.min_round), ..Pace::default() },
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ending = runtime.block_on(anabranch_agent::serve(setup))?;
+    runtime.shutdown_timeout(Duration::ZERO);
+    tracing::info!("{ending}");
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Poisoned {
+    trainer: Box<dyn Trainer>,
+    with: Poison,
+}
+
+impl Trainer for Poisoned {
+    fn manifest(&self) -> &ModelManifest {
+        self.trainer.manifest()
+    }
+
+    fn initial(&self, seed: u64) -> Vec<f32> {
+        self.trainer.initial(seed)
+    }
+
+    fn train(
+        &mut self,
+        base: &[f32],
+        plan: &TrainSpec,
+        seed: u64,
+        shard: &dyn Shard,
+        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> Result<TrainOutcome, TrainError> {
+        let mut outcome = self.trainer.train(base, plan, seed, shard, control)?;
+        for (end, base) in outcome.end.iter_mut().zip(base) {
+            let delta = *end - base;
+            *end = match self.with {
+                Poison::Nan => f32::NAN,
+                Poison::Huge => base + delta * 1e6,
+                Poison::Flip => base - delta * 10.0,
+            };
+        }
+        Ok(outcome)
+    }
+
+    fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {
+        self.trainer.evaluate(model, shard)
+    }
+}
