@@ -11,7 +11,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anabranch_agent::config::{AgentConfig, AgentDir};
-use anabranch_agent::core::command::Ending;
 use anabranch_agent::driver::Setup;
 use anabranch_agent::identity::AgentKey;
 use anabranch_agent::shard::Shard;
@@ -125,19 +124,12 @@ struct Args {
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = Args::parse_from(std::iter::once("as-ledger-agent".into()).chain(args));
     match run(&args) {
-        Ok(Ending::Finished | Ending::Parked) => ExitCode::SUCCESS,
-        Ok(ending) => {
-            eprintln!("error: {ending}");
-            ExitCode::from(match ending {
-                Ending::Revoked | Ending::Unknown | Ending::WrongRun { .. } | Ending::Replaced => 5,
-                _ => 1,
-            })
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error).into(),
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<Ending> {
+fn run(args: &Args) -> anyhow::Result<()> {
     logging::init(LogFormat::Json, 0)?;
     durable::install_panic_policy();
     let dir = AgentDir::new(&args.dir);
@@ -157,7 +149,7 @@ fn run(args: &Args) -> anyhow::Result<Ending> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ending = runtime.block_on(anabranch_agent::serve(setup));
     runtime.shutdown_timeout(Duration::ZERO);
-    ending
+    anabranch_agent::finish(ending?)
 }
 
 /// Nothing is read from it.

@@ -133,8 +133,11 @@ fn open_shard(path: &Path, label_column: Option<&str>) -> anyhow::Result<Box<dyn
     Ok(shard::open(path, &options).map_err(shard_fail)?)
 }
 
-/// What a session's end means for the process.
-fn finish(ending: Ending) -> anyhow::Result<()> {
+/// What a session's end means for the process: an error has the exit code and the help that `run` has for it.
+///
+/// # Errors
+/// Every end but the run's own, and SIGTERM.
+pub fn finish(ending: Ending) -> anyhow::Result<()> {
     let rejoin = "ask the operator for a new token, and join from another directory";
     let (code, help) = match &ending {
         Ending::Finished | Ending::Parked => {

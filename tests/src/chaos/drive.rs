@@ -271,8 +271,8 @@ impl Drive<'_> {
         let now_ms = self.now_ms();
         for node in self.fleet.nodes() {
             let Some(code) = self.fleet.ended(&node)? else { continue };
-            let fault = self.on.iter().map(|(index, _)| &self.record.injected[*index]);
-            let fault = fault.filter(|injected| injected.node == node && !injected.fault.is_link()).last();
+            let mut faults = self.on.iter().map(|(index, _)| &self.record.injected[*index]);
+            let fault = faults.rfind(|injected| injected.node == node && !injected.fault.is_link());
             match fault.map(|injected| &injected.fault) {
                 Some(Fault::Kill | Fault::Park) => {}
                 on => {

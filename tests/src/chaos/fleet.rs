@@ -108,15 +108,8 @@ impl Fleet {
         Ok(())
     }
 
-    fn shard(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let out = self.cluster.path().join("shards");
-        let mut files: Vec<PathBuf> =
-            std::fs::read_dir(&out)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
-        files.retain(|path| path.extension().is_some_and(|extension| extension == "csv" || extension == "gz"));
-        files.sort();
-        let names = self.scenario.agent_names();
-        let number = names.iter().position(|other| other == name).context("an agent of the scenario")?;
-        files.get(number).cloned().with_context(|| format!("{} holds no shard for {name}", out.display()))
+    fn shard(&self, name: &str) -> PathBuf {
+        self.cluster.path().join("shards").join(name).join("digits-train.csv.gz")
     }
 
     /// Starts a node as it should be.
@@ -136,10 +129,7 @@ impl Fleet {
             self.cluster.start_agent(Role::LedgerAgent, node, &[round.as_ref()], &environment)?;
             return Ok(());
         }
-        let shard = match shard {
-            Some(shard) => shard.to_owned(),
-            None => self.shard(node)?,
-        };
+        let shard = shard.map_or_else(|| self.shard(node), Path::to_owned);
         let eval = self.cluster.path().join("digits-test.csv.gz");
         let with = poison.map(|with| format!("--with={}", format!("{with:?}").to_lowercase()));
         let mut args: Vec<&OsStr> = vec!["--shard".as_ref(), shard.as_os_str(), round.as_ref()];
@@ -335,6 +325,11 @@ strategy = "fedbuff"
 buffer_size = 2
 server_lr = 1.0
 staleness = {{ fn = "polynomial", a = 0.5 }}
+
+[admit]
+max_staleness = 10000
+max_examples = 1000000
+max_norm_ratio = 4.0
 
 [evaluate]
 every_versions = 2

@@ -87,12 +87,12 @@ impl Channel {
             return [None; 2];
         }
         let mut at_us = now_us;
-        if on.rate_kbit > 0 {
+        if let Some(takes_us) = (bytes as u64 * 8_000).checked_div(on.rate_kbit) {
             let start_us = self.busy_until_us.max(now_us);
             if start_us - now_us > QUEUE_US {
                 return [None; 2];
             }
-            self.busy_until_us = start_us + bytes as u64 * 8_000 / on.rate_kbit;
+            self.busy_until_us = start_us + takes_us;
             at_us = self.busy_until_us;
         }
         #[expect(

@@ -68,8 +68,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ending = runtime.block_on(anabranch_agent::serve(setup))?;
     runtime.shutdown_timeout(Duration::ZERO);
-    tracing::info!("{ending}");
-    Ok(())
+    anabranch_agent::finish(ending)
 }
 
 #[derive(Debug)]
