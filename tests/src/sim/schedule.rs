@@ -61,8 +61,23 @@ pub struct AgentPlan {
     pub round_fails_every: u64,
     /// Examples that it holds to evaluate on.
     pub eval_examples: u64,
+    /// What it sends instead of what it computed, if it is an attacker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostile: Option<Hostile>,
     /// Its line.
     pub link: LinkPlan,
+}
+
+/// What an attacker sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hostile {
+    /// A payload with a value that is not a number.
+    NotANumber,
+    /// A million times its delta.
+    Huge,
+    /// Its delta with the other sign.
+    SignFlip,
 }
 
 /// A line between an agent and the coordinator, the same both ways.
@@ -222,6 +237,7 @@ pub fn draw(seed: u64) -> Schedule {
         round_ms: if between(0, 5) == 0 { between(10_000, 50_000) } else { between(300, 4_000) },
         round_fails_every: if between(0, 4) == 0 { between(2, 8) } else { 0 },
         eval_examples: if between(0, 2) == 0 { 10 } else { 0 },
+        hostile: None,
         link: LinkPlan {
             delay_ms: if slow_links { between(50, 2_000) } else { between(1, 60) },
             jitter_ms: if between(0, 1) == 0 { 0 } else { between(1, 500) },
@@ -244,8 +260,25 @@ pub fn draw(seed: u64) -> Schedule {
         length_ms,
         faults: Vec::new(),
     };
+    draw_attacker(seed, &mut schedule);
     schedule.faults = draw_faults(seed, &schedule);
     schedule
+}
+
+/// One attacker among at least four agents, in some worlds: as slow as the slowest, so that its updates are no larger a
+/// share than it is of the agents.
+fn draw_attacker(seed: u64, world: &mut Schedule) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0004);
+    if world.task != Task::Quadratic || world.lossy || world.agents.len() < 4 || rng.below(2) == 0 {
+        return;
+    }
+    let kinds = [Hostile::NotANumber, Hostile::Huge, Hostile::SignFlip];
+    let slowest_ms = world.agents.iter().map(|agent| agent.round_ms).max().unwrap_or(1);
+    let attackers = world.agents.len() as u64;
+    if let (Ok(which), Ok(kind)) = (usize::try_from(rng.below(attackers)), usize::try_from(rng.below(3))) {
+        world.agents[which].hostile = Some(kinds[kind]);
+        world.agents[which].round_ms = slowest_ms;
+    }
 }
 
 /// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all
@@ -317,6 +350,17 @@ mod tests {
             let text = toml::to_string(&schedule).expect("plain values");
             assert_eq!(toml::from_str::<Schedule>(&text).expect(&text), schedule);
         }
+    }
+
+    #[test]
+    fn attackers_occur_of_every_kind_and_are_few() {
+        let mut seen = [0_u32; 3];
+        for world in (0..600).map(draw) {
+            let attackers: Vec<Hostile> = world.agents.iter().filter_map(|agent| agent.hostile).collect();
+            assert!(attackers.len() * 10 <= world.agents.len() * 3, "more than 30 %");
+            attackers.iter().for_each(|kind| seen[*kind as usize] += 1);
+        }
+        assert!(seen.iter().all(|worlds| *worlds >= 3), "{seen:?}");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use anabranch_common::spec::{
 };
 use anabranch_coordinator::core::event::Event as CoordinatorEvent;
 
-use crate::invariants::journal::{Checked, Journal, Violation};
+use crate::invariants::journal::{Attackers, Checked, Journal, Violation};
+use crate::invariants::progress;
 use crate::picture::MarkKind;
 
 use super::Outcome;
@@ -82,6 +83,9 @@ impl World {
         let agents = (0..schedule.agents.len())
             .map(|index| AgentMachine::new(index + 1, schedule.agents[index].clone(), split.next_u64()));
         let agents: Vec<AgentMachine> = agents.collect();
+        let hostile = agents.iter().filter(|agent| agent.plan.hostile.is_some());
+        let attackers =
+            Attackers { agents: hostile.map(|agent| agent_id(agent.machine)).collect(), params: schedule.params };
         let mut world = Self {
             seed,
             agenda: super::time::Agenda::default(),
@@ -90,7 +94,7 @@ impl World {
             agents,
             conns: BTreeMap::new(),
             next_conn: 0,
-            journal: Journal::default(),
+            journal: Journal::with(attackers),
             trace: Trace::new(traced),
             violation: None,
             healed_at_ms: None,
@@ -335,6 +339,10 @@ impl World {
         if self.now_ms() >= healed_at_ms + HEALING_MS {
             return self.violate("P6", format!("{} s after the last fault: {}", HEALING_MS / 1000, waiting.join("; ")));
         }
+        let since_ms = self.now_ms() - healed_at_ms;
+        let progress = self.agents.iter().filter_map(AgentMachine::progress);
+        let stalled = progress.map(|progress| progress::check(&progress, since_ms)).find(Checked::is_err);
+        self.checked(stalled.unwrap_or(Ok(())));
         self.resume();
         self.after(1_000, Happening::Look);
     }
@@ -396,7 +404,7 @@ impl World {
         }
         match side {
             Side::Agent => self.agent_lost(machine, id),
-            Side::Coordinator => self.coordinator_lost(id, peer),
+            Side::Coordinator => self.coordinator_lost(machine, id, peer),
         }
     }
 }

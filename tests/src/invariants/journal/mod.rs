@@ -12,6 +12,7 @@ mod branches;
 mod durable;
 mod epochs;
 mod finite;
+mod hostile;
 mod leases;
 mod once;
 mod replay;
@@ -25,6 +26,7 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{UpdateKey, Verdict};
 use anabranch_coordinator::store::Store;
 
+pub use hostile::Attackers;
 pub use once::Merged;
 
 /// A promise that was broken.
@@ -58,10 +60,11 @@ struct Fold {
     once: once::Once,
     leases: leases::Leases,
     epochs: epochs::Epochs,
+    envelope: hostile::Envelope,
 }
 
 impl Fold {
-    fn apply(&mut self, record: &Record) -> Checked {
+    fn apply(&mut self, record: &Record, attackers: &Attackers) -> Checked {
         let before = self.version;
         branches::check(self.branch, record)?;
         staleness::check(self.spec.as_ref(), before, record)?;
@@ -69,6 +72,7 @@ impl Fold {
         self.once.apply(record)?;
         self.leases.apply(record, before)?;
         self.epochs.apply(record)?;
+        self.envelope.apply(attackers, record);
         match &record.body {
             RecordBody::Genesis { branch, spec, .. } => {
                 (self.branch, self.spec) = (Some(*branch), Some((**spec).clone()));
@@ -96,9 +100,16 @@ pub struct Journal {
     models: replay::Models,
     welcomes: epochs::Welcomes,
     heard: once::Heard,
+    attackers: Attackers,
 }
 
 impl Journal {
+    /// Watches a world in which some agents are hostile.
+    #[must_use]
+    pub fn with(attackers: Attackers) -> Self {
+        Self { attackers, ..Self::default() }
+    }
+
     /// The coordinator has decided on a record. It may still be lost.
     ///
     /// # Errors
@@ -108,7 +119,7 @@ impl Journal {
         ensure(record.position == Position(next), "P2", || {
             format!("record {} where record {next} comes next", record.position)
         })?;
-        self.fold.apply(record)?;
+        self.fold.apply(record, &self.attackers)?;
         self.records.push(Arc::clone(record));
         self.chains.push(self.fold.chain);
         Ok(())
@@ -150,6 +161,7 @@ impl Journal {
     /// It is not finite, or not what this version was before.
     pub fn published(&mut self, version: ModelVersion, digest: Digest, model: &[f32]) -> Checked {
         finite::check(version, digest, model)?;
+        self.fold.envelope.check(&self.attackers, version, model)?;
         self.models.seen(self.fold.branch, version, digest)
     }
 
@@ -166,7 +178,7 @@ impl Journal {
         self.chains.truncate(kept);
         self.fold = Fold::default();
         let records = std::mem::take(&mut self.records);
-        records.iter().try_for_each(|record| self.fold.apply(record))?;
+        records.iter().try_for_each(|record| self.fold.apply(record, &self.attackers))?;
         self.records = records;
         ensure(self.fold.version == version, "P2", || {
             format!("recovered version {version}, the records say {}", self.fold.version)
@@ -174,6 +186,7 @@ impl Journal {
         self.durable.synced(position);
         let digest = Digest::of_f32(model);
         finite::check(version, digest, model)?;
+        self.fold.envelope.check(&self.attackers, version, model)?;
         self.models.seen(self.fold.branch, version, digest)
     }
 

@@ -23,6 +23,9 @@ impl World {
     ) {
         let now_ms = self.now_ms();
         let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
+        let poisoned = self.agent(machine).poisoned(content, transfer);
+        let (sent, content) = (transfer.id(), poisoned.as_ref().map_or(content, |(content, _)| content.as_slice()));
+        let transfer = poisoned.as_ref().map_or(transfer, |(_, transfer)| transfer);
         let id = transfer.id();
         for index in missing.indices(transfer.chunks.len()) {
             let Some(bytes) = transfer.range(index).and_then(|range| content.get(range)) else { continue };
@@ -30,7 +33,7 @@ impl World {
         }
         self.note(machine, Sign::Begin(SpanKind::Upload), || format!("sends {} bytes", content.len()));
         let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
-        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: id });
+        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: sent });
     }
 
     /// `Driver::translate`: what a connection says counts only while it is the one that counts.
@@ -51,6 +54,11 @@ impl World {
         if let AgentMessage::FetchModel { version, .. } = &message {
             let version = *version;
             self.note(machine, Sign::Begin(SpanKind::Download), || format!("fetches version {version}"));
+        }
+        let message = self.agent(machine).poison(message);
+        if let AgentMessage::ReturnLease { lease, .. } = &message {
+            let lease = lease.0;
+            self.note(machine, Sign::End(SpanKind::Lease), || format!("gives back lease {lease}"));
         }
         self.send_up(conn, Parcel::Message(message));
     }
@@ -92,7 +100,7 @@ impl World {
             Parcel::Message(message) => {
                 let incarnation = process.incarnation;
                 self.heard(machine, incarnation, &message);
-                Event::Message(message)
+                Event::Message(self.agent(machine).translate(message))
             }
         };
         self.agent_handles(machine, event);
@@ -110,6 +118,13 @@ impl World {
                 }
                 let kind = if accepted { MarkKind::Accepted } else { MarkKind::Refused };
                 self.note(machine, Sign::Mark(kind), || format!("update {}.{}: {verdict:?}", key.epoch.0, key.seq.0));
+            }
+            CoordinatorMessage::Lease { lease, .. } => {
+                let (id, base) = (lease.id.0, lease.base_version);
+                self.note(machine, Sign::End(SpanKind::Lease), || {
+                    format!("lease {id} takes the place of an older one")
+                });
+                self.note(machine, Sign::Begin(SpanKind::Lease), || format!("holds lease {id} on version {base}"));
             }
             CoordinatorMessage::Welcome(welcome) => {
                 // Before there is a run nothing is counted in epochs, and a restart of the coordinator forgets them.

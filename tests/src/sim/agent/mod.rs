@@ -1,5 +1,6 @@
 //! An agent's machine: its disk, its line, and the process while there is one.
 
+mod hostile;
 mod line;
 mod work;
 
@@ -16,6 +17,7 @@ use anabranch_common::rng::SplitMix64;
 use anabranch_common::update::UpdateKey;
 
 use crate::invariants::journal::{Checked, Journal, broken, ensure};
+use crate::invariants::progress::Progress;
 use crate::picture::{MarkKind, SpanKind};
 
 use work::{loss, manifest};
@@ -61,11 +63,13 @@ pub(super) struct AgentMachine {
     /// It never comes back.
     pub(super) gone: bool,
     pub(super) may_be_revoked: bool,
-    plan: AgentPlan,
+    pub(super) plan: AgentPlan,
     rng: SplitMix64,
     rounds: u64,
     healed: bool,
     verdicts_since_healed: u64,
+    /// The true transfer of each poisoned one.
+    poisoned: BTreeMap<anabranch_common::ids::Digest, anabranch_common::ids::Digest>,
     /// Updates that were durable here.
     banked: BTreeMap<UpdateKey, u64>,
 }
@@ -88,6 +92,7 @@ impl AgentMachine {
             rounds: 0,
             healed: false,
             verdicts_since_healed: 0,
+            poisoned: BTreeMap::new(),
             banked: BTreeMap::new(),
         }
     }
@@ -140,6 +145,12 @@ impl AgentMachine {
                 session.last_problem()
             )
         })
+    }
+
+    /// How far it has come since the last fault, if it is there.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let (agent, round_ms, honest) = (self.machine, self.plan.round_ms, self.plan.hostile.is_none());
+        (!self.gone).then_some(Progress { agent, round_ms, honest, verdicts: self.verdicts_since_healed })
     }
 
     fn is_life(&self, life: u64) -> bool {

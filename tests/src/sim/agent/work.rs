@@ -16,6 +16,7 @@ use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
 use super::Chore;
+use super::hostile::distort;
 
 impl World {
     pub(in crate::sim) fn maths(&mut self, machine: Machine, takes_ms: u64, event: Event) {
@@ -62,6 +63,11 @@ impl World {
             Task::Ledger => ledger_delta(lease, base.len()),
             Task::Quadratic => Some(quadratic_delta(machine, lease, base)),
         };
+        let hostile = self.agent(machine).plan.hostile;
+        let delta = delta.map(|mut delta| {
+            distort(hostile, &mut delta);
+            delta
+        });
         let event = match delta.filter(|_| !fails) {
             Some(delta) => Event::Trained(Box::new(Outcome {
                 lease: lease.id,

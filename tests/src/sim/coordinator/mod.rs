@@ -71,6 +71,8 @@ pub(super) struct CoordinatorMachine {
     pub(super) roll_back_by: Option<u64>,
     pub(super) newest_version: ModelVersion,
     pub(super) duplicated: u64,
+    /// Half-received transfers of connections that are gone, by agent: only what is missing is sent again.
+    partials: BTreeMap<(usize, Digest), Assembly>,
     next_peer: u64,
 }
 
@@ -101,6 +103,7 @@ impl CoordinatorMachine {
             roll_back_by: None,
             newest_version: ModelVersion(0),
             duplicated: 0,
+            partials: BTreeMap::new(),
             next_peer: 0,
         }
     }

@@ -6,13 +6,14 @@ use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
-use anabranch_common::wire::transfer::{Assembly, TransferManifest};
+use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
 use anabranch_coordinator::core::command::Command;
 use anabranch_coordinator::core::event::{Event, PeerId};
 use anabranch_coordinator::transport::{self, Expected};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
+use crate::sim::schedule::Machine;
 use crate::sim::world::{Happening, World, agent_id};
 
 use super::Incoming;
@@ -26,7 +27,7 @@ impl World {
                     self.after(0, Happening::Lost(conn, Side::Coordinator));
                 }
             }
-            Command::SendModel { peer, version, missing: _ } => self.send_model(peer, version),
+            Command::SendModel { peer, version, missing } => self.send_model(peer, version, missing.as_ref()),
             Command::ReceiveUpdate { peer, meta, transfer } => {
                 if let Some(manifest) = self.manifest() {
                     self.receive(peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
@@ -61,7 +62,7 @@ impl World {
         }
     }
 
-    pub(in crate::sim) fn send_model(&mut self, peer: PeerId, version: ModelVersion) {
+    pub(in crate::sim) fn send_model(&mut self, peer: PeerId, version: ModelVersion, missing: Option<&Missing>) {
         let now_ms = self.now_ms();
         let Some(conn) = self.conn_of(peer) else { return };
         let Some(process) = self.coordinator.process.as_mut() else { return };
@@ -77,7 +78,8 @@ impl World {
             Parcel::Message(CoordinatorMessage::Model { version, digest, transfer: transfer.clone() }),
         );
         let mut last_ms = now_ms;
-        for index in 0..u32::try_from(transfer.chunks.len()).unwrap_or(u32::MAX) {
+        let wanted = |index: &u32| missing.is_none_or(|missing| missing.contains(*index));
+        for index in (0..u32::try_from(transfer.chunks.len()).unwrap_or(u32::MAX)).filter(wanted) {
             let Some(range) = transfer.range(index) else { continue };
             let (transfer, bytes) = (transfer.id(), snapshot.content[range].to_vec());
             last_ms = last_ms.max(self.send_down(conn, Parcel::Chunk { transfer, index, bytes }));
@@ -99,7 +101,10 @@ impl World {
             incoming.waiting.push(wanted);
             return;
         }
-        let Ok(assembly) = Assembly::new(transfer, limits::UPLOADS_IN_FLIGHT_BYTES) else { return };
+        let machine = self.conns.get(&conn).map_or(0, |conn| conn.machine);
+        let kept = self.coordinator.partials.remove(&(machine, id));
+        let assembly = kept.map_or_else(|| Assembly::new(transfer, limits::UPLOADS_IN_FLIGHT_BYTES), Ok);
+        let Ok(assembly) = assembly else { return };
         let missing = assembly.missing().clone();
         process.incoming.insert((conn, id), Incoming { waiting: vec![wanted], assembly });
         self.send_to(peer, CoordinatorMessage::NeedChunks { transfer: id, missing });
@@ -145,9 +150,13 @@ impl World {
         self.after(wait_ms, Happening::Coordinator(life, Box::new(event)));
     }
 
-    pub(in crate::sim) fn coordinator_lost(&mut self, conn: u64, peer: Option<PeerId>) {
+    pub(in crate::sim) fn coordinator_lost(&mut self, machine: Machine, conn: u64, peer: Option<PeerId>) {
         let Some(process) = self.coordinator.process.as_mut() else { return };
-        process.incoming.retain(|(of, _), _| *of != conn);
+        let cut_off = process.incoming.extract_if(.., |(of, _), _| *of == conn);
+        let parts = cut_off.filter(|(_, cut_off)| cut_off.assembly.manifest().chunks.len() > 1);
+        for ((_, transfer), Incoming { assembly, .. }) in parts {
+            self.coordinator.partials.insert((machine, transfer), assembly);
+        }
         if let Some(peer) = peer {
             process.peers.remove(&peer);
             process.sending.remove(&peer);
