@@ -137,8 +137,8 @@ pub struct AdmitSpec {
     /// Updates whose norm is more than this many times the running median are scaled down to that; 0 scales none.
     #[serde(default)]
     pub clip_norm_ratio: f32,
-    /// Updates of an agent that has more than this many times an equal share of the latest ones are scaled down to that;
-    /// 0 scales none.
+    /// Updates of an agent that has sent more than this many times as many as the median agent are scaled down to that; 0
+    /// scales none.
     #[serde(default)]
     pub max_influence: f32,
 }

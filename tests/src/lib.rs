@@ -4,6 +4,7 @@
 //!  process     real daemons in real directories: start, kill, stop, wait for a condition, with a deadline
 //!  ledger      a trainer whose every update adds 1 to a coordinate of its own
 //!  invariants  what must hold afterwards, one file a promise
+//!  hostile     peers with bad intent: an enrolled one that says what a test wants, strangers with raw sockets
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
@@ -14,6 +15,7 @@
 
 pub mod bench;
 pub mod clock;
+pub mod hostile;
 pub mod invariants;
 pub mod kills;
 pub mod ledger;

@@ -81,13 +81,13 @@ server_lr = 1.0
 max_staleness = 10000
 # An agent is credited with at most this many examples, whatever it says.
 max_examples = 1000000
-# Against agents that send nonsense. An update whose norm is more than max_norm_ratio times the usual one is refused; one
-# above clip_norm_ratio times the usual one is scaled down to that. The usual one is the median over agents, each with
-# its latest update, from three agents on. An agent that sends more than max_influence times an equal share of the latest
-# updates is scaled down to that share. 0 switches one of them off: clip_norm_ratio costs agents whose data differ much
-# some of their say, max_influence costs agents that are much faster than the average some of their speed.
+# Against agents that send nonsense; 0 switches one of them off. "Usual" is the median over agents, from three agents on.
+# An update whose norm is more than max_norm_ratio times the usual one is refused; one above clip_norm_ratio times the
+# usual one is scaled down to that, which costs agents whose data differ much some of their say. An agent that sends more
+# than max_influence times as many updates as the median agent is scaled down to that, which costs fast agents some of
+# their speed: switch it off where agents are trusted and their speeds differ much.
 max_norm_ratio = 10.0
-clip_norm_ratio = 2.0
+clip_norm_ratio = 1.0
 max_influence = 1.5
 
 [evaluate]
