@@ -197,7 +197,7 @@ fn lying_frames() -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
     };
     Ok(vec![
         ("a frame of 4 GiB", with(8, &u32::MAX.to_le_bytes())),
-        ("a frame just over the limit", with(8, &(limits::CONTROL_MESSAGE_BYTES as u32 + 1).to_le_bytes())),
+        ("a frame just over the limit", with(8, &(u32::try_from(limits::CONTROL_MESSAGE_BYTES)? + 1).to_le_bytes())),
         ("a frame shorter than it says", with(8, &32_u32.to_le_bytes())),
         ("another protocol", with(0, b"HTTP")),
         ("a frame of another layout", with(4, &9_u16.to_le_bytes())),
@@ -524,6 +524,6 @@ fn three_hostile_agents_of_ten_move_the_loss_by_a_bounded_amount() -> anyhow::Re
     assert!(clean < 0.05, "{clean}: the honest agents alone get there");
     assert!(numbers < 0.1, "{numbers} against {clean}");
     assert!(flipped < 0.3, "{flipped} against {clean}");
-    assert!(!(open < 1.0), "{open}: undefended, these attackers would have won");
+    assert!(open.is_nan() || open > 1.0, "{open}: undefended, these attackers would have won");
     Ok(())
 }

@@ -169,8 +169,11 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
         Ok(greeted) => greeted,
         Err(Turned { connection, error }) => {
             // The peer closes when it has read the answer; a peer that does not is cut off.
-            place.hold(async { Ok(linger(&connection).await) }).await?;
-            return Err(error.into());
+            let told = async {
+                linger(&connection).await;
+                Err(error.into())
+            };
+            return place.hold(told).await;
         }
     };
     match (purpose, peer) {
