@@ -34,6 +34,14 @@ pub const TOKEN_BOOK_BYTES: usize = 16 << 20;
 pub const CONNECTIONS: usize = 8_192;
 /// Connections that have not yet shown a certificate or a token, at once.
 pub const PENDING_HANDSHAKES: usize = 256;
+/// Connections of one agent that are open at once; beyond it the oldest is closed.
+pub const CONNECTIONS_PER_AGENT: usize = 16;
+/// Bytes that a peer may have under way to the coordinator before it has shown a certificate.
+pub const STRANGER_WINDOW_BYTES: u32 = 64 << 10;
+/// Control messages of one agent that are read at once, and ...
+pub const AGENT_MESSAGES_BURST: f64 = 1024.0;
+/// ... how many of them every second after that.
+pub const AGENT_MESSAGES_PER_S: f64 = 1024.0;
 /// Past epochs of an agent whose verdicts are remembered.
 pub const EPOCHS_KEPT: usize = 8;
 /// Verdicts remembered for one epoch, newest first; an older retry is answered by its sequence number alone.
@@ -56,6 +64,15 @@ pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
 pub const GROUP_COMMIT_RECORDS: usize = 512;
 /// Bytes of uploads in flight over all peers.
 pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
+/// Bytes of them that one agent may hold; a single larger transfer is let in alone.
+pub const UPLOAD_BYTES_PER_AGENT: u64 = 128 << 20;
+/// An upload that brings no chunk for this long is given up, in milliseconds.
+pub const UPLOAD_STALL_MS: u64 = 65_000;
+/// While others wait for room, an upload has this long, in milliseconds, and ...
+pub const UPLOAD_BUSY_GRACE_MS: u64 = 15_000;
+/// ... the time that what it has brought so far takes at this rate, in bytes a second. What is given up over it goes on
+/// from disk later.
+pub const UPLOAD_BUSY_MIN_BYTES_PER_S: u64 = 256 << 10;
 /// Every upload may take this long, in milliseconds, and beside that ...
 pub const UPLOAD_GRACE_MS: u64 = 60_000;
 /// ... the time that its bytes take at this rate, in bytes a second: half of the thinnest link that must work.

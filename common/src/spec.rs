@@ -134,6 +134,13 @@ pub struct AdmitSpec {
     pub max_examples: u64,
     /// Updates whose norm is more than this many times the running median are refused as `norm_outlier`; 0 admits any.
     pub max_norm_ratio: f32,
+    /// Updates whose norm is more than this many times the running median are scaled down to that; 0 scales none.
+    #[serde(default)]
+    pub clip_norm_ratio: f32,
+    /// Updates of an agent that has sent more than this many times as many as the median agent are scaled down to that; 0
+    /// scales none.
+    #[serde(default)]
+    pub max_influence: f32,
 }
 
 /// When agents with an evaluation shard evaluate.

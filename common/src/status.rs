@@ -64,6 +64,24 @@ pub struct StatusReport {
     /// What is known of uploads while a coordinator serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uploads: Option<UploadStatus>,
+    /// What became of connections while a coordinator serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
+}
+
+/// Connections that did not become an agent's, since the coordinator was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Connections that are being greeted now.
+    pub handshakes: u64,
+    /// Connections that had to show first that their address is their own.
+    pub asked_to_retry: u64,
+    /// Unfinished handshakes that made way for newer ones.
+    pub displaced: u64,
+    /// Connections that were refused because there are too many.
+    pub refused: u64,
+    /// Times that an agent had too many connections, and the oldest was closed.
+    pub surplus: u64,
 }
 
 /// Uploads on their way in, since the coordinator was started.
@@ -79,6 +97,9 @@ pub struct UploadStatus {
     pub chunks_kept: u64,
     /// Uploads given up because they were too slow.
     pub given_up: u64,
+    /// Uploads that wait for room.
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 /// An evaluation and when it came.

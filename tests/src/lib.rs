@@ -5,6 +5,7 @@
 //!  ledger      a trainer whose every update adds 1 to a coordinate of its own
 //!  invariants  what must hold afterwards, one file a promise
 //!  chaos       real daemons behind bad lines, on bad disks, hanging, poisoned: scenarios and scorecards    `anabranch-lab chaos`
+//!  hostile     peers with bad intent: an enrolled one that says what a test wants, strangers with raw sockets
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
@@ -16,6 +17,7 @@
 pub mod bench;
 pub mod chaos;
 pub mod clock;
+pub mod hostile;
 pub mod invariants;
 pub mod kills;
 pub mod ledger;

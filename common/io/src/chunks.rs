@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anabranch_common::ids::Digest;
 use anabranch_common::limits::{CHUNK_BYTES, CHUNK_STREAMS};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
@@ -22,6 +23,9 @@ use crate::frames::{BULK_PRIORITY, FrameIoError, recv_one, send};
 const CHUNK_HEADER_BYTES: usize = 64;
 /// Code of a stream that is given up by its sender: what arrived of the chunk is to be thrown away.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
+
+/// Code with which a receiver stops a stream whose transfer it does not want.
+const NOT_WANTED: VarInt = VarInt::from_u32(0);
 
 /// Why some chunks were not sent. The others were.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -180,12 +184,30 @@ async fn send_one(
 ///
 /// # Errors
 /// The stream does not carry a chunk, or took too long.
-pub async fn recv_chunk(mut stream: RecvStream, deadline: Duration) -> Result<(ChunkHeader, Vec<u8>), ChunkError> {
+pub async fn recv_chunk(stream: RecvStream, deadline: Duration) -> Result<(ChunkHeader, Vec<u8>), ChunkError> {
+    // `None` is only for what is not wanted.
+    recv_chunk_if(stream, deadline, |_| true).await?.ok_or(ChunkError::Frame(FrameIoError::Closed))
+}
+
+/// Like [`recv_chunk`], but of a transfer that is not `wanted` nothing more is taken, and the stream is stopped.
+///
+/// # Errors
+/// As [`recv_chunk`].
+pub async fn recv_chunk_if(
+    mut stream: RecvStream,
+    deadline: Duration,
+    wanted: impl FnOnce(Digest) -> bool,
+) -> Result<Option<(ChunkHeader, Vec<u8>)>, ChunkError> {
     let deadline = deadline * CHUNK_STREAMS;
     let receive = async {
-        let header = recv_one(&mut stream, FrameKind::Chunk, CHUNK_HEADER_BYTES, deadline).await?;
+        let header: ChunkHeader = recv_one(&mut stream, FrameKind::Chunk, CHUNK_HEADER_BYTES, deadline).await?;
+        if !wanted(header.transfer) {
+            // Fails only on a stream that has ended.
+            let _ = stream.stop(NOT_WANTED);
+            return Ok(None);
+        }
         match stream.read_to_end(CHUNK_BYTES).await {
-            Ok(bytes) => Ok((header, bytes)),
+            Ok(bytes) => Ok(Some((header, bytes))),
             Err(ReadToEndError::TooLong) => Err(ChunkError::TooLong),
             Err(ReadToEndError::Read(error)) => Err(FrameIoError::from(error).into()),
         }

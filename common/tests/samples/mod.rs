@@ -49,7 +49,13 @@ pub(crate) fn spec() -> RunSpec {
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.05 }, feedback_decay: 0.95 },
         merge: fed_buff(),
-        admit: AdmitSpec { max_staleness: 100, max_examples: 60_000, max_norm_ratio: 10.0 },
+        admit: AdmitSpec {
+            max_staleness: 100,
+            max_examples: 60_000,
+            max_norm_ratio: 10.0,
+            clip_norm_ratio: 2.0,
+            max_influence: 1.5,
+        },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 5.0 },
         target: TargetSpec { accuracy: Some(0.95), loss: None, versions: Some(1_000), wall_s: Some(60.0) },
     }

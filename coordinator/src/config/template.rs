@@ -81,9 +81,14 @@ server_lr = 1.0
 max_staleness = 10000
 # An agent is credited with at most this many examples, whatever it says.
 max_examples = 1000000
-# Refuse updates whose norm is more than this many times the running median; 0 admits any norm. Off, because honest
-# agents whose data differ from the others' look just like outliers. Turn it on where agents are not trusted.
-max_norm_ratio = 0.0
+# Against agents that send nonsense; 0 switches one of them off. "Usual" is the median over agents, from three agents on.
+# An update whose norm is more than max_norm_ratio times the usual one is refused; one above clip_norm_ratio times the
+# usual one is scaled down to that, which costs agents whose data differ much some of their say. An agent that sends more
+# than max_influence times as many updates as the median agent is scaled down to that, which costs fast agents some of
+# their speed: switch it off where agents are trusted and their speeds differ much.
+max_norm_ratio = 10.0
+clip_norm_ratio = 1.0
+max_influence = 1.5
 
 [evaluate]
 # Agents that hold an evaluation shard evaluate a version after this many versions or seconds, whichever comes first.

@@ -96,10 +96,15 @@ fn spec(spec: &RunSpec) -> Checked {
     })?;
     merge(&spec.merge)?;
     at_least_one(spec.admit.max_examples, "admit.max_examples")?;
-    let ratio = f64::from(spec.admit.max_norm_ratio);
-    ensure(ratio == 0.0 || (ratio.is_finite() && ratio >= 1.0), "admit.max_norm_ratio", || {
-        format!("must be 0 (admit any norm) or at least 1, but is {ratio}")
-    })?;
+    for (value, key, off) in [
+        (spec.admit.max_norm_ratio, "admit.max_norm_ratio", "admit any norm"),
+        (spec.admit.clip_norm_ratio, "admit.clip_norm_ratio", "scale none down"),
+        (spec.admit.max_influence, "admit.max_influence", "any share"),
+    ] {
+        ensure(value == 0.0 || (value.is_finite() && value >= 1.0), key, || {
+            format!("must be 0 ({off}) or at least 1, but is {value}")
+        })?;
+    }
     not_negative(spec.evaluate.every_s, "evaluate.every_s")?;
     if let Some(accuracy) = spec.target.accuracy {
         share(accuracy, "target.accuracy")?;

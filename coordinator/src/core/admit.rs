@@ -2,6 +2,7 @@
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::ids::AgentId;
 use anabranch_common::journal::AcceptedUpdate;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
@@ -23,9 +24,14 @@ pub enum Decision {
 }
 
 /// Decides on an update. Without `content` the answer is what can be said before the payload is here; `Fetch` then
-/// stands for "send it".
+/// stands for "send it". `initial_norm` is that of version 0, where it is known: the measure as long as there is none.
 #[must_use]
-pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta, DecodeError>>) -> Decision {
+pub fn admit(
+    state: &RunState,
+    meta: &UpdateMeta,
+    content: Option<&Result<&Delta, DecodeError>>,
+    initial_norm: Option<f64>,
+) -> Decision {
     if let Some(decision) = decided_before(state, meta).filter(|_| !bugs::is(Bug::DecidedForgotten)) {
         return decision;
     }
@@ -35,7 +41,7 @@ pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta
     match content {
         None => Decision::Fetch,
         Some(Err(_)) => Decision::Refuse(RefusalReason::Malformed),
-        Some(Ok(delta)) => decide_by_content(state, meta, delta),
+        Some(Ok(delta)) => decide_by_content(state, meta, delta, initial_norm),
     }
 }
 
@@ -85,18 +91,20 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
-fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Decision {
+fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial_norm: Option<f64>) -> Decision {
     let norm = delta.norm();
     if !delta.is_finite() || !norm.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
     }
+    let median = state.recent.median_norm();
     let ratio = f64::from(state.spec.admit.max_norm_ratio);
-    if ratio > 0.0 && state.median_norm().is_some_and(|median| norm > ratio * median) {
+    if ratio > 0.0 && median.is_some_and(|median| norm > ratio * median) {
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
     let staleness = state.version.staleness_of(meta.base_version) + u64::from(bugs::is(Bug::StalenessOffByOne));
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
+    let weight = weight * damping(state, meta.key.agent, norm, median.or(initial_norm));
     let closes = state.next_update_closes();
     Decision::Accept(Box::new(AcceptedUpdate {
         meta: meta.clone(),
@@ -107,4 +115,16 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Deci
         closes,
         version: if closes { state.version.next() } else { state.version },
     }))
+}
+
+/// What the weight of an update is multiplied with so that neither its norm nor how often its agent comes counts for more
+/// than is configured. 1 where both are off, or within bounds.
+#[expect(clippy::cast_possible_truncation, reason = "a weight is journalled and applied as f32")]
+fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: Option<f64>) -> f32 {
+    let admit = &state.spec.admit;
+    let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
+    let usual_norm = usual_norm.filter(|usual| clip > 0.0 && *usual > 0.0 && norm > clip * usual);
+    let clipped = usual_norm.map_or(1.0, |usual| clip * usual / norm);
+    let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence) } else { 1.0 };
+    (clipped * influence) as f32
 }

@@ -17,6 +17,7 @@ mod gate;
 mod mismatch;
 mod operate;
 mod peers;
+pub mod recent;
 pub mod roster;
 mod schedule;
 pub mod state;
@@ -81,6 +82,8 @@ pub struct Core {
     offers: BTreeMap<PeerId, ModelOffer>,
     /// Whose initial model is on its way, and until when.
     receiving_from: Option<(PeerId, u64)>,
+    /// Norm of version 0, in the process that began the run.
+    initial_norm: Option<f64>,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +112,7 @@ impl Core {
             next_ticket: 0,
             offers: BTreeMap::new(),
             receiving_from: None,
+            initial_norm: None,
         }
     }
 
@@ -254,6 +258,8 @@ impl Core {
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
             AgentMessage::Evaluated(evaluation) => self.evaluated(agent, evaluation),
             AgentMessage::Progress { examples_per_s, .. } => self.peers.progress(agent, examples_per_s),
+            // A signature costs more than a record.
+            AgentMessage::Renew { .. } if !self.peers.pay(agent, self.now) => {}
             AgentMessage::Renew { csr_der } => {
                 let name = self.roster.name(agent).unwrap_or_default().to_owned();
                 self.gated(Command::Renew { peer, agent, name, csr_der });
@@ -268,7 +274,7 @@ impl Core {
         }
         let Some(state) = &self.state else { return self.violated(peer, "an update before there is a model") };
         let sound = transfer.bytes == meta.payload_bytes && transfer.validate(u64::MAX).is_ok();
-        let decision = match admit(state, &meta, None) {
+        let decision = match admit(state, &meta, None, None) {
             Decision::Fetch if !sound => Decision::Refuse(RefusalReason::Malformed),
             decision => decision,
         };
@@ -286,7 +292,7 @@ impl Core {
         content: Result<Arc<Delta>, DecodeError>,
     ) {
         let Some(state) = &self.state else { return };
-        let decision = admit(state, meta, Some(&content.as_deref().map_err(Clone::clone)));
+        let decision = admit(state, meta, Some(&content.as_deref().map_err(Clone::clone)), self.initial_norm);
         self.decide(peer, meta, decision, payload, content.ok());
     }
 
@@ -395,6 +401,7 @@ impl Core {
         let record = Arc::new(Record { position: Position(0), at_ms: self.now.unix_ms, body, payload: Arc::from([]) });
         self.state = Some(RunState::genesis(&record).expect("a genesis record at position 0"));
         self.extend_chain(&record, Digest::of(&[]), ModelVersion(0));
+        self.initial_norm = Some(model.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt());
         self.gate.pass(Command::Begin { record, model });
         self.offers.clear();
         self.receiving_from = None;

@@ -147,6 +147,9 @@ impl Core {
         let Some(older) = self.peers.peer_of(agent) else { return };
         let before = self.peers.live(agent).and_then(|live| live.hello.as_ref());
         if before.is_some_and(|before| before.incarnation != hello.incarnation) {
+            // At most as often as there are records for new processes.
+            let name = self.roster.name(agent).unwrap_or_default();
+            tracing::warn!(agent = %agent.short(), name, "two processes use one certificate; the newer one stays");
             self.reject(older, Rejection::Replaced);
         } else {
             self.gated(Command::Close { peer: older });

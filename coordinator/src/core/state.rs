@@ -17,10 +17,7 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
 use bincode::{Decode, Encode};
 
-/// Norms remembered for the running median.
-const NORMS_KEPT: usize = 63;
-/// Norms above 0 from which on the median means something.
-const NORMS_NEEDED: usize = 8;
+use super::recent::Recent;
 
 /// Why a record cannot follow the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -160,8 +157,8 @@ pub struct RunState {
     pub next_lease: LeaseId,
     /// Who has contributed how much, lately.
     pub participation: Participation,
-    /// Norms of the latest accepted updates, oldest first.
-    pub norms: VecDeque<f64>,
+    /// What the latest accepted updates were like, and whose.
+    pub recent: Recent,
     /// Sums.
     pub totals: Totals,
     /// Evaluations with their time, oldest first.
@@ -198,7 +195,7 @@ impl RunState {
             leases: BTreeMap::new(),
             next_lease: LeaseId(1),
             participation: Participation::default(),
-            norms: VecDeque::new(),
+            recent: Recent::default(),
             totals: Totals { staleness: vec![0; limits::STALENESS_BUCKETS], ..Totals::default() },
             evaluations: VecDeque::new(),
             paused: false,
@@ -227,6 +224,7 @@ impl RunState {
                 state.revoked = true;
                 let lease = state.lease.take();
                 self.participation.forget(*agent);
+                self.recent.withdraw(*agent);
                 self.end_lease(lease);
             }
             RecordBody::EpochStarted { agent, epoch, incarnation, examples_held } => {
@@ -282,7 +280,7 @@ impl RunState {
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
-            self.norms.clear();
+            self.recent.forget();
         }
         self.spec = spec.clone();
     }
@@ -307,11 +305,8 @@ impl RunState {
         let planned = (u64::from(train.local_steps) * u64::from(train.batch_size)).min(cap);
         self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
         self.use_lease(meta.lease);
-        self.norms.push_back(update.norm);
-        if self.norms.len() > NORMS_KEPT {
-            self.norms.pop_front();
-        }
         self.totals.accepted += 1;
+        self.recent.accepted(meta.key.agent, update.norm, self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
         let bucket = usize::try_from(update.staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
         self.totals.staleness[bucket] += 1;
@@ -326,6 +321,9 @@ impl RunState {
     fn refuse(&mut self, key: &UpdateKey, payload: Digest, lease: LeaseId, reason: RefusalReason) -> Option<()> {
         let agent = self.agents.get_mut(&key.agent)?;
         *agent.refused.entry(reason).or_default() += 1;
+        if reason == RefusalReason::NormOutlier {
+            self.recent.withdraw(key.agent);
+        }
         let verdict = Verdict::Refused { reason };
         agent.epochs.entry(key.epoch).or_default().decide(key.seq, payload, verdict);
         let holds = self.leases.get(&lease).is_some_and(|(granted, _)| granted.agent == key.agent);
@@ -345,7 +343,7 @@ impl RunState {
         if !bugs::is(Bug::BranchIgnored) {
             self.leases.clear();
         }
-        self.norms.clear();
+        self.recent.forget();
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
         self.agents.values_mut().for_each(|agent| agent.lease = None);
@@ -394,17 +392,5 @@ impl RunState {
     /// Leases outstanding.
     pub fn active_leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).map(|(lease, _)| lease)
-    }
-
-    /// Median of the latest norms above 0, once there are enough of them to mean anything. Updates that move nothing do
-    /// not count: a median of 0 would refuse whatever moves.
-    #[must_use]
-    pub fn median_norm(&self) -> Option<f64> {
-        let mut sorted: Vec<f64> = self.norms.iter().copied().filter(|norm| *norm > 0.0).collect();
-        if sorted.len() < NORMS_NEEDED {
-            return None;
-        }
-        sorted.sort_by(f64::total_cmp);
-        Some(sorted[sorted.len() / 2])
     }
 }

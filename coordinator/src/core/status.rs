@@ -104,6 +104,7 @@ pub fn report(
             .collect(),
         agents: agents_of(state, roster),
         uploads: None,
+        network: None,
     }
 }
 

@@ -30,7 +30,7 @@ use crate::store::{StorageError, Store};
 /// Magic bytes of a manifest.
 pub const MAGIC: [u8; 4] = *b"ANBC";
 /// Version of the manifest's layout.
-pub const LAYOUT_VERSION: u16 = 1;
+pub const LAYOUT_VERSION: u16 = 2;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 16;
 /// Bytes of an encoded fold: what the message layer can carry.

@@ -7,8 +7,10 @@
 //!                                    └─► Operator: one request a stream          (operator certificate)
 //! ```
 
+mod handshakes;
 mod join;
 mod operator;
+mod pace;
 mod partials;
 mod peer;
 mod transfers;
@@ -24,11 +26,12 @@ use anabranch_common::limits;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, JoinResponse};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
-use anabranch_io::frames;
+use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
-use quinn::{Connection, Endpoint, Incoming};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use handshakes::{Connections, Handshakes, Place};
 pub use peer::{Incoming as Expected, PeerOp, decode};
 use uploads::Uploads;
 
@@ -75,6 +78,8 @@ pub struct Shared {
     inputs: mpsc::Sender<Input>,
     store: Arc<dyn Store>,
     uploads: Uploads,
+    handshakes: Arc<Handshakes>,
+    connections: Connections,
     decoders: Semaphore,
     next_peer: AtomicU64,
 }
@@ -89,6 +94,8 @@ impl Shared {
             inputs,
             store,
             uploads: Uploads::new(uploads),
+            handshakes: Arc::default(),
+            connections: Connections::default(),
             decoders: Semaphore::new(decoders),
             next_peer: AtomicU64::new(1),
         })
@@ -110,7 +117,6 @@ const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
 
 /// Accepts connections until the endpoint is closed.
 pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(limits::PENDING_HANDSHAKES));
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut look = tokio::time::interval(Duration::from_millis(limits::PARTIAL_UPLOAD_AGE_MS / 24));
     loop {
@@ -123,54 +129,101 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
         };
         let Some(incoming) = incoming else { return };
         // Under load an address must show that it is its own before anything is spent on it.
-        if handshakes.available_permits() < limits::PENDING_HANDSHAKES / 2 && incoming.may_retry() {
+        if shared.handshakes.is_busy() && incoming.may_retry() {
+            shared.handshakes.asked_to_retry();
             if let Err(error) = incoming.retry() {
                 tracing::debug!(%error, "a connection could not be asked to retry");
             }
             continue;
         }
-        let room = (Arc::clone(&handshakes).try_acquire_owned(), Arc::clone(&connections).try_acquire_owned());
-        let (Ok(handshake), Ok(connection)) = room else {
+        let Ok(room) = Arc::clone(&connections).try_acquire_owned() else {
             tracing::debug!(remote = %incoming.remote_address(), "no room for another connection");
+            shared.handshakes.refused();
             incoming.refuse();
             continue;
         };
+        let place = shared.handshakes.enter(incoming.remote_address().ip());
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            if let Err(error) = serve(incoming, handshake, shared).await {
+            if let Err(error) = serve(incoming, place, shared).await {
                 tracing::debug!(%remote, error = format!("{error:#}"), "connection ended");
             }
-            drop(connection);
+            drop(room);
         });
     }
 }
 
-async fn serve(
-    incoming: Incoming,
-    handshake: tokio::sync::OwnedSemaphorePermit,
-    shared: Arc<Shared>,
-) -> anyhow::Result<()> {
-    let connection = tokio::time::timeout(HANDSHAKE, incoming.accept()?).await??;
-    let peer = tls::peer(&connection);
-    let (mut send, mut recv) = tokio::time::timeout(HANDSHAKE, connection.accept_bi()).await??;
-    let agreed = frames::accept(&mut send, &mut recv, |purpose| allowed(purpose, peer.as_ref()), HANDSHAKE).await;
-    let (purpose, _) = match agreed {
-        Ok(agreed) => agreed,
-        Err(error) => {
+/// A connection whose other end has said what it wants.
+struct Greeted {
+    connection: Connection,
+    peer: Option<Peer>,
+    purpose: Purpose,
+    send: SendStream,
+    recv: RecvStream,
+}
+
+async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let greeted = place.hold(async { tokio::time::timeout(HANDSHAKE, greet(incoming)).await? }).await?;
+    let Greeted { connection, peer, purpose, send, recv } = match greeted {
+        Ok(greeted) => greeted,
+        Err(Turned { connection, error }) => {
             // The peer closes when it has read the answer; a peer that does not is cut off.
-            send.finish().ok();
-            linger(&connection).await;
-            return Err(error.into());
+            let told = async {
+                linger(&connection).await;
+                Err(error.into())
+            };
+            return place.hold(told).await;
         }
     };
-    drop(handshake);
     match (purpose, peer) {
-        (Purpose::Join, _) => join::serve(&connection, send, recv, &shared).await,
-        (Purpose::Agent, Some(Peer { agent, .. })) => peer::serve(connection, send, recv, agent, shared).await,
-        (Purpose::Operator, _) => operator::serve(connection, send, recv, shared).await,
+        // Without a certificate there is no place but this one.
+        (Purpose::Join, _) => place.hold(join::serve(&connection, send, recv, &shared)).await,
+        (Purpose::Agent, Some(Peer { agent, .. })) => {
+            let mut messages = peer::messages(recv);
+            let hello =
+                place.hold(async { tokio::time::timeout(HANDSHAKE, peer::hello(&mut messages)).await? }).await?;
+            drop(place);
+            let surplus = shared.connections.opened(agent, &connection);
+            if surplus > 0 {
+                shared.handshakes.closed_as_surplus();
+                tracing::warn!(agent = %agent.short(), "an agent has too many connections; its oldest is closed");
+            }
+            let ended = peer::serve(connection.clone(), send, messages, (agent, hello), Arc::clone(&shared)).await;
+            shared.connections.closed(agent, &connection);
+            ended
+        }
+        (Purpose::Operator, _) => {
+            drop(place);
+            operator::serve(connection, send, recv, shared).await
+        }
         (Purpose::Agent, None) => Ok(()),
     }
+}
+
+/// A connection whose proposal was answered with a no.
+struct Turned {
+    connection: Connection,
+    error: HandshakeError,
+}
+
+async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
+    let connection = incoming.accept()?.await?;
+    let peer = tls::peer(&connection);
+    let (mut send, mut recv) = connection.accept_bi().await?;
+    let agreed = frames::accept(&mut send, &mut recv, |purpose| allowed(purpose, peer.as_ref()), HANDSHAKE).await;
+    Ok(match agreed {
+        Ok((purpose, _)) => {
+            if purpose != Purpose::Join {
+                tls::trust(&connection);
+            }
+            Ok(Greeted { connection, peer, purpose, send, recv })
+        }
+        Err(error) => {
+            send.finish().ok();
+            Err(Turned { connection, error })
+        }
+    })
 }
 
 fn allowed(purpose: Purpose, peer: Option<&Peer>) -> bool {

@@ -63,16 +63,19 @@ async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Res
             let is_status = operation == OperatorRequest::Status;
             shared.tell(Input::Operator { operation, reply }).await;
             let answer = tokio::time::timeout(REQUEST, answer).await??;
-            Ok((if is_status { with_uploads(answer, shared) } else { answer }, None))
+            Ok((if is_status { with_transport(answer, shared) } else { answer }, None))
         }
     }
 }
 
-/// What the core cannot know: how much of what is on its way has come.
-fn with_uploads(answer: OperatorResponse, shared: &Shared) -> OperatorResponse {
+/// What the core cannot know: what is on its way, and who was turned away.
+fn with_transport(answer: OperatorResponse, shared: &Shared) -> OperatorResponse {
     let OperatorResponse::Json(text) = &answer else { return answer };
     match serde_json::from_str::<StatusReport>(text) {
-        Ok(report) => json(&StatusReport { uploads: Some(shared.uploads.status()), ..report }),
+        Ok(report) => {
+            let (uploads, network) = (Some(shared.uploads.status()), Some(shared.handshakes.status()));
+            json(&StatusReport { uploads, network, ..report })
+        }
         Err(_) => answer,
     }
 }

@@ -9,7 +9,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::frame::FrameKind;
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_io::chunks::{self, ChunkError};
 use anabranch_io::faults;
@@ -20,10 +20,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use super::pace::Pace;
 use super::partials::PartialName;
-use super::transfers::{Opened, Sending, Transfers, Whole};
+use super::transfers::{Opened, Overdue, Sending, Transfers, Whole};
 use super::uploads::OpenError;
-use super::{HANDSHAKE, Input, Shared, linger};
+use super::{Input, Shared, linger};
+use crate::clock;
 use crate::core::event::{Event, PeerId};
 use crate::publish::Snapshot;
 
@@ -105,16 +107,26 @@ struct PeerConnection {
     turn: Arc<Semaphore>,
 }
 
+/// The agent's control stream.
+pub(super) fn messages(recv: RecvStream) -> FrameReader<AgentMessage> {
+    FrameReader::new(recv, FrameKind::Agent, SEND)
+}
+
+/// What comes first on it.
+pub(super) async fn hello(messages: &mut FrameReader<AgentMessage>) -> anyhow::Result<AgentHello> {
+    match messages.next().await? {
+        Some(AgentMessage::Hello(hello)) => Ok(hello),
+        _ => bail!("the first message is not a hello"),
+    }
+}
+
 pub(super) async fn serve(
     connection: Connection,
     send: SendStream,
-    recv: RecvStream,
-    agent: AgentId,
+    messages: FrameReader<AgentMessage>,
+    (agent, hello): (AgentId, AgentHello),
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
-    let mut messages = FrameReader::new(recv, FrameKind::Agent, SEND);
-    let first = tokio::time::timeout(HANDSHAKE, messages.next()).await??;
-    let Some(AgentMessage::Hello(hello)) = first else { bail!("the first message is not a hello") };
     let writer = FrameWriter::new(send, FrameKind::Coordinator, SEND);
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
@@ -142,17 +154,26 @@ impl PeerConnection {
         given_up.into_iter().for_each(|upload| self.shared.uploads.leave(self.agent, upload));
     }
 
-    fn drop_overdue(&self) {
-        let overdue = self.lock().look();
-        for (id, _) in overdue {
+    /// Gives up what is too slow. The initial model of a run is waited for by everyone: with it goes the connection, so
+    /// that the next agent is asked for its own.
+    fn drop_overdue(&self) -> anyhow::Result<()> {
+        let overdue = self.lock().look(self.shared.uploads.is_short());
+        for Overdue { id, is_model } in overdue {
             self.shared.uploads.gave_up();
             tracing::warn!(agent = %self.agent.short(), transfer = %id.short(), "an upload is too slow and is given up");
+            if is_model {
+                bail!("the initial model that was offered did not come");
+            }
         }
+        Ok(())
     }
 
     /// A silent agent is one that trains; QUIC's idle timeout and its keep-alive tell whether it is still there.
     async fn read_messages(&self, mut messages: FrameReader<AgentMessage>) -> anyhow::Result<()> {
+        let mut pace = Pace::new(clock::monotonic());
         while let Some(message) = messages.next().await? {
+            // Whoever says more than the loop should hear is read more slowly, and its window fills up.
+            tokio::time::sleep(pace.wait(clock::monotonic())).await;
             self.shared.tell(Input::Event(Event::Message { peer: self.peer, message })).await;
         }
         Ok(())
@@ -177,7 +198,7 @@ impl PeerConnection {
                     Err(panic) => return Err(panic.into()),
                 },
                 _ = look.tick() => {
-                    self.drop_overdue();
+                    self.drop_overdue()?;
                     continue;
                 }
                 op = inbox.recv() => match op {
@@ -305,8 +326,11 @@ impl PeerConnection {
     }
 
     async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
-        let (header, chunk) = match chunks::recv_chunk(stream, CHUNK).await {
-            Ok(received) => received,
+        // Bytes that nobody asked for are not even taken into memory.
+        let wanted = |transfer| self.lock().expects(transfer);
+        let (header, chunk) = match chunks::recv_chunk_if(stream, CHUNK, wanted).await {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(()),
             // Given up by its sender.
             Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
             Err(error) => return Err(error.into()),

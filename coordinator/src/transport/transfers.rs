@@ -28,9 +28,36 @@ struct Slot {
 #[derive(Debug)]
 struct Open {
     upload: Upload,
-    looks_left: u64,
+    /// Looks since it was opened, ...
+    looks: u64,
+    /// ... and since its latest chunk.
+    silent_looks: u64,
+    /// Bytes of the chunks that came since it was opened.
+    received_bytes: u64,
     /// Its turn among the large uploads of this connection.
     _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    /// Another look. Beside the time that everyone has, an upload has to show chunks; and while others wait for room it
+    /// has to come at a rate that is worth its share.
+    fn is_over(&mut self, room_is_short: bool) -> bool {
+        self.looks += 1;
+        self.silent_looks += 1;
+        let (age_ms, silent_ms) = (self.looks * limits::TRANSFER_LOOK_MS, self.silent_looks * limits::TRANSFER_LOOK_MS);
+        let earned_ms = self.received_bytes.saturating_mul(1000) / limits::UPLOAD_BUSY_MIN_BYTES_PER_S;
+        age_ms > self.upload.assembly.manifest().deadline_ms()
+            || silent_ms > limits::UPLOAD_STALL_MS
+            || (room_is_short && age_ms > limits::UPLOAD_BUSY_GRACE_MS.saturating_add(earned_ms))
+    }
+}
+
+/// An upload whose time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Overdue {
+    pub(super) id: Digest,
+    /// Whether it is an initial model.
+    pub(super) is_model: bool,
 }
 
 /// A whole upload.
@@ -89,8 +116,7 @@ impl Transfers {
             let waiting = self.slots.remove(&id).map(|slot| slot.waiting).unwrap_or_default();
             return Opened::Whole(Whole { waiting, upload });
         }
-        let looks_left = upload.assembly.manifest().deadline_ms() / limits::TRANSFER_LOOK_MS + 1;
-        slot.open = Some(Open { upload, looks_left, _turn: turn });
+        slot.open = Some(Open { upload, looks: 0, silent_looks: 0, received_bytes: 0, _turn: turn });
         Opened::Missing(missing)
     }
 
@@ -105,6 +131,10 @@ impl Transfers {
         let Some(open) = self.slots.get_mut(&id).and_then(|slot| slot.open.as_mut()) else { return Ok(Put::default()) };
         let was_missing = open.upload.assembly.missing().contains(index);
         let whole = open.upload.assembly.put(index, chunk)?;
+        if was_missing {
+            open.silent_looks = 0;
+            open.received_bytes += chunk.len() as u64;
+        }
         let range = open.upload.assembly.manifest().range(index);
         let counts = was_missing.then_some(open.upload.kept_as());
         let offset = range.map_or(0, |range| range.start as u64);
@@ -113,16 +143,22 @@ impl Transfers {
         Ok(Put { counts, offset, whole })
     }
 
-    /// Another `limits::TRANSFER_LOOK_MS` have passed: the uploads whose time is over.
-    pub(super) fn look(&mut self) -> Vec<(Digest, Upload)> {
+    /// Whether chunks of this transfer are awaited.
+    pub(super) fn expects(&self, id: Digest) -> bool {
+        self.slots.get(&id).is_some_and(|slot| slot.open.is_some())
+    }
+
+    /// Another `limits::TRANSFER_LOOK_MS` have passed: ends the uploads whose time is over. Whether others wait for room
+    /// decides how patient this is.
+    pub(super) fn look(&mut self, room_is_short: bool) -> Vec<Overdue> {
         let open = self.slots.iter_mut().filter_map(|(id, slot)| Some((*id, slot.open.as_mut()?)));
-        let over: Vec<Digest> = open
-            .filter_map(|(id, open)| {
-                open.looks_left -= 1;
-                (open.looks_left == 0).then_some(id)
-            })
-            .collect();
-        over.into_iter().filter_map(|id| Some((id, self.slots.remove(&id)?.open?.upload))).collect()
+        let over: Vec<Digest> = open.filter_map(|(id, open)| open.is_over(room_is_short).then_some(id)).collect();
+        let end = |id| {
+            let slot = self.slots.remove(&id)?;
+            let is_model = slot.waiting.iter().any(|what| matches!(what, Incoming::Model { .. }));
+            Some(Overdue { id, is_model })
+        };
+        over.into_iter().filter_map(end).collect()
     }
 
     /// Ends all of them.

@@ -86,16 +86,50 @@ async fn an_upload_that_takes_too_long_is_given_up_and_goes_on_from_disk() {
     transfers.opened(id, upload, None);
     let put = transfers.put(id, 1, &chunk(1)).expect("a sound chunk");
     uploads.received(put.counts.flatten(), put.offset, chunk(1)).await;
-    for _ in 0..manifest.deadline_ms() / limits::TRANSFER_LOOK_MS {
-        assert!(transfers.look().is_empty());
+    for _ in 0..limits::UPLOAD_STALL_MS / limits::TRANSFER_LOOK_MS {
+        assert_eq!(transfers.look(false), []);
     }
-    let over = transfers.look();
-    assert_eq!(over.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
-    drop(over);
+    assert_eq!(transfers.look(false), [Overdue { id, is_model: false }]);
     transfers.announce(id, update(0)).expect("again");
     let again = open(&uploads, 0).await;
     assert_eq!(again.assembly.missing().indices(3).collect::<Vec<_>>(), [0, 2]);
     assert_eq!(uploads.status().chunks_kept, 1);
+}
+
+/// While others wait for room, whoever holds some has to show for it.
+#[tokio::test]
+async fn an_upload_that_trickles_makes_way_when_room_is_short_and_a_steady_one_does_not() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    let mut transfers = Transfers::default();
+    let id = TransferManifest::of(&content()).id();
+    transfers.announce(id, update(0)).expect("the first one");
+    transfers.opened(id, open(&uploads, 0).await, None);
+    let grace = limits::UPLOAD_BUSY_GRACE_MS / limits::TRANSFER_LOOK_MS;
+    (0..grace).for_each(|_| assert_eq!(transfers.look(true), []));
+    transfers.put(id, 0, &chunk(0)).expect("a sound chunk");
+    let earned = (CHUNK_BYTES as u64 * 1000 / limits::UPLOAD_BUSY_MIN_BYTES_PER_S) / limits::TRANSFER_LOOK_MS;
+    (0..earned).for_each(|_| assert_eq!(transfers.look(true), []));
+    assert_eq!(transfers.look(false), [], "nobody else wants the room");
+    assert_eq!(transfers.look(true).len(), 1);
+}
+
+/// Offering much and sending nothing holds a share of the room, and no more.
+#[tokio::test]
+async fn one_agent_holds_its_share_of_the_room_and_the_others_find_theirs() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    // Never sent, so that nothing is ever written into what is set aside for it.
+    let large = |byte| TransferManifest { bytes: 100 << 20, chunks: vec![Digest([byte; 32]); 100] };
+    let open =
+        |agent, byte| uploads.open(AgentId([agent; 16]), PartialName::of_update(&key(u64::from(byte))), large(byte));
+    let first = open(1, 1).await.expect("one transfer always fits");
+    let second = tokio::time::timeout(std::time::Duration::from_millis(20), open(1, 2)).await;
+    assert!(second.is_err(), "the agent's share is used up");
+    assert!(!uploads.is_short(), "which is nobody else's concern");
+    open(2, 3).await.expect("another agent has a share of its own");
+    drop(first);
+    open(1, 2).await.expect("its share is free again");
 }
 
 #[test]

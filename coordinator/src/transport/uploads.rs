@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, Digest};
@@ -19,6 +19,9 @@ use crate::clock;
 
 /// Bytes that one permit of the budget stands for.
 const PERMIT_BYTES: u64 = 1 << 10;
+/// What one agent may hold of it, in permits.
+#[expect(clippy::cast_possible_truncation, reason = "a share is far below 4 TiB")]
+const SHARE_PERMITS: u32 = (limits::UPLOAD_BYTES_PER_AGENT / PERMIT_BYTES) as u32;
 /// How long an upload waits for room. Its agent has given the connection up by then.
 const ROOM: Duration = Duration::from_millis(limits::OFFER_TIMEOUT_MS);
 
@@ -39,6 +42,7 @@ pub(super) struct Upload {
     pub(super) assembly: Assembly,
     name: PartialName,
     on_disk: bool,
+    _share: OwnedSemaphorePermit,
     _room: OwnedSemaphorePermit,
 }
 
@@ -56,6 +60,22 @@ struct Counters {
     given_up: AtomicU64,
 }
 
+/// Somebody waits for room as long as this lives.
+struct Waits<'a>(&'a AtomicU64);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicU64) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A half that its agent left in memory, when, and which transfer it is of.
 type LeftBehind = (u64, Digest, Upload);
 
@@ -63,6 +83,10 @@ type LeftBehind = (u64, Digest, Upload);
 #[derive(Debug)]
 pub(super) struct Uploads {
     budget: Arc<Semaphore>,
+    /// How many wait for room in it.
+    waiting: AtomicU64,
+    /// What each agent may hold of it at once; only of agents that hold or want some.
+    shares: Mutex<BTreeMap<AgentId, Weak<Semaphore>>>,
     left_behind: Mutex<BTreeMap<AgentId, LeftBehind>>,
     partials: Arc<Partials>,
     counters: Counters,
@@ -75,6 +99,8 @@ impl Uploads {
         let permits = usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Self {
             budget: Arc::new(Semaphore::new(permits)),
+            waiting: AtomicU64::new(0),
+            shares: Mutex::default(),
             left_behind: Mutex::default(),
             partials: Arc::new(Partials::open(folder, clock::unix_ms())),
             counters: Counters::default(),
@@ -93,7 +119,7 @@ impl Uploads {
         let chunks = manifest.chunks.len();
         let upload = match self.take(agent, manifest.id()) {
             Some(upload) => upload,
-            None => self.start(name, manifest).await?,
+            None => self.start(agent, name, manifest).await?,
         };
         let kept = chunks - upload.assembly.missing().indices(chunks).count();
         if kept > 0 {
@@ -103,11 +129,21 @@ impl Uploads {
         Ok(upload)
     }
 
-    async fn start(&self, name: PartialName, manifest: TransferManifest) -> Result<Upload, OpenError> {
+    /// Whether somebody waits for room that others hold.
+    pub(super) fn is_short(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    async fn start(&self, agent: AgentId, name: PartialName, manifest: TransferManifest) -> Result<Upload, OpenError> {
         let permits = u32::try_from(manifest.bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        self.make_room(permits);
-        let room = tokio::time::timeout(ROOM, Arc::clone(&self.budget).acquire_many_owned(permits)).await;
-        let room = room.map_err(|_| OpenError::NoRoom)?.map_err(|_| OpenError::NoRoom)?;
+        let (share, room) = tokio::time::timeout(ROOM, async {
+            let share = self.share(agent, permits).await?;
+            Some((share, self.room(permits).await?))
+        })
+        .await
+        .ok()
+        .flatten()
+        .ok_or(OpenError::NoRoom)?;
         // One chunk is as soon sent as looked for.
         let several = manifest.chunks.len() > 1;
         let mut assembly = Assembly::new(manifest, limits::UPLOADS_IN_FLIGHT_BYTES)?;
@@ -120,7 +156,37 @@ impl Uploads {
             });
             (on_disk, assembly) = taken_up.await.map_err(|_| OpenError::NoRoom)?;
         }
-        Ok(Upload { assembly, name, on_disk, _room: room })
+        Ok(Upload { assembly, name, on_disk, _share: share, _room: room })
+    }
+
+    /// The agent's own limit. One transfer always fits, however large; a second one beside it may not.
+    async fn share(&self, agent: AgentId, permits: u32) -> Option<OwnedSemaphorePermit> {
+        let permits = permits.min(SHARE_PERMITS);
+        let share = {
+            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            shares.retain(|_, share| share.strong_count() > 0);
+            let existing = shares.get(&agent).and_then(Weak::upgrade);
+            existing.unwrap_or_else(|| {
+                let fresh = Arc::new(Semaphore::new(SHARE_PERMITS as usize));
+                shares.insert(agent, Arc::downgrade(&fresh));
+                fresh
+            })
+        };
+        if share.available_permits() < permits as usize {
+            // What it left behind gives way to what it wants now.
+            self.lock().remove(&agent);
+        }
+        share.acquire_many_owned(permits).await.ok()
+    }
+
+    async fn room(&self, permits: u32) -> Option<OwnedSemaphorePermit> {
+        self.make_room(permits);
+        let acquiring = Arc::clone(&self.budget).acquire_many_owned(permits);
+        if let Ok(room) = Arc::clone(&self.budget).try_acquire_many_owned(permits) {
+            return Some(room);
+        }
+        let _waits = Waits::new(&self.waiting);
+        acquiring.await.ok()
     }
 
     /// A chunk was checked, and is in memory: write it to disk too, if it belongs there.
@@ -174,6 +240,7 @@ impl Uploads {
             chunks_received: count(&self.counters.received),
             chunks_kept: count(&self.counters.kept),
             given_up: count(&self.counters.given_up),
+            waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
 

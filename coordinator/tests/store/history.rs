@@ -66,7 +66,13 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.1 }, feedback_decay: 0.9 },
         merge,
-        admit: AdmitSpec { max_staleness: 50, max_examples: 1000, max_norm_ratio: 0.0 },
+        admit: AdmitSpec {
+            max_staleness: 50,
+            max_examples: 1000,
+            max_norm_ratio: 0.0,
+            clip_norm_ratio: 0.0,
+            max_influence: 0.0,
+        },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 10.0 },
         target: TargetSpec::default(),
     }

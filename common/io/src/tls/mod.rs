@@ -24,7 +24,7 @@ use anabranch_common::ids::Digest;
 use anabranch_common::limits;
 use anabranch_common::wire::handshake::ALPN;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{ClientConfig, Connection, ServerConfig, TransportConfig, VarInt};
 use rustls::RootCertStore;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -119,13 +119,24 @@ pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerCo
     tls.max_early_data_size = 0;
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     let mut transport = transport();
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS));
+    // What a stranger sends is kept in memory until it is read: little, until [`trust`] says otherwise.
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(limits::STRANGER_WINDOW_BYTES));
     config
         .transport_config(Arc::new(transport))
         .max_incoming(limits::PENDING_HANDSHAKES)
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
     Ok(config)
+}
+
+/// Gives the other end of a server's connection, which has shown its certificate, the streams and the windows of a
+/// member.
+pub fn trust(connection: &Connection) {
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(limits::CHUNK_STREAMS));
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
 }
 
 fn client_config(mut tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {

@@ -85,7 +85,9 @@ pub(crate) async fn connected_pair() -> Pair {
     let config = client(&ca.der, &cert.der, &cert.key_der).expect("configures");
     let dialer = client_endpoint().expect("binds");
     let (client, server) = tokio::join!(connect(&dialer, &address, config), accept_one(&endpoint));
-    Pair { client: client.expect("connects"), server: server.expect("accepts"), cert, _endpoints: [endpoint, dialer] }
+    let (client, server) = (client.expect("connects"), server.expect("accepts"));
+    trust(&server);
+    Pair { client, server, cert, _endpoints: [endpoint, dialer] }
 }
 
 /// Connects with `config` and returns what each side says; a refusal of the client's certificate reaches the client

@@ -310,6 +310,7 @@ pub(super) mod tests {
             updates_accepted: 1_234,
             updates_refused: BTreeMap::from([("duplicate".to_owned(), 1), ("stale".to_owned(), 2)]),
             uploads: None,
+            network: None,
             retries_answered: 1,
             uplink_bytes: 5 << 20,
             downlink_bytes: 9 << 20,

@@ -165,25 +165,16 @@ fn change(state: &mut RunState, spec: anabranch_common::spec::RunSpec) {
 }
 
 #[test]
-fn updates_that_move_nothing_do_not_lock_the_norm_filter() {
-    let mut state = World::started(1).state().clone();
-    state.norms = [0.0; 63].into();
-    assert_eq!(state.median_norm(), None, "a median of 0 would refuse everything that moves");
-    state.norms.extend([2.0; 8]);
-    assert_eq!(state.median_norm(), Some(2.0));
-}
-
-#[test]
 fn norms_are_forgotten_when_updates_become_others() {
     let mut state = World::started(1).state().clone();
-    state.norms = [2.0; 20].into();
+    (1..=3).for_each(|number| state.recent.accepted(agent(number), 2.0, u64::from(number)));
     let mut other = spec();
     other.admit.max_staleness = 7;
     change(&mut state, other.clone());
-    assert_eq!(state.median_norm(), Some(2.0), "who is admitted does not change what comes");
+    assert_eq!(state.recent.median_norm(), Some(2.0), "who is admitted does not change what comes");
     other.upload.codec = CodecSpec::F32;
     change(&mut state, other);
-    assert_eq!(state.median_norm(), None);
+    assert_eq!(state.recent.median_norm(), None);
 }
 
 #[test]

@@ -53,7 +53,13 @@ pub(super) fn spec() -> RunSpec {
         },
         upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 1.0 },
         merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
-        admit: AdmitSpec { max_staleness: MAX_STALENESS, max_examples: 1000, max_norm_ratio: 0.0 },
+        admit: AdmitSpec {
+            max_staleness: MAX_STALENESS,
+            max_examples: 1000,
+            max_norm_ratio: 0.0,
+            clip_norm_ratio: 0.0,
+            max_influence: 0.0,
+        },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec { accuracy: Some(0.95), ..TargetSpec::default() },
     }

@@ -36,8 +36,11 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
         format!("record {position} is {} versions behind, more than {}", update.staleness, spec.admit.max_staleness)
     })?;
     let largest = match &spec.merge {
+        // Scaling of large updates and fast agents only ever takes something away.
         MergeSpec::FedAsync { alpha, staleness: Staleness::Constant, participation: false } => {
-            return ensure(update.weight == *alpha, NAME, || format!("record {position} has weight {}", update.weight));
+            let scales = spec.admit.clip_norm_ratio > 0.0 || spec.admit.max_influence > 0.0;
+            let as_ruled = update.weight == *alpha || (scales && (0.0..*alpha).contains(&update.weight));
+            return ensure(as_ruled, NAME, || format!("record {position} has weight {}", update.weight));
         }
         MergeSpec::FedAsync { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,

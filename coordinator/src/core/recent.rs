@@ -1,0 +1,177 @@
+//! What the latest updates were like, and whose: the measure for what is admitted, and at what weight.
+//!
+//! Every agent has one vote on how large an update is, its latest one, however fast it is: so fewer than half of the
+//! agents cannot move the median beyond what the others send, neither with huge updates nor with tiny ones. An update
+//! that is refused as an outlier takes its agent's vote away: if most agents are outliers, it is the median that is wrong,
+//! and soon there is none. Likewise each agent has one say in how many updates are usual: an agent is compared with the
+//! median agent, never with the sum, which the fastest would fill by itself.
+
+use std::collections::VecDeque;
+
+use anabranch_common::ids::AgentId;
+use bincode::{Decode, Encode};
+
+/// Agents whose latest norm is remembered.
+const VOTES_KEPT: usize = 255;
+/// Votes from which on there is a majority to speak of.
+const VOTES_NEEDED: usize = 3;
+/// Accepted updates after which a vote lapses: its agent has left, or hardly takes part.
+const VOTE_UPDATES: u64 = 4096;
+/// Updates an agent, on average, beyond which all counts are halved: what happened long ago fades.
+const COUNTS_KEPT: f64 = 1024.0;
+
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+struct Vote {
+    agent: AgentId,
+    norm: f64,
+    /// Its updates, the old ones counting for less.
+    count: f64,
+    /// Updates that had been accepted when it was cast.
+    at: u64,
+}
+
+/// One vote an agent, the oldest first; part of the fold.
+#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+pub struct Recent {
+    votes: VecDeque<Vote>,
+}
+
+impl Recent {
+    /// An update of `agent` was accepted, as the `at`-th.
+    pub(super) fn accepted(&mut self, agent: AgentId, norm: f64, at: u64) {
+        let count = self.count(agent) + 1.0;
+        self.votes.retain(|vote| vote.agent != agent && vote.at.saturating_add(VOTE_UPDATES) > at);
+        self.votes.push_back(Vote { agent, norm, count, at });
+        if self.votes.len() > VOTES_KEPT {
+            self.votes.pop_front();
+        }
+        let all: f64 = self.votes.iter().map(|vote| vote.count).sum();
+        if all > COUNTS_KEPT * self.votes.len() as f64 {
+            self.votes.iter_mut().for_each(|vote| vote.count /= 2.0);
+        }
+    }
+
+    fn count(&self, agent: AgentId) -> f64 {
+        self.votes.iter().find(|vote| vote.agent == agent).map_or(0.0, |vote| vote.count)
+    }
+
+    /// The norm of `agent` does not count any more: it was revoked, or its update was too large.
+    pub(super) fn withdraw(&mut self, agent: AgentId) {
+        self.votes.iter_mut().filter(|vote| vote.agent == agent).for_each(|vote| vote.norm = 0.0);
+    }
+
+    /// Updates of another kind come from now on.
+    pub(super) fn forget(&mut self) {
+        self.votes.iter_mut().for_each(|vote| vote.norm = 0.0);
+    }
+
+    /// The usual norm, once enough agents have one. Updates that move nothing do not count: a median of 0 would refuse
+    /// whatever moves.
+    #[must_use]
+    pub fn median_norm(&self) -> Option<f64> {
+        lower_median(self.votes.iter().map(|vote| vote.norm).filter(|norm| *norm > 0.0))
+    }
+
+    /// The factor that holds `agent`, with one more update, to `max_influence` times as many as the median agent has.
+    #[must_use]
+    pub fn influence(&self, agent: AgentId, max_influence: f64) -> f64 {
+        let Some(usual) = lower_median(self.votes.iter().map(|vote| vote.count)) else { return 1.0 };
+        // One more on both sides, so that the first few updates of a run are not a matter of luck.
+        (max_influence * (usual + 1.0) / (self.count(agent) + 2.0)).min(1.0)
+    }
+}
+
+/// The median, once there are enough values; of an even number the smaller one in the middle.
+fn lower_median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    if values.len() < VOTES_NEEDED {
+        return None;
+    }
+    let middle = (values.len() - 1) / 2;
+    Some(*values.select_nth_unstable_by(middle, f64::total_cmp).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: AgentId = AgentId([66; 16]);
+
+    fn agent(number: u8) -> AgentId {
+        AgentId([number; 16])
+    }
+
+    /// Seven honest agents with norms around 1, then three hostile ones, a hundred times as fast, with `norm`.
+    fn world(norm: f64) -> Recent {
+        let mut recent = Recent::default();
+        let mut at = 0;
+        for round in 0..3 {
+            for honest in 1..=7 {
+                at += 1;
+                recent.accepted(agent(honest), 1.0 + f64::from(honest + round) / 100.0, at);
+            }
+            for hostile in 0..240 {
+                at += 1;
+                recent.accepted(agent(100 + hostile % 3), norm, at);
+            }
+        }
+        recent
+    }
+
+    #[test]
+    fn a_fast_minority_cannot_move_the_median() {
+        for norm in [1e-30, 1e6] {
+            let median = world(norm).median_norm().expect("ten votes");
+            assert!((1.0..1.2).contains(&median), "{median} with attackers at {norm}");
+        }
+    }
+
+    /// However fast they are: 4.5 updates of theirs for 7 of the others.
+    #[test]
+    fn three_of_ten_agents_have_less_weight_than_the_others() {
+        let mut recent = Recent::default();
+        let (mut honest, mut hostile, mut at) = (0.0, 0.0, 0);
+        for round in 0..300 {
+            for one in 1..=7 {
+                at += 1;
+                honest += recent.influence(agent(one), 1.5);
+                recent.accepted(agent(one), 1.0, at);
+            }
+            for one in 0..60 {
+                at += 1;
+                let weight = recent.influence(agent(100 + one % 3), 1.5);
+                hostile += if round < 30 { 0.0 } else { weight };
+                recent.accepted(agent(100 + one % 3), 1.0, at);
+            }
+        }
+        assert!(honest > 0.99 * 2100.0, "{honest}: the slow ones count in full");
+        assert!((0.5..0.72).contains(&(hostile / (honest * 0.9))), "{hostile} against {honest}");
+    }
+
+    #[test]
+    fn a_lone_agent_and_a_pair_are_never_held_back() {
+        let mut recent = Recent::default();
+        (0..1000).for_each(|at| recent.accepted(agent(1), 1.0, at));
+        recent.accepted(agent(2), 1.0, 1001);
+        assert_eq!(recent.influence(agent(1), 1.5), 1.0);
+    }
+
+    #[test]
+    fn a_median_that_refuses_most_agents_goes_away() {
+        let mut recent = world(1.0);
+        (1..=7).for_each(|honest| recent.withdraw(agent(honest)));
+        recent.withdraw(agent(100));
+        assert_eq!(recent.median_norm(), None);
+    }
+
+    #[test]
+    fn updates_that_move_nothing_do_not_lock_the_filter_and_old_votes_lapse() {
+        let mut recent = Recent::default();
+        (1..60).for_each(|one| recent.accepted(agent(one), 0.0, u64::from(one)));
+        assert_eq!(recent.median_norm(), None, "a median of 0 would refuse everything that moves");
+        (100..103).for_each(|one| recent.accepted(agent(one), 2.0, u64::from(one)));
+        assert_eq!(recent.median_norm(), Some(2.0));
+        recent.accepted(HOSTILE, 9.0, 200 + VOTE_UPDATES);
+        assert_eq!(recent.votes.len(), 1);
+    }
+}
