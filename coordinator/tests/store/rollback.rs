@@ -95,11 +95,11 @@ fn agents_of_the_old_branch_are_answered_and_not_merged() {
     rollback(&store, &history, 8).expect("all are kept");
     let state = recovery::recover(&store).expect("replays").state;
     let accepted = updates(&history).pop().expect("updates");
-    let again = admit(&state, &accepted, None);
+    let again = admit(&state, &accepted, None, None);
     assert!(matches!(again, Decision::Repeat(Verdict::Accepted { .. })), "{again:?}");
     let mut late = accepted;
     late.key.seq = UpdateSeq(1000);
-    assert_eq!(admit(&state, &late, None), Decision::Refuse(RefusalReason::WrongBranch));
+    assert_eq!(admit(&state, &late, None, None), Decision::Refuse(RefusalReason::WrongBranch));
 }
 
 /// Versions after the one that is gone back to are made again, as other models: what was measured of the old ones must
