@@ -33,6 +33,8 @@ const FAULT_S: f64 = 2.0;
 const LOOK: Duration = Duration::from_millis(20);
 /// Looks between two at memory and processor time.
 const LOOKS_PER_USAGE: u64 = 10;
+/// Looks between two at the coordinator's own count of what it has sent, which is lost with its process.
+const LOOKS_PER_STATUS: u64 = 100;
 /// Accuracies whose times are reported.
 const TARGETS: [(&str, f64); 2] = [("time_to_90_s", 0.90), ("time_to_95_s", 0.95)];
 
@@ -148,11 +150,14 @@ struct Bench {
     shards: Vec<PathBuf>,
     test: PathBuf,
     fault: Fault,
+    until: f64,
     usage: Usage,
     startup_s: f64,
     times: [Option<f64>; TARGETS.len()],
     best: f64,
     wall_s: f64,
+    /// Bytes of models that coordinators have sent that are gone, and that the present one has.
+    downlink_bytes: (u64, u64),
     /// Whom the fault has stopped, until it is over.
     struck: bool,
     over: bool,
@@ -177,11 +182,13 @@ impl Bench {
             shards,
             test,
             fault: options.fault,
+            until: options.until,
             usage: Usage::default(),
             startup_s: 0.0,
             times: [None; TARGETS.len()],
             best: 0.0,
             wall_s: 0.0,
+            downlink_bytes: (0, 0),
             struck: false,
             over: false,
         })
@@ -220,8 +227,8 @@ impl Bench {
     }
 
     fn watch_to_the_end(&mut self) -> anyhow::Result<()> {
-        let watch = Stopwatch::start();
-        for look in 0.. {
+        let (watch, mut reached) = (Stopwatch::start(), false);
+        for look in 0u64.. {
             let now_s = watch.seconds();
             for accuracy in watch::accuracies(&self.cluster.agent(&name(JUDGE))?.log()?) {
                 self.best = self.best.max(accuracy);
@@ -233,6 +240,10 @@ impl Bench {
             }
             if look % LOOKS_PER_USAGE == 0 {
                 self.look_at_processes()?;
+            }
+            if look % LOOKS_PER_STATUS == 0 || (self.best >= self.until && !reached) {
+                reached = self.best >= self.until;
+                self.look_at_traffic();
             }
             self.strike(now_s)?;
             if (!self.struck || self.over) && self.cluster.coordinator()?.exited()?.is_some() {
@@ -254,6 +265,15 @@ impl Bench {
         Ok(())
     }
 
+    /// A coordinator that does not answer is dead, or has just ended: what it said last stands.
+    fn look_at_traffic(&mut self) {
+        if let Ok(status) = self.cluster.status()
+            && status.serving
+        {
+            self.downlink_bytes.1 = status.downlink_bytes;
+        }
+    }
+
     fn strike(&mut self, now_s: f64) -> anyhow::Result<()> {
         if !self.struck && now_s >= FAULT_AT_S && self.fault != Fault::None {
             self.struck = true;
@@ -265,7 +285,11 @@ impl Bench {
                     self.cluster.agent(&name(VICTIM))?.signal(Signal::SIGSTOP)?;
                     self.over = true;
                 }
-                Fault::KillCoordinator => self.cluster.coordinator()?.kill()?,
+                Fault::KillCoordinator => {
+                    self.look_at_traffic();
+                    self.cluster.coordinator()?.kill()?;
+                    self.downlink_bytes = (self.downlink_bytes.0 + self.downlink_bytes.1, 0);
+                }
             }
         }
         if self.struck && !self.over && now_s >= FAULT_AT_S + FAULT_S {
@@ -313,9 +337,9 @@ impl Bench {
         report.metric("updates_lost", found.lost as f64);
         report.metric("updates_duplicated", found.duplicated as f64);
         report.metric("uplink_bytes", status.uplink_bytes as f64);
-        report.metric("downlink_bytes", status.downlink_bytes as f64);
+        // Looked up every 2 s and at the end: the last moments before a kill are not in it.
+        report.metric("downlink_bytes", (self.downlink_bytes.0 + self.downlink_bytes.1) as f64);
         report.metric("raw_f32_uplink_bytes", status.raw_f32_uplink_bytes as f64);
-        report.metric("raw_f32_downlink_bytes", status.raw_f32_downlink_bytes as f64);
         let (coordinator, all) = ((|name: &str| name == "coordinator"), (|name: &str| name != "coordinator"));
         report.metric("coordinator_peak_rss_bytes", self.usage.peak_bytes(coordinator));
         report.metric("agents_peak_rss_bytes", self.usage.peak_bytes(all));
