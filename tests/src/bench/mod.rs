@@ -2,3 +2,6 @@
 
 pub mod recovery;
 pub mod store;
+pub mod swarm;
+mod usage;
+pub mod w1;

@@ -117,6 +117,20 @@ enum Bench {
         #[command(flatten)]
         common: Common,
     },
+    /// Workload W1 with eleven real processes: time to accuracy, bytes, memory, and what a fault costs
+    W1 {
+        #[command(flatten)]
+        options: bench::w1::Options,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Many agents without training against a real coordinator: updates a second, latency, memory
+    Swarm {
+        #[command(flatten)]
+        options: bench::swarm::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Time from kill -9 to serving again, replay speed, memory
     Recovery {
         #[command(flatten)]
@@ -176,6 +190,8 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             let dir = dir.unwrap_or_else(std::env::temp_dir);
             (bench::store::run(&dir, common.seed)?, common)
         }
+        Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };
     report.finish(common.json.as_deref())?;
