@@ -29,7 +29,7 @@ use crate::wire::message::{self, MessageError};
 /// Magic bytes of a stored record.
 pub const MAGIC: [u8; 4] = *b"ANBJ";
 /// Version of the stored layout.
-pub const LAYOUT_VERSION: u16 = 1;
+pub const LAYOUT_VERSION: u16 = 2;
 /// Bytes before the head.
 pub const HEADER_BYTES: usize = 28;
 

@@ -10,7 +10,7 @@ use anabranch_agent::config::AgentDir;
 use anabranch_agent::identity::{AgentKey, read_certificate, write_certificate};
 use anabranch_common::status::TokenStatus;
 use anabranch_common::wire::frame::FrameKind;
-use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
+use anabranch_common::wire::handshake::{Agree, MAX_PROTOCOL, MIN_PROTOCOL, Propose, Purpose};
 use anabranch_coordinator::identity::Identity;
 use anabranch_io::{frames, tls};
 use anabranch_tests::clock::{poll, unix_ms};
@@ -232,7 +232,7 @@ fn protocol_versions_that_do_not_match_are_told_by_number() -> anyhow::Result<()
         frames::send(&mut send, FrameKind::Propose, &propose, 64, 10 * SECOND).await?;
         anyhow::Ok(frames::recv_one(&mut recv, FrameKind::Agree, 64, 10 * SECOND).await?)
     })?;
-    assert_eq!(answer, Agree::Unsupported { min: 1, max: 1 });
+    assert_eq!(answer, Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
 
     // Our agent at a newer coordinator, which has the right certificates.
     assert_eq!(cluster.park_coordinator()?, 0);

@@ -6,9 +6,9 @@
 use bincode::{Decode, Encode};
 
 /// The oldest protocol version that this build speaks.
-pub const MIN_PROTOCOL: u16 = 1;
+pub const MIN_PROTOCOL: u16 = 2;
 /// The newest protocol version that this build speaks.
-pub const MAX_PROTOCOL: u16 = 1;
+pub const MAX_PROTOCOL: u16 = 2;
 /// The name under which QUIC connections are opened (ALPN). It has no version in it on purpose: a mismatch is told in
 /// words, not as a TLS alert.
 pub const ALPN: &[u8] = b"anabranch";
@@ -77,9 +77,9 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_chosen_and_none_is_said_so() {
         let propose = |min, max| Propose { min, max, purpose: Purpose::Agent }.answer();
-        assert_eq!(propose(1, 1), Agree::Version(1));
+        assert_eq!(propose(2, 2), Agree::Version(2));
         assert_eq!(propose(0, 7), Agree::Version(MAX_PROTOCOL));
-        assert_eq!(propose(2, 3), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
-        assert_eq!(propose(0, 0), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
+        assert_eq!(propose(3, 4), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
+        assert_eq!(propose(0, 1), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
     }
 }

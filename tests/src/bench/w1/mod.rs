@@ -74,9 +74,9 @@ pub struct Options {
     pub limit: f64,
 }
 
-/// The strategy that did best (docs/benchmarks.md has the others).
+/// The strategy that is taken unless another one is asked for (docs/benchmarks.md).
 const MERGE: &str = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0";
-/// The codec that did best.
+/// The codec that is taken unless another one is asked for.
 const CODEC: &str = "{ kind = \"top-k\", fraction = 0.05 }";
 
 impl Options {
