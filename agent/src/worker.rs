@@ -23,7 +23,7 @@ use crate::core::command::{Bank, Ending, Settlement};
 use crate::core::event::{Event, InitialModel, Outcome};
 use crate::shard::Shard;
 use crate::store::{Ledger, LedgerError};
-use crate::train::{StepReport, TrainError, Trainer};
+use crate::train::{Metrics, StepReport, TrainError, Trainer};
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
 pub type TrainerFactory = Box<dyn Fn(&RunSpec) -> Result<Box<dyn Trainer>, TrainError> + Send>;
@@ -249,14 +249,22 @@ impl Maths {
         };
         let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
         match trainer.evaluate(content, shard) {
-            Ok(metrics) => {
-                let (accuracy, loss, num_examples) = (metrics.accuracy, metrics.loss, metrics.num_examples);
-                Event::Evaluated { version, accuracy, loss, num_examples }
-            }
+            Ok(metrics) => judged(version, metrics),
             Err(error @ TrainError::Diverged { .. }) => Event::EvaluationFailed { version, problem: error.to_string() },
             Err(error) => Event::Failed(ending(&error)),
         }
     }
+}
+
+/// What an evaluation came to. Figures that are not finite, such as the loss of a model that an attacker has blown up, are
+/// a failed evaluation: the coordinator takes them for a breach of the protocol.
+#[must_use]
+pub fn judged(version: ModelVersion, metrics: Metrics) -> Event {
+    let Metrics { accuracy, loss, num_examples } = metrics;
+    if accuracy.is_finite() && loss.is_finite() {
+        return Event::Evaluated { version, accuracy, loss, num_examples };
+    }
+    Event::EvaluationFailed { version, problem: format!("accuracy {accuracy} and loss {loss} are not finite") }
 }
 
 /// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.
@@ -450,6 +458,16 @@ fn storage_ending(error: &StorageError) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by simulation (seed 1000139): an honest agent must not be thrown out for what a blown-up model gives it.
+    #[test]
+    fn figures_that_are_not_finite_are_a_failed_evaluation() {
+        let judge = |accuracy, loss| judged(ModelVersion(3), Metrics { accuracy, loss, num_examples: 2 });
+        assert!(matches!(judge(0.5, 1e30), Event::Evaluated { version: ModelVersion(3), num_examples: 2, .. }));
+        for (accuracy, loss) in [(0.5, f64::INFINITY), (0.5, f64::NAN), (f64::NAN, 1.0)] {
+            assert!(matches!(judge(accuracy, loss), Event::EvaluationFailed { .. }), "{accuracy} {loss}");
+        }
+    }
 
     /// A trainer of the user's may panic; the session must hear of it, or the process hangs.
     #[test]

@@ -10,6 +10,7 @@ use anabranch_agent::core::command::{Bank, ChunkSource, Command, Ending, Settlem
 use anabranch_agent::core::event::Event;
 use anabranch_agent::core::{Session, SessionConfig};
 use anabranch_agent::store::Ledger;
+use anabranch_agent::train::Metrics;
 use anabranch_agent::worker;
 use anabranch_common::ids::{BranchId, Incarnation};
 use anabranch_common::limits;
@@ -307,7 +308,7 @@ impl World {
             Command::Evaluate { version, content } => {
                 let loss = loss(&content);
                 let num_examples = agent.plan.eval_examples;
-                self.maths(machine, 200, Event::Evaluated { version, accuracy: 0.0, loss, num_examples });
+                self.maths(machine, 200, worker::judged(version, Metrics { accuracy: 0.0, loss, num_examples }));
             }
             Command::Bank(bank) => self.chore(machine, Chore::Bank(bank)),
             Command::Settle { key, content } => self.chore(machine, Chore::Settle { key, content }),
