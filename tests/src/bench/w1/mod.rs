@@ -60,7 +60,7 @@ pub struct Options {
     /// What goes wrong
     #[arg(long, value_enum, default_value = "none")]
     pub fault: Fault,
-    /// The [merge] section of run.toml
+    /// The `merge` section of run.toml
     #[arg(long, value_name = "TOML", default_value = MERGE)]
     pub merge: String,
     /// How updates are compressed, as in run.toml
