@@ -8,22 +8,18 @@ use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anabranch_agent::config::{AgentConfig, AgentDir};
-use anabranch_agent::driver::Setup;
-use anabranch_agent::identity::AgentKey;
 use anabranch_agent::shard::Shard;
-use anabranch_agent::store::Ledger;
 use anabranch_agent::train::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
-use anabranch_agent::worker::{Pace, Shards};
+use anabranch_agent::worker::Shards;
 use anabranch_common::ids::LeaseId;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::spec::{RunSpec, TrainSpec};
 use anabranch_coordinator::core::lease_seed;
-use anabranch_io::logging::{self, LogFormat};
-use anabranch_io::{durable, exit};
+use anabranch_io::exit;
 use clap::Parser;
+
+use crate::process::be_agent;
 
 /// Settings of a ledger run.
 #[derive(Debug, Clone, Copy)]
@@ -130,26 +126,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    logging::init(LogFormat::Json, 0)?;
-    durable::install_panic_policy();
-    let dir = AgentDir::new(&args.dir);
-    let config = AgentConfig::read(&dir.config())?;
-    let key = AgentKey::read(&dir)?;
-    let ledger = Ledger::open(&dir.store())?;
-    let setup = Setup {
-        dir,
-        config,
-        key,
-        shards: Shards { train: Some(Box::new(OneExample)), eval: None },
-        factory: Box::new(|spec| Ok(Box::new(LedgerTrainer::new(spec)?))),
-        device: "ledger".to_owned(),
-        pace: Pace { min_round: Duration::from_millis(args.min_round), ..Pace::default() },
-        ledger,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let ending = runtime.block_on(anabranch_agent::serve(setup));
-    runtime.shutdown_timeout(Duration::ZERO);
-    anabranch_agent::finish(ending?)
+    be_agent(&args.dir, "ledger", args.min_round, || {
+        let shards = Shards { train: Some(Box::new(OneExample)), eval: None };
+        Ok((shards, Box::new(|spec| Ok(Box::new(LedgerTrainer::new(spec)?)))))
+    })
 }
 
 /// Nothing is read from it.

@@ -12,8 +12,8 @@ use anyhow::bail;
 use super::fault::Fault;
 use super::fleet::Fleet;
 use super::scenario::{COORDINATOR, Event};
-use super::watch::{Seen, Tail, What};
 use crate::clock::Stopwatch;
+use crate::process::{Seen, Tail, What};
 use crate::report::proc_kib;
 
 /// How often everything is looked at.
@@ -83,6 +83,15 @@ impl Record {
     pub fn accepted(&self) -> impl Iterator<Item = (u64, &str, (u64, u64), u64)> {
         self.seen.iter().filter_map(|seen| match seen.what {
             What::Accepted { key, version } => Some((seen.at_ms, seen.agent.as_str(), key, version)),
+            _ => None,
+        })
+    }
+
+    /// The accuracy that was evaluated last.
+    #[must_use]
+    pub fn accuracy(&self) -> Option<f64> {
+        self.seen.iter().rev().find_map(|seen| match seen.what {
+            What::Evaluated { accuracy, .. } => Some(accuracy),
             _ => None,
         })
     }

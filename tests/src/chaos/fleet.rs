@@ -28,14 +28,13 @@ pub(super) struct Fleet {
     scenario: Scenario,
     proxies: BTreeMap<String, Proxy>,
     switches: BTreeMap<String, Switches>,
-    settings: BTreeMap<String, Setting>,
     /// Bad lines by the node that they belong to.
     lines: BTreeMap<String, Fault>,
     base: Conditions,
     /// Slow processes, and whether each is stopped at the moment.
     slow: BTreeMap<String, (f64, bool)>,
     // After the proxies, which live on it.
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 impl Fleet {
@@ -48,16 +47,15 @@ impl Fleet {
             scenario: scenario.clone(),
             proxies: BTreeMap::new(),
             switches: BTreeMap::new(),
-            settings: BTreeMap::new(),
             lines: BTreeMap::new(),
             base: scenario.link.clone(),
             slow: BTreeMap::new(),
-            _runtime: runtime,
+            runtime,
         };
         fleet.cluster.start_coordinator()?;
         for (name, number) in scenario.agent_names().into_iter().zip(1..) {
             fleet.cluster.join(&name)?;
-            let handle = fleet._runtime.handle();
+            let handle = fleet.runtime.handle();
             let shape = Shape { up: fleet.base.clone(), down: fleet.base.clone(), rebind_ms: 0 };
             let proxy = Proxy::start(handle, fleet.cluster.port(), seed ^ (number << 40), shape)?;
             fleet.cluster.reroute(&name, proxy.port())?;
@@ -222,7 +220,7 @@ impl Fleet {
         if self.ended(node)?.is_some() { self.start(node) } else { Ok(()) }
     }
 
-    fn switch(&mut self, node: &str, fault: Option<&Fault>) -> anyhow::Result<()> {
+    fn switch(&self, node: &str, fault: Option<&Fault>) -> anyhow::Result<()> {
         let setting = match fault {
             Some(Fault::DiskFull) => Setting { full: true, ..Setting::default() },
             Some(Fault::DiskError) => Setting { error: true, ..Setting::default() },
@@ -230,7 +228,6 @@ impl Fleet {
             Some(Fault::Clock { offset_s }) => Setting { offset_s: *offset_s, ..Setting::default() },
             _ => Setting::default(),
         };
-        self.settings.insert(node.to_owned(), setting);
         self.switches.get(node).context("the daemons were started without the library")?.set(setting)
     }
 

@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anabranch_common::ids::Position;
-use anabranch_common::journal::{Record as JournalRecord, RecordBody};
 use anabranch_coordinator::recovery::Recovered;
 use anabranch_coordinator::store::Store;
 use anyhow::Context as _;
@@ -13,7 +10,7 @@ use anyhow::Context as _;
 use super::drive::Record;
 use super::fleet::Fleet;
 use super::scenario::{COORDINATOR, Scenario, Task};
-use crate::invariants::{self, exactly_once, same_bits};
+use crate::invariants::{self, exactly_once, same_bits, told};
 
 /// What became of a promise.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -57,7 +54,7 @@ pub struct Audit {
 /// Audits a copy of the store of a coordinator that has been parked.
 pub(super) fn audit(fleet: &Fleet, scenario: &Scenario, record: &Record) -> anyhow::Result<Audit> {
     let mut audit = Audit::default();
-    let told: BTreeSet<(&str, (u64, u64))> = record.accepted().map(|(_, agent, key, _)| (agent, key)).collect();
+    let told = told::keys(&fleet.cluster, &record.seen)?;
     audit.acknowledged = told.len() as u64;
     invariants::on_a_copy(&fleet.cluster.coordinator_dir(), |store| {
         let recovered = same_bits::check(store);
@@ -73,7 +70,7 @@ pub(super) fn audit(fleet: &Fleet, scenario: &Scenario, record: &Record) -> anyh
         audit.merged = recovered.state.agents.values().map(|agent| agent.accepted).sum();
         let finite = recovered.model.model().iter().all(|value| value.is_finite());
         audit.promises.insert("P4", Promise::require(finite, || "the model is not finite".to_owned()));
-        let once = if scenario.keep_journal { by_records(store, &recovered, &told, &mut audit) } else { Ok(()) };
+        let once = if scenario.keep_journal { by_records(store, &told, &mut audit) } else { Ok(()) };
         let once = once
             .and_then(|()| if scenario.task == Task::Ledger { ledger(fleet, scenario, &recovered) } else { Ok(()) });
         audit.promises.insert("P1", Promise::of(once));
@@ -83,34 +80,12 @@ pub(super) fn audit(fleet: &Fleet, scenario: &Scenario, record: &Record) -> anyh
 }
 
 /// Every record of the journal: decided once, and what was told is there.
-fn by_records(
-    store: &dyn Store,
-    recovered: &Recovered,
-    told: &BTreeSet<(&str, (u64, u64))>,
-    audit: &mut Audit,
-) -> anyhow::Result<()> {
-    let mut journal = invariants::journal::Journal::default();
-    let mut merged: BTreeMap<(&str, (u64, u64)), u64> = BTreeMap::new();
-    let mut problem = None;
-    let mut position = Position(0);
-    while let Some(bytes) = store.record(position)? {
-        position = Position(position.0 + 1);
-        let record = JournalRecord::from_bytes(&bytes)?;
-        if let RecordBody::Update(update) = &record.body {
-            let key = update.meta.key;
-            let name = recovered.state.agents.get(&key.agent).map_or("nobody", |agent| agent.name.as_str());
-            *merged.entry((name, (u64::from(key.epoch.0), key.seq.0))).or_default() += 1;
-        }
-        // After the first problem the rest is counted only: how much is lost or doubled.
-        if problem.is_none() {
-            problem = journal.appended(&Arc::new(record)).err();
-        }
-    }
-    audit.lost = told.iter().filter(|key| !merged.contains_key(*key)).count() as u64;
-    audit.duplicated = merged.values().filter(|count| **count > 1).count() as u64;
+fn by_records(store: &dyn Store, told: &BTreeSet<told::Key>, audit: &mut Audit) -> anyhow::Result<()> {
+    let found = told::audit(store, told)?;
+    (audit.lost, audit.duplicated) = (found.lost, found.duplicated);
     anyhow::ensure!(audit.lost == 0, "{} acknowledged updates are not in the journal", audit.lost);
     anyhow::ensure!(audit.duplicated == 0, "{} updates are in the journal twice", audit.duplicated);
-    problem.map_or(Ok(()), |violation| Err(violation.into()))
+    found.problem.map_or(Ok(()), |violation| Err(violation.into()))
 }
 
 fn ledger(fleet: &Fleet, scenario: &Scenario, recovered: &Recovered) -> anyhow::Result<()> {
@@ -154,12 +129,8 @@ pub(super) fn observe(scenario: &Scenario, record: &Record, clean: &Record, audi
             }),
         );
     }
-    let last = record.seen.iter().rev().find_map(|seen| match seen.what {
-        super::watch::What::Evaluated { accuracy, .. } => Some(accuracy),
-        _ => None,
-    });
     if let Some(wanted) = must.accuracy {
-        let reached = last.unwrap_or(0.0);
+        let reached = record.accuracy().unwrap_or(0.0);
         audit.promises.insert(
             "P10",
             Promise::require(reached >= wanted, || format!("the accuracy at the end is {reached:.3}, below {wanted}")),

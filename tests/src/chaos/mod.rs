@@ -26,13 +26,12 @@ pub mod scenario;
 mod scorecard;
 pub mod shim;
 pub mod soak;
-pub mod watch;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use drive::{Course, drive, ms};
+use drive::{Course, Record, drive, ms};
 use fleet::Fleet;
 
 pub use fault::Fault;
@@ -64,6 +63,11 @@ pub struct Options {
 /// # Errors
 /// Something cannot be run at all, or a daemon ends to which nothing was done. Broken promises are in the scorecard.
 pub fn run(options: &Options) -> anyhow::Result<Scorecard> {
+    Ok(measure(options)?.0)
+}
+
+/// The scorecard, and what it was made from.
+fn measure(options: &Options) -> anyhow::Result<(Scorecard, Record)> {
     let Options { lab, scenario, seed, .. } = options;
     let events = scenario.timeline(*seed);
     let needs_shim = events.iter().any(|event| event.fault.needs_shim());
@@ -90,7 +94,7 @@ pub fn run(options: &Options) -> anyhow::Result<Scorecard> {
     let record = drive(&mut fleet, course, &mut say).with_context(|| format!("again: {}", options.command))?;
     let mut audit = judge::audit(&fleet, scenario, &record)?;
     judge::observe(scenario, &record, &clean, &mut audit);
-    Ok(Scorecard::new(options, &record, &clean, &audit))
+    Ok((Scorecard::new(options, &record, &clean, &audit), record))
 }
 
 /// The name of a scenario file.

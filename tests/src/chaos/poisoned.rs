@@ -4,22 +4,17 @@ use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anabranch_agent::config::{AgentConfig, AgentDir};
-use anabranch_agent::driver::Setup;
-use anabranch_agent::identity::AgentKey;
 use anabranch_agent::shard::{self, Shard, ShardOptions};
-use anabranch_agent::store::Ledger;
 use anabranch_agent::train::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
-use anabranch_agent::worker::{Pace, Shards};
+use anabranch_agent::worker::Shards;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::TrainSpec;
-use anabranch_io::logging::{self, LogFormat};
-use anabranch_io::{durable, exit};
+use anabranch_io::exit;
 use clap::Parser;
 
 use super::fault::Poison;
+use crate::process::be_agent;
 
 /// Arguments of `as-poisoned-agent`.
 #[derive(Debug, Parser)]
@@ -42,33 +37,18 @@ struct Args {
 /// Be such an agent.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = Args::parse_from(std::iter::once("as-poisoned-agent".into()).chain(args));
-    match run(args) {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error).into(),
     }
 }
 
-fn run(args: Args) -> anyhow::Result<()> {
-    logging::init(LogFormat::Json, 0)?;
-    durable::install_panic_policy();
-    let dir = AgentDir::new(&args.dir);
-    let shards = Shards { train: Some(shard::open(&args.shard, &ShardOptions::default())?), eval: None };
-    let native = anabranch_agent::native_factory(Some(1), &shards);
-    let with = args.with;
-    let setup = Setup {
-        config: AgentConfig::read(&dir.config())?,
-        key: AgentKey::read(&dir)?,
-        ledger: Ledger::open(&dir.store())?,
-        dir,
-        shards,
-        factory: Box::new(move |spec| Ok(Box::new(Poisoned { trainer: native(spec)?, with }))),
-        device: "poisoned".to_owned(),
-        pace: Pace { min_round: Duration::from_millis(args.min_round), ..Pace::default() },
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let ending = runtime.block_on(anabranch_agent::serve(setup))?;
-    runtime.shutdown_timeout(Duration::ZERO);
-    anabranch_agent::finish(ending)
+fn run(args: &Args) -> anyhow::Result<()> {
+    be_agent(&args.dir, "poisoned", args.min_round, || {
+        let shards = Shards { train: Some(shard::open(&args.shard, &ShardOptions::default())?), eval: None };
+        let (native, with) = (anabranch_agent::native_factory(Some(1), &shards), args.with);
+        Ok((shards, Box::new(move |spec| Ok(Box::new(Poisoned { trainer: native(spec)?, with })))))
+    })
 }
 
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use super::drive::{Injected, Record};
 use super::fault::Fault;
 use super::judge::{Audit, Promise};
 use super::scenario::{COORDINATOR, Event};
-use super::watch::{Seen, What};
 use crate::picture::{self, Entry, Lane, Mark, MarkKind, Series, Span, SpanKind, Timeline};
+use crate::process::{Seen, What};
 use crate::report::{Report, quantile};
 
 /// The outcome of a scenario.
@@ -68,10 +68,8 @@ impl Scorecard {
         let value = |name: &str| self.report.metrics.get(name).copied();
         let mut facts = Vec::new();
         let mut fact = |name: &str, text: String| facts.push((name.to_owned(), text));
-        let broken: Vec<&str> =
-            self.promises.iter().filter(|(_, promise)| **promise != Promise::Kept).map(|(name, _)| *name).collect();
-        let kept: Vec<&str> =
-            self.promises.iter().filter(|(_, promise)| **promise == Promise::Kept).map(|(name, _)| *name).collect();
+        let (kept, broken): (Vec<&str>, Vec<&str>) =
+            self.promises.keys().partition(|name| self.promises[*name] == Promise::Kept);
         fact("promises kept", kept.join(" "));
         fact("promises broken", if broken.is_empty() { "none".to_owned() } else { broken.join(" ") });
         let injected: Vec<String> = self.injected.iter().map(|(name, count)| format!("{count} {name}")).collect();
@@ -190,11 +188,7 @@ fn figures(report: &mut Report, options: &Options, record: &Record, clean: &Reco
             report.metric("clean_time_to_accuracy_s", seconds);
         }
     }
-    let last = record.seen.iter().rev().find_map(|seen| match seen.what {
-        What::Evaluated { accuracy, .. } => Some(accuracy),
-        _ => None,
-    });
-    if let Some(accuracy) = last {
+    if let Some(accuracy) = record.accuracy() {
         report.metric("test_accuracy", accuracy);
     }
 }

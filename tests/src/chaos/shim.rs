@@ -1,12 +1,10 @@
 //! A bad disk and a wrong clock for a daemon: a small library that is loaded into it, and the switches for it.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, ensure};
+use crate::process::compile;
 
 const SOURCE: &str = include_str!("shim.c");
 /// Why scenarios with disks and clocks cannot be run.
@@ -25,16 +23,9 @@ impl Shim {
     /// # Errors
     /// It does not compile.
     pub fn new(folder: &Path) -> anyhow::Result<Option<Self>> {
-        let (source, library) = (folder.join("shim.c"), folder.join("shim.so"));
-        std::fs::write(&source, SOURCE)?;
-        let mut compiler = Command::new("cc");
-        compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
-        let ended = match compiler.output() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.context("cc cannot be started")?,
-        };
-        ensure!(ended.status.success(), "the library does not compile:\n{}", String::from_utf8_lossy(&ended.stderr));
-        Ok(Some(Self { library, folder: folder.to_owned() }))
+        let library = folder.join("shim.so");
+        let compiled = compile(SOURCE, &library)?;
+        Ok(compiled.then_some(Self { library, folder: folder.to_owned() }))
     }
 
     /// The switches of one node; all are off.

@@ -1,9 +1,8 @@
 //! `anabranch-lab soak`: a failure every few seconds, of every kind, for hours; then the same audit as everywhere.
 
-use super::drive::{Course, Sample, drive, ms};
-use super::fleet::Fleet;
+use super::drive::Sample;
 use super::scenario::{Rate, Scenario};
-use super::{Options, Scorecard, judge};
+use super::{Options, Scorecard};
 
 /// The share of the samples, at the end, over which memory and disk have to be flat.
 const SETTLED: f64 = 0.75;
@@ -31,28 +30,7 @@ pub fn failure_every_s(rates: &[Rate]) -> f64 {
 /// # Errors
 /// As [`super::run`].
 pub fn run(options: &Options) -> anyhow::Result<Scorecard> {
-    let Options { lab, scenario, seed, .. } = options;
-    let events = scenario.timeline(*seed);
-    let mut say = |line: &str| {
-        if options.verbose {
-            println!("{line}");
-        }
-    };
-    let must = &scenario.must;
-    let course = Course {
-        events: &[],
-        length_ms: ms(scenario.clean_seconds),
-        until_accuracy: None,
-        resume_ms: ms(must.resume_s),
-        exits: &must.exits,
-    };
-    let mut fleet = Fleet::new(lab, scenario, *seed, false)?;
-    let clean = drive(&mut fleet, course, &mut say)?;
-    let mut fleet = Fleet::new(lab, scenario, *seed, events.iter().any(|event| event.fault.needs_shim()))?;
-    let record = drive(&mut fleet, Course { events: &events, length_ms: ms(scenario.seconds), ..course }, &mut say)?;
-    let mut audit = judge::audit(&fleet, scenario, &record)?;
-    judge::observe(scenario, &record, &clean, &mut audit);
-    let mut card = Scorecard::new(options, &record, &clean, &audit);
+    let (mut card, record) = super::measure(options)?;
     let settled = settled(&record.samples);
     let memory = slope_mib_an_hour(settled, |sample| sample.coordinator_bytes.map(|bytes| bytes as f64));
     let disk = slope_mib_an_hour(settled, |sample| Some(sample.disk_bytes as f64));

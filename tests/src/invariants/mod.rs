@@ -7,12 +7,14 @@
 //! | [`journal`] | P1 to P4, leases, epochs, branches, staleness: every record of a simulated run, as it is written |
 //! | [`progress`] | P8: nobody is held up by the slow, the broken or the hostile |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
+//! | [`told`] | P1: what agents were told is in the journal once, record by record |
 
 pub mod exactly_once;
 pub mod feedback;
 pub mod journal;
 pub mod progress;
 pub mod same_bits;
+pub mod told;
 
 use std::path::Path;
 

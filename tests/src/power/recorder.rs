@@ -1,10 +1,8 @@
 //! Runs a process under the recorder.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, ensure};
+use crate::process::compile;
 
 const SOURCE: &str = include_str!("record.c");
 
@@ -21,16 +19,8 @@ impl Recorder {
     /// It does not compile.
     pub fn new() -> anyhow::Result<Option<Self>> {
         let folder = tempfile::Builder::new().prefix("anabranch-power-").tempdir()?;
-        let source = folder.path().join("record.c");
-        std::fs::write(&source, SOURCE)?;
-        let mut compiler = Command::new("cc");
-        compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(folder.path().join("record.so")).arg(&source).arg("-ldl");
-        let ended = match compiler.output() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.context("cc cannot be started")?,
-        };
-        ensure!(ended.status.success(), "the recorder does not compile:\n{}", String::from_utf8_lossy(&ended.stderr));
-        Ok(Some(Self { folder }))
+        let compiled = compile(SOURCE, &folder.path().join("record.so"))?;
+        Ok(compiled.then_some(Self { folder }))
     }
 
     /// Where the recording is written.

@@ -6,6 +6,8 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anabranch_agent::config::{AgentConfig, AgentDir};
+use anabranch_common::ids::AgentId;
 use anabranch_common::status::{StatusReport, VerifyReport};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
@@ -139,6 +141,14 @@ impl Cluster {
         let token = self.token(&["--name", name])?;
         self.join_with(&token, name)?.code(0)?;
         Ok(())
+    }
+
+    /// The identity of an agent that has joined.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn agent_id(&self, name: &str) -> anyhow::Result<AgentId> {
+        Ok(AgentConfig::read(&AgentDir::new(self.agent_dir(name)).config())?.agent)
     }
 
     /// Makes an agent that has joined find its coordinator at another port of the loopback interface.

@@ -2,17 +2,25 @@
 //!
 //! ```text
 //!  Cluster ── directories, certificates, tokens, one coordinator, agents by name
-//!     └── Process ── a child with its log: signals, exit, what it said since it was started; killed when dropped
+//!     ├── Process ── a child with its log: signals, exit, what it said since it was started; killed when dropped
+//!     ├── be_agent ── an agent with a trainer of the tests
+//!     └── Tail ── what an agent says in its log, as it is written
 //!  Line ── a relay for UDP that can be cut in the middle of something
 //!  Role ── which daemon, and how the binary becomes it
 //! ```
 
+mod agent;
 mod child;
 mod cluster;
 mod line;
+mod preload;
 mod role;
+mod watch;
 
+pub use agent::be_agent;
 pub use child::{Ended, Process, call};
 pub use cluster::{Cluster, PATIENCE};
 pub use line::{Line, Way};
+pub use preload::compile;
 pub use role::Role;
+pub use watch::{Seen, Tail, What};

@@ -4,9 +4,7 @@
 //! times. Everything is enrolled first; then the coordinator and the agents are started at the same moment, and the
 //! clock of start-up runs until the first lease. From there on the time to an accuracy is counted.
 
-mod audit;
 mod data;
-mod watch;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,7 +15,8 @@ use nix::sys::signal::Signal;
 
 use super::usage::Usage;
 use crate::clock::Stopwatch;
-use crate::process::{Cluster, PATIENCE, Role};
+use crate::invariants::{on_a_copy, told};
+use crate::process::{Cluster, PATIENCE, Role, Seen, Tail, What};
 use crate::report::Report;
 
 /// Local rounds in milliseconds, by agent.
@@ -151,6 +150,9 @@ struct Bench {
     test: PathBuf,
     fault: Fault,
     until: f64,
+    tails: Vec<Tail>,
+    /// What agents have said, in the order in which it was read.
+    seen: Vec<Seen>,
     usage: Usage,
     startup_s: f64,
     times: [Option<f64>; TARGETS.len()],
@@ -177,8 +179,11 @@ impl Bench {
             cluster.join(&name(agent))?;
         }
         cluster.park_coordinator()?;
+        let tails = (0..shards.len()).map(name).map(|name| Tail::new(&name, cluster.log_path(&name))).collect();
         Ok(Self {
             cluster,
+            tails,
+            seen: Vec::new(),
             shards,
             test,
             fault: options.fault,
@@ -213,11 +218,10 @@ impl Bench {
             self.start_agent(agent)?;
         }
         loop {
-            for agent in 0..self.shards.len() {
-                if watch::has_lease(&self.cluster.agent(&name(agent))?.log()?) {
-                    self.startup_s = watch.seconds();
-                    return Ok(());
-                }
+            self.listen()?;
+            if self.seen.iter().any(|seen| seen.what == What::Leased) {
+                self.startup_s = watch.seconds();
+                return Ok(());
             }
             if watch.elapsed() > PATIENCE {
                 bail!("nobody was granted a lease within {PATIENCE:?}\n{}", self.cluster.logs());
@@ -226,12 +230,21 @@ impl Bench {
         }
     }
 
+    /// Reads what agents have said. Nobody asks when that was: the watch of the run is looked at here.
+    fn listen(&mut self) -> anyhow::Result<()> {
+        self.tails.iter_mut().try_for_each(|tail| tail.read(0, &mut self.seen))
+    }
+
     fn watch_to_the_end(&mut self) -> anyhow::Result<()> {
         let (watch, mut reached) = (Stopwatch::start(), false);
         for look in 0u64.. {
             let now_s = watch.seconds();
-            for accuracy in watch::accuracies(&self.cluster.agent(&name(JUDGE))?.log()?) {
-                self.best = self.best.max(accuracy);
+            let heard = self.seen.len();
+            self.listen()?;
+            for seen in &self.seen[heard..] {
+                if let What::Evaluated { accuracy, .. } = seen.what {
+                    self.best = self.best.max(accuracy);
+                }
             }
             for (time, (_, target)) in self.times.iter_mut().zip(TARGETS) {
                 if self.best >= target && time.is_none() {
@@ -312,15 +325,25 @@ impl Bench {
         if self.fault == Fault::HangAgent {
             self.cluster.agent(&name(VICTIM))?.signal(Signal::SIGCONT)?;
         }
-        self.cluster.park_agents()
+        self.cluster.park_agents()?;
+        self.listen()
+    }
+
+    /// What agents were told against every record.
+    fn audit(&self) -> anyhow::Result<told::Told> {
+        let told = told::keys(&self.cluster, &self.seen)?;
+        let found = on_a_copy(&self.cluster.coordinator_dir(), |store| told::audit(store, &told))?;
+        match found.problem {
+            Some(violation) => Err(violation.into()),
+            None => Ok(found),
+        }
     }
 
     fn report(self, options: &Options, seed: u64) -> anyhow::Result<Report> {
         let mut report = Report::new("anabranch-lab bench w1", seed);
         let status = self.cluster.status()?;
         self.cluster.verify()?;
-        let agents: Vec<String> = (0..self.shards.len()).map(name).collect();
-        let found = audit::audit(&self.cluster, &agents).context("the journal does not keep its promises")?;
+        let found = self.audit().context("the journal does not keep its promises")?;
         report.metric("startup_s", self.startup_s);
         report.metric("wall_s", self.wall_s);
         for ((metric, _), time) in TARGETS.iter().zip(self.times) {

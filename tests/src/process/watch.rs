@@ -1,5 +1,5 @@
-//! What the daemons say while a scenario goes on, read from their logs as it appears, timed by the lab's own clock (theirs may
-//! be wrong on purpose).
+//! What agents say while they run, read from their logs (JSON lines) as it appears, timed by the lab's own clock: theirs
+//! may be wrong on purpose.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -51,7 +51,7 @@ pub enum What {
 
 /// Reads one agent's log as it grows.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub struct Tail {
     agent: String,
     path: PathBuf,
     read: u64,
@@ -60,12 +60,17 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    pub(super) fn new(agent: &str, path: PathBuf) -> Self {
+    /// From the beginning of the log at `path`, which need not be there yet.
+    #[must_use]
+    pub fn new(agent: &str, path: PathBuf) -> Self {
         Self { agent: agent.to_owned(), path, read: 0, rest: Vec::new() }
     }
 
     /// What was said since the last time.
-    pub(super) fn read(&mut self, at_ms: u64, seen: &mut Vec<Seen>) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// The log is there and cannot be read.
+    pub fn read(&mut self, at_ms: u64, seen: &mut Vec<Seen>) -> anyhow::Result<()> {
         let Ok(mut file) = File::open(&self.path) else { return Ok(()) };
         file.seek(SeekFrom::Start(self.read))?;
         self.read += file.read_to_end(&mut self.rest)? as u64;
@@ -118,6 +123,22 @@ mod tests {
         tail.read(3, &mut seen)?;
         let whats: Vec<What> = seen.into_iter().map(|seen| seen.what).collect();
         assert_eq!(whats, [What::Leased, What::Trained(7), What::Evaluated { version: 2, accuracy: 0.5 }]);
+        Ok(())
+    }
+
+    /// An update that was refused, or whose line was cut off, was not accepted; a name is not a message.
+    #[test]
+    fn only_what_was_accepted_counts() -> anyhow::Result<()> {
+        let mut file = tempfile::NamedTempFile::new()?;
+        let log = "{\"message\":\"connected as lease\"}\n\
+                   {\"message\":\"update accepted\",\"epoch\":2,\"seq\":7,\"version\":3}\n\
+                   {\"message\":\"update refused\",\"epoch\":2,\"seq\":8,\"reason\":\"stale\"}\n{\"message\":\"update acc";
+        file.write_all(log.as_bytes())?;
+        let mut seen = Vec::new();
+        Tail::new("one", file.path().to_owned()).read(1, &mut seen)?;
+        let whats: Vec<What> = seen.into_iter().map(|seen| seen.what).collect();
+        let accepted = What::Accepted { key: (2, 7), version: 3 };
+        assert_eq!(whats, [What::Connected, accepted, What::Refused("stale".to_owned())]);
         Ok(())
     }
 }
