@@ -3,6 +3,7 @@
 //! ```text
 //!  cli, exit, logging  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
+//!  model_file        a model as safetensors
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -16,4 +17,5 @@ pub mod exit;
 pub mod faults;
 pub mod frames;
 pub mod logging;
+pub mod model_file;
 pub mod tls;

@@ -7,11 +7,11 @@ use anabranch_common::status::{CheckpointStatus, StatusReport, VerifyReport};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::model_file::{self, Provenance, ReadError};
 use anyhow::Context as _;
 
 use super::output::{self, Align, Table};
 use super::reach::Coordinator;
-use super::safetensors::{self, Provenance, ReadError};
 use super::stopped::Stopped;
 use crate::cli::{CheckpointVerb, ReportArgs, TargetArgs};
 
@@ -98,7 +98,7 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         }
     };
     let from = Provenance { run, version: exported.version, digest: exported.digest };
-    safetensors::write(out, &exported.manifest, &exported.model, from)
+    model_file::write(out, &exported.manifest, &exported.model, from)
         .map_err(|source| anyhow::Error::new(StorageError::of_io(out, source)))
         .with_context(|| format!("cannot write {}", out.display()))?;
     output::print(&format!(
@@ -129,7 +129,7 @@ fn check_folder(out: &Path) -> anyhow::Result<()> {
 fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
     let stopped = Stopped::open(dir)?;
     let manifest = stopped.manifest()?;
-    let (manifest, values) = safetensors::read(file, manifest.as_ref()).map_err(read_fail)?;
+    let (manifest, values) = model_file::read(file, manifest.as_ref()).map_err(read_fail)?;
     let (position, version) = stopped.import(&manifest, &values)?;
     output::print(&format!(
         "imported {} parameters in {} tensors as version {version} (record {position}), digest {}\n",

@@ -16,7 +16,6 @@ mod init;
 mod output;
 mod reach;
 mod run;
-mod safetensors;
 mod status;
 mod stopped;
 mod token;

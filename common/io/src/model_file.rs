@@ -20,18 +20,18 @@ const ALIGNMENT_BYTES: usize = 8;
 
 /// What the file says of itself.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Provenance {
+pub struct Provenance {
     /// The run.
-    pub(super) run: RunId,
+    pub run: RunId,
     /// The model's version.
-    pub(super) version: ModelVersion,
+    pub version: ModelVersion,
     /// Digest of the flat vector.
-    pub(super) digest: Digest,
+    pub digest: Digest,
 }
 
 /// Why a file is not a model.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ReadError {
+pub enum ReadError {
     /// It cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Unreadable {
@@ -67,15 +67,19 @@ pub(super) enum ReadError {
     OtherTensors(String),
 }
 
-/// Writes a model to `path`, whole or not at all.
-pub(super) fn write(path: &Path, manifest: &ModelManifest, values: &[f32], from: Provenance) -> io::Result<()> {
+/// Writes a model to `path`, whole or not at all, durably.
+///
+/// # Errors
+/// The system's own: nothing is left over then.
+pub fn write(path: &Path, manifest: &ModelManifest, values: &[f32], from: Provenance) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::IsADirectory))?.to_string_lossy();
     let partial = folder.join(format!(".{name}.{}.partial", std::process::id()));
-    let written = fill(&partial, &header(manifest, from), values)
+    let written = fill(&partial, &header(manifest, Some(from)), values)
+        .and_then(|file| file.sync_all())
         .and_then(|()| fs::rename(&partial, path))
         .and_then(|()| File::open(folder)?.sync_all());
     if written.is_err() {
@@ -85,25 +89,33 @@ pub(super) fn write(path: &Path, manifest: &ModelManifest, values: &[f32], from:
     written
 }
 
-fn fill(partial: &Path, header: &[u8], values: &[f32]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(partial)?;
+/// Writes a model to `path` for another process to read, without provenance and without waiting for the disk.
+///
+/// # Errors
+/// The system's own; the file may be there in part.
+pub fn hand_over(path: &Path, manifest: &ModelManifest, values: &[f32]) -> io::Result<()> {
+    fill(path, &header(manifest, None), values).map(drop)
+}
+
+fn fill(path: &Path, header: &[u8], values: &[f32]) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header)?;
     for value in values {
         out.write_all(&value.to_le_bytes())?;
     }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    out.into_inner().map_err(io::IntoInnerError::into_error)
 }
 
 /// The JSON header, padded.
-fn header(manifest: &ModelManifest, from: Provenance) -> Vec<u8> {
-    let metadata = BTreeMap::from([
-        ("digest".to_owned(), from.digest.to_string()),
-        ("format".to_owned(), "anabranch".to_owned()),
-        ("run".to_owned(), from.run.to_string()),
-        ("version".to_owned(), from.version.to_string()),
-    ]);
+fn header(manifest: &ModelManifest, from: Option<Provenance>) -> Vec<u8> {
+    let mut metadata = BTreeMap::from([("format".to_owned(), "anabranch".to_owned())]);
+    if let Some(from) = from {
+        metadata.insert("digest".to_owned(), from.digest.to_string());
+        metadata.insert("run".to_owned(), from.run.to_string());
+        metadata.insert("version".to_owned(), from.version.to_string());
+    }
     let mut text = format!("{{\"__metadata__\":{}", serde_json::json!(metadata));
     for (tensor, range) in manifest.ranges() {
         let name = serde_json::Value::from(tensor.name.as_str());
@@ -122,7 +134,10 @@ fn header(manifest: &ModelManifest, from: Provenance) -> Vec<u8> {
 
 /// Reads a model. With a manifest the file must hold exactly its tensors, in whatever order; without one, the tensors
 /// are taken in the order of their data.
-pub(super) fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManifest, Vec<f32>), ReadError> {
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManifest, Vec<f32>), ReadError> {
     let unreadable = |source| ReadError::Unreadable { path: path.to_owned(), source };
     let length = fs::metadata(path).map_err(unreadable)?.len();
     if length > MAX_FILE_BYTES {
