@@ -54,7 +54,7 @@ fn images(count: usize) -> Examples {
 
 /// Median milliseconds of a training call and of an evaluation.
 fn measure(trainer: &mut dyn Trainer, plan: &TrainSpec, shard: &Examples) -> [f64; 2] {
-    let base = trainer.initial(1);
+    let base = trainer.initial(1).expect("made");
     let mut times = [Vec::new(), Vec::new()];
     for repetition in 0..REPETITIONS {
         let start = Instant::now();

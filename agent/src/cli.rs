@@ -25,7 +25,8 @@ Exit codes:
    8  shard missing, unreadable or unfit for the model
    9  protocol versions do not match
   10  the trainer's model is not the run's
-  12  a certificate is not valid at this machine's clock";
+  12  a certificate is not valid at this machine's clock
+  14  the trainer cannot be started, or is of no use";
 
 const EXAMPLES: &str = "\
 From a token to training:
@@ -61,6 +62,9 @@ pub(crate) enum Verb {
     /// Look into a shard, or cut a data set into shards
     #[command(subcommand, visible_alias = "shards")]
     Shard(ShardVerb),
+    /// Be the native trainer of an agent that runs with --isolate
+    #[command(hide = true)]
+    Trainer(TrainerArgs),
     /// Print a script that completes commands in a shell
     #[command(after_help = "Example:
   anabranch-agent completions bash \\
@@ -99,7 +103,8 @@ pub(crate) struct JoinArgs {
 Examples:
   anabranch-agent run --dir agent --shard train.csv
   anabranch-agent run --dir agent --shard mnist/agent-0 --eval-shard mnist/test
-  anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates")]
+  anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates
+  anabranch-agent run --dir agent --shard data -- python3 train.py")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) dir: DirArgs,
@@ -118,8 +123,23 @@ pub(crate) struct RunArgs {
     /// Threads for the maths [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// Train in a process of its own: a crash or a hang there costs one local round
+    #[arg(long, conflicts_with = "trainer")]
+    pub(crate) isolate: bool,
     #[command(flatten)]
     pub(crate) experiment: ExperimentArgs,
+    /// A program that trains instead of the native models, and its arguments
+    /// (it speaks docs/trainer-protocol.md)
+    #[arg(last = true, value_name = "TRAINER", conflicts_with = "label_column")]
+    pub(crate) trainer: Vec<OsString>,
+}
+
+/// What the hidden verb `trainer` needs beside what the agent tells it.
+#[derive(Debug, Args)]
+pub(crate) struct TrainerArgs {
+    /// Name of the label column in a CSV file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label_column: Option<String>,
 }
 
 /// Artificial slowness.
@@ -274,6 +294,7 @@ mod tests {
             Code::Protocol,
             Code::Model,
             Code::Clock,
+            Code::Trainer,
         ];
         for code in codes {
             let line = format!("\n{:>4}  ", code.as_u8());

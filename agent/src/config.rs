@@ -99,6 +99,15 @@ pub struct AgentConfig {
     /// Threads for the maths; absent: as many as there are cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Program that trains instead of the native models, and its arguments; started in the agent's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainer: Option<Vec<String>>,
+    /// How long such a program may go without a step or an answer before it is killed, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainer_timeout_s: Option<u64>,
+    /// Whether the native models are trained in a process of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolate: bool,
 }
 
 /// Why `agent.toml` cannot be used.
@@ -176,6 +185,13 @@ impl AgentConfig {
                 "threads must be at least 1; leave the key out to use all cores".into(),
             ));
         }
+        if config.trainer.as_ref().is_some_and(|command| command.first().is_none_or(String::is_empty)) {
+            let problem = "trainer is empty, expected a program and its arguments, like [\"python3\", \"train.py\"]";
+            return Err(at(offset_of("trainer"), problem.into()));
+        }
+        if config.trainer_timeout_s == Some(0) {
+            return Err(at(offset_of("trainer_timeout_s"), "trainer_timeout_s must be at least 1".into()));
+        }
         Ok(config)
     }
 
@@ -200,6 +216,15 @@ impl AgentConfig {
                     ),
                     (self.label_column.is_none(), "# label_column = \"label\"     # of a CSV file\n"),
                     (self.threads.is_none(), "# threads = 2                # default: all cores\n"),
+                    (
+                        self.trainer.is_none(),
+                        "# trainer = [\"python3\", \"train.py\"]   # a program that trains instead of the native models\n",
+                    ),
+                    (
+                        self.trainer_timeout_s.is_none(),
+                        "# trainer_timeout_s = 600    # a step of it takes at most this long\n",
+                    ),
+                    (!self.isolate, "# isolate = true             # native models in a process of their own\n"),
                 ] {
                     if unset {
                         text.push_str(example);
@@ -235,6 +260,9 @@ mod tests {
             label_column: None,
             device: device::Choice::Auto,
             threads: None,
+            trainer: None,
+            trainer_timeout_s: None,
+            isolate: false,
         }
     }
 
@@ -253,6 +281,8 @@ mod tests {
         let cases = [
             (format!("{good}sahrd = \"x\"\n"), lines + 1, "unknown field `sahrd`"),
             (format!("{good}threads = 0\n"), lines + 1, "at least 1"),
+            (format!("{good}trainer = []\n"), lines + 1, "expected a program and its arguments"),
+            (format!("{good}trainer_timeout_s = 0\n"), lines + 1, "at least 1"),
             (good.replace("127.0.0.1:4433", "nowhere"), 2, "not a host and a port"),
             (good.replace("\"auto\"", "\"tpu\""), lines, "unknown variant `tpu`"),
             (good.replace("run = \"01", "run = \"zz"), 3, "32 hexadecimal characters"),

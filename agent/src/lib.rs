@@ -25,4 +25,4 @@ pub mod train;
 pub mod transport;
 pub mod worker;
 
-pub use commands::run::{finish, native_factory, serve};
+pub use commands::run::{finish, native_factory, run_with, serve};

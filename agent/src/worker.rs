@@ -23,10 +23,10 @@ use crate::core::command::{Bank, Ending, Settlement};
 use crate::core::event::{Event, InitialModel, Outcome};
 use crate::shard::Shard;
 use crate::store::{Ledger, LedgerError};
-use crate::train::{Metrics, StepReport, TrainError, Trainer};
+use crate::train::{Metrics, RunPart, StepReport, TrainError, Trainer};
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
-pub type TrainerFactory = Box<dyn Fn(&RunSpec) -> Result<Box<dyn Trainer>, TrainError> + Send>;
+pub type TrainerFactory = Box<dyn Fn(&RunPart) -> Result<Box<dyn Trainer>, TrainError> + Send>;
 
 /// What an agent trains and evaluates on.
 #[derive(Debug, Default)]
@@ -178,10 +178,7 @@ impl Maths {
     fn work(&mut self, job: MathsJob) -> Event {
         match job {
             MathsJob::Prepare(spec) => self.prepare(&spec),
-            MathsJob::MakeInitial { seed } => {
-                let trainer = self.trainer();
-                initial_model(trainer.manifest(), trainer.initial(seed).into())
-            }
+            MathsJob::MakeInitial { seed } => self.make_initial(seed),
             MathsJob::Unpack { version, digest, encoded } => {
                 unpack(self.trainer().manifest(), version, digest, &encoded)
             }
@@ -190,8 +187,18 @@ impl Maths {
         }
     }
 
+    fn make_initial(&mut self, seed: u64) -> Event {
+        let (stop, trainer) = (&self.stop, self.trainer.as_deref_mut());
+        let trainer = trainer.expect("the session prepares a trainer before it uses it");
+        match persistently(stop, || trainer.initial(seed)) {
+            Ok(model) => initial_model(trainer.manifest(), model.into()),
+            Err(error) => Event::Failed(ending(&error)),
+        }
+    }
+
     fn prepare(&mut self, spec: &RunSpec) -> Event {
-        match (self.factory)(spec) {
+        let run = RunPart::of(spec);
+        match persistently(&self.stop, || (self.factory)(&run)) {
             Ok(trainer) => {
                 let manifest = trainer.manifest().clone();
                 self.trainer = Some(trainer);
@@ -220,9 +227,7 @@ impl Maths {
         };
         let trained = match trainer.train(base, &spec.train, lease.seed, shard, &mut control) {
             Ok(trained) => trained,
-            Err(error @ TrainError::Diverged { .. }) => {
-                return Event::Discarded { lease: id, problem: error.to_string() };
-            }
+            Err(error) if error.is_passing() => return Event::Discarded { lease: id, problem: error.to_string() },
             Err(error) => return Event::Failed(ending(&error)),
         };
         let maths = clock.elapsed();
@@ -250,7 +255,7 @@ impl Maths {
         let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
         match trainer.evaluate(content, shard) {
             Ok(metrics) => judged(version, metrics),
-            Err(error @ TrainError::Diverged { .. }) => Event::EvaluationFailed { version, problem: error.to_string() },
+            Err(error) if error.is_passing() => Event::EvaluationFailed { version, problem: error.to_string() },
             Err(error) => Event::Failed(ending(&error)),
         }
     }
@@ -324,6 +329,21 @@ impl Progress<'_> {
     }
 }
 
+/// Tries again what a fresh trainer may do, where there is no round to give back: a run cannot begin without it.
+fn persistently<T>(stop: &StopSignal, mut work: impl FnMut() -> Result<T, TrainError>) -> Result<T, TrainError> {
+    let mut tries = 1;
+    loop {
+        match work() {
+            Err(error) if error.is_passing() && tries < limits::TRAINER_STARTS && !stop.is_set() => {
+                tracing::warn!(tries, "{error}; trying again");
+                tries += 1;
+                stop.wait(Duration::from_millis(limits::AGENT_RETRY_MS));
+            }
+            done => return done,
+        }
+    }
+}
+
 fn ending(error: &TrainError) -> Ending {
     match error {
         TrainError::Shape { .. } | TrainError::Classes { .. } | TrainError::EmptyShard => {
@@ -332,7 +352,11 @@ fn ending(error: &TrainError) -> Ending {
         TrainError::Spec { .. } | TrainError::Manifest(_) | TrainError::Length { .. } => {
             Ending::Manifest(error.to_string())
         }
-        TrainError::Diverged { .. } | TrainError::Backend(_) => Ending::Trainer(error.to_string()),
+        TrainError::Diverged { .. }
+        | TrainError::DivergedThere(_)
+        | TrainError::Failed(_)
+        | TrainError::Lost(_)
+        | TrainError::Backend(_) => Ending::Trainer(error.to_string()),
     }
 }
 

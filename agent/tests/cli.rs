@@ -52,6 +52,9 @@ fn enrolled(dir: &Path) -> AgentDir {
         label_column: None,
         device: Choice::Auto,
         threads: None,
+        trainer: None,
+        trainer_timeout_s: None,
+        isolate: false,
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");
     dir

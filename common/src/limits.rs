@@ -138,6 +138,22 @@ pub const AGENT_RETRY_MS: u64 = 1_000;
 pub const RECONNECT_MS: (u64, u64) = (100, 15_000);
 /// Verdicts that an agent's `status` shows, newest last.
 pub const AGENT_VERDICTS_SHOWN: usize = 16;
+/// Bytes of one line between an agent and its trainer's process, the line's end included.
+pub const TRAINER_LINE_BYTES: usize = 1 << 20;
+/// Bytes of one line of a trainer's standard error that are logged.
+pub const TRAINER_WORDS_BYTES: usize = 8 << 10;
+/// Lines of a trainer that wait to be heard.
+pub const TRAINER_QUEUE: usize = 64;
+/// How long a trainer may take from its start to its first line, in milliseconds: frameworks are slow to import.
+pub const TRAINER_START_MS: u64 = 120_000;
+/// How long a trainer at work may say nothing, in milliseconds.
+pub const TRAINER_SILENCE_MS: u64 = 30_000;
+/// How long a trainer may go on after it was asked to stop, in milliseconds.
+pub const TRAINER_STOP_MS: u64 = 2_000;
+/// How long a trainer at work may make no step, where `agent.toml` says nothing, in seconds.
+pub const TRAINER_PATIENCE_S: u64 = 600;
+/// How often a trainer that fails before it has a model is started in a row.
+pub const TRAINER_STARTS: u32 = 5;
 /// Jobs that wait for one of the agent's worker threads.
 pub const AGENT_JOBS: usize = 64;
 /// Events that wait for the agent's loop.

@@ -30,15 +30,17 @@ pub struct RunSpec {
     pub target: TargetSpec,
 }
 
-/// A native model. An agent with another trainer may ignore it; the manifest is what binds.
+/// The model. An agent with a trainer of its own may ignore everything but `kind`; the manifest is what binds.
 #[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// Which architecture.
     pub kind: ModelKind,
     /// Shape of one example: `[channels, height, width]`, or `[features]`.
+    #[serde(default)]
     pub input: Vec<u64>,
     /// Number of classes.
+    #[serde(default)]
     pub classes: u32,
     /// Widths of the hidden layers (`mlp`), or channels of the convolutions followed by the width of the dense layer
     /// (`cnn`).
@@ -53,7 +55,7 @@ fn one() -> f32 {
     1.0
 }
 
-/// Architecture of a native model.
+/// Architecture of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelKind {
@@ -61,6 +63,20 @@ pub enum ModelKind {
     Mlp,
     /// Two 3x3 convolutions with ReLU and 2x2 max-pooling, then two dense layers.
     Cnn,
+    /// Whatever the agents' own trainers bring; no agent trains it natively.
+    Custom,
+}
+
+impl ModelKind {
+    /// Its name in `run.toml`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mlp => "mlp",
+            Self::Cnn => "cnn",
+            Self::Custom => "custom",
+        }
+    }
 }
 
 /// Local training under one lease.

@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anabranch_agent::shard::Shard;
-use anabranch_agent::train::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::ids::LeaseId;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::spec::{RunSpec, TrainSpec};
+use anabranch_common::spec::TrainSpec;
 use anabranch_coordinator::core::lease_seed;
 use anabranch_io::exit;
 use clap::Parser;
@@ -166,7 +166,7 @@ struct LedgerTrainer {
 }
 
 impl LedgerTrainer {
-    fn new(spec: &RunSpec) -> Result<Self, TrainError> {
+    fn new(spec: &RunPart) -> Result<Self, TrainError> {
         let manifest = ModelManifest::new(vec![TensorSpec { name: "ledger".into(), shape: spec.model.input.clone() }])?;
         Ok(Self { run_seed: spec.seed, manifest, next: 0 })
     }
@@ -186,8 +186,8 @@ impl Trainer for LedgerTrainer {
         &self.manifest
     }
 
-    fn initial(&self, _seed: u64) -> Vec<f32> {
-        vec![0.0; self.manifest.params()]
+    fn initial(&mut self, _seed: u64) -> Result<Vec<f32>, TrainError> {
+        Ok(vec![0.0; self.manifest.params()])
     }
 
     fn train(

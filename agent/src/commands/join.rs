@@ -50,6 +50,9 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 label_column: None,
                 device: device::Choice::Auto,
                 threads: None,
+                trainer: None,
+                trainer_timeout_s: None,
+                isolate: false,
             };
             // Last, because its being there is what says that the directory is complete. A file that people may have
             // edited is left as it is.

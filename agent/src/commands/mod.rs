@@ -4,6 +4,7 @@ mod join;
 pub(crate) mod run;
 mod shard;
 mod status;
+mod trainer;
 
 use anabranch_io::cli::print;
 use anabranch_io::exit::{ExitCode, Fail};
@@ -14,6 +15,7 @@ use crate::cli::{Cli, ShardVerb, Verb};
 use crate::config::ConfigError;
 use crate::driver::StartError;
 use crate::shard::ShardError;
+use crate::train::process::ProcessError;
 use crate::transport::DialError;
 
 /// Runs a command to its end.
@@ -28,6 +30,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Status(args) => status::status(&args),
         Verb::Shard(ShardVerb::Inspect(args)) => shard::inspect(&args),
         Verb::Shard(ShardVerb::Split(args)) => shard::split(&args),
+        Verb::Trainer(args) => trainer::trainer(&args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch-agent", &mut script);
@@ -74,6 +77,17 @@ fn config_fail(error: ConfigError) -> Fail {
         ConfigError::Io { source, .. } => fail.because(source),
         ConfigError::Line { .. } => fail.help("mend that line; `anabranch-agent run --help` lists what can be set"),
     }
+}
+
+fn process_fail(error: ProcessError) -> Fail {
+    let help = match &error {
+        ProcessError::Start { .. } => "give a program that exists and may be executed, and its arguments, after `--`",
+        ProcessError::Scratch(_) => "check the agent's directory and its disk",
+        ProcessError::Unusable(_) => {
+            "its own output is in the log above; docs/trainer-protocol.md says what is expected of it"
+        }
+    };
+    Fail::new(ExitCode::Trainer, error.to_string()).help(help).because(error)
 }
 
 fn shard_fail(error: ShardError) -> Fail {

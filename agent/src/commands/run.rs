@@ -1,15 +1,17 @@
 //! `run`: the daemon.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::{control, durable};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::{config_fail, identity_fail, shard_fail, start_fail, status};
+use super::{config_fail, identity_fail, process_fail, shard_fail, start_fail, status};
 use crate::cli::RunArgs;
 use crate::config::{AgentConfig, AgentDir};
 use crate::core::command::Ending;
@@ -18,6 +20,7 @@ use crate::driver::{Driver, Setup, SharedReport};
 use crate::identity::AgentKey;
 use crate::shard::{self, Shard, ShardOptions};
 use crate::store::Ledger;
+use crate::train::process::{ProcessOptions, TrainerProcess};
 use crate::train::{NativeOptions, TrainError, native_with};
 use crate::worker::{Pace, Shards, TrainerFactory};
 
@@ -30,29 +33,114 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     // Before the shards, which can be large: a second process on the same directory is told at once.
     let ledger = Ledger::open(&dir.store())?;
     let label_column = args.label_column.clone().or_else(|| config.label_column.clone());
-    let open = |given: &Option<PathBuf>, configured: &Option<PathBuf>| {
-        let path = given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)));
-        path.map(|path| open_shard(&path, label_column.as_deref())).transpose()
+    let path = |given: &Option<PathBuf>, configured: &Option<PathBuf>| {
+        given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
     };
-    let shards = Shards { train: open(&args.shard, &config.shard)?, eval: open(&args.eval_shard, &config.eval_shard)? };
-    if shards.train.is_none() && shards.eval.is_none() {
-        return Err(Fail::new(ExitCode::Shard, "there is nothing to train or evaluate on")
-            .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml")
-            .into());
-    }
-    let device = device::detect(args.device.map_or(config.device, Into::into));
+    let (shard, eval_shard) = (path(&args.shard, &config.shard), path(&args.eval_shard, &config.eval_shard));
+    let mut device = device::detect(args.device.map_or(config.device, Into::into)).to_string();
     let threads = args.threads.map(usize::from).or(config.threads);
     let pace = Pace {
         min_round: Duration::from_millis(args.experiment.min_round),
         slow_factor: args.experiment.simulate_slow,
     };
-    let factory = native_factory(threads, &shards);
-    let setup = Setup { dir, config, key, shards, factory, device: device.to_string(), pace, ledger };
+    let (mut process, work_dir) = (None, dir.path().to_owned());
+    let (shards, factory) = match command(args, &config, label_column.as_deref())? {
+        None => {
+            let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), label_column.as_deref())?;
+            let factory = native_factory(threads, &shards);
+            (shards, factory)
+        }
+        Some(Program { command, at_home }) => {
+            let patience = Duration::from_secs(config.trainer_timeout_s.unwrap_or(limits::TRAINER_PATIENCE_S));
+            let options = ProcessOptions {
+                command,
+                work_dir: at_home.then(|| work_dir.clone()),
+                home: work_dir,
+                agent: config.name.clone(),
+                shard,
+                eval_shard,
+                threads,
+                patience,
+            };
+            let trainer = TrainerProcess::start(options).map_err(process_fail)?;
+            device = format!("{} in a process of its own on {device}", trainer.hello().name);
+            let work = (trainer.shards(), trainer.factory());
+            process = Some(trainer);
+            work
+        }
+    };
+    let setup = Setup { dir, config, key, shards, factory, device, pace, ledger };
+    let ending = serve_here(setup);
+    if let Some(process) = process {
+        process.close();
+    }
+    finish(ending?)
+}
+
+/// Runs an agent of the directory `dir` whose trainer is made by `factory`, until its session ends: for programs that
+/// bring a trainer of their own. Signals, logging and the store are seen to; `device` is what people read in `status`.
+///
+/// # Errors
+/// It cannot start, or ends as nobody asked it to; with the exit code that `run` has for it.
+pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &str, pace: Pace) -> anyhow::Result<()> {
+    durable::install_panic_policy();
+    let dir = AgentDir::new(dir);
+    let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
+    let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
+    let ledger = Ledger::open(&dir.store())?;
+    finish(serve_here(Setup { dir, config, key, shards, factory, device: device.to_owned(), pace, ledger })?)
+}
+
+/// A program that trains.
+struct Program {
+    command: Vec<OsString>,
+    /// Whether it is started in the agent's directory.
+    at_home: bool,
+}
+
+/// The program that trains, if it is not this one.
+fn command(args: &RunArgs, config: &AgentConfig, label_column: Option<&str>) -> anyhow::Result<Option<Program>> {
+    if !args.trainer.is_empty() {
+        return Ok(Some(Program { command: args.trainer.clone(), at_home: false }));
+    }
+    if let Some(command) = config.trainer.as_ref().filter(|_| !args.isolate) {
+        return Ok(Some(Program { command: command.iter().map(Into::into).collect(), at_home: true }));
+    }
+    if !args.isolate && !config.isolate {
+        return Ok(None);
+    }
+    // This program again, with whatever stood before the verb: an agent may be a part of a larger program.
+    let mut command = vec![std::env::current_exe().context("cannot find this program's file")?.into_os_string()];
+    command.extend(std::env::args_os().skip(1).take_while(|arg| arg != "run"));
+    command.push("trainer".into());
+    if let Some(name) = label_column {
+        command.extend(["--label-column".into(), name.into()]);
+    }
+    Ok(Some(Program { command, at_home: false }))
+}
+
+/// Opens what the native trainer trains and evaluates on.
+pub(super) fn open_shards(
+    shard: Option<&Path>,
+    eval_shard: Option<&Path>,
+    label_column: Option<&str>,
+) -> anyhow::Result<Shards> {
+    let open = |path: Option<&Path>| path.map(|path| open_shard(path, label_column)).transpose();
+    let shards = Shards { train: open(shard)?, eval: open(eval_shard)? };
+    if shards.train.is_none() && shards.eval.is_none() {
+        return Err(Fail::new(ExitCode::Shard, "there is nothing to train or evaluate on")
+            .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml")
+            .into());
+    }
+    Ok(shards)
+}
+
+fn serve_here(setup: Setup) -> anyhow::Result<Ending> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ending = runtime.block_on(serve(setup));
     // The maths may be in the middle of a step; nothing of it is wanted any more.
     runtime.shutdown_timeout(Duration::ZERO);
-    finish(ending?)
+    ending
 }
 
 /// Runs an agent until its session ends: control socket, signals, driver. For programs that bring their own trainer.
@@ -113,6 +201,7 @@ pub fn native_factory(threads: Option<usize>, shards: &Shards) -> TrainerFactory
     let shards = shards.train.iter().chain(&shards.eval);
     let held: Vec<(Vec<u64>, u32)> = shards.map(|shard| (shard.input_shape().to_vec(), shard.classes())).collect();
     Box::new(move |spec| {
+        let trainer = native_with(&spec.model, NativeOptions { threads })?;
         for (found, classes) in &held {
             if !shard::same_shape(found, &spec.model.input) {
                 return Err(TrainError::Shape { expected: spec.model.input.clone(), found: found.clone() });
@@ -121,7 +210,7 @@ pub fn native_factory(threads: Option<usize>, shards: &Shards) -> TrainerFactory
                 return Err(TrainError::Classes { classes: spec.model.classes, largest: classes.saturating_sub(1) });
             }
         }
-        native_with(&spec.model, NativeOptions { threads })
+        Ok(trainer)
     })
 }
 
@@ -164,7 +253,7 @@ pub fn finish(ending: Ending) -> anyhow::Result<()> {
             (ExitCode::Shard, Some("`anabranch-agent shard inspect PATH` shows shape and classes of a shard"))
         }
         Ending::Storage(_) => (ExitCode::Storage, None),
-        Ending::Trainer(_) => (ExitCode::Other, None),
+        Ending::Trainer(_) => (ExitCode::Trainer, None),
     };
     let fail = Fail::new(code, ending.to_string());
     Err(match help {

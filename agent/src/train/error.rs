@@ -51,7 +51,24 @@ pub enum TrainError {
         /// The step, counted from 1; 0 in an evaluation.
         step: u32,
     },
+    /// The same, as a trainer in another process tells it.
+    #[error("training diverged: {0}")]
+    DivergedThere(String),
+    /// A trainer in another process cannot do this.
+    #[error("the trainer failed: {0}")]
+    Failed(String),
+    /// A trainer in another process is gone; the next request starts a fresh one.
+    #[error("the trainer's process was lost: {0}")]
+    Lost(String),
     /// The backend failed.
     #[error("the training backend failed: {0}")]
     Backend(String),
+}
+
+impl TrainError {
+    /// Whether it costs the request that it ended, and nothing else: another one may well succeed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Diverged { .. } | Self::DivergedThere(_) | Self::Failed(_) | Self::Lost(_))
+    }
 }

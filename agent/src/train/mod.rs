@@ -11,17 +11,41 @@
 mod error;
 pub mod native;
 mod optimizer;
+pub mod process;
 
 use std::fmt;
 use std::ops::ControlFlow;
 
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::TrainSpec;
+use anabranch_common::spec::{ModelSpec, RunSpec, TrainSpec};
+use serde::{Deserialize, Serialize};
 
 use crate::shard::Shard;
 
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
+
+/// The part of a run's specification that concerns a trainer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunPart {
+    /// The run's name.
+    pub name: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// `[model]`.
+    pub model: ModelSpec,
+    /// `[train]`.
+    pub train: TrainSpec,
+}
+
+impl RunPart {
+    /// That part of `spec`.
+    #[must_use]
+    pub fn of(spec: &RunSpec) -> Self {
+        let RunSpec { name, seed, model, train, .. } = spec.clone();
+        Self { name, seed, model, train }
+    }
+}
 
 /// Computes a model's training steps and its metrics. Driven from one blocking thread at a time; between calls it keeps
 /// nothing but caches and, where `TrainSpec::keep_optimizer_state` asks for it, the optimizer's state.
@@ -30,10 +54,14 @@ pub trait Trainer: Send + fmt::Debug {
     fn manifest(&self) -> &ModelManifest;
 
     /// The model before any training: the same bits on every machine for the same `seed`.
-    fn initial(&self, seed: u64) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// A trainer in another process can be lost; the native one makes any model that it could be built for.
+    fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError>;
 
     /// Takes `plan.local_steps` steps from `base`. `seed` decides which examples are drawn. `control` hears of every
-    /// step and may end the training there: then what was reached is the outcome, with `stopped` set.
+    /// step and may end the training there: then what was reached is the outcome, with `stopped` set. A trainer whose steps
+    /// are long asks it in between too, with no new examples.
     ///
     /// # Errors
     /// The base or the shard does not fit the model, `plan` is not usable, or the loss stops being finite.
@@ -60,14 +88,14 @@ pub struct StepReport {
     pub step: u32,
     /// Mean loss over this step's batch, before the step.
     pub loss: f32,
-    /// Examples in this step's batch.
+    /// Examples since the last report: this step's batch, or 0 where there was no new step.
     pub examples: u32,
 }
 
 /// What training gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainOutcome {
-    /// The model after the last step.
+    /// The model after the last step; of no use where `stopped` is set.
     pub end: Vec<f32>,
     /// Examples seen, repetitions counted.
     pub num_examples: u64,

@@ -28,6 +28,7 @@ use crate::tls::{BindError, ConnectProblem};
 /// | 11 | the model is no longer finite | no |
 /// | 12 | certificate not valid at this machine's clock | after the clock was set |
 /// | 13 | port taken, or address not available | after it was seen to |
+/// | 14 | the trainer cannot be started, or is of no use | after it was seen to |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ExitCode {
@@ -59,6 +60,8 @@ pub enum ExitCode {
     Clock = 12,
     /// Port taken or address not available.
     Address = 13,
+    /// The trainer cannot be started, or is of no use.
+    Trainer = 14,
 }
 
 impl ExitCode {

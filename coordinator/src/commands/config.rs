@@ -56,14 +56,14 @@ fn check_against_the_run(dir: &Path) -> anyhow::Result<()> {
 
 /// The run in a line.
 fn summary(spec: &RunSpec) -> String {
-    let kind = match spec.model.kind {
-        ModelKind::Mlp => "mlp",
-        ModelKind::Cnn => "cnn",
-    };
     let merge = match &spec.merge {
         MergeSpec::FedAsync { alpha, .. } => format!("fedasync with alpha {alpha}"),
         MergeSpec::FedBuff { buffer_size, .. } => format!("fedbuff of {buffer_size}"),
     };
     let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);
-    format!("run {name}, seed {seed}: {kind} {input:?} -> {classes} classes, merged by {merge}")
+    let model = match spec.model.kind {
+        ModelKind::Custom => "a model that the agents' trainers bring".to_owned(),
+        native => format!("{} {input:?} -> {classes} classes", native.as_str()),
+    };
+    format!("run {name}, seed {seed}: {model}, merged by {merge}")
 }

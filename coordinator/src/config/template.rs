@@ -37,7 +37,8 @@ name = @NAME@
 seed = @SEED@
 
 [model]
-# "mlp": dense layers. "cnn": two 3x3 convolutions with pooling, then two dense layers.
+# "mlp": dense layers. "cnn": two 3x3 convolutions with pooling, then two dense layers. "custom": whatever the agents'
+# own trainers bring (docs/trainer-protocol.md); then the other keys here are for them to read or to ignore.
 kind = "mlp"
 # Shape of one example: [channels, height, width] or [features].
 input = [1, 28, 28]

@@ -77,7 +77,7 @@ fn missing_keys_and_wrong_types_are_named_with_their_line() {
     let (error, line) = broken("classes = 10", "classes = ");
     assert!(error.starts_with(&format!("run.toml:{line}:")), "{error}");
     let (error, _) = broken("classes = 10\n", "");
-    assert!(error.contains("missing field `classes`"), "{error}");
+    assert!(error.contains("model.classes must be at least 2, but is 0"), "{error}");
     let (error, line) = broken("strategy = \"fedbuff\"", "strategy = \"fedbuf\"");
     let expected = format!("run.toml:{line}:12: merge.strategy: unknown variant `fedbuf`, expected");
     assert!(error.starts_with(&expected) && error.contains("fedbuff"), "{error}");

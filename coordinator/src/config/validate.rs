@@ -120,13 +120,13 @@ fn spec(spec: &RunSpec) -> Checked {
 
 fn model(model: &ModelSpec) -> Checked {
     let (input, hidden) = (&model.input, &model.hidden);
-    let shaped = match model.kind {
-        ModelKind::Mlp => (1..=limits::TENSOR_DIMS).contains(&input.len()),
-        ModelKind::Cnn => input.len() == 3,
+    let (shaped, shape) = match model.kind {
+        ModelKind::Custom => return Ok(()),
+        ModelKind::Mlp => ((1..=limits::TENSOR_DIMS).contains(&input.len()), "[features] or [channels, height, width]"),
+        ModelKind::Cnn => (input.len() == 3, "[channels, height, width] for a cnn"),
     };
-    ensure(shaped && input.iter().all(|extent| *extent > 0), "model.input", || match model.kind {
-        ModelKind::Mlp => format!("must be [features] or [channels, height, width], each at least 1, but is {input:?}"),
-        ModelKind::Cnn => format!("must be [channels, height, width] for a cnn, each at least 1, but is {input:?}"),
+    ensure(shaped && input.iter().all(|extent| *extent > 0), "model.input", || {
+        format!("must be {shape}, each at least 1, but is {input:?}")
     })?;
     ensure(model.classes >= 2, "model.classes", || format!("must be at least 2, but is {}", model.classes))?;
     ensure(hidden.iter().all(|width| *width > 0), "model.hidden", || format!("holds a layer of width 0: {hidden:?}"))?;

@@ -1,6 +1,6 @@
 //! Whether a configuration still is the run's: the model and the seed are fixed when the run begins.
 
-use anabranch_common::spec::{ModelKind, RunSpec};
+use anabranch_common::spec::RunSpec;
 
 /// The model or the seed of the configuration is not the run's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,13 +18,9 @@ impl ModelMismatch {
     pub fn check(journalled: &RunSpec, configured: &RunSpec) -> Result<(), Self> {
         let fixed = |spec: &RunSpec| {
             let model = &spec.model;
-            let kind = match model.kind {
-                ModelKind::Mlp => "\"mlp\"",
-                ModelKind::Cnn => "\"cnn\"",
-            };
             [
                 ("run.seed", spec.seed.to_string()),
-                ("model.kind", kind.to_owned()),
+                ("model.kind", format!("{:?}", model.kind.as_str())),
                 // A list of numbers is written the same way in Rust and in TOML, and so is a float.
                 ("model.input", format!("{:?}", model.input)),
                 ("model.classes", model.classes.to_string()),

@@ -62,7 +62,7 @@ impl Trainer for Poisoned {
         self.trainer.manifest()
     }
 
-    fn initial(&self, seed: u64) -> Vec<f32> {
+    fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {
         self.trainer.initial(seed)
     }
 

@@ -56,6 +56,14 @@ impl Architecture {
         let refuse =
             |key, found: String, expected: &str| TrainError::Spec { key, found, expected: expected.to_owned() };
         let extents = |values: &[u64]| values.iter().all(|value| (1..=MAX_EXTENT).contains(value));
+        let build = match spec.kind {
+            ModelKind::Mlp => Self::mlp,
+            ModelKind::Cnn => Self::cnn,
+            ModelKind::Custom => {
+                let expected = "which takes an agent with a trainer of its own: `anabranch-agent run ... -- PROGRAM`";
+                return Err(refuse("model.kind", "\"custom\"".to_owned(), expected));
+            }
+        };
         let input = spec.input.as_slice();
         if input.is_empty() || input.len() > limits::TENSOR_DIMS || !extents(input) {
             return Err(refuse("model.input", format!("{input:?}"), "expected a shape such as [784] or [1, 28, 28]"));
@@ -69,10 +77,7 @@ impl Architecture {
         if !spec.input_scale.is_finite() || spec.input_scale == 0.0 {
             return Err(refuse("model.input_scale", spec.input_scale.to_string(), "expected a number other than 0"));
         }
-        match spec.kind {
-            ModelKind::Mlp => Self::mlp(spec),
-            ModelKind::Cnn => Self::cnn(spec),
-        }
+        build(spec)
     }
 
     fn mlp(spec: &ModelSpec) -> Result<Self, TrainError> {

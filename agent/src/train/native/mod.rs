@@ -107,8 +107,8 @@ impl Trainer for Native {
         &self.architecture.manifest
     }
 
-    fn initial(&self, seed: u64) -> Vec<f32> {
-        self.architecture.initial(seed)
+    fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {
+        Ok(self.architecture.initial(seed))
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]

@@ -42,7 +42,7 @@ fn both_models_learn_and_report_every_step() {
     let shard = stripes(300);
     for kind in [ModelKind::Mlp, ModelKind::Cnn] {
         let mut trainer = native(&model(kind)).expect("valid");
-        let base = trainer.initial(1);
+        let base = trainer.initial(1).expect("made");
         let before = trainer.evaluate(&base, &shard).expect("fits");
         let mut reports = Vec::new();
         let mut control = |report: StepReport| {
@@ -72,7 +72,7 @@ fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
         let spec = ModelSpec { hidden, ..model(kind) };
         let run = |threads| {
             let mut trainer = native_with(&spec, NativeOptions { threads: Some(threads) }).expect("valid");
-            let base = trainer.initial(1);
+            let base = trainer.initial(1).expect("made");
             let end = trainer.train(&base, &plan(5, sgd(0.05, 0.9)), 4, &shard, &mut go_on).expect("trains").end;
             let metrics = trainer.evaluate(&end, &shard).expect("fits");
             (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
@@ -89,7 +89,7 @@ fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
 fn another_seed_draws_other_batches() {
     let shard = stripes(90);
     let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
-    let base = trainer.initial(1);
+    let base = trainer.initial(1).expect("made");
     let mut end = |seed| trainer.train(&base, &plan(2, sgd(0.1, 0.0)), seed, &shard, &mut go_on).expect("trains").end;
     assert_ne!(end(1), end(2));
 }
@@ -98,7 +98,7 @@ fn another_seed_draws_other_batches() {
 fn stopping_gives_what_was_reached_so_far() {
     let shard = stripes(90);
     let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
-    let base = trainer.initial(1);
+    let base = trainer.initial(1).expect("made");
     let mut stop = |report: StepReport| {
         if report.step == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
@@ -117,12 +117,12 @@ fn optimizer_state_is_kept_only_where_the_plan_says_so() {
         let second_lease = |keep_optimizer_state| {
             let plan = TrainSpec { keep_optimizer_state, ..plan(3, optimizer.clone()) };
             let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
-            let base = trainer.initial(1);
+            let base = trainer.initial(1).expect("made");
             trainer.train(&base, &plan, 1, &shard, &mut go_on).expect("trains");
             trainer.train(&base, &plan, 2, &shard, &mut go_on).expect("trains").end
         };
         let mut fresh = native(&model(ModelKind::Mlp)).expect("valid");
-        let base = fresh.initial(1);
+        let base = fresh.initial(1).expect("made");
         let fresh = fresh.train(&base, &plan(3, optimizer.clone()), 2, &shard, &mut go_on).expect("trains").end;
         assert_eq!(second_lease(false), fresh, "{optimizer:?}: a reset optimizer is a new one");
         assert_ne!(second_lease(true), fresh, "{optimizer:?}: a kept optimizer remembers");
@@ -134,7 +134,7 @@ fn divergence_is_an_error_and_not_a_model() {
     let shard = stripes(90);
     for kind in [ModelKind::Mlp, ModelKind::Cnn] {
         let mut trainer = native(&model(kind)).expect("valid");
-        let base = trainer.initial(1);
+        let base = trainer.initial(1).expect("made");
         let exploded = trainer.train(&base, &plan(50, sgd(1e30, 0.0)), 1, &shard, &mut go_on);
         assert!(matches!(exploded, Err(TrainError::Diverged { .. })), "{kind:?}: {exploded:?}");
         let poisoned = vec![f32::NAN; base.len()];
@@ -145,7 +145,7 @@ fn divergence_is_an_error_and_not_a_model() {
 #[test]
 fn what_does_not_fit_is_refused_before_any_work() {
     let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
-    let base = trainer.initial(1);
+    let base = trainer.initial(1).expect("made");
     let params = base.len();
     let short = trainer.evaluate(&base[1..], &stripes(3));
     assert_eq!(short, Err(TrainError::Length { expected: params, found: params - 1 }));
@@ -169,7 +169,7 @@ fn the_mlp_learns_handwritten_digits() {
     let (train, test) = (open("digits-train.csv.gz"), open("digits-test.csv.gz"));
     assert_eq!((train.len(), test.len()), (1437, 360));
     let mut trainer = native(&spec).expect("valid");
-    let base = trainer.initial(1);
+    let base = trainer.initial(1).expect("made");
     let outcome = trainer.train(&base, &plan(600, sgd(0.1, 0.9)), 1, train.as_ref(), &mut go_on).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");
@@ -194,7 +194,7 @@ fn the_cnn_learns_mnist_where_it_is_at_hand() {
     let test = shard::open(&data.join("t10k-images-idx3-ubyte.gz"), &options).expect("MNIST is sound");
     assert_eq!((train.len(), test.len()), (60_000, 10_000));
     let mut trainer = native(&spec).expect("valid");
-    let base = trainer.initial(1);
+    let base = trainer.initial(1).expect("made");
     let outcome = trainer.train(&base, &plan(600, sgd(0.2, 0.0)), 1, train.as_ref(), &mut go_on).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");

@@ -1,0 +1,260 @@
+//! The lines of `docs/trainer-protocol.md`.
+
+use std::path::PathBuf;
+
+use anabranch_common::manifest::TensorSpec;
+use anabranch_common::spec::TrainSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::train::RunPart;
+
+/// The version of the protocol that is spoken here.
+pub const PROTOCOL: u32 = 1;
+
+/// From the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Ask {
+    /// The first line.
+    Hello(HelloAsk),
+    /// Build the trainer.
+    Prepare {
+        /// Number of the request.
+        id: u64,
+        /// What is trained.
+        run: RunPart,
+    },
+    /// Make version 0.
+    Initial {
+        /// Number of the request.
+        id: u64,
+        /// The run's seed.
+        seed: u64,
+        /// Where to write it.
+        out: String,
+    },
+    /// Run a local round.
+    Train {
+        /// Number of the request.
+        id: u64,
+        /// The model to start from.
+        base: String,
+        /// Where to write what was reached.
+        out: String,
+        /// Decides which examples are drawn.
+        seed: u64,
+        /// Steps, batch, optimizer.
+        plan: TrainSpec,
+    },
+    /// Measure a model.
+    Evaluate {
+        /// Number of the request.
+        id: u64,
+        /// The model.
+        model: String,
+    },
+    /// End the round before its last step.
+    Stop {
+        /// Number of the round's request.
+        id: u64,
+    },
+    /// The agent leaves.
+    Exit,
+}
+
+/// What a trainer is told first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloAsk {
+    /// Oldest version of the protocol that the agent speaks.
+    pub min_protocol: u32,
+    /// Newest version of the protocol that the agent speaks.
+    pub max_protocol: u32,
+    /// Where tensor files lie.
+    pub dir: PathBuf,
+    /// The agent's name.
+    pub agent: String,
+    /// What to train on.
+    pub shard: Option<PathBuf>,
+    /// What to evaluate on.
+    pub eval_shard: Option<PathBuf>,
+    /// Threads for the maths; none: as many as the process may use.
+    pub threads: Option<usize>,
+}
+
+/// From the trainer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Answer {
+    /// To `hello`.
+    Hello(HelloAnswer),
+    /// To `prepare`.
+    Prepared {
+        /// Number of the request.
+        id: u64,
+        /// The model's tensors, in the order of the flat vector.
+        tensors: Vec<TensorSpec>,
+    },
+    /// To `initial`.
+    Initial {
+        /// Number of the request.
+        id: u64,
+    },
+    /// A round has come this far.
+    Step {
+        /// Number of the request.
+        id: u64,
+        /// Steps done.
+        step: u32,
+        /// Examples seen.
+        examples: u64,
+        /// The latest loss.
+        #[serde(with = "number")]
+        loss: f64,
+    },
+    /// To `train`.
+    Trained {
+        /// Number of the request.
+        id: u64,
+        /// Steps done.
+        steps: u32,
+        /// Examples seen, repetitions counted.
+        num_examples: u64,
+        /// Mean of the steps' losses.
+        #[serde(with = "number")]
+        mean_loss: f64,
+        /// Whether it ended before its last step, as asked.
+        stopped: bool,
+    },
+    /// To `evaluate`.
+    Evaluated {
+        /// Number of the request.
+        id: u64,
+        /// Share of examples classified correctly.
+        #[serde(with = "number")]
+        accuracy: f64,
+        /// Mean loss in nats.
+        #[serde(with = "number")]
+        loss: f64,
+        /// Examples it was measured on.
+        num_examples: u64,
+    },
+    /// To any request: it cannot be done.
+    Failed {
+        /// Number of the request.
+        id: u64,
+        /// What kind of failure.
+        kind: FailureKind,
+        /// Why, for people.
+        message: String,
+    },
+    /// The process lives.
+    Heartbeat,
+}
+
+impl Answer {
+    /// The request that it belongs to.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        match self {
+            Self::Hello(_) | Self::Heartbeat => None,
+            Self::Prepared { id, .. }
+            | Self::Initial { id }
+            | Self::Step { id, .. }
+            | Self::Trained { id, .. }
+            | Self::Evaluated { id, .. }
+            | Self::Failed { id, .. } => Some(*id),
+        }
+    }
+}
+
+/// What a trainer says of itself first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloAnswer {
+    /// The version of the protocol that it speaks.
+    pub protocol: u32,
+    /// Its name, for people.
+    pub name: String,
+    /// Examples it trains on; 0: it does not train.
+    pub train_examples: u64,
+    /// Examples it evaluates on; 0: it does not evaluate.
+    pub eval_examples: u64,
+}
+
+/// Why a request cannot be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureKind {
+    /// The loss or the model is no longer finite.
+    Diverged,
+    /// Anything else.
+    Error,
+}
+
+/// A number that need not be finite: JSON has no such numbers, so they are written as strings.
+mod number {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(f64),
+        Word(String),
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        match *value {
+            value if value.is_finite() => to.serialize_f64(value),
+            value if value.is_nan() => to.serialize_str("NaN"),
+            value if value > 0.0 => to.serialize_str("Infinity"),
+            _ => to.serialize_str("-Infinity"),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        match Written::deserialize(from)? {
+            Written::Number(value) => Ok(value),
+            Written::Word(word) => match word.as_str() {
+                "NaN" => Ok(f64::NAN),
+                "Infinity" => Ok(f64::INFINITY),
+                "-Infinity" => Ok(f64::NEG_INFINITY),
+                other => Err(serde::de::Error::custom(format!("{other:?} is not a number"))),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of the document, as it prints them.
+    #[test]
+    fn the_documents_lines_are_what_is_read_and_written() {
+        let text = r#"{"type":"step","id":3,"step":20,"examples":640,"loss":0.93}"#;
+        let step = Answer::Step { id: 3, step: 20, examples: 640, loss: 0.93 };
+        assert_eq!(serde_json::from_str::<Answer>(text).expect("a step"), step);
+        assert_eq!(serde_json::to_string(&step).expect("a line"), text);
+        let text = r#"{"type":"hello","protocol":1,"name":"train.py","train_examples":1437,"eval_examples":0}"#;
+        let hello = HelloAnswer { protocol: 1, name: "train.py".into(), train_examples: 1437, eval_examples: 0 };
+        assert_eq!(serde_json::from_str::<Answer>(text).expect("a hello"), Answer::Hello(hello));
+        assert_eq!(serde_json::from_str::<Answer>(r#"{"type":"heartbeat","x":1}"#).expect("alive"), Answer::Heartbeat);
+        assert_eq!(serde_json::to_string(&Ask::Stop { id: 3 }).expect("a line"), r#"{"type":"stop","id":3}"#);
+        assert_eq!(serde_json::to_string(&Ask::Exit).expect("a line"), r#"{"type":"exit"}"#);
+        assert!(serde_json::from_str::<Answer>(r#"{"type":"well"}"#).is_err());
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_words() {
+        for (value, word) in [(f64::NAN, "NaN"), (f64::INFINITY, "Infinity"), (f64::NEG_INFINITY, "-Infinity")] {
+            let line =
+                serde_json::to_string(&Answer::Step { id: 1, step: 1, examples: 1, loss: value }).expect("a line");
+            assert!(line.ends_with(&format!(r#""loss":"{word}"}}"#)), "{line}");
+            let Ok(Answer::Step { loss, .. }) = serde_json::from_str(&line) else { panic!("{line}") };
+            assert!(loss.total_cmp(&value).is_eq());
+        }
+        assert!(
+            serde_json::from_str::<Answer>(r#"{"type":"step","id":1,"step":1,"examples":1,"loss":"low"}"#).is_err()
+        );
+    }
+}

@@ -1,0 +1,416 @@
+//! A trainer in a process of its own: any program that speaks `docs/trainer-protocol.md`.
+//!
+//! ```text
+//!  TrainerProcess ── start ──► child: hello (who are you, how many examples)
+//!        │
+//!        └─ factory ──► ProcessTrainer: Trainer ──► prepare, initial, train, evaluate
+//!                          │                           lines over pipes, tensors through files
+//!                          └─ a child that dies, hangs or talks nonsense: TrainError::Lost, and a fresh one next time
+//! ```
+//! [`serve`] is the other end, for trainers in Rust.
+
+mod child;
+mod lines;
+mod message;
+mod scratch;
+mod serve;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::TrainSpec;
+use anabranch_io::model_file::{self, ReadError};
+
+use super::{Metrics, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use crate::clock::Clock;
+use crate::shard::Shard;
+use crate::worker::{Shards, TrainerFactory};
+use child::{Child, Fault};
+use scratch::Scratch;
+
+pub use message::{Answer, Ask, FailureKind, HelloAnswer, HelloAsk, PROTOCOL};
+pub use serve::serve;
+
+/// How a trainer is started.
+#[derive(Debug, Clone)]
+pub struct ProcessOptions {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// Where it is started; none: where the agent was.
+    pub work_dir: Option<PathBuf>,
+    /// The agent's directory.
+    pub home: PathBuf,
+    /// The agent's name.
+    pub agent: String,
+    /// What it is told to train on.
+    pub shard: Option<PathBuf>,
+    /// What it is told to evaluate on.
+    pub eval_shard: Option<PathBuf>,
+    /// How many threads it is told to use.
+    pub threads: Option<usize>,
+    /// How long a request may go on without a step or an answer.
+    pub patience: Duration,
+}
+
+/// Why a trainer cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is no such program, or it may not be executed.
+    #[error("cannot start the trainer {program:?}")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is no place for tensors.
+    #[error("cannot make a directory for the trainer's tensors")]
+    Scratch(#[source] io::Error),
+    /// It does not do what a trainer does.
+    #[error("the trainer is not usable: {0}")]
+    Unusable(String),
+}
+
+/// A trainer's process, and its successors.
+#[derive(Debug, Clone)]
+pub struct TrainerProcess {
+    host: Arc<Mutex<Host>>,
+    hello: HelloAnswer,
+}
+
+impl TrainerProcess {
+    /// Starts it and hears who it is.
+    ///
+    /// # Errors
+    /// See [`ProcessError`].
+    pub fn start(options: ProcessOptions) -> Result<Self, ProcessError> {
+        let scratch = Scratch::new(&options.home).map_err(ProcessError::Scratch)?;
+        let mut host = Host { options, scratch, child: None, next_id: 1 };
+        let hello = host.start()?;
+        if hello.train_examples == 0 && hello.eval_examples == 0 {
+            return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
+        }
+        Ok(Self { host: Arc::new(Mutex::new(host)), hello })
+    }
+
+    /// What it said of itself.
+    #[must_use]
+    pub fn hello(&self) -> &HelloAnswer {
+        &self.hello
+    }
+
+    /// Its examples, which can be counted here but not read.
+    #[must_use]
+    pub fn shards(&self) -> Shards {
+        let held = |examples| {
+            let examples = usize::try_from(examples).unwrap_or(usize::MAX);
+            (examples > 0).then(|| Box::new(HeldElsewhere { examples }) as Box<dyn Shard>)
+        };
+        Shards { train: held(self.hello.train_examples), eval: held(self.hello.eval_examples) }
+    }
+
+    /// Makes trainers that pass everything on to it.
+    #[must_use]
+    pub fn factory(&self) -> TrainerFactory {
+        let host = Arc::clone(&self.host);
+        Box::new(move |run: &RunPart| {
+            let manifest = lock(&host).prepare(run)?;
+            Ok(Box::new(ProcessTrainer { host: Arc::clone(&host), run: run.clone(), manifest }))
+        })
+    }
+
+    /// Lets it end: in order if it is idle, by force if it is not.
+    pub fn close(&self) {
+        let clock = Clock::start();
+        let grace = Duration::from_millis(limits::TRAINER_STOP_MS);
+        loop {
+            match self.host.try_lock() {
+                Ok(mut host) => return host.close(grace),
+                Err(TryLockError::Poisoned(host)) => return host.into_inner().close(Duration::ZERO),
+                // A request is open. The process ends without waiting for it longer than this, and the child with its input.
+                Err(TryLockError::WouldBlock) if clock.elapsed() >= grace => return,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+fn lock(host: &Mutex<Host>) -> MutexGuard<'_, Host> {
+    host.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A child and all that its successor needs.
+#[derive(Debug)]
+struct Host {
+    options: ProcessOptions,
+    scratch: Scratch,
+    /// The child, and for which run it is prepared.
+    child: Option<(Child, Option<(RunPart, ModelManifest)>)>,
+    next_id: u64,
+}
+
+impl Host {
+    fn start(&mut self) -> Result<HelloAnswer, ProcessError> {
+        let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
+        let options = &self.options;
+        let hello = HelloAsk {
+            min_protocol: PROTOCOL,
+            max_protocol: PROTOCOL,
+            dir: self.scratch.path().to_owned(),
+            agent: options.agent.clone(),
+            shard: absolute(&options.shard).map_err(ProcessError::Scratch)?,
+            eval_shard: absolute(&options.eval_shard).map_err(ProcessError::Scratch)?,
+            threads: options.threads,
+        };
+        let program = || options.command.first().map_or_else(String::new, |program| program.display().to_string());
+        let mut child = Child::start(&options.command, options.work_dir.as_deref(), &hello)
+            .map_err(|source| ProcessError::Start { program: program(), source })?;
+        match child.greet(&hello) {
+            Ok(answer) => {
+                let (name, pid) = (answer.name.as_str(), child.pid());
+                tracing::info!(name, pid, train_examples = answer.train_examples, "trainer started");
+                self.child = Some((child, None));
+                Ok(answer)
+            }
+            Err(fault) => Err(ProcessError::Unusable(child.bury(&fault))),
+        }
+    }
+
+    /// Has a child that is prepared for `run`, and says what its model is made of.
+    fn prepare(&mut self, run: &RunPart) -> Result<ModelManifest, TrainError> {
+        if self.child.is_none() {
+            self.start().map_err(|error| TrainError::Lost(error_chain(&error)))?;
+        }
+        if let Some((_, Some((prepared, manifest)))) = &self.child
+            && prepared == run
+        {
+            return Ok(manifest.clone());
+        }
+        let answer = self.request(|id| Ask::Prepare { id, run: run.clone() }, &mut |_| ControlFlow::Continue(()))?;
+        let Answer::Prepared { tensors, .. } = answer else { return Err(self.breach(&answer)) };
+        let manifest = ModelManifest::new(tensors)?;
+        if let Some((_, prepared)) = &mut self.child {
+            *prepared = Some((run.clone(), manifest.clone()));
+        }
+        Ok(manifest)
+    }
+
+    /// Asks the child. One that fails in a way that does not end it keeps living.
+    fn request(
+        &mut self,
+        ask: impl FnOnce(u64) -> Ask,
+        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> Result<Answer, TrainError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let Some((child, _)) = &mut self.child else { return Err(TrainError::Lost("there is none".to_owned())) };
+        match child.request(id, &ask(id), self.options.patience, control) {
+            Ok(Answer::Failed { kind: FailureKind::Diverged, message, .. }) => Err(TrainError::DivergedThere(message)),
+            Ok(Answer::Failed { kind: FailureKind::Error, message, .. }) => Err(TrainError::Failed(message)),
+            Ok(answer) => Ok(answer),
+            Err(fault) => Err(self.bury(&fault)),
+        }
+    }
+
+    fn bury(&mut self, fault: &Fault) -> TrainError {
+        let told = self.child.take().map_or_else(|| fault.to_string(), |(child, _)| child.bury(fault));
+        tracing::warn!("the trainer's process is lost: {told}; a fresh one is started for the next request");
+        TrainError::Lost(told)
+    }
+
+    /// The answer is not one to what was asked.
+    fn breach(&mut self, answer: &Answer) -> TrainError {
+        self.bury(&Fault::Broken(format!("{answer:?} is no answer to what was asked")))
+    }
+
+    fn put(&mut self, name: &str, manifest: &ModelManifest, values: &[f32]) -> Result<Tensors, TrainError> {
+        let file = Tensors(self.scratch.path().join(name));
+        let Err(error) = model_file::hand_over(&file.0, manifest, values) else { return Ok(file) };
+        let full = error.kind() == io::ErrorKind::StorageFull && matches!(self.scratch.move_home(), Ok(true));
+        if full {
+            // The child knows the old place only.
+            self.child = None;
+            return Err(TrainError::Lost(
+                "shared memory has no room for its tensors; they go to the disk now".to_owned(),
+            ));
+        }
+        Err(TrainError::Failed(format!("cannot write {}: {error}", file.0.display())))
+    }
+
+    /// Reads what the child has written.
+    fn take(&mut self, file: &Tensors, manifest: &ModelManifest) -> Result<Vec<f32>, TrainError> {
+        match model_file::read(&file.0, Some(manifest)) {
+            Ok((_, values)) => Ok(values),
+            Err(error @ ReadError::NotFinite(_)) => Err(TrainError::DivergedThere(error.to_string())),
+            Err(error) => Err(self.bury(&Fault::Broken(error.to_string()))),
+        }
+    }
+
+    fn close(&mut self, grace: Duration) {
+        if let Some((mut child, _)) = self.child.take() {
+            child.end(grace);
+        }
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(&format!(": {source}"));
+        cause = source.source();
+    }
+    text
+}
+
+/// A file that is removed when it has been used.
+#[derive(Debug)]
+struct Tensors(PathBuf);
+
+impl Tensors {
+    fn name(&self) -> String {
+        self.0.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for Tensors {
+    fn drop(&mut self) {
+        // A child that did not get that far has written none.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Examples that only the trainer's process can read.
+#[derive(Debug)]
+struct HeldElsewhere {
+    examples: usize,
+}
+
+impl Shard for HeldElsewhere {
+    fn len(&self) -> usize {
+        self.examples
+    }
+
+    fn input_shape(&self) -> &[u64] {
+        &[]
+    }
+
+    fn classes(&self) -> u32 {
+        0
+    }
+
+    fn read(&self, _indices: &[usize], inputs: &mut Vec<f32>, labels: &mut Vec<u32>) {
+        inputs.clear();
+        labels.clear();
+    }
+}
+
+/// The trainer of one run, in another process.
+#[derive(Debug)]
+struct ProcessTrainer {
+    host: Arc<Mutex<Host>>,
+    run: RunPart,
+    manifest: ModelManifest,
+}
+
+impl ProcessTrainer {
+    /// The host, with a child that is prepared for this run and still has the same model.
+    fn ready(&self) -> Result<MutexGuard<'_, Host>, TrainError> {
+        let mut host = lock(&self.host);
+        let manifest = host.prepare(&self.run)?;
+        if manifest == self.manifest {
+            return Ok(host);
+        }
+        host.child = None;
+        Err(TrainError::Lost("started again, it describes other tensors than before".to_owned()))
+    }
+}
+
+impl Trainer for ProcessTrainer {
+    fn manifest(&self) -> &ModelManifest {
+        &self.manifest
+    }
+
+    fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {
+        let mut host = self.ready()?;
+        let out = Tensors(host.scratch.path().join("initial.safetensors"));
+        let ask = |id| Ask::Initial { id, seed, out: out.name() };
+        match host.request(ask, &mut |_| ControlFlow::Continue(()))? {
+            Answer::Initial { .. } => host.take(&out, &self.manifest),
+            other => Err(host.breach(&other)),
+        }
+    }
+
+    fn train(
+        &mut self,
+        base: &[f32],
+        plan: &TrainSpec,
+        seed: u64,
+        _shard: &dyn Shard,
+        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> Result<TrainOutcome, TrainError> {
+        let mut host = self.ready()?;
+        let from = host.put("base.safetensors", &self.manifest, base)?;
+        let out = Tensors(host.scratch.path().join("end.safetensors"));
+        let (base_name, plan_sent) = (from.name(), plan.clone());
+        let ask = |id| Ask::Train { id, base: base_name, out: out.name(), seed, plan: plan_sent };
+        let mut stopping = false;
+        let mut control = |report| {
+            let flow = control(report);
+            stopping |= flow.is_break();
+            flow
+        };
+        let stopped = |steps, num_examples| TrainOutcome {
+            end: base.to_vec(),
+            num_examples,
+            steps,
+            mean_loss: 0.0,
+            stopped: true,
+        };
+        let answer = match host.request(ask, &mut control) {
+            Ok(answer) => answer,
+            // It was killed because it did not stop: then it has stopped.
+            Err(TrainError::Lost(_)) if stopping => return Ok(stopped(0, 0)),
+            Err(error) => return Err(error),
+        };
+        match answer {
+            Answer::Trained { steps, num_examples, stopped: true, .. } if stopping => Ok(stopped(steps, num_examples)),
+            Answer::Trained { steps, num_examples, mean_loss, stopped: false, .. }
+                if (1..=plan.local_steps).contains(&steps) && num_examples > 0 =>
+            {
+                #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
+                let mean_loss = mean_loss as f32;
+                if !mean_loss.is_finite() {
+                    return Err(TrainError::Diverged { step: steps });
+                }
+                let end = host.take(&out, &self.manifest)?;
+                Ok(TrainOutcome { end, num_examples, steps, mean_loss, stopped: false })
+            }
+            other => Err(host.breach(&other)),
+        }
+    }
+
+    fn evaluate(&mut self, model: &[f32], _shard: &dyn Shard) -> Result<Metrics, TrainError> {
+        let mut host = self.ready()?;
+        let from = host.put("model.safetensors", &self.manifest, model)?;
+        let ask = |id| Ask::Evaluate { id, model: from.name() };
+        match host.request(ask, &mut |_| ControlFlow::Continue(()))? {
+            Answer::Evaluated { accuracy, loss, num_examples, .. }
+                if !accuracy.is_finite() || (0.0..=1.0).contains(&accuracy) =>
+            {
+                Ok(Metrics { accuracy, loss, num_examples })
+            }
+            other => Err(host.breach(&other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

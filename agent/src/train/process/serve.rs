@@ -1,0 +1,210 @@
+//! The child's end of the protocol, for trainers written in Rust.
+
+use std::io::{self, BufReader, Write as _};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anabranch_common::limits;
+use anabranch_io::model_file;
+use anyhow::{Context as _, bail};
+
+use super::lines::{self, Line};
+use super::message::{Answer, Ask, FailureKind, HelloAnswer, HelloAsk, PROTOCOL};
+use crate::train::{RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use crate::worker::{Shards, TrainerFactory};
+
+/// Time between two signs of life.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Speaks the trainer protocol on standard input and output until the agent leaves. `make` opens what is trained on, once
+/// the agent has said where that is.
+///
+/// # Errors
+/// There is no agent at the other end, or `make` failed.
+pub fn serve<M>(name: &str, make: M) -> anyhow::Result<()>
+where
+    M: FnOnce(&HelloAsk) -> anyhow::Result<(Shards, TrainerFactory)>,
+{
+    let stop = Arc::new(AtomicU64::new(0));
+    let (asks, asked) = sync_channel(limits::TRAINER_QUEUE);
+    let reading = Arc::clone(&stop);
+    std::thread::Builder::new().name("asks".to_owned()).spawn(move || read_asks(&asks, &reading))?;
+    let hello = match asked.recv().context("there is no agent at the other end of standard input")? {
+        Ask::Hello(hello) => hello,
+        other => bail!("the first line is {other:?} instead of `hello`"),
+    };
+    if !(hello.min_protocol..=hello.max_protocol).contains(&PROTOCOL) {
+        let HelloAsk { min_protocol, max_protocol, .. } = hello;
+        bail!("the agent speaks versions {min_protocol} to {max_protocol} of the trainer protocol, this is {PROTOCOL}");
+    }
+    let (shards, factory) = make(&hello)?;
+    let examples = |shard: &Option<Box<dyn crate::shard::Shard>>| shard.as_ref().map_or(0, |shard| shard.len() as u64);
+    let (train_examples, eval_examples) = (examples(&shards.train), examples(&shards.eval));
+    let busy = Arc::new(AtomicBool::new(false));
+    let mouth = Mouth::default();
+    mouth.say(&Answer::Hello(HelloAnswer { protocol: PROTOCOL, name: name.to_owned(), train_examples, eval_examples }));
+    let (beating, at_work) = (mouth.clone(), Arc::clone(&busy));
+    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
+        loop {
+            std::thread::sleep(HEARTBEAT);
+            if at_work.load(Ordering::Relaxed) {
+                beating.say(&Answer::Heartbeat);
+            }
+        }
+    })?;
+    let server = Server { hello, shards, factory, trainer: None, mouth, stop };
+    server.run(&asked, &busy)
+}
+
+/// Lines to the agent. One that cannot be told anything has gone, and then so does this process.
+#[derive(Debug, Clone, Default)]
+struct Mouth(Arc<Mutex<()>>);
+
+impl Mouth {
+    fn say(&self, answer: &Answer) {
+        let _turn = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut line = serde_json::to_vec(answer).expect("an answer consists of numbers and strings");
+        line.push(b'\n');
+        let mut output = io::stdout().lock();
+        if output.write_all(&line).and_then(|()| output.flush()).is_err() {
+            std::process::exit(0);
+        }
+    }
+}
+
+/// Reads beside the work, so that a stop is seen and the agent's end ends this process at once.
+fn read_asks(to: &SyncSender<Ask>, stop: &AtomicU64) {
+    let mut input = BufReader::new(io::stdin());
+    while let Ok(Line::Text(line)) = lines::read(&mut input, limits::TRAINER_LINE_BYTES) {
+        match serde_json::from_str(&line) {
+            Ok(Ask::Stop { id }) => stop.store(id, Ordering::Relaxed),
+            Ok(Ask::Exit) => break,
+            Ok(ask) => {
+                if to.send(ask).is_err() {
+                    break;
+                }
+            }
+            Err(error) => {
+                tracing::error!("{line:?} is no message ({error}); start a trainer through `anabranch-agent run`");
+                std::process::exit(2);
+            }
+        }
+    }
+    std::process::exit(0);
+}
+
+struct Server {
+    hello: HelloAsk,
+    shards: Shards,
+    factory: TrainerFactory,
+    trainer: Option<Box<dyn Trainer>>,
+    mouth: Mouth,
+    stop: Arc<AtomicU64>,
+}
+
+/// Why a request cannot be done.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    File(#[from] model_file::ReadError),
+    #[error("cannot write {0}: {1}")]
+    Write(String, #[source] io::Error),
+    #[error("{0}")]
+    Order(&'static str),
+}
+
+impl Server {
+    fn run(mut self, asked: &Receiver<Ask>, busy: &AtomicBool) -> anyhow::Result<()> {
+        while let Ok(ask) = asked.recv() {
+            busy.store(true, Ordering::Relaxed);
+            let (id, answer) = match ask {
+                Ask::Hello(_) => bail!("a second `hello`"),
+                Ask::Prepare { id, run } => (id, self.prepare(id, &run)),
+                Ask::Initial { id, seed, out } => (id, self.initial(id, seed, &out)),
+                Ask::Train { .. } => self.train(ask),
+                Ask::Evaluate { id, model } => (id, self.evaluate(id, &model)),
+                Ask::Stop { .. } | Ask::Exit => continue,
+            };
+            let answer = answer.unwrap_or_else(|refusal| {
+                let kind = match &refusal {
+                    Refusal::Train(TrainError::Diverged { .. } | TrainError::DivergedThere(_)) => FailureKind::Diverged,
+                    _ => FailureKind::Error,
+                };
+                Answer::Failed { id, kind, message: refusal.to_string() }
+            });
+            busy.store(false, Ordering::Relaxed);
+            self.mouth.say(&answer);
+        }
+        Ok(())
+    }
+
+    fn trainer(trainer: &mut Option<Box<dyn Trainer>>) -> Result<&mut dyn Trainer, Refusal> {
+        match trainer {
+            Some(trainer) => Ok(trainer.as_mut()),
+            None => Err(Refusal::Order("nothing was prepared")),
+        }
+    }
+
+    fn path(&self, name: &str) -> Result<std::path::PathBuf, Refusal> {
+        if Path::new(name).components().count() != 1 || name.contains(['/', '\0']) || name == ".." {
+            return Err(Refusal::Order("a file's name leads out of the directory"));
+        }
+        Ok(self.hello.dir.join(name))
+    }
+
+    fn prepare(&mut self, id: u64, run: &RunPart) -> Result<Answer, Refusal> {
+        let trainer = (self.factory)(run)?;
+        let tensors = trainer.manifest().tensors().to_vec();
+        self.trainer = Some(trainer);
+        Ok(Answer::Prepared { id, tensors })
+    }
+
+    fn initial(&mut self, id: u64, seed: u64, out: &str) -> Result<Answer, Refusal> {
+        let path = self.path(out)?;
+        let trainer = Self::trainer(&mut self.trainer)?;
+        let values = trainer.initial(seed)?;
+        let written = model_file::hand_over(&path, trainer.manifest(), &values);
+        written.map_err(|error| Refusal::Write(out.to_owned(), error))?;
+        Ok(Answer::Initial { id })
+    }
+
+    fn train(&mut self, ask: Ask) -> (u64, Result<Answer, Refusal>) {
+        let Ask::Train { id, base, out, seed, plan } = ask else { return (0, Err(Refusal::Order("not a round"))) };
+        let mut work = || {
+            let (from, to) = (self.path(&base)?, self.path(&out)?);
+            let trainer = Self::trainer(&mut self.trainer)?;
+            let (manifest, base) = model_file::read(&from, Some(trainer.manifest()))?;
+            let shard = self.shards.train.as_deref().ok_or(Refusal::Order("there is no shard to train on"))?;
+            let (mouth, stop, mut seen) = (&self.mouth, &self.stop, 0);
+            let mut control = |StepReport { step, loss, examples }: StepReport| {
+                seen += u64::from(examples);
+                mouth.say(&Answer::Step { id, step, examples: seen, loss: loss.into() });
+                if stop.load(Ordering::Relaxed) == id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let outcome = trainer.train(&base, &plan, seed, shard, &mut control)?;
+            let TrainOutcome { end, num_examples, steps, mean_loss, stopped } = outcome;
+            if !stopped {
+                let written = model_file::hand_over(&to, &manifest, &end);
+                written.map_err(|error| Refusal::Write(out.clone(), error))?;
+            }
+            Ok(Answer::Trained { id, steps, num_examples, mean_loss: mean_loss.into(), stopped })
+        };
+        (id, work())
+    }
+
+    fn evaluate(&mut self, id: u64, model: &str) -> Result<Answer, Refusal> {
+        let path = self.path(model)?;
+        let trainer = Self::trainer(&mut self.trainer)?;
+        let (_, values) = model_file::read(&path, Some(trainer.manifest()))?;
+        let shard = self.shards.eval.as_deref().ok_or(Refusal::Order("there is no shard to evaluate on"))?;
+        let metrics = trainer.evaluate(&values, shard)?;
+        let (accuracy, loss, num_examples) = (metrics.accuracy, metrics.loss, metrics.num_examples);
+        Ok(Answer::Evaluated { id, accuracy, loss, num_examples })
+    }
+}
