@@ -169,7 +169,10 @@ fn a_child_that_dies_hangs_or_talks_nonsense_costs_one_round() {
             "is no answer to what was asked",
         ),
         ("say(type='trained', id=99, steps=1, num_examples=1, mean_loss=0, stopped=False)", "request 2 is open"),
-        ("say(type='trained', id=request['id'], steps=1, num_examples=4, mean_loss=0, stopped=False)", "cannot read"),
+        (
+            "say(type='trained', id=request['id'], steps=1, num_examples=4, mean_loss=0, stopped=False); request['type'] = ''",
+            "cannot read",
+        ),
         (
             "write(request['out'], [0, 0]); say(type='trained', id=request['id'], steps=10**6, num_examples=4, mean_loss=0, stopped=False)",
             "is no answer",

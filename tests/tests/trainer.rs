@@ -1,0 +1,178 @@
+//! Trainers in processes of their own, with the real daemons.
+//!
+//! | test | guards |
+//! |---|---|
+//! | the same bits | `--isolate` changes nothing about what is computed, not even after a child was killed |
+//! | a killed trainer | it costs a round and a fresh child; the agent stays, the run reaches its end |
+//! | a trainer that cannot start | exit code 14 and its own words |
+
+use std::ffi::OsStr;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anabranch_agent::native_factory;
+use anabranch_agent::shard::{self, ShardOptions};
+use anabranch_agent::train::process::{ProcessOptions, TrainerProcess};
+use anabranch_agent::train::{RunPart, Trainer};
+use anabranch_agent::worker::Shards;
+use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
+use anabranch_tests::clock::poll;
+use anabranch_tests::process::{Cluster, PATIENCE, Role};
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
+const DIGITS: &str = r#"
+[run]
+name = "digits"
+seed = 3
+
+[model]
+kind = "mlp"
+input = [64]
+classes = 10
+hidden = [32]
+input_scale = 0.0625
+
+[train]
+local_steps = 5
+batch_size = 16
+optimizer = { kind = "sgd", lr = 0.1, momentum = 0.9 }
+
+[upload]
+codec = { kind = "top-k", fraction = 0.05 }
+feedback_decay = 1.0
+
+[merge]
+strategy = "fedasync"
+alpha = 0.5
+staleness = { fn = "constant" }
+
+[admit]
+max_staleness = 1000
+max_examples = 100000
+max_norm_ratio = 0.0
+
+[evaluate]
+every_versions = 5
+every_s = 1.0
+
+[target]
+versions = 60
+
+[schedule]
+tick_ms = 50
+
+[checkpoint]
+every_versions = 10
+"#;
+
+fn digits() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/digits-train.csv.gz")
+}
+
+fn run_part() -> RunPart {
+    let model = ModelSpec { kind: ModelKind::Mlp, input: vec![64], classes: 10, hidden: vec![32], input_scale: 0.0625 };
+    let optimizer = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
+    let train = TrainSpec { local_steps: 4, batch_size: 16, optimizer, keep_optimizer_state: false };
+    RunPart { name: "digits".into(), seed: 3, model, train }
+}
+
+/// Initial model, the model after a round, and loss and accuracy of that, as bits.
+fn computed(trainer: &mut dyn Trainer, shards: &Shards) -> anyhow::Result<Vec<u64>> {
+    let run = run_part();
+    let shard = |shard: &Option<Box<dyn shard::Shard>>| shard.is_some();
+    assert!(shard(&shards.train) && shard(&shards.eval));
+    let (train, eval) = shards.train.as_deref().zip(shards.eval.as_deref()).context("both shards are there")?;
+    let initial = trainer.initial(run.seed)?;
+    let outcome = trainer.train(&initial, &run.train, 11, train, &mut |_| ControlFlow::Continue(()))?;
+    let metrics = trainer.evaluate(&outcome.end, eval)?;
+    let bits = initial.iter().chain(&outcome.end).chain([&outcome.mean_loss]).map(|value| u64::from(value.to_bits()));
+    let counts = [outcome.num_examples, outcome.steps.into(), metrics.num_examples];
+    Ok(bits.chain([metrics.accuracy.to_bits(), metrics.loss.to_bits()]).chain(counts).collect())
+}
+
+#[test]
+fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::Result<()> {
+    let open = || shard::open(&digits(), &ShardOptions::default());
+    let shards = Shards { train: Some(open()?), eval: Some(open()?) };
+    let mut here = native_factory(Some(1), &shards)(&run_part())?;
+    let expected = computed(&mut *here, &shards)?;
+    let home = tempfile::tempdir()?;
+    let process = TrainerProcess::start(ProcessOptions {
+        command: [LAB, "as-agent", "trainer"].map(Into::into).to_vec(),
+        work_dir: None,
+        home: home.path().to_owned(),
+        agent: "north".into(),
+        shard: Some(digits()),
+        eval_shard: Some(digits()),
+        threads: Some(1),
+        patience: Duration::from_secs(60),
+    })?;
+    let mut there = process.factory()(&run_part())?;
+    assert_eq!(there.manifest(), here.manifest());
+    assert_eq!(computed(&mut *there, &process.shards())?, expected);
+    process.close();
+    assert_eq!(computed(&mut *there, &process.shards())?, expected, "a fresh child");
+    Ok(())
+}
+
+/// Processes that a log says were started as trainers.
+fn trainers(log: &Path) -> anyhow::Result<Vec<i32>> {
+    let text = std::fs::read_to_string(log)?;
+    let pid = |line: &str| line.split_once("pid=")?.1.split(' ').next()?.parse().ok();
+    Ok(text.lines().filter(|line| line.contains("trainer started")).filter_map(pid).collect())
+}
+
+#[test]
+fn a_trainer_that_is_killed_again_and_again_costs_rounds_and_nothing_else() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
+    cluster.start_coordinator()?;
+    let data = digits();
+    for (name, more) in [("isolated", "--isolate"), ("other", "--threads=1")] {
+        cluster.join(name)?;
+        let args: [&OsStr; 5] =
+            ["--shard".as_ref(), data.as_os_str(), "--eval-shard".as_ref(), data.as_os_str(), more.as_ref()];
+        cluster.start_agent(Role::Agent, name, &[&args[..], &["--min-round=100".as_ref()]].concat(), &[])?;
+    }
+    let log = cluster.log_path("isolated");
+    for kills in 1..=3 {
+        let updates = cluster.status()?.updates_accepted;
+        poll(PATIENCE, || Ok((trainers(&log)?.len() >= kills).then_some(())))?.context("no fresh trainer")?;
+        cluster.wait_for_updates(updates + 3)?;
+        let newest = *trainers(&log)?.last().context("a trainer was started")?;
+        kill(Pid::from_raw(newest), Signal::SIGKILL)?;
+    }
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    for name in ["isolated", "other"] {
+        assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    }
+    let text = std::fs::read_to_string(&log)?;
+    assert!(text.contains("it was killed by signal 9"), "{text}");
+    assert!(trainers(&log)?.len() >= 3, "{text}");
+    assert!(cluster.verify()?.holds);
+    Ok(())
+}
+
+#[test]
+fn a_trainer_that_cannot_start_ends_the_agent_with_its_own_words() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
+    cluster.start_coordinator()?;
+    cluster.join("one")?;
+    for (program, words) in [
+        (
+            ["sh", "-c", "echo 'no module named torch' >&2; exit 3"],
+            "exit code 3; its last words: no module named torch",
+        ),
+        (["./missing", "a", "b"], "cannot start the trainer \"./missing\""),
+    ] {
+        let args: Vec<&OsStr> = ["--"].iter().chain(&program).map(|word| OsStr::new(*word)).collect();
+        let agent = cluster.start_agent(Role::Agent, "one", &args, &[])?;
+        assert_eq!(agent.wait(PATIENCE)?, 14);
+        let log = agent.log()?;
+        assert!(log.contains(words), "{log}");
+    }
+    Ok(())
+}
