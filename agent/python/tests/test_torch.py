@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ except ImportError as error:
     if os.environ.get("CI") == "true":
         raise RuntimeError("PyTorch is absent, and CI has to test anabranch.torch") from error
     pytest.skip(f"PyTorch is absent ({error}): anabranch.torch is not tested", allow_module_level=True)
+
+import anabranch  # noqa: E402
+import anabranch.torch  # noqa: E402
 
 TEN_LINES = """
 import torch, anabranch.torch
@@ -258,26 +263,55 @@ def test_a_loss_that_is_nan_is_told_as_diverged(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("model", "says"),
     [
-        ("run(nn.Flatten())", "the model has no float tensor in its state dict"),
-        ("run(nn.LazyLinear(3))", "pass a batch through the lazy model"),
-        ("run(nn.Linear(2, 2).to(torch.complex64))", "weight is complex"),
-        ("run(model, evaluate=None)", "eval_examples is 256, but there is no eval_fn"),
+        (lambda: torch.nn.Flatten(), "the model has no float tensor in its state dict"),
+        (lambda: torch.nn.LazyLinear(3), "pass a batch through the lazy model"),
+        (lambda: torch.nn.Linear(2, 2).to(torch.complex64), "weight is complex"),
     ],
 )
-def test_models_that_cannot_be_averaged_are_refused(start: Start, body: str, says: str) -> None:
-    child = start(script(body))
-    assert child.wait() == 1
-    assert says in child.log()
+def test_models_that_cannot_be_averaged_are_refused(model: Any, says: str) -> None:
+    with pytest.raises(anabranch.TensorError, match=says):
+        anabranch.torch.run(model(), lambda model, round: None, train_examples=1)
 
 
-@pytest.mark.parametrize("result", ["anabranch.Metrics(0.5, 1.0, 3)", "{'accuracy': 0.5, 'loss': torch.tensor(1.0), 'num_examples': 3}"])
-def test_evaluations_may_take_several_forms(start: Start, result: str) -> None:
-    child = start(script(f"run(model, evaluate=lambda model: {result})"))
+def test_examples_without_a_function_are_refused() -> None:
+    with pytest.raises(ValueError, match="eval_examples is 3, but there is no eval_fn"):
+        anabranch.torch.run(torch.nn.Linear(1, 1), lambda model, round: None, train_examples=1, eval_examples=3)
+
+
+def test_evaluations_may_take_several_forms(start: Start) -> None:
+    forms = "[anabranch.Metrics(0.5, 1.0, 3), {'accuracy': 0.5, 'loss': torch.tensor(1.0), 'num_examples': 3}, (0.5, 1.0, 3)]"
+    child = start(script(f"forms = {forms}\nrun(model, evaluate=lambda model: forms.pop())"))
     child.prepare()
-    answer = child.evaluate(child.initial(1))
-    assert (answer["accuracy"], answer["loss"], answer["num_examples"]) == (0.5, 1.0, 3)
+    model = child.initial(1)
+    for _ in range(3):
+        answer = child.evaluate(model)
+        assert (answer["accuracy"], answer["loss"], answer["num_examples"]) == (0.5, 1.0, 3)
+
+
+def test_the_mnist_example_has_the_native_manifest_and_learns(start: Start, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    labels = draw.integers(0, 10, 500).astype(np.uint8)
+    images = draw.integers(0, 60, (500, 28, 28)).astype(np.uint8)
+    for image, label in zip(images, labels):
+        image[2 * label : 2 * label + 8] += 180
+    header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 500, 28, 28)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + struct.pack(">I", 500) + labels.tobytes())
+    source = Path(__file__).parents[3] / "examples" / "pytorch_mnist" / "train.py"
+    env = {"ANABRANCH_SHARD": str(tmp_path), "ANABRANCH_EVAL_SHARD": str(tmp_path), "ANABRANCH_THREADS": "1"}
+    child = start(source.read_text(), env)
+    tensors = child.prepare()["tensors"]
+    assert [(tensor["name"], tensor["shape"]) for tensor in tensors] == [
+        ("conv1.weight", [16, 1, 3, 3]), ("conv1.bias", [16]), ("conv2.weight", [32, 16, 3, 3]), ("conv2.bias", [32]),
+        ("fc1.weight", [128, 1568]), ("fc1.bias", [128]), ("fc2.weight", [10, 128]), ("fc2.bias", [10]),
+    ]  # fmt: skip
+    model = child.initial(1)
+    before = child.evaluate(model)
+    child.train(model, local_steps=40, batch_size=16, optimizer={"kind": "sgd", "lr": 0.05, "momentum": 0.9})
+    assert child.answer()[1]["type"] == "trained"
+    assert child.evaluate(child.end())["loss"] < 0.8 * before["loss"]
 
 
 def test_threads_are_the_agents(start: Start) -> None:
