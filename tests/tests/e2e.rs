@@ -135,6 +135,7 @@ fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> a
         log.contains("the run has finished") && log.contains("the last version was reached"),
         "it does not say why:\n{log}"
     );
+    assert!(!log.contains("have not said goodbye"), "a goodbye was not heard:\n{log}");
     for name in ["one", "two"] {
         assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     }

@@ -90,8 +90,16 @@ impl Core {
     }
 
     fn pace_telling(&mut self, elapsed_ms: u64) {
-        if elapsed_ms < HEARING_MS && self.awaited() != (0, 0) {
-            return;
+        let (here, away) = self.awaited();
+        if (here, away) != (0, 0) {
+            if elapsed_ms < HEARING_MS {
+                return;
+            }
+            tracing::warn!(
+                here,
+                away,
+                "agents have not said goodbye; they hear of the end when a coordinator runs here again"
+            );
         }
         if let Some((reason, result)) = self.state.as_ref().and_then(|state| state.finished) {
             self.exit(ExitReason::Finished { reason, result });

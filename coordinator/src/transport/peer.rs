@@ -34,6 +34,8 @@ const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
 
 /// How long a chunk may take.
 const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
+/// Messages that came before a connection ended are taken in for this long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the loop wants of a connection.
 #[derive(Debug)]
@@ -133,11 +135,18 @@ pub(super) async fn serve(
     shared.tell(Input::Connected { peer, agent, hello, ops }).await;
     let turn = Arc::new(Semaphore::new(1));
     let this = Arc::new(PeerConnection { connection, shared, peer, agent, transfers: Mutex::default(), turn });
-    let ended = tokio::select! {
-        ended = this.read_messages(messages) => ended,
-        ended = this.read_chunks() => ended,
-        ended = Arc::clone(&this).do_ops(writer, inbox) => ended,
+    let mut reading = std::pin::pin!(this.read_messages(messages));
+    let (ended, read) = tokio::select! {
+        ended = &mut reading => (ended, true),
+        ended = this.read_chunks() => (ended, false),
+        ended = Arc::clone(&this).do_ops(writer, inbox) => (ended, false),
     };
+    // Whoever notices first that the agent has gone, what it said before that counts: a goodbye that is lost keeps a
+    // finished run waiting.
+    if !read && this.connection.close_reason().is_some() {
+        // How it ends is known already.
+        let _ = tokio::time::timeout(LAST_WORDS, reading).await;
+    }
     this.connection.close(0u32.into(), b"done");
     this.give_up_transfers();
     this.shared.tell(Input::Event(Event::Disconnected { peer })).await;
