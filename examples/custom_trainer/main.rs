@@ -39,10 +39,11 @@ impl Trainer for Mean {
     ) -> Result<TrainOutcome, TrainError> {
         let (mut end, mut inputs, mut labels) = (base.to_vec(), Vec::new(), Vec::new());
         let (mut steps, mut stopped, batch) = (0, false, plan.batch_size);
+        let offset = usize::try_from(seed % shard.len() as u64).unwrap_or(0);
         while steps < plan.local_steps && !stopped {
             steps += 1;
-            let first = seed.wrapping_add(u64::from(steps * batch)) as usize;
-            let rows: Vec<usize> = (0..batch as usize).map(|row| first.wrapping_add(row) % shard.len()).collect();
+            let first = offset + steps as usize * batch as usize;
+            let rows: Vec<usize> = (first..first + batch as usize).map(|row| row % shard.len()).collect();
             shard.read(&rows, &mut inputs, &mut labels);
             for example in inputs.chunks(end.len()) {
                 end.iter_mut().zip(example).for_each(|(mean, value)| *mean += (value - *mean) / (10.0 * batch as f32));
