@@ -8,6 +8,7 @@ use anabranch_tests::invariants::{self, exactly_once, same_bits};
 use anabranch_tests::ledger::Settings;
 use anabranch_tests::power::{self, Recorder};
 use anabranch_tests::process::{Cluster, PATIENCE};
+use anyhow::Context as _;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 
@@ -56,7 +57,8 @@ fn a_failed_sync_stops_the_coordinator_and_nothing_is_lost() -> anyhow::Result<(
         let environment = recorder.environment(&cluster.coordinator_dir().join("store"), Some(fail));
         let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         cluster.spawn_coordinator(&environment)?;
-        assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 6, "{}", cluster.logs());
+        let ended = cluster.coordinator()?.wait(PATIENCE).with_context(|| cluster.logs())?;
+        assert_eq!(ended, 6, "{}", cluster.logs());
         let log = cluster.coordinator()?.log()?;
         assert!(log.contains("Input/output error") && log.contains("help: "), "{log}");
         let log = cluster.log_path("one");
