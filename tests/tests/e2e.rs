@@ -10,61 +10,17 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anabranch_common::journal::FinishReason;
 use anabranch_common::wire::message::RunPhase;
 use anabranch_tests::invariants::{exactly_once, on_a_copy, same_bits};
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, PATIENCE, Role, python3};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, python_has};
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
-const DIGITS: &str = r#"
-[run]
-name = "digits"
-seed = 3
-
-[model]
-kind = "mlp"
-input = [64]
-classes = 10
-hidden = [32]
-input_scale = 0.0625
-
-[train]
-local_steps = 5
-batch_size = 16
-optimizer = { kind = "sgd", lr = 0.1 }
-
-[upload]
-codec = { kind = "top-k", fraction = 0.05 }
-feedback_decay = 1.0
-
-[merge]
-strategy = "fedbuff"
-buffer_size = 2
-server_lr = 1.0
-staleness = { fn = "polynomial", a = 0.5 }
-
-[admit]
-max_staleness = 1000
-max_examples = 100000
-max_norm_ratio = 0.0
-
-[evaluate]
-every_versions = 5
-every_s = 1.0
-
-[target]
-versions = 40
-
-[schedule]
-tick_ms = 50
-
-[checkpoint]
-every_versions = 10
-"#;
 
 fn ledger(settings: Settings, agents: &[&str]) -> anyhow::Result<Cluster> {
     let mut cluster = Cluster::new(Path::new(LAB), &settings.run_toml())?;
@@ -89,13 +45,11 @@ fn audit(cluster: &mut Cluster, agents: &[&str]) -> anyhow::Result<u64> {
     })
 }
 
-fn examples(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data").join(name)
-}
-
 /// Opens an exported model with the reference implementation of its format.
 fn check_with_python(path: &Path) -> anyhow::Result<()> {
-    let Some(mut python) = python3("numpy, safetensors") else { return Ok(()) };
+    if !python_has("numpy, safetensors") {
+        return Ok(());
+    }
     let script = "
 import sys, numpy
 from safetensors.numpy import load_file
@@ -104,7 +58,7 @@ shapes = sorted(value.shape for value in model.values())
 assert shapes == [(10,), (10, 32), (32,), (32, 64)] or shapes == [(10,), (32,), (32, 10), (64, 32)], shapes
 assert all(numpy.isfinite(value).all() and value.any() for value in model.values())
 ";
-    let output = python.args(["-c", script]).arg(path).output()?;
+    let output = Command::new("python3").args(["-c", script]).arg(path).output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
@@ -112,7 +66,7 @@ assert all(numpy.isfinite(value).all() and value.any() for value in model.values
 #[test]
 fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> anyhow::Result<()> {
     let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
-    let (train, test) = (examples("digits-train.csv.gz"), examples("digits-test.csv.gz"));
+    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
     let shards = cluster.path().join("shards");
     let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
     split.extend([train.as_os_str(), "--agents".as_ref(), "2".as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);

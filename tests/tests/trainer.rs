@@ -9,7 +9,7 @@
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anabranch_agent::native_factory;
@@ -19,60 +19,12 @@ use anabranch_agent::train::{RunPart, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{Cluster, PATIENCE, Role, python3};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, PYTHON_PACKAGE, Role, example, numbers, python_has};
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
-const DIGITS: &str = r#"
-[run]
-name = "digits"
-seed = 3
-
-[model]
-kind = "mlp"
-input = [64]
-classes = 10
-hidden = [32]
-input_scale = 0.0625
-
-[train]
-local_steps = 5
-batch_size = 16
-optimizer = { kind = "sgd", lr = 0.1, momentum = 0.9 }
-
-[upload]
-codec = { kind = "top-k", fraction = 0.05 }
-feedback_decay = 1.0
-
-[merge]
-strategy = "fedasync"
-alpha = 0.5
-staleness = { fn = "constant" }
-
-[admit]
-max_staleness = 1000
-max_examples = 100000
-max_norm_ratio = 0.0
-
-[evaluate]
-every_versions = 5
-every_s = 1.0
-
-[target]
-versions = 60
-
-[schedule]
-tick_ms = 50
-
-[checkpoint]
-every_versions = 10
-"#;
-
-fn digits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/digits-train.csv.gz")
-}
 
 fn run_part() -> RunPart {
     let model = ModelSpec { kind: ModelKind::Mlp, input: vec![64], classes: 10, hidden: vec![32], input_scale: 0.0625 };
@@ -97,7 +49,7 @@ fn computed(trainer: &mut dyn Trainer, shards: &Shards) -> anyhow::Result<Vec<u6
 
 #[test]
 fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::Result<()> {
-    let open = || shard::open(&digits(), &ShardOptions::default());
+    let open = || shard::open(&example("data/digits-train.csv.gz"), &ShardOptions::default());
     let shards = Shards { train: Some(open()?), eval: Some(open()?) };
     let mut here = native_factory(Some(1), &shards)(&run_part())?;
     let expected = computed(&mut *here, &shards)?;
@@ -107,8 +59,8 @@ fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::
         work_dir: None,
         home: home.path().to_owned(),
         agent: "north".into(),
-        shard: Some(digits()),
-        eval_shard: Some(digits()),
+        shard: Some(example("data/digits-train.csv.gz")),
+        eval_shard: Some(example("data/digits-train.csv.gz")),
         threads: Some(1),
         patience: Duration::from_secs(60),
     })?;
@@ -121,17 +73,15 @@ fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::
 }
 
 /// Processes that a log says were started as trainers.
-fn trainers(log: &Path) -> anyhow::Result<Vec<i32>> {
-    let text = std::fs::read_to_string(log)?;
-    let pid = |line: &str| line.split_once("pid=")?.1.split(' ').next()?.parse().ok();
-    Ok(text.lines().filter(|line| line.contains("trainer started")).filter_map(pid).collect())
+fn trainers(log: &Path) -> anyhow::Result<Vec<u64>> {
+    Ok(numbers(&std::fs::read_to_string(log)?, "trainer started", "pid"))
 }
 
 #[test]
 fn a_trainer_that_is_killed_again_and_again_costs_rounds_and_nothing_else() -> anyhow::Result<()> {
     let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
     cluster.start_coordinator()?;
-    let data = digits();
+    let data = example("data/digits-train.csv.gz");
     for (name, more) in [("isolated", "--isolate"), ("other", "--threads=1")] {
         cluster.join(name)?;
         let args: [&OsStr; 5] =
@@ -144,7 +94,7 @@ fn a_trainer_that_is_killed_again_and_again_costs_rounds_and_nothing_else() -> a
         poll(PATIENCE, || Ok((trainers(&log)?.len() >= kills).then_some(())))?.context("no fresh trainer")?;
         cluster.wait_for_updates(updates + 3)?;
         let newest = *trainers(&log)?.last().context("a trainer was started")?;
-        kill(Pid::from_raw(newest), Signal::SIGKILL)?;
+        kill(Pid::from_raw(newest.try_into()?), Signal::SIGKILL)?;
     }
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     for name in ["isolated", "other"] {
@@ -184,18 +134,16 @@ fn a_trainer_that_cannot_start_ends_the_agent_with_its_own_words() -> anyhow::Re
 /// The example as a user runs it: two agents, one of them with the test set, neither with a native model.
 #[test]
 fn a_trainer_in_python_brings_its_own_model_and_reaches_the_target() -> anyhow::Result<()> {
-    if python3("numpy, safetensors").is_none() {
+    if !python_has("numpy, safetensors") {
         return Ok(());
     }
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let (model, rest) = DIGITS.split_once("[train]").context("a section")?;
     let custom = format!("{}kind = \"custom\"\n\n[train]{rest}", model.split_once("kind").context("a key")?.0);
-    let custom = custom.replace("versions = 60", "accuracy = 0.85").replace("lr = 0.1, momentum = 0.9", "lr = 0.5");
+    let custom = custom.replace("versions = 40", "accuracy = 0.85").replace("lr = 0.1", "lr = 0.5");
     let mut cluster = Cluster::new(Path::new(LAB), &custom)?;
     cluster.start_coordinator()?;
     let (data, test, script) =
-        (digits(), examples.join("data/digits-test.csv.gz"), examples.join("numpy_digits/train.py"));
-    let package = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/python/src");
+        (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"), example("numpy_digits/train.py"));
     for name in ["one", "two"] {
         cluster.join(name)?;
         let mut args: Vec<&OsStr> = ["--shard".as_ref(), data.as_os_str(), "--min-round=50".as_ref()].to_vec();
@@ -203,7 +151,7 @@ fn a_trainer_in_python_brings_its_own_model_and_reaches_the_target() -> anyhow::
             args.extend([OsStr::new("--eval-shard"), test.as_os_str()]);
         }
         args.extend([OsStr::new("--"), "python3".as_ref(), script.as_os_str()]);
-        cluster.start_agent(Role::Agent, name, &args, &[("PYTHONPATH", package)])?;
+        cluster.start_agent(Role::Agent, name, &args, &[("PYTHONPATH", PYTHON_PACKAGE)])?;
     }
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     for name in ["one", "two"] {

@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{Cluster, Line, PATIENCE, Role, Way};
+use anabranch_tests::process::{Cluster, Line, PATIENCE, Role, Way, example, numbers};
 use anyhow::Context as _;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
@@ -60,21 +60,10 @@ every_versions = 50
 "#;
 
 fn start_agent(cluster: &mut Cluster, name: &str) -> anyhow::Result<()> {
-    let shard = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/digits-train.csv.gz");
+    let shard = example("data/digits-train.csv.gz");
     let args: [&OsStr; 4] = ["--shard".as_ref(), shard.as_os_str(), "--threads=1".as_ref(), "--min-round=300".as_ref()];
     cluster.start_agent(Role::Agent, name, &args, &[])?;
     Ok(())
-}
-
-/// The numbers behind `field=` in the lines of a log that contain `text`.
-fn numbers(log: &str, text: &str, field: &str) -> Vec<u64> {
-    let field = format!("{field}=");
-    let of_line = |line: &str| {
-        let (_, rest) = line.split_once(&field)?;
-        rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
-    };
-    // A log for a terminal would have colours between the names and the numbers.
-    log.lines().filter(|line| line.contains(text)).filter_map(of_line).collect()
 }
 
 fn log_of(cluster: &Cluster, name: &str) -> anyhow::Result<String> {

@@ -26,12 +26,8 @@ use crate::worker::{Pace, Shards, TrainerFactory};
 
 /// Runs `run`.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    durable::install_panic_policy();
-    let dir = AgentDir::new(&args.dir.dir);
-    let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
-    let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
     // Before the shards, which can be large: a second process on the same directory is told at once.
-    let ledger = Ledger::open(&dir.store())?;
+    let Home { dir, config, key, ledger } = Home::open(&args.dir.dir)?;
     let label_column = args.label_column.clone().or_else(|| config.label_column.clone());
     let path = |given: &Option<PathBuf>, configured: &Option<PathBuf>| {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
@@ -83,12 +79,27 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
 /// # Errors
 /// It cannot start, or ends as nobody asked it to; with the exit code that `run` has for it.
 pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &str, pace: Pace) -> anyhow::Result<()> {
-    durable::install_panic_policy();
-    let dir = AgentDir::new(dir);
-    let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
-    let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
-    let ledger = Ledger::open(&dir.store())?;
+    let Home { dir, config, key, ledger } = Home::open(dir)?;
     finish(serve_here(Setup { dir, config, key, shards, factory, device: device.to_owned(), pace, ledger })?)
+}
+
+/// What an agent has in its directory, open.
+struct Home {
+    dir: AgentDir,
+    config: AgentConfig,
+    key: AgentKey,
+    ledger: Ledger,
+}
+
+impl Home {
+    fn open(dir: &Path) -> anyhow::Result<Self> {
+        durable::install_panic_policy();
+        let dir = AgentDir::new(dir);
+        let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
+        let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
+        let ledger = Ledger::open(&dir.store())?;
+        Ok(Self { dir, config, key, ledger })
+    }
 }
 
 /// A program that trains.

@@ -2,20 +2,20 @@
 
 use std::process::Command;
 
-/// A call of `python3` that can import `modules` (comma-separated), with the package of `agent/python` on its path. `None`
-/// where there is no such Python, after saying so.
+/// What `PYTHONPATH` has to be for the package of `agent/python`.
+pub const PYTHON_PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/python/src");
+
+/// Whether `python3` can import `modules` (comma-separated). Where it cannot, that is said.
 ///
 /// # Panics
-/// There is none, and `CI` is set: there it is a mistake of the set-up.
+/// It cannot, and `CI` is set: there it is a mistake of the set-up.
 #[must_use]
-pub fn python3(modules: &str) -> Option<Command> {
+pub fn python_has(modules: &str) -> bool {
     let found = Command::new("python3").args(["-c", &format!("import {modules}")]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
+    let has = found.is_ok_and(|output| output.status.success());
+    if !has {
         assert!(std::env::var_os("CI").is_none(), "CI needs python3 with {modules}");
         eprintln!("not checked: there is no python3 with {modules} here");
-        return None;
     }
-    let mut python = Command::new("python3");
-    python.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/python/src"));
-    Some(python)
+    has
 }

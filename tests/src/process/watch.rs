@@ -103,6 +103,18 @@ fn what(entry: &Value) -> Option<What> {
     })
 }
 
+/// The numbers behind `field=` in the lines of a log that contain `text`.
+#[must_use]
+pub fn numbers(log: &str, text: &str, field: &str) -> Vec<u64> {
+    let field = format!("{field}=");
+    let of_line = |line: &str| {
+        let (_, rest) = line.split_once(&field)?;
+        rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
+    };
+    // A log for a terminal would have colours between the names and the numbers.
+    log.lines().filter(|line| line.contains(text)).filter_map(of_line).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;

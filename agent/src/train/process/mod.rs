@@ -186,7 +186,7 @@ impl Host {
     /// Has a child that is prepared for `run`, and says what its model is made of.
     fn prepare(&mut self, run: &RunPart) -> Result<ModelManifest, TrainError> {
         if self.child.is_none() {
-            self.start().map_err(|error| TrainError::Lost(error_chain(&error)))?;
+            self.start().map_err(|error| TrainError::Lost(format!("{:#}", anyhow::Error::new(error))))?;
         }
         if let Some((_, Some((prepared, manifest)))) = &self.child
             && prepared == run
@@ -258,16 +258,6 @@ impl Host {
             child.end(grace);
         }
     }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(&format!(": {source}"));
-        cause = source.source();
-    }
-    text
 }
 
 /// A file that is removed when it has been used.
@@ -359,8 +349,7 @@ impl Trainer for ProcessTrainer {
         let mut host = self.ready()?;
         let from = host.put("base.safetensors", &self.manifest, base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
-        let (base_name, plan_sent) = (from.name(), plan.clone());
-        let ask = |id| Ask::Train { id, base: base_name, out: out.name(), seed, plan: plan_sent };
+        let ask = |id| Ask::Train { id, base: from.name(), out: out.name(), seed, plan: plan.clone() };
         let mut stopping = false;
         let mut control = |report| {
             let flow = control(report);

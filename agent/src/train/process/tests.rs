@@ -91,12 +91,17 @@ impl Home {
     }
 
     fn refusal(&self) -> String {
-        error_chain(&TrainerProcess::start(self.options()).expect_err("it cannot be used"))
+        refusal(self.options())
     }
 
     fn path(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// Why a trainer cannot be used, with all causes.
+fn refusal(options: ProcessOptions) -> String {
+    format!("{:#}", anyhow::Error::new(TrainerProcess::start(options).expect_err("it cannot be used")))
 }
 
 fn spec() -> RunSpec {
@@ -248,7 +253,7 @@ fn a_program_that_is_no_trainer_is_refused_with_its_own_words() {
     assert!(none.refusal().contains("it has no examples"), "{}", none.refusal());
     let mut options = home.options();
     options.command = vec!["./no-such-program".into()];
-    let told = error_chain(&TrainerProcess::start(options).expect_err("it is not there"));
+    let told = refusal(options);
     assert!(told.starts_with("cannot start the trainer \"./no-such-program\": No such file"), "{told}");
 }
 
