@@ -4,7 +4,9 @@
 //   ANABRANCH_RECORD_DIR    the directory (absolute)
 //   ANABRANCH_RECORD_LOG    where to write it down
 //   ANABRANCH_RECORD_ACKS   the file of acknowledgements
-//   ANABRANCH_FAIL_SYNC     the sync with this number (from 1) fails with EIO, once
+//   ANABRANCH_FAIL_SYNC     the sync with this number (from 1) fails with EIO, once on each descriptor of its file that
+//                           is open then, as the kernel reports a failed write-back: one of them may be of a library
+//                           that only logs it
 //
 // An entry is a head of 32 bytes (little endian) and two contents:
 //   u8 operation, 3 bytes 0, u32 file, u64 nanoseconds (realtime), u64 offset, u32 length 1, u32 length 2
@@ -22,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 enum { OPENED = 1, CREATED, WRITE, TRUNCATE, SYNC, SYNC_DIR, RENAME, UNLINK, MKDIR, RMDIR, ACK };
@@ -35,6 +38,8 @@ static int files[FDS];  // which file a descriptor is, 0 when it is none of ours
 static struct { ino_t inode; int file; } inodes[INODES];
 static int known, last_file;
 static long fail_sync, syncs;
+static int failed;         // the file whose sync has failed
+static char heard[FDS];    // whether a descriptor has reported that, or was opened later
 
 #define REAL(type, name, ...) \
   static type (*real)(__VA_ARGS__); \
@@ -129,6 +134,7 @@ static int opening(int at, const char *path, int flags, mode_t mode) {
   int error = errno;
   if (fd >= 0 && fd < FDS) {
     files[fd] = 0;
+    heard[fd] = failed != 0;
     if (acks[0] && strcmp(path, acks) == 0) files[fd] = ACK_FILE;
     if (name && fstat(fd, &after) == 0 && S_ISREG(after.st_mode)) {
       if ((flags & O_CREAT) && !was) {
@@ -247,7 +253,15 @@ static int syncing(int fd, int (*real)(int)) {
     }
   }
   int done, error;
-  if ((name || ours(fd)) && ++syncs == fail_sync) {
+  int late = failed && ours(fd) == failed && !heard[fd];
+  if (((name || ours(fd)) && ++syncs == fail_sync) || late) {
+    char thread[16] = "";
+    prctl(PR_GET_NAME, thread);
+    dprintf(2, "recorder: sync %ld fails in thread %s%s\n", syncs, thread, late ? ", as on another descriptor before" : "");
+    if (!name) {
+      failed = ours(fd);
+      heard[fd] = 1;
+    }
     done = -1;
     error = EIO;
   } else {
