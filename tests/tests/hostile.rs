@@ -407,6 +407,8 @@ const PARAMS: usize = 64;
 /// Updates that each honest agent makes, one every `HONEST_ROUND`; the hostile ones are as fast as they can be.
 const ROUNDS: usize = 60;
 const HONEST_ROUND: Duration = Duration::from_millis(25);
+/// The head start of the hostile ones: until then the honest ones are at work in their first round.
+const FIRST_ROUND: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Poison {
@@ -446,7 +448,7 @@ async fn pull(
         let honest = || base.iter().zip(&target).map(|(value, target)| 0.3 * (target - value));
         let delta: Vec<f32> = match wanted {
             Ok(_) => {
-                tokio::time::sleep(HONEST_ROUND).await;
+                tokio::time::sleep(if round == 0 { FIRST_ROUND } else { HONEST_ROUND }).await;
                 honest().collect()
             }
             Err(Poison::NotNumbers) if round % 2 == 0 => vec![f32::NAN; PARAMS],

@@ -96,7 +96,8 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial
     if !delta.is_finite() || !norm.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
     }
-    let median = state.recent.median_norm();
+    let newcomers = state.newcomers();
+    let median = state.recent.median_norm(newcomers);
     let ratio = f64::from(state.spec.admit.max_norm_ratio);
     if ratio > 0.0 && median.is_some_and(|median| norm > ratio * median) {
         return Decision::Refuse(RefusalReason::NormOutlier);
@@ -105,7 +106,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let measure = median.or(initial_norm.filter(|norm| *norm > 0.0)).unwrap_or_else(|| unmeasured_norm(state));
-    let weight = weight * damping(state, meta.key.agent, norm, measure);
+    let weight = weight * damping(state, meta.key.agent, norm, measure, newcomers);
     let closes = state.next_update_closes();
     Decision::Accept(Box::new(AcceptedUpdate {
         meta: meta.clone(),
@@ -127,10 +128,10 @@ fn unmeasured_norm(state: &RunState) -> f64 {
 /// What the weight of an update is multiplied with so that neither its norm nor how often its agent comes counts for more
 /// than is configured. 1 where both are off, or within bounds.
 #[expect(clippy::cast_possible_truncation, reason = "a weight is journalled and applied as f32")]
-fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64) -> f32 {
+fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64, newcomers: usize) -> f32 {
     let admit = &state.spec.admit;
     let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
     let clipped = if clip > 0.0 && norm > clip * usual_norm { clip * usual_norm / norm } else { 1.0 };
-    let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence) } else { 1.0 };
+    let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence, newcomers) } else { 1.0 };
     (clipped * influence) as f32
 }

@@ -5,6 +5,9 @@
 //! that is refused as an outlier takes its agent's vote away: if most agents are outliers, it is the median that is wrong,
 //! and soon there is none. Likewise each agent has one say in how many updates are usual: an agent is compared with the
 //! median agent, never with the sum, which the fastest would fill by itself.
+//!
+//! The fastest are also the first. Agents that work and have shown nothing yet, the newcomers, are therefore heard as well:
+//! they have made 0 updates, and norms have a median only once two in three agents have shown one.
 
 use std::collections::VecDeque;
 
@@ -65,25 +68,27 @@ impl Recent {
         self.votes.iter_mut().for_each(|vote| vote.norm = 0.0);
     }
 
-    /// The usual norm, once enough agents have one. Updates that move nothing do not count: a median of 0 would refuse
-    /// whatever moves.
+    /// The usual norm, once enough agents have one, of which there are `newcomers` more. Updates that move nothing do not
+    /// count: a median of 0 would refuse whatever moves.
     #[must_use]
-    pub fn median_norm(&self) -> Option<f64> {
-        lower_median(self.votes.iter().map(|vote| vote.norm).filter(|norm| *norm > 0.0))
+    pub fn median_norm(&self, newcomers: usize) -> Option<f64> {
+        let norms: Vec<f64> = self.votes.iter().map(|vote| vote.norm).filter(|norm| *norm > 0.0).collect();
+        if norms.len() < 2 * newcomers { None } else { lower_median(norms) }
     }
 
-    /// The factor that holds `agent`, with one more update, to `max_influence` times as many as the median agent has.
+    /// The factor that holds `agent`, with one more update, to `max_influence` times as many as the median agent has, of
+    /// all that have made one and `newcomers` that have not.
     #[must_use]
-    pub fn influence(&self, agent: AgentId, max_influence: f64) -> f64 {
-        let Some(usual) = lower_median(self.votes.iter().map(|vote| vote.count)) else { return 1.0 };
+    pub fn influence(&self, agent: AgentId, max_influence: f64, newcomers: usize) -> f64 {
+        let counts = self.votes.iter().map(|vote| vote.count).chain(std::iter::repeat_n(0.0, newcomers));
+        let Some(usual) = lower_median(counts.collect()) else { return 1.0 };
         // One more on both sides, so that the first few updates of a run are not a matter of luck.
-        (max_influence * (usual + 1.0) / (self.count(agent) + 2.0)).min(1.0)
+        (max_influence * (usual + 1.0) / (self.count(agent) + 1.0)).min(1.0)
     }
 }
 
 /// The median, once there are enough values; of an even number the smaller one in the middle.
-fn lower_median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
+fn lower_median(mut values: Vec<f64>) -> Option<f64> {
     if values.len() < VOTES_NEEDED {
         return None;
     }
@@ -121,7 +126,7 @@ mod tests {
     #[test]
     fn a_fast_minority_cannot_move_the_median() {
         for norm in [1e-30, 1e6] {
-            let median = world(norm).median_norm().expect("ten votes");
+            let median = world(norm).median_norm(0).expect("ten votes");
             assert!((1.0..1.2).contains(&median), "{median} with attackers at {norm}");
         }
     }
@@ -134,12 +139,12 @@ mod tests {
         for round in 0..300 {
             for one in 1..=7 {
                 at += 1;
-                honest += recent.influence(agent(one), 1.5);
+                honest += recent.influence(agent(one), 1.5, 0);
                 recent.accepted(agent(one), 1.0, at);
             }
             for one in 0..60 {
                 at += 1;
-                let weight = recent.influence(agent(100 + one % 3), 1.5);
+                let weight = recent.influence(agent(100 + one % 3), 1.5, 0);
                 hostile += if round < 30 { 0.0 } else { weight };
                 recent.accepted(agent(100 + one % 3), 1.0, at);
             }
@@ -148,12 +153,32 @@ mod tests {
         assert!((0.5..0.72).contains(&(hostile / (honest * 0.9))), "{hostile} against {honest}");
     }
 
+    /// Three fast agents of ten before any other has ended its first round: what they send is not usual because nobody else has
+    /// sent anything, and a thousand updates of theirs weigh no more than a few.
+    #[test]
+    fn who_comes_first_does_not_set_the_measure() {
+        let mut recent = Recent::default();
+        let mut weight = 0.0;
+        for at in 0..1000 {
+            let one = agent(100 + u8::try_from(at % 3).expect("below 3"));
+            weight += recent.influence(one, 1.5, 7);
+            recent.accepted(one, 1e6, at);
+        }
+        assert!(weight < 30.0, "{weight}: it grows with the logarithm of their number");
+        assert_eq!(recent.median_norm(7), None);
+        for honest in 1..=4 {
+            assert_eq!(recent.influence(agent(honest), 1.5, 8 - usize::from(honest)), 1.0);
+            recent.accepted(agent(honest), 1.0, 1000 + u64::from(honest));
+        }
+        assert_eq!(recent.median_norm(3), Some(1.0), "the first median is an honest one");
+    }
+
     #[test]
     fn a_lone_agent_and_a_pair_are_never_held_back() {
         let mut recent = Recent::default();
         (0..1000).for_each(|at| recent.accepted(agent(1), 1.0, at));
         recent.accepted(agent(2), 1.0, 1001);
-        assert_eq!(recent.influence(agent(1), 1.5), 1.0);
+        assert_eq!(recent.influence(agent(1), 1.5, 0), 1.0);
     }
 
     #[test]
@@ -161,16 +186,16 @@ mod tests {
         let mut recent = world(1.0);
         (1..=7).for_each(|honest| recent.withdraw(agent(honest)));
         recent.withdraw(agent(100));
-        assert_eq!(recent.median_norm(), None);
+        assert_eq!(recent.median_norm(0), None);
     }
 
     #[test]
     fn updates_that_move_nothing_do_not_lock_the_filter_and_old_votes_lapse() {
         let mut recent = Recent::default();
         (1..60).for_each(|one| recent.accepted(agent(one), 0.0, u64::from(one)));
-        assert_eq!(recent.median_norm(), None, "a median of 0 would refuse everything that moves");
+        assert_eq!(recent.median_norm(0), None, "a median of 0 would refuse everything that moves");
         (100..103).for_each(|one| recent.accepted(agent(one), 2.0, u64::from(one)));
-        assert_eq!(recent.median_norm(), Some(2.0));
+        assert_eq!(recent.median_norm(0), Some(2.0));
         recent.accepted(HOSTILE, 9.0, 200 + VOTE_UPDATES);
         assert_eq!(recent.votes.len(), 1);
     }

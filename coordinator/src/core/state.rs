@@ -389,6 +389,12 @@ impl RunState {
         self.buffered + 1 >= self.spec.merge.updates_per_version()
     }
 
+    /// Agents at work under a lease of which nothing was merged yet.
+    #[must_use]
+    pub fn newcomers(&self) -> usize {
+        self.agents.values().filter(|agent| agent.accepted == 0 && agent.lease.is_some()).count()
+    }
+
     /// Leases outstanding.
     pub fn active_leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).map(|(lease, _)| lease)

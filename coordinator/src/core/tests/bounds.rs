@@ -172,10 +172,10 @@ fn norms_are_forgotten_when_updates_become_others() {
     let mut other = spec();
     other.admit.max_staleness = 7;
     change(&mut state, other.clone());
-    assert_eq!(state.recent.median_norm(), Some(2.0), "who is admitted does not change what comes");
+    assert_eq!(state.recent.median_norm(0), Some(2.0), "who is admitted does not change what comes");
     other.upload.codec = CodecSpec::F32;
     change(&mut state, other);
-    assert_eq!(state.recent.median_norm(), None);
+    assert_eq!(state.recent.median_norm(0), None);
 }
 
 /// Found by simulation (seeds 590, 8652): what is a million times too large, before anybody has shown what is usual, made
