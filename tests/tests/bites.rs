@@ -4,7 +4,7 @@
 #![cfg(feature = "faults")]
 
 use anabranch_common::bugs::{self, Bug};
-use anabranch_tests::sim::schedule::draw;
+use anabranch_tests::sim::draw;
 use anabranch_tests::sim::{quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.

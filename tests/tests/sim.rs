@@ -1,6 +1,7 @@
 //! The simulation: P1 to P8 in drawn worlds, and that it is deterministic.
 
-use anabranch_tests::sim::schedule::{Schedule, draw};
+use anabranch_tests::sim::draw;
+use anabranch_tests::sim::schedule::Schedule;
 use anabranch_tests::sim::{Outcome, run, scenario};
 
 /// Seeds that every run of the tests tries.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anabranch_tests::picture;
 use anabranch_tests::report::Report;
-use anabranch_tests::sim::schedule::{Schedule, draw};
+use anabranch_tests::sim::draw;
+use anabranch_tests::sim::schedule::Schedule;
 use anabranch_tests::sim::{Outcome, quiet_panics, run, scenario, shrink, swarm};
 use anyhow::Context as _;
 

@@ -13,10 +13,13 @@
 mod agent;
 mod coordinator;
 pub mod disk;
+mod draw;
+mod faults;
 mod network;
 pub mod scenario;
 pub mod schedule;
 pub mod shrink;
+mod spec;
 pub mod swarm;
 pub mod time;
 mod trace;
@@ -26,6 +29,8 @@ use crate::invariants::journal::Violation;
 use crate::picture::Timeline;
 
 use schedule::Schedule;
+
+pub use draw::draw;
 
 /// What became of a world.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -7,7 +7,8 @@ use std::sync::mpsc;
 use crate::clock;
 use crate::report::Report;
 
-use super::schedule::{Schedule, draw};
+use super::draw;
+use super::schedule::Schedule;
 use super::{Outcome, run};
 
 /// Outcomes that may wait to be told.

@@ -2,14 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, Digest, RunId};
-use anabranch_common::merge::MergeSpec;
-use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
-};
 use anabranch_coordinator::core::event::Event as CoordinatorEvent;
 
 use crate::invariants::journal::{Attackers, Checked, Journal, Violation};
@@ -19,9 +13,8 @@ use crate::picture::MarkKind;
 use super::Outcome;
 use super::agent::{AgentMachine, Chore};
 use super::coordinator::CoordinatorMachine;
-use super::disk::{Failure, Loss};
 use super::network::{Conn, Down, Parcel, Side, Up};
-use super::schedule::{Fault, Machine, Schedule, Task};
+use super::schedule::{Machine, Schedule};
 use super::trace::{Sign, Trace};
 
 /// A Unix time at which worlds begin.
@@ -73,7 +66,7 @@ pub(super) struct World {
     pub(super) violation: Option<(u64, Violation)>,
     pub(super) healed_at_ms: Option<u64>,
     pub(super) stopping: bool,
-    faults: u64,
+    pub(super) faults: u64,
     events: u64,
 }
 
@@ -220,111 +213,6 @@ impl World {
         }
     }
 
-    fn fault(&mut self, index: usize) {
-        if self.healed_at_ms.is_some() {
-            return;
-        }
-        let fault = self.schedule.faults[index].fault.clone();
-        let machine = fault.machine();
-        if machine > self.agents.len() {
-            return;
-        }
-        self.faults += 1;
-        self.note(machine, Sign::Mark(MarkKind::Fault), || format!("fault: {fault:?}"));
-        let now_ms = self.now_ms();
-        match fault {
-            Fault::Kill { power, down_ms, .. } => self.kill(machine, power, Some(down_ms)),
-            Fault::Disk { operations, failure, down_ms, .. } => self.burn(machine, operations, failure, down_ms),
-            Fault::Terminate { down_ms, .. } => self.terminate(machine, down_ms),
-            Fault::Wipe { .. } => {
-                self.kill(machine, false, Some(1_000));
-                self.agent(machine).wipe();
-            }
-            Fault::Leave { .. } => {
-                self.kill(machine, false, None);
-                self.agent(machine).gone = true;
-            }
-            Fault::Cut { up, down, for_ms, .. } => self.cut(machine, up, down, now_ms + for_ms),
-            Fault::Rebind { .. } => self.cut(machine, true, true, now_ms + 700),
-            Fault::Clock { by_ms } => self.coordinator.clock_off_ms += by_ms,
-            Fault::Pause { for_ms } => {
-                self.operate(anabranch_common::wire::operator::OperatorRequest::Pause);
-                self.after(for_ms, Happening::Resume);
-            }
-            Fault::Rollback { versions } => {
-                self.coordinator.roll_back_by = Some(versions);
-                self.terminate(0, 500);
-            }
-            Fault::Revoke { .. } => self.revoke(machine),
-        }
-    }
-
-    fn burn(&mut self, machine: Machine, operations: u64, failure: Failure, down_ms: u64) {
-        let disk = if machine == 0 { &self.coordinator.disk } else { &self.agents[machine - 1].disk };
-        disk.light(operations, failure);
-        if machine == 0 {
-            self.coordinator.repair_ms = down_ms;
-        } else {
-            self.agent(machine).repair_ms = down_ms;
-        }
-    }
-
-    /// kill -9, with or without the machine's power. Without `down_ms` it does not start again.
-    pub(super) fn kill(&mut self, machine: Machine, power: bool, down_ms: Option<u64>) {
-        let loss = if power { Loss::Power { seed: self.rng.next_u64() } } else { Loss::Nothing };
-        let running = if machine == 0 {
-            self.coordinator.disk.crash(loss);
-            self.coordinator_died()
-        } else {
-            self.agents[machine - 1].disk.crash(loss);
-            self.agent_died(machine)
-        };
-        if let Some(down_ms) = down_ms.filter(|_| running) {
-            self.after(down_ms, Happening::Start(machine));
-        }
-    }
-
-    fn terminate(&mut self, machine: Machine, down_ms: u64) {
-        if machine == 0 {
-            self.coordinator.restart_after_ms = Some(down_ms);
-            self.coordinator_handles(CoordinatorEvent::Park);
-        } else {
-            self.agent(machine).restart_after_ms = Some(down_ms);
-            self.agent_handles(machine, anabranch_agent::core::event::Event::Shutdown);
-        }
-    }
-
-    fn cut(&mut self, machine: Machine, up: bool, down: bool, until_ms: u64) {
-        let now_ms = self.now_ms();
-        self.agent(machine).line.cut(up, down, until_ms);
-        let conns: Vec<u64> =
-            self.conns.iter().filter(|(_, conn)| conn.machine == machine).map(|(id, _)| *id).collect();
-        for conn in conns {
-            for side in [Side::Agent, Side::Coordinator] {
-                if self.agent(machine).line.is_deaf(side, now_ms) {
-                    self.after(super::network::IDLE_MS, Happening::Idle(conn, side));
-                }
-            }
-        }
-    }
-
-    /// Every fault is over: what is broken is mended, what is down starts.
-    fn heal(&mut self) {
-        let now_ms = self.now_ms();
-        self.note(0, Sign::Plain, || "all faults are over".into());
-        self.healed_at_ms = Some(now_ms);
-        self.coordinator.disk.mend();
-        for agent in &mut self.agents {
-            agent.disk.mend();
-            agent.heal(now_ms);
-        }
-        for machine in 0..=self.agents.len() {
-            self.after(100, Happening::Start(machine));
-        }
-        self.after(1_000, Happening::Resume);
-        self.after(2_000, Happening::Look);
-    }
-
     /// P6 and P8: after the faults every agent that is there is heard, and what was finished is decided, in bounded time.
     fn look(&mut self) {
         let Some(healed_at_ms) = self.healed_at_ms.filter(|_| !self.stopping) else { return };
@@ -413,46 +301,4 @@ pub(super) const RUN: RunId = RunId([7; 16]);
 
 pub(super) fn agent_id(machine: Machine) -> AgentId {
     AgentId([u8::try_from(machine).unwrap_or(u8::MAX); 16])
-}
-
-/// The run's configuration.
-pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
-    let ledger = schedule.task == Task::Ledger;
-    let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
-    let alpha = if ledger { 1.0 } else { 0.3 };
-    let merge = if schedule.buffer <= 1 {
-        MergeSpec::FedAsync { alpha, staleness, participation: schedule.lossy }
-    } else {
-        let (buffer_size, server_lr) = (schedule.buffer, 0.5);
-        MergeSpec::FedBuff { buffer_size, server_lr, staleness, participation: schedule.lossy }
-    };
-    let codec = if schedule.lossy { CodecSpec::TopK { fraction: 0.5 } } else { CodecSpec::F32 };
-    RunSpec {
-        name: "world".into(),
-        seed: 1,
-        model: ModelSpec {
-            kind: ModelKind::Mlp,
-            input: vec![u64::from(schedule.params)],
-            classes: 2,
-            hidden: vec![],
-            input_scale: 1.0,
-        },
-        train: TrainSpec {
-            local_steps: 1,
-            batch_size: 1,
-            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
-            keep_optimizer_state: false,
-        },
-        upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
-        merge,
-        admit: AdmitSpec {
-            max_staleness: schedule.max_staleness,
-            max_examples: 1_000,
-            max_norm_ratio: if ledger { 0.0 } else { 1_000.0 },
-            clip_norm_ratio: if ledger { 0.0 } else { 500.0 },
-            max_influence: if ledger { 0.0 } else { 1.5 },
-        },
-        evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
-        target: TargetSpec::default(),
-    }
 }

@@ -28,8 +28,9 @@ use crate::picture::{MarkKind, SpanKind};
 use super::agent::AgentMachine;
 use super::disk::SimDisk;
 use super::network::Side;
+use super::spec::run_spec;
 use super::trace::Sign;
-use super::world::{Happening, World, agent_id, run_spec};
+use super::world::{Happening, World, agent_id};
 
 /// How often the core is told that time has passed.
 const TICK_MS: u64 = 250;

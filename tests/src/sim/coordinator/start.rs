@@ -18,8 +18,9 @@ use crate::picture::{MarkKind, SpanKind};
 
 use crate::sim::disk::SimDisk;
 use crate::sim::network::Side;
+use crate::sim::spec::run_spec;
 use crate::sim::trace::Sign;
-use crate::sim::world::{Happening, RUN, World, run_spec};
+use crate::sim::world::{Happening, RUN, World};
 
 use super::{Process, TICK_MS};
 

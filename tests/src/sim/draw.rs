@@ -1,0 +1,165 @@
+//! Worlds drawn from seeds.
+
+use anabranch_common::rng::SplitMix64;
+
+use super::disk::Failure;
+use super::schedule::{AgentPlan, Fault, Hostile, LinkPlan, Machine, Planned, Schedule, Task};
+
+/// Agents of a drawn world, at most.
+const AGENTS: u64 = 5;
+/// Length of the part with faults, in milliseconds.
+const LENGTH_MS: (u64, u64) = (30_000, 180_000);
+
+/// Draws a world. The same seed gives the same world.
+#[must_use]
+pub fn draw(seed: u64) -> Schedule {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0001);
+    let mut between = |low: u64, high: u64| low + rng.below(high - low + 1);
+    let ledger = between(0, 1) == 0;
+    let agents = between(1, AGENTS);
+    let length_ms = between(LENGTH_MS.0, LENGTH_MS.1);
+    let (slow_links, lossy_links) = (between(0, 2) == 0, between(0, 1) == 0);
+    let plans = (0..agents).map(|_| AgentPlan {
+        start_ms: if between(0, 3) == 0 { between(0, length_ms / 2) } else { between(0, 2_000) },
+        round_ms: if between(0, 5) == 0 { between(10_000, 50_000) } else { between(300, 4_000) },
+        round_fails_every: if between(0, 4) == 0 { between(2, 8) } else { 0 },
+        eval_examples: if between(0, 2) == 0 { 10 } else { 0 },
+        hostile: None,
+        link: LinkPlan {
+            delay_ms: if slow_links { between(50, 2_000) } else { between(1, 60) },
+            jitter_ms: if between(0, 1) == 0 { 0 } else { between(1, 500) },
+            loss: if lossy_links { between(1, 30) as f64 / 100.0 } else { 0.0 },
+            bandwidth: if slow_links { between(1, 32) } else { 10_000 },
+        },
+    });
+    let agents: Vec<AgentPlan> = plans.collect();
+    let buffer = if ledger { 1 } else { between(1, 4) };
+    let mut schedule = Schedule {
+        task: if ledger { Task::Ledger } else { Task::Quadratic },
+        params: if ledger { 1024 } else { 16 },
+        buffer: u32::try_from(buffer).unwrap_or(1),
+        lossy: !ledger && between(0, 1) == 0,
+        max_staleness: if between(0, 2) == 0 { between(0, 4) } else { 1_000 },
+        lease_ttl_ms: if between(0, 2) == 0 { between(2_000, 10_000) } else { 60_000 },
+        checkpoint_every: between(1, 12),
+        keep_journal: between(0, 3) == 0,
+        agents,
+        length_ms,
+        faults: Vec::new(),
+    };
+    draw_attacker(seed, &mut schedule);
+    schedule.faults = draw_faults(seed, &schedule);
+    schedule
+}
+
+/// One attacker among at least four agents, in some worlds: as slow as the slowest, so that its updates are no larger a
+/// share than it is of the agents.
+fn draw_attacker(seed: u64, world: &mut Schedule) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0004);
+    if world.task != Task::Quadratic || world.lossy || world.agents.len() < 4 || rng.below(2) == 0 {
+        return;
+    }
+    let kinds = [Hostile::NotANumber, Hostile::Huge, Hostile::SignFlip];
+    let slowest_ms = world.agents.iter().map(|agent| agent.round_ms).max().unwrap_or(1);
+    let attackers = world.agents.len() as u64;
+    if let (Ok(which), Ok(kind)) = (usize::try_from(rng.below(attackers)), usize::try_from(rng.below(3))) {
+        world.agents[which].hostile = Some(kinds[kind]);
+        world.agents[which].round_ms = slowest_ms;
+    }
+}
+
+/// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all
+/// worlds.
+fn draw_faults(seed: u64, world: &Schedule) -> Vec<Planned> {
+    let machines = world.agents.len() as u64;
+    let mut faults = Vec::new();
+    for kind in 0..11_u64 {
+        let mut rng = SplitMix64::new((seed ^ 0x5EED_0002).wrapping_mul(kind + 1));
+        rng.next_u64();
+        if rng.below(2) == 0 {
+            continue;
+        }
+        let rare = kind >= 6;
+        for _ in 0..=rng.below(if rare { 2 } else { 6 }) {
+            let at_ms = rng.below(world.length_ms);
+            let fault = draw_fault(kind, machines, &mut rng);
+            faults.push(Planned { at_ms, fault });
+        }
+    }
+    faults.sort_by_key(|planned| planned.at_ms);
+    faults
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of machines")]
+fn draw_fault(kind: u64, agents: u64, rng: &mut SplitMix64) -> Fault {
+    let agent = 1 + rng.below(agents) as Machine;
+    let any = if rng.below(2) == 0 { 0 } else { agent };
+    let down_ms = 100 + rng.below(15_000);
+    match kind {
+        0 => Fault::Kill { machine: any, power: false, down_ms },
+        1 => Fault::Kill { machine: any, power: true, down_ms },
+        2 => Fault::Disk { machine: any, operations: rng.below(60), failure: draw_failure(rng), down_ms },
+        3 => Fault::Cut {
+            machine: agent,
+            up: rng.below(3) > 0,
+            down: rng.below(3) > 0,
+            for_ms: if rng.below(2) == 0 { rng.below(5_000) } else { rng.below(60_000) },
+        },
+        4 => Fault::Rebind { machine: agent },
+        5 => Fault::Terminate { machine: any, down_ms },
+        6 => Fault::Wipe { machine: agent },
+        7 => Fault::Pause { for_ms: rng.below(30_000) },
+        8 => Fault::Rollback { versions: rng.below(8) },
+        9 => match rng.below(2) {
+            0 => Fault::Leave { machine: agent },
+            _ => Fault::Revoke { machine: agent },
+        },
+        _ => Fault::Clock { by_ms: rng.below(7_200_000) as i64 - 3_600_000 },
+    }
+}
+
+fn draw_failure(rng: &mut SplitMix64) -> Failure {
+    match rng.below(4) {
+        0 => Failure::NoSpace,
+        1 => Failure::Io,
+        _ => Failure::Killed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_survives_being_written_down() {
+        for seed in 0..50 {
+            let schedule = draw(seed);
+            let text = toml::to_string(&schedule).expect("plain values");
+            assert_eq!(toml::from_str::<Schedule>(&text).expect(&text), schedule);
+        }
+    }
+
+    #[test]
+    fn attackers_occur_of_every_kind_and_are_few() {
+        let mut seen = [0_u32; 3];
+        for world in (0..600).map(draw) {
+            let attackers: Vec<Hostile> = world.agents.iter().filter_map(|agent| agent.hostile).collect();
+            assert!(attackers.len() * 10 <= world.agents.len() * 3, "more than 30 %");
+            attackers.iter().for_each(|kind| seen[*kind as usize] += 1);
+        }
+        assert!(seen.iter().all(|worlds| *worlds >= 3), "{seen:?}");
+    }
+
+    #[test]
+    fn every_fault_occurs_in_some_world_and_none_in_all() {
+        let worlds: Vec<Schedule> = (0..400).map(draw).collect();
+        let mut seen = std::collections::BTreeMap::new();
+        for world in &worlds {
+            let kinds: std::collections::BTreeSet<_> =
+                world.faults.iter().map(|planned| planned.fault.kind()).collect();
+            kinds.into_iter().for_each(|kind| *seen.entry(kind).or_insert(0) += 1);
+        }
+        assert_eq!(seen.len(), 12, "{seen:?}");
+        assert!(seen.values().all(|worlds| (20..350).contains(worlds)), "{seen:?}");
+    }
+}

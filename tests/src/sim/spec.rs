@@ -1,0 +1,52 @@
+//! The configuration of a world's run.
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::spec::{
+    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
+
+use super::schedule::{Schedule, Task};
+
+/// The run's configuration.
+pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
+    let ledger = schedule.task == Task::Ledger;
+    let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
+    let alpha = if ledger { 1.0 } else { 0.3 };
+    let merge = if schedule.buffer <= 1 {
+        MergeSpec::FedAsync { alpha, staleness, participation: schedule.lossy }
+    } else {
+        let (buffer_size, server_lr) = (schedule.buffer, 0.5);
+        MergeSpec::FedBuff { buffer_size, server_lr, staleness, participation: schedule.lossy }
+    };
+    let codec = if schedule.lossy { CodecSpec::TopK { fraction: 0.5 } } else { CodecSpec::F32 };
+    RunSpec {
+        name: "world".into(),
+        seed: 1,
+        model: ModelSpec {
+            kind: ModelKind::Mlp,
+            input: vec![u64::from(schedule.params)],
+            classes: 2,
+            hidden: vec![],
+            input_scale: 1.0,
+        },
+        train: TrainSpec {
+            local_steps: 1,
+            batch_size: 1,
+            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
+            keep_optimizer_state: false,
+        },
+        upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
+        merge,
+        admit: AdmitSpec {
+            max_staleness: schedule.max_staleness,
+            max_examples: 1_000,
+            max_norm_ratio: if ledger { 0.0 } else { 1_000.0 },
+            clip_norm_ratio: if ledger { 0.0 } else { 500.0 },
+            max_influence: if ledger { 0.0 } else { 1.5 },
+        },
+        evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
+        target: TargetSpec::default(),
+    }
+}
