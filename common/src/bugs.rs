@@ -37,8 +37,14 @@ pub enum Bug {
     TornTailKept,
     /// A checkpoint's manifest is written before what it names is durable.
     CheckpointUnsynced,
+    /// What is read from the journal is not compared with its checksums.
+    ChecksumIgnored,
     /// The coordinator goes on after a sync that failed.
     StorageErrorSwallowed,
+    /// However large an update is, it counts in full.
+    ClipForgotten,
+    /// Nobody may be ahead of anybody else.
+    WaitsForTheSlowest,
     /// Leases are outstanding for ever.
     LeaseNeverExpires,
     /// An agent that asks again holds two leases.
@@ -59,7 +65,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::AckBeforeSync,
         Self::DecidedForgotten,
         Self::RefusalNotJournalled,
@@ -75,7 +81,10 @@ impl Bug {
         Self::BranchModelKept,
         Self::TornTailKept,
         Self::CheckpointUnsynced,
+        Self::ChecksumIgnored,
         Self::StorageErrorSwallowed,
+        Self::ClipForgotten,
+        Self::WaitsForTheSlowest,
         Self::LeaseNeverExpires,
         Self::LeaseTwice,
         Self::GrantsWhilePaused,

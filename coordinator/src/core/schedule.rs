@@ -196,11 +196,21 @@ impl Core {
         }
         for peer in std::mem::take(&mut self.schedule.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
+            if bugs::is(Bug::WaitsForTheSlowest) && self.is_ahead(agent) {
+                self.schedule.waiting.insert(peer);
+                continue;
+            }
             match self.lease_phase() {
                 RunPhase::Running => self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),
             }
         }
+    }
+
+    /// Whether somebody who is connected has contributed less: for the deliberate bug alone.
+    fn is_ahead(&self, agent: AgentId) -> bool {
+        let accepted = |agent| self.state.as_ref().and_then(|state| Some(state.agents.get(&agent)?.accepted));
+        self.peers.all().any(|(_, other)| accepted(other) < accepted(agent))
     }
 
     fn grant(&mut self, peer: PeerId, agent: AgentId, base_version: ModelVersion, base_digest: Digest) {

@@ -4,7 +4,7 @@ use super::journal::{Checked, ensure};
 
 /// A local round that takes no longer than this is quick, in milliseconds.
 const QUICK_MS: u64 = 4_000;
-/// How long after the last fault a quick agent may have heard nothing, in milliseconds: once its own oldest offer is given
+/// How long after the last fault a quick agent may have heard fewer than two verdicts, in milliseconds: once its own oldest offer is given
 /// up ([`anabranch_common::limits::OFFER_FORGOTTEN_MS`]) nothing else is in its way.
 const PATIENCE_MS: u64 = anabranch_common::limits::OFFER_FORGOTTEN_MS + 60_000;
 
@@ -24,11 +24,11 @@ pub struct Progress {
 /// Looks at an agent so long after the last fault.
 ///
 /// # Errors
-/// It is quick and honest, and has heard nothing.
+/// It is quick and honest, and has heard fewer than two verdicts.
 pub fn check(progress: &Progress, since_ms: u64) -> Checked {
     let Progress { agent, round_ms, honest, verdicts } = *progress;
-    let late = honest && round_ms <= QUICK_MS && verdicts == 0 && since_ms > PATIENCE_MS;
-    ensure(!late, "P8", || format!("agent {agent} is quick and honest, and heard nothing for {since_ms} ms"))
+    let late = honest && round_ms <= QUICK_MS && verdicts < 2 && since_ms > PATIENCE_MS;
+    ensure(!late, "P8", || format!("agent {agent} is quick and honest, and heard {verdicts} verdicts in {since_ms} ms"))
 }
 
 #[cfg(test)]
@@ -41,7 +41,7 @@ mod tests {
         assert_eq!(check(&quick, PATIENCE_MS + 1).expect_err("late").invariant, "P8");
         assert!(check(&quick, PATIENCE_MS).is_ok());
         let others = [
-            Progress { verdicts: 1, ..quick },
+            Progress { verdicts: 2, ..quick },
             Progress { honest: false, ..quick },
             Progress { round_ms: QUICK_MS + 1, ..quick },
         ];

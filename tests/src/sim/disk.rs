@@ -18,6 +18,8 @@ const PATH: &str = "(simulated)";
 pub enum Failure {
     /// The process is killed in this operation, which has no effect.
     Killed,
+    /// The same, counting syncs alone.
+    KilledInSync,
     /// No space is left.
     NoSpace,
     /// An input or output error.
@@ -46,11 +48,28 @@ struct Platter {
     unsynced: Vec<(Key, Option<Arc<[u8]>>)>,
     fuse: Option<(u64, Failure)>,
     burnt: Option<Failure>,
+    flips: Vec<Flip>,
+}
+
+/// A bit that has changed by itself.
+#[derive(Debug)]
+struct Flip {
+    key: Key,
+    was: Arc<[u8]>,
+    is: Arc<[u8]>,
+}
+
+impl Flip {
+    fn is_in(&self, values: &Values) -> bool {
+        values.get(&self.key).is_some_and(|value| Arc::ptr_eq(value, &self.is))
+    }
 }
 
 impl Platter {
-    fn operation(&mut self) -> Result<(), StorageError> {
-        if let Some((left, failure)) = &mut self.fuse {
+    fn operation(&mut self, syncs: bool) -> Result<(), StorageError> {
+        if let Some((left, failure)) = &mut self.fuse
+            && (syncs || *failure != Failure::KilledInSync)
+        {
             if *left == 0 {
                 self.burnt = Some(*failure);
                 self.fuse = None;
@@ -62,16 +81,20 @@ impl Platter {
             None => Ok(()),
             Some(Failure::NoSpace) => Err(StorageError::NoSpace { path: PATH.into() }),
             Some(Failure::Io) => Err(error("injected")),
-            Some(Failure::Killed) => Err(error("killed")),
+            Some(Failure::Killed | Failure::KilledInSync) => Err(error("killed")),
         }
     }
 
     fn write(&mut self, key: Key, value: Option<Arc<[u8]>>) -> Result<(), StorageError> {
-        self.operation()?;
+        self.operation(false)?;
         set(&mut self.seen, &key, value.clone());
         self.unsynced.push((key, value));
         Ok(())
     }
+}
+
+fn below(rng: &mut SplitMix64, bound: usize) -> Option<usize> {
+    if bound == 0 { None } else { usize::try_from(rng.below(bound as u64)).ok() }
 }
 
 fn error(what: &'static str) -> StorageError {
@@ -119,6 +142,50 @@ impl SimDisk {
         (platter.fuse, platter.burnt) = (None, None);
     }
 
+    /// Changes a bit of something that is durable, and says where: of a kind of entry that `seed` draws, one of them.
+    pub fn flip(&self, seed: u64) -> Option<String> {
+        let mut rng = SplitMix64::new(seed);
+        let mut platter = self.platter();
+        let mut kinds: BTreeMap<(u8, Option<u8>), Vec<&Key>> = BTreeMap::new();
+        for (key, value) in &platter.seen {
+            let durable = platter.synced.get(key).is_some_and(|synced| Arc::ptr_eq(synced, value));
+            if durable && !value.is_empty() {
+                kinds.entry((key.0, key.1.first().copied())).or_default().push(key);
+            }
+        }
+        let keys = kinds.values().nth(below(&mut rng, kinds.len())?)?;
+        let key = (*keys.get(below(&mut rng, keys.len())?)?).clone();
+        let was = Arc::clone(platter.seen.get(&key)?);
+        let (byte, bit) = (below(&mut rng, was.len())?, rng.below(8));
+        let mut changed = was.to_vec();
+        changed[byte] ^= 1 << bit;
+        let (is, text) =
+            (Arc::from(changed), format!("bit {bit} of byte {byte} under {:?}", key.1.escape_ascii().to_string()));
+        platter.seen.insert(key.clone(), Arc::clone(&is));
+        platter.synced.insert(key.clone(), Arc::clone(&is));
+        platter.flips.push(Flip { key, was, is });
+        Some(text)
+    }
+
+    /// Whether something here has changed by itself.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        let platter = self.platter();
+        platter.flips.iter().any(|flip| flip.is_in(&platter.seen))
+    }
+
+    /// Puts back what has changed by itself: the owner has a copy.
+    pub fn restore(&self) {
+        let platter = &mut *self.platter();
+        for flip in std::mem::take(&mut platter.flips).into_iter().rev() {
+            for values in [&mut platter.seen, &mut platter.synced] {
+                if flip.is_in(values) {
+                    values.insert(flip.key.clone(), Arc::clone(&flip.was));
+                }
+            }
+        }
+    }
+
     /// What a process that starts again finds.
     pub fn crash(&self, loss: Loss) {
         let mut platter = self.platter();
@@ -151,7 +218,7 @@ impl SimDisk {
 
     fn sync(&self) -> Result<(), StorageError> {
         let mut platter = self.platter();
-        platter.operation()?;
+        platter.operation(true)?;
         for (key, value) in std::mem::take(&mut platter.unsynced) {
             set(&mut platter.synced, &key, value);
         }
@@ -272,6 +339,25 @@ mod tests {
             kept.insert((disk.value(0, b"a").is_some(), disk.value(0, b"b").is_some()));
         }
         assert_eq!(kept.len(), 4, "a disk may keep any part of what was not synced");
+    }
+
+    #[test]
+    fn a_flipped_bit_stays_through_power_loss_until_it_is_restored_or_overwritten() {
+        let disk = SimDisk::default();
+        assert_eq!(disk.flip(1), None, "there is nothing");
+        for key in [b"a", b"b"] {
+            Medium::insert(&disk, Area::Catalogue, key, vec![0; 8]).expect("write");
+        }
+        assert_eq!(disk.flip(1), None, "nothing is durable");
+        disk.sync().expect("sync");
+        let bits =
+            |disk: &SimDisk, key| disk.value(0, key).expect("it is there").iter().map(|b| b.count_ones()).sum::<u32>();
+        (0..20).for_each(|seed| _ = disk.flip(seed).expect("something durable"));
+        disk.crash(Loss::Power { seed: 1 });
+        assert!(disk.is_damaged() && bits(&disk, b"a") + bits(&disk, b"b") > 0);
+        Medium::insert(&disk, Area::Catalogue, b"a", vec![255; 8]).expect("write");
+        disk.restore();
+        assert_eq!((bits(&disk, b"a"), bits(&disk, b"b"), disk.is_damaged()), (64, 0, false));
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn draw_attacker(seed: u64, world: &mut Schedule) {
 fn draw_faults(seed: u64, world: &Schedule) -> Vec<Planned> {
     let machines = world.agents.len() as u64;
     let mut faults = Vec::new();
-    for kind in 0..11_u64 {
+    for kind in 0..15_u64 {
         let mut rng = SplitMix64::new((seed ^ 0x5EED_0002).wrapping_mul(kind + 1));
         rng.next_u64();
         if rng.below(2) == 0 {
@@ -114,7 +114,13 @@ fn draw_fault(kind: u64, agents: u64, rng: &mut SplitMix64) -> Fault {
             0 => Fault::Leave { machine: agent },
             _ => Fault::Revoke { machine: agent },
         },
-        _ => Fault::Clock { by_ms: rng.below(7_200_000) as i64 - 3_600_000 },
+        10 => Fault::Clock { by_ms: rng.below(7_200_000) as i64 - 3_600_000 },
+        11 => Fault::Flip { machine: any, seed: rng.next_u64() >> 1 },
+        12 => Fault::SlowDisk { machine: any, extra_ms: 10 + rng.below(2_000), for_ms: rng.below(30_000) },
+        13 => {
+            Fault::Stop { machine: any, for_ms: if rng.below(2) == 0 { rng.below(5_000) } else { rng.below(60_000) } }
+        }
+        _ => Fault::Hang { machine: agent, for_ms: rng.below(40_000) },
     }
 }
 
@@ -122,7 +128,8 @@ fn draw_failure(rng: &mut SplitMix64) -> Failure {
     match rng.below(4) {
         0 => Failure::NoSpace,
         1 => Failure::Io,
-        _ => Failure::Killed,
+        2 => Failure::Killed,
+        _ => Failure::KilledInSync,
     }
 }
 
@@ -159,7 +166,7 @@ mod tests {
                 world.faults.iter().map(|planned| planned.fault.kind()).collect();
             kinds.into_iter().for_each(|kind| *seen.entry(kind).or_insert(0) += 1);
         }
-        assert_eq!(seen.len(), 12, "{seen:?}");
+        assert_eq!(seen.len(), 16, "{seen:?}");
         assert!(seen.values().all(|worlds| (20..350).contains(worlds)), "{seen:?}");
     }
 }

@@ -12,6 +12,15 @@ use super::schedule::{Fault, Machine};
 use super::trace::Sign;
 use super::world::{Happening, World};
 
+/// What keeps a machine from working as it should, for a while.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hindrance {
+    stopped_until_ms: u64,
+    /// Until when, and by how much every sync is late.
+    slow_disk: Option<(u64, u64)>,
+    pub(super) hangs_until_ms: u64,
+}
+
 impl World {
     pub(super) fn fault(&mut self, index: usize) {
         if self.healed_at_ms.is_some() {
@@ -21,6 +30,14 @@ impl World {
         let machine = fault.machine();
         if machine > self.agents.len() {
             return;
+        }
+        let needs = match &fault {
+            Fault::Terminate { machine, .. } => Some(*machine),
+            Fault::Pause { .. } | Fault::Rollback { .. } | Fault::Revoke { .. } => Some(0),
+            _ => None,
+        };
+        if let Some(until_ms) = needs.and_then(|machine| self.stopped_until(machine)) {
+            return self.agenda.at(until_ms, Happening::Fault(index));
         }
         self.faults += 1;
         self.note(machine, Sign::Mark(MarkKind::Fault), || format!("fault: {fault:?}"));
@@ -49,7 +66,58 @@ impl World {
                 self.terminate(0, 500);
             }
             Fault::Revoke { .. } => self.revoke(machine),
+            Fault::Flip { seed, .. } => self.flip(machine, seed),
+            Fault::SlowDisk { extra_ms, for_ms, .. } => {
+                self.hindrances[machine].slow_disk = Some((now_ms + for_ms, extra_ms));
+            }
+            Fault::Stop { for_ms, .. } => self.stop(machine, for_ms),
+            Fault::Hang { for_ms, .. } => {
+                self.hindrances[machine].hangs_until_ms = (now_ms + for_ms).min(self.schedule.length_ms)
+            }
         }
+    }
+
+    /// What lies there is noticed when it is read, or is what was written: looked at now, and again whenever it is read.
+    fn flip(&mut self, machine: Machine, seed: u64) {
+        let disk = if machine == 0 { &self.coordinator.disk } else { &self.agents[machine - 1].disk };
+        if let Some(place) = disk.flip(seed) {
+            self.note(machine, Sign::Plain, || place);
+            let audited = if machine == 0 { self.audit_damaged() } else { Ok(()) };
+            self.checked(audited);
+        }
+    }
+
+    fn stop(&mut self, machine: Machine, for_ms: u64) {
+        let now_ms = self.now_ms();
+        let until_ms = (now_ms + for_ms).min(self.schedule.length_ms);
+        // Never earlier than what already waits: it would be overtaken.
+        let until_ms = until_ms.max(self.hindrances[machine].stopped_until_ms);
+        self.hindrances[machine].stopped_until_ms = until_ms;
+        if until_ms > now_ms + IDLE_MS {
+            self.after(IDLE_MS, Happening::Silent { machine, until_ms });
+        }
+    }
+
+    /// A process has stood still for so long that those at the other end give it up.
+    pub(super) fn silent(&mut self, machine: Machine, until_ms: u64) {
+        if self.stopped_until(machine).is_none_or(|later_ms| later_ms < until_ms) {
+            return;
+        }
+        let other = if machine == 0 { Side::Agent } else { Side::Coordinator };
+        let conns = self.conns.iter().filter(|(_, conn)| machine == 0 || conn.machine == machine);
+        let conns: Vec<u64> = conns.map(|(id, _)| *id).collect();
+        conns.into_iter().for_each(|conn| self.lost(conn, other));
+    }
+
+    /// Until when a process stands still.
+    pub(super) fn stopped_until(&self, machine: Machine) -> Option<u64> {
+        Some(self.hindrances[machine].stopped_until_ms).filter(|until_ms| *until_ms > self.now_ms())
+    }
+
+    /// How much longer a sync takes.
+    pub(super) fn sync_delay_ms(&self, machine: Machine) -> u64 {
+        let slow = self.hindrances[machine].slow_disk.filter(|(until_ms, _)| *until_ms > self.now_ms());
+        slow.map_or(0, |(_, extra_ms)| extra_ms)
     }
 
     fn burn(&mut self, machine: Machine, operations: u64, failure: Failure, down_ms: u64) {
@@ -65,7 +133,9 @@ impl World {
     /// kill -9, with or without the machine's power. Without `down_ms` it does not start again.
     pub(super) fn kill(&mut self, machine: Machine, power: bool, down_ms: Option<u64>) {
         let loss = if power { Loss::Power { seed: self.rng.next_u64() } } else { Loss::Nothing };
+        self.hindrances[machine].stopped_until_ms = 0;
         let running = if machine == 0 {
+            self.cut_short();
             self.coordinator.disk.crash(loss);
             self.coordinator_died()
         } else {
@@ -106,9 +176,12 @@ impl World {
         let now_ms = self.now_ms();
         self.note(0, Sign::Plain, || "all faults are over".into());
         self.healed_at_ms = Some(now_ms);
+        self.hindrances.fill(Hindrance::default());
         self.coordinator.disk.mend();
+        self.coordinator.disk.restore();
         for agent in &mut self.agents {
             agent.disk.mend();
+            agent.disk.restore();
             agent.heal(now_ms);
         }
         for machine in 0..=self.agents.len() {

@@ -125,6 +125,37 @@ pub enum Fault {
         /// Until the cause is gone and the process starts again.
         down_ms: u64,
     },
+    /// A bit of what is durable on a disk changes by itself. When the process refuses to go on with it, its owner puts the
+    /// bit back from a copy and starts it again.
+    Flip {
+        /// Whose disk.
+        machine: Machine,
+        /// Which bit.
+        seed: u64,
+    },
+    /// Every operation that ends in a sync takes longer.
+    SlowDisk {
+        /// Whose.
+        machine: Machine,
+        /// By so much.
+        extra_ms: u64,
+        /// For how long.
+        for_ms: u64,
+    },
+    /// SIGSTOP and SIGCONT: the process does nothing for a while, and notices nothing of it.
+    Stop {
+        /// Whose process.
+        machine: Machine,
+        /// For how long, not beyond the end of the faults.
+        for_ms: u64,
+    },
+    /// A device hangs: the local round goes on only after a while; the rest of the agent does not stop.
+    Hang {
+        /// Whose device.
+        machine: Machine,
+        /// For how long.
+        for_ms: u64,
+    },
     /// SIGTERM; the process starts again after a while.
     Terminate {
         /// Whose process.
@@ -187,6 +218,10 @@ impl Fault {
         match self {
             Self::Kill { machine, .. }
             | Self::Disk { machine, .. }
+            | Self::Flip { machine, .. }
+            | Self::SlowDisk { machine, .. }
+            | Self::Stop { machine, .. }
+            | Self::Hang { machine, .. }
             | Self::Terminate { machine, .. }
             | Self::Wipe { machine }
             | Self::Leave { machine }
@@ -204,6 +239,10 @@ impl Fault {
             Self::Kill { power: false, .. } => "kill",
             Self::Kill { power: true, .. } => "power",
             Self::Disk { .. } => "disk",
+            Self::Flip { .. } => "flip",
+            Self::SlowDisk { .. } => "slow_disk",
+            Self::Stop { .. } => "stop",
+            Self::Hang { .. } => "hang",
             Self::Terminate { .. } => "terminate",
             Self::Wipe { .. } => "wipe",
             Self::Leave { .. } => "leave",

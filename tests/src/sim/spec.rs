@@ -42,8 +42,9 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
         admit: AdmitSpec {
             max_staleness: schedule.max_staleness,
             max_examples: 1_000,
-            max_norm_ratio: if ledger { 0.0 } else { 1_000.0 },
-            clip_norm_ratio: if ledger { 0.0 } else { 500.0 },
+            // What `init` writes.
+            max_norm_ratio: if ledger { 0.0 } else { 10.0 },
+            clip_norm_ratio: if ledger { 0.0 } else { 1.0 },
             max_influence: if ledger { 0.0 } else { 1.5 },
         },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },

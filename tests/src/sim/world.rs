@@ -13,6 +13,7 @@ use crate::picture::MarkKind;
 use super::Outcome;
 use super::agent::{AgentMachine, Chore};
 use super::coordinator::CoordinatorMachine;
+use super::faults::Hindrance;
 use super::network::{Conn, Down, Parcel, Side, Up};
 use super::schedule::{Machine, Schedule};
 use super::trace::{Sign, Trace};
@@ -44,6 +45,7 @@ pub(super) enum Happening {
     Up(u64, Up),
     Down(u64, Down),
     Lost(u64, Side),
+    Silent { machine: Machine, until_ms: u64 },
     Idle(u64, Side),
     ChunksSent { conn: u64, transfer: Digest },
     AgentTick { machine: Machine, life: u64 },
@@ -66,6 +68,8 @@ pub(super) struct World {
     pub(super) violation: Option<(u64, Violation)>,
     pub(super) healed_at_ms: Option<u64>,
     pub(super) stopping: bool,
+    /// By machine.
+    pub(super) hindrances: Vec<Hindrance>,
     pub(super) faults: u64,
     events: u64,
 }
@@ -92,6 +96,7 @@ impl World {
             violation: None,
             healed_at_ms: None,
             stopping: false,
+            hindrances: vec![Hindrance::default(); schedule.agents.len() + 1],
             faults: 0,
             events: 0,
             schedule,
@@ -177,7 +182,43 @@ impl World {
         &mut self.agents[machine - 1]
     }
 
+    /// What is for a process that stands still waits for it; what a device computes waits for the device.
+    fn put_off(&self, what: &Happening) -> Option<u64> {
+        let owner = |conn: &u64, side: Side| match side {
+            Side::Agent => self.conns.get(conn).map(|conn| conn.machine),
+            Side::Coordinator => Some(0),
+        };
+        let machine = match what {
+            Happening::Resume
+            | Happening::Tick(_)
+            | Happening::Write(_)
+            | Happening::Merge(_)
+            | Happening::Checkpoint(_)
+            | Happening::Coordinator(..)
+            | Happening::Up(..) => Some(0),
+            Happening::AgentDone { machine, .. } => {
+                let hangs_until_ms = self.hindrances[*machine].hangs_until_ms;
+                return self.stopped_until(*machine).max(Some(hangs_until_ms).filter(|until| *until > self.now_ms()));
+            }
+            Happening::Dial { machine, .. }
+            | Happening::Refused { machine, .. }
+            | Happening::AgentTick { machine, .. }
+            | Happening::AgentChore { machine, .. } => Some(*machine),
+            Happening::Down(conn, _) | Happening::ChunksSent { conn, .. } => owner(conn, Side::Agent),
+            Happening::Lost(conn, side) | Happening::Idle(conn, side) => owner(conn, *side),
+            Happening::Start(_)
+            | Happening::Fault(_)
+            | Happening::Heal
+            | Happening::Look
+            | Happening::Silent { .. } => None,
+        };
+        self.stopped_until(machine?)
+    }
+
     fn happen(&mut self, what: Happening) {
+        if let Some(until_ms) = self.put_off(&what) {
+            return self.agenda.at(until_ms, what);
+        }
         match what {
             Happening::Start(0) => self.start_coordinator(),
             Happening::Start(machine) => self.start_agent(machine),
@@ -199,6 +240,7 @@ impl World {
             Happening::Up(conn, up) => self.arrived_up(conn, up),
             Happening::Down(conn, down) => self.arrived_down(conn, down),
             Happening::Lost(conn, side) => self.lost(conn, side),
+            Happening::Silent { machine, until_ms } => self.silent(machine, until_ms),
             Happening::Idle(conn, side) => {
                 let Some(machine) = self.conns.get(&conn).map(|conn| conn.machine) else { return };
                 let now_ms = self.now_ms();

@@ -1,5 +1,8 @@
 //! P10: attackers shift the model by a bounded amount.
 //!
+//! One update of theirs counts for no more than an update may: `clip_norm_ratio` times the largest that an honest agent has
+//! sent, or times a change of 1 in every parameter as long as that is more.
+//!
 //! In the quadratic world an honest update pulls the model towards a point of length at most sqrt(n), and an update of
 //! any kind moves it by its journalled weight times its journalled norm at most. From both follows a bound on the
 //! model's length that the records alone give; what is published must stay below [`SLACK`] times that bound. The loss is
@@ -10,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, ModelVersion};
 use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::spec::RunSpec;
 
 use super::{Checked, ensure};
 
@@ -39,20 +44,29 @@ impl Attackers {
 #[derive(Debug, Default)]
 pub(super) struct Envelope {
     bound: f64,
+    /// The largest norm of an honest update.
+    largest: f64,
     of: BTreeMap<ModelVersion, f64>,
 }
 
 impl Envelope {
-    pub(super) fn apply(&mut self, attackers: &Attackers, record: &Record) {
+    pub(super) fn apply(&mut self, attackers: &Attackers, spec: Option<&RunSpec>, record: &Record) -> Checked {
         if attackers.agents.is_empty() {
-            return;
+            return Ok(());
         }
         match &record.body {
             RecordBody::Update(update) => {
                 let weight = f64::from(update.weight);
                 if attackers.agents.contains(&update.meta.key.agent) {
+                    let clip = spec.map_or(0.0, |spec| f64::from(spec.admit.clip_norm_ratio));
+                    let most = f64::from(full_weight(spec)) * clip * self.largest.max(attackers.length());
+                    let moves = weight * update.norm;
+                    ensure(clip == 0.0 || moves <= most * (1.0 + 1e-6), "P10", || {
+                        format!("record {}: an attacker moves the model by {moves}, of at most {most}", record.position)
+                    })?;
                     self.bound += weight * update.norm;
                 } else {
+                    self.largest = self.largest.max(update.norm);
                     let base = self.of.get(&update.meta.base_version).copied().unwrap_or_default();
                     let pull = REACH * attackers.length() - self.bound + (base - self.bound).max(0.0);
                     self.bound += weight * STEP * pull;
@@ -64,6 +78,7 @@ impl Envelope {
             RecordBody::Branched { version, .. } => self.bound = self.of.get(version).copied().unwrap_or_default(),
             _ => {}
         }
+        Ok(())
     }
 
     /// Every update up to a version that is published is in the bound of that version, and of no other.
@@ -78,6 +93,15 @@ impl Envelope {
     }
 }
 
+/// The weight of an update that nothing speaks against.
+fn full_weight(spec: Option<&RunSpec>) -> f32 {
+    match spec.map(|spec| &spec.merge) {
+        Some(MergeSpec::FedAsync { alpha, .. }) => *alpha,
+        Some(MergeSpec::FedBuff { server_lr, .. }) => *server_lr,
+        None => 0.0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,7 +109,7 @@ mod tests {
     #[test]
     fn a_model_beyond_what_its_records_allow_is_noticed() {
         let attackers = Attackers { agents: BTreeSet::from([AgentId([1; 16])]), params: 4 };
-        let envelope = Envelope { bound: 3.0, of: BTreeMap::from([(ModelVersion(1), 3.0)]) };
+        let envelope = Envelope { bound: 3.0, largest: 0.0, of: BTreeMap::from([(ModelVersion(1), 3.0)]) };
         let check = |value: f32, version| envelope.check(&attackers, ModelVersion(version), &[value; 4]);
         assert!(check(7.0, 1).is_ok(), "14 = 4 * 3 + 2");
         assert_eq!(check(7.1, 1).expect_err("beyond").invariant, "P10");

@@ -72,7 +72,7 @@ impl Fold {
         self.once.apply(record)?;
         self.leases.apply(record, before)?;
         self.epochs.apply(record)?;
-        self.envelope.apply(attackers, record);
+        self.envelope.apply(attackers, self.spec.as_ref(), record)?;
         match &record.body {
             RecordBody::Genesis { branch, spec, .. } => {
                 (self.branch, self.spec) = (Some(*branch), Some((**spec).clone()));
@@ -188,6 +188,26 @@ impl Journal {
         finite::check(version, digest, model)?;
         self.fold.envelope.check(&self.attackers, version, model)?;
         self.models.seen(self.fold.branch, version, digest)
+    }
+
+    /// A store that somebody has damaged was read all the same. Unlike [`Journal::recovered`] this changes nothing.
+    ///
+    /// # Errors
+    /// What was read is not what was written.
+    pub fn is_as_written(
+        &self,
+        position: Position,
+        chain: Chain,
+        branch: BranchId,
+        version: ModelVersion,
+        model: &[f32],
+    ) -> Checked {
+        self.durable.recovered(position)?;
+        let written = usize::try_from(position.0).ok().and_then(|index| self.chains.get(index));
+        ensure(written == Some(&chain), "P2", || format!("the chain at record {position} differs"))?;
+        let digest = Digest::of_f32(model);
+        finite::check(version, digest, model)?;
+        self.models.is(branch, version, digest)
     }
 
     /// There is no run in the store.

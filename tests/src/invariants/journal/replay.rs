@@ -13,10 +13,17 @@ pub(super) struct Models(BTreeMap<(Option<BranchId>, ModelVersion), Digest>);
 impl Models {
     pub(super) fn seen(&mut self, branch: Option<BranchId>, version: ModelVersion, digest: Digest) -> Checked {
         let first = *self.0.entry((branch, version)).or_insert(digest);
-        ensure(first == digest, "P2", || {
-            format!("version {version} was {}, and later {}", first.short(), digest.short())
-        })
+        same(first, version, digest)
     }
+
+    /// Says nothing of a version that nobody has seen.
+    pub(super) fn is(&self, branch: BranchId, version: ModelVersion, digest: Digest) -> Checked {
+        self.0.get(&(Some(branch), version)).map_or(Ok(()), |first| same(*first, version, digest))
+    }
+}
+
+fn same(first: Digest, version: ModelVersion, digest: Digest) -> Checked {
+    ensure(first == digest, "P2", || format!("version {version} was {}, and later {}", first.short(), digest.short()))
 }
 
 pub(super) fn unreadable(record: &Record, error: &dyn std::fmt::Display) -> Violation {

@@ -65,7 +65,7 @@ impl World {
 
     pub(in crate::sim) fn dial(&mut self, machine: Machine, life: u64, dial: u64) {
         let now_ms = self.now_ms();
-        let reachable = self.coordinator.process.is_some();
+        let reachable = self.coordinator.process.is_some() && self.stopped_until(0).is_none();
         let agent = self.agent(machine);
         let current = agent.life == life && agent.process.as_ref().is_some_and(|process| process.dial == dial);
         if !current {

@@ -173,10 +173,11 @@ impl World {
         let (kept, ledger) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                if agent.disk.burnt().is_none() {
+                if agent.disk.burnt().is_none() && !agent.disk.is_damaged() {
                     return self.violate("P7", format!("agent {machine} cannot open its store: {error}"));
                 }
                 agent.disk.mend();
+                agent.disk.restore();
                 return self.after(1_000, Happening::Start(machine));
             }
         };
@@ -252,7 +253,7 @@ impl World {
         let now_ms = self.now_ms();
         let agent = self.agent(machine);
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
-        if process.tick_at_ms != Some(now_ms) {
+        if process.tick_at_ms.is_none_or(|at_ms| at_ms > now_ms) {
             return;
         }
         process.tick_at_ms = None;
@@ -283,10 +284,13 @@ impl World {
             Command::Send(message) => self.say(machine, message),
             Command::SendChunks { source, transfer, missing } => {
                 let content = match source {
-                    ChunkSource::Initial(content) => Some(content.to_vec()),
-                    ChunkSource::Update(key) => process.ledger.payload(key).ok().flatten(),
+                    ChunkSource::Initial(content) => Ok(Some(content.to_vec())),
+                    ChunkSource::Update(key) => process.ledger.payload(key),
                 };
-                self.send_chunks(machine, &content?, &transfer, &missing);
+                match content {
+                    Ok(content) => self.send_chunks(machine, &content?, &transfer, &missing),
+                    Err(error) => return Some(Event::Failed(Ending::Storage(error.to_string()))),
+                }
             }
             Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: manifest(params) }),
             Command::MakeInitial { .. } => {
@@ -347,6 +351,7 @@ impl World {
             Ending::Parked => agent.restart_after_ms.take(),
             Ending::Storage(_) => {
                 agent.disk.mend();
+                agent.disk.restore();
                 Some(agent.repair_ms)
             }
             // Its own older process, whose connection the coordinator has not given up yet, cannot be told apart from

@@ -83,9 +83,9 @@ impl World {
     }
 
     pub(in crate::sim) fn chore(&mut self, machine: Machine, chore: Chore) {
-        let now_ms = self.now_ms();
+        let (now_ms, late_ms) = (self.now_ms(), self.sync_delay_ms(machine));
         let agent = self.agent(machine);
-        let takes_ms = 1 + agent.rng.below(15);
+        let takes_ms = 1 + agent.rng.below(15) + late_ms;
         let life = agent.life;
         let Some(process) = agent.process.as_mut() else { return };
         process.store_free_ms = process.store_free_ms.max(now_ms) + takes_ms;
@@ -132,8 +132,11 @@ impl World {
         match (done, agent.disk.burnt()) {
             (Ok(None), _) => {}
             (Ok(Some(event)), _) => self.agent_handles(machine, event),
+            (Err(error), None) if agent.disk.is_damaged() => {
+                self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string())));
+            }
             (Err(error), None) => self.violate("P7", format!("agent {machine}'s store fails without a fault: {error}")),
-            (Err(_), Some(Failure::Killed)) => {
+            (Err(_), Some(Failure::Killed | Failure::KilledInSync)) => {
                 let (repair_ms, power) = (agent.repair_ms, agent.rng.below(2) == 0);
                 self.kill(machine, power, Some(repair_ms));
             }

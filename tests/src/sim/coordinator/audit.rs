@@ -2,10 +2,11 @@
 
 use anabranch_common::ids::ModelVersion;
 use anabranch_coordinator::recovery::{self, RecoveryError};
-use anabranch_coordinator::store::Engine;
+use anabranch_coordinator::store::{Engine, StorageError};
 
 use crate::invariants::journal::{Checked, broken, ensure};
 
+use crate::sim::disk::SimDisk;
 use crate::sim::schedule::Task;
 use crate::sim::world::World;
 
@@ -16,6 +17,37 @@ impl World {
             let found = ledger(self.journal.merged(), version, model);
             self.coordinator.duplicated += model.iter().filter(|value| **value > 1.0).count() as u64;
             self.checked(found);
+        }
+    }
+
+    /// P2 and P4 where a bit has changed by itself: the store is refused, or says what was written.
+    pub(in crate::sim) fn audit_damaged(&self) -> Checked {
+        let store = match Engine::open(self.coordinator.disk.copy()) {
+            Ok(store) => store,
+            Err(StorageError::Corrupt { .. }) => return Ok(()),
+            Err(error) => return broken("P7", format!("a damaged store: {error}")),
+        };
+        let holds = recovery::verify(&store).is_ok_and(|report| report.holds);
+        match recovery::recover(&store) {
+            Ok(found) => self.journal.is_as_written(
+                found.position,
+                found.chain,
+                found.state.branch,
+                found.state.version,
+                found.model.model(),
+            ),
+            Err(error) => ensure(!holds, "P2", || format!("a store that holds cannot be recovered: {error}")),
+        }
+    }
+
+    /// P2 once more at every start, by the second implementation: whatever killed the process has left nothing half done.
+    pub(in crate::sim) fn verified(&self, store: &Engine<SimDisk>) -> Checked {
+        if self.coordinator.disk.is_damaged() {
+            return Ok(());
+        }
+        match recovery::verify(store) {
+            Ok(report) => ensure(report.holds, "P2", || format!("the store does not hold: {:?}", report.problem)),
+            Err(error) => broken("P2", format!("the store cannot be verified: {error}")),
         }
     }
 

@@ -50,7 +50,7 @@ impl World {
     }
 
     pub(in crate::sim) fn send_to(&mut self, peer: PeerId, message: CoordinatorMessage) {
-        if self.coordinator.disk.burnt().is_some_and(|failure| failure != Failure::Killed) {
+        if self.coordinator.disk.burnt().is_some_and(|failure| matches!(failure, Failure::NoSpace | Failure::Io)) {
             return self.violate("P7", format!("{message:?} is sent after the storage has failed"));
         }
         if let CoordinatorMessage::Verdict { key, verdict } = &message {

@@ -39,6 +39,7 @@ impl World {
                 self.reset_stale_connections();
             }
             Err(StartError::Worker(error)) => self.storage_failed(&error),
+            Err(StartError::Broken(what)) if self.coordinator.disk.is_damaged() => self.restore_coordinator(&what),
             Err(StartError::Broken(what)) => self.violate("P2", what),
         }
     }
@@ -75,6 +76,8 @@ impl World {
                 let recovered =
                     self.journal.recovered(found.position, found.chain, found.state.version, found.model.model());
                 self.checked(recovered);
+                let verified = self.verified(&store);
+                self.checked(verified);
                 self.note(0, Sign::Plain, || {
                     format!("recovered version {} at record {}", found.state.version, found.position)
                 });

@@ -7,14 +7,21 @@ use anabranch_coordinator::workers::{self, Keep, Merged, WorkerError, WriteJob};
 
 use crate::picture::MarkKind;
 
+use crate::sim::disk::Failure;
+use crate::sim::schedule::Schedule;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, World};
+
+fn keep(schedule: &Schedule) -> Keep {
+    let retention = if schedule.keep_journal { Retention::All } else { Retention::SinceSnapshot };
+    Keep { checkpoints: 2, retention }
+}
 
 impl World {
     pub(in crate::sim) fn set_to_work(&mut self) {
         let life = self.coordinator.life;
         let draw = [self.rng.below(20), self.rng.below(10), self.rng.below(200), self.rng.below(100)];
-        let stall_ms = if draw[3] == 0 { 3_000 } else { 0 };
+        let stall_ms = if draw[3] == 0 { 3_000 } else { 0 } + self.sync_delay_ms(0);
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let mut due = Vec::new();
         if !process.busy.0 && !process.writing.is_empty() {
@@ -81,8 +88,7 @@ impl World {
         let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else { return };
         process.busy.2 = false;
         let Some(job) = process.checkpoints.pop_front() else { return };
-        let retention = if self.schedule.keep_journal { Retention::All } else { Retention::SinceSnapshot };
-        match workers::write_checkpoint(&*process.store, Keep { checkpoints: 2, retention }, *job) {
+        match workers::write_checkpoint(&*process.store, keep(&self.schedule), *job) {
             Ok(event) => {
                 self.note(0, Sign::Mark(MarkKind::Checkpoint), || "checkpoint".into());
                 self.coordinator_handles(event);
@@ -92,10 +98,45 @@ impl World {
         }
     }
 
+    /// kill -9 comes in the middle of what the writer and the checkpointer are doing: a part of it has happened.
+    pub(in crate::sim) fn cut_short(&mut self) {
+        let operations = [self.rng.below(12), self.rng.below(12)];
+        let keep = keep(&self.schedule);
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        let disk = &self.coordinator.disk;
+        if disk.burnt().is_some() {
+            return;
+        }
+        if process.busy.0 {
+            disk.light(operations[0], Failure::Killed);
+            let group = process.writing.len().min(limits::GROUP_COMMIT_RECORDS);
+            _ = workers::write(&*process.store, process.writing.drain(..group).collect());
+            disk.mend();
+        }
+        if process.busy.2
+            && let Some(job) = process.checkpoints.pop_front()
+        {
+            disk.light(operations[1], Failure::Killed);
+            _ = workers::write_checkpoint(&*process.store, keep, *job);
+        }
+    }
+
+    /// The process refuses what is damaged and ends; the operator puts it back.
+    pub(in crate::sim) fn restore_coordinator(&mut self, problem: &str) {
+        self.note(0, Sign::Plain, || format!("what is damaged is refused, and restored from a copy: {problem}"));
+        self.coordinator.disk.restore();
+        let repair_ms = self.coordinator.repair_ms;
+        if self.coordinator.process.is_none() {
+            self.after(repair_ms, Happening::Start(0));
+        }
+        self.kill(0, false, Some(repair_ms));
+    }
+
     /// P7: a storage error ends the process, and nobody is told anything more.
     pub(in crate::sim) fn storage_failed(&mut self, error: &WorkerError) {
         let repair_ms = self.coordinator.repair_ms;
         match self.coordinator.disk.burnt() {
+            None if self.coordinator.disk.is_damaged() => self.restore_coordinator(&error.to_string()),
             None => self.violate("P7", format!("the storage fails without a fault: {error:?}")),
             Some(failure) => {
                 self.note(0, Sign::Plain, || format!("the storage fails ({failure:?}): {error}"));
