@@ -40,6 +40,28 @@ fn the_same_seed_twice_is_the_same_world() {
     assert_eq!(traces.len(), 20);
 }
 
+/// The same with the native trainer, whose arithmetic is the product's own.
+#[test]
+fn the_native_trainer_gives_the_same_world_twice() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/native-trainer.toml");
+    let schedule = scenario::read(&file).expect("a scenario");
+    let [first, second] = [run(1, &schedule, true), run(1, &schedule, true)];
+    must_hold(&first);
+    assert!(first.versions >= 40, "{} versions: too few to have learned", first.versions);
+    assert!(first == second, "two outcomes, or two traces");
+}
+
+/// A changed bit is refused where it is read, and the run goes on once it is put back.
+#[test]
+fn changed_bits_are_refused_in_some_worlds_and_never_believed() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/changed-bits.toml");
+    let schedule = scenario::read(&file).expect("a scenario");
+    let outcomes: Vec<Outcome> = (0..10).map(|seed| run(seed, &schedule, true)).collect();
+    outcomes.iter().for_each(must_hold);
+    let refusals = outcomes.iter().filter(|outcome| outcome.trace.contains("what is damaged is refused")).count();
+    assert!(refusals >= 3, "only {refusals} worlds of 10 noticed anything");
+}
+
 /// Seeds that found something once stay.
 #[test]
 fn what_was_found_once_is_not_found_again() {
@@ -58,7 +80,7 @@ fn every_scenario_that_ships_holds() {
     let mut files: Vec<_> =
         std::fs::read_dir(folder).expect("scenarios").map(|entry| entry.expect("entry").path()).collect();
     files.sort();
-    assert!(files.len() >= 4, "{files:?}");
+    assert!(files.len() >= 9, "{files:?}");
     for file in files {
         let schedule: Schedule = scenario::read(&file).expect("a scenario");
         for seed in 0..5 {

@@ -15,6 +15,7 @@ mod coordinator;
 pub mod disk;
 mod draw;
 mod faults;
+mod learner;
 mod network;
 pub mod scenario;
 pub mod schedule;

@@ -41,6 +41,9 @@ pub enum Task {
     Ledger,
     /// Each update goes part of the way to a point that the agent knows; the best model is the mean of the points.
     Quadratic,
+    /// The native trainer on points in three classes; most of an agent's are of one. Slower by far than the others: in
+    /// scenarios, not drawn.
+    Native,
 }
 
 /// One agent.

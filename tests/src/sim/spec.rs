@@ -7,11 +7,12 @@ use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
 
+use super::learner;
 use super::schedule::{Schedule, Task};
 
 /// The run's configuration.
 pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
-    let ledger = schedule.task == Task::Ledger;
+    let (ledger, native) = (schedule.task == Task::Ledger, schedule.task == Task::Native);
     let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
     let alpha = if ledger { 1.0 } else { 0.3 };
     let merge = if schedule.buffer <= 1 {
@@ -26,14 +27,14 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
         seed: 1,
         model: ModelSpec {
             kind: ModelKind::Mlp,
-            input: vec![u64::from(schedule.params)],
-            classes: 2,
-            hidden: vec![],
+            input: vec![u64::from(if native { learner::INPUTS } else { schedule.params })],
+            classes: if native { learner::CLASSES } else { 2 },
+            hidden: if native { vec![8] } else { vec![] },
             input_scale: 1.0,
         },
         train: TrainSpec {
-            local_steps: 1,
-            batch_size: 1,
+            local_steps: if native { 4 } else { 1 },
+            batch_size: if native { 8 } else { 1 },
             optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
             keep_optimizer_state: false,
         },

@@ -14,6 +14,7 @@ use super::Outcome;
 use super::agent::{AgentMachine, Chore};
 use super::coordinator::CoordinatorMachine;
 use super::faults::Hindrance;
+use super::learner::Learner;
 use super::network::{Conn, Down, Parcel, Side, Up};
 use super::schedule::{Machine, Schedule};
 use super::trace::{Sign, Trace};
@@ -68,6 +69,7 @@ pub(super) struct World {
     pub(super) violation: Option<(u64, Violation)>,
     pub(super) healed_at_ms: Option<u64>,
     pub(super) stopping: bool,
+    pub(super) learner: Learner,
     /// By machine.
     pub(super) hindrances: Vec<Hindrance>,
     pub(super) faults: u64,
@@ -96,6 +98,7 @@ impl World {
             violation: None,
             healed_at_ms: None,
             stopping: false,
+            learner: Learner::new(&schedule),
             hindrances: vec![Hindrance::default(); schedule.agents.len() + 1],
             faults: 0,
             events: 0,

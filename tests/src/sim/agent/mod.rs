@@ -21,8 +21,6 @@ use crate::invariants::journal::{Checked, Journal, broken, ensure};
 use crate::invariants::progress::Progress;
 use crate::picture::{MarkKind, SpanKind};
 
-use work::{loss, manifest};
-
 use super::disk::SimDisk;
 use super::network::{Line, Side};
 use super::schedule::{AgentPlan, Machine};
@@ -265,7 +263,6 @@ impl World {
     /// `Driver::execute`, in virtual time.
     pub(super) fn execute(&mut self, machine: Machine, command: Command) -> Option<Event> {
         let now_ms = self.now_ms();
-        let params = self.schedule.params;
         let agent = &mut self.agents[machine - 1];
         let life = agent.life;
         let process = agent.process.as_mut()?;
@@ -292,14 +289,15 @@ impl World {
                     Err(error) => return Some(Event::Failed(Ending::Storage(error.to_string()))),
                 }
             }
-            Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: manifest(params) }),
+            Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: self.learner.manifest.clone() }),
             Command::MakeInitial { .. } => {
-                let event = worker::initial_model(&manifest(params), vec![0.0; params as usize].into());
+                let initial = self.learner.initial();
+                let event = worker::initial_model(&self.learner.manifest, initial.into());
                 self.maths(machine, 5, event);
             }
             Command::Unpack { version, digest, encoded } => {
                 self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
-                let event = worker::unpack(&manifest(params), version, digest, &encoded);
+                let event = worker::unpack(&self.learner.manifest, version, digest, &encoded);
                 self.maths(machine, 3, event);
             }
             Command::Train { lease, base, .. } => self.train(machine, &lease, &base),
@@ -310,9 +308,9 @@ impl World {
                 }
             }
             Command::Evaluate { version, content } => {
-                let loss = loss(&content);
                 let num_examples = agent.plan.eval_examples;
-                self.maths(machine, 200, worker::judged(version, Metrics { accuracy: 0.0, loss, num_examples }));
+                let metrics = Metrics { num_examples, ..self.learner.judge(machine, &content) };
+                self.maths(machine, 200, worker::judged(version, metrics));
             }
             Command::Bank(bank) => self.chore(machine, Chore::Bank(bank)),
             Command::Settle { key, content } => self.chore(machine, Chore::Settle { key, content }),

@@ -4,14 +4,12 @@ use anabranch_agent::core::command::Ending;
 use anabranch_agent::core::event::{Event, Outcome};
 use anabranch_agent::store::LedgerError;
 use anabranch_common::journal::Lease;
-use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::rng::SplitMix64;
 
 use crate::invariants::feedback::{self, Expected};
 use crate::picture::SpanKind;
 
 use crate::sim::disk::Failure;
-use crate::sim::schedule::{Machine, Task};
+use crate::sim::schedule::Machine;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
@@ -51,7 +49,6 @@ impl World {
     }
 
     pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, base: &[f32]) {
-        let task = self.schedule.task;
         let agent = self.agent(machine);
         agent.rounds += 1;
         let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
@@ -59,24 +56,20 @@ impl World {
         self.note(machine, Sign::Begin(SpanKind::Train), || {
             format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
         });
-        let delta = match task {
-            Task::Ledger => ledger_delta(lease, base.len()),
-            Task::Quadratic => Some(quadratic_delta(machine, lease, base)),
-        };
         let hostile = self.agent(machine).plan.hostile;
-        let delta = delta.map(|mut delta| {
-            distort(hostile, &mut delta);
-            delta
-        });
-        let event = match delta.filter(|_| !fails) {
-            Some(delta) => Event::Trained(Box::new(Outcome {
-                lease: lease.id,
-                delta,
-                num_examples: 10,
-                local_steps: 1,
-                train_loss: 0.5,
-                compute_ms: takes_ms,
-            })),
+        let round = self.learner.train(&self.schedule, machine, lease, base).filter(|_| !fails);
+        let event = match round {
+            Some(mut round) => {
+                distort(hostile, &mut round.delta);
+                Event::Trained(Box::new(Outcome {
+                    lease: lease.id,
+                    delta: round.delta,
+                    num_examples: round.num_examples,
+                    local_steps: round.local_steps,
+                    train_loss: round.train_loss,
+                    compute_ms: takes_ms,
+                }))
+            }
             None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
         };
         self.maths(machine, takes_ms, event);
@@ -94,14 +87,14 @@ impl World {
     }
 
     pub(in crate::sim) fn agent_chore(&mut self, machine: Machine, life: u64, chore: Chore) {
-        let (now_ms, params) = (self.now_ms(), self.schedule.params);
+        let now_ms = self.now_ms();
         let agent = &mut self.agents[machine - 1];
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
         let (mut expected, mut checks) = (None, Vec::new());
         let done = match chore {
             Chore::Bank(bank) => {
                 let lease = bank.lease.id;
-                match process.ledger.bank(RUN, agent_id(machine), &manifest(params), *bank) {
+                match process.ledger.bank(RUN, agent_id(machine), &self.learner.manifest, *bank) {
                     Ok(entry) => {
                         agent.banked.insert(entry.meta.key, now_ms);
                         Ok(Some(Event::Banked(entry)))
@@ -114,7 +107,8 @@ impl World {
             }
             Chore::Settle { key, content } => {
                 let verdict = self.journal.verdict(key);
-                expected = verdict.and_then(|verdict| Expected::of(&process.ledger, &manifest(params), key, verdict));
+                expected =
+                    verdict.and_then(|verdict| Expected::of(&process.ledger, &self.learner.manifest, key, verdict));
                 process.ledger.settle(key, content).map(|()| Some(Event::Settled { key }))
             }
             Chore::Adopt(branch) => {
@@ -143,26 +137,4 @@ impl World {
             (Err(error), Some(_)) => self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string()))),
         }
     }
-}
-
-pub(super) fn manifest(params: u32) -> ModelManifest {
-    let tensor = TensorSpec { name: "w".into(), shape: vec![u64::from(params)] };
-    ModelManifest::new(vec![tensor]).expect("one tensor")
-}
-
-pub(super) fn ledger_delta(lease: &Lease, params: usize) -> Option<Vec<f32>> {
-    let mut delta = vec![0.0; params];
-    *delta.get_mut(usize::try_from(lease.id.0).ok()?)? = 1.0;
-    Some(delta)
-}
-
-/// A step towards the agent's own point, with noise from the lease's seed.
-pub(super) fn quadratic_delta(machine: Machine, lease: &Lease, base: &[f32]) -> Vec<f32> {
-    let mut point = SplitMix64::new(machine as u64);
-    let mut noise = SplitMix64::new(lease.seed);
-    base.iter().map(|value| 0.5 * (point.next_signed_f32() - value) + 0.05 * noise.next_signed_f32()).collect()
-}
-
-pub(super) fn loss(model: &[f32]) -> f64 {
-    model.iter().map(|value| f64::from(value * value)).sum::<f64>() / model.len().max(1) as f64
 }

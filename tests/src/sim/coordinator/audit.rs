@@ -10,6 +10,9 @@ use crate::sim::disk::SimDisk;
 use crate::sim::schedule::Task;
 use crate::sim::world::World;
 
+/// Versions from which on a model must be better than none.
+const VERSIONS_TO_LEARN: u64 = 40;
+
 impl World {
     /// P1, where it can be seen: coordinate L is 1 if the update of lease L is part of this version, else 0.
     pub(in crate::sim) fn checked_ledger(&mut self, version: ModelVersion, model: &[f32]) {
@@ -38,6 +41,22 @@ impl World {
             ),
             Err(error) => ensure(!holds, "P2", || format!("a store that holds cannot be recovered: {error}")),
         }
+    }
+
+    /// Whatever happened, what the native trainer has learned is still in the model.
+    fn learned(&mut self, version: ModelVersion, model: &[f32]) -> Checked {
+        if self.schedule.task != Task::Native || version.0 < VERSIONS_TO_LEARN {
+            return Ok(());
+        }
+        let initial = self.learner.initial();
+        let mut loss = |model: &[f32]| {
+            let agents = 1..=self.agents.len();
+            agents.map(|machine| self.learner.judge(machine, model).loss).sum::<f64>() / self.agents.len() as f64
+        };
+        let (before, after) = (loss(&initial), loss(model));
+        ensure(after < 0.5 * before, "learning", || {
+            format!("version {version} has a loss of {after}, version 0 {before}")
+        })
     }
 
     /// P2 once more at every start, by the second implementation: whatever killed the process has left nothing half done.
@@ -72,6 +91,7 @@ impl World {
         };
         self.journal.recovered(found.position, found.chain, found.state.version, found.model.model())?;
         self.checked_ledger(found.state.version, found.model.model());
+        self.learned(found.state.version, found.model.model())?;
         self.journal.audit()
     }
 }
