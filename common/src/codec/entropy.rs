@@ -1,5 +1,8 @@
 //! zstd with bounds: one frame of a length that is known beforehand, and nothing after it.
 
+use std::cell::RefCell;
+
+use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
 use super::DecodeError;
@@ -42,15 +45,34 @@ pub fn decompress(bytes: &[u8], expected: usize) -> Result<Vec<u8>, DecodeError>
     if expected > bytes.len().saturating_mul(MAX_EXPANSION) {
         return Err(DecodeError::Truncated("a zstd frame"));
     }
-    let damaged = |_| DecodeError::Invalid("a zstd frame");
-    let mut decompressor = zstd::bulk::Decompressor::new().map_err(damaged)?;
-    decompressor.window_log_max(WINDOW_LOG_MAX).map_err(damaged)?;
     let mut content = Vec::with_capacity(expected);
-    let written = decompressor.decompress_to_buffer(bytes, &mut content).map_err(damaged)?;
+    let written = inflate(bytes, &mut content).map_err(|_| DecodeError::Invalid("a zstd frame"))?;
     if written != expected {
         return Err(DecodeError::Truncated("the content of a zstd frame"));
     }
     Ok(content)
+}
+
+thread_local! {
+    /// About 100 KB, for which small frames would otherwise pay each time.
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// Fills `content` up to its capacity; a decompressor that has failed is not used again.
+fn inflate(bytes: &[u8], content: &mut Vec<u8>) -> std::io::Result<usize> {
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let mut decompressor = match kept.take() {
+            Some(decompressor) => decompressor,
+            None => {
+                let mut fresh = Decompressor::new()?;
+                fresh.window_log_max(WINDOW_LOG_MAX)?;
+                fresh
+            }
+        };
+        let written = decompressor.decompress_to_buffer(bytes, content)?;
+        *kept = Some(decompressor);
+        Ok(written)
+    })
 }
 
 #[cfg(test)]

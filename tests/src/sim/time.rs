@@ -15,7 +15,8 @@ pub struct Agenda<T> {
 struct Entry<T> {
     at_ms: u64,
     number: u64,
-    what: T,
+    /// Boxed: a heap moves its entries about.
+    what: Box<T>,
 }
 
 impl<T> PartialEq for Entry<T> {
@@ -53,7 +54,7 @@ impl<T> Agenda<T> {
 
     /// Puts something in; what lies in the past happens next.
     pub fn at(&mut self, at_ms: u64, what: T) {
-        let entry = Entry { at_ms: at_ms.max(self.now_ms), number: self.next, what };
+        let entry = Entry { at_ms: at_ms.max(self.now_ms), number: self.next, what: Box::new(what) };
         self.next += 1;
         self.heap.push(Reverse(entry));
     }
@@ -66,7 +67,7 @@ impl<T> Agenda<T> {
         }
         let Reverse(entry) = self.heap.pop()?;
         self.now_ms = entry.at_ms;
-        Some(entry.what)
+        Some(*entry.what)
     }
 }
 
