@@ -10,13 +10,12 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anabranch_common::journal::FinishReason;
 use anabranch_common::wire::message::RunPhase;
 use anabranch_tests::invariants::{exactly_once, on_a_copy, same_bits};
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, PATIENCE, Role};
+use anabranch_tests::process::{Cluster, PATIENCE, Role, python3};
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
@@ -96,12 +95,7 @@ fn examples(name: &str) -> PathBuf {
 
 /// Opens an exported model with the reference implementation of its format.
 fn check_with_python(path: &Path) -> anyhow::Result<()> {
-    let modules = Command::new("python3").args(["-c", "import safetensors, numpy"]).output();
-    if !modules.is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "CI needs python3 with numpy and safetensors");
-        eprintln!("not checked: there is no python3 with numpy and safetensors here");
-        return Ok(());
-    }
+    let Some(mut python) = python3("numpy, safetensors") else { return Ok(()) };
     let script = "
 import sys, numpy
 from safetensors.numpy import load_file
@@ -110,7 +104,7 @@ shapes = sorted(value.shape for value in model.values())
 assert shapes == [(10,), (10, 32), (32,), (32, 64)] or shapes == [(10,), (32,), (32, 10), (64, 32)], shapes
 assert all(numpy.isfinite(value).all() and value.any() for value in model.values())
 ";
-    let output = Command::new("python3").args(["-c", script]).arg(path).output()?;
+    let output = python.args(["-c", script]).arg(path).output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

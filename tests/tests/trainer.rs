@@ -4,6 +4,7 @@
 //! |---|---|
 //! | the same bits | `--isolate` changes nothing about what is computed, not even after a child was killed |
 //! | a killed trainer | it costs a round and a fresh child; the agent stays, the run reaches its end |
+//! | a trainer in Python | another model than the native ones, in another language, from the first version to the target |
 //! | a trainer that cannot start | exit code 14 and its own words |
 
 use std::ffi::OsStr;
@@ -18,7 +19,7 @@ use anabranch_agent::train::{RunPart, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{Cluster, PATIENCE, Role};
+use anabranch_tests::process::{Cluster, PATIENCE, Role, python3};
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -177,5 +178,40 @@ fn a_trainer_that_cannot_start_ends_the_agent_with_its_own_words() -> anyhow::Re
         let log = agent.log()?;
         assert!(log.contains(words), "{log}");
     }
+    Ok(())
+}
+
+/// The example as a user runs it: two agents, one of them with the test set, neither with a native model.
+#[test]
+fn a_trainer_in_python_brings_its_own_model_and_reaches_the_target() -> anyhow::Result<()> {
+    if python3("numpy, safetensors").is_none() {
+        return Ok(());
+    }
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let (model, rest) = DIGITS.split_once("[train]").context("a section")?;
+    let custom = format!("{}kind = \"custom\"\n\n[train]{rest}", model.split_once("kind").context("a key")?.0);
+    let custom = custom.replace("versions = 60", "accuracy = 0.85").replace("lr = 0.1, momentum = 0.9", "lr = 0.5");
+    let mut cluster = Cluster::new(Path::new(LAB), &custom)?;
+    cluster.start_coordinator()?;
+    let (data, test, script) =
+        (digits(), examples.join("data/digits-test.csv.gz"), examples.join("numpy_digits/train.py"));
+    let package = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/python/src");
+    for name in ["one", "two"] {
+        cluster.join(name)?;
+        let mut args: Vec<&OsStr> = ["--shard".as_ref(), data.as_os_str(), "--min-round=50".as_ref()].to_vec();
+        if name == "one" {
+            args.extend([OsStr::new("--eval-shard"), test.as_os_str()]);
+        }
+        args.extend([OsStr::new("--"), "python3".as_ref(), script.as_os_str()]);
+        cluster.start_agent(Role::Agent, name, &args, &[("PYTHONPATH", package)])?;
+    }
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    for name in ["one", "two"] {
+        assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    }
+    let status = cluster.status()?;
+    assert_eq!(status.params, Some(65 * 10));
+    assert!(status.updates_accepted > 0 && status.updates_refused.is_empty(), "{:?}", status.updates_refused);
+    assert!(cluster.verify()?.holds);
     Ok(())
 }

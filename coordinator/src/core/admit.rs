@@ -104,7 +104,8 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial
     let staleness = state.version.staleness_of(meta.base_version) + u64::from(bugs::is(Bug::StalenessOffByOne));
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
-    let weight = weight * damping(state, meta.key.agent, norm, median.or(initial_norm));
+    let measure = median.or(initial_norm.filter(|norm| *norm > 0.0)).unwrap_or_else(|| unmeasured_norm(state));
+    let weight = weight * damping(state, meta.key.agent, norm, measure);
     let closes = state.next_update_closes();
     Decision::Accept(Box::new(AcceptedUpdate {
         meta: meta.clone(),
@@ -117,14 +118,19 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial
     }))
 }
 
+/// The measure of the first updates to a model of zeros: a change of 1 in every parameter. Training stays far below it, and what
+/// is a million times too large cannot carry the model away before three agents have shown what is usual.
+fn unmeasured_norm(state: &RunState) -> f64 {
+    (state.manifest.params() as f64).sqrt()
+}
+
 /// What the weight of an update is multiplied with so that neither its norm nor how often its agent comes counts for more
 /// than is configured. 1 where both are off, or within bounds.
 #[expect(clippy::cast_possible_truncation, reason = "a weight is journalled and applied as f32")]
-fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: Option<f64>) -> f32 {
+fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64) -> f32 {
     let admit = &state.spec.admit;
     let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
-    let usual_norm = usual_norm.filter(|usual| clip > 0.0 && *usual > 0.0 && norm > clip * usual);
-    let clipped = usual_norm.map_or(1.0, |usual| clip * usual / norm);
+    let clipped = if clip > 0.0 && norm > clip * usual_norm { clip * usual_norm / norm } else { 1.0 };
     let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence) } else { 1.0 };
     (clipped * influence) as f32
 }

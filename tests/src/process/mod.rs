@@ -14,6 +14,7 @@ mod child;
 mod cluster;
 mod line;
 mod preload;
+mod python;
 mod role;
 mod watch;
 
@@ -22,5 +23,6 @@ pub use child::{Ended, Process, call};
 pub use cluster::{Cluster, PATIENCE};
 pub use line::{Line, Way};
 pub use preload::compile;
+pub use python::python3;
 pub use role::Role;
 pub use watch::{Seen, Tail, What};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_common::codec::{self, CodecSpec};
+use anabranch_common::codec::{self, CodecSpec, Delta};
 use anabranch_common::ids::{Digest, Incarnation, Position};
 use anabranch_common::journal::{LeaseEnd, Record, RecordBody};
 use anabranch_common::limits;
@@ -11,6 +11,7 @@ use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejectio
 use anabranch_common::wire::transfer::TransferManifest;
 
 use super::world::{World, agent, breaks_the_protocol, hello, manifest, spec};
+use crate::core::admit::{Decision, admit};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
 use crate::core::state::RunState;
@@ -175,6 +176,32 @@ fn norms_are_forgotten_when_updates_become_others() {
     other.upload.codec = CodecSpec::F32;
     change(&mut state, other);
     assert_eq!(state.recent.median_norm(), None);
+}
+
+/// Found by simulation (seeds 590, 8652): what is a million times too large, before anybody has shown what is usual, made
+/// the model of zeros so large that honest differences were no longer finite.
+#[test]
+fn the_first_updates_to_a_model_of_zeros_have_a_measure() {
+    let mut world = World::started(1);
+    let lease = world.lease(1);
+    let meta = world.meta(1, 0, &lease);
+    let weight = |clip_norm_ratio, value, initial_norm| {
+        let mut state = world.state().clone();
+        let mut clipping = spec();
+        clipping.admit.clip_norm_ratio = clip_norm_ratio;
+        change(&mut state, clipping);
+        match admit(&state, &meta, Some(&Ok(&Delta::Dense(vec![value; 4]))), initial_norm) {
+            Decision::Accept(update) => update.weight,
+            other => panic!("{other:?}"),
+        }
+    };
+    let whole = weight(0.0, 1e6, None);
+    assert_eq!(weight(1.0, 0.5, Some(0.0)), whole, "training is not touched");
+    for initial_norm in [None, Some(0.0)] {
+        let scaled = weight(1.0, 1e6, initial_norm) / whole;
+        assert!((scaled - 1e-6).abs() < 1e-9, "{scaled}");
+    }
+    assert_eq!(weight(1.0, 5.0, Some(10.0)), whole, "the initial model is the better measure");
 }
 
 #[test]
