@@ -62,6 +62,10 @@ pub const PEER_QUEUE_MESSAGES: usize = 256;
 pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
 /// Records written with one sync.
 pub const GROUP_COMMIT_RECORDS: usize = 512;
+/// An upload of at most this many bytes, of a model of at most ...
+pub const INLINE_DECODE_BYTES: usize = 32 << 10;
+/// ... this many parameters, is decoded by the thread that received it.
+pub const INLINE_DECODE_PARAMS: usize = 1 << 18;
 /// Bytes of uploads in flight over all peers.
 pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
 /// Bytes of them that one agent may hold; a single larger transfer is let in alone.

@@ -16,6 +16,7 @@ use anabranch_io::exit::{ExitCode, Fail, storage_fail};
 use anabranch_io::{faults, tls};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
@@ -351,10 +352,18 @@ impl Driver {
             }
             _ => return,
         };
-        // A peer that does not read what it is sent is cut off: dropping its queue ends its connection.
-        if self.peers.get(&peer).is_some_and(|ops| ops.try_send(op).is_err()) {
-            tracing::warn!(peer = peer.0, "a peer does not read its messages and is cut off");
-            self.peers.remove(&peer);
+        match self.peers.get(&peer).map(|ops| ops.try_send(op)) {
+            // A peer that does not read what it is sent is cut off: dropping its queue ends its connection.
+            Some(Err(TrySendError::Full(_))) => {
+                tracing::warn!(peer = peer.0, "a peer does not read its messages and is cut off");
+                self.peers.remove(&peer);
+            }
+            // It has gone, and the loop will hear so when it has read what came before.
+            Some(Err(TrySendError::Closed(_))) => {
+                tracing::debug!(peer = peer.0, "a peer has gone before it could be told");
+                self.peers.remove(&peer);
+            }
+            None | Some(Ok(())) => {}
         }
     }
 

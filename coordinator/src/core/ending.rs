@@ -41,7 +41,7 @@ impl Core {
         self.schedule.ending = Some(Ending::Measuring { since_ms: self.now.mono_ms });
         let Some(state) = &self.state else { return };
         let measured = state.evaluations.iter().any(|(_, evaluation)| evaluation.version == result);
-        let evaluator = self.peers.evaluators().first().map(|(peer, ..)| *peer);
+        let evaluator = self.peers.first_evaluator().map(|(peer, _)| peer);
         self.schedule.evaluate_next(evaluator.filter(|_| !measured && result == state.version));
         if reason != FinishReason::NonFinite {
             self.order_checkpoint();

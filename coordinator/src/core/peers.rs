@@ -1,7 +1,7 @@
 //! Connections and what is known of agents while this process lives. Nothing here is durable, and nothing here changes
 //! what merging does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
@@ -36,10 +36,33 @@ pub(super) struct Live {
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     connected: BTreeMap<PeerId, AgentId>,
+    /// The same by agent; each has one connection.
+    by_agent: BTreeMap<AgentId, PeerId>,
+    /// Connected agents with an evaluation shard: those without a training shard (`false`) first, then by identity.
+    evaluators: BTreeSet<(bool, AgentId)>,
     live: BTreeMap<AgentId, Live>,
 }
 
 impl Peers {
+    /// `agent` has no other connection: an older one was removed.
+    fn insert(&mut self, peer: PeerId, agent: AgentId, hello: &AgentHello) {
+        self.connected.insert(peer, agent);
+        self.by_agent.insert(agent, peer);
+        if hello.eval_examples > 0 {
+            self.evaluators.insert((hello.train_examples > 0, agent));
+        }
+    }
+
+    /// Forgets a connection; whose it was.
+    fn remove(&mut self, peer: PeerId) -> Option<AgentId> {
+        let agent = self.connected.remove(&peer)?;
+        self.by_agent.remove(&agent);
+        for trains in [false, true] {
+            self.evaluators.remove(&(trains, agent));
+        }
+        Some(agent)
+    }
+
     pub(super) fn heard(&mut self, peer: PeerId, now: Now) -> Option<AgentId> {
         let agent = *self.connected.get(&peer)?;
         self.live.entry(agent).or_default().last_seen_ms = now.mono_ms;
@@ -71,7 +94,7 @@ impl Peers {
     }
 
     pub(super) fn peer_of(&self, agent: AgentId) -> Option<PeerId> {
-        self.connected.iter().find(|(_, connected)| **connected == agent).map(|(peer, _)| *peer)
+        self.by_agent.get(&agent).copied()
     }
 
     pub(super) fn agent_of(&self, peer: PeerId) -> Option<AgentId> {
@@ -91,16 +114,10 @@ impl Peers {
         self.all().filter_map(|(peer, agent)| Some((peer, agent, self.live.get(&agent)?.hello.clone()?))).collect()
     }
 
-    /// Connected agents with an evaluation shard: those without a training shard first, then by identity.
-    pub(super) fn evaluators(&self) -> Vec<(PeerId, AgentId, bool)> {
-        let mut evaluators: Vec<_> = self
-            .hellos()
-            .into_iter()
-            .filter(|(_, _, hello)| hello.eval_examples > 0)
-            .map(|(peer, agent, hello)| (peer, agent, hello.train_examples == 0))
-            .collect();
-        evaluators.sort_by_key(|(_, agent, only)| (!only, *agent));
-        evaluators
+    /// Who is asked to evaluate before all others, and whether it does nothing else.
+    pub(super) fn first_evaluator(&self) -> Option<(PeerId, bool)> {
+        let (trains, agent) = self.evaluators.first()?;
+        Some((self.peer_of(*agent)?, !trains))
     }
 }
 
@@ -119,7 +136,7 @@ impl Core {
             return self.reject(peer, Rejection::Busy);
         }
         self.replace_older_connection(agent, &hello);
-        self.peers.connected.insert(peer, agent);
+        self.peers.insert(peer, agent, &hello);
         let live = self.peers.live.entry(agent).or_default();
         live.last_seen_ms = self.now.mono_ms;
         if live.hello.as_ref().is_none_or(|before| before.incarnation != hello.incarnation) {
@@ -191,7 +208,7 @@ impl Core {
     }
 
     pub(super) fn disconnected(&mut self, peer: PeerId) {
-        let agent = self.peers.connected.remove(&peer);
+        let agent = self.peers.remove(peer);
         self.schedule.forget(peer, agent);
         self.drop_offer(peer);
     }
@@ -203,7 +220,7 @@ impl Core {
 
     pub(super) fn violated(&mut self, peer: PeerId, what: impl Into<String>) {
         self.reject(peer, Rejection::Protocol(what.into()));
-        let agent = self.peers.connected.remove(&peer);
+        let agent = self.peers.remove(peer);
         self.schedule.forget(peer, agent);
     }
 }

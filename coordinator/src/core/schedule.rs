@@ -24,6 +24,8 @@ pub(super) struct Schedule {
     waiting: BTreeSet<PeerId>,
     /// Who asked for a lease and has caused too many records lately: asked for again as time passes.
     throttled: BTreeSet<PeerId>,
+    /// No outstanding lease expires before this Unix time in milliseconds: until then nobody has to look for one.
+    no_expiry_before_ms: u64,
     publishing: bool,
     published: Option<(ModelVersion, Digest)>,
     evaluation: Option<Pending>,
@@ -49,6 +51,7 @@ impl Schedule {
         Self {
             waiting: BTreeSet::new(),
             throttled: BTreeSet::new(),
+            no_expiry_before_ms: 0,
             publishing: false,
             published: None,
             evaluation: None,
@@ -155,6 +158,9 @@ impl Core {
     fn expire_leases(&mut self) {
         let Some(state) = &self.state else { return };
         let now = self.now.unix_ms;
+        if now <= self.schedule.no_expiry_before_ms {
+            return;
+        }
         let expired: Vec<_> = state
             .active_leases()
             .filter(|lease| lease.expires_at_ms < now && !bugs::is(Bug::LeaseNeverExpires))
@@ -163,6 +169,8 @@ impl Core {
         for lease in expired {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired }, Arc::from([]), None);
         }
+        let next = self.state.as_ref().and_then(|state| state.active_leases().map(|lease| lease.expires_at_ms).min());
+        self.schedule.no_expiry_before_ms = next.unwrap_or(u64::MAX);
     }
 
     /// Asks for the newest version when somebody waits for one; grants at once when it is at hand.
@@ -233,6 +241,7 @@ impl Core {
         if evaluate {
             self.evaluation_asked(agent, base_version);
         }
+        self.schedule.no_expiry_before_ms = self.schedule.no_expiry_before_ms.min(lease.expires_at_ms);
         self.append(RecordBody::LeaseGranted(lease.clone()), Arc::from([]), None);
         self.send(peer, CoordinatorMessage::Lease { lease, evaluate });
     }
@@ -260,7 +269,7 @@ impl Core {
             return;
         }
         if self.evaluation_due(state.version)
-            && let Some((peer, _, true)) = self.peers.evaluators().first().copied()
+            && let Some((peer, true)) = self.peers.first_evaluator()
         {
             self.schedule.evaluate_on_publish = Some(peer);
         }

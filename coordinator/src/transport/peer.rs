@@ -355,13 +355,18 @@ impl PeerConnection {
         Ok(())
     }
 
-    /// Decodes a complete transfer off the runtime's threads and tells the loop, once for each that has this content.
+    /// Decodes a complete transfer and tells the loop, once for each that has this content; off the runtime's threads,
+    /// unless that would take longer than the work itself.
     async fn complete(&self, Whole { waiting, upload }: Whole) {
         let Ok(_decoder) = self.shared.decoders.acquire().await else { return };
         let Some(content) = upload.assembly.finish() else { return };
         let content: Arc<[u8]> = content.into();
         for what in waiting {
             let (peer, failed, content) = (self.peer, what.clone(), Arc::clone(&content));
+            if is_soon_decoded(&what, &content) {
+                self.shared.tell(Input::Event(decode(peer, what, content))).await;
+                continue;
+            }
             let decoded = tokio::task::spawn_blocking(move || decode(peer, what, content)).await;
             match decoded {
                 Ok(event) => self.shared.tell(Input::Event(event)).await,
@@ -382,6 +387,12 @@ impl PeerConnection {
         };
         self.shared.tell(Input::Event(event)).await;
     }
+}
+
+/// Whether decoding takes no longer than to hand it to another thread and back: little comes in, and little can come out.
+fn is_soon_decoded(what: &Incoming, content: &[u8]) -> bool {
+    let (Incoming::Update { manifest, .. } | Incoming::Model { manifest, .. }) = what;
+    content.len() <= limits::INLINE_DECODE_BYTES && manifest.params() <= limits::INLINE_DECODE_PARAMS
 }
 
 /// The kill point after a message.

@@ -79,6 +79,30 @@ impl Drop for Waits<'_> {
 /// A half that its agent left in memory, when, and which transfer it is of.
 type LeftBehind = (u64, Digest, Upload);
 
+/// What each agent may hold of the budget.
+#[derive(Debug, Default)]
+struct Shares {
+    by_agent: BTreeMap<AgentId, Weak<Semaphore>>,
+    /// How many were held when the ones that nobody holds were last dropped.
+    held: usize,
+}
+
+impl Shares {
+    fn of(&mut self, agent: AgentId) -> Arc<Semaphore> {
+        if let Some(share) = self.by_agent.get(&agent).and_then(Weak::upgrade) {
+            return share;
+        }
+        // Not at every upload: with a thousand agents that would be a thousand looks for each.
+        if self.by_agent.len() >= 2 * self.held.max(32) {
+            self.by_agent.retain(|_, share| share.strong_count() > 0);
+            self.held = self.by_agent.len();
+        }
+        let fresh = Arc::new(Semaphore::new(SHARE_PERMITS as usize));
+        self.by_agent.insert(agent, Arc::downgrade(&fresh));
+        fresh
+    }
+}
+
 /// Transfers that were left behind, and the budget for all that are in memory.
 #[derive(Debug)]
 pub(super) struct Uploads {
@@ -86,7 +110,7 @@ pub(super) struct Uploads {
     /// How many wait for room in it.
     waiting: AtomicU64,
     /// What each agent may hold of it at once; only of agents that hold or want some.
-    shares: Mutex<BTreeMap<AgentId, Weak<Semaphore>>>,
+    shares: Mutex<Shares>,
     left_behind: Mutex<BTreeMap<AgentId, LeftBehind>>,
     partials: Arc<Partials>,
     counters: Counters,
@@ -164,13 +188,7 @@ impl Uploads {
         let permits = permits.min(SHARE_PERMITS);
         let share = {
             let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            shares.retain(|_, share| share.strong_count() > 0);
-            let existing = shares.get(&agent).and_then(Weak::upgrade);
-            existing.unwrap_or_else(|| {
-                let fresh = Arc::new(Semaphore::new(SHARE_PERMITS as usize));
-                shares.insert(agent, Arc::downgrade(&fresh));
-                fresh
-            })
+            shares.of(agent)
         };
         if share.available_permits() < permits as usize {
             // What it left behind gives way to what it wants now.

@@ -1,5 +1,6 @@
 //! How fast, how large, how soon back.
 
+pub mod flood;
 pub mod recovery;
 pub mod store;
 pub mod swarm;

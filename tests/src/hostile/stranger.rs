@@ -1,12 +1,15 @@
 //! Whoever has no certificate: datagrams from raw sockets, half-open handshakes, silent connections.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anabranch_common::rng::SplitMix64;
 use anabranch_io::tls;
 use anyhow::Context as _;
 use quinn::{ClientConfig, Connection, Endpoint};
+
+use crate::clock::Stopwatch;
 
 /// Bytes of a datagram that may open a connection: QUIC wants them padded.
 const INITIAL_BYTES: usize = 1200;
@@ -80,6 +83,35 @@ pub fn flood(port: u16, datagrams: &[Vec<u8>], sources: u16, per_second: u32) ->
         }
     }
     Ok(())
+}
+
+/// Sends datagrams from `sources` addresses in turn, over and over, `per_second` of them a second until it is `over`.
+/// Returns how many.
+///
+/// # Errors
+/// There is no socket.
+pub fn flood_until(
+    port: u16,
+    datagrams: &[Vec<u8>],
+    sources: u16,
+    per_second: u32,
+    over: &AtomicBool,
+) -> anyhow::Result<u64> {
+    let sockets = (1..=sources.max(1)).map(|number| UdpSocket::bind((source(number), 0)));
+    let sockets = sockets.collect::<Result<Vec<_>, _>>().context("no address of the loopback network")?;
+    let mut next = datagrams.iter().cycle().zip(sockets.iter().cycle());
+    let (watch, mut sent) = (Stopwatch::start(), 0_u64);
+    while !over.load(Ordering::Relaxed) {
+        // By the clock: sleeps are longer than they were asked to be.
+        while (sent as f64) < watch.seconds() * f64::from(per_second) {
+            let Some((datagram, socket)) = next.next() else { return Ok(sent) };
+            // Lost ones are as good.
+            let _ = socket.send_to(datagram, (Ipv4Addr::LOCALHOST, port));
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(sent)
 }
 
 /// A connection from a given address, up to the end of TLS and no further.

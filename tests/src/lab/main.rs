@@ -131,6 +131,18 @@ enum Bench {
         #[command(flatten)]
         common: Common,
     },
+    /// What honest agents notice of strangers who flood the port: Ack latency without them, and under them
+    #[command(
+        after_help = "The flood comes from the loopback network 127.66.0.0/16 (Linux has all of 127.0.0.0/8), half of
+it first packets of connections that never go on, half of it garbage, and shares this machine's cores with the
+coordinator and its agents."
+    )]
+    Flood {
+        #[command(flatten)]
+        options: bench::flood::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Time from kill -9 to serving again, replay speed, memory
     Recovery {
         #[command(flatten)]
@@ -192,6 +204,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         }
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::Flood { options, common }) => (bench::flood::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };
     report.finish(common.json.as_deref())?;

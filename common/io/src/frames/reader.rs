@@ -50,16 +50,15 @@ impl<T: Decode<()>> FrameReader<T> {
                 }
                 wanted => wanted,
             };
-            let mut chunk = [0; READ_BYTES];
-            let read = self.stream.read(&mut chunk[..wanted.min(READ_BYTES)]);
+            let read = self.stream.read_chunk(wanted.min(READ_BYTES), true);
             let read = match self.since {
                 Some(since) => tokio::time::timeout_at(since + self.deadline, read).await,
                 None => Ok(read.await),
             };
             match read.map_err(|_| FrameIoError::TimedOut)?? {
-                Some(len) => {
+                Some(chunk) => {
                     self.since.get_or_insert_with(Instant::now);
-                    self.buffer.extend_from_slice(&chunk[..len]);
+                    self.buffer.extend_from_slice(&chunk.bytes);
                 }
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(FrameIoError::Closed),

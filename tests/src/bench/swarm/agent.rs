@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) model: Arc<[f32]>,
     pub(super) codec: CodecId,
     pub(super) payloads: Vec<Payload>,
+    /// How long a round takes, in milliseconds.
+    pub(super) round_ms: u64,
     pub(super) tally: Tally,
 }
 
@@ -83,19 +85,25 @@ pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
     };
     let session = Session::new(config, Kept::default());
     let (clock, waiting) = (Clock::start(), BTreeMap::new());
-    let mut agent = Agent { member, shared, clock, session, link: None, links: 0, net, waiting };
+    let mut agent = Agent { member, shared, clock, session, link: None, links: 0, net, waiting, training: None };
     let mut ending = agent.step(Event::Started);
     loop {
         if let Some(ending) = ending {
             return ending;
         }
-        let deadline = agent.session.deadline_ms().map(|at_ms| Instant::from_std(agent.clock.instant(at_ms)));
+        let at = |at_ms| Instant::from_std(agent.clock.instant(at_ms));
+        let (deadline, trained_at) =
+            (agent.session.deadline_ms().map(at), agent.training.as_ref().map(|round| at(round.0)));
         let event = tokio::select! {
             Some((number, event)) = net_events.recv() => match agent.translate(number, event) {
                 Some(event) => event,
                 None => continue,
             },
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Event::Tick,
+            () = tokio::time::sleep_until(trained_at.unwrap_or_else(Instant::now)), if trained_at.is_some() => {
+                let Some((_, lease)) = agent.training.take() else { continue };
+                trained(&lease)
+            }
         };
         ending = agent.step(event);
     }
@@ -110,6 +118,8 @@ struct Agent {
     links: u64,
     net: mpsc::Sender<(u64, NetEvent)>,
     waiting: BTreeMap<UpdateKey, (Stopwatch, usize)>,
+    /// The round under way, and when it ends.
+    training: Option<(u64, Box<Lease>)>,
 }
 
 impl Agent {
@@ -184,15 +194,22 @@ impl Agent {
             Command::Unpack { version, digest, .. } => {
                 Some(Event::Unpacked { version, digest, content: Arc::clone(&self.shared.model) })
             }
-            Command::Train { lease, .. } => Some(trained(&lease)),
+            Command::Train { lease, .. } if self.shared.round_ms == 0 => Some(trained(&lease)),
+            Command::Train { lease, .. } => {
+                self.training = Some((self.clock.now_ms() + self.shared.round_ms, lease));
+                None
+            }
+            Command::StopTraining => {
+                self.training = None;
+                None
+            }
             Command::Bank(bank) => Some(Event::Banked(self.bank(&bank))),
             Command::Settle { key, .. } => {
                 self.waiting.remove(&key);
                 Some(Event::Settled { key })
             }
-            // Nothing of these is there: a shard to evaluate on, a round that takes time, a store, a certificate that ages.
+            // Nothing of these is there: a shard to evaluate on, a store, a certificate that ages.
             Command::Evaluate { .. }
-            | Command::StopTraining
             | Command::AdoptBranch { .. }
             | Command::Renew
             | Command::StoreCertificate { .. }

@@ -7,11 +7,12 @@
 mod agent;
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anabranch_agent::config::AgentDir;
+use anabranch_agent::core::command::Ending;
 use anabranch_agent::identity::AgentKey;
 use anabranch_agent::transport::{self, Dialer};
 use anabranch_common::codec::{self, CodecSpec};
@@ -21,6 +22,7 @@ use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::message::JoinResponse;
 use anabranch_common::wire::transfer::TransferManifest;
+use anabranch_io::tls;
 use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
 
@@ -59,6 +61,9 @@ pub struct Options {
     /// How long is measured
     #[arg(long, value_name = "S", default_value_t = 10.0)]
     pub seconds: f64,
+    /// How long an agent's round takes in milliseconds; 0: no time at all
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub round_ms: u64,
 }
 
 impl Options {
@@ -119,7 +124,8 @@ retention = "since_snapshot"
         };
         let payloads = (0..PAYLOADS).map(payload).collect::<anyhow::Result<_>>()?;
         let model = vec![0.0; params].into();
-        Ok(Shared { codec: encoder.id(), payloads, model, manifest, tally: Tally::default() })
+        let (codec, round_ms) = (encoder.id(), self.round_ms);
+        Ok(Shared { codec, payloads, model, manifest, round_ms, tally: Tally::default() })
     }
 }
 
@@ -128,76 +134,143 @@ retention = "since_snapshot"
 /// # Errors
 /// A process fails, or an agent is turned away.
 pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
+    with_swarm(lab, options, seed, async |cluster, swarm| {
+        let mut report = Report::new("anabranch-lab bench swarm", seed);
+        let pid = cluster.coordinator()?.pid();
+        let slice = swarm.measure(pid, options.seconds).await;
+        let resident = (proc_kib(&format!("/proc/{pid}/status"), "VmRSS:").unwrap_or(0) << 10) as f64;
+        let mut usage = Usage::default();
+        usage.look("coordinator", pid);
+        let peak = usage.peak_bytes(|_| true);
+        report.metric("enrol_s", swarm.enrol_s);
+        report.metric("all_working_s", swarm.all_working_s);
+        report.metric("updates_per_s", slice.updates_per_s);
+        report.metric("updates_refused", slice.refused as f64);
+        report.metric("disconnections", slice.disconnections as f64);
+        report.metric("ack_p50_ms", slice.ack_ms(0.5));
+        report.metric("ack_p99_ms", slice.ack_ms(0.99));
+        report.metric("payload_bytes", swarm.shared.payloads[0].bytes.len() as f64);
+        report.metric("coordinator_cpu_cores", slice.coordinator_cores);
+        report.metric("swarm_cpu_cores", slice.swarm_cores);
+        report.metric("rss_bytes", resident);
+        report.metric("peak_rss_bytes", peak);
+        report.counts.insert("agents".to_owned(), u64::from(options.agents));
+        report.counts.insert("params".to_owned(), options.params);
+        report.aim("2,000 durable updates a second", slice.updates_per_s >= 2_000.0);
+        let most = MEMORY.0 + MEMORY.1 * f64::from(options.agents);
+        report.aim("coordinator within 256 MB and 100 KB an agent", peak <= most);
+        Ok(report)
+    })
+}
+
+/// Starts a coordinator and a swarm, does `work` with them when everyone has had two verdicts, and looks that the
+/// coordinator has counted at least as many updates as the swarm, and refused none.
+pub(super) fn with_swarm(
+    lab: &Path,
+    options: &Options,
+    seed: u64,
+    work: impl AsyncFnOnce(&mut Cluster, &mut Swarm) -> anyhow::Result<Report>,
+) -> anyhow::Result<Report> {
     let mut cluster = Cluster::new(lab, &options.run_toml(seed))?;
     cluster.start_coordinator()?;
     let uses = options.agents.to_string();
     let token = cluster.token(&["--name", "swarm", "--uses", &uses])?;
+    let token: JoinToken = token.parse().map_err(|error| anyhow::anyhow!("the token cannot be read: {error}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let measured = runtime.block_on(measure(&mut cluster, &token, options, seed));
+    let measured = runtime.block_on(async {
+        let mut swarm = Swarm::start(&token, cluster.path(), options, seed).await?;
+        tokio::time::sleep(SETTLE).await;
+        let mut report = work(&mut cluster, &mut swarm).await?;
+        swarm.agents.shutdown().await;
+        let (accepted, refused) = (swarm.count().0, swarm.count().1);
+        report.pass &= cluster.status()?.updates_accepted >= accepted && refused == 0;
+        Ok(report)
+    });
     runtime.shutdown_timeout(Duration::from_secs(2));
     measured
 }
 
-async fn measure(cluster: &mut Cluster, token: &str, options: &Options, seed: u64) -> anyhow::Result<Report> {
-    let mut report = Report::new("anabranch-lab bench swarm", seed);
-    let token: JoinToken = token.parse().map_err(|error| anyhow::anyhow!("the token cannot be read: {error}"))?;
-    let shared = Arc::new(options.shared(seed)?);
-    let watch = Stopwatch::start();
-    let members = enrol(&token, cluster.path(), options.agents).await?;
-    report.metric("enrol_s", watch.seconds());
-    let watch = Stopwatch::start();
-    let mut agents = JoinSet::new();
-    for member in members {
-        agents.spawn(agent::work(member, Arc::clone(&shared)));
+/// Agents at work.
+#[derive(Debug)]
+pub(super) struct Swarm {
+    shared: Arc<Shared>,
+    agents: JoinSet<Ending>,
+    ca: Digest,
+    enrol_s: f64,
+    all_working_s: f64,
+}
+
+/// What was seen in a while.
+#[derive(Debug)]
+pub(super) struct Slice {
+    pub(super) updates_per_s: f64,
+    pub(super) refused: u64,
+    pub(super) disconnections: u64,
+    pub(super) coordinator_cores: f64,
+    pub(super) swarm_cores: f64,
+    /// From the offer of an update to its verdict, sorted.
+    latencies_ms: Vec<f64>,
+}
+
+impl Slice {
+    /// From the offer of an update to its verdict, in milliseconds, at a share (0..1) of the updates.
+    pub(super) fn ack_ms(&self, share: f64) -> f64 {
+        quantile(&self.latencies_ms, share)
     }
-    until_all_work(&shared, &mut agents, options.agents).await?;
-    report.metric("all_working_s", watch.seconds());
-    tokio::time::sleep(SETTLE).await;
+}
 
-    let pid = cluster.coordinator()?.pid();
-    let tally = &shared.tally;
-    let counts = || [&tally.accepted, &tally.refused, &tally.disconnected].map(|count| count.load(Ordering::Relaxed));
-    let cpu = || (usage::cpu_s(pid).unwrap_or(0.0), usage::cpu_s(std::process::id()).unwrap_or(0.0));
-    let (before, cpu_before, watch) = (counts(), cpu(), Stopwatch::start());
-    tally.measuring.store(true, Ordering::Relaxed);
-    tokio::time::sleep(Duration::from_secs_f64(options.seconds)).await;
-    tally.measuring.store(false, Ordering::Relaxed);
-    let (wall_s, after, cpu_after) = (watch.seconds(), counts(), cpu());
+impl Swarm {
+    async fn start(token: &JoinToken, folder: &Path, options: &Options, seed: u64) -> anyhow::Result<Self> {
+        let shared = Arc::new(options.shared(seed)?);
+        let watch = Stopwatch::start();
+        let members = enrol(token, folder, options.agents).await?;
+        let enrol_s = watch.seconds();
+        let watch = Stopwatch::start();
+        let mut agents = JoinSet::new();
+        for member in members {
+            agents.spawn(agent::work(member, Arc::clone(&shared)));
+        }
+        until_all_work(&shared, &mut agents, options.agents).await?;
+        Ok(Self { shared, agents, ca: token.ca_fingerprint, enrol_s, all_working_s: watch.seconds() })
+    }
 
-    let mut latencies = std::mem::take(&mut *tally.latencies_ms.lock().unwrap_or_else(PoisonError::into_inner));
-    latencies.sort_by(f64::total_cmp);
-    let per_s = (after[0] - before[0]) as f64 / wall_s;
-    let resident = (proc_kib(&format!("/proc/{pid}/status"), "VmRSS:").unwrap_or(0) << 10) as f64;
-    let mut usage = Usage::default();
-    usage.look("coordinator", pid);
-    let peak = usage.peak_bytes(|_| true);
-    report.metric("updates_per_s", per_s);
-    report.metric("updates_refused", (after[1] - before[1]) as f64);
-    report.metric("disconnections", (after[2] - before[2]) as f64);
-    report.metric("ack_p50_ms", quantile(&latencies, 0.5));
-    report.metric("ack_p99_ms", quantile(&latencies, 0.99));
-    report.metric("payload_bytes", shared.payloads[0].bytes.len() as f64);
-    report.metric("coordinator_cpu_cores", (cpu_after.0 - cpu_before.0) / wall_s);
-    report.metric("swarm_cpu_cores", (cpu_after.1 - cpu_before.1) / wall_s);
-    report.metric("rss_bytes", resident);
-    report.metric("peak_rss_bytes", peak);
-    report.counts.insert("agents".to_owned(), u64::from(options.agents));
-    report.counts.insert("params".to_owned(), options.params);
-    agents.shutdown().await;
-    let status = cluster.status()?;
-    report.pass = status.updates_accepted >= after[0] && after[1] == 0;
-    report.aim("2,000 durable updates a second", per_s >= 2_000.0);
-    let most = MEMORY.0 + MEMORY.1 * f64::from(options.agents);
-    report.aim("coordinator within 256 MB and 100 KB an agent", peak <= most);
-    Ok(report)
+    /// For TLS without a certificate, as a joining agent has it.
+    pub(super) fn stranger(&self) -> anyhow::Result<quinn::ClientConfig> {
+        Ok(tls::client_pinned(self.ca)?)
+    }
+
+    /// Updates accepted, updates refused, connections lost.
+    fn count(&self) -> (u64, u64, u64) {
+        let tally = &self.shared.tally;
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (count(&tally.accepted), count(&tally.refused), count(&tally.disconnected))
+    }
+
+    /// Looks on for so many seconds. `pid` is the coordinator's.
+    pub(super) async fn measure(&self, pid: u32, seconds: f64) -> Slice {
+        let tally = &self.shared.tally;
+        let cpu = || (usage::cpu_s(pid).unwrap_or(0.0), usage::cpu_s(std::process::id()).unwrap_or(0.0));
+        let (before, cpu_before, watch) = (self.count(), cpu(), Stopwatch::start());
+        tally.measuring.store(true, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        tally.measuring.store(false, Ordering::Relaxed);
+        let (wall_s, after, cpu_after) = (watch.seconds(), self.count(), cpu());
+        let latencies = tally.latencies_ms.lock();
+        let mut latencies_ms = std::mem::take(&mut *latencies.unwrap_or_else(PoisonError::into_inner));
+        latencies_ms.sort_by(f64::total_cmp);
+        Slice {
+            updates_per_s: (after.0 - before.0) as f64 / wall_s,
+            refused: after.1 - before.1,
+            disconnections: after.2 - before.2,
+            coordinator_cores: (cpu_after.0 - cpu_before.0) / wall_s,
+            swarm_cores: (cpu_after.1 - cpu_before.1) / wall_s,
+            latencies_ms,
+        }
+    }
 }
 
 /// Waits until as many verdicts have come as there are agents.
-async fn until_all_work(
-    shared: &Shared,
-    agents: &mut JoinSet<anabranch_agent::core::command::Ending>,
-    wanted: u32,
-) -> anyhow::Result<()> {
+async fn until_all_work(shared: &Shared, agents: &mut JoinSet<Ending>, wanted: u32) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
     while shared.tally.accepted.load(Ordering::Relaxed) < 2 * u64::from(wanted) {
         if let Some(ended) = agents.try_join_next() {
