@@ -96,12 +96,15 @@ pub struct Dialer {
     address: String,
     ca_der: Vec<u8>,
     config: ClientConfig,
+    /// The socket of every connection; without one each has its own.
+    shared: Option<Endpoint>,
 }
 
 /// An open connection with its control stream.
 #[derive(Debug)]
 pub(super) struct Dialled {
-    pub(super) endpoint: Endpoint,
+    /// Its socket, where it has one of its own.
+    pub(super) own: Option<Endpoint>,
     pub(super) connection: Connection,
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
@@ -114,7 +117,15 @@ impl Dialer {
     /// Certificate or key cannot be used.
     pub fn new(address: String, ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<Self, DialError> {
         let config = tls::client(ca_der, cert_der, key_der)?;
-        Ok(Self { address, ca_der: ca_der.to_vec(), config })
+        Ok(Self { address, ca_der: ca_der.to_vec(), config, shared: None })
+    }
+
+    /// The same through a socket that others use too: for many agents in one process, since a socket of its own costs each
+    /// some megabytes.
+    #[must_use]
+    pub fn through(mut self, endpoint: Endpoint) -> Self {
+        self.shared = Some(endpoint);
+        self
     }
 
     /// The same with a renewed certificate.
@@ -122,15 +133,22 @@ impl Dialer {
     /// # Errors
     /// Certificate or key cannot be used.
     pub fn with_certificate(&self, cert_der: &[u8], key_der: &[u8]) -> Result<Self, DialError> {
-        Self::new(self.address.clone(), &self.ca_der, cert_der, key_der)
+        let renewed = Self::new(self.address.clone(), &self.ca_der, cert_der, key_der)?;
+        Ok(Self { shared: self.shared.clone(), ..renewed })
     }
 
     /// Connects, and agrees on a protocol version.
     pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
-        let endpoint = tls::client_endpoint()?;
+        let (endpoint, own) = match &self.shared {
+            Some(shared) => (shared.clone(), None),
+            None => {
+                let own = tls::client_endpoint()?;
+                (own.clone(), Some(own))
+            }
+        };
         let connection = tls::connect(&endpoint, &self.address, self.config.clone()).await?;
         let (send, recv) = greet(&connection, Purpose::Agent).await?;
-        Ok(Dialled { endpoint, connection, send, recv })
+        Ok(Dialled { own, connection, send, recv })
     }
 }
 

@@ -143,7 +143,9 @@ async fn run(dialer: &Dialer, after: Duration, mut inbox: mpsc::Receiver<Op>, te
         None => problem,
     };
     connection.close(0u32.into(), b"done");
-    dialled.endpoint.wait_idle().await;
+    if let Some(own) = dialled.own {
+        own.wait_idle().await;
+    }
     problem
 }
 

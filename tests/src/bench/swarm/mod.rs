@@ -24,6 +24,7 @@ use anabranch_common::wire::message::JoinResponse;
 use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::tls;
 use anyhow::{Context as _, bail};
+use quinn::Endpoint;
 use tokio::task::JoinSet;
 
 use super::store::noise;
@@ -38,6 +39,8 @@ use agent::{Member, Payload, Shared, Tally};
 const PAYLOADS: usize = 8;
 /// Agents that enrol at the same time.
 const JOINING: usize = 32;
+/// Sockets that all agents share: each takes some megabytes.
+const SOCKETS: u32 = 250;
 /// From the moment when everyone has had a verdict to the first one that is measured.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Memory that a coordinator may take whatever the number of its agents, and beside that for each of them.
@@ -286,12 +289,13 @@ async fn until_all_work(shared: &Shared, agents: &mut JoinSet<Ending>, wanted: u
 
 async fn enrol(token: &JoinToken, folder: &Path, agents: u32) -> anyhow::Result<Vec<Member>> {
     let (mut joining, mut members) = (JoinSet::new(), Vec::new());
-    for number in 0..u64::from(agents) {
+    let sockets: Vec<Endpoint> = (0..agents.min(SOCKETS)).map(|_| tls::client_endpoint()).collect::<Result<_, _>>()?;
+    for (number, socket) in (0..u64::from(agents)).zip(sockets.iter().cycle()) {
         if joining.len() >= JOINING {
             members.push(joining.join_next().await.context("someone is joining")???);
         }
         let (token, dir) = (token.clone(), AgentDir::new(folder.join(format!("swarm-{number}"))));
-        joining.spawn(join(token, dir, number));
+        joining.spawn(join(token, dir, number, socket.clone()));
     }
     while let Some(member) = joining.join_next().await {
         members.push(member??);
@@ -299,13 +303,13 @@ async fn enrol(token: &JoinToken, folder: &Path, agents: u32) -> anyhow::Result<
     Ok(members)
 }
 
-async fn join(token: JoinToken, dir: AgentDir, number: u64) -> anyhow::Result<Member> {
+async fn join(token: JoinToken, dir: AgentDir, number: u64, socket: Endpoint) -> anyhow::Result<Member> {
     let key = tokio::task::spawn_blocking(move || AgentKey::read_or_make(&dir)).await??;
     let patience = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
     let answer = tokio::time::timeout(patience, transport::join(&token, key.signing_request()?)).await;
     match answer.context("no answer to a request to join")?? {
         JoinResponse::Enrolled { run, agent, certificate_der, ca_der, .. } => {
-            let dialer = Dialer::new(token.address, &ca_der, &certificate_der, &key.to_der())?;
+            let dialer = Dialer::new(token.address, &ca_der, &certificate_der, &key.to_der())?.through(socket);
             Ok(Member { number, run, agent, dialer: Arc::new(dialer) })
         }
         JoinResponse::Refused(refusal) => bail!("an agent may not join: {refusal:?}"),
