@@ -258,7 +258,7 @@ impl Agent {
             NetEvent::Message(message) => Event::Message(message),
             NetEvent::Chunk { transfer, index, bytes } => Event::Chunk { transfer, index, bytes },
             NetEvent::ChunksSent { transfer, .. } => Event::ChunksSent { transfer },
-            NetEvent::Disconnected(_) => {
+            NetEvent::Disconnected(problem) => {
                 self.link = None;
                 Event::Disconnected(problem)
             }
