@@ -10,7 +10,9 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::transfer::TransferManifest;
 
 /// Bytes of published versions that are kept, unless two of them need more.
-const KEPT_BYTES: usize = 256 << 20;
+const KEPT_BYTES: usize = 32 << 20;
+/// Published versions that are kept, however small: whoever is granted a lease fetches its base at once.
+const KEPT_VERSIONS: usize = 64;
 
 /// The content of one version, ready to be sent.
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl Publisher {
         if let Some(before) = self.snapshots.insert(snapshot.version, snapshot) {
             self.bytes -= before.content.len();
         }
-        while self.bytes > KEPT_BYTES && self.snapshots.len() > 2 {
+        while (self.bytes > KEPT_BYTES && self.snapshots.len() > 2) || self.snapshots.len() > KEPT_VERSIONS {
             if let Some((_, oldest)) = self.snapshots.pop_first() {
                 self.bytes -= oldest.content.len();
             }
@@ -83,6 +85,18 @@ mod tests {
         }
         let kept: Vec<u64> = (0..5).filter(|v| publisher.get(ModelVersion(*v)).is_some()).collect();
         assert_eq!(kept, [3, 4]);
+    }
+
+    #[test]
+    fn small_versions_do_not_pile_up() {
+        let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
+        let manifest = ModelManifest::new(vec![tensor]).expect("valid");
+        let mut publisher = Publisher::default();
+        for version in 0..200 {
+            publisher.add(Arc::new(Snapshot::of(ModelVersion(version), &manifest, &[0.5; 4]).expect("finite")));
+        }
+        let kept: Vec<u64> = (0..200).filter(|v| publisher.get(ModelVersion(*v)).is_some()).collect();
+        assert_eq!(kept, (136..200).collect::<Vec<_>>());
     }
 
     #[test]
