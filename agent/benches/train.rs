@@ -33,7 +33,14 @@ fn main() {
     let threads = filter.next().and_then(|threads| threads.parse().ok());
     for (name, kind, hidden, batch_size, optimizer) in cases.into_iter().filter(|case| case.0.contains(&model)) {
         let label = if matches!(optimizer, OptimizerSpec::Sgd { .. }) { "sgd" } else { "adamw" };
-        let spec = ModelSpec { kind, input: vec![1, 28, 28], classes: 10, hidden, input_scale: 1.0 / 255.0 };
+        let spec = ModelSpec {
+            kind,
+            input: vec![1, 28, 28],
+            classes: 10,
+            hidden,
+            input_scale: 1.0 / 255.0,
+            ..ModelSpec::default()
+        };
         let plan = TrainSpec { local_steps: STEPS, batch_size, optimizer, keep_optimizer_state: false };
         for threads in threads.map_or(vec![1, 2, 4], |threads| vec![threads]) {
             let options = NativeOptions { threads: Some(threads) };

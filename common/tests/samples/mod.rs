@@ -40,6 +40,7 @@ pub(crate) fn spec() -> RunSpec {
             classes: 10,
             hidden: vec![64],
             input_scale: 1.0 / 255.0,
+            ..ModelSpec::default()
         },
         train: TrainSpec {
             local_steps: 20,

@@ -436,6 +436,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             classes: 2,
             hidden: vec![],
             input_scale: 1.0,
+            ..ModelSpec::default()
         },
         train: TrainSpec {
             local_steps: 1,
