@@ -81,6 +81,13 @@ pub(crate) fn other_spec() -> RunSpec {
     }
 }
 
+/// The one model that has figures of its own.
+pub(crate) fn gpt_spec() -> RunSpec {
+    let (context, layers, heads, width) = (128, 3, 4, 64);
+    let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
+    RunSpec { model, ..other_spec() }
+}
+
 pub(crate) fn lease() -> Lease {
     Lease {
         id: LeaseId(9),
@@ -299,6 +306,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         FinishReason::NonFinite,
     ];
     bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
+    bodies.push(RecordBody::ConfigChanged { spec: Box::new(gpt_spec()) });
     bodies
 }
 

@@ -234,6 +234,8 @@ mod tests {
             let slope = (above - below) / (2.0 * f64::from(step));
             // A step across a kink of ReLU or of the maximum gives another slope; that happens to few parameters.
             if (slope - f64::from(gradient[index])).abs() > 1e-3 + 0.01 * slope.abs() {
+                let of = architecture.manifest.ranges().find(|(_, range)| range.contains(&index));
+                println!("{of:?}[{index}]: {slope} by differences, {} by backward", gradient[index]);
                 kinks += 1;
             }
         }
@@ -256,7 +258,7 @@ mod tests {
         let labels: Vec<u32> = text[1..].iter().map(|byte| u32::from(*byte)).collect();
         let (differ, gradient) = slopes_that_differ(&architecture, model, &inputs, &labels);
         // There are no kinks, but losses are differences of rounded numbers.
-        assert!(differ * 200 <= gradient.len(), "{differ} of {} slopes differ from the gradient", gradient.len());
+        assert!(differ * 1000 <= gradient.len(), "{differ} of {} slopes differ from the gradient", gradient.len());
         for (tensor, range) in architecture.manifest.ranges() {
             let largest = gradient[range].iter().fold(0.0f32, |most, slope| most.max(slope.abs()));
             assert!(largest > 1e-4, "{} has no gradient", tensor.name);
