@@ -104,11 +104,12 @@ Examples:
   anabranch-agent run --dir agent --shard train.csv
   anabranch-agent run --dir agent --shard mnist/agent-0 --eval-shard mnist/test
   anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates
+  anabranch-agent run --dir agent --shard books/             # text, for a gpt
   anabranch-agent run --dir agent --shard data -- python3 train.py")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) dir: DirArgs,
-    /// What to train on: a CSV file, or a directory with a CSV file or a pair of IDX files
+    /// What to train on: a CSV file, a directory with a CSV file or a pair of IDX files, or a folder of text
     #[arg(long, value_name = "PATH")]
     pub(crate) shard: Option<PathBuf>,
     /// What to evaluate on
@@ -192,21 +193,29 @@ pub(crate) enum ShardVerb {
     /// Count examples and classes, and show the first problems with their line numbers
     #[command(after_help = "Examples:
   anabranch-agent shard inspect train.csv
-  anabranch-agent shard inspect mnist/ --json")]
+  anabranch-agent shard inspect mnist/ --json
+  anabranch-agent shard inspect books/ --context 128")]
     Inspect(InspectArgs),
     /// Cut a data set into one directory an agent, evenly or by a Dirichlet distribution over labels
+    ///
+    /// Text is split evenly by bytes: whole files where there are enough of them, stretches of bytes
+    /// where there are not.
     #[command(after_help = "Examples:
   anabranch-agent shard split digits.csv --agents 4 --alpha 0.3 --seed 7 \\
       --eval-rows 360 --out shards
-  anabranch-agent shard split mnist/ --agents 3 --iid --seed 1 --out shards")]
+  anabranch-agent shard split mnist/ --agents 3 --iid --seed 1 --out shards
+  anabranch-agent shard split books/ --agents 3 --iid --seed 1 --out shards")]
     Split(SplitArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A CSV file, or a directory with a CSV file or a pair of IDX files
+    /// A CSV file, a directory with a CSV file or a pair of IDX files, or a folder of text
     #[arg(value_name = "PATH")]
     pub(crate) path: PathBuf,
+    /// Bytes of the windows that text is counted in [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16_384))]
+    pub(crate) context: Option<u16>,
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
@@ -235,7 +244,7 @@ pub(crate) struct SplitArgs {
     /// Directory to make
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Keep this many examples apart for testing, in `eval/`
+    /// Keep this many examples apart for testing, in `eval/` (not of text)
     #[arg(long, value_name = "N")]
     pub(crate) eval_rows: Option<u64>,
     /// Name of the label column in a CSV file

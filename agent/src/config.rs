@@ -208,7 +208,7 @@ impl AgentConfig {
                 for (unset, example) in [
                     (
                         self.shard.is_none(),
-                        "# shard = \"train.csv\"        # CSV, or a directory with IDX files; relative to this directory\n",
+                        "# shard = \"train.csv\"        # CSV, a directory with IDX files, or a folder of text; relative to this directory\n",
                     ),
                     (
                         self.eval_shard.is_none(),

@@ -346,10 +346,13 @@ fn persistently<T>(stop: &StopSignal, mut work: impl FnMut() -> Result<T, TrainE
 
 fn ending(error: &TrainError) -> Ending {
     match error {
-        TrainError::Shape { .. } | TrainError::Classes { .. } | TrainError::EmptyShard => {
-            Ending::Shard(format!("the shard does not fit the run's model: {error}"))
-        }
-        TrainError::Spec { .. } | TrainError::Manifest(_) | TrainError::Length { .. } => {
+        TrainError::Shape { .. }
+        | TrainError::Classes { .. }
+        | TrainError::NotText
+        | TrainError::Text
+        | TrainError::TooShort { .. }
+        | TrainError::EmptyShard => Ending::Shard(format!("the shard does not fit the run's model: {error}")),
+        TrainError::Spec { .. } | TrainError::Model(_) | TrainError::Manifest(_) | TrainError::Length { .. } => {
             Ending::Manifest(error.to_string())
         }
         TrainError::Diverged { .. }

@@ -22,6 +22,12 @@ pub const TENSOR_DIMS: usize = 8;
 pub const TENSOR_NAME_BYTES: usize = 256;
 /// Parameters of a model.
 pub const MODEL_PARAMS: usize = 1 << 30;
+/// Bytes that a gpt sees at once.
+pub const GPT_CONTEXT: u32 = 1 << 14;
+/// Transformer blocks of a gpt: their tensors fit in a manifest.
+pub const GPT_LAYERS: u32 = 256;
+/// Width of a gpt.
+pub const GPT_WIDTH: u32 = 1 << 14;
 /// Bytes of an agent's or a token's name.
 pub const NAME_BYTES: usize = 64;
 /// Agents that may be enrolled in one run.
@@ -108,6 +114,10 @@ pub const SHARD_PROBLEMS_SHOWN: usize = 10;
 pub const SHARD_LINE_BYTES: usize = 1 << 20;
 /// Bytes of one shard file after decompression: what an agent may be made to hold in memory.
 pub const SHARD_BYTES: u64 = 16 << 30;
+/// Files of one shard of text.
+pub const SHARD_FILES: usize = 1 << 20;
+/// Folders inside of each other in a shard of text.
+pub const SHARD_FOLDERS_DEEP: usize = 64;
 /// Examples in a shard.
 pub const SHARD_EXAMPLES: usize = 1 << 28;
 

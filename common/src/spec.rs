@@ -1,6 +1,10 @@
 //! What a run is: model, local training, upload, merging, evaluation, targets. The coordinator reads it from
 //! `run.toml`, journals it, and sends it to every agent.
 
+mod gpt;
+
+pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
+
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +35,7 @@ pub struct RunSpec {
 }
 
 /// The model. An agent with a trainer of its own may ignore everything but `kind`; the manifest is what binds.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// Which architecture.
@@ -49,11 +53,66 @@ pub struct ModelSpec {
     /// Every input value is multiplied by this: 1/255 for bytes.
     #[serde(default = "one")]
     pub input_scale: f32,
+    /// Bytes that a `gpt` sees at once. This and the next three are 0 in every other model.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context: u32,
+    /// Transformer blocks of a `gpt`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub layers: u32,
+    /// Attention heads in a block of a `gpt`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub heads: u32,
+    /// Width of a `gpt`'s residual stream, a multiple of `heads`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub width: u32,
 }
 
 fn one() -> f32 {
     1.0
 }
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(figure: &u32) -> bool {
+    *figure == 0
+}
+
+impl Default for ModelSpec {
+    /// A custom model of which nothing is said.
+    fn default() -> Self {
+        let (kind, input, hidden) = (ModelKind::Custom, Vec::new(), Vec::new());
+        Self { kind, input, classes: 0, hidden, input_scale: one(), context: 0, layers: 0, heads: 0, width: 0 }
+    }
+}
+
+/// The figures of a `gpt` come last, and with no other kind: the other kinds' bytes are what they were before it.
+impl Encode for ModelSpec {
+    fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
+        self.kind.encode(encoder)?;
+        self.input.encode(encoder)?;
+        self.classes.encode(encoder)?;
+        self.hidden.encode(encoder)?;
+        self.input_scale.encode(encoder)?;
+        if self.kind == ModelKind::Gpt {
+            [self.context, self.layers, self.heads, self.width].encode(encoder)?;
+        }
+        Ok(())
+    }
+}
+
+impl<Context> Decode<Context> for ModelSpec {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, bincode::error::DecodeError> {
+        let kind = ModelKind::decode(decoder)?;
+        let (input, classes) = (Vec::decode(decoder)?, u32::decode(decoder)?);
+        let (hidden, input_scale) = (Vec::decode(decoder)?, f32::decode(decoder)?);
+        let figures = if kind == ModelKind::Gpt { <[u32; 4]>::decode(decoder)? } else { [0; 4] };
+        let [context, layers, heads, width] = figures;
+        Ok(Self { kind, input, classes, hidden, input_scale, context, layers, heads, width })
+    }
+}
+
+bincode::impl_borrow_decode!(ModelSpec);
 
 /// Architecture of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
@@ -65,6 +124,8 @@ pub enum ModelKind {
     Cnn,
     /// Whatever the agents' own trainers bring; no agent trains it natively.
     Custom,
+    /// A decoder-only transformer over bytes: it tells the next byte of a text.
+    Gpt,
 }
 
 impl ModelKind {
@@ -75,6 +136,7 @@ impl ModelKind {
             Self::Mlp => "mlp",
             Self::Cnn => "cnn",
             Self::Custom => "custom",
+            Self::Gpt => "gpt",
         }
     }
 }

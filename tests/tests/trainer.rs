@@ -27,7 +27,14 @@ use nix::unistd::Pid;
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 
 fn run_part() -> RunPart {
-    let model = ModelSpec { kind: ModelKind::Mlp, input: vec![64], classes: 10, hidden: vec![32], input_scale: 0.0625 };
+    let model = ModelSpec {
+        kind: ModelKind::Mlp,
+        input: vec![64],
+        classes: 10,
+        hidden: vec![32],
+        input_scale: 0.0625,
+        ..ModelSpec::default()
+    };
     let optimizer = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
     let train = TrainSpec { local_steps: 4, batch_size: 16, optimizer, keep_optimizer_state: false };
     RunPart { name: "digits".into(), seed: 3, model, train }

@@ -92,9 +92,12 @@ fn process_fail(error: ProcessError) -> Fail {
 
 fn shard_fail(error: ShardError) -> Fail {
     let help = match &error {
-        ShardError::Missing { .. } => "give a CSV file, or a directory with a CSV file or a pair of IDX files",
+        ShardError::Missing { .. } => {
+            "give a CSV file, a directory with a CSV file or a pair of IDX files, or a folder of text"
+        }
         ShardError::Permission { .. } => "run as a user that may read it",
         ShardError::Empty { .. } => "a shard needs at least one example",
+        ShardError::TooShort { .. } => "put more text into it, or train a model with a smaller context",
         ShardError::Corrupt { .. } => "`anabranch-agent shard inspect PATH` lists the first problems",
         ShardError::LabelColumn { .. } => "name the column with --label-column, or `label_column` in agent.toml",
         ShardError::Shape { .. } | ShardError::LabelRange { .. } => {

@@ -20,8 +20,9 @@ use crate::driver::{Driver, Setup, SharedReport};
 use crate::identity::AgentKey;
 use crate::shard::{self, Shard, ShardOptions};
 use crate::store::Ledger;
+use crate::train::NativeOptions;
+use crate::train::native::{Held, native_for};
 use crate::train::process::{ProcessOptions, TrainerProcess};
-use crate::train::{NativeOptions, TrainError, native_with};
 use crate::worker::{Pace, Shards, TrainerFactory};
 
 /// Runs `run`.
@@ -209,20 +210,8 @@ fn serve_control(socket: &Path, report: SharedReport) -> anyhow::Result<Option<c
 /// fit, before anything is trained.
 #[must_use]
 pub fn native_factory(threads: Option<usize>, shards: &Shards) -> TrainerFactory {
-    let shards = shards.train.iter().chain(&shards.eval);
-    let held: Vec<(Vec<u64>, u32)> = shards.map(|shard| (shard.input_shape().to_vec(), shard.classes())).collect();
-    Box::new(move |spec| {
-        let trainer = native_with(&spec.model, NativeOptions { threads })?;
-        for (found, classes) in &held {
-            if !shard::same_shape(found, &spec.model.input) {
-                return Err(TrainError::Shape { expected: spec.model.input.clone(), found: found.clone() });
-            }
-            if *classes > spec.model.classes {
-                return Err(TrainError::Classes { classes: spec.model.classes, largest: classes.saturating_sub(1) });
-            }
-        }
-        Ok(trainer)
-    })
+    let held: Vec<Held> = shards.train.iter().chain(&shards.eval).map(|shard| Held::of(shard.as_ref())).collect();
+    Box::new(move |spec| native_for(&spec.model, NativeOptions { threads }, &held))
 }
 
 fn open_shard(path: &Path, label_column: Option<&str>) -> anyhow::Result<Box<dyn Shard>> {

@@ -4,12 +4,13 @@ use anabranch_io::exit::{ExitCode, Fail};
 
 use super::{print, print_json, shard_fail};
 use crate::cli::{InspectArgs, SplitArgs};
-use crate::shard::{self, DEFAULT_LABEL_COLUMN, Skew, SplitOptions};
+use crate::shard::{self, DEFAULT_CONTEXT, DEFAULT_LABEL_COLUMN, Skew, SplitOptions};
 
 /// Runs `shard inspect`. A shard with problems is shown, and is an error.
 pub(super) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let label_column = args.label_column.as_deref().unwrap_or(DEFAULT_LABEL_COLUMN);
-    let report = shard::inspect(&args.path, label_column).map_err(shard_fail)?;
+    let context = args.context.map_or(DEFAULT_CONTEXT, usize::from);
+    let report = shard::inspect(&args.path, label_column, context).map_err(shard_fail)?;
     if args.output.json {
         print_json(&report)?;
     } else {

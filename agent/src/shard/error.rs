@@ -26,6 +26,16 @@ pub enum ShardError {
         /// The file.
         path: PathBuf,
     },
+    /// Text that does not fill one window.
+    #[error("{} holds {bytes} bytes of text, too few for a window of {context} and the byte after it", path.display())]
+    TooShort {
+        /// The folder or file.
+        path: PathBuf,
+        /// Bytes it has.
+        bytes: u64,
+        /// Bytes of a window.
+        context: u64,
+    },
     /// The content is not what the format says.
     #[error("{}, {place}: {what}", path.display())]
     Corrupt {

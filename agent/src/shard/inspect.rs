@@ -7,28 +7,43 @@ use std::path::{Path, PathBuf};
 use anabranch_common::limits;
 use serde::Serialize;
 
-use super::source::Source;
+use super::source::{Source, TextFiles};
+use super::text::{Text, TextFile};
 use super::{Inputs, Shard, ShardError, csv, idx};
 
 /// What is in a shard.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct InspectReport {
-    /// The file (IDX: the images).
+    /// The file (IDX: the images; text: the folder).
     pub path: PathBuf,
-    /// `csv` or `idx`.
+    /// `csv`, `idx` or `text`.
     pub format: &'static str,
-    /// Examples that can be used.
+    /// Examples that can be used; windows of text.
     pub examples: u64,
     /// Shape of one example.
     pub input_shape: Vec<u64>,
-    /// Examples of each label.
+    /// Examples of each label; none where it is text.
     pub labels: BTreeMap<u32, u64>,
+    /// Where it is text: how much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextReport>,
     /// Smallest and largest input value, where there is an example.
     pub range: Option<[f32; 2]>,
     /// Problems found.
     pub problem_count: u64,
     /// The first of them (at most `limits::SHARD_PROBLEMS_SHOWN`), each with its line or offset.
     pub problems: Vec<String>,
+}
+
+/// What a shard of text consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TextReport {
+    /// Its files, in order; empty ones are left out.
+    pub files: Vec<TextFile>,
+    /// Bytes, those between two files included.
+    pub bytes: u64,
+    /// Bytes of the windows that are counted as examples.
+    pub context: u64,
 }
 
 impl InspectReport {
@@ -39,6 +54,7 @@ impl InspectReport {
             examples: 0,
             input_shape: Vec::new(),
             labels: BTreeMap::new(),
+            text: None,
             range: None,
             problem_count: 0,
             problems: Vec::new(),
@@ -69,11 +85,12 @@ impl InspectReport {
     }
 }
 
-/// Looks through the shard at `path` and lists what is wrong instead of stopping at it.
+/// Looks through the shard at `path` and lists what is wrong instead of stopping at it. Text is counted in windows of
+/// `context` bytes.
 ///
 /// # Errors
 /// What keeps it from being looked at: missing, not permitted, no header to go by.
-pub fn inspect(path: &Path, label_column: &str) -> Result<InspectReport, ShardError> {
+pub fn inspect(path: &Path, label_column: &str, context: usize) -> Result<InspectReport, ShardError> {
     match Source::locate(path)? {
         Source::Csv(file) => {
             let mut report = InspectReport::new(file.clone(), "csv");
@@ -102,7 +119,24 @@ pub fn inspect(path: &Path, label_column: &str) -> Result<InspectReport, ShardEr
             });
             finish(report, end)
         }
+        Source::Text(files) => {
+            let mut report = InspectReport::new(files.root.clone(), "text");
+            let end = inspect_text(&mut report, &files, context);
+            finish(report, end)
+        }
     }
+}
+
+fn inspect_text(report: &mut InspectReport, source: &TextFiles, context: usize) -> Result<(), ShardError> {
+    let text = Text::read(source)?;
+    let (bytes, context_bytes) = (text.bytes().len() as u64, context as u64);
+    report.examples = text.windows(context) as u64;
+    report.input_shape = vec![context_bytes];
+    report.text = Some(TextReport { files: text.files().to_vec(), bytes, context: context_bytes });
+    if report.examples == 0 {
+        return Err(ShardError::TooShort { path: source.root.clone(), bytes, context: context_bytes });
+    }
+    Ok(())
 }
 
 /// A file that turns bad on the way has a report all the same.
@@ -112,9 +146,12 @@ fn finish(mut report: InspectReport, end: Result<(), ShardError>) -> Result<Insp
             report.problem(&ShardError::Empty { path: report.path.clone() });
         }
         Ok(()) => {}
-        Err(problem @ (ShardError::Corrupt { .. } | ShardError::TooLarge { .. } | ShardError::Empty { .. })) => {
-            report.problem(&problem);
-        }
+        Err(
+            problem @ (ShardError::Corrupt { .. }
+            | ShardError::TooLarge { .. }
+            | ShardError::TooShort { .. }
+            | ShardError::Empty { .. }),
+        ) => report.problem(&problem),
         Err(error) => return Err(error),
     }
     Ok(report)
@@ -123,12 +160,17 @@ fn finish(mut report: InspectReport, end: Result<(), ShardError>) -> Result<Insp
 impl fmt::Display for InspectReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} ({})", self.path.display(), self.format)?;
-        writeln!(f, "  examples  {}", self.examples)?;
-        writeln!(f, "  shape     {:?}", self.input_shape)?;
-        if let Some([low, high]) = self.range {
-            writeln!(f, "  values    {low} to {high}")?;
+        if let Some(text) = &self.text {
+            write!(f, "{text}")?;
+            writeln!(f, "  windows   {} of {} bytes", self.examples, text.context)?;
+        } else {
+            writeln!(f, "  examples  {}", self.examples)?;
+            writeln!(f, "  shape     {:?}", self.input_shape)?;
+            if let Some([low, high]) = self.range {
+                writeln!(f, "  values    {low} to {high}")?;
+            }
+            writeln!(f, "  labels    {}", Labels(&self.labels))?;
         }
-        writeln!(f, "  labels    {}", Labels(&self.labels))?;
         if self.problem_count > 0 {
             writeln!(f, "  problems  {}", self.problem_count)?;
             for problem in &self.problems {
@@ -140,6 +182,20 @@ impl fmt::Display for InspectReport {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for TextReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 10;
+        writeln!(f, "  files     {}", self.files.len())?;
+        for file in self.files.iter().take(SHOWN) {
+            writeln!(f, "    {}, {} bytes", file.name, file.bytes)?;
+        }
+        if self.files.len() > SHOWN {
+            writeln!(f, "    and {} more", self.files.len() - SHOWN)?;
+        }
+        writeln!(f, "  bytes     {}", self.bytes)
     }
 }
 

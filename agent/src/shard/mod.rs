@@ -10,8 +10,10 @@
 //! |---|---|
 //! | CSV | `*.csv`, `*.csv.gz`: a header row, one label column, every other column a number |
 //! | IDX | `*images*idx3-ubyte` with `*labels*idx1-ubyte` beside it, each plain or gzip |
+//! | text | a folder of any other files, read as bytes, plain or gzip; or one `*.txt`, `*.txt.gz` |
 //!
-//! A directory is accepted where it holds exactly one of these.
+//! A directory is accepted where it holds exactly one CSV or IDX data set. Where it holds none it is a folder of text: every
+//! file in it and in its folders, in the order of their paths, but none whose name begins with a dot.
 
 mod csv;
 pub(crate) mod draw;
@@ -21,16 +23,19 @@ mod idx;
 mod inspect;
 mod source;
 mod split;
+mod split_text;
+mod text;
 
 use std::fmt;
 use std::path::Path;
 
-use anabranch_common::spec::ModelSpec;
+use anabranch_common::spec::{ModelKind, ModelSpec};
 
 pub use error::{Place, ShardError};
 pub use examples::{Examples, Inputs};
-pub use inspect::{InspectReport, inspect};
-pub use split::{PartReport, Skew, SplitOptions, SplitReport, split};
+pub use inspect::{InspectReport, TextReport, inspect};
+pub use split::{PartReport, Skew, SplitOptions, SplitReport, TextPart, split};
+pub use text::{DEFAULT_CONTEXT, Text, TextFile};
 
 use source::Source;
 
@@ -56,6 +61,12 @@ pub trait Shard: Send + Sync + fmt::Debug {
     /// Replaces the contents of `inputs` with the examples at `indices` (row-major, one after another, unscaled) and
     /// those of `labels` with their labels. Every index must be below [`len`](Self::len).
     fn read(&self, indices: &[usize], inputs: &mut Vec<f32>, labels: &mut Vec<u32>);
+
+    /// The text, where this is text: its examples have one label a position, and a model that takes text cuts it into
+    /// windows of its own.
+    fn text(&self) -> Option<&Text> {
+        None
+    }
 }
 
 /// What a shard is read as and checked against.
@@ -76,9 +87,12 @@ impl Default for ShardOptions {
 }
 
 impl ShardOptions {
-    /// Checks the shard against a model's input shape and number of classes.
+    /// Checks the shard against a model's input shape and number of classes; a gpt takes any text.
     #[must_use]
     pub fn for_model(model: &ModelSpec) -> Self {
+        if model.kind == ModelKind::Gpt {
+            return Self::default();
+        }
         Self { input: Some(model.input.clone()), classes: Some(model.classes), ..Self::default() }
     }
 
@@ -104,6 +118,7 @@ pub fn open(path: &Path, options: &ShardOptions) -> Result<Box<dyn Shard>, Shard
             }
             (images, idx::examples(image_array, &label_array))
         }
+        Source::Text(files) => return Ok(Box::new(Text::read(&files)?)),
     };
     if let Some(expected) = options.input.as_ref().filter(|expected| !same_shape(examples.input_shape(), expected)) {
         let found = examples.input_shape().to_vec();
@@ -124,6 +139,8 @@ pub fn same_shape(found: &[u64], expected: &[u64]) -> bool {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod text_tests;
 
 #[cfg(test)]
 mod shape_tests {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
+use anabranch_common::limits;
+
 use super::ShardError;
 use super::error::Place;
 
@@ -16,6 +18,55 @@ pub(super) enum Source {
     Csv(PathBuf),
     /// Images and their labels.
     Idx { images: PathBuf, labels: PathBuf },
+    /// Any files, read as bytes.
+    Text(TextFiles),
+}
+
+/// The files of a shard of text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TextFiles {
+    /// The folder, or the only file.
+    pub(super) root: PathBuf,
+    /// In the order of their paths.
+    pub(super) files: Vec<PathBuf>,
+}
+
+impl TextFiles {
+    /// All files below `root` whose name, like that of every folder on the way, does not begin with a dot. A link to a
+    /// file is that file; a link to a folder is passed over, so that no way leads round in a circle.
+    fn below(root: &Path) -> Result<Self, ShardError> {
+        let mut files = Vec::new();
+        let mut folders = vec![(root.to_path_buf(), 0)];
+        while let Some((folder, depth)) = folders.pop() {
+            let failed = |error| ShardError::io(&folder, error);
+            for entry in fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let path = entry.path();
+                if name(&path).starts_with('.') {
+                    continue;
+                }
+                let kind = entry.file_type().map_err(|error| ShardError::io(&path, error))?;
+                if kind.is_dir() {
+                    folders.push((path, depth + 1));
+                } else if kind.is_file() || fs::metadata(&path).is_ok_and(|linked| linked.is_file()) {
+                    files.push(path);
+                }
+                if files.len() > limits::SHARD_FILES || depth >= limits::SHARD_FOLDERS_DEEP {
+                    let (most, deep) = (limits::SHARD_FILES, limits::SHARD_FOLDERS_DEEP);
+                    let what = format!("it has more than {most} files, or folders more than {deep} deep");
+                    return Err(ShardError::TooLarge { path: root.to_path_buf(), what });
+                }
+            }
+        }
+        files.sort();
+        Ok(Self { root: root.to_path_buf(), files })
+    }
+
+    /// A file's path below the root, for people and for parts of a split.
+    pub(super) fn name(&self, path: &Path) -> String {
+        let below = path.strip_prefix(&self.root).ok().filter(|below| !below.as_os_str().is_empty());
+        below.map_or_else(|| name(path), |below| below.to_string_lossy().into_owned())
+    }
 }
 
 /// Which part of a data set that is stored as two.
@@ -27,7 +78,7 @@ enum Part {
 
 impl Source {
     /// The data set at `path`: a file, or a directory that holds exactly one (or one for training beside one for tests,
-    /// and then the one for training).
+    /// and then the one for training). A directory without any is a folder of text.
     pub(super) fn locate(path: &Path) -> Result<Self, ShardError> {
         let metadata = fs::metadata(path).map_err(|error| ShardError::io(path, error))?;
         if !metadata.is_dir() {
@@ -36,7 +87,14 @@ impl Source {
         let (train, test): (Vec<_>, Vec<_>) = candidates(path)?.into_iter().partition(|file| part(file) == Part::Train);
         match (train.as_slice(), test.as_slice()) {
             ([one], _) | ([], [one]) => Self::of_file(one),
-            ([], []) => Err(missing(path, "holds no .csv, .csv.gz or IDX images file".to_owned())),
+            ([], []) => {
+                let text = TextFiles::below(path)?;
+                if text.files.is_empty() || text.files.iter().any(|file| is_labels(&name(file))) {
+                    let what = "holds no .csv, .csv.gz or IDX images file, and no text beside";
+                    return Err(missing(path, what.to_owned()));
+                }
+                Ok(Self::Text(text))
+            }
             (several @ [_, _, ..], _) | ([], several) => {
                 let names: Vec<String> = several.iter().take(10).map(|file| name(file)).collect();
                 Err(missing(path, format!("holds several data sets ({}): name one of them", names.join(", "))))
@@ -61,8 +119,12 @@ impl Source {
         if is_csv(&file) {
             return Ok(Self::Csv(path.to_path_buf()));
         }
+        if is_text(&file) {
+            return Ok(Self::Text(TextFiles { root: path.to_path_buf(), files: vec![path.to_path_buf()] }));
+        }
         if !is_images(&file) {
-            let what = "is neither a .csv or .csv.gz file nor an IDX images file (*images*idx3-ubyte, plain or .gz)";
+            let what = "is neither a .csv or .csv.gz file nor an IDX images file (*images*idx3-ubyte, plain or .gz) nor a \
+                        .txt or .txt.gz file";
             return Err(missing(path, what.to_owned()));
         }
         let plain = file.trim_end_matches(".gz").replace("images", "labels").replace("idx3", "idx1");
@@ -86,6 +148,16 @@ pub(super) fn name(path: &Path) -> String {
 fn is_csv(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.ends_with(".csv") || name.ends_with(".csv.gz")
+}
+
+fn is_text(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.ends_with(".txt") || name.ends_with(".txt.gz")
+}
+
+/// Labels whose images are missing are no text.
+fn is_labels(name: &str) -> bool {
+    name.contains("labels") && name.contains("idx")
 }
 
 fn is_images(name: &str) -> bool {

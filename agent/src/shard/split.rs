@@ -2,7 +2,7 @@
 //!
 //! Each label's examples are shuffled and shared out by a draw from a symmetric Dirichlet distribution over the agents
 //! (Hsu, Qi and Brown 2019, and Yurochkin et al. 2019, per label): the smaller alpha, the fewer labels an agent has.
-//! Agents that get too few are filled up from the one that has most.
+//! Agents that get too few are filled up from the one that has most. Text has no labels: see `split_text`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::draw::{Draw, Purpose};
 use super::inspect::Labels;
 use super::source::{Source, name};
-use super::{ShardError, ShardOptions, csv, idx};
+use super::{ShardError, ShardOptions, csv, idx, split_text};
 
 /// How labels are shared out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,8 +61,20 @@ pub struct PartReport {
     pub path: PathBuf,
     /// Examples in it.
     pub examples: u64,
-    /// Examples of each label.
+    /// Examples of each label; none where it is text.
     pub labels: BTreeMap<u32, u64>,
+    /// Where it is text: how much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextPart>,
+}
+
+/// How much text a part holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TextPart {
+    /// Files.
+    pub files: u64,
+    /// Bytes, those between two files included.
+    pub bytes: u64,
 }
 
 /// What a split wrote.
@@ -77,7 +89,11 @@ pub struct SplitReport {
 impl fmt::Display for SplitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for part in self.agents.iter().chain(&self.eval) {
-            writeln!(f, "{}  {} examples  {}", part.path.display(), part.examples, Labels(&part.labels))?;
+            let path = part.path.display();
+            match &part.text {
+                Some(TextPart { files, bytes }) => writeln!(f, "{path}  {bytes} bytes of text in {files} files")?,
+                None => writeln!(f, "{path}  {} examples  {}", part.examples, Labels(&part.labels))?,
+            }
         }
         Ok(())
     }
@@ -91,35 +107,57 @@ impl fmt::Display for SplitReport {
 pub fn split(path: &Path, out: &Path, options: &SplitOptions) -> Result<SplitReport, ShardError> {
     refuse_occupied(out)?;
     let source = Source::locate(path)?;
+    if let Source::Text(text) = &source {
+        return split_text::split(text, out, options);
+    }
     let data = DataSet::read(&source, &options.label_column)?;
     let labels = data.labels();
     check(path, labels.len(), options)?;
     let (held_out, rest) = hold_out(&labels, options);
     let parts = assign(&labels, rest, options);
 
-    let partial = partial_path(out);
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(|error| ShardError::io(&partial, error))?;
-    }
+    let partial = Partial::new(out)?;
     let mut report = SplitReport { agents: Vec::new(), eval: None };
     for (agent, indices) in parts.iter().enumerate() {
         let directory = format!("agent-{agent}");
-        data.write(&partial.join(&directory), indices)?;
+        data.write(&partial.path().join(&directory), indices)?;
         report.agents.push(describe(out.join(directory), &labels, indices));
     }
     let eval = out.join("eval");
     if options.eval_rows.is_some() {
-        data.write(&partial.join("eval"), &held_out)?;
+        data.write(&partial.path().join("eval"), &held_out)?;
         report.eval = Some(describe(eval, &labels, &held_out));
     } else if let Some(test) = source.test_part() {
         let test = DataSet::read(&test, &options.label_column)?;
         let labels = test.labels();
         let all: Vec<usize> = (0..labels.len()).collect();
-        test.write(&partial.join("eval"), &all)?;
+        test.write(&partial.path().join("eval"), &all)?;
         report.eval = Some(describe(eval, &labels, &all));
     }
-    fs::rename(&partial, out).map_err(|error| ShardError::io(out, error))?;
+    partial.finish(out)?;
     Ok(report)
+}
+
+/// The directory in which a split is made; its parts get their place when all of them are there.
+pub(super) struct Partial(PathBuf);
+
+impl Partial {
+    /// For `out`; what an earlier split left unfinished is removed.
+    pub(super) fn new(out: &Path) -> Result<Self, ShardError> {
+        let path = partial_path(out);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(|error| ShardError::io(&path, error))?;
+        }
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn finish(self, out: &Path) -> Result<(), ShardError> {
+        fs::rename(&self.0, out).map_err(|error| ShardError::io(out, error))
+    }
 }
 
 fn refuse_occupied(out: &Path) -> Result<(), ShardError> {
@@ -255,7 +293,7 @@ fn describe(path: PathBuf, labels: &[u32], indices: &[usize]) -> PartReport {
     for index in indices {
         *histogram.entry(labels[*index]).or_default() += 1;
     }
-    PartReport { path, examples: indices.len() as u64, labels: histogram }
+    PartReport { path, examples: indices.len() as u64, labels: histogram, text: None }
 }
 
 /// A data set in the form in which its parts are written.
@@ -276,6 +314,10 @@ impl DataSet {
                 let names = [name(images), name(labels)];
                 let (images, labels) = idx::read(images, labels)?;
                 Ok(Self::Idx { names, images, labels })
+            }
+            Source::Text(text) => {
+                let what = "it is text, which has no labels".to_owned();
+                Err(ShardError::Split { path: text.root.clone(), what })
             }
         }
     }
@@ -306,7 +348,7 @@ impl DataSet {
 
 /// Writes a file, compressed where its name says so; no time and no name goes into the gzip header, so that the same
 /// content gives the same bytes.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
     let write = || {
         let mut file = fs::File::create(path)?;
         if path.extension().is_some_and(|extension| extension == "gz") {

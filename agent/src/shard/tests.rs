@@ -175,8 +175,8 @@ fn what_is_not_there_is_said_in_words() {
     let options = ShardOptions::default();
     assert!(refusal(&dir.path().join("gone"), &options).ends_with("gone does not exist"));
     assert!(refusal(dir.path(), &options).contains("holds no .csv, .csv.gz or IDX images file"));
-    let text = put(&dir, "notes.txt", "hello");
-    assert!(refusal(&text, &options).contains("is neither a .csv"));
+    let other = put(&dir, "notes.pdf", "hello");
+    assert!(refusal(&other, &options).contains("is neither a .csv"));
     let alone = put(&dir, "my-images.idx3-ubyte", idx_bytes(&[1, 1], &[0]));
     assert!(refusal(&alone, &options).contains("has no labels file beside it (my-labels.idx1-ubyte"));
     put(&dir, "a.csv", "a,label\n1,0\n");
@@ -190,7 +190,7 @@ fn inspection_lists_problems_instead_of_stopping() {
     let dir = directory();
     let bad_rows = "9,x\n".repeat(12);
     let path = put(&dir, "x.csv", format!("a,label\n-1,0\n{bad_rows}3.5,2\n2,2\n"));
-    let report = inspect(&path, DEFAULT_LABEL_COLUMN).expect("can be looked at");
+    let report = inspect(&path, DEFAULT_LABEL_COLUMN, DEFAULT_CONTEXT).expect("can be looked at");
     assert_eq!((report.examples, report.problem_count, report.problems.len()), (3, 12, limits::SHARD_PROBLEMS_SHOWN));
     assert_eq!(report.labels, BTreeMap::from([(0, 1), (2, 2)]));
     assert_eq!(report.range, Some([-1.0, 3.5]));

@@ -1,6 +1,7 @@
 //! Why a model cannot be built, trained or evaluated.
 
 use anabranch_common::manifest::ManifestError;
+use anabranch_common::spec::ModelProblem;
 
 /// Why a model cannot be built, trained or evaluated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -15,6 +16,9 @@ pub enum TrainError {
         /// What it has to be.
         expected: String,
     },
+    /// The same, of a model's own keys.
+    #[error(transparent)]
+    Model(#[from] ModelProblem),
     /// The model is larger than the system takes.
     #[error("the model cannot be described")]
     Manifest(#[from] ManifestError),
@@ -41,6 +45,20 @@ pub enum TrainError {
         classes: u32,
         /// Largest label in the shard.
         largest: u32,
+    },
+    /// A model of text was given labelled examples.
+    #[error("the shard holds labelled examples, a gpt takes text")]
+    NotText,
+    /// Text was given to a model of labelled examples.
+    #[error("the shard holds text, which only a gpt takes")]
+    Text,
+    /// Text that does not fill one window.
+    #[error("the shard holds {found} bytes of text, too few for a window of {context} and the byte after it")]
+    TooShort {
+        /// Bytes of a window.
+        context: u32,
+        /// Bytes of the text.
+        found: usize,
     },
     /// There is nothing to train or evaluate on.
     #[error("the shard holds no examples")]

@@ -40,6 +40,7 @@ pub(crate) fn spec() -> RunSpec {
             classes: 10,
             hidden: vec![64],
             input_scale: 1.0 / 255.0,
+            ..ModelSpec::default()
         },
         train: TrainSpec {
             local_steps: 20,
@@ -78,6 +79,13 @@ pub(crate) fn other_spec() -> RunSpec {
         target: TargetSpec::default(),
         ..spec()
     }
+}
+
+/// The one model that has figures of its own.
+pub(crate) fn gpt_spec() -> RunSpec {
+    let (context, layers, heads, width) = (128, 3, 4, 64);
+    let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
+    RunSpec { model, ..other_spec() }
 }
 
 pub(crate) fn lease() -> Lease {
@@ -298,6 +306,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         FinishReason::NonFinite,
     ];
     bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
+    bodies.push(RecordBody::ConfigChanged { spec: Box::new(gpt_spec()) });
     bodies
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{ModelKind, RunSpec};
+use anabranch_common::spec::{ModelKind, ModelSpec, RunSpec};
 use anabranch_io::exit::{self, ExitCode};
 
 use super::stopped::Stopped;
@@ -63,6 +63,10 @@ fn summary(spec: &RunSpec) -> String {
     let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);
     let model = match spec.model.kind {
         ModelKind::Custom => "a model that the agents' trainers bring".to_owned(),
+        ModelKind::Gpt => {
+            let ModelSpec { context, layers, heads, width, .. } = &spec.model;
+            format!("gpt of {layers} layers, {heads} heads and width {width} over {context} bytes")
+        }
         native => format!("{} {input:?} -> {classes} classes", native.as_str()),
     };
     format!("run {name}, seed {seed}: {model}, merged by {merge}")

@@ -39,6 +39,7 @@ seed = @SEED@
 [model]
 # "mlp": dense layers. "cnn": two 3x3 convolutions with pooling, then two dense layers. "custom": whatever the agents'
 # own trainers bring (docs/trainer-protocol.md); then the other keys here are for them to read or to ignore.
+# "gpt": a transformer that tells the next byte of a text; it has context, layers, heads and width in place of these keys.
 kind = "mlp"
 # Shape of one example: [channels, height, width] or [features].
 input = [1, 28, 28]

@@ -134,6 +134,11 @@ fn values_out_of_range_are_named_with_their_line() {
         ("input = [1, 28, 28]", "input = [1, 0, 28]", "model.input must be"),
         ("hidden = [128]", "hidden = [4000000000]", "model.hidden makes a model of more than"),
         ("classes = 10", "classes = 1", "model.classes must be at least 2"),
+        (
+            "# Widths of the hidden layers",
+            "context = 8 # Widths of the hidden layers",
+            "model.context is 8, expected no such key: it belongs to a gpt",
+        ),
         ("max_norm_ratio = 10.0", "max_norm_ratio = 0.5", "admit.max_norm_ratio must be 0"),
         ("max_influence = 1.5", "max_influence = nan", "admit.max_influence must be 0"),
         ("keep = 2", "keep = 1", "checkpoint.keep must be at least 2"),
@@ -145,6 +150,28 @@ fn values_out_of_range_are_named_with_their_line() {
     ] {
         let (error, line) = broken(from, to);
         assert!(error.starts_with(&format!("run.toml:{line}:")), "{error:?} does not name line {line}");
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn a_gpt_has_keys_of_its_own_and_none_of_the_others() {
+    let with = |model: &str| {
+        let template = template();
+        let (head, rest) = template.split_once("[model]").expect("a section");
+        let (_, rest) = rest.split_once("[train]").expect("a section");
+        parse(&format!("{head}[model]\nkind = \"gpt\"\n{model}\n[train]{rest}"))
+    };
+    let good = "context = 64\nlayers = 2\nheads = 4\nwidth = 32";
+    let model = with(good).expect("valid").spec.model;
+    assert_eq!(model.gpt().expect("valid").map(|gpt| (gpt.context, gpt.heads)), Some((64, 4)));
+    for (model, expected) in [
+        (good.replace("64", "0"), "model.context is 0, expected 1 to 16384"),
+        (good.replace("heads = 4", "heads = 5"), "model.width is 32, expected a multiple of the 5 heads"),
+        (format!("{good}\ninput = [64]"), "model.input is [64], expected no such key"),
+        ("context = 64".to_owned(), "model.layers is 0, expected 1 to 256"),
+    ] {
+        let error = with(&model).expect_err("refused").to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     }
 }

@@ -3,7 +3,7 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, RunSpec};
+use anabranch_common::spec::{ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec};
 
 use super::Config;
 use crate::identity;
@@ -119,9 +119,16 @@ fn spec(spec: &RunSpec) -> Checked {
 }
 
 fn model(model: &ModelSpec) -> Checked {
+    let gpt = model.gpt().map_err(|ModelProblem { key, found, expected }| Problem {
+        key,
+        problem: format!("is {found}, expected {expected}"),
+    })?;
+    if gpt.is_some() {
+        return Ok(());
+    }
     let (input, hidden) = (&model.input, &model.hidden);
     let (shaped, shape) = match model.kind {
-        ModelKind::Custom => return Ok(()),
+        ModelKind::Custom | ModelKind::Gpt => return Ok(()),
         ModelKind::Mlp => ((1..=limits::TENSOR_DIMS).contains(&input.len()), "[features] or [channels, height, width]"),
         ModelKind::Cnn => (input.len() == 3, "[channels, height, width] for a cnn"),
     };

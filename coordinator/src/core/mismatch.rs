@@ -26,6 +26,10 @@ impl ModelMismatch {
                 ("model.classes", model.classes.to_string()),
                 ("model.hidden", format!("{:?}", model.hidden)),
                 ("model.input_scale", format!("{:?}", model.input_scale)),
+                ("model.context", model.context.to_string()),
+                ("model.layers", model.layers.to_string()),
+                ("model.heads", model.heads.to_string()),
+                ("model.width", model.width.to_string()),
             ]
         };
         let differences: Vec<String> = fixed(configured)

@@ -57,7 +57,14 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
     RunSpec {
         name: "scripted".into(),
         seed: 7,
-        model: ModelSpec { kind: ModelKind::Mlp, input: vec![30], classes: 40, hidden: vec![], input_scale: 1.0 },
+        model: ModelSpec {
+            kind: ModelKind::Mlp,
+            input: vec![30],
+            classes: 40,
+            hidden: vec![],
+            input_scale: 1.0,
+            ..ModelSpec::default()
+        },
         train: TrainSpec {
             local_steps: 1,
             batch_size: 1,

@@ -31,6 +31,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             classes: if native { learner::CLASSES } else { 2 },
             hidden: if native { vec![8] } else { vec![] },
             input_scale: 1.0,
+            ..ModelSpec::default()
         },
         train: TrainSpec {
             local_steps: if native { 4 } else { 1 },

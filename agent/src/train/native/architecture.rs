@@ -3,13 +3,15 @@
 //! | model | tensors, in order |
 //! |---|---|
 //! | `mlp` | `fc1.weight` [hidden 0, inputs], `fc1.bias`, `fc2.weight` ..., the last one [classes, ...] |
+//! | `gpt` | `wte.weight` [256, width], `wpe.weight` [context, width], of every block `h.N.`: `ln_1`, `attn.c_attn` [3 * width, width], `attn.c_proj`, `ln_2`, `mlp.c_fc` [4 * width, width], `mlp.c_proj`, each with `.weight` and `.bias`; `ln_f.weight`, `ln_f.bias` |
 //! | `cnn` | `conv1.weight` [c1, channels, 3, 3], `conv1.bias`, `conv2.weight` [c2, c1, 3, 3], `conv2.bias`, `fc1.weight` [dense, c2 * (h/4) * (w/4)], `fc1.bias`, `fc2.weight` [classes, dense], `fc2.bias` |
 
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::spec::{ModelKind, ModelSpec};
+use anabranch_common::spec::{GPT_TOKENS, Gpt, ModelKind, ModelSpec};
 
+use super::gpt;
 use crate::train::TrainError;
 
 /// Widths of an `mlp` where `hidden` is empty.
@@ -43,6 +45,8 @@ pub(super) struct Architecture {
     pub(super) input: Vec<u64>,
     /// Number of classes.
     pub(super) classes: u32,
+    /// What it is where it is a gpt, which has none of the layers above.
+    pub(super) gpt: Option<Gpt>,
     /// The flat vector.
     pub(super) manifest: ModelManifest,
 }
@@ -56,7 +60,11 @@ impl Architecture {
         let refuse =
             |key, found: String, expected: &str| TrainError::Spec { key, found, expected: expected.to_owned() };
         let extents = |values: &[u64]| values.iter().all(|value| (1..=MAX_EXTENT).contains(value));
+        if let Some(gpt) = spec.gpt()? {
+            return Self::gpt(spec, gpt);
+        }
         let build = match spec.kind {
+            ModelKind::Gpt => unreachable!("it has been built"),
             ModelKind::Mlp => Self::mlp,
             ModelKind::Cnn => Self::cnn,
             ModelKind::Custom => {
@@ -78,6 +86,19 @@ impl Architecture {
             return Err(refuse("model.input_scale", spec.input_scale.to_string(), "expected a number other than 0"));
         }
         build(spec)
+    }
+
+    fn gpt(spec: &ModelSpec, gpt: Gpt) -> Result<Self, TrainError> {
+        Ok(Self {
+            convs: Vec::new(),
+            image: [0, 0],
+            widths: Vec::new(),
+            input_scale: spec.input_scale,
+            input: vec![gpt.context.into()],
+            classes: GPT_TOKENS,
+            gpt: Some(gpt),
+            manifest: ModelManifest::new(gpt::tensors(&gpt))?,
+        })
     }
 
     fn mlp(spec: &ModelSpec) -> Result<Self, TrainError> {
@@ -154,15 +175,19 @@ impl Architecture {
             input_scale: spec.input_scale,
             input: spec.input.clone(),
             classes: spec.classes,
+            gpt: None,
             manifest: ModelManifest::new(tensors)?,
         })
     }
 
-    /// Uniform in +-1/sqrt(fan_in), weights and biases alike (He et al. 2015 with a = sqrt(5): PyTorch's default for
+    /// Of a gpt see [`gpt::initial`]. Of the others: uniform in +-1/sqrt(fan_in), weights and biases alike (He et al. 2015 with a = sqrt(5): PyTorch's default for
     /// dense and convolution layers). Division, square root and multiplication are exactly rounded, so these are the
     /// same bits on every machine.
     #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, which is exact in the same way everywhere")]
     pub(super) fn initial(&self, seed: u64) -> Vec<f32> {
+        if let Some(gpt) = &self.gpt {
+            return gpt::initial(gpt, &self.manifest, seed);
+        }
         let mut rng = SplitMix64::new(seed);
         let mut model = Vec::with_capacity(self.manifest.params());
         let mut bound = 1.0f32;
@@ -189,7 +214,8 @@ mod tests {
     use super::*;
 
     fn spec(kind: ModelKind, input: &[u64], hidden: &[u64]) -> ModelSpec {
-        ModelSpec { kind, input: input.to_vec(), classes: 10, hidden: hidden.to_vec(), input_scale: 1.0 }
+        let (input, hidden) = (input.to_vec(), hidden.to_vec());
+        ModelSpec { kind, input, classes: 10, hidden, ..ModelSpec::default() }
     }
 
     fn names(spec: &ModelSpec) -> Vec<String> {

@@ -4,14 +4,18 @@
 //!  architecture   ModelSpec, checked; manifest; initial model
 //!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
 //!  ops            unfolded patches and pooling, with gradients, for convolutions
+//!  gpt, text_ops  the same three for the model of text
 //! ```
 //!
 //! The same base, plan, seed and shard give the same bytes on the same machine, with any number of threads: every
 //! sum has a fixed order, and threads only share out independent rows (a test holds this).
 
 mod architecture;
+mod fit;
+mod gpt;
 mod graph;
 mod ops;
+mod text_ops;
 
 use std::ops::ControlFlow;
 
@@ -21,13 +25,16 @@ use rayon::prelude::*;
 
 use super::optimizer::Optimizer;
 use super::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use crate::shard::Shard;
 use crate::shard::draw::{Draw, Purpose};
-use crate::shard::{Shard, same_shape};
 use architecture::Architecture;
+pub(crate) use fit::Held;
 
 /// Examples that are evaluated together: enough for a matrix product, few enough that unfolded patches stay in the
 /// caches. Batches are shared out among the threads.
 const EVALUATION_BATCH: usize = 32;
+/// Bytes of text that are evaluated together.
+const EVALUATION_TOKENS: usize = 2048;
 /// Largest `train.batch_size`.
 const MAX_BATCH: u32 = 65_536;
 
@@ -45,6 +52,17 @@ pub struct NativeOptions {
 /// [`TrainError::Spec`] names the key of `run.toml` that cannot be used.
 pub fn native(spec: &ModelSpec) -> Result<Box<dyn Trainer>, TrainError> {
     native_with(spec, NativeOptions::default())
+}
+
+/// A native trainer for `spec`, once it is known that these shards fit it.
+pub(crate) fn native_for(
+    spec: &ModelSpec,
+    options: NativeOptions,
+    shards: &[Held],
+) -> Result<Box<dyn Trainer>, TrainError> {
+    let native = Native::new(spec, options)?;
+    shards.iter().try_for_each(|shard| shard.check(&native.architecture))?;
+    Ok(Box::new(native))
 }
 
 /// A native trainer for `spec`.
@@ -80,18 +98,15 @@ impl Native {
         if model.len() != expected {
             return Err(TrainError::Length { expected, found: model.len() });
         }
-        if shard.is_empty() {
-            return Err(TrainError::EmptyShard);
+        Held::of(shard).check(&self.architecture)
+    }
+
+    /// Examples in the shard, and labels of each: of text windows, with a label a position.
+    fn extent(&self, shard: &dyn Shard) -> (usize, usize) {
+        match (&self.architecture.gpt, shard.text()) {
+            (Some(gpt), Some(text)) => (text.windows(gpt::to_usize(gpt.context)), gpt::to_usize(gpt.context)),
+            _ => (shard.len(), 1),
         }
-        if !same_shape(shard.input_shape(), &self.architecture.input) {
-            let expected = self.architecture.input.clone();
-            return Err(TrainError::Shape { expected, found: shard.input_shape().to_vec() });
-        }
-        let classes = self.architecture.classes;
-        if shard.classes() > classes {
-            return Err(TrainError::Classes { classes, largest: shard.classes() - 1 });
-        }
-        Ok(())
     }
 
     fn optimizer(&mut self, plan: &TrainSpec) -> Result<Optimizer, TrainError> {
@@ -127,15 +142,16 @@ impl Trainer for Native {
         let mut outcome =
             TrainOutcome { end: base.to_vec(), num_examples: 0, steps: 0, mean_loss: 0.0, stopped: false };
         let (mut gradient, mut labels, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+        let (count, labels_each) = self.extent(shard);
         let mut loss_sum = 0.0;
         for step in 1..=plan.local_steps {
             indices.clear();
-            indices.extend((0..plan.batch_size).map(|_| draw.below(shard.len())));
+            indices.extend((0..plan.batch_size).map(|_| draw.below(count)));
             let architecture = &self.architecture;
             let inputs = read(architecture, shard, &indices, &mut labels);
             let (model, gradient) = (&mut outcome.end, &mut gradient);
             let batch_loss = self.threads.install(|| graph::backward(architecture, model, inputs, &labels, gradient));
-            let loss = (batch_loss / f64::from(plan.batch_size)) as f32;
+            let loss = (batch_loss / (f64::from(plan.batch_size) * labels_each as f64)) as f32;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step });
             }
@@ -160,9 +176,12 @@ impl Trainer for Native {
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {
         self.check(model, shard)?;
-        let starts: Vec<usize> = (0..shard.len()).step_by(EVALUATION_BATCH).collect();
+        let (count, labels_each) = self.extent(shard);
+        let together = if self.architecture.gpt.is_some() { EVALUATION_TOKENS / labels_each } else { EVALUATION_BATCH };
+        let together = together.max(1);
+        let starts: Vec<usize> = (0..count).step_by(together).collect();
         let score = |start: &usize| {
-            let indices: Vec<usize> = (*start..shard.len().min(*start + EVALUATION_BATCH)).collect();
+            let indices: Vec<usize> = (*start..count.min(*start + together)).collect();
             let mut labels = Vec::new();
             let inputs = read(&self.architecture, shard, &indices, &mut labels);
             let score = graph::forward(&self.architecture, model, inputs, &labels);
@@ -175,18 +194,23 @@ impl Trainer for Native {
             loss_sum += loss;
             correct += hits;
         }
-        let num_examples = shard.len() as u64;
-        let loss = loss_sum / num_examples as f64;
+        let num_examples = count as u64;
+        let labels = num_examples as f64 * labels_each as f64;
+        let loss = loss_sum / labels;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step: 0 });
         }
-        Ok(Metrics { accuracy: correct as f64 / num_examples as f64, loss, num_examples })
+        Ok(Metrics { accuracy: correct as f64 / labels, loss, num_examples })
     }
 }
 
 /// Reads examples, scaled.
 fn read(architecture: &Architecture, shard: &dyn Shard, indices: &[usize], labels: &mut Vec<u32>) -> Vec<f32> {
     let mut inputs = Vec::new();
+    if let (Some(gpt), Some(text)) = (&architecture.gpt, shard.text()) {
+        text.read_windows(gpt::to_usize(gpt.context), indices, &mut inputs, labels);
+        return inputs;
+    }
     shard.read(indices, &mut inputs, labels);
     inputs.iter_mut().for_each(|value| *value *= architecture.input_scale);
     inputs

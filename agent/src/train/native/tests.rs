@@ -7,10 +7,17 @@ use std::path::{Path, PathBuf};
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
 
 use super::*;
-use crate::shard::{self, Examples, Inputs, ShardOptions};
+use crate::shard::{self, Examples, Inputs, ShardOptions, Text};
 
 fn model(kind: ModelKind) -> ModelSpec {
-    ModelSpec { kind, input: vec![1, 12, 12], classes: 3, hidden: vec![], input_scale: 1.0 / 255.0 }
+    ModelSpec {
+        kind,
+        input: vec![1, 12, 12],
+        classes: 3,
+        hidden: vec![],
+        input_scale: 1.0 / 255.0,
+        ..ModelSpec::default()
+    }
 }
 
 fn plan(local_steps: u32, optimizer: OptimizerSpec) -> TrainSpec {
@@ -19,6 +26,20 @@ fn plan(local_steps: u32, optimizer: OptimizerSpec) -> TrainSpec {
 
 fn sgd(lr: f32, momentum: f32) -> OptimizerSpec {
     OptimizerSpec::Sgd { lr, momentum }
+}
+
+fn gpt(context: u32, width: u32) -> ModelSpec {
+    ModelSpec { kind: ModelKind::Gpt, context, layers: 2, heads: 2, width, ..ModelSpec::default() }
+}
+
+/// A sentence again and again: after its first bytes every byte can be told.
+fn refrain(length: usize) -> Text {
+    let sentence = b"The quick brown fox jumps over the lazy dog. ";
+    Text::new(sentence.iter().copied().cycle().take(length).collect()).expect("long enough")
+}
+
+fn adamw(lr: f32) -> OptimizerSpec {
+    OptimizerSpec::AdamW { lr, weight_decay: 0.0, beta_1: 0.9, beta_2: 0.999 }
 }
 
 /// Class c has its bright third of rows at the top, in the middle or at the bottom.
@@ -83,6 +104,60 @@ fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
             assert!(one == run(threads), "{kind:?}: {threads} threads give other bytes than one");
         }
     }
+}
+
+#[test]
+fn the_gpt_starts_at_chance_and_learns_a_text_by_heart() {
+    let text = refrain(2_000);
+    let mut trainer = native(&gpt(32, 32)).expect("valid");
+    let base = trainer.initial(1).expect("made");
+    let before = trainer.evaluate(&base, &text).expect("fits");
+    assert!((before.loss - 256.0f64.ln()).abs() < 0.2, "{before:?} is not chance among 256 bytes");
+    assert_eq!(before.num_examples, 1_999 / 32, "windows are examples");
+    let plan = TrainSpec { batch_size: 8, ..plan(150, adamw(3e-3)) };
+    let mut reports = Vec::new();
+    let mut control = |report: StepReport| {
+        reports.push(report);
+        ControlFlow::Continue(())
+    };
+    let outcome = trainer.train(&base, &plan, 9, &text, &mut control).expect("trains");
+    let after = trainer.evaluate(&outcome.end, &text).expect("fits");
+    assert!(after.loss < 0.3 && after.accuracy > 0.9, "{before:?} then {after:?}");
+    assert_eq!((outcome.num_examples, reports[0].examples), (150 * 8, 8));
+    assert!((f64::from(reports[0].loss) - before.loss).abs() < 0.2, "{} is not a mean over bytes", reports[0].loss);
+}
+
+#[test]
+fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
+    let text = refrain(3_000);
+    let plan = TrainSpec { batch_size: 8, ..plan(3, adamw(1e-3)) };
+    let run = |threads| {
+        let mut trainer = native_with(&gpt(64, 128), NativeOptions { threads: Some(threads) }).expect("valid");
+        let base = trainer.initial(1).expect("made");
+        let end = trainer.train(&base, &plan, 4, &text, &mut go_on).expect("trains").end;
+        let metrics = trainer.evaluate(&end, &text).expect("fits");
+        (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
+    };
+    let one = run(1);
+    assert!(one == run(1), "a second run differs");
+    for threads in [2, 3] {
+        assert!(one == run(threads), "{threads} threads give other bytes than one");
+    }
+}
+
+#[test]
+fn text_is_for_the_gpt_and_nothing_else_is() {
+    let mut reader = native(&gpt(32, 8)).expect("valid");
+    let base = reader.initial(1).expect("made");
+    assert_eq!(reader.evaluate(&base, &stripes(3)), Err(TrainError::NotText));
+    let short = reader.evaluate(&base, &refrain(32));
+    assert_eq!(short, Err(TrainError::TooShort { context: 32, found: 32 }));
+    assert_eq!(reader.evaluate(&base, &refrain(33)).expect("one window").num_examples, 1);
+    // Of the shape and with the classes that text is counted in.
+    let spec = ModelSpec { kind: ModelKind::Mlp, input: vec![256], classes: 256, ..ModelSpec::default() };
+    let mut other = native(&spec).expect("valid");
+    let base = other.initial(1).expect("made");
+    assert_eq!(other.evaluate(&base, &refrain(1_000)), Err(TrainError::Text));
 }
 
 #[test]
@@ -163,7 +238,14 @@ fn what_does_not_fit_is_refused_before_any_work() {
 #[test]
 fn the_mlp_learns_handwritten_digits() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data");
-    let spec = ModelSpec { kind: ModelKind::Mlp, input: vec![64], classes: 10, hidden: vec![64], input_scale: 0.0625 };
+    let spec = ModelSpec {
+        kind: ModelKind::Mlp,
+        input: vec![64],
+        classes: 10,
+        hidden: vec![64],
+        input_scale: 0.0625,
+        ..ModelSpec::default()
+    };
     let open =
         |name| shard::open(&data.join(name), &ShardOptions::for_model(&spec)).expect("a file of this repository");
     let (train, test) = (open("digits-train.csv.gz"), open("digits-test.csv.gz"));

@@ -44,7 +44,14 @@ pub(super) fn spec() -> RunSpec {
     RunSpec {
         name: "test".into(),
         seed: 1,
-        model: ModelSpec { kind: ModelKind::Mlp, input: vec![2], classes: 2, hidden: vec![], input_scale: 1.0 },
+        model: ModelSpec {
+            kind: ModelKind::Mlp,
+            input: vec![2],
+            classes: 2,
+            hidden: vec![],
+            input_scale: 1.0,
+            ..ModelSpec::default()
+        },
         train: TrainSpec {
             local_steps: 1,
             batch_size: 1,
