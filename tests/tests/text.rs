@@ -98,7 +98,9 @@ fn two_agents_learn_a_language_from_folders_of_text() -> anyhow::Result<()> {
     let status = cluster.status()?;
     // 256 and 32 positions of width 32, two blocks, the last layer norm.
     assert_eq!(status.params, Some((256 + 32) * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32));
-    assert!(status.updates_accepted > 0 && status.updates_refused.is_empty(), "{:?}", status.updates_refused);
+    // What was on its way when the target was reached comes too late, and nothing else is refused.
+    let refused = &status.updates_refused;
+    assert!(status.updates_accepted > 0 && refused.keys().all(|reason| reason == "finished"), "{refused:?}");
     assert!(cluster.verify()?.holds);
     Ok(())
 }
