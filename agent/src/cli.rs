@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::device;
@@ -62,6 +62,14 @@ pub(crate) enum Verb {
     /// Look into a shard, or cut a data set into shards
     #[command(subcommand, visible_alias = "shards")]
     Shard(ShardVerb),
+    /// Show the processors and GPUs of this machine, and what this build can train on
+    #[command(after_help = "Examples:
+  anabranch-agent devices
+  anabranch-agent devices --json")]
+    Devices(DevicesArgs),
+    /// Look at the GPUs, and tell the process that started this one
+    #[command(hide = true)]
+    ProbeGpus,
     /// Be the native trainer of an agent that runs with --isolate
     #[command(hide = true)]
     Trainer(TrainerArgs),
@@ -117,9 +125,9 @@ pub(crate) struct RunArgs {
     /// Name of the label column in a CSV file [default: label]
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
-    /// Device to train on [default: auto]
+    /// Device to train on: auto or cpu [default: auto]
     #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<DeviceArg>,
+    pub(crate) device: Option<device::Choice>,
     /// Threads for the maths [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -161,28 +169,16 @@ fn slow_factor(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Device, as typed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum DeviceArg {
-    /// The best that is here
-    Auto,
-    /// The processor
-    Cpu,
-}
-
-impl From<DeviceArg> for device::Choice {
-    fn from(device: DeviceArg) -> Self {
-        match device {
-            DeviceArg::Auto => Self::Auto,
-            DeviceArg::Cpu => Self::Cpu,
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) dir: DirArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -272,6 +268,8 @@ mod tests {
         assert!(parse(&["run", "--dir", "d", "--shard", "s", "--min-round", "250"]).is_ok());
         assert!(parse(&["run", "--dir", "d", "--simulate-slow", "0.5"]).is_err(), "nothing makes the maths faster");
         assert!(parse(&["run", "--dir", "d", "--threads", "0"]).is_err());
+        let cuda = parse(&["run", "--dir", "d", "--device", "cuda"]).expect_err("there is no such backend").to_string();
+        assert!(cuda.contains("this build has no CUDA backend"), "{cuda}");
         let split = ["shard", "split", "x", "--agents", "3", "--seed", "1", "--out", "o"];
         let with = |more: &[&str]| parse(&[&split[..], more].concat());
         assert!(with(&["--iid"]).is_ok() && with(&["--alpha", "0.3"]).is_ok());

@@ -33,7 +33,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
     };
     let (shard, eval_shard) = (path(&args.shard, &config.shard), path(&args.eval_shard, &config.eval_shard));
-    let mut device = device::detect(args.device.map_or(config.device, Into::into)).to_string();
+    let mut device = device::detect(args.device.unwrap_or(config.device)).to_string();
     let threads = args.threads.map(usize::from).or(config.threads);
     let pace = Pace {
         min_round: Duration::from_millis(args.experiment.min_round),
