@@ -1,6 +1,7 @@
 //! The command line: arguments as typed. What they do is in `commands`.
 
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::device;
+use crate::manners::{MaxLoad, QuietHours};
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_AGENT_DIR";
@@ -135,6 +137,8 @@ pub(crate) struct RunArgs {
     #[arg(long, conflicts_with = "trainer")]
     pub(crate) isolate: bool,
     #[command(flatten)]
+    pub(crate) manners: MannersArgs,
+    #[command(flatten)]
     pub(crate) experiment: ExperimentArgs,
     /// A program that trains instead of the native models, and its arguments
     /// (it speaks docs/trainer-protocol.md)
@@ -148,6 +152,30 @@ pub(crate) struct TrainerArgs {
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+}
+
+/// What a volunteer's machine keeps for its owner.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Manners (no new work is taken on; a round under way is finished and sent)")]
+pub(crate) struct MannersArgs {
+    /// Never more threads for the maths than this, whatever --threads or agent.toml says
+    #[arg(long, value_name = "N")]
+    pub(crate) max_threads: Option<NonZeroU16>,
+    /// No new work between these times, in UTC: 08:00-18:00
+    #[arg(long, value_name = "FROM-TO")]
+    pub(crate) quiet_hours: Option<QuietHours>,
+    /// No new work while the machine runs on its battery
+    #[arg(long)]
+    pub(crate) pause_on_battery: bool,
+    /// No new work while the 1-minute load average is above this (the agent's own threads count)
+    #[arg(long, value_name = "LOAD")]
+    pub(crate) max_load: Option<MaxLoad>,
+    /// Where the power supplies are described
+    #[arg(long, value_name = "DIR", default_value = "/sys/class/power_supply", hide = true)]
+    pub(crate) power_supplies: PathBuf,
+    /// Where the load averages are
+    #[arg(long, value_name = "FILE", default_value = "/proc/loadavg", hide = true)]
+    pub(crate) loadavg: PathBuf,
 }
 
 /// Artificial slowness.
