@@ -1,13 +1,15 @@
 //! The command line: arguments as typed. What they do is in `commands`.
 
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::device;
+use crate::manners::{MaxLoad, QuietHours};
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_AGENT_DIR";
@@ -62,6 +64,14 @@ pub(crate) enum Verb {
     /// Look into a shard, or cut a data set into shards
     #[command(subcommand, visible_alias = "shards")]
     Shard(ShardVerb),
+    /// Show the processors and GPUs of this machine, and what this build can train on
+    #[command(after_help = "Examples:
+  anabranch-agent devices
+  anabranch-agent devices --json")]
+    Devices(DevicesArgs),
+    /// Look at the GPUs, and tell the process that started this one
+    #[command(hide = true)]
+    ProbeGpus,
     /// Be the native trainer of an agent that runs with --isolate
     #[command(hide = true)]
     Trainer(TrainerArgs),
@@ -118,15 +128,17 @@ pub(crate) struct RunArgs {
     /// Name of the label column in a CSV file [default: label]
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
-    /// Device to train on [default: auto]
+    /// Device to train on: auto or cpu [default: auto]
     #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<DeviceArg>,
+    pub(crate) device: Option<device::Choice>,
     /// Threads for the maths [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// Train in a process of its own: a crash or a hang there costs one local round
     #[arg(long, conflicts_with = "trainer")]
     pub(crate) isolate: bool,
+    #[command(flatten)]
+    pub(crate) manners: MannersArgs,
     #[command(flatten)]
     pub(crate) experiment: ExperimentArgs,
     /// A program that trains instead of the native models, and its arguments
@@ -141,6 +153,30 @@ pub(crate) struct TrainerArgs {
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+}
+
+/// What a volunteer's machine keeps for its owner.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Manners (no new work is taken on; a round under way is finished and sent)")]
+pub(crate) struct MannersArgs {
+    /// Never more threads for the maths than this, whatever --threads or agent.toml says
+    #[arg(long, value_name = "N")]
+    pub(crate) max_threads: Option<NonZeroU16>,
+    /// No new work between these times, in UTC: 08:00-18:00
+    #[arg(long, value_name = "FROM-TO")]
+    pub(crate) quiet_hours: Option<QuietHours>,
+    /// No new work while the machine runs on its battery
+    #[arg(long)]
+    pub(crate) pause_on_battery: bool,
+    /// No new work while the 1-minute load average is above this (the agent's own threads count)
+    #[arg(long, value_name = "LOAD")]
+    pub(crate) max_load: Option<MaxLoad>,
+    /// Where the power supplies are described
+    #[arg(long, value_name = "DIR", default_value = "/sys/class/power_supply", hide = true)]
+    pub(crate) power_supplies: PathBuf,
+    /// Where the load averages are
+    #[arg(long, value_name = "FILE", default_value = "/proc/loadavg", hide = true)]
+    pub(crate) loadavg: PathBuf,
 }
 
 /// Artificial slowness.
@@ -162,28 +198,16 @@ fn slow_factor(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Device, as typed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum DeviceArg {
-    /// The best that is here
-    Auto,
-    /// The processor
-    Cpu,
-}
-
-impl From<DeviceArg> for device::Choice {
-    fn from(device: DeviceArg) -> Self {
-        match device {
-            DeviceArg::Auto => Self::Auto,
-            DeviceArg::Cpu => Self::Cpu,
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) dir: DirArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -281,6 +305,8 @@ mod tests {
         assert!(parse(&["run", "--dir", "d", "--shard", "s", "--min-round", "250"]).is_ok());
         assert!(parse(&["run", "--dir", "d", "--simulate-slow", "0.5"]).is_err(), "nothing makes the maths faster");
         assert!(parse(&["run", "--dir", "d", "--threads", "0"]).is_err());
+        let cuda = parse(&["run", "--dir", "d", "--device", "cuda"]).expect_err("there is no such backend").to_string();
+        assert!(cuda.contains("this build has no CUDA backend"), "{cuda}");
         let split = ["shard", "split", "x", "--agents", "3", "--seed", "1", "--out", "o"];
         let with = |more: &[&str]| parse(&[&split[..], more].concat());
         assert!(with(&["--iid"]).is_ok() && with(&["--alpha", "0.3"]).is_ok());

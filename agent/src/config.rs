@@ -16,6 +16,7 @@ use anabranch_common::ids::{AgentId, Digest, RunId};
 use serde::{Deserialize, Serialize};
 
 use crate::device;
+use crate::manners::MannersConfig;
 
 /// The directory of one agent.
 #[derive(Debug, Clone)]
@@ -108,6 +109,9 @@ pub struct AgentConfig {
     /// Whether the native models are trained in a process of their own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolate: bool,
+    /// When and how much of this machine to leave to its owner.
+    #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
+    pub manners: MannersConfig,
 }
 
 /// Why `agent.toml` cannot be used.
@@ -225,6 +229,13 @@ impl AgentConfig {
                         "# trainer_timeout_s = 600    # a step of it takes at most this long\n",
                     ),
                     (!self.isolate, "# isolate = true             # native models in a process of their own\n"),
+                    (
+                        self.manners.is_default(),
+                        "# manners.max_threads = 2            # never more threads for the maths\n\
+                         # manners.quiet_hours = \"08:00-18:00\"   # UTC: no new work then\n\
+                         # manners.pause_on_battery = true    # no new work on battery\n\
+                         # manners.max_load = 2.5             # no new work above this 1-minute load average\n",
+                    ),
                 ] {
                     if unset {
                         text.push_str(example);
@@ -263,6 +274,7 @@ mod tests {
             trainer: None,
             trainer_timeout_s: None,
             isolate: false,
+            manners: MannersConfig::default(),
         }
     }
 
@@ -273,6 +285,15 @@ mod tests {
         assert!(text.contains("# eval_shard ="), "{text}");
     }
 
+    /// The commented lines of a fresh file work as they stand, and survive being written again.
+    #[test]
+    fn the_examples_of_manners_can_be_uncommented() {
+        let text = config().to_commented_toml().replace("# manners.", "manners.");
+        let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
+        assert!(read.manners.pause_on_battery && read.manners.max_load.is_some(), "{read:?}");
+        assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
+    }
+
     /// Issue-level promise: a mistake in a configuration file is told with file and line.
     #[test]
     fn mistakes_are_told_with_their_line() {
@@ -281,10 +302,15 @@ mod tests {
         let cases = [
             (format!("{good}sahrd = \"x\"\n"), lines + 1, "unknown field `sahrd`"),
             (format!("{good}threads = 0\n"), lines + 1, "at least 1"),
+            (format!("{good}manners.quiet_hours = \"8-18\"\n"), lines + 1, "not a time of the day in UTC"),
+            (format!("{good}manners.max_load = -1.0\n"), lines + 1, "not a load average above 0"),
+            (format!("{good}manners.max_threads = 0\n"), lines + 1, "nonzero"),
+            (format!("{good}manners.nise = 1\n"), lines + 1, "unknown field `nise`"),
             (format!("{good}trainer = []\n"), lines + 1, "expected a program and its arguments"),
             (format!("{good}trainer_timeout_s = 0\n"), lines + 1, "at least 1"),
             (good.replace("127.0.0.1:4433", "nowhere"), 2, "not a host and a port"),
-            (good.replace("\"auto\"", "\"tpu\""), lines, "unknown variant `tpu`"),
+            (good.replace("\"auto\"", "\"tpu\""), lines, "unknown device `tpu`"),
+            (good.replace("\"auto\"", "\"cuda\""), lines, "this build has no CUDA backend"),
             (good.replace("run = \"01", "run = \"zz"), 3, "32 hexadecimal characters"),
         ];
         for (text, expected, part) in cases {

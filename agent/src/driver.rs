@@ -19,6 +19,7 @@ use crate::core::command::{ChunkSource, Command, Ending};
 use crate::core::event::{Event, Problem};
 use crate::core::{Session, SessionConfig};
 use crate::identity::{self, AgentKey, IdentityError};
+use crate::manners::Manners;
 use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
 use crate::store::Ledger;
 use crate::transport::{self, Dialer, Link, NetEvent, Op};
@@ -43,6 +44,8 @@ pub struct Setup {
     pub device: String,
     /// Artificial slowness.
     pub pace: Pace,
+    /// When it leaves the machine to its owner.
+    pub manners: Manners,
     /// Its store, open.
     pub ledger: Ledger,
 }
@@ -105,6 +108,8 @@ pub struct Driver {
     stop: Arc<StopSignal>,
     manifest: Option<Arc<ModelManifest>>,
     traffic: Traffic,
+    /// Why no work is to be taken on from the start.
+    hold: Option<String>,
     report: SharedReport,
 }
 
@@ -114,7 +119,7 @@ impl Driver {
     /// # Errors
     /// See [`StartError`].
     pub fn new(setup: Setup) -> Result<Self, StartError> {
-        let Setup { dir, config, key, shards, factory, device, pace, ledger } = setup;
+        let Setup { dir, config, key, shards, factory, device, pace, manners, ledger } = setup;
         let clock = Clock::start();
         let certificate = identity::read_certificate(&dir.certificate())?;
         let ca = identity::read_certificate(&dir.ca())?;
@@ -152,6 +157,7 @@ impl Driver {
         let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let stop = Arc::new(StopSignal::default());
         let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), events.clone())?;
+        let hold = manners.watch(events.clone())?;
         let store = StoreThread::spawn(ledger, run, agent, events)?;
         Ok(Self {
             dir,
@@ -170,6 +176,7 @@ impl Driver {
             stop,
             manifest: None,
             traffic: Traffic::default(),
+            hold,
             report: SharedReport(Arc::new(Mutex::new(report))),
         })
     }
@@ -183,6 +190,9 @@ impl Driver {
     /// Runs until the session ends. Each message on `shutdown` asks for an orderly stop; the first one counts.
     pub async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Ending {
         let mut ending = self.step(Event::Started);
+        if let Some(reason) = self.hold.take() {
+            self.step(Event::Hold { reason: Some(reason) });
+        }
         let mut may_shut_down = true;
         while ending.is_none() {
             let deadline = self.session.deadline_ms().map(|at_ms| Instant::from_std(self.clock.instant(at_ms)));
@@ -446,6 +456,8 @@ fn log(event: &Event) {
         Event::Evaluated { version, accuracy, loss, .. } => {
             tracing::info!(version = version.0, accuracy, loss, "evaluated");
         }
+        Event::Hold { reason: Some(reason) } => tracing::info!(reason, "taking on no new work"),
+        Event::Hold { reason: None } => tracing::debug!("work may be taken on"),
         Event::Shutdown => tracing::info!("stopping; finished work is kept"),
         _ => {}
     }

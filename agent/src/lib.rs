@@ -18,6 +18,7 @@ pub mod device;
 pub mod driver;
 pub mod files;
 pub mod identity;
+pub mod manners;
 pub mod report;
 pub mod shard;
 pub mod store;

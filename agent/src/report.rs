@@ -77,6 +77,9 @@ pub struct LiveReport {
     pub digest: Option<Digest>,
     /// `idle`, `asking`, `fetching`, `evaluating`, `training` or `storing`.
     pub work: String,
+    /// Why it takes on no new work, where the machine's owner needs it: quiet hours, battery, load.
+    #[serde(default)]
+    pub waits_for: Option<String>,
     /// The lease it works under.
     pub lease: Option<LeaseId>,
     /// Steps done under it.
@@ -152,6 +155,7 @@ impl LiveReport {
             version: held.map(|held| held.version),
             digest: held.map(|held| held.digest),
             work: work.to_owned(),
+            waits_for: session.hold().map(str::to_owned),
             lease,
             steps,
             examples_per_s,
@@ -193,6 +197,9 @@ impl LiveReport {
             _ => self.work.clone(),
         };
         line("work", work);
+        if let Some(reason) = &self.waits_for {
+            line("waits", format!("takes on no new work: {reason}"));
+        }
         line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));
         line("shards", format!("{} examples to train on, {} to evaluate on", self.train_examples, self.eval_examples));
         line("device", self.device.clone());

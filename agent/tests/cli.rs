@@ -11,6 +11,7 @@ use anabranch_common::token::JoinToken;
 use anabranch_agent::config::{AgentConfig, AgentDir};
 use anabranch_agent::device::Choice;
 use anabranch_agent::identity::AgentKey;
+use anabranch_agent::manners::MannersConfig;
 use anabranch_agent::store::Ledger;
 
 fn agent(args: &[&str]) -> Output {
@@ -55,6 +56,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         trainer: None,
         trainer_timeout_s: None,
         isolate: false,
+        manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");
     dir

@@ -175,3 +175,9 @@ pub const AGENT_QUEUE_EVENTS: usize = 256;
 /// How long a coordinator may leave packets unacknowledged before an agent connects afresh, in milliseconds (longer on
 /// paths with long round trips).
 pub const SILENCE_MS: u64 = 3_000;
+/// How long the process that looks at a machine's GPUs may take, in milliseconds.
+pub const DEVICE_PROBE_MS: u64 = 10_000;
+/// Bytes of each output of that process that are read.
+pub const DEVICE_PROBE_BYTES: u64 = 64 << 10;
+/// How often an agent looks whether its machine's owner has a use for the machine, in milliseconds.
+pub const MANNERS_LOOK_MS: u64 = 2_000;

@@ -1,5 +1,6 @@
 //! One file a verb, and what they share.
 
+mod devices;
 mod join;
 pub(crate) mod run;
 mod shard;
@@ -30,6 +31,8 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Status(args) => status::status(&args),
         Verb::Shard(ShardVerb::Inspect(args)) => shard::inspect(&args),
         Verb::Shard(ShardVerb::Split(args)) => shard::split(&args),
+        Verb::Devices(args) => devices::devices(&args),
+        Verb::ProbeGpus => devices::probe_gpus(),
         Verb::Trainer(args) => trainer::trainer(&args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

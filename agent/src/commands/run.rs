@@ -12,12 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{config_fail, identity_fail, process_fail, shard_fail, start_fail, status};
-use crate::cli::RunArgs;
+use crate::cli::{MannersArgs, RunArgs};
 use crate::config::{AgentConfig, AgentDir};
 use crate::core::command::Ending;
 use crate::device;
 use crate::driver::{Driver, Setup, SharedReport};
 use crate::identity::AgentKey;
+use crate::manners::{Manners, MannersConfig};
 use crate::shard::{self, Shard, ShardOptions};
 use crate::store::Ledger;
 use crate::train::NativeOptions;
@@ -34,8 +35,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
     };
     let (shard, eval_shard) = (path(&args.shard, &config.shard), path(&args.eval_shard, &config.eval_shard));
-    let mut device = device::detect(args.device.map_or(config.device, Into::into)).to_string();
-    let threads = args.threads.map(usize::from).or(config.threads);
+    let mut device = device::detect(args.device.unwrap_or(config.device)).to_string();
+    let manners = manners(&args.manners, config.manners.clone());
+    let threads = manners.config.bounded(args.threads.map(usize::from).or(config.threads));
+    if let Some(most) = manners.config.max_threads {
+        // The trainer has a pool of its own; this one is for whatever of the maths runs outside of it.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(most.get()).min(threads.unwrap_or(1)));
+        pool.build_global().context("the pool of threads exists already")?;
+    }
     let pace = Pace {
         min_round: Duration::from_millis(args.experiment.min_round),
         slow_factor: args.experiment.simulate_slow,
@@ -66,7 +73,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
             work
         }
     };
-    let setup = Setup { dir, config, key, shards, factory, device, pace, ledger };
+    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger };
     let ending = serve_here(setup);
     if let Some(process) = process {
         process.close();
@@ -81,7 +88,19 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
 /// It cannot start, or ends as nobody asked it to; with the exit code that `run` has for it.
 pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &str, pace: Pace) -> anyhow::Result<()> {
     let Home { dir, config, key, ledger } = Home::open(dir)?;
-    finish(serve_here(Setup { dir, config, key, shards, factory, device: device.to_owned(), pace, ledger })?)
+    let manners = Manners::of_this_machine(config.manners.clone());
+    finish(serve_here(Setup { dir, config, key, shards, factory, device: device.to_owned(), pace, manners, ledger })?)
+}
+
+/// What was asked for on the command line and in `agent.toml`.
+fn manners(args: &MannersArgs, config: MannersConfig) -> Manners {
+    let config = MannersConfig {
+        max_threads: args.max_threads.or(config.max_threads),
+        quiet_hours: args.quiet_hours.or(config.quiet_hours),
+        pause_on_battery: args.pause_on_battery || config.pause_on_battery,
+        max_load: args.max_load.or(config.max_load),
+    };
+    Manners { config, power_supplies: args.power_supplies.clone(), loadavg: args.loadavg.clone() }
 }
 
 /// What an agent has in its directory, open.

@@ -113,6 +113,12 @@ pub enum Event {
     },
     /// The time that `Session::deadline_ms` asked for has come.
     Tick,
+    /// The machine's owner needs it, or does not any more: while there is a reason no work is taken on; what is under way
+    /// is finished and sent.
+    Hold {
+        /// Why, for people.
+        reason: Option<String>,
+    },
     /// Someone wants this process to stop.
     Shutdown,
     /// Something that cannot be mended here (trainer, storage).

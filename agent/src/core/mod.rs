@@ -121,6 +121,8 @@ pub struct Session {
     patience: Option<(UpdateKey, u64)>,
     /// Set while what failed here rests before it is tried again.
     rest_until_ms: Option<u64>,
+    /// Why no work is taken on, where the machine's owner needs it.
+    hold: Option<String>,
     evaluate_next: Option<Wanted>,
     unsent_evaluation: Option<Evaluation>,
     progress_at_ms: Option<u64>,
@@ -155,6 +157,7 @@ impl Session {
             no_lease_until_ms: None,
             patience: None,
             rest_until_ms: None,
+            hold: None,
             evaluate_next: None,
             unsent_evaluation: None,
             progress_at_ms: None,
@@ -212,6 +215,7 @@ impl Session {
                 self.config.renew_at_ms = renew_at_ms;
             }
             Event::Tick => self.tick(now_ms, out),
+            Event::Hold { reason } => self.hold = reason,
             Event::Shutdown => self.stop(now_ms, Ending::Parked, out),
             Event::Failed(ending) => self.end(ending, out),
         }
@@ -299,6 +303,12 @@ impl Session {
     #[must_use]
     pub fn phase(&self) -> RunPhase {
         self.phase
+    }
+
+    /// Why it takes on no work at present, where the machine's owner needs it.
+    #[must_use]
+    pub fn hold(&self) -> Option<&str> {
+        self.hold.as_deref()
     }
 
     /// The latest verdicts, oldest first.

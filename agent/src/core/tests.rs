@@ -1,5 +1,6 @@
 //! Exact command lists: what the session does is its contract with the driver, and with the simulator.
 
+mod hold;
 mod stale;
 
 use std::sync::Arc;

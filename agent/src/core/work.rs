@@ -87,7 +87,7 @@ impl Session {
             let (wanted, then) = (*wanted, then.clone());
             self.fetched(wanted, then, out);
         }
-        if self.work != Work::Idle || !matches!(self.trainer, Trainer::Ready(_)) {
+        if self.work != Work::Idle || self.hold.is_some() || !matches!(self.trainer, Trainer::Ready(_)) {
             return;
         }
         if self.is_up()

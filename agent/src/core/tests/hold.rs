@@ -1,0 +1,46 @@
+//! While the machine's owner needs it no work is taken on, and what was begun is finished and sent.
+
+use super::*;
+
+fn hold(reason: Option<&str>) -> Event {
+    Event::Hold { reason: reason.map(str::to_owned) }
+}
+
+#[test]
+fn an_agent_on_hold_asks_for_no_lease_until_the_reason_is_gone() {
+    let mut session = Session::new(config(100, 0), Kept::default());
+    session.handle(0, Event::Started);
+    assert_eq!(session.handle(0, hold(Some("battery"))), []);
+    session.handle(0, Event::Connected);
+    session.handle(0, welcome(BRANCH, Some(digest(0)), RunPhase::Running));
+    assert_eq!(session.handle(0, Event::Prepared { manifest: manifest("w") }), [], "it may not ask");
+    assert_eq!(session.hold(), Some("battery"));
+    assert_eq!(session.handle(1, hold(Some("load"))), [], "another reason is a reason");
+    assert_eq!(session.handle(2, hold(None)), [send(AgentMessage::RequestLease)]);
+    assert_eq!(session.hold(), None);
+}
+
+#[test]
+fn a_round_under_way_is_finished_and_sent_while_on_hold() {
+    let mut session = training();
+    assert_eq!(session.handle(1, hold(Some("quiet hours"))), [], "it is not stopped");
+    let lease = lease(1, 0);
+    assert_eq!(session.handle(2, Event::Trained(Box::new(outcome(&lease)))), [bank(&lease, 0)]);
+    let update = entry(0, &lease);
+    assert_eq!(session.handle(3, Event::Banked(update.clone())), [offer(&update)]);
+    let settle = Command::Settle { key: key(0), content: Settlement::Drop };
+    assert_eq!(session.handle(4, decide(0, accepted())), [settle], "no lease is asked for");
+    assert_eq!(session.handle(5, Event::Settled { key: key(0) }), []);
+    assert_eq!(session.handle(6, hold(None)), [send(AgentMessage::RequestLease)]);
+}
+
+/// Evaluating costs the machine as much as training does; what was asked for is done later.
+#[test]
+fn an_evaluation_waits_for_the_end_of_the_hold() {
+    let mut session = asking(config(0, 10), Kept::default());
+    session.handle(1, hold(Some("load")));
+    let wanted = CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) };
+    assert_eq!(session.handle(2, say(wanted)), []);
+    let fetch = AgentMessage::FetchModel { version: ModelVersion(3), missing: None };
+    assert_eq!(session.handle(3, hold(None)), [send(fetch)]);
+}
