@@ -16,14 +16,14 @@ const STEPS: u32 = 20;
 const REPETITIONS: usize = 15;
 
 fn main() {
-    let (images, text) = (images(2048), text(1 << 16));
+    let (images, text) = (images(2048), text(1 << 14));
     let sgd = OptimizerSpec::Sgd { lr: 0.01, momentum: 0.9 };
     let adamw = OptimizerSpec::AdamW { lr: 1e-3, weight_decay: 0.01, beta_1: 0.9, beta_2: 0.999 };
     let image = |kind, hidden: &[u64]| {
         let (input, hidden) = (vec![1, 28, 28], hidden.to_vec());
         ModelSpec { kind, input, classes: 10, hidden, input_scale: 1.0 / 255.0, ..ModelSpec::default() }
     };
-    let (context, layers, heads, width) = (128, 4, 4, 128);
+    let (context, layers, heads, width) = (64, 2, 4, 64);
     let gpt = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
     let cases: [(&str, ModelSpec, &dyn Shard, u32, OptimizerSpec); 6] = [
         ("mlp 784-128-10", image(ModelKind::Mlp, &[128]), &images, 32, sgd.clone()),
@@ -31,7 +31,7 @@ fn main() {
         ("mlp 784-512-10", image(ModelKind::Mlp, &[512]), &images, 64, sgd.clone()),
         ("cnn 16-32-128", image(ModelKind::Cnn, &[16, 32, 128]), &images, 32, sgd),
         ("cnn 16-32-128", image(ModelKind::Cnn, &[16, 32, 128]), &images, 64, adamw.clone()),
-        ("gpt 4x128", gpt, &text, 16, adamw),
+        ("gpt 64-2-4-64", gpt, &text, 16, adamw),
     ];
     println!("{:<16}{:>7}{:>7}{:>9}{:>12}{:>18}", "model", "batch", "optim", "threads", "ms / step", "ms / evaluation");
     // Cargo itself adds `--bench`.

@@ -108,7 +108,9 @@ fn shard_fail(error: ShardError) -> Fail {
         }
         ShardError::TooLarge { .. } => "cut it into smaller shards",
         ShardError::NotEmpty { .. } => "choose a directory that does not exist",
-        ShardError::Split { .. } => "ask for fewer shards, or for fewer rows kept apart",
+        ShardError::Split { .. } => {
+            "ask for fewer shards or for fewer rows kept apart; text is split with --iid and without --eval-rows"
+        }
         ShardError::Io { .. } => "check the path and the disk",
     };
     Fail::new(ExitCode::Shard, error.to_string()).help(help).because(error)
