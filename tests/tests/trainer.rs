@@ -166,7 +166,9 @@ fn a_trainer_in_python_brings_its_own_model_and_reaches_the_target() -> anyhow::
     }
     let status = cluster.status()?;
     assert_eq!(status.params, Some(65 * 10));
-    assert!(status.updates_accepted > 0 && status.updates_refused.is_empty(), "{:?}", status.updates_refused);
+    // What was on its way when the target was reached comes too late.
+    let refused = &status.updates_refused;
+    assert!(status.updates_accepted > 0 && refused.keys().all(|reason| reason == "finished"), "{refused:?}");
     assert!(cluster.verify()?.holds);
     Ok(())
 }
