@@ -68,13 +68,16 @@ pub enum ProbeError {
 }
 
 impl Probe {
-    /// This program with the hidden verb `probe-gpus`.
+    /// This program with the hidden verb `probe-gpus` in place of `verb`, and whatever stood before it: an agent may be a
+    /// part of a larger program.
     ///
     /// # Errors
     /// The system does not say where this program's file is.
-    pub fn of_this_program() -> io::Result<Self> {
+    pub fn of_this_program(verb: &str) -> io::Result<Self> {
         let deadline = Duration::from_millis(limits::DEVICE_PROBE_MS);
-        Ok(Self { program: std::env::current_exe()?, args: vec!["probe-gpus".into()], deadline })
+        let before = std::env::args_os().skip(1).take_while(|arg| arg != verb);
+        let args = before.chain(["probe-gpus".into()]).collect();
+        Ok(Self { program: std::env::current_exe()?, args, deadline })
     }
 
     /// Starts the child and waits for its report, at most for the deadline and a second.
