@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::device;
-use crate::manners::{MaxLoad, QuietHours};
+use crate::manners::{MaxLoad, Nice, QuietHours};
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_AGENT_DIR";
@@ -162,6 +162,9 @@ pub(crate) struct MannersArgs {
     /// Never more threads for the maths than this, whatever --threads or agent.toml says
     #[arg(long, value_name = "N")]
     pub(crate) max_threads: Option<NonZeroU16>,
+    /// Lower the priority of the maths by this much, from 0 to 19
+    #[arg(long, value_name = "N")]
+    pub(crate) nice: Option<Nice>,
     /// No new work between these times, in UTC: 08:00-18:00
     #[arg(long, value_name = "FROM-TO")]
     pub(crate) quiet_hours: Option<QuietHours>,

@@ -33,6 +33,9 @@ pub enum MannersError {
     /// Not two times of the day.
     #[error("{0:?} is not a time of the day in UTC, like 08:00-18:00 or 22:00-06:00")]
     QuietHours(String),
+    /// Not a step down.
+    #[error("{0:?} is not a whole number from 0 to 19, by which the priority is lowered")]
+    Nice(String),
     /// Not a load.
     #[error("{0:?} is not a load average above 0, like 2.5")]
     Load(String),
@@ -88,6 +91,47 @@ impl QuietHours {
     }
 }
 
+/// By how much the priority is lowered, from 0 to 19, as `nice -n` counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub struct Nice(u8);
+
+impl TryFrom<i64> for Nice {
+    type Error = MannersError;
+
+    fn try_from(by: i64) -> Result<Self, MannersError> {
+        match u8::try_from(by) {
+            Ok(by @ 0..=19) => Ok(Self(by)),
+            _ => Err(MannersError::Nice(by.to_string())),
+        }
+    }
+}
+
+impl From<Nice> for i64 {
+    fn from(nice: Nice) -> Self {
+        nice.0.into()
+    }
+}
+
+impl FromStr for Nice {
+    type Err = MannersError;
+
+    fn from_str(text: &str) -> Result<Self, MannersError> {
+        text.parse::<i64>().map_err(|_| MannersError::Nice(text.to_owned()))?.try_into()
+    }
+}
+
+impl Nice {
+    /// Lowers the priority of the calling thread, of those that it starts from now on and of their child processes.
+    /// Returns the new nice value.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn lower(self) -> std::io::Result<i32> {
+        Ok(rustix::process::nice(self.0.into())?)
+    }
+}
+
 /// A load average above 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
@@ -123,6 +167,9 @@ pub struct MannersConfig {
     /// The most threads for the maths, whatever `threads` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_threads: Option<NonZeroU16>,
+    /// By how much to lower the priority of the maths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nice: Option<Nice>,
     /// When to take on no work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quiet_hours: Option<QuietHours>,
@@ -289,6 +336,21 @@ mod tests {
         write(loadavg, "9.00 0.1 0.1 1/100 1\n");
         assert_eq!(manners.reason(0), Some(reason), "the reason is one, however the load moves: it is told once");
         assert!("0".parse::<MaxLoad>().is_err() && "NaN".parse::<MaxLoad>().is_err());
+    }
+
+    /// The threads of the maths are started afterwards, and inherit it.
+    #[test]
+    fn a_lowered_priority_is_inherited_by_threads_that_are_started_later() {
+        let nice_of_this_thread = || rustix::process::getpriority_process(None).expect("it has a priority");
+        let apart = std::thread::spawn(move || {
+            let before = nice_of_this_thread();
+            let after = "3".parse::<Nice>().expect("a step").lower().expect("lower is always allowed");
+            let inherited = std::thread::spawn(nice_of_this_thread).join().expect("it ends");
+            (before, after, inherited)
+        });
+        let (before, after, inherited) = apart.join().expect("it ends");
+        assert_eq!((after, inherited), ((before + 3).min(19), (before + 3).min(19)));
+        assert!("20".parse::<Nice>().is_err() && "-1".parse::<Nice>().is_err() && "low".parse::<Nice>().is_err());
     }
 
     #[test]

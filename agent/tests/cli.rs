@@ -114,6 +114,23 @@ fn join_does_not_replace_another_enrolment() {
     fails(&output, 3, &["enrolled with another coordinator, as north"]);
 }
 
+/// With a GPU, without one or with a sick driver: `devices` looks through its child, and never fails.
+#[test]
+fn devices_are_shown_and_what_this_build_cannot_use_is_refused() {
+    let text = agent(&["devices"]);
+    assert_eq!(text.status.code(), Some(0), "{}", String::from_utf8_lossy(&text.stderr));
+    let shown = String::from_utf8_lossy(&text.stdout);
+    assert!(shown.contains("\nbackends   cpu; not in this build: cuda"), "{shown}");
+    let json = agent(&["devices", "--json"]);
+    let devices: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert!(devices["cpu"]["usable_cpus"].as_u64().is_some_and(|cpus| cpus > 0), "{devices}");
+    let (gpus, problems) = (&devices["nvidia"]["gpus"], &devices["nvidia"]["problems"]);
+    let count = |list: &serde_json::Value| list.as_array().map_or(0, Vec::len);
+    assert!(count(gpus) + count(problems) > 0, "either there is a GPU, or it says why not: {devices}");
+    assert!(!problems.to_string().contains("the probe"), "the child answered: {devices}");
+    fails(&agent(&["run", "--dir", "d", "--device", "cuda"]), 2, &["this build has no CUDA backend"]);
+}
+
 #[test]
 fn run_without_a_join_says_so() {
     let temporary = tempfile::tempdir().expect("a directory");

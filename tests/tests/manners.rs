@@ -17,8 +17,7 @@ fn agent_says(cluster: &Cluster, what: &str, wanted: impl Fn(&LiveReport) -> boo
     let args = [OsStr::new("status"), OsStr::new("--dir"), dir.as_os_str(), OsStr::new("--json")];
     let mut last = String::new();
     let found = poll(PATIENCE, || {
-        // It may be starting, and hold its store.
-        let Ok(ended) = cluster.call(Role::Agent, &args)?.code(0) else { return Ok(None) };
+        let ended = cluster.call(Role::Agent, &args)?.code(0)?;
         last.clone_from(&ended.stdout);
         Ok(serde_json::from_str::<AgentReport>(&last)?.live.filter(&wanted))
     })?;
@@ -27,18 +26,20 @@ fn agent_says(cluster: &Cluster, what: &str, wanted: impl Fn(&LiveReport) -> boo
 
 #[test]
 fn an_agent_on_hold_takes_no_lease_says_why_and_goes_on_when_the_reason_is_gone() -> anyhow::Result<()> {
-    let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
+    let mut cluster = Cluster::new(Path::new(LAB), &DIGITS.replace("versions = 40", "versions = 1000000"))?;
     cluster.start_coordinator()?;
     cluster.join("one")?;
     let loadavg = cluster.path().join("loadavg");
     let load = |load: &str| std::fs::write(&loadavg, format!("{load} 0.00 0.00 1/100 1\n"));
     load("9.00")?;
     let shard = example("data/digits-train.csv.gz");
-    let mut args = ["--threads=1", "--max-load=1.5", "--loadavg"].map(OsStr::new).to_vec();
+    let mut args = ["--threads=1", "--min-round=100", "--max-load=1.5", "--loadavg"].map(OsStr::new).to_vec();
     args.extend([loadavg.as_os_str(), "--shard".as_ref(), shard.as_os_str()]);
     cluster.start_agent(Role::Agent, "one", &args, &[])?;
 
     let reason = "the machine's load is above 1.5";
+    // From here on the agent has its store, which `status` would open if it had not.
+    cluster.agent("one")?.wait_for_log("taking on no new work", PATIENCE)?;
     let held = agent_says(&cluster, "a connected agent on hold", |live| {
         live.connection == "connected" && live.phase == RunPhase::Running && live.waits_for.is_some()
     })?;

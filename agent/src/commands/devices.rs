@@ -20,7 +20,7 @@ struct Devices {
 
 /// Runs `devices`. A machine without a GPU, or with a sick driver, is no error: it trains on the CPU.
 pub(super) fn devices(args: &DevicesArgs) -> anyhow::Result<()> {
-    let nvidia = match Probe::of_this_program().map(|probe| probe.run()) {
+    let nvidia = match Probe::of_this_program("devices").map(|probe| probe.run()) {
         Ok(Ok(report)) => report,
         Ok(Err(error)) => failed(&error),
         Err(error) => failed(&error),

@@ -38,6 +38,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut device = device::detect(args.device.unwrap_or(config.device)).to_string();
     let manners = manners(&args.manners, config.manners.clone());
     let threads = manners.config.bounded(args.threads.map(usize::from).or(config.threads));
+    if let Some(nice) = manners.config.nice {
+        let now = nice.lower().context("the priority cannot be lowered")?;
+        tracing::info!(nice = now, "working with a lower priority");
+    }
     if let Some(most) = manners.config.max_threads {
         // The trainer has a pool of its own; this one is for whatever of the maths runs outside of it.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(most.get()).min(threads.unwrap_or(1)));
@@ -96,6 +100,7 @@ pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &st
 fn manners(args: &MannersArgs, config: MannersConfig) -> Manners {
     let config = MannersConfig {
         max_threads: args.max_threads.or(config.max_threads),
+        nice: args.nice.or(config.nice),
         quiet_hours: args.quiet_hours.or(config.quiet_hours),
         pause_on_battery: args.pause_on_battery || config.pause_on_battery,
         max_load: args.max_load.or(config.max_load),
