@@ -174,12 +174,14 @@ impl Journal {
         let kept = usize::try_from(position.0 + 1).unwrap_or(usize::MAX);
         ensure(kept <= self.records.len(), "P2", || format!("recovered record {position}, which was never written"))?;
         ensure(self.chains.get(kept - 1) == Some(&chain), "P2", || format!("the chain at record {position} differs"))?;
-        self.records.truncate(kept);
-        self.chains.truncate(kept);
-        self.fold = Fold::default();
-        let records = std::mem::take(&mut self.records);
-        records.iter().try_for_each(|record| self.fold.apply(record, &self.attackers))?;
-        self.records = records;
+        if kept < self.records.len() {
+            self.records.truncate(kept);
+            self.chains.truncate(kept);
+            self.fold = Fold::default();
+            let records = std::mem::take(&mut self.records);
+            records.iter().try_for_each(|record| self.fold.apply(record, &self.attackers))?;
+            self.records = records;
+        }
         ensure(self.fold.version == version, "P2", || {
             format!("recovered version {version}, the records say {}", self.fold.version)
         })?;
