@@ -76,7 +76,7 @@ impl Text {
         Self::of(bytes, files).ok_or_else(|| ShardError::Empty { path: source.root.clone() })
     }
 
-    /// All bytes, with [`SEPARATOR`] between files.
+    /// All bytes, with one NUL between files.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
