@@ -74,7 +74,7 @@ pub struct Options {
 }
 
 /// The strategy that is taken unless another one is asked for (docs/benchmarks.md).
-const MERGE: &str = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0";
+const MERGE: &str = "strategy = \"fedasync\"\nalpha = 0.5\nstaleness = { fn = \"constant\" }";
 /// The codec that is taken unless another one is asked for.
 const CODEC: &str = "{ kind = \"top-k\", fraction = 0.05 }";
 
