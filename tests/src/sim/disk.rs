@@ -186,6 +186,12 @@ impl SimDisk {
         }
     }
 
+    /// Ends every fault, and puts back what has changed by itself.
+    pub fn repair(&self) {
+        self.mend();
+        self.restore();
+    }
+
     /// What a process that starts again finds.
     pub fn crash(&self, loss: Loss) {
         let mut platter = self.platter();

@@ -177,11 +177,9 @@ impl World {
         self.note(0, Sign::Plain, || "all faults are over".into());
         self.healed_at_ms = Some(now_ms);
         self.hindrances.fill(Hindrance::default());
-        self.coordinator.disk.mend();
-        self.coordinator.disk.restore();
+        self.coordinator.disk.repair();
         for agent in &mut self.agents {
-            agent.disk.mend();
-            agent.disk.restore();
+            agent.disk.repair();
             agent.heal(now_ms);
         }
         for machine in 0..=self.agents.len() {

@@ -7,6 +7,7 @@ use anabranch_agent::train::{Metrics, NativeOptions, Trainer, native_with};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
+use anabranch_common::spec::TrainSpec;
 
 use super::schedule::{Machine, Schedule, Task};
 use super::spec::run_spec;
@@ -33,7 +34,15 @@ pub(super) struct Round {
 pub(super) struct Learner {
     pub(super) manifest: ModelManifest,
     task: Task,
-    native: Option<Box<dyn Trainer>>,
+    native: Option<Native>,
+}
+
+/// The native trainer, its plan, and what each agent holds, that of machine 1 first.
+#[derive(Debug)]
+struct Native {
+    trainer: Box<dyn Trainer>,
+    plan: TrainSpec,
+    shards: Vec<Examples>,
 }
 
 impl Learner {
@@ -44,33 +53,27 @@ impl Learner {
             ModelManifest::new(vec![tensor]).expect("one tensor")
         };
         let native = (task == Task::Native).then(|| {
-            let options = NativeOptions { threads: Some(1) };
-            native_with(&run_spec(schedule).model, options).expect("a small model")
+            let (spec, options) = (run_spec(schedule), NativeOptions { threads: Some(1) });
+            let trainer = native_with(&spec.model, options).expect("a small model");
+            Native { trainer, plan: spec.train, shards: (1..=schedule.agents.len()).map(shard).collect() }
         });
-        let manifest = native.as_ref().map_or_else(flat, |trainer| trainer.manifest().clone());
+        let manifest = native.as_ref().map_or_else(flat, |native| native.trainer.manifest().clone());
         Self { manifest, task, native }
     }
 
     pub(super) fn initial(&mut self) -> Vec<f32> {
         match &mut self.native {
-            Some(trainer) => trainer.initial(1).expect("the native trainer makes every model"),
+            Some(native) => native.trainer.initial(1).expect("the native trainer makes every model"),
             None => vec![0.0; self.manifest.params()],
         }
     }
 
     /// Nothing where there is nothing left to do, or the round fails.
-    pub(super) fn train(
-        &mut self,
-        schedule: &Schedule,
-        machine: Machine,
-        lease: &Lease,
-        base: &[f32],
-    ) -> Option<Round> {
+    pub(super) fn train(&mut self, machine: Machine, lease: &Lease, base: &[f32]) -> Option<Round> {
         let delta = match (self.task, &mut self.native) {
-            (Task::Native, Some(trainer)) => {
-                let plan = run_spec(schedule).train;
+            (Task::Native, Some(Native { trainer, plan, shards })) => {
                 let go_on = &mut |_| ControlFlow::Continue(());
-                let done = trainer.train(base, &plan, lease.seed, &shard(machine), go_on).ok()?;
+                let done = trainer.train(base, plan, lease.seed, &shards[machine - 1], go_on).ok()?;
                 return Some(Round {
                     delta: done.end.iter().zip(base).map(|(end, base)| end - base).collect(),
                     num_examples: done.num_examples,
@@ -89,7 +92,7 @@ impl Learner {
         let squares = || model.iter().map(|value| f64::from(value * value)).sum::<f64>() / model.len().max(1) as f64;
         let not_finite = Metrics { accuracy: 0.0, loss: f64::NAN, num_examples: 1 };
         match &mut self.native {
-            Some(trainer) => trainer.evaluate(model, &shard(machine)).unwrap_or(not_finite),
+            Some(Native { trainer, shards, .. }) => trainer.evaluate(model, &shards[machine - 1]).unwrap_or(not_finite),
             None => Metrics { accuracy: 0.0, loss: squares(), num_examples: 1 },
         }
     }

@@ -174,8 +174,7 @@ impl World {
                 if agent.disk.burnt().is_none() && !agent.disk.is_damaged() {
                     return self.violate("P7", format!("agent {machine} cannot open its store: {error}"));
                 }
-                agent.disk.mend();
-                agent.disk.restore();
+                agent.disk.repair();
                 return self.after(1_000, Happening::Start(machine));
             }
         };
@@ -348,8 +347,7 @@ impl World {
             }
             Ending::Parked => agent.restart_after_ms.take(),
             Ending::Storage(_) => {
-                agent.disk.mend();
-                agent.disk.restore();
+                agent.disk.repair();
                 Some(agent.repair_ms)
             }
             // Its own older process, whose connection the coordinator has not given up yet, cannot be told apart from

@@ -57,7 +57,7 @@ impl World {
             format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
         });
         let hostile = self.agent(machine).plan.hostile;
-        let round = self.learner.train(&self.schedule, machine, lease, base).filter(|_| !fails);
+        let round = self.learner.train(machine, lease, base).filter(|_| !fails);
         let event = match round {
             Some(mut round) => {
                 distort(hostile, &mut round.delta);

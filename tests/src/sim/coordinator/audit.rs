@@ -64,10 +64,7 @@ impl World {
         if self.coordinator.disk.is_damaged() {
             return Ok(());
         }
-        match recovery::verify(store) {
-            Ok(report) => ensure(report.holds, "P2", || format!("the store does not hold: {:?}", report.problem)),
-            Err(error) => broken("P2", format!("the store cannot be verified: {error}")),
-        }
+        holds(store)
     }
 
     /// After everything: the store as it lies there holds, and says what agents were told.
@@ -79,20 +76,24 @@ impl World {
             Ok(store) => store,
             Err(error) => return broken_by(&error),
         };
-        let report = match recovery::verify(&store) {
-            Ok(report) => report,
+        let found = match recovery::recover(&store) {
+            Ok(found) => found,
             Err(RecoveryError::Empty) => return self.journal.recovered_nothing(),
             Err(error) => return broken_by(&error),
         };
-        ensure(report.holds, "P2", || format!("the store does not hold: {:?}", report.problem))?;
-        let found = match recovery::recover(&store) {
-            Ok(found) => found,
-            Err(error) => return broken_by(&error),
-        };
+        holds(&store)?;
         self.journal.recovered(found.position, found.chain, found.state.version, found.model.model())?;
         self.checked_ledger(found.state.version, found.model.model());
         self.learned(found.state.version, found.model.model())?;
         self.journal.audit()
+    }
+}
+
+/// The second implementation agrees with all that is stored.
+fn holds(store: &Engine<SimDisk>) -> Checked {
+    match recovery::verify(store) {
+        Ok(report) => ensure(report.holds, "P2", || format!("the store does not hold: {:?}", report.problem)),
+        Err(error) => broken("P2", format!("the store cannot be verified: {error}")),
     }
 }
 
