@@ -54,7 +54,7 @@ pub struct UpdateMeta {
 pub enum RefusalReason {
     /// This key was decided before under the same digest, and its verdict is no longer remembered in detail.
     Duplicate,
-    /// Its base is more than `max_staleness` versions old.
+    /// Its base is more than `max_staleness` versions old, or its lease is no longer known: another update was decided under it.
     Stale,
     /// The payload does not decode, or does not fit the manifest.
     Malformed,

@@ -343,7 +343,7 @@ fn what_was_decided_before_a_restart_is_not_decided_again() -> anyhow::Result<()
         assert_eq!(evil.submit(&other).await?, refused(RefusalReason::KeyConflict));
         // Under a new key: the lease is used up.
         other.meta.key.seq = other.meta.key.seq.next();
-        assert_eq!(evil.submit(&other).await?, refused(RefusalReason::Duplicate));
+        assert_eq!(evil.submit(&other).await?, refused(RefusalReason::Stale));
         let mut forged = |change: &dyn Fn(&mut anabranch_common::update::UpdateMeta)| {
             other.meta.key.seq = other.meta.key.seq.next();
             let mut forged = other.clone();

@@ -8,7 +8,7 @@ use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 
-use super::state::{LeaseStatus, RunState};
+use super::state::RunState;
 
 /// What becomes of an update.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,16 +70,13 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if meta.branch != state.branch && !bugs::is(Bug::BranchIgnored) {
         return Some(RefusalReason::WrongBranch);
     }
-    let Some((lease, status)) = state.leases.get(&meta.lease) else {
+    let Some((lease, _)) = state.leases.get(&meta.lease) else {
         let forgotten = meta.lease < state.next_lease;
         return Some(if forgotten { RefusalReason::Stale } else { RefusalReason::UnknownBase });
     };
     let same_base = lease.base_version == meta.base_version && lease.base_digest == meta.base_digest;
     if lease.agent != meta.key.agent || !same_base {
         return Some(RefusalReason::UnknownBase);
-    }
-    if *status == LeaseStatus::Used {
-        return Some(RefusalReason::Duplicate);
     }
     if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness && !bugs::is(Bug::StaleAdmitted) {
         return Some(RefusalReason::Stale);

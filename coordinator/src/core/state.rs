@@ -60,8 +60,6 @@ pub enum LeaseStatus {
     Active,
     /// Ended without an update; its work is still welcome while its base is.
     Ended,
-    /// An update under it was decided.
-    Used,
 }
 
 /// The verdicts of one incarnation of an agent.
@@ -151,7 +149,8 @@ pub struct RunState {
     pub buffered: u32,
     /// Agents by identity.
     pub agents: BTreeMap<AgentId, AgentState>,
-    /// Leases by number: outstanding ones, and ended or used ones while their base is within `max_staleness`.
+    /// Leases by number: outstanding ones, and some ended ones while their base is within `max_staleness`. One under which an
+    /// update was decided is gone: nothing else is welcome under it.
     pub leases: BTreeMap<LeaseId, (Lease, LeaseStatus)>,
     /// The next lease's number.
     pub next_lease: LeaseId,
@@ -304,7 +303,7 @@ impl RunState {
         let (train, cap) = (&self.spec.train, self.spec.admit.max_examples);
         let planned = (u64::from(train.local_steps) * u64::from(train.batch_size)).min(cap);
         self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
-        self.use_lease(meta.lease);
+        self.leases.remove(&meta.lease);
         self.totals.accepted += 1;
         self.recent.accepted(meta.key.agent, update.norm, self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
@@ -329,7 +328,7 @@ impl RunState {
         let holds = self.leases.get(&lease).is_some_and(|(granted, _)| granted.agent == key.agent);
         if holds {
             agent.lease.take_if(|held| *held == lease);
-            self.use_lease(lease);
+            self.leases.remove(&lease);
         }
         *self.totals.refused.entry(reason).or_default() += 1;
         Some(())
@@ -369,12 +368,6 @@ impl RunState {
         let ended: Vec<LeaseId> = self.leases.values().filter(of_agent).map(|(lease, _)| lease.id).collect();
         for lease in ended.iter().take(ended.len().saturating_sub(limits::ENDED_LEASES_KEPT)) {
             self.leases.remove(lease);
-        }
-    }
-
-    fn use_lease(&mut self, lease: LeaseId) {
-        if let Some((_, status)) = self.leases.get_mut(&lease) {
-            *status = LeaseStatus::Used;
         }
     }
 

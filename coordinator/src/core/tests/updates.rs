@@ -90,7 +90,21 @@ fn a_lease_is_good_for_one_update() {
     second.payload_digest = Digest::of(b"second");
     world.offer(1, &second);
     world.journal();
-    assert_eq!(verdict(&world), Verdict::Refused { reason: RefusalReason::Duplicate });
+    assert_eq!(verdict(&world), Verdict::Refused { reason: RefusalReason::Stale });
+}
+
+/// What a run has behind it must not make its state larger, however old a base may be.
+#[test]
+fn a_used_lease_is_forgotten() {
+    let mut world = World::started(1);
+    let mut leases = Vec::new();
+    for seq in 0..40 {
+        let lease = world.lease(1);
+        world.receive(1, &world.meta(1, seq, &lease), [1.0; 4]);
+        world.journal();
+        leases.push(world.state().leases.len());
+    }
+    assert!(leases.iter().all(|held| *held <= 1), "{leases:?}");
 }
 
 #[test]
