@@ -356,7 +356,7 @@ impl Record {
         if checked && crc32c::crc32c(payload) != u32_at(header, 24) {
             return Err(RecordError::Checksum("payload"));
         }
-        let Head { position, at_ms, body } = message::decode(head, limits::CONTROL_MESSAGE_BYTES)?;
+        let Head { position, at_ms, body } = message::decode_stored(head, limits::CONTROL_MESSAGE_BYTES)?;
         Ok(Self { position, at_ms, body, payload: payload.into() })
     }
 

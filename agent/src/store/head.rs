@@ -63,7 +63,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Head, String> {
     if prefix[6..] != head_check(body).to_le_bytes() {
         return Err("the head does not match its checksum".to_owned());
     }
-    message::decode(body, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())
+    message::decode_stored(body, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())
 }
 
 /// The first four bytes of BLAKE3 over the body.

@@ -271,7 +271,8 @@ impl Ledger {
     fn load(&mut self) -> Result<(), StorageError> {
         if let Some(blob) = self.head.manifest {
             let bytes = self.read(blob, "the manifest")?;
-            let manifest = message::decode(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+            let manifest =
+                message::decode_stored(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             self.manifest = Some(manifest);
         }
         if let Some(blob) = self.head.residual {

@@ -38,8 +38,10 @@ fn config<const LIMIT: usize>() -> impl bincode::config::Config {
     bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
 }
 
-/// Nothing that is decoded takes more memory than this many times its encoded form.
+/// What is decoded from a peer takes at most about this many times the memory of the longest message of its class.
 const EXPANSION: usize = 16;
+/// The most that anything which is decoded may claim.
+const LARGEST: usize = 64 * limits::CONTROL_MESSAGE_BYTES;
 
 /// Encodes a message of at most `max_bytes` bytes.
 ///
@@ -54,21 +56,36 @@ pub fn encode<T: Encode>(message: &T, max_bytes: usize) -> Result<Vec<u8>, Messa
     Ok(bytes)
 }
 
-/// Decodes a message that must fill `bytes`, which may be at most `max_bytes` long.
+/// Decodes a message of a peer. It must fill `bytes`, which may be at most `max_bytes` long.
 ///
 /// # Errors
 /// Too long, malformed, or followed by other bytes.
 pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
-    if bytes.len() > max_bytes {
-        return Err(MessageError::TooLarge { found: bytes.len(), max: max_bytes });
-    }
-    // bincode allocates what a length claims, up to a limit that is part of its type: the next larger of these.
+    check_length(bytes, max_bytes)?;
+    // bincode allocates what a length claims, up to a limit that is part of its type: the next larger of these. Each is one
+    // more copy of everything that reads `T`.
     let read = match bytes.len() {
-        0..=0x400 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x400 }>()),
-        0x401..=0x4000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4000 }>()),
-        0x4001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4_0000 }>()),
-        _ => bincode::decode_from_slice(bytes, config::<{ 64 * limits::CONTROL_MESSAGE_BYTES }>()),
+        0..=0x1000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x1000 }>()),
+        0x1001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4_0000 }>()),
+        _ => bincode::decode_from_slice(bytes, config::<LARGEST>()),
     };
+    whole(bytes, read)
+}
+
+/// Decodes what this program stored itself: as [`decode`], but short content may claim as much memory as long content.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_stored<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
+    check_length(bytes, max_bytes)?;
+    whole(bytes, bincode::decode_from_slice(bytes, config::<LARGEST>()))
+}
+
+fn check_length(bytes: &[u8], max: usize) -> Result<(), MessageError> {
+    if bytes.len() > max { Err(MessageError::TooLarge { found: bytes.len(), max }) } else { Ok(()) }
+}
+
+fn whole<T>(bytes: &[u8], read: Result<(T, usize), bincode::error::DecodeError>) -> Result<T, MessageError> {
     let (message, used) = read.map_err(|error| MessageError::Malformed(error.to_string()))?;
     match bytes.len() - used {
         0 => Ok(message),

@@ -40,8 +40,8 @@ impl Roster {
     /// # Errors
     /// An item is damaged.
     pub fn from_items(tokens: Option<&[u8]>, members: Option<&[u8]>) -> Result<Self, MessageError> {
-        let tokens = tokens.map(|bytes| message::decode(bytes, ITEM_BYTES)).transpose()?;
-        let members = members.map(|bytes| message::decode(bytes, ITEM_BYTES)).transpose()?;
+        let tokens = tokens.map(|bytes| message::decode_stored(bytes, ITEM_BYTES)).transpose()?;
+        let members = members.map(|bytes| message::decode_stored(bytes, ITEM_BYTES)).transpose()?;
         Ok(Self { tokens: tokens.unwrap_or_default(), members: members.unwrap_or_default() })
     }
 

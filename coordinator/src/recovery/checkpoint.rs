@@ -96,7 +96,8 @@ impl Checkpoint {
         if u32_at(8) as usize != body.len() || u32_at(12) != crc {
             return Err(bad("does not match its checksum".to_owned()));
         }
-        message::decode(body, limits::CONTROL_MESSAGE_BYTES).map_err(|error| bad(format!("does not decode: {error}")))
+        message::decode_stored(body, limits::CONTROL_MESSAGE_BYTES)
+            .map_err(|error| bad(format!("does not decode: {error}")))
     }
 
     /// Every blob it names.

@@ -73,7 +73,7 @@ fn branch_key(branch: BranchId) -> String {
 
 fn branch_point(store: &dyn Store, branch: BranchId) -> Result<Option<BranchPoint>, RecoveryError> {
     let Some(bytes) = store.item(&branch_key(branch))? else { return Ok(None) };
-    Ok(Some(message::decode(&bytes, POINT_BYTES)?))
+    Ok(Some(message::decode_stored(&bytes, POINT_BYTES)?))
 }
 
 /// The digest of the model from which `branch` starts.
