@@ -33,18 +33,18 @@ const TAGS: [&str; 3] = ["kind", "strategy", "fn"];
 /// The dotted key of the value that an error complains of, when the error's own text names no key.
 ///
 /// A table that is read as one of several variants reports a bad value at the table's start. The key to blame is the
-/// one without which the complaint is another; `complaint` reads a file and says what is wrong with it.
+/// one without which the complaint is another; `complaint` reads a file's text and says what is wrong with it.
 pub(super) fn culprit(
     text: &str,
     error: &toml::de::Error,
-    complaint: impl Fn(toml::Table) -> Option<String>,
+    complaint: impl Fn(&str) -> Option<String>,
 ) -> Option<String> {
     if ["missing field", "unknown field"].iter().any(|said| error.message().starts_with(said)) {
         return None;
     }
     let end = error.span()?.end;
     let table: toml::Table = text.parse().ok()?;
-    let before = complaint(table.clone())?;
+    let before = complaint(text)?;
     let root = DeTable::parse(text).ok()?;
     let sections = root.get_ref().iter().filter(|(name, _)| name.span().start <= end);
     let (name, section) = sections.max_by_key(|(name, _)| name.span().start)?;
@@ -54,7 +54,7 @@ pub(super) fn culprit(
     keys.sort_by_key(|key| key.rsplit('.').next().is_some_and(|last| TAGS.contains(&last)));
     keys.into_iter().find(|key| {
         let mut without = table.clone();
-        remove(&mut without, key) && complaint(without).as_ref() != Some(&before)
+        remove(&mut without, key) && complaint(&without.to_string()).as_ref() != Some(&before)
     })
 }
 

@@ -242,7 +242,7 @@ impl Config {
     /// See [`ConfigError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text).map_err(|error| {
-            let complaint = |table: toml::Table| Some(table.try_into::<File>().err()?.message().to_owned());
+            let complaint = |text: &str| Some(toml::from_str::<File>(text).err()?.message().to_owned());
             let (offset, problem) = match locate::culprit(text, &error, complaint) {
                 Some(key) => (locate::of_key(text, &key), format!("{key}: {}", error.message())),
                 None => (locate::of_error(text, &error), error.message().to_owned()),
