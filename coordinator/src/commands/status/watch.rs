@@ -5,8 +5,7 @@ use std::time::Duration;
 use anabranch_common::status::StatusReport;
 use anabranch_common::wire::operator::OperatorRequest;
 use anyhow::Context as _;
-use crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
-use ratatui::DefaultTerminal;
+use console::Term;
 
 use super::{parse, view};
 use crate::cli::TargetArgs;
@@ -14,41 +13,35 @@ use crate::commands::reach::Coordinator;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Draws until `q`, Escape or Ctrl-C.
+/// Draws until Ctrl-C, which leaves the last view on the terminal.
 pub(super) fn watch(coordinator: Coordinator, target: &TargetArgs) -> anyhow::Result<()> {
     let mut source = Source { coordinator: Some(coordinator), target };
-    // The first report before the screen is taken: what goes wrong so far belongs on the plain terminal.
-    let first = source.next()?;
-    let mut terminal = ratatui::try_init().context("cannot use this terminal; try without --watch, or pipe it")?;
-    let result = show(&mut terminal, &mut source, first);
-    ratatui::restore();
-    result
-}
-
-fn show(terminal: &mut DefaultTerminal, source: &mut Source<'_>, first: StatusReport) -> anyhow::Result<()> {
-    let mut report = first;
+    // The first report before the screen is cleared: what goes wrong so far belongs on the plain terminal.
+    let mut report = source.next()?;
+    let term = Term::buffered_stdout();
+    term.clear_screen().context("cannot use this terminal; try without --watch, or pipe it")?;
     let mut notice = None;
     loop {
-        terminal.draw(|frame| view::draw(frame, &report, notice.as_deref())).context("cannot draw")?;
-        if wants_to_quit()? {
-            return Ok(());
-        }
+        draw(&term, &report, notice.as_deref()).context("cannot draw")?;
+        std::thread::sleep(INTERVAL);
         match source.next() {
             Ok(next) => (report, notice) = (next, None),
-            Err(error) => notice = Some(format!("{error:#}; trying again, q quits")),
+            Err(error) => notice = Some(format!("{error:#}; trying again, Ctrl-C quits")),
         }
     }
 }
 
-/// Waits a second for a key that ends the view; a resized window is drawn at once.
-fn wants_to_quit() -> anyhow::Result<bool> {
-    if !event::poll(INTERVAL).context("cannot read the keyboard")? {
-        return Ok(false);
+/// Over the view before, line by line, so that nothing flickers.
+fn draw(term: &Term, report: &StatusReport, notice: Option<&str>) -> std::io::Result<()> {
+    let (height, width) = term.size();
+    term.move_cursor_to(0, 0)?;
+    // The cursor stays below the last line: one line of the terminal is its.
+    for line in view::lines(report, notice, usize::from(height).saturating_sub(1), usize::from(width)) {
+        term.clear_line()?;
+        term.write_line(&line)?;
     }
-    let Event::Key(key) = event::read().context("cannot read the keyboard")? else { return Ok(false) };
-    let interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
-    let quit = matches!(key.code, KeyCode::Char('q') | KeyCode::Esc);
-    Ok(key.kind == KeyEventKind::Press && (quit || interrupt))
+    term.clear_to_end_of_screen()?;
+    term.flush()
 }
 
 /// Where reports come from. Finds the coordinator again when it was started or stopped in the meantime.
