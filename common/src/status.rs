@@ -69,7 +69,7 @@ pub struct StatusReport {
     pub network: Option<NetworkStatus>,
 }
 
-/// Connections that did not become an agent's, since the coordinator was started.
+/// What became of connections, and what went through them, since the coordinator was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkStatus {
     /// Connections that are being greeted now.
@@ -82,6 +82,39 @@ pub struct NetworkStatus {
     pub refused: u64,
     /// Times that an agent had too many connections, and the oldest was closed.
     pub surplus: u64,
+    /// What came from agents.
+    #[serde(default)]
+    pub received: Traffic,
+    /// What was sent to agents.
+    #[serde(default)]
+    pub sent: Traffic,
+}
+
+/// Datagrams of agents' connections in one direction, with all that QUIC adds: handshakes, acknowledgements, retransmissions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// How many.
+    pub datagrams: u64,
+    /// Bytes in them; the headers of UDP and IP (28 bytes a datagram with IPv4) are not counted.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// Bytes of UDP's and IPv4's headers.
+    const HEADERS: u64 = 28;
+
+    /// Bytes on the network, with the headers of UDP and IPv4.
+    #[must_use]
+    pub fn ip_bytes(self) -> u64 {
+        self.bytes + Self::HEADERS * self.datagrams
+    }
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.datagrams += other.datagrams;
+        self.bytes += other.bytes;
+    }
 }
 
 /// Uploads on their way in, since the coordinator was started.

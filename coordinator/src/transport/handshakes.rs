@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use anabranch_common::status::NetworkStatus;
+use anabranch_common::status::{NetworkStatus, Traffic};
 use quinn::Connection;
 use tokio::sync::oneshot;
 
@@ -77,6 +77,7 @@ impl Handshakes {
         self.counters.surplus.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What became of connections; nothing is known here of what went through them.
     pub(super) fn status(&self) -> NetworkStatus {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NetworkStatus {
@@ -85,6 +86,7 @@ impl Handshakes {
             displaced: count(&self.counters.displaced),
             refused: count(&self.counters.refused),
             surplus: count(&self.counters.surplus),
+            ..NetworkStatus::default()
         }
     }
 
@@ -133,32 +135,63 @@ fn source_of(address: IpAddr) -> IpAddr {
 /// The connections of each agent: one is the rule, a few during reconnects. Beyond `limits::CONNECTIONS_PER_AGENT` the
 /// oldest is closed.
 #[derive(Debug, Default)]
-pub(super) struct Connections(Mutex<BTreeMap<AgentId, Vec<Connection>>>);
+pub(super) struct Connections(Mutex<Opened>);
+
+#[derive(Debug, Default)]
+struct Opened {
+    agents: BTreeMap<AgentId, Vec<Connection>>,
+    /// What went through connections that are closed: received, sent.
+    gone: (Traffic, Traffic),
+}
 
 impl Connections {
     /// Takes note of a connection. Returns how many older ones were closed for it.
     pub(super) fn opened(&self, agent: AgentId, connection: &Connection) -> usize {
-        let mut all = self.lock();
-        let of_agent = all.entry(agent).or_default();
+        let mut guard = self.lock();
+        let opened = &mut *guard;
+        let of_agent = opened.agents.entry(agent).or_default();
         let surplus = (of_agent.len() + 1).saturating_sub(limits::CONNECTIONS_PER_AGENT);
-        of_agent.drain(..surplus).for_each(|older| older.close(0u32.into(), b"too many connections"));
+        let older: Vec<Connection> = of_agent.drain(..surplus).collect();
         of_agent.push(connection.clone());
+        for connection in older {
+            connection.close(0u32.into(), b"too many connections");
+            count(&mut opened.gone, &connection);
+        }
         surplus
     }
 
     pub(super) fn closed(&self, agent: AgentId, connection: &Connection) {
-        let mut all = self.lock();
-        if let Some(of_agent) = all.get_mut(&agent) {
-            of_agent.retain(|other| other.stable_id() != connection.stable_id());
-            if of_agent.is_empty() {
-                all.remove(&agent);
-            }
+        let mut guard = self.lock();
+        let opened = &mut *guard;
+        let Some(of_agent) = opened.agents.get_mut(&agent) else { return };
+        let held = of_agent.len();
+        of_agent.retain(|other| other.stable_id() != connection.stable_id());
+        let was_held = of_agent.len() < held;
+        if of_agent.is_empty() {
+            opened.agents.remove(&agent);
+        }
+        if was_held {
+            count(&mut opened.gone, connection);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<AgentId, Vec<Connection>>> {
+    /// What went through agents' connections so far: received, sent.
+    pub(super) fn traffic(&self) -> (Traffic, Traffic) {
+        let opened = self.lock();
+        let mut all = opened.gone;
+        opened.agents.values().flatten().for_each(|connection| count(&mut all, connection));
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Opened> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn count((received, sent): &mut (Traffic, Traffic), connection: &Connection) {
+    let stats = connection.stats();
+    *received += Traffic { datagrams: stats.udp_rx.datagrams, bytes: stats.udp_rx.bytes };
+    *sent += Traffic { datagrams: stats.udp_tx.datagrams, bytes: stats.udp_tx.bytes };
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
-use anabranch_common::status::StatusReport;
+use anabranch_common::status::{NetworkStatus, StatusReport};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -73,7 +73,9 @@ fn with_transport(answer: OperatorResponse, shared: &Shared) -> OperatorResponse
     let OperatorResponse::Json(text) = &answer else { return answer };
     match serde_json::from_str::<StatusReport>(text) {
         Ok(report) => {
-            let (uploads, network) = (Some(shared.uploads.status()), Some(shared.handshakes.status()));
+            let (received, sent) = shared.connections.traffic();
+            let network = Some(NetworkStatus { received, sent, ..shared.handshakes.status() });
+            let uploads = Some(shared.uploads.status());
             json(&StatusReport { uploads, network, ..report })
         }
         Err(_) => answer,

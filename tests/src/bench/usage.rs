@@ -12,6 +12,7 @@ const TICKS_PER_S: f64 = 100.0;
 pub(crate) struct Usage {
     peak_kib: BTreeMap<String, u64>,
     cpu_s: BTreeMap<(String, u32), f64>,
+    together_kib: u64,
 }
 
 impl Usage {
@@ -24,6 +25,17 @@ impl Usage {
         if let Some(cpu_s) = cpu_s(pid) {
             self.cpu_s.insert((name.to_owned(), pid), cpu_s);
         }
+    }
+
+    /// Looks at processes that run at the same time: pages that several of them share count once.
+    pub(crate) fn look_together(&mut self, pids: impl Iterator<Item = u32>) {
+        let share = |pid: u32| proc_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:");
+        self.together_kib = self.together_kib.max(pids.filter_map(share).sum());
+    }
+
+    /// The most memory in bytes that the processes looked at together had at one moment.
+    pub(crate) fn together_bytes(&self) -> f64 {
+        (self.together_kib << 10) as f64
     }
 
     /// Peak resident memory in bytes of those whose name is wanted, added up.
@@ -58,5 +70,7 @@ mod tests {
         usage.look("me", std::process::id());
         assert!(usage.peak_bytes(|name| name == "me") > 1e6);
         assert_eq!(usage.peak_bytes(|name| name == "you"), 0.0);
+        usage.look_together([std::process::id()].into_iter());
+        assert!((1e5..=usage.peak_bytes(|name| name == "me")).contains(&usage.together_bytes()));
     }
 }

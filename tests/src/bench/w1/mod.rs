@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anabranch_common::status::Traffic;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
@@ -144,6 +145,24 @@ fn name(agent: usize) -> String {
     format!("agent-{agent}")
 }
 
+/// What a coordinator counts and does not store.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    /// Bytes of models, as sent.
+    models: u64,
+    received: Traffic,
+    sent: Traffic,
+}
+
+impl Counted {
+    fn plus(mut self, other: Self) -> Self {
+        self.models += other.models;
+        self.received += other.received;
+        self.sent += other.sent;
+        self
+    }
+}
+
 struct Bench {
     cluster: Cluster,
     shards: Vec<PathBuf>,
@@ -158,8 +177,8 @@ struct Bench {
     times: [Option<f64>; TARGETS.len()],
     best: f64,
     wall_s: f64,
-    /// Bytes of models that coordinators have sent that are gone, and that the present one has.
-    downlink_bytes: (u64, u64),
+    /// What coordinators have counted that are gone, and what the present one has.
+    traffic: (Counted, Counted),
     /// Whom the fault has stopped, until it is over.
     struck: bool,
     over: bool,
@@ -193,7 +212,7 @@ impl Bench {
             times: [None; TARGETS.len()],
             best: 0.0,
             wall_s: 0.0,
-            downlink_bytes: (0, 0),
+            traffic: Default::default(),
             struck: false,
             over: false,
         })
@@ -271,10 +290,13 @@ impl Bench {
     fn look_at_processes(&mut self) -> anyhow::Result<()> {
         let pid = self.cluster.coordinator()?.pid();
         self.usage.look("coordinator", pid);
+        let mut pids = Vec::new();
         for agent in (0..self.shards.len()).map(name) {
             let pid = self.cluster.agent(&agent)?.pid();
             self.usage.look(&agent, pid);
+            pids.push(pid);
         }
+        self.usage.look_together(pids.into_iter());
         Ok(())
     }
 
@@ -283,7 +305,9 @@ impl Bench {
         if let Ok(status) = self.cluster.status()
             && status.serving
         {
-            self.downlink_bytes.1 = status.downlink_bytes;
+            let network = status.network.unwrap_or_default();
+            let (models, received, sent) = (status.downlink_bytes, network.received, network.sent);
+            self.traffic.1 = Counted { models, received, sent };
         }
     }
 
@@ -301,7 +325,7 @@ impl Bench {
                 Fault::KillCoordinator => {
                     self.look_at_traffic();
                     self.cluster.coordinator()?.kill()?;
-                    self.downlink_bytes = (self.downlink_bytes.0 + self.downlink_bytes.1, 0);
+                    self.traffic = (self.traffic.0.plus(self.traffic.1), Counted::default());
                 }
             }
         }
@@ -361,11 +385,15 @@ impl Bench {
         report.metric("updates_duplicated", found.duplicated as f64);
         report.metric("uplink_bytes", status.uplink_bytes as f64);
         // Looked up every 2 s and at the end: the last moments before a kill are not in it.
-        report.metric("downlink_bytes", (self.downlink_bytes.0 + self.downlink_bytes.1) as f64);
+        let traffic = self.traffic.0.plus(self.traffic.1);
+        report.metric("downlink_bytes", traffic.models as f64);
+        report.metric("uplink_ip_bytes", traffic.received.ip_bytes() as f64);
+        report.metric("downlink_ip_bytes", traffic.sent.ip_bytes() as f64);
         report.metric("raw_f32_uplink_bytes", status.raw_f32_uplink_bytes as f64);
         let (coordinator, all) = ((|name: &str| name == "coordinator"), (|name: &str| name != "coordinator"));
         report.metric("coordinator_peak_rss_bytes", self.usage.peak_bytes(coordinator));
         report.metric("agents_peak_rss_bytes", self.usage.peak_bytes(all));
+        report.metric("agents_peak_pss_bytes", self.usage.together_bytes());
         report.metric("coordinator_cpu_s", self.usage.cpu_s(coordinator));
         report.metric("agents_cpu_s", self.usage.cpu_s(all));
         report.counts.extend(status.updates_refused);
@@ -374,7 +402,7 @@ impl Bench {
         report.aim("90 % within 12.5 s of the first lease", within(self.times[0], 12.5));
         report.aim("start-up below 3 s", self.startup_s < 3.0);
         report.aim("coordinator below 100 MB", self.usage.peak_bytes(coordinator) < 100e6);
-        report.aim("ten agents below 600 MB together", self.usage.peak_bytes(all) < 600e6);
+        report.aim("ten agents below 600 MB together", self.usage.together_bytes() < 600e6);
         Ok(report)
     }
 }
