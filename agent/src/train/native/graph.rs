@@ -106,9 +106,8 @@ fn logits<B: ImageOps + TextOps>(
 /// `[batch, inputs]` to `[features, batch]`, features in PyTorch's order (channel, row, column).
 fn convolve<B: ImageOps>(architecture: &Architecture, params: &[Tensor<B, 2>], inputs: Tensor<B, 2>) -> Tensor<B, 2> {
     let [mut height, mut width] = architecture.image;
-    let swap = |images: Tensor<B, 2>, outer: usize| {
-        let [examples, values] = images.dims();
-        images.reshape([examples, outer, values / outer]).swap_dims(1, 2).reshape([examples, values])
+    let swap = |images: Tensor<B, 2>, rows: usize| {
+        Tensor::from_primitive(TensorPrimitive::Float(B::transpose_each(images.into_primitive().tensor(), rows)))
     };
     // Channels are last between the convolutions.
     let channels = architecture.convs[0].in_channels;
@@ -119,7 +118,8 @@ fn convolve<B: ImageOps>(architecture: &Architecture, params: &[Tensor<B, 2>], i
         images = Tensor::from_primitive(TensorPrimitive::Float(B::convolve(x, kernel, bias, extents)));
         [height, width] = [height / 2, width / 2];
     }
-    swap(images, height * width).transpose()
+    let images: Tensor<B, 2> = swap(images, height * width);
+    images.transpose()
 }
 
 /// Cross-entropy of softmax, with its gradient, from logits `[classes, batch]`.

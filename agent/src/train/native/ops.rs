@@ -11,7 +11,7 @@ use std::sync::Arc;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend;
@@ -83,6 +83,14 @@ pub(super) trait ImageOps: Backend {
     ) -> FloatTensor<Self> {
         convolve_with_burn::<Self>(x, kernel, bias, extents)
     }
+
+    /// Transposes every example: `[batch, rows * columns]` to `[batch, columns * rows]`.
+    fn transpose_each(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        let x = Tensor::<Self, 2>::from_primitive(TensorPrimitive::Float(x));
+        let [batch, values] = x.dims();
+        let x: Tensor<Self, 2> = x.reshape([batch, rows, values / rows]).swap_dims(1, 2).reshape([batch, values]);
+        x.into_primitive().tensor()
+    }
 }
 
 impl ImageOps for Flex {
@@ -93,6 +101,10 @@ impl ImageOps for Flex {
         extents: Extents,
     ) -> FloatTensor<Self> {
         convolve(&x.to_contiguous(), &kernel, &bias, extents).0
+    }
+
+    fn transpose_each(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        transpose_each(&x.to_contiguous(), rows)
     }
 }
 
@@ -108,6 +120,14 @@ impl<C: CheckpointStrategy> ImageOps for Autodiff<Flex, C> {
         let nodes = [x.node.clone(), kernel.node.clone(), bias.node.clone()];
         match Convolve.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((input, kernel.primitive, winners, extents), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn transpose_each(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        let output = transpose_each(&x.primitive.to_contiguous(), rows);
+        match TransposeEach.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(rows, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -133,6 +153,32 @@ impl Backward<Flex, 3> for Convolve {
             }
         }
     }
+}
+
+#[derive(Debug)]
+struct TransposeEach;
+
+impl Backward<Flex, 1> for TransposeEach {
+    /// Rows before.
+    type State = usize;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let rows = ops.state;
+        unary::<Flex, _>(ops.parents, ops.node, grads, |gradient| {
+            let columns = gradient.layout().shape()[1] / rows;
+            transpose_each(&gradient.to_contiguous(), columns)
+        });
+    }
+}
+
+fn transpose_each(x: &FlexTensor, rows: usize) -> FlexTensor {
+    let [batch, length] = x.layout().shape().dims();
+    let columns = length / rows;
+    let mut transposed = Vec::with_capacity(batch * length);
+    for example in values(x).chunks_exact(length) {
+        transposed.extend((0..columns).flat_map(|column| example.iter().skip(column).step_by(columns)));
+    }
+    tensor(transposed, [batch, length])
 }
 
 /// `[outputs, channels, 3, 3]` to `[outputs, 3, 3, channels]`, or back where `back` is set.
@@ -378,6 +424,16 @@ mod tests {
             let [x, kernel, bias] = inputs;
             assert_close(&Flex::convolve(x, kernel, bias, extents), &expected[0]);
         }
+    }
+
+    #[test]
+    fn examples_are_transposed_and_their_gradients_back() {
+        let x = tensor((0..12).map(|value| value as f32).collect(), [2, 6]);
+        let found = Flex::transpose_each(x.clone(), 2);
+        assert_eq!(values(&found), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
+        let found = output_and_slopes(&[x.clone()], |mut x| Autodiff::<Flex>::transpose_each(x.remove(0), 2));
+        let weights = random([2, 6], 9, 1.0);
+        assert_close(&found[1], &Flex::transpose_each(weights, 3));
     }
 
     #[test]
