@@ -94,6 +94,7 @@ pub(super) fn exp(x: f32) -> f32 {
 /// Share of a standard normal distribution below x, within 1e-6 of it, relatively, down to x = -5 (Press et al.,
 /// Numerical Recipes, `erfcc`).
 #[inline(always)]
+#[expect(clippy::excessive_precision, reason = "coefficients as they are printed")]
 pub(super) fn normal_cdf(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.5 * z);

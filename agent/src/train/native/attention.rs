@@ -55,7 +55,7 @@ impl Heads {
     /// `[tokens, parts * heads * size]`.
     fn join<const N: usize>(self, parts: [FlexTensor; N]) -> FlexTensor {
         let parts = parts.map(|part| part.to_contiguous());
-        let parts = parts.each_ref().map(|part| values(part));
+        let parts = parts.each_ref().map(values);
         let (columns, window) = (N * self.width(), self.context * self.width());
         let mut joined = vec![0.0f32; N * parts[0].len()];
         joined.par_chunks_exact_mut(self.context * columns).enumerate().for_each(|(index, joined)| {

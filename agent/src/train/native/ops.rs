@@ -431,7 +431,8 @@ mod tests {
         let x = tensor((0..12).map(|value| value as f32).collect(), [2, 6]);
         let found = Flex::transpose_each(x.clone(), 2);
         assert_eq!(values(&found), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
-        let found = output_and_slopes(&[x.clone()], |mut x| Autodiff::<Flex>::transpose_each(x.remove(0), 2));
+        let found =
+            output_and_slopes(std::slice::from_ref(&x), |mut x| Autodiff::<Flex>::transpose_each(x.remove(0), 2));
         let weights = random([2, 6], 9, 1.0);
         assert_close(&found[1], &Flex::transpose_each(weights, 3));
     }
