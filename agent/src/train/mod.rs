@@ -12,6 +12,7 @@ mod error;
 pub mod native;
 mod optimizer;
 pub mod process;
+mod vector;
 
 use std::fmt;
 use std::ops::ControlFlow;

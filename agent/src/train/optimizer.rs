@@ -8,6 +8,7 @@
 use anabranch_common::spec::OptimizerSpec;
 
 use super::TrainError;
+use super::vector::vectorized;
 
 /// Keeps the division in AdamW finite (the paper's epsilon).
 const EPSILON: f32 = 1e-8;
@@ -74,10 +75,7 @@ impl Optimizer {
                 }
             }
             Self::Sgd { lr, momentum, velocity } => {
-                for ((x, g), v) in model.iter_mut().zip(gradient).zip(velocity) {
-                    *v = *momentum * *v + g;
-                    *x -= *lr * *v;
-                }
+                vectorized!(heavy_ball(model, gradient, velocity, *lr, *momentum));
             }
             Self::AdamW { lr, weight_decay, beta_1, beta_2, moments } => {
                 moments.step(model, gradient, *lr, *weight_decay, [*beta_1, *beta_2]);
@@ -94,11 +92,34 @@ impl Moments {
         let correct_1 = (1.0 / (1.0 - self.beta_1_power)) as f32;
         let correct_2 = (1.0 / (1.0 - self.beta_2_power)) as f32;
         let keep = 1.0 - lr * weight_decay;
-        for (((x, g), m), s) in model.iter_mut().zip(gradient).zip(&mut self.first).zip(&mut self.second) {
-            *m = beta_1 * *m + (1.0 - beta_1) * g;
-            *s = beta_2 * *s + (1.0 - beta_2) * g * g;
-            *x = *x * keep - lr * (*m * correct_1) / ((*s * correct_2).sqrt() + EPSILON);
-        }
+        let step = |[x, g, m, s]: [f32; 4]| {
+            let m = beta_1 * m + (1.0 - beta_1) * g;
+            let s = beta_2 * s + (1.0 - beta_2) * g * g;
+            [x * keep - lr * (m * correct_1) / ((s * correct_2).sqrt() + EPSILON), m, s]
+        };
+        vectorized!(each(model, gradient, &mut self.first, &mut self.second, step));
+    }
+}
+
+/// Steps every value of the model with its moments.
+#[inline(always)]
+fn each(
+    model: &mut [f32],
+    gradient: &[f32],
+    first: &mut [f32],
+    second: &mut [f32],
+    step: impl Fn([f32; 4]) -> [f32; 3],
+) {
+    for (((x, g), m), s) in model.iter_mut().zip(gradient).zip(first).zip(second) {
+        [*x, *m, *s] = step([*x, *g, *m, *s]);
+    }
+}
+
+#[inline(always)]
+fn heavy_ball(model: &mut [f32], gradient: &[f32], velocity: &mut [f32], lr: f32, momentum: f32) {
+    for ((x, g), v) in model.iter_mut().zip(gradient).zip(velocity) {
+        *v = momentum * *v + g;
+        *x -= lr * *v;
     }
 }
 

@@ -4,5 +4,6 @@ pub mod flood;
 pub mod recovery;
 pub mod store;
 pub mod swarm;
+pub mod trainer;
 mod usage;
 pub mod w1;

@@ -143,6 +143,17 @@ coordinator and its agents."
         #[command(flatten)]
         common: Common,
     },
+    /// Training steps of the native models next to the same in PyTorch: examples a second
+    #[command(
+        after_help = "Both sides take turns in one run. PyTorch from PyPI multiplies matrices with MKL; a build with
+a plain BLAS, as some distributions have, is many times slower and says little."
+    )]
+    Trainer {
+        #[command(flatten)]
+        options: bench::trainer::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Time from kill -9 to serving again, replay speed, memory
     Recovery {
         #[command(flatten)]
@@ -205,6 +216,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Flood { options, common }) => (bench::flood::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::Trainer { options, common }) => (bench::trainer::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };
     report.finish(common.json.as_deref())?;

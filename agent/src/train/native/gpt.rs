@@ -7,10 +7,10 @@
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{GPT_TOKENS, Gpt};
-use burn::tensor::activation::gelu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 
+use super::attention::Heads;
 use super::text_ops::TextOps;
 
 /// Tensors of a block.
@@ -77,7 +77,8 @@ pub(super) fn logits<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], bytes: &[f3
         let (attention, feed_forward) = block.split_at(BLOCK / 2);
         x = x.clone() + attend(gpt, attention, normalize(x, &attention[0], &attention[1]));
         let hidden = normalize(x.clone(), &feed_forward[0], &feed_forward[1]);
-        let hidden = gelu(linear(hidden, &feed_forward[2], &feed_forward[3]));
+        let hidden = linear(hidden, &feed_forward[2], &feed_forward[3]).into_primitive().tensor();
+        let hidden = Tensor::from_primitive(TensorPrimitive::Float(<B as TextOps>::gelu(hidden)));
         x = x + linear(hidden, &feed_forward[4], &feed_forward[5]);
     }
     normalize(x, gain, bias).matmul(wte.clone().transpose())
@@ -94,20 +95,9 @@ fn tokens<B: Backend>(bytes: &[f32]) -> Tensor<B, 1, Int> {
 fn attend<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], x: Tensor<B, 2>) -> Tensor<B, 2> {
     let [_, _, weight, bias, out_weight, out_bias] = params else { unreachable!("half a block has six tensors") };
     let [context, heads, width] = [gpt.context, gpt.heads, gpt.width].map(to_usize);
-    let tokens = x.dims()[0];
-    let part = |index: usize| {
-        // The rows of one part of the weight: to cut it costs less than to cut what comes out.
-        let rows = index * width..(index + 1) * width;
-        let part = linear(x.clone(), &weight.clone().slice([rows.clone()]), &bias.clone().slice([rows]));
-        part.reshape([tokens / context, context, heads, width / heads]).swap_dims(1, 2)
-    };
-    let [query, key, value] = [0, 1, 2].map(part);
-    let scores = query.matmul(key.transpose()).into_primitive().tensor();
-    let scale = 1.0 / f64::from(gpt.width / gpt.heads).sqrt();
-    #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
-    let shares = Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(B::causal_softmax(scores, scale as f32)));
-    let mixed = shares.matmul(value).swap_dims(1, 2).reshape([tokens, width]);
-    linear(mixed, out_weight, out_bias)
+    let packed = linear(x, weight, bias).into_primitive().tensor();
+    let mixed = B::attend(packed, Heads { context, heads, size: width / heads });
+    linear(Tensor::from_primitive(TensorPrimitive::Float(mixed)), out_weight, out_bias)
 }
 
 /// `x` times the transpose of `weight` `[out, in]`, plus `bias` `[out, 1]`.
@@ -115,11 +105,9 @@ fn linear<B: Backend>(x: Tensor<B, 2>, weight: &Tensor<B, 2>, bias: &Tensor<B, 2
     x.matmul(weight.clone().transpose()) + bias.clone().transpose()
 }
 
-/// Layer norm (Ba, Kiros and Hinton 2016) with gain and bias `[width, 1]`.
 fn normalize<B: TextOps>(x: Tensor<B, 2>, gain: &Tensor<B, 2>, bias: &Tensor<B, 2>) -> Tensor<B, 2> {
-    let normal = B::normalize(x.into_primitive().tensor());
-    let normal = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(normal));
-    normal * gain.clone().transpose() + bias.clone().transpose()
+    let [x, gain, bias] = [x, gain.clone(), bias.clone()].map(|x| x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(<B as TextOps>::layer_norm(x, gain, bias)))
 }
 
 pub(super) fn to_usize(figure: u32) -> usize {

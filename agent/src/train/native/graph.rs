@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::architecture::Architecture;
 use super::gpt;
-use super::ops::ImageOps;
+use super::ops::{Extents, ImageOps};
 use super::text_ops::TextOps;
 
 /// What a batch of logits is worth.
@@ -105,22 +105,21 @@ fn logits<B: ImageOps + TextOps>(
 
 /// `[batch, inputs]` to `[features, batch]`, features in PyTorch's order (channel, row, column).
 fn convolve<B: ImageOps>(architecture: &Architecture, params: &[Tensor<B, 2>], inputs: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [examples, _] = inputs.dims();
     let [mut height, mut width] = architecture.image;
+    let swap = |images: Tensor<B, 2>, rows: usize| {
+        Tensor::from_primitive(TensorPrimitive::Float(B::transpose_each(images.into_primitive().tensor(), rows)))
+    };
+    // Channels are last between the convolutions.
     let channels = architecture.convs[0].in_channels;
-    let mut image = inputs.reshape([examples, channels, height, width]).swap_dims(0, 1);
+    let mut images = if channels == 1 { inputs } else { swap(inputs, channels) };
     for (conv, pair) in architecture.convs.iter().zip(params.chunks_exact(2)) {
-        let patches = Tensor::from_primitive(TensorPrimitive::Float(B::patches(image.into_primitive().tensor())));
-        let maps = pair[0].clone().matmul(patches).reshape([conv.out_channels, examples, height, width]);
-        let pooled =
-            Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(B::max_pool(maps.into_primitive().tensor())));
+        let extents = Extents { height, width, channels: conv.in_channels, outputs: conv.out_channels };
+        let [x, kernel, bias] = [&images, &pair[0], &pair[1]].map(|x| x.clone().into_primitive().tensor());
+        images = Tensor::from_primitive(TensorPrimitive::Float(B::convolve(x, kernel, bias, extents)));
         [height, width] = [height / 2, width / 2];
-        // A bias and ReLU commute with taking a maximum, and after pooling they have a quarter of the work.
-        let pooled = pooled.reshape([conv.out_channels, examples * height * width]);
-        image = relu(pooled + pair[1].clone()).reshape([conv.out_channels, examples, height, width]);
     }
-    let [channels, _, height, width] = image.dims();
-    image.permute([0, 2, 3, 1]).reshape([channels * height * width, examples])
+    let images: Tensor<B, 2> = swap(images, height * width);
+    images.transpose()
 }
 
 /// Cross-entropy of softmax, with its gradient, from logits `[classes, batch]`.

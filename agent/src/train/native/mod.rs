@@ -3,18 +3,20 @@
 //! ```text
 //!  architecture   ModelSpec, checked; manifest; initial model
 //!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
-//!  ops            unfolded patches and pooling, with gradients, for convolutions
-//!  gpt, text_ops  the same three for the model of text
+//!  ops            a convolution with its pooling as one operation, with its gradient
+//!  gpt            the model of text; attention and text_ops are its operations, with their gradients
 //! ```
 //!
 //! The same base, plan, seed and shard give the same bytes on the same machine, with any number of threads: every
 //! sum has a fixed order, and threads only share out independent rows (a test holds this).
 
 mod architecture;
+mod attention;
 mod fit;
 mod gpt;
 mod graph;
 mod ops;
+mod tensors;
 mod text_ops;
 
 use std::ops::ControlFlow;

@@ -1,5 +1,5 @@
-//! Two operations on rows that a gpt needs, with their gradients: each is one pass here, and half a dozen tensors if it
-//! is put together from burn's operations. A row's sums have one fixed order.
+//! Two operations that a gpt needs, with their gradients: each is one pass here, and half a dozen tensors if it is put
+//! together from burn's operations. Sums have one fixed order, with any number of threads.
 
 use std::sync::Arc;
 
@@ -10,205 +10,243 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{TensorData, TensorMetadata as _};
+use burn::tensor::ops::{ActivationOps, FloatTensor};
+use burn::tensor::{Tensor, TensorData, TensorMetadata as _, TensorPrimitive};
 use rayon::prelude::*;
+
+use super::attention::Attention;
+use super::tensors::{tensor, values};
+use crate::train::vector::{dot, normal_cdf, normal_density, total, vectorized};
 
 /// Keeps a layer norm from dividing by 0; PyTorch's default.
 const EPSILON: f32 = 1e-5;
-/// Sums that are kept side by side, so that one row keeps a vector unit busy.
-const LANES: usize = 16;
+/// Rows, and values of a flat tensor, that one thread takes at a time.
+const ROWS: usize = 32;
+const FLAT: usize = 4096;
 
-/// A backend that has both operations.
-pub(super) trait TextOps: Backend {
-    /// Softmax of `scale * x` over the last dimension of `[..., t, t]`, where row i has its first i + 1 entries and the
-    /// others get 0.
-    fn causal_softmax(x: FloatTensor<Self>, scale: f32) -> FloatTensor<Self>;
+/// A backend that has what a gpt needs.
+pub(super) trait TextOps: Attention {
+    /// Layer norm (Ba, Kiros and Hinton 2016): brings every row of `x` `[rows, width]` to mean 0 and variance 1, then
+    /// multiplies by `gain` and adds `bias`, `[width, 1]` both.
+    fn layer_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        layer_norm_with_burn::<Self>(x, gain, bias)
+    }
 
-    /// Brings every row of `[rows, width]` to mean 0 and variance 1.
-    fn normalize(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// x times the share of a standard normal distribution below x (Hendrycks and Gimpel 2016).
+    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as ActivationOps<Self>>::gelu(x)
+    }
 }
 
 impl TextOps for Flex {
-    fn causal_softmax(x: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
-        softmax(&x, scale)
+    fn layer_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        normalize(&x, &gain, &bias).output
     }
 
-    fn normalize(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        normal(&x).0
+    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu(&x.to_contiguous())
     }
 }
 
 impl<C: CheckpointStrategy> TextOps for Autodiff<Flex, C> {
-    fn causal_softmax(x: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
-        let output = softmax(&x.primitive, scale);
-        match CausalSoftmax.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((output.clone(), scale), output),
+    fn layer_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let Normalized { output, normal, factors } = normalize(&x.primitive, &gain.primitive, &bias.primitive);
+        let nodes = [x.node.clone(), gain.node.clone(), bias.node.clone()];
+        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((normal, factors, gain.primitive), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
 
-    fn normalize(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (output, factors) = normal(&x.primitive);
-        match Normalize.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((output.clone(), factors), output),
+    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let input = x.primitive.to_contiguous();
+        let output = gelu(&input);
+        match Gelu.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(input, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
 }
 
 #[derive(Debug)]
-struct CausalSoftmax;
+struct LayerNorm;
 
-impl Backward<Flex, 1> for CausalSoftmax {
-    /// The output, and the scale.
-    type State = (FlexTensor, f32);
+impl Backward<Flex, 3> for LayerNorm {
+    /// Rows with mean 0 and variance 1, what each was multiplied by for that, and the gain.
+    type State = (FlexTensor, Arc<[f32]>, FlexTensor);
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (output, scale) = ops.state;
-        unary::<Flex, _>(ops.parents, ops.node, grads, |gradient| softmax_slope(&output, &gradient, scale));
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (normal, factors, gain) = ops.state;
+        let slopes = normalize_slope(&normal, &factors, &gain, &grads.consume::<Flex>(&ops.node));
+        for (parent, slope) in ops.parents.into_iter().zip(slopes) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, slope);
+            }
+        }
     }
 }
 
 #[derive(Debug)]
-struct Normalize;
+struct Gelu;
 
-impl Backward<Flex, 1> for Normalize {
-    /// The output, and what each row was multiplied by.
-    type State = (FlexTensor, Arc<[f32]>);
+impl Backward<Flex, 1> for Gelu {
+    /// The input.
+    type State = FlexTensor;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (output, factors) = ops.state;
-        unary::<Flex, _>(ops.parents, ops.node, grads, |gradient| normal_slope(&output, &gradient, &factors));
+        let input = ops.state;
+        unary::<Flex, _>(ops.parents, ops.node, grads, |gradient| gelu_slope(&input, gradient));
     }
-}
-
-fn values(x: &FlexTensor) -> &[f32] {
-    x.as_slice().expect("the tensor was made contiguous, and everything here is f32")
 }
 
 fn like(x: &FlexTensor, values: Vec<f32>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, x.shape()))
 }
 
-fn width(x: &FlexTensor) -> usize {
-    let shape = x.shape();
-    shape[shape.num_dims() - 1]
+struct Normalized {
+    output: FlexTensor,
+    normal: FlexTensor,
+    factors: Arc<[f32]>,
 }
 
-/// Sum over a row of what `term` gives for each index.
-fn sum(length: usize, term: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let whole = length - length % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
+fn normalize(x: &FlexTensor, gain: &FlexTensor, bias: &FlexTensor) -> Normalized {
+    let [x, gain, bias] = [x, gain, bias].map(FlexTensor::to_contiguous);
+    let (gain, bias) = (values(&gain), values(&bias));
+    let width = gain.len();
+    let mut normal = values(&x).to_vec();
+    let mut output = vec![0.0f32; normal.len()];
+    let mut factors = vec![0.0f32; normal.len() / width];
+    let rows = normal.par_chunks_mut(ROWS * width).zip(output.par_chunks_mut(ROWS * width));
+    rows.zip(factors.par_chunks_mut(ROWS))
+        .for_each(|((normal, output), factors)| vectorized!(normalize_rows(normal, output, factors, gain, bias)));
+    Normalized { output: like(&x, output), normal: like(&x, normal), factors: factors.into() }
+}
+
+#[inline(always)]
+fn normalize_rows(normal: &mut [f32], output: &mut [f32], factors: &mut [f32], gain: &[f32], bias: &[f32]) {
+    let width = gain.len();
+    let rows = normal.chunks_exact_mut(width).zip(output.chunks_exact_mut(width));
+    for ((normal, output), factor) in rows.zip(factors) {
+        let mean = total(normal) / width as f32;
+        normal.iter_mut().for_each(|value| *value -= mean);
+        *factor = 1.0 / (dot(normal, normal) / width as f32 + EPSILON).sqrt();
+        for (((normal, output), gain), bias) in normal.iter_mut().zip(output).zip(gain).zip(bias) {
+            *normal *= *factor;
+            *output = *normal * gain + bias;
         }
     }
-    lanes.iter().sum::<f32>() + (whole..length).map(term).sum::<f32>()
 }
 
-fn softmax(x: &FlexTensor, scale: f32) -> FlexTensor {
-    let x = x.to_contiguous();
-    let width = width(&x);
-    let mut shares = vec![0.0f32; values(&x).len()];
-    let rows = shares.par_chunks_exact_mut(width).zip(values(&x).par_chunks_exact(width)).enumerate();
-    rows.for_each(|(row, (shares, scores))| {
-        let seen = row % width + 1;
-        let (shares, scores) = (&mut shares[..seen], &scores[..seen]);
-        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        for (share, score) in shares.iter_mut().zip(scores) {
-            *share = ((score - largest) * scale).exp();
-        }
-        let factor = 1.0 / sum(seen, |index| shares[index]);
-        shares.iter_mut().for_each(|share| *share *= factor);
+/// Gradients by the input, the gain and the bias.
+fn normalize_slope(normal: &FlexTensor, factors: &[f32], gain: &FlexTensor, gradient: &FlexTensor) -> [FlexTensor; 3] {
+    let gain = gain.to_contiguous();
+    let width = values(&gain).len();
+    let mut slope = values(&gradient.to_contiguous()).to_vec();
+    let rows = slope.par_chunks_mut(ROWS * width).zip(values(normal).par_chunks(ROWS * width));
+    let sums = rows.zip(factors.par_chunks(ROWS)).map(|((slope, normal), factors)| {
+        let mut sums = vec![0.0f32; 2 * width];
+        vectorized!(normalize_slope_rows(slope, normal, factors, values(&gain), &mut sums));
+        sums
     });
-    like(&x, shares)
+    // Collected in order, so that the sum does not depend on which rows were ready first.
+    let sums: Vec<Vec<f32>> = sums.collect();
+    let mut gain_slope = vec![0.0f32; 2 * width];
+    for sums in sums {
+        gain_slope.iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+    }
+    let bias_slope = gain_slope.split_off(width);
+    [like(normal, slope), tensor(gain_slope, [width, 1]), tensor(bias_slope, [width, 1])]
 }
 
-fn softmax_slope(output: &FlexTensor, gradient: &FlexTensor, scale: f32) -> FlexTensor {
-    let gradient = gradient.to_contiguous();
-    let width = width(output);
-    let mut slope = vec![0.0f32; values(output).len()];
-    let inputs = values(output).par_chunks_exact(width).zip(values(&gradient).par_chunks_exact(width));
-    slope.par_chunks_exact_mut(width).zip(inputs).enumerate().for_each(|(row, (slope, (shares, gradient)))| {
-        let seen = row % width + 1;
-        let (shares, gradient) = (&shares[..seen], &gradient[..seen]);
-        let mean = sum(seen, |index| shares[index] * gradient[index]);
-        for ((slope, share), gradient) in slope.iter_mut().zip(shares).zip(gradient) {
-            *slope = scale * share * (gradient - mean);
+/// Turns gradients by the output into those by the input, and adds up those by the gain and by the bias.
+#[inline(always)]
+fn normalize_slope_rows(slope: &mut [f32], normal: &[f32], factors: &[f32], gain: &[f32], sums: &mut [f32]) {
+    let width = gain.len();
+    let (gain_sums, bias_sums) = sums.split_at_mut(width);
+    for ((slope, normal), factor) in slope.chunks_exact_mut(width).zip(normal.chunks_exact(width)).zip(factors) {
+        let columns = slope.iter_mut().zip(normal).zip(gain).zip(gain_sums.iter_mut().zip(bias_sums.iter_mut()));
+        for (((slope, normal), gain), (gain_sum, bias_sum)) in columns {
+            *gain_sum += *slope * normal;
+            *bias_sum += *slope;
+            *slope *= gain;
         }
-    });
-    like(output, slope)
-}
-
-fn normal(x: &FlexTensor) -> (FlexTensor, Arc<[f32]>) {
-    let x = x.to_contiguous();
-    let width = width(&x);
-    let mut normal = vec![0.0f32; values(&x).len()];
-    let rows = normal.par_chunks_exact_mut(width).zip(values(&x).par_chunks_exact(width));
-    let factors: Vec<f32> = rows
-        .map(|(normal, row)| {
-            let mean = sum(width, |index| row[index]) / width as f32;
-            let variance = sum(width, |index| (row[index] - mean) * (row[index] - mean)) / width as f32;
-            let factor = 1.0 / (variance + EPSILON).sqrt();
-            for (normal, value) in normal.iter_mut().zip(row) {
-                *normal = (value - mean) * factor;
-            }
-            factor
-        })
-        .collect();
-    (like(&x, normal), factors.into())
-}
-
-fn normal_slope(output: &FlexTensor, gradient: &FlexTensor, factors: &[f32]) -> FlexTensor {
-    let gradient = gradient.to_contiguous();
-    let width = width(output);
-    let mut slope = vec![0.0f32; values(output).len()];
-    let inputs = values(output).par_chunks_exact(width).zip(values(&gradient).par_chunks_exact(width));
-    slope.par_chunks_exact_mut(width).zip(inputs).zip(factors).for_each(|((slope, (normal, gradient)), factor)| {
-        let mean = sum(width, |index| gradient[index]) / width as f32;
-        let along = sum(width, |index| gradient[index] * normal[index]) / width as f32;
-        for ((slope, normal), gradient) in slope.iter_mut().zip(normal).zip(gradient) {
-            *slope = factor * (gradient - mean - normal * along);
+        let mean = total(slope) / width as f32;
+        let along = dot(slope, normal) / width as f32;
+        for (slope, normal) in slope.iter_mut().zip(normal) {
+            *slope = factor * (*slope - mean - normal * along);
         }
-    });
-    like(output, slope)
+    }
+}
+
+fn gelu(x: &FlexTensor) -> FlexTensor {
+    let mut output = values(x).to_vec();
+    output.par_chunks_mut(FLAT).for_each(|output| vectorized!(gelu_in_place(output)));
+    like(x, output)
+}
+
+#[inline(always)]
+fn gelu_in_place(x: &mut [f32]) {
+    for x in x {
+        *x *= normal_cdf(*x);
+    }
+}
+
+fn gelu_slope(x: &FlexTensor, gradient: FlexTensor) -> FlexTensor {
+    let mut gradient = gradient.to_contiguous();
+    let chunks = gradient.storage_mut::<f32>().par_chunks_mut(FLAT).zip(values(x).par_chunks(FLAT));
+    chunks.for_each(|(gradient, x)| vectorized!(gelu_slope_in_place(gradient, x)));
+    gradient
+}
+
+#[inline(always)]
+fn gelu_slope_in_place(gradient: &mut [f32], x: &[f32]) {
+    for (gradient, x) in gradient.iter_mut().zip(x) {
+        *gradient *= normal_cdf(*x) + x * normal_density(*x);
+    }
+}
+
+/// The same of burn's operations, for a backend that has nothing better.
+fn layer_norm_with_burn<B: Backend>(x: FloatTensor<B>, gain: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let [x, gain, bias] = [x, gain, bias].map(|x| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)));
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = (centred.clone() * centred.clone()).mean_dim(1);
+    let normal = centred / (variance + EPSILON).sqrt();
+    (normal * gain.transpose() + bias.transpose()).into_primitive().tensor()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tensors::{assert_close, output_and_slopes, random};
     use super::*;
 
-    use burn::tensor::{Tensor, TensorPrimitive, activation};
+    type Traced = Autodiff<Flex>;
 
-    fn random(shape: [usize; 3]) -> Tensor<Flex, 3> {
-        let mut rng = anabranch_common::rng::SplitMix64::new(7);
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| 3.0 * rng.next_signed_f32()).collect();
-        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    #[test]
+    fn a_layer_norm_is_that_of_burns_operations_and_so_are_its_gradients() {
+        let inputs = [random([2 * ROWS + 3, 37], 7, 3.0), random([37, 1], 8, 2.0), random([37, 1], 9, 2.0)];
+        let three = |x: Vec<_>| <[_; 3]>::try_from(x).expect("three inputs");
+        let found = output_and_slopes(&inputs, |x| {
+            let [x, gain, bias] = three(x);
+            <Traced as TextOps>::layer_norm(x, gain, bias)
+        });
+        let expected = output_and_slopes(&inputs, |x| {
+            let [x, gain, bias] = three(x);
+            layer_norm_with_burn::<Traced>(x, gain, bias)
+        });
+        assert_eq!(found.len(), 4);
+        found.iter().zip(&expected).for_each(|(found, expected)| assert_close(found, expected));
+        let plain = inputs.clone();
+        let [x, gain, bias] = plain;
+        assert_close(&<Flex as TextOps>::layer_norm(x, gain, bias), &expected[0]);
     }
 
     #[test]
-    fn each_row_is_burns_softmax_of_what_it_may_see() {
-        let (t, x) = (37, random([2, 37, 37]));
-        let found = Flex::causal_softmax(x.clone().into_primitive().tensor(), 0.5);
-        let found = Tensor::<Flex, 3>::from_primitive(TensorPrimitive::Float(found));
-        for row in 0..t {
-            let expected = activation::softmax(x.clone().slice([0..2, row..row + 1, 0..row + 1]) * 0.5, 2);
-            let seen = found.clone().slice([0..2, row..row + 1, 0..row + 1]);
-            seen.into_data().assert_approx_eq::<f32>(&expected.into_data(), Default::default());
-        }
-        let sum = found.sum().into_scalar();
-        assert!((sum - 2.0 * t as f32).abs() < 1e-3, "what may not be seen has a share: {sum}");
-    }
-
-    #[test]
-    fn normalized_rows_have_mean_zero_and_variance_one() {
-        let x = random([1, 5, 37]).reshape([5, 37]);
-        let (mean, variance) = (x.clone().mean_dim(1), x.clone().var_bias(1));
-        let expected: Tensor<Flex, 2> = (x.clone() - mean) / (variance + EPSILON).sqrt();
-        let found = Flex::normalize(x.into_primitive().tensor());
-        let found = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(found));
-        found.into_data().assert_approx_eq::<f32>(&expected.into_data(), Default::default());
+    fn a_gelu_is_burns_and_so_is_its_gradient() {
+        let inputs = [random([9, 1000], 7, 6.0)];
+        let found = output_and_slopes(&inputs, |mut x| <Traced as TextOps>::gelu(x.remove(0)));
+        let expected = output_and_slopes(&inputs, |mut x| <Traced as ActivationOps<Traced>>::gelu(x.remove(0)));
+        found.iter().zip(&expected).for_each(|(found, expected)| assert_close(found, expected));
+        let [x] = inputs;
+        assert_close(&<Flex as TextOps>::gelu(x), &expected[0]);
     }
 }
