@@ -232,6 +232,7 @@ impl AgentConfig {
                     (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
+                         # manners.max_memory = \"2G\"         # never more memory for training\n\
                          # manners.nice = 10                  # lower priority\n\
                          # manners.quiet_hours = \"08:00-18:00\"   # UTC: no new work then\n\
                          # manners.pause_on_battery = true    # no new work on battery\n\
@@ -305,6 +306,7 @@ mod tests {
             (format!("{good}threads = 0\n"), lines + 1, "at least 1"),
             (format!("{good}manners.quiet_hours = \"8-18\"\n"), lines + 1, "not a time of the day in UTC"),
             (format!("{good}manners.max_load = -1.0\n"), lines + 1, "not a load average above 0"),
+            (format!("{good}manners.max_memory = \"lots\"\n"), lines + 1, "not a size of memory above 0"),
             (format!("{good}manners.max_threads = 0\n"), lines + 1, "nonzero"),
             (format!("{good}manners.nice = 20\n"), lines + 1, "not a whole number from 0 to 19"),
             (format!("{good}manners.nise = 1\n"), lines + 1, "unknown field `nise`"),

@@ -358,6 +358,8 @@ fn ending(error: &TrainError) -> Ending {
         TrainError::Diverged { .. }
         | TrainError::DivergedThere(_)
         | TrainError::Failed(_)
+        | TrainError::Memory { .. }
+        | TrainError::OutOfMemory(_)
         | TrainError::Lost(_)
         | TrainError::Backend(_) => Ending::Trainer(error.to_string()),
     }

@@ -74,6 +74,17 @@ pub trait Trainer: Send + fmt::Debug {
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError>;
 
+    /// The micro-batch that the next round of `plan` would be cut into here, as far as this trainer cuts batches: gradients
+    /// of micro-batches are summed, and one optimizer step is taken for the batch. Never more than `most` from now on
+    /// (`None`: no such bound), which is what a round that ran out of memory taught.
+    ///
+    /// # Errors
+    /// [`TrainError::Memory`]: not even one example fits.
+    fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
+        let _ = (plan, most);
+        Ok(None)
+    }
+
     /// Accuracy and mean loss of `model` over every example of `shard`.
     ///
     /// # Errors
