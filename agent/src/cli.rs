@@ -138,6 +138,9 @@ pub(crate) struct RunArgs {
     /// Train in a process of its own: a crash or a hang there costs one local round
     #[arg(long, conflicts_with = "trainer")]
     pub(crate) isolate: bool,
+    /// Write a long round to disk this often, to resume it when the agent was killed; 0: never [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) checkpoint_s: Option<u64>,
     #[command(flatten)]
     pub(crate) manners: MannersArgs,
     #[command(flatten)]

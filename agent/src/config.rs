@@ -6,6 +6,7 @@
 //!    tls/agent.crt          certificate (PEM)        tls/ca.crt   the run's CA (PEM)
 //!    tls/agent.key          private key (PEM, 0600), made here; it never leaves
 //!    store/                 outbox and residual (see `store`)
+//!    round                  a long round that is under way (see `train::Rounds`)
 //!    control.sock           while it runs: what `status` asks
 //! ```
 
@@ -64,6 +65,12 @@ impl AgentDir {
         self.0.join("store")
     }
 
+    /// The state of a long round.
+    #[must_use]
+    pub fn round(&self) -> PathBuf {
+        self.0.join("round")
+    }
+
     /// The control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -109,6 +116,9 @@ pub struct AgentConfig {
     /// Whether the native models are trained in a process of their own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolate: bool,
+    /// How often a long round is written to disk, so that it is resumed when the agent is killed, in seconds; 0: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_s: Option<u64>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
@@ -230,6 +240,10 @@ impl AgentConfig {
                     ),
                     (!self.isolate, "# isolate = true             # native models in a process of their own\n"),
                     (
+                        self.checkpoint_s.is_none(),
+                        "# checkpoint_s = 60          # a long round is resumed from here when the agent is killed\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
                          # manners.max_memory = \"2G\"         # never more memory for training\n\
@@ -276,6 +290,7 @@ mod tests {
             trainer: None,
             trainer_timeout_s: None,
             isolate: false,
+            checkpoint_s: None,
             manners: MannersConfig::default(),
         }
     }

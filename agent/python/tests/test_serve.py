@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Start
-from driver import DEADLINE_S
+from driver import DEADLINE_S, PLAN
 
 from anabranch import _wire
 

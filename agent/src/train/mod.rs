@@ -12,6 +12,7 @@ mod error;
 pub mod native;
 mod optimizer;
 pub mod process;
+mod round;
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -24,6 +25,7 @@ use crate::shard::Shard;
 
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
+pub use round::{RoundFile, Rounds};
 
 /// The part of a run's specification that concerns a trainer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,6 +85,13 @@ pub trait Trainer: Send + fmt::Debug {
     fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
         let _ = (plan, most);
         Ok(None)
+    }
+
+    /// Where the next round's state is to be kept, and taken up from if it is there and of the same round (same base, plan,
+    /// seed and shard): then the outcome has the same bits as if nothing had happened. A trainer that keeps none starts
+    /// rounds over.
+    fn keep_round(&mut self, file: Option<RoundFile>) {
+        let _ = file;
     }
 
     /// Accuracy and mean loss of `model` over every example of `shard`.

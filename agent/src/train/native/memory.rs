@@ -140,7 +140,13 @@ impl Budget {
         if self.told.replace((micro, batch)) != Some((micro, batch)) && (micro < batch || self.max_bytes.is_some()) {
             let known = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), size::text);
             let needed = size::text(self.before_bytes + needs.with(micro, self.factor.unwrap_or(1.0)));
-            tracing::info!(micro_batch = micro, batch_size = batch, needed, budget = known(budget), "memory for training");
+            tracing::info!(
+                micro_batch = micro,
+                batch_size = batch,
+                needed,
+                budget = known(budget),
+                "memory for training"
+            );
         }
         Ok(micro)
     }
@@ -188,8 +194,8 @@ mod tests {
 
     use super::*;
     use crate::shard::{Examples, Inputs, Shard, Text};
-    use crate::train::native;
     use crate::train::StepReport;
+    use crate::train::native;
 
     /// Says in a child process of a test which model is to be measured.
     const CHILD: &str = "ANABRANCH_TEST_MEASURE";
@@ -229,7 +235,12 @@ mod tests {
         let (spec, batch, shard): (_, _, Box<dyn Shard>) = match kind {
             "gpt" => {
                 let spec = ModelSpec {
-                    kind: ModelKind::Gpt, context: 128, layers: 4, heads: 4, width: 128, ..ModelSpec::default()
+                    kind: ModelKind::Gpt,
+                    context: 128,
+                    layers: 4,
+                    heads: 4,
+                    width: 128,
+                    ..ModelSpec::default()
                 };
                 (spec, 32, Box::new(Text::new(vec![7; 4096]).expect("text")))
             }

@@ -5,6 +5,7 @@
 //!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
 //!  ops            unfolded patches and pooling, with gradients, for convolutions
 //!  gpt, text_ops  the same three for the model of text
+//!  keep           a long round on disk, and taken up again
 //!  memory         how much a round takes, and the micro-batches that it is cut into
 //! ```
 //!
@@ -17,6 +18,7 @@ mod architecture;
 mod fit;
 mod gpt;
 mod graph;
+mod keep;
 mod memory;
 mod ops;
 mod text_ops;
@@ -28,12 +30,13 @@ use anabranch_common::spec::{ModelSpec, TrainSpec};
 use rayon::prelude::*;
 
 use super::optimizer::Optimizer;
-use super::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, RoundFile, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::shard::Shard;
 use crate::shard::draw::{Draw, Purpose};
 use architecture::Architecture;
-use memory::{Budget, Needs};
 pub(crate) use fit::Held;
+use keep::Keeper;
+use memory::{Budget, Needs};
 
 /// Examples that are evaluated together: enough for a matrix product, few enough that unfolded patches stay in the
 /// caches. Batches are shared out among the threads.
@@ -88,6 +91,7 @@ struct Native {
     threads: rayon::ThreadPool,
     kept: Option<Optimizer>,
     budget: Budget,
+    round: Option<RoundFile>,
 }
 
 impl Native {
@@ -99,7 +103,7 @@ impl Native {
             .thread_name(|index| format!("train-{index}"))
             .build()
             .map_err(|error| TrainError::Backend(error.to_string()))?;
-        Ok(Self { architecture, threads, kept: None, budget: Budget::new(options.max_memory_bytes) })
+        Ok(Self { architecture, threads, kept: None, budget: Budget::new(options.max_memory_bytes), round: None })
     }
 
     fn check(&self, model: &[f32], shard: &dyn Shard) -> Result<(), TrainError> {
@@ -179,7 +183,7 @@ impl Trainer for Native {
         check_plan(plan)?;
         self.check(base, shard)?;
         let needs = Needs::of(&self.architecture, plan);
-        let micro = self.budget.micro_batch(&needs, plan.batch_size)?;
+        let mut micro = self.budget.micro_batch(&needs, plan.batch_size)?;
         Budget::measure();
         let mut optimizer = self.optimizer(plan)?;
         let mut draw = Draw::new(seed, Purpose::Batches);
@@ -188,7 +192,14 @@ impl Trainer for Native {
         let (mut sums, mut indices) = (Sums::default(), Vec::new());
         let (count, labels_each) = self.extent(shard);
         let mut loss_sum = 0.0;
-        for step in 1..=plan.local_steps {
+        let mut keeper = self.round.take().map(|file| Keeper::new(file, self, base, plan, seed, count));
+        if let Some(kept) = keeper.as_ref().and_then(|keeper| keeper.take_up(&mut optimizer, &mut outcome.end)) {
+            (outcome.steps, loss_sum, micro) = (kept.step, kept.loss_sum, micro.min(kept.micro_batch));
+            outcome.num_examples = u64::from(kept.step) * u64::from(plan.batch_size);
+            (0..outcome.num_examples).for_each(|_| _ = draw.below(count));
+        }
+        let first = outcome.steps + 1;
+        for step in first..=plan.local_steps {
             indices.clear();
             indices.extend((0..plan.batch_size).map(|_| draw.below(count)));
             let batch_loss = self.backward(&outcome.end, shard, &indices, micro as usize, &mut sums);
@@ -197,7 +208,7 @@ impl Trainer for Native {
                 return Err(TrainError::Diverged { step });
             }
             optimizer.step(&mut outcome.end, &sums.gradient);
-            if step == 1 {
+            if step == first {
                 self.budget.measured(&needs, micro.min(plan.batch_size));
             }
             loss_sum += f64::from(loss);
@@ -207,6 +218,9 @@ impl Trainer for Native {
             if control(report).is_break() && step < plan.local_steps {
                 outcome.stopped = true;
                 break;
+            }
+            if let Some(keeper) = keeper.as_mut().filter(|_| step < plan.local_steps) {
+                keeper.keep(base, &outcome, loss_sum, micro, &optimizer);
             }
         }
         // ReLU and the maximum can hide a NaN from the loss.
@@ -222,6 +236,10 @@ impl Trainer for Native {
         check_plan(plan)?;
         self.budget.limit(most);
         self.budget.micro_batch(&Needs::of(&self.architecture, plan), plan.batch_size).map(Some)
+    }
+
+    fn keep_round(&mut self, file: Option<RoundFile>) {
+        self.round = file;
     }
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {

@@ -6,7 +6,7 @@ use anabranch_common::manifest::TensorSpec;
 use anabranch_common::spec::TrainSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::train::RunPart;
+use crate::train::{RoundFile, RunPart};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -48,6 +48,9 @@ pub enum Ask {
         /// Never compute more examples at once than this, since that ran out of memory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         max_micro_batch: Option<u32>,
+        /// Where the native trainer keeps a long round, and takes it up; other trainers may ignore it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<RoundFile>,
     },
     /// Measure a model.
     Evaluate {

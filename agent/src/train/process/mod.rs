@@ -28,7 +28,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::TrainSpec;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{Metrics, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::clock::Clock;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
@@ -94,7 +94,8 @@ impl TrainerProcess {
     /// See [`ProcessError`].
     pub fn start(options: ProcessOptions) -> Result<Self, ProcessError> {
         let scratch = Scratch::new(&options.home).map_err(ProcessError::Scratch)?;
-        let mut host = Host { options, scratch, child: None, max_micro_batch: None, last_micro_batch: None, next_id: 1 };
+        let mut host =
+            Host { options, scratch, child: None, max_micro_batch: None, last_micro_batch: None, next_id: 1 };
         let hello = host.start()?;
         if hello.train_examples == 0 && hello.eval_examples == 0 {
             return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
@@ -124,7 +125,7 @@ impl TrainerProcess {
         let host = Arc::clone(&self.host);
         Box::new(move |run: &RunPart| {
             let manifest = lock(&host).prepare(run)?;
-            Ok(Box::new(ProcessTrainer { host: Arc::clone(&host), run: run.clone(), manifest }))
+            Ok(Box::new(ProcessTrainer { host: Arc::clone(&host), run: run.clone(), manifest, keep: None }))
         })
     }
 
@@ -246,7 +247,11 @@ impl Host {
         let tried = self.last_micro_batch.take().or(living).or(self.max_micro_batch).unwrap_or(batch);
         let next = (tried / 2).max(1);
         self.max_micro_batch = Some(self.max_micro_batch.map_or(next, |most| most.min(next)));
-        tracing::warn!(tried, max_micro_batch = next, "a round ran out of memory; the next one takes smaller micro-batches");
+        tracing::warn!(
+            tried,
+            max_micro_batch = next,
+            "a round ran out of memory; the next one takes smaller micro-batches"
+        );
     }
 
     /// The answer is not one to what was asked.
@@ -332,6 +337,7 @@ struct ProcessTrainer {
     host: Arc<Mutex<Host>>,
     run: RunPart,
     manifest: ModelManifest,
+    keep: Option<RoundFile>,
 }
 
 impl ProcessTrainer {
@@ -373,9 +379,10 @@ impl Trainer for ProcessTrainer {
         let mut host = self.ready()?;
         let from = host.put("base.safetensors", &self.manifest, base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
-        let max_micro_batch = host.max_micro_batch;
+        let (max_micro_batch, keep) = (host.max_micro_batch, self.keep.clone());
         let (from_name, out_name) = (from.name(), out.name());
-        let ask = |id| Ask::Train { id, base: from_name, out: out_name, seed, plan: plan.clone(), max_micro_batch };
+        let ask =
+            |id| Ask::Train { id, base: from_name, out: out_name, seed, plan: plan.clone(), max_micro_batch, keep };
         let mut stopping = false;
         let mut control = |report| {
             let flow = control(report);
@@ -414,6 +421,10 @@ impl Trainer for ProcessTrainer {
             }
             other => Err(host.breach(&other)),
         }
+    }
+
+    fn keep_round(&mut self, file: Option<RoundFile>) {
+        self.keep = file;
     }
 
     fn evaluate(&mut self, model: &[f32], _shard: &dyn Shard) -> Result<Metrics, TrainError> {

@@ -176,7 +176,9 @@ impl Server {
     }
 
     fn train(&mut self, ask: Ask) -> (u64, Result<Answer, Refusal>) {
-        let Ask::Train { id, base, out, seed, plan, max_micro_batch } = ask else { return (0, Err(Refusal::Order("not a round"))) };
+        let Ask::Train { id, base, out, seed, plan, max_micro_batch, keep } = ask else {
+            return (0, Err(Refusal::Order("not a round")));
+        };
         let mut work = || {
             let (from, to) = (self.path(&base)?, self.path(&out)?);
             let trainer = Self::trainer(&mut self.trainer)?;
@@ -193,6 +195,7 @@ impl Server {
                 mouth.say(&Answer::Step { id, step, examples: seen, loss: loss.into(), micro_batch });
                 if stop.load(Ordering::Relaxed) == id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
+            trainer.keep_round(keep.clone());
             let outcome = trainer.train(&base, &plan, seed, shard, &mut control)?;
             let TrainOutcome { end, num_examples, steps, mean_loss, stopped } = outcome;
             if !stopped {
