@@ -42,7 +42,7 @@ fn main() {
         let label = if matches!(optimizer, OptimizerSpec::Sgd { .. }) { "sgd" } else { "adamw" };
         let plan = TrainSpec { local_steps: STEPS, batch_size, optimizer, keep_optimizer_state: false };
         for threads in threads.map_or(vec![1, 2, 4], |threads| vec![threads]) {
-            let options = NativeOptions { threads: Some(threads) };
+            let options = NativeOptions { threads: Some(threads), ..NativeOptions::default() };
             let mut trainer = native_with(&spec, options).expect("a valid model");
             let [step, evaluation] = measure(trainer.as_mut(), &plan, shard);
             let step = step / f64::from(STEPS);

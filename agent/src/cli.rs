@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands;
 use crate::device;
 use crate::manners::{MaxLoad, Nice, QuietHours};
+use crate::size::Size;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_AGENT_DIR";
@@ -137,6 +138,9 @@ pub(crate) struct RunArgs {
     /// Train in a process of its own: a crash or a hang there costs one local round
     #[arg(long, conflicts_with = "trainer")]
     pub(crate) isolate: bool,
+    /// Write a long round to disk this often, to resume it when the agent was killed; 0: never [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) checkpoint_s: Option<u64>,
     #[command(flatten)]
     pub(crate) manners: MannersArgs,
     #[command(flatten)]
@@ -162,6 +166,10 @@ pub(crate) struct MannersArgs {
     /// Never more threads for the maths than this, whatever --threads or agent.toml says
     #[arg(long, value_name = "N")]
     pub(crate) max_threads: Option<NonZeroU16>,
+    /// The most memory for the process that trains, its shards included, like 512M or 2G: larger batches are
+    /// computed in parts [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<Size>,
     /// Lower the priority of the maths by this much, from 0 to 19
     #[arg(long, value_name = "N")]
     pub(crate) nice: Option<Nice>,
@@ -308,6 +316,10 @@ mod tests {
         assert!(parse(&["run", "--dir", "d", "--shard", "s", "--min-round", "250"]).is_ok());
         assert!(parse(&["run", "--dir", "d", "--simulate-slow", "0.5"]).is_err(), "nothing makes the maths faster");
         assert!(parse(&["run", "--dir", "d", "--threads", "0"]).is_err());
+        for size in ["0", "lots", "2X", "-1G"] {
+            let error = parse(&["run", "--dir", "d", &format!("--max-memory={size}")]).expect_err(size).to_string();
+            assert!(error.contains("not a size of memory above 0"), "{error}");
+        }
         let cuda = parse(&["run", "--dir", "d", "--device", "cuda"]).expect_err("there is no such backend").to_string();
         assert!(cuda.contains("this build has no CUDA backend"), "{cuda}");
         let split = ["shard", "split", "x", "--agents", "3", "--seed", "1", "--out", "o"];

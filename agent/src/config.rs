@@ -6,6 +6,7 @@
 //!    tls/agent.crt          certificate (PEM)        tls/ca.crt   the run's CA (PEM)
 //!    tls/agent.key          private key (PEM, 0600), made here; it never leaves
 //!    store/                 outbox and residual (see `store`)
+//!    round                  a long round that is under way (see `train::Rounds`)
 //!    control.sock           while it runs: what `status` asks
 //! ```
 
@@ -64,6 +65,12 @@ impl AgentDir {
         self.0.join("store")
     }
 
+    /// The state of a long round.
+    #[must_use]
+    pub fn round(&self) -> PathBuf {
+        self.0.join("round")
+    }
+
     /// The control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -109,6 +116,9 @@ pub struct AgentConfig {
     /// Whether the native models are trained in a process of their own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolate: bool,
+    /// How often a long round is written to disk, so that it is resumed when the agent is killed, in seconds; 0: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_s: Option<u64>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
@@ -230,8 +240,13 @@ impl AgentConfig {
                     ),
                     (!self.isolate, "# isolate = true             # native models in a process of their own\n"),
                     (
+                        self.checkpoint_s.is_none(),
+                        "# checkpoint_s = 60          # a long round is resumed from here when the agent is killed\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
+                         # manners.max_memory = \"2G\"         # never more memory for training\n\
                          # manners.nice = 10                  # lower priority\n\
                          # manners.quiet_hours = \"08:00-18:00\"   # UTC: no new work then\n\
                          # manners.pause_on_battery = true    # no new work on battery\n\
@@ -275,6 +290,7 @@ mod tests {
             trainer: None,
             trainer_timeout_s: None,
             isolate: false,
+            checkpoint_s: None,
             manners: MannersConfig::default(),
         }
     }
@@ -305,6 +321,7 @@ mod tests {
             (format!("{good}threads = 0\n"), lines + 1, "at least 1"),
             (format!("{good}manners.quiet_hours = \"8-18\"\n"), lines + 1, "not a time of the day in UTC"),
             (format!("{good}manners.max_load = -1.0\n"), lines + 1, "not a load average above 0"),
+            (format!("{good}manners.max_memory = \"lots\"\n"), lines + 1, "not a size of memory above 0"),
             (format!("{good}manners.max_threads = 0\n"), lines + 1, "nonzero"),
             (format!("{good}manners.nice = 20\n"), lines + 1, "not a whole number from 0 to 19"),
             (format!("{good}manners.nise = 1\n"), lines + 1, "unknown field `nise`"),

@@ -22,6 +22,7 @@ use crate::identity::{self, AgentKey, IdentityError};
 use crate::manners::Manners;
 use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
 use crate::store::Ledger;
+use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, Op};
 use crate::worker::{self, MathsJob, Pace, Shards, StopSignal, StoreJob, StoreThread, TrainerFactory};
 
@@ -152,11 +153,16 @@ impl Driver {
             live: None,
         };
         let (run, agent) = (config.run, session.agent);
-        let session = Session::new(session, ledger.kept()?);
+        let mut session = Session::new(session, ledger.kept()?);
+        let rounds = Rounds::new(dir.round(), config.checkpoint_s.unwrap_or(limits::ROUND_KEEP_S));
+        if let Some((lease, base)) = rounds.as_ref().and_then(Rounds::pending) {
+            tracing::info!(lease = lease.id.0, base = lease.base_version.0, "a round was cut off; it will be resumed");
+            session.resume(lease, base);
+        }
         let (events, work_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let stop = Arc::new(StopSignal::default());
-        let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), events.clone())?;
+        let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), rounds, events.clone())?;
         let hold = manners.watch(events.clone())?;
         let store = StoreThread::spawn(ledger, run, agent, events)?;
         Ok(Self {

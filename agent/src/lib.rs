@@ -21,9 +21,10 @@ pub mod identity;
 pub mod manners;
 pub mod report;
 pub mod shard;
+pub mod size;
 pub mod store;
 pub mod train;
 pub mod transport;
 pub mod worker;
 
-pub use commands::run::{finish, native_factory, run_with, serve};
+pub use commands::run::{finish, native_factory, native_factory_with, run_with, serve};

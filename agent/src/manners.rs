@@ -14,6 +14,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::clock;
 use crate::core::event::Event;
+use crate::size::Size;
 
 const DAY_MIN: u16 = 24 * 60;
 
@@ -167,6 +168,9 @@ pub struct MannersConfig {
     /// The most threads for the maths, whatever `threads` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_threads: Option<NonZeroU16>,
+    /// The most that the process which trains may have in memory, its shards included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory: Option<Size>,
     /// By how much to lower the priority of the maths.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nice: Option<Nice>,

@@ -23,7 +23,7 @@ use crate::core::command::{Bank, Ending, Settlement};
 use crate::core::event::{Event, InitialModel, Outcome};
 use crate::shard::Shard;
 use crate::store::{Ledger, LedgerError};
-use crate::train::{Metrics, RunPart, StepReport, TrainError, Trainer};
+use crate::train::{Metrics, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
 pub type TrainerFactory = Box<dyn Fn(&RunPart) -> Result<Box<dyn Trainer>, TrainError> + Send>;
@@ -138,10 +138,11 @@ pub fn spawn_maths(
     shards: Shards,
     pace: Pace,
     stop: Arc<StopSignal>,
+    rounds: Option<Rounds>,
     events: mpsc::Sender<Event>,
 ) -> std::io::Result<SyncSender<MathsJob>> {
     let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-    let maths = Maths { factory, shards, pace, stop, trainer: None, events };
+    let maths = Maths { factory, shards, pace, stop, rounds, trainer: None, events };
     std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
     Ok(jobs)
 }
@@ -161,6 +162,7 @@ struct Maths {
     shards: Shards,
     pace: Pace,
     stop: Arc<StopSignal>,
+    rounds: Option<Rounds>,
     trainer: Option<Box<dyn Trainer>>,
     events: mpsc::Sender<Event>,
 }
@@ -225,7 +227,12 @@ impl Maths {
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let trained = match trainer.train(base, &spec.train, lease.seed, shard, &mut control) {
+        let round = self.rounds.as_ref().map(|rounds| rounds.file(lease));
+        trainer.keep_round(round.clone());
+        let trained = trainer.train(base, &spec.train, lease.seed, shard, &mut control);
+        // Before anybody hears of the end: a round that is over is never taken up again.
+        round.iter().for_each(RoundFile::clear);
+        let trained = match trained {
             Ok(trained) => trained,
             Err(error) if error.is_passing() => return Event::Discarded { lease: id, problem: error.to_string() },
             Err(error) => return Event::Failed(ending(&error)),
@@ -358,6 +365,8 @@ fn ending(error: &TrainError) -> Ending {
         TrainError::Diverged { .. }
         | TrainError::DivergedThere(_)
         | TrainError::Failed(_)
+        | TrainError::Memory { .. }
+        | TrainError::OutOfMemory(_)
         | TrainError::Lost(_)
         | TrainError::Backend(_) => Ending::Trainer(error.to_string()),
     }
@@ -501,7 +510,8 @@ mod tests {
     fn a_panic_in_the_trainer_is_told_and_the_thread_goes_on_serving() {
         let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
         let (events, mut told) = mpsc::channel(4);
-        let jobs = spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), events).expect("a thread");
+        let jobs =
+            spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), None, events).expect("a thread");
         let spec: RunSpec = toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {
             jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");

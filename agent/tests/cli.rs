@@ -56,6 +56,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         trainer: None,
         trainer_timeout_s: None,
         isolate: false,
+        checkpoint_s: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");

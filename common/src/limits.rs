@@ -168,6 +168,10 @@ pub const TRAINER_STOP_MS: u64 = 2_000;
 pub const TRAINER_PATIENCE_S: u64 = 600;
 /// How often a trainer that fails before it has a model is started in a row.
 pub const TRAINER_STARTS: u32 = 5;
+/// How often a long round is written to disk, where `agent.toml` says nothing, in seconds.
+pub const ROUND_KEEP_S: u64 = 60;
+/// Bytes of the head of such a file.
+pub const ROUND_HEAD_BYTES: usize = 64 << 10;
 /// Jobs that wait for one of the agent's worker threads.
 pub const AGENT_JOBS: usize = 64;
 /// Events that wait for the agent's loop.

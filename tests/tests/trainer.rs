@@ -69,6 +69,7 @@ fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::
         shard: Some(example("data/digits-train.csv.gz")),
         eval_shard: Some(example("data/digits-train.csv.gz")),
         threads: Some(1),
+        max_memory_bytes: None,
         patience: Duration::from_secs(60),
     })?;
     let mut there = process.factory()(&run_part())?;

@@ -90,7 +90,8 @@ def test_an_ambiguous_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1", "1.5"])
-def test_a_bad_number_of_threads_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("ANABRANCH_THREADS", value)
-    with pytest.raises(ValueError, match="ANABRANCH_THREADS"):
-        anabranch.threads()
+def test_a_bad_number_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for name, read in (("ANABRANCH_THREADS", anabranch.threads), ("ANABRANCH_MAX_MEMORY", anabranch.max_memory)):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=name):
+            read()

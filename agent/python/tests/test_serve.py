@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Start
-from driver import DEADLINE_S
+from driver import DEADLINE_S, PLAN
 
 from anabranch import _wire
 
@@ -378,8 +378,19 @@ def test_what_cannot_be_survived_ends_the_child(start: Start, raised: str, code:
     assert raised.startswith("SystemExit") or "Traceback" in child.log()
 
 
-def test_shards_and_threads_come_from_the_environment(start: Start) -> None:
-    body = "    def prepare(self, run): print(repr((anabranch.shard(), anabranch.eval_shard(), anabranch.threads())))\n"
-    child = start(trainer(body), {"ANABRANCH_SHARD": "/data/north", "ANABRANCH_THREADS": "2"})
+def test_a_round_that_ran_out_of_memory_says_so_and_the_next_one_is_told_its_micro_batch(start: Start) -> None:
+    body = "    def each(self, round):\n        print('at once', round.micro_batch)\n        raise type('OutOfMemoryError', (RuntimeError,), {})('GPU')\n"
+    child = start(trainer(body))
     child.prepare()
-    assert "(PosixPath('/data/north'), None, 2)" in child.log_after_end()
+    child.train(BASE)
+    assert child.answer()[1]["kind"] == "memory"
+    child.ask("train", base="base.safetensors", out="end.safetensors", seed=1, plan=PLAN, max_micro_batch=3)
+    assert child.answer()[1]["kind"] == "memory"
+    assert "at once 3" in child.log_after_end()
+
+
+def test_shards_and_threads_come_from_the_environment(start: Start) -> None:
+    body = "    def prepare(self, run): print(repr((anabranch.shard(), anabranch.eval_shard(), anabranch.threads(), anabranch.max_memory())))\n"
+    child = start(trainer(body), {"ANABRANCH_SHARD": "/data/north", "ANABRANCH_THREADS": "2", "ANABRANCH_MAX_MEMORY": "4096"})
+    child.prepare()
+    assert "(PosixPath('/data/north'), None, 2, 4096)" in child.log_after_end()

@@ -20,6 +20,7 @@ use crate::driver::{Driver, Setup, SharedReport};
 use crate::identity::AgentKey;
 use crate::manners::{Manners, MannersConfig};
 use crate::shard::{self, Shard, ShardOptions};
+use crate::size::Size;
 use crate::store::Ledger;
 use crate::train::NativeOptions;
 use crate::train::native::{Held, native_for};
@@ -29,7 +30,8 @@ use crate::worker::{Pace, Shards, TrainerFactory};
 /// Runs `run`.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     // Before the shards, which can be large: a second process on the same directory is told at once.
-    let Home { dir, config, key, ledger } = Home::open(&args.dir.dir)?;
+    let Home { dir, mut config, key, ledger } = Home::open(&args.dir.dir)?;
+    config.checkpoint_s = args.checkpoint_s.or(config.checkpoint_s);
     let label_column = args.label_column.clone().or_else(|| config.label_column.clone());
     let path = |given: &Option<PathBuf>, configured: &Option<PathBuf>| {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
@@ -38,6 +40,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut device = device::detect(args.device.unwrap_or(config.device)).to_string();
     let manners = manners(&args.manners, config.manners.clone());
     let threads = manners.config.bounded(args.threads.map(usize::from).or(config.threads));
+    let max_memory_bytes = manners.config.max_memory.map(Size::bytes);
     if let Some(nice) = manners.config.nice {
         let now = nice.lower().context("the priority cannot be lowered")?;
         tracing::info!(nice = now, "working with a lower priority");
@@ -55,7 +58,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (shards, factory) = match command(args, &config, label_column.as_deref())? {
         None => {
             let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), label_column.as_deref())?;
-            let factory = native_factory(threads, &shards);
+            let factory = native_factory_with(NativeOptions { threads, max_memory_bytes }, &shards);
             (shards, factory)
         }
         Some(Program { command, at_home }) => {
@@ -68,6 +71,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
                 shard,
                 eval_shard,
                 threads,
+                max_memory_bytes,
                 patience,
             };
             let trainer = TrainerProcess::start(options).map_err(process_fail)?;
@@ -77,6 +81,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
             work
         }
     };
+    if let Some(most) = manners.config.max_memory {
+        device = format!("{device}, with at most {most} of memory");
+    }
     let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger };
     let ending = serve_here(setup);
     if let Some(process) = process {
@@ -100,6 +107,7 @@ pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &st
 fn manners(args: &MannersArgs, config: MannersConfig) -> Manners {
     let config = MannersConfig {
         max_threads: args.max_threads.or(config.max_threads),
+        max_memory: args.max_memory.or(config.max_memory),
         nice: args.nice.or(config.nice),
         quiet_hours: args.quiet_hours.or(config.quiet_hours),
         pause_on_battery: args.pause_on_battery || config.pause_on_battery,
@@ -234,8 +242,14 @@ fn serve_control(socket: &Path, report: SharedReport) -> anyhow::Result<Option<c
 /// fit, before anything is trained.
 #[must_use]
 pub fn native_factory(threads: Option<usize>, shards: &Shards) -> TrainerFactory {
+    native_factory_with(NativeOptions { threads, ..NativeOptions::default() }, shards)
+}
+
+/// The same with all that can be said of how the machine is used.
+#[must_use]
+pub fn native_factory_with(options: NativeOptions, shards: &Shards) -> TrainerFactory {
     let held: Vec<Held> = shards.train.iter().chain(&shards.eval).map(|shard| Held::of(shard.as_ref())).collect();
-    Box::new(move |spec| native_for(&spec.model, NativeOptions { threads }, &held))
+    Box::new(move |spec| native_for(&spec.model, options, &held))
 }
 
 fn open_shard(path: &Path, label_column: Option<&str>) -> anyhow::Result<Box<dyn Shard>> {

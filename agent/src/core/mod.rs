@@ -28,10 +28,11 @@ mod work;
 pub(crate) const SPEC_FOR_TESTS: &str = include_str!("spec_for_tests.toml");
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use anabranch_common::backoff::Backoff;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, RunId, UpdateSeq};
-use anabranch_common::journal::Evaluation;
+use anabranch_common::journal::{Evaluation, Lease};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
@@ -115,6 +116,8 @@ pub struct Session {
     outbox: Outbox,
     replica: Replica,
     work: Work,
+    /// The lease of a round that a crash has cut off, to go on with before another is asked for.
+    cut_off: Option<Lease>,
     /// Set while the coordinator has no lease for us: when to ask again unasked.
     no_lease_until_ms: Option<u64>,
     /// Set while it is worth waiting for the verdict on this update before asking for the next lease.
@@ -154,6 +157,7 @@ impl Session {
             outbox: Outbox::new(kept.outbox),
             replica: Replica::default(),
             work: Work::Idle,
+            cut_off: None,
             no_lease_until_ms: None,
             patience: None,
             rest_until_ms: None,
@@ -166,6 +170,15 @@ impl Session {
             ended: false,
             verdicts: VecDeque::new(),
             last_problem: None,
+        }
+    }
+
+    /// Goes on with a round that a crash has cut off, once the trainer is ready and the run goes on, if it still is the
+    /// run's branch. Its lease need not be outstanding: what is trained under it is welcome while its base is recent.
+    pub fn resume(&mut self, lease: Lease, base: Arc<[f32]>) {
+        if lease.agent == self.config.agent && Some(lease.branch) == self.branch {
+            self.replica.hold(Wanted { version: lease.base_version, digest: lease.base_digest }, base);
+            self.cut_off = Some(lease);
         }
     }
 

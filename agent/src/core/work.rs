@@ -90,6 +90,11 @@ impl Session {
         if self.work != Work::Idle || self.hold.is_some() || !matches!(self.trainer, Trainer::Ready(_)) {
             return;
         }
+        if self.may_ask()
+            && let Some(lease) = self.cut_off.take().filter(|lease| Some(lease.branch) == self.branch)
+        {
+            return self.train(lease, out);
+        }
         if self.is_up()
             && let Some(wanted) = self.evaluate_next.take()
         {

@@ -39,9 +39,19 @@ pub fn look() -> CpuReport {
     report(&text("/proc/cpuinfo"), &text("/proc/meminfo"), limit(&text("/proc/self/cgroup"), Path::new(CGROUPS)))
 }
 
-fn report(cpuinfo: &str, meminfo: &str, limit: Option<Limit>) -> CpuReport {
-    let available = super::kib(meminfo, "MemAvailable");
+/// Memory that could be had without swapping, in bytes, the cgroups' limits counted.
+#[must_use]
+pub(super) fn available_bytes() -> Option<u64> {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    left(&text("/proc/meminfo"), limit(&text("/proc/self/cgroup"), Path::new(CGROUPS)))
+}
+
+fn left(meminfo: &str, limit: Option<Limit>) -> Option<u64> {
     let left = limit.map(|limit| limit.bytes.saturating_sub(limit.used_bytes));
+    super::kib(meminfo, "MemAvailable").into_iter().chain(left).min()
+}
+
+fn report(cpuinfo: &str, meminfo: &str, limit: Option<Limit>) -> CpuReport {
     let logical = cpuinfo.lines().filter(|line| key_of(line) == Some("processor")).count();
     CpuReport {
         name: super::cpu_name(cpuinfo).unwrap_or(std::env::consts::ARCH).to_owned(),
@@ -50,10 +60,7 @@ fn report(cpuinfo: &str, meminfo: &str, limit: Option<Limit>) -> CpuReport {
         usable_cpus: std::thread::available_parallelism().map_or(1, usize::from),
         features: super::cpu_features(cpuinfo),
         memory_total_bytes: super::memory_bytes(meminfo),
-        memory_available_bytes: match (available, left) {
-            (Some(available), Some(left)) => Some(available.min(left)),
-            (available, left) => available.or(left),
-        },
+        memory_available_bytes: left(meminfo, limit),
         memory_limit_bytes: limit.map(|limit| limit.bytes),
     }
 }

@@ -3,6 +3,8 @@
 use anabranch_common::manifest::ManifestError;
 use anabranch_common::spec::ModelProblem;
 
+use crate::size;
+
 /// Why a model cannot be built, trained or evaluated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TrainError {
@@ -75,6 +77,20 @@ pub enum TrainError {
     /// A trainer in another process cannot do this.
     #[error("the trainer failed: {0}")]
     Failed(String),
+    /// Not even a micro-batch of one example fits into the memory that may be used.
+    #[error(
+        "training takes about {} of memory with one example at a time, and {} may be used",
+        size::text(*needed_bytes), size::text(*budget_bytes)
+    )]
+    Memory {
+        /// Bytes that the process would have in memory.
+        needed_bytes: u64,
+        /// Bytes that it may have.
+        budget_bytes: u64,
+    },
+    /// A trainer in another process ran out of memory; the next round takes smaller micro-batches.
+    #[error("the trainer ran out of memory: {0}")]
+    OutOfMemory(String),
     /// A trainer in another process is gone; the next request starts a fresh one.
     #[error("the trainer's process was lost: {0}")]
     Lost(String),
@@ -87,6 +103,14 @@ impl TrainError {
     /// Whether it costs the request that it ended, and nothing else: another one may well succeed.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Diverged { .. } | Self::DivergedThere(_) | Self::Failed(_) | Self::Lost(_))
+        matches!(
+            self,
+            Self::Diverged { .. }
+                | Self::DivergedThere(_)
+                | Self::Failed(_)
+                | Self::Memory { .. }
+                | Self::OutOfMemory(_)
+                | Self::Lost(_)
+        )
     }
 }

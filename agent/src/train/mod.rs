@@ -12,6 +12,7 @@ mod error;
 pub mod native;
 mod optimizer;
 pub mod process;
+mod round;
 mod vector;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use crate::shard::Shard;
 
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
+pub use round::{RoundFile, Rounds};
 
 /// The part of a run's specification that concerns a trainer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,6 +76,24 @@ pub trait Trainer: Send + fmt::Debug {
         shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError>;
+
+    /// The micro-batch that the next round of `plan` would be cut into here, as far as this trainer cuts batches: gradients
+    /// of micro-batches are summed, and one optimizer step is taken for the batch. Never more than `most` from now on
+    /// (`None`: no such bound), which is what a round that ran out of memory taught.
+    ///
+    /// # Errors
+    /// [`TrainError::Memory`]: not even one example fits.
+    fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
+        let _ = (plan, most);
+        Ok(None)
+    }
+
+    /// Where the next round's state is to be kept, and taken up from if it is there and of the same round (same base, plan,
+    /// seed and shard): then the outcome has the same bits as if nothing had happened. A trainer that keeps none starts
+    /// rounds over.
+    fn keep_round(&mut self, file: Option<RoundFile>) {
+        let _ = file;
+    }
 
     /// Accuracy and mean loss of `model` over every example of `shard`.
     ///

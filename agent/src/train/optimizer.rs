@@ -65,6 +65,36 @@ impl Optimizer {
         }
     }
 
+    /// Its state: vectors as long as the model (none where there is none to keep), and two numbers.
+    pub(super) fn state(&self) -> (Vec<&[f32]>, [f64; 2]) {
+        match self {
+            Self::Sgd { velocity, .. } if velocity.is_empty() => (Vec::new(), [1.0; 2]),
+            Self::Sgd { velocity, .. } => (vec![velocity], [1.0; 2]),
+            Self::AdamW { moments, .. } => {
+                (vec![&moments.first, &moments.second], [moments.beta_1_power, moments.beta_2_power])
+            }
+        }
+    }
+
+    /// Takes over what [`state`](Self::state) gave of an optimizer of the same kind. False: it is of another one.
+    pub(super) fn restore(&mut self, vectors: &mut Vec<Vec<f32>>, powers: [f64; 2]) -> bool {
+        let own = self.state().0;
+        let fits = own.len() == vectors.len() && own.iter().zip(vectors.iter()).all(|(a, b)| a.len() == b.len());
+        if !fits {
+            return false;
+        }
+        let mut vectors = vectors.drain(..);
+        match self {
+            Self::Sgd { velocity, .. } => *velocity = vectors.next().unwrap_or_default(),
+            Self::AdamW { moments, .. } => {
+                moments.first = vectors.next().unwrap_or_default();
+                moments.second = vectors.next().unwrap_or_default();
+                [moments.beta_1_power, moments.beta_2_power] = powers;
+            }
+        }
+        true
+    }
+
     /// One step along `gradient`, which is as long as `model`.
     pub(super) fn step(&mut self, model: &mut [f32], gradient: &[f32]) {
         match self {

@@ -53,7 +53,7 @@ impl Learner {
             ModelManifest::new(vec![tensor]).expect("one tensor")
         };
         let native = (task == Task::Native).then(|| {
-            let (spec, options) = (run_spec(schedule), NativeOptions { threads: Some(1) });
+            let (spec, options) = (run_spec(schedule), NativeOptions { threads: Some(1), ..NativeOptions::default() });
             let trainer = native_with(&spec.model, options).expect("a small model");
             Native { trainer, plan: spec.train, shards: (1..=schedule.agents.len()).map(shard).collect() }
         });

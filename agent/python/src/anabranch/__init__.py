@@ -15,7 +15,7 @@ An Anabranch agent starts this program as its child and asks it to train (``docs
 from ._serve import PROTOCOL, Round, Trainer, serve
 from ._tensors import Tensors
 from ._wire import claim_if_child as _claim_if_child
-from .environment import eval_shard, shard, threads
+from .environment import eval_shard, max_memory, shard, threads
 from .errors import AnabranchError, DataError, Diverged, Fatal, ProtocolError, Stopped, TensorError
 from .spec import Metrics, Optimizer, Plan, Run
 
@@ -38,6 +38,7 @@ __all__ = [
     "Tensors",
     "Trainer",
     "eval_shard",
+    "max_memory",
     "serve",
     "shard",
     "threads",

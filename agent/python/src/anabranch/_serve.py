@@ -27,6 +27,9 @@ class Round:
 
     def __init__(self, plan: Plan, seed: int, wire: Wire, request: int) -> None:
         self.plan = plan
+        self.micro_batch = plan.batch_size
+        """Examples to compute at once: the batch, or less after rounds that ran out of memory. Sum the gradients of a batch's
+        parts, each weighted by its share, before the optimizer's step."""
         """What to do."""
         self.seed = seed
         """Decides which examples are drawn; an unsigned 64-bit integer."""
@@ -177,7 +180,9 @@ class _Server:
             answer = _failed("diverged", str(error))
         except Exception as error:
             traceback.print_exc()
-            answer = _failed("error", f"{type(error).__name__}: {error}")
+            # PyTorch's torch.OutOfMemoryError of a GPU, without importing PyTorch.
+            kind = "memory" if type(error).__name__ == "OutOfMemoryError" else "error"
+            answer = _failed(kind, f"{type(error).__name__}: {error}")
         self._wire.answered()
         self._send(request, answer)
 
@@ -202,6 +207,8 @@ class _Server:
         manifest, out = self._ready(), self._file(message, "out")
         plan = Plan.parse(message.get("plan"))
         round = Round(plan, whole_number(message, "seed", "train"), self._wire, request)
+        if message.get("max_micro_batch") is not None:
+            round.micro_batch = min(plan.batch_size, whole_number(message, "max_micro_batch", "train", 1))
         end: Tensors | None = None
         try:
             end = self._trainer.train(manifest.read(self._file(message, "base")), plan, round)

@@ -27,9 +27,22 @@ def threads() -> int | None:
     Raises:
         ValueError: ``ANABRANCH_THREADS`` is no whole number from 1.
     """
-    value = os.environ.get("ANABRANCH_THREADS")
+    return _whole("ANABRANCH_THREADS")
+
+
+def max_memory() -> int | None:
+    """Bytes that this process should have in memory at most (``--max-memory``), or ``None`` where the agent says nothing.
+
+    Raises:
+        ValueError: ``ANABRANCH_MAX_MEMORY`` is no whole number from 1.
+    """
+    return _whole("ANABRANCH_MAX_MEMORY")
+
+
+def _whole(name: str) -> int | None:
+    value = os.environ.get(name)
     if not value:
         return None
     if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise ValueError(f"ANABRANCH_THREADS is {value!r}, expected a whole number from 1")
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 1")
     return int(value)

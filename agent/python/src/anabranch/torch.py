@@ -84,6 +84,8 @@ class TorchRound:
         self._round, self._trainer = round, trainer
         self.plan: Plan = round.plan
         """``local_steps``, ``batch_size``, ``optimizer``."""
+        self.micro_batch: int = round.micro_batch
+        """Examples to compute at once, at most ``plan.batch_size``; less after rounds that ran out of memory."""
         self.seed: int = round.seed
         """Decides which examples are drawn; an unsigned 64-bit integer."""
         self.device: torch.device = trainer.device

@@ -5,16 +5,22 @@
 //!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
 //!  ops            a convolution with its pooling as one operation, with its gradient
 //!  gpt            the model of text; attention and text_ops are its operations, with their gradients
+//!  keep           a long round on disk, and taken up again
+//!  memory         how much a round takes, and the micro-batches that it is cut into
 //! ```
 //!
 //! The same base, plan, seed and shard give the same bytes on the same machine, with any number of threads: every
-//! sum has a fixed order, and threads only share out independent rows (a test holds this).
+//! sum has a fixed order, and threads only share out independent rows (a test holds this). Where memory is too small for
+//! the batch, gradients of micro-batches are summed: the same micro-batch gives the same bytes, another one differs in
+//! the last bits.
 
 mod architecture;
 mod attention;
 mod fit;
 mod gpt;
 mod graph;
+mod keep;
+mod memory;
 mod ops;
 mod tensors;
 mod text_ops;
@@ -26,11 +32,13 @@ use anabranch_common::spec::{ModelSpec, TrainSpec};
 use rayon::prelude::*;
 
 use super::optimizer::Optimizer;
-use super::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, RoundFile, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::shard::Shard;
 use crate::shard::draw::{Draw, Purpose};
 use architecture::Architecture;
 pub(crate) use fit::Held;
+use keep::Keeper;
+use memory::{Budget, Needs};
 
 /// Examples that are evaluated together: enough for a matrix product, few enough that unfolded patches stay in the
 /// caches. Batches are shared out among the threads.
@@ -46,6 +54,9 @@ pub struct NativeOptions {
     /// Threads for the maths; `None` is one for each core this process may use. With several agents on one machine,
     /// give each its share. Results do not depend on it.
     pub threads: Option<usize>,
+    /// The most that this process may have in memory, in bytes, its shards included; `None` is what the machine and the
+    /// process's cgroup have free.
+    pub max_memory_bytes: Option<u64>,
 }
 
 /// A native trainer for `spec` on every core this process may use.
@@ -81,6 +92,8 @@ struct Native {
     architecture: Architecture,
     threads: rayon::ThreadPool,
     kept: Option<Optimizer>,
+    budget: Budget,
+    round: Option<RoundFile>,
 }
 
 impl Native {
@@ -92,7 +105,7 @@ impl Native {
             .thread_name(|index| format!("train-{index}"))
             .build()
             .map_err(|error| TrainError::Backend(error.to_string()))?;
-        Ok(Self { architecture, threads, kept: None })
+        Ok(Self { architecture, threads, kept: None, budget: Budget::new(options.max_memory_bytes), round: None })
     }
 
     fn check(&self, model: &[f32], shard: &dyn Shard) -> Result<(), TrainError> {
@@ -111,12 +124,44 @@ impl Native {
         }
     }
 
+    /// Sum of the losses of a batch, and the gradient of its mean loss. Micro-batches are added in their order, each by its
+    /// share of the batch.
+    #[expect(clippy::cast_precision_loss, reason = "a batch has at most 65536 examples")]
+    fn backward(&self, model: &[f32], shard: &dyn Shard, batch: &[usize], micro: usize, sums: &mut Sums) -> f64 {
+        let Sums { gradient, part, labels } = sums;
+        let mut compute = |indices: &[usize], gradient: &mut Vec<f32>| {
+            let inputs = read(&self.architecture, shard, indices, labels);
+            self.threads.install(|| graph::backward(&self.architecture, model, inputs, labels, gradient))
+        };
+        if batch.len() <= micro {
+            return compute(batch, gradient);
+        }
+        gradient.clear();
+        gradient.resize(model.len(), 0.0);
+        let mut loss_sum = 0.0;
+        for indices in batch.chunks(micro) {
+            loss_sum += compute(indices, part);
+            let share = indices.len() as f32 / batch.len() as f32;
+            gradient.iter_mut().zip(part.iter()).for_each(|(sum, slope)| *sum += share * slope);
+        }
+        loss_sum
+    }
+
     fn optimizer(&mut self, plan: &TrainSpec) -> Result<Optimizer, TrainError> {
         match self.kept.take().filter(|kept| plan.keep_optimizer_state && kept.is(&plan.optimizer)) {
             Some(kept) => Ok(kept),
             None => Optimizer::new(&plan.optimizer, self.architecture.manifest.params()),
         }
     }
+}
+
+/// What a step fills in, kept for the next one.
+#[derive(Debug, Default)]
+struct Sums {
+    gradient: Vec<f32>,
+    /// The gradient of one micro-batch.
+    part: Vec<f32>,
+    labels: Vec<u32>,
 }
 
 impl Trainer for Native {
@@ -139,25 +184,35 @@ impl Trainer for Native {
     ) -> Result<TrainOutcome, TrainError> {
         check_plan(plan)?;
         self.check(base, shard)?;
+        let needs = Needs::of(&self.architecture, plan);
+        let mut micro = self.budget.micro_batch(&needs, plan.batch_size)?;
+        Budget::measure();
         let mut optimizer = self.optimizer(plan)?;
         let mut draw = Draw::new(seed, Purpose::Batches);
         let mut outcome =
             TrainOutcome { end: base.to_vec(), num_examples: 0, steps: 0, mean_loss: 0.0, stopped: false };
-        let (mut gradient, mut labels, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sums, mut indices) = (Sums::default(), Vec::new());
         let (count, labels_each) = self.extent(shard);
         let mut loss_sum = 0.0;
-        for step in 1..=plan.local_steps {
+        let mut keeper = self.round.take().map(|file| Keeper::new(file, self, base, plan, seed, count));
+        if let Some(kept) = keeper.as_ref().and_then(|keeper| keeper.take_up(&mut optimizer, &mut outcome.end)) {
+            (outcome.steps, loss_sum, micro) = (kept.step, kept.loss_sum, micro.min(kept.micro_batch));
+            outcome.num_examples = u64::from(kept.step) * u64::from(plan.batch_size);
+            (0..outcome.num_examples).for_each(|_| _ = draw.below(count));
+        }
+        let first = outcome.steps + 1;
+        for step in first..=plan.local_steps {
             indices.clear();
             indices.extend((0..plan.batch_size).map(|_| draw.below(count)));
-            let architecture = &self.architecture;
-            let inputs = read(architecture, shard, &indices, &mut labels);
-            let (model, gradient) = (&mut outcome.end, &mut gradient);
-            let batch_loss = self.threads.install(|| graph::backward(architecture, model, inputs, &labels, gradient));
+            let batch_loss = self.backward(&outcome.end, shard, &indices, micro as usize, &mut sums);
             let loss = (batch_loss / (f64::from(plan.batch_size) * labels_each as f64)) as f32;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step });
             }
-            optimizer.step(model, gradient);
+            optimizer.step(&mut outcome.end, &sums.gradient);
+            if step == first {
+                self.budget.measured(&needs, micro.min(plan.batch_size));
+            }
             loss_sum += f64::from(loss);
             outcome.steps = step;
             outcome.num_examples += u64::from(plan.batch_size);
@@ -165,6 +220,9 @@ impl Trainer for Native {
             if control(report).is_break() && step < plan.local_steps {
                 outcome.stopped = true;
                 break;
+            }
+            if let Some(keeper) = keeper.as_mut().filter(|_| step < plan.local_steps) {
+                keeper.keep(base, &outcome, loss_sum, micro, &optimizer);
             }
         }
         // ReLU and the maximum can hide a NaN from the loss.
@@ -174,6 +232,16 @@ impl Trainer for Native {
         outcome.mean_loss = (loss_sum / f64::from(outcome.steps)) as f32;
         self.kept = plan.keep_optimizer_state.then_some(optimizer);
         Ok(outcome)
+    }
+
+    fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
+        check_plan(plan)?;
+        self.budget.limit(most);
+        self.budget.micro_batch(&Needs::of(&self.architecture, plan), plan.batch_size).map(Some)
+    }
+
+    fn keep_round(&mut self, file: Option<RoundFile>) {
+        self.round = file;
     }
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {

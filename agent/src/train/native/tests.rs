@@ -92,7 +92,8 @@ fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
     for (kind, hidden) in hidden {
         let spec = ModelSpec { hidden, ..model(kind) };
         let run = |threads| {
-            let mut trainer = native_with(&spec, NativeOptions { threads: Some(threads) }).expect("valid");
+            let mut trainer = native_with(&spec, NativeOptions { threads: Some(threads), ..NativeOptions::default() })
+                .expect("valid");
             let base = trainer.initial(1).expect("made");
             let end = trainer.train(&base, &plan(5, sgd(0.05, 0.9)), 4, &shard, &mut go_on).expect("trains").end;
             let metrics = trainer.evaluate(&end, &shard).expect("fits");
@@ -132,7 +133,9 @@ fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
     let text = refrain(3_000);
     let plan = TrainSpec { batch_size: 8, ..plan(3, adamw(1e-3)) };
     let run = |threads| {
-        let mut trainer = native_with(&gpt(64, 128), NativeOptions { threads: Some(threads) }).expect("valid");
+        let mut trainer =
+            native_with(&gpt(64, 128), NativeOptions { threads: Some(threads), ..NativeOptions::default() })
+                .expect("valid");
         let base = trainer.initial(1).expect("made");
         let end = trainer.train(&base, &plan, 4, &text, &mut go_on).expect("trains").end;
         let metrics = trainer.evaluate(&end, &text).expect("fits");
@@ -142,6 +145,98 @@ fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
     assert!(one == run(1), "a second run differs");
     for threads in [2, 3] {
         assert!(one == run(threads), "{threads} threads give other bytes than one");
+    }
+}
+
+/// Trains with at most that many examples at once.
+fn trained_in_parts(spec: &ModelSpec, plan: &TrainSpec, shard: &dyn Shard, most: Option<u32>) -> (u32, TrainOutcome) {
+    let mut trainer = native_with(spec, NativeOptions { threads: Some(2), ..NativeOptions::default() }).expect("valid");
+    let base = trainer.initial(1).expect("made");
+    let micro = trainer.fit(plan, most).expect("fits").expect("the native trainer cuts batches");
+    (micro, trainer.train(&base, plan, 4, shard, &mut go_on).expect("trains"))
+}
+
+/// Guards bits: a batch that fits is computed as one, and parts are the same batch to within rounding, in the same way
+/// every time.
+#[test]
+fn micro_batches_give_the_same_step_as_the_batch_and_the_same_bytes_every_time() {
+    let (stripes, refrain) = (stripes(90), refrain(1_000));
+    let plan = TrainSpec { batch_size: 30, ..plan(3, sgd(0.05, 0.9)) };
+    for (spec, shard) in
+        [(model(ModelKind::Mlp), &stripes as &dyn Shard), (model(ModelKind::Cnn), &stripes), (gpt(16, 16), &refrain)]
+    {
+        let kind = spec.kind;
+        let (micro, whole) = trained_in_parts(&spec, &plan, shard, None);
+        assert_eq!((micro, &whole), (30, &trained_in_parts(&spec, &plan, shard, Some(30)).1), "{kind:?}");
+        // 8, 8, 8 and 6: the last one has another share.
+        let (micro, parts) = trained_in_parts(&spec, &plan, shard, Some(9));
+        assert_eq!((micro, &parts), (8, &trained_in_parts(&spec, &plan, shard, Some(8)).1), "{kind:?}");
+        assert_eq!((parts.num_examples, parts.steps), (whole.num_examples, whole.steps));
+        let mut trainer = native(&spec).expect("valid");
+        let base = trainer.initial(1).expect("made");
+        let moved = base.iter().zip(&whole.end).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        let apart = parts.end.iter().zip(&whole.end).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(moved > 1e-4 && apart < 1e-3 * moved, "{kind:?}: moved by {moved}, apart by {apart}");
+        assert!((parts.mean_loss - whole.mean_loss).abs() < 1e-5, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_model_for_which_there_is_no_memory_is_a_round_given_back_and_not_an_end() {
+    let options = NativeOptions { threads: Some(1), max_memory_bytes: Some(1 << 20) };
+    let mut trainer = native_with(&model(ModelKind::Mlp), options).expect("valid");
+    let base = trainer.initial(1).expect("made");
+    let refused = trainer.train(&base, &plan(1, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on).expect_err("1 MiB");
+    assert!(matches!(refused, TrainError::Memory { .. }) && refused.is_passing(), "{refused:?}");
+    assert!(trainer.evaluate(&base, &stripes(3)).is_ok(), "what fits goes on");
+}
+
+/// Issue 6: a long round that was cut off goes on where it was, and nobody can tell from what it gives.
+#[test]
+fn a_round_that_was_cut_off_and_taken_up_gives_the_same_bytes() {
+    let (stripes, refrain) = (stripes(90), refrain(1_000));
+    let cases = [
+        (model(ModelKind::Mlp), &stripes as &dyn Shard, sgd(0.05, 0.0), None),
+        (model(ModelKind::Cnn), &stripes, sgd(0.05, 0.9), Some(8)),
+        (gpt(16, 16), &refrain, adamw(1e-3), None),
+    ];
+    for (spec, shard, optimizer, most) in cases {
+        let kind = spec.kind;
+        let plan = plan(20, optimizer);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("round");
+        let begin = || {
+            let mut trainer = native(&spec).expect("valid");
+            let base = trainer.initial(1).expect("made");
+            trainer.fit(&plan, most).expect("fits");
+            trainer.keep_round(Some(RoundFile::every_step(&path, &base)));
+            (trainer, base)
+        };
+        let straight = trained_in_parts(&spec, &plan, shard, most).1;
+        let (mut killed, base) = begin();
+        let mut kill = |report: StepReport| {
+            if report.step == 11 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        killed.train(&base, &plan, 4, shard, &mut kill).expect("cut off");
+        assert!(path.exists());
+        let mut steps = Vec::new();
+        let mut note = |report: StepReport| {
+            steps.push(report.step);
+            ControlFlow::Continue(())
+        };
+        let (mut resumed, base) = begin();
+        let outcome = resumed.train(&base, &plan, 4, shard, &mut note).expect("trains");
+        assert_eq!(steps, (11..=20).collect::<Vec<_>>(), "{kind:?}: step 10 was the last on disk");
+        assert_eq!(outcome, straight, "{kind:?}");
+        // What is on disk now is of that round alone.
+        let (mut other, base) = begin();
+        steps.clear();
+        let mut note = |report: StepReport| {
+            steps.push(report.step);
+            ControlFlow::Continue(())
+        };
+        other.train(&base, &plan, 5, shard, &mut note).expect("trains");
+        assert_eq!(steps.len(), 20, "{kind:?}: another seed is another round");
     }
 }
 

@@ -59,6 +59,19 @@ pub(super) struct Child {
     heard: Receiver<Heard>,
     words: Arc<Mutex<String>>,
     words_end: Receiver<()>,
+    /// How many examples it computes at once in the round that it is in, if it says so.
+    micro_batch: Option<u32>,
+}
+
+/// How a child ended.
+#[derive(Debug)]
+pub(super) struct Death {
+    /// For people.
+    pub(super) text: String,
+    /// Whether it looks as if memory was short: the system's killer, or its own words.
+    pub(super) out_of_memory: bool,
+    /// How many examples it computed at once, if it said so.
+    pub(super) micro_batch: Option<u32>,
 }
 
 impl Child {
@@ -75,7 +88,9 @@ impl Child {
         let threads = hello.threads.map(|threads| threads.to_string().into());
         let paths = [("ANABRANCH_SHARD", &hello.shard), ("ANABRANCH_EVAL_SHARD", &hello.eval_shard)];
         let paths = paths.map(|(key, path)| (key, path.as_ref().map(|path| path.clone().into_os_string())));
-        for (key, value) in paths.into_iter().chain([("ANABRANCH_THREADS", threads)]) {
+        let memory = hello.max_memory.map(|bytes| bytes.to_string().into());
+        let figures = [("ANABRANCH_THREADS", threads), ("ANABRANCH_MAX_MEMORY", memory)];
+        for (key, value) in paths.into_iter().chain(figures) {
             match value {
                 Some(value) => command.env(key, value),
                 None => command.env_remove(key),
@@ -88,7 +103,7 @@ impl Child {
         let kept = Arc::clone(&words);
         let input = process.stdin.take();
         let (output, errors) = (process.stdout.take(), process.stderr.take());
-        let child = Self { process, input, heard, words, words_end };
+        let child = Self { process, input, heard, words, words_end, micro_batch: None };
         // From here on a failure kills the child.
         std::thread::Builder::new().name("trainer-out".to_owned()).spawn(move || {
             if let Some(output) = output {
@@ -143,6 +158,7 @@ impl Child {
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<Answer, Fault> {
         self.send(ask)?;
+        self.micro_batch = None;
         let clock = Clock::start();
         let (mut heard, mut moved, mut stop_by) = (Duration::ZERO, Duration::ZERO, None);
         let mut seen = 0;
@@ -157,7 +173,8 @@ impl Child {
                     heard = clock.elapsed();
                     match answer {
                         Answer::Heartbeat => {}
-                        Answer::Step { id: of, step, examples, loss } if of == id => {
+                        Answer::Step { id: of, step, examples, loss, micro_batch } if of == id => {
+                            self.micro_batch = micro_batch.or(self.micro_batch);
                             moved = heard;
                             let new = u32::try_from(examples.saturating_sub(seen)).unwrap_or(u32::MAX);
                             seen = seen.max(examples);
@@ -199,12 +216,14 @@ impl Child {
     }
 
     /// Kills what is left of it, and tells how it ended.
-    pub(super) fn bury(mut self, fault: &Fault) -> String {
+    pub(super) fn bury(mut self, fault: &Fault) -> Death {
         // One that has closed its output by itself is about to end: its exit code says more than our signal.
         let status = if *fault == Fault::Gone { self.end(LAST_WORDS) } else { self.end(Duration::ZERO) };
         // A grandchild may hold the pipe open; then what is there has to do.
         let _ = self.words_end.recv_timeout(LAST_WORDS);
         let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let killed = *fault == Fault::Gone && status.and_then(|status| status.signal()) == Some(9);
+        let out_of_memory = killed || speaks_of_memory(&words);
         let mut text = match (fault, status) {
             (Fault::Gone, Some(status)) => describe(status),
             (fault, _) => format!("{fault}, and was killed"),
@@ -212,7 +231,12 @@ impl Child {
         if !words.is_empty() {
             text.push_str(&format!("; its last words: {words}"));
         }
-        text
+        Death { text, out_of_memory, micro_batch: self.micro_batch }
+    }
+
+    /// How many examples it computes at once in the latest round, if it said so.
+    pub(super) fn micro_batch(&self) -> Option<u32> {
+        self.micro_batch
     }
 
     /// Lets it end by itself for `grace`, once its input is closed; then kills its process group.
@@ -247,6 +271,13 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.end(Duration::ZERO);
     }
+}
+
+/// The last words of Rust's allocator, of Python, of PyTorch on a GPU and of the C++ library.
+fn speaks_of_memory(words: &str) -> bool {
+    ["memory allocation of", "MemoryError", "OutOfMemoryError", "out of memory", "std::bad_alloc"]
+        .iter()
+        .any(|sign| words.contains(sign))
 }
 
 /// How a process ended, for people.

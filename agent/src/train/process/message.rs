@@ -6,7 +6,7 @@ use anabranch_common::manifest::TensorSpec;
 use anabranch_common::spec::TrainSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::train::RunPart;
+use crate::train::{RoundFile, RunPart};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -45,6 +45,12 @@ pub enum Ask {
         seed: u64,
         /// Steps, batch, optimizer.
         plan: TrainSpec,
+        /// Never compute more examples at once than this, since that ran out of memory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_micro_batch: Option<u32>,
+        /// Where the native trainer keeps a long round, and takes it up; other trainers may ignore it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<RoundFile>,
     },
     /// Measure a model.
     Evaluate {
@@ -79,6 +85,9 @@ pub struct HelloAsk {
     pub eval_shard: Option<PathBuf>,
     /// Threads for the maths; none: as many as the process may use.
     pub threads: Option<usize>,
+    /// The most that the trainer's process may have in memory, in bytes; none: what is free.
+    #[serde(default)]
+    pub max_memory: Option<u64>,
 }
 
 /// From the trainer.
@@ -110,6 +119,9 @@ pub enum Answer {
         /// The latest loss.
         #[serde(with = "number")]
         loss: f64,
+        /// How many examples it computes at once, where it cuts batches.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        micro_batch: Option<u32>,
     },
     /// To `train`.
     Trained {
@@ -186,6 +198,8 @@ pub struct HelloAnswer {
 pub enum FailureKind {
     /// The loss or the model is no longer finite.
     Diverged,
+    /// It takes more memory than there is: with smaller micro-batches it may succeed.
+    Memory,
     /// Anything else.
     Error,
 }
@@ -232,7 +246,7 @@ mod tests {
     #[test]
     fn the_documents_lines_are_what_is_read_and_written() {
         let text = r#"{"type":"step","id":3,"step":20,"examples":640,"loss":0.93}"#;
-        let step = Answer::Step { id: 3, step: 20, examples: 640, loss: 0.93 };
+        let step = Answer::Step { id: 3, step: 20, examples: 640, loss: 0.93, micro_batch: None };
         assert_eq!(serde_json::from_str::<Answer>(text).expect("a step"), step);
         assert_eq!(serde_json::to_string(&step).expect("a line"), text);
         let text = r#"{"type":"hello","protocol":1,"name":"train.py","train_examples":1437,"eval_examples":0}"#;
@@ -247,8 +261,8 @@ mod tests {
     #[test]
     fn numbers_that_are_not_finite_are_words() {
         for (value, word) in [(f64::NAN, "NaN"), (f64::INFINITY, "Infinity"), (f64::NEG_INFINITY, "-Infinity")] {
-            let line =
-                serde_json::to_string(&Answer::Step { id: 1, step: 1, examples: 1, loss: value }).expect("a line");
+            let step = Answer::Step { id: 1, step: 1, examples: 1, loss: value, micro_batch: None };
+            let line = serde_json::to_string(&step).expect("a line");
             assert!(line.ends_with(&format!(r#""loss":"{word}"}}"#)), "{line}");
             let Ok(Answer::Step { loss, .. }) = serde_json::from_str(&line) else { panic!("{line}") };
             assert!(loss.total_cmp(&value).is_eq());

@@ -28,11 +28,11 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::TrainSpec;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{Metrics, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::clock::Clock;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
-use child::{Child, Fault};
+use child::{Child, Death, Fault};
 use scratch::Scratch;
 
 pub use message::{Answer, Ask, FailureKind, HelloAnswer, HelloAsk, PROTOCOL};
@@ -55,6 +55,8 @@ pub struct ProcessOptions {
     pub eval_shard: Option<PathBuf>,
     /// How many threads it is told to use.
     pub threads: Option<usize>,
+    /// How much memory it is told that its process may have, in bytes.
+    pub max_memory_bytes: Option<u64>,
     /// How long a request may go on without a step or an answer.
     pub patience: Duration,
 }
@@ -92,7 +94,8 @@ impl TrainerProcess {
     /// See [`ProcessError`].
     pub fn start(options: ProcessOptions) -> Result<Self, ProcessError> {
         let scratch = Scratch::new(&options.home).map_err(ProcessError::Scratch)?;
-        let mut host = Host { options, scratch, child: None, next_id: 1 };
+        let mut host =
+            Host { options, scratch, child: None, max_micro_batch: None, last_micro_batch: None, next_id: 1 };
         let hello = host.start()?;
         if hello.train_examples == 0 && hello.eval_examples == 0 {
             return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
@@ -122,7 +125,7 @@ impl TrainerProcess {
         let host = Arc::clone(&self.host);
         Box::new(move |run: &RunPart| {
             let manifest = lock(&host).prepare(run)?;
-            Ok(Box::new(ProcessTrainer { host: Arc::clone(&host), run: run.clone(), manifest }))
+            Ok(Box::new(ProcessTrainer { host: Arc::clone(&host), run: run.clone(), manifest, keep: None }))
         })
     }
 
@@ -153,6 +156,10 @@ struct Host {
     scratch: Scratch,
     /// The child, and for which run it is prepared.
     child: Option<(Child, Option<(RunPart, ModelManifest)>)>,
+    /// What rounds that ran out of memory have taught.
+    max_micro_batch: Option<u32>,
+    /// How many examples the child that ran out of memory computed at once, if it said so.
+    last_micro_batch: Option<u32>,
     next_id: u64,
 }
 
@@ -168,6 +175,7 @@ impl Host {
             shard: absolute(&options.shard).map_err(ProcessError::Scratch)?,
             eval_shard: absolute(&options.eval_shard).map_err(ProcessError::Scratch)?,
             threads: options.threads,
+            max_memory: options.max_memory_bytes,
         };
         let program = || options.command.first().map_or_else(String::new, |program| program.display().to_string());
         let mut child = Child::start(&options.command, options.work_dir.as_deref(), &hello)
@@ -179,7 +187,7 @@ impl Host {
                 self.child = Some((child, None));
                 Ok(answer)
             }
-            Err(fault) => Err(ProcessError::Unusable(child.bury(&fault))),
+            Err(fault) => Err(ProcessError::Unusable(child.bury(&fault).text)),
         }
     }
 
@@ -213,6 +221,7 @@ impl Host {
         let Some((child, _)) = &mut self.child else { return Err(TrainError::Lost("there is none".to_owned())) };
         match child.request(id, &ask(id), self.options.patience, control) {
             Ok(Answer::Failed { kind: FailureKind::Diverged, message, .. }) => Err(TrainError::DivergedThere(message)),
+            Ok(Answer::Failed { kind: FailureKind::Memory, message, .. }) => Err(TrainError::OutOfMemory(message)),
             Ok(Answer::Failed { kind: FailureKind::Error, message, .. }) => Err(TrainError::Failed(message)),
             Ok(answer) => Ok(answer),
             Err(fault) => Err(self.bury(&fault)),
@@ -220,9 +229,29 @@ impl Host {
     }
 
     fn bury(&mut self, fault: &Fault) -> TrainError {
-        let told = self.child.take().map_or_else(|| fault.to_string(), |(child, _)| child.bury(fault));
+        let death = self.child.take().map(|(child, _)| child.bury(fault));
+        let told = death.as_ref().map_or_else(|| fault.to_string(), |death| death.text.clone());
         tracing::warn!("the trainer's process is lost: {told}; a fresh one is started for the next request");
-        TrainError::Lost(told)
+        match death {
+            Some(Death { out_of_memory: true, micro_batch, .. }) => {
+                self.last_micro_batch = micro_batch;
+                TrainError::OutOfMemory(told)
+            }
+            _ => TrainError::Lost(told),
+        }
+    }
+
+    /// A round ran out of memory: the next one computes half as many examples at once.
+    fn back_off(&mut self, batch: u32) {
+        let living = self.child.as_ref().and_then(|(child, _)| child.micro_batch());
+        let tried = self.last_micro_batch.take().or(living).or(self.max_micro_batch).unwrap_or(batch);
+        let next = (tried / 2).max(1);
+        self.max_micro_batch = Some(self.max_micro_batch.map_or(next, |most| most.min(next)));
+        tracing::warn!(
+            tried,
+            max_micro_batch = next,
+            "a round ran out of memory; the next one takes smaller micro-batches"
+        );
     }
 
     /// The answer is not one to what was asked.
@@ -308,6 +337,7 @@ struct ProcessTrainer {
     host: Arc<Mutex<Host>>,
     run: RunPart,
     manifest: ModelManifest,
+    keep: Option<RoundFile>,
 }
 
 impl ProcessTrainer {
@@ -349,7 +379,10 @@ impl Trainer for ProcessTrainer {
         let mut host = self.ready()?;
         let from = host.put("base.safetensors", &self.manifest, base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
-        let ask = |id| Ask::Train { id, base: from.name(), out: out.name(), seed, plan: plan.clone() };
+        let (max_micro_batch, keep) = (host.max_micro_batch, self.keep.clone());
+        let (from_name, out_name) = (from.name(), out.name());
+        let ask =
+            |id| Ask::Train { id, base: from_name, out: out_name, seed, plan: plan.clone(), max_micro_batch, keep };
         let mut stopping = false;
         let mut control = |report| {
             let flow = control(report);
@@ -366,7 +399,11 @@ impl Trainer for ProcessTrainer {
         let answer = match host.request(ask, &mut control) {
             Ok(answer) => answer,
             // It was killed because it did not stop: then it has stopped.
-            Err(TrainError::Lost(_)) if stopping => return Ok(stopped(0, 0)),
+            Err(TrainError::Lost(_) | TrainError::OutOfMemory(_)) if stopping => return Ok(stopped(0, 0)),
+            Err(error @ TrainError::OutOfMemory(_)) => {
+                host.back_off(plan.batch_size);
+                return Err(error);
+            }
             Err(error) => return Err(error),
         };
         match answer {
@@ -384,6 +421,10 @@ impl Trainer for ProcessTrainer {
             }
             other => Err(host.breach(&other)),
         }
+    }
+
+    fn keep_round(&mut self, file: Option<RoundFile>) {
+        self.keep = file;
     }
 
     fn evaluate(&mut self, model: &[f32], _shard: &dyn Shard) -> Result<Metrics, TrainError> {

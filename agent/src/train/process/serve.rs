@@ -134,6 +134,7 @@ impl Server {
             let answer = answer.unwrap_or_else(|refusal| {
                 let kind = match &refusal {
                     Refusal::Train(TrainError::Diverged { .. } | TrainError::DivergedThere(_)) => FailureKind::Diverged,
+                    Refusal::Train(TrainError::OutOfMemory(_)) => FailureKind::Memory,
                     _ => FailureKind::Error,
                 };
                 Answer::Failed { id, kind, message: refusal.to_string() }
@@ -175,18 +176,26 @@ impl Server {
     }
 
     fn train(&mut self, ask: Ask) -> (u64, Result<Answer, Refusal>) {
-        let Ask::Train { id, base, out, seed, plan } = ask else { return (0, Err(Refusal::Order("not a round"))) };
+        let Ask::Train { id, base, out, seed, plan, max_micro_batch, keep } = ask else {
+            return (0, Err(Refusal::Order("not a round")));
+        };
         let mut work = || {
             let (from, to) = (self.path(&base)?, self.path(&out)?);
             let trainer = Self::trainer(&mut self.trainer)?;
             let (manifest, base) = model_file::read(&from, Some(trainer.manifest()))?;
             let shard = self.shards.train.as_deref().ok_or(Refusal::Order("there is no shard to train on"))?;
             let (mouth, stop, mut seen) = (&self.mouth, &self.stop, 0);
+            // Told before the first step, which may be the one that gets this process killed.
+            let micro_batch = trainer.fit(&plan, max_micro_batch)?;
+            if micro_batch.is_some() {
+                mouth.say(&Answer::Step { id, step: 0, examples: 0, loss: 0.0, micro_batch });
+            }
             let mut control = |StepReport { step, loss, examples }: StepReport| {
                 seen += u64::from(examples);
-                mouth.say(&Answer::Step { id, step, examples: seen, loss: loss.into() });
+                mouth.say(&Answer::Step { id, step, examples: seen, loss: loss.into(), micro_batch });
                 if stop.load(Ordering::Relaxed) == id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
+            trainer.keep_round(keep.clone());
             let outcome = trainer.train(&base, &plan, seed, shard, &mut control)?;
             let TrainOutcome { end, num_examples, steps, mean_loss, stopped } = outcome;
             if !stopped {

@@ -82,6 +82,7 @@ impl Home {
             shard: Some("data".into()),
             eval_shard: None,
             threads: Some(2),
+            max_memory_bytes: Some(1 << 30),
             patience: Duration::from_secs(60),
         }
     }
@@ -189,12 +190,41 @@ fn a_child_that_dies_hangs_or_talks_nonsense_costs_one_round() {
         let process = TrainerProcess::start(options).expect("it starts");
         let mut trainer = prepared(&process);
         match train(&mut *trainer, &process) {
-            Err(TrainError::Lost(told)) => assert!(told.contains(part), "{body}: {told:?} does not say {part:?}"),
+            Err(TrainError::Lost(told) | TrainError::OutOfMemory(told)) => {
+                assert!(told.contains(part), "{body}: {told:?} does not say {part:?}");
+            }
             other => panic!("{body}: {other:?}"),
         }
         let outcome = train(&mut *trainer, &process).expect("a fresh child");
         assert_eq!(outcome.end[0], 1.0 + spec().train.local_steps as f32, "{body}");
     }
+}
+
+/// What the out-of-memory killer does to a child, what allocators say before they abort, and what a framework tells:
+/// each time the next round is told to compute half as many examples at once, down to one.
+#[test]
+fn a_round_that_ran_out_of_memory_is_followed_by_one_with_half_the_micro_batch() {
+    let noting = "def misbehave(request):
+    if request['type'] == 'train':
+        open('told', 'a').write(str(request.get('max_micro_batch')) + ' ')
+        rounds = len(open('told').read().split())
+        if rounds == 1:
+            say(type='step', id=request['id'], step=0, examples=0, loss=0, micro_batch=12)
+            os.kill(os.getpid(), 9)
+        if rounds == 2:
+            sys.exit('memory allocation of 4096 bytes failed')
+        if rounds < 6:
+            say(type='failed', id=request['id'], kind='memory', message='no GPU memory'); request['type'] = ''
+";
+    let home = Home::new(noting);
+    let process = home.start();
+    let mut trainer = prepared(&process);
+    for round in 1..6 {
+        let error = train(&mut *trainer, &process).expect_err("no memory");
+        assert!(matches!(&error, TrainError::OutOfMemory(_)) && error.is_passing(), "{round}: {error:?}");
+    }
+    train(&mut *trainer, &process).expect("it fits");
+    assert_eq!(fs::read_to_string(home.path().join("told")).expect("written"), "None 6 3 1 1 1 ");
 }
 
 /// `failed` leaves the child alive, and what is not finite is told as such.

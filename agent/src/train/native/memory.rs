@@ -1,0 +1,288 @@
+//! How much memory a round takes, and the largest micro-batch that fits.
+//!
+//! ```text
+//!  Needs::of(model, plan) ──► bytes for parameters, bytes for each example of a micro-batch
+//!        │  times what real steps took (the peak of resident memory)
+//!        ▼
+//!  Budget: --max-memory, free memory, the cgroup's limit; what an out-of-memory kill taught
+//!        ▼
+//!  micro-batch: the batch, or half of it, or a quarter ...
+//! ```
+
+use anabranch_common::spec::{GPT_TOKENS, Gpt, OptimizerSpec, TrainSpec};
+
+use super::architecture::Architecture;
+use crate::device::memory;
+use crate::size;
+use crate::train::TrainError;
+
+/// Bytes of a value.
+const VALUE: u64 = 4;
+/// Vectors as long as the model: base, model, the model as tensors, gradients by tensor, the gradient as one vector, the
+/// sum over micro-batches, the delta.
+const MODEL_VECTORS: u64 = 7;
+/// Stacks, packed panels of matrix products, code that is paged in.
+const OVERHEAD_BYTES: u64 = 8 << 20;
+/// How far a measurement may correct the model of memory, down and up.
+const FACTORS: (f64, f64) = (0.5, 16.0);
+
+/// What a round takes, in bytes, as computed from the model and the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// Whatever the batch.
+    pub(super) fixed_bytes: u64,
+    /// For each example (of text: each window) that is computed together.
+    pub(super) example_bytes: u64,
+}
+
+impl Needs {
+    /// Parameters, gradient and optimizer; activations and their gradients.
+    pub(super) fn of(architecture: &Architecture, plan: &TrainSpec) -> Self {
+        let state = match plan.optimizer {
+            OptimizerSpec::Sgd { momentum, .. } => u64::from(momentum > 0.0),
+            OptimizerSpec::AdamW { .. } => 2,
+        };
+        let params = architecture.manifest.params() as u64;
+        let values = match &architecture.gpt {
+            Some(gpt) => gpt_values(gpt),
+            None => image_values(architecture) + dense_values(architecture),
+        };
+        Self { fixed_bytes: OVERHEAD_BYTES + VALUE * params * (MODEL_VECTORS + state), example_bytes: VALUE * values }
+    }
+
+    /// Bytes of a step with micro-batches of `examples`, each of which takes `factor` times what was computed.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate of a positive number")]
+    fn with(&self, examples: u32, factor: f64) -> u64 {
+        let activations = self.example_bytes as f64 * f64::from(examples) * factor;
+        self.fixed_bytes.saturating_add(activations as u64)
+    }
+
+    /// How many times what was computed an example has taken, if the whole has taken `bytes`.
+    fn factor(&self, examples: u32, bytes: u64) -> f64 {
+        let computed = self.example_bytes as f64 * f64::from(examples);
+        bytes.saturating_sub(self.fixed_bytes) as f64 / computed.max(1.0)
+    }
+}
+
+/// Of each layer: what goes into ReLU and what comes out of it, or their gradients. Of the input: as read, and transposed.
+fn dense_values(architecture: &Architecture) -> u64 {
+    let widths: u64 = architecture.widths.iter().skip(1).map(|width| *width as u64).sum();
+    2 * architecture.widths.first().map_or(0, |inputs| *inputs as u64) + 2 * widths
+}
+
+/// Of each convolution: unfolded patches and maps. They are let go in the order in which the backward pass makes gradients
+/// of that size.
+fn image_values(architecture: &Architecture) -> u64 {
+    let mut area = architecture.image.iter().product::<usize>() as u64;
+    let mut values = 0;
+    for conv in &architecture.convs {
+        let (inputs, outputs) = (conv.in_channels as u64, conv.out_channels as u64);
+        values += area * (9 * inputs + outputs);
+        area /= 4;
+    }
+    values
+}
+
+/// Of each byte and block: about fourteen rows of the model's width, and of each head the row of its attention as scores and
+/// shares; the logits with their gradients at the end.
+fn gpt_values(gpt: &Gpt) -> u64 {
+    let [context, layers, heads, width] = [gpt.context, gpt.layers, gpt.heads, gpt.width].map(u64::from);
+    context * (layers * (14 * width + 2 * heads * context) + 4 * u64::from(GPT_TOKENS) + 4 * width)
+}
+
+/// What a process that trains may take, and what its rounds took.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    /// What the user allows this process, in bytes.
+    max_bytes: Option<u64>,
+    /// What it had in memory before anything was trained.
+    before_bytes: u64,
+    /// How many times what was computed an example takes, once a step was measured.
+    factor: Option<f64>,
+    /// The most examples at once, since larger micro-batches ran out of memory.
+    most: Option<u32>,
+    /// Micro-batch and batch as logged last.
+    told: Option<(u32, u32)>,
+}
+
+impl Budget {
+    /// For a process that may have `max_bytes` in memory. Made before anything is trained.
+    pub(super) fn new(max_bytes: Option<u64>) -> Self {
+        let before_bytes = memory::resident_bytes().unwrap_or(0);
+        Self { max_bytes, before_bytes, factor: None, most: None, told: None }
+    }
+
+    /// Never more than that many examples at once from now on.
+    pub(super) fn limit(&mut self, most: Option<u32>) {
+        self.most = most;
+    }
+
+    /// Bytes that this process may have here and now: what the user allows, and of free memory all but an eighth. What
+    /// earlier rounds have left is used again.
+    fn bytes(&self) -> Option<u64> {
+        let held = memory::resident_bytes().unwrap_or(0).max(self.before_bytes);
+        let free = memory::available_bytes().map(|free| held + (free - free / 8));
+        self.max_bytes.into_iter().chain(free).min()
+    }
+
+    /// The micro-batch for a round: the batch, or as many halvings of it as it takes to fit.
+    ///
+    /// # Errors
+    /// [`TrainError::Memory`]: not even one example fits.
+    pub(super) fn micro_batch(&mut self, needs: &Needs, batch: u32) -> Result<u32, TrainError> {
+        let budget = self.bytes();
+        let left = budget.map(|budget| budget.saturating_sub(self.before_bytes));
+        let micro = fitting(needs, batch, self.factor.unwrap_or(1.0), left, self.most);
+        let micro = micro.map_err(|needed| TrainError::Memory {
+            needed_bytes: self.before_bytes.saturating_add(needed),
+            budget_bytes: budget.unwrap_or(u64::MAX),
+        })?;
+        if self.told.replace((micro, batch)) != Some((micro, batch)) && (micro < batch || self.max_bytes.is_some()) {
+            let known = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), size::text);
+            let needed = size::text(self.before_bytes + needs.with(micro, self.factor.unwrap_or(1.0)));
+            tracing::info!(
+                micro_batch = micro,
+                batch_size = batch,
+                needed,
+                budget = known(budget),
+                "memory for training"
+            );
+        }
+        Ok(micro)
+    }
+
+    /// Before the first step of a round.
+    pub(super) fn measure() {
+        memory::reset_peak();
+    }
+
+    /// After the first step of a round: what it really took. Later measurements only raise what the first one gave, since
+    /// memory that is used again does not show.
+    pub(super) fn measured(&mut self, needs: &Needs, micro: u32) {
+        let Some(peak) = memory::peak_bytes() else { return };
+        let found = needs.factor(micro, peak.saturating_sub(self.before_bytes)).clamp(FACTORS.0, FACTORS.1);
+        self.factor = Some(self.factor.map_or(found, |known| known.max(found)));
+        tracing::debug!(micro_batch = micro, factor = found, "a step was measured");
+    }
+}
+
+/// The micro-batch that takes at most `budget` bytes, or how many one example takes.
+fn fitting(needs: &Needs, batch: u32, factor: f64, budget: Option<u64>, most: Option<u32>) -> Result<u32, u64> {
+    let mut micro = batch;
+    while most.is_some_and(|most| micro > most.max(1)) {
+        micro = micro.div_ceil(2);
+    }
+    let Some(budget) = budget else { return Ok(micro) };
+    loop {
+        let needed = needs.with(micro, factor);
+        if needed <= budget {
+            return Ok(micro);
+        }
+        if micro == 1 {
+            return Err(needed);
+        }
+        micro = micro.div_ceil(2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::process::Command;
+
+    use anabranch_common::spec::{ModelKind, ModelSpec};
+
+    use super::*;
+    use crate::shard::{Examples, Inputs, Shard, Text};
+    use crate::train::StepReport;
+    use crate::train::native;
+
+    /// Says in a child process of a test which model is to be measured.
+    const CHILD: &str = "ANABRANCH_TEST_MEASURE";
+    const MIB: u64 = 1 << 20;
+
+    fn plan(batch_size: u32) -> TrainSpec {
+        let optimizer = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
+        TrainSpec { local_steps: 1, batch_size, optimizer, keep_optimizer_state: false }
+    }
+
+    #[test]
+    fn the_micro_batch_is_halved_until_it_fits_and_one_that_cannot_fit_says_what_it_takes() {
+        let needs = Needs { fixed_bytes: 100, example_bytes: 10 };
+        let fit = |budget, most| fitting(&needs, 100, 1.0, budget, most);
+        assert_eq!(fit(None, None), Ok(100));
+        assert_eq!((fit(Some(1100), None), fit(Some(1099), None), fit(Some(350), None)), (Ok(100), Ok(50), Ok(25)));
+        assert_eq!((fit(Some(110), None), fit(None, Some(30)), fit(None, Some(0))), (Ok(1), Ok(25), Ok(1)));
+        assert_eq!(fit(Some(109), None), Err(110));
+        assert_eq!(fitting(&needs, 100, 2.0, Some(1100), None), Ok(50), "a step took twice what was computed");
+    }
+
+    /// Issue 6: any `batch_size` times any `context` is made to fit or refused.
+    #[test]
+    fn an_absurd_plan_for_a_gpt_is_refused_with_figures_and_not_tried() {
+        let (context, width) = (1 << 14, 1 << 10);
+        let spec = ModelSpec { kind: ModelKind::Gpt, context, layers: 48, heads: 16, width, ..ModelSpec::default() };
+        let needs = Needs::of(&Architecture::new(&spec).expect("valid"), &plan(65_536));
+        let needed = fitting(&needs, 65_536, 1.0, Some(8 << 30), None).expect_err("no such memory");
+        assert!(needed > 500 << 30, "48 blocks keep 16 rows of 16384 for each of 16384 bytes: {}", size::text(needed));
+        let mut budget = Budget::new(Some(8 << 30));
+        let error = budget.micro_batch(&needs, 65_536).expect_err("no such memory").to_string();
+        assert!(error.contains("one example at a time") && error.contains("GiB may be used"), "{error}");
+    }
+
+    fn gpt(context: u32, layers: u32, width: u32) -> ModelSpec {
+        ModelSpec { kind: ModelKind::Gpt, context, layers, heads: 4, width, ..ModelSpec::default() }
+    }
+
+    /// Trains one step of a model that takes some hundred megabytes; says what was computed and what it took, in MiB.
+    fn measure(kind: &str) -> String {
+        let (spec, batch, shard): (_, _, Box<dyn Shard>) = match kind {
+            "gpt" => (gpt(128, 4, 128), 32, Box::new(Text::new(vec![7; 4096]).expect("text"))),
+            "gpt of long texts" => (gpt(512, 2, 64), 16, Box::new(Text::new(vec![7; 4096]).expect("text"))),
+            kind => {
+                let (kind, input, hidden, batch) = match kind {
+                    "mlp" => (ModelKind::Mlp, vec![784], vec![2048, 1024], 8192),
+                    _ => (ModelKind::Cnn, vec![1, 28, 28], vec![], 1024),
+                };
+                let values = input.iter().product::<u64>();
+                let inputs = Inputs::Bytes(vec![1; usize::try_from(values).expect("small")]);
+                let shard = Examples::new(inputs, vec![0], input.clone()).expect("one example");
+                (ModelSpec { kind, input, hidden, classes: 10, ..ModelSpec::default() }, batch, Box::new(shard))
+            }
+        };
+        let plan = plan(batch);
+        let architecture = Architecture::new(&spec).expect("valid");
+        let computed = Needs::of(&architecture, &plan).with(batch, 1.0);
+        let mut trainer = native(&spec).expect("valid");
+        let before = memory::resident_bytes().unwrap_or(0);
+        let base = trainer.initial(1).expect("made");
+        let mut go_on = |_: StepReport| ControlFlow::Continue(());
+        trainer.train(&base, &plan, 1, shard.as_ref(), &mut go_on).expect("trains");
+        let taken = memory::peak_bytes().unwrap_or(0).saturating_sub(before);
+        format!("measured: {} {}", computed / MIB, taken / MIB)
+    }
+
+    /// The model of memory is within a factor of 2 of the truth before any step was measured. In processes of their own,
+    /// since nothing else may be in their peak.
+    #[test]
+    fn what_is_computed_is_near_to_what_a_step_takes() {
+        if let Some(kind) = std::env::var_os(CHILD) {
+            println!("{}", measure(&kind.to_string_lossy()));
+            return;
+        }
+        if memory::peak_bytes().is_none() {
+            return;
+        }
+        let name = "train::native::memory::tests::what_is_computed_is_near_to_what_a_step_takes";
+        for kind in ["mlp", "cnn", "gpt", "gpt of long texts"] {
+            let test = std::env::current_exe().expect("this test has a file");
+            let output = Command::new(test).args(["--exact", name, "--nocapture"]).env(CHILD, kind).output();
+            let text = String::from_utf8_lossy(&output.expect("it runs").stdout).into_owned();
+            let figures = text.split_once("measured: ").unwrap_or_else(|| panic!("{kind}: {text}")).1;
+            let mut figures = figures.split_whitespace().map_while(|figure| figure.parse::<f64>().ok());
+            let (computed, taken) = figures.next().zip(figures.next()).expect("two figures");
+            println!("{kind}: {computed} MiB computed, {taken} MiB taken");
+            assert!((0.5..2.0).contains(&(computed / taken)), "{kind}: {computed} MiB computed, {taken} MiB taken");
+        }
+    }
+}

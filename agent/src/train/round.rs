@@ -1,0 +1,268 @@
+//! A long round on disk, so that a killed process goes on where it was instead of starting over.
+//!
+//! One file in the agent's directory, replaced as a whole (a temporary file, synced, renamed, the directory synced):
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 8 | `ANBROUND` |
+//! | 4 | length of the head, u32 le |
+//! | 32 | BLAKE3 of the head |
+//! | n | the head (bincode): lease, what the round is a round of, steps done, sums, length and BLAKE3 of each vector |
+//! | ... | the vectors, f32 le: base, model, the optimizer's state |
+//!
+//! The draw of examples needs no bytes: it is the seed's stream after so many numbers. The file is removed before the
+//! round's end is told to anybody, so that no round counts twice; a coordinator would refuse the second one as well.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anabranch_common::ids::Digest;
+use anabranch_common::journal::Lease;
+use anabranch_common::limits;
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+const MAGIC: &[u8; 8] = b"ANBROUND";
+
+/// Where rounds are kept, and how often.
+#[derive(Debug, Clone)]
+pub struct Rounds {
+    path: PathBuf,
+    every_s: u64,
+}
+
+impl Rounds {
+    /// In the file at `path`, every `every_s` seconds of a round; none for 0.
+    #[must_use]
+    pub fn new(path: PathBuf, every_s: u64) -> Option<Self> {
+        (every_s > 0).then_some(Self { path, every_s })
+    }
+
+    /// For the round under `lease`.
+    #[must_use]
+    pub fn file(&self, lease: &Lease) -> RoundFile {
+        RoundFile { path: self.path.clone(), every_s: self.every_s, lease: lease.clone() }
+    }
+
+    /// The round that a crash has cut off: its lease and the base's content. A file that is damaged is removed.
+    #[must_use]
+    pub fn pending(&self) -> Option<(Lease, Arc<[f32]>)> {
+        match read(&self.path) {
+            Ok(None) => None,
+            Ok(Some((head, mut vectors))) => {
+                let base = vectors.swap_remove(0);
+                Some((head.lease, base.into()))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the round that was kept cannot be used; it starts over");
+                remove(&self.path);
+                None
+            }
+        }
+    }
+}
+
+/// Where the state of one round is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundFile {
+    path: PathBuf,
+    every_s: u64,
+    lease: Lease,
+}
+
+/// How far a round is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct RoundState {
+    /// Digest of base, plan, seed, model and shard: only the same round goes on.
+    pub(super) of: Digest,
+    /// Examples computed at once.
+    pub(super) micro_batch: u32,
+    /// Steps done.
+    pub(super) step: u32,
+    /// Sum of their losses.
+    pub(super) loss_sum: f64,
+    /// Base, model, and the vectors of the optimizer.
+    pub(super) vectors: Vec<Vec<f32>>,
+    /// The optimizer's numbers.
+    pub(super) powers: [f64; 2],
+}
+
+#[derive(Debug, Encode, Decode)]
+struct Head {
+    lease: Lease,
+    of: Digest,
+    micro_batch: u32,
+    step: u32,
+    loss_sum: u64,
+    powers: [u64; 2],
+    vectors: Vec<(u64, Digest)>,
+}
+
+impl RoundFile {
+    /// In a folder of a test, after every step of the round from `base`.
+    #[cfg(test)]
+    pub(super) fn every_step(path: &Path, base: &[f32]) -> Self {
+        Self { path: path.to_owned(), every_s: 0, lease: tests::lease(base) }
+    }
+
+    /// Time between two states on disk, in milliseconds.
+    pub(super) fn every_ms(&self) -> u64 {
+        self.every_s.saturating_mul(1000)
+    }
+
+    /// Replaces what is on disk. `vectors` are written in place of those of `state`, which need not be copied into it.
+    pub(super) fn write(&self, state: &RoundState, vectors: &[&[f32]]) -> io::Result<()> {
+        let head = Head {
+            lease: self.lease.clone(),
+            of: state.of,
+            micro_batch: state.micro_batch,
+            step: state.step,
+            loss_sum: state.loss_sum.to_bits(),
+            powers: state.powers.map(f64::to_bits),
+            vectors: vectors.iter().map(|vector| (vector.len() as u64, Digest::of_f32(vector))).collect(),
+        };
+        let head = bincode::encode_to_vec(head, bincode::config::standard()).map_err(io::Error::other)?;
+        let temporary = self.path.with_extension("new");
+        let mut file = BufWriter::with_capacity(1 << 16, File::create(&temporary)?);
+        file.write_all(MAGIC)?;
+        file.write_all(&u32::try_from(head.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        file.write_all(&Digest::of(&head).0)?;
+        file.write_all(&head)?;
+        for value in vectors.iter().copied().flatten() {
+            file.write_all(&value.to_le_bytes())?;
+        }
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
+    }
+
+    /// What is on disk, if it is of this round. Anything else is removed.
+    pub(super) fn take_up(&self, of: Digest) -> Option<RoundState> {
+        let found = read(&self.path).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the round that was kept cannot be used; it starts over");
+            None
+        });
+        let Some((head, vectors)) = found.filter(|(head, _)| head.of == of) else {
+            self.clear();
+            return None;
+        };
+        let Head { of, micro_batch, step, loss_sum, powers, .. } = head;
+        let powers = powers.map(f64::from_bits);
+        Some(RoundState { of, micro_batch, step, loss_sum: f64::from_bits(loss_sum), vectors, powers })
+    }
+
+    /// Removes what is on disk.
+    pub fn clear(&self) {
+        remove(&self.path);
+    }
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "a round that was kept cannot be removed");
+        }
+        _ => {}
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    let (mut magic, mut length, mut digest) = ([0; 8], [0; 4], [0; 32]);
+    file.read_exact(&mut magic)?;
+    file.read_exact(&mut length)?;
+    file.read_exact(&mut digest)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if magic != *MAGIC || length > limits::ROUND_HEAD_BYTES {
+        return Err(bad("not the state of a round"));
+    }
+    let mut head = vec![0; length];
+    file.read_exact(&mut head)?;
+    if Digest::of(&head).0 != digest {
+        return Err(bad("its head is damaged"));
+    }
+    let config = bincode::config::standard().with_limit::<{ limits::ROUND_HEAD_BYTES }>();
+    let (head, _): (Head, usize) = bincode::decode_from_slice(&head, config).map_err(io::Error::other)?;
+    let mut vectors = Vec::with_capacity(head.vectors.len());
+    for (length, digest) in &head.vectors {
+        let length = usize::try_from(*length).ok().filter(|length| *length <= limits::MODEL_PARAMS);
+        let mut vector = vec![0.0f32; length.ok_or_else(|| bad("longer than any model"))?];
+        for value in &mut vector {
+            let mut bytes = [0; 4];
+            file.read_exact(&mut bytes)?;
+            *value = f32::from_le_bytes(bytes);
+        }
+        if Digest::of_f32(&vector) != *digest {
+            return Err(bad("a vector is damaged"));
+        }
+        vectors.push(vector);
+    }
+    if vectors.len() < 2 || head.vectors[0].1 != head.lease.base_digest {
+        return Err(bad("its base is not that of its lease"));
+    }
+    Ok(Some((head, vectors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion};
+
+    use super::*;
+
+    pub(super) fn lease(base: &[f32]) -> Lease {
+        Lease {
+            id: LeaseId(3),
+            agent: AgentId([1; 16]),
+            epoch: Epoch(2),
+            branch: BranchId([4; 16]),
+            base_version: ModelVersion(9),
+            base_digest: Digest::of_f32(base),
+            seed: 5,
+            expires_at_ms: 6,
+        }
+    }
+
+    /// Whatever a crash or a disk does to the file: the round it is of, or none.
+    #[test]
+    fn a_round_comes_back_as_it_was_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("round");
+        let rounds = Rounds::new(path.clone(), 60).expect("it keeps rounds");
+        assert!(Rounds::new(path.clone(), 0).is_none() && rounds.pending().is_none());
+        let (base, model) = (vec![1.0, -2.0], vec![1.5, -2.5]);
+        let file = rounds.file(&lease(&base));
+        let state = RoundState {
+            of: Digest([7; 32]),
+            micro_batch: 16,
+            step: 11,
+            loss_sum: 0.1,
+            vectors: vec![base.clone(), model],
+            powers: [0.5, 0.25],
+        };
+        let vectors: Vec<&[f32]> = state.vectors.iter().map(Vec::as_slice).collect();
+        file.write(&state, &vectors).expect("written");
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1, "no temporary file is left");
+        assert_eq!(rounds.pending(), Some((lease(&base), base.clone().into())));
+        assert_eq!(file.take_up(state.of), Some(state.clone()));
+        let whole = fs::read(&path).expect("there");
+        for damage in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[damage] ^= 0x10;
+            fs::write(&path, &bytes).expect("written");
+            assert!(rounds.pending().is_none() && !path.exists(), "bit {damage}");
+            fs::write(&path, &whole[..damage]).expect("written");
+            assert!(rounds.pending().is_none() && !path.exists(), "cut at {damage}");
+        }
+        fs::write(&path, &whole).expect("written");
+        assert_eq!(file.take_up(Digest([8; 32])), None, "another round");
+        assert!(!path.exists(), "and it is removed");
+    }
+}
