@@ -123,7 +123,7 @@ fn count(keys: &[u32], wanted: impl Fn(u32) -> bool) -> u32 {
 }
 
 fn left_over(value: f32, sent: f32) -> f32 {
-    let left = value + -1.0 * sent;
+    let left = value - sent;
     if left.is_finite() { left } else { 0.0 }
 }
 

@@ -3,14 +3,15 @@
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use anabranch_common::codec::EncodeError;
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::sparse::TopK;
-use anabranch_common::codec::EncodeError;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::testkit;
 use proptest::prelude::*;
 
+use super::device::CudaEngine;
 use super::emulate::Emulator;
 use super::encoder::Encoder;
 use super::topk::GpuTopK;
@@ -150,7 +151,7 @@ fn rounds(params: usize, seed: u64) -> Vec<(Vec<f32>, Vec<f32>)> {
     let zeros = vec![0.0; params];
     let few: Vec<f32> = (0..params).map(|at| [0.5, -0.5, 0.25, -0.0][at % 7 % 4]).collect();
     let near =
-        (0..params).map(|at| if at % 1_000 == 999 { f32::from_bits((8 << 23) - 1 + (at as u32 / 1_000)) } else { 0.0 });
+        (0..params).map(|at| if at % 1_000 == 999 { f32::from_bits((8 << 23) - 1 + word(at / 1_000)) } else { 0.0 });
     let mut bad = testkit::codec::normal(params, seed);
     bad[params / 2] = f32::NAN;
     bad[params - 1] = f32::INFINITY;
@@ -194,6 +195,22 @@ fn the_kernels_own_text_gives_the_cpus_bits_in_any_order_of_threads() {
     {
         let Some(engine) = Compiled::new(backwards) else { return };
         same(engine, &manifest, fraction, decay, &rounds(manifest.params(), 11));
+    }
+}
+
+/// The same on a GPU, where there is one: the only test here that a GPU takes part in.
+#[test]
+fn a_gpu_gives_the_cpus_bits() {
+    let manifest = manifest(&SIZES);
+    for (fraction, decay) in [(0.01, 0.95), (1e-9, 1.0), (1.0, 1.0), (0.25, 0.0)] {
+        match CudaEngine::new(0) {
+            Ok(engine) => same(engine, &manifest, fraction, decay, &rounds(manifest.params(), 13)),
+            Err(error) => {
+                // tests/gpu/run.sh looked for a GPU before; elsewhere there need not be one.
+                assert!(std::env::var_os("ANABRANCH_GPU_TESTS").is_none(), "{error}");
+                return;
+            }
+        }
     }
 }
 
@@ -311,7 +328,7 @@ proptest! {
         let mut rng = SplitMix64::new(seed);
         let mut value = || {
             let sign = (rng.next_u64() >> 63) as u32;
-            let key = (rng.below(u64::from(kinds)) as u32).wrapping_shl(shift) & 0x7F7F_FFFF;
+            let key = (u32::try_from(rng.below(u64::from(kinds))).expect("below a u32")).wrapping_shl(shift) & 0x7F7F_FFFF;
             Some(f32::from_bits(sign << 31 | key)).filter(|value| value.is_finite()).unwrap_or(1.0)
         };
         let end: Vec<f32> = (0..manifest.params()).map(|_| value()).collect();
