@@ -1,15 +1,15 @@
 #!/bin/sh
 # On a machine with an NVIDIA GPU, its driver, NVRTC and cargo: runs what there is to run on a GPU, and prints one table.
-# Exit codes: 0 everything passed, 1 something failed, 3 this machine has no usable GPU.
+# Exit codes: 0 everything passed, 1 something failed, 3 this machine has no driver.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 
-devices=$(cargo run --quiet -p anabranch-agent -- devices) || exit 1
-printf '%s\n\n' "$devices"
 if ! [ -e /proc/driver/nvidia/version ] && ! [ -e /dev/dxg ]; then
     echo "no NVIDIA driver on this machine: nothing was run" >&2
     exit 3
 fi
+cargo run --quiet -p anabranch-agent -- devices || exit 1
+echo
 
 failed=0
 row() { printf '%-52s %s\n' "$1" "$2"; }
