@@ -17,6 +17,7 @@ pub mod core;
 pub mod device;
 pub mod driver;
 pub mod files;
+pub mod gpu;
 pub mod identity;
 pub mod manners;
 pub mod report;

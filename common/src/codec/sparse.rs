@@ -46,8 +46,9 @@ impl TopK {
     }
 
     /// How many of `elements` are sent at most: at least one.
+    #[must_use]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the number of elements")]
-    fn keep(&self, elements: usize) -> usize {
+    pub fn keep(&self, elements: usize) -> usize {
         ((elements as f64 * self.fraction).round() as usize).clamp(1, elements)
     }
 }
