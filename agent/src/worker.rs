@@ -231,7 +231,9 @@ impl Maths {
         trainer.keep_round(round.clone());
         let trained = trainer.train(base, &spec.train, lease.seed, shard, &mut control);
         // Before anybody hears of the end: a round that is over is never taken up again.
-        round.iter().for_each(RoundFile::clear);
+        if let Err(error) = round.as_ref().map_or(Ok(()), RoundFile::clear) {
+            return Event::Failed(Ending::Storage(format!("the round that is over cannot be removed: {error}")));
+        }
         let trained = match trained {
             Ok(trained) => trained,
             Err(error) if error.is_passing() => return Event::Discarded { lease: id, problem: error.to_string() },

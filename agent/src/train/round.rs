@@ -11,7 +11,8 @@
 //! | ... | the vectors, f32 le: base, model, the optimizer's state |
 //!
 //! The draw of examples needs no bytes: it is the seed's stream after so many numbers. The file is removed before the
-//! round's end is told to anybody, so that no round counts twice; a coordinator would refuse the second one as well.
+//! round's end is told to anybody, so that no round counts twice: a coordinator refuses the second update under a lease, but
+//! its content would come back with the next update.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
@@ -135,8 +136,7 @@ impl RoundFile {
         }
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&temporary, &self.path)?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
+        sync_folder(&self.path)
     }
 
     /// What is on disk, if it is of this round. Anything else is removed.
@@ -146,7 +146,7 @@ impl RoundFile {
             None
         });
         let Some((head, vectors)) = found.filter(|(head, _)| head.of == of) else {
-            self.clear();
+            remove(&self.path);
             return None;
         };
         let Head { of, micro_batch, step, loss_sum, powers, .. } = head;
@@ -154,12 +154,20 @@ impl RoundFile {
         Some(RoundState { of, micro_batch, step, loss_sum: f64::from_bits(loss_sum), vectors, powers })
     }
 
-    /// Removes what is on disk.
-    pub fn clear(&self) {
-        remove(&self.path);
+    /// Removes what is on disk, for good: not even a loss of power brings it back.
+    ///
+    /// # Errors
+    /// The system's. Then the round's end must not be told: it might be told again.
+    pub fn clear(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed?,
+        }
+        sync_folder(&self.path)
     }
 }
 
+/// Removes what is of no use. If that fails, what is there is of no use the next time as well.
 fn remove(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -167,6 +175,11 @@ fn remove(path: &Path) {
         }
         _ => {}
     }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
@@ -264,5 +277,10 @@ mod tests {
         fs::write(&path, &whole).expect("written");
         assert_eq!(file.take_up(Digest([8; 32])), None, "another round");
         assert!(!path.exists(), "and it is removed");
+        file.write(&state, &vectors).expect("written");
+        file.clear().expect("removed");
+        assert!(!path.exists() && file.clear().is_ok(), "there is nothing to remove");
+        fs::create_dir(&path).expect("in its place");
+        assert!(file.clear().is_err(), "what cannot be removed is told");
     }
 }
