@@ -12,9 +12,9 @@ use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, numbers
 use anyhow::Context as _;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
-const MAX_MIB: u64 = 96;
+const MAX_MIB: u64 = 64;
 
-/// `DIGITS` with a layer of 1024 and batches that take about 200 MiB.
+/// `DIGITS` with a layer of 1024 and batches with which a process takes about 90 MiB.
 fn large_batches() -> String {
     let wide = DIGITS.replace("hidden = [32]", "hidden = [1024]").replace("versions = 40", "versions = 2");
     wide.replace("batch_size = 16", "batch_size = 8192").replace("local_steps = 5", "local_steps = 2")
