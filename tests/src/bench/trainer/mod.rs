@@ -167,7 +167,8 @@ struct Native<'a> {
 
 impl<'a> Native<'a> {
     fn new(case: &Case, threads: usize, data: &'a Data) -> anyhow::Result<Self> {
-        let mut trainer = native_with(&case.spec, NativeOptions { threads: Some(threads) })?;
+        let mut trainer =
+            native_with(&case.spec, NativeOptions { threads: Some(threads), ..NativeOptions::default() })?;
         let model = trainer.initial(1)?;
         let optimizer: OptimizerSpec = case.optimizer.clone();
         // The optimizer lives on from turn to turn, as PyTorch's does.
