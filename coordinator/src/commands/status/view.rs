@@ -147,10 +147,10 @@ mod tests {
     #[test]
     fn a_curve_rises_with_the_accuracy() {
         let mut climbing = report();
-        let first = climbing.evaluations[0].clone();
+        let first = climbing.evaluations[0];
         climbing.evaluations = (0..5u32)
             .map(|index| {
-                let mut timed = first.clone();
+                let mut timed = first;
                 timed.at_s = f64::from(index) * 10.0;
                 timed.evaluation.accuracy = 0.2 + 0.2 * f64::from(index);
                 timed
