@@ -70,14 +70,14 @@ fn dense_values(architecture: &Architecture) -> u64 {
     2 * architecture.widths.first().map_or(0, |inputs| *inputs as u64) + 2 * widths
 }
 
-/// Of each convolution: unfolded patches and maps. They are let go in the order in which the backward pass makes gradients
-/// of that size.
+/// Of each convolution: what goes in and what comes out of its pooling. Patches and maps live for a few images at a time, and
+/// gradients take the place of what they are gradients of.
 fn image_values(architecture: &Architecture) -> u64 {
     let mut area = architecture.image.iter().product::<usize>() as u64;
     let mut values = 0;
     for conv in &architecture.convs {
         let (inputs, outputs) = (conv.in_channels as u64, conv.out_channels as u64);
-        values += area * (9 * inputs + outputs);
+        values += area * inputs + area / 4 * outputs;
         area /= 4;
     }
     values
