@@ -71,7 +71,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
         return Some(RefusalReason::WrongBranch);
     }
     let Some((lease, _)) = state.leases.get(&meta.lease) else {
-        let forgotten = meta.lease < state.next_lease;
+        let forgotten = meta.lease < state.next_lease && meta.base_version <= state.version;
         return Some(if forgotten { RefusalReason::Stale } else { RefusalReason::UnknownBase });
     };
     let same_base = lease.base_version == meta.base_version && lease.base_digest == meta.base_digest;
