@@ -27,10 +27,10 @@ class Round:
 
     def __init__(self, plan: Plan, seed: int, wire: Wire, request: int) -> None:
         self.plan = plan
+        """What to do."""
         self.micro_batch = plan.batch_size
         """Examples to compute at once: the batch, or less after rounds that ran out of memory. Sum the gradients of a batch's
         parts, each weighted by its share, before the optimizer's step."""
-        """What to do."""
         self.seed = seed
         """Decides which examples are drawn; an unsigned 64-bit integer."""
         self.steps = 0
