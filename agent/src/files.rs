@@ -1,7 +1,7 @@
-//! Small files that must be whole or not there: certificates, keys, `agent.toml`.
+//! Files that must be whole or not there: certificates, keys, `agent.toml`, a long round.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 /// Mode of files that hold a secret.
@@ -15,7 +15,15 @@ pub const PUBLIC: u32 = 0o644;
 /// # Errors
 /// The system's, whatever step it happens in; `path` is then as it was.
 pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    replace(path, mode, |file| file.write_all(content))
+}
+
+/// The same with content that `write` makes as it goes.
+///
+/// # Errors
+/// As [`write_atomic`], and those of `write`.
+pub fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let dir = folder_of(path);
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let temporary = dir.join(name);
@@ -30,12 +38,23 @@ pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
     #[cfg(not(unix))]
     let _ = mode;
-    let mut file = options.open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    drop(file);
+    let mut file = BufWriter::with_capacity(1 << 16, options.open(&temporary)?);
+    write(&mut file)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
+    sync_folder(path)
+}
+
+/// Makes durable what was created, renamed or removed at `path`.
+///
+/// # Errors
+/// The system's.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Creates a directory for its owner alone, if it is not there.

@@ -15,7 +15,7 @@
 //! its content would come back with the next update.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 const MAGIC: &[u8; 8] = b"ANBROUND";
 
@@ -108,6 +110,11 @@ impl RoundFile {
         Self { path: path.to_owned(), every_s: 0, lease: tests::lease(base) }
     }
 
+    /// Digest of the model that the round starts from.
+    pub(super) fn base(&self) -> Digest {
+        self.lease.base_digest
+    }
+
     /// Time between two states on disk, in milliseconds.
     pub(super) fn every_ms(&self) -> u64 {
         self.every_s.saturating_mul(1000)
@@ -125,18 +132,14 @@ impl RoundFile {
             vectors: vectors.iter().map(|vector| (vector.len() as u64, Digest::of_f32(vector))).collect(),
         };
         let head = bincode::encode_to_vec(head, bincode::config::standard()).map_err(io::Error::other)?;
-        let temporary = self.path.with_extension("new");
-        let mut file = BufWriter::with_capacity(1 << 16, File::create(&temporary)?);
-        file.write_all(MAGIC)?;
-        file.write_all(&u32::try_from(head.len()).map_err(io::Error::other)?.to_le_bytes())?;
-        file.write_all(&Digest::of(&head).0)?;
-        file.write_all(&head)?;
-        for value in vectors.iter().copied().flatten() {
-            file.write_all(&value.to_le_bytes())?;
-        }
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        sync_folder(&self.path)
+        let head_bytes = u32::try_from(head.len()).map_err(io::Error::other)?;
+        files::replace(&self.path, files::PUBLIC, |file| {
+            file.write_all(MAGIC)?;
+            file.write_all(&head_bytes.to_le_bytes())?;
+            file.write_all(&Digest::of(&head).0)?;
+            file.write_all(&head)?;
+            vectors.iter().copied().flatten().try_for_each(|value| file.write_all(&value.to_le_bytes()))
+        })
     }
 
     /// What is on disk, if it is of this round. Anything else is removed.
@@ -163,7 +166,7 @@ impl RoundFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             removed => removed?,
         }
-        sync_folder(&self.path)
+        files::sync_folder(&self.path)
     }
 }
 
@@ -175,11 +178,6 @@ fn remove(path: &Path) {
         }
         _ => {}
     }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
 }
 
 fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
