@@ -20,17 +20,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Of the round from `base` by `plan` and `seed` on a shard of `count` examples.
-    pub(super) fn new(
-        file: RoundFile,
-        native: &Native,
-        base: &[f32],
-        plan: &TrainSpec,
-        seed: u64,
-        count: usize,
-    ) -> Self {
+    /// Of the round from the lease's base by `plan` and `seed` on a shard of `count` examples.
+    pub(super) fn new(file: RoundFile, native: &Native, plan: &TrainSpec, seed: u64, count: usize) -> Self {
         let manifest = native.architecture.manifest.digest();
-        let parts = (Digest::of_f32(base), plan, seed, count as u64, manifest);
+        let parts = (file.base(), plan, seed, count as u64, manifest);
         let parts = bincode::encode_to_vec(parts, bincode::config::standard());
         let of = Digest::of(&parts.expect("numbers and digests always have a form in bytes"));
         let due_ms = file.every_ms();

@@ -194,7 +194,7 @@ impl Trainer for Native {
         let (mut sums, mut indices) = (Sums::default(), Vec::new());
         let (count, labels_each) = self.extent(shard);
         let mut loss_sum = 0.0;
-        let mut keeper = self.round.take().map(|file| Keeper::new(file, self, base, plan, seed, count));
+        let mut keeper = self.round.take().map(|file| Keeper::new(file, self, plan, seed, count));
         if let Some(kept) = keeper.as_ref().and_then(|keeper| keeper.take_up(&mut optimizer, &mut outcome.end)) {
             (outcome.steps, loss_sum, micro) = (kept.step, kept.loss_sum, micro.min(kept.micro_batch));
             outcome.num_examples = u64::from(kept.step) * u64::from(plan.batch_size);
