@@ -141,6 +141,9 @@ pub(crate) struct RunArgs {
     /// Write a long round to disk this often, to resume it when the agent was killed; 0: never [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) checkpoint_s: Option<u64>,
+    /// Ask for the next lease only when a round is over, not while it is computed
+    #[arg(long)]
+    pub(crate) no_overlap: bool,
     #[command(flatten)]
     pub(crate) manners: MannersArgs,
     #[command(flatten)]

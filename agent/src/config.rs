@@ -119,6 +119,9 @@ pub struct AgentConfig {
     /// How often a long round is written to disk, so that it is resumed when the agent is killed, in seconds; 0: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_s: Option<u64>,
+    /// Whether the next lease and its base are obtained while a round is computed; absent: yes, where that saves time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<bool>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
@@ -244,6 +247,10 @@ impl AgentConfig {
                         "# checkpoint_s = 60          # a long round is resumed from here when the agent is killed\n",
                     ),
                     (
+                        self.overlap.is_none(),
+                        "# overlap = false            # ask for the next lease only when a round is over\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
                          # manners.max_memory = \"2G\"         # never more memory for training\n\
@@ -291,6 +298,7 @@ mod tests {
             trainer_timeout_s: None,
             isolate: false,
             checkpoint_s: None,
+            overlap: None,
             manners: MannersConfig::default(),
         }
     }

@@ -24,7 +24,7 @@ use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
 use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, Op};
-use crate::worker::{self, MathsJob, Pace, Shards, StopSignal, StoreJob, StoreThread, TrainerFactory};
+use crate::worker::{self, MathsJob, Pace, Shards, Start, StopSignal, StoreJob, StoreThread, TrainerFactory};
 
 /// How long the last words may take before the process ends anyway.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -104,6 +104,7 @@ pub struct Driver {
     net: mpsc::Sender<(u64, NetEvent)>,
     net_events: mpsc::Receiver<(u64, NetEvent)>,
     work_events: mpsc::Receiver<Event>,
+    events: mpsc::Sender<Event>,
     maths: SyncSender<MathsJob>,
     store: StoreThread,
     stop: Arc<StopSignal>,
@@ -140,6 +141,7 @@ impl Driver {
             device,
             renew_at_ms: renewal(clock, validity),
             backoff_seed: u64::from_le_bytes(seed),
+            overlap: config.overlap.unwrap_or(true),
         };
         let report = AgentReport {
             software: session.software.clone(),
@@ -164,7 +166,7 @@ impl Driver {
         let stop = Arc::new(StopSignal::default());
         let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), rounds, events.clone())?;
         let hold = manners.watch(events.clone())?;
-        let store = StoreThread::spawn(ledger, run, agent, events)?;
+        let store = StoreThread::spawn(ledger, run, agent, events.clone())?;
         Ok(Self {
             dir,
             run,
@@ -177,6 +179,7 @@ impl Driver {
             net,
             net_events,
             work_events,
+            events,
             maths,
             store,
             stop,
@@ -286,10 +289,19 @@ impl Driver {
             }
             Command::Prepare(spec) => self.maths(MathsJob::Prepare(spec)),
             Command::MakeInitial { seed } => self.maths(MathsJob::MakeInitial { seed }),
-            Command::Unpack { version, digest, encoded } => self.maths(MathsJob::Unpack { version, digest, encoded }),
-            Command::Train { lease, spec, base } => {
+            Command::Unpack { version, digest, encoded } => {
+                // Beside the maths: a round may be running.
+                let (manifest, events) = (self.manifest(), self.events.clone());
+                tokio::task::spawn_blocking(move || {
+                    let event = worker::unpack_guarded(&manifest, version, digest, &encoded);
+                    // The loop has ended: the model is for nobody.
+                    let _ = events.blocking_send(event);
+                });
+                None
+            }
+            Command::Train { lease, spec, base, lead } => {
                 self.stop.set(false);
-                self.maths(MathsJob::Train { lease, spec, base })
+                self.maths(MathsJob::Train { lease, spec, start: Start { base, lead } })
             }
             Command::StopTraining => {
                 self.stop.set(true);
@@ -297,7 +309,7 @@ impl Driver {
             }
             Command::Evaluate { version, content } => self.maths(MathsJob::Evaluate { version, content }),
             Command::Bank(bank) => {
-                let manifest = Arc::clone(self.manifest.as_ref().expect("a round is trained after Prepared"));
+                let manifest = self.manifest();
                 self.store_job(StoreJob::Bank { bank, manifest })
             }
             Command::Settle { key, content } => self.store_job(StoreJob::Settle { key, content }),
@@ -312,6 +324,10 @@ impl Driver {
             Command::StoreCertificate { certificate_der } => self.store_certificate(certificate_der),
             Command::Exit(_) => None,
         }
+    }
+
+    fn manifest(&self) -> Arc<ModelManifest> {
+        Arc::clone(self.manifest.as_ref().expect("models and rounds come after Prepared"))
     }
 
     fn op(&mut self, op: Op) -> Option<Event> {

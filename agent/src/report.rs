@@ -7,7 +7,7 @@ use anabranch_common::update::{UpdateMeta, Verdict};
 use anabranch_common::wire::message::RunPhase;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Link, Session, Work};
+use crate::core::{Link, Session, Waits, Work};
 
 /// The state of an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,11 +75,17 @@ pub struct LiveReport {
     pub version: Option<ModelVersion>,
     /// Digest of that version.
     pub digest: Option<Digest>,
-    /// `idle`, `asking`, `fetching`, `evaluating`, `training` or `storing`.
+    /// `idle`, `asking`, `fetching`, `evaluating` or `training`.
     pub work: String,
     /// Why it takes on no new work, where the machine's owner needs it: quiet hours, battery, load.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// Milliseconds since the first round in which the device trained or evaluated.
+    #[serde(default)]
+    pub busy_ms: u64,
+    /// Milliseconds since the first round in which the device waited for a verdict, a lease, a model or a connection.
+    #[serde(default)]
+    pub waiting_ms: u64,
     /// The lease it works under.
     pub lease: Option<LeaseId>,
     /// Steps done under it.
@@ -129,7 +135,6 @@ impl LiveReport {
             Work::Training { lease, steps, examples_per_s, .. } => {
                 ("training", Some(lease.id), Some(*steps), Some(*examples_per_s))
             }
-            Work::Banking { lease } => ("storing", Some(lease.id), None, None),
         };
         let connection = match session.link() {
             Link::Down => "down",
@@ -143,7 +148,7 @@ impl LiveReport {
             seq: key.seq,
             verdict: *verdict,
         };
-        let config = session.config();
+        let (config, waits) = (session.config(), session.waits());
         Self {
             pid: std::process::id(),
             connection: connection.to_owned(),
@@ -156,6 +161,8 @@ impl LiveReport {
             digest: held.map(|held| held.digest),
             work: work.to_owned(),
             waits_for: session.hold().map(str::to_owned),
+            busy_ms: waits.busy_ms,
+            waiting_ms: waits.waiting_ms,
             lease,
             steps,
             examples_per_s,
@@ -199,6 +206,10 @@ impl LiveReport {
         line("work", work);
         if let Some(reason) = &self.waits_for {
             line("waits", format!("takes on no new work: {reason}"));
+        }
+        let waits = Waits { busy_ms: self.busy_ms, waiting_ms: self.waiting_ms };
+        if let Some(share) = waits.share() {
+            line("device waits", format!("{:.1} % of the time since the first round", 100.0 * share));
         }
         line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));
         line("shards", format!("{} examples to train on, {} to evaluate on", self.train_examples, self.eval_examples));

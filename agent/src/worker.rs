@@ -19,7 +19,7 @@ use anabranch_io::durable::StorageError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::core::command::{Bank, Ending, Settlement};
+use crate::core::command::{Bank, Ending, Lead, Settlement};
 use crate::core::event::{Event, InitialModel, Outcome};
 use crate::shard::Shard;
 use crate::store::{Ledger, LedgerError};
@@ -92,6 +92,15 @@ impl StopSignal {
     }
 }
 
+/// What a round starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The base's content.
+    pub base: Arc<[f32]>,
+    /// What to be ahead of it by.
+    pub lead: Option<Lead>,
+}
+
 /// Work for the maths.
 #[derive(Debug)]
 pub enum MathsJob {
@@ -102,23 +111,14 @@ pub enum MathsJob {
         /// The run's seed.
         seed: u64,
     },
-    /// See `Command::Unpack`.
-    Unpack {
-        /// Its version.
-        version: ModelVersion,
-        /// The digest that its content must have.
-        digest: Digest,
-        /// The content in the form of codec 0.
-        encoded: Vec<u8>,
-    },
     /// See `Command::Train`.
     Train {
         /// The lease.
         lease: Box<Lease>,
         /// The configuration.
         spec: Box<RunSpec>,
-        /// The base's content.
-        base: Arc<[f32]>,
+        /// What to start from.
+        start: Start,
     },
     /// See `Command::Evaluate`.
     Evaluate {
@@ -181,10 +181,10 @@ impl Maths {
         match job {
             MathsJob::Prepare(spec) => self.prepare(&spec),
             MathsJob::MakeInitial { seed } => self.make_initial(seed),
-            MathsJob::Unpack { version, digest, encoded } => {
-                unpack(self.trainer().manifest(), version, digest, &encoded)
-            }
-            MathsJob::Train { lease, spec, base } => self.train(&lease, &spec, &base),
+            MathsJob::Train { lease, spec, start: Start { base, lead } } => match lead {
+                Some(lead) => self.train(&lease, &spec, &lead.from(&base)),
+                None => self.train(&lease, &spec, &base),
+            },
             MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
         }
     }
@@ -210,11 +210,7 @@ impl Maths {
         }
     }
 
-    fn trainer(&self) -> &dyn Trainer {
-        self.trainer.as_deref().expect("the session prepares a trainer before it uses it")
-    }
-
-    fn train(&mut self, lease: &Lease, spec: &RunSpec, base: &[f32]) -> Event {
+    fn train(&mut self, lease: &Lease, spec: &RunSpec, start: &[f32]) -> Event {
         let id = lease.id;
         let clock = Clock::start();
         let Some(shard) = self.shards.train.as_deref() else {
@@ -229,7 +225,7 @@ impl Maths {
         };
         let round = self.rounds.as_ref().map(|rounds| rounds.file(lease));
         trainer.keep_round(round.clone());
-        let trained = trainer.train(base, &spec.train, lease.seed, shard, &mut control);
+        let trained = trainer.train(start, &spec.train, lease.seed, shard, &mut control);
         // Before anybody hears of the end: a round that is over is never taken up again.
         if let Err(error) = round.as_ref().map_or(Ok(()), RoundFile::clear) {
             return Event::Failed(Ending::Storage(format!("the round that is over cannot be removed: {error}")));
@@ -246,7 +242,7 @@ impl Maths {
         if trained.stopped || self.stop.is_set() {
             return Event::TrainingStopped { lease: id };
         }
-        let delta = trained.end.iter().zip(base).map(|(end, base)| end - base).collect();
+        let delta = trained.end.iter().zip(start).map(|(end, start)| end - start).collect();
         Event::Trained(Box::new(Outcome {
             lease: id,
             delta,
@@ -310,6 +306,12 @@ pub fn unpack(manifest: &ModelManifest, version: ModelVersion, digest: Digest, e
         }
         Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
     }
+}
+
+/// The same on a thread that may panic.
+#[must_use]
+pub fn unpack_guarded(manifest: &ModelManifest, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
+    guarded(|| unpack(manifest, version, digest, encoded)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)))
 }
 
 /// How often the loop hears of a round's progress.

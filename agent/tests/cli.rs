@@ -57,6 +57,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         trainer_timeout_s: None,
         isolate: false,
         checkpoint_s: None,
+        overlap: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");
@@ -227,7 +228,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     };
     let outcome = Outcome {
         lease: LeaseId(1),
-        delta: vec![1.0, 2.0, 3.0],
+        delta: [1.0, 2.0, 3.0].into(),
         num_examples: 1,
         local_steps: 1,
         train_loss: 0.5,

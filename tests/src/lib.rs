@@ -10,6 +10,7 @@
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
 //!  power       power loss below the store: recorded writes, dropped, torn and reordered    `anabranch-lab power`
+//!  text        sentences to learn from
 //!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
 //! ```
 //! `anabranch-lab` (`lab/main.rs`) is both the command line and every daemon that the tests start: it executes itself.
@@ -26,3 +27,4 @@ pub mod power;
 pub mod process;
 pub mod report;
 pub mod sim;
+pub mod text;

@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
-use anabranch_common::rng::SplitMix64;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anabranch_tests::text::sentences;
 use anyhow::Context as _;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
@@ -34,20 +34,6 @@ codec = { kind = "bf16" }
 "#;
 /// Nats a byte, of 5.5 at chance: below it are models that know words and their order.
 const TARGET: &str = "loss = 1.0";
-
-/// Sentences of one small grammar: most of a sentence follows from its first letters.
-fn sentences(count: usize, seed: u64) -> String {
-    let mut rng = SplitMix64::new(seed);
-    let mut pick = |words: &[&'static str]| words[usize::try_from(rng.below(words.len() as u64)).expect("few")];
-    let mut text = String::new();
-    for _ in 0..count {
-        let subject = pick(&["the old sailor", "a young painter", "my neighbour"]);
-        let verb = pick(&["remembers", "looks for", "draws"]);
-        let object = pick(&["the quiet harbour", "a broken lantern", "the last ferry"]);
-        text.push_str(&format!("{subject} {verb} {object}.\n"));
-    }
-    text
-}
 
 #[test]
 fn two_agents_learn_a_language_from_folders_of_text() -> anyhow::Result<()> {

@@ -54,6 +54,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 trainer_timeout_s: None,
                 isolate: false,
                 checkpoint_s: None,
+                overlap: None,
                 manners: crate::manners::MannersConfig::default(),
             };
             // Last, because its being there is what says that the directory is complete. A file that people may have

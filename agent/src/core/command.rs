@@ -60,6 +60,8 @@ pub enum Command {
         spec: Box<RunSpec>,
         /// The base's content.
         base: Arc<[f32]>,
+        /// What to start ahead of it by, if anything.
+        lead: Option<Lead>,
     },
     /// Stop the local round at its next step; answered by `TrainingStopped` (or by `Trained`, when it was faster).
     StopTraining,
@@ -103,6 +105,24 @@ pub enum ChunkSource {
     Update(UpdateKey),
     /// Here.
     Initial(Arc<[u8]>),
+}
+
+/// What a base lacks that was obtained while a round ran: that round's delta, which is on its way. A round that starts without
+/// it would do the same work again, from the same place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lead {
+    /// The delta.
+    pub delta: Arc<[f32]>,
+    /// What it will be merged with, as far as can be told.
+    pub weight: f32,
+}
+
+impl Lead {
+    /// Where to start.
+    #[must_use]
+    pub fn from(&self, base: &[f32]) -> Vec<f32> {
+        base.iter().zip(self.delta.iter()).map(|(base, delta)| base + self.weight * delta).collect()
+    }
 }
 
 /// A delta that is to become an update.

@@ -152,8 +152,8 @@ pub struct InitialModel {
 pub struct Outcome {
     /// Under which lease.
     pub lease: LeaseId,
-    /// End minus base.
-    pub delta: Vec<f32>,
+    /// End minus start.
+    pub delta: Arc<[f32]>,
     /// Examples seen, repetitions counted.
     pub num_examples: u64,
     /// Optimizer steps taken.

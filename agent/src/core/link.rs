@@ -77,10 +77,9 @@ impl Session {
         self.replica.disconnected();
         self.no_lease_until_ms = None;
         self.patience = None;
+        self.unjudged.clear();
         self.renewing = false;
-        if matches!(self.work, Work::Asking { .. }) {
-            self.work = Work::Idle;
-        }
+        self.answered();
     }
 
     pub(super) fn message(&mut self, now_ms: u64, message: CoordinatorMessage, out: &mut Vec<Command>) {
@@ -154,11 +153,7 @@ impl Session {
         self.terms = Some(Terms { spec: welcome.spec, model: welcome.model });
         self.outbox.offer(now_ms, out);
         self.take_up_model(out);
-        if let Work::Fetching { wanted, .. } = self.work
-            && let Some(ask) = self.replica.ask(now_ms, wanted)
-        {
-            out.push(Command::Send(ask));
-        }
+        self.ask_for_model(now_ms, out);
         self.enter(now_ms, welcome.state, out);
     }
 
@@ -243,8 +238,16 @@ impl Session {
         if !self.outbox.decide(now_ms, key, &verdict, out) {
             return;
         }
+        if let Some(at) = self.unjudged.iter().position(|(unjudged, _)| *unjudged == key)
+            && let Some((_, ended_ms)) = self.unjudged.drain(..=at).next_back()
+        {
+            self.tempo.judged(now_ms.saturating_sub(ended_ms));
+        }
         if self.patience.is_some_and(|(awaited, _)| awaited == key) {
             self.patience = None;
+        }
+        if let Verdict::Accepted { weight, .. } = verdict {
+            self.merged_with = Some(weight);
         }
         if self.verdicts.len() == limits::AGENT_VERDICTS_SHOWN {
             self.verdicts.pop_front();
@@ -265,6 +268,15 @@ impl Session {
         }
     }
 
+    /// Asks for what is missing of the model that is being fetched, if one is.
+    fn ask_for_model(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        if let Some(wanted) = self.fetching()
+            && let Some(ask) = self.replica.ask(now_ms, wanted)
+        {
+            out.push(Command::Send(ask));
+        }
+    }
+
     pub(super) fn renewal_ms(&self) -> Option<u64> {
         (!self.renewing).then_some(self.config.renew_at_ms)
     }
@@ -279,17 +291,11 @@ impl Session {
         if self.is_up() && due(self.outbox.deadline_ms()) {
             return self.give_up_link("the coordinator gave no verdict in time", out);
         }
-        if let Work::Asking { until_ms } = self.work
-            && until_ms <= now_ms
-        {
+        if due(self.asking_until_ms()) {
             return self.give_up_link("the coordinator did not answer the request for a lease in time", out);
         }
-        if self.is_up()
-            && due(self.replica.deadline_ms())
-            && let Work::Fetching { wanted, .. } = self.work
-            && let Some(ask) = self.replica.ask(now_ms, wanted)
-        {
-            out.push(Command::Send(ask));
+        if self.is_up() && due(self.replica.deadline_ms()) {
+            self.ask_for_model(now_ms, out);
         }
         if self.is_up() && due(self.renewal_ms()) {
             self.renewing = true;

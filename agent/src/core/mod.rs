@@ -6,19 +6,23 @@
 //!   link   Down ──► Connecting ──► Greeting ──► Up                    (link.rs: who we talk to)
 //!             ▲─────────┴────────────┴──────────┘  backoff, for as long as it takes
 //!
-//!   work   Idle ──► Asking ──► Fetching ──► Evaluating ──► Training ──► Banking ──► Idle    (work.rs)
-//!                    lease       model       if asked        │            │
-//!                                                            │            └─► outbox ──► offer ──► verdict
-//!                                                            └─ goes on whether or not there is a link
+//!   work   Idle ──► Asking ──► Fetching ──► Evaluating ──► Training ──► Idle                (work.rs)
+//!            ▲       lease       model       if asked        │   │
+//!            │                                               │   └─► banking ──► outbox ──► offer ──► verdict
+//!            │                                               └─ goes on whether or not there is a link
+//!   ahead  Nothing ──► Asking ──► Fetching ──► Ready         while the round before is computed (ahead.rs)
 //! ```
 //! Link and work are independent: training goes on while there is no connection, and its delta is durable before
-//! anybody is told of it. Two runs with the same events at the same times give the same commands.
+//! anybody is told of it. The next round begins as soon as a delta is out of the trainer, if its base is there by then. Two
+//! runs with the same events at the same times give the same commands.
 
+mod ahead;
 pub mod command;
 pub mod event;
 mod link;
 pub mod outbox;
 pub mod replica;
+mod tempo;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -31,7 +35,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anabranch_common::backoff::Backoff;
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, RunId, UpdateSeq};
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, RunId, UpdateSeq};
 use anabranch_common::journal::{Evaluation, Lease};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
@@ -39,12 +43,15 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{UpdateKey, Verdict};
 use anabranch_common::wire::message::RunPhase;
 
+use ahead::Ahead;
 use command::{Command, Ending};
 use event::{Event, InitialModel, Kept};
 use outbox::Outbox;
 use replica::{Replica, Wanted};
+use tempo::Tempo;
 
 pub use link::Link;
+pub use tempo::Waits;
 pub use work::Work;
 
 /// What a session is told when it starts.
@@ -68,6 +75,8 @@ pub struct SessionConfig {
     pub renew_at_ms: u64,
     /// Seed of the jitter between attempts to connect.
     pub backoff_seed: u64,
+    /// Whether the next lease and its base are obtained while a round is computed, where that saves time.
+    pub overlap: bool,
 }
 
 /// What the coordinator said in its latest welcome.
@@ -116,12 +125,25 @@ pub struct Session {
     outbox: Outbox,
     replica: Replica,
     work: Work,
+    ahead: Ahead,
+    /// The rounds whose deltas are being made durable, and when they ended.
+    banking: Vec<(LeaseId, u64)>,
+    tempo: Tempo,
+    now_ms: u64,
     /// The lease of a round that a crash has cut off, to go on with before another is asked for.
-    cut_off: Option<Lease>,
+    cut_off: Option<(Lease, Arc<[f32]>)>,
+    /// The round during which the latest lease was asked for.
+    asked_in: Option<LeaseId>,
+    /// The latest complete round, if the next lease was asked for while it ran: its delta is not in that lease's base.
+    lacking: Option<Arc<[f32]>>,
+    /// The weight of the latest merged update.
+    merged_with: Option<f32>,
     /// Set while the coordinator has no lease for us: when to ask again unasked.
     no_lease_until_ms: Option<u64>,
     /// Set while it is worth waiting for the verdict on this update before asking for the next lease.
     patience: Option<(UpdateKey, u64)>,
+    /// Updates that have no verdict on this connection, and when their rounds ended.
+    unjudged: VecDeque<(UpdateKey, u64)>,
     /// Set while what failed here rests before it is tried again.
     rest_until_ms: Option<u64>,
     /// Why no work is taken on, where the machine's owner needs it.
@@ -157,9 +179,17 @@ impl Session {
             outbox: Outbox::new(kept.outbox),
             replica: Replica::default(),
             work: Work::Idle,
+            ahead: Ahead::Nothing,
+            banking: Vec::new(),
+            tempo: Tempo::default(),
+            now_ms: 0,
             cut_off: None,
+            asked_in: None,
+            lacking: None,
+            merged_with: None,
             no_lease_until_ms: None,
             patience: None,
+            unjudged: VecDeque::new(),
             rest_until_ms: None,
             hold: None,
             evaluate_next: None,
@@ -177,8 +207,7 @@ impl Session {
     /// run's branch. Its lease need not be outstanding: what is trained under it is welcome while its base is recent.
     pub fn resume(&mut self, lease: Lease, base: Arc<[f32]>) {
         if lease.agent == self.config.agent && Some(lease.branch) == self.branch {
-            self.replica.hold(Wanted { version: lease.base_version, digest: lease.base_digest }, base);
-            self.cut_off = Some(lease);
+            self.cut_off = Some((lease, base));
         }
     }
 
@@ -188,6 +217,7 @@ impl Session {
         if self.ended {
             return out;
         }
+        self.account(now_ms);
         self.apply(now_ms, event, &mut out);
         if !self.ended {
             self.go_on(now_ms, &mut out);
@@ -213,13 +243,13 @@ impl Session {
             Event::Progress { lease, steps, examples_per_s } => {
                 self.progress(now_ms, lease, steps, examples_per_s, out);
             }
-            Event::Trained(outcome) => self.trained(*outcome, out),
+            Event::Trained(outcome) => self.trained(now_ms, *outcome, out),
             Event::TrainingStopped { lease } => self.training_stopped(lease, out),
             Event::Evaluated { version, accuracy, loss, num_examples } => {
                 let agent = self.config.agent;
-                self.evaluated(Evaluation { agent, version, accuracy, loss, num_examples }, out);
+                self.evaluated(now_ms, Evaluation { agent, version, accuracy, loss, num_examples }, out);
             }
-            Event::EvaluationFailed { version, problem } => self.evaluation_failed(version, problem, out),
+            Event::EvaluationFailed { version, problem } => self.evaluation_failed(now_ms, version, problem, out),
             Event::Banked(entry) => self.banked(now_ms, entry),
             Event::Discarded { lease, problem } => self.discarded(now_ms, lease, problem, out),
             Event::Settled { key } => self.outbox.settled(key),
@@ -253,14 +283,13 @@ impl Session {
         let link = match self.link {
             Link::Greeting { until_ms } => Some(until_ms),
             Link::Up => {
-                let fetching = matches!(self.work, Work::Fetching { .. });
-                let fetch = self.replica.deadline_ms().filter(|_| fetching);
-                [self.outbox.deadline_ms(), fetch, self.renewal_ms()].into_iter().flatten().min()
+                let fetch = self.fetching().and_then(|_| self.replica.deadline_ms());
+                let waits = [self.outbox.deadline_ms(), fetch, self.renewal_ms(), self.asking_until_ms()];
+                waits.into_iter().chain([self.ask_ahead_ms()]).flatten().min()
             }
             Link::Down | Link::Connecting => None,
         };
         let asking = match self.work {
-            Work::Asking { until_ms } => Some(until_ms),
             Work::Idle if self.is_up() && self.stopping.is_none() => {
                 let patience = self.patience.map(|(_, until_ms)| until_ms);
                 [self.no_lease_until_ms, patience, self.rest_until_ms].into_iter().flatten().min()

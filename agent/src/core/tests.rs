@@ -1,5 +1,6 @@
 //! Exact command lists: what the session does is its contract with the driver, and with the simulator.
 
+mod ahead;
 mod hold;
 mod stale;
 
@@ -44,6 +45,7 @@ fn config(train_examples: u64, eval_examples: u64) -> SessionConfig {
         device: "cpu".into(),
         renew_at_ms: u64::MAX,
         backoff_seed: 1,
+        overlap: true,
     }
 }
 
@@ -137,7 +139,7 @@ fn offer(entry: &OutboxEntry) -> Command {
 fn outcome(lease: &Lease) -> Outcome {
     Outcome {
         lease: lease.id,
-        delta: vec![0.5, 0.5],
+        delta: Arc::from([0.5, 0.5]),
         num_examples: 40,
         local_steps: 5,
         train_loss: 0.5,
@@ -147,7 +149,7 @@ fn outcome(lease: &Lease) -> Outcome {
 
 fn train(lease: &Lease) -> Command {
     let base = content(lease.base_version.0);
-    Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec()), base }
+    Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec()), base, lead: None }
 }
 
 fn bank(lease: &Lease, seq: u64) -> Command {

@@ -1,12 +1,15 @@
 //! What the session does: ask for a lease, fetch its base, train, bank the delta; evaluate in between; stop in order.
 
+use std::sync::Arc;
+
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, Lease, LeaseEnd};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
-use super::command::{Bank, Command, Ending};
+use super::ahead::Ahead;
+use super::command::{Bank, Command, Ending, Lead};
 use super::event::{OutboxEntry, Outcome};
 use super::replica::Wanted;
 use super::{Session, Stopping, Trainer};
@@ -41,17 +44,16 @@ pub enum Work {
     Training {
         /// Under this lease.
         lease: Lease,
-        /// Steps done.
+        /// Since when.
+        since_ms: u64,
+        /// Steps done,
         steps: u32,
+        /// as of then.
+        moved_ms: u64,
         /// Examples a second, lately.
         examples_per_s: f32,
         /// Whether it was told to stop.
         stopping: bool,
-    },
-    /// Making the delta durable.
-    Banking {
-        /// Under this lease.
-        lease: Lease,
     },
 }
 
@@ -85,24 +87,32 @@ impl Session {
             && self.replica.held() == Some(*wanted)
         {
             let (wanted, then) = (*wanted, then.clone());
-            self.fetched(wanted, then, out);
+            self.tempo.obtained(now_ms, true);
+            self.fetched(now_ms, wanted, then, out);
         }
-        if self.work != Work::Idle || self.hold.is_some() || !matches!(self.trainer, Trainer::Ready(_)) {
+        self.go_ahead(now_ms, out);
+        if self.work != Work::Idle || !matches!(self.trainer, Trainer::Ready(_)) {
             return;
         }
-        if self.may_ask()
-            && let Some(lease) = self.cut_off.take().filter(|lease| Some(lease.branch) == self.branch)
-        {
-            return self.train(lease, out);
+        if self.hold.is_some() {
+            return self.catch_up(now_ms, out);
         }
+        if self.may_ask()
+            && let Some((lease, base)) = self.cut_off.take().filter(|(lease, _)| Some(lease.branch) == self.branch)
+        {
+            return self.train_from(now_ms, lease, base, None, out);
+        }
+        // What is being fetched for the next round would be lost over another model.
         if self.is_up()
+            && !matches!(self.ahead, Ahead::Asking { .. } | Ahead::Fetching { .. })
             && let Some(wanted) = self.evaluate_next.take()
         {
             return self.obtain(now_ms, wanted, Next::Evaluate, out);
         }
-        if self.may_ask() {
+        self.catch_up(now_ms, out);
+        if self.work == Work::Idle && self.may_ask() {
             self.work = Work::Asking { until_ms: now_ms + limits::REQUEST_TIMEOUT_MS };
-            out.push(Command::Send(AgentMessage::RequestLease));
+            self.ask(now_ms, out);
         }
     }
 
@@ -111,6 +121,8 @@ impl Session {
             && self.config.train_examples > 0
             && self.phase == RunPhase::Running
             && self.outbox.has_room()
+            && self.banking.is_empty()
+            && matches!(self.ahead, Ahead::Nothing)
             && self.no_lease_until_ms.is_none()
             && self.patience.is_none()
             && self.rest_until_ms.is_none()
@@ -119,7 +131,8 @@ impl Session {
     /// Gets hold of a model, from here or from the coordinator.
     fn obtain(&mut self, now_ms: u64, wanted: Wanted, then: Next, out: &mut Vec<Command>) {
         if self.replica.held() == Some(wanted) {
-            return self.fetched(wanted, then, out);
+            self.tempo.obtained(now_ms, false);
+            return self.fetched(now_ms, wanted, then, out);
         }
         self.work = Work::Fetching { wanted, then };
         if let Some(ask) = self.replica.ask(now_ms, wanted) {
@@ -127,12 +140,12 @@ impl Session {
         }
     }
 
-    fn fetched(&mut self, wanted: Wanted, then: Next, out: &mut Vec<Command>) {
+    pub(super) fn fetched(&mut self, now_ms: u64, wanted: Wanted, then: Next, out: &mut Vec<Command>) {
         match then {
             Next::Train { lease, evaluate } if evaluate && self.config.eval_examples > 0 => {
                 self.evaluate(wanted, Some(lease), out);
             }
-            Next::Train { lease, .. } => self.train(lease, out),
+            Next::Train { lease, .. } => self.train(now_ms, lease, out),
             Next::Evaluate => self.evaluate(wanted, None, out),
         }
     }
@@ -149,7 +162,7 @@ impl Session {
         out.push(Command::Evaluate { version: wanted.version, content });
     }
 
-    fn train(&mut self, lease: Lease, out: &mut Vec<Command>) {
+    fn train(&mut self, now_ms: u64, lease: Lease, out: &mut Vec<Command>) {
         let base = Wanted { version: lease.base_version, digest: lease.base_digest };
         let Some(base) = self.replica.content(base) else {
             // Whatever took its place, a round without its base is none.
@@ -159,44 +172,76 @@ impl Session {
             }
             return;
         };
+        let lead = self.lead();
+        self.train_from(now_ms, lease, base, lead, out);
+    }
+
+    fn train_from(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
         let spec = self.terms.as_ref().expect("a lease comes only after a welcome").spec.clone();
-        out.push(Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec), base });
-        self.work = Work::Training { lease, steps: 0, examples_per_s: 0.0, stopping: false };
+        out.push(Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec), base, lead });
+        self.work = Work::Training {
+            lease,
+            since_ms: now_ms,
+            steps: 0,
+            moved_ms: now_ms,
+            examples_per_s: 0.0,
+            stopping: false,
+        };
     }
 
     pub(super) fn leased(&mut self, now_ms: u64, lease: Lease, evaluate: bool, out: &mut Vec<Command>) {
         self.no_lease_until_ms = None;
-        let free = matches!(self.work, Work::Idle | Work::Asking { .. });
+        let ahead = matches!(self.ahead, Ahead::Asking { .. });
+        let free = ahead || matches!(self.work, Work::Idle | Work::Asking { .. });
         let fits = Some(lease.branch) == self.branch && matches!(self.trainer, Trainer::Ready(_));
         if !free || !fits || self.stopping.is_some() {
             out.push(return_lease(lease.id));
-            if matches!(self.work, Work::Asking { .. }) {
-                self.work = Work::Idle;
-            }
+            self.answered();
             return;
+        }
+        if ahead {
+            return self.leased_ahead(now_ms, lease, evaluate, out);
         }
         let wanted = Wanted { version: lease.base_version, digest: lease.base_digest };
         self.obtain(now_ms, wanted, Next::Train { lease, evaluate }, out);
     }
 
     pub(super) fn no_lease(&mut self, now_ms: u64, phase: RunPhase, out: &mut Vec<Command>) {
-        if matches!(self.work, Work::Asking { .. }) {
-            self.work = Work::Idle;
-        }
+        self.answered();
         self.enter(now_ms, phase, out);
         self.no_lease_until_ms = Some(now_ms + limits::REQUEST_TIMEOUT_MS);
     }
 
-    pub(super) fn model_gone(&mut self, version: ModelVersion, out: &mut Vec<Command>) {
-        let Work::Fetching { wanted, then } = &self.work else { return };
-        if wanted.version != version {
-            return;
+    /// Nothing is asked for any more.
+    pub(super) fn answered(&mut self) {
+        if matches!(self.work, Work::Asking { .. }) {
+            self.work = Work::Idle;
         }
-        if let Next::Train { lease, .. } = then {
-            out.push(return_lease(lease.id));
+        if matches!(self.ahead, Ahead::Asking { .. }) {
+            self.ahead = Ahead::Nothing;
         }
+    }
+
+    /// The model that is being fetched will not come: its lease goes back.
+    fn give_up_fetch(&mut self, out: &mut Vec<Command>) {
         self.replica.forget_fetch();
-        self.work = Work::Idle;
+        if matches!(self.ahead, Ahead::Fetching { .. }) {
+            self.drop_ahead(true, out);
+        }
+        if let Work::Fetching { then, .. } = &self.work {
+            if let Next::Train { lease, .. } = then
+                && self.is_up()
+            {
+                out.push(return_lease(lease.id));
+            }
+            self.work = Work::Idle;
+        }
+    }
+
+    pub(super) fn model_gone(&mut self, version: ModelVersion, out: &mut Vec<Command>) {
+        if self.fetching().is_some_and(|wanted| wanted.version == version) {
+            self.give_up_fetch(out);
+        }
     }
 
     pub(super) fn unpack_failed(
@@ -206,28 +251,19 @@ impl Session {
         problem: String,
         out: &mut Vec<Command>,
     ) {
-        if !self.replica.is_unpacking(version) {
-            return;
-        }
-        self.note(format!("version {version} is not what was announced: {problem}"));
-        self.replica.forget_fetch();
-        self.rest_until_ms = Some(now_ms + limits::AGENT_RETRY_MS);
-        if let Work::Fetching { then: Next::Train { lease, .. }, .. } = &self.work
-            && self.is_up()
-        {
-            out.push(return_lease(lease.id));
-        }
-        if matches!(self.work, Work::Fetching { .. }) {
-            self.work = Work::Idle;
+        if self.replica.is_unpacking(version) {
+            self.note(format!("version {version} is not what was announced: {problem}"));
+            self.rest_until_ms = Some(now_ms + limits::AGENT_RETRY_MS);
+            self.give_up_fetch(out);
         }
     }
 
     pub(super) fn progress(&mut self, now_ms: u64, id: LeaseId, done: u32, speed: f32, out: &mut Vec<Command>) {
-        let Work::Training { lease, steps, examples_per_s, .. } = &mut self.work else { return };
+        let Work::Training { lease, steps, moved_ms, examples_per_s, .. } = &mut self.work else { return };
         if lease.id != id {
             return;
         }
-        (*steps, *examples_per_s) = (done, speed);
+        (*steps, *moved_ms, *examples_per_s) = (done, now_ms, speed);
         let due = self.progress_at_ms.is_none_or(|last| now_ms >= last + PROGRESS_EVERY_MS);
         if due && self.is_up() {
             self.progress_at_ms = Some(now_ms);
@@ -235,26 +271,32 @@ impl Session {
         }
     }
 
-    pub(super) fn trained(&mut self, outcome: Outcome, out: &mut Vec<Command>) {
+    pub(super) fn trained(&mut self, now_ms: u64, outcome: Outcome, out: &mut Vec<Command>) {
         let Work::Training { lease, .. } = &self.work else { return };
         if lease.id != outcome.lease {
             return;
         }
         let lease = lease.clone();
+        self.work = Work::Idle;
         if Some(lease.branch) != self.branch {
-            self.work = Work::Idle;
             return;
+        }
+        self.tempo.trained(outcome.local_steps, outcome.compute_ms);
+        self.banking.push((lease.id, now_ms));
+        self.keep_lead(lease.id, &outcome.delta);
+        let seq = self.next_seq;
+        if !bugs::is(Bug::NumberReused) {
+            self.next_seq = seq.next();
         }
         let upload = &self.terms.as_ref().expect("a lease comes only after a welcome").spec.upload;
         out.push(Command::Bank(Box::new(Bank {
-            lease: lease.clone(),
+            lease,
             epoch: self.epoch.expect("a lease comes only after a welcome"),
-            seq: self.next_seq,
+            seq,
             codec: upload.codec,
             feedback_decay: upload.feedback_decay,
             outcome,
         })));
-        self.work = Work::Banking { lease };
     }
 
     pub(super) fn training_stopped(&mut self, id: LeaseId, out: &mut Vec<Command>) {
@@ -270,30 +312,36 @@ impl Session {
 
     pub(super) fn banked(&mut self, now_ms: u64, entry: OutboxEntry) {
         let key = entry.meta.key;
-        if self.epoch == Some(key.epoch) && !bugs::is(Bug::NumberReused) {
-            self.next_seq = key.seq.next();
-        }
-        if matches!(self.work, Work::Banking { .. }) {
-            self.work = Work::Idle;
-        }
+        let ended_ms = self.no_longer_banking(entry.meta.lease);
         self.outbox.push(entry);
         if self.is_up() {
+            self.unjudged.extend(ended_ms.map(|ended_ms| (key, ended_ms)));
             self.patience = Some((key, now_ms + limits::VERDICT_PATIENCE_MS));
         }
     }
 
-    pub(super) fn discarded(&mut self, now_ms: u64, lease: LeaseId, problem: String, out: &mut Vec<Command>) {
+    /// The store is through with the delta of this lease; when its round ended, if it had it.
+    fn no_longer_banking(&mut self, lease: LeaseId) -> Option<u64> {
+        let at = self.banking.iter().position(|(banking, _)| *banking == lease)?;
+        Some(self.banking.remove(at).1)
+    }
+
+    pub(super) fn discarded(&mut self, now_ms: u64, id: LeaseId, problem: String, out: &mut Vec<Command>) {
         self.note(problem);
-        if matches!(self.work, Work::Training { .. } | Work::Banking { .. }) {
+        let banked = self.no_longer_banking(id).is_some();
+        if let Work::Training { lease, .. } = &self.work
+            && !banked
+            && lease.id == id
+        {
             self.work = Work::Idle;
         }
         self.rest_until_ms = Some(now_ms + limits::AGENT_RETRY_MS);
         if self.is_up() {
-            out.push(return_lease(lease));
+            out.push(return_lease(id));
         }
     }
 
-    pub(super) fn evaluated(&mut self, evaluation: Evaluation, out: &mut Vec<Command>) {
+    pub(super) fn evaluated(&mut self, now_ms: u64, evaluation: Evaluation, out: &mut Vec<Command>) {
         let Work::Evaluating { wanted, then, of_this_branch } = &self.work else { return };
         if wanted.version != evaluation.version {
             return;
@@ -304,11 +352,17 @@ impl Session {
         }
         self.work = Work::Idle;
         if let Some(lease) = then {
-            self.train(lease, out);
+            self.train(now_ms, lease, out);
         }
     }
 
-    pub(super) fn evaluation_failed(&mut self, version: ModelVersion, problem: String, out: &mut Vec<Command>) {
+    pub(super) fn evaluation_failed(
+        &mut self,
+        now_ms: u64,
+        version: ModelVersion,
+        problem: String,
+        out: &mut Vec<Command>,
+    ) {
         let Work::Evaluating { wanted, then, .. } = &self.work else { return };
         if wanted.version != version {
             return;
@@ -317,19 +371,19 @@ impl Session {
         self.note(format!("version {version} cannot be evaluated: {problem}"));
         self.work = Work::Idle;
         if let Some(lease) = then {
-            self.train(lease, out);
+            self.train(now_ms, lease, out);
         }
     }
 
     /// Stops what belongs to another branch. Deltas that are durable stay: the coordinator refuses them with a reason.
     pub(super) fn abandon_work(&mut self, out: &mut Vec<Command>) {
+        self.drop_ahead(false, out);
         match &mut self.work {
             Work::Training { stopping, .. } => {
                 if !std::mem::replace(stopping, true) {
                     out.push(Command::StopTraining);
                 }
             }
-            Work::Banking { .. } => {}
             Work::Idle | Work::Asking { .. } | Work::Fetching { .. } => self.work = Work::Idle,
             Work::Evaluating { then, .. } => *then = None,
         }
@@ -347,13 +401,14 @@ impl Session {
         {
             out.push(return_lease(lease.id));
         }
+        self.drop_ahead(true, out);
         self.replica.forget_fetch();
         self.abandon_work(out);
     }
 
     fn go_on_stopping(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         let Some(stopping) = &self.stopping else { return };
-        let busy = matches!(self.work, Work::Training { .. } | Work::Banking { .. });
+        let busy = matches!(self.work, Work::Training { .. }) || !self.banking.is_empty();
         let handing_over = self.is_up() && !self.outbox.is_empty();
         if (busy || handing_over) && now_ms < stopping.deadline_ms {
             return;
@@ -369,6 +424,6 @@ impl Session {
 /// At most one `Progress` in this time.
 const PROGRESS_EVERY_MS: u64 = 1_000;
 
-fn return_lease(lease: LeaseId) -> Command {
+pub(super) fn return_lease(lease: LeaseId) -> Command {
     Command::Send(AgentMessage::ReturnLease { lease, why: LeaseEnd::Returned })
 }

@@ -42,7 +42,7 @@ fn bank(seq: u64, delta: Vec<f32>) -> Bank {
         feedback_decay: 1.0,
         outcome: Outcome {
             lease: LeaseId(seq),
-            delta,
+            delta: delta.into(),
             num_examples: 1,
             local_steps: 1,
             train_loss: 0.0,

@@ -154,6 +154,13 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
+    /// How long devices wait for a thin line while they train a gpt, with and without the next round made ready in time
+    Overlap {
+        #[command(flatten)]
+        options: bench::overlap::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Time from kill -9 to serving again, replay speed, memory
     Recovery {
         #[command(flatten)]
@@ -217,6 +224,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Flood { options, common }) => (bench::flood::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Trainer { options, common }) => (bench::trainer::run(&options, common.seed)?, common),
+        Verb::Bench(Bench::Overlap { options, common }) => (bench::overlap::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };
     report.finish(common.json.as_deref())?;

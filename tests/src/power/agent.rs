@@ -99,7 +99,7 @@ impl Script {
             feedback_decay: 1.0,
             outcome: Outcome {
                 lease,
-                delta: noise(PARAMS, self.seed + seq),
+                delta: noise(PARAMS, self.seed + seq).into(),
                 num_examples: 1,
                 local_steps: 1,
                 train_loss: 0.0,

@@ -82,6 +82,7 @@ pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
         device: "swarm".to_owned(),
         renew_at_ms: u64::MAX,
         backoff_seed: member.number,
+        overlap: true,
     };
     let session = Session::new(config, Kept::default());
     let (clock, waiting) = (Clock::start(), BTreeMap::new());
@@ -269,7 +270,7 @@ impl Agent {
 fn trained(lease: &Lease) -> Event {
     Event::Trained(Box::new(Outcome {
         lease: lease.id,
-        delta: Vec::new(),
+        delta: [].into(),
         num_examples: 640,
         local_steps: 20,
         train_loss: 1.0,

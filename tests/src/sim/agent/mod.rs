@@ -189,6 +189,7 @@ impl World {
             device: "simulated".into(),
             renew_at_ms: u64::MAX,
             backoff_seed: agent.rng.next_u64(),
+            overlap: true,
         };
         agent.process = Some(Process {
             session: Session::new(config, kept),
@@ -297,9 +298,12 @@ impl World {
             Command::Unpack { version, digest, encoded } => {
                 self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
                 let event = worker::unpack(&self.learner.manifest, version, digest, &encoded);
-                self.maths(machine, 3, event);
+                self.beside_the_maths(machine, 3, event);
             }
-            Command::Train { lease, base, .. } => self.train(machine, &lease, &base),
+            Command::Train { lease, base, lead, .. } => {
+                let start = lead.map_or_else(|| base.to_vec(), |lead| lead.from(&base));
+                self.train(machine, &lease, &start);
+            }
             Command::StopTraining => {
                 if let Some((_, lease)) = process.training.take() {
                     process.maths_free_ms = now_ms;

@@ -32,6 +32,15 @@ impl World {
         self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, event: Box::new(event) });
     }
 
+    pub(in crate::sim) fn beside_the_maths(&mut self, machine: Machine, takes_ms: u64, event: Event) {
+        let (at_ms, agent) = (self.now_ms() + takes_ms, self.agent(machine));
+        let life = agent.life;
+        let Some(process) = agent.process.as_mut() else { return };
+        process.next_job += 1;
+        let job = process.next_job;
+        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, event: Box::new(event) });
+    }
+
     pub(in crate::sim) fn agent_done(&mut self, machine: Machine, life: u64, job: u64, event: Event) {
         if !self.agent(machine).is_life(life) {
             return;
@@ -63,7 +72,7 @@ impl World {
                 distort(hostile, &mut round.delta);
                 Event::Trained(Box::new(Outcome {
                     lease: lease.id,
-                    delta: round.delta,
+                    delta: round.delta.into(),
                     num_examples: round.num_examples,
                     local_steps: round.local_steps,
                     train_loss: round.train_loss,
