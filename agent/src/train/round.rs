@@ -8,7 +8,7 @@
 //! | 4 | length of the head, u32 le |
 //! | 32 | BLAKE3 of the head |
 //! | n | the head (bincode): lease, what the round is a round of, steps done, sums, length and BLAKE3 of each vector |
-//! | ... | the vectors, f32 le: base, model, the optimizer's state |
+//! | ... | the vectors, f32 le: start (the lease's base, or ahead of it), model, the optimizer's state |
 //!
 //! The draw of examples needs no bytes: it is the seed's stream after so many numbers. The file is removed before the
 //! round's end is told to anybody, so that no round counts twice: a coordinator refuses the second update under a lease, but
@@ -86,7 +86,7 @@ pub(super) struct RoundState {
     pub(super) step: u32,
     /// Sum of their losses.
     pub(super) loss_sum: f64,
-    /// Base, model, and the vectors of the optimizer.
+    /// Start, model, and the vectors of the optimizer.
     pub(super) vectors: Vec<Vec<f32>>,
     /// The optimizer's numbers.
     pub(super) powers: [f64; 2],
@@ -216,8 +216,8 @@ fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
         }
         vectors.push(vector);
     }
-    if vectors.len() < 2 || head.vectors[0].1 != head.lease.base_digest {
-        return Err(bad("its base is not that of its lease"));
+    if vectors.len() < 2 {
+        return Err(bad("there is no model in it"));
     }
     Ok(Some((head, vectors)))
 }

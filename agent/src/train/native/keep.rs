@@ -34,7 +34,8 @@ impl Keeper {
     pub(super) fn take_up(&self, optimizer: &mut Optimizer, model: &mut Vec<f32>) -> Option<RoundState> {
         let mut state = self.file.take_up(self.of)?;
         let mut rest = state.vectors.split_off(2);
-        let kept = state.vectors.pop().filter(|kept| kept.len() == model.len())?;
+        let same_start = state.vectors.first().is_some_and(|start| start == model);
+        let kept = state.vectors.pop().filter(|kept| same_start && kept.len() == model.len())?;
         if !optimizer.restore(&mut rest, state.powers) {
             return None;
         }

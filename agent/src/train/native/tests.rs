@@ -240,6 +240,30 @@ fn a_round_that_was_cut_off_and_taken_up_gives_the_same_bytes() {
     }
 }
 
+/// A round that starts ahead of its lease's base, which is in flight, goes on from where it started, and from nowhere else.
+#[test]
+fn a_kept_round_goes_on_only_from_its_own_start() {
+    let (spec, plan, stripes) = (model(ModelKind::Mlp), plan(4, sgd(0.05, 0.0)), stripes(30));
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("round");
+    let steps_from = |ahead: f32, cut_after: u32| {
+        let mut trainer = native(&spec).expect("valid");
+        let base = trainer.initial(1).expect("made");
+        let start: Vec<f32> = base.iter().map(|value| value + ahead).collect();
+        trainer.keep_round(Some(RoundFile::every_step(&path, &base)));
+        let mut steps = 0;
+        let mut note = |report: StepReport| {
+            steps += 1;
+            if report.step == cut_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        trainer.train(&start, &plan, 4, &stripes, &mut note).expect("trains");
+        steps
+    };
+    assert_eq!(steps_from(0.01, 3), 3);
+    assert_eq!(steps_from(0.01, 4), 2, "the second step was the last on disk");
+    assert_eq!(steps_from(0.02, 4), 4, "another start is another round");
+}
+
 #[test]
 fn text_is_for_the_gpt_and_nothing_else_is() {
     let mut reader = native(&gpt(32, 8)).expect("valid");
