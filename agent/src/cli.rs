@@ -73,6 +73,12 @@ pub(crate) enum Verb {
     /// Look at the GPUs, and tell the process that started this one
     #[command(hide = true)]
     ProbeGpus,
+    /// Compute a little on a GPU, and tell the process that started this one
+    #[command(hide = true)]
+    ProbeDevice {
+        /// Which
+        device: device::GpuId,
+    },
     /// Be the native trainer of an agent that runs with --isolate
     #[command(hide = true)]
     Trainer(TrainerArgs),
@@ -129,7 +135,8 @@ pub(crate) struct RunArgs {
     /// Name of the label column in a CSV file [default: label]
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
-    /// Device to train on: auto or cpu [default: auto]
+    /// Device for the native models: auto, cpu, or a GPU backend of this build with a number, like cuda:1. A GPU
+    /// implies --isolate [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<device::Choice>,
     /// Threads for the maths [default: all cores]
@@ -160,6 +167,9 @@ pub(crate) struct TrainerArgs {
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+    /// The GPU to train on
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<device::GpuId>,
 }
 
 /// What a volunteer's machine keeps for its owner.
@@ -323,8 +333,13 @@ mod tests {
             let error = parse(&["run", "--dir", "d", &format!("--max-memory={size}")]).expect_err(size).to_string();
             assert!(error.contains("not a size of memory above 0"), "{error}");
         }
-        let cuda = parse(&["run", "--dir", "d", "--device", "cuda"]).expect_err("there is no such backend").to_string();
-        assert!(cuda.contains("this build has no CUDA backend"), "{cuda}");
+        let tpu = parse(&["run", "--dir", "d", "--device", "tpu"]).expect_err("there is no such device").to_string();
+        assert!(tpu.contains("unknown device `tpu`, expected auto, cpu, cuda,"), "{tpu}");
+        #[cfg(not(feature = "cuda"))]
+        {
+            let cuda = parse(&["run", "--dir", "d", "--device", "cuda:1"]).expect_err("no such backend").to_string();
+            assert!(cuda.contains("this build has no CUDA backend: build the agent with `--features cuda`"), "{cuda}");
+        }
         let split = ["shard", "split", "x", "--agents", "3", "--seed", "1", "--out", "o"];
         let with = |more: &[&str]| parse(&[&split[..], more].concat());
         assert!(with(&["--iid"]).is_ok() && with(&["--alpha", "0.3"]).is_ok());

@@ -337,7 +337,7 @@ mod tests {
             (format!("{good}trainer_timeout_s = 0\n"), lines + 1, "at least 1"),
             (good.replace("127.0.0.1:4433", "nowhere"), 2, "not a host and a port"),
             (good.replace("\"auto\"", "\"tpu\""), lines, "unknown device `tpu`"),
-            (good.replace("\"auto\"", "\"cuda\""), lines, "this build has no CUDA backend"),
+            (good.replace("\"auto\"", "\"cuda:x\""), lines, "does not end in the number of a device"),
             (good.replace("run = \"01", "run = \"zz"), 3, "32 hexadecimal characters"),
         ];
         for (text, expected, part) in cases {

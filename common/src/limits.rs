@@ -181,7 +181,9 @@ pub const AGENT_QUEUE_EVENTS: usize = 256;
 pub const SILENCE_MS: u64 = 3_000;
 /// How long the process that looks at a machine's GPUs may take, in milliseconds.
 pub const DEVICE_PROBE_MS: u64 = 10_000;
-/// Bytes of each output of that process that are read.
+/// How long the process that opens a GPU and computes a little on it may take, in milliseconds: drivers compile kernels.
+pub const DEVICE_TRIAL_MS: u64 = 60_000;
+/// Bytes of each output of those processes that are read.
 pub const DEVICE_PROBE_BYTES: u64 = 64 << 10;
 /// How often an agent looks whether its machine's owner has a use for the machine, in milliseconds.
 pub const MANNERS_LOOK_MS: u64 = 2_000;

@@ -1,35 +1,82 @@
 #!/bin/sh
-# On a machine with an NVIDIA GPU, its driver, NVRTC and cargo: runs what there is to run on a GPU, and prints one table.
-# Exit codes: 0 everything passed, 1 something failed, 3 this machine has no driver.
+# tests/gpu/run.sh [DEVICE [OPTION...]]: runs what there is to run on a GPU, and prints one table. DEVICE is what `--device` takes: cuda
+# (the default, with an NVIDIA GPU, its driver, NVRTC and CUDA's headers), cuda:1, vulkan, rocm, metal; cpu tries the script.
+# Options are those of `anabranch-lab bench trainer`, like --rounds 1.
+# ANABRANCH_GPU_PROFILE=dev measures speed in the development profile, which is not built twice then. PYTHON names a Python
+# with PyTorch. Exit codes: 0 everything passed, 1 something failed, 3 this machine has no driver.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 
-if ! [ -e /proc/driver/nvidia/version ] && ! [ -e /dev/dxg ]; then
+device=${1:-cuda}
+[ $# -gt 0 ] && shift
+backend=${device%%:*}
+profile=${ANABRANCH_GPU_PROFILE:-release}
+python=${PYTHON:-python3}
+case $backend in
+cuda | vulkan | rocm | metal) features="--features $backend" ;;
+cpu) features= ;;
+*)
+    echo "unknown device $device" >&2
+    exit 1
+    ;;
+esac
+if [ "$backend" = cuda ] && ! [ -e /proc/driver/nvidia/version ] && ! [ -e /dev/dxg ]; then
     echo "no NVIDIA driver on this machine: nothing was run" >&2
     exit 3
 fi
-cargo run --quiet -p anabranch-agent -- devices || exit 1
-echo
 
 failed=0
-row() { printf '%-52s %s\n' "$1" "$2"; }
+row() { printf '%-64s %s\n' "$1" "$2"; }
+# What cargo is told before a command of its own; the features are those of anabranch-tests, which passes them on.
+lab() {
+    verb=$1
+    shift
+    # Word splitting is wanted: there may be no features.
+    # shellcheck disable=SC2086
+    cargo "$verb" --quiet -p anabranch-tests $features "$@"
+}
 check() {
-    if output=$(ANABRANCH_GPU_TESTS=1 cargo test --quiet -p anabranch-tests -p anabranch-agent --lib "$2" 2>&1); then
-        row "$1" passed
+    name=$1
+    shift
+    if output=$("$@" 2>&1); then
+        row "$name" passed
+        # Figures that a test prints.
+        printf '%s\n' "$output" | grep -E '^(Mlp|Cnn|Gpt) ' | sed 's/^/    /'
     else
-        row "$1" FAILED
+        row "$name" FAILED
         printf '%s\n' "$output" | tail -n 30
         failed=1
     fi
 }
+codec() { ANABRANCH_GPU_TESTS=1 cargo test --quiet -p anabranch-tests -p anabranch-agent --lib "$1"; }
+accelerator() { CI=true ANABRANCH_TEST_DEVICE=$device lab test --test accelerator -- --nocapture "$1"; }
+# The last lines of the bench's table.
+speed() {
+    release=
+    [ "$profile" = release ] && release=--release
+    # shellcheck disable=SC2086
+    lab run $release --bin anabranch-lab -- bench trainer --device "$device" --python "$python" "$@"
+}
 
-check "GPU codec: the CPU codec's bits" gpu::tests::a_gpu_gives_the_cpus_bits
-check "GPU codec: kernels retold, and compiled for the CPU" gpu::
+lab run --bin anabranch-lab -- as-agent devices || exit 1
+echo
+if [ "$backend" = cuda ]; then
+    check "GPU codec: the CPU codec's bits" codec gpu::tests::a_gpu_gives_the_cpus_bits
+    check "GPU codec: kernels retold, and compiled for the CPU" codec gpu::
+fi
+if [ "$backend" != cpu ]; then
+    check "native trainer on $device: losses and models against the CPU" accelerator a_gpu_trains_as_the_cpu_does
+    check "a device that does not exist is refused" accelerator a_device_that_does_not_exist
+    check "one run with a GPU and a CPU agent; a killed child recovers" accelerator a_gpu_and_a_cpu_train
+fi
 # What has no code yet stands in the table all the same, so that nobody takes a short table for a full one.
-row "native trainer on CUDA: loss against the CPU" "does not exist"
-row "native trainer on CUDA: examples/s against PyTorch" "does not exist"
 row "GPU codec: GB/s against a copy on the device" "does not exist"
 row "out-of-memory fitting on a GPU" "does not exist"
-row "a killed GPU trainer recovers" "does not exist"
-row "one run with GPU and CPU agents" "does not exist"
+row "native trainer on $device: examples/s ($profile profile)" "below"
+if output=$(speed "$@" 2>&1); then
+    printf '%s\n' "$output"
+else
+    printf '%s\n' "$output" | tail -n 30
+    failed=1
+fi
 exit "$failed"

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::device::attempt;
 use crate::cli::DevicesArgs;
 use crate::device::cpu::{self, CpuReport};
 use crate::device::gpu::{self, Gpu, GpuReport};
-use crate::device::probe::Probe;
-use crate::device::{BACKENDS, Backend};
+use crate::device::probe::{Found, Probe};
+use crate::device::{Backend, GpuBackend, GpuId, backends};
 
 /// All that `devices` knows.
 #[derive(Debug, Serialize)]
@@ -16,16 +17,29 @@ struct Devices {
     cpu: CpuReport,
     nvidia: GpuReport,
     backends: Vec<Backend>,
+    /// The first device of each GPU backend of this build.
+    devices: Vec<Trial>,
+}
+
+/// A device that was tried.
+#[derive(Debug, Serialize)]
+struct Trial {
+    device: GpuId,
+    /// Absent if it cannot be trained on.
+    found: Option<Found>,
+    problem: Option<String>,
 }
 
 /// Runs `devices`. A machine without a GPU, or with a sick driver, is no error: it trains on the CPU.
 pub(super) fn devices(args: &DevicesArgs) -> anyhow::Result<()> {
-    let nvidia = match Probe::of_this_program("devices").map(|probe| probe.run()) {
+    let nvidia = match Probe::of_gpus("devices").map(|probe| probe.run()) {
         Ok(Ok(report)) => report,
         Ok(Err(error)) => failed(&error),
         Err(error) => failed(&error),
     };
-    let devices = Devices { cpu: cpu::look(), nvidia, backends: BACKENDS.to_vec() };
+    let built = GpuBackend::ALL.into_iter().filter(|backend| backend.is_built());
+    let devices = built.map(|backend| Trial::of(backend.first())).collect();
+    let devices = Devices { cpu: cpu::look(), nvidia, backends: backends(), devices };
     if args.output.json { super::print_json(&devices) } else { super::print(&devices.to_text()) }
 }
 
@@ -39,6 +53,22 @@ pub(super) fn probe_gpus() -> anyhow::Result<()> {
     // Panics of the loader become words in the report; on standard error they would be taken for a crash.
     std::panic::set_hook(Box::new(|_| {}));
     super::print(&format!("{}\n", serde_json::to_string(&gpu::look())?))
+}
+
+impl Trial {
+    fn of(device: GpuId) -> Self {
+        match attempt("devices", device) {
+            Ok(found) => Self { device, found: Some(found), problem: None },
+            Err(problem) => Self { device, found: None, problem: Some(problem) },
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let Some(found) = &self.found else { return self.problem.clone().unwrap_or_default() };
+        let free = found.memory_free_bytes.map(|bytes| format!(", {} free", gib(bytes))).unwrap_or_default();
+        let software = if found.software { ", a program on the CPU that looks like a GPU" } else { "" };
+        format!("{}{free}{software}", found.name)
+    }
 }
 
 impl Devices {
@@ -76,6 +106,9 @@ impl Devices {
             of.map(|backend| backend.id).collect::<Vec<_>>().join(", ")
         };
         line("backends", format!("{}; not in this build: {}", names(true), names(false)));
+        for trial in &self.devices {
+            line(&trial.device.to_string(), trial.to_text());
+        }
         text
     }
 }
@@ -121,14 +154,27 @@ mod tests {
             problems: vec!["NVRTC is not here".to_owned()],
             gpus: vec![gpu],
         };
-        let text = Devices { cpu: cpu::look(), nvidia, backends: BACKENDS.to_vec() }.to_text();
+        let id = GpuBackend::Vulkan.first();
+        let found = Found { name: "Another".to_owned(), memory_free_bytes: Some(1 << 30), software: true };
+        let devices = vec![
+            Trial { device: id, found: Some(found), problem: None },
+            Trial { device: GpuId { index: 1, ..id }, found: None, problem: Some("it is sick".to_owned()) },
+        ];
+        let backends = vec![
+            Backend { id: "cpu", name: "CPU", built: true },
+            Backend { id: "vulkan", name: "Vulkan", built: true },
+            Backend { id: "cuda", name: "CUDA", built: false },
+        ];
+        let text = Devices { cpu: cpu::look(), nvidia, backends, devices }.to_text();
         for part in [
             "gpu 0      A GPU, compute capability 9.0\n",
             "4.0 GiB, free: 1.5 GiB\n",
             "           compute mode exclusive\n",
             "driver     NVIDIA 550.1\n",
             "nvidia     NVRTC is not here\n",
-            "backends   cpu; not in this build: cuda, vulkan, rocm, metal\n",
+            "backends   cpu, vulkan; not in this build: cuda\n",
+            "vulkan:0   Another, 1.0 GiB free, a program on the CPU that looks like a GPU\n",
+            "vulkan:1   it is sick\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }

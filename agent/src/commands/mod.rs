@@ -1,5 +1,6 @@
 //! One file a verb, and what they share.
 
+mod device;
 mod devices;
 mod join;
 pub(crate) mod run;
@@ -33,6 +34,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Shard(ShardVerb::Split(args)) => shard::split(&args),
         Verb::Devices(args) => devices::devices(&args),
         Verb::ProbeGpus => devices::probe_gpus(),
+        Verb::ProbeDevice { device } => device::probe(device),
         Verb::Trainer(args) => trainer::trainer(&args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -11,11 +11,12 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::device::{choose, refuse_for_programs};
 use super::{config_fail, identity_fail, process_fail, shard_fail, start_fail, status};
 use crate::cli::{MannersArgs, RunArgs};
 use crate::config::{AgentConfig, AgentDir};
 use crate::core::command::Ending;
-use crate::device;
+use crate::device::{self, Choice, GpuId};
 use crate::driver::{Driver, Setup, SharedReport};
 use crate::identity::AgentKey;
 use crate::manners::{Manners, MannersConfig};
@@ -38,7 +39,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
     };
     let (shard, eval_shard) = (path(&args.shard, &config.shard), path(&args.eval_shard, &config.eval_shard));
-    let mut device = device::detect(args.device.unwrap_or(config.device)).to_string();
+    let choice = args.device.unwrap_or(config.device);
     let manners = manners(&args.manners, config.manners.clone());
     let threads = manners.config.bounded(args.threads.map(usize::from).or(config.threads));
     let max_memory_bytes = manners.config.max_memory.map(Size::bytes);
@@ -56,13 +57,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         slow_factor: args.experiment.simulate_slow,
     };
     let (mut process, work_dir) = (None, dir.path().to_owned());
-    let (shards, factory) = match command(args, &config, label_column.as_deref())? {
+    let mut device = device::processor().to_string();
+    let (shards, factory) = match command(args, &config, label_column.as_deref(), choice)? {
         None => {
             let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), label_column.as_deref())?;
-            let factory = native_factory_with(NativeOptions { threads, max_memory_bytes }, &shards);
+            let factory = native_factory_with(NativeOptions { threads, max_memory_bytes, device: None }, &shards);
             (shards, factory)
         }
-        Some(Program { command, at_home }) => {
+        Some(Program { command, at_home, gpu }) => {
             let patience = Duration::from_secs(config.trainer_timeout_s.unwrap_or(limits::TRAINER_PATIENCE_S));
             let options = ProcessOptions {
                 command,
@@ -76,7 +78,11 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
                 patience,
             };
             let trainer = TrainerProcess::start(options).map_err(process_fail)?;
-            device = format!("{} in a process of its own on {device}", trainer.hello().name);
+            let name = &trainer.hello().name;
+            device = match gpu {
+                Some(_) => format!("{name}, in a process of its own"),
+                None => format!("{name} in a process of its own on {device}"),
+            };
             let work = (trainer.shards(), trainer.factory());
             process = Some(trainer);
             work
@@ -141,17 +147,28 @@ struct Program {
     command: Vec<OsString>,
     /// Whether it is started in the agent's directory.
     at_home: bool,
+    /// The GPU that it is told to use.
+    gpu: Option<GpuId>,
 }
 
 /// The program that trains, if it is not this one.
-fn command(args: &RunArgs, config: &AgentConfig, label_column: Option<&str>) -> anyhow::Result<Option<Program>> {
+fn command(
+    args: &RunArgs,
+    config: &AgentConfig,
+    label_column: Option<&str>,
+    choice: Choice,
+) -> anyhow::Result<Option<Program>> {
     if !args.trainer.is_empty() {
-        return Ok(Some(Program { command: args.trainer.clone(), at_home: false }));
+        refuse_for_programs(choice)?;
+        return Ok(Some(Program { command: args.trainer.clone(), at_home: false, gpu: None }));
     }
     if let Some(command) = config.trainer.as_ref().filter(|_| !args.isolate) {
-        return Ok(Some(Program { command: command.iter().map(Into::into).collect(), at_home: true }));
+        refuse_for_programs(choice)?;
+        return Ok(Some(Program { command: command.iter().map(Into::into).collect(), at_home: true, gpu: None }));
     }
-    if !args.isolate && !config.isolate {
+    let gpu = choose(choice);
+    // A sick driver must not take the agent with it.
+    if !args.isolate && !config.isolate && gpu.is_none() {
         return Ok(None);
     }
     // This program again, with whatever stood before the verb: an agent may be a part of a larger program.
@@ -161,7 +178,10 @@ fn command(args: &RunArgs, config: &AgentConfig, label_column: Option<&str>) -> 
     if let Some(name) = label_column {
         command.extend(["--label-column".into(), name.into()]);
     }
-    Ok(Some(Program { command, at_home: false }))
+    if let Some(id) = gpu {
+        command.extend(["--device".into(), id.to_string().into()]);
+    }
+    Ok(Some(Program { command, at_home: false, gpu }))
 }
 
 /// Opens what the native trainer trains and evaluates on.

@@ -91,8 +91,8 @@ pub fn look() -> GpuReport {
     report
 }
 
-/// The loader of cudarc panics where a library or a function of it is missing.
-fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+/// The loader of cudarc panics where a library or a function of it is missing, and backends do over much else.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => {

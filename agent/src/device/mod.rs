@@ -1,5 +1,6 @@
 //! What hardware this machine trains on.
 
+mod choice;
 pub mod cpu;
 pub mod gpu;
 pub mod memory;
@@ -7,74 +8,10 @@ pub mod probe;
 
 use std::fmt;
 use std::fs;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Which device the operator asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", try_from = "String")]
-pub enum Choice {
-    /// The best device that this build can use.
-    #[default]
-    Auto,
-    /// The CPU, whatever else is here.
-    Cpu,
-}
-
-/// A device that was asked for and cannot be had.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChoiceError {
-    /// There is code for it in other builds at best.
-    #[error("this build has no {0} backend; use auto or cpu (`anabranch-agent devices` lists what is here)")]
-    NotBuilt(&'static str),
-    /// No such device.
-    #[error("unknown device `{0}`, expected auto or cpu")]
-    Unknown(String),
-}
-
-impl FromStr for Choice {
-    type Err = ChoiceError;
-
-    fn from_str(text: &str) -> Result<Self, ChoiceError> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            other => match BACKENDS.iter().find(|backend| backend.id == other) {
-                Some(backend) => Err(ChoiceError::NotBuilt(backend.name)),
-                None => Err(ChoiceError::Unknown(other.to_owned())),
-            },
-        }
-    }
-}
-
-impl TryFrom<String> for Choice {
-    type Error = ChoiceError;
-
-    fn try_from(text: String) -> Result<Self, ChoiceError> {
-        text.parse()
-    }
-}
-
-/// Something that native models could be trained with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Backend {
-    /// What `--device` calls it.
-    pub id: &'static str,
-    /// Its name.
-    pub name: &'static str,
-    /// Whether this build has it.
-    pub built: bool,
-}
-
-/// Every backend that there is a name for.
-pub const BACKENDS: [Backend; 5] = [
-    Backend { id: "cpu", name: "CPU", built: true },
-    Backend { id: "cuda", name: "CUDA", built: false },
-    Backend { id: "vulkan", name: "Vulkan", built: false },
-    Backend { id: "rocm", name: "ROCm", built: false },
-    Backend { id: "metal", name: "Metal", built: false },
-];
+pub use choice::{Backend, Choice, ChoiceError, GpuBackend, GpuId, backends};
 
 /// Kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,18 +42,12 @@ impl fmt::Display for DeviceInfo {
     }
 }
 
-/// Finds the device that `choice` means.
-#[must_use]
-pub fn detect(choice: Choice) -> DeviceInfo {
-    match choice {
-        Choice::Auto | Choice::Cpu => cpu(),
-    }
-}
-
 /// Extensions that are reported, in the kernel's spelling.
 const CPU_FEATURES: [&str; 8] = ["neon", "asimd", "sse4_2", "avx", "avx2", "fma", "avx512f", "amx_tile"];
 
-fn cpu() -> DeviceInfo {
+/// The processor of this machine.
+#[must_use]
+pub fn processor() -> DeviceInfo {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     DeviceInfo {
@@ -177,20 +108,9 @@ mod tests {
         assert_eq!(memory_bytes("MemTotal: lots\n"), None);
     }
 
-    /// Somebody who asks for a GPU hears that this build cannot, instead of getting the CPU.
-    #[test]
-    fn a_backend_that_was_not_built_is_refused_by_name() {
-        assert_eq!("cpu".parse(), Ok(Choice::Cpu));
-        assert_eq!("cuda".parse::<Choice>(), Err(ChoiceError::NotBuilt("CUDA")));
-        assert_eq!("tpu".parse::<Choice>(), Err(ChoiceError::Unknown("tpu".to_owned())));
-        let text = ChoiceError::NotBuilt("CUDA").to_string();
-        assert!(text.starts_with("this build has no CUDA backend"), "{text}");
-    }
-
     #[test]
     fn this_machine_has_a_core_and_a_name() {
-        let device = detect(Choice::Auto);
+        let device = processor();
         assert!(device.cores >= 1 && !device.name.is_empty(), "{device:?}");
-        assert_eq!(device, detect(Choice::Cpu));
     }
 }

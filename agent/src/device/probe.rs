@@ -12,7 +12,10 @@ use anabranch_common::limits;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::gpu::GpuReport;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::GpuId;
 use crate::clock::Clock;
 
 /// How often a child is looked at.
@@ -21,10 +24,22 @@ const POLL: Duration = Duration::from_millis(5);
 /// not even end when it is killed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// A GPU that the native models can be trained on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Found {
+    /// Its name as the driver gives it.
+    pub name: String,
+    /// Memory that nobody used when it was opened, in bytes; absent where the driver does not say.
+    pub memory_free_bytes: Option<u64>,
+    /// Whether it is a program on the CPU that only looks like a GPU.
+    pub software: bool,
+}
+
 /// How the child is started.
 #[derive(Debug, Clone)]
 pub struct Probe {
-    /// The program: it writes one [`GpuReport`] as JSON to its standard output.
+    /// The program: it writes its report as JSON to its standard output.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
@@ -68,23 +83,35 @@ pub enum ProbeError {
 }
 
 impl Probe {
-    /// This program with the hidden verb `probe-gpus` in place of `verb`, and whatever stood before it: an agent may be a
-    /// part of a larger program.
+    /// This program, to look at NVIDIA's GPUs: its report is a [`GpuReport`](super::gpu::GpuReport). `verb` is the one that
+    /// this process runs.
     ///
     /// # Errors
     /// The system does not say where this program's file is.
-    pub fn of_this_program(verb: &str) -> io::Result<Self> {
-        let deadline = Duration::from_millis(limits::DEVICE_PROBE_MS);
+    pub fn of_gpus(verb: &str) -> io::Result<Self> {
+        Self::of_this_program(verb, ["probe-gpus".into()], limits::DEVICE_PROBE_MS)
+    }
+
+    /// This program, to compute a little on the device `id`: its report is a [`Found`].
+    ///
+    /// # Errors
+    /// The system does not say where this program's file is.
+    pub fn of_device(verb: &str, id: GpuId) -> io::Result<Self> {
+        Self::of_this_program(verb, ["probe-device".into(), id.to_string().into()], limits::DEVICE_TRIAL_MS)
+    }
+
+    /// With hidden arguments in place of `verb`, and whatever stood before it: an agent may be a part of a larger program.
+    fn of_this_program<const N: usize>(verb: &str, hidden: [OsString; N], deadline_ms: u64) -> io::Result<Self> {
         let before = std::env::args_os().skip(1).take_while(|arg| arg != verb);
-        let args = before.chain(["probe-gpus".into()]).collect();
-        Ok(Self { program: std::env::current_exe()?, args, deadline })
+        let args = before.chain(hidden).collect();
+        Ok(Self { program: std::env::current_exe()?, args, deadline: Duration::from_millis(deadline_ms) })
     }
 
     /// Starts the child and waits for its report, at most for the deadline and a second.
     ///
     /// # Errors
     /// See [`ProbeError`].
-    pub fn run(&self) -> Result<GpuReport, ProbeError> {
+    pub fn run<T: DeserializeOwned>(&self) -> Result<T, ProbeError> {
         let mut command = Command::new(&self.program);
         command.args(&self.args).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -160,6 +187,7 @@ fn last_line(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::gpu::GpuReport;
 
     fn shell(script: &str, deadline_ms: u64) -> Result<GpuReport, ProbeError> {
         let deadline = Duration::from_millis(deadline_ms);
@@ -206,7 +234,7 @@ mod tests {
         assert_eq!(error, "the probe failed with exit code 3; its last words: out of luck");
         let missing =
             Probe { program: "/nonexistent/probe".into(), args: Vec::new(), deadline: Duration::from_secs(1) };
-        assert!(matches!(missing.run(), Err(ProbeError::Start(_))));
+        assert!(matches!(missing.run::<GpuReport>(), Err(ProbeError::Start(_))));
     }
 
     /// More than a pipe holds must not block the child until its deadline.

@@ -8,7 +8,7 @@ use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{GPT_TOKENS, Gpt};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{Device, Int, Tensor, TensorData, TensorPrimitive};
 
 use super::attention::Heads;
 use super::text_ops::TextOps;
@@ -71,7 +71,7 @@ pub(super) fn logits<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], bytes: &[f3
     let [context, width] = [gpt.context, gpt.width].map(to_usize);
     let windows = bytes.len() / context;
     let positions = wpe.clone().reshape([1, context, width]);
-    let x = wte.clone().select(0, tokens(bytes)).reshape([windows, context, width]) + positions;
+    let x = wte.clone().select(0, tokens(bytes, &wte.device())).reshape([windows, context, width]) + positions;
     let mut x = x.reshape([windows * context, width]);
     for block in blocks.chunks_exact(BLOCK) {
         let (attention, feed_forward) = block.split_at(BLOCK / 2);
@@ -85,10 +85,10 @@ pub(super) fn logits<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], bytes: &[f3
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "these are bytes")]
-fn tokens<B: Backend>(bytes: &[f32]) -> Tensor<B, 1, Int> {
+fn tokens<B: Backend>(bytes: &[f32], device: &Device<B>) -> Tensor<B, 1, Int> {
     let tokens: Vec<i32> = bytes.iter().map(|byte| *byte as i32).collect();
     let count = tokens.len();
-    Tensor::from_data(TensorData::new(tokens, [count]), &Default::default())
+    Tensor::from_data(TensorData::new(tokens, [count]), device)
 }
 
 /// Causal multi-head attention of every window to itself, before the residual is added.

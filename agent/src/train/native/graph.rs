@@ -7,7 +7,7 @@ use anabranch_common::manifest::TensorSpec;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::activation::relu;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{Device, Tensor, TensorData, TensorPrimitive};
 use rayon::prelude::*;
 
 use super::architecture::Architecture;
@@ -26,57 +26,83 @@ pub(super) struct Score {
     pub(super) gradient: Vec<f32>,
 }
 
-/// Loss of a batch, and the gradient of its mean loss by the model, written to `gradient`.
-pub(super) fn backward(
-    architecture: &Architecture,
-    model: &[f32],
-    inputs: Vec<f32>,
-    labels: &[u32],
-    gradient: &mut Vec<f32>,
-) -> f64 {
-    let params: Vec<_> = tensors::<Autodiff<Flex>>(architecture, model).into_iter().map(Tensor::require_grad).collect();
-    let logits = logits(architecture, &params, inputs, labels.len());
-    let score = architecture.score(&values(logits.clone().inner()), labels);
-    let slope = Tensor::from_data(TensorData::new(score.gradient, logits.dims()), &Default::default());
-    // The gradient of sum(logits * slope) by the model is that of the loss: slope is the loss's gradient by the logits.
-    let mut gradients = (logits * slope).sum().backward();
-    gradient.clear();
-    for param in &params {
-        let part = param.grad_remove(&mut gradients).expect("every tensor of the manifest is used in the forward pass");
-        gradient.extend_from_slice(&values(part));
+/// A backend that native models can be trained with.
+pub(super) trait Trains: ImageOps + TextOps {
+    /// Whether its memory is not the host's: then one large copy takes less time than many small ones.
+    const IS_FAR: bool;
+}
+
+impl Trains for Flex {
+    const IS_FAR: bool = false;
+}
+
+/// A model on a device of a backend.
+pub(super) struct Place<'a, B: Trains> {
+    pub(super) architecture: &'a Architecture,
+    pub(super) device: &'a Device<B>,
+    /// For what is computed on the host whatever the backend: the loss.
+    pub(super) threads: &'a rayon::ThreadPool,
+}
+
+impl<B: Trains> Place<'_, B>
+where
+    Autodiff<B>: ImageOps + TextOps,
+{
+    /// Loss of a batch, and the gradient of its mean loss by the model, written to `gradient`.
+    pub(super) fn backward(&self, model: &[f32], inputs: Vec<f32>, labels: &[u32], gradient: &mut Vec<f32>) -> f64 {
+        let traced = |param| Tensor::<Autodiff<B>, 2>::from_inner(param).require_grad();
+        let params: Vec<_> = self.params(model).into_iter().map(traced).collect();
+        let logits = logits(self.architecture, &params, inputs, labels.len());
+        let score = self.score(logits.clone().inner(), labels);
+        let slope = Tensor::<B, 2>::from_data(TensorData::new(score.gradient, logits.dims()), self.device);
+        // The gradient of sum(logits * slope) by the model is that of the loss: slope is the loss's gradient by the logits.
+        let mut gradients = (logits * Tensor::from_inner(slope)).sum().backward();
+        let parts = params.iter().map(|param| {
+            param.grad_remove(&mut gradients).expect("every tensor of the manifest is used in the forward pass")
+        });
+        gradient.clear();
+        if B::IS_FAR {
+            let parts: Vec<Tensor<B, 1>> = parts.map(|part| part.flatten(0, 1)).collect();
+            gradient.extend_from_slice(&values(Tensor::cat(parts, 0)));
+        } else {
+            parts.for_each(|part| gradient.extend_from_slice(&values(part)));
+        }
+        score.loss_sum
     }
-    score.loss_sum
-}
 
-/// Loss and hits of a batch.
-pub(super) fn forward(architecture: &Architecture, model: &[f32], inputs: Vec<f32>, labels: &[u32]) -> Score {
-    let params = tensors::<Flex>(architecture, model);
-    architecture.score(&values(logits(architecture, &params, inputs, labels.len())), labels)
-}
+    /// Loss and hits of a batch.
+    pub(super) fn forward(&self, params: &[Tensor<B, 2>], inputs: Vec<f32>, labels: &[u32]) -> Score {
+        self.score(logits(self.architecture, params, inputs, labels.len()), labels)
+    }
 
-impl Architecture {
-    fn score(&self, logits: &[f32], labels: &[u32]) -> Score {
-        if self.gpt.is_some() { score_rows(logits, labels) } else { score(logits, labels) }
+    fn score(&self, logits: Tensor<B, 2>, labels: &[u32]) -> Score {
+        let (logits, rows) = (values(logits), self.architecture.gpt.is_some());
+        self.threads.install(|| if rows { score_rows(&logits, labels) } else { score(&logits, labels) })
+    }
+
+    /// The flat vector as matrices: weights `[out, in]` (a convolution's `in` is channels * 9), biases `[out, 1]`.
+    pub(super) fn params(&self, model: &[f32]) -> Vec<Tensor<B, 2>> {
+        let all =
+            B::IS_FAR.then(|| Tensor::<B, 1>::from_data(TensorData::new(model.to_vec(), [model.len()]), self.device));
+        let matrix = |(spec, range): (&TensorSpec, std::ops::Range<usize>)| {
+            let elements = range.len();
+            let rows = spec.shape.first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(elements);
+            let shape = [rows, elements / rows];
+            match &all {
+                Some(all) => all.clone().slice(range).reshape(shape),
+                None => Tensor::from_data(TensorData::new(model[range].to_vec(), shape), self.device),
+            }
+        };
+        self.architecture.manifest.ranges().map(matrix).collect()
     }
 }
 
-/// The flat vector as matrices: weights `[out, in]` (a convolution's `in` is channels * 9), biases `[out, 1]`.
-fn tensors<B: Backend>(architecture: &Architecture, model: &[f32]) -> Vec<Tensor<B, 2>> {
-    let matrix = |(spec, range): (&TensorSpec, std::ops::Range<usize>)| {
-        let elements = range.len();
-        let rows = spec.shape.first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(elements);
-        let data = TensorData::new(model[range].to_vec(), [rows, elements / rows]);
-        Tensor::from_data(data, &Default::default())
-    };
-    architecture.manifest.ranges().map(matrix).collect()
-}
-
-fn batch<B: Backend>(inputs: Vec<f32>, examples: usize) -> Tensor<B, 2> {
+fn batch<B: Backend>(inputs: Vec<f32>, examples: usize, device: &Device<B>) -> Tensor<B, 2> {
     let values = inputs.len() / examples;
-    Tensor::from_data(TensorData::new(inputs, [examples, values]), &Default::default())
+    Tensor::from_data(TensorData::new(inputs, [examples, values]), device)
 }
 
-fn values<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f32> {
+fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().into_vec().expect("every tensor here is f32")
 }
 
@@ -90,7 +116,7 @@ fn logits<B: ImageOps + TextOps>(
     if let Some(gpt) = &architecture.gpt {
         return gpt::logits(gpt, params, &inputs);
     }
-    let inputs = batch(inputs, labels);
+    let inputs = batch(inputs, labels, &params[0].device());
     let (conv_params, dense_params) = params.split_at(2 * architecture.convs.len());
     let mut x = if conv_params.is_empty() { inputs.transpose() } else { convolve(architecture, conv_params, inputs) };
     let layers = dense_params.len() / 2;
@@ -182,10 +208,17 @@ fn cross_entropy(logits: &mut [f64], label: usize) -> (f64, bool) {
     (sum.ln() - (of_label - largest), hit)
 }
 
+/// On this machine's cores, for tests.
+#[cfg(test)]
+pub(super) fn here<T>(architecture: &Architecture, work: impl FnOnce(Place<'_, Flex>) -> T) -> T {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    work(Place { architecture, device: &Default::default(), threads: &threads })
+}
+
 /// Logits of a gpt, `[tokens, classes]`.
 #[cfg(test)]
 pub(super) fn logits_for_tests(architecture: &Architecture, model: &[f32], bytes: &[f32]) -> Vec<f32> {
-    values(logits(architecture, &tensors::<Flex>(architecture, model), bytes.to_vec(), bytes.len()))
+    here(architecture, |place| values(logits(architecture, &place.params(model), bytes.to_vec(), bytes.len())))
 }
 
 #[cfg(test)]
@@ -216,33 +249,36 @@ mod tests {
         inputs: &[f32],
         labels: &[u32],
     ) -> (usize, Vec<f32>) {
-        let mut gradient = Vec::new();
-        backward(architecture, &model, inputs.to_vec(), labels, &mut gradient);
-        assert_eq!(gradient.len(), model.len());
-        let mean_loss =
-            |model: &[f32]| forward(architecture, model, inputs.to_vec(), labels).loss_sum / labels.len() as f64;
-        let step = 2e-3f32;
-        let mut kinks = 0;
-        for index in 0..model.len() {
-            let here = model[index];
-            let mut slope_over = |step: f32| {
-                let [above, below] = [here + step, here - step].map(|value| {
-                    model[index] = value;
-                    mean_loss(&model)
-                });
-                (above - below) / (2.0 * f64::from(step))
+        here(architecture, |place| {
+            let mut gradient = Vec::new();
+            place.backward(&model, inputs.to_vec(), labels, &mut gradient);
+            assert_eq!(gradient.len(), model.len());
+            let mean_loss = |model: &[f32]| {
+                place.forward(&place.params(model), inputs.to_vec(), labels).loss_sum / labels.len() as f64
             };
-            // Richardson's extrapolation: what is left is of fourth order, which a layer norm of a flat row needs.
-            let slope = (4.0 * slope_over(step / 2.0) - slope_over(step)) / 3.0;
-            model[index] = here;
-            // A step across a kink of ReLU or of the maximum gives another slope; that happens to few parameters.
-            if (slope - f64::from(gradient[index])).abs() > 1e-3 + 0.01 * slope.abs() {
-                let of = architecture.manifest.ranges().find(|(_, range)| range.contains(&index));
-                println!("{of:?}[{index}]: {slope} by differences, {} by backward", gradient[index]);
-                kinks += 1;
+            let step = 2e-3f32;
+            let mut kinks = 0;
+            for index in 0..model.len() {
+                let here = model[index];
+                let mut slope_over = |step: f32| {
+                    let [above, below] = [here + step, here - step].map(|value| {
+                        model[index] = value;
+                        mean_loss(&model)
+                    });
+                    (above - below) / (2.0 * f64::from(step))
+                };
+                // Richardson's extrapolation: what is left is of fourth order, which a layer norm of a flat row needs.
+                let slope = (4.0 * slope_over(step / 2.0) - slope_over(step)) / 3.0;
+                model[index] = here;
+                // A step across a kink of ReLU or of the maximum gives another slope; that happens to few parameters.
+                if (slope - f64::from(gradient[index])).abs() > 1e-3 + 0.01 * slope.abs() {
+                    let of = architecture.manifest.ranges().find(|(_, range)| range.contains(&index));
+                    println!("{of:?}[{index}]: {slope} by differences, {} by backward", gradient[index]);
+                    kinks += 1;
+                }
             }
-        }
-        (kinks, gradient)
+            (kinks, gradient)
+        })
     }
 
     #[test]

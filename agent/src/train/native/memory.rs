@@ -25,6 +25,9 @@ const MODEL_VECTORS: u64 = 7;
 const OVERHEAD_BYTES: u64 = 8 << 20;
 /// How far a measurement may correct the model of memory, down and up.
 const FACTORS: (f64, f64) = (0.5, 16.0);
+/// How many times what is computed an example takes on a GPU, where operations are put together from smaller ones, each of
+/// which keeps its input, and where memory is taken in pages.
+const DEVICE_FACTOR: f64 = 4.0;
 
 /// What a round takes, in bytes, as computed from the model and the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,11 +93,26 @@ fn gpt_values(gpt: &Gpt) -> u64 {
     context * (layers * (14 * width + 2 * heads * context) + 4 * u64::from(GPT_TOKENS) + 4 * width)
 }
 
+/// Whose memory a step takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// This process's.
+    Process,
+    /// A GPU's, of which so many bytes were free before anything was trained, where it tells.
+    #[cfg_attr(
+        not(any(feature = "accelerator", test)),
+        expect(dead_code, reason = "this build trains on the CPU only")
+    )]
+    Device(Option<u64>),
+}
+
 /// What a process that trains may take, and what its rounds took.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     /// What the user allows this process, in bytes.
     max_bytes: Option<u64>,
+    /// Whose memory it is about.
+    room: Room,
     /// What it had in memory before anything was trained.
     before_bytes: u64,
     /// How many times what was computed an example takes, once a step was measured.
@@ -106,10 +124,11 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// For a process that may have `max_bytes` in memory. Made before anything is trained.
-    pub(super) fn new(max_bytes: Option<u64>) -> Self {
+    /// For a process that may have `max_bytes` in memory, and takes them from `room`. Made before anything is trained.
+    pub(super) fn new(max_bytes: Option<u64>, room: Room) -> Self {
         let before_bytes = memory::resident_bytes().unwrap_or(0);
-        Self { max_bytes, before_bytes, factor: None, most: None, told: None }
+        let factor = matches!(room, Room::Device(_)).then_some(DEVICE_FACTOR);
+        Self { max_bytes, room, before_bytes, factor, most: None, told: None }
     }
 
     /// Never more than that many examples at once from now on.
@@ -117,12 +136,17 @@ impl Budget {
         self.most = most;
     }
 
-    /// Bytes that this process may have here and now: what the user allows, and of free memory all but an eighth. What
-    /// earlier rounds have left is used again.
-    fn bytes(&self) -> Option<u64> {
+    /// Bytes that may be had here and now, and how many of them are had by what is not training. Of this process: what the
+    /// user allows, and of free memory all but an eighth; what earlier rounds have left is used again. Of a GPU: all but an
+    /// eighth of what was free there.
+    fn bytes(&self) -> (Option<u64>, u64) {
+        let most = |free: u64| free - free / 8;
+        if let Room::Device(free) = self.room {
+            return (free.map(most), 0);
+        }
         let held = memory::resident_bytes().unwrap_or(0).max(self.before_bytes);
-        let free = memory::available_bytes().map(|free| held + (free - free / 8));
-        self.max_bytes.into_iter().chain(free).min()
+        let free = memory::available_bytes().map(|free| held + most(free));
+        (self.max_bytes.into_iter().chain(free).min(), self.before_bytes)
     }
 
     /// The micro-batch for a round: the batch, or as many halvings of it as it takes to fit.
@@ -130,16 +154,17 @@ impl Budget {
     /// # Errors
     /// [`TrainError::Memory`]: not even one example fits.
     pub(super) fn micro_batch(&mut self, needs: &Needs, batch: u32) -> Result<u32, TrainError> {
-        let budget = self.bytes();
-        let left = budget.map(|budget| budget.saturating_sub(self.before_bytes));
+        self.check_host(needs)?;
+        let (budget, before) = self.bytes();
+        let left = budget.map(|budget| budget.saturating_sub(before));
         let micro = fitting(needs, batch, self.factor.unwrap_or(1.0), left, self.most);
         let micro = micro.map_err(|needed| TrainError::Memory {
-            needed_bytes: self.before_bytes.saturating_add(needed),
+            needed_bytes: before.saturating_add(needed),
             budget_bytes: budget.unwrap_or(u64::MAX),
         })?;
         if self.told.replace((micro, batch)) != Some((micro, batch)) && (micro < batch || self.max_bytes.is_some()) {
             let known = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), size::text);
-            let needed = size::text(self.before_bytes + needs.with(micro, self.factor.unwrap_or(1.0)));
+            let needed = size::text(before + needs.with(micro, self.factor.unwrap_or(1.0)));
             tracing::info!(
                 micro_batch = micro,
                 batch_size = batch,
@@ -151,15 +176,28 @@ impl Budget {
         Ok(micro)
     }
 
+    /// Beside a GPU the process keeps what does not depend on the batch: vectors as long as the model.
+    fn check_host(&self, needs: &Needs) -> Result<(), TrainError> {
+        let needed_bytes = self.before_bytes.saturating_add(needs.fixed_bytes);
+        match (self.room, self.max_bytes) {
+            (Room::Device(_), Some(budget_bytes)) if needed_bytes > budget_bytes => {
+                Err(TrainError::Memory { needed_bytes, budget_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Before the first step of a round.
-    pub(super) fn measure() {
-        memory::reset_peak();
+    pub(super) fn measure(&self) {
+        if self.room == Room::Process {
+            memory::reset_peak();
+        }
     }
 
     /// After the first step of a round: what it really took. Later measurements only raise what the first one gave, since
     /// memory that is used again does not show.
     pub(super) fn measured(&mut self, needs: &Needs, micro: u32) {
-        let Some(peak) = memory::peak_bytes() else { return };
+        let Some(peak) = memory::peak_bytes().filter(|_| self.room == Room::Process) else { return };
         let found = needs.factor(micro, peak.saturating_sub(self.before_bytes)).clamp(FACTORS.0, FACTORS.1);
         self.factor = Some(self.factor.map_or(found, |known| known.max(found)));
         tracing::debug!(micro_batch = micro, factor = found, "a step was measured");
@@ -225,9 +263,25 @@ mod tests {
         let needs = Needs::of(&Architecture::new(&spec).expect("valid"), &plan(65_536));
         let needed = fitting(&needs, 65_536, 1.0, Some(8 << 30), None).expect_err("no such memory");
         assert!(needed > 500 << 30, "48 blocks keep 16 rows of 16384 for each of 16384 bytes: {}", size::text(needed));
-        let mut budget = Budget::new(Some(8 << 30));
+        let mut budget = Budget::new(Some(8 << 30), Room::Process);
         let error = budget.micro_batch(&needs, 65_536).expect_err("no such memory").to_string();
         assert!(error.contains("one example at a time") && error.contains("GiB may be used"), "{error}");
+    }
+
+    /// On a GPU its own free memory decides, as far as it is known; what the user allows is this process's.
+    #[test]
+    fn a_gpus_memory_bounds_the_micro_batch_and_the_hosts_bounds_the_model() {
+        let needs = Needs { fixed_bytes: 1000, example_bytes: 100 };
+        let micro = |max, room| Budget::new(max, room).micro_batch(&needs, 64);
+        assert_eq!(micro(None, Room::Device(None)), Ok(64), "only an out-of-memory error will tell");
+        // 7/8 of 16,000 are 14,000: 32 examples at four times 100 take 13,800 with what is fixed.
+        assert_eq!(micro(None, Room::Device(Some(16_000))), Ok(32));
+        assert!(matches!(
+            micro(None, Room::Device(Some(1_200))),
+            Err(TrainError::Memory { needed_bytes: 1_400, budget_bytes: 1_050 })
+        ));
+        assert!(matches!(micro(Some(1), Room::Device(None)), Err(TrainError::Memory { budget_bytes: 1, .. })));
+        assert_eq!(micro(Some(1 << 50), Room::Device(Some(16_000))), Ok(32));
     }
 
     fn gpt(context: u32, layers: u32, width: u32) -> ModelSpec {

@@ -1,7 +1,8 @@
-//! The native trainer: burn on the CPU.
+//! The native trainer: burn on the CPU, or on a GPU in builds that have a backend for it.
 //!
 //! ```text
 //!  architecture   ModelSpec, checked; manifest; initial model
+//!  engine         where that is computed: on this machine's cores, or (accelerator) on a GPU
 //!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
 //!  ops            a convolution with its pooling as one operation, with its gradient
 //!  gpt            the model of text; attention and text_ops are its operations, with their gradients
@@ -12,10 +13,13 @@
 //! The same base, plan, seed and shard give the same bytes on the same machine, with any number of threads: every
 //! sum has a fixed order, and threads only share out independent rows (a test holds this). Where memory is too small for
 //! the batch, gradients of micro-batches are summed: the same micro-batch gives the same bytes, another one differs in
-//! the last bits.
+//! the last bits. A GPU gives the CPU's results but for rounding (docs/hardware.md).
 
+#[cfg(feature = "accelerator")]
+pub(crate) mod accelerator;
 mod architecture;
 mod attention;
+mod engine;
 mod fit;
 mod gpt;
 mod graph;
@@ -29,13 +33,16 @@ use std::ops::ControlFlow;
 
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, TrainSpec};
-use rayon::prelude::*;
 
 use super::optimizer::Optimizer;
 use super::{Metrics, RoundFile, StepReport, TrainError, TrainOutcome, Trainer};
+#[cfg(not(feature = "accelerator"))]
+use crate::device::ChoiceError;
+use crate::device::GpuId;
 use crate::shard::Shard;
 use crate::shard::draw::{Draw, Purpose};
 use architecture::Architecture;
+use engine::{Cores, Engine};
 pub(crate) use fit::Held;
 use keep::Keeper;
 use memory::{Budget, Needs};
@@ -57,6 +64,9 @@ pub struct NativeOptions {
     /// The most that this process may have in memory, in bytes, its shards included; `None` is what the machine and the
     /// process's cgroup have free.
     pub max_memory_bytes: Option<u64>,
+    /// The GPU to train on; `None` is the CPU. It must not be opened in a process that has to survive a sick driver: an
+    /// agent does it in a child.
+    pub device: Option<GpuId>,
 }
 
 /// A native trainer for `spec` on every core this process may use.
@@ -81,7 +91,7 @@ pub(crate) fn native_for(
 /// A native trainer for `spec`.
 ///
 /// # Errors
-/// As [`native`]; [`TrainError::Backend`] where the system gives no threads.
+/// As [`native`]; [`TrainError::Backend`] where the system gives no threads, or the GPU cannot be used.
 pub fn native_with(spec: &ModelSpec, options: NativeOptions) -> Result<Box<dyn Trainer>, TrainError> {
     Ok(Box::new(Native::new(spec, options)?))
 }
@@ -90,7 +100,7 @@ pub fn native_with(spec: &ModelSpec, options: NativeOptions) -> Result<Box<dyn T
 #[derive(Debug)]
 struct Native {
     architecture: Architecture,
-    threads: rayon::ThreadPool,
+    engine: Box<dyn Engine>,
     kept: Option<Optimizer>,
     budget: Budget,
     round: Option<RoundFile>,
@@ -105,7 +115,9 @@ impl Native {
             .thread_name(|index| format!("train-{index}"))
             .build()
             .map_err(|error| TrainError::Backend(error.to_string()))?;
-        Ok(Self { architecture, threads, kept: None, budget: Budget::new(options.max_memory_bytes), round: None })
+        let engine = engine(options.device, threads)?;
+        let budget = Budget::new(options.max_memory_bytes, engine.room());
+        Ok(Self { architecture, engine, kept: None, budget, round: None })
     }
 
     fn check(&self, model: &[f32], shard: &dyn Shard) -> Result<(), TrainError> {
@@ -131,7 +143,7 @@ impl Native {
         let Sums { gradient, part, labels } = sums;
         let mut compute = |indices: &[usize], gradient: &mut Vec<f32>| {
             let inputs = read(&self.architecture, shard, indices, labels);
-            self.threads.install(|| graph::backward(&self.architecture, model, inputs, labels, gradient))
+            self.engine.backward(&self.architecture, model, inputs, labels, gradient)
         };
         if batch.len() <= micro {
             return compute(batch, gradient);
@@ -186,7 +198,7 @@ impl Trainer for Native {
         self.check(base, shard)?;
         let needs = Needs::of(&self.architecture, plan);
         let mut micro = self.budget.micro_batch(&needs, plan.batch_size)?;
-        Budget::measure();
+        self.budget.measure();
         let mut optimizer = self.optimizer(plan)?;
         let mut draw = Draw::new(seed, Purpose::Batches);
         let mut outcome =
@@ -247,18 +259,16 @@ impl Trainer for Native {
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {
         self.check(model, shard)?;
         let (count, labels_each) = self.extent(shard);
-        let together = if self.architecture.gpt.is_some() { EVALUATION_TOKENS / labels_each } else { EVALUATION_BATCH };
-        let together = together.max(1);
-        let starts: Vec<usize> = (0..count).step_by(together).collect();
-        let score = |start: &usize| {
-            let indices: Vec<usize> = (*start..count.min(*start + together)).collect();
+        let (tokens, batch) = (EVALUATION_TOKENS * self.engine.breadth(), EVALUATION_BATCH * self.engine.breadth());
+        let together = if self.architecture.gpt.is_some() { (tokens / labels_each).max(1) } else { batch };
+        let batch = |index: usize| {
+            let start = index * together;
+            let indices: Vec<usize> = (start..count.min(start + together)).collect();
             let mut labels = Vec::new();
             let inputs = read(&self.architecture, shard, &indices, &mut labels);
-            let score = graph::forward(&self.architecture, model, inputs, &labels);
-            (score.loss_sum, score.correct)
+            (inputs, labels)
         };
-        // Collected in order, so that the sum does not depend on which batch was ready first.
-        let scores: Vec<(f64, u64)> = self.threads.install(|| starts.par_iter().map(score).collect());
+        let scores = self.engine.evaluate(&self.architecture, model, count.div_ceil(together), &batch);
         let (mut loss_sum, mut correct) = (0.0, 0);
         for (loss, hits) in scores {
             loss_sum += loss;
@@ -272,6 +282,14 @@ impl Trainer for Native {
         }
         Ok(Metrics { accuracy: correct as f64 / labels, loss, num_examples })
     }
+}
+
+fn engine(device: Option<GpuId>, threads: rayon::ThreadPool) -> Result<Box<dyn Engine>, TrainError> {
+    let Some(device) = device else { return Ok(Box::new(Cores::new(threads))) };
+    #[cfg(feature = "accelerator")]
+    return accelerator::engine(device, threads).map_err(|error| TrainError::Backend(error.to_string()));
+    #[cfg(not(feature = "accelerator"))]
+    Err(TrainError::Backend(ChoiceError::NotBuilt(device.backend).to_string()))
 }
 
 /// Reads examples, scaled.

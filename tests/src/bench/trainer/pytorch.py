@@ -80,14 +80,16 @@ class Task:
     def __init__(self, request):
         torch.set_num_threads(request["threads"])
         torch.manual_seed(1)
-        self.batch, self.model = request["batch"], make(request["model"], request["figures"])
+        self.device = torch.device(request["device"])
+        self.batch, self.model = request["batch"], make(request["model"], request["figures"]).to(self.device)
         self.text = request["model"] == "gpt"
         if self.text:
             self.context = request["figures"][0]
             self.x = torch.randint(256, (EXAMPLES * self.context + 1,), dtype=torch.uint8)
         else:
             self.x = torch.randint(256, (EXAMPLES, 784), dtype=torch.uint8)
-            self.y = torch.randint(10, (EXAMPLES,))
+            self.y = torch.randint(10, (EXAMPLES,)).to(self.device)
+        self.x = self.x.to(self.device)
         if request["optimizer"] == "sgd":
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         else:
@@ -95,10 +97,10 @@ class Task:
 
     def draw(self):
         if not self.text:
-            index = torch.randint(EXAMPLES, (self.batch,))
+            index = torch.randint(EXAMPLES, (self.batch,), device=self.device)
             return self.x[index].float() / 255, self.y[index]
-        start = torch.randint(EXAMPLES, (self.batch, 1)) * self.context
-        window = self.x[start + torch.arange(self.context + 1)].long()
+        start = torch.randint(EXAMPLES, (self.batch, 1), device=self.device) * self.context
+        window = self.x[start + torch.arange(self.context + 1, device=self.device)].long()
         return window[:, :-1], window[:, 1:].flatten()
 
     def train(self, steps):
@@ -112,7 +114,10 @@ class Task:
 
 
 def main():
-    print(json.dumps({"torch": torch.__version__, "mkl": torch.backends.mkl.is_available()}), flush=True)
+    # Both sides compute in f32, all of it.
+    torch.backends.cudnn.allow_tf32 = False
+    hello = {"torch": torch.__version__, "mkl": torch.backends.mkl.is_available(), "cuda": torch.cuda.is_available()}
+    print(json.dumps(hello), flush=True)
     task = None
     for line in sys.stdin:
         request = json.loads(line)

@@ -24,12 +24,15 @@ pub(super) struct PyTorch {
     pub(super) version: String,
     /// Whether it multiplies matrices with MKL: some builds have a plain BLAS, which is many times slower.
     pub(super) mkl: bool,
+    /// Whether it sees a GPU through CUDA.
+    pub(super) cuda: bool,
 }
 
 #[derive(Deserialize)]
 struct Hello {
     torch: String,
     mkl: bool,
+    cuda: bool,
 }
 
 #[derive(Deserialize)]
@@ -67,16 +70,19 @@ impl PyTorch {
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             bail!("{}: {}", python.display(), text.lines().last().unwrap_or("it ended without a word"));
         }
-        let Hello { torch, mkl } = serde_json::from_str(&line).with_context(|| format!("not an answer: {line}"))?;
-        Ok(Self { child, requests, answers, version: torch, mkl })
+        let Hello { torch, mkl, cuda } =
+            serde_json::from_str(&line).with_context(|| format!("not an answer: {line}"))?;
+        Ok(Self { child, requests, answers, version: torch, mkl, cuda })
     }
 
     /// Makes the model of `case`; how many parameters it has.
-    pub(super) fn make(&mut self, case: &Case, threads: usize) -> anyhow::Result<u64> {
+    /// `device` is in PyTorch's words.
+    pub(super) fn make(&mut self, case: &Case, threads: usize, device: &str) -> anyhow::Result<u64> {
         let Case { kind, figures, batch, .. } = case;
         let optimizer = if matches!(case.optimizer, OptimizerSpec::Sgd { .. }) { "sgd" } else { "adamw" };
-        let request =
-            json!({"model": kind, "figures": figures, "batch": batch, "optimizer": optimizer, "threads": threads});
+        let request = json!({
+            "model": kind, "figures": figures, "batch": batch, "optimizer": optimizer, "threads": threads, "device": device
+        });
         Ok(self.ask::<Made>(&request)?.params)
     }
 
