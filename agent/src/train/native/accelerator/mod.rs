@@ -46,6 +46,7 @@ const BREADTH: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DeviceError {
     /// This build has no code for it.
+    #[cfg(not(all(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal")))]
     #[error("{0}")]
     NotBuilt(String),
     /// There is no such device.
