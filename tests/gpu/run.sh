@@ -67,11 +67,12 @@ fi
 if [ "$backend" != cpu ]; then
     check "native trainer on $device: losses and models against the CPU" accelerator a_gpu_trains_as_the_cpu_does
     check "a device that does not exist is refused" accelerator a_device_that_does_not_exist
+    check "a round that runs out of memory (lavapipe only, else it passes)" accelerator a_round_that_runs_out
     check "one run with a GPU and a CPU agent; a killed child recovers" accelerator a_gpu_and_a_cpu_train
 fi
 # What has no code yet stands in the table all the same, so that nobody takes a short table for a full one.
 row "GPU codec: GB/s against a copy on the device" "does not exist"
-row "out-of-memory fitting on a GPU" "does not exist"
+row "out-of-memory fitting on a GPU" "does not exist (lavapipe only)"
 row "native trainer on $device: examples/s ($profile profile)" "below"
 if output=$(speed "$@" 2>&1); then
     printf '%s\n' "$output"

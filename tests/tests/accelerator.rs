@@ -6,6 +6,7 @@
 //! |---|---|
 //! | the CPU's losses and models | mlp, cnn and gpt train on the device as on the CPU, but for rounding |
 //! | a device that does not exist | the agent says what there is, with exit code 14 |
+//! | too little memory | a buffer that the software driver refuses ends the child, and the next round is cut into smaller parts |
 //! | a GPU and a CPU in one run | the child trains on the device; killed, it costs a round and nothing else |
 #![cfg(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal"))]
 
@@ -206,6 +207,26 @@ fn a_device_that_does_not_exist_ends_the_agent_with_what_there_is() -> anyhow::R
     assert_eq!(agent.wait(PATIENCE)?, 2);
     assert!(agent.log()?.contains("is for the native models"), "{}", agent.log()?);
     Ok(())
+}
+
+/// 65,536 examples times a layer of 1024 are 256 MiB; lavapipe's buffers have at most 128 MiB. Other devices take them.
+#[test]
+fn a_round_that_runs_out_of_memory_is_followed_by_one_in_smaller_parts() -> anyhow::Result<()> {
+    let Some(id) = device()? else { return Ok(()) };
+    let wide = DIGITS.replace("hidden = [32]", "hidden = [1024]").replace("local_steps = 5", "local_steps = 1");
+    let mut cluster = Cluster::new(Path::new(LAB), &wide.replace("batch_size = 16", "batch_size = 65536"))?;
+    cluster.start_coordinator()?;
+    cluster.join("one")?;
+    let (data, device) = (example("data/digits-train.csv.gz"), format!("--device={id}"));
+    let args: [&OsStr; 3] = [device.as_ref(), "--shard".as_ref(), data.as_os_str()];
+    cluster.start_agent(Role::Agent, "one", &args, &[])?;
+    cluster.wait_for_updates(1)?;
+    let log = cluster.agent("one")?.log()?;
+    if log.contains("llvmpipe") {
+        assert!(log.contains("the GPU is out of memory: ") && log.contains("a round ran out of memory"), "{log}");
+        assert_eq!(numbers(&log, "a round ran out of memory", "max_micro_batch"), [32_768], "{log}");
+    }
+    cluster.park_agents()
 }
 
 /// Processes that a log says were started as trainers.
