@@ -40,7 +40,14 @@ fn main() {
     let threads = filter.next().and_then(|threads| threads.parse().ok());
     for (name, spec, shard, batch_size, optimizer) in cases.into_iter().filter(|case| case.0.contains(&model)) {
         let label = if matches!(optimizer, OptimizerSpec::Sgd { .. }) { "sgd" } else { "adamw" };
-        let plan = TrainSpec { local_steps: STEPS, batch_size, optimizer, keep_optimizer_state: false };
+        let plan = TrainSpec {
+            local_steps: STEPS,
+            batch_size,
+            optimizer,
+            keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
+        };
         for threads in threads.map_or(vec![1, 2, 4], |threads| vec![threads]) {
             let options = NativeOptions { threads: Some(threads), ..NativeOptions::default() };
             let mut trainer = native_with(&spec, options).expect("a valid model");

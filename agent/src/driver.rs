@@ -157,9 +157,9 @@ impl Driver {
         let (run, agent) = (config.run, session.agent);
         let mut session = Session::new(session, ledger.kept()?);
         let rounds = Rounds::new(dir.round(), config.checkpoint_s.unwrap_or(limits::ROUND_KEEP_S));
-        if let Some((lease, base)) = rounds.as_ref().and_then(Rounds::pending) {
+        if let Some((lease, local_steps, base)) = rounds.as_ref().and_then(Rounds::pending) {
             tracing::info!(lease = lease.id.0, base = lease.base_version.0, "a round was cut off; it will be resumed");
-            session.resume(lease, base);
+            session.resume(lease, local_steps, base);
         }
         let (events, work_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);

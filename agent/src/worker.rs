@@ -223,7 +223,7 @@ impl Maths {
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let round = self.rounds.as_ref().map(|rounds| rounds.file(lease));
+        let round = self.rounds.as_ref().map(|rounds| rounds.file(lease, spec.train.local_steps));
         trainer.keep_round(round.clone());
         let trained = trainer.train(start, &spec.train, lease.seed, shard, &mut control);
         // Before anybody hears of the end: a round that is over is never taken up again.

@@ -234,9 +234,25 @@ pub enum RecordBody {
         /// The version that is the run's result.
         result: ModelVersion,
     },
+    /// Permission to train for a number of steps of its own, where `train.target_round_s` is set.
+    SizedLeaseGranted {
+        /// The lease.
+        lease: Lease,
+        /// Its optimizer steps, in place of `train.local_steps`.
+        local_steps: u32,
+    },
 }
 
 impl RecordBody {
+    /// The lease that is granted here, whether or not it has a size of its own.
+    #[must_use]
+    pub fn granted(&self) -> Option<&Lease> {
+        match self {
+            Self::LeaseGranted(lease) | Self::SizedLeaseGranted { lease, .. } => Some(lease),
+            _ => None,
+        }
+    }
+
     /// The kind's name, for `checkpoint verify`, traces and logs.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -256,6 +272,7 @@ impl RecordBody {
             Self::Paused => "paused",
             Self::Resumed => "resumed",
             Self::Finished { .. } => "finished",
+            Self::SizedLeaseGranted { .. } => "sized_lease_granted",
         }
     }
 }

@@ -2,8 +2,10 @@
 //! `run.toml`, journals it, and sends it to every agent.
 
 mod gpt;
+mod train;
 
 pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
+pub use train::SIZED_STEPS;
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -142,7 +144,7 @@ impl ModelKind {
 }
 
 /// Local training under one lease.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSpec {
     /// Optimizer steps under one lease.
@@ -154,6 +156,14 @@ pub struct TrainSpec {
     /// Keep the optimizer's state from one lease to the next instead of starting afresh.
     #[serde(default)]
     pub keep_optimizer_state: bool,
+    /// How long a local round is to take, in seconds: each lease has as many steps as its agent takes in that time.
+    /// Without it every lease has `local_steps`. Agents are not told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_round_s: Option<f64>,
+    /// Most steps of a lease where `target_round_s` is set, [`SIZED_STEPS`] times `local_steps` where it is not said.
+    /// Not kept without `target_round_s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_local_steps: Option<u32>,
 }
 
 /// A local optimizer.

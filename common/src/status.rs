@@ -164,6 +164,9 @@ pub struct AgentStatus {
     pub last_seen_ms: Option<u64>,
     /// Examples a second in its latest local round.
     pub examples_per_s: f64,
+    /// Optimizer steps of its newest lease, where leases have sizes of their own (`train.target_round_s`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_steps: Option<u32>,
     /// Staleness of its latest accepted update.
     pub staleness: Option<u64>,
     /// Latest training loss.

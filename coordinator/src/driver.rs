@@ -279,9 +279,9 @@ impl Driver {
                 Some(Event::Disconnected { peer })
             }
             Input::Event(event) => Some(event),
-            Input::Connected { peer, agent, hello, ops } => {
+            Input::Connected { peer, agent, hello, protocol, ops } => {
                 self.peers.insert(peer, ops);
-                Some(Event::Connected { peer, agent, hello })
+                Some(Event::Connected { peer, agent, hello, protocol })
             }
             Input::Join { secret, csr_der, reply } => self.join(secret, csr_der, reply),
             Input::Operator { operation, reply } => {

@@ -36,7 +36,14 @@ fn run_part() -> RunPart {
         ..ModelSpec::default()
     };
     let optimizer = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
-    let train = TrainSpec { local_steps: 4, batch_size: 16, optimizer, keep_optimizer_state: false };
+    let train = TrainSpec {
+        local_steps: 4,
+        batch_size: 16,
+        optimizer,
+        keep_optimizer_state: false,
+        target_round_s: None,
+        max_local_steps: None,
+    };
     RunPart { name: "digits".into(), seed: 3, model, train }
 }
 

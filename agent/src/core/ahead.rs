@@ -60,7 +60,7 @@ impl Ahead {
 impl Session {
     /// When the lease of the next round is to be asked for, if no event comes before.
     pub(super) fn ask_ahead_ms(&self) -> Option<u64> {
-        let Work::Training { since_ms, moved_ms, steps, stopping: false, .. } = self.work else { return None };
+        let Work::Training { since_ms, all_steps, moved_ms, steps, stopping: false, .. } = self.work else { return None };
         let room = self.outbox.len() + self.banking.len() + 1 < limits::OUTBOX_UPDATES;
         let may = self.config.overlap
             && self.is_up()
@@ -72,8 +72,7 @@ impl Session {
             && room
             && matches!(self.ahead, Ahead::Nothing)
             && matches!(self.trainer, Trainer::Ready(_));
-        let all = self.terms.as_ref().filter(|_| may)?.spec.train.local_steps;
-        self.tempo.ask_at_ms(since_ms, moved_ms, steps, all)
+        may.then(|| self.tempo.ask_at_ms(since_ms, moved_ms, steps, all_steps))?
     }
 
     /// Goes on with the next round beside the present one.

@@ -98,6 +98,10 @@ impl Session {
             CoordinatorMessage::NeedChunks { transfer, missing } => self.need_chunks(now_ms, transfer, missing, out),
             CoordinatorMessage::ModelReady { manifest, digest } => self.model_ready(now_ms, manifest, digest, out),
             CoordinatorMessage::Lease { lease, evaluate } => self.leased(now_ms, lease, evaluate, out),
+            CoordinatorMessage::SizedLease { lease, evaluate, local_steps } => {
+                self.sized = Some((lease.id, local_steps));
+                self.leased(now_ms, lease, evaluate, out);
+            }
             CoordinatorMessage::NoLease { state } => self.no_lease(now_ms, state, out),
             CoordinatorMessage::Evaluate { version, digest } => {
                 if self.config.eval_examples > 0 {

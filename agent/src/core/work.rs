@@ -46,6 +46,8 @@ pub enum Work {
         lease: Lease,
         /// Since when.
         since_ms: u64,
+        /// Steps that the lease asks for.
+        all_steps: u32,
         /// Steps done,
         steps: u32,
         /// as of then.
@@ -177,11 +179,16 @@ impl Session {
     }
 
     fn train_from(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
-        let spec = self.terms.as_ref().expect("a lease comes only after a welcome").spec.clone();
+        let mut spec = self.terms.as_ref().expect("a lease comes only after a welcome").spec.clone();
+        if let Some((_, local_steps)) = self.sized.filter(|(sized, _)| *sized == lease.id) {
+            spec.train.local_steps = local_steps;
+        }
+        let all_steps = spec.train.local_steps;
         out.push(Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec), base, lead });
         self.work = Work::Training {
             lease,
             since_ms: now_ms,
+            all_steps,
             steps: 0,
             moved_ms: now_ms,
             examples_per_s: 0.0,

@@ -8,7 +8,9 @@ use bincode::{Decode, Encode};
 /// The oldest protocol version that this build speaks.
 pub const MIN_PROTOCOL: u16 = 2;
 /// The newest protocol version that this build speaks.
-pub const MAX_PROTOCOL: u16 = 2;
+pub const MAX_PROTOCOL: u16 = 3;
+/// The first protocol version in which a lease may have a number of steps of its own.
+pub const SIZED_LEASES: u16 = 3;
 /// The name under which QUIC connections are opened (ALPN). It has no version in it on purpose: a mismatch is told in
 /// words, not as a TLS alert.
 pub const ALPN: &[u8] = b"anabranch";
@@ -79,7 +81,7 @@ mod tests {
         let propose = |min, max| Propose { min, max, purpose: Purpose::Agent }.answer();
         assert_eq!(propose(2, 2), Agree::Version(2));
         assert_eq!(propose(0, 7), Agree::Version(MAX_PROTOCOL));
-        assert_eq!(propose(3, 4), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
+        assert_eq!(propose(4, 5), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
         assert_eq!(propose(0, 1), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
     }
 }

@@ -47,6 +47,8 @@ pub(crate) fn spec() -> RunSpec {
             batch_size: 32,
             optimizer: OptimizerSpec::Sgd { lr: 0.05, momentum: 0.9 },
             keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.05 }, feedback_decay: 0.95 },
         merge: fed_buff(),
@@ -86,6 +88,12 @@ pub(crate) fn gpt_spec() -> RunSpec {
     let (context, layers, heads, width) = (128, 3, 4, 64);
     let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
     RunSpec { model, ..other_spec() }
+}
+
+/// Leases with a size of their own.
+pub(crate) fn sized_spec() -> RunSpec {
+    let train = TrainSpec { target_round_s: Some(2.5), max_local_steps: Some(100), ..other_spec().train };
+    RunSpec { train, ..other_spec() }
 }
 
 pub(crate) fn lease() -> Lease {
@@ -191,6 +199,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
     messages.extend([
         CoordinatorMessage::StateChanged { state: RunPhase::Finished },
         CoordinatorMessage::Renewed { certificate_der: vec![0x30, 0x02] },
+        CoordinatorMessage::SizedLease { lease: lease(), evaluate: false, local_steps: 7 },
     ]);
     messages
 }
@@ -307,6 +316,8 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     ];
     bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
     bodies.push(RecordBody::ConfigChanged { spec: Box::new(gpt_spec()) });
+    bodies.push(RecordBody::SizedLeaseGranted { lease: lease(), local_steps: 7 });
+    bodies.push(RecordBody::ConfigChanged { spec: Box::new(sized_spec()) });
     bodies
 }
 

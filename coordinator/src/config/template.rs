@@ -57,6 +57,10 @@ batch_size = 32
 optimizer = { kind = "sgd", lr = 0.05 }
 # Keep momentum and the like from one lease to the next instead of starting afresh.
 #keep_optimizer_state = false
+# Give each agent leases of as many steps as it takes in about this many seconds, so that all report at similar periods;
+# an agent that is not known yet gets local_steps, and none ever more than max_local_steps (16 times local_steps).
+#target_round_s = 5.0
+#max_local_steps = 320
 
 [upload]
 # How updates are compressed: "top-k" sends the largest share of each tensor's entries as int8, "bf16" all of them in

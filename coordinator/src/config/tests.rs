@@ -122,6 +122,17 @@ fn values_out_of_range_are_named_with_their_line() {
         ("batch_size = 32", "batch_size = 0", "train.batch_size must be at least 1"),
         ("local_steps = 20", "local_steps = 0", "train.local_steps must be at least 1"),
         ("lr = 0.05 }\n# Keep", "lr = -1 }\n# Keep", "train.optimizer.lr must be more than 0"),
+        ("#target_round_s = 5.0", "target_round_s = nan", "train.target_round_s is NaN, expected more than 0 and less"),
+        (
+            "#target_round_s = 5.0",
+            "target_round_s = 600.0",
+            "train.target_round_s is 600, expected more than 0 and less",
+        ),
+        (
+            "#max_local_steps = 320",
+            "max_local_steps = 320",
+            "train.max_local_steps is 320, expected no such key without",
+        ),
         ("fraction = 0.05", "fraction = 1.5", "upload.codec.fraction must be more than 0 and at most 1"),
         ("feedback_decay = 1.0", "feedback_decay = nan", "upload.feedback_decay must be between 0 and 1"),
         ("buffer_size = 4", "buffer_size = 0", "merge.buffer_size is 0, expected"),

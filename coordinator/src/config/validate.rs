@@ -3,7 +3,7 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec};
+use anabranch_common::spec::{ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, TrainSpec};
 
 use super::Config;
 use crate::identity;
@@ -57,6 +57,7 @@ pub(super) fn check(config: &Config) -> Checked {
         format!("must be between 1 and 825 days, but is {}", server.agent_certificate_days)
     })?;
     positive(config.schedule.lease_ttl_s, "schedule.lease_ttl_s")?;
+    sizes(&config.spec.train, config.schedule.lease_ttl_s)?;
     ensure((10..=60_000).contains(&config.schedule.tick_ms), "schedule.tick_ms", || {
         format!("must be between 10 and 60000 milliseconds, but is {}", config.schedule.tick_ms)
     })?;
@@ -116,6 +117,23 @@ fn spec(spec: &RunSpec) -> Checked {
         at_least_one(versions, "target.versions")?;
     }
     spec.target.wall_s.map_or(Ok(()), |wall_s| positive(wall_s, "target.wall_s"))
+}
+
+/// How leases are sized. One that takes as long as it counts would always be over before its work comes.
+fn sizes(train: &TrainSpec, lease_ttl_s: f64) -> Checked {
+    let (Some(target_s), max) = (train.target_round_s, train.max_local_steps) else {
+        let max = train.max_local_steps;
+        return ensure(max.is_none(), "train.max_local_steps", || {
+            format!("is {}, expected no such key without train.target_round_s", max.unwrap_or_default())
+        });
+    };
+    ensure(target_s > 0.0 && target_s < lease_ttl_s, "train.target_round_s", || {
+        format!("is {target_s}, expected more than 0 and less than schedule.lease_ttl_s ({lease_ttl_s})")
+    })?;
+    let most = max.unwrap_or(train.local_steps);
+    ensure(most >= train.local_steps, "train.max_local_steps", || {
+        format!("is {most}, expected at least train.local_steps ({})", train.local_steps)
+    })
 }
 
 fn model(model: &ModelSpec) -> Checked {

@@ -39,6 +39,8 @@ pub enum Event {
         agent: AgentId,
         /// What it said.
         hello: AgentHello,
+        /// The protocol version that both ends agreed on.
+        protocol: u16,
     },
     /// A connection is gone.
     Disconnected {

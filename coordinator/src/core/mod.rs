@@ -20,8 +20,10 @@ mod peers;
 pub mod recent;
 pub mod roster;
 mod schedule;
+pub mod sizing;
 pub mod state;
 pub mod status;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -150,7 +152,7 @@ impl Core {
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Command> {
         self.now = now;
         match event {
-            Event::Connected { peer, agent, hello } => self.connected(peer, agent, hello),
+            Event::Connected { peer, agent, hello, protocol } => self.connected(peer, agent, hello, protocol),
             Event::Disconnected { peer } => self.disconnected(peer),
             Event::Message { peer, message } => self.message(peer, message),
             Event::UpdateReceived { peer, meta, payload, content } => {

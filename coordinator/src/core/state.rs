@@ -18,6 +18,7 @@ use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
 use bincode::{Decode, Encode};
 
 use super::recent::Recent;
+use super::sizing::Sizing;
 
 /// Why a record cannot follow the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,7 +128,7 @@ pub struct Totals {
 }
 
 /// Everything the journal says, up to one position.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunState {
     /// The run.
     pub run: RunId,
@@ -166,6 +167,8 @@ pub struct RunState {
     pub paused: bool,
     /// Why the run ended, and which version is its result.
     pub finished: Option<(FinishReason, ModelVersion)>,
+    /// How fast agents are, where leases have sizes of their own.
+    pub sizing: Sizing,
 }
 
 impl RunState {
@@ -199,6 +202,7 @@ impl RunState {
             evaluations: VecDeque::new(),
             paused: false,
             finished: None,
+            sizing: Sizing::default(),
         })
     }
 
@@ -224,6 +228,7 @@ impl RunState {
                 let lease = state.lease.take();
                 self.participation.forget(*agent);
                 self.recent.withdraw(*agent);
+                self.sizing.forget(*agent);
                 self.end_lease(lease);
             }
             RecordBody::EpochStarted { agent, epoch, incarnation, examples_held } => {
@@ -236,11 +241,12 @@ impl RunState {
                     state.epochs.pop_first();
                 }
             }
-            RecordBody::LeaseGranted(lease) => {
-                let state = self.agents.get_mut(&lease.agent).ok_or(unknown("an agent"))?;
-                state.lease = Some(lease.id);
-                self.leases.insert(lease.id, (lease.clone(), LeaseStatus::Active));
-                self.next_lease = lease.id.next();
+            RecordBody::LeaseGranted(lease) => self.grant(lease).ok_or(unknown("an agent"))?,
+            RecordBody::SizedLeaseGranted { lease, local_steps } => {
+                self.grant(lease).ok_or(unknown("an agent"))?;
+                if self.spec.train.target_round_s.is_some() {
+                    self.sizing.granted(lease.agent, lease.id, *local_steps, record.at_ms);
+                }
             }
             RecordBody::LeaseEnded { lease, .. } => {
                 let (granted, _) = self.leases.get(lease).ok_or(unknown("a lease"))?;
@@ -249,7 +255,7 @@ impl RunState {
                 }
                 self.end_lease(Some(*lease));
             }
-            RecordBody::Update(update) => self.merge(position, update)?,
+            RecordBody::Update(update) => self.merge(position, record.at_ms, update)?,
             RecordBody::Refused { key, payload_digest, lease, reason } => {
                 self.refuse(key, *payload_digest, *lease, *reason).ok_or(unknown("an agent"))?;
             }
@@ -281,10 +287,24 @@ impl RunState {
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
             self.recent.forget();
         }
+        self.sizing.change(&self.spec.train, &spec.train);
         self.spec = spec.clone();
     }
 
-    fn merge(&mut self, position: Position, update: &AcceptedUpdate) -> Result<(), FoldError> {
+    fn grant(&mut self, lease: &Lease) -> Option<()> {
+        self.agents.get_mut(&lease.agent)?.lease = Some(lease.id);
+        self.leases.insert(lease.id, (lease.clone(), LeaseStatus::Active));
+        self.next_lease = lease.id.next();
+        Some(())
+    }
+
+    /// The steps of `agent`'s next lease; none where every lease has the configured ones.
+    #[must_use]
+    pub fn lease_steps(&self, agent: AgentId) -> Option<u32> {
+        self.sizing.steps(agent, &self.spec.train)
+    }
+
+    fn merge(&mut self, position: Position, at_ms: u64, update: &AcceptedUpdate) -> Result<(), FoldError> {
         let meta = &update.meta;
         let closes = self.next_update_closes();
         let computed = if closes { self.version.next() } else { self.version };
@@ -301,7 +321,9 @@ impl RunState {
             Verdict::Accepted { position, version: update.version, weight: update.weight, staleness: update.staleness };
         agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
         let (train, cap) = (&self.spec.train, self.spec.admit.max_examples);
-        let planned = (u64::from(train.local_steps) * u64::from(train.batch_size)).min(cap);
+        // Never less than the configured steps: who pretends to be slow would else weigh more for it.
+        let steps = self.sizing.accepted(meta, at_ms).unwrap_or(0).max(train.local_steps);
+        let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
         self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
         self.leases.remove(&meta.lease);
         self.totals.accepted += 1;
@@ -329,6 +351,7 @@ impl RunState {
         if holds {
             agent.lease.take_if(|held| *held == lease);
             self.leases.remove(&lease);
+            self.sizing.refused(key.agent, lease);
         }
         *self.totals.refused.entry(reason).or_default() += 1;
         Some(())
@@ -339,6 +362,7 @@ impl RunState {
         self.version = version;
         self.buffered = 0;
         self.finished = None;
+        self.sizing.forget_leases();
         if !bugs::is(Bug::BranchIgnored) {
             self.leases.clear();
         }

@@ -126,13 +126,13 @@ pub(super) async fn serve(
     connection: Connection,
     send: SendStream,
     messages: FrameReader<AgentMessage>,
-    (agent, hello): (AgentId, AgentHello),
+    (agent, hello, protocol): (AgentId, AgentHello, u16),
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
     let writer = FrameWriter::new(send, FrameKind::Coordinator, SEND);
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-    shared.tell(Input::Connected { peer, agent, hello, ops }).await;
+    shared.tell(Input::Connected { peer, agent, hello, protocol, ops }).await;
     let turn = Arc::new(Semaphore::new(1));
     let this = Arc::new(PeerConnection { connection, shared, peer, agent, transfers: Mutex::default(), turn });
     let mut reading = std::pin::pin!(this.read_messages(messages));
@@ -400,7 +400,7 @@ fn sent(message: &CoordinatorMessage) -> &'static str {
     match message {
         CoordinatorMessage::Verdict { .. } => "verdict-sent",
         CoordinatorMessage::NeedChunks { .. } => "upload-asked-for",
-        CoordinatorMessage::Lease { .. } => "lease-sent",
+        CoordinatorMessage::Lease { .. } | CoordinatorMessage::SizedLease { .. } => "lease-sent",
         _ => "message-sent",
     }
 }

@@ -70,6 +70,8 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             batch_size: 1,
             optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
             keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.1 }, feedback_decay: 0.9 },
         merge,

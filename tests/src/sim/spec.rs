@@ -38,6 +38,8 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             batch_size: if native { 8 } else { 1 },
             optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
             keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
         },
         upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
         merge,

@@ -241,7 +241,14 @@ mod tests {
 
     fn plan(batch_size: u32) -> TrainSpec {
         let optimizer = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
-        TrainSpec { local_steps: 1, batch_size, optimizer, keep_optimizer_state: false }
+        TrainSpec {
+            local_steps: 1,
+            batch_size,
+            optimizer,
+            keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
+        }
     }
 
     #[test]

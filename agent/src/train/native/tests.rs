@@ -21,7 +21,14 @@ fn model(kind: ModelKind) -> ModelSpec {
 }
 
 fn plan(local_steps: u32, optimizer: OptimizerSpec) -> TrainSpec {
-    TrainSpec { local_steps, batch_size: 32, optimizer, keep_optimizer_state: false }
+    TrainSpec {
+        local_steps,
+        batch_size: 32,
+        optimizer,
+        keep_optimizer_state: false,
+        target_round_s: None,
+        max_local_steps: None,
+    }
 }
 
 fn sgd(lr: f32, momentum: f32) -> OptimizerSpec {

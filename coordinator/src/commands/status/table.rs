@@ -159,11 +159,12 @@ fn evaluations(report: &StatusReport) -> String {
 }
 
 /// The columns of the agents' table.
-pub(super) const AGENT_COLUMNS: [(&str, Align); 10] = [
+pub(super) const AGENT_COLUMNS: [(&str, Align); 11] = [
     ("agent", Align::Left),
     ("state", Align::Left),
     ("heard", Align::Right),
     ("speed", Align::Right),
+    ("steps", Align::Right),
     ("stale", Align::Right),
     ("loss", Align::Right),
     ("accepted", Align::Right),
@@ -181,6 +182,7 @@ pub(super) fn agent_row(agent: &AgentStatus) -> Vec<String> {
         agent_state(agent).to_owned(),
         or_dash(agent.last_seen_ms.map(heard)),
         or_dash(speed),
+        or_dash(agent.lease_steps.map(|steps| steps.to_string())),
         or_dash(agent.staleness.map(|staleness| staleness.to_string())),
         or_dash(agent.train_loss.map(|loss| format!("{loss:.4}"))),
         output::count(agent.updates_accepted),
@@ -272,6 +274,7 @@ pub(super) mod tests {
             device: "cpu".into(),
             last_seen_ms: Some(1_200),
             examples_per_s: 1834.4,
+            lease_steps: Some(40),
             staleness: Some(3),
             train_loss: Some(0.25),
             train_examples: 20_000,

@@ -111,7 +111,8 @@ fn a_process_that_restarts_all_the_time_is_asked_to_come_later() {
         let mut hello = hello(1, 1);
         hello.incarnation =
             Incarnation([u8::try_from(round % 250).expect("below 250"), 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let commands = world.handle(Event::Connected { peer: PeerId(100 + round), agent: agent(1), hello });
+        let commands =
+            world.handle(Event::Connected { peer: PeerId(100 + round), agent: agent(1), hello, protocol: 3 });
         world.journal();
         busy += u64::from(commands.iter().any(|command| {
             matches!(command, Command::Send { message: CoordinatorMessage::Rejected(Rejection::Busy), .. })
@@ -136,7 +137,7 @@ fn the_fastest_honest_agent_is_never_slowed_down() {
 fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are_free() {
     let mut world = World::started(1);
     let evaluates = anabranch_common::wire::message::AgentHello { eval_examples: 10, ..hello(1, 1) };
-    world.handle(Event::Connected { peer: PeerId(1), agent: agent(1), hello: evaluates });
+    world.handle(Event::Connected { peer: PeerId(1), agent: agent(1), hello: evaluates, protocol: 3 });
     let mut asked = 0;
     for seq in 0..11 * BURST {
         let lease = world.lease(1);

@@ -57,6 +57,8 @@ pub(super) fn spec() -> RunSpec {
             batch_size: 1,
             optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
             keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
         },
         upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 1.0 },
         merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
@@ -152,7 +154,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, peer: PeerId, n: u8) -> Vec<Command> {
-        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n) })
+        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n), protocol: 3 })
     }
 
     /// Agent `n` says goodbye and goes.

@@ -199,7 +199,14 @@ impl<'a> Native<'a> {
         let model = trainer.initial(1)?;
         let optimizer: OptimizerSpec = case.optimizer.clone();
         // The optimizer lives on from turn to turn, as PyTorch's does.
-        let plan = TrainSpec { local_steps: 0, batch_size: case.batch, optimizer, keep_optimizer_state: true };
+        let plan = TrainSpec {
+            local_steps: 0,
+            batch_size: case.batch,
+            optimizer,
+            keep_optimizer_state: true,
+            target_round_s: None,
+            max_local_steps: None,
+        };
         Ok(Self { trainer, plan, model, data, seed: 0 })
     }
 }

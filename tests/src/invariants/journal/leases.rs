@@ -25,7 +25,7 @@ const OVERDUE_MS: u64 = 10_000;
 
 impl Leases {
     pub(super) fn apply(&mut self, record: &Record, version: ModelVersion) -> Checked {
-        if matches!(record.body, RecordBody::LeaseGranted(_)) {
+        if record.body.granted().is_some() {
             self.look_for_overdue(record.at_ms)?;
         }
         match &record.body {
@@ -37,7 +37,7 @@ impl Leases {
                 self.paused = false;
                 Ok(())
             }
-            RecordBody::LeaseGranted(lease) => self.grant(lease, version),
+            RecordBody::LeaseGranted(lease) | RecordBody::SizedLeaseGranted { lease, .. } => self.grant(lease, version),
             RecordBody::LeaseEnded { lease, why } => {
                 let Some(granted) = self.granted.get(lease) else {
                     return super::broken(NAME, format!("lease {lease:?} ended that was never granted"));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::handshake::MAX_PROTOCOL;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
 use anabranch_coordinator::core::command::Command;
@@ -120,7 +121,12 @@ impl World {
                 let peer = PeerId(self.coordinator.next_peer);
                 conn.peer = Some(peer);
                 process.peers.insert(peer, id);
-                self.coordinator_handles(Event::Connected { peer, agent: agent_id(machine), hello });
+                self.coordinator_handles(Event::Connected {
+                    peer,
+                    agent: agent_id(machine),
+                    hello,
+                    protocol: MAX_PROTOCOL,
+                });
             }
             Parcel::Message(message) => {
                 if let Some(peer) = conn.peer {
