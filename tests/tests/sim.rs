@@ -51,6 +51,23 @@ fn the_native_trainer_gives_the_same_world_twice() {
     assert!(first == second, "two outcomes, or two traces");
 }
 
+/// One agent is ten times as fast as another: with leases sized by speed both are heard about as often, also after the
+/// coordinator was killed.
+#[test]
+fn leases_sized_by_speed_make_agents_report_at_similar_periods() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/sized-leases.toml");
+    let sized = scenario::read(&file).expect("a scenario");
+    let spread = |schedule: &Schedule| {
+        let outcome = run(1, schedule, false);
+        must_hold(&outcome);
+        assert!(outcome.recoveries > 0, "the coordinator was killed");
+        let (most, least) = (outcome.rounds.iter().max().copied(), outcome.rounds.iter().min().copied());
+        most.unwrap_or(0) as f64 / least.unwrap_or(0).max(1) as f64
+    };
+    let (with, without) = (spread(&sized), spread(&Schedule { target_round_ms: 0, ..sized.clone() }));
+    assert!(with < 1.5 && without > 5.0, "most rounds of an agent over the least: {with}, and {without} without sizes");
+}
+
 /// A changed bit is refused where it is read, and the run goes on once it is put back.
 #[test]
 fn changed_bits_are_refused_in_some_worlds_and_never_believed() {
@@ -80,7 +97,7 @@ fn every_scenario_that_ships_holds() {
     let mut files: Vec<_> =
         std::fs::read_dir(folder).expect("scenarios").map(|entry| entry.expect("entry").path()).collect();
     files.sort();
-    assert!(files.len() >= 9, "{files:?}");
+    assert!(files.len() >= 10, "{files:?}");
     for file in files {
         let schedule: Schedule = scenario::read(&file).expect("a scenario");
         for seed in 0..5 {

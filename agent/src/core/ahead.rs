@@ -60,7 +60,9 @@ impl Ahead {
 impl Session {
     /// When the lease of the next round is to be asked for, if no event comes before.
     pub(super) fn ask_ahead_ms(&self) -> Option<u64> {
-        let Work::Training { since_ms, all_steps, moved_ms, steps, stopping: false, .. } = self.work else { return None };
+        let Work::Training { since_ms, all_steps, moved_ms, steps, stopping: false, .. } = self.work else {
+            return None;
+        };
         let room = self.outbox.len() + self.banking.len() + 1 < limits::OUTBOX_UPDATES;
         let may = self.config.overlap
             && self.is_up()

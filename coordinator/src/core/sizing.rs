@@ -159,14 +159,14 @@ mod tests {
     }
 
     /// The sizes of the leases of an agent whose steps take as long as `step_ms` says of each lease.
-    fn sizes(leases: u64, step_ms: impl Fn(u64) -> f64) -> Vec<u32> {
+    fn sizes(leases: u64, step_ms: impl Fn(u64) -> u64) -> Vec<u32> {
         let (mut sizing, mut now_ms) = (Sizing::default(), 1_000_000);
         let mut sizes = Vec::new();
         for lease in 1..=leases {
             let steps = sizing.steps(AGENT, &train()).expect("sized");
             sizes.push(steps);
             sizing.granted(AGENT, LeaseId(lease), steps, now_ms);
-            let compute_ms = (f64::from(steps) * step_ms(lease)) as u64;
+            let compute_ms = u64::from(steps) * step_ms(lease);
             now_ms += compute_ms + 50;
             assert_eq!(sizing.accepted(&meta(lease, steps, compute_ms), now_ms), Some(steps));
         }
@@ -175,18 +175,18 @@ mod tests {
 
     #[test]
     fn a_round_takes_the_target_whatever_the_speed() {
-        assert_eq!(sizes(4, |_| 200.0), [10, 10, 10, 10]);
-        assert_eq!(sizes(4, |_| 40.0), [10, 50, 50, 50]);
-        assert_eq!(sizes(4, |_| 2_000.0), [10, 1, 1, 1]);
-        assert_eq!(sizes(4, |_| 9_000.0), [10, 1, 1, 1], "a step is the least");
-        assert_eq!(sizes(4, |_| 1.0), [10, 100, 100, 100], "and the configured most the most");
+        assert_eq!(sizes(4, |_| 200), [10, 10, 10, 10]);
+        assert_eq!(sizes(4, |_| 40), [10, 50, 50, 50]);
+        assert_eq!(sizes(4, |_| 2_000), [10, 1, 1, 1]);
+        assert_eq!(sizes(4, |_| 9_000), [10, 1, 1, 1], "a step is the least");
+        assert_eq!(sizes(4, |_| 1), [10, 100, 100, 100], "and the configured most the most");
     }
 
     #[test]
     fn another_speed_is_found_and_one_round_alone_moves_little() {
-        let slower = sizes(30, |lease| if lease < 5 { 40.0 } else { 160.0 });
+        let slower = sizes(30, |lease| if lease < 5 { 40 } else { 160 });
         assert!(slower[4] == 50 && (12..=13).contains(&slower[29]), "{slower:?}");
-        let once = sizes(8, |lease| if lease == 4 { 4_000.0 } else { 40.0 });
+        let once = sizes(8, |lease| if lease == 4 { 4_000 } else { 40 });
         assert_eq!((once[3], once[4]), (50, 29), "taken for four times as slow, and that for a quarter: {once:?}");
     }
 

@@ -43,6 +43,7 @@ pub fn draw(seed: u64) -> Schedule {
         lease_ttl_ms: if between(0, 2) == 0 { between(2_000, 10_000) } else { 60_000 },
         checkpoint_every: between(1, 12),
         keep_journal: between(0, 3) == 0,
+        target_round_ms: draw_target(seed),
         agents,
         length_ms,
         faults: Vec::new(),
@@ -50,6 +51,12 @@ pub fn draw(seed: u64) -> Schedule {
     draw_attacker(seed, &mut schedule);
     schedule.faults = draw_faults(seed, &schedule);
     schedule
+}
+
+/// Leases have sizes of their own in one world of four.
+fn draw_target(seed: u64) -> u64 {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0005);
+    if rng.below(4) == 0 { 300 + rng.below(4_000) } else { 0 }
 }
 
 /// One attacker among at least four agents, in some worlds: as slow as the slowest, so that its updates are no larger a

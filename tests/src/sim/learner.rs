@@ -68,11 +68,12 @@ impl Learner {
         }
     }
 
-    /// Nothing where there is nothing left to do, or the round fails.
-    pub(super) fn train(&mut self, machine: Machine, lease: &Lease, base: &[f32]) -> Option<Round> {
+    /// Of so many steps. Nothing where there is nothing left to do, or the round fails.
+    pub(super) fn train(&mut self, machine: Machine, lease: &Lease, steps: u32, base: &[f32]) -> Option<Round> {
         let delta = match (self.task, &mut self.native) {
             (Task::Native, Some(Native { trainer, plan, shards })) => {
                 let go_on = &mut |_| ControlFlow::Continue(());
+                plan.local_steps = steps;
                 let done = trainer.train(base, plan, lease.seed, &shards[machine - 1], go_on).ok()?;
                 return Some(Round {
                     delta: done.end.iter().zip(base).map(|(end, base)| end - base).collect(),
@@ -84,7 +85,7 @@ impl Learner {
             (Task::Ledger, _) => ledger_delta(lease, base.len())?,
             (Task::Quadratic | Task::Native, _) => quadratic_delta(machine, lease, base),
         };
-        Some(Round { delta, num_examples: 10, local_steps: 1, train_loss: 0.5 })
+        Some(Round { delta, num_examples: 10, local_steps: steps, train_loss: 0.5 })
     }
 
     /// How good a model is in the eyes of one agent.

@@ -46,6 +46,8 @@ pub struct Outcome {
     pub lost: u64,
     /// Updates that are in the model more than once.
     pub duplicated: u64,
+    /// Local rounds that each agent began, in the order of the schedule.
+    pub rounds: Vec<u64>,
     /// Versions made.
     pub versions: u64,
     /// Starts of the coordinator after the first.

@@ -25,12 +25,20 @@ pub struct Schedule {
     pub checkpoint_every: u64,
     /// Keep the whole journal.
     pub keep_journal: bool,
+    /// What each round is to take, so that leases have sizes of their own (0: every lease has the same).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub target_round_ms: u64,
     /// The agents.
     pub agents: Vec<AgentPlan>,
     /// How long faults go on, in milliseconds.
     pub length_ms: u64,
     /// Faults, in any order.
     pub faults: Vec<Planned>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What is trained.

@@ -8,7 +8,19 @@ use anabranch_common::spec::{
 };
 
 use super::learner;
-use super::schedule::{Schedule, Task};
+use super::schedule::{AgentPlan, Schedule, Task};
+
+/// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
+const LOCAL_STEPS: u32 = 4;
+
+fn local_steps(schedule: &Schedule) -> u32 {
+    if schedule.task == Task::Native || schedule.target_round_ms > 0 { LOCAL_STEPS } else { 1 }
+}
+
+/// How long an agent's round of so many steps takes: `round_ms` is for as many as are configured.
+pub(super) fn takes_ms(schedule: &Schedule, agent: &AgentPlan, steps: u32) -> u64 {
+    agent.round_ms * u64::from(steps) / u64::from(local_steps(schedule))
+}
 
 /// The run's configuration.
 pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
@@ -34,11 +46,11 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             ..ModelSpec::default()
         },
         train: TrainSpec {
-            local_steps: if native { 4 } else { 1 },
+            local_steps: local_steps(schedule),
             batch_size: if native { 8 } else { 1 },
             optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
             keep_optimizer_state: false,
-            target_round_s: None,
+            target_round_s: (schedule.target_round_ms > 0).then(|| schedule.target_round_ms as f64 / 1000.0),
             max_local_steps: None,
         },
         upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },

@@ -141,6 +141,7 @@ impl World {
             acknowledged,
             lost,
             duplicated: self.coordinator.duplicated,
+            rounds: self.agents.iter().map(|agent| agent.rounds).collect(),
             versions: self.coordinator.newest_version.0,
             recoveries: self.coordinator.life.saturating_sub(1),
             faults: self.faults,
@@ -273,7 +274,7 @@ impl World {
             return self.violate("P6", format!("{} s after the last fault: {}", HEALING_MS / 1000, waiting.join("; ")));
         }
         let since_ms = self.now_ms() - healed_at_ms;
-        let progress = self.agents.iter().filter_map(AgentMachine::progress);
+        let progress = self.agents.iter().filter_map(|agent| agent.progress(self.schedule.target_round_ms));
         let stalled = progress.map(|progress| progress::check(&progress, since_ms)).find(Checked::is_err);
         self.checked(stalled.unwrap_or(Ok(())));
         self.resume();

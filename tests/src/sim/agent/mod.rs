@@ -64,7 +64,7 @@ pub(super) struct AgentMachine {
     pub(super) may_be_revoked: bool,
     pub(super) plan: AgentPlan,
     rng: SplitMix64,
-    rounds: u64,
+    pub(super) rounds: u64,
     healed: bool,
     verdicts_since_healed: u64,
     /// The true transfer of each poisoned one.
@@ -146,9 +146,10 @@ impl AgentMachine {
         })
     }
 
-    /// How far it has come since the last fault, if it is there.
-    pub(super) fn progress(&self) -> Option<Progress> {
-        let (agent, round_ms, honest) = (self.machine, self.plan.round_ms, self.plan.hostile.is_none());
+    /// How far it has come since the last fault, if it is there. Its rounds may take `target_ms` at least.
+    pub(super) fn progress(&self, target_ms: u64) -> Option<Progress> {
+        let (agent, honest) = (self.machine, self.plan.hostile.is_none());
+        let round_ms = self.plan.round_ms.max(target_ms);
         (!self.gone).then_some(Progress { agent, round_ms, honest, verdicts: self.verdicts_since_healed })
     }
 
@@ -300,9 +301,9 @@ impl World {
                 let event = worker::unpack(&self.learner.manifest, version, digest, &encoded);
                 self.beside_the_maths(machine, 3, event);
             }
-            Command::Train { lease, base, lead, .. } => {
+            Command::Train { lease, spec, base, lead } => {
                 let start = lead.map_or_else(|| base.to_vec(), |lead| lead.from(&base));
-                self.train(machine, &lease, &start);
+                self.train(machine, &lease, spec.train.local_steps, &start);
             }
             Command::StopTraining => {
                 if let Some((_, lease)) = process.training.take() {

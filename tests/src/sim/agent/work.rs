@@ -10,6 +10,7 @@ use crate::picture::SpanKind;
 
 use crate::sim::disk::Failure;
 use crate::sim::schedule::Machine;
+use crate::sim::spec::takes_ms;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
@@ -57,16 +58,16 @@ impl World {
         self.agent_handles(machine, event);
     }
 
-    pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, base: &[f32]) {
+    pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, steps: u32, base: &[f32]) {
         let agent = self.agent(machine);
         agent.rounds += 1;
         let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
-        let takes_ms = agent.plan.round_ms;
+        let takes_ms = takes_ms(&self.schedule, &self.agents[machine - 1].plan, steps);
         self.note(machine, Sign::Begin(SpanKind::Train), || {
             format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
         });
         let hostile = self.agent(machine).plan.hostile;
-        let round = self.learner.train(machine, lease, base).filter(|_| !fails);
+        let round = self.learner.train(machine, lease, steps, base).filter(|_| !fails);
         let event = match round {
             Some(mut round) => {
                 distort(hostile, &mut round.delta);
