@@ -13,7 +13,6 @@ pub(super) fn put(store: &dyn Store, manifest: &ModelManifest, values: &[f32]) -
     let digest = Digest::of_f32(values);
     // The content is named by its digest, so what is there need not be compressed again.
     if load(store, "vector", manifest, digest).is_err() {
-        store.delete_blob(digest)?;
         store.put_blob(digest, &Planes32.encode(manifest, values)?)?;
     }
     Ok(digest)

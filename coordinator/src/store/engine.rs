@@ -165,10 +165,22 @@ impl<M: Medium> Engine<M> {
             let problem = format!("{name} of {} bytes, more than {SMALL_BYTES}", content.len());
             return Err(self.refused(problem));
         }
+        self.write_over(name, content, SMALL_BYTES)
+    }
+
+    /// Writes an entry in place of what is there under its name, if anything is.
+    fn write_over(&self, name: &Name, content: &[u8], inline_bytes: usize) -> Result<(), StorageError> {
         let old = self.medium.get(Area::Catalogue, &name.key())?;
-        let old_bytes = old.and_then(|value| Some(EntryHead::from_value(&value).ok()?.0.len)).unwrap_or(0);
-        self.write(name, content, &EntryHead::of(content, SMALL_BYTES, Position(0)))?;
-        self.live_bytes_change(old_bytes, 0);
+        let old = old.map(|value| EntryHead::from_value(&value).map(|(head, _)| head));
+        let head = EntryHead::of(content, inline_bytes, Position(0));
+        self.write(name, content, &head)?;
+        if old.as_ref().is_some_and(|old| !matches!(old, Ok(old) if old.placement == Placement::Inline)) {
+            let first = if head.placement == Placement::Bulk { self.chunks(name, &head)? } else { 0 };
+            for key in self.keys(Area::Bulk, name.chunk_key(first)..=name.chunk_key(u32::MAX))? {
+                self.medium.remove(Area::Bulk, &key)?;
+            }
+        }
+        self.live_bytes_change(old.and_then(Result::ok).map_or(0, |old| old.len), 0);
         Ok(())
     }
 
@@ -317,11 +329,10 @@ impl<M: Medium> Store for Engine<M> {
 
     fn put_blob(&self, id: Digest, bytes: &[u8]) -> Result<(), StorageError> {
         let name = Name::Blob(id);
-        if matches!(self.read(&name), Ok(Some(_))) {
+        if matches!(self.read(&name), Ok(Some(stored)) if stored == bytes) {
             return Ok(());
         }
-        self.delete(&name)?;
-        self.write(&name, bytes, &EntryHead::of(bytes, INLINE_BYTES, Position(0)))
+        self.write_over(&name, bytes, INLINE_BYTES)
     }
 
     fn blob(&self, id: Digest) -> Result<Option<Vec<u8>>, StorageError> {

@@ -345,6 +345,29 @@ mod tests {
         assert_eq!(store.blob(id).expect("whole again"), Some(bytes));
     }
 
+    /// Guards against a blob that is mended by deleting it first: power loss in between must leave it listed, so that it
+    /// is damaged and not missing, and it can still be stored again.
+    #[test]
+    fn mending_a_blob_never_loses_it() {
+        let bytes = vec![9; 400_000];
+        let id = anabranch_common::ids::Digest::of(&bytes);
+        for write in 0..6 {
+            let store = MemoryStore::new();
+            store.put_blob(id, &vec![7; 700_000]).expect("something else, and longer");
+            store.commit().expect("commit");
+            store.set_fault(Some(Fault { site: FaultSite::Write(write), kind: FaultKind::Io }));
+            let mended = store.put_blob(id, &bytes).and_then(|()| store.commit()).is_ok();
+            for seed in 0..20 {
+                let after = store.crash(Survivors::Some { seed }).expect("open");
+                assert_eq!(after.blobs().expect("memory"), [id]);
+                assert!(!mended || after.blob(id).expect("whole").as_ref() == Some(&bytes));
+                after.put_blob(id, &bytes).expect("put");
+                assert_eq!(after.blob(id).expect("whole").as_ref(), Some(&bytes));
+                assert_eq!(after.usage().expect("memory").live_bytes, 400_000);
+            }
+        }
+    }
+
     /// The token book is replaced while agents join: after power loss it is the old or the new one, never neither, and
     /// nothing of the others stays behind.
     #[test]

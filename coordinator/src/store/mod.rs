@@ -85,7 +85,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn prune_records(&self, below: Position) -> Result<u64, StorageError>;
 
     /// Stores bytes under an identifier that names their content. The same identifier again changes nothing, unless
-    /// what is stored is damaged.
+    /// what is stored is damaged or something else. That is written over and never deleted first: a crash in between
+    /// leaves it damaged, and not missing.
     ///
     /// # Errors
     /// The storage fails.
