@@ -29,6 +29,8 @@ pub enum Bug {
     VerdictsLost,
     /// A checkpoint is restored without the leases in it.
     LeasesLost,
+    /// A checkpoint is restored without what it knows of agents' speeds.
+    SpeedsLost,
     /// Weights are computed again when records are replayed.
     WeightRecomputed,
     /// A rollback goes on with the model that it found.
@@ -65,7 +67,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::AckBeforeSync,
         Self::DecidedForgotten,
         Self::RefusalNotJournalled,
@@ -77,6 +79,7 @@ impl Bug {
         Self::BufferLost,
         Self::VerdictsLost,
         Self::LeasesLost,
+        Self::SpeedsLost,
         Self::WeightRecomputed,
         Self::BranchModelKept,
         Self::TornTailKept,

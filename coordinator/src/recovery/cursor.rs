@@ -6,6 +6,7 @@ use anabranch_common::journal::{Chain, Record, RecordBody};
 
 use super::checkpoint::{Checkpoint, STATE_BYTES};
 use super::{RecoveryError, pins, vectors};
+use crate::core::sizing::Sizing;
 use crate::core::state::RunState;
 use crate::merger::{MergeError, ModelState};
 use crate::store::Store;
@@ -64,6 +65,9 @@ impl Cursor {
         }
         if bugs::is(Bug::LeasesLost) {
             state.leases.clear();
+        }
+        if bugs::is(Bug::SpeedsLost) {
+            state.sizing = Sizing::default();
         }
         let manifest = state.manifest.clone();
         let vector = vectors::load(store, "model", &manifest, checkpoint.model)?;

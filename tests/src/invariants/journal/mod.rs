@@ -2,7 +2,7 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: once, leases, epochs, branches, staleness      each record, in order
+//!  appended(record) ─► Fold: once, leases, sizes, epochs, branches, staleness   each record, in order
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
@@ -16,6 +16,7 @@ mod hostile;
 mod leases;
 mod once;
 mod replay;
+mod sizes;
 mod staleness;
 
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub use once::Merged;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
-    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `epochs`, `branches`, `staleness`.
+    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `epochs`, `branches`, `staleness`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -60,6 +61,7 @@ struct Fold {
     once: once::Once,
     leases: leases::Leases,
     epochs: epochs::Epochs,
+    sizes: sizes::Sizes,
     envelope: hostile::Envelope,
 }
 
@@ -72,6 +74,7 @@ impl Fold {
         self.once.apply(record)?;
         self.leases.apply(record, before)?;
         self.epochs.apply(record)?;
+        self.sizes.apply(self.spec.as_ref(), record)?;
         self.envelope.apply(attackers, self.spec.as_ref(), record)?;
         match &record.body {
             RecordBody::Genesis { branch, spec, .. } => {
