@@ -1,5 +1,6 @@
 //! The only `select!` over everything: feeds events to the session and carries out its commands.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -110,6 +111,8 @@ pub struct Driver {
     stop: Arc<StopSignal>,
     manifest: Option<Arc<ModelManifest>>,
     traffic: Traffic,
+    /// Examples that the latest round computed at once; 0 where that is not known.
+    micro_batch: Arc<AtomicU32>,
     /// Why no work is to be taken on from the start.
     hold: Option<String>,
     report: SharedReport,
@@ -164,7 +167,9 @@ impl Driver {
         let (events, work_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let stop = Arc::new(StopSignal::default());
-        let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), rounds, events.clone())?;
+        let micro_batch = Arc::new(AtomicU32::new(0));
+        let told = Arc::clone(&micro_batch);
+        let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), rounds, told, events.clone())?;
         let hold = manners.watch(events.clone())?;
         let store = StoreThread::spawn(ledger, run, agent, events.clone())?;
         Ok(Self {
@@ -185,6 +190,7 @@ impl Driver {
             stop,
             manifest: None,
             traffic: Traffic::default(),
+            micro_batch,
             hold,
             report: SharedReport(Arc::new(Mutex::new(report))),
         })
@@ -393,7 +399,9 @@ impl Driver {
     }
 
     fn publish(&self) {
-        let live = LiveReport::of(&self.session, &self.traffic);
+        let micro_batch = self.micro_batch.load(Ordering::Relaxed);
+        let traffic = Traffic { micro_batch: (micro_batch > 0).then_some(micro_batch), ..self.traffic.clone() };
+        let live = LiveReport::of(&self.session, &traffic);
         let outbox = self.session.outbox().entries().map(|entry| WaitingUpdate::of(&entry.meta)).collect();
         self.report.change(|report| {
             report.live = Some(live);

@@ -92,6 +92,12 @@ pub struct LiveReport {
     pub steps: Option<u32>,
     /// Examples a second, lately.
     pub examples_per_s: Option<f32>,
+    /// Examples of a step that the latest round computed at once, if the trainer says so.
+    #[serde(default)]
+    pub micro_batch: Option<u32>,
+    /// Examples of a step, as the run says.
+    #[serde(default)]
+    pub batch_size: Option<u32>,
     /// Payload bytes sent since the process started.
     pub uplink_bytes: u64,
     /// Payload bytes received since the process started.
@@ -120,6 +126,8 @@ pub struct Traffic {
     pub uplink_bytes: u64,
     /// Payload bytes received.
     pub downlink_bytes: u64,
+    /// Examples that the latest round computed at once.
+    pub micro_batch: Option<u32>,
 }
 
 impl LiveReport {
@@ -166,6 +174,8 @@ impl LiveReport {
             lease,
             steps,
             examples_per_s,
+            micro_batch: traffic.micro_batch,
+            batch_size: session.batch_size(),
             uplink_bytes: traffic.uplink_bytes,
             downlink_bytes: traffic.downlink_bytes,
             verdicts: verdicts.map(verdict).collect(),
@@ -204,6 +214,9 @@ impl LiveReport {
             _ => self.work.clone(),
         };
         line("work", work);
+        if let (Some(micro_batch), Some(batch_size)) = (self.micro_batch, self.batch_size) {
+            line("micro-batch", format!("{micro_batch} of {batch_size} examples at once"));
+        }
         if let Some(reason) = &self.waits_for {
             line("waits", format!("takes on no new work: {reason}"));
         }

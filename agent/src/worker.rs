@@ -2,6 +2,7 @@
 //! events.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -129,7 +130,8 @@ pub enum MathsJob {
     },
 }
 
-/// Starts the thread that does the maths. It ends when the returned sender is dropped.
+/// Starts the thread that does the maths. It ends when the returned sender is dropped. `micro_batch` always has how many
+/// examples the latest round computed at once, if the trainer says so.
 ///
 /// # Errors
 /// The system has no thread to give.
@@ -139,10 +141,11 @@ pub fn spawn_maths(
     pace: Pace,
     stop: Arc<StopSignal>,
     rounds: Option<Rounds>,
+    micro_batch: Arc<AtomicU32>,
     events: mpsc::Sender<Event>,
 ) -> std::io::Result<SyncSender<MathsJob>> {
     let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-    let maths = Maths { factory, shards, pace, stop, rounds, trainer: None, events };
+    let maths = Maths { factory, shards, pace, stop, rounds, micro_batch, trainer: None, events };
     std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
     Ok(jobs)
 }
@@ -163,6 +166,7 @@ struct Maths {
     pace: Pace,
     stop: Arc<StopSignal>,
     rounds: Option<Rounds>,
+    micro_batch: Arc<AtomicU32>,
     trainer: Option<Box<dyn Trainer>>,
     events: mpsc::Sender<Event>,
 }
@@ -220,6 +224,9 @@ impl Maths {
         let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, events: &self.events };
         let stop = &self.stop;
         let mut control = |report: StepReport| {
+            if let Some(micro_batch) = report.micro_batch {
+                self.micro_batch.store(micro_batch, Ordering::Relaxed);
+            }
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
@@ -515,7 +522,8 @@ mod tests {
         let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
         let (events, mut told) = mpsc::channel(4);
         let jobs =
-            spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), None, events).expect("a thread");
+            spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), None, Arc::default(), events)
+                .expect("a thread");
         let spec: RunSpec = toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {
             jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");

@@ -48,7 +48,7 @@ impl Trainer for Mean {
             for example in inputs.chunks(end.len()) {
                 end.iter_mut().zip(example).for_each(|(mean, value)| *mean += (value - *mean) / (10.0 * batch as f32));
             }
-            stopped = control(StepReport { step: steps, loss: 0.0, examples: batch }).is_break();
+            stopped = control(StepReport { step: steps, loss: 0.0, examples: batch, micro_batch: None }).is_break();
         }
         Ok(TrainOutcome { end, num_examples: u64::from(steps * batch), steps, mean_loss: 0.0, stopped })
     }

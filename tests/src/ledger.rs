@@ -205,7 +205,7 @@ impl Trainer for LedgerTrainer {
         let mut end = base.to_vec();
         end[lease] += 1.0;
         // The one step: there is nothing left to stop.
-        let _ = control(StepReport { step: 1, loss: 0.0, examples: 1 });
+        let _ = control(StepReport { step: 1, loss: 0.0, examples: 1, micro_batch: None });
         Ok(TrainOutcome { end, num_examples: 1, steps: 1, mean_loss: 0.0, stopped: false })
     }
 

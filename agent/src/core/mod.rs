@@ -358,6 +358,12 @@ impl Session {
         self.hold.as_deref()
     }
 
+    /// Examples of a step, once the run's configuration is known.
+    #[must_use]
+    pub fn batch_size(&self) -> Option<u32> {
+        self.terms.as_ref().map(|terms| terms.spec.train.batch_size)
+    }
+
     /// The latest verdicts, oldest first.
     pub fn verdicts(&self) -> impl Iterator<Item = &(UpdateKey, Verdict)> {
         self.verdicts.iter()

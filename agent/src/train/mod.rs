@@ -111,6 +111,8 @@ pub struct StepReport {
     pub loss: f32,
     /// Examples since the last report: this step's batch, or 0 where there was no new step.
     pub examples: u32,
+    /// Examples computed at once, where the trainer cuts batches or says that it does not.
+    pub micro_batch: Option<u32>,
 }
 
 /// What training gave.

@@ -228,7 +228,8 @@ impl Trainer for Native {
             loss_sum += f64::from(loss);
             outcome.steps = step;
             outcome.num_examples += u64::from(plan.batch_size);
-            let report = StepReport { step, loss, examples: plan.batch_size };
+            let micro_batch = Some(micro.min(plan.batch_size));
+            let report = StepReport { step, loss, examples: plan.batch_size, micro_batch };
             if control(report).is_break() && step < plan.local_steps {
                 outcome.stopped = true;
                 break;

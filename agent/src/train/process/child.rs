@@ -162,7 +162,7 @@ impl Child {
         let clock = Clock::start();
         let (mut heard, mut moved, mut stop_by) = (Duration::ZERO, Duration::ZERO, None);
         let mut seen = 0;
-        let mut report = StepReport { step: 0, loss: 0.0, examples: 0 };
+        let mut report = StepReport { step: 0, loss: 0.0, examples: 0, micro_batch: None };
         loop {
             report.examples = 0;
             match self.heard.recv_timeout(POLL) {
@@ -180,7 +180,7 @@ impl Child {
                             seen = seen.max(examples);
                             #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
                             let loss = loss as f32;
-                            report = StepReport { step, loss, examples: new };
+                            report = StepReport { step, loss, examples: new, micro_batch: self.micro_batch };
                         }
                         answer if answer.id() == Some(id) => return Ok(answer),
                         other => {

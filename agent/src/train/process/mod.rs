@@ -9,6 +9,7 @@
 //! ```
 //! [`serve`] is the other end, for trainers in Rust.
 
+mod bound;
 mod child;
 mod lines;
 mod message;
@@ -32,6 +33,7 @@ use super::{Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, T
 use crate::clock::Clock;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
+use bound::Bound;
 use child::{Child, Death, Fault};
 use scratch::Scratch;
 
@@ -95,7 +97,7 @@ impl TrainerProcess {
     pub fn start(options: ProcessOptions) -> Result<Self, ProcessError> {
         let scratch = Scratch::new(&options.home).map_err(ProcessError::Scratch)?;
         let mut host =
-            Host { options, scratch, child: None, max_micro_batch: None, last_micro_batch: None, next_id: 1 };
+            Host { options, scratch, child: None, bound: Bound::default(), last_micro_batch: None, next_id: 1 };
         let hello = host.start()?;
         if hello.train_examples == 0 && hello.eval_examples == 0 {
             return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
@@ -157,7 +159,7 @@ struct Host {
     /// The child, and for which run it is prepared.
     child: Option<(Child, Option<(RunPart, ModelManifest)>)>,
     /// What rounds that ran out of memory have taught.
-    max_micro_batch: Option<u32>,
+    bound: Bound,
     /// How many examples the child that ran out of memory computed at once, if it said so.
     last_micro_batch: Option<u32>,
     next_id: u64,
@@ -244,14 +246,20 @@ impl Host {
     /// A round ran out of memory: the next one computes half as many examples at once.
     fn back_off(&mut self, batch: u32) {
         let living = self.child.as_ref().and_then(|(child, _)| child.micro_batch());
-        let tried = self.last_micro_batch.take().or(living).or(self.max_micro_batch).unwrap_or(batch);
-        let next = (tried / 2).max(1);
-        self.max_micro_batch = Some(self.max_micro_batch.map_or(next, |most| most.min(next)));
+        let tried = self.last_micro_batch.take().or(living).or(self.bound.most()).unwrap_or(batch);
+        let next = self.bound.failed(tried);
         tracing::warn!(
             tried,
             max_micro_batch = next,
             "a round ran out of memory; the next one takes smaller micro-batches"
         );
+    }
+
+    /// A round fitted: after enough of them larger micro-batches are tried again.
+    fn round_fitted(&mut self, batch: u32) {
+        if let Some(next) = self.bound.fitted(batch) {
+            tracing::info!(max_micro_batch = next, "rounds fit into memory; larger micro-batches are tried again");
+        }
     }
 
     /// The answer is not one to what was asked.
@@ -379,7 +387,7 @@ impl Trainer for ProcessTrainer {
         let mut host = self.ready()?;
         let from = host.put("base.safetensors", &self.manifest, base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
-        let (max_micro_batch, keep) = (host.max_micro_batch, self.keep.clone());
+        let (max_micro_batch, keep) = (host.bound.most(), self.keep.clone());
         let (from_name, out_name) = (from.name(), out.name());
         let ask =
             |id| Ask::Train { id, base: from_name, out: out_name, seed, plan: plan.clone(), max_micro_batch, keep };
@@ -417,6 +425,7 @@ impl Trainer for ProcessTrainer {
                     return Err(TrainError::Diverged { step: steps });
                 }
                 let end = host.take(&out, &self.manifest)?;
+                host.round_fitted(plan.batch_size);
                 Ok(TrainOutcome { end, num_examples, steps, mean_loss, stopped: false })
             }
             other => Err(host.breach(&other)),

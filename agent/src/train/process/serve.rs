@@ -190,7 +190,7 @@ impl Server {
             if micro_batch.is_some() {
                 mouth.say(&Answer::Step { id, step: 0, examples: 0, loss: 0.0, micro_batch });
             }
-            let mut control = |StepReport { step, loss, examples }: StepReport| {
+            let mut control = |StepReport { step, loss, examples, micro_batch }: StepReport| {
                 seen += u64::from(examples);
                 mouth.say(&Answer::Step { id, step, examples: seen, loss: loss.into(), micro_batch });
                 if stop.load(Ordering::Relaxed) == id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
