@@ -8,7 +8,7 @@ use anabranch_tests::sim::draw;
 use anabranch_tests::sim::{quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 600;
 
 #[test]
 fn every_deliberate_bug_is_found() {

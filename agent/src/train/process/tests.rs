@@ -201,7 +201,8 @@ fn a_child_that_dies_hangs_or_talks_nonsense_costs_one_round() {
 }
 
 /// What the out-of-memory killer does to a child, what allocators say before they abort, and what a framework tells:
-/// each time the next round is told to compute half as many examples at once, down to one.
+/// each time the next round is told to compute half as many examples at once, down to one. After 16 rounds that fit
+/// twice as many are tried.
 #[test]
 fn a_round_that_ran_out_of_memory_is_followed_by_one_with_half_the_micro_batch() {
     let noting = "def misbehave(request):
@@ -223,8 +224,11 @@ fn a_round_that_ran_out_of_memory_is_followed_by_one_with_half_the_micro_batch()
         let error = train(&mut *trainer, &process).expect_err("no memory");
         assert!(matches!(&error, TrainError::OutOfMemory(_)) && error.is_passing(), "{round}: {error:?}");
     }
-    train(&mut *trainer, &process).expect("it fits");
-    assert_eq!(fs::read_to_string(home.path().join("told")).expect("written"), "None 6 3 1 1 1 ");
+    for _ in 0..17 {
+        train(&mut *trainer, &process).expect("it fits");
+    }
+    let told = format!("None 6 3 1 1 {}2 ", "1 ".repeat(16));
+    assert_eq!(fs::read_to_string(home.path().join("told")).expect("written"), told);
 }
 
 /// `failed` leaves the child alive, and what is not finite is told as such.
