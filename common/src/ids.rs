@@ -132,6 +132,23 @@ impl Digest {
     }
 }
 
+/// A [`Digest`] of bytes that come in pieces.
+#[derive(Debug, Clone, Default)]
+pub struct Digester(blake3::Hasher);
+
+impl Digester {
+    /// The next piece.
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// BLAKE3 over all pieces, one after another.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
+    }
+}
+
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*

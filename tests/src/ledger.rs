@@ -1,7 +1,7 @@
 //! The ledger task: an update adds exactly 1 to a coordinate of its own, so that the model says what was merged.
 //!
 //! The model is one vector of as many coordinates as `model.input` in run.toml says, all 0 at first. Training under lease
-//! number L adds 1 to coordinate L. With a lossless codec, without feedback and with every update merged at weight 1, a
+//! number L adds 1 to coordinate L. With a lossless codec, or one that loses nothing of 0 and 1, and with every update merged at weight 1, a
 //! coordinate is 0 when its lease's update was never merged, 1 when it was merged once, and 2 when it was merged twice.
 
 use std::ffi::OsString;
@@ -34,6 +34,9 @@ pub struct Settings {
     pub lease_ttl_s: f64,
     /// The run ends at this version.
     pub target_versions: Option<u64>,
+    /// Agents keep error feedback. The codec sends 0 and 1 as they are, so what it leaves out is 0, and yet as many
+    /// bytes on disk as a real one.
+    pub feedback: bool,
 }
 
 impl Default for Settings {
@@ -44,6 +47,7 @@ impl Default for Settings {
             keep_journal: false,
             lease_ttl_s: 600.0,
             target_versions: None,
+            feedback: false,
         }
     }
 }
@@ -52,7 +56,8 @@ impl Settings {
     /// The run.toml, without `[server]`.
     #[must_use]
     pub fn run_toml(&self) -> String {
-        let Self { coordinates, checkpoint_every, keep_journal, lease_ttl_s, target_versions } = self;
+        let Self { coordinates, checkpoint_every, keep_journal, lease_ttl_s, target_versions, feedback } = self;
+        let (codec, decay) = if *feedback { ("bf16", 1.0) } else { ("f32", 0.0) };
         let retention = if *keep_journal { "all" } else { "since_snapshot" };
         let target = target_versions.map_or(String::new(), |versions| format!("versions = {versions}\n"));
         format!(
@@ -71,8 +76,8 @@ batch_size = 1
 optimizer = {{ kind = "sgd", lr = 1.0 }}
 
 [upload]
-codec = {{ kind = "f32" }}
-feedback_decay = 0.0
+codec = {{ kind = "{codec}" }}
+feedback_decay = {decay:?}
 
 [merge]
 strategy = "fedasync"

@@ -1,11 +1,11 @@
 //! What an agent must not lose: the outbox and the error-feedback residual, which change together or not at all.
 //!
-//! One sled tree, `ledger`:
+//! One sled tree, `ledger`, and files beside it (`files.rs`):
 //!
 //! | key | value |
 //! |---|---|
-//! | `h` | the head: magic, layout version, checksum (BLAKE3, 4 bytes), then (bincode) branch, counter, and the names of all blobs that count |
-//! | `b` + number, u64 be (+ chunk) | a blob, in values of at most `STORE_VALUE_BYTES`: an encoded update, the residual (f32 le), or the manifest that both belong to |
+//! | `h` | the head: magic, layout version, checksum (BLAKE3, 4 bytes), then (bincode) branch, counter, and the names and digests of all blobs that count |
+//! | `b` + number, u64 be | a blob: an encoded update, the residual (f32 le), or the manifest that both belong to. From [`FILE_BYTES`] on a file; shorter ones, and those of earlier versions, values in sled of at most `STORE_VALUE_BYTES`, `+ chunk` |
 //!
 //! A change writes new blobs under new numbers, commits, replaces the head, commits, and only then deletes the blobs
 //! that the new head no longer names:
@@ -14,19 +14,25 @@
 //!  blobs ──► commit ──► head ──► commit ──► delete old blobs
 //!            (the old head counts)    (the new head counts)
 //! ```
-//! A crash anywhere leaves the old state or the new one; blobs that no head names are swept when the store is opened.
+//! A crash anywhere leaves the old state or the new one; blobs that no head names are swept when the store is opened, and
+//! their numbers are not given to others: what a power loss brings back of them is never taken for something else.
 
+mod files;
+#[cfg(test)]
+mod files_tests;
 mod head;
 mod shelf;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, DecodeError, Delta, EncodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, RunId};
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message;
@@ -37,10 +43,16 @@ use anabranch_io::faults;
 use crate::core::command::{Bank, Settlement};
 use crate::core::event::{Kept, OutboxEntry};
 use head::{Head, StoredBlob, StoredUpdate};
-pub use shelf::Shelf;
 use shelf::SledShelf;
+pub use shelf::{Content, Shelf};
+
+/// Blobs of this many bytes and more are files; shorter ones fit in one value of sled. About here a file's syncs cost
+/// as much time as sled's log does, and beyond it sled writes and keeps several times the bytes (docs/benchmarks.md).
+pub const FILE_BYTES: usize = limits::STORE_VALUE_BYTES;
 
 const HEAD_KEY: &[u8] = b"h";
+/// Bytes of a blob's key.
+const BLOB_KEY_BYTES: usize = 9;
 
 /// Why the ledger cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +80,15 @@ impl Ledger {
     /// # Errors
     /// Locked by another process, or not readable.
     pub fn open(dir: &Path) -> Result<Self, StorageError> {
-        Self::over(Box::new(SledShelf::open(dir)?))
+        Self::open_with_files_from(dir, FILE_BYTES)
+    }
+
+    /// The same with files for blobs of `file_bytes` and more; it may be another figure at each opening.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with_files_from(dir: &Path, file_bytes: usize) -> Result<Self, StorageError> {
+        Self::over(Box::new(SledShelf::open(dir, file_bytes)?))
     }
 
     /// Takes over what a shelf holds.
@@ -81,8 +101,9 @@ impl Ledger {
             None => Head::default(),
         };
         let mut ledger = Self { shelf, head, manifest: None, residual: None };
-        ledger.sweep()?;
+        // First: what cannot be used is left as it is.
         ledger.load()?;
+        ledger.sweep()?;
         Ok(ledger)
     }
 
@@ -115,12 +136,25 @@ impl Ledger {
     ) -> Result<OutboxEntry, LedgerError> {
         let Bank { lease, epoch, seq, codec, feedback_decay, outcome } = bank;
         let fits = self.head.branch == Some(lease.branch) && self.manifest.as_ref() == Some(manifest);
-        let left_out = self.residual.as_deref().filter(|_| fits).unwrap_or_default().to_vec();
+        let left_out = self.residual.take().filter(|_| fits).unwrap_or_default();
         let mut feedback = Feedback::restore(feedback_decay, left_out);
         let encoder = codec::encoder(codec);
-        let payload = feedback.encode(&*encoder, manifest, &outcome.delta)?;
-        let residual = Some(feedback.left_out().to_vec()).filter(|left_out| !left_out.is_empty());
+        let payload = match feedback.encode(&*encoder, manifest, &outcome.delta) {
+            Ok(payload) => payload,
+            Err(error) => {
+                drop(feedback);
+                self.residual = self.load_residual()?;
+                return Err(error.into());
+            }
+        };
+        let residual = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
         let transfer = TransferManifest::of(&payload);
+        let mut next = self.head.clone();
+        if self.manifest.as_ref() != Some(manifest) {
+            let bytes = message::encode(manifest, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+            next.manifest = Some(self.put(&mut next.next_blob, Content::Bytes(&bytes))?);
+        }
+        let blob = self.put(&mut next.next_blob, Content::Bytes(&payload))?;
         let meta = UpdateMeta {
             key: UpdateKey { run, agent, epoch, seq },
             branch: lease.branch,
@@ -129,19 +163,13 @@ impl Ledger {
             base_digest: lease.base_digest,
             codec: encoder.id(),
             payload_bytes: payload.len() as u64,
-            payload_digest: Digest::of(&payload),
+            payload_digest: blob.digest,
             num_examples: outcome.num_examples,
             local_steps: outcome.local_steps,
             train_loss: outcome.train_loss,
             compute_ms: outcome.compute_ms,
         };
-        let mut next = self.head.clone();
-        if self.manifest.as_ref() != Some(manifest) {
-            let bytes = message::encode(manifest, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
-            next.manifest = Some(self.put(&mut next.next_blob, &bytes)?);
-        }
-        let blob = self.put(&mut next.next_blob, &payload)?.number;
-        next.outbox.push(StoredUpdate { meta: meta.clone(), blob });
+        next.outbox.push(StoredUpdate { meta: meta.clone(), blob: blob.number });
         next.counter = Some((epoch, seq.next()));
         next.branch = Some(lease.branch);
         self.replace(next, residual)?;
@@ -162,10 +190,12 @@ impl Ledger {
         if content == Settlement::Drop || !same_branch {
             return self.replace_head(next);
         }
+        let content = self.decode(&update)?;
         // Whether feedback is on is for the next update to say; until then nothing is thrown away.
-        let mut feedback = Feedback::restore(1.0, self.residual.clone().unwrap_or_default());
-        feedback.returned(&self.decode(&update)?);
-        self.replace(next, Some(feedback.left_out().to_vec()))
+        let mut feedback = Feedback::restore(1.0, self.residual.take().unwrap_or_default());
+        feedback.returned(&content);
+        drop(content);
+        self.replace(next, Some(feedback.into_left_out()))
     }
 
     /// From now on work belongs to `branch`; the residual of another one is dropped.
@@ -214,10 +244,7 @@ impl Ledger {
 
     fn replace(&mut self, mut next: Head, residual: Option<Vec<f32>>) -> Result<(), StorageError> {
         next.residual = match &residual {
-            Some(values) => {
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                Some(self.put(&mut next.next_blob, &bytes)?)
-            }
+            Some(values) => Some(self.put(&mut next.next_blob, Content::Floats(values))?),
             None => None,
         };
         self.replace_head(next)?;
@@ -243,18 +270,18 @@ impl Ledger {
         Ok(())
     }
 
-    fn put(&self, next_blob: &mut u64, bytes: &[u8]) -> Result<StoredBlob, StorageError> {
+    fn put(&self, next_blob: &mut u64, content: Content<'_>) -> Result<StoredBlob, StorageError> {
         let number = *next_blob;
         *next_blob += 1;
-        self.shelf.put(&blob_key(number), bytes)?;
-        Ok(StoredBlob { number, digest: Digest::of(bytes) })
+        let digest = self.shelf.put(&blob_key(number), content)?;
+        Ok(StoredBlob { number, digest })
     }
 
     fn read(&self, blob: StoredBlob, what: &str) -> Result<Vec<u8>, StorageError> {
-        let bytes = self.shelf.read(&blob_key(blob.number))?;
-        bytes
-            .filter(|bytes| Digest::of(bytes) == blob.digest)
-            .ok_or_else(|| self.corrupt(&format!("{what} is missing or does not match its digest")))
+        let key = blob_key(blob.number);
+        let damaged = |how: &str| corrupt(&self.shelf.place(&key), &format!("{what} {how}"));
+        let bytes = self.shelf.read(&key)?.ok_or_else(|| damaged("is missing"))?;
+        if Digest::of(&bytes) == blob.digest { Ok(bytes) } else { Err(damaged("does not match its digest")) }
     }
 
     fn read_payload(&self, update: &StoredUpdate) -> Result<Vec<u8>, StorageError> {
@@ -275,26 +302,35 @@ impl Ledger {
                 message::decode_stored(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             self.manifest = Some(manifest);
         }
-        if let Some(blob) = self.head.residual {
-            let bytes = self.read(blob, "the residual")?;
-            let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            let values: Vec<f32> = bytes.chunks_exact(4).map(value).collect();
-            if self.manifest.as_ref().map(ModelManifest::params) != Some(values.len()) {
-                return Err(self.corrupt("the residual has another size than the model"));
-            }
-            self.residual = Some(values);
-        }
+        self.residual = self.load_residual()?;
         Ok(())
     }
 
-    /// Deletes blobs that the head does not name: a crash came before it could, or before the head was written.
-    fn sweep(&self) -> Result<(), StorageError> {
+    fn load_residual(&self) -> Result<Option<Vec<f32>>, StorageError> {
+        let Some(blob) = self.head.residual else { return Ok(None) };
+        let bytes = self.read(blob, "the residual")?;
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
+        if self.manifest.as_ref().map(ModelManifest::params) != Some(values.len()) {
+            return Err(self.corrupt("the residual has another size than the model"));
+        }
+        Ok(Some(values))
+    }
+
+    /// Deletes blobs that the head does not name: a crash came before it could, or before the head was written. Nobody
+    /// gets their numbers: until the next sync a power loss could bring them back.
+    fn sweep(&mut self) -> Result<(), StorageError> {
         let named = self.head.blobs();
+        let mut left_over = BTreeSet::new();
         for key in self.shelf.keys(b"b")? {
-            let number = key.get(1..9).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok()).map(u64::from_be_bytes);
-            if number.is_none_or(|number| !named.contains(&number)) {
-                self.shelf.remove(&key)?;
+            match key.get(1..BLOB_KEY_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes) {
+                Some(number) if named.contains(&number) => {}
+                Some(number) => _ = left_over.insert(number),
+                None => self.shelf.remove(&key)?,
             }
+        }
+        for number in left_over {
+            self.shelf.delete(&blob_key(number))?;
+            self.head.next_blob = self.head.next_blob.max(number.saturating_add(1));
         }
         Ok(())
     }

@@ -1,10 +1,71 @@
-//! What the ledger needs of a storage: keys, values of any length, and a commit.
+//! What the ledger needs of a storage: keys, values, blobs of any length, and a commit.
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
+use anabranch_common::ids::Digest;
 use anabranch_io::durable::{DbOptions, DurableDb, StorageError, Tree};
+use anabranch_io::faults;
+
+use super::files::BlobFiles;
 
 const CACHE_BYTES: u64 = 16 << 20;
+/// Bytes of sled's segments: it keeps several that are in part empty, whatever little is in them. A ledger of an earlier
+/// version keeps its own, of 16 MiB.
+const SEGMENT_BYTES: usize = 2 << 20;
+/// Directory of the blobs that are files. (`blobs` is sled's, which removes what it does not know there.)
+const FILES_DIR: &str = "bulk";
+/// Bytes of what is turned into bytes, written and hashed at a time.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// What a blob is made of: a long one need not be copied to be stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// Bytes.
+    Bytes(&'a [u8]),
+    /// The little-endian bytes of floats, one after another.
+    Floats(&'a [f32]),
+}
+
+impl<'a> Content<'a> {
+    /// How many bytes it is.
+    #[must_use]
+    pub fn byte_count(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Floats(values) => size_of_val::<[f32]>(values),
+        }
+    }
+
+    /// All of it at once; a copy unless it is bytes already.
+    #[must_use]
+    pub fn to_bytes(&self) -> Cow<'a, [u8]> {
+        match self {
+            Self::Bytes(bytes) => Cow::Borrowed(bytes),
+            Self::Floats(values) => Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        }
+    }
+
+    /// Gives it to `take` in pieces of bounded length, until one is refused.
+    ///
+    /// # Errors
+    /// What `take` returned.
+    pub fn each_piece<E>(&self, mut take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        match self {
+            Self::Bytes(bytes) => bytes.chunks(PIECE_BYTES).try_for_each(take),
+            Self::Floats(values) => {
+                let mut piece = Vec::with_capacity(PIECE_BYTES);
+                for values in values.chunks(PIECE_BYTES / size_of::<f32>()) {
+                    piece.clear();
+                    piece.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                    take(&piece)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
 
 /// Keys and values. Each single insertion and removal is atomic; they become durable with [`commit`](Self::commit), and
 /// before it in no particular order. What is found at opening is durable: what a process that was killed had written and
@@ -28,14 +89,14 @@ pub trait Shelf: Send + std::fmt::Debug {
     /// The storage fails.
     fn remove(&self, key: &[u8]) -> Result<(), StorageError>;
 
-    /// Stores bytes of any length in entries whose keys start with `prefix`, of which no other begins with the same
-    /// bytes. Not atomic.
+    /// Stores a blob of any length in entries whose keys start with `prefix`, of which no other begins with the same
+    /// bytes and under which there is nothing yet. Not atomic. Returns the digest of its bytes.
     ///
     /// # Errors
     /// The storage fails.
-    fn put(&self, prefix: &[u8], bytes: &[u8]) -> Result<(), StorageError>;
+    fn put(&self, prefix: &[u8], content: Content<'_>) -> Result<Digest, StorageError>;
 
-    /// What [`put`](Self::put) stored, or nothing if it was never stored completely.
+    /// What [`put`](Self::put) stored, or nothing if there is nothing. What a crash cut off may come back in part.
     ///
     /// # Errors
     /// The storage fails, or a part is missing.
@@ -61,20 +122,28 @@ pub trait Shelf: Send + std::fmt::Debug {
 
     /// Where it lies, for messages.
     fn path(&self) -> &Path;
+
+    /// Where a blob lies or should lie, for messages.
+    fn place(&self, prefix: &[u8]) -> PathBuf;
 }
 
-/// A sled store in a directory of its own.
+/// A sled store in a directory of its own, and files beside it.
 #[derive(Debug)]
 pub(super) struct SledShelf {
     db: DurableDb,
     tree: Tree,
+    files: BlobFiles,
+    file_bytes: usize,
 }
 
 impl SledShelf {
-    pub(super) fn open(dir: &Path) -> Result<Self, StorageError> {
-        let db = DurableDb::open(dir, DbOptions { cache_bytes: CACHE_BYTES })?;
+    /// Opens the store in `dir`. Blobs of `file_bytes` and more will be files; what was stored otherwise is read as it
+    /// is.
+    pub(super) fn open(dir: &Path, file_bytes: usize) -> Result<Self, StorageError> {
+        let db = DurableDb::open_with_segments(dir, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
         let tree = db.tree("ledger")?;
-        Ok(Self { db, tree })
+        let files = BlobFiles::open(dir.join(FILES_DIR))?;
+        Ok(Self { db, tree, files, file_bytes })
     }
 }
 
@@ -91,27 +160,49 @@ impl Shelf for SledShelf {
         self.tree.remove(key)
     }
 
-    fn put(&self, prefix: &[u8], bytes: &[u8]) -> Result<(), StorageError> {
-        self.tree.put_chunked(prefix, bytes)
+    fn put(&self, prefix: &[u8], content: Content<'_>) -> Result<Digest, StorageError> {
+        if content.byte_count() >= self.file_bytes {
+            return self.files.put(prefix, content);
+        }
+        let bytes = content.to_bytes();
+        self.tree.put_chunked(prefix, &bytes)?;
+        Ok(Digest::of(&bytes))
     }
 
     fn read(&self, prefix: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        self.tree.get_chunked(prefix)
+        match self.tree.get_chunked(prefix)? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.files.read(prefix),
+        }
     }
 
     fn delete(&self, prefix: &[u8]) -> Result<(), StorageError> {
-        self.tree.delete_chunked(prefix)
+        self.tree.delete_chunked(prefix)?;
+        self.files.delete(prefix)
     }
 
     fn keys(&self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, StorageError> {
-        self.tree.scan_prefix(prefix).map(|entry| entry.map(|(key, _)| key.to_vec())).collect()
+        let mut keys: BTreeSet<Vec<u8>> = self.files.keys(prefix)?;
+        for entry in self.tree.scan_prefix(prefix) {
+            keys.insert(entry?.0.to_vec());
+        }
+        Ok(keys.into_iter().collect())
     }
 
     fn commit(&self) -> Result<(), StorageError> {
-        self.db.commit()
+        self.db.commit_after(|| {
+            self.files.sync()?;
+            faults::point("ledger-files-synced");
+            Ok(())
+        })
     }
 
     fn path(&self) -> &Path {
         self.db.dir()
+    }
+
+    fn place(&self, prefix: &[u8]) -> PathBuf {
+        let is_chunked = self.tree.scan_prefix(prefix).next().is_some();
+        if is_chunked { self.path().to_path_buf() } else { self.files.path(prefix) }
     }
 }

@@ -10,21 +10,21 @@ use anabranch_common::manifest::TensorSpec;
 use super::*;
 use crate::core::event::Outcome;
 
-const RUN: RunId = RunId([1; 16]);
-const AGENT: AgentId = AgentId([2; 16]);
-const BRANCH: BranchId = BranchId([3; 16]);
-const PARAMS: usize = 40_000;
+pub(super) const RUN: RunId = RunId([1; 16]);
+pub(super) const AGENT: AgentId = AgentId([2; 16]);
+pub(super) const BRANCH: BranchId = BranchId([3; 16]);
+pub(super) const PARAMS: usize = 40_000;
 
-fn manifest() -> ModelManifest {
+pub(super) fn manifest() -> ModelManifest {
     let shape = vec![PARAMS as u64];
     ModelManifest::new(vec![TensorSpec { name: "w".into(), shape }]).expect("valid")
 }
 
-fn delta() -> Vec<f32> {
+pub(super) fn delta() -> Vec<f32> {
     (0..PARAMS).map(|i| if i % 3 == 0 { 1.0 } else { 0.001 * (i % 7) as f32 }).collect()
 }
 
-fn bank(seq: u64, delta: Vec<f32>) -> Bank {
+pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
     Bank {
         lease: Lease {
             id: LeaseId(seq),
@@ -51,12 +51,12 @@ fn bank(seq: u64, delta: Vec<f32>) -> Bank {
     }
 }
 
-fn key(seq: u64) -> UpdateKey {
+pub(super) fn key(seq: u64) -> UpdateKey {
     UpdateKey { run: RUN, agent: AGENT, epoch: Epoch(1), seq: UpdateSeq(seq) }
 }
 
 /// What is left out and what is sent, together: it must never get lost, whatever happens.
-fn sum(ledger: &Ledger) -> f64 {
+pub(super) fn sum(ledger: &Ledger) -> f64 {
     let residual: f64 = ledger.residual().unwrap_or_default().iter().map(|value| f64::from(*value)).sum();
     let sent = |update: &StoredUpdate| {
         let delta = ledger.decode(update).expect("decodes");
@@ -65,11 +65,11 @@ fn sum(ledger: &Ledger) -> f64 {
     residual + ledger.head.outbox.iter().map(sent).sum::<f64>()
 }
 
-fn close_to(found: f64, expected: f64) {
+pub(super) fn close_to(found: f64, expected: f64) {
     assert!((found - expected).abs() <= 1e-3 * expected.abs(), "found {found}, expected {expected}");
 }
 
-fn total(delta: &[f32]) -> f64 {
+pub(super) fn total(delta: &[f32]) -> f64 {
     delta.iter().map(|value| f64::from(*value)).sum()
 }
 
@@ -122,15 +122,15 @@ fn what_a_crash_leaves_over_is_swept_and_nothing_else() {
         ledger.adopt(BRANCH).expect("adopts");
         ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
         let number = ledger.head.next_blob;
-        ledger.shelf.put(&blob_key(number), &[7; 300_000]).expect("written");
-        ledger.shelf.put(&blob_key(number + 5), b"older").expect("written");
+        ledger.shelf.put(&blob_key(number), Content::Bytes(&[7; 300_000])).expect("written");
+        ledger.shelf.put(&blob_key(number + 5), Content::Bytes(b"older")).expect("written");
     }
     let mut ledger = Ledger::open(dir.path()).expect("opens again");
     close_to(sum(&ledger), total(&delta()));
     let keys = ledger.shelf.keys(b"b").expect("reads");
     let numbers = keys.iter().map(|key| u64::from_be_bytes(key[1..9].try_into().expect("eight bytes")));
     assert_eq!(numbers.collect::<BTreeSet<_>>(), ledger.head.blobs());
-    ledger.bank(RUN, AGENT, &manifest(), bank(1, delta())).expect("the swept numbers can be used");
+    ledger.bank(RUN, AGENT, &manifest(), bank(1, delta())).expect("goes on");
     close_to(sum(&ledger), 2.0 * total(&delta()));
 }
 

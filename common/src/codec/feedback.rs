@@ -40,6 +40,12 @@ impl Feedback {
         &self.left_out
     }
 
+    /// The same without a copy.
+    #[must_use]
+    pub fn into_left_out(self) -> Vec<f32> {
+        self.left_out
+    }
+
     /// Whether anything is ever carried over.
     #[must_use]
     pub fn is_on(&self) -> bool {

@@ -17,10 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anabranch_io::durable::Tree;
+use anabranch_io::durable::{self, Tree};
 
 use super::StorageError;
 
@@ -112,13 +112,7 @@ impl BulkFiles {
     pub(super) fn open(dir: PathBuf, places: Tree) -> Result<Self, StorageError> {
         let files = Self { dir, places, state: Mutex::default() };
         let at = |source| StorageError::of_io(&files.dir, source);
-        if !files.dir.is_dir() {
-            let mut builder = fs::DirBuilder::new();
-            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-            builder.create(&files.dir).map_err(at)?;
-            let parent = files.dir.parent().unwrap_or(Path::new("."));
-            File::open(parent).and_then(|parent| parent.sync_all()).map_err(at)?;
-        }
+        durable::create_private_dir(&files.dir)?;
         let mut state = State::default();
         for entry in files.places.iter() {
             let (key, value) = entry?;

@@ -1,6 +1,7 @@
 //! How fast, how large, how soon back.
 
 pub mod flood;
+pub mod ledger;
 pub mod overlap;
 pub mod recovery;
 pub mod store;

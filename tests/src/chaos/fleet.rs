@@ -292,6 +292,7 @@ fn run_toml(scenario: &Scenario, seed: u64) -> String {
             keep_journal: scenario.keep_journal,
             lease_ttl_s: ttl,
             target_versions: None,
+            feedback: false,
         };
         return settings.run_toml();
     }

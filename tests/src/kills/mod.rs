@@ -26,6 +26,8 @@ pub use points::{AGENT, COORDINATOR, GENESIS, Kill, Moment, Point, RECOVERY, REC
 
 /// Agents of the run.
 const AGENTS: usize = 2;
+/// Coordinates of the model, at least: the agents' residuals are files of two pieces.
+const MIN_COORDINATES: u64 = 1 << 15;
 /// How long a point is waited for.
 const REACH: Duration = Duration::from_secs(15);
 /// How long after the last kill of a victim updates must be merged again (P6).
@@ -87,8 +89,8 @@ fn agent_name(number: usize) -> String {
 impl Killer {
     fn new(options: &Options) -> anyhow::Result<Self> {
         // Leases are numbered on through every kill: some are lost with each.
-        let coordinates = (options.count * 64).clamp(1 << 14, 1 << 20);
-        let settings = Settings { coordinates, checkpoint_every: 5, ..Settings::default() };
+        let coordinates = (options.count * 64).clamp(MIN_COORDINATES, 1 << 20);
+        let settings = Settings { coordinates, checkpoint_every: 5, feedback: true, ..Settings::default() };
         let mut cluster = Cluster::new(&options.lab, &settings.run_toml())?;
         cluster.start_coordinator()?;
         for number in 0..AGENTS {

@@ -49,7 +49,9 @@ pub const RECOVERY: [Point; 4] =
     [at("store-opening", 1), at("recovery-begins", 1), at("recovery-in-replay", 2), at("recovered", 1)];
 
 /// In the agent.
-pub const AGENT: [Point; 8] = [
+pub const AGENT: [Point; 10] = [
+    at("ledger-in-file", 12),
+    at("ledger-files-synced", 6),
     at("ledger-blobs-written", 6),
     at("ledger-before-head", 6),
     at("ledger-in-head", 6),

@@ -117,6 +117,14 @@ enum Bench {
         #[command(flatten)]
         common: Common,
     },
+    /// An agent's outbox and error feedback on disk: time of an update, bytes written, bytes kept; in files and in sled
+    #[command(after_help = "Both kinds take the same updates in turn in one run; 'sled' is how agents did it before.")]
+    Ledger {
+        #[command(flatten)]
+        options: bench::ledger::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Workload W1 with eleven real processes: time to accuracy, bytes, memory, and what a fault costs
     W1 {
         #[command(flatten)]
@@ -220,6 +228,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             let dir = dir.unwrap_or_else(std::env::temp_dir);
             (bench::store::run(&dir, common.seed)?, common)
         }
+        Verb::Bench(Bench::Ledger { options, common }) => (bench::ledger::run(&options, common.seed)?, common),
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Flood { options, common }) => (bench::flood::run(&lab, &options, common.seed)?, common),

@@ -4,22 +4,23 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
-use anabranch_agent::core::command::{Bank, Settlement};
-use anabranch_agent::core::event::{Kept, Outcome};
-use anabranch_agent::store::Ledger;
+use anabranch_agent::core::command::Settlement;
+use anabranch_agent::core::event::Kept;
+use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
-use anabranch_common::journal::Lease;
+use anabranch_common::ids::{BranchId, Digest};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::update::UpdateKey;
 use anyhow::{Context as _, ensure};
 
+use crate::bench::ledger::{AGENT, RUN, bank, key};
 use crate::bench::store::noise;
 
-const RUN: RunId = RunId([1; 16]);
-const AGENT: AgentId = AgentId([2; 16]);
-/// Values of the model: the residual takes two chunks.
-const PARAMS: usize = 40_000;
+/// Values of the model: the residual is a file, written in five pieces.
+const PARAMS: usize = 80_000;
+/// What updates are encoded with, in turn: a payload of a few KB, which lies in sled, and one that is a file.
+const CODECS: [CodecSpec; 2] = [CodecSpec::Bf16, CodecSpec::TopK { fraction: 0.1 }];
+/// A branch that no step works on.
+const ELSEWHERE: BranchId = BranchId([255; 16]);
 
 /// What a ledger holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,55 +58,32 @@ impl Script {
         let mut script = Self { seed, manifest, contents: Vec::new() };
         let dir = tempfile::tempdir()?;
         let mut ledger = Ledger::open(dir.path())?;
+        let (mut short, mut long) = (0, 0);
         script.contents.push(Content::of(&ledger)?);
         for step in 0..steps {
             script.step(&mut ledger, step)?;
             script.contents.push(Content::of(&ledger)?);
+            let files = ledger.outbox().filter(|meta| meta.payload_bytes >= FILE_BYTES as u64).count();
+            (short, long) = (short.max(ledger.outbox().count() - files), long.max(files));
         }
+        ensure!(steps < 5 || (short > 0 && long > 0), "{short} payloads in sled and {long} in files");
         Ok(script)
     }
 
     fn step(&self, ledger: &mut Ledger, step: u64) -> anyhow::Result<()> {
         // Of six steps: three updates, two verdicts, and now and then another branch. Each step is one change.
-        let key = |seq: u64| UpdateKey { run: RUN, agent: AGENT, epoch: Epoch(1), seq: UpdateSeq(seq) };
         let branch = BranchId([u8::try_from(step / 24 % 200)?; 16]);
         match step % 6 {
             0 => ledger.adopt(branch)?,
             3 => ledger.settle(key(step - 1), Settlement::Return)?,
             5 => ledger.settle(key(step - 4), Settlement::Drop)?,
             _ => {
-                ledger.bank(RUN, AGENT, &self.manifest, self.bank(step, branch))?;
+                let codec = CODECS[usize::try_from(step)? % CODECS.len()];
+                let delta = noise(PARAMS, self.seed + step);
+                ledger.bank(RUN, AGENT, &self.manifest, bank(step, branch, codec, delta))?;
             }
         }
         Ok(())
-    }
-
-    fn bank(&self, seq: u64, branch: BranchId) -> Bank {
-        let lease = LeaseId(seq);
-        Bank {
-            lease: Lease {
-                id: lease,
-                agent: AGENT,
-                epoch: Epoch(1),
-                branch,
-                base_version: ModelVersion(0),
-                base_digest: Digest::default(),
-                seed: 0,
-                expires_at_ms: 0,
-            },
-            epoch: Epoch(1),
-            seq: UpdateSeq(seq),
-            codec: CodecSpec::TopK { fraction: 0.1 },
-            feedback_decay: 1.0,
-            outcome: Outcome {
-                lease,
-                delta: noise(PARAMS, self.seed + seq).into(),
-                num_examples: 1,
-                local_steps: 1,
-                train_loss: 0.0,
-                compute_ms: 1,
-            },
-        }
     }
 
     /// Fills a new ledger in `dir`, and writes down in `acks` which steps are done.
@@ -123,16 +101,26 @@ impl Script {
     }
 
     /// Opens what a power loss left in `dir`: it must be what it was after `done` steps, or in the step after that.
+    /// `thorough` goes on and opens once more.
     ///
     /// # Errors
     /// Something is not as it must be.
-    pub(super) fn audit(&self, dir: &Path, done: u64) -> anyhow::Result<()> {
+    pub(super) fn audit(&self, dir: &Path, done: u64, thorough: bool) -> anyhow::Result<()> {
         let done = usize::try_from(done)?;
         let mut ledger = Ledger::open(dir)?;
         let found = Content::of(&ledger)?;
         let mut expected = self.contents.iter().skip(done).take(2);
         ensure!(expected.any(|expected| *expected == found), "after {done} steps it holds {found:?}");
-        ledger.adopt(BranchId([255; 16]))?;
+        ledger.adopt(ELSEWHERE)?;
+        if !thorough {
+            return Ok(());
+        }
+        ledger.bank(RUN, AGENT, &self.manifest, bank(1 << 20, ELSEWHERE, CODECS[0], noise(PARAMS, self.seed)))?;
+        let expected = Content::of(&ledger)?;
+        ensure!(expected.kept.outbox.len() == found.kept.outbox.len() + 1, "the outbox does not go on");
+        drop(ledger);
+        let ledger = Ledger::open(dir).context("the second time")?;
+        ensure!(Content::of(&ledger)? == expected, "the second time it holds something else");
         Ok(())
     }
 }

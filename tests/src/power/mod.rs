@@ -242,9 +242,10 @@ impl Replay {
         let dir = folder.path().join("store");
         disk::write_image(&disk.after_power_loss(left, log), &dir)?;
         self.opened += 1;
+        let thorough = self.opened.is_multiple_of(THOROUGH);
         match self.subject {
-            Subject::Store => self.store.audit(&dir, acked, self.opened.is_multiple_of(THOROUGH)),
-            Subject::Ledger => self.ledger.audit(&dir, done),
+            Subject::Store => self.store.audit(&dir, acked, thorough),
+            Subject::Ledger => self.ledger.audit(&dir, done, thorough),
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anabranch_agent::store::Shelf;
+use anabranch_agent::store::{Content, Shelf};
+use anabranch_common::ids::Digest;
 use anabranch_common::rng::SplitMix64;
 use anabranch_coordinator::store::{Area, Medium, StorageError, Visit};
 use serde::{Deserialize, Serialize};
@@ -299,8 +300,10 @@ impl Shelf for SimDisk {
         self.platter().write((SHELF, key.to_vec()), None)
     }
 
-    fn put(&self, prefix: &[u8], bytes: &[u8]) -> Result<(), StorageError> {
-        Shelf::insert(self, prefix, bytes)
+    fn put(&self, prefix: &[u8], content: Content<'_>) -> Result<Digest, StorageError> {
+        let bytes = content.to_bytes();
+        Shelf::insert(self, prefix, &bytes)?;
+        Ok(Digest::of(&bytes))
     }
 
     fn read(&self, prefix: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
@@ -322,6 +325,10 @@ impl Shelf for SimDisk {
 
     fn path(&self) -> &Path {
         Path::new(PATH)
+    }
+
+    fn place(&self, _prefix: &[u8]) -> PathBuf {
+        PATH.into()
     }
 }
 

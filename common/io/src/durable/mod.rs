@@ -28,6 +28,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use anabranch_common::limits::STORE_VALUE_BYTES;
+
 use crate::durable::flusher::Flusher;
 use crate::durable::lock::DirLock;
 use crate::durable::mark::CommitMark;
@@ -116,14 +118,16 @@ impl DurableDb {
     }
 
     /// The same with segments of another size: a power of two, at least eight times the largest value. A small store
-    /// of small values takes less room with small ones. The size is fixed when the store is created.
+    /// of small values takes less room with small ones. The size is fixed when the store is created: one that is there
+    /// keeps its own.
     ///
     /// # Errors
-    /// As [`open`](Self::open); `Corrupt` if it was created with another size.
+    /// As [`open`](Self::open).
     pub fn open_with_segments(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<Self, StorageError> {
         create_private_dir(dir)?;
         let lock = DirLock::acquire(dir)?;
         create::complete(dir, options, segment_bytes)?;
+        let segment_bytes = stored_segment_bytes(dir).unwrap_or(segment_bytes);
         sweep_partial_snapshots(dir)?;
         let db = open_sled(dir, options, segment_bytes)?;
         crate::faults::point("store-opening");
@@ -275,8 +279,11 @@ fn allocated_bytes(metadata: &std::fs::Metadata) -> u64 {
     metadata.len()
 }
 
-/// Creates `dir` for the owner alone, and makes its entry in the parent durable.
-fn create_private_dir(dir: &Path) -> Result<(), StorageError> {
+/// Creates `dir` for the owner alone unless it is there, and makes its entry in the parent durable.
+///
+/// # Errors
+/// It cannot be created.
+pub fn create_private_dir(dir: &Path) -> Result<(), StorageError> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -303,6 +310,14 @@ fn sweep_partial_snapshots(dir: &Path) -> Result<(), StorageError> {
         }
     }
     Ok(())
+}
+
+/// What a store was created with, if sled's `conf` can be read; whether it is sound is for sled to find out.
+fn stored_segment_bytes(dir: &Path) -> Option<usize> {
+    let conf = std::fs::read(dir.join("conf")).ok()?;
+    let value = conf.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"segment_size: "))?;
+    let bytes: usize = str::from_utf8(value).ok()?.parse().ok()?;
+    (bytes.is_power_of_two() && (STORE_VALUE_BYTES..=SEGMENT_BYTES).contains(&bytes)).then_some(bytes)
 }
 
 fn open_sled(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<sled::Db, StorageError> {

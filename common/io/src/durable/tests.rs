@@ -2,8 +2,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anabranch_common::limits::STORE_VALUE_BYTES;
-
 use super::*;
 
 fn temp() -> tempfile::TempDir {
@@ -54,6 +52,21 @@ fn what_was_committed_is_there_after_reopening() {
     let back: Vec<_> =
         tree.range(10u64.to_be_bytes()..12u64.to_be_bytes()).rev().map(|e| e.expect("reads").0).collect();
     assert_eq!(back, [&11u64.to_be_bytes()[..], &10u64.to_be_bytes()[..]]);
+}
+
+/// An agent's store of an earlier version has segments of another size than one that it would create now.
+#[test]
+fn a_store_keeps_the_segments_that_it_was_created_with() {
+    let dir = temp();
+    let at = dir.path().join("store");
+    for segment_bytes in [SEGMENT_BYTES, 2 << 20] {
+        let db = DurableDb::open_with_segments(&at, DbOptions::default(), segment_bytes).expect("opens");
+        assert_eq!(stored_segment_bytes(&at), Some(SEGMENT_BYTES));
+        assert_eq!(db.shared.barrier_bytes, SEGMENT_BYTES as u64 / SEGMENT_SHARE);
+        db.tree("journal").expect("tree").insert(segment_bytes.to_be_bytes(), b"value").expect("inserts");
+        db.commit().expect("commits");
+    }
+    assert_eq!(open(dir.path()).expect("opens").tree("journal").expect("tree").len(), 2);
 }
 
 /// Guards fault 9: a kill while the store opens leaves a partial snapshot, which sled alone refuses to open with.
