@@ -13,7 +13,15 @@ const PID_TEXT_BYTES: u64 = 16;
 /// stays behind on purpose: removing it would let two processes lock two files of the same name.
 #[derive(Debug)]
 pub(super) struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that this process is just starting has a copy of the descriptor until it executes.
+        // Should unlocking fail, closing is what is left.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DirLock {
@@ -36,7 +44,7 @@ impl DirLock {
         file.set_len(0).map_err(at)?;
         file.rewind().map_err(at)?;
         writeln!(file, "{}", std::process::id()).map_err(at)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -44,4 +52,21 @@ fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.take(PID_TEXT_BYTES).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the power tests: a store could not be opened again while another thread was starting a process.
+    #[test]
+    fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let lock = DirLock::acquire(dir.path()).expect("free");
+        let copy = lock.file.try_clone().expect("a copy");
+        DirLock::acquire(dir.path()).expect_err("held");
+        drop(lock);
+        DirLock::acquire(dir.path()).expect("free again");
+        drop(copy);
+    }
 }
