@@ -222,5 +222,8 @@ mod tests {
         let values: Vec<f32> = (0..5000u16).map(|i| f32::from(i) * 0.5).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(Digest::of_f32(&values), Digest::of(&bytes));
+        let mut digester = Digester::default();
+        [&bytes[..1], &[], &bytes[1..7_000], &bytes[7_000..]].iter().for_each(|piece| digester.add(piece));
+        assert_eq!(digester.digest(), Digest::of(&bytes));
     }
 }

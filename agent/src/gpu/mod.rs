@@ -8,13 +8,12 @@
 //! ```
 //! [`topk::GpuTopK`] decides what is launched, over an [`Engine`]: [`device::CudaEngine`] is a GPU, [`emulate::Emulator`]
 //! retells each kernel on the CPU, and the tests have a third one that runs the very text of `kernels.cu` compiled for the
-//! CPU. [`encoder::Encoder`] takes the GPU where there is one, and the CPU's encoder otherwise. What feedback state must
-//! survive a restart goes to two files in turn ([`slots::Slots`]).
+//! CPU. [`encoder::Encoder`] takes the GPU where there is one, and the CPU's encoder otherwise. What it left out must
+//! survive a restart: that is for the ledger ([`crate::store`]).
 
 pub mod device;
 pub mod emulate;
 pub mod encoder;
-pub mod slots;
 #[cfg(test)]
 mod tests;
 pub mod topk;

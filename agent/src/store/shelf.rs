@@ -31,16 +31,16 @@ pub enum Content<'a> {
 impl<'a> Content<'a> {
     /// How many bytes it is.
     #[must_use]
-    pub fn byte_count(&self) -> usize {
+    pub fn byte_count(self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Floats(values) => size_of_val::<[f32]>(values),
+            Self::Floats(values) => size_of_val(values),
         }
     }
 
     /// All of it at once; a copy unless it is bytes already.
     #[must_use]
-    pub fn to_bytes(&self) -> Cow<'a, [u8]> {
+    pub fn to_bytes(self) -> Cow<'a, [u8]> {
         match self {
             Self::Bytes(bytes) => Cow::Borrowed(bytes),
             Self::Floats(values) => Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
@@ -51,7 +51,7 @@ impl<'a> Content<'a> {
     ///
     /// # Errors
     /// What `take` returned.
-    pub fn each_piece<E>(&self, mut take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn each_piece<E>(self, mut take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         match self {
             Self::Bytes(bytes) => bytes.chunks(PIECE_BYTES).try_for_each(take),
             Self::Floats(values) => {

@@ -19,7 +19,7 @@ use clap::Args;
 
 use super::store::noise;
 use crate::clock::Stopwatch;
-use crate::report::{Report, proc_kib, quantile};
+use crate::report::{Report, quantile};
 
 /// The run of the updates made here.
 pub(crate) const RUN: RunId = RunId([1; 16]);
@@ -93,7 +93,6 @@ struct Side {
     bank_ms: Vec<f64>,
     settle_ms: Vec<f64>,
     written_bytes: u64,
-    peak_rss_bytes: u64,
     most_disk_bytes: u64,
 }
 
@@ -107,19 +106,15 @@ impl Side {
         let mut ledger = Ledger::open_with_files_from(dir.path(), file_bytes)?;
         ledger.adopt(BRANCH)?;
         let (bank_ms, settle_ms) = (Vec::new(), Vec::new());
-        let (written_bytes, peak_rss_bytes, most_disk_bytes) = (0, 0, 0);
-        Ok(Self { name, file_bytes, dir, ledger, bank_ms, settle_ms, written_bytes, peak_rss_bytes, most_disk_bytes })
+        Ok(Self { name, file_bytes, dir, ledger, bank_ms, settle_ms, written_bytes: 0, most_disk_bytes: 0 })
     }
 
     fn update(&mut self, manifest: &ModelManifest, bank: Bank) -> anyhow::Result<()> {
         let seq = bank.seq;
-        // Starts the process's peak anew; where that cannot be done both sides show the same one.
-        let _ = std::fs::write("/proc/self/clear_refs", "5");
         let before = written_bytes();
         let watch = Stopwatch::start();
         self.ledger.bank(RUN, AGENT, manifest, bank)?;
         self.bank_ms.push(watch.seconds() * 1e3);
-        self.peak_rss_bytes = self.peak_rss_bytes.max(proc_kib("/proc/self/status", "VmHWM:").unwrap_or(0) << 10);
         self.most_disk_bytes = self.most_disk_bytes.max(disk_bytes(self.dir.path())?);
         if let Some(before) = seq.0.checked_sub(1) {
             let watch = Stopwatch::start();
@@ -146,7 +141,6 @@ impl Side {
         report.metric(format!("{name}_settle_p50_ms"), quantile(&settle_ms, 0.5));
         report.metric(format!("{name}_open_ms"), open_ms);
         report.metric(format!("{name}_written_bytes_an_update"), self.written_bytes as f64 / updates.max(1) as f64);
-        report.metric(format!("{name}_peak_rss_bytes"), self.peak_rss_bytes as f64);
         report.metric(format!("{name}_live_bytes"), live_bytes as f64);
         report.metric(format!("{name}_disk_bytes"), disk_bytes as f64);
         report.metric(format!("{name}_disk_worst_bytes"), self.most_disk_bytes as f64);
