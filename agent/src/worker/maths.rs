@@ -1,0 +1,251 @@
+//! The thread that does the maths.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use anabranch_common::ids::{LeaseId, ModelVersion};
+use anabranch_common::journal::Lease;
+use anabranch_common::limits;
+use anabranch_common::spec::RunSpec;
+use tokio::sync::mpsc;
+
+use super::{Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
+use crate::clock::Clock;
+use crate::core::command::{Ending, Lead};
+use crate::core::event::{Event, Outcome};
+use crate::train::{RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
+
+/// What a round starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The base's content.
+    pub base: Arc<[f32]>,
+    /// What to be ahead of it by.
+    pub lead: Option<Lead>,
+}
+
+/// Work for the maths.
+#[derive(Debug)]
+pub enum MathsJob {
+    /// See `Command::Prepare`.
+    Prepare(Box<RunSpec>),
+    /// See `Command::MakeInitial`.
+    MakeInitial {
+        /// The run's seed.
+        seed: u64,
+    },
+    /// See `Command::Train`.
+    Train {
+        /// The lease.
+        lease: Box<Lease>,
+        /// The configuration.
+        spec: Box<RunSpec>,
+        /// What to start from.
+        start: Start,
+    },
+    /// See `Command::Evaluate`.
+    Evaluate {
+        /// Its version.
+        version: ModelVersion,
+        /// Its content.
+        content: Arc<[f32]>,
+    },
+}
+
+/// Starts the thread that does the maths. It ends when the returned sender is dropped. `micro_batch` always has how many
+/// examples the latest round computed at once, if the trainer says so.
+///
+/// # Errors
+/// The system has no thread to give.
+pub fn spawn_maths(
+    factory: TrainerFactory,
+    shards: Shards,
+    pace: Pace,
+    stop: Arc<StopSignal>,
+    rounds: Option<Rounds>,
+    micro_batch: Arc<AtomicU32>,
+    events: mpsc::Sender<Event>,
+) -> std::io::Result<SyncSender<MathsJob>> {
+    let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
+    let maths = Maths { factory, shards, pace, stop, rounds, micro_batch, trainer: None, events };
+    std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
+    Ok(jobs)
+}
+
+struct Maths {
+    factory: TrainerFactory,
+    shards: Shards,
+    pace: Pace,
+    stop: Arc<StopSignal>,
+    rounds: Option<Rounds>,
+    micro_batch: Arc<AtomicU32>,
+    trainer: Option<Box<dyn Trainer>>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Maths {
+    fn run(mut self, queue: &Receiver<MathsJob>) {
+        while let Ok(job) = queue.recv() {
+            let event = guarded(|| self.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
+            if self.events.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn work(&mut self, job: MathsJob) -> Event {
+        match job {
+            MathsJob::Prepare(spec) => self.prepare(&spec),
+            MathsJob::MakeInitial { seed } => self.make_initial(seed),
+            MathsJob::Train { lease, spec, start: Start { base, lead } } => match lead {
+                Some(lead) => self.train(&lease, &spec, &lead.from(&base)),
+                None => self.train(&lease, &spec, &base),
+            },
+            MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
+        }
+    }
+
+    fn make_initial(&mut self, seed: u64) -> Event {
+        let (stop, trainer) = (&self.stop, self.trainer.as_deref_mut());
+        let trainer = trainer.expect("the session prepares a trainer before it uses it");
+        match persistently(stop, || trainer.initial(seed)) {
+            Ok(model) => initial_model(trainer.manifest(), model.into()),
+            Err(error) => Event::Failed(ending(&error)),
+        }
+    }
+
+    fn prepare(&mut self, spec: &RunSpec) -> Event {
+        let run = RunPart::of(spec);
+        match persistently(&self.stop, || (self.factory)(&run)) {
+            Ok(trainer) => {
+                let manifest = trainer.manifest().clone();
+                self.trainer = Some(trainer);
+                Event::Prepared { manifest }
+            }
+            Err(error) => Event::Failed(ending(&error)),
+        }
+    }
+
+    fn train(&mut self, lease: &Lease, spec: &RunSpec, start: &[f32]) -> Event {
+        let id = lease.id;
+        let clock = Clock::start();
+        let Some(shard) = self.shards.train.as_deref() else {
+            return Event::Failed(Ending::Trainer("there is no shard to train on".to_owned()));
+        };
+        let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
+        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, events: &self.events };
+        let stop = &self.stop;
+        let mut control = |report: StepReport| {
+            if let Some(micro_batch) = report.micro_batch {
+                self.micro_batch.store(micro_batch, Ordering::Relaxed);
+            }
+            progress.step(report);
+            if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let round = self.rounds.as_ref().map(|rounds| rounds.file(lease, spec.train.local_steps));
+        trainer.keep_round(round.clone());
+        let trained = trainer.train(start, &spec.train, lease.seed, shard, &mut control);
+        // Before anybody hears of the end: a round that is over is never taken up again.
+        if let Err(error) = round.as_ref().map_or(Ok(()), RoundFile::clear) {
+            return Event::Failed(Ending::Storage(format!("the round that is over cannot be removed: {error}")));
+        }
+        let trained = match trained {
+            Ok(trained) => trained,
+            Err(error) if error.is_passing() => return Event::Discarded { lease: id, problem: error.to_string() },
+            Err(error) => return Event::Failed(ending(&error)),
+        };
+        let maths = clock.elapsed();
+        if !trained.stopped {
+            self.stop.wait(self.pace.round(maths).saturating_sub(maths));
+        }
+        if trained.stopped || self.stop.is_set() {
+            return Event::TrainingStopped { lease: id };
+        }
+        let delta = trained.end.iter().zip(start).map(|(end, start)| end - start).collect();
+        Event::Trained(Box::new(Outcome {
+            lease: id,
+            delta,
+            num_examples: trained.num_examples,
+            local_steps: trained.steps,
+            train_loss: trained.mean_loss,
+            compute_ms: clock.now_ms(),
+        }))
+    }
+
+    fn evaluate(&mut self, version: ModelVersion, content: &[f32]) -> Event {
+        let Some(shard) = self.shards.eval.as_deref() else {
+            return Event::EvaluationFailed { version, problem: "there is no shard to evaluate on".to_owned() };
+        };
+        let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
+        match trainer.evaluate(content, shard) {
+            Ok(metrics) => judged(version, metrics),
+            Err(error) if error.is_passing() => Event::EvaluationFailed { version, problem: error.to_string() },
+            Err(error) => Event::Failed(ending(&error)),
+        }
+    }
+}
+
+/// How often the loop hears of a round's progress.
+const PROGRESS_EVERY_MS: u64 = 250;
+
+struct Progress<'a> {
+    lease: LeaseId,
+    clock: Clock,
+    examples: u64,
+    told_ms: u64,
+    events: &'a mpsc::Sender<Event>,
+}
+
+impl Progress<'_> {
+    fn step(&mut self, report: StepReport) {
+        self.examples += u64::from(report.examples);
+        let now_ms = self.clock.now_ms();
+        if now_ms < self.told_ms + PROGRESS_EVERY_MS {
+            return;
+        }
+        self.told_ms = now_ms;
+        #[expect(clippy::cast_possible_truncation, reason = "a speed for people")]
+        let examples_per_s = (self.examples as f64 / self.clock.elapsed().as_secs_f64()) as f32;
+        // A full queue or a loop that has ended: progress is not worth a wait.
+        let _ = self.events.try_send(Event::Progress { lease: self.lease, steps: report.step, examples_per_s });
+    }
+}
+
+/// Tries again what a fresh trainer may do, where there is no round to give back: a run cannot begin without it.
+fn persistently<T>(stop: &StopSignal, mut work: impl FnMut() -> Result<T, TrainError>) -> Result<T, TrainError> {
+    let mut tries = 1;
+    loop {
+        match work() {
+            Err(error) if error.is_passing() && tries < limits::TRAINER_STARTS && !stop.is_set() => {
+                tracing::warn!(tries, "{error}; trying again");
+                tries += 1;
+                stop.wait(Duration::from_millis(limits::AGENT_RETRY_MS));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn ending(error: &TrainError) -> Ending {
+    match error {
+        TrainError::Shape { .. }
+        | TrainError::Classes { .. }
+        | TrainError::NotText
+        | TrainError::Text
+        | TrainError::TooShort { .. }
+        | TrainError::EmptyShard => Ending::Shard(format!("the shard does not fit the run's model: {error}")),
+        TrainError::Spec { .. } | TrainError::Model(_) | TrainError::Manifest(_) | TrainError::Length { .. } => {
+            Ending::Manifest(error.to_string())
+        }
+        TrainError::Diverged { .. }
+        | TrainError::DivergedThere(_)
+        | TrainError::Failed(_)
+        | TrainError::Memory { .. }
+        | TrainError::OutOfMemory(_)
+        | TrainError::Lost(_)
+        | TrainError::Backend(_) => Ending::Trainer(error.to_string()),
+    }
+}

@@ -1,0 +1,202 @@
+//! Two threads beside the loop: one does the maths, one owns the store. Each has a bounded queue, and answers with
+//! events.
+
+mod maths;
+mod store;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anabranch_common::codec::{self, Codec as _, dense::Planes32};
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::transfer::TransferManifest;
+
+use crate::core::command::Ending;
+use crate::core::event::{Event, InitialModel};
+use crate::shard::Shard;
+use crate::train::{Metrics, RunPart, TrainError, Trainer};
+
+pub use maths::{MathsJob, Start, spawn_maths};
+pub use store::{StoreJob, StoreThread};
+
+/// Makes the trainer for a run; the seam for trainers that are not native.
+pub type TrainerFactory = Box<dyn Fn(&RunPart) -> Result<Box<dyn Trainer>, TrainError> + Send>;
+
+/// What an agent trains and evaluates on.
+#[derive(Debug, Default)]
+pub struct Shards {
+    /// To train on.
+    pub train: Option<Box<dyn Shard>>,
+    /// To evaluate on.
+    pub eval: Option<Box<dyn Shard>>,
+}
+
+/// Artificial slowness, for experiments: workloads with slow machines on one machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// A round takes at least this long.
+    pub min_round: Duration,
+    /// A round takes this many times as long as its maths.
+    pub slow_factor: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { min_round: Duration::ZERO, slow_factor: 1.0 }
+    }
+}
+
+impl Pace {
+    /// How long a round takes whose maths took `maths`.
+    fn round(self, maths: Duration) -> Duration {
+        let factor = if self.slow_factor.is_finite() { self.slow_factor.clamp(1.0, 1e6) } else { 1.0 };
+        maths.mul_f64(factor).max(self.min_round)
+    }
+}
+
+/// Tells the maths to stop: looked at after each step, and it ends the wait of a slowed round.
+#[derive(Debug, Default)]
+pub struct StopSignal {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl StopSignal {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a stop, or takes the request back.
+    pub fn set(&self, stopped: bool) {
+        *self.lock() = stopped;
+        self.changed.notify_all();
+    }
+
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        *self.lock()
+    }
+
+    /// Waits, but not longer than until a stop is asked for.
+    fn wait(&self, time: Duration) {
+        let guard = self.lock();
+        // Both outcomes are looked up by the caller; a poisoned mutex still guards a plain bool.
+        let _ = self.changed.wait_timeout_while(guard, time, |stopped| !*stopped);
+    }
+}
+
+/// Runs a job; a panic in it becomes a message. Without this the thread would be gone and the loop would wait for ever.
+/// Nobody uses what the job left behind: the process ends over the message.
+fn guarded<T>(job: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("a worker panicked: {}", text.as_deref().unwrap_or("it did not say why"))
+    })
+}
+
+/// What an evaluation came to. Figures that are not finite, such as the loss of a model that an attacker has blown up, are
+/// a failed evaluation: the coordinator takes them for a breach of the protocol.
+#[must_use]
+pub fn judged(version: ModelVersion, metrics: Metrics) -> Event {
+    let Metrics { accuracy, loss, num_examples } = metrics;
+    if accuracy.is_finite() && loss.is_finite() {
+        return Event::Evaluated { version, accuracy, loss, num_examples };
+    }
+    Event::EvaluationFailed { version, problem: format!("accuracy {accuracy} and loss {loss} are not finite") }
+}
+
+/// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.
+#[must_use]
+pub fn initial_model(manifest: &ModelManifest, content: Arc<[f32]>) -> Event {
+    match Planes32.encode(manifest, &content) {
+        Ok(encoded) => {
+            let transfer = TransferManifest::of(&encoded);
+            let digest = Digest::of_f32(&content);
+            Event::InitialMade(InitialModel { content, digest, encoded: encoded.into(), transfer })
+        }
+        Err(error) => Event::Failed(Ending::Trainer(format!("the initial model cannot be used: {error}"))),
+    }
+}
+
+/// Decodes a downloaded model and checks that it is what was announced; answered by `Unpacked` or `UnpackFailed`.
+#[must_use]
+pub fn unpack(manifest: &ModelManifest, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
+    match codec::decode(Planes32::ID, manifest, encoded) {
+        Ok(delta) => {
+            let content: Arc<[f32]> = delta.into_dense().into();
+            let found = Digest::of_f32(&content);
+            if found == digest {
+                Event::Unpacked { version, digest, content }
+            } else {
+                let problem = format!("its digest is {}, not {}", found.short(), digest.short());
+                Event::UnpackFailed { version, problem }
+            }
+        }
+        Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
+    }
+}
+
+/// The same on a thread that may panic.
+#[must_use]
+pub fn unpack_guarded(manifest: &ModelManifest, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
+    guarded(|| unpack(manifest, version, digest, encoded)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::spec::RunSpec;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Found by simulation (seed 1000139): an honest agent must not be thrown out for what a blown-up model gives it.
+    #[test]
+    fn figures_that_are_not_finite_are_a_failed_evaluation() {
+        let judge = |accuracy, loss| judged(ModelVersion(3), Metrics { accuracy, loss, num_examples: 2 });
+        assert!(matches!(judge(0.5, 1e30), Event::Evaluated { version: ModelVersion(3), num_examples: 2, .. }));
+        for (accuracy, loss) in [(0.5, f64::INFINITY), (0.5, f64::NAN), (f64::NAN, 1.0)] {
+            assert!(matches!(judge(accuracy, loss), Event::EvaluationFailed { .. }), "{accuracy} {loss}");
+        }
+    }
+
+    /// A trainer of the user's may panic; the session must hear of it, or the process hangs.
+    #[test]
+    fn a_panic_in_the_trainer_is_told_and_the_thread_goes_on_serving() {
+        let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
+        let (events, mut told) = mpsc::channel(4);
+        let jobs =
+            spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), None, Arc::default(), events)
+                .expect("a thread");
+        let spec: RunSpec = toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
+        for _ in 0..2 {
+            jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");
+            let text = "a worker panicked: no such device: 7".to_owned();
+            assert_eq!(told.blocking_recv(), Some(Event::Failed(Ending::Trainer(text))));
+        }
+    }
+
+    #[test]
+    fn a_slowed_round_takes_as_long_as_was_asked_for() {
+        let maths = Duration::from_millis(100);
+        let pace = |min_ms, slow_factor| Pace { min_round: Duration::from_millis(min_ms), slow_factor };
+        assert_eq!(Pace::default().round(maths), maths);
+        assert_eq!(pace(250, 1.0).round(maths), Duration::from_millis(250));
+        assert_eq!(pace(250, 10.0).round(maths), Duration::from_millis(1000));
+        assert_eq!(pace(0, 0.1).round(maths), maths, "nothing makes the maths faster");
+        assert_eq!(pace(0, f64::NAN).round(maths), maths);
+    }
+
+    /// Guards SIGTERM in a slowed round: the wait ends when the stop is asked for, not when the time is over.
+    #[test]
+    fn a_stop_ends_the_wait_of_a_slowed_round() {
+        let stop = Arc::new(StopSignal::default());
+        let other = Arc::clone(&stop);
+        let waiter = std::thread::spawn(move || other.wait(Duration::from_secs(600)));
+        stop.set(true);
+        waiter.join().expect("the wait ends");
+        assert!(stop.is_set());
+    }
+}

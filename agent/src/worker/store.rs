@@ -1,0 +1,136 @@
+//! The thread that owns the store.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use anabranch_common::ids::{AgentId, BranchId, RunId};
+use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::update::UpdateKey;
+use anabranch_io::durable::StorageError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::guarded;
+use crate::core::command::{Bank, Ending, Settlement};
+use crate::core::event::Event;
+use crate::store::{Ledger, LedgerError};
+
+/// Work for the store's thread.
+#[derive(Debug)]
+pub enum StoreJob {
+    /// See `Command::Bank`.
+    Bank {
+        /// What to store.
+        bank: Box<Bank>,
+        /// The model's tensors.
+        manifest: Arc<ModelManifest>,
+    },
+    /// See `Command::Settle`.
+    Settle {
+        /// Which update.
+        key: UpdateKey,
+        /// What becomes of its content.
+        content: Settlement,
+    },
+    /// See `Command::AdoptBranch`.
+    Adopt(BranchId),
+    /// The payload of an update, if it is still there.
+    Read {
+        /// Which update.
+        key: UpdateKey,
+        /// Where to put it.
+        reply: oneshot::Sender<Option<Vec<u8>>>,
+    },
+}
+
+/// The store's thread, and the way to it.
+#[derive(Debug)]
+pub struct StoreThread {
+    jobs: SyncSender<StoreJob>,
+    thread: JoinHandle<()>,
+}
+
+impl StoreThread {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, events: mpsc::Sender<Event>) -> std::io::Result<Self> {
+        let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
+        let worker = StoreWorker { ledger, run, agent, events };
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(&queue))?;
+        Ok(Self { jobs, thread })
+    }
+
+    /// The way to it.
+    #[must_use]
+    pub fn jobs(&self) -> SyncSender<StoreJob> {
+        self.jobs.clone()
+    }
+
+    /// Lets it finish what it was given, and closes the store. Every clone of [`Self::jobs`] must have been dropped.
+    pub fn finish(self) {
+        drop(self.jobs);
+        // A panic there was reported by its own thread, and what it had not finished was never offered to anybody.
+        let _ = self.thread.join();
+    }
+}
+
+struct StoreWorker {
+    ledger: Ledger,
+    run: RunId,
+    agent: AgentId,
+    events: mpsc::Sender<Event>,
+}
+
+impl StoreWorker {
+    fn run(mut self, queue: &Receiver<StoreJob>) {
+        while let Ok(job) = queue.recv() {
+            let event = match guarded(|| self.work(job)) {
+                Ok(done) => done.unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error)))),
+                Err(panic) => Some(Event::Failed(Ending::Storage(panic))),
+            };
+            if let Some(event) = event
+                && self.events.blocking_send(event).is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn work(&mut self, job: StoreJob) -> Result<Option<Event>, StorageError> {
+        match job {
+            StoreJob::Bank { bank, manifest } => {
+                let lease = bank.lease.id;
+                match self.ledger.bank(self.run, self.agent, &manifest, *bank) {
+                    Ok(entry) => Ok(Some(Event::Banked(entry))),
+                    Err(LedgerError::Storage(error)) => Err(error),
+                    Err(error @ LedgerError::Encode(_)) => {
+                        Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
+                    }
+                }
+            }
+            StoreJob::Settle { key, content } => {
+                self.ledger.settle(key, content)?;
+                Ok(Some(Event::Settled { key }))
+            }
+            StoreJob::Adopt(branch) => {
+                self.ledger.adopt(branch)?;
+                Ok(None)
+            }
+            StoreJob::Read { key, reply } => {
+                // Nobody waits for it any more when the connection is gone.
+                let _ = reply.send(self.ledger.payload(key)?);
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn storage_ending(error: &StorageError) -> Ending {
+    Ending::Storage(match error.help() {
+        Some(help) => format!("{error}; {help}"),
+        None => error.to_string(),
+    })
+}
