@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::device;
+use crate::gpu::EncoderPlace;
 use crate::manners::{MaxLoad, Nice, QuietHours};
 use crate::size::Size;
 
@@ -139,6 +140,9 @@ pub(crate) struct RunArgs {
     /// implies --isolate [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<device::Choice>,
+    /// Where updates are encoded: auto is on the NVIDIA GPU that trains, else by the agent [default: auto]
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) encoder: Option<EncoderPlace>,
     /// Threads for the maths [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -170,6 +174,9 @@ pub(crate) struct TrainerArgs {
     /// The GPU to train on
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<device::GpuId>,
+    /// Where to encode what was trained
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) encoder: Option<EncoderPlace>,
 }
 
 /// What a volunteer's machine keeps for its owner.

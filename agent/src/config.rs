@@ -17,6 +17,7 @@ use anabranch_common::ids::{AgentId, Digest, RunId};
 use serde::{Deserialize, Serialize};
 
 use crate::device;
+use crate::gpu::EncoderPlace;
 use crate::manners::MannersConfig;
 
 /// The directory of one agent.
@@ -104,6 +105,9 @@ pub struct AgentConfig {
     /// Device to train on.
     #[serde(default)]
     pub device: device::Choice,
+    /// Where updates are encoded.
+    #[serde(default, skip_serializing_if = "EncoderPlace::is_auto")]
+    pub encoder: EncoderPlace,
     /// Threads for the maths; absent: as many as there are cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -232,6 +236,10 @@ impl AgentConfig {
                         "# eval_shard = \"test.csv\"    # evaluate on this; without `shard` this agent only evaluates\n",
                     ),
                     (self.label_column.is_none(), "# label_column = \"label\"     # of a CSV file\n"),
+                    (
+                        self.encoder == EncoderPlace::Auto,
+                        "# encoder = \"cpu\"           # encode updates here even where a GPU trains\n",
+                    ),
                     (self.threads.is_none(), "# threads = 2                # default: all cores\n"),
                     (
                         self.trainer.is_none(),
@@ -293,6 +301,7 @@ mod tests {
             eval_shard: None,
             label_column: None,
             device: device::Choice::Auto,
+            encoder: EncoderPlace::Auto,
             threads: None,
             trainer: None,
             trainer_timeout_s: None,

@@ -25,7 +25,9 @@ use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
 use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, Op};
-use crate::worker::{self, MathsJob, Pace, Shards, Start, StopSignal, StoreJob, StoreThread, TrainerFactory};
+use crate::worker::{
+    self, MathsJob, MathsSetup, Pace, Shards, Start, StopSignal, StoreJob, StoreThread, TrainerFactory,
+};
 
 /// How long the last words may take before the process ends anyway.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -168,10 +170,18 @@ impl Driver {
         let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let stop = Arc::new(StopSignal::default());
         let micro_batch = Arc::new(AtomicU32::new(0));
-        let told = Arc::clone(&micro_batch);
-        let maths = worker::spawn_maths(factory, shards, pace, Arc::clone(&stop), rounds, told, events.clone())?;
-        let hold = manners.watch(events.clone())?;
         let store = StoreThread::spawn(ledger, run, agent, events.clone())?;
+        let setup = MathsSetup {
+            factory,
+            shards,
+            pace,
+            stop: Arc::clone(&stop),
+            rounds,
+            micro_batch: Arc::clone(&micro_batch),
+            feedback: Some(store.feedback()),
+        };
+        let maths = worker::spawn_maths(setup, events.clone())?;
+        let hold = manners.watch(events.clone())?;
         Ok(Self {
             dir,
             run,
@@ -400,7 +410,11 @@ impl Driver {
 
     fn publish(&self) {
         let micro_batch = self.micro_batch.load(Ordering::Relaxed);
-        let traffic = Traffic { micro_batch: (micro_batch > 0).then_some(micro_batch), ..self.traffic.clone() };
+        let traffic = Traffic {
+            micro_batch: (micro_batch > 0).then_some(micro_batch),
+            encoded_by_trainer: self.store.encoded_there(),
+            ..self.traffic.clone()
+        };
         let live = LiveReport::of(&self.session, &traffic);
         let outbox = self.session.outbox().entries().map(|entry| WaitingUpdate::of(&entry.meta)).collect();
         self.report.change(|report| {

@@ -98,6 +98,9 @@ pub struct LiveReport {
     /// Examples of a step, as the run says.
     #[serde(default)]
     pub batch_size: Option<u32>,
+    /// Updates that were sent as the trainer's own encoder had made them, on a GPU, since the process started.
+    #[serde(default)]
+    pub encoded_by_trainer: u64,
     /// Payload bytes sent since the process started.
     pub uplink_bytes: u64,
     /// Payload bytes received since the process started.
@@ -128,6 +131,8 @@ pub struct Traffic {
     pub downlink_bytes: u64,
     /// Examples that the latest round computed at once.
     pub micro_batch: Option<u32>,
+    /// Updates that were sent as the trainer had encoded them.
+    pub encoded_by_trainer: u64,
 }
 
 impl LiveReport {
@@ -176,6 +181,7 @@ impl LiveReport {
             examples_per_s,
             micro_batch: traffic.micro_batch,
             batch_size: session.batch_size(),
+            encoded_by_trainer: traffic.encoded_by_trainer,
             uplink_bytes: traffic.uplink_bytes,
             downlink_bytes: traffic.downlink_bytes,
             verdicts: verdicts.map(verdict).collect(),
@@ -227,6 +233,12 @@ impl LiveReport {
         line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));
         line("shards", format!("{} examples to train on, {} to evaluate on", self.train_examples, self.eval_examples));
         line("device", self.device.clone());
+        if self.encoded_by_trainer > 0 {
+            line(
+                "encoded",
+                format!("{} updates by the trainer's own encoder since this start", self.encoded_by_trainer),
+            );
+        }
         let (up, down) = (self.uplink_bytes, self.downlink_bytes);
         line("traffic", format!("{up} bytes up and {down} bytes down since this start"));
         if let Some(latest) = self.verdicts.last() {

@@ -52,6 +52,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         eval_shard: None,
         label_column: None,
         device: Choice::Auto,
+        encoder: anabranch_agent::gpu::EncoderPlace::Auto,
         threads: None,
         trainer: None,
         trainer_timeout_s: None,
@@ -236,6 +237,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
         local_steps: 1,
         train_loss: 0.5,
         compute_ms: 1,
+        encoded: None,
     };
     let (epoch, seq, codec) = (Epoch(5), UpdateSeq(0), CodecSpec::F32);
     let mut ledger = Ledger::open(&dir.store()).expect("opens");

@@ -49,6 +49,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 eval_shard: None,
                 label_column: None,
                 device: device::Choice::Auto,
+                encoder: crate::gpu::EncoderPlace::Auto,
                 threads: None,
                 trainer: None,
                 trainer_timeout_s: None,

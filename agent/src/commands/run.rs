@@ -8,6 +8,7 @@ use anabranch_common::limits;
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::{control, durable};
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -61,7 +62,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (shards, factory) = match command(args, &config, label_column.as_deref(), choice)? {
         None => {
             let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), label_column.as_deref())?;
-            let factory = native_factory_with(NativeOptions { threads, max_memory_bytes, device: None }, &shards);
+            let factory =
+                native_factory_with(NativeOptions { threads, max_memory_bytes, ..NativeOptions::default() }, &shards);
             (shards, factory)
         }
         Some(Program { command, at_home, gpu }) => {
@@ -180,6 +182,10 @@ fn command(
     }
     if let Some(id) = gpu {
         command.extend(["--device".into(), id.to_string().into()]);
+    }
+    let encoder = args.encoder.unwrap_or(config.encoder);
+    if let Some(value) = encoder.to_possible_value() {
+        command.extend(["--encoder".into(), value.get_name().into()]);
     }
     Ok(Some(Program { command, at_home: false, gpu }))
 }

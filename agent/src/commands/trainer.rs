@@ -3,6 +3,12 @@
 use super::device;
 use super::run::{native_factory_with, open_shards};
 use crate::cli::TrainerArgs;
+use crate::device::{GpuBackend, GpuId};
+use crate::gpu::device::CudaEngine;
+use crate::gpu::emulate::Emulator;
+use crate::gpu::encoder::{EngineOpener, RoundEncoder};
+use crate::gpu::topk::ENCODER_BYTES_PER_PARAM;
+use crate::gpu::{EncoderPlace, Engine, GpuError};
 use crate::train::{NativeOptions, process};
 
 /// Runs `trainer`.
@@ -17,10 +23,30 @@ pub(super) fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
             format!("native on {} ({id})", found.name)
         }
     };
-    process::serve(&name, |hello| {
+    let encoder = args.encoder.and_then(|place| open_encoder(place, args.device));
+    let reserved_per_param = encoder.as_ref().map_or(0, |_| ENCODER_BYTES_PER_PARAM);
+    process::serve_with_encoder(&name, encoder, |hello| {
         let shards = open_shards(hello.shard.as_deref(), hello.eval_shard.as_deref(), args.label_column.as_deref())?;
-        let options = NativeOptions { threads: hello.threads, max_memory_bytes: hello.max_memory, device: args.device };
+        let options = NativeOptions {
+            threads: hello.threads,
+            max_memory_bytes: hello.max_memory,
+            device: args.device,
+            reserved_per_param,
+        };
         let factory = native_factory_with(options, &shards);
         Ok((shards, factory))
     })
+}
+
+/// The encoder of this child. Where it cannot be had the agent encodes.
+fn open_encoder(place: EncoderPlace, device: Option<GpuId>) -> Option<RoundEncoder> {
+    let open: EngineOpener = match (place, device) {
+        (EncoderPlace::Emulated, _) => Box::new(|| Ok(Box::new(Emulator::default()) as Box<dyn Engine>)),
+        (EncoderPlace::Auto, Some(GpuId { backend: GpuBackend::Cuda, index })) => {
+            Box::new(move || Ok(Box::new(CudaEngine::new(usize::from(index))?) as Box<dyn Engine>))
+        }
+        (EncoderPlace::Auto | EncoderPlace::Cpu, _) => return None,
+    };
+    let encoder = RoundEncoder::new(open);
+    encoder.inspect_err(|error: &GpuError| tracing::warn!("{error}; updates are encoded on the CPU")).ok()
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::TransferManifest;
+use serde::{Deserialize, Serialize};
 
 use super::command::Ending;
 
@@ -162,6 +164,33 @@ pub struct Outcome {
     pub train_loss: f32,
     /// Time it took, in milliseconds.
     pub compute_ms: u64,
+    /// The update, where the trainer has encoded it.
+    pub encoded: Option<Encoded>,
+}
+
+/// Number of a state of the error feedback, within one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FeedbackState(pub u64);
+
+impl FeedbackState {
+    /// Nothing is left out.
+    pub const EMPTY: Self = Self(0);
+}
+
+/// An update that was encoded where it was trained. It counts only if the ledger's state is still the one it went on from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// How.
+    pub codec: CodecSpec,
+    /// EF14's beta.
+    pub feedback_decay: f32,
+    /// The state that it went on from.
+    pub from: FeedbackState,
+    /// What the state that it leaves is called.
+    pub made: FeedbackState,
+    /// The payload.
+    pub payload: Vec<u8>,
 }
 
 /// A durable update that has no verdict yet.

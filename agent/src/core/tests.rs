@@ -144,6 +144,7 @@ fn outcome(lease: &Lease) -> Outcome {
         local_steps: 5,
         train_loss: 0.5,
         compute_ms: 20,
+        encoded: None,
     }
 }
 

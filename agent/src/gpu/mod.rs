@@ -8,8 +8,8 @@
 //! ```
 //! [`topk::GpuTopK`] decides what is launched, over an [`Engine`]: [`device::CudaEngine`] is a GPU, [`emulate::Emulator`]
 //! retells each kernel on the CPU, and the tests have a third one that runs the very text of `kernels.cu` compiled for the
-//! CPU. [`encoder::Encoder`] takes the GPU where there is one, and the CPU's encoder otherwise. What it left out must
-//! survive a restart: that is for the ledger ([`crate::store`]).
+//! CPU. [`encoder::RoundEncoder`] is what a training child encodes with. What it left out must survive a restart: that is
+//! for the ledger ([`crate::store`]), which works it out of delta and payload.
 
 pub mod device;
 pub mod emulate;
@@ -20,7 +20,32 @@ pub mod topk;
 
 use std::fmt;
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
 use anabranch_common::codec::EncodeError;
+
+/// Where updates are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncoderPlace {
+    /// Where they are trained, on an NVIDIA GPU; elsewhere by the agent.
+    #[default]
+    Auto,
+    /// By the agent.
+    Cpu,
+    /// Where they are trained, by the GPU's algorithm on the CPU: for tests.
+    #[value(hide = true)]
+    Emulated,
+}
+
+impl EncoderPlace {
+    /// Whether nothing else was said.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(crate) fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
 
 /// The kernels, in CUDA's C++.
 pub const KERNELS: &str = include_str!("kernels.cu");
@@ -159,6 +184,28 @@ pub trait Engine: fmt::Debug {
         let mut words = vec![0; count];
         self.read(buffer, 0, &mut words)?;
         Ok(words.into_iter().map(f32::from_bits).collect())
+    }
+}
+
+impl Engine for Box<dyn Engine> {
+    fn alloc(&mut self, words: usize) -> Result<Buffer, GpuError> {
+        self.as_mut().alloc(words)
+    }
+
+    fn write(&mut self, buffer: Buffer, at: usize, words: &[u32]) -> Result<(), GpuError> {
+        self.as_mut().write(buffer, at, words)
+    }
+
+    fn read(&mut self, buffer: Buffer, at: usize, words: &mut [u32]) -> Result<(), GpuError> {
+        self.as_mut().read(buffer, at, words)
+    }
+
+    fn launch(&mut self, kernel: Kernel, grid: usize, buffers: &[Buffer], scalars: &[u32]) -> Result<(), GpuError> {
+        self.as_mut().launch(kernel, grid, buffers, scalars)
+    }
+
+    fn finish(&mut self) -> Result<(), GpuError> {
+        self.as_mut().finish()
     }
 }
 

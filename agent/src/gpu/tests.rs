@@ -13,9 +13,10 @@ use proptest::prelude::*;
 
 use super::device::CudaEngine;
 use super::emulate::Emulator;
-use super::encoder::Encoder;
+use super::encoder::{Order, RoundEncoder};
 use super::topk::GpuTopK;
 use super::{Buffer, Engine, GpuError, KERNELS, Kernel};
+use crate::core::event::FeedbackState;
 
 /// `kernels.cu` compiled by the system's C++ compiler, in a process of its own.
 #[derive(Debug)]
@@ -291,29 +292,37 @@ impl Engine for Failing {
     }
 }
 
-/// Guards a run against a GPU that dies in the middle of an update: the CPU gives the very bytes that the GPU would have.
+/// Guards a run against a GPU that dies in the middle of an update: there is no payload then, the device is not tried
+/// again, and what was made before has the CPU's bits.
 #[test]
-fn the_cpu_goes_on_where_a_gpu_failed() {
+fn an_encoder_whose_gpu_failed_makes_nothing_and_does_not_try_again() {
     let manifest = manifest(&[100, 5_000]);
     let params = manifest.params();
     let updates: Vec<Vec<f32>> = (0..4).map(|seed| testkit::codec::normal(params, seed)).collect();
     let zeros = vec![0.0; params];
-    let encode = |engine: Result<Failing, GpuError>| {
-        let mut encoder = Encoder::new(engine, manifest.clone(), 0.02, 0.9);
-        let mut all = Vec::new();
-        for end in &updates {
-            all.push(encoder.encode(&zeros, end).expect("finite"));
-            encoder.commit();
-        }
-        (all, encoder.on_gpu())
-    };
-    let (cpu, on_gpu) = encode(Err(GpuError::Unusable("no driver".to_owned())));
-    assert!(!on_gpu);
-    // Twelve launches an update: it fails in each of those of the second one, and never in the last case.
-    for launches in 12..=48 {
-        let (found, on_gpu) = encode(Ok(Failing { inner: Emulator::default(), launches }));
-        assert!(found == cpu, "another result after {launches} launches");
-        assert_eq!(on_gpu, launches >= 48);
+    let (mut feedback, codec) = (Feedback::new(0.9), TopK::new(0.02));
+    let cpu: Vec<_> = updates.iter().map(|end| feedback.encode(&codec, &manifest, end).ok()).collect();
+    // Twelve launches an update: it fails in each of those of the second one and of the third, and never in the last case.
+    for launches in (12..=36).chain([48]) {
+        let opened = std::rc::Rc::new(std::cell::Cell::new(0));
+        let count = std::rc::Rc::clone(&opened);
+        let mut encoder = RoundEncoder::new(Box::new(move || {
+            count.set(count.get() + 1);
+            Ok(Box::new(Failing { inner: Emulator::default(), launches }) as Box<dyn Engine>)
+        }))
+        .expect("opens");
+        let made: Vec<_> = (0..)
+            .zip(&updates)
+            .map(|(nth, end)| {
+                let (from, made) = (FeedbackState(nth), FeedbackState(nth + 1));
+                let order = Order { fraction: 0.02, feedback_decay: 0.9, from, left_out: None, made };
+                encoder.encode(&manifest, order, &zeros, end)
+            })
+            .collect();
+        let whole = launches / 12;
+        assert!(made[..whole] == cpu[..whole], "another result with {launches} launches");
+        assert!(made[whole..].iter().all(Option::is_none), "a device that had failed was used, {launches} launches");
+        assert_eq!(opened.get(), 1);
     }
 }
 

@@ -15,6 +15,9 @@ const COUNT: usize = 8;
 /// A tile of a tensor that is sent whole.
 const WHOLE: u32 = u32::MAX;
 
+/// Bytes of the device's memory for each parameter: both models and two feedback states; what is sent comes on top.
+pub const ENCODER_BYTES_PER_PARAM: u64 = 17;
+
 /// A tensor, as the payload has it.
 #[derive(Debug, Clone, Copy)]
 enum Part {

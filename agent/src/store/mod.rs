@@ -22,11 +22,13 @@ mod files;
 mod files_tests;
 mod head;
 mod shelf;
+mod states;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::feedback::Feedback;
@@ -41,10 +43,11 @@ use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
 
 use crate::core::command::{Bank, Settlement};
-use crate::core::event::{Kept, OutboxEntry};
+use crate::core::event::{Encoded, FeedbackState, Kept, OutboxEntry};
 use head::{Head, StoredBlob, StoredUpdate};
 use shelf::SledShelf;
 pub use shelf::{Content, Shelf};
+pub use states::States;
 
 /// Blobs of this many bytes and more are files; shorter ones fit in one value of sled. About here a file's syncs cost
 /// as much time as sled's log does, and beyond it sled writes and keeps several times the bytes (docs/benchmarks.md).
@@ -72,6 +75,7 @@ pub struct Ledger {
     head: Head,
     manifest: Option<ModelManifest>,
     residual: Option<Vec<f32>>,
+    states: Arc<States>,
 }
 
 impl Ledger {
@@ -100,7 +104,7 @@ impl Ledger {
             Some(bytes) => head::decode(&bytes).map_err(|detail| corrupt(shelf.path(), &detail))?,
             None => Head::default(),
         };
-        let mut ledger = Self { shelf, head, manifest: None, residual: None };
+        let mut ledger = Self { shelf, head, manifest: None, residual: None, states: Arc::default() };
         // First: what cannot be used is left as it is.
         ledger.load()?;
         ledger.sweep()?;
@@ -132,22 +136,10 @@ impl Ledger {
         run: RunId,
         agent: AgentId,
         manifest: &ModelManifest,
-        bank: Bank,
+        mut bank: Bank,
     ) -> Result<OutboxEntry, LedgerError> {
-        let Bank { lease, epoch, seq, codec, feedback_decay, outcome } = bank;
-        let fits = self.head.branch == Some(lease.branch) && self.manifest.as_ref() == Some(manifest);
-        let left_out = self.residual.take().filter(|_| fits).unwrap_or_default();
-        let mut feedback = Feedback::restore(feedback_decay, left_out);
-        let encoder = codec::encoder(codec);
-        let payload = match feedback.encode(&*encoder, manifest, &outcome.delta) {
-            Ok(payload) => payload,
-            Err(error) => {
-                drop(feedback);
-                self.residual = self.load_residual()?;
-                return Err(error.into());
-            }
-        };
-        let residual = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
+        let (payload, residual, state) = self.encode(manifest, &mut bank)?;
+        let Bank { lease, epoch, seq, codec, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
@@ -161,7 +153,7 @@ impl Ledger {
             lease: lease.id,
             base_version: lease.base_version,
             base_digest: lease.base_digest,
-            codec: encoder.id(),
+            codec: codec::encoder(codec).id(),
             payload_bytes: payload.len() as u64,
             payload_digest: blob.digest,
             num_examples: outcome.num_examples,
@@ -172,9 +164,47 @@ impl Ledger {
         next.outbox.push(StoredUpdate { meta: meta.clone(), blob: blob.number });
         next.counter = Some((epoch, seq.next()));
         next.branch = Some(lease.branch);
-        self.replace(next, residual)?;
+        self.replace(next, residual, state)?;
         self.manifest = Some(manifest.clone());
         Ok(OutboxEntry { meta, transfer })
+    }
+
+    /// The payload, with what it leaves out and that state's number. The trainer's own encoding is taken if it went on from
+    /// the state that is here; then it is what would be made here.
+    fn encode(
+        &mut self,
+        manifest: &ModelManifest,
+        bank: &mut Bank,
+    ) -> Result<(Vec<u8>, Option<Vec<f32>>, FeedbackState), LedgerError> {
+        let Bank { lease, codec, feedback_decay, outcome, .. } = bank;
+        let fits = self.head.branch == Some(lease.branch) && self.manifest.as_ref() == Some(manifest);
+        let from = if fits { self.states.current() } else { FeedbackState::EMPTY };
+        let left_out = self.residual.take().filter(|_| fits).unwrap_or_default();
+        let mut feedback = Feedback::restore(*feedback_decay, left_out);
+        let encoder = codec::encoder(*codec);
+        let same = |there: &Encoded| (there.from, there.codec, there.feedback_decay) == (from, *codec, *feedback_decay);
+        let there = outcome.encoded.take().filter(same).filter(|there| {
+            feedback
+                .sent(&*encoder, manifest, &outcome.delta, &there.payload)
+                .inspect_err(|error| tracing::warn!(%error, "what the trainer has encoded cannot be sent"))
+                .is_ok()
+        });
+        let (payload, state) = match there {
+            Some(there) => {
+                self.states.count_one_from_there();
+                (there.payload, there.made)
+            }
+            None => match feedback.encode(&*encoder, manifest, &outcome.delta) {
+                Ok(payload) => (payload, self.states.fresh()),
+                Err(error) => {
+                    drop(feedback);
+                    self.residual = self.load_residual()?;
+                    return Err(error.into());
+                }
+            },
+        };
+        let residual = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
+        Ok((payload, residual, state))
     }
 
     /// Takes a decided update out of the outbox; with [`Settlement::Return`] its content joins the residual in the same
@@ -195,7 +225,7 @@ impl Ledger {
         let mut feedback = Feedback::restore(1.0, self.residual.take().unwrap_or_default());
         feedback.returned(&content);
         drop(content);
-        self.replace(next, Some(feedback.into_left_out()))
+        self.replace(next, Some(feedback.into_left_out()), self.states.fresh())
     }
 
     /// From now on work belongs to `branch`; the residual of another one is dropped.
@@ -212,7 +242,11 @@ impl Ledger {
             next.residual = None;
             self.residual = None;
         }
+        let dropped = next.residual.is_none();
         self.replace_head(next)?;
+        if dropped {
+            self.states.set(FeedbackState::EMPTY);
+        }
         Ok(())
     }
 
@@ -242,12 +276,24 @@ impl Ledger {
         self.residual.as_deref()
     }
 
-    fn replace(&mut self, mut next: Head, residual: Option<Vec<f32>>) -> Result<(), StorageError> {
+    /// The residual by number, for encoders elsewhere.
+    #[must_use]
+    pub fn states(&self) -> Arc<States> {
+        Arc::clone(&self.states)
+    }
+
+    fn replace(
+        &mut self,
+        mut next: Head,
+        residual: Option<Vec<f32>>,
+        state: FeedbackState,
+    ) -> Result<(), StorageError> {
         next.residual = match &residual {
             Some(values) => Some(self.put(&mut next.next_blob, Content::Floats(values))?),
             None => None,
         };
         self.replace_head(next)?;
+        self.states.set(if residual.is_some() { state } else { FeedbackState::EMPTY });
         self.residual = residual;
         Ok(())
     }
@@ -303,6 +349,9 @@ impl Ledger {
             self.manifest = Some(manifest);
         }
         self.residual = self.load_residual()?;
+        if self.residual.is_some() {
+            self.states.set(self.states.fresh());
+        }
         Ok(())
     }
 

@@ -47,6 +47,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
             local_steps: 1,
             train_loss: 0.0,
             compute_ms: 1,
+            encoded: None,
         },
     }
 }

@@ -8,6 +8,7 @@
 //!                       control: go on, or stop here
 //! ```
 
+mod encode;
 mod error;
 pub mod native;
 mod optimizer;
@@ -22,8 +23,10 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, RunSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
+use crate::core::event::Encoded;
 use crate::shard::Shard;
 
+pub use encode::{EncodeOrder, FeedbackSource};
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
 pub use round::{RoundFile, Rounds};
@@ -93,6 +96,17 @@ pub trait Trainer: Send + fmt::Debug {
     /// rounds over.
     fn keep_round(&mut self, file: Option<RoundFile>) {
         let _ = file;
+    }
+
+    /// How the next round is to be encoded too, by a trainer that has an encoder of its own, such as one on a GPU. One that
+    /// has none leaves it to the agent.
+    fn encode_next(&mut self, order: Option<EncodeOrder>) {
+        let _ = order;
+    }
+
+    /// The update of the latest round, once, if it was encoded here.
+    fn take_encoded(&mut self) -> Option<Encoded> {
+        None
     }
 
     /// Accuracy and mean loss of `model` over every example of `shard`.

@@ -1,22 +1,24 @@
 //! The thread that does the maths.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::{RunSpec, UploadSpec};
 use tokio::sync::mpsc;
 
 use super::{Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
 use crate::clock::Clock;
 use crate::core::command::{Ending, Lead};
 use crate::core::event::{Event, Outcome};
-use crate::train::{RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
+use crate::train::{EncodeOrder, FeedbackSource, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
 
 /// What a round starts from.
 #[derive(Debug)]
@@ -55,33 +57,43 @@ pub enum MathsJob {
     },
 }
 
-/// Starts the thread that does the maths. It ends when the returned sender is dropped. `micro_batch` always has how many
-/// examples the latest round computed at once, if the trainer says so.
+/// What the maths works with.
+pub struct MathsSetup {
+    /// Makes the trainer.
+    pub factory: TrainerFactory,
+    /// What it trains and evaluates on.
+    pub shards: Shards,
+    /// Artificial slowness.
+    pub pace: Pace,
+    /// Asks it to stop.
+    pub stop: Arc<StopSignal>,
+    /// Where long rounds are kept, if they are.
+    pub rounds: Option<Rounds>,
+    /// Is given how many examples the latest round computed at once, if the trainer says so.
+    pub micro_batch: Arc<AtomicU32>,
+    /// The ledger's feedback state, for trainers that encode; none: they do not.
+    pub feedback: Option<Arc<dyn FeedbackSource>>,
+}
+
+impl fmt::Debug for MathsSetup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MathsSetup").field("shards", &self.shards).field("pace", &self.pace).finish_non_exhaustive()
+    }
+}
+
+/// Starts the thread that does the maths. It ends when the returned sender is dropped.
 ///
 /// # Errors
 /// The system has no thread to give.
-pub fn spawn_maths(
-    factory: TrainerFactory,
-    shards: Shards,
-    pace: Pace,
-    stop: Arc<StopSignal>,
-    rounds: Option<Rounds>,
-    micro_batch: Arc<AtomicU32>,
-    events: mpsc::Sender<Event>,
-) -> std::io::Result<SyncSender<MathsJob>> {
+pub fn spawn_maths(setup: MathsSetup, events: mpsc::Sender<Event>) -> std::io::Result<SyncSender<MathsJob>> {
     let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-    let maths = Maths { factory, shards, pace, stop, rounds, micro_batch, trainer: None, events };
+    let maths = Maths { setup, trainer: None, events };
     std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
     Ok(jobs)
 }
 
 struct Maths {
-    factory: TrainerFactory,
-    shards: Shards,
-    pace: Pace,
-    stop: Arc<StopSignal>,
-    rounds: Option<Rounds>,
-    micro_batch: Arc<AtomicU32>,
+    setup: MathsSetup,
     trainer: Option<Box<dyn Trainer>>,
     events: mpsc::Sender<Event>,
 }
@@ -109,7 +121,7 @@ impl Maths {
     }
 
     fn make_initial(&mut self, seed: u64) -> Event {
-        let (stop, trainer) = (&self.stop, self.trainer.as_deref_mut());
+        let (stop, trainer) = (&self.setup.stop, self.trainer.as_deref_mut());
         let trainer = trainer.expect("the session prepares a trainer before it uses it");
         match persistently(stop, || trainer.initial(seed)) {
             Ok(model) => initial_model(trainer.manifest(), model.into()),
@@ -119,7 +131,7 @@ impl Maths {
 
     fn prepare(&mut self, spec: &RunSpec) -> Event {
         let run = RunPart::of(spec);
-        match persistently(&self.stop, || (self.factory)(&run)) {
+        match persistently(&self.setup.stop, || (self.setup.factory)(&run)) {
             Ok(trainer) => {
                 let manifest = trainer.manifest().clone();
                 self.trainer = Some(trainer);
@@ -132,21 +144,22 @@ impl Maths {
     fn train(&mut self, lease: &Lease, spec: &RunSpec, start: &[f32]) -> Event {
         let id = lease.id;
         let clock = Clock::start();
-        let Some(shard) = self.shards.train.as_deref() else {
+        let Some(shard) = self.setup.shards.train.as_deref() else {
             return Event::Failed(Ending::Trainer("there is no shard to train on".to_owned()));
         };
         let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
         let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, events: &self.events };
-        let stop = &self.stop;
+        let stop = &self.setup.stop;
         let mut control = |report: StepReport| {
             if let Some(micro_batch) = report.micro_batch {
-                self.micro_batch.store(micro_batch, Ordering::Relaxed);
+                self.setup.micro_batch.store(micro_batch, Ordering::Relaxed);
             }
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let round = self.rounds.as_ref().map(|rounds| rounds.file(lease, spec.train.local_steps));
+        let round = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease, spec.train.local_steps));
         trainer.keep_round(round.clone());
+        trainer.encode_next(encode_order(spec, self.setup.feedback.as_ref()));
         let trained = trainer.train(start, &spec.train, lease.seed, shard, &mut control);
         // Before anybody hears of the end: a round that is over is never taken up again.
         if let Err(error) = round.as_ref().map_or(Ok(()), RoundFile::clear) {
@@ -159,11 +172,12 @@ impl Maths {
         };
         let maths = clock.elapsed();
         if !trained.stopped {
-            self.stop.wait(self.pace.round(maths).saturating_sub(maths));
+            self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
         }
-        if trained.stopped || self.stop.is_set() {
+        if trained.stopped || self.setup.stop.is_set() {
             return Event::TrainingStopped { lease: id };
         }
+        let encoded = trainer.take_encoded();
         let delta = trained.end.iter().zip(start).map(|(end, start)| end - start).collect();
         Event::Trained(Box::new(Outcome {
             lease: id,
@@ -172,11 +186,12 @@ impl Maths {
             local_steps: trained.steps,
             train_loss: trained.mean_loss,
             compute_ms: clock.now_ms(),
+            encoded,
         }))
     }
 
     fn evaluate(&mut self, version: ModelVersion, content: &[f32]) -> Event {
-        let Some(shard) = self.shards.eval.as_deref() else {
+        let Some(shard) = self.setup.shards.eval.as_deref() else {
             return Event::EvaluationFailed { version, problem: "there is no shard to evaluate on".to_owned() };
         };
         let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
@@ -186,6 +201,13 @@ impl Maths {
             Err(error) => Event::Failed(ending(&error)),
         }
     }
+}
+
+/// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely.
+fn encode_order(spec: &RunSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
+    let UploadSpec { codec, feedback_decay, .. } = spec.upload;
+    let states = feedback.filter(|_| matches!(codec, CodecSpec::TopK { .. }))?;
+    Some(EncodeOrder { codec, feedback_decay, states: Arc::clone(states) })
 }
 
 /// How often the loop hears of a round's progress.

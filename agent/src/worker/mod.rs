@@ -17,7 +17,7 @@ use crate::core::event::{Event, InitialModel};
 use crate::shard::Shard;
 use crate::train::{Metrics, RunPart, TrainError, Trainer};
 
-pub use maths::{MathsJob, Start, spawn_maths};
+pub use maths::{MathsJob, MathsSetup, Start, spawn_maths};
 pub use store::{StoreJob, StoreThread};
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
@@ -167,9 +167,16 @@ mod tests {
     fn a_panic_in_the_trainer_is_told_and_the_thread_goes_on_serving() {
         let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
         let (events, mut told) = mpsc::channel(4);
-        let jobs =
-            spawn_maths(factory, Shards::default(), Pace::default(), Arc::default(), None, Arc::default(), events)
-                .expect("a thread");
+        let setup = MathsSetup {
+            factory,
+            shards: Shards::default(),
+            pace: Pace::default(),
+            stop: Arc::default(),
+            rounds: None,
+            micro_batch: Arc::default(),
+            feedback: None,
+        };
+        let jobs = spawn_maths(setup, events).expect("a thread");
         let spec: RunSpec = toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {
             jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");

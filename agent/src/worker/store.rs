@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::guarded;
 use crate::core::command::{Bank, Ending, Settlement};
-use crate::core::event::Event;
-use crate::store::{Ledger, LedgerError};
+use crate::core::event::{Event, FeedbackState};
+use crate::store::{Ledger, LedgerError, States};
+use crate::train::FeedbackSource;
 
 /// Work for the store's thread.
 #[derive(Debug)]
@@ -42,12 +43,20 @@ pub enum StoreJob {
         /// Where to put it.
         reply: oneshot::Sender<Option<Vec<u8>>>,
     },
+    /// The feedback state.
+    Residual {
+        /// Where to put it.
+        reply: oneshot::Sender<(FeedbackState, Vec<f32>)>,
+    },
+    /// No more jobs.
+    End,
 }
 
 /// The store's thread, and the way to it.
 #[derive(Debug)]
 pub struct StoreThread {
     jobs: SyncSender<StoreJob>,
+    states: Arc<States>,
     thread: JoinHandle<()>,
 }
 
@@ -58,9 +67,10 @@ impl StoreThread {
     /// The system has no thread to give.
     pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, events: mpsc::Sender<Event>) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
+        let states = ledger.states();
         let worker = StoreWorker { ledger, run, agent, events };
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Self { jobs, thread })
+        Ok(Self { jobs, states, thread })
     }
 
     /// The way to it.
@@ -69,11 +79,46 @@ impl StoreThread {
         self.jobs.clone()
     }
 
-    /// Lets it finish what it was given, and closes the store. Every clone of [`Self::jobs`] must have been dropped.
+    /// The feedback state, for encoders elsewhere.
+    #[must_use]
+    pub fn feedback(&self) -> Arc<dyn FeedbackSource> {
+        Arc::new(Feedback { states: Arc::clone(&self.states), jobs: self.jobs.clone() })
+    }
+
+    /// How many updates were taken as their trainer had encoded them.
+    #[must_use]
+    pub fn encoded_there(&self) -> u64 {
+        self.states.encoded_there()
+    }
+
+    /// Lets it finish what it was given, and closes the store.
     pub fn finish(self) {
-        drop(self.jobs);
+        // One that has ended by itself needs no word.
+        let _ = self.jobs.send(StoreJob::End);
         // A panic there was reported by its own thread, and what it had not finished was never offered to anybody.
         let _ = self.thread.join();
+    }
+}
+
+#[derive(Debug)]
+struct Feedback {
+    states: Arc<States>,
+    jobs: SyncSender<StoreJob>,
+}
+
+impl FeedbackSource for Feedback {
+    fn current(&self) -> FeedbackState {
+        self.states.current()
+    }
+
+    fn fresh(&self) -> FeedbackState {
+        self.states.fresh()
+    }
+
+    fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)> {
+        let (reply, state) = oneshot::channel();
+        self.jobs.send(StoreJob::Residual { reply }).ok()?;
+        state.blocking_recv().ok()
     }
 }
 
@@ -87,6 +132,9 @@ struct StoreWorker {
 impl StoreWorker {
     fn run(mut self, queue: &Receiver<StoreJob>) {
         while let Ok(job) = queue.recv() {
+            if matches!(job, StoreJob::End) {
+                return;
+            }
             let event = match guarded(|| self.work(job)) {
                 Ok(done) => done.unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error)))),
                 Err(panic) => Some(Event::Failed(Ending::Storage(panic))),
@@ -124,6 +172,13 @@ impl StoreWorker {
                 let _ = reply.send(self.ledger.payload(key)?);
                 Ok(None)
             }
+            StoreJob::Residual { reply } => {
+                let left_out = self.ledger.residual().unwrap_or_default().to_vec();
+                // The trainer that wanted it is gone.
+                let _ = reply.send((self.ledger.states().current(), left_out));
+                Ok(None)
+            }
+            StoreJob::End => Ok(None),
         }
     }
 }

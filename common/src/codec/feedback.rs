@@ -8,8 +8,19 @@
 //! EF14 (Seide et al. 2014), with a decay beta. The state e is all that has to survive a restart; losing it costs
 //! accuracy, never correctness.
 
-use super::{Codec, Delta, EncodeError};
+use super::{Codec, DecodeError, Delta, EncodeError};
 use crate::manifest::ModelManifest;
+
+/// Why a payload that was made elsewhere cannot be taken for an update.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SentError {
+    /// There is nothing that could have been encoded.
+    #[error(transparent)]
+    Delta(#[from] EncodeError),
+    /// It is no payload of this codec for this model.
+    #[error(transparent)]
+    Payload(#[from] DecodeError),
+}
 
 /// The feedback state of one agent.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,21 +75,55 @@ impl Feedback {
         delta: &[f32],
     ) -> Result<Vec<u8>, EncodeError> {
         super::check_input(manifest, delta)?;
-        if !self.is_on() || codec.lossless() && self.left_out.is_empty() {
+        if self.keeps_nothing(codec) {
             return codec.encode(manifest, delta);
         }
+        let sum = self.sum(delta);
+        let payload = codec.encode(manifest, &sum)?;
+        let sent = codec.decode(manifest, &payload).expect("a codec decodes what it encoded");
+        self.keep(sum, &sent);
+        Ok(payload)
+    }
+
+    /// The same for a payload that somebody else made of `delta` and this state: keeps what it leaves out. Whatever it
+    /// chose to send, nothing is lost; if it is what [`encode`](Self::encode) would have made, so is the state.
+    ///
+    /// # Errors
+    /// `delta` cannot be encoded, or the payload is none; the state is as before.
+    pub fn sent(
+        &mut self,
+        codec: &dyn Codec,
+        manifest: &ModelManifest,
+        delta: &[f32],
+        payload: &[u8],
+    ) -> Result<(), SentError> {
+        super::check_input(manifest, delta)?;
+        let sent = codec.decode(manifest, payload)?;
+        if !self.keeps_nothing(codec) {
+            self.keep(self.sum(delta), &sent);
+        }
+        Ok(())
+    }
+
+    fn keeps_nothing(&self, codec: &dyn Codec) -> bool {
+        !self.is_on() || codec.lossless() && self.left_out.is_empty()
+    }
+
+    /// v.
+    fn sum(&self, delta: &[f32]) -> Vec<f32> {
         let mut sum = delta.to_vec();
         if self.left_out.len() == sum.len() {
             for (sum, left_out) in sum.iter_mut().zip(&self.left_out) {
                 *sum = finite_or(*sum + self.decay * left_out, *sum);
             }
         }
-        let payload = codec.encode(manifest, &sum)?;
-        let sent = codec.decode(manifest, &payload).expect("a codec decodes what it encoded");
+        sum
+    }
+
+    fn keep(&mut self, mut sum: Vec<f32>, sent: &Delta) {
         sent.add_scaled_to(&mut sum, -1.0);
         sum.iter_mut().for_each(|left_out| *left_out = finite_or(*left_out, 0.0));
         self.left_out = sum;
-        Ok(payload)
     }
 
     /// Takes back the content of an update that was refused for a reason whose
@@ -180,6 +225,40 @@ mod tests {
         let delta = normal(PARAMS, 2);
         assert_eq!(send(&mut feedback, &TopK::new(0.05), &delta), send(&mut restored, &TopK::new(0.05), &delta));
         assert_eq!(restored, feedback);
+    }
+
+    /// A payload of a GPU, or of one that has gone mad.
+    #[test]
+    fn a_payload_made_elsewhere_leaves_what_it_did_not_send() {
+        let (codec, manifest, delta) = (TopK::new(0.05), manifest(PARAMS), normal(PARAMS, 2));
+        let mut here = Feedback::new(0.95);
+        send(&mut here, &codec, &normal(PARAMS, 1));
+        let mut there = here.clone();
+        let payload = here.encode(&codec, &manifest, &delta).expect("finite");
+        there.sent(&codec, &manifest, &delta, &payload).expect("a payload");
+        assert_eq!(there, here, "the same payload, another state");
+
+        let mad = codec.encode(&manifest, &normal(PARAMS, 9)).expect("finite");
+        let (before, content) = (there.left_out().to_vec(), codec.decode(&manifest, &mad).expect("valid").into_dense());
+        there.sent(&codec, &manifest, &delta, &mad).expect("a payload");
+        for (at, left_out) in there.left_out().iter().enumerate() {
+            let wanted = 0.95 * before[at] + delta[at];
+            assert!(
+                (wanted - content[at] - left_out).abs() < 1e-5,
+                "lost at {at}: {wanted} {} {left_out}",
+                content[at]
+            );
+        }
+
+        let (state, cut) = (there.clone(), &payload[..payload.len() - 1]);
+        assert!(matches!(there.sent(&codec, &manifest, &delta, cut), Err(SentError::Payload(_))));
+        let infinite = vec![f32::INFINITY; PARAMS];
+        let refused = there.sent(&codec, &manifest, &infinite, &payload);
+        assert_eq!(refused, Err(SentError::Delta(EncodeError::NonFinite(0))));
+        assert_eq!(there, state, "a refused payload changed the state");
+        let mut off = Feedback::new(0.0);
+        off.sent(&codec, &manifest, &delta, &payload).expect("a payload");
+        assert!(off.left_out().is_empty());
     }
 
     #[test]

@@ -179,6 +179,7 @@ pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>
             local_steps: 1,
             train_loss: 0.0,
             compute_ms: 1,
+            encoded: None,
         },
     }
 }

@@ -99,11 +99,17 @@ pub(super) enum Room {
     /// This process's.
     Process,
     /// A GPU's, of which so many bytes were free before anything was trained, where it tells.
-    #[cfg_attr(
-        not(any(feature = "accelerator", test)),
-        expect(dead_code, reason = "this build trains on the CPU only")
-    )]
     Device(Option<u64>),
+}
+
+impl Room {
+    /// The same where somebody else takes so many bytes of a GPU.
+    pub(super) fn without(self, bytes: u64) -> Self {
+        match self {
+            Self::Device(Some(free)) => Self::Device(Some(free.saturating_sub(bytes))),
+            other => other,
+        }
+    }
 }
 
 /// What a process that trains may take, and what its rounds took.
@@ -289,6 +295,10 @@ mod tests {
         ));
         assert!(matches!(micro(Some(1), Room::Device(None)), Err(TrainError::Memory { budget_bytes: 1, .. })));
         assert_eq!(micro(Some(1 << 50), Room::Device(Some(16_000))), Ok(32));
+        // The encoder's 2,000 bytes leave 7/8 of 14,000.
+        assert_eq!(micro(None, Room::Device(Some(16_000)).without(2_000)), Ok(16));
+        assert_eq!(Room::Device(Some(1)).without(2), Room::Device(Some(0)));
+        assert_eq!(Room::Process.without(2), Room::Process);
     }
 
     fn gpt(context: u32, layers: u32, width: u32) -> ModelSpec {

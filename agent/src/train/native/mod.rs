@@ -67,6 +67,8 @@ pub struct NativeOptions {
     /// The GPU to train on; `None` is the CPU. It must not be opened in a process that has to survive a sick driver: an
     /// agent does it in a child.
     pub device: Option<GpuId>,
+    /// Bytes of that GPU's memory that somebody else in this process takes for each parameter of the model.
+    pub reserved_per_param: u64,
 }
 
 /// A native trainer for `spec` on every core this process may use.
@@ -116,7 +118,8 @@ impl Native {
             .build()
             .map_err(|error| TrainError::Backend(error.to_string()))?;
         let engine = engine(options.device, threads)?;
-        let budget = Budget::new(options.max_memory_bytes, engine.room());
+        let reserved = options.reserved_per_param.saturating_mul(architecture.manifest.params() as u64);
+        let budget = Budget::new(options.max_memory_bytes, engine.room().without(reserved));
         Ok(Self { architecture, engine, kept: None, budget, round: None })
     }
 

@@ -190,7 +190,7 @@ fn micro_batches_give_the_same_step_as_the_batch_and_the_same_bytes_every_time()
 
 #[test]
 fn a_model_for_which_there_is_no_memory_is_a_round_given_back_and_not_an_end() {
-    let options = NativeOptions { threads: Some(1), max_memory_bytes: Some(1 << 20), device: None };
+    let options = NativeOptions { threads: Some(1), max_memory_bytes: Some(1 << 20), ..NativeOptions::default() };
     let mut trainer = native_with(&model(ModelKind::Mlp), options).expect("valid");
     let base = trainer.initial(1).expect("made");
     let refused = trainer.train(&base, &plan(1, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on).expect_err("1 MiB");

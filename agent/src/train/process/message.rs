@@ -6,6 +6,7 @@ use anabranch_common::manifest::TensorSpec;
 use anabranch_common::spec::TrainSpec;
 use serde::{Deserialize, Serialize};
 
+use crate::core::event::FeedbackState;
 use crate::train::{RoundFile, RunPart};
 
 /// The version of the protocol that is spoken here.
@@ -51,6 +52,9 @@ pub enum Ask {
         /// Where the native trainer keeps a long round, and takes it up; other trainers may ignore it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         keep: Option<RoundFile>,
+        /// How to encode what was learned, for a trainer that said `encodes`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        encode: Option<EncodeAsk>,
     },
     /// Measure a model.
     Evaluate {
@@ -66,6 +70,35 @@ pub enum Ask {
     },
     /// The agent leaves.
     Exit,
+}
+
+/// How to encode a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EncodeAsk {
+    /// Share of each tensor that is sent, in (0, 1].
+    pub fraction: f32,
+    /// EF14's beta.
+    pub feedback_decay: f32,
+    /// Which feedback state to go on from.
+    pub from: FeedbackState,
+    /// Where that state is.
+    pub state: StateAt,
+    /// What the state that it leaves will be called.
+    pub made: FeedbackState,
+    /// Where to write the payload.
+    pub out: String,
+}
+
+/// Where a feedback state is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateAt {
+    /// The encoder has it: it made it, or went on from it the last time.
+    Kept,
+    /// Nothing is left out.
+    Empty,
+    /// In this file.
+    File(String),
 }
 
 /// What a trainer is told first.
@@ -136,6 +169,9 @@ pub enum Answer {
         mean_loss: f64,
         /// Whether it ended before its last step, as asked.
         stopped: bool,
+        /// Whether the payload that `encode` asked for was written.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        encoded: bool,
     },
     /// To `evaluate`.
     Evaluated {
@@ -190,6 +226,9 @@ pub struct HelloAnswer {
     pub train_examples: u64,
     /// Examples it evaluates on; 0: it does not evaluate.
     pub eval_examples: u64,
+    /// Whether it has an encoder of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encodes: bool,
 }
 
 /// Why a request cannot be done.
@@ -250,7 +289,13 @@ mod tests {
         assert_eq!(serde_json::from_str::<Answer>(text).expect("a step"), step);
         assert_eq!(serde_json::to_string(&step).expect("a line"), text);
         let text = r#"{"type":"hello","protocol":1,"name":"train.py","train_examples":1437,"eval_examples":0}"#;
-        let hello = HelloAnswer { protocol: 1, name: "train.py".into(), train_examples: 1437, eval_examples: 0 };
+        let hello = HelloAnswer {
+            protocol: 1,
+            name: "train.py".into(),
+            train_examples: 1437,
+            eval_examples: 0,
+            encodes: false,
+        };
         assert_eq!(serde_json::from_str::<Answer>(text).expect("a hello"), Answer::Hello(hello));
         assert_eq!(serde_json::from_str::<Answer>(r#"{"type":"heartbeat","x":1}"#).expect("alive"), Answer::Heartbeat);
         assert_eq!(serde_json::to_string(&Ask::Stop { id: 3 }).expect("a line"), r#"{"type":"stop","id":3}"#);

@@ -10,7 +10,9 @@
 //! [`serve`] is the other end, for trainers in Rust.
 
 mod bound;
+mod chain;
 mod child;
+mod encode;
 mod lines;
 mod message;
 mod scratch;
@@ -29,16 +31,19 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::TrainSpec;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{EncodeOrder, Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::clock::Clock;
+use crate::core::event::Encoded;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
 use bound::Bound;
+use chain::Chain;
 use child::{Child, Death, Fault};
+use encode::Encoding;
 use scratch::Scratch;
 
-pub use message::{Answer, Ask, FailureKind, HelloAnswer, HelloAsk, PROTOCOL};
-pub use serve::serve;
+pub use message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
+pub use serve::{serve, serve_with_encoder};
 
 /// How a trainer is started.
 #[derive(Debug, Clone)]
@@ -127,7 +132,8 @@ impl TrainerProcess {
         let host = Arc::clone(&self.host);
         Box::new(move |run: &RunPart| {
             let manifest = lock(&host).prepare(run)?;
-            Ok(Box::new(ProcessTrainer { host: Arc::clone(&host), run: run.clone(), manifest, keep: None }))
+            let (host, run) = (Arc::clone(&host), run.clone());
+            Ok(Box::new(ProcessTrainer { host, run, manifest, keep: None, order: None, encoded: None }))
         })
     }
 
@@ -156,13 +162,22 @@ fn lock(host: &Mutex<Host>) -> MutexGuard<'_, Host> {
 struct Host {
     options: ProcessOptions,
     scratch: Scratch,
-    /// The child, and for which run it is prepared.
-    child: Option<(Child, Option<(RunPart, ModelManifest)>)>,
+    child: Option<Living>,
     /// What rounds that ran out of memory have taught.
     bound: Bound,
     /// How many examples the child that ran out of memory computed at once, if it said so.
     last_micro_batch: Option<u32>,
     next_id: u64,
+}
+
+/// A child, and what it knows.
+#[derive(Debug)]
+struct Living {
+    child: Child,
+    /// For which run it is prepared, and of what its model is made.
+    prepared: Option<(RunPart, ModelManifest)>,
+    /// The states of its encoder, if it has one.
+    chain: Option<Chain>,
 }
 
 impl Host {
@@ -186,7 +201,8 @@ impl Host {
             Ok(answer) => {
                 let (name, pid) = (answer.name.as_str(), child.pid());
                 tracing::info!(name, pid, train_examples = answer.train_examples, "trainer started");
-                self.child = Some((child, None));
+                let chain = answer.encodes.then(Chain::default);
+                self.child = Some(Living { child, prepared: None, chain });
                 Ok(answer)
             }
             Err(fault) => Err(ProcessError::Unusable(child.bury(&fault).text)),
@@ -198,7 +214,7 @@ impl Host {
         if self.child.is_none() {
             self.start().map_err(|error| TrainError::Lost(format!("{:#}", anyhow::Error::new(error))))?;
         }
-        if let Some((_, Some((prepared, manifest)))) = &self.child
+        if let Some(Living { prepared: Some((prepared, manifest)), .. }) = &self.child
             && prepared == run
         {
             return Ok(manifest.clone());
@@ -206,7 +222,7 @@ impl Host {
         let answer = self.request(|id| Ask::Prepare { id, run: run.clone() }, &mut |_| ControlFlow::Continue(()))?;
         let Answer::Prepared { tensors, .. } = answer else { return Err(self.breach(&answer)) };
         let manifest = ModelManifest::new(tensors)?;
-        if let Some((_, prepared)) = &mut self.child {
+        if let Some(Living { prepared, .. }) = &mut self.child {
             *prepared = Some((run.clone(), manifest.clone()));
         }
         Ok(manifest)
@@ -220,7 +236,9 @@ impl Host {
     ) -> Result<Answer, TrainError> {
         let id = self.next_id;
         self.next_id += 1;
-        let Some((child, _)) = &mut self.child else { return Err(TrainError::Lost("there is none".to_owned())) };
+        let Some(Living { child, .. }) = &mut self.child else {
+            return Err(TrainError::Lost("there is none".to_owned()));
+        };
         match child.request(id, &ask(id), self.options.patience, control) {
             Ok(Answer::Failed { kind: FailureKind::Diverged, message, .. }) => Err(TrainError::DivergedThere(message)),
             Ok(Answer::Failed { kind: FailureKind::Memory, message, .. }) => Err(TrainError::OutOfMemory(message)),
@@ -231,7 +249,7 @@ impl Host {
     }
 
     fn bury(&mut self, fault: &Fault) -> TrainError {
-        let death = self.child.take().map(|(child, _)| child.bury(fault));
+        let death = self.child.take().map(|living| living.child.bury(fault));
         let told = death.as_ref().map_or_else(|| fault.to_string(), |death| death.text.clone());
         tracing::warn!("the trainer's process is lost: {told}; a fresh one is started for the next request");
         match death {
@@ -245,7 +263,7 @@ impl Host {
 
     /// A round ran out of memory: the next one computes half as many examples at once.
     fn back_off(&mut self, batch: u32) {
-        let living = self.child.as_ref().and_then(|(child, _)| child.micro_batch());
+        let living = self.child.as_ref().and_then(|living| living.child.micro_batch());
         let tried = self.last_micro_batch.take().or(living).or(self.bound.most()).unwrap_or(batch);
         let next = self.bound.failed(tried);
         tracing::warn!(
@@ -291,7 +309,7 @@ impl Host {
     }
 
     fn close(&mut self, grace: Duration) {
-        if let Some((mut child, _)) = self.child.take() {
+        if let Some(Living { mut child, .. }) = self.child.take() {
             child.end(grace);
         }
     }
@@ -346,6 +364,8 @@ struct ProcessTrainer {
     run: RunPart,
     manifest: ModelManifest,
     keep: Option<RoundFile>,
+    order: Option<EncodeOrder>,
+    encoded: Option<Encoded>,
 }
 
 impl ProcessTrainer {
@@ -384,13 +404,22 @@ impl Trainer for ProcessTrainer {
         _shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
+        let (order, _) = (self.order.take(), self.encoded.take());
         let mut host = self.ready()?;
+        let encoding = order.map_or(Ok(None), |order| host.encoding(order, &self.manifest))?;
         let from = host.put("base.safetensors", &self.manifest, base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
-        let (max_micro_batch, keep) = (host.bound.most(), self.keep.clone());
-        let (from_name, out_name) = (from.name(), out.name());
-        let ask =
-            |id| Ask::Train { id, base: from_name, out: out_name, seed, plan: plan.clone(), max_micro_batch, keep };
+        let max_micro_batch = host.bound.most();
+        let ask = |id| Ask::Train {
+            id,
+            base: from.name(),
+            out: out.name(),
+            seed,
+            plan: plan.clone(),
+            max_micro_batch,
+            keep: self.keep.clone(),
+            encode: encoding.as_ref().map(Encoding::ask),
+        };
         let mut stopping = false;
         let mut control = |report| {
             let flow = control(report);
@@ -416,7 +445,7 @@ impl Trainer for ProcessTrainer {
         };
         match answer {
             Answer::Trained { steps, num_examples, stopped: true, .. } if stopping => Ok(stopped(steps, num_examples)),
-            Answer::Trained { steps, num_examples, mean_loss, stopped: false, .. }
+            Answer::Trained { steps, num_examples, mean_loss, stopped: false, encoded, .. }
                 if (1..=plan.local_steps).contains(&steps) && num_examples > 0 =>
             {
                 #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
@@ -426,6 +455,10 @@ impl Trainer for ProcessTrainer {
                 }
                 let end = host.take(&out, &self.manifest)?;
                 host.round_fitted(plan.batch_size);
+                let params = self.manifest.params();
+                let encoded = encoding.and_then(|encoding| host.encoded(encoding, encoded, params));
+                drop(host);
+                self.encoded = encoded;
                 Ok(TrainOutcome { end, num_examples, steps, mean_loss, stopped: false })
             }
             other => Err(host.breach(&other)),
@@ -434,6 +467,14 @@ impl Trainer for ProcessTrainer {
 
     fn keep_round(&mut self, file: Option<RoundFile>) {
         self.keep = file;
+    }
+
+    fn encode_next(&mut self, order: Option<EncodeOrder>) {
+        self.order = order;
+    }
+
+    fn take_encoded(&mut self) -> Option<Encoded> {
+        self.encoded.take()
     }
 
     fn evaluate(&mut self, model: &[f32], _shard: &dyn Shard) -> Result<Metrics, TrainError> {

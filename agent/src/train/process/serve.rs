@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_io::model_file;
 use anyhow::{Context as _, bail};
 
 use super::lines::{self, Line};
-use super::message::{Answer, Ask, FailureKind, HelloAnswer, HelloAsk, PROTOCOL};
+use super::message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
+use crate::gpu::encoder::{Order, RoundEncoder};
 use crate::train::{RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::worker::{Shards, TrainerFactory};
 
@@ -26,6 +28,17 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// # Errors
 /// There is no agent at the other end, or `make` failed.
 pub fn serve<M>(name: &str, make: M) -> anyhow::Result<()>
+where
+    M: FnOnce(&HelloAsk) -> anyhow::Result<(Shards, TrainerFactory)>,
+{
+    serve_with_encoder(name, None, make)
+}
+
+/// The same with an encoder for what was trained.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_with_encoder<M>(name: &str, encoder: Option<RoundEncoder>, make: M) -> anyhow::Result<()>
 where
     M: FnOnce(&HelloAsk) -> anyhow::Result<(Shards, TrainerFactory)>,
 {
@@ -46,7 +59,9 @@ where
     let (train_examples, eval_examples) = (examples(&shards.train), examples(&shards.eval));
     let busy = Arc::new(AtomicBool::new(false));
     let mouth = Mouth::default();
-    mouth.say(&Answer::Hello(HelloAnswer { protocol: PROTOCOL, name: name.to_owned(), train_examples, eval_examples }));
+    let (name, encodes) = (name.to_owned(), encoder.is_some());
+    let answer = HelloAnswer { protocol: PROTOCOL, name, train_examples, eval_examples, encodes };
+    mouth.say(&Answer::Hello(answer));
     let (beating, at_work) = (mouth.clone(), Arc::clone(&busy));
     std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
         loop {
@@ -56,7 +71,7 @@ where
             }
         }
     })?;
-    let server = Server { hello, shards, factory, trainer: None, mouth, stop };
+    let server = Server { hello, shards, factory, trainer: None, encoder, mouth, stop };
     server.run(&asked, &busy)
 }
 
@@ -102,6 +117,7 @@ struct Server {
     shards: Shards,
     factory: TrainerFactory,
     trainer: Option<Box<dyn Trainer>>,
+    encoder: Option<RoundEncoder>,
     mouth: Mouth,
     stop: Arc<AtomicU64>,
 }
@@ -176,7 +192,7 @@ impl Server {
     }
 
     fn train(&mut self, ask: Ask) -> (u64, Result<Answer, Refusal>) {
-        let Ask::Train { id, base, out, seed, plan, max_micro_batch, keep } = ask else {
+        let Ask::Train { id, base, out, seed, plan, max_micro_batch, keep, encode } = ask else {
             return (0, Err(Refusal::Order("not a round")));
         };
         let mut work = || {
@@ -198,13 +214,38 @@ impl Server {
             trainer.keep_round(keep.clone());
             let outcome = trainer.train(&base, &plan, seed, shard, &mut control)?;
             let TrainOutcome { end, num_examples, steps, mean_loss, stopped } = outcome;
+            let mut encoded = false;
             if !stopped {
                 let written = model_file::hand_over(&to, &manifest, &end);
                 written.map_err(|error| Refusal::Write(out.clone(), error))?;
+                if let Some(ask) = &encode {
+                    encoded = self.encode(ask, &manifest, &base, &end);
+                }
             }
-            Ok(Answer::Trained { id, steps, num_examples, mean_loss: mean_loss.into(), stopped })
+            Ok(Answer::Trained { id, steps, num_examples, mean_loss: mean_loss.into(), stopped, encoded })
         };
         (id, work())
+    }
+
+    /// Writes the payload; whether there is one. What goes wrong here costs the agent an encoding, not the round.
+    fn encode(&mut self, ask: &EncodeAsk, manifest: &ModelManifest, base: &[f32], end: &[f32]) -> bool {
+        let mut work = || -> anyhow::Result<bool> {
+            let left_out = match &ask.state {
+                StateAt::Kept => None,
+                StateAt::Empty => Some(Vec::new()),
+                StateAt::File(name) => Some(model_file::read(&self.path(name)?, Some(manifest))?.1),
+            };
+            let Some(encoder) = &mut self.encoder else { return Ok(false) };
+            let EncodeAsk { fraction, feedback_decay, from, made, .. } = *ask;
+            let order = Order { fraction, feedback_decay, from, left_out, made };
+            let Some(payload) = encoder.encode(manifest, order, base, end) else { return Ok(false) };
+            std::fs::write(self.path(&ask.out)?, payload)?;
+            Ok(true)
+        };
+        work().unwrap_or_else(|error| {
+            tracing::warn!("not encoded here: {error:#}");
+            false
+        })
     }
 
     fn evaluate(&mut self, id: u64, model: &str) -> Result<Answer, Refusal> {

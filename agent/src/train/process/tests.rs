@@ -238,9 +238,9 @@ fn a_failure_that_is_told_leaves_the_child_alive() {
     let home = Home::new(failing);
     let process = home.start();
     let mut trainer = prepared(&process);
-    let pid = lock(&process.host).child.as_ref().map(|(child, _)| child.pid());
+    let pid = lock(&process.host).child.as_ref().map(|living| living.child.pid());
     assert_eq!(train(&mut *trainer, &process), Err(TrainError::Failed("no GPU memory".to_owned())));
-    assert_eq!(lock(&process.host).child.as_ref().map(|(child, _)| child.pid()), pid);
+    assert_eq!(lock(&process.host).child.as_ref().map(|living| living.child.pid()), pid);
     let nan = "def misbehave(request):\n    if request['type'] == 'train':\n        write(request['out'], [float('nan'), 0])\n        say(type='trained', id=request['id'], steps=1, num_examples=4, mean_loss=0, stopped=False); request['type'] = ''\n";
     let process = Home::new(nan);
     let process = process.start();

@@ -275,5 +275,6 @@ fn trained(lease: &Lease) -> Event {
         local_steps: 20,
         train_loss: 1.0,
         compute_ms: 1,
+        encoded: None,
     }))
 }

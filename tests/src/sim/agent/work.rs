@@ -78,6 +78,7 @@ impl World {
                     local_steps: round.local_steps,
                     train_loss: round.train_loss,
                     compute_ms: takes_ms,
+                    encoded: None,
                 }))
             }
             None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },

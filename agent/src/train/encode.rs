@@ -1,0 +1,43 @@
+//! Updates that are encoded where they were trained, such as on a GPU.
+//!
+//! ```text
+//!  maths                    trainer                              ledger
+//!  encode_next(order) ──►   train, then encode from the state
+//!                           that the ledger has, as far as it is known
+//!  take_encoded() ◄──────   payload, which state it went on from
+//!       └── Outcome ─────────────────────────────────────────►   is that its state? then the payload is banked with what it
+//!                                                                 leaves out; otherwise the delta is encoded here
+//! ```
+//! The ledger is the judge: a refused update that came back meanwhile, another branch, a round that was thrown away, or a
+//! trainer that has lost its state cost an encoding, never content.
+
+use std::fmt;
+use std::sync::Arc;
+
+use anabranch_common::codec::CodecSpec;
+
+use crate::core::event::FeedbackState;
+
+/// The ledger's feedback state, as an encoder elsewhere needs it.
+pub trait FeedbackSource: fmt::Debug + Send + Sync {
+    /// Which state the ledger has.
+    fn current(&self) -> FeedbackState;
+
+    /// A number for the state that an encoder is about to make.
+    fn fresh(&self) -> FeedbackState;
+
+    /// The state after everything that was handed in before, one value a parameter (none: nothing is left out). Waits for
+    /// it; nothing where the ledger has ended.
+    fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)>;
+}
+
+/// How to encode a round.
+#[derive(Debug, Clone)]
+pub struct EncodeOrder {
+    /// With what.
+    pub codec: CodecSpec,
+    /// EF14's beta.
+    pub feedback_decay: f32,
+    /// Where the feedback state is.
+    pub states: Arc<dyn FeedbackSource>,
+}

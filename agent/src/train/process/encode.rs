@@ -1,0 +1,87 @@
+//! Updates that the child encodes: what it is asked for, and what it made.
+
+use std::fs::File;
+use std::io::Read as _;
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::manifest::ModelManifest;
+
+use super::chain::Origin;
+use super::message::{EncodeAsk, StateAt};
+use super::{Host, Living, Tensors, TrainError};
+use crate::core::event::{Encoded, FeedbackState};
+use crate::train::EncodeOrder;
+
+/// An update that a child is to encode.
+#[derive(Debug)]
+pub(super) struct Encoding {
+    order: EncodeOrder,
+    fraction: f32,
+    from: FeedbackState,
+    made: FeedbackState,
+    state: StateAt,
+    /// The state, where it has to be given.
+    file: Option<Tensors>,
+    out: Tensors,
+}
+
+impl Encoding {
+    pub(super) fn ask(&self) -> EncodeAsk {
+        EncodeAsk {
+            fraction: self.fraction,
+            feedback_decay: self.order.feedback_decay,
+            from: self.from,
+            state: self.file.as_ref().map_or_else(|| self.state.clone(), |file| StateAt::File(file.name())),
+            made: self.made,
+            out: self.out.name(),
+        }
+    }
+}
+
+impl Host {
+    /// What to ask the child for; nothing where it has no encoder for this.
+    pub(super) fn encoding(
+        &mut self,
+        order: EncodeOrder,
+        manifest: &ModelManifest,
+    ) -> Result<Option<Encoding>, TrainError> {
+        let Some(Living { chain: Some(chain), .. }) = &self.child else { return Ok(None) };
+        let CodecSpec::TopK { fraction } = order.codec else { return Ok(None) };
+        let Some(origin) = chain.origin(order.states.as_ref()) else { return Ok(None) };
+        let (from, state, file) = match origin {
+            Origin::Kept(from) => (from, StateAt::Kept, None),
+            Origin::Given(from, left_out) if left_out.len() == manifest.params() => {
+                (from, StateAt::Kept, Some(self.put("left-out.safetensors", manifest, &left_out)?))
+            }
+            // Nothing, or something of another model: the encoder on the CPU drops it too.
+            Origin::Given(from, _) => (from, StateAt::Empty, None),
+        };
+        // Without feedback no state is ever made.
+        let feeds_back = order.feedback_decay > 0.0 && order.feedback_decay <= 1.0;
+        let made = if feeds_back { order.states.fresh() } else { FeedbackState::EMPTY };
+        let out = Tensors(self.scratch.path().join("payload.bin"));
+        Ok(Some(Encoding { order, fraction, from, made, state, file, out }))
+    }
+
+    /// What the child has encoded for a model of `params` parameters. A payload that cannot be read is none: the agent
+    /// encodes.
+    pub(super) fn encoded(&mut self, encoding: Encoding, said_so: bool, params: usize) -> Option<Encoded> {
+        let Some(Living { chain: Some(chain), .. }) = &mut self.child else { return None };
+        let read = || {
+            // An encoder that compresses needs far less.
+            let most = 8 * params as u64 + 4096;
+            let mut payload = Vec::new();
+            File::open(&encoding.out.0)?.take(most).read_to_end(&mut payload)?;
+            Ok::<_, std::io::Error>(payload)
+        };
+        let payload =
+            if said_so { read().inspect_err(|error| tracing::warn!(%error, "no payload")).ok() } else { None };
+        let Some(payload) = payload else {
+            chain.missed();
+            return None;
+        };
+        let Encoding { order: EncodeOrder { codec, feedback_decay, .. }, from, made, .. } = encoding;
+        chain.went_on(from, made);
+        Some(Encoded { codec, feedback_decay, from, made, payload })
+    }
+}
