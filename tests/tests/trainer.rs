@@ -3,6 +3,7 @@
 //! | test | guards |
 //! |---|---|
 //! | the same bits | `--isolate` changes nothing about what is computed, not even after a child was killed |
+//! | an encoder in the child | not a bit of the run's models changes; a killed child's successor gets the feedback state |
 //! | a killed trainer | it costs a round and a fresh child; the agent stays, the run reaches its end |
 //! | a trainer in Python | another model than the native ones, in another language, from the first version to the target |
 //! | a trainer that cannot start | exit code 14 and its own words |
@@ -18,6 +19,7 @@ use anabranch_agent::train::process::{ProcessOptions, TrainerProcess};
 use anabranch_agent::train::{RunPart, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
+use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, PYTHON_PACKAGE, Role, example, numbers, python_has};
 use anyhow::Context as _;
@@ -121,6 +123,71 @@ fn a_trainer_that_is_killed_again_and_again_costs_rounds_and_nothing_else() -> a
     let text = std::fs::read_to_string(&log)?;
     assert!(text.contains("it was killed by signal 9"), "{text}");
     assert!(trainers(&log)?.len() >= 3, "{text}");
+    assert!(cluster.verify()?.holds);
+    Ok(())
+}
+
+/// A run of one agent whose child encodes, or does not: the last model's values, as bits, and how many updates its child encoded.
+fn run_of_one(encoder: &str) -> anyhow::Result<(Vec<u32>, usize)> {
+    let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
+    cluster.start_coordinator()?;
+    cluster.join("one")?;
+    let data = example("data/digits-train.csv.gz");
+    let args: [&OsStr; 6] = [
+        "--shard".as_ref(),
+        data.as_os_str(),
+        "--isolate".as_ref(),
+        "--no-overlap".as_ref(),
+        "--encoder".as_ref(),
+        encoder.as_ref(),
+    ];
+    cluster.start_agent(Role::Agent, "one", &args, &[])?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    assert_eq!(cluster.agent("one")?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    let out = cluster.path().join("model.safetensors");
+    cluster.coordinate(&["checkpoint", "export"], &["--out", &out.display().to_string()])?.code(0)?;
+    let (_, values) = model_file::read(&out, None)?;
+    let log = std::fs::read_to_string(cluster.log_path("one"))?;
+    Ok((values.iter().map(|value| value.to_bits()).collect(), log.matches("encoded by the trainer").count()))
+}
+
+#[test]
+fn an_encoder_in_the_child_gives_a_run_of_the_same_bits() -> anyhow::Result<()> {
+    let (here, none) = run_of_one("cpu")?;
+    let (there, encoded) = run_of_one("emulated")?;
+    assert_eq!(none, 0);
+    // Two updates a version; the first one goes on from the empty state, which both sides have.
+    assert!(encoded >= 80, "only {encoded} of 80 updates were encoded by the child");
+    assert!(here == there, "another model than without");
+    Ok(())
+}
+
+#[test]
+fn a_killed_childs_successor_gets_the_feedback_state_and_encodes() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
+    cluster.edit("versions = 40", "versions = 100000")?;
+    cluster.start_coordinator()?;
+    cluster.join("one")?;
+    let data = example("data/digits-train.csv.gz");
+    let args: [&OsStr; 5] =
+        ["--shard".as_ref(), data.as_os_str(), "--isolate".as_ref(), "--encoder".as_ref(), "emulated".as_ref()];
+    cluster.start_agent(Role::Agent, "one", &args, &[])?;
+    let log = cluster.log_path("one");
+    let encoded = || Ok::<_, anyhow::Error>(std::fs::read_to_string(&log)?.matches("encoded by the trainer").count());
+    for kills in 1..=3 {
+        let before = encoded()?;
+        poll(PATIENCE, || Ok((encoded()? >= before + 5).then_some(())))?
+            .with_context(|| format!("child {kills} does not encode"))?;
+        let newest = *trainers(&log)?.last().context("a trainer was started")?;
+        kill(Pid::from_raw(newest.try_into()?), Signal::SIGKILL)?;
+        poll(PATIENCE, || Ok((trainers(&log)?.len() > kills).then_some(())))?.context("no fresh trainer")?;
+    }
+    let dir = cluster.agent_dir("one");
+    let asked = ["status".as_ref(), "--dir".as_ref(), dir.as_os_str()];
+    let shown = cluster.call(Role::Agent, &asked)?.code(0)?.stdout;
+    assert!(shown.contains("updates by the trainer's own encoder"), "{shown}");
+    cluster.park_agents()?;
+    cluster.park_coordinator()?;
     assert!(cluster.verify()?.holds);
     Ok(())
 }

@@ -191,6 +191,7 @@ impl Ledger {
         });
         let (payload, state) = match there {
             Some(there) => {
+                tracing::debug!(lease = lease.id.0, "encoded by the trainer");
                 self.states.count_one_from_there();
                 (there.payload, there.made)
             }

@@ -1,16 +1,18 @@
 //! What an agent's two threads do, in virtual time: the maths, and the store.
 
 use anabranch_agent::core::command::Ending;
-use anabranch_agent::core::event::{Event, Outcome};
+use anabranch_agent::core::event::{Encoded, Event, Outcome};
 use anabranch_agent::store::LedgerError;
+use anabranch_common::codec::{self, feedback::Feedback};
 use anabranch_common::journal::Lease;
+use anabranch_common::spec::UploadSpec;
 
 use crate::invariants::feedback::{self, Expected};
 use crate::picture::SpanKind;
 
 use crate::sim::disk::Failure;
 use crate::sim::schedule::Machine;
-use crate::sim::spec::takes_ms;
+use crate::sim::spec::{run_spec, takes_ms};
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
@@ -71,6 +73,7 @@ impl World {
         let event = match round {
             Some(mut round) => {
                 distort(hostile, &mut round.delta);
+                let encoded = self.encoded(machine, &round.delta);
                 Event::Trained(Box::new(Outcome {
                     lease: lease.id,
                     delta: round.delta.into(),
@@ -78,12 +81,23 @@ impl World {
                     local_steps: round.local_steps,
                     train_loss: round.train_loss,
                     compute_ms: takes_ms,
-                    encoded: None,
+                    encoded,
                 }))
             }
             None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
         };
         self.maths(machine, takes_ms, event);
+    }
+
+    /// Every other machine has a trainer that encodes, from the state that the ledger has when the round starts: what happens
+    /// to that until the round is over is for the ledger to notice.
+    fn encoded(&mut self, machine: Machine, delta: &[f32]) -> Option<Encoded> {
+        let UploadSpec { codec, feedback_decay } = run_spec(&self.schedule).upload;
+        let process = self.agents[machine - 1].process.as_ref().filter(|_| machine.is_multiple_of(2))?;
+        let states = process.ledger.states();
+        let mut feedback = Feedback::restore(feedback_decay, process.ledger.residual().unwrap_or_default().to_vec());
+        let payload = feedback.encode(&*codec::encoder(codec), &self.learner.manifest, delta).ok()?;
+        Some(Encoded { codec, feedback_decay, from: states.current(), made: states.fresh(), payload })
     }
 
     pub(in crate::sim) fn chore(&mut self, machine: Machine, chore: Chore) {
