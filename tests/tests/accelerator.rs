@@ -6,8 +6,8 @@
 //! |---|---|
 //! | the CPU's losses and models | mlp, cnn and gpt train on the device as on the CPU, but for rounding |
 //! | a device that does not exist | the agent says what there is, with exit code 14 |
-//! | too little memory | a buffer that the software driver refuses ends the child, and the next round is cut into smaller parts |
-//! | a GPU and a CPU in one run | the child trains on the device; killed, it costs a round and nothing else |
+//! | too little memory | a buffer that the software driver refuses ends the child, and the next round is cut into smaller parts; with CUDA the first one is |
+//! | a GPU and a CPU in one run | the child trains on the device, and encodes there with CUDA; killed, it costs a round and nothing else |
 #![cfg(any(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal"))]
 
 use std::ffi::OsStr;
@@ -209,12 +209,16 @@ fn a_device_that_does_not_exist_ends_the_agent_with_what_there_is() -> anyhow::R
     Ok(())
 }
 
-/// 65,536 examples times a layer of 1024 are 256 MiB; lavapipe's buffers have at most 128 MiB. Other devices take them.
+/// 65,536 examples times a layer of 1024 are 256 MiB; lavapipe's buffers have at most 128 MiB. Other devices take them. CUDA
+/// tells what is free: 65,536 examples times a layer of 65,536 are 16 GiB, several times over, and are cut before anything
+/// fails.
 #[test]
 fn a_round_that_runs_out_of_memory_is_followed_by_one_in_smaller_parts() -> anyhow::Result<()> {
     let Some(id) = device()? else { return Ok(()) };
-    let wide = DIGITS.replace("hidden = [32]", "hidden = [1024]").replace("local_steps = 5", "local_steps = 1");
-    let mut cluster = Cluster::new(Path::new(LAB), &wide.replace("batch_size = 16", "batch_size = 65536"))?;
+    let hidden = if id.backend == GpuBackend::Cuda { 65_536 } else { 1024 };
+    let wide = DIGITS.replace("hidden = [32]", &format!("hidden = [{hidden}]"));
+    let wide = wide.replace("local_steps = 5", "local_steps = 1").replace("batch_size = 16", "batch_size = 65536");
+    let mut cluster = Cluster::new(Path::new(LAB), &wide)?;
     cluster.start_coordinator()?;
     cluster.join("one")?;
     let (data, device) = (example("data/digits-train.csv.gz"), format!("--device={id}"));
@@ -225,6 +229,13 @@ fn a_round_that_runs_out_of_memory_is_followed_by_one_in_smaller_parts() -> anyh
     if log.contains("llvmpipe") {
         assert!(log.contains("the GPU is out of memory: ") && log.contains("a round ran out of memory"), "{log}");
         assert_eq!(numbers(&log, "a round ran out of memory", "max_micro_batch"), [32_768], "{log}");
+    }
+    if id.backend == GpuBackend::Cuda {
+        let dir = cluster.agent_dir("one");
+        let asked = [OsStr::new("status"), OsStr::new("--dir"), dir.as_os_str(), OsStr::new("--json")];
+        let status: serde_json::Value = serde_json::from_str(&cluster.call(Role::Agent, &asked)?.code(0)?.stdout)?;
+        let micro_batch = status["live"]["micro_batch"].as_u64().context("a micro-batch")?;
+        assert!(micro_batch < 65_536, "{micro_batch} examples at once");
     }
     cluster.park_agents()
 }
@@ -271,6 +282,8 @@ fn a_gpu_and_a_cpu_train_one_model_and_a_killed_child_costs_a_round() -> anyhow:
     }
     let text = std::fs::read_to_string(&log)?;
     assert!(text.contains(&format!("({id})")) && text.contains("it was killed by signal 9"), "{text}");
+    // Where there is an encoder for the device, it is the one that is used.
+    assert_eq!(text.contains("encoded by the trainer"), id.backend == GpuBackend::Cuda, "{text}");
     assert!(updates(&cluster.status()?) > 0);
     assert!(cluster.verify()?.holds);
     Ok(())

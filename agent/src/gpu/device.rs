@@ -1,5 +1,5 @@
 //! A GPU through cudarc: NVRTC compiles the kernels when the process starts, the driver's library is loaded at run time.
-//! Compiled and never run where this was written: no GPU was at hand. Meant for a trainer's process: an error that sticks
+//! NVRTC has compiled them where this was written; nothing here was ever run on a GPU, since none was at hand. Meant for a trainer's process: an error that sticks
 //! and a library that crashes end there.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, LaunchConfig, PinnedHostSlice, PushKernelArg as _,
 };
-use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
 use super::{Buffer, Engine, GpuError, KERNELS, Kernel, STAGE, THREADS};
 
@@ -27,27 +27,13 @@ impl CudaEngine {
     /// # Errors
     /// There is no driver, no NVRTC or no such GPU, or the kernels do not compile.
     pub fn new(index: usize) -> Result<Self, GpuError> {
-        // The loader of cudarc panics where a library is missing.
-        catch_unwind(AssertUnwindSafe(|| Self::open(index))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(GpuError::Unusable(text.and_then(|text| text.lines().next()).unwrap_or("no reason given").to_owned()))
-        })
+        guarded(|| Self::open(index))
     }
 
     fn open(index: usize) -> Result<Self, GpuError> {
         let unusable = |error: &dyn std::fmt::Display| GpuError::Unusable(error.to_string());
         let context = CudaContext::new(index).map_err(|error| unusable(&error))?;
-        // Nothing is fused, flushed or approximated: the bits are the CPU's.
-        let options = CompileOptions {
-            ftz: Some(false),
-            prec_div: Some(true),
-            prec_sqrt: Some(true),
-            fmad: Some(false),
-            ..CompileOptions::default()
-        };
-        let ptx = compile_ptx_with_opts(KERNELS, options).map_err(|error| GpuError::Unusable(format!("{error:?}")))?;
-        let module = context.load_module(ptx).map_err(|error| unusable(&error))?;
+        let module = context.load_module(compile()?).map_err(|error| unusable(&error))?;
         let load = |kernel: &Kernel| module.load_function(kernel.name()).map_err(|error| unusable(&error));
         let functions = Kernel::ALL.iter().map(load).collect::<Result<_, _>>()?;
         let stages = [stage(&context)?, stage(&context)?];
@@ -65,6 +51,27 @@ impl CudaEngine {
         let [source, target] = self.memory.get_disjoint_mut([from.0, to.0]).expect("two buffers of this engine");
         self.stream.memcpy_dtod(&*source, target).map_err(|error| failed("a copy on the device", &error))
     }
+}
+
+/// The loader of cudarc panics where a library is missing.
+fn guarded<T>(work: impl FnOnce() -> Result<T, GpuError>) -> Result<T, GpuError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(GpuError::Unusable(text.and_then(|text| text.lines().next()).unwrap_or("no reason given").to_owned()))
+    })
+}
+
+/// The kernels as NVRTC compiles them. Nothing is fused, flushed or approximated: the bits are the CPU's.
+fn compile() -> Result<Ptx, GpuError> {
+    let options = CompileOptions {
+        ftz: Some(false),
+        prec_div: Some(true),
+        prec_sqrt: Some(true),
+        fmad: Some(false),
+        ..CompileOptions::default()
+    };
+    compile_ptx_with_opts(KERNELS, options).map_err(|error| GpuError::Unusable(format!("{error:?}")))
 }
 
 fn failed(what: &'static str, error: &cudarc::driver::DriverError) -> GpuError {
@@ -167,6 +174,27 @@ mod tests {
         // Where there is one, its kernels compile.
         if let Err(error) = CudaEngine::new(0) {
             assert!(error.to_string().starts_with("the GPU cannot encode: "), "{error}");
+        }
+    }
+
+    /// NVIDIA's own compiler takes the kernels, and leaves every operation rounded by itself. It needs no GPU.
+    #[test]
+    fn nvrtc_compiles_the_kernels_and_fuses_nothing() {
+        let ptx = match guarded(|| Ok(compile()?.to_src())) {
+            Ok(ptx) => ptx,
+            Err(error) => {
+                assert!(std::env::var("CI").as_deref() != Ok("true"), "CI has no NVRTC: {error}");
+                eprintln!("there is no NVRTC: the kernels were not compiled ({error})");
+                return;
+            }
+        };
+        for kernel in Kernel::ALL {
+            assert!(ptx.contains(&format!(".entry {}(", kernel.name())), "no {}", kernel.name());
+        }
+        let operations = |name: &str| ptx.lines().filter(|line| line.trim_start().starts_with(name)).count();
+        assert!(operations("sub.rn.f32") > 0 && operations("div.rn.f32") > 0, "{ptx}");
+        for other in ["fma.", "mad.rn", ".ftz", ".approx", "div.full"] {
+            assert!(!ptx.contains(other), "{other} in the code");
         }
     }
 }

@@ -58,6 +58,15 @@ impl Engine for Emulator {
     }
 }
 
+impl Emulator {
+    /// Copies a buffer into another that is as long.
+    pub fn copy(&mut self, from: Buffer, to: Buffer) {
+        let content = std::mem::take(&mut self.memory[from.0]);
+        self.memory[to.0].copy_from_slice(&content);
+        self.memory[from.0] = content;
+    }
+}
+
 fn run(kernel: Kernel, block: usize, lent: &mut [Vec<u32>], scalars: &[u32]) {
     match (kernel, lent) {
         (Kernel::Combine, [end, base, left_out, sum, tiles, counts, bad]) => {

@@ -68,6 +68,15 @@ pub enum LedgerError {
     Encode(#[from] EncodeError),
 }
 
+/// An encoded delta.
+struct Update {
+    payload: Vec<u8>,
+    /// What it leaves out, if feedback is on.
+    residual: Option<Vec<f32>>,
+    /// The number of that.
+    state: FeedbackState,
+}
+
 /// The agent's store. One process, one directory; driven from one thread.
 #[derive(Debug)]
 pub struct Ledger {
@@ -138,7 +147,7 @@ impl Ledger {
         manifest: &ModelManifest,
         mut bank: Bank,
     ) -> Result<OutboxEntry, LedgerError> {
-        let (payload, residual, state) = self.encode(manifest, &mut bank)?;
+        let Update { payload, residual, state } = self.encode(manifest, &mut bank)?;
         let Bank { lease, epoch, seq, codec, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
@@ -169,13 +178,9 @@ impl Ledger {
         Ok(OutboxEntry { meta, transfer })
     }
 
-    /// The payload, with what it leaves out and that state's number. The trainer's own encoding is taken if it went on from
-    /// the state that is here; then it is what would be made here.
-    fn encode(
-        &mut self,
-        manifest: &ModelManifest,
-        bank: &mut Bank,
-    ) -> Result<(Vec<u8>, Option<Vec<f32>>, FeedbackState), LedgerError> {
+    /// Encodes. What the trainer has encoded is taken if it went on from the state that is here; then it is what would be made
+    /// here.
+    fn encode(&mut self, manifest: &ModelManifest, bank: &mut Bank) -> Result<Update, LedgerError> {
         let Bank { lease, codec, feedback_decay, outcome, .. } = bank;
         let fits = self.head.branch == Some(lease.branch) && self.manifest.as_ref() == Some(manifest);
         let from = if fits { self.states.current() } else { FeedbackState::EMPTY };
@@ -205,7 +210,7 @@ impl Ledger {
             },
         };
         let residual = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
-        Ok((payload, residual, state))
+        Ok(Update { payload, residual, state })
     }
 
     /// Takes a decided update out of the outbox; with [`Settlement::Return`] its content joins the residual in the same

@@ -1,5 +1,6 @@
 //! How fast, how large, how soon back.
 
+pub mod encoder;
 pub mod flood;
 pub mod ledger;
 pub mod overlap;

@@ -27,16 +27,18 @@ pub(super) struct Case {
     pub(super) optimizer: OptimizerSpec,
 }
 
-/// The models of W1, of the README's walk-through and of `init`, and two gpts.
-pub(super) fn all() -> Vec<Case> {
-    vec![
+/// The models of W1, of the README's walk-through and of `init`, and two gpts; for a GPU one of 100 million parameters too.
+pub(super) fn all(gpu: bool) -> Vec<Case> {
+    let mut cases = vec![
         image("mlp", &[128], 32),
         image("mlp", &[512], 64),
         image("cnn", &[8, 16, 64], 32),
         image("cnn", &[16, 32, 128], 64),
         text(64, 2, 4, 64, 16),
         text(128, 4, 4, 128, 16),
-    ]
+    ];
+    cases.extend(gpu.then(|| text(512, 14, 12, 768, 8)));
+    cases
 }
 
 fn image(kind: &'static str, hidden: &[u32], batch: u32) -> Case {

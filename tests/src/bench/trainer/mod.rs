@@ -108,7 +108,7 @@ pub fn run(options: &Options, seed: u64) -> anyhow::Result<Report> {
     );
     println!("{:<24}{:>8}{:>21}{:>21}{:>16}", "", "threads", "native", "PyTorch", "ratio");
     let mut cpu_ratios = Vec::new();
-    for case in cases::all().iter().filter(|case| case.name.contains(&options.model)) {
+    for case in cases::all(options.gpu().is_some()).iter().filter(|case| case.name.contains(&options.model)) {
         for threads in &threads {
             cpu_ratios.extend(compare(&mut report, options, case, *threads, &data, pytorch.as_mut())?);
         }
