@@ -72,6 +72,12 @@ impl AgentDir {
         self.0.join("round")
     }
 
+    /// What is left for the next process, should the system kill this one for its memory.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.0.join("memory.json")
+    }
+
     /// The control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

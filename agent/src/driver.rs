@@ -19,6 +19,7 @@ use crate::config::{AgentConfig, AgentDir};
 use crate::core::command::{ChunkSource, Command, Ending};
 use crate::core::event::{Event, Problem};
 use crate::core::{Session, SessionConfig};
+use crate::device::memory;
 use crate::identity::{self, AgentKey, IdentityError};
 use crate::manners::Manners;
 use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
@@ -26,7 +27,7 @@ use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, Op};
 use crate::worker::{
-    self, MathsJob, MathsSetup, Pace, Shards, Start, StopSignal, StoreJob, StoreThread, TrainerFactory,
+    self, KilledNote, MathsJob, MathsSetup, Pace, Shards, Start, StopSignal, StoreJob, StoreThread, TrainerFactory,
 };
 
 /// How long the last words may take before the process ends anyway.
@@ -178,6 +179,7 @@ impl Driver {
             stop: Arc::clone(&stop),
             rounds,
             micro_batch: Arc::clone(&micro_batch),
+            killed: Some(KilledNote::open(dir.memory(), memory::kills)),
             feedback: Some(store.feedback()),
         };
         let maths = worker::spawn_maths(setup, events.clone())?;
@@ -426,8 +428,10 @@ impl Driver {
 
     /// Lets the last words out, then closes the store.
     async fn farewell(self) {
-        let Self { link, mut net_events, work_events, store, stop, run, .. } = self;
+        let Self { dir, link, mut net_events, work_events, store, stop, run, .. } = self;
         stop.set(true);
+        // An end in order says nothing about memory. Where none was left there is none to remove.
+        let _ = std::fs::remove_file(dir.memory());
         if let Some(link) = link {
             let number = link.number;
             let _ = link.ops.try_send(Op::Close);

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of this process that are in memory now.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
@@ -24,6 +26,24 @@ pub fn reset_peak() {
 #[must_use]
 pub fn available_bytes() -> Option<u64> {
     super::cpu::available_bytes()
+}
+
+/// How often this system has killed a process for want of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kills {
+    /// Which start of the system it is counted from.
+    pub boot: String,
+    /// Processes killed since then, in whatever cgroup.
+    pub count: u64,
+}
+
+/// That figure now.
+#[must_use]
+pub fn kills() -> Option<Kills> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
+    let counters = fs::read_to_string("/proc/vmstat").ok()?;
+    let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())?;
+    Some(Kills { boot, count })
 }
 
 fn status(key: &str) -> Option<u64> {

@@ -8,6 +8,7 @@
 //!                       control: go on, or stop here
 //! ```
 
+mod bound;
 mod encode;
 mod error;
 pub mod native;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::event::Encoded;
 use crate::shard::Shard;
 
+pub use bound::Bound;
 pub use encode::{EncodeOrder, FeedbackSource};
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};

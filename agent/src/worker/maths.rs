@@ -14,7 +14,7 @@ use anabranch_common::limits;
 use anabranch_common::spec::{RunSpec, UploadSpec};
 use tokio::sync::mpsc;
 
-use super::{Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
+use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
 use crate::clock::Clock;
 use crate::core::command::{Ending, Lead};
 use crate::core::event::{Event, Outcome};
@@ -71,6 +71,8 @@ pub struct MathsSetup {
     pub rounds: Option<Rounds>,
     /// Is given how many examples the latest round computed at once, if the trainer says so.
     pub micro_batch: Arc<AtomicU32>,
+    /// What is learned from being killed for memory, where trainers of this process cut batches.
+    pub killed: Option<KilledNote>,
     /// The ledger's feedback state, for trainers that encode; none: they do not.
     pub feedback: Option<Arc<dyn FeedbackSource>>,
 }
@@ -159,6 +161,11 @@ impl Maths {
         };
         let round = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease, spec.train.local_steps));
         trainer.keep_round(round.clone());
+        if let Some(killed) = &mut self.setup.killed
+            && let Ok(Some(micro_batch)) = trainer.fit(&spec.train, killed.most())
+        {
+            killed.begins(micro_batch);
+        }
         trainer.encode_next(encode_order(spec, self.setup.feedback.as_ref()));
         let trained = trainer.train(start, &spec.train, lease.seed, shard, &mut control);
         // Before anybody hears of the end: a round that is over is never taken up again.
@@ -170,6 +177,9 @@ impl Maths {
             Err(error) if error.is_passing() => return Event::Discarded { lease: id, problem: error.to_string() },
             Err(error) => return Event::Failed(ending(&error)),
         };
+        if let Some(killed) = &mut self.setup.killed {
+            killed.fitted(spec.train.batch_size);
+        }
         let maths = clock.elapsed();
         if !trained.stopped {
             self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));

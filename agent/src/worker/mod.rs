@@ -1,6 +1,7 @@
 //! Two threads beside the loop: one does the maths, one owns the store. Each has a bounded queue, and answers with
 //! events.
 
+mod killed;
 mod maths;
 mod store;
 
@@ -17,6 +18,7 @@ use crate::core::event::{Event, InitialModel};
 use crate::shard::Shard;
 use crate::train::{Metrics, RunPart, TrainError, Trainer};
 
+pub use killed::KilledNote;
 pub use maths::{MathsJob, MathsSetup, Start, spawn_maths};
 pub use store::{StoreJob, StoreThread};
 
@@ -174,6 +176,7 @@ mod tests {
             stop: Arc::default(),
             rounds: None,
             micro_batch: Arc::default(),
+            killed: None,
             feedback: None,
         };
         let jobs = spawn_maths(setup, events).expect("a thread");

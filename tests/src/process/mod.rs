@@ -5,11 +5,13 @@
 //!     ├── Process ── a child with its log: signals, exit, what it said since it was started; killed when dropped
 //!     ├── be_agent ── an agent with a trainer of the tests
 //!     └── Tail ── what an agent says in its log, as it is written
+//!  MemoryGroup ── a cgroup with a limit, where a test may make one
 //!  Line ── a relay for UDP that can be cut in the middle of something
 //!  Role ── which daemon, and how the binary becomes it
 //! ```
 
 mod agent;
+mod cgroup;
 mod child;
 mod cluster;
 mod digits;
@@ -20,6 +22,7 @@ mod role;
 mod watch;
 
 pub use agent::be_agent;
+pub use cgroup::MemoryGroup;
 pub use child::{Ended, Process, call};
 pub use cluster::{Cluster, PATIENCE};
 pub use digits::{DIGITS, example};

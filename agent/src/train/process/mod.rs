@@ -9,7 +9,6 @@
 //! ```
 //! [`serve`] is the other end, for trainers in Rust.
 
-mod bound;
 mod chain;
 mod child;
 mod encode;
@@ -31,12 +30,11 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::TrainSpec;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{EncodeOrder, Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Bound, EncodeOrder, Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::clock::Clock;
 use crate::core::event::Encoded;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
-use bound::Bound;
 use chain::Chain;
 use child::{Child, Death, Fault};
 use encode::Encoding;

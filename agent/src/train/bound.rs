@@ -1,13 +1,15 @@
 //! How many examples a trainer may compute at once, after rounds that ran out of memory.
 
+use serde::{Deserialize, Serialize};
+
 /// Rounds that fit, until twice as many examples at once are tried again.
 const PATIENCE_ROUNDS: u32 = 16;
 /// The same where larger micro-batches have failed again and again.
 const LONGEST_ROUNDS: u32 = 1_024;
 
 /// The bound. Counted in rounds: the same outcomes give the same bounds.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Bound {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
     /// The most examples at once; nothing where nothing has failed.
     most: Option<u32>,
     /// Rounds that fit since the bound was set.
@@ -25,13 +27,15 @@ impl Default for Bound {
 }
 
 impl Bound {
-    pub(super) fn most(&self) -> Option<u32> {
+    /// The most examples at once; nothing where nothing has failed.
+    #[must_use]
+    pub fn most(&self) -> Option<u32> {
         self.most
     }
 
     /// A round ran out of memory with `tried` examples at once: half of them from now on. What was raised too early waits
     /// twice as long the next time.
-    pub(super) fn failed(&mut self, tried: u32) -> u32 {
+    pub fn failed(&mut self, tried: u32) -> u32 {
         let next = (tried / 2).max(1);
         let next = self.most.map_or(next, |most| most.min(next));
         if std::mem::take(&mut self.raised) {
@@ -43,7 +47,7 @@ impl Bound {
 
     /// A round of batches of `batch` examples fitted. What the bound is raised to, if it is time for that; none is left
     /// where a whole batch is allowed again.
-    pub(super) fn fitted(&mut self, batch: u32) -> Option<u32> {
+    pub fn fitted(&mut self, batch: u32) -> Option<u32> {
         let most = self.most?;
         self.fitted += 1;
         if self.fitted < self.patience {
