@@ -1,6 +1,7 @@
 //! The command line: arguments as typed. What they do is in `commands`.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
@@ -155,6 +156,10 @@ pub(crate) struct RunArgs {
     /// Ask for the next lease only when a round is over, not while it is computed
     #[arg(long)]
     pub(crate) no_overlap: bool,
+    /// Serve figures for Prometheus over HTTP at this address, like 127.0.0.1:9464 (anybody who reaches it can read
+    /// them)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) manners: MannersArgs,
     #[command(flatten)]

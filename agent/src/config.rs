@@ -11,6 +11,7 @@
 //! ```
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::ids::{AgentId, Digest, RunId};
@@ -132,6 +133,9 @@ pub struct AgentConfig {
     /// Whether the next lease and its base are obtained while a round is computed; absent: yes, where that saves time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<bool>,
+    /// Where figures for Prometheus are served; absent: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
@@ -265,6 +269,10 @@ impl AgentConfig {
                         "# overlap = false            # ask for the next lease only when a round is over\n",
                     ),
                     (
+                        self.metrics.is_none(),
+                        "# metrics = \"127.0.0.1:9464\" # figures for Prometheus at http://127.0.0.1:9464/metrics\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
                          # manners.max_memory = \"2G\"         # never more memory for training\n\
@@ -314,6 +322,7 @@ mod tests {
             isolate: false,
             checkpoint_s: None,
             overlap: None,
+            metrics: None,
             manners: MannersConfig::default(),
         }
     }

@@ -22,6 +22,7 @@ use crate::core::{Session, SessionConfig};
 use crate::device::memory;
 use crate::identity::{self, AgentKey, IdentityError};
 use crate::manners::Manners;
+use crate::metrics::{Metrics, MetricsError};
 use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
 use crate::store::Ledger;
 use crate::train::Rounds;
@@ -76,6 +77,9 @@ pub enum StartError {
     /// The certificate or the address cannot be used for a connection.
     #[error(transparent)]
     Dial(#[from] transport::DialError),
+    /// The address for metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
 }
 
 /// The report that `status` asks for, kept up to date by the driver.
@@ -119,15 +123,17 @@ pub struct Driver {
     /// Why no work is to be taken on from the start.
     hold: Option<String>,
     report: SharedReport,
+    metrics: Option<Metrics>,
 }
 
 impl Driver {
-    /// Starts the threads and makes the session. Nothing is sent before [`Self::run`].
+    /// Starts the threads and makes the session, in a tokio runtime. Nothing is sent before [`Self::run`].
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn new(setup: Setup) -> Result<Self, StartError> {
         let Setup { dir, config, key, shards, factory, device, pace, manners, ledger } = setup;
+        let metrics = config.metrics.map(Metrics::serve).transpose()?;
         let clock = Clock::start();
         let certificate = identity::read_certificate(&dir.certificate())?;
         let ca = identity::read_certificate(&dir.ca())?;
@@ -205,6 +211,7 @@ impl Driver {
             micro_batch,
             hold,
             report: SharedReport(Arc::new(Mutex::new(report))),
+            metrics,
         })
     }
 
@@ -418,6 +425,9 @@ impl Driver {
             ..self.traffic.clone()
         };
         let live = LiveReport::of(&self.session, &traffic);
+        if let Some(metrics) = &self.metrics {
+            metrics.publish(&live, self.session.outbox().len());
+        }
         let outbox = self.session.outbox().entries().map(|entry| WaitingUpdate::of(&entry.meta)).collect();
         self.report.change(|report| {
             report.live = Some(live);

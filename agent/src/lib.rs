@@ -20,6 +20,7 @@ pub mod files;
 pub mod gpu;
 pub mod identity;
 pub mod manners;
+pub mod metrics;
 pub mod report;
 pub mod shard;
 pub mod size;

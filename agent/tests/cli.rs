@@ -59,6 +59,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         isolate: false,
         checkpoint_s: None,
         overlap: None,
+        metrics: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");

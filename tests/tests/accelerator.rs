@@ -151,8 +151,14 @@ fn a_gpu_trains_as_the_cpu_does_but_for_rounding() -> anyhow::Result<()> {
         (ModelKind::Gpt, &adamw, None),
     ] {
         let shard: &dyn Shard = if kind == ModelKind::Gpt { &text } else { &images };
-        let plan =
-            TrainSpec { local_steps: STEPS, batch_size: 16, optimizer: optimizer.clone(), keep_optimizer_state: false };
+        let plan = TrainSpec {
+            local_steps: STEPS,
+            batch_size: 16,
+            optimizer: optimizer.clone(),
+            keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
+        };
         let mut cpu = native_with(&model(kind), options)?;
         let mut gpu = native_with(&model(kind), NativeOptions { device: Some(id), ..options })?;
         let base = cpu.initial(1)?;

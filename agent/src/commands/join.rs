@@ -56,6 +56,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 isolate: false,
                 checkpoint_s: None,
                 overlap: None,
+                metrics: None,
                 manners: crate::manners::MannersConfig::default(),
             };
             // Last, because its being there is what says that the directory is complete. A file that people may have

@@ -72,6 +72,11 @@ fn start_fail(error: StartError) -> anyhow::Error {
         StartError::Storage(error) => error.into(),
         StartError::System(error) => error.into(),
         StartError::Dial(error) => dial_fail(error),
+        StartError::Metrics(error) => {
+            let help =
+                "give --metrics (or `metrics` in agent.toml) an address of this machine with a port that is free";
+            Fail::new(ExitCode::Usage, error.to_string()).help(help).into()
+        }
     }
 }
 

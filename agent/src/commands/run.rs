@@ -35,6 +35,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let Home { dir, mut config, key, ledger } = Home::open(&args.dir.dir)?;
     config.checkpoint_s = args.checkpoint_s.or(config.checkpoint_s);
     config.overlap = if args.no_overlap { Some(false) } else { config.overlap };
+    config.metrics = args.metrics.or(config.metrics);
     let label_column = args.label_column.clone().or_else(|| config.label_column.clone());
     let path = |given: &Option<PathBuf>, configured: &Option<PathBuf>| {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
