@@ -2,10 +2,9 @@
 
 use std::net::SocketAddr;
 
-use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
+use metrics::{describe_counter, describe_gauge, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
-use crate::core::Waits;
 use crate::report::LiveReport;
 
 /// The address cannot be served.
@@ -27,32 +26,65 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// Name, whether it only grows, and what it is.
-const ALL: [(&str, bool, &str); 12] = [
-    ("anabranch_agent_connected", false, "1 where the coordinator has welcomed this agent"),
-    ("anabranch_agent_training", false, "1 while a local round is computed"),
-    (
+/// A figure.
+struct Figure {
+    name: &'static str,
+    /// Whether it only grows; then its value is a whole number.
+    grows: bool,
+    what: &'static str,
+    /// Of a running agent with so many updates in its outbox.
+    value: fn(&LiveReport, usize) -> f64,
+}
+
+const fn gauge(name: &'static str, what: &'static str, value: fn(&LiveReport, usize) -> f64) -> Figure {
+    Figure { name, grows: false, what, value }
+}
+
+const fn counter(name: &'static str, what: &'static str, value: fn(&LiveReport, usize) -> f64) -> Figure {
+    Figure { name, grows: true, what, value }
+}
+
+const ALL: [Figure; 12] = [
+    gauge("anabranch_agent_connected", "1 where the coordinator has welcomed this agent", |live, _| {
+        f64::from(u8::from(live.connection == "connected"))
+    }),
+    gauge("anabranch_agent_training", "1 while a local round is computed", |live, _| {
+        f64::from(u8::from(live.work == "training"))
+    }),
+    counter(
         "anabranch_agent_device_busy_seconds_total",
-        true,
         "Whole seconds since the first round in which the device trained or evaluated",
+        |live, _| live.busy_ms as f64 / 1e3,
     ),
-    (
+    counter(
         "anabranch_agent_device_waiting_seconds_total",
-        true,
         "Whole seconds since the first round in which the device waited for a verdict, a lease, a model or a connection",
+        |live, _| live.waiting_ms as f64 / 1e3,
     ),
-    (
+    gauge(
         "anabranch_agent_device_waiting_ratio",
-        false,
         "Share of the time since the first round in which the device waited",
+        |live, _| live.waits().share().unwrap_or(0.0),
     ),
-    ("anabranch_agent_examples_per_second", false, "Speed of the round that is computed"),
-    ("anabranch_agent_micro_batch_examples", false, "Examples of a step that the latest round computed at once"),
-    ("anabranch_agent_outbox_updates", false, "Updates without a verdict"),
-    ("anabranch_agent_encoded_by_trainer_total", true, "Updates that the trainer's own encoder has made"),
-    ("anabranch_agent_uplink_bytes_total", true, "Payload bytes sent"),
-    ("anabranch_agent_downlink_bytes_total", true, "Payload bytes received"),
-    ("anabranch_agent_model_version", false, "The newest version of the model that is here"),
+    gauge("anabranch_agent_examples_per_second", "Speed of the round that is computed", |live, _| {
+        live.examples_per_s.unwrap_or(0.0).into()
+    }),
+    gauge(
+        "anabranch_agent_micro_batch_examples",
+        "Examples of a step that the latest round computed at once",
+        |live, _| live.micro_batch.unwrap_or(0).into(),
+    ),
+    gauge("anabranch_agent_outbox_updates", "Updates without a verdict", |_, outbox| outbox as f64),
+    counter(
+        "anabranch_agent_encoded_by_trainer_total",
+        "Updates that the trainer's own encoder has made",
+        |live, _| live.encoded_by_trainer as f64,
+    ),
+    counter("anabranch_agent_uplink_bytes_total", "Payload bytes sent", |live, _| live.uplink_bytes as f64),
+    counter("anabranch_agent_downlink_bytes_total", "Payload bytes received", |live, _| live.downlink_bytes as f64),
+    gauge("anabranch_agent_model_version", "The newest version of the model that is here", |live, _| {
+        live.version.map_or(0.0, |version| version.0 as f64)
+    }),
 ];
 
 impl Metrics {
@@ -64,7 +96,7 @@ impl Metrics {
         let built = PrometheusBuilder::new().with_http_listener(address).build();
         let (recorder, exporter) = built.map_err(|error| MetricsError { address, problem: error.to_string() })?;
         with_local_recorder(&recorder, || {
-            for (name, grows, what) in ALL {
+            for Figure { name, grows, what, .. } in ALL {
                 if grows {
                     describe_counter!(name, what);
                 } else {
@@ -83,28 +115,14 @@ impl Metrics {
 
     /// Takes over how things stand.
     pub fn publish(&self, live: &LiveReport, outbox: usize) {
-        let flag = |yes: bool| if yes { 1.0 } else { 0.0 };
-        let values = [
-            flag(live.connection == "connected"),
-            flag(live.work == "training"),
-            live.busy_ms as f64 / 1e3,
-            live.waiting_ms as f64 / 1e3,
-            Waits { busy_ms: live.busy_ms, waiting_ms: live.waiting_ms }.share().unwrap_or(0.0),
-            live.examples_per_s.unwrap_or(0.0).into(),
-            live.micro_batch.unwrap_or(0).into(),
-            outbox as f64,
-            live.encoded_by_trainer as f64,
-            live.uplink_bytes as f64,
-            live.downlink_bytes as f64,
-            live.version.map_or(0.0, |version| version.0 as f64),
-        ];
         with_local_recorder(&self.0, || {
-            for ((name, grows, _), value) in ALL.into_iter().zip(values) {
+            for Figure { name, grows, value, .. } in ALL {
+                let value = value(live, outbox);
                 if grows {
                     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts")]
-                    counter!(name).absolute(value as u64);
+                    metrics::counter!(name).absolute(value as u64);
                 } else {
-                    gauge!(name).set(value);
+                    metrics::gauge!(name).set(value);
                 }
             }
         });

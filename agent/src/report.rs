@@ -212,6 +212,12 @@ impl AgentReport {
 }
 
 impl LiveReport {
+    /// How long the device was busy, and waited.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        Waits { busy_ms: self.busy_ms, waiting_ms: self.waiting_ms }
+    }
+
     fn lines(&self, line: &mut impl FnMut(&str, String)) {
         let epoch = self.epoch.map_or_else(|| "none yet".to_owned(), |epoch| epoch.to_string());
         line("state", format!("{}, process {}, epoch {epoch}", self.connection, self.pid));
@@ -226,8 +232,7 @@ impl LiveReport {
         if let Some(reason) = &self.waits_for {
             line("waits", format!("takes on no new work: {reason}"));
         }
-        let waits = Waits { busy_ms: self.busy_ms, waiting_ms: self.waiting_ms };
-        if let Some(share) = waits.share() {
+        if let Some(share) = self.waits().share() {
             line("device waits", format!("{:.1} % of the time since the first round", 100.0 * share));
         }
         line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));

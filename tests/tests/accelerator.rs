@@ -237,10 +237,8 @@ fn a_round_that_runs_out_of_memory_is_followed_by_one_in_smaller_parts() -> anyh
         assert_eq!(numbers(&log, "a round ran out of memory", "max_micro_batch"), [32_768], "{log}");
     }
     if id.backend == GpuBackend::Cuda {
-        let dir = cluster.agent_dir("one");
-        let asked = [OsStr::new("status"), OsStr::new("--dir"), dir.as_os_str(), OsStr::new("--json")];
-        let status: serde_json::Value = serde_json::from_str(&cluster.call(Role::Agent, &asked)?.code(0)?.stdout)?;
-        let micro_batch = status["live"]["micro_batch"].as_u64().context("a micro-batch")?;
+        let live = cluster.agent_status("one")?.live.context("it runs")?;
+        let micro_batch = live.micro_batch.context("a micro-batch")?;
         assert!(micro_batch < 65_536, "{micro_batch} examples at once");
     }
     cluster.park_agents()

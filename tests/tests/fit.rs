@@ -8,7 +8,6 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use anabranch_agent::report::AgentReport;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, numbers};
 use anyhow::Context as _;
 
@@ -32,9 +31,7 @@ fn a_batch_that_is_too_large_for_the_bound_is_trained_in_parts_and_the_run_ends(
     cluster.start_agent(Role::Agent, "small", &args, &[])?;
     // The first round's peak can be read while the second one is trained.
     cluster.wait_for_updates(1)?;
-    let dir = cluster.agent_dir("small");
-    let asked = [OsStr::new("status"), OsStr::new("--dir"), dir.as_os_str(), OsStr::new("--json")];
-    let report: AgentReport = serde_json::from_str(&cluster.call(Role::Agent, &asked)?.code(0)?.stdout)?;
+    let report = cluster.agent_status("small")?;
     let live = report.live.clone().context("it runs")?;
     assert_eq!(live.batch_size, Some(8192));
     assert!(live.micro_batch.is_some_and(|micro| micro < 8192), "{live:?}");

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use anabranch_agent::report::{AgentReport, LiveReport};
+use anabranch_agent::report::LiveReport;
 use anabranch_common::wire::message::RunPhase;
 use anabranch_tests::clock::poll;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
@@ -13,13 +13,11 @@ const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 
 /// Waits until the agent says of itself what is wanted.
 fn agent_says(cluster: &Cluster, what: &str, wanted: impl Fn(&LiveReport) -> bool) -> anyhow::Result<LiveReport> {
-    let dir = cluster.agent_dir("one");
-    let args = [OsStr::new("status"), OsStr::new("--dir"), dir.as_os_str(), OsStr::new("--json")];
     let mut last = String::new();
     let found = poll(PATIENCE, || {
-        let ended = cluster.call(Role::Agent, &args)?.code(0)?;
-        last.clone_from(&ended.stdout);
-        Ok(serde_json::from_str::<AgentReport>(&last)?.live.filter(&wanted))
+        let report = cluster.agent_status("one")?;
+        last = report.to_text();
+        Ok(report.live.filter(&wanted))
     })?;
     found.with_context(|| format!("waited for {what}; the agent says {last}\n{}", cluster.logs()))
 }

@@ -12,7 +12,6 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anabranch_agent::report::AgentReport;
 use anabranch_tests::process::{Cluster, DIGITS, MemoryGroup, Role, example, numbers, python_has};
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -92,10 +91,7 @@ fn start(cluster: &mut Cluster, group: &MemoryGroup, more: &[&str]) -> anyhow::R
 }
 
 fn micro_batch(cluster: &Cluster) -> anyhow::Result<u64> {
-    let dir = cluster.agent_dir("one");
-    let asked = [OsStr::new("status"), OsStr::new("--dir"), dir.as_os_str(), OsStr::new("--json")];
-    let report: AgentReport = serde_json::from_str(&cluster.call(Role::Agent, &asked)?.code(0)?.stdout)?;
-    Ok(report.live.and_then(|live| live.micro_batch).context("a micro-batch")?.into())
+    Ok(cluster.agent_status("one")?.live.and_then(|live| live.micro_batch).context("a micro-batch")?.into())
 }
 
 #[test]

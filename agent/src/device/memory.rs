@@ -2,6 +2,7 @@
 //! nothing is known, and nothing bounds a round but what the user says.
 
 use std::fs;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +41,10 @@ pub struct Kills {
 /// That figure now.
 #[must_use]
 pub fn kills() -> Option<Kills> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
+    // The same for as long as this process lives, and asked for before every round.
+    static BOOT: LazyLock<Option<String>> =
+        LazyLock::new(|| Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned()));
+    let boot = BOOT.clone()?;
     let counters = fs::read_to_string("/proc/vmstat").ok()?;
     let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())?;
     Some(Kills { boot, count })

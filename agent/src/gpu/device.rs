@@ -2,7 +2,6 @@
 //! NVRTC has compiled them where this was written; nothing here was ever run on a GPU, since none was at hand. Meant for a trainer's process: an error that sticks
 //! and a library that crashes end there.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cudarc::driver::{
@@ -11,6 +10,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
 use super::{Buffer, Engine, GpuError, KERNELS, Kernel, STAGE, THREADS};
+use crate::device::gpu;
 
 /// One GPU, one stream, and two staging buffers that the driver copies from and to directly.
 #[derive(Debug)]
@@ -53,13 +53,10 @@ impl CudaEngine {
     }
 }
 
-/// The loader of cudarc panics where a library is missing.
+/// A library that is missing is an error like others.
 fn guarded<T>(work: impl FnOnce() -> Result<T, GpuError>) -> Result<T, GpuError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(GpuError::Unusable(text.and_then(|text| text.lines().next()).unwrap_or("no reason given").to_owned()))
-    })
+    gpu::guarded(work)
+        .unwrap_or_else(|panic| Err(GpuError::Unusable(panic.lines().next().unwrap_or("no reason given").to_owned())))
 }
 
 /// The kernels as NVRTC compiles them. Nothing is fused, flushed or approximated: the bits are the CPU's.

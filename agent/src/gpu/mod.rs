@@ -20,10 +20,9 @@ pub mod topk;
 
 use std::fmt;
 
+use anabranch_common::codec::EncodeError;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-
-use anabranch_common::codec::EncodeError;
 
 /// Where updates are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! The top-k encoder over an [`Engine`]: which kernels run on what, and the payload from what they leave.
 
+use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::quantize::BLOCK;
 use anabranch_common::codec::sparse::{DENSE_BELOW, TopK};
 use anabranch_common::codec::{EncodeError, rice};
@@ -209,7 +210,7 @@ impl<E: Engine> GpuTopK<E> {
     /// The device fails.
     pub fn run(&mut self, decay: f32) -> Result<(), GpuError> {
         let Self { engine, plan, buffers: b, state, .. } = self;
-        let on = decay > 0.0 && decay <= 1.0;
+        let on = Feedback::new(decay).is_on();
         let from = b.left_out[state.slot];
         let sum = b.left_out[1 - state.slot];
         let (tiles, tensors) = (plan.tiles.len() / 3, plan.tensors.len() / STATE);

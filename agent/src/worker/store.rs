@@ -131,10 +131,9 @@ struct StoreWorker {
 
 impl StoreWorker {
     fn run(mut self, queue: &Receiver<StoreJob>) {
-        while let Ok(job) = queue.recv() {
-            if matches!(job, StoreJob::End) {
-                return;
-            }
+        while let Ok(job) = queue.recv()
+            && !matches!(job, StoreJob::End)
+        {
             let event = match guarded(|| self.work(job)) {
                 Ok(done) => done.unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error)))),
                 Err(panic) => Some(Event::Failed(Ending::Storage(panic))),

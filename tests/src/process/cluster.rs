@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anabranch_agent::config::{AgentConfig, AgentDir};
+use anabranch_agent::report::AgentReport;
 use anabranch_common::ids::AgentId;
 use anabranch_common::status::{StatusReport, VerifyReport};
 use anyhow::{Context as _, bail};
@@ -245,6 +246,16 @@ impl Cluster {
     /// It was never started.
     pub fn agent(&mut self, name: &str) -> anyhow::Result<&mut Process> {
         self.agents.get_mut(name).with_context(|| format!("{name} was not started"))
+    }
+
+    /// `anabranch-agent status --json`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn agent_status(&self, name: &str) -> anyhow::Result<AgentReport> {
+        let dir = self.agent_dir(name);
+        let args = ["status".as_ref(), "--dir".as_ref(), dir.as_os_str(), "--json".as_ref()];
+        Ok(serde_json::from_str(&self.call(Role::Agent, &args)?.code(0)?.stdout)?)
     }
 
     /// SIGTERM to every agent that runs, and waits for their end.

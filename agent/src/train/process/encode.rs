@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 
 use anabranch_common::codec::CodecSpec;
+use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::manifest::ModelManifest;
 
 use super::chain::Origin;
@@ -15,27 +16,11 @@ use crate::train::EncodeOrder;
 /// An update that a child is to encode.
 #[derive(Debug)]
 pub(super) struct Encoding {
-    order: EncodeOrder,
-    fraction: f32,
-    from: FeedbackState,
-    made: FeedbackState,
-    state: StateAt,
-    /// The state, where it has to be given.
-    file: Option<Tensors>,
+    codec: CodecSpec,
+    pub(super) ask: EncodeAsk,
     out: Tensors,
-}
-
-impl Encoding {
-    pub(super) fn ask(&self) -> EncodeAsk {
-        EncodeAsk {
-            fraction: self.fraction,
-            feedback_decay: self.order.feedback_decay,
-            from: self.from,
-            state: self.file.as_ref().map_or_else(|| self.state.clone(), |file| StateAt::File(file.name())),
-            made: self.made,
-            out: self.out.name(),
-        }
-    }
+    /// The state, where it has to be given: there until the round is over.
+    _left_out: Option<Tensors>,
 }
 
 impl Host {
@@ -46,21 +31,23 @@ impl Host {
         manifest: &ModelManifest,
     ) -> Result<Option<Encoding>, TrainError> {
         let Some(Living { chain: Some(chain), .. }) = &self.child else { return Ok(None) };
-        let CodecSpec::TopK { fraction } = order.codec else { return Ok(None) };
-        let Some(origin) = chain.origin(order.states.as_ref()) else { return Ok(None) };
+        let EncodeOrder { codec, feedback_decay, states } = order;
+        let CodecSpec::TopK { fraction } = codec else { return Ok(None) };
+        let Some(origin) = chain.origin(states.as_ref()) else { return Ok(None) };
         let (from, state, file) = match origin {
             Origin::Kept(from) => (from, StateAt::Kept, None),
             Origin::Given(from, left_out) if left_out.len() == manifest.params() => {
-                (from, StateAt::Kept, Some(self.put("left-out.safetensors", manifest, &left_out)?))
+                let file = self.put("left-out.safetensors", manifest, &left_out)?;
+                (from, StateAt::File(file.name()), Some(file))
             }
             // Nothing, or something of another model: the encoder on the CPU drops it too.
             Origin::Given(from, _) => (from, StateAt::Empty, None),
         };
         // Without feedback no state is ever made.
-        let feeds_back = order.feedback_decay > 0.0 && order.feedback_decay <= 1.0;
-        let made = if feeds_back { order.states.fresh() } else { FeedbackState::EMPTY };
+        let made = if Feedback::new(feedback_decay).is_on() { states.fresh() } else { FeedbackState::EMPTY };
         let out = Tensors(self.scratch.path().join("payload.bin"));
-        Ok(Some(Encoding { order, fraction, from, made, state, file, out }))
+        let ask = EncodeAsk { fraction, feedback_decay, from, state, made, out: out.name() };
+        Ok(Some(Encoding { codec, ask, out, _left_out: file }))
     }
 
     /// What the child has encoded for a model of `params` parameters. A payload that cannot be read is none: the agent
@@ -80,7 +67,7 @@ impl Host {
             chain.missed();
             return None;
         };
-        let Encoding { order: EncodeOrder { codec, feedback_decay, .. }, from, made, .. } = encoding;
+        let Encoding { codec, ask: EncodeAsk { feedback_decay, from, made, .. }, .. } = encoding;
         chain.went_on(from, made);
         Some(Encoded { codec, feedback_decay, from, made, payload })
     }

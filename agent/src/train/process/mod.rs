@@ -37,7 +37,6 @@ use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
 use chain::Chain;
 use child::{Child, Death, Fault};
-use encode::Encoding;
 use scratch::Scratch;
 
 pub use message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
@@ -416,7 +415,7 @@ impl Trainer for ProcessTrainer {
             plan: plan.clone(),
             max_micro_batch,
             keep: self.keep.clone(),
-            encode: encoding.as_ref().map(Encoding::ask),
+            encode: encoding.as_ref().map(|encoding| encoding.ask.clone()),
         };
         let mut stopping = false;
         let mut control = |report| {
