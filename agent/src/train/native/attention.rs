@@ -1,15 +1,16 @@
 //! Causal attention of many heads as one operation, with its gradient: queries, keys and values are read where the layer
 //! before left them, and nothing is kept for the gradient but them and the shares.
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::{Autodiff, Flex};
-use burn::tensor::backend::Backend;
-use burn::tensor::ops::{FloatTensor, FloatTensorOps as _};
-use burn::tensor::{Bool, Shape, Tensor, TensorPrimitive, activation};
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn_flex::{FlexTensor, Layout};
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use burn_tensor::backend::Backend;
+use burn_tensor::ops::{FloatTensor, FloatTensorOps as _};
+use burn_tensor::{Bool, Shape, Tensor, TensorPrimitive, activation};
 use rayon::prelude::*;
 
 use super::tensors::{tensor, values};

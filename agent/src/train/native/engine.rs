@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::backend::Flex;
+use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::architecture::Architecture;

@@ -7,8 +7,8 @@
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{GPT_TOKENS, Gpt};
-use burn::tensor::backend::Backend;
-use burn::tensor::{Device, Int, Tensor, TensorData, TensorPrimitive};
+use burn_tensor::backend::Backend;
+use burn_tensor::{Device, Int, Tensor, TensorData, TensorPrimitive};
 
 use super::attention::Heads;
 use super::text_ops::TextOps;

@@ -4,10 +4,11 @@
 //! out in the weight's own layout. A gpt, whose sums run over features, has them the other way round (see `gpt`).
 
 use anabranch_common::manifest::TensorSpec;
-use burn::backend::{Autodiff, Flex};
-use burn::tensor::activation::relu;
-use burn::tensor::backend::Backend;
-use burn::tensor::{Device, Tensor, TensorData, TensorPrimitive};
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use burn_tensor::activation::relu;
+use burn_tensor::backend::Backend;
+use burn_tensor::{Device, Tensor, TensorData, TensorPrimitive};
 use rayon::prelude::*;
 
 use super::architecture::Architecture;

@@ -1,11 +1,12 @@
 //! Between burn's tensors on the CPU and slices.
 
-use burn::backend::flex::FlexTensor;
-use burn::tensor::{Shape, TensorData};
+use burn_flex::FlexTensor;
+use burn_tensor::{Shape, TensorData};
 #[cfg(test)]
-use burn::{
-    backend::{Autodiff, Flex},
-    tensor::{Tensor, TensorPrimitive, ops::FloatTensor},
+use {
+    burn_autodiff::Autodiff,
+    burn_flex::Flex,
+    burn_tensor::{Tensor, TensorPrimitive, ops::FloatTensor},
 };
 
 /// Values of a contiguous tensor.

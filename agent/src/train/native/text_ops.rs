@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::backend::flex::FlexTensor;
-use burn::backend::{Autodiff, Flex};
-use burn::tensor::backend::Backend;
-use burn::tensor::ops::{ActivationOps, FloatTensor};
-use burn::tensor::{Tensor, TensorData, TensorMetadata as _, TensorPrimitive};
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn_flex::FlexTensor;
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use burn_tensor::backend::Backend;
+use burn_tensor::ops::{ActivationOps, FloatTensor};
+use burn_tensor::{Tensor, TensorData, TensorMetadata as _, TensorPrimitive};
 use rayon::prelude::*;
 
 use super::attention::Attention;

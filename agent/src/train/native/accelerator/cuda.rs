@@ -1,7 +1,7 @@
 //! CUDA, on NVIDIA's GPUs: kernels are compiled by NVRTC at run time, which needs CUDA's headers (`CUDA_PATH`).
 
-use burn::backend::Cuda;
-use burn::backend::cuda::CudaDevice;
+use burn_cuda::Cuda;
+use burn_cuda::CudaDevice;
 
 use super::{DeviceError, Opened, attempt, broken, trains};
 use crate::device::probe::Found;

@@ -3,10 +3,10 @@
 //! Devices are numbered with the GPUs on boards of their own first, then those in the processor, then virtual ones, then a
 //! program that only looks like one (Mesa's lavapipe).
 
-use burn::backend::Wgpu;
-use burn::backend::wgpu::graphics::{self, GraphicsApi};
-use burn::backend::wgpu::{RuntimeOptions, WgpuDevice, WgpuRuntime, init_setup};
-use burn::cubecl::Runtime as _;
+use burn_wgpu::Wgpu;
+use burn_wgpu::graphics::{self, GraphicsApi};
+use burn_wgpu::{RuntimeOptions, WgpuDevice, WgpuRuntime, init_setup};
+use cubecl::Runtime as _;
 
 use super::{DeviceError, Opened, attempt, broken, trains};
 use crate::device::probe::Found;

@@ -24,8 +24,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use burn::backend::Autodiff;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn_autodiff::Autodiff;
+use burn_tensor::{Device, Tensor, TensorData};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::architecture::Architecture;
@@ -71,18 +71,18 @@ pub(crate) enum DeviceError {
 macro_rules! trains {
     ($backend:ty) => {
         impl super::ImageOps for $backend {}
-        impl<C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy> super::ImageOps
-            for burn::backend::Autodiff<$backend, C>
+        impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy> super::ImageOps
+            for burn_autodiff::Autodiff<$backend, C>
         {
         }
         impl crate::train::native::attention::Attention for $backend {}
-        impl<C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy>
-            crate::train::native::attention::Attention for burn::backend::Autodiff<$backend, C>
+        impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy>
+            crate::train::native::attention::Attention for burn_autodiff::Autodiff<$backend, C>
         {
         }
         impl super::TextOps for $backend {}
-        impl<C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy> super::TextOps
-            for burn::backend::Autodiff<$backend, C>
+        impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy> super::TextOps
+            for burn_autodiff::Autodiff<$backend, C>
         {
         }
         impl super::Trains for $backend {
@@ -122,13 +122,13 @@ pub(crate) fn look(id: GpuId) -> Result<Found, DeviceError> {
 pub(super) fn engine(id: GpuId, threads: rayon::ThreadPool) -> Result<Box<dyn Engine>, DeviceError> {
     match id.backend {
         #[cfg(feature = "cuda")]
-        GpuBackend::Cuda => Ok(Far::<burn::backend::Cuda>::boxed(cuda::open(id)?, threads)),
+        GpuBackend::Cuda => Ok(Far::<burn_cuda::Cuda>::boxed(cuda::open(id)?, threads)),
         #[cfg(feature = "rocm")]
-        GpuBackend::Rocm => Ok(Far::<burn::backend::Rocm>::boxed(rocm::open(id)?, threads)),
+        GpuBackend::Rocm => Ok(Far::<burn_rocm::Rocm>::boxed(rocm::open(id)?, threads)),
         #[cfg(feature = "vulkan")]
-        GpuBackend::Vulkan => Ok(Far::<burn::backend::Wgpu>::boxed(graphics::vulkan(id)?, threads)),
+        GpuBackend::Vulkan => Ok(Far::<burn_wgpu::Wgpu>::boxed(graphics::vulkan(id)?, threads)),
         #[cfg(feature = "metal")]
-        GpuBackend::Metal => Ok(Far::<burn::backend::Wgpu>::boxed(graphics::metal(id)?, threads)),
+        GpuBackend::Metal => Ok(Far::<burn_wgpu::Wgpu>::boxed(graphics::metal(id)?, threads)),
         #[cfg(not(all(feature = "cuda", feature = "rocm", feature = "vulkan", feature = "metal")))]
         other => Err(DeviceError::NotBuilt(ChoiceError::NotBuilt(other).to_string())),
     }

@@ -1,9 +1,9 @@
 //! ROCm, on AMD's GPUs: its library is loaded at run time.
 
-use burn::backend::Rocm;
-use burn::backend::rocm::RocmDevice;
-use burn::cubecl::Runtime as _;
-use burn::cubecl::hip::HipRuntime;
+use burn_rocm::Rocm;
+use burn_rocm::RocmDevice;
+use cubecl::Runtime as _;
+use cubecl::hip::HipRuntime;
 
 use super::{DeviceError, Opened, attempt, broken, trains};
 use crate::device::probe::Found;

@@ -1,0 +1,3 @@
+//! Does nothing: without a build script cargo does not count build dependencies.
+
+fn main() {}

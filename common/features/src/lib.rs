@@ -1,0 +1,1 @@
+//! Empty: the manifest of this package is its content.
