@@ -252,6 +252,23 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     assert_eq!(report["outbox"][0]["base_version"], 4);
 }
 
+/// Text from outside must not recolour or retitle the terminal of whoever reads about it.
+#[test]
+fn control_characters_of_names_and_headers_are_written_out() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let missing = temporary.path().join("rows\u{1b}[31m.csv");
+    let output = agent(&["shard", "inspect", text(&missing)]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(8), "{said}");
+    assert!(said.contains("rows\\u001b[31m.csv") && !said.contains('\u{1b}'), "{said:?}");
+
+    let headed = temporary.path().join("headed.csv");
+    std::fs::write(&headed, "a\u{1b}]0;owned\u{7},label\n1,x\n").expect("written");
+    let output = agent(&["shard", "inspect", text(&headed)]);
+    let said = [output.stdout, output.stderr].concat();
+    assert!(!String::from_utf8_lossy(&said).contains('\u{1b}'), "{:?}", String::from_utf8_lossy(&said));
+}
+
 #[test]
 fn wrong_use_is_code_2_and_help_lists_every_verb() {
     assert_eq!(agent(&["run"]).status.code(), Some(2));

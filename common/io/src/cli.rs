@@ -8,6 +8,7 @@ use clap::{Args, Command, Parser};
 
 use crate::exit::{self, ExitCode, Fail};
 use crate::logging::{self, LogFormat};
+use crate::terminal::visible;
 
 /// Logging options, which every verb takes.
 #[derive(Debug, Clone, Copy, Args)]
@@ -66,13 +67,14 @@ pub fn main<C: Parser>(
     }
 }
 
-/// Writes `text` to standard output. A reader that has seen enough (`| head`) is no error.
+/// Writes `text` to standard output, without control characters ([`visible`]). A reader that has seen enough (`| head`)
+/// is no error.
 ///
 /// # Errors
 /// Standard output cannot be written.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(visible(text).as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }

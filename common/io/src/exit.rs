@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use crate::control::ControlError;
 use crate::durable::StorageError;
 use crate::frames::{FrameIoError, HandshakeError};
+use crate::terminal::visible;
 use crate::tls::{BindError, ConnectProblem};
 
 /// Exit codes of `anabranch-coordinator` and `anabranch-agent`. They are stable: scripts and service managers read them.
@@ -166,7 +167,7 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
     error.chain().find_map(verdict).map_or(ExitCode::Other, |(code, _)| code)
 }
 
-/// The text for a person: `error: ...`, one `cause: ...` line for each cause that adds something, `help: ...` if any.
+/// The text for a person, without control characters ([`visible`]): `error: ...`, one `cause: ...` line for each cause that adds something, `help: ...` if any.
 #[must_use]
 pub fn render(error: &anyhow::Error) -> String {
     let mut text = format!("error: {error}\n");
@@ -181,7 +182,7 @@ pub fn render(error: &anyhow::Error) -> String {
     if let Some(help) = error.chain().filter_map(verdict).find_map(|(_, help)| help) {
         let _ = writeln!(text, "help: {help}");
     }
-    text
+    visible(&text).into_owned()
 }
 
 /// Prints [`render`] to stderr and returns the code to exit with.

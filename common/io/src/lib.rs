@@ -1,7 +1,7 @@
 //! What both daemons share and what is not pure: durable sled, QUIC framing, TLS, control socket, command line, logging.
 //!
 //! ```text
-//!  cli, exit, logging  what a person sees           control    a daemon's Unix socket: JSON lines
+//!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
 //!  model_file        a model as safetensors
 //!  tls ──► quinn::Connection ──► frames: messages on streams
@@ -18,4 +18,5 @@ pub mod faults;
 pub mod frames;
 pub mod logging;
 pub mod model_file;
+pub mod terminal;
 pub mod tls;

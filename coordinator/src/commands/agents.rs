@@ -2,7 +2,6 @@
 
 use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::operator::OperatorRequest;
-use anyhow::Context as _;
 
 use super::output;
 use super::reach::Coordinator;
@@ -16,7 +15,7 @@ pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
             if output.json {
                 return output::print_line(&json);
             }
-            let agents: Vec<AgentStatus> = serde_json::from_str(&json).context("the list of agents cannot be read")?;
+            let agents: Vec<AgentStatus> = output::read_report(&json, "the list of agents")?;
             if agents.is_empty() {
                 return output::print_line(
                     "no agents; one joins with a token from `anabranch-coordinator token create`",

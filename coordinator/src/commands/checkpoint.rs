@@ -30,7 +30,7 @@ fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     if output.json {
         return output::print_line(&json);
     }
-    let checkpoints: Vec<CheckpointStatus> = serde_json::from_str(&json).context("the list cannot be read")?;
+    let checkpoints: Vec<CheckpointStatus> = output::read_report(&json, "the list")?;
     if checkpoints.is_empty() {
         return output::print_line("no checkpoints yet; until the first one, recovery replays the whole journal");
     }
@@ -58,7 +58,7 @@ fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
 
 fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
-    let report: VerifyReport = serde_json::from_str(&json).context("the report cannot be read")?;
+    let report: VerifyReport = output::read_report(&json, "the report")?;
     if output.json {
         output::print_line(&json)?;
     } else {
@@ -93,7 +93,7 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         Coordinator::Running(mut client) => {
             let exported = client.export(version)?;
             let status = Coordinator::Running(client).ask_json(OperatorRequest::Status)?;
-            let report: StatusReport = serde_json::from_str(&status).context("the status cannot be read")?;
+            let report: StatusReport = output::read_report(&status, "the status")?;
             (report.run, exported)
         }
     };

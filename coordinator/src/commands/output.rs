@@ -3,6 +3,9 @@
 use std::io::{self, Write as _};
 
 pub(super) use anabranch_io::cli::print;
+use anabranch_io::terminal::{make_visible, visible};
+use anyhow::Context as _;
+use serde::de::DeserializeOwned;
 
 /// Writes one line to standard output.
 pub(super) fn print_line(text: &str) -> anyhow::Result<()> {
@@ -12,7 +15,15 @@ pub(super) fn print_line(text: &str) -> anyhow::Result<()> {
 /// Writes a hint for people to standard error, where no script reads it.
 pub(super) fn hint(text: &str) {
     // A closed standard error is nobody to talk to.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", visible(text));
+}
+
+/// Reads a report that is shown to people: the text in it, most of which agents chose, is made safe for a terminal.
+pub(super) fn read_report<T: DeserializeOwned>(json: &str, what: &str) -> anyhow::Result<T> {
+    let unreadable = || format!("{what} cannot be read");
+    let mut value = serde_json::from_str(json).with_context(unreadable)?;
+    make_visible(&mut value);
+    serde_json::from_value(value).with_context(unreadable)
 }
 
 /// How a column is aligned.

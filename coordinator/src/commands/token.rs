@@ -78,7 +78,7 @@ fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     if output.json {
         return output::print_line(&json);
     }
-    let tokens: Vec<TokenStatus> = serde_json::from_str(&json).context("the list of tokens cannot be read")?;
+    let tokens: Vec<TokenStatus> = output::read_report(&json, "the list of tokens")?;
     if tokens.is_empty() {
         return output::print_line("no tokens; make one with `anabranch-coordinator token create`");
     }

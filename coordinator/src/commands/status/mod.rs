@@ -9,7 +9,6 @@ use std::io::IsTerminal as _;
 
 use anabranch_common::status::StatusReport;
 use anabranch_common::wire::operator::OperatorRequest;
-use anyhow::Context as _;
 
 use super::output;
 use super::reach::Coordinator;
@@ -32,5 +31,5 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
 }
 
 fn parse(json: &str) -> anyhow::Result<StatusReport> {
-    serde_json::from_str(json).context("the status cannot be read")
+    output::read_report(json, "the status")
 }

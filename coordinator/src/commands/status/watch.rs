@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anabranch_common::status::StatusReport;
 use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_io::terminal::visible_line;
 use anyhow::Context as _;
 use console::Term;
 
@@ -26,7 +27,7 @@ pub(super) fn watch(coordinator: Coordinator, target: &TargetArgs) -> anyhow::Re
         std::thread::sleep(INTERVAL);
         match source.next() {
             Ok(next) => (report, notice) = (next, None),
-            Err(error) => notice = Some(format!("{error:#}; trying again, Ctrl-C quits")),
+            Err(error) => notice = Some(visible_line(&format!("{error:#}; trying again, Ctrl-C quits")).into_owned()),
         }
     }
 }
