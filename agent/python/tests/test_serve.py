@@ -200,7 +200,7 @@ def test_an_exception_costs_the_round_and_leaves_a_traceback(start: Start) -> No
     [
         ("    def train(self, base, plan, round): round.step(1.0, 8); round.step(float('nan'), 8)\n", "the loss is NaN at step 2"),
         ("    def train(self, base, plan, round): round.step(1.0, 8); base['w'][1] = np.inf; return base\n", "tensor w has values that are not finite"),
-        ("    def train(self, base, plan, round): round.step(1.0, 8); return {n: t * np.inf for n, t in base.items()}\n", "tensors w, b have values that are not finite"),
+        ("    def train(self, base, plan, round): round.step(1.0, 8); return {n: np.full_like(t, np.inf) for n, t in base.items()}\n", "tensors w, b have values that are not finite"),
         ("    def train(self, base, plan, round): raise anabranch.Diverged('the gradient is 1e30')\n", "the gradient is 1e30"),
     ],
 )  # fmt: skip
