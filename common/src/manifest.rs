@@ -33,17 +33,42 @@ pub enum ManifestError {
     /// More tensors than `limits::MANIFEST_TENSORS`.
     #[error("the manifest has {0} tensors, more than {max}", max = limits::MANIFEST_TENSORS)]
     TooManyTensors(usize),
-    /// A name is empty, too long or used twice.
-    #[error("tensor {index} has an empty, overlong or repeated name {name:?}")]
-    BadName {
+    /// A tensor has no name. The number is its index.
+    #[error("tensor {0} has an empty name")]
+    EmptyName(usize),
+    /// A name has more bytes than `limits::TENSOR_NAME_BYTES`.
+    #[error("the name of tensor {index} has {bytes} bytes, more than {max}; it begins {start:?}",
+        max = limits::TENSOR_NAME_BYTES)]
+    LongName {
         /// Index of the tensor.
         index: usize,
-        /// The name in question.
-        name: String,
+        /// Bytes of its name.
+        bytes: usize,
+        /// First characters of the name.
+        start: String,
     },
-    /// A shape is empty in one dimension, has too many, or its elements overflow.
-    #[error("tensor {name:?} has shape {shape:?}, which is empty or too large")]
-    BadShape {
+    /// Two tensors have the same name.
+    #[error("two tensors have the name {0:?}")]
+    RepeatedName(String),
+    /// A tensor has more dimensions than `limits::TENSOR_DIMS`.
+    #[error("tensor {name:?} has {dims} dimensions, more than {max}", max = limits::TENSOR_DIMS)]
+    TooManyDimensions {
+        /// Name of the tensor.
+        name: String,
+        /// Its dimensions.
+        dims: usize,
+    },
+    /// A dimension has extent 0.
+    #[error("tensor {name:?} has no elements: its shape is {shape:?}")]
+    NoElements {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// The tensors up to this one have more elements than `limits::MODEL_PARAMS`.
+    #[error("tensor {name:?} of shape {shape:?} brings the model above {max} parameters", max = limits::MODEL_PARAMS)]
+    TooManyParameters {
         /// Name of the tensor.
         name: String,
         /// Its shape.
@@ -76,20 +101,12 @@ impl ModelManifest {
         let mut offsets = Vec::with_capacity(tensors.len());
         let mut params = 0usize;
         for (index, tensor) in tensors.iter().enumerate() {
-            let name = &tensor.name;
-            if name.is_empty() || name.len() > limits::TENSOR_NAME_BYTES || !names.insert(name.as_str()) {
-                return Err(ManifestError::BadName { index, name: name.chars().take(80).collect() });
-            }
-            let bad_shape = || ManifestError::BadShape {
-                name: name.clone(),
-                shape: tensor.shape.iter().copied().take(limits::TENSOR_DIMS + 1).collect(),
-            };
-            let elements = tensor.elements().filter(|n| *n > 0).ok_or_else(bad_shape)?;
-            if tensor.shape.len() > limits::TENSOR_DIMS {
-                return Err(bad_shape());
+            check_name(index, &tensor.name)?;
+            if !names.insert(tensor.name.as_str()) {
+                return Err(ManifestError::RepeatedName(tensor.name.clone()));
             }
             offsets.push(params);
-            params = params.checked_add(elements).filter(|n| *n <= limits::MODEL_PARAMS).ok_or_else(bad_shape)?;
+            params = params_with(params, tensor)?;
         }
         Ok(Self { tensors, offsets, params })
     }
@@ -126,6 +143,32 @@ impl ModelManifest {
         }
         Digest(*hasher.finalize().as_bytes())
     }
+}
+
+fn check_name(index: usize, name: &str) -> Result<(), ManifestError> {
+    if name.is_empty() {
+        return Err(ManifestError::EmptyName(index));
+    }
+    if name.len() > limits::TENSOR_NAME_BYTES {
+        let start = name.chars().take(80).collect();
+        return Err(ManifestError::LongName { index, bytes: name.len(), start });
+    }
+    Ok(())
+}
+
+/// Returns the parameters of a model of `params` parameters once `tensor` is added.
+fn params_with(params: usize, tensor: &TensorSpec) -> Result<usize, ManifestError> {
+    let (name, shape) = (|| tensor.name.clone(), || tensor.shape.clone());
+    let dims = tensor.shape.len();
+    if dims > limits::TENSOR_DIMS {
+        return Err(ManifestError::TooManyDimensions { name: name(), dims });
+    }
+    if tensor.shape.contains(&0) {
+        return Err(ManifestError::NoElements { name: name(), shape: shape() });
+    }
+    let sum = tensor.elements().and_then(|elements| params.checked_add(elements));
+    sum.filter(|sum| *sum <= limits::MODEL_PARAMS)
+        .ok_or_else(|| ManifestError::TooManyParameters { name: name(), shape: shape() })
 }
 
 impl TryFrom<Vec<TensorSpec>> for ModelManifest {
@@ -175,15 +218,26 @@ mod tests {
     }
 
     #[test]
-    fn bad_manifests_are_refused_with_the_tensor_named() {
-        assert_eq!(ModelManifest::new(vec![]), Err(ManifestError::Empty));
-        let twice = ModelManifest::new(vec![tensor("w", &[1]), tensor("w", &[1])]);
-        assert_eq!(twice, Err(ManifestError::BadName { index: 1, name: "w".into() }));
-        for shape in [&[0u64][..], &[u64::MAX, 2], &[1; limits::TENSOR_DIMS + 1], &[1 << 31]] {
-            let refused = ModelManifest::new(vec![tensor("w", shape)]);
-            assert!(matches!(refused, Err(ManifestError::BadShape { .. })), "{shape:?} was accepted");
-        }
+    fn a_refused_manifest_says_which_tensor_and_which_bound() {
         let many = (0..=limits::MANIFEST_TENSORS).map(|i| tensor(&format!("t{i}"), &[1])).collect();
-        assert_eq!(ModelManifest::new(many), Err(ManifestError::TooManyTensors(limits::MANIFEST_TENSORS + 1)));
+        let long = "é".repeat(limits::TENSOR_NAME_BYTES / 2 + 1);
+        for (tensors, says) in [
+            (vec![], "the manifest has no tensors"),
+            (many, "the manifest has 4097 tensors, more than 4096"),
+            (vec![tensor("v", &[1]), tensor("", &[1])], "tensor 1 has an empty name"),
+            (vec![tensor(&long, &[1])], "the name of tensor 0 has 258 bytes, more than 256; it begins \"éé"),
+            (vec![tensor("w", &[1]), tensor("w", &[1])], "two tensors have the name \"w\""),
+            (vec![tensor("w", &[1; 9])], "tensor \"w\" has 9 dimensions, more than 8"),
+            (vec![tensor("w", &[3, 0])], "tensor \"w\" has no elements: its shape is [3, 0]"),
+            (vec![tensor("w", &[1 << 30, 2])], "of shape [1073741824, 2] brings the model above 1073741824 parameters"),
+            (vec![tensor("v", &[1]), tensor("w", &[1 << 30])], "tensor \"w\" of shape [1073741824] brings the model"),
+            (vec![tensor("w", &[u64::MAX, 2])], "brings the model above"),
+            (vec![tensor("w", &[u64::MAX, 0])], "has no elements"),
+        ] {
+            let told = ModelManifest::new(tensors).expect_err(says).to_string();
+            assert!(told.contains(says) && told.chars().count() < 200, "{told:?} does not say {says:?}");
+        }
+        let widest = tensor(&"n".repeat(limits::TENSOR_NAME_BYTES), &[1, 1, 1, 1, 1, 1, 1, 1 << 30]);
+        assert_eq!(ModelManifest::new(vec![widest]).expect("at every bound").params(), limits::MODEL_PARAMS);
     }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from conftest import Start
 from driver import DEADLINE_S, PLAN
 
-from anabranch import _wire
+from anabranch import _tensors, _wire
 
 LINEAR = '''
 import os, sys, threading, time
@@ -199,6 +200,7 @@ def test_an_exception_costs_the_round_and_leaves_a_traceback(start: Start) -> No
     [
         ("    def train(self, base, plan, round): round.step(1.0, 8); round.step(float('nan'), 8)\n", "the loss is NaN at step 2"),
         ("    def train(self, base, plan, round): round.step(1.0, 8); base['w'][1] = np.inf; return base\n", "tensor w has values that are not finite"),
+        ("    def train(self, base, plan, round): round.step(1.0, 8); return {n: np.full_like(t, np.inf) for n, t in base.items()}\n", "tensors w, b have values that are not finite"),
         ("    def train(self, base, plan, round): raise anabranch.Diverged('the gradient is 1e30')\n", "the gradient is 1e30"),
     ],
 )  # fmt: skip
@@ -351,10 +353,36 @@ def test_a_line_that_breaks_the_protocol_ends_the_child(start: Start, line: byte
     assert says in child.log()
 
 
-def test_more_tensors_than_a_line_holds_are_refused(start: Start) -> None:
-    child = start(trainer("    def tensors(self): return {f'tensor{i}': (1,) for i in range(40000)}\n"))
-    answer = child.prepare()
-    assert answer["type"] == "failed" and "the model has too many tensors: a 'prepared' message of" in answer["message"]
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ("{f'{i:0256}': (1,) for i in range(4096)}", "are too long: a 'prepared' message of"),
+        ("{str(i): (1,) for i in range(4097)}", "the model has 4097 tensors, a run takes at most 4096"),
+        ("{'n' * 257: (1,)}", "has 257 bytes, a name has at most 256: shorten it"),
+        ("{'\\u00e9' * 129: (1,)}", "has 258 bytes, a name has at most 256: shorten it"),
+        ("{'w': [1] * 9}", "tensor w has 9 dimensions, a tensor has at most 8: reshape it"),
+        ("{'v': (1,), 'w': (1 << 30,)}", "the model has 1073741825 parameters, a run takes at most 1073741824"),
+        ("{}", "the model has no tensors"),
+    ],
+)
+def test_a_model_beyond_a_bound_is_refused_with_the_bound_named(start: Start, tensors: str, says: str) -> None:
+    answer = start(trainer(f"    def tensors(self): return {tensors}\n")).prepare()
+    assert answer["type"] == "failed" and says in answer["message"]
+
+
+def test_the_bounds_are_the_agents() -> None:
+    limits = (Path(__file__).parents[3] / "common" / "src" / "limits.rs").read_text()
+    for name in ("MANIFEST_TENSORS", "TENSOR_DIMS", "TENSOR_NAME_BYTES", "MODEL_PARAMS"):
+        found = re.search(rf"pub const {name}: usize = ([0-9_<< ]+);", limits)
+        assert found and eval(found[1]) == getattr(_tensors, name), name
+
+
+def test_an_initial_model_that_is_not_finite_is_no_divergence(start: Start) -> None:
+    child = start(trainer("    def initial(self, seed): return {'w': np.full(3, -np.inf, np.float32), 'b': np.zeros((), np.float32)}\n"))
+    child.prepare()
+    child.ask("initial", seed=1, out="initial.safetensors")
+    answer = child.answer()[1]
+    assert answer["kind"] == "error" and "the initial model is unusable: tensor w has values" in answer["message"]
 
 
 def test_file_names_outside_the_directory_are_refused(start: Start) -> None:

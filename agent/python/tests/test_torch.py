@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 x = torch.randn(256, 8, generator=torch.Generator().manual_seed(1)); y = (x.sum(1) > 0).long()
+torch.manual_seed(3)
 model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
 
 def train(model, round):
@@ -71,7 +72,7 @@ def test_ten_lines_learn(start: Start) -> None:
 
 
 def test_the_same_seed_gives_the_same_bits(start: Start) -> None:
-    child = start(script("run(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2)))"))
+    child = start(script("make = lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))\nrun(make(), init=make)"))
     child.prepare()
     first, again, other = child.initial(2**64 - 1), child.initial(2**64 - 1), child.initial(1)
     assert all(np.array_equal(first[name], again[name]) for name in first)
@@ -94,20 +95,33 @@ def test_init_makes_the_initial_model(start: Start) -> None:
     assert np.array_equal(found["0.weight"], expected)
 
 
-def test_modules_that_cannot_be_reset_are_named(start: Start) -> None:
+def test_a_pretrained_model_is_taken_as_it_is_passed(start: Start) -> None:
     body = """
-class Scaled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(())); self.inner = nn.Linear(8, 2)
-    def forward(self, x): return self.inner(x) * self.scale
-run(nn.Sequential(Scaled(), nn.MultiheadAttention(2, 1)))
+model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+with torch.no_grad():
+    for at, tensor in enumerate(model.state_dict().values()): tensor.fill_(at + 1)
+model[0].requires_grad_(False)
+run(model)
 """
     child = start(script(body))
     child.prepare()
-    child.initial(1)
-    log = child.log_after_end()
-    assert "pass init= to anabranch.torch.run (0)" in log
+    found = child.initial(7)
+    assert {name: set(values.flat) for name, values in found.items()} == {
+        "0.weight": {1}, "0.bias": {2}, "1.weight": {3}, "1.bias": {4}, "1.running_mean": {5}, "1.running_var": {6},
+        "2.weight": {8}, "2.bias": {9},
+    }  # fmt: skip
+    child.train(found)
+    assert child.answer()[1]["type"] == "trained"
+    assert np.array_equal(child.end()["0.weight"], found["0.weight"]), "a frozen layer stays as it is"
+
+
+def test_a_model_that_was_overwritten_begins_no_run(start: Start) -> None:
+    child = start(script("run(model)"))
+    child.prepare()
+    child.evaluate(child.initial(1))
+    child.ask("initial", seed=1, out="again.safetensors")
+    assert child.wait() == 1
+    assert "a fresh process has to begin the run" in child.log()
 
 
 def test_batch_norm_statistics_are_averaged_and_counters_stay(start: Start) -> None:

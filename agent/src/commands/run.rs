@@ -315,6 +315,12 @@ pub fn finish(ending: Ending) -> anyhow::Result<()> {
         Ending::Manifest(_) => {
             (ExitCode::Model, Some("this version of the agent builds another model; check [model] in run.toml"))
         }
+        Ending::ModelBounds(_) => (
+            ExitCode::Model,
+            Some(
+                "change the trainer's model, or [model] in run.toml; docs/trainer-protocol.md lists the bounds under `prepare`",
+            ),
+        ),
         Ending::Shard(_) => {
             (ExitCode::Shard, Some("`anabranch-agent shard inspect PATH` shows shape and classes of a shard"))
         }

@@ -192,6 +192,9 @@ pub enum Ending {
     /// The trainer's tensors are not the run's.
     #[error("the trainer does not fit the run's model: {0}")]
     Manifest(String),
+    /// No run takes a model like the trainer's.
+    #[error("a run cannot take the trainer's model: {0}")]
+    ModelBounds(String),
     /// The shard does not fit the model.
     #[error("{0}")]
     Shard(String),

@@ -21,8 +21,8 @@ pub enum TrainError {
     /// The same, of a model's own keys.
     #[error(transparent)]
     Model(#[from] ModelProblem),
-    /// The model is larger than the system takes.
-    #[error("the model cannot be described")]
+    /// The model is beyond a bound of a run: too many tensors or parameters, too long a name, too many dimensions.
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// A flat vector has another length than the model.
     #[error("a vector of {found} values was given to a model of {expected} parameters")]

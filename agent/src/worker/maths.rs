@@ -261,7 +261,8 @@ fn persistently<T>(stop: &StopSignal, mut work: impl FnMut() -> Result<T, TrainE
     }
 }
 
-fn ending(error: &TrainError) -> Ending {
+/// Returns how an agent ends over an error of its trainer that no further try would mend.
+pub(crate) fn ending(error: &TrainError) -> Ending {
     match error {
         TrainError::Shape { .. }
         | TrainError::Classes { .. }
@@ -269,9 +270,10 @@ fn ending(error: &TrainError) -> Ending {
         | TrainError::Text
         | TrainError::TooShort { .. }
         | TrainError::EmptyShard => Ending::Shard(format!("the shard does not fit the run's model: {error}")),
-        TrainError::Spec { .. } | TrainError::Model(_) | TrainError::Manifest(_) | TrainError::Length { .. } => {
+        TrainError::Spec { .. } | TrainError::Model(_) | TrainError::Length { .. } => {
             Ending::Manifest(error.to_string())
         }
+        TrainError::Manifest(_) => Ending::ModelBounds(error.to_string()),
         TrainError::Diverged { .. }
         | TrainError::DivergedThere(_)
         | TrainError::Failed(_)

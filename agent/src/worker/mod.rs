@@ -19,6 +19,8 @@ use crate::shard::Shard;
 use crate::train::{Metrics, RunPart, TrainError, Trainer};
 
 pub use killed::KilledNote;
+#[cfg(test)]
+pub(crate) use maths::ending;
 pub use maths::{MathsJob, MathsSetup, Start, spawn_maths};
 pub use store::{StoreJob, StoreThread};
 

@@ -53,7 +53,7 @@ pub enum ExitCode {
     Shard = 8,
     /// No common protocol version.
     Protocol = 9,
-    /// Manifest or model digest does not match.
+    /// Manifest or model digest does not match, or a model is beyond the bounds of a run.
     Model = 10,
     /// The model is no longer finite.
     NotFinite = 11,

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ._tensors import Manifest, Tensors
 from ._wire import EXIT_MISUSE, STEP_S, Wire, exit_with, number
-from .errors import Diverged, Fatal, ProtocolError, Stopped
+from .errors import Diverged, Fatal, ProtocolError, Stopped, TensorError
 from .spec import Metrics, Plan, Run, whole_number
 
 PROTOCOL = 1
@@ -109,7 +109,8 @@ class Trainer(ABC):
 
     @abstractmethod
     def initial(self, seed: int) -> Tensors:
-        """The model before any training: the same bits for the same seed."""
+        """Returns the model before any training: the same bits for the same seed, or a model of its own, such as a
+        pretrained one. Only the agent that begins the run is asked."""
 
     @abstractmethod
     def train(self, base: Tensors, plan: Plan, round: Round) -> Tensors:
@@ -190,7 +191,7 @@ class _Server:
         try:
             self._wire.send({"type": answer.pop("type"), "id": request, **answer})
         except ProtocolError as error:
-            failed = _failed("error", f"the model has too many tensors: {error}")
+            failed = _failed("error", f"names and shapes of the model's tensors are too long: {error}; shorten the names")
             self._wire.send({"type": failed.pop("type"), "id": request, **failed})
 
     def _prepare(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +201,12 @@ class _Server:
 
     def _initial(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         manifest, out = self._ready(), self._file(message, "out")
-        manifest.write(self._trainer.initial(whole_number(message, "seed", "initial")), out, "the result of initial()")
+        made = self._trainer.initial(whole_number(message, "seed", "initial"))
+        try:
+            manifest.write(made, out, "the result of initial()")
+        except Diverged as error:
+            # Nothing has trained yet.
+            raise TensorError(f"the initial model is unusable: {error}") from error
         return {"type": "initial"}
 
     def _train(self, request: int, message: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,14 @@ from .errors import Diverged, ProtocolError, TensorError
 
 Tensors = Mapping[str, NDArray[np.float32]]
 """Tensors by name."""
+MANIFEST_TENSORS = 4096
+"""Tensors in a manifest, at most; this bound and those below are the agent's (``common/src/limits.rs``)."""
+TENSOR_DIMS = 8
+"""Dimensions of one tensor, at most."""
+TENSOR_NAME_BYTES = 256
+"""Bytes of a tensor's name in UTF-8, at most."""
+MODEL_PARAMS = 1 << 30
+"""Parameters of a model, at most."""
 
 
 class Manifest:
@@ -23,18 +31,30 @@ class Manifest:
 
     def __init__(self, tensors: Mapping[str, Sequence[int]]) -> None:
         """Raises:
-        TensorError: there is none, a name is empty, or a shape is not one.
+        TensorError: there is none, a name is empty, a shape is not one, or the model is beyond a bound of the agent.
         """
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in tensors.items():
             if not isinstance(name, str) or not name:
                 raise TensorError(f"a tensor is called {name!r}, expected a string that is not empty")
+            if (length := len(name.encode())) > TENSOR_NAME_BYTES:
+                most = f"a name has at most {TENSOR_NAME_BYTES}: shorten it"
+                raise TensorError(f"the name of tensor {name[:80]}... has {length} bytes, {most}")
             extents = tuple(int(extent) for extent in shape)
             if any(extent < 1 for extent in extents):
                 raise TensorError(f"tensor {name} has the shape {list(extents)}, expected extents from 1")
+            if len(extents) > TENSOR_DIMS:
+                most = f"a tensor has at most {TENSOR_DIMS}: reshape it"
+                raise TensorError(f"tensor {name} has {len(extents)} dimensions, {most}")
             self.shapes[name] = extents
         if not self.shapes:
             raise TensorError("the model has no tensors")
+        if len(self.shapes) > MANIFEST_TENSORS:
+            most = f"a run takes at most {MANIFEST_TENSORS}: stack small ones into one, or keep frozen ones out of the model"
+            raise TensorError(f"the model has {len(self.shapes)} tensors, {most}")
+        if len(self) > MODEL_PARAMS:
+            most = f"a run takes at most {MODEL_PARAMS}: keep frozen ones out of the model"
+            raise TensorError(f"the model has {len(self)} parameters, {most}")
 
     def describe(self) -> list[dict[str, Any]]:
         """As ``prepared`` tells it."""
@@ -47,8 +67,8 @@ class Manifest:
         missing = [name for name in self.shapes if name not in tensors]
         unknown = [name for name in tensors if name not in self.shapes]
         if missing or unknown:
-            parts = [f"{what} {_names(names)}" for what, names in (("lacks", missing), ("has unknown", unknown)) if names]
-            raise TensorError(f"{source} {' and '.join(parts)}; tensors() said {_names(self.shapes)}")
+            parts = [f"{what} {named(names)}" for what, names in (("lacks", missing), ("has unknown", unknown)) if names]
+            raise TensorError(f"{source} {' and '.join(parts)}; tensors() said {named(self.shapes)}")
         for name, shape in self.shapes.items():
             tensor = tensors[name]
             # Arithmetic on an array without dimensions gives a numpy scalar.
@@ -84,9 +104,10 @@ class Manifest:
             Diverged: a value is not finite.
         """
         self.check(tensors, source)
-        for name in self.shapes:
-            if not np.isfinite(tensors[name]).all():
-                raise Diverged(f"tensor {name} has values that are not finite")
+        bad = [name for name in self.shapes if not np.isfinite(tensors[name]).all()]
+        if bad:
+            which = f"tensor {bad[0]} has" if len(bad) == 1 else f"tensors {named(bad)} have"
+            raise Diverged(f"{which} values that are not finite")
         # asarray and not ascontiguousarray, which gives a scalar a dimension.
         save_file({name: np.asarray(tensors[name], order="C") for name in self.shapes}, path)
 
@@ -94,6 +115,7 @@ class Manifest:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def _names(names: Iterable[str]) -> str:
+def named(names: Iterable[str]) -> str:
+    """Returns the names for people: the first six, and how many more there are."""
     names = list(names)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -5,10 +5,13 @@
 | float parameter or float buffer (BatchNorm's ``running_mean``, ``running_var``) | in the manifest, averaged |
 | half, bfloat16 or double | the same, as float32; what training changed is added to the float32 base, so that rounding the base to the model's type is not taken for training |
 | integer or boolean buffer (``num_batches_tracked``) | stays in this process |
+| buffer or frozen parameter that ``local`` names | stays in this process, as the model made it |
 | the same tensor under two names (tied weights) | once, under the first name |
 | buffer with ``persistent=False``, extra state that is no tensor | not in the state dict: stays in this process |
 
-The manifest has the order of the state dict. A ``running_var`` that merging brought below zero is read as zero.
+The manifest has the order of the state dict. A ``running_var`` that merging brought below zero is read as zero. Tensors are
+read by name after every round, so that a loop may put others in their place; ``torch.compile``'s ``_orig_mod`` and the
+``module`` of ``DataParallel`` are no part of a name.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ except ImportError as _error:
     raise ImportError(f"anabranch.torch needs PyTorch ({_error}); install it with: pip install torch") from _error
 
 from ._serve import Round, Trainer, serve
-from ._tensors import Tensors
+from ._tensors import Manifest, Tensors, named
+from ._torch_model import SharedModel, Structure, as_f32
 from .environment import threads
 from .errors import Fatal, TensorError
 from .spec import Metrics, Optimizer, Plan
@@ -46,24 +50,31 @@ def run(
     train_examples: int,
     eval_examples: int = 0,
     init: Callable[[], torch.nn.Module] | None = None,
+    local: Sequence[str] = (),
 ) -> None:
     """Trains ``model`` under an agent until the agent leaves.
 
     Args:
-        model: on the device to train on. Its tensors are overwritten at the start of every round.
+        model: on the device to train on. Where this agent begins the run, its values are version 0. Its tensors are
+            overwritten at the start of every round.
         train_fn: ``train_fn(model, round)`` trains in place: ``round.optimizer(model)``, ``round.batches(data)``,
-            ``round.step(loss, examples)``. The model is in training mode.
+            ``round.step(loss, examples)``. The whole model is in training mode. Names, shapes and types of its tensors
+            have to be the same afterwards.
         eval_fn: ``eval_fn(model)`` gives a ``Metrics``, a mapping with ``accuracy``, ``loss`` and ``num_examples``, or
             the three in this order. Called in evaluation mode and without gradients. ``num_examples`` defaults to
-            ``eval_examples``.
+            ``eval_examples``. It has to leave names, shapes, types and values of the tensors as they were; modes and
+            ``requires_grad`` are restored.
         train_examples: examples to train on; 0 where this agent only evaluates.
         eval_examples: examples to evaluate on; 0 where this agent does not (``eval_fn`` is then not called).
-        init: makes a fresh model; called with PyTorch, numpy and ``random`` seeded where this agent begins the run.
-            Without it, ``reset_parameters()`` of every module of ``model`` is called in the same way.
+        init: makes version 0 in place of ``model``'s values; called with PyTorch, numpy and ``random`` seeded with the
+            run's seed where this agent begins the run.
+        local: patterns (``fnmatch``) of buffers and frozen parameters that stay in this process, such as a causal mask of
+            ``-inf``: ``local=["*.mask"]``.
 
     Raises:
-        TensorError: the model has no float tensor, or one that cannot be averaged.
-        ValueError: ``train_examples`` without ``train_fn``, or ``eval_examples`` without ``eval_fn``.
+        TensorError: the model has no float tensor, one that cannot be averaged, or a trained one outside its state dict.
+        ValueError: ``train_examples`` without ``train_fn``, ``eval_examples`` without ``eval_fn``, or a pattern of
+            ``local`` that fits no tensor.
     """
     if train_examples > 0 and train_fn is None:
         raise ValueError(f"train_examples is {train_examples}, but there is no train_fn")
@@ -72,8 +83,10 @@ def run(
     count = threads()
     if count is not None:
         torch.set_num_threads(count)
-    trainer = _TorchTrainer(model, train_fn, eval_fn, init)
+    trainer = _TorchTrainer(model, train_fn, eval_fn, init, local)
     trainer.train_examples, trainer.eval_examples = train_examples, eval_examples
+    # What the agent would refuse later is said before it waits for anything.
+    Manifest(trainer.tensors())
     serve(trainer)
 
 
@@ -175,54 +188,85 @@ class _TorchTrainer(Trainer):
         train_fn: Callable[[Any, TorchRound], object] | None,
         eval_fn: Callable[[Any], EvalResult] | None,
         init: Callable[[], torch.nn.Module] | None,
+        local: Sequence[str],
     ) -> None:
-        self._model, self._train_fn, self._eval_fn, self._init = model, train_fn, eval_fn, init
-        self._shared = _shared_tensors(model)
+        self._model, self._train_fn, self._eval_fn, self._init, self._local = model, train_fn, eval_fn, init, local
+        self._shared = SharedModel(model, local)
+        if init is None:
+            self._shared.check_finite()
+        self._is_loaded, self._was_told = False, False
         self._optimizer: tuple[Optimizer, list[int], torch.optim.Optimizer] | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self._shared.values())).device
+        return self._shared.device
 
     def tensors(self) -> Mapping[str, Sequence[int]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._shared.items()}
+        return self._shared.shapes()
 
     def initial(self, seed: int) -> Tensors:
-        _seed_all(seed)
         if self._init is not None:
-            fresh = _shared_tensors(self._init())
-            return {name: _as_f32(tensor) for name, tensor in fresh.items()}
-        kept = _reset(_unwrapped(self._model))
-        if kept:
-            names = ", ".join(kept[:6]) + (", ..." if len(kept) > 6 else "")
-            hint = "keep the values they were made with, whatever the seed: pass init= to anabranch.torch.run"
-            print(f"anabranch: modules without reset_parameters() {hint} ({names})", file=sys.stderr)
-        return {name: _as_f32(tensor) for name, tensor in self._shared.items()}
+            _seed_all(seed)
+            return SharedModel(self._init(), self._local).values()
+        if self._is_loaded:
+            raise Fatal("the model no longer has the values that it was passed with: a fresh process has to begin the run")
+        return self._shared.values()
 
     def train(self, base: Tensors, plan: Plan, round: Round) -> Tensors:
-        assert self._train_fn is not None, "checked by run()"
         started = self._load(base)
         _seed_all(round.seed)
+        structure = Structure(self._model)
         self._model.train()
         try:
-            self._guarded(lambda: self._train_fn and self._train_fn(self._model, TorchRound(round, self)))
+            self._guarded(lambda: self._run_train_fn(round))
+            tensors = self._shared.read("train_fn")
         except Exception:
-            # The state may hold what broke this round: the next one begins without.
+            # The state may hold what broke this round: the next one begins without, and with the same modules.
             self._optimizer = None
+            structure.restore()
             raise
         end = {}
-        for name, tensor in self._shared.items():
-            values = _as_f32(tensor)
+        for name, tensor in tensors.items():
+            values = as_f32(tensor)
             end[name] = np.asarray(base[name] + (values - started[name])) if name in started else values
+        self._tell_if_unchanged(base, end, round)
         return end
 
     def evaluate(self, model: Tensors) -> Metrics:
         assert self._eval_fn is not None, "checked by run()"
         self._load(model)
+        structure = Structure(self._model)
         self._model.eval()
-        with torch.no_grad():
-            found = self._guarded(lambda: self._eval_fn and self._eval_fn(self._model))
+        try:
+            with torch.no_grad():
+                found = self._guarded(lambda: self._eval_fn and self._eval_fn(self._model))
+            changed = self._shared.changed(model)
+        finally:
+            structure.restore()
+        if changed:
+            remedy = "evaluate a copy (copy.deepcopy(model)), or restore what it changes"
+            raise TensorError(f"eval_fn changed the values of {named(changed)}: {remedy}")
         return _metrics(found, self.eval_examples)
+
+    def _run_train_fn(self, round: Round) -> None:
+        assert self._train_fn is not None, "checked by run()"
+        returned = self._train_fn(self._model, TorchRound(round, self))
+        is_other = isinstance(returned, torch.nn.Module) and returned not in (self._model, self._shared.module)
+        is_state = isinstance(returned, Mapping) and returned.keys() >= self._shared.shapes().keys()
+        if is_other or is_state:
+            kind = type(returned).__name__
+            raise TypeError(f"train_fn returned a {kind}, which is not read: train the model that it is given, in place")
+
+    def _tell_if_unchanged(self, base: Tensors, end: Tensors, round: Round) -> None:
+        if self._was_told or round.steps == 0 or any(not np.array_equal(end[name], base[name]) for name in base):
+            return
+        self._was_told = True
+        ask = "does it train the model that it is given, and not a copy?"
+        print(f"anabranch: train_fn reported {round.steps} steps and changed no tensor: {ask}", file=sys.stderr)
+
+    def _load(self, tensors: Tensors) -> dict[str, Any]:
+        self._is_loaded = True
+        return self._shared.load(tensors)
 
     def optimizer(self, plan: Plan, params: list[Any]) -> torch.optim.Optimizer:
         same = [id(param) for param in params]
@@ -231,20 +275,6 @@ class _TorchTrainer(Trainer):
         made = _make_optimizer(plan.optimizer, params)
         self._optimizer = (plan.optimizer, same, made)
         return made
-
-    def _load(self, tensors: Tensors) -> dict[str, Any]:
-        """Copies into the model; gives what the tensors of another type than float32 hold after that."""
-        variances = _variances(_unwrapped(self._model))
-        rounded = {}
-        with torch.no_grad():
-            for name, target in self._shared.items():
-                target.copy_(torch.from_numpy(tensors[name]))
-                if id(target) in variances:
-                    target.clamp_(min=0.0)
-                target.grad = None
-                if target.dtype != torch.float32:
-                    rounded[name] = _as_f32(target)
-        return rounded
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:
@@ -258,63 +288,10 @@ class _TorchTrainer(Trainer):
             raise
 
 
-def _unwrapped(model: torch.nn.Module) -> Any:
-    """The module inside ``torch.compile``'s, whose state dict has other names."""
-    return getattr(model, "_orig_mod", model)
-
-
-def _shared_tensors(model: torch.nn.Module) -> dict[str, Any]:
-    """The tensors of the manifest: every float tensor of the state dict, once."""
-    found: dict[str, Any] = {}
-    seen: set[object] = set()
-    for name, tensor in _unwrapped(model).state_dict(keep_vars=True).items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
-            raise TensorError(f"{name} has no shape yet: pass a batch through the lazy model before anabranch.torch.run")
-        if tensor.is_complex():
-            raise TensorError(f"{name} is complex, which cannot be averaged: keep it as two real tensors")
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if id(tensor) in seen or place in seen:
-            continue
-        seen.update((id(tensor), place))
-        found[name] = tensor
-    if not found:
-        raise TensorError("the model has no float tensor in its state dict: there is nothing to train together")
-    return found
-
-
-def _variances(model: Any) -> set[int]:
-    return {id(module.running_var) for module in model.modules() if getattr(module, "running_var", None) is not None}
-
-
-def _as_f32(tensor: Any) -> Any:
-    return tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous().numpy()
-
-
 def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
     random.seed(seed)
-
-
-def _reset(model: Any) -> list[str]:
-    """Draws every module's parameters again, children first as at construction; gives those that cannot be."""
-    kept: list[str] = []
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def reset(module: Any) -> None:
-        again = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(again):
-            again()
-        elif next(module.parameters(recurse=False), None) is not None:
-            kept.append(names[id(module)] or type(module).__name__)
-
-    with torch.no_grad():
-        model.apply(reset)
-    return kept
 
 
 def _make_optimizer(spec: Optimizer, params: list[Any]) -> Any:

@@ -388,7 +388,11 @@ impl Trainer for ProcessTrainer {
         let out = Tensors(host.scratch.path().join("initial.safetensors"));
         let ask = |id| Ask::Initial { id, seed, out: out.name() };
         match host.request(ask, &mut |_| ControlFlow::Continue(()))? {
-            Answer::Initial { .. } => host.take(&out, &self.manifest),
+            Answer::Initial { .. } => host.take(&out, &self.manifest).map_err(|error| match error {
+                // Nothing has trained yet.
+                TrainError::DivergedThere(told) => TrainError::Failed(format!("the initial model is unusable: {told}")),
+                other => other,
+            }),
             other => Err(host.breach(&other)),
         }
     }

@@ -231,6 +231,16 @@ fn a_round_that_ran_out_of_memory_is_followed_by_one_with_half_the_micro_batch()
     assert_eq!(fs::read_to_string(home.path().join("told")).expect("written"), told);
 }
 
+/// A causal mask of minus infinity in the first model is no divergence: nothing has trained yet.
+#[test]
+fn an_initial_model_that_is_not_finite_is_told_with_its_tensor() {
+    let infinite = "def misbehave(request):\n    if request['type'] == 'initial':\n        write(request['out'], [float('-inf'), 0])\n        say(type='initial', id=request['id']); request['type'] = ''\n";
+    let home = Home::new(infinite);
+    let process = home.start();
+    let told = prepared(&process).initial(1).expect_err("not finite").to_string();
+    assert_eq!(told, "the trainer failed: the initial model is unusable: tensor \"w\" is not finite");
+}
+
 /// `failed` leaves the child alive, and what is not finite is told as such.
 #[test]
 fn a_failure_that_is_told_leaves_the_child_alive() {
@@ -289,6 +299,31 @@ fn a_program_that_is_no_trainer_is_refused_with_its_own_words() {
     options.command = vec!["./no-such-program".into()];
     let told = refusal(options);
     assert!(told.starts_with("cannot start the trainer \"./no-such-program\": No such file"), "{told}");
+}
+
+/// Guards the cause in what the agent's last line says: which tensor is beyond which bound.
+#[test]
+fn a_model_beyond_a_bound_is_refused_with_the_bound_named() {
+    for (tensors, says) in [
+        ("[]", "the manifest has no tensors"),
+        ("[{'name': 'n' * 257, 'shape': [1]}]", "the name of tensor 0 has 257 bytes, more than 256"),
+        ("[{'name': f't{i}', 'shape': [1]} for i in range(4097)]", "the manifest has 4097 tensors, more than 4096"),
+        ("[{'name': 'w', 'shape': [1] * 9}]", "tensor \"w\" has 9 dimensions, more than 8"),
+        ("[{'name': 'w', 'shape': [1 << 31]}]", "tensor \"w\" of shape [2147483648] brings the model above 1073741824"),
+        ("[{'name': 'w', 'shape': [0]}]", "tensor \"w\" has no elements"),
+        ("[{'name': 'w', 'shape': [1]}] * 2", "two tensors have the name \"w\""),
+    ] {
+        let home = Home::new(&format!(
+            "def misbehave(request):\n    if request['type'] == 'prepare':\n        say(type='prepared', id=request['id'], tensors={tensors}); request['type'] = ''\n"
+        ));
+        let process = home.start();
+        let Err(error) = process.factory()(&RunPart::of(&spec())) else { panic!("{tensors} was accepted") };
+        assert!(!error.is_passing(), "a second try would end alike: {error:?}");
+        let ending = crate::worker::ending(&error);
+        let failed = format!("{:#}", crate::finish(ending).expect_err("the agent ends"));
+        assert!(failed.starts_with("a run cannot take the trainer's model: "), "{failed:?}");
+        assert!(failed.contains(says), "{failed:?} does not say {says:?}");
+    }
 }
 
 /// A machine with a broken installation in mid-run: the model must not change under the run.
