@@ -31,6 +31,8 @@ pub enum Bug {
     LeasesLost,
     /// A checkpoint is restored without what it knows of agents' speeds.
     SpeedsLost,
+    /// A coordinator that starts again does not know the norm of the model that its history began with.
+    NormLost,
     /// Weights are computed again when records are replayed.
     WeightRecomputed,
     /// A rollback goes on with the model that it found.
@@ -67,7 +69,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::AckBeforeSync,
         Self::DecidedForgotten,
         Self::RefusalNotJournalled,
@@ -80,6 +82,7 @@ impl Bug {
         Self::VerdictsLost,
         Self::LeasesLost,
         Self::SpeedsLost,
+        Self::NormLost,
         Self::WeightRecomputed,
         Self::BranchModelKept,
         Self::TornTailKept,

@@ -154,6 +154,8 @@ pub enum RecordBody {
         manifest: ModelManifest,
         /// Digest of version 0.
         model: Digest,
+        /// Its Euclidean norm: the measure of updates until enough agents have shown one.
+        norm: f64,
     },
     /// The configuration changed between two starts of the coordinator.
     ConfigChanged {
@@ -213,6 +215,8 @@ pub enum RecordBody {
         model: Digest,
         /// Its version.
         version: ModelVersion,
+        /// Its Euclidean norm, the measure from here on.
+        norm: f64,
     },
     /// The history continues from an earlier position on a new branch.
     Branched {
@@ -222,6 +226,8 @@ pub enum RecordBody {
         from: Position,
         /// The version there.
         version: ModelVersion,
+        /// Euclidean norm of that version, the measure from here on.
+        norm: f64,
     },
     /// No more leases until resumed.
     Paused,

@@ -14,6 +14,10 @@ pub const CHUNK_STREAMS: u32 = 8;
 pub const CONTROL_CLIENTS: usize = 8;
 /// Bytes of one encoded model or update, and of a decoded one: 1 Gi parameters as f32.
 pub const TRANSFER_BYTES: u64 = 4 << 30;
+/// Bytes of an encoded manifest: the record and the messages that carry one have room for it.
+pub const MANIFEST_BYTES: usize = 256 << 10;
+/// Bytes of an encoded run configuration, which travels in the same messages and records.
+pub const RUN_SPEC_BYTES: usize = 64 << 10;
 /// Tensors in a manifest.
 pub const MANIFEST_TENSORS: usize = 4096;
 /// Dimensions of one tensor.
@@ -30,6 +34,8 @@ pub const GPT_LAYERS: u32 = 256;
 pub const GPT_WIDTH: u32 = 1 << 14;
 /// Bytes of an agent's or a token's name.
 pub const NAME_BYTES: usize = 64;
+/// Bytes that the coordinator keeps of what an agent says about its software and its device.
+pub const AGENT_WORDS_BYTES: usize = 256;
 /// Agents that may be enrolled in one run.
 pub const AGENTS: usize = 65_536;
 /// Join tokens that are kept at once; the oldest one that is used up, expired or revoked makes room.

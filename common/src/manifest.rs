@@ -22,6 +22,11 @@ impl TensorSpec {
         let product = self.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent))?;
         usize::try_from(product).ok()
     }
+
+    /// Returns its length as encoded, in bytes: two lengths of 8 bytes, the name, 8 bytes for each dimension.
+    fn encoded_bytes(&self) -> usize {
+        16 + self.name.len() + 8 * self.shape.len()
+    }
 }
 
 /// Why a manifest is refused.
@@ -33,6 +38,9 @@ pub enum ManifestError {
     /// More tensors than `limits::MANIFEST_TENSORS`.
     #[error("the manifest has {0} tensors, more than {max}", max = limits::MANIFEST_TENSORS)]
     TooManyTensors(usize),
+    /// Names and shapes together take more than `limits::MANIFEST_BYTES` as encoded.
+    #[error("names and shapes of the tensors take {0} bytes, more than {max}", max = limits::MANIFEST_BYTES)]
+    TooLong(usize),
     /// A tensor has no name. The number is its index.
     #[error("tensor {0} has an empty name")]
     EmptyName(usize),
@@ -86,7 +94,7 @@ pub struct ModelManifest {
 }
 
 impl ModelManifest {
-    /// Checks names, shapes and total size.
+    /// Checks names, shapes, the model's size and the length of the description itself.
     ///
     /// # Errors
     /// See [`ManifestError`].
@@ -108,6 +116,10 @@ impl ModelManifest {
             offsets.push(params);
             params = params_with(params, tensor)?;
         }
+        let bytes = 8 + tensors.iter().map(TensorSpec::encoded_bytes).sum::<usize>();
+        if bytes > limits::MANIFEST_BYTES {
+            return Err(ManifestError::TooLong(bytes));
+        }
         Ok(Self { tensors, offsets, params })
     }
 
@@ -127,6 +139,13 @@ impl ModelManifest {
     pub fn ranges(&self) -> impl Iterator<Item = (&TensorSpec, std::ops::Range<usize>)> {
         let ends = self.offsets.iter().skip(1).copied().chain([self.params]);
         self.tensors.iter().zip(self.offsets.iter().copied().zip(ends).map(|(start, end)| start..end))
+    }
+
+    /// Returns the index of the first tensor that differs from `other`'s, or is in one of the two only.
+    #[must_use]
+    pub fn first_difference(&self, other: &Self) -> Option<usize> {
+        let longer = self.tensors.len().max(other.tensors.len());
+        (0..longer).find(|index| self.tensors.get(*index) != other.tensors.get(*index))
     }
 
     /// BLAKE3 over the encoded manifest: equal manifests have equal digests.
@@ -204,6 +223,7 @@ bincode::impl_borrow_decode!(ModelManifest);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::message::{self, MessageError};
 
     fn tensor(name: &str, shape: &[u64]) -> TensorSpec {
         TensorSpec { name: name.into(), shape: shape.to_vec() }
@@ -239,5 +259,32 @@ mod tests {
         }
         let widest = tensor(&"n".repeat(limits::TENSOR_NAME_BYTES), &[1, 1, 1, 1, 1, 1, 1, 1 << 30]);
         assert_eq!(ModelManifest::new(vec![widest]).expect("at every bound").params(), limits::MODEL_PARAMS);
+    }
+
+    /// Tensors of one element whose encoded manifest takes `bytes` bytes.
+    fn tensors_of(bytes: usize) -> Vec<TensorSpec> {
+        let count = (bytes - 8) / (24 + 200);
+        let mut tensors: Vec<_> = (0..count).map(|i| tensor(&format!("{i:0200}"), &[1])).collect();
+        (0..bytes - 8 - count * (24 + 200)).for_each(|index| tensors[index].name.push('x'));
+        tensors
+    }
+
+    #[test]
+    fn the_length_of_a_manifest_is_bounded_wherever_it_comes_from() {
+        let fits = tensors_of(limits::MANIFEST_BYTES);
+        let encoded = message::encode(&fits, limits::CONTROL_MESSAGE_BYTES).expect("below a message");
+        assert_eq!(encoded.len(), limits::MANIFEST_BYTES, "the formula is the encoder's length");
+        let manifest = ModelManifest::new(fits).expect("just fits");
+        assert_eq!(message::decode(&encoded, limits::CONTROL_MESSAGE_BYTES).as_ref(), Ok(&manifest));
+
+        let longer = tensors_of(limits::MANIFEST_BYTES + 1);
+        let encoded = message::encode(&longer, limits::CONTROL_MESSAGE_BYTES).expect("below a message");
+        let too_long = ManifestError::TooLong(limits::MANIFEST_BYTES + 1);
+        assert_eq!(ModelManifest::new(longer.clone()), Err(too_long.clone()));
+        let malformed = Err(MessageError::Malformed(too_long.to_string()));
+        assert_eq!(message::decode::<ModelManifest>(&encoded, limits::CONTROL_MESSAGE_BYTES), malformed);
+        assert_eq!(message::decode_stored::<ModelManifest>(&encoded, limits::CONTROL_MESSAGE_BYTES), malformed);
+        let json = serde_json::to_string(&longer).expect("serializable");
+        assert!(serde_json::from_str::<ModelManifest>(&json).is_err());
     }
 }

@@ -2,9 +2,11 @@
 //! `run.toml`, journals it, and sends it to every agent.
 
 mod gpt;
+mod layers;
 mod train;
 
 pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
+pub use layers::{Conv, Layers, ModelError};
 pub use train::SIZED_STEPS;
 
 use bincode::{Decode, Encode};
@@ -36,7 +38,8 @@ pub struct RunSpec {
     pub target: TargetSpec,
 }
 
-/// The model. An agent with a trainer of its own may ignore everything but `kind`; the manifest is what binds.
+/// The model. Its tensors follow from it ([`ModelSpec::layers`]), whoever trains it, except where `kind` is `custom`: then the
+/// manifest of the first agent's trainer binds, and the other keys are for trainers to read or to ignore.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {

@@ -66,7 +66,7 @@ name = "ledger"
 seed = 11
 
 [model]
-kind = "mlp"
+kind = "custom"
 input = [{coordinates}]
 classes = 2
 

@@ -370,7 +370,7 @@ name = "poison"
 seed = 1
 
 [model]
-kind = "mlp"
+kind = "custom"
 input = [64]
 classes = 2
 

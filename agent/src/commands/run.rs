@@ -312,9 +312,10 @@ pub fn finish(ending: Ending) -> anyhow::Result<()> {
         }
         Ending::Identity(_) => (ExitCode::Identity, None),
         Ending::Clock(_) => (ExitCode::Clock, None),
-        Ending::Manifest(_) => {
-            (ExitCode::Model, Some("this version of the agent builds another model; check [model] in run.toml"))
-        }
+        Ending::Manifest(_) => (
+            ExitCode::Model,
+            Some("check [model] in run.toml; a trainer that brings tensors of its own takes `kind = \"custom\"` there"),
+        ),
         Ending::ModelBounds(_) => (
             ExitCode::Model,
             Some(

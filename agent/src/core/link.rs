@@ -168,6 +168,7 @@ impl Session {
             Rejection::Unknown => Ending::Unknown,
             Rejection::Replaced => Ending::Replaced,
             Rejection::Protocol(text) => Ending::Protocol(text),
+            Rejection::OtherModel(difference) => Ending::Manifest(difference),
             Rejection::Busy => return self.give_up_link("the coordinator has too many connections at present", out),
         };
         self.end(ending, out);
@@ -332,9 +333,7 @@ fn first_difference(ours: &ModelManifest, theirs: &ModelManifest) -> Option<Stri
         Some(tensor) => format!("{} {:?}", tensor.name, tensor.shape),
         None => "nothing".to_owned(),
     };
-    (0..ours.tensors().len().max(theirs.tensors().len())).find_map(|index| {
-        let (ours, theirs) = (ours.tensors().get(index), theirs.tensors().get(index));
-        let differ = ours != theirs;
-        differ.then(|| format!("tensor {index} is {} here and {} in the run", describe(ours), describe(theirs)))
-    })
+    let index = ours.first_difference(theirs)?;
+    let (ours, theirs) = (ours.tensors().get(index), theirs.tensors().get(index));
+    Some(format!("tensor {index} is {} here and {} in the run", describe(ours), describe(theirs)))
 }

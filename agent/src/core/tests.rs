@@ -1,6 +1,7 @@
 //! Exact command lists: what the session does is its contract with the driver, and with the simulator.
 
 mod ahead;
+mod extreme;
 mod hold;
 mod stale;
 
@@ -507,6 +508,7 @@ fn what_cannot_get_better_ends_the_process() {
         (Rejection::Unknown, Ending::Unknown),
         (Rejection::Replaced, Ending::Replaced),
         (Rejection::Protocol("x".into()), Ending::Protocol("x".into())),
+        (Rejection::OtherModel("x".into()), Ending::Manifest("x".into())),
         (Rejection::WrongRun { run: RunId([9; 16]) }, Ending::WrongRun { enrolled: RUN, serving: RunId([9; 16]) }),
     ];
     for (rejection, ending) in cases {

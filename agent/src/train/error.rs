@@ -1,7 +1,7 @@
 //! Why a model cannot be built, trained or evaluated.
 
 use anabranch_common::manifest::ManifestError;
-use anabranch_common::spec::ModelProblem;
+use anabranch_common::spec::{ModelError, ModelProblem};
 
 use crate::size;
 
@@ -112,5 +112,14 @@ impl TrainError {
                 | Self::OutOfMemory(_)
                 | Self::Lost(_)
         )
+    }
+}
+
+impl From<ModelError> for TrainError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Problem(problem) => Self::Model(problem),
+            ModelError::Manifest(error) => Self::Manifest(error),
+        }
     }
 }

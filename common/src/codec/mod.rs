@@ -173,6 +173,12 @@ pub fn max_payload_bytes(manifest: &ModelManifest) -> u64 {
     planes + (planes >> 8) + small + 64
 }
 
+/// Returns the Euclidean norm, summed in f64 in index order: the same bits on every machine.
+#[must_use]
+pub fn euclidean_norm(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+}
+
 /// Decodes a payload by its codec's byte.
 ///
 /// # Errors
@@ -220,7 +226,7 @@ impl Delta {
     /// Euclidean norm, summed in f64 in index order.
     #[must_use]
     pub fn norm(&self) -> f64 {
-        self.values().iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+        euclidean_norm(self.values())
     }
 
     /// `target += scale * self`, entry by entry in index order: one multiplication and one addition each, never fused.

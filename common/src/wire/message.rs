@@ -347,6 +347,8 @@ pub enum Rejection {
     Protocol(String),
     /// Too many connections at present.
     Busy,
+    /// The tensors of the initial model that it offered are not those of the run's `[model]`; the text says which differs.
+    OtherModel(String),
 }
 
 /// State of a run.

@@ -181,6 +181,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         Rejection::Replaced,
         Rejection::Protocol("lease request before hello".into()),
         Rejection::Busy,
+        Rejection::OtherModel("tensor 0".into()),
     ];
     messages.extend(rejections.map(CoordinatorMessage::Rejected));
     messages.extend([
@@ -283,7 +284,14 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         version: ModelVersion(42),
     };
     let mut bodies = vec![
-        RecordBody::Genesis { run: RUN, branch: BRANCH, spec: Box::new(spec()), manifest: manifest(), model: DIGEST },
+        RecordBody::Genesis {
+            run: RUN,
+            branch: BRANCH,
+            spec: Box::new(spec()),
+            manifest: manifest(),
+            model: DIGEST,
+            norm: 6.75,
+        },
         RecordBody::ConfigChanged { spec: Box::new(other_spec()) },
         RecordBody::AgentJoined { agent: AGENT, name: "clinic".into() },
         RecordBody::AgentRevoked { agent: AGENT },
@@ -301,8 +309,8 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
             reason: RefusalReason::Stale,
         },
         RecordBody::Evaluated(evaluation()),
-        RecordBody::Imported { model: DIGEST, version: ModelVersion(43) },
-        RecordBody::Branched { branch: BRANCH, from: Position(70), version: ModelVersion(40) },
+        RecordBody::Imported { model: DIGEST, version: ModelVersion(43), norm: 7.5 },
+        RecordBody::Branched { branch: BRANCH, from: Position(70), version: ModelVersion(40), norm: 7.25 },
         RecordBody::Paused,
         RecordBody::Resumed,
     ]);

@@ -88,7 +88,8 @@ max_staleness = 10000
 # An agent is credited with at most this many examples, whatever it says.
 max_examples = 1000000
 # Against agents that send nonsense; 0 switches one of them off. "Usual" is the median over agents, from three agents on;
-# before that the initial model's norm, or a change of 1 in every parameter where that is zero, is what is scaled down to.
+# before that the norm of the model that the history began with (version 0, an imported one, or what a rollback went back
+# to), or a change of 1 in every parameter where that is zero, is what is scaled down to.
 # An update whose norm is more than max_norm_ratio times the usual one is refused; one above clip_norm_ratio times the
 # usual one is scaled down to that, which costs agents whose data differ much some of their say. An agent that sends more
 # than max_influence times as many updates as the median agent is scaled down to that, which costs fast agents some of

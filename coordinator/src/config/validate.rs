@@ -3,7 +3,8 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, TrainSpec};
+use anabranch_common::spec::{ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, TrainSpec};
+use anabranch_common::wire::message;
 
 use super::Config;
 use crate::identity;
@@ -73,6 +74,9 @@ pub(super) fn check(config: &Config) -> Checked {
 
 fn spec(spec: &RunSpec) -> Checked {
     ensure(is_label(&spec.name), "run.name", || label_problem(&spec.name))?;
+    ensure(message::encode(spec, limits::RUN_SPEC_BYTES).is_ok(), "model.input", || {
+        format!("or model.hidden is too long: a configuration has at most {} bytes as sent", limits::RUN_SPEC_BYTES)
+    })?;
     model(&spec.model)?;
     at_least_one(spec.train.local_steps.into(), "train.local_steps")?;
     at_least_one(spec.train.batch_size.into(), "train.batch_size")?;
@@ -170,7 +174,16 @@ fn model(model: &ModelSpec) -> Checked {
     ensure(model.kind == ModelKind::Cnn || fits, "model.hidden", || {
         format!("makes a model of more than {} parameters", limits::MODEL_PARAMS)
     })?;
-    positive(model.input_scale.into(), "model.input_scale")
+    positive(model.input_scale.into(), "model.input_scale")?;
+    match model.layers() {
+        Ok(_) => Ok(()),
+        Err(ModelError::Problem(ModelProblem { key, found, expected })) => {
+            Err(Problem { key, problem: format!("is {found}, expected {expected}") })
+        }
+        Err(ModelError::Manifest(error)) => {
+            Err(Problem { key: "model.hidden", problem: format!("makes no model: {error}") })
+        }
+    }
 }
 
 fn merge(merge: &MergeSpec) -> Checked {

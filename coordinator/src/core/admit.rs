@@ -24,14 +24,9 @@ pub enum Decision {
 }
 
 /// Decides on an update. Without `content` the answer is what can be said before the payload is here; `Fetch` then
-/// stands for "send it". `initial_norm` is that of version 0, where it is known: the measure as long as there is none.
+/// stands for "send it".
 #[must_use]
-pub fn admit(
-    state: &RunState,
-    meta: &UpdateMeta,
-    content: Option<&Result<&Delta, DecodeError>>,
-    initial_norm: Option<f64>,
-) -> Decision {
+pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta, DecodeError>>) -> Decision {
     if let Some(decision) = decided_before(state, meta).filter(|_| !bugs::is(Bug::DecidedForgotten)) {
         return decision;
     }
@@ -41,7 +36,7 @@ pub fn admit(
     match content {
         None => Decision::Fetch,
         Some(Err(_)) => Decision::Refuse(RefusalReason::Malformed),
-        Some(Ok(delta)) => decide_by_content(state, meta, delta, initial_norm),
+        Some(Ok(delta)) => decide_by_content(state, meta, delta),
     }
 }
 
@@ -88,7 +83,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
-fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial_norm: Option<f64>) -> Decision {
+fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Decision {
     let norm = delta.norm();
     if !delta.is_finite() || !norm.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
@@ -102,7 +97,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial
     let staleness = state.version.staleness_of(meta.base_version) + u64::from(bugs::is(Bug::StalenessOffByOne));
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
-    let measure = median.or(initial_norm.filter(|norm| *norm > 0.0)).unwrap_or_else(|| unmeasured_norm(state));
+    let measure = median.unwrap_or_else(|| first_measure(state));
     let weight = weight * damping(state, meta.key.agent, norm, measure, newcomers);
     let closes = state.next_update_closes();
     Decision::Accept(Box::new(AcceptedUpdate {
@@ -116,10 +111,12 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial
     }))
 }
 
-/// The measure of the first updates to a model of zeros: a change of 1 in every parameter. Training stays far below it, and what
-/// is a million times too large cannot carry the model away before three agents have shown what is usual.
-fn unmeasured_norm(state: &RunState) -> f64 {
-    (state.manifest.params() as f64).sqrt()
+/// Returns the measure of updates before enough agents have shown a norm: that of the model that the history began with.
+///
+/// Of a model of zeros it is a change of 1 in every parameter. Training stays far below it, and what is a million times too
+/// large cannot carry the model away before three agents have shown what is usual.
+fn first_measure(state: &RunState) -> f64 {
+    if state.reference_norm > 0.0 { state.reference_norm } else { (state.manifest.params() as f64).sqrt() }
 }
 
 /// What the weight of an update is multiplied with so that neither its norm nor how often its agent comes counts for more

@@ -65,6 +65,13 @@ pub enum Event {
         /// What they decode to.
         content: Result<Arc<Delta>, DecodeError>,
     },
+    /// A chunk of an initial model that was missing is here.
+    ModelChunk {
+        /// On which connection.
+        peer: PeerId,
+        /// Its length.
+        bytes: u64,
+    },
     /// All chunks of an initial model are here, and they are what was offered.
     ModelReceived {
         /// On which connection.

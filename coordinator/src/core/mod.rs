@@ -15,6 +15,7 @@ mod ending;
 pub mod event;
 mod gate;
 mod mismatch;
+mod offers;
 mod operate;
 mod peers;
 pub mod recent;
@@ -37,7 +38,7 @@ use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, MessageError, Rejection, RunPhase};
 use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
@@ -45,6 +46,7 @@ use command::{CheckpointOrder, Command};
 use event::{Event, Now, PeerId};
 use gate::Gate;
 pub use mismatch::ModelMismatch;
+use offers::{ModelOffer, Offers};
 use peers::Peers;
 use roster::Roster;
 use schedule::Schedule;
@@ -81,18 +83,7 @@ pub struct Core {
     retries_answered: u64,
     tickets: BTreeMap<u64, Vec<Command>>,
     next_ticket: u64,
-    offers: BTreeMap<PeerId, ModelOffer>,
-    /// Whose initial model is on its way, and until when.
-    receiving_from: Option<(PeerId, u64)>,
-    /// Norm of version 0, in the process that began the run.
-    initial_norm: Option<f64>,
-}
-
-#[derive(Debug, Clone)]
-struct ModelOffer {
-    manifest: ModelManifest,
-    digest: Digest,
-    transfer: TransferManifest,
+    offers: Offers,
 }
 
 impl Core {
@@ -112,9 +103,7 @@ impl Core {
             retries_answered: 0,
             tickets: BTreeMap::new(),
             next_ticket: 0,
-            offers: BTreeMap::new(),
-            receiving_from: None,
-            initial_norm: None,
+            offers: Offers::default(),
         }
     }
 
@@ -131,7 +120,10 @@ impl Core {
         (oldest, checkpoint): (ModelVersion, Option<ModelVersion>),
         now: Now,
     ) -> Result<(Self, Vec<Command>), ModelMismatch> {
-        let (state, chain) = recovered;
+        let (mut state, chain) = recovered;
+        if bugs::is(Bug::NormLost) {
+            state.reference_norm = 0.0;
+        }
         ModelMismatch::check(&state.spec, &spec)?;
         let mut core = Self::new(options, spec.clone(), roster, now);
         core.gate = Gate::durable_up_to(state.position);
@@ -158,6 +150,7 @@ impl Core {
             Event::UpdateReceived { peer, meta, payload, content } => {
                 self.update_received(peer, &meta, payload, content);
             }
+            Event::ModelChunk { peer, bytes } => self.offers.received(peer, bytes),
             Event::ModelReceived { peer, manifest, digest, model } => self.begin(peer, manifest, digest, model),
             Event::ModelFailed { peer, why } => self.model_failed(peer, why),
             Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
@@ -219,7 +212,8 @@ impl Core {
         let record = Arc::new(Record { position: state.position.next(), at_ms: self.now.unix_ms, body, payload });
         let before = state.version;
         state.apply(&record).expect("a record that the core makes follows the ones before it");
-        self.extend_chain(&record, payload_digest, before);
+        // Bounded: names by `limits::NAME_BYTES`, a configuration by `limits::RUN_SPEC_BYTES`, everything else by its type.
+        self.chain = self.chained(&record, payload_digest, before).expect("every record but a genesis is short");
         let position = record.position;
         let touches_model = matches!(record.body, RecordBody::Update(_) | RecordBody::ConfigChanged { .. });
         self.gate.pass(Command::Append { record: Arc::clone(&record) });
@@ -229,10 +223,18 @@ impl Core {
         position
     }
 
-    fn extend_chain(&mut self, record: &Record, payload: Digest, before: ModelVersion) {
-        let digest = record.digest_with(payload).expect("a record that the core makes is within limits");
+    /// The chain value after `record`.
+    fn chained(&self, record: &Record, payload: Digest, before: ModelVersion) -> Result<Chain, MessageError> {
+        let digest = record.digest_with(payload)?;
         let (weight, version) = record.chain_inputs(before);
-        self.chain = self.chain.extend(digest, weight, version);
+        Ok(self.chain.extend(digest, weight, version))
+    }
+
+    /// Decides on an update whose content is here, as [`Event::UpdateReceived`] would, and changes nothing. `None` before
+    /// there is a model.
+    #[must_use]
+    pub fn judge(&self, meta: &UpdateMeta, content: Result<&Delta, DecodeError>) -> Option<Decision> {
+        self.state.as_ref().map(|state| admit(state, meta, Some(&content)))
     }
 
     /// Lets a command out when every record up to now is durable.
@@ -250,7 +252,7 @@ impl Core {
         match message {
             AgentMessage::Hello(_) => self.violated(peer, "a second hello"),
             AgentMessage::OfferModel { manifest, digest, transfer } => {
-                self.model_offered(peer, ModelOffer { manifest, digest, transfer });
+                self.model_offered(peer, agent, ModelOffer { manifest, digest, transfer });
             }
             AgentMessage::RequestLease => self.lease_requested(peer, agent),
             AgentMessage::FetchModel { version, missing } => {
@@ -276,7 +278,7 @@ impl Core {
         }
         let Some(state) = &self.state else { return self.violated(peer, "an update before there is a model") };
         let sound = transfer.bytes == meta.payload_bytes && transfer.validate(u64::MAX).is_ok();
-        let decision = match admit(state, &meta, None, None) {
+        let decision = match admit(state, &meta, None) {
             Decision::Fetch if !sound => Decision::Refuse(RefusalReason::Malformed),
             decision => decision,
         };
@@ -293,8 +295,7 @@ impl Core {
         payload: Arc<[u8]>,
         content: Result<Arc<Delta>, DecodeError>,
     ) {
-        let Some(state) = &self.state else { return };
-        let decision = admit(state, meta, Some(&content.as_deref().map_err(Clone::clone)), self.initial_norm);
+        let Some(decision) = self.judge(meta, content.as_deref().map_err(Clone::clone)) else { return };
         self.decide(peer, meta, decision, payload, content.ok());
     }
 
@@ -339,7 +340,7 @@ impl Core {
         }
     }
 
-    fn model_offered(&mut self, peer: PeerId, offer: ModelOffer) {
+    fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
         if let Some(state) = &self.state {
             let ready = CoordinatorMessage::ModelReady { manifest: state.manifest.clone(), digest: state.initial };
             return self.send(peer, ready);
@@ -348,25 +349,36 @@ impl Core {
         if !fits || offer.transfer.validate(u64::MAX).is_err() {
             return self.violated(peer, "a model whose chunks do not fit its length, or its length its tensors");
         }
-        self.offers.insert(peer, offer);
+        if let Some(problem) = self.other_tensors(&offer.manifest) {
+            tracing::warn!(agent = %agent.short(), problem, "an offered initial model is not that of [model]");
+            return self.turn_away(peer, Rejection::OtherModel(problem));
+        }
+        self.offers.add(peer, agent, offer);
         self.receive_next_offer();
     }
 
+    /// What is wrong with the tensors of an offered model. Those of a native model follow from the configuration; of a
+    /// custom one everything within bounds goes.
+    fn other_tensors(&self, offered: &ModelManifest) -> Option<String> {
+        match self.spec.model.layers() {
+            Ok(None) => None,
+            Ok(Some(layers)) => offers::first_difference(&layers.manifest, offered),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     fn receive_next_offer(&mut self) {
-        if self.receiving_from.is_some() || self.state.is_some() {
+        if self.state.is_some() {
             return;
         }
-        let Some((peer, offer)) = self.offers.iter().next().map(|(peer, offer)| (*peer, offer.clone())) else { return };
-        let ModelOffer { manifest, digest, transfer } = offer;
-        self.receiving_from = Some((peer, self.now.mono_ms.saturating_add(transfer.deadline_ms())));
-        self.gate.pass(Command::ReceiveModel { peer, manifest, digest, transfer });
+        if let Some((peer, ModelOffer { manifest, digest, transfer })) = self.offers.next(self.now.mono_ms) {
+            self.gate.pass(Command::ReceiveModel { peer, manifest, digest, transfer });
+        }
     }
 
     /// An agent that offered a model and does not send it makes way for the next one.
     fn expire_offer(&mut self) {
-        if let Some((peer, until_ms)) = self.receiving_from
-            && until_ms <= self.now.mono_ms
-        {
+        if let Some(peer) = self.offers.overdue(self.now.mono_ms) {
             self.cut_off(peer, "did not send the initial model that it offered in time");
         }
     }
@@ -384,8 +396,7 @@ impl Core {
     }
 
     fn drop_offer(&mut self, peer: PeerId) {
-        self.offers.remove(&peer);
-        self.receiving_from.take_if(|(from, _)| *from == peer);
+        self.offers.drop_peer(peer);
         self.receive_next_offer();
     }
 
@@ -399,14 +410,16 @@ impl Core {
         }
         let (run, branch) = (self.options.run, self.options.first_branch);
         let spec = Box::new(self.spec.clone());
-        let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest };
+        let norm = codec::euclidean_norm(&model);
+        let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest, norm };
         let record = Arc::new(Record { position: Position(0), at_ms: self.now.unix_ms, body, payload: Arc::from([]) });
-        self.state = Some(RunState::genesis(&record).expect("a genesis record at position 0"));
-        self.extend_chain(&record, Digest::of(&[]), ModelVersion(0));
-        self.initial_norm = Some(model.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt());
+        let chained = self.chained(&record, Digest::of(&[]), ModelVersion(0));
+        let (Ok(chain), Ok(state)) = (chained, RunState::genesis(&record)) else {
+            return self.model_failed(peer, "an initial model whose description is too long".into());
+        };
+        (self.state, self.chain) = (Some(state), chain);
         self.gate.pass(Command::Begin { record, model });
-        self.offers.clear();
-        self.receiving_from = None;
+        self.offers = Offers::default();
         for (agent, name) in self.roster.active() {
             self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Epoch};
 use anabranch_common::journal::RecordBody;
+use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, Welcome};
 
 use super::Core;
@@ -123,8 +124,15 @@ impl Peers {
     }
 }
 
+fn clip(text: &mut String) {
+    text.truncate(text.floor_char_boundary(limits::AGENT_WORDS_BYTES));
+}
+
 impl Core {
-    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, hello: AgentHello, protocol: u16) {
+    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, mut hello: AgentHello, protocol: u16) {
+        // It is kept for as long as this process lives, for every agent, and shown.
+        clip(&mut hello.software);
+        clip(&mut hello.device);
         let rejection = match self.roster.member(agent) {
             None => Some(Rejection::Unknown),
             Some(member) if member.revoked => Some(Rejection::Revoked),
@@ -222,7 +230,12 @@ impl Core {
     }
 
     pub(super) fn violated(&mut self, peer: PeerId, what: impl Into<String>) {
-        self.reject(peer, Rejection::Protocol(what.into()));
+        self.turn_away(peer, Rejection::Protocol(what.into()));
+    }
+
+    /// Rejects a connected agent and hears nothing more of this connection.
+    pub(super) fn turn_away(&mut self, peer: PeerId, rejection: Rejection) {
+        self.reject(peer, rejection);
         let agent = self.peers.remove(peer);
         self.schedule.forget(peer, agent);
     }

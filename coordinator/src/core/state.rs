@@ -167,6 +167,9 @@ pub struct RunState {
     pub paused: bool,
     /// Why the run ended, and which version is its result.
     pub finished: Option<(FinishReason, ModelVersion)>,
+    /// Euclidean norm of the latest model that was not made by merging: version 0, an imported one, or the version that a
+    /// rollback went back to. The measure of updates until enough agents have shown one.
+    pub reference_norm: f64,
     /// How fast agents are, where leases have sizes of their own.
     pub sizing: Sizing,
 }
@@ -177,7 +180,7 @@ impl RunState {
     /// # Errors
     /// `record` is not a genesis record at position 0.
     pub fn genesis(record: &Record) -> Result<Self, FoldError> {
-        let RecordBody::Genesis { run, branch, spec, manifest, model } = &record.body else {
+        let RecordBody::Genesis { run, branch, spec, manifest, model, norm } = &record.body else {
             return Err(FoldError::Genesis(record.position));
         };
         if record.position != Position(0) {
@@ -202,6 +205,7 @@ impl RunState {
             evaluations: VecDeque::new(),
             paused: false,
             finished: None,
+            reference_norm: *norm,
             sizing: Sizing::default(),
         })
     }
@@ -265,12 +269,16 @@ impl RunState {
                     self.evaluations.pop_front();
                 }
             }
-            RecordBody::Imported { version, .. } => {
+            RecordBody::Imported { version, norm, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
                 self.version = *version;
                 self.buffered = 0;
+                self.reference_norm = *norm;
             }
-            RecordBody::Branched { branch, version, .. } => self.branch_off(*branch, *version),
+            RecordBody::Branched { branch, version, norm, .. } => {
+                self.branch_off(*branch, *version);
+                self.reference_norm = *norm;
+            }
             RecordBody::Paused => self.paused = true,
             RecordBody::Resumed => self.paused = false,
             RecordBody::Finished { reason, result } => self.finished = Some((*reason, *result)),

@@ -66,6 +66,9 @@ pub enum RecoveryError {
         /// What differs.
         what: &'static str,
     },
+    /// A record says another norm of its model than the model has.
+    #[error("record {0} says another norm of its model than the model has")]
+    Norm(Position),
     /// A checkpoint lies beyond the end of the journal: acknowledged records were lost.
     #[error("the journal ends at record {last}, before the checkpoint at position {checkpoint}")]
     Short {
@@ -116,6 +119,7 @@ impl RecoveryError {
             | Self::Fold(_)
             | Self::Merge { .. }
             | Self::Contradiction { .. }
+            | Self::Norm(_)
             | Self::Short { .. } => {
                 "nothing was changed; `checkpoint verify` says up to where the journal holds; restore the directory from \
                  a backup, and check the disk"

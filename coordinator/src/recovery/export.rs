@@ -1,5 +1,6 @@
 //! Models out of a run and into one.
 
+use anabranch_common::codec::euclidean_norm;
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
@@ -65,6 +66,7 @@ pub fn import(
     if model.len() != manifest.params() {
         return Err(ImportError::WrongLength { expected: manifest.params(), found: model.len() });
     }
+    let norm = euclidean_norm(model);
     let (position, version, body) = if store.last_position()?.is_some() {
         let newest = replay::recover(store)?;
         if newest.state.manifest != *manifest {
@@ -75,11 +77,11 @@ pub fn import(
         }
         let version = newest.state.version.next();
         let model = pins::put_model(store, manifest, model)?;
-        (newest.position.next(), version, RecordBody::Imported { model, version })
+        (newest.position.next(), version, RecordBody::Imported { model, version, norm })
     } else {
         let NewRun { run, branch, spec } = new_run.ok_or(ImportError::NoRun)?;
         let model = pins::put_model(store, manifest, model)?;
-        let body = RecordBody::Genesis { run, branch, spec: Box::new(spec), manifest: manifest.clone(), model };
+        let body = RecordBody::Genesis { run, branch, spec: Box::new(spec), manifest: manifest.clone(), model, norm };
         (Position(0), ModelVersion(0), body)
     };
     // The model is durable before the record that names it.

@@ -1,5 +1,6 @@
 //! Going back to an earlier version: a new branch of the history, beside the one that it leaves.
 
+use anabranch_common::codec::euclidean_norm;
 use anabranch_common::ids::{BranchId, ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
 
@@ -43,7 +44,8 @@ pub fn rollback(
     // The model and where the branch leaves are durable before the record that needs them.
     store.commit()?;
     let position = last.next();
-    let body = RecordBody::Branched { branch, from: point.from, version };
+    let norm = euclidean_norm(model.model());
+    let body = RecordBody::Branched { branch, from: point.from, version, norm };
     let record = Record { position, at_ms, body, payload: [].into() };
     store.append(&[(position, record.to_bytes()?)])?;
     store.commit()?;

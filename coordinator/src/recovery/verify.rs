@@ -159,10 +159,11 @@ struct Checker {
 impl Checker {
     fn genesis(store: &dyn Store) -> Result<Self, RecoveryError> {
         let record = cursor::read(store, Position(0))?;
-        let RecordBody::Genesis { spec, manifest, model, .. } = &record.body else {
+        let RecordBody::Genesis { spec, manifest, model, norm, .. } = &record.body else {
             return Err(crate::core::state::FoldError::Genesis(Position(0)).into());
         };
         let model = vectors::load(store, "initial model", manifest, *model)?;
+        same_norm(Position(0), *norm, &model)?;
         let bytes = store.record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
         Ok(Self {
             buffer: vec![0.0; manifest.params()],
@@ -219,10 +220,14 @@ impl Checker {
                 }
                 self.rule = rule;
             }
-            RecordBody::Imported { model, version } => self.replace(store, *model, *version)?,
-            RecordBody::Branched { branch, version, .. } => {
+            RecordBody::Imported { model, version, norm } => {
+                self.replace(store, *model, *version)?;
+                same_norm(position, *norm, &self.model)?;
+            }
+            RecordBody::Branched { branch, version, norm, .. } => {
                 let model = pins::branch_model(store, *branch)?;
                 self.replace(store, model, *version)?;
+                same_norm(position, *norm, &self.model)?;
             }
             RecordBody::Genesis { .. } => {
                 return Err(Problem::Found(format!("record {position} is a second genesis record")));
@@ -305,6 +310,15 @@ impl Checker {
         let state = vectors::bytes(store, "state", checkpoint.state)?;
         if Digest::of(&state) == checkpoint.state { Ok(()) } else { differs("state") }
     }
+}
+
+/// The norm that a record says its model has is the one that it has.
+fn same_norm(position: Position, said: f64, model: &[f32]) -> Result<(), RecoveryError> {
+    let mut squares = 0.0_f64;
+    for value in model {
+        squares += f64::from(*value) * f64::from(*value);
+    }
+    if squares.sqrt().to_bits() == said.to_bits() { Ok(()) } else { Err(RecoveryError::Norm(position)) }
 }
 
 /// `target += weight * delta`, entry by entry: the same two roundings in the same order as the coordinator's.

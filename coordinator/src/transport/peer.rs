@@ -346,6 +346,10 @@ impl PeerConnection {
         };
         faults::point("upload-chunk");
         let put = self.lock().put(header.transfer, header.index, &chunk)?;
+        if put.counts.is_some() && put.of_model {
+            let bytes = chunk.len() as u64;
+            self.shared.tell(Input::Event(Event::ModelChunk { peer: self.peer, bytes })).await;
+        }
         if let Some(name) = put.counts {
             self.shared.uploads.received(name, put.offset, chunk).await;
         }

@@ -25,6 +25,12 @@ struct Slot {
     open: Option<Open>,
 }
 
+impl Slot {
+    fn is_model(&self) -> bool {
+        self.waiting.iter().any(|what| matches!(what, Incoming::Model { .. }))
+    }
+}
+
 #[derive(Debug)]
 struct Open {
     upload: Upload,
@@ -128,7 +134,9 @@ impl Transfers {
     /// A chunk is here. Of a transfer that is not under way (complete, or given up: sent twice over a bad line) it is
     /// harmless, and nothing. Returns where it has to be written to, and the whole if this was the last one.
     pub(super) fn put(&mut self, id: Digest, index: u32, chunk: &[u8]) -> Result<Put, TransferError> {
-        let Some(open) = self.slots.get_mut(&id).and_then(|slot| slot.open.as_mut()) else { return Ok(Put::default()) };
+        let Some(slot) = self.slots.get_mut(&id) else { return Ok(Put::default()) };
+        let of_model = slot.is_model();
+        let Some(open) = slot.open.as_mut() else { return Ok(Put::default()) };
         let was_missing = open.upload.assembly.missing().contains(index);
         let whole = open.upload.assembly.put(index, chunk)?;
         if was_missing {
@@ -140,7 +148,7 @@ impl Transfers {
         let offset = range.map_or(0, |range| range.start as u64);
         let whole = if whole { self.slots.remove(&id) } else { None };
         let whole = whole.and_then(|slot| Some(Whole { waiting: slot.waiting, upload: slot.open?.upload }));
-        Ok(Put { counts, offset, whole })
+        Ok(Put { counts, of_model, offset, whole })
     }
 
     /// Whether chunks of this transfer are awaited.
@@ -155,8 +163,7 @@ impl Transfers {
         let over: Vec<Digest> = open.filter_map(|(id, open)| open.is_over(room_is_short).then_some(id)).collect();
         let end = |id| {
             let slot = self.slots.remove(&id)?;
-            let is_model = slot.waiting.iter().any(|what| matches!(what, Incoming::Model { .. }));
-            Some(Overdue { id, is_model })
+            Some(Overdue { id, is_model: slot.is_model() })
         };
         over.into_iter().filter_map(end).collect()
     }
@@ -173,6 +180,8 @@ impl Transfers {
 pub(super) struct Put {
     /// Set if it was news; under which name it belongs on disk, if there.
     pub(super) counts: Option<Option<PartialName>>,
+    /// Whether it belongs to an initial model.
+    pub(super) of_model: bool,
     /// Where in the content it begins.
     pub(super) offset: u64,
     /// Everything, if nothing is missing now.

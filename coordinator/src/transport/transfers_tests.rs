@@ -163,3 +163,21 @@ async fn what_is_on_its_way_is_not_sent_again() {
     assert!(never.await.is_err_and(|ended| ended.is_cancelled()));
     assert!(!sending.covers(&manifest, &Missing::all(3)), "it has ended, and what is asked for now has not come");
 }
+
+#[tokio::test]
+async fn a_chunk_of_a_model_is_news_once_and_one_of_an_update_is_none_of_a_model() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    let id = TransferManifest::of(&content()).id();
+    let Incoming::Update { manifest, .. } = update(0) else { unreachable!("it is one") };
+    let model = Incoming::Model { manifest, digest: Digest::default() };
+    for (what, is_model) in [(model, true), (update(0), false)] {
+        let mut transfers = Transfers::default();
+        assert_eq!(transfers.announce(id, what), Ok(true));
+        assert!(matches!(transfers.opened(id, open(&uploads, 0).await, None), Opened::Missing(_)));
+        for is_news in [true, false] {
+            let put = transfers.put(id, 0, &chunk(0)).expect("it belongs there");
+            assert_eq!((put.of_model, put.counts.is_some()), (is_model, is_news));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! A scripted run: every kind of record that changes the model or the fold, and what it must come to.
 
-use anabranch_common::codec::{self, CodecSpec};
+use anabranch_common::codec::{self, CodecSpec, euclidean_norm};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
@@ -136,6 +136,7 @@ impl History {
             spec: Box::new(spec),
             manifest: manifest.clone(),
             model: Digest::of_f32(&model),
+            norm: euclidean_norm(&model),
         };
         let record = Record { position: Position(0), at_ms: AT_MS, body, payload: [].into() };
         let state = RunState::genesis(&record).expect("a genesis record");
@@ -242,15 +243,18 @@ impl History {
     fn import(&mut self) {
         let model = vector(self.manifest.params(), 2);
         let version = self.newest().state.version.next();
-        let body = RecordBody::Imported { model: Digest::of_f32(&model), version };
+        let norm = euclidean_norm(&model);
+        let body = RecordBody::Imported { model: Digest::of_f32(&model), version, norm };
         self.imported = Some((self.last().next(), model));
         self.push(body, vec![]);
     }
 
     /// What a rollback to `version` comes to.
     pub(crate) fn branch_off(&mut self, branch: BranchId, from: Position, version: ModelVersion) {
-        self.imported = Some((self.last().next(), self.model_of(version).to_vec()));
-        self.push(RecordBody::Branched { branch, from, version }, vec![]);
+        let model = self.model_of(version).to_vec();
+        let norm = euclidean_norm(&model);
+        self.imported = Some((self.last().next(), model));
+        self.push(RecordBody::Branched { branch, from, version, norm }, vec![]);
     }
 
     /// The model right after `version` was made.

@@ -1,5 +1,6 @@
 //! What pruning keeps, and what can be taken out of a run and brought into one.
 
+use anabranch_common::codec::euclidean_norm;
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{FinishReason, Record, RecordBody};
 use anabranch_coordinator::config::Retention;
@@ -112,6 +113,7 @@ fn an_imported_model_is_the_next_version_and_survives_power_loss() {
     let recovered = recovery::recover(&after).expect("durable");
     assert_eq!((recovered.state.version, bits(recovered.model.model())), (version, bits(&model)));
     assert_eq!(recovered.state.buffered, 0);
+    assert_eq!(recovered.state.reference_norm, euclidean_norm(&model), "the measure from here on");
     assert!(recovery::verify(&after).expect("memory").holds);
     let mut bad = model.clone();
     bad[3] = f32::NAN;
@@ -121,6 +123,23 @@ fn an_imported_model_is_the_next_version_and_survives_power_loss() {
     assert!(matches!(other, Err(ImportError::OtherManifest)), "{other:?}");
     let nowhere = recovery::import(&MemoryStore::new(), &history.manifest, &model, None, 9);
     assert!(matches!(nowhere, Err(ImportError::NoRun)), "{nowhere:?}");
+}
+
+#[test]
+fn a_record_that_lies_about_the_norm_of_its_model_does_not_hold() {
+    let history = History::scripted(&fedasync(), 14);
+    let store = finished(&history, PACE);
+    let model = vector(history.manifest.params(), 5);
+    let digest = recovery::put_model(&store, &history.manifest, &model).expect("memory");
+    let version = history.points.last().expect("records").state.version.next();
+    let body = RecordBody::Imported { model: digest, version, norm: 2.0 * euclidean_norm(&model) };
+    let position = history.last().next();
+    let record = Record { position, at_ms: 1, body, payload: [].into() };
+    store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
+    store.commit().expect("memory");
+    let report = recovery::verify(&store).expect("memory");
+    let problem = report.problem.expect("it lies");
+    assert!(!report.holds && problem.contains("another norm of its model"), "{problem}");
 }
 
 /// A branch replays from its point of departure, and an older version means that of the branch's own history.
@@ -140,10 +159,11 @@ fn a_branch_goes_on_from_an_earlier_version() {
         store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
         store.commit().expect("memory");
     };
-    append(RecordBody::Branched { branch, from: point.from, version: back });
+    let norm = euclidean_norm(model.model());
+    append(RecordBody::Branched { branch, from: point.from, version: back, norm });
     let imported = vector(history.manifest.params(), 6);
     let digest = recovery::put_model(&store, &history.manifest, &imported).expect("memory");
-    append(RecordBody::Imported { model: digest, version: back.next() });
+    append(RecordBody::Imported { model: digest, version: back.next(), norm: euclidean_norm(&imported) });
 
     let recovered = recovery::recover(&store).expect("replays");
     assert_eq!((recovered.state.branch, recovered.state.version), (branch, back.next()));

@@ -1,5 +1,6 @@
 //! Going back to an earlier version: the same bits, a run that goes on, and nothing half done.
 
+use anabranch_common::codec::euclidean_norm;
 use anabranch_common::ids::{AgentId, BranchId, ModelVersion, Position, UpdateSeq};
 use anabranch_common::journal::{FinishReason, RecordBody};
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
@@ -94,12 +95,13 @@ fn agents_of_the_old_branch_are_answered_and_not_merged() {
     let store = stored(&history, ALL);
     rollback(&store, &history, 8).expect("all are kept");
     let state = recovery::recover(&store).expect("replays").state;
+    assert_eq!(state.reference_norm, euclidean_norm(history.model_of(ModelVersion(8))), "the measure from here on");
     let accepted = updates(&history).pop().expect("updates");
-    let again = admit(&state, &accepted, None, None);
+    let again = admit(&state, &accepted, None);
     assert!(matches!(again, Decision::Repeat(Verdict::Accepted { .. })), "{again:?}");
     let mut late = accepted;
     late.key.seq = UpdateSeq(1000);
-    assert_eq!(admit(&state, &late, None, None), Decision::Refuse(RefusalReason::WrongBranch));
+    assert_eq!(admit(&state, &late, None), Decision::Refuse(RefusalReason::WrongBranch));
 }
 
 /// Versions after the one that is gone back to are made again, as other models: what was measured of the old ones must

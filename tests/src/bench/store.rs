@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
-use anabranch_common::codec::CodecId;
-use anabranch_common::codec::{CodecSpec, dense::Planes32};
+use anabranch_common::codec::{CodecId, CodecSpec, dense::Planes32, euclidean_norm};
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
 use anabranch_common::journal::{AcceptedUpdate, Chain, Record, RecordBody};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -167,6 +166,7 @@ impl TestRun {
                 spec: Box::new(spec.clone()),
                 manifest: manifest.clone(),
                 model: Digest::of_f32(&noise(params, seed)),
+                norm: euclidean_norm(&noise(params, seed)),
             },
             payload: Arc::from([]),
         };

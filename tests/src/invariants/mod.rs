@@ -8,6 +8,7 @@
 //! | [`progress`] | P8: nobody is held up by the slow, the broken or the hostile |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
 //! | [`told`] | P1: what agents were told is in the journal once, record by record |
+//! | [`verdicts`] | an offer gets the same verdict before and after a restart of the coordinator |
 
 pub mod exactly_once;
 pub mod feedback;
@@ -15,6 +16,7 @@ pub mod journal;
 pub mod progress;
 pub mod same_bits;
 pub mod told;
+pub mod verdicts;
 
 use std::path::Path;
 

@@ -64,6 +64,11 @@ impl Learner {
     pub(super) fn initial(&mut self) -> Vec<f32> {
         match &mut self.native {
             Some(native) => native.trainer.initial(1).expect("the native trainer makes every model"),
+            None if self.task == Task::Quadratic => {
+                // Not zeros: the norm of version 0 is the measure of the first updates.
+                let mut rng = SplitMix64::new(2);
+                (0..self.manifest.params()).map(|_| 0.5 * rng.next_signed_f32()).collect()
+            }
             None => vec![0.0; self.manifest.params()],
         }
     }

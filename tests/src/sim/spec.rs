@@ -38,7 +38,8 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
         name: "world".into(),
         seed: 1,
         model: ModelSpec {
-            kind: ModelKind::Mlp,
+            // The ledger and the quadratic are flat vectors.
+            kind: if native { ModelKind::Mlp } else { ModelKind::Custom },
             input: vec![u64::from(if native { learner::INPUTS } else { schedule.params })],
             classes: if native { learner::CLASSES } else { 2 },
             hidden: if native { vec![8] } else { vec![] },

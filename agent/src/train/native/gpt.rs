@@ -4,9 +4,9 @@
 //!
 //! Activations are `[tokens, features]` here, a token being a byte of one of the batch's windows.
 
-use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::spec::{GPT_TOKENS, Gpt};
+use anabranch_common::spec::Gpt;
 use burn_tensor::backend::Backend;
 use burn_tensor::{Device, Int, Tensor, TensorData, TensorPrimitive};
 
@@ -17,32 +17,6 @@ use super::text_ops::TextOps;
 const BLOCK: usize = 12;
 /// Standard deviation of GPT-2's initial weights.
 const DEVIATION: f64 = 0.02;
-
-/// The tensors, in order, named as in GPT-2; weights are `[out, in]`.
-pub(super) fn tensors(gpt: &Gpt) -> Vec<TensorSpec> {
-    let [context, width] = [gpt.context, gpt.width].map(u64::from);
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: &[u64]| tensors.push(TensorSpec { name, shape: shape.to_vec() });
-    add("wte.weight".to_owned(), &[GPT_TOKENS.into(), width]);
-    add("wpe.weight".to_owned(), &[context, width]);
-    for layer in 0..gpt.layers {
-        for (name, outputs, inputs) in [
-            ("ln_1", width, None),
-            ("attn.c_attn", 3 * width, Some(width)),
-            ("attn.c_proj", width, Some(width)),
-            ("ln_2", width, None),
-            ("mlp.c_fc", 4 * width, Some(width)),
-            ("mlp.c_proj", width, Some(4 * width)),
-        ] {
-            let weight: Vec<u64> = [outputs].into_iter().chain(inputs).collect();
-            add(format!("h.{layer}.{name}.weight"), &weight);
-            add(format!("h.{layer}.{name}.bias"), &[outputs]);
-        }
-    }
-    add("ln_f.weight".to_owned(), &[width]);
-    add("ln_f.bias".to_owned(), &[width]);
-    tensors
-}
 
 /// GPT-2's initial values but for one thing: weights are uniform with its standard deviation of 0.02, smaller by
 /// `sqrt(2 * layers)` in the two projections that write into the residual stream, because a uniform number can be made

@@ -6,6 +6,7 @@ use anabranch_common::codec::{self, CodecSpec, Delta};
 use anabranch_common::ids::{Digest, Incarnation, Position};
 use anabranch_common::journal::{LeaseEnd, Record, RecordBody};
 use anabranch_common::limits;
+use anabranch_common::spec::{ModelKind, ModelSpec, RunSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
@@ -29,8 +30,7 @@ fn an_agent_that_offers_a_model_and_stays_silent_makes_way_for_the_next() {
     world.connect(PeerId(2), 2);
     world.offer_model(PeerId(1));
     world.offer_model(PeerId(2));
-    let deadline_ms = TransferManifest::of(&[0; 16]).deadline_ms();
-    world.advance_ms(deadline_ms - 1);
+    world.advance_ms(limits::UPLOAD_BUSY_GRACE_MS - 1);
     assert_eq!(world.handle(Event::Tick), []);
     world.advance_ms(1);
     let commands = world.handle(Event::Tick);
@@ -160,7 +160,7 @@ fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are
     assert!((BURST - 1..=BURST + 1).contains(&grown), "{grown}");
 }
 
-fn change(state: &mut RunState, spec: anabranch_common::spec::RunSpec) {
+fn change(state: &mut RunState, spec: RunSpec) {
     let body = RecordBody::ConfigChanged { spec: Box::new(spec) };
     let record = Record { position: state.position.next(), at_ms: 0, body, payload: Arc::from([]) };
     state.apply(&record).expect("it follows");
@@ -186,23 +186,22 @@ fn the_first_updates_to_a_model_of_zeros_have_a_measure() {
     let mut world = World::started(1);
     let lease = world.lease(1);
     let meta = world.meta(1, 0, &lease);
-    let weight = |clip_norm_ratio, value, initial_norm| {
+    let weight = |clip_norm_ratio, value, reference_norm| {
         let mut state = world.state().clone();
+        state.reference_norm = reference_norm;
         let mut clipping = spec();
         clipping.admit.clip_norm_ratio = clip_norm_ratio;
         change(&mut state, clipping);
-        match admit(&state, &meta, Some(&Ok(&Delta::Dense(vec![value; 4]))), initial_norm) {
+        match admit(&state, &meta, Some(&Ok(&Delta::Dense(vec![value; 4])))) {
             Decision::Accept(update) => update.weight,
             other => panic!("{other:?}"),
         }
     };
-    let whole = weight(0.0, 1e6, None);
-    assert_eq!(weight(1.0, 0.5, Some(0.0)), whole, "training is not touched");
-    for initial_norm in [None, Some(0.0)] {
-        let scaled = weight(1.0, 1e6, initial_norm) / whole;
-        assert!((scaled - 1e-6).abs() < 1e-9, "{scaled}");
-    }
-    assert_eq!(weight(1.0, 5.0, Some(10.0)), whole, "the initial model is the better measure");
+    let whole = weight(0.0, 1e6, 0.0);
+    assert_eq!(weight(1.0, 0.5, 0.0), whole, "training is not touched");
+    let scaled = weight(1.0, 1e6, 0.0) / whole;
+    assert!((scaled - 1e-6).abs() < 1e-9, "{scaled}");
+    assert_eq!(weight(1.0, 5.0, 10.0), whole, "the initial model is the better measure");
 }
 
 #[test]
@@ -219,4 +218,81 @@ fn a_lease_that_was_given_back_long_ago_is_stale_and_its_work_not_lost() {
     let Some((_, CoordinatorMessage::Verdict { verdict, .. })) = world.last_sent() else { panic!("no verdict") };
     assert_eq!(verdict, Verdict::Refused { reason: RefusalReason::Stale });
     assert!(RefusalReason::Stale.content_returns());
+}
+
+#[test]
+fn of_what_an_agent_says_about_itself_little_is_kept() {
+    let mut world = World::started(1);
+    let device = "é".repeat(limits::CONTROL_MESSAGE_BYTES / 4);
+    let words = anabranch_common::wire::message::AgentHello { software: device.clone(), device, ..hello(2, 2) };
+    world.handle(Event::Connected { peer: PeerId(2), agent: agent(2), hello: words, protocol: 3 });
+    let shown = world.agents().into_iter().find(|status| status.agent == agent(2)).expect("it is enrolled");
+    assert_eq!(shown.device, "é".repeat(limits::AGENT_WORDS_BYTES / 2));
+}
+
+/// What a clip is measured by must not depend on when the process started: a restart made it 47 times looser.
+#[test]
+fn the_norm_of_the_first_model_is_the_measure_before_and_after_a_restart() {
+    let mut clipping = spec();
+    clipping.admit.clip_norm_ratio = 1.0;
+    let mut world = World::of(clipping, vec![0.25; 4]);
+    let lease = world.lease(1);
+    let meta = world.meta(1, 0, &lease);
+    let huge = Delta::Dense(vec![50.0; 4]);
+    let before = world.judge(&meta, &huge);
+    let Some(Decision::Accept(update)) = &before else { panic!("{before:?}") };
+    // A norm of 100 is scaled to that of the model, 0.5; alpha is 0.5.
+    assert!((update.weight - 0.5 * 0.5 / 100.0).abs() < 1e-9, "{}", update.weight);
+    let mut world = world.restarted();
+    assert_eq!(world.judge(&meta, &huge), before);
+    world = world.checkpointed();
+    assert_eq!(world.judge(&meta, &huge), before);
+    assert_eq!(world.replayed(), *world.state());
+}
+
+#[test]
+fn a_native_models_tensors_follow_from_the_configuration() {
+    let model = ModelSpec { kind: ModelKind::Mlp, input: vec![2], classes: 2, hidden: vec![3], ..ModelSpec::default() };
+    let manifest_of = |hidden| {
+        let model = ModelSpec { hidden, ..model.clone() };
+        model.layers().expect("valid").expect("native").manifest
+    };
+    let mut world = World::pending(RunSpec { model: model.clone(), ..spec() });
+    world.connect(PeerId(1), 1);
+    let offer = |manifest| AgentMessage::OfferModel {
+        manifest,
+        digest: Digest::default(),
+        transfer: TransferManifest::of(&[0; 16]),
+    };
+    let commands = world.message(1, offer(manifest_of(vec![4])));
+    let why = "tensor 0 of what was offered is \"fc1.weight\" [4, 2], expected \"fc1.weight\" [3, 2]".to_owned();
+    let refused = CoordinatorMessage::Rejected(Rejection::OtherModel(why));
+    assert_eq!(commands, [Command::Send { peer: PeerId(1), message: refused }, Command::Close { peer: PeerId(1) }]);
+    world.connect(PeerId(2), 2);
+    let commands = world.message(2, offer(manifest_of(vec![3])));
+    assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(2), .. }]), "{commands:?}");
+}
+
+/// With chunks it earns time; without them its turn is short.
+#[test]
+fn an_agent_that_trickles_a_model_makes_way_and_is_not_asked_again_before_the_others() {
+    let mut world = World::new();
+    for n in 1..=2 {
+        world.connect(PeerId(u64::from(n)), n);
+        world.offer_model(PeerId(u64::from(n)));
+    }
+    let earned_ms = 1000;
+    world.handle(Event::ModelChunk { peer: PeerId(1), bytes: limits::UPLOAD_BUSY_MIN_BYTES_PER_S });
+    world.advance_ms(limits::UPLOAD_BUSY_GRACE_MS + earned_ms - 1);
+    assert_eq!(world.handle(Event::Tick), []);
+    world.advance_ms(1);
+    let commands = world.handle(Event::Tick);
+    assert!(commands.contains(&Command::Close { peer: PeerId(1) }), "{commands:?}");
+    // It comes back at once, on a new connection, and the honest one fails over a bad line: the third is next.
+    world.connect(PeerId(3), 1);
+    world.offer_model(PeerId(3));
+    world.connect(PeerId(4), 3);
+    world.offer_model(PeerId(4));
+    let commands = world.handle(Event::Disconnected { peer: PeerId(2) });
+    assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(4), .. }]), "{commands:?}");
 }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod ending;
+mod extreme;
 mod updates;
 mod world;
 

@@ -10,10 +10,12 @@ use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
+use anabranch_common::status::AgentStatus;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection};
+use anabranch_common::wire::message::{self, AgentHello, AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
+use crate::core::admit::Decision;
 use crate::core::command::Command;
 use crate::core::event::{Event, Now, PeerId};
 use crate::core::roster::Roster;
@@ -45,7 +47,7 @@ pub(super) fn spec() -> RunSpec {
         name: "test".into(),
         seed: 1,
         model: ModelSpec {
-            kind: ModelKind::Mlp,
+            kind: ModelKind::Custom,
             input: vec![2],
             classes: 2,
             hidden: vec![],
@@ -96,6 +98,11 @@ pub(super) struct World {
 impl World {
     /// Three enrolled agents, no model.
     pub(super) fn new() -> Self {
+        Self::pending(spec())
+    }
+
+    /// The same with another configuration.
+    pub(super) fn pending(spec: RunSpec) -> Self {
         let options = Options {
             run: RunId([1; 16]),
             first_branch: BranchId([2; 16]),
@@ -112,8 +119,18 @@ impl World {
             assert_eq!(roster.join(&secret, agent(n), 1), Ok(format!("agent-{n}")));
         }
         let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
-        let core = Core::new(options, spec(), roster, now);
+        let core = Core::new(options, spec, roster, now);
         Self { core, now, records: vec![], sent: vec![], model: Arc::new(vec![0.0; 4]) }
+    }
+
+    /// An agent, connected as peer 1, and a durable model.
+    pub(super) fn of(spec: RunSpec, model: Vec<f32>) -> Self {
+        let mut world = Self { model: Arc::new(model), ..Self::pending(spec) };
+        world.connect(PeerId(1), 1);
+        world.offer_model(PeerId(1));
+        world.model_received(PeerId(1));
+        world.journal();
+        world
     }
 
     /// `n` agents, connected as peers 1 to n, and a durable model.
@@ -166,8 +183,28 @@ impl World {
 
     /// The same run in a new process.
     pub(super) fn restarted(mut self) -> Self {
-        self.core = self.resumed(spec()).expect("the same model");
+        self.core = self.resumed(self.state().spec.clone()).expect("the same model");
         self
+    }
+
+    /// The same run in a new process that has its state from a checkpoint.
+    pub(super) fn checkpointed(mut self) -> Self {
+        let bytes = message::encode(self.state(), usize::MAX).expect("a fold is encodable");
+        let state = message::decode_stored(&bytes, usize::MAX).expect("as written");
+        let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
+        let recovered = (state, self.core.chain);
+        let kept = (ModelVersion(0), None);
+        let resumed = Core::resume(options, self.state().spec.clone(), roster, recovered, kept, self.now);
+        self.core = resumed.expect("the same model").0;
+        self
+    }
+
+    pub(super) fn judge(&self, meta: &UpdateMeta, content: &Delta) -> Option<Decision> {
+        self.core.judge(meta, Ok(content))
+    }
+
+    pub(super) fn agents(&self) -> Vec<AgentStatus> {
+        self.core.agents()
     }
 
     /// A core that goes on from this one's records with another configuration.
@@ -259,6 +296,10 @@ impl World {
 
     pub(super) fn position(&self) -> Position {
         self.state().position
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.core.state().is_some()
     }
 
     pub(super) fn state(&self) -> &RunState {

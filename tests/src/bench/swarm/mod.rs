@@ -78,7 +78,7 @@ name = "swarm"
 seed = {seed}
 
 [model]
-kind = "mlp"
+kind = "custom"
 input = [{params}]
 classes = 2
 

@@ -34,7 +34,7 @@ pub use once::Merged;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
-    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `epochs`, `branches`, `staleness`.
+    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `epochs`, `branches`, `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,

@@ -23,6 +23,7 @@ use anabranch_coordinator::transport::Expected;
 use anabranch_coordinator::workers::{self, CheckpointJob, MergeJob, Merger, WriteJob};
 
 use crate::invariants::journal::ensure;
+use crate::invariants::verdicts::Verdicts;
 use crate::picture::{MarkKind, SpanKind};
 
 use super::agent::AgentMachine;
@@ -74,6 +75,7 @@ pub(super) struct CoordinatorMachine {
     pub(super) duplicated: u64,
     /// Half-received transfers of connections that are gone, by agent: only what is missing is sent again.
     partials: BTreeMap<(usize, Digest), Assembly>,
+    verdicts: Verdicts,
     next_peer: u64,
 }
 
@@ -105,6 +107,7 @@ impl CoordinatorMachine {
             newest_version: ModelVersion(0),
             duplicated: 0,
             partials: BTreeMap::new(),
+            verdicts: Verdicts::default(),
             next_peer: 0,
         }
     }
@@ -131,6 +134,7 @@ impl World {
         let now = self.coordinator_now();
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let commands = process.core.handle(now, event);
+        self.coordinator.verdicts.ask(&process.core);
         let leases = process.core.state().map_or(0, |state| state.leases.len());
         self.checked(ensure(leases <= LEASES_MAX, "P5", || format!("{leases} leases are remembered")));
         self.carry_out(commands);

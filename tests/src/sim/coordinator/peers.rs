@@ -136,9 +136,13 @@ impl World {
             Parcel::Chunk { transfer, index, bytes } => {
                 let Some(peer) = conn.peer else { return };
                 let Some(incoming) = process.incoming.get_mut(&(id, transfer)) else { return };
-                if !incoming.assembly.put(index, &bytes).unwrap_or(false) {
-                    return;
+                let was_missing = incoming.assembly.missing().contains(index);
+                let whole = incoming.assembly.put(index, &bytes).unwrap_or(false);
+                let of_model = incoming.waiting.iter().any(|wanted| matches!(wanted, Expected::Model { .. }));
+                if was_missing && of_model {
+                    self.coordinator_handles(Event::ModelChunk { peer, bytes: bytes.len() as u64 });
                 }
+                let Some(process) = self.coordinator.process.as_mut().filter(|_| whole) else { return };
                 let Some(Incoming { waiting, assembly }) = process.incoming.remove(&(id, transfer)) else { return };
                 let content: Arc<[u8]> = assembly.finish().unwrap_or_default().into();
                 for wanted in waiting {

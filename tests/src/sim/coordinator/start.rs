@@ -90,6 +90,8 @@ impl World {
                 (core, commands)
             }
         };
+        let same_verdicts = self.coordinator.verdicts.recovered(&core);
+        self.checked(same_verdicts);
         self.coordinator.process = Some(Process {
             core,
             store,

@@ -1,0 +1,278 @@
+//! Whatever a coordinator says, in whatever state, the session goes on or ends with a reason: every kind of message with
+//! extreme but well-formed content.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Kinds of message that a coordinator has.
+const KINDS: u8 = 13;
+
+/// The kind of a message. A new kind does not compile until it has a number here, and then fails
+/// [`every_kind_is_made`] until [`Draw::message`] makes it.
+fn kind(message: &CoordinatorMessage) -> u8 {
+    match message {
+        CoordinatorMessage::Welcome(_) => 0,
+        CoordinatorMessage::Rejected(_) => 1,
+        CoordinatorMessage::NeedChunks { .. } => 2,
+        CoordinatorMessage::ModelReady { .. } => 3,
+        CoordinatorMessage::Lease { .. } => 4,
+        CoordinatorMessage::NoLease { .. } => 5,
+        CoordinatorMessage::Evaluate { .. } => 6,
+        CoordinatorMessage::Model { .. } => 7,
+        CoordinatorMessage::ModelGone { .. } => 8,
+        CoordinatorMessage::Verdict { .. } => 9,
+        CoordinatorMessage::StateChanged { .. } => 10,
+        CoordinatorMessage::Renewed { .. } => 11,
+        CoordinatorMessage::SizedLease { .. } => 12,
+    }
+}
+
+/// Extreme values, one after another, from a list of small numbers.
+struct Draw<'a> {
+    choices: std::slice::Iter<'a, u8>,
+}
+
+impl Draw<'_> {
+    fn choice(&mut self) -> u8 {
+        self.choices.next().copied().unwrap_or(0)
+    }
+
+    fn of<T: Clone>(&mut self, values: &[T]) -> T {
+        values[usize::from(self.choice()) % values.len()].clone()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.of(&[0, 0, 1, 1, 2, 1 << 53, 1 << 63, u64::MAX - 1, u64::MAX])
+    }
+
+    fn short(&mut self) -> u32 {
+        self.of(&[5, 0, 1, u32::MAX - 1, u32::MAX])
+    }
+
+    fn phase(&mut self) -> RunPhase {
+        self.of(&[RunPhase::Running, RunPhase::Running, RunPhase::Pending, RunPhase::Paused, RunPhase::Finished])
+    }
+
+    fn branch(&mut self) -> BranchId {
+        self.of(&[BRANCH, BRANCH, BRANCH, BranchId([u8::MAX; 16])])
+    }
+
+    fn manifest(&mut self) -> ModelManifest {
+        let largest = TensorSpec { name: "w".into(), shape: vec![limits::MODEL_PARAMS as u64] };
+        let largest = ModelManifest::new(vec![largest]).expect("just fits");
+        self.of(&[manifest("w"), manifest("w"), manifest("w"), manifest(&"é".repeat(128)), largest])
+    }
+
+    fn digest(&mut self) -> Digest {
+        self.of(&[digest(0), digest(0), digest(1), Digest::default()])
+    }
+
+    fn text(&mut self) -> String {
+        let length = self.of(&[0, 1, limits::CONTROL_MESSAGE_BYTES - 1024]);
+        self.of(&["x", "\u{1b}", "\u{0}"]).repeat(length)
+    }
+
+    /// Never one that is valid and large: whether an agent takes memory on the coordinator's word is another question.
+    fn transfer(&mut self) -> TransferManifest {
+        let lie = TransferManifest { bytes: u64::MAX, chunks: vec![Digest::default(); 3] };
+        let many = TransferManifest { bytes: 16, chunks: vec![Digest::default(); 20_000] };
+        let none = TransferManifest { bytes: 0, chunks: vec![] };
+        self.of(&[TransferManifest::of(&encoded(0)), TransferManifest::of(&encoded(1)), lie, many, none])
+    }
+
+    fn missing(&mut self) -> Missing {
+        Missing::all(self.of(&[1, 0, 8, 9, 100_000]))
+    }
+
+    fn lease(&mut self) -> Lease {
+        Lease {
+            id: LeaseId(self.number()),
+            agent: self.of(&[AGENT, AGENT, AgentId([0; 16])]),
+            epoch: Epoch(self.short()),
+            branch: self.branch(),
+            base_version: ModelVersion(self.number()),
+            base_digest: self.digest(),
+            seed: self.number(),
+            expires_at_ms: self.number(),
+        }
+    }
+
+    fn spec(&mut self) -> RunSpec {
+        let mut spec = spec();
+        match self.choice() % 8 {
+            0 => spec.train.local_steps = self.short(),
+            1 => spec.train.batch_size = self.short(),
+            2 => spec.upload.feedback_decay = self.of(&[f32::NAN, f32::INFINITY, -1.0]),
+            3 => spec.model.input = vec![u64::MAX; 9],
+            _ => {}
+        }
+        spec
+    }
+
+    fn rejection(&mut self) -> Rejection {
+        match self.choice() % 7 {
+            0 => Rejection::Revoked,
+            1 => Rejection::WrongRun { run: RunId([u8::MAX; 16]) },
+            2 => Rejection::Unknown,
+            3 => Rejection::Replaced,
+            4 => Rejection::Protocol(self.text()),
+            5 => Rejection::OtherModel(self.text()),
+            _ => Rejection::Busy,
+        }
+    }
+
+    fn verdict(&mut self) -> CoordinatorMessage {
+        let key = UpdateKey {
+            run: self.of(&[RUN, RUN, RunId([9; 16])]),
+            agent: AGENT,
+            epoch: self.of(&[EPOCH, EPOCH, Epoch(0), Epoch(u32::MAX)]),
+            seq: UpdateSeq(self.number()),
+        };
+        let (version, staleness) = (ModelVersion(self.number()), self.number());
+        let weight = self.of(&[0.5, f32::NAN, f32::INFINITY, f32::MAX, -1.0]);
+        let accepted = Verdict::Accepted { position: Position(self.number()), version, weight, staleness };
+        let reason = self.of(&RefusalReason::ALL);
+        let verdict = if self.choice() % 2 == 0 { accepted } else { Verdict::Refused { reason } };
+        CoordinatorMessage::Verdict { key, verdict }
+    }
+
+    fn message(&mut self, kind: u8) -> CoordinatorMessage {
+        match kind {
+            0 => CoordinatorMessage::Welcome(Box::new(Welcome {
+                run: self.of(&[RUN, RUN, RUN, RunId([9; 16])]),
+                branch: self.branch(),
+                agent: self.of(&[AGENT, AgentId([0; 16])]),
+                name: self.text(),
+                epoch: self.of(&[EPOCH, EPOCH, Epoch(0), Epoch(u32::MAX)]),
+                spec: self.spec(),
+                model: (self.choice() % 3 > 0).then(|| (self.manifest(), self.digest())),
+                state: self.phase(),
+            })),
+            1 => CoordinatorMessage::Rejected(self.rejection()),
+            2 => {
+                let of_initial = TransferManifest::of(&encoded(0)).id();
+                let transfer = self.of(&[of_initial, TransferManifest::of(&[0; 10]).id(), Digest::default()]);
+                CoordinatorMessage::NeedChunks { transfer, missing: self.missing() }
+            }
+            3 => CoordinatorMessage::ModelReady { manifest: self.manifest(), digest: self.digest() },
+            4 => CoordinatorMessage::Lease { lease: self.lease(), evaluate: self.choice() % 2 == 0 },
+            5 => CoordinatorMessage::NoLease { state: self.phase() },
+            6 => CoordinatorMessage::Evaluate { version: ModelVersion(self.number()), digest: self.digest() },
+            7 => {
+                let (version, digest) = (ModelVersion(self.number()), self.digest());
+                CoordinatorMessage::Model { version, digest, transfer: self.transfer() }
+            }
+            8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()) },
+            9 => self.verdict(),
+            10 => CoordinatorMessage::StateChanged { state: self.phase() },
+            11 => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
+            _ => {
+                let (lease, evaluate) = (self.lease(), self.choice() % 2 == 0);
+                CoordinatorMessage::SizedLease { lease, evaluate, local_steps: self.short() }
+            }
+        }
+    }
+
+    /// A chunk as a transport hands it on: of any transfer, with any index, at most as long as a chunk may be.
+    fn chunk(&mut self) -> Event {
+        let transfer = TransferManifest::of(&encoded(0)).id();
+        let transfer = self.of(&[transfer, transfer, Digest::default()]);
+        let bytes = self.of(&[encoded(0), encoded(0), vec![], vec![7; 8], vec![0; limits::CHUNK_BYTES]]);
+        Event::Chunk { transfer, index: self.of(&[0, 0, 1, u32::MAX]), bytes }
+    }
+}
+
+/// A session and the rest of its process, which does what it is told.
+struct Process {
+    session: Session,
+    now_ms: u64,
+}
+
+impl Process {
+    fn new(kept: Kept) -> Self {
+        Self { session: Session::new(config(40, 10), kept), now_ms: 0 }
+    }
+
+    fn settle(&mut self, event: Event) {
+        let mut events = vec![event];
+        for _ in 0..100 {
+            let Some(event) = events.pop() else { return };
+            let commands = self.session.handle(self.now_ms, event);
+            events.extend(commands.into_iter().filter_map(|command| self.carried_out(command)));
+        }
+    }
+
+    fn carried_out(&mut self, command: Command) -> Option<Event> {
+        Some(match command {
+            Command::Send(message) => {
+                let sent = anabranch_common::wire::message::encode(&message, limits::CONTROL_MESSAGE_BYTES);
+                assert!(sent.is_ok(), "{sent:?}");
+                return None;
+            }
+            Command::Connect { .. } => Event::Connected,
+            Command::Prepare(_) => Event::Prepared { manifest: manifest("w") },
+            Command::MakeInitial { .. } => Event::InitialMade(InitialModel {
+                content: content(0),
+                encoded: encoded(0).into(),
+                digest: digest(0),
+                transfer: TransferManifest::of(&encoded(0)),
+            }),
+            Command::Unpack { version, digest, .. } => Event::Unpacked { version, digest, content: content(0) },
+            Command::Train { lease, .. } => Event::Trained(Box::new(outcome(&lease))),
+            Command::Evaluate { version, .. } => {
+                Event::Evaluated { version, accuracy: 0.5, loss: 0.5, num_examples: 10 }
+            }
+            Command::Bank(bank) => {
+                let mut banked = entry(0, &bank.lease);
+                (banked.meta.key.epoch, banked.meta.key.seq) = (bank.epoch, bank.seq);
+                Event::Banked(banked)
+            }
+            Command::Settle { key, .. } => Event::Settled { key },
+            _ => return None,
+        })
+    }
+
+    fn happens(&mut self, step: &[u8]) {
+        let mut draw = Draw { choices: step.iter() };
+        let event = match draw.choice() % 16 {
+            0 => Event::Disconnected(Problem::Transient("lost".into())),
+            1 => welcome(BRANCH, Some(digest(0)), RunPhase::Running),
+            2 => draw.chunk(),
+            3 => {
+                self.now_ms += draw.of(&[0, 250, 15_000, 120_000, 86_400_000]);
+                Event::Tick
+            }
+            4 => say(CoordinatorMessage::Lease { lease: lease(1, 0), evaluate: false }),
+            _ => {
+                let kind = draw.choice() % KINDS;
+                say(draw.message(kind))
+            }
+        };
+        self.settle(event);
+    }
+}
+
+#[test]
+fn every_kind_is_made() {
+    let mut draw = Draw { choices: [].iter() };
+    let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number))).collect();
+    assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn nothing_that_a_coordinator_says_panics(
+        welcomed in any::<bool>(),
+        steps in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..32), 1..48),
+    ) {
+        let mut process = Process::new(Kept::default());
+        process.settle(Event::Started);
+        if welcomed {
+            process.settle(welcome(BRANCH, Some(digest(0)), RunPhase::Running));
+        }
+        steps.iter().for_each(|step| process.happens(step));
+    }
+}

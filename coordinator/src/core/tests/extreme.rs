@@ -1,0 +1,356 @@
+//! Whatever a peer says, in whatever state, the core goes on: every kind of message with extreme but well-formed content.
+//!
+//! A panic fails the test. So does a message or a record that does not fit where it has to go, a record that does not read
+//! back, and a fold that differs from the replay of the records.
+
+use std::sync::Arc;
+
+use anabranch_common::codec::{CodecId, DecodeError, Delta};
+use anabranch_common::ids::{
+    AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
+};
+use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
+use anabranch_common::limits;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_common::wire::message::{self, AgentHello, AgentMessage};
+use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use proptest::prelude::*;
+
+use super::world::{World, agent, hello, manifest};
+use crate::core::command::Command;
+use crate::core::event::{Event, PeerId, RequestId};
+
+/// Kinds of message that an agent has.
+const KINDS: u8 = 10;
+
+/// The kind of a message. A new kind does not compile until it has a number here, and then fails
+/// [`every_kind_is_made`] until [`Draw::message`] makes it.
+fn kind(message: &AgentMessage) -> u8 {
+    match message {
+        AgentMessage::Hello(_) => 0,
+        AgentMessage::OfferModel { .. } => 1,
+        AgentMessage::RequestLease => 2,
+        AgentMessage::FetchModel { .. } => 3,
+        AgentMessage::OfferUpdate { .. } => 4,
+        AgentMessage::ReturnLease { .. } => 5,
+        AgentMessage::Evaluated(_) => 6,
+        AgentMessage::Progress { .. } => 7,
+        AgentMessage::Renew { .. } => 8,
+        AgentMessage::Goodbye { .. } => 9,
+    }
+}
+
+/// Extreme values, one after another, from a list of small numbers.
+struct Draw<'a> {
+    choices: std::slice::Iter<'a, u8>,
+}
+
+impl Draw<'_> {
+    fn choice(&mut self) -> u8 {
+        self.choices.next().copied().unwrap_or(0)
+    }
+
+    fn of<T: Clone>(&mut self, values: &[T]) -> T {
+        values[usize::from(self.choice()) % values.len()].clone()
+    }
+
+    fn number(&mut self) -> u64 {
+        let half = 1 << 63;
+        self.of(&[0, 1, 2, 3, 16, u64::from(u32::MAX), 1 << 53, half - 1, half, u64::MAX - 1, u64::MAX])
+    }
+
+    fn short(&mut self) -> u32 {
+        self.of(&[0, 1, 2, u32::MAX / 2, u32::MAX - 1, u32::MAX])
+    }
+
+    fn float(&mut self) -> f64 {
+        let tiny = f64::MIN_POSITIVE;
+        self.of(&[0.0, -0.0, 0.5, 1.0, tiny, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY])
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "an extreme f64 is an extreme f32")]
+    fn single(&mut self) -> f32 {
+        self.float() as f32
+    }
+
+    fn digest(&mut self) -> Digest {
+        self.of(&[Digest::default(), Digest::of(&[0; 16]), Digest([u8::MAX; 32])])
+    }
+
+    fn text(&mut self) -> String {
+        let long = limits::CONTROL_MESSAGE_BYTES - 1024;
+        let length = self.of(&[0, 1, 64, 1 << 12, long]);
+        self.of(&["x", "\u{1b}", "\u{0}", "\n"]).repeat(length)
+    }
+
+    fn agent(&mut self) -> AgentId {
+        self.of(&[agent(1), agent(2), agent(3), agent(0), agent(u8::MAX)])
+    }
+
+    fn run(&mut self) -> RunId {
+        self.of(&[RunId([1; 16]), RunId([1; 16]), RunId([9; 16])])
+    }
+
+    fn transfer(&mut self) -> TransferManifest {
+        let chunks = self.of(&[0, 1, 1, 2, 4096, 20_000]);
+        let bytes = self.of(&[16, 16, 0, 1, 1 << 20, 2 << 20, limits::TRANSFER_BYTES, u64::MAX]);
+        TransferManifest { bytes, chunks: vec![self.digest(); chunks] }
+    }
+
+    fn missing(&mut self) -> Option<Missing> {
+        let chunks = self.of(&[0, 1, 8, 9, 100_000]);
+        (self.choice() % 2 == 0).then(|| Missing::all(chunks))
+    }
+
+    fn manifest(&mut self) -> ModelManifest {
+        self.of(&[manifest(), manifest(), longest(), largest()])
+    }
+
+    fn hello(&mut self) -> AgentHello {
+        AgentHello {
+            run: self.run(),
+            branch: self.of(&[None, Some(BranchId([2; 16])), Some(BranchId([u8::MAX; 16]))]),
+            incarnation: Incarnation([self.choice(); 16]),
+            software: self.text(),
+            train_examples: self.number(),
+            eval_examples: self.number(),
+            device: self.of(&["cpu".to_owned(), "\u{1b}[2J".repeat(100_000)]),
+        }
+    }
+
+    fn meta(&mut self, sender: AgentId) -> UpdateMeta {
+        let agent = if self.choice() % 4 == 0 { self.agent() } else { sender };
+        let key = UpdateKey {
+            run: self.run(),
+            agent,
+            epoch: Epoch(self.of(&[1, 1, 1, 0, 2, u32::MAX])),
+            seq: UpdateSeq(self.number()),
+        };
+        UpdateMeta {
+            key,
+            branch: self.of(&[BranchId([2; 16]), BranchId([2; 16]), BranchId([0; 16])]),
+            lease: LeaseId(self.of(&[1, 2, 3, 4, 5, 0, u64::MAX])),
+            base_version: ModelVersion(self.of(&[0, 0, 0, 1, 2, u64::MAX])),
+            base_digest: self.of(&[Digest::of_f32(&[0.0; 4]), Digest::of_f32(&[1.0; 4]), Digest::default()]),
+            codec: CodecId(self.choice()),
+            payload_bytes: self.of(&[16, 16, 0, u64::MAX]),
+            payload_digest: self.digest(),
+            num_examples: self.number(),
+            local_steps: self.short(),
+            train_loss: self.single(),
+            compute_ms: self.number(),
+        }
+    }
+
+    fn message(&mut self, kind: u8, sender: AgentId) -> AgentMessage {
+        match kind {
+            0 => AgentMessage::Hello(self.hello()),
+            1 => {
+                let (manifest, digest) = (self.manifest(), self.digest());
+                AgentMessage::OfferModel { manifest, digest, transfer: self.transfer() }
+            }
+            2 => AgentMessage::RequestLease,
+            3 => AgentMessage::FetchModel { version: ModelVersion(self.number()), missing: self.missing() },
+            4 => AgentMessage::OfferUpdate { meta: self.meta(sender), transfer: self.transfer() },
+            5 => {
+                let why = self.of(&[LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded]);
+                AgentMessage::ReturnLease { lease: LeaseId(self.number()), why }
+            }
+            6 => AgentMessage::Evaluated(Evaluation {
+                agent: if self.choice() % 4 == 0 { self.agent() } else { sender },
+                version: ModelVersion(self.number()),
+                accuracy: self.float(),
+                loss: self.float(),
+                num_examples: self.number(),
+            }),
+            7 => {
+                let (lease, steps) = (LeaseId(self.number()), self.short());
+                AgentMessage::Progress { lease, steps, examples_per_s: self.single() }
+            }
+            8 => AgentMessage::Renew { csr_der: self.text().into_bytes() },
+            _ => AgentMessage::Goodbye { reason: self.text() },
+        }
+    }
+
+    fn any_message(&mut self, sender: AgentId) -> AgentMessage {
+        let kind = self.choice() % KINDS;
+        self.message(kind, sender)
+    }
+
+    fn operation(&mut self) -> OperatorRequest {
+        match self.choice() % 10 {
+            0 => OperatorRequest::Pause,
+            1 => OperatorRequest::Resume,
+            2 => OperatorRequest::Stop,
+            3 => OperatorRequest::AgentsList,
+            4 => OperatorRequest::AgentRevoke { agent: self.name() },
+            5 => OperatorRequest::TokenCreate {
+                name: Some(self.name()).filter(|name| !name.is_empty()),
+                ttl_ms: self.number(),
+                uses: self.short(),
+                secret_digest: Digest::of(&[7; 32]).0,
+            },
+            6 => OperatorRequest::TokenList,
+            7 => OperatorRequest::TokenRevoke { id: self.name() },
+            _ => OperatorRequest::Status,
+        }
+    }
+
+    fn name(&mut self) -> String {
+        self.of(&["agent-2".to_owned(), String::new(), "x".to_owned(), "é".repeat(20_000)])
+    }
+
+    fn content(&mut self) -> Result<Arc<Delta>, DecodeError> {
+        match self.choice() % 4 {
+            0 => Err(DecodeError::Invalid("transfer")),
+            1 => Ok(Arc::new(Delta::Dense(vec![self.single(); 4]))),
+            2 => Ok(Arc::new(Delta::Sparse { len: 4, indices: vec![], values: vec![] })),
+            _ => Ok(Arc::new(Delta::Dense(vec![0.5; 4]))),
+        }
+    }
+}
+
+/// The longest description that a model may have: it has to fit into a genesis record, a `Welcome` and a `ModelReady`.
+fn longest() -> ModelManifest {
+    let name = |index: usize| format!("{index:0240}");
+    let count = (limits::MANIFEST_BYTES - 8) / (24 + 240);
+    let tensors = (0..count).map(|index| TensorSpec { name: name(index), shape: vec![1] });
+    ModelManifest::new(tensors.collect()).expect("just fits")
+}
+
+/// The largest model that may be described.
+fn largest() -> ModelManifest {
+    let tensor = TensorSpec { name: "w".into(), shape: vec![limits::MODEL_PARAMS as u64] };
+    ModelManifest::new(vec![tensor]).expect("just fits")
+}
+
+/// What the rest of the process would do with a command. Returns what it would answer.
+fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
+    match command {
+        Command::Send { message, .. } => {
+            let sent = message::encode(&message, limits::CONTROL_MESSAGE_BYTES);
+            assert!(sent.is_ok(), "{sent:?}");
+            None
+        }
+        Command::Begin { record, .. } | Command::Append { record } => {
+            let bytes = record.to_bytes().expect("it fits into the journal");
+            let read = Record::from_bytes(&bytes).expect("it is read as it was written");
+            // Figures that are no numbers are not equal to themselves.
+            assert_eq!(format!("{read:?}"), format!("{record:?}"));
+            Some(Event::Journalled { upto: record.position })
+        }
+        Command::SaveItems { ticket, .. } => Some(Event::ItemsSaved { ticket }),
+        Command::ReceiveModel { peer, .. } if draw.choice() % 3 == 0 => {
+            Some(Event::ModelFailed { peer, why: "lost".to_owned() })
+        }
+        // A transport delivers the content of what was offered, or nothing.
+        Command::ReceiveModel { peer, manifest, .. } if manifest.params() < 10_000 => {
+            let model = vec![draw.single(); manifest.params()];
+            Some(Event::ModelReceived { peer, digest: Digest::of_f32(&model), manifest, model: Arc::new(model) })
+        }
+        Command::ReceiveUpdate { peer, meta, .. } => {
+            Some(Event::UpdateReceived { peer, meta, payload: Arc::from([0; 16]), content: draw.content() })
+        }
+        Command::Publish => Some(Event::Published {
+            version: ModelVersion(0),
+            digest: Digest::of_f32(&[0.0; 4]),
+            transfer: TransferManifest::of(&[0; 16]),
+        }),
+        Command::Checkpoint(order) => {
+            let encoded = message::encode(&order.state, usize::MAX).expect("a fold is encodable");
+            assert!(message::decode_stored::<crate::core::state::RunState>(&encoded, usize::MAX).is_ok());
+            let (position, version) = (order.position, order.state.version);
+            Some(Event::Checkpointed { position, version, oldest: ModelVersion(0) })
+        }
+        _ => None,
+    }
+}
+
+fn settle(world: &mut World, event: Event, draw: &mut Draw<'_>) {
+    let mut events = vec![event];
+    for _ in 0..100 {
+        let Some(event) = events.pop() else { return };
+        let commands = world.handle(event);
+        let mut upto: Option<Position> = None;
+        for command in commands {
+            match carried_out(command, draw) {
+                Some(Event::Journalled { upto: position }) => upto = upto.max(Some(position)),
+                Some(event) => events.push(event),
+                None => {}
+            }
+        }
+        events.extend(upto.map(|upto| Event::Journalled { upto }));
+    }
+}
+
+/// One thing that happens, from a peer or an operator; time passes in between.
+fn happens(world: &mut World, step: &[u8]) {
+    let mut draw = Draw { choices: step.iter() };
+    let (what, n) = (draw.choice(), 1 + draw.choice() % 3);
+    let peer = PeerId(u64::from(n));
+    let event = match what % 16 {
+        0 => {
+            Event::Connected { peer, agent: agent(n), hello: draw.hello(), protocol: 2 + u16::from(draw.choice() % 2) }
+        }
+        1 => Event::Connected { peer, agent: agent(n), hello: hello(n, n), protocol: 3 },
+        2 => Event::Disconnected { peer },
+        3 => Event::Operator { request: RequestId(1), operation: draw.operation() },
+        4 => Event::Join { request: RequestId(1), secret: draw.of(&[[7; 32], [0; 32]]), agent: draw.agent() },
+        5 => {
+            world.advance_ms(draw.of(&[0, 250, 15_000, 120_000, 86_400_000]));
+            Event::Tick
+        }
+        _ => Event::Message { peer, message: draw.any_message(agent(n)) },
+    };
+    settle(world, event, &mut draw);
+}
+
+#[test]
+fn every_kind_is_made() {
+    let mut draw = Draw { choices: [].iter() };
+    let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number, agent(1)))).collect();
+    assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
+}
+
+/// Confirmed before it was mended: a model whose description nearly filled a message ended the coordinator when it became a
+/// record.
+#[test]
+fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() {
+    let mut world = World::new();
+    let mut draw = Draw { choices: [].iter() };
+    settle(
+        &mut world,
+        Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1), protocol: 3 },
+        &mut draw,
+    );
+    let manifest = longest();
+    let model = vec![0.0; manifest.params()];
+    let (peer, digest) = (PeerId(1), Digest::of_f32(&model));
+    settle(
+        &mut world,
+        Event::ModelReceived { peer, manifest: manifest.clone(), digest, model: Arc::new(model) },
+        &mut draw,
+    );
+    assert_eq!(world.state().manifest, manifest);
+    let again = Event::Connected { peer: PeerId(2), agent: agent(2), hello: hello(2, 2), protocol: 3 };
+    settle(&mut world, again, &mut draw);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    #[test]
+    fn no_input_of_a_peer_panics(
+        begun in 0_u8..4,
+        steps in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..32), 1..48),
+    ) {
+        let mut world = if begun == 0 { World::new() } else { World::started(begun) };
+        steps.iter().for_each(|step| happens(&mut world, step));
+        if world.has_begun() {
+            // Figures that are no numbers are not equal to themselves.
+            prop_assert_eq!(format!("{:?}", world.replayed()), format!("{:?}", world.state()));
+        }
+    }
+}
