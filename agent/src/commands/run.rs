@@ -313,7 +313,8 @@ pub fn finish(ending: Ending) -> anyhow::Result<()> {
         Ending::Identity(_) => (ExitCode::Identity, None),
         Ending::Clock(_) => (ExitCode::Clock, None),
         Ending::Manifest(_) => {
-            (ExitCode::Model, Some("this version of the agent builds another model; check [model] in run.toml"))
+            let help = "names and shapes have to be the run's, in any order; compare the trainer's model, or [model] in run.toml";
+            (ExitCode::Model, Some(help))
         }
         Ending::Shard(_) => {
             (ExitCode::Shard, Some("`anabranch-agent shard inspect PATH` shows shape and classes of a shard"))

@@ -21,8 +21,6 @@ pub(super) struct Live {
     pub(super) last_seen_ms: u64,
     /// What it said last when it connected.
     pub(super) hello: Option<AgentHello>,
-    /// The protocol version of its connection.
-    pub(super) protocol: u16,
     /// Its speed by its own account.
     pub(super) examples_per_s: Option<f32>,
     /// Payload bytes sent to it.
@@ -124,7 +122,7 @@ impl Peers {
 }
 
 impl Core {
-    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, hello: AgentHello, protocol: u16) {
+    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, hello: AgentHello) {
         let rejection = match self.roster.member(agent) {
             None => Some(Rejection::Unknown),
             Some(member) if member.revoked => Some(Rejection::Revoked),
@@ -144,7 +142,6 @@ impl Core {
         if live.hello.as_ref().is_none_or(|before| before.incarnation != hello.incarnation) {
             live.unjournalled_epoch = live.unjournalled_epoch.next();
         }
-        live.protocol = protocol;
         live.hello = Some(hello.clone());
         let unjournalled = live.unjournalled_epoch;
         let epoch = if self.state.is_some() { self.start_epoch(agent, &hello) } else { unjournalled };

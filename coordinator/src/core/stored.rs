@@ -50,7 +50,8 @@ fields!(
     totals,
     evaluations,
     paused,
-    finished
+    finished,
+    examples
 );
 
 bincode::impl_borrow_decode!(RunState);

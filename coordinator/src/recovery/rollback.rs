@@ -43,7 +43,7 @@ pub fn rollback(
     // The model and where the branch leaves are durable before the record that needs them.
     store.commit()?;
     let position = last.next();
-    let body = RecordBody::Branched { branch, from: point.from, version };
+    let body = RecordBody::Branched { branch, from: point.from, version, examples: state.examples };
     let record = Record { position, at_ms, body, payload: [].into() };
     store.append(&[(position, record.to_bytes()?)])?;
     store.commit()?;

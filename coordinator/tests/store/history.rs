@@ -72,6 +72,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.1 }, feedback_decay: 0.9 },
         merge,
@@ -181,6 +182,7 @@ impl History {
             base_digest: Digest::of_f32(&newest.model),
             seed,
             expires_at_ms: AT_MS + 1_000_000,
+            plan: newest.state.plan(agent, newest.state.version),
         };
         self.push(RecordBody::LeaseGranted(lease), vec![]);
         id
@@ -250,7 +252,9 @@ impl History {
     /// What a rollback to `version` comes to.
     pub(crate) fn branch_off(&mut self, branch: BranchId, from: Position, version: ModelVersion) {
         self.imported = Some((self.last().next(), self.model_of(version).to_vec()));
-        self.push(RecordBody::Branched { branch, from, version }, vec![]);
+        let made = self.points.iter().find(|point| point.state.version == version);
+        let examples = made.expect("the history has this version").state.examples;
+        self.push(RecordBody::Branched { branch, from, version, examples }, vec![]);
     }
 
     /// The model right after `version` was made.

@@ -140,7 +140,7 @@ fn a_branch_goes_on_from_an_earlier_version() {
         store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
         store.commit().expect("memory");
     };
-    append(RecordBody::Branched { branch, from: point.from, version: back });
+    append(RecordBody::Branched { branch, from: point.from, version: back, examples: state.examples });
     let imported = vector(history.manifest.params(), 6);
     let digest = recovery::put_model(&store, &history.manifest, &imported).expect("memory");
     append(RecordBody::Imported { model: digest, version: back.next() });

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod ending;
+mod plans;
 mod updates;
 mod world;
 

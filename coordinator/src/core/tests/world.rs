@@ -59,6 +59,7 @@ pub(super) fn spec() -> RunSpec {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         },
         upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 1.0 },
         merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
@@ -96,6 +97,11 @@ pub(super) struct World {
 impl World {
     /// Three enrolled agents, no model.
     pub(super) fn new() -> Self {
+        Self::of(spec())
+    }
+
+    /// The same with another configuration.
+    fn of(spec: RunSpec) -> Self {
         let options = Options {
             run: RunId([1; 16]),
             first_branch: BranchId([2; 16]),
@@ -112,13 +118,18 @@ impl World {
             assert_eq!(roster.join(&secret, agent(n), 1), Ok(format!("agent-{n}")));
         }
         let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
-        let core = Core::new(options, spec(), roster, now);
+        let core = Core::new(options, spec, roster, now);
         Self { core, now, records: vec![], sent: vec![], model: Arc::new(vec![0.0; 4]) }
     }
 
     /// `n` agents, connected as peers 1 to n, and a durable model.
     pub(super) fn started(n: u8) -> Self {
-        let mut world = Self::new();
+        Self::started_with(spec(), n)
+    }
+
+    /// The same with another configuration.
+    pub(super) fn started_with(spec: RunSpec, n: u8) -> Self {
+        let mut world = Self::of(spec);
         for n in 1..=n {
             world.connect(PeerId(u64::from(n)), n);
         }
@@ -166,7 +177,7 @@ impl World {
 
     /// The same run in a new process.
     pub(super) fn restarted(mut self) -> Self {
-        self.core = self.resumed(spec()).expect("the same model");
+        self.core = self.resumed(self.state().spec.clone()).expect("the same model");
         self
     }
 
