@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anabranch_agent::shard::{Examples, Inputs, Shard, Text};
-use anabranch_agent::train::{NativeOptions, Trainer, native_with};
+use anabranch_agent::train::{NativeOptions, Round, Trainer, native_with};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 
@@ -47,6 +47,7 @@ fn main() {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         };
         for threads in threads.map_or(vec![1, 2, 4], |threads| vec![threads]) {
             let options = NativeOptions { threads: Some(threads), ..NativeOptions::default() };
@@ -76,7 +77,8 @@ fn measure(trainer: &mut dyn Trainer, plan: &TrainSpec, shard: &dyn Shard) -> [f
     let mut times = [Vec::new(), Vec::new()];
     for repetition in 0..REPETITIONS {
         let start = Instant::now();
-        let outcome = trainer.train(&base, plan, repetition as u64, shard, &mut |_| ControlFlow::Continue(()));
+        let outcome =
+            trainer.train(&base, Round::new(plan, repetition as u64), shard, &mut |_| ControlFlow::Continue(()));
         times[0].push(start.elapsed().as_secs_f64() * 1e3);
         let start = Instant::now();
         trainer.evaluate(&outcome.expect("trains").end, shard).expect("evaluates");

@@ -10,11 +10,12 @@
 //!    control.sock           while it runs: what `status` asks
 //! ```
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::ids::{AgentId, Digest, RunId};
+use anabranch_common::limits;
+use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
 
 use crate::device;
@@ -152,11 +153,19 @@ pub enum ConfigError {
     },
     /// It cannot be read.
     #[error("{} cannot be read", path.display())]
-    Io {
+    Unreadable {
         /// Where it is.
         path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
+        /// Why not.
+        source: TextError,
+    },
+    /// It is not UTF-8.
+    #[error("{}:{}: {}", path.display(), encoding.line, encoding.problem)]
+    Encoding {
+        /// Where it is.
+        path: PathBuf,
+        /// Where in it, and how.
+        encoding: BadEncoding,
     },
     /// A line is not what it should be.
     #[error("{}:{line}: {problem}", path.display())]
@@ -176,13 +185,14 @@ impl AgentConfig {
     /// # Errors
     /// It is missing, unreadable, or a line is wrong (an unknown key included).
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(ConfigError::Missing { path: path.to_path_buf() });
+        let owned = || path.to_path_buf();
+        let text = text_file::read(path, limits::CONFIG_FILE_BYTES).map_err(|error| match error {
+            TextError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                ConfigError::Missing { path: owned() }
             }
-            Err(source) => return Err(ConfigError::Io { path: path.to_path_buf(), source }),
-        };
+            TextError::Encoding { encoding } => ConfigError::Encoding { path: owned(), encoding },
+            source => ConfigError::Unreadable { path: owned(), source },
+        })?;
         Self::parse(path, &text)
     }
 

@@ -169,9 +169,9 @@ impl Driver {
         let (run, agent) = (config.run, session.agent);
         let mut session = Session::new(session, ledger.kept()?);
         let rounds = Rounds::new(dir.round(), config.checkpoint_s.unwrap_or(limits::ROUND_KEEP_S));
-        if let Some((lease, local_steps, base)) = rounds.as_ref().and_then(Rounds::pending) {
+        if let Some((lease, base)) = rounds.as_ref().and_then(Rounds::pending) {
             tracing::info!(lease = lease.id.0, base = lease.base_version.0, "a round was cut off; it will be resumed");
-            session.resume(lease, local_steps, base);
+            session.resume(lease, base);
         }
         let (events, work_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
@@ -313,6 +313,7 @@ impl Driver {
                 None
             }
             Command::Prepare(spec) => self.maths(MathsJob::Prepare(spec)),
+            Command::Reorder(manifest) => self.maths(MathsJob::Reorder(manifest)),
             Command::MakeInitial { seed } => self.maths(MathsJob::MakeInitial { seed }),
             Command::Unpack { version, digest, encoded } => {
                 // Beside the maths: a round may be running.

@@ -145,6 +145,27 @@ fn run_without_a_join_says_so() {
     fails(&output, 3, &["agent.toml does not exist", "help: enrol first"]);
 }
 
+/// What an editor did to the file is told with its place, and has nothing to do with permissions.
+#[test]
+fn an_agent_toml_that_is_no_utf_8_is_told_with_its_place_and_how_to_convert_it() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = enrolled(temporary.path());
+    let text = fs::read_to_string(dir.config()).expect("there");
+    let line = text.lines().count() + 1;
+    let latin_1 = [text.as_bytes(), b"# caf\xe9\n"].concat();
+    fs::write(dir.config(), latin_1).expect("written");
+    let output = agent(&["run", "--dir", self::text(temporary.path())]);
+    fails(&output, 3, &[&format!("agent.toml:{line}: byte 0xE9 is not UTF-8"), "help: save it as UTF-8", "iconv -f"]);
+    let utf_16: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_be_bytes).collect();
+    fs::write(dir.config(), utf_16).expect("written");
+    let output = agent(&["run", "--dir", self::text(temporary.path())]);
+    fails(&output, 3, &["agent.toml:1: this is UTF-16", "help: save it as UTF-8"]);
+    fs::remove_file(dir.config()).expect("removed");
+    fs::create_dir(dir.config()).expect("made");
+    let output = agent(&["run", "--dir", self::text(temporary.path())]);
+    fails(&output, 3, &["agent.toml cannot be read", "help: a directory is in its place"]);
+}
+
 #[test]
 fn a_mistake_in_agent_toml_is_told_with_file_and_line() {
     let temporary = tempfile::tempdir().expect("a directory");
@@ -209,7 +230,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     use anabranch_agent::core::command::Bank;
     use anabranch_agent::core::event::Outcome;
     use anabranch_common::codec::CodecSpec;
-    use anabranch_common::journal::Lease;
+    use anabranch_common::journal::{Lease, Plan};
     use anabranch_common::manifest::{ModelManifest, TensorSpec};
 
     let temporary = tempfile::tempdir().expect("a directory");
@@ -230,6 +251,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
         base_digest: Digest::default(),
         seed: 0,
         expires_at_ms: 0,
+        plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
     };
     let outcome = Outcome {
         lease: LeaseId(1),

@@ -23,19 +23,19 @@ use crate::bugs::{self, Bug};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId};
 use crate::limits;
 use crate::manifest::ModelManifest;
-use crate::spec::RunSpec;
+use crate::spec::{RunSpec, TrainSpec};
 use crate::update::{RefusalReason, UpdateKey, UpdateMeta};
 use crate::wire::message::{self, MessageError};
 
 /// Magic bytes of a stored record.
 pub const MAGIC: [u8; 4] = *b"ANBJ";
 /// Version of the stored layout.
-pub const LAYOUT_VERSION: u16 = 2;
+pub const LAYOUT_VERSION: u16 = 3;
 /// Bytes before the head.
 pub const HEADER_BYTES: usize = 28;
 
-/// Permission to train from a base version.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+/// Permission to train from a base version, with what to do there.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
 pub struct Lease {
     /// Its number.
     pub id: LeaseId,
@@ -54,6 +54,33 @@ pub struct Lease {
     /// Unix time in milliseconds after which it no longer counts as outstanding. Work that comes later is still merged
     /// while its base is within `max_staleness`.
     pub expires_at_ms: u64,
+    /// What to do under it.
+    pub plan: Plan,
+}
+
+/// What an agent is to do under one lease. All of it follows from the records before the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+pub struct Plan {
+    /// Optimizer steps, in place of `train.local_steps`.
+    pub local_steps: u32,
+    /// What the learning rate of `train.optimizer` is multiplied with, in [0, 1].
+    pub lr_factor: f32,
+    /// Number of this round among those of its agent, from 0: the leases that the agent was
+    /// granted before in this run.
+    pub round: u64,
+    /// How far the run is: the base version over `target.versions`, in [0, 1]. None without such a
+    /// target.
+    pub progress: Option<f32>,
+}
+
+impl Plan {
+    /// Returns `[train]` as it counts for this round: with its steps, and with the learning rate
+    /// multiplied.
+    #[must_use]
+    pub fn of(&self, train: &TrainSpec) -> TrainSpec {
+        let optimizer = train.optimizer.with_lr(self.lr_factor * train.optimizer.lr());
+        TrainSpec { local_steps: self.local_steps, optimizer, ..train.clone() }
+    }
 }
 
 /// Why a lease ended without an update.
@@ -228,6 +255,8 @@ pub enum RecordBody {
         version: ModelVersion,
         /// Euclidean norm of that version, the measure from here on.
         norm: f64,
+        /// Examples credited to the updates that still count.
+        examples: u64,
     },
     /// No more leases until resumed.
     Paused,
@@ -240,21 +269,14 @@ pub enum RecordBody {
         /// The version that is the run's result.
         result: ModelVersion,
     },
-    /// Permission to train for a number of steps of its own, where `train.target_round_s` is set.
-    SizedLeaseGranted {
-        /// The lease.
-        lease: Lease,
-        /// Its optimizer steps, in place of `train.local_steps`.
-        local_steps: u32,
-    },
 }
 
 impl RecordBody {
-    /// The lease that is granted here, whether or not it has a size of its own.
+    /// The lease that is granted here.
     #[must_use]
     pub fn granted(&self) -> Option<&Lease> {
         match self {
-            Self::LeaseGranted(lease) | Self::SizedLeaseGranted { lease, .. } => Some(lease),
+            Self::LeaseGranted(lease) => Some(lease),
             _ => None,
         }
     }
@@ -278,7 +300,6 @@ impl RecordBody {
             Self::Paused => "paused",
             Self::Resumed => "resumed",
             Self::Finished { .. } => "finished",
-            Self::SizedLeaseGranted { .. } => "sized_lease_granted",
         }
     }
 }

@@ -193,3 +193,5 @@ pub const DEVICE_TRIAL_MS: u64 = 60_000;
 pub const DEVICE_PROBE_BYTES: u64 = 64 << 10;
 /// How often an agent looks whether its machine's owner has a use for the machine, in milliseconds.
 pub const MANNERS_LOOK_MS: u64 = 2_000;
+/// Bytes of a configuration file that are read.
+pub const CONFIG_FILE_BYTES: u64 = 1 << 20;

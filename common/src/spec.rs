@@ -3,10 +3,12 @@
 
 mod gpt;
 mod layers;
+mod lr_schedule;
 mod train;
 
 pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
 pub use layers::{Conv, Layers, ModelError};
+pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use train::SIZED_STEPS;
 
 use bincode::{Decode, Encode};
@@ -147,7 +149,7 @@ impl ModelKind {
 }
 
 /// Local training under one lease.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSpec {
     /// Optimizer steps under one lease.
@@ -164,9 +166,12 @@ pub struct TrainSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_round_s: Option<f64>,
     /// Most steps of a lease where `target_round_s` is set, [`SIZED_STEPS`] times `local_steps` where it is not said.
-    /// Not kept without `target_round_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_local_steps: Option<u32>,
+    /// How the learning rate changes during the run; without it, it does not. Agents are not told
+    /// of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<LrSchedule>,
 }
 
 /// A local optimizer.

@@ -11,10 +11,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anabranch_agent::shard::{self, Shard, ShardOptions};
-use anabranch_agent::train::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, Round, StepReport, TrainError, TrainOutcome, Trainer};
 use anabranch_agent::worker::{Pace, Shards};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::spec::TrainSpec;
 use anyhow::Context as _;
 
 #[derive(Debug)]
@@ -32,11 +31,11 @@ impl Trainer for Mean {
     fn train(
         &mut self,
         base: &[f32],
-        plan: &TrainSpec,
-        seed: u64,
+        round: Round<'_>,
         shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
+        let Round { plan, seed, .. } = round;
         let (mut end, mut inputs, mut labels) = (base.to_vec(), Vec::new(), Vec::new());
         let (mut steps, mut stopped, batch) = (0, false, plan.batch_size);
         let offset = usize::try_from(seed % shard.len() as u64).unwrap_or(0);

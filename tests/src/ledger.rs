@@ -10,11 +10,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anabranch_agent::shard::Shard;
-use anabranch_agent::train::{Metrics, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, Round, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::ids::LeaseId;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::spec::TrainSpec;
 use anabranch_coordinator::core::lease_seed;
 use anabranch_io::exit;
 use clap::Parser;
@@ -198,11 +197,11 @@ impl Trainer for LedgerTrainer {
     fn train(
         &mut self,
         base: &[f32],
-        _plan: &TrainSpec,
-        seed: u64,
+        round: Round<'_>,
         _shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
+        let seed = round.seed;
         let Some(lease) = self.lease_of(seed) else {
             let coordinates = self.manifest.params();
             return Err(TrainError::Backend(format!("no lease below {coordinates} has seed {seed}")));

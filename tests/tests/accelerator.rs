@@ -16,7 +16,7 @@ use std::path::Path;
 
 use anabranch_agent::device::{Choice, GpuBackend, GpuId};
 use anabranch_agent::shard::{Examples, Inputs, Shard, Text};
-use anabranch_agent::train::{Metrics, NativeOptions, Trainer, native_with};
+use anabranch_agent::train::{Metrics, NativeOptions, Round, Trainer, native_with};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 use anabranch_tests::clock::poll;
@@ -114,7 +114,7 @@ fn train(
 ) -> anyhow::Result<Reached> {
     let mut losses = Vec::new();
     trainer.fit(plan, micro_batch)?;
-    let outcome = trainer.train(base, plan, 7, shard, &mut |report| {
+    let outcome = trainer.train(base, Round::new(plan, 7), shard, &mut |report| {
         losses.push(report.loss);
         ControlFlow::Continue(())
     })?;
@@ -158,6 +158,7 @@ fn a_gpu_trains_as_the_cpu_does_but_for_rounding() -> anyhow::Result<()> {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         };
         let mut cpu = native_with(&model(kind), options)?;
         let mut gpu = native_with(&model(kind), NativeOptions { device: Some(id), ..options })?;

@@ -7,6 +7,7 @@
 //! | a killed trainer | it costs a round and a fresh child; the agent stays, the run reaches its end |
 //! | a trainer in Python | another model than the native ones, in another language, from the first version to the target |
 //! | a trainer that cannot start | exit code 14 and its own words |
+//! | a model imported in the order of names | trainers have the run's tensors in another order, and train it all the same |
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -16,8 +17,9 @@ use std::time::Duration;
 use anabranch_agent::native_factory;
 use anabranch_agent::shard::{self, ShardOptions};
 use anabranch_agent::train::process::{ProcessOptions, TrainerProcess};
-use anabranch_agent::train::{RunPart, Trainer};
+use anabranch_agent::train::{Round, RunPart, Trainer};
 use anabranch_agent::worker::Shards;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
@@ -45,6 +47,7 @@ fn run_part() -> RunPart {
         keep_optimizer_state: false,
         target_round_s: None,
         max_local_steps: None,
+        schedule: None,
     };
     RunPart { name: "digits".into(), seed: 3, model, train }
 }
@@ -56,7 +59,7 @@ fn computed(trainer: &mut dyn Trainer, shards: &Shards) -> anyhow::Result<Vec<u6
     assert!(shard(&shards.train) && shard(&shards.eval));
     let (train, eval) = shards.train.as_deref().zip(shards.eval.as_deref()).context("both shards are there")?;
     let initial = trainer.initial(run.seed)?;
-    let outcome = trainer.train(&initial, &run.train, 11, train, &mut |_| ControlFlow::Continue(()))?;
+    let outcome = trainer.train(&initial, Round::new(&run.train, 11), train, &mut |_| ControlFlow::Continue(()))?;
     let metrics = trainer.evaluate(&outcome.end, eval)?;
     let bits = initial.iter().chain(&outcome.end).chain([&outcome.mean_loss]).map(|value| u64::from(value.to_bits()));
     let counts = [outcome.num_examples, outcome.steps.into(), metrics.num_examples];
@@ -86,6 +89,48 @@ fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::
     assert_eq!(computed(&mut *there, &process.shards())?, expected);
     process.close();
     assert_eq!(computed(&mut *there, &process.shards())?, expected, "a fresh child");
+    Ok(())
+}
+
+/// safetensors libraries write tensors in the order of their names, and a run that begins with
+/// such a file has that order.
+#[test]
+fn a_run_that_began_with_a_file_in_the_order_of_names_is_trained_in_any_process() -> anyhow::Result<()> {
+    let settings = DIGITS.replace("versions = 40", "versions = 6");
+    let mut cluster = Cluster::new(Path::new(LAB), &settings)?;
+    let mut spec = run_part().model;
+    spec.hidden = vec![32];
+    let mut native = anabranch_agent::train::native(&spec)?;
+    let (ours, values) = (native.manifest().clone(), native.initial(3)?);
+    let mut by_name: Vec<_> = ours.ranges().map(|(tensor, range)| (tensor.clone(), &values[range])).collect();
+    by_name.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    let (tensors, parts): (Vec<_>, Vec<&[f32]>) = by_name.into_iter().unzip();
+    let sorted = ModelManifest::new(tensors)?;
+    assert_ne!(sorted, ours);
+    let file = cluster.path().join("sorted.safetensors");
+    model_file::hand_over(&file, &sorted, &parts.concat())?;
+    cluster.coordinate(&["checkpoint", "import"], &[&file.display().to_string()])?.code(0)?;
+    cluster.start_coordinator()?;
+    let data = example("data/digits-train.csv.gz");
+    for (name, more) in [("isolated", "--isolate"), ("other", "--threads=1")] {
+        cluster.join(name)?;
+        let args: [&OsStr; 5] =
+            ["--shard".as_ref(), data.as_os_str(), "--eval-shard".as_ref(), data.as_os_str(), more.as_ref()];
+        cluster.start_agent(Role::Agent, name, &args, &[])?;
+    }
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    for name in ["isolated", "other"] {
+        assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    }
+    let out = cluster.path().join("result.safetensors");
+    cluster.coordinate(&["checkpoint", "export"], &["--out", &out.display().to_string()])?.code(0)?;
+    let accuracy = |file: &Path| -> anyhow::Result<f64> {
+        let mut native = anabranch_agent::train::native(&spec)?;
+        let (_, model) = model_file::read(file, Some(native.manifest()))?;
+        Ok(native.evaluate(&model, &*shard::open(&data, &ShardOptions::default())?)?.accuracy)
+    };
+    let (before, after) = (accuracy(&file)?, accuracy(&out)?);
+    assert!(after > before + 0.2, "learned from {before} to {after}: tensors are not mixed up");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Start
-from driver import DEADLINE_S, PLAN
+from driver import CONTEXT, DEADLINE_S, PLAN
 
 from anabranch import _tensors, _wire
 
@@ -412,9 +412,30 @@ def test_a_round_that_ran_out_of_memory_says_so_and_the_next_one_is_told_its_mic
     child.prepare()
     child.train(BASE)
     assert child.answer()[1]["kind"] == "memory"
-    child.ask("train", base="base.safetensors", out="end.safetensors", seed=1, plan=PLAN, max_micro_batch=3)
+    child.ask("train", base="base.safetensors", out="end.safetensors", seed=1, **CONTEXT, plan=PLAN, max_micro_batch=3)
     assert child.answer()[1]["kind"] == "memory"
     assert "at once 3" in child.log_after_end()
+
+
+def test_a_round_knows_where_in_the_run_it_is(start: Start) -> None:
+    body = "    def each(self, round): print('at', round.version, round.number, round.progress, round.lr_factor)\n"
+    child = start(trainer(body))
+    child.prepare()
+    child.train(BASE, local_steps=1)
+    assert child.answer()[1]["type"] == "trained"
+    # A run without target.versions has no progress.
+    child.train(BASE, local_steps=1, context={"version": 251, "number": 42, "progress": None, "lr_factor": 1})
+    assert child.answer()[1]["type"] == "trained"
+    at = [line for line in child.log_after_end().splitlines() if line.startswith("at")]
+    assert at == ["at 250 41 0.25 0.5", "at 251 42 None 1.0"]
+
+
+def test_a_round_without_its_place_in_the_run_breaks_the_protocol(start: Start) -> None:
+    child = start(LINEAR + SERVE)
+    child.prepare()
+    child.train(BASE, context={"version": -1})
+    answer = child.answer()[1]
+    assert answer["type"] == "failed" and "train.version is -1, expected an integer from 0" in answer["message"]
 
 
 def test_shards_and_threads_come_from_the_environment(start: Start) -> None:

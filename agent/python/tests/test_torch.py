@@ -224,6 +224,27 @@ run(model, told)
     assert states == ["state 0", "state 0", "state 4", "state 4", "state 4", "state 0"]
 
 
+def test_a_schedule_changes_the_rate_and_keeps_the_state(start: Start) -> None:
+    """The plan brings the rate of its round: a kept optimizer goes on at that rate, and at 0 the model stays as it is."""
+    body = """
+def told(model, round):
+    o = round.optimizer(model); print('rate', o.param_groups[0]['lr'], len(o.state), round.version, round.number, round.lr_factor)
+    train(model, round)
+run(model, told)
+"""
+    child = start(script(body))
+    child.prepare()
+    base = child.initial(1)
+    for number, factor in enumerate((1.0, 0.5, 0.0)):
+        spec = {"kind": "sgd", "lr": 0.5 * factor, "momentum": 0.9}
+        child.train(base, context={"number": number, "lr_factor": factor}, optimizer=spec, keep_optimizer_state=True)
+        assert child.answer()[1]["type"] == "trained"
+    end = child.end()
+    assert all(end[name].tobytes() == base[name].tobytes() for name in base)
+    rates = [line for line in child.log_after_end().splitlines() if line.startswith("rate")]
+    assert rates == ["rate 0.5 0 250 0 1.0", "rate 0.25 4 250 1 0.5", "rate 0.0 4 250 2 0.0"]
+
+
 def test_batches_are_seeded_exact_and_cover_the_data(start: Start) -> None:
     body = """
 class Rows(torch.utils.data.Dataset):

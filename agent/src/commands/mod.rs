@@ -84,7 +84,8 @@ fn config_fail(error: ConfigError) -> Fail {
     let fail = Fail::new(ExitCode::Config, error.to_string());
     match error {
         ConfigError::Missing { .. } => fail.help("enrol first: anabranch-agent join --token TOKEN --dir DIR"),
-        ConfigError::Io { source, .. } => fail.because(source),
+        ConfigError::Unreadable { path, source } => fail.help(source.help(&path)).because(source),
+        ConfigError::Encoding { path, encoding } => fail.help(encoding.help(&path)),
         ConfigError::Line { .. } => fail.help("mend that line; `anabranch-agent run --help` lists what can be set"),
     }
 }

@@ -312,10 +312,11 @@ pub fn finish(ending: Ending) -> anyhow::Result<()> {
         }
         Ending::Identity(_) => (ExitCode::Identity, None),
         Ending::Clock(_) => (ExitCode::Clock, None),
-        Ending::Manifest(_) => (
-            ExitCode::Model,
-            Some("check [model] in run.toml; a trainer that brings tensors of its own takes `kind = \"custom\"` there"),
-        ),
+        Ending::Manifest(_) => {
+            let help = "names and shapes have to be the run's, in any order; compare the trainer's model with [model] in \
+                        run.toml, where a trainer that brings tensors of its own takes `kind = \"custom\"`";
+            (ExitCode::Model, Some(help))
+        }
         Ending::ModelBounds(_) => (
             ExitCode::Model,
             Some(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
 use anabranch_common::journal::Lease;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::UpdateKey;
 use anabranch_common::wire::message::AgentMessage;
@@ -38,6 +39,8 @@ pub enum Command {
     },
     /// Build the trainer; answered by `Prepared`.
     Prepare(Box<RunSpec>),
+    /// Have the trainer's tensors lie in this order, the run's; answered by `Prepared`.
+    Reorder(Box<ModelManifest>),
     /// Make version 0; answered by `InitialMade`.
     MakeInitial {
         /// The run's seed.
@@ -56,7 +59,8 @@ pub enum Command {
     Train {
         /// The lease; it holds the round's seed.
         lease: Box<Lease>,
-        /// The configuration that counts for this round.
+        /// The configuration that counts for this round: `train` is what the lease's plan makes of
+        /// it.
         spec: Box<RunSpec>,
         /// The base's content.
         base: Arc<[f32]>,

@@ -10,6 +10,7 @@ use anabranch_common::wire::transfer::Missing;
 use super::command::{ChunkSource, Command, Ending};
 use super::event::{InitialModel, Problem};
 use super::replica::{Announced, Arrival, Wanted};
+use super::tensors::{self, Compared};
 use super::{Initial, Session, Terms, Trainer, UpdateKey, Work};
 
 /// State of the connection.
@@ -98,10 +99,6 @@ impl Session {
             CoordinatorMessage::NeedChunks { transfer, missing } => self.need_chunks(now_ms, transfer, missing, out),
             CoordinatorMessage::ModelReady { manifest, digest } => self.model_ready(now_ms, manifest, digest, out),
             CoordinatorMessage::Lease { lease, evaluate } => self.leased(now_ms, lease, evaluate, out),
-            CoordinatorMessage::SizedLease { lease, evaluate, local_steps } => {
-                self.sized = Some((lease.id, local_steps));
-                self.leased(now_ms, lease, evaluate, out);
-            }
             CoordinatorMessage::NoLease { state } => self.no_lease(now_ms, state, out),
             CoordinatorMessage::Evaluate { version, digest } => {
                 if self.config.eval_examples > 0 {
@@ -178,8 +175,14 @@ impl Session {
     fn take_up_model(&mut self, out: &mut Vec<Command>) {
         let (Some(terms), Trainer::Ready(manifest)) = (&self.terms, &self.trainer) else { return };
         if let Some((theirs, digest)) = &terms.model {
-            if let Some(difference) = first_difference(manifest, theirs) {
-                return self.end(Ending::Manifest(difference), out);
+            match tensors::compare(manifest, theirs) {
+                Compared::Same => {}
+                Compared::OtherOrder => {
+                    let order = Box::new(theirs.clone());
+                    self.trainer = Trainer::Building;
+                    return out.push(Command::Reorder(order));
+                }
+                Compared::Other(difference) => return self.end(Ending::Manifest(difference), out),
             }
             if let Initial::Made(model) = std::mem::replace(&mut self.initial, Initial::None)
                 && model.digest == *digest
@@ -325,15 +328,4 @@ impl Session {
             self.stop(now_ms, Ending::Finished, out);
         }
     }
-}
-
-/// What to tell people about two manifests that differ: the first tensor that does.
-fn first_difference(ours: &ModelManifest, theirs: &ModelManifest) -> Option<String> {
-    let describe = |tensor: Option<&anabranch_common::manifest::TensorSpec>| match tensor {
-        Some(tensor) => format!("{} {:?}", tensor.name, tensor.shape),
-        None => "nothing".to_owned(),
-    };
-    let index = ours.first_difference(theirs)?;
-    let (ours, theirs) = (ours.tensors().get(index), theirs.tensors().get(index));
-    Some(format!("tensor {index} is {} here and {} in the run", describe(ours), describe(theirs)))
 }

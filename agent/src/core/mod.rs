@@ -23,6 +23,7 @@ mod link;
 pub mod outbox;
 pub mod replica;
 mod tempo;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -130,8 +131,6 @@ pub struct Session {
     banking: Vec<(LeaseId, u64)>,
     tempo: Tempo,
     now_ms: u64,
-    /// The newest lease with a number of steps of its own, and that number.
-    sized: Option<(LeaseId, u32)>,
     /// The lease of a round that a crash has cut off, to go on with before another is asked for.
     cut_off: Option<(Lease, Arc<[f32]>)>,
     /// The round during which the latest lease was asked for.
@@ -185,7 +184,6 @@ impl Session {
             banking: Vec::new(),
             tempo: Tempo::default(),
             now_ms: 0,
-            sized: None,
             cut_off: None,
             asked_in: None,
             lacking: None,
@@ -208,10 +206,9 @@ impl Session {
 
     /// Goes on with a round that a crash has cut off, once the trainer is ready and the run goes on, if it still is the
     /// run's branch. Its lease need not be outstanding: what is trained under it is welcome while its base is recent.
-    /// It has as many steps as it was begun with.
-    pub fn resume(&mut self, lease: Lease, local_steps: u32, base: Arc<[f32]>) {
+    /// It has the plan that it was begun with.
+    pub fn resume(&mut self, lease: Lease, base: Arc<[f32]>) {
         if lease.agent == self.config.agent && Some(lease.branch) == self.branch {
-            self.sized = Some((lease.id, local_steps));
             self.cut_off = Some((lease, base));
         }
     }

@@ -180,9 +180,7 @@ impl Session {
 
     fn train_from(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
         let mut spec = self.terms.as_ref().expect("a lease comes only after a welcome").spec.clone();
-        if let Some((_, local_steps)) = self.sized.filter(|(sized, _)| *sized == lease.id) {
-            spec.train.local_steps = local_steps;
-        }
+        spec.train = lease.plan.of(&spec.train);
         let all_steps = spec.train.local_steps;
         out.push(Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec), base, lead });
         self.work = Work::Training {

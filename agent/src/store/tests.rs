@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{Epoch, LeaseId, ModelVersion, UpdateSeq};
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::manifest::TensorSpec;
 
 use super::*;
@@ -35,6 +35,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
             base_digest: Digest::default(),
             seed: 0,
             expires_at_ms: 0,
+            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
         },
         epoch: Epoch(1),
         seq: UpdateSeq(seq),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  base: &[f32] ──┐
-//!  TrainSpec ─────┼─► Trainer::train ──► TrainOutcome { end, num_examples, steps, mean_loss }
-//!  seed, Shard ───┘        │ one StepReport a step
+//!  Round ─────────┼─► Trainer::train ──► TrainOutcome { end, num_examples, steps, mean_loss }
+//!  Shard ─────────┘        │ one StepReport a step
 //!                          ▼
 //!                       control: go on, or stop here
 //! ```
@@ -14,12 +14,14 @@ mod error;
 pub mod native;
 mod optimizer;
 pub mod process;
+mod reordered;
 mod round;
 mod vector;
 
 use std::fmt;
 use std::ops::ControlFlow;
 
+use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, RunSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,7 @@ pub use bound::Bound;
 pub use encode::{EncodeOrder, FeedbackSource};
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
+pub(crate) use reordered::Reordered;
 pub use round::{RoundFile, Rounds};
 
 /// The part of a run's specification that concerns a trainer.
@@ -55,6 +58,53 @@ impl RunPart {
     }
 }
 
+/// One local round, as a trainer is told of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Round<'a> {
+    /// `[train]` as it counts for this round: the steps of its lease, and the learning rate that
+    /// is due by then.
+    pub plan: &'a TrainSpec,
+    /// Decides which examples are drawn.
+    pub seed: u64,
+    /// Where in the run the round is.
+    pub context: RoundContext,
+}
+
+/// Where in a run a round is: for trainers that have a schedule of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RoundContext {
+    /// The model version that is trained from.
+    pub version: u64,
+    /// Number of this round among those of its agent, from 0: the leases that the agent was
+    /// granted before in this run. It is in the lease, so that neither a restart nor a kill
+    /// changes it.
+    pub number: u64,
+    /// How far the run is, in [0, 1]: `version` over `target.versions`. None in a run without that
+    /// target.
+    #[serde(default)]
+    pub progress: Option<f32>,
+    /// What `[train.schedule]` has multiplied the plan's learning rate with, in [0, 1].
+    pub lr_factor: f32,
+}
+
+impl<'a> Round<'a> {
+    /// The first round of an agent, from version 0.
+    #[must_use]
+    pub fn new(plan: &'a TrainSpec, seed: u64) -> Self {
+        let context = RoundContext { version: 0, number: 0, progress: None, lr_factor: 1.0 };
+        Self { plan, seed, context }
+    }
+
+    /// The round under `lease`, where `plan` is what the lease made of `[train]`.
+    #[must_use]
+    pub fn of(lease: &Lease, plan: &'a TrainSpec) -> Self {
+        let Lease { seed, base_version, plan: given, .. } = lease;
+        let (version, number) = (base_version.0, given.round);
+        let context = RoundContext { version, number, progress: given.progress, lr_factor: given.lr_factor };
+        Self { plan, seed: *seed, context }
+    }
+}
+
 /// Computes a model's training steps and its metrics. Driven from one blocking thread at a time; between calls it keeps
 /// nothing but caches and, where `TrainSpec::keep_optimizer_state` asks for it, the optimizer's state.
 pub trait Trainer: Send + fmt::Debug {
@@ -67,17 +117,18 @@ pub trait Trainer: Send + fmt::Debug {
     /// A trainer in another process can be lost; the native one makes any model that it could be built for.
     fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError>;
 
-    /// Takes `plan.local_steps` steps from `base`. `seed` decides which examples are drawn. `control` hears of every
-    /// step and may end the training there: then what was reached is the outcome, with `stopped` set. A trainer whose steps
-    /// are long asks it in between too, with no new examples.
+    /// Takes `round.plan.local_steps` steps from `base`. `round.seed` decides which examples are
+    /// drawn. `control` hears of every step and may end the training there: then what was reached
+    /// is the outcome, with `stopped` set. A trainer whose steps are long asks it in between too,
+    /// with no new examples.
     ///
     /// # Errors
-    /// The base or the shard does not fit the model, `plan` is not usable, or the loss stops being finite.
+    /// The base or the shard does not fit the model, `round.plan` is not usable, or the loss stops
+    /// being finite.
     fn train(
         &mut self,
         base: &[f32],
-        plan: &TrainSpec,
-        seed: u64,
+        round: Round<'_>,
         shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError>;

@@ -51,18 +51,31 @@ impl Optimizer {
         })
     }
 
-    /// Whether this is what `spec` makes, its state aside.
+    /// Whether this is what `spec` makes, state and learning rate aside: a schedule changes the
+    /// rate and keeps the state.
     pub(super) fn is(&self, spec: &OptimizerSpec) -> bool {
         match (self, spec) {
-            (Self::Sgd { lr, momentum, .. }, OptimizerSpec::Sgd { lr: spec_lr, momentum: spec_momentum }) => {
-                lr == spec_lr && momentum == spec_momentum
+            (Self::Sgd { momentum, .. }, OptimizerSpec::Sgd { momentum: spec_momentum, .. }) => {
+                momentum == spec_momentum
             }
             (
-                Self::AdamW { lr, weight_decay, beta_1, beta_2, .. },
-                OptimizerSpec::AdamW { lr: spec_lr, weight_decay: spec_decay, beta_1: spec_1, beta_2: spec_2 },
-            ) => lr == spec_lr && weight_decay == spec_decay && beta_1 == spec_1 && beta_2 == spec_2,
+                Self::AdamW { weight_decay, beta_1, beta_2, .. },
+                OptimizerSpec::AdamW { weight_decay: spec_decay, beta_1: spec_1, beta_2: spec_2, .. },
+            ) => weight_decay == spec_decay && beta_1 == spec_1 && beta_2 == spec_2,
             _ => false,
         }
+    }
+
+    /// Goes on with the learning rate of `spec`.
+    ///
+    /// # Errors
+    /// The rate is not usable.
+    pub(super) fn set_lr(&mut self, spec: &OptimizerSpec) -> Result<(), TrainError> {
+        validate(spec)?;
+        match self {
+            Self::Sgd { lr, .. } | Self::AdamW { lr, .. } => *lr = spec.lr(),
+        }
+        Ok(())
     }
 
     /// Its state: vectors as long as the model (none where there is none to keep), and two numbers.
@@ -163,11 +176,11 @@ fn validate(spec: &OptimizerSpec) -> Result<(), TrainError> {
     let share = |value: f32| (0.0..1.0).contains(&value);
     match *spec {
         OptimizerSpec::Sgd { lr, momentum } => {
-            check("train.optimizer.lr", lr, lr.is_finite() && lr > 0.0, "expected a number above 0")?;
+            check("train.optimizer.lr", lr, lr.is_finite() && lr >= 0.0, "expected 0 or a number above it")?;
             check("train.optimizer.momentum", momentum, share(momentum), "expected at least 0 and below 1")
         }
         OptimizerSpec::AdamW { lr, weight_decay, beta_1, beta_2 } => {
-            check("train.optimizer.lr", lr, lr.is_finite() && lr > 0.0, "expected a number above 0")?;
+            check("train.optimizer.lr", lr, lr.is_finite() && lr >= 0.0, "expected 0 or a number above it")?;
             let decays = weight_decay.is_finite() && weight_decay >= 0.0 && lr * weight_decay < 1.0;
             check("train.optimizer.weight_decay", weight_decay, decays, "expected at least 0 and below 1 / lr")?;
             check("train.optimizer.beta_1", beta_1, share(beta_1), "expected at least 0 and below 1")?;
@@ -210,6 +223,21 @@ mod tests {
         close(x[0], 0.85 * 0.95 - 0.1 * (0.28 / 0.19) / (0.0496f64 / 0.0199).sqrt());
     }
 
+    /// A schedule that changes the rate between two rounds leaves momentum as it was.
+    #[test]
+    fn another_learning_rate_keeps_the_state() {
+        let spec = OptimizerSpec::Sgd { lr: 0.1, momentum: 0.9 };
+        let mut optimizer = Optimizer::new(&spec, 1).expect("valid");
+        let mut x = [1.0f32];
+        optimizer.step(&mut x, &[2.0]); // v = 2, x = 0.8
+        let halved = spec.with_lr(0.05);
+        assert!(optimizer.is(&halved) && !optimizer.is(&OptimizerSpec::Sgd { lr: 0.1, momentum: 0.8 }));
+        optimizer.set_lr(&halved).expect("valid");
+        optimizer.step(&mut x, &[1.0]); // v = 2.8, x = 0.8 - 0.05 * 2.8
+        close(x[0], 0.66);
+        assert!(optimizer.set_lr(&spec.with_lr(f32::NAN)).is_err());
+    }
+
     #[test]
     fn unusable_hyperparameters_are_refused_by_key() {
         let sgd = |lr, momentum| OptimizerSpec::Sgd { lr, momentum };
@@ -217,7 +245,7 @@ mod tests {
             Err(TrainError::Spec { key, .. }) => key,
             other => panic!("expected a refusal, found {other:?}"),
         };
-        assert_eq!(key(sgd(0.0, 0.0)), "train.optimizer.lr");
+        assert_eq!(key(sgd(-0.1, 0.0)), "train.optimizer.lr");
         assert_eq!(key(sgd(f32::NAN, 0.0)), "train.optimizer.lr");
         assert_eq!(key(sgd(0.1, 1.0)), "train.optimizer.momentum");
         let adamw = OptimizerSpec::AdamW { lr: 0.1, weight_decay: 10.0, beta_1: 0.9, beta_2: 0.99 };

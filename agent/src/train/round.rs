@@ -7,7 +7,7 @@
 //! | 8 | `ANBROUND` |
 //! | 4 | length of the head, u32 le |
 //! | 32 | BLAKE3 of the head |
-//! | n | the head (bincode): lease, what the round is a round of, steps done, sums, length and BLAKE3 of each vector |
+//! | n | the head (bincode): lease with its plan, what the round is a round of, steps done, sums, length and BLAKE3 of each vector |
 //! | ... | the vectors, f32 le: start (the lease's base, or ahead of it), model, the optimizer's state |
 //!
 //! The draw of examples needs no bytes: it is the seed's stream after so many numbers. The file is removed before the
@@ -43,20 +43,21 @@ impl Rounds {
         (every_s > 0).then_some(Self { path, every_s })
     }
 
-    /// For the round of `local_steps` steps under `lease`.
+    /// For the round under `lease`.
     #[must_use]
-    pub fn file(&self, lease: &Lease, local_steps: u32) -> RoundFile {
-        RoundFile { path: self.path.clone(), every_s: self.every_s, lease: lease.clone(), local_steps }
+    pub fn file(&self, lease: &Lease) -> RoundFile {
+        RoundFile { path: self.path.clone(), every_s: self.every_s, lease: lease.clone() }
     }
 
-    /// The round that a crash has cut off: its lease, its steps and the base's content. A file that is damaged is removed.
+    /// The round that a crash has cut off: its lease, with the plan, and the base's content. A
+    /// file that is damaged is removed.
     #[must_use]
-    pub fn pending(&self) -> Option<(Lease, u32, Arc<[f32]>)> {
+    pub fn pending(&self) -> Option<(Lease, Arc<[f32]>)> {
         match read(&self.path) {
             Ok(None) => None,
             Ok(Some((head, mut vectors))) => {
                 let base = vectors.swap_remove(0);
-                Some((head.lease, head.local_steps, base.into()))
+                Some((head.lease, base.into()))
             }
             Err(error) => {
                 tracing::warn!(%error, "the round that was kept cannot be used; it starts over");
@@ -68,12 +69,11 @@ impl Rounds {
 }
 
 /// Where the state of one round is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoundFile {
     path: PathBuf,
     every_s: u64,
     lease: Lease,
-    local_steps: u32,
 }
 
 /// How far a round is.
@@ -102,15 +102,13 @@ struct Head {
     loss_sum: u64,
     powers: [u64; 2],
     vectors: Vec<(u64, Digest)>,
-    /// Last: a round that an older build kept is not read, and starts over.
-    local_steps: u32,
 }
 
 impl RoundFile {
     /// In a folder of a test, after every step of the round from `base`.
     #[cfg(test)]
     pub(super) fn every_step(path: &Path, base: &[f32]) -> Self {
-        Self { path: path.to_owned(), every_s: 0, lease: tests::lease(base), local_steps: 0 }
+        Self { path: path.to_owned(), every_s: 0, lease: tests::lease(base) }
     }
 
     /// Digest of the model that the round starts from.
@@ -133,7 +131,6 @@ impl RoundFile {
             loss_sum: state.loss_sum.to_bits(),
             powers: state.powers.map(f64::to_bits),
             vectors: vectors.iter().map(|vector| (vector.len() as u64, Digest::of_f32(vector))).collect(),
-            local_steps: self.local_steps,
         };
         let head = bincode::encode_to_vec(head, bincode::config::standard()).map_err(io::Error::other)?;
         let head_bytes = u32::try_from(head.len()).map_err(io::Error::other)?;
@@ -229,6 +226,7 @@ fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
 #[cfg(test)]
 mod tests {
     use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion};
+    use anabranch_common::journal::Plan;
 
     use super::*;
 
@@ -242,6 +240,7 @@ mod tests {
             base_digest: Digest::of_f32(base),
             seed: 5,
             expires_at_ms: 6,
+            plan: Plan { local_steps: 20, lr_factor: 0.25, round: 8, progress: Some(0.5) },
         }
     }
 
@@ -253,7 +252,7 @@ mod tests {
         let rounds = Rounds::new(path.clone(), 60).expect("it keeps rounds");
         assert!(Rounds::new(path.clone(), 0).is_none() && rounds.pending().is_none());
         let (base, model) = (vec![1.0, -2.0], vec![1.5, -2.5]);
-        let file = rounds.file(&lease(&base), 20);
+        let file = rounds.file(&lease(&base));
         let state = RoundState {
             of: Digest([7; 32]),
             micro_batch: 16,
@@ -265,7 +264,7 @@ mod tests {
         let vectors: Vec<&[f32]> = state.vectors.iter().map(Vec::as_slice).collect();
         file.write(&state, &vectors).expect("written");
         assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1, "no temporary file is left");
-        assert_eq!(rounds.pending(), Some((lease(&base), 20, base.clone().into())));
+        assert_eq!(rounds.pending(), Some((lease(&base), base.clone().into())));
         assert_eq!(file.take_up(state.of), Some(state.clone()));
         let whole = fs::read(&path).expect("there");
         for damage in 0..whole.len() {

@@ -11,6 +11,7 @@ use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{RunSpec, UploadSpec};
 use tokio::sync::mpsc;
 
@@ -18,7 +19,9 @@ use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initi
 use crate::clock::Clock;
 use crate::core::command::{Ending, Lead};
 use crate::core::event::{Event, Outcome};
-use crate::train::{EncodeOrder, FeedbackSource, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
+use crate::train::{
+    EncodeOrder, FeedbackSource, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer,
+};
 
 /// What a round starts from.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct Start {
 pub enum MathsJob {
     /// See `Command::Prepare`.
     Prepare(Box<RunSpec>),
+    /// See `Command::Reorder`.
+    Reorder(Box<ModelManifest>),
     /// See `Command::MakeInitial`.
     MakeInitial {
         /// The run's seed.
@@ -113,6 +118,7 @@ impl Maths {
     fn work(&mut self, job: MathsJob) -> Event {
         match job {
             MathsJob::Prepare(spec) => self.prepare(&spec),
+            MathsJob::Reorder(manifest) => self.reorder(*manifest),
             MathsJob::MakeInitial { seed } => self.make_initial(seed),
             MathsJob::Train { lease, spec, start: Start { base, lead } } => match lead {
                 Some(lead) => self.train(&lease, &spec, &lead.from(&base)),
@@ -143,6 +149,17 @@ impl Maths {
         }
     }
 
+    fn reorder(&mut self, manifest: ModelManifest) -> Event {
+        let trainer = self.trainer.take().expect("the session prepares a trainer before it uses it");
+        match Reordered::new(trainer, manifest.clone()) {
+            Ok(trainer) => {
+                self.trainer = Some(Box::new(trainer));
+                Event::Prepared { manifest }
+            }
+            Err(error) => Event::Failed(ending(&error)),
+        }
+    }
+
     fn train(&mut self, lease: &Lease, spec: &RunSpec, start: &[f32]) -> Event {
         let id = lease.id;
         let clock = Clock::start();
@@ -159,7 +176,7 @@ impl Maths {
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let round = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease, spec.train.local_steps));
+        let round = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease));
         trainer.keep_round(round.clone());
         if let Some(killed) = &mut self.setup.killed
             && let Ok(Some(micro_batch)) = trainer.fit(&spec.train, killed.most())
@@ -167,7 +184,7 @@ impl Maths {
             killed.begins(micro_batch);
         }
         trainer.encode_next(encode_order(spec, self.setup.feedback.as_ref()));
-        let trained = trainer.train(start, &spec.train, lease.seed, shard, &mut control);
+        let trained = trainer.train(start, Round::of(lease, &spec.train), shard, &mut control);
         // Before anybody hears of the end: a round that is over is never taken up again.
         if let Err(error) = round.as_ref().map_or(Ok(()), RoundFile::clear) {
             return Event::Failed(Ending::Storage(format!("the round that is over cannot be removed: {error}")));

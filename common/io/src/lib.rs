@@ -3,7 +3,7 @@
 //! ```text
 //!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
-//!  model_file        a model as safetensors
+//!  model_file        a model as safetensors                    text_file  configuration, as UTF-8
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -19,4 +19,5 @@ pub mod frames;
 pub mod logging;
 pub mod model_file;
 pub mod terminal;
+pub mod text_file;
 pub mod tls;

@@ -15,6 +15,8 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
 /// Bytes of a file that is read: the largest model and the largest header.
 const MAX_FILE_BYTES: u64 = 4 * limits::MODEL_PARAMS as u64 + (100 << 20);
+/// Differences between two models that are told; more are counted.
+const DIFFERENCES_SHOWN: usize = 8;
 /// The header is filled up with spaces so that the data are aligned to this.
 const ALIGNMENT_BYTES: usize = 8;
 
@@ -178,24 +180,30 @@ fn in_file_order(file: &SafeTensors<'_>) -> Result<ModelManifest, ReadError> {
 }
 
 fn compare(file: &SafeTensors<'_>, manifest: &ModelManifest) -> Result<(), ReadError> {
-    let differs = |text: String| Err(ReadError::OtherTensors(text));
     let found: BTreeMap<String, Vec<usize>> =
         file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
+    let mut differences = Vec::new();
     for tensor in manifest.tensors() {
         let Some(shape) = found.get(&tensor.name) else {
-            return differs(format!("{:?} of shape {:?} is missing", tensor.name, tensor.shape));
+            differences.push(format!("{:?} of shape {:?} is missing", tensor.name, tensor.shape));
+            continue;
         };
         let elements: usize = shape.iter().product();
         let same = shape.iter().map(|n| *n as u64).eq(tensor.shape.iter().copied());
         if !(same || shape.is_empty() && tensor.elements() == Some(elements)) {
-            return differs(format!("{:?} has shape {shape:?} instead of {:?}", tensor.name, tensor.shape));
+            differences.push(format!("{:?} has shape {shape:?} instead of {:?}", tensor.name, tensor.shape));
         }
     }
     let known: std::collections::BTreeSet<&str> =
         manifest.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
-    match found.keys().find(|name| !known.contains(name.as_str())) {
-        Some(name) => differs(format!("{name:?} is not part of the run's model")),
-        None => Ok(()),
+    let unknown = found.keys().filter(|name| !known.contains(name.as_str()));
+    differences.extend(unknown.map(|name| format!("{name:?} is not part of the run's model")));
+    let more = differences.len().saturating_sub(DIFFERENCES_SHOWN);
+    differences.truncate(DIFFERENCES_SHOWN);
+    match (differences.is_empty(), more) {
+        (true, _) => Ok(()),
+        (false, 0) => Err(ReadError::OtherTensors(differences.join("; "))),
+        (false, more) => Err(ReadError::OtherTensors(format!("{}; and {more} more", differences.join("; ")))),
     }
 }
 
@@ -248,10 +256,33 @@ mod tests {
             (manifest(&[("a", &[2]), ("c", &[1])]), "\"c\" of shape [1] is missing"),
             (manifest(&[("a", &[1]), ("b", &[1])]), "\"a\" has shape [2] instead of [1]"),
             (manifest(&[("a", &[2])]), "\"b\" is not part of the run's model"),
+            (
+                manifest(&[("c", &[1]), ("a", &[3])]),
+                "\"c\" of shape [1] is missing; \"a\" has shape [2] instead of [3]; \"b\" is not part of the run's model",
+            ),
         ] {
             let error = read(&path, Some(&other)).expect_err("other tensors").to_string();
             assert!(error.contains(expected), "{error:?} does not say {expected:?}");
         }
+    }
+
+    /// The crate behind `safetensors.torch.save_file` sorts by name; the run's order is another.
+    #[test]
+    fn a_file_in_the_order_of_names_is_put_into_the_runs_order() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("model.safetensors");
+        let tensors = [("fc.weight", vec![2, 2], [1.0f32, 2.0, 3.0, 4.0]), ("fc.bias", vec![4], [5.0, 6.0, 7.0, 8.0])];
+        let bytes: Vec<Vec<u8>> =
+            tensors.iter().map(|(.., values)| values.iter().flat_map(|value| value.to_le_bytes()).collect()).collect();
+        let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+            (*name, safetensors::tensor::TensorView::new(Dtype::F32, shape.clone(), bytes).expect("whole"))
+        });
+        fs::write(&path, safetensors::serialize(views, None).expect("a model")).expect("written");
+        let ours = manifest(&[("fc.weight", &[2, 2]), ("fc.bias", &[4])]);
+        assert_eq!(read(&path, Some(&ours)).expect("the same tensors").1, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        let (found, values) = read(&path, None).expect("read");
+        assert_eq!(found, manifest(&[("fc.bias", &[4]), ("fc.weight", &[2, 2])]), "its own order");
+        assert_eq!(values[..4], [5.0, 6.0, 7.0, 8.0]);
     }
 
     #[test]

@@ -6,11 +6,9 @@
 use bincode::{Decode, Encode};
 
 /// The oldest protocol version that this build speaks.
-pub const MIN_PROTOCOL: u16 = 2;
+pub const MIN_PROTOCOL: u16 = 4;
 /// The newest protocol version that this build speaks.
-pub const MAX_PROTOCOL: u16 = 3;
-/// The first protocol version in which a lease may have a number of steps of its own.
-pub const SIZED_LEASES: u16 = 3;
+pub const MAX_PROTOCOL: u16 = 4;
 /// The name under which QUIC connections are opened (ALPN). It has no version in it on purpose: a mismatch is told in
 /// words, not as a TLS alert.
 pub const ALPN: &[u8] = b"anabranch";
@@ -79,9 +77,12 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_chosen_and_none_is_said_so() {
         let propose = |min, max| Propose { min, max, purpose: Purpose::Agent }.answer();
-        assert_eq!(propose(2, 2), Agree::Version(2));
+        assert_eq!(propose(MIN_PROTOCOL, MIN_PROTOCOL), Agree::Version(MIN_PROTOCOL));
         assert_eq!(propose(0, 7), Agree::Version(MAX_PROTOCOL));
-        assert_eq!(propose(4, 5), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
+        assert_eq!(
+            propose(MAX_PROTOCOL + 1, MAX_PROTOCOL + 2),
+            Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL }
+        );
         assert_eq!(propose(0, 1), Agree::Unsupported { min: MIN_PROTOCOL, max: MAX_PROTOCOL });
     }
 }

@@ -297,15 +297,6 @@ pub enum CoordinatorMessage {
         /// The certificate.
         certificate_der: Vec<u8>,
     },
-    /// Permission to train for a number of steps of its own (protocol 3).
-    SizedLease {
-        /// The lease; its base may have to be fetched.
-        lease: Lease,
-        /// Evaluate the base before training.
-        evaluate: bool,
-        /// Optimizer steps, in place of `train.local_steps`.
-        local_steps: u32,
-    },
 }
 
 /// Answer to an agent's first message.

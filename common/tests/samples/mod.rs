@@ -4,12 +4,13 @@ use anabranch_common::codec::{CodecId, CodecSpec};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, LeaseEnd, Record, RecordBody};
+use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, LeaseEnd, Plan, Record, RecordBody};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+    AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit, TargetSpec,
+    TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
@@ -49,6 +50,7 @@ pub(crate) fn spec() -> RunSpec {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.05 }, feedback_decay: 0.95 },
         merge: fed_buff(),
@@ -90,10 +92,16 @@ pub(crate) fn gpt_spec() -> RunSpec {
     RunSpec { model, ..other_spec() }
 }
 
-/// Leases with a size of their own.
-pub(crate) fn sized_spec() -> RunSpec {
-    let train = TrainSpec { target_round_s: Some(2.5), max_local_steps: Some(100), ..other_spec().train };
-    RunSpec { train, ..other_spec() }
+/// Leases with a size of their own, and each kind of schedule.
+pub(crate) fn planned_specs() -> [RunSpec; 3] {
+    let (versions, examples) = (ScheduleUnit::Versions, ScheduleUnit::Examples);
+    let cosine = LrSchedule::Cosine { over: examples, warmup: 50, length: 1_000, final_fraction: 0.125 };
+    let step = LrSchedule::Step { over: versions, warmup: 0, every: 300, factor: 0.5 };
+    [LrSchedule::Constant { over: versions, warmup: 50 }, cosine, step].map(|schedule| {
+        let (target_round_s, max_local_steps) = (Some(2.5), Some(100));
+        let train = TrainSpec { target_round_s, max_local_steps, schedule: Some(schedule), ..other_spec().train };
+        RunSpec { train, ..other_spec() }
+    })
 }
 
 pub(crate) fn lease() -> Lease {
@@ -106,6 +114,7 @@ pub(crate) fn lease() -> Lease {
         base_digest: DIGEST,
         seed: 0x0123_4567_89AB_CDEF,
         expires_at_ms: 1_700_000_060_000,
+        plan: Plan { local_steps: 20, lr_factor: 0.5, round: 12, progress: Some(0.25) },
     }
 }
 
@@ -200,7 +209,6 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
     messages.extend([
         CoordinatorMessage::StateChanged { state: RunPhase::Finished },
         CoordinatorMessage::Renewed { certificate_der: vec![0x30, 0x02] },
-        CoordinatorMessage::SizedLease { lease: lease(), evaluate: false, local_steps: 7 },
     ]);
     messages
 }
@@ -310,7 +318,13 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         },
         RecordBody::Evaluated(evaluation()),
         RecordBody::Imported { model: DIGEST, version: ModelVersion(43), norm: 7.5 },
-        RecordBody::Branched { branch: BRANCH, from: Position(70), version: ModelVersion(40), norm: 7.25 },
+        RecordBody::Branched {
+            branch: BRANCH,
+            from: Position(70),
+            version: ModelVersion(40),
+            norm: 7.25,
+            examples: 25_600,
+        },
         RecordBody::Paused,
         RecordBody::Resumed,
     ]);
@@ -324,8 +338,9 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     ];
     bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
     bodies.push(RecordBody::ConfigChanged { spec: Box::new(gpt_spec()) });
-    bodies.push(RecordBody::SizedLeaseGranted { lease: lease(), local_steps: 7 });
-    bodies.push(RecordBody::ConfigChanged { spec: Box::new(sized_spec()) });
+    let unplanned = Plan { progress: None, ..lease().plan };
+    bodies.push(RecordBody::LeaseGranted(Lease { plan: unplanned, ..lease() }));
+    bodies.extend(planned_specs().map(|spec| RecordBody::ConfigChanged { spec: Box::new(spec) }));
     bodies
 }
 

@@ -129,6 +129,7 @@ fn check_folder(out: &Path) -> anyhow::Result<()> {
 fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
     let stopped = Stopped::open(dir)?;
     let manifest = stopped.manifest()?;
+    let is_first = manifest.is_none();
     let (manifest, values) = model_file::read(file, manifest.as_ref()).map_err(read_fail)?;
     let (position, version) = stopped.import(&manifest, &values)?;
     output::print(&format!(
@@ -136,7 +137,17 @@ fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
         output::count(values.len() as u64),
         manifest.tensors().len(),
         Digest::of_f32(&values),
-    ))
+    ))?;
+    if is_first {
+        let names: Vec<&str> = manifest.tensors().iter().take(4).map(|tensor| tensor.name.as_str()).collect();
+        let more = if manifest.tensors().len() > names.len() { ", ..." } else { "" };
+        output::hint(&format!(
+            "the run has no model yet, so the order of the tensors in the file is the run's from now on: {}{more}; \
+             agents whose trainers have the same tensors in another order put them into this one",
+            names.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn rollback(dir: &Path, version: ModelVersion) -> anyhow::Result<()> {
@@ -155,6 +166,9 @@ fn rollback(dir: &Path, version: ModelVersion) -> anyhow::Result<()> {
 
 fn read_fail(error: ReadError) -> anyhow::Error {
     let (code, help) = match &error {
+        ReadError::Unreadable { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            (ExitCode::Usage, "run as a user that may read it")
+        }
         ReadError::Unreadable { .. } => (ExitCode::Usage, "check the path"),
         ReadError::Malformed { .. } => (ExitCode::Model, "write the file again with a safetensors library"),
         ReadError::NotF32 { .. } => (ExitCode::Model, "convert the tensors to f32 before they are saved"),

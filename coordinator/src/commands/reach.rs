@@ -130,14 +130,13 @@ pub(super) fn unexpected(response: &OperatorResponse) -> anyhow::Error {
 /// `DIR/run.toml`.
 pub(crate) fn load_config(dir: &Path) -> anyhow::Result<Config> {
     Config::load(&dir.join(config::FILE_NAME)).map_err(|error| {
-        let missing =
-            matches!(&error, ConfigError::Unreadable { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
         let fail = Fail::new(ExitCode::Config, error.to_string());
         let dir = dir.display();
         let help = match &error {
-            _ if missing => format!("make the directory with `anabranch-coordinator init --dir {dir}`"),
-            ConfigError::Unreadable { .. } => "run as the user that owns the directory".to_owned(),
-            _ => format!(
+            _ if error.is_missing() => format!("make the directory with `anabranch-coordinator init --dir {dir}`"),
+            ConfigError::Unreadable { path, source } => source.help(path),
+            ConfigError::Encoding { path, encoding } => encoding.help(path),
+            ConfigError::Syntax { .. } | ConfigError::Value { .. } => format!(
                 "correct that line, then check with `anabranch-coordinator config check --dir {dir}`; docs/operating.md \
                  describes every key"
             ),

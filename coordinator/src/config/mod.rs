@@ -15,9 +15,11 @@ mod validate;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
+use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{AdmitSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
 use anabranch_io::logging::LogFormat;
+use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
 
 pub use template::TemplateOptions;
@@ -27,8 +29,6 @@ pub(crate) use validate::{is_label, label_problem};
 pub const FILE_NAME: &str = "run.toml";
 /// UDP port on which a coordinator listens unless told otherwise.
 pub const DEFAULT_PORT: u16 = 4433;
-/// Bytes of a configuration file that are read.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Everything that `run.toml` says, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,8 +189,16 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
+        /// Why not.
+        source: TextError,
+    },
+    /// Not UTF-8.
+    #[error("{}:{}:{}: {}", path.display(), encoding.line, encoding.column, encoding.problem)]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// Where, and how.
+        encoding: BadEncoding,
     },
     /// Not TOML, an unknown key, a missing one, or a value of another type.
     #[error("{}:{line}:{column}: {problem}", path.display())]
@@ -220,19 +228,25 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Whether there is no such file.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        let missing = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        matches!(self, Self::Unreadable { source: TextError::Io(error), .. } if missing(error))
+    }
+}
+
 impl Config {
     /// Reads and checks `path`.
     ///
     /// # Errors
     /// See [`ConfigError`]; the text names file, line and column.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-        let length = std::fs::metadata(path).map_err(unreadable)?.len();
-        if length > MAX_FILE_BYTES {
-            let text = format!("{length} bytes are no configuration (more than {MAX_FILE_BYTES})");
-            return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, text)));
-        }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = text_file::read(path, limits::CONFIG_FILE_BYTES).map_err(|error| match error {
+            TextError::Encoding { encoding } => ConfigError::Encoding { path: path.to_owned(), encoding },
+            source => ConfigError::Unreadable { path: path.to_owned(), source },
+        })?;
         Self::parse(path, &text)
     }
 

@@ -61,6 +61,10 @@ optimizer = { kind = "sgd", lr = 0.05 }
 # an agent that is not known yet gets local_steps, and none ever more than max_local_steps (16 times local_steps).
 #target_round_s = 5.0
 #max_local_steps = 320
+# Change the learning rate during the run: "cosine" from lr down to final_fraction of it at version length, "step" multiplied
+# with factor after every so many, "constant". It first rises from a tenth of lr during warmup. over = "examples" counts
+# examples merged in place of versions. Or: { kind = "step", warmup = 50, every = 300, factor = 0.1 }
+#schedule = { kind = "cosine", over = "versions", warmup = 50, length = 1000, final_fraction = 0.0 }
 
 [upload]
 # How updates are compressed: "top-k" sends the largest share of each tensor's entries as int8, "bf16" all of them in

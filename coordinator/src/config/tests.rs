@@ -1,5 +1,7 @@
 //! Every way in which `run.toml` can be wrong is told with its line.
 
+use anabranch_common::spec::{LrSchedule, ScheduleUnit};
+
 use super::*;
 
 fn template() -> String {
@@ -83,6 +85,32 @@ fn missing_keys_and_wrong_types_are_named_with_their_line() {
     assert!(error.starts_with(&expected) && error.contains("fedbuff"), "{error}");
 }
 
+/// A schedule may be a table of its own too, and is as strict as the rest.
+#[test]
+fn a_schedule_is_read_from_its_table_and_its_keys_are_checked() {
+    let with = |table: &str| {
+        let text = template().replacen("[upload]", &format!("[train.schedule]\n{table}\n\n[upload]"), 1);
+        let line = text[..text.find("[train.schedule]").expect("was just put in")].matches('\n').count() + 1;
+        (parse(&text), line)
+    };
+    let (config, _) = with("kind = \"cosine\"\nover = \"examples\"\nlength = 60000");
+    let expected = LrSchedule::Cosine { over: ScheduleUnit::Examples, warmup: 0, length: 60_000, final_fraction: 0.0 };
+    assert_eq!(config.expect("valid").spec.train.schedule, Some(expected));
+    for (table, below, expected) in [
+        ("kind = \"cosine\"\nlenght = 9\nlength = 9", 2, "unknown field `lenght`"),
+        ("kind = \"cosin\"", 1, "train.schedule.kind: unknown variant `cosin`"),
+        ("kind = \"step\"\nevery = 300\nfactor = 0.5\nover = \"epochs\"", 4, "train.schedule.over: unknown variant"),
+        ("kind = \"step\"\nevery = -1\nfactor = 0.5", 2, "train.schedule.every: invalid value"),
+        ("kind = \"step\"\nwarmup = 7\nevery = 0\nfactor = 0.5", 3, "train.schedule.every is 0, expected at least 1"),
+        ("kind = \"step\"\nevery = 300", 0, "missing field `factor`"),
+    ] {
+        let (error, line) = with(table);
+        let error = error.expect_err("refused").to_string();
+        assert!(error.starts_with(&format!("run.toml:{}:", line + below)), "{error:?} is not on line {line} + {below}");
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
 /// Tables that are read as one of several variants do not tell which of their values is bad.
 #[test]
 fn a_bad_value_in_a_table_of_variants_is_named_with_its_key_and_line() {
@@ -142,6 +170,21 @@ fn values_out_of_range_are_named_with_their_line() {
             "merge.staleness.a is -1",
         ),
         ("server_lr = 1.0", "server_lr = 0", "merge.server_lr is 0, expected"),
+        (
+            "#schedule = { kind = \"cosine\", over = \"versions\", warmup = 50, length = 1000",
+            "schedule = { kind = \"cosine\", warmup = 50, length = 50",
+            "train.schedule.length is 50, expected more than train.schedule.warmup (50)",
+        ),
+        (
+            "#schedule = { kind = \"cosine\", over = \"versions\", warmup = 50, length = 1000, final_fraction = 0.0 }",
+            "schedule = { kind = \"cosine\", length = 9, final_fraction = 1.5 }",
+            "train.schedule.final_fraction is 1.5, expected 0 to 1",
+        ),
+        (
+            "#schedule = { kind = \"cosine\", over = \"versions\", warmup = 50, length = 1000, final_fraction = 0.0 }",
+            "schedule = { kind = \"step\", every = 300, factor = 0 }",
+            "train.schedule.factor is 0, expected more than 0 and at most 1",
+        ),
         ("input = [1, 28, 28]", "input = [1, 0, 28]", "model.input must be"),
         ("hidden = [128]", "hidden = [4000000000]", "model.hidden makes a model of more than"),
         ("classes = 10", "classes = 1", "model.classes must be at least 2"),

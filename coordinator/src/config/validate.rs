@@ -3,7 +3,9 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, TrainSpec};
+use anabranch_common::spec::{
+    ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, ScheduleProblem, TrainSpec,
+};
 use anabranch_common::wire::message;
 
 use super::Config;
@@ -91,6 +93,12 @@ fn spec(spec: &RunSpec) -> Checked {
             below_one(beta_1.into(), "train.optimizer.beta_1")?;
             below_one(beta_2.into(), "train.optimizer.beta_2")?;
         }
+    }
+    if let Some(schedule) = &spec.train.schedule {
+        schedule.check().map_err(|ScheduleProblem { key, found, expected }| Problem {
+            key,
+            problem: format!("is {found}, expected {expected}"),
+        })?;
     }
     if let CodecSpec::TopK { fraction } = spec.upload.codec {
         share(fraction.into(), "upload.codec.fraction")?;

@@ -8,7 +8,7 @@ use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 
-use super::state::RunState;
+use super::state::{RunState, norm_per_rate};
 
 /// What becomes of an update.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,17 +88,20 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Deci
     if !delta.is_finite() || !norm.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
     }
+    // Under a small learning rate updates are small: what is usual is told at the full one.
+    let lr_factor = state.leases.get(&meta.lease).map_or(1.0, |(lease, _)| lease.plan.lr_factor);
+    let per_rate = norm_per_rate(norm, lr_factor);
     let newcomers = state.newcomers();
     let median = state.recent.median_norm(newcomers);
     let ratio = f64::from(state.spec.admit.max_norm_ratio);
-    if ratio > 0.0 && median.is_some_and(|median| norm > ratio * median) {
+    if ratio > 0.0 && median.is_some_and(|median| per_rate > ratio * median) {
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
     let staleness = state.version.staleness_of(meta.base_version) + u64::from(bugs::is(Bug::StalenessOffByOne));
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
-    let measure = median.unwrap_or_else(|| first_measure(state));
-    let weight = weight * damping(state, meta.key.agent, norm, measure, newcomers);
+    let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
+    let weight = weight * damping(state, meta.key.agent, compared, measure, newcomers);
     let closes = state.next_update_closes();
     Decision::Accept(Box::new(AcceptedUpdate {
         meta: meta.clone(),

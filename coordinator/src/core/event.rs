@@ -39,7 +39,8 @@ pub enum Event {
         agent: AgentId,
         /// What it said.
         hello: AgentHello,
-        /// The protocol version that both ends agreed on.
+        /// The protocol version that both ends agreed on; there is one at present, and nothing
+        /// depends on it.
         protocol: u16,
     },
     /// A connection is gone.

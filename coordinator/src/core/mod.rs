@@ -144,7 +144,7 @@ impl Core {
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Command> {
         self.now = now;
         match event {
-            Event::Connected { peer, agent, hello, protocol } => self.connected(peer, agent, hello, protocol),
+            Event::Connected { peer, agent, hello, .. } => self.connected(peer, agent, hello),
             Event::Disconnected { peer } => self.disconnected(peer),
             Event::Message { peer, message } => self.message(peer, message),
             Event::UpdateReceived { peer, meta, payload, content } => {

@@ -22,8 +22,6 @@ pub(super) struct Live {
     pub(super) last_seen_ms: u64,
     /// What it said last when it connected.
     pub(super) hello: Option<AgentHello>,
-    /// The protocol version of its connection.
-    pub(super) protocol: u16,
     /// Its speed by its own account.
     pub(super) examples_per_s: Option<f32>,
     /// Payload bytes sent to it.
@@ -129,7 +127,7 @@ fn clip(text: &mut String) {
 }
 
 impl Core {
-    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, mut hello: AgentHello, protocol: u16) {
+    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, mut hello: AgentHello) {
         // It is kept for as long as this process lives, for every agent, and shown.
         clip(&mut hello.software);
         clip(&mut hello.device);
@@ -152,7 +150,6 @@ impl Core {
         if live.hello.as_ref().is_none_or(|before| before.incarnation != hello.incarnation) {
             live.unjournalled_epoch = live.unjournalled_epoch.next();
         }
-        live.protocol = protocol;
         live.hello = Some(hello.clone());
         let unjournalled = live.unjournalled_epoch;
         let epoch = if self.state.is_some() { self.start_epoch(agent, &hello) } else { unjournalled };

@@ -7,7 +7,6 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, FinishReason, Lease, LeaseEnd, RecordBody};
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::wire::handshake;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use anabranch_common::wire::transfer::TransferManifest;
 
@@ -235,6 +234,7 @@ impl Core {
             base_digest,
             seed: lease_seed(state.spec.seed, id),
             expires_at_ms: self.now.unix_ms.saturating_add(self.options.lease_ttl_ms),
+            plan: state.plan(agent, base_version),
         };
         let evaluates =
             self.peers.live(agent).and_then(|live| live.hello.as_ref()).is_some_and(|h| h.eval_examples > 0);
@@ -243,17 +243,8 @@ impl Core {
             self.evaluation_asked(agent, base_version);
         }
         self.schedule.no_expiry_before_ms = self.schedule.no_expiry_before_ms.min(lease.expires_at_ms);
-        let knows_sizes = self.peers.live(agent).is_some_and(|live| live.protocol >= handshake::SIZED_LEASES);
-        let size = self.state.as_ref().and_then(|state| state.lease_steps(agent)).filter(|_| knows_sizes);
-        let (body, message) = match size {
-            None => (RecordBody::LeaseGranted(lease.clone()), CoordinatorMessage::Lease { lease, evaluate }),
-            Some(local_steps) => (
-                RecordBody::SizedLeaseGranted { lease: lease.clone(), local_steps },
-                CoordinatorMessage::SizedLease { lease, evaluate, local_steps },
-            ),
-        };
-        self.append(body, Arc::from([]), None);
-        self.send(peer, message);
+        self.append(RecordBody::LeaseGranted(lease.clone()), Arc::from([]), None);
+        self.send(peer, CoordinatorMessage::Lease { lease, evaluate });
     }
 
     fn evaluation_due(&self, version: ModelVersion) -> bool {

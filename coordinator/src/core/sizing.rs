@@ -138,6 +138,7 @@ mod tests {
             keep_optimizer_state: false,
             target_round_s,
             max_local_steps,
+            schedule: None,
         }
     }
 

@@ -9,11 +9,11 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, Record, RecordBody};
+use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::Participation;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::{RunSpec, ScheduleUnit};
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
 use bincode::{Decode, Encode};
 
@@ -98,6 +98,8 @@ pub struct AgentState {
     pub epochs: BTreeMap<Epoch, EpochLog>,
     /// Its outstanding lease.
     pub lease: Option<LeaseId>,
+    /// Leases that it was granted.
+    pub rounds: u64,
     /// Examples in its training shard.
     pub examples_held: u64,
     /// Updates merged.
@@ -172,6 +174,23 @@ pub struct RunState {
     pub reference_norm: f64,
     /// How fast agents are, where leases have sizes of their own.
     pub sizing: Sizing,
+    /// Examples credited to the updates that were merged and still count: those that a rollback
+    /// took back do not.
+    pub examples: u64,
+}
+
+/// Returns the norm that an update would have had at the full learning rate, as far as a norm is
+/// proportional to the rate. Only such norms can be compared with each other while the rate
+/// changes.
+#[must_use]
+pub fn norm_per_rate(norm: f64, lr_factor: f32) -> f64 {
+    if lr_factor > 0.0 { norm / f64::from(lr_factor) } else { norm }
+}
+
+/// `done` over `all`, at most 1.
+#[expect(clippy::cast_possible_truncation, reason = "a share for trainers")]
+fn share(done: u64, all: u64) -> f32 {
+    (done as f64 / all.max(1) as f64).min(1.0) as f32
 }
 
 impl RunState {
@@ -207,6 +226,7 @@ impl RunState {
             finished: None,
             reference_norm: *norm,
             sizing: Sizing::default(),
+            examples: 0,
         })
     }
 
@@ -245,11 +265,10 @@ impl RunState {
                     state.epochs.pop_first();
                 }
             }
-            RecordBody::LeaseGranted(lease) => self.grant(lease).ok_or(unknown("an agent"))?,
-            RecordBody::SizedLeaseGranted { lease, local_steps } => {
+            RecordBody::LeaseGranted(lease) => {
                 self.grant(lease).ok_or(unknown("an agent"))?;
                 if self.spec.train.target_round_s.is_some() {
-                    self.sizing.granted(lease.agent, lease.id, *local_steps, record.at_ms);
+                    self.sizing.granted(lease.agent, lease.id, lease.plan.local_steps, record.at_ms);
                 }
             }
             RecordBody::LeaseEnded { lease, .. } => {
@@ -275,9 +294,10 @@ impl RunState {
                 self.buffered = 0;
                 self.reference_norm = *norm;
             }
-            RecordBody::Branched { branch, version, norm, .. } => {
+            RecordBody::Branched { branch, version, norm, examples, .. } => {
                 self.branch_off(*branch, *version);
                 self.reference_norm = *norm;
+                self.examples = *examples;
             }
             RecordBody::Paused => self.paused = true,
             RecordBody::Resumed => self.paused = false,
@@ -300,16 +320,29 @@ impl RunState {
     }
 
     fn grant(&mut self, lease: &Lease) -> Option<()> {
-        self.agents.get_mut(&lease.agent)?.lease = Some(lease.id);
+        let agent = self.agents.get_mut(&lease.agent)?;
+        (agent.lease, agent.rounds) = (Some(lease.id), agent.rounds + 1);
         self.leases.insert(lease.id, (lease.clone(), LeaseStatus::Active));
         self.next_lease = lease.id.next();
         Some(())
     }
 
-    /// The steps of `agent`'s next lease; none where every lease has the configured ones.
+    /// Returns the plan of `agent`'s next lease, whose base is `base`.
     #[must_use]
-    pub fn lease_steps(&self, agent: AgentId) -> Option<u32> {
-        self.sizing.steps(agent, &self.spec.train)
+    pub fn plan(&self, agent: AgentId, base: ModelVersion) -> Plan {
+        let train = &self.spec.train;
+        let lr_factor = train.schedule.as_ref().map_or(1.0, |schedule| {
+            schedule.factor(match schedule.over() {
+                ScheduleUnit::Versions => base.0,
+                ScheduleUnit::Examples => self.examples,
+            })
+        });
+        Plan {
+            local_steps: self.sizing.steps(agent, train).unwrap_or(train.local_steps),
+            lr_factor,
+            round: self.agents.get(&agent).map_or(0, |agent| agent.rounds),
+            progress: self.spec.target.versions.map(|versions| share(base.0, versions)),
+        }
     }
 
     fn merge(&mut self, position: Position, at_ms: u64, update: &AcceptedUpdate) -> Result<(), FoldError> {
@@ -333,9 +366,10 @@ impl RunState {
         let steps = self.sizing.accepted(meta, at_ms).unwrap_or(0).max(train.local_steps);
         let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
         self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
-        self.leases.remove(&meta.lease);
+        let lr_factor = self.leases.remove(&meta.lease).map_or(1.0, |(lease, _)| lease.plan.lr_factor);
         self.totals.accepted += 1;
-        self.recent.accepted(meta.key.agent, update.norm, self.totals.accepted);
+        self.examples += update.credited_examples;
+        self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
         let bucket = usize::try_from(update.staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
         self.totals.staleness[bucket] += 1;

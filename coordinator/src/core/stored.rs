@@ -51,7 +51,8 @@ fields!(
     evaluations,
     paused,
     finished,
-    reference_norm
+    reference_norm,
+    examples
 );
 
 bincode::impl_borrow_decode!(RunState);

@@ -30,7 +30,7 @@ use crate::store::{StorageError, Store};
 /// Magic bytes of a manifest.
 pub const MAGIC: [u8; 4] = *b"ANBC";
 /// Version of the manifest's layout.
-pub const LAYOUT_VERSION: u16 = 2;
+pub const LAYOUT_VERSION: u16 = 3;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 16;
 /// Bytes of an encoded fold: what the message layer can carry.
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_manifest_are_these() {
         let bytes = checkpoint().to_bytes().expect("small");
-        assert_eq!(bytes[..12], *b"ANBC\x02\0\0\0\xb0\0\0\0");
+        assert_eq!(bytes[..12], *b"ANBC\x03\0\0\0\xb0\0\0\0");
         assert_eq!(bytes.len(), HEADER_BYTES + 176);
         assert_eq!(bytes[16..32], *b"\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(Checkpoint::from_bytes(&bytes).expect("whole"), checkpoint());

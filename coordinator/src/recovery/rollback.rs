@@ -45,7 +45,7 @@ pub fn rollback(
     store.commit()?;
     let position = last.next();
     let norm = euclidean_norm(model.model());
-    let body = RecordBody::Branched { branch, from: point.from, version, norm };
+    let body = RecordBody::Branched { branch, from: point.from, version, norm, examples: state.examples };
     let record = Record { position, at_ms, body, payload: [].into() };
     store.append(&[(position, record.to_bytes()?)])?;
     store.commit()?;

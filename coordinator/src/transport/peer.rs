@@ -404,7 +404,7 @@ fn sent(message: &CoordinatorMessage) -> &'static str {
     match message {
         CoordinatorMessage::Verdict { .. } => "verdict-sent",
         CoordinatorMessage::NeedChunks { .. } => "upload-asked-for",
-        CoordinatorMessage::Lease { .. } | CoordinatorMessage::SizedLease { .. } => "lease-sent",
+        CoordinatorMessage::Lease { .. } => "lease-sent",
         _ => "message-sent",
     }
 }

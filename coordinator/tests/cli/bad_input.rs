@@ -71,6 +71,42 @@ fn an_unknown_key_and_a_bad_value_are_named_with_file_and_line() {
     directory.call(&["config", "check"], &[]).code(3).says("invalid type: string \"many\"");
 }
 
+/// What an editor did to the file is told with its place, and has nothing to do with permissions.
+#[test]
+fn a_configuration_that_is_no_utf_8_is_told_with_its_place_and_how_to_convert_it() {
+    let directory = Directory::init();
+    let path = directory.file("run.toml");
+    let text = std::fs::read_to_string(&path).expect("run.toml").replacen("# For people.", "# Für Leute.", 1);
+    let line = text.lines().position(|line| line.starts_with("# F\u{fc}r")).expect("there") + 1;
+    let latin_1: Vec<u8> = text.chars().map(|c| u8::try_from(u32::from(c)).expect("in Latin-1")).collect();
+    let utf_16 = |mark: &str| -> Vec<u8> {
+        let text = format!("{mark}{text}");
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+    };
+    for (bytes, place, from) in [
+        (latin_1, format!("run.toml:{line}:4: byte 0xFC is not UTF-8"), "-f WINDOWS-1252"),
+        (utf_16("\u{feff}"), "run.toml:1:1: this is UTF-16".to_owned(), "-f UTF-16 "),
+        (utf_16(""), "run.toml:1:1: this is UTF-16".to_owned(), "-f UTF-16LE "),
+    ] {
+        std::fs::write(&path, bytes).expect("written");
+        for verb in [&["config", "check"][..], &["run"], &["status"]] {
+            let ended = directory.call(verb, &[]).code(3).says(&place).says("help: save it as UTF-8").says(from);
+            assert!(!ended.stderr.contains("user that owns"), "{}", ended.stderr);
+        }
+    }
+    std::fs::write(&path, format!("\u{feff}{text}")).expect("written");
+    directory.call(&["config", "check"], &[]).code(0);
+    std::fs::write(&path, vec![b'#'; 2 << 20]).expect("written");
+    directory
+        .call(&["config", "check"], &[])
+        .code(3)
+        .says("more than 1048576 bytes")
+        .says("help: another file is in its");
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir(&path).expect("made");
+    directory.call(&["config", "check"], &[]).code(3).says("help: a directory is in its place");
+}
+
 #[test]
 fn keys_that_do_not_belong_together_are_not_used() {
     let directory = Directory::init();
@@ -121,6 +157,24 @@ fn a_coordinator_elsewhere_needs_certificates_that_can_be_read() {
     call(&wrong).code(3).says("does not belong to");
     let address = ["status", "--connect", "nowhere", "--cert", &cert, "--key", &key, "--ca", &ca];
     call(&address).code(3).says("host:port");
+}
+
+/// The file of `safetensors.torch.save_file` is sorted by name: a run that has a model has an
+/// order of its own.
+#[test]
+fn a_model_is_imported_by_name_and_the_first_one_gives_the_order() {
+    let directory = Directory::init();
+    let file = directory.file("model.safetensors");
+    let name = file.display().to_string();
+    let import = || directory.call(&["checkpoint", "import"], &[&name]).code(0);
+    let digest = |stdout: &str| stdout.rsplit(' ').next().map(str::to_owned);
+    let (weight, bias) = (("weight", &[2][..], &[1.0, 2.0][..]), ("bias", &[1][..], &[3.0][..]));
+    write_safetensors(&file, &[weight, bias]);
+    let first = import().says("the order of the tensors in the file is the run's from now on: weight, bias;");
+    write_safetensors(&file, &[bias, weight]);
+    let second = import();
+    assert!(second.stdout.contains("version 1") && second.stderr.is_empty(), "{second:?}");
+    assert_eq!(digest(&first.stdout), digest(&second.stdout), "the same vector, whatever the file's order");
 }
 
 #[test]

@@ -72,6 +72,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         },
         upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.1 }, feedback_decay: 0.9 },
         merge,
@@ -182,6 +183,7 @@ impl History {
             base_digest: Digest::of_f32(&newest.model),
             seed,
             expires_at_ms: AT_MS + 1_000_000,
+            plan: newest.state.plan(agent, newest.state.version),
         };
         self.push(RecordBody::LeaseGranted(lease), vec![]);
         id
@@ -254,7 +256,9 @@ impl History {
         let model = self.model_of(version).to_vec();
         let norm = euclidean_norm(&model);
         self.imported = Some((self.last().next(), model));
-        self.push(RecordBody::Branched { branch, from, version, norm }, vec![]);
+        let made = self.points.iter().find(|point| point.state.version == version);
+        let examples = made.expect("the history has this version").state.examples;
+        self.push(RecordBody::Branched { branch, from, version, norm, examples }, vec![]);
     }
 
     /// The model right after `version` was made.

@@ -160,7 +160,7 @@ fn a_branch_goes_on_from_an_earlier_version() {
         store.commit().expect("memory");
     };
     let norm = euclidean_norm(model.model());
-    append(RecordBody::Branched { branch, from: point.from, version: back, norm });
+    append(RecordBody::Branched { branch, from: point.from, version: back, norm, examples: state.examples });
     let imported = vector(history.manifest.params(), 6);
     let digest = recovery::put_model(&store, &history.manifest, &imported).expect("memory");
     append(RecordBody::Imported { model: digest, version: back.next(), norm: euclidean_norm(&imported) });

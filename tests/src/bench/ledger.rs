@@ -11,7 +11,7 @@ use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::update::UpdateKey;
 use anabranch_io::durable::{DbOptions, DurableDb};
@@ -167,6 +167,7 @@ pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>
             base_digest: Digest::default(),
             seed: 0,
             expires_at_ms: 0,
+            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
         },
         epoch: Epoch(1),
         seq: UpdateSeq(seq),

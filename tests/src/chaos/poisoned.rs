@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anabranch_agent::shard::{self, Shard, ShardOptions};
-use anabranch_agent::train::{Metrics, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, Round, StepReport, TrainError, TrainOutcome, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::TrainSpec;
 use anabranch_io::exit;
 use clap::Parser;
 
@@ -69,12 +68,11 @@ impl Trainer for Poisoned {
     fn train(
         &mut self,
         base: &[f32],
-        plan: &TrainSpec,
-        seed: u64,
+        round: Round<'_>,
         shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
-        let mut outcome = self.trainer.train(base, plan, seed, shard, control)?;
+        let mut outcome = self.trainer.train(base, round, shard, control)?;
         for (end, base) in outcome.end.iter_mut().zip(base) {
             let delta = *end - base;
             *end = match self.with {

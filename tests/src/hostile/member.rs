@@ -181,7 +181,7 @@ impl Member {
     pub async fn lease(&mut self) -> anyhow::Result<Lease> {
         self.say(&AgentMessage::RequestLease).await?;
         self.hear("lease", |message| match message {
-            CoordinatorMessage::Lease { lease, .. } | CoordinatorMessage::SizedLease { lease, .. } => Some(lease),
+            CoordinatorMessage::Lease { lease, .. } => Some(lease),
             _ => None,
         })
         .await

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use anabranch_agent::shard::{Examples, Inputs};
-use anabranch_agent::train::{Metrics, NativeOptions, Trainer, native_with};
+use anabranch_agent::train::{Metrics, NativeOptions, Round, Trainer, native_with};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
@@ -22,7 +22,7 @@ const EXAMPLES: usize = 60;
 const NOISE: f32 = 0.3;
 
 /// A local round's outcome.
-pub(super) struct Round {
+pub(super) struct Computed {
     pub(super) delta: Vec<f32>,
     pub(super) num_examples: u64,
     pub(super) local_steps: u32,
@@ -37,11 +37,10 @@ pub(super) struct Learner {
     native: Option<Native>,
 }
 
-/// The native trainer, its plan, and what each agent holds, that of machine 1 first.
+/// The native trainer, and what each agent holds, that of machine 1 first.
 #[derive(Debug)]
 struct Native {
     trainer: Box<dyn Trainer>,
-    plan: TrainSpec,
     shards: Vec<Examples>,
 }
 
@@ -55,7 +54,7 @@ impl Learner {
         let native = (task == Task::Native).then(|| {
             let (spec, options) = (run_spec(schedule), NativeOptions { threads: Some(1), ..NativeOptions::default() });
             let trainer = native_with(&spec.model, options).expect("a small model");
-            Native { trainer, plan: spec.train, shards: (1..=schedule.agents.len()).map(shard).collect() }
+            Native { trainer, shards: (1..=schedule.agents.len()).map(shard).collect() }
         });
         let manifest = native.as_ref().map_or_else(flat, |native| native.trainer.manifest().clone());
         Self { manifest, task, native }
@@ -73,14 +72,19 @@ impl Learner {
         }
     }
 
-    /// Of so many steps. Nothing where there is nothing left to do, or the round fails.
-    pub(super) fn train(&mut self, machine: Machine, lease: &Lease, steps: u32, base: &[f32]) -> Option<Round> {
+    /// As `plan` has it. Nothing where there is nothing left to do, or the round fails.
+    pub(super) fn train(
+        &mut self,
+        machine: Machine,
+        lease: &Lease,
+        plan: &TrainSpec,
+        base: &[f32],
+    ) -> Option<Computed> {
         let delta = match (self.task, &mut self.native) {
-            (Task::Native, Some(Native { trainer, plan, shards })) => {
+            (Task::Native, Some(Native { trainer, shards })) => {
                 let go_on = &mut |_| ControlFlow::Continue(());
-                plan.local_steps = steps;
-                let done = trainer.train(base, plan, lease.seed, &shards[machine - 1], go_on).ok()?;
-                return Some(Round {
+                let done = trainer.train(base, Round::of(lease, plan), &shards[machine - 1], go_on).ok()?;
+                return Some(Computed {
                     delta: done.end.iter().zip(base).map(|(end, base)| end - base).collect(),
                     num_examples: done.num_examples,
                     local_steps: done.steps,
@@ -90,7 +94,7 @@ impl Learner {
             (Task::Ledger, _) => ledger_delta(lease, base.len())?,
             (Task::Quadratic | Task::Native, _) => quadratic_delta(machine, lease, base),
         };
-        Some(Round { delta, num_examples: 10, local_steps: steps, train_loss: 0.5 })
+        Some(Computed { delta, num_examples: 10, local_steps: plan.local_steps, train_loss: 0.5 })
     }
 
     /// How good a model is in the eyes of one agent.
@@ -131,5 +135,7 @@ fn ledger_delta(lease: &Lease, params: usize) -> Option<Vec<f32>> {
 fn quadratic_delta(machine: Machine, lease: &Lease, base: &[f32]) -> Vec<f32> {
     let mut point = SplitMix64::new(machine as u64);
     let mut noise = SplitMix64::new(lease.seed);
-    base.iter().map(|value| 0.5 * (point.next_signed_f32() - value) + 0.05 * noise.next_signed_f32()).collect()
+    let rate = lease.plan.lr_factor;
+    let step = |value: &f32| 0.5 * (point.next_signed_f32() - value) + 0.05 * noise.next_signed_f32();
+    base.iter().map(step).map(|step| rate * step).collect()
 }

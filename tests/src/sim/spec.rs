@@ -4,7 +4,8 @@ use anabranch_common::codec::CodecSpec;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+    AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit, TargetSpec,
+    TrainSpec, UploadSpec,
 };
 
 use super::learner;
@@ -20,6 +21,15 @@ fn local_steps(schedule: &Schedule) -> u32 {
 /// How long an agent's round of so many steps takes: `round_ms` is for as many as are configured.
 pub(super) fn takes_ms(schedule: &Schedule, agent: &AgentPlan, steps: u32) -> u64 {
     agent.round_ms * u64::from(steps) / u64::from(local_steps(schedule))
+}
+
+/// Worlds with sized leases and without attackers have a schedule too.
+fn lr_schedule(schedule: &Schedule) -> Option<LrSchedule> {
+    let honest = schedule.agents.iter().all(|agent| agent.hostile.is_none());
+    let (over, warmup) = (ScheduleUnit::Examples, 300);
+    let cosine = LrSchedule::Cosine { over, warmup, length: 6_000, final_fraction: 0.25 };
+    let step = LrSchedule::Step { over: ScheduleUnit::Versions, warmup: 0, every: 40, factor: 0.5 };
+    (honest && schedule.target_round_ms > 0).then_some(if schedule.lossy { cosine } else { step })
 }
 
 /// The run's configuration.
@@ -53,6 +63,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             keep_optimizer_state: false,
             target_round_s: (schedule.target_round_ms > 0).then(|| schedule.target_round_ms as f64 / 1000.0),
             max_local_steps: None,
+            schedule: lr_schedule(schedule),
         },
         upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
         merge,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from ._tensors import Manifest, Tensors
 from ._wire import EXIT_MISUSE, STEP_S, Wire, exit_with, number
 from .errors import Diverged, Fatal, ProtocolError, Stopped, TensorError
-from .spec import Metrics, Plan, Run, whole_number
+from .spec import Metrics, Plan, RoundContext, Run, whole_number
 
 PROTOCOL = 1
 """The protocol version that this package speaks."""
@@ -25,9 +25,18 @@ _MESSAGE_CHARS = 4000
 class Round:
     """One round of training, as ``Trainer.train`` sees it."""
 
-    def __init__(self, plan: Plan, seed: int, wire: Wire, request: int) -> None:
+    def __init__(self, plan: Plan, seed: int, wire: Wire, request: int, context: RoundContext) -> None:
         self.plan = plan
-        """What to do."""
+        """What to do. ``plan.optimizer.lr`` is the learning rate of this round: ``[train.schedule]`` is in it."""
+        self.version = context.version
+        """The model version that ``base`` is."""
+        self.number = context.number
+        """Number of this round among those of this agent, from 0: the leases that the agent was granted before in this run,
+        those that came to nothing included. A restart does not change it."""
+        self.progress = context.progress
+        """How far the run is, in [0, 1]: ``version`` over ``target.versions`` of ``run.toml``. ``None`` without that target."""
+        self.lr_factor = context.lr_factor
+        """What ``[train.schedule]`` has multiplied ``plan.optimizer.lr`` with, in [0, 1]; 1 without a schedule."""
         self.micro_batch = plan.batch_size
         """Examples to compute at once: the batch, or less after rounds that ran out of memory. Sum the gradients of a batch's
         parts, each weighted by its share, before the optimizer's step."""
@@ -212,7 +221,8 @@ class _Server:
     def _train(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         manifest, out = self._ready(), self._file(message, "out")
         plan = Plan.parse(message.get("plan"))
-        round = Round(plan, whole_number(message, "seed", "train"), self._wire, request)
+        seed = whole_number(message, "seed", "train")
+        round = Round(plan, seed, self._wire, request, RoundContext.parse(message))
         if message.get("max_micro_batch") is not None:
             round.micro_batch = min(plan.batch_size, whole_number(message, "max_micro_batch", "train", 1))
         end: Tensors | None = None

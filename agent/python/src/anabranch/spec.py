@@ -98,6 +98,31 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class RoundContext:
+    """Where in the run a round is."""
+
+    version: int
+    """The model version that is trained from."""
+    number: int
+    """Number of the round among those of its agent, from 0."""
+    progress: float | None = None
+    """How far the run is, in [0, 1]; ``None`` in a run without ``target.versions``."""
+    lr_factor: float = 1.0
+    """What the schedule has multiplied the learning rate with, in [0, 1]."""
+
+    @classmethod
+    def parse(cls, message: Mapping[str, Any]) -> RoundContext:
+        """From the protocol's ``train`` message.
+
+        Raises:
+            ProtocolError: a key is missing or of another type.
+        """
+        progress = None if message.get("progress") is None else _number(message, "progress", "train")
+        version, number = (whole_number(message, key, "train") for key in ("version", "number"))
+        return cls(version, number, progress, _number(message, "lr_factor", "train"))
+
+
+@dataclass(frozen=True)
 class Run:
     """What ``prepare`` says of the run."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Union
 
 import numpy as np
@@ -99,6 +100,14 @@ class TorchRound:
         """``local_steps``, ``batch_size``, ``optimizer``."""
         self.micro_batch: int = round.micro_batch
         """Examples to compute at once, at most ``plan.batch_size``; less after rounds that ran out of memory."""
+        self.version: int = round.version
+        """The model version that this round starts from."""
+        self.number: int = round.number
+        """Number of this round among those of this agent, from 0; see ``Round.number``."""
+        self.progress: float | None = round.progress
+        """How far the run is, in [0, 1]; ``None`` in a run without ``target.versions``."""
+        self.lr_factor: float = round.lr_factor
+        """What ``[train.schedule]`` has multiplied ``plan.optimizer.lr`` with: for an optimizer of your own."""
         self.seed: int = round.seed
         """Decides which examples are drawn; an unsigned 64-bit integer."""
         self.device: torch.device = trainer.device
@@ -112,8 +121,9 @@ class TorchRound:
     def optimizer(self, model: torch.nn.Module | Iterable[Any]) -> torch.optim.Optimizer:
         """The run's optimizer, SGD or AdamW, over the parameters of ``model`` (or those given) that need a gradient.
 
-        With ``plan.keep_optimizer_state`` it is that of the round before, state included, while neither the run's
-        optimizer nor the parameters have changed.
+        Its learning rate is that of this round, with ``[train.schedule]`` in it. With ``plan.keep_optimizer_state`` it is
+        the optimizer of the round before, state included, while nothing but the rate of the run's optimizer has changed,
+        and none of the parameters.
 
         Raises:
             ValueError: the run has an optimizer of another kind, or nothing needs a gradient.
@@ -270,8 +280,13 @@ class _TorchTrainer(Trainer):
 
     def optimizer(self, plan: Plan, params: list[Any]) -> torch.optim.Optimizer:
         same = [id(param) for param in params]
-        if plan.keep_optimizer_state and self._optimizer is not None and self._optimizer[:2] == (plan.optimizer, same):
-            return self._optimizer[2]
+        if plan.keep_optimizer_state and self._optimizer is not None:
+            spec, kept, optimizer = self._optimizer
+            if kept == same and replace(spec, lr=plan.optimizer.lr) == plan.optimizer:
+                for group in optimizer.param_groups if spec.lr != plan.optimizer.lr else ():
+                    group["lr"] = plan.optimizer.lr
+                self._optimizer = (plan.optimizer, same, optimizer)
+                return optimizer
         made = _make_optimizer(plan.optimizer, params)
         self._optimizer = (plan.optimizer, same, made)
         return made

@@ -20,7 +20,8 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Of the round from the lease's base by `plan` and `seed` on a shard of `count` examples.
+    /// Of the round from the lease's base by `plan` and `seed` on a shard of `count` examples. The
+    /// plan has the learning rate of the lease: a round never goes on at another one.
     pub(super) fn new(file: RoundFile, native: &Native, plan: &TrainSpec, seed: u64, count: usize) -> Self {
         let manifest = native.architecture.manifest.digest();
         let parts = (file.base(), plan, seed, count as u64, manifest);

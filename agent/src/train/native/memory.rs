@@ -238,8 +238,8 @@ mod tests {
 
     use super::*;
     use crate::shard::{Examples, Inputs, Shard, Text};
-    use crate::train::StepReport;
     use crate::train::native;
+    use crate::train::{Round, StepReport};
 
     /// Says in a child process of a test which model is to be measured.
     const CHILD: &str = "ANABRANCH_TEST_MEASURE";
@@ -254,6 +254,7 @@ mod tests {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         }
     }
 
@@ -328,7 +329,7 @@ mod tests {
         let before = memory::resident_bytes().unwrap_or(0);
         let base = trainer.initial(1).expect("made");
         let mut go_on = |_: StepReport| ControlFlow::Continue(());
-        trainer.train(&base, &plan, 1, shard.as_ref(), &mut go_on).expect("trains");
+        trainer.train(&base, Round::new(&plan, 1), shard.as_ref(), &mut go_on).expect("trains");
         let taken = memory::peak_bytes().unwrap_or(0).saturating_sub(before);
         format!("measured: {} {}", computed / MIB, taken / MIB)
     }

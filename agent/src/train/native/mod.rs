@@ -35,7 +35,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, TrainSpec};
 
 use super::optimizer::Optimizer;
-use super::{Metrics, RoundFile, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, Round, RoundFile, StepReport, TrainError, TrainOutcome, Trainer};
 #[cfg(not(feature = "accelerator"))]
 use crate::device::ChoiceError;
 use crate::device::GpuId;
@@ -164,7 +164,10 @@ impl Native {
 
     fn optimizer(&mut self, plan: &TrainSpec) -> Result<Optimizer, TrainError> {
         match self.kept.take().filter(|kept| plan.keep_optimizer_state && kept.is(&plan.optimizer)) {
-            Some(kept) => Ok(kept),
+            Some(mut kept) => {
+                kept.set_lr(&plan.optimizer)?;
+                Ok(kept)
+            }
             None => Optimizer::new(&plan.optimizer, self.architecture.manifest.params()),
         }
     }
@@ -192,11 +195,11 @@ impl Trainer for Native {
     fn train(
         &mut self,
         base: &[f32],
-        plan: &TrainSpec,
-        seed: u64,
+        round: Round<'_>,
         shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
+        let Round { plan, seed, .. } = round;
         check_plan(plan)?;
         self.check(base, shard)?;
         let needs = Needs::of(&self.architecture, plan);

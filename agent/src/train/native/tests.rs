@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anabranch_common::journal::Plan;
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
 
 use super::*;
@@ -28,6 +29,7 @@ fn plan(local_steps: u32, optimizer: OptimizerSpec) -> TrainSpec {
         keep_optimizer_state: false,
         target_round_s: None,
         max_local_steps: None,
+        schedule: None,
     }
 }
 
@@ -77,7 +79,8 @@ fn both_models_learn_and_report_every_step() {
             reports.push(report);
             ControlFlow::Continue(())
         };
-        let outcome = trainer.train(&base, &plan(40, sgd(0.1, 0.9)), 9, &shard, &mut control).expect("trains");
+        let outcome =
+            trainer.train(&base, Round::new(&plan(40, sgd(0.1, 0.9)), 9), &shard, &mut control).expect("trains");
         let after = trainer.evaluate(&outcome.end, &shard).expect("fits");
         assert!(after.loss < 0.2 * before.loss && after.accuracy > 0.98, "{kind:?}: {before:?} then {after:?}");
         assert_eq!(reports.iter().map(|r| r.step).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
@@ -102,7 +105,8 @@ fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
             let mut trainer = native_with(&spec, NativeOptions { threads: Some(threads), ..NativeOptions::default() })
                 .expect("valid");
             let base = trainer.initial(1).expect("made");
-            let end = trainer.train(&base, &plan(5, sgd(0.05, 0.9)), 4, &shard, &mut go_on).expect("trains").end;
+            let end =
+                trainer.train(&base, Round::new(&plan(5, sgd(0.05, 0.9)), 4), &shard, &mut go_on).expect("trains").end;
             let metrics = trainer.evaluate(&end, &shard).expect("fits");
             (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
         };
@@ -128,7 +132,7 @@ fn the_gpt_starts_at_chance_and_learns_a_text_by_heart() {
         reports.push(report);
         ControlFlow::Continue(())
     };
-    let outcome = trainer.train(&base, &plan, 9, &text, &mut control).expect("trains");
+    let outcome = trainer.train(&base, Round::new(&plan, 9), &text, &mut control).expect("trains");
     let after = trainer.evaluate(&outcome.end, &text).expect("fits");
     assert!(after.loss < 0.3 && after.accuracy > 0.9, "{before:?} then {after:?}");
     assert_eq!((outcome.num_examples, reports[0].examples), (150 * 8, 8));
@@ -144,7 +148,7 @@ fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
             native_with(&gpt(64, 128), NativeOptions { threads: Some(threads), ..NativeOptions::default() })
                 .expect("valid");
         let base = trainer.initial(1).expect("made");
-        let end = trainer.train(&base, &plan, 4, &text, &mut go_on).expect("trains").end;
+        let end = trainer.train(&base, Round::new(&plan, 4), &text, &mut go_on).expect("trains").end;
         let metrics = trainer.evaluate(&end, &text).expect("fits");
         (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
     };
@@ -160,7 +164,7 @@ fn trained_in_parts(spec: &ModelSpec, plan: &TrainSpec, shard: &dyn Shard, most:
     let mut trainer = native_with(spec, NativeOptions { threads: Some(2), ..NativeOptions::default() }).expect("valid");
     let base = trainer.initial(1).expect("made");
     let micro = trainer.fit(plan, most).expect("fits").expect("the native trainer cuts batches");
-    (micro, trainer.train(&base, plan, 4, shard, &mut go_on).expect("trains"))
+    (micro, trainer.train(&base, Round::new(plan, 4), shard, &mut go_on).expect("trains"))
 }
 
 /// Guards bits: a batch that fits is computed as one, and parts are the same batch to within rounding, in the same way
@@ -193,7 +197,8 @@ fn a_model_for_which_there_is_no_memory_is_a_round_given_back_and_not_an_end() {
     let options = NativeOptions { threads: Some(1), max_memory_bytes: Some(1 << 20), ..NativeOptions::default() };
     let mut trainer = native_with(&model(ModelKind::Mlp), options).expect("valid");
     let base = trainer.initial(1).expect("made");
-    let refused = trainer.train(&base, &plan(1, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on).expect_err("1 MiB");
+    let refused =
+        trainer.train(&base, Round::new(&plan(1, sgd(0.1, 0.0)), 1), &stripes(3), &mut go_on).expect_err("1 MiB");
     assert!(matches!(refused, TrainError::Memory { .. }) && refused.is_passing(), "{refused:?}");
     assert!(trainer.evaluate(&base, &stripes(3)).is_ok(), "what fits goes on");
 }
@@ -224,7 +229,7 @@ fn a_round_that_was_cut_off_and_taken_up_gives_the_same_bytes() {
         let mut kill = |report: StepReport| {
             if report.step == 11 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        killed.train(&base, &plan, 4, shard, &mut kill).expect("cut off");
+        killed.train(&base, Round::new(&plan, 4), shard, &mut kill).expect("cut off");
         assert!(path.exists());
         let mut steps = Vec::new();
         let mut note = |report: StepReport| {
@@ -232,7 +237,7 @@ fn a_round_that_was_cut_off_and_taken_up_gives_the_same_bytes() {
             ControlFlow::Continue(())
         };
         let (mut resumed, base) = begin();
-        let outcome = resumed.train(&base, &plan, 4, shard, &mut note).expect("trains");
+        let outcome = resumed.train(&base, Round::new(&plan, 4), shard, &mut note).expect("trains");
         assert_eq!(steps, (11..=20).collect::<Vec<_>>(), "{kind:?}: step 10 was the last on disk");
         assert_eq!(outcome, straight, "{kind:?}");
         // What is on disk now is of that round alone.
@@ -242,7 +247,7 @@ fn a_round_that_was_cut_off_and_taken_up_gives_the_same_bytes() {
             steps.push(report.step);
             ControlFlow::Continue(())
         };
-        other.train(&base, &plan, 5, shard, &mut note).expect("trains");
+        other.train(&base, Round::new(&plan, 5), shard, &mut note).expect("trains");
         assert_eq!(steps.len(), 20, "{kind:?}: another seed is another round");
     }
 }
@@ -263,12 +268,38 @@ fn a_kept_round_goes_on_only_from_its_own_start() {
             steps += 1;
             if report.step == cut_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        trainer.train(&start, &plan, 4, &stripes, &mut note).expect("trains");
+        trainer.train(&start, Round::new(&plan, 4), &stripes, &mut note).expect("trains");
         steps
     };
     assert_eq!(steps_from(0.01, 3), 3);
     assert_eq!(steps_from(0.01, 4), 2, "the second step was the last on disk");
     assert_eq!(steps_from(0.02, 4), 4, "another start is another round");
+}
+
+/// The lease of a kept round has its learning rate: under another one nothing is taken up.
+#[test]
+fn a_kept_round_goes_on_at_its_own_learning_rate_and_at_0_the_model_stays() {
+    let (spec, stripes) = (model(ModelKind::Mlp), stripes(30));
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("round");
+    let at_rate = |lr_factor: f32, cut_after: u32| {
+        let given = Plan { local_steps: 4, lr_factor, round: 7, progress: None };
+        let plan = given.of(&plan(1, sgd(0.05, 0.9)));
+        let mut trainer = native(&spec).expect("valid");
+        let base = trainer.initial(1).expect("made");
+        trainer.keep_round(Some(RoundFile::every_step(&path, &base)));
+        let mut steps = 0;
+        let mut note = |report: StepReport| {
+            steps += 1;
+            if report.step == cut_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let end = trainer.train(&base, Round::new(&plan, 4), &stripes, &mut note).expect("trains").end;
+        (steps, end == base)
+    };
+    assert_eq!(at_rate(0.5, 3), (3, false));
+    assert_eq!(at_rate(0.5, 4), (2, false), "the second step was the last on disk");
+    assert_eq!(at_rate(0.25, 4), (4, false), "another rate is another round");
+    assert_eq!(at_rate(0.0, 4), (4, true), "a rate of 0 changes nothing");
 }
 
 #[test]
@@ -291,7 +322,8 @@ fn another_seed_draws_other_batches() {
     let shard = stripes(90);
     let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
     let base = trainer.initial(1).expect("made");
-    let mut end = |seed| trainer.train(&base, &plan(2, sgd(0.1, 0.0)), seed, &shard, &mut go_on).expect("trains").end;
+    let mut end =
+        |seed| trainer.train(&base, Round::new(&plan(2, sgd(0.1, 0.0)), seed), &shard, &mut go_on).expect("trains").end;
     assert_ne!(end(1), end(2));
 }
 
@@ -303,8 +335,8 @@ fn stopping_gives_what_was_reached_so_far() {
     let mut stop = |report: StepReport| {
         if report.step == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let stopped = trainer.train(&base, &plan(50, sgd(0.1, 0.9)), 8, &shard, &mut stop).expect("trains");
-    let short = trainer.train(&base, &plan(3, sgd(0.1, 0.9)), 8, &shard, &mut go_on).expect("trains");
+    let stopped = trainer.train(&base, Round::new(&plan(50, sgd(0.1, 0.9)), 8), &shard, &mut stop).expect("trains");
+    let short = trainer.train(&base, Round::new(&plan(3, sgd(0.1, 0.9)), 8), &shard, &mut go_on).expect("trains");
     assert!(stopped.stopped && !short.stopped);
     assert_eq!((stopped.steps, stopped.num_examples), (3, 96));
     assert_eq!(stopped.end, short.end);
@@ -319,12 +351,13 @@ fn optimizer_state_is_kept_only_where_the_plan_says_so() {
             let plan = TrainSpec { keep_optimizer_state, ..plan(3, optimizer.clone()) };
             let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
             let base = trainer.initial(1).expect("made");
-            trainer.train(&base, &plan, 1, &shard, &mut go_on).expect("trains");
-            trainer.train(&base, &plan, 2, &shard, &mut go_on).expect("trains").end
+            trainer.train(&base, Round::new(&plan, 1), &shard, &mut go_on).expect("trains");
+            trainer.train(&base, Round::new(&plan, 2), &shard, &mut go_on).expect("trains").end
         };
         let mut fresh = native(&model(ModelKind::Mlp)).expect("valid");
         let base = fresh.initial(1).expect("made");
-        let fresh = fresh.train(&base, &plan(3, optimizer.clone()), 2, &shard, &mut go_on).expect("trains").end;
+        let fresh =
+            fresh.train(&base, Round::new(&plan(3, optimizer.clone()), 2), &shard, &mut go_on).expect("trains").end;
         assert_eq!(second_lease(false), fresh, "{optimizer:?}: a reset optimizer is a new one");
         assert_ne!(second_lease(true), fresh, "{optimizer:?}: a kept optimizer remembers");
     }
@@ -336,7 +369,7 @@ fn divergence_is_an_error_and_not_a_model() {
     for kind in [ModelKind::Mlp, ModelKind::Cnn] {
         let mut trainer = native(&model(kind)).expect("valid");
         let base = trainer.initial(1).expect("made");
-        let exploded = trainer.train(&base, &plan(50, sgd(1e30, 0.0)), 1, &shard, &mut go_on);
+        let exploded = trainer.train(&base, Round::new(&plan(50, sgd(1e30, 0.0)), 1), &shard, &mut go_on);
         assert!(matches!(exploded, Err(TrainError::Diverged { .. })), "{kind:?}: {exploded:?}");
         let poisoned = vec![f32::NAN; base.len()];
         assert_eq!(trainer.evaluate(&poisoned, &shard), Err(TrainError::Diverged { step: 0 }), "{kind:?}");
@@ -357,7 +390,7 @@ fn what_does_not_fit_is_refused_before_any_work() {
     assert_eq!(classes, Err(TrainError::Classes { classes: 3, largest: 3 }));
     let empty = Examples::new(Inputs::Bytes(vec![]), vec![], vec![144]).expect("fits");
     assert_eq!(trainer.evaluate(&base, &empty), Err(TrainError::EmptyShard));
-    let idle = trainer.train(&base, &plan(0, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on);
+    let idle = trainer.train(&base, Round::new(&plan(0, sgd(0.1, 0.0)), 1), &stripes(3), &mut go_on);
     assert!(matches!(idle, Err(TrainError::Spec { key: "train.local_steps", .. })), "{idle:?}");
 }
 
@@ -378,7 +411,8 @@ fn the_mlp_learns_handwritten_digits() {
     assert_eq!((train.len(), test.len()), (1437, 360));
     let mut trainer = native(&spec).expect("valid");
     let base = trainer.initial(1).expect("made");
-    let outcome = trainer.train(&base, &plan(600, sgd(0.1, 0.9)), 1, train.as_ref(), &mut go_on).expect("trains");
+    let outcome =
+        trainer.train(&base, Round::new(&plan(600, sgd(0.1, 0.9)), 1), train.as_ref(), &mut go_on).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");
 }
@@ -403,7 +437,8 @@ fn the_cnn_learns_mnist_where_it_is_at_hand() {
     assert_eq!((train.len(), test.len()), (60_000, 10_000));
     let mut trainer = native(&spec).expect("valid");
     let base = trainer.initial(1).expect("made");
-    let outcome = trainer.train(&base, &plan(600, sgd(0.2, 0.0)), 1, train.as_ref(), &mut go_on).expect("trains");
+    let outcome =
+        trainer.train(&base, Round::new(&plan(600, sgd(0.2, 0.0)), 1), train.as_ref(), &mut go_on).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::testkit::codec::normal;
 use anabranch_common::update::UpdateKey;
@@ -164,6 +164,7 @@ impl Pair {
             base_digest: Digest::default(),
             seed: 0,
             expires_at_ms: 0,
+            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
         };
         let outcome = Outcome {
             lease: lease.id,

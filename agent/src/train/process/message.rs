@@ -7,7 +7,7 @@ use anabranch_common::spec::TrainSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::FeedbackState;
-use crate::train::{RoundFile, RunPart};
+use crate::train::{RoundContext, RoundFile, RunPart};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -44,7 +44,10 @@ pub enum Ask {
         out: String,
         /// Decides which examples are drawn.
         seed: u64,
-        /// Steps, batch, optimizer.
+        /// Where in the run the round is.
+        #[serde(flatten)]
+        context: RoundContext,
+        /// Steps, batch, optimizer; the learning rate is that of this round.
         plan: TrainSpec,
         /// Never compute more examples at once than this, since that ran out of memory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -301,6 +304,21 @@ mod tests {
         assert_eq!(serde_json::to_string(&Ask::Stop { id: 3 }).expect("a line"), r#"{"type":"stop","id":3}"#);
         assert_eq!(serde_json::to_string(&Ask::Exit).expect("a line"), r#"{"type":"exit"}"#);
         assert!(serde_json::from_str::<Answer>(r#"{"type":"well"}"#).is_err());
+    }
+
+    #[test]
+    fn a_round_is_asked_for_as_the_document_prints_it() {
+        let text = r#"{"type":"train","id":3,"base":"base-3.safetensors","out":"end-3.safetensors","seed":7,"version":250,"number":41,"progress":0.25,"lr_factor":0.5,"plan":{"local_steps":20,"batch_size":32,"optimizer":{"kind":"sgd","lr":0.05,"momentum":0.0},"keep_optimizer_state":false}}"#;
+        let ask: Ask = serde_json::from_str(text).expect("a round");
+        let Ask::Train { context, .. } = &ask else { panic!("{ask:?}") };
+        let expected = RoundContext { version: 250, number: 41, progress: Some(0.25), lr_factor: 0.5 };
+        assert_eq!(*context, expected);
+        assert_eq!(serde_json::to_string(&ask).expect("a line"), text);
+        let without = text.replace("0.25", "null");
+        assert_eq!(
+            serde_json::to_string(&serde_json::from_str::<Ask>(&without).expect("a round")).expect("a line"),
+            without
+        );
     }
 
     #[test]

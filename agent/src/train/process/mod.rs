@@ -27,10 +27,9 @@ use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::TrainSpec;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{Bound, EncodeOrder, Metrics, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Bound, EncodeOrder, Metrics, Round, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::clock::Clock;
 use crate::core::event::Encoded;
 use crate::shard::Shard;
@@ -400,11 +399,11 @@ impl Trainer for ProcessTrainer {
     fn train(
         &mut self,
         base: &[f32],
-        plan: &TrainSpec,
-        seed: u64,
+        round: Round<'_>,
         _shard: &dyn Shard,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
+        let Round { plan, seed, context } = round;
         let (order, _) = (self.order.take(), self.encoded.take());
         let mut host = self.ready()?;
         let encoding = order.map_or(Ok(None), |order| host.encoding(order, &self.manifest))?;
@@ -416,6 +415,7 @@ impl Trainer for ProcessTrainer {
             base: from.name(),
             out: out.name(),
             seed,
+            context,
             plan: plan.clone(),
             max_micro_batch,
             keep: self.keep.clone(),

@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use super::lines::{self, Line};
 use super::message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
 use crate::gpu::encoder::{Order, RoundEncoder};
-use crate::train::{RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use crate::train::{Round, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
 use crate::worker::{Shards, TrainerFactory};
 
 /// Time between two signs of life.
@@ -192,7 +192,7 @@ impl Server {
     }
 
     fn train(&mut self, ask: Ask) -> (u64, Result<Answer, Refusal>) {
-        let Ask::Train { id, base, out, seed, plan, max_micro_batch, keep, encode } = ask else {
+        let Ask::Train { id, base, out, seed, context, plan, max_micro_batch, keep, encode } = ask else {
             return (0, Err(Refusal::Order("not a round")));
         };
         let mut work = || {
@@ -212,7 +212,7 @@ impl Server {
                 if stop.load(Ordering::Relaxed) == id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             trainer.keep_round(keep.clone());
-            let outcome = trainer.train(&base, &plan, seed, shard, &mut control)?;
+            let outcome = trainer.train(&base, Round { plan: &plan, seed, context }, shard, &mut control)?;
             let TrainOutcome { end, num_examples, steps, mean_loss, stopped } = outcome;
             let mut encoded = false;
             if !stopped {

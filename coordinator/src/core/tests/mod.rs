@@ -3,6 +3,7 @@
 mod bounds;
 mod ending;
 mod extreme;
+mod plans;
 mod updates;
 mod world;
 

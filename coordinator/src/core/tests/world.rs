@@ -61,6 +61,7 @@ pub(super) fn spec() -> RunSpec {
             keep_optimizer_state: false,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         },
         upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 1.0 },
         merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
@@ -135,7 +136,12 @@ impl World {
 
     /// `n` agents, connected as peers 1 to n, and a durable model.
     pub(super) fn started(n: u8) -> Self {
-        let mut world = Self::new();
+        Self::started_with(spec(), n)
+    }
+
+    /// The same with another configuration.
+    pub(super) fn started_with(spec: RunSpec, n: u8) -> Self {
+        let mut world = Self::of(spec);
         for n in 1..=n {
             world.connect(PeerId(u64::from(n)), n);
         }

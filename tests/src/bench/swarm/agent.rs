@@ -188,7 +188,9 @@ impl Agent {
                 };
                 self.op(Op::SendChunks { content, transfer, missing })
             }
-            Command::Prepare(_) => Some(Event::Prepared { manifest: self.shared.manifest.clone() }),
+            Command::Prepare(_) | Command::Reorder(_) => {
+                Some(Event::Prepared { manifest: self.shared.manifest.clone() })
+            }
             Command::MakeInitial { .. } => {
                 Some(worker::initial_model(&self.shared.manifest, Arc::clone(&self.shared.model)))
             }

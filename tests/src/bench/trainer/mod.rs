@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anabranch_agent::device::{Choice, GpuBackend, GpuId};
-use anabranch_agent::train::{NativeOptions, Trainer, native_with};
+use anabranch_agent::train::{NativeOptions, Round, Trainer, native_with};
 use anabranch_common::spec::{OptimizerSpec, TrainSpec};
 use anyhow::{Context as _, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -206,6 +206,7 @@ impl<'a> Native<'a> {
             keep_optimizer_state: true,
             target_round_s: None,
             max_local_steps: None,
+            schedule: None,
         };
         Ok(Self { trainer, plan, model, data, seed: 0 })
     }
@@ -217,7 +218,8 @@ impl Side for Native<'_> {
         let plan = TrainSpec { local_steps: steps, ..self.plan.clone() };
         let shard = self.data.shard(self.trainer.as_ref());
         let (watch, cpu_s) = (Stopwatch::start(), own_cpu_s()?);
-        let outcome = self.trainer.train(&self.model, &plan, self.seed, shard, &mut |_| ControlFlow::Continue(()))?;
+        let outcome =
+            self.trainer.train(&self.model, Round::new(&plan, self.seed), shard, &mut |_| ControlFlow::Continue(()))?;
         let turn = Turn { wall_s: watch.seconds(), cpu_s: own_cpu_s()? - cpu_s };
         self.model = outcome.end;
         Ok(turn)

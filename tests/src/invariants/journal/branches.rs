@@ -8,7 +8,7 @@ use super::{Checked, ensure};
 pub(super) fn check(branch: Option<BranchId>, record: &Record) -> Checked {
     let of = match &record.body {
         RecordBody::Update(update) => Some(update.meta.branch),
-        RecordBody::LeaseGranted(lease) | RecordBody::SizedLeaseGranted { lease, .. } => Some(lease.branch),
+        RecordBody::LeaseGranted(lease) => Some(lease.branch),
         _ => return Ok(()),
     };
     ensure(of == branch, "branches", || {

@@ -37,7 +37,7 @@ impl Leases {
                 self.paused = false;
                 Ok(())
             }
-            RecordBody::LeaseGranted(lease) | RecordBody::SizedLeaseGranted { lease, .. } => self.grant(lease, version),
+            RecordBody::LeaseGranted(lease) => self.grant(lease, version),
             RecordBody::LeaseEnded { lease, why } => {
                 let Some(granted) = self.granted.get(lease) else {
                     return super::broken(NAME, format!("lease {lease:?} ended that was never granted"));

@@ -2,7 +2,7 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: once, leases, sizes, epochs, branches, staleness   each record, in order
+//!  appended(record) ─► Fold: once, leases, sizes, rates, epochs, branches, staleness   each record, in order
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
@@ -15,6 +15,7 @@ mod finite;
 mod hostile;
 mod leases;
 mod once;
+mod rates;
 mod replay;
 mod sizes;
 mod staleness;
@@ -34,7 +35,8 @@ pub use once::Merged;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
-    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `epochs`, `branches`, `staleness`, `verdicts`.
+    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `epochs`, `branches`,
+    /// `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -62,6 +64,7 @@ struct Fold {
     leases: leases::Leases,
     epochs: epochs::Epochs,
     sizes: sizes::Sizes,
+    rates: rates::Rates,
     envelope: hostile::Envelope,
 }
 
@@ -75,6 +78,7 @@ impl Fold {
         self.leases.apply(record, before)?;
         self.epochs.apply(record)?;
         self.sizes.apply(self.spec.as_ref(), record)?;
+        self.rates.apply(self.spec.as_ref(), record)?;
         self.envelope.apply(attackers, self.spec.as_ref(), record)?;
         match &record.body {
             RecordBody::Genesis { branch, spec, .. } => {

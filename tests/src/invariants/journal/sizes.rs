@@ -22,17 +22,16 @@ impl Sizes {
     /// `spec` is the configuration before the record.
     pub(super) fn apply(&mut self, spec: Option<&RunSpec>, record: &Record) -> Checked {
         match &record.body {
-            RecordBody::SizedLeaseGranted { lease, local_steps } => {
-                let train = spec.map(|spec| &spec.train);
-                let expected = train.and_then(|train| self.steps(lease.agent, train));
-                self.open.insert(lease.id, (lease.agent, *local_steps, record.at_ms));
-                ensure(expected == Some(*local_steps), NAME, || {
+            RecordBody::LeaseGranted(lease) => {
+                let (train, local_steps) = (spec.map(|spec| &spec.train), lease.plan.local_steps);
+                let sized = train.and_then(|train| self.steps(lease.agent, train));
+                if sized.is_some() {
+                    self.open.insert(lease.id, (lease.agent, local_steps, record.at_ms));
+                }
+                let expected = sized.or(train.map(|train| train.local_steps));
+                ensure(expected == Some(local_steps), NAME, || {
                     format!("lease {:?} has {local_steps} steps, and {expected:?} follow from the records", lease.id)
                 })
-            }
-            RecordBody::LeaseGranted(lease) => {
-                let sized = spec.is_some_and(|spec| spec.train.target_round_s.is_some());
-                ensure(!sized, NAME, || format!("lease {:?} has no size of its own", lease.id))
             }
             RecordBody::Update(update) => {
                 self.observe(update, record.at_ms);

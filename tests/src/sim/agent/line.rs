@@ -119,7 +119,7 @@ impl World {
                 let kind = if accepted { MarkKind::Accepted } else { MarkKind::Refused };
                 self.note(machine, Sign::Mark(kind), || format!("update {}.{}: {verdict:?}", key.epoch.0, key.seq.0));
             }
-            CoordinatorMessage::Lease { lease, .. } | CoordinatorMessage::SizedLease { lease, .. } => {
+            CoordinatorMessage::Lease { lease, .. } => {
                 let (id, base) = (lease.id.0, lease.base_version);
                 self.note(machine, Sign::End(SpanKind::Lease), || {
                     format!("lease {id} takes the place of an older one")

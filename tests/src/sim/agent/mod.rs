@@ -291,6 +291,7 @@ impl World {
                 }
             }
             Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: self.learner.manifest.clone() }),
+            Command::Reorder(manifest) => self.maths(machine, 5, Event::Prepared { manifest: *manifest }),
             Command::MakeInitial { .. } => {
                 let initial = self.learner.initial();
                 let event = worker::initial_model(&self.learner.manifest, initial.into());
@@ -303,7 +304,7 @@ impl World {
             }
             Command::Train { lease, spec, base, lead } => {
                 let start = lead.map_or_else(|| base.to_vec(), |lead| lead.from(&base));
-                self.train(machine, &lease, spec.train.local_steps, &start);
+                self.train(machine, &lease, &spec.train, &start);
             }
             Command::StopTraining => {
                 if let Some((_, lease)) = process.training.take() {

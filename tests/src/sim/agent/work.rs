@@ -5,7 +5,7 @@ use anabranch_agent::core::event::{Encoded, Event, Outcome};
 use anabranch_agent::store::LedgerError;
 use anabranch_common::codec::{self, feedback::Feedback};
 use anabranch_common::journal::Lease;
-use anabranch_common::spec::UploadSpec;
+use anabranch_common::spec::{TrainSpec, UploadSpec};
 
 use crate::invariants::feedback::{self, Expected};
 use crate::picture::SpanKind;
@@ -60,16 +60,16 @@ impl World {
         self.agent_handles(machine, event);
     }
 
-    pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, steps: u32, base: &[f32]) {
+    pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, base: &[f32]) {
         let agent = self.agent(machine);
         agent.rounds += 1;
         let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
-        let takes_ms = takes_ms(&self.schedule, &self.agents[machine - 1].plan, steps);
+        let takes_ms = takes_ms(&self.schedule, &self.agents[machine - 1].plan, plan.local_steps);
         self.note(machine, Sign::Begin(SpanKind::Train), || {
             format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
         });
         let hostile = self.agent(machine).plan.hostile;
-        let round = self.learner.train(machine, lease, steps, base).filter(|_| !fails);
+        let round = self.learner.train(machine, lease, plan, base).filter(|_| !fails);
         let event = match round {
             Some(mut round) => {
                 distort(hostile, &mut round.delta);

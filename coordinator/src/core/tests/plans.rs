@@ -1,0 +1,108 @@
+//! What leases plan follows from the records before them, whichever process grants them.
+
+use anabranch_common::ids::{BranchId, ModelVersion, Position};
+use anabranch_common::journal::{Plan, Record, RecordBody};
+use anabranch_common::spec::{AdmitSpec, LrSchedule, RunSpec, ScheduleUnit, TargetSpec, TrainSpec};
+use anabranch_common::update::{RefusalReason, Verdict};
+use anabranch_common::wire::message::CoordinatorMessage;
+
+use super::world::{World, spec};
+use crate::core::event::PeerId;
+
+fn scheduled(schedule: LrSchedule) -> RunSpec {
+    let train = TrainSpec { schedule: Some(schedule), ..spec().train };
+    RunSpec { train, target: TargetSpec { versions: Some(8), ..TargetSpec::default() }, ..spec() }
+}
+
+/// Halves the rate after every two units.
+fn halving(over: ScheduleUnit, every: u64) -> LrSchedule {
+    LrSchedule::Step { over, warmup: 0, every, factor: 0.5 }
+}
+
+/// Agent `n` takes a lease and contributes under it. The lease's plan.
+fn round(world: &mut World, n: u8, seq: u64) -> Plan {
+    let lease = world.lease(n);
+    let meta = world.meta(n, seq, &lease);
+    world.receive(n, &meta, [lease.plan.lr_factor; 4]);
+    world.journal();
+    lease.plan
+}
+
+#[test]
+fn a_lease_has_the_factor_of_its_base_and_a_new_process_plans_the_same() {
+    let mut world = World::started_with(scheduled(halving(ScheduleUnit::Versions, 2)), 1);
+    let mut plans: Vec<Plan> = (0..3).map(|seq| round(&mut world, 1, seq)).collect();
+    assert_eq!(world.replayed(), *world.state(), "the fold over the records knows it all");
+    world = world.restarted();
+    world.connect(PeerId(1), 1);
+    world.journal();
+    plans.extend((3..5).map(|seq| round(&mut world, 1, seq)));
+    assert_eq!(plans.iter().map(|plan| plan.lr_factor).collect::<Vec<_>>(), [1.0, 1.0, 0.5, 0.5, 0.25]);
+    assert_eq!(plans.iter().map(|plan| plan.round).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert_eq!(plans[4].progress, Some(0.5), "version 4 of 8");
+    assert_eq!(plans[0].local_steps, spec().train.local_steps);
+}
+
+/// A round's number counts the leases of its agent: those of others, and those that came to
+/// nothing too.
+#[test]
+fn rounds_are_counted_for_each_agent_and_without_a_target_there_is_no_progress() {
+    let mut world = World::started(2);
+    assert_eq!(round(&mut world, 1, 0), Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None });
+    assert_eq!(round(&mut world, 2, 0).round, 0);
+    assert_eq!(world.lease(1).plan.round, 1, "this one is asked for again, and superseded");
+    assert_eq!(world.lease(1).plan.round, 2);
+}
+
+#[test]
+fn examples_are_those_of_merged_updates_and_a_rollback_takes_them_back() {
+    let mut world = World::started_with(scheduled(halving(ScheduleUnit::Examples, 64)), 1);
+    // 32 examples each.
+    let factors: Vec<f32> = (0..4).map(|seq| round(&mut world, 1, seq).lr_factor).collect();
+    assert_eq!(factors, [1.0, 1.0, 0.5, 0.5]);
+    let mut state = world.state().clone();
+    assert_eq!(state.examples, 128);
+    let (branch, version) = (BranchId([9; 16]), ModelVersion(1));
+    let body = RecordBody::Branched { branch, from: Position(0), version, examples: 32 };
+    let record = Record { position: state.position.next(), at_ms: 0, body, payload: [].into() };
+    state.apply(&record).expect("follows");
+    assert_eq!(state.plan(super::agent(1), version).lr_factor.to_bits(), 1.0f32.to_bits());
+}
+
+/// Late in a schedule updates are small. One that was begun earlier is larger by as much as its
+/// rate was, and no outlier.
+#[test]
+fn an_update_from_before_the_rate_fell_is_no_outlier() {
+    let schedule = LrSchedule::Step { over: ScheduleUnit::Versions, warmup: 0, every: 3, factor: 0.01 };
+    let admit = AdmitSpec { max_staleness: 100, max_norm_ratio: 10.0, clip_norm_ratio: 1.0, ..spec().admit };
+    let mut world = World::started_with(RunSpec { admit, target: TargetSpec::default(), ..scheduled(schedule) }, 3);
+    for n in 1..=3 {
+        round(&mut world, n, 0);
+    }
+    // Agent 3 begins its round at a rate of 0.01, and the others go on to 0.0001.
+    let slow = world.lease(3);
+    for seq in 1..3 {
+        round(&mut world, 1, seq);
+        round(&mut world, 2, seq);
+    }
+    let median = world.state().recent.median_norm(0).expect("three agents");
+    assert!((median - 2.0).abs() < 1e-6, "the norm at the full rate, found {median}");
+    let mut offer = |seq, value: f32| {
+        let meta = world.meta(3, seq, &slow);
+        world.receive(3, &meta, [value; 4]);
+        world.journal();
+        match world.last_sent() {
+            Some((_, CoordinatorMessage::Verdict { verdict, .. })) => verdict,
+            other => panic!("expected a verdict, got {other:?}"),
+        }
+    };
+    let found = offer(1, slow.plan.lr_factor);
+    assert!(matches!(found, Verdict::Accepted { weight, .. } if (weight - 0.5).abs() < 1e-6), "{found:?}");
+    assert_eq!(slow.plan.lr_factor.to_bits(), 0.01f32.to_bits());
+    let late = world.lease(3);
+    let meta = world.meta(3, 2, &late);
+    world.receive(3, &meta, [0.01; 4]);
+    world.journal();
+    let refused = Verdict::Refused { reason: RefusalReason::NormOutlier };
+    assert!(matches!(world.last_sent(), Some((_, CoordinatorMessage::Verdict { verdict, .. })) if verdict == refused));
+}

@@ -1,0 +1,88 @@
+//! Learning rates and numbers of rounds: they follow from the records before a lease, whichever
+//! process grants it.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::{AgentId, ModelVersion};
+use anabranch_common::journal::{Lease, Record, RecordBody};
+use anabranch_common::spec::{LrSchedule, RunSpec, ScheduleUnit};
+
+use super::{Checked, ensure};
+
+const NAME: &str = "rates";
+
+#[derive(Debug, Default)]
+pub(super) struct Rates {
+    rounds: BTreeMap<AgentId, u64>,
+    /// Examples merged so far on this branch, and by when each version was made.
+    examples: u64,
+    by_version: BTreeMap<ModelVersion, u64>,
+}
+
+impl Rates {
+    /// `spec` is the configuration before the record.
+    pub(super) fn apply(&mut self, spec: Option<&RunSpec>, record: &Record) -> Checked {
+        match &record.body {
+            RecordBody::LeaseGranted(lease) => self.granted(spec, lease),
+            RecordBody::Update(update) => {
+                self.examples += update.credited_examples;
+                if update.closes {
+                    self.by_version.insert(update.version, self.examples);
+                }
+                Ok(())
+            }
+            RecordBody::Imported { version, .. } => {
+                self.by_version.insert(*version, self.examples);
+                Ok(())
+            }
+            RecordBody::Branched { version, examples, .. } => {
+                self.by_version.retain(|made, _| made <= version);
+                let expected = self.by_version.get(version).copied().unwrap_or_default();
+                self.examples = *examples;
+                ensure(expected == *examples, NAME, || {
+                    format!("{examples} examples made version {version}, and {expected} follow from the records")
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn granted(&mut self, spec: Option<&RunSpec>, lease: &Lease) -> Checked {
+        let plan = lease.plan;
+        let round = self.rounds.entry(lease.agent).or_default();
+        let number = std::mem::replace(round, *round + 1);
+        ensure(plan.round == number, NAME, || {
+            format!("lease {:?} is round {} of its agent, and {number} went before", lease.id, plan.round)
+        })?;
+        let Some(spec) = spec else { return Ok(()) };
+        let expected = spec.train.schedule.as_ref().map_or(1.0, |schedule| {
+            let progress = match schedule.over() {
+                ScheduleUnit::Versions => lease.base_version.0,
+                ScheduleUnit::Examples => self.examples,
+            };
+            factor(schedule, progress as f64)
+        });
+        ensure((f64::from(plan.lr_factor) - expected).abs() < 1e-6, NAME, || {
+            format!("lease {:?} has the factor {}, and {expected} follows from the records", lease.id, plan.lr_factor)
+        })
+    }
+}
+
+/// With the system's cosine and power: what is journalled comes from neither.
+fn factor(schedule: &LrSchedule, progress: f64) -> f64 {
+    let (LrSchedule::Constant { warmup, .. } | LrSchedule::Cosine { warmup, .. } | LrSchedule::Step { warmup, .. }) =
+        *schedule;
+    let warmup = warmup as f64;
+    if progress < warmup {
+        return 0.1 + 0.9 * progress / warmup;
+    }
+    match *schedule {
+        LrSchedule::Constant { .. } => 1.0,
+        LrSchedule::Cosine { length, final_fraction, .. } => {
+            let share = ((progress - warmup) / (length as f64 - warmup)).min(1.0);
+            let last = f64::from(final_fraction);
+            last + (1.0 - last) * (1.0 + (std::f64::consts::PI * share).cos()) / 2.0
+        }
+        LrSchedule::Step { every, factor, .. } => f64::from(factor).powf(((progress - warmup) / every as f64).floor()),
+    }
+}
