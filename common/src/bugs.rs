@@ -63,11 +63,13 @@ pub enum Bug {
     ResidualKept,
     /// An agent that starts again does not know its finished updates.
     OutboxForgotten,
+    /// The coordinator does not listen when an agent says that its evaluation has failed.
+    EvaluationFailureUnheard,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::AckBeforeSync,
         Self::DecidedForgotten,
         Self::RefusalNotJournalled,
@@ -96,6 +98,7 @@ impl Bug {
         Self::ResidualDropped,
         Self::ResidualKept,
         Self::OutboxForgotten,
+        Self::EvaluationFailureUnheard,
     ];
 }
 
