@@ -54,8 +54,9 @@ def run(
         train_fn: ``train_fn(model, round)`` trains in place: ``round.optimizer(model)``, ``round.batches(data)``,
             ``round.step(loss, examples)``. The model is in training mode.
         eval_fn: ``eval_fn(model)`` gives a ``Metrics``, a mapping with ``accuracy``, ``loss`` and ``num_examples``, or
-            the three in this order. Called in evaluation mode and without gradients. ``num_examples`` defaults to
-            ``eval_examples``.
+            the three in this order; another key is an error. Called in evaluation mode and without gradients.
+            ``num_examples`` defaults to ``eval_examples``. A mapping without ``accuracy`` is for models for which
+            accuracy has no meaning: it counts as 0, so such a run needs ``target.loss``.
         train_examples: examples to train on; 0 where this agent only evaluates.
         eval_examples: examples to evaluate on; 0 where this agent does not (``eval_fn`` is then not called).
         init: makes a fresh model; called with PyTorch, numpy and ``random`` seeded where this agent begins the run.
@@ -337,6 +338,8 @@ def _metrics(found: Any, eval_examples: int) -> Metrics:
     else:
         kind = type(found).__name__
         raise TypeError(f"eval_fn returned a {kind}, expected Metrics, a mapping or a tuple (accuracy, loss, num_examples)")
+    if unknown := [str(key) for key in values if key not in keys]:
+        raise TypeError(f"eval_fn returned unknown {', '.join(unknown)}; the keys are {', '.join(keys)}")
     if "loss" not in values:
         raise TypeError(f"eval_fn returned no loss (it has {', '.join(map(str, values))})")
     examples = int(values.get("num_examples", eval_examples))
