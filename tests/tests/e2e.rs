@@ -116,11 +116,7 @@ fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> a
     }
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     // With a higher target it goes on, without a rollback.
-    let file = cluster.coordinator_dir().join("run.toml");
-    let text = std::fs::read_to_string(&file)?;
-    let raised = text.replace("\nversions = 40", "\nversions = 60");
-    assert!(raised != text, "{text}");
-    std::fs::write(&file, raised)?;
+    cluster.edit("\nversions = 40", "\nversions = 60")?;
     cluster.start_coordinator()?;
     start_both(&mut cluster, &shards, &test)?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());

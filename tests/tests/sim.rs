@@ -69,7 +69,7 @@ fn leases_sized_by_speed_make_agents_report_at_similar_periods() {
     assert!(with < 1.5 && without > 5.0, "most rounds of an agent over the least: {with}, and {without} without sizes");
 }
 
-/// Every tenth version is due for an evaluation. One that fails costs a moment, not the time-out of a silent agent.
+/// Every tenth version is due for an evaluation by one agent, and here it takes two or three. One that fails costs a moment, not the time-out of a silent agent.
 #[test]
 fn evaluation_goes_on_while_evaluators_fail() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/failing-evaluators.toml");
@@ -79,7 +79,7 @@ fn evaluation_goes_on_while_evaluators_fail() {
         must_hold(&outcome);
         let due = outcome.versions / 10;
         println!("seed {seed}: {} measurements of {due} due", outcome.measured);
-        assert!(due >= 20 && outcome.measured >= due / 2, "{} measurements of {due} due", outcome.measured);
+        assert!(due >= 20 && outcome.measured >= due / 4, "{} measurements of {due} due", outcome.measured);
     }
 }
 

@@ -478,7 +478,8 @@ fn an_evaluator_only_evaluates() {
 #[test]
 fn a_failed_evaluation_is_told_at_once() {
     let mut session = asking(config(0, 50), Kept::default());
-    let evaluate = |version| say(CoordinatorMessage::Evaluate { version: ModelVersion(version), digest: digest(version) });
+    let evaluate =
+        |version| say(CoordinatorMessage::Evaluate { version: ModelVersion(version), digest: digest(version) });
     let failed = |version, reason: &str| {
         send(AgentMessage::EvaluationFailed { version: ModelVersion(version), reason: reason.to_owned() })
     };

@@ -9,7 +9,7 @@ use anabranch_common::plain::plain;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 
 use super::Core;
-use super::evaluators::{Evaluators, Outcome, Standing};
+use super::evaluators::{Outcome, Standing};
 use super::event::PeerId;
 
 impl Core {
@@ -35,11 +35,12 @@ impl Core {
     fn begin_round_if_due(&mut self) {
         let Some(state) = &self.state else { return };
         let (version, now_ms) = (state.version, self.now.mono_ms);
-        if self.phase() == RunPhase::Finished || !self.evaluators.is_due(version, &self.spec.evaluate, now_ms) {
+        let due = self.evaluators.is_due(version, &self.spec.evaluate, now_ms);
+        if !due || self.phase() == RunPhase::Finished || !self.evaluators.looks_for_idle(now_ms) {
             return;
         }
         let standings = self.standings();
-        if self.evaluators.can_open(&standings, now_ms) && Evaluators::has_idle(&standings) {
+        if self.evaluators.can_open(&standings, now_ms) && self.evaluators.has_idle(&standings, now_ms) {
             self.evaluators.want();
         }
     }
@@ -52,7 +53,13 @@ impl Core {
     }
 
     /// Whether `agent`, which is given this lease, is to evaluate its base first. May open a round.
-    pub(super) fn evaluates_first(&mut self, agent: AgentId, lease: LeaseId, base: ModelVersion, digest: Digest) -> bool {
+    pub(super) fn evaluates_first(
+        &mut self,
+        agent: AgentId,
+        lease: LeaseId,
+        base: ModelVersion,
+        digest: Digest,
+    ) -> bool {
         let (every, now_ms) = (&self.spec.evaluate, self.now.mono_ms);
         let may_begin = self.phase() == RunPhase::Running && self.evaluators.is_due(base, every, now_ms);
         let is_open = self.evaluators.round().is_some_and(|(version, _)| version == base);
@@ -81,7 +88,9 @@ impl Core {
         let standings = self.evaluators.standings(&state.agents, self.now.mono_ms);
         match self.evaluators.close(&state.agents, &standings) {
             Outcome::Open => {}
-            Outcome::Nothing(version) => tracing::warn!(%version, "a version was not measured: too few evaluations of it came"),
+            Outcome::Nothing(version) => {
+                tracing::warn!(%version, "a version was not measured: too few evaluations of it came")
+            }
             Outcome::Measured(aggregate) => self.measured(aggregate),
         }
     }

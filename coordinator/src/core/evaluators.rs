@@ -96,10 +96,14 @@ pub(super) struct Evaluators {
     wanted: bool,
     /// The version of the latest round, and when it opened.
     last: Option<(ModelVersion, u64)>,
+    /// Agents that train and were asked in that round.
+    trainers: u64,
     /// The latest round came to nothing: the next version is due at once.
     retry: bool,
     /// Until then too few evaluators can be asked.
     look_at_ms: u64,
+    /// Until then no agent that does nothing else can be asked.
+    idle_at_ms: u64,
     next_deadline_ms: u64,
     /// Something happened that may let the round close, or another evaluator be asked.
     changed: bool,
@@ -126,8 +130,7 @@ impl Evaluators {
         let evaluator = self.evaluators.entry(agent).or_insert_with(|| Evaluator::away(duty, now_ms));
         evaluator.duty = duty;
         self.connected += usize::from(evaluator.away_since_ms.take().is_some());
-        self.look_at_ms = 0;
-        self.changed = true;
+        (self.look_at_ms, self.idle_at_ms, self.changed) = (0, 0, true);
     }
 
     /// An agent has disconnected. Returns the version that it was to evaluate.
@@ -163,14 +166,18 @@ impl Evaluators {
         self.wanted
     }
 
-    /// Whether a round is due for `version`.
+    /// Whether a round is due for `version`. A round for which several agents interrupt their training counts as several, so
+    /// that evaluating costs as much training as if one of them did it each time.
     pub(super) fn is_due(&self, version: ModelVersion, every: &EvaluateSpec, now_ms: u64) -> bool {
         if self.connected == 0 || self.is_measuring() || now_ms < self.look_at_ms {
             return false;
         }
         let Some((last, at_ms)) = self.last else { return true };
         let elapsed_s = now_ms.saturating_sub(at_ms) as f64 / 1000.0;
-        let passed = version.staleness_of(last) >= every.every_versions || elapsed_s >= every.every_s;
+        let rounds = self.trainers.max(1);
+        let every_versions = if rounds > 1 { every.every_versions.max(1) } else { every.every_versions };
+        let passed = version.staleness_of(last) >= every_versions.saturating_mul(rounds)
+            || elapsed_s >= every.every_s * rounds as f64;
         version > last && (self.retry || passed)
     }
 
@@ -214,6 +221,7 @@ impl Evaluators {
     pub(super) fn open(&mut self, version: ModelVersion, digest: Digest, now_ms: u64) {
         self.round = Some(Round { version, digest, answers: BTreeMap::new(), tried: BTreeSet::new() });
         (self.last, self.retry, self.wanted, self.changed) = (Some((version, now_ms)), false, false, true);
+        self.trainers = 0;
     }
 
     /// Ends the round without a result, unless it is about `version`; what was asked for is still welcome. Whether there is
@@ -275,11 +283,20 @@ impl Evaluators {
         standings.iter().any(|standing| standing.agent == agent && is_free(standing))
     }
 
-    /// Whether an agent that does nothing else can be asked.
-    pub(super) fn has_idle(standings: &[Standing]) -> bool {
+    /// Whether it is time to look for an agent that does nothing else.
+    pub(super) fn looks_for_idle(&self, now_ms: u64) -> bool {
+        now_ms >= self.idle_at_ms
+    }
+
+    /// Whether an agent that does nothing else can be asked. Looks again after a while if not.
+    pub(super) fn has_idle(&mut self, standings: &[Standing], now_ms: u64) -> bool {
         let known = sum(standings, |standing| standing.counts);
         let is_idle = |standing: &Standing| standing.free && standing.duty == Duty::EvaluatesOnly;
-        standings.iter().any(|standing| is_idle(standing) && (standing.counts || known == 0))
+        let idle = standings.iter().any(|standing| is_idle(standing) && (standing.counts || known == 0));
+        if !idle {
+            self.idle_at_ms = now_ms + limits::EVALUATION_LOOK_MS;
+        }
+        idle
     }
 
     /// `agent` is asked to evaluate the round's version.
@@ -289,6 +306,7 @@ impl Evaluators {
         let latest_ms = deadline_ms.saturating_add(lease_ttl_ms);
         if let Some(evaluator) = self.evaluators.get_mut(&agent) {
             evaluator.asked = Some(Asked { version, lease, deadline_ms, latest_ms });
+            self.trainers += u64::from(evaluator.duty == Duty::Trains);
             self.next_deadline_ms = self.next_deadline_ms.min(deadline_ms);
         }
     }
@@ -380,7 +398,7 @@ impl Evaluators {
             None if standings.iter().any(is_asked) => Outcome::Open,
             None => {
                 let version = round.version;
-                (self.round, self.retry, self.look_at_ms) = (None, true, 0);
+                (self.round, self.retry, self.look_at_ms, self.idle_at_ms) = (None, true, 0, 0);
                 Outcome::Nothing(version)
             }
         }

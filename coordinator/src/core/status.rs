@@ -76,7 +76,8 @@ pub fn report(
     let seconds = |at_ms: u64| at_ms.saturating_sub(started_at_ms) as f64 / 1000.0;
     let params = state.map(|state| state.manifest.params() as u64);
     let accepted = state.map_or(0, |state| state.totals.accepted);
-    let models_sent: u64 = state.into_iter().flat_map(|state| state.agents.values()).map(|agent| agent.models_sent).sum();
+    let models_sent: u64 =
+        state.into_iter().flat_map(|state| state.agents.values()).map(|agent| agent.models_sent).sum();
     let agents = agents_of(state, roster);
     let phase = match state {
         None => RunPhase::Pending,

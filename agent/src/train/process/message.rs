@@ -254,7 +254,10 @@ impl Measured {
             (Some(accuracy), Some(loss), Some(num_examples)) if unknown.is_empty() => {
                 Ok(Metrics { accuracy: *accuracy, loss: *loss, num_examples: *num_examples })
             }
-            _ => Err(format!("its `evaluated` has {}", unknown.into_iter().chain(missing).collect::<Vec<_>>().join(", "))),
+            _ => Err(format!(
+                "its `evaluated` has {}",
+                unknown.into_iter().chain(missing).collect::<Vec<_>>().join(", ")
+            )),
         }
     }
 }

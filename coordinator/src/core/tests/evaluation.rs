@@ -184,7 +184,9 @@ fn only_a_silent_agent_is_waited_for_and_work_is_no_silence() {
     assert_eq!(kinds(&tick(&mut world, 1)), Vec::<&str>::new(), "it works on its local round");
     let commands = tick(&mut world, limits::EVALUATION_TIMEOUT_MS);
     assert_eq!(kinds(&commands), ["evaluation_failed", "aggregated"], "its 20 examples no longer count");
-    let RecordBody::EvaluationFailed { reason, .. } = &World::appended(&commands)[0].body else { panic!("{commands:?}") };
+    let RecordBody::EvaluationFailed { reason, .. } = &World::appended(&commands)[0].body else {
+        panic!("{commands:?}")
+    };
     assert_eq!(reason, "no answer within 120 s");
     assert_eq!(kinds(&answer(&mut world, 2, 0, 0.5, 20)), ["evaluated"], "a late answer is kept");
 }
@@ -234,6 +236,26 @@ fn a_failure_that_nobody_asked_about_is_not_recorded() {
     assert_eq!(kinds(&fail(&mut world, 2, 0)), Vec::<&str>::new());
     let long = AgentMessage::EvaluationFailed { version: ModelVersion(0), reason: "x".repeat(100_000) };
     let commands = world.message(1, long);
-    let RecordBody::EvaluationFailed { reason, .. } = &World::appended(&commands)[0].body else { panic!("{commands:?}") };
+    let RecordBody::EvaluationFailed { reason, .. } = &World::appended(&commands)[0].body else {
+        panic!("{commands:?}")
+    };
     assert_eq!(reason.len(), limits::EVALUATION_REASON_BYTES);
+}
+
+/// Evaluating takes no more of the trainers' time than when one of them evaluates every tenth version.
+#[test]
+fn a_measurement_that_interrupts_two_trainers_makes_the_next_one_due_later() {
+    let mut world = World::started_with(&[(100, 10), (100, 10)]);
+    let mut asked_at = Vec::new();
+    for version in 0..50 {
+        let lease = world.lease(1);
+        if let Some((_, CoordinatorMessage::Evaluate { .. })) = world.last_sent() {
+            asked_at.push(version);
+            answer(&mut world, 1, version, 0.5, 10);
+            answer(&mut world, 2, version, 0.5, 10);
+        }
+        world.receive(1, &world.meta(1, version, &lease), [1.0; 4]);
+        world.journal();
+    }
+    assert_eq!(asked_at, [0, 20, 40], "every twentieth version, by both");
 }

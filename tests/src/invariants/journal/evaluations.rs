@@ -45,7 +45,9 @@ impl Evaluations {
             }
             RecordBody::Finished { reason: FinishReason::Accuracy { .. } | FinishReason::Loss { .. }, result } => {
                 let of_newest = self.newest.is_some_and(|newest| newest.version == *result && newest.covers_most());
-                return ensure(of_newest, NAME, || format!("the run ends at {result}, its newest is {:?}", self.newest));
+                return ensure(of_newest, NAME, || {
+                    format!("the run ends at {result}, its newest is {:?}", self.newest)
+                });
             }
             RecordBody::Branched { version, .. } => {
                 // Later versions will be others.
@@ -66,7 +68,8 @@ impl Evaluations {
             let rounding = ROUNDING * (1.0 + least.abs().max(most.abs()));
             (least - rounding..=most + rounding).contains(&found)
         };
-        let sound = within(|figures| figures.accuracy, aggregate.accuracy) && within(|figures| figures.loss, aggregate.loss);
+        let sound =
+            within(|figures| figures.accuracy, aggregate.accuracy) && within(|figures| figures.loss, aggregate.loss);
         ensure(sound, NAME, || format!("{aggregate:?} is no mean of {figures:?}"))?;
         let held = |agent: &AgentId| self.held.get(agent).copied().unwrap_or(0);
         let answered: BTreeSet<AgentId> = figures.iter().map(|evaluation| evaluation.agent).collect();
