@@ -471,6 +471,9 @@ fn log_offer(message: &AgentMessage) {
         let chunks = missing.indices(usize::MAX).count();
         tracing::debug!(version = version.0, chunks, "asking for the rest of a model");
     }
+    if let AgentMessage::EvaluationFailed { version, reason } = message {
+        tracing::debug!(version = version.0, reason, "telling the coordinator of a failed evaluation");
+    }
     if let AgentMessage::OfferUpdate { meta, .. } = message {
         tracing::debug!(lease = meta.lease.0, epoch = meta.key.epoch.0, seq = meta.key.seq.0, "offering an update");
         faults::point("update-offered");
@@ -512,6 +515,9 @@ fn log(event: &Event) {
         ),
         Event::Discarded { problem, .. } => tracing::warn!(problem, "this round gave nothing to send"),
         Event::UnpackFailed { problem, .. } => tracing::warn!(problem, "the model that came cannot be used"),
+        Event::EvaluationFailed { version, problem } => {
+            tracing::warn!(version = version.0, problem, "this version cannot be evaluated here");
+        }
         Event::Evaluated { version, accuracy, loss, .. } => {
             tracing::info!(version = version.0, accuracy, loss, "evaluated");
         }

@@ -107,6 +107,9 @@ pub struct LiveReport {
     pub downlink_bytes: u64,
     /// The latest verdicts, oldest first.
     pub verdicts: Vec<VerdictReport>,
+    /// Why the latest evaluation failed, until one succeeds.
+    #[serde(default)]
+    pub evaluation_problem: Option<String>,
     /// The latest problem that was dealt with.
     pub last_problem: Option<String>,
 }
@@ -185,6 +188,7 @@ impl LiveReport {
             uplink_bytes: traffic.uplink_bytes,
             downlink_bytes: traffic.downlink_bytes,
             verdicts: verdicts.map(verdict).collect(),
+            evaluation_problem: session.evaluation_problem().map(str::to_owned),
             last_problem: session.last_problem().map(str::to_owned),
         }
     }
@@ -254,6 +258,9 @@ impl LiveReport {
                 Verdict::Refused { reason } => format!("refused: {}", reason.as_str()),
             };
             line("verdict", verdict);
+        }
+        if let Some(problem) = &self.evaluation_problem {
+            line("evaluation", format!("failed: {problem}"));
         }
         if let Some(problem) = &self.last_problem {
             line("problem", problem.clone());

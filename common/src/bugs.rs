@@ -65,6 +65,8 @@ pub enum Bug {
     ResidualKept,
     /// An agent that starts again does not know its finished updates.
     OutboxForgotten,
+    /// The coordinator does not listen when an agent says that its evaluation has failed.
+    EvaluationFailureUnheard,
 }
 
 impl Bug {
@@ -99,6 +101,7 @@ impl Bug {
         Self::ResidualDropped,
         Self::ResidualKept,
         Self::OutboxForgotten,
+        Self::EvaluationFailureUnheard,
     ];
 }
 

@@ -147,6 +147,45 @@ pub struct Evaluation {
     pub num_examples: u64,
 }
 
+/// The evaluations of one version by one or more agents, combined: means weighted by examples.
+#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+pub struct Aggregate {
+    /// Which version.
+    pub version: ModelVersion,
+    /// Share of examples classified correctly, 0..1: the mean over the evaluators, weighted by `num_examples`.
+    pub accuracy: f64,
+    /// Mean loss, weighted likewise.
+    pub loss: f64,
+    /// Evaluators that answered.
+    pub evaluators: u32,
+    /// Examples that they measured on.
+    pub num_examples: u64,
+    /// Examples in their evaluation shards.
+    pub covered_examples: u64,
+    /// Examples in the evaluation shards of all evaluators that counted when this was computed.
+    pub known_examples: u64,
+}
+
+impl Aggregate {
+    /// Whether it covers more than half of the evaluation examples that are known. Only such an aggregate decides on a
+    /// target.
+    #[must_use]
+    pub fn covers_most(&self) -> bool {
+        u128::from(self.covered_examples) * 2 > u128::from(self.known_examples)
+    }
+}
+
+/// Models sent to one agent since the record before that names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct ModelsSent {
+    /// To whom.
+    pub agent: AgentId,
+    /// How many models.
+    pub models: u64,
+    /// Their payload bytes as sent.
+    pub bytes: u64,
+}
+
 /// An accepted update, without its payload (the record's payload).
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct AcceptedUpdate {
@@ -211,6 +250,8 @@ pub enum RecordBody {
         incarnation: Incarnation,
         /// Examples in its training shard as it says, capped by `admit.max_examples`.
         examples_held: u64,
+        /// Examples in its evaluation shard as it says, capped by `limits::SHARD_EXAMPLES`.
+        eval_examples: u64,
     },
     /// Permission to train.
     LeaseGranted(Lease),
@@ -269,6 +310,21 @@ pub enum RecordBody {
         /// The version that is the run's result.
         result: ModelVersion,
     },
+    /// An agent was asked to evaluate a version and could not, or gave no answer.
+    EvaluationFailed {
+        /// The agent.
+        agent: AgentId,
+        /// Which version.
+        version: ModelVersion,
+        /// Why, for people; at most `limits::EVALUATION_REASON_BYTES`.
+        reason: String,
+    },
+    /// The evaluations of a version were combined, as computed then. Targets are judged by this record alone.
+    Aggregated(Aggregate),
+    /// Models were sent: counts since the record before, of at most `limits::MODELS_SENT_ENTRIES` agents.
+    ModelsSent(Vec<ModelsSent>),
+    /// A run that had ended goes on: its configuration has a target that is not reached.
+    Reopened,
 }
 
 impl RecordBody {
@@ -300,6 +356,10 @@ impl RecordBody {
             Self::Paused => "paused",
             Self::Resumed => "resumed",
             Self::Finished { .. } => "finished",
+            Self::EvaluationFailed { .. } => "evaluation_failed",
+            Self::Aggregated(_) => "aggregated",
+            Self::ModelsSent(_) => "models_sent",
+            Self::Reopened => "reopened",
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod journal;
 pub mod limits;
 pub mod manifest;
 pub mod merge;
+pub mod plain;
 pub mod rng;
 pub mod spec;
 pub mod status;

@@ -58,8 +58,26 @@ pub const AGENT_MESSAGES_PER_S: f64 = 1024.0;
 pub const EPOCHS_KEPT: usize = 8;
 /// Verdicts remembered for one epoch, newest first; an older retry is answered by its sequence number alone.
 pub const VERDICTS_KEPT: usize = 64;
-/// Evaluations remembered for `status`, newest last.
+/// Evaluations remembered for `status`, newest last; as many aggregates of evaluations beside them.
 pub const EVALUATIONS_KEPT: usize = 4_096;
+/// How long an agent that was asked to evaluate a version may say nothing, in milliseconds.
+pub const EVALUATION_TIMEOUT_MS: u64 = 120_000;
+/// Bytes of the reason of a failed evaluation that are kept.
+pub const EVALUATION_REASON_BYTES: usize = 1_024;
+/// First and longest wait before an agent whose evaluation failed is asked again, in milliseconds.
+pub const EVALUATION_RETRY_MS: (u64, u64) = (1_000, 60_000);
+/// Failed evaluations in a row after which an evaluator's examples no longer count as known.
+pub const EVALUATION_FAILURES: u32 = 3;
+/// How long the examples of an evaluator that is away count as known, in milliseconds.
+pub const EVALUATOR_AWAY_MS: u64 = 60_000;
+/// How long no evaluator may be connected before the log says that a target cannot be judged, in milliseconds: the
+/// longest wait between an agent's attempts to connect.
+pub const EVALUATOR_MISSING_MS: u64 = RECONNECT_MS.1;
+/// How often the coordinator looks whether enough evaluators are connected for an evaluation that is due, in
+/// milliseconds.
+pub const EVALUATION_LOOK_MS: u64 = 500;
+/// Agents in one journal record of models sent.
+pub const MODELS_SENT_ENTRIES: usize = 4_096;
 /// Buckets of the staleness histogram; the last one holds everything above.
 pub const STALENESS_BUCKETS: usize = 24;
 /// Updates an agent keeps in its outbox before it stops training.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
-use crate::journal::{Evaluation, FinishReason};
+use crate::journal::{Aggregate, Evaluation, FinishReason};
 use crate::wire::message::RunPhase;
 
 /// The state of a run.
@@ -49,7 +49,8 @@ pub struct StatusReport {
     pub retries_answered: u64,
     /// Payload bytes received (update payloads as uploaded).
     pub uplink_bytes: u64,
-    /// Payload bytes sent (models as sent).
+    /// Payload bytes sent (models as sent). What was sent since the latest checkpoint is lost with a process that is
+    /// killed.
     pub downlink_bytes: u64,
     /// What the same updates would have been as raw f32.
     pub raw_f32_uplink_bytes: u64,
@@ -57,8 +58,14 @@ pub struct StatusReport {
     pub raw_f32_downlink_bytes: u64,
     /// Accepted updates by staleness: bucket i holds staleness i, the last one everything above.
     pub staleness_histogram: Vec<u64>,
-    /// Evaluations, oldest first, each with the seconds since record 0.
+    /// Evaluations by single agents, oldest first, each with the seconds since record 0.
     pub evaluations: Vec<TimedEvaluation>,
+    /// The same evaluations combined by version, oldest first: the run's curve. Targets are judged by these.
+    #[serde(default)]
+    pub aggregates: Vec<TimedAggregate>,
+    /// Why no target of accuracy or loss can be judged at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_problem: Option<String>,
     /// Agents by name, then id.
     pub agents: Vec<AgentStatus>,
     /// What is known of uploads while a coordinator serves.
@@ -145,6 +152,27 @@ pub struct TimedEvaluation {
     pub evaluation: Evaluation,
 }
 
+/// Combined evaluations of a version, and when they were combined.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TimedAggregate {
+    /// Seconds since record 0.
+    pub at_s: f64,
+    /// The aggregate.
+    #[serde(flatten)]
+    pub aggregate: Aggregate,
+}
+
+/// An agent's evaluations fail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluationProblem {
+    /// The version of the latest failure.
+    pub version: ModelVersion,
+    /// Its reason.
+    pub reason: String,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
 /// One agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -183,6 +211,9 @@ pub struct AgentStatus {
     pub uplink_bytes: u64,
     /// Payload bytes sent to it.
     pub downlink_bytes: u64,
+    /// Why its latest evaluation failed, until one succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation_problem: Option<EvaluationProblem>,
 }
 
 /// One join token. The secret is not kept.

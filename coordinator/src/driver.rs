@@ -170,7 +170,7 @@ pub fn resume(
     let Recovered { state, model, chain, checkpoint_version, oldest, .. } = recovered;
     let (mut core, mut commands) =
         Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now)?;
-    core.end_again(now);
+    core.take_up_the_end(now);
     // Killed between the record that made it overflow and the record that ends the run: end it now.
     let Some(version) = model.overflowed() else { return Ok((core, commands, Some(model))) };
     commands.extend(core.handle(now, Event::NonFinite { version }));

@@ -12,10 +12,10 @@ const FAINT: RGBColor = RGBColor(0xdd, 0xe3, 0xe8);
 const INK: RGBColor = RGBColor(0x33, 0x3a, 0x40);
 const TARGET: RGBColor = RGBColor(0xd0, 0x5a, 0x2b);
 
-/// Draws every evaluation of the run, with the target as a line.
+/// Draws every measurement of the run, with the target as a line.
 pub(crate) fn accuracy(report: &StatusReport, path: &Path) -> anyhow::Result<()> {
     let points: Vec<(f64, f64)> =
-        report.evaluations.iter().map(|timed| (timed.at_s, 100.0 * timed.evaluation.accuracy)).collect();
+        report.aggregates.iter().map(|timed| (timed.at_s, 100.0 * timed.aggregate.accuracy)).collect();
     let end_s = points.last().map_or(1.0, |(at_s, _)| at_s * 1.03).max(1.0);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     draw(&root, &points, end_s).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))

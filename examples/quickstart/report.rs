@@ -26,9 +26,9 @@ impl Outcome {
     /// Accuracy of the version that is the result.
     fn accuracy(&self) -> f64 {
         let result = self.report.result_version;
-        let evaluations = self.report.evaluations.iter();
-        let of_result = evaluations.filter(|timed| Some(timed.evaluation.version) == result);
-        of_result.map(|timed| timed.evaluation.accuracy).fold(0.0, f64::max)
+        let measured = self.report.aggregates.iter();
+        let of_result = measured.filter(|timed| Some(timed.aggregate.version) == result);
+        of_result.map(|timed| timed.aggregate.accuracy).fold(0.0, f64::max)
     }
 
     fn smaller_up(&self) -> f64 {

@@ -72,7 +72,7 @@ impl Drop for View {
 }
 
 fn accuracy(report: &StatusReport) -> Option<f64> {
-    report.evaluations.last().map(|timed| 100.0 * timed.evaluation.accuracy)
+    report.aggregates.last().map(|timed| 100.0 * timed.aggregate.accuracy)
 }
 
 fn line(report: &StatusReport) -> String {
@@ -118,7 +118,7 @@ fn draw(frame: &mut Frame<'_>, news: &[String], report: Option<&StatusReport>) {
     );
     frame.render_widget(Paragraph::new(summary).block(Block::bordered().title(" anabranch quickstart ")), head);
     frame.render_widget(table(report), agents);
-    let bars: Vec<u64> = report.evaluations.iter().map(|timed| percent(timed.evaluation.accuracy)).collect();
+    let bars: Vec<u64> = report.aggregates.iter().map(|timed| percent(timed.aggregate.accuracy)).collect();
     let visible = usize::from(chart.width.saturating_sub(2));
     let bars = &bars[bars.len().saturating_sub(visible)..];
     let title = accuracy(report).map_or_else(|| " test accuracy ".into(), |now| format!(" test accuracy {now:.1} % "));

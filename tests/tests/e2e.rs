@@ -98,6 +98,16 @@ fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> a
     let model = cluster.path().join("model.safetensors");
     cluster.coordinate(&["checkpoint", "export"], &["--out", &model.display().to_string()])?.code(0)?;
     check_with_python(&model)?;
+    // What people read belongs to the journal: the directory is read here, no coordinator runs.
+    let stopped = cluster.status()?;
+    assert!(!stopped.serving, "{stopped:?}");
+    let sent: Vec<u64> = stopped.agents.iter().map(|agent| agent.downlink_bytes).collect();
+    assert!(sent.iter().all(|bytes| *bytes > 0) && sent.iter().sum::<u64>() == stopped.downlink_bytes, "{stopped:?}");
+    assert!(stopped.raw_f32_downlink_bytes > stopped.downlink_bytes, "{stopped:?}");
+    let held: Vec<u64> = stopped.agents.iter().map(|agent| agent.eval_examples).collect();
+    assert_eq!(held, [360, 0], "the first one evaluates: {:?}", stopped.agents);
+    let result = stopped.aggregates.last().context("the result was measured")?.aggregate;
+    assert_eq!((Some(result.version), result.covered_examples), (stopped.result_version, 360), "{stopped:?}");
     // Started again it tells agents that look for it, and ends when all have heard.
     cluster.start_coordinator()?;
     start_both(&mut cluster, &shards, &test)?;
@@ -105,6 +115,17 @@ fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> a
         assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     }
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    // With a higher target it goes on, without a rollback.
+    cluster.edit("\nversions = 40", "\nversions = 60")?;
+    cluster.start_coordinator()?;
+    start_both(&mut cluster, &shards, &test)?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    let log = cluster.coordinator()?.log()?;
+    assert!(log.contains("the run goes on"), "it does not say so:\n{log}");
+    let status = cluster.status()?;
+    assert_eq!((status.branch, status.finished), (stopped.branch, Some(FinishReason::Versions)));
+    assert!(status.version.0 >= 60, "{status:?}");
+    cluster.verify()?;
     Ok(())
 }
 

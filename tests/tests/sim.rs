@@ -69,6 +69,20 @@ fn leases_sized_by_speed_make_agents_report_at_similar_periods() {
     assert!(with < 1.5 && without > 5.0, "most rounds of an agent over the least: {with}, and {without} without sizes");
 }
 
+/// Every tenth version is due for an evaluation by one agent, and here it takes two or three. One that fails costs a moment, not the time-out of a silent agent.
+#[test]
+fn evaluation_goes_on_while_evaluators_fail() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/failing-evaluators.toml");
+    let schedule = scenario::read(&file).expect("a scenario");
+    for seed in 0..5 {
+        let outcome = run(seed, &schedule, false);
+        must_hold(&outcome);
+        let due = outcome.versions / 10;
+        println!("seed {seed}: {} measurements of {due} due", outcome.measured);
+        assert!(due >= 20 && outcome.measured >= due / 4, "{} measurements of {due} due", outcome.measured);
+    }
+}
+
 /// A changed bit is refused where it is read, and the run goes on once it is put back.
 #[test]
 fn changed_bits_are_refused_in_some_worlds_and_never_believed() {

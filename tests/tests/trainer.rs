@@ -6,6 +6,7 @@
 //! | an encoder in the child | not a bit of the run's models changes; a killed child's successor gets the feedback state |
 //! | a killed trainer | it costs a round and a fresh child; the agent stays, the run reaches its end |
 //! | a trainer in Python | another model than the native ones, in another language, from the first version to the target |
+//! | a broken evaluator | its failures are told, and the sound evaluator's measurement ends the run |
 //! | a trainer that cannot start | exit code 14 and its own words |
 //! | a model imported in the order of names | trainers have the run's tensors in another order, and train it all the same |
 
@@ -289,6 +290,59 @@ fn a_trainer_in_python_brings_its_own_model_and_reaches_the_target() -> anyhow::
     // What was on its way when the target was reached comes too late.
     let refused = &status.updates_refused;
     assert!(status.updates_accepted > 0 && refused.keys().all(|reason| reason == "finished"), "{refused:?}");
+    assert!(cluster.verify()?.holds);
+    Ok(())
+}
+
+/// An evaluator whose every evaluation raises. It holds as many examples as the sound one.
+const BROKEN: &str = r#"
+import json, sys
+def say(**message): print(json.dumps(message), flush=True)
+def ask(): return json.loads(sys.stdin.readline() or '{"type":"exit"}')
+ask()
+say(type="hello", protocol=1, name="broken", train_examples=0, eval_examples=360)
+shapes = [("fc1.weight", [32, 64]), ("fc1.bias", [32]), ("fc2.weight", [10, 32]), ("fc2.bias", [10])]
+while (request := ask())["type"] != "exit":
+    if request["type"] == "prepare":
+        say(type="prepared", id=request["id"], tensors=[{"name": name, "shape": shape} for name, shape in shapes])
+    else:
+        say(type="failed", id=request["id"], kind="error", message="ValueError: no such column")
+"#;
+
+/// One failed evaluation used to stop all evaluation for 120 s, and the sound evaluator was not asked.
+#[test]
+fn a_broken_evaluator_does_not_keep_the_run_from_its_target() -> anyhow::Result<()> {
+    if !python_has("json, sys") {
+        return Ok(());
+    }
+    let target = DIGITS.replace("versions = 40", "accuracy = 0.7");
+    let mut cluster = Cluster::new(Path::new(LAB), &target)?;
+    cluster.start_coordinator()?;
+    let (data, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
+    let script = cluster.path().join("broken.py");
+    std::fs::write(&script, BROKEN)?;
+    for name in ["trains", "sound", "broken"] {
+        cluster.join(name)?;
+    }
+    let trains: [&OsStr; 4] = ["--shard".as_ref(), data.as_os_str(), "--threads=1".as_ref(), "--min-round=50".as_ref()];
+    cluster.start_agent(Role::Agent, "trains", &trains, &[])?;
+    poll(PATIENCE, || Ok(cluster.status()?.params))?.context("no model")?;
+    cluster.start_agent(Role::Agent, "broken", &["--".as_ref(), "python3".as_ref(), script.as_os_str()], &[])?;
+    cluster.agent("broken")?.wait_for_log("this version cannot be evaluated here", PATIENCE)?;
+    let live = poll(PATIENCE, || Ok(cluster.agent_status("broken")?.live.and_then(|live| live.evaluation_problem)))?;
+    assert!(live.context("its status says nothing")?.contains("no such column"));
+    let sound: [&OsStr; 3] = ["--eval-shard".as_ref(), test.as_os_str(), "--threads=1".as_ref()];
+    cluster.start_agent(Role::Agent, "sound", &sound, &[])?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    let log = cluster.coordinator()?.log()?;
+    assert!(log.contains("an evaluation has failed") && log.contains("no such column"), "{log}");
+    assert!(!log.contains("no answer within"), "nobody was silent:\n{log}");
+    let status = cluster.status()?;
+    let shown =
+        status.agents.iter().find(|agent| agent.name == "broken").and_then(|agent| agent.evaluation_problem.clone());
+    assert!(shown.context("status shows no failure")?.reason.contains("no such column"));
+    let reached = status.aggregates.last().context("nothing was measured")?.aggregate;
+    assert!(reached.accuracy >= 0.7 && reached.covered_examples == 360, "{reached:?}");
     assert!(cluster.verify()?.holds);
     Ok(())
 }

@@ -213,6 +213,14 @@ def test_what_is_not_finite_is_told_as_diverged(start: Start, body: str, says: s
     assert not (child.dir / "end.safetensors").exists()
 
 
+def test_an_evaluation_that_is_no_metrics_says_what_it_lacks(start: Start) -> None:
+    child = start(trainer("    def evaluate(self, model): return {'acc': 0.97, 'loss': 0.1}"))
+    child.prepare()
+    answer = child.evaluate(BASE)
+    assert (answer["type"], answer["kind"]) == ("failed", "error")
+    assert "returned a dict without accuracy, loss, num_examples" in answer["message"]
+
+
 def test_an_evaluation_that_is_not_finite_is_told_as_diverged(start: Start) -> None:
     child = start(LINEAR + SERVE)
     child.prepare()

@@ -325,6 +325,29 @@ def test_evaluations_may_take_several_forms(start: Start) -> None:
         assert (answer["accuracy"], answer["loss"], answer["num_examples"]) == (0.5, 1.0, 3)
 
 
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("{'acc': 0.97, 'loss': 0.1}", "eval_fn returned unknown acc; the keys are accuracy, loss, num_examples"),
+        ("{'accuracy': 0.97, 'loss': 0.1, 'f1': 0.5}", "eval_fn returned unknown f1"),
+        ("{'accuracy': 0.97}", "eval_fn returned no loss (it has accuracy)"),
+    ],
+)
+def test_keys_of_an_evaluation_that_are_unknown_or_missing_are_named(start: Start, returned: str, says: str) -> None:
+    child = start(script(f"run(model, evaluate=lambda model: {returned})"))
+    child.prepare()
+    answer = child.evaluate(child.initial(1))
+    assert (answer["type"], answer["kind"]) == ("failed", "error")
+    assert says in answer["message"]
+
+
+def test_a_model_without_accuracy_is_judged_by_its_loss(start: Start) -> None:
+    child = start(script("run(model, evaluate=lambda model: {'loss': 0.5})"))
+    child.prepare()
+    answer = child.evaluate(child.initial(1))
+    assert (answer["accuracy"], answer["loss"], answer["num_examples"]) == (0.0, 0.5, 256)
+
+
 def test_the_mnist_example_has_the_native_manifest_and_learns(start: Start, tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     labels = draw.integers(0, 10, 500).astype(np.uint8)

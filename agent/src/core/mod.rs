@@ -151,6 +151,8 @@ pub struct Session {
     hold: Option<String>,
     evaluate_next: Option<Wanted>,
     unsent_evaluation: Option<Evaluation>,
+    /// Why the latest evaluation failed, until one succeeds.
+    evaluation_problem: Option<String>,
     progress_at_ms: Option<u64>,
     renewing: bool,
     stopping: Option<Stopping>,
@@ -195,6 +197,7 @@ impl Session {
             hold: None,
             evaluate_next: None,
             unsent_evaluation: None,
+            evaluation_problem: None,
             progress_at_ms: None,
             renewing: false,
             stopping: None,
@@ -364,6 +367,12 @@ impl Session {
     /// The latest verdicts, oldest first.
     pub fn verdicts(&self) -> impl Iterator<Item = &(UpdateKey, Verdict)> {
         self.verdicts.iter()
+    }
+
+    /// Why the latest evaluation failed, until one succeeds.
+    #[must_use]
+    pub fn evaluation_problem(&self) -> Option<&str> {
+        self.evaluation_problem.as_deref()
     }
 
     /// The latest thing that went wrong and was dealt with.

@@ -476,6 +476,32 @@ fn an_evaluator_only_evaluates() {
     );
 }
 
+/// The coordinator used to hear nothing, and waited.
+#[test]
+fn a_failed_evaluation_is_told_at_once() {
+    let mut session = asking(config(0, 50), Kept::default());
+    let evaluate =
+        |version| say(CoordinatorMessage::Evaluate { version: ModelVersion(version), digest: digest(version) });
+    let failed = |version, reason: &str| {
+        send(AgentMessage::EvaluationFailed { version: ModelVersion(version), reason: reason.to_owned() })
+    };
+    session.handle(0, evaluate(3));
+    session.handle(0, announce(3));
+    session.handle(0, chunk(3));
+    session.handle(0, unpacked(3));
+    let problem = "ValueError:\nno GPU".to_owned();
+    let event = Event::EvaluationFailed { version: ModelVersion(3), problem };
+    assert_eq!(session.handle(0, event), [failed(3, "ValueError: no GPU")]);
+    assert_eq!(session.evaluation_problem(), Some("version 3: ValueError: no GPU"));
+    session.handle(0, evaluate(4));
+    let gone = say(CoordinatorMessage::ModelGone { version: ModelVersion(4) });
+    assert_eq!(session.handle(0, gone), [failed(4, "the coordinator did not send it")]);
+    session.handle(0, evaluate(3));
+    let (version, accuracy, loss, num_examples) = (ModelVersion(3), 0.75, 0.5, 50);
+    session.handle(0, Event::Evaluated { version, accuracy, loss, num_examples });
+    assert_eq!(session.evaluation_problem(), None, "one that succeeds takes it back");
+}
+
 /// SIGTERM in mid-round: the round is stopped and given back, then goodbye.
 #[test]
 fn a_shutdown_gives_the_lease_back_and_says_goodbye() {

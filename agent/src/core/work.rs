@@ -6,6 +6,7 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, Lease, LeaseEnd};
 use anabranch_common::limits;
+use anabranch_common::plain::plain;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
 use super::ahead::Ahead;
@@ -96,7 +97,13 @@ impl Session {
         if self.work != Work::Idle || !matches!(self.trainer, Trainer::Ready(_)) {
             return;
         }
-        if self.hold.is_some() {
+        if let Some(reason) = self.hold.clone() {
+            // Another evaluator is asked meanwhile, and this one again later.
+            if self.is_up()
+                && let Some(wanted) = self.evaluate_next.take()
+            {
+                self.cannot_evaluate(wanted.version, &format!("takes on no work at present: {reason}"), out);
+            }
             return self.catch_up(now_ms, out);
         }
         if self.may_ask()
@@ -155,8 +162,10 @@ impl Session {
     fn evaluate(&mut self, wanted: Wanted, then: Option<Lease>, out: &mut Vec<Command>) {
         let Some(content) = self.replica.content(wanted) else {
             self.work = Work::Idle;
-            if let Some(lease) = then.filter(|_| self.is_up()) {
-                out.push(return_lease(lease.id));
+            match then {
+                Some(lease) if self.is_up() => out.push(return_lease(lease.id)),
+                Some(_) => {}
+                None => self.cannot_evaluate(wanted.version, "its content is not here any more", out),
             }
             return;
         };
@@ -233,11 +242,12 @@ impl Session {
         if matches!(self.ahead, Ahead::Fetching { .. }) {
             self.drop_ahead(true, out);
         }
-        if let Work::Fetching { then, .. } = &self.work {
-            if let Next::Train { lease, .. } = then
-                && self.is_up()
-            {
-                out.push(return_lease(lease.id));
+        if let Work::Fetching { wanted, then } = &self.work {
+            let version = wanted.version;
+            match then {
+                Next::Train { lease, .. } if self.is_up() => out.push(return_lease(lease.id)),
+                Next::Train { .. } => {}
+                Next::Evaluate => self.cannot_evaluate(version, "the coordinator did not send it", out),
             }
             self.work = Work::Idle;
         }
@@ -355,6 +365,7 @@ impl Session {
         if *of_this_branch {
             self.unsent_evaluation = Some(evaluation);
         }
+        self.evaluation_problem = None;
         self.work = Work::Idle;
         if let Some(lease) = then {
             self.train(now_ms, lease, out);
@@ -368,15 +379,28 @@ impl Session {
         problem: String,
         out: &mut Vec<Command>,
     ) {
-        let Work::Evaluating { wanted, then, .. } = &self.work else { return };
+        let Work::Evaluating { wanted, then, of_this_branch } = &self.work else { return };
         if wanted.version != version {
             return;
         }
-        let then = then.clone();
-        self.note(format!("version {version} cannot be evaluated: {problem}"));
+        let (then, of_this_branch) = (then.clone(), *of_this_branch);
+        if of_this_branch {
+            self.cannot_evaluate(version, &problem, out);
+        }
         self.work = Work::Idle;
         if let Some(lease) = then {
             self.train(now_ms, lease, out);
+        }
+    }
+
+    /// Says that a version cannot be evaluated here, so that another evaluator is asked. Without a connection the coordinator
+    /// has asked another one already.
+    fn cannot_evaluate(&mut self, version: ModelVersion, why: &str, out: &mut Vec<Command>) {
+        let problem = plain(why, limits::EVALUATION_REASON_BYTES);
+        self.evaluation_problem = Some(format!("version {version}: {problem}"));
+        self.note(format!("version {version} cannot be evaluated: {problem}"));
+        if self.is_up() {
+            out.push(Command::Send(AgentMessage::EvaluationFailed { version, reason: problem }));
         }
     }
 

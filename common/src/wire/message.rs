@@ -224,6 +224,13 @@ pub enum AgentMessage {
         /// Why.
         reason: String,
     },
+    /// The version that was to be evaluated cannot be evaluated here.
+    EvaluationFailed {
+        /// Which version.
+        version: ModelVersion,
+        /// Why, for people; the coordinator keeps `limits::EVALUATION_REASON_BYTES` of it.
+        reason: String,
+    },
 }
 
 /// What the coordinator sends to an agent.

@@ -4,7 +4,9 @@ use anabranch_common::codec::{CodecId, CodecSpec};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, LeaseEnd, Plan, Record, RecordBody};
+use anabranch_common::journal::{
+    AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, LeaseEnd, ModelsSent, Plan, Record, RecordBody,
+};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
@@ -122,6 +124,18 @@ pub(crate) fn evaluation() -> Evaluation {
     Evaluation { agent: AGENT, version: ModelVersion(40), accuracy: 0.75, loss: 0.5, num_examples: 10_000 }
 }
 
+fn aggregate() -> Aggregate {
+    Aggregate {
+        version: ModelVersion(40),
+        accuracy: 0.75,
+        loss: 0.5,
+        evaluators: 2,
+        num_examples: 10_000,
+        covered_examples: 10_001,
+        known_examples: 12_000,
+    }
+}
+
 pub(crate) fn key() -> UpdateKey {
     UpdateKey { run: RUN, agent: AGENT, epoch: Epoch(2), seq: UpdateSeq(5) }
 }
@@ -168,6 +182,7 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Progress { lease: LeaseId(9), steps: 12, examples_per_s: 4_000.0 },
         AgentMessage::Renew { csr_der: vec![0x30, 0x01] },
         AgentMessage::Goodbye { reason: "stopped".into() },
+        AgentMessage::EvaluationFailed { version: ModelVersion(40), reason: "no GPU".into() },
     ]
 }
 
@@ -303,7 +318,13 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         RecordBody::ConfigChanged { spec: Box::new(other_spec()) },
         RecordBody::AgentJoined { agent: AGENT, name: "clinic".into() },
         RecordBody::AgentRevoked { agent: AGENT },
-        RecordBody::EpochStarted { agent: AGENT, epoch: Epoch(2), incarnation: INCARNATION, examples_held: 600 },
+        RecordBody::EpochStarted {
+            agent: AGENT,
+            epoch: Epoch(2),
+            incarnation: INCARNATION,
+            examples_held: 600,
+            eval_examples: 150,
+        },
         RecordBody::LeaseGranted(lease()),
     ];
     let ends = [LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded];
@@ -341,6 +362,12 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     let unplanned = Plan { progress: None, ..lease().plan };
     bodies.push(RecordBody::LeaseGranted(Lease { plan: unplanned, ..lease() }));
     bodies.extend(planned_specs().map(|spec| RecordBody::ConfigChanged { spec: Box::new(spec) }));
+    bodies.extend([
+        RecordBody::EvaluationFailed { agent: AGENT, version: ModelVersion(40), reason: "no GPU".into() },
+        RecordBody::Aggregated(aggregate()),
+        RecordBody::ModelsSent(vec![ModelsSent { agent: AGENT, models: 3, bytes: 900 }]),
+        RecordBody::Reopened,
+    ]);
     bodies
 }
 

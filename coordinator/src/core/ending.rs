@@ -15,7 +15,7 @@ use anabranch_common::wire::message::RunPhase;
 
 use super::Core;
 use super::command::ExitReason;
-use super::event::{Now, PeerId};
+use super::event::PeerId;
 
 /// When the run has ended, its last evaluation may take this long.
 const MEASURING_MS: u64 = 10_000;
@@ -39,20 +39,9 @@ impl Core {
         }
         self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
         self.schedule.ending = Some(Ending::Measuring { since_ms: self.now.mono_ms });
-        let Some(state) = &self.state else { return };
-        let measured = state.evaluations.iter().any(|(_, evaluation)| evaluation.version == result);
-        let evaluator = self.peers.first_evaluator().map(|(peer, _)| peer);
-        self.schedule.evaluate_next(evaluator.filter(|_| !measured && result == state.version));
+        self.measure_result(result);
         if reason != FinishReason::NonFinite {
             self.order_checkpoint();
-        }
-    }
-
-    /// Goes on from a run that had ended already: says so again and ends.
-    pub fn end_again(&mut self, now: Now) {
-        self.now = now;
-        if self.phase() == RunPhase::Finished {
-            self.schedule.ending = Some(Ending::Measuring { since_ms: now.mono_ms });
         }
     }
 
@@ -80,9 +69,10 @@ impl Core {
     }
 
     fn pace_measuring(&mut self, elapsed_ms: u64) {
-        if self.schedule.is_measuring() && elapsed_ms < MEASURING_MS {
+        if self.evaluators.is_measuring() && elapsed_ms < MEASURING_MS {
             return;
         }
+        self.evaluators.cancel_unless(None);
         self.schedule.ending = Some(Ending::Telling { since_ms: self.now.mono_ms });
         self.tell_everyone(RunPhase::Finished);
         let (here, away) = self.awaited();

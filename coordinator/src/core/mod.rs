@@ -12,6 +12,8 @@ pub mod admit;
 mod allowance;
 pub mod command;
 mod ending;
+mod evaluation;
+mod evaluators;
 pub mod event;
 mod gate;
 mod mismatch;
@@ -25,6 +27,7 @@ pub mod sizing;
 pub mod state;
 pub mod status;
 mod stored;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +46,7 @@ use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
 use command::{CheckpointOrder, Command};
+use evaluators::Evaluators;
 use event::{Event, Now, PeerId};
 use gate::Gate;
 pub use mismatch::ModelMismatch;
@@ -80,6 +84,7 @@ pub struct Core {
     roster: Roster,
     peers: Peers,
     schedule: Schedule,
+    evaluators: Evaluators,
     retries_answered: u64,
     tickets: BTreeMap<u64, Vec<Command>>,
     next_ticket: u64,
@@ -100,6 +105,7 @@ impl Core {
             gate: Gate::default(),
             roster,
             peers: Peers::default(),
+            evaluators: Evaluators::default(),
             retries_answered: 0,
             tickets: BTreeMap::new(),
             next_ticket: 0,
@@ -129,7 +135,9 @@ impl Core {
         core.gate = Gate::durable_up_to(state.position);
         // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.
         core.schedule = Schedule::new(now, checkpoint.unwrap_or(state.version).min(state.version));
-        core.schedule.resume(&state, oldest);
+        core.schedule.resume(oldest);
+        let measured = state.aggregates.back().map(|(_, aggregate)| aggregate.version);
+        core.evaluators.resume(&state.agents, measured, now.mono_ms);
         core.chain = chain;
         let changed = state.spec != spec;
         core.state = Some(state);
@@ -260,8 +268,13 @@ impl Core {
             }
             AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
-            AgentMessage::Evaluated(evaluation) => self.evaluated(agent, evaluation),
-            AgentMessage::Progress { examples_per_s, .. } => self.peers.progress(agent, examples_per_s),
+            AgentMessage::Evaluated(evaluation) => self.evaluated(peer, agent, evaluation),
+            AgentMessage::EvaluationFailed { .. } if bugs::is(Bug::EvaluationFailureUnheard) => {}
+            AgentMessage::EvaluationFailed { version, reason } => self.evaluation_failed(agent, version, &reason),
+            AgentMessage::Progress { examples_per_s, .. } => {
+                self.evaluators.at_work(agent, self.now.mono_ms);
+                self.peers.progress(agent, examples_per_s);
+            }
             // A signature costs more than a record.
             AgentMessage::Renew { .. } if !self.peers.pay(agent, self.now) => {}
             AgentMessage::Renew { csr_der } => {
@@ -337,6 +350,7 @@ impl Core {
         let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
         if held == Some(lease) {
             self.append(RecordBody::LeaseEnded { lease, why }, Arc::from([]), None);
+            self.evaluation_given_back(agent, lease);
         }
     }
 
@@ -431,6 +445,7 @@ impl Core {
 
     /// A checkpoint of everything up to here, as soon as it is durable and merged.
     fn order_checkpoint(&mut self) {
+        self.record_models_sent();
         let Some(state) = &self.state else { return };
         let order = CheckpointOrder {
             position: state.position,

@@ -117,6 +117,7 @@ impl Core {
         if known.is_some_and(|agent| !agent.revoked) {
             self.append(RecordBody::AgentRevoked { agent }, Arc::from([]), None);
         }
+        self.evaluators.forget(agent);
         if let Some(peer) = self.peers.peer_of(agent) {
             self.reject(peer, Rejection::Revoked);
             self.disconnected(peer);

@@ -1,18 +1,19 @@
 //! Connections and what is known of agents while this process lives. Nothing here is durable, and nothing here changes
 //! what merging does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Epoch};
-use anabranch_common::journal::RecordBody;
+use anabranch_common::journal::{ModelsSent, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, Welcome};
 
 use super::Core;
 use super::allowance::Allowance;
 use super::command::Command;
+use super::evaluators::Duty;
 use super::event::{Now, PeerId};
 
 /// What is known of an agent since this process started.
@@ -24,9 +25,9 @@ pub(super) struct Live {
     pub(super) hello: Option<AgentHello>,
     /// Its speed by its own account.
     pub(super) examples_per_s: Option<f32>,
-    /// Payload bytes sent to it.
+    /// Payload bytes sent to it, as far as the journal does not say so yet.
     pub(super) downlink_bytes: u64,
-    /// Models sent to it.
+    /// Models sent to it, likewise.
     pub(super) models_sent: u64,
     /// Incarnations seen before there is a journal to count them.
     unjournalled_epoch: Epoch,
@@ -39,28 +40,20 @@ pub(super) struct Peers {
     connected: BTreeMap<PeerId, AgentId>,
     /// The same by agent; each has one connection.
     by_agent: BTreeMap<AgentId, PeerId>,
-    /// Connected agents with an evaluation shard: those without a training shard (`false`) first, then by identity.
-    evaluators: BTreeSet<(bool, AgentId)>,
     live: BTreeMap<AgentId, Live>,
 }
 
 impl Peers {
     /// `agent` has no other connection: an older one was removed.
-    fn insert(&mut self, peer: PeerId, agent: AgentId, hello: &AgentHello) {
+    fn insert(&mut self, peer: PeerId, agent: AgentId) {
         self.connected.insert(peer, agent);
         self.by_agent.insert(agent, peer);
-        if hello.eval_examples > 0 {
-            self.evaluators.insert((hello.train_examples > 0, agent));
-        }
     }
 
     /// Forgets a connection; whose it was.
     fn remove(&mut self, peer: PeerId) -> Option<AgentId> {
         let agent = self.connected.remove(&peer)?;
         self.by_agent.remove(&agent);
-        for trains in [false, true] {
-            self.evaluators.remove(&(trains, agent));
-        }
         Some(agent)
     }
 
@@ -115,10 +108,14 @@ impl Peers {
         self.all().filter_map(|(peer, agent)| Some((peer, agent, self.live.get(&agent)?.hello.clone()?))).collect()
     }
 
-    /// Who is asked to evaluate before all others, and whether it does nothing else.
-    pub(super) fn first_evaluator(&self) -> Option<(PeerId, bool)> {
-        let (trains, agent) = self.evaluators.first()?;
-        Some((self.peer_of(*agent)?, !trains))
+    /// Models sent since this was last asked: by agent, without those that were sent none.
+    fn take_models_sent(&mut self) -> Vec<ModelsSent> {
+        let sent = self.live.iter_mut().filter(|(_, live)| live.models_sent > 0);
+        sent.map(|(agent, live)| {
+            let (models, bytes) = (std::mem::take(&mut live.models_sent), std::mem::take(&mut live.downlink_bytes));
+            ModelsSent { agent: *agent, models, bytes }
+        })
+        .collect()
     }
 }
 
@@ -144,7 +141,7 @@ impl Core {
             return self.reject(peer, Rejection::Busy);
         }
         self.replace_older_connection(agent, &hello);
-        self.peers.insert(peer, agent, &hello);
+        self.peers.insert(peer, agent);
         let live = self.peers.live.entry(agent).or_default();
         live.last_seen_ms = self.now.mono_ms;
         if live.hello.as_ref().is_none_or(|before| before.incarnation != hello.incarnation) {
@@ -153,6 +150,11 @@ impl Core {
         live.hello = Some(hello.clone());
         let unjournalled = live.unjournalled_epoch;
         let epoch = if self.state.is_some() { self.start_epoch(agent, &hello) } else { unjournalled };
+        match (hello.eval_examples, hello.train_examples) {
+            (0, _) => self.evaluators.forget(agent),
+            (_, 0) => self.evaluators.arrived(agent, Duty::EvaluatesOnly, self.now.mono_ms),
+            (_, _) => self.evaluators.arrived(agent, Duty::Trains, self.now.mono_ms),
+        }
         let welcome = Welcome {
             run: self.options.run,
             branch: self.state.as_ref().map_or(self.options.first_branch, |state| state.branch),
@@ -210,15 +212,25 @@ impl Core {
             self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
         }
         let examples_held = hello.train_examples.min(cap);
-        let body = RecordBody::EpochStarted { agent, epoch, incarnation: hello.incarnation, examples_held };
+        let eval_examples = hello.eval_examples.min(limits::SHARD_EXAMPLES as u64);
+        let incarnation = hello.incarnation;
+        let body = RecordBody::EpochStarted { agent, epoch, incarnation, examples_held, eval_examples };
         self.append(body, Arc::from([]), None);
         epoch
     }
 
     pub(super) fn disconnected(&mut self, peer: PeerId) {
+        self.forget_peer(peer);
+        self.drop_offer(peer);
+    }
+
+    fn forget_peer(&mut self, peer: PeerId) {
         let agent = self.peers.remove(peer);
         self.schedule.forget(peer, agent);
-        self.drop_offer(peer);
+        let Some(agent) = agent else { return };
+        if let Some(version) = self.evaluators.left(agent, self.now.mono_ms) {
+            self.evaluation_failed(agent, version, "the connection was lost before an answer came");
+        }
     }
 
     pub(super) fn reject(&mut self, peer: PeerId, rejection: Rejection) {
@@ -233,7 +245,18 @@ impl Core {
     /// Rejects a connected agent and hears nothing more of this connection.
     pub(super) fn turn_away(&mut self, peer: PeerId, rejection: Rejection) {
         self.reject(peer, rejection);
-        let agent = self.peers.remove(peer);
-        self.schedule.forget(peer, agent);
+        self.forget_peer(peer);
+    }
+
+    /// Moves the counts of models sent into the journal, so that they outlive this process: with each checkpoint, and at
+    /// the end. What was sent since the latest record is lost with a process that is killed.
+    pub(super) fn record_models_sent(&mut self) {
+        if self.state.is_none() {
+            return;
+        }
+        let sent = self.peers.take_models_sent();
+        for some in sent.chunks(limits::MODELS_SENT_ENTRIES) {
+            self.append(RecordBody::ModelsSent(some.to_vec()), Arc::from([]), None);
+        }
     }
 }

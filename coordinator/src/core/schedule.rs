@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
-use anabranch_common::journal::{Evaluation, FinishReason, Lease, LeaseEnd, RecordBody};
+use anabranch_common::journal::{FinishReason, Lease, LeaseEnd, RecordBody};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use anabranch_common::wire::transfer::TransferManifest;
@@ -14,10 +14,8 @@ use super::Core;
 use super::command::{Command, ExitReason};
 use super::ending::Ending;
 use super::event::{Now, PeerId};
-use super::state::{LeaseStatus, RunState};
+use super::state::LeaseStatus;
 
-/// An evaluation that was asked for and did not come is given up after this.
-const EVALUATION_TIMEOUT_MS: u64 = 120_000;
 /// What is under way.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -28,9 +26,8 @@ pub(super) struct Schedule {
     no_expiry_before_ms: u64,
     publishing: bool,
     published: Option<(ModelVersion, Digest)>,
-    evaluation: Option<Pending>,
-    evaluate_on_publish: Option<PeerId>,
-    last_evaluated: Option<(ModelVersion, u64)>,
+    /// Since when no evaluator is connected, and whether the log says so.
+    evaluators_missing: Option<(u64, bool)>,
     checkpoint_outstanding: bool,
     last_checkpoint: (ModelVersion, u64),
     oldest_rebuildable: ModelVersion,
@@ -38,12 +35,6 @@ pub(super) struct Schedule {
     pub(super) goodbyes: BTreeMap<AgentId, PeerId>,
     parking: bool,
     exited: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    agent: AgentId,
-    since_ms: u64,
 }
 
 impl Schedule {
@@ -54,9 +45,7 @@ impl Schedule {
             no_expiry_before_ms: 0,
             publishing: false,
             published: None,
-            evaluation: None,
-            evaluate_on_publish: None,
-            last_evaluated: None,
+            evaluators_missing: None,
             checkpoint_outstanding: false,
             last_checkpoint: (checkpoint, now.mono_ms),
             oldest_rebuildable: ModelVersion(0),
@@ -67,17 +56,17 @@ impl Schedule {
         }
     }
 
-    pub(super) fn resume(&mut self, state: &RunState, oldest: ModelVersion) {
+    pub(super) fn resume(&mut self, oldest: ModelVersion) {
         self.oldest_rebuildable = oldest;
-        self.last_evaluated =
-            state.evaluations.back().map(|(_, evaluation)| (evaluation.version, self.last_checkpoint.1));
+    }
+
+    pub(super) fn oldest_rebuildable(&self) -> ModelVersion {
+        self.oldest_rebuildable
     }
 
     pub(super) fn forget(&mut self, peer: PeerId, agent: Option<AgentId>) {
         self.waiting.remove(&peer);
         self.throttled.remove(&peer);
-        self.evaluate_on_publish.take_if(|waiting| *waiting == peer);
-        self.evaluation.take_if(|pending| Some(pending.agent) == agent);
         // A goodbye holds for the connection it was said on.
         if let Some(agent) = agent
             && self.goodbyes.get(&agent) != Some(&peer)
@@ -91,15 +80,20 @@ impl Schedule {
         self.last_checkpoint = (version, now.mono_ms);
     }
 
-    /// Somebody was asked for the evaluation that ends the run, or is about to be.
-    pub(super) fn is_measuring(&self) -> bool {
-        self.evaluation.is_some() || self.evaluate_on_publish.is_some()
+    /// An evaluator is connected, or none is needed.
+    pub(super) fn evaluators_are_here(&mut self) {
+        self.evaluators_missing = None;
     }
 
-    /// Whoever was asked to evaluate is asked no more; this one is asked once the newest version is published.
-    pub(super) fn evaluate_next(&mut self, peer: Option<PeerId>) {
-        self.evaluation = None;
-        self.evaluate_on_publish = peer;
+    /// For how many milliseconds no evaluator has been connected.
+    pub(super) fn evaluators_missing_for(&mut self, now_ms: u64) -> u64 {
+        let (since_ms, _) = *self.evaluators_missing.get_or_insert((now_ms, false));
+        now_ms.saturating_sub(since_ms)
+    }
+
+    /// True the first time.
+    pub(super) fn say_that_evaluators_are_missing(&mut self) -> bool {
+        self.evaluators_missing.as_mut().is_some_and(|(_, said)| !std::mem::replace(said, true))
     }
 
     pub(super) fn checkpoint_version(&self) -> Option<ModelVersion> {
@@ -129,6 +123,7 @@ impl Core {
         let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
         if let Some(lease) = held.filter(|_| !bugs::is(Bug::LeaseTwice)) {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Superseded }, Arc::from([]), None);
+            self.evaluation_given_back(agent, lease);
         }
         self.schedule.waiting.insert(peer);
     }
@@ -142,6 +137,7 @@ impl Core {
         self.pace_throttled();
         self.check_targets();
         self.pace_evaluation();
+        self.pace_target_problem();
         self.pace_publishing();
         self.pace_checkpoint();
         self.pace_ending();
@@ -176,7 +172,7 @@ impl Core {
     /// Asks for the newest version when somebody waits for one; grants at once when it is at hand.
     fn pace_publishing(&mut self) {
         let Some(state) = &self.state else { return };
-        let wanted = !self.schedule.waiting.is_empty() || self.schedule.evaluate_on_publish.is_some();
+        let wanted = !self.schedule.waiting.is_empty() || self.evaluators.wants_a_version();
         if !wanted || self.schedule.publishing {
             return;
         }
@@ -196,12 +192,7 @@ impl Core {
     }
 
     fn grant_waiting(&mut self, version: ModelVersion, digest: Digest) {
-        if let Some(peer) = self.schedule.evaluate_on_publish.take()
-            && let Some(agent) = self.peers.agent_of(peer)
-        {
-            self.evaluation_asked(agent, version);
-            self.send(peer, CoordinatorMessage::Evaluate { version, digest });
-        }
+        self.open_wanted_round(version, digest);
         for peer in std::mem::take(&mut self.schedule.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
             if bugs::is(Bug::WaitsForTheSlowest) && self.is_ahead(agent) {
@@ -212,6 +203,10 @@ impl Core {
                 RunPhase::Running => self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),
             }
+        }
+        // After the leases: whoever evaluates the base of its lease need not fetch this version by itself.
+        if self.evaluators.take_changed() {
+            self.settle_round();
         }
     }
 
@@ -236,89 +231,10 @@ impl Core {
             expires_at_ms: self.now.unix_ms.saturating_add(self.options.lease_ttl_ms),
             plan: state.plan(agent, base_version),
         };
-        let evaluates =
-            self.peers.live(agent).and_then(|live| live.hello.as_ref()).is_some_and(|h| h.eval_examples > 0);
-        let evaluate = evaluates && self.evaluation_due(base_version);
-        if evaluate {
-            self.evaluation_asked(agent, base_version);
-        }
+        let evaluate = self.evaluates_first(agent, id, base_version, base_digest);
         self.schedule.no_expiry_before_ms = self.schedule.no_expiry_before_ms.min(lease.expires_at_ms);
         self.append(RecordBody::LeaseGranted(lease.clone()), Arc::from([]), None);
         self.send(peer, CoordinatorMessage::Lease { lease, evaluate });
-    }
-
-    fn evaluation_due(&self, version: ModelVersion) -> bool {
-        let timed_out = |pending: &Pending| self.now.mono_ms.saturating_sub(pending.since_ms) > EVALUATION_TIMEOUT_MS;
-        if self.schedule.evaluation.as_ref().is_some_and(|pending| !timed_out(pending)) {
-            return false;
-        }
-        let Some((last, at_ms)) = self.schedule.last_evaluated else { return true };
-        let every = &self.spec.evaluate;
-        let elapsed_s = self.now.mono_ms.saturating_sub(at_ms) as f64 / 1000.0;
-        version > last && (version.staleness_of(last) >= every.every_versions || elapsed_s >= every.every_s)
-    }
-
-    fn evaluation_asked(&mut self, agent: AgentId, version: ModelVersion) {
-        self.schedule.evaluation = Some(Pending { agent, since_ms: self.now.mono_ms });
-        self.schedule.last_evaluated = Some((version, self.now.mono_ms));
-    }
-
-    /// Agents that only evaluate are asked directly; the others evaluate the base of their next lease.
-    fn pace_evaluation(&mut self) {
-        let Some(state) = &self.state else { return };
-        if self.phase() == RunPhase::Finished || self.schedule.evaluate_on_publish.is_some() {
-            return;
-        }
-        if self.evaluation_due(state.version)
-            && let Some((peer, true)) = self.peers.first_evaluator()
-        {
-            self.schedule.evaluate_on_publish = Some(peer);
-        }
-    }
-
-    pub(super) fn evaluated(&mut self, agent: AgentId, evaluation: Evaluation) {
-        let asked = self.schedule.evaluation.take_if(|pending| pending.agent == agent).is_some();
-        let Some(state) = &self.state else { return };
-        if evaluation.version > state.version {
-            return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");
-        }
-        let sound = evaluation.agent == agent
-            && (0.0..=1.0).contains(&evaluation.accuracy)
-            && evaluation.loss.is_finite()
-            && evaluation.num_examples > 0;
-        if !sound {
-            if let Some(peer) = self.peers.peer_of(agent) {
-                self.violated(peer, "an evaluation with impossible figures");
-            }
-            return;
-        }
-        if !asked && !self.peers.pay(agent, self.now) {
-            return tracing::debug!(%agent, "more evaluations that nobody asked for than are recorded at a time");
-        }
-        self.append(RecordBody::Evaluated(evaluation), Arc::from([]), None);
-        let rebuildable = evaluation.version >= self.schedule.oldest_rebuildable;
-        let target = &self.spec.target;
-        if self.phase() == RunPhase::Finished || !rebuildable {
-            return;
-        }
-        if target.accuracy.is_some_and(|target| evaluation.accuracy >= target) {
-            self.finish(FinishReason::Accuracy { reached: evaluation.accuracy }, evaluation.version);
-        } else if target.loss.is_some_and(|target| evaluation.loss <= target) {
-            self.finish(FinishReason::Loss { reached: evaluation.loss }, evaluation.version);
-        }
-    }
-
-    fn check_targets(&mut self) {
-        let Some(state) = &self.state else { return };
-        if state.finished.is_some() {
-            return;
-        }
-        let elapsed_s = self.now.unix_ms.saturating_sub(state.started_at_ms) as f64 / 1000.0;
-        if self.spec.target.versions.is_some_and(|versions| state.version.0 >= versions) {
-            self.finish(FinishReason::Versions, state.version);
-        } else if self.spec.target.wall_s.is_some_and(|wall_s| elapsed_s >= wall_s) {
-            self.finish(FinishReason::WallTime, state.version);
-        }
     }
 
     /// The model overflowed: everything up to the last finite version stays.
@@ -329,7 +245,7 @@ impl Core {
         match self.state.as_ref().and_then(|state| state.finished) {
             // The update that reached the target is the one that overflowed: the target's version is no result.
             Some((_, target)) if target >= version => {
-                self.schedule.evaluate_next(None);
+                self.evaluators.cancel_unless(None);
                 self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
             }
             Some(_) => {}
@@ -386,6 +302,7 @@ impl Core {
     pub(super) fn exit(&mut self, reason: ExitReason) {
         if !self.schedule.checkpoint_outstanding && !self.schedule.exited {
             self.schedule.exited = true;
+            self.record_models_sent();
             self.gated(Command::Exit(reason));
         }
     }

@@ -9,7 +9,9 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{AcceptedUpdate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
+use anabranch_common::journal::{
+    AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody,
+};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::Participation;
@@ -102,6 +104,12 @@ pub struct AgentState {
     pub rounds: u64,
     /// Examples in its training shard.
     pub examples_held: u64,
+    /// Examples in its evaluation shard.
+    pub eval_examples: u64,
+    /// Failed evaluations since its latest one that succeeded.
+    pub evaluation_failures: u32,
+    /// Version and reason of its latest failed evaluation, until one succeeds.
+    pub evaluation_problem: Option<(ModelVersion, String)>,
     /// Updates merged.
     pub accepted: u64,
     /// Updates refused, by reason.
@@ -114,6 +122,10 @@ pub struct AgentState {
     pub train_loss: Option<f32>,
     /// Examples a second of its latest accepted update.
     pub examples_per_s: f64,
+    /// Models sent to it.
+    pub models_sent: u64,
+    /// Payload bytes of these models.
+    pub downlink_bytes: u64,
 }
 
 /// Sums over the whole run.
@@ -165,6 +177,8 @@ pub struct RunState {
     pub totals: Totals,
     /// Evaluations with their time, oldest first.
     pub evaluations: VecDeque<(u64, Evaluation)>,
+    /// Combined evaluations with their time, oldest first.
+    pub aggregates: VecDeque<(u64, Aggregate)>,
     /// No more leases until resumed.
     pub paused: bool,
     /// Why the run ended, and which version is its result.
@@ -222,6 +236,7 @@ impl RunState {
             recent: Recent::default(),
             totals: Totals { staleness: vec![0; limits::STALENESS_BUCKETS], ..Totals::default() },
             evaluations: VecDeque::new(),
+            aggregates: VecDeque::new(),
             paused: false,
             finished: None,
             reference_norm: *norm,
@@ -255,11 +270,12 @@ impl RunState {
                 self.sizing.forget(*agent);
                 self.end_lease(lease);
             }
-            RecordBody::EpochStarted { agent, epoch, incarnation, examples_held } => {
+            RecordBody::EpochStarted { agent, epoch, incarnation, examples_held, eval_examples } => {
                 let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
                 state.epoch = *epoch;
                 state.incarnation = *incarnation;
                 state.examples_held = *examples_held;
+                state.eval_examples = *eval_examples;
                 state.epochs.insert(*epoch, EpochLog::default());
                 while state.epochs.len() > limits::EPOCHS_KEPT {
                     state.epochs.pop_first();
@@ -283,11 +299,24 @@ impl RunState {
                 self.refuse(key, *payload_digest, *lease, *reason).ok_or(unknown("an agent"))?;
             }
             RecordBody::Evaluated(evaluation) => {
-                self.evaluations.push_back((record.at_ms, *evaluation));
-                if self.evaluations.len() > limits::EVALUATIONS_KEPT {
-                    self.evaluations.pop_front();
+                let state = self.agents.get_mut(&evaluation.agent).ok_or(unknown("an agent"))?;
+                (state.evaluation_failures, state.evaluation_problem) = (0, None);
+                keep(&mut self.evaluations, (record.at_ms, *evaluation));
+            }
+            RecordBody::EvaluationFailed { agent, version, reason } => {
+                let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
+                state.evaluation_failures = state.evaluation_failures.saturating_add(1);
+                state.evaluation_problem = Some((*version, reason.clone()));
+            }
+            RecordBody::Aggregated(aggregate) => keep(&mut self.aggregates, (record.at_ms, *aggregate)),
+            RecordBody::ModelsSent(sent) => {
+                for sent in sent {
+                    let state = self.agents.get_mut(&sent.agent).ok_or(unknown("an agent"))?;
+                    state.models_sent = state.models_sent.saturating_add(sent.models);
+                    state.downlink_bytes = state.downlink_bytes.saturating_add(sent.bytes);
                 }
             }
+            RecordBody::Reopened => self.finished = None,
             RecordBody::Imported { version, norm, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
                 self.version = *version;
@@ -411,6 +440,7 @@ impl RunState {
         self.recent.forget();
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
+        self.aggregates.retain(|(_, aggregate)| aggregate.version <= version);
         self.agents.values_mut().for_each(|agent| agent.lease = None);
     }
 
@@ -457,5 +487,13 @@ impl RunState {
     /// Leases outstanding.
     pub fn active_leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).map(|(lease, _)| lease)
+    }
+}
+
+/// Adds the newest, and drops the oldest one where there are too many.
+fn keep<T>(list: &mut VecDeque<T>, newest: T) {
+    list.push_back(newest);
+    if list.len() > limits::EVALUATIONS_KEPT {
+        list.pop_front();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::{AgentId, Digest, Position};
 use anabranch_common::journal::Chain;
-use anabranch_common::status::{AgentStatus, StatusReport, TimedEvaluation};
+use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport, TimedAggregate, TimedEvaluation};
 use anabranch_common::update::RefusalReason;
 use anabranch_common::wire::message::RunPhase;
 
@@ -35,11 +35,16 @@ fn agent_status(agent: AgentId, member: Option<&Member>, state: Option<&AgentSta
         staleness: state.staleness,
         train_loss: state.train_loss.map(f64::from),
         train_examples: state.examples_held,
-        eval_examples: 0,
+        eval_examples: state.eval_examples,
         updates_accepted: state.accepted,
         updates_refused: reasons(&state.refused),
         uplink_bytes: state.uplink_bytes,
-        downlink_bytes: 0,
+        downlink_bytes: state.downlink_bytes,
+        evaluation_problem: state.evaluation_problem.as_ref().map(|(version, reason)| EvaluationProblem {
+            version: *version,
+            reason: reason.clone(),
+            failures: state.evaluation_failures,
+        }),
     }
 }
 
@@ -71,6 +76,9 @@ pub fn report(
     let seconds = |at_ms: u64| at_ms.saturating_sub(started_at_ms) as f64 / 1000.0;
     let params = state.map(|state| state.manifest.params() as u64);
     let accepted = state.map_or(0, |state| state.totals.accepted);
+    let models_sent: u64 =
+        state.into_iter().flat_map(|state| state.agents.values()).map(|agent| agent.models_sent).sum();
+    let agents = agents_of(state, roster);
     let phase = match state {
         None => RunPhase::Pending,
         Some(state) if state.finished.is_some() => RunPhase::Finished,
@@ -97,16 +105,22 @@ pub fn report(
         updates_refused: state.map(|state| reasons(&state.totals.refused)).unwrap_or_default(),
         retries_answered: 0,
         uplink_bytes: state.map_or(0, |state| state.totals.uplink_bytes),
-        downlink_bytes: 0,
+        downlink_bytes: agents.iter().map(|agent| agent.downlink_bytes).sum(),
         raw_f32_uplink_bytes: accepted * params.unwrap_or(0) * 4,
-        raw_f32_downlink_bytes: 0,
+        raw_f32_downlink_bytes: models_sent * params.unwrap_or(0) * 4,
         staleness_histogram: state.map(|state| state.totals.staleness.clone()).unwrap_or_default(),
         evaluations: state
             .into_iter()
             .flat_map(|state| &state.evaluations)
             .map(|(at_ms, evaluation)| TimedEvaluation { at_s: seconds(*at_ms), evaluation: *evaluation })
             .collect(),
-        agents: agents_of(state, roster),
+        aggregates: state
+            .into_iter()
+            .flat_map(|state| &state.aggregates)
+            .map(|(at_ms, aggregate)| TimedAggregate { at_s: seconds(*at_ms), aggregate: *aggregate })
+            .collect(),
+        target_problem: None,
+        agents,
         uploads: None,
         network: None,
     }
@@ -121,7 +135,7 @@ impl Core {
             status.connected = self.peers.peer_of(status.agent).is_some();
             let Some(live) = self.peers.live(status.agent) else { continue };
             status.last_seen_ms = Some(self.now.mono_ms.saturating_sub(live.last_seen_ms));
-            status.downlink_bytes = live.downlink_bytes;
+            status.downlink_bytes += live.downlink_bytes;
             if let Some(speed) = live.examples_per_s {
                 status.examples_per_s = f64::from(speed);
             }
@@ -143,10 +157,11 @@ impl Core {
         report.agents = self.agents();
         report.checkpoint_version = self.schedule.checkpoint_version();
         report.retries_answered = self.retries_answered;
+        report.target_problem = self.target_problem();
         report.downlink_bytes = report.agents.iter().map(|agent| agent.downlink_bytes).sum();
         let models: u64 =
             report.agents.iter().filter_map(|agent| self.peers.live(agent.agent)).map(|live| live.models_sent).sum();
-        report.raw_f32_downlink_bytes = models * report.params.unwrap_or(0) * 4;
+        report.raw_f32_downlink_bytes += models * report.params.unwrap_or(0) * 4;
         report
     }
 }

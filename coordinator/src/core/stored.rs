@@ -49,6 +49,7 @@ fields!(
     recent,
     totals,
     evaluations,
+    aggregates,
     paused,
     finished,
     reference_norm,

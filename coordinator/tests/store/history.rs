@@ -168,7 +168,9 @@ impl History {
         let agent = AgentId([agent; 16]);
         self.push(RecordBody::AgentJoined { agent, name: format!("agent {}", agent.short()) }, vec![]);
         let incarnation = Incarnation(agent.0);
-        self.push(RecordBody::EpochStarted { agent, epoch: Epoch(1), incarnation, examples_held: 100 }, vec![]);
+        let (examples_held, eval_examples) = (100, 10);
+        let epoch = Epoch(1);
+        self.push(RecordBody::EpochStarted { agent, epoch, incarnation, examples_held, eval_examples }, vec![]);
     }
 
     pub(crate) fn lease(&mut self, agent: AgentId, seed: u64) -> LeaseId {

@@ -24,6 +24,7 @@ pub fn draw(seed: u64) -> Schedule {
         round_ms: if between(0, 5) == 0 { between(10_000, 50_000) } else { between(300, 4_000) },
         round_fails_every: if between(0, 4) == 0 { between(2, 8) } else { 0 },
         eval_examples: if between(0, 2) == 0 { 10 } else { 0 },
+        evaluation_fails_every: 0,
         hostile: None,
         link: LinkPlan {
             delay_ms: if slow_links { between(50, 2_000) } else { between(1, 60) },
@@ -49,6 +50,7 @@ pub fn draw(seed: u64) -> Schedule {
         faults: Vec::new(),
     };
     draw_attacker(seed, &mut schedule);
+    draw_failing_evaluators(seed, &mut schedule);
     schedule.faults = draw_faults(seed, &schedule);
     schedule
 }
@@ -57,6 +59,14 @@ pub fn draw(seed: u64) -> Schedule {
 fn draw_target(seed: u64) -> u64 {
     let mut rng = SplitMix64::new(seed ^ 0x5EED_0005);
     if rng.below(4) == 0 { 300 + rng.below(4_000) } else { 0 }
+}
+
+/// The evaluations of some agents fail, always or now and then.
+fn draw_failing_evaluators(seed: u64, world: &mut Schedule) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0006);
+    for agent in world.agents.iter_mut().filter(|agent| agent.eval_examples > 0) {
+        agent.evaluation_fails_every = if rng.below(3) == 0 { 1 + rng.below(3) } else { 0 };
+    }
 }
 
 /// One attacker among at least four agents, in some worlds: as slow as the slowest, so that its updates are no larger a

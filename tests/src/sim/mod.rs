@@ -50,6 +50,8 @@ pub struct Outcome {
     pub rounds: Vec<u64>,
     /// Versions made.
     pub versions: u64,
+    /// Measurements of the model, each combined from the evaluations of one version.
+    pub measured: u64,
     /// Starts of the coordinator after the first.
     pub recoveries: u64,
     /// Faults that happened.

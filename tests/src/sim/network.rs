@@ -4,7 +4,7 @@
 //! late by what loss, jitter and bandwidth make of it; and connections that die, of which each end learns at its own
 //! time. Packets themselves are not: that is what the process tests are for.
 
-use anabranch_common::ids::Digest;
+use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
@@ -40,13 +40,16 @@ pub(super) struct Conn {
     pub(super) peer: Option<PeerId>,
     pub(super) agent_up: bool,
     pub(super) coordinator_up: bool,
+    /// The version that the agent was asked to evaluate, until it answers.
+    pub(super) to_evaluate: Option<ModelVersion>,
     last_up_ms: u64,
     last_down_ms: u64,
 }
 
 impl Conn {
     pub(super) fn new(machine: Machine) -> Self {
-        Self { machine, peer: None, agent_up: true, coordinator_up: true, last_up_ms: 0, last_down_ms: 0 }
+        let (agent_up, coordinator_up) = (true, true);
+        Self { machine, peer: None, agent_up, coordinator_up, to_evaluate: None, last_up_ms: 0, last_down_ms: 0 }
     }
 
     pub(super) fn is_up(&self, side: Side) -> bool {

@@ -66,6 +66,9 @@ pub struct AgentPlan {
     pub round_fails_every: u64,
     /// Examples that it holds to evaluate on.
     pub eval_examples: u64,
+    /// One evaluation in so many fails, until the faults are over (0: none).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub evaluation_fails_every: u64,
     /// What it sends instead of what it computed, if it is an attacker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostile: Option<Hostile>,

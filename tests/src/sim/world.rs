@@ -143,6 +143,7 @@ impl World {
             duplicated: self.coordinator.duplicated,
             rounds: self.agents.iter().map(|agent| agent.rounds).collect(),
             versions: self.coordinator.newest_version.0,
+            measured: self.journal.aggregates(),
             recoveries: self.coordinator.life.saturating_sub(1),
             faults: self.faults,
             virtual_ms,

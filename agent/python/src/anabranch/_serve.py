@@ -244,6 +244,9 @@ class _Server:
 
     def _evaluate(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         metrics = self._trainer.evaluate(self._ready().read(self._file(message, "model")))
+        if missing := [key for key in ("accuracy", "loss", "num_examples") if not hasattr(metrics, key)]:
+            what = f"a {type(metrics).__name__} without {', '.join(missing)}"
+            raise TypeError(f"evaluate() returned {what}, expected anabranch.Metrics(accuracy, loss, num_examples)")
         accuracy, loss, examples = float(metrics.accuracy), float(metrics.loss), int(metrics.num_examples)
         if not math.isfinite(loss) or not math.isfinite(accuracy):
             raise Diverged(f"evaluation gave the loss {number(loss)} and the accuracy {number(accuracy)}")

@@ -62,9 +62,10 @@ def run(
             ``round.step(loss, examples)``. The whole model is in training mode. Names, shapes and types of its tensors
             have to be the same afterwards.
         eval_fn: ``eval_fn(model)`` gives a ``Metrics``, a mapping with ``accuracy``, ``loss`` and ``num_examples``, or
-            the three in this order. Called in evaluation mode and without gradients. ``num_examples`` defaults to
-            ``eval_examples``. It has to leave names, shapes, types and values of the tensors as they were; modes and
-            ``requires_grad`` are restored.
+            the three in this order; another key is an error. Called in evaluation mode and without gradients.
+            ``num_examples`` defaults to ``eval_examples``. A mapping without ``accuracy`` is for models for which
+            accuracy has no meaning: it counts as 0, so such a run needs ``target.loss``. It has to leave names, shapes,
+            types and values of the tensors as they were; modes and ``requires_grad`` are restored.
         train_examples: examples to train on; 0 where this agent only evaluates.
         eval_examples: examples to evaluate on; 0 where this agent does not (``eval_fn`` is then not called).
         init: makes version 0 in place of ``model``'s values; called with PyTorch, numpy and ``random`` seeded with the
@@ -329,6 +330,8 @@ def _metrics(found: Any, eval_examples: int) -> Metrics:
     else:
         kind = type(found).__name__
         raise TypeError(f"eval_fn returned a {kind}, expected Metrics, a mapping or a tuple (accuracy, loss, num_examples)")
+    if unknown := [str(key) for key in values if key not in keys]:
+        raise TypeError(f"eval_fn returned unknown {', '.join(unknown)}; the keys are {', '.join(keys)}")
     if "loss" not in values:
         raise TypeError(f"eval_fn returned no loss (it has {', '.join(map(str, values))})")
     examples = int(values.get("num_examples", eval_examples))

@@ -34,13 +34,16 @@ fn a_round_under_way_is_finished_and_sent_while_on_hold() {
     assert_eq!(session.handle(6, hold(None)), [send(AgentMessage::RequestLease)]);
 }
 
-/// Evaluating costs the machine as much as training does; what was asked for is done later.
+/// Evaluating costs the machine as much as training does: another evaluator is asked, and this one again later.
 #[test]
-fn an_evaluation_waits_for_the_end_of_the_hold() {
+fn an_evaluation_is_turned_down_while_on_hold() {
     let mut session = asking(config(0, 10), Kept::default());
     session.handle(1, hold(Some("load")));
-    let wanted = CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) };
-    assert_eq!(session.handle(2, say(wanted)), []);
+    let wanted = || say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) });
+    let reason = "takes on no work at present: load".to_owned();
+    let failed = AgentMessage::EvaluationFailed { version: ModelVersion(3), reason };
+    assert_eq!(session.handle(2, wanted()), [send(failed)]);
+    assert_eq!(session.handle(3, hold(None)), []);
     let fetch = AgentMessage::FetchModel { version: ModelVersion(3), missing: None };
-    assert_eq!(session.handle(3, hold(None)), [send(fetch)]);
+    assert_eq!(session.handle(4, wanted()), [send(fetch)]);
 }

@@ -1,5 +1,6 @@
 //! The lines of `docs/trainer-protocol.md`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anabranch_common::manifest::TensorSpec;
@@ -7,7 +8,7 @@ use anabranch_common::spec::TrainSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::FeedbackState;
-use crate::train::{RoundContext, RoundFile, RunPart};
+use crate::train::{Metrics, RoundContext, RoundFile, RunPart};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL: u32 = 1;
@@ -180,14 +181,9 @@ pub enum Answer {
     Evaluated {
         /// Number of the request.
         id: u64,
-        /// Share of examples classified correctly.
-        #[serde(with = "number")]
-        accuracy: f64,
-        /// Mean loss in nats.
-        #[serde(with = "number")]
-        loss: f64,
-        /// Examples it was measured on.
-        num_examples: u64,
+        /// What was measured.
+        #[serde(flatten)]
+        measured: Measured,
     },
     /// To any request: it cannot be done.
     Failed {
@@ -214,6 +210,57 @@ impl Answer {
             | Self::Trained { id, .. }
             | Self::Evaluated { id, .. }
             | Self::Failed { id, .. } => Some(*id),
+        }
+    }
+}
+
+/// The figures of an evaluation, as a trainer writes them. Keys that are missing and keys that are not known are kept, so
+/// that the evaluation fails and names them, and the process lives on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Share of examples classified correctly.
+    #[serde(default, with = "optional_number", skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean loss in nats.
+    #[serde(default, with = "optional_number", skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Examples it was measured on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_examples: Option<u64>,
+    /// Keys that the protocol does not have.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl From<Metrics> for Measured {
+    fn from(Metrics { accuracy, loss, num_examples }: Metrics) -> Self {
+        let unknown = BTreeMap::new();
+        Self { accuracy: Some(accuracy), loss: Some(loss), num_examples: Some(num_examples), unknown }
+    }
+}
+
+impl Measured {
+    /// The figures.
+    ///
+    /// # Errors
+    /// A key is missing or not known; the text names every one.
+    pub fn metrics(&self) -> Result<Metrics, String> {
+        let Self { accuracy, loss, num_examples, unknown } = self;
+        let unknown: Vec<String> = unknown.keys().map(|key| format!("unknown `{key}`")).collect();
+        let missing = [
+            (accuracy.is_none(), "no `accuracy` (0 where accuracy has no meaning)"),
+            (loss.is_none(), "no `loss`"),
+            (num_examples.is_none(), "no `num_examples`"),
+        ];
+        let missing = missing.iter().filter(|(missing, _)| *missing).map(|(_, what)| (*what).to_owned());
+        match (accuracy, loss, num_examples) {
+            (Some(accuracy), Some(loss), Some(num_examples)) if unknown.is_empty() => {
+                Ok(Metrics { accuracy: *accuracy, loss: *loss, num_examples: *num_examples })
+            }
+            _ => Err(format!(
+                "its `evaluated` has {}",
+                unknown.into_iter().chain(missing).collect::<Vec<_>>().join(", ")
+            )),
         }
     }
 }
@@ -280,6 +327,26 @@ mod number {
     }
 }
 
+/// The same where the key may be absent.
+mod optional_number {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    struct Written(#[serde(with = "super::number")] f64);
+
+    #[expect(clippy::ref_option, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::number::serialize(value, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+        Written::deserialize(from).map(|Written(value)| Some(value))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,6 +371,29 @@ mod tests {
         assert_eq!(serde_json::to_string(&Ask::Stop { id: 3 }).expect("a line"), r#"{"type":"stop","id":3}"#);
         assert_eq!(serde_json::to_string(&Ask::Exit).expect("a line"), r#"{"type":"exit"}"#);
         assert!(serde_json::from_str::<Answer>(r#"{"type":"well"}"#).is_err());
+    }
+
+    /// `acc` used to be ignored where `accuracy` was there too.
+    #[test]
+    fn keys_of_an_evaluation_that_are_missing_or_unknown_are_named() {
+        let read = |keys: &str| {
+            let line = format!(r#"{{"type":"evaluated","id":4,{keys}}}"#);
+            match serde_json::from_str(&line) {
+                Ok(Answer::Evaluated { id: 4, measured }) => measured.metrics(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let sound = r#""accuracy":0.97,"loss":0.11,"num_examples":360"#;
+        assert_eq!(read(sound), Ok(Metrics { accuracy: 0.97, loss: 0.11, num_examples: 360 }));
+        let metrics = Metrics { accuracy: 0.97, loss: 0.11, num_examples: 360 };
+        let line = serde_json::to_string(&Answer::Evaluated { id: 4, measured: metrics.into() }).expect("a line");
+        assert_eq!(line, format!(r#"{{"type":"evaluated","id":4,{sound}}}"#));
+        assert_eq!(
+            read(r#""acc":0.97,"loss":0.1,"num_examples":3"#),
+            Err("its `evaluated` has unknown `acc`, no `accuracy` (0 where accuracy has no meaning)".into())
+        );
+        assert_eq!(read(&format!(r#"{sound},"f1":0.5"#)), Err("its `evaluated` has unknown `f1`".into()));
+        assert!(read(r#""accuracy":"NaN","loss":0.1,"num_examples":3"#).is_ok_and(|read| read.accuracy.is_nan()));
     }
 
     #[test]

@@ -38,7 +38,7 @@ use chain::Chain;
 use child::{Child, Death, Fault};
 use scratch::Scratch;
 
-pub use message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
+pub use message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, Measured, PROTOCOL, StateAt};
 pub use serve::{serve, serve_with_encoder};
 
 /// How a trainer is started.
@@ -483,10 +483,15 @@ impl Trainer for ProcessTrainer {
         let from = host.put("model.safetensors", &self.manifest, model)?;
         let ask = |id| Ask::Evaluate { id, model: from.name() };
         match host.request(ask, &mut |_| ControlFlow::Continue(()))? {
-            Answer::Evaluated { accuracy, loss, num_examples, .. }
-                if !accuracy.is_finite() || (0.0..=1.0).contains(&accuracy) =>
-            {
-                Ok(Metrics { accuracy, loss, num_examples })
+            Answer::Evaluated { measured, .. } => {
+                let metrics = measured.metrics().map_err(TrainError::Failed)?;
+                let Metrics { accuracy, num_examples, .. } = metrics;
+                if accuracy.is_finite() && !(0.0..=1.0).contains(&accuracy) || num_examples == 0 {
+                    let expected = "expected an accuracy in [0, 1] and at least one example";
+                    let found = format!("it measured the accuracy {accuracy} over {num_examples} examples");
+                    return Err(TrainError::Failed(format!("{found}, {expected}")));
+                }
+                Ok(metrics)
             }
             other => Err(host.breach(&other)),
         }

@@ -253,8 +253,6 @@ impl Server {
         let trainer = Self::trainer(&mut self.trainer)?;
         let (_, values) = model_file::read(&path, Some(trainer.manifest()))?;
         let shard = self.shards.eval.as_deref().ok_or(Refusal::Order("there is no shard to evaluate on"))?;
-        let metrics = trainer.evaluate(&values, shard)?;
-        let (accuracy, loss, num_examples) = (metrics.accuracy, metrics.loss, metrics.num_examples);
-        Ok(Answer::Evaluated { id, accuracy, loss, num_examples })
+        Ok(Answer::Evaluated { id, measured: trainer.evaluate(&values, shard)?.into() })
     }
 }

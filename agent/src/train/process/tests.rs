@@ -155,6 +155,24 @@ fn a_program_in_another_language_is_a_trainer() {
     assert!(!scratch.exists());
 }
 
+/// The trainer of a user who mistyped a key: the evaluation fails and names it, and the process lives on.
+#[test]
+fn an_evaluation_with_unknown_keys_fails_and_the_child_lives_on() {
+    let body = "def misbehave(request):\n    if request['type'] == 'evaluate':\n        \
+                say(type='evaluated', id=request['id'], acc=0.97, loss=0.1, num_examples=3); request['type'] = ''\n";
+    let home = Home::new(body);
+    let process = TrainerProcess::start(home.options()).expect("it starts");
+    let mut trainer = prepared(&process);
+    let pid = |process: &TrainerProcess| lock(&process.host).child.as_ref().map(|living| living.child.pid());
+    let before = pid(&process);
+    let shards = process.shards();
+    let shard = shards.eval.as_deref().expect("it evaluates");
+    let told = "its `evaluated` has unknown `acc`, no `accuracy` (0 where accuracy has no meaning)".to_owned();
+    assert_eq!(trainer.evaluate(&[0.25, 0.5], shard), Err(TrainError::Failed(told)));
+    train(&mut *trainer, &process).expect("a round");
+    assert_eq!(pid(&process), before, "it is the same child");
+}
+
 /// Guards the promise of the document: whatever a child does, a round is lost and the next one works.
 #[test]
 fn a_child_that_dies_hangs_or_talks_nonsense_costs_one_round() {

@@ -44,9 +44,9 @@ pub(super) fn line(report: &StatusReport) -> String {
     };
     let connected = report.agents.iter().filter(|agent| agent.connected).count();
     let accuracy = report
-        .evaluations
+        .aggregates
         .last()
-        .map_or_else(|| "-".to_owned(), |timed| format!("{:.2} %", 100.0 * timed.evaluation.accuracy));
+        .map_or_else(|| "-".to_owned(), |timed| format!("{:.2} %", 100.0 * timed.aggregate.accuracy));
     format!(
         "{phase} {} version={} agents={connected}/{} accepted={} refused={} up={} down={} accuracy={accuracy}",
         output::span(report.wall_s).replace(' ', ""),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::status::{AgentStatus, StatusReport};
+use anabranch_common::journal::Aggregate;
+use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport};
 use anabranch_common::wire::message::RunPhase;
 
 use crate::commands::output::{self, Align, Table};
@@ -18,8 +19,9 @@ pub(super) fn status(report: &StatusReport) -> String {
     for (key, value) in head(report) {
         text.push_str(&format!("{key:<12}{value}\n"));
     }
-    if !report.evaluations.is_empty() {
-        text.push_str(&format!("\n{}", evaluations(report)));
+    let evaluations = evaluations(report);
+    if !evaluations.is_empty() {
+        text.push_str(&format!("\n{evaluations}"));
     }
     if !report.agents.is_empty() {
         text.push_str(&format!("\n{}", agents(&report.agents)));
@@ -43,8 +45,11 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
             ),
         ),
         ("bytes up", traffic(report.uplink_bytes, report.raw_f32_uplink_bytes)),
-        ("bytes down", bytes_down(report)),
+        ("bytes down", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes)),
     ];
+    if let Some(problem) = &report.target_problem {
+        lines.push(("target", problem.clone()));
+    }
     if let Some(staleness) = staleness(&report.staleness_histogram) {
         lines.push(("staleness", staleness));
     }
@@ -72,15 +77,6 @@ pub(super) fn state(report: &StatusReport) -> String {
         }
     };
     if report.serving { state } else { format!("{state}; no coordinator is running") }
-}
-
-/// Models sent are counted by the process that sends them, and not journalled.
-fn bytes_down(report: &StatusReport) -> String {
-    if report.serving {
-        format!("since this start: {}", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes))
-    } else {
-        "not known: counted from each start of the coordinator".to_owned()
-    }
 }
 
 fn model(report: &StatusReport) -> String {
@@ -133,6 +129,7 @@ fn staleness(histogram: &[u64]) -> Option<String> {
     Some(format!("median {}, 90 % {}, at most {} versions", name(at(0.5)?), name(at(0.9)?), name(max)))
 }
 
+/// The newest measurements of the model, then the evaluators that fail.
 fn evaluations(report: &StatusReport) -> String {
     let columns = [
         ("evaluated", Align::Right),
@@ -143,19 +140,44 @@ fn evaluations(report: &StatusReport) -> String {
         ("by", Align::Left),
     ];
     let mut table = Table::new(&columns);
-    for timed in report.evaluations.iter().rev().take(EVALUATIONS) {
-        let evaluation = &timed.evaluation;
-        let by = report.agents.iter().find(|agent| agent.agent == evaluation.agent);
+    for timed in report.aggregates.iter().rev().take(EVALUATIONS) {
+        let aggregate = &timed.aggregate;
         table.row(vec![
             output::span(timed.at_s),
-            evaluation.version.to_string(),
-            format!("{:.2} %", 100.0 * evaluation.accuracy),
-            format!("{:.4}", evaluation.loss),
-            output::count(evaluation.num_examples),
-            by.map_or_else(|| evaluation.agent.short(), |agent| agent.name.clone()),
+            aggregate.version.to_string(),
+            format!("{:.2} %", 100.0 * aggregate.accuracy),
+            format!("{:.4}", aggregate.loss),
+            output::count(aggregate.num_examples),
+            evaluators(report, aggregate),
         ]);
     }
-    table.render()
+    let mut text = if report.aggregates.is_empty() { String::new() } else { table.render() };
+    for agent in &report.agents {
+        if let Some(EvaluationProblem { version, reason, failures }) = &agent.evaluation_problem {
+            let times = if *failures > 1 { format!(" ({failures} failures in a row)") } else { String::new() };
+            text.push_str(&format!("not evaluated by {}: version {version}{times}: {reason}\n", agent.name));
+        }
+    }
+    text
+}
+
+/// `clinic`, or `2 agents, 150 of 151 examples` where not all examples are covered.
+fn evaluators(report: &StatusReport, aggregate: &Aggregate) -> String {
+    let mut of_version = report.evaluations.iter().filter(|timed| timed.evaluation.version == aggregate.version);
+    let by = match (aggregate.evaluators, of_version.next_back()) {
+        (1, Some(timed)) => {
+            let agent = timed.evaluation.agent;
+            let named = report.agents.iter().find(|known| known.agent == agent);
+            named.map_or_else(|| agent.short(), |known| known.name.clone())
+        }
+        (1, None) => "1 agent".to_owned(),
+        (agents, _) => format!("{agents} agents"),
+    };
+    let (covered, known) = (aggregate.covered_examples, aggregate.known_examples);
+    if covered >= known {
+        return by;
+    }
+    format!("{by}, {} of {} examples", output::count(covered), output::count(known))
 }
 
 /// The columns of the agents' table.
@@ -259,7 +281,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
 pub(super) mod tests {
     use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
     use anabranch_common::journal::{Evaluation, FinishReason};
-    use anabranch_common::status::TimedEvaluation;
+    use anabranch_common::status::{TimedAggregate, TimedEvaluation};
 
     use super::*;
 
@@ -283,6 +305,7 @@ pub(super) mod tests {
             updates_refused: BTreeMap::from([("stale".to_owned(), 2)]),
             uplink_bytes: 5 << 20,
             downlink_bytes: 9 << 20,
+            evaluation_problem: None,
         };
         let evaluation = |at_s: f64, accuracy: f64| TimedEvaluation {
             at_s,
@@ -292,6 +315,18 @@ pub(super) mod tests {
                 accuracy,
                 loss: 0.31,
                 num_examples: 10_000,
+            },
+        };
+        let aggregate = |at_s: f64, accuracy: f64| TimedAggregate {
+            at_s,
+            aggregate: Aggregate {
+                version: ModelVersion(300),
+                accuracy,
+                loss: 0.31,
+                evaluators: 1,
+                num_examples: 10_000,
+                covered_examples: 10_000,
+                known_examples: 10_000,
             },
         };
         StatusReport {
@@ -321,6 +356,8 @@ pub(super) mod tests {
             raw_f32_downlink_bytes: 18 << 20,
             staleness_histogram: vec![600, 400, 200, 34],
             evaluations: vec![evaluation(10.0, 0.81), evaluation(20.0, 0.912)],
+            aggregates: vec![aggregate(10.0, 0.81), aggregate(20.0, 0.912)],
+            target_problem: None,
             agents: vec![agent],
         }
     }
@@ -334,7 +371,7 @@ pub(super) mod tests {
             "version 308 at position 2500, 101,770 parameters, 3 min 20 s since the start",
             "1,234 accepted, 3 refused: 2 stale, 1 duplicate\n",
             "bytes up    5.0 MiB, 10.0x smaller than raw f32 (50.0 MiB)\n",
-            "bytes down  since this start: 9.0 MiB, 2.0x smaller than raw f32 (18.0 MiB)\n",
+            "bytes down  9.0 MiB, 2.0x smaller than raw f32 (18.0 MiB)\n",
             "staleness   median 1, 90 % 2, at most 3 versions\n",
             "checkpoint  version 200\n",
             "91.20 %",
@@ -345,6 +382,29 @@ pub(super) mod tests {
         }
         let newest_first = text.find("91.20").expect("there") < text.find("81.00").expect("there");
         assert!(newest_first, "{text}");
+    }
+
+    /// Figures of one evaluator among several are for `--json`: what the table shows is about the model.
+    #[test]
+    fn the_table_shows_combined_evaluations_and_who_fails() {
+        let mut report = report();
+        report.evaluations[1].evaluation.accuracy = 1.0;
+        let newest = &mut report.aggregates[1].aggregate;
+        (newest.evaluators, newest.num_examples) = (2, 150);
+        (newest.covered_examples, newest.known_examples) = (150, 151);
+        report.target_problem = Some("target.accuracy = 0.95 cannot be reached: nobody evaluates".into());
+        let reason = "ValueError: no GPU".to_owned();
+        report.agents[0].evaluation_problem = Some(EvaluationProblem { version: ModelVersion(7), reason, failures: 2 });
+        let text = status(&report);
+        for expected in [
+            "target      target.accuracy = 0.95 cannot be reached: nobody evaluates\n",
+            "91.20 %",
+            "2 agents, 150 of 151 examples\n",
+            "not evaluated by clinic: version 7 (2 failures in a row): ValueError: no GPU\n",
+        ] {
+            assert!(text.contains(expected), "{text}\ndoes not say {expected:?}");
+        }
+        assert!(!text.contains("100.00 %"), "{text}");
     }
 
     #[test]
@@ -364,12 +424,13 @@ pub(super) mod tests {
         report.state = RunPhase::Running;
         assert_eq!(state(&report), "parked at version 308; no coordinator is running");
         let text = status(&report);
-        assert!(text.contains("bytes down  not known"), "{text}");
+        assert!(text.contains("bytes down  9.0 MiB, 2.0x smaller"), "what was sent is known afterwards: {text}");
         report.state = RunPhase::Pending;
         report.params = None;
         report.staleness_histogram = vec![];
         report.agents.clear();
         report.evaluations.clear();
+        report.aggregates.clear();
         let text = status(&report);
         assert!(text.contains("pending") && text.contains("model       none yet"), "{text}");
         assert!(!text.contains("staleness"), "{text}");

@@ -63,21 +63,21 @@ fn phase_style(report: &StatusReport) -> Style {
     }
 }
 
-/// The latest evaluation, and the curve of all of them over time.
+/// The latest measurement of the model, and the curve of all of them over time.
 fn accuracy(report: &StatusReport, columns: usize) -> Vec<String> {
-    let Some(latest) = report.evaluations.last() else {
+    let Some(latest) = report.aggregates.last() else {
         return vec![entry("accuracy", "no evaluation yet")];
     };
-    let evaluation = latest.evaluation;
-    let percent = 100.0 * evaluation.accuracy;
-    let said = format!("{percent:.2} %, loss {:.4} at version {}", evaluation.loss, evaluation.version);
-    let lowest = report.evaluations.iter().map(|timed| 100.0 * timed.evaluation.accuracy).fold(100.0, f64::min);
+    let aggregate = latest.aggregate;
+    let percent = 100.0 * aggregate.accuracy;
+    let said = format!("{percent:.2} %, loss {:.4} at version {}", aggregate.loss, aggregate.version);
+    let lowest = report.aggregates.iter().map(|timed| 100.0 * timed.aggregate.accuracy).fold(100.0, f64::min);
     let floor = ((lowest / 10.0).floor() * 10.0).clamp(0.0, 90.0);
     let columns = columns.max(1);
     let heights = (1..=columns).map(|column| {
         let until = latest.at_s * column as f64 / columns as f64;
-        let known = report.evaluations.iter().rev().find(|timed| timed.at_s <= until);
-        known.map_or(0.0, |timed| (100.0 * timed.evaluation.accuracy - floor) / (100.0 - floor))
+        let known = report.aggregates.iter().rev().find(|timed| timed.at_s <= until);
+        known.map_or(0.0, |timed| (100.0 * timed.aggregate.accuracy - floor) / (100.0 - floor))
     });
     let curve: String = heights.map(cell).collect();
     let scale = format!("{floor:.0}-100 %");
@@ -147,12 +147,12 @@ mod tests {
     #[test]
     fn a_curve_rises_with_the_accuracy() {
         let mut climbing = report();
-        let first = climbing.evaluations[0];
-        climbing.evaluations = (0..5u32)
+        let first = climbing.aggregates[0];
+        climbing.aggregates = (0..5u32)
             .map(|index| {
                 let mut timed = first;
                 timed.at_s = f64::from(index) * 10.0;
-                timed.evaluation.accuracy = 0.2 + 0.2 * f64::from(index);
+                timed.aggregate.accuracy = 0.2 + 0.2 * f64::from(index);
                 timed
             })
             .collect();
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn any_report_fits_any_terminal() {
         let mut empty = report();
-        (empty.agents, empty.evaluations, empty.staleness_histogram, empty.params) = (vec![], vec![], vec![], None);
+        (empty.agents, empty.aggregates, empty.staleness_histogram, empty.params) = (vec![], vec![], vec![], None);
         let mut crowded = report();
         crowded.agents = vec![crowded.agents[0].clone(); 300];
         crowded.staleness_histogram = vec![u64::MAX / 64; 24];

@@ -135,16 +135,14 @@ fn the_fastest_honest_agent_is_never_slowed_down() {
 
 #[test]
 fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are_free() {
-    let mut world = World::started(1);
-    let evaluates = anabranch_common::wire::message::AgentHello { eval_examples: 10, ..hello(1, 1) };
-    world.handle(Event::Connected { peer: PeerId(1), agent: agent(1), hello: evaluates, protocol: 3 });
+    let mut world = World::started_with_shards(&[(100, 10)]);
     let mut asked = 0;
     for seq in 0..11 * BURST {
         let lease = world.lease(1);
         let Some((_, CoordinatorMessage::Lease { evaluate, .. })) = world.last_sent() else { panic!("no lease") };
         if evaluate {
             let commands = world.message(1, AgentMessage::Evaluated(world.evaluation(1, lease.base_version, 0.5)));
-            assert_eq!(kinds(&commands), ["evaluated"], "evaluation {asked} was asked for");
+            assert_eq!(kinds(&commands), ["evaluated", "aggregated"], "evaluation {asked} was asked for");
             asked += 1;
         }
         world.receive(1, &world.meta(1, seq, &lease), [1.0; 4]);

@@ -2,8 +2,10 @@
 
 mod bounds;
 mod ending;
+mod evaluation;
 mod extreme;
 mod plans;
+mod reopened;
 mod updates;
 mod world;
 
@@ -145,13 +147,13 @@ fn an_expired_lease_ends_and_a_paused_run_gives_none() {
 
 #[test]
 fn reaching_the_accuracy_target_ends_the_run_at_the_version_that_was_evaluated() {
-    let mut world = World::started(1);
+    let mut world = World::started_with_shards(&[(100, 10)]);
     world.lease(1);
     let evaluated = AgentMessage::Evaluated(world.evaluation(1, ModelVersion(0), 0.97));
     let commands = world.message(1, evaluated);
     let records = World::appended(&commands);
     let reason = FinishReason::Accuracy { reached: 0.97 };
-    assert_eq!(records[1].body, RecordBody::Finished { reason, result: ModelVersion(0) });
+    assert_eq!(records[2].body, RecordBody::Finished { reason, result: ModelVersion(0) });
     let commands = world.journal();
     assert!(commands.iter().any(|command| matches!(command, Command::Checkpoint(_))), "{commands:?}");
     let told = CoordinatorMessage::StateChanged { state: RunPhase::Finished };

@@ -93,6 +93,7 @@ pub(super) struct World {
     now: Now,
     records: Vec<Arc<Record>>,
     sent: Vec<(PeerId, CoordinatorMessage)>,
+    publishing: bool,
     model: Arc<Vec<f32>>,
 }
 
@@ -121,7 +122,7 @@ impl World {
         }
         let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
         let core = Core::new(options, spec, roster, now);
-        Self { core, now, records: vec![], sent: vec![], model: Arc::new(vec![0.0; 4]) }
+        Self { core, now, records: vec![], sent: vec![], publishing: false, model: Arc::new(vec![0.0; 4]) }
     }
 
     /// An agent, connected as peer 1, and a durable model.
@@ -141,7 +142,7 @@ impl World {
 
     /// The same with another configuration.
     pub(super) fn started_with(spec: RunSpec, n: u8) -> Self {
-        let mut world = Self::of(spec);
+        let mut world = Self::pending(spec);
         for n in 1..=n {
             world.connect(PeerId(u64::from(n)), n);
         }
@@ -151,9 +152,28 @@ impl World {
         world
     }
 
+    /// Agents 1, 2, ... with so many examples to train and to evaluate on, connected, and a durable model.
+    pub(super) fn started_with_shards(examples: &[(u64, u64)]) -> Self {
+        let mut world = Self::new();
+        for (n, (train_examples, eval_examples)) in (1..).zip(examples) {
+            world.connect_with(n, *train_examples, *eval_examples);
+        }
+        world.offer_model(PeerId(1));
+        world.model_received(PeerId(1));
+        world.journal();
+        world
+    }
+
+    /// Agent `n` connects as peer `n`, with so many examples to train and to evaluate on.
+    pub(super) fn connect_with(&mut self, n: u8, train_examples: u64, eval_examples: u64) -> Vec<Command> {
+        let hello = AgentHello { train_examples, eval_examples, ..hello(n, n) };
+        self.handle(Event::Connected { peer: PeerId(u64::from(n)), agent: agent(n), hello })
+    }
+
     pub(super) fn handle(&mut self, event: Event) -> Vec<Command> {
         let commands = self.core.handle(self.now, event);
         self.records.extend(Self::appended(&commands));
+        self.publishing |= commands.contains(&Command::Publish);
         for command in &commands {
             if let Command::Send { peer, message } = command {
                 self.sent.push((*peer, message.clone()));
@@ -177,7 +197,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, peer: PeerId, n: u8) -> Vec<Command> {
-        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n), protocol: 3 })
+        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n) })
     }
 
     /// Agent `n` says goodbye and goes.
@@ -188,8 +208,27 @@ impl World {
     }
 
     /// The same run in a new process.
-    pub(super) fn restarted(mut self) -> Self {
-        self.core = self.resumed(self.state().spec.clone()).expect("the same model");
+    pub(super) fn restarted(self) -> Self {
+        let spec = self.state().spec.clone();
+        self.restarted_with(spec)
+    }
+
+    /// The same run in a new process, which was given another configuration. Its first records are durable.
+    pub(super) fn restarted_with(mut self, spec: RunSpec) -> Self {
+        let (core, commands) = self.resume(self.state().clone(), spec).expect("the same model");
+        self.core = core;
+        self.publishing = false;
+        self.records.extend(Self::appended(&commands));
+        self.handle(Event::Tick);
+        self.journal();
+        self
+    }
+
+    /// The same run in a new process, where the last `lost` records were not durable.
+    pub(super) fn restarted_without(mut self, lost: usize) -> Self {
+        self.records.truncate(self.records.len() - lost);
+        let (core, _) = self.resume(self.replayed(), spec()).expect("the same model");
+        self.core = core;
         self
     }
 
@@ -215,12 +254,15 @@ impl World {
 
     /// A core that goes on from this one's records with another configuration.
     pub(super) fn resumed(&self, spec: RunSpec) -> Result<Core, ModelMismatch> {
-        let recovered = (self.state().clone(), self.core.chain);
+        self.resume(self.state().clone(), spec).map(|(core, _)| core)
+    }
+
+    fn resume(&self, state: RunState, spec: RunSpec) -> Result<(Core, Vec<Command>), ModelMismatch> {
         let kept = (ModelVersion(0), None);
         let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
-        let (mut core, _) = Core::resume(options, spec, roster, recovered, kept, self.now)?;
-        core.end_again(self.now);
-        Ok(core)
+        let (mut core, commands) = Core::resume(options, spec, roster, (state, self.core.chain), kept, self.now)?;
+        core.take_up_the_end(self.now);
+        Ok((core, commands))
     }
 
     pub(super) fn offer_model(&mut self, peer: PeerId) -> Vec<Command> {
@@ -242,6 +284,7 @@ impl World {
     }
 
     pub(super) fn published(&mut self) -> Vec<Command> {
+        self.publishing = false;
         let version = self.state().version;
         let digest = Digest::of_f32(&[version.0 as f32; 4]);
         self.handle(Event::Published { version, digest, transfer: TransferManifest::of(&[0; 16]) })
@@ -249,14 +292,20 @@ impl World {
 
     /// Agent `n` asks for a lease and gets it.
     pub(super) fn lease(&mut self, n: u8) -> Lease {
-        if self.message(n, AgentMessage::RequestLease).contains(&Command::Publish) {
-            self.published();
-        }
+        let sent = self.sent.len();
+        self.message(n, AgentMessage::RequestLease);
+        self.publish_if_asked();
         self.journal();
-        match self.last_sent() {
-            Some((_, CoordinatorMessage::Lease { lease, .. })) => lease,
-            other => panic!("expected a lease, got {other:?}"),
-        }
+        let lease = self.sent[sent..].iter().rev().find_map(|(_, message)| match message {
+            CoordinatorMessage::Lease { lease, .. } => Some(lease.clone()),
+            _ => None,
+        });
+        lease.unwrap_or_else(|| panic!("expected a lease, got {:?}", &self.sent[sent..]))
+    }
+
+    /// The newest version is published if that is asked for.
+    pub(super) fn publish_if_asked(&mut self) -> Vec<Command> {
+        if self.publishing { self.published() } else { Vec::new() }
     }
 
     pub(super) fn meta(&self, n: u8, seq: u64, lease: &Lease) -> UpdateMeta {
@@ -274,6 +323,13 @@ impl World {
             train_loss: 0.5,
             compute_ms: 10,
         }
+    }
+
+    /// Agent `n` makes the next version, with its `seq`-th update.
+    pub(super) fn make_version(&mut self, n: u8, seq: u64) {
+        let lease = self.lease(n);
+        self.receive(n, &self.meta(n, seq, &lease), [1.0; 4]);
+        self.journal();
     }
 
     pub(super) fn offer(&mut self, n: u8, meta: &UpdateMeta) -> Vec<Command> {
@@ -310,6 +366,10 @@ impl World {
 
     pub(super) fn state(&self) -> &RunState {
         self.core.state().expect("there is a model")
+    }
+
+    pub(super) fn status(&self) -> anabranch_common::status::StatusReport {
+        self.core.status()
     }
 
     pub(super) fn run(&self) -> RunId {

@@ -2,7 +2,7 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: once, leases, sizes, rates, epochs, branches, staleness   each record, in order
+//!  appended(record) ─► Fold: once, leases, sizes, rates, epochs, branches, evaluations, staleness   in order
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
@@ -11,6 +11,7 @@
 mod branches;
 mod durable;
 mod epochs;
+mod evaluations;
 mod finite;
 mod hostile;
 mod leases;
@@ -36,7 +37,7 @@ pub use once::Merged;
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
     /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `epochs`, `branches`,
-    /// `staleness`, `verdicts`.
+    /// `evaluations`, `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -65,6 +66,7 @@ struct Fold {
     epochs: epochs::Epochs,
     sizes: sizes::Sizes,
     rates: rates::Rates,
+    evaluations: evaluations::Evaluations,
     envelope: hostile::Envelope,
 }
 
@@ -79,6 +81,7 @@ impl Fold {
         self.epochs.apply(record)?;
         self.sizes.apply(self.spec.as_ref(), record)?;
         self.rates.apply(self.spec.as_ref(), record)?;
+        self.evaluations.apply(record)?;
         self.envelope.apply(attackers, self.spec.as_ref(), record)?;
         match &record.body {
             RecordBody::Genesis { branch, spec, .. } => {
@@ -189,6 +192,7 @@ impl Journal {
             records.iter().try_for_each(|record| self.fold.apply(record, &self.attackers))?;
             self.records = records;
         }
+        self.fold.evaluations.restarted();
         ensure(self.fold.version == version, "P2", || {
             format!("recovered version {version}, the records say {}", self.fold.version)
         })?;
@@ -242,6 +246,21 @@ impl Journal {
             Some(record) => self.appended(&Arc::new(record)),
             None => Ok(()),
         }
+    }
+
+    /// The coordinator has heard that an agent cannot evaluate the version that it was asked for.
+    ///
+    /// # Errors
+    /// It did not listen: nothing is recorded, and no other evaluator will be asked.
+    pub fn heard_of_failure(&self, agent: AgentId, version: ModelVersion) -> Checked {
+        let recorded = self.fold.evaluations.has_failed(agent, version);
+        ensure(recorded, "P6", || format!("{} cannot evaluate version {version}, which is ignored", agent.short()))
+    }
+
+    /// Measurements of the model that were recorded, over all branches.
+    #[must_use]
+    pub fn aggregates(&self) -> u64 {
+        self.fold.evaluations.aggregates()
     }
 
     /// At the end: everything that an agent was told is in the journal.

@@ -65,6 +65,7 @@ pub(super) struct AgentMachine {
     pub(super) plan: AgentPlan,
     rng: SplitMix64,
     pub(super) rounds: u64,
+    evaluations: u64,
     healed: bool,
     verdicts_since_healed: u64,
     /// The true transfer of each poisoned one.
@@ -89,6 +90,7 @@ impl AgentMachine {
             plan,
             rng,
             rounds: 0,
+            evaluations: 0,
             healed: false,
             verdicts_since_healed: 0,
             poisoned: BTreeMap::new(),
@@ -99,6 +101,7 @@ impl AgentMachine {
     pub(super) fn heal(&mut self, now_ms: u64) {
         self.line.heal(now_ms);
         self.plan.round_fails_every = 0;
+        self.plan.evaluation_fails_every = 0;
         self.healed = true;
     }
 
@@ -313,6 +316,13 @@ impl World {
                 }
             }
             Command::Evaluate { version, content } => {
+                agent.evaluations += 1;
+                let every = agent.plan.evaluation_fails_every;
+                if every > 0 && agent.evaluations.is_multiple_of(every) {
+                    let problem = "it fails by plan".to_owned();
+                    self.maths(machine, 200, Event::EvaluationFailed { version, problem });
+                    return None;
+                }
                 let num_examples = agent.plan.eval_examples;
                 let metrics = Metrics { num_examples, ..self.learner.judge(machine, &content) };
                 self.maths(machine, 200, worker::judged(version, metrics));

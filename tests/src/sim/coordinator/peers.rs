@@ -59,7 +59,24 @@ impl World {
             self.checked(told);
         }
         if let Some(conn) = self.conn_of(peer) {
+            let to_evaluate = match &message {
+                CoordinatorMessage::Evaluate { version, .. } => Some(*version),
+                CoordinatorMessage::Lease { lease, evaluate: true }
+                | CoordinatorMessage::SizedLease { lease, evaluate: true, .. } => Some(lease.base_version),
+                _ => None,
+            };
+            if let Some(entry) = self.conns.get_mut(&conn).filter(|_| to_evaluate.is_some()) {
+                entry.to_evaluate = to_evaluate;
+            }
             self.send_down(conn, Parcel::Message(message));
+        }
+    }
+
+    /// What is known of an evaluation that failed must be taken up at once, unless the run is about to end.
+    fn hear_of_failure(&mut self, machine: Machine, version: ModelVersion) {
+        if !self.stopping && !self.agent(machine).may_be_revoked {
+            let heard = self.journal.heard_of_failure(agent_id(machine), version);
+            self.checked(heard);
         }
     }
 
@@ -129,8 +146,20 @@ impl World {
                 });
             }
             Parcel::Message(message) => {
-                if let Some(peer) = conn.peer {
-                    self.coordinator_handles(Event::Message { peer, message });
+                let Some(peer) = conn.peer else { return };
+                let failed = match &message {
+                    AgentMessage::EvaluationFailed { version, .. } => {
+                        conn.to_evaluate.take_if(|asked| asked == version)
+                    }
+                    AgentMessage::Evaluated(evaluation) => {
+                        conn.to_evaluate.take_if(|asked| *asked == evaluation.version);
+                        None
+                    }
+                    _ => None,
+                };
+                self.coordinator_handles(Event::Message { peer, message });
+                if let Some(version) = failed {
+                    self.hear_of_failure(machine, version);
                 }
             }
             Parcel::Chunk { transfer, index, bytes } => {
