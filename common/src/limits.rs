@@ -66,15 +66,21 @@ pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
 pub const PEER_QUEUE_MESSAGES: usize = 256;
 /// Bytes of an answer to an operator.
 pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
-/// Records written with one sync.
+/// Records written with one sync, and ...
 pub const GROUP_COMMIT_RECORDS: usize = 512;
+/// ... bytes of their payloads, after which no further record joins the group.
+pub const GROUP_COMMIT_BYTES: usize = 64 << 20;
 /// An upload of at most this many bytes, of a model of at most ...
 pub const INLINE_DECODE_BYTES: usize = 32 << 10;
 /// ... this many parameters, is decoded by the thread that received it.
 pub const INLINE_DECODE_PARAMS: usize = 1 << 18;
-/// Bytes of uploads in flight over all peers.
+/// Bytes of payloads in memory over all agents, from the first chunk until an update is merged or refused, with the copies of
+/// chunks that are on their way.
 pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
-/// Bytes of them that one agent may hold; a single larger transfer is let in alone.
+/// Bytes of decoded updates and models in memory over all agents, from decoding until they are merged or refused; a single
+/// larger one is decoded alone.
+pub const DECODED_UPLOADS_BYTES: u64 = 1 << 30;
+/// Bytes of payloads that one agent may hold; a single larger transfer is let in alone.
 pub const UPLOAD_BYTES_PER_AGENT: u64 = 128 << 20;
 /// An upload that brings no chunk for this long is given up, in milliseconds.
 pub const UPLOAD_STALL_MS: u64 = 65_000;

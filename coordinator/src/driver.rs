@@ -23,6 +23,7 @@ use crate::clock;
 use crate::commands::{mismatch_fail, recovery_fail};
 use crate::config::Config;
 use crate::core::command::{Command, ExitReason};
+use crate::core::content::Content;
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::core::roster::{MEMBERS_KEY, Roster};
 use crate::core::{Core, ModelMismatch, Options};
@@ -374,9 +375,10 @@ impl Driver {
         self.manifest.clone()
     }
 
-    fn begin(&mut self, record: Arc<anabranch_common::journal::Record>, model: Arc<Vec<f32>>) {
+    fn begin(&mut self, record: Arc<anabranch_common::journal::Record>, model: Arc<Content>) {
         let Some(manifest) = self.manifest() else { return };
-        let first = ModelState::new((*manifest).clone(), self.merge.clone(), model.to_vec(), Default::default());
+        let values = model.delta().values().to_vec();
+        let first = ModelState::new((*manifest).clone(), self.merge.clone(), values, Default::default());
         match first {
             Ok(state) => self.merger.send(MergeJob::Start(Box::new(state))),
             Err(error) => tracing::error!(%error, "the core has checked the initial model"),

@@ -1,13 +1,14 @@
 //! Admission: what becomes of an update, and why. A pure function of the journal's state and of the update.
 
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::AgentId;
 use anabranch_common::journal::AcceptedUpdate;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 
+use super::content::Content;
 use super::state::RunState;
 
 /// What becomes of an update.
@@ -29,7 +30,7 @@ pub enum Decision {
 pub fn admit(
     state: &RunState,
     meta: &UpdateMeta,
-    content: Option<&Result<&Delta, DecodeError>>,
+    content: Option<&Result<&Content, DecodeError>>,
     initial_norm: Option<f64>,
 ) -> Decision {
     if let Some(decision) = decided_before(state, meta).filter(|_| !bugs::is(Bug::DecidedForgotten)) {
@@ -41,7 +42,7 @@ pub fn admit(
     match content {
         None => Decision::Fetch,
         Some(Err(_)) => Decision::Refuse(RefusalReason::Malformed),
-        Some(Ok(delta)) => decide_by_content(state, meta, delta, initial_norm),
+        Some(Ok(content)) => decide_by_content(state, meta, content, initial_norm),
     }
 }
 
@@ -88,9 +89,9 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
-fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta, initial_norm: Option<f64>) -> Decision {
-    let norm = delta.norm();
-    if !delta.is_finite() || !norm.is_finite() {
+fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content, initial_norm: Option<f64>) -> Decision {
+    let norm = content.norm();
+    if !content.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
     }
     let newcomers = state.newcomers();

@@ -11,6 +11,7 @@
 pub mod admit;
 mod allowance;
 pub mod command;
+pub mod content;
 mod ending;
 pub mod event;
 mod gate;
@@ -31,7 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
@@ -42,6 +43,7 @@ use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
 use command::{CheckpointOrder, Command};
+use content::Content;
 use event::{Event, Now, PeerId};
 use gate::Gate;
 pub use mismatch::ModelMismatch;
@@ -210,7 +212,7 @@ impl Core {
     }
 
     /// Appends a record, applies it, and lets it be merged once it is durable. Returns its position.
-    fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Delta>>) -> Position {
+    fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
         let state = self.state.as_mut().expect("records follow the genesis record");
         let payload_digest = match &body {
             RecordBody::Update(update) => update.meta.payload_digest,
@@ -291,7 +293,7 @@ impl Core {
         peer: PeerId,
         meta: &UpdateMeta,
         payload: Arc<[u8]>,
-        content: Result<Arc<Delta>, DecodeError>,
+        content: Result<Arc<Content>, DecodeError>,
     ) {
         let Some(state) = &self.state else { return };
         let decision = admit(state, meta, Some(&content.as_deref().map_err(Clone::clone)), self.initial_norm);
@@ -304,7 +306,7 @@ impl Core {
         meta: &UpdateMeta,
         decision: Decision,
         payload: Arc<[u8]>,
-        content: Option<Arc<Delta>>,
+        content: Option<Arc<Content>>,
     ) {
         let verdict = match decision {
             Decision::Fetch => return,
@@ -390,11 +392,11 @@ impl Core {
     }
 
     /// The initial model is here: record 0, then what is known of the agents.
-    fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Vec<f32>>) {
+    fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
         if self.state.is_some() {
             return;
         }
-        if model.len() != manifest.params() || !model.iter().all(|value| value.is_finite()) {
+        if model.delta().len() != manifest.params() || !model.is_finite() {
             return self.model_failed(peer, "an initial model that is not finite or does not fit its manifest".into());
         }
         let (run, branch) = (self.options.run, self.options.first_branch);
@@ -403,7 +405,7 @@ impl Core {
         let record = Arc::new(Record { position: Position(0), at_ms: self.now.unix_ms, body, payload: Arc::from([]) });
         self.state = Some(RunState::genesis(&record).expect("a genesis record at position 0"));
         self.extend_chain(&record, Digest::of(&[]), ModelVersion(0));
-        self.initial_norm = Some(model.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt());
+        self.initial_norm = Some(model.norm());
         self.gate.pass(Command::Begin { record, model });
         self.offers.clear();
         self.receiving_from = None;

@@ -10,7 +10,7 @@ use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
-use super::world::{World, agent, breaks_the_protocol, hello, manifest, spec};
+use super::world::{World, agent, breaks_the_protocol, content, hello, manifest, spec};
 use crate::core::admit::{Decision, admit};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
@@ -191,7 +191,7 @@ fn the_first_updates_to_a_model_of_zeros_have_a_measure() {
         let mut clipping = spec();
         clipping.admit.clip_norm_ratio = clip_norm_ratio;
         change(&mut state, clipping);
-        match admit(&state, &meta, Some(&Ok(&Delta::Dense(vec![value; 4]))), initial_norm) {
+        match admit(&state, &meta, Some(&Ok(&*content(Delta::Dense(vec![value; 4])))), initial_norm) {
             Decision::Accept(update) => update.weight,
             other => panic!("{other:?}"),
         }
