@@ -33,7 +33,7 @@ use crate::publish::Publisher;
 use crate::recovery::{self, Recovered, RecoveryError};
 use crate::store::{SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
-use crate::workers::{self, ANSWERS, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
+use crate::workers::{self, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
 
 /// Directory of the store below the coordinator's.
 pub const STORE_DIR: &str = "store";
@@ -89,13 +89,13 @@ fn milliseconds(seconds: f64) -> u64 {
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(options));
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    runtime.shutdown_timeout(Duration::from_millis(limits::EXIT_MS));
     result
 }
 
 async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
-    let (answers_in, answers) = mpsc::channel(ANSWERS);
+    let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
     let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
     let writer = workers::writer(Arc::clone(&store), answers_in.clone())?;
     let merger = workers::merger(Arc::clone(&store), keep, answers_in)?;
@@ -125,7 +125,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
     let ended = driver.work(commands, inputs, answers).await;
     accepting.abort();
     endpoint.close(0u32.into(), b"coordinator is going away");
-    tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await.ok();
+    tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), endpoint.wait_idle()).await.ok();
     ended.map(|reason| say_goodbye(reason, &dir))
 }
 

@@ -22,9 +22,6 @@ use crate::publish::Snapshot;
 use crate::recovery::{self, RecoveryError, checkpoint};
 use crate::store::{StorageError, Store};
 
-/// Jobs that wait for a worker before the loop waits for it.
-const QUEUE_JOBS: usize = 4096;
-
 /// What a worker answers.
 #[derive(Debug)]
 pub enum Answer {
@@ -104,7 +101,7 @@ pub struct Worker<J> {
 
 impl<J: Send + 'static> Worker<J> {
     fn spawn(name: &str, body: impl FnOnce(Receiver<J>) + Send + 'static) -> std::io::Result<Self> {
-        let (jobs, inbox) = sync_channel(QUEUE_JOBS);
+        let (jobs, inbox) = sync_channel(limits::COORDINATOR_JOBS);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(inbox))?;
         Ok(Self { jobs, thread })
     }
@@ -124,9 +121,6 @@ impl<J: Send + 'static> Worker<J> {
         }
     }
 }
-
-/// Answers that may wait for the loop: more than both queues hold.
-pub const ANSWERS: usize = 4 * QUEUE_JOBS;
 
 fn answer(answers: &mpsc::Sender<Answer>, answer: Answer) {
     if answers.blocking_send(answer).is_err() {

@@ -15,6 +15,7 @@ mod validate;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
+use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{AdmitSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
 use anabranch_io::logging::LogFormat;
@@ -27,8 +28,6 @@ pub(crate) use validate::{is_label, label_problem};
 pub const FILE_NAME: &str = "run.toml";
 /// UDP port on which a coordinator listens unless told otherwise.
 pub const DEFAULT_PORT: u16 = 4433;
-/// Bytes of a configuration file that are read.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Everything that `run.toml` says, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -228,8 +227,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
         let length = std::fs::metadata(path).map_err(unreadable)?.len();
-        if length > MAX_FILE_BYTES {
-            let text = format!("{length} bytes are no configuration (more than {MAX_FILE_BYTES})");
+        if length > limits::CONFIG_BYTES {
+            let text = format!("{length} bytes are no configuration (more than {})", limits::CONFIG_BYTES);
             return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, text)));
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;

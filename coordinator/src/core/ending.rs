@@ -17,8 +17,6 @@ use super::Core;
 use super::command::ExitReason;
 use super::event::{Now, PeerId};
 
-/// When the run has ended, its last evaluation may take this long.
-const MEASURING_MS: u64 = 10_000;
 /// Agents that have not said goodbye are awaited for this long: the longest wait between two attempts to connect, and
 /// what an attempt may take.
 pub(super) const HEARING_MS: u64 = limits::RECONNECT_MS.1 + limits::HANDSHAKE_TIMEOUT_MS;
@@ -80,7 +78,7 @@ impl Core {
     }
 
     fn pace_measuring(&mut self, elapsed_ms: u64) {
-        if self.schedule.is_measuring() && elapsed_ms < MEASURING_MS {
+        if self.schedule.is_measuring() && elapsed_ms < limits::FINAL_EVALUATION_MS {
             return;
         }
         self.schedule.ending = Some(Ending::Telling { since_ms: self.now.mono_ms });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, FinishReason, Lease, LeaseEnd, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::handshake;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
@@ -17,8 +18,6 @@ use super::ending::Ending;
 use super::event::{Now, PeerId};
 use super::state::{LeaseStatus, RunState};
 
-/// An evaluation that was asked for and did not come is given up after this.
-const EVALUATION_TIMEOUT_MS: u64 = 120_000;
 /// What is under way.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -257,7 +256,8 @@ impl Core {
     }
 
     fn evaluation_due(&self, version: ModelVersion) -> bool {
-        let timed_out = |pending: &Pending| self.now.mono_ms.saturating_sub(pending.since_ms) > EVALUATION_TIMEOUT_MS;
+        let timed_out =
+            |pending: &Pending| self.now.mono_ms.saturating_sub(pending.since_ms) > limits::EVALUATION_TIMEOUT_MS;
         if self.schedule.evaluation.as_ref().is_some_and(|pending| !timed_out(pending)) {
             return false;
         }

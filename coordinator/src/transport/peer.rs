@@ -36,7 +36,7 @@ const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
 /// How long a chunk may take.
 const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
 /// Messages that came before a connection ended are taken in for this long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
 
 /// What the loop wants of a connection.
 #[derive(Debug)]

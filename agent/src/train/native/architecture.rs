@@ -18,10 +18,6 @@ use crate::train::TrainError;
 const DEFAULT_MLP: [u64; 1] = [128];
 /// Channels and dense width of a `cnn` where `hidden` is empty.
 const DEFAULT_CNN: [u64; 3] = [16, 32, 128];
-/// Hidden layers of an `mlp`.
-const MAX_HIDDEN: usize = 16;
-/// Largest width of a layer or extent of an input: products of four of them fit in 64 bits many times over.
-const MAX_EXTENT: u64 = 1 << 24;
 
 /// A 3x3 convolution with padding 1, followed by 2x2 max-pooling and ReLU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +55,7 @@ impl Architecture {
     pub(super) fn new(spec: &ModelSpec) -> Result<Self, TrainError> {
         let refuse =
             |key, found: String, expected: &str| TrainError::Spec { key, found, expected: expected.to_owned() };
-        let extents = |values: &[u64]| values.iter().all(|value| (1..=MAX_EXTENT).contains(value));
+        let extents = |values: &[u64]| values.iter().all(|value| (1..=limits::LAYER_WIDTH).contains(value));
         if let Some(gpt) = spec.gpt()? {
             return Self::gpt(spec, gpt);
         }
@@ -79,7 +75,7 @@ impl Architecture {
         if !extents(&spec.hidden) {
             return Err(refuse("model.hidden", format!("{:?}", spec.hidden), "expected widths from 1 to 16777216"));
         }
-        if spec.classes < 2 || u64::from(spec.classes) > MAX_EXTENT {
+        if spec.classes < 2 || u64::from(spec.classes) > limits::LAYER_WIDTH {
             return Err(refuse("model.classes", spec.classes.to_string(), "expected at least 2"));
         }
         if !spec.input_scale.is_finite() || spec.input_scale == 0.0 {
@@ -103,15 +99,15 @@ impl Architecture {
 
     fn mlp(spec: &ModelSpec) -> Result<Self, TrainError> {
         let hidden = if spec.hidden.is_empty() { &DEFAULT_MLP[..] } else { &spec.hidden };
-        if hidden.len() > MAX_HIDDEN {
-            let expected = format!("expected at most {MAX_HIDDEN} layers");
+        if hidden.len() > limits::HIDDEN_LAYERS {
+            let expected = format!("expected at most {} layers", limits::HIDDEN_LAYERS);
             return Err(TrainError::Spec { key: "model.hidden", found: format!("{hidden:?}"), expected });
         }
         let inputs = spec.input.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
-        let inputs = inputs.filter(|inputs| *inputs <= MAX_EXTENT).ok_or_else(|| TrainError::Spec {
+        let inputs = inputs.filter(|inputs| *inputs <= limits::LAYER_WIDTH).ok_or_else(|| TrainError::Spec {
             key: "model.input",
             found: format!("{:?}", spec.input),
-            expected: format!("expected at most {MAX_EXTENT} values"),
+            expected: format!("expected at most {} values", limits::LAYER_WIDTH),
         })?;
         let widths = [inputs].into_iter().chain(hidden.iter().copied()).chain([u64::from(spec.classes)]);
         Self::assemble(spec, Vec::new(), [0, 0], widths.collect())
@@ -141,10 +137,10 @@ impl Architecture {
             });
         };
         let flat = (height / 4).checked_mul(width / 4).and_then(|area| area.checked_mul(second));
-        let flat = flat.filter(|flat| *flat <= MAX_EXTENT).ok_or_else(|| TrainError::Spec {
+        let flat = flat.filter(|flat| *flat <= limits::LAYER_WIDTH).ok_or_else(|| TrainError::Spec {
             key: "model.input",
             found: format!("{:?}", spec.input),
-            expected: format!("expected at most {MAX_EXTENT} values after the convolutions"),
+            expected: format!("expected at most {} values after the convolutions", limits::LAYER_WIDTH),
         })?;
         let convs = vec![
             Conv { in_channels: to_usize(channels), out_channels: to_usize(first) },

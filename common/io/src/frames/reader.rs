@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
 use anabranch_common::wire::frame::{self, FrameKind};
 use anabranch_common::wire::message;
@@ -11,9 +12,6 @@ use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
 use super::{CONTROL_PRIORITY, FrameIoError, error, send};
-
-/// Bytes read at once; a frame is allocated as its bytes arrive, never by what its header promises.
-const READ_BYTES: usize = 16 << 10;
 
 /// Reads messages `T` from a control stream. [`Self::next`] is cancel-safe: what was read so far is kept here.
 #[derive(Debug)]
@@ -50,7 +48,7 @@ impl<T: Decode<()>> FrameReader<T> {
                 }
                 wanted => wanted,
             };
-            let read = self.stream.read_chunk(wanted.min(READ_BYTES), true);
+            let read = self.stream.read_chunk(wanted.min(limits::FRAME_READ_BYTES), true);
             let read = match self.since {
                 Some(since) => tokio::time::timeout_at(since + self.deadline, read).await,
                 None => Ok(read.await),
