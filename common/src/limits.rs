@@ -125,6 +125,8 @@ pub const STORE_REOPEN_TRIES: u32 = 100;
 pub const STORE_READ_TRIES: u32 = 256;
 /// Events that wait for the coordinator's loop.
 pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
+/// Bytes of agents' messages, as sent, that wait for the coordinator's loop.
+pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
 /// Jobs that wait for the coordinator's writer, merger or checkpointer before the loop waits for it. Their payloads and
 /// decoded contents are bounded in bytes: `UPLOADS_IN_FLIGHT_BYTES`, `DECODED_UPLOADS_BYTES`.
 pub const COORDINATOR_JOBS: usize = 4_096;
@@ -134,7 +136,8 @@ pub const COORDINATOR_ANSWERS: usize = 4 * COORDINATOR_JOBS;
 pub const PUBLISHED_BYTES: usize = 32 << 20;
 /// Published versions that are kept, however small: an agent fetches the base of its lease at once.
 pub const PUBLISHED_VERSIONS: usize = 64;
-/// Control messages that wait for one peer; a peer that does not read its messages is cut off at this many.
+/// Control messages that wait for one peer, or commands for it that wait for the disk; a peer that does not read its messages,
+/// or asks on while nothing can be answered, is cut off at this many.
 pub const PEER_QUEUE_MESSAGES: usize = 256;
 /// Bytes of an answer to an operator.
 pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;

@@ -280,6 +280,8 @@ impl Driver {
                 Some(Event::Disconnected { peer })
             }
             Input::Event(event) => Some(event),
+            // Nothing of it waits any more: its room ends here.
+            Input::Message { peer, message, room: _ } => Some(Event::Message { peer, message }),
             Input::Connected { peer, agent, hello, protocol, ops } => {
                 self.peers.insert(peer, ops);
                 Some(Event::Connected { peer, agent, hello, protocol })

@@ -117,6 +117,30 @@ pub enum Command {
     Exit(ExitReason),
 }
 
+impl Command {
+    /// The connection that it is for, if it is for one.
+    #[must_use]
+    pub fn peer(&self) -> Option<PeerId> {
+        match self {
+            Self::Send { peer, .. }
+            | Self::Close { peer }
+            | Self::ReceiveModel { peer, .. }
+            | Self::ReceiveUpdate { peer, .. }
+            | Self::SendModel { peer, .. }
+            | Self::Renew { peer, .. } => Some(*peer),
+            Self::Begin { .. }
+            | Self::Append { .. }
+            | Self::SaveItems { .. }
+            | Self::Merge { .. }
+            | Self::Publish
+            | Self::Checkpoint(_)
+            | Self::Joined { .. }
+            | Self::Reply { .. }
+            | Self::Exit(_) => None,
+        }
+    }
+}
+
 /// What a checkpoint is made of, beside the model that the merger holds at that moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckpointOrder {

@@ -35,6 +35,7 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
@@ -249,6 +250,9 @@ impl Core {
 
     fn message(&mut self, peer: PeerId, message: AgentMessage) {
         let Some(agent) = self.peers.heard(peer, self.now) else { return };
+        if self.gate.waiting_for(peer) >= limits::PEER_QUEUE_MESSAGES {
+            return self.cut_off(peer, "asks for more than can wait for the disk");
+        }
         match message {
             AgentMessage::Hello(_) => self.violated(peer, "a second hello"),
             AgentMessage::OfferModel { manifest, digest, transfer } => {

@@ -192,7 +192,7 @@ impl PeerConnection {
         while let Some(message) = messages.next().await? {
             // Whoever says more than the loop should hear is read more slowly, and its window fills up.
             tokio::time::sleep(pace.wait(clock::monotonic())).await;
-            self.shared.tell(Input::Event(Event::Message { peer: self.peer, message })).await;
+            self.shared.tell_message(self.peer, message, messages.last_bytes()).await;
         }
         Ok(())
     }

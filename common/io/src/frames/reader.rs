@@ -23,6 +23,7 @@ pub struct FrameReader<T> {
     buffer: Vec<u8>,
     /// When the first byte of the next frame arrived.
     since: Option<Instant>,
+    last_bytes: usize,
     messages: PhantomData<fn() -> T>,
 }
 
@@ -31,7 +32,13 @@ impl<T: Decode<()>> FrameReader<T> {
     /// that), but once it has begun it must be complete within `deadline`.
     #[must_use]
     pub fn new(stream: RecvStream, kind: FrameKind, deadline: Duration) -> Self {
-        Self { stream, kind, deadline, buffer: Vec::new(), since: None, messages: PhantomData }
+        Self { stream, kind, deadline, buffer: Vec::new(), since: None, last_bytes: 0, messages: PhantomData }
+    }
+
+    /// Bytes of the frame of the message that [`Self::next`] returned last.
+    #[must_use]
+    pub fn last_bytes(&self) -> usize {
+        self.last_bytes
     }
 
     /// The next message, or nothing at the end of the stream. Cancel-safe.
@@ -44,6 +51,7 @@ impl<T: Decode<()>> FrameReader<T> {
                 0 => {
                     self.since = None;
                     let payload = std::mem::take(&mut self.buffer);
+                    self.last_bytes = payload.len();
                     return Ok(Some(message::decode(&payload[FRAME_HEADER_BYTES..], CONTROL_MESSAGE_BYTES)?));
                 }
                 wanted => wanted,

@@ -264,6 +264,11 @@ impl World {
         self.sent.last().cloned()
     }
 
+    /// Commands that wait in the gate for this connection.
+    pub(super) fn gated_for(&self, peer: PeerId) -> usize {
+        self.core.gate.waiting_for(peer)
+    }
+
     pub(super) fn position(&self) -> Position {
         self.state().position
     }
