@@ -32,7 +32,7 @@ use crate::worker::{
 };
 
 /// How long the last words may take before the process ends anyway.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_millis(limits::EXIT_MS);
 
 /// Everything a process needs to be an agent.
 pub struct Setup {

@@ -6,10 +6,39 @@ pub const FRAME_HEADER_BYTES: usize = 16;
 pub const CONTROL_MESSAGE_BYTES: usize = 1 << 20;
 /// Bytes of the only message that is read before a peer has shown a certificate (promise P9).
 pub const JOIN_MESSAGE_BYTES: usize = 8 << 10;
+/// Bytes of either frame of a handshake; they are far smaller, and their layout never changes.
+pub const HANDSHAKE_MESSAGE_BYTES: usize = 64;
+/// Bytes of the header message of a chunk.
+pub const CHUNK_HEADER_BYTES: usize = 64;
+/// Bytes of a stream that are read at once; a frame is allocated as its bytes arrive, never by what its header promises.
+pub const FRAME_READ_BYTES: usize = 16 << 10;
+/// Memory of a decoded message of a peer, in lengths of the longest message of its class.
+pub const MESSAGE_EXPANSION: usize = 16;
+/// Bytes of an encoded fold of the journal: the longest message of all, and the most that any message may claim.
+pub const STATE_BYTES: usize = 64 * CONTROL_MESSAGE_BYTES;
+/// Bytes of the encoded members or tokens of a run.
+pub const ROSTER_ITEM_BYTES: usize = 16 * CONTROL_MESSAGE_BYTES;
 /// Bytes of one chunk of a bulk transfer.
 pub const CHUNK_BYTES: usize = 1 << 20;
 /// Streams of one peer that carry chunks at the same time.
 pub const CHUNK_STREAMS: u32 = 8;
+/// Streams of one peer that carry requests at the same time; an agent needs one.
+pub const REQUEST_STREAMS: u32 = 4;
+/// Bytes of one stream that a peer may have under way: a chunk, its header and some room, so that a sender never waits for
+/// the window in the middle of a chunk.
+#[expect(clippy::cast_possible_truncation, reason = "a chunk is 1 MiB")]
+pub const STREAM_WINDOW_BYTES: u32 = CHUNK_BYTES as u32 + 4096;
+/// Bytes that one peer may have under way to this process, over all streams.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Bytes kept for one peer until it has acknowledged them.
+pub const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// Bytes kept of one connection before it is accepted, and ...
+pub const INCOMING_BYTES: u64 = 64 << 10;
+/// ... of all of them together.
+pub const INCOMING_TOTAL_BYTES: u64 = 16 << 20;
+/// Bytes asked for as the kernel's buffers of a server's socket; the kernel may give fewer. Its default loses packets when
+/// many agents upload at once.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Clients of a daemon's control socket that are served at the same time.
 pub const CONTROL_CLIENTS: usize = 8;
 /// Bytes of one encoded model or update, and of a decoded one: 1 Gi parameters as f32.
@@ -18,6 +47,8 @@ pub const TRANSFER_BYTES: u64 = 4 << 30;
 pub const MANIFEST_BYTES: usize = 256 << 10;
 /// Bytes of an encoded run configuration, which travels in the same messages and records.
 pub const RUN_SPEC_BYTES: usize = 64 << 10;
+/// Base-two logarithm of the largest window of a zstd frame, in bytes: 128 MiB, zstd's own default limit.
+pub const ZSTD_WINDOW_LOG: u32 = 27;
 /// Tensors in a manifest.
 pub const MANIFEST_TENSORS: usize = 4096;
 /// Dimensions of one tensor.
@@ -26,6 +57,16 @@ pub const TENSOR_DIMS: usize = 8;
 pub const TENSOR_NAME_BYTES: usize = 256;
 /// Parameters of a model.
 pub const MODEL_PARAMS: usize = 1 << 30;
+/// Bytes of a model's file that is read: the largest model, and 100 MiB for its header.
+pub const MODEL_FILE_BYTES: u64 = 4 * MODEL_PARAMS as u64 + (100 << 20);
+/// Hidden layers of an mlp.
+pub const HIDDEN_LAYERS: usize = 16;
+/// Width of a layer or extent of an input: products of four of them stay far below 2^64 where they are multiplied.
+pub const LAYER_WIDTH: u64 = 1 << 24;
+/// Examples of one optimizer step (`train.batch_size`).
+pub const BATCH_EXAMPLES: u32 = 65_536;
+/// Updates of one version (`merge.buffer_size`).
+pub const MERGE_BUFFER_UPDATES: u32 = 65_536;
 /// Bytes that a gpt sees at once.
 pub const GPT_CONTEXT: u32 = 1 << 14;
 /// Transformer blocks of a gpt: their tensors fit in a manifest.
@@ -42,6 +83,10 @@ pub const AGENTS: usize = 65_536;
 pub const TOKENS: usize = 1_024;
 /// Bytes of all join tokens as stored.
 pub const TOKEN_BOOK_BYTES: usize = 16 << 20;
+/// Characters of a join token that are read.
+pub const TOKEN_CHARS: usize = 640;
+/// Life of a join token, in milliseconds: a year.
+pub const TOKEN_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
 /// Connections that are open at once, agents and operators together.
 pub const CONNECTIONS: usize = 8_192;
 /// Connections that have not yet shown a certificate or a token, at once.
@@ -58,6 +103,8 @@ pub const AGENT_MESSAGES_PER_S: f64 = 1024.0;
 pub const EPOCHS_KEPT: usize = 8;
 /// Verdicts remembered for one epoch, newest first; an older retry is answered by its sequence number alone.
 pub const VERDICTS_KEPT: usize = 64;
+/// Agents whose latest norm is remembered, newest last.
+pub const VOTES_KEPT: usize = 255;
 /// Evaluations remembered for `status`, newest last; as many aggregates of evaluations beside them.
 pub const EVALUATIONS_KEPT: usize = 4_096;
 /// How long an agent that was asked to evaluate a version may say nothing, in milliseconds.
@@ -84,21 +131,53 @@ pub const STALENESS_BUCKETS: usize = 24;
 pub const OUTBOX_UPDATES: usize = 16;
 /// Bytes of one value in the store (larger ones make sled's file grow without end; see docs/adr).
 pub const STORE_VALUE_BYTES: usize = 128 << 10;
+/// Bytes of a segment of sled's log in a new store: sled keeps several that are in part empty, whatever little is in them.
+pub const STORE_SEGMENT_BYTES: usize = 2 << 20;
+/// Bytes of a segment of any store, fixed when the store is created.
+pub const STORE_SEGMENT_MAX_BYTES: usize = 16 << 20;
+/// Bytes of sled's cache: heads and short values.
+pub const STORE_CACHE_BYTES: u64 = 16 << 20;
+/// Bytes of a file of several records' chunks, after which a new file begins: so much may be kept for one record's sake.
+pub const STORE_SHARED_FILE_BYTES: u64 = 8 << 20;
+/// Bytes of a store's lock file that are read: a process id and a line end.
+pub const LOCK_FILE_BYTES: u64 = 16;
+/// Attempts to open a store whose lock sled's own threads still hold.
+pub const STORE_REOPEN_TRIES: u32 = 100;
+/// Attempts to read a store while checkpoints come and go under the reader.
+pub const STORE_READ_TRIES: u32 = 256;
 /// Events that wait for the coordinator's loop.
 pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
-/// Control messages that wait for one peer; a peer that does not read its messages is cut off at this many.
+/// Bytes of agents' messages, as sent, that wait for the coordinator's loop.
+pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
+/// Jobs that wait for the coordinator's writer, merger or checkpointer before the loop waits for it. Their payloads and
+/// decoded contents are bounded in bytes: `UPLOADS_IN_FLIGHT_BYTES`, `DECODED_UPLOADS_BYTES`.
+pub const COORDINATOR_JOBS: usize = 4_096;
+/// Answers of these workers that wait for the loop: more than all their queues hold.
+pub const COORDINATOR_ANSWERS: usize = 4 * COORDINATOR_JOBS;
+/// Bytes of published versions that are kept, unless two of them need more.
+pub const PUBLISHED_BYTES: usize = 32 << 20;
+/// Published versions that are kept, however small: an agent fetches the base of its lease at once.
+pub const PUBLISHED_VERSIONS: usize = 64;
+/// Control messages that wait for one peer, or commands for it that wait for the disk; a peer that does not read its messages,
+/// or asks on while nothing can be answered, is cut off at this many.
 pub const PEER_QUEUE_MESSAGES: usize = 256;
 /// Bytes of an answer to an operator.
 pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
-/// Records written with one sync.
+/// Records written with one sync, and ...
 pub const GROUP_COMMIT_RECORDS: usize = 512;
+/// ... bytes of their payloads, after which no further record joins the group.
+pub const GROUP_COMMIT_BYTES: usize = 64 << 20;
 /// An upload of at most this many bytes, of a model of at most ...
 pub const INLINE_DECODE_BYTES: usize = 32 << 10;
 /// ... this many parameters, is decoded by the thread that received it.
 pub const INLINE_DECODE_PARAMS: usize = 1 << 18;
-/// Bytes of uploads in flight over all peers.
+/// Bytes of payloads in memory over all agents, from the first chunk until an update is merged or refused, with the copies of
+/// chunks that are on their way.
 pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
-/// Bytes of them that one agent may hold; a single larger transfer is let in alone.
+/// Bytes of decoded updates and models in memory over all agents, from decoding until they are merged or refused; a single
+/// larger one is decoded alone.
+pub const DECODED_UPLOADS_BYTES: u64 = 1 << 30;
+/// Bytes of payloads that one agent may hold; a single larger transfer is let in alone.
 pub const UPLOAD_BYTES_PER_AGENT: u64 = 128 << 20;
 /// An upload that brings no chunk for this long is given up, in milliseconds.
 pub const UPLOAD_STALL_MS: u64 = 65_000;
@@ -144,6 +223,8 @@ pub const SHARD_FILES: usize = 1 << 20;
 pub const SHARD_FOLDERS_DEEP: usize = 64;
 /// Examples in a shard.
 pub const SHARD_EXAMPLES: usize = 1 << 28;
+/// Dimensions of an IDX file, the number of examples included.
+pub const IDX_DIMS: u8 = 4;
 
 /// How long an agent's control stream may stay silent before it is given up, in milliseconds.
 pub const IDLE_TIMEOUT_MS: u64 = 20_000;
@@ -153,6 +234,24 @@ pub const KEEP_ALIVE_MS: u64 = 5_000;
 pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 /// How long a request on an open connection may take to be answered, in milliseconds.
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
+/// How long an answer may take for which the coordinator reads its journal, in milliseconds.
+pub const JOURNAL_REQUEST_MS: u64 = 60 * 60 * 1000;
+/// How long the evaluation of a run's last version may take after the run has ended, in milliseconds.
+pub const FINAL_EVALUATION_MS: u64 = 10_000;
+/// How long messages are read that came before their connection ended, in milliseconds.
+pub const LAST_WORDS_MS: u64 = 1_000;
+/// How long a daemon waits for its connections and threads to end before its process ends anyway, in milliseconds.
+pub const EXIT_MS: u64 = 2_000;
+/// How long an operator's command waits for the coordinator to hear its goodbye, in milliseconds.
+pub const GOODBYE_MS: u64 = 500;
+/// How long one attempt to connect may take where it is not known yet what holds the directory, in milliseconds, and ...
+pub const REACH_ATTEMPT_MS: u64 = 3_000;
+/// ... attempts.
+pub const REACH_ATTEMPTS: usize = 4;
+/// Attempts of `run` to lock a coordinator's directory.
+pub const LOCK_ATTEMPTS: usize = 12;
+/// How long `join` tries a coordinator that does not answer, in milliseconds.
+pub const JOIN_PATIENCE_MS: u64 = 8_000;
 /// How long a chunk may take to arrive, in milliseconds.
 pub const CHUNK_TIMEOUT_MS: u64 = 60_000;
 /// How long an update that was offered or sent may stay unanswered before the agent connects afresh, in milliseconds.
@@ -169,6 +268,12 @@ pub const EARLY_CHUNKS: usize = 16;
 pub const VERDICT_PATIENCE_MS: u64 = 1_000;
 /// How long an agent that was told to stop goes on handing over finished work, in milliseconds.
 pub const SHUTDOWN_FLUSH_MS: u64 = 5_000;
+/// How long an agent's last message on a connection may take to leave, in milliseconds.
+pub const FAREWELL_MS: u64 = 1_000;
+/// Time between two `Progress` messages of an agent, in milliseconds.
+pub const PROGRESS_MS: u64 = 1_000;
+/// Time between two reports of a round's progress to an agent's loop, in milliseconds.
+pub const ROUND_PROGRESS_MS: u64 = 250;
 /// Wait before an agent tries again what failed on its own side (a model that did not decode, a delta that was not
 /// finite), in milliseconds.
 pub const AGENT_RETRY_MS: u64 = 1_000;
@@ -188,6 +293,12 @@ pub const TRAINER_START_MS: u64 = 120_000;
 pub const TRAINER_SILENCE_MS: u64 = 30_000;
 /// How long a trainer may go on after it was asked to stop, in milliseconds.
 pub const TRAINER_STOP_MS: u64 = 2_000;
+/// Time between two signs of life of a trainer that is a process of this program, in milliseconds.
+pub const TRAINER_HEARTBEAT_MS: u64 = 5_000;
+/// How long the rest of what a dead child process has written is waited for, or the end of a killed one, in milliseconds.
+pub const CHILD_LAST_WORDS_MS: u64 = 500;
+/// Free bytes that shared memory must have to be used for a trainer's files: enough for two models of 100 million parameters.
+pub const SCRATCH_ROOM_BYTES: u64 = 1 << 30;
 /// How long a trainer at work may make no step, where `agent.toml` says nothing, in seconds.
 pub const TRAINER_PATIENCE_S: u64 = 600;
 /// How often a trainer that fails before it has a model is started in a row.

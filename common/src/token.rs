@@ -16,11 +16,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::ids::Digest;
+use crate::limits;
 
 /// How a token starts. The digit is the version of the layout.
 pub const PREFIX: &str = "anb1-";
-/// Characters of a token that are read.
-pub const MAX_CHARS: usize = 640;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const CHECKSUM_BYTES: usize = 4;
 const FIXED_BYTES: usize = 1 + 32 + 32 + CHECKSUM_BYTES;
@@ -51,7 +50,7 @@ pub enum TokenError {
         found: char,
     },
     /// It is longer than a token can be.
-    #[error("the join token has {0} characters, more than {MAX_CHARS}")]
+    #[error("the join token has {0} characters, more than {max}", max = limits::TOKEN_CHARS)]
     TooLong(usize),
     /// It ends too soon.
     #[error("the join token is cut off")]
@@ -94,7 +93,7 @@ impl FromStr for JoinToken {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         let chars = text.chars().count();
-        if chars > MAX_CHARS {
+        if chars > limits::TOKEN_CHARS {
             return Err(TokenError::TooLong(chars));
         }
         let prefix = text.get(..PREFIX.len()).filter(|prefix| prefix.eq_ignore_ascii_case(PREFIX));
@@ -192,7 +191,7 @@ mod tests {
         for address in ["trainer.example.org:4433", "127.0.0.1:1", "[fd00::7]:4433"] {
             let token = JoinToken { address: address.into(), ..token() };
             let text = token.to_string();
-            assert!(text.starts_with("anb1-") && text.len() < MAX_CHARS, "{text}");
+            assert!(text.starts_with("anb1-") && text.len() < limits::TOKEN_CHARS, "{text}");
             assert_eq!(text.parse(), Ok(token.clone()));
             assert_eq!(format!(" {}\n", text.to_uppercase()).parse(), Ok(token));
         }

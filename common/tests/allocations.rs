@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use anabranch_common::codec::{CodecId, DecodeError, decode, encoder};
+use anabranch_common::codec::{CodecId, DecodeError, decode, encoder, max_decoded_bytes, max_payload_bytes};
 use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -80,8 +80,20 @@ fn honest_payloads_stay_within_the_promise() {
         let (most, delta) = peak(|| codec.decode(&manifest, &bytes));
         assert_eq!(delta.map(|delta| delta.len()), Ok(300_000));
         assert!(most <= 300_000 * A_PARAMETER + CONSTANT, "{spec:?} held {most} bytes");
-        if matches!(spec, CodecSpec::TopK { .. }) {
-            assert!(most <= bytes.len() * 8 + CONSTANT, "{spec:?} held {most} bytes for {} bytes", bytes.len());
+        let stated = max_decoded_bytes(codec.id(), &manifest, bytes.len() as u64);
+        assert!(most as u64 <= stated + CONSTANT as u64, "{spec:?} held {most} bytes, more than {stated}");
+    }
+}
+
+/// Room for the decoded form is also room for a second copy of the payload, which the coordinator makes on the way.
+#[test]
+fn the_decoded_form_is_never_stated_smaller_than_its_payload() {
+    for params in [1, 1_000, 3_000_000] {
+        let manifest = manifest(params);
+        let longest = max_payload_bytes(&manifest);
+        for (id, bytes) in (0..3).flat_map(|id| [(id, 1), (id, params.min(longest)), (id, longest)]) {
+            let stated = max_decoded_bytes(CodecId(id), &manifest, bytes);
+            assert!(stated + CONSTANT as u64 >= bytes, "codec {id}: {stated} bytes for a payload of {bytes}");
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::clock;
 use crate::commands::{mismatch_fail, recovery_fail};
 use crate::config::Config;
 use crate::core::command::{Command, ExitReason};
+use crate::core::content::Content;
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::core::roster::{MEMBERS_KEY, Roster};
 use crate::core::{Core, ModelMismatch, Options};
@@ -32,7 +33,7 @@ use crate::publish::Publisher;
 use crate::recovery::{self, Recovered, RecoveryError};
 use crate::store::{SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
-use crate::workers::{self, ANSWERS, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
+use crate::workers::{self, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
 
 /// Directory of the store below the coordinator's.
 pub const STORE_DIR: &str = "store";
@@ -88,13 +89,13 @@ fn milliseconds(seconds: f64) -> u64 {
 pub fn run(options: RunOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(options));
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    runtime.shutdown_timeout(Duration::from_millis(limits::EXIT_MS));
     result
 }
 
 async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
-    let (answers_in, answers) = mpsc::channel(ANSWERS);
+    let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
     let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
     let writer = workers::writer(Arc::clone(&store), answers_in.clone())?;
     let merger = workers::merger(Arc::clone(&store), keep, answers_in)?;
@@ -124,7 +125,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
     let ended = driver.work(commands, inputs, answers).await;
     accepting.abort();
     endpoint.close(0u32.into(), b"coordinator is going away");
-    tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await.ok();
+    tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), endpoint.wait_idle()).await.ok();
     ended.map(|reason| say_goodbye(reason, &dir))
 }
 
@@ -279,6 +280,8 @@ impl Driver {
                 Some(Event::Disconnected { peer })
             }
             Input::Event(event) => Some(event),
+            // Nothing of it waits any more: its room ends here.
+            Input::Message { peer, message, room: _ } => Some(Event::Message { peer, message }),
             Input::Connected { peer, agent, hello, protocol, ops } => {
                 self.peers.insert(peer, ops);
                 Some(Event::Connected { peer, agent, hello, protocol })
@@ -374,9 +377,10 @@ impl Driver {
         self.manifest.clone()
     }
 
-    fn begin(&mut self, record: Arc<anabranch_common::journal::Record>, model: Arc<Vec<f32>>) {
+    fn begin(&mut self, record: Arc<anabranch_common::journal::Record>, model: Arc<Content>) {
         let Some(manifest) = self.manifest() else { return };
-        let first = ModelState::new((*manifest).clone(), self.merge.clone(), model.to_vec(), Default::default());
+        let values = model.delta().values().to_vec();
+        let first = ModelState::new((*manifest).clone(), self.merge.clone(), values, Default::default());
         match first {
             Ok(state) => self.merger.send(MergeJob::Start(Box::new(state))),
             Err(error) => tracing::error!(%error, "the core has checked the initial model"),

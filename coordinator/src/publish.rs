@@ -6,13 +6,9 @@ use std::sync::Arc;
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::codec::{Codec, EncodeError};
 use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::transfer::TransferManifest;
-
-/// Bytes of published versions that are kept, unless two of them need more.
-const KEPT_BYTES: usize = 32 << 20;
-/// Published versions that are kept, however small: whoever is granted a lease fetches its base at once.
-const KEPT_VERSIONS: usize = 64;
 
 /// The content of one version, ready to be sent.
 #[derive(Debug)]
@@ -53,7 +49,9 @@ impl Publisher {
         if let Some(before) = self.snapshots.insert(snapshot.version, snapshot) {
             self.bytes -= before.content.len();
         }
-        while (self.bytes > KEPT_BYTES && self.snapshots.len() > 2) || self.snapshots.len() > KEPT_VERSIONS {
+        while (self.bytes > limits::PUBLISHED_BYTES && self.snapshots.len() > 2)
+            || self.snapshots.len() > limits::PUBLISHED_VERSIONS
+        {
             if let Some((_, oldest)) = self.snapshots.pop_first() {
                 self.bytes -= oldest.content.len();
             }
@@ -80,7 +78,7 @@ mod tests {
         let mut publisher = Publisher::default();
         for version in 0..5 {
             let mut snapshot = Snapshot::of(ModelVersion(version), &manifest, &[0.5; 4]).expect("finite");
-            snapshot.content = vec![0; KEPT_BYTES].into();
+            snapshot.content = vec![0; limits::PUBLISHED_BYTES].into();
             publisher.add(Arc::new(snapshot));
         }
         let kept: Vec<u64> = (0..5).filter(|v| publisher.get(ModelVersion(*v)).is_some()).collect();

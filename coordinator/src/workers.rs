@@ -6,7 +6,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::codec::Delta;
 use anabranch_common::codec::EncodeError;
 use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
@@ -16,14 +15,12 @@ use anabranch_io::faults;
 use tokio::sync::mpsc;
 
 use crate::core::command::CheckpointOrder;
+use crate::core::content::Content;
 use crate::core::event::Event;
 use crate::merger::{MergeError, ModelState};
 use crate::publish::Snapshot;
 use crate::recovery::{self, RecoveryError, checkpoint};
 use crate::store::{StorageError, Store};
-
-/// Jobs that wait for a worker before the loop waits for it.
-const QUEUE_JOBS: usize = 4096;
 
 /// What a worker answers.
 #[derive(Debug)]
@@ -64,7 +61,7 @@ pub enum WriteJob {
         /// Record 0.
         record: Arc<Record>,
         /// Version 0.
-        model: Arc<Vec<f32>>,
+        model: Arc<Content>,
     },
     /// Append a record.
     Append(Arc<Record>),
@@ -87,7 +84,7 @@ pub enum MergeJob {
         /// The record.
         record: Arc<Record>,
         /// Its decoded payload, where it has one.
-        content: Option<Arc<Delta>>,
+        content: Option<Arc<Content>>,
     },
     /// Encode the newest version.
     Publish,
@@ -104,7 +101,7 @@ pub struct Worker<J> {
 
 impl<J: Send + 'static> Worker<J> {
     fn spawn(name: &str, body: impl FnOnce(Receiver<J>) + Send + 'static) -> std::io::Result<Self> {
-        let (jobs, inbox) = sync_channel(QUEUE_JOBS);
+        let (jobs, inbox) = sync_channel(limits::COORDINATOR_JOBS);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(inbox))?;
         Ok(Self { jobs, thread })
     }
@@ -125,9 +122,6 @@ impl<J: Send + 'static> Worker<J> {
     }
 }
 
-/// Answers that may wait for the loop: more than both queues hold.
-pub const ANSWERS: usize = 4 * QUEUE_JOBS;
-
 fn answer(answers: &mpsc::Sender<Answer>, answer: Answer) {
     if answers.blocking_send(answer).is_err() {
         tracing::trace!("the loop has ended");
@@ -141,14 +135,34 @@ fn answer(answers: &mpsc::Sender<Answer>, answer: Answer) {
 pub fn writer(store: Arc<dyn Store>, answers: mpsc::Sender<Answer>) -> std::io::Result<Worker<WriteJob>> {
     Worker::spawn("writer", move |inbox| {
         while let Ok(first) = inbox.recv() {
-            let mut jobs = vec![first];
-            jobs.extend(inbox.try_iter().take(limits::GROUP_COMMIT_RECORDS - 1));
-            match write(store.as_ref(), jobs) {
+            match write(store.as_ref(), group(first, inbox.try_iter())) {
                 Ok(events) => events.into_iter().for_each(|event| answer(&answers, Answer::Event(event))),
                 Err(error) => return answer(&answers, Answer::Failed(error)),
             }
         }
     })
+}
+
+/// The jobs that are made durable with one sync: those that wait, within the limits of a group. Each payload of a group is
+/// copied while it is written.
+fn group(first: WriteJob, mut waiting: impl Iterator<Item = WriteJob>) -> Vec<WriteJob> {
+    let mut bytes = payload_bytes(&first);
+    let mut jobs = vec![first];
+    while jobs.len() < limits::GROUP_COMMIT_RECORDS
+        && bytes < limits::GROUP_COMMIT_BYTES
+        && let Some(job) = waiting.next()
+    {
+        bytes += payload_bytes(&job);
+        jobs.push(job);
+    }
+    jobs
+}
+
+fn payload_bytes(job: &WriteJob) -> usize {
+    match job {
+        WriteJob::Append(record) => record.payload.len(),
+        WriteJob::Begin { .. } | WriteJob::Items { .. } => 0,
+    }
 }
 
 /// Makes a group of jobs durable with one sync; answered by `Journalled` and `ItemsSaved`.
@@ -162,7 +176,7 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, Worke
         match job {
             WriteJob::Begin { record, model } => {
                 if let RecordBody::Genesis { manifest, .. } = &record.body {
-                    recovery::put_model(store, manifest, &model)?;
+                    recovery::put_model(store, manifest, model.delta().values())?;
                     store.commit()?;
                     faults::point("genesis-model-stored");
                 }
@@ -276,7 +290,7 @@ impl Merger {
             MergeJob::Merge { record, content } => {
                 faults::point("merge-before");
                 match (&record.body, content) {
-                    (RecordBody::Update(update), Some(delta)) => state.apply_update(update, &delta),
+                    (RecordBody::Update(update), Some(content)) => state.apply_update(update, content.delta()),
                     _ => state.apply(&record)?,
                 }
                 let overflowed = state.overflowed();
@@ -323,4 +337,31 @@ pub fn write_checkpoint(store: &dyn Store, keep: Keep, job: CheckpointJob) -> Re
         None => checkpoint::prune(store, keep.checkpoints, keep.retention)?.oldest,
     };
     Ok(Event::Checkpointed { position: order.position, version: order.state.version, oldest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(position: u64, payload_bytes: usize) -> WriteJob {
+        let payload: Arc<[u8]> = vec![0; payload_bytes].into();
+        WriteJob::Append(Arc::new(Record { position: Position(position), at_ms: 0, body: RecordBody::Paused, payload }))
+    }
+
+    /// How many of these records are made durable with one sync.
+    fn grouped(payload_bytes: &[usize]) -> usize {
+        let mut jobs = (0..).zip(payload_bytes).map(|(position, bytes)| append(position, *bytes));
+        group(jobs.next().expect("a first one"), jobs).len()
+    }
+
+    /// Each payload is copied while its group is written: without a bound a slow disk would double the budget of payloads.
+    #[test]
+    fn a_group_is_bounded_in_records_and_in_bytes() {
+        let quarter = limits::GROUP_COMMIT_BYTES / 4;
+        assert_eq!(grouped(&[0; 3]), 3);
+        assert_eq!(grouped(&[0; limits::GROUP_COMMIT_RECORDS + 1]), limits::GROUP_COMMIT_RECORDS);
+        assert_eq!(grouped(&[quarter; 6]), 4);
+        assert_eq!(grouped(&[limits::GROUP_COMMIT_BYTES + 1, 1]), 1, "one record always fits");
+        assert_eq!(grouped(&[quarter - 1; 6]), 5, "the record that reaches the bound is the last one");
+    }
 }

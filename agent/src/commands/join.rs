@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anabranch_common::backoff::Backoff;
 use anabranch_common::ids::Digest;
+use anabranch_common::limits;
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::message::{JoinRefusal, JoinResponse};
 use anabranch_io::exit::{ExitCode, Fail};
@@ -18,9 +19,6 @@ use crate::device;
 use crate::files::{self, PUBLIC};
 use crate::identity::{self, AgentKey};
 use crate::transport;
-
-/// How long a coordinator that does not answer is tried.
-const PATIENCE_MS: u64 = 8_000;
 
 /// Runs `join`.
 pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
@@ -106,7 +104,7 @@ async fn ask(token: &JoinToken, csr_der: &[u8]) -> anyhow::Result<JoinResponse> 
     let clock = Clock::start();
     let mut backoff = Backoff::new(200, 2_000, u64::from_le_bytes(first_bytes(&token.secret)));
     loop {
-        let left_ms = PATIENCE_MS.saturating_sub(clock.now_ms());
+        let left_ms = limits::JOIN_PATIENCE_MS.saturating_sub(clock.now_ms());
         let tried =
             tokio::time::timeout(Duration::from_millis(left_ms), transport::join(token, csr_der.to_vec())).await;
         let problem = match tried {
@@ -116,7 +114,7 @@ async fn ask(token: &JoinToken, csr_der: &[u8]) -> anyhow::Result<JoinResponse> 
             Err(_) => "no answer".to_owned(),
         };
         let wait_ms = backoff.next_ms();
-        if clock.now_ms() + wait_ms >= PATIENCE_MS {
+        if clock.now_ms() + wait_ms >= limits::JOIN_PATIENCE_MS {
             let text = format!("the coordinator at {} cannot be reached: {problem}", token.address);
             return Err(Fail::new(ExitCode::Unavailable, text)
                 .help("check that it runs and that UDP to its port is open on the way, then join again with the same token")

@@ -1,11 +1,12 @@
 //! Who the session talks to: connecting, greeting, what the coordinator says, and how it ends.
 
+use anabranch_common::codec;
 use anabranch_common::ids::{Digest, ModelVersion, UpdateSeq};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
-use anabranch_common::wire::transfer::Missing;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::command::{ChunkSource, Command, Ending};
 use super::event::{InitialModel, Problem};
@@ -106,11 +107,7 @@ impl Session {
                 }
             }
             CoordinatorMessage::Model { version, digest, transfer } => {
-                match self.replica.announced(now_ms, Wanted { version, digest }, transfer) {
-                    Announced::Receiving(arrival) => self.arrival(arrival, out),
-                    Announced::Restart => out.push(Command::Send(AgentMessage::FetchModel { version, missing: None })),
-                    Announced::Unexpected => self.note(format!("version {version} came without being asked for")),
-                }
+                self.model_announced(now_ms, Wanted { version, digest }, transfer, out);
             }
             CoordinatorMessage::ModelGone { version } => self.model_gone(version, out),
             CoordinatorMessage::Verdict { key, verdict } => self.verdict(now_ms, key, verdict, out),
@@ -119,6 +116,24 @@ impl Session {
             CoordinatorMessage::Welcome(_) | CoordinatorMessage::Rejected(_) => {
                 self.give_up_link("the coordinator answered the greeting twice", out);
             }
+        }
+    }
+
+    /// The coordinator says what the chunks of a model are. Its tensors are those of the trainer, and so bound its bytes; a
+    /// trainer that is being built asks for no model, and what was asked for before is asked for again.
+    fn model_announced(&mut self, now_ms: u64, model: Wanted, transfer: TransferManifest, out: &mut Vec<Command>) {
+        let announced = match &self.trainer {
+            Trainer::Ready(manifest) => {
+                let max_bytes = codec::max_payload_bytes(manifest);
+                self.replica.announced(now_ms, model, transfer, max_bytes)
+            }
+            Trainer::Unbuilt | Trainer::Building => Announced::Unexpected,
+        };
+        let version = model.version;
+        match announced {
+            Announced::Receiving(arrival) => self.arrival(arrival, out),
+            Announced::Restart => out.push(Command::Send(AgentMessage::FetchModel { version, missing: None })),
+            Announced::Unexpected => self.note(format!("version {version} came without being asked for")),
         }
     }
 

@@ -124,8 +124,14 @@ impl Replica {
         Some(AgentMessage::FetchModel { version: wanted.version, missing })
     }
 
-    /// The coordinator says what the chunks of a model are.
-    pub(super) fn announced(&mut self, now_ms: u64, offered: Wanted, transfer: TransferManifest) -> Announced {
+    /// The coordinator says what the chunks of a model are. Of a model of more than `max_bytes` nothing is allocated.
+    pub(super) fn announced(
+        &mut self,
+        now_ms: u64,
+        offered: Wanted,
+        transfer: TransferManifest,
+        max_bytes: u64,
+    ) -> Announced {
         match &self.fetch {
             Some((wanted, Fetch::Receiving(assembly))) if *wanted == offered => {
                 if assembly.manifest().id() != transfer.id() {
@@ -133,12 +139,10 @@ impl Replica {
                     return Announced::Restart;
                 }
             }
-            Some((wanted, Fetch::Asked)) if *wanted == offered => {
-                match Assembly::new(transfer, limits::TRANSFER_BYTES) {
-                    Ok(assembly) => self.fetch = Some((offered, Fetch::Receiving(assembly))),
-                    Err(problem) => return Announced::Receiving(Arrival::Bad(problem)),
-                }
-            }
+            Some((wanted, Fetch::Asked)) if *wanted == offered => match Assembly::new(transfer, max_bytes) {
+                Ok(assembly) => self.fetch = Some((offered, Fetch::Receiving(assembly))),
+                Err(problem) => return Announced::Receiving(Arrival::Bad(problem)),
+            },
             _ => return Announced::Unexpected,
         }
         self.since_ms = now_ms;

@@ -279,7 +279,7 @@ impl Session {
             return;
         }
         (*steps, *moved_ms, *examples_per_s) = (done, now_ms, speed);
-        let due = self.progress_at_ms.is_none_or(|last| now_ms >= last + PROGRESS_EVERY_MS);
+        let due = self.progress_at_ms.is_none_or(|last| now_ms >= last + limits::PROGRESS_MS);
         if due && self.is_up() {
             self.progress_at_ms = Some(now_ms);
             out.push(Command::Send(AgentMessage::Progress { lease: id, steps: done, examples_per_s: speed }));
@@ -449,9 +449,6 @@ impl Session {
         self.end(ending, out);
     }
 }
-
-/// At most one `Progress` in this time.
-const PROGRESS_EVERY_MS: u64 = 1_000;
 
 pub(super) fn return_lease(lease: LeaseId) -> Command {
     Command::Send(AgentMessage::ReturnLease { lease, why: LeaseEnd::Returned })

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 const POLL: Duration = Duration::from_millis(5);
 /// How long what a child has written, or the end of a killed one, is waited for: one that is stuck in the kernel does
 /// not even end when it is killed.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_millis(limits::CHILD_LAST_WORDS_MS);
 
 /// A GPU that the native models can be trained on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,9 +17,6 @@ use super::error::Place;
 use super::examples::{Examples, Inputs};
 use super::source::Content;
 
-/// Dimensions of an images file, the number of examples included.
-const MAX_DIMS: u8 = 4;
-
 /// One IDX file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Array {
@@ -53,7 +50,7 @@ impl Array {
 
 /// Reads images and labels; their numbers agree, and there is at least one.
 pub(super) fn read(images: &Path, labels: &Path) -> Result<(Array, Array), ShardError> {
-    let image_array = read_array(images, 2..=MAX_DIMS)?;
+    let image_array = read_array(images, 2..=limits::IDX_DIMS)?;
     let label_array = read_array(labels, 1..=1)?;
     let (image_count, label_count) = (image_array.extents[0], label_array.extents[0]);
     if image_count != label_count {

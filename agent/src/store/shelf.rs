@@ -5,15 +5,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::ids::Digest;
+use anabranch_common::limits;
 use anabranch_io::durable::{DbOptions, DurableDb, StorageError, Tree};
 use anabranch_io::faults;
 
 use super::files::BlobFiles;
 
-const CACHE_BYTES: u64 = 16 << 20;
-/// Bytes of sled's segments: it keeps several that are in part empty, whatever little is in them. A ledger of an earlier
-/// version keeps its own, of 16 MiB.
-const SEGMENT_BYTES: usize = 2 << 20;
 /// Directory of the blobs that are files. (`blobs` is sled's, which removes what it does not know there.)
 const FILES_DIR: &str = "bulk";
 /// Bytes of what is turned into bytes, written and hashed at a time.
@@ -140,7 +137,11 @@ impl SledShelf {
     /// Opens the store in `dir`. Blobs of `file_bytes` and more will be files; what was stored otherwise is read as it
     /// is.
     pub(super) fn open(dir: &Path, file_bytes: usize) -> Result<Self, StorageError> {
-        let db = DurableDb::open_with_segments(dir, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let db = DurableDb::open_with_segments(
+            dir,
+            DbOptions { cache_bytes: limits::STORE_CACHE_BYTES },
+            limits::STORE_SEGMENT_BYTES,
+        )?;
         let tree = db.tree("ledger")?;
         let files = BlobFiles::open(dir.join(FILES_DIR))?;
         Ok(Self { db, tree, files, file_bytes })

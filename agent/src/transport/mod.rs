@@ -92,7 +92,7 @@ const SILENCE: Duration = Duration::from_millis(limits::SILENCE_MS);
 /// ... or for this many round trips, where they take longer.
 const SILENCE_ROUND_TRIPS: u32 = 8;
 /// How long the last words may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_millis(limits::FAREWELL_MS);
 
 /// Opens a connection after `after`, and carries what comes and goes until it ends.
 pub fn open(dialer: Arc<Dialer>, number: u64, after: Duration, events: mpsc::Sender<(u64, NetEvent)>) -> Link {

@@ -237,9 +237,6 @@ fn encode_order(spec: &RunSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> O
     Some(EncodeOrder { codec, feedback_decay, states: Arc::clone(states) })
 }
 
-/// How often the loop hears of a round's progress.
-const PROGRESS_EVERY_MS: u64 = 250;
-
 struct Progress<'a> {
     lease: LeaseId,
     clock: Clock,
@@ -252,7 +249,7 @@ impl Progress<'_> {
     fn step(&mut self, report: StepReport) {
         self.examples += u64::from(report.examples);
         let now_ms = self.clock.now_ms();
-        if now_ms < self.told_ms + PROGRESS_EVERY_MS {
+        if now_ms < self.told_ms + limits::ROUND_PROGRESS_MS {
             return;
         }
         self.told_ms = now_ms;

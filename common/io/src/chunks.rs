@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::ids::Digest;
+use anabranch_common::limits;
 use anabranch_common::limits::{CHUNK_BYTES, CHUNK_STREAMS};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
@@ -19,8 +20,6 @@ use tokio::task::JoinSet;
 
 use crate::frames::{BULK_PRIORITY, FrameIoError, recv_one, send};
 
-/// Bytes of a chunk's header message.
-const CHUNK_HEADER_BYTES: usize = 64;
 /// Code of a stream that is given up by its sender: what arrived of the chunk is to be thrown away.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
@@ -166,7 +165,7 @@ async fn send_one(
     let Some(stream) = guard.0.as_mut() else {
         return Err(FrameIoError::Closed);
     };
-    send(stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, deadline).await?;
+    send(stream, FrameKind::Chunk, &header, limits::CHUNK_HEADER_BYTES, deadline).await?;
     tokio::time::timeout(deadline, stream.write_all(bytes)).await.map_err(|_| FrameIoError::TimedOut)??;
     stream.finish().map_err(|_| FrameIoError::Closed)?;
     let arrived = tokio::time::timeout(deadline, stream.stopped()).await.map_err(|_| FrameIoError::TimedOut)?;
@@ -200,7 +199,7 @@ pub async fn recv_chunk_if(
 ) -> Result<Option<(ChunkHeader, Vec<u8>)>, ChunkError> {
     let deadline = deadline * CHUNK_STREAMS;
     let receive = async {
-        let header: ChunkHeader = recv_one(&mut stream, FrameKind::Chunk, CHUNK_HEADER_BYTES, deadline).await?;
+        let header: ChunkHeader = recv_one(&mut stream, FrameKind::Chunk, limits::CHUNK_HEADER_BYTES, deadline).await?;
         if !wanted(header.transfer) {
             // Fails only on a stream that has ended.
             let _ = stream.stop(NOT_WANTED);

@@ -13,8 +13,6 @@ use anabranch_common::limits;
 use anabranch_common::manifest::{ManifestError, ModelManifest, TensorSpec};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
-/// Bytes of a file that is read: the largest model and the largest header.
-const MAX_FILE_BYTES: u64 = 4 * limits::MODEL_PARAMS as u64 + (100 << 20);
 /// Differences between two models that are told; more are counted.
 const DIFFERENCES_SHOWN: usize = 8;
 /// The header is filled up with spaces so that the data are aligned to this.
@@ -142,7 +140,7 @@ fn header(manifest: &ModelManifest, from: Option<Provenance>) -> Vec<u8> {
 pub fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManifest, Vec<f32>), ReadError> {
     let unreadable = |source| ReadError::Unreadable { path: path.to_owned(), source };
     let length = fs::metadata(path).map_err(unreadable)?.len();
-    if length > MAX_FILE_BYTES {
+    if length > limits::MODEL_FILE_BYTES {
         return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, format!("{length} bytes are no model"))));
     }
     let bytes = fs::read(path).map_err(unreadable)?;

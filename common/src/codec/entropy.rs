@@ -6,14 +6,13 @@ use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
 use super::DecodeError;
+use crate::limits;
 
 /// Fast, and within a few percent of the best that zstd reaches on shuffled planes.
 const LEVEL: i32 = 1;
 /// The most that zstd can make of one byte: a block of 128 KiB from four bytes. Fewer bytes than this cannot hold the
 /// content that is expected, so nothing is allocated for them.
 const MAX_EXPANSION: usize = 1 << 15;
-/// Base-two logarithm of the largest window accepted (128 MiB), zstd's own default limit.
-const WINDOW_LOG_MAX: u32 = 27;
 
 /// `bytes` as one zstd frame that states its content's length.
 ///
@@ -65,7 +64,7 @@ fn inflate(bytes: &[u8], content: &mut Vec<u8>) -> std::io::Result<usize> {
             Some(decompressor) => decompressor,
             None => {
                 let mut fresh = Decompressor::new()?;
-                fresh.window_log_max(WINDOW_LOG_MAX)?;
+                fresh.window_log_max(limits::ZSTD_WINDOW_LOG)?;
                 fresh
             }
         };

@@ -179,6 +179,25 @@ pub fn euclidean_norm(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
 }
 
+/// Returns the most memory that decoding takes, in bytes: the decoded vector, and beside it what [`decode`] needs until it
+/// returns. Never less than a payload that [`max_payload_bytes`] allows, but for a constant.
+///
+/// | codec | decoded | until it returns |
+/// |---|---|---|
+/// | f32 planes | 4 a parameter | 4 a parameter |
+/// | bf16 planes | 4 a parameter | 2 a parameter |
+/// | top-k | 8 an entry, of which each takes at least a byte of the payload | - |
+#[must_use]
+pub fn max_decoded_bytes(id: CodecId, manifest: &ModelManifest, payload_bytes: u64) -> u64 {
+    let params = manifest.params() as u64;
+    match id {
+        dense::Planes32::ID => 8 * params,
+        dense::Planes16::ID => 6 * params,
+        sparse::TopK::ID => 8 * params.min(payload_bytes),
+        CodecId(_) => 0,
+    }
+}
+
 /// Decodes a payload by its codec's byte.
 ///
 /// # Errors

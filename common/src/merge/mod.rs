@@ -19,10 +19,8 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Delta;
+use crate::limits;
 use staleness::Staleness;
-
-/// Largest K of [`MergeSpec::FedBuff`].
-pub const MAX_BUFFER_SIZE: u32 = 65_536;
 
 /// A merge rule as configured.
 #[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
@@ -86,7 +84,7 @@ impl MergeSpec {
                 ("alpha", *alpha, "a number above 0 and at most 1", *alpha > 0.0 && *alpha <= 1.0, staleness)
             }
             Self::FedBuff { buffer_size, server_lr, staleness, .. } => {
-                if !(1..=MAX_BUFFER_SIZE).contains(buffer_size) {
+                if !(1..=limits::MERGE_BUFFER_UPDATES).contains(buffer_size) {
                     let found = f64::from(*buffer_size);
                     return Err(SpecError { field: "buffer_size", found, expected: "a number from 1 to 65536" });
                 }
@@ -212,7 +210,7 @@ mod tests {
         for server_lr in [0.0, f32::INFINITY, f32::NAN] {
             assert_eq!(field(fed_buff(10, server_lr)), Err("server_lr"));
         }
-        for buffer_size in [0, MAX_BUFFER_SIZE + 1] {
+        for buffer_size in [0, limits::MERGE_BUFFER_UPDATES + 1] {
             assert_eq!(field(fed_buff(buffer_size, 1.0)), Err("buffer_size"));
         }
         let staleness = Staleness::Hinge { a: -1.0, b: 0 };

@@ -17,10 +17,6 @@ use crate::manifest::{ManifestError, ModelManifest, TensorSpec};
 const DEFAULT_MLP: [u64; 1] = [128];
 /// Channels and dense width of a `cnn` where `hidden` is empty.
 const DEFAULT_CNN: [u64; 3] = [16, 32, 128];
-/// Hidden layers of an `mlp`.
-const MAX_HIDDEN: usize = 16;
-/// Largest width of a layer or extent of an input: products of two of them fit in 64 bits.
-const MAX_EXTENT: u64 = 1 << 24;
 
 /// A 3x3 convolution with padding 1, followed by 2x2 max-pooling and ReLU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +69,7 @@ impl ModelSpec {
             ModelKind::Cnn => Self::cnn,
             ModelKind::Custom | ModelKind::Gpt => return Ok(None),
         };
-        let extents = |values: &[u64]| values.iter().all(|value| (1..=MAX_EXTENT).contains(value));
+        let extents = |values: &[u64]| values.iter().all(|value| (1..=limits::LAYER_WIDTH).contains(value));
         let input = self.input.as_slice();
         if input.is_empty() || input.len() > limits::TENSOR_DIMS || !extents(input) {
             return Err(self.input_problem("a shape such as [784] or [1, 28, 28]".to_owned()));
@@ -82,10 +78,10 @@ impl ModelSpec {
             return Err(problem(
                 "model.hidden",
                 format!("{:?}", self.hidden),
-                format!("widths from 1 to {MAX_EXTENT}"),
+                format!("widths from 1 to {}", limits::LAYER_WIDTH),
             ));
         }
-        if self.classes < 2 || u64::from(self.classes) > MAX_EXTENT {
+        if self.classes < 2 || u64::from(self.classes) > limits::LAYER_WIDTH {
             return Err(problem("model.classes", self.classes.to_string(), "at least 2".to_owned()));
         }
         if !self.input_scale.is_finite() || self.input_scale == 0.0 {
@@ -101,13 +97,13 @@ impl ModelSpec {
 
     fn mlp(&self) -> Result<Layers, ModelError> {
         let hidden = if self.hidden.is_empty() { &DEFAULT_MLP[..] } else { &self.hidden };
-        if hidden.len() > MAX_HIDDEN {
-            return Err(problem("model.hidden", format!("{hidden:?}"), format!("at most {MAX_HIDDEN} layers")));
+        if hidden.len() > limits::HIDDEN_LAYERS {
+            return Err(problem("model.hidden", format!("{hidden:?}"), format!("at most {} layers", limits::HIDDEN_LAYERS)));
         }
         let inputs = self.input.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
         let inputs = inputs
-            .filter(|inputs| *inputs <= MAX_EXTENT)
-            .ok_or_else(|| self.input_problem(format!("at most {MAX_EXTENT} values")))?;
+            .filter(|inputs| *inputs <= limits::LAYER_WIDTH)
+            .ok_or_else(|| self.input_problem(format!("at most {} values", limits::LAYER_WIDTH)))?;
         let widths = [inputs].into_iter().chain(hidden.iter().copied()).chain([u64::from(self.classes)]);
         assemble(Vec::new(), [0, 0], widths.collect())
     }
@@ -127,8 +123,8 @@ impl ModelSpec {
         };
         let flat = (height / 4).checked_mul(width / 4).and_then(|area| area.checked_mul(second));
         let flat = flat
-            .filter(|flat| *flat <= MAX_EXTENT)
-            .ok_or_else(|| self.input_problem(format!("at most {MAX_EXTENT} values after the convolutions")))?;
+            .filter(|flat| *flat <= limits::LAYER_WIDTH)
+            .ok_or_else(|| self.input_problem(format!("at most {} values after the convolutions", limits::LAYER_WIDTH)))?;
         let convs = vec![
             Conv { in_channels: to_usize(channels), out_channels: to_usize(first) },
             Conv { in_channels: to_usize(first), out_channels: to_usize(second) },

@@ -38,11 +38,6 @@ fn config<const LIMIT: usize>() -> impl bincode::config::Config {
     bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
 }
 
-/// What is decoded from a peer takes at most about this many times the memory of the longest message of its class.
-const EXPANSION: usize = 16;
-/// The most that anything which is decoded may claim.
-const LARGEST: usize = 64 * limits::CONTROL_MESSAGE_BYTES;
-
 /// Encodes a message of at most `max_bytes` bytes.
 ///
 /// # Errors
@@ -65,9 +60,9 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
     // bincode allocates what a length claims, up to a limit that is part of its type: the next larger of these. Each is one
     // more copy of everything that reads `T`.
     let read = match bytes.len() {
-        0..=0x1000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x1000 }>()),
-        0x1001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ EXPANSION * 0x4_0000 }>()),
-        _ => bincode::decode_from_slice(bytes, config::<LARGEST>()),
+        0..=0x1000 => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_EXPANSION * 0x1000 }>()),
+        0x1001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_EXPANSION * 0x4_0000 }>()),
+        _ => bincode::decode_from_slice(bytes, config::<{ limits::STATE_BYTES }>()),
     };
     whole(bytes, read)
 }
@@ -78,7 +73,7 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
 /// As [`decode`].
 pub fn decode_stored<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
     check_length(bytes, max_bytes)?;
-    whole(bytes, bincode::decode_from_slice(bytes, config::<LARGEST>()))
+    whole(bytes, bincode::decode_from_slice(bytes, config::<{ limits::STATE_BYTES }>()))
 }
 
 fn check_length(bytes: &[u8], max: usize) -> Result<(), MessageError> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 use anabranch_io::exit::{ExitCode, Fail};
 
@@ -16,8 +17,7 @@ use crate::store::{SledStore, StorageError};
 
 /// How long one attempt to connect may take while it is not clear who holds the directory: a coordinator, or a verb
 /// that is about to finish.
-const ATTEMPT: Duration = Duration::from_secs(3);
-const ATTEMPTS: usize = 4;
+const ATTEMPT: Duration = Duration::from_millis(limits::REACH_ATTEMPT_MS);
 /// Rest between two attempts: a coordinator that is ending refuses at once, and lets go of its store soon after.
 const REST: Duration = Duration::from_millis(700);
 
@@ -53,7 +53,7 @@ impl Coordinator {
     pub(super) fn of_dir(dir: &Path) -> anyhow::Result<Self> {
         let config = load_config(dir)?;
         let mut holder = None;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..limits::REACH_ATTEMPTS {
             let locked = match SledStore::open_dir(&dir.join(driver::STORE_DIR)) {
                 Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(config, store)))),
                 Err(locked @ StorageError::Locked { .. }) => locked,

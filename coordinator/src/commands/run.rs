@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_io::cli::LogArgs;
 use anabranch_io::exit::{self, ExitCode};
 
@@ -10,15 +11,12 @@ use crate::cli::RunArgs;
 use crate::clock;
 use crate::driver::{self, RunOptions};
 
-/// How often, and with what pause, `run` tries to get the directory: a verb like `status` that found no coordinator
-/// holds it for a moment, and so does a coordinator that is about to end.
-const ATTEMPTS: usize = 12;
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) fn run(args: &RunArgs, log: &LogArgs) -> anyhow::Result<()> {
     let config = reach::load_config(&args.dir.dir)?;
     log.start(config.log.format, 0)?;
-    for _ in 1..ATTEMPTS {
+    for _ in 1..limits::LOCK_ATTEMPTS {
         match serve(args) {
             Err(error) if exit::code_of(&error) == ExitCode::Locked => std::thread::sleep(PAUSE),
             ended => return ended,

@@ -1,13 +1,14 @@
 //! Admission: what becomes of an update, and why. A pure function of the journal's state and of the update.
 
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::AgentId;
 use anabranch_common::journal::AcceptedUpdate;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 
+use super::content::Content;
 use super::state::{RunState, norm_per_rate};
 
 /// What becomes of an update.
@@ -26,7 +27,7 @@ pub enum Decision {
 /// Decides on an update. Without `content` the answer is what can be said before the payload is here; `Fetch` then
 /// stands for "send it".
 #[must_use]
-pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta, DecodeError>>) -> Decision {
+pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Content, DecodeError>>) -> Decision {
     if let Some(decision) = decided_before(state, meta).filter(|_| !bugs::is(Bug::DecidedForgotten)) {
         return decision;
     }
@@ -36,7 +37,7 @@ pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Delta
     match content {
         None => Decision::Fetch,
         Some(Err(_)) => Decision::Refuse(RefusalReason::Malformed),
-        Some(Ok(delta)) => decide_by_content(state, meta, delta),
+        Some(Ok(content)) => decide_by_content(state, meta, content),
     }
 }
 
@@ -83,9 +84,9 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
-fn decide_by_content(state: &RunState, meta: &UpdateMeta, delta: &Delta) -> Decision {
-    let norm = delta.norm();
-    if !delta.is_finite() || !norm.is_finite() {
+fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> Decision {
+    let norm = content.norm();
+    if !content.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
     }
     // Under a small learning rate updates are small: what is usual is told at the full one.

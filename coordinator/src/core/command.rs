@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anabranch_common::codec::Delta;
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Chain, FinishReason, Record};
 use anabranch_common::manifest::ModelManifest;
@@ -11,6 +10,7 @@ use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal};
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
+use super::content::Content;
 use super::event::{PeerId, RequestId};
 use super::state::RunState;
 
@@ -21,8 +21,8 @@ pub enum Command {
     Begin {
         /// The genesis record.
         record: Arc<Record>,
-        /// Version 0.
-        model: Arc<Vec<f32>>,
+        /// Version 0, every value of it.
+        model: Arc<Content>,
     },
     /// Append a record; answered by `Journalled`.
     Append {
@@ -82,7 +82,7 @@ pub enum Command {
         /// The record.
         record: Arc<Record>,
         /// Its decoded payload.
-        content: Option<Arc<Delta>>,
+        content: Option<Arc<Content>>,
     },
     /// Make the newest merged version ready to be fetched; answered by `Published`.
     Publish,
@@ -115,6 +115,30 @@ pub enum Command {
     },
     /// Let the process end.
     Exit(ExitReason),
+}
+
+impl Command {
+    /// The connection that it is for, if it is for one.
+    #[must_use]
+    pub fn peer(&self) -> Option<PeerId> {
+        match self {
+            Self::Send { peer, .. }
+            | Self::Close { peer }
+            | Self::ReceiveModel { peer, .. }
+            | Self::ReceiveUpdate { peer, .. }
+            | Self::SendModel { peer, .. }
+            | Self::Renew { peer, .. } => Some(*peer),
+            Self::Begin { .. }
+            | Self::Append { .. }
+            | Self::SaveItems { .. }
+            | Self::Merge { .. }
+            | Self::Publish
+            | Self::Checkpoint(_)
+            | Self::Joined { .. }
+            | Self::Reply { .. }
+            | Self::Exit(_) => None,
+        }
+    }
 }
 
 /// What a checkpoint is made of, beside the model that the merger holds at that moment.

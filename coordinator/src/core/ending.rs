@@ -17,8 +17,6 @@ use super::Core;
 use super::command::ExitReason;
 use super::event::PeerId;
 
-/// When the run has ended, its last evaluation may take this long.
-const MEASURING_MS: u64 = 10_000;
 /// Agents that have not said goodbye are awaited for this long: the longest wait between two attempts to connect, and
 /// what an attempt may take.
 pub(super) const HEARING_MS: u64 = limits::RECONNECT_MS.1 + limits::HANDSHAKE_TIMEOUT_MS;
@@ -69,7 +67,7 @@ impl Core {
     }
 
     fn pace_measuring(&mut self, elapsed_ms: u64) {
-        if self.evaluators.is_measuring() && elapsed_ms < MEASURING_MS {
+        if self.evaluators.is_measuring() && elapsed_ms < limits::FINAL_EVALUATION_MS {
             return;
         }
         self.evaluators.cancel_unless(None);

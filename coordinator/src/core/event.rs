@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use anabranch_common::codec::{DecodeError, Delta};
+use anabranch_common::codec::DecodeError;
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::TransferManifest;
+
+use super::content::Content;
 
 /// One connection of an agent; never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,10 +63,10 @@ pub enum Event {
         peer: PeerId,
         /// What was offered.
         meta: UpdateMeta,
-        /// Its bytes, whose digest is the offered one.
+        /// Its bytes, whose digest is the offered one; empty where they do not decode.
         payload: Arc<[u8]>,
         /// What they decode to.
-        content: Result<Arc<Delta>, DecodeError>,
+        content: Result<Arc<Content>, DecodeError>,
     },
     /// A chunk of an initial model that was missing is here.
     ModelChunk {
@@ -81,8 +83,8 @@ pub enum Event {
         manifest: ModelManifest,
         /// Digest of its content.
         digest: Digest,
-        /// Its content.
-        model: Arc<Vec<f32>>,
+        /// Its content, every value of it.
+        model: Arc<Content>,
     },
     /// An initial model did not arrive or was not what was offered.
     ModelFailed {

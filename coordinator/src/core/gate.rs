@@ -1,17 +1,23 @@
 //! The gate: commands wait in order until the records that they rest on are durable.
+//!
+//! While the disk stalls everything waits here. Updates hold their budgets on (see [`super::content`]); what waits for one
+//! connection is counted, so that the core can cut off a peer that asks for more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::Position;
 
 use super::command::Command;
+use super::event::PeerId;
 
 /// Commands on their way out.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     durable: Option<Position>,
     waiting: VecDeque<(Option<Position>, Command)>,
+    /// How many of them are for each connection.
+    by_peer: BTreeMap<PeerId, usize>,
     out: Vec<Command>,
 }
 
@@ -28,7 +34,15 @@ impl Gate {
 
     /// Lets a command out when the record at `needs` is durable and everything that waited before it is out.
     pub(super) fn after(&mut self, needs: Option<Position>, command: Command) {
+        if let Some(peer) = command.peer() {
+            *self.by_peer.entry(peer).or_default() += 1;
+        }
         self.waiting.push_back((needs, command));
+    }
+
+    /// Commands that wait for this connection.
+    pub(super) fn waiting_for(&self, peer: PeerId) -> usize {
+        self.by_peer.get(&peer).copied().unwrap_or(0)
     }
 
     /// Records up to `upto` are durable.
@@ -41,6 +55,14 @@ impl Gate {
         while let Some((_, command)) =
             self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable || bugs::is(Bug::AckBeforeSync))
         {
+            if let Some(peer) = command.peer()
+                && let Some(count) = self.by_peer.get_mut(&peer)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.by_peer.remove(&peer);
+                }
+            }
             self.out.push(command);
         }
         std::mem::take(&mut self.out)

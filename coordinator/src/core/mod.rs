@@ -11,6 +11,7 @@
 pub mod admit;
 mod allowance;
 pub mod command;
+pub mod content;
 mod ending;
 mod evaluation;
 mod evaluators;
@@ -35,9 +36,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
@@ -46,6 +48,7 @@ use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
 use command::{CheckpointOrder, Command};
+use content::Content;
 use evaluators::Evaluators;
 use event::{Event, Now, PeerId};
 use gate::Gate;
@@ -211,7 +214,7 @@ impl Core {
     }
 
     /// Appends a record, applies it, and lets it be merged once it is durable. Returns its position.
-    fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Delta>>) -> Position {
+    fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
         let state = self.state.as_mut().expect("records follow the genesis record");
         let payload_digest = match &body {
             RecordBody::Update(update) => update.meta.payload_digest,
@@ -241,7 +244,7 @@ impl Core {
     /// Decides on an update whose content is here, as [`Event::UpdateReceived`] would, and changes nothing. `None` before
     /// there is a model.
     #[must_use]
-    pub fn judge(&self, meta: &UpdateMeta, content: Result<&Delta, DecodeError>) -> Option<Decision> {
+    pub fn judge(&self, meta: &UpdateMeta, content: Result<&Content, DecodeError>) -> Option<Decision> {
         self.state.as_ref().map(|state| admit(state, meta, Some(&content)))
     }
 
@@ -257,6 +260,9 @@ impl Core {
 
     fn message(&mut self, peer: PeerId, message: AgentMessage) {
         let Some(agent) = self.peers.heard(peer, self.now) else { return };
+        if self.gate.waiting_for(peer) >= limits::PEER_QUEUE_MESSAGES {
+            return self.cut_off(peer, "asks for more than can wait for the disk");
+        }
         match message {
             AgentMessage::Hello(_) => self.violated(peer, "a second hello"),
             AgentMessage::OfferModel { manifest, digest, transfer } => {
@@ -306,7 +312,7 @@ impl Core {
         peer: PeerId,
         meta: &UpdateMeta,
         payload: Arc<[u8]>,
-        content: Result<Arc<Delta>, DecodeError>,
+        content: Result<Arc<Content>, DecodeError>,
     ) {
         let Some(decision) = self.judge(meta, content.as_deref().map_err(Clone::clone)) else { return };
         self.decide(peer, meta, decision, payload, content.ok());
@@ -318,7 +324,7 @@ impl Core {
         meta: &UpdateMeta,
         decision: Decision,
         payload: Arc<[u8]>,
-        content: Option<Arc<Delta>>,
+        content: Option<Arc<Content>>,
     ) {
         let verdict = match decision {
             Decision::Fetch => return,
@@ -415,16 +421,16 @@ impl Core {
     }
 
     /// The initial model is here: record 0, then what is known of the agents.
-    fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Vec<f32>>) {
+    fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
         if self.state.is_some() {
             return;
         }
-        if model.len() != manifest.params() || !model.iter().all(|value| value.is_finite()) {
+        if model.delta().len() != manifest.params() || !model.is_finite() {
             return self.model_failed(peer, "an initial model that is not finite or does not fit its manifest".into());
         }
         let (run, branch) = (self.options.run, self.options.first_branch);
         let spec = Box::new(self.spec.clone());
-        let norm = codec::euclidean_norm(&model);
+        let norm = model.norm();
         let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest, norm };
         let record = Arc::new(Record { position: Position(0), at_ms: self.now.unix_ms, body, payload: Arc::from([]) });
         let chained = self.chained(&record, Digest::of(&[]), ModelVersion(0));

@@ -12,10 +12,9 @@
 use std::collections::VecDeque;
 
 use anabranch_common::ids::AgentId;
+use anabranch_common::limits;
 use bincode::{Decode, Encode};
 
-/// Agents whose latest norm is remembered.
-const VOTES_KEPT: usize = 255;
 /// Votes from which on there is a majority to speak of.
 const VOTES_NEEDED: usize = 3;
 /// Accepted updates after which a vote lapses: its agent has left, or hardly takes part.
@@ -45,7 +44,7 @@ impl Recent {
         let count = self.count(agent) + 1.0;
         self.votes.retain(|vote| vote.agent != agent && vote.at.saturating_add(VOTE_UPDATES) > at);
         self.votes.push_back(Vote { agent, norm, count, at });
-        if self.votes.len() > VOTES_KEPT {
+        if self.votes.len() > limits::VOTES_KEPT {
             self.votes.pop_front();
         }
         let all: f64 = self.votes.iter().map(|vote| vote.count).sum();

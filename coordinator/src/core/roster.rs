@@ -12,8 +12,6 @@ use crate::identity::tokens::{CATALOGUE_KEY as TOKENS_KEY, NameForAgent, TokenBo
 
 /// Catalogue key of the members.
 pub const MEMBERS_KEY: &str = "members";
-/// Largest encoded item of the catalogue, in bytes.
-const ITEM_BYTES: usize = 16 * limits::CONTROL_MESSAGE_BYTES;
 
 /// One enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -40,8 +38,8 @@ impl Roster {
     /// # Errors
     /// An item is damaged.
     pub fn from_items(tokens: Option<&[u8]>, members: Option<&[u8]>) -> Result<Self, MessageError> {
-        let tokens = tokens.map(|bytes| message::decode_stored(bytes, ITEM_BYTES)).transpose()?;
-        let members = members.map(|bytes| message::decode_stored(bytes, ITEM_BYTES)).transpose()?;
+        let tokens = tokens.map(|bytes| message::decode_stored(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
+        let members = members.map(|bytes| message::decode_stored(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
         Ok(Self { tokens: tokens.unwrap_or_default(), members: members.unwrap_or_default() })
     }
 
@@ -50,8 +48,8 @@ impl Roster {
     /// # Errors
     /// There are more members or tokens than an item holds.
     pub fn to_items(&self) -> Result<Vec<(&'static str, Vec<u8>)>, MessageError> {
-        let tokens = message::encode(&self.tokens, ITEM_BYTES)?;
-        let members = message::encode(&self.members, ITEM_BYTES)?;
+        let tokens = message::encode(&self.tokens, limits::ROSTER_ITEM_BYTES)?;
+        let members = message::encode(&self.members, limits::ROSTER_ITEM_BYTES)?;
         Ok(vec![(TOKENS_KEY, tokens), (MEMBERS_KEY, members)])
     }
 

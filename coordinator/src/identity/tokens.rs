@@ -14,8 +14,6 @@ use crate::config::{is_label, label_problem};
 pub const CATALOGUE_KEY: &str = "tokens";
 /// Milliseconds that a token lives unless told otherwise: a day.
 pub const DEFAULT_TTL_MS: u64 = 24 * 60 * 60 * 1000;
-/// Milliseconds that a token may live: a year.
-const MAX_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
 
 /// One join token.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -121,7 +119,7 @@ impl TokenBook {
         if uses == 0 || uses as usize > limits::AGENTS {
             return Err(TokenError::BadUses(uses));
         }
-        if !(1000..=MAX_TTL_MS).contains(&ttl_ms) {
+        if !(1000..=limits::TOKEN_TTL_MS).contains(&ttl_ms) {
             return Err(TokenError::BadTtl(ttl_ms));
         }
         let id = Digest(secret_digest).short();

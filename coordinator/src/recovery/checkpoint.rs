@@ -33,8 +33,6 @@ pub const MAGIC: [u8; 4] = *b"ANBC";
 pub const LAYOUT_VERSION: u16 = 3;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 16;
-/// Bytes of an encoded fold: what the message layer can carry.
-pub const STATE_BYTES: usize = 64 * limits::CONTROL_MESSAGE_BYTES;
 
 /// The manifest of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -119,7 +117,7 @@ pub fn write(
     at_ms: u64,
 ) -> Result<Checkpoint, RecoveryError> {
     let manifest = &state.manifest;
-    let state_bytes = message::encode(state, STATE_BYTES)?;
+    let state_bytes = message::encode(state, limits::STATE_BYTES)?;
     let checkpoint = Checkpoint {
         position: state.position,
         version: state.version,

@@ -3,8 +3,9 @@
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{Digest, Position};
 use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::limits;
 
-use super::checkpoint::{Checkpoint, STATE_BYTES};
+use super::checkpoint::Checkpoint;
 use super::{RecoveryError, pins, vectors};
 use crate::core::sizing::Sizing;
 use crate::core::state::RunState;
@@ -51,7 +52,7 @@ impl Cursor {
         if Digest::of(&bytes) != checkpoint.state {
             return Err(problem("does not have the content that its digest names".to_owned()));
         }
-        let mut state: RunState = anabranch_common::wire::message::decode_stored(&bytes, STATE_BYTES)
+        let mut state: RunState = anabranch_common::wire::message::decode_stored(&bytes, limits::STATE_BYTES)
             .map_err(|error| problem(format!("does not decode: {error}")))?;
         let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
         if state.position != checkpoint.position {

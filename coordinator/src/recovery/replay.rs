@@ -2,6 +2,7 @@
 
 use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::Chain;
+use anabranch_common::limits;
 use anabranch_io::faults;
 
 use super::checkpoint::{self, Checkpoint};
@@ -10,9 +11,6 @@ use super::{RecoveryError, pins};
 use crate::core::state::RunState;
 use crate::merger::ModelState;
 use crate::store::Store;
-
-/// How often a reading is tried while checkpoints come and go under it.
-const READ_TRIES: u32 = 256;
 
 /// A run as its journal leaves it.
 #[derive(Debug)]
@@ -167,7 +165,7 @@ pub(super) fn steadily<T>(
     read: impl Fn() -> Result<T, RecoveryError>,
     sound: impl Fn(&T) -> bool,
 ) -> Result<T, RecoveryError> {
-    for _ in 1..READ_TRIES {
+    for _ in 1..limits::STORE_READ_TRIES {
         let before = kept(store)?;
         let outcome = read();
         if outcome.as_ref().is_ok_and(&sound) || kept(store)? == before {

@@ -10,11 +10,12 @@ use std::collections::BTreeSet;
 use anabranch_common::codec::{self, Delta};
 use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::journal::{AcceptedUpdate, Chain, HEADER_BYTES, Record, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::status::VerifyReport;
 
-use super::checkpoint::{self, Checkpoint, STATE_BYTES};
+use super::checkpoint::{self, Checkpoint};
 use super::{RecoveryError, cursor, pins, replay, vectors};
 use crate::core::state::RunState;
 use crate::store::Store;
@@ -181,7 +182,7 @@ impl Checker {
     /// Starts from a checkpoint, whose chain is taken as given.
     fn anchor(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let bytes = vectors::bytes(store, "state", checkpoint.state)?;
-        let state: RunState = anabranch_common::wire::message::decode_stored(&bytes, STATE_BYTES)?;
+        let state: RunState = anabranch_common::wire::message::decode_stored(&bytes, limits::STATE_BYTES)?;
         let manifest = state.manifest;
         let buffer = match checkpoint.merge_state.first() {
             Some(digest) => vectors::load(store, "merge vector", &manifest, *digest)?,

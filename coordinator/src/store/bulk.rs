@@ -20,12 +20,11 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anabranch_common::limits;
 use anabranch_io::durable::{self, Tree};
 
 use super::StorageError;
 
-/// Chunks of records go into one file up to this length: so much may be kept for the sake of one record.
-const SHARED_FILE_BYTES: u64 = 8 << 20;
 /// Bytes of a chunk's number at the end of its key.
 const NUMBER_BYTES: usize = 4;
 
@@ -167,8 +166,9 @@ impl BulkFiles {
         let (owner, number) = key.split_at(key.len().saturating_sub(NUMBER_BYTES));
         let (owner, begins) = if is_record { (&[][..], false) } else { (owner, number.iter().all(|byte| *byte == 0)) };
         let slot = if is_record { state.shared.take() } else { state.own.take() };
-        let fits =
-            |writing: &Writing| writing.owner == owner && !begins && !(is_record && writing.len >= SHARED_FILE_BYTES);
+        let fits = |writing: &Writing| {
+            writing.owner == owner && !begins && !(is_record && writing.len >= limits::STORE_SHARED_FILE_BYTES)
+        };
         let mut writing = match slot {
             Some(writing) if fits(&writing) => writing,
             before => {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use anabranch_common::limits;
 use anabranch_io::durable::{DbOptions, DurableDb, Tree};
 
 use super::bulk::{BulkFiles, Emptied};
@@ -20,10 +21,6 @@ pub type SledStore = Engine<SledMedium>;
 const BULK_DIR: &str = "bulk";
 /// Chunks of this length and longer are written to files: for shorter ones a second sync costs more than sled's log does.
 const FILE_BYTES: usize = 32 << 10;
-/// Bytes of sled's segments: it keeps several that are in part empty, whatever little is in them.
-const SEGMENT_BYTES: usize = 2 << 20;
-/// Bytes of sled's cache: heads and short chunks.
-const CACHE_BYTES: u64 = 16 << 20;
 
 /// Two keyspaces of one sled database, and files.
 #[derive(Debug)]
@@ -41,7 +38,11 @@ impl Engine<SledMedium> {
     /// # Errors
     /// Another process has it open, or the storage fails.
     pub fn open_dir(path: &Path) -> Result<Self, StorageError> {
-        let db = DurableDb::open_with_segments(path, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let db = DurableDb::open_with_segments(
+            path,
+            DbOptions { cache_bytes: limits::STORE_CACHE_BYTES },
+            limits::STORE_SEGMENT_BYTES,
+        )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
         let files = BulkFiles::open(path.join(BULK_DIR), places)?;
         Self::open(SledMedium { catalogue, bulk, files, db })

@@ -24,12 +24,12 @@ use std::time::Duration;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::wire::handshake::Purpose;
-use anabranch_common::wire::message::{AgentHello, JoinResponse};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use handshakes::{Connections, Handshakes, Place};
 pub use peer::{Incoming as Expected, PeerOp, decode};
@@ -54,7 +54,16 @@ pub enum Input {
         /// Where messages to it go.
         ops: mpsc::Sender<PeerOp>,
     },
-    /// Something for the core.
+    /// An agent says something.
+    Message {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        message: AgentMessage,
+        /// Its part of the budget of messages that wait.
+        room: OwnedSemaphorePermit,
+    },
+    /// Something else for the core.
     Event(Event),
     /// Somebody wants to join.
     Join {
@@ -83,6 +92,8 @@ pub struct Shared {
     handshakes: Arc<Handshakes>,
     connections: Connections,
     decoders: Semaphore,
+    /// Bytes of messages that may wait for the loop.
+    messages: Arc<Semaphore>,
     next_peer: AtomicU64,
 }
 
@@ -99,6 +110,7 @@ impl Shared {
             handshakes: Arc::default(),
             connections: Connections::default(),
             decoders: Semaphore::new(decoders),
+            messages: Arc::new(Semaphore::new(limits::AGENT_MESSAGES_BYTES)),
             next_peer: AtomicU64::new(1),
         })
     }
@@ -107,6 +119,15 @@ impl Shared {
     async fn tell(&self, input: Input) {
         if self.inputs.send(input).await.is_err() {
             tracing::trace!("the loop has ended");
+        }
+    }
+
+    /// Tells the loop what an agent says, in a frame of so many bytes. Waits while too many bytes of messages do.
+    async fn tell_message(&self, peer: PeerId, message: AgentMessage, bytes: usize) {
+        let permits = u32::try_from(bytes.min(limits::AGENT_MESSAGES_BYTES)).unwrap_or(u32::MAX);
+        // Nothing closes this semaphore.
+        if let Ok(room) = Arc::clone(&self.messages).acquire_many_owned(permits).await {
+            self.tell(Input::Message { peer, message, room }).await;
         }
     }
 

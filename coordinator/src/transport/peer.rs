@@ -26,6 +26,7 @@ use super::transfers::{Opened, Overdue, Sending, Transfers, Whole};
 use super::uploads::OpenError;
 use super::{Input, Shared, linger};
 use crate::clock;
+use crate::core::content::{Content, Reservation};
 use crate::core::event::{Event, PeerId};
 use crate::publish::Snapshot;
 
@@ -35,7 +36,7 @@ const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
 /// How long a chunk may take.
 const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
 /// Messages that came before a connection ended are taken in for this long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
 
 /// What the loop wants of a connection.
 #[derive(Debug)]
@@ -86,6 +87,14 @@ impl Incoming {
             (Self::Update { meta: one, .. }, Self::Update { meta: other, .. }) => one.key == other.key,
             (Self::Model { .. }, Self::Model { .. }) => true,
             (Self::Update { .. }, Self::Model { .. }) | (Self::Model { .. }, Self::Update { .. }) => false,
+        }
+    }
+
+    /// The most memory that decoding a payload of so many bytes takes.
+    fn decoded_bytes(&self, payload_bytes: u64) -> u64 {
+        match self {
+            Self::Update { meta, manifest } => codec::max_decoded_bytes(meta.codec, manifest, payload_bytes),
+            Self::Model { manifest, .. } => codec::max_decoded_bytes(INITIAL_MODEL, manifest, payload_bytes),
         }
     }
 
@@ -183,7 +192,7 @@ impl PeerConnection {
         while let Some(message) = messages.next().await? {
             // Whoever says more than the loop should hear is read more slowly, and its window fills up.
             tokio::time::sleep(pace.wait(clock::monotonic())).await;
-            self.shared.tell(Input::Event(Event::Message { peer: self.peer, message })).await;
+            self.shared.tell_message(self.peer, message, messages.last_bytes()).await;
         }
         Ok(())
     }
@@ -315,7 +324,7 @@ impl PeerConnection {
     }
 
     async fn read_chunks(self: &Arc<Self>) -> anyhow::Result<()> {
-        let parallel = Arc::new(Semaphore::new(8));
+        let parallel = Arc::new(Semaphore::new(limits::CHUNK_STREAMS as usize));
         let mut tasks = JoinSet::new();
         loop {
             let room = Arc::clone(&parallel).acquire_owned().await?;
@@ -360,18 +369,27 @@ impl PeerConnection {
     }
 
     /// Decodes a complete transfer and tells the loop, once for each that has this content; off the runtime's threads,
-    /// unless that would take longer than the work itself.
+    /// unless that would take longer than the work itself. What the loop is told holds its part of the budgets.
     async fn complete(&self, Whole { waiting, upload }: Whole) {
-        let Ok(_decoder) = self.shared.decoders.acquire().await else { return };
-        let Some(content) = upload.assembly.finish() else { return };
-        let content: Arc<[u8]> = content.into();
+        let bytes = upload.assembly.manifest().bytes;
+        let (mut upload, mut received) = (Some(upload), None);
         for what in waiting {
-            let (peer, failed, content) = (self.peer, what.clone(), Arc::clone(&content));
-            if is_soon_decoded(&what, &content) {
-                self.shared.tell(Input::Event(decode(peer, what, content))).await;
+            let Some(room) = self.shared.uploads.room_to_decode(what.decoded_bytes(bytes)).await else {
+                // Undecided: its agent offers it again when it has waited long enough.
+                return tracing::warn!(agent = %self.agent.short(), "no room to decode an upload: updates wait for the disk");
+            };
+            let Ok(_decoder) = self.shared.decoders.acquire().await else { return };
+            if let Some(upload) = upload.take() {
+                received = upload.finish();
+            }
+            let Some(received) = &received else { return };
+            let (payload, reservation) = (Arc::clone(&received.payload), received.reservation(room));
+            let (peer, failed) = (self.peer, what.clone());
+            if is_soon_decoded(&what, &payload) {
+                self.shared.tell(Input::Event(decode(peer, what, payload, reservation))).await;
                 continue;
             }
-            let decoded = tokio::task::spawn_blocking(move || decode(peer, what, content)).await;
+            let decoded = tokio::task::spawn_blocking(move || decode(peer, what, payload, reservation)).await;
             match decoded {
                 Ok(event) => self.shared.tell(Input::Event(event)).await,
                 Err(_) => self.failed(&failed, UNDECODABLE.into()).await,
@@ -411,27 +429,33 @@ fn sent(message: &CoordinatorMessage) -> &'static str {
 
 const UNDECODABLE: &str = "the content could not be decoded";
 
-/// What the whole content of a transfer is to the core: decoded, and checked against what was offered.
+/// How an initial model is encoded.
+const INITIAL_MODEL: CodecId = CodecId(0);
+
+/// What a whole payload is to the core: decoded, checked against what was offered, and measured. What does not decode is
+/// dropped here, with its reservation.
 #[must_use]
-pub fn decode(peer: PeerId, what: Incoming, content: Arc<[u8]>) -> Event {
+pub fn decode(peer: PeerId, what: Incoming, payload: Arc<[u8]>, reservation: Reservation) -> Event {
     match what {
         Incoming::Update { meta, manifest } => {
-            let decoded = if Digest::of(&content) == meta.payload_digest {
-                codec::decode(meta.codec, &manifest, &content).map(Arc::new)
+            let decoded = if Digest::of(&payload) == meta.payload_digest {
+                codec::decode(meta.codec, &manifest, &payload)
             } else {
                 Err(DecodeError::Invalid("payload digest"))
             };
-            Event::UpdateReceived { peer, meta: *meta, payload: content, content: decoded }
+            let payload = if decoded.is_ok() { payload } else { Arc::from([]) };
+            let content = decoded.map(|delta| Arc::new(Content::measure(delta, reservation)));
+            Event::UpdateReceived { peer, meta: *meta, payload, content }
         }
         Incoming::Model { manifest, digest } => {
-            let Ok(model) = codec::decode(CodecId(0), &manifest, &content) else {
+            let Ok(model) = codec::decode(INITIAL_MODEL, &manifest, &payload) else {
                 return Event::ModelFailed { peer, why: UNDECODABLE.into() };
             };
-            let model = model.into_dense();
-            if Digest::of_f32(&model) != digest {
+            if Digest::of_f32(model.values()) != digest {
                 return Event::ModelFailed { peer, why: "an initial model that is not what was offered".into() };
             }
-            Event::ModelReceived { peer, manifest: (*manifest).clone(), digest, model: Arc::new(model) }
+            let model = Arc::new(Content::measure(model, reservation));
+            Event::ModelReceived { peer, manifest: (*manifest).clone(), digest, model }
         }
     }
 }

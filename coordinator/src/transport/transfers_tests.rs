@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use anabranch_common::codec::CodecId;
+use anabranch_common::codec::{self, CodecId};
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
 use anabranch_common::limits::CHUNK_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -8,6 +8,7 @@ use anabranch_common::update::{UpdateKey, UpdateMeta};
 
 use super::super::uploads::Uploads;
 use super::*;
+use crate::core::content::Content;
 
 const AGENT: AgentId = AgentId([1; 16]);
 
@@ -112,6 +113,54 @@ async fn an_upload_that_trickles_makes_way_when_room_is_short_and_a_steady_one_d
     (0..earned).for_each(|_| assert_eq!(transfers.look(true), []));
     assert_eq!(transfers.look(false), [], "nobody else wants the room");
     assert_eq!(transfers.look(true).len(), 1);
+}
+
+/// The memory of an upload does not end with its decoding: the event, the gate, the writer and the merger hold it on.
+#[tokio::test]
+async fn an_upload_holds_its_budgets_until_its_content_is_dropped() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    let (payload, decoded) = (limits::UPLOADS_IN_FLIGHT_BYTES, limits::DECODED_UPLOADS_BYTES);
+    assert_eq!(uploads.free_bytes(), (payload, decoded));
+    let mut upload = open(&uploads, 0).await;
+    let bytes = content().len() as u64;
+    let kib = |bytes: u64| bytes.next_multiple_of(1 << 10);
+    assert_eq!(
+        uploads.free_bytes(),
+        (payload - kib(2 * bytes), decoded),
+        "the buffer, and chunks on their way into it"
+    );
+    (0..3).for_each(|index| _ = upload.assembly.put(index, &chunk(index)).expect("a sound chunk"));
+    let room = uploads.room_to_decode(9 << 20).await.expect("there is room");
+    let received = upload.finish().expect("nothing is missing");
+    assert_eq!(received.payload[..], content());
+    let held = (payload - kib(bytes), decoded - (9 << 20));
+    assert_eq!(uploads.free_bytes(), held);
+    let delta = codec::Delta::Dense(vec![1.0; 4]);
+    let waiting = Arc::new(Content::measure(delta, received.reservation(room)));
+    drop(received);
+    let (gate, merger) = (Arc::clone(&waiting), Arc::clone(&waiting));
+    drop((waiting, gate));
+    assert_eq!(uploads.free_bytes(), held, "it waits for the merger");
+    drop(merger);
+    assert_eq!(uploads.free_bytes(), (payload, decoded));
+}
+
+/// A form that is larger than the budget must not wait for ever, and nothing is decoded beside it.
+#[tokio::test]
+async fn what_is_larger_than_the_budget_is_decoded_alone() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let uploads = Uploads::new(folder.path().to_owned());
+    let small = uploads.room_to_decode(1).await.expect("there is room");
+    let wait = std::time::Duration::from_millis(20);
+    let large = || uploads.room_to_decode(8 * limits::TRANSFER_BYTES);
+    assert!(tokio::time::timeout(wait, large()).await.is_err(), "something else is decoded");
+    drop(small);
+    let alone = large().await.expect("the whole budget is free");
+    assert_eq!(uploads.free_bytes(), (limits::UPLOADS_IN_FLIGHT_BYTES, 0));
+    assert!(tokio::time::timeout(wait, uploads.room_to_decode(1)).await.is_err(), "nothing beside it");
+    drop(alone);
+    drop(uploads.room_to_decode(1).await.expect("it is free again"));
 }
 
 /// Offering much and sending nothing holds a share of the room, and no more.

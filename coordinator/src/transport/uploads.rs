@@ -1,6 +1,14 @@
-//! Room for what is on its way in, and what becomes of halves: on disk if they are of several chunks (see
-//! [`super::partials`]), in memory where that fails. After a reconnect, a new address or a restart only the missing
-//! chunks are sent.
+//! Memory budgets for uploads, and where partial ones are kept.
+//!
+//! ```text
+//!  offer ──► budget of payloads ──► chunks ──► budget of decoded content ──► decode ──► Event ──► ... ──► merged or refused
+//!            └───────────────────────── both end here, with the content (core::content) ─────────────────────────┘
+//! ```
+//! Whoever holds decoded content waits for no budget, only for the disk and the merger. So uploads that wait for the second
+//! budget get it, and neither budget can be held in a circle.
+//!
+//! Partially received uploads of more than one chunk are spooled to disk (see [`super::partials`]), or kept in memory if
+//! that fails. After a reconnect, a new address or a restart only the missing chunks are sent.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,14 +24,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::partials::{PartialName, Partials};
 use crate::clock;
+use crate::core::content::Reservation;
 
 /// Bytes that one permit of the budget stands for.
 const PERMIT_BYTES: u64 = 1 << 10;
-/// What one agent may hold of it, in permits.
-#[expect(clippy::cast_possible_truncation, reason = "a share is far below 4 TiB")]
-const SHARE_PERMITS: u32 = (limits::UPLOAD_BYTES_PER_AGENT / PERMIT_BYTES) as u32;
+/// The whole budget of payloads, the share of it that one agent may hold, and the whole budget of decoded content.
+const PAYLOAD_PERMITS: u32 = permits(limits::UPLOADS_IN_FLIGHT_BYTES);
+const SHARE_PERMITS: u32 = permits(limits::UPLOAD_BYTES_PER_AGENT);
+const DECODED_PERMITS: u32 = permits(limits::DECODED_UPLOADS_BYTES);
+/// Copies of chunks that one upload may hold beside its buffer: on their way into it, or on their way to disk.
+const CHUNKS_BYTES: u64 = limits::CHUNK_STREAMS as u64 * limits::CHUNK_BYTES as u64;
 /// How long an upload waits for room. Its agent has given the connection up by then.
 const ROOM: Duration = Duration::from_millis(limits::OFFER_TIMEOUT_MS);
+
+/// Permits that stand for so many bytes.
+#[expect(clippy::cast_possible_truncation, reason = "no transfer is larger than 4 TiB")]
+const fn permits(bytes: u64) -> u32 {
+    bytes.div_ceil(PERMIT_BYTES) as u32
+}
 
 /// Why an upload cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +60,41 @@ pub(super) struct Upload {
     pub(super) assembly: Assembly,
     name: PartialName,
     on_disk: bool,
+    held: Held,
+}
+
+/// What an upload holds of the budget of payloads, and of its agent's share of it.
+#[derive(Debug)]
+struct Held {
     _share: OwnedSemaphorePermit,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
+}
+
+/// A whole payload, with its part of the budget.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) payload: Arc<[u8]>,
+    held: Arc<Held>,
+}
+
+impl Received {
+    /// What the payload and `decoded` hold of the budgets, until its last clone is dropped.
+    pub(super) fn reservation(&self, decoded: OwnedSemaphorePermit) -> Reservation {
+        Reservation::of((Arc::clone(&self.held), decoded))
+    }
 }
 
 impl Upload {
+    /// The payload, once nothing is missing. It is copied once: room for decoded content stands for the copy.
+    pub(super) fn finish(self) -> Option<Received> {
+        let Self { assembly, mut held, .. } = self;
+        let payload: Arc<[u8]> = assembly.finish()?.into();
+        // No more chunks are on their way.
+        let surplus = held.room.num_permits().saturating_sub(permits(payload.len() as u64) as usize);
+        drop(held.room.split(surplus));
+        Some(Received { payload, held: Arc::new(held) })
+    }
+
     /// Under which name its chunks are written to disk, if they are.
     pub(super) fn kept_as(&self) -> Option<PartialName> {
         self.on_disk.then_some(self.name)
@@ -103,12 +151,13 @@ impl Shares {
     }
 }
 
-/// Transfers that were left behind, and the budget for all that are in memory.
+/// Transfers that were left behind, and the budgets for all that are in memory.
 #[derive(Debug)]
 pub(super) struct Uploads {
     budget: Arc<Semaphore>,
     /// How many wait for room in it.
     waiting: AtomicU64,
+    decoded: Arc<Semaphore>,
     /// What each agent may hold of it at once; only of agents that hold or want some.
     shares: Mutex<Shares>,
     left_behind: Mutex<BTreeMap<AgentId, LeftBehind>>,
@@ -119,11 +168,10 @@ pub(super) struct Uploads {
 impl Uploads {
     /// With `folder` for what shall survive this process.
     pub(super) fn new(folder: PathBuf) -> Self {
-        let permits = limits::UPLOADS_IN_FLIGHT_BYTES / PERMIT_BYTES;
-        let permits = usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Self {
-            budget: Arc::new(Semaphore::new(permits)),
+            budget: Arc::new(Semaphore::new(PAYLOAD_PERMITS as usize)),
             waiting: AtomicU64::new(0),
+            decoded: Arc::new(Semaphore::new(DECODED_PERMITS as usize)),
             shares: Mutex::default(),
             left_behind: Mutex::default(),
             partials: Arc::new(Partials::open(folder, clock::unix_ms())),
@@ -159,10 +207,11 @@ impl Uploads {
     }
 
     async fn start(&self, agent: AgentId, name: PartialName, manifest: TransferManifest) -> Result<Upload, OpenError> {
-        let permits = u32::try_from(manifest.bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        let bytes = manifest.bytes;
+        let receiving = permits(bytes + bytes.min(CHUNKS_BYTES)).min(PAYLOAD_PERMITS);
         let (share, room) = tokio::time::timeout(ROOM, async {
-            let share = self.share(agent, permits).await?;
-            Some((share, self.room(permits).await?))
+            let share = self.share(agent, permits(bytes)).await?;
+            Some((share, self.room(receiving).await?))
         })
         .await
         .ok()
@@ -180,7 +229,7 @@ impl Uploads {
             });
             (on_disk, assembly) = taken_up.await.map_err(|_| OpenError::NoRoom)?;
         }
-        Ok(Upload { assembly, name, on_disk, _share: share, _room: room })
+        Ok(Upload { assembly, name, on_disk, held: Held { _share: share, room } })
     }
 
     /// The agent's own limit. One transfer always fits, however large; a second one beside it may not.
@@ -205,6 +254,13 @@ impl Uploads {
         }
         let _waits = Waits::new(&self.waiting);
         acquiring.await.ok()
+    }
+
+    /// Waits for room for the decoded form of a whole upload, of at most so many bytes. A form that is larger than the
+    /// budget gets all of it. None when there is no room for too long: the agent offers the upload again.
+    pub(super) async fn room_to_decode(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let room = Arc::clone(&self.decoded).acquire_many_owned(permits(bytes).min(DECODED_PERMITS));
+        tokio::time::timeout(ROOM, room).await.ok()?.ok()
     }
 
     /// A chunk was checked, and is in memory: write it to disk too, if it belongs there.
@@ -260,6 +316,13 @@ impl Uploads {
             given_up: count(&self.counters.given_up),
             waiting: self.waiting.load(Ordering::Relaxed),
         }
+    }
+
+    /// Bytes that are free of each budget.
+    #[cfg(test)]
+    pub(super) fn free_bytes(&self) -> (u64, u64) {
+        let free = |budget: &Semaphore| budget.available_permits() as u64 * PERMIT_BYTES;
+        (free(&self.budget), free(&self.decoded))
     }
 
     fn take(&self, agent: AgentId, id: Digest) -> Option<Upload> {

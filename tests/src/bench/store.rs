@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anabranch_common::codec::{CodecId, CodecSpec, dense::Planes32, euclidean_norm};
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
 use anabranch_common::journal::{AcceptedUpdate, Chain, Record, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
@@ -19,7 +20,7 @@ use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::recovery::{self, checkpoint};
 use anabranch_coordinator::store::{SledStore, Store};
-use anabranch_coordinator::workers::{self, ANSWERS, Answer, WriteJob};
+use anabranch_coordinator::workers::{self, Answer, WriteJob};
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 
@@ -68,7 +69,7 @@ fn updates_per_second(
     let run = TestRun::new(1, seed)?;
     store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
     store.commit()?;
-    let (answers_in, mut answers) = mpsc::channel(ANSWERS);
+    let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
     let writer = workers::writer(Arc::clone(&store), answers_in)?;
     let payloads: Vec<Arc<[u8]>> = (0..8).map(|index| noise_bytes(bytes, seed + index)).collect();
     let watch = Stopwatch::start();

@@ -31,6 +31,7 @@ mod text_ops;
 
 use std::ops::ControlFlow;
 
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, TrainSpec};
 
@@ -52,8 +53,6 @@ use memory::{Budget, Needs};
 const EVALUATION_BATCH: usize = 32;
 /// Bytes of text that are evaluated together.
 const EVALUATION_TOKENS: usize = 2048;
-/// Largest `train.batch_size`.
-const MAX_BATCH: u32 = 65_536;
 
 /// How the native trainer uses this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -316,8 +315,8 @@ fn check_plan(plan: &TrainSpec) -> Result<(), TrainError> {
     if plan.local_steps == 0 {
         return refuse("train.local_steps", plan.local_steps, "expected at least 1".to_owned());
     }
-    if plan.batch_size == 0 || plan.batch_size > MAX_BATCH {
-        return refuse("train.batch_size", plan.batch_size, format!("expected 1 to {MAX_BATCH}"));
+    if plan.batch_size == 0 || plan.batch_size > limits::BATCH_EXAMPLES {
+        return refuse("train.batch_size", plan.batch_size, format!("expected 1 to {}", limits::BATCH_EXAMPLES));
     }
     Ok(())
 }

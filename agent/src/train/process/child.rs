@@ -22,7 +22,7 @@ use crate::train::StepReport;
 /// How often a request that waits for its answer looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(100);
 /// How long the rest of what a dead child has written is waited for.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_millis(limits::CHILD_LAST_WORDS_MS);
 
 /// Why a child is of no use any more.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

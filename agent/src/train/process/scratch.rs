@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use anabranch_common::limits;
+
 /// Where Linux has a tmpfs for everyone.
 const SHARED_MEMORY: &str = "/dev/shm";
-/// Room that has to be there: enough for two models of 100 million parameters.
-const ROOM_BYTES: u64 = 1 << 30;
 
 /// The directory, removed when this is dropped.
 #[derive(Debug)]
@@ -73,7 +73,8 @@ fn make(path: &Path) -> io::Result<()> {
 }
 
 fn has_room(path: &Path) -> bool {
-    nix::sys::statvfs::statvfs(path).is_ok_and(|found| found.blocks_available() * found.fragment_size() >= ROOM_BYTES)
+    nix::sys::statvfs::statvfs(path)
+        .is_ok_and(|found| found.blocks_available() * found.fragment_size() >= limits::SCRATCH_ROOM_BYTES)
 }
 
 #[cfg(test)]

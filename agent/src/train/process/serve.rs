@@ -20,7 +20,7 @@ use crate::train::{Round, RunPart, StepReport, TrainError, TrainOutcome, Trainer
 use crate::worker::{Shards, TrainerFactory};
 
 /// Time between two signs of life.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_millis(limits::TRAINER_HEARTBEAT_MS);
 
 /// Speaks the trainer protocol on standard input and output until the agent leaves. `make` opens what is trained on, once
 /// the agent has said where that is.

@@ -96,7 +96,7 @@ async fn a_chunk_that_is_too_long_or_too_slow_is_refused() {
     let header = ChunkHeader { transfer: Digest::default(), index: 0 };
     let mut stream = pair.client.open_uni().await.expect("opens");
     let sending = async {
-        send(&mut stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+        send(&mut stream, FrameKind::Chunk, &header, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
         // The receiver stops the stream in the middle, which is an error here.
         let _ = stream.write_all(&vec![0; CHUNK_BYTES + 1]).await;
         let _ = stream.finish();
@@ -106,7 +106,7 @@ async fn a_chunk_that_is_too_long_or_too_slow_is_refused() {
     assert_eq!(received, Err(ChunkError::TooLong));
 
     let mut stream = pair.client.open_uni().await.expect("opens");
-    send(&mut stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+    send(&mut stream, FrameKind::Chunk, &header, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
     let slow = pair.server.accept_uni().await.expect("a stream");
     assert_eq!(recv_chunk(slow, Duration::from_millis(50)).await, Err(ChunkError::Frame(FrameIoError::TimedOut)));
 }
@@ -118,7 +118,7 @@ async fn a_cancelled_sender_gives_its_chunk_up() {
     let mut guard = ResetOnDrop(Some(pair.client.open_uni().await.expect("opens")));
     let header = ChunkHeader { transfer: Digest::default(), index: 0 };
     let stream = guard.0.as_mut().expect("just put there");
-    send(stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+    send(stream, FrameKind::Chunk, &header, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
     stream.write_all(&[7; CHUNK_BYTES / 2]).await.expect("writes");
     drop(guard);
     let stream = pair.server.accept_uni().await.expect("a stream");
@@ -143,16 +143,16 @@ async fn a_message_and_its_answer_pass_a_bulk_transfer_that_nobody_reads() {
     ask.set_priority(crate::frames::CONTROL_PRIORITY).expect("open");
     let ping = ChunkHeader { transfer: Digest::default(), index: 77 };
     for _ in 0..3 {
-        send(&mut ask, FrameKind::Chunk, &ping, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+        send(&mut ask, FrameKind::Chunk, &ping, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
     }
     let (mut reply, mut asked) = pair.server.accept_bi().await.expect("a stream");
     reply.set_priority(crate::frames::CONTROL_PRIORITY).expect("open");
     for _ in 0..3 {
         let heard: ChunkHeader =
-            recv_one(&mut asked, FrameKind::Chunk, CHUNK_HEADER_BYTES, DEADLINE).await.expect("a message");
-        send(&mut reply, FrameKind::Chunk, &heard, CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
+            recv_one(&mut asked, FrameKind::Chunk, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("a message");
+        send(&mut reply, FrameKind::Chunk, &heard, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
         let back: ChunkHeader =
-            recv_one(&mut answer, FrameKind::Chunk, CHUNK_HEADER_BYTES, DEADLINE).await.expect("the answer");
+            recv_one(&mut answer, FrameKind::Chunk, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("the answer");
         assert_eq!(back, ping);
     }
     assert!(!bulk.is_finished(), "24 chunks cannot be through while none was read");

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use super::StorageError;
 
-/// Bytes read from a lock file at most: a process id and a line end.
-const PID_TEXT_BYTES: u64 = 16;
+use anabranch_common::limits;
 
 /// Held while this process uses a directory; the system lets go of it when the process ends, however it ends. The file
 /// stays behind on purpose: removing it would let two processes lock two files of the same name.
@@ -50,7 +49,7 @@ impl DirLock {
 
 fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
-    file.take(PID_TEXT_BYTES).read_to_string(&mut text).ok()?;
+    file.take(limits::LOCK_FILE_BYTES).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
 

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_common::limits::STORE_VALUE_BYTES;
 
 use crate::durable::flusher::Flusher;
@@ -38,18 +39,12 @@ pub use error::StorageError;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};
 
-/// Bytes of one sled segment unless said otherwise, fixed when the store is created. With sled's own default (512 KiB) a
-/// store of large values grows without end.
-pub const SEGMENT_BYTES: usize = 16 << 20;
 /// A commit is made by itself when this share of a segment has been written since the last one. sled writes over a
 /// segment as soon as what was in it lies elsewhere in the disk's cache; a sync must come in between.
 const SEGMENT_SHARE: u64 = 8;
 /// How often sled's background thread rewrites fragmented segments. It is not relied on for durability, but without it
 /// nothing is ever cleaned (`attempt_gc` has no other caller).
 const CLEAN_EVERY_MS: u64 = 500;
-/// After the last handle is dropped sled's worker threads may keep the file open for a moment. While we hold our own
-/// lock, nobody else can be meant by a held sled lock, so it is waited for.
-const REOPEN_TRIES: u32 = 100;
 const REOPEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// How a store is opened.
@@ -114,7 +109,7 @@ impl DurableDb {
     /// # Errors
     /// See [`StorageError`]; `Locked` if another process has it open.
     pub fn open(dir: &Path, options: DbOptions) -> Result<Self, StorageError> {
-        Self::open_with_segments(dir, options, SEGMENT_BYTES)
+        Self::open_with_segments(dir, options, limits::STORE_SEGMENT_MAX_BYTES)
     }
 
     /// The same with segments of another size: a power of two, at least eight times the largest value. A small store
@@ -317,7 +312,7 @@ fn stored_segment_bytes(dir: &Path) -> Option<usize> {
     let conf = std::fs::read(dir.join("conf")).ok()?;
     let value = conf.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"segment_size: "))?;
     let bytes: usize = str::from_utf8(value).ok()?.parse().ok()?;
-    (bytes.is_power_of_two() && (STORE_VALUE_BYTES..=SEGMENT_BYTES).contains(&bytes)).then_some(bytes)
+    (bytes.is_power_of_two() && (STORE_VALUE_BYTES..=limits::STORE_SEGMENT_MAX_BYTES).contains(&bytes)).then_some(bytes)
 }
 
 fn open_sled(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<sled::Db, StorageError> {
@@ -334,7 +329,7 @@ fn open_sled(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<sle
             .map_err(|detail| StorageError::Corrupt { path: dir.to_owned(), detail })?
             .map_err(|error| StorageError::of_sled(dir, error));
         match opened {
-            Err(StorageError::Locked { .. }) if tries < REOPEN_TRIES => {
+            Err(StorageError::Locked { .. }) if tries < limits::STORE_REOPEN_TRIES => {
                 tries += 1;
                 std::thread::sleep(REOPEN_PAUSE);
             }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
+use anabranch_common::limits;
+
 fn temp() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
@@ -59,10 +61,10 @@ fn what_was_committed_is_there_after_reopening() {
 fn a_store_keeps_the_segments_that_it_was_created_with() {
     let dir = temp();
     let at = dir.path().join("store");
-    for segment_bytes in [SEGMENT_BYTES, 2 << 20] {
+    for segment_bytes in [limits::STORE_SEGMENT_MAX_BYTES, 2 << 20] {
         let db = DurableDb::open_with_segments(&at, DbOptions::default(), segment_bytes).expect("opens");
-        assert_eq!(stored_segment_bytes(&at), Some(SEGMENT_BYTES));
-        assert_eq!(db.shared.barrier_bytes, SEGMENT_BYTES as u64 / SEGMENT_SHARE);
+        assert_eq!(stored_segment_bytes(&at), Some(limits::STORE_SEGMENT_MAX_BYTES));
+        assert_eq!(db.shared.barrier_bytes, limits::STORE_SEGMENT_MAX_BYTES as u64 / SEGMENT_SHARE);
         db.tree("journal").expect("tree").insert(segment_bytes.to_be_bytes(), b"value").expect("inserts");
         db.commit().expect("commits");
     }
@@ -79,7 +81,7 @@ fn a_partial_snapshot_is_swept_and_the_store_opens() {
     drop(db);
     let partial = dir.path().join("store/snap.7FFFFFFFFFFFFFFF.generating");
     std::fs::write(&partial, b"half").expect("writes");
-    let alone = sled::Config::new().path(dir.path().join("store")).segment_size(SEGMENT_BYTES).open();
+    let alone = sled::Config::new().path(dir.path().join("store")).segment_size(limits::STORE_SEGMENT_MAX_BYTES).open();
     assert!(alone.is_err(), "sled opens with a partial snapshot by itself now: the sweep can go");
     let db = open(dir.path()).expect("opens after sweeping");
     assert!(!partial.exists());

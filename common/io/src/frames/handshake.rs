@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use quinn::{RecvStream, SendStream};
 
 use super::{HandshakeError, recv_one, send};
-
-/// Bytes of either frame; they are far smaller, and their layout never changes.
-const HANDSHAKE_BYTES: usize = 64;
 
 /// The opening side: proposes our versions for `purpose` and returns the version to speak.
 ///
@@ -30,8 +28,8 @@ pub(super) async fn propose_this(
     proposal: Propose,
     deadline: Duration,
 ) -> Result<u16, HandshakeError> {
-    send(send_stream, FrameKind::Propose, &proposal, HANDSHAKE_BYTES, deadline).await?;
-    match recv_one(recv_stream, FrameKind::Agree, HANDSHAKE_BYTES, deadline).await? {
+    send(send_stream, FrameKind::Propose, &proposal, limits::HANDSHAKE_MESSAGE_BYTES, deadline).await?;
+    match recv_one(recv_stream, FrameKind::Agree, limits::HANDSHAKE_MESSAGE_BYTES, deadline).await? {
         Agree::Version(version) => Ok(version),
         Agree::Unsupported { min, max } => Err(HandshakeError::Version { min, max }),
         Agree::Forbidden => Err(HandshakeError::Forbidden(proposal.purpose)),
@@ -48,9 +46,10 @@ pub async fn accept(
     allowed: impl FnOnce(Purpose) -> bool,
     deadline: Duration,
 ) -> Result<(Purpose, u16), HandshakeError> {
-    let proposal: Propose = recv_one(recv_stream, FrameKind::Propose, HANDSHAKE_BYTES, deadline).await?;
+    let proposal: Propose =
+        recv_one(recv_stream, FrameKind::Propose, limits::HANDSHAKE_MESSAGE_BYTES, deadline).await?;
     let answer = if allowed(proposal.purpose) { proposal.answer() } else { Agree::Forbidden };
-    send(send_stream, FrameKind::Agree, &answer, HANDSHAKE_BYTES, deadline).await?;
+    send(send_stream, FrameKind::Agree, &answer, limits::HANDSHAKE_MESSAGE_BYTES, deadline).await?;
     match answer {
         Agree::Version(version) => Ok((proposal.purpose, version)),
         Agree::Unsupported { .. } => Err(HandshakeError::Version { min: proposal.min, max: proposal.max }),

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
 use anabranch_common::wire::frame::{self, FrameKind};
 use anabranch_common::wire::message;
@@ -11,9 +12,6 @@ use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
 use super::{CONTROL_PRIORITY, FrameIoError, error, send};
-
-/// Bytes read at once; a frame is allocated as its bytes arrive, never by what its header promises.
-const READ_BYTES: usize = 16 << 10;
 
 /// Reads messages `T` from a control stream. [`Self::next`] is cancel-safe: what was read so far is kept here.
 #[derive(Debug)]
@@ -25,6 +23,7 @@ pub struct FrameReader<T> {
     buffer: Vec<u8>,
     /// When the first byte of the next frame arrived.
     since: Option<Instant>,
+    last_bytes: usize,
     messages: PhantomData<fn() -> T>,
 }
 
@@ -33,7 +32,13 @@ impl<T: Decode<()>> FrameReader<T> {
     /// that), but once it has begun it must be complete within `deadline`.
     #[must_use]
     pub fn new(stream: RecvStream, kind: FrameKind, deadline: Duration) -> Self {
-        Self { stream, kind, deadline, buffer: Vec::new(), since: None, messages: PhantomData }
+        Self { stream, kind, deadline, buffer: Vec::new(), since: None, last_bytes: 0, messages: PhantomData }
+    }
+
+    /// Bytes of the frame of the message that [`Self::next`] returned last.
+    #[must_use]
+    pub fn last_bytes(&self) -> usize {
+        self.last_bytes
     }
 
     /// The next message, or nothing at the end of the stream. Cancel-safe.
@@ -46,11 +51,12 @@ impl<T: Decode<()>> FrameReader<T> {
                 0 => {
                     self.since = None;
                     let payload = std::mem::take(&mut self.buffer);
+                    self.last_bytes = payload.len();
                     return Ok(Some(message::decode(&payload[FRAME_HEADER_BYTES..], CONTROL_MESSAGE_BYTES)?));
                 }
                 wanted => wanted,
             };
-            let read = self.stream.read_chunk(wanted.min(READ_BYTES), true);
+            let read = self.stream.read_chunk(wanted.min(limits::FRAME_READ_BYTES), true);
             let read = match self.since {
                 Some(since) => tokio::time::timeout_at(since + self.deadline, read).await,
                 None => Ok(read.await),

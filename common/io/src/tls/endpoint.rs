@@ -5,15 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anabranch_common::limits;
 use anabranch_common::limits::HANDSHAKE_TIMEOUT_MS;
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{ConnectProblem, explain, reset};
-
-/// Bytes asked for as the kernel's buffers of a server's socket; the kernel may give fewer. Its default loses packets
-/// when many agents upload at once.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +43,8 @@ fn server_socket(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_only_v6(false)?;
     }
     // Only a matter of speed: refused where the system's limits are lower.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_recv_buffer_size(limits::SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(limits::SOCKET_BUFFER_BYTES);
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

@@ -38,19 +38,6 @@ pub use endpoint::{
 pub use identity::{ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, validity};
 pub use problem::{ConnectProblem, explain};
 
-/// Streams that a peer may open for requests at the same time; an agent needs one.
-const REQUEST_STREAMS: u32 = 4;
-/// A chunk, its header and some room: a sender never waits for the window in the middle of a chunk.
-#[expect(clippy::cast_possible_truncation, reason = "a chunk is 1 MiB")]
-const STREAM_WINDOW_BYTES: u32 = limits::CHUNK_BYTES as u32 + 4096;
-/// Bytes that one peer may have in flight to us, over all streams.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Bytes that we keep for one peer until it has acknowledged them.
-const SEND_WINDOW_BYTES: u64 = 16 << 20;
-/// Bytes kept of one connection before it is accepted, and of all of them.
-const INCOMING_BYTES: u64 = 64 << 10;
-const INCOMING_TOTAL_BYTES: u64 = 16 << 20;
-
 /// Why TLS cannot be set up: certificates and keys are unreadable or do not fit each other.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -87,9 +74,9 @@ fn transport() -> TransportConfig {
     let idle = VarInt::from_u64(limits::IDLE_TIMEOUT_MS).unwrap_or(VarInt::MAX);
     transport
         .max_idle_timeout(Some(idle.into()))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
+        .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES))
+        .send_window(limits::SEND_WINDOW_BYTES)
         .max_concurrent_uni_streams(VarInt::from_u32(limits::CHUNK_STREAMS))
         // Chunks go out one after the other, so that each arrives within its deadline on a slow link.
         .send_fairness(false)
@@ -121,14 +108,14 @@ pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerCo
     let mut transport = transport();
     // What a stranger sends is kept in memory until it is read: little, until [`trust`] says otherwise.
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits::REQUEST_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .receive_window(VarInt::from_u32(limits::STRANGER_WINDOW_BYTES));
     config
         .transport_config(Arc::new(transport))
         .max_incoming(limits::PENDING_HANDSHAKES)
-        .incoming_buffer_size(INCOMING_BYTES)
-        .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
+        .incoming_buffer_size(limits::INCOMING_BYTES)
+        .incoming_buffer_size_total(limits::INCOMING_TOTAL_BYTES);
     Ok(config)
 }
 
@@ -136,7 +123,7 @@ pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerCo
 /// member.
 pub fn trust(connection: &Connection) {
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(limits::CHUNK_STREAMS));
-    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    connection.set_receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES));
 }
 
 fn client_config(mut tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {

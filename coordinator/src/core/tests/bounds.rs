@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::{self, CodecSpec, Delta};
-use anabranch_common::ids::{Digest, Incarnation, Position};
+use anabranch_common::ids::{Digest, Incarnation, ModelVersion, Position};
 use anabranch_common::journal::{LeaseEnd, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::spec::{ModelKind, ModelSpec, RunSpec};
@@ -11,7 +11,7 @@ use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
-use super::world::{World, agent, breaks_the_protocol, hello, manifest, spec};
+use super::world::{World, agent, breaks_the_protocol, content, hello, manifest, spec};
 use crate::core::admit::{Decision, admit};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
@@ -51,6 +51,24 @@ fn a_model_whose_bytes_its_tensors_cannot_make_is_not_asked_for() {
     let message = AgentMessage::OfferModel { manifest: manifest(), digest: Digest::default(), transfer };
     let commands = world.message(1, message);
     assert!(breaks_the_protocol(&commands), "{commands:?}");
+}
+
+/// While the disk stalls, answers wait in the gate: a peer that goes on asking must not fill the memory with them.
+#[test]
+fn a_peer_that_asks_on_while_the_disk_stalls_is_cut_off() {
+    let mut world = World::started(2);
+    world.message(1, AgentMessage::RequestLease);
+    world.published();
+    let fetch = || AgentMessage::FetchModel { version: ModelVersion(0), missing: None };
+    let asked = (0..2 * limits::PEER_QUEUE_MESSAGES).flat_map(|_| world.message(1, fetch())).count();
+    assert_eq!(asked, 0, "everything waits for the record of the lease");
+    assert_eq!(world.gated_for(PeerId(1)), limits::PEER_QUEUE_MESSAGES + 1);
+    assert_eq!(world.message(2, fetch()), [], "the other peer's answer waits too");
+    let commands = world.journal();
+    let is_for = |wanted| move |command: &&Command| command.peer() == Some(PeerId(wanted));
+    assert_eq!(commands.iter().rfind(is_for(1)), Some(&Command::Close { peer: PeerId(1) }));
+    assert!(matches!(commands.iter().rfind(is_for(2)), Some(Command::SendModel { .. })), "{commands:?}");
+    assert_eq!(world.gated_for(PeerId(1)), 0);
 }
 
 #[test]
@@ -190,7 +208,7 @@ fn the_first_updates_to_a_model_of_zeros_have_a_measure() {
         let mut clipping = spec();
         clipping.admit.clip_norm_ratio = clip_norm_ratio;
         change(&mut state, clipping);
-        match admit(&state, &meta, Some(&Ok(&Delta::Dense(vec![value; 4])))) {
+        match admit(&state, &meta, Some(&Ok(&*content(Delta::Dense(vec![value; 4]))))) {
             Decision::Accept(update) => update.weight,
             other => panic!("{other:?}"),
         }

@@ -17,6 +17,7 @@ use anabranch_common::wire::transfer::TransferManifest;
 
 use crate::core::admit::Decision;
 use crate::core::command::Command;
+use crate::core::content::{Content, Reservation};
 use crate::core::event::{Event, Now, PeerId};
 use crate::core::roster::Roster;
 use crate::core::state::RunState;
@@ -79,6 +80,11 @@ pub(super) fn spec() -> RunSpec {
 
 pub(super) fn manifest() -> ModelManifest {
     ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid")
+}
+
+/// A decoded vector as the transport hands it over, with nothing reserved.
+pub(super) fn content(delta: Delta) -> Arc<Content> {
+    Arc::new(Content::measure(delta, Reservation::default()))
 }
 
 /// Whether these commands send a peer away because it broke the protocol, and do nothing else.
@@ -273,7 +279,8 @@ impl World {
     }
 
     pub(super) fn model_received(&mut self, peer: PeerId) -> Vec<Command> {
-        let (digest, model) = (Digest::of_f32(&self.model), Arc::clone(&self.model));
+        let digest = Digest::of_f32(&self.model);
+        let model = content(Delta::Dense(self.model.to_vec()));
         self.handle(Event::ModelReceived { peer, manifest: manifest(), digest, model })
     }
 
@@ -338,7 +345,7 @@ impl World {
     }
 
     pub(super) fn receive(&mut self, n: u8, meta: &UpdateMeta, values: [f32; 4]) -> Vec<Command> {
-        let content = Ok(Arc::new(Delta::Dense(values.to_vec())));
+        let content = Ok(content(Delta::Dense(values.to_vec())));
         let peer = PeerId(u64::from(n));
         self.handle(Event::UpdateReceived { peer, meta: meta.clone(), payload: Arc::from([0; 16]), content })
     }
@@ -354,6 +361,11 @@ impl World {
 
     pub(super) fn last_sent(&self) -> Option<(PeerId, CoordinatorMessage)> {
         self.sent.last().cloned()
+    }
+
+    /// Commands that wait in the gate for this connection.
+    pub(super) fn gated_for(&self, peer: PeerId) -> usize {
+        self.core.gate.waiting_for(peer)
     }
 
     pub(super) fn position(&self) -> Position {

@@ -171,7 +171,7 @@ impl World {
                 Command::Begin { record, model } => {
                     let spec = run_spec(&self.schedule);
                     let manifest = process.core.state().expect("a run begins with a model").manifest.clone();
-                    match ModelState::new(manifest, spec.merge, model.to_vec(), ModelVersion(0)) {
+                    match ModelState::new(manifest, spec.merge, model.delta().values().to_vec(), ModelVersion(0)) {
                         Ok(state) => process.merging.push_back(MergeJob::Start(Box::new(state))),
                         Err(error) => return self.violate("P4", error.to_string()),
                     }

@@ -9,6 +9,7 @@ use anabranch_common::wire::handshake::MAX_PROTOCOL;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
 use anabranch_coordinator::core::command::Command;
+use anabranch_coordinator::core::content::Reservation;
 use anabranch_coordinator::core::event::{Event, PeerId};
 use anabranch_coordinator::transport::{self, Expected};
 
@@ -183,7 +184,7 @@ impl World {
 
     /// Decoding takes a while, in which the connection may end.
     fn decode_later(&mut self, peer: PeerId, wanted: Expected, content: &Arc<[u8]>) {
-        let event = transport::decode(peer, wanted, Arc::clone(content));
+        let event = transport::decode(peer, wanted, Arc::clone(content), Reservation::default());
         let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
         let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
         self.after(wait_ms, Happening::Coordinator(life, Box::new(event)));
