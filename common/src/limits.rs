@@ -127,6 +127,13 @@ pub const IDLE_TIMEOUT_MS: u64 = 20_000;
 pub const KEEP_ALIVE_MS: u64 = 5_000;
 /// How long a peer may take to finish its handshake and its first message, in milliseconds.
 pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// Addresses of one name that are tried, both families together.
+pub const CONNECT_ADDRESSES: usize = 16;
+/// How long the newest attempt to connect may go unanswered until the next address is tried beside it, in milliseconds
+/// (RFC 8305, section 8: Connection Attempt Delay).
+pub const CONNECT_ATTEMPT_DELAY_MS: u64 = 250;
+/// How long a short-lived client waits for the connections that it has closed or given up to be told, in milliseconds.
+pub const GOODBYE_MS: u64 = 500;
 /// How long a request on an open connection may take to be answered, in milliseconds.
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
 /// How long a chunk may take to arrive, in milliseconds.

@@ -27,7 +27,7 @@ const PROMPT: Duration = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
 /// How long an answer may take for which the coordinator reads its journal.
 const SLOW: Duration = Duration::from_secs(3600);
 /// How long the coordinator gets to hear that we are done.
-const GOODBYE: Duration = Duration::from_millis(500);
+const GOODBYE: Duration = Duration::from_millis(limits::GOODBYE_MS);
 
 /// A connection to a running coordinator.
 #[derive(Debug)]
