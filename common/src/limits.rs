@@ -134,6 +134,8 @@ pub const CONNECT_ADDRESSES: usize = 16;
 pub const CONNECT_ATTEMPT_DELAY_MS: u64 = 250;
 /// How long a short-lived client waits for the connections that it has closed or given up to be told, in milliseconds.
 pub const GOODBYE_MS: u64 = 500;
+/// Signals that wait to be seen by a daemon's loop.
+pub const SIGNALS_QUEUED: usize = 4;
 /// How long a request on an open connection may take to be answered, in milliseconds.
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
 /// How long a chunk may take to arrive, in milliseconds.
@@ -169,8 +171,10 @@ pub const TRAINER_QUEUE: usize = 64;
 pub const TRAINER_START_MS: u64 = 120_000;
 /// How long a trainer at work may say nothing, in milliseconds.
 pub const TRAINER_SILENCE_MS: u64 = 30_000;
-/// How long a trainer may go on after it was asked to stop, in milliseconds.
+/// How long a trainer may go on after it was asked to stop, and its processes after SIGTERM, in milliseconds.
 pub const TRAINER_STOP_MS: u64 = 2_000;
+/// How often what is left of a trainer is looked for and killed.
+pub const TRAINER_KILLS: usize = 50;
 /// How long a trainer at work may make no step, where `agent.toml` says nothing, in seconds.
 pub const TRAINER_PATIENCE_S: u64 = 600;
 /// How often a trainer that fails before it has a model is started in a row.

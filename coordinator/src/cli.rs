@@ -63,8 +63,9 @@ pub(crate) enum Verb {
     Init(InitArgs),
     /// Serve a run until it ends or is parked
     ///
-    /// SIGTERM or Ctrl-C parks the run: what was acknowledged is on disk, and the next `run` goes on from there. When
-    /// the run has reached a target or was stopped, it ends by itself with exit code 0.
+    /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) parks the run, also while it starts: what was
+    /// acknowledged is on disk, and the next `run` goes on from there. When the run has reached a target or was stopped,
+    /// it ends by itself with exit code 0.
     Run(RunArgs),
     /// Make, list and revoke the tokens with which agents join
     #[command(subcommand, visible_alias = "tokens")]

@@ -13,9 +13,9 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
+use anabranch_io::signals::{OnSignal, Signals};
 use anabranch_io::{faults, tls};
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -81,18 +81,18 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1000.0).round() as u64
 }
 
-/// Serves a run until it ends or is parked.
+/// Serves a run until it ends, or until a signal parks it. Until it serves, signals do what they did before.
 ///
 /// # Errors
 /// Whatever keeps the coordinator from starting or going on; each with its exit code.
-pub fn run(options: RunOptions) -> anyhow::Result<()> {
+pub fn run(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(options));
+    let result = runtime.block_on(serve(options, signals));
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
 }
 
-async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Result<()> {
+async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
     let (answers_in, answers) = mpsc::channel(ANSWERS);
     let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
@@ -103,6 +103,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, Arc::clone(&store), dir.join(UPLOADS_DIR));
     faults::point("recovered");
+    signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
     let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));
     let driver = Driver {
@@ -121,7 +122,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
         joins: BTreeMap::new(),
         next_request: 0,
     };
-    let ended = driver.work(commands, inputs, answers).await;
+    let ended = driver.work(commands, inputs, answers, signals).await;
     accepting.abort();
     endpoint.close(0u32.into(), b"coordinator is going away");
     tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await.ok();
@@ -217,9 +218,8 @@ impl Driver {
         commands: Vec<Command>,
         mut inputs: mpsc::Receiver<Input>,
         mut answers: mpsc::Receiver<Answer>,
+        signals: &mut Signals,
     ) -> anyhow::Result<ExitReason> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut exit = self.carry_out(commands);
@@ -227,8 +227,7 @@ impl Driver {
             let event = tokio::select! {
                 biased;
                 Some(answer) = answers.recv() => self.answered(answer)?,
-                _ = terminate.recv() => Some(Event::Park),
-                _ = interrupt.recv() => Some(Event::Park),
+                _ = signals.recv() => Some(Event::Park),
                 _ = ticks.tick() => Some(Event::Tick),
                 Some(input) = inputs.recv() => self.input(input),
             };

@@ -3,7 +3,7 @@
 //! ```text
 //!  cli, exit, logging  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
-//!  model_file        a model as safetensors
+//!  model_file        a model as safetensors                    signals    what ends a daemon
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -18,4 +18,5 @@ pub mod faults;
 pub mod frames;
 pub mod logging;
 pub mod model_file;
+pub mod signals;
 pub mod tls;

@@ -232,8 +232,9 @@ async fn a_silent_address_does_not_keep_the_next_one_waiting() {
     let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found, config);
     // One after the other, the silent address alone takes the whole of this.
     let deadline = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
-    let (client, server) = tokio::join!(tokio::time::timeout(deadline, connecting), accept_one(&endpoint));
-    let client = client.expect("in time").expect("connects");
+    let both = async { tokio::join!(connecting, accept_one(&endpoint)) };
+    let (client, server) = tokio::time::timeout(deadline, both).await.expect("in time");
+    let client = client.expect("connects");
     assert_eq!(client.remote_address().port(), found[1].port());
     drop((client, server));
     // The attempt that lost is given up, and not left to its idle timeout.
