@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, BranchId, RunId};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
@@ -60,19 +60,16 @@ pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
     Roster::from_items(tokens.as_deref(), members.as_deref()).context("tokens or members in the store are damaged")
 }
 
-/// What the core is told at its start.
-///
-/// # Errors
-/// The store fails, or no entropy can be had for a run that starts here.
-pub fn options(store: &dyn Store, config: &Config) -> anyhow::Result<Options> {
-    let (run, first_branch) = identity::run::identifiers(store).map_err(storage_fail)?;
-    Ok(Options {
+/// What the core is told at its start: the run's identifiers, and what run.toml says.
+#[must_use]
+pub fn options((run, first_branch): (RunId, BranchId), config: &Config) -> Options {
+    Options {
         run,
         first_branch,
         lease_ttl_ms: milliseconds(config.schedule.lease_ttl_s),
         checkpoint_every_versions: config.checkpoint.every_versions,
         checkpoint_every_ms: milliseconds(config.checkpoint.every_s),
-    })
+    }
 }
 
 /// Whole milliseconds; validated durations are finite and not negative.
@@ -130,7 +127,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
 }
 
 fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyhow::Result<(Core, Vec<Command>)> {
-    let options = options(store, config)?;
+    let options = options(identity::run::identifiers(store).map_err(storage_fail)?, config);
     let roster = roster(store)?;
     let started = clock::monotonic();
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };

@@ -54,7 +54,11 @@ impl Signals {
         let handlers = {
             let _entered = runtime.enter();
             let hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
-            Handlers { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hang_up }
+            Handlers {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+                hang_up,
+            }
         };
         let then = Arc::new(Mutex::new(OnSignal::Exit));
         let (to, received) = mpsc::channel(limits::SIGNALS_QUEUED);

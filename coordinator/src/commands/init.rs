@@ -52,7 +52,9 @@ fn names_hint(listen: SocketAddr, names: &[String]) -> Option<&'static str> {
         name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     };
     match names {
-        [] if listen.ip().is_loopback() => Some("--listen names this machine's loopback: no other machine can reach it"),
+        [] if listen.ip().is_loopback() => {
+            Some("--listen names this machine's loopback: no other machine can reach it")
+        }
         // The address that agents are sent to.
         [] if !listen.ip().is_unspecified() => None,
         [] => Some("no --san was given: agents on other machines need one (`names` in run.toml)"),

@@ -96,7 +96,9 @@ impl ServerConfig {
         }
         let is_loopback = name_ip.map_or(name.eq_ignore_ascii_case("localhost"), |ip| ip.is_loopback());
         (is_loopback && !bound.is_unspecified() && !bound.is_loopback()).then(|| {
-            format!("holds {name:?}, where nothing listens: server.listen is {listen}; 0.0.0.0 or [::] takes loopback too")
+            format!(
+                "holds {name:?}, where nothing listens: server.listen is {listen}; 0.0.0.0 or [::] takes loopback too"
+            )
         })
     }
 

@@ -81,12 +81,7 @@ pub(super) struct Death {
 
 impl Child {
     /// Starts `command` in a process group of its own.
-    pub(super) fn start(
-        command: &[OsString],
-        dir: Option<&Path>,
-        hello: &HelloAsk,
-        kin: Arc<Kin>,
-    ) -> io::Result<Self> {
+    pub(super) fn start(command: &[OsString], dir: Option<&Path>, hello: &HelloAsk, kin: Arc<Kin>) -> io::Result<Self> {
         let (program, args) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(program);
         command.args(args).process_group(0);

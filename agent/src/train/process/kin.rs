@@ -92,7 +92,8 @@ impl Kin {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let is_kin = |pid: &i32| {
-            let Some(Known { is_dead, group: of }) = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| known(&stat))
+            let Some(Known { is_dead, group: of }) =
+                fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| known(&stat))
             else {
                 return false;
             };
