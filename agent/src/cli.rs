@@ -61,6 +61,9 @@ pub(crate) enum Verb {
     /// Enrol with a join token: makes a key here and gets a certificate for it
     Join(JoinArgs),
     /// Train and evaluate until the run ends, or until SIGTERM
+    ///
+    /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) stops the agent in order, also while it
+    /// starts: with exit code 0, its trainer and all that the trainer has started ended. A second one stops it at once.
     Run(RunArgs),
     /// Show what the agent is doing, or what its store holds when it is stopped
     Status(StatusArgs),

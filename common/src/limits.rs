@@ -232,6 +232,15 @@ pub const IDLE_TIMEOUT_MS: u64 = 20_000;
 pub const KEEP_ALIVE_MS: u64 = 5_000;
 /// How long a peer may take to finish its handshake and its first message, in milliseconds.
 pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// Addresses of one name that are tried, both families together.
+pub const CONNECT_ADDRESSES: usize = 16;
+/// How long the newest attempt to connect may go unanswered until the next address is tried beside it, in milliseconds
+/// (RFC 8305, section 8: Connection Attempt Delay).
+pub const CONNECT_ATTEMPT_DELAY_MS: u64 = 250;
+/// How long a short-lived client waits for the connections that it has closed or given up to be told, in milliseconds.
+pub const GOODBYE_MS: u64 = 500;
+/// Signals that wait to be seen by a daemon's loop.
+pub const SIGNALS_QUEUED: usize = 4;
 /// How long a request on an open connection may take to be answered, in milliseconds.
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
 /// How long an answer may take for which the coordinator reads its journal, in milliseconds.
@@ -242,8 +251,6 @@ pub const FINAL_EVALUATION_MS: u64 = 10_000;
 pub const LAST_WORDS_MS: u64 = 1_000;
 /// How long a daemon waits for its connections and threads to end before its process ends anyway, in milliseconds.
 pub const EXIT_MS: u64 = 2_000;
-/// How long an operator's command waits for the coordinator to hear its goodbye, in milliseconds.
-pub const GOODBYE_MS: u64 = 500;
 /// How long one attempt to connect may take where it is not known yet what holds the directory, in milliseconds, and ...
 pub const REACH_ATTEMPT_MS: u64 = 3_000;
 /// ... attempts.
@@ -291,7 +298,7 @@ pub const TRAINER_QUEUE: usize = 64;
 pub const TRAINER_START_MS: u64 = 120_000;
 /// How long a trainer at work may say nothing, in milliseconds.
 pub const TRAINER_SILENCE_MS: u64 = 30_000;
-/// How long a trainer may go on after it was asked to stop, in milliseconds.
+/// How long a trainer may go on after it was asked to stop, and its processes after SIGTERM, in milliseconds.
 pub const TRAINER_STOP_MS: u64 = 2_000;
 /// Time between two signs of life of a trainer that is a process of this program, in milliseconds.
 pub const TRAINER_HEARTBEAT_MS: u64 = 5_000;
@@ -299,6 +306,8 @@ pub const TRAINER_HEARTBEAT_MS: u64 = 5_000;
 pub const CHILD_LAST_WORDS_MS: u64 = 500;
 /// Free bytes that shared memory must have to be used for a trainer's files: enough for two models of 100 million parameters.
 pub const SCRATCH_ROOM_BYTES: u64 = 1 << 30;
+/// How often what is left of a trainer is looked for and killed.
+pub const TRAINER_KILLS: usize = 50;
 /// How long a trainer at work may make no step, where `agent.toml` says nothing, in seconds.
 pub const TRAINER_PATIENCE_S: u64 = 600;
 /// How often a trainer that fails before it has a model is started in a row.

@@ -63,8 +63,9 @@ pub(crate) enum Verb {
     Init(InitArgs),
     /// Serve a run until it ends or is parked
     ///
-    /// SIGTERM or Ctrl-C parks the run: what was acknowledged is on disk, and the next `run` goes on from there. When
-    /// the run has reached a target or was stopped, it ends by itself with exit code 0.
+    /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) parks the run, also while it starts: what was
+    /// acknowledged is on disk, and the next `run` goes on from there. When the run has reached a target or was stopped,
+    /// it ends by itself with exit code 0.
     Run(RunArgs),
     /// Make, list and revoke the tokens with which agents join
     #[command(subcommand, visible_alias = "tokens")]
@@ -150,6 +151,7 @@ pub(crate) struct InitArgs {
           default_value_t = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, config::DEFAULT_PORT)))]
     pub(crate) listen: SocketAddr,
     /// Name or IP address under which agents reach the coordinator; repeat for more, the first goes into tokens
+    /// [default: the address of --listen; 127.0.0.1 where that is a wildcard]
     #[arg(long = "san", value_name = "NAME-or-IP")]
     pub(crate) names: Vec<String>,
     /// Name of the run, for people
@@ -189,8 +191,8 @@ pub(crate) enum TokenVerb {
         /// How many agents may join with it
         #[arg(long, value_name = "N", default_value_t = 1)]
         uses: u32,
-        /// Address that goes into the token [default: the first of server.names in run.toml, else 127.0.0.1, with the port of
-        /// server.listen; with --connect: HOST:PORT]
+        /// Address that goes into the token [default: the first of server.names in run.toml, else server.listen (127.0.0.1
+        /// where that is a wildcard), with the port of server.listen; with --connect: HOST:PORT]
         #[arg(long, value_name = "HOST:PORT")]
         address: Option<String>,
         #[command(flatten)]

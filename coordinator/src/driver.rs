@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, BranchId, RunId};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
@@ -13,9 +13,9 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
+use anabranch_io::signals::{OnSignal, Signals};
 use anabranch_io::{faults, tls};
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -61,19 +61,16 @@ pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
     Roster::from_items(tokens.as_deref(), members.as_deref()).context("tokens or members in the store are damaged")
 }
 
-/// What the core is told at its start.
-///
-/// # Errors
-/// The store fails, or no entropy can be had for a run that starts here.
-pub fn options(store: &dyn Store, config: &Config) -> anyhow::Result<Options> {
-    let (run, first_branch) = identity::run::identifiers(store).map_err(storage_fail)?;
-    Ok(Options {
+/// What the core is told at its start: the run's identifiers, and what run.toml says.
+#[must_use]
+pub fn options((run, first_branch): (RunId, BranchId), config: &Config) -> Options {
+    Options {
         run,
         first_branch,
         lease_ttl_ms: milliseconds(config.schedule.lease_ttl_s),
         checkpoint_every_versions: config.checkpoint.every_versions,
         checkpoint_every_ms: milliseconds(config.checkpoint.every_s),
-    })
+    }
 }
 
 /// Whole milliseconds; validated durations are finite and not negative.
@@ -82,18 +79,18 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1000.0).round() as u64
 }
 
-/// Serves a run until it ends or is parked.
+/// Serves a run until it ends, or until a signal parks it. Until it serves, signals do what they did before.
 ///
 /// # Errors
 /// Whatever keeps the coordinator from starting or going on; each with its exit code.
-pub fn run(options: RunOptions) -> anyhow::Result<()> {
+pub fn run(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(options));
+    let result = runtime.block_on(serve(options, signals));
     runtime.shutdown_timeout(Duration::from_millis(limits::EXIT_MS));
     result
 }
 
-async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Result<()> {
+async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
     let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
     let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
@@ -104,6 +101,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, Arc::clone(&store), dir.join(UPLOADS_DIR));
     faults::point("recovered");
+    signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
     let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));
     let driver = Driver {
@@ -122,7 +120,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
         joins: BTreeMap::new(),
         next_request: 0,
     };
-    let ended = driver.work(commands, inputs, answers).await;
+    let ended = driver.work(commands, inputs, answers, signals).await;
     accepting.abort();
     endpoint.close(0u32.into(), b"coordinator is going away");
     tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), endpoint.wait_idle()).await.ok();
@@ -130,7 +128,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions) -> anyhow::Resu
 }
 
 fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyhow::Result<(Core, Vec<Command>)> {
-    let options = options(store, config)?;
+    let options = options(identity::run::identifiers(store).map_err(storage_fail)?, config);
     let roster = roster(store)?;
     let started = clock::monotonic();
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
@@ -218,9 +216,8 @@ impl Driver {
         commands: Vec<Command>,
         mut inputs: mpsc::Receiver<Input>,
         mut answers: mpsc::Receiver<Answer>,
+        signals: &mut Signals,
     ) -> anyhow::Result<ExitReason> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut exit = self.carry_out(commands);
@@ -228,8 +225,7 @@ impl Driver {
             let event = tokio::select! {
                 biased;
                 Some(answer) = answers.recv() => self.answered(answer)?,
-                _ = terminate.recv() => Some(Event::Park),
-                _ = interrupt.recv() => Some(Event::Park),
+                _ = signals.recv() => Some(Event::Park),
                 _ = ticks.tick() => Some(Event::Tick),
                 Some(input) = inputs.recv() => self.input(input),
             };

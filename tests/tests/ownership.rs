@@ -1,13 +1,20 @@
-//! P7: a store that belongs to someone else is an error with its own code and a message, and nothing in it changes.
+//! P7: a store that belongs to someone else is an error with its own code and a message, and nothing in it changes. And
+//! root, who may look into it, changes nothing by looking, and leaves nothing of its own there when it writes.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
+use anabranch_tests::clock::poll;
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, Role};
+use anabranch_tests::process::{Cluster, PATIENCE, Role};
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 /// `nobody`, on every Linux.
@@ -73,4 +80,167 @@ fn a_store_of_someone_else_is_refused_and_left_alone() -> anyhow::Result<()> {
     cluster.start_ledger_agent("one", &[])?;
     cluster.wait_for_updates(before + 3)?;
     Ok(())
+}
+
+/// Everything below `dir`, with what looking must not change: owner, group, mode, inode, length and time of change.
+fn listing(dir: &Path) -> anyhow::Result<BTreeMap<PathBuf, [i64; 7]>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(path) = folders.pop() {
+        let data = fs::symlink_metadata(&path)?;
+        if data.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                folders.push(entry?.path());
+            }
+        }
+        let ids = [data.uid(), data.gid(), data.mode()].map(i64::from);
+        let (inode, length) = (data.ino().cast_signed(), data.len().cast_signed());
+        found.insert(path, [ids[0], ids[1], ids[2], inode, length, data.mtime(), data.mtime_nsec()]);
+    }
+    Ok(found)
+}
+
+fn give_to_nobody(dir: &Path) -> anyhow::Result<()> {
+    for path in listing(dir)?.keys() {
+        std::os::unix::fs::lchown(path, Some(NOBODY), Some(NOBODY))?;
+    }
+    Ok(())
+}
+
+/// Runs a command line as root, with a umask that keeps others out.
+fn as_root(cluster: &Cluster, role: Role, args: &[&OsStr]) -> anyhow::Result<String> {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "umask 027; exec \"$0\" \"$@\"", LAB, role.arg()])
+        .args(args)
+        .env("TMPDIR", cluster.path().join("tmp"));
+    let ended = command.output()?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    ensure!(ended.status.success(), "{args:?}: {}\n{said}", ended.status);
+    Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
+}
+
+/// A daemon of the user to whom the directories belong. Killed when dropped.
+struct Service {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Service {
+    fn start(cluster: &Cluster, role: Role, args: &[&OsStr]) -> anyhow::Result<Self> {
+        let log = cluster.path().join(format!("service-{}.log", role.arg()));
+        let mut command = Command::new(cluster.path().join("lab"));
+        command.uid(NOBODY).gid(NOBODY).arg(role.arg()).args(args).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+        Ok(Self { child: command.spawn()?, log })
+    }
+
+    fn park(mut self) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
+        let ended = poll(PATIENCE, || Ok(self.child.try_wait()?))?.context("it goes on")?;
+        ensure!(ended.success(), "{ended}: {}", fs::read_to_string(&self.log)?);
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Both daemons, as the user to whom the directories belong, until three more updates are merged.
+fn serve_as_nobody(cluster: &mut Cluster, before: u64) -> anyhow::Result<()> {
+    let (dir, agent_dir) = (cluster.coordinator_dir(), cluster.agent_dir("one"));
+    let run = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
+    let coordinator = Service::start(cluster, Role::Coordinator, &run)?;
+    let agent = Service::start(cluster, Role::LedgerAgent, &["--dir".as_ref(), agent_dir.as_os_str()])?;
+    let served = cluster.wait_for_updates(before + 3);
+    let log = |service: &Service| fs::read_to_string(&service.log).unwrap_or_default();
+    served.with_context(|| format!("{}\n{}", log(&coordinator), log(&agent)))?;
+    agent.park()?;
+    coordinator.park()
+}
+
+#[test]
+fn root_changes_nothing_by_looking_and_writes_as_the_owner() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not checked: only root can look into what belongs to others");
+        return Ok(());
+    }
+    let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
+    cluster.start_coordinator()?;
+    cluster.join("one")?;
+    cluster.start_ledger_agent("one", &[])?;
+    cluster.wait_for_updates(3)?;
+    cluster.park_agents()?;
+    assert_eq!(cluster.park_coordinator()?, 0);
+    let before = cluster.status()?.updates_accepted;
+    let (dir, agent_dir) = (cluster.coordinator_dir(), cluster.agent_dir("one"));
+    let (copy, out, tmp) = (cluster.path().join("lab"), cluster.path().join("out"), cluster.path().join("tmp"));
+    fs::copy(LAB, &copy)?;
+    fs::create_dir(&tmp)?;
+    set_mode(&copy, 0o755)?;
+    set_mode(cluster.path(), 0o755)?;
+    let data = agent_dir.join("train.csv");
+    fs::write(&data, "a,label\n1,0\n2,1\n")?;
+    for dir in [&dir, &agent_dir] {
+        give_to_nobody(dir)?;
+    }
+    let both = || anyhow::Ok([listing(&dir)?, listing(&agent_dir)?]);
+    let untouched = both()?;
+    let verbs: [&[&str]; 8] = [
+        &["status"],
+        &["status", "--json"],
+        &["agents", "list"],
+        &["token", "list"],
+        &["config", "check"],
+        &["checkpoint", "list"],
+        &["checkpoint", "verify"],
+        &["checkpoint", "export", "--force", "--out"],
+    ];
+    for verb in verbs {
+        let mut args: Vec<&OsStr> = verb.iter().map(OsStr::new).collect();
+        if args.contains(&OsStr::new("export")) {
+            args.push(out.as_os_str());
+        }
+        args.extend([OsStr::new("--dir"), dir.as_os_str()]);
+        as_root(&cluster, Role::Coordinator, &args)?;
+        assert_eq!(both()?, untouched, "{verb:?}");
+    }
+    let looks: [&[&OsStr]; 3] = [
+        &["status".as_ref(), "--dir".as_ref(), agent_dir.as_os_str()],
+        &["shard".as_ref(), "inspect".as_ref(), data.as_os_str()],
+        &["devices".as_ref()],
+    ];
+    for args in looks {
+        as_root(&cluster, Role::Agent, args)?;
+        assert_eq!(both()?, untouched, "{args:?}");
+    }
+    assert_eq!(fs::read_dir(&tmp)?.count(), 0, "a private copy is left");
+    assert_eq!(fs::metadata(&out)?.uid(), 0, "an export is the caller's");
+    serve_as_nobody(&mut cluster, before)?;
+
+    let changed: [&[&str]; 3] = [&["token", "create"], &["agents", "revoke", "one"], &["checkpoint", "import"]];
+    for verb in changed {
+        let mut args: Vec<&OsStr> = verb.iter().map(OsStr::new).collect();
+        if args.contains(&OsStr::new("import")) {
+            args.push(out.as_os_str());
+        }
+        args.extend([OsStr::new("--dir"), dir.as_os_str()]);
+        as_root(&cluster, Role::Coordinator, &args)?;
+        let others: Vec<PathBuf> = listing(&dir)?
+            .into_iter()
+            .filter(|(_, of)| of[..2] != [i64::from(NOBODY); 2])
+            .map(|(path, _)| path)
+            .collect();
+        assert!(others.is_empty(), "{verb:?} leaves {others:?}");
+    }
+    let run = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
+    let service = Service::start(&cluster, Role::Coordinator, &run)?;
+    let serves = || Ok(fs::read_to_string(&service.log)?.contains(" serving").then_some(()));
+    poll(PATIENCE, serves)?.with_context(|| fs::read_to_string(&service.log).unwrap_or_default())?;
+    service.park()
 }

@@ -94,6 +94,8 @@ fn process_fail(error: ProcessError) -> Fail {
     let help = match &error {
         ProcessError::Start { .. } => "give a program that exists and may be executed, and its arguments, after `--`",
         ProcessError::Scratch(_) => "check the agent's directory and its disk",
+        // The caller ends with code 0.
+        ProcessError::Stopped => "start the agent again",
         ProcessError::Unusable(_) => {
             "its own output is in the log above; docs/trainer-protocol.md says what is expected of it"
         }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::signals::{self, OnSignal, Signals};
 use anabranch_io::{control, durable};
 use anyhow::Context as _;
 use clap::ValueEnum as _;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::device::{choose, refuse_for_programs};
@@ -26,11 +26,12 @@ use crate::size::Size;
 use crate::store::Ledger;
 use crate::train::NativeOptions;
 use crate::train::native::{Held, native_for};
-use crate::train::process::{ProcessOptions, TrainerProcess};
+use crate::train::process::{self, ProcessError, ProcessOptions, TrainerProcess};
 use crate::worker::{Pace, Shards, TrainerFactory};
 
 /// Runs `run`.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let signals = Signals::install().context("no signal handler")?;
     // Before the shards, which can be large: a second process on the same directory is told at once.
     let Home { dir, mut config, key, ledger } = Home::open(&args.dir.dir)?;
     config.checkpoint_s = args.checkpoint_s.or(config.checkpoint_s);
@@ -60,8 +61,16 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let (mut process, work_dir) = (None, dir.path().to_owned());
     let mut device = device::processor().to_string();
-    let (shards, factory) = match command(args, &config, label_column.as_deref(), choice)? {
+    // From here on processes are started, which must not stay behind.
+    signals.set(OnSignal::Tell);
+    let program = command(args, &config, label_column.as_deref(), choice)?;
+    if signals::is_stop_asked() {
+        return Ok(stopped_early());
+    }
+    let (shards, factory) = match program {
         None => {
+            // Reading shards can take minutes, and leaves nothing behind.
+            signals.set(OnSignal::Exit);
             let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), label_column.as_deref())?;
             let factory =
                 native_factory_with(NativeOptions { threads, max_memory_bytes, ..NativeOptions::default() }, &shards);
@@ -80,7 +89,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
                 max_memory_bytes,
                 patience,
             };
-            let trainer = TrainerProcess::start(options).map_err(process_fail)?;
+            let trainer = match TrainerProcess::start(options) {
+                Err(ProcessError::Stopped) => return Ok(stopped_early()),
+                started => started.map_err(process_fail)?,
+            };
             let name = &trainer.hello().name;
             device = match gpu {
                 Some(_) => format!("{name}, in a process of its own"),
@@ -95,11 +107,21 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         device = format!("{device}, with at most {most} of memory");
     }
     let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger };
-    let ending = serve_here(setup);
+    let abandoned = process.clone();
+    let abandon = move || {
+        if let Some(process) = &abandoned {
+            process.abandon();
+        }
+    };
+    let ending = serve_here(setup, signals, abandon);
     if let Some(process) = process {
         process.close();
     }
     finish(ending?)
+}
+
+fn stopped_early() {
+    tracing::info!("stopped while starting");
 }
 
 /// Runs an agent of the directory `dir` whose trainer is made by `factory`, until its session ends: for programs that
@@ -108,9 +130,12 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
 /// # Errors
 /// It cannot start, or ends as nobody asked it to; with the exit code that `run` has for it.
 pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &str, pace: Pace) -> anyhow::Result<()> {
+    let signals = Signals::install().context("no signal handler")?;
     let Home { dir, config, key, ledger } = Home::open(dir)?;
     let manners = Manners::of_this_machine(config.manners.clone());
-    finish(serve_here(Setup { dir, config, key, shards, factory, device: device.to_owned(), pace, manners, ledger })?)
+    let device = device.to_owned();
+    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger };
+    finish(serve_here(setup, signals, || ())?)
 }
 
 /// What was asked for on the command line and in `agent.toml`.
@@ -141,6 +166,8 @@ impl Home {
         let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
         let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
         let ledger = Ledger::open(&dir.store())?;
+        // The store is locked: what is left of a trainer in this directory is an agent's that was killed.
+        process::sweep(dir.path());
         Ok(Self { dir, config, key, ledger })
     }
 }
@@ -207,9 +234,9 @@ pub(super) fn open_shards(
     Ok(shards)
 }
 
-fn serve_here(setup: Setup) -> anyhow::Result<Ending> {
+fn serve_here(setup: Setup, signals: Signals, abandon: impl Fn() + Send + 'static) -> anyhow::Result<Ending> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let ending = runtime.block_on(serve(setup));
+    let ending = runtime.block_on(serve_until(setup, signals, abandon));
     // The maths may be in the middle of a step; nothing of it is wanted any more.
     runtime.shutdown_timeout(Duration::ZERO);
     ending
@@ -220,21 +247,27 @@ fn serve_here(setup: Setup) -> anyhow::Result<Ending> {
 /// # Errors
 /// The agent could not start.
 pub async fn serve(setup: Setup) -> anyhow::Result<Ending> {
+    serve_until(setup, Signals::install().context("no signal handler")?, || ()).await
+}
+
+/// The first signal stops the driver; at the second one `abandon` ends what the process has started, and it exits.
+async fn serve_until(
+    setup: Setup,
+    mut signals: Signals,
+    abandon: impl Fn() + Send + 'static,
+) -> anyhow::Result<Ending> {
+    signals.set(OnSignal::Tell);
     let socket = setup.dir.socket();
     let driver = Driver::new(setup).map_err(start_fail)?;
     let _control = serve_control(&socket, driver.report())?;
     let (ask, shutdown) = mpsc::channel(1);
-    let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
-    let signals = tokio::spawn(async move {
+    let listening = tokio::spawn(async move {
         let mut asked = false;
         loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let name = signals.recv().await;
             if asked {
-                tracing::warn!("stopping at once; finished work is kept");
+                tracing::warn!("{name} again: stopping at once; finished work is kept");
+                abandon();
                 std::process::exit(i32::from(ExitCode::Other.as_u8()));
             }
             asked = true;
@@ -243,7 +276,7 @@ pub async fn serve(setup: Setup) -> anyhow::Result<Ending> {
         }
     });
     let ending = driver.run(shutdown).await;
-    signals.abort();
+    listening.abort();
     Ok(ending)
 }
 

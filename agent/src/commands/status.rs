@@ -43,9 +43,9 @@ fn stopped(dir: &AgentDir, config: AgentConfig) -> anyhow::Result<AgentReport> {
         branch: None,
         live: None,
     };
-    // An agent that never ran has no store, and looking must not make one.
+    // An agent that never ran has no store; looking changes nothing.
     if dir.store().exists() {
-        let ledger = Ledger::open(&dir.store()).context("the store cannot be looked at")?;
+        let ledger = Ledger::open_copy(&dir.store()).context("the store cannot be looked at")?;
         report.outbox = ledger.outbox().map(WaitingUpdate::of).collect();
         report.branch = ledger.branch();
     }

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use anabranch_common::limits;
+use anabranch_io::signals;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -149,7 +150,7 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
         if let Ok(Some(status)) = child.try_wait() {
             return Some(status);
         }
-        if clock.elapsed() >= patience {
+        if clock.elapsed() >= patience || signals::is_stop_asked() {
             return None;
         }
         std::thread::sleep(POLL);

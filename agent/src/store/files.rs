@@ -37,7 +37,12 @@ impl BlobFiles {
     /// Opens the files in `dir`, which is created when it is not there.
     pub(super) fn open(dir: PathBuf) -> Result<Self, StorageError> {
         durable::create_private_dir(&dir)?;
-        Ok(Self { dir, unsynced: RefCell::default() })
+        Ok(Self::to_read(dir))
+    }
+
+    /// The files in `dir`, whether it is there or not: for whoever only reads.
+    pub(super) fn to_read(dir: PathBuf) -> Self {
+        Self { dir, unsynced: RefCell::default() }
     }
 
     /// Where the blob with this key lies.

@@ -104,19 +104,32 @@ impl Ledger {
         Self::over(Box::new(SledShelf::open(dir, file_bytes)?))
     }
 
+    /// Opens the store in `dir` for reading: nothing in it is created or changed, and changes of the ledger are lost.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_copy(dir: &Path) -> Result<Self, StorageError> {
+        Self::read_from(Box::new(SledShelf::open_copy(dir)?))
+    }
+
     /// Takes over what a shelf holds.
     ///
     /// # Errors
     /// It cannot be read, or what it holds is damaged.
     pub fn over(shelf: Box<dyn Shelf>) -> Result<Self, StorageError> {
+        // First: what cannot be used is left as it is.
+        let mut ledger = Self::read_from(shelf)?;
+        ledger.sweep()?;
+        Ok(ledger)
+    }
+
+    fn read_from(shelf: Box<dyn Shelf>) -> Result<Self, StorageError> {
         let head = match shelf.get(HEAD_KEY)? {
             Some(bytes) => head::decode(&bytes).map_err(|detail| corrupt(shelf.path(), &detail))?,
             None => Head::default(),
         };
         let mut ledger = Self { shelf, head, manifest: None, residual: None, states: Arc::default() };
-        // First: what cannot be used is left as it is.
         ledger.load()?;
-        ledger.sweep()?;
         Ok(ledger)
     }
 

@@ -146,6 +146,14 @@ impl SledShelf {
         let files = BlobFiles::open(dir.join(FILES_DIR))?;
         Ok(Self { db, tree, files, file_bytes })
     }
+
+    /// Opens the store in `dir` for reading: nothing in it is created or changed. One that is not there is empty.
+    pub(super) fn open_copy(dir: &Path) -> Result<Self, StorageError> {
+        let db = DurableDb::open_copy(dir, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let tree = db.tree("ledger")?;
+        let files = BlobFiles::to_read(dir.join(FILES_DIR));
+        Ok(Self { db, tree, files, file_bytes: super::FILE_BYTES })
+    }
 }
 
 impl Shelf for SledShelf {

@@ -172,6 +172,7 @@ pub async fn join(token: &JoinToken, csr_der: Vec<u8>) -> Result<JoinResponse, D
     let answer = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
     let response = frames::recv_one(&mut recv, FrameKind::JoinResponse, limits::CONTROL_MESSAGE_BYTES, answer).await?;
     connection.close(0u32.into(), b"done");
-    endpoint.wait_idle().await;
+    // Without a goodbye the coordinator would notice by its idle timeout: a courtesy, not a need.
+    let _ = tokio::time::timeout(Duration::from_millis(limits::GOODBYE_MS), endpoint.wait_idle()).await;
     Ok(response)
 }

@@ -4,6 +4,7 @@
 //!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
 //!  model_file        a model as safetensors                    text_file  configuration, as UTF-8
+//!  signals           what ends a daemon
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -18,6 +19,7 @@ pub mod faults;
 pub mod frames;
 pub mod logging;
 pub mod model_file;
+pub mod signals;
 pub mod terminal;
 pub mod text_file;
 pub mod tls;

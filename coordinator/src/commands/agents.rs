@@ -11,7 +11,7 @@ use crate::cli::{AgentsVerb, ReportArgs};
 pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
     match verb {
         AgentsVerb::List(ReportArgs { target, output }) => {
-            let json = Coordinator::reach(&target)?.ask_json(OperatorRequest::AgentsList)?;
+            let json = Coordinator::look(&target)?.ask_json(OperatorRequest::AgentsList)?;
             if output.json {
                 return output::print_line(&json);
             }

@@ -26,7 +26,7 @@ pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
 }
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointList)?;
+    let json = Coordinator::look(target)?.ask_json(OperatorRequest::CheckpointList)?;
     if output.json {
         return output::print_line(&json);
     }
@@ -57,7 +57,7 @@ fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
 }
 
 fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::reach(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
+    let json = Coordinator::look(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
     let report: VerifyReport = output::read_report(&json, "the report")?;
     if output.json {
         output::print_line(&json)?;
@@ -88,7 +88,7 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         return Err(fail.help("choose another file, or replace it with --force").into());
     }
     check_folder(out)?;
-    let (run, exported) = match Coordinator::reach(target)? {
+    let (run, exported) = match Coordinator::look(target)? {
         Coordinator::Stopped(stopped) => (stopped.run()?, stopped.export(version)?),
         Coordinator::Running(mut client) => {
             let exported = client.export(version)?;
@@ -127,11 +127,11 @@ fn check_folder(out: &Path) -> anyhow::Result<()> {
 }
 
 fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
-    let stopped = Stopped::open(dir)?;
-    let manifest = stopped.manifest()?;
+    // The file is the caller's; the directory may be another user's.
+    let manifest = Stopped::look(dir)?.manifest()?;
     let is_first = manifest.is_none();
     let (manifest, values) = model_file::read(file, manifest.as_ref()).map_err(read_fail)?;
-    let (position, version) = stopped.import(&manifest, &values)?;
+    let (position, version) = Stopped::open(dir)?.import(&manifest, &values)?;
     output::print(&format!(
         "imported {} parameters in {} tensors as version {version} (record {position}), digest {}\n",
         output::count(values.len() as u64),

@@ -42,7 +42,7 @@ fn check_against_the_run(dir: &Path) -> anyhow::Result<()> {
     if !dir.join(driver::STORE_DIR).exists() {
         return Ok(());
     }
-    match Stopped::open(dir) {
+    match Stopped::look(dir) {
         Ok(stopped) => stopped.check_model(),
         Err(error) if exit::code_of(&error) == ExitCode::Locked => {
             output::hint(

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -40,18 +40,23 @@ pub(super) fn init(args: &InitArgs) -> anyhow::Result<()> {
     output::hint(&format!(
         "\nnext:\n  anabranch-coordinator run --dir {shown}\n  anabranch-coordinator token create --dir {shown} --name NAME"
     ));
-    if let Some(hint) = names_hint(&args.names) {
+    if let Some(hint) = names_hint(args.listen, &args.names) {
         output::hint(hint);
     }
     Ok(())
 }
 
-/// What to say about names under which no other machine finds this one.
-fn names_hint(names: &[String]) -> Option<&'static str> {
+/// What to say about an address or names under which no other machine finds this one.
+fn names_hint(listen: SocketAddr, names: &[String]) -> Option<&'static str> {
     let is_here = |name: &String| {
         name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     };
     match names {
+        [] if listen.ip().is_loopback() => {
+            Some("--listen names this machine's loopback: no other machine can reach it")
+        }
+        // The address that agents are sent to.
+        [] if !listen.ip().is_unspecified() => None,
         [] => Some("no --san was given: agents on other machines need one (`names` in run.toml)"),
         [first, ..] if is_here(first) => Some(
             "the first --san leads back to the machine that uses it, and tokens carry it: agents on other machines need a \
@@ -97,8 +102,14 @@ mod tests {
     /// A token carries the first name: one that leads an agent back to its own machine is worth a word.
     #[test]
     fn names_that_only_this_machine_understands_are_hinted_at() {
-        let hint = |names: &[&str]| names_hint(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let hint_at = |listen: &str, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            names_hint(listen.parse().expect("an address"), &names)
+        };
+        let hint = |names: &[&str]| hint_at("0.0.0.0:4433", names);
         assert!(hint(&[]).is_some_and(|hint| hint.contains("no --san")));
+        assert!(hint_at("[::1]:4433", &[]).is_some_and(|hint| hint.contains("loopback")));
+        assert_eq!(hint_at("10.0.0.7:4433", &[]), None, "tokens carry the address");
         for loopback in ["127.0.0.1", "::1", "LocalHost", "127.1.2.3"] {
             assert!(hint(&[loopback, "10.0.0.7"]).is_some_and(|hint| hint.contains("other machines")), "{loopback}");
         }

@@ -31,10 +31,18 @@ pub(super) enum Coordinator {
 }
 
 impl Coordinator {
-    /// Finds the coordinator that `target` names.
+    /// Finds the coordinator that `target` names, to change something.
     pub(super) fn reach(target: &TargetArgs) -> anyhow::Result<Self> {
         match &target.dir {
             Some(dir) if target.connect.is_none() => Self::of_dir(dir),
+            _ => Self::elsewhere(target),
+        }
+    }
+
+    /// Finds the coordinator that `target` names, to read: nothing in the directory of a stopped one is changed.
+    pub(super) fn look(target: &TargetArgs) -> anyhow::Result<Self> {
+        match &target.dir {
+            Some(dir) if target.connect.is_none() => Self::find(dir, SledStore::open_copy),
             _ => Self::elsewhere(target),
         }
     }
@@ -49,12 +57,18 @@ impl Coordinator {
         Ok(Self::Running(Client::connect(address, &ca_der, &operator, Client::PATIENCE)?))
     }
 
-    /// Whoever holds the lock of the store is the one to ask; with nobody there the store is ours.
+    /// The coordinator of a directory, to change something: root does so as the directory's owner.
     pub(super) fn of_dir(dir: &Path) -> anyhow::Result<Self> {
+        anabranch_io::durable::act_as_owner(dir)?;
+        Self::find(dir, SledStore::open_dir)
+    }
+
+    /// Whoever holds the lock of the store is the one to ask; with nobody there it is opened.
+    fn find(dir: &Path, open: fn(&Path) -> Result<SledStore, StorageError>) -> anyhow::Result<Self> {
         let config = load_config(dir)?;
         let mut holder = None;
         for _ in 0..limits::REACH_ATTEMPTS {
-            let locked = match SledStore::open_dir(&dir.join(driver::STORE_DIR)) {
+            let locked = match open(&dir.join(driver::STORE_DIR)) {
                 Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(config, store)))),
                 Err(locked @ StorageError::Locked { .. }) => locked,
                 Err(error) => return Err(error.into()),

@@ -5,6 +5,8 @@ use std::time::Duration;
 use anabranch_common::limits;
 use anabranch_io::cli::LogArgs;
 use anabranch_io::exit::{self, ExitCode};
+use anabranch_io::signals::Signals;
+use anyhow::Context as _;
 
 use super::reach;
 use crate::cli::RunArgs;
@@ -14,19 +16,20 @@ use crate::driver::{self, RunOptions};
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) fn run(args: &RunArgs, log: &LogArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::install().context("no signal handler")?;
     let config = reach::load_config(&args.dir.dir)?;
     log.start(config.log.format, 0)?;
     for _ in 1..limits::LOCK_ATTEMPTS {
-        match serve(args) {
+        match serve(args, &mut signals) {
             Err(error) if exit::code_of(&error) == ExitCode::Locked => std::thread::sleep(PAUSE),
             ended => return ended,
         }
     }
-    serve(args)
+    serve(args, &mut signals)
 }
 
 /// The directory is locked before anything else happens to it, so that a second attempt starts from the same state.
-fn serve(args: &RunArgs) -> anyhow::Result<()> {
+fn serve(args: &RunArgs, signals: &mut Signals) -> anyhow::Result<()> {
     let dir = args.dir.dir.clone();
     let config = reach::load_config(&dir)?;
     let mut identity = reach::load_identity(&dir)?;
@@ -34,5 +37,5 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     for name in renewed {
         tracing::info!("renewed the {name}'s certificate");
     }
-    driver::run(RunOptions { dir, config, identity })
+    driver::run(RunOptions { dir, config, identity }, signals)
 }

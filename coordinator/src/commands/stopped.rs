@@ -33,10 +33,20 @@ impl Stopped {
         Self { config, store }
     }
 
-    /// Opens the store in `dir`, which no coordinator may be using.
+    /// Opens the store in `dir`, which no coordinator may be using. Root does so as its owner.
     pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
+        anabranch_io::durable::act_as_owner(dir)?;
+        Self::open_with(dir, SledStore::open_dir)
+    }
+
+    /// The same to read: nothing in the directory is changed.
+    pub(super) fn look(dir: &Path) -> anyhow::Result<Self> {
+        Self::open_with(dir, SledStore::open_copy)
+    }
+
+    fn open_with(dir: &Path, open: fn(&Path) -> Result<SledStore, StorageError>) -> anyhow::Result<Self> {
         let config = super::reach::load_config(dir)?;
-        let store = SledStore::open_dir(&dir.join(driver::STORE_DIR)).map_err(|error| match error {
+        let store = open(&dir.join(driver::STORE_DIR)).map_err(|error| match error {
             StorageError::Locked { .. } => anyhow::Error::new(
                 Fail::new(ExitCode::Locked, error.to_string())
                     .help("this needs a stopped coordinator: end `run` with SIGTERM first, then start it again"),
@@ -108,7 +118,9 @@ impl Stopped {
     fn status(&self) -> anyhow::Result<anabranch_common::status::StatusReport> {
         let recovered = self.recover()?;
         let roster = self.roster()?;
-        let options = driver::options(&self.store, &self.config)?;
+        // A run that has never started has none, and looking does not draw them.
+        let identifiers = run::known(&self.store)?.unwrap_or((RunId([0; 16]), BranchId([0; 16])));
+        let options = driver::options(identifiers, &self.config);
         let state = recovered.as_ref().map(|recovered| &recovered.state);
         let chain = recovered.as_ref().map_or_else(Chain::default, |recovered| recovered.chain);
         let name = &self.config.spec.name;

@@ -74,7 +74,7 @@ fn whereabouts(target: &TargetArgs) -> anyhow::Result<(Digest, String)> {
 }
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::reach(target)?.ask_json(OperatorRequest::TokenList)?;
+    let json = Coordinator::look(target)?.ask_json(OperatorRequest::TokenList)?;
     if output.json {
         return output::print_line(&json);
     }

@@ -12,7 +12,7 @@ mod locate;
 mod template;
 mod validate;
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use anabranch_common::limits;
@@ -65,12 +65,41 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// The address that a join token carries: the first of `names`, else 127.0.0.1, with the port of `listen`.
+    /// The address that a join token carries: the first of `names`, else the address of `listen`, else (where that is a
+    /// wildcard) 127.0.0.1; with the port of `listen`.
     #[must_use]
     pub fn advertised(&self) -> String {
-        let host = self.names.first().map_or("127.0.0.1", String::as_str);
         let port = self.listen.port();
-        if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        match self.names.first() {
+            Some(host) if host.parse::<Ipv6Addr>().is_ok() => format!("[{host}]:{port}"),
+            Some(host) => format!("{host}:{port}"),
+            // Without a scope, which means nothing to another machine.
+            None if !self.listen.ip().is_unspecified() => SocketAddr::new(self.listen.ip(), port).to_string(),
+            // [::] takes IPv4 too.
+            None => SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string(),
+        }
+    }
+
+    /// Why agents that use `name` cannot reach a coordinator on `listen`; none where they can, or where only the name
+    /// server knows.
+    #[must_use]
+    pub fn unreachable_by(&self, name: &str) -> Option<String> {
+        let bound = self.listen.ip().to_canonical();
+        let name_ip = name.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+        let takes_both = bound.is_unspecified() && bound.is_ipv6();
+        let listen = self.listen;
+        if let Some(ip) = name_ip.filter(|ip| ip.is_ipv4() != bound.is_ipv4() && !takes_both) {
+            let (family, other) = if ip.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+            return Some(format!(
+                "holds {name:?}, an address of {family}, but server.listen ({listen}) takes {other} only; [::] takes both"
+            ));
+        }
+        let is_loopback = name_ip.map_or(name.eq_ignore_ascii_case("localhost"), |ip| ip.is_loopback());
+        (is_loopback && !bound.is_unspecified() && !bound.is_loopback()).then(|| {
+            format!(
+                "holds {name:?}, where nothing listens: server.listen is {listen}; 0.0.0.0 or [::] takes loopback too"
+            )
+        })
     }
 
     /// Every name and address that the server's certificate must list: `names`, and the address to listen on when it is
@@ -88,7 +117,7 @@ impl ServerConfig {
         if address.ip().is_unspecified() {
             address.set_ip(match address {
                 SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             });
         }
         address

@@ -236,3 +236,52 @@ fn the_advertised_address_of_an_ipv6_name_has_brackets() {
     assert_eq!(server.advertised(), "[fd00::7]:4433");
     assert_eq!(ServerConfig::default().advertised(), "127.0.0.1:4433");
 }
+
+/// What is bound is what agents are sent to.
+#[test]
+fn without_a_name_tokens_carry_the_address_that_is_bound() {
+    for (listen, expected) in [
+        ("[::1]:4433", "[::1]:4433"),
+        ("[fd00::7]:9", "[fd00::7]:9"),
+        ("10.0.0.7:4433", "10.0.0.7:4433"),
+        ("127.0.0.1:4433", "127.0.0.1:4433"),
+        // A wildcard is no address to be sent to.
+        ("0.0.0.0:4433", "127.0.0.1:4433"),
+        ("[::]:4433", "127.0.0.1:4433"),
+    ] {
+        let server = ServerConfig { listen: listen.parse().expect("an address"), ..ServerConfig::default() };
+        assert_eq!(server.advertised(), expected, "on {listen}");
+    }
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_refused_with_its_line() {
+    let with = |listen: &str, name: &str| {
+        let text = template().replace("0.0.0.0:4433", listen).replace("\"trainer.example.org\", \"10.0.0.7\"", name);
+        assert!(text.contains(listen) && text.contains(name), "the template has changed");
+        let line = text.lines().position(|line| line.starts_with("names = ")).expect("a line") + 1;
+        (parse(&text).map(|_| ()).map_err(|error| error.to_string()), line)
+    };
+    for (listen, name, part) in [
+        ("[::1]:4433", "\"127.0.0.1\"", "server.listen ([::1]:4433) takes IPv6 only"),
+        ("[fd00::7]:4433", "\"trainer.example.org\", \"10.0.0.7\"", "\"10.0.0.7\", an address of IPv4"),
+        ("0.0.0.0:4433", "\"fd00::7\"", "\"fd00::7\", an address of IPv6"),
+        ("10.0.0.7:4433", "\"::1\"", "takes IPv4 only"),
+        ("10.0.0.7:4433", "\"LocalHost\"", "where nothing listens"),
+        ("[fd00::7]:4433", "\"::1\"", "where nothing listens"),
+    ] {
+        let (refused, line) = with(listen, name);
+        let error = refused.expect_err(name);
+        assert!(error.starts_with(&format!("run.toml:{line}:")) && error.contains("server.names holds"), "{error}");
+        assert!(error.contains(part), "{error:?} does not say {part:?}");
+    }
+    for (listen, name) in [
+        ("[::]:4433", "\"10.0.0.7\", \"fd00::7\", \"localhost\""),
+        ("0.0.0.0:4433", "\"203.0.113.5\", \"127.0.0.1\""),
+        // Another address of the family may be forwarded to this one.
+        ("127.0.0.1:4433", "\"203.0.113.5\", \"localhost\""),
+        ("[::1]:4433", "\"localhost\", \"trainer.example.org\""),
+    ] {
+        assert_eq!(with(listen, name).0, Ok(()), "{listen} {name}");
+    }
+}

@@ -55,6 +55,9 @@ pub(super) fn check(config: &Config) -> Checked {
         ensure(identity::is_server_name(name), "server.names", || {
             format!("holds {name:?}, which is neither a host name nor an IP address")
         })?;
+        if let Some(problem) = server.unreachable_by(name) {
+            return Err(Problem { key: "server.names", problem });
+        }
     }
     ensure((1..=825).contains(&server.agent_certificate_days), "server.agent_certificate_days", || {
         format!("must be between 1 and 825 days, but is {}", server.agent_certificate_days)

@@ -18,6 +18,14 @@ pub fn identifiers(store: &dyn Store) -> Result<(RunId, BranchId), StorageError>
     identifiers_from(store, entropy)
 }
 
+/// The same where they have been drawn.
+///
+/// # Errors
+/// The storage fails.
+pub fn known(store: &dyn Store) -> Result<Option<(RunId, BranchId)>, StorageError> {
+    Ok(store.item(CATALOGUE_KEY)?.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()).map(split))
+}
+
 /// A branch that no run has had before.
 ///
 /// # Errors
@@ -36,20 +44,20 @@ fn identifiers_from(
     store: &dyn Store,
     fresh: impl FnOnce() -> Result<[u8; 32], StorageError>,
 ) -> Result<(RunId, BranchId), StorageError> {
-    let stored = store.item(CATALOGUE_KEY)?.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    let bytes = match stored {
-        Some(bytes) => bytes,
-        None => {
-            let bytes = fresh()?;
-            store.put_item(CATALOGUE_KEY, &bytes)?;
-            store.commit()?;
-            bytes
-        }
-    };
+    if let Some(known) = known(store)? {
+        return Ok(known);
+    }
+    let bytes = fresh()?;
+    store.put_item(CATALOGUE_KEY, &bytes)?;
+    store.commit()?;
+    Ok(split(bytes))
+}
+
+fn split(bytes: [u8; 32]) -> (RunId, BranchId) {
     let (mut run, mut branch) = ([0; 16], [0; 16]);
     run.copy_from_slice(&bytes[..16]);
     branch.copy_from_slice(&bytes[16..]);
-    Ok((RunId(run), BranchId(branch)))
+    (RunId(run), BranchId(branch))
 }
 
 #[cfg(test)]

@@ -68,10 +68,20 @@ impl Place {
     }
 }
 
+/// What may be done to the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Everything.
+    Write,
+    /// They are read; none is created or removed.
+    Read,
+}
+
 /// The files of a store, and the tree that says what is where.
 #[derive(Debug)]
 pub(super) struct BulkFiles {
     dir: PathBuf,
+    access: Access,
     places: Tree,
     state: Mutex<State>,
 }
@@ -107,9 +117,13 @@ struct Writing {
 pub(super) struct Emptied(BTreeSet<u64>);
 
 impl BulkFiles {
-    /// Opens the files in `dir`, which is created when it is not there, and removes those that no place names.
-    pub(super) fn open(dir: PathBuf, places: Tree) -> Result<Self, StorageError> {
-        let files = Self { dir, places, state: Mutex::default() };
+    /// Opens the files in `dir`. With [`Access::Write`] it is created when it is not there, and files that no place names
+    /// are removed.
+    pub(super) fn open(dir: PathBuf, places: Tree, access: Access) -> Result<Self, StorageError> {
+        let files = Self { dir, access, places, state: Mutex::default() };
+        if access == Access::Read {
+            return Ok(files);
+        }
         let at = |source| StorageError::of_io(&files.dir, source);
         durable::create_private_dir(&files.dir)?;
         let mut state = State::default();
@@ -160,6 +174,9 @@ impl BulkFiles {
 
     /// Writes a chunk at the end of a file. It is durable after the next commit.
     pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
+        if self.access == Access::Read {
+            return Err(StorageError::of_io(&self.dir, io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
         self.remove(key)?;
         let mut state = self.state();
         let is_record = key.first() == Some(&b'r');
@@ -294,7 +311,7 @@ impl BulkFiles {
 
     /// Removes the files in which nothing counts: after sled's commit.
     pub(super) fn sweep(&self, Emptied(emptied): Emptied) -> Result<(), StorageError> {
-        for number in emptied {
+        for number in emptied.into_iter().filter(|_| self.access == Access::Write) {
             match fs::remove_file(self.path(number)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.error(number)(error)),
                 _ => {}

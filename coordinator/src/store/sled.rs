@@ -11,7 +11,7 @@ use std::path::Path;
 use anabranch_common::limits;
 use anabranch_io::durable::{DbOptions, DurableDb, Tree};
 
-use super::bulk::{BulkFiles, Emptied};
+use super::bulk::{Access, BulkFiles, Emptied};
 use super::{Area, Engine, Medium, StorageError, Visit};
 
 /// The store on disk.
@@ -44,7 +44,19 @@ impl Engine<SledMedium> {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
-        let files = BulkFiles::open(path.join(BULK_DIR), places)?;
+        let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Write)?;
+        Self::open(SledMedium { catalogue, bulk, files, db })
+    }
+
+    /// Opens the store in the directory `path` for reading: nothing in it is created or changed. One that is not there is
+    /// empty.
+    ///
+    /// # Errors
+    /// Another process has it open, or the storage fails.
+    pub fn open_copy(path: &Path) -> Result<Self, StorageError> {
+        let db = DurableDb::open_copy(path, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
+        let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Read)?;
         Self::open(SledMedium { catalogue, bulk, files, db })
     }
 }

@@ -81,7 +81,7 @@ impl Verdicts {
 
 fn decide(core: &Core, state: &RunState, meta: &UpdateMeta, norm: f32) -> Option<Decision> {
     let content = Delta::Sparse { len: state.manifest.params(), indices: vec![0], values: vec![norm] };
-    core.judge(meta, Ok(&content))
+    core.judge(meta, Ok(&Content::measure(content, Reservation::default())))
 }
 
 /// Offers of several norms under the first and the last lease, and one that was decided before.

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_common::limits;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use anabranch_io::signals;
 
+use super::kin::Kin;
 use super::lines::{self, Line};
 use super::message::{Answer, Ask, HelloAnswer, HelloAsk, PROTOCOL};
 use crate::clock::Clock;
@@ -42,6 +42,9 @@ pub(super) enum Fault {
     /// It was asked to stop, and goes on.
     #[error("it did not stop when asked to")]
     Stubborn,
+    /// The agent was asked to end while the trainer started.
+    #[error("the agent is ending")]
+    Unwanted,
 }
 
 /// What the reading thread has read.
@@ -51,10 +54,12 @@ enum Heard {
     Broken(String),
 }
 
-/// A running trainer. Dropping it kills its process group.
+/// A running trainer. Dropping it kills its processes.
 #[derive(Debug)]
 pub(super) struct Child {
     process: std::process::Child,
+    kin: Arc<Kin>,
+    has_ended: bool,
     input: Option<ChildStdin>,
     heard: Receiver<Heard>,
     words: Arc<Mutex<String>>,
@@ -76,11 +81,12 @@ pub(super) struct Death {
 
 impl Child {
     /// Starts `command` in a process group of its own.
-    pub(super) fn start(command: &[OsString], dir: Option<&Path>, hello: &HelloAsk) -> io::Result<Self> {
+    pub(super) fn start(command: &[OsString], dir: Option<&Path>, hello: &HelloAsk, kin: Arc<Kin>) -> io::Result<Self> {
         let (program, args) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(program);
         command.args(args).process_group(0);
-        command.env("ANABRANCH_PROTOCOL", PROTOCOL.to_string());
+        let (mark, value) = kin.variable();
+        command.env("ANABRANCH_PROTOCOL", PROTOCOL.to_string()).env(mark, value);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(dir) = dir {
             command.current_dir(dir);
@@ -97,13 +103,14 @@ impl Child {
             };
         }
         let mut process = command.spawn()?;
+        kin.started(process.id());
         let (answers, heard) = sync_channel(limits::TRAINER_QUEUE);
         let (words_done, words_end) = sync_channel(1);
         let words = Arc::<Mutex<String>>::default();
         let kept = Arc::clone(&words);
         let input = process.stdin.take();
         let (output, errors) = (process.stdout.take(), process.stderr.take());
-        let child = Self { process, input, heard, words, words_end, micro_batch: None };
+        let child = Self { process, kin, has_ended: false, input, heard, words, words_end, micro_batch: None };
         // From here on a failure kills the child.
         std::thread::Builder::new().name("trainer-out".to_owned()).spawn(move || {
             if let Some(output) = output {
@@ -130,11 +137,15 @@ impl Child {
         self.send(&Ask::Hello(hello.clone()))?;
         let clock = Clock::start();
         loop {
-            let left = limits::TRAINER_START_MS.saturating_sub(clock.now_ms());
-            let answer = match self.heard.recv_timeout(Duration::from_millis(left)) {
+            if signals::is_stop_asked() {
+                return Err(Fault::Unwanted);
+            }
+            let left = Duration::from_millis(limits::TRAINER_START_MS).saturating_sub(clock.elapsed());
+            let answer = match self.heard.recv_timeout(left.min(POLL)) {
                 Ok(Heard::Answer(answer)) => answer,
                 Ok(Heard::Broken(problem)) => return Err(Fault::Broken(problem)),
                 Err(RecvTimeoutError::Disconnected) => return Err(Fault::Gone),
+                Err(RecvTimeoutError::Timeout) if left > POLL => continue,
                 Err(RecvTimeoutError::Timeout) => return Err(Fault::Silent(limits::TRAINER_START_MS / 1000)),
             };
             return match answer {
@@ -239,7 +250,15 @@ impl Child {
         self.micro_batch
     }
 
-    /// Lets it end by itself for `grace`, once its input is closed; then kills its process group.
+    /// Ends it while it starts: SIGTERM to all its processes, and SIGKILL after `grace`.
+    pub(super) fn terminate(&mut self, grace: Duration) {
+        self.input = None;
+        self.kin.end(grace);
+        self.reap();
+    }
+
+    /// Lets it end by itself for `grace`, once its input is closed. Whatever of its processes is left then gets SIGTERM, and
+    /// SIGKILL after another `grace`.
     pub(super) fn end(&mut self, grace: Duration) -> Option<ExitStatus> {
         if self.input.is_some() && !grace.is_zero() {
             // If it has gone already, nobody needs to be told.
@@ -247,29 +266,25 @@ impl Child {
         }
         self.input = None;
         let clock = Clock::start();
-        while clock.elapsed() < grace {
-            if let Ok(Some(status)) = self.process.try_wait() {
-                self.kill_group();
-                return Some(status);
-            }
+        while clock.elapsed() < grace && !matches!(self.process.try_wait(), Ok(Some(_))) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.kill_group();
-        // It has been killed, or was gone: this does not wait.
-        self.process.wait().ok()
+        self.kin.end(grace);
+        self.reap()
     }
 
-    fn kill_group(&self) {
-        if let Ok(pid) = i32::try_from(self.process.id()) {
-            // A group that is gone needs no signal.
-            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    /// It has been killed, or was gone: this does not wait.
+    fn reap(&mut self) -> Option<ExitStatus> {
+        self.has_ended = true;
+        self.process.wait().ok()
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.end(Duration::ZERO);
+        if !self.has_ended {
+            self.end(Duration::ZERO);
+        }
     }
 }
 

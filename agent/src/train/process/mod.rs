@@ -12,6 +12,7 @@
 mod chain;
 mod child;
 mod encode;
+mod kin;
 mod lines;
 mod message;
 mod scratch;
@@ -21,7 +22,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
 use chain::Chain;
 use child::{Child, Death, Fault};
+use kin::Kin;
 use scratch::Scratch;
 
 pub use message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, Measured, PROTOCOL, StateAt};
@@ -78,6 +80,9 @@ pub enum ProcessError {
     /// There is no place for tensors.
     #[error("cannot make a directory for the trainer's tensors")]
     Scratch(#[source] io::Error),
+    /// A signal has asked this process to end; the trainer has ended.
+    #[error("stopped while the trainer started")]
+    Stopped,
     /// It does not do what a trainer does.
     #[error("the trainer is not usable: {0}")]
     Unusable(String),
@@ -87,6 +92,8 @@ pub enum ProcessError {
 #[derive(Debug, Clone)]
 pub struct TrainerProcess {
     host: Arc<Mutex<Host>>,
+    home: PathBuf,
+    kin: Arc<Kin>,
     hello: HelloAnswer,
 }
 
@@ -97,13 +104,14 @@ impl TrainerProcess {
     /// See [`ProcessError`].
     pub fn start(options: ProcessOptions) -> Result<Self, ProcessError> {
         let scratch = Scratch::new(&options.home).map_err(ProcessError::Scratch)?;
-        let mut host =
-            Host { options, scratch, child: None, bound: Bound::default(), last_micro_batch: None, next_id: 1 };
+        let (home, kin) = (options.home.clone(), Arc::new(Kin::of(&options.home).map_err(ProcessError::Scratch)?));
+        let (bound, in_host) = (Bound::default(), Arc::clone(&kin));
+        let mut host = Host { options, scratch, kin: in_host, child: None, bound, last_micro_batch: None, next_id: 1 };
         let hello = host.start()?;
         if hello.train_examples == 0 && hello.eval_examples == 0 {
             return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
         }
-        Ok(Self { host: Arc::new(Mutex::new(host)), hello })
+        Ok(Self { host: Arc::new(Mutex::new(host)), home, kin, hello })
     }
 
     /// What it said of itself.
@@ -133,20 +141,38 @@ impl TrainerProcess {
         })
     }
 
-    /// Lets it end: in order if it is idle, by force if it is not.
+    /// Ends it at once, whatever it does, and removes its tensors: for a process that is about to exit.
+    pub fn abandon(&self) {
+        self.kin.end(Duration::ZERO);
+        scratch::sweep(&self.home);
+    }
+
+    /// Lets it end: in order if it is idle, by force if it is not. Nothing of it is left then.
     pub fn close(&self) {
         let clock = Clock::start();
         let grace = Duration::from_millis(limits::TRAINER_STOP_MS);
         loop {
             match self.host.try_lock() {
-                Ok(mut host) => return host.close(grace),
-                Err(TryLockError::Poisoned(host)) => return host.into_inner().close(Duration::ZERO),
-                // A request is open. The process ends without waiting for it longer than this, and the child with its input.
-                Err(TryLockError::WouldBlock) if clock.elapsed() >= grace => return,
+                Ok(mut host) => break host.close(grace),
+                Err(TryLockError::Poisoned(host)) => break host.into_inner().close(Duration::ZERO),
+                // A request is open, and is not waited for any longer.
+                Err(TryLockError::WouldBlock) if clock.elapsed() >= grace => break,
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
+        self.abandon();
     }
+}
+
+/// Ends what a trainer has left behind whose agent was killed, and removes its tensors. The agent of the directory `home`
+/// calls this while no other process can use the directory.
+pub fn sweep(home: &Path) {
+    // A directory that cannot be looked at has never had a trainer.
+    let left = Kin::of(home).map_or(0, |kin| kin.end(Duration::from_millis(limits::TRAINER_STOP_MS)));
+    if left > 0 {
+        tracing::warn!(processes = left, "ended what the trainer of an agent that was killed had left behind");
+    }
+    scratch::sweep(home);
 }
 
 fn lock(host: &Mutex<Host>) -> MutexGuard<'_, Host> {
@@ -158,6 +184,7 @@ fn lock(host: &Mutex<Host>) -> MutexGuard<'_, Host> {
 struct Host {
     options: ProcessOptions,
     scratch: Scratch,
+    kin: Arc<Kin>,
     child: Option<Living>,
     /// What rounds that ran out of memory have taught.
     bound: Bound,
@@ -191,7 +218,7 @@ impl Host {
             max_memory: options.max_memory_bytes,
         };
         let program = || options.command.first().map_or_else(String::new, |program| program.display().to_string());
-        let mut child = Child::start(&options.command, options.work_dir.as_deref(), &hello)
+        let mut child = Child::start(&options.command, options.work_dir.as_deref(), &hello, Arc::clone(&self.kin))
             .map_err(|source| ProcessError::Start { program: program(), source })?;
         match child.greet(&hello) {
             Ok(answer) => {
@@ -200,6 +227,10 @@ impl Host {
                 let chain = answer.encodes.then(Chain::default);
                 self.child = Some(Living { child, prepared: None, chain });
                 Ok(answer)
+            }
+            Err(Fault::Unwanted) => {
+                child.terminate(Duration::from_millis(limits::TRAINER_STOP_MS));
+                Err(ProcessError::Stopped)
             }
             Err(fault) => Err(ProcessError::Unusable(child.bury(&fault).text)),
         }

@@ -9,6 +9,8 @@ use anabranch_common::limits;
 
 /// Where Linux has a tmpfs for everyone.
 const SHARED_MEMORY: &str = "/dev/shm";
+/// Name of the directory in the agent's own: hidden, because people keep programs of theirs there.
+const HOME_FOLDER: &str = ".trainer-tensors";
 
 /// The directory, removed when this is dropped.
 #[derive(Debug)]
@@ -24,8 +26,7 @@ impl Scratch {
         if has_room(shared) {
             // One agent directory is used by one process at a time, so its inode is a name that nobody else has, and what
             // a killed process left there is found again.
-            let metadata = fs::metadata(home)?;
-            let path = shared.join(format!("anabranch-{:x}-{:x}", metadata.dev(), metadata.ino()));
+            let path = shared_path(home)?;
             if make(&path).is_ok() {
                 return Ok(Self { path, home: home.to_owned() });
             }
@@ -34,7 +35,7 @@ impl Scratch {
     }
 
     fn at_home(home: &Path) -> io::Result<Self> {
-        let path = std::path::absolute(home)?.join("trainer");
+        let path = home_path(home)?;
         make(&path)?;
         Ok(Self { path, home: home.to_owned() })
     }
@@ -59,6 +60,29 @@ impl Drop for Scratch {
         // What stays behind is found by the next process.
         let _ = fs::remove_dir_all(&self.path);
     }
+}
+
+fn shared_path(home: &Path) -> io::Result<PathBuf> {
+    let metadata = fs::metadata(home)?;
+    Ok(Path::new(SHARED_MEMORY).join(format!("anabranch-{:x}-{:x}", metadata.dev(), metadata.ino())))
+}
+
+fn home_path(home: &Path) -> io::Result<PathBuf> {
+    Ok(std::path::absolute(home)?.join(HOME_FOLDER))
+}
+
+/// Removes what a killed process has left in either place. What cannot be removed is found again by the next one.
+pub(super) fn sweep(home: &Path) {
+    for path in [shared_path(home), home_path(home)].into_iter().flatten() {
+        if is_ours(&path) {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+fn is_ours(path: &Path) -> bool {
+    let found = fs::symlink_metadata(path);
+    found.is_ok_and(|found| found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw())
 }
 
 /// Makes the directory empty and private. One of somebody else's is not touched.
@@ -101,6 +125,22 @@ mod tests {
         let path = scratch.path().to_owned();
         drop(scratch);
         assert!(!path.exists());
+    }
+
+    /// A process that was killed may have used either place; folders of other names are people's.
+    #[test]
+    fn both_places_are_swept() {
+        let home = tempfile::tempdir().expect("a folder");
+        fs::create_dir(home.path().join("trainer")).expect("made");
+        for scratch in [Scratch::new(home.path()), Scratch::at_home(home.path())] {
+            let scratch = scratch.expect("made");
+            let path = scratch.path().to_owned();
+            std::mem::forget(scratch);
+            assert!(path.exists());
+            sweep(home.path());
+            assert!(!path.exists(), "{}", path.display());
+        }
+        assert!(home.path().join("trainer").exists());
     }
 
     #[test]

@@ -377,3 +377,22 @@ fn the_whole_process_group_goes() {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// A helper that has left the process group for a session of its own does not outlive its trainer.
+#[test]
+fn what_a_trainer_has_started_ends_with_it() {
+    let home = Home::new(
+        "import subprocess\n\
+         apart = subprocess.Popen([\"sleep\", \"1000\"], start_new_session=True)\n\
+         open(\"apart\", \"w\").write(str(apart.pid))\n",
+    );
+    let process = home.start();
+    let pid = fs::read_to_string(home.path().join("apart")).expect("written");
+    let state = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').map(|(_, rest)| rest.trim_start().chars().next())
+    };
+    assert!(matches!(state(), Some(Some('S' | 'R'))), "it runs: {:?}", state());
+    process.close();
+    assert!(matches!(state(), None | Some(Some('Z'))), "it is left: {:?}", state());
+}

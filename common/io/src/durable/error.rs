@@ -81,6 +81,22 @@ impl StorageError {
         }
     }
 
+    /// The same error of a file below `to` instead of `from`.
+    #[must_use]
+    pub(super) fn moved(mut self, from: &Path, to: &Path) -> Self {
+        let (Self::Locked { path, .. }
+        | Self::NoSpace { path }
+        | Self::Permission { path, .. }
+        | Self::Corrupt { path, .. }
+        | Self::Io { path, .. }
+        | Self::Poisoned { path, .. }
+        | Self::Missing { path }) = &mut self;
+        if let Ok(rest) = path.strip_prefix(from) {
+            *path = to.join(rest);
+        }
+        self
+    }
+
     /// Sorts an error of sled, whose store is at `path`.
     #[must_use]
     pub(super) fn of_sled(path: &Path, error: sled::Error) -> Self {

@@ -47,6 +47,42 @@ impl DirLock {
     }
 }
 
+/// Held while this process reads a directory that nobody may be writing, together with other readers. Nothing is created
+/// or written for it.
+#[derive(Debug)]
+pub(super) struct ReadLock {
+    /// None where no process has used the directory yet.
+    file: Option<File>,
+}
+
+impl Drop for ReadLock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // As above.
+            let _ = file.unlock();
+        }
+    }
+}
+
+impl ReadLock {
+    pub(super) fn acquire(dir: &Path) -> Result<Self, StorageError> {
+        let path = dir.join("lock");
+        let at = |source| StorageError::of_io(&path, source);
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self { file: None }),
+            Err(error) => return Err(at(error)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Self { file: Some(file) }),
+            Err(TryLockError::WouldBlock) => {
+                Err(StorageError::Locked { path: dir.to_owned(), pid: read_pid(&mut file) })
+            }
+            Err(TryLockError::Error(source)) => Err(at(source)),
+        }
+    }
+}
+
 fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.take(limits::LOCK_FILE_BYTES).read_to_string(&mut text).ok()?;

@@ -14,7 +14,9 @@ mod create;
 mod error;
 mod flusher;
 mod lock;
+mod look;
 mod mark;
+mod owner;
 mod panic;
 #[cfg(test)]
 mod tests;
@@ -33,9 +35,11 @@ use anabranch_common::limits::STORE_VALUE_BYTES;
 
 use crate::durable::flusher::Flusher;
 use crate::durable::lock::DirLock;
+use crate::durable::look::PrivateCopy;
 use crate::durable::mark::CommitMark;
 
 pub use error::StorageError;
+pub use owner::act_as_owner;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};
 
@@ -82,6 +86,8 @@ struct Shared {
     written_bytes: AtomicU64,
     /// A commit is made by itself at so many.
     barrier_bytes: u64,
+    /// Where a store that is only read really lies. Last: it is removed when sled has let go of it.
+    _copy: Option<PrivateCopy>,
 }
 
 impl fmt::Debug for Shared {
@@ -119,6 +125,28 @@ impl DurableDb {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with_segments(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<Self, StorageError> {
+        Self::open_in(dir, dir, None, options, segment_bytes)
+    }
+
+    /// Opens a private copy of the store in `dir`, for reading: nothing in `dir` is created or changed, and what is written
+    /// goes with the copy. A store that is not there is an empty one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); also when the temporary directory has no room for the copy.
+    pub fn open_copy(dir: &Path, options: DbOptions, segment_bytes: usize) -> Result<Self, StorageError> {
+        let copy = PrivateCopy::of(dir)?;
+        let path = copy.path().to_owned();
+        Self::open_in(&path, dir, Some(copy), options, segment_bytes).map_err(|error| error.moved(&path, dir))
+    }
+
+    /// Opens what lies in `dir`, and calls it `shown` in messages.
+    fn open_in(
+        dir: &Path,
+        shown: &Path,
+        copy: Option<PrivateCopy>,
+        options: DbOptions,
+        segment_bytes: usize,
+    ) -> Result<Self, StorageError> {
         create_private_dir(dir)?;
         let lock = DirLock::acquire(dir)?;
         create::complete(dir, options, segment_bytes)?;
@@ -140,9 +168,10 @@ impl DurableDb {
         let shared = Shared {
             committer: Mutex::new(committer),
             db,
-            dir: dir.into(),
+            dir: shown.into(),
             written_bytes: AtomicU64::new(0),
             barrier_bytes: segment_bytes as u64 / SEGMENT_SHARE,
+            _copy: copy,
         };
         Ok(Self { shared: Arc::new(shared), _lock: lock })
     }

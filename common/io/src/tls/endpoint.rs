@@ -9,7 +9,10 @@ use anabranch_common::limits;
 use anabranch_common::limits::HANDSHAKE_TIMEOUT_MS;
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use super::race::{self, Race};
 use super::{ConnectProblem, explain, reset};
 
 /// An address that cannot be listened on.
@@ -94,8 +97,9 @@ fn split(address: &str) -> Option<(&str, u16)> {
     Some((host, port))
 }
 
-/// Connects to `address` (`host:port`), whose certificate must be valid for `host`. A name with several addresses is
-/// tried at each of them in turn, each for `HANDSHAKE_TIMEOUT_MS`.
+/// Connects to `address` (`host:port`), whose certificate must be valid for `host`. The addresses of a name are raced: one
+/// attempt after another starts, each runs for at most `HANDSHAKE_TIMEOUT_MS`, and the first completed handshake wins
+/// (see [`race`](super::race)).
 ///
 /// A server sees a client's certificate last: when it refuses it, this call has already succeeded, and the first use
 /// of the connection fails with the reason (see [`explain`]).
@@ -105,21 +109,50 @@ fn split(address: &str) -> Option<(&str, u16)> {
 pub async fn connect(endpoint: &Endpoint, address: &str, config: ClientConfig) -> Result<Connection, ConnectProblem> {
     let (host, port) = split(address).ok_or_else(|| ConnectProblem::BadAddress(address.to_owned()))?;
     let unresolved = |reason: String| ConnectProblem::Resolve { address: address.to_owned(), reason };
-    let ours_is_v6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
-    let mut found: Vec<SocketAddr> = match host.parse::<IpAddr>() {
+    let found: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(ip) => vec![SocketAddr::new(ip, port)],
         Err(_) => tokio::net::lookup_host((host, port)).await.map_err(|error| unresolved(error.to_string()))?.collect(),
     };
-    found.retain(|remote| ours_is_v6 || remote.is_ipv4());
-    if found.is_empty() {
-        return Err(unresolved("no address that this machine can reach".to_owned()));
+    connect_any(endpoint, address, host, &found, config).await
+}
+
+/// Connects to one of `found`, the addresses of `host`, as [`connect`] does. `address` is for messages.
+pub(super) async fn connect_any(
+    endpoint: &Endpoint,
+    address: &str,
+    host: &str,
+    found: &[SocketAddr],
+    config: ClientConfig,
+) -> Result<Connection, ConnectProblem> {
+    let ours_is_v6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
+    let order = race::in_order(found.iter().copied().filter(|remote| ours_is_v6 || remote.is_ipv4()));
+    if order.is_empty() {
+        let reason = "no address that this machine can reach".to_owned();
+        return Err(ConnectProblem::Resolve { address: address.to_owned(), reason });
     }
+    let started = Instant::now();
+    let now_ms = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let mut race = Race::new(order);
+    // Dropped with the attempts that have not won: each then tells its end that it is given up.
+    let mut attempts = JoinSet::new();
     let mut problem = ConnectProblem::Unreachable(address.to_owned());
-    for remote in found {
-        match connect_one(endpoint, remote, host, config.clone()).await {
-            Ok(connection) => return Ok(connection),
-            Err(ConnectProblem::TimedOut) => {}
-            Err(other) => problem = other,
+    while !race.is_lost() {
+        while let Some(remote) = race.due(now_ms()) {
+            let (endpoint, host, config) = (endpoint.clone(), host.to_owned(), config.clone());
+            attempts.spawn(async move { connect_one(&endpoint, remote, &host, config).await });
+        }
+        let wait = race.wait_ms(now_ms()).map(Duration::from_millis);
+        tokio::select! {
+            Some(ended) = attempts.join_next() => {
+                race.failed(now_ms());
+                match ended {
+                    Ok(Ok(connection)) => return Ok(connection),
+                    Ok(Err(ConnectProblem::TimedOut)) => {}
+                    Ok(Err(other)) => problem = other,
+                    Err(panic) => problem = ConnectProblem::Other(panic.to_string()),
+                }
+            }
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
     }
     Err(problem)

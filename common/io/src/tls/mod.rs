@@ -12,6 +12,7 @@
 mod endpoint;
 mod identity;
 mod problem;
+mod race;
 mod reset;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -220,6 +220,45 @@ async fn addresses_that_are_none_are_told() {
     assert_eq!(problem, ConnectProblem::BadAddress("nowhere".to_owned()));
 }
 
+/// Issue of every name with two families: a coordinator on one of them is found, whichever the resolver names first.
+#[tokio::test]
+async fn a_silent_address_does_not_keep_the_next_one_waiting() {
+    let ca = TestCa::new();
+    let (endpoint, _) = ca.serve(&["localhost"]);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let found = [silent.local_addr().expect("bound"), endpoint.local_addr().expect("bound")];
+    let dialer = client_endpoint().expect("binds");
+    let config = client_pinned(Digest::of(&ca.der)).expect("configures");
+    let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found, config);
+    // One after the other, the silent address alone takes the whole of this.
+    let deadline = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
+    let both = async { tokio::join!(connecting, accept_one(&endpoint)) };
+    let (client, server) = tokio::time::timeout(deadline, both).await.expect("in time");
+    let client = client.expect("connects");
+    assert_eq!(client.remote_address().port(), found[1].port());
+    drop((client, server));
+    // The attempt that lost is given up, and not left to its idle timeout.
+    let idle = tokio::time::timeout(Duration::from_millis(limits::IDLE_TIMEOUT_MS / 2), dialer.wait_idle());
+    idle.await.expect("no attempt is left");
+}
+
+/// Behind one of the addresses another coordinator answers; the right one is at the other.
+#[tokio::test]
+async fn an_address_that_refuses_is_not_the_last_word() {
+    let (ours, theirs) = (TestCa::new(), TestCa::new());
+    let ((right, _), (wrong, _)) = (ours.serve(&["localhost"]), theirs.serve(&["localhost"]));
+    let found = [&wrong, &right].map(|endpoint| endpoint.local_addr().expect("bound"));
+    let dialer = client_endpoint().expect("binds");
+    let config = client_pinned(Digest::of(&ours.der)).expect("configures");
+    let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found, config.clone());
+    let (client, server, other) = tokio::join!(connecting, accept_one(&right), accept_one(&wrong));
+    assert_eq!(client.expect("connects").remote_address().port(), found[1].port());
+    assert!(server.is_ok() && other.is_err());
+    let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found[..1], config);
+    let (client, _) = tokio::join!(connecting, accept_one(&wrong));
+    assert_eq!(client.expect_err("another CA"), ConnectProblem::UnknownCa, "what answered is told");
+}
+
 #[test]
 fn a_subject_must_say_everything_once() {
     let ca = TestCa::new();

@@ -16,7 +16,7 @@ use crate::cli::{ReportArgs, StatusArgs};
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let ReportArgs { target, output } = &args.report;
-    let mut coordinator = Coordinator::reach(target)?;
+    let mut coordinator = Coordinator::look(target)?;
     if args.watch {
         return match (output.json, std::io::stdout().is_terminal()) {
             (false, true) => watch::watch(coordinator, target),

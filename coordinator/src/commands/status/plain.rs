@@ -26,7 +26,7 @@ pub(super) fn watch(mut coordinator: Coordinator, target: &TargetArgs, json: boo
         if matches!(coordinator, Coordinator::Stopped(_)) {
             drop(coordinator);
             std::thread::sleep(INTERVAL);
-            coordinator = Coordinator::reach(target)?;
+            coordinator = Coordinator::look(target)?;
         } else {
             std::thread::sleep(INTERVAL);
         }

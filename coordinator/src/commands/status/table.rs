@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anabranch_common::ids::RunId;
 use anabranch_common::journal::Aggregate;
 use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport};
 use anabranch_common::wire::message::RunPhase;
@@ -32,7 +33,7 @@ pub(super) fn status(report: &StatusReport) -> String {
 /// The lines above the tables.
 pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
     let mut lines = vec![
-        ("run", format!("{} ({})", report.name, report.run)),
+        ("run", format!("{} ({})", report.name, identifier(report.run))),
         ("state", state(report)),
         ("model", model(report)),
         (
@@ -57,6 +58,11 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
         report.checkpoint_version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}"));
     lines.push(("checkpoint", checkpoint));
     lines
+}
+
+/// The run's identifier, which is drawn at its first start.
+fn identifier(run: RunId) -> String {
+    if run == RunId([0; 16]) { "not started yet".to_owned() } else { run.to_string() }
 }
 
 /// The state of the run in a few words.
@@ -279,7 +285,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
+    use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position};
     use anabranch_common::journal::{Evaluation, FinishReason};
     use anabranch_common::status::{TimedAggregate, TimedEvaluation};
 

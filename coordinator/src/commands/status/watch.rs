@@ -55,7 +55,7 @@ impl Source<'_> {
     fn next(&mut self) -> anyhow::Result<StatusReport> {
         let mut coordinator = match self.coordinator.take() {
             Some(coordinator) => coordinator,
-            None => Coordinator::reach(self.target)?,
+            None => Coordinator::look(self.target)?,
         };
         let report = parse(&coordinator.ask_json(OperatorRequest::Status)?)?;
         // The store of a stopped coordinator is let go between two looks: one may want to start.

@@ -250,7 +250,7 @@ impl World {
         self
     }
 
-    pub(super) fn judge(&self, meta: &UpdateMeta, content: &Delta) -> Option<Decision> {
+    pub(super) fn judge(&self, meta: &UpdateMeta, content: &Content) -> Option<Decision> {
         self.core.judge(meta, Ok(content))
     }
 

@@ -1,0 +1,148 @@
+//! The signals that end a daemon: SIGTERM, SIGINT and SIGHUP, from the process's first moment on.
+//!
+//! ```text
+//!  install ─► OnSignal::Exit ─── the process ends at once, with code 0: nothing is begun that would stay behind
+//!                  │ set
+//!             OnSignal::Tell ─── `recv` says so, and `is_stop_asked` from then on; the daemon ends in order
+//! ```
+//! SIGHUP is what a terminal sends when it closes. A process that was started with SIGHUP ignored (`nohup`) goes on
+//! ignoring it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anabranch_common::limits;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::exit::ExitCode;
+
+/// Whether a signal has asked this process to end. Of the process, as signals are.
+static STOP_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal has asked this process to end: for whatever waits where no event can reach it.
+#[must_use]
+pub fn is_stop_asked() -> bool {
+    STOP_ASKED.load(Ordering::Relaxed)
+}
+
+/// What a signal does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSignal {
+    /// It ends the process at once, with code 0.
+    Exit,
+    /// It is received by [`Signals::recv`].
+    Tell,
+}
+
+/// The signals of this process.
+#[derive(Debug)]
+pub struct Signals {
+    then: Arc<Mutex<OnSignal>>,
+    received: mpsc::Receiver<&'static str>,
+}
+
+impl Signals {
+    /// Takes over the signals, which end the process with code 0 until [`set`](Self::set) says otherwise. Daemons call this
+    /// before anything else.
+    ///
+    /// # Errors
+    /// The system refuses a handler or a thread.
+    pub fn install() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let handlers = {
+            let _entered = runtime.enter();
+            let hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
+            Handlers {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+                hang_up,
+            }
+        };
+        let then = Arc::new(Mutex::new(OnSignal::Exit));
+        let (to, received) = mpsc::channel(limits::SIGNALS_QUEUED);
+        let shared = Arc::clone(&then);
+        // A thread of its own: it answers whatever the others are waiting for.
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || runtime.block_on(listen(handlers, &shared, &to)))?;
+        Ok(Self { then, received })
+    }
+
+    /// Changes what signals do. With [`OnSignal::Exit`] a stop that was asked for before ends the process now.
+    pub fn set(&self, then: OnSignal) {
+        let mut current = self.then.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = then;
+        if then == OnSignal::Exit && is_stop_asked() {
+            exit("a signal");
+        }
+    }
+
+    /// Waits for a signal, and returns its name.
+    pub async fn recv(&mut self) -> &'static str {
+        match self.received.recv().await {
+            Some(name) => name,
+            // The listening thread never ends before the process.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+struct Handlers {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Option<Signal>,
+}
+
+async fn listen(mut handlers: Handlers, then: &Mutex<OnSignal>, to: &mpsc::Sender<&'static str>) {
+    loop {
+        let hung_up = async {
+            match &mut handlers.hang_up {
+                Some(hang_up) => _ = hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let name = tokio::select! {
+            _ = handlers.terminate.recv() => "SIGTERM",
+            _ = handlers.interrupt.recv() => "SIGINT",
+            () = hung_up => "SIGHUP",
+        };
+        // Held until the process has ended or the daemon has been told: it does not begin anything in between.
+        let then = then.lock().unwrap_or_else(PoisonError::into_inner);
+        STOP_ASKED.store(true, Ordering::Relaxed);
+        match *then {
+            OnSignal::Exit => exit(name),
+            // A queue that is full says already what this one would.
+            OnSignal::Tell => _ = to.try_send(name),
+        }
+    }
+}
+
+fn exit(name: &str) -> ! {
+    tracing::info!("{name} while starting: ended before anything was begun");
+    std::process::exit(i32::from(ExitCode::Ok.as_u8()));
+}
+
+/// Whether this process was started with SIGHUP ignored.
+fn ignores_hang_up() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignored_in(&status) & 1 != 0)
+}
+
+/// The mask of ignored signals in `/proc/PID/status`: bit 0 is signal 1, SIGHUP.
+fn ignored_in(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read() {
+        let status = "Name:\tagent\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\nSigCgt:\t0000000180004002\n";
+        assert_eq!(ignored_in(status), 0x1001);
+        assert_eq!(ignored_in("Name:\tagent\n"), 0);
+    }
+}
