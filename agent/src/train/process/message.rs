@@ -334,7 +334,6 @@ mod optional_number {
     #[derive(Deserialize)]
     struct Written(#[serde(with = "super::number")] f64);
 
-    #[expect(clippy::ref_option, reason = "serde passes a reference")]
     pub(super) fn serialize<S: Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => super::number::serialize(value, to),
