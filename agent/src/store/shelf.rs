@@ -149,7 +149,11 @@ impl SledShelf {
 
     /// Opens the store in `dir` for reading: nothing in it is created or changed. One that is not there is empty.
     pub(super) fn open_copy(dir: &Path) -> Result<Self, StorageError> {
-        let db = DurableDb::open_copy(dir, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let db = DurableDb::open_copy(
+            dir,
+            DbOptions { cache_bytes: limits::STORE_CACHE_BYTES },
+            limits::STORE_SEGMENT_BYTES,
+        )?;
         let tree = db.tree("ledger")?;
         let files = BlobFiles::to_read(dir.join(FILES_DIR));
         Ok(Self { db, tree, files, file_bytes: super::FILE_BYTES })

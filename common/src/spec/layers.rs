@@ -98,7 +98,11 @@ impl ModelSpec {
     fn mlp(&self) -> Result<Layers, ModelError> {
         let hidden = if self.hidden.is_empty() { &DEFAULT_MLP[..] } else { &self.hidden };
         if hidden.len() > limits::HIDDEN_LAYERS {
-            return Err(problem("model.hidden", format!("{hidden:?}"), format!("at most {} layers", limits::HIDDEN_LAYERS)));
+            return Err(problem(
+                "model.hidden",
+                format!("{hidden:?}"),
+                format!("at most {} layers", limits::HIDDEN_LAYERS),
+            ));
         }
         let inputs = self.input.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
         let inputs = inputs
@@ -122,9 +126,9 @@ impl ModelSpec {
             return Err(problem("model.hidden", format!("{hidden:?}"), expected));
         };
         let flat = (height / 4).checked_mul(width / 4).and_then(|area| area.checked_mul(second));
-        let flat = flat
-            .filter(|flat| *flat <= limits::LAYER_WIDTH)
-            .ok_or_else(|| self.input_problem(format!("at most {} values after the convolutions", limits::LAYER_WIDTH)))?;
+        let flat = flat.filter(|flat| *flat <= limits::LAYER_WIDTH).ok_or_else(|| {
+            self.input_problem(format!("at most {} values after the convolutions", limits::LAYER_WIDTH))
+        })?;
         let convs = vec![
             Conv { in_channels: to_usize(channels), out_channels: to_usize(first) },
             Conv { in_channels: to_usize(first), out_channels: to_usize(second) },

@@ -9,9 +9,7 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{
-    AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody,
-};
+use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::Participation;

@@ -54,7 +54,11 @@ impl Engine<SledMedium> {
     /// # Errors
     /// Another process has it open, or the storage fails.
     pub fn open_copy(path: &Path) -> Result<Self, StorageError> {
-        let db = DurableDb::open_copy(path, DbOptions { cache_bytes: CACHE_BYTES }, SEGMENT_BYTES)?;
+        let db = DurableDb::open_copy(
+            path,
+            DbOptions { cache_bytes: limits::STORE_CACHE_BYTES },
+            limits::STORE_SEGMENT_BYTES,
+        )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
         let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Read)?;
         Self::open(SledMedium { catalogue, bulk, files, db })

@@ -15,6 +15,7 @@ use anabranch_common::journal::Lease;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_coordinator::core::Core;
 use anabranch_coordinator::core::admit::Decision;
+use anabranch_coordinator::core::content::{Content, Reservation};
 use anabranch_coordinator::core::state::RunState;
 
 use super::journal::{Checked, ensure};

@@ -62,8 +62,7 @@ impl World {
         if let Some(conn) = self.conn_of(peer) {
             let to_evaluate = match &message {
                 CoordinatorMessage::Evaluate { version, .. } => Some(*version),
-                CoordinatorMessage::Lease { lease, evaluate: true }
-                | CoordinatorMessage::SizedLease { lease, evaluate: true, .. } => Some(lease.base_version),
+                CoordinatorMessage::Lease { lease, evaluate: true } => Some(lease.base_version),
                 _ => None,
             };
             if let Some(entry) = self.conns.get_mut(&conn).filter(|_| to_evaluate.is_some()) {
