@@ -285,7 +285,7 @@ fn control_characters_of_names_and_headers_are_written_out() {
     assert!(said.contains("rows\\u001b[31m.csv") && !said.contains('\u{1b}'), "{said:?}");
 
     let headed = temporary.path().join("headed.csv");
-    std::fs::write(&headed, "a\u{1b}]0;owned\u{7},label\n1,x\n").expect("written");
+    fs::write(&headed, "a\u{1b}]0;owned\u{7},label\n1,x\n").expect("written");
     let output = agent(&["shard", "inspect", text(&headed)]);
     let said = [output.stdout, output.stderr].concat();
     assert!(!String::from_utf8_lossy(&said).contains('\u{1b}'), "{:?}", String::from_utf8_lossy(&said));

@@ -10,11 +10,13 @@ pub const JOIN_MESSAGE_BYTES: usize = 8 << 10;
 pub const HANDSHAKE_MESSAGE_BYTES: usize = 64;
 /// Bytes of the header message of a chunk.
 pub const CHUNK_HEADER_BYTES: usize = 64;
-/// Bytes of a stream that are read at once; a frame is allocated as its bytes arrive, never by what its header promises.
+/// Bytes of a stream that are read at once; a frame is allocated as its bytes arrive, never by
+/// what its header promises.
 pub const FRAME_READ_BYTES: usize = 16 << 10;
 /// Memory of a decoded message of a peer, in lengths of the longest message of its class.
 pub const MESSAGE_EXPANSION: usize = 16;
-/// Bytes of an encoded fold of the journal: the longest message of all, and the most that any message may claim.
+/// Bytes of an encoded fold of the journal: the longest message of all, and the most that any
+/// message may claim.
 pub const STATE_BYTES: usize = 64 * CONTROL_MESSAGE_BYTES;
 /// Bytes of the encoded members or tokens of a run.
 pub const ROSTER_ITEM_BYTES: usize = 16 * CONTROL_MESSAGE_BYTES;
@@ -24,8 +26,8 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 pub const CHUNK_STREAMS: u32 = 8;
 /// Streams of one peer that carry requests at the same time; an agent needs one.
 pub const REQUEST_STREAMS: u32 = 4;
-/// Bytes of one stream that a peer may have under way: a chunk, its header and some room, so that a sender never waits for
-/// the window in the middle of a chunk.
+/// Bytes of one stream that a peer may have under way: a chunk, its header and some room, so that
+/// a sender never waits for the window in the middle of a chunk.
 #[expect(clippy::cast_possible_truncation, reason = "a chunk is 1 MiB")]
 pub const STREAM_WINDOW_BYTES: u32 = CHUNK_BYTES as u32 + 4096;
 /// Bytes that one peer may have under way to this process, over all streams.
@@ -36,8 +38,8 @@ pub const SEND_WINDOW_BYTES: u64 = 16 << 20;
 pub const INCOMING_BYTES: u64 = 64 << 10;
 /// ... of all of them together.
 pub const INCOMING_TOTAL_BYTES: u64 = 16 << 20;
-/// Bytes asked for as the kernel's buffers of a server's socket; the kernel may give fewer. Its default loses packets when
-/// many agents upload at once.
+/// Bytes asked for as the kernel's buffers of a server's socket; the kernel may give fewer. Its
+/// default loses packets when many agents upload at once.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Clients of a daemon's control socket that are served at the same time.
 pub const CONTROL_CLIENTS: usize = 8;
@@ -61,7 +63,8 @@ pub const MODEL_PARAMS: usize = 1 << 30;
 pub const MODEL_FILE_BYTES: u64 = 4 * MODEL_PARAMS as u64 + (100 << 20);
 /// Hidden layers of an mlp.
 pub const HIDDEN_LAYERS: usize = 16;
-/// Width of a layer or extent of an input: products of four of them stay far below 2^64 where they are multiplied.
+/// Width of a layer or extent of an input: products of four of them stay far below 2^64 where
+/// they are multiplied.
 pub const LAYER_WIDTH: u64 = 1 << 24;
 /// Examples of one optimizer step (`train.batch_size`).
 pub const BATCH_EXAMPLES: u32 = 65_536;
@@ -131,13 +134,15 @@ pub const STALENESS_BUCKETS: usize = 24;
 pub const OUTBOX_UPDATES: usize = 16;
 /// Bytes of one value in the store (larger ones make sled's file grow without end; see docs/adr).
 pub const STORE_VALUE_BYTES: usize = 128 << 10;
-/// Bytes of a segment of sled's log in a new store: sled keeps several that are in part empty, whatever little is in them.
+/// Bytes of a segment of sled's log in a new store: sled keeps several that are in part empty,
+/// whatever little is in them.
 pub const STORE_SEGMENT_BYTES: usize = 2 << 20;
 /// Bytes of a segment of any store, fixed when the store is created.
 pub const STORE_SEGMENT_MAX_BYTES: usize = 16 << 20;
 /// Bytes of sled's cache: heads and short values.
 pub const STORE_CACHE_BYTES: u64 = 16 << 20;
-/// Bytes of a file of several records' chunks, after which a new file begins: so much may be kept for one record's sake.
+/// Bytes of a file of several records' chunks, after which a new file begins: so much may be kept
+/// for one record's sake.
 pub const STORE_SHARED_FILE_BYTES: u64 = 8 << 20;
 /// Bytes of a store's lock file that are read: a process id and a line end.
 pub const LOCK_FILE_BYTES: u64 = 16;
@@ -149,17 +154,20 @@ pub const STORE_READ_TRIES: u32 = 256;
 pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
 /// Bytes of agents' messages, as sent, that wait for the coordinator's loop.
 pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
-/// Jobs that wait for the coordinator's writer, merger or checkpointer before the loop waits for it. Their payloads and
-/// decoded contents are bounded in bytes: `UPLOADS_IN_FLIGHT_BYTES`, `DECODED_UPLOADS_BYTES`.
+/// Jobs that wait for the coordinator's writer, merger or checkpointer before the loop waits for
+/// it. Their payloads and decoded contents are bounded in bytes: `UPLOADS_IN_FLIGHT_BYTES`,
+/// `DECODED_UPLOADS_BYTES`.
 pub const COORDINATOR_JOBS: usize = 4_096;
 /// Answers of these workers that wait for the loop: more than all their queues hold.
 pub const COORDINATOR_ANSWERS: usize = 4 * COORDINATOR_JOBS;
 /// Bytes of published versions that are kept, unless two of them need more.
 pub const PUBLISHED_BYTES: usize = 32 << 20;
-/// Published versions that are kept, however small: an agent fetches the base of its lease at once.
+/// Published versions that are kept, however small: an agent fetches the base of its lease at
+/// once.
 pub const PUBLISHED_VERSIONS: usize = 64;
-/// Control messages that wait for one peer, or commands for it that wait for the disk; a peer that does not read its messages,
-/// or asks on while nothing can be answered, is cut off at this many.
+/// Control messages that wait for one peer, or commands for it that wait for the disk; a peer
+/// that does not read its messages, or asks on while nothing can be answered, is cut off at this
+/// many.
 pub const PEER_QUEUE_MESSAGES: usize = 256;
 /// Bytes of an answer to an operator.
 pub const OPERATOR_RESPONSE_BYTES: usize = 16 << 20;
@@ -171,11 +179,11 @@ pub const GROUP_COMMIT_BYTES: usize = 64 << 20;
 pub const INLINE_DECODE_BYTES: usize = 32 << 10;
 /// ... this many parameters, is decoded by the thread that received it.
 pub const INLINE_DECODE_PARAMS: usize = 1 << 18;
-/// Bytes of payloads in memory over all agents, from the first chunk until an update is merged or refused, with the copies of
-/// chunks that are on their way.
+/// Bytes of payloads in memory over all agents, from the first chunk until an update is merged or
+/// refused, with the copies of chunks that are on their way.
 pub const UPLOADS_IN_FLIGHT_BYTES: u64 = 1 << 30;
-/// Bytes of decoded updates and models in memory over all agents, from decoding until they are merged or refused; a single
-/// larger one is decoded alone.
+/// Bytes of decoded updates and models in memory over all agents, from decoding until they are
+/// merged or refused; a single larger one is decoded alone.
 pub const DECODED_UPLOADS_BYTES: u64 = 1 << 30;
 /// Bytes of payloads that one agent may hold; a single larger transfer is let in alone.
 pub const UPLOAD_BYTES_PER_AGENT: u64 = 128 << 20;
@@ -249,7 +257,8 @@ pub const JOURNAL_REQUEST_MS: u64 = 60 * 60 * 1000;
 pub const FINAL_EVALUATION_MS: u64 = 10_000;
 /// How long messages are read that came before their connection ended, in milliseconds.
 pub const LAST_WORDS_MS: u64 = 1_000;
-/// How long a daemon waits for its connections and threads to end before its process ends anyway, in milliseconds.
+/// How long a daemon waits for its connections and threads to end before its process ends anyway,
+/// in milliseconds.
 pub const EXIT_MS: u64 = 2_000;
 /// How long one attempt to connect may take where it is not known yet what holds the directory, in milliseconds, and ...
 pub const REACH_ATTEMPT_MS: u64 = 3_000;
@@ -302,9 +311,11 @@ pub const TRAINER_SILENCE_MS: u64 = 30_000;
 pub const TRAINER_STOP_MS: u64 = 2_000;
 /// Time between two signs of life of a trainer that is a process of this program, in milliseconds.
 pub const TRAINER_HEARTBEAT_MS: u64 = 5_000;
-/// How long the rest of what a dead child process has written is waited for, or the end of a killed one, in milliseconds.
+/// How long the rest of what a dead child process has written is waited for, or the end of a
+/// killed one, in milliseconds.
 pub const CHILD_LAST_WORDS_MS: u64 = 500;
-/// Free bytes that shared memory must have to be used for a trainer's files: enough for two models of 100 million parameters.
+/// Free bytes that shared memory must have to be used for a trainer's files: enough for two
+/// models of 100 million parameters.
 pub const SCRATCH_ROOM_BYTES: u64 = 1 << 30;
 /// How often what is left of a trainer is looked for and killed.
 pub const TRAINER_KILLS: usize = 50;

@@ -85,7 +85,8 @@ fn honest_payloads_stay_within_the_promise() {
     }
 }
 
-/// Room for the decoded form is also room for a second copy of the payload, which the coordinator makes on the way.
+/// Room for the decoded form is also room for a second copy of the payload, which the coordinator
+/// makes on the way.
 #[test]
 fn the_decoded_form_is_never_stated_smaller_than_its_payload() {
     for params in [1, 1_000, 3_000_000] {

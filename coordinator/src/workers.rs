@@ -143,8 +143,8 @@ pub fn writer(store: Arc<dyn Store>, answers: mpsc::Sender<Answer>) -> std::io::
     })
 }
 
-/// The jobs that are made durable with one sync: those that wait, within the limits of a group. Each payload of a group is
-/// copied while it is written.
+/// The jobs that are made durable with one sync: those that wait, within the limits of a group.
+/// Each payload of a group is copied while it is written.
 fn group(first: WriteJob, mut waiting: impl Iterator<Item = WriteJob>) -> Vec<WriteJob> {
     let mut bytes = payload_bytes(&first);
     let mut jobs = vec![first];
@@ -354,7 +354,8 @@ mod tests {
         group(jobs.next().expect("a first one"), jobs).len()
     }
 
-    /// Each payload is copied while its group is written: without a bound a slow disk would double the budget of payloads.
+    /// Each payload is copied while its group is written: without a bound a slow disk would
+    /// double the budget of payloads.
     #[test]
     fn a_group_is_bounded_in_records_and_in_bytes() {
         let quarter = limits::GROUP_COMMIT_BYTES / 4;

@@ -1,5 +1,6 @@
-//! Guards `common/src/limits.rs`: a bound that is not there does not exist. Product code is read for constants that are
-//! named like bounds, and for capacities and times that are written as numbers.
+//! Guards `common/src/limits.rs`: a bound that is not there does not exist. Product code is read
+//! for constants that are named like bounds, and for capacities and times that are written as
+//! numbers.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,8 @@ fn sources(folder: &str) -> Vec<String> {
     found
 }
 
-/// The product code of a file: without comments, without text in quotes, without the tests at its end.
+/// The product code of a file: without comments, without text in quotes, without the tests at its
+/// end.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
     let mut out = String::new();
@@ -127,7 +129,8 @@ fn is_word(char: char) -> bool {
     char.is_alphanumeric() || char == '_'
 }
 
-/// Whether an expression states a number; names, types and the fields of tuples do not count, nor does 0.
+/// Whether an expression states a number; names, types and the fields of tuples do not count, nor
+/// does 0.
 fn states_a_number(expression: &str) -> bool {
     let expression = expression.replace(".0", "").replace(".1", "");
     let mut words = expression.split(|char| !is_word(char));

@@ -119,8 +119,9 @@ impl Session {
         }
     }
 
-    /// The coordinator says what the chunks of a model are. Its tensors are those of the trainer, and so bound its bytes; a
-    /// trainer that is being built asks for no model, and what was asked for before is asked for again.
+    /// The coordinator says what the chunks of a model are. Its tensors are those of the trainer,
+    /// and so bound its bytes; a trainer that is being built asks for no model, and what was
+    /// asked for before is asked for again.
     fn model_announced(&mut self, now_ms: u64, model: Wanted, transfer: TransferManifest, out: &mut Vec<Command>) {
         let announced = match &self.trainer {
             Trainer::Ready(manifest) => {

@@ -124,7 +124,8 @@ impl Replica {
         Some(AgentMessage::FetchModel { version: wanted.version, missing })
     }
 
-    /// The coordinator says what the chunks of a model are. Of a model of more than `max_bytes` nothing is allocated.
+    /// The coordinator says what the chunks of a model are. Of a model of more than `max_bytes`
+    /// nothing is allocated.
     pub(super) fn announced(
         &mut self,
         now_ms: u64,

@@ -437,7 +437,19 @@ fn a_half_received_model_is_resumed() {
         let bytes = big[transfer.range(index).expect("exists")].to_vec();
         Event::Chunk { transfer: transfer.id(), index, bytes }
     };
-    let mut session = asking(config(100, 0), Kept::default());
+    let tensor = TensorSpec { name: "w".into(), shape: vec![limits::CHUNK_BYTES as u64 / 4] };
+    let large = ModelManifest::new(vec![tensor]).expect("valid");
+    let welcome = || {
+        let mut event = welcome(BRANCH, Some(digest(0)), RunPhase::Running);
+        if let Event::Message(CoordinatorMessage::Welcome(welcome)) = &mut event {
+            welcome.model = Some((large.clone(), digest(0)));
+        }
+        event
+    };
+    let mut session = Session::new(config(100, 0), Kept::default());
+    for event in [Event::Started, Event::Connected, welcome(), Event::Prepared { manifest: large.clone() }] {
+        session.handle(0, event);
+    }
     session.handle(0, grant(1, 5));
     assert_eq!(session.handle(0, part(1)), [], "it came before its announcement");
     assert_eq!(session.handle(0, model(&transfer)), []);
@@ -446,7 +458,7 @@ fn a_half_received_model_is_resumed() {
     let mut missing = Missing::all(2);
     missing.arrived(1);
     assert_eq!(
-        session.handle(0, welcome(BRANCH, Some(digest(0)), RunPhase::Running)),
+        session.handle(0, welcome()),
         [send(AgentMessage::FetchModel { version: ModelVersion(5), missing: Some(missing) })]
     );
     session.handle(0, model(&transfer));

@@ -1,12 +1,13 @@
-//! The content of an upload as the core carries it: decoded and measured outside of the loop, with its memory reserved.
+//! The content of an upload as the core carries it: decoded and measured outside of the loop,
+//! with its memory reserved.
 //!
 //! ```text
 //!  transport ──► decode, measure, reserve ──► Event ─► Core ─► gate ─► Command::Merge ─► merger
 //!                                                       │                                  │
 //!                                                       └── refused: dropped               └── merged: dropped
 //! ```
-//! The reservation ends with the content. A record's payload never outlives it: the record waits for the writer, and its
-//! content waits in the gate until the writer has answered.
+//! The reservation ends with the content. A record's payload never outlives it: the record waits
+//! for the writer, and its content waits in the gate until the writer has answered.
 
 use std::any::Any;
 use std::fmt;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
 
-/// Keeps memory reserved until its last clone is dropped. The core only carries it: the transport puts permits of its
-/// budgets into it, simulations and tests put nothing into it.
+/// Keeps memory reserved until its last clone is dropped. The core only carries it: the transport
+/// puts permits of its budgets into it, simulations and tests put nothing into it.
 #[derive(Clone, Default)]
 pub struct Reservation(Option<Arc<dyn Any + Send + Sync>>);
 
@@ -70,7 +71,8 @@ impl Content {
     }
 }
 
-/// The same vector: norm and finiteness follow from it, and a reservation is no part of what is said.
+/// The same vector: norm and finiteness follow from it, and a reservation is no part of what is
+/// said.
 impl PartialEq for Content {
     fn eq(&self, other: &Self) -> bool {
         self.delta == other.delta

@@ -1,7 +1,8 @@
 //! The gate: commands wait in order until the records that they rest on are durable.
 //!
-//! While the disk stalls everything waits here. Updates hold their budgets on (see [`super::content`]); what waits for one
-//! connection is counted, so that the core can cut off a peer that asks for more.
+//! While the disk stalls everything waits here. Updates hold their budgets on (see
+//! [`super::content`]); what waits for one connection is counted, so that the core can cut off a
+//! peer that asks for more.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -122,7 +122,8 @@ impl Shared {
         }
     }
 
-    /// Tells the loop what an agent says, in a frame of so many bytes. Waits while too many bytes of messages do.
+    /// Tells the loop what an agent says, in a frame of so many bytes. Waits while too many bytes
+    /// of messages do.
     async fn tell_message(&self, peer: PeerId, message: AgentMessage, bytes: usize) {
         let permits = u32::try_from(bytes.min(limits::AGENT_MESSAGES_BYTES)).unwrap_or(u32::MAX);
         // Nothing closes this semaphore.

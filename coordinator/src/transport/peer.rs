@@ -432,8 +432,8 @@ const UNDECODABLE: &str = "the content could not be decoded";
 /// How an initial model is encoded.
 const INITIAL_MODEL: CodecId = CodecId(0);
 
-/// What a whole payload is to the core: decoded, checked against what was offered, and measured. What does not decode is
-/// dropped here, with its reservation.
+/// What a whole payload is to the core: decoded, checked against what was offered, and measured.
+/// What does not decode is dropped here, with its reservation.
 #[must_use]
 pub fn decode(peer: PeerId, what: Incoming, payload: Arc<[u8]>, reservation: Reservation) -> Event {
     match what {

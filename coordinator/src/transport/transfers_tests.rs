@@ -115,7 +115,8 @@ async fn an_upload_that_trickles_makes_way_when_room_is_short_and_a_steady_one_d
     assert_eq!(transfers.look(true).len(), 1);
 }
 
-/// The memory of an upload does not end with its decoding: the event, the gate, the writer and the merger hold it on.
+/// The memory of an upload does not end with its decoding: the event, the gate, the writer and
+/// the merger hold it on.
 #[tokio::test]
 async fn an_upload_holds_its_budgets_until_its_content_is_dropped() {
     let folder = tempfile::tempdir().expect("a directory");

@@ -4,11 +4,12 @@
 //!  offer ──► budget of payloads ──► chunks ──► budget of decoded content ──► decode ──► Event ──► ... ──► merged or refused
 //!            └───────────────────────── both end here, with the content (core::content) ─────────────────────────┘
 //! ```
-//! Whoever holds decoded content waits for no budget, only for the disk and the merger. So uploads that wait for the second
-//! budget get it, and neither budget can be held in a circle.
+//! Whoever holds decoded content waits for no budget, only for the disk and the merger. So
+//! uploads that wait for the second budget get it, and neither budget can be held in a circle.
 //!
-//! Partially received uploads of more than one chunk are spooled to disk (see [`super::partials`]), or kept in memory if
-//! that fails. After a reconnect, a new address or a restart only the missing chunks are sent.
+//! Partially received uploads of more than one chunk are spooled to disk (see
+//! [`super::partials`]), or kept in memory if that fails. After a reconnect, a new address or a
+//! restart only the missing chunks are sent.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,11 +29,13 @@ use crate::core::content::Reservation;
 
 /// Bytes that one permit of the budget stands for.
 const PERMIT_BYTES: u64 = 1 << 10;
-/// The whole budget of payloads, the share of it that one agent may hold, and the whole budget of decoded content.
+/// The whole budget of payloads, the share of it that one agent may hold, and the whole budget of
+/// decoded content.
 const PAYLOAD_PERMITS: u32 = permits(limits::UPLOADS_IN_FLIGHT_BYTES);
 const SHARE_PERMITS: u32 = permits(limits::UPLOAD_BYTES_PER_AGENT);
 const DECODED_PERMITS: u32 = permits(limits::DECODED_UPLOADS_BYTES);
-/// Copies of chunks that one upload may hold beside its buffer: on their way into it, or on their way to disk.
+/// Copies of chunks that one upload may hold beside its buffer: on their way into it, or on their
+/// way to disk.
 const CHUNKS_BYTES: u64 = limits::CHUNK_STREAMS as u64 * limits::CHUNK_BYTES as u64;
 /// How long an upload waits for room. Its agent has given the connection up by then.
 const ROOM: Duration = Duration::from_millis(limits::OFFER_TIMEOUT_MS);
@@ -85,7 +88,8 @@ impl Received {
 }
 
 impl Upload {
-    /// The payload, once nothing is missing. It is copied once: room for decoded content stands for the copy.
+    /// The payload, once nothing is missing. It is copied once: room for decoded content stands
+    /// for the copy.
     pub(super) fn finish(self) -> Option<Received> {
         let Self { assembly, mut held, .. } = self;
         let payload: Arc<[u8]> = assembly.finish()?.into();
@@ -256,8 +260,9 @@ impl Uploads {
         acquiring.await.ok()
     }
 
-    /// Waits for room for the decoded form of a whole upload, of at most so many bytes. A form that is larger than the
-    /// budget gets all of it. None when there is no room for too long: the agent offers the upload again.
+    /// Waits for room for the decoded form of a whole upload, of at most so many bytes. A form
+    /// that is larger than the budget gets all of it. None when there is no room for too long:
+    /// the agent offers the upload again.
     pub(super) async fn room_to_decode(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let room = Arc::clone(&self.decoded).acquire_many_owned(permits(bytes).min(DECODED_PERMITS));
         tokio::time::timeout(ROOM, room).await.ok()?.ok()

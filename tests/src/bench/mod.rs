@@ -5,6 +5,7 @@ pub mod flood;
 pub mod ledger;
 pub mod overlap;
 pub mod recovery;
+pub mod slow_disk;
 pub mod store;
 pub mod swarm;
 pub mod trainer;

@@ -139,6 +139,15 @@ enum Bench {
         #[command(flatten)]
         common: Common,
     },
+    /// Many agents without training against a coordinator with a slow disk: its peak memory
+    /// against its ceiling
+    #[command(after_help = "Every sync of the coordinator's disk is slowed by a library in C: this needs `cc`.")]
+    SlowDisk {
+        #[command(flatten)]
+        options: bench::slow_disk::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// What honest agents notice of strangers who flood the port: Ack latency without them, and under them
     #[command(
         after_help = "The flood comes from the loopback network 127.66.0.0/16 (Linux has all of 127.0.0.0/8), half of
@@ -238,6 +247,9 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Ledger { options, common }) => (bench::ledger::run(&options, common.seed)?, common),
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::SlowDisk { options, common }) => {
+            (bench::slow_disk::run(&lab, &options, common.seed)?, common)
+        }
         Verb::Bench(Bench::Flood { options, common }) => (bench::flood::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Trainer { options, common }) => (bench::trainer::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Overlap { options, common }) => (bench::overlap::run(&lab, &options, common.seed)?, common),

@@ -30,7 +30,8 @@ fn a_model_that_its_tensors_cannot_make_is_refused_before_anything_is_allocated(
     }
 }
 
-/// The trainer says which tensors the model has; without it there is no bound yet, and nothing to fetch for.
+/// The trainer says which tensors the model has; without it there is no bound yet, and nothing to
+/// fetch for.
 #[test]
 fn no_model_is_received_while_the_trainer_is_built_anew() {
     let mut session = asking(config(100, 0), Kept::default());

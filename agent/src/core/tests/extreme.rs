@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Kinds of message that a coordinator has.
-const KINDS: u8 = 13;
+const KINDS: u8 = 12;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`Draw::message`] makes it.
@@ -24,7 +24,6 @@ fn kind(message: &CoordinatorMessage) -> u8 {
         CoordinatorMessage::Verdict { .. } => 9,
         CoordinatorMessage::StateChanged { .. } => 10,
         CoordinatorMessage::Renewed { .. } => 11,
-        CoordinatorMessage::SizedLease { .. } => 12,
     }
 }
 
@@ -95,6 +94,12 @@ impl Draw<'_> {
             base_digest: self.digest(),
             seed: self.number(),
             expires_at_ms: self.number(),
+            plan: Plan {
+                local_steps: self.short(),
+                lr_factor: self.of(&[1.0, 0.0, f32::MAX, f32::NAN]),
+                round: self.number(),
+                progress: self.of(&[None, Some(1.0), Some(f32::NAN)]),
+            },
         }
     }
 
@@ -166,11 +171,7 @@ impl Draw<'_> {
             8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()) },
             9 => self.verdict(),
             10 => CoordinatorMessage::StateChanged { state: self.phase() },
-            11 => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
-            _ => {
-                let (lease, evaluate) = (self.lease(), self.choice() % 2 == 0);
-                CoordinatorMessage::SizedLease { lease, evaluate, local_steps: self.short() }
-            }
+            _ => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
         }
     }
 

@@ -53,7 +53,8 @@ fn a_model_whose_bytes_its_tensors_cannot_make_is_not_asked_for() {
     assert!(breaks_the_protocol(&commands), "{commands:?}");
 }
 
-/// While the disk stalls, answers wait in the gate: a peer that goes on asking must not fill the memory with them.
+/// While the disk stalls, answers wait in the gate: a peer that goes on asking must not fill the
+/// memory with them.
 #[test]
 fn a_peer_that_asks_on_while_the_disk_stalls_is_cut_off() {
     let mut world = World::started(2);
@@ -254,7 +255,7 @@ fn the_norm_of_the_first_model_is_the_measure_before_and_after_a_restart() {
     let mut world = World::of(clipping, vec![0.25; 4]);
     let lease = world.lease(1);
     let meta = world.meta(1, 0, &lease);
-    let huge = Delta::Dense(vec![50.0; 4]);
+    let huge = content(Delta::Dense(vec![50.0; 4]));
     let before = world.judge(&meta, &huge);
     let Some(Decision::Accept(update)) = &before else { panic!("{before:?}") };
     // A norm of 100 is scaled to that of the model, 0.5; alpha is 0.5.

@@ -18,12 +18,13 @@ use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use proptest::prelude::*;
 
-use super::world::{World, agent, hello, manifest};
+use super::world::{World, agent, content, hello, manifest};
 use crate::core::command::Command;
+use crate::core::content::Content;
 use crate::core::event::{Event, PeerId, RequestId};
 
 /// Kinds of message that an agent has.
-const KINDS: u8 = 10;
+const KINDS: u8 = 11;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`Draw::message`] makes it.
@@ -39,6 +40,7 @@ fn kind(message: &AgentMessage) -> u8 {
         AgentMessage::Progress { .. } => 7,
         AgentMessage::Renew { .. } => 8,
         AgentMessage::Goodbye { .. } => 9,
+        AgentMessage::EvaluationFailed { .. } => 10,
     }
 }
 
@@ -170,7 +172,8 @@ impl Draw<'_> {
                 AgentMessage::Progress { lease, steps, examples_per_s: self.single() }
             }
             8 => AgentMessage::Renew { csr_der: self.text().into_bytes() },
-            _ => AgentMessage::Goodbye { reason: self.text() },
+            9 => AgentMessage::Goodbye { reason: self.text() },
+            _ => AgentMessage::EvaluationFailed { version: ModelVersion(self.number()), reason: self.text() },
         }
     }
 
@@ -202,12 +205,12 @@ impl Draw<'_> {
         self.of(&["agent-2".to_owned(), String::new(), "x".to_owned(), "é".repeat(20_000)])
     }
 
-    fn content(&mut self) -> Result<Arc<Delta>, DecodeError> {
+    fn content(&mut self) -> Result<Arc<Content>, DecodeError> {
         match self.choice() % 4 {
             0 => Err(DecodeError::Invalid("transfer")),
-            1 => Ok(Arc::new(Delta::Dense(vec![self.single(); 4]))),
-            2 => Ok(Arc::new(Delta::Sparse { len: 4, indices: vec![], values: vec![] })),
-            _ => Ok(Arc::new(Delta::Dense(vec![0.5; 4]))),
+            1 => Ok(content(Delta::Dense(vec![self.single(); 4]))),
+            2 => Ok(content(Delta::Sparse { len: 4, indices: vec![], values: vec![] })),
+            _ => Ok(content(Delta::Dense(vec![0.5; 4]))),
         }
     }
 }
@@ -248,7 +251,8 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
         // A transport delivers the content of what was offered, or nothing.
         Command::ReceiveModel { peer, manifest, .. } if manifest.params() < 10_000 => {
             let model = vec![draw.single(); manifest.params()];
-            Some(Event::ModelReceived { peer, digest: Digest::of_f32(&model), manifest, model: Arc::new(model) })
+            let digest = Digest::of_f32(&model);
+            Some(Event::ModelReceived { peer, digest, manifest, model: content(Delta::Dense(model)) })
         }
         Command::ReceiveUpdate { peer, meta, .. } => {
             Some(Event::UpdateReceived { peer, meta, payload: Arc::from([0; 16]), content: draw.content() })
@@ -330,7 +334,7 @@ fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() 
     let (peer, digest) = (PeerId(1), Digest::of_f32(&model));
     settle(
         &mut world,
-        Event::ModelReceived { peer, manifest: manifest.clone(), digest, model: Arc::new(model) },
+        Event::ModelReceived { peer, manifest: manifest.clone(), digest, model: content(Delta::Dense(model)) },
         &mut draw,
     );
     assert_eq!(world.state().manifest, manifest);

@@ -63,7 +63,7 @@ fn examples_are_those_of_merged_updates_and_a_rollback_takes_them_back() {
     let mut state = world.state().clone();
     assert_eq!(state.examples, 128);
     let (branch, version) = (BranchId([9; 16]), ModelVersion(1));
-    let body = RecordBody::Branched { branch, from: Position(0), version, examples: 32 };
+    let body = RecordBody::Branched { branch, from: Position(0), version, norm: 1.0, examples: 32 };
     let record = Record { position: state.position.next(), at_ms: 0, body, payload: [].into() };
     state.apply(&record).expect("follows");
     assert_eq!(state.plan(super::agent(1), version).lr_factor.to_bits(), 1.0f32.to_bits());

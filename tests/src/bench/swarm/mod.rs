@@ -44,7 +44,7 @@ const SOCKETS: u32 = 250;
 /// From the moment when everyone has had a verdict to the first one that is measured.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Memory that a coordinator may take whatever the number of its agents, and beside that for each of them.
-const MEMORY: (f64, f64) = (256.0 * 1024.0 * 1024.0, 100.0 * 1024.0);
+pub(super) const MEMORY: (f64, f64) = (256.0 * 1024.0 * 1024.0, 100.0 * 1024.0);
 
 /// What is measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -70,7 +70,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn run_toml(&self, seed: u64) -> String {
+    pub(super) fn run_toml(&self, seed: u64) -> String {
         let Self { params, fraction, buffer, .. } = self;
         format!(
             r#"[run]
@@ -152,7 +152,7 @@ pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
         report.metric("disconnections", slice.disconnections as f64);
         report.metric("ack_p50_ms", slice.ack_ms(0.5));
         report.metric("ack_p99_ms", slice.ack_ms(0.99));
-        report.metric("payload_bytes", swarm.shared.payloads[0].bytes.len() as f64);
+        report.metric("payload_bytes", swarm.payload_bytes() as f64);
         report.metric("coordinator_cpu_cores", slice.coordinator_cores);
         report.metric("swarm_cpu_cores", slice.swarm_cores);
         report.metric("rss_bytes", resident);
@@ -176,6 +176,16 @@ pub(super) fn with_swarm(
 ) -> anyhow::Result<Report> {
     let mut cluster = Cluster::new(lab, &options.run_toml(seed))?;
     cluster.start_coordinator()?;
+    with_cluster(cluster, options, seed, work)
+}
+
+/// Like [`with_swarm`], with a coordinator that serves already.
+pub(super) fn with_cluster(
+    mut cluster: Cluster,
+    options: &Options,
+    seed: u64,
+    work: impl AsyncFnOnce(&mut Cluster, &mut Swarm) -> anyhow::Result<Report>,
+) -> anyhow::Result<Report> {
     let uses = options.agents.to_string();
     let token = cluster.token(&["--name", "swarm", "--uses", &uses])?;
     let token: JoinToken = token.parse().map_err(|error| anyhow::anyhow!("the token cannot be read: {error}"))?;
@@ -235,6 +245,11 @@ impl Swarm {
         }
         until_all_work(&shared, &mut agents, options.agents).await?;
         Ok(Self { shared, agents, ca: token.ca_fingerprint, enrol_s, all_working_s: watch.seconds() })
+    }
+
+    /// Bytes of an update as it is sent.
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.shared.payloads[0].bytes.len()
     }
 
     /// For TLS without a certificate, as a joining agent has it.
