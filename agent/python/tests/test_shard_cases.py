@@ -81,3 +81,11 @@ def test_columns_of_the_evaluation_shard_go_by_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(SHARDS / "columns-other.csv"))
     with pytest.raises(anabranch.DataError, match="it lacks c and has d instead"):
         anabranch.data.csv(SHARDS / "columns-other.csv")
+
+
+def test_shards_of_another_kind_say_nothing_about_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reordered = SHARDS / "columns-reordered.csv"
+    for train, evaluation in ((tmp_path, reordered), (SHARDS / "cases.json", reordered), (reordered, tmp_path)):
+        monkeypatch.setenv("ANABRANCH_SHARD", str(train))
+        monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(evaluation))
+        assert anabranch.data.csv(reordered)[0].tolist() == [[3, 1, 2]]

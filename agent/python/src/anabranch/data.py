@@ -96,11 +96,15 @@ def columns(path: str | Path, label: str = "label", *, drop: Sequence[str] = ())
 def _training_columns(file: Path, label: str, drop: Sequence[str]) -> list[str] | None:
     """Columns of the agent's training shard where ``file`` is its evaluation shard, and both are CSV."""
     train, evaluation = environment.shard(), environment.eval_shard()
-    if train is None or evaluation is None or not evaluation.exists() or _csv_file(evaluation) != file:
+    if train is None or evaluation is None:
         return None
-    if not train.is_dir() and not is_csv(train.name):
+    try:
+        train_file, evaluation_file = _csv_file(train), _csv_file(evaluation)
+    except DataError:
         return None
-    return columns(train, label, drop=drop)
+    if not is_csv(train_file.name) or not file.samefile(evaluation_file):
+        return None
+    return columns(train_file, label, drop=drop)
 
 
 def _images_file(path: Path) -> Path:

@@ -1,13 +1,13 @@
 //! Causal attention of many heads as one operation, with its gradient: queries, keys and values are read where the layer
 //! before left them, and nothing is kept for the gradient but them and the shares.
 
+use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn_flex::{FlexTensor, Layout};
-use burn_autodiff::Autodiff;
 use burn_flex::Flex;
+use burn_flex::{FlexTensor, Layout};
 use burn_tensor::backend::Backend;
 use burn_tensor::ops::{FloatTensor, FloatTensorOps as _};
 use burn_tensor::{Bool, Shape, Tensor, TensorPrimitive, activation};

@@ -8,13 +8,13 @@
 
 use std::sync::Arc;
 
+use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn_flex::FlexTensor;
-use burn_autodiff::Autodiff;
 use burn_flex::Flex;
+use burn_flex::FlexTensor;
 use burn_tensor::backend::Backend;
 use burn_tensor::ops::{ConvOptions, FloatTensor, FloatTensorOps as _};
 use burn_tensor::{Tensor, TensorPrimitive, activation, module};

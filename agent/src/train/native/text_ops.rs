@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
+use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn_flex::FlexTensor;
-use burn_autodiff::Autodiff;
 use burn_flex::Flex;
+use burn_flex::FlexTensor;
 use burn_tensor::backend::Backend;
 use burn_tensor::ops::{ActivationOps, FloatTensor};
 use burn_tensor::{Tensor, TensorData, TensorMetadata as _, TensorPrimitive};

@@ -76,8 +76,8 @@ macro_rules! trains {
         {
         }
         impl crate::train::native::attention::Attention for $backend {}
-        impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy>
-            crate::train::native::attention::Attention for burn_autodiff::Autodiff<$backend, C>
+        impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy> crate::train::native::attention::Attention
+            for burn_autodiff::Autodiff<$backend, C>
         {
         }
         impl super::TextOps for $backend {}
