@@ -140,6 +140,9 @@ pub(crate) struct RunArgs {
     /// Name of the label column in a CSV file [default: label]
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+    /// Leave this column of a CSV file out; '' is a column without a name (may be given several times)
+    #[arg(long = "drop-column", value_name = "NAME")]
+    pub(crate) drop_columns: Vec<String>,
     /// Device for the native models: auto, cpu, or a GPU backend of this build with a number, like cuda:1. A GPU
     /// implies --isolate [default: auto]
     #[arg(long, value_name = "DEVICE")]
@@ -169,7 +172,7 @@ pub(crate) struct RunArgs {
     pub(crate) experiment: ExperimentArgs,
     /// A program that trains instead of the native models, and its arguments
     /// (it speaks docs/trainer-protocol.md)
-    #[arg(last = true, value_name = "TRAINER", conflicts_with = "label_column")]
+    #[arg(last = true, value_name = "TRAINER", conflicts_with_all = ["label_column", "drop_columns"])]
     pub(crate) trainer: Vec<OsString>,
 }
 
@@ -179,6 +182,9 @@ pub(crate) struct TrainerArgs {
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+    /// Leave this column of a CSV file out; '' is a column without a name (may be given several times)
+    #[arg(long = "drop-column", value_name = "NAME")]
+    pub(crate) drop_columns: Vec<String>,
     /// The GPU to train on
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<device::GpuId>,
@@ -282,6 +288,9 @@ pub(crate) struct InspectArgs {
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+    /// Leave this column of a CSV file out; '' is a column without a name (may be given several times)
+    #[arg(long = "drop-column", value_name = "NAME")]
+    pub(crate) drop_columns: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -313,6 +322,9 @@ pub(crate) struct SplitArgs {
     /// Name of the label column in a CSV file
     #[arg(long, value_name = "NAME")]
     pub(crate) label_column: Option<String>,
+    /// Leave this column of a CSV file out; '' is a column without a name (may be given several times)
+    #[arg(long = "drop-column", value_name = "NAME")]
+    pub(crate) drop_columns: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -110,6 +110,9 @@ pub struct AgentConfig {
     /// Name of the label column in a CSV shard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
+    /// Names of columns of a CSV shard that are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_columns: Vec<String>,
     /// Device to train on.
     #[serde(default)]
     pub device: device::Choice,
@@ -257,6 +260,10 @@ impl AgentConfig {
                     ),
                     (self.label_column.is_none(), "# label_column = \"label\"     # of a CSV file\n"),
                     (
+                        self.drop_columns.is_empty(),
+                        "# drop_columns = [\"\"]         # of a CSV file: leave these out; \"\" is a column without a name\n",
+                    ),
+                    (
                         self.encoder == EncoderPlace::Auto,
                         "# encoder = \"cpu\"           # encode updates here even where a GPU trains\n",
                     ),
@@ -324,6 +331,7 @@ mod tests {
             shard: Some("train.csv".into()),
             eval_shard: None,
             label_column: None,
+            drop_columns: Vec::new(),
             device: device::Choice::Auto,
             encoder: EncoderPlace::Auto,
             threads: None,
@@ -350,6 +358,14 @@ mod tests {
         let text = config().to_commented_toml().replace("# manners.", "manners.");
         let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
         assert!(read.manners.pause_on_battery && read.manners.max_load.is_some(), "{read:?}");
+        assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
+    }
+
+    #[test]
+    fn the_example_of_dropped_columns_can_be_uncommented() {
+        let text = config().to_commented_toml().replace("# drop_columns", "drop_columns");
+        let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
+        assert_eq!(read.drop_columns, [""]);
         assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
     }
 

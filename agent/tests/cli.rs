@@ -51,6 +51,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         shard: None,
         eval_shard: None,
         label_column: None,
+        drop_columns: Vec::new(),
         device: Choice::Auto,
         encoder: anabranch_agent::gpu::EncoderPlace::Auto,
         threads: None,
@@ -194,6 +195,32 @@ fn shards_that_cannot_be_used_stop_the_agent_before_it_connects() {
     fails(&agent(&["run", "--dir", dir, "--shard", path]), 8, &["line 3", "oops", "shard inspect"]);
     fails(&agent(&["run", "--dir", dir, "--shard", path, "--label-column", "y"]), 8, &["\"y\"", "--label-column"]);
     fails(&agent(&["shard", "inspect", path]), 8, &["cannot be used"]);
+}
+
+#[test]
+fn columns_are_matched_by_name_dropped_and_warned_of() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let home = enrolled(temporary.path());
+    let dir = text(temporary.path());
+    let (shard, eval) = (temporary.path().join("train.csv"), temporary.path().join("eval.csv"));
+    fs::write(&shard, ",a,b,label\n0,1,2,0\n").expect("written");
+    fs::write(&eval, ",b,c,label\n0,2,1,0\n").expect("written");
+    let run = |more: &[&str]| {
+        let shards = ["run", "--dir", dir, "--shard", text(&shard), "--eval-shard", text(&eval)];
+        agent(&[&shards, more].concat())
+    };
+    fails(&run(&[]), 8, &["looks like a row index", "other columns", "lacks a and has c instead"]);
+    fails(&run(&["--isolate", "--device", "cpu"]), 14, &["other columns"]);
+    fails(&run(&["--drop-column", "z"]), 8, &["no column \"z\" to drop", "\"\", a, b, label", "--drop-column"]);
+    fails(&run(&["--drop-column=label"]), 8, &["holds the labels"]);
+    let configured = fs::read_to_string(home.config()).expect("read").replace("# drop_columns", "drop_columns");
+    fs::write(home.config(), configured).expect("written");
+    let dropped = run(&[]);
+    fails(&dropped, 8, &["other columns"]);
+    assert!(!String::from_utf8_lossy(&dropped.stderr).contains("row index"), "{dropped:?}");
+    let inspected = agent(&["shard", "inspect", text(&shard), "--drop-column="]);
+    assert!(inspected.status.success(), "{inspected:?}");
+    assert!(!String::from_utf8_lossy(&inspected.stdout).contains("warning"), "{inspected:?}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ def test_idx_plain_and_gzipped(tmp_path: Path) -> None:
         (idx_bytes(IMAGES), idx_bytes(LABELS[:2]), "holds 2 labels for the 3 images"),
         (b"PNG....", idx_bytes(LABELS), "expected an IDX header"),
         (gzip.compress(idx_bytes(IMAGES))[:-9], idx_bytes(LABELS), "cannot be read"),
-        (idx_bytes(IMAGES[:0]), idx_bytes(LABELS[:0]), "holds no example"),
+        (idx_bytes(IMAGES[:0]), idx_bytes(LABELS[:0]), "holds no examples"),
         (idx_bytes(IMAGES), None, "has no labels file beside it"),
     ],
 )
@@ -49,6 +49,15 @@ def test_damaged_idx_is_named(tmp_path: Path, images: bytes, labels: bytes | Non
         (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels)
     with pytest.raises(anabranch.DataError, match=says):
         anabranch.data.idx(tmp_path)
+
+
+def test_hidden_images_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(IMAGES))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS))
+    (tmp_path / "._train-images-idx3-ubyte").write_bytes(b"Mac OS X")
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(b"not looked at")
+    images, _ = anabranch.data.idx(tmp_path)
+    assert np.array_equal(images, IMAGES)
 
 
 def test_csv_plain_and_gzipped(tmp_path: Path) -> None:
@@ -65,13 +74,13 @@ def test_csv_plain_and_gzipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a,b\n1,2\n", "line 1: no column is called 'label' \\(columns: a, b\\)"),
-        ("label,label\n1,2\n", "more than one column"),
+        ("a,b\n1,2\n", 'has no column "label"; its columns are a, b'),
+        ("label,label\n1,2\n", "two columns are called"),
         ("label\n1\n", "there is no column beside the label"),
         ("a,label\n1,2\n3\n", "line 3: 1 columns, expected 2"),
         ("a,label\n1,-2\n", "line 2: label '-2' is not a whole number from 0"),
         ("a,label\n1,2\nnan,2\n", "line 3: column 1 holds 'nan', expected a finite number"),
-        ("a,label\n", "holds no example"),
+        ("a,label\n", "holds no examples"),
     ],
 )
 def test_damaged_csv_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:

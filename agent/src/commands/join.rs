@@ -46,6 +46,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 shard: None,
                 eval_shard: None,
                 label_column: None,
+                drop_columns: Vec::new(),
                 device: device::Choice::Auto,
                 encoder: crate::gpu::EncoderPlace::Auto,
                 threads: None,

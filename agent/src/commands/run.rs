@@ -37,7 +37,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     config.checkpoint_s = args.checkpoint_s.or(config.checkpoint_s);
     config.overlap = if args.no_overlap { Some(false) } else { config.overlap };
     config.metrics = args.metrics.or(config.metrics);
-    let label_column = args.label_column.clone().or_else(|| config.label_column.clone());
+    let drop_columns = if args.drop_columns.is_empty() { &config.drop_columns } else { &args.drop_columns };
+    let columns =
+        shard_options(args.label_column.clone().or_else(|| config.label_column.clone()), drop_columns.clone());
     let path = |given: &Option<PathBuf>, configured: &Option<PathBuf>| {
         given.clone().or_else(|| configured.as_ref().map(|path| dir.path().join(path)))
     };
@@ -63,7 +65,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut device = device::processor().to_string();
     // From here on processes are started, which must not stay behind.
     signals.set(OnSignal::Tell);
-    let program = command(args, &config, label_column.as_deref(), choice)?;
+    let program = command(args, &config, &columns, choice)?;
     if signals::is_stop_asked() {
         return Ok(stopped_early());
     }
@@ -71,7 +73,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         None => {
             // Reading shards can take minutes, and leaves nothing behind.
             signals.set(OnSignal::Exit);
-            let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), label_column.as_deref())?;
+            let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), columns)?;
             let factory =
                 native_factory_with(NativeOptions { threads, max_memory_bytes, ..NativeOptions::default() }, &shards);
             (shards, factory)
@@ -185,7 +187,7 @@ struct Program {
 fn command(
     args: &RunArgs,
     config: &AgentConfig,
-    label_column: Option<&str>,
+    columns: &ShardOptions,
     choice: Choice,
 ) -> anyhow::Result<Option<Program>> {
     if !args.trainer.is_empty() {
@@ -205,9 +207,8 @@ fn command(
     let mut command = vec![std::env::current_exe().context("cannot find this program's file")?.into_os_string()];
     command.extend(std::env::args_os().skip(1).take_while(|arg| arg != "run"));
     command.push("trainer".into());
-    if let Some(name) = label_column {
-        command.extend(["--label-column".into(), name.into()]);
-    }
+    command.push(format!("--label-column={}", columns.label_column).into());
+    command.extend(columns.drop_columns.iter().map(|name| format!("--drop-column={name}").into()));
     if let Some(id) = gpu {
         command.extend(["--device".into(), id.to_string().into()]);
     }
@@ -218,14 +219,27 @@ fn command(
     Ok(Some(Program { command, at_home: false, gpu }))
 }
 
-/// Opens what the native trainer trains and evaluates on.
+/// Returns how CSV columns are read, as far as the user says it.
+pub(super) fn shard_options(label_column: Option<String>, drop_columns: Vec<String>) -> ShardOptions {
+    let options = ShardOptions::default().drop_columns(drop_columns);
+    match label_column {
+        Some(name) => options.label_column(name),
+        None => options,
+    }
+}
+
+/// Opens what the native trainer trains and evaluates on. Features of the evaluation shard are read by the names that
+/// those of the training shard have.
 pub(super) fn open_shards(
     shard: Option<&Path>,
     eval_shard: Option<&Path>,
-    label_column: Option<&str>,
+    mut options: ShardOptions,
 ) -> anyhow::Result<Shards> {
-    let open = |path: Option<&Path>| path.map(|path| open_shard(path, label_column)).transpose();
-    let shards = Shards { train: open(shard)?, eval: open(eval_shard)? };
+    let train = shard.map(|path| open_shard(path, &options)).transpose()?;
+    if let Some(train) = &train {
+        options = options.columns_of(train.as_ref());
+    }
+    let shards = Shards { train, eval: eval_shard.map(|path| open_shard(path, &options)).transpose()? };
     if shards.train.is_none() && shards.eval.is_none() {
         return Err(Fail::new(ExitCode::Shard, "there is nothing to train or evaluate on")
             .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml")
@@ -313,12 +327,12 @@ pub fn native_factory_with(options: NativeOptions, shards: &Shards) -> TrainerFa
     Box::new(move |spec| native_for(&spec.model, options, &held))
 }
 
-fn open_shard(path: &Path, label_column: Option<&str>) -> anyhow::Result<Box<dyn Shard>> {
-    let mut options = ShardOptions::default();
-    if let Some(name) = label_column {
-        options = options.label_column(name);
+fn open_shard(path: &Path, options: &ShardOptions) -> anyhow::Result<Box<dyn Shard>> {
+    let opened = shard::open(path, options).map_err(shard_fail)?;
+    for name in shard::index_columns(opened.columns().unwrap_or_default()) {
+        tracing::warn!(shard = %path.display(), "{}", shard::index_warning(name));
     }
-    Ok(shard::open(path, &options).map_err(shard_fail)?)
+    Ok(opened)
 }
 
 /// What a session's end means for the process: an error has the exit code and the help that `run` has for it.

@@ -4,13 +4,14 @@ use anabranch_io::exit::{ExitCode, Fail};
 
 use super::{print, print_json, shard_fail};
 use crate::cli::{InspectArgs, SplitArgs};
-use crate::shard::{self, DEFAULT_CONTEXT, DEFAULT_LABEL_COLUMN, Skew, SplitOptions};
+use crate::shard::{self, DEFAULT_CONTEXT, DEFAULT_LABEL_COLUMN, ShardOptions, Skew, SplitOptions};
 
 /// Runs `shard inspect`. A shard with problems is shown, and is an error.
 pub(super) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let label_column = args.label_column.as_deref().unwrap_or(DEFAULT_LABEL_COLUMN);
+    let options = ShardOptions::default().label_column(label_column).drop_columns(args.drop_columns.as_slice());
     let context = args.context.map_or(DEFAULT_CONTEXT, usize::from);
-    let report = shard::inspect(&args.path, label_column, context).map_err(shard_fail)?;
+    let report = shard::inspect(&args.path, &options, context).map_err(shard_fail)?;
     if args.output.json {
         print_json(&report)?;
     } else {
@@ -34,6 +35,7 @@ pub(super) fn split(args: &SplitArgs) -> anyhow::Result<()> {
     if let Some(name) = &args.label_column {
         options.label_column.clone_from(name);
     }
+    options.drop_columns.clone_from(&args.drop_columns);
     let report = shard::split(&args.dataset, &args.out, &options).map_err(shard_fail)?;
     if args.output.json { print_json(&report) } else { print(&report.to_string()) }
 }

@@ -1,7 +1,7 @@
 //! `trainer`: the native trainer as a child of an agent.
 
 use super::device;
-use super::run::{native_factory_with, open_shards};
+use super::run::{native_factory_with, open_shards, shard_options};
 use crate::cli::TrainerArgs;
 use crate::device::{GpuBackend, GpuId};
 use crate::gpu::device::CudaEngine;
@@ -26,7 +26,8 @@ pub(super) fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     let encoder = args.encoder.and_then(|place| open_encoder(place, args.device));
     let reserved_per_param = encoder.as_ref().map_or(0, |_| ENCODER_BYTES_PER_PARAM);
     process::serve_with_encoder(&name, encoder, |hello| {
-        let shards = open_shards(hello.shard.as_deref(), hello.eval_shard.as_deref(), args.label_column.as_deref())?;
+        let options = shard_options(args.label_column.clone(), args.drop_columns.clone());
+        let shards = open_shards(hello.shard.as_deref(), hello.eval_shard.as_deref(), options)?;
         let options = NativeOptions {
             threads: hello.threads,
             max_memory_bytes: hello.max_memory,

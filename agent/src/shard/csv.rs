@@ -1,27 +1,27 @@
 //! CSV with a header row: one column of labels, numbers in all others.
 
-use std::io::{self, Read};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::limits;
 
+use super::columns::Columns;
 use super::error::Place;
 use super::examples::{Examples, Inputs};
-use super::source::{Content, read_failed};
+use super::lines::{Fault, Lines};
+use super::source::read_failed;
 use super::{ShardError, ShardOptions};
 
 /// Line ends in Unix form; of Windows' form the rest is white space and trimmed. The csv crate's own treatment of both
 /// leaves its line count behind.
 const LINE_END: csv::Terminator = csv::Terminator::Any(b'\n');
-/// Column names that a message lists.
-const COLUMNS_SHOWN: usize = 12;
 
 /// One good row.
 #[derive(Debug)]
 pub(super) struct Row<'a> {
     /// Line, counted from 1, the header included.
     pub(super) line: u64,
-    /// All columns but the label, in order.
+    /// The features, in order.
     pub(super) values: &'a [f32],
     /// The label.
     pub(super) label: u32,
@@ -30,34 +30,70 @@ pub(super) struct Row<'a> {
 /// What is done with each row, good or bad.
 type Each<'a> = dyn for<'r> FnMut(Result<Row<'r>, ShardError>) -> Result<(), ShardError> + 'a;
 
-/// Reads every row and hands it, or what is wrong with it, to `each`, which ends the reading with an error.
-///
-/// # Errors
-/// What `each` returns, and whatever keeps the file from being read at all.
-pub(super) fn rows(path: &Path, label_column: &str, each: &mut Each<'_>) -> Result<(), ShardError> {
-    let mut reader = reader(path)?;
-    let columns = Columns::read(path, &mut reader, label_column)?;
-    let mut record = csv::ByteRecord::new();
-    let mut values = Vec::with_capacity(columns.count - 1);
-    let mut examples = 0;
+/// A file whose header has been read.
+pub(super) struct Table<'a> {
+    path: &'a Path,
+    reader: csv::Reader<Lines>,
+    columns: Columns,
+}
+
+impl<'a> Table<'a> {
+    /// Opens a file and reads its header: the first line that is not blank.
+    pub(super) fn open(path: &'a Path, options: &ShardOptions) -> Result<Self, ShardError> {
+        let mut reader = builder().from_reader(Lines::open(path)?);
+        let mut header = csv::ByteRecord::new();
+        match next(path, &mut reader, &mut header)? {
+            None => Err(ShardError::Empty { path: path.to_path_buf() }),
+            Some(line) => Ok(Self { path, columns: Columns::new(path, line, &header, options)?, reader }),
+        }
+    }
+
+    /// The columns that are read.
+    pub(super) fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// Reads every row and hands it, or what is wrong with it, to `each`, which ends the reading with an error.
+    ///
+    /// # Errors
+    /// What `each` returns, and whatever keeps the file from being read at all.
+    pub(super) fn rows(&mut self, each: &mut Each<'_>) -> Result<(), ShardError> {
+        let mut record = csv::ByteRecord::new();
+        let mut values = Vec::with_capacity(self.columns.names().len());
+        let mut examples = 0;
+        while let Some(line) = next(self.path, &mut self.reader, &mut record)? {
+            each(match self.columns.parse(self.path, line, &record, &mut values) {
+                Ok(label) => Ok(Row { line, values: &values, label }),
+                Err(error) => Err(error),
+            })?;
+            examples += 1;
+            if examples > limits::SHARD_EXAMPLES {
+                let what = format!("it has more than {} rows", limits::SHARD_EXAMPLES);
+                return Err(ShardError::TooLarge { path: self.path.to_path_buf(), what });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the next record that is not blank, and returns its line; `None` at the end.
+fn next(path: &Path, reader: &mut csv::Reader<Lines>, record: &mut csv::ByteRecord) -> Result<Option<u64>, ShardError> {
     loop {
-        match reader.read_byte_record(&mut record) {
-            Ok(false) => return Ok(()),
+        match reader.read_byte_record(record) {
+            Ok(false) => return Ok(None),
             Ok(true) => {}
-            Err(error) => return Err(broken(path, reader.get_ref().bytes, error)),
+            Err(error) => return Err(broken(path, reader.get_ref().position(), error)),
         }
-        if is_blank(&record) {
-            continue;
+        // A record's own position is no help: it is that of the blank lines before it.
+        let now = reader.position().line();
+        let inside = record.iter().flatten().filter(|byte| **byte == b'\n').count() as u64;
+        if reader.get_ref().ended() {
+            let place = Place::Line(now.saturating_sub(inside));
+            let what = "a quote is opened and never closed".to_owned();
+            return Err(ShardError::Corrupt { path: path.to_path_buf(), place, what });
         }
-        let line = line_of(&record, reader.position().line());
-        each(match columns.parse(path, line, &record, &mut values) {
-            Ok(label) => Ok(Row { line, values: &values, label }),
-            Err(error) => Err(error),
-        })?;
-        examples += 1;
-        if examples > limits::SHARD_EXAMPLES {
-            let what = format!("it has more than {} rows", limits::SHARD_EXAMPLES);
-            return Err(ShardError::TooLarge { path: path.to_path_buf(), what });
+        if !is_blank(record) {
+            return Ok(Some(now.saturating_sub(1 + inside)));
         }
     }
 }
@@ -67,7 +103,8 @@ pub(super) fn read(path: &Path, options: &ShardOptions) -> Result<Examples, Shar
     let mut inputs = Inputs::Bytes(Vec::new());
     let mut labels = Vec::new();
     let mut width = 0;
-    rows(path, &options.label_column, &mut |row| {
+    let mut table = Table::open(path, options)?;
+    table.rows(&mut |row| {
         let row = row?;
         if let Some(classes) = options.classes.filter(|classes| row.label >= *classes) {
             let (path, place) = (path.to_path_buf(), Place::Line(row.line));
@@ -81,7 +118,9 @@ pub(super) fn read(path: &Path, options: &ShardOptions) -> Result<Examples, Shar
     if labels.is_empty() {
         return Err(ShardError::Empty { path: path.to_path_buf() });
     }
-    Ok(Examples::new(inputs, labels, vec![width as u64]).expect("every row has as many values as the header"))
+    let examples = Examples::new(inputs, labels, vec![width as u64]);
+    let examples = examples.expect("every row has as many values as the header");
+    Ok(examples.with_columns(table.columns().names().to_vec()))
 }
 
 /// The file as text, with the extent of its header and of each row: for copying rows as they are.
@@ -89,19 +128,20 @@ pub(super) struct Text {
     bytes: Vec<u8>,
     header: std::ops::Range<usize>,
     rows: Vec<std::ops::Range<usize>>,
+    /// The columns that are copied; `None` where all are.
+    kept: Option<Vec<usize>>,
 }
 
 impl Text {
     /// Reads a file that [`read`] has found good.
-    pub(super) fn read(path: &Path) -> Result<Self, ShardError> {
+    pub(super) fn read(path: &Path, options: &ShardOptions) -> Result<Self, ShardError> {
+        let kept = Table::open(path, options)?.columns().kept();
         let mut bytes = Vec::new();
-        let mut content = guarded(path)?;
-        if let Err(error) = content.read_to_end(&mut bytes) {
-            return Err(broken(path, content.bytes, error.into()));
+        let mut lines = Lines::open(path)?;
+        if let Err(error) = lines.read_to_end(&mut bytes) {
+            return Err(broken(path, lines.position(), error.into()));
         }
-        let mut builder = csv::ReaderBuilder::new();
-        builder.has_headers(false).flexible(true).trim(csv::Trim::All).terminator(LINE_END);
-        let mut reader = builder.from_reader(bytes.as_slice());
+        let mut reader = builder().from_reader(bytes.as_slice());
         let mut record = csv::ByteRecord::new();
         let mut starts = Vec::new();
         while reader.read_byte_record(&mut record).map_err(|error| broken(path, 0, error))? {
@@ -115,119 +155,47 @@ impl Text {
         let mut ranges = starts.iter().copied().zip(ends).map(|(start, end)| start..end);
         let header = ranges.next().unwrap_or(0..0);
         let rows = ranges.collect();
-        Ok(Self { bytes, header, rows })
+        Ok(Self { bytes, header, rows, kept })
     }
 
     /// The header and the rows at `indices`, each on a line of its own.
     pub(super) fn select(&self, indices: &[usize]) -> Vec<u8> {
         let mut selected = Vec::new();
         for range in [&self.header].into_iter().chain(indices.iter().map(|index| &self.rows[*index])) {
-            selected.extend_from_slice(self.bytes[range.clone()].trim_ascii());
+            let row = self.bytes[range.clone()].trim_ascii();
+            match &self.kept {
+                None => selected.extend_from_slice(row),
+                Some(kept) => selected.extend_from_slice(&columns_of(row, kept)),
+            }
             selected.push(b'\n');
         }
         selected
     }
 }
 
-fn reader(path: &Path) -> Result<csv::Reader<Guarded>, ShardError> {
-    // Rows of another length are reported with their line by `Columns::parse`.
-    let mut builder = csv::ReaderBuilder::new();
-    Ok(builder.has_headers(false).flexible(true).trim(csv::Trim::All).terminator(LINE_END).from_reader(guarded(path)?))
+/// The columns at `kept` of a row of text, without an end of the line.
+fn columns_of(row: &[u8], kept: &[usize]) -> Vec<u8> {
+    let mut record = csv::ByteRecord::new();
+    let read = builder().from_reader(row).read_byte_record(&mut record);
+    read.expect("a slice can be read");
+    let mut writer = csv::WriterBuilder::new().terminator(LINE_END).from_writer(Vec::new());
+    let fields = kept.iter().map(|column| record.get(*column).unwrap_or_default().trim_ascii());
+    writer.write_record(fields).expect("memory can be written to");
+    let mut bytes = writer.into_inner().expect("memory can be written to");
+    bytes.pop();
+    bytes
 }
 
-fn guarded(path: &Path) -> Result<Guarded, ShardError> {
-    Ok(Guarded { content: Content::open(path)?, line_bytes: 0, bytes: 0 })
+/// Rows of another length are reported with their line by [`Columns::parse`]; fields are trimmed there, because the line
+/// ends within a record are counted.
+fn builder() -> csv::ReaderBuilder {
+    let mut builder = csv::ReaderBuilder::new();
+    builder.has_headers(false).flexible(true).terminator(LINE_END);
+    builder
 }
 
 fn is_blank(record: &csv::ByteRecord) -> bool {
-    record.len() == 1 && record[0].is_empty()
-}
-
-/// Line of the record that was just read, where the reader stands at line `now`. A record's own position is no help: it
-/// is that of the blank lines before it.
-fn line_of(record: &csv::ByteRecord, now: u64) -> u64 {
-    let inside = record.iter().flatten().filter(|byte| **byte == b'\n').count() as u64;
-    now.saturating_sub(1 + inside)
-}
-
-/// The header.
-struct Columns {
-    count: usize,
-    label: usize,
-}
-
-impl Columns {
-    fn read(path: &Path, reader: &mut csv::Reader<Guarded>, wanted: &str) -> Result<Self, ShardError> {
-        let mut header = csv::ByteRecord::new();
-        let found = reader.read_byte_record(&mut header);
-        if !found.map_err(|error| broken(path, reader.get_ref().bytes, error))? {
-            return Err(ShardError::Empty { path: path.to_path_buf() });
-        }
-        let names: Vec<String> = header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-        let corrupt = |what: String| Err(ShardError::Corrupt { path: path.to_path_buf(), place: Place::Line(1), what });
-        let mut labels = names.iter().enumerate().filter(|(_, name)| *name == wanted).map(|(index, _)| index);
-        let Some(label) = labels.next() else {
-            if names.iter().all(|name| name.parse::<f64>().is_ok()) {
-                return corrupt("the first line holds numbers, expected a header row with column names".to_owned());
-            }
-            return Err(ShardError::LabelColumn {
-                path: path.to_path_buf(),
-                wanted: wanted.to_owned(),
-                columns: listing(&names),
-            });
-        };
-        if labels.next().is_some() {
-            return corrupt(format!("two columns are called {wanted:?}"));
-        }
-        if names.len() < 2 {
-            return corrupt("there is no column beside the label".to_owned());
-        }
-        Ok(Self { count: names.len(), label })
-    }
-
-    /// Fills `values` and returns the label.
-    fn parse(
-        &self,
-        path: &Path,
-        line: u64,
-        record: &csv::ByteRecord,
-        values: &mut Vec<f32>,
-    ) -> Result<u32, ShardError> {
-        let corrupt = |what| ShardError::Corrupt { path: path.to_path_buf(), place: Place::Line(line), what };
-        if record.len() != self.count {
-            return Err(corrupt(format!("{} columns, expected {} as in the header", record.len(), self.count)));
-        }
-        values.clear();
-        let mut label = 0;
-        for (column, field) in record.iter().enumerate() {
-            let text = std::str::from_utf8(field).ok();
-            if column == self.label {
-                let parsed = text.and_then(|text| text.parse().ok()).filter(|label| *label < u32::MAX);
-                label =
-                    parsed.ok_or_else(|| corrupt(format!("label {} is not a whole number from 0", shown(field))))?;
-            } else {
-                let parsed = text.and_then(|text| text.parse::<f32>().ok()).filter(|value| value.is_finite());
-                values.push(parsed.ok_or_else(|| {
-                    corrupt(format!("column {} holds {}, expected a finite number", column + 1, shown(field)))
-                })?);
-            }
-        }
-        Ok(label)
-    }
-}
-
-/// A field for a message, cut to a readable length.
-fn shown(field: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(field).chars().take(40).collect();
-    format!("{text:?}")
-}
-
-fn listing(names: &[String]) -> String {
-    let mut shown: Vec<String> = names.iter().take(COLUMNS_SHOWN).map(|name| name.chars().take(40).collect()).collect();
-    if names.len() > COLUMNS_SHOWN {
-        shown.push(format!("and {} more, the last {:?}", names.len() - COLUMNS_SHOWN, names[names.len() - 1]));
-    }
-    shown.join(", ")
+    record.len() == 1 && record[0].trim_ascii().is_empty()
 }
 
 /// Appends a row; the first value that is no byte turns all into floats.
@@ -256,58 +224,12 @@ fn broken(path: &Path, offset: u64, error: csv::Error) -> ShardError {
     let path: PathBuf = path.to_path_buf();
     let line = error.position().map_or(0, csv::Position::line);
     match error.into_kind() {
-        csv::ErrorKind::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<OverLimit>()) {
-            Some(over) => ShardError::TooLarge { path, what: over.to_string() },
+        csv::ErrorKind::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>()) {
+            Some(fault) => fault.to_error(&path),
             None => read_failed(&path, offset, error),
         },
         other => {
             ShardError::Corrupt { path, place: Place::Line(line), what: format!("cannot be read as CSV ({other:?})") }
         }
-    }
-}
-
-/// A bound that the content broke, as an `io::Error` carries it through the csv reader.
-#[derive(Debug, thiserror::Error)]
-enum OverLimit {
-    #[error("a line has more than {} bytes", limits::SHARD_LINE_BYTES)]
-    Line,
-    #[error("it has more than {} bytes", limits::SHARD_BYTES)]
-    File,
-}
-
-/// Content with bounded lines and a bounded total, so that neither a file without line ends nor a small file that
-/// decompresses without end takes all memory. Skips a byte order mark, and ends the last line where the file does not.
-struct Guarded {
-    content: Content,
-    line_bytes: usize,
-    bytes: u64,
-}
-
-impl Read for Guarded {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
-        let mut count = self.content.read(buffer)?;
-        if self.bytes == 0 && buffer[..count].starts_with(&BYTE_ORDER_MARK) {
-            buffer.copy_within(BYTE_ORDER_MARK.len()..count, 0);
-            count -= BYTE_ORDER_MARK.len();
-        }
-        if count == 0 && self.line_bytes > 0 && !buffer.is_empty() {
-            buffer[0] = b'\n';
-            count = 1;
-        }
-        self.bytes += count as u64;
-        if self.bytes > limits::SHARD_BYTES {
-            return Err(io::Error::other(OverLimit::File));
-        }
-        for line in buffer[..count].split_inclusive(|byte| *byte == b'\n') {
-            self.line_bytes += line.len();
-            if self.line_bytes > limits::SHARD_LINE_BYTES {
-                return Err(io::Error::other(OverLimit::Line));
-            }
-            if line.ends_with(b"\n") {
-                self.line_bytes = 0;
-            }
-        }
-        Ok(count)
     }
 }

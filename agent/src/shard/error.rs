@@ -56,6 +56,24 @@ pub enum ShardError {
         /// The columns it has, as a list for people.
         columns: String,
     },
+    /// The CSV header has no column with a name that is to be left out.
+    #[error("{} has no column {wanted:?} to drop; its columns are {columns}", path.display())]
+    DropColumn {
+        /// The file.
+        path: PathBuf,
+        /// The configured name.
+        wanted: String,
+        /// The columns it has, as a list for people.
+        columns: String,
+    },
+    /// The features of a CSV file are not those of the training shard.
+    #[error("{} has other columns than the training shard: {what}", path.display())]
+    OtherColumns {
+        /// The file.
+        path: PathBuf,
+        /// Which are missing or additional.
+        what: String,
+    },
     /// Examples have another shape than the model takes.
     #[error("{} holds examples of shape {found:?}, but `model.input` in run.toml is {expected:?}", path.display())]
     Shape {

@@ -36,6 +36,7 @@ pub struct Examples {
     input_shape: Vec<u64>,
     values_per_example: usize,
     classes: u32,
+    columns: Option<Vec<String>>,
 }
 
 impl Examples {
@@ -49,7 +50,14 @@ impl Examples {
             return None;
         }
         let classes = labels.iter().max().map_or(Some(0), |label| label.checked_add(1))?;
-        Some(Self { inputs, labels, input_shape, values_per_example, classes })
+        Some(Self { inputs, labels, input_shape, values_per_example, classes, columns: None })
+    }
+
+    /// Names the values of an example: one column each.
+    #[must_use]
+    pub(super) fn with_columns(mut self, names: Vec<String>) -> Self {
+        self.columns = Some(names);
+        self
     }
 
     /// The label of every example, in file order.
@@ -86,6 +94,10 @@ impl Shard for Examples {
 
     fn classes(&self) -> u32 {
         self.classes
+    }
+
+    fn columns(&self) -> Option<&[String]> {
+        self.columns.as_deref()
     }
 
     fn read(&self, indices: &[usize], inputs: &mut Vec<f32>, labels: &mut Vec<u32>) {

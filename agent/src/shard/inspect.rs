@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::source::{Source, TextFiles};
 use super::text::{Text, TextFile};
-use super::{Inputs, Shard, ShardError, csv, idx};
+use super::{Inputs, Shard, ShardError, ShardOptions, csv, idx, index_columns, index_warning};
 
 /// What is in a shard.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,6 +29,8 @@ pub struct InspectReport {
     pub text: Option<TextReport>,
     /// Smallest and largest input value, where there is an example.
     pub range: Option<[f32; 2]>,
+    /// What may be a mistake, though the shard can be used.
+    pub warnings: Vec<String>,
     /// Problems found.
     pub problem_count: u64,
     /// The first of them (at most `limits::SHARD_PROBLEMS_SHOWN`), each with its line or offset.
@@ -56,6 +58,7 @@ impl InspectReport {
             labels: BTreeMap::new(),
             text: None,
             range: None,
+            warnings: Vec::new(),
             problem_count: 0,
             problems: Vec::new(),
         }
@@ -85,25 +88,16 @@ impl InspectReport {
     }
 }
 
-/// Looks through the shard at `path` and lists what is wrong instead of stopping at it. Text is counted in windows of
-/// `context` bytes.
+/// Looks through the shard at `path` and lists what is wrong instead of stopping at it. Of `options`, the columns are
+/// used. Text is counted in windows of `context` bytes.
 ///
 /// # Errors
 /// What keeps it from being looked at: missing, not permitted, no header to go by.
-pub fn inspect(path: &Path, label_column: &str, context: usize) -> Result<InspectReport, ShardError> {
+pub fn inspect(path: &Path, options: &ShardOptions, context: usize) -> Result<InspectReport, ShardError> {
     match Source::locate(path)? {
         Source::Csv(file) => {
             let mut report = InspectReport::new(file.clone(), "csv");
-            let end = csv::rows(&file, label_column, &mut |row| {
-                match row {
-                    Ok(row) => {
-                        report.input_shape = vec![row.values.len() as u64];
-                        report.example(row.values.iter().copied(), row.label);
-                    }
-                    Err(problem) => report.problem(&problem),
-                }
-                Ok(())
-            });
+            let end = inspect_csv(&mut report, &file, options);
             finish(report, end)
         }
         Source::Idx { images, labels } => {
@@ -125,6 +119,21 @@ pub fn inspect(path: &Path, label_column: &str, context: usize) -> Result<Inspec
             finish(report, end)
         }
     }
+}
+
+fn inspect_csv(report: &mut InspectReport, file: &Path, options: &ShardOptions) -> Result<(), ShardError> {
+    let mut table = csv::Table::open(file, options)?;
+    report.warnings = index_columns(table.columns().names()).into_iter().map(index_warning).collect();
+    table.rows(&mut |row| {
+        match row {
+            Ok(row) => {
+                report.input_shape = vec![row.values.len() as u64];
+                report.example(row.values.iter().copied(), row.label);
+            }
+            Err(problem) => report.problem(&problem),
+        }
+        Ok(())
+    })
 }
 
 fn inspect_text(report: &mut InspectReport, source: &TextFiles, context: usize) -> Result<(), ShardError> {
@@ -170,6 +179,9 @@ impl fmt::Display for InspectReport {
                 writeln!(f, "  values    {low} to {high}")?;
             }
             writeln!(f, "  labels    {}", Labels(&self.labels))?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  warning   {warning}")?;
         }
         if self.problem_count > 0 {
             writeln!(f, "  problems  {}", self.problem_count)?;

@@ -13,14 +13,17 @@
 //! | text | a folder of any other files, read as bytes, plain or gzip; or one `*.txt`, `*.txt.gz` |
 //!
 //! A directory is accepted where it holds exactly one CSV or IDX data set. Where it holds none it is a folder of text: every
-//! file in it and in its folders, in the order of their paths, but none whose name begins with a dot.
+//! file in it and in its folders, in the order of their paths. Files and folders whose name begins with a dot are
+//! passed over in every case. `agent/tests/shards` holds what the Python reader has to agree on.
 
+mod columns;
 mod csv;
 pub(crate) mod draw;
 mod error;
 mod examples;
 mod idx;
 mod inspect;
+mod lines;
 mod source;
 mod split;
 mod split_text;
@@ -31,6 +34,7 @@ use std::path::Path;
 
 use anabranch_common::spec::{ModelKind, ModelSpec};
 
+pub use columns::{index_columns, index_warning};
 pub use error::{Place, ShardError};
 pub use examples::{Examples, Inputs};
 pub use inspect::{InspectReport, TextReport, inspect};
@@ -58,6 +62,11 @@ pub trait Shard: Send + Sync + fmt::Debug {
     /// One more than the largest label.
     fn classes(&self) -> u32;
 
+    /// Name of the column of each value of an example, where the file names its columns (CSV).
+    fn columns(&self) -> Option<&[String]> {
+        None
+    }
+
     /// Replaces the contents of `inputs` with the examples at `indices` (row-major, one after another, unscaled) and
     /// those of `labels` with their labels. Every index must be below [`len`](Self::len).
     fn read(&self, indices: &[usize], inputs: &mut Vec<f32>, labels: &mut Vec<u32>);
@@ -74,6 +83,11 @@ pub trait Shard: Send + Sync + fmt::Debug {
 pub struct ShardOptions {
     /// Name of the label column (CSV).
     pub label_column: String,
+    /// Names of columns that are left out (CSV); the empty name is that of a column without one.
+    pub drop_columns: Vec<String>,
+    /// Names of the features in the order in which they are read, as the training shard has them (CSV); `None` takes
+    /// the file's own.
+    pub columns: Option<Vec<String>>,
     /// Shape of one example that the model takes (`model.input` in `run.toml`); `None` takes what the file has.
     pub input: Option<Vec<u64>>,
     /// Classes of the model (`model.classes` in `run.toml`); `None` takes any label.
@@ -82,7 +96,13 @@ pub struct ShardOptions {
 
 impl Default for ShardOptions {
     fn default() -> Self {
-        Self { label_column: DEFAULT_LABEL_COLUMN.to_owned(), input: None, classes: None }
+        Self {
+            label_column: DEFAULT_LABEL_COLUMN.to_owned(),
+            drop_columns: Vec::new(),
+            columns: None,
+            input: None,
+            classes: None,
+        }
     }
 }
 
@@ -100,6 +120,20 @@ impl ShardOptions {
     #[must_use]
     pub fn label_column(mut self, name: impl Into<String>) -> Self {
         self.label_column = name.into();
+        self
+    }
+
+    /// Leaves columns out (CSV).
+    #[must_use]
+    pub fn drop_columns(mut self, names: impl Into<Vec<String>>) -> Self {
+        self.drop_columns = names.into();
+        self
+    }
+
+    /// Reads features by the names that `shard` has for them, whatever their order in the file (CSV).
+    #[must_use]
+    pub fn columns_of(mut self, shard: &dyn Shard) -> Self {
+        self.columns = shard.columns().map(<[String]>::to_vec);
         self
     }
 }
@@ -137,6 +171,8 @@ pub fn same_shape(found: &[u64], expected: &[u64]) -> bool {
     found == expected || (found.len().min(expected.len()) <= 1 && elements(&found) == elements(&expected))
 }
 
+#[cfg(test)]
+mod case_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -42,7 +42,7 @@ impl TextFiles {
             for entry in fs::read_dir(&folder).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 let path = entry.path();
-                if name(&path).starts_with('.') {
+                if is_hidden(&name(&path)) {
                     continue;
                 }
                 let kind = entry.file_type().map_err(|error| ShardError::io(&path, error))?;
@@ -145,6 +145,10 @@ pub(super) fn name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.')
+}
+
 fn is_csv(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.ends_with(".csv") || name.ends_with(".csv.gz")
@@ -169,14 +173,15 @@ fn part(path: &Path) -> Part {
     if name.starts_with("t10k") || name.starts_with("test") { Part::Test } else { Part::Train }
 }
 
-/// The data files in a directory, by name; of a file that is there plain and compressed, the plain one.
+/// The data files in a directory, by name; of a file that is there plain and compressed, the plain one. Hidden files
+/// are passed over: macOS writes a `._train.csv` beside a `train.csv` on foreign disks.
 fn candidates(directory: &Path) -> Result<Vec<PathBuf>, ShardError> {
     let failed = |error| ShardError::io(directory, error);
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let file = name(&path);
-        if is_csv(&file) || is_images(&file) {
+        if !is_hidden(&file) && (is_csv(&file) || is_images(&file)) {
             files.push(path);
         }
     }

@@ -39,6 +39,8 @@ pub struct SplitOptions {
     pub seed: u64,
     /// Name of the label column (CSV).
     pub label_column: String,
+    /// Names of columns that the parts are written without (CSV).
+    pub drop_columns: Vec<String>,
     /// Holds out this many examples, every label in proportion, as `eval/`.
     pub eval_rows: Option<usize>,
     /// Every agent gets at least this many examples.
@@ -50,7 +52,7 @@ impl SplitOptions {
     #[must_use]
     pub fn new(agents: usize, skew: Skew, seed: u64) -> Self {
         let label_column = super::DEFAULT_LABEL_COLUMN.to_owned();
-        Self { agents, skew, seed, label_column, eval_rows: None, min_examples: 10 }
+        Self { agents, skew, seed, label_column, drop_columns: Vec::new(), eval_rows: None, min_examples: 10 }
     }
 }
 
@@ -110,7 +112,9 @@ pub fn split(path: &Path, out: &Path, options: &SplitOptions) -> Result<SplitRep
     if let Source::Text(text) = &source {
         return split_text::split(text, out, options);
     }
-    let data = DataSet::read(&source, &options.label_column)?;
+    let columns =
+        ShardOptions::default().label_column(&options.label_column).drop_columns(options.drop_columns.as_slice());
+    let data = DataSet::read(&source, &columns)?;
     let labels = data.labels();
     check(path, labels.len(), options)?;
     let (held_out, rest) = hold_out(&labels, options);
@@ -128,7 +132,7 @@ pub fn split(path: &Path, out: &Path, options: &SplitOptions) -> Result<SplitRep
         data.write(&partial.path().join("eval"), &held_out)?;
         report.eval = Some(describe(eval, &labels, &held_out));
     } else if let Some(test) = source.test_part() {
-        let test = DataSet::read(&test, &options.label_column)?;
+        let test = DataSet::read(&test, &columns)?;
         let labels = test.labels();
         let all: Vec<usize> = (0..labels.len()).collect();
         test.write(&partial.path().join("eval"), &all)?;
@@ -303,12 +307,11 @@ enum DataSet {
 }
 
 impl DataSet {
-    fn read(source: &Source, label_column: &str) -> Result<Self, ShardError> {
+    fn read(source: &Source, options: &ShardOptions) -> Result<Self, ShardError> {
         match source {
             Source::Csv(path) => {
-                let options = ShardOptions::default().label_column(label_column);
-                let labels = csv::read(path, &options)?.labels().to_vec();
-                Ok(Self::Csv { name: name(path), text: csv::Text::read(path)?, labels })
+                let labels = csv::read(path, options)?.labels().to_vec();
+                Ok(Self::Csv { name: name(path), text: csv::Text::read(path, options)?, labels })
             }
             Source::Idx { images, labels } => {
                 let names = [name(images), name(labels)];

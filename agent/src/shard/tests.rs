@@ -146,6 +146,24 @@ fn idx_is_found_from_a_directory_or_its_images() {
 }
 
 #[test]
+fn hidden_images_beside_a_shard_are_passed_over() {
+    let dir = directory();
+    put(&dir, "train-images-idx3-ubyte", idx_bytes(&[1, 1, 1], &[7]));
+    put(&dir, "train-labels-idx1-ubyte", idx_bytes(&[1], &[2]));
+    put(&dir, "._train-images-idx3-ubyte", "Mac OS X");
+    put(&dir, "._train-labels-idx1-ubyte", "Mac OS X");
+    put(&dir, "._t10k-images-idx3-ubyte", "Mac OS X");
+    let shard = open(dir.path(), &ShardOptions::default()).expect("good");
+    assert_eq!(everything(shard.as_ref()), (vec![7.0], vec![2]));
+    let report = split(
+        dir.path(),
+        &dir.path().join("out"),
+        &SplitOptions { min_examples: 1, ..SplitOptions::new(1, Skew::Iid, 1) },
+    );
+    assert_eq!(report.expect("splits").eval, None);
+}
+
+#[test]
 fn bad_idx_is_refused_with_its_offset() {
     let dir = directory();
     let images = dir.path().join("train-images-idx3-ubyte");
@@ -190,7 +208,7 @@ fn inspection_lists_problems_instead_of_stopping() {
     let dir = directory();
     let bad_rows = "9,x\n".repeat(12);
     let path = put(&dir, "x.csv", format!("a,label\n-1,0\n{bad_rows}3.5,2\n2,2\n"));
-    let report = inspect(&path, DEFAULT_LABEL_COLUMN, DEFAULT_CONTEXT).expect("can be looked at");
+    let report = inspect(&path, &ShardOptions::default(), DEFAULT_CONTEXT).expect("can be looked at");
     assert_eq!((report.examples, report.problem_count, report.problems.len()), (3, 12, limits::SHARD_PROBLEMS_SHOWN));
     assert_eq!(report.labels, BTreeMap::from([(0, 1), (2, 2)]));
     assert_eq!(report.range, Some([-1.0, 3.5]));
@@ -198,6 +216,50 @@ fn inspection_lists_problems_instead_of_stopping() {
     assert!(!report.is_usable());
     let text = report.to_string();
     assert!(text.contains("labels    0: 1, 2: 2") && text.contains("and 2 more"), "{text}");
+}
+
+#[test]
+fn features_are_read_by_the_names_of_the_training_shard() {
+    let dir = directory();
+    let train = put(&dir, "train.csv", "b,a,label\n1,2,0\n");
+    let train = open(&train, &ShardOptions::default()).expect("good");
+    let options = ShardOptions::default().columns_of(train.as_ref());
+    let reordered = put(&dir, "eval.csv", "label,a,b\n3,2,1\n");
+    let eval = open(&reordered, &options).expect("the same columns");
+    assert_eq!(everything(eval.as_ref()), (vec![1.0, 2.0], vec![3]));
+    let other = put(&dir, "other.csv", "c,a,label\n1,2,0\n");
+    let told = "other.csv has other columns than the training shard: it lacks b and has c instead";
+    assert!(refusal(&other, &options).ends_with(told), "{}", refusal(&other, &options));
+}
+
+#[test]
+fn inspection_warns_of_a_row_index() {
+    let dir = directory();
+    let path = put(&dir, "x.csv", ",a,Unnamed: 0.1,label\n0,5,0,1\n");
+    let inspected = |options: &ShardOptions| inspect(&path, options, DEFAULT_CONTEXT).expect("can be looked at");
+    let report = inspected(&ShardOptions::default());
+    assert!(report.is_usable());
+    let shown = report.to_string();
+    for part in ["warning   a column without a name is used", "--drop-column ''", "--drop-column 'Unnamed: 0.1'"] {
+        assert!(shown.contains(part), "{part:?} is not in {shown}");
+    }
+    let dropped = ShardOptions::default().drop_columns(["".to_owned(), "Unnamed: 0.1".to_owned()]);
+    let report = inspected(&dropped);
+    assert_eq!((report.warnings.len(), report.input_shape, report.range), (0, vec![1], Some([5.0, 5.0])));
+}
+
+#[test]
+fn a_split_leaves_dropped_columns_out() {
+    let dir = directory();
+    let path = put(&dir, "x.csv", "\n,\"a,\"\"b\"\"\", c ,label\n7,1, 2,0\n8,\"3\",4,1");
+    let options =
+        SplitOptions { drop_columns: vec![String::new()], min_examples: 2, ..SplitOptions::new(1, Skew::Iid, 1) };
+    let report = split(&path, &dir.path().join("out"), &options).expect("splits");
+    let part = fs::read_to_string(report.agents[0].path.join("x.csv")).expect("written");
+    assert_eq!(part, "\"a,\"\"b\"\"\",c,label\n1,2,0\n3,4,1\n");
+    let unknown = SplitOptions { drop_columns: vec!["z".to_owned()], ..options };
+    let refused = split(&path, &dir.path().join("no"), &unknown).expect_err("refused").to_string();
+    assert!(refused.contains("has no column \"z\" to drop; its columns are \"\", a,\"b\", c, label"), "{refused}");
 }
 
 /// A CSV of `rows` distinct rows over four labels.

@@ -42,6 +42,8 @@ fn a_folder_is_all_its_files_in_order_with_a_zero_between() {
     put(dir.path(), "empty", b"");
     put(dir.path(), ".hidden", b"no");
     put(dir.path(), ".git/config", b"no");
+    put(dir.path(), "a/._z.rs", b"no");
+    put(dir.path(), "._rows.csv", b"no");
     std::os::unix::fs::symlink(dir.path(), dir.path().join("round")).expect("links");
     let text = open_text(dir.path());
     assert_eq!(text.bytes(), b"first\0second\0packed\0\xff\xfe");
@@ -88,13 +90,13 @@ fn inspection_counts_files_bytes_and_windows() {
     for index in 0..12 {
         put(dir.path(), &format!("{index:02}.txt"), &[b'x'; 99]);
     }
-    let report = inspect(dir.path(), DEFAULT_LABEL_COLUMN, 100).expect("can be looked at");
+    let report = inspect(dir.path(), &ShardOptions::default(), 100).expect("can be looked at");
     assert_eq!((report.format, report.examples, report.is_usable()), ("text", 11, true));
     let shown = report.to_string();
     for line in ["files     12", "00.txt, 99 bytes", "and 2 more", "bytes     1199", "windows   11 of 100 bytes"] {
         assert!(shown.contains(line), "{line:?} is not in {shown}");
     }
-    let short = inspect(dir.path(), DEFAULT_LABEL_COLUMN, 1_199).expect("can be looked at");
+    let short = inspect(dir.path(), &ShardOptions::default(), 1_199).expect("can be looked at");
     assert!(!short.is_usable());
     let problem = "holds 1199 bytes of text, too few for a window of 1199 and the byte after it";
     assert!(short.problems[0].contains(problem), "{:?}", short.problems);
