@@ -8,7 +8,9 @@ use anabranch_tests::sim::draw;
 use anabranch_tests::sim::{quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 1_500;
+/// Seeds that are quiet without a bug.
+const QUIET: u64 = 600;
 
 #[test]
 fn every_deliberate_bug_is_found() {
@@ -29,7 +31,7 @@ fn every_deliberate_bug_is_found() {
 /// The same seeds are quiet without a bug: what is found above is the bug.
 #[test]
 fn without_a_bug_nothing_is_found() {
-    for seed in 0..SEEDS {
+    for seed in 0..QUIET {
         let outcome = run(seed, &draw(seed), false);
         assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::codec::{CodecId, Delta};
 use anabranch_common::ids::{AgentId, Digest, Position, UpdateSeq};
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Chain, Lease};
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_coordinator::core::Core;
 use anabranch_coordinator::core::admit::Decision;
@@ -38,18 +38,22 @@ struct Answer {
 /// The answers of every life of one coordinator.
 #[derive(Debug, Default)]
 pub struct Verdicts {
-    answers: BTreeMap<Position, Vec<Answer>>,
+    /// With the chain there: a record that was lost in a crash may be followed by another one at its position.
+    answers: BTreeMap<Position, (Chain, Vec<Answer>)>,
 }
 
 impl Verdicts {
     /// Asks a core that has come to another position.
     pub fn ask(&mut self, core: &Core) {
-        let Some(state) = core.state().filter(|state| !self.answers.contains_key(&state.position)) else { return };
+        let Some(state) = core.state() else { return };
+        if self.answers.get(&state.position).is_some_and(|(chain, _)| *chain == core.chain()) {
+            return;
+        }
         let answers = offers(state).into_iter().map(|(meta, norm)| {
             let decision = decide(core, state, &meta, norm);
             Answer { meta, norm, decision }
         });
-        self.answers.insert(state.position, answers.collect());
+        self.answers.insert(state.position, (core.chain(), answers.collect()));
         if self.answers.len() > POSITIONS_KEPT {
             self.answers.pop_first();
         }
@@ -65,7 +69,8 @@ impl Verdicts {
             return Ok(());
         };
         drop(self.answers.split_off(&state.position.next()));
-        for Answer { meta, norm, decision } in self.answers.get(&state.position).into_iter().flatten() {
+        let same = self.answers.get(&state.position).filter(|(chain, _)| *chain == core.chain());
+        for Answer { meta, norm, decision } in same.into_iter().flat_map(|(_, answers)| answers) {
             let now = decide(core, state, meta, *norm);
             ensure(now == *decision, "verdicts", || {
                 format!(
