@@ -65,7 +65,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     signals.set(OnSignal::Tell);
     let program = command(args, &config, label_column.as_deref(), choice)?;
     if signals::is_stop_asked() {
-        return Ok(stopped_early());
+        return stopped_early();
     }
     let (shards, factory) = match program {
         None => {
@@ -90,7 +90,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
                 patience,
             };
             let trainer = match TrainerProcess::start(options) {
-                Err(ProcessError::Stopped) => return Ok(stopped_early()),
+                Err(ProcessError::Stopped) => return stopped_early(),
                 started => started.map_err(process_fail)?,
             };
             let name = &trainer.hello().name;
@@ -120,8 +120,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     finish(ending?)
 }
 
-fn stopped_early() {
+fn stopped_early() -> anyhow::Result<()> {
     tracing::info!("stopped while starting");
+    Ok(())
 }
 
 /// Runs an agent of the directory `dir` whose trainer is made by `factory`, until its session ends: for programs that
