@@ -67,7 +67,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     signals.set(OnSignal::Tell);
     let program = command(args, &config, &columns, choice)?;
     if signals::is_stop_asked() {
-        return Ok(stopped_early());
+        return stopped_early();
     }
     let (shards, factory) = match program {
         None => {
@@ -92,7 +92,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
                 patience,
             };
             let trainer = match TrainerProcess::start(options) {
-                Err(ProcessError::Stopped) => return Ok(stopped_early()),
+                Err(ProcessError::Stopped) => return stopped_early(),
                 started => started.map_err(process_fail)?,
             };
             let name = &trainer.hello().name;
@@ -122,8 +122,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     finish(ending?)
 }
 
-fn stopped_early() {
+fn stopped_early() -> anyhow::Result<()> {
     tracing::info!("stopped while starting");
+    Ok(())
 }
 
 /// Runs an agent of the directory `dir` whose trainer is made by `factory`, until its session ends: for programs that

@@ -224,3 +224,59 @@ fn the_directory_is_for_its_owner_alone() {
     let mode = std::fs::metadata(db.dir()).expect("exists").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
 }
+
+/// Looking changes nothing, not even for a moment that a lock would need; and what is written into the copy is lost.
+#[test]
+fn a_copy_is_read_and_the_store_stays_as_it_is() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("store");
+    {
+        let db = DurableDb::open(&path, DbOptions::default()).expect("opens");
+        db.tree("t").expect("a tree").insert(b"k", b"stored").expect("inserts");
+        db.commit().expect("commits");
+        assert!(matches!(
+            DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES),
+            Err(StorageError::Locked { .. })
+        ));
+    }
+    let listing = || {
+        let entries = std::fs::read_dir(&path).expect("listed").map(|entry| {
+            let entry = entry.expect("an entry");
+            let metadata = entry.metadata().expect("there");
+            (entry.file_name(), metadata.len(), metadata.modified().expect("a time"))
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort();
+        entries
+    };
+    // The last of sled's threads lets go of the files.
+    drop(DurableDb::open(&path, DbOptions::default()).expect("opens"));
+    let before = listing();
+    let real = {
+        let copy = DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES).expect("opens");
+        let tree = copy.tree("t").expect("a tree");
+        assert_eq!(tree.get(b"k").expect("reads").as_deref(), Some(&b"stored"[..]));
+        tree.insert(b"k", b"lost").expect("inserts");
+        copy.commit().expect("commits");
+        assert_eq!(copy.dir(), path);
+        let again = DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES).expect("readers share");
+        assert_eq!(again.tree("t").expect("a tree").get(b"k").expect("reads").as_deref(), Some(&b"stored"[..]));
+        copy.shared._copy.as_ref().expect("a copy").path().to_owned()
+    };
+    assert_eq!(listing(), before);
+    assert!(!real.exists(), "the copy is removed");
+    let missing = dir.path().join("missing");
+    let empty = DurableDb::open_copy(&missing, DbOptions::default(), SEGMENT_BYTES).expect("an empty store");
+    assert!(empty.tree("t").expect("a tree").is_empty());
+    assert!(!missing.exists());
+}
+
+#[test]
+fn damage_in_a_copy_is_told_of_the_store() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("store");
+    drop(DurableDb::open(&path, DbOptions::default()).expect("opens"));
+    std::fs::write(path.join("conf"), b"nonsense").expect("written");
+    let error = DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES).expect_err("damaged").to_string();
+    assert!(error.contains(&path.display().to_string()), "{error}");
+}
