@@ -31,10 +31,11 @@ pub fn make_visible(value: &mut serde_json::Value) {
     }
 }
 
-/// Whether a terminal acts on `character` instead of showing it. The overrides are those of UAX #9, table 4.
+/// Whether a terminal acts on `character` instead of showing it: controls, line and paragraph separators, and the
+/// overrides of UAX #9, table 4.
 fn is_hidden(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn escape(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {

@@ -235,7 +235,7 @@ fn a_copy_is_read_and_the_store_stays_as_it_is() {
         db.tree("t").expect("a tree").insert(b"k", b"stored").expect("inserts");
         db.commit().expect("commits");
         assert!(matches!(
-            DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES),
+            DurableDb::open_copy(&path, DbOptions::default(), limits::STORE_SEGMENT_BYTES),
             Err(StorageError::Locked { .. })
         ));
     }
@@ -253,20 +253,22 @@ fn a_copy_is_read_and_the_store_stays_as_it_is() {
     drop(DurableDb::open(&path, DbOptions::default()).expect("opens"));
     let before = listing();
     let real = {
-        let copy = DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES).expect("opens");
+        let copy = DurableDb::open_copy(&path, DbOptions::default(), limits::STORE_SEGMENT_BYTES).expect("opens");
         let tree = copy.tree("t").expect("a tree");
         assert_eq!(tree.get(b"k").expect("reads").as_deref(), Some(&b"stored"[..]));
         tree.insert(b"k", b"lost").expect("inserts");
         copy.commit().expect("commits");
         assert_eq!(copy.dir(), path);
-        let again = DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES).expect("readers share");
+        let again =
+            DurableDb::open_copy(&path, DbOptions::default(), limits::STORE_SEGMENT_BYTES).expect("readers share");
         assert_eq!(again.tree("t").expect("a tree").get(b"k").expect("reads").as_deref(), Some(&b"stored"[..]));
         copy.shared._copy.as_ref().expect("a copy").path().to_owned()
     };
     assert_eq!(listing(), before);
     assert!(!real.exists(), "the copy is removed");
     let missing = dir.path().join("missing");
-    let empty = DurableDb::open_copy(&missing, DbOptions::default(), SEGMENT_BYTES).expect("an empty store");
+    let empty =
+        DurableDb::open_copy(&missing, DbOptions::default(), limits::STORE_SEGMENT_BYTES).expect("an empty store");
     assert!(empty.tree("t").expect("a tree").is_empty());
     assert!(!missing.exists());
 }
@@ -277,6 +279,8 @@ fn damage_in_a_copy_is_told_of_the_store() {
     let path = dir.path().join("store");
     drop(DurableDb::open(&path, DbOptions::default()).expect("opens"));
     std::fs::write(path.join("conf"), b"nonsense").expect("written");
-    let error = DurableDb::open_copy(&path, DbOptions::default(), SEGMENT_BYTES).expect_err("damaged").to_string();
+    let error = DurableDb::open_copy(&path, DbOptions::default(), limits::STORE_SEGMENT_BYTES)
+        .expect_err("damaged")
+        .to_string();
     assert!(error.contains(&path.display().to_string()), "{error}");
 }
