@@ -334,11 +334,11 @@ impl Driver {
 
     fn tell_peer(&mut self, command: Command) {
         let (peer, op) = match command {
-            Command::Send { peer, message } => (peer, PeerOp::Send(message)),
+            Command::Send { peer, message } => (peer, PeerOp::Send(Box::new(message))),
             Command::Close { peer } => (peer, PeerOp::Close),
             Command::SendModel { peer, version, missing } => match self.publisher.get(version) {
                 Some(snapshot) => (peer, PeerOp::SendModel { snapshot, missing }),
-                None => (peer, PeerOp::Send(CoordinatorMessage::ModelGone { version })),
+                None => (peer, PeerOp::Send(Box::new(CoordinatorMessage::ModelGone { version }))),
             },
             Command::ReceiveUpdate { peer, meta, transfer } => {
                 let Some(manifest) = self.manifest() else { return };

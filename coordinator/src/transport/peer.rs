@@ -42,7 +42,7 @@ const LAST_WORDS: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
 #[derive(Debug)]
 pub enum PeerOp {
     /// Send a control message.
-    Send(CoordinatorMessage),
+    Send(Box<CoordinatorMessage>),
     /// Send a model: the message that announces it, then its chunks.
     SendModel {
         /// The model.
@@ -210,7 +210,7 @@ impl PeerConnection {
         loop {
             let op = tokio::select! {
                 Some(done) = tasks.join_next() => match done {
-                    Ok(Some(message)) => PeerOp::Send(message),
+                    Ok(Some(message)) => PeerOp::Send(Box::new(message)),
                     Ok(None) => continue,
                     Err(stopped) if stopped.is_cancelled() => continue,
                     Err(panic) => return Err(panic.into()),

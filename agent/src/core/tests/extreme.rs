@@ -138,7 +138,7 @@ impl Draw<'_> {
         let weight = self.of(&[0.5, f32::NAN, f32::INFINITY, f32::MAX, -1.0]);
         let accepted = Verdict::Accepted { position: Position(self.number()), version, weight, staleness };
         let reason = self.of(&RefusalReason::ALL);
-        let verdict = if self.choice() % 2 == 0 { accepted } else { Verdict::Refused { reason } };
+        let verdict = if self.choice().is_multiple_of(2) { accepted } else { Verdict::Refused { reason } };
         CoordinatorMessage::Verdict { key, verdict }
     }
 
@@ -161,7 +161,7 @@ impl Draw<'_> {
                 CoordinatorMessage::NeedChunks { transfer, missing: self.missing() }
             }
             3 => CoordinatorMessage::ModelReady { manifest: self.manifest(), digest: self.digest() },
-            4 => CoordinatorMessage::Lease { lease: self.lease(), evaluate: self.choice() % 2 == 0 },
+            4 => CoordinatorMessage::Lease { lease: self.lease(), evaluate: self.choice().is_multiple_of(2) },
             5 => CoordinatorMessage::NoLease { state: self.phase() },
             6 => CoordinatorMessage::Evaluate { version: ModelVersion(self.number()), digest: self.digest() },
             7 => {

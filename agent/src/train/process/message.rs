@@ -49,7 +49,7 @@ pub enum Ask {
         #[serde(flatten)]
         context: RoundContext,
         /// Steps, batch, optimizer; the learning rate is that of this round.
-        plan: TrainSpec,
+        plan: Box<TrainSpec>,
         /// Never compute more examples at once than this, since that ran out of memory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         max_micro_batch: Option<u32>,

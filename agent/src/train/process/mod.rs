@@ -447,7 +447,7 @@ impl Trainer for ProcessTrainer {
             out: out.name(),
             seed,
             context,
-            plan: plan.clone(),
+            plan: Box::new(plan.clone()),
             max_micro_batch,
             keep: self.keep.clone(),
             encode: encoding.as_ref().map(|encoding| encoding.ask.clone()),
