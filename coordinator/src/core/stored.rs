@@ -53,7 +53,8 @@ fields!(
     paused,
     finished,
     reference_norm,
-    examples
+    examples,
+    buffered_examples
 );
 
 bincode::impl_borrow_decode!(RunState);
