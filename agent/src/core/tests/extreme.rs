@@ -151,7 +151,7 @@ impl Draw<'_> {
                 name: self.text(),
                 epoch: self.of(&[EPOCH, EPOCH, Epoch(0), Epoch(u32::MAX)]),
                 spec: self.spec(),
-                model: (self.choice() % 3 > 0).then(|| (self.manifest(), self.digest())),
+                model: (!self.choice().is_multiple_of(3)).then(|| (self.manifest(), self.digest())),
                 state: self.phase(),
             })),
             1 => CoordinatorMessage::Rejected(self.rejection()),

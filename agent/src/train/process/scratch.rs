@@ -132,8 +132,8 @@ mod tests {
     fn both_places_are_swept() {
         let home = tempfile::tempdir().expect("a folder");
         fs::create_dir(home.path().join("trainer")).expect("made");
-        for scratch in [Scratch::new(home.path()), Scratch::at_home(home.path())] {
-            let scratch = scratch.expect("made");
+        for make in [Scratch::new, Scratch::at_home] {
+            let scratch = make(home.path()).expect("made");
             let path = scratch.path().to_owned();
             std::mem::forget(scratch);
             assert!(path.exists());
