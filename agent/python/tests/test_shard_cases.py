@@ -45,6 +45,12 @@ def test_a_case_is_read_or_refused_as_the_native_reader_does(case: dict[str, Any
     assert case["refused"] in str(refused.value) and place in str(refused.value)
 
 
+def test_a_field_may_be_as_long_as_a_line(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,label\n" + "0" * 200_000 + "5,1\n")
+    inputs, labels = anabranch.data.csv(tmp_path)
+    assert inputs.tolist() == [[5.0]] and labels.tolist() == [1]
+
+
 def test_every_block_of_rows_is_rounded_from_its_text(tmp_path: Path) -> None:
     """Beside a halfway point, a float64 between text and float32 rounds the wrong way."""
     draw = random.Random(3)

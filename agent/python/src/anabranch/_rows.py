@@ -65,6 +65,8 @@ class Table:
 
     def _read(self, content: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
         """Yields the records that are not blank, each with its line."""
+        # The bound is that of a line; the csv module's own is an eighth of it.
+        csv.field_size_limit(max(csv.field_size_limit(), _LINE_BYTES))
         reader = csv.reader(self._lines(content))
         while True:
             line = reader.line_num + 1
