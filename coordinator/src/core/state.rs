@@ -171,9 +171,11 @@ pub struct RunState {
     pub finished: Option<(FinishReason, ModelVersion)>,
     /// How fast agents are, where leases have sizes of their own.
     pub sizing: Sizing,
-    /// Examples credited to the updates that were merged and still count: those that a rollback
-    /// took back do not.
+    /// Examples credited to the updates that the version is made of: those that wait in the merge
+    /// buffer, or that a rollback took back, do not count.
     pub examples: u64,
+    /// Examples credited to the updates that wait in the merge buffer.
+    pub buffered_examples: u64,
 }
 
 /// Returns the norm that an update would have had at the full learning rate, as far as a norm is
@@ -223,6 +225,7 @@ impl RunState {
             finished: None,
             sizing: Sizing::default(),
             examples: 0,
+            buffered_examples: 0,
         })
     }
 
@@ -287,7 +290,7 @@ impl RunState {
             RecordBody::Imported { version, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
                 self.version = *version;
-                self.buffered = 0;
+                self.empty_buffer();
             }
             RecordBody::Branched { branch, version, examples, .. } => {
                 self.branch_off(*branch, *version);
@@ -303,7 +306,7 @@ impl RunState {
 
     fn change_spec(&mut self, spec: &RunSpec) {
         if spec.merge.updates_per_version() != self.spec.merge.updates_per_version() {
-            self.buffered = 0;
+            self.empty_buffer();
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
@@ -362,13 +365,14 @@ impl RunState {
         self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
         let lr_factor = self.leases.remove(&meta.lease).map_or(1.0, |(lease, _)| lease.plan.lr_factor);
         self.totals.accepted += 1;
-        self.examples += update.credited_examples;
+        self.buffered_examples += update.credited_examples;
         self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
         let bucket = usize::try_from(update.staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
         self.totals.staleness[bucket] += 1;
         self.buffered = if closes { 0 } else { self.buffered + 1 };
         if closes {
+            self.examples += std::mem::take(&mut self.buffered_examples);
             self.version = computed;
             self.forget_old_leases();
         }
@@ -396,7 +400,7 @@ impl RunState {
     fn branch_off(&mut self, branch: BranchId, version: ModelVersion) {
         self.branch = branch;
         self.version = version;
-        self.buffered = 0;
+        self.empty_buffer();
         self.finished = None;
         self.sizing.forget_leases();
         if !bugs::is(Bug::BranchIgnored) {
@@ -406,6 +410,11 @@ impl RunState {
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
         self.agents.values_mut().for_each(|agent| agent.lease = None);
+    }
+
+    /// What waits in the merge buffer is dropped.
+    fn empty_buffer(&mut self) {
+        (self.buffered, self.buffered_examples) = (0, 0);
     }
 
     fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {

@@ -51,7 +51,8 @@ fields!(
     evaluations,
     paused,
     finished,
-    examples
+    examples,
+    buffered_examples
 );
 
 bincode::impl_borrow_decode!(RunState);

@@ -14,8 +14,9 @@ const NAME: &str = "rates";
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     rounds: BTreeMap<AgentId, u64>,
-    /// Examples merged so far on this branch, and by when each version was made.
+    /// Examples in the version, those that wait for the next one, and those in each version so far.
     examples: u64,
+    waiting: u64,
     by_version: BTreeMap<ModelVersion, u64>,
 }
 
@@ -25,20 +26,29 @@ impl Rates {
         match &record.body {
             RecordBody::LeaseGranted(lease) => self.granted(spec, lease),
             RecordBody::Update(update) => {
-                self.examples += update.credited_examples;
+                self.waiting += update.credited_examples;
                 if update.closes {
+                    self.examples += std::mem::take(&mut self.waiting);
                     self.by_version.insert(update.version, self.examples);
                 }
                 Ok(())
             }
+            RecordBody::ConfigChanged { spec: new } => {
+                let buffer = |spec: &RunSpec| spec.merge.updates_per_version();
+                if spec.is_some_and(|spec| buffer(spec) != buffer(new)) {
+                    self.waiting = 0;
+                }
+                Ok(())
+            }
             RecordBody::Imported { version, .. } => {
+                self.waiting = 0;
                 self.by_version.insert(*version, self.examples);
                 Ok(())
             }
             RecordBody::Branched { version, examples, .. } => {
                 self.by_version.retain(|made, _| made <= version);
                 let expected = self.by_version.get(version).copied().unwrap_or_default();
-                self.examples = *examples;
+                (self.examples, self.waiting) = (*examples, 0);
                 ensure(expected == *examples, NAME, || {
                     format!("{examples} examples made version {version}, and {expected} follow from the records")
                 })
