@@ -42,39 +42,34 @@ pub(super) fn culprit(
     if ["missing field", "unknown field"].iter().any(|said| error.message().starts_with(said)) {
         return None;
     }
-    let span = error.span()?;
+    let end = error.span()?.end;
     let table: toml::Table = text.parse().ok()?;
     let before = complaint(text)?;
     let root = DeTable::parse(text).ok()?;
-    let sections = root.get_ref().iter().filter(|(name, _)| name.span().start <= span.end);
+    let sections = root.get_ref().iter().filter(|(name, _)| name.span().start <= end);
     let (name, section) = sections.max_by_key(|(name, _)| name.span().start)?;
     let mut keys = Vec::new();
-    leaves(name.get_ref(), section, &span, &mut keys);
-    // A section may hold several such tables: the one that is complained of comes first. Without its tag a table is no
-    // variant at all: the tag is to blame when nothing else is.
-    let is_tag = |key: &str| key.rsplit('.').next().is_some_and(|last| TAGS.contains(&last));
-    keys.sort_by_key(|(key, touched)| (!touched, is_tag(key)));
-    keys.into_iter().map(|(key, _)| key).find(|key| {
+    leaves(name.get_ref(), section.get_ref(), &mut keys);
+    // Without its tag a table is no variant at all: the tag is to blame when nothing else is.
+    keys.sort_by_key(|key| key.rsplit('.').next().is_some_and(|last| TAGS.contains(&last)));
+    let to_blame = |path: &str| {
         let mut without = table.clone();
-        remove(&mut without, key) && complaint(&without.to_string()).as_ref() != Some(&before)
-    })
+        remove(&mut without, path) && complaint(&without.to_string()).as_ref() != Some(&before)
+    };
+    // A table that lacks a key is complained of before a later table is looked at: the key counts
+    // only where its own table is to blame too.
+    let own_table =
+        |key: &str| key.rsplit_once('.').map(|(table, _)| table.to_owned()).filter(|path| path.contains('.'));
+    keys.into_iter().find(|key| to_blame(key) && own_table(key).is_none_or(|path| to_blame(&path)))
 }
 
-/// The keys below `path`, each with whether its own table is where `span` is.
-fn leaves(path: &str, table: &Spanned<DeValue<'_>>, span: &Range<usize>, keys: &mut Vec<(String, bool)>) {
-    let touched = touch(&table.span(), span);
-    let DeValue::Table(inner) = table.get_ref() else { return keys.push((path.to_owned(), touched)) };
-    for (name, value) in inner {
-        let path = format!("{path}.{}", name.get_ref());
-        match value.get_ref() {
-            DeValue::Table(_) => leaves(&path, value, span, keys),
-            _ => keys.push((path, touched)),
+fn leaves(path: &str, value: &DeValue<'_>, keys: &mut Vec<String>) {
+    match value {
+        DeValue::Table(inner) => {
+            inner.iter().for_each(|(name, value)| leaves(&format!("{path}.{}", name.get_ref()), value.get_ref(), keys));
         }
+        _ => keys.push(path.to_owned()),
     }
-}
-
-fn touch(one: &Range<usize>, other: &Range<usize>) -> bool {
-    one.start <= other.end && other.start <= one.end
 }
 
 fn remove(table: &mut toml::Table, path: &str) -> bool {
@@ -106,7 +101,7 @@ pub(super) fn of_key(text: &str, key: &str) -> usize {
 
 /// The first key called `name` in a table that `within` touches.
 fn find_name(table: &DeTable<'_>, name: &str, within: &Range<usize>) -> Option<usize> {
-    let touches = |span: &Range<usize>| touch(span, within);
+    let touches = |span: &Range<usize>| span.start <= within.end && within.start <= span.end;
     for (key, value) in table {
         let DeValue::Table(inner) = value.get_ref() else { continue };
         if touches(&value.span()) || touches(&key.span()) || inner_touches(inner, within) {
@@ -120,5 +115,5 @@ fn find_name(table: &DeTable<'_>, name: &str, within: &Range<usize>) -> Option<u
 }
 
 fn inner_touches(table: &DeTable<'_>, within: &Range<usize>) -> bool {
-    table.values().any(|value| touch(&value.span(), within))
+    table.values().any(|value| value.span().start <= within.end && within.start <= value.span().end)
 }

@@ -2,6 +2,7 @@
 
 use anabranch_common::ids::{BranchId, ModelVersion, Position};
 use anabranch_common::journal::{Plan, Record, RecordBody};
+use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{AdmitSpec, LrSchedule, RunSpec, ScheduleUnit, TargetSpec, TrainSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::CoordinatorMessage;
@@ -67,6 +68,18 @@ fn examples_are_those_of_merged_updates_and_a_rollback_takes_them_back() {
     let record = Record { position: state.position.next(), at_ms: 0, body, payload: [].into() };
     state.apply(&record).expect("follows");
     assert_eq!(state.plan(super::agent(1), version).lr_factor.to_bits(), 1.0f32.to_bits());
+}
+
+/// What waits in the merge buffer is in no version, and a rollback drops it: it is no progress yet.
+#[test]
+fn examples_that_wait_in_the_buffer_count_with_their_version() {
+    let merge =
+        MergeSpec::FedBuff { buffer_size: 2, server_lr: 1.0, staleness: Default::default(), participation: false };
+    let mut world = World::started_with(RunSpec { merge, ..scheduled(halving(ScheduleUnit::Examples, 64)) }, 1);
+    let factors: Vec<f32> = (0..4).map(|seq| round(&mut world, 1, seq).lr_factor).collect();
+    assert_eq!(factors, [1.0, 1.0, 0.5, 0.5]);
+    round(&mut world, 1, 4);
+    assert_eq!((world.state().examples, world.state().buffered_examples), (128, 32));
 }
 
 /// Late in a schedule updates are small. One that was begun earlier is larger by as much as its
