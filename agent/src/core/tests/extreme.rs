@@ -133,7 +133,7 @@ impl Draw<'_> {
         let weight = self.of(&[0.5, f32::NAN, f32::INFINITY, f32::MAX, -1.0]);
         let accepted = Verdict::Accepted { position: Position(self.number()), version, weight, staleness };
         let reason = self.of(&RefusalReason::ALL);
-        let verdict = if self.choice() % 2 == 0 { accepted } else { Verdict::Refused { reason } };
+        let verdict = if self.choice().is_multiple_of(2) { accepted } else { Verdict::Refused { reason } };
         CoordinatorMessage::Verdict { key, verdict }
     }
 
@@ -146,7 +146,7 @@ impl Draw<'_> {
                 name: self.text(),
                 epoch: self.of(&[EPOCH, EPOCH, Epoch(0), Epoch(u32::MAX)]),
                 spec: self.spec(),
-                model: (self.choice() % 3 > 0).then(|| (self.manifest(), self.digest())),
+                model: (!self.choice().is_multiple_of(3)).then(|| (self.manifest(), self.digest())),
                 state: self.phase(),
             })),
             1 => CoordinatorMessage::Rejected(self.rejection()),
@@ -156,7 +156,7 @@ impl Draw<'_> {
                 CoordinatorMessage::NeedChunks { transfer, missing: self.missing() }
             }
             3 => CoordinatorMessage::ModelReady { manifest: self.manifest(), digest: self.digest() },
-            4 => CoordinatorMessage::Lease { lease: self.lease(), evaluate: self.choice() % 2 == 0 },
+            4 => CoordinatorMessage::Lease { lease: self.lease(), evaluate: self.choice().is_multiple_of(2) },
             5 => CoordinatorMessage::NoLease { state: self.phase() },
             6 => CoordinatorMessage::Evaluate { version: ModelVersion(self.number()), digest: self.digest() },
             7 => {
@@ -168,7 +168,7 @@ impl Draw<'_> {
             10 => CoordinatorMessage::StateChanged { state: self.phase() },
             11 => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
             _ => {
-                let (lease, evaluate) = (self.lease(), self.choice() % 2 == 0);
+                let (lease, evaluate) = (self.lease(), self.choice().is_multiple_of(2));
                 CoordinatorMessage::SizedLease { lease, evaluate, local_steps: self.short() }
             }
         }

@@ -101,7 +101,7 @@ impl Draw<'_> {
 
     fn missing(&mut self) -> Option<Missing> {
         let chunks = self.of(&[0, 1, 8, 9, 100_000]);
-        (self.choice() % 2 == 0).then(|| Missing::all(chunks))
+        (self.choice().is_multiple_of(2)).then(|| Missing::all(chunks))
     }
 
     fn manifest(&mut self) -> ModelManifest {
@@ -121,7 +121,7 @@ impl Draw<'_> {
     }
 
     fn meta(&mut self, sender: AgentId) -> UpdateMeta {
-        let agent = if self.choice() % 4 == 0 { self.agent() } else { sender };
+        let agent = if self.choice().is_multiple_of(4) { self.agent() } else { sender };
         let key = UpdateKey {
             run: self.run(),
             agent,
@@ -159,7 +159,7 @@ impl Draw<'_> {
                 AgentMessage::ReturnLease { lease: LeaseId(self.number()), why }
             }
             6 => AgentMessage::Evaluated(Evaluation {
-                agent: if self.choice() % 4 == 0 { self.agent() } else { sender },
+                agent: if self.choice().is_multiple_of(4) { self.agent() } else { sender },
                 version: ModelVersion(self.number()),
                 accuracy: self.float(),
                 loss: self.float(),
@@ -242,7 +242,7 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             Some(Event::Journalled { upto: record.position })
         }
         Command::SaveItems { ticket, .. } => Some(Event::ItemsSaved { ticket }),
-        Command::ReceiveModel { peer, .. } if draw.choice() % 3 == 0 => {
+        Command::ReceiveModel { peer, .. } if draw.choice().is_multiple_of(3) => {
             Some(Event::ModelFailed { peer, why: "lost".to_owned() })
         }
         // A transport delivers the content of what was offered, or nothing.
