@@ -15,7 +15,7 @@ use anabranch_coordinator::identity::Identity;
 use anabranch_io::{frames, tls};
 use anabranch_tests::clock::{poll, unix_ms};
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, Ended, PATIENCE, Role};
+use anabranch_tests::process::{Cluster, DIGITS, Ended, PATIENCE, Role, example};
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 const SECOND: Duration = Duration::from_secs(1);
@@ -27,7 +27,14 @@ fn serving() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// The run of an agent to its end, natively, on a shard that fits the ledger's model or does not.
+/// The same of a run whose model the agents build themselves.
+fn native() -> anyhow::Result<Cluster> {
+    let mut cluster = Cluster::new(Path::new(LAB), &DIGITS.replace("versions = 40", "versions = 1000000"))?;
+    cluster.start_coordinator()?;
+    Ok(cluster)
+}
+
+/// The run of an agent to its end, natively.
 fn run_agent(cluster: &Cluster, name: &str, shard: &Path) -> anyhow::Result<Ended> {
     let dir = cluster.agent_dir(name);
     let args = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str(), "--shard".as_ref(), shard.as_os_str()];
@@ -45,6 +52,14 @@ fn goes_on(cluster: &mut Cluster, name: &str) -> anyhow::Result<()> {
     let before = cluster.status()?.updates_accepted;
     cluster.start_ledger_agent(name, &[])?;
     cluster.wait_for_updates(before + 3)?;
+    Ok(())
+}
+
+/// Starts an agent of such a run, and sees that it gets work done.
+fn learns(cluster: &mut Cluster, name: &str) -> anyhow::Result<()> {
+    let shard = example("data/digits-train.csv.gz");
+    cluster.start_agent(Role::Agent, name, &["--shard".as_ref(), shard.as_os_str()], &[])?;
+    cluster.wait_for_updates(3)?;
     Ok(())
 }
 
@@ -118,14 +133,14 @@ fn an_operator_is_told_what_an_operator_can_do() -> anyhow::Result<()> {
 
 #[test]
 fn a_shard_that_does_not_fit_the_model_is_refused_before_anything_is_trained() -> anyhow::Result<()> {
-    let mut cluster = serving()?;
+    let mut cluster = native()?;
     cluster.join("one")?;
     let shard = shard(&cluster)?;
     run_agent(&cluster, "one", &shard)?.code(8)?.says(&["[3]", "shard inspect"])?;
     let missing = cluster.path().join("nowhere.csv");
     run_agent(&cluster, "one", &missing)?.code(8)?.says(&["nowhere.csv", "help: "])?;
     assert_eq!(cluster.status()?.updates_accepted, 0);
-    goes_on(&mut cluster, "one")
+    learns(&mut cluster, "one")
 }
 
 #[test]
@@ -176,18 +191,13 @@ fn a_model_that_is_not_the_runs_is_refused_on_resume() -> anyhow::Result<()> {
 
 #[test]
 fn an_agent_whose_trainer_builds_another_model_is_refused() -> anyhow::Result<()> {
-    let mut cluster = serving()?;
+    let mut cluster = native()?;
     cluster.join("one")?;
-    cluster.join("native")?;
-    goes_on(&mut cluster, "one")?;
-    // A shard that fits: the native trainer then builds its own tensors, which are not the ledger's.
-    let shard = cluster.path().join("wide.csv");
-    let columns: Vec<String> = (0..1 << 14).map(|index| format!("p{index}")).collect();
-    std::fs::write(
-        &shard,
-        format!("{},label\n{}0\n{}1\n", columns.join(","), "0,".repeat(1 << 14), "1,".repeat(1 << 14)),
-    )?;
-    run_agent(&cluster, "native", &shard)?.code(10)?.says(&["model", "help: "])?;
+    cluster.join("ledger")?;
+    learns(&mut cluster, "one")?;
+    let dir = cluster.agent_dir("ledger");
+    let other = cluster.call(Role::LedgerAgent, &["--dir".as_ref(), dir.as_os_str()])?;
+    other.code(10)?.says(&["tensor 0", "fc1.weight", "help: "])?;
     let before = cluster.status()?.updates_accepted;
     cluster.wait_for_updates(before + 3)?;
     Ok(())
