@@ -197,7 +197,7 @@ fn an_agent_whose_trainer_builds_another_model_is_refused() -> anyhow::Result<()
     learns(&mut cluster, "one")?;
     let dir = cluster.agent_dir("ledger");
     let other = cluster.call(Role::LedgerAgent, &["--dir".as_ref(), dir.as_os_str()])?;
-    other.code(10)?.says(&["tensor 0", "fc1.weight", "help: "])?;
+    other.code(10)?.says(&["it lacks fc1.weight [32, 64]", "the run has no ledger [64]", "help: "])?;
     let before = cluster.status()?.updates_accepted;
     cluster.wait_for_updates(before + 3)?;
     Ok(())
