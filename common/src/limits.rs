@@ -317,6 +317,8 @@ pub const CHILD_LAST_WORDS_MS: u64 = 500;
 /// Free bytes that shared memory must have to be used for a trainer's files: enough for two
 /// models of 100 million parameters.
 pub const SCRATCH_ROOM_BYTES: u64 = 1 << 30;
+/// Bytes of a process's environment that are read to tell whether it belongs to a trainer.
+pub const PROCESS_ENVIRONMENT_BYTES: u64 = 1 << 20;
 /// How often what is left of a trainer is looked for and killed.
 pub const TRAINER_KILLS: usize = 50;
 /// How long a trainer at work may make no step, where `agent.toml` says nothing, in seconds.

@@ -20,8 +20,6 @@ use crate::clock::Clock;
 const MARK_ENV: &str = "ANABRANCH_TRAINER_OF";
 /// How often the processes are looked for while they have time to end.
 const POLL: Duration = Duration::from_millis(20);
-/// Bytes of a process's environment that are looked at.
-const ENVIRONMENT_BYTES: u64 = 1 << 20;
 /// No group.
 const NONE: i32 = 0;
 
@@ -123,7 +121,7 @@ fn known(stat: &str) -> Option<Known> {
 fn has_variable(pid: i32, variable: &[u8]) -> bool {
     let mut environment = Vec::new();
     let read = File::open(format!("/proc/{pid}/environ"))
-        .and_then(|file| file.take(ENVIRONMENT_BYTES).read_to_end(&mut environment));
+        .and_then(|file| file.take(limits::PROCESS_ENVIRONMENT_BYTES).read_to_end(&mut environment));
     read.is_ok() && environment.split(|byte| *byte == 0).any(|entry| entry == variable)
 }
 
