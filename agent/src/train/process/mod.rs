@@ -205,6 +205,7 @@ struct Living {
 
 impl Host {
     fn start(&mut self) -> Result<HelloAnswer, ProcessError> {
+        self.scratch.ensure().map_err(ProcessError::Scratch)?;
         let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
         let options = &self.options;
         let hello = HelloAsk {

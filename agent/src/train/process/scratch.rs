@@ -45,6 +45,11 @@ impl Scratch {
         &self.path
     }
 
+    /// Makes the directory again if it is gone: whatever cleans up shared memory, or a trainer that was ended, removed it.
+    pub(super) fn ensure(&self) -> io::Result<()> {
+        if self.path.is_dir() { Ok(()) } else { make(&self.path) }
+    }
+
     /// Moves to the agent's directory, for a child that is still to be started. `false` when it is there already.
     pub(super) fn move_home(&mut self) -> io::Result<bool> {
         if !self.path.starts_with(SHARED_MEMORY) {
@@ -128,6 +133,18 @@ mod tests {
     }
 
     /// A process that was killed may have used either place; folders of other names are people's.
+    #[test]
+    fn it_is_made_again_where_it_was_removed_and_kept_where_it_is() {
+        let home = tempfile::tempdir().expect("a directory");
+        let scratch = Scratch::new(home.path()).expect("made");
+        fs::write(scratch.path().join("kept"), b"x").expect("written");
+        scratch.ensure().expect("there");
+        assert!(scratch.path().join("kept").exists());
+        fs::remove_dir_all(scratch.path()).expect("removed");
+        scratch.ensure().expect("made again");
+        assert!(scratch.path().is_dir());
+    }
+
     #[test]
     fn both_places_are_swept() {
         let home = tempfile::tempdir().expect("a folder");
