@@ -97,7 +97,7 @@ fn a_native_trainer_computes_the_same_bits_in_a_process_of_its_own() -> anyhow::
 /// such a file has that order.
 #[test]
 fn a_run_that_began_with_a_file_in_the_order_of_names_is_trained_in_any_process() -> anyhow::Result<()> {
-    let settings = DIGITS.replace("versions = 40", "versions = 6");
+    let settings = DIGITS.replace("versions = 40", "versions = 1000000");
     let mut cluster = Cluster::new(Path::new(LAB), &settings)?;
     let mut spec = run_part().model;
     spec.hidden = vec![32];
@@ -119,6 +119,11 @@ fn a_run_that_began_with_a_file_in_the_order_of_names_is_trained_in_any_process(
             ["--shard".as_ref(), data.as_os_str(), "--eval-shard".as_ref(), data.as_os_str(), more.as_ref()];
         cluster.start_agent(Role::Agent, name, &args, &[])?;
     }
+    // Both of them: a run that ends by itself may do so before the second one is connected.
+    cluster.wait_until("updates of both agents", PATIENCE, |status| {
+        status.version.0 >= 6 && status.agents.iter().filter(|agent| agent.updates_accepted >= 3).count() == 2
+    })?;
+    cluster.coordinate(&["stop"], &[])?.code(0)?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     for name in ["isolated", "other"] {
         assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
