@@ -99,7 +99,7 @@ fn split(address: &str) -> Option<(&str, u16)> {
 
 /// Connects to `address` (`host:port`), whose certificate must be valid for `host`. The addresses of a name are raced: one
 /// attempt after another starts, each runs for at most `HANDSHAKE_TIMEOUT_MS`, and the first completed handshake wins
-/// (see [`race`](super::race)).
+/// (see `race`).
 ///
 /// A server sees a client's certificate last: when it refuses it, this call has already succeeded, and the first use
 /// of the connection fails with the reason (see [`explain`]).
