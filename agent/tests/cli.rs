@@ -278,7 +278,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
         base_digest: Digest::default(),
         seed: 0,
         expires_at_ms: 0,
-        plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
+        plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
     };
     let outcome = Outcome {
         lease: LeaseId(1),

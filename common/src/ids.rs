@@ -3,7 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a textual identifier could not be read.
@@ -33,7 +32,7 @@ fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $bytes:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Encode, Decode)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name(pub [u8; $bytes]);
 
         impl fmt::Display for $name {
@@ -153,7 +152,7 @@ macro_rules! counter {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*
         #[derive(
-            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Encode, Decode, Serialize, Deserialize,
+            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize,
         )]
         #[serde(transparent)]
         pub struct $name(pub $int);

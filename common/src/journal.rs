@@ -6,7 +6,7 @@
 //! ```text
 //!  0      4        6          8         12           20        24        28
 //!  ┌──────┬────────┬──────────┬──────────┬────────────┬─────────┬─────────┬──────┬─────────┐
-//!  │"ANBJ"│version │ reserved │ head len │payload len │head crc │payl. crc│ head │ payload │
+//!  │"ANBJ"│schema  │ reserved │ head len │payload len │head crc │payl. crc│ head │ payload │
 //!  │ 4    │ u16 le │ u16 = 0  │ u32 le   │ u64 le     │ crc32c  │ crc32c  │      │         │
 //!  └──────┴────────┴──────────┴──────────┴────────────┴─────────┴─────────┴──────┴─────────┘
 //! ```
@@ -16,7 +16,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::bugs::{self, Bug};
@@ -25,17 +24,15 @@ use crate::limits;
 use crate::manifest::ModelManifest;
 use crate::spec::{RunSpec, TrainSpec};
 use crate::update::{RefusalReason, UpdateKey, UpdateMeta};
-use crate::wire::message::{self, MessageError};
+use crate::schema::{self, SchemaError};
 
 /// Magic bytes of a stored record.
 pub const MAGIC: [u8; 4] = *b"ANBJ";
-/// Version of the stored layout.
-pub const LAYOUT_VERSION: u16 = 3;
 /// Bytes before the head.
 pub const HEADER_BYTES: usize = 28;
 
 /// Permission to train from a base version, with what to do there.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lease {
     /// Its number.
     pub id: LeaseId,
@@ -59,7 +56,7 @@ pub struct Lease {
 }
 
 /// What an agent is to do under one lease. All of it follows from the records before the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Optimizer steps, in place of `train.local_steps`.
     pub local_steps: u32,
@@ -71,6 +68,9 @@ pub struct Plan {
     /// How far the run is: the base version over `target.versions`, in [0, 1]. None without such a
     /// target.
     pub progress: Option<f32>,
+    /// Factor that the update is merged with if no version is made in the meantime and its agent
+    /// takes part as much as the others.
+    pub weight: f32,
 }
 
 impl Plan {
@@ -84,7 +84,7 @@ impl Plan {
 }
 
 /// Why a lease ended without an update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseEnd {
     /// Its time ran out.
@@ -96,7 +96,7 @@ pub enum LeaseEnd {
 }
 
 /// Why a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The accuracy target was reached.
@@ -133,7 +133,7 @@ impl fmt::Display for FinishReason {
 }
 
 /// An evaluation by an agent.
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Who evaluated.
     pub agent: AgentId,
@@ -148,7 +148,7 @@ pub struct Evaluation {
 }
 
 /// The evaluations of one version by one or more agents, combined: means weighted by examples.
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Aggregate {
     /// Which version.
     pub version: ModelVersion,
@@ -176,7 +176,7 @@ impl Aggregate {
 }
 
 /// Models sent to one agent since the record before that names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelsSent {
     /// To whom.
     pub agent: AgentId,
@@ -187,7 +187,7 @@ pub struct ModelsSent {
 }
 
 /// An accepted update, without its payload (the record's payload).
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AcceptedUpdate {
     /// What the agent said.
     pub meta: UpdateMeta,
@@ -206,7 +206,7 @@ pub struct AcceptedUpdate {
 }
 
 /// What a record says. Every event that changes what merging does is one of these.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RecordBody {
     /// Record 0: the run and its initial model, whose content is a blob in the store under its digest.
     Genesis {
@@ -365,7 +365,7 @@ impl RecordBody {
 }
 
 /// One entry of the journal.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Record {
     /// Its index.
     pub position: Position,
@@ -375,13 +375,23 @@ pub struct Record {
     pub body: RecordBody,
     /// Raw bytes that belong to it: an update's payload, else empty.
     pub payload: Arc<[u8]>,
+    /// Digest of the stored head, for a record that was read: an older version of the schema has
+    /// other bytes for the same content, and the chain is over the bytes that were written.
+    stored_head: Option<Digest>,
 }
 
-#[derive(Encode, Decode)]
-struct Head {
-    position: Position,
-    at_ms: u64,
-    body: RecordBody,
+impl PartialEq for Record {
+    /// Compares the content.
+    fn eq(&self, other: &Self) -> bool {
+        let content = |record: &Self| (record.position, record.at_ms);
+        content(self) == content(other) && self.body == other.body && self.payload == other.payload
+    }
+}
+
+pub(crate) struct Head {
+    pub(crate) position: Position,
+    pub(crate) at_ms: u64,
+    pub(crate) body: RecordBody,
 }
 
 /// Why stored bytes are not a record.
@@ -399,26 +409,35 @@ pub enum RecordError {
     #[error("record does not start with its magic bytes")]
     Magic,
     /// Written by another version.
-    #[error("record layout {0} is not known to this version, which writes {LAYOUT_VERSION}")]
-    Layout(u16),
+    #[error("record of schema version {found}; this program reads {}", schema::readable())]
+    Schema {
+        /// The version in its header.
+        found: u16,
+    },
     /// The bytes changed after they were written.
     #[error("record's {0} does not match its checksum")]
     Checksum(&'static str),
     /// The head is not what this version writes.
     #[error("record's head cannot be read: {0}")]
-    Head(#[from] MessageError),
+    Head(#[from] SchemaError),
 }
 
 impl Record {
-    /// The bytes that are stored.
+    /// Makes the record at `position`.
+    #[must_use]
+    pub fn new(position: Position, at_ms: u64, body: RecordBody, payload: Arc<[u8]>) -> Self {
+        Self { position, at_ms, body, payload, stored_head: None }
+    }
+
+    /// Returns the bytes that are stored, in the newest version of the schema.
     ///
     /// # Errors
     /// The head is larger than a control message may be.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, MessageError> {
+    pub fn to_bytes(&self) -> Result<Vec<u8>, SchemaError> {
         let head = self.head_bytes()?;
         let mut out = Vec::with_capacity(HEADER_BYTES + head.len() + self.payload.len());
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&LAYOUT_VERSION.to_le_bytes());
+        out.extend_from_slice(&schema::VERSION.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
         out.extend_from_slice(&(self.payload.len() as u64).to_le_bytes());
@@ -442,9 +461,9 @@ impl Record {
         if header[..4] != MAGIC {
             return Err(RecordError::Magic);
         }
-        let layout = u16::from_le_bytes([header[4], header[5]]);
-        if layout != LAYOUT_VERSION {
-            return Err(RecordError::Layout(layout));
+        let version = u16::from_le_bytes([header[4], header[5]]);
+        if !schema::is_readable(version) {
+            return Err(RecordError::Schema { found: version });
         }
         let head_len = u32_at(header, 8) as usize;
         let payload_len = u64::from(u32_at(header, 12)) | (u64::from(u32_at(header, 16)) << 32);
@@ -460,15 +479,16 @@ impl Record {
         if checked && crc32c::crc32c(payload) != u32_at(header, 24) {
             return Err(RecordError::Checksum("payload"));
         }
-        let Head { position, at_ms, body } = message::decode_stored(head, limits::CONTROL_MESSAGE_BYTES)?;
-        Ok(Self { position, at_ms, body, payload: payload.into() })
+        let stored_head = Some(Digest::of(head));
+        let Head { position, at_ms, body } = schema::decode_as(version, head, limits::CONTROL_MESSAGE_BYTES)?;
+        Ok(Self { position, at_ms, body, payload: payload.into(), stored_head })
     }
 
     /// Digest of head and payload.
     ///
     /// # Errors
     /// The head is larger than a control message may be.
-    pub fn digest(&self) -> Result<Digest, MessageError> {
+    pub fn digest(&self) -> Result<Digest, SchemaError> {
         self.digest_with(Digest::of(&self.payload))
     }
 
@@ -476,9 +496,10 @@ impl Record {
     ///
     /// # Errors
     /// The head is larger than a control message may be.
-    pub fn digest_with(&self, payload: Digest) -> Result<Digest, MessageError> {
+    pub fn digest_with(&self, payload: Digest) -> Result<Digest, SchemaError> {
+        let head = self.stored_head.map_or_else(|| Ok(Digest::of(&self.head_bytes()?)), Ok)?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(blake3::hash(&self.head_bytes()?).as_bytes());
+        hasher.update(&head.0);
         hasher.update(&payload.0);
         Ok(Digest(*hasher.finalize().as_bytes()))
     }
@@ -493,9 +514,9 @@ impl Record {
         }
     }
 
-    fn head_bytes(&self) -> Result<Vec<u8>, MessageError> {
+    fn head_bytes(&self) -> Result<Vec<u8>, SchemaError> {
         let head = Head { position: self.position, at_ms: self.at_ms, body: self.body.clone() };
-        message::encode(&head, limits::CONTROL_MESSAGE_BYTES)
+        schema::encode(&head, limits::CONTROL_MESSAGE_BYTES)
     }
 }
 
@@ -504,7 +525,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The chain over the journal: equal chains mean equal histories.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Chain(pub Digest);
 
 impl Chain {
@@ -526,7 +547,7 @@ mod tests {
 
     fn record() -> Record {
         let body = RecordBody::AgentJoined { agent: AgentId([7; 16]), name: "clinic".into() };
-        Record { position: Position(3), at_ms: 1_700_000_000_000, body, payload: (*b"payload").into() }
+        Record::new(Position(3), 1_700_000_000_000, body, (*b"payload").into())
     }
 
     #[test]

@@ -13,6 +13,9 @@
 //! Nothing here opens a socket, reads a clock, touches a disk or draws entropy: time and seeds are arguments. A test
 //! (`tests/tests/architecture`) checks the imports. Byte layouts are drawn in `docs/protocol.md`.
 
+#[macro_use]
+pub mod schema;
+
 pub mod backoff;
 pub mod bugs;
 pub mod codec;

@@ -1,13 +1,12 @@
 //! The manifest: which tensors a flat `f32` vector is made of.
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Digest;
 use crate::limits;
 
 /// Name and shape of one tensor, and where it lies in the flat vector.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorSpec {
     /// Name, unique in the manifest; also its name in a safetensors file.
     pub name: String,
@@ -204,26 +203,10 @@ impl From<ModelManifest> for Vec<TensorSpec> {
     }
 }
 
-impl Encode for ModelManifest {
-    fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
-        self.tensors.encode(encoder)
-    }
-}
-
-impl<Context> Decode<Context> for ModelManifest {
-    fn decode<D: bincode::de::Decoder<Context = Context>>(
-        decoder: &mut D,
-    ) -> Result<Self, bincode::error::DecodeError> {
-        Self::new(Vec::decode(decoder)?).map_err(|error| bincode::error::DecodeError::OtherString(error.to_string()))
-    }
-}
-
-bincode::impl_borrow_decode!(ModelManifest);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::message;
+    use crate::schema;
 
     fn tensor(name: &str, shape: &[u64]) -> TensorSpec {
         TensorSpec { name: name.into(), shape: shape.to_vec() }
@@ -272,16 +255,16 @@ mod tests {
     #[test]
     fn the_length_of_a_manifest_is_bounded_wherever_it_comes_from() {
         let fits = tensors_of(limits::MANIFEST_BYTES);
-        let encoded = message::encode(&fits, limits::CONTROL_MESSAGE_BYTES).expect("below a message");
+        let encoded = schema::encode(&fits, limits::CONTROL_MESSAGE_BYTES).expect("below a message");
         assert_eq!(encoded.len(), limits::MANIFEST_BYTES, "the formula is the encoder's length");
         let manifest = ModelManifest::new(fits).expect("just fits");
-        assert_eq!(message::decode(&encoded, limits::CONTROL_MESSAGE_BYTES).as_ref(), Ok(&manifest));
+        assert_eq!(schema::decode(&encoded, limits::CONTROL_MESSAGE_BYTES).as_ref(), Ok(&manifest));
 
         let longer = tensors_of(limits::MANIFEST_BYTES + 1);
-        let encoded = message::encode(&longer, limits::CONTROL_MESSAGE_BYTES).expect("below a message");
+        let encoded = schema::encode(&longer, limits::CONTROL_MESSAGE_BYTES).expect("below a message");
         let too_long = ManifestError::TooLong(limits::MANIFEST_BYTES + 1);
         assert_eq!(ModelManifest::new(longer.clone()), Err(too_long.clone()));
-        for read in [message::decode::<ModelManifest>, message::decode_stored::<ModelManifest>] {
+        for read in [schema::decode::<ModelManifest>, schema::decode::<ModelManifest>] {
             let refused = read(&encoded, limits::CONTROL_MESSAGE_BYTES).expect_err("too long").to_string();
             assert!(refused.contains(&too_long.to_string()), "{refused}");
         }

@@ -1,5 +1,5 @@
 //! What a run is: model, local training, upload, merging, evaluation, targets. The coordinator reads it from
-//! `run.toml`, journals it, and sends it to every agent.
+//! `run.toml`, journals it as canonical text, and sends agents their part of it ([`AgentSpec`]).
 
 mod gpt;
 mod layers;
@@ -11,14 +11,13 @@ pub use layers::{Conv, Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use train::SIZED_STEPS;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecSpec;
 use crate::merge::MergeSpec;
 
 /// Everything that decides what a run computes.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
     /// A name for people.
     pub name: String,
@@ -38,6 +37,22 @@ pub struct RunSpec {
     pub evaluate: EvaluateSpec,
     /// When the run ends.
     pub target: TargetSpec,
+}
+
+/// The part of a run's configuration that agents are told. How leases are sized, how the learning
+/// rate changes, and what becomes of updates is the coordinator's alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentSpec {
+    /// A name for people.
+    pub name: String,
+    /// Seed of the initial model and of everything drawn in this run.
+    pub seed: u64,
+    /// The model.
+    pub model: ModelSpec,
+    /// Local training.
+    pub train: TrainSpec,
+    /// Compression of updates.
+    pub upload: UploadSpec,
 }
 
 /// The model. Its tensors follow from it ([`ModelSpec::layers`]), whoever trains it, except where `kind` is `custom`: then the
@@ -91,38 +106,8 @@ impl Default for ModelSpec {
     }
 }
 
-/// The figures of a `gpt` come last, and with no other kind: the other kinds' bytes are what they were before it.
-impl Encode for ModelSpec {
-    fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
-        self.kind.encode(encoder)?;
-        self.input.encode(encoder)?;
-        self.classes.encode(encoder)?;
-        self.hidden.encode(encoder)?;
-        self.input_scale.encode(encoder)?;
-        if self.kind == ModelKind::Gpt {
-            [self.context, self.layers, self.heads, self.width].encode(encoder)?;
-        }
-        Ok(())
-    }
-}
-
-impl<Context> Decode<Context> for ModelSpec {
-    fn decode<D: bincode::de::Decoder<Context = Context>>(
-        decoder: &mut D,
-    ) -> Result<Self, bincode::error::DecodeError> {
-        let kind = ModelKind::decode(decoder)?;
-        let (input, classes) = (Vec::decode(decoder)?, u32::decode(decoder)?);
-        let (hidden, input_scale) = (Vec::decode(decoder)?, f32::decode(decoder)?);
-        let figures = if kind == ModelKind::Gpt { <[u32; 4]>::decode(decoder)? } else { [0; 4] };
-        let [context, layers, heads, width] = figures;
-        Ok(Self { kind, input, classes, hidden, input_scale, context, layers, heads, width })
-    }
-}
-
-bincode::impl_borrow_decode!(ModelSpec);
-
 /// Architecture of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelKind {
     /// Dense layers with ReLU between them.
@@ -149,7 +134,7 @@ impl ModelKind {
 }
 
 /// Local training under one lease.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSpec {
     /// Optimizer steps under one lease.
@@ -175,7 +160,7 @@ pub struct TrainSpec {
 }
 
 /// A local optimizer.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum OptimizerSpec {
     /// Stochastic gradient descent, with heavy-ball momentum when `momentum` is above 0.
@@ -211,7 +196,7 @@ fn beta_2() -> f32 {
 }
 
 /// Compression of updates on their way up.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UploadSpec {
     /// The codec.
@@ -221,7 +206,7 @@ pub struct UploadSpec {
 }
 
 /// Which updates are admitted.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdmitSpec {
     /// Updates whose base is older than this many versions are refused as `stale`.
@@ -240,7 +225,7 @@ pub struct AdmitSpec {
 }
 
 /// When agents with an evaluation shard evaluate.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateSpec {
     /// Evaluate again after this many versions ...
@@ -250,7 +235,7 @@ pub struct EvaluateSpec {
 }
 
 /// The run ends when any of these is reached; with none it runs until `stop`.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetSpec {
     /// An evaluation at least this accurate (0..1).

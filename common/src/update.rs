@@ -1,13 +1,12 @@
 //! What an agent says about an update, and what the coordinator says of it.
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecId;
 use crate::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
 
 /// The name of an update: two updates with the same key are the same update, or one of them is a lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UpdateKey {
     /// The run it belongs to.
     pub run: RunId,
@@ -20,7 +19,7 @@ pub struct UpdateKey {
 }
 
 /// Everything about an update but its payload.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpdateMeta {
     /// Its name.
     pub key: UpdateKey,
@@ -49,7 +48,7 @@ pub struct UpdateMeta {
 }
 
 /// Why an update was refused. Each reason says whether its content goes back into the agent's feedback state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalReason {
     /// This key was decided before under the same digest, and its verdict is no longer remembered in detail.
@@ -119,7 +118,7 @@ impl RefusalReason {
 }
 
 /// The coordinator's decision on an update. Once sent, it never changes.
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Journalled, and merged in journal order.

@@ -9,7 +9,8 @@ use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::testkit::codec::normal;
-use anabranch_common::wire::message::{self, AgentMessage};
+use anabranch_common::schema;
+use anabranch_common::wire::message::{AgentMessage};
 use anabranch_common::wire::transfer::{Assembly, TransferManifest};
 
 /// Counts what the current thread holds, and the most it has held.
@@ -137,13 +138,13 @@ fn messages_that_lie_about_lengths_allocate_next_to_nothing() {
     // Renew { csr_der } and OfferModel { manifest }, each with a length of 2^40.
     for tag in [1u32, 8] {
         let lie = [&tag.to_le_bytes()[..], &(1u64 << 40).to_le_bytes(), &[7; 100]].concat();
-        let (most, read) = peak(|| message::decode::<AgentMessage>(&lie, CONTROL_MESSAGE_BYTES).is_ok());
+        let (most, read) = peak(|| schema::decode::<AgentMessage>(&lie, CONTROL_MESSAGE_BYTES).is_ok());
         assert!(!read, "a message with a length of 2^40 was read");
         assert!(most <= CONSTANT, "{most} bytes were held");
     }
     // A length within the limit of a message but beyond its bytes.
     let lie = [&8u32.to_le_bytes()[..], &(60u64 << 20).to_le_bytes(), &[7; 100]].concat();
-    let (most, read) = peak(|| message::decode::<AgentMessage>(&lie, CONTROL_MESSAGE_BYTES).is_ok());
+    let (most, read) = peak(|| schema::decode::<AgentMessage>(&lie, CONTROL_MESSAGE_BYTES).is_ok());
     assert!(!read && most <= CONSTANT, "{most} bytes were held for {} bytes that claim 60 MiB", lie.len());
 }
 

@@ -7,7 +7,8 @@ use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits::{CHUNK_BYTES, CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::wire::frame::{self, FrameKind};
-use anabranch_common::wire::message::{self, AgentMessage, CoordinatorMessage, JoinRequest};
+use anabranch_common::schema;
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, JoinRequest};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
 use proptest::prelude::*;
@@ -99,8 +100,8 @@ proptest! {
             // What is read is what would be written: there is one form for each message.
             macro_rules! canonical {
                 ($($message:ty),*) => {$(
-                    if let Ok(read) = message::decode::<$message>(bytes, CONTROL_MESSAGE_BYTES) {
-                        prop_assert_eq!(&message::encode(&read, CONTROL_MESSAGE_BYTES).expect("small"), bytes);
+                    if let Ok(read) = schema::decode::<$message>(bytes, CONTROL_MESSAGE_BYTES) {
+                        prop_assert_eq!(&schema::encode(&read, CONTROL_MESSAGE_BYTES).expect("small"), bytes);
                     }
                 )*};
             }
@@ -125,7 +126,7 @@ proptest! {
     #[test]
     fn records_round_trip_and_notice_damage(name in ".{0,40}", payload in prop::collection::vec(any::<u8>(), 0..300), position: u64, at_ms: u64, at in any::<prop::sample::Index>(), flip in 1u8..) {
         let body = RecordBody::AgentJoined { agent: AgentId([3; 16]), name };
-        let record = Record { position: Position(position), at_ms, body, payload: payload.into() };
+        let record = Record::new(Position(position), at_ms, body, payload.into());
         let mut bytes = record.to_bytes().expect("small");
         prop_assert_eq!(Record::from_bytes(&bytes), Ok(record));
         *at.get_mut(&mut bytes) ^= flip;
@@ -134,8 +135,8 @@ proptest! {
 
     #[test]
     fn manifests_round_trip(manifest in manifests()) {
-        let bytes = message::encode(&manifest, CONTROL_MESSAGE_BYTES).expect("small");
-        let back: ModelManifest = message::decode(&bytes, CONTROL_MESSAGE_BYTES).expect("as encoded");
+        let bytes = schema::encode(&manifest, CONTROL_MESSAGE_BYTES).expect("small");
+        let back: ModelManifest = schema::decode(&bytes, CONTROL_MESSAGE_BYTES).expect("as encoded");
         prop_assert_eq!(&back, &manifest);
         prop_assert_eq!(back.digest(), manifest.digest());
         let json = serde_json::to_string(&manifest).expect("serializable");

@@ -10,7 +10,7 @@ use anabranch_common::codec::EncodeError;
 use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits;
-use anabranch_common::wire::message::MessageError;
+use anabranch_common::schema::SchemaError;
 use anabranch_io::faults;
 use tokio::sync::mpsc;
 
@@ -44,7 +44,7 @@ pub enum WorkerError {
     Recovery(#[from] RecoveryError),
     /// A record does not fit.
     #[error("a record cannot be stored")]
-    Record(#[from] MessageError),
+    Record(#[from] SchemaError),
     /// A durable record cannot be merged.
     #[error("a journalled record cannot be merged")]
     Merge(#[from] MergeError),
@@ -345,7 +345,7 @@ mod tests {
 
     fn append(position: u64, payload_bytes: usize) -> WriteJob {
         let payload: Arc<[u8]> = vec![0; payload_bytes].into();
-        WriteJob::Append(Arc::new(Record { position: Position(position), at_ms: 0, body: RecordBody::Paused, payload }))
+        WriteJob::Append(Arc::new(Record::new(Position(position), 0, RecordBody::Paused, payload)))
     }
 
     /// How many of these records are made durable with one sync.

@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use anabranch_common::ids::LeaseId;
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::limits;
-use anabranch_common::merge::WeightInputs;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
 use super::command::{Command, Lead};
@@ -113,13 +112,11 @@ impl Session {
         self.lacking = (self.asked_in.take() == Some(lease)).then(|| Arc::clone(delta));
     }
 
-    /// What to start the next round ahead of its base by.
-    pub(super) fn lead(&mut self) -> Option<Lead> {
+    /// Returns what to start the next round, which has `plan`, ahead of its base by.
+    pub(super) fn lead(&mut self, plan: &Plan) -> Option<Lead> {
         let delta = self.lacking.take()?;
-        let merge = &self.terms.as_ref()?.spec.merge;
-        let usual = || merge.weight(WeightInputs { staleness: 0, participation: 1.0 });
-        let weight = self.merged_with.filter(|weight| weight.is_finite()).unwrap_or_else(usual);
-        Some(Lead { delta, weight })
+        let weight = self.merged_with.filter(|weight| weight.is_finite()).unwrap_or(plan.weight);
+        weight.is_finite().then_some(Lead { delta, weight })
     }
 
     /// A lease came for the round after the present one.

@@ -6,7 +6,7 @@ use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::UpdateKey;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -38,7 +38,7 @@ pub enum Command {
         missing: Missing,
     },
     /// Build the trainer; answered by `Prepared`.
-    Prepare(Box<RunSpec>),
+    Prepare(Box<AgentSpec>),
     /// Have the trainer's tensors lie in this order, the run's; answered by `Prepared`.
     Reorder(Box<ModelManifest>),
     /// Make version 0; answered by `InitialMade`.
@@ -61,7 +61,7 @@ pub enum Command {
         lease: Box<Lease>,
         /// The configuration that counts for this round: `train` is what the lease's plan makes of
         /// it.
-        spec: Box<RunSpec>,
+        spec: Box<AgentSpec>,
         /// The base's content.
         base: Arc<[f32]>,
         /// What to start ahead of it by, if anything.

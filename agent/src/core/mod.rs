@@ -40,7 +40,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, Lease
 use anabranch_common::journal::{Evaluation, Lease};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::{UpdateKey, Verdict};
 use anabranch_common::wire::message::RunPhase;
 
@@ -83,7 +83,7 @@ pub struct SessionConfig {
 /// What the coordinator said in its latest welcome.
 #[derive(Debug)]
 struct Terms {
-    spec: RunSpec,
+    spec: AgentSpec,
     model: Option<(ModelManifest, Digest)>,
 }
 

@@ -15,7 +15,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, Lease
 use anabranch_common::journal::{Evaluation, Lease, LeaseEnd, Plan};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -29,8 +29,8 @@ const AGENT: AgentId = AgentId([2; 16]);
 const BRANCH: BranchId = BranchId([3; 16]);
 const EPOCH: Epoch = Epoch(4);
 
-fn spec() -> RunSpec {
-    toml::from_str(super::SPEC_FOR_TESTS).expect("a complete spec")
+fn spec() -> AgentSpec {
+    AgentSpec::from_toml(super::SPEC_FOR_TESTS).expect("a complete spec")
 }
 
 fn manifest(name: &str) -> ModelManifest {
@@ -107,7 +107,7 @@ fn lease(id: u64, version: u64) -> Lease {
         base_digest: digest(version),
         seed: 99,
         expires_at_ms: 0,
-        plan: Plan { local_steps: spec().train.local_steps, lr_factor: 1.0, round: id, progress: None },
+        plan: Plan { local_steps: spec().train.local_steps, lr_factor: 1.0, round: id, progress: None, weight: 1.0 },
     }
 }
 

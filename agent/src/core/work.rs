@@ -183,7 +183,7 @@ impl Session {
             }
             return;
         };
-        let lead = self.lead();
+        let lead = self.lead(&lease.plan);
         self.train_from(now_ms, lease, base, lead, out);
     }
 

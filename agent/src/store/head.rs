@@ -5,14 +5,12 @@ use std::collections::BTreeSet;
 use anabranch_common::ids::{BranchId, Digest, Epoch, UpdateSeq};
 use anabranch_common::limits;
 use anabranch_common::update::UpdateMeta;
-use anabranch_common::wire::message;
-use bincode::{Decode, Encode};
+use anabranch_common::schema;
 
 const HEAD_MAGIC: [u8; 4] = *b"ANBL";
-const HEAD_LAYOUT: u16 = 1;
 const HEAD_PREFIX_BYTES: usize = 10;
 
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Head {
     pub(super) branch: Option<BranchId>,
     pub(super) counter: Option<(Epoch, UpdateSeq)>,
@@ -22,16 +20,22 @@ pub(super) struct Head {
     pub(super) outbox: Vec<StoredUpdate>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct StoredBlob {
     pub(super) number: u64,
     pub(super) digest: Digest,
 }
 
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct StoredUpdate {
     pub(super) meta: UpdateMeta,
     pub(super) blob: u64,
+}
+
+anabranch_common::layout! {
+    struct Head { branch, counter, next_blob, manifest, residual, outbox }
+    struct StoredBlob { number, digest }
+    struct StoredUpdate { meta, blob }
 }
 
 impl Head {
@@ -42,10 +46,10 @@ impl Head {
 }
 
 pub(super) fn encode(head: &Head) -> Result<Vec<u8>, String> {
-    let body = message::encode(head, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())?;
+    let body = schema::encode(head, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())?;
     let mut bytes = Vec::with_capacity(HEAD_PREFIX_BYTES + body.len());
     bytes.extend_from_slice(&HEAD_MAGIC);
-    bytes.extend_from_slice(&HEAD_LAYOUT.to_le_bytes());
+    bytes.extend_from_slice(&schema::VERSION.to_le_bytes());
     bytes.extend_from_slice(&head_check(&body).to_le_bytes());
     bytes.extend_from_slice(&body);
     Ok(bytes)
@@ -56,14 +60,14 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Head, String> {
     if prefix[..4] != HEAD_MAGIC {
         return Err("the head does not start with its magic".to_owned());
     }
-    let layout = u16::from_le_bytes([prefix[4], prefix[5]]);
-    if layout != HEAD_LAYOUT {
-        return Err(format!("layout {layout} is not known to this version"));
+    let version = u16::from_le_bytes([prefix[4], prefix[5]]);
+    if !schema::is_readable(version) {
+        return Err(format!("schema version {version}; this program reads {}", schema::readable()));
     }
     if prefix[6..] != head_check(body).to_le_bytes() {
         return Err("the head does not match its checksum".to_owned());
     }
-    message::decode_stored(body, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())
+    schema::decode_as(version, body, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())
 }
 
 /// The first four bytes of BLAKE3 over the body.

@@ -37,7 +37,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, RunId};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::wire::message;
+use anabranch_common::schema;
 use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
@@ -165,7 +165,7 @@ impl Ledger {
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
-            let bytes = message::encode(manifest, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+            let bytes = schema::encode(manifest, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             next.manifest = Some(self.put(&mut next.next_blob, Content::Bytes(&bytes))?);
         }
         let blob = self.put(&mut next.next_blob, Content::Bytes(&payload))?;
@@ -364,7 +364,7 @@ impl Ledger {
         if let Some(blob) = self.head.manifest {
             let bytes = self.read(blob, "the manifest")?;
             let manifest =
-                message::decode_stored(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+                schema::decode(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             self.manifest = Some(manifest);
         }
         self.residual = self.load_residual()?;

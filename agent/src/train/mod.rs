@@ -23,7 +23,7 @@ use std::ops::ControlFlow;
 
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{ModelSpec, RunSpec, TrainSpec};
+use anabranch_common::spec::{ModelSpec, AgentSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::Encoded;
@@ -52,8 +52,8 @@ pub struct RunPart {
 impl RunPart {
     /// That part of `spec`.
     #[must_use]
-    pub fn of(spec: &RunSpec) -> Self {
-        let RunSpec { name, seed, model, train, .. } = spec.clone();
+    pub fn of(spec: &AgentSpec) -> Self {
+        let AgentSpec { name, seed, model, train, .. } = spec.clone();
         Self { name, seed, model, train }
     }
 }

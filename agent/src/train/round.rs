@@ -5,9 +5,10 @@
 //! | bytes | content |
 //! |---|---|
 //! | 8 | `ANBROUND` |
+//! | 2 | version of the schema, u16 le |
 //! | 4 | length of the head, u32 le |
 //! | 32 | BLAKE3 of the head |
-//! | n | the head (bincode): lease with its plan, what the round is a round of, steps done, sums, length and BLAKE3 of each vector |
+//! | n | the head: lease with its plan, what the round is a round of, steps done, sums, length and BLAKE3 of each vector |
 //! | ... | the vectors, f32 le: start (the lease's base, or ahead of it), model, the optimizer's state |
 //!
 //! The draw of examples needs no bytes: it is the seed's stream after so many numbers. The file is removed before the
@@ -21,8 +22,7 @@ use std::sync::Arc;
 
 use anabranch_common::ids::Digest;
 use anabranch_common::journal::Lease;
-use anabranch_common::limits;
-use bincode::{Decode, Encode};
+use anabranch_common::{limits, schema};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -93,7 +93,7 @@ pub(super) struct RoundState {
     pub(super) powers: [f64; 2],
 }
 
-#[derive(Debug, Encode, Decode)]
+#[derive(Debug)]
 struct Head {
     lease: Lease,
     of: Digest,
@@ -102,6 +102,10 @@ struct Head {
     loss_sum: u64,
     powers: [u64; 2],
     vectors: Vec<(u64, Digest)>,
+}
+
+anabranch_common::layout! {
+    struct Head { lease, of, micro_batch, step, loss_sum, powers, vectors }
 }
 
 impl RoundFile {
@@ -132,10 +136,11 @@ impl RoundFile {
             powers: state.powers.map(f64::to_bits),
             vectors: vectors.iter().map(|vector| (vector.len() as u64, Digest::of_f32(vector))).collect(),
         };
-        let head = bincode::encode_to_vec(head, bincode::config::standard()).map_err(io::Error::other)?;
+        let head = schema::encode(&head, limits::ROUND_HEAD_BYTES).map_err(io::Error::other)?;
         let head_bytes = u32::try_from(head.len()).map_err(io::Error::other)?;
         files::replace(&self.path, files::PUBLIC, |file| {
             file.write_all(MAGIC)?;
+            file.write_all(&schema::VERSION.to_le_bytes())?;
             file.write_all(&head_bytes.to_le_bytes())?;
             file.write_all(&Digest::of(&head).0)?;
             file.write_all(&head)?;
@@ -188,21 +193,24 @@ fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
     };
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
     let mut file = BufReader::with_capacity(1 << 16, file);
-    let (mut magic, mut length, mut digest) = ([0; 8], [0; 4], [0; 32]);
+    let (mut magic, mut version, mut length, mut digest) = ([0; 8], [0; 2], [0; 4], [0; 32]);
     file.read_exact(&mut magic)?;
+    file.read_exact(&mut version)?;
     file.read_exact(&mut length)?;
     file.read_exact(&mut digest)?;
-    let length = u32::from_le_bytes(length) as usize;
+    let (version, length) = (u16::from_le_bytes(version), u32::from_le_bytes(length) as usize);
     if magic != *MAGIC || length > limits::ROUND_HEAD_BYTES {
         return Err(bad("not the state of a round"));
+    }
+    if !schema::is_readable(version) {
+        return Err(bad(&format!("schema version {version}; this program reads {}", schema::readable())));
     }
     let mut head = vec![0; length];
     file.read_exact(&mut head)?;
     if Digest::of(&head).0 != digest {
         return Err(bad("its head is damaged"));
     }
-    let config = bincode::config::standard().with_limit::<{ limits::ROUND_HEAD_BYTES }>();
-    let (head, _): (Head, usize) = bincode::decode_from_slice(&head, config).map_err(io::Error::other)?;
+    let head: Head = schema::decode_as(version, &head, limits::ROUND_HEAD_BYTES).map_err(io::Error::other)?;
     let mut vectors = Vec::with_capacity(head.vectors.len());
     for (length, digest) in &head.vectors {
         let length = usize::try_from(*length).ok().filter(|length| *length <= limits::MODEL_PARAMS);
@@ -240,7 +248,7 @@ mod tests {
             base_digest: Digest::of_f32(base),
             seed: 5,
             expires_at_ms: 6,
-            plan: Plan { local_steps: 20, lr_factor: 0.25, round: 8, progress: Some(0.5) },
+            plan: Plan { local_steps: 20, lr_factor: 0.25, round: 8, progress: Some(0.5), weight: 1.0 },
         }
     }
 

@@ -12,7 +12,7 @@ use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{RunSpec, UploadSpec};
+use anabranch_common::spec::{AgentSpec, UploadSpec};
 use tokio::sync::mpsc;
 
 use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
@@ -36,7 +36,7 @@ pub struct Start {
 #[derive(Debug)]
 pub enum MathsJob {
     /// See `Command::Prepare`.
-    Prepare(Box<RunSpec>),
+    Prepare(Box<AgentSpec>),
     /// See `Command::Reorder`.
     Reorder(Box<ModelManifest>),
     /// See `Command::MakeInitial`.
@@ -49,7 +49,7 @@ pub enum MathsJob {
         /// The lease.
         lease: Box<Lease>,
         /// The configuration.
-        spec: Box<RunSpec>,
+        spec: Box<AgentSpec>,
         /// What to start from.
         start: Start,
     },
@@ -137,7 +137,7 @@ impl Maths {
         }
     }
 
-    fn prepare(&mut self, spec: &RunSpec) -> Event {
+    fn prepare(&mut self, spec: &AgentSpec) -> Event {
         let run = RunPart::of(spec);
         match persistently(&self.setup.stop, || (self.setup.factory)(&run)) {
             Ok(trainer) => {
@@ -160,7 +160,7 @@ impl Maths {
         }
     }
 
-    fn train(&mut self, lease: &Lease, spec: &RunSpec, start: &[f32]) -> Event {
+    fn train(&mut self, lease: &Lease, spec: &AgentSpec, start: &[f32]) -> Event {
         let id = lease.id;
         let clock = Clock::start();
         let Some(shard) = self.setup.shards.train.as_deref() else {
@@ -231,7 +231,7 @@ impl Maths {
 }
 
 /// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely.
-fn encode_order(spec: &RunSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
+fn encode_order(spec: &AgentSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
     let UploadSpec { codec, feedback_decay, .. } = spec.upload;
     let states = feedback.filter(|_| matches!(codec, CodecSpec::TopK { .. }))?;
     Some(EncodeOrder { codec, feedback_decay, states: Arc::clone(states) })

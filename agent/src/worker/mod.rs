@@ -151,7 +151,7 @@ pub fn unpack_guarded(manifest: &ModelManifest, version: ModelVersion, digest: D
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::spec::RunSpec;
+    use anabranch_common::spec::AgentSpec;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -182,7 +182,7 @@ mod tests {
             feedback: None,
         };
         let jobs = spawn_maths(setup, events).expect("a thread");
-        let spec: RunSpec = toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
+        let spec: AgentSpec = AgentSpec::from_toml(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {
             jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");
             let text = "a worker panicked: no such device: 7".to_owned();

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anabranch_common::limits::FRAME_HEADER_BYTES;
 use anabranch_common::wire::frame::{self, FrameKind};
-use anabranch_common::wire::message;
-use bincode::{Decode, Encode};
+use anabranch_common::schema;
+use anabranch_common::schema::Layout;
 use quinn::{ReadExactError, RecvStream, SendStream};
 
 pub use error::{FrameIoError, HandshakeError};
@@ -33,14 +33,14 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Fram
 /// # Errors
 /// Too long, the stream is closed, or `deadline` passed before the connection took all of it. The stream is then of no
 /// further use: part of the frame may be under way.
-pub async fn send<T: Encode>(
+pub async fn send<T: Layout>(
     stream: &mut SendStream,
     kind: FrameKind,
     message: &T,
     max: usize,
     deadline: Duration,
 ) -> Result<(), FrameIoError> {
-    let bytes = frame::encode(kind, &message::encode(message, max)?)?;
+    let bytes = frame::encode(kind, &schema::encode(message, max)?)?;
     within(deadline, async { Ok(stream.write_all(&bytes).await?) }).await
 }
 
@@ -49,14 +49,14 @@ pub async fn send<T: Encode>(
 ///
 /// # Errors
 /// See [`FrameIoError`].
-pub async fn recv<T: Decode<()>>(
+pub async fn recv<T: Layout>(
     stream: &mut RecvStream,
     kind: FrameKind,
     max: usize,
     deadline: Duration,
 ) -> Result<Option<T>, FrameIoError> {
     match recv_part(stream, kind, max, deadline).await? {
-        Some(payload) => Ok(Some(message::decode(&payload, max)?)),
+        Some(payload) => Ok(Some(schema::decode(&payload, max)?)),
         None => Ok(None),
     }
 }
@@ -65,7 +65,7 @@ pub async fn recv<T: Decode<()>>(
 ///
 /// # Errors
 /// See [`FrameIoError`]; `Closed` if the stream ended instead.
-pub async fn recv_one<T: Decode<()>>(
+pub async fn recv_one<T: Layout>(
     stream: &mut RecvStream,
     kind: FrameKind,
     max: usize,

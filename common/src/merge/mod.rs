@@ -15,7 +15,6 @@ pub mod fedbuff;
 pub mod participation;
 pub mod staleness;
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Delta;
@@ -23,7 +22,7 @@ use crate::limits;
 use staleness::Staleness;
 
 /// A merge rule as configured.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "strategy", rename_all = "lowercase", deny_unknown_fields)]
 pub enum MergeSpec {
     /// Every update makes a version.

@@ -21,8 +21,6 @@
 
 use std::collections::BTreeMap;
 
-use bincode::{Decode, Encode};
-
 use crate::bugs::{self, Bug};
 use crate::ids::AgentId;
 use crate::limits;
@@ -40,20 +38,20 @@ const WINDOW_MIN: f64 = 64.0;
 /// The unit of work is scaled back when it has grown this much, long before f64 runs out.
 const RESCALE_ABOVE: f64 = 1e100;
 
-#[derive(Debug, Clone, Copy, PartialEq, Encode, Decode)]
-struct Member {
-    examples: u64,
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Member {
+    pub(crate) examples: u64,
     /// Work done, in units of its time: work done later is written larger instead of writing all older work smaller.
-    work: f64,
+    pub(crate) work: f64,
 }
 
 /// Who holds how much, and who has contributed how much lately.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Participation {
-    members: BTreeMap<AgentId, Member>,
-    examples: u64,
-    work: f64,
-    unit: f64,
+    pub(crate) members: BTreeMap<AgentId, Member>,
+    pub(crate) examples: u64,
+    pub(crate) work: f64,
+    pub(crate) unit: f64,
 }
 
 impl Default for Participation {
@@ -125,7 +123,7 @@ impl Participation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::message;
+    use crate::schema;
 
     const FAST: AgentId = AgentId([1; 16]);
     const SLOW: AgentId = AgentId([2; 16]);
@@ -227,9 +225,9 @@ mod tests {
     #[test]
     fn the_saved_state_goes_on_like_the_one_that_was_saved() {
         let (mut participation, ..) = uneven(40, 3);
-        let bytes = message::encode(&participation, limits::CONTROL_MESSAGE_BYTES).expect("small");
+        let bytes = schema::encode(&participation, limits::CONTROL_MESSAGE_BYTES).expect("small");
         let mut restored: Participation =
-            message::decode_stored(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
+            schema::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
         for (agent, work) in [(SLOW, 10), (FAST, 2000), (SLOW, 7)] {
             participation.observe(agent, 500, work, 0);
             restored.observe(agent, 500, work, 0);

@@ -1,6 +1,5 @@
 //! How much an update counts for that started from an old version.
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use super::SpecError;
@@ -10,7 +9,7 @@ use super::SpecError;
 /// ```toml
 /// staleness = { fn = "polynomial", a = 0.5 }
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fn", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Staleness {
     /// Always 1.

@@ -13,7 +13,6 @@
 //!        warmup  length
 //! ```
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 /// The factor at the start of a warm-up. Not 0: the first round of every agent would be computed
@@ -23,7 +22,7 @@ const WARMUP_START: f64 = 0.1;
 const COSINE_TERMS: u32 = 11;
 
 /// `[train.schedule]`: what the learning rate of `train.optimizer` is multiplied with.
-#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum LrSchedule {
     /// 1 throughout, once warmed up.
@@ -66,7 +65,7 @@ pub enum LrSchedule {
 }
 
 /// What the progress of a schedule is counted in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleUnit {
     /// Model versions.

@@ -1,20 +1,21 @@
 //! How two versions of the protocol agree, before anything else is said.
 //!
 //! The peer that opens the stream sends the range of versions it speaks; the other answers with the one they will use,
-//! or with its own range when there is none. Both are single frames with a layout that never changes.
+//! or with its own range when there is none. Both are single frames with a layout that never changes. The protocol's
+//! version is the schema's.
 
-use bincode::{Decode, Encode};
+use crate::schema;
 
 /// The oldest protocol version that this build speaks.
-pub const MIN_PROTOCOL: u16 = 4;
+pub const MIN_PROTOCOL: u16 = schema::OLDEST;
 /// The newest protocol version that this build speaks.
-pub const MAX_PROTOCOL: u16 = 4;
+pub const MAX_PROTOCOL: u16 = schema::VERSION;
 /// The name under which QUIC connections are opened (ALPN). It has no version in it on purpose: a mismatch is told in
 /// words, not as a TLS alert.
 pub const ALPN: &[u8] = b"anabranch";
 
 /// What the connection is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Enrolment; the only one that needs no certificate.
     Join,
@@ -25,7 +26,7 @@ pub enum Purpose {
 }
 
 /// The first frame on a control stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Propose {
     /// Oldest version spoken.
     pub min: u16,
@@ -36,7 +37,7 @@ pub struct Propose {
 }
 
 /// The answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Agree {
     /// Speak this version.
     Version(u16),

@@ -1,95 +1,16 @@
-//! Control messages between agent and coordinator, and the one place where bincode is configured.
-//!
-//! Fixed-width little-endian integers, a limit on what may be read, and no bytes left over. Tensor data never comes
-//! this way.
+//! Control messages between agent and coordinator. Tensor data never travels in one.
 
-use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, RunId};
 use crate::journal::{Evaluation, Lease, LeaseEnd};
-use crate::limits;
 use crate::manifest::ModelManifest;
-use crate::spec::RunSpec;
+use crate::spec::AgentSpec;
 use crate::update::{UpdateKey, UpdateMeta, Verdict};
 use crate::wire::transfer::{Missing, TransferManifest};
 
-/// Why bytes are not a message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MessageError {
-    /// Longer than allowed.
-    #[error("message of {found} bytes, more than {max}")]
-    TooLarge {
-        /// Its length.
-        found: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// Bytes are left over.
-    #[error("{0} bytes after the end of the message")]
-    Trailing(usize),
-    /// Not a message of this kind.
-    #[error("message cannot be read: {0}")]
-    Malformed(String),
-}
-
-/// `LIMIT` bounds what a message may claim to hold, before any of it is allocated.
-fn config<const LIMIT: usize>() -> impl bincode::config::Config {
-    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
-}
-
-/// Encodes a message of at most `max_bytes` bytes.
-///
-/// # Errors
-/// It is longer than that.
-pub fn encode<T: Encode>(message: &T, max_bytes: usize) -> Result<Vec<u8>, MessageError> {
-    let bytes = bincode::encode_to_vec(message, config::<{ usize::MAX }>())
-        .map_err(|error| MessageError::Malformed(error.to_string()))?;
-    if bytes.len() > max_bytes {
-        return Err(MessageError::TooLarge { found: bytes.len(), max: max_bytes });
-    }
-    Ok(bytes)
-}
-
-/// Decodes a message of a peer. It must fill `bytes`, which may be at most `max_bytes` long.
-///
-/// # Errors
-/// Too long, malformed, or followed by other bytes.
-pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
-    check_length(bytes, max_bytes)?;
-    // bincode allocates what a length claims, up to a limit that is part of its type: the next larger of these. Each is one
-    // more copy of everything that reads `T`.
-    let read = match bytes.len() {
-        0..=0x1000 => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_EXPANSION * 0x1000 }>()),
-        0x1001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_EXPANSION * 0x4_0000 }>()),
-        _ => bincode::decode_from_slice(bytes, config::<{ limits::STATE_BYTES }>()),
-    };
-    whole(bytes, read)
-}
-
-/// Decodes what this program stored itself: as [`decode`], but short content may claim as much memory as long content.
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_stored<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
-    check_length(bytes, max_bytes)?;
-    whole(bytes, bincode::decode_from_slice(bytes, config::<{ limits::STATE_BYTES }>()))
-}
-
-fn check_length(bytes: &[u8], max: usize) -> Result<(), MessageError> {
-    if bytes.len() > max { Err(MessageError::TooLarge { found: bytes.len(), max }) } else { Ok(()) }
-}
-
-fn whole<T>(bytes: &[u8], read: Result<(T, usize), bincode::error::DecodeError>) -> Result<T, MessageError> {
-    let (message, used) = read.map_err(|error| MessageError::Malformed(error.to_string()))?;
-    match bytes.len() - used {
-        0 => Ok(message),
-        left => Err(MessageError::Trailing(left)),
-    }
-}
-
 /// The only thing that is read from a peer without a certificate.
-#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct JoinRequest {
     /// The secret of the join token.
     pub token_secret: [u8; 32],
@@ -105,7 +26,7 @@ impl std::fmt::Debug for JoinRequest {
 }
 
 /// Answer to a join request.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinResponse {
     /// Enrolled (or enrolled before with the same key).
     Enrolled {
@@ -125,7 +46,7 @@ pub enum JoinResponse {
 }
 
 /// Why an agent was not enrolled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JoinRefusal {
     /// No such token: mistyped, revoked, or of another coordinator.
@@ -143,7 +64,7 @@ pub enum JoinRefusal {
 }
 
 /// The first message on an agent's control stream.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentHello {
     /// The run it was enrolled in.
     pub run: RunId,
@@ -162,7 +83,7 @@ pub struct AgentHello {
 }
 
 /// What an agent sends.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum AgentMessage {
     /// First message.
     Hello(AgentHello),
@@ -229,7 +150,7 @@ pub enum AgentMessage {
 }
 
 /// What the coordinator sends to an agent.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum CoordinatorMessage {
     /// Answer to `Hello`.
     Welcome(Box<Welcome>),
@@ -302,7 +223,7 @@ pub enum CoordinatorMessage {
 }
 
 /// Answer to an agent's first message.
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Welcome {
     /// The run.
     pub run: RunId,
@@ -315,7 +236,7 @@ pub struct Welcome {
     /// The number of this incarnation.
     pub epoch: Epoch,
     /// The configuration.
-    pub spec: RunSpec,
+    pub spec: AgentSpec,
     /// Tensors and digest of version 0, once there is a model. Without: offer one.
     pub model: Option<(ModelManifest, Digest)>,
     /// The run's state.
@@ -323,7 +244,7 @@ pub struct Welcome {
 }
 
 /// Why an agent may not stay.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
     /// Its certificate was revoked.
     Revoked,
@@ -345,7 +266,7 @@ pub enum Rejection {
 }
 
 /// State of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunPhase {
     /// No initial model yet.

@@ -1,11 +1,9 @@
 //! What an operator may ask of a running coordinator, one request a stream.
 
-use bincode::{Decode, Encode};
-
 use crate::ids::ModelVersion;
 
 /// A request.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperatorRequest {
     /// `status`.
     Status,
@@ -52,7 +50,7 @@ pub enum OperatorRequest {
 }
 
 /// An answer. JSON is the same text that `--json` prints.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperatorResponse {
     /// Done; the text is for people.
     Done(String),

@@ -1,13 +1,11 @@
 //! Bulk transfers: 1 MiB chunks, each under its own digest, each on a stream of its own, so that after a reconnect only
 //! the missing ones are sent.
 
-use bincode::{Decode, Encode};
-
 use crate::ids::Digest;
 use crate::limits::{CHUNK_BYTES, TRANSFER_BYTES, UPLOAD_GRACE_MS, UPLOAD_MIN_BYTES_PER_S};
 
 /// Length of a transfer and the digest of each of its chunks.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferManifest {
     /// Length in bytes.
     pub bytes: u64,
@@ -43,7 +41,7 @@ pub enum TransferError {
 }
 
 /// Starts every chunk stream; the chunk's bytes follow to the end of the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHeader {
     /// [`TransferManifest::id`] of the transfer.
     pub transfer: Digest,
@@ -100,9 +98,9 @@ impl TransferManifest {
 }
 
 /// Which chunks are missing, one bit each.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    bits: Vec<u8>,
+    pub(crate) bits: Vec<u8>,
 }
 
 impl Missing {

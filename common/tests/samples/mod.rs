@@ -116,7 +116,7 @@ pub(crate) fn lease() -> Lease {
         base_digest: DIGEST,
         seed: 0x0123_4567_89AB_CDEF,
         expires_at_ms: 1_700_000_060_000,
-        plan: Plan { local_steps: 20, lr_factor: 0.5, round: 12, progress: Some(0.25) },
+        plan: Plan { local_steps: 20, lr_factor: 0.5, round: 12, progress: Some(0.25), weight: 1.0 },
     }
 }
 
@@ -193,7 +193,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         agent: AGENT,
         name: "clinic".into(),
         epoch: Epoch(2),
-        spec: spec(),
+        spec: spec().for_agents(),
         model: Some((manifest(), DIGEST)),
         state: RunPhase::Running,
     };
@@ -374,7 +374,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
 pub(crate) fn records() -> Vec<Record> {
     let record = |(position, body): (u64, RecordBody)| {
         let payload = if matches!(body, RecordBody::Update(_)) { &b"payload"[..] } else { b"" };
-        Record { position: Position(position), at_ms: 1_700_000_000_000 + position, body, payload: payload.into() }
+        Record::new(Position(position), 1_700_000_000_000 + position, body, payload.into())
     };
     (0..).zip(record_bodies()).map(record).collect()
 }

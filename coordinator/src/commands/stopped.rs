@@ -187,7 +187,7 @@ impl Stopped {
         if let Some(recovered) = recovered.filter(|recovered| known && recovered.state.finished.is_none()) {
             let body = RecordBody::AgentRevoked { agent };
             let position = recovered.position.next();
-            let record = Record { position, at_ms: clock::unix_ms(), body, payload: [].into() };
+            let record = Record::new(position, clock::unix_ms(), body, [].into());
             self.store.append(&[(position, record.to_bytes().context("the record does not fit")?)])?;
         }
         self.save(&roster)?;

@@ -6,7 +6,7 @@ use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{
     ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, ScheduleProblem, TrainSpec,
 };
-use anabranch_common::wire::message;
+use anabranch_common::schema;
 
 use super::Config;
 use crate::identity;
@@ -79,7 +79,7 @@ pub(super) fn check(config: &Config) -> Checked {
 
 fn spec(spec: &RunSpec) -> Checked {
     ensure(is_label(&spec.name), "run.name", || label_problem(&spec.name))?;
-    ensure(message::encode(spec, limits::RUN_SPEC_BYTES).is_ok(), "model.input", || {
+    ensure(schema::encode(spec, limits::RUN_SPEC_BYTES).is_ok(), "model.input", || {
         format!("or model.hidden is too long: a configuration has at most {} bytes as sent", limits::RUN_SPEC_BYTES)
     })?;
     model(&spec.model)?;

@@ -43,7 +43,8 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, MessageError, Rejection, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
+use anabranch_common::schema::SchemaError;
 use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
@@ -220,7 +221,7 @@ impl Core {
             RecordBody::Update(update) => update.meta.payload_digest,
             _ => Digest::of(&payload),
         };
-        let record = Arc::new(Record { position: state.position.next(), at_ms: self.now.unix_ms, body, payload });
+        let record = Arc::new(Record::new(state.position.next(), self.now.unix_ms, body, payload));
         let before = state.version;
         state.apply(&record).expect("a record that the core makes follows the ones before it");
         // Bounded: names by `limits::NAME_BYTES`, a configuration by `limits::RUN_SPEC_BYTES`, everything else by its type.
@@ -235,7 +236,7 @@ impl Core {
     }
 
     /// The chain value after `record`.
-    fn chained(&self, record: &Record, payload: Digest, before: ModelVersion) -> Result<Chain, MessageError> {
+    fn chained(&self, record: &Record, payload: Digest, before: ModelVersion) -> Result<Chain, SchemaError> {
         let digest = record.digest_with(payload)?;
         let (weight, version) = record.chain_inputs(before);
         Ok(self.chain.extend(digest, weight, version))
@@ -432,7 +433,7 @@ impl Core {
         let spec = Box::new(self.spec.clone());
         let norm = model.norm();
         let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest, norm };
-        let record = Arc::new(Record { position: Position(0), at_ms: self.now.unix_ms, body, payload: Arc::from([]) });
+        let record = Arc::new(Record::new(Position(0), self.now.unix_ms, body, Arc::from([])));
         let chained = self.chained(&record, Digest::of(&[]), ModelVersion(0));
         let (Ok(chain), Ok(state)) = (chained, RunState::genesis(&record)) else {
             return self.model_failed(peer, "an initial model whose description is too long".into());

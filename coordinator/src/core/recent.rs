@@ -13,7 +13,11 @@ use std::collections::VecDeque;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use bincode::{Decode, Encode};
+
+anabranch_common::layout! {
+    struct Vote { agent, norm, count, at }
+    struct Recent { votes }
+}
 
 /// Votes from which on there is a majority to speak of.
 const VOTES_NEEDED: usize = 3;
@@ -22,7 +26,7 @@ const VOTE_UPDATES: u64 = 4096;
 /// Updates an agent, on average, beyond which all counts are halved: what happened long ago fades.
 const COUNTS_KEPT: f64 = 1024.0;
 
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq)]
 struct Vote {
     agent: AgentId,
     norm: f64,
@@ -33,7 +37,7 @@ struct Vote {
 }
 
 /// One vote an agent, the oldest first; part of the fold.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recent {
     votes: VecDeque<Vote>,
 }

@@ -5,16 +5,20 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use anabranch_common::wire::message::{self, JoinRefusal, MessageError};
-use bincode::{Decode, Encode};
+use anabranch_common::schema::{self, SchemaError};
+use anabranch_common::wire::message::JoinRefusal;
 
 use crate::identity::tokens::{CATALOGUE_KEY as TOKENS_KEY, NameForAgent, TokenBook};
+
+anabranch_common::layout! {
+    struct Member { name, revoked, joined_at_ms }
+}
 
 /// Catalogue key of the members.
 pub const MEMBERS_KEY: &str = "members";
 
 /// One enrolled agent.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its name.
     pub name: String,
@@ -37,9 +41,9 @@ impl Roster {
     ///
     /// # Errors
     /// An item is damaged.
-    pub fn from_items(tokens: Option<&[u8]>, members: Option<&[u8]>) -> Result<Self, MessageError> {
-        let tokens = tokens.map(|bytes| message::decode_stored(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
-        let members = members.map(|bytes| message::decode_stored(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
+    pub fn from_items(tokens: Option<&[u8]>, members: Option<&[u8]>) -> Result<Self, SchemaError> {
+        let tokens = tokens.map(|bytes| schema::decode(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
+        let members = members.map(|bytes| schema::decode(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
         Ok(Self { tokens: tokens.unwrap_or_default(), members: members.unwrap_or_default() })
     }
 
@@ -47,9 +51,9 @@ impl Roster {
     ///
     /// # Errors
     /// There are more members or tokens than an item holds.
-    pub fn to_items(&self) -> Result<Vec<(&'static str, Vec<u8>)>, MessageError> {
-        let tokens = message::encode(&self.tokens, limits::ROSTER_ITEM_BYTES)?;
-        let members = message::encode(&self.members, limits::ROSTER_ITEM_BYTES)?;
+    pub fn to_items(&self) -> Result<Vec<(&'static str, Vec<u8>)>, SchemaError> {
+        let tokens = schema::encode(&self.tokens, limits::ROSTER_ITEM_BYTES)?;
+        let members = schema::encode(&self.members, limits::ROSTER_ITEM_BYTES)?;
         Ok(vec![(TOKENS_KEY, tokens), (MEMBERS_KEY, members)])
     }
 

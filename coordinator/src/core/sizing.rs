@@ -18,7 +18,11 @@ use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::spec::TrainSpec;
 use anabranch_common::update::UpdateMeta;
-use bincode::{Decode, Encode};
+
+anabranch_common::layout! {
+    struct Sizing { agents }
+    struct Pace { step_ms, steps, granted }
+}
 
 /// What the newest update counts for in the time of a step.
 const BLEND: f64 = 0.25;
@@ -26,12 +30,12 @@ const BLEND: f64 = 0.25;
 const TRUST: f64 = 4.0;
 
 /// What is known of the agents' speeds. Empty where leases have no sizes of their own.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sizing {
     agents: BTreeMap<AgentId, Pace>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Pace {
     /// Milliseconds that a step takes, once an update has shown it.
     step_ms: Option<f64>,
@@ -122,7 +126,7 @@ mod tests {
     use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
     use anabranch_common::spec::OptimizerSpec;
     use anabranch_common::update::UpdateKey;
-    use anabranch_common::wire::message;
+    use anabranch_common::schema;
 
     use super::*;
 
@@ -210,8 +214,8 @@ mod tests {
         sizing.granted(AGENT, LeaseId(1), 10, 0);
         sizing.accepted(&meta(1, 10, 400), 500);
         assert_eq!((sizing.steps(AGENT, &train()), sizing.newest(AGENT)), (Some(50), Some(10)));
-        let bytes = message::encode(&sizing, limits::CONTROL_MESSAGE_BYTES).expect("small");
-        assert_eq!(message::decode_stored(&bytes, limits::CONTROL_MESSAGE_BYTES).as_ref(), Ok(&sizing));
+        let bytes = schema::encode(&sizing, limits::CONTROL_MESSAGE_BYTES).expect("small");
+        assert_eq!(schema::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).as_ref(), Ok(&sizing));
         sizing.change(&train(), &TrainSpec { batch_size: 9, ..train() });
         assert_eq!(sizing.steps(AGENT, &train()), Some(10));
         sizing.change(&train(), &TrainSpec { target_round_s: None, ..train() });

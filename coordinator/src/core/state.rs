@@ -13,12 +13,25 @@ use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishRea
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::Participation;
+use anabranch_common::merge::WeightInputs;
 use anabranch_common::spec::{RunSpec, ScheduleUnit};
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
-use bincode::{Decode, Encode};
 
 use super::recent::Recent;
 use super::sizing::Sizing;
+
+anabranch_common::layout! {
+    enum LeaseStatus { 0 = Active, 1 = Ended }
+    struct EpochLog {
+        verdicts, forgotten_below,
+    }
+    struct AgentState {
+        name, revoked, epoch, incarnation, epochs, lease, rounds, examples_held, eval_examples, evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s, models_sent, downlink_bytes,
+    }
+    struct Totals {
+        accepted, refused, uplink_bytes, staleness,
+    }
+}
 
 /// Why a record cannot follow the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +68,7 @@ pub enum FoldError {
 }
 
 /// Whether a lease still counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseStatus {
     /// Outstanding.
     Active,
@@ -64,7 +77,7 @@ pub enum LeaseStatus {
 }
 
 /// The verdicts of one incarnation of an agent.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct EpochLog {
     /// Latest verdicts by sequence number, each with the digest of its payload.
     pub verdicts: BTreeMap<UpdateSeq, (Digest, Verdict)>,
@@ -84,7 +97,7 @@ impl EpochLog {
 }
 
 /// What the journal says of one agent.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct AgentState {
     /// Its name.
     pub name: String,
@@ -127,7 +140,7 @@ pub struct AgentState {
 }
 
 /// Sums over the whole run.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Totals {
     /// Updates merged.
     pub accepted: u64,
@@ -372,6 +385,7 @@ impl RunState {
             lr_factor,
             round: self.agents.get(&agent).map_or(0, |agent| agent.rounds),
             progress: self.spec.target.versions.map(|versions| share(base.0, versions)),
+            weight: self.spec.merge.weight(WeightInputs { staleness: 0, participation: 1.0 }),
         }
     }
 

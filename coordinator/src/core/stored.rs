@@ -1,38 +1,9 @@
-//! The bytes of the fold, as checkpoints keep them: what is known of speeds comes last, and only where leases have sizes
-//! of their own. Without them the bytes are what they were before there was such a thing.
+//! The bytes of the fold, as checkpoints keep them.
 
-use bincode::de::Decoder;
-use bincode::enc::Encoder;
-use bincode::error::{DecodeError, EncodeError};
-use bincode::{Decode, Encode};
-
-use super::sizing::Sizing;
 use super::state::RunState;
 
-macro_rules! fields {
-    ($($field:ident),*) => {
-        impl Encode for RunState {
-            fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
-                let Self { $($field,)* sizing } = self;
-                $($field.encode(encoder)?;)*
-                if self.spec.train.target_round_s.is_some() { sizing.encode(encoder) } else { Ok(()) }
-            }
-        }
-
-        impl<Context> Decode<Context> for RunState {
-            fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
-                $(let $field = Decode::decode(decoder)?;)*
-                let mut state = Self { $($field,)* sizing: Sizing::default() };
-                if state.spec.train.target_round_s.is_some() {
-                    state.sizing = Sizing::decode(decoder)?;
-                }
-                Ok(state)
-            }
-        }
-    };
-}
-
-fields!(
+anabranch_common::layout! {
+    struct RunState {
     run,
     branch,
     spec,
@@ -54,7 +25,7 @@ fields!(
     finished,
     reference_norm,
     examples,
-    buffered_examples
-);
-
-bincode::impl_borrow_decode!(RunState);
+    buffered_examples,
+    sizing,
+    }
+}

@@ -6,9 +6,13 @@ use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::status::TokenStatus;
 use anabranch_common::wire::message::JoinRefusal;
-use bincode::{Decode, Encode};
 
 use crate::config::{is_label, label_problem};
+
+anabranch_common::layout! {
+    struct TokenRecord { secret_digest, name, created_ms, expires_ms, uses_left, revoked, used_by }
+    struct TokenBook { tokens }
+}
 
 /// Key under which the book lies in the store's catalogue.
 pub const CATALOGUE_KEY: &str = "tokens";
@@ -16,7 +20,7 @@ pub const CATALOGUE_KEY: &str = "tokens";
 pub const DEFAULT_TTL_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// One join token.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRecord {
     /// BLAKE3 of its secret.
     pub secret_digest: [u8; 32],
@@ -35,7 +39,7 @@ pub struct TokenRecord {
 }
 
 /// All join tokens by id: the first eight hexadecimal characters of the digest of the secret.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenBook {
     tokens: BTreeMap<String, TokenRecord>,
 }
@@ -185,7 +189,7 @@ impl TokenBook {
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::wire::message;
+    use anabranch_common::schema;
 
     use super::*;
 
@@ -268,7 +272,7 @@ mod tests {
     fn the_book_round_trips_through_the_store() {
         let mut book = book(Some("ward"), 2);
         book.redeem(&SECRET, ANNA, 2_000).expect("good");
-        let bytes = message::encode(&book, limits::TOKEN_BOOK_BYTES).expect("small");
-        assert_eq!(message::decode_stored::<TokenBook>(&bytes, limits::TOKEN_BOOK_BYTES), Ok(book));
+        let bytes = schema::encode(&book, limits::TOKEN_BOOK_BYTES).expect("small");
+        assert_eq!(schema::decode::<TokenBook>(&bytes, limits::TOKEN_BOOK_BYTES), Ok(book));
     }
 }

@@ -17,9 +17,8 @@ use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::Chain;
 use anabranch_common::limits;
 use anabranch_common::status::CheckpointStatus;
-use anabranch_common::wire::message;
+use anabranch_common::schema;
 use anabranch_io::faults;
-use bincode::{Decode, Encode};
 
 use super::{RecoveryError, pins, vectors};
 use crate::config::Retention;
@@ -27,15 +26,19 @@ use crate::core::state::RunState;
 use crate::merger::ModelState;
 use crate::store::{StorageError, Store};
 
+anabranch_common::layout! {
+    struct Checkpoint {
+        position, version, branch, chain, at_ms, model, merge_state, state,
+    }
+}
+
 /// Magic bytes of a manifest.
 pub const MAGIC: [u8; 4] = *b"ANBC";
-/// Version of the manifest's layout.
-pub const LAYOUT_VERSION: u16 = 3;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 16;
 
 /// The manifest of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Position of the last record it contains.
     pub position: Position,
@@ -61,10 +64,10 @@ impl Checkpoint {
     /// # Errors
     /// The body is larger than a control message.
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecoveryError> {
-        let body = message::encode(self, limits::CONTROL_MESSAGE_BYTES)?;
+        let body = schema::encode(self, limits::CONTROL_MESSAGE_BYTES)?;
         let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&LAYOUT_VERSION.to_le_bytes());
+        out.extend_from_slice(&schema::VERSION.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
         let crc = crc32c::crc32c_append(crc32c::crc32c(&out), &body);
@@ -85,16 +88,16 @@ impl Checkpoint {
         if header[..4] != MAGIC {
             return Err(bad("does not start with its magic bytes".to_owned()));
         }
-        let layout = u16::from_le_bytes([header[4], header[5]]);
-        if layout != LAYOUT_VERSION {
-            return Err(bad(format!("has layout {layout}, this version knows {LAYOUT_VERSION}")));
+        let version = u16::from_le_bytes([header[4], header[5]]);
+        if !schema::is_readable(version) {
+            return Err(bad(format!("has schema version {version}; this program reads {}", schema::readable())));
         }
         let u32_at = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), body);
         if u32_at(8) as usize != body.len() || u32_at(12) != crc {
             return Err(bad("does not match its checksum".to_owned()));
         }
-        message::decode_stored(body, limits::CONTROL_MESSAGE_BYTES)
+        schema::decode_as(version, body, limits::CONTROL_MESSAGE_BYTES)
             .map_err(|error| bad(format!("does not decode: {error}")))
     }
 
@@ -117,7 +120,7 @@ pub fn write(
     at_ms: u64,
 ) -> Result<Checkpoint, RecoveryError> {
     let manifest = &state.manifest;
-    let state_bytes = message::encode(state, limits::STATE_BYTES)?;
+    let state_bytes = schema::encode(state, limits::STATE_BYTES)?;
     let checkpoint = Checkpoint {
         position: state.position,
         version: state.version,

@@ -52,7 +52,7 @@ impl Cursor {
         if Digest::of(&bytes) != checkpoint.state {
             return Err(problem("does not have the content that its digest names".to_owned()));
         }
-        let mut state: RunState = anabranch_common::wire::message::decode_stored(&bytes, limits::STATE_BYTES)
+        let mut state: RunState = anabranch_common::schema::decode(&bytes, limits::STATE_BYTES)
             .map_err(|error| problem(format!("does not decode: {error}")))?;
         let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
         if state.position != checkpoint.position {

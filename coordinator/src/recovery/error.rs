@@ -3,7 +3,7 @@
 use anabranch_common::codec::EncodeError;
 use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::journal::RecordError;
-use anabranch_common::wire::message::MessageError;
+use anabranch_common::schema::SchemaError;
 
 use crate::core::state::FoldError;
 use crate::merger::MergeError;
@@ -100,7 +100,7 @@ pub enum RecoveryError {
     Manifest(String),
     /// Something cannot be written in the stored format.
     #[error("cannot be stored: {0}")]
-    Message(#[from] MessageError),
+    Message(#[from] SchemaError),
     /// A vector cannot be written.
     #[error("the model or its merge state cannot be stored: {0}")]
     Encode(#[from] EncodeError),
@@ -113,6 +113,10 @@ impl RecoveryError {
         let text = match self {
             Self::Storage(error) => return error.help(),
             Self::Empty => "start the coordinator once and let an agent join, or import a model",
+            Self::Record { source: RecordError::Schema { .. }, .. } => {
+                "another version of Anabranch wrote this directory, and nothing was changed; export the model with that \
+                 version (`checkpoint export`), then import the file into a new directory (`init`, `checkpoint import`)"
+            }
             Self::Record { .. }
             | Self::Misplaced { .. }
             | Self::MissingRecord(_)

@@ -86,7 +86,7 @@ pub fn import(
     };
     // The model is durable before the record that names it.
     store.commit()?;
-    let record = Record { position, at_ms, body, payload: [].into() };
+    let record = Record::new(position, at_ms, body, [].into());
     store.append(&[(position, record.to_bytes().map_err(RecoveryError::from)?)])?;
     store.commit()?;
     Ok((position, version))

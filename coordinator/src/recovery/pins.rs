@@ -12,12 +12,15 @@ use std::collections::BTreeSet;
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::RecordBody;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::wire::message;
-use bincode::{Decode, Encode};
+use anabranch_common::schema;
 
 use super::{RecoveryError, cursor, vectors};
 use crate::core::state::RunState;
 use crate::store::{StorageError, Store};
+
+anabranch_common::layout! {
+    struct BranchPoint { parent, from, version, model }
+}
 
 const PIN: &str = "model/pin/";
 const RECORD: &str = "model/record/";
@@ -38,7 +41,7 @@ pub fn put_model(store: &dyn Store, manifest: &ModelManifest, model: &[f32]) -> 
 }
 
 /// Where a branch leaves its parent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BranchPoint {
     /// The history that it continues.
     pub parent: BranchId,
@@ -63,7 +66,7 @@ pub fn put_branch(
 ) -> Result<BranchPoint, RecoveryError> {
     let model = put_model(store, &from.manifest, model)?;
     let point = BranchPoint { parent: from.branch, from: from.position, version: from.version, model };
-    store.put_item(&branch_key(branch), &message::encode(&point, POINT_BYTES)?)?;
+    store.put_item(&branch_key(branch), &schema::encode(&point, POINT_BYTES)?)?;
     Ok(point)
 }
 
@@ -73,7 +76,7 @@ fn branch_key(branch: BranchId) -> String {
 
 fn branch_point(store: &dyn Store, branch: BranchId) -> Result<Option<BranchPoint>, RecoveryError> {
     let Some(bytes) = store.item(&branch_key(branch))? else { return Ok(None) };
-    Ok(Some(message::decode_stored(&bytes, POINT_BYTES)?))
+    Ok(Some(schema::decode(&bytes, POINT_BYTES)?))
 }
 
 /// The digest of the model from which `branch` starts.

@@ -46,7 +46,7 @@ pub fn rollback(
     let position = last.next();
     let norm = euclidean_norm(model.model());
     let body = RecordBody::Branched { branch, from: point.from, version, norm, examples: state.examples };
-    let record = Record { position, at_ms, body, payload: [].into() };
+    let record = Record::new(position, at_ms, body, [].into());
     store.append(&[(position, record.to_bytes()?)])?;
     store.commit()?;
     // Not from what is at hand: what the next start will find is what must be right.

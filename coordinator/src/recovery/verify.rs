@@ -182,7 +182,7 @@ impl Checker {
     /// Starts from a checkpoint, whose chain is taken as given.
     fn anchor(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let bytes = vectors::bytes(store, "state", checkpoint.state)?;
-        let state: RunState = anabranch_common::wire::message::decode_stored(&bytes, limits::STATE_BYTES)?;
+        let state: RunState = anabranch_common::schema::decode(&bytes, limits::STATE_BYTES)?;
         let manifest = state.manifest;
         let buffer = match checkpoint.merge_state.first() {
             Some(digest) => vectors::load(store, "merge vector", &manifest, *digest)?,

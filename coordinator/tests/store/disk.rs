@@ -44,7 +44,7 @@ fn twenty_checkpoints_of_20_mb_keep_the_disk_flat() {
     store.append(&[(Position(0), genesis.records[0].to_bytes().expect("small"))]).expect("append");
     for round in 1..=20u64 {
         let position = Position(round);
-        let record = Record { position, at_ms: round, body: RecordBody::Paused, payload: vec![7; 200_000].into() };
+        let record = Record::new(position, round, RecordBody::Paused, vec![7; 200_000].into());
         store.append(&[(position, record.to_bytes().expect("small"))]).expect("append");
         store.commit().expect("commit");
         let state = RunState { manifest: manifest.clone(), position, ..genesis.points[0].state.clone() };

@@ -139,7 +139,7 @@ impl History {
             model: Digest::of_f32(&model),
             norm: euclidean_norm(&model),
         };
-        let record = Record { position: Position(0), at_ms: AT_MS, body, payload: [].into() };
+        let record = Record::new(Position(0), AT_MS, body, [].into());
         let state = RunState::genesis(&record).expect("a genesis record");
         let chain = Chain::default().extend(record.digest().expect("small"), 0.0, ModelVersion(0));
         let merge_state = state.spec.merge.strategy(manifest.params()).save().iter().map(|v| v.to_vec()).collect();
@@ -157,7 +157,7 @@ impl History {
 
     pub(crate) fn push(&mut self, body: RecordBody, payload: Vec<u8>) {
         let position = self.last().next();
-        let record = Record { position, at_ms: time_of(position), body, payload: payload.into() };
+        let record = Record::new(position, time_of(position), body, payload.into());
         let mut live = Live::at(self.newest());
         live.apply(&record, self.imported.as_ref());
         self.points.push(live.point());

@@ -134,7 +134,7 @@ fn a_record_that_lies_about_the_norm_of_its_model_does_not_hold() {
     let version = history.points.last().expect("records").state.version.next();
     let body = RecordBody::Imported { model: digest, version, norm: 2.0 * euclidean_norm(&model) };
     let position = history.last().next();
-    let record = Record { position, at_ms: 1, body, payload: [].into() };
+    let record = Record::new(position, 1, body, [].into());
     store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
     store.commit().expect("memory");
     let report = recovery::verify(&store).expect("memory");
@@ -155,7 +155,7 @@ fn a_branch_goes_on_from_an_earlier_version() {
     let mut position = history.last();
     let mut append = |body| {
         position = position.next();
-        let record = Record { position, at_ms: 1, body, payload: [].into() };
+        let record = Record::new(position, 1, body, [].into());
         store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
         store.commit().expect("memory");
     };

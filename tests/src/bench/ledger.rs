@@ -167,7 +167,7 @@ pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>
             base_digest: Digest::default(),
             seed: 0,
             expires_at_ms: 0,
-            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
+            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
         },
         epoch: Epoch(1),
         seq: UpdateSeq(seq),

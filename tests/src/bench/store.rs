@@ -114,7 +114,7 @@ fn snapshots(folder: &Path, report: &mut Report, name: &str, params: usize, seed
     let watch = Stopwatch::start();
     for round in 1..=SNAPSHOTS {
         let position = Position(round);
-        let record = Record { position, at_ms: round, body: RecordBody::Paused, payload: Arc::from([]) };
+        let record = Record::new(position, round, RecordBody::Paused, Arc::from([]));
         store.append(&[(position, record.to_bytes()?)])?;
         store.commit()?;
         let state = RunState { position, ..run.state.clone() };
@@ -158,19 +158,15 @@ impl TestRun {
         spec.merge = MergeSpec::FedAsync { alpha: 1.0, staleness: Staleness::Constant, participation: false };
         spec.upload.codec = CodecSpec::F32;
         let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![params as u64] }])?;
-        let genesis = Record {
-            position: Position(0),
-            at_ms: 0,
-            body: RecordBody::Genesis {
-                run: RunId([1; 16]),
-                branch: BranchId([2; 16]),
-                spec: Box::new(spec.clone()),
-                manifest: manifest.clone(),
-                model: Digest::of_f32(&noise(params, seed)),
-                norm: euclidean_norm(&noise(params, seed)),
-            },
-            payload: Arc::from([]),
+        let body = RecordBody::Genesis {
+            run: RunId([1; 16]),
+            branch: BranchId([2; 16]),
+            spec: Box::new(spec.clone()),
+            manifest: manifest.clone(),
+            model: Digest::of_f32(&noise(params, seed)),
+            norm: euclidean_norm(&noise(params, seed)),
         };
+        let genesis = Record::new(Position(0), 0, body, Arc::from([]));
         let state = RunState::genesis(&genesis)?;
         Ok(Self { spec, manifest, genesis, state })
     }
@@ -200,7 +196,7 @@ impl TestRun {
             closes: true,
             version: ModelVersion(number),
         };
-        Record { position: Position(number), at_ms: number, body: RecordBody::Update(Box::new(accepted)), payload }
+        Record::new(Position(number), number, RecordBody::Update(Box::new(accepted)), payload)
     }
 }
 

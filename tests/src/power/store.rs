@@ -79,7 +79,7 @@ impl Script {
         let bytes = PAYLOADS[usize::try_from(position)? % PAYLOADS.len()];
         let body = if position.is_multiple_of(2) { RecordBody::Resumed } else { RecordBody::Paused };
         let payload: Arc<[u8]> = noise_bytes(bytes, self.seed ^ position << 20);
-        Ok(Record { position: Position(position), at_ms: position, body, payload })
+        Ok(Record::new(Position(position), position, body, payload))
     }
 
     fn item(&self, round: u64) -> Vec<u8> {

@@ -99,11 +99,12 @@ impl Draw<'_> {
                 lr_factor: self.of(&[1.0, 0.0, f32::MAX, f32::NAN]),
                 round: self.number(),
                 progress: self.of(&[None, Some(1.0), Some(f32::NAN)]),
+                weight: self.of(&[0.6, 0.0, -1.0, f32::MAX, f32::NAN]),
             },
         }
     }
 
-    fn spec(&mut self) -> RunSpec {
+    fn spec(&mut self) -> AgentSpec {
         let mut spec = spec();
         match self.choice() % 8 {
             0 => spec.train.local_steps = self.short(),
@@ -207,7 +208,7 @@ impl Process {
     fn carried_out(&mut self, command: Command) -> Option<Event> {
         Some(match command {
             Command::Send(message) => {
-                let sent = anabranch_common::wire::message::encode(&message, limits::CONTROL_MESSAGE_BYTES);
+                let sent = anabranch_common::schema::encode(&message, limits::CONTROL_MESSAGE_BYTES);
                 assert!(sent.is_ok(), "{sent:?}");
                 return None;
             }

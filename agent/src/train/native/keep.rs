@@ -25,8 +25,7 @@ impl Keeper {
     pub(super) fn new(file: RoundFile, native: &Native, plan: &TrainSpec, seed: u64, count: usize) -> Self {
         let manifest = native.architecture.manifest.digest();
         let parts = (file.base(), plan, seed, count as u64, manifest);
-        let parts = bincode::encode_to_vec(parts, bincode::config::standard());
-        let of = Digest::of(&parts.expect("numbers and digests always have a form in bytes"));
+        let of = Digest::of(&serde_json::to_vec(&parts).expect("numbers and digests always have a JSON form"));
         let due_ms = file.every_ms();
         Self { file, of, clock: Clock::start(), due_ms }
     }

@@ -283,7 +283,7 @@ fn a_kept_round_goes_on_at_its_own_learning_rate_and_at_0_the_model_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("round");
     let at_rate = |lr_factor: f32, cut_after: u32| {
-        let given = Plan { local_steps: 4, lr_factor, round: 7, progress: None };
+        let given = Plan { local_steps: 4, lr_factor, round: 7, progress: None, weight: 1.0 };
         let plan = given.of(&plan(1, sgd(0.05, 0.9)));
         let mut trainer = native(&spec).expect("valid");
         let base = trainer.initial(1).expect("made");

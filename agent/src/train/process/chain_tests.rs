@@ -164,7 +164,7 @@ impl Pair {
             base_digest: Digest::default(),
             seed: 0,
             expires_at_ms: 0,
-            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None },
+            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
         };
         let outcome = Outcome {
             lease: lease.id,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::AgentSpec;
 
 use super::*;
 
@@ -105,8 +105,8 @@ fn refusal(options: ProcessOptions) -> String {
     format!("{:#}", anyhow::Error::new(TrainerProcess::start(options).expect_err("it cannot be used")))
 }
 
-fn spec() -> RunSpec {
-    toml::from_str(crate::core::SPEC_FOR_TESTS).expect("a complete spec")
+fn spec() -> AgentSpec {
+    AgentSpec::from_toml(crate::core::SPEC_FOR_TESTS).expect("a complete spec")
 }
 
 fn prepared(process: &TrainerProcess) -> Box<dyn Trainer> {

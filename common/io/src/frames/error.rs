@@ -2,7 +2,7 @@
 
 use anabranch_common::wire::frame::{FrameError, FrameHeader, FrameKind};
 use anabranch_common::wire::handshake::{MAX_PROTOCOL, MIN_PROTOCOL, Purpose};
-use anabranch_common::wire::message::MessageError;
+use anabranch_common::schema::SchemaError;
 use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
 
 use crate::exit::ExitCode;
@@ -19,7 +19,7 @@ pub enum FrameIoError {
     Frame(#[from] FrameError),
     /// Not a message that may come here.
     #[error(transparent)]
-    Message(#[from] MessageError),
+    Message(#[from] SchemaError),
     /// The connection ended.
     #[error(transparent)]
     Connection(#[from] ConnectProblem),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anabranch_common::limits;
 use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
 use anabranch_common::wire::frame::{self, FrameKind};
-use anabranch_common::wire::message;
-use bincode::{Decode, Encode};
+use anabranch_common::schema;
+use anabranch_common::schema::Layout;
 use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
@@ -27,7 +27,7 @@ pub struct FrameReader<T> {
     messages: PhantomData<fn() -> T>,
 }
 
-impl<T: Decode<()>> FrameReader<T> {
+impl<T: Layout> FrameReader<T> {
     /// Messages come in frames of `kind`. Waiting for one may take for ever (the connection's idle timeout watches over
     /// that), but once it has begun it must be complete within `deadline`.
     #[must_use]
@@ -52,7 +52,7 @@ impl<T: Decode<()>> FrameReader<T> {
                     self.since = None;
                     let payload = std::mem::take(&mut self.buffer);
                     self.last_bytes = payload.len();
-                    return Ok(Some(message::decode(&payload[FRAME_HEADER_BYTES..], CONTROL_MESSAGE_BYTES)?));
+                    return Ok(Some(schema::decode(&payload[FRAME_HEADER_BYTES..], CONTROL_MESSAGE_BYTES)?));
                 }
                 wanted => wanted,
             };
@@ -96,7 +96,7 @@ pub struct FrameWriter<T> {
     messages: PhantomData<fn(T)>,
 }
 
-impl<T: Encode> FrameWriter<T> {
+impl<T: Layout> FrameWriter<T> {
     /// Messages go out in frames of `kind`; each must be taken by the connection within `deadline`.
     #[must_use]
     pub fn new(stream: SendStream, kind: FrameKind, deadline: Duration) -> Self {

@@ -22,7 +22,7 @@ async fn stream(pair: &Pair, first: &[u8]) -> (SendStream, RecvStream, SendStrea
 }
 
 fn framed(message: &AgentMessage) -> Vec<u8> {
-    frame::encode(FrameKind::Agent, &message::encode(message, 1000).expect("short")).expect("short")
+    frame::encode(FrameKind::Agent, &schema::encode(message, 1000).expect("short")).expect("short")
 }
 
 #[tokio::test]

@@ -179,7 +179,7 @@ fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are
 
 fn change(state: &mut RunState, spec: RunSpec) {
     let body = RecordBody::ConfigChanged { spec: Box::new(spec) };
-    let record = Record { position: state.position.next(), at_ms: 0, body, payload: Arc::from([]) };
+    let record = Record::new(state.position.next(), 0, body, Arc::from([]));
     state.apply(&record).expect("it follows");
 }
 

@@ -13,7 +13,8 @@ use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::wire::message::{self, AgentHello, AgentMessage};
+use anabranch_common::schema;
+use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use proptest::prelude::*;
@@ -233,7 +234,7 @@ fn largest() -> ModelManifest {
 fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
     match command {
         Command::Send { message, .. } => {
-            let sent = message::encode(&message, limits::CONTROL_MESSAGE_BYTES);
+            let sent = schema::encode(&message, limits::CONTROL_MESSAGE_BYTES);
             assert!(sent.is_ok(), "{sent:?}");
             None
         }
@@ -263,8 +264,8 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             transfer: TransferManifest::of(&[0; 16]),
         }),
         Command::Checkpoint(order) => {
-            let encoded = message::encode(&order.state, usize::MAX).expect("a fold is encodable");
-            assert!(message::decode_stored::<crate::core::state::RunState>(&encoded, usize::MAX).is_ok());
+            let encoded = schema::encode(&order.state, usize::MAX).expect("a fold is encodable");
+            assert!(schema::decode::<crate::core::state::RunState>(&encoded, usize::MAX).is_ok());
             let (position, version) = (order.position, order.state.version);
             Some(Event::Checkpointed { position, version, oldest: ModelVersion(0) })
         }

@@ -49,7 +49,7 @@ fn a_lease_has_the_factor_of_its_base_and_a_new_process_plans_the_same() {
 #[test]
 fn rounds_are_counted_for_each_agent_and_without_a_target_there_is_no_progress() {
     let mut world = World::started(2);
-    assert_eq!(round(&mut world, 1, 0), Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None });
+    assert_eq!(round(&mut world, 1, 0), Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 });
     assert_eq!(round(&mut world, 2, 0).round, 0);
     assert_eq!(world.lease(1).plan.round, 1, "this one is asked for again, and superseded");
     assert_eq!(world.lease(1).plan.round, 2);
@@ -65,7 +65,7 @@ fn examples_are_those_of_merged_updates_and_a_rollback_takes_them_back() {
     assert_eq!(state.examples, 128);
     let (branch, version) = (BranchId([9; 16]), ModelVersion(1));
     let body = RecordBody::Branched { branch, from: Position(0), version, norm: 1.0, examples: 32 };
-    let record = Record { position: state.position.next(), at_ms: 0, body, payload: [].into() };
+    let record = Record::new(state.position.next(), 0, body, [].into());
     state.apply(&record).expect("follows");
     assert_eq!(state.plan(super::agent(1), version).lr_factor.to_bits(), 1.0f32.to_bits());
 }

@@ -12,7 +12,8 @@ use anabranch_common::spec::{
 };
 use anabranch_common::status::AgentStatus;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::wire::message::{self, AgentHello, AgentMessage, CoordinatorMessage, Rejection};
+use anabranch_common::schema;
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
 use crate::core::admit::Decision;
@@ -240,8 +241,8 @@ impl World {
 
     /// The same run in a new process that has its state from a checkpoint.
     pub(super) fn checkpointed(mut self) -> Self {
-        let bytes = message::encode(self.state(), usize::MAX).expect("a fold is encodable");
-        let state = message::decode_stored(&bytes, usize::MAX).expect("as written");
+        let bytes = schema::encode(self.state(), usize::MAX).expect("a fold is encodable");
+        let state = schema::decode(&bytes, usize::MAX).expect("as written");
         let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
         let recovered = (state, self.core.chain);
         let kept = (ModelVersion(0), None);

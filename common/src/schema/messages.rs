@@ -1,0 +1,86 @@
+//! Control messages on the wire. `Propose` and `Agree` come before any version is agreed: their tables never change.
+
+use crate::wire::handshake::{Agree, Propose, Purpose};
+use crate::wire::message::{
+    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
+};
+use crate::wire::operator::{OperatorRequest, OperatorResponse};
+
+layout! {
+    struct Propose { min, max, purpose }
+    enum Purpose { 0 = Join, 1 = Agent, 2 = Operator }
+    enum Agree { 0 = Version(version), 1 = Unsupported { min, max }, 2 = Forbidden }
+
+    struct JoinRequest { token_secret, csr_der }
+    enum JoinResponse {
+        0 = Enrolled { run, agent, name, certificate_der, ca_der },
+        1 = Refused(why),
+    }
+    enum JoinRefusal {
+        0 = UnknownToken, 1 = UsedToken, 2 = ExpiredToken, 3 = BadRequest, 4 = Revoked, 5 = Full,
+    }
+
+    struct AgentHello { run, branch, incarnation, software, train_examples, eval_examples, device }
+    enum AgentMessage {
+        0 = Hello(hello),
+        1 = OfferModel { manifest, digest, transfer },
+        2 = RequestLease,
+        3 = FetchModel { version, missing },
+        4 = OfferUpdate { meta, transfer },
+        5 = ReturnLease { lease, why },
+        6 = Evaluated(evaluation),
+        7 = Progress { lease, steps, examples_per_s },
+        8 = Renew { csr_der },
+        9 = Goodbye { reason },
+        10 = EvaluationFailed { version, reason },
+    }
+
+    enum CoordinatorMessage {
+        0 = Welcome(welcome),
+        1 = Rejected(why),
+        2 = NeedChunks { transfer, missing },
+        3 = ModelReady { manifest, digest },
+        4 = Lease { lease, evaluate },
+        5 = NoLease { state },
+        6 = Evaluate { version, digest },
+        7 = Model { version, digest, transfer },
+        8 = ModelGone { version },
+        9 = Verdict { key, verdict },
+        10 = StateChanged { state },
+        11 = Renewed { certificate_der },
+    }
+    struct Welcome { run, branch, agent, name, epoch, spec, model, state }
+    enum Rejection {
+        0 = Revoked,
+        1 = WrongRun { run },
+        2 = Unknown,
+        3 = Replaced,
+        4 = Protocol(text),
+        5 = Busy,
+        6 = OtherModel(text),
+    }
+    enum RunPhase { 0 = Pending, 1 = Running, 2 = Paused, 3 = Finished }
+
+    enum OperatorRequest {
+        0 = Status,
+        1 = Pause,
+        2 = Resume,
+        3 = Stop,
+        4 = AgentsList,
+        5 = AgentRevoke { agent },
+        6 = TokenCreate { name, ttl_ms, uses, secret_digest },
+        7 = TokenList,
+        8 = TokenRevoke { id },
+        9 = CheckpointList,
+        10 = CheckpointVerify,
+        11 = CheckpointExport { version },
+    }
+    enum OperatorResponse {
+        0 = Done(text),
+        1 = Json(text),
+        2 = ModelFollows { version, manifest_json, bytes },
+        3 = Failed(text),
+        4 = NotFound(text),
+        5 = Conflict(text),
+    }
+}

@@ -1,0 +1,43 @@
+//! Journal records. A new kind of record is a variant with the next tag.
+
+use crate::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Head, ModelsSent, RecordBody};
+
+layout! {
+    struct Head { position, at_ms, body }
+
+    enum RecordBody {
+        0 = Genesis { run, branch, spec, manifest, model, norm },
+        1 = ConfigChanged { spec },
+        2 = AgentJoined { agent, name },
+        3 = AgentRevoked { agent },
+        4 = EpochStarted { agent, epoch, incarnation, examples_held, eval_examples },
+        5 = LeaseGranted(lease),
+        6 = LeaseEnded { lease, why },
+        7 = Update(update),
+        8 = Refused { key, payload_digest, lease, reason },
+        9 = Evaluated(evaluation),
+        10 = Imported { model, version, norm },
+        11 = Branched { branch, from, version, norm, examples },
+        12 = Paused,
+        13 = Resumed,
+        14 = Finished { reason, result },
+        15 = EvaluationFailed { agent, version, reason },
+        16 = Aggregated(aggregate),
+        17 = ModelsSent(sent),
+        18 = Reopened,
+    }
+
+    struct AcceptedUpdate { meta, credited_examples, staleness, weight, norm, closes, version }
+    struct Evaluation { agent, version, accuracy, loss, num_examples }
+    struct Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }
+    struct ModelsSent { agent, models, bytes }
+
+    enum FinishReason {
+        0 = Accuracy { reached },
+        1 = Loss { reached },
+        2 = Versions,
+        3 = WallTime,
+        4 = Stopped,
+        5 = NonFinite,
+    }
+}

@@ -1,0 +1,114 @@
+//! A run's configuration is kept and sent as canonical TOML: the tables of `run.toml` that decide what is computed, with
+//! every key that is not at its default. A new key needs no new version: older text lacks it, and a program that does
+//! not know it says which key that is.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Layout, Reader, SchemaError, Writer};
+use crate::merge::MergeSpec;
+use crate::spec::{
+    AdmitSpec, AgentSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
+
+/// Why a text is not a run's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("configuration of a run: {0}")]
+pub struct RunTextError(String);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunTable {
+    name: String,
+    seed: u64,
+}
+
+/// What an agent is told.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AgentTables {
+    run: RunTable,
+    model: ModelSpec,
+    train: TrainSpec,
+    upload: UploadSpec,
+}
+
+/// What the journal keeps.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunTables {
+    run: RunTable,
+    model: ModelSpec,
+    train: TrainSpec,
+    upload: UploadSpec,
+    merge: MergeSpec,
+    admit: AdmitSpec,
+    evaluate: EvaluateSpec,
+    #[serde(default)]
+    target: TargetSpec,
+}
+
+fn to_text(tables: &impl Serialize) -> Result<String, RunTextError> {
+    toml::to_string(tables).map_err(|error| RunTextError(error.to_string()))
+}
+
+fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, RunTextError> {
+    toml::from_str(text).map_err(|error| RunTextError(error.message().to_owned()))
+}
+
+impl RunSpec {
+    /// Returns the canonical text.
+    ///
+    /// # Errors
+    /// A value has no form in TOML; every value that was read from TOML has one.
+    pub fn to_toml(&self) -> Result<String, RunTextError> {
+        let Self { name, seed, model, train, upload, merge, admit, evaluate, target } = self.clone();
+        to_text(&RunTables { run: RunTable { name, seed }, model, train, upload, merge, admit, evaluate, target })
+    }
+
+    /// Reads the canonical text.
+    ///
+    /// # Errors
+    /// A key is missing or not known, or a value has another type.
+    pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
+        let RunTables { run, model, train, upload, merge, admit, evaluate, target } = from_text(text)?;
+        let RunTable { name, seed } = run;
+        Ok(Self { name, seed, model, train, upload, merge, admit, evaluate, target })
+    }
+}
+
+impl AgentSpec {
+    /// Returns the canonical text.
+    ///
+    /// # Errors
+    /// As [`RunSpec::to_toml`].
+    pub fn to_toml(&self) -> Result<String, RunTextError> {
+        let Self { name, seed, model, train, upload } = self.clone();
+        to_text(&AgentTables { run: RunTable { name, seed }, model, train, upload })
+    }
+
+    /// Reads the canonical text.
+    ///
+    /// # Errors
+    /// As [`RunSpec::from_toml`].
+    pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
+        let AgentTables { run: RunTable { name, seed }, model, train, upload } = from_text(text)?;
+        Ok(Self { name, seed, model, train, upload })
+    }
+}
+
+macro_rules! as_text {
+    ($($spec:ty),*) => {$(
+        impl Layout for $spec {
+            fn write(&self, out: &mut Writer) -> Result<(), SchemaError> {
+                self.to_toml().map_err(|error| SchemaError::Malformed(error.to_string()))?.write(out)
+            }
+
+            fn read(input: &mut Reader<'_>) -> Result<Self, SchemaError> {
+                Self::from_toml(&String::read(input)?).map_err(|error| SchemaError::Malformed(error.to_string()))
+            }
+        }
+    )*};
+}
+
+as_text!(RunSpec, AgentSpec);

@@ -1,0 +1,48 @@
+//! Manifests, leases, updates, verdicts, transfers: what several formats hold.
+
+use super::{Layout, Reader, SchemaError, Writer};
+use crate::journal::{Lease, LeaseEnd, Plan};
+use crate::manifest::{ModelManifest, TensorSpec};
+use crate::merge::participation::{Member, Participation};
+use crate::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
+use crate::wire::transfer::{ChunkHeader, Missing, TransferManifest};
+
+layout! {
+    struct Lease { id, agent, epoch, branch, base_version, base_digest, seed, expires_at_ms, plan }
+    struct Plan { local_steps, lr_factor, round, progress, weight }
+    enum LeaseEnd { 0 = Expired, 1 = Returned, 2 = Superseded }
+
+    struct UpdateKey { run, agent, epoch, seq }
+    struct UpdateMeta {
+        key, branch, lease, base_version, base_digest, codec, payload_bytes, payload_digest, num_examples,
+        local_steps, train_loss, compute_ms,
+    }
+    enum RefusalReason {
+        0 = Duplicate, 1 = Stale, 2 = Malformed, 3 = NonFinite, 4 = OverLimit, 5 = UnknownBase, 6 = Revoked,
+        7 = NormOutlier, 8 = KeyConflict, 9 = WrongBranch, 10 = Finished,
+    }
+    enum Verdict {
+        0 = Accepted { position, version, weight, staleness },
+        1 = Refused { reason },
+    }
+
+    struct TransferManifest { bytes, chunks }
+    struct Missing { bits }
+    struct ChunkHeader { transfer, index }
+
+    struct TensorSpec { name, shape }
+
+    struct Participation { members, examples, work, unit }
+    struct Member { examples, work }
+}
+
+impl Layout for ModelManifest {
+    fn write(&self, out: &mut Writer) -> Result<(), SchemaError> {
+        (self.tensors().len() as u64).write(out)?;
+        self.tensors().iter().try_for_each(|tensor| tensor.write(out))
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Self, SchemaError> {
+        Self::new(Layout::read(input)?).map_err(|error| SchemaError::Malformed(error.to_string()))
+    }
+}
