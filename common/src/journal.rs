@@ -22,9 +22,9 @@ use crate::bugs::{self, Bug};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId};
 use crate::limits;
 use crate::manifest::ModelManifest;
+use crate::schema::{self, SchemaError};
 use crate::spec::{RunSpec, TrainSpec};
 use crate::update::{RefusalReason, UpdateKey, UpdateMeta};
-use crate::schema::{self, SchemaError};
 
 /// Magic bytes of a stored record.
 pub const MAGIC: [u8; 4] = *b"ANBJ";

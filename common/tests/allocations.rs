@@ -8,9 +8,9 @@ use anabranch_common::codec::{CodecId, DecodeError, decode, encoder, max_decoded
 use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::testkit::codec::normal;
 use anabranch_common::schema;
-use anabranch_common::wire::message::{AgentMessage};
+use anabranch_common::testkit::codec::normal;
+use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Assembly, TransferManifest};
 
 /// Counts what the current thread holds, and the most it has held.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use anabranch_common::ids::{BranchId, Digest, Epoch, UpdateSeq};
 use anabranch_common::limits;
-use anabranch_common::update::UpdateMeta;
 use anabranch_common::schema;
+use anabranch_common::update::UpdateMeta;
 
 const HEAD_MAGIC: [u8; 4] = *b"ANBL";
 const HEAD_PREFIX_BYTES: usize = 10;

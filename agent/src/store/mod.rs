@@ -36,8 +36,8 @@ use anabranch_common::codec::{self, DecodeError, Delta, EncodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, RunId};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::schema;
+use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
@@ -363,8 +363,7 @@ impl Ledger {
     fn load(&mut self) -> Result<(), StorageError> {
         if let Some(blob) = self.head.manifest {
             let bytes = self.read(blob, "the manifest")?;
-            let manifest =
-                schema::decode(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+            let manifest = schema::decode(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             self.manifest = Some(manifest);
         }
         self.residual = self.load_residual()?;

@@ -23,7 +23,7 @@ use std::ops::ControlFlow;
 
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{ModelSpec, AgentSpec, TrainSpec};
+use anabranch_common::spec::{AgentSpec, ModelSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::Encoded;

@@ -9,7 +9,7 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{JoinRequest, JoinResponse};
 use anabranch_io::exit::ExitCode;
-use anabranch_io::frames::{self, FrameIoError, HandshakeError};
+use anabranch_io::frames::{self, Format, FrameIoError, HandshakeError};
 use anabranch_io::tls::{self, BindError, ConnectProblem, TlsError};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 
@@ -108,6 +108,8 @@ pub(super) struct Dialled {
     pub(super) connection: Connection,
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
+    /// The version of the schema that both sides agreed on.
+    pub(super) version: u16,
 }
 
 impl Dialer {
@@ -147,15 +149,22 @@ impl Dialer {
             }
         };
         let connection = tls::connect(&endpoint, &self.address, self.config.clone()).await?;
-        let (send, recv) = greet(&connection, Purpose::Agent).await?;
-        Ok(Dialled { own, connection, send, recv })
+        let Greeted { send, recv, version } = greet(&connection, Purpose::Agent).await?;
+        Ok(Dialled { own, connection, send, recv, version })
     }
 }
 
-async fn greet(connection: &Connection, purpose: Purpose) -> Result<(SendStream, RecvStream), DialError> {
+/// A control stream, and the version of the schema to speak on it.
+struct Greeted {
+    send: SendStream,
+    recv: RecvStream,
+    version: u16,
+}
+
+async fn greet(connection: &Connection, purpose: Purpose) -> Result<Greeted, DialError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|error| tls::explain(&error))?;
-    frames::propose(&mut send, &mut recv, purpose, HANDSHAKE).await?;
-    Ok((send, recv))
+    let version = frames::propose(&mut send, &mut recv, purpose, HANDSHAKE).await?;
+    Ok(Greeted { send, recv, version })
 }
 
 /// Enrols with a token and a certificate signing request (DER).
@@ -166,11 +175,13 @@ pub async fn join(token: &JoinToken, csr_der: Vec<u8>) -> Result<JoinResponse, D
     let endpoint = tls::client_endpoint()?;
     let config = tls::client_pinned(token.ca_fingerprint)?;
     let connection = tls::connect(&endpoint, &token.address, config).await?;
-    let (mut send, mut recv) = greet(&connection, Purpose::Join).await?;
+    let Greeted { mut send, mut recv, version } = greet(&connection, Purpose::Join).await?;
+    let format = |kind| Format { kind, version };
     let request = JoinRequest { token_secret: token.secret, csr_der };
-    frames::send(&mut send, FrameKind::JoinRequest, &request, limits::JOIN_MESSAGE_BYTES, HANDSHAKE).await?;
+    frames::send(&mut send, format(FrameKind::JoinRequest), &request, limits::JOIN_MESSAGE_BYTES, HANDSHAKE).await?;
     let answer = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
-    let response = frames::recv_one(&mut recv, FrameKind::JoinResponse, limits::CONTROL_MESSAGE_BYTES, answer).await?;
+    let expected = format(FrameKind::JoinResponse);
+    let response = frames::recv_one(&mut recv, expected, limits::CONTROL_MESSAGE_BYTES, answer).await?;
     connection.close(0u32.into(), b"done");
     // Without a goodbye the coordinator would notice by its idle timeout: a courtesy, not a need.
     let _ = tokio::time::timeout(Duration::from_millis(limits::GOODBYE_MS), endpoint.wait_idle()).await;

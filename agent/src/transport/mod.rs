@@ -17,7 +17,7 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_io::chunks::{self, ChunkError};
-use anabranch_io::frames::{FrameIoError, FrameReader, FrameWriter};
+use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
 use anabranch_io::tls;
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -132,11 +132,12 @@ async fn run(dialer: &Dialer, after: Duration, mut inbox: mpsc::Receiver<Op>, te
     };
     tell.event(NetEvent::Connected).await;
     let connection = dialled.connection.clone();
+    let format = |kind| Format { kind, version: dialled.version };
     let problem = tokio::select! {
-        problem = read_messages(FrameReader::new(dialled.recv, FrameKind::Coordinator, SEND), &tell) => problem,
+        problem = read_messages(FrameReader::new(dialled.recv, format(FrameKind::Coordinator), SEND), &tell) => problem,
         problem = read_chunks(&connection, &tell) => problem,
         problem = watch_silence(&connection) => problem,
-        problem = do_ops(&connection, FrameWriter::new(dialled.send, FrameKind::Agent, SEND), &mut inbox, &tell) => problem,
+        problem = do_ops(&connection, FrameWriter::new(dialled.send, format(FrameKind::Agent), SEND), &mut inbox, &tell) => problem,
     };
     let problem = match connection.close_reason() {
         Some(reason) => dial::of_connect(&tls::explain(&reason)),

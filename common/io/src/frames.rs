@@ -10,9 +10,9 @@ mod reader;
 use std::time::Duration;
 
 use anabranch_common::limits::FRAME_HEADER_BYTES;
-use anabranch_common::wire::frame::{self, FrameKind};
 use anabranch_common::schema;
 use anabranch_common::schema::Layout;
+use anabranch_common::wire::frame::{self, FrameKind};
 use quinn::{ReadExactError, RecvStream, SendStream};
 
 pub use error::{FrameIoError, HandshakeError};
@@ -23,6 +23,22 @@ pub use reader::{FrameReader, FrameWriter};
 pub const CONTROL_PRIORITY: i32 = 10;
 /// Priority of chunk streams.
 pub const BULK_PRIORITY: i32 = 0;
+
+/// How a message is framed and encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// The kind in the frame's header.
+    pub kind: FrameKind,
+    /// The version of the schema that both sides agreed on.
+    pub version: u16,
+}
+
+impl From<FrameKind> for Format {
+    /// The newest version, which is right for what comes before an agreement.
+    fn from(kind: FrameKind) -> Self {
+        Self { kind, version: schema::VERSION }
+    }
+}
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, FrameIoError>>) -> Result<T, FrameIoError> {
     tokio::time::timeout(deadline, work).await.unwrap_or(Err(FrameIoError::TimedOut))
@@ -35,12 +51,13 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Fram
 /// further use: part of the frame may be under way.
 pub async fn send<T: Layout>(
     stream: &mut SendStream,
-    kind: FrameKind,
+    format: impl Into<Format>,
     message: &T,
     max: usize,
     deadline: Duration,
 ) -> Result<(), FrameIoError> {
-    let bytes = frame::encode(kind, &schema::encode(message, max)?)?;
+    let Format { kind, version } = format.into();
+    let bytes = frame::encode(kind, &schema::encode_as(version, message, max)?)?;
     within(deadline, async { Ok(stream.write_all(&bytes).await?) }).await
 }
 
@@ -51,12 +68,13 @@ pub async fn send<T: Layout>(
 /// See [`FrameIoError`].
 pub async fn recv<T: Layout>(
     stream: &mut RecvStream,
-    kind: FrameKind,
+    format: impl Into<Format>,
     max: usize,
     deadline: Duration,
 ) -> Result<Option<T>, FrameIoError> {
+    let Format { kind, version } = format.into();
     match recv_part(stream, kind, max, deadline).await? {
-        Some(payload) => Ok(Some(schema::decode(&payload, max)?)),
+        Some(payload) => Ok(Some(schema::decode_as(version, &payload, max)?)),
         None => Ok(None),
     }
 }
@@ -67,11 +85,11 @@ pub async fn recv<T: Layout>(
 /// See [`FrameIoError`]; `Closed` if the stream ended instead.
 pub async fn recv_one<T: Layout>(
     stream: &mut RecvStream,
-    kind: FrameKind,
+    format: impl Into<Format>,
     max: usize,
     deadline: Duration,
 ) -> Result<T, FrameIoError> {
-    recv(stream, kind, max, deadline).await?.ok_or(FrameIoError::Closed)
+    recv(stream, format, max, deadline).await?.ok_or(FrameIoError::Closed)
 }
 
 /// Sends raw bytes as one frame.

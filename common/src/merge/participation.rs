@@ -226,8 +226,7 @@ mod tests {
     fn the_saved_state_goes_on_like_the_one_that_was_saved() {
         let (mut participation, ..) = uneven(40, 3);
         let bytes = schema::encode(&participation, limits::CONTROL_MESSAGE_BYTES).expect("small");
-        let mut restored: Participation =
-            schema::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
+        let mut restored: Participation = schema::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
         for (agent, work) in [(SLOW, 10), (FAST, 2000), (SLOW, 7)] {
             participation.observe(agent, 500, work, 0);
             restored.observe(agent, 500, work, 0);

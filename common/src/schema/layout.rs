@@ -44,13 +44,7 @@ impl Writer {
     ///
     /// # Errors
     /// The variant exists only since a newer version than the one that is written.
-    pub fn tag(
-        &mut self,
-        kind: &'static str,
-        variant: &'static str,
-        tag: u32,
-        since: u16,
-    ) -> Result<(), SchemaError> {
+    pub fn tag(&mut self, kind: &'static str, variant: &'static str, tag: u32, since: u16) -> Result<(), SchemaError> {
         if !self.has(since) {
             return Err(SchemaError::Newer { kind, variant, version: self.version });
         }

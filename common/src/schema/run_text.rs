@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Layout, Reader, SchemaError, Writer};
 use crate::merge::MergeSpec;
-use crate::spec::{
-    AdmitSpec, AgentSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
-};
+use crate::spec::{AdmitSpec, AgentSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
 
 /// Why a text is not a run's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -28,6 +28,7 @@ layout! {
 
     struct TransferManifest { bytes, chunks }
     struct Missing { bits }
+    // On streams of their own, without an agreed version: this table never changes.
     struct ChunkHeader { transfer, index }
 
     struct TensorSpec { name, shape }

@@ -12,8 +12,9 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::frames::{self, Format};
+use anabranch_io::tls;
 use anabranch_io::tls::ConnectProblem;
-use anabranch_io::{frames, tls};
 use anyhow::Context as _;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::runtime::Runtime;
@@ -125,11 +126,12 @@ async fn exchange(
 ) -> anyhow::Result<(OperatorResponse, RecvStream)> {
     let (mut send, mut recv): (SendStream, RecvStream) =
         connection.open_bi().await.map_err(|error| tls::explain(&error))?;
-    frames::propose(&mut send, &mut recv, Purpose::Operator, PROMPT).await?;
-    frames::send(&mut send, FrameKind::OperatorRequest, request, limits::CONTROL_MESSAGE_BYTES, PROMPT).await?;
+    let version = frames::propose(&mut send, &mut recv, Purpose::Operator, PROMPT).await?;
+    let format = |kind| Format { kind, version };
+    frames::send(&mut send, format(FrameKind::OperatorRequest), request, limits::CONTROL_MESSAGE_BYTES, PROMPT).await?;
     send.finish().context("the stream was closed early")?;
     let max = limits::OPERATOR_RESPONSE_BYTES;
-    let response = frames::recv_one(&mut recv, FrameKind::OperatorResponse, max, deadline).await?;
+    let response = frames::recv_one(&mut recv, format(FrameKind::OperatorResponse), max, deadline).await?;
     Ok((response, recv))
 }
 

@@ -3,10 +3,10 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::schema;
 use anabranch_common::spec::{
     ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, ScheduleProblem, TrainSpec,
 };
-use anabranch_common::schema;
 
 use super::Config;
 use crate::identity;

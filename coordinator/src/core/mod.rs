@@ -41,10 +41,10 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, R
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::schema::SchemaError;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
-use anabranch_common::schema::SchemaError;
 use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};

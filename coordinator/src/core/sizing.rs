@@ -124,9 +124,9 @@ fn whole_steps(steps: f64) -> u32 {
 mod tests {
     use anabranch_common::codec::CodecId;
     use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
+    use anabranch_common::schema;
     use anabranch_common::spec::OptimizerSpec;
     use anabranch_common::update::UpdateKey;
-    use anabranch_common::schema;
 
     use super::*;
 

@@ -12,8 +12,8 @@ use anabranch_common::ids::{
 use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::participation::Participation;
 use anabranch_common::merge::WeightInputs;
+use anabranch_common::merge::participation::Participation;
 use anabranch_common::spec::{RunSpec, ScheduleUnit};
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
 

@@ -16,8 +16,8 @@ use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::Chain;
 use anabranch_common::limits;
-use anabranch_common::status::CheckpointStatus;
 use anabranch_common::schema;
+use anabranch_common::status::CheckpointStatus;
 use anabranch_io::faults;
 
 use super::{RecoveryError, pins, vectors};

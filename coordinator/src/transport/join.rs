@@ -5,7 +5,7 @@ use std::time::Duration;
 use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::JoinRequest;
-use anabranch_io::frames;
+use anabranch_io::frames::{self, Format};
 use anyhow::Context;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::oneshot;
@@ -16,16 +16,20 @@ pub(super) async fn serve(
     connection: &Connection,
     mut send: SendStream,
     mut recv: RecvStream,
+    version: u16,
     shared: &Shared,
 ) -> anyhow::Result<()> {
-    let request: JoinRequest = frames::recv(&mut recv, FrameKind::JoinRequest, limits::JOIN_MESSAGE_BYTES, HANDSHAKE)
-        .await?
-        .context("the stream ended before the join request")?;
+    let format = |kind| Format { kind, version };
+    let request: JoinRequest =
+        frames::recv(&mut recv, format(FrameKind::JoinRequest), limits::JOIN_MESSAGE_BYTES, HANDSHAKE)
+            .await?
+            .context("the stream ended before the join request")?;
     let JoinRequest { token_secret, csr_der } = request;
     let (reply, answer) = oneshot::channel();
     shared.tell(Input::Join { secret: token_secret, csr_der, reply }).await;
     let response = tokio::time::timeout(Duration::from_millis(limits::REQUEST_TIMEOUT_MS), answer).await??;
-    frames::send(&mut send, FrameKind::JoinResponse, &response, limits::CONTROL_MESSAGE_BYTES, HANDSHAKE).await?;
+    frames::send(&mut send, format(FrameKind::JoinResponse), &response, limits::CONTROL_MESSAGE_BYTES, HANDSHAKE)
+        .await?;
     send.finish()?;
     linger(connection).await;
     Ok(())

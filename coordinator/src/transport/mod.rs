@@ -203,9 +203,9 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
     };
     match (purpose, peer) {
         // Without a certificate there is no place but this one.
-        (Purpose::Join, _) => place.hold(join::serve(&connection, send, recv, &shared)).await,
+        (Purpose::Join, _) => place.hold(join::serve(&connection, send, recv, protocol, &shared)).await,
         (Purpose::Agent, Some(Peer { agent, .. })) => {
-            let mut messages = peer::messages(recv);
+            let mut messages = peer::messages(recv, protocol);
             let hello =
                 place.hold(async { tokio::time::timeout(HANDSHAKE, peer::hello(&mut messages)).await? }).await?;
             drop(place);
@@ -221,7 +221,7 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
         }
         (Purpose::Operator, _) => {
             drop(place);
-            operator::serve(connection, send, recv, shared).await
+            operator::serve(connection, send, recv, protocol, shared).await
         }
         (Purpose::Agent, None) => Ok(()),
     }

@@ -11,7 +11,7 @@ use anabranch_common::status::{NetworkStatus, StatusReport};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
-use anabranch_io::frames;
+use anabranch_io::frames::{self, Format};
 use anyhow::Context;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::oneshot;
@@ -29,23 +29,27 @@ pub(super) async fn serve(
     connection: Connection,
     send: SendStream,
     recv: RecvStream,
+    version: u16,
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
-    request(send, recv, &shared).await?;
+    request(send, recv, version, &shared).await?;
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-        frames::accept(&mut send, &mut recv, |purpose| purpose == Purpose::Operator, REQUEST).await?;
-        request(send, recv, &shared).await?;
+        let (_, version) =
+            frames::accept(&mut send, &mut recv, |purpose| purpose == Purpose::Operator, REQUEST).await?;
+        request(send, recv, version, &shared).await?;
     }
     Ok(())
 }
 
-async fn request(mut send: SendStream, mut recv: RecvStream, shared: &Arc<Shared>) -> anyhow::Result<()> {
+async fn request(mut send: SendStream, mut recv: RecvStream, version: u16, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let format = |kind| Format { kind, version };
     let operation: OperatorRequest =
-        frames::recv(&mut recv, FrameKind::OperatorRequest, limits::CONTROL_MESSAGE_BYTES, REQUEST)
+        frames::recv(&mut recv, format(FrameKind::OperatorRequest), limits::CONTROL_MESSAGE_BYTES, REQUEST)
             .await?
             .context("the stream ended before the request")?;
     let (response, content) = answer(operation, shared).await?;
-    frames::send(&mut send, FrameKind::OperatorResponse, &response, limits::OPERATOR_RESPONSE_BYTES, REQUEST).await?;
+    frames::send(&mut send, format(FrameKind::OperatorResponse), &response, limits::OPERATOR_RESPONSE_BYTES, REQUEST)
+        .await?;
     for part in content.iter().flat_map(|content| content.chunks(limits::CHUNK_BYTES)) {
         frames::send_part(&mut send, FrameKind::Part, part, REQUEST).await?;
     }

@@ -13,7 +13,7 @@ use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessa
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_io::chunks::{self, ChunkError};
 use anabranch_io::faults;
-use anabranch_io::frames::{FrameIoError, FrameReader, FrameWriter};
+use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
 use anyhow::{Context, bail};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -119,8 +119,8 @@ struct PeerConnection {
 }
 
 /// The agent's control stream.
-pub(super) fn messages(recv: RecvStream) -> FrameReader<AgentMessage> {
-    FrameReader::new(recv, FrameKind::Agent, SEND)
+pub(super) fn messages(recv: RecvStream, version: u16) -> FrameReader<AgentMessage> {
+    FrameReader::new(recv, Format { kind: FrameKind::Agent, version }, SEND)
 }
 
 /// What comes first on it.
@@ -138,7 +138,7 @@ pub(super) async fn serve(
     (agent, hello, protocol): (AgentId, AgentHello, u16),
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
-    let writer = FrameWriter::new(send, FrameKind::Coordinator, SEND);
+    let writer = FrameWriter::new(send, Format { kind: FrameKind::Coordinator, version: protocol }, SEND);
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
     shared.tell(Input::Connected { peer, agent, hello, protocol, ops }).await;

@@ -1,8 +1,8 @@
 //! What can go wrong with a frame on a stream.
 
+use anabranch_common::schema::SchemaError;
 use anabranch_common::wire::frame::{FrameError, FrameHeader, FrameKind};
 use anabranch_common::wire::handshake::{MAX_PROTOCOL, MIN_PROTOCOL, Purpose};
-use anabranch_common::schema::SchemaError;
 use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
 
 use crate::exit::ExitCode;

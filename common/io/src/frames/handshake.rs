@@ -30,7 +30,8 @@ pub(super) async fn propose_this(
 ) -> Result<u16, HandshakeError> {
     send(send_stream, FrameKind::Propose, &proposal, limits::HANDSHAKE_MESSAGE_BYTES, deadline).await?;
     match recv_one(recv_stream, FrameKind::Agree, limits::HANDSHAKE_MESSAGE_BYTES, deadline).await? {
-        Agree::Version(version) => Ok(version),
+        Agree::Version(version) if (proposal.min..=proposal.max).contains(&version) => Ok(version),
+        Agree::Version(version) => Err(HandshakeError::Version { min: version, max: version }),
         Agree::Unsupported { min, max } => Err(HandshakeError::Version { min, max }),
         Agree::Forbidden => Err(HandshakeError::Forbidden(proposal.purpose)),
     }

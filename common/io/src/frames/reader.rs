@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
-use anabranch_common::wire::frame::{self, FrameKind};
 use anabranch_common::schema;
 use anabranch_common::schema::Layout;
+use anabranch_common::wire::frame;
 use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
-use super::{CONTROL_PRIORITY, FrameIoError, error, send};
+use super::{CONTROL_PRIORITY, Format, FrameIoError, error, send};
 
 /// Reads messages `T` from a control stream. [`Self::next`] is cancel-safe: what was read so far is kept here.
 #[derive(Debug)]
 pub struct FrameReader<T> {
     stream: RecvStream,
-    kind: FrameKind,
+    format: Format,
     deadline: Duration,
     /// What has arrived of the next frame. Never more than that frame.
     buffer: Vec<u8>,
@@ -28,11 +28,12 @@ pub struct FrameReader<T> {
 }
 
 impl<T: Layout> FrameReader<T> {
-    /// Messages come in frames of `kind`. Waiting for one may take for ever (the connection's idle timeout watches over
+    /// Messages come in frames of `format`. Waiting for one may take for ever (the connection's idle timeout watches over
     /// that), but once it has begun it must be complete within `deadline`.
     #[must_use]
-    pub fn new(stream: RecvStream, kind: FrameKind, deadline: Duration) -> Self {
-        Self { stream, kind, deadline, buffer: Vec::new(), since: None, last_bytes: 0, messages: PhantomData }
+    pub fn new(stream: RecvStream, format: impl Into<Format>, deadline: Duration) -> Self {
+        let format = format.into();
+        Self { stream, format, deadline, buffer: Vec::new(), since: None, last_bytes: 0, messages: PhantomData }
     }
 
     /// Bytes of the frame of the message that [`Self::next`] returned last.
@@ -52,7 +53,8 @@ impl<T: Layout> FrameReader<T> {
                     self.since = None;
                     let payload = std::mem::take(&mut self.buffer);
                     self.last_bytes = payload.len();
-                    return Ok(Some(schema::decode(&payload[FRAME_HEADER_BYTES..], CONTROL_MESSAGE_BYTES)?));
+                    let message = &payload[FRAME_HEADER_BYTES..];
+                    return Ok(Some(schema::decode_as(self.format.version, message, CONTROL_MESSAGE_BYTES)?));
                 }
                 wanted => wanted,
             };
@@ -78,7 +80,7 @@ impl<T: Layout> FrameReader<T> {
             return Ok(FRAME_HEADER_BYTES - self.buffer.len());
         };
         let header = frame::header(head, CONTROL_MESSAGE_BYTES)?;
-        error::expect_kind(&header, self.kind)?;
+        error::expect_kind(&header, self.format.kind)?;
         let wanted = header.len - payload.len();
         if wanted == 0 {
             header.check(payload)?;
@@ -91,18 +93,18 @@ impl<T: Layout> FrameReader<T> {
 #[derive(Debug)]
 pub struct FrameWriter<T> {
     stream: SendStream,
-    kind: FrameKind,
+    format: Format,
     deadline: Duration,
     messages: PhantomData<fn(T)>,
 }
 
 impl<T: Layout> FrameWriter<T> {
-    /// Messages go out in frames of `kind`; each must be taken by the connection within `deadline`.
+    /// Messages go out in frames of `format`; each must be taken by the connection within `deadline`.
     #[must_use]
-    pub fn new(stream: SendStream, kind: FrameKind, deadline: Duration) -> Self {
+    pub fn new(stream: SendStream, format: impl Into<Format>, deadline: Duration) -> Self {
         // Fails only on a stream that is closed already; the first send will say so.
         let _ = stream.set_priority(CONTROL_PRIORITY);
-        Self { stream, kind, deadline, messages: PhantomData }
+        Self { stream, format: format.into(), deadline, messages: PhantomData }
     }
 
     /// Sends one message of at most `CONTROL_MESSAGE_BYTES`.
@@ -110,7 +112,7 @@ impl<T: Layout> FrameWriter<T> {
     /// # Errors
     /// See [`FrameIoError`]. The stream is of no further use after one.
     pub async fn send(&mut self, message: &T) -> Result<(), FrameIoError> {
-        send(&mut self.stream, self.kind, message, CONTROL_MESSAGE_BYTES, self.deadline).await
+        send(&mut self.stream, self.format, message, CONTROL_MESSAGE_BYTES, self.deadline).await
     }
 
     /// Ends the stream and waits until the other side has everything, or `deadline` has passed.

@@ -12,8 +12,8 @@ use anabranch_common::ids::{
 use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::schema;
+use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};

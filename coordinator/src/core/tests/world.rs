@@ -7,12 +7,12 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, Model
 use anabranch_common::journal::{Evaluation, Lease, Record, RecordBody};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::schema;
 use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_common::status::AgentStatus;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::schema;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
