@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anabranch_common::limits;
 use serde::Serialize;
 
+use super::columns::listing;
 use super::source::{Source, TextFiles};
 use super::text::{Text, TextFile};
-use super::columns::listing;
 use super::{Inputs, Shard, ShardError, ShardOptions, csv, dropped, idx, index_columns, index_warning};
 
 /// What is in a shard.

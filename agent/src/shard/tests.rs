@@ -292,7 +292,10 @@ fn columns_are_dropped_from_csv_only() {
         open_beside(path, Some(&csv), &dropping("b")).expect("the other shard has the column");
         open_beside(&csv, Some(path), &dropping("b")).expect("this shard has the column");
         let neither = open_beside(path, Some(&csv), &dropping("z")).expect_err("refused").to_string();
-        assert!(neither.contains("x.csv has no column \"z\" to drop; its columns are a, b, label; nor has "), "{neither}");
+        assert!(
+            neither.contains("x.csv has no column \"z\" to drop; its columns are a, b, label; nor has "),
+            "{neither}"
+        );
         assert!(neither.ends_with(&format!(", which is {format}")), "{neither}");
     }
 }
