@@ -278,9 +278,9 @@ impl Driver {
             Input::Event(event) => Some(event),
             // Nothing of it waits any more: its room ends here.
             Input::Message { peer, message, room: _ } => Some(Event::Message { peer, message }),
-            Input::Connected { peer, agent, hello, protocol, ops } => {
+            Input::Connected { peer, agent, hello, ops } => {
                 self.peers.insert(peer, ops);
-                Some(Event::Connected { peer, agent, hello, protocol })
+                Some(Event::Connected { peer, agent, hello })
             }
             Input::Join { secret, csr_der, reply } => self.join(secret, csr_der, reply),
             Input::Operator { operation, reply } => {

@@ -295,10 +295,8 @@ fn happens(world: &mut World, step: &[u8]) {
     let (what, n) = (draw.choice(), 1 + draw.choice() % 3);
     let peer = PeerId(u64::from(n));
     let event = match what % 16 {
-        0 => {
-            Event::Connected { peer, agent: agent(n), hello: draw.hello(), protocol: 2 + u16::from(draw.choice() % 2) }
-        }
-        1 => Event::Connected { peer, agent: agent(n), hello: hello(n, n), protocol: 3 },
+        0 => Event::Connected { peer, agent: agent(n), hello: draw.hello() },
+        1 => Event::Connected { peer, agent: agent(n), hello: hello(n, n) },
         2 => Event::Disconnected { peer },
         3 => Event::Operator { request: RequestId(1), operation: draw.operation() },
         4 => Event::Join { request: RequestId(1), secret: draw.of(&[[7; 32], [0; 32]]), agent: draw.agent() },
@@ -324,11 +322,7 @@ fn every_kind_is_made() {
 fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() {
     let mut world = World::new();
     let mut draw = Draw { choices: [].iter() };
-    settle(
-        &mut world,
-        Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1), protocol: 3 },
-        &mut draw,
-    );
+    settle(&mut world, Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1) }, &mut draw);
     let manifest = longest();
     let model = vec![0.0; manifest.params()];
     let (peer, digest) = (PeerId(1), Digest::of_f32(&model));
@@ -338,7 +332,7 @@ fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() 
         &mut draw,
     );
     assert_eq!(world.state().manifest, manifest);
-    let again = Event::Connected { peer: PeerId(2), agent: agent(2), hello: hello(2, 2), protocol: 3 };
+    let again = Event::Connected { peer: PeerId(2), agent: agent(2), hello: hello(2, 2) };
     settle(&mut world, again, &mut draw);
 }
 
