@@ -213,6 +213,8 @@ fn columns_are_matched_by_name_dropped_and_warned_of() {
     fails(&run(&["--isolate", "--device", "cpu"]), 14, &["other columns"]);
     fails(&run(&["--drop-column", "z"]), 8, &["no column \"z\" to drop", "\"\", a, b, label", "--drop-column"]);
     fails(&run(&["--drop-column=label"]), 8, &["holds the labels"]);
+    fails(&run(&["--drop-column=c"]), 8, &["it lacks a\n"]);
+    fails(&run(&["--drop-column=a"]), 8, &["it has c in addition\n"]);
     let configured = fs::read_to_string(home.config()).expect("read").replace("# drop_columns", "drop_columns");
     fs::write(home.config(), configured).expect("written");
     let dropped = run(&[]);

@@ -278,9 +278,9 @@ impl Driver {
             Input::Event(event) => Some(event),
             // Nothing of it waits any more: its room ends here.
             Input::Message { peer, message, room: _ } => Some(Event::Message { peer, message }),
-            Input::Connected { peer, agent, hello, protocol, ops } => {
+            Input::Connected { peer, agent, hello, ops } => {
                 self.peers.insert(peer, ops);
-                Some(Event::Connected { peer, agent, hello, protocol })
+                Some(Event::Connected { peer, agent, hello })
             }
             Input::Join { secret, csr_der, reply } => self.join(secret, csr_der, reply),
             Input::Operator { operation, reply } => {
@@ -298,14 +298,13 @@ impl Driver {
 
     /// The request must be for a key that its sender holds before its token is looked at.
     fn join(&mut self, secret: [u8; 32], csr_der: Vec<u8>, reply: oneshot::Sender<JoinResponse>) -> Option<Event> {
-        let probe = self.identity.issue_agent(&csr_der, "probe", self.agent_certificate_days, clock::unix_ms());
-        let Ok(issued) = probe else {
+        let Ok(agent) = identity::requester(&csr_der) else {
             reply.send(JoinResponse::Refused(JoinRefusal::BadRequest)).ok();
             return None;
         };
         let request = self.request();
         self.joins.insert(request, (csr_der, reply));
-        Some(Event::Join { request, secret, agent: issued.agent })
+        Some(Event::Join { request, secret, agent })
     }
 
     fn carry_out(&mut self, commands: Vec<Command>) -> Option<ExitReason> {

@@ -61,8 +61,8 @@ fn run_as_a_stranger(cluster: &Cluster, store: &Path) -> anyhow::Result<(Option<
     Ok((ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned()))
 }
 
-#[test]
-fn a_store_of_someone_else_is_refused_and_left_alone() -> anyhow::Result<()> {
+/// A stopped run that has merged at least three updates of the agent `one`, and how many it has merged.
+fn stopped_run() -> anyhow::Result<(Cluster, u64)> {
     let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
     cluster.start_coordinator()?;
     cluster.join("one")?;
@@ -70,7 +70,20 @@ fn a_store_of_someone_else_is_refused_and_left_alone() -> anyhow::Result<()> {
     cluster.wait_for_updates(3)?;
     cluster.park_agents()?;
     assert_eq!(cluster.park_coordinator()?, 0);
-    let before = cluster.status()?.updates_accepted;
+    let merged = cluster.status()?.updates_accepted;
+    Ok((cluster, merged))
+}
+
+/// Arguments of a coordinator's verb; those that take a model's file get `file`.
+fn with_file<'a>(verb: &[&'a str], file: &'a Path, dir: &'a Path) -> Vec<&'a OsStr> {
+    let file = verb.iter().any(|word| ["export", "import"].contains(word)).then_some(file.as_os_str());
+    let words = verb.iter().map(|word| OsStr::new(*word)).chain(file);
+    words.chain([OsStr::new("--dir"), dir.as_os_str()]).collect()
+}
+
+#[test]
+fn a_store_of_someone_else_is_refused_and_left_alone() -> anyhow::Result<()> {
+    let (mut cluster, before) = stopped_run()?;
     let store = cluster.coordinator_dir().join("store");
     let (code, said) = run_as_a_stranger(&cluster, &store)?;
     assert_eq!(code, Some(6), "{said}");
@@ -170,14 +183,7 @@ fn root_changes_nothing_by_looking_and_writes_as_the_owner() -> anyhow::Result<(
         eprintln!("not checked: only root can look into what belongs to others");
         return Ok(());
     }
-    let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
-    cluster.start_coordinator()?;
-    cluster.join("one")?;
-    cluster.start_ledger_agent("one", &[])?;
-    cluster.wait_for_updates(3)?;
-    cluster.park_agents()?;
-    assert_eq!(cluster.park_coordinator()?, 0);
-    let before = cluster.status()?.updates_accepted;
+    let (mut cluster, before) = stopped_run()?;
     let (dir, agent_dir) = (cluster.coordinator_dir(), cluster.agent_dir("one"));
     let (copy, out, tmp) = (cluster.path().join("lab"), cluster.path().join("out"), cluster.path().join("tmp"));
     fs::copy(LAB, &copy)?;
@@ -202,12 +208,7 @@ fn root_changes_nothing_by_looking_and_writes_as_the_owner() -> anyhow::Result<(
         &["checkpoint", "export", "--force", "--out"],
     ];
     for verb in verbs {
-        let mut args: Vec<&OsStr> = verb.iter().map(OsStr::new).collect();
-        if args.contains(&OsStr::new("export")) {
-            args.push(out.as_os_str());
-        }
-        args.extend([OsStr::new("--dir"), dir.as_os_str()]);
-        as_root(&cluster, Role::Coordinator, &args)?;
+        as_root(&cluster, Role::Coordinator, &with_file(verb, &out, &dir))?;
         assert_eq!(both()?, untouched, "{verb:?}");
     }
     let looks: [&[&OsStr]; 3] = [
@@ -225,12 +226,7 @@ fn root_changes_nothing_by_looking_and_writes_as_the_owner() -> anyhow::Result<(
 
     let changed: [&[&str]; 3] = [&["token", "create"], &["agents", "revoke", "one"], &["checkpoint", "import"]];
     for verb in changed {
-        let mut args: Vec<&OsStr> = verb.iter().map(OsStr::new).collect();
-        if args.contains(&OsStr::new("import")) {
-            args.push(out.as_os_str());
-        }
-        args.extend([OsStr::new("--dir"), dir.as_os_str()]);
-        as_root(&cluster, Role::Coordinator, &args)?;
+        as_root(&cluster, Role::Coordinator, &with_file(verb, &out, &dir))?;
         let others: Vec<PathBuf> = listing(&dir)?
             .into_iter()
             .filter(|(_, of)| of[..2] != [i64::from(NOBODY); 2])

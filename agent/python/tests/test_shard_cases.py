@@ -19,7 +19,8 @@ CASES: list[dict[str, Any]] = json.loads((SHARDS / "cases.json").read_text())
 
 
 def name(case: dict[str, Any]) -> str:
-    return "-".join([case["file"], *case.get("drop", []), *case.get("columns", [])])
+    others = [f"{kind}-{case[kind]}" for kind in ("train", "eval") if kind in case]
+    return "-".join([case["file"], *others, *case.get("drop", []), *case.get("columns", [])])
 
 
 def bits(value: float | str) -> int:
@@ -29,7 +30,15 @@ def bits(value: float | str) -> int:
 
 @pytest.mark.filterwarnings("ignore:.*looks like a row index")
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_a_case_is_read_or_refused_as_the_native_reader_does(case: dict[str, Any]) -> None:
+def test_a_case_is_read_or_refused_as_the_native_reader_does(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {"train": "eval", "eval": "train"}
+    for other in shards.keys() & case.keys():
+        for kind, file in ((other, case[other]), (shards[other], case["file"])):
+            variable = "ANABRANCH_SHARD" if kind == "train" else "ANABRANCH_EVAL_SHARD"
+            monkeypatch.setenv(variable, str(SHARDS / file))
+
     def read() -> Any:
         label, drop, columns = case.get("label", "label"), case.get("drop", []), case.get("columns")
         return anabranch.data.csv(SHARDS / case["file"], label, drop=drop, columns=columns)
@@ -87,6 +96,18 @@ def test_columns_of_the_evaluation_shard_go_by_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(SHARDS / "columns-other.csv"))
     with pytest.raises(anabranch.DataError, match="it lacks c and has d instead"):
         anabranch.data.csv(SHARDS / "columns-other.csv")
+
+
+def test_a_column_to_drop_has_to_be_in_one_of_the_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "images-idx3-ubyte").touch()
+    monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(tmp_path))
+    monkeypatch.setenv("ANABRANCH_SHARD", str(SHARDS / "index.csv"))
+    assert anabranch.data.columns(SHARDS / "index.csv", drop=[""]) == ["a"]
+    with pytest.raises(anabranch.DataError, match=f"no column \"z\" to drop; .*; nor has {tmp_path}, which is not CSV"):
+        anabranch.data.columns(SHARDS / "index.csv", drop=["z"])
+    # Another file has to have the column itself.
+    with pytest.raises(anabranch.DataError, match="its columns are a, label$"):
+        anabranch.data.csv(SHARDS / "index-left-out.csv", drop=[""])
 
 
 def test_shards_of_another_kind_say_nothing_about_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

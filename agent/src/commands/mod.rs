@@ -113,8 +113,9 @@ fn shard_fail(error: ShardError) -> Fail {
         ShardError::TooShort { .. } => "put more text into it, or train a model with a smaller context",
         ShardError::Corrupt { .. } => "`anabranch-agent shard inspect PATH` lists the first problems",
         ShardError::LabelColumn { .. } => "name the column with --label-column, or `label_column` in agent.toml",
-        ShardError::DropColumn { .. } => {
-            "name columns of this file with --drop-column, or `drop_columns` in agent.toml"
+        ShardError::DropColumn { .. } => "name columns of a shard with --drop-column, or `drop_columns` in agent.toml",
+        ShardError::NoColumns { .. } => {
+            "only CSV shards have columns: leave out --drop-column, and `drop_columns` in agent.toml"
         }
         ShardError::OtherColumns { .. } => "evaluate on a file with the columns that are trained on",
         ShardError::Shape { .. } | ShardError::LabelRange { .. } => {

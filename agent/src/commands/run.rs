@@ -236,11 +236,11 @@ pub(super) fn open_shards(
     eval_shard: Option<&Path>,
     mut options: ShardOptions,
 ) -> anyhow::Result<Shards> {
-    let train = shard.map(|path| open_shard(path, &options)).transpose()?;
+    let train = shard.map(|path| open_shard(path, eval_shard, &options)).transpose()?;
     if let Some(train) = &train {
         options = options.columns_of(train.as_ref());
     }
-    let shards = Shards { train, eval: eval_shard.map(|path| open_shard(path, &options)).transpose()? };
+    let shards = Shards { train, eval: eval_shard.map(|path| open_shard(path, shard, &options)).transpose()? };
     if shards.train.is_none() && shards.eval.is_none() {
         return Err(Fail::new(ExitCode::Shard, "there is nothing to train or evaluate on")
             .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml")
@@ -328,8 +328,8 @@ pub fn native_factory_with(options: NativeOptions, shards: &Shards) -> TrainerFa
     Box::new(move |spec| native_for(&spec.model, options, &held))
 }
 
-fn open_shard(path: &Path, options: &ShardOptions) -> anyhow::Result<Box<dyn Shard>> {
-    let opened = shard::open(path, options).map_err(shard_fail)?;
+fn open_shard(path: &Path, other: Option<&Path>, options: &ShardOptions) -> anyhow::Result<Box<dyn Shard>> {
+    let opened = shard::open_beside(path, other, options).map_err(shard_fail)?;
     for name in shard::index_columns(opened.columns().unwrap_or_default()) {
         tracing::warn!(shard = %path.display(), "{}", shard::index_warning(name));
     }

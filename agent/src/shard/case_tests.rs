@@ -15,6 +15,11 @@ struct Case {
     drop: Vec<String>,
     #[serde(default)]
     columns: Option<Vec<String>>,
+    /// The agent's other shard.
+    #[serde(default)]
+    train: Option<String>,
+    #[serde(default)]
+    eval: Option<String>,
     #[serde(flatten)]
     expected: Expected,
 }
@@ -48,7 +53,16 @@ fn run(folder: &Path, case: &Case) -> Result<(), String> {
     let mut options = ShardOptions::default().drop_columns(case.drop.as_slice());
     options.label_column = case.label.clone().unwrap_or(options.label_column);
     options.columns.clone_from(&case.columns);
-    let opened = open(&folder.join(&case.file), &options);
+    let path = |file: &String| folder.join(file);
+    let (train, eval) = (case.train.as_ref().map(path), case.eval.as_ref().map(path));
+    if let Some(train) = &train {
+        let train = open_beside(train, Some(&path(&case.file)), &options).map_err(|error| error.to_string());
+        options = match train {
+            Ok(train) => options.columns_of(train.as_ref()),
+            Err(_) => options,
+        };
+    }
+    let opened = open_beside(&path(&case.file), train.as_deref().or(eval.as_deref()), &options);
     match (&case.expected, opened) {
         (Expected::Good { inputs, labels }, Ok(shard)) => {
             let (mut found, mut found_labels) = (Vec::new(), Vec::new());

@@ -11,7 +11,8 @@ const COLUMNS_SHOWN: usize = 12;
 
 /// The columns of a file.
 pub(super) struct Columns {
-    count: usize,
+    /// Names of all of them, in file order.
+    all: Vec<String>,
     label: usize,
     /// Column of each feature, in the order in which features are read.
     features: Vec<usize>,
@@ -30,14 +31,8 @@ impl Columns {
             header.iter().map(|name| String::from_utf8_lossy(name.trim_ascii()).into_owned()).collect();
         let corrupt = |what: String| ShardError::Corrupt { path: path.to_path_buf(), place: Place::Line(line), what };
         let label = label(path, &all, &options.label_column, corrupt)?;
-        for wanted in &options.drop_columns {
-            if *wanted == all[label] {
-                return Err(corrupt(format!("column {wanted:?} holds the labels and cannot be dropped")));
-            }
-            if !all.contains(wanted) {
-                let (path, wanted, columns) = (path.to_path_buf(), wanted.clone(), listing(&all));
-                return Err(ShardError::DropColumn { path, wanted, columns });
-            }
+        if options.drop_columns.contains(&all[label]) {
+            return Err(corrupt(format!("column {:?} holds the labels and cannot be dropped", all[label])));
         }
         let is_feature = |index: &usize| *index != label && !options.drop_columns.contains(&all[*index]);
         let mut features: Vec<usize> = (0..all.len()).filter(is_feature).collect();
@@ -49,7 +44,12 @@ impl Columns {
                 .map_err(|what| ShardError::OtherColumns { path: path.to_path_buf(), what })?;
         }
         let names = features.iter().map(|index| all[*index].clone()).collect();
-        Ok(Self { count: all.len(), label, features, names })
+        Ok(Self { all, label, features, names })
+    }
+
+    /// Names of all columns, in file order.
+    pub(super) fn all(&self) -> &[String] {
+        &self.all
     }
 
     /// Names of the features, in the order in which they are read.
@@ -62,7 +62,7 @@ impl Columns {
         let mut kept = self.features.clone();
         kept.push(self.label);
         kept.sort_unstable();
-        (kept.len() < self.count).then_some(kept)
+        (kept.len() < self.all.len()).then_some(kept)
     }
 
     /// Fills `values` with the features of a row and returns its label.
@@ -74,8 +74,8 @@ impl Columns {
         values: &mut Vec<f32>,
     ) -> Result<u32, ShardError> {
         let corrupt = |what| ShardError::Corrupt { path: path.to_path_buf(), place: Place::Line(line), what };
-        if record.len() != self.count {
-            return Err(corrupt(format!("{} columns, expected {} as in the header", record.len(), self.count)));
+        if record.len() != self.all.len() {
+            return Err(corrupt(format!("{} columns, expected {} as in the header", record.len(), self.all.len())));
         }
         let text = |column: usize| std::str::from_utf8(record[column].trim_ascii()).ok();
         let label = text(self.label).and_then(|text| text.parse().ok()).filter(|label| *label < u32::MAX);
@@ -159,7 +159,7 @@ fn shown(field: &[u8]) -> String {
     format!("{text:?}")
 }
 
-fn listing(names: &[String]) -> String {
+pub(super) fn listing(names: &[String]) -> String {
     let show = |name: &String| match name.is_empty() {
         true => "\"\"".to_owned(),
         false => name.chars().take(40).collect(),

@@ -56,8 +56,8 @@ pub enum ShardError {
         /// The columns it has, as a list for people.
         columns: String,
     },
-    /// The CSV header has no column with a name that is to be left out.
-    #[error("{} has no column {wanted:?} to drop; its columns are {columns}", path.display())]
+    /// No CSV header has a column with a name that is to be left out.
+    #[error("{} has no column {wanted:?} to drop; its columns are {columns}{other}", path.display())]
     DropColumn {
         /// The file.
         path: PathBuf,
@@ -65,6 +65,18 @@ pub enum ShardError {
         wanted: String,
         /// The columns it has, as a list for people.
         columns: String,
+        /// The same about the agent's other shard; empty where there is none.
+        other: String,
+    },
+    /// A column is to be left out of a shard that is not CSV.
+    #[error("{} is {format}, which has no column {wanted:?} to drop", path.display())]
+    NoColumns {
+        /// The file, or the folder of text.
+        path: PathBuf,
+        /// `IDX` or `text`.
+        format: &'static str,
+        /// The configured name.
+        wanted: String,
     },
     /// The features of a CSV file are not those of the training shard.
     #[error("{} has other columns than the training shard: {what}", path.display())]

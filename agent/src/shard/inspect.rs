@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use anabranch_common::limits;
 use serde::Serialize;
 
+use super::columns::listing;
 use super::source::{Source, TextFiles};
 use super::text::{Text, TextFile};
-use super::{Inputs, Shard, ShardError, ShardOptions, csv, idx, index_columns, index_warning};
+use super::{Inputs, Shard, ShardError, ShardOptions, csv, dropped, idx, index_columns, index_warning};
 
 /// What is in a shard.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -94,7 +95,11 @@ impl InspectReport {
 /// # Errors
 /// What keeps it from being looked at: missing, not permitted, no header to go by.
 pub fn inspect(path: &Path, options: &ShardOptions, context: usize) -> Result<InspectReport, ShardError> {
-    match Source::locate(path)? {
+    let source = Source::locate(path)?;
+    if !matches!(source, Source::Csv(_)) {
+        dropped::check(&source, None, options)?;
+    }
+    match source {
         Source::Csv(file) => {
             let mut report = InspectReport::new(file.clone(), "csv");
             let end = inspect_csv(&mut report, &file, options);
@@ -123,7 +128,12 @@ pub fn inspect(path: &Path, options: &ShardOptions, context: usize) -> Result<In
 
 fn inspect_csv(report: &mut InspectReport, file: &Path, options: &ShardOptions) -> Result<(), ShardError> {
     let mut table = csv::Table::open(file, options)?;
-    report.warnings = index_columns(table.columns().names()).into_iter().map(index_warning).collect();
+    let columns = table.columns();
+    report.warnings = index_columns(columns.names()).into_iter().map(index_warning).collect();
+    // The agent's other shard may have the column.
+    let absent = options.drop_columns.iter().filter(|name| !columns.all().contains(name));
+    let warning = |name| format!("no column {name:?} to drop; the columns are {}", listing(columns.all()));
+    report.warnings.extend(absent.map(warning));
     table.rows(&mut |row| {
         match row {
             Ok(row) => {

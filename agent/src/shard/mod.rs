@@ -19,6 +19,7 @@
 mod columns;
 mod csv;
 pub(crate) mod draw;
+mod dropped;
 mod error;
 mod examples;
 mod idx;
@@ -143,7 +144,20 @@ impl ShardOptions {
 /// # Errors
 /// See [`ShardError`]: every variant names the file, and where there is one the line or the byte.
 pub fn open(path: &Path, options: &ShardOptions) -> Result<Box<dyn Shard>, ShardError> {
-    let (file, examples) = match Source::locate(path)? {
+    open_beside(path, None, options)
+}
+
+/// Reads the shard at `path` of an agent whose other shard is at `other`: a column that is left out has to be in one of
+/// them only.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_beside(path: &Path, other: Option<&Path>, options: &ShardOptions) -> Result<Box<dyn Shard>, ShardError> {
+    let source = Source::locate(path)?;
+    if !options.drop_columns.is_empty() {
+        dropped::check(&source, other.map(Source::locate).transpose()?.as_ref(), options)?;
+    }
+    let (file, examples) = match source {
         Source::Csv(file) => (file.clone(), csv::read(&file, options)?),
         Source::Idx { images, labels } => {
             let (image_array, label_array) = idx::read(&images, &labels)?;

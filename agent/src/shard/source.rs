@@ -149,6 +149,17 @@ fn is_hidden(name: &str) -> bool {
     name.starts_with('.')
 }
 
+/// Returns what a part of the file `name` is called. Parts are read by their directory, which passes over hidden files.
+pub(super) fn part_name(name: &str) -> String {
+    let visible = name.trim_start_matches('.');
+    // Of `.csv` nothing but the extension is left.
+    if !is_hidden(name) || is_csv(visible) || is_text(visible) || is_images(visible) || is_labels(visible) {
+        visible.to_owned()
+    } else {
+        format!("part.{visible}")
+    }
+}
+
 fn is_csv(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.ends_with(".csv") || name.ends_with(".csv.gz")

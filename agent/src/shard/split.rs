@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::draw::{Draw, Purpose};
 use super::inspect::Labels;
-use super::source::{Source, name};
-use super::{ShardError, ShardOptions, csv, idx, split_text};
+use super::source::{Source, name, part_name};
+use super::{ShardError, ShardOptions, csv, dropped, idx, split_text};
 
 /// How labels are shared out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,18 +102,19 @@ impl fmt::Display for SplitReport {
 }
 
 /// Splits the data set at `path` into `out/agent-0`, `out/agent-1`, ... and `out/eval`, in its own format and under its
-/// own file names. `out` appears complete or not at all.
+/// own file names, without the dots of hidden ones. `out` appears complete or not at all.
 ///
 /// # Errors
 /// `out` has something in it, the data set cannot be read, or there are too few examples.
 pub fn split(path: &Path, out: &Path, options: &SplitOptions) -> Result<SplitReport, ShardError> {
     refuse_occupied(out)?;
     let source = Source::locate(path)?;
+    let columns =
+        ShardOptions::default().label_column(&options.label_column).drop_columns(options.drop_columns.as_slice());
+    dropped::check(&source, None, &columns)?;
     if let Source::Text(text) = &source {
         return split_text::split(text, out, options);
     }
-    let columns =
-        ShardOptions::default().label_column(&options.label_column).drop_columns(options.drop_columns.as_slice());
     let data = DataSet::read(&source, &columns)?;
     let labels = data.labels();
     check(path, labels.len(), options)?;
@@ -311,10 +312,10 @@ impl DataSet {
         match source {
             Source::Csv(path) => {
                 let labels = csv::read(path, options)?.labels().to_vec();
-                Ok(Self::Csv { name: name(path), text: csv::Text::read(path, options)?, labels })
+                Ok(Self::Csv { name: part_name(&name(path)), text: csv::Text::read(path, options)?, labels })
             }
             Source::Idx { images, labels } => {
-                let names = [name(images), name(labels)];
+                let names = [images, labels].map(|file| part_name(&name(file)));
                 let (images, labels) = idx::read(images, labels)?;
                 Ok(Self::Idx { names, images, labels })
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::ShardError;
 use super::draw::{Draw, Purpose};
-use super::source::TextFiles;
+use super::source::{TextFiles, part_name};
 use super::split::{PartReport, Partial, Skew, SplitOptions, SplitReport, TextPart, write_file};
 use super::text::{Text, examples};
 
@@ -61,7 +61,7 @@ fn deal(text: &Text, agents: usize, draw: &mut Draw) -> Option<Vec<Vec<Piece>>> 
     let mut files: Vec<Piece> = Vec::with_capacity(text.files().len());
     for file in text.files() {
         let end = start + usize::try_from(file.bytes).expect("it is in memory");
-        files.push((file.name.clone(), start..end));
+        files.push((part_name(&file.name), start..end));
         // The separator is in between.
         start = end + 1;
     }

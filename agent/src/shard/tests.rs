@@ -262,6 +262,73 @@ fn a_split_leaves_dropped_columns_out() {
     assert!(refused.contains("has no column \"z\" to drop; its columns are \"\", a,\"b\", c, label"), "{refused}");
 }
 
+/// The agent's other shard may have the column, which `inspect` does not see.
+#[test]
+fn inspection_warns_of_a_column_that_is_not_there_to_drop() {
+    let dir = directory();
+    let path = put(&dir, "x.csv", "a,label\n5,1\n");
+    let options = ShardOptions::default().drop_columns(["z".to_owned()]);
+    let report = inspect(&path, &options, DEFAULT_CONTEXT).expect("can be looked at");
+    assert!(report.is_usable());
+    assert_eq!(report.warnings, ["no column \"z\" to drop; the columns are a, label"]);
+}
+
+/// A shard without columns has none to drop, unless the agent's other shard has it.
+#[test]
+fn columns_are_dropped_from_csv_only() {
+    let dir = directory();
+    let csv = put(&dir, "x.csv", "a,b,label\n5,6,1\n");
+    put(&dir, "labels-idx1-ubyte", idx_bytes(&[2], &[1, 0]));
+    let images = put(&dir, "images-idx3-ubyte", idx_bytes(&[2, 1, 1], &[9, 8]));
+    let text = put(&dir, "x.txt", "some text");
+    let dropping = |name: &str| ShardOptions::default().drop_columns([name.to_owned()]);
+    for (path, format) in [(&images, "IDX"), (&text, "text")] {
+        let told = format!("{} is {format}, which has no column \"b\" to drop", path.display());
+        assert_eq!(refusal(path, &dropping("b")), told);
+        let inspected = inspect(path, &dropping("b"), DEFAULT_CONTEXT).expect_err("refused");
+        assert_eq!(inspected.to_string(), told);
+        let options = SplitOptions { drop_columns: vec!["b".to_owned()], ..SplitOptions::new(1, Skew::Iid, 1) };
+        assert_eq!(split(path, &dir.path().join("out"), &options).expect_err("refused").to_string(), told);
+        open_beside(path, Some(&csv), &dropping("b")).expect("the other shard has the column");
+        open_beside(&csv, Some(path), &dropping("b")).expect("this shard has the column");
+        let neither = open_beside(path, Some(&csv), &dropping("z")).expect_err("refused").to_string();
+        assert!(
+            neither.contains("x.csv has no column \"z\" to drop; its columns are a, b, label; nor has "),
+            "{neither}"
+        );
+        assert!(neither.ends_with(&format!(", which is {format}")), "{neither}");
+    }
+}
+
+/// Readers of a directory pass over hidden files.
+#[test]
+fn parts_of_a_hidden_file_are_not_hidden() {
+    let dir = directory();
+    let rows: String = (0..4).map(|row| format!("{row},{}\n", row % 2)).collect();
+    put(&dir, ".labels-idx1-ubyte", idx_bytes(&[4], &[1, 0, 1, 0]));
+    let hidden = [
+        (put(&dir, ".x.csv", format!("a,label\n{rows}")), vec!["x.csv"]),
+        (put(&dir, "..csv", format!("a,label\n{rows}")), vec!["part.csv"]),
+        (put(&dir, ".csv.gz", gzip(format!("a,label\n{rows}").as_bytes())), vec!["part.csv.gz"]),
+        (
+            put(&dir, ".images-idx3-ubyte", idx_bytes(&[4, 1, 1], &[9, 8, 7, 6])),
+            vec!["images-idx3-ubyte", "labels-idx1-ubyte"],
+        ),
+        (put(&dir, ".x.txt", "text"), vec!["x.txt"]),
+    ];
+    for (number, (path, names)) in hidden.iter().enumerate() {
+        let out = dir.path().join(number.to_string());
+        let options = SplitOptions { min_examples: 1, ..SplitOptions::new(1, Skew::Iid, 1) };
+        let report = split(path, &out, &options).expect("splits");
+        let part = &report.agents[0].path;
+        let entries = fs::read_dir(part).expect("lists").map(|entry| entry.expect("an entry").file_name());
+        let mut found: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        found.sort();
+        assert_eq!(&found, names);
+        open(part, &ShardOptions::default()).expect("a part is a shard");
+    }
+}
+
 /// A CSV of `rows` distinct rows over four labels.
 fn data_set(dir: &TempDir, rows: usize) -> PathBuf {
     let lines: String = (0..rows).map(|row| format!("{row},{},{}\n", row as f64 / 8.0, row % 4)).collect();

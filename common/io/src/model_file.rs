@@ -138,21 +138,50 @@ fn header(manifest: &ModelManifest, from: Option<Provenance>) -> Vec<u8> {
 /// # Errors
 /// See [`ReadError`].
 pub fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManifest, Vec<f32>), ReadError> {
+    let bytes = load(path)?;
+    let file = parse(path, &bytes)?;
+    let manifest = match expected {
+        Some(manifest) => {
+            let found = file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec()));
+            compare(&found.collect(), manifest)?;
+            manifest.clone()
+        }
+        None => in_file_order(&file)?,
+    };
+    let values = values(&file, &manifest)?;
+    Ok((manifest, values))
+}
+
+/// Reads a model in the order of its file, which has to hold the tensors of `expected` in any order.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_in_file_order(path: &Path, expected: &ModelManifest) -> Result<(ModelManifest, Vec<f32>), ReadError> {
+    let bytes = load(path)?;
+    let file = parse(path, &bytes)?;
+    let manifest = in_file_order(&file)?;
+    let shape = |shape: &[u64]| shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(usize::MAX)).collect();
+    let found = manifest.tensors().iter().map(|tensor| (tensor.name.clone(), shape(&tensor.shape)));
+    compare(&found.collect(), expected)?;
+    let values = values(&file, &manifest)?;
+    Ok((manifest, values))
+}
+
+fn load(path: &Path) -> Result<Vec<u8>, ReadError> {
     let unreadable = |source| ReadError::Unreadable { path: path.to_owned(), source };
     let length = fs::metadata(path).map_err(unreadable)?.len();
     if length > limits::MODEL_FILE_BYTES {
         return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, format!("{length} bytes are no model"))));
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
-    let file =
-        SafeTensors::deserialize(&bytes).map_err(|problem| ReadError::Malformed { path: path.to_owned(), problem })?;
-    let manifest = match expected {
-        Some(manifest) => {
-            compare(&file, manifest)?;
-            manifest.clone()
-        }
-        None => in_file_order(&file)?,
-    };
+    fs::read(path).map_err(unreadable)
+}
+
+fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ReadError> {
+    SafeTensors::deserialize(bytes).map_err(|problem| ReadError::Malformed { path: path.to_owned(), problem })
+}
+
+/// Returns the values of the tensors of `manifest`, in its order.
+fn values(file: &SafeTensors<'_>, manifest: &ModelManifest) -> Result<Vec<f32>, ReadError> {
     let mut values = Vec::with_capacity(manifest.params());
     for tensor in manifest.tensors() {
         let view = file.tensor(&tensor.name).map_err(|error| ReadError::OtherTensors(error.to_string()))?;
@@ -165,7 +194,7 @@ pub fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManif
             return Err(ReadError::NotFinite(tensor.name.clone()));
         }
     }
-    Ok((manifest, values))
+    Ok(values)
 }
 
 fn in_file_order(file: &SafeTensors<'_>) -> Result<ModelManifest, ReadError> {
@@ -177,9 +206,7 @@ fn in_file_order(file: &SafeTensors<'_>) -> Result<ModelManifest, ReadError> {
     Ok(ModelManifest::new(specs.collect())?)
 }
 
-fn compare(file: &SafeTensors<'_>, manifest: &ModelManifest) -> Result<(), ReadError> {
-    let found: BTreeMap<String, Vec<usize>> =
-        file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
+fn compare(found: &BTreeMap<String, Vec<usize>>, manifest: &ModelManifest) -> Result<(), ReadError> {
     let mut differences = Vec::new();
     for tensor in manifest.tensors() {
         let Some(shape) = found.get(&tensor.name) else {

@@ -1,5 +1,6 @@
 //! Conformance suites: what every [`Codec`](crate::codec::Codec) and every [`MergeStrategy`](crate::merge::MergeStrategy)
-//! must do, to be called from the tests of each. They panic with what does not hold.
+//! must do, to be called from the tests of each. They panic with what does not hold. And values to test with.
 
 pub mod codec;
+pub mod extreme;
 pub mod merge;

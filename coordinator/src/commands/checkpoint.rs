@@ -128,9 +128,17 @@ fn check_folder(out: &Path) -> anyhow::Result<()> {
 
 fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
     // The file is the caller's; the directory may be another user's.
-    let manifest = Stopped::look(dir)?.manifest()?;
+    let (manifest, native) = {
+        let stopped = Stopped::look(dir)?;
+        (stopped.manifest()?, stopped.native_manifest()?)
+    };
     let is_first = manifest.is_none();
-    let (manifest, values) = model_file::read(file, manifest.as_ref()).map_err(read_fail)?;
+    let read = match (&manifest, &native) {
+        (None, Some(native)) => model_file::read_in_file_order(file, native),
+        (manifest, _) => model_file::read(file, manifest.as_ref()),
+    };
+    let source = if is_first { TensorSource::Settings } else { TensorSource::Run };
+    let (manifest, values) = read.map_err(|error| read_fail(error, source))?;
     let (position, version) = Stopped::open(dir)?.import(&manifest, &values)?;
     output::print(&format!(
         "imported {} parameters in {} tensors as version {version} (record {position}), digest {}\n",
@@ -164,7 +172,16 @@ fn rollback(dir: &Path, version: ModelVersion) -> anyhow::Result<()> {
     ))
 }
 
-fn read_fail(error: ReadError) -> anyhow::Error {
+/// What says which tensors a model that is imported has to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TensorSource {
+    /// The model that the run has.
+    Run,
+    /// `[model]` in run.toml, before the run has a model.
+    Settings,
+}
+
+fn read_fail(error: ReadError, whose: TensorSource) -> anyhow::Error {
     let (code, help) = match &error {
         ReadError::Unreadable { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             (ExitCode::Usage, "run as a user that may read it")
@@ -174,6 +191,9 @@ fn read_fail(error: ReadError) -> anyhow::Error {
         ReadError::NotF32 { .. } => (ExitCode::Model, "convert the tensors to f32 before they are saved"),
         ReadError::NotFinite(_) => (ExitCode::NotFinite, "a model with NaN or infinity cannot be trained any further"),
         ReadError::Manifest(_) => (ExitCode::Model, "docs/protocol.md lists the limits of a manifest"),
+        ReadError::OtherTensors(_) if whose == TensorSource::Settings => {
+            (ExitCode::Model, "nothing was changed; `[model]` in run.toml says which tensors the run's model has")
+        }
         ReadError::OtherTensors(_) => {
             (ExitCode::Model, "nothing was changed; only a model with the same tensors can replace the run's")
         }

@@ -40,7 +40,9 @@ pub(super) struct Client {
 
 impl Client {
     /// How long connecting may take when there is no doubt that a coordinator is meant to answer.
-    pub(super) const PATIENCE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
+    pub(super) const PATIENCE: Duration = Duration::from_millis(
+        limits::HANDSHAKE_TIMEOUT_MS + limits::CONNECT_ADDRESSES as u64 * limits::CONNECT_ATTEMPT_DELAY_MS,
+    );
 
     /// Connects to `address` (`host:port`) as an operator.
     pub(super) fn connect(
@@ -96,7 +98,7 @@ impl Drop for Client {
 
 /// What an operator can do about a connection that does not come about; agents are told to do other things.
 fn connect_fail(problem: ConnectProblem, address: &str) -> anyhow::Error {
-    let help = match &problem {
+    let help = match problem.of_one() {
         ConnectProblem::UnknownCa | ConnectProblem::OurCaUnknown => format!(
             "the coordinator at {address} belongs to another directory: check the address, or use operator.crt, \
              operator.key and ca.crt from the tls/ of the directory it was started with"

@@ -115,6 +115,12 @@ impl Stopped {
         Ok(self.recover()?.map(|recovered| recovered.state.manifest))
     }
 
+    /// Returns the manifest that follows from `[model]` in run.toml, or `None` where the model is `custom`.
+    pub(super) fn native_manifest(&self) -> anyhow::Result<Option<ModelManifest>> {
+        let layers = self.config.spec.model.layers().context("run.toml describes no model")?;
+        Ok(layers.map(|layers| layers.manifest))
+    }
+
     fn status(&self) -> anyhow::Result<anabranch_common::status::StatusReport> {
         let recovered = self.recover()?;
         let roster = self.roster()?;

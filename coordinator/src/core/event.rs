@@ -41,9 +41,6 @@ pub enum Event {
         agent: AgentId,
         /// What it said.
         hello: AgentHello,
-        /// The protocol version that both ends agreed on; there is one at present, and nothing
-        /// depends on it.
-        protocol: u16,
     },
     /// A connection is gone.
     Disconnected {

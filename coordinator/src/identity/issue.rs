@@ -77,8 +77,7 @@ pub(super) fn agent(
     if !is_label(name) {
         return Err(IssueError::BadName(label_problem(name)));
     }
-    // `from_der` checks that the request is signed by the key that it is for.
-    let request = CertificateSigningRequestParams::from_der(&csr_der.into()).map_err(|_| IssueError::BadRequest)?;
+    let request = signed_request(csr_der)?;
     let mut params = subject("agent", name, DAY.saturating_mul(lifetime_days), now_ms);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let spki = request.public_key.subject_public_key_info();
@@ -89,6 +88,17 @@ pub(super) fn agent(
     let (_, parsed) = X509Certificate::from_der(&certificate_der).map_err(certificate_error)?;
     let agent = AgentId::of_public_key(parsed.tbs_certificate.subject_pki.raw);
     Ok(Issued { agent, certificate_der })
+}
+
+/// Returns the agent whose key a certificate request is for and signed by.
+pub(super) fn requester(csr_der: &[u8]) -> Result<AgentId, IssueError> {
+    let request = signed_request(csr_der)?;
+    Ok(AgentId::of_public_key(&request.public_key.subject_public_key_info()))
+}
+
+fn signed_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, IssueError> {
+    // `from_der` checks that the request is signed by the key that it is for.
+    CertificateSigningRequestParams::from_der(&csr_der.into()).map_err(|_| IssueError::BadRequest)
 }
 
 fn certificate_error(error: impl std::fmt::Display) -> IssueError {

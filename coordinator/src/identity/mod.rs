@@ -229,6 +229,14 @@ impl Identity {
     }
 }
 
+/// Returns the agent whose key a certificate request is for.
+///
+/// # Errors
+/// The request is damaged, or its own key did not sign it.
+pub fn requester(csr_der: &[u8]) -> Result<AgentId, IssueError> {
+    issue::requester(csr_der)
+}
+
 /// Reads an operator's certificate and key from two PEM files.
 ///
 /// # Errors

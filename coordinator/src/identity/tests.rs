@@ -71,6 +71,7 @@ fn only_the_key_of_a_request_counts() {
     let request = csr(&key, &["operator".to_owned()]);
     let issued = identity.issue_agent(&request, "clinic", 30, NOW_MS).expect("issued");
     assert_eq!(issued.agent, AgentId::of_public_key(&rcgen::PublicKeyData::subject_public_key_info(&key)));
+    assert_eq!(requester(&request), Ok(issued.agent));
     let subject = subject(&issued.certificate_der);
     assert!(
         subject.contains("O=Anabranch") && subject.contains("OU=agent") && subject.contains("CN=clinic"),
@@ -97,6 +98,7 @@ fn a_request_that_its_own_key_did_not_sign_is_refused() {
         let mut broken = request.clone();
         broken[at] ^= 1;
         assert_eq!(identity.issue_agent(&broken, "clinic", 30, NOW_MS), Err(IssueError::BadRequest), "byte {at}");
+        assert_eq!(requester(&broken), Err(IssueError::BadRequest), "byte {at}");
     }
     assert_eq!(identity.issue_agent(b"", "clinic", 30, NOW_MS), Err(IssueError::BadRequest));
     let bad_name = identity.issue_agent(&request, "a/b", 30, NOW_MS);

@@ -49,8 +49,6 @@ pub enum Input {
         agent: AgentId,
         /// What it said.
         hello: AgentHello,
-        /// The protocol version that both ends agreed on.
-        protocol: u16,
         /// Where messages to it go.
         ops: mpsc::Sender<PeerOp>,
     },
@@ -183,14 +181,13 @@ struct Greeted {
     connection: Connection,
     peer: Option<Peer>,
     purpose: Purpose,
-    protocol: u16,
     send: SendStream,
     recv: RecvStream,
 }
 
 async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> anyhow::Result<()> {
     let greeted = place.hold(async { tokio::time::timeout(HANDSHAKE, greet(incoming)).await? }).await?;
-    let Greeted { connection, peer, purpose, protocol, send, recv } = match greeted {
+    let Greeted { connection, peer, purpose, send, recv } = match greeted {
         Ok(greeted) => greeted,
         Err(Turned { connection, error }) => {
             // The peer closes when it has read the answer; a peer that does not is cut off.
@@ -214,8 +211,7 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
                 shared.handshakes.closed_as_surplus();
                 tracing::warn!(agent = %agent.short(), "an agent has too many connections; its oldest is closed");
             }
-            let ended =
-                peer::serve(connection.clone(), send, messages, (agent, hello, protocol), Arc::clone(&shared)).await;
+            let ended = peer::serve(connection.clone(), send, messages, (agent, hello), Arc::clone(&shared)).await;
             shared.connections.closed(agent, &connection);
             ended
         }
@@ -239,11 +235,11 @@ async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
     let (mut send, mut recv) = connection.accept_bi().await?;
     let agreed = frames::accept(&mut send, &mut recv, |purpose| allowed(purpose, peer.as_ref()), HANDSHAKE).await;
     Ok(match agreed {
-        Ok((purpose, protocol)) => {
+        Ok((purpose, _protocol)) => {
             if purpose != Purpose::Join {
                 tls::trust(&connection);
             }
-            Ok(Greeted { connection, peer, purpose, protocol, send, recv })
+            Ok(Greeted { connection, peer, purpose, send, recv })
         }
         Err(error) => {
             send.finish().ok();

@@ -135,13 +135,13 @@ pub(super) async fn serve(
     connection: Connection,
     send: SendStream,
     messages: FrameReader<AgentMessage>,
-    (agent, hello, protocol): (AgentId, AgentHello, u16),
+    (agent, hello): (AgentId, AgentHello),
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
     let writer = FrameWriter::new(send, Format { kind: FrameKind::Coordinator, version: protocol }, SEND);
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-    shared.tell(Input::Connected { peer, agent, hello, protocol, ops }).await;
+    shared.tell(Input::Connected { peer, agent, hello, ops }).await;
     let turn = Arc::new(Semaphore::new(1));
     let this = Arc::new(PeerConnection { connection, shared, peer, agent, transfers: Mutex::default(), turn });
     let mut reading = std::pin::pin!(this.read_messages(messages));

@@ -163,7 +163,7 @@ fn a_coordinator_elsewhere_needs_certificates_that_can_be_read() {
 /// order of its own.
 #[test]
 fn a_model_is_imported_by_name_and_the_first_one_gives_the_order() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     let file = directory.file("model.safetensors");
     let name = file.display().to_string();
     let import = || directory.call(&["checkpoint", "import"], &[&name]).code(0);
@@ -179,7 +179,7 @@ fn a_model_is_imported_by_name_and_the_first_one_gives_the_order() {
 
 #[test]
 fn files_that_are_no_model_are_not_imported() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     let file = directory.file("model.safetensors");
     let name = file.display().to_string();
     let import = || directory.call(&["checkpoint", "import"], &[&name]);
@@ -198,6 +198,39 @@ fn files_that_are_no_model_are_not_imported() {
     assert_eq!(directory.call(&["checkpoint", "verify"], &[]).code(0).stdout, before, "nothing was changed");
 }
 
+/// A native model's tensors are known before the run has a model.
+#[test]
+fn the_first_model_has_the_tensors_of_run_toml() {
+    let directory = Directory::init();
+    for (from, to) in [("input = [1, 28, 28]", "input = [2]"), ("classes = 10", "classes = 2"), ("[128]", "[1]")] {
+        directory.edit(from, to);
+    }
+    let file = directory.file("model.safetensors");
+    let name = file.display().to_string();
+    let import = || directory.call(&["checkpoint", "import"], &[&name]);
+    let tensors = [
+        ("fc1.bias", &[1][..], &[1.0][..]),
+        ("fc1.weight", &[1, 2], &[2.0, 3.0]),
+        ("fc2.bias", &[2], &[4.0, 5.0]),
+        ("fc2.weight", &[2, 1], &[6.0, 7.0]),
+    ];
+    let mut transposed = tensors;
+    transposed[1].1 = &[2, 1];
+    write_safetensors(&file, &transposed);
+    import().code(10).says("tensors: \"fc1.weight\" has shape [2, 1] instead of [1, 2]").says("`[model]` in run.toml");
+    let mut renamed = tensors;
+    renamed[3].0 = "head.weight";
+    write_safetensors(&file, &renamed);
+    import().code(10).says("tensors: \"fc2.weight\" of shape [2, 1] is missing; \"head.weight\" is not part");
+    let status = directory.call(&["status"], &["--json"]).code(0).stdout;
+    assert!(status.contains("\"params\":null"), "something was written: {status}");
+    // Their order is that of the file.
+    write_safetensors(&file, &tensors);
+    import().code(0).says("the run's from now on: fc1.bias, fc1.weight, fc2.bias, fc2.weight;");
+    let status = directory.call(&["status"], &["--json"]).code(0).stdout;
+    assert!(status.contains("\"params\":7"), "{status}");
+}
+
 #[test]
 fn a_clock_before_the_certificates_is_named() {
     let directory = Directory::init_at(10);
@@ -208,7 +241,7 @@ fn a_clock_before_the_certificates_is_named() {
 
 #[test]
 fn a_full_disk_is_told_at_the_start_and_loses_nothing() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     directory.call_on_full_disk(&["run"], &[]).code(6).says("no space left").says("free some space");
     directory.call(&["status"], &[]).code(0);
     let file = directory.file("model.safetensors");

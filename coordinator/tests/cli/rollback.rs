@@ -14,7 +14,7 @@ fn exported(directory: &Directory) -> Vec<u8> {
 
 #[test]
 fn a_stopped_run_goes_back_to_an_earlier_version_and_goes_on() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     // The checkpoint that `stop` takes would otherwise be the oldest version to go back to.
     directory.edit("retention = \"since_snapshot\"", "retention = \"all\"");
     directory.call(&["checkpoint", "rollback"], &["--version", "0"]).code(4).says("holds no run");

@@ -15,7 +15,7 @@ fn json(text: &str) -> serde_json::Value {
 
 #[test]
 fn an_operator_works_with_a_running_coordinator_as_with_a_stopped_one() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     let file = directory.file("model.safetensors");
     write_safetensors(&file, &[("w", &[3], &[1.0, 2.0, 3.0])]);
     directory.call(&["checkpoint", "import"], &[&file.display().to_string()]).code(0);
@@ -47,7 +47,7 @@ fn an_operator_works_with_a_running_coordinator_as_with_a_stopped_one() {
 
 #[test]
 fn a_directory_that_is_in_use_is_neither_served_twice_nor_imported_into() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     let _serving = directory.serve();
     directory.call(&["run"], &[]).code(7).says("is in use by process");
     let file = directory.file("model.safetensors");
@@ -76,7 +76,7 @@ fn operators_of_other_coordinators_and_other_roles_are_refused() {
 
 #[test]
 fn a_stopped_run_ends_with_zero_and_says_so_ever_after() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     let file = directory.file("model.safetensors");
     write_safetensors(&file, &[("w", &[1], &[1.0])]);
     directory.call(&["checkpoint", "import"], &[&file.display().to_string()]).code(0);

@@ -51,7 +51,7 @@ fn what_needs_a_running_coordinator_says_so() {
 
 #[test]
 fn a_model_goes_in_and_comes_out_with_the_same_bits() {
-    let directory = Directory::init();
+    let directory = Directory::init_custom();
     let (input, output) = (directory.file("in.safetensors"), directory.file("out.safetensors"));
     let (input_name, output_name) = (input.display().to_string(), output.display().to_string());
     let values = [0.5, -1.25, f32::MIN_POSITIVE, -0.0, 3.0e38];

@@ -69,6 +69,13 @@ impl Directory {
         directory
     }
 
+    /// The same for a run whose model may have any tensors.
+    pub(crate) fn init_custom() -> Self {
+        let directory = Self::init();
+        directory.edit("kind = \"mlp\"", "kind = \"custom\"");
+        directory
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("d")
     }

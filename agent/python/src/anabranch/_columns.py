@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import DataError
 
-__all__ = ["NUMBER", "SPACE", "Columns", "read_header", "warn_of_index"]
+__all__ = ["NUMBER", "SPACE", "Columns", "check_dropped", "read_header", "warn_of_index"]
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number as Rust reads it: no ``inf``, no ``_``, no digits of other scripts."""
@@ -27,9 +27,12 @@ _INDEX = re.compile(r"(Unnamed: [0-9.]*)?")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file: ``features`` has the column of each feature, in the order in which they are read."""
+    """The columns of a file.
 
-    count: int
+    ``all`` has the names of all columns, and ``features`` the column of each feature in the order in which they are read.
+    """
+
+    all: list[str]
     label: int
     features: list[int]
     names: list[str]
@@ -40,17 +43,30 @@ def read_header(
 ) -> Columns:
     names = [name.strip(SPACE) for name in header]
     at = _label(file, line, names, label)
-    for name in drop:
-        if name == label:
-            raise DataError(f"{file}, line {line}: column {_quoted(name)} holds the labels and cannot be dropped")
-        if name not in names:
-            raise DataError(f"{file} has no column {_quoted(name)} to drop; its columns are {_listing(names)}")
+    if label in drop:
+        raise DataError(f"{file}, line {line}: column {_quoted(label)} holds the labels and cannot be dropped")
     features = [index for index, name in enumerate(names) if index != at and name not in drop]
     if not features:
         raise DataError(f"{file}, line {line}: there is no column beside the label")
     if wanted is not None:
         features = _in_order(file, names, features, list(wanted))
-    return Columns(len(names), at, features, [names[index] for index in features])
+    return Columns(names, at, features, [names[index] for index in features])
+
+
+def check_dropped(shards: Sequence[tuple[Path, list[str] | None]], drop: Sequence[str]) -> None:
+    """Checks that each name is a column of one of ``shards``: of one file, or of a training and an evaluation shard.
+
+    ``None`` stands for the columns of a shard that is not CSV.
+    """
+    absent = [name for name in drop if not any(name in (columns or ()) for _, columns in shards)]
+    if not absent:
+        return
+    (file, columns), *others = shards
+    text = f"{file} has no column {_quoted(absent[0])} to drop; its columns are {_listing(columns or [])}"
+    for other, columns in others:
+        what = "which is not CSV" if columns is None else f"whose columns are {_listing(columns)}"
+        text += f"; nor has {other}, {what}"
+    raise DataError(text)
 
 
 def warn_of_index(file: Path, names: Sequence[str]) -> None:

@@ -111,8 +111,8 @@ class Table:
 
     def _parse(self, line: int, row: list[str]) -> tuple[int, list[str], list[float]]:
         columns = self.columns
-        if len(row) != columns.count:
-            what = f"{len(row)} columns, expected {columns.count} as in the header"
+        if len(row) != len(columns.all):
+            what = f"{len(row)} columns, expected {len(columns.all)} as in the header"
             raise DataError(f"{self._file}, line {line}: {what}")
         label = row[columns.label].strip(SPACE)
         match = _LABEL.fullmatch(label)

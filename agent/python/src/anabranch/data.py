@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import environment
-from ._columns import warn_of_index
+from ._columns import check_dropped, warn_of_index
 from ._files import is_csv, is_images, open_content, the_only
 from ._rows import Table
 from .errors import DataError
@@ -57,7 +57,8 @@ def csv(
     Args:
         path: a ``.csv`` or ``.csv.gz`` file, or a directory with exactly one.
         label: name of the label column; labels are whole numbers from 0.
-        drop: names of columns that are left out; ``""`` is a column without a name.
+        drop: names of columns that are left out; ``""`` is a column without a name. Of the agent's training and
+            evaluation shards one has to have the column.
         columns: names of the features in the order in which they are read, as ``anabranch.data.columns`` returns them
             for another file. Without it, the agent's evaluation shard has the order of its training shard, and any
             other file its own.
@@ -69,6 +70,7 @@ def csv(
         DataError: nothing suitable is there, a line is not as the header promises, or the columns are others.
     """
     file = _csv_file(Path(path))
+    _check_dropped(file, label, drop)
     if columns is None:
         columns = _training_columns(file, label, drop)
     with open_content(file) as content:
@@ -83,14 +85,46 @@ def columns(path: str | Path, label: str = "label", *, drop: Sequence[str] = ())
     Args:
         path: a ``.csv`` or ``.csv.gz`` file, or a directory with exactly one.
         label: name of the label column.
-        drop: names of columns that are left out.
+        drop: names of columns that are left out, as ``anabranch.data.csv`` takes them.
 
     Raises:
         DataError: nothing suitable is there, or the header is damaged.
     """
     file = _csv_file(Path(path))
+    _check_dropped(file, label, drop)
     with open_content(file) as content:
         return Table(file, content, label, drop, None).columns.names
+
+
+def _check_dropped(file: Path, label: str, drop: Sequence[str]) -> None:
+    if not drop:
+        return
+    shards: list[tuple[Path, list[str] | None]] = []
+    for shard in [file, *_other_shard(file)]:
+        if shard != file and not is_csv(shard.name):
+            shards.append((shard, None))
+            continue
+        with open_content(shard) as content:
+            shards.append((shard, Table(shard, content, label, drop, None).columns.all))
+    check_dropped(shards, drop)
+
+
+def _other_shard(file: Path) -> list[Path]:
+    """The agent's evaluation shard where ``file`` is its training shard, and the reverse."""
+    train, evaluation = environment.shard(), environment.eval_shard()
+    if train is None or evaluation is None:
+        return []
+    for shard, other in ((train, evaluation), (evaluation, train)):
+        try:
+            if not file.samefile(_csv_file(shard)):
+                continue
+        except DataError:
+            continue
+        try:
+            return [_csv_file(other)]
+        except DataError:
+            return [other]
+    return []
 
 
 def _training_columns(file: Path, label: str, drop: Sequence[str]) -> list[str] | None:

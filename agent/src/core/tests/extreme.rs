@@ -1,6 +1,9 @@
 //! Whatever a coordinator says, in whatever state, the session goes on or ends with a reason: every kind of message with
 //! extreme but well-formed content.
 
+use std::ops::{Deref, DerefMut};
+
+use anabranch_common::testkit::extreme::Extremes;
 use proptest::prelude::*;
 
 use super::*;
@@ -27,28 +30,24 @@ fn kind(message: &CoordinatorMessage) -> u8 {
     }
 }
 
-/// Extreme values, one after another, from a list of small numbers.
-struct Draw<'a> {
-    choices: std::slice::Iter<'a, u8>,
+/// Extreme parts of messages, and whole messages of them.
+struct Draw<'a>(Extremes<'a>);
+
+impl<'a> Deref for Draw<'a> {
+    type Target = Extremes<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Draw<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Draw<'_> {
-    fn choice(&mut self) -> u8 {
-        self.choices.next().copied().unwrap_or(0)
-    }
-
-    fn of<T: Clone>(&mut self, values: &[T]) -> T {
-        values[usize::from(self.choice()) % values.len()].clone()
-    }
-
-    fn number(&mut self) -> u64 {
-        self.of(&[0, 0, 1, 1, 2, 1 << 53, 1 << 63, u64::MAX - 1, u64::MAX])
-    }
-
-    fn short(&mut self) -> u32 {
-        self.of(&[5, 0, 1, u32::MAX - 1, u32::MAX])
-    }
-
     fn phase(&mut self) -> RunPhase {
         self.of(&[RunPhase::Running, RunPhase::Running, RunPhase::Pending, RunPhase::Paused, RunPhase::Finished])
     }
@@ -68,8 +67,7 @@ impl Draw<'_> {
     }
 
     fn text(&mut self) -> String {
-        let length = self.of(&[0, 1, limits::CONTROL_MESSAGE_BYTES - 1024]);
-        self.of(&["x", "\u{1b}", "\u{0}"]).repeat(length)
+        self.0.text(&[0, 1, limits::CONTROL_MESSAGE_BYTES - 1024])
     }
 
     /// Never one that is valid and large: whether an agent takes memory on the coordinator's word is another question.
@@ -236,7 +234,7 @@ impl Process {
     }
 
     fn happens(&mut self, step: &[u8]) {
-        let mut draw = Draw { choices: step.iter() };
+        let mut draw = Draw(Extremes::new(step));
         let event = match draw.choice() % 16 {
             0 => Event::Disconnected(Problem::Transient("lost".into())),
             1 => welcome(BRANCH, Some(digest(0)), RunPhase::Running),
@@ -257,7 +255,7 @@ impl Process {
 
 #[test]
 fn every_kind_is_made() {
-    let mut draw = Draw { choices: [].iter() };
+    let mut draw = Draw(Extremes::new(&[]));
     let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number))).collect();
     assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
 }

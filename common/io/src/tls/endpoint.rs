@@ -105,7 +105,8 @@ fn split(address: &str) -> Option<(&str, u16)> {
 /// of the connection fails with the reason (see [`explain`]).
 ///
 /// # Errors
-/// The problem with the address that got furthest: one that answered is told rather than one that did not.
+/// The problem with the address that got furthest: one that answered is told rather than one that did not. Where there
+/// are several addresses, the problem with each of them beside it ([`ConnectProblem::Addresses`]).
 pub async fn connect(endpoint: &Endpoint, address: &str, config: ClientConfig) -> Result<Connection, ConnectProblem> {
     let (host, port) = split(address).ok_or_else(|| ConnectProblem::BadAddress(address.to_owned()))?;
     let unresolved = |reason: String| ConnectProblem::Resolve { address: address.to_owned(), reason };
@@ -135,27 +136,44 @@ pub(super) async fn connect_any(
     let mut race = Race::new(order);
     // Dropped with the attempts that have not won: each then tells its end that it is given up.
     let mut attempts = JoinSet::new();
-    let mut problem = ConnectProblem::Unreachable(address.to_owned());
+    let mut problems = Vec::new();
     while !race.is_lost() {
         while let Some(remote) = race.due(now_ms()) {
             let (endpoint, host, config) = (endpoint.clone(), host.to_owned(), config.clone());
-            attempts.spawn(async move { connect_one(&endpoint, remote, &host, config).await });
+            attempts.spawn(async move { (remote, connect_one(&endpoint, remote, &host, config).await) });
         }
         let wait = race.wait_ms(now_ms()).map(Duration::from_millis);
         tokio::select! {
             Some(ended) = attempts.join_next() => {
                 race.failed(now_ms());
                 match ended {
-                    Ok(Ok(connection)) => return Ok(connection),
-                    Ok(Err(ConnectProblem::TimedOut)) => {}
-                    Ok(Err(other)) => problem = other,
-                    Err(panic) => problem = ConnectProblem::Other(panic.to_string()),
+                    Ok((_, Ok(connection))) => return Ok(connection),
+                    Ok((remote, Err(problem))) => problems.push((remote.to_string(), problem)),
+                    Err(panic) => problems.push(("an attempt".to_owned(), ConnectProblem::Other(panic.to_string()))),
                 }
             }
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
     }
-    Err(problem)
+    Err(summary(address, &problems))
+}
+
+/// Returns what is told of attempts that have all failed, each with its own address.
+fn summary(address: &str, problems: &[(String, ConnectProblem)]) -> ConnectProblem {
+    let answered = problems.iter().rev().find(|(_, problem)| *problem != ConnectProblem::TimedOut);
+    let problem = match answered {
+        Some((_, problem)) => problem.clone(),
+        None => ConnectProblem::Unreachable(address.to_owned()),
+    };
+    if problems.len() < 2 {
+        return problem;
+    }
+    let outcome = |(remote, problem): &(String, ConnectProblem)| match problem {
+        ConnectProblem::TimedOut => format!("{remote}: no answer"),
+        problem => format!("{remote}: {problem}"),
+    };
+    let outcomes = problems.iter().map(outcome).collect::<Vec<_>>().join("; ");
+    ConnectProblem::Addresses { problem: Box::new(problem), outcomes }
 }
 
 async fn connect_one(
@@ -185,6 +203,26 @@ mod tests {
         for bad in ["", "host", "host:", "host:0", "host:70000", ":1", "::1:7700", "[::1]", "[host]:1", "[::1:1"] {
             assert_eq!(split(bad), None, "{bad}");
         }
+    }
+
+    /// A silent address may still answer, so the refusal by another one is told at the end, beside the silence.
+    #[test]
+    fn each_address_is_told_with_its_own_problem() {
+        let (silent, refused) = (ConnectProblem::TimedOut, ConnectProblem::Refused("revoked".to_owned()));
+        let ended = |of: &[&ConnectProblem]| {
+            let remotes = ["[::1]:7700", "127.0.0.1:7700"].into_iter().map(str::to_owned);
+            summary("trainer:7700", &remotes.zip(of.iter().copied().cloned()).collect::<Vec<_>>())
+        };
+        assert_eq!(ended(&[&refused]), refused);
+        assert_eq!(ended(&[&silent]), ConnectProblem::Unreachable("trainer:7700".to_owned()));
+        let both = ended(&[&refused, &silent]);
+        assert_eq!((both.exit_code(), both.help()), (refused.exit_code(), refused.help()));
+        let told = "the other side refused this certificate: revoked \
+                    ([::1]:7700: the other side refused this certificate: revoked; 127.0.0.1:7700: no answer)";
+        assert_eq!(both.to_string(), told);
+        let told = "no answer from trainer:7700 ([::1]:7700: no answer; 127.0.0.1:7700: no answer)";
+        assert_eq!(ended(&[&silent, &silent]).to_string(), told);
+        assert!(ended(&[&silent, &silent]).is_transient());
     }
 
     #[tokio::test]

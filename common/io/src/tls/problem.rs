@@ -89,6 +89,14 @@ pub enum ConnectProblem {
     /// The other side speaks something else.
     #[error("the other side does not speak the anabranch protocol")]
     OtherProtocol,
+    /// None of a name's addresses gave a connection.
+    #[error("{problem} ({outcomes})")]
+    Addresses {
+        /// The problem with the address that got furthest.
+        problem: Box<Self>,
+        /// Each address with its own problem.
+        outcomes: String,
+    },
     /// Anything else.
     #[error("connection failed: {0}")]
     Other(String),
@@ -99,10 +107,20 @@ fn suffix(text: &str) -> String {
 }
 
 impl ConnectProblem {
+    /// Returns the problem with one address that stands for those with all of them.
+    #[must_use]
+    pub fn of_one(&self) -> &Self {
+        match self {
+            Self::Addresses { problem, .. } => problem.of_one(),
+            problem => problem,
+        }
+    }
+
     /// The exit code of a command that ends with this problem.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Addresses { problem, .. } => problem.exit_code(),
             Self::BadAddress(_) => ExitCode::Config,
             Self::NotYetValid { .. } | Self::Expired { .. } => ExitCode::Clock,
             Self::UnknownCa | Self::OurCaUnknown | Self::WrongName | Self::BadPeerCertificate(_) | Self::Refused(_) => {
@@ -128,7 +146,7 @@ impl ConnectProblem {
     /// What the user can do about it.
     #[must_use]
     pub fn help(&self) -> Option<String> {
-        let help = match self {
+        let help = match self.of_one() {
             Self::BadAddress(_) => "write it as host:port, for example trainer.example:7700 or [2001:db8::1]:7700",
             Self::Resolve { .. } => "check the spelling and the name server",
             Self::Unreachable(_) => {

@@ -254,9 +254,17 @@ async fn an_address_that_refuses_is_not_the_last_word() {
     let (client, server, other) = tokio::join!(connecting, accept_one(&right), accept_one(&wrong));
     assert_eq!(client.expect("connects").remote_address().port(), found[1].port());
     assert!(server.is_ok() && other.is_err());
-    let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found[..1], config);
+    let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found[..1], config.clone());
     let (client, _) = tokio::join!(connecting, accept_one(&wrong));
     assert_eq!(client.expect_err("another CA"), ConnectProblem::UnknownCa, "what answered is told");
+    let (third, _) = theirs.serve(&["localhost"]);
+    let found = [&wrong, &third].map(|endpoint| endpoint.local_addr().expect("bound"));
+    let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found, config);
+    let (client, ..) = tokio::join!(connecting, accept_one(&wrong), accept_one(&third));
+    let problem = client.expect_err("another CA");
+    assert_eq!(problem.of_one(), &ConnectProblem::UnknownCa);
+    let told = problem.to_string();
+    assert!(found.iter().all(|address| told.contains(&format!("{address}: the other side's certificate"))), "{told}");
 }
 
 #[test]

@@ -130,8 +130,7 @@ fn a_process_that_restarts_all_the_time_is_asked_to_come_later() {
         let mut hello = hello(1, 1);
         hello.incarnation =
             Incarnation([u8::try_from(round % 250).expect("below 250"), 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let commands =
-            world.handle(Event::Connected { peer: PeerId(100 + round), agent: agent(1), hello, protocol: 3 });
+        let commands = world.handle(Event::Connected { peer: PeerId(100 + round), agent: agent(1), hello });
         world.journal();
         busy += u64::from(commands.iter().any(|command| {
             matches!(command, Command::Send { message: CoordinatorMessage::Rejected(Rejection::Busy), .. })
@@ -242,7 +241,7 @@ fn of_what_an_agent_says_about_itself_little_is_kept() {
     let mut world = World::started(1);
     let device = "é".repeat(limits::CONTROL_MESSAGE_BYTES / 4);
     let words = anabranch_common::wire::message::AgentHello { software: device.clone(), device, ..hello(2, 2) };
-    world.handle(Event::Connected { peer: PeerId(2), agent: agent(2), hello: words, protocol: 3 });
+    world.handle(Event::Connected { peer: PeerId(2), agent: agent(2), hello: words });
     let shown = world.agents().into_iter().find(|status| status.agent == agent(2)).expect("it is enrolled");
     assert_eq!(shown.device, "é".repeat(limits::AGENT_WORDS_BYTES / 2));
 }

@@ -3,6 +3,7 @@
 //! A panic fails the test. So does a message or a record that does not fit where it has to go, a record that does not read
 //! back, and a fold that differs from the replay of the records.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use anabranch_common::codec::{CodecId, DecodeError, Delta};
@@ -13,6 +14,7 @@ use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
+use anabranch_common::testkit::extreme::Extremes;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
@@ -45,47 +47,30 @@ fn kind(message: &AgentMessage) -> u8 {
     }
 }
 
-/// Extreme values, one after another, from a list of small numbers.
-struct Draw<'a> {
-    choices: std::slice::Iter<'a, u8>,
+/// Extreme parts of messages, and whole messages of them.
+struct Draw<'a>(Extremes<'a>);
+
+impl<'a> Deref for Draw<'a> {
+    type Target = Extremes<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Draw<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Draw<'_> {
-    fn choice(&mut self) -> u8 {
-        self.choices.next().copied().unwrap_or(0)
-    }
-
-    fn of<T: Clone>(&mut self, values: &[T]) -> T {
-        values[usize::from(self.choice()) % values.len()].clone()
-    }
-
-    fn number(&mut self) -> u64 {
-        let half = 1 << 63;
-        self.of(&[0, 1, 2, 3, 16, u64::from(u32::MAX), 1 << 53, half - 1, half, u64::MAX - 1, u64::MAX])
-    }
-
-    fn short(&mut self) -> u32 {
-        self.of(&[0, 1, 2, u32::MAX / 2, u32::MAX - 1, u32::MAX])
-    }
-
-    fn float(&mut self) -> f64 {
-        let tiny = f64::MIN_POSITIVE;
-        self.of(&[0.0, -0.0, 0.5, 1.0, tiny, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, f64::NEG_INFINITY])
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "an extreme f64 is an extreme f32")]
-    fn single(&mut self) -> f32 {
-        self.float() as f32
-    }
-
     fn digest(&mut self) -> Digest {
         self.of(&[Digest::default(), Digest::of(&[0; 16]), Digest([u8::MAX; 32])])
     }
 
     fn text(&mut self) -> String {
-        let long = limits::CONTROL_MESSAGE_BYTES - 1024;
-        let length = self.of(&[0, 1, 64, 1 << 12, long]);
-        self.of(&["x", "\u{1b}", "\u{0}", "\n"]).repeat(length)
+        self.0.text(&[0, 1, 64, 1 << 12, limits::CONTROL_MESSAGE_BYTES - 1024])
     }
 
     fn agent(&mut self) -> AgentId {
@@ -292,14 +277,12 @@ fn settle(world: &mut World, event: Event, draw: &mut Draw<'_>) {
 
 /// One thing that happens, from a peer or an operator; time passes in between.
 fn happens(world: &mut World, step: &[u8]) {
-    let mut draw = Draw { choices: step.iter() };
+    let mut draw = Draw(Extremes::new(step));
     let (what, n) = (draw.choice(), 1 + draw.choice() % 3);
     let peer = PeerId(u64::from(n));
     let event = match what % 16 {
-        0 => {
-            Event::Connected { peer, agent: agent(n), hello: draw.hello(), protocol: 2 + u16::from(draw.choice() % 2) }
-        }
-        1 => Event::Connected { peer, agent: agent(n), hello: hello(n, n), protocol: 3 },
+        0 => Event::Connected { peer, agent: agent(n), hello: draw.hello() },
+        1 => Event::Connected { peer, agent: agent(n), hello: hello(n, n) },
         2 => Event::Disconnected { peer },
         3 => Event::Operator { request: RequestId(1), operation: draw.operation() },
         4 => Event::Join { request: RequestId(1), secret: draw.of(&[[7; 32], [0; 32]]), agent: draw.agent() },
@@ -314,7 +297,7 @@ fn happens(world: &mut World, step: &[u8]) {
 
 #[test]
 fn every_kind_is_made() {
-    let mut draw = Draw { choices: [].iter() };
+    let mut draw = Draw(Extremes::new(&[]));
     let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number, agent(1)))).collect();
     assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
 }
@@ -324,12 +307,8 @@ fn every_kind_is_made() {
 #[test]
 fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() {
     let mut world = World::new();
-    let mut draw = Draw { choices: [].iter() };
-    settle(
-        &mut world,
-        Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1), protocol: 3 },
-        &mut draw,
-    );
+    let mut draw = Draw(Extremes::new(&[]));
+    settle(&mut world, Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1) }, &mut draw);
     let manifest = longest();
     let model = vec![0.0; manifest.params()];
     let (peer, digest) = (PeerId(1), Digest::of_f32(&model));
@@ -339,7 +318,7 @@ fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() 
         &mut draw,
     );
     assert_eq!(world.state().manifest, manifest);
-    let again = Event::Connected { peer: PeerId(2), agent: agent(2), hello: hello(2, 2), protocol: 3 };
+    let again = Event::Connected { peer: PeerId(2), agent: agent(2), hello: hello(2, 2) };
     settle(&mut world, again, &mut draw);
 }
 

@@ -77,10 +77,9 @@ fn a_lease_is_granted_on_the_newest_published_version_after_it_is_durable() {
 fn a_restarted_process_gets_a_new_epoch_and_a_reconnected_one_keeps_its_own() {
     let mut world = World::started(1);
     world.handle(Event::Disconnected { peer: PeerId(1) });
-    let again = world.handle(Event::Connected { peer: PeerId(5), agent: agent(1), hello: hello(1, 1), protocol: 3 });
+    let again = world.handle(Event::Connected { peer: PeerId(5), agent: agent(1), hello: hello(1, 1) });
     assert_eq!(World::appended(&again).len(), 0, "the same incarnation");
-    let restarted =
-        world.handle(Event::Connected { peer: PeerId(6), agent: agent(1), hello: hello(1, 2), protocol: 3 });
+    let restarted = world.handle(Event::Connected { peer: PeerId(6), agent: agent(1), hello: hello(1, 2) });
     let records = World::appended(&restarted);
     assert!(matches!(records[0].body, RecordBody::EpochStarted { epoch: Epoch(2), .. }), "{records:?}");
     let message = CoordinatorMessage::Rejected(Rejection::Replaced);
@@ -106,7 +105,7 @@ fn strangers_revoked_agents_and_other_runs_are_turned_away_with_the_reason() {
     ];
     for (who, hello, rejection) in cases {
         let peer = PeerId(100);
-        let commands = world.handle(Event::Connected { peer, agent: who, hello, protocol: 3 });
+        let commands = world.handle(Event::Connected { peer, agent: who, hello });
         let message = CoordinatorMessage::Rejected(rejection);
         assert_eq!(commands, [Command::Send { peer, message }, Command::Close { peer }]);
     }

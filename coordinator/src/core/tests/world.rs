@@ -174,7 +174,7 @@ impl World {
     /// Agent `n` connects as peer `n`, with so many examples to train and to evaluate on.
     pub(super) fn connect_with(&mut self, n: u8, train_examples: u64, eval_examples: u64) -> Vec<Command> {
         let hello = AgentHello { train_examples, eval_examples, ..hello(n, n) };
-        self.handle(Event::Connected { peer: PeerId(u64::from(n)), agent: agent(n), hello, protocol: 3 })
+        self.handle(Event::Connected { peer: PeerId(u64::from(n)), agent: agent(n), hello })
     }
 
     pub(super) fn handle(&mut self, event: Event) -> Vec<Command> {
@@ -204,7 +204,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, peer: PeerId, n: u8) -> Vec<Command> {
-        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n), protocol: 3 })
+        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n) })
     }
 
     /// Agent `n` says goodbye and goes.

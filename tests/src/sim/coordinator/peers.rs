@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::wire::handshake::MAX_PROTOCOL;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
 use anabranch_coordinator::core::command::Command;
@@ -138,12 +137,7 @@ impl World {
                 let peer = PeerId(self.coordinator.next_peer);
                 conn.peer = Some(peer);
                 process.peers.insert(peer, id);
-                self.coordinator_handles(Event::Connected {
-                    peer,
-                    agent: agent_id(machine),
-                    hello,
-                    protocol: MAX_PROTOCOL,
-                });
+                self.coordinator_handles(Event::Connected { peer, agent: agent_id(machine), hello });
             }
             Parcel::Message(message) => {
                 let Some(peer) = conn.peer else { return };
