@@ -181,13 +181,15 @@ struct Greeted {
     connection: Connection,
     peer: Option<Peer>,
     purpose: Purpose,
+    /// The version of the schema that both ends agreed on.
+    version: u16,
     send: SendStream,
     recv: RecvStream,
 }
 
 async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> anyhow::Result<()> {
     let greeted = place.hold(async { tokio::time::timeout(HANDSHAKE, greet(incoming)).await? }).await?;
-    let Greeted { connection, peer, purpose, send, recv } = match greeted {
+    let Greeted { connection, peer, purpose, version, send, recv } = match greeted {
         Ok(greeted) => greeted,
         Err(Turned { connection, error }) => {
             // The peer closes when it has read the answer; a peer that does not is cut off.
@@ -200,9 +202,9 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
     };
     match (purpose, peer) {
         // Without a certificate there is no place but this one.
-        (Purpose::Join, _) => place.hold(join::serve(&connection, send, recv, protocol, &shared)).await,
+        (Purpose::Join, _) => place.hold(join::serve(&connection, send, recv, version, &shared)).await,
         (Purpose::Agent, Some(Peer { agent, .. })) => {
-            let mut messages = peer::messages(recv, protocol);
+            let mut messages = peer::messages(recv, version);
             let hello =
                 place.hold(async { tokio::time::timeout(HANDSHAKE, peer::hello(&mut messages)).await? }).await?;
             drop(place);
@@ -211,13 +213,14 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
                 shared.handshakes.closed_as_surplus();
                 tracing::warn!(agent = %agent.short(), "an agent has too many connections; its oldest is closed");
             }
-            let ended = peer::serve(connection.clone(), send, messages, (agent, hello), Arc::clone(&shared)).await;
+            let streams = (peer::writer(send, version), messages);
+            let ended = peer::serve(connection.clone(), streams, (agent, hello), Arc::clone(&shared)).await;
             shared.connections.closed(agent, &connection);
             ended
         }
         (Purpose::Operator, _) => {
             drop(place);
-            operator::serve(connection, send, recv, protocol, shared).await
+            operator::serve(connection, send, recv, version, shared).await
         }
         (Purpose::Agent, None) => Ok(()),
     }
@@ -235,11 +238,11 @@ async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
     let (mut send, mut recv) = connection.accept_bi().await?;
     let agreed = frames::accept(&mut send, &mut recv, |purpose| allowed(purpose, peer.as_ref()), HANDSHAKE).await;
     Ok(match agreed {
-        Ok((purpose, _protocol)) => {
+        Ok((purpose, version)) => {
             if purpose != Purpose::Join {
                 tls::trust(&connection);
             }
-            Ok(Greeted { connection, peer, purpose, send, recv })
+            Ok(Greeted { connection, peer, purpose, version, send, recv })
         }
         Err(error) => {
             send.finish().ok();

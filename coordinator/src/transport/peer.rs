@@ -123,6 +123,11 @@ pub(super) fn messages(recv: RecvStream, version: u16) -> FrameReader<AgentMessa
     FrameReader::new(recv, Format { kind: FrameKind::Agent, version }, SEND)
 }
 
+/// The coordinator's half of it.
+pub(super) fn writer(send: SendStream, version: u16) -> FrameWriter<CoordinatorMessage> {
+    FrameWriter::new(send, Format { kind: FrameKind::Coordinator, version }, SEND)
+}
+
 /// What comes first on it.
 pub(super) async fn hello(messages: &mut FrameReader<AgentMessage>) -> anyhow::Result<AgentHello> {
     match messages.next().await? {
@@ -133,12 +138,10 @@ pub(super) async fn hello(messages: &mut FrameReader<AgentMessage>) -> anyhow::R
 
 pub(super) async fn serve(
     connection: Connection,
-    send: SendStream,
-    messages: FrameReader<AgentMessage>,
+    (writer, messages): (FrameWriter<CoordinatorMessage>, FrameReader<AgentMessage>),
     (agent, hello): (AgentId, AgentHello),
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
-    let writer = FrameWriter::new(send, Format { kind: FrameKind::Coordinator, version: protocol }, SEND);
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
     shared.tell(Input::Connected { peer, agent, hello, ops }).await;
