@@ -62,7 +62,7 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
     let read = match bytes.len() {
         0..=0x1000 => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_EXPANSION * 0x1000 }>()),
         0x1001..=0x4_0000 => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_EXPANSION * 0x4_0000 }>()),
-        _ => bincode::decode_from_slice(bytes, config::<{ limits::STATE_BYTES }>()),
+        _ => bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_CLAIM_BYTES }>()),
     };
     whole(bytes, read)
 }
@@ -73,7 +73,7 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, Messag
 /// As [`decode`].
 pub fn decode_stored<T: Decode<()>>(bytes: &[u8], max_bytes: usize) -> Result<T, MessageError> {
     check_length(bytes, max_bytes)?;
-    whole(bytes, bincode::decode_from_slice(bytes, config::<{ limits::STATE_BYTES }>()))
+    whole(bytes, bincode::decode_from_slice(bytes, config::<{ limits::MESSAGE_CLAIM_BYTES }>()))
 }
 
 fn check_length(bytes: &[u8], max: usize) -> Result<(), MessageError> {

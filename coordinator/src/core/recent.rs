@@ -13,7 +13,6 @@ use std::collections::VecDeque;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use bincode::{Decode, Encode};
 
 /// Votes from which on there is a majority to speak of.
 const VOTES_NEEDED: usize = 3;
@@ -22,20 +21,20 @@ const VOTE_UPDATES: u64 = 4096;
 /// Updates an agent, on average, beyond which all counts are halved: what happened long ago fades.
 const COUNTS_KEPT: f64 = 1024.0;
 
-#[derive(Debug, Clone, PartialEq, Encode, Decode)]
-struct Vote {
-    agent: AgentId,
-    norm: f64,
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Vote {
+    pub(crate) agent: AgentId,
+    pub(crate) norm: f64,
     /// Its updates, the old ones counting for less.
-    count: f64,
+    pub(crate) count: f64,
     /// Updates that had been accepted when it was cast.
-    at: u64,
+    pub(crate) at: u64,
 }
 
 /// One vote an agent, the oldest first; part of the fold.
-#[derive(Debug, Clone, Default, PartialEq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recent {
-    votes: VecDeque<Vote>,
+    pub(crate) votes: VecDeque<Vote>,
 }
 
 impl Recent {
