@@ -5,7 +5,7 @@
 
 mod samples;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write as _};
 
 use anabranch_common::codec::dense::{Planes16, Planes32};
@@ -143,7 +143,9 @@ fn digests_and_saved_state() {
     let mut participation = Participation::default();
     participation.observe(samples::AGENT, 600, 640, 0);
     participation.observe(anabranch_common::ids::AgentId([1; 16]), 1_200, 320, 0);
-    let saved = message::encode(&participation, CONTROL_MESSAGE_BYTES).expect("small");
+    let agents = [samples::AGENT, anabranch_common::ids::AgentId([1; 16])];
+    let parts: BTreeMap<_, _> = agents.map(|agent| (agent, participation.part(agent).expect("seen"))).into();
+    let saved = message::encode(&(parts, participation.sums()), CONTROL_MESSAGE_BYTES).expect("small");
     let model = Digest::of_f32(&samples::values());
     let manifest = samples::manifest().digest();
     insta::assert_snapshot!(format!("manifest {manifest}\nmodel {model}\nparticipation {}\n", hex(&saved)));

@@ -171,6 +171,13 @@ impl Agents {
         }
     }
 
+    /// Forgets the digest of every page: what is saved beside the agents has changed for all of them.
+    pub fn forget_digests(&mut self) {
+        for page in self.pages.iter_mut().filter(|page| page.digest.get().is_some()) {
+            Arc::make_mut(page).digest.take();
+        }
+    }
+
     /// Changes the agents for which `concerns` holds, and no page without any of them.
     pub fn change(&mut self, concerns: impl Fn(&AgentState) -> bool, change: impl Fn(&mut AgentState)) {
         for page in &mut self.pages {

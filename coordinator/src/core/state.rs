@@ -14,7 +14,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Po
 use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::participation::Participation;
+use anabranch_common::merge::participation::{Changed, Participation};
 use anabranch_common::spec::{RunSpec, ScheduleUnit};
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
 
@@ -188,7 +188,8 @@ impl RunState {
                 let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
                 (state.revoked, state.pace) = (true, None);
                 let lease = state.lease;
-                self.participation.forget(*agent);
+                let changed = self.participation.forget(*agent);
+                self.part_changed(changed);
                 self.recent.withdraw(*agent);
                 lease.and_then(|lease| self.end_lease(lease));
             }
@@ -322,8 +323,10 @@ impl RunState {
         // Never less than the configured steps: who pretends to be slow would else weigh more for it.
         let steps = agent.pace.as_mut().and_then(|pace| pace.accepted(meta, at_ms)).unwrap_or(0).max(train.local_steps);
         let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
-        self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
+        let held = agent.examples_held;
+        let changed = self.participation.observe(meta.key.agent, held, update.credited_examples, planned);
         let lr_factor = lease.map_or(1.0, |lease| lease.plan.lr_factor);
+        self.part_changed(changed);
         self.totals.accepted += 1;
         self.buffered_examples += update.credited_examples;
         self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
@@ -385,6 +388,13 @@ impl RunState {
 
     fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {
         if said == computed { Ok(()) } else { Err(FoldError::Version { position, said, computed }) }
+    }
+
+    /// An agent's part of the participation is saved with the agent. Whoever changes it has changed the agent as well.
+    fn part_changed(&mut self, changed: Changed) {
+        if changed == Changed::EveryAgent {
+            self.agents.forget_digests();
+        }
     }
 
     /// An outstanding lease comes to nothing; its work is still welcome while its base is.

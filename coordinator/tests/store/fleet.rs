@@ -210,6 +210,25 @@ fn the_order_in_which_agents_come_does_not_change_the_bytes() {
     assert_eq!(saved(&mut (0..100)), saved(&mut (0..100).rev()));
 }
 
+/// A revocation makes the sums of the participation exact: the part of every agent changes.
+#[test]
+fn what_changes_for_every_agent_is_saved_for_every_agent() {
+    let history = history();
+    let mut fleet = Fleet::new(&history);
+    for number in 0..40 {
+        fleet.join(agent(number));
+        fleet.update(agent(number), Epoch(1), UpdateSeq(0));
+    }
+    let store = store(&history, &mut fleet);
+    checkpoint(&store, &history, &fleet).expect("is written");
+    let before = blobs(&store);
+    append(&store, &fleet.apply(RecordBody::AgentRevoked { agent: agent(5) })).expect("memory");
+    checkpoint(&store, &history, &fleet).expect("is written");
+    assert_eq!(new_pages(&store, &before).len(), fleet.state.agents.pages().count());
+    let recovered = recovery::recover(&store).expect("recovers");
+    assert_eq!((recovered.replayed, recovered.state), (0, fleet.state));
+}
+
 #[test]
 fn a_damaged_page_is_got_round_by_an_older_checkpoint_that_does_not_name_it() {
     let (history, mut fleet, store) = small();

@@ -73,18 +73,13 @@ pub fn run(folder: &Path, agents: usize, seed: u64) -> anyhow::Result<Report> {
         "{:?}",
         recovered.warnings
     );
-    live_bytes_of(&store, &mut report)?;
+    report.metric("live_bytes", store.usage()?.live_bytes as f64);
     let again = write(&mut report, &store, "unchanged", &recovered.state)?;
     report.metric("peak_rss_bytes", (proc_kib("/proc/self/status", "VmHWM:").unwrap_or(0) << 10) as f64);
     report.aim("the recovered fold has the same bytes", again == second);
     report.aim("one changed agent costs less than 2 MB", report.metrics["second_bytes"] < 2e6);
-    report.aim("taking the state holds the loop for less than 20 ms", report.metrics["second_taken_s"] < 0.02);
+    report.aim("taking the state holds the loop for less than 100 ms", report.metrics["second_taken_s"] < 0.1);
     Ok(report)
-}
-
-fn live_bytes_of(store: &dyn Store, report: &mut Report) -> anyhow::Result<()> {
-    report.metric("live_bytes", store.usage()?.live_bytes as f64);
-    Ok(())
 }
 
 fn agent(number: usize) -> anyhow::Result<AgentId> {
@@ -105,6 +100,7 @@ fn fill(state: &mut RunState, agents: usize) -> anyhow::Result<()> {
         let epochs = (1..).map(Epoch).take(limits::EPOCHS_KEPT);
         agent.epochs = epochs.map(|epoch| (epoch, log.clone())).collect();
         agent.accepted = 1_000;
+        state.participation.observe(id, 100, 10, 10);
     }
     Ok(())
 }

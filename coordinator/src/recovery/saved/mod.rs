@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
+use anabranch_common::merge::participation::Participation;
 use anabranch_common::wire::message;
 use anabranch_io::faults;
 use bincode::{Decode, Encode};
@@ -50,7 +51,7 @@ pub(crate) fn put(store: &dyn Store, state: &RunState) -> Result<Digest, Recover
     let mut pages = Vec::new();
     for (number, page) in (state.position.0..).zip(state.agents.pages()) {
         let trust = if number.is_multiple_of(turns) { Trust::Nothing } else { Trust::WhatIsKnown };
-        pages.push(put_page(store, page, trust)?);
+        pages.push(put_page(store, page, &state.participation, trust)?);
     }
     faults::point("checkpoint-before-head");
     let bytes = encode(HEAD_MAGIC, &v1::Head::of(state, pages), limits::FOLD_HEAD_BYTES)?;
@@ -68,14 +69,19 @@ enum Trust {
     Nothing,
 }
 
-fn put_page(store: &dyn Store, page: &Page, trust: Trust) -> Result<Digest, RecoveryError> {
+fn put_page(
+    store: &dyn Store,
+    page: &Page,
+    participation: &Participation,
+    trust: Trust,
+) -> Result<Digest, RecoveryError> {
     if trust == Trust::WhatIsKnown
         && let Some(digest) = page.digest()
         && store.holds_blob(digest)?
     {
         return Ok(digest);
     }
-    let bytes = encode(PAGE_MAGIC, &v1::Page::of(page), limits::FOLD_PAGE_BYTES)?;
+    let bytes = encode(PAGE_MAGIC, &v1::Page::of(page, participation), limits::FOLD_PAGE_BYTES)?;
     let digest = Digest::of(&bytes);
     store.put_blob(digest, &bytes)?;
     page.remember(digest);
@@ -91,7 +97,7 @@ pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, Recovery
     let head: v1::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     let mut agents = Agents::default();
     let mut loaded: BTreeMap<AgentId, (usize, Digest)> = BTreeMap::new();
-    let mut newest = None;
+    let (mut newest, mut parts) = (None, BTreeMap::new());
     for digest in &head.pages {
         let page: v1::Page = read(store, PAGE, *digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
         let smallest = page.agents.first().map(|(agent, _)| *agent);
@@ -101,11 +107,12 @@ pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, Recovery
                 let problem = "holds agents that are out of order".to_owned();
                 return Err(RecoveryError::Blob { what: PAGE, digest: *digest, problem });
             }
+            parts.extend(saved.part.map(|part| (agent, part)));
             *agents.get_or_insert(agent) = saved.into_state();
         }
     }
     agents.remember(&loaded);
-    Ok(head.into_state(agents))
+    Ok(head.into_state(agents, parts))
 }
 
 /// Reads a fold's head alone: the fold without its agents.
@@ -114,7 +121,7 @@ pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, Recovery
 /// As [`load`], of the head alone.
 pub(super) fn load_without_agents(store: &dyn Store, head: Digest) -> Result<RunState, RecoveryError> {
     let head: v1::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
-    Ok(head.into_state(Agents::default()))
+    Ok(head.into_state(Agents::default(), BTreeMap::new()))
 }
 
 /// Checks that every part of a fold can be read, one page after the other.
@@ -186,7 +193,7 @@ mod tests {
         let mut agents = Agents::default();
         (0..3).for_each(|number| agents.get_or_insert(AgentId([number; 16])).name = "a".to_owned());
         let page = agents.pages().next().expect("one page");
-        encode(PAGE_MAGIC, &v1::Page::of(page), limits::FOLD_PAGE_BYTES).expect("short")
+        encode(PAGE_MAGIC, &v1::Page::of(page, &Participation::default()), limits::FOLD_PAGE_BYTES).expect("short")
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Version 1 of the saved fold: what its bytes hold. Encoded with bincode, integers of fixed size in little-endian order.
 
+use std::collections::BTreeMap;
+
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
 use anabranch_common::journal::{Aggregate, Evaluation, FinishReason, Lease};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::participation::Participation;
+use anabranch_common::merge::participation::{self, Participation};
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, Verdict};
 use bincode::{Decode, Encode};
@@ -29,7 +31,7 @@ pub(super) struct Head {
     version: ModelVersion,
     buffered: u32,
     next_lease: LeaseId,
-    participation: Participation,
+    participation: participation::Sums,
     votes: Vec<Vote>,
     accepted: u64,
     refused: Vec<(RefusalReason, u64)>,
@@ -63,6 +65,7 @@ pub(super) struct Agent {
     lease: Option<LeaseId>,
     leases: Vec<Lease>,
     pace: Option<Pace>,
+    pub(super) part: Option<participation::Part>,
     rounds: u64,
     examples_held: u64,
     eval_examples: u64,
@@ -119,7 +122,7 @@ impl Head {
             version: state.version,
             buffered: state.buffered,
             next_lease: state.next_lease,
-            participation: state.participation.clone(),
+            participation: state.participation.sums(),
             votes: state.recent.votes.iter().map(vote).collect(),
             accepted: *accepted,
             refused: refused.iter().map(|(reason, count)| (*reason, *count)).collect(),
@@ -136,8 +139,8 @@ impl Head {
         }
     }
 
-    /// The fold with these agents.
-    pub(super) fn into_state(self, agents: Agents) -> RunState {
+    /// The fold with these agents, and their parts of the participation.
+    pub(super) fn into_state(self, agents: Agents, parts: BTreeMap<AgentId, participation::Part>) -> RunState {
         let outstanding = agents.iter().filter_map(|(agent, state)| Some((state.lease?, *agent))).collect();
         let vote = |vote: Vote| {
             let Vote { agent, norm, count, at } = vote;
@@ -156,7 +159,7 @@ impl Head {
             agents,
             outstanding,
             next_lease: self.next_lease,
-            participation: self.participation,
+            participation: Participation::restore(self.participation, parts),
             recent: Recent { votes: self.votes.into_iter().map(vote).collect() },
             totals: Totals {
                 accepted: self.accepted,
@@ -176,13 +179,14 @@ impl Head {
 }
 
 impl Page {
-    pub(super) fn of(page: &agents::Page) -> Self {
-        Self { agents: page.agents().map(|(agent, state)| (agent, Agent::of(state))).collect() }
+    pub(super) fn of(page: &agents::Page, participation: &Participation) -> Self {
+        let saved = |(agent, state)| (agent, Agent::of(state, participation.part(agent)));
+        Self { agents: page.agents().map(saved).collect() }
     }
 }
 
 impl Agent {
-    fn of(state: &AgentState) -> Self {
+    fn of(state: &AgentState, part: Option<participation::Part>) -> Self {
         Self {
             name: state.name.clone(),
             revoked: state.revoked,
@@ -192,6 +196,7 @@ impl Agent {
             lease: state.lease,
             leases: state.leases.values().cloned().collect(),
             pace: state.pace.as_ref().map(Pace::of),
+            part,
             rounds: state.rounds,
             examples_held: state.examples_held,
             eval_examples: state.eval_examples,
