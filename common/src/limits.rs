@@ -15,11 +15,18 @@ pub const CHUNK_HEADER_BYTES: usize = 64;
 pub const FRAME_READ_BYTES: usize = 16 << 10;
 /// Memory of a decoded message of a peer, in lengths of the longest message of its class.
 pub const MESSAGE_EXPANSION: usize = 16;
-/// Bytes of an encoded fold of the journal: the longest message of all, and the most that any
-/// message may claim.
-pub const STATE_BYTES: usize = 64 * CONTROL_MESSAGE_BYTES;
-/// Bytes of the encoded members or tokens of a run.
-pub const ROSTER_ITEM_BYTES: usize = 16 * CONTROL_MESSAGE_BYTES;
+/// Bytes that any message may claim while it is decoded.
+pub const MESSAGE_CLAIM_BYTES: usize = 64 * CONTROL_MESSAGE_BYTES;
+/// Agents in one page of a saved fold. A full one has about 45 KB: one changed agent rewrites 0.7 MB at most.
+pub const FOLD_PAGE_AGENTS: usize = 16;
+/// Bytes of one page of a saved fold.
+pub const FOLD_PAGE_BYTES: usize = 8 * CONTROL_MESSAGE_BYTES;
+/// Unchanged pages of a saved fold that one checkpoint compares with what is stored.
+pub const FOLD_PAGES_CHECKED: usize = 8;
+/// Bytes of the head of a saved fold.
+pub const FOLD_HEAD_BYTES: usize = 16 * CONTROL_MESSAGE_BYTES;
+/// Bytes of one saved member or token: a member names every token that it joined with.
+pub const ROSTER_ITEM_BYTES: usize = 64 << 10;
 /// Bytes of one chunk of a bulk transfer.
 pub const CHUNK_BYTES: usize = 1 << 20;
 /// Streams of one peer that carry chunks at the same time.

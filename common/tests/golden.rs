@@ -5,7 +5,7 @@
 
 mod samples;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write as _};
 
 use anabranch_common::codec::dense::{Planes16, Planes32};
@@ -15,9 +15,9 @@ use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Chain, Record};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::merge::participation::Participation;
-use anabranch_common::schema::{self, Layout};
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::frame::{self, FrameKind};
+use anabranch_common::schema::{self, Layout};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -66,7 +66,9 @@ fn every_variant_is_there<T: Layout>(samples: &[T]) {
     let count = u32::try_from(tags.len()).expect("few");
     assert_eq!(tags, (0..count).collect(), "a variant has no sample");
     let next = [&count.to_le_bytes()[..], &[0; 1_000]].concat();
-    let Err(error) = schema::decode::<T>(&next, CONTROL_MESSAGE_BYTES) else { panic!("variant {count} has no sample") };
+    let Err(error) = schema::decode::<T>(&next, CONTROL_MESSAGE_BYTES) else {
+        panic!("variant {count} has no sample")
+    };
     assert!(error.to_string().contains("has no variant"), "variant {count} has no sample: {error}");
 }
 
@@ -140,7 +142,9 @@ fn digests_and_saved_state() {
     let mut participation = Participation::default();
     participation.observe(samples::AGENT, 600, 640, 0);
     participation.observe(anabranch_common::ids::AgentId([1; 16]), 1_200, 320, 0);
-    let saved = schema::encode(&participation, CONTROL_MESSAGE_BYTES).expect("small");
+    let agents = [samples::AGENT, anabranch_common::ids::AgentId([1; 16])];
+    let parts: BTreeMap<_, _> = agents.map(|agent| (agent, participation.part(agent).expect("seen"))).into();
+    let saved = schema::encode(&(parts, participation.sums()), CONTROL_MESSAGE_BYTES).expect("small");
     let model = Digest::of_f32(&samples::values());
     let manifest = samples::manifest().digest();
     insta::assert_snapshot!(format!("manifest {manifest}\nmodel {model}\nparticipation {}\n", hex(&saved)));

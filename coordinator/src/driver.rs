@@ -25,9 +25,9 @@ use crate::config::Config;
 use crate::core::command::{Command, ExitReason};
 use crate::core::content::Content;
 use crate::core::event::{Event, Now, PeerId, RequestId};
-use crate::core::roster::{MEMBERS_KEY, Roster};
+use crate::core::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
 use crate::core::{Core, ModelMismatch, Options};
-use crate::identity::{self, Identity, tokens};
+use crate::identity::{self, Identity};
 use crate::merger::ModelState;
 use crate::publish::Publisher;
 use crate::recovery::{self, Recovered, RecoveryError};
@@ -56,9 +56,14 @@ pub struct RunOptions {
 /// # Errors
 /// The store fails or an item is damaged.
 pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
-    let tokens = store.item(tokens::CATALOGUE_KEY).map_err(storage_fail)?;
-    let members = store.item(MEMBERS_KEY).map_err(storage_fail)?;
-    Roster::from_items(tokens.as_deref(), members.as_deref()).context("tokens or members in the store are damaged")
+    let mut roster = Roster::default();
+    for prefix in [TOKEN_KEYS, MEMBER_KEYS] {
+        for key in store.items(prefix).map_err(storage_fail)? {
+            let Some(value) = store.item(&key).map_err(storage_fail)? else { continue };
+            roster.restore(&key, &value).context("a token or a member in the store is damaged")?;
+        }
+    }
+    Ok(roster)
 }
 
 /// What the core is told at its start: the run's identifiers, and what run.toml says.

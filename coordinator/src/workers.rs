@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::core::command::CheckpointOrder;
 use crate::core::content::Content;
 use crate::core::event::Event;
+use crate::core::roster::ItemChange;
 use crate::merger::{MergeError, ModelState};
 use crate::publish::Snapshot;
 use crate::recovery::{self, RecoveryError, checkpoint};
@@ -65,12 +66,12 @@ pub enum WriteJob {
     },
     /// Append a record.
     Append(Arc<Record>),
-    /// Store items of the catalogue.
+    /// Store or delete items of the catalogue.
     Items {
         /// Comes back in the answer.
         ticket: u64,
-        /// Key and value.
-        items: Vec<(&'static str, Vec<u8>)>,
+        /// Each item, or that it is to be deleted.
+        items: Vec<ItemChange>,
     },
 }
 
@@ -184,9 +185,7 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, Worke
             }
             WriteJob::Append(record) => records.push((record.position, record.to_bytes()?)),
             WriteJob::Items { ticket, items } => {
-                for (key, value) in items {
-                    store.put_item(key, &value)?;
-                }
+                save_items(store, items)?;
                 events.push(Event::ItemsSaved { ticket });
             }
         }
@@ -204,6 +203,20 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, Worke
     }
     faults::point("journal-before-ack");
     Ok(events)
+}
+
+/// Stores or deletes items of the catalogue. Not durable until the store commits.
+///
+/// # Errors
+/// The store fails.
+pub fn save_items(store: &dyn Store, items: Vec<ItemChange>) -> Result<(), StorageError> {
+    for (key, value) in items {
+        match value {
+            Some(value) => store.put_item(&key, &value)?,
+            None => store.delete_item(&key)?,
+        }
+    }
+    Ok(())
 }
 
 /// How many checkpoints are kept, and how much of the journal.

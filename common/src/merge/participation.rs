@@ -39,19 +39,34 @@ const WINDOW_MIN: f64 = 64.0;
 const RESCALE_ABOVE: f64 = 1e100;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Member {
-    pub(crate) examples: u64,
+struct Member {
+    examples: u64,
     /// Work done, in units of its time: work done later is written larger instead of writing all older work smaller.
-    pub(crate) work: f64,
+    work: f64,
 }
+
+/// Whose part of a [`Participation`] an operation changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// That of the agent it was about, if any.
+    ThisAgent,
+    /// That of every agent.
+    EveryAgent,
+}
+
+/// One agent's part of a [`Participation`], for saving: the examples that it holds and its work.
+pub type Part = (u64, f64);
+
+/// What a [`Participation`] has beside its parts, for saving: sums of examples and of work, and the unit of work.
+pub type Sums = (u64, f64, f64);
 
 /// Who holds how much, and who has contributed how much lately.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Participation {
-    pub(crate) members: BTreeMap<AgentId, Member>,
-    pub(crate) examples: u64,
-    pub(crate) work: f64,
-    pub(crate) unit: f64,
+    members: BTreeMap<AgentId, Member>,
+    examples: u64,
+    work: f64,
+    unit: f64,
 }
 
 impl Default for Participation {
@@ -64,7 +79,9 @@ impl Participation {
     /// Notes an accepted update by `agent`, which holds `examples_held` examples and says that it used `work` of them
     /// (repetitions counted). The lease asked for `planned` of them, and an update is never less work than that, however
     /// little it says it used.
-    pub fn observe(&mut self, agent: AgentId, examples_held: u64, work: u64, planned: u64) {
+    ///
+    /// Returns what changed beside the sums.
+    pub fn observe(&mut self, agent: AgentId, examples_held: u64, work: u64, planned: u64) -> Changed {
         let examples = examples_held.clamp(1, limits::SHARD_EXAMPLES as u64);
         let done = work.max(planned).clamp(1, 1 << 52) as f64 * self.unit;
         let member = self.members.entry(agent).or_insert(Member { examples: 0, work: 0.0 });
@@ -76,7 +93,9 @@ impl Participation {
         self.unit *= window / (window - 1.0);
         if self.unit > RESCALE_ABOVE {
             self.rescale();
+            return Changed::EveryAgent;
         }
+        Changed::ThisAgent
     }
 
     /// The weight of `agent`'s next update. An agent that has not been seen weighs 1: nothing is known of it.
@@ -94,11 +113,32 @@ impl Participation {
         if weight.is_nan() { 1.0 } else { weight.clamp(MIN_WEIGHT, MAX_WEIGHT) }
     }
 
-    /// Leaves `agent` out of every share from now on.
-    pub fn forget(&mut self, agent: AgentId) {
-        if self.members.remove(&agent).is_some() {
-            self.rescale();
+    /// Leaves `agent` out of every share from now on. Returns what changed beside the sums.
+    pub fn forget(&mut self, agent: AgentId) -> Changed {
+        if self.members.remove(&agent).is_none() {
+            return Changed::ThisAgent;
         }
+        self.rescale();
+        Changed::EveryAgent
+    }
+
+    /// An agent's part.
+    #[must_use]
+    pub fn part(&self, agent: AgentId) -> Option<Part> {
+        self.members.get(&agent).map(|member| (member.examples, member.work))
+    }
+
+    /// What there is beside the parts.
+    #[must_use]
+    pub fn sums(&self) -> Sums {
+        (self.examples, self.work, self.unit)
+    }
+
+    /// Puts together what was taken apart with [`part`](Self::part) and [`sums`](Self::sums).
+    #[must_use]
+    pub fn restore((examples, work, unit): Sums, parts: BTreeMap<AgentId, Part>) -> Self {
+        let member = |(agent, (examples, work))| (agent, Member { examples, work });
+        Self { members: parts.into_iter().map(member).collect(), examples, work, unit }
     }
 
     /// Agents seen and not forgotten.
@@ -123,7 +163,6 @@ impl Participation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema;
 
     const FAST: AgentId = AgentId([1; 16]);
     const SLOW: AgentId = AgentId([2; 16]);
@@ -225,8 +264,8 @@ mod tests {
     #[test]
     fn the_saved_state_goes_on_like_the_one_that_was_saved() {
         let (mut participation, ..) = uneven(40, 3);
-        let bytes = schema::encode(&participation, limits::CONTROL_MESSAGE_BYTES).expect("small");
-        let mut restored: Participation = schema::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).expect("as written");
+        let parts = [FAST, SLOW].map(|agent| (agent, participation.part(agent).expect("seen")));
+        let mut restored = Participation::restore(participation.sums(), parts.into());
         for (agent, work) in [(SLOW, 10), (FAST, 2000), (SLOW, 7)] {
             participation.observe(agent, 500, work, 0);
             restored.observe(agent, 500, work, 0);

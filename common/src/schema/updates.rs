@@ -3,7 +3,6 @@
 use super::{Layout, Reader, SchemaError, Writer};
 use crate::journal::{Lease, LeaseEnd, Plan};
 use crate::manifest::{ModelManifest, TensorSpec};
-use crate::merge::participation::{Member, Participation};
 use crate::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use crate::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
@@ -32,9 +31,6 @@ layout! {
     struct ChunkHeader { transfer, index }
 
     struct TensorSpec { name, shape }
-
-    struct Participation { members, examples, work, unit }
-    struct Member { examples, work }
 }
 
 impl Layout for ModelManifest {

@@ -20,6 +20,7 @@ use crate::identity::run;
 use crate::identity::tokens::NewToken;
 use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
 use crate::store::{SledStore, Store as _};
+use crate::workers;
 
 /// The store of a coordinator that is not running, held exclusively.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Stopped {
                 let recovered = self.recover()?;
                 json(&status::agents_of(recovered.as_ref().map(|recovered| &recovered.state), &self.roster()?))
             }
-            OperatorRequest::TokenList => json(&self.roster()?.tokens.list()),
+            OperatorRequest::TokenList => json(&self.roster()?.tokens().list()),
             OperatorRequest::TokenCreate { name, ttl_ms, uses, secret_digest } => {
                 self.create_token(NewToken { secret_digest, name, ttl_ms, uses })
             }
@@ -152,18 +153,17 @@ impl Stopped {
         driver::roster(&self.store)
     }
 
-    fn save(&self, roster: &Roster) -> anyhow::Result<()> {
-        for (key, value) in roster.to_items().context("there is no room for more tokens and members")? {
-            self.store.put_item(key, &value)?;
-        }
+    fn save(&self, roster: &mut Roster) -> anyhow::Result<()> {
+        let items = roster.take_changes().context("the token or member does not fit an item of the store")?;
+        workers::save_items(&self.store, items)?;
         Ok(self.store.commit()?)
     }
 
     fn create_token(&self, new: NewToken) -> anyhow::Result<OperatorResponse> {
         let mut roster = self.roster()?;
-        match roster.tokens.create(new, clock::unix_ms()) {
+        match roster.create_token(new, clock::unix_ms()) {
             Ok(token) => {
-                self.save(&roster)?;
+                self.save(&mut roster)?;
                 Ok(OperatorResponse::Done(token.id))
             }
             Err(why) => Ok(OperatorResponse::Failed(why.to_string())),
@@ -172,10 +172,10 @@ impl Stopped {
 
     fn revoke_token(&self, id: &str) -> anyhow::Result<OperatorResponse> {
         let mut roster = self.roster()?;
-        if !roster.tokens.revoke(id) {
+        if !roster.revoke_token(id) {
             return Ok(OperatorResponse::NotFound(format!("no token {id}; see `token list`")));
         }
-        self.save(&roster)?;
+        self.save(&mut roster)?;
         Ok(OperatorResponse::Done(format!("revoked token {id}")))
     }
 
@@ -196,7 +196,7 @@ impl Stopped {
             let record = Record::new(position, clock::unix_ms(), body, [].into());
             self.store.append(&[(position, record.to_bytes().context("the record does not fit")?)])?;
         }
-        self.save(&roster)?;
+        self.save(&mut roster)?;
         let name = roster.name(agent).unwrap_or_default();
         Ok(OperatorResponse::Done(format!("revoked {name} ({agent})")))
     }

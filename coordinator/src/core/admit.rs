@@ -66,12 +66,13 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if meta.branch != state.branch && !bugs::is(Bug::BranchIgnored) {
         return Some(RefusalReason::WrongBranch);
     }
-    let Some((lease, _)) = state.leases.get(&meta.lease) else {
+    let Some(lease) = state.lease(meta.key.agent, meta.lease) else {
         let forgotten = meta.lease < state.next_lease && meta.base_version <= state.version;
+        let forgotten = forgotten && state.holder(meta.lease).is_none();
         return Some(if forgotten { RefusalReason::Stale } else { RefusalReason::UnknownBase });
     };
     let same_base = lease.base_version == meta.base_version && lease.base_digest == meta.base_digest;
-    if lease.agent != meta.key.agent || !same_base {
+    if !same_base {
         return Some(RefusalReason::UnknownBase);
     }
     if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness && !bugs::is(Bug::StaleAdmitted) {
@@ -90,7 +91,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         return Decision::Refuse(RefusalReason::NonFinite);
     }
     // Under a small learning rate updates are small: what is usual is told at the full one.
-    let lr_factor = state.leases.get(&meta.lease).map_or(1.0, |(lease, _)| lease.plan.lr_factor);
+    let lr_factor = state.lease(meta.key.agent, meta.lease).map_or(1.0, |lease| lease.plan.lr_factor);
     let per_rate = norm_per_rate(norm, lr_factor);
     let newcomers = state.newcomers();
     let median = state.recent.median_norm(newcomers);

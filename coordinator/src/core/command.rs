@@ -12,6 +12,7 @@ use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::content::Content;
 use super::event::{PeerId, RequestId};
+use super::roster::ItemChange;
 use super::state::RunState;
 
 /// Something to do.
@@ -29,12 +30,12 @@ pub enum Command {
         /// The record.
         record: Arc<Record>,
     },
-    /// Store items of the catalogue; answered by `ItemsSaved`.
+    /// Store or delete items of the catalogue; answered by `ItemsSaved`.
     SaveItems {
         /// Comes back in the answer.
         ticket: u64,
-        /// Key and value of each item.
-        items: Vec<(&'static str, Vec<u8>)>,
+        /// Each item, or that it is to be deleted.
+        items: Vec<ItemChange>,
     },
     /// Send a control message.
     Send {

@@ -97,7 +97,8 @@ impl Core {
     /// How many agents took part in this run and have not said goodbye: connected ones, and others.
     fn awaited(&self) -> (usize, usize) {
         let connected: BTreeMap<AgentId, PeerId> = self.peers.all().map(|(peer, agent)| (agent, peer)).collect();
-        let took_part = self.state.iter().flat_map(|state| &state.agents).filter(|(_, known)| known.epoch > Epoch(0));
+        let took_part =
+            self.state.iter().flat_map(|state| state.agents.iter()).filter(|(_, known)| known.epoch > Epoch(0));
         let (mut here, mut away) = (0, 0);
         for (agent, known) in took_part {
             let revoked = known.revoked || self.roster.member(*agent).is_some_and(|member| member.revoked);

@@ -18,7 +18,8 @@ use anabranch_common::journal::{Aggregate, Evaluation};
 use anabranch_common::limits;
 use anabranch_common::spec::EvaluateSpec;
 
-use super::state::AgentState;
+use super::agent::AgentState;
+use super::agents::Agents;
 
 /// What an agent with an evaluation shard does beside evaluating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,12 +113,7 @@ pub(super) struct Evaluators {
 impl Evaluators {
     /// Takes up what the journal knows: evaluators that are expected to connect again, and the version that was measured
     /// last.
-    pub(super) fn resume(
-        &mut self,
-        agents: &BTreeMap<AgentId, AgentState>,
-        measured: Option<ModelVersion>,
-        now_ms: u64,
-    ) {
+    pub(super) fn resume(&mut self, agents: &Agents, measured: Option<ModelVersion>, now_ms: u64) {
         self.last = measured.map(|version| (version, now_ms));
         for (agent, known) in agents.iter().filter(|(_, known)| known.eval_examples > 0 && !known.revoked) {
             let duty = if known.examples_held > 0 { Duty::Trains } else { Duty::EvaluatesOnly };
@@ -182,7 +178,7 @@ impl Evaluators {
     }
 
     /// How every evaluator stands.
-    pub(super) fn standings(&self, agents: &BTreeMap<AgentId, AgentState>, now_ms: u64) -> Vec<Standing> {
+    pub(super) fn standings(&self, agents: &Agents, now_ms: u64) -> Vec<Standing> {
         let known = self.evaluators.iter().filter_map(|(agent, live)| Some((*agent, live, agents.get(agent)?)));
         let held = known.filter(|(_, _, known)| known.eval_examples > 0 && !known.revoked);
         let standing = |(agent, live, known): (AgentId, &Evaluator, &AgentState)| {
@@ -383,7 +379,7 @@ impl Evaluators {
     }
 
     /// Closes the round once no evaluator is asked whose examples count, or, without enough answers, none at all.
-    pub(super) fn close(&mut self, agents: &BTreeMap<AgentId, AgentState>, standings: &[Standing]) -> Outcome {
+    pub(super) fn close(&mut self, agents: &Agents, standings: &[Standing]) -> Outcome {
         let Some(round) = &self.round else { return Outcome::Open };
         let is_asked = |standing: &Standing| standing.asked == Some(round.version);
         if standings.iter().any(|standing| is_asked(standing) && standing.counts) {
@@ -436,7 +432,7 @@ fn sum(standings: &[Standing], which: impl Fn(&Standing) -> bool) -> u64 {
 fn combine(
     version: ModelVersion,
     answers: &BTreeMap<AgentId, Evaluation>,
-    agents: &BTreeMap<AgentId, AgentState>,
+    agents: &Agents,
     known_examples: u64,
 ) -> Option<Aggregate> {
     let held = |agent: &AgentId| agents.get(agent).map_or(0, |known| known.eval_examples);

@@ -9,6 +9,8 @@
 //! has answered `Journalled`: whatever leaves through the gate rests on durable records alone.
 
 pub mod admit;
+pub mod agent;
+pub mod agents;
 mod allowance;
 pub mod command;
 pub mod content;
@@ -27,7 +29,6 @@ mod schedule;
 pub mod sizing;
 pub mod state;
 pub mod status;
-mod stored;
 mod targets;
 #[cfg(test)]
 mod tests;

@@ -24,17 +24,17 @@ impl Core {
                     self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
                 }
                 let full = Command::Joined { request, outcome: Err(JoinRefusal::Full) };
-                self.save_roster(vec![joined], full);
+                self.save_roster(joined, full);
             }
         }
     }
 
-    /// Saves tokens and members, then does `after`; `failed` instead when they no longer fit an item.
-    fn save_roster(&mut self, after: Vec<Command>, failed: Command) {
-        let Ok(items) = self.roster.to_items() else { return self.gated(failed) };
+    /// Saves the tokens and members that have changed, then does `after`; `failed` instead when one does not fit an item.
+    fn save_roster(&mut self, after: Command, failed: Command) {
+        let Ok(items) = self.roster.take_changes() else { return self.gated(failed) };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.tickets.insert(ticket, after);
+        self.tickets.insert(ticket, vec![after]);
         self.gate.pass(Command::SaveItems { ticket, items });
     }
 
@@ -42,7 +42,7 @@ impl Core {
         let response = match operation {
             OperatorRequest::Status => self.json(&self.status()),
             OperatorRequest::AgentsList => self.json(&self.agents()),
-            OperatorRequest::TokenList => self.json(&self.roster.tokens.list()),
+            OperatorRequest::TokenList => self.json(&self.roster.tokens().list()),
             OperatorRequest::Pause => self.pause(),
             OperatorRequest::Resume => self.unpause(),
             OperatorRequest::Stop => self.stop(),
@@ -128,7 +128,7 @@ impl Core {
     }
 
     fn create_token(&mut self, request: RequestId, new: NewToken) {
-        match self.roster.tokens.create(new, self.now.unix_ms) {
+        match self.roster.create_token(new, self.now.unix_ms) {
             Ok(token) => self.save_and_reply(request, OperatorResponse::Done(token.id)),
             Err(why) => {
                 let response = OperatorResponse::Failed(why.to_string());
@@ -138,7 +138,7 @@ impl Core {
     }
 
     fn revoke_token(&mut self, request: RequestId, id: &str) {
-        if self.roster.tokens.revoke(id) {
+        if self.roster.revoke_token(id) {
             self.save_and_reply(request, OperatorResponse::Done(format!("revoked token {id}")));
         } else {
             let response = OperatorResponse::NotFound(format!("no token {id}; see `token list`"));
@@ -147,7 +147,7 @@ impl Core {
     }
 
     fn save_and_reply(&mut self, request: RequestId, response: OperatorResponse) {
-        let full = OperatorResponse::Failed("there is no room for more tokens and members".into());
-        self.save_roster(vec![Command::Reply { request, response }], Command::Reply { request, response: full });
+        let full = OperatorResponse::Failed("the token or member does not fit an item of the store".into());
+        self.save_roster(Command::Reply { request, response }, Command::Reply { request, response: full });
     }
 }

@@ -14,11 +14,6 @@ use std::collections::VecDeque;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 
-anabranch_common::layout! {
-    struct Vote { agent, norm, count, at }
-    struct Recent { votes }
-}
-
 /// Votes from which on there is a majority to speak of.
 const VOTES_NEEDED: usize = 3;
 /// Accepted updates after which a vote lapses: its agent has left, or hardly takes part.
@@ -27,19 +22,19 @@ const VOTE_UPDATES: u64 = 4096;
 const COUNTS_KEPT: f64 = 1024.0;
 
 #[derive(Debug, Clone, PartialEq)]
-struct Vote {
-    agent: AgentId,
-    norm: f64,
+pub(crate) struct Vote {
+    pub(crate) agent: AgentId,
+    pub(crate) norm: f64,
     /// Its updates, the old ones counting for less.
-    count: f64,
+    pub(crate) count: f64,
     /// Updates that had been accepted when it was cast.
-    at: u64,
+    pub(crate) at: u64,
 }
 
 /// One vote an agent, the oldest first; part of the fold.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recent {
-    votes: VecDeque<Vote>,
+    pub(crate) votes: VecDeque<Vote>,
 }
 
 impl Recent {

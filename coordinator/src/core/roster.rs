@@ -1,21 +1,20 @@
 //! Who may take part: tokens and members. Kept in the catalogue beside the journal, since agents join before there is
 //! a record 0; what it means for merging is journalled too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
+use anabranch_common::status::TokenStatus;
 use anabranch_common::schema::{self, SchemaError};
 use anabranch_common::wire::message::JoinRefusal;
 
-use crate::identity::tokens::{CATALOGUE_KEY as TOKENS_KEY, NameForAgent, TokenBook};
+use crate::identity::tokens::{NewToken, Redeemed, TokenBook, TokenError, TokenRecord};
 
-anabranch_common::layout! {
-    struct Member { name, revoked, joined_at_ms }
-}
-
-/// Catalogue key of the members.
-pub const MEMBERS_KEY: &str = "members";
+/// What catalogue keys of members begin with; the identity follows.
+pub const MEMBER_KEYS: &str = "member/";
+/// What catalogue keys of tokens begin with; the token's id follows.
+pub const TOKEN_KEYS: &str = "token/";
 
 /// One enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,35 +25,134 @@ pub struct Member {
     pub revoked: bool,
     /// Unix time in milliseconds at which it joined.
     pub joined_at_ms: u64,
+    /// The tokens that it joined with, by the digest of their secret, and its number among those that joined with each.
+    pub tokens: BTreeMap<Digest, u32>,
 }
 
-/// Tokens and members.
+/// An item of the catalogue that is to be saved; without a value it is to be deleted.
+pub type ItemChange = (String, Option<Vec<u8>>);
+
+/// Tokens and members. Each is an item of its own, so that a join rewrites one small item.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Roster {
-    /// The join tokens.
-    pub tokens: TokenBook,
+    tokens: TokenBook,
     members: BTreeMap<AgentId, Member>,
+    /// What has changed since [`take_changes`](Self::take_changes).
+    changed_members: BTreeSet<AgentId>,
+    changed_tokens: BTreeSet<String>,
+}
+
+anabranch_common::layout! {
+    struct SavedMember { name, revoked, joined_at_ms, tokens }
+    struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked }
+}
+
+/// A member, as it is saved.
+#[derive(Debug)]
+struct SavedMember {
+    name: String,
+    revoked: bool,
+    joined_at_ms: u64,
+    tokens: Vec<(Digest, u32)>,
+}
+
+/// A token, as it is saved.
+#[derive(Debug)]
+struct SavedToken {
+    secret_digest: [u8; 32],
+    name: Option<String>,
+    created_ms: u64,
+    expires_ms: u64,
+    uses: u32,
+    revoked: bool,
 }
 
 impl Roster {
-    /// Reads both items as they were stored.
+    /// Takes over one item as it was saved. Items of tokens come before those of members.
     ///
     /// # Errors
-    /// An item is damaged.
-    pub fn from_items(tokens: Option<&[u8]>, members: Option<&[u8]>) -> Result<Self, SchemaError> {
-        let tokens = tokens.map(|bytes| schema::decode(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
-        let members = members.map(|bytes| schema::decode(bytes, limits::ROSTER_ITEM_BYTES)).transpose()?;
-        Ok(Self { tokens: tokens.unwrap_or_default(), members: members.unwrap_or_default() })
+    /// The item is damaged.
+    pub fn restore(&mut self, key: &str, value: &[u8]) -> Result<(), SchemaError> {
+        let malformed = || SchemaError::Malformed(format!("{key:?} is no key of a token or a member"));
+        if let Some(agent) = key.strip_prefix(MEMBER_KEYS) {
+            let agent: AgentId = agent.parse().map_err(|_| malformed())?;
+            let SavedMember { name, revoked, joined_at_ms, tokens } =
+                schema::decode(value, limits::ROSTER_ITEM_BYTES)?;
+            // Tokens that were forgotten since are forgotten here, too.
+            let tokens =
+                tokens.into_iter().filter(|(token, nth)| self.tokens.restore_use(agent, *token, *nth)).collect();
+            self.members.insert(agent, Member { name, revoked, joined_at_ms, tokens });
+        } else if key.starts_with(TOKEN_KEYS) {
+            let SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked } =
+                schema::decode(value, limits::ROSTER_ITEM_BYTES)?;
+            let used_by = BTreeMap::new();
+            self.tokens.restore(TokenRecord { secret_digest, name, created_ms, expires_ms, uses, revoked, used_by });
+        } else {
+            return Err(malformed());
+        }
+        Ok(())
     }
 
-    /// Both items as they are stored.
+    /// The items of the tokens and members that have changed since the last call.
     ///
     /// # Errors
-    /// There are more members or tokens than an item holds.
-    pub fn to_items(&self) -> Result<Vec<(&'static str, Vec<u8>)>, SchemaError> {
-        let tokens = schema::encode(&self.tokens, limits::ROSTER_ITEM_BYTES)?;
-        let members = schema::encode(&self.members, limits::ROSTER_ITEM_BYTES)?;
-        Ok(vec![(TOKENS_KEY, tokens), (MEMBERS_KEY, members)])
+    /// An item is longer than it may be.
+    pub fn take_changes(&mut self) -> Result<Vec<ItemChange>, SchemaError> {
+        let (members, tokens) = (std::mem::take(&mut self.changed_members), std::mem::take(&mut self.changed_tokens));
+        let mut items = Vec::new();
+        for id in tokens {
+            let saved = self.tokens.get(&id).map(|token| SavedToken {
+                secret_digest: token.secret_digest,
+                name: token.name.clone(),
+                created_ms: token.created_ms,
+                expires_ms: token.expires_ms,
+                uses: token.uses,
+                revoked: token.revoked,
+            });
+            let value = saved.map(|saved| schema::encode(&saved, limits::ROSTER_ITEM_BYTES)).transpose()?;
+            items.push((format!("{TOKEN_KEYS}{id}"), value));
+        }
+        for agent in members {
+            let Some(Member { name, revoked, joined_at_ms, tokens }) = self.members.get(&agent) else { continue };
+            let tokens = tokens.iter().filter(|(token, _)| self.tokens.has(**token));
+            let saved = SavedMember {
+                name: name.clone(),
+                revoked: *revoked,
+                joined_at_ms: *joined_at_ms,
+                tokens: tokens.map(|(token, nth)| (*token, *nth)).collect(),
+            };
+            let value = schema::encode(&saved, limits::ROSTER_ITEM_BYTES)?;
+            items.push((format!("{MEMBER_KEYS}{agent}"), Some(value)));
+        }
+        Ok(items)
+    }
+
+    /// The join tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &TokenBook {
+        &self.tokens
+    }
+
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn create_token(&mut self, new: NewToken, now_ms: u64) -> Result<TokenStatus, TokenError> {
+        let before: BTreeSet<String> = self.tokens.ids().cloned().collect();
+        let status = self.tokens.create(new, now_ms)?;
+        // One that is over may have made room.
+        let gone = before.into_iter().filter(|id| self.tokens.get(id).is_none());
+        self.changed_tokens.extend(gone.chain([status.id.clone()]));
+        Ok(status)
+    }
+
+    /// Revokes a token. Says whether there is one.
+    pub fn revoke_token(&mut self, id: &str) -> bool {
+        let known = self.tokens.revoke(id);
+        if known {
+            self.changed_tokens.insert(id.to_owned());
+        }
+        known
     }
 
     /// Enrols the owner of a key with a token. A retry by the same key gets the same answer and uses nothing up.
@@ -68,8 +166,12 @@ impl Roster {
         if self.members.len() >= limits::AGENTS && !self.members.contains_key(&agent) {
             return Err(JoinRefusal::Full);
         }
-        let NameForAgent(name) = self.tokens.redeem(secret, agent, now_ms)?;
-        let member = self.members.entry(agent).or_insert_with(|| Member { name, revoked: false, joined_at_ms: now_ms });
+        let Redeemed { name, token, nth } = self.tokens.redeem(secret, agent, now_ms)?;
+        let new = || Member { name, revoked: false, joined_at_ms: now_ms, tokens: BTreeMap::new() };
+        let member = self.members.entry(agent).or_insert_with(new);
+        if member.tokens.insert(token, nth) != Some(nth) {
+            self.changed_members.insert(agent);
+        }
         Ok(member.name.clone())
     }
 
@@ -91,6 +193,7 @@ impl Roster {
         };
         if let Some(member) = self.members.get_mut(&agent) {
             member.revoked = true;
+            self.changed_members.insert(agent);
         }
         Ok(agent)
     }
@@ -119,5 +222,84 @@ impl Roster {
             .filter(|(_, member)| !member.revoked)
             .map(|(agent, member)| (agent, member.name.clone()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: [u8; 32] = [9; 32];
+
+    fn agent(number: u16) -> AgentId {
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&number.to_be_bytes());
+        AgentId(id)
+    }
+
+    fn token(number: u64, ttl_ms: u64) -> NewToken {
+        let secret_digest = if number == 0 { Digest::of(&SECRET).0 } else { Digest::of(&number.to_le_bytes()).0 };
+        NewToken { secret_digest, name: Some("ward".into()), ttl_ms, uses: 1_000 }
+    }
+
+    fn keys(roster: &mut Roster) -> Vec<(String, bool)> {
+        let items = roster.take_changes().expect("short");
+        items.into_iter().map(|(key, value)| (key, value.is_some())).collect()
+    }
+
+    #[test]
+    fn a_join_writes_one_short_item_however_many_have_joined() {
+        let mut roster = Roster::default();
+        roster.create_token(token(0, 60_000), 0).expect("valid");
+        (0..500).for_each(|number| drop(roster.join(&SECRET, agent(number), 1).expect("good")));
+        assert_eq!(roster.take_changes().expect("short").len(), 501);
+        assert_eq!(roster.join(&SECRET, agent(500), 1), Ok("ward-501".to_owned()));
+        let items = roster.take_changes().expect("short");
+        let [(key, Some(value))] = &items[..] else { panic!("{items:?}") };
+        assert!(*key == format!("member/{}", agent(500)) && value.len() < 100, "{key}: {} bytes", value.len());
+        assert_eq!(roster.join(&SECRET, agent(7), 2), Ok("ward-8".to_owned()), "its answer was lost on the way");
+        assert_eq!(keys(&mut roster), [], "a retry changes nothing");
+        assert_eq!(roster.revoke("ward-8"), Ok(agent(7)));
+        assert_eq!(keys(&mut roster), [(format!("member/{}", agent(7)), true)]);
+    }
+
+    #[test]
+    fn what_was_saved_is_restored() {
+        let mut roster = Roster::default();
+        roster.create_token(token(0, 60_000), 0).expect("valid");
+        roster.create_token(token(1, 60_000), 0).expect("valid");
+        (0..3).for_each(|number| drop(roster.join(&SECRET, agent(number), 1).expect("good")));
+        roster.revoke("ward-2").expect("there is one");
+        assert!(roster.revoke_token(&Digest::of(&1_u64.to_le_bytes()).short()));
+        let items = roster.take_changes().expect("short");
+        let mut restored = Roster::default();
+        for (key, value) in items {
+            restored.restore(&key, &value.expect("nothing is deleted")).expect("as saved");
+        }
+        assert_eq!(restored, roster);
+        assert_eq!(restored.join(&SECRET, agent(3), 2), Ok("ward-4".to_owned()), "uses are counted");
+        assert!(restored.restore("member/x", &[]).is_err() && restored.restore("other", &[]).is_err());
+    }
+
+    #[test]
+    fn a_token_that_makes_room_takes_its_item_along() {
+        let mut roster = Roster::default();
+        roster.create_token(token(0, 1_000), 0).expect("valid");
+        roster.join(&SECRET, agent(1), 1).expect("good");
+        for number in 1..limits::TOKENS as u64 {
+            roster.create_token(token(number, 60_000), 0).expect("there is room");
+        }
+        drop(keys(&mut roster));
+        let status = roster.create_token(token(5_000, 60_000), 2_000).expect("the first one has expired");
+        let mut expected =
+            [(format!("token/{}", status.id), true), (format!("token/{}", Digest::of(&SECRET).short()), false)];
+        expected.sort();
+        assert_eq!(keys(&mut roster), expected);
+        // The member forgets it with its next change, and at the next start.
+        roster.revoke("ward-1").expect("there is one");
+        let items = roster.take_changes().expect("short");
+        let mut restored = Roster::default();
+        restored.restore(&items[0].0, items[0].1.as_ref().expect("a value")).expect("as saved");
+        assert!(restored.member(agent(1)).is_some_and(|member| member.revoked && member.tokens.is_empty()));
     }
 }

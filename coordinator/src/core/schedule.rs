@@ -14,7 +14,7 @@ use super::Core;
 use super::command::{Command, ExitReason};
 use super::ending::Ending;
 use super::event::{Now, PeerId};
-use super::state::LeaseStatus;
+use super::state::RunState;
 
 /// What is under way.
 #[derive(Debug)]
@@ -310,7 +310,6 @@ impl Core {
     /// Leases that were outstanding when the process ended are still good.
     #[must_use]
     pub fn outstanding_leases(&self) -> usize {
-        let Some(state) = &self.state else { return 0 };
-        state.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).count()
+        self.state.as_ref().map_or(0, RunState::leases_outstanding)
     }
 }

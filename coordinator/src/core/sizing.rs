@@ -14,71 +14,75 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::ids::{AgentId, LeaseId};
+use anabranch_common::ids::LeaseId;
 use anabranch_common::limits;
 use anabranch_common::spec::TrainSpec;
 use anabranch_common::update::UpdateMeta;
-
-anabranch_common::layout! {
-    struct Sizing { agents }
-    struct Pace { step_ms, steps, granted }
-}
 
 /// What the newest update counts for in the time of a step.
 const BLEND: f64 = 0.25;
 /// An update that says that steps take this many times more or less time than before is taken to say just that.
 const TRUST: f64 = 4.0;
 
-/// What is known of the agents' speeds. Empty where leases have no sizes of their own.
+/// What is known of an agent's speed. Only where leases have sizes of their own.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Sizing {
-    agents: BTreeMap<AgentId, Pace>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Pace {
+pub struct Pace {
     /// Milliseconds that a step takes, once an update has shown it.
-    step_ms: Option<f64>,
+    pub(crate) step_ms: Option<f64>,
     /// Steps of the newest lease.
-    steps: u32,
+    pub(crate) steps: u32,
     /// Steps and time of the leases under which nothing was decided yet, newest last.
-    granted: BTreeMap<LeaseId, (u32, u64)>,
+    pub(crate) granted: BTreeMap<LeaseId, (u32, u64)>,
 }
 
-impl Sizing {
-    /// The steps of `agent`'s next lease; none where leases have no sizes of their own.
-    #[must_use]
-    pub fn steps(&self, agent: AgentId, train: &TrainSpec) -> Option<u32> {
-        let target_ms = 1000.0 * train.target_round_s?;
-        let step_ms = self.agents.get(&agent).and_then(|pace| pace.step_ms);
-        Some(step_ms.map_or(train.local_steps, |step_ms| whole_steps(target_ms / step_ms)).clamp(1, train.most_steps()))
-    }
+/// The steps of the next lease of an agent with this pace; none where leases have no sizes of their own.
+#[must_use]
+pub fn steps(pace: Option<&Pace>, train: &TrainSpec) -> Option<u32> {
+    let target_ms = 1000.0 * train.target_round_s?;
+    let step_ms = pace.and_then(|pace| pace.step_ms);
+    Some(step_ms.map_or(train.local_steps, |step_ms| whole_steps(target_ms / step_ms)).clamp(1, train.most_steps()))
+}
 
-    /// The steps of `agent`'s newest lease.
+/// Whether [`change`] has anything to do.
+pub(super) fn differ(before: &TrainSpec, after: &TrainSpec) -> bool {
+    after.target_round_s.is_none() || before.batch_size != after.batch_size
+}
+
+/// Steps have another size, or leases none of their own any more.
+pub(super) fn change(pace: &mut Option<Pace>, before: &TrainSpec, after: &TrainSpec) {
+    if after.target_round_s.is_none() {
+        *pace = None;
+    } else if before.batch_size != after.batch_size
+        && let Some(pace) = pace
+    {
+        pace.step_ms = None;
+    }
+}
+
+impl Pace {
+    /// The steps of the newest lease.
     #[must_use]
-    pub fn newest(&self, agent: AgentId) -> Option<u32> {
-        self.agents.get(&agent).map(|pace| pace.steps)
+    pub fn newest(&self) -> u32 {
+        self.steps
     }
 
     /// A lease of so many steps was granted at a Unix time in milliseconds.
-    pub(super) fn granted(&mut self, agent: AgentId, lease: LeaseId, steps: u32, at_ms: u64) {
-        let pace = self.agents.entry(agent).or_default();
-        pace.steps = steps;
-        pace.granted.insert(lease, (steps, at_ms));
+    pub(super) fn granted(&mut self, lease: LeaseId, steps: u32, at_ms: u64) {
+        self.steps = steps;
+        self.granted.insert(lease, (steps, at_ms));
         // One that is outstanding, and those that ended and are remembered.
-        while pace.granted.len() > limits::ENDED_LEASES_KEPT + 1 {
-            pace.granted.pop_first();
+        while self.granted.len() > limits::ENDED_LEASES_KEPT + 1 {
+            self.granted.pop_first();
         }
     }
 
     /// An update was accepted at a Unix time in milliseconds. The steps of its lease, if it has a size of its own.
     pub(super) fn accepted(&mut self, meta: &UpdateMeta, at_ms: u64) -> Option<u32> {
-        let pace = self.agents.get_mut(&meta.key.agent)?;
-        let (steps, granted_ms) = pace.granted.remove(&meta.lease)?;
+        let (steps, granted_ms) = self.granted.remove(&meta.lease)?;
         // A clock that was set back says nothing.
         let passed_ms = at_ms.checked_sub(granted_ms).map_or(u64::MAX, |ms| ms.max(1));
         let observed = meta.compute_ms.clamp(1, passed_ms) as f64 / f64::from(meta.local_steps.clamp(1, steps.max(1)));
-        pace.step_ms = Some(match pace.step_ms {
+        self.step_ms = Some(match self.step_ms {
             None => observed,
             Some(step_ms) => {
                 let observed = observed.clamp(step_ms / TRUST, step_ms * TRUST);
@@ -89,29 +93,13 @@ impl Sizing {
     }
 
     /// An update under this lease was refused: nothing else comes of it.
-    pub(super) fn refused(&mut self, agent: AgentId, lease: LeaseId) {
-        if let Some(pace) = self.agents.get_mut(&agent) {
-            pace.granted.remove(&lease);
-        }
+    pub(super) fn refused(&mut self, lease: LeaseId) {
+        self.granted.remove(&lease);
     }
 
     /// Nothing more comes of any lease.
     pub(super) fn forget_leases(&mut self) {
-        self.agents.values_mut().for_each(|pace| pace.granted.clear());
-    }
-
-    /// Nothing more is to be known of an agent.
-    pub(super) fn forget(&mut self, agent: AgentId) {
-        self.agents.remove(&agent);
-    }
-
-    /// Steps have another size, or leases none of their own any more.
-    pub(super) fn change(&mut self, before: &TrainSpec, after: &TrainSpec) {
-        if after.target_round_s.is_none() {
-            self.agents.clear();
-        } else if before.batch_size != after.batch_size {
-            self.agents.values_mut().for_each(|pace| pace.step_ms = None);
-        }
+        self.granted.clear();
     }
 }
 
@@ -123,8 +111,7 @@ fn whole_steps(steps: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use anabranch_common::codec::CodecId;
-    use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
-    use anabranch_common::schema;
+    use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
     use anabranch_common::spec::OptimizerSpec;
     use anabranch_common::update::UpdateKey;
 
@@ -165,15 +152,15 @@ mod tests {
 
     /// The sizes of the leases of an agent whose steps take as long as `step_ms` says of each lease.
     fn sizes(leases: u64, step_ms: impl Fn(u64) -> u64) -> Vec<u32> {
-        let (mut sizing, mut now_ms) = (Sizing::default(), 1_000_000);
+        let (mut pace, mut now_ms) = (Pace::default(), 1_000_000);
         let mut sizes = Vec::new();
         for lease in 1..=leases {
-            let steps = sizing.steps(AGENT, &train()).expect("sized");
+            let steps = steps(Some(&pace), &train()).expect("sized");
             sizes.push(steps);
-            sizing.granted(AGENT, LeaseId(lease), steps, now_ms);
+            pace.granted(LeaseId(lease), steps, now_ms);
             let compute_ms = u64::from(steps) * step_ms(lease);
             now_ms += compute_ms + 50;
-            assert_eq!(sizing.accepted(&meta(lease, steps, compute_ms), now_ms), Some(steps));
+            assert_eq!(pace.accepted(&meta(lease, steps, compute_ms), now_ms), Some(steps));
         }
         sizes
     }
@@ -197,11 +184,11 @@ mod tests {
 
     #[test]
     fn a_lie_is_bounded_by_the_clock_and_by_what_was_granted() {
-        let said = |steps, compute_ms, passed_ms: u64| {
-            let mut sizing = Sizing::default();
-            sizing.granted(AGENT, LeaseId(1), 10, 1_000);
-            sizing.accepted(&meta(1, steps, compute_ms), 1_000 + passed_ms);
-            sizing.steps(AGENT, &train())
+        let said = |said_steps, compute_ms, passed_ms: u64| {
+            let mut pace = Pace::default();
+            pace.granted(LeaseId(1), 10, 1_000);
+            pace.accepted(&meta(1, said_steps, compute_ms), 1_000 + passed_ms);
+            steps(Some(&pace), &train())
         };
         assert_eq!(said(10, u64::MAX, 2_000), Some(10), "no slower than the clock says");
         assert_eq!(said(u32::MAX, 2_000, 2_000), Some(10), "no more steps than were granted");
@@ -210,16 +197,17 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_starts_from_the_configured_steps() {
-        let mut sizing = Sizing::default();
-        sizing.granted(AGENT, LeaseId(1), 10, 0);
-        sizing.accepted(&meta(1, 10, 400), 500);
-        assert_eq!((sizing.steps(AGENT, &train()), sizing.newest(AGENT)), (Some(50), Some(10)));
-        let bytes = schema::encode(&sizing, limits::CONTROL_MESSAGE_BYTES).expect("small");
-        assert_eq!(schema::decode(&bytes, limits::CONTROL_MESSAGE_BYTES).as_ref(), Ok(&sizing));
-        sizing.change(&train(), &TrainSpec { batch_size: 9, ..train() });
-        assert_eq!(sizing.steps(AGENT, &train()), Some(10));
-        sizing.change(&train(), &TrainSpec { target_round_s: None, ..train() });
-        assert_eq!(sizing, Sizing::default());
-        assert_eq!(sizing.steps(AGENT, &TrainSpec { target_round_s: None, ..train() }), None);
+        let mut pace = Some(Pace::default());
+        let known = pace.as_mut().expect("just made");
+        known.granted(LeaseId(1), 10, 0);
+        known.accepted(&meta(1, 10, 400), 500);
+        assert_eq!((steps(pace.as_ref(), &train()), pace.as_ref().map(Pace::newest)), (Some(50), Some(10)));
+        let larger = TrainSpec { batch_size: 9, ..train() };
+        assert!(differ(&train(), &larger) && !differ(&train(), &train()));
+        change(&mut pace, &train(), &larger);
+        assert_eq!(steps(pace.as_ref(), &train()), Some(10));
+        let unsized_leases = TrainSpec { target_round_s: None, ..train() };
+        change(&mut pace, &train(), &unsized_leases);
+        assert_eq!((&pace, steps(pace.as_ref(), &unsized_leases)), (&None, None));
     }
 }

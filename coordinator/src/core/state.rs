@@ -5,33 +5,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::agent::{AgentState, EpochLog};
+use super::agents::Agents;
+use super::recent::Recent;
+use super::sizing::{self, Pace};
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::ids::{
-    AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
-};
+use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::WeightInputs;
-use anabranch_common::merge::participation::Participation;
+use anabranch_common::merge::participation::{Changed, Participation};
 use anabranch_common::spec::{RunSpec, ScheduleUnit};
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
-
-use super::recent::Recent;
-use super::sizing::Sizing;
-
-anabranch_common::layout! {
-    enum LeaseStatus { 0 = Active, 1 = Ended }
-    struct EpochLog {
-        verdicts, forgotten_below,
-    }
-    struct AgentState {
-        name, revoked, epoch, incarnation, epochs, lease, rounds, examples_held, eval_examples, evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s, models_sent, downlink_bytes,
-    }
-    struct Totals {
-        accepted, refused, uplink_bytes, staleness,
-    }
-}
 
 /// Why a record cannot follow the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,78 +51,6 @@ pub enum FoldError {
         /// What is not known.
         what: &'static str,
     },
-}
-
-/// Whether a lease still counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseStatus {
-    /// Outstanding.
-    Active,
-    /// Ended without an update; its work is still welcome while its base is.
-    Ended,
-}
-
-/// The verdicts of one incarnation of an agent.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct EpochLog {
-    /// Latest verdicts by sequence number, each with the digest of its payload.
-    pub verdicts: BTreeMap<UpdateSeq, (Digest, Verdict)>,
-    /// Sequence numbers below this were decided; their verdicts are no longer kept.
-    pub forgotten_below: UpdateSeq,
-}
-
-impl EpochLog {
-    fn decide(&mut self, seq: UpdateSeq, payload: Digest, verdict: Verdict) {
-        self.verdicts.insert(seq, (payload, verdict));
-        while self.verdicts.len() > limits::VERDICTS_KEPT {
-            if let Some((oldest, _)) = self.verdicts.pop_first() {
-                self.forgotten_below = oldest.next();
-            }
-        }
-    }
-}
-
-/// What the journal says of one agent.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct AgentState {
-    /// Its name.
-    pub name: String,
-    /// Whether its certificate was revoked.
-    pub revoked: bool,
-    /// Its newest incarnation.
-    pub epoch: Epoch,
-    /// What that incarnation drew for itself.
-    pub incarnation: Incarnation,
-    /// Verdicts by incarnation, the newest `limits::EPOCHS_KEPT` of them.
-    pub epochs: BTreeMap<Epoch, EpochLog>,
-    /// Its outstanding lease.
-    pub lease: Option<LeaseId>,
-    /// Leases that it was granted.
-    pub rounds: u64,
-    /// Examples in its training shard.
-    pub examples_held: u64,
-    /// Examples in its evaluation shard.
-    pub eval_examples: u64,
-    /// Failed evaluations since its latest one that succeeded.
-    pub evaluation_failures: u32,
-    /// Version and reason of its latest failed evaluation, until one succeeds.
-    pub evaluation_problem: Option<(ModelVersion, String)>,
-    /// Updates merged.
-    pub accepted: u64,
-    /// Updates refused, by reason.
-    pub refused: BTreeMap<RefusalReason, u64>,
-    /// Payload bytes of its accepted updates.
-    pub uplink_bytes: u64,
-    /// Staleness of its latest accepted update.
-    pub staleness: Option<u64>,
-    /// Training loss of its latest accepted update.
-    pub train_loss: Option<f32>,
-    /// Examples a second of its latest accepted update.
-    pub examples_per_s: f64,
-    /// Models sent to it.
-    pub models_sent: u64,
-    /// Payload bytes of these models.
-    pub downlink_bytes: u64,
 }
 
 /// Sums over the whole run.
@@ -174,10 +88,9 @@ pub struct RunState {
     /// Accepted updates that wait in the merge buffer.
     pub buffered: u32,
     /// Agents by identity.
-    pub agents: BTreeMap<AgentId, AgentState>,
-    /// Leases by number: outstanding ones, and some ended ones while their base is within `max_staleness`. One under which an
-    /// update was decided is gone: nothing else is welcome under it.
-    pub leases: BTreeMap<LeaseId, (Lease, LeaseStatus)>,
+    pub agents: Agents,
+    /// Who holds which outstanding lease: follows from [`agents`](Self::agents).
+    pub outstanding: BTreeMap<LeaseId, AgentId>,
     /// The next lease's number.
     pub next_lease: LeaseId,
     /// Who has contributed how much, lately.
@@ -197,8 +110,6 @@ pub struct RunState {
     /// Euclidean norm of the latest model that was not made by merging: version 0, an imported one, or the version that a
     /// rollback went back to. The measure of updates until enough agents have shown one.
     pub reference_norm: f64,
-    /// How fast agents are, where leases have sizes of their own.
-    pub sizing: Sizing,
     /// Examples credited to the updates that the version is made of: those that wait in the merge
     /// buffer, or that a rollback took back, do not count.
     pub examples: u64,
@@ -242,8 +153,8 @@ impl RunState {
             position: Position(0),
             version: ModelVersion(0),
             buffered: 0,
-            agents: BTreeMap::new(),
-            leases: BTreeMap::new(),
+            agents: Agents::default(),
+            outstanding: BTreeMap::new(),
             next_lease: LeaseId(1),
             participation: Participation::default(),
             recent: Recent::default(),
@@ -253,7 +164,6 @@ impl RunState {
             paused: false,
             finished: None,
             reference_norm: *norm,
-            sizing: Sizing::default(),
             examples: 0,
             buffered_examples: 0,
         })
@@ -273,16 +183,16 @@ impl RunState {
             RecordBody::Genesis { .. } => return Err(FoldError::Genesis(position)),
             RecordBody::ConfigChanged { spec } => self.change_spec(spec),
             RecordBody::AgentJoined { agent, name } => {
-                self.agents.entry(*agent).or_default().name.clone_from(name);
+                self.agents.get_or_insert(*agent).name.clone_from(name);
             }
             RecordBody::AgentRevoked { agent } => {
                 let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
-                state.revoked = true;
-                let lease = state.lease.take();
-                self.participation.forget(*agent);
+                (state.revoked, state.pace) = (true, None);
+                let lease = state.lease;
+                let changed = self.participation.forget(*agent);
+                self.part_changed(changed);
                 self.recent.withdraw(*agent);
-                self.sizing.forget(*agent);
-                self.end_lease(lease);
+                lease.and_then(|lease| self.end_lease(lease));
             }
             RecordBody::EpochStarted { agent, epoch, incarnation, examples_held, eval_examples } => {
                 let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
@@ -296,18 +206,9 @@ impl RunState {
                 }
             }
             RecordBody::LeaseGranted(lease) => {
-                self.grant(lease).ok_or(unknown("an agent"))?;
-                if self.spec.train.target_round_s.is_some() {
-                    self.sizing.granted(lease.agent, lease.id, lease.plan.local_steps, record.at_ms);
-                }
+                self.grant(lease, record.at_ms).ok_or(unknown("an agent"))?;
             }
-            RecordBody::LeaseEnded { lease, .. } => {
-                let (granted, _) = self.leases.get(lease).ok_or(unknown("a lease"))?;
-                if let Some(state) = self.agents.get_mut(&granted.agent) {
-                    state.lease.take_if(|held| held == lease);
-                }
-                self.end_lease(Some(*lease));
-            }
+            RecordBody::LeaseEnded { lease, .. } => self.end_lease(*lease).ok_or(unknown("a lease"))?,
             RecordBody::Update(update) => self.merge(position, record.at_ms, update)?,
             RecordBody::Refused { key, payload_digest, lease, reason } => {
                 self.refuse(key, *payload_digest, *lease, *reason).ok_or(unknown("an agent"))?;
@@ -358,14 +259,26 @@ impl RunState {
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
             self.recent.forget();
         }
-        self.sizing.change(&self.spec.train, &spec.train);
+        let (before, after) = (&self.spec.train, &spec.train);
+        if sizing::differ(before, after) {
+            self.agents.change(|agent| agent.pace.is_some(), |agent| sizing::change(&mut agent.pace, before, after));
+        }
         self.spec = spec.clone();
     }
 
-    fn grant(&mut self, lease: &Lease) -> Option<()> {
+    fn grant(&mut self, lease: &Lease, at_ms: u64) -> Option<()> {
+        let oldest = self.oldest_base();
         let agent = self.agents.get_mut(&lease.agent)?;
-        (agent.lease, agent.rounds) = (Some(lease.id), agent.rounds + 1);
-        self.leases.insert(lease.id, (lease.clone(), LeaseStatus::Active));
+        agent.rounds += 1;
+        if let Some(before) = agent.lease.replace(lease.id) {
+            self.outstanding.remove(&before);
+        }
+        agent.leases.insert(lease.id, lease.clone());
+        agent.forget_ended_leases(oldest);
+        if self.spec.train.target_round_s.is_some() {
+            agent.pace.get_or_insert_default().granted(lease.id, lease.plan.local_steps, at_ms);
+        }
+        self.outstanding.insert(lease.id, lease.agent);
         self.next_lease = lease.id.next();
         Some(())
     }
@@ -373,7 +286,7 @@ impl RunState {
     /// Returns the plan of `agent`'s next lease, whose base is `base`.
     #[must_use]
     pub fn plan(&self, agent: AgentId, base: ModelVersion) -> Plan {
-        let train = &self.spec.train;
+        let (train, known) = (&self.spec.train, self.agents.get(&agent));
         let lr_factor = train.schedule.as_ref().map_or(1.0, |schedule| {
             schedule.factor(match schedule.over() {
                 ScheduleUnit::Versions => base.0,
@@ -381,9 +294,9 @@ impl RunState {
             })
         });
         Plan {
-            local_steps: self.sizing.steps(agent, train).unwrap_or(train.local_steps),
+            local_steps: sizing::steps(known.and_then(|agent| agent.pace.as_ref()), train).unwrap_or(train.local_steps),
             lr_factor,
-            round: self.agents.get(&agent).map_or(0, |agent| agent.rounds),
+            round: known.map_or(0, |agent| agent.rounds),
             progress: self.spec.target.versions.map(|versions| share(base.0, versions)),
             weight: self.spec.merge.weight(WeightInputs { staleness: 0, participation: 1.0 }),
         }
@@ -401,16 +314,21 @@ impl RunState {
         agent.staleness = Some(update.staleness);
         agent.train_loss = Some(meta.train_loss);
         agent.examples_per_s = meta.num_examples as f64 * 1000.0 / meta.compute_ms.max(1) as f64;
-        agent.lease.take_if(|held| *held == meta.lease);
+        let lease = agent.leases.remove(&meta.lease);
+        if agent.lease.take_if(|held| *held == meta.lease).is_some() {
+            self.outstanding.remove(&meta.lease);
+        }
         let verdict =
             Verdict::Accepted { position, version: update.version, weight: update.weight, staleness: update.staleness };
         agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
         let (train, cap) = (&self.spec.train, self.spec.admit.max_examples);
         // Never less than the configured steps: who pretends to be slow would else weigh more for it.
-        let steps = self.sizing.accepted(meta, at_ms).unwrap_or(0).max(train.local_steps);
+        let steps = agent.pace.as_mut().and_then(|pace| pace.accepted(meta, at_ms)).unwrap_or(0).max(train.local_steps);
         let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
-        self.participation.observe(meta.key.agent, agent.examples_held, update.credited_examples, planned);
-        let lr_factor = self.leases.remove(&meta.lease).map_or(1.0, |(lease, _)| lease.plan.lr_factor);
+        let held = agent.examples_held;
+        let changed = self.participation.observe(meta.key.agent, held, update.credited_examples, planned);
+        let lr_factor = lease.map_or(1.0, |lease| lease.plan.lr_factor);
+        self.part_changed(changed);
         self.totals.accepted += 1;
         self.buffered_examples += update.credited_examples;
         self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
@@ -421,7 +339,6 @@ impl RunState {
         if closes {
             self.examples += std::mem::take(&mut self.buffered_examples);
             self.version = computed;
-            self.forget_old_leases();
         }
         Ok(())
     }
@@ -434,11 +351,13 @@ impl RunState {
         }
         let verdict = Verdict::Refused { reason };
         agent.epochs.entry(key.epoch).or_default().decide(key.seq, payload, verdict);
-        let holds = self.leases.get(&lease).is_some_and(|(granted, _)| granted.agent == key.agent);
-        if holds {
-            agent.lease.take_if(|held| *held == lease);
-            self.leases.remove(&lease);
-            self.sizing.refused(key.agent, lease);
+        if agent.leases.remove(&lease).is_some() {
+            if agent.lease.take_if(|held| *held == lease).is_some() {
+                self.outstanding.remove(&lease);
+            }
+            if let Some(pace) = &mut agent.pace {
+                pace.refused(lease);
+            }
         }
         *self.totals.refused.entry(reason).or_default() += 1;
         Some(())
@@ -449,15 +368,19 @@ impl RunState {
         self.version = version;
         self.empty_buffer();
         self.finished = None;
-        self.sizing.forget_leases();
-        if !bugs::is(Bug::BranchIgnored) {
-            self.leases.clear();
-        }
+        self.outstanding.clear();
+        let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();
+        self.agents.change(has_leases, |agent| {
+            agent.lease = None;
+            agent.pace.iter_mut().for_each(Pace::forget_leases);
+            if !bugs::is(Bug::BranchIgnored) {
+                agent.leases.clear();
+            }
+        });
         self.recent.forget();
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
         self.aggregates.retain(|(_, aggregate)| aggregate.version <= version);
-        self.agents.values_mut().for_each(|agent| agent.lease = None);
     }
 
     /// What waits in the merge buffer is dropped.
@@ -469,28 +392,35 @@ impl RunState {
         if said == computed { Ok(()) } else { Err(FoldError::Version { position, said, computed }) }
     }
 
-    fn end_lease(&mut self, lease: Option<LeaseId>) {
-        if let Some((lease, status)) = lease.and_then(|lease| self.leases.get_mut(&lease))
-            && *status == LeaseStatus::Active
-        {
-            *status = LeaseStatus::Ended;
-            let agent = lease.agent;
-            self.forget_ended_leases(agent);
+    /// An agent's part of the participation is saved with the agent. Whoever changes it has changed the agent as well.
+    fn part_changed(&mut self, changed: Changed) {
+        if changed == Changed::EveryAgent {
+            self.agents.forget_digests();
         }
     }
 
-    /// Leases that came to nothing are cheap to ask for: an agent's oldest ones make room for newer ones.
-    fn forget_ended_leases(&mut self, agent: AgentId) {
-        let of_agent = |(lease, status): &&(Lease, LeaseStatus)| lease.agent == agent && *status == LeaseStatus::Ended;
-        let ended: Vec<LeaseId> = self.leases.values().filter(of_agent).map(|(lease, _)| lease.id).collect();
-        for lease in ended.iter().take(ended.len().saturating_sub(limits::ENDED_LEASES_KEPT)) {
-            self.leases.remove(lease);
-        }
+    /// An outstanding lease comes to nothing; its work is still welcome while its base is.
+    fn end_lease(&mut self, lease: LeaseId) -> Option<()> {
+        let holder = self.outstanding.remove(&lease)?;
+        let oldest = self.oldest_base();
+        let agent = self.agents.get_mut(&holder)?;
+        agent.lease = None;
+        agent.forget_ended_leases(oldest);
+        Some(())
     }
 
-    fn forget_old_leases(&mut self) {
-        let oldest = ModelVersion(self.version.0.saturating_sub(self.spec.admit.max_staleness));
-        self.leases.retain(|_, (lease, status)| *status == LeaseStatus::Active || lease.base_version >= oldest);
+    /// The oldest base of which an update is not stale.
+    fn oldest_base(&self) -> ModelVersion {
+        ModelVersion(self.version.0.saturating_sub(self.spec.admit.max_staleness))
+    }
+
+    /// Returns a lease of `agent` under which an update is still welcome: outstanding, or ended while its base is within
+    /// `max_staleness`, and without an update so far.
+    #[must_use]
+    pub fn lease(&self, agent: AgentId, lease: LeaseId) -> Option<&Lease> {
+        let known = self.agents.get(&agent)?;
+        let granted = known.leases.get(&lease)?;
+        (known.lease == Some(lease) || granted.base_version >= self.oldest_base()).then_some(granted)
     }
 
     /// Whether the next accepted update makes a version.
@@ -502,12 +432,30 @@ impl RunState {
     /// Agents at work under a lease of which nothing was merged yet.
     #[must_use]
     pub fn newcomers(&self) -> usize {
-        self.agents.values().filter(|agent| agent.accepted == 0 && agent.lease.is_some()).count()
+        let has_none = |agent: &&AgentId| self.agents.get(agent).is_some_and(|agent| agent.accepted == 0);
+        self.outstanding.values().filter(has_none).count()
     }
 
     /// Leases outstanding.
     pub fn active_leases(&self) -> impl Iterator<Item = &Lease> {
-        self.leases.values().filter(|(_, status)| *status == LeaseStatus::Active).map(|(lease, _)| lease)
+        self.outstanding.iter().filter_map(|(lease, agent)| self.agents.get(agent)?.leases.get(lease))
+    }
+
+    /// Every lease that is remembered, outstanding or ended, by agent.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.agents.values().flat_map(|agent| agent.leases.values())
+    }
+
+    /// The agent that holds an outstanding lease.
+    #[must_use]
+    pub fn holder(&self, lease: LeaseId) -> Option<AgentId> {
+        self.outstanding.get(&lease).copied()
+    }
+
+    /// How many leases are outstanding.
+    #[must_use]
+    pub fn leases_outstanding(&self) -> usize {
+        self.outstanding.len()
     }
 }
 

@@ -8,8 +8,10 @@ use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport, Tim
 use anabranch_common::update::RefusalReason;
 use anabranch_common::wire::message::RunPhase;
 
+use super::agent::AgentState;
 use super::roster::{Member, Roster};
-use super::state::{AgentState, RunState};
+use super::sizing::Pace;
+use super::state::RunState;
 use super::{Core, Options};
 
 /// Version of this software.
@@ -31,7 +33,7 @@ fn agent_status(agent: AgentId, member: Option<&Member>, state: Option<&AgentSta
         device: String::new(),
         last_seen_ms: None,
         examples_per_s: state.examples_per_s,
-        lease_steps: None,
+        lease_steps: state.pace.as_ref().map(Pace::newest),
         staleness: state.staleness,
         train_loss: state.train_loss.map(f64::from),
         train_examples: state.examples_held,
@@ -53,10 +55,7 @@ fn agent_status(agent: AgentId, member: Option<&Member>, state: Option<&AgentSta
 pub fn agents_of(state: Option<&RunState>, roster: &Roster) -> Vec<AgentStatus> {
     let in_journal = state.into_iter().flat_map(|state| state.agents.keys().copied());
     let ids: std::collections::BTreeSet<AgentId> = roster.members().map(|(agent, _)| agent).chain(in_journal).collect();
-    let of = |agent| {
-        let status = agent_status(agent, roster.member(agent), state.and_then(|state| state.agents.get(&agent)));
-        AgentStatus { lease_steps: state.and_then(|state| state.sizing.newest(agent)), ..status }
-    };
+    let of = |agent| agent_status(agent, roster.member(agent), state.and_then(|state| state.agents.get(&agent)));
     let mut agents: Vec<AgentStatus> = ids.into_iter().map(of).collect();
     agents.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
     agents

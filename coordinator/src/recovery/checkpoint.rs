@@ -8,7 +8,8 @@
 //!  └──────┴────────┴──────────┴────────┴─────────┴──────┘
 //! ```
 //! The checksum covers the header's first 12 bytes and the body (bincode, see [`Checkpoint`]). Model and merge vectors
-//! are blobs in codec 0 under the digest of their content; the fold is a blob under the digest of its bytes.
+//! are blobs in codec 0 under the digest of their content; the fold is a head and pages, each a blob under the digest of its
+//! bytes (see [`saved`]).
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ use anabranch_common::schema;
 use anabranch_common::status::CheckpointStatus;
 use anabranch_io::faults;
 
-use super::{RecoveryError, pins, vectors};
+use super::{RecoveryError, pins, saved, vectors};
 use crate::config::Retention;
 use crate::core::state::RunState;
 use crate::merger::ModelState;
@@ -54,7 +55,7 @@ pub struct Checkpoint {
     pub model: Digest,
     /// Digests of the merge strategy's vectors.
     pub merge_state: Vec<Digest>,
-    /// Digest of the encoded [`RunState`].
+    /// Digest of the head of the saved [`RunState`].
     pub state: Digest,
 }
 
@@ -101,7 +102,7 @@ impl Checkpoint {
             .map_err(|error| bad(format!("does not decode: {error}")))
     }
 
-    /// Every blob it names.
+    /// Every blob that it names itself; the head of the fold names others.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
         [self.model, self.state].into_iter().chain(self.merge_state.iter().copied())
     }
@@ -120,7 +121,7 @@ pub fn write(
     at_ms: u64,
 ) -> Result<Checkpoint, RecoveryError> {
     let manifest = &state.manifest;
-    let state_bytes = schema::encode(state, limits::STATE_BYTES)?;
+    let named = saved::put(store, state)?;
     let checkpoint = Checkpoint {
         position: state.position,
         version: state.version,
@@ -133,10 +134,9 @@ pub fn write(
             .iter()
             .map(|vector| vectors::put(store, manifest, vector))
             .collect::<Result<_, _>>()?,
-        state: Digest::of(&state_bytes),
+        state: named,
     };
     faults::point("checkpoint-in-snapshot");
-    store.put_blob(checkpoint.state, &state_bytes)?;
     if !bugs::is(Bug::CheckpointUnsynced) {
         store.commit()?;
     }
@@ -197,7 +197,9 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
     // Listed before the references are: a model that is stored meanwhile is either not listed or already pinned.
     let stored = store.blobs()?;
     let mut needed: BTreeSet<Digest> = pins::referenced(store, first)?;
-    needed.extend(kept.iter().flat_map(|(_, checkpoint)| checkpoint.blobs()));
+    for (_, checkpoint) in &kept {
+        needed.extend(needed_blobs(store, checkpoint)?);
+    }
     store.commit()?;
     for id in stored {
         if !needed.contains(&id) {
@@ -208,6 +210,19 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
     }
     store.commit()?;
     Ok(pruned)
+}
+
+/// Every blob that a checkpoint needs, the pages of its fold included. A fold whose head cannot be read names none.
+///
+/// # Errors
+/// The storage fails.
+pub fn needed_blobs(store: &dyn Store, checkpoint: &Checkpoint) -> Result<BTreeSet<Digest>, RecoveryError> {
+    let pages = match saved::pages(store, checkpoint.state) {
+        Ok(pages) => pages,
+        Err(error) if error.is_local() => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(checkpoint.blobs().chain(pages).collect())
 }
 
 /// The readable checkpoints, newest first, and what is wrong with the others.
@@ -234,7 +249,7 @@ pub fn list(store: &dyn Store) -> Result<Vec<CheckpointStatus>, RecoveryError> {
     for (position, bytes) in store.checkpoints()? {
         let Ok(checkpoint) = Checkpoint::from_bytes(&bytes) else { continue };
         let mut stored_bytes = bytes.len() as u64;
-        for id in checkpoint.blobs().collect::<BTreeSet<_>>() {
+        for id in needed_blobs(store, &checkpoint)? {
             stored_bytes += store.blob_bytes(id)?.unwrap_or(0);
         }
         out.push(CheckpointStatus {
@@ -269,7 +284,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_manifest_are_these() {
         let bytes = checkpoint().to_bytes().expect("small");
-        assert_eq!(bytes[..12], *b"ANBC\x03\0\0\0\xb0\0\0\0");
+        assert_eq!(bytes[..12], *b"ANBC\x04\0\0\0\xb0\0\0\0");
         assert_eq!(bytes.len(), HEADER_BYTES + 176);
         assert_eq!(bytes[16..32], *b"\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(Checkpoint::from_bytes(&bytes).expect("whole"), checkpoint());

@@ -1,13 +1,14 @@
 //! A run at one position of its journal, and the step to the next one.
 
+use std::collections::BTreeMap;
+
 use anabranch_common::bugs::{self, Bug};
-use anabranch_common::ids::{Digest, Position};
+use anabranch_common::ids::Position;
 use anabranch_common::journal::{Chain, Record, RecordBody};
-use anabranch_common::limits;
 
 use super::checkpoint::Checkpoint;
-use super::{RecoveryError, pins, vectors};
-use crate::core::sizing::Sizing;
+use super::{RecoveryError, pins, saved, vectors};
+use crate::core::agent::AgentState;
 use crate::core::state::RunState;
 use crate::merger::{MergeError, ModelState};
 use crate::store::Store;
@@ -47,13 +48,7 @@ impl Cursor {
 
     /// After the record of a checkpoint. Everything it names is checked against its digest.
     pub(super) fn checkpoint(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
-        let bytes = vectors::bytes(store, "state", checkpoint.state)?;
-        let problem = |problem| RecoveryError::Blob { what: "state", digest: checkpoint.state, problem };
-        if Digest::of(&bytes) != checkpoint.state {
-            return Err(problem("does not have the content that its digest names".to_owned()));
-        }
-        let mut state: RunState = anabranch_common::schema::decode(&bytes, limits::STATE_BYTES)
-            .map_err(|error| problem(format!("does not decode: {error}")))?;
+        let mut state = saved::load(store, checkpoint.state)?;
         let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
         if state.position != checkpoint.position {
             return Err(contradiction("position"));
@@ -62,13 +57,15 @@ impl Cursor {
             return Err(contradiction("version or branch"));
         }
         if bugs::is(Bug::VerdictsLost) {
-            state.agents.values_mut().flat_map(|agent| agent.epochs.values_mut()).for_each(|log| log.verdicts.clear());
+            let forget = |agent: &mut AgentState| agent.epochs.values_mut().for_each(|log| log.verdicts.clear());
+            state.agents.change(|_| true, forget);
         }
         if bugs::is(Bug::LeasesLost) {
-            state.leases.clear();
+            state.outstanding.clear();
+            state.agents.change(|_| true, |agent| (agent.lease, agent.leases) = (None, BTreeMap::new()));
         }
         if bugs::is(Bug::SpeedsLost) {
-            state.sizing = Sizing::default();
+            state.agents.change(|_| true, |agent| agent.pace = None);
         }
         let manifest = state.manifest.clone();
         let vector = vectors::load(store, "model", &manifest, checkpoint.model)?;

@@ -1,7 +1,7 @@
 //! Checkpoints, and the only way to start: the newest checkpoint that verifies, then replay.
 //!
 //! ```text
-//!  checkpoint::write    blobs ─► commit ─► manifest ─► commit          a manifest never names what is not durable
+//!  checkpoint::write    vectors, pages, head ─► commit ─► manifest ─► commit     a manifest never names what is not durable
 //!  checkpoint::prune    old manifests ─► commit ─► blobs, records      and is gone before what it names
 //!  replay::recover      newest checkpoint that verifies (else an older one, else record 0) ─► records after it
 //!  verify::verify       the same records through a second, independent implementation
@@ -16,6 +16,7 @@ mod export;
 mod pins;
 pub mod replay;
 mod rollback;
+pub(crate) mod saved;
 mod vectors;
 pub mod verify;
 

@@ -10,14 +10,12 @@ use std::collections::BTreeSet;
 use anabranch_common::codec::{self, Delta};
 use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::journal::{AcceptedUpdate, Chain, HEADER_BYTES, Record, RecordBody};
-use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::status::VerifyReport;
 
 use super::checkpoint::{self, Checkpoint};
-use super::{RecoveryError, cursor, pins, replay, vectors};
-use crate::core::state::RunState;
+use super::{RecoveryError, cursor, pins, replay, saved, vectors};
 use crate::store::Store;
 
 /// Recomputes chain and model from the anchor (the oldest kept checkpoint that can be read, or record 0 when everything
@@ -181,8 +179,7 @@ impl Checker {
 
     /// Starts from a checkpoint, whose chain is taken as given.
     fn anchor(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
-        let bytes = vectors::bytes(store, "state", checkpoint.state)?;
-        let state: RunState = anabranch_common::schema::decode(&bytes, limits::STATE_BYTES)?;
+        let state = saved::load_without_agents(store, checkpoint.state)?;
         let manifest = state.manifest;
         let buffer = match checkpoint.merge_state.first() {
             Some(digest) => vectors::load(store, "merge vector", &manifest, *digest)?,
@@ -308,8 +305,7 @@ impl Checker {
         for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]) {
             vectors::load(store, "vector", &self.manifest, *digest)?;
         }
-        let state = vectors::bytes(store, "state", checkpoint.state)?;
-        if Digest::of(&state) == checkpoint.state { Ok(()) } else { differs("state") }
+        saved::check(store, checkpoint.state)
     }
 }
 

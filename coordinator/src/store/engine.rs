@@ -1,5 +1,6 @@
 //! [`Store`] over any [`Medium`]: entries, chunks, torn tails and pruning, written once.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +15,8 @@ use super::{Area, Medium, StorageError, Store, StoreUsage};
 pub struct Engine<M> {
     pub(super) medium: M,
     journal: Mutex<Journal>,
+    /// Blobs that were written, or read and found whole, since the store was opened.
+    whole: Mutex<BTreeSet<Digest>>,
     live_bytes: AtomicU64,
 }
 
@@ -36,7 +39,8 @@ impl<M: Medium> Engine<M> {
     /// The storage fails, or a head is damaged that says where the journal ends.
     pub fn open(medium: M) -> Result<Self, StorageError> {
         let journal = Journal { pruned_below: Position(0), next: Position(0), durable_below: Position(0) };
-        let engine = Self { medium, journal: Mutex::new(journal), live_bytes: AtomicU64::new(0) };
+        let engine =
+            Self { medium, journal: Mutex::new(journal), whole: Mutex::default(), live_bytes: AtomicU64::new(0) };
         let pruned_below = engine.read_pruned_below()?;
         engine.delete_records(Position(1), pruned_below)?;
         let next = engine.repair_tail(pruned_below)?;
@@ -50,6 +54,10 @@ impl<M: Medium> Engine<M> {
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whole(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn damaged(&self, name: &Name, what: &str) -> StorageError {
@@ -330,13 +338,33 @@ impl<M: Medium> Store for Engine<M> {
     fn put_blob(&self, id: Digest, bytes: &[u8]) -> Result<(), StorageError> {
         let name = Name::Blob(id);
         if matches!(self.read(&name), Ok(Some(stored)) if stored == bytes) {
+            self.whole().insert(id);
             return Ok(());
         }
-        self.write_over(&name, bytes, INLINE_BYTES)
+        self.whole().remove(&id);
+        self.write_over(&name, bytes, INLINE_BYTES)?;
+        self.whole().insert(id);
+        Ok(())
     }
 
     fn blob(&self, id: Digest) -> Result<Option<Vec<u8>>, StorageError> {
-        self.read(&Name::Blob(id))
+        let read = self.read(&Name::Blob(id));
+        if matches!(read, Ok(Some(_))) {
+            self.whole().insert(id);
+        } else {
+            self.whole().remove(&id);
+        }
+        read
+    }
+
+    fn holds_blob(&self, id: Digest) -> Result<bool, StorageError> {
+        if self.whole().contains(&id) {
+            return Ok(true);
+        }
+        match self.blob(id) {
+            Err(StorageError::Corrupt { .. }) => Ok(false),
+            read => Ok(read?.is_some()),
+        }
     }
 
     fn blob_bytes(&self, id: Digest) -> Result<Option<u64>, StorageError> {
@@ -346,6 +374,7 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn delete_blob(&self, id: Digest) -> Result<(), StorageError> {
+        self.whole().remove(&id);
         self.delete(&Name::Blob(id)).map(drop)
     }
 

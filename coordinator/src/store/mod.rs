@@ -98,6 +98,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// The blob is damaged, or the storage fails.
     fn blob(&self, id: Digest) -> Result<Option<Vec<u8>>, StorageError>;
 
+    /// Whether a blob is there and whole. One that this store has written or read since it was opened is not read again.
+    ///
+    /// # Errors
+    /// The storage fails.
+    fn holds_blob(&self, id: Digest) -> Result<bool, StorageError>;
+
     /// Length of a blob in bytes, without reading it.
     ///
     /// # Errors

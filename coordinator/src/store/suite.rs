@@ -146,12 +146,23 @@ fn blobs_are_named_by_content<S: Store>(open: &mut impl FnMut(Option<S>) -> S) {
             assert_eq!(store.blob(*id)?.as_ref(), Some(bytes));
             assert_eq!(store.blob_bytes(*id)?, Some(bytes.len() as u64));
         }
+        Ok(())
+    });
+    store = open(Some(store));
+    run("blobs", || {
+        // None has been read since the store was opened.
+        for (id, _) in blobs.iter().chain(&blobs) {
+            assert!(store.holds_blob(*id)?);
+        }
+        assert!(!store.holds_blob(Digest::of(b"absent"))?);
         let (first, rest) = blobs.split_first().expect("there are contents");
         store.delete_blob(first.0)?;
+        assert!(!store.holds_blob(first.0)?, "it has been deleted");
         assert_eq!(store.blob(first.0)?, None);
         assert_eq!(store.blobs()?, rest.iter().map(|(id, _)| *id).collect::<Vec<_>>());
         store.put_blob(first.0, &first.1)?;
         assert_eq!(store.blob(first.0)?.as_ref(), Some(&first.1), "a deleted blob can be stored again");
+        assert!(store.holds_blob(first.0)?);
         Ok(())
     });
 }

@@ -201,7 +201,7 @@ impl History {
         let encoder = codec::encoder(codec);
         let payload = encoder.encode(&self.manifest, delta).expect("finite");
         let state = &self.newest().state;
-        let (granted, _) = state.leases[&lease].clone();
+        let granted = state.lease(agent, lease).expect("it was granted").clone();
         let closes = state.next_update_closes();
         let version = if closes { state.version.next() } else { state.version };
         let meta = UpdateMeta {

@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod disk;
+mod fleet;
 mod history;
 mod retention;
 mod rollback;

@@ -1,6 +1,7 @@
 //! How fast, how large, how soon back.
 
 pub mod encoder;
+pub mod fleet;
 pub mod flood;
 pub mod ledger;
 pub mod overlap;

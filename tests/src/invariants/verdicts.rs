@@ -92,8 +92,8 @@ fn decide(core: &Core, state: &RunState, meta: &UpdateMeta, norm: f32) -> Option
 
 /// Offers of several norms under the first and the last lease, and one that was decided before.
 fn offers(state: &RunState) -> Vec<(UpdateMeta, f32)> {
-    let mut leases = state.leases.values().map(|(lease, _)| lease);
-    let (first, last) = (leases.clone().next(), leases.next_back());
+    let first = state.leases().min_by_key(|lease| lease.id);
+    let last = state.leases().max_by_key(|lease| lease.id);
     let fresh = first.into_iter().chain(last).flat_map(|lease| {
         let key = key(state, lease.agent, NEVER_USED);
         NORMS.map(|norm| (meta(lease, key, Digest::default()), norm))

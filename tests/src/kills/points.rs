@@ -22,7 +22,7 @@ const fn at(name: &'static str, passages: u64) -> Point {
 pub const GENESIS: Point = at("genesis-model-stored", 1);
 
 /// In the coordinator.
-pub const COORDINATOR: [Point; 19] = [
+pub const COORDINATOR: [Point; 21] = [
     at("journal-before-write", 12),
     at("journal-before-sync", 12),
     at("journal-before-ack", 12),
@@ -32,6 +32,8 @@ pub const COORDINATOR: [Point; 19] = [
     at("merge-after", 8),
     at("upload-asked-for", 6),
     at("upload-chunk", 6),
+    at("checkpoint-in-pages", 2),
+    at("checkpoint-before-head", 2),
     at("checkpoint-in-snapshot", 2),
     at("checkpoint-before-manifest", 2),
     at("checkpoint-in-manifest", 2),

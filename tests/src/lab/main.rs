@@ -6,6 +6,7 @@ mod sim;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anabranch_common::limits;
 use anabranch_tests::process::Role;
 use anabranch_tests::report::Report;
 use anabranch_tests::{bench, kills, power};
@@ -111,6 +112,17 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
 enum Bench {
     /// Durable updates a second, latency, and bytes on disk
     Store {
+        /// A directory on the disk to measure; the system's temporary one when absent
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Checkpoints and recovery of a run whose agents all have full histories
+    Fleet {
+        /// How many agents
+        #[arg(long, default_value_t = limits::AGENTS)]
+        agents: usize,
         /// A directory on the disk to measure; the system's temporary one when absent
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
@@ -243,6 +255,10 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Store { dir, common }) => {
             let dir = dir.unwrap_or_else(std::env::temp_dir);
             (bench::store::run(&dir, common.seed)?, common)
+        }
+        Verb::Bench(Bench::Fleet { agents, dir, common }) => {
+            let dir = dir.unwrap_or_else(std::env::temp_dir);
+            (bench::fleet::run(&dir, agents, common.seed)?, common)
         }
         Verb::Bench(Bench::Ledger { options, common }) => (bench::ledger::run(&options, common.seed)?, common),
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),

@@ -96,7 +96,8 @@ fn asking_for_leases_and_using_none_is_paid_from_a_bucket_that_is_the_agents_own
     }
     let grown = world.position().0 - before.0;
     assert!(grown <= 2 * BURST, "{grown} records");
-    assert!(world.state().leases.len() <= limits::ENDED_LEASES_KEPT + 1, "{} leases", world.state().leases.len());
+    let leases = world.state().leases().count();
+    assert!(leases <= limits::ENDED_LEASES_KEPT + 1, "{leases} leases");
     // The other agent does not notice, and the first one gets its lease a little later, unasked.
     world.lease(2);
     world.advance_ms(1000 / limits::AGENT_RECORDS_PER_S);

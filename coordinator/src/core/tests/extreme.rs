@@ -25,6 +25,8 @@ use super::world::{World, agent, content, hello, manifest};
 use crate::core::command::Command;
 use crate::core::content::Content;
 use crate::core::event::{Event, PeerId, RequestId};
+use crate::recovery::saved;
+use crate::store::MemoryStore;
 
 /// Kinds of message that an agent has.
 const KINDS: u8 = 11;
@@ -249,8 +251,10 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             transfer: TransferManifest::of(&[0; 16]),
         }),
         Command::Checkpoint(order) => {
-            let encoded = schema::encode(&order.state, usize::MAX).expect("a fold is encodable");
-            assert!(schema::decode::<crate::core::state::RunState>(&encoded, usize::MAX).is_ok());
+            let store = MemoryStore::new();
+            let head = saved::put(&store, &order.state).expect("a fold can be saved");
+            let loaded = saved::load(&store, head).expect("and loaded");
+            assert_eq!(saved::put(&MemoryStore::new(), &loaded).expect("and saved again"), head);
             let (position, version) = (order.position, order.state.version);
             Some(Event::Checkpointed { position, version, oldest: ModelVersion(0) })
         }

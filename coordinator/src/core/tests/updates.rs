@@ -102,7 +102,7 @@ fn a_used_lease_is_forgotten() {
         let lease = world.lease(1);
         world.receive(1, &world.meta(1, seq, &lease), [1.0; 4]);
         world.journal();
-        leases.push(world.state().leases.len());
+        leases.push(world.state().leases().count());
     }
     assert!(leases.iter().all(|held| *held <= 1), "{leases:?}");
 }

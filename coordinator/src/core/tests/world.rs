@@ -7,7 +7,6 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, Model
 use anabranch_common::journal::{Evaluation, Lease, Record, RecordBody};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::schema;
 use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
@@ -24,6 +23,8 @@ use crate::core::roster::Roster;
 use crate::core::state::RunState;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::identity::tokens::NewToken;
+use crate::recovery::saved;
+use crate::store::MemoryStore;
 
 pub(super) const LEASE_TTL_MS: u64 = 60_000;
 pub(super) const MAX_STALENESS: u64 = 3;
@@ -123,7 +124,7 @@ impl World {
         let secret = [7; 32];
         let new =
             NewToken { secret_digest: Digest::of(&secret).0, name: Some("agent".into()), ttl_ms: 10_000, uses: 3 };
-        roster.tokens.create(new, 0).expect("a sound token");
+        roster.create_token(new, 0).expect("a sound token");
         for n in 1..=3 {
             assert_eq!(roster.join(&secret, agent(n), 1), Ok(format!("agent-{n}")));
         }
@@ -241,8 +242,9 @@ impl World {
 
     /// The same run in a new process that has its state from a checkpoint.
     pub(super) fn checkpointed(mut self) -> Self {
-        let bytes = schema::encode(self.state(), usize::MAX).expect("a fold is encodable");
-        let state = schema::decode(&bytes, usize::MAX).expect("as written");
+        let store = MemoryStore::new();
+        let head = saved::put(&store, self.state()).expect("a fold can be saved");
+        let state = saved::load(&store, head).expect("as saved");
         let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
         let recovered = (state, self.core.chain);
         let kept = (ModelVersion(0), None);

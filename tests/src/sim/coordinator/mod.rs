@@ -87,14 +87,13 @@ impl CoordinatorMachine {
         let secret = [7; 32];
         let uses = u32::try_from(agents.len()).unwrap_or(u32::MAX);
         let token = NewToken { secret_digest: Digest::of(&secret).0, name: Some("agent".into()), ttl_ms: 10_000, uses };
-        roster.tokens.create(token, 0).expect("a sound token");
+        roster.create_token(token, 0).expect("a sound token");
         for agent in agents {
             roster.join(&secret, agent_id(agent.machine), 1).expect("as many uses as agents");
         }
         let store = Engine::open(disk.clone()).expect("an empty disk opens");
-        for (key, value) in roster.to_items().expect("a small roster") {
-            store.put_item(key, &value).expect("no faults yet");
-        }
+        let items = roster.take_changes().expect("a small roster");
+        workers::save_items(&store, items).expect("no faults yet");
         store.commit().expect("no faults yet");
         Self {
             disk,
@@ -135,7 +134,7 @@ impl World {
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let commands = process.core.handle(now, event);
         self.coordinator.verdicts.ask(&process.core);
-        let leases = process.core.state().map_or(0, |state| state.leases.len());
+        let leases = process.core.state().map_or(0, |state| state.leases().count());
         self.checked(ensure(leases <= LEASES_MAX, "P5", || format!("{leases} leases are remembered")));
         self.carry_out(commands);
     }
