@@ -15,9 +15,9 @@ use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Chain, Record};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::merge::participation::Participation;
+use anabranch_common::schema::{self, Layout};
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::frame::{self, FrameKind};
-use anabranch_common::schema::{self, Layout};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -66,9 +66,7 @@ fn every_variant_is_there<T: Layout>(samples: &[T]) {
     let count = u32::try_from(tags.len()).expect("few");
     assert_eq!(tags, (0..count).collect(), "a variant has no sample");
     let next = [&count.to_le_bytes()[..], &[0; 1_000]].concat();
-    let Err(error) = schema::decode::<T>(&next, CONTROL_MESSAGE_BYTES) else {
-        panic!("variant {count} has no sample")
-    };
+    let Err(error) = schema::decode::<T>(&next, CONTROL_MESSAGE_BYTES) else { panic!("variant {count} has no sample") };
     assert!(error.to_string().contains("has no variant"), "variant {count} has no sample: {error}");
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
-use anabranch_common::status::TokenStatus;
 use anabranch_common::schema::{self, SchemaError};
+use anabranch_common::status::TokenStatus;
 use anabranch_common::wire::message::JoinRefusal;
 
 use crate::identity::tokens::{NewToken, Redeemed, TokenBook, TokenError, TokenRecord};
@@ -76,8 +76,7 @@ impl Roster {
         let malformed = || SchemaError::Malformed(format!("{key:?} is no key of a token or a member"));
         if let Some(agent) = key.strip_prefix(MEMBER_KEYS) {
             let agent: AgentId = agent.parse().map_err(|_| malformed())?;
-            let SavedMember { name, revoked, joined_at_ms, tokens } =
-                schema::decode(value, limits::ROSTER_ITEM_BYTES)?;
+            let SavedMember { name, revoked, joined_at_ms, tokens } = schema::decode(value, limits::ROSTER_ITEM_BYTES)?;
             // Tokens that were forgotten since are forgotten here, too.
             let tokens =
                 tokens.into_iter().filter(|(token, nth)| self.tokens.restore_use(agent, *token, *nth)).collect();
