@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anabranch_common::ids::{BranchId, ModelVersion, Position, RunId};
-use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::journal::Chain;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 use anabranch_io::durable::StorageError;
@@ -12,12 +12,13 @@ use anyhow::Context as _;
 
 use crate::clock;
 use crate::config::Config;
-use crate::core::ModelMismatch;
+use crate::core::command::Command;
+use crate::core::event::{Event, Now, RequestId};
 use crate::core::roster::Roster;
 use crate::core::status;
+use crate::core::{Core, ModelMismatch};
 use crate::driver;
 use crate::identity::run;
-use crate::identity::tokens::NewToken;
 use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
 use crate::store::{SledStore, Store as _};
 use crate::workers;
@@ -66,11 +67,9 @@ impl Stopped {
                 json(&status::agents_of(recovered.as_ref().map(|recovered| &recovered.state), &self.roster()?))
             }
             OperatorRequest::TokenList => json(&self.roster()?.tokens().list()),
-            OperatorRequest::TokenCreate { name, ttl_ms, uses, secret_digest } => {
-                self.create_token(NewToken { secret_digest, name, ttl_ms, uses })
-            }
-            OperatorRequest::TokenRevoke { id } => self.revoke_token(&id),
-            OperatorRequest::AgentRevoke { agent } => self.revoke_agent(&agent),
+            OperatorRequest::TokenCreate { .. }
+            | OperatorRequest::TokenRevoke { .. }
+            | OperatorRequest::AgentRevoke { .. } => self.operate(request),
             OperatorRequest::CheckpointList => json(&recovery::checkpoint::list(&self.store).map_err(recovery_fail)?),
             OperatorRequest::CheckpointVerify => json(&recovery::verify(&self.store).map_err(recovery_fail)?),
             OperatorRequest::CheckpointExport { .. } => {
@@ -125,9 +124,7 @@ impl Stopped {
     fn status(&self) -> anyhow::Result<anabranch_common::status::StatusReport> {
         let recovered = self.recover()?;
         let roster = self.roster()?;
-        // A run that has never started has none, and looking does not draw them.
-        let identifiers = run::known(&self.store)?.unwrap_or((RunId([0; 16]), BranchId([0; 16])));
-        let options = driver::options(identifiers, &self.config);
+        let options = driver::options(self.known_identifiers()?, &self.config);
         let state = recovered.as_ref().map(|recovered| &recovered.state);
         let chain = recovered.as_ref().map_or_else(Chain::default, |recovered| recovered.chain);
         let name = &self.config.spec.name;
@@ -145,6 +142,11 @@ impl Stopped {
         }
     }
 
+    /// The run's identifiers; zeros for a run that has never started, since this does not draw them.
+    fn known_identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
+        Ok(run::known(&self.store)?.unwrap_or((RunId([0; 16]), BranchId([0; 16]))))
+    }
+
     fn identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
         Ok(run::identifiers(&self.store)?)
     }
@@ -153,52 +155,49 @@ impl Stopped {
         driver::roster(&self.store)
     }
 
-    fn save(&self, roster: &mut Roster) -> anyhow::Result<()> {
-        let items = roster.take_changes().context("the token or member does not fit an item of the store")?;
-        workers::save_items(&self.store, items)?;
-        Ok(self.store.commit()?)
-    }
-
-    fn create_token(&self, new: NewToken) -> anyhow::Result<OperatorResponse> {
-        let mut roster = self.roster()?;
-        match roster.create_token(new, clock::unix_ms()) {
-            Ok(token) => {
-                self.save(&mut roster)?;
-                Ok(OperatorResponse::Done(token.id))
+    /// Answers with the core of a running coordinator, and carries out what the core orders.
+    fn operate(&self, operation: OperatorRequest) -> anyhow::Result<OperatorResponse> {
+        let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
+        let mut core = self.core(&operation, now)?;
+        let mut events = vec![Event::Operator { request: RequestId(0), operation }];
+        let mut answer = None;
+        while let Some(event) = events.pop() {
+            for command in core.handle_at_rest(now, event) {
+                match command {
+                    Command::Append { record } => {
+                        let bytes = record.to_bytes().context("the record does not fit")?;
+                        self.store.append(&[(record.position, bytes)])?;
+                        events.push(Event::Journalled { upto: record.position });
+                    }
+                    Command::SaveItems { ticket, items } => {
+                        workers::save_items(&self.store, items)?;
+                        events.push(Event::ItemsSaved { ticket });
+                    }
+                    Command::Reply { response, .. } => answer = Some(response),
+                    // No agent is connected, and the next start merges what was appended.
+                    _ => {}
+                }
             }
-            Err(why) => Ok(OperatorResponse::Failed(why.to_string())),
+            self.store.commit()?;
         }
+        answer.context("the core gave no answer")
     }
 
-    fn revoke_token(&self, id: &str) -> anyhow::Result<OperatorResponse> {
-        let mut roster = self.roster()?;
-        if !roster.revoke_token(id) {
-            return Ok(OperatorResponse::NotFound(format!("no token {id}; see `token list`")));
-        }
-        self.save(&mut roster)?;
-        Ok(OperatorResponse::Done(format!("revoked token {id}")))
-    }
-
-    /// The journal is told as well, as a running coordinator would: what it says about agents must not differ.
-    fn revoke_agent(&self, who: &str) -> anyhow::Result<OperatorResponse> {
-        let mut roster = self.roster()?;
-        let agent = match roster.revoke(who) {
-            Ok(agent) => agent,
-            Err(why) => return Ok(OperatorResponse::NotFound(why)),
+    /// Makes the core for `operation`. Tokens do not depend on the journal, whose replay may take long.
+    fn core(&self, operation: &OperatorRequest, now: Now) -> anyhow::Result<Core> {
+        let options = driver::options(self.known_identifiers()?, &self.config);
+        let roster = self.roster()?;
+        let recovered = match operation {
+            OperatorRequest::AgentRevoke { .. } => self.recover()?,
+            _ => None,
         };
-        let recovered = self.recover()?;
-        let known = recovered
-            .as_ref()
-            .is_some_and(|recovered| recovered.state.agents.get(&agent).is_some_and(|agent| !agent.revoked));
-        if let Some(recovered) = recovered.filter(|recovered| known && recovered.state.finished.is_none()) {
-            let body = RecordBody::AgentRevoked { agent };
-            let position = recovered.position.next();
-            let record = Record::new(position, clock::unix_ms(), body, [].into());
-            self.store.append(&[(position, record.to_bytes().context("the record does not fit")?)])?;
-        }
-        self.save(&mut roster)?;
-        let name = roster.name(agent).unwrap_or_default();
-        Ok(OperatorResponse::Done(format!("revoked {name} ({agent})")))
+        let Some(Recovered { state, chain, oldest, checkpoint_version, .. }) = recovered else {
+            return Ok(Core::new(options, self.config.spec.clone(), roster, now));
+        };
+        // With the journalled configuration: a change of run.toml counts from the next start on.
+        let spec = state.spec.clone();
+        let resumed = Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now);
+        Ok(resumed.map_err(mismatch_fail)?.0)
     }
 }
 
@@ -238,4 +237,86 @@ fn import_fail(error: ImportError) -> anyhow::Error {
         ImportError::Finished(_) => (ExitCode::Unavailable, "make a new run with `init` and import the model there"),
     };
     Fail::new(code, message).help(help).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::ids::{AgentId, Digest};
+    use anabranch_common::journal::{FinishReason, Record, RecordBody};
+    use anabranch_common::manifest::TensorSpec;
+
+    use super::*;
+    use crate::config::TemplateOptions;
+    use crate::identity::tokens::NewToken;
+
+    const AGENT: AgentId = AgentId([7; 16]);
+
+    /// A run that one agent joined and that has ended at version 0.
+    fn finished(dir: &Path) -> Stopped {
+        let listen = ([127, 0, 0, 1], 4433).into();
+        let options = TemplateOptions { name: "test".into(), seed: 1, listen, names: Vec::new() };
+        let config = Config::parse(Path::new("run.toml"), &Config::template(&options)).expect("what `init` writes");
+        let store = SledStore::open_dir(&dir.join(driver::STORE_DIR)).expect("a new store");
+        let (mut roster, secret) = (Roster::default(), [9; 32]);
+        let secret_digest = Digest::of(&secret).0;
+        let token = NewToken { secret_digest, name: Some("clinic".into()), ttl_ms: 1_000, uses: 1 };
+        roster.create_token(token, 0).expect("a token");
+        roster.join(&secret, AGENT, 1).expect("the first use");
+        workers::save_items(&store, roster.take_changes().expect("short")).expect("saved");
+        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).expect("valid");
+        let stopped = Stopped::new(config, store);
+        stopped.import(&manifest, &[0.5, -0.5]).expect("a first model");
+        let bodies = [
+            RecordBody::AgentJoined { agent: AGENT, name: "clinic".into() },
+            RecordBody::Finished { reason: FinishReason::Stopped, result: ModelVersion(0) },
+        ];
+        for (position, body) in (1..).map(Position).zip(bodies) {
+            let record = Record::new(position, 1, body, [].into());
+            stopped.store.append(&[(position, record.to_bytes().expect("short"))]).expect("appended");
+        }
+        stopped.store.commit().expect("committed");
+        stopped
+    }
+
+    #[test]
+    fn an_agent_is_revoked_in_the_journal_even_after_the_end() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut stopped = finished(dir.path());
+        for positions in [3, 3] {
+            let done = stopped.answer(OperatorRequest::AgentRevoke { agent: "clinic".into() }).expect("an answer");
+            assert!(matches!(&done, OperatorResponse::Done(text) if text.starts_with("revoked clinic")), "{done:?}");
+            let recovered = stopped.recover().expect("it recovers").expect("a run");
+            assert!(recovered.state.agents.get(&AGENT).is_some_and(|agent| agent.revoked));
+            assert_eq!(recovered.position, Position(positions), "one record, and none for a second call");
+            assert!(stopped.roster().expect("a roster").member(AGENT).is_some_and(|member| member.revoked));
+        }
+    }
+
+    #[test]
+    fn a_directory_of_an_earlier_build_is_refused_with_the_way_out() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let stopped = finished(dir.path());
+        let at = Position(3);
+        let record = Record::new(at, 1, RecordBody::Paused, [].into());
+        let mut bytes = record.to_bytes().expect("short");
+        bytes[4] = 3;
+        stopped.store.append(&[(at, bytes)]).expect("appended");
+        stopped.store.commit().expect("committed");
+        let error = recovery::recover(&stopped.store).expect_err("an old record");
+        assert_eq!(error.to_string(), "record 3 cannot be read: record of schema version 3; this program reads version 5");
+        assert!(error.help().is_some_and(|help| help.contains("checkpoint export")), "{:?}", error.help());
+    }
+
+    #[test]
+    fn tokens_are_made_and_revoked_without_a_record() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut stopped = finished(dir.path());
+        let create = OperatorRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 2, secret_digest: [3; 32] };
+        let OperatorResponse::Done(id) = stopped.answer(create).expect("an answer") else { panic!("a token") };
+        let revoke = || OperatorRequest::TokenRevoke { id: id.clone() };
+        assert_eq!(stopped.answer(revoke()).expect("an answer"), OperatorResponse::Done(format!("revoked token {id}")));
+        let listed = stopped.answer(OperatorRequest::TokenList).expect("an answer");
+        assert!(matches!(&listed, OperatorResponse::Json(text) if text.contains(&id)), "{listed:?}");
+        assert_eq!(stopped.recover().expect("it recovers").expect("a run").position, Position(2));
+    }
 }

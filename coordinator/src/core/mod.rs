@@ -155,6 +155,20 @@ impl Core {
 
     /// Handles one event. `now` never goes back in its monotonic part.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Command> {
+        self.take_in(now, event);
+        self.expire_offer();
+        self.pace();
+        self.gate.take()
+    }
+
+    /// Handles one event of a core that serves no agents: nothing expires, is published or becomes
+    /// due because time has passed.
+    pub fn handle_at_rest(&mut self, now: Now, event: Event) -> Vec<Command> {
+        self.take_in(now, event);
+        self.gate.take()
+    }
+
+    fn take_in(&mut self, now: Now, event: Event) {
         self.now = now;
         match event {
             Event::Connected { peer, agent, hello, .. } => self.connected(peer, agent, hello),
@@ -181,9 +195,6 @@ impl Core {
             Event::Tick => {}
             Event::Park => self.park(),
         }
-        self.expire_offer();
-        self.pace();
-        self.gate.take()
     }
 
     /// The run's name.

@@ -91,7 +91,7 @@ impl Checkpoint {
         }
         let version = u16::from_le_bytes([header[4], header[5]]);
         if !schema::is_readable(version) {
-            return Err(bad(format!("has schema version {version}; this program reads {}", schema::readable())));
+            return Err(RecoveryError::Schema { what: "checkpoint", found: version });
         }
         let u32_at = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), body);

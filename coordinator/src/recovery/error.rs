@@ -3,7 +3,7 @@
 use anabranch_common::codec::EncodeError;
 use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::journal::RecordError;
-use anabranch_common::schema::SchemaError;
+use anabranch_common::schema::{self, SchemaError};
 
 use crate::core::state::FoldError;
 use crate::merger::MergeError;
@@ -95,6 +95,14 @@ pub enum RecoveryError {
         /// The newest.
         newest: ModelVersion,
     },
+    /// Another version of the software wrote a part of a checkpoint.
+    #[error("{what} of schema version {found}; this program reads {}", schema::readable())]
+    Schema {
+        /// Which part.
+        what: &'static str,
+        /// The version in its header.
+        found: u16,
+    },
     /// A manifest of a checkpoint cannot be read.
     #[error("the checkpoint's manifest {0}")]
     Manifest(String),
@@ -113,7 +121,7 @@ impl RecoveryError {
         let text = match self {
             Self::Storage(error) => return error.help(),
             Self::Empty => "start the coordinator once and let an agent join, or import a model",
-            Self::Record { source: RecordError::Schema { .. }, .. } => {
+            Self::Schema { .. } | Self::Record { source: RecordError::Schema { .. }, .. } => {
                 "another version of Anabranch wrote this directory, and nothing was changed; export the model with that \
                  version (`checkpoint export`), then import the file into a new directory (`init`, `checkpoint import`)"
             }
@@ -141,7 +149,11 @@ impl RecoveryError {
 
     /// Whether this error may be the disk's fault in one place, so that an older checkpoint may do.
     pub(super) fn is_local(&self) -> bool {
-        !matches!(self, Self::Storage(error) if !matches!(error, StorageError::Corrupt { .. }))
+        match self {
+            Self::Storage(error) => matches!(error, StorageError::Corrupt { .. }),
+            Self::Schema { .. } => false,
+            _ => true,
+        }
     }
 }
 

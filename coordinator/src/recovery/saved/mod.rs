@@ -169,7 +169,7 @@ fn read<T: Layout>(
     };
     let version = u16::from_le_bytes([header[4], header[5]]);
     if !schema::is_readable(version) {
-        return Err(problem(format!("has schema version {version}; this program reads {}", schema::readable())));
+        return Err(RecoveryError::Schema { what, found: version });
     }
     schema::decode_as(version, body, max_bytes).map_err(|error| problem(format!("does not decode: {error}")))
 }
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_page_are_these() {
         let bytes = page();
-        assert_eq!(bytes[..16], *b"ANBP\x01\0\0\0\x03\0\0\0\0\0\0\0", "magic, version, reserved, number of agents");
+        assert_eq!(bytes[..16], *b"ANBP\x05\0\0\0\x03\0\0\0\0\0\0\0", "magic, version, reserved, number of agents");
         assert_eq!(bytes[16..41], *b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0a", "an id, and its name");
         assert_eq!(read_page(&bytes).expect("whole").agents.len(), 3);
     }
@@ -218,7 +218,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(read_page(&bytes[..len]).is_err(), "a prefix of {len} bytes was accepted");
         }
-        for (at, problem) in [(0, "magic bytes"), (4, "version 3")] {
+        for (at, problem) in [(0, "magic bytes"), (4, "version 7")] {
             let mut other = bytes.clone();
             other[at] ^= 2;
             let error = read_page(&other).expect_err("not a page").to_string();
