@@ -112,17 +112,18 @@ impl Core {
     }
 
     pub(super) fn evaluated(&mut self, peer: PeerId, agent: AgentId, evaluation: Evaluation) {
-        let asked = self.evaluators.answered(agent, evaluation.version);
-        let Some(state) = &self.state else { return };
-        if evaluation.version > state.version {
-            return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");
-        }
         let sound = evaluation.agent == agent
             && (0.0..=1.0).contains(&evaluation.accuracy)
             && evaluation.loss.is_finite()
             && evaluation.num_examples > 0;
         if !sound {
+            self.evaluation_failed(agent, evaluation.version, "its figures are impossible");
             return self.violated(peer, "an evaluation with impossible figures");
+        }
+        let asked = self.evaluators.answered(agent, evaluation.version);
+        let Some(state) = &self.state else { return };
+        if evaluation.version > state.version {
+            return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");
         }
         if !asked && !self.peers.pay(agent, self.now) {
             return tracing::debug!(%agent, "more evaluations that nobody asked for than are recorded at a time");

@@ -375,6 +375,10 @@ impl Core {
 
     fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
         if let Some(state) = &self.state {
+            // An offer may have crossed the news; the description is too long to be sent for each of many.
+            if !self.peers.tell_of_model(peer) {
+                return self.violated(peer, "a second offer of an initial model that is in place");
+            }
             let ready = CoordinatorMessage::ModelReady { manifest: state.manifest.clone(), digest: state.initial };
             return self.send(peer, ready);
         }

@@ -1,7 +1,7 @@
 //! Connections and what is known of agents while this process lives. Nothing here is durable, and nothing here changes
 //! what merging does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
@@ -41,6 +41,8 @@ pub(super) struct Peers {
     /// The same by agent; each has one connection.
     by_agent: BTreeMap<AgentId, PeerId>,
     live: BTreeMap<AgentId, Live>,
+    /// Connections whose offer of an initial model came too late, and that were told so.
+    told_of_model: BTreeSet<PeerId>,
 }
 
 impl Peers {
@@ -54,7 +56,13 @@ impl Peers {
     fn remove(&mut self, peer: PeerId) -> Option<AgentId> {
         let agent = self.connected.remove(&peer)?;
         self.by_agent.remove(&agent);
+        self.told_of_model.remove(&peer);
         Some(agent)
+    }
+
+    /// Notes that `peer` is told that there is a model. Returns false if it was told before.
+    pub(super) fn tell_of_model(&mut self, peer: PeerId) -> bool {
+        self.told_of_model.insert(peer)
     }
 
     pub(super) fn heard(&mut self, peer: PeerId, now: Now) -> Option<AgentId> {

@@ -327,17 +327,20 @@ impl RunState {
         let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
         let held = agent.examples_held;
         let changed = self.participation.observe(meta.key.agent, held, update.credited_examples, planned);
-        let lr_factor = lease.map_or(1.0, |lease| lease.plan.lr_factor);
+        let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
         self.totals.accepted += 1;
-        self.buffered_examples += update.credited_examples;
+        // No more than the lease asked for: else one agent's claim would end a schedule over examples for all.
+        let asked = lease.as_ref().map_or(0, |lease| lease.plan.local_steps).max(train.local_steps);
+        let counted = update.credited_examples.min(u64::from(asked) * u64::from(train.batch_size));
+        self.buffered_examples = self.buffered_examples.saturating_add(counted);
         self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
         let bucket = usize::try_from(update.staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
         self.totals.staleness[bucket] += 1;
         self.buffered = if closes { 0 } else { self.buffered + 1 };
         if closes {
-            self.examples += std::mem::take(&mut self.buffered_examples);
+            self.examples = self.examples.saturating_add(std::mem::take(&mut self.buffered_examples));
             self.version = computed;
         }
         Ok(())

@@ -4,14 +4,14 @@ use anabranch_common::ids::{BranchId, ModelVersion, Position};
 use anabranch_common::journal::{Plan, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{AdmitSpec, LrSchedule, RunSpec, ScheduleUnit, TargetSpec, TrainSpec};
-use anabranch_common::update::{RefusalReason, Verdict};
+use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 use anabranch_common::wire::message::CoordinatorMessage;
 
 use super::world::{World, spec};
 use crate::core::event::PeerId;
 
 fn scheduled(schedule: LrSchedule) -> RunSpec {
-    let train = TrainSpec { schedule: Some(schedule), ..spec().train };
+    let train = TrainSpec { schedule: Some(schedule), batch_size: 32, ..spec().train };
     RunSpec { train, target: TargetSpec { versions: Some(8), ..TargetSpec::default() }, ..spec() }
 }
 
@@ -49,7 +49,7 @@ fn a_lease_has_the_factor_of_its_base_and_a_new_process_plans_the_same() {
 #[test]
 fn rounds_are_counted_for_each_agent_and_without_a_target_there_is_no_progress() {
     let mut world = World::started(2);
-    assert_eq!(round(&mut world, 1, 0), Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 });
+    assert_eq!(round(&mut world, 1, 0), Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 0.5 });
     assert_eq!(round(&mut world, 2, 0).round, 0);
     assert_eq!(world.lease(1).plan.round, 1, "this one is asked for again, and superseded");
     assert_eq!(world.lease(1).plan.round, 2);
@@ -68,6 +68,21 @@ fn examples_are_those_of_merged_updates_and_a_rollback_takes_them_back() {
     let record = Record::new(state.position.next(), 0, body, [].into());
     state.apply(&record).expect("follows");
     assert_eq!(state.plan(super::agent(1), version).lr_factor.to_bits(), 1.0f32.to_bits());
+}
+
+/// Whoever says that it used more examples than its lease asked for moves no schedule.
+#[test]
+fn a_claim_of_many_examples_does_not_end_the_schedule() {
+    let mut spec = scheduled(halving(ScheduleUnit::Examples, 64));
+    spec.admit.max_examples = u64::MAX;
+    let mut world = World::started_with(spec, 1);
+    for seq in 0..3 {
+        let lease = world.lease(1);
+        let meta = UpdateMeta { num_examples: u64::MAX, ..world.meta(1, seq, &lease) };
+        world.receive(1, &meta, [lease.plan.lr_factor; 4]);
+        world.journal();
+    }
+    assert_eq!(world.state().examples, 3 * 32, "a batch of 32 for each lease of one step");
 }
 
 /// What waits in the merge buffer is in no version, and a rollback drops it: it is no progress yet.

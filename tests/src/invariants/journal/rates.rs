@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::ids::{AgentId, ModelVersion};
+use anabranch_common::ids::{AgentId, LeaseId, ModelVersion};
 use anabranch_common::journal::{Lease, Record, RecordBody};
 use anabranch_common::spec::{LrSchedule, RunSpec, ScheduleUnit};
 
@@ -14,6 +14,8 @@ const NAME: &str = "rates";
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     rounds: BTreeMap<AgentId, u64>,
+    /// Steps that each lease asked for.
+    steps: BTreeMap<LeaseId, u32>,
     /// Examples in the version, those that wait for the next one, and those in each version so far.
     examples: u64,
     waiting: u64,
@@ -26,7 +28,10 @@ impl Rates {
         match &record.body {
             RecordBody::LeaseGranted(lease) => self.granted(spec, lease),
             RecordBody::Update(update) => {
-                self.waiting += update.credited_examples;
+                let least = spec.map_or(0, |spec| spec.train.local_steps);
+                let steps = self.steps.get(&update.meta.lease).copied().unwrap_or(0).max(least);
+                let asked = u64::from(steps) * spec.map_or(0, |spec| u64::from(spec.train.batch_size));
+                self.waiting += update.credited_examples.min(asked);
                 if update.closes {
                     self.examples += std::mem::take(&mut self.waiting);
                     self.by_version.insert(update.version, self.examples);
@@ -61,6 +66,7 @@ impl Rates {
         let plan = lease.plan;
         let round = self.rounds.entry(lease.agent).or_default();
         let number = std::mem::replace(round, *round + 1);
+        self.steps.insert(lease.id, plan.local_steps);
         ensure(plan.round == number, NAME, || {
             format!("lease {:?} is round {} of its agent, and {number} went before", lease.id, plan.round)
         })?;
