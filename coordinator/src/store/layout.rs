@@ -3,7 +3,7 @@
 //! | kind | key in `Catalogue` | chunks in `Bulk` | content |
 //! |---|---|---|---|
 //! | `r` record | `r`, position u64 be | `r`, position u64 be, chunk u32 be | `journal::Record` bytes |
-//! | `b` blob | `b`, digest 32 bytes | `b`, digest, chunk u32 be | models, merge vectors, run states |
+//! | `b` blob | `b`, digest 32 bytes | `b`, digest, chunk u32 be | models, merge vectors, heads and pages of saved folds |
 //! | `c` checkpoint | `c`, position u64 be | none | `recovery::checkpoint` manifest |
 //! | `i` item | `i`, key in UTF-8 | `i`, digest of key and content, chunk u32 be | values that are replaced |
 //! | `p` pruned | `p` | none | u64 le: records from 1 to below this are gone |
@@ -34,7 +34,7 @@ pub const INLINE_BYTES: usize = 1 << 10;
 /// Longest content of a manifest, which is never chunked, and of an item that is not: replacing them must be atomic.
 pub const SMALL_BYTES: usize = limits::STORE_VALUE_BYTES - HEAD_BYTES;
 /// Longest content of an item.
-pub const ITEM_BYTES: usize = limits::TOKEN_BOOK_BYTES;
+pub const ITEM_BYTES: usize = limits::STORE_ITEM_BYTES;
 /// Bytes of one chunk: the largest value whose pages sled reclaims well.
 pub const CHUNK_BYTES: usize = limits::STORE_VALUE_BYTES;
 
