@@ -1,7 +1,6 @@
 //! The journal: what happened, in order, and the hash chain over it.
 //!
-//! A stored record is a head (bincode) and a payload (raw bytes: tensor data never goes through bincode), behind one
-//! checked header:
+//! A stored record is a head (see [`crate::schema`]) and a payload (raw bytes), behind one checked header:
 //!
 //! ```text
 //!  0      4        6          8         12           20        24        28

@@ -4,7 +4,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `h` | the head: magic, layout version, checksum (BLAKE3, 4 bytes), then (bincode) branch, counter, and the names and digests of all blobs that count |
+//! | `h` | the head: magic, schema version, checksum (BLAKE3, 4 bytes), then branch, counter, and the names and digests of all blobs that count |
 //! | `b` + number, u64 be | a blob: an encoded update, the residual (f32 le), or the manifest that both belong to. From [`FILE_BYTES`] on a file; shorter ones, and those of earlier versions, values in sled of at most `STORE_VALUE_BYTES`, `+ chunk` |
 //!
 //! A change writes new blobs under new numbers, commits, replaces the head, commits, and only then deletes the blobs

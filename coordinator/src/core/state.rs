@@ -325,14 +325,14 @@ impl RunState {
         // Never less than the configured steps: who pretends to be slow would else weigh more for it.
         let steps = agent.pace.as_mut().and_then(|pace| pace.accepted(meta, at_ms)).unwrap_or(0).max(train.local_steps);
         let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
+        // No more than the lease asked for: else one agent's claim would end a schedule over examples for all.
+        let asked = lease.as_ref().map_or(0, |lease| lease.plan.local_steps).max(train.local_steps);
+        let counted = update.credited_examples.min(u64::from(asked) * u64::from(train.batch_size));
         let held = agent.examples_held;
         let changed = self.participation.observe(meta.key.agent, held, update.credited_examples, planned);
         let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
         self.totals.accepted += 1;
-        // No more than the lease asked for: else one agent's claim would end a schedule over examples for all.
-        let asked = lease.as_ref().map_or(0, |lease| lease.plan.local_steps).max(train.local_steps);
-        let counted = update.credited_examples.min(u64::from(asked) * u64::from(train.batch_size));
         self.buffered_examples = self.buffered_examples.saturating_add(counted);
         self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;

@@ -7,7 +7,7 @@
 //!  │ 4    │ u16 le │ u16 = 0  │ u32 le │ u32 le  │      │
 //!  └──────┴────────┴──────────┴────────┴─────────┴──────┘
 //! ```
-//! The checksum covers the header's first 12 bytes and the body (bincode, see [`Checkpoint`]). Model and merge vectors
+//! The checksum covers the header's first 12 bytes and the body ([`Checkpoint`]). Model and merge vectors
 //! are blobs in codec 0 under the digest of their content; the fold is a head and pages, each a blob under the digest of its
 //! bytes (see [`saved`]).
 
