@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 pub(super) use anabranch_io::cli::print;
 use anabranch_io::terminal::{make_visible, visible};
 use anyhow::Context as _;
+pub(super) use console::Alignment as Align;
+use console::{measure_text_width, pad_str};
 use serde::de::DeserializeOwned;
 
 /// Writes one line to standard output.
@@ -26,14 +28,7 @@ pub(super) fn read_report<T: DeserializeOwned>(json: &str, what: &str) -> anyhow
     serde_json::from_value(value).with_context(unreadable)
 }
 
-/// How a column is aligned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Align {
-    Left,
-    Right,
-}
-
-/// A table whose columns are as wide as they need to be, two spaces apart.
+/// A table whose columns are as wide as a terminal shows them, two spaces apart.
 #[derive(Debug)]
 pub(super) struct Table {
     columns: Vec<(&'static str, Align)>,
@@ -52,18 +47,14 @@ impl Table {
     pub(super) fn render(&self) -> String {
         let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
         let lines = || std::iter::once(&head).chain(&self.rows);
-        let width = |column: usize| lines().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let width =
+            |column: usize| lines().filter_map(|row| row.get(column)).map(|cell| measure_text_width(cell)).max();
         let widths: Vec<usize> = (0..self.columns.len()).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for row in lines() {
-            let mut line = String::new();
-            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
-                match align {
-                    Align::Left => line.push_str(&format!("{cell:<width$}  ")),
-                    Align::Right => line.push_str(&format!("{cell:>width$}  ")),
-                }
-            }
-            text.push_str(line.trim_end());
+            let cells = row.iter().zip(&widths).zip(&self.columns);
+            let cells = cells.map(|((cell, width), (_, align))| pad_str(cell, *width, *align, None));
+            text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
             text.push('\n');
         }
         text
@@ -147,6 +138,7 @@ mod tests {
         let mut table = Table::new(&[("name", Align::Left), ("n", Align::Right)]);
         table.row(vec!["clinic".into(), "7".into()]);
         table.row(vec!["é".into(), "1,000".into()]);
-        assert_eq!(table.render(), "name        n\nclinic      7\né       1,000\n");
+        table.row(vec!["診療".into(), "12".into()]);
+        assert_eq!(table.render(), "name        n\nclinic      7\né       1,000\n診療       12\n");
     }
 }
