@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-pub(super) use anabranch_io::cli::print;
+pub(super) use anabranch_io::cli::{print, size_text as bytes};
 use anabranch_io::terminal::{make_visible, visible};
 use anyhow::Context as _;
 pub(super) use console::Alignment as Align;
@@ -61,21 +61,6 @@ impl Table {
     }
 }
 
-/// Bytes with a binary unit: `1.4 MiB`.
-pub(super) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 /// A number with an apostrophe-free thousands separator: `1,234,567`.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -125,7 +110,6 @@ mod tests {
 
     #[test]
     fn numbers_are_written_for_people() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(1_500_000)], ["0 B", "1023 B", "1.0 KiB", "1.4 MiB"]);
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([span(0.25), span(45.0), span(200.0)], ["0.2 s", "45 s", "3 min 20 s"]);
         assert_eq!([span(7500.0), span(273_600.0)], ["2 h 5 min", "3 d 4 h"]);
