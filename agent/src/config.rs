@@ -17,6 +17,7 @@ use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::limits;
 use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
+use toml::de::DeTable;
 
 use crate::device;
 use crate::gpu::EncoderPlace;
@@ -209,14 +210,8 @@ impl AgentConfig {
             at(error.span().map_or(0, |span| span.start), error.message().lines().collect::<Vec<_>>().join(" "))
         })?;
         let offset_of = |key: &str| {
-            let mut offset = 0;
-            for line in text.split_inclusive('\n') {
-                if line.trim_start().starts_with(key) {
-                    return offset;
-                }
-                offset += line.len();
-            }
-            0
+            let table = DeTable::parse(text).ok();
+            table.and_then(|table| Some(table.get_ref().get_key_value(key)?.0.span().start)).unwrap_or(0)
         };
         if !is_host_and_port(&config.address) {
             let problem =
@@ -385,6 +380,7 @@ mod tests {
             (format!("{good}manners.nise = 1\n"), lines + 1, "unknown field `nise`"),
             (format!("{good}trainer = []\n"), lines + 1, "expected a program and its arguments"),
             (format!("{good}trainer_timeout_s = 0\n"), lines + 1, "at least 1"),
+            (format!("{good}trainer_timeout_s = 9\ntrainer = []\n"), lines + 2, "expected a program"),
             (good.replace("127.0.0.1:4433", "nowhere"), 2, "not a host and a port"),
             (good.replace("\"auto\"", "\"tpu\""), lines, "unknown device `tpu`"),
             (good.replace("\"auto\"", "\"cuda:x\""), lines, "does not end in the number of a device"),

@@ -1,8 +1,8 @@
 //! The only `select!` over everything: feeds events to the session and carries out its commands.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_common::ids::{Incarnation, RunId};
@@ -11,6 +11,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -90,11 +91,11 @@ impl SharedReport {
     /// The newest report.
     #[must_use]
     pub fn get(&self) -> AgentReport {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     fn change(&self, change: impl FnOnce(&mut AgentReport)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.lock());
     }
 }
 

@@ -10,22 +10,25 @@ use std::time::Duration;
 
 use anabranch_common::limits;
 use serde::{Deserialize, Serialize};
+use time::Time;
+use time::format_description::StaticFormatDescription;
+use time::macros::format_description;
 use tokio::sync::mpsc::Sender;
 
 use crate::clock;
 use crate::core::event::Event;
 use crate::size::Size;
 
-const DAY_MIN: u16 = 24 * 60;
+const TIME_OF_DAY: StaticFormatDescription = format_description!("[hour]:[minute]");
 
 /// Hours of the day, in UTC, in which no work is taken on; they may go over midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct QuietHours {
     /// First quiet minute of the day.
-    from_min: u16,
+    from: Time,
     /// First minute that is not quiet any more.
-    to_min: u16,
+    to: Time,
 }
 
 /// What somebody typed and nobody can follow.
@@ -46,18 +49,11 @@ impl FromStr for QuietHours {
     type Err = MannersError;
 
     fn from_str(text: &str) -> Result<Self, MannersError> {
-        let time = |text: &str| {
-            let (hour, minute) = text.trim().split_once(':')?;
-            let digits = |text: &str| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-            let both = digits(hour) && digits(minute);
-            let (hour, minute): (u16, u16) = both.then(|| Some((hour.parse().ok()?, minute.parse().ok()?)))??;
-            (hour < 24 && minute < 60).then_some(hour * 60 + minute)
-        };
+        let time = |text: &str| Time::parse(text.trim(), TIME_OF_DAY).ok();
         let hours = text.split_once('-').and_then(|(from, to)| Some((time(from)?, time(to)?)));
-        match hours.filter(|(from, to)| from != to) {
-            Some((from_min, to_min)) => Ok(Self { from_min, to_min }),
-            None => Err(MannersError::QuietHours(text.to_owned())),
-        }
+        let (from, to) =
+            hours.filter(|(from, to)| from != to).ok_or_else(|| MannersError::QuietHours(text.to_owned()))?;
+        Ok(Self { from, to })
     }
 }
 
@@ -77,8 +73,8 @@ impl From<QuietHours> for String {
 
 impl fmt::Display for QuietHours {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from_min, to_min } = self;
-        write!(f, "{:02}:{:02}-{:02}:{:02}", from_min / 60, from_min % 60, to_min / 60, to_min % 60)
+        let Self { from, to } = self;
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from.hour(), from.minute(), to.hour(), to.minute())
     }
 }
 
@@ -86,9 +82,10 @@ impl QuietHours {
     /// Whether it is quiet at this Unix time in milliseconds.
     #[must_use]
     pub fn contain(&self, unix_ms: u64) -> bool {
-        let minute = unix_ms / 60_000 % u64::from(DAY_MIN);
-        let (from, to) = (u64::from(self.from_min), u64::from(self.to_min));
-        if from < to { (from..to).contains(&minute) } else { minute >= from || minute < to }
+        // Adding wraps at midnight.
+        let now = Time::MIDNIGHT + Duration::from_millis(unix_ms);
+        let Self { from, to } = *self;
+        if from < to { (from..to).contains(&now) } else { now >= from || now < to }
     }
 }
 

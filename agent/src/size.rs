@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use anabranch_io::cli::size_text as text;
 use serde::{Deserialize, Serialize};
 
 /// A size that is none.
@@ -73,16 +74,6 @@ impl fmt::Display for Size {
     }
 }
 
-/// A number of bytes for people: `512.0 MiB`.
-#[must_use]
-pub fn text(bytes: u64) -> String {
-    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    match units.iter().find(|(shift, _)| bytes >> shift > 0) {
-        Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64),
-        None => format!("{bytes} bytes"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,7 +86,6 @@ mod tests {
         for size in ["512M", "3G", "1000"] {
             assert_eq!(String::from(size.parse::<Size>().expect("a size")), size);
         }
-        assert_eq!((text(3 << 29), text(17)), ("1.5 GiB".to_owned(), "17 bytes".to_owned()));
     }
 
     #[test]

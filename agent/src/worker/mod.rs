@@ -5,13 +5,14 @@ mod killed;
 mod maths;
 mod store;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::codec::{self, Codec as _, dense::Planes32};
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::transfer::TransferManifest;
+use parking_lot::{Condvar, Mutex};
 
 use crate::core::command::Ending;
 use crate::core::event::{Event, InitialModel};
@@ -67,27 +68,21 @@ pub struct StopSignal {
 }
 
 impl StopSignal {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Asks for a stop, or takes the request back.
     pub fn set(&self, stopped: bool) {
-        *self.lock() = stopped;
+        *self.stopped.lock() = stopped;
         self.changed.notify_all();
     }
 
     /// Whether a stop was asked for.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        *self.lock()
+        *self.stopped.lock()
     }
 
     /// Waits, but not longer than until a stop is asked for.
     fn wait(&self, time: Duration) {
-        let guard = self.lock();
-        // Both outcomes are looked up by the caller; a poisoned mutex still guards a plain bool.
-        let _ = self.changed.wait_timeout_while(guard, time, |stopped| !*stopped);
+        self.changed.wait_while_for(&mut self.stopped.lock(), |stopped| !*stopped, time);
     }
 }
 

@@ -80,6 +80,16 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Returns a number of bytes with a binary unit: `1.4 MiB`, or `17 B`.
+#[must_use]
+pub fn size_text(bytes: u64) -> String {
+    let units = [(50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
 /// Lines of a command's and its verbs' notes and examples that a terminal of 80 columns would break. A command that is
 /// broken in the middle cannot be copied, so the tests of both command lines expect none.
 #[must_use]
@@ -93,6 +103,12 @@ pub fn lines_that_break(command: &Command) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_a_binary_unit() {
+        let sizes = [0, 1023, 1024, 1_500_000, 3 << 29, u64::MAX].map(size_text);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.4 MiB", "1.5 GiB", "16384.0 PiB"]);
+    }
 
     #[derive(Debug, Parser)]
     struct Line {

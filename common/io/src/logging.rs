@@ -117,7 +117,9 @@ impl<W: io::Write> io::Write for Visible<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -134,7 +136,7 @@ mod tests {
 
     impl io::Write for Kept {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no panic").write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -147,7 +149,7 @@ mod tests {
         let writer = kept.clone();
         let layer = lines(format, ansi, 0, move || writer.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
-        String::from_utf8(kept.0.lock().expect("no panic").clone()).expect("text")
+        String::from_utf8(kept.0.lock().clone()).expect("text")
     }
 
     /// Reasons of peers, words of trainers and names in files are logged, and a log is read on a terminal.

@@ -9,10 +9,11 @@
 //! ignoring it.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use anabranch_common::limits;
+use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -72,7 +73,7 @@ impl Signals {
 
     /// Changes what signals do. With [`OnSignal::Exit`] a stop that was asked for before ends the process now.
     pub fn set(&self, then: OnSignal) {
-        let mut current = self.then.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.then.lock();
         *current = then;
         if then == OnSignal::Exit && is_stop_asked() {
             exit("a signal");
@@ -109,7 +110,7 @@ async fn listen(mut handlers: Handlers, then: &Mutex<OnSignal>, to: &mpsc::Sende
             () = hung_up => "SIGHUP",
         };
         // Held until the process has ended or the daemon has been told: it does not begin anything in between.
-        let then = then.lock().unwrap_or_else(PoisonError::into_inner);
+        let then = then.lock();
         STOP_ASKED.store(true, Ordering::Relaxed);
         match *then {
             OnSignal::Exit => exit(name),

@@ -2,9 +2,11 @@
 
 use std::io::{self, Write as _};
 
-pub(super) use anabranch_io::cli::print;
+pub(super) use anabranch_io::cli::{print, size_text as bytes};
 use anabranch_io::terminal::{make_visible, visible};
 use anyhow::Context as _;
+pub(super) use console::Alignment as Align;
+use console::{measure_text_width, pad_str};
 use serde::de::DeserializeOwned;
 
 /// Writes one line to standard output.
@@ -26,14 +28,7 @@ pub(super) fn read_report<T: DeserializeOwned>(json: &str, what: &str) -> anyhow
     serde_json::from_value(value).with_context(unreadable)
 }
 
-/// How a column is aligned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Align {
-    Left,
-    Right,
-}
-
-/// A table whose columns are as wide as they need to be, two spaces apart.
+/// A table whose columns are as wide as a terminal shows them, two spaces apart.
 #[derive(Debug)]
 pub(super) struct Table {
     columns: Vec<(&'static str, Align)>,
@@ -52,37 +47,18 @@ impl Table {
     pub(super) fn render(&self) -> String {
         let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
         let lines = || std::iter::once(&head).chain(&self.rows);
-        let width = |column: usize| lines().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let width =
+            |column: usize| lines().filter_map(|row| row.get(column)).map(|cell| measure_text_width(cell)).max();
         let widths: Vec<usize> = (0..self.columns.len()).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for row in lines() {
-            let mut line = String::new();
-            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
-                match align {
-                    Align::Left => line.push_str(&format!("{cell:<width$}  ")),
-                    Align::Right => line.push_str(&format!("{cell:>width$}  ")),
-                }
-            }
-            text.push_str(line.trim_end());
+            let cells = row.iter().zip(&widths).zip(&self.columns);
+            let cells = cells.map(|((cell, width), (_, align))| pad_str(cell, *width, *align, None));
+            text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
             text.push('\n');
         }
         text
     }
-}
-
-/// Bytes with a binary unit: `1.4 MiB`.
-pub(super) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
 }
 
 /// A number with an apostrophe-free thousands separator: `1,234,567`.
@@ -134,7 +110,6 @@ mod tests {
 
     #[test]
     fn numbers_are_written_for_people() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(1_500_000)], ["0 B", "1023 B", "1.0 KiB", "1.4 MiB"]);
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([span(0.25), span(45.0), span(200.0)], ["0.2 s", "45 s", "3 min 20 s"]);
         assert_eq!([span(7500.0), span(273_600.0)], ["2 h 5 min", "3 d 4 h"]);
@@ -147,6 +122,7 @@ mod tests {
         let mut table = Table::new(&[("name", Align::Left), ("n", Align::Right)]);
         table.row(vec!["clinic".into(), "7".into()]);
         table.row(vec!["é".into(), "1,000".into()]);
-        assert_eq!(table.render(), "name        n\nclinic      7\né       1,000\n");
+        table.row(vec!["診療".into(), "12".into()]);
+        assert_eq!(table.render(), "name        n\nclinic      7\né       1,000\n診療       12\n");
     }
 }

@@ -18,10 +18,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anabranch_common::limits;
 use anabranch_io::durable::{self, Tree};
+use parking_lot::Mutex;
 
 use super::StorageError;
 
@@ -143,12 +144,8 @@ impl BulkFiles {
         }
         // A number that a place still names is not used again, whatever became of the file.
         state.next_file = state.next_file.max(state.live.last_key_value().map_or(0, |(number, _)| number + 1));
-        *files.state() = state;
+        *files.state.lock() = state;
         Ok(files)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -178,7 +175,7 @@ impl BulkFiles {
             return Err(StorageError::of_io(&self.dir, io::ErrorKind::ReadOnlyFilesystem.into()));
         }
         self.remove(key)?;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let is_record = key.first() == Some(&b'r');
         let (owner, number) = key.split_at(key.len().saturating_sub(NUMBER_BYTES));
         let (owner, begins) = if is_record { (&[][..], false) } else { (owner, number.iter().all(|byte| *byte == 0)) };
@@ -240,7 +237,7 @@ impl BulkFiles {
 
     fn place(&self, key: &[u8]) -> Result<Option<Place>, StorageError> {
         // Under the lock: a commit moves places from one to the other.
-        let state = self.state();
+        let state = self.state.lock();
         match state.pending.get(key) {
             Some(place) => Ok(Some(*place)),
             None => self.places.get(key)?.map(|value| self.decode(key, &value)).transpose(),
@@ -249,7 +246,7 @@ impl BulkFiles {
 
     /// Removes a chunk, if it is there. Its file goes, with a later commit, when no other chunk in it counts.
     pub(super) fn remove(&self, key: &[u8]) -> Result<(), StorageError> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let place = match state.pending.remove(key) {
             Some(place) => place,
             None => match self.places.get(key)? {
@@ -276,7 +273,7 @@ impl BulkFiles {
 
     /// The keys in a range, in ascending order.
     pub(super) fn keys(&self, range: std::ops::RangeInclusive<Vec<u8>>) -> Result<BTreeSet<Vec<u8>>, StorageError> {
-        let state = self.state();
+        let state = self.state.lock();
         let mut keys: BTreeSet<Vec<u8>> = state.pending.range(range.clone()).map(|(key, _)| key.clone()).collect();
         for entry in self.places.range(range) {
             keys.insert(entry?.0.to_vec());
@@ -287,7 +284,7 @@ impl BulkFiles {
     /// Syncs what was written and notes where it lies: before sled commits.
     pub(super) fn sync(&self) -> Result<Emptied, StorageError> {
         let (batch, dirty, created, emptied) = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             let batch: Vec<(Vec<u8>, Place)> = state.pending.iter().map(|(key, place)| (key.clone(), *place)).collect();
             let created = std::mem::take(&mut state.created);
             (batch, std::mem::take(&mut state.dirty), created, std::mem::take(&mut state.emptied))
@@ -299,7 +296,7 @@ impl BulkFiles {
             let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
             synced.map_err(|source| StorageError::of_io(&self.dir, source))?;
         }
-        let mut state = self.state();
+        let mut state = self.state.lock();
         for (key, place) in batch {
             if state.pending.get(&key) == Some(&place) {
                 self.places.insert(&key, &place.to_bytes())?;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{Digest, Position};
+use parking_lot::Mutex;
 
 use super::layout::{CHUNK_BYTES, EntryHead, INLINE_BYTES, Name, Placement, SMALL_BYTES};
 use super::{Area, Medium, StorageError, Store, StoreUsage};
@@ -48,16 +48,8 @@ impl<M: Medium> Engine<M> {
         engine.sweep_blob_chunks()?;
         engine.medium.commit()?;
         engine.live_bytes.store(engine.count_live_bytes()?, Ordering::Relaxed);
-        *engine.journal() = Journal { pruned_below, next, durable_below: next };
+        *engine.journal.lock() = Journal { pruned_below, next, durable_below: next };
         Ok(engine)
-    }
-
-    fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn whole(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn damaged(&self, name: &Name, what: &str) -> StorageError {
@@ -272,7 +264,7 @@ impl<M: Medium> Engine<M> {
 
 impl<M: Medium> Store for Engine<M> {
     fn append(&self, records: &[(Position, Vec<u8>)]) -> Result<(), StorageError> {
-        let mut journal = self.journal();
+        let mut journal = self.journal.lock();
         let mut expected = journal.next;
         for (position, _) in records {
             if *position != expected {
@@ -289,15 +281,15 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn commit(&self) -> Result<(), StorageError> {
-        let written = self.journal().next;
+        let written = self.journal.lock().next;
         self.medium.commit()?;
-        let mut journal = self.journal();
+        let mut journal = self.journal.lock();
         journal.durable_below = journal.durable_below.max(written);
         Ok(())
     }
 
     fn record(&self, position: Position) -> Result<Option<Vec<u8>>, StorageError> {
-        let journal = *self.journal();
+        let journal = *self.journal.lock();
         let pruned = position > Position(0) && position < journal.pruned_below;
         if pruned || position >= journal.next {
             return Ok(None);
@@ -307,11 +299,11 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn last_position(&self) -> Result<Option<Position>, StorageError> {
-        Ok(self.journal().next.0.checked_sub(1).map(Position))
+        Ok(self.journal.lock().next.0.checked_sub(1).map(Position))
     }
 
     fn first_position(&self) -> Result<Option<Position>, StorageError> {
-        let journal = *self.journal();
+        let journal = *self.journal.lock();
         // Pruning nothing but record 0 away prunes nothing, since record 0 stays.
         let first = if journal.pruned_below <= Position(1) { Position(0) } else { journal.pruned_below };
         Ok((journal.next > Position(0)).then_some(first))
@@ -319,7 +311,7 @@ impl<M: Medium> Store for Engine<M> {
 
     fn prune_records(&self, below: Position) -> Result<u64, StorageError> {
         let below = {
-            let mut journal = self.journal();
+            let mut journal = self.journal.lock();
             let below = below.min(Position(journal.next.0.saturating_sub(1)));
             if below <= journal.pruned_below || below <= Position(1) {
                 return Ok(0);
@@ -338,27 +330,27 @@ impl<M: Medium> Store for Engine<M> {
     fn put_blob(&self, id: Digest, bytes: &[u8]) -> Result<(), StorageError> {
         let name = Name::Blob(id);
         if matches!(self.read(&name), Ok(Some(stored)) if stored == bytes) {
-            self.whole().insert(id);
+            self.whole.lock().insert(id);
             return Ok(());
         }
-        self.whole().remove(&id);
+        self.whole.lock().remove(&id);
         self.write_over(&name, bytes, INLINE_BYTES)?;
-        self.whole().insert(id);
+        self.whole.lock().insert(id);
         Ok(())
     }
 
     fn blob(&self, id: Digest) -> Result<Option<Vec<u8>>, StorageError> {
         let read = self.read(&Name::Blob(id));
         if matches!(read, Ok(Some(_))) {
-            self.whole().insert(id);
+            self.whole.lock().insert(id);
         } else {
-            self.whole().remove(&id);
+            self.whole.lock().remove(&id);
         }
         read
     }
 
     fn holds_blob(&self, id: Digest) -> Result<bool, StorageError> {
-        if self.whole().contains(&id) {
+        if self.whole.lock().contains(&id) {
             return Ok(true);
         }
         match self.blob(id) {
@@ -374,7 +366,7 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn delete_blob(&self, id: Digest) -> Result<(), StorageError> {
-        self.whole().remove(&id);
+        self.whole.lock().remove(&id);
         self.delete(&Name::Blob(id)).map(drop)
     }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anabranch_common::rng::SplitMix64;
+use parking_lot::Mutex;
 
 use super::{Area, Engine, Medium, StorageError, Visit};
 
@@ -113,23 +114,17 @@ impl FaultKind {
 
 const PATH: &str = "(memory)";
 
-impl MemoryMedium {
-    fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Medium for MemoryMedium {
     fn get(&self, area: Area, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        Ok(self.disk().seen.get(&(area, key.to_vec())).cloned())
+        Ok(self.disk.lock().seen.get(&(area, key.to_vec())).cloned())
     }
 
     fn insert(&self, area: Area, key: &[u8], value: Vec<u8>) -> Result<(), StorageError> {
-        self.disk().write((area, key.to_vec()), Some(value))
+        self.disk.lock().write((area, key.to_vec()), Some(value))
     }
 
     fn remove(&self, area: Area, key: &[u8]) -> Result<(), StorageError> {
-        self.disk().write((area, key.to_vec()), None)
+        self.disk.lock().write((area, key.to_vec()), None)
     }
 
     fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError> {
@@ -139,7 +134,8 @@ impl Medium for MemoryMedium {
         }
         // Copied, so that `visit` may use the store.
         let entries: Vec<(Vec<u8>, Vec<u8>)> = self
-            .disk()
+            .disk
+            .lock()
             .seen
             .range((area, from)..=(area, to))
             .map(|((_, key), value)| (key.clone(), value.clone()))
@@ -148,7 +144,7 @@ impl Medium for MemoryMedium {
     }
 
     fn commit(&self) -> Result<(), StorageError> {
-        let mut disk = self.disk();
+        let mut disk = self.disk.lock();
         let commits = disk.commits;
         disk.check(FaultSite::Commit(commits))?;
         disk.commits += 1;
@@ -160,7 +156,7 @@ impl Medium for MemoryMedium {
     }
 
     fn disk_bytes(&self) -> Result<u64, StorageError> {
-        Ok(self.disk().seen.values().map(|value| value.len() as u64).sum())
+        Ok(self.disk.lock().seen.values().map(|value| value.len() as u64).sum())
     }
 
     fn path(&self) -> &Path {
@@ -190,7 +186,7 @@ impl Engine<MemoryMedium> {
     /// What is left on the disk after the power went.
     #[must_use]
     pub fn after_power_loss(&self, survivors: Survivors) -> MemoryMedium {
-        let disk = self.medium.disk();
+        let disk = self.medium.disk.lock();
         let mut left = disk.synced.clone();
         let mut rng = SplitMix64::new(match survivors {
             Survivors::Some { seed } => seed,
@@ -212,14 +208,14 @@ impl Engine<MemoryMedium> {
 
     /// Makes an operation fail, counted from now on.
     pub fn set_fault(&self, fault: Option<Fault>) {
-        let mut disk = self.medium.disk();
+        let mut disk = self.medium.disk.lock();
         (disk.fault, disk.failed, disk.writes, disk.commits) = (fault, false, 0, 0);
     }
 
     /// Insertions and removals, and commits, since the last fault was set (or since the store was opened).
     #[must_use]
     pub fn operations(&self) -> (u64, u64) {
-        let disk = self.medium.disk();
+        let disk = self.medium.disk.lock();
         (disk.writes, disk.commits)
     }
 
@@ -227,7 +223,7 @@ impl Engine<MemoryMedium> {
     ///
     /// Returns whether the key was there.
     pub fn damage(&self, area: Area, key: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let mut disk = self.medium.disk();
+        let mut disk = self.medium.disk.lock();
         let key = (area, key.to_vec());
         let Some(value) = disk.seen.get_mut(&key) else { return false };
         change(value);
@@ -238,7 +234,7 @@ impl Engine<MemoryMedium> {
 
     /// Removes a stored value, as a bad disk does. Returns whether the key was there.
     pub fn lose(&self, area: Area, key: &[u8]) -> bool {
-        let mut disk = self.medium.disk();
+        let mut disk = self.medium.disk.lock();
         let key = (area, key.to_vec());
         disk.synced.remove(&key);
         disk.seen.remove(&key).is_some()

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::status::{NetworkStatus, Traffic};
+use parking_lot::Mutex;
 use quinn::Connection;
 use tokio::sync::oneshot;
 
@@ -48,13 +49,13 @@ pub(super) struct Place {
 impl Handshakes {
     /// Whether so many are being greeted that an address has to show first that it is its own.
     pub(super) fn is_busy(&self) -> bool {
-        self.lock().pending.len() >= limits::PENDING_HANDSHAKES / 2
+        self.table.lock().pending.len() >= limits::PENDING_HANDSHAKES / 2
     }
 
     /// Takes a place; when there is none left, somebody else's.
     pub(super) fn enter(self: &Arc<Self>, from: IpAddr) -> Place {
         let (end, displaced) = oneshot::channel();
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         while table.pending.len() >= limits::PENDING_HANDSHAKES && table.displace_one() {
             self.counters.displaced.fetch_add(1, Ordering::Relaxed);
         }
@@ -81,17 +82,13 @@ impl Handshakes {
     pub(super) fn status(&self) -> NetworkStatus {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NetworkStatus {
-            handshakes: self.lock().pending.len() as u64,
+            handshakes: self.table.lock().pending.len() as u64,
             asked_to_retry: count(&self.counters.asked_to_retry),
             displaced: count(&self.counters.displaced),
             refused: count(&self.counters.refused),
             surplus: count(&self.counters.surplus),
             ..NetworkStatus::default()
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,7 +115,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.handshakes.lock().pending.remove(&self.number);
+        self.handshakes.table.lock().pending.remove(&self.number);
     }
 }
 
@@ -147,7 +144,7 @@ struct Opened {
 impl Connections {
     /// Takes note of a connection. Returns how many older ones were closed for it.
     pub(super) fn opened(&self, agent: AgentId, connection: &Connection) -> usize {
-        let mut guard = self.lock();
+        let mut guard = self.0.lock();
         let opened = &mut *guard;
         let of_agent = opened.agents.entry(agent).or_default();
         let surplus = (of_agent.len() + 1).saturating_sub(limits::CONNECTIONS_PER_AGENT);
@@ -161,7 +158,7 @@ impl Connections {
     }
 
     pub(super) fn closed(&self, agent: AgentId, connection: &Connection) {
-        let mut guard = self.lock();
+        let mut guard = self.0.lock();
         let opened = &mut *guard;
         let Some(of_agent) = opened.agents.get_mut(&agent) else { return };
         let held = of_agent.len();
@@ -177,14 +174,10 @@ impl Connections {
 
     /// What went through agents' connections so far: received, sent.
     pub(super) fn traffic(&self) -> (Traffic, Traffic) {
-        let opened = self.lock();
+        let opened = self.0.lock();
         let mut all = opened.gone;
         opened.agents.values().flatten().for_each(|connection| count(&mut all, connection));
         all
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Opened> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

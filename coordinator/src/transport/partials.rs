@@ -15,13 +15,13 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::update::UpdateKey;
 use anabranch_common::wire::transfer::Assembly;
+use parking_lot::Mutex;
 
 /// What half of which is here: an agent's update, or its initial model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +88,7 @@ impl Partials {
         }
         partials.expire(now_ms);
         let over: Vec<PartialName> = {
-            let mut index = partials.lock();
+            let mut index = partials.index.lock();
             displace(&mut index, over_budget)
         };
         over.iter().for_each(|name| partials.delete(&name.file()));
@@ -108,7 +108,7 @@ impl Partials {
                 Some(name) => {
                     let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
                     let touched_ms = u64::try_from(modified.as_millis()).unwrap_or(0);
-                    self.lock().insert(name, Entry { bytes: metadata.len(), touched_ms });
+                    self.index.lock().insert(name, Entry { bytes: metadata.len(), touched_ms });
                 }
                 None if metadata.is_file() => std::fs::remove_file(entry.path())?,
                 None => {}
@@ -128,7 +128,7 @@ impl Partials {
             return false;
         }
         let displaced: Vec<PartialName> = {
-            let mut index = self.lock();
+            let mut index = self.index.lock();
             index.insert(name, Entry { bytes, touched_ms: now_ms });
             let others = |index: &Index| {
                 let mut others = index.clone();
@@ -172,7 +172,7 @@ impl Partials {
 
     /// Writes a chunk that was checked. Of an upload that is not kept (any more) nothing is written.
     pub(super) fn write(&self, name: PartialName, offset: u64, chunk: &[u8], now_ms: u64) {
-        match self.lock().get_mut(&name) {
+        match self.index.lock().get_mut(&name) {
             Some(entry) => entry.touched_ms = now_ms,
             None => return,
         }
@@ -186,12 +186,12 @@ impl Partials {
 
     /// Whether chunks of it are kept here.
     pub(super) fn keeps(&self, name: PartialName) -> bool {
-        self.lock().contains_key(&name)
+        self.index.lock().contains_key(&name)
     }
 
     /// Deletes what was decided.
     pub(super) fn remove(&self, name: PartialName) {
-        if self.lock().remove(&name).is_some() {
+        if self.index.lock().remove(&name).is_some() {
             self.delete(&name.file());
         }
     }
@@ -200,7 +200,7 @@ impl Partials {
     pub(super) fn expire(&self, now_ms: u64) {
         let old = |entry: &Entry| now_ms.saturating_sub(entry.touched_ms) > limits::PARTIAL_UPLOAD_AGE_MS;
         let expired: Vec<PartialName> =
-            self.lock().iter().filter(|(_, entry)| old(entry)).map(|(name, _)| *name).collect();
+            self.index.lock().iter().filter(|(_, entry)| old(entry)).map(|(name, _)| *name).collect();
         for name in expired {
             tracing::info!(agent = %name.agent.short(), "a half-received upload has expired");
             self.remove(name);
@@ -209,7 +209,7 @@ impl Partials {
 
     /// How many there are, and their bytes.
     pub(super) fn totals(&self) -> (u64, u64) {
-        let index = self.lock();
+        let index = self.index.lock();
         (index.len() as u64, index.values().map(|entry| entry.bytes).sum())
     }
 
@@ -235,10 +235,6 @@ impl Partials {
 
     fn path(&self, name: PartialName) -> PathBuf {
         Path::new(&self.folder).join(name.file())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

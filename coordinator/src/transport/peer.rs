@@ -1,6 +1,6 @@
 //! One agent's connection: its control stream both ways, its chunk streams, and the transfers it has been asked for.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::codec::{self, CodecId, DecodeError};
@@ -15,6 +15,7 @@ use anabranch_io::chunks::{self, ChunkError};
 use anabranch_io::faults;
 use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -166,19 +167,15 @@ pub(super) async fn serve(
 }
 
 impl PeerConnection {
-    fn lock(&self) -> MutexGuard<'_, Transfers> {
-        self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn give_up_transfers(&self) {
-        let given_up = self.lock().give_up();
+        let given_up = self.transfers.lock().give_up();
         given_up.into_iter().for_each(|upload| self.shared.uploads.leave(self.agent, upload));
     }
 
     /// Gives up what is too slow. The initial model of a run is waited for by everyone: with it goes the connection, so
     /// that the next agent is asked for its own.
     fn drop_overdue(&self) -> anyhow::Result<()> {
-        let overdue = self.lock().look(self.shared.uploads.is_short());
+        let overdue = self.transfers.lock().look(self.shared.uploads.is_short());
         for Overdue { id, is_model } in overdue {
             self.shared.uploads.gave_up();
             tracing::warn!(agent = %self.agent.short(), transfer = %id.short(), "an upload is too slow and is given up");
@@ -253,7 +250,7 @@ impl PeerConnection {
                 }
                 PeerOp::Receive { what, transfer } => {
                     let name = what.partial(self.agent);
-                    if self.lock().announce(transfer.id(), what)? {
+                    if self.transfers.lock().announce(transfer.id(), what)? {
                         tasks.spawn(Arc::clone(&self).open_transfer(name, transfer));
                     }
                 }
@@ -306,18 +303,18 @@ impl PeerConnection {
             Err(error @ OpenError::NoRoom) => {
                 // Undecided: its agent offers it again when it has waited long enough.
                 tracing::warn!(agent = %self.agent.short(), %error, "an upload does not begin");
-                self.lock().not_opened(id);
+                self.transfers.lock().not_opened(id);
                 return None;
             }
             Err(OpenError::Transfer(error)) => {
-                let waiting = self.lock().not_opened(id);
+                let waiting = self.transfers.lock().not_opened(id);
                 for what in &waiting {
                     self.failed(what, error.to_string()).await;
                 }
                 return None;
             }
         };
-        let opened = self.lock().opened(id, upload, turn);
+        let opened = self.transfers.lock().opened(id, upload, turn);
         match opened {
             Opened::Missing(missing) => return Some(CoordinatorMessage::NeedChunks { transfer: id, missing }),
             Opened::Whole(whole) => self.complete(whole).await,
@@ -348,7 +345,7 @@ impl PeerConnection {
 
     async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
         // Bytes that nobody asked for are not even taken into memory.
-        let wanted = |transfer| self.lock().expects(transfer);
+        let wanted = |transfer| self.transfers.lock().expects(transfer);
         let (header, chunk) = match chunks::recv_chunk_if(stream, CHUNK, wanted).await {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(()),
@@ -357,7 +354,7 @@ impl PeerConnection {
             Err(error) => return Err(error.into()),
         };
         faults::point("upload-chunk");
-        let put = self.lock().put(header.transfer, header.index, &chunk)?;
+        let put = self.transfers.lock().put(header.transfer, header.index, &chunk)?;
         if put.counts.is_some() && put.of_model {
             let bytes = chunk.len() as u64;
             self.shared.tell(Input::Event(Event::ModelChunk { peer: self.peer, bytes })).await;

@@ -14,13 +14,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::status::UploadStatus;
 use anabranch_common::wire::transfer::{Assembly, TransferError, TransferManifest};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::partials::{PartialName, Partials};
@@ -239,13 +240,10 @@ impl Uploads {
     /// The agent's own limit. One transfer always fits, however large; a second one beside it may not.
     async fn share(&self, agent: AgentId, permits: u32) -> Option<OwnedSemaphorePermit> {
         let permits = permits.min(SHARE_PERMITS);
-        let share = {
-            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            shares.of(agent)
-        };
+        let share = self.shares.lock().of(agent);
         if share.available_permits() < permits as usize {
             // What it left behind gives way to what it wants now.
-            self.lock().remove(&agent);
+            self.left_behind.lock().remove(&agent);
         }
         share.acquire_many_owned(permits).await.ok()
     }
@@ -296,21 +294,23 @@ impl Uploads {
     pub(super) fn leave(&self, agent: AgentId, upload: Upload) {
         if upload.kept_as().is_none_or(|name| !self.partials.keeps(name)) {
             let id = upload.assembly.manifest().id();
-            self.lock().insert(agent, (clock::unix_ms(), id, upload));
+            self.left_behind.lock().insert(agent, (clock::unix_ms(), id, upload));
         }
     }
 
     /// Drops what nobody came back for.
     pub(super) fn expire(&self) {
         let now_ms = clock::unix_ms();
-        self.lock().retain(|_, (left_ms, ..)| now_ms.saturating_sub(*left_ms) <= limits::PARTIAL_UPLOAD_AGE_MS);
+        self.left_behind
+            .lock()
+            .retain(|_, (left_ms, ..)| now_ms.saturating_sub(*left_ms) <= limits::PARTIAL_UPLOAD_AGE_MS);
         let partials = Arc::clone(&self.partials);
         tokio::task::spawn_blocking(move || partials.expire(now_ms));
     }
 
     pub(super) fn status(&self) -> UploadStatus {
         let (on_disk, disk_bytes) = self.partials.totals();
-        let in_memory = self.lock();
+        let in_memory = self.left_behind.lock();
         let memory_bytes: u64 = in_memory.values().map(|(_, _, upload)| upload.assembly.manifest().bytes).sum();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         UploadStatus {
@@ -331,7 +331,7 @@ impl Uploads {
     }
 
     fn take(&self, agent: AgentId, id: Digest) -> Option<Upload> {
-        let mut left_behind = self.lock();
+        let mut left_behind = self.left_behind.lock();
         let (left_ms, left, upload) = left_behind.remove(&agent)?;
         if left == id {
             return Some(upload);
@@ -342,11 +342,7 @@ impl Uploads {
 
     /// What was left behind gives way to what is coming in.
     fn make_room(&self, permits: u32) {
-        let mut left_behind = self.lock();
+        let mut left_behind = self.left_behind.lock();
         while self.budget.available_permits() < permits as usize && left_behind.pop_first().is_some() {}
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<AgentId, LeftBehind>> {
-        self.left_behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,10 +9,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -57,7 +58,7 @@ struct Shared {
 
 impl Shared {
     fn shape(&self) -> Shape {
-        self.shape.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shape.lock().clone()
     }
 
     fn now_us(&self) -> u64 {
@@ -102,7 +103,7 @@ impl Proxy {
 
     /// From now on the line is like this.
     pub fn shape(&self, shape: Shape) {
-        *self.shared.shape.lock().unwrap_or_else(PoisonError::into_inner) = shape;
+        *self.shared.shape.lock() = shape;
     }
 
     /// Datagrams that passed, that were dropped, and new addresses.

@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// How long the relay sleeps when nothing comes.
 const NAP: Duration = Duration::from_micros(200);
@@ -39,7 +41,7 @@ impl State {
     /// Counts what wants to pass. Returns whether the line breaks under it.
     fn breaks(&self, way: Way, bytes: usize) -> bool {
         let bytes = bytes as u64;
-        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut armed = self.armed.lock();
         if let Some((at, left)) = armed.as_mut()
             && *at == way
         {
@@ -88,7 +90,7 @@ impl Line {
 
     /// Cuts the line when `bytes` more have passed that way.
     pub fn cut_after(&self, way: Way, bytes: u64) {
-        *self.state.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some((way, bytes));
+        *self.state.armed.lock() = Some((way, bytes));
     }
 
     /// How often it was cut.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anabranch_agent::store::{Content, Shelf};
 use anabranch_common::ids::Digest;
 use anabranch_common::rng::SplitMix64;
 use anabranch_coordinator::store::{Area, Medium, StorageError, Visit};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 const PATH: &str = "(simulated)";
@@ -114,19 +115,15 @@ fn set(values: &mut Values, key: &Key, value: Option<Arc<[u8]>>) {
 pub struct SimDisk(Arc<Mutex<Platter>>);
 
 impl SimDisk {
-    fn platter(&self) -> MutexGuard<'_, Platter> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes the operation after `left` others fail.
     pub fn light(&self, left: u64, failure: Failure) {
-        self.platter().fuse = Some((left, failure));
+        self.0.lock().fuse = Some((left, failure));
     }
 
     /// How operations fail at present, if they do.
     #[must_use]
     pub fn burnt(&self) -> Option<Failure> {
-        self.platter().burnt
+        self.0.lock().burnt
     }
 
     /// What `DurableDb::open` does: what is found is durable from here on.
@@ -139,14 +136,14 @@ impl SimDisk {
 
     /// Ends every fault: there is room again, the medium works again.
     pub fn mend(&self) {
-        let mut platter = self.platter();
+        let mut platter = self.0.lock();
         (platter.fuse, platter.burnt) = (None, None);
     }
 
     /// Changes a bit of something that is durable, and says where: of a kind of entry that `seed` draws, one of them.
     pub fn flip(&self, seed: u64) -> Option<String> {
         let mut rng = SplitMix64::new(seed);
-        let mut platter = self.platter();
+        let mut platter = self.0.lock();
         let mut kinds: BTreeMap<(u8, Option<u8>), Vec<&Key>> = BTreeMap::new();
         for (key, value) in &platter.seen {
             let durable = platter.synced.get(key).is_some_and(|synced| Arc::ptr_eq(synced, value));
@@ -171,13 +168,13 @@ impl SimDisk {
     /// Whether something here has changed by itself.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        let platter = self.platter();
+        let platter = self.0.lock();
         platter.flips.iter().any(|flip| flip.is_in(&platter.seen))
     }
 
     /// Puts back what has changed by itself: the owner has a copy.
     pub fn restore(&self) {
-        let platter = &mut *self.platter();
+        let platter = &mut *self.0.lock();
         for flip in std::mem::take(&mut platter.flips).into_iter().rev() {
             for values in [&mut platter.seen, &mut platter.synced] {
                 if flip.is_in(values) {
@@ -195,7 +192,7 @@ impl SimDisk {
 
     /// What a process that starts again finds.
     pub fn crash(&self, loss: Loss) {
-        let mut platter = self.platter();
+        let mut platter = self.0.lock();
         (platter.fuse, platter.burnt) = (None, None);
         let Loss::Power { seed } = loss else { return };
         let mut rng = SplitMix64::new(seed);
@@ -212,7 +209,7 @@ impl SimDisk {
     /// Another disk with the same content: an audit may write to it.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let platter = self.platter();
+        let platter = self.0.lock();
         let copy = Platter { seen: platter.seen.clone(), synced: platter.synced.clone(), ..Platter::default() };
         Self(Arc::new(Mutex::new(copy)))
     }
@@ -220,11 +217,11 @@ impl SimDisk {
     /// Bytes of everything that can be read.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.platter().seen.values().map(|value| value.len() as u64).sum()
+        self.0.lock().seen.values().map(|value| value.len() as u64).sum()
     }
 
     fn sync(&self) -> Result<(), StorageError> {
-        let mut platter = self.platter();
+        let mut platter = self.0.lock();
         platter.operation(true)?;
         for (key, value) in std::mem::take(&mut platter.unsynced) {
             set(&mut platter.synced, &key, value);
@@ -233,7 +230,7 @@ impl SimDisk {
     }
 
     fn value(&self, area: u8, key: &[u8]) -> Option<Vec<u8>> {
-        self.platter().seen.get(&(area, key.to_vec())).map(|value| value.to_vec())
+        self.0.lock().seen.get(&(area, key.to_vec())).map(|value| value.to_vec())
     }
 
     fn found(&self, area: u8, range: RangeInclusive<Vec<u8>>) -> Vec<(Vec<u8>, Arc<[u8]>)> {
@@ -241,7 +238,7 @@ impl SimDisk {
         if from > to {
             return Vec::new();
         }
-        let platter = self.platter();
+        let platter = self.0.lock();
         let entries = platter.seen.range((area, from)..=(area, to));
         entries.map(|((_, key), value)| (key.clone(), Arc::clone(value))).collect()
     }
@@ -260,11 +257,11 @@ impl Medium for SimDisk {
     }
 
     fn insert(&self, area: Area, key: &[u8], value: Vec<u8>) -> Result<(), StorageError> {
-        self.platter().write((number(area), key.to_vec()), Some(value.into()))
+        self.0.lock().write((number(area), key.to_vec()), Some(value.into()))
     }
 
     fn remove(&self, area: Area, key: &[u8]) -> Result<(), StorageError> {
-        self.platter().write((number(area), key.to_vec()), None)
+        self.0.lock().write((number(area), key.to_vec()), None)
     }
 
     fn scan(&self, area: Area, range: RangeInclusive<Vec<u8>>, visit: &mut Visit<'_>) -> Result<(), StorageError> {
@@ -293,11 +290,11 @@ impl Shelf for SimDisk {
     }
 
     fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
-        self.platter().write((SHELF, key.to_vec()), Some(value.into()))
+        self.0.lock().write((SHELF, key.to_vec()), Some(value.into()))
     }
 
     fn remove(&self, key: &[u8]) -> Result<(), StorageError> {
-        self.platter().write((SHELF, key.to_vec()), None)
+        self.0.lock().write((SHELF, key.to_vec()), None)
     }
 
     fn put(&self, prefix: &[u8], content: Content<'_>) -> Result<Digest, StorageError> {

@@ -1,6 +1,6 @@
 //! States by number, and a whole agent's worth of them: ledger, chain and encoder together.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
@@ -8,6 +8,7 @@ use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::testkit::codec::normal;
 use anabranch_common::update::UpdateKey;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
@@ -82,17 +83,13 @@ struct Source {
     manifest: ModelManifest,
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 const RUN: RunId = RunId([1; 16]);
 const AGENT: AgentId = AgentId([2; 16]);
 
 impl Source {
     fn bank_all(&self) {
-        for bank in std::mem::take(&mut *lock(&self.queue)) {
-            lock(&self.ledger).bank(RUN, AGENT, &self.manifest, bank).expect("banked");
+        for bank in std::mem::take(&mut *self.queue.lock()) {
+            self.ledger.lock().bank(RUN, AGENT, &self.manifest, bank).expect("banked");
         }
     }
 }
@@ -108,7 +105,7 @@ impl FeedbackSource for Source {
 
     fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)> {
         self.bank_all();
-        let ledger = lock(&self.ledger);
+        let ledger = self.ledger.lock();
         Some((ledger.states().current(), ledger.residual().unwrap_or_default().to_vec()))
     }
 }
@@ -126,8 +123,8 @@ impl Pair {
         let manifest = ModelManifest::new(tensors).expect("valid");
         let branch = BranchId([3; 16]);
         here.adopt(branch).expect("adopts");
-        lock(&there).adopt(branch).expect("adopts");
-        let states = lock(&there).states();
+        there.lock().adopt(branch).expect("adopts");
+        let states = there.lock().states();
         let source =
             Source { ledger: Arc::clone(&there), states, queue: Arc::clone(&queue), manifest: manifest.clone() };
         let (chain, encoder) = (Chain::default(), encoder());
@@ -179,7 +176,7 @@ impl Pair {
         let bank = Bank { lease, epoch: Epoch(1), seq, codec: CODEC, feedback_decay: DECAY, outcome };
         let plain = Bank { outcome: Outcome { encoded: None, ..bank.outcome.clone() }, ..bank.clone() };
         self.here.bank(RUN, AGENT, &self.manifest, plain).expect("banked");
-        lock(&self.queue).push(bank);
+        self.queue.lock().push(bank);
         self.outbox.push(self.seq);
     }
 
@@ -189,20 +186,20 @@ impl Pair {
         }
         let key = UpdateKey { run: RUN, agent: AGENT, epoch: Epoch(1), seq: UpdateSeq(self.outbox.remove(0)) };
         self.source.bank_all();
-        lock(&self.there).settle(key, content).expect("settled");
+        self.there.lock().settle(key, content).expect("settled");
         self.here.settle(key, content).expect("settled");
     }
 
     fn adopt(&mut self, to: u8) {
         self.source.bank_all();
         self.branch = BranchId([to; 16]);
-        lock(&self.there).adopt(self.branch).expect("adopts");
+        self.there.lock().adopt(self.branch).expect("adopts");
         self.here.adopt(self.branch).expect("adopts");
     }
 
     fn check(&self) {
         self.source.bank_all();
-        let there = lock(&self.there);
+        let there = self.there.lock();
         let bits = |ledger: &Ledger| ledger.residual().map(|all| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
         assert!(bits(&there) == bits(&self.here), "another residual than the CPU's");
         for seq in &self.outbox {

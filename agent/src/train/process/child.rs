@@ -6,12 +6,13 @@ use std::ops::ControlFlow;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_io::signals;
+use parking_lot::Mutex;
 
 use super::kin::Kin;
 use super::lines::{self, Line};
@@ -232,7 +233,7 @@ impl Child {
         let status = if *fault == Fault::Gone { self.end(LAST_WORDS) } else { self.end(Duration::ZERO) };
         // A grandchild may hold the pipe open; then what is there has to do.
         let _ = self.words_end.recv_timeout(LAST_WORDS);
-        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = self.words.lock();
         let killed = *fault == Fault::Gone && status.and_then(|status| status.signal()) == Some(9);
         let out_of_memory = killed || speaks_of_memory(&words);
         let mut text = match (fault, status) {
@@ -338,6 +339,6 @@ fn log_words(mut errors: impl io::BufRead, kept: &Mutex<String>) {
             continue;
         }
         tracing::info!("trainer: {text}");
-        *kept.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        *kept.lock() = text;
     }
 }

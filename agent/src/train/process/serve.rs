@@ -3,15 +3,16 @@
 use std::io::{self, BufReader, Write as _};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_io::model_file;
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 
 use super::lines::{self, Line};
 use super::message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
@@ -81,7 +82,7 @@ struct Mouth(Arc<Mutex<()>>);
 
 impl Mouth {
     fn say(&self, answer: &Answer) {
-        let _turn = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.0.lock();
         let mut line = serde_json::to_vec(answer).expect("an answer consists of numbers and strings");
         line.push(b'\n');
         let mut output = io::stdout().lock();

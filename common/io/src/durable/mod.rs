@@ -26,12 +26,13 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::limits::STORE_VALUE_BYTES;
+use parking_lot::Mutex;
 
 use crate::durable::flusher::Flusher;
 use crate::durable::lock::DirLock;
@@ -79,6 +80,7 @@ struct Committer {
 
 /// What the database and its keyspaces share.
 struct Shared {
+    /// A panic while committing leaves no half-changed state behind: at worst the flush is not known to be done.
     committer: Mutex<Committer>,
     db: sled::Db,
     dir: Arc<Path>,
@@ -219,7 +221,7 @@ impl DurableDb {
 
     #[cfg(test)]
     fn replace_sync(&self, sync: impl Fn() -> io::Result<()> + Send + 'static) {
-        self.shared.committer().sync = Box::new(sync);
+        self.shared.committer.lock().sync = Box::new(sync);
     }
 }
 
@@ -228,13 +230,8 @@ impl Shared {
         StorageError::of_sled(&self.dir, error)
     }
 
-    fn committer(&self) -> MutexGuard<'_, Committer> {
-        // A panic while committing leaves no half-changed state behind: at worst the flush is not known to be done.
-        self.committer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn commit(&self, first: impl FnOnce() -> Result<(), StorageError>) -> Result<(), StorageError> {
-        self.commit_with(&mut self.committer(), first)
+        self.commit_with(&mut self.committer.lock(), first)
     }
 
     fn commit_with(
@@ -268,11 +265,7 @@ impl Shared {
         if before + (bytes as u64) < self.barrier_bytes {
             return Ok(());
         }
-        match self.committer.try_lock() {
-            Ok(mut committer) => self.commit_with(&mut committer, || Ok(())),
-            Err(TryLockError::Poisoned(poisoned)) => self.commit_with(&mut poisoned.into_inner(), || Ok(())),
-            Err(TryLockError::WouldBlock) => Ok(()),
-        }
+        self.committer.try_lock().map_or(Ok(()), |mut committer| self.commit_with(&mut committer, || Ok(())))
     }
 }
 

@@ -2,8 +2,8 @@
 //! coordinator is left out: the maths, the encoding (payloads are made once for all), and the disk.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_agent::clock::Clock;
@@ -20,6 +20,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::{UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::TransferManifest;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -149,7 +150,7 @@ impl Agent {
                     Verdict::Refused { .. } => tally.refused.fetch_add(1, Ordering::Relaxed),
                 };
                 if tally.measuring.load(Ordering::Relaxed) {
-                    let mut latencies = tally.latencies_ms.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut latencies = tally.latencies_ms.lock();
                     latencies.push(since.seconds() * 1e3);
                 }
             }

@@ -7,8 +7,8 @@
 mod agent;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anabranch_agent::config::AgentDir;
@@ -273,8 +273,7 @@ impl Swarm {
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         tally.measuring.store(false, Ordering::Relaxed);
         let (wall_s, after, cpu_after) = (watch.seconds(), self.count(), cpu());
-        let latencies = tally.latencies_ms.lock();
-        let mut latencies_ms = std::mem::take(&mut *latencies.unwrap_or_else(PoisonError::into_inner));
+        let mut latencies_ms = std::mem::take(&mut *tally.latencies_ms.lock());
         latencies_ms.sort_by(f64::total_cmp);
         Slice {
             updates_per_s: (after.0 - before.0) as f64 / wall_s,
