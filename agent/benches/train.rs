@@ -78,7 +78,7 @@ fn measure(trainer: &mut dyn Trainer, plan: &TrainSpec, shard: &dyn Shard) -> [f
     for repetition in 0..REPETITIONS {
         let start = Instant::now();
         let outcome =
-            trainer.train(&base, Round::new(plan, repetition as u64), shard, &mut |_| ControlFlow::Continue(()));
+            trainer.train(Round::new(&base, plan, repetition as u64, shard, &mut |_| ControlFlow::Continue(())));
         times[0].push(start.elapsed().as_secs_f64() * 1e3);
         let start = Instant::now();
         trainer.evaluate(&outcome.expect("trains").end, shard).expect("evaluates");
