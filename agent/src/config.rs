@@ -19,7 +19,7 @@ use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
 
 use crate::device;
-use crate::gpu::EncoderPlace;
+use crate::encode::cuda::EncoderPlace;
 use crate::manners::MannersConfig;
 
 /// The directory of one agent.

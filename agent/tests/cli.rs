@@ -53,7 +53,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         label_column: None,
         drop_columns: Vec::new(),
         device: Choice::Auto,
-        encoder: anabranch_agent::gpu::EncoderPlace::Auto,
+        encoder: anabranch_agent::encode::cuda::EncoderPlace::Auto,
         threads: None,
         trainer: None,
         trainer_timeout_s: None,

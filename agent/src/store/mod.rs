@@ -22,7 +22,6 @@ mod files;
 mod files_tests;
 mod head;
 mod shelf;
-mod states;
 #[cfg(test)]
 mod tests;
 
@@ -44,10 +43,10 @@ use anabranch_io::faults;
 
 use crate::core::command::{Bank, Settlement};
 use crate::core::event::{Encoded, FeedbackState, Kept, OutboxEntry};
+use crate::encode::States;
 use head::{Head, StoredBlob, StoredUpdate};
 use shelf::SledShelf;
 pub use shelf::{Content, Shelf};
-pub use states::States;
 
 /// Blobs of this many bytes and more are files; shorter ones fit in one value of sled. About here a file's syncs cost
 /// as much time as sled's log does, and beyond it sled writes and keeps several times the bytes (docs/benchmarks.md).

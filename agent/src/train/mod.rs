@@ -8,7 +8,6 @@
 //! ```
 
 mod bound;
-mod encode;
 mod error;
 pub mod native;
 mod optimizer;
@@ -26,10 +25,10 @@ use anabranch_common::spec::{AgentSpec, ModelSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::Encoded;
+use crate::encode::EncodeOrder;
 use crate::shard::Shard;
 
 pub use bound::Bound;
-pub use encode::{EncodeOrder, FeedbackSource};
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
 pub(crate) use reordered::Reordered;

@@ -19,10 +19,8 @@ use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initi
 use crate::clock::Clock;
 use crate::core::command::{Ending, Lead};
 use crate::core::event::{Event, Outcome};
-use crate::train::{
-    EncodeOrder, FeedbackSource, MicroBatchBudget, Reordered, Round, RoundFile, Rounds, RunPart, StepReport,
-    TrainError, Trainer,
-};
+use crate::encode::{EncodeOrder, FeedbackSource};
+use crate::train::{MicroBatchBudget, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
 
 /// What a round starts from.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::guarded;
 use crate::core::command::{Bank, Ending, Settlement};
 use crate::core::event::{Event, FeedbackState};
-use crate::store::{Ledger, LedgerError, States};
-use crate::train::FeedbackSource;
+use crate::encode::{FeedbackSource, States};
+use crate::store::{Ledger, LedgerError};
 
 /// Work for the store's thread.
 #[derive(Debug)]

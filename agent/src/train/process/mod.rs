@@ -9,7 +9,6 @@
 //! ```
 //! [`serve`] is the other end, for trainers in Rust.
 
-mod chain;
 mod child;
 mod encode;
 mod kin;
@@ -32,9 +31,9 @@ use anabranch_io::model_file::{self, ReadError};
 
 use super::{Bound, Metrics, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
 use crate::clock::Clock;
+use crate::encode::chain::Chain;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
-use chain::Chain;
 use child::{Child, Death, Fault};
 use kin::Kin;
 use scratch::Scratch;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 
 use super::lines::{self, Line};
 use super::message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
-use crate::gpu::encoder::{Order, RoundEncoder};
+use crate::encode::cuda::encoder::{Order, RoundEncoder};
 use crate::train::{MicroBatchBudget, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
 use crate::worker::{Shards, TrainerFactory};
 

@@ -13,10 +13,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::command::{Bank, Settlement};
 use crate::core::event::{Encoded, Outcome};
-use crate::gpu::Engine;
-use crate::gpu::emulate::Emulator;
-use crate::gpu::encoder::{Order, RoundEncoder};
-use crate::store::{Ledger, States};
+use crate::encode::States;
+use crate::encode::cuda::Engine;
+use crate::encode::cuda::emulate::Emulator;
+use crate::encode::cuda::encoder::{Order, RoundEncoder};
+use crate::store::Ledger;
 
 #[derive(Debug)]
 struct Numbered(u64);
