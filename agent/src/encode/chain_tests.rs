@@ -13,10 +13,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::command::{Bank, Settlement};
 use crate::core::event::{Encoded, Outcome};
-use crate::encode::States;
 use crate::encode::cuda::Engine;
 use crate::encode::cuda::emulate::Emulator;
 use crate::encode::cuda::encoder::{Order, RoundEncoder};
+use crate::encode::{self, States};
 use crate::store::Ledger;
 
 #[derive(Debug)]
@@ -93,7 +93,7 @@ const AGENT: AgentId = AgentId([2; 16]);
 impl Source {
     fn bank_all(&self) {
         for bank in std::mem::take(&mut *lock(&self.queue)) {
-            lock(&self.ledger).bank(RUN, AGENT, &self.manifest, bank).expect("banked");
+            encode::bank(&mut lock(&self.ledger), RUN, AGENT, &self.manifest, bank).expect("banked");
         }
     }
 }
@@ -179,7 +179,7 @@ impl Pair {
         let seq = UpdateSeq(self.seq);
         let bank = Bank { lease, epoch: Epoch(1), seq, codec: CODEC, feedback_decay: DECAY, outcome };
         let plain = Bank { outcome: Outcome { encoded: None, ..bank.outcome.clone() }, ..bank.clone() };
-        self.here.bank(RUN, AGENT, &self.manifest, plain).expect("banked");
+        encode::bank(&mut self.here, RUN, AGENT, &self.manifest, plain).expect("banked");
         lock(&self.queue).push(bank);
         self.outbox.push(self.seq);
     }

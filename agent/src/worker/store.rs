@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::guarded;
 use crate::core::command::{Bank, Ending, Settlement};
 use crate::core::event::{Event, FeedbackState};
-use crate::encode::{FeedbackSource, States};
-use crate::store::{Ledger, LedgerError};
+use crate::encode::{self, BankError, FeedbackSource, States};
+use crate::store::Ledger;
 
 /// Work for the store's thread.
 #[derive(Debug)]
@@ -150,10 +150,10 @@ impl StoreWorker {
         match job {
             StoreJob::Bank { bank, manifest } => {
                 let lease = bank.lease.id;
-                match self.ledger.bank(self.run, self.agent, &manifest, *bank) {
+                match encode::bank(&mut self.ledger, self.run, self.agent, &manifest, *bank) {
                     Ok(entry) => Ok(Some(Event::Banked(entry))),
-                    Err(LedgerError::Storage(error)) => Err(error),
-                    Err(error @ LedgerError::Encode(_)) => {
+                    Err(BankError::Storage(error)) => Err(error),
+                    Err(error @ BankError::Encode(_)) => {
                         Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
                     }
                 }
