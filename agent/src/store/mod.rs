@@ -20,6 +20,7 @@
 mod files;
 #[cfg(test)]
 mod files_tests;
+mod fresh;
 mod head;
 mod shelf;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use anabranch_io::faults;
 use crate::core::command::{Bank, Settlement};
 use crate::core::event::{FeedbackState, Kept, OutboxEntry};
 use crate::encode::{Origin, States, Update};
+pub use fresh::FreshPayloads;
 use head::{Head, StoredBlob, StoredUpdate};
 use shelf::SledShelf;
 pub use shelf::{Content, Shelf};
@@ -64,6 +66,7 @@ pub struct Ledger {
     manifest: Option<ModelManifest>,
     residual: Option<Vec<f32>>,
     states: Arc<States>,
+    fresh: Arc<FreshPayloads>,
 }
 
 impl Ledger {
@@ -107,7 +110,8 @@ impl Ledger {
             Some(bytes) => head::decode(&bytes).map_err(|detail| corrupt(shelf.path(), &detail))?,
             None => Head::default(),
         };
-        let mut ledger = Self { shelf, head, manifest: None, residual: None, states: Arc::default() };
+        let mut ledger =
+            Self { shelf, head, manifest: None, residual: None, states: Arc::default(), fresh: Arc::default() };
         ledger.load()?;
         Ok(ledger)
     }
@@ -186,6 +190,7 @@ impl Ledger {
         next.branch = Some(lease.branch);
         self.replace(next, left_out, state)?;
         self.manifest = Some(manifest.clone());
+        self.fresh.add(key, payload);
         Ok(OutboxEntry { meta, transfer })
     }
 
@@ -199,6 +204,7 @@ impl Ledger {
         let mut next = self.head.clone();
         let update = next.outbox.remove(index);
         let same_branch = self.head.branch == Some(update.meta.branch);
+        self.fresh.remove(key);
         if content == Settlement::Drop || !same_branch {
             return self.replace_head(next);
         }
@@ -232,7 +238,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The payload of an update in the outbox, if it is still there.
+    /// Reads the payload of an update in the outbox, if it is still there.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -256,6 +262,12 @@ impl Ledger {
     #[must_use]
     pub fn residual(&self) -> Option<&[f32]> {
         self.residual.as_deref()
+    }
+
+    /// The payloads that are in memory, for senders.
+    #[must_use]
+    pub fn fresh(&self) -> Arc<FreshPayloads> {
+        Arc::clone(&self.fresh)
     }
 
     /// The residual by number, for encoders elsewhere.
