@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::device;
-use crate::gpu::EncoderPlace;
+use crate::encode::cuda::EncoderPlace;
 use crate::manners::{MaxLoad, Nice, QuietHours};
 use crate::size::Size;
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use crate::device;
-use crate::gpu::EncoderPlace;
+use crate::encode::cuda::EncoderPlace;
 use crate::manners::MannersConfig;
 
 /// The directory of one agent.

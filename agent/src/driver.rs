@@ -298,17 +298,12 @@ impl Driver {
                 let (all, chunks) = (transfer.chunks.len(), missing.indices(transfer.chunks.len()).count());
                 tracing::debug!(epoch = key.epoch.0, seq = key.seq.0, chunks, of = all, "sending chunks");
                 let link = self.link.as_ref()?;
-                let (ops, jobs) = (link.ops.clone(), self.store.jobs());
+                let (ops, payloads) = (link.ops.clone(), self.store.payloads());
                 tokio::spawn(async move {
-                    let (reply, payload) = tokio::sync::oneshot::channel();
-                    // The store's queue may be full; only this task waits for room.
-                    let asked = tokio::task::spawn_blocking(move || jobs.send(StoreJob::Read { key, reply })).await;
-                    if matches!(asked, Ok(Ok(())))
-                        && let Ok(Some(payload)) = payload.await
-                    {
+                    if let Some(content) = payloads.get(key).await {
                         faults::point("update-before-chunks");
                         // A link that is gone is offered this update again.
-                        let _ = ops.send(Op::SendChunks { content: payload.into(), transfer, missing }).await;
+                        let _ = ops.send(Op::SendChunks { content, transfer, missing }).await;
                     }
                 });
                 None

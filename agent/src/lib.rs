@@ -1,9 +1,9 @@
 //! Trains on local shards and sends compressed, error-corrected deltas.
 //!
 //! ```text
-//!  shard ──► train ──► delta ──► store: residual added, encoded, kept in the outbox (durable)
-//!              ▲                   │
-//!  replica ◄───┤                   └──► transport ──► coordinator: verdict ──► out of the outbox
+//!  shard ──► train ──► delta ──► encode: residual added ──► store: kept in the outbox (durable)
+//!              ▲                                              │
+//!  replica ◄───┤        coordinator: verdict ◄── transport ◄──┘
 //!              └── core: the session decides; driver: carries out; worker: the threads for maths and store
 //! ```
 //! `cli::main` is the whole program; `Driver` with a [`worker::TrainerFactory`] of your own is an agent with another
@@ -16,8 +16,8 @@ pub mod config;
 pub mod core;
 pub mod device;
 pub mod driver;
+pub mod encode;
 pub mod files;
-pub mod gpu;
 pub mod identity;
 pub mod manners;
 pub mod metrics;

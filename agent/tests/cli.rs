@@ -53,7 +53,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         label_column: None,
         drop_columns: Vec::new(),
         device: Choice::Auto,
-        encoder: anabranch_agent::gpu::EncoderPlace::Auto,
+        encoder: anabranch_agent::encode::cuda::EncoderPlace::Auto,
         threads: None,
         trainer: None,
         trainer_timeout_s: None,
@@ -294,7 +294,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     let (epoch, seq, codec) = (Epoch(5), UpdateSeq(0), CodecSpec::F32);
     let mut ledger = Ledger::open(&dir.store()).expect("opens");
     let bank = Bank { lease, epoch, seq, codec, feedback_decay: 0.0, outcome };
-    ledger.bank(run, owner, &manifest, bank).expect("stored");
+    anabranch_agent::encode::bank(&mut ledger, run, owner, &manifest, bank).expect("stored");
     drop(ledger);
     let output = agent(&["status", "--dir", text(temporary.path()), "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -137,6 +137,8 @@ pub const MODELS_SENT_ENTRIES: usize = 4_096;
 pub const STALENESS_BUCKETS: usize = 24;
 /// Updates an agent keeps in its outbox before it stops training.
 pub const OUTBOX_UPDATES: usize = 16;
+/// Bytes of payloads in an agent's outbox that stay in memory, to be sent without being read back.
+pub const FRESH_PAYLOAD_BYTES: usize = 32 << 20;
 /// Bytes of one value in the store (larger ones make sled's file grow without end; see docs/adr).
 pub const STORE_VALUE_BYTES: usize = 128 << 10;
 /// Bytes of a segment of sled's log in a new store: sled keeps several that are in part empty,

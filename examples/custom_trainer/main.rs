@@ -7,11 +7,10 @@
 //! cargo run --example custom_trainer -- DIR examples/data/digits-train.csv.gz
 //! ```
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use anabranch_agent::shard::{self, Shard, ShardOptions};
-use anabranch_agent::train::{Metrics, Round, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, Round, RoundResult, StepReport, TrainError, Trainer};
 use anabranch_agent::worker::{Pace, Shards};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anyhow::Context as _;
@@ -28,14 +27,8 @@ impl Trainer for Mean {
         Ok(vec![0.0; self.0.params()])
     }
 
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let Round { plan, seed, .. } = round;
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
+        let Round { base, plan, seed, shard, control, .. } = round;
         let (mut end, mut inputs, mut labels) = (base.to_vec(), Vec::new(), Vec::new());
         let (mut steps, mut stopped, batch) = (0, false, plan.batch_size);
         let offset = usize::try_from(seed % shard.len() as u64).unwrap_or(0);
@@ -49,7 +42,8 @@ impl Trainer for Mean {
             }
             stopped = control(StepReport { step: steps, loss: 0.0, examples: batch, micro_batch: None }).is_break();
         }
-        Ok(TrainOutcome { end, num_examples: u64::from(steps * batch), steps, mean_loss: 0.0, stopped })
+        let num_examples = u64::from(steps * batch);
+        Ok(RoundResult { end, num_examples, steps, mean_loss: 0.0, stopped, encoded: None })
     }
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {

@@ -5,12 +5,11 @@
 //! coordinate is 0 when its lease's update was never merged, 1 when it was merged once, and 2 when it was merged twice.
 
 use std::ffi::OsString;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anabranch_agent::shard::Shard;
-use anabranch_agent::train::{Metrics, Round, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::ids::LeaseId;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -194,14 +193,8 @@ impl Trainer for LedgerTrainer {
         Ok(vec![0.0; self.manifest.params()])
     }
 
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        _shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let seed = round.seed;
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
+        let Round { base, seed, control, .. } = round;
         let Some(lease) = self.lease_of(seed) else {
             let coordinates = self.manifest.params();
             return Err(TrainError::Backend(format!("no lease below {coordinates} has seed {seed}")));
@@ -210,7 +203,7 @@ impl Trainer for LedgerTrainer {
         end[lease] += 1.0;
         // The one step: there is nothing left to stop.
         let _ = control(StepReport { step: 1, loss: 0.0, examples: 1, micro_batch: None });
-        Ok(TrainOutcome { end, num_examples: 1, steps: 1, mean_loss: 0.0, stopped: false })
+        Ok(RoundResult { end, num_examples: 1, steps: 1, mean_loss: 0.0, stopped: false, encoded: None })
     }
 
     fn evaluate(&mut self, _model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use anabranch_agent::device::{Choice, GpuBackend, GpuId};
 use anabranch_agent::shard::{Examples, Inputs, Shard, Text};
-use anabranch_agent::train::{Metrics, NativeOptions, Round, Trainer, native_with};
+use anabranch_agent::train::{Metrics, MicroBatchBudget, NativeOptions, Round, StepReport, Trainer, native_with};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 use anabranch_tests::clock::poll;
@@ -113,11 +113,12 @@ fn train(
     shard: &dyn Shard,
 ) -> anyhow::Result<Reached> {
     let mut losses = Vec::new();
-    trainer.fit(plan, micro_batch)?;
-    let outcome = trainer.train(base, Round::new(plan, 7), shard, &mut |report| {
+    let mut note = |report: StepReport| {
         losses.push(report.loss);
         ControlFlow::Continue(())
-    })?;
+    };
+    let budget = Some(MicroBatchBudget { most: micro_batch, begins: &mut |_| {} });
+    let outcome = trainer.train(Round { budget, ..Round::new(base, plan, 7, shard, &mut note) })?;
     let metrics = trainer.evaluate(&outcome.end, shard)?;
     Ok(Reached { losses, end: outcome.end, metrics })
 }

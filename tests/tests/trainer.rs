@@ -60,7 +60,7 @@ fn computed(trainer: &mut dyn Trainer, shards: &Shards) -> anyhow::Result<Vec<u6
     assert!(shard(&shards.train) && shard(&shards.eval));
     let (train, eval) = shards.train.as_deref().zip(shards.eval.as_deref()).context("both shards are there")?;
     let initial = trainer.initial(run.seed)?;
-    let outcome = trainer.train(&initial, Round::new(&run.train, 11), train, &mut |_| ControlFlow::Continue(()))?;
+    let outcome = trainer.train(Round::new(&initial, &run.train, 11, train, &mut |_| ControlFlow::Continue(())))?;
     let metrics = trainer.evaluate(&outcome.end, eval)?;
     let bits = initial.iter().chain(&outcome.end).chain([&outcome.mean_loss]).map(|value| u64::from(value.to_bits()));
     let counts = [outcome.num_examples, outcome.steps.into(), metrics.num_examples];

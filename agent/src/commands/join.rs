@@ -48,7 +48,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 label_column: None,
                 drop_columns: Vec::new(),
                 device: device::Choice::Auto,
-                encoder: crate::gpu::EncoderPlace::Auto,
+                encoder: crate::encode::cuda::EncoderPlace::Auto,
                 threads: None,
                 trainer: None,
                 trainer_timeout_s: None,

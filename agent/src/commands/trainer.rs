@@ -4,11 +4,11 @@ use super::device;
 use super::run::{native_factory_with, open_shards, shard_options};
 use crate::cli::TrainerArgs;
 use crate::device::{GpuBackend, GpuId};
-use crate::gpu::device::CudaEngine;
-use crate::gpu::emulate::Emulator;
-use crate::gpu::encoder::{EngineOpener, RoundEncoder};
-use crate::gpu::topk::ENCODER_BYTES_PER_PARAM;
-use crate::gpu::{EncoderPlace, Engine, GpuError};
+use crate::encode::cuda::device::CudaEngine;
+use crate::encode::cuda::emulate::Emulator;
+use crate::encode::cuda::encoder::{EngineOpener, RoundEncoder};
+use crate::encode::cuda::topk::ENCODER_BYTES_PER_PARAM;
+use crate::encode::cuda::{EncoderPlace, Engine, GpuError};
 use crate::train::{NativeOptions, process};
 
 /// Runs `trainer`.

@@ -107,7 +107,7 @@ fn lease(id: u64, version: u64) -> Lease {
         base_digest: digest(version),
         seed: 99,
         expires_at_ms: 0,
-        plan: Plan { local_steps: spec().train.local_steps, lr_factor: 1.0, round: id, progress: None, weight: 1.0 },
+        plan: Plan { local_steps: spec().train.local_steps, lr_factor: 1.0, round: id, progress: None, weight: 0.6 },
     }
 }
 

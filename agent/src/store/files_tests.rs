@@ -9,6 +9,7 @@ use anabranch_io::durable::{DbOptions, DurableDb};
 
 use super::tests::{AGENT, BRANCH, RUN, bank, close_to, delta, key, manifest, sum, total};
 use super::*;
+use crate::encode::{self, BankError};
 
 /// Every blob is a file.
 const ALL: usize = 1;
@@ -114,11 +115,11 @@ fn a_kill_at_any_step_of_a_change_leaves_the_state_before_or_the_one_after() {
     let mut seen = Vec::new();
     for step in 0.. {
         let dir = temp();
-        adopted(dir.path(), ALL).bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+        encode::bank(&mut adopted(dir.path(), ALL), RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
         let before = content(dir.path()).expect("reads");
         let shelf = SledShelf::open(dir.path(), ALL).expect("opens");
         let mut ledger = Ledger::over(Box::new(Mortal { shelf, left: Cell::new(step) })).expect("reads");
-        let done = ledger.bank(RUN, AGENT, &manifest(), bank(1, delta()));
+        let done = encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(1, delta()));
         drop(ledger);
         let after = content(dir.path()).expect("reads");
         let named = open(dir.path(), ALL).head.blobs().len();
@@ -126,7 +127,7 @@ fn a_kill_at_any_step_of_a_change_leaves_the_state_before_or_the_one_after() {
         seen.push((after != before, after.0.outbox.len()));
         let mut ledger = open(dir.path(), ALL);
         close_to(sum(&ledger), after.0.outbox.len() as f64 * total(&delta()));
-        ledger.bank(RUN, AGENT, &manifest(), bank(2, delta())).expect("goes on");
+        encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(2, delta())).expect("goes on");
         close_to(sum(&ledger), (after.0.outbox.len() + 1) as f64 * total(&delta()));
         drop(ledger);
         content(dir.path()).expect("is whole");
@@ -142,7 +143,7 @@ fn a_kill_at_any_step_of_a_change_leaves_the_state_before_or_the_one_after() {
 #[test]
 fn a_torn_changed_or_lost_file_that_the_head_names_is_damage() {
     let dir = temp();
-    adopted(dir.path(), ALL).bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    encode::bank(&mut adopted(dir.path(), ALL), RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
     let before = content(dir.path()).expect("reads");
     let files = files(dir.path());
     assert_eq!(files.len(), 3, "manifest, payload, residual");
@@ -176,7 +177,7 @@ fn a_torn_changed_or_lost_file_that_the_head_names_is_damage() {
 #[test]
 fn a_file_that_comes_back_is_nobodys() {
     let dir = temp();
-    adopted(dir.path(), ALL).bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    encode::bank(&mut adopted(dir.path(), ALL), RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
     let ledger = open(dir.path(), ALL);
     let before = files(dir.path());
     for number in [ledger.head.next_blob, ledger.head.next_blob + 1] {
@@ -186,7 +187,7 @@ fn a_file_that_comes_back_is_nobodys() {
     let orphans: Vec<PathBuf> = files(dir.path()).difference(&before).cloned().collect();
     let mut ledger = open(dir.path(), NONE);
     assert_eq!(files(dir.path()), before);
-    ledger.bank(RUN, AGENT, &manifest(), bank(1, delta())).expect("banks");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(1, delta())).expect("banks");
     drop(ledger);
     for orphan in &orphans {
         fs::write(orphan, b"back again").expect("written");
@@ -202,7 +203,7 @@ fn a_ledger_without_files_is_read_and_moves_into_files() {
     drop(DurableDb::open(dir.path(), DbOptions::default()).expect("creates"));
     let mut ledger = adopted(dir.path(), NONE);
     for seq in 0..2 {
-        ledger.bank(RUN, AGENT, &manifest(), bank(seq, delta())).expect("banks");
+        encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(seq, delta())).expect("banks");
     }
     drop(ledger);
     assert!(files(dir.path()).is_empty());
@@ -210,7 +211,7 @@ fn a_ledger_without_files_is_read_and_moves_into_files() {
     assert_eq!((before.0.outbox.len(), before.1.is_some()), (2, true));
 
     let mut ledger = open(dir.path(), FILE_BYTES);
-    ledger.bank(RUN, AGENT, &manifest(), bank(2, delta())).expect("banks");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(2, delta())).expect("banks");
     close_to(sum(&ledger), 3.0 * total(&delta()));
     let chunks = ledger.shelf.keys(&blob_key(ledger.head.residual.expect("is there").number)).expect("reads");
     assert_eq!((files(dir.path()).len(), chunks.len()), (1, 1), "the residual is a file, and its key alone");
@@ -225,14 +226,14 @@ fn a_ledger_without_files_is_read_and_moves_into_files() {
 fn a_failed_sync_of_the_files_is_the_end_of_the_process() {
     let dir = temp();
     let mut ledger = adopted(dir.path(), ALL);
-    ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
     ledger.shelf.put(&blob_key(1_000), Content::Bytes(&[7; 1_000])).expect("written");
     let (bulk, away) = (dir.path().join("bulk"), dir.path().join("away"));
     fs::rename(&bulk, &away).expect("renames");
     ledger.shelf.commit().expect_err("the directory cannot be synced");
     fs::rename(&away, &bulk).expect("renames");
-    let error = ledger.bank(RUN, AGENT, &manifest(), bank(1, delta()));
-    assert!(matches!(error, Err(LedgerError::Storage(StorageError::Poisoned { .. }))), "{error:?}");
+    let error = encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(1, delta()));
+    assert!(matches!(error, Err(BankError::Storage(StorageError::Poisoned { .. }))), "{error:?}");
     drop(ledger);
     assert_eq!(content(dir.path()).expect("reads").0.outbox.len(), 1);
     assert_eq!(files(dir.path()).len(), 3);

@@ -20,9 +20,9 @@
 mod files;
 #[cfg(test)]
 mod files_tests;
+mod fresh;
 mod head;
 mod shelf;
-mod states;
 #[cfg(test)]
 mod tests;
 
@@ -32,8 +32,8 @@ use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::feedback::Feedback;
-use anabranch_common::codec::{self, DecodeError, Delta, EncodeError};
-use anabranch_common::ids::{AgentId, BranchId, Digest, RunId};
+use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::ids::{BranchId, Digest};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema;
@@ -43,11 +43,12 @@ use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
 
 use crate::core::command::{Bank, Settlement};
-use crate::core::event::{Encoded, FeedbackState, Kept, OutboxEntry};
+use crate::core::event::{FeedbackState, Kept, OutboxEntry};
+use crate::encode::{Origin, States, Update};
+pub use fresh::FreshPayloads;
 use head::{Head, StoredBlob, StoredUpdate};
 use shelf::SledShelf;
 pub use shelf::{Content, Shelf};
-pub use states::States;
 
 /// Blobs of this many bytes and more are files; shorter ones fit in one value of sled. About here a file's syncs cost
 /// as much time as sled's log does, and beyond it sled writes and keeps several times the bytes (docs/benchmarks.md).
@@ -57,26 +58,6 @@ const HEAD_KEY: &[u8] = b"h";
 /// Bytes of a blob's key.
 const BLOB_KEY_BYTES: usize = 9;
 
-/// Why the ledger cannot do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// The store cannot be used any more. The process must stop.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// The delta cannot be encoded: it is not finite, or not of the model's size. Nothing was stored.
-    #[error("the delta cannot be sent: {0}")]
-    Encode(#[from] EncodeError),
-}
-
-/// An encoded delta.
-struct Update {
-    payload: Vec<u8>,
-    /// What it leaves out, if feedback is on.
-    residual: Option<Vec<f32>>,
-    /// The number of that.
-    state: FeedbackState,
-}
-
 /// The agent's store. One process, one directory; driven from one thread.
 #[derive(Debug)]
 pub struct Ledger {
@@ -85,6 +66,7 @@ pub struct Ledger {
     manifest: Option<ModelManifest>,
     residual: Option<Vec<f32>>,
     states: Arc<States>,
+    fresh: Arc<FreshPayloads>,
 }
 
 impl Ledger {
@@ -128,7 +110,8 @@ impl Ledger {
             Some(bytes) => head::decode(&bytes).map_err(|detail| corrupt(shelf.path(), &detail))?,
             None => Head::default(),
         };
-        let mut ledger = Self { shelf, head, manifest: None, residual: None, states: Arc::default() };
+        let mut ledger =
+            Self { shelf, head, manifest: None, residual: None, states: Arc::default(), fresh: Arc::default() };
         ledger.load()?;
         Ok(ledger)
     }
@@ -149,19 +132,38 @@ impl Ledger {
         Ok(Kept { branch: self.head.branch, counter: self.head.counter, outbox })
     }
 
-    /// Encodes `residual + delta`, and stores the payload with the residual that it leaves, in one step.
+    /// Takes the residual out, for an update of `branch` and `manifest`: the state that the update continues from. The
+    /// residual of another branch or model is dropped. [`bank`](Self::bank) stores the next one;
+    /// [`restore_residual`](Self::restore_residual) brings this one back.
+    pub fn take_residual(&mut self, branch: BranchId, manifest: &ModelManifest) -> Origin {
+        let fits = self.head.branch == Some(branch) && self.manifest.as_ref() == Some(manifest);
+        let state = if fits { self.states.current() } else { FeedbackState::EMPTY };
+        let left_out = self.residual.take().filter(|_| fits).unwrap_or_default();
+        Origin { state, left_out }
+    }
+
+    /// Brings back the residual that was taken out.
     ///
     /// # Errors
-    /// The delta cannot be encoded (nothing has changed), or the store fails.
+    /// The store cannot be read.
+    pub fn restore_residual(&mut self) -> Result<(), StorageError> {
+        self.residual = self.load_residual()?;
+        Ok(())
+    }
+
+    /// Stores an encoded update with the residual that it leaves, in one step.
+    ///
+    /// # Errors
+    /// The store fails.
     pub fn bank(
         &mut self,
-        run: RunId,
-        agent: AgentId,
+        key: UpdateKey,
         manifest: &ModelManifest,
-        mut bank: Bank,
-    ) -> Result<OutboxEntry, LedgerError> {
-        let Update { payload, residual, state } = self.encode(manifest, &mut bank)?;
-        let Bank { lease, epoch, seq, codec, outcome, .. } = bank;
+        bank: &Bank,
+        update: Update,
+    ) -> Result<OutboxEntry, StorageError> {
+        let Update { payload, left_out, state } = update;
+        let Bank { lease, codec, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
@@ -170,12 +172,12 @@ impl Ledger {
         }
         let blob = self.put(&mut next.next_blob, Content::Bytes(&payload))?;
         let meta = UpdateMeta {
-            key: UpdateKey { run, agent, epoch, seq },
+            key,
             branch: lease.branch,
             lease: lease.id,
             base_version: lease.base_version,
             base_digest: lease.base_digest,
-            codec: codec::encoder(codec).id(),
+            codec: codec::encoder(*codec).id(),
             payload_bytes: payload.len() as u64,
             payload_digest: blob.digest,
             num_examples: outcome.num_examples,
@@ -184,46 +186,12 @@ impl Ledger {
             compute_ms: outcome.compute_ms,
         };
         next.outbox.push(StoredUpdate { meta: meta.clone(), blob: blob.number });
-        next.counter = Some((epoch, seq.next()));
+        next.counter = Some((key.epoch, key.seq.next()));
         next.branch = Some(lease.branch);
-        self.replace(next, residual, state)?;
+        self.replace(next, left_out, state)?;
         self.manifest = Some(manifest.clone());
+        self.fresh.add(key, payload);
         Ok(OutboxEntry { meta, transfer })
-    }
-
-    /// Encodes. What the trainer has encoded is taken if it went on from the state that is here; then it is what would be made
-    /// here.
-    fn encode(&mut self, manifest: &ModelManifest, bank: &mut Bank) -> Result<Update, LedgerError> {
-        let Bank { lease, codec, feedback_decay, outcome, .. } = bank;
-        let fits = self.head.branch == Some(lease.branch) && self.manifest.as_ref() == Some(manifest);
-        let from = if fits { self.states.current() } else { FeedbackState::EMPTY };
-        let left_out = self.residual.take().filter(|_| fits).unwrap_or_default();
-        let mut feedback = Feedback::restore(*feedback_decay, left_out);
-        let encoder = codec::encoder(*codec);
-        let same = |there: &Encoded| (there.from, there.codec, there.feedback_decay) == (from, *codec, *feedback_decay);
-        let there = outcome.encoded.take().filter(same).filter(|there| {
-            feedback
-                .sent(&*encoder, manifest, &outcome.delta, &there.payload)
-                .inspect_err(|error| tracing::warn!(%error, "what the trainer has encoded cannot be sent"))
-                .is_ok()
-        });
-        let (payload, state) = match there {
-            Some(there) => {
-                tracing::debug!(lease = lease.id.0, "encoded by the trainer");
-                self.states.count_one_from_there();
-                (there.payload, there.made)
-            }
-            None => match feedback.encode(&*encoder, manifest, &outcome.delta) {
-                Ok(payload) => (payload, self.states.fresh()),
-                Err(error) => {
-                    drop(feedback);
-                    self.residual = self.load_residual()?;
-                    return Err(error.into());
-                }
-            },
-        };
-        let residual = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
-        Ok(Update { payload, residual, state })
     }
 
     /// Takes a decided update out of the outbox; with [`Settlement::Return`] its content joins the residual in the same
@@ -236,6 +204,7 @@ impl Ledger {
         let mut next = self.head.clone();
         let update = next.outbox.remove(index);
         let same_branch = self.head.branch == Some(update.meta.branch);
+        self.fresh.remove(key);
         if content == Settlement::Drop || !same_branch {
             return self.replace_head(next);
         }
@@ -269,7 +238,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The payload of an update in the outbox, if it is still there.
+    /// Reads the payload of an update in the outbox, if it is still there.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -293,6 +262,12 @@ impl Ledger {
     #[must_use]
     pub fn residual(&self) -> Option<&[f32]> {
         self.residual.as_deref()
+    }
+
+    /// The payloads that are in memory, for senders.
+    #[must_use]
+    pub fn fresh(&self) -> Arc<FreshPayloads> {
+        Arc::clone(&self.fresh)
     }
 
     /// The residual by number, for encoders elsewhere.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{Epoch, LeaseId, ModelVersion, UpdateSeq};
+use anabranch_common::codec::{CodecSpec, EncodeError};
+use anabranch_common::ids::{AgentId, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
 use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::manifest::TensorSpec;
 
 use super::*;
 use crate::core::event::Outcome;
+use crate::encode::{self, BankError};
 
 pub(super) const RUN: RunId = RunId([1; 16]);
 pub(super) const AGENT: AgentId = AgentId([2; 16]);
@@ -82,7 +83,7 @@ fn an_update_and_its_residual_survive_a_restart() {
     let entry = {
         let mut ledger = Ledger::open(dir.path()).expect("opens");
         ledger.adopt(BRANCH).expect("adopts");
-        ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks")
+        encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(0, delta())).expect("banks")
     };
     let ledger = Ledger::open(dir.path()).expect("opens again");
     let kept = ledger.kept().expect("reads");
@@ -98,14 +99,14 @@ fn refused_content_returns_to_the_residual_and_accepted_content_goes() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut ledger = Ledger::open(dir.path()).expect("opens");
     ledger.adopt(BRANCH).expect("adopts");
-    ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
     ledger.settle(key(0), Settlement::Return).expect("settles");
     close_to(sum(&ledger), total(&delta()));
     assert_eq!(ledger.outbox().count(), 0);
     ledger.settle(key(0), Settlement::Return).expect("a second time changes nothing");
     close_to(sum(&ledger), total(&delta()));
 
-    ledger.bank(RUN, AGENT, &manifest(), bank(1, vec![0.0; PARAMS])).expect("banks");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(1, vec![0.0; PARAMS])).expect("banks");
     let sent = sum(&ledger) - total(ledger.residual().expect("top 10 % leaves something out"));
     assert!(sent > 0.2 * total(&delta()), "what was refused is sent again, found {sent}");
     ledger.settle(key(1), Settlement::Drop).expect("settles");
@@ -122,7 +123,7 @@ fn what_a_crash_leaves_over_is_swept_and_nothing_else() {
     {
         let mut ledger = Ledger::open(dir.path()).expect("opens");
         ledger.adopt(BRANCH).expect("adopts");
-        ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+        encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
         let number = ledger.head.next_blob;
         ledger.shelf.put(&blob_key(number), Content::Bytes(&[7; 300_000])).expect("written");
         ledger.shelf.put(&blob_key(number + 5), Content::Bytes(b"older")).expect("written");
@@ -132,7 +133,7 @@ fn what_a_crash_leaves_over_is_swept_and_nothing_else() {
     let keys = ledger.shelf.keys(b"b").expect("reads");
     let numbers = keys.iter().map(|key| u64::from_be_bytes(key[1..9].try_into().expect("eight bytes")));
     assert_eq!(numbers.collect::<BTreeSet<_>>(), ledger.head.blobs());
-    ledger.bank(RUN, AGENT, &manifest(), bank(1, delta())).expect("goes on");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(1, delta())).expect("goes on");
     close_to(sum(&ledger), 2.0 * total(&delta()));
 }
 
@@ -141,7 +142,7 @@ fn another_branch_drops_the_residual_and_keeps_the_outbox() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut ledger = Ledger::open(dir.path()).expect("opens");
     ledger.adopt(BRANCH).expect("adopts");
-    ledger.bank(RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
+    encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(0, delta())).expect("banks");
     ledger.adopt(BranchId([9; 16])).expect("adopts");
     assert_eq!((ledger.residual(), ledger.outbox().count()), (None, 1));
     ledger.settle(key(0), Settlement::Return).expect("settles");
@@ -153,8 +154,8 @@ fn a_delta_that_is_not_finite_changes_nothing() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut ledger = Ledger::open(dir.path()).expect("opens");
     ledger.adopt(BRANCH).expect("adopts");
-    let error = ledger.bank(RUN, AGENT, &manifest(), bank(0, vec![f32::NAN; PARAMS]));
-    assert!(matches!(error, Err(LedgerError::Encode(EncodeError::NonFinite(0)))), "{error:?}");
+    let error = encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(0, vec![f32::NAN; PARAMS]));
+    assert!(matches!(error, Err(BankError::Encode(EncodeError::NonFinite(0)))), "{error:?}");
     assert_eq!((ledger.residual(), ledger.outbox().count()), (None, 0));
 }
 

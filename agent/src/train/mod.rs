@@ -1,15 +1,13 @@
 //! How a delta is computed: a [`Trainer`] takes a flat model, trains it on a [`Shard`], and gives a flat model back.
 //!
 //! ```text
-//!  base: &[f32] ──┐
-//!  Round ─────────┼─► Trainer::train ──► TrainOutcome { end, num_examples, steps, mean_loss }
-//!  Shard ─────────┘        │ one StepReport a step
-//!                          ▼
-//!                       control: go on, or stop here
+//!  Round { base, plan, seed, shard, .. } ──► Trainer::train ──► RoundResult { end, num_examples, steps, .. }
+//!                                              │ one StepReport a step
+//!                                              ▼
+//!                                            control: go on, or stop here
 //! ```
 
 mod bound;
-mod encode;
 mod error;
 pub mod native;
 mod optimizer;
@@ -21,16 +19,16 @@ mod vector;
 use std::fmt;
 use std::ops::ControlFlow;
 
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Lease, Plan};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{AgentSpec, ModelSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::core::event::Encoded;
+use crate::encode::EncodeOrder;
 use crate::shard::Shard;
 
 pub use bound::Bound;
-pub use encode::{EncodeOrder, FeedbackSource};
 pub use error::TrainError;
 pub use native::{NativeOptions, native, native_with};
 pub(crate) use reordered::Reordered;
@@ -58,9 +56,10 @@ impl RunPart {
     }
 }
 
-/// One local round, as a trainer is told of it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// One local round: everything that a trainer is told of it.
 pub struct Round<'a> {
+    /// The model to start from.
+    pub base: &'a [f32],
     /// `[train]` as it counts for this round: the steps of its lease, and the learning rate that
     /// is due by then.
     pub plan: &'a TrainSpec,
@@ -68,6 +67,31 @@ pub struct Round<'a> {
     pub seed: u64,
     /// Where in the run the round is.
     pub context: RoundContext,
+    /// The examples to train on.
+    pub shard: &'a dyn Shard,
+    /// Bounds and observes the micro-batches of a trainer that cuts batches.
+    pub budget: Option<MicroBatchBudget<'a>>,
+    /// Where to keep the round's state. A trainer that keeps rounds continues from the state that
+    /// is there, if the state is of the same round (same base, plan, seed and shard): the result
+    /// then has the same bits as that of an uninterrupted round. Other trainers start over.
+    pub keep: Option<RoundFile>,
+    /// How to encode the update, for a trainer that has an encoder of its own, such as one on a
+    /// GPU. The agent encodes the updates of other trainers.
+    pub encode: Option<EncodeOrder>,
+    /// Is called after every step, and may end the round there: the result then has `stopped` set.
+    /// A trainer whose steps are long calls it in between too, with no new examples.
+    pub control: &'a mut dyn FnMut(StepReport) -> ControlFlow<()>,
+}
+
+/// How many examples a round may compute at once. A trainer that cuts batches sums the gradients of
+/// micro-batches and takes one optimizer step for the batch.
+pub struct MicroBatchBudget<'a> {
+    /// Most examples of a micro-batch, learned from rounds that ran out of memory. `None`: no such
+    /// bound.
+    pub most: Option<u32>,
+    /// Is called once with the examples of a micro-batch, before the first step: that step may get
+    /// the process killed for its memory.
+    pub begins: &'a mut dyn FnMut(u32),
 }
 
 /// Where in a run a round is: for trainers that have a schedule of their own.
@@ -87,21 +111,69 @@ pub struct RoundContext {
     pub lr_factor: f32,
 }
 
-impl<'a> Round<'a> {
+impl RoundContext {
     /// The first round of an agent, from version 0.
+    const FIRST: Self = Self { version: 0, number: 0, progress: None, lr_factor: 1.0 };
+
+    fn of(lease: &Lease) -> Self {
+        let Lease { base_version, plan: Plan { round, progress, lr_factor, .. }, .. } = lease;
+        Self { version: base_version.0, number: *round, progress: *progress, lr_factor: *lr_factor }
+    }
+}
+
+impl<'a> Round<'a> {
+    /// Returns the first round of an agent, from version 0, without a micro-batch budget. The round
+    /// is neither kept nor encoded.
     #[must_use]
-    pub fn new(plan: &'a TrainSpec, seed: u64) -> Self {
-        let context = RoundContext { version: 0, number: 0, progress: None, lr_factor: 1.0 };
-        Self { plan, seed, context }
+    pub fn new(
+        base: &'a [f32],
+        plan: &'a TrainSpec,
+        seed: u64,
+        shard: &'a dyn Shard,
+        control: &'a mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> Self {
+        let context = RoundContext::FIRST;
+        Self { base, plan, seed, context, shard, budget: None, keep: None, encode: None, control }
     }
 
-    /// The round under `lease`, where `plan` is what the lease made of `[train]`.
+    /// Returns the round under `lease`, where `plan` is what the lease made of `[train]`; otherwise
+    /// as [`new`](Self::new).
     #[must_use]
-    pub fn of(lease: &Lease, plan: &'a TrainSpec) -> Self {
-        let Lease { seed, base_version, plan: given, .. } = lease;
-        let (version, number) = (base_version.0, given.round);
-        let context = RoundContext { version, number, progress: given.progress, lr_factor: given.lr_factor };
-        Self { plan, seed: *seed, context }
+    pub fn of(
+        lease: &Lease,
+        base: &'a [f32],
+        plan: &'a TrainSpec,
+        shard: &'a dyn Shard,
+        control: &'a mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> Self {
+        Self { context: RoundContext::of(lease), ..Self::new(base, plan, lease.seed, shard, control) }
+    }
+
+    /// Returns the same round from another base, for a trainer that wraps another one. The round is
+    /// neither kept nor encoded: both would be of that base.
+    #[must_use]
+    pub fn from_base<'b>(self, base: &'b [f32]) -> Round<'b>
+    where
+        'a: 'b,
+    {
+        let Self { plan, seed, context, shard, budget, control, .. } = self;
+        let budget = budget.map(|MicroBatchBudget { most, begins }| MicroBatchBudget { most, begins });
+        Round { base, plan, seed, context, shard, budget, keep: None, encode: None, control }
+    }
+}
+
+impl fmt::Debug for Round<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { plan, seed, context, budget, keep, encode, .. } = self;
+        let mut round = f.debug_struct("Round");
+        round.field("plan", plan).field("seed", seed).field("context", context).field("budget", budget);
+        round.field("keep", keep).field("encode", encode).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for MicroBatchBudget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MicroBatchBudget").field("most", &self.most).finish_non_exhaustive()
     }
 }
 
@@ -117,50 +189,14 @@ pub trait Trainer: Send + fmt::Debug {
     /// A trainer in another process can be lost; the native one makes any model that it could be built for.
     fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError>;
 
-    /// Takes `round.plan.local_steps` steps from `base`. `round.seed` decides which examples are
-    /// drawn. `control` hears of every step and may end the training there: then what was reached
-    /// is the outcome, with `stopped` set. A trainer whose steps are long asks it in between too,
-    /// with no new examples.
+    /// Takes `round.plan.local_steps` steps from `round.base`, on examples that `round.seed` draws
+    /// from `round.shard`, and reports each of them to `round.control`. A trainer uses as much of
+    /// the rest of the round as it supports: `budget`, `keep` and `encode` may be ignored.
     ///
     /// # Errors
     /// The base or the shard does not fit the model, `round.plan` is not usable, or the loss stops
-    /// being finite.
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError>;
-
-    /// The micro-batch that the next round of `plan` would be cut into here, as far as this trainer cuts batches: gradients
-    /// of micro-batches are summed, and one optimizer step is taken for the batch. Never more than `most` from now on
-    /// (`None`: no such bound), which is what a round that ran out of memory taught.
-    ///
-    /// # Errors
-    /// [`TrainError::Memory`]: not even one example fits.
-    fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
-        let _ = (plan, most);
-        Ok(None)
-    }
-
-    /// Where the next round's state is to be kept, and taken up from if it is there and of the same round (same base, plan,
-    /// seed and shard): then the outcome has the same bits as if nothing had happened. A trainer that keeps none starts
-    /// rounds over.
-    fn keep_round(&mut self, file: Option<RoundFile>) {
-        let _ = file;
-    }
-
-    /// How the next round is to be encoded too, by a trainer that has an encoder of its own, such as one on a GPU. One that
-    /// has none leaves it to the agent.
-    fn encode_next(&mut self, order: Option<EncodeOrder>) {
-        let _ = order;
-    }
-
-    /// The update of the latest round, once, if it was encoded here.
-    fn take_encoded(&mut self) -> Option<Encoded> {
-        None
-    }
+    /// being finite. [`TrainError::Memory`]: not even one example fits.
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError>;
 
     /// Accuracy and mean loss of `model` over every example of `shard`.
     ///
@@ -182,9 +218,9 @@ pub struct StepReport {
     pub micro_batch: Option<u32>,
 }
 
-/// What training gave.
+/// What a round gave.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TrainOutcome {
+pub struct RoundResult {
     /// The model after the last step; of no use where `stopped` is set.
     pub end: Vec<f32>,
     /// Examples seen, repetitions counted.
@@ -195,6 +231,8 @@ pub struct TrainOutcome {
     pub mean_loss: f32,
     /// Whether `control` ended the training before its last step.
     pub stopped: bool,
+    /// The update, if the trainer has encoded it.
+    pub encoded: Option<Encoded>,
 }
 
 /// How good a model is on a shard.

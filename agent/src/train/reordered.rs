@@ -5,12 +5,11 @@
 //! sort by name. Tensors are the same ones by name, so their order is no reason to turn an agent
 //! away.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::TrainSpec;
 
-use super::{Metrics, Round, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, Round, RoundResult, TrainError, Trainer};
 use crate::shard::Shard;
 
 /// Passes everything on to a trainer in its own order. It keeps no rounds and does not encode:
@@ -73,20 +72,10 @@ impl Trainer for Reordered {
         self.to_run(&initial)
     }
 
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let base = self.to_trainer(base)?;
-        let outcome = self.trainer.train(&base, round, shard, control)?;
-        Ok(TrainOutcome { end: self.to_run(&outcome.end)?, ..outcome })
-    }
-
-    fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
-        self.trainer.fit(plan, most)
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
+        let base = self.to_trainer(round.base)?;
+        let result = self.trainer.train(round.from_base(&base))?;
+        Ok(RoundResult { end: self.to_run(&result.end)?, encoded: None, ..result })
     }
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {
@@ -97,12 +86,14 @@ impl Trainer for Reordered {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use anabranch_common::manifest::TensorSpec;
-    use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec};
+    use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec, TrainSpec};
 
     use super::*;
     use crate::shard::{Examples, Inputs};
-    use crate::train::native;
+    use crate::train::{StepReport, native};
 
     fn sorted(manifest: &ModelManifest) -> ModelManifest {
         let mut tensors = manifest.tensors().to_vec();
@@ -137,8 +128,8 @@ mod tests {
             let (_, range) = manifest.ranges().find(|(tensor, _)| tensor.name == name).expect("there");
             vector[range].to_vec()
         };
-        let end = plain.train(&base, Round::new(&plan, 3), &shard, &mut go_on).expect("trains");
-        let end_there = reordered.train(&there, Round::new(&plan, 3), &shard, &mut go_on).expect("trains");
+        let end = plain.train(Round::new(&base, &plan, 3, &shard, &mut go_on)).expect("trains");
+        let end_there = reordered.train(Round::new(&there, &plan, 3, &shard, &mut go_on)).expect("trains");
         for TensorSpec { name, .. } in run.tensors() {
             assert_eq!(by_name(&base, plain.manifest(), name), by_name(&there, &run, name), "{name} at first");
             assert_eq!(by_name(&end.end, plain.manifest(), name), by_name(&end_there.end, &run, name), "{name}");

@@ -19,9 +19,8 @@ use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initi
 use crate::clock::Clock;
 use crate::core::command::{Ending, Lead};
 use crate::core::event::{Event, Outcome};
-use crate::train::{
-    EncodeOrder, FeedbackSource, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer,
-};
+use crate::encode::{EncodeOrder, FeedbackSource};
+use crate::train::{MicroBatchBudget, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
 
 /// What a round starts from.
 #[derive(Debug)]
@@ -176,17 +175,21 @@ impl Maths {
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let round = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease));
-        trainer.keep_round(round.clone());
-        if let Some(killed) = &mut self.setup.killed
-            && let Ok(Some(micro_batch)) = trainer.fit(&spec.train, killed.most())
-        {
-            killed.begins(micro_batch);
-        }
-        trainer.encode_next(encode_order(spec, self.setup.feedback.as_ref()));
-        let trained = trainer.train(start, Round::of(lease, &spec.train), shard, &mut control);
+        let file = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease));
+        let most = self.setup.killed.as_ref().and_then(KilledNote::most);
+        let mut begins = |micro_batch| {
+            if let Some(killed) = &mut self.setup.killed {
+                killed.begins(micro_batch);
+            }
+        };
+        let trained = trainer.train(Round {
+            budget: Some(MicroBatchBudget { most, begins: &mut begins }),
+            keep: file.clone(),
+            encode: encode_order(spec, self.setup.feedback.as_ref()),
+            ..Round::of(lease, start, &spec.train, shard, &mut control)
+        });
         // Before anybody hears of the end: a round that is over is never taken up again.
-        if let Err(error) = round.as_ref().map_or(Ok(()), RoundFile::clear) {
+        if let Err(error) = file.as_ref().map_or(Ok(()), RoundFile::clear) {
             return Event::Failed(Ending::Storage(format!("the round that is over cannot be removed: {error}")));
         }
         let trained = match trained {
@@ -204,7 +207,6 @@ impl Maths {
         if trained.stopped || self.setup.stop.is_set() {
             return Event::TrainingStopped { lease: id };
         }
-        let encoded = trainer.take_encoded();
         let delta = trained.end.iter().zip(start).map(|(end, start)| end - start).collect();
         Event::Trained(Box::new(Outcome {
             lease: id,
@@ -213,7 +215,7 @@ impl Maths {
             local_steps: trained.steps,
             train_loss: trained.mean_loss,
             compute_ms: clock.now_ms(),
-            encoded,
+            encoded: trained.encoded,
         }))
     }
 

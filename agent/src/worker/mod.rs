@@ -23,7 +23,7 @@ pub use killed::KilledNote;
 #[cfg(test)]
 pub(crate) use maths::ending;
 pub use maths::{MathsJob, MathsSetup, Start, spawn_maths};
-pub use store::{StoreJob, StoreThread};
+pub use store::{Payloads, StoreJob, StoreThread};
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
 pub type TrainerFactory = Box<dyn Fn(&RunPart) -> Result<Box<dyn Trainer>, TrainError> + Send>;

@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::guarded;
 use crate::core::command::{Bank, Ending, Settlement};
 use crate::core::event::{Event, FeedbackState};
-use crate::store::{Ledger, LedgerError, States};
-use crate::train::FeedbackSource;
+use crate::encode::{self, BankError, FeedbackSource, States};
+use crate::store::{FreshPayloads, Ledger};
 
 /// Work for the store's thread.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub enum StoreJob {
     },
     /// See `Command::AdoptBranch`.
     Adopt(BranchId),
-    /// The payload of an update, if it is still there.
+    /// Reads the payload of an update, if it is still there.
     Read {
         /// Which update.
         key: UpdateKey,
@@ -57,6 +57,7 @@ pub enum StoreJob {
 pub struct StoreThread {
     jobs: SyncSender<StoreJob>,
     states: Arc<States>,
+    fresh: Arc<FreshPayloads>,
     thread: JoinHandle<()>,
 }
 
@@ -67,16 +68,22 @@ impl StoreThread {
     /// The system has no thread to give.
     pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, events: mpsc::Sender<Event>) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-        let states = ledger.states();
+        let (states, fresh) = (ledger.states(), ledger.fresh());
         let worker = StoreWorker { ledger, run, agent, events };
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Self { jobs, states, thread })
+        Ok(Self { jobs, states, fresh, thread })
     }
 
     /// The way to it.
     #[must_use]
     pub fn jobs(&self) -> SyncSender<StoreJob> {
         self.jobs.clone()
+    }
+
+    /// The payloads of the outbox.
+    #[must_use]
+    pub fn payloads(&self) -> Payloads {
+        Payloads { fresh: Arc::clone(&self.fresh), jobs: self.jobs.clone() }
     }
 
     /// The feedback state, for encoders elsewhere.
@@ -97,6 +104,27 @@ impl StoreThread {
         let _ = self.jobs.send(StoreJob::End);
         // A panic there was reported by its own thread, and what it had not finished was never offered to anybody.
         let _ = self.thread.join();
+    }
+}
+
+/// The payloads of the outbox: those that were banked a moment ago from memory, others from the store.
+#[derive(Debug, Clone)]
+pub struct Payloads {
+    fresh: Arc<FreshPayloads>,
+    jobs: SyncSender<StoreJob>,
+}
+
+impl Payloads {
+    /// Returns the payload of an update. Nothing if the update has left the outbox, or the store's thread has ended.
+    pub async fn get(self, key: UpdateKey) -> Option<Arc<[u8]>> {
+        let Self { fresh, jobs } = self;
+        if let Some(payload) = fresh.get(key) {
+            return Some(payload);
+        }
+        let (reply, payload) = oneshot::channel();
+        // The store's queue may be full; only the task that sends waits for room.
+        tokio::task::spawn_blocking(move || jobs.send(StoreJob::Read { key, reply })).await.ok()?.ok()?;
+        payload.await.ok().flatten().map(Arc::from)
     }
 }
 
@@ -150,10 +178,10 @@ impl StoreWorker {
         match job {
             StoreJob::Bank { bank, manifest } => {
                 let lease = bank.lease.id;
-                match self.ledger.bank(self.run, self.agent, &manifest, *bank) {
+                match encode::bank(&mut self.ledger, self.run, self.agent, &manifest, *bank) {
                     Ok(entry) => Ok(Some(Event::Banked(entry))),
-                    Err(LedgerError::Storage(error)) => Err(error),
-                    Err(error @ LedgerError::Encode(_)) => {
+                    Err(BankError::Storage(error)) => Err(error),
+                    Err(error @ BankError::Encode(_)) => {
                         Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
                     }
                 }
@@ -188,3 +216,7 @@ fn storage_ending(error: &StorageError) -> Ending {
         None => error.to_string(),
     })
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -6,10 +6,10 @@
 //! second.
 
 use anabranch_agent::device::{Choice, GpuBackend, GpuId};
-use anabranch_agent::gpu::device::CudaEngine;
-use anabranch_agent::gpu::emulate::Emulator;
-use anabranch_agent::gpu::topk::GpuTopK;
-use anabranch_agent::gpu::{Buffer, Engine, GpuError};
+use anabranch_agent::encode::cuda::device::CudaEngine;
+use anabranch_agent::encode::cuda::emulate::Emulator;
+use anabranch_agent::encode::cuda::topk::GpuTopK;
+use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::sparse::TopK;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anabranch_agent::core::command::{Bank, Settlement};
 use anabranch_agent::core::event::Outcome;
+use anabranch_agent::encode;
 use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, CodecSpec};
@@ -113,7 +114,7 @@ impl Side {
         let seq = bank.seq;
         let before = written_bytes();
         let watch = Stopwatch::start();
-        self.ledger.bank(RUN, AGENT, manifest, bank)?;
+        encode::bank(&mut self.ledger, RUN, AGENT, manifest, bank)?;
         self.bank_ms.push(watch.seconds() * 1e3);
         self.most_disk_bytes = self.most_disk_bytes.max(disk_bytes(self.dir.path())?);
         if let Some(before) = seq.0.checked_sub(1) {

@@ -1,12 +1,11 @@
 //! An agent that trains as it should, and sends something else.
 
 use std::ffi::OsString;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anabranch_agent::shard::{self, Shard, ShardOptions};
-use anabranch_agent::train::{Metrics, Round, StepReport, TrainError, TrainOutcome, Trainer};
+use anabranch_agent::train::{Metrics, Round, RoundResult, TrainError, Trainer};
 use anabranch_agent::worker::Shards;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_io::exit;
@@ -65,15 +64,10 @@ impl Trainer for Poisoned {
         self.trainer.initial(seed)
     }
 
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let mut outcome = self.trainer.train(base, round, shard, control)?;
-        for (end, base) in outcome.end.iter_mut().zip(base) {
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
+        let base = round.base;
+        let mut result = self.trainer.train(round)?;
+        for (end, base) in result.end.iter_mut().zip(base) {
             let delta = *end - base;
             *end = match self.with {
                 Poison::Nan => f32::NAN,
@@ -81,7 +75,7 @@ impl Trainer for Poisoned {
                 Poison::Flip => base - delta * 10.0,
             };
         }
-        Ok(outcome)
+        Ok(result)
     }
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {

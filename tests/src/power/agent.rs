@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anabranch_agent::core::command::Settlement;
 use anabranch_agent::core::event::Kept;
+use anabranch_agent::encode;
 use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest};
@@ -80,7 +81,7 @@ impl Script {
             _ => {
                 let codec = CODECS[usize::try_from(step)? % CODECS.len()];
                 let delta = noise(PARAMS, self.seed + step);
-                ledger.bank(RUN, AGENT, &self.manifest, bank(step, branch, codec, delta))?;
+                encode::bank(ledger, RUN, AGENT, &self.manifest, bank(step, branch, codec, delta))?;
             }
         }
         Ok(())
@@ -115,7 +116,13 @@ impl Script {
         if !thorough {
             return Ok(());
         }
-        ledger.bank(RUN, AGENT, &self.manifest, bank(1 << 20, ELSEWHERE, CODECS[0], noise(PARAMS, self.seed)))?;
+        encode::bank(
+            &mut ledger,
+            RUN,
+            AGENT,
+            &self.manifest,
+            bank(1 << 20, ELSEWHERE, CODECS[0], noise(PARAMS, self.seed)),
+        )?;
         let expected = Content::of(&ledger)?;
         ensure!(expected.kept.outbox.len() == found.kept.outbox.len() + 1, "the outbox does not go on");
         drop(ledger);

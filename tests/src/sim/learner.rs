@@ -83,7 +83,7 @@ impl Learner {
         let delta = match (self.task, &mut self.native) {
             (Task::Native, Some(Native { trainer, shards })) => {
                 let go_on = &mut |_| ControlFlow::Continue(());
-                let done = trainer.train(base, Round::of(lease, plan), &shards[machine - 1], go_on).ok()?;
+                let done = trainer.train(Round::of(lease, base, plan, &shards[machine - 1], go_on)).ok()?;
                 return Some(Computed {
                     delta: done.end.iter().zip(base).map(|(end, base)| end - base).collect(),
                     num_examples: done.num_examples,

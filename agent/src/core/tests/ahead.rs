@@ -19,7 +19,7 @@ fn train_ahead(lease: &Lease, weight: f32) -> Command {
     Command::Train { lease, spec, base, lead }
 }
 
-/// What `[merge]` of the specification says of an update that is not stale.
+/// The weight in the plan of every lease: that of an update that is not stale.
 const ALPHA: f32 = 0.6;
 
 fn trained(lease: &Lease) -> Event {

@@ -5,7 +5,7 @@ use anabranch_common::spec::TrainSpec;
 
 use super::Native;
 use crate::clock::Clock;
-use crate::train::TrainOutcome;
+use crate::train::RoundResult;
 use crate::train::optimizer::Optimizer;
 use crate::train::round::{RoundFile, RoundState};
 
@@ -49,7 +49,7 @@ impl Keeper {
     pub(super) fn keep(
         &mut self,
         base: &[f32],
-        outcome: &TrainOutcome,
+        reached: &RoundResult,
         loss_sum: f64,
         micro_batch: u32,
         optimizer: &Optimizer,
@@ -58,11 +58,11 @@ impl Keeper {
             return;
         }
         let (of_optimizer, powers) = optimizer.state();
-        let vectors: Vec<&[f32]> = [base, outcome.end.as_slice()].into_iter().chain(of_optimizer).collect();
-        let state = RoundState { of: self.of, micro_batch, step: outcome.steps, loss_sum, vectors: Vec::new(), powers };
+        let vectors: Vec<&[f32]> = [base, reached.end.as_slice()].into_iter().chain(of_optimizer).collect();
+        let state = RoundState { of: self.of, micro_batch, step: reached.steps, loss_sum, vectors: Vec::new(), powers };
         match self.file.write(&state, &vectors) {
-            Ok(()) => tracing::debug!(step = outcome.steps, "the round is on disk"),
-            Err(error) => tracing::warn!(%error, step = outcome.steps, "the round cannot be written to disk"),
+            Ok(()) => tracing::debug!(step = reached.steps, "the round is on disk"),
+            Err(error) => tracing::warn!(%error, step = reached.steps, "the round cannot be written to disk"),
         }
         self.due_ms = self.clock.now_ms() + self.file.every_ms();
     }

@@ -329,7 +329,7 @@ mod tests {
         let before = memory::resident_bytes().unwrap_or(0);
         let base = trainer.initial(1).expect("made");
         let mut go_on = |_: StepReport| ControlFlow::Continue(());
-        trainer.train(&base, Round::new(&plan, 1), shard.as_ref(), &mut go_on).expect("trains");
+        trainer.train(Round::new(&base, &plan, 1, shard.as_ref(), &mut go_on)).expect("trains");
         let taken = memory::peak_bytes().unwrap_or(0).saturating_sub(before);
         format!("measured: {} {}", computed / MIB, taken / MIB)
     }

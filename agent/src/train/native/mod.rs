@@ -31,14 +31,12 @@ mod ops;
 mod tensors;
 mod text_ops;
 
-use std::ops::ControlFlow;
-
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{ModelSpec, TrainSpec};
 
 use super::optimizer::Optimizer;
-use super::{Metrics, Round, RoundFile, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Metrics, Round, RoundResult, StepReport, TrainError, Trainer};
 #[cfg(not(feature = "accelerator"))]
 use crate::device::ChoiceError;
 use crate::device::GpuId;
@@ -106,7 +104,6 @@ struct Native {
     engine: Box<dyn Engine>,
     kept: Option<Optimizer>,
     budget: Budget,
-    round: Option<RoundFile>,
 }
 
 impl Native {
@@ -121,7 +118,7 @@ impl Native {
         let engine = engine(options.device, threads)?;
         let reserved = options.reserved_per_param.saturating_mul(architecture.manifest.params() as u64);
         let budget = Budget::new(options.max_memory_bytes, engine.room().without(reserved));
-        Ok(Self { architecture, engine, kept: None, budget, round: None })
+        Ok(Self { architecture, engine, kept: None, budget })
     }
 
     fn check(&self, model: &[f32], shard: &dyn Shard) -> Result<(), TrainError> {
@@ -193,75 +190,63 @@ impl Trainer for Native {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let Round { plan, seed, .. } = round;
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
+        let Round { base, plan, seed, shard, budget, keep, control, .. } = round;
         check_plan(plan)?;
         self.check(base, shard)?;
         let needs = Needs::of(&self.architecture, plan);
+        self.budget.limit(budget.as_ref().and_then(|budget| budget.most));
         let mut micro = self.budget.micro_batch(&needs, plan.batch_size)?;
+        if let Some(budget) = budget {
+            (budget.begins)(micro);
+        }
         self.budget.measure();
         let mut optimizer = self.optimizer(plan)?;
         let mut draw = Draw::new(seed, Purpose::Batches);
-        let mut outcome =
-            TrainOutcome { end: base.to_vec(), num_examples: 0, steps: 0, mean_loss: 0.0, stopped: false };
+        let end = base.to_vec();
+        let mut reached = RoundResult { end, num_examples: 0, steps: 0, mean_loss: 0.0, stopped: false, encoded: None };
         let (mut sums, mut indices) = (Sums::default(), Vec::new());
         let (count, labels_each) = self.extent(shard);
         let mut loss_sum = 0.0;
-        let mut keeper = self.round.take().map(|file| Keeper::new(file, self, plan, seed, count));
-        if let Some(kept) = keeper.as_ref().and_then(|keeper| keeper.take_up(&mut optimizer, &mut outcome.end)) {
-            (outcome.steps, loss_sum, micro) = (kept.step, kept.loss_sum, micro.min(kept.micro_batch));
-            outcome.num_examples = u64::from(kept.step) * u64::from(plan.batch_size);
-            (0..outcome.num_examples).for_each(|_| _ = draw.below(count));
+        let mut keeper = keep.map(|file| Keeper::new(file, self, plan, seed, count));
+        if let Some(kept) = keeper.as_ref().and_then(|keeper| keeper.take_up(&mut optimizer, &mut reached.end)) {
+            (reached.steps, loss_sum, micro) = (kept.step, kept.loss_sum, micro.min(kept.micro_batch));
+            reached.num_examples = u64::from(kept.step) * u64::from(plan.batch_size);
+            (0..reached.num_examples).for_each(|_| _ = draw.below(count));
         }
-        let first = outcome.steps + 1;
+        let first = reached.steps + 1;
         for step in first..=plan.local_steps {
             indices.clear();
             indices.extend((0..plan.batch_size).map(|_| draw.below(count)));
-            let batch_loss = self.backward(&outcome.end, shard, &indices, micro as usize, &mut sums);
+            let batch_loss = self.backward(&reached.end, shard, &indices, micro as usize, &mut sums);
             let loss = (batch_loss / (f64::from(plan.batch_size) * labels_each as f64)) as f32;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step });
             }
-            optimizer.step(&mut outcome.end, &sums.gradient);
+            optimizer.step(&mut reached.end, &sums.gradient);
             if step == first {
                 self.budget.measured(&needs, micro.min(plan.batch_size));
             }
             loss_sum += f64::from(loss);
-            outcome.steps = step;
-            outcome.num_examples += u64::from(plan.batch_size);
+            reached.steps = step;
+            reached.num_examples += u64::from(plan.batch_size);
             let micro_batch = Some(micro.min(plan.batch_size));
             let report = StepReport { step, loss, examples: plan.batch_size, micro_batch };
             if control(report).is_break() && step < plan.local_steps {
-                outcome.stopped = true;
+                reached.stopped = true;
                 break;
             }
             if let Some(keeper) = keeper.as_mut().filter(|_| step < plan.local_steps) {
-                keeper.keep(base, &outcome, loss_sum, micro, &optimizer);
+                keeper.keep(base, &reached, loss_sum, micro, &optimizer);
             }
         }
         // ReLU and the maximum can hide a NaN from the loss.
-        if !outcome.end.iter().all(|value| value.is_finite()) {
-            return Err(TrainError::Diverged { step: outcome.steps });
+        if !reached.end.iter().all(|value| value.is_finite()) {
+            return Err(TrainError::Diverged { step: reached.steps });
         }
-        outcome.mean_loss = (loss_sum / f64::from(outcome.steps)) as f32;
+        reached.mean_loss = (loss_sum / f64::from(reached.steps)) as f32;
         self.kept = plan.keep_optimizer_state.then_some(optimizer);
-        Ok(outcome)
-    }
-
-    fn fit(&mut self, plan: &TrainSpec, most: Option<u32>) -> Result<Option<u32>, TrainError> {
-        check_plan(plan)?;
-        self.budget.limit(most);
-        self.budget.micro_batch(&Needs::of(&self.architecture, plan), plan.batch_size).map(Some)
-    }
-
-    fn keep_round(&mut self, file: Option<RoundFile>) {
-        self.round = file;
+        Ok(reached)
     }
 
     fn evaluate(&mut self, model: &[f32], shard: &dyn Shard) -> Result<Metrics, TrainError> {

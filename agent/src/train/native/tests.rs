@@ -2,6 +2,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "made-up data are small")]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::journal::Plan;
@@ -9,6 +10,7 @@ use anabranch_common::spec::{ModelKind, OptimizerSpec};
 
 use super::*;
 use crate::shard::{self, Examples, Inputs, ShardOptions, Text};
+use crate::train::{MicroBatchBudget, RoundFile};
 
 fn model(kind: ModelKind) -> ModelSpec {
     ModelSpec {
@@ -80,7 +82,7 @@ fn both_models_learn_and_report_every_step() {
             ControlFlow::Continue(())
         };
         let outcome =
-            trainer.train(&base, Round::new(&plan(40, sgd(0.1, 0.9)), 9), &shard, &mut control).expect("trains");
+            trainer.train(Round::new(&base, &plan(40, sgd(0.1, 0.9)), 9, &shard, &mut control)).expect("trains");
         let after = trainer.evaluate(&outcome.end, &shard).expect("fits");
         assert!(after.loss < 0.2 * before.loss && after.accuracy > 0.98, "{kind:?}: {before:?} then {after:?}");
         assert_eq!(reports.iter().map(|r| r.step).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
@@ -106,7 +108,7 @@ fn the_same_work_gives_the_same_bytes_with_any_number_of_threads() {
                 .expect("valid");
             let base = trainer.initial(1).expect("made");
             let end =
-                trainer.train(&base, Round::new(&plan(5, sgd(0.05, 0.9)), 4), &shard, &mut go_on).expect("trains").end;
+                trainer.train(Round::new(&base, &plan(5, sgd(0.05, 0.9)), 4, &shard, &mut go_on)).expect("trains").end;
             let metrics = trainer.evaluate(&end, &shard).expect("fits");
             (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
         };
@@ -132,7 +134,7 @@ fn the_gpt_starts_at_chance_and_learns_a_text_by_heart() {
         reports.push(report);
         ControlFlow::Continue(())
     };
-    let outcome = trainer.train(&base, Round::new(&plan, 9), &text, &mut control).expect("trains");
+    let outcome = trainer.train(Round::new(&base, &plan, 9, &text, &mut control)).expect("trains");
     let after = trainer.evaluate(&outcome.end, &text).expect("fits");
     assert!(after.loss < 0.3 && after.accuracy > 0.9, "{before:?} then {after:?}");
     assert_eq!((outcome.num_examples, reports[0].examples), (150 * 8, 8));
@@ -148,7 +150,7 @@ fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
             native_with(&gpt(64, 128), NativeOptions { threads: Some(threads), ..NativeOptions::default() })
                 .expect("valid");
         let base = trainer.initial(1).expect("made");
-        let end = trainer.train(&base, Round::new(&plan, 4), &text, &mut go_on).expect("trains").end;
+        let end = trainer.train(Round::new(&base, &plan, 4, &text, &mut go_on)).expect("trains").end;
         let metrics = trainer.evaluate(&end, &text).expect("fits");
         (end.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), metrics)
     };
@@ -160,11 +162,14 @@ fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
 }
 
 /// Trains with at most that many examples at once.
-fn trained_in_parts(spec: &ModelSpec, plan: &TrainSpec, shard: &dyn Shard, most: Option<u32>) -> (u32, TrainOutcome) {
+fn trained_in_parts(spec: &ModelSpec, plan: &TrainSpec, shard: &dyn Shard, most: Option<u32>) -> (u32, RoundResult) {
     let mut trainer = native_with(spec, NativeOptions { threads: Some(2), ..NativeOptions::default() }).expect("valid");
     let base = trainer.initial(1).expect("made");
-    let micro = trainer.fit(plan, most).expect("fits").expect("the native trainer cuts batches");
-    (micro, trainer.train(&base, Round::new(plan, 4), shard, &mut go_on).expect("trains"))
+    let (mut micro, mut go_on) = (None, go_on);
+    let mut begins = |examples| assert_eq!(micro.replace(examples), None, "it is told once");
+    let budget = Some(MicroBatchBudget { most, begins: &mut begins });
+    let result = trainer.train(Round { budget, ..Round::new(&base, plan, 4, shard, &mut go_on) }).expect("trains");
+    (micro.expect("the native trainer cuts batches"), result)
 }
 
 /// Guards bits: a batch that fits is computed as one, and parts are the same batch to within rounding, in the same way
@@ -198,7 +203,7 @@ fn a_model_for_which_there_is_no_memory_is_a_round_given_back_and_not_an_end() {
     let mut trainer = native_with(&model(ModelKind::Mlp), options).expect("valid");
     let base = trainer.initial(1).expect("made");
     let refused =
-        trainer.train(&base, Round::new(&plan(1, sgd(0.1, 0.0)), 1), &stripes(3), &mut go_on).expect_err("1 MiB");
+        trainer.train(Round::new(&base, &plan(1, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on)).expect_err("1 MiB");
     assert!(matches!(refused, TrainError::Memory { .. }) && refused.is_passing(), "{refused:?}");
     assert!(trainer.evaluate(&base, &stripes(3)).is_ok(), "what fits goes on");
 }
@@ -220,34 +225,36 @@ fn a_round_that_was_cut_off_and_taken_up_gives_the_same_bytes() {
         let begin = || {
             let mut trainer = native(&spec).expect("valid");
             let base = trainer.initial(1).expect("made");
-            trainer.fit(&plan, most).expect("fits");
-            trainer.keep_round(Some(RoundFile::every_step(&path, &base)));
-            (trainer, base)
+            let keep = Some(RoundFile::every_step(&path, &base));
+            (trainer, base, keep)
         };
         let straight = trained_in_parts(&spec, &plan, shard, most).1;
-        let (mut killed, base) = begin();
+        let (mut killed, base, keep) = begin();
         let mut kill = |report: StepReport| {
             if report.step == 11 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        killed.train(&base, Round::new(&plan, 4), shard, &mut kill).expect("cut off");
+        let budget = Some(MicroBatchBudget { most, begins: &mut |_| {} });
+        killed.train(Round { budget, keep, ..Round::new(&base, &plan, 4, shard, &mut kill) }).expect("cut off");
         assert!(path.exists());
         let mut steps = Vec::new();
         let mut note = |report: StepReport| {
             steps.push(report.step);
             ControlFlow::Continue(())
         };
-        let (mut resumed, base) = begin();
-        let outcome = resumed.train(&base, Round::new(&plan, 4), shard, &mut note).expect("trains");
+        let (mut resumed, base, keep) = begin();
+        let budget = Some(MicroBatchBudget { most, begins: &mut |_| {} });
+        let round = Round { budget, keep, ..Round::new(&base, &plan, 4, shard, &mut note) };
+        let outcome = resumed.train(round).expect("trains");
         assert_eq!(steps, (11..=20).collect::<Vec<_>>(), "{kind:?}: step 10 was the last on disk");
         assert_eq!(outcome, straight, "{kind:?}");
         // What is on disk now is of that round alone.
-        let (mut other, base) = begin();
+        let (mut other, base, keep) = begin();
         steps.clear();
         let mut note = |report: StepReport| {
             steps.push(report.step);
             ControlFlow::Continue(())
         };
-        other.train(&base, Round::new(&plan, 5), shard, &mut note).expect("trains");
+        other.train(Round { keep, ..Round::new(&base, &plan, 5, shard, &mut note) }).expect("trains");
         assert_eq!(steps.len(), 20, "{kind:?}: another seed is another round");
     }
 }
@@ -262,13 +269,13 @@ fn a_kept_round_goes_on_only_from_its_own_start() {
         let mut trainer = native(&spec).expect("valid");
         let base = trainer.initial(1).expect("made");
         let start: Vec<f32> = base.iter().map(|value| value + ahead).collect();
-        trainer.keep_round(Some(RoundFile::every_step(&path, &base)));
+        let keep = Some(RoundFile::every_step(&path, &base));
         let mut steps = 0;
         let mut note = |report: StepReport| {
             steps += 1;
             if report.step == cut_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        trainer.train(&start, Round::new(&plan, 4), &stripes, &mut note).expect("trains");
+        trainer.train(Round { keep, ..Round::new(&start, &plan, 4, &stripes, &mut note) }).expect("trains");
         steps
     };
     assert_eq!(steps_from(0.01, 3), 3);
@@ -287,13 +294,14 @@ fn a_kept_round_goes_on_at_its_own_learning_rate_and_at_0_the_model_stays() {
         let plan = given.of(&plan(1, sgd(0.05, 0.9)));
         let mut trainer = native(&spec).expect("valid");
         let base = trainer.initial(1).expect("made");
-        trainer.keep_round(Some(RoundFile::every_step(&path, &base)));
+        let keep = Some(RoundFile::every_step(&path, &base));
         let mut steps = 0;
         let mut note = |report: StepReport| {
             steps += 1;
             if report.step == cut_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let end = trainer.train(&base, Round::new(&plan, 4), &stripes, &mut note).expect("trains").end;
+        let round = Round { keep, ..Round::new(&base, &plan, 4, &stripes, &mut note) };
+        let end = trainer.train(round).expect("trains").end;
         (steps, end == base)
     };
     assert_eq!(at_rate(0.5, 3), (3, false));
@@ -323,7 +331,7 @@ fn another_seed_draws_other_batches() {
     let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
     let base = trainer.initial(1).expect("made");
     let mut end =
-        |seed| trainer.train(&base, Round::new(&plan(2, sgd(0.1, 0.0)), seed), &shard, &mut go_on).expect("trains").end;
+        |seed| trainer.train(Round::new(&base, &plan(2, sgd(0.1, 0.0)), seed, &shard, &mut go_on)).expect("trains").end;
     assert_ne!(end(1), end(2));
 }
 
@@ -335,8 +343,8 @@ fn stopping_gives_what_was_reached_so_far() {
     let mut stop = |report: StepReport| {
         if report.step == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let stopped = trainer.train(&base, Round::new(&plan(50, sgd(0.1, 0.9)), 8), &shard, &mut stop).expect("trains");
-    let short = trainer.train(&base, Round::new(&plan(3, sgd(0.1, 0.9)), 8), &shard, &mut go_on).expect("trains");
+    let stopped = trainer.train(Round::new(&base, &plan(50, sgd(0.1, 0.9)), 8, &shard, &mut stop)).expect("trains");
+    let short = trainer.train(Round::new(&base, &plan(3, sgd(0.1, 0.9)), 8, &shard, &mut go_on)).expect("trains");
     assert!(stopped.stopped && !short.stopped);
     assert_eq!((stopped.steps, stopped.num_examples), (3, 96));
     assert_eq!(stopped.end, short.end);
@@ -351,13 +359,13 @@ fn optimizer_state_is_kept_only_where_the_plan_says_so() {
             let plan = TrainSpec { keep_optimizer_state, ..plan(3, optimizer.clone()) };
             let mut trainer = native(&model(ModelKind::Mlp)).expect("valid");
             let base = trainer.initial(1).expect("made");
-            trainer.train(&base, Round::new(&plan, 1), &shard, &mut go_on).expect("trains");
-            trainer.train(&base, Round::new(&plan, 2), &shard, &mut go_on).expect("trains").end
+            trainer.train(Round::new(&base, &plan, 1, &shard, &mut go_on)).expect("trains");
+            trainer.train(Round::new(&base, &plan, 2, &shard, &mut go_on)).expect("trains").end
         };
         let mut fresh = native(&model(ModelKind::Mlp)).expect("valid");
         let base = fresh.initial(1).expect("made");
         let fresh =
-            fresh.train(&base, Round::new(&plan(3, optimizer.clone()), 2), &shard, &mut go_on).expect("trains").end;
+            fresh.train(Round::new(&base, &plan(3, optimizer.clone()), 2, &shard, &mut go_on)).expect("trains").end;
         assert_eq!(second_lease(false), fresh, "{optimizer:?}: a reset optimizer is a new one");
         assert_ne!(second_lease(true), fresh, "{optimizer:?}: a kept optimizer remembers");
     }
@@ -369,7 +377,7 @@ fn divergence_is_an_error_and_not_a_model() {
     for kind in [ModelKind::Mlp, ModelKind::Cnn] {
         let mut trainer = native(&model(kind)).expect("valid");
         let base = trainer.initial(1).expect("made");
-        let exploded = trainer.train(&base, Round::new(&plan(50, sgd(1e30, 0.0)), 1), &shard, &mut go_on);
+        let exploded = trainer.train(Round::new(&base, &plan(50, sgd(1e30, 0.0)), 1, &shard, &mut go_on));
         assert!(matches!(exploded, Err(TrainError::Diverged { .. })), "{kind:?}: {exploded:?}");
         let poisoned = vec![f32::NAN; base.len()];
         assert_eq!(trainer.evaluate(&poisoned, &shard), Err(TrainError::Diverged { step: 0 }), "{kind:?}");
@@ -390,7 +398,7 @@ fn what_does_not_fit_is_refused_before_any_work() {
     assert_eq!(classes, Err(TrainError::Classes { classes: 3, largest: 3 }));
     let empty = Examples::new(Inputs::Bytes(vec![]), vec![], vec![144]).expect("fits");
     assert_eq!(trainer.evaluate(&base, &empty), Err(TrainError::EmptyShard));
-    let idle = trainer.train(&base, Round::new(&plan(0, sgd(0.1, 0.0)), 1), &stripes(3), &mut go_on);
+    let idle = trainer.train(Round::new(&base, &plan(0, sgd(0.1, 0.0)), 1, &stripes(3), &mut go_on));
     assert!(matches!(idle, Err(TrainError::Spec { key: "train.local_steps", .. })), "{idle:?}");
 }
 
@@ -412,7 +420,7 @@ fn the_mlp_learns_handwritten_digits() {
     let mut trainer = native(&spec).expect("valid");
     let base = trainer.initial(1).expect("made");
     let outcome =
-        trainer.train(&base, Round::new(&plan(600, sgd(0.1, 0.9)), 1), train.as_ref(), &mut go_on).expect("trains");
+        trainer.train(Round::new(&base, &plan(600, sgd(0.1, 0.9)), 1, train.as_ref(), &mut go_on)).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");
 }
@@ -438,7 +446,7 @@ fn the_cnn_learns_mnist_where_it_is_at_hand() {
     let mut trainer = native(&spec).expect("valid");
     let base = trainer.initial(1).expect("made");
     let outcome =
-        trainer.train(&base, Round::new(&plan(600, sgd(0.2, 0.0)), 1), train.as_ref(), &mut go_on).expect("trains");
+        trainer.train(Round::new(&base, &plan(600, sgd(0.2, 0.0)), 1, train.as_ref(), &mut go_on)).expect("trains");
     let metrics = trainer.evaluate(&outcome.end, test.as_ref()).expect("fits");
     assert!(metrics.accuracy >= 0.95, "{metrics:?}");
 }

@@ -7,11 +7,11 @@ use anabranch_common::codec::CodecSpec;
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::manifest::ModelManifest;
 
-use super::chain::Origin;
 use super::message::{EncodeAsk, StateAt};
 use super::{Host, Living, Tensors, TrainError};
 use crate::core::event::{Encoded, FeedbackState};
-use crate::train::EncodeOrder;
+use crate::encode::EncodeOrder;
+use crate::encode::chain::Origin;
 
 /// An update that a child is to encode.
 #[derive(Debug)]

@@ -9,7 +9,6 @@
 //! ```
 //! [`serve`] is the other end, for trainers in Rust.
 
-mod chain;
 mod child;
 mod encode;
 mod kin;
@@ -30,12 +29,11 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{Bound, EncodeOrder, Metrics, Round, RoundFile, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use super::{Bound, Metrics, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
 use crate::clock::Clock;
-use crate::core::event::Encoded;
+use crate::encode::chain::Chain;
 use crate::shard::Shard;
 use crate::worker::{Shards, TrainerFactory};
-use chain::Chain;
 use child::{Child, Death, Fault};
 use kin::Kin;
 use scratch::Scratch;
@@ -137,7 +135,7 @@ impl TrainerProcess {
         Box::new(move |run: &RunPart| {
             let manifest = lock(&host).prepare(run)?;
             let (host, run) = (Arc::clone(&host), run.clone());
-            Ok(Box::new(ProcessTrainer { host, run, manifest, keep: None, order: None, encoded: None }))
+            Ok(Box::new(ProcessTrainer { host, run, manifest }))
         })
     }
 
@@ -391,9 +389,6 @@ struct ProcessTrainer {
     host: Arc<Mutex<Host>>,
     run: RunPart,
     manifest: ModelManifest,
-    keep: Option<RoundFile>,
-    order: Option<EncodeOrder>,
-    encoded: Option<Encoded>,
 }
 
 impl ProcessTrainer {
@@ -428,17 +423,10 @@ impl Trainer for ProcessTrainer {
         }
     }
 
-    fn train(
-        &mut self,
-        base: &[f32],
-        round: Round<'_>,
-        _shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let Round { plan, seed, context } = round;
-        let (order, _) = (self.order.take(), self.encoded.take());
+    fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
+        let Round { base, plan, seed, context, keep, encode, control, .. } = round;
         let mut host = self.ready()?;
-        let encoding = order.map_or(Ok(None), |order| host.encoding(order, &self.manifest))?;
+        let encoding = encode.map_or(Ok(None), |order| host.encoding(order, &self.manifest))?;
         let from = host.put("base.safetensors", &self.manifest, base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
         let max_micro_batch = host.bound.most();
@@ -450,7 +438,7 @@ impl Trainer for ProcessTrainer {
             context,
             plan: Box::new(plan.clone()),
             max_micro_batch,
-            keep: self.keep.clone(),
+            keep,
             encode: encoding.as_ref().map(|encoding| encoding.ask.clone()),
         };
         let mut stopping = false;
@@ -459,12 +447,9 @@ impl Trainer for ProcessTrainer {
             stopping |= flow.is_break();
             flow
         };
-        let stopped = |steps, num_examples| TrainOutcome {
-            end: base.to_vec(),
-            num_examples,
-            steps,
-            mean_loss: 0.0,
-            stopped: true,
+        let stopped = |steps, num_examples| {
+            let end = base.to_vec();
+            RoundResult { end, num_examples, steps, mean_loss: 0.0, stopped: true, encoded: None }
         };
         let answer = match host.request(ask, &mut control) {
             Ok(answer) => answer,
@@ -490,24 +475,10 @@ impl Trainer for ProcessTrainer {
                 host.round_fitted(plan.batch_size);
                 let params = self.manifest.params();
                 let encoded = encoding.and_then(|encoding| host.encoded(encoding, encoded, params));
-                drop(host);
-                self.encoded = encoded;
-                Ok(TrainOutcome { end, num_examples, steps, mean_loss, stopped: false })
+                Ok(RoundResult { end, num_examples, steps, mean_loss, stopped: false, encoded })
             }
             other => Err(host.breach(&other)),
         }
-    }
-
-    fn keep_round(&mut self, file: Option<RoundFile>) {
-        self.keep = file;
-    }
-
-    fn encode_next(&mut self, order: Option<EncodeOrder>) {
-        self.order = order;
-    }
-
-    fn take_encoded(&mut self) -> Option<Encoded> {
-        self.encoded.take()
     }
 
     fn evaluate(&mut self, model: &[f32], _shard: &dyn Shard) -> Result<Metrics, TrainError> {

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 
 use super::lines::{self, Line};
 use super::message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, PROTOCOL, StateAt};
-use crate::gpu::encoder::{Order, RoundEncoder};
-use crate::train::{Round, RunPart, StepReport, TrainError, TrainOutcome, Trainer};
+use crate::encode::cuda::encoder::{Order, RoundEncoder};
+use crate::train::{MicroBatchBudget, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
 use crate::worker::{Shards, TrainerFactory};
 
 /// Time between two signs of life.
@@ -202,19 +202,19 @@ impl Server {
             let (manifest, base) = model_file::read(&from, Some(trainer.manifest()))?;
             let shard = self.shards.train.as_deref().ok_or(Refusal::Order("there is no shard to train on"))?;
             let (mouth, stop, mut seen) = (&self.mouth, &self.stop, 0);
-            // Told before the first step, which may be the one that gets this process killed.
-            let micro_batch = trainer.fit(&plan, max_micro_batch)?;
-            if micro_batch.is_some() {
+            let mut begins = |micro_batch| {
+                let micro_batch = Some(micro_batch);
                 mouth.say(&Answer::Step { id, step: 0, examples: 0, loss: 0.0, micro_batch });
-            }
+            };
             let mut control = |StepReport { step, loss, examples, micro_batch }: StepReport| {
                 seen += u64::from(examples);
                 mouth.say(&Answer::Step { id, step, examples: seen, loss: loss.into(), micro_batch });
                 if stop.load(Ordering::Relaxed) == id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            trainer.keep_round(keep.clone());
-            let outcome = trainer.train(&base, Round { plan: &plan, seed, context }, shard, &mut control)?;
-            let TrainOutcome { end, num_examples, steps, mean_loss, stopped } = outcome;
+            let budget = Some(MicroBatchBudget { most: max_micro_batch, begins: &mut begins });
+            let round = Round::new(&base, &plan, seed, shard, &mut control);
+            let round = Round { context, budget, keep: keep.clone(), ..round };
+            let RoundResult { end, num_examples, steps, mean_loss, stopped, .. } = trainer.train(round)?;
             let mut encoded = false;
             if !stopped {
                 let written = model_file::hand_over(&to, &manifest, &end);

@@ -117,10 +117,10 @@ fn go_on(_: StepReport) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-fn train(trainer: &mut dyn Trainer, process: &TrainerProcess) -> Result<TrainOutcome, TrainError> {
+fn train(trainer: &mut dyn Trainer, process: &TrainerProcess) -> Result<RoundResult, TrainError> {
     let shards = process.shards();
     let shard = shards.train.as_deref().expect("it trains");
-    trainer.train(&[1.0, 2.0], Round::new(&spec().train, 9), shard, &mut go_on)
+    trainer.train(Round::new(&[1.0, 2.0], &spec().train, 9, shard, &mut go_on))
 }
 
 /// What a request of each kind gives, and that files go when they have been used.
@@ -141,7 +141,7 @@ fn a_program_in_another_language_is_a_trainer() {
         ControlFlow::Continue(())
     };
     let shard = shards.train.as_deref().expect("it trains");
-    let outcome = trainer.train(&[1.0, 2.0], Round::new(&plan, 9), shard, &mut control).expect("trained");
+    let outcome = trainer.train(Round::new(&[1.0, 2.0], &plan, 9, shard, &mut control)).expect("trained");
     let steps = plan.local_steps;
     assert_eq!(outcome.end, [1.0 + steps as f32, 2.0 + steps as f32]);
     assert_eq!((outcome.steps, outcome.num_examples), (steps, 4 * u64::from(steps)));
@@ -297,7 +297,7 @@ fn a_stop_is_heard_between_steps_and_one_that_is_not_heeded_kills() {
             0 => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         };
-        let outcome = trainer.train(&[1.0, 2.0], Round::new(&spec().train, 9), shard, &mut control).expect("stopped");
+        let outcome = trainer.train(Round::new(&[1.0, 2.0], &spec().train, 9, shard, &mut control)).expect("stopped");
         assert!(outcome.stopped);
         assert!(home.path().join("stop").exists(), "it was asked before it was killed");
         assert_eq!(lock(&process.host).child.is_some(), alive);

@@ -219,7 +219,7 @@ impl Side for Native<'_> {
         let shard = self.data.shard(self.trainer.as_ref());
         let (watch, cpu_s) = (Stopwatch::start(), own_cpu_s()?);
         let outcome =
-            self.trainer.train(&self.model, Round::new(&plan, self.seed), shard, &mut |_| ControlFlow::Continue(()))?;
+            self.trainer.train(Round::new(&self.model, &plan, self.seed, shard, &mut |_| ControlFlow::Continue(())))?;
         let turn = Turn { wall_s: watch.seconds(), cpu_s: own_cpu_s()? - cpu_s };
         self.model = outcome.end;
         Ok(turn)

@@ -2,7 +2,7 @@
 
 use anabranch_agent::core::command::Ending;
 use anabranch_agent::core::event::{Encoded, Event, Outcome};
-use anabranch_agent::store::LedgerError;
+use anabranch_agent::encode::{self, BankError};
 use anabranch_common::codec::{self, feedback::Feedback};
 use anabranch_common::journal::Lease;
 use anabranch_common::spec::{TrainSpec, UploadSpec};
@@ -119,13 +119,13 @@ impl World {
         let done = match chore {
             Chore::Bank(bank) => {
                 let lease = bank.lease.id;
-                match process.ledger.bank(RUN, agent_id(machine), &self.learner.manifest, *bank) {
+                match encode::bank(&mut process.ledger, RUN, agent_id(machine), &self.learner.manifest, *bank) {
                     Ok(entry) => {
                         agent.banked.insert(entry.meta.key, now_ms);
                         Ok(Some(Event::Banked(entry)))
                     }
-                    Err(LedgerError::Storage(error)) => Err(error),
-                    Err(error @ LedgerError::Encode(_)) => {
+                    Err(BankError::Storage(error)) => Err(error),
+                    Err(error @ BankError::Encode(_)) => {
                         Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
                     }
                 }

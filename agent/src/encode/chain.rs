@@ -1,11 +1,11 @@
 //! Which feedback states a child's encoder has, and what it has to be given.
 
 use crate::core::event::FeedbackState;
-use crate::train::FeedbackSource;
+use crate::encode::FeedbackSource;
 
 /// The states of one child's encoder: a fresh one has the empty state.
 #[derive(Debug, Default)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     /// What the latest update went on from.
     from: FeedbackState,
     /// What it made.
@@ -19,7 +19,7 @@ const MISSES: u8 = 3;
 
 /// The state that the next update goes on from.
 #[derive(Debug, PartialEq)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// The child has it.
     Kept(FeedbackState),
     /// It has to be given; one value a parameter, or none.
@@ -30,7 +30,7 @@ impl Chain {
     /// What to go on from. While the latest update is still being banked the ledger has the state before it; it is taken for
     /// granted that it will be banked. If not, the ledger refuses what is made of it, and the next update gets the state anew.
     /// Nothing where the ledger has ended, or the encoder has.
-    pub(super) fn origin(&self, states: &dyn FeedbackSource) -> Option<Origin> {
+    pub(crate) fn origin(&self, states: &dyn FeedbackSource) -> Option<Origin> {
         if self.missed >= MISSES {
             return None;
         }
@@ -42,12 +42,12 @@ impl Chain {
     }
 
     /// An update was made.
-    pub(super) fn went_on(&mut self, from: FeedbackState, made: FeedbackState) {
+    pub(crate) fn went_on(&mut self, from: FeedbackState, made: FeedbackState) {
         *self = Self { from, made, missed: 0 };
     }
 
     /// It was asked for an update and made none; its log says why.
-    pub(super) fn missed(&mut self) {
+    pub(crate) fn missed(&mut self) {
         self.missed = self.missed.saturating_add(1);
     }
 }

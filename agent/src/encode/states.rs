@@ -31,11 +31,11 @@ impl States {
         self.there.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set(&self, state: FeedbackState) {
+    pub(crate) fn set(&self, state: FeedbackState) {
         self.current.store(state.0, Ordering::Release);
     }
 
-    pub(super) fn count_one_from_there(&self) {
+    pub(crate) fn count_one_from_there(&self) {
         self.there.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  maths                    trainer                              ledger
-//!  encode_next(order) ──►   train, then encode from the state
+//!  Round.encode ─────────►  train, then encode from the state
 //!                           that the ledger has, as far as it is known
-//!  take_encoded() ◄──────   payload, which state it went on from
+//!  RoundResult.encoded ◄──  payload, which state it went on from
 //!       └── Outcome ─────────────────────────────────────────►   is that its state? then the payload is banked with what it
 //!                                                                 leaves out; otherwise the delta is encoded here
 //! ```

@@ -14,10 +14,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::command::{Bank, Settlement};
 use crate::core::event::{Encoded, Outcome};
-use crate::gpu::Engine;
-use crate::gpu::emulate::Emulator;
-use crate::gpu::encoder::{Order, RoundEncoder};
-use crate::store::{Ledger, States};
+use crate::encode::cuda::Engine;
+use crate::encode::cuda::emulate::Emulator;
+use crate::encode::cuda::encoder::{Order, RoundEncoder};
+use crate::encode::{self, States};
+use crate::store::Ledger;
 
 #[derive(Debug)]
 struct Numbered(u64);
@@ -89,7 +90,7 @@ const AGENT: AgentId = AgentId([2; 16]);
 impl Source {
     fn bank_all(&self) {
         for bank in std::mem::take(&mut *self.queue.lock()) {
-            self.ledger.lock().bank(RUN, AGENT, &self.manifest, bank).expect("banked");
+            encode::bank(&mut self.ledger.lock(), RUN, AGENT, &self.manifest, bank).expect("banked");
         }
     }
 }
@@ -175,7 +176,7 @@ impl Pair {
         let seq = UpdateSeq(self.seq);
         let bank = Bank { lease, epoch: Epoch(1), seq, codec: CODEC, feedback_decay: DECAY, outcome };
         let plain = Bank { outcome: Outcome { encoded: None, ..bank.outcome.clone() }, ..bank.clone() };
-        self.here.bank(RUN, AGENT, &self.manifest, plain).expect("banked");
+        encode::bank(&mut self.here, RUN, AGENT, &self.manifest, plain).expect("banked");
         self.queue.lock().push(bank);
         self.outbox.push(self.seq);
     }

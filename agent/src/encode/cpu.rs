@@ -1,0 +1,63 @@
+//! The encoder of the agent's own process.
+
+use anabranch_common::codec::feedback::Feedback;
+use anabranch_common::codec::{self, EncodeError};
+use anabranch_common::manifest::ModelManifest;
+
+use super::States;
+use crate::core::command::Bank;
+use crate::core::event::{Encoded, FeedbackState};
+
+/// An encoded update.
+#[derive(Debug)]
+pub struct Update {
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// What the payload leaves out, one value a parameter; `None` if feedback is off.
+    pub left_out: Option<Vec<f32>>,
+    /// The number of that state.
+    pub state: FeedbackState,
+}
+
+/// The state of the error feedback that an update continues from.
+#[derive(Debug)]
+pub struct Origin {
+    /// Its number.
+    pub state: FeedbackState,
+    /// What was left out so far, one value a parameter; empty if nothing was.
+    pub left_out: Vec<f32>,
+}
+
+/// Encodes what was left out before and the delta of `bank`. Takes the trainer's payload if the
+/// trainer continued from the state of `origin`: the payload then is what would be made here.
+///
+/// # Errors
+/// The delta is not finite, or not of the model's size.
+pub(super) fn encode(
+    manifest: &ModelManifest,
+    bank: &mut Bank,
+    origin: Origin,
+    states: &States,
+) -> Result<Update, EncodeError> {
+    let Bank { lease, codec, feedback_decay, outcome, .. } = bank;
+    let Origin { state: from, left_out } = origin;
+    let mut feedback = Feedback::restore(*feedback_decay, left_out);
+    let encoder = codec::encoder(*codec);
+    let same = |there: &Encoded| (there.from, there.codec, there.feedback_decay) == (from, *codec, *feedback_decay);
+    let there = outcome.encoded.take().filter(same).filter(|there| {
+        feedback
+            .sent(&*encoder, manifest, &outcome.delta, &there.payload)
+            .inspect_err(|error| tracing::warn!(%error, "what the trainer has encoded cannot be sent"))
+            .is_ok()
+    });
+    let (payload, state) = match there {
+        Some(there) => {
+            tracing::debug!(lease = lease.id.0, "encoded by the trainer");
+            states.count_one_from_there();
+            (there.payload, there.made)
+        }
+        None => (feedback.encode(&*encoder, manifest, &outcome.delta)?, states.fresh()),
+    };
+    let left_out = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
+    Ok(Update { payload, left_out, state })
+}

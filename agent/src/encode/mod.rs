@@ -1,0 +1,73 @@
+//! How an update is encoded: by the agent, or where it was trained.
+//!
+//! ```text
+//!  Outcome { delta, encoded } ─► bank ─► cpu: left out before + delta ──► payload, left out now
+//!                                 │        (or the trainer's payload, if the ledger agrees)
+//!                                 └────► Ledger::bank: stores both in one step
+//! ```
+//!
+//! | file | content |
+//! |---|---|
+//! | `cpu` | the encoder of the agent's own process |
+//! | `order` | what a trainer with an encoder of its own is told |
+//! | `states` | the ledger's feedback state by number |
+//! | `chain` | the feedback states that a child's encoder has |
+//! | `cuda` | the top-k encoder on a GPU |
+//!
+//! How a child is asked to encode is part of the trainer protocol (`train/process`).
+
+pub(crate) mod chain;
+mod cpu;
+pub mod cuda;
+mod order;
+mod states;
+
+use anabranch_common::codec::EncodeError;
+use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::update::UpdateKey;
+use anabranch_io::durable::StorageError;
+
+use crate::core::command::Bank;
+use crate::core::event::OutboxEntry;
+use crate::store::Ledger;
+
+pub use cpu::{Origin, Update};
+pub use order::{EncodeOrder, FeedbackSource};
+pub use states::States;
+
+/// Why an update cannot be banked.
+#[derive(Debug, thiserror::Error)]
+pub enum BankError {
+    /// The store cannot be used any more. The process must stop.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The delta cannot be encoded: it is not finite, or not of the model's size. Nothing was stored.
+    #[error("the delta cannot be sent: {0}")]
+    Encode(#[from] EncodeError),
+}
+
+/// Encodes what `ledger` left out before and the delta of `bank`, and stores the payload with what
+/// it leaves out now, in one step.
+///
+/// # Errors
+/// The delta cannot be encoded (nothing has changed), or the store fails.
+pub fn bank(
+    ledger: &mut Ledger,
+    run: RunId,
+    agent: AgentId,
+    manifest: &ModelManifest,
+    mut bank: Bank,
+) -> Result<OutboxEntry, BankError> {
+    let origin = ledger.take_residual(bank.lease.branch, manifest);
+    match cpu::encode(manifest, &mut bank, origin, &ledger.states()) {
+        Ok(update) => {
+            let key = UpdateKey { run, agent, epoch: bank.epoch, seq: bank.seq };
+            Ok(ledger.bank(key, manifest, &bank, update)?)
+        }
+        Err(error) => {
+            ledger.restore_residual()?;
+            Err(error.into())
+        }
+    }
+}
