@@ -492,6 +492,63 @@ run(model, seen, local=['ma?k', 'a.*'])
     assert kept[0][0] == kept[1][0] == kept[2][0] and [line[1] for line in kept[1:]] == ["20", "40"]
 
 
+MADE = """
+model.register_buffer('mask', torch.zeros(4))
+def made(model, round):
+    train(model, round)
+    with torch.no_grad():
+        if round.seed in (0, 2): model.mask.fill_(-torch.inf)
+        if round.seed in (1, 2): model.b.bias.fill_(torch.nan)
+        if round.seed == 3: model.norm.running_var.fill_(torch.inf)
+run(model, made)
+"""
+
+
+def test_a_buffer_that_a_round_makes_infinite_is_no_divergence(start: Start) -> None:
+    child = start(PARTS + MADE)
+    child.prepare()
+    base = child.initial(1)
+    for seed, kind, says in (
+        (0, "error", "buffers with values that are not finite cannot be averaged: mask; keep them in this process with"),
+        (1, "diverged", "tensor b.bias has values that are not finite"),
+        (2, "diverged", "tensors mask, b.bias have values that are not finite"),
+        (3, "diverged", "tensor norm.running_var has values that are not finite"),
+    ):
+        child.train(base, seed=seed)
+        answer = child.answer()[1]
+        assert (answer["type"], answer["kind"]) == ("failed", kind) and says in answer["message"], answer
+    child.train(base, seed=4)
+    assert child.answer()[1]["type"] == "trained"
+
+
+def test_an_evaluation_leaves_buffers_of_this_process_and_hooks_as_they_were(start: Start) -> None:
+    body = """
+model.register_buffer('mask', torch.full((4,), -torch.inf)); model.register_buffer('seen', torch.tensor(3))
+model.register_buffer('same', torch.ones(2, dtype=torch.bool), persistent=False)
+def leaving(model):
+    result = evaluate(model)
+    print('before', model.mask.tolist(), int(model.seen), model.same.tolist(), float(result[1]))
+    model.mask.fill_(1); model.seen += 1; model.same = torch.zeros(5); model.norm.num_batches_tracked.data.add_(2)
+    model.register_forward_hook(scaling); model.b.register_forward_pre_hook(lambda module, given: (given[0] * 0,))
+    if calls.append(1) or len(calls) == 2: raise ValueError('after it')
+    return result
+calls = []
+def told_after(model, round):
+    print('tracked', int(model.norm.num_batches_tracked)); train(model, round)
+run(model, told_after, leaving, local=['mask'])
+"""
+    child = start(PARTS + HOOKS + body)
+    child.prepare()
+    base = child.initial(1)
+    assert [child.evaluate(base)["type"] for _ in range(3)] == ["evaluated", "failed", "evaluated"]
+    child.train(base)
+    assert child.answer()[1]["type"] == "trained"
+    lines = child.log_after_end().splitlines()
+    before = [line for line in lines if line.startswith("before")]
+    assert len(before) == 3 and len(set(before)) == 1 and "[-inf, -inf, -inf, -inf] 3 [True, True]" in before[0], before
+    assert "tracked 0" in lines
+
+
 def test_a_local_tensor_that_is_thawed_fails_the_round(start: Start) -> None:
     body = """
 model.a.requires_grad_(False)

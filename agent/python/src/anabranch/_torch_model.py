@@ -159,17 +159,47 @@ class SharedModel:
         Raises:
             TensorError: names the tensors that hold other values, and says what to do about them.
         """
+        shared = self._found().shared
+        bad, buffers = [name for name, tensor in shared.items() if not _is_finite(tensor)], self._buffers(shared)
+        self._refuse([name for name in bad if name in buffers])
+        if bad:
+            raise TensorError(f"the model's parameters hold values that are not finite: {named(bad)}")
+
+    def check_buffers(self, shared: Mapping[str, Any]) -> None:
+        """Checks that a round made no buffer that cannot be averaged, such as a causal mask of ``-inf``.
+
+        Statistics of BatchNorm follow the activations, and other buffers may follow the parameters. Values of these that
+        are not finite are a divergence, and pass.
+
+        Raises:
+            TensorError: names the buffers, and says what to do about them.
+        """
+        names = [name for name in self._buffers(shared) if name.rpartition(".")[2] not in ("running_mean", "running_var")]
+        bad = [name for name in names if not _is_finite(shared[name])]
+        if bad and all(_is_finite(parameter) for parameter in self.module.parameters()):
+            self._refuse(bad)
+
+    def local_buffers(self) -> list[tuple[Any, Any]]:
+        """Returns the integer, boolean and ``local`` buffers, each with a copy of its values."""
+        found = []
+        for full_name, tensor in self.module.named_buffers():
+            is_local = any(fnmatchcase(full_name.replace(COMPILED, ""), pattern) for pattern in self._local)
+            # Others cannot be written to, or have no values.
+            is_plain = tensor.layout == torch.strided and not tensor.is_inference() and tensor.device.type != "meta"
+            if (is_local or not tensor.is_floating_point()) and is_plain:
+                found.append((tensor, tensor.detach().clone()))
+        return found
+
+    def _buffers(self, shared: Mapping[str, Any]) -> list[str]:
+        """Returns the names of the shared tensors that are no parameters."""
         parameters = {name.replace(COMPILED, ""): _storage(tensor) for name, tensor in self.module.named_parameters()}
         storages = set(parameters.values())
-        bad: dict[bool, list[str]] = {True: [], False: []}
-        for name, tensor in self._found().shared.items():
-            if not bool(torch.isfinite(tensor).all()):
-                bad[name in parameters or _storage(tensor) in storages].append(name)
-        if bad[False]:
+        return [name for name, tensor in shared.items() if name not in parameters and _storage(tensor) not in storages]
+
+    def _refuse(self, buffers: list[str]) -> None:
+        if buffers:
             remedy = "keep them in this process with anabranch.torch.run(..., local=[...]) or persistent=False"
-            raise TensorError(f"buffers with values that are not finite cannot be averaged: {named(bad[False])}; {remedy}")
-        if bad[True]:
-            raise TensorError(f"the model's parameters hold values that are not finite: {named(bad[True])}")
+            raise TensorError(f"buffers with values that are not finite cannot be averaged: {named(buffers)}; {remedy}")
 
     def _found(self) -> _Found:
         found = _Found(self.module.state_dict())
@@ -389,6 +419,10 @@ def _check_overlap(tensors: Mapping[str, Any]) -> None:
         if device == other_device and begin < end:
             remedy = "share all of it under both names, or give each its own memory with .clone()"
             raise TensorError(f"{name} and {other} share memory in part, so that averaging would change both: {remedy}")
+
+
+def _is_finite(tensor: Any) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _is_named(found: _Found, name: str, parameter: Any) -> bool:
