@@ -112,7 +112,34 @@ def test_a_column_to_drop_has_to_be_in_one_of_the_shards(monkeypatch: pytest.Mon
 
 def test_shards_of_another_kind_say_nothing_about_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reordered = SHARDS / "columns-reordered.csv"
-    for train, evaluation in ((tmp_path, reordered), (SHARDS / "cases.json", reordered), (reordered, tmp_path)):
+    images, binary = tmp_path / "images" / "train-images-idx3-ubyte", tmp_path / "train.npz"
+    images.parent.mkdir()
+    images.write_bytes(bytes([0, 0, 8, 3]) + bytes(12))
+    binary.write_bytes(bytes(range(256)))
+    shards = [tmp_path, SHARDS / "cases.json", images, images.parent, binary]
+    for train, evaluation in (*((train, reordered) for train in shards), (reordered, tmp_path)):
         monkeypatch.setenv("ANABRANCH_SHARD", str(train))
         monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(evaluation))
         assert anabranch.data.csv(reordered)[0].tolist() == [[3, 1, 2]]
+
+
+@pytest.mark.parametrize("name", ["train.data", "train.csv.bak", "images.data"])
+def test_columns_go_by_name_whatever_the_training_shard_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    train, reordered = tmp_path / name, SHARDS / "columns-reordered.csv"
+    train.write_bytes((SHARDS / "columns.csv").read_bytes())
+    monkeypatch.setenv("ANABRANCH_SHARD", str(train))
+    monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(reordered))
+    assert anabranch.data.csv(reordered)[0].tolist() == [[1, 2, 3]]
+    monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(SHARDS / "columns-other.csv"))
+    with pytest.raises(anabranch.DataError, match="it lacks c and has d instead"):
+        anabranch.data.csv(SHARDS / "columns-other.csv")
+
+
+def test_a_column_to_drop_may_be_in_a_training_shard_of_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train, evaluation = tmp_path / "train.data", SHARDS / "index-left-out.csv"
+    train.write_bytes((SHARDS / "index.csv").read_bytes())
+    monkeypatch.setenv("ANABRANCH_SHARD", str(train))
+    monkeypatch.setenv("ANABRANCH_EVAL_SHARD", str(evaluation))
+    assert anabranch.data.csv(evaluation, drop=[""])[0].tolist() == [[7]]
+    with pytest.raises(anabranch.DataError, match='no column "z" to drop; .*; nor has .*train.data, whose columns are "", a, label'):
+        anabranch.data.csv(evaluation, drop=["z"])

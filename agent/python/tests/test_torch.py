@@ -331,6 +331,11 @@ def test_evaluations_may_take_several_forms(start: Start) -> None:
         ("{'acc': 0.97, 'loss': 0.1}", "eval_fn returned unknown acc; the keys are accuracy, loss, num_examples"),
         ("{'accuracy': 0.97, 'loss': 0.1, 'f1': 0.5}", "eval_fn returned unknown f1"),
         ("{'accuracy': 0.97}", "eval_fn returned no loss (it has accuracy)"),
+        ("{'accuracy': None, 'loss': 0.1}", "eval_fn returned the accuracy None, expected a number"),
+        ("{'accuracy': 0.5, 'loss': 'low'}", "eval_fn returned the loss 'low', expected a number"),
+        ("(0.5, 0.1, None)", "eval_fn returned the num_examples None, expected a number"),
+        ("(0.5, torch.ones(2))", "eval_fn returned the loss tensor([1., 1.]), expected a number"),
+        ("anabranch.Metrics(None, 0.1, 5)", "eval_fn returned the accuracy None, expected a number"),
     ],
 )
 def test_keys_of_an_evaluation_that_are_unknown_or_missing_are_named(start: Start, returned: str, says: str) -> None:
@@ -341,11 +346,15 @@ def test_keys_of_an_evaluation_that_are_unknown_or_missing_are_named(start: Star
     assert says in answer["message"]
 
 
-def test_a_model_without_accuracy_is_judged_by_its_loss(start: Start) -> None:
+def test_a_model_without_accuracy_is_judged_by_its_loss_and_told_once(start: Start) -> None:
     child = start(script("run(model, evaluate=lambda model: {'loss': 0.5})"))
     child.prepare()
-    answer = child.evaluate(child.initial(1))
-    assert (answer["accuracy"], answer["loss"], answer["num_examples"]) == (0.0, 0.5, 256)
+    model = child.initial(1)
+    for _ in range(2):
+        answer = child.evaluate(model)
+        assert (answer["accuracy"], answer["loss"], answer["num_examples"]) == (0.0, 0.5, 256)
+    told = "anabranch: eval_fn returned no accuracy, which counts as 0: a run never reaches target.accuracy"
+    assert child.log_after_end().count(told) == 1
 
 
 def test_the_mnist_example_has_the_native_manifest_and_learns(start: Start, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ except ImportError as error:
 
 import anabranch
 import anabranch.torch
-from anabranch._torch_model import SharedModel
+from anabranch._torch_model import SharedModel, Structure
 
 PARTS = """
 import torch, anabranch, anabranch.torch
@@ -150,6 +150,80 @@ run(model, halved)
         assert answer["type"] == kind, answer
 
 
+UTILS = "from torch.nn import utils; from torch.nn.utils import parametrizations, parametrize, prune\n"
+
+REGISTERED = {
+    "prune": ("prune.l1_unstructured(model.b, 'weight', 0.5)", "prune.remove(model.b, 'weight')"),
+    "weight_norm": ("utils.weight_norm(model.b)", "utils.remove_weight_norm(model.b)"),
+    "spectral_norm": ("utils.spectral_norm(model.b)", "utils.remove_spectral_norm(model.b)"),
+    "orthogonal": ("parametrizations.orthogonal(model.b)", "parametrize.remove_parametrizations(model.b, 'weight')"),
+    "parametrize": (
+        "parametrize.register_parametrization(model.b, 'weight', nn.Softplus())",
+        "parametrize.remove_parametrizations(model.b, 'weight')",
+    ),
+}
+"""What puts something in the place of a weight, and what removes it."""
+
+HOOKS = """
+def scaling(*found): return found[-1] * 3 + 1
+def leave_hooks(model):
+    model.register_forward_hook(scaling); model.b.register_forward_pre_hook(lambda module, given: (given[0] * 0,))
+    model.b.register_full_backward_hook(lambda module, given, taken: (given[0] * 0,))
+    model._register_state_dict_hook(lambda module, state, *other: state.clear())
+    model._register_load_state_dict_pre_hook(lambda state, *other: state.clear())
+    model.a.register_buffer('unseen', torch.ones(1), persistent=False)
+"""
+
+
+BROKEN = {
+    "hooks": ("", "leave_hooks(model)"),
+    **{how: ("", register) for how, (register, _) in REGISTERED.items()},
+    **{f"remove_{how}": registered for how, registered in REGISTERED.items()},
+    "another_tensor_parametrized": (REGISTERED["parametrize"][0], REGISTERED["parametrize"][0].replace("weight", "bias")),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_a_function_registers_or_removes_is_undone(how: str) -> None:
+    before, change = BROKEN[how]
+    scope: dict[str, Any] = {}
+    exec(PARTS + UTILS + HOOKS + before, scope)
+    model, x = scope["model"].eval(), scope["x"]
+    kept, found = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model(x)
+    for _ in range(2):
+        structure = Structure(model)
+        exec(change, scope)
+        structure.restore()
+        model.load_state_dict(kept)
+        assert torch.equal(model(x), found), "nothing of it is left"
+        model(x).sum().backward()
+        assert all(float(tensor.grad.abs().sum()) > 0 for tensor in model.b.parameters())
+
+
+def test_a_round_that_registers_something_and_fails_leaves_the_model_as_it_was(start: Start) -> None:
+    changes = [*(register for register, _ in REGISTERED.values()), "leave_hooks(model)"]
+    body = f"""
+def registering(model, round):
+    case = round.seed
+{cases(changes, 4)}
+    train(model, round)
+    if case < {len(changes)}: raise ValueError('after it')
+run(model, registering)
+"""
+    child = start(PARTS + UTILS + HOOKS + body)
+    child.prepare()
+    base = child.initial(1)
+    ends = []
+    for case, change in enumerate(changes):
+        child.train(base, seed=case)
+        assert child.answer()[1]["message"] == "ValueError: after it", change
+        child.train(base, seed=99)
+        assert child.answer()[1]["type"] == "trained", change
+        ends.append(child.end())
+        assert all(np.array_equal(ends[0][name], ends[-1][name]) for name in base), change
+    assert child.evaluate(base)["type"] == "evaluated"
+
+
 EVALUATIONS = {
     "update_bn": ("update_bn(x.split(8), model)", "eval_fn changed the values of norm.running_mean, norm.running_var"),
     "in_place": ("model.a.weight.data.add_(1)", "eval_fn changed the values of a.weight: evaluate a copy"),
@@ -261,6 +335,74 @@ class Without(nn.Linear):  # type: ignore[misc]
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name != "bias"}
 
 
+class CopiesWithout(Copying):
+    """Copies the state dict and leaves the bias out."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name != "bias"}
+
+    def load_state_dict(self, state: Any, strict: bool = True) -> Any:
+        return super().load_state_dict(state, strict=False)
+
+
+class Cut(nn.Module):  # type: ignore[misc]
+    """Its state dict has the elements of one parameter in several tensors, copied or not."""
+
+    def __init__(self, copies: bool, **parts: slice) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.arange(20.0))
+        self._copies, self._parts = copies, parts
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        views = {name: self.w.detach()[part] for name, part in self._parts.items()}
+        return {name: view.clone() if self._copies else view for name, view in views.items()}
+
+    def load_state_dict(self, state: Any, strict: bool = True) -> None:
+        with torch.no_grad():
+            for name, part in self._parts.items():
+                self.w[part].copy_(state[name])
+
+
+class Flat(nn.Linear):  # type: ignore[misc]
+    """Weight and bias lie in one memory, as in the RNNs of cuDNN, and the state dict has the weight alone."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        flat = torch.randn(6)
+        self.weight.data, self.bias.data = flat[:4].view(2, 2), flat[4:]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name != "bias"}
+
+
+class RenamedBack(Renamed):
+    def load_state_dict(self, state: Any, strict: bool = True) -> Any:
+        return super().load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_parameter_may_be_sent_in_parts(copies: bool) -> None:
+    model = Cut(copies, head=slice(0, 7), tail=slice(7, 20))
+    shared = SharedModel(model)
+    assert shared.shapes() == {"head": (7,), "tail": (13,)}
+    assert model.w.tolist() == list(range(20))
+    assert list(shared.read("train_fn")) == ["head", "tail"]
+
+
+def test_copies_may_have_other_names_than_the_parameters() -> None:
+    shared = SharedModel(RenamedBack())
+    assert list(shared.shapes()) == list(shared.read("train_fn")) == ["model.weight", "model.bias"]
+
+
+def test_a_parameter_that_needs_a_gradient_after_the_round_has_to_be_sent() -> None:
+    model = CopiesWithout()
+    model.bias.requires_grad_(False)
+    shared = SharedModel(model)
+    model.bias.requires_grad_(True)
+    with pytest.raises(anabranch.TensorError, match="bias needs a gradient and is not in the model's state dict"):
+        shared.read("train_fn")
+
+
 def test_probing_copies_leaves_the_model_as_it_was() -> None:
     model = Copying()
     before = model.weight.clone()
@@ -290,6 +432,10 @@ UNUSABLE = {
     "copies": (Unloadable, r"state_dict\(\) of Unloadable holds copies of weight, bias, and load_state_dict\(\) does not write"),
     "copies_renamed": (Renamed, r"state_dict\(\) of Renamed holds copies of model.weight, model.bias, and load_state_dict\(\) refuses"),
     "not_in_the_state": (Without, "bias needs a gradient and is not in the model's state dict"),
+    "not_among_the_copies": (CopiesWithout, "bias needs a gradient and is not in the model's state dict"),
+    "a_view_of_a_part": (lambda: Cut(False, w=slice(0, 10)), "w needs a gradient and is only in part in the model's state dict: add the rest"),
+    "a_copy_of_a_part": (lambda: Cut(True, w=slice(0, 10)), "w needs a gradient and is only in part in the model's state dict: add the rest"),
+    "memory_of_another_parameter": (Flat, "bias needs a gradient and is not in the model's state dict"),
     "minus_infinity": (lambda: with_buffer(torch.full((2, 2), -np.inf)), r"not finite cannot be averaged: mask; .*local=\[...\]"),
     "nan": (not_finite, "the model's parameters hold values that are not finite: weight"),
     "expanded": (lambda: with_buffer(torch.ones(1).expand(4)), "mask is expanded"),
@@ -344,6 +490,63 @@ run(model, seen, local=['ma?k', 'a.*'])
         assert child.answer()[1]["type"] == "trained"
     kept = [line.split()[1:] for line in child.log_after_end().splitlines() if line.startswith("kept")]
     assert kept[0][0] == kept[1][0] == kept[2][0] and [line[1] for line in kept[1:]] == ["20", "40"]
+
+
+MADE = """
+model.register_buffer('mask', torch.zeros(4))
+def made(model, round):
+    train(model, round)
+    with torch.no_grad():
+        if round.seed in (0, 2): model.mask.fill_(-torch.inf)
+        if round.seed in (1, 2): model.b.bias.fill_(torch.nan)
+        if round.seed == 3: model.norm.running_var.fill_(torch.inf)
+run(model, made)
+"""
+
+
+def test_a_buffer_that_a_round_makes_infinite_is_no_divergence(start: Start) -> None:
+    child = start(PARTS + MADE)
+    child.prepare()
+    base = child.initial(1)
+    for seed, kind, says in (
+        (0, "error", "buffers with values that are not finite cannot be averaged: mask; keep them in this process with"),
+        (1, "diverged", "tensor b.bias has values that are not finite"),
+        (2, "diverged", "tensors mask, b.bias have values that are not finite"),
+        (3, "diverged", "tensor norm.running_var has values that are not finite"),
+    ):
+        child.train(base, seed=seed)
+        answer = child.answer()[1]
+        assert (answer["type"], answer["kind"]) == ("failed", kind) and says in answer["message"], answer
+    child.train(base, seed=4)
+    assert child.answer()[1]["type"] == "trained"
+
+
+def test_an_evaluation_leaves_buffers_of_this_process_and_hooks_as_they_were(start: Start) -> None:
+    body = """
+model.register_buffer('mask', torch.full((4,), -torch.inf)); model.register_buffer('seen', torch.tensor(3))
+model.register_buffer('same', torch.ones(2, dtype=torch.bool), persistent=False)
+def leaving(model):
+    result = evaluate(model)
+    print('before', model.mask.tolist(), int(model.seen), model.same.tolist(), float(result[1]))
+    model.mask.fill_(1); model.seen += 1; model.same = torch.zeros(5); model.norm.num_batches_tracked.data.add_(2)
+    model.register_forward_hook(scaling); model.b.register_forward_pre_hook(lambda module, given: (given[0] * 0,))
+    if calls.append(1) or len(calls) == 2: raise ValueError('after it')
+    return result
+calls = []
+def told_after(model, round):
+    print('tracked', int(model.norm.num_batches_tracked)); train(model, round)
+run(model, told_after, leaving, local=['mask'])
+"""
+    child = start(PARTS + HOOKS + body)
+    child.prepare()
+    base = child.initial(1)
+    assert [child.evaluate(base)["type"] for _ in range(3)] == ["evaluated", "failed", "evaluated"]
+    child.train(base)
+    assert child.answer()[1]["type"] == "trained"
+    lines = child.log_after_end().splitlines()
+    before = [line for line in lines if line.startswith("before")]
+    assert len(before) == 3 and len(set(before)) == 1 and "[-inf, -inf, -inf, -inf] 3 [True, True]" in before[0], before
+    assert "tracked 0" in lines
 
 
 def test_a_local_tensor_that_is_thawed_fails_the_round(start: Start) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
+import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from .errors import DataError
 
@@ -43,7 +44,54 @@ def open_content(path: Path) -> IO[bytes]:
     try:
         with open(path, "rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
-        content = gzip.open(path, "rb") if compressed else open(path, "rb")
+        content = io.BufferedReader(_GzipReader(path), _CHUNK_BYTES) if compressed else open(path, "rb")
         return cast("IO[bytes]", content)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+_CHUNK_BYTES = 1 << 17
+_GZIP = 16 + zlib.MAX_WBITS
+"""Makes zlib expect a header of gzip, and compare checksum and length."""
+
+
+class _GzipReader(io.RawIOBase):
+    """Decompresses gzip members up to the end of the file, as ``flate2::bufread::MultiGzDecoder`` does.
+
+    Python's ``gzip`` passes over zero bytes after the last member, which are left over from a damaged download or disk.
+    Reading raises ``OSError`` for damaged data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb")
+        self._member = zlib.decompressobj(_GZIP)
+        self._compressed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            self._compressed = self._compressed or self._file.read(_CHUNK_BYTES)
+            if self._member.eof:
+                if not self._compressed:
+                    return 0
+                self._member = zlib.decompressobj(_GZIP)
+            if not self._compressed:
+                raise _damaged("unexpected end of file")
+            try:
+                content = self._member.decompress(self._compressed, len(buffer))
+            except zlib.error as error:
+                raise _damaged(str(error)) from error
+            self._compressed = self._member.unused_data or self._member.unconsumed_tail
+            if content:
+                buffer[: len(content)] = content
+                return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _damaged(what: str) -> OSError:
+    return OSError(f"the compressed data are damaged or cut off ({what})")

@@ -6,7 +6,7 @@ one is read like the first. ``Structure`` puts a model back together after a rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -72,6 +72,7 @@ class SharedModel:
         self.module = unwrapped(model)
         self._local = tuple(local)
         self._has_copies = False
+        self._written: set[str] = set()
         found = self._found()
         unused = [pattern for pattern in self._local if not any(fnmatchcase(name, pattern) for name in found.local)]
         if unused:
@@ -158,17 +159,47 @@ class SharedModel:
         Raises:
             TensorError: names the tensors that hold other values, and says what to do about them.
         """
+        shared = self._found().shared
+        bad, buffers = [name for name, tensor in shared.items() if not _is_finite(tensor)], self._buffers(shared)
+        self._refuse([name for name in bad if name in buffers])
+        if bad:
+            raise TensorError(f"the model's parameters hold values that are not finite: {named(bad)}")
+
+    def check_buffers(self, shared: Mapping[str, Any]) -> None:
+        """Checks that a round made no buffer that cannot be averaged, such as a causal mask of ``-inf``.
+
+        Statistics of BatchNorm follow the activations, and other buffers may follow the parameters. Values of these that
+        are not finite are a divergence, and pass.
+
+        Raises:
+            TensorError: names the buffers, and says what to do about them.
+        """
+        names = [name for name in self._buffers(shared) if name.rpartition(".")[2] not in ("running_mean", "running_var")]
+        bad = [name for name in names if not _is_finite(shared[name])]
+        if bad and all(_is_finite(parameter) for parameter in self.module.parameters()):
+            self._refuse(bad)
+
+    def local_buffers(self) -> list[tuple[Any, Any]]:
+        """Returns the integer, boolean and ``local`` buffers, each with a copy of its values."""
+        found = []
+        for full_name, tensor in self.module.named_buffers():
+            is_local = any(fnmatchcase(full_name.replace(COMPILED, ""), pattern) for pattern in self._local)
+            # Others cannot be written to, or have no values.
+            is_plain = tensor.layout == torch.strided and not tensor.is_inference() and tensor.device.type != "meta"
+            if (is_local or not tensor.is_floating_point()) and is_plain:
+                found.append((tensor, tensor.detach().clone()))
+        return found
+
+    def _buffers(self, shared: Mapping[str, Any]) -> list[str]:
+        """Returns the names of the shared tensors that are no parameters."""
         parameters = {name.replace(COMPILED, ""): _storage(tensor) for name, tensor in self.module.named_parameters()}
         storages = set(parameters.values())
-        bad: dict[bool, list[str]] = {True: [], False: []}
-        for name, tensor in self._found().shared.items():
-            if not bool(torch.isfinite(tensor).all()):
-                bad[name in parameters or _storage(tensor) in storages].append(name)
-        if bad[False]:
+        return [name for name, tensor in shared.items() if name not in parameters and _storage(tensor) not in storages]
+
+    def _refuse(self, buffers: list[str]) -> None:
+        if buffers:
             remedy = "keep them in this process with anabranch.torch.run(..., local=[...]) or persistent=False"
-            raise TensorError(f"buffers with values that are not finite cannot be averaged: {named(bad[False])}; {remedy}")
-        if bad[True]:
-            raise TensorError(f"the model's parameters hold values that are not finite: {named(bad[True])}")
+            raise TensorError(f"buffers with values that are not finite cannot be averaged: {named(buffers)}; {remedy}")
 
     def _found(self) -> _Found:
         found = _Found(self.module.state_dict())
@@ -213,6 +244,8 @@ class SharedModel:
     def _holds_copies(self, found: _Found) -> bool:
         """Returns whether the state dict holds copies of the model's tensors, which only ``load_state_dict`` writes back.
 
+        Remembers in ``_written`` which trained parameters it writes, where names or shapes do not tell.
+
         Raises:
             TensorError: that method does not write them back either.
         """
@@ -226,8 +259,10 @@ class SharedModel:
         for name in copies:
             probe[state[name]] = (found.shared[name] == 0).to(found.shared[name].dtype)
         what = f"state_dict() of {type(self.module).__name__} holds copies of {named(copies)}"
+        before = {name: tensor.detach().clone() for name, tensor in self._trained() if not _is_named(found, name, tensor)}
         try:
             self.module.load_state_dict(probe)
+            self._written = {name for name, tensor in self._trained() if name in before and _differs(tensor, before[name])}
             again = self._found().shared
             lost = [name for name in copies if name not in again or not torch.equal(again[name], probe[state[name]])]
             self.module.load_state_dict(found.state)
@@ -241,45 +276,117 @@ class SharedModel:
         """Raises:
         TensorError: a parameter that is trained is not among the shared tensors.
         """
-        sent = {_storage(tensor) for tensor in found.shared.values()}
-        for full_name, parameter in self.module.named_parameters():
-            name = full_name.replace(COMPILED, "")
-            if not parameter.requires_grad or parameter.numel() == 0:
-                continue
+        sent = _Spans(found.shared.values())
+        for name, parameter in self._trained():
             if name in found.local:
                 remedy = "only buffers and parameters with requires_grad=False can be local"
                 raise TensorError(f"{name} is declared local and needs a gradient: {remedy}")
-            if not self._has_copies and _storage(parameter) not in sent:
-                remedy = "add it, or set requires_grad=False"
-                raise TensorError(f"{name} needs a gradient and is not in the model's state dict: {remedy}")
+            if self._has_copies and (name in self._written or _is_named(found, name, parameter)):
+                continue
+            if (share := sent.share_of(parameter)) < 1:
+                is_part = share > 0 or name in found.shared
+                what, rest = ("is only in part", "the rest") if is_part else ("is not", "it")
+                remedy = f"add {rest}, or set requires_grad=False"
+                raise TensorError(f"{name} needs a gradient and {what} in the model's state dict: {remedy}")
+
+    def _trained(self) -> Iterator[tuple[str, Any]]:
+        """Yields the parameters that need a gradient, by name."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and parameter.numel() > 0:
+                yield name.replace(COMPILED, ""), parameter
+
+
+class _Spans:
+    """The memory of tensors that do not overlap."""
+
+    def __init__(self, tensors: Iterable[Any]) -> None:
+        self._spans: dict[object, list[tuple[int, int, int]]] = {}
+        for tensor in tensors:
+            self._spans.setdefault(_storage(tensor), []).append(_span(tensor))
+        self._whole = {begin: size for spans in self._spans.values() for begin, _, size in spans}
+
+    def share_of(self, tensor: Any) -> float:
+        """Returns which share of ``tensor`` lies in this memory, from 0 to 1."""
+        begin, end, size = _span(tensor)
+        spans = self._spans.get(_storage(tensor), [])
+        # Nearly all tensors lie here as they are; many of them may have one storage.
+        if spans and self._whole.get(begin) == size:
+            return 1.0
+        overlaps = (min(held, min(end, other_end) - max(begin, other)) for other, other_end, held in spans)
+        return min(1.0, sum(max(0, overlap) for overlap in overlaps) / min(size, end - begin))
 
 
 class Structure:
-    """The modules, parameters and buffers of a model, and their modes, as they were. Holds no copy of any value."""
+    """The modules, parameters and buffers of a model, their modes and hooks, as they were. Holds no copy of any value."""
 
     def __init__(self, model: Any) -> None:
-        self._modules: list[tuple[Any, bool, list[tuple[dict[str, Any], dict[str, Any]]]]] = []
-        for module in model.modules():
-            # The tables of a TorchScript module are no dictionaries; they stay as they are.
-            tables = [getattr(module, name, None) for name in ("_modules", "_parameters", "_buffers")]
-            kept = [(table, dict(table)) for table in tables if isinstance(table, dict)]
-            self._modules.append((module, module.training, kept))
+        self._modules = [_ModuleState(module) for module in model.modules()]
         self._parameters = [(tensor, tensor.data, tensor.requires_grad) for tensor in model.parameters()]
 
     def restore(self) -> None:
-        """Puts every module, parameter and buffer back in its place. Values that were changed in place stay changed."""
-        for module, training, tables in self._modules:
-            for table, kept in tables:
-                if len(table) != len(kept) or any(table.get(name) is not value for name, value in kept.items()):
-                    table.clear()
-                    table.update(kept)
-            if module.training != training:
-                module.training = training
+        """Puts every module, parameter, buffer and hook back in its place.
+
+        Values that were changed in place stay changed, and so do attributes of a module that PyTorch does not know.
+        """
+        for module in self._modules:
+            module.restore()
         for tensor, data, requires_grad in self._parameters:
             if (tensor.data_ptr(), tensor.dtype, tensor.shape) != (data.data_ptr(), data.dtype, data.shape):
                 tensor.data = data
             if tensor.requires_grad != requires_grad:
                 tensor.requires_grad_(requires_grad)
+
+
+class _ModuleState:
+    """The tables, modes and class of a module."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        # A parametrization gives the module a class of its own, with a property in the place of the tensor.
+        self._class, self._properties = type(module), _properties(type(module))
+        known = vars(torch.nn.Module())
+        # The tables of a TorchScript module are no dictionaries; they stay as they are.
+        tables = [getattr(module, name, None) for name, value in known.items() if isinstance(value, (dict, set))]
+        self._tables = [(table, table.copy()) for table in tables if isinstance(table, (dict, set))]
+        modes = [name for name, value in known.items() if value is None or isinstance(value, bool)]
+        self._modes = {name: getattr(module, name) for name in modes if hasattr(module, name)}
+        self._attributes = dict(vars(module))
+
+    def restore(self) -> None:
+        module = self._module
+        if type(module) is not self._class:
+            module.__class__ = self._class
+        for name in _properties(self._class).keys() - self._properties.keys():
+            delattr(self._class, name)
+        for name in self._properties.keys() - _properties(self._class).keys():
+            setattr(self._class, name, self._properties[name])
+        # Pruning and weight_norm put a plain attribute in the place of a parameter; removing them does the reverse.
+        moved = self._registered()
+        for table, kept in self._tables:
+            if not _is_same(table, kept):
+                table.clear()
+                table.update(kept)
+        attributes = vars(module)
+        for name in self._registered() & (attributes.keys() - self._attributes.keys()):
+            del attributes[name]
+        for name in moved & (self._attributes.keys() - attributes.keys()):
+            attributes[name] = self._attributes[name]
+        for name, mode in self._modes.items():
+            if getattr(module, name) is not mode:
+                setattr(module, name, mode)
+
+    def _registered(self) -> set[Any]:
+        return {name for table, _ in self._tables for name in table}
+
+
+def _properties(cls: type) -> dict[str, property]:
+    return {name: value for name, value in vars(cls).items() if isinstance(value, property)}
+
+
+def _is_same(table: Any, other: Any) -> bool:
+    if isinstance(table, set):
+        return bool(table == other)
+    return list(table) == list(other) and all(table[name] is value for name, value in other.items())
 
 
 def _check_kind(name: str, tensor: Any) -> None:
@@ -305,9 +412,8 @@ def _check_memory(name: str, tensor: Any) -> None:
 def _check_overlap(tensors: Mapping[str, Any]) -> None:
     spans = []
     for name, tensor in tensors.items():
-        last = sum((extent - 1) * step for extent, step in zip(tensor.shape, tensor.stride()))
-        begin = tensor.data_ptr()
-        spans.append((str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), name))
+        begin, end, _ = _span(tensor)
+        spans.append((str(tensor.device), begin, end, name))
     spans.sort()
     for (device, _, end, name), (other_device, begin, _, other) in zip(spans, spans[1:]):
         if device == other_device and begin < end:
@@ -315,10 +421,32 @@ def _check_overlap(tensors: Mapping[str, Any]) -> None:
             raise TensorError(f"{name} and {other} share memory in part, so that averaging would change both: {remedy}")
 
 
+def _is_finite(tensor: Any) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _is_named(found: _Found, name: str, parameter: Any) -> bool:
+    """Returns whether the state dict has the parameter's name, with its shape."""
+    tensor = found.shared.get(found.ties.get(name, name))
+    return tensor is not None and tensor.shape == parameter.shape
+
+
+def _differs(tensor: Any, other: Any) -> bool:
+    """Returns whether no element is the same."""
+    return tensor.shape == other.shape and bool((tensor.detach() != other).all())
+
+
 def _as_loaded(name: str, values: NDArray[np.float32], dtype: Any) -> Any:
     """Returns what ``load`` writes: rounded to the tensor's type, a variance below zero as zero."""
     tensor = torch.from_numpy(values).to(dtype)
     return tensor.clamp(min=0.0) if name.rpartition(".")[2] == "running_var" else tensor
+
+
+def _span(tensor: Any) -> tuple[int, int, int]:
+    """Returns the first address, the one after the last, and how many bytes between them are elements."""
+    last = sum((extent - 1) * step for extent, step in zip(tensor.shape, tensor.stride()))
+    begin, size = tensor.data_ptr(), tensor.element_size()
+    return begin, begin + (last + 1) * size, tensor.numel() * size
 
 
 def _storage(tensor: Any) -> tuple[str, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import environment
-from ._columns import check_dropped, warn_of_index
+from ._columns import Columns, check_dropped, warn_of_index
 from ._files import is_csv, is_images, open_content, the_only
 from ._rows import Table
 from .errors import DataError
@@ -100,13 +100,28 @@ def _check_dropped(file: Path, label: str, drop: Sequence[str]) -> None:
     if not drop:
         return
     shards: list[tuple[Path, list[str] | None]] = []
-    for shard in [file, *_other_shard(file)]:
-        if shard != file and not is_csv(shard.name):
-            shards.append((shard, None))
-            continue
-        with open_content(shard) as content:
-            shards.append((shard, Table(shard, content, label, drop, None).columns.all))
+    with open_content(file) as content:
+        shards.append((file, Table(file, content, label, drop, None).columns.all))
+    for shard in _other_shard(file):
+        header = _header(shard, label, drop)
+        shards.append((shard, None if header is None else header.all))
     check_dropped(shards, drop)
+
+
+def _header(shard: Path, label: str, drop: Sequence[str]) -> Columns | None:
+    """Returns the columns of one of the agent's shards, or ``None`` if the shard is not CSV.
+
+    A CSV file may have any name. Only a name that ends in ``.csv`` or ``.csv.gz`` makes a damaged header an error.
+    """
+    if is_images(shard.name) and not is_csv(shard.name):
+        return None
+    try:
+        with open_content(shard) as content:
+            return Table(shard, content, label, drop, None).columns
+    except DataError:
+        if is_csv(shard.name):
+            raise
+        return None
 
 
 def _other_shard(file: Path) -> list[Path]:
@@ -128,7 +143,7 @@ def _other_shard(file: Path) -> list[Path]:
 
 
 def _training_columns(file: Path, label: str, drop: Sequence[str]) -> list[str] | None:
-    """Columns of the agent's training shard where ``file`` is its evaluation shard, and both are CSV."""
+    """Returns the columns of the agent's training shard if ``file`` is its evaluation shard, and both are CSV."""
     train, evaluation = environment.shard(), environment.eval_shard()
     if train is None or evaluation is None:
         return None
@@ -136,9 +151,10 @@ def _training_columns(file: Path, label: str, drop: Sequence[str]) -> list[str] 
         train_file, evaluation_file = _csv_file(train), _csv_file(evaluation)
     except DataError:
         return None
-    if not is_csv(train_file.name) or not file.samefile(evaluation_file):
+    if not file.samefile(evaluation_file):
         return None
-    return columns(train_file, label, drop=drop)
+    header = _header(train_file, label, drop)
+    return None if header is None else header.names
 
 
 def _images_file(path: Path) -> Path:

@@ -20,7 +20,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import numpy as np
 
@@ -65,7 +65,8 @@ def run(
             the three in this order; another key is an error. Called in evaluation mode and without gradients.
             ``num_examples`` defaults to ``eval_examples``. A mapping without ``accuracy`` is for models for which
             accuracy has no meaning: it counts as 0, so such a run needs ``target.loss``. It has to leave names, shapes,
-            types and values of the tensors as they were; modes and ``requires_grad`` are restored.
+            types and values of the tensors as they were. Modes, ``requires_grad``, hooks, and the values of integer and
+            ``local`` buffers are restored.
         train_examples: examples to train on; 0 where this agent only evaluates.
         eval_examples: examples to evaluate on; 0 where this agent does not (``eval_fn`` is then not called).
         init: makes version 0 in place of ``model``'s values; called with PyTorch, numpy and ``random`` seeded with the
@@ -205,7 +206,7 @@ class _TorchTrainer(Trainer):
         self._shared = SharedModel(model, local)
         if init is None:
             self._shared.check_finite()
-        self._is_loaded, self._was_told = False, False
+        self._is_loaded, self._was_told, self._was_told_of_accuracy = False, False, False
         self._optimizer: tuple[Optimizer, list[int], torch.optim.Optimizer] | None = None
 
     @property
@@ -231,6 +232,7 @@ class _TorchTrainer(Trainer):
         try:
             self._guarded(lambda: self._run_train_fn(round))
             tensors = self._shared.read("train_fn")
+            self._shared.check_buffers(tensors)
         except Exception:
             # The state may hold what broke this round: the next one begins without, and with the same modules.
             self._optimizer = None
@@ -246,7 +248,7 @@ class _TorchTrainer(Trainer):
     def evaluate(self, model: Tensors) -> Metrics:
         assert self._eval_fn is not None, "checked by run()"
         self._load(model)
-        structure = Structure(self._model)
+        structure, buffers = Structure(self._model), self._shared.local_buffers()
         self._model.eval()
         try:
             with torch.no_grad():
@@ -254,9 +256,13 @@ class _TorchTrainer(Trainer):
             changed = self._shared.changed(model)
         finally:
             structure.restore()
+            with torch.no_grad():
+                for buffer, values in buffers:
+                    buffer.copy_(values)
         if changed:
             remedy = "evaluate a copy (copy.deepcopy(model)), or restore what it changes"
             raise TensorError(f"eval_fn changed the values of {named(changed)}: {remedy}")
+        self._tell_of_accuracy(found)
         return _metrics(found, self.eval_examples)
 
     def _run_train_fn(self, round: Round) -> None:
@@ -274,6 +280,13 @@ class _TorchTrainer(Trainer):
         self._was_told = True
         ask = "does it train the model that it is given, and not a copy?"
         print(f"anabranch: train_fn reported {round.steps} steps and changed no tensor: {ask}", file=sys.stderr)
+
+    def _tell_of_accuracy(self, found: Any) -> None:
+        if self._was_told_of_accuracy or not isinstance(found, Mapping) or "accuracy" in found or "loss" not in found:
+            return
+        self._was_told_of_accuracy = True
+        what = "eval_fn returned no accuracy, which counts as 0"
+        print(f"anabranch: {what}: a run never reaches target.accuracy, set target.loss instead", file=sys.stderr)
 
     def _load(self, tensors: Tensors) -> dict[str, Any]:
         self._is_loaded = True
@@ -320,10 +333,10 @@ def _make_optimizer(spec: Optimizer, params: list[Any]) -> Any:
 
 
 def _metrics(found: Any, eval_examples: int) -> Metrics:
-    if isinstance(found, Metrics):
-        return found
     keys = ("accuracy", "loss", "num_examples")
-    if isinstance(found, Mapping):
+    if isinstance(found, Metrics):
+        values = {key: getattr(found, key) for key in keys}
+    elif isinstance(found, Mapping):
         values = dict(found)
     elif isinstance(found, (tuple, list)) and 2 <= len(found) <= 3:
         values = dict(zip(keys, found))
@@ -334,8 +347,22 @@ def _metrics(found: Any, eval_examples: int) -> Metrics:
         raise TypeError(f"eval_fn returned unknown {', '.join(unknown)}; the keys are {', '.join(keys)}")
     if "loss" not in values:
         raise TypeError(f"eval_fn returned no loss (it has {', '.join(map(str, values))})")
-    examples = int(values.get("num_examples", eval_examples))
-    return Metrics(float(values.get("accuracy", 0.0)), float(values["loss"]), examples)
+    values = {"accuracy": 0.0, "num_examples": eval_examples, **values}
+    return Metrics(_number(values, "accuracy", float), _number(values, "loss", float), _number(values, "num_examples", int))
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _number(values: Mapping[str, Any], key: str, kind: Callable[[Any], _Number]) -> _Number:
+    value = values[key]
+    is_one = not isinstance(value, torch.Tensor) or value.numel() == 1
+    try:
+        if is_one:
+            return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"eval_fn returned the {key} {repr(value)[:80]}, expected a number")
 
 
 def _to(value: Any, device: torch.device) -> Any:
