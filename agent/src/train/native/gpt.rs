@@ -7,10 +7,10 @@
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::Gpt;
-use burn_tensor::backend::Backend;
-use burn_tensor::{Device, Int, Tensor, TensorData, TensorPrimitive};
+use burn_tensor::{Tensor, TensorPrimitive};
 
 use super::attention::Heads;
+use super::dense_ops::DenseOps;
 use super::text_ops::TextOps;
 
 /// Tensors of a block.
@@ -42,27 +42,23 @@ pub(super) fn initial(gpt: &Gpt, manifest: &ModelManifest, seed: u64) -> Vec<f32
 /// Logits `[tokens, 256]` of what follows each byte of the windows in `bytes`.
 pub(super) fn logits<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], bytes: &[f32]) -> Tensor<B, 2> {
     let [wte, wpe, blocks @ .., gain, bias] = params else { unreachable!("the manifest is that of a gpt") };
-    let [context, width] = [gpt.context, gpt.width].map(to_usize);
-    let windows = bytes.len() / context;
-    let positions = wpe.clone().reshape([1, context, width]);
-    let x = wte.clone().select(0, tokens(bytes, &wte.device())).reshape([windows, context, width]) + positions;
-    let mut x = x.reshape([windows * context, width]);
+    let [tokens, positions] = [wte, wpe].map(|x| x.clone().into_primitive().tensor());
+    let mut x = Tensor::from_primitive(TensorPrimitive::Float(B::embed(tokens, positions, &tokens_of(bytes))));
     for block in blocks.chunks_exact(BLOCK) {
         let (attention, feed_forward) = block.split_at(BLOCK / 2);
-        x = x.clone() + attend(gpt, attention, normalize(x, &attention[0], &attention[1]));
+        x = add(x.clone(), attend(gpt, attention, normalize(x, &attention[0], &attention[1])));
         let hidden = normalize(x.clone(), &feed_forward[0], &feed_forward[1]);
         let hidden = linear(hidden, &feed_forward[2], &feed_forward[3]).into_primitive().tensor();
         let hidden = Tensor::from_primitive(TensorPrimitive::Float(<B as TextOps>::gelu(hidden)));
-        x = x + linear(hidden, &feed_forward[4], &feed_forward[5]);
+        x = add(x, linear(hidden, &feed_forward[4], &feed_forward[5]));
     }
-    normalize(x, gain, bias).matmul(wte.clone().transpose())
+    let [x, head] = [normalize(x, gain, bias), wte.clone()].map(|x| x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(B::product_rows(x, head)))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "these are bytes")]
-fn tokens<B: Backend>(bytes: &[f32], device: &Device<B>) -> Tensor<B, 1, Int> {
-    let tokens: Vec<i32> = bytes.iter().map(|byte| *byte as i32).collect();
-    let count = tokens.len();
-    Tensor::from_data(TensorData::new(tokens, [count]), device)
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "these are bytes")]
+fn tokens_of(bytes: &[f32]) -> Vec<u8> {
+    bytes.iter().map(|byte| *byte as u8).collect()
 }
 
 /// Causal multi-head attention of every window to itself, before the residual is added.
@@ -75,8 +71,14 @@ fn attend<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], x: Tensor<B, 2>) -> Te
 }
 
 /// `x` times the transpose of `weight` `[out, in]`, plus `bias` `[out, 1]`.
-fn linear<B: Backend>(x: Tensor<B, 2>, weight: &Tensor<B, 2>, bias: &Tensor<B, 2>) -> Tensor<B, 2> {
-    x.matmul(weight.clone().transpose()) + bias.clone().transpose()
+fn linear<B: TextOps>(x: Tensor<B, 2>, weight: &Tensor<B, 2>, bias: &Tensor<B, 2>) -> Tensor<B, 2> {
+    let [x, weight, bias] = [x, weight.clone(), bias.clone()].map(|x| x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(B::dense_rows(x, weight, bias)))
+}
+
+fn add<B: TextOps>(x: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [x, y] = [x, y].map(|x| x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(<B as DenseOps>::add(x, y)))
 }
 
 fn normalize<B: TextOps>(x: Tensor<B, 2>, gain: &Tensor<B, 2>, bias: &Tensor<B, 2>) -> Tensor<B, 2> {

@@ -6,12 +6,12 @@
 use anabranch_common::manifest::TensorSpec;
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
-use burn_tensor::activation::relu;
 use burn_tensor::backend::Backend;
 use burn_tensor::{Device, Tensor, TensorData, TensorPrimitive};
 use rayon::prelude::*;
 
 use super::architecture::Architecture;
+use super::dense_ops::{Activation, DenseOps as _};
 use super::gpt;
 use super::ops::{Extents, ImageOps};
 use super::text_ops::TextOps;
@@ -56,8 +56,10 @@ where
         let logits = logits(self.architecture, &params, inputs, labels.len());
         let score = self.score(logits.clone().inner(), labels);
         let slope = Tensor::<B, 2>::from_data(TensorData::new(score.gradient, logits.dims()), self.device);
-        // The gradient of sum(logits * slope) by the model is that of the loss: slope is the loss's gradient by the logits.
-        let mut gradients = (logits * Tensor::from_inner(slope)).sum().backward();
+        // A number with the loss's gradient by the logits has the loss's gradient by the model.
+        let [logits, slope] = [logits, Tensor::from_inner(slope)].map(|x| x.into_primitive().tensor());
+        let number = Autodiff::<B>::with_gradient(logits, slope);
+        let mut gradients = Tensor::<Autodiff<B>, 1>::from_primitive(TensorPrimitive::Float(number)).backward();
         let parts = params.iter().map(|param| {
             param.grad_remove(&mut gradients).expect("every tensor of the manifest is used in the forward pass")
         });
@@ -122,10 +124,9 @@ fn logits<B: ImageOps + TextOps>(
     let mut x = if conv_params.is_empty() { inputs.transpose() } else { convolve(architecture, conv_params, inputs) };
     let layers = dense_params.len() / 2;
     for (index, pair) in dense_params.chunks_exact(2).enumerate() {
-        x = pair[0].clone().matmul(x) + pair[1].clone();
-        if index + 1 < layers {
-            x = relu(x);
-        }
+        let activation = if index + 1 < layers { Activation::Relu } else { Activation::Identity };
+        let [input, weight, bias] = [x, pair[0].clone(), pair[1].clone()].map(|x| x.into_primitive().tensor());
+        x = Tensor::from_primitive(TensorPrimitive::Float(B::dense(input, weight, bias, activation)));
     }
     x
 }

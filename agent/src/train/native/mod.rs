@@ -4,7 +4,8 @@
 //!  architecture   ModelSpec, checked; manifest; initial model
 //!  engine         where that is computed: on this machine's cores, or (accelerator) on a GPU
 //!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
-//!  ops            a convolution with its pooling as one operation, with its gradient
+//!  dense_ops      a dense layer with its bias and ReLU as one operation, with its gradient
+//!  ops            a convolution with its pooling, likewise
 //!  gpt            the model of text; attention and text_ops are its operations, with their gradients
 //!  keep           a long round on disk, and taken up again
 //!  memory         how much a round takes, and the micro-batches that it is cut into
@@ -19,6 +20,7 @@
 pub(crate) mod accelerator;
 mod architecture;
 mod attention;
+mod dense_ops;
 mod engine;
 mod fit;
 mod gpt;

@@ -1,4 +1,4 @@
-//! Two operations that a gpt needs, with their gradients: each is one pass here, and half a dozen tensors if it is put
+//! Three operations that a gpt needs, with their gradients: each is one pass here, and half a dozen tensors if it is put
 //! together from burn's operations. Sums have one fixed order, with any number of threads.
 
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use burn_flex::Flex;
 use burn_flex::FlexTensor;
 use burn_tensor::backend::Backend;
 use burn_tensor::ops::{ActivationOps, FloatTensor};
-use burn_tensor::{Tensor, TensorData, TensorMetadata as _, TensorPrimitive};
+use burn_tensor::{Int, Tensor, TensorData, TensorMetadata as _, TensorPrimitive};
 use rayon::prelude::*;
 
 use super::attention::Attention;
+use super::dense_ops::{DenseOps, add_to};
 use super::tensors::{tensor, values};
 use crate::train::vector::{dot, normal_cdf, normal_density, total, vectorized};
 
@@ -26,11 +27,17 @@ const ROWS: usize = 32;
 const FLAT: usize = 4096;
 
 /// A backend that has what a gpt needs.
-pub(super) trait TextOps: Attention {
+pub(super) trait TextOps: Attention + DenseOps {
     /// Layer norm (Ba, Kiros and Hinton 2016): brings every row of `x` `[rows, width]` to mean 0 and variance 1, then
     /// multiplies by `gain` and adds `bias`, `[width, 1]` both.
     fn layer_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         layer_norm_with_burn::<Self>(x, gain, bias)
+    }
+
+    /// Returns `[bytes, width]`: for each of `bytes` its row of `tokens` `[256, width]`, plus the row of `positions`
+    /// `[context, width]` of its place in its window.
+    fn embed(tokens: FloatTensor<Self>, positions: FloatTensor<Self>, bytes: &[u8]) -> FloatTensor<Self> {
+        embed_with_burn::<Self>(tokens, positions, bytes)
     }
 
     /// x times the share of a standard normal distribution below x (Hendrycks and Gimpel 2016).
@@ -44,6 +51,10 @@ impl TextOps for Flex {
         normalize(&x, &gain, &bias).output
     }
 
+    fn embed(tokens: FloatTensor<Self>, positions: FloatTensor<Self>, bytes: &[u8]) -> FloatTensor<Self> {
+        embed(&tokens, &positions, bytes)
+    }
+
     fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu(&x.to_contiguous())
     }
@@ -55,6 +66,15 @@ impl<C: CheckpointStrategy> TextOps for Autodiff<Flex, C> {
         let nodes = [x.node.clone(), gain.node.clone(), bias.node.clone()];
         match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((normal, factors, gain.primitive), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn embed(tokens: FloatTensor<Self>, positions: FloatTensor<Self>, bytes: &[u8]) -> FloatTensor<Self> {
+        let output = embed(&tokens.primitive, &positions.primitive, bytes);
+        let rows = [&tokens, &positions].map(|rows| rows.primitive.layout().shape()[0]);
+        match Embed.prepare::<C>([tokens.node, positions.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((bytes.into(), rows), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -80,6 +100,24 @@ impl Backward<Flex, 3> for LayerNorm {
         let (normal, factors, gain) = ops.state;
         let slopes = normalize_slope(&normal, &factors, &gain, &grads.consume::<Flex>(&ops.node));
         for (parent, slope) in ops.parents.into_iter().zip(slopes) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, slope);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Embed;
+
+impl Backward<Flex, 2> for Embed {
+    /// The bytes, and rows of either embedding.
+    type State = (Arc<[u8]>, [usize; 2]);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (bytes, rows) = ops.state;
+        let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
+        for (parent, slope) in ops.parents.into_iter().zip(embed_slopes(&gradient, &bytes, rows)) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, slope);
             }
@@ -179,6 +217,42 @@ fn normalize_slope_rows(slope: &mut [f32], normal: &[f32], factors: &[f32], gain
     }
 }
 
+fn embed(tokens: &FlexTensor, positions: &FlexTensor, bytes: &[u8]) -> FlexTensor {
+    let [tokens, positions] = [tokens, positions].map(FlexTensor::to_contiguous);
+    let [context, width] = positions.layout().shape().dims();
+    let mut output = Vec::with_capacity(bytes.len() * width);
+    for byte in bytes {
+        output.extend_from_slice(&values(&tokens)[usize::from(*byte) * width..][..width]);
+    }
+    let windows = output.par_chunks_exact_mut(context * width);
+    windows.for_each(|window| vectorized!(add_to(window, values(&positions))));
+    tensor(output, [bytes.len(), width])
+}
+
+/// Gradients by the embeddings of tokens and of positions, which have so many rows.
+fn embed_slopes(gradient: &FlexTensor, bytes: &[u8], [tokens, context]: [usize; 2]) -> [FlexTensor; 2] {
+    let width = gradient.layout().shape()[1];
+    let [mut of_tokens, mut of_positions] = [tokens, context].map(|rows| vec![0.0f32; rows * width]);
+    vectorized!(embed_slopes_in_place(values(gradient), bytes, width, &mut of_tokens, &mut of_positions));
+    [tensor(of_tokens, [tokens, width]), tensor(of_positions, [context, width])]
+}
+
+#[inline(always)]
+fn embed_slopes_in_place(
+    gradient: &[f32],
+    bytes: &[u8],
+    width: usize,
+    of_tokens: &mut [f32],
+    of_positions: &mut [f32],
+) {
+    for (row, byte) in gradient.chunks_exact(width).zip(bytes) {
+        add_to(&mut of_tokens[usize::from(*byte) * width..][..width], row);
+    }
+    for window in gradient.chunks_exact(of_positions.len()) {
+        add_to(of_positions, window);
+    }
+}
+
 fn gelu(x: &FlexTensor) -> FlexTensor {
     let mut output = values(x).to_vec();
     output.par_chunks_mut(FLAT).for_each(|output| vectorized!(gelu_in_place(output)));
@@ -215,6 +289,17 @@ fn layer_norm_with_burn<B: Backend>(x: FloatTensor<B>, gain: FloatTensor<B>, bia
     (normal * gain.transpose() + bias.transpose()).into_primitive().tensor()
 }
 
+fn embed_with_burn<B: Backend>(tokens: FloatTensor<B>, positions: FloatTensor<B>, bytes: &[u8]) -> FloatTensor<B> {
+    let [tokens, positions] = [tokens, positions].map(|x| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)));
+    let [context, width] = positions.dims();
+    let (windows, device) = (bytes.len() / context, tokens.device());
+    let bytes = bytes.iter().copied().map(i32::from).collect::<Vec<i32>>();
+    let bytes = Tensor::<B, 1, Int>::from_data(TensorData::new(bytes, [windows * context]), &device);
+    let x = tokens.select(0, bytes).reshape([windows, context, width]) + positions.reshape([1, context, width]);
+    let x: Tensor<B, 2> = x.reshape([windows * context, width]);
+    x.into_primitive().tensor()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tensors::{assert_close, output_and_slopes, random};
@@ -249,5 +334,24 @@ mod tests {
         found.iter().zip(&expected).for_each(|(found, expected)| assert_close(found, expected));
         let [x] = inputs;
         assert_close(&<Flex as TextOps>::gelu(x), &expected[0]);
+    }
+
+    #[test]
+    fn embeddings_are_those_of_burns_operations_and_so_are_their_gradients() {
+        let inputs = [random([256, 5], 7, 1.0), random([3, 5], 8, 1.0)];
+        let bytes = [0, 255, 7, 7, 9, 0];
+        let two = |x: Vec<_>| <[_; 2]>::try_from(x).expect("two inputs");
+        let found = output_and_slopes(&inputs, |x| {
+            let [tokens, positions] = two(x);
+            <Traced as TextOps>::embed(tokens, positions, &bytes)
+        });
+        let expected = output_and_slopes(&inputs, |x| {
+            let [tokens, positions] = two(x);
+            embed_with_burn::<Traced>(tokens, positions, &bytes)
+        });
+        assert_eq!(found.len(), 3);
+        found.iter().zip(&expected).for_each(|(found, expected)| assert_close(found, expected));
+        let [tokens, positions] = inputs;
+        assert_close(&<Flex as TextOps>::embed(tokens, positions, &bytes), &expected[0]);
     }
 }

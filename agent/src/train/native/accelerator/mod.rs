@@ -80,6 +80,11 @@ macro_rules! trains {
             for burn_autodiff::Autodiff<$backend, C>
         {
         }
+        impl crate::train::native::dense_ops::DenseOps for $backend {}
+        impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy> crate::train::native::dense_ops::DenseOps
+            for burn_autodiff::Autodiff<$backend, C>
+        {
+        }
         impl super::TextOps for $backend {}
         impl<C: burn_autodiff::checkpoint::strategy::CheckpointStrategy> super::TextOps
             for burn_autodiff::Autodiff<$backend, C>
