@@ -91,8 +91,8 @@ fn measure(trainer: &mut dyn Trainer, plan: &TrainSpec, shard: &dyn Shard, repet
     let mut end = Vec::new();
     for repetition in 0..repetitions {
         let (start, cpu_start) = (Instant::now(), cpu_ms());
-        let mut control = |_| ControlFlow::Continue(());
-        let outcome = trainer.train(Round::new(&base, plan, repetition as u64, shard, &mut control));
+        let mut go_on = |_| ControlFlow::Continue(());
+        let outcome = trainer.train(Round::new(&base, plan, repetition as u64, shard, &mut go_on));
         times[0].push(start.elapsed().as_secs_f64() * 1e3);
         times[1].push(cpu_ms() - cpu_start);
         end = outcome.expect("trains").end;

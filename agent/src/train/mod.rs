@@ -152,7 +152,7 @@ impl<'a> Round<'a> {
     /// Returns the same round from another base, for a trainer that wraps another one. The round is
     /// neither kept nor encoded: both would be of that base.
     #[must_use]
-    pub fn from_base<'b>(self, base: &'b [f32]) -> Round<'b>
+    pub fn with_base<'b>(self, base: &'b [f32]) -> Round<'b>
     where
         'a: 'b,
     {

@@ -74,7 +74,7 @@ impl Trainer for Reordered {
 
     fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
         let base = self.to_trainer(round.base)?;
-        let result = self.trainer.train(round.from_base(&base))?;
+        let result = self.trainer.train(round.with_base(&base))?;
         Ok(RoundResult { end: self.to_run(&result.end)?, encoded: None, ..result })
     }
 
