@@ -165,6 +165,10 @@ fn an_agent_toml_that_is_no_utf_8_is_told_with_its_place_and_how_to_convert_it()
     fs::create_dir(dir.config()).expect("made");
     let output = agent(&["run", "--dir", self::text(temporary.path())]);
     fails(&output, 3, &["agent.toml cannot be read", "help: a directory is in its place"]);
+    fs::remove_dir(dir.config()).expect("removed");
+    nix::unistd::mkfifo(&dir.config(), nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let output = agent(&["run", "--dir", self::text(temporary.path())]);
+    fails(&output, 3, &["agent.toml cannot be read", "not a regular file", "help: put a file of text"]);
 }
 
 #[test]
@@ -240,9 +244,15 @@ fn a_key_that_is_gone_is_a_clear_refusal() {
 fn a_directory_in_use_is_refused() {
     let temporary = tempfile::tempdir().expect("a directory");
     let dir = enrolled(temporary.path());
-    let _held = Ledger::open(&dir.store()).expect("opens");
+    let held = Ledger::open(&dir.store()).expect("opens");
     let output = agent(&["run", "--dir", text(temporary.path())]);
     fails(&output, 7, &[&format!("in use by process {}", std::process::id()), "help: one process"]);
+    drop(held);
+    let reader = Ledger::open_copy(&dir.store()).expect("opens");
+    let output = agent(&["run", "--dir", text(temporary.path())]);
+    fails(&output, 7, &["being read by another process", "help: wait until"]);
+    drop(reader);
+    fails(&agent(&["run", "--dir", text(temporary.path())]), 8, &["nothing to train"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anabranch_common::limits;
+use anabranch_io::durable::{LockHolder, StorageError};
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::signals::{self, OnSignal, Signals};
 use anabranch_io::{control, durable};
@@ -28,6 +29,9 @@ use crate::train::NativeOptions;
 use crate::train::native::{Held, native_for};
 use crate::train::process::{self, ProcessError, ProcessOptions, TrainerProcess};
 use crate::worker::{Pace, Shards, TrainerFactory};
+
+/// Rest between two attempts to open the store.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Runs `run`.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
@@ -168,11 +172,22 @@ impl Home {
         let dir = AgentDir::new(dir);
         let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
         let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
-        let ledger = Ledger::open(&dir.store())?;
+        let ledger = open_store(&dir.store())?;
         // The store is locked: what is left of a trainer in this directory is an agent's that was killed.
         process::sweep(dir.path());
         Ok(Self { dir, config, key, ledger })
     }
+}
+
+/// Opens the store. A `status` that reads it ends soon.
+fn open_store(dir: &Path) -> Result<Ledger, StorageError> {
+    for _ in 1..limits::LOCK_ATTEMPTS {
+        match Ledger::open(dir) {
+            Err(StorageError::Locked { holder: LockHolder::Readers, .. }) => std::thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
+    Ledger::open(dir)
 }
 
 /// A program that trains.
