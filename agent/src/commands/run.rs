@@ -208,10 +208,12 @@ fn command(
 ) -> anyhow::Result<Option<Program>> {
     if !args.trainer.is_empty() {
         refuse_for_programs(choice)?;
+        refuse_columns_for_programs(args, config)?;
         return Ok(Some(Program { command: args.trainer.clone(), at_home: false, gpu: None }));
     }
     if let Some(command) = config.trainer.as_ref().filter(|_| !args.isolate) {
         refuse_for_programs(choice)?;
+        refuse_columns_for_programs(args, config)?;
         return Ok(Some(Program { command: command.iter().map(Into::into).collect(), at_home: true, gpu: None }));
     }
     let gpu = choose(choice);
@@ -233,6 +235,23 @@ fn command(
         command.extend(["--encoder".into(), value.get_name().into()]);
     }
     Ok(Some(Program { command, at_home: false, gpu }))
+}
+
+/// Refuses settings that name columns where a program of the user's reads the shards: it would train on a column that its
+/// owner leaves out.
+fn refuse_columns_for_programs(args: &RunArgs, config: &AgentConfig) -> anyhow::Result<()> {
+    let given = [
+        (!args.drop_columns.is_empty(), "--drop-column"),
+        (args.label_column.is_some(), "--label-column"),
+        (!config.drop_columns.is_empty(), "`drop_columns` in agent.toml"),
+        (config.label_column.is_some(), "`label_column` in agent.toml"),
+    ];
+    let Some((_, name)) = given.into_iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+    let problem = format!("{name} is for the native models, and a program of your own reads the shards here");
+    let help = format!(
+        "name the columns in the program, like anabranch.data.csv(path, label=\"label\", drop=[\"id\"]), and leave out {name}"
+    );
+    Err(Fail::new(ExitCode::Usage, problem).help(help).into())
 }
 
 /// Returns how CSV columns are read, as far as the user says it.
