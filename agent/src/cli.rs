@@ -63,7 +63,8 @@ pub(crate) enum Verb {
     /// Train and evaluate until the run ends, or until SIGTERM
     ///
     /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) stops the agent in order, also while it
-    /// starts: with exit code 0, its trainer and all that the trainer has started ended. A second one stops it at once.
+    /// starts: with exit code 0, its trainer and all that the trainer has started ended. A second SIGTERM or
+    /// Ctrl-C stops it at once.
     Run(RunArgs),
     /// Show what the agent is doing, or what its store holds when it is stopped
     Status(StatusArgs),

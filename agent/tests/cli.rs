@@ -165,6 +165,10 @@ fn an_agent_toml_that_is_no_utf_8_is_told_with_its_place_and_how_to_convert_it()
     fs::create_dir(dir.config()).expect("made");
     let output = agent(&["run", "--dir", self::text(temporary.path())]);
     fails(&output, 3, &["agent.toml cannot be read", "help: a directory is in its place"]);
+    fs::remove_dir(dir.config()).expect("removed");
+    nix::unistd::mkfifo(&dir.config(), nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let output = agent(&["run", "--dir", self::text(temporary.path())]);
+    fails(&output, 3, &["agent.toml cannot be read", "not a regular file", "help: put a file of text"]);
 }
 
 #[test]
@@ -225,6 +229,31 @@ fn columns_are_matched_by_name_dropped_and_warned_of() {
     assert!(!String::from_utf8_lossy(&inspected.stdout).contains("warning"), "{inspected:?}");
 }
 
+/// A column that is left out for privacy must not reach a program in silence.
+#[test]
+fn columns_of_a_program_of_the_users_are_not_ignored() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let home = enrolled(temporary.path());
+    let dir = text(temporary.path());
+    let joined = fs::read_to_string(home.config()).expect("read");
+    let with = |lines: &str| fs::write(home.config(), format!("{lines}\n{joined}")).expect("written");
+    let refused = |args: &[&str], name: &str| {
+        let help = format!("drop=[\"id\"]), and leave out {name}");
+        fails(&agent(&[&["run", "--dir", dir], args].concat()), 2, &[name, "is for the native models", &help]);
+    };
+    let trainer = "trainer = [\"false\"]";
+    with(trainer);
+    refused(&["--drop-column", "id"], "--drop-column");
+    refused(&["--label-column", "y"], "--label-column");
+    with(&format!("{trainer}\ndrop_columns = [\"id\"]"));
+    refused(&[], "`drop_columns` in agent.toml");
+    with("label_column = \"y\"");
+    refused(&["--", "false"], "`label_column` in agent.toml");
+    // With --isolate the native trainer reads the shards: it misses one.
+    with(&format!("{trainer}\ndrop_columns = [\"id\"]"));
+    fails(&agent(&["run", "--dir", dir, "--isolate", "--device", "cpu"]), 14, &["nothing to train"]);
+}
+
 #[test]
 fn a_key_that_is_gone_is_a_clear_refusal() {
     let temporary = tempfile::tempdir().expect("a directory");
@@ -240,9 +269,15 @@ fn a_key_that_is_gone_is_a_clear_refusal() {
 fn a_directory_in_use_is_refused() {
     let temporary = tempfile::tempdir().expect("a directory");
     let dir = enrolled(temporary.path());
-    let _held = Ledger::open(&dir.store()).expect("opens");
+    let held = Ledger::open(&dir.store()).expect("opens");
     let output = agent(&["run", "--dir", text(temporary.path())]);
     fails(&output, 7, &[&format!("in use by process {}", std::process::id()), "help: one process"]);
+    drop(held);
+    let reader = Ledger::open_copy(&dir.store()).expect("opens");
+    let output = agent(&["run", "--dir", text(temporary.path())]);
+    fails(&output, 7, &["being read by another process", "help: wait until"]);
+    drop(reader);
+    fails(&agent(&["run", "--dir", text(temporary.path())]), 8, &["nothing to train"]);
 }
 
 #[test]

@@ -271,7 +271,7 @@ pub const EXIT_MS: u64 = 2_000;
 pub const REACH_ATTEMPT_MS: u64 = 3_000;
 /// ... attempts.
 pub const REACH_ATTEMPTS: usize = 4;
-/// Attempts of `run` to lock a coordinator's directory.
+/// Attempts of `run` to lock a daemon's directory.
 pub const LOCK_ATTEMPTS: usize = 12;
 /// How long `join` tries a coordinator that does not answer, in milliseconds.
 pub const JOIN_PATIENCE_MS: u64 = 8_000;

@@ -5,7 +5,7 @@
 //! | a signal while the trainer starts | exit code 0; trainer, child, grandchild in a session of its own and scratch directory are gone |
 //! | a trainer that ignores SIGTERM | the same, by SIGKILL |
 //! | a signal while a daemon starts | exit code 0 |
-//! | SIGHUP | stops both daemons in order, and is ignored under `nohup` |
+//! | SIGHUP | stops both daemons in order, also when it comes twice, and is ignored under `nohup` |
 //! | an agent that is killed | the next one ends what its trainer has left behind |
 
 use std::ffi::OsStr;
@@ -143,18 +143,19 @@ fn reader_of(file: &Path) -> anyhow::Result<fs::File> {
 fn a_signal_while_a_daemon_starts_ends_it_with_0() -> anyhow::Result<()> {
     let mut cluster = joined()?;
     assert_eq!(cluster.park_coordinator()?, 0);
-    let (run_toml, agent_toml) =
-        (cluster.coordinator_dir().join("run.toml"), cluster.agent_dir("one").join("agent.toml"));
-    block_at(&run_toml)?;
-    block_at(&agent_toml)?;
+    // A pipe in place of a configuration file is refused; keys are read later, before anything is begun.
+    let (server_key, agent_key) =
+        (cluster.coordinator_dir().join("tls/server.key"), cluster.agent_dir("one").join("tls/agent.key"));
+    block_at(&server_key)?;
+    block_at(&agent_key)?;
     for signal in SIGNALS {
         cluster.spawn_coordinator(&[])?;
-        let pipe = reader_of(&run_toml)?;
+        let pipe = reader_of(&server_key)?;
         cluster.coordinator()?.signal(signal)?;
         assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{signal}");
         drop(pipe);
         cluster.start_agent(Role::Agent, "one", &[], &[])?;
-        let pipe = reader_of(&agent_toml)?;
+        let pipe = reader_of(&agent_key)?;
         cluster.agent("one")?.signal(signal)?;
         assert_eq!(cluster.agent("one")?.wait(PATIENCE)?, 0, "{signal}");
         drop(pipe);
@@ -171,7 +172,12 @@ fn a_terminal_that_closes_stops_both_daemons_in_order() -> anyhow::Result<()> {
     let data = example("data/digits-train.csv.gz");
     cluster.start_agent(Role::Agent, "one", &["--shard".as_ref(), data.as_os_str(), "--isolate".as_ref()], &[])?;
     cluster.wait_for_updates(2)?;
-    cluster.agent("one")?.signal(Signal::SIGHUP)?;
+    // The shell sends one, and then the kernel: the second is no request to stop at once.
+    let agent = cluster.agent("one")?;
+    agent.signal(Signal::SIGHUP)?;
+    agent.wait_for_log("stopping; finished work is kept", PATIENCE)?;
+    // It may have ended.
+    let _ = agent.signal(Signal::SIGHUP);
     assert_eq!(cluster.agent("one")?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     let scratch = scratch_of(&cluster.agent_dir("one"))?;
     assert!(scratch.iter().all(|path| !path.exists()), "{scratch:?}");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anabranch_common::limits;
+use anabranch_io::durable::{LockHolder, StorageError};
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::signals::{self, OnSignal, Signals};
 use anabranch_io::{control, durable};
@@ -28,6 +29,9 @@ use crate::train::NativeOptions;
 use crate::train::native::{Held, native_for};
 use crate::train::process::{self, ProcessError, ProcessOptions, TrainerProcess};
 use crate::worker::{Pace, Shards, TrainerFactory};
+
+/// Rest between two attempts to open the store.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Runs `run`.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
@@ -168,11 +172,22 @@ impl Home {
         let dir = AgentDir::new(dir);
         let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
         let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
-        let ledger = Ledger::open(&dir.store())?;
+        let ledger = open_store(&dir.store())?;
         // The store is locked: what is left of a trainer in this directory is an agent's that was killed.
         process::sweep(dir.path());
         Ok(Self { dir, config, key, ledger })
     }
+}
+
+/// Opens the store. A `status` that reads it ends soon.
+fn open_store(dir: &Path) -> Result<Ledger, StorageError> {
+    for _ in 1..limits::LOCK_ATTEMPTS {
+        match Ledger::open(dir) {
+            Err(StorageError::Locked { holder: LockHolder::Readers, .. }) => std::thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
+    Ledger::open(dir)
 }
 
 /// A program that trains.
@@ -193,10 +208,12 @@ fn command(
 ) -> anyhow::Result<Option<Program>> {
     if !args.trainer.is_empty() {
         refuse_for_programs(choice)?;
+        refuse_columns_for_programs(args, config)?;
         return Ok(Some(Program { command: args.trainer.clone(), at_home: false, gpu: None }));
     }
     if let Some(command) = config.trainer.as_ref().filter(|_| !args.isolate) {
         refuse_for_programs(choice)?;
+        refuse_columns_for_programs(args, config)?;
         return Ok(Some(Program { command: command.iter().map(Into::into).collect(), at_home: true, gpu: None }));
     }
     let gpu = choose(choice);
@@ -218,6 +235,23 @@ fn command(
         command.extend(["--encoder".into(), value.get_name().into()]);
     }
     Ok(Some(Program { command, at_home: false, gpu }))
+}
+
+/// Refuses settings that name columns where a program of the user's reads the shards: it would train on a column that its
+/// owner leaves out.
+fn refuse_columns_for_programs(args: &RunArgs, config: &AgentConfig) -> anyhow::Result<()> {
+    let given = [
+        (!args.drop_columns.is_empty(), "--drop-column"),
+        (args.label_column.is_some(), "--label-column"),
+        (!config.drop_columns.is_empty(), "`drop_columns` in agent.toml"),
+        (config.label_column.is_some(), "`label_column` in agent.toml"),
+    ];
+    let Some((_, name)) = given.into_iter().find(|(is_given, _)| *is_given) else { return Ok(()) };
+    let problem = format!("{name} is for the native models, and a program of your own reads the shards here");
+    let help = format!(
+        "name the columns in the program, like anabranch.data.csv(path, label=\"label\", drop=[\"id\"]), and leave out {name}"
+    );
+    Err(Fail::new(ExitCode::Usage, problem).help(help).into())
 }
 
 /// Returns how CSV columns are read, as far as the user says it.

@@ -8,6 +8,7 @@ use clap::{Args, Command, Parser};
 
 use crate::exit::{self, ExitCode, Fail};
 use crate::logging::{self, LogFormat};
+use crate::signals;
 use crate::terminal::visible;
 
 /// Logging options, which every verb takes.
@@ -53,6 +54,8 @@ pub fn main<C: Parser>(
     args: impl IntoIterator<Item = OsString>,
     execute: impl FnOnce(C) -> anyhow::Result<()>,
 ) -> std::process::ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    signals::install_for_daemon(&args);
     let cli = match C::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

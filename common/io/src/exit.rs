@@ -195,6 +195,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::LockHolder;
 
     /// Guards the table that scripts rely on: code, causes without repetition, and help survive `anyhow` context.
     #[test]
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn storage_errors_carry_their_own_code() {
-        let locked = StorageError::Locked { path: "store".into(), pid: Some(7) };
+        let locked = StorageError::Locked { path: "store".into(), holder: LockHolder::Process(7) };
         let fail = storage_fail(locked);
         assert_eq!(fail.code(), ExitCode::Locked);
         assert!(fail.to_string().contains("process 7"), "{fail}");

@@ -5,9 +5,11 @@
 //!                  │ set
 //!             OnSignal::Tell ─── `recv` says so, and `is_stop_asked` from then on; the daemon ends in order
 //! ```
-//! SIGHUP is what a terminal sends when it closes. A process that was started with SIGHUP ignored (`nohup`) goes on
-//! ignoring it.
+//! A terminal that closes sends SIGHUP, and it comes twice: from the shell and from the kernel. So SIGHUP asks for the first
+//! stop only: after any signal it is ignored, and never counts as the second request. A process that was started with
+//! SIGHUP ignored (`nohup`) goes on ignoring it.
 
+use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +21,29 @@ use tokio::sync::mpsc;
 
 use crate::exit::ExitCode;
 
+const HANG_UP: &str = "SIGHUP";
+
 /// Whether a signal has asked this process to end. Of the process, as signals are.
 static STOP_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Signals that were installed before the command line was read, until [`Signals::install`] hands them out.
+static EARLY: Mutex<Option<Signals>> = Mutex::new(None);
+
+/// Takes over the signals at once if the command line `args`, the program's name included, is that of a daemon: its first
+/// word is `run`. Other verbs keep the system's way: a signal ends them.
+pub fn install_for_daemon(args: &[OsString]) {
+    if is_daemon(args) {
+        // A daemon installs them once more and reports the error.
+        *EARLY.lock().unwrap_or_else(PoisonError::into_inner) = Signals::install().ok();
+    }
+}
+
+/// A value of an option before the verb (`--log-format json run`) looks like another verb: that daemon installs its
+/// handlers when its command line has been read.
+fn is_daemon(args: &[OsString]) -> bool {
+    let first = args.iter().skip(1).find(|arg| !arg.as_encoded_bytes().starts_with(b"-"));
+    first.is_some_and(|verb| verb == "run")
+}
 
 /// Whether a signal has asked this process to end: for whatever waits where no event can reach it.
 #[must_use]
@@ -46,11 +69,14 @@ pub struct Signals {
 
 impl Signals {
     /// Takes over the signals, which end the process with code 0 until [`set`](Self::set) says otherwise. Daemons call this
-    /// before anything else.
+    /// before anything else. After [`install_for_daemon`] the first call returns what that installed.
     ///
     /// # Errors
     /// The system refuses a handler or a thread.
     pub fn install() -> io::Result<Self> {
+        if let Some(early) = EARLY.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(early);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let handlers = {
             let _entered = runtime.enter();
@@ -107,17 +133,23 @@ async fn listen(mut handlers: Handlers, then: &Mutex<OnSignal>, to: &mpsc::Sende
         let name = tokio::select! {
             _ = handlers.terminate.recv() => "SIGTERM",
             _ = handlers.interrupt.recv() => "SIGINT",
-            () = hung_up => "SIGHUP",
+            () = hung_up => HANG_UP,
         };
         // Held until the process has ended or the daemon has been told: it does not begin anything in between.
         let then = then.lock();
-        STOP_ASKED.store(true, Ordering::Relaxed);
+        let asked_before = STOP_ASKED.swap(true, Ordering::Relaxed);
         match *then {
             OnSignal::Exit => exit(name),
+            OnSignal::Tell if !is_request(name, asked_before) => tracing::debug!("{name} again: already stopping"),
             // A queue that is full says already what this one would.
             OnSignal::Tell => _ = to.try_send(name),
         }
     }
+}
+
+/// Whether a signal asks for something, when one before has asked the process to end or not.
+fn is_request(name: &str, asked_before: bool) -> bool {
+    !(asked_before && name == HANG_UP)
 }
 
 fn exit(name: &str) -> ! {
@@ -139,6 +171,27 @@ fn ignored_in(status: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A terminal that closes sends two of them: the orderly stop must not be cut short.
+    #[test]
+    fn a_hang_up_is_never_the_second_request() {
+        for name in ["SIGHUP", "SIGTERM", "SIGINT"] {
+            assert!(is_request(name, false), "{name} first");
+            assert_eq!(is_request(name, true), name != "SIGHUP", "{name} after another");
+        }
+    }
+
+    #[test]
+    fn a_daemon_is_known_before_its_command_line_is_read() {
+        let is = |args: &[&str]| is_daemon(&args.iter().map(OsString::from).collect::<Vec<_>>());
+        assert!(is(&["anabranch-agent", "run", "--dir", "agent"]));
+        assert!(is(&["anabranch-agent", "-v", "--log-format=json", "run"]));
+        for args in
+            [&["run"][..], &[], &["anabranch-agent", "status", "--dir", "run"], &["anabranch-agent", "--dir=run"]]
+        {
+            assert!(!is(args), "{args:?}");
+        }
+    }
 
     #[test]
     fn the_mask_of_ignored_signals_is_read() {

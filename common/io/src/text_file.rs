@@ -3,9 +3,12 @@
 //! An editor that saves another encoding is told with the place and the remedy. It is not a matter
 //! of permissions, although the system's error for both comes from the same call.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 /// Why a file is no text.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +16,9 @@ pub enum TextError {
     /// The system cannot read it.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// It is a pipe, a socket or a device.
+    #[error("it is not a regular file")]
+    NotAFile,
     /// It is longer than any such file.
     #[error("more than {max} bytes are no configuration")]
     TooLong {
@@ -51,6 +57,7 @@ impl TextError {
                 io::ErrorKind::IsADirectory => "a directory is in its place: move that away".to_owned(),
                 _ => "check the path and the disk".to_owned(),
             },
+            Self::NotAFile => format!("put a file of text in its place: ls -l {shown}"),
             Self::TooLong { .. } => format!("another file is in its place: look at {shown}"),
             Self::Encoding { encoding } => encoding.help(path),
         }
@@ -72,11 +79,28 @@ impl BadEncoding {
 /// See [`TextError`].
 pub fn read(path: &Path, max: u64) -> Result<String, TextError> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+    open(path)?.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
         return Err(TextError::TooLong { max });
     }
     text_of(bytes).map_err(|encoding| TextError::Encoding { encoding })
+}
+
+/// Opens a file without waiting: opening a pipe blocks until somebody writes into it.
+fn open(path: &Path) -> Result<File, TextError> {
+    let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
+        // A socket cannot be opened at all.
+        Err(_) if std::fs::metadata(path).is_ok_and(|metadata| !is_text_place(&metadata)) => {
+            return Err(TextError::NotAFile);
+        }
+        opened => opened?,
+    };
+    if is_text_place(&file.metadata()?) { Ok(file) } else { Err(TextError::NotAFile) }
+}
+
+/// Whether it is a file, or a directory, which reading refuses with an error of its own.
+fn is_text_place(metadata: &std::fs::Metadata) -> bool {
+    metadata.is_file() || metadata.is_dir()
 }
 
 fn text_of(bytes: Vec<u8>) -> Result<String, BadEncoding> {
@@ -130,6 +154,26 @@ mod tests {
         }
         assert!(matches!(read(&path, 3), Err(TextError::TooLong { max: 3 })));
         assert_eq!(text_of(Vec::new()), Ok(String::new()));
+    }
+
+    /// Reading a pipe waits for a writer that never comes.
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).expect("linked");
+        for path in [&*pipe, &*socket, &*link, Path::new("/dev/null")] {
+            let error = read(path, 100).expect_err("no file");
+            assert!(matches!(error, TextError::NotAFile), "{}: {error}", path.display());
+            assert!(error.help(path).contains("ls -l"));
+        }
+        std::fs::write(dir.path().join("text"), "a = 1").expect("written");
+        std::fs::remove_file(&link).expect("removed");
+        std::os::unix::fs::symlink(dir.path().join("text"), &link).expect("linked");
+        assert_eq!(read(&link, 100).expect("a link to text"), "a = 1");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_io::durable::LockHolder;
 use anabranch_io::exit::{ExitCode, Fail};
 
 use super::client::Client;
@@ -70,6 +71,12 @@ impl Coordinator {
         for _ in 0..limits::REACH_ATTEMPTS {
             let locked = match open(&dir.join(driver::STORE_DIR)) {
                 Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(config, store)))),
+                // Verbs that read answer nobody, and end soon.
+                Err(locked @ StorageError::Locked { holder: LockHolder::Readers, .. }) => {
+                    holder = Some((locked, None));
+                    std::thread::sleep(REST);
+                    continue;
+                }
                 Err(locked @ StorageError::Locked { .. }) => locked,
                 Err(error) => return Err(error.into()),
             };
@@ -79,13 +86,17 @@ impl Coordinator {
                 Ok(client) => return Ok(Self::Running(client)),
                 // Worth another try: the one that holds the directory may be starting, or may have just finished.
                 Err(error) if anabranch_io::exit::code_of(&error) == ExitCode::Unavailable => {
-                    holder = Some((locked, error));
+                    holder = Some((locked, Some(error)));
                     std::thread::sleep(REST);
                 }
                 Err(error) => return Err(error),
             }
         }
-        let (locked, silent) = holder.map_or((None, None), |(locked, error)| (Some(locked), Some(error)));
+        let (locked, silent) = match holder {
+            Some((locked, None)) => return Err(locked.into()),
+            Some((locked, silent)) => (Some(locked), silent),
+            None => (None, None),
+        };
         let what = locked.map_or_else(|| "the directory is in use".to_owned(), |locked| locked.to_string());
         let fail = Fail::new(ExitCode::Locked, format!("{what}, which does not answer at {}", config.server.local()))
             .help("if that is a coordinator, compare `listen` in run.toml with what it was started with, or stop it");

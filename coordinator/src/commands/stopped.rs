@@ -6,7 +6,7 @@ use anabranch_common::ids::{BranchId, ModelVersion, Position, RunId};
 use anabranch_common::journal::Chain;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
-use anabranch_io::durable::StorageError;
+use anabranch_io::durable::{LockHolder, StorageError};
 use anabranch_io::exit::{ExitCode, Fail};
 use anyhow::Context as _;
 
@@ -49,6 +49,7 @@ impl Stopped {
     fn open_with(dir: &Path, open: fn(&Path) -> Result<SledStore, StorageError>) -> anyhow::Result<Self> {
         let config = super::reach::load_config(dir)?;
         let store = open(&dir.join(driver::STORE_DIR)).map_err(|error| match error {
+            StorageError::Locked { holder: LockHolder::Readers, .. } => error.into(),
             StorageError::Locked { .. } => anyhow::Error::new(
                 Fail::new(ExitCode::Locked, error.to_string())
                     .help("this needs a stopped coordinator: end `run` with SIGTERM first, then start it again"),

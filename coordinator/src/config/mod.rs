@@ -85,7 +85,7 @@ impl ServerConfig {
     #[must_use]
     pub fn unreachable_by(&self, name: &str) -> Option<String> {
         let bound = self.listen.ip().to_canonical();
-        let name_ip = name.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+        let name_ip = name.parse::<IpAddr>().ok().or_else(|| loopback_v6(name)).map(|ip| ip.to_canonical());
         let takes_both = bound.is_unspecified() && bound.is_ipv6();
         let listen = self.listen;
         if let Some(ip) = name_ip.filter(|ip| ip.is_ipv4() != bound.is_ipv4() && !takes_both) {
@@ -122,6 +122,12 @@ impl ServerConfig {
         }
         address
     }
+}
+
+/// The address of a name that /etc/hosts has for the loopback of IPv6 alone.
+fn loopback_v6(name: &str) -> Option<IpAddr> {
+    let is_one = ["ip6-localhost", "ip6-loopback"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    is_one.then(|| Ipv6Addr::LOCALHOST.into())
 }
 
 /// `[schedule]`.

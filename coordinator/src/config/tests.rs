@@ -269,6 +269,9 @@ fn a_name_that_leads_nowhere_is_refused_with_its_line() {
         ("10.0.0.7:4433", "\"::1\"", "takes IPv4 only"),
         ("10.0.0.7:4433", "\"LocalHost\"", "where nothing listens"),
         ("[fd00::7]:4433", "\"::1\"", "where nothing listens"),
+        ("127.0.0.1:4433", "\"ip6-localhost\"", "\"ip6-localhost\", an address of IPv6"),
+        ("0.0.0.0:4433", "\"IP6-Loopback\"", "takes IPv4 only"),
+        ("[fd00::7]:4433", "\"ip6-loopback\"", "where nothing listens"),
     ] {
         let (refused, line) = with(listen, name);
         let error = refused.expect_err(name);
@@ -280,7 +283,8 @@ fn a_name_that_leads_nowhere_is_refused_with_its_line() {
         ("0.0.0.0:4433", "\"203.0.113.5\", \"127.0.0.1\""),
         // Another address of the family may be forwarded to this one.
         ("127.0.0.1:4433", "\"203.0.113.5\", \"localhost\""),
-        ("[::1]:4433", "\"localhost\", \"trainer.example.org\""),
+        ("[::1]:4433", "\"localhost\", \"ip6-localhost\", \"trainer.example.org\""),
+        ("[::]:4433", "\"ip6-loopback\""),
     ] {
         assert_eq!(with(listen, name).0, Ok(()), "{listen} {name}");
     }

@@ -53,6 +53,18 @@ fn a_directory_without_a_configuration_is_told_apart_from_a_wrong_one() {
     assert!(!folder.path().join("store").exists(), "asking makes no store");
 }
 
+/// Reading a pipe waits for a writer that never comes.
+#[test]
+fn a_configuration_that_is_a_pipe_is_refused() {
+    let directory = Directory::init();
+    let path = directory.file("run.toml");
+    std::fs::remove_file(&path).expect("removed");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("made");
+    for verb in [&["config", "check"][..], &["run"], &["status"]] {
+        directory.call(verb, &[]).code(3).says("run.toml: it is not a regular file").says("help: put a file of text");
+    }
+}
+
 #[test]
 fn an_unknown_key_and_a_bad_value_are_named_with_file_and_line() {
     let directory = Directory::init();

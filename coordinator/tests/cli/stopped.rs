@@ -1,5 +1,9 @@
 //! Verbs on a stopped coordinator read and write its store.
 
+use std::process::Stdio;
+
+use anabranch_coordinator::store::SledStore;
+
 use crate::support::{Directory, write_safetensors};
 
 fn json(text: &str) -> serde_json::Value {
@@ -37,6 +41,50 @@ fn status_of_a_fresh_directory_is_pending_and_stays_the_same_run() {
     assert!(text.contains("pending") && text.contains("no coordinator is running"), "{text}");
     assert!(directory.call(&["agents", "list"], &[]).code(0).stdout.contains("no agents"));
     directory.call(&["agents", "revoke"], &["clinic"]).code(1).says("clinic");
+}
+
+/// Ctrl-C, and a kill, end a verb before it can remove its copy of the database.
+#[test]
+fn what_an_interrupted_verb_leaves_the_next_one_removes() {
+    let directory = Directory::init();
+    directory.call(&["token", "create"], &[]).code(0);
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let copies = || std::fs::read_dir(temporary.path()).expect("listed").count();
+    let status = || {
+        let mut verb = directory.command(&["status"], &[]);
+        verb.env("TMPDIR", temporary.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        verb
+    };
+    let mut left = 0;
+    for _ in 0..20 {
+        let mut verb = status().spawn().expect("starts");
+        while copies() == left && verb.try_wait().expect("asked").is_none() {}
+        verb.kill().expect("killed");
+        verb.wait().expect("ends");
+        left = copies();
+        if left > 0 {
+            break;
+        }
+    }
+    assert!(left > 0, "each verb had ended before it was killed");
+    assert!(status().status().expect("runs").success());
+    assert_eq!(copies(), 0, "copies are left");
+}
+
+/// Files beside the database are read in place: `run` must not remove them under a reader.
+#[test]
+fn a_reader_keeps_the_directory_until_it_has_ended() {
+    let directory = Directory::init_custom();
+    directory.call(&["token", "create"], &[]).code(0);
+    let reader = SledStore::open_copy(&directory.file("store")).expect("opens");
+    assert!(directory.call(&["token", "list"], &[]).code(0).stdout.contains("good"), "readers share");
+    for verb in [&["run"][..], &["token", "create"]] {
+        let ended = directory.call(verb, &[]).code(7).says("being read by another process").says("help: wait until");
+        assert!(!ended.stderr.contains("in use by process"), "{}", ended.stderr);
+    }
+    drop(reader);
+    let (code, log) = directory.serve().terminate();
+    assert_eq!(code, Some(0), "{log}");
 }
 
 #[test]

@@ -107,6 +107,11 @@ impl Directory {
         call(&self.args(verb, rest).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// The command `verb... --dir DIR rest...`.
+    pub(crate) fn command(&self, verb: &[&str], rest: &[&str]) -> Command {
+        command(&self.args(verb, rest).iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     fn args(&self, verb: &[&str], rest: &[&str]) -> Vec<String> {
         let dir = self.path().display().to_string();
         let words = verb.iter().copied().chain(["--dir", &dir]).chain(rest.iter().copied());

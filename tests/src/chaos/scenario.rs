@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
+use anabranch_io::text_file;
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -153,7 +155,8 @@ fn yes() -> bool {
 /// # Errors
 /// It cannot be read, or says something that is not possible; with file and place.
 pub fn read(path: &Path) -> anyhow::Result<Scenario> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = text_file::read(path, limits::CONFIG_FILE_BYTES);
+    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| format!("{} is not a scenario", path.display()))
 }
 
@@ -274,6 +277,18 @@ for_s = [0.5, 1.0]
 nodes = ["coordinator", "agents"]
 fault = [{ kind = "kill" }, { kind = "hang" }]
 "#;
+
+    /// Reading a pipe waits for a writer that never comes.
+    #[test]
+    fn a_file_that_is_a_pipe_is_refused() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("scenario.toml");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let error = format!("{:#}", read(&path).expect_err("no file"));
+        assert!(error.contains("it is not a regular file"), "{error}");
+        let error = format!("{:#}", crate::sim::scenario::read(&path).expect_err("no file"));
+        assert!(error.contains("it is not a regular file"), "{error}");
+    }
 
     #[test]
     fn a_seed_decides_every_time_and_another_one_decides_otherwise() {

@@ -9,12 +9,12 @@ use crate::exit::ExitCode;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// Another process uses the directory.
-    #[error("{path} is in use by {holder}", path = path.display(), holder = holder(*pid))]
+    #[error("{path} is {holder}", path = path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
-        /// The other process, if it could be read.
-        pid: Option<u32>,
+        /// Who uses it.
+        holder: LockHolder,
     },
     /// The file system or the quota is full.
     #[error("no space left for {path}", path = path.display())]
@@ -62,8 +62,25 @@ pub enum StorageError {
     },
 }
 
-fn holder(pid: Option<u32>) -> String {
-    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+/// Who holds the lock of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LockHolder {
+    /// A process that writes: a daemon, or a verb that changes something.
+    #[error("in use by process {0}")]
+    Process(u32),
+    /// Verbs that only read.
+    #[error("being read by another process: `status`, `checkpoint verify` or another verb that reads")]
+    Readers,
+    /// Not known.
+    #[error("in use by another process")]
+    Unknown,
+}
+
+impl LockHolder {
+    /// The holder of an exclusive lock, whose process id was `pid`, if it could be read.
+    pub(super) fn of_writer(pid: Option<u32>) -> Self {
+        pid.map_or(Self::Unknown, Self::Process)
+    }
 }
 
 impl StorageError {
@@ -103,7 +120,7 @@ impl StorageError {
         match error {
             // The one error that sled makes up itself; see `Config::try_lock` there.
             sled::Error::Io(source) if source.to_string().starts_with("could not acquire lock") => {
-                Self::Locked { path: path.to_owned(), pid: None }
+                Self::Locked { path: path.to_owned(), holder: LockHolder::Unknown }
             }
             sled::Error::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
                 Self::Corrupt { path: path.to_owned(), detail: "the file ends too early".to_owned() }
@@ -130,6 +147,7 @@ impl StorageError {
     #[must_use]
     pub fn help(&self) -> Option<String> {
         let help = match self {
+            Self::Locked { holder: LockHolder::Readers, .. } => "wait until that verb has ended, or stop it",
             Self::Locked { .. } => "one process can use a directory; stop the other one, or choose another directory",
             Self::NoSpace { .. } => {
                 "free some space and start again; everything that was acknowledged is on disk, nothing else was"

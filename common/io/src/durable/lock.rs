@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-use super::StorageError;
+use super::{LockHolder, StorageError};
 
 use anabranch_common::limits;
 
@@ -36,7 +36,7 @@ impl DirLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(StorageError::Locked { path: dir.to_owned(), pid: read_pid(&mut file) });
+                return Err(StorageError::Locked { path: dir.to_owned(), holder: holder_of(&mut file) });
             }
             Err(TryLockError::Error(source)) => return Err(at(source)),
         }
@@ -47,8 +47,8 @@ impl DirLock {
     }
 }
 
-/// Held while this process reads a directory that nobody may be writing, together with other readers. Nothing is created
-/// or written for it.
+/// Held while this process reads a directory that no process may write meanwhile. Readers share it. It creates and writes
+/// nothing.
 #[derive(Debug)]
 pub(super) struct ReadLock {
     /// None where no process has used the directory yet.
@@ -76,10 +76,23 @@ impl ReadLock {
         match file.try_lock_shared() {
             Ok(()) => Ok(Self { file: Some(file) }),
             Err(TryLockError::WouldBlock) => {
-                Err(StorageError::Locked { path: dir.to_owned(), pid: read_pid(&mut file) })
+                Err(StorageError::Locked { path: dir.to_owned(), holder: LockHolder::of_writer(read_pid(&mut file)) })
             }
             Err(TryLockError::Error(source)) => Err(at(source)),
         }
+    }
+}
+
+/// Returns who keeps `file` from being locked. The process id in the file is the latest writer's, which may have ended long
+/// ago: readers write none.
+fn holder_of(file: &mut File) -> LockHolder {
+    match file.try_lock_shared() {
+        Ok(()) => {
+            // Closing, which comes next, does the same.
+            let _ = file.unlock();
+            LockHolder::Readers
+        }
+        Err(_) => LockHolder::of_writer(read_pid(file)),
     }
 }
 
@@ -103,5 +116,21 @@ mod tests {
         drop(lock);
         DirLock::acquire(dir.path()).expect("free again");
         drop(copy);
+    }
+
+    /// A reader leaves the process id of the latest writer in the file, which would send an operator to a dead process.
+    #[test]
+    fn a_reader_is_not_taken_for_the_writer_before_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        drop(DirLock::acquire(dir.path()).expect("free"));
+        let readers = [(); 2].map(|()| ReadLock::acquire(dir.path()).expect("readers share"));
+        let error = DirLock::acquire(dir.path()).expect_err("held by readers");
+        assert!(matches!(&error, StorageError::Locked { holder: LockHolder::Readers, .. }), "{error}");
+        assert!(!error.to_string().contains("process "), "{error}");
+        drop(readers);
+        let _writer = DirLock::acquire(dir.path()).expect("free again");
+        let error = ReadLock::acquire(dir.path()).expect_err("held by a writer");
+        let own = LockHolder::Process(std::process::id());
+        assert!(matches!(&error, StorageError::Locked { holder, .. } if *holder == own), "{error}");
     }
 }

@@ -39,7 +39,7 @@ use crate::durable::lock::DirLock;
 use crate::durable::look::PrivateCopy;
 use crate::durable::mark::CommitMark;
 
-pub use error::StorageError;
+pub use error::{LockHolder, StorageError};
 pub use owner::act_as_owner;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};

@@ -30,7 +30,8 @@ fn a_second_open_is_refused_and_names_the_process() {
     let dir = temp();
     let first = open(dir.path()).expect("opens");
     let error = open(dir.path()).expect_err("locked");
-    assert!(matches!(&error, StorageError::Locked { pid: Some(pid), .. } if *pid == std::process::id()), "{error}");
+    let own = LockHolder::Process(std::process::id());
+    assert!(matches!(&error, StorageError::Locked { holder, .. } if *holder == own), "{error}");
     drop(first);
     open(dir.path()).expect("free again");
 }
@@ -259,6 +260,9 @@ fn a_copy_is_read_and_the_store_stays_as_it_is() {
         tree.insert(b"k", b"lost").expect("inserts");
         copy.commit().expect("commits");
         assert_eq!(copy.dir(), path);
+        // Files beside the database are read in place, so a coordinator must not prune them meanwhile.
+        let error = DurableDb::open(&path, DbOptions::default()).expect_err("a reader holds it");
+        assert!(matches!(&error, StorageError::Locked { holder: LockHolder::Readers, .. }), "{error}");
         let again =
             DurableDb::open_copy(&path, DbOptions::default(), limits::STORE_SEGMENT_BYTES).expect("readers share");
         assert_eq!(again.tree("t").expect("a tree").get(b"k").expect("reads").as_deref(), Some(&b"stored"[..]));
@@ -266,6 +270,7 @@ fn a_copy_is_read_and_the_store_stays_as_it_is() {
     };
     assert_eq!(listing(), before);
     assert!(!real.exists(), "the copy is removed");
+    drop(DurableDb::open(&path, DbOptions::default()).expect("free again"));
     let missing = dir.path().join("missing");
     let empty =
         DurableDb::open_copy(&missing, DbOptions::default(), limits::STORE_SEGMENT_BYTES).expect("an empty store");
