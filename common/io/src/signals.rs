@@ -34,7 +34,7 @@ static EARLY: Mutex<Option<Signals>> = Mutex::new(None);
 pub fn install_for_daemon(args: &[OsString]) {
     if is_daemon(args) {
         // A daemon installs them once more and reports the error.
-        *EARLY.lock().unwrap_or_else(PoisonError::into_inner) = Signals::install().ok();
+        *EARLY.lock() = Signals::install().ok();
     }
 }
 
@@ -74,7 +74,7 @@ impl Signals {
     /// # Errors
     /// The system refuses a handler or a thread.
     pub fn install() -> io::Result<Self> {
-        if let Some(early) = EARLY.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(early) = EARLY.lock().take() {
             return Ok(early);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
