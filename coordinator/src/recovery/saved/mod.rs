@@ -11,9 +11,9 @@
 //!         └──────┴────────┴──────────┴──────────────────────────────────────────────┘
 //! ```
 //! The same fold has the same bytes. A page whose agents have not changed since it was saved or loaded is neither encoded
-//! nor written again, except that each checkpoint compares a few pages with what is stored, in turns. Only the types of this module's versions have bytes; [`RunState`] and what is in it have none.
+//! nor written again, except that each checkpoint compares a few pages with what is stored, in turns. Only the types in `parts` have bytes; [`RunState`] and what is in it have none.
 
-mod v1;
+mod parts;
 
 use std::collections::BTreeMap;
 
@@ -51,7 +51,7 @@ pub(crate) fn put(store: &dyn Store, state: &RunState) -> Result<Digest, Recover
         pages.push(put_page(store, page, &state.participation, trust)?);
     }
     faults::point("checkpoint-before-head");
-    let bytes = encode(HEAD_MAGIC, &v1::Head::of(state, pages), limits::FOLD_HEAD_BYTES)?;
+    let bytes = encode(HEAD_MAGIC, &parts::Head::of(state, pages), limits::FOLD_HEAD_BYTES)?;
     let digest = Digest::of(&bytes);
     store.put_blob(digest, &bytes)?;
     Ok(digest)
@@ -78,7 +78,7 @@ fn put_page(
     {
         return Ok(digest);
     }
-    let bytes = encode(PAGE_MAGIC, &v1::Page::of(page, participation), limits::FOLD_PAGE_BYTES)?;
+    let bytes = encode(PAGE_MAGIC, &parts::Page::of(page, participation), limits::FOLD_PAGE_BYTES)?;
     let digest = Digest::of(&bytes);
     store.put_blob(digest, &bytes)?;
     page.remember(digest);
@@ -91,12 +91,12 @@ fn put_page(
 /// # Errors
 /// A part is missing, damaged or of another version, or the storage fails.
 pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, RecoveryError> {
-    let head: v1::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+    let head: parts::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     let mut agents = Agents::default();
     let mut loaded: BTreeMap<AgentId, (usize, Digest)> = BTreeMap::new();
     let (mut newest, mut parts) = (None, BTreeMap::new());
     for digest in &head.pages {
-        let page: v1::Page = read(store, PAGE, *digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
+        let page: parts::Page = read(store, PAGE, *digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
         let smallest = page.agents.first().map(|(agent, _)| *agent);
         loaded.extend(smallest.map(|smallest| (smallest, (page.agents.len(), *digest))));
         for (agent, saved) in page.agents {
@@ -117,7 +117,7 @@ pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, Recovery
 /// # Errors
 /// As [`load`], of the head alone.
 pub(super) fn load_without_agents(store: &dyn Store, head: Digest) -> Result<RunState, RecoveryError> {
-    let head: v1::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+    let head: parts::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     Ok(head.into_state(Agents::default(), BTreeMap::new()))
 }
 
@@ -127,7 +127,7 @@ pub(super) fn load_without_agents(store: &dyn Store, head: Digest) -> Result<Run
 /// As [`load`].
 pub(super) fn check(store: &dyn Store, head: Digest) -> Result<(), RecoveryError> {
     for digest in pages(store, head)? {
-        read::<v1::Page>(store, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
+        read::<parts::Page>(store, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ pub(super) fn check(store: &dyn Store, head: Digest) -> Result<(), RecoveryError
 /// # Errors
 /// As [`load`], of the head alone.
 pub(super) fn pages(store: &dyn Store, head: Digest) -> Result<Vec<Digest>, RecoveryError> {
-    let head: v1::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+    let head: parts::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     Ok(head.pages)
 }
 
@@ -180,7 +180,7 @@ mod tests {
     use crate::store::MemoryStore;
 
     /// Stores `bytes` as a page and reads it.
-    fn read_page(bytes: &[u8]) -> Result<v1::Page, RecoveryError> {
+    fn read_page(bytes: &[u8]) -> Result<parts::Page, RecoveryError> {
         let (store, digest) = (MemoryStore::new(), Digest::of(bytes));
         store.put_blob(digest, bytes).expect("memory");
         read(&store, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)
@@ -190,7 +190,7 @@ mod tests {
         let mut agents = Agents::default();
         (0..3).for_each(|number| agents.get_or_insert(AgentId([number; 16])).name = "a".to_owned());
         let page = agents.pages().next().expect("one page");
-        encode(PAGE_MAGIC, &v1::Page::of(page, &Participation::default()), limits::FOLD_PAGE_BYTES).expect("short")
+        encode(PAGE_MAGIC, &parts::Page::of(page, &Participation::default()), limits::FOLD_PAGE_BYTES).expect("short")
     }
 
     #[test]
