@@ -15,7 +15,8 @@ pub const CHUNK_HEADER_BYTES: usize = 64;
 pub const FRAME_READ_BYTES: usize = 16 << 10;
 /// Memory of a decoded message of a peer, in lengths of the longest message of its class.
 pub const MESSAGE_EXPANSION: usize = 16;
-/// Agents in one page of a saved fold. A full one has about 45 KB: one changed agent rewrites 0.7 MB at most.
+/// Agents in one page of a saved fold. An agent with a full history has about 45 KB: one changed agent rewrites 0.7 MB at
+/// most.
 pub const FOLD_PAGE_AGENTS: usize = 16;
 /// Bytes of one page of a saved fold.
 pub const FOLD_PAGE_BYTES: usize = 8 * CONTROL_MESSAGE_BYTES;

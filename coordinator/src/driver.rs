@@ -30,7 +30,7 @@ use crate::core::{Core, ModelMismatch, Options};
 use crate::identity::{self, Identity};
 use crate::merger::ModelState;
 use crate::publish::Publisher;
-use crate::recovery::{self, Recovered, RecoveryError};
+use crate::recovery::{self, OTHER_VERSION_HELP, Recovered, RecoveryError};
 use crate::store::{SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{self, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
@@ -51,11 +51,24 @@ pub struct RunOptions {
     pub identity: Identity,
 }
 
+/// Items in which builds before schema version 5 kept all members and all tokens.
+const EARLIER_ROSTER_KEYS: [&str; 2] = ["members", "tokens"];
+
 /// Reads tokens and members.
 ///
 /// # Errors
-/// The store fails or an item is damaged.
+/// The store fails, an item is damaged, or an earlier build wrote them in another form.
 pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
+    for key in EARLIER_ROSTER_KEYS {
+        if store.item(key).map_err(storage_fail)?.is_some() {
+            return Err(Fail::new(
+                ExitCode::Storage,
+                "an earlier build wrote the tokens and members of this directory",
+            )
+            .help(OTHER_VERSION_HELP)
+            .into());
+        }
+    }
     let mut roster = Roster::default();
     for prefix in [TOKEN_KEYS, MEMBER_KEYS] {
         for key in store.items(prefix).map_err(storage_fail)? {

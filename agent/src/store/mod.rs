@@ -167,7 +167,8 @@ impl Ledger {
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
-            let bytes = schema::encode(manifest, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+            let bytes =
+                schema::encode_numbered(manifest, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             next.manifest = Some(self.put(&mut next.next_blob, Content::Bytes(&bytes))?);
         }
         let blob = self.put(&mut next.next_blob, Content::Bytes(&payload))?;
@@ -338,7 +339,8 @@ impl Ledger {
     fn load(&mut self) -> Result<(), StorageError> {
         if let Some(blob) = self.head.manifest {
             let bytes = self.read(blob, "the manifest")?;
-            let manifest = schema::decode(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
+            let manifest =
+                schema::decode_numbered(&bytes, usize::MAX).map_err(|error| self.corrupt(&error.to_string()))?;
             self.manifest = Some(manifest);
         }
         self.residual = self.load_residual()?;

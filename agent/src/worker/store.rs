@@ -166,9 +166,10 @@ impl StoreWorker {
                 Ok(done) => done.unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error)))),
                 Err(panic) => Some(Event::Failed(Ending::Storage(panic))),
             };
-            if let Some(event) = event
-                && self.events.blocking_send(event).is_err()
-            {
+            let has_failed = matches!(event, Some(Event::Failed(_)));
+            let is_told = event.is_none_or(|event| self.events.blocking_send(event).is_ok());
+            // A job that has failed may have left a residual half taken out: no later job may build on that.
+            if has_failed || !is_told {
                 return;
             }
         }

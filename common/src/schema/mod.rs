@@ -69,6 +69,12 @@ pub enum SchemaError {
         /// The version that is written.
         version: u16,
     },
+    /// Bytes of a version that this build does not read.
+    #[error("schema version {found}; this program reads {}", readable())]
+    Version {
+        /// The version in front of them.
+        found: u16,
+    },
     /// A value that is not allowed.
     #[error("message cannot be read: {0}")]
     Malformed(String),
@@ -116,6 +122,27 @@ pub fn decode_as<T: Layout>(version: u16, bytes: &[u8], max_bytes: usize) -> Res
         0 => Ok(value),
         left => Err(SchemaError::Trailing(left)),
     }
+}
+
+/// Encodes `value` in the newest version behind that version's number (u16), for what is stored by itself.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_numbered<T: Layout>(value: &T, max_bytes: usize) -> Result<Vec<u8>, SchemaError> {
+    Ok([&VERSION.to_le_bytes()[..], &encode(value, max_bytes)?].concat())
+}
+
+/// Decodes what [`encode_numbered`] wrote, in any version that this build reads.
+///
+/// # Errors
+/// As [`decode`], and where the version is not readable.
+pub fn decode_numbered<T: Layout>(bytes: &[u8], max_bytes: usize) -> Result<T, SchemaError> {
+    let (number, body) = bytes.split_first_chunk().ok_or(SchemaError::Truncated("its version"))?;
+    let version = u16::from_le_bytes(*number);
+    if !is_readable(version) {
+        return Err(SchemaError::Version { found: version });
+    }
+    decode_as(version, body, max_bytes)
 }
 
 /// Returns whether this build reads what was written in `version`.

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Layout, Reader, SchemaError, Writer};
+use crate::limits;
 use crate::merge::MergeSpec;
 use crate::spec::{AdmitSpec, AgentSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
 
@@ -103,7 +104,11 @@ macro_rules! as_text {
             }
 
             fn read(input: &mut Reader<'_>) -> Result<Self, SchemaError> {
-                Self::from_toml(&String::read(input)?).map_err(|error| SchemaError::Malformed(error.to_string()))
+                let text = String::read(input)?;
+                if text.len() > limits::RUN_SPEC_BYTES {
+                    return Err(SchemaError::TooLarge { found: text.len(), max: limits::RUN_SPEC_BYTES });
+                }
+                Self::from_toml(&text).map_err(|error| SchemaError::Malformed(error.to_string()))
             }
         }
     )*};

@@ -83,6 +83,23 @@ fn one_value_has_one_form() {
 }
 
 #[test]
+fn what_is_stored_by_itself_says_its_version() {
+    let bytes = encode_numbered(&7u8, MAX).expect("small");
+    assert_eq!(bytes, [&VERSION.to_le_bytes()[..], &[7]].concat());
+    assert_eq!(decode_numbered(&bytes, MAX), Ok(7u8));
+    assert_eq!(decode_numbered::<u8>(&[1, 0, 7], MAX), Err(SchemaError::Version { found: 1 }));
+    assert_eq!(decode_numbered::<u8>(&[5], MAX), Err(SchemaError::Truncated("its version")));
+}
+
+#[test]
+fn a_configuration_longer_than_any_is_not_parsed() {
+    let text = format!("x = [{}]", "1,".repeat(crate::limits::RUN_SPEC_BYTES));
+    let bytes = encode(&text, MAX).expect("within a message");
+    let error = decode::<AgentSpec>(&bytes, MAX).expect_err("too long");
+    assert!(matches!(error, SchemaError::TooLarge { .. }), "{error}");
+}
+
+#[test]
 fn what_is_too_long_is_neither_written_nor_read() {
     let long = vec![0u8; 93];
     assert_eq!(encode(&long, 100), Err(SchemaError::TooLarge { found: 101, max: 100 }));

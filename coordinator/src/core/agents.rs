@@ -173,7 +173,8 @@ impl Agents {
 
     /// Forgets the digest of every page: what is saved beside the agents has changed for all of them.
     pub fn forget_digests(&mut self) {
-        for page in self.pages.iter_mut().filter(|page| page.digest.get().is_some()) {
+        // Also a page without one: a checkpoint on its way may share it, and would remember a digest in it.
+        for page in &mut self.pages {
             Arc::make_mut(page).digest.take();
         }
     }

@@ -76,14 +76,15 @@ impl Roster {
         let malformed = || SchemaError::Malformed(format!("{key:?} is no key of a token or a member"));
         if let Some(agent) = key.strip_prefix(MEMBER_KEYS) {
             let agent: AgentId = agent.parse().map_err(|_| malformed())?;
-            let SavedMember { name, revoked, joined_at_ms, tokens } = schema::decode(value, limits::ROSTER_ITEM_BYTES)?;
+            let SavedMember { name, revoked, joined_at_ms, tokens } =
+                schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
             // Tokens that were forgotten since are forgotten here, too.
             let tokens =
                 tokens.into_iter().filter(|(token, nth)| self.tokens.restore_use(agent, *token, *nth)).collect();
             self.members.insert(agent, Member { name, revoked, joined_at_ms, tokens });
         } else if key.starts_with(TOKEN_KEYS) {
             let SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked } =
-                schema::decode(value, limits::ROSTER_ITEM_BYTES)?;
+                schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
             let used_by = BTreeMap::new();
             self.tokens.restore(TokenRecord { secret_digest, name, created_ms, expires_ms, uses, revoked, used_by });
         } else {
@@ -108,7 +109,7 @@ impl Roster {
                 uses: token.uses,
                 revoked: token.revoked,
             });
-            let value = saved.map(|saved| schema::encode(&saved, limits::ROSTER_ITEM_BYTES)).transpose()?;
+            let value = saved.map(|saved| schema::encode_numbered(&saved, limits::ROSTER_ITEM_BYTES)).transpose()?;
             items.push((format!("{TOKEN_KEYS}{id}"), value));
         }
         for agent in members {
@@ -120,7 +121,7 @@ impl Roster {
                 joined_at_ms: *joined_at_ms,
                 tokens: tokens.map(|(token, nth)| (*token, *nth)).collect(),
             };
-            let value = schema::encode(&saved, limits::ROSTER_ITEM_BYTES)?;
+            let value = schema::encode_numbered(&saved, limits::ROSTER_ITEM_BYTES)?;
             items.push((format!("{MEMBER_KEYS}{agent}"), Some(value)));
         }
         Ok(items)

@@ -9,6 +9,11 @@ use crate::core::state::FoldError;
 use crate::merger::MergeError;
 use crate::store::StorageError;
 
+/// What to do about a directory of another version.
+pub(crate) const OTHER_VERSION_HELP: &str = "another version of Anabranch wrote this directory, and nothing was changed; \
+     export the model with that version (`checkpoint export`), then import the file into a new directory (`init`, \
+     `checkpoint import`)";
+
 /// Why a run cannot be recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
@@ -121,10 +126,7 @@ impl RecoveryError {
         let text = match self {
             Self::Storage(error) => return error.help(),
             Self::Empty => "start the coordinator once and let an agent join, or import a model",
-            Self::Schema { .. } | Self::Record { source: RecordError::Schema { .. }, .. } => {
-                "another version of Anabranch wrote this directory, and nothing was changed; export the model with that \
-                 version (`checkpoint export`), then import the file into a new directory (`init`, `checkpoint import`)"
-            }
+            Self::Schema { .. } | Self::Record { source: RecordError::Schema { .. }, .. } => OTHER_VERSION_HELP,
             Self::Record { .. }
             | Self::Misplaced { .. }
             | Self::MissingRecord(_)

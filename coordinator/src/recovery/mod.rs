@@ -21,6 +21,7 @@ mod vectors;
 pub mod verify;
 
 pub use checkpoint::Checkpoint;
+pub(crate) use error::OTHER_VERSION_HELP;
 pub use error::{ImportError, RecoveryError};
 pub use export::{Exported, NewRun, export, import};
 pub use pins::{BranchPoint, put_branch, put_model, release};

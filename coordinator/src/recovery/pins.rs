@@ -66,7 +66,7 @@ pub fn put_branch(
 ) -> Result<BranchPoint, RecoveryError> {
     let model = put_model(store, &from.manifest, model)?;
     let point = BranchPoint { parent: from.branch, from: from.position, version: from.version, model };
-    store.put_item(&branch_key(branch), &schema::encode(&point, POINT_BYTES)?)?;
+    store.put_item(&branch_key(branch), &schema::encode_numbered(&point, POINT_BYTES)?)?;
     Ok(point)
 }
 
@@ -76,7 +76,7 @@ fn branch_key(branch: BranchId) -> String {
 
 fn branch_point(store: &dyn Store, branch: BranchId) -> Result<Option<BranchPoint>, RecoveryError> {
     let Some(bytes) = store.item(&branch_key(branch))? else { return Ok(None) };
-    Ok(Some(schema::decode(&bytes, POINT_BYTES)?))
+    Ok(Some(schema::decode_numbered(&bytes, POINT_BYTES)?))
 }
 
 /// The digest of the model from which `branch` starts.

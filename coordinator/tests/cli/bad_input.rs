@@ -1,6 +1,5 @@
 //! Wrong arguments, wrong configuration, wrong files: each is told with what to do about it, and loses nothing.
 
-use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::support::{Directory, call, write_safetensors};
@@ -131,8 +130,7 @@ fn keys_that_do_not_belong_together_are_not_used() {
 
 #[test]
 fn a_taken_port_has_its_own_exit_code() {
-    let directory = Directory::init();
-    let _taken = UdpSocket::bind(("127.0.0.1", directory.port)).expect("the port is free");
+    let (directory, _taken) = Directory::init_with_port_taken();
     directory.call(&["run"], &[]).code(13).says("cannot listen on").says("another port");
 }
 

@@ -61,12 +61,17 @@ pub(crate) struct Directory {
 impl Directory {
     /// `init` on a free port of the loopback interface.
     pub(crate) fn init() -> Self {
+        Self::init_with_port_taken().0
+    }
+
+    /// The same with a socket that holds the port.
+    pub(crate) fn init_with_port_taken() -> (Self, UdpSocket) {
         let free = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let port = free.local_addr().expect("bound").port();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let directory = Self { folder, port };
         directory.call(&["init"], &["--listen", &format!("127.0.0.1:{port}")]).code(0);
-        directory
+        (directory, free)
     }
 
     /// The same for a run whose model may have any tensors.

@@ -215,14 +215,20 @@ fn the_order_in_which_agents_come_does_not_change_the_bytes() {
 fn what_changes_for_every_agent_is_saved_for_every_agent() {
     let history = history();
     let mut fleet = Fleet::new(&history);
-    for number in 0..40 {
+    // So many pages that most of them are believed to be as they were saved.
+    for number in 0..400 {
         fleet.join(agent(number));
         fleet.update(agent(number), Epoch(1), UpdateSeq(0));
     }
+    assert!(fleet.state.agents.pages().count() > 3 * limits::FOLD_PAGES_CHECKED);
     let store = store(&history, &mut fleet);
     checkpoint(&store, &history, &fleet).expect("is written");
     let before = blobs(&store);
+    // A checkpoint that is on its way shares its pages with the fold that goes on.
+    append(&store, &fleet.update(agent(7), Epoch(1), UpdateSeq(1))).expect("memory");
+    let under_way = Fleet { state: fleet.state.clone(), chain: fleet.chain };
     append(&store, &fleet.apply(RecordBody::AgentRevoked { agent: agent(5) })).expect("memory");
+    checkpoint(&store, &history, &under_way).expect("is written");
     checkpoint(&store, &history, &fleet).expect("is written");
     assert_eq!(new_pages(&store, &before).len(), fleet.state.agents.pages().count());
     let recovered = recovery::recover(&store).expect("recovers");
@@ -264,15 +270,30 @@ fn a_damaged_page_is_got_round_by_an_older_checkpoint_that_does_not_name_it() {
 /// Checkpoints share their unchanged pages, so damage to one would reach all of them: the next ones look and put it right.
 #[test]
 fn a_damaged_page_that_has_not_changed_is_written_again() {
-    let (history, mut fleet, store) = small();
+    let history = history();
+    let (mut fleet, store) = (Fleet::new(&history), begin(&history));
+    for number in 0..400 {
+        append(&store, &fleet.join(agent(number))).expect("memory");
+        append(&store, &fleet.start_epoch(agent(number), Epoch(1))).expect("memory");
+    }
+    checkpoint(&store, &history, &fleet).expect("is written");
+    let own = fleet.state.agents.pages().position(|page| page.agents().any(|(id, _)| id == agent(0))).expect("joined");
     let before = blobs(&store);
-    for id in before.keys().filter(|id| store.blob(**id).expect("memory").expect("listed").starts_with(b"ANBP")) {
-        assert!(store.damage(Area::Bulk, &Name::Blob(*id).chunk_key(0), |bytes| bytes[9] ^= 1));
-        assert!(store.blob(*id).is_err());
-        append(&store, &fleet.refuse(agent(0), Epoch(1), UpdateSeq(fleet.state.position.0))).expect("memory");
-        let checkpoint = checkpoint(&store, &history, &fleet).expect("is written");
+    append(&store, &fleet.refuse(agent(0), Epoch(1), UpdateSeq(0))).expect("memory");
+    checkpoint(&store, &history, &fleet).expect("is written");
+    let shared: Vec<Digest> = fleet.state.agents.pages().filter_map(|page| page.digest()).collect();
+    let damaged =
+        shared.iter().enumerate().filter(|(at, id)| *at != own && before.contains_key(*id)).map(|(_, id)| *id);
+    for id in damaged.step_by(9) {
+        assert!(store.damage(Area::Bulk, &Name::Blob(id).chunk_key(0), |bytes| bytes[9] ^= 1));
+        let healed = (1..100).any(|seq| {
+            append(&store, &fleet.refuse(agent(0), Epoch(1), UpdateSeq(fleet.state.position.0 + seq))).expect("memory");
+            checkpoint(&store, &history, &fleet).expect("is written");
+            store.blob(id).is_ok_and(|blob| blob.is_some())
+        });
+        assert!(healed, "no checkpoint has compared page {id}");
         let recovered = recovery::recover(&store).expect("recovers");
-        assert_eq!((recovered.from_checkpoint, &recovered.state), (Some(checkpoint.position), &fleet.state));
+        assert_eq!((recovered.from_checkpoint, &recovered.state), (Some(fleet.state.position), &fleet.state));
     }
 }
 

@@ -45,9 +45,16 @@ impl PrivateCopy {
         let parent = std::env::temp_dir();
         sweep(&parent);
         let lock = ReadLock::acquire(dir)?;
-        let path = parent.join(fresh_name().map_err(|source| StorageError::of_io(&parent, source))?);
-        DirBuilder::new().mode(0o700).create(&path).map_err(|source| StorageError::of_io(&path, source))?;
-        let copy = Self { _kept: locked(&path), path, _lock: lock };
+        let (path, kept) = loop {
+            let path = parent.join(fresh_name().map_err(|source| StorageError::of_io(&parent, source))?);
+            DirBuilder::new().mode(0o700).create(&path).map_err(|source| StorageError::of_io(&path, source))?;
+            let kept = locked(&path);
+            // A sweep that cannot see this process may have removed it before it was locked.
+            if kept.is_some() || path.exists() {
+                break (path, kept);
+            }
+        };
+        let copy = Self { _kept: kept, path, _lock: lock };
         // Without it there is no store, whatever else is left.
         if dir.join("db").try_exists().map_err(|source| StorageError::of_io(dir, source))? {
             copy_files(dir, &copy.path)?;

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::merge::participation::Participation;
+use anabranch_common::rng::SplitMix64;
 use anabranch_common::schema::{self, Layout};
 use anabranch_io::faults;
 
@@ -46,7 +47,9 @@ const PAGE: &str = "page of the state";
 pub(crate) fn put(store: &dyn Store, state: &RunState) -> Result<Digest, RecoveryError> {
     let turns = state.agents.pages().count().div_ceil(limits::FOLD_PAGES_CHECKED).max(1) as u64;
     let mut pages = Vec::new();
-    for (number, page) in (state.position.0..).zip(state.agents.pages()) {
+    // Drawn by the position, so that no regular distance of checkpoints leaves a page out for good.
+    let turn = SplitMix64::new(state.position.0).next_u64() % turns;
+    for (number, page) in (turn..).zip(state.agents.pages()) {
         let trust = if number.is_multiple_of(turns) { Trust::Nothing } else { Trust::WhatIsKnown };
         pages.push(put_page(store, page, &state.participation, trust)?);
     }
