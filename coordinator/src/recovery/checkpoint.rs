@@ -198,7 +198,16 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
     let stored = store.blobs()?;
     let mut needed: BTreeSet<Digest> = pins::referenced(store, first)?;
     for (_, checkpoint) in &kept {
-        needed.extend(needed_blobs(store, checkpoint)?);
+        match needed_blobs(store, checkpoint) {
+            Ok(blobs) => needed.extend(blobs),
+            // Its pages are not known. The damage may be a passing one, so no blob goes until this checkpoint does.
+            Err(error) if error.is_local() => {
+                tracing::warn!(%error, position = %checkpoint.position, "a checkpoint is damaged; no blob is pruned");
+                store.commit()?;
+                return Ok(pruned);
+            }
+            Err(error) => return Err(error),
+        }
     }
     store.commit()?;
     for id in stored {
@@ -212,16 +221,12 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
     Ok(pruned)
 }
 
-/// Every blob that a checkpoint needs, the pages of its fold included. A fold whose head cannot be read names none.
+/// Every blob that a checkpoint needs, the pages of its fold included.
 ///
 /// # Errors
-/// The storage fails.
+/// The head of its fold cannot be read, or the storage fails.
 pub fn needed_blobs(store: &dyn Store, checkpoint: &Checkpoint) -> Result<BTreeSet<Digest>, RecoveryError> {
-    let pages = match saved::pages(store, checkpoint.state) {
-        Ok(pages) => pages,
-        Err(error) if error.is_local() => Vec::new(),
-        Err(error) => return Err(error),
-    };
+    let pages = saved::pages(store, checkpoint.state)?;
     Ok(checkpoint.blobs().chain(pages).collect())
 }
 
@@ -240,7 +245,8 @@ pub(super) fn readable(store: &dyn Store) -> Result<(Vec<Checkpoint>, Vec<String
     Ok((checkpoints, problems))
 }
 
-/// The checkpoints that can be read, oldest first. `bytes` counts shared blobs with each that names them.
+/// The checkpoints that can be read, oldest first. `bytes` counts shared blobs with each that names them; pages are left out
+/// where the head is damaged.
 ///
 /// # Errors
 /// The storage fails.
@@ -249,7 +255,11 @@ pub fn list(store: &dyn Store) -> Result<Vec<CheckpointStatus>, RecoveryError> {
     for (position, bytes) in store.checkpoints()? {
         let Ok(checkpoint) = Checkpoint::from_bytes(&bytes) else { continue };
         let mut stored_bytes = bytes.len() as u64;
-        for id in needed_blobs(store, &checkpoint)? {
+        let needed = match needed_blobs(store, &checkpoint) {
+            Err(error) if error.is_local() => checkpoint.blobs().collect(),
+            needed => needed?,
+        };
+        for id in needed {
             stored_bytes += store.blob_bytes(id)?.unwrap_or(0);
         }
         out.push(CheckpointStatus {

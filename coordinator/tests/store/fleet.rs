@@ -223,12 +223,14 @@ fn what_changes_for_every_agent_is_saved_for_every_agent() {
     assert!(fleet.state.agents.pages().count() > 3 * limits::FOLD_PAGES_CHECKED);
     let store = store(&history, &mut fleet);
     checkpoint(&store, &history, &fleet).expect("is written");
-    let before = blobs(&store);
     // A checkpoint that is on its way shares its pages with the fold that goes on.
-    append(&store, &fleet.update(agent(7), Epoch(1), UpdateSeq(1))).expect("memory");
+    for number in [7, 60, 200, 390] {
+        append(&store, &fleet.update(agent(number), Epoch(1), UpdateSeq(1))).expect("memory");
+    }
     let under_way = Fleet { state: fleet.state.clone(), chain: fleet.chain };
     append(&store, &fleet.apply(RecordBody::AgentRevoked { agent: agent(5) })).expect("memory");
     checkpoint(&store, &history, &under_way).expect("is written");
+    let before = blobs(&store);
     checkpoint(&store, &history, &fleet).expect("is written");
     assert_eq!(new_pages(&store, &before).len(), fleet.state.agents.pages().count());
     let recovered = recovery::recover(&store).expect("recovers");
@@ -265,6 +267,29 @@ fn a_damaged_page_is_got_round_by_an_older_checkpoint_that_does_not_name_it() {
         assert_eq!((recovered.from_checkpoint, recovered.warnings.len()), (None, 2), "both checkpoints name it");
         assert_eq!(recovered.state, fleet.state);
     }
+}
+
+/// The head of a kept checkpoint cannot be read while pruning looks for what it names, and can again afterwards.
+#[test]
+fn pruning_beside_a_damaged_head_takes_no_page_away() {
+    let (history, mut fleet, store) = small();
+    let (_, bytes) = store.checkpoints().expect("memory").remove(0);
+    let older = Checkpoint::from_bytes(&bytes).expect("whole");
+    let needed = checkpoint::needed_blobs(&store, &older).expect("whole");
+    (0..40).for_each(|number| {
+        append(&store, &fleet.refuse(agent(number), Epoch(1), UpdateSeq(9))).expect("memory");
+    });
+    checkpoint(&store, &history, &fleet).expect("is written");
+    let flip = || assert!(store.damage(Area::Bulk, &Name::Blob(older.state).chunk_key(0), |bytes| bytes[9] ^= 1));
+    flip();
+    let pruned = checkpoint::prune(&store, 2, Retention::SinceSnapshot).expect("memory");
+    assert_eq!(pruned.blobs, 0);
+    flip();
+    for id in needed {
+        assert!(store.blob(id).expect("whole").is_some(), "{id} is gone");
+    }
+    // Once the checkpoint goes, what it alone named goes with it.
+    assert!(checkpoint::prune(&store, 1, Retention::SinceSnapshot).expect("memory").blobs > 0);
 }
 
 /// Checkpoints share their unchanged pages, so damage to one would reach all of them: the next ones look and put it right.
