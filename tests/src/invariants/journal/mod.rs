@@ -21,6 +21,7 @@ mod replay;
 mod sizes;
 mod staleness;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, ModelVersion, Position};
@@ -105,6 +106,8 @@ impl Fold {
 pub struct Journal {
     records: Vec<Arc<Record>>,
     chains: Vec<Chain>,
+    /// How many records there were at each start of a process that went on from them.
+    starts: BTreeSet<usize>,
     fold: Fold,
     durable: durable::Durable,
     models: replay::Models,
@@ -188,10 +191,17 @@ impl Journal {
             self.records.truncate(kept);
             self.chains.truncate(kept);
             self.fold = Fold::default();
+            self.starts.retain(|at| *at < kept);
             let records = std::mem::take(&mut self.records);
-            records.iter().try_for_each(|record| self.fold.apply(record, &self.attackers))?;
+            for (at, record) in records.iter().enumerate() {
+                if self.starts.contains(&at) {
+                    self.fold.evaluations.restarted();
+                }
+                self.fold.apply(record, &self.attackers)?;
+            }
             self.records = records;
         }
+        self.starts.insert(kept);
         self.fold.evaluations.restarted();
         ensure(self.fold.version == version, "P2", || {
             format!("recovered version {version}, the records say {}", self.fold.version)
@@ -231,6 +241,7 @@ impl Journal {
         self.durable.nothing()?;
         self.records.clear();
         self.chains.clear();
+        self.starts.clear();
         self.fold = Fold::default();
         Ok(())
     }
