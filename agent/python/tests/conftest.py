@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +9,16 @@ import pytest
 from driver import Driver
 
 Start = Callable[..., Driver]
+
+
+def require_torch() -> None:
+    """Skips the tests of a module where PyTorch is absent; in CI that is an error. Call it before ``import torch``."""
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        if os.environ.get("CI") == "true":
+            raise RuntimeError("PyTorch is absent, and CI has to test anabranch.torch") from error
+        pytest.skip(f"PyTorch is absent ({error}): anabranch.torch is not tested", allow_module_level=True)
 
 
 @pytest.fixture

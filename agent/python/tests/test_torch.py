@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Start
+from conftest import Start, require_torch
 
-try:
-    import torch  # noqa: F401
-except ImportError as error:
-    if os.environ.get("CI") == "true":
-        raise RuntimeError("PyTorch is absent, and CI has to test anabranch.torch") from error
-    pytest.skip(f"PyTorch is absent ({error}): anabranch.torch is not tested", allow_module_level=True)
+require_torch()
+
+import torch  # noqa: E402
 
 import anabranch  # noqa: E402
 import anabranch.torch  # noqa: E402

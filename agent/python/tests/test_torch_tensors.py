@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Start
+from conftest import Start, require_torch
 
-try:
-    import torch
-    from torch import nn
-except ImportError as error:
-    if os.environ.get("CI") == "true":
-        raise RuntimeError("PyTorch is absent, and CI has to test anabranch.torch") from error
-    pytest.skip(f"PyTorch is absent ({error}): anabranch.torch is not tested", allow_module_level=True)
+require_torch()
+
+import torch
+from torch import nn
 
 import anabranch
 import anabranch.torch
