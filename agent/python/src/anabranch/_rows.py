@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -103,7 +102,7 @@ class Table:
     def _line(self, content: IO[bytes]) -> bytes:
         try:
             line = content.readline(_LINE_BYTES + 1)
-        except (OSError, EOFError, zlib.error) as error:
+        except OSError as error:
             raise DataError(f"{self._file} cannot be read: {error}") from error
         if len(line) > _LINE_BYTES:
             raise DataError(f"{self._file} is too large: a line has more than {_LINE_BYTES} bytes")

@@ -73,6 +73,8 @@ class SharedModel:
         self._local = tuple(local)
         self._has_copies = False
         self._written: set[str] = set()
+        self.device: Any = None
+        """Where the model is, from the first ``load`` on."""
         found = self._found()
         unused = [pattern for pattern in self._local if not any(fnmatchcase(name, pattern) for name in found.local)]
         if unused:
@@ -84,11 +86,6 @@ class SharedModel:
         self._has_copies = self._holds_copies(found)
         self._check_sent(found)
         _check_overlap(found.shared)
-
-    @property
-    def device(self) -> Any:
-        """Where the model is."""
-        return next(iter(self._found().shared.values())).device
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns names and shapes in the order of the state dict."""
@@ -130,6 +127,7 @@ class SharedModel:
         differences = self._differences(found)
         if differences:
             raise TensorError(f"the tensors of the model have changed between two requests: {named(differences)}")
+        self.device = next(iter(found.shared.values())).device
         with torch.no_grad():
             for name, target in found.shared.items():
                 target.copy_(_as_loaded(name, tensors[name], target.dtype))

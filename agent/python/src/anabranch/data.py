@@ -6,7 +6,6 @@ Values are as they stand in the file: the model's ``input_scale`` is for the tra
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,16 +91,18 @@ def columns(path: str | Path, label: str = "label", *, drop: Sequence[str] = ())
     """
     file = _csv_file(Path(path))
     _check_dropped(file, label, drop)
+    return _read_columns(file, label, drop).names
+
+
+def _read_columns(file: Path, label: str, drop: Sequence[str]) -> Columns:
     with open_content(file) as content:
-        return Table(file, content, label, drop, None).columns.names
+        return Table(file, content, label, drop, None).columns
 
 
 def _check_dropped(file: Path, label: str, drop: Sequence[str]) -> None:
     if not drop:
         return
-    shards: list[tuple[Path, list[str] | None]] = []
-    with open_content(file) as content:
-        shards.append((file, Table(file, content, label, drop, None).columns.all))
+    shards: list[tuple[Path, list[str] | None]] = [(file, _read_columns(file, label, drop).all)]
     for shard in _other_shard(file):
         header = _header(shard, label, drop)
         shards.append((shard, None if header is None else header.all))
@@ -116,8 +117,7 @@ def _header(shard: Path, label: str, drop: Sequence[str]) -> Columns | None:
     if is_images(shard.name) and not is_csv(shard.name):
         return None
     try:
-        with open_content(shard) as content:
-            return Table(shard, content, label, drop, None).columns
+        return _read_columns(shard, label, drop)
     except DataError:
         if is_csv(shard.name):
             raise
@@ -179,7 +179,7 @@ def _idx_array(path: Path, dims: range) -> NDArray[np.uint8]:
     with open_content(path) as file:
         try:
             content = file.read()
-        except (OSError, EOFError, zlib.error) as error:
+        except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] not in dims:
         expected = f"an IDX header for bytes in {dims.start} to {dims.stop - 1} dimensions"
