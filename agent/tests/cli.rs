@@ -294,8 +294,9 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     use anabranch_agent::core::command::Bank;
     use anabranch_agent::core::event::Outcome;
     use anabranch_common::codec::CodecSpec;
-    use anabranch_common::journal::{Lease, Plan};
+    use anabranch_common::journal::Lease;
     use anabranch_common::manifest::{ModelManifest, TensorSpec};
+    use anabranch_common::testkit::lease::lease;
 
     let temporary = tempfile::tempdir().expect("a directory");
     let dir = enrolled(temporary.path());
@@ -306,17 +307,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
 
     let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![3] }]).expect("valid");
     let (run, owner, branch) = (RunId([1; 16]), AgentId([2; 16]), BranchId([3; 16]));
-    let lease = Lease {
-        id: LeaseId(1),
-        agent: owner,
-        epoch: Epoch(5),
-        branch,
-        base_version: ModelVersion(4),
-        base_digest: Digest::default(),
-        seed: 0,
-        expires_at_ms: 0,
-        plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
-    };
+    let lease = Lease { epoch: Epoch(5), base_version: ModelVersion(4), ..lease(LeaseId(1), owner, branch) };
     let outcome = Outcome {
         lease: LeaseId(1),
         delta: [1.0, 2.0, 3.0].into(),

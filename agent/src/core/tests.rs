@@ -16,6 +16,7 @@ use anabranch_common::journal::{Evaluation, Lease, LeaseEnd, Plan};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::spec::AgentSpec;
+use anabranch_common::testkit::lease::PLAN;
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -107,7 +108,7 @@ fn lease(id: u64, version: u64) -> Lease {
         base_digest: digest(version),
         seed: 99,
         expires_at_ms: 0,
-        plan: Plan { local_steps: spec().train.local_steps, lr_factor: 1.0, round: id, progress: None, weight: 0.6 },
+        plan: Plan { local_steps: spec().train.local_steps, round: id, weight: 0.6, ..PLAN },
     }
 }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
-use anabranch_common::journal::{Lease, Plan};
+use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::testkit::codec::normal;
+use anabranch_common::testkit::lease::lease;
 use anabranch_common::update::UpdateKey;
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -153,17 +153,7 @@ impl Pair {
         if lost {
             return;
         }
-        let lease = Lease {
-            id: LeaseId(self.seq),
-            agent: AGENT,
-            epoch: Epoch(1),
-            branch: self.branch,
-            base_version: ModelVersion(0),
-            base_digest: Digest::default(),
-            seed: 0,
-            expires_at_ms: 0,
-            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
-        };
+        let lease = lease(LeaseId(self.seq), AGENT, self.branch);
         let outcome = Outcome {
             lease: lease.id,
             delta: end.iter().zip(&base).map(|(end, base)| end - base).collect(),

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use anabranch_common::codec::{CodecSpec, EncodeError};
-use anabranch_common::ids::{AgentId, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
-use anabranch_common::journal::{Lease, Plan};
+use anabranch_common::ids::{AgentId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::TensorSpec;
+use anabranch_common::testkit::lease::lease;
 
 use super::*;
 use crate::core::event::Outcome;
@@ -27,17 +27,7 @@ pub(super) fn delta() -> Vec<f32> {
 
 pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
     Bank {
-        lease: Lease {
-            id: LeaseId(seq),
-            agent: AGENT,
-            epoch: Epoch(1),
-            branch: BRANCH,
-            base_version: ModelVersion(0),
-            base_digest: Digest::default(),
-            seed: 0,
-            expires_at_ms: 0,
-            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
-        },
+        lease: lease(LeaseId(seq), AGENT, BRANCH),
         epoch: Epoch(1),
         seq: UpdateSeq(seq),
         codec: CodecSpec::TopK { fraction: 0.1 },

@@ -235,6 +235,7 @@ fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
 mod tests {
     use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion};
     use anabranch_common::journal::Plan;
+    use anabranch_common::testkit::lease::PLAN;
 
     use super::*;
 
@@ -248,7 +249,7 @@ mod tests {
             base_digest: Digest::of_f32(base),
             seed: 5,
             expires_at_ms: 6,
-            plan: Plan { local_steps: 20, lr_factor: 0.25, round: 8, progress: Some(0.5), weight: 1.0 },
+            plan: Plan { local_steps: 20, lr_factor: 0.25, round: 8, progress: Some(0.5), ..PLAN },
         }
     }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
-use anabranch_common::journal::{Lease, Plan};
+use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, UpdateSeq};
 use anabranch_common::manifest::TensorSpec;
+use anabranch_common::testkit::lease::lease;
 
 use parking_lot::Mutex;
 
@@ -95,17 +95,7 @@ fn manifest() -> ModelManifest {
 }
 
 fn bank() -> Bank {
-    let lease = Lease {
-        id: LeaseId(1),
-        agent: AGENT,
-        epoch: Epoch(1),
-        branch: BranchId([3; 16]),
-        base_version: ModelVersion(0),
-        base_digest: Digest::default(),
-        seed: 0,
-        expires_at_ms: 0,
-        plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
-    };
+    let lease = lease(LeaseId(1), AGENT, BranchId([3; 16]));
     let outcome = Outcome {
         lease: lease.id,
         delta: [1.0, -2.0, 3.0].into(),

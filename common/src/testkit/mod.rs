@@ -3,4 +3,5 @@
 
 pub mod codec;
 pub mod extreme;
+pub mod lease;
 pub mod merge;

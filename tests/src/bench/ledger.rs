@@ -11,9 +11,9 @@ use anabranch_agent::encode;
 use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, CodecSpec};
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
-use anabranch_common::journal::{Lease, Plan};
+use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::testkit;
 use anabranch_common::update::UpdateKey;
 use anabranch_io::durable::{DbOptions, DurableDb};
 use clap::Args;
@@ -159,17 +159,7 @@ pub(crate) fn key(seq: u64) -> UpdateKey {
 pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>) -> Bank {
     let lease = LeaseId(seq);
     Bank {
-        lease: Lease {
-            id: lease,
-            agent: AGENT,
-            epoch: Epoch(1),
-            branch,
-            base_version: ModelVersion(0),
-            base_digest: Digest::default(),
-            seed: 0,
-            expires_at_ms: 0,
-            plan: Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 },
-        },
+        lease: testkit::lease::lease(lease, AGENT, branch),
         epoch: Epoch(1),
         seq: UpdateSeq(seq),
         codec,

@@ -38,7 +38,7 @@ fn a_trainer_with_the_runs_tensors_in_another_order_takes_the_runs_order() {
 #[test]
 fn a_round_has_the_plan_of_its_lease() {
     let mut session = asking(config(100, 0), Kept::default());
-    let plan = Plan { local_steps: 3, lr_factor: 0.5, round: 7, progress: Some(0.25), weight: 1.0 };
+    let plan = Plan { local_steps: 3, lr_factor: 0.5, round: 7, progress: Some(0.25), ..PLAN };
     let planned = Lease { plan, ..lease(1, 0) };
     session.handle(0, say(CoordinatorMessage::Lease { lease: planned.clone(), evaluate: false }));
     session.handle(0, announce(0));
@@ -55,7 +55,7 @@ fn a_round_has_the_plan_of_its_lease() {
 #[test]
 fn a_round_that_a_crash_cut_off_goes_on_with_its_plan() {
     let mut session = Session::new(config(100, 0), Kept { branch: Some(BRANCH), ..Kept::default() });
-    let plan = Plan { local_steps: 3, lr_factor: 0.25, round: 9, progress: None, weight: 1.0 };
+    let plan = Plan { local_steps: 3, lr_factor: 0.25, round: 9, ..PLAN };
     let cut_off = Lease { plan, ..lease(4, 0) };
     session.resume(cut_off.clone(), content(0));
     session.handle(0, Event::Started);

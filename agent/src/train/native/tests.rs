@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anabranch_common::journal::Plan;
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
+use anabranch_common::testkit::lease::PLAN;
 
 use super::*;
 use crate::shard::{self, Examples, Inputs, ShardOptions, Text};
@@ -290,7 +291,7 @@ fn a_kept_round_goes_on_at_its_own_learning_rate_and_at_0_the_model_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("round");
     let at_rate = |lr_factor: f32, cut_after: u32| {
-        let given = Plan { local_steps: 4, lr_factor, round: 7, progress: None, weight: 1.0 };
+        let given = Plan { local_steps: 4, lr_factor, round: 7, ..PLAN };
         let plan = given.of(&plan(1, sgd(0.05, 0.9)));
         let mut trainer = native(&spec).expect("valid");
         let base = trainer.initial(1).expect("made");

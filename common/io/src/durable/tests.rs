@@ -191,9 +191,8 @@ fn a_damaged_store_is_reported_with_what_to_do() {
     assert!(error.help().expect("help").contains("restore"));
 }
 
-/// Faults 15 and 16: sled alone opens these with entries missing and no error.
-#[test]
-fn a_store_that_lost_committed_writes_is_refused() {
+/// A store that was committed value by value, and has lost half of its file.
+fn half_a_store() -> tempfile::TempDir {
     let dir = temp();
     let db = open(dir.path()).expect("opens");
     let tree = db.tree("t").expect("tree");
@@ -204,6 +203,13 @@ fn a_store_that_lost_committed_writes_is_refused() {
     drop((tree, db));
     let file = File::options().write(true).open(dir.path().join("store/db")).expect("opens");
     file.set_len(file.metadata().expect("reads").len() / 2).expect("cuts");
+    dir
+}
+
+/// Faults 15 and 16: sled alone opens these with entries missing and no error.
+#[test]
+fn a_store_that_lost_committed_writes_is_refused() {
+    let dir = half_a_store();
     let error = open(dir.path()).expect_err("half of it is gone");
     assert!(matches!(&error, StorageError::Corrupt { .. }), "{error}");
 }
@@ -280,17 +286,8 @@ fn a_copy_is_read_and_the_store_stays_as_it_is() {
 
 #[test]
 fn damage_in_a_copy_is_told_of_the_store() {
-    let dir = temp();
-    let db = open(dir.path()).expect("opens");
-    let tree = db.tree("t").expect("tree");
-    for key in 0..64u32 {
-        tree.insert(key.to_be_bytes(), &noise(STORE_VALUE_BYTES)).expect("inserts");
-        db.commit().expect("commits");
-    }
-    drop((tree, db));
+    let dir = half_a_store();
     let path = dir.path().join("store");
-    let file = File::options().write(true).open(path.join("db")).expect("opens");
-    file.set_len(file.metadata().expect("reads").len() / 2).expect("cuts");
     let error = DurableDb::open_copy(&path, DbOptions::default(), limits::STORE_SEGMENT_BYTES).expect_err("damaged");
     assert!(matches!(&error, StorageError::Corrupt { path: of, .. } if *of == path), "{error}");
 }
