@@ -206,15 +206,10 @@ fn command(
     columns: &ShardOptions,
     choice: Choice,
 ) -> anyhow::Result<Option<Program>> {
-    if !args.trainer.is_empty() {
+    if let Some((command, at_home)) = program_of_the_user(args, config) {
         refuse_for_programs(choice)?;
         refuse_columns_for_programs(args, config)?;
-        return Ok(Some(Program { command: args.trainer.clone(), at_home: false, gpu: None }));
-    }
-    if let Some(command) = config.trainer.as_ref().filter(|_| !args.isolate) {
-        refuse_for_programs(choice)?;
-        refuse_columns_for_programs(args, config)?;
-        return Ok(Some(Program { command: command.iter().map(Into::into).collect(), at_home: true, gpu: None }));
+        return Ok(Some(Program { command, at_home, gpu: None }));
     }
     let gpu = choose(choice);
     // A sick driver must not take the agent with it.
@@ -235,6 +230,16 @@ fn command(
         command.extend(["--encoder".into(), value.get_name().into()]);
     }
     Ok(Some(Program { command, at_home: false, gpu }))
+}
+
+/// The user's own program, and whether it is started in the agent's directory: that of the command line before that of
+/// agent.toml.
+fn program_of_the_user(args: &RunArgs, config: &AgentConfig) -> Option<(Vec<OsString>, bool)> {
+    if !args.trainer.is_empty() {
+        return Some((args.trainer.clone(), false));
+    }
+    let configured = config.trainer.as_ref().filter(|_| !args.isolate)?;
+    Some((configured.iter().map(Into::into).collect(), true))
 }
 
 /// Refuses settings that name columns where a program of the user's reads the shards: it would train on a column that its

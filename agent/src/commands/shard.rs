@@ -2,14 +2,14 @@
 
 use anabranch_io::exit::{ExitCode, Fail};
 
+use super::run::shard_options;
 use super::{print, print_json, shard_fail};
 use crate::cli::{InspectArgs, SplitArgs};
-use crate::shard::{self, DEFAULT_CONTEXT, DEFAULT_LABEL_COLUMN, ShardOptions, Skew, SplitOptions};
+use crate::shard::{self, DEFAULT_CONTEXT, Skew, SplitOptions};
 
 /// Runs `shard inspect`. A shard with problems is shown, and is an error.
 pub(super) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let label_column = args.label_column.as_deref().unwrap_or(DEFAULT_LABEL_COLUMN);
-    let options = ShardOptions::default().label_column(label_column).drop_columns(args.drop_columns.as_slice());
+    let options = shard_options(args.label_column.clone(), args.drop_columns.clone());
     let context = args.context.map_or(DEFAULT_CONTEXT, usize::from);
     let report = shard::inspect(&args.path, &options, context).map_err(shard_fail)?;
     if args.output.json {

@@ -97,12 +97,13 @@ impl Session {
         if self.work != Work::Idle || !matches!(self.trainer, Trainer::Ready(_)) {
             return;
         }
-        if let Some(reason) = self.hold.clone() {
+        if let Some(reason) = &self.hold {
             // Another evaluator is asked meanwhile, and this one again later.
             if self.is_up()
                 && let Some(wanted) = self.evaluate_next.take()
             {
-                self.cannot_evaluate(wanted.version, &format!("takes on no work at present: {reason}"), out);
+                let why = format!("takes on no work at present: {reason}");
+                self.cannot_evaluate(wanted.version, &why, out);
             }
             return self.catch_up(now_ms, out);
         }

@@ -162,28 +162,29 @@ impl Text {
     pub(super) fn select(&self, indices: &[usize]) -> Vec<u8> {
         let mut selected = Vec::new();
         for range in [&self.header].into_iter().chain(indices.iter().map(|index| &self.rows[*index])) {
-            let row = self.bytes[range.clone()].trim_ascii();
-            match &self.kept {
-                None => selected.extend_from_slice(row),
-                Some(kept) => selected.extend_from_slice(&columns_of(row, kept)),
-            }
+            selected.extend_from_slice(self.bytes[range.clone()].trim_ascii());
             selected.push(b'\n');
         }
-        selected
+        match &self.kept {
+            None => selected,
+            Some(kept) => columns_of(&selected, kept),
+        }
     }
 }
 
-/// The columns at `kept` of a row of text, without an end of the line.
-fn columns_of(row: &[u8], kept: &[usize]) -> Vec<u8> {
-    let mut record = csv::ByteRecord::new();
-    let read = builder().from_reader(row).read_byte_record(&mut record);
-    read.expect("a slice can be read");
+/// The columns at `kept` of rows of text.
+fn columns_of(rows: &[u8], kept: &[usize]) -> Vec<u8> {
+    let mut reader = builder().from_reader(rows);
     let mut writer = csv::WriterBuilder::new().terminator(LINE_END).from_writer(Vec::new());
-    let fields = kept.iter().map(|column| record.get(*column).unwrap_or_default().trim_ascii());
-    writer.write_record(fields).expect("memory can be written to");
-    let mut bytes = writer.into_inner().expect("memory can be written to");
-    bytes.pop();
-    bytes
+    let mut record = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut record).expect("a slice can be read") {
+        // A blank line may stand behind a row.
+        if !is_blank(&record) {
+            let fields = kept.iter().map(|column| record.get(*column).unwrap_or_default().trim_ascii());
+            writer.write_record(fields).expect("memory can be written to");
+        }
+    }
+    writer.into_inner().expect("memory can be written to")
 }
 
 /// Rows of another length are reported with their line by [`Columns::parse`]; fields are trimmed there, because the line

@@ -43,6 +43,8 @@ impl FreshPayloads {
         if payload.len() > self.most_bytes {
             return;
         }
+        // The copy is made before the lock, which senders wait for.
+        let payload: Arc<[u8]> = payload.into();
         let mut kept = self.kept.lock();
         kept.bytes += payload.len();
         while kept.bytes > self.most_bytes
@@ -50,7 +52,7 @@ impl FreshPayloads {
         {
             kept.bytes -= oldest.len();
         }
-        kept.payloads.push_back((key, payload.into()));
+        kept.payloads.push_back((key, payload));
     }
 
     /// Removes the payload of an update that has left the outbox.

@@ -13,7 +13,7 @@ use burn_tensor::ops::{FloatTensor, FloatTensorOps as _};
 use burn_tensor::{Bool, Shape, Tensor, TensorPrimitive, activation};
 use rayon::prelude::*;
 
-use super::tensors::{tensor, values};
+use super::tensors::{columns, tensor, values};
 use crate::train::vector::{dot, exp, largest, total, vectorized};
 
 /// Query, key, value.
@@ -73,10 +73,6 @@ impl Heads {
         let tokens = joined.len() / columns;
         tensor(joined, [tokens, columns])
     }
-}
-
-fn columns(x: &FlexTensor) -> usize {
-    x.layout().shape()[1]
 }
 
 /// A backend that has it.

@@ -8,7 +8,7 @@
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
 use burn_autodiff::{Autodiff, NodeId};
 use burn_flex::Flex;
 use burn_flex::FlexTensor;
@@ -17,11 +17,11 @@ use burn_tensor::ops::{FloatTensor, FloatTensorOps as _};
 use burn_tensor::{Tensor, TensorPrimitive, activation};
 use rayon::prelude::*;
 
-use super::tensors::{tensor, values};
+use super::tensors::{columns, tensor, values};
 use crate::train::vector::{total, vectorized};
 
 /// Values that one thread takes at a time.
-const FLAT: usize = 4096;
+pub(super) const FLAT: usize = 4096;
 /// Columns that one thread sums at a time.
 const COLUMNS: usize = 64;
 
@@ -113,7 +113,7 @@ impl<C: CheckpointStrategy> DenseOps for Autodiff<Flex, C> {
     }
 
     fn product_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let output = product_rows(x.primitive.clone(), &weight.primitive);
+        let output = Flex::product_rows(x.primitive.clone(), weight.primitive.clone());
         match ProductRows.prepare::<C>([x.node, weight.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((x.primitive, weight.primitive), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
@@ -164,7 +164,8 @@ impl Backward<Flex, 3> for DenseRows {
         let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [of_x, of_weight, of_bias] = ops.parents.map(|parent| parent.map(|parent| parent.id));
         register(grads, of_bias, || sum_columns(&gradient));
-        register_product(grads, [of_x, of_weight], (x, weight), gradient);
+        register(grads, of_x, || Flex::float_matmul(gradient.clone(), weight));
+        register(grads, of_weight, || Flex::float_matmul(Flex::float_transpose(gradient), x));
     }
 }
 
@@ -176,21 +177,11 @@ impl Backward<Flex, 2> for ProductRows {
     type State = (FlexTensor, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = grads.consume::<Flex>(&ops.node);
-        let parents = ops.parents.map(|parent| parent.map(|parent| parent.id));
-        register_product(grads, parents, ops.state, gradient);
+        let (x, weight) = ops.state;
+        let by_x = |gradient| Flex::float_matmul(gradient, weight);
+        let by_weight = |gradient| Flex::float_matmul(Flex::float_transpose(gradient), x);
+        binary::<Flex, _, _>(ops.parents, ops.node, grads, by_x, by_weight);
     }
-}
-
-/// Adds to the gradients by the input and by the weight, each in its own layout.
-fn register_product(
-    grads: &mut Gradients,
-    [of_x, of_weight]: [Option<NodeId>; 2],
-    (x, weight): (FlexTensor, FlexTensor),
-    gradient: FlexTensor,
-) {
-    register(grads, of_x, || Flex::float_matmul(gradient.clone(), weight));
-    register(grads, of_weight, || Flex::float_matmul(Flex::float_transpose(gradient), x));
 }
 
 #[derive(Debug)]
@@ -200,10 +191,7 @@ impl Backward<Flex, 2> for Add {
     type State = ();
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = grads.consume::<Flex>(&ops.node);
-        for parent in ops.parents {
-            register(grads, parent.map(|parent| parent.id), || gradient.clone());
-        }
+        binary::<Flex, _, _>(ops.parents, ops.node, grads, |gradient| gradient, |gradient| gradient);
     }
 }
 
@@ -215,8 +203,7 @@ impl Backward<Flex, 1> for WithGradient {
     type State = FlexTensor;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let [parent] = ops.parents;
-        register(grads, parent.map(|parent| parent.id), || ops.state);
+        unary::<Flex, _>(ops.parents, ops.node, grads, |_| ops.state);
     }
 }
 
@@ -225,10 +212,6 @@ fn register(grads: &mut Gradients, parent: Option<NodeId>, slope: impl FnOnce() 
     if let Some(parent) = parent {
         grads.register::<Flex>(parent, slope());
     }
-}
-
-fn columns(x: &FlexTensor) -> usize {
-    x.layout().shape()[1]
 }
 
 fn rows_at_a_time(columns: usize) -> usize {
@@ -297,15 +280,11 @@ fn sum_each(rows: &[f32], sums: &mut [f32]) {
 }
 
 fn dense_rows(x: FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
-    let mut output = product_rows(x, weight);
+    let mut output = Flex::product_rows(x, weight.clone());
     let (bias, columns) = (bias.to_contiguous(), columns(&output));
     let chunks = output.storage_mut().par_chunks_mut(rows_at_a_time(columns) * columns);
     chunks.for_each(|output| vectorized!(add_to_each(output, values(&bias))));
     output
-}
-
-fn product_rows(x: FlexTensor, weight: &FlexTensor) -> FlexTensor {
-    Flex::float_matmul(x, Flex::float_transpose(weight.clone()))
 }
 
 #[inline(always)]

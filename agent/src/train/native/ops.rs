@@ -20,6 +20,7 @@ use burn_tensor::ops::{ConvOptions, FloatTensor, FloatTensorOps as _};
 use burn_tensor::{Tensor, TensorPrimitive, activation, module};
 use rayon::prelude::*;
 
+use super::dense_ops::add_to;
 use super::tensors::{tensor, values};
 use crate::train::vector::vectorized;
 
@@ -366,8 +367,8 @@ fn slopes(
     let mut weight = vec![0.0f32; extents.outputs * extents.patch()];
     let mut bias = vec![0.0f32; extents.outputs];
     for (more_weight, more_bias) in parts {
-        weight.iter_mut().zip(values(&more_weight)).for_each(|(sum, more)| *sum += more);
-        bias.iter_mut().zip(more_bias).for_each(|(sum, more)| *sum += more);
+        add_to(&mut weight, values(&more_weight));
+        add_to(&mut bias, &more_bias);
     }
     let weight = tensor(weight, [extents.outputs, extents.patch()]);
     Slopes {

@@ -14,6 +14,11 @@ pub(super) fn values(x: &FlexTensor) -> &[f32] {
     x.as_slice().expect("the tensor was made contiguous, and everything here is f32")
 }
 
+/// Columns of a tensor of rows.
+pub(super) fn columns(x: &FlexTensor) -> usize {
+    x.layout().shape()[1]
+}
+
 pub(super) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, Shape::from(shape)))
 }

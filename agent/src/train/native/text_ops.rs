@@ -16,15 +16,14 @@ use burn_tensor::{Int, Tensor, TensorData, TensorMetadata as _, TensorPrimitive}
 use rayon::prelude::*;
 
 use super::attention::Attention;
-use super::dense_ops::{DenseOps, add_to};
+use super::dense_ops::{DenseOps, FLAT, add_to};
 use super::tensors::{tensor, values};
 use crate::train::vector::{dot, normal_cdf, normal_density, total, vectorized};
 
 /// Keeps a layer norm from dividing by 0; PyTorch's default.
 const EPSILON: f32 = 1e-5;
-/// Rows, and values of a flat tensor, that one thread takes at a time.
+/// Rows that one thread takes at a time.
 const ROWS: usize = 32;
-const FLAT: usize = 4096;
 
 /// A backend that has what a gpt needs.
 pub(super) trait TextOps: Attention + DenseOps {
@@ -191,7 +190,7 @@ fn normalize_slope(normal: &FlexTensor, factors: &[f32], gain: &FlexTensor, grad
     let sums: Vec<Vec<f32>> = sums.collect();
     let mut gain_slope = vec![0.0f32; 2 * width];
     for sums in sums {
-        gain_slope.iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+        add_to(&mut gain_slope, &sums);
     }
     let bias_slope = gain_slope.split_off(width);
     [like(normal, slope), tensor(gain_slope, [width, 1]), tensor(bias_slope, [width, 1])]

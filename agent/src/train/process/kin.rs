@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use anabranch_common::limits;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::scratch;
 use crate::clock::Clock;
 
 /// The variable that holds the mark.
@@ -32,14 +32,12 @@ pub(super) struct Kin {
 }
 
 impl Kin {
-    /// Returns those of the agent whose directory is `home`: its inode is a name that no other agent has.
+    /// Returns those of the agent whose directory is `home`.
     ///
     /// # Errors
     /// The directory cannot be looked at.
     pub(super) fn of(home: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(home)?;
-        let mark = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
-        Ok(Self { mark, group: AtomicI32::new(NONE) })
+        Ok(Self { mark: scratch::name_of(home)?, group: AtomicI32::new(NONE) })
     }
 
     /// The variable of its environment by which a descendant is known.

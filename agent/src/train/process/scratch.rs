@@ -67,9 +67,14 @@ impl Drop for Scratch {
     }
 }
 
-fn shared_path(home: &Path) -> io::Result<PathBuf> {
+/// The inode of an agent's directory: a name that no other agent on this machine has.
+pub(super) fn name_of(home: &Path) -> io::Result<String> {
     let metadata = fs::metadata(home)?;
-    Ok(Path::new(SHARED_MEMORY).join(format!("anabranch-{:x}-{:x}", metadata.dev(), metadata.ino())))
+    Ok(format!("{:x}-{:x}", metadata.dev(), metadata.ino()))
+}
+
+fn shared_path(home: &Path) -> io::Result<PathBuf> {
+    Ok(Path::new(SHARED_MEMORY).join(format!("anabranch-{}", name_of(home)?)))
 }
 
 fn home_path(home: &Path) -> io::Result<PathBuf> {
