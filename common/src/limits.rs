@@ -90,8 +90,6 @@ pub const AGENT_WORDS_BYTES: usize = 256;
 pub const AGENTS: usize = 65_536;
 /// Join tokens that are kept at once; the oldest one that is used up, expired or revoked makes room.
 pub const TOKENS: usize = 1_024;
-/// Bytes of one value of the store's catalogue.
-pub const STORE_ITEM_BYTES: usize = 16 << 20;
 /// Characters of a join token that are read.
 pub const TOKEN_CHARS: usize = 640;
 /// Life of a join token, in milliseconds: a year.

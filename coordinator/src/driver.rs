@@ -60,7 +60,7 @@ const EARLIER_ROSTER_KEYS: [&str; 2] = ["members", "tokens"];
 /// The store fails, an item is damaged, or an earlier build wrote them in another form.
 pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
     for key in EARLIER_ROSTER_KEYS {
-        if store.item(key).map_err(storage_fail)?.is_some() {
+        if !store.items(key).map_err(storage_fail)?.is_empty() {
             return Err(Fail::new(
                 ExitCode::Storage,
                 "an earlier build wrote the tokens and members of this directory",
@@ -426,7 +426,7 @@ impl Driver {
     }
 }
 
-fn worker_fail(error: WorkerError) -> anyhow::Error {
+pub(crate) fn worker_fail(error: WorkerError) -> anyhow::Error {
     match error {
         WorkerError::Storage(error) => storage_fail(error).into(),
         WorkerError::Recovery(error) => recovery_fail(error),

@@ -20,8 +20,8 @@ use crate::core::{Core, ModelMismatch};
 use crate::driver;
 use crate::identity::run;
 use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
-use crate::store::{SledStore, Store as _};
-use crate::workers;
+use crate::store::SledStore;
+use crate::workers::{self, WriteJob};
 
 /// The store of a coordinator that is not running, held exclusively.
 #[derive(Debug)]
@@ -129,7 +129,8 @@ impl Stopped {
         let state = recovered.as_ref().map(|recovered| &recovered.state);
         let chain = recovered.as_ref().map_or_else(Chain::default, |recovered| recovered.chain);
         let name = &self.config.spec.name;
-        let mut report = status::report(&options, name, state, chain, &roster, clock::unix_ms());
+        let mut report =
+            status::report(&options, name, state, chain, status::agents_of(state, &roster), clock::unix_ms());
         report.checkpoint_version = recovered.as_ref().and_then(|recovered| recovered.checkpoint_version);
         Ok(report)
     }
@@ -163,23 +164,17 @@ impl Stopped {
         let mut events = vec![Event::Operator { request: RequestId(0), operation }];
         let mut answer = None;
         while let Some(event) = events.pop() {
+            let mut jobs = Vec::new();
             for command in core.handle_at_rest(now, event) {
                 match command {
-                    Command::Append { record } => {
-                        let bytes = record.to_bytes().context("the record does not fit")?;
-                        self.store.append(&[(record.position, bytes)])?;
-                        events.push(Event::Journalled { upto: record.position });
-                    }
-                    Command::SaveItems { ticket, items } => {
-                        workers::save_items(&self.store, items)?;
-                        events.push(Event::ItemsSaved { ticket });
-                    }
+                    Command::Append { record } => jobs.push(WriteJob::Append(record)),
+                    Command::SaveItems { ticket, items } => jobs.push(WriteJob::Items { ticket, items }),
                     Command::Reply { response, .. } => answer = Some(response),
                     // No agent is connected, and the next start merges what was appended.
                     _ => {}
                 }
             }
-            self.store.commit()?;
+            events.extend(workers::write(&self.store, jobs).map_err(driver::worker_fail)?);
         }
         answer.context("the core gave no answer")
     }
@@ -249,6 +244,7 @@ mod tests {
     use super::*;
     use crate::config::TemplateOptions;
     use crate::identity::tokens::NewToken;
+    use crate::store::Store as _;
 
     const AGENT: AgentId = AgentId([7; 16]);
 

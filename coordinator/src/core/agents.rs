@@ -48,8 +48,8 @@ impl Clone for Page {
 
 impl Page {
     /// Its agents by identity.
-    pub fn agents(&self) -> impl ExactSizeIterator<Item = (AgentId, &AgentState)> {
-        self.agents.iter().map(|(agent, state)| (*agent, state.as_ref()))
+    pub fn agents(&self) -> impl ExactSizeIterator<Item = (AgentId, &Arc<AgentState>)> {
+        self.agents.iter().map(|(agent, state)| (*agent, state))
     }
 
     /// The digest of its saved form, if that is known.

@@ -4,7 +4,6 @@
 //! nobody were there to tell it. So the process stays for as long as an agent may be away between two attempts, and
 //! leaves at once when every agent has said goodbye.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::bugs::{self, Bug};
@@ -96,14 +95,13 @@ impl Core {
 
     /// How many agents took part in this run and have not said goodbye: connected ones, and others.
     fn awaited(&self) -> (usize, usize) {
-        let connected: BTreeMap<AgentId, PeerId> = self.peers.all().map(|(peer, agent)| (agent, peer)).collect();
         let took_part =
             self.state.iter().flat_map(|state| state.agents.iter()).filter(|(_, known)| known.epoch > Epoch(0));
         let (mut here, mut away) = (0, 0);
         for (agent, known) in took_part {
             let revoked = known.revoked || self.roster.member(*agent).is_some_and(|member| member.revoked);
-            match (connected.get(agent), self.schedule.goodbyes.get(agent)) {
-                (Some(peer), goodbye) if goodbye != Some(peer) => here += 1,
+            match (self.peers.peer_of(*agent), self.schedule.goodbyes.get(agent)) {
+                (Some(peer), goodbye) if goodbye != Some(&peer) => here += 1,
                 (None, None) if !revoked => away += 1,
                 _ => {}
             }

@@ -91,7 +91,7 @@ pub struct Core {
     schedule: Schedule,
     evaluators: Evaluators,
     retries_answered: u64,
-    tickets: BTreeMap<u64, Vec<Command>>,
+    tickets: BTreeMap<u64, Command>,
     next_ticket: u64,
     offers: Offers,
 }
@@ -183,7 +183,7 @@ impl Core {
             Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
             Event::Journalled { upto } => self.gate.journalled(upto),
             Event::ItemsSaved { ticket } => {
-                for command in self.tickets.remove(&ticket).unwrap_or_default() {
+                if let Some(command) = self.tickets.remove(&ticket) {
                     self.gated(command);
                 }
             }

@@ -34,7 +34,7 @@ impl Core {
         let Ok(items) = self.roster.take_changes() else { return self.gated(failed) };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.tickets.insert(ticket, vec![after]);
+        self.tickets.insert(ticket, after);
         self.gate.pass(Command::SaveItems { ticket, items });
     }
 

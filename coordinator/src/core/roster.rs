@@ -43,17 +43,8 @@ pub struct Roster {
 }
 
 anabranch_common::layout! {
-    struct SavedMember { name, revoked, joined_at_ms, tokens }
+    struct Member { name, revoked, joined_at_ms, tokens }
     struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked }
-}
-
-/// A member, as it is saved.
-#[derive(Debug)]
-struct SavedMember {
-    name: String,
-    revoked: bool,
-    joined_at_ms: u64,
-    tokens: Vec<(Digest, u32)>,
 }
 
 /// A token, as it is saved.
@@ -76,12 +67,10 @@ impl Roster {
         let malformed = || SchemaError::Malformed(format!("{key:?} is no key of a token or a member"));
         if let Some(agent) = key.strip_prefix(MEMBER_KEYS) {
             let agent: AgentId = agent.parse().map_err(|_| malformed())?;
-            let SavedMember { name, revoked, joined_at_ms, tokens } =
-                schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
+            let mut member: Member = schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
             // Tokens that were forgotten since are forgotten here, too.
-            let tokens =
-                tokens.into_iter().filter(|(token, nth)| self.tokens.restore_use(agent, *token, *nth)).collect();
-            self.members.insert(agent, Member { name, revoked, joined_at_ms, tokens });
+            member.tokens.retain(|token, nth| self.tokens.restore_use(agent, *token, *nth));
+            self.members.insert(agent, member);
         } else if key.starts_with(TOKEN_KEYS) {
             let SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked } =
                 schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
@@ -113,14 +102,8 @@ impl Roster {
             items.push((format!("{TOKEN_KEYS}{id}"), value));
         }
         for agent in members {
-            let Some(Member { name, revoked, joined_at_ms, tokens }) = self.members.get(&agent) else { continue };
-            let tokens = tokens.iter().filter(|(token, _)| self.tokens.has(**token));
-            let saved = SavedMember {
-                name: name.clone(),
-                revoked: *revoked,
-                joined_at_ms: *joined_at_ms,
-                tokens: tokens.map(|(token, nth)| (*token, *nth)).collect(),
-            };
+            let Some(mut saved) = self.members.get(&agent).cloned() else { continue };
+            saved.tokens.retain(|token, _| self.tokens.has(*token));
             let value = schema::encode_numbered(&saved, limits::ROSTER_ITEM_BYTES)?;
             items.push((format!("{MEMBER_KEYS}{agent}"), Some(value)));
         }

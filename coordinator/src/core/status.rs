@@ -68,7 +68,7 @@ pub fn report(
     name: &str,
     state: Option<&RunState>,
     chain: Chain,
-    roster: &Roster,
+    agents: Vec<AgentStatus>,
     unix_ms: u64,
 ) -> StatusReport {
     let started_at_ms = state.map_or(unix_ms, |state| state.started_at_ms);
@@ -77,7 +77,6 @@ pub fn report(
     let accepted = state.map_or(0, |state| state.totals.accepted);
     let models_sent: u64 =
         state.into_iter().flat_map(|state| state.agents.values()).map(|agent| agent.models_sent).sum();
-    let agents = agents_of(state, roster);
     let phase = match state {
         None => RunPhase::Pending,
         Some(state) if state.finished.is_some() => RunPhase::Finished,
@@ -99,7 +98,7 @@ pub fn report(
         checkpoint_version: None,
         params,
         wall_s: seconds(unix_ms),
-        leases_outstanding: state.map_or(0, |state| state.active_leases().count() as u64),
+        leases_outstanding: state.map_or(0, |state| state.leases_outstanding() as u64),
         updates_accepted: accepted,
         updates_refused: state.map(|state| reasons(&state.totals.refused)).unwrap_or_default(),
         retries_answered: 0,
@@ -151,13 +150,11 @@ impl Core {
     #[must_use]
     pub fn status(&self) -> StatusReport {
         let state = self.state.as_ref();
-        let mut report = report(&self.options, &self.spec.name, state, self.chain, &self.roster, self.now.unix_ms);
+        let mut report = report(&self.options, &self.spec.name, state, self.chain, self.agents(), self.now.unix_ms);
         report.serving = true;
-        report.agents = self.agents();
         report.checkpoint_version = self.schedule.checkpoint_version();
         report.retries_answered = self.retries_answered;
         report.target_problem = self.target_problem();
-        report.downlink_bytes = report.agents.iter().map(|agent| agent.downlink_bytes).sum();
         let models: u64 =
             report.agents.iter().filter_map(|agent| self.peers.live(agent.agent)).map(|live| live.models_sent).sum();
         report.raw_f32_downlink_bytes += models * report.params.unwrap_or(0) * 4;

@@ -124,8 +124,8 @@ impl Core {
             return self.schedule.evaluators_are_here();
         }
         if self.schedule.evaluators_missing_for(self.now.mono_ms) >= limits::EVALUATOR_MISSING_MS
-            && let Some(problem) = self.target_problem()
             && self.schedule.say_that_evaluators_are_missing()
+            && let Some(problem) = self.target_problem()
         {
             tracing::warn!("{problem}; start one with `anabranch-agent run --eval-shard`");
         }

@@ -9,7 +9,7 @@
 //! ```
 //! The checksum covers the header's first 12 bytes and the body ([`Checkpoint`]). Model and merge vectors
 //! are blobs in codec 0 under the digest of their content; the fold is a head and pages, each a blob under the digest of its
-//! bytes (see [`saved`]).
+//! bytes (`recovery/saved`).
 
 use std::collections::BTreeSet;
 

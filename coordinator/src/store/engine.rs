@@ -44,7 +44,6 @@ impl<M: Medium> Engine<M> {
         let pruned_below = engine.read_pruned_below()?;
         engine.delete_records(Position(1), pruned_below)?;
         let next = engine.repair_tail(pruned_below)?;
-        engine.sweep_item_chunks()?;
         engine.sweep_blob_chunks()?;
         engine.medium.commit()?;
         engine.live_bytes.store(engine.count_live_bytes()?, Ordering::Relaxed);
@@ -403,11 +402,11 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn put_item(&self, key: &str, value: &[u8]) -> Result<(), StorageError> {
-        self.write_item(key, value)
+        self.write_small(&Name::Item(key.to_owned()), value)
     }
 
     fn item(&self, key: &str) -> Result<Option<Vec<u8>>, StorageError> {
-        self.read_item(key)
+        self.read(&Name::Item(key.to_owned()))
     }
 
     fn items(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
@@ -423,7 +422,7 @@ impl<M: Medium> Store for Engine<M> {
     }
 
     fn delete_item(&self, key: &str) -> Result<(), StorageError> {
-        self.delete_whole_item(key)
+        self.delete(&Name::Item(key.to_owned())).map(drop)
     }
 
     fn usage(&self) -> Result<StoreUsage, StorageError> {

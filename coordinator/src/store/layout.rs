@@ -5,12 +5,11 @@
 //! | `r` record | `r`, position u64 be | `r`, position u64 be, chunk u32 be | `journal::Record` bytes |
 //! | `b` blob | `b`, digest 32 bytes | `b`, digest, chunk u32 be | models, merge vectors, heads and pages of saved folds |
 //! | `c` checkpoint | `c`, position u64 be | none | `recovery::checkpoint` manifest |
-//! | `i` item | `i`, key in UTF-8 | `i`, digest of key and content, chunk u32 be | values that are replaced |
+//! | `i` item | `i`, key in UTF-8 | none | values that are replaced |
 //! | `p` pruned | `p` | none | u64 le: records from 1 to below this are gone |
 //!
 //! An entry in the catalogue is a head, followed by the content if that has at most [`INLINE_BYTES`] bytes (or if its
-//! kind is kept whole); otherwise the content lies in chunks of [`CHUNK_BYTES`], and after an item's head comes the digest
-//! under which they lie:
+//! kind is kept whole); otherwise the content lies in chunks of [`CHUNK_BYTES`]:
 //!
 //! ```text
 //!  0         1           2          4              12           16               24         28
@@ -31,10 +30,8 @@ pub const LAYOUT_VERSION: u8 = 2;
 pub const HEAD_BYTES: usize = 28;
 /// Contents up to this length lie beside their head.
 pub const INLINE_BYTES: usize = 1 << 10;
-/// Longest content of a manifest, which is never chunked, and of an item that is not: replacing them must be atomic.
+/// Longest content of a manifest or an item, which are never chunked: replacing them must be atomic.
 pub const SMALL_BYTES: usize = limits::STORE_VALUE_BYTES - HEAD_BYTES;
-/// Longest content of an item.
-pub const ITEM_BYTES: usize = limits::STORE_ITEM_BYTES;
 /// Bytes of one chunk: the largest value whose pages sled reclaims well.
 pub const CHUNK_BYTES: usize = limits::STORE_VALUE_BYTES;
 
@@ -184,12 +181,6 @@ impl Name {
             _ => return None,
         })
     }
-}
-
-/// The key in bulk of a chunk of an item whose content lies under `place`.
-#[must_use]
-pub fn item_chunk_key(place: Digest, chunk: u32) -> Vec<u8> {
-    [&b"i"[..], &place.0, &chunk.to_be_bytes()].concat()
 }
 
 fn positioned(kind: u8, position: Position) -> Vec<u8> {

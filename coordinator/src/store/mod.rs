@@ -17,7 +17,6 @@
 
 mod bulk;
 mod engine;
-mod items;
 pub mod layout;
 mod medium;
 pub mod memory;
@@ -142,10 +141,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn delete_checkpoint(&self, position: Position) -> Result<(), StorageError>;
 
     /// Stores a value of the catalogue (tokens and the like), replacing one of the same key: after a crash it is the old
-    /// or the new one. A value longer than [`layout::SMALL_BYTES`] costs a commit.
+    /// or the new one.
     ///
     /// # Errors
-    /// The value is longer than [`layout::ITEM_BYTES`], or the storage fails.
+    /// The value is longer than [`layout::SMALL_BYTES`], or the storage fails.
     fn put_item(&self, key: &str, value: &[u8]) -> Result<(), StorageError>;
 
     /// A value of the catalogue.

@@ -2,7 +2,7 @@
 
 use anabranch_common::ids::{Digest, Position};
 
-use super::layout::{CHUNK_BYTES, INLINE_BYTES, ITEM_BYTES, SMALL_BYTES};
+use super::layout::{CHUNK_BYTES, INLINE_BYTES, SMALL_BYTES};
 use super::{StorageError, Store};
 
 /// Runs the whole suite. `open(None)` gives a store that is empty and independent of all others; `open(Some(store))`
@@ -206,27 +206,27 @@ fn items_are_replaced_and_listed<S: Store>(open: &mut impl FnMut(Option<S>) -> S
         assert_eq!(store.items("token/")?, ["token/a", "token/b"]);
         store.delete_item("token/a")?;
         assert_eq!(store.items("")?, ["token/b", "tokens"]);
-        assert!(store.put_item("long", &vec![0; ITEM_BYTES + 1]).is_err());
+        assert!(store.put_item("long", &vec![0; SMALL_BYTES + 1]).is_err());
         assert_eq!(store.item("long")?, None, "a refused value is not stored");
         Ok(())
     });
-    // Between short and long in every direction, and long by long.
-    let lengths = [10, SMALL_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES, 5, CHUNK_BYTES + 9];
+    // Longer and shorter, and as long as before.
+    let lengths = [10, INLINE_BYTES + 1, SMALL_BYTES, SMALL_BYTES, 5, SMALL_BYTES - 9];
     for (round, len) in lengths.into_iter().enumerate() {
         let value: Vec<u8> = (0..len).map(|i| (i * 7 + round).to_le_bytes()[0]).collect();
-        run("long items", || {
+        run("replaced items", || {
             store.put_item("book", &value)?;
             assert_eq!(store.item("book")?.as_ref(), Some(&value), "round {round}");
             store.commit()
         });
         store = open(Some(store));
-        run("long items", || {
+        run("replaced items", || {
             assert_eq!(store.item("book")?.as_ref(), Some(&value), "round {round}, reopened");
             assert_eq!(store.usage()?.live_bytes, (1 + value.len()) as u64, "round {round}");
             Ok(())
         });
     }
-    run("long items", || {
+    run("replaced items", || {
         store.delete_item("book")?;
         assert_eq!(store.item("book")?, None);
         store.commit()

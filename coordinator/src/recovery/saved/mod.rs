@@ -11,11 +11,12 @@
 //!         └──────┴────────┴──────────┴──────────────────────────────────────────────┘
 //! ```
 //! The same fold has the same bytes. A page whose agents have not changed since it was saved or loaded is neither encoded
-//! nor written again, except that each checkpoint compares a few pages with what is stored, in turns. Only the types in `parts` have bytes; [`RunState`] and what is in it have none.
+//! nor written again, except that each checkpoint compares a few pages with what is stored, in turns. `parts` has the tables.
 
 mod parts;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
@@ -108,7 +109,7 @@ pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, Recovery
                 return Err(RecoveryError::Blob { what: PAGE, digest: *digest, problem });
             }
             parts.extend(saved.part.map(|part| (agent, part)));
-            *agents.get_or_insert(agent) = saved.into_state();
+            *agents.get_or_insert(agent) = Arc::unwrap_or_clone(saved.state);
         }
     }
     agents.remember(&loaded);
