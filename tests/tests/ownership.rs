@@ -7,14 +7,12 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use anabranch_tests::clock::poll;
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, PATIENCE, Role};
+use anabranch_tests::process::{Cluster, PATIENCE, Process, Role};
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 /// `nobody`, on every Linux.
@@ -133,48 +131,31 @@ fn as_root(cluster: &Cluster, role: Role, args: &[&OsStr]) -> anyhow::Result<Str
     Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
 }
 
-/// A daemon of the user to whom the directories belong. Killed when dropped.
-struct Service {
-    child: Child,
-    log: PathBuf,
+/// Starts a daemon of the user to whom the directories belong.
+fn service(cluster: &Cluster, role: Role, args: &[&OsStr]) -> anyhow::Result<Process> {
+    let mut command = Command::new(cluster.path().join("lab"));
+    command.uid(NOBODY).gid(NOBODY).arg(role.arg()).args(args);
+    Process::spawn(command, cluster.path().join(format!("service-{}.log", role.arg())), role.arg())
 }
 
-impl Service {
-    fn start(cluster: &Cluster, role: Role, args: &[&OsStr]) -> anyhow::Result<Self> {
-        let log = cluster.path().join(format!("service-{}.log", role.arg()));
-        let mut command = Command::new(cluster.path().join("lab"));
-        command.uid(NOBODY).gid(NOBODY).arg(role.arg()).args(args).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
-        Ok(Self { child: command.spawn()?, log })
-    }
-
-    fn park(mut self) -> anyhow::Result<()> {
-        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
-        let ended = poll(PATIENCE, || Ok(self.child.try_wait()?))?.context("it goes on")?;
-        ensure!(ended.success(), "{ended}: {}", fs::read_to_string(&self.log)?);
-        Ok(())
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn park(mut service: Process) -> anyhow::Result<()> {
+    service.signal(Signal::SIGTERM)?;
+    let code = service.wait(PATIENCE)?;
+    ensure!(code == 0, "{code}: {}", service.log()?);
+    Ok(())
 }
 
 /// Both daemons, as the user to whom the directories belong, until three more updates are merged.
 fn serve_as_nobody(cluster: &mut Cluster, before: u64) -> anyhow::Result<()> {
     let (dir, agent_dir) = (cluster.coordinator_dir(), cluster.agent_dir("one"));
     let run = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
-    let coordinator = Service::start(cluster, Role::Coordinator, &run)?;
-    let agent = Service::start(cluster, Role::LedgerAgent, &["--dir".as_ref(), agent_dir.as_os_str()])?;
+    let coordinator = service(cluster, Role::Coordinator, &run)?;
+    let agent = service(cluster, Role::LedgerAgent, &["--dir".as_ref(), agent_dir.as_os_str()])?;
     let served = cluster.wait_for_updates(before + 3);
-    let log = |service: &Service| fs::read_to_string(&service.log).unwrap_or_default();
+    let log = |service: &Process| service.log().unwrap_or_default();
     served.with_context(|| format!("{}\n{}", log(&coordinator), log(&agent)))?;
-    agent.park()?;
-    coordinator.park()
+    park(agent)?;
+    park(coordinator)
 }
 
 #[test]
@@ -235,8 +216,7 @@ fn root_changes_nothing_by_looking_and_writes_as_the_owner() -> anyhow::Result<(
         assert!(others.is_empty(), "{verb:?} leaves {others:?}");
     }
     let run = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
-    let service = Service::start(&cluster, Role::Coordinator, &run)?;
-    let serves = || Ok(fs::read_to_string(&service.log)?.contains(" serving").then_some(()));
-    poll(PATIENCE, serves)?.with_context(|| fs::read_to_string(&service.log).unwrap_or_default())?;
-    service.park()
+    let mut service = service(&cluster, Role::Coordinator, &run)?;
+    service.wait_for_log(" serving", PATIENCE)?;
+    park(service)
 }

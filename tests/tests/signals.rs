@@ -12,10 +12,10 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Process, Role, example};
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -194,16 +194,13 @@ fn nohup_is_respected() -> anyhow::Result<()> {
     let log = cluster.path().join("nohup.log");
     let mut daemon = Command::new("sh");
     daemon.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", LAB, Role::Coordinator.arg(), "run", "--dir"]);
-    daemon.arg(cluster.coordinator_dir()).stdin(Stdio::null()).stderr(fs::File::create(&log)?);
-    let mut daemon = daemon.spawn()?;
-    let pid = Pid::from_raw(i32::try_from(daemon.id())?);
-    let serves = || Ok(fs::read_to_string(&log)?.contains(" serving").then_some(()));
-    poll(PATIENCE, serves)?.context("it does not serve")?;
-    kill(pid, Signal::SIGHUP)?;
+    daemon.arg(cluster.coordinator_dir());
+    let mut daemon = Process::spawn(daemon, log, "nohup")?;
+    daemon.wait_for_log(" serving", PATIENCE)?;
+    daemon.signal(Signal::SIGHUP)?;
     // An answer after the signal: it is still there.
     assert!(cluster.status()?.serving);
-    kill(pid, Signal::SIGTERM)?;
-    let ended = poll(PATIENCE, || Ok(daemon.try_wait()?))?;
-    assert_eq!(ended.context("it goes on")?.code(), Some(0));
+    daemon.signal(Signal::SIGTERM)?;
+    assert_eq!(daemon.wait(PATIENCE)?, 0);
     Ok(())
 }

@@ -115,10 +115,19 @@ impl Process {
         log: PathBuf,
         name: &str,
     ) -> anyhow::Result<Self> {
+        let mut command = command(lab, role, args);
+        command.envs(env.iter().copied());
+        Self::spawn(command, log, name)
+    }
+
+    /// Starts any command as a daemon whose log is appended to `log`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(mut command: Command, log: PathBuf, name: &str) -> anyhow::Result<Self> {
         let file = File::options().create(true).append(true).open(&log)?;
         let log_from = usize::try_from(file.metadata()?.len())?;
-        let mut command = command(lab, role, args);
-        command.envs(env.iter().copied()).stdout(file.try_clone()?).stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = KillOnDrop(command.spawn().with_context(|| format!("{name} cannot be started"))?);
         Ok(Self { name: name.to_owned(), child, log, log_from })
     }
