@@ -83,7 +83,7 @@ impl Script {
     }
 
     fn item(&self, round: u64) -> Vec<u8> {
-        let bytes = if round.is_multiple_of(4) { 300_000 } else { 90 };
+        let bytes = if round.is_multiple_of(4) { 100_000 } else { 90 };
         noise_bytes(bytes, self.seed ^ round << 40).to_vec()
     }
 
