@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bugs::{self, Bug};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId};
 use crate::limits;
 use crate::manifest::ModelManifest;
@@ -471,11 +470,10 @@ impl Record {
             return Err(RecordError::Length { expected, found });
         }
         let (head, payload) = rest.split_at(head_len);
-        let checked = !bugs::is(Bug::ChecksumIgnored);
-        if checked && crc32c::crc32c_append(crc32c::crc32c(&header[..20]), head) != u32_at(header, 20) {
+        if crc32c::crc32c_append(crc32c::crc32c(&header[..20]), head) != u32_at(header, 20) {
             return Err(RecordError::Checksum("head"));
         }
-        if checked && crc32c::crc32c(payload) != u32_at(header, 24) {
+        if crc32c::crc32c(payload) != u32_at(header, 24) {
             return Err(RecordError::Checksum("payload"));
         }
         let stored_head = Some(Digest::of(head));

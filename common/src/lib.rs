@@ -17,7 +17,6 @@
 pub mod schema;
 
 pub mod backoff;
-pub mod bugs;
 pub mod codec;
 pub mod ids;
 pub mod journal;

@@ -1,6 +1,5 @@
 //! The model and how records move it. The same code merges live and replays.
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{AcceptedUpdate, Record, RecordBody};
@@ -83,11 +82,7 @@ impl ModelState {
         match &record.body {
             RecordBody::Update(update) => {
                 let delta = codec::decode(update.meta.codec, &self.manifest, &record.payload)?;
-                let mut update = update.clone();
-                if bugs::is(Bug::WeightRecomputed) {
-                    update.weight *= 1.0 + f32::EPSILON;
-                }
-                self.apply_update(&update, &delta);
+                self.apply_update(update, &delta);
                 Ok(())
             }
             RecordBody::ConfigChanged { spec } => {

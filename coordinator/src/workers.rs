@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::EncodeError;
 use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
@@ -197,10 +196,7 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, Worke
         faults::point("journal-before-sync");
         events.push(Event::Journalled { upto });
     }
-    match store.commit() {
-        Err(_) if bugs::is(Bug::StorageErrorSwallowed) => {}
-        committed => committed?,
-    }
+    store.commit()?;
     faults::point("journal-before-ack");
     Ok(events)
 }

@@ -8,6 +8,7 @@
 //!  hostile     peers with bad intent: an enrolled one that says what a test wants, strangers with raw sockets
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
+//!  bugs        deliberate bugs, made in a copy of the sources, which sim must find      `anabranch-lab bites`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
 //!  power       power loss below the store: recorded writes, dropped, torn and reordered    `anabranch-lab power`
 //!  text        sentences to learn from
@@ -16,6 +17,7 @@
 //! `anabranch-lab` (`lab/main.rs`) is both the command line and every daemon that the tests start: it executes itself.
 
 pub mod bench;
+pub mod bugs;
 pub mod chaos;
 pub mod clock;
 pub mod hostile;

@@ -1,6 +1,5 @@
 //! Updates that are durable here and undecided there: what was offered, and what to do with each answer.
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::Digest;
 use anabranch_common::limits;
 use anabranch_common::update::{UpdateKey, Verdict};
@@ -125,7 +124,6 @@ impl Outbox {
         self.slots[..index].iter_mut().for_each(|earlier| earlier.overtaken = true);
         self.slots[index].state = State::Settling;
         let content = match verdict {
-            Verdict::Refused { .. } if bugs::is(Bug::ResidualDropped) => Settlement::Drop,
             Verdict::Refused { reason } if reason.content_returns() => Settlement::Return,
             Verdict::Accepted { .. } | Verdict::Refused { .. } => Settlement::Drop,
         };

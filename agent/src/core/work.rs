@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::{Evaluation, Lease, LeaseEnd};
 use anabranch_common::limits;
@@ -301,9 +300,7 @@ impl Session {
         self.banking.push((lease.id, now_ms));
         self.keep_lead(lease.id, &outcome.delta);
         let seq = self.next_seq;
-        if !bugs::is(Bug::NumberReused) {
-            self.next_seq = seq.next();
-        }
+        self.next_seq = seq.next();
         let upload = &self.terms.as_ref().expect("a lease comes only after a welcome").spec.upload;
         out.push(Command::Bank(Box::new(Bank {
             lease,

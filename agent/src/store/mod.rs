@@ -30,7 +30,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::ids::{BranchId, Digest};
@@ -125,9 +124,6 @@ impl Ledger {
         for update in &self.head.outbox {
             let payload = self.read_payload(update)?;
             outbox.push(OutboxEntry { meta: update.meta.clone(), transfer: TransferManifest::of(&payload) });
-        }
-        if bugs::is(Bug::OutboxForgotten) {
-            outbox.clear();
         }
         Ok(Kept { branch: self.head.branch, counter: self.head.counter, outbox })
     }
@@ -227,10 +223,8 @@ impl Ledger {
         }
         let mut next = self.head.clone();
         next.branch = Some(branch);
-        if !bugs::is(Bug::ResidualKept) {
-            next.residual = None;
-            self.residual = None;
-        }
+        next.residual = None;
+        self.residual = None;
         let dropped = next.residual.is_none();
         self.replace_head(next)?;
         if dropped {

@@ -21,7 +21,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::bugs::{self, Bug};
 use crate::ids::AgentId;
 use crate::limits;
 
@@ -107,9 +106,6 @@ impl Participation {
         let share = member.work / self.work;
         let weight = target / share;
         // Work from long ago can fade to nothing beside that of today.
-        if bugs::is(Bug::ParticipationUnclipped) {
-            return 100.0 * weight;
-        }
         if weight.is_nan() { 1.0 } else { weight.clamp(MIN_WEIGHT, MAX_WEIGHT) }
     }
 

@@ -1,6 +1,5 @@
 //! Admission: what becomes of an update, and why. A pure function of the journal's state and of the update.
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::AgentId;
 use anabranch_common::journal::AcceptedUpdate;
@@ -28,7 +27,7 @@ pub enum Decision {
 /// stands for "send it".
 #[must_use]
 pub fn admit(state: &RunState, meta: &UpdateMeta, content: Option<&Result<&Content, DecodeError>>) -> Decision {
-    if let Some(decision) = decided_before(state, meta).filter(|_| !bugs::is(Bug::DecidedForgotten)) {
+    if let Some(decision) = decided_before(state, meta) {
         return decision;
     }
     if let Some(reason) = refuse_by_meta(state, meta) {
@@ -57,13 +56,13 @@ fn decided_before(state: &RunState, meta: &UpdateMeta) -> Option<Decision> {
 
 fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> {
     let Some(agent) = state.agents.get(&meta.key.agent) else { return Some(RefusalReason::UnknownBase) };
-    if agent.revoked && !bugs::is(Bug::RevokedAdmitted) {
+    if agent.revoked {
         return Some(RefusalReason::Revoked);
     }
     if state.finished.is_some() {
         return Some(RefusalReason::Finished);
     }
-    if meta.branch != state.branch && !bugs::is(Bug::BranchIgnored) {
+    if meta.branch != state.branch {
         return Some(RefusalReason::WrongBranch);
     }
     let Some(lease) = state.lease(meta.key.agent, meta.lease) else {
@@ -75,7 +74,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if !same_base {
         return Some(RefusalReason::UnknownBase);
     }
-    if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness && !bugs::is(Bug::StaleAdmitted) {
+    if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness {
         return Some(RefusalReason::Stale);
     }
     if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {
@@ -99,7 +98,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     if ratio > 0.0 && median.is_some_and(|median| per_rate > ratio * median) {
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
-    let staleness = state.version.staleness_of(meta.base_version) + u64::from(bugs::is(Bug::StalenessOffByOne));
+    let staleness = state.version.staleness_of(meta.base_version);
     let participation = state.participation.weight(meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
@@ -130,7 +129,7 @@ fn first_measure(state: &RunState) -> f64 {
 fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64, newcomers: usize) -> f32 {
     let admit = &state.spec.admit;
     let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
-    let clipped = if clip > 0.0 && norm > clip * usual_norm && !bugs::is(Bug::ClipForgotten) {
+    let clipped = if clip > 0.0 && norm > clip * usual_norm {
         clip * usual_norm / norm
     } else {
         1.0

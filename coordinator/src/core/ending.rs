@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Epoch, ModelVersion};
 use anabranch_common::journal::{FinishReason, RecordBody};
 use anabranch_common::limits;
@@ -47,7 +46,6 @@ impl Core {
     pub(super) fn lease_phase(&self) -> RunPhase {
         match self.schedule.ending {
             Some(Ending::Measuring { .. }) => RunPhase::Paused,
-            _ if bugs::is(Bug::GrantsWhilePaused) && self.phase() == RunPhase::Paused => RunPhase::Running,
             _ => self.phase(),
         }
     }

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::Position;
 
 use super::command::Command;
@@ -54,7 +53,7 @@ impl Gate {
     /// What may be done now.
     pub(super) fn take(&mut self) -> Vec<Command> {
         while let Some((_, command)) =
-            self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable || bugs::is(Bug::AckBeforeSync))
+            self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable)
         {
             if let Some(peer) = command.peer()
                 && let Some(count) = self.by_peer.get_mut(&peer)

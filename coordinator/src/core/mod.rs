@@ -36,7 +36,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
@@ -131,10 +130,7 @@ impl Core {
         (oldest, checkpoint): (ModelVersion, Option<ModelVersion>),
         now: Now,
     ) -> Result<(Self, Vec<Command>), ModelMismatch> {
-        let (mut state, chain) = recovered;
-        if bugs::is(Bug::NormLost) {
-            state.reference_norm = 0.0;
-        }
+        let (state, chain) = recovered;
         ModelMismatch::check(&state.spec, &spec)?;
         let mut core = Self::new(options, spec.clone(), roster, now);
         core.gate = Gate::durable_up_to(state.position);
@@ -288,7 +284,6 @@ impl Core {
             AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
             AgentMessage::Evaluated(evaluation) => self.evaluated(peer, agent, evaluation),
-            AgentMessage::EvaluationFailed { .. } if bugs::is(Bug::EvaluationFailureUnheard) => {}
             AgentMessage::EvaluationFailed { version, reason } => self.evaluation_failed(agent, version, &reason),
             AgentMessage::Progress { examples_per_s, .. } => {
                 self.evaluators.at_work(agent, self.now.mono_ms);
@@ -345,7 +340,6 @@ impl Core {
                 self.retries_answered += 1;
                 verdict
             }
-            Decision::Refuse(reason) if bugs::is(Bug::RefusalNotJournalled) => Verdict::Refused { reason },
             Decision::Refuse(reason) => {
                 if !self.peers.pay(meta.key.agent, self.now) {
                     // Undecided: it is refused when the agent comes back with it.

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Epoch};
 use anabranch_common::journal::{ModelsSent, RecordBody};
 use anabranch_common::limits;
@@ -211,7 +210,6 @@ impl Core {
         }
         let unjournalled = self.peers.live(agent).map_or(Epoch(1), |live| live.unjournalled_epoch);
         let epoch = match known {
-            Some(known) if known.epoch > Epoch(0) && bugs::is(Bug::EpochReused) => known.epoch,
             Some(known) if known.epoch > Epoch(0) => known.epoch.next(),
             _ => unjournalled.max(Epoch(1)),
         };

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{FinishReason, Lease, LeaseEnd, RecordBody};
 use anabranch_common::rng::SplitMix64;
@@ -121,7 +120,7 @@ impl Core {
             return;
         }
         let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
-        if let Some(lease) = held.filter(|_| !bugs::is(Bug::LeaseTwice)) {
+        if let Some(lease) = held {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Superseded }, Arc::from([]), None);
             self.evaluation_given_back(agent, lease);
         }
@@ -159,7 +158,7 @@ impl Core {
         }
         let expired: Vec<_> = state
             .active_leases()
-            .filter(|lease| lease.expires_at_ms < now && !bugs::is(Bug::LeaseNeverExpires))
+            .filter(|lease| lease.expires_at_ms < now)
             .map(|lease| lease.id)
             .collect();
         for lease in expired {
@@ -195,10 +194,6 @@ impl Core {
         self.open_wanted_round(version, digest);
         for peer in std::mem::take(&mut self.schedule.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
-            if bugs::is(Bug::WaitsForTheSlowest) && self.is_ahead(agent) {
-                self.schedule.waiting.insert(peer);
-                continue;
-            }
             match self.lease_phase() {
                 RunPhase::Running => self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),
@@ -208,12 +203,6 @@ impl Core {
         if self.evaluators.take_changed() {
             self.settle_round();
         }
-    }
-
-    /// Whether somebody who is connected has contributed less: for the deliberate bug alone.
-    fn is_ahead(&self, agent: AgentId) -> bool {
-        let accepted = |agent| self.state.as_ref().and_then(|state| Some(state.agents.get(&agent)?.accepted));
-        self.peers.all().any(|(_, other)| accepted(other) < accepted(agent))
     }
 
     fn grant(&mut self, peer: PeerId, agent: AgentId, base_version: ModelVersion, base_digest: Digest) {

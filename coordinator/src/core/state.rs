@@ -9,7 +9,6 @@ use super::agent::{AgentState, EpochLog};
 use super::agents::Agents;
 use super::recent::Recent;
 use super::sizing::{self, Pace};
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
 use anabranch_common::limits;
@@ -376,9 +375,7 @@ impl RunState {
         self.agents.change(has_leases, |agent| {
             agent.lease = None;
             agent.pace.iter_mut().for_each(Pace::forget_leases);
-            if !bugs::is(Bug::BranchIgnored) {
-                agent.leases.clear();
-            }
+            agent.leases.clear();
         });
         self.recent.forget();
         // Versions beyond it will be made again, and be other models.

@@ -13,7 +13,6 @@
 
 use std::collections::BTreeSet;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::Chain;
 use anabranch_common::limits;
@@ -137,9 +136,7 @@ pub fn write(
         state: named,
     };
     faults::point("checkpoint-in-snapshot");
-    if !bugs::is(Bug::CheckpointUnsynced) {
-        store.commit()?;
-    }
+    store.commit()?;
     faults::point("checkpoint-before-manifest");
     store.put_checkpoint(checkpoint.position, &checkpoint.to_bytes()?)?;
     faults::point("checkpoint-in-manifest");

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::Position;
 use anabranch_common::journal::{Chain, Record, RecordBody};
 
 use super::checkpoint::Checkpoint;
 use super::{RecoveryError, pins, saved, vectors};
-use crate::core::agent::AgentState;
 use crate::core::state::RunState;
 use crate::merger::{MergeError, ModelState};
 use crate::store::Store;
@@ -56,17 +54,6 @@ impl Cursor {
         if (state.version, state.branch) != (checkpoint.version, checkpoint.branch) {
             return Err(contradiction("version or branch"));
         }
-        if bugs::is(Bug::VerdictsLost) {
-            let forget = |agent: &mut AgentState| agent.epochs.values_mut().for_each(|log| log.verdicts.clear());
-            state.agents.change(|_| true, forget);
-        }
-        if bugs::is(Bug::LeasesLost) {
-            state.outstanding.clear();
-            state.agents.change(|_| true, |agent| (agent.lease, agent.leases) = (None, BTreeMap::new()));
-        }
-        if bugs::is(Bug::SpeedsLost) {
-            state.agents.change(|_| true, |agent| agent.pace = None);
-        }
         let manifest = state.manifest.clone();
         let vector = vectors::load(store, "model", &manifest, checkpoint.model)?;
         let merge_state = checkpoint
@@ -74,11 +61,6 @@ impl Cursor {
             .iter()
             .map(|digest| vectors::load(store, "merge vector", &manifest, *digest))
             .collect::<Result<Vec<_>, _>>()?;
-        let merge_state = if bugs::is(Bug::BufferLost) {
-            merge_state.iter().map(|vector: &Vec<f32>| vec![0.0; vector.len()]).collect()
-        } else {
-            merge_state
-        };
         let model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
             .map_err(|source| RecoveryError::Merge { position: checkpoint.position, source })?;
         Ok(Self { state, model, chain: checkpoint.chain })
@@ -99,9 +81,6 @@ impl Cursor {
     }
 
     fn replace(&mut self, store: &dyn Store, record: &Record) -> Result<(), RecoveryError> {
-        if bugs::is(Bug::BranchModelKept) {
-            return Ok(());
-        }
         let digest = match &record.body {
             RecordBody::Branched { branch, .. } => pins::branch_model(store, *branch)?,
             RecordBody::Imported { model, .. } => *model,

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anabranch_common::bugs::{self, Bug};
 use anabranch_common::ids::{Digest, Position};
 use parking_lot::Mutex;
 
@@ -101,9 +100,6 @@ impl<M: Medium> Engine<M> {
 
     /// Whether head and chunks are there. Says nothing about their content.
     fn is_whole(&self, name: &Name) -> Result<bool, StorageError> {
-        if bugs::is(Bug::TornTailKept) {
-            return Ok(true);
-        }
         let Some(value) = self.medium.get(Area::Catalogue, &name.key())? else { return Ok(false) };
         let (head, _) = EntryHead::from_value(&value).map_err(|what| self.damaged(name, what))?;
         for chunk in 0..self.chunks(name, &head)? {
@@ -213,7 +209,7 @@ impl<M: Medium> Engine<M> {
         if content.len() as u64 != head.len {
             return Err(self.damaged(name, "has another length than its head says"));
         }
-        if crc32c::crc32c(&content) != head.crc && !bugs::is(Bug::ChecksumIgnored) {
+        if crc32c::crc32c(&content) != head.crc {
             return Err(self.damaged(name, "does not match its checksum"));
         }
         Ok(content)

@@ -3,13 +3,13 @@
 mod chaos;
 mod sim;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anabranch_common::limits;
 use anabranch_tests::process::Role;
 use anabranch_tests::report::Report;
-use anabranch_tests::{bench, kills, power};
+use anabranch_tests::{bench, bugs, kills, power};
 use clap::{Parser, Subcommand};
 
 /// Breaks things on purpose, and measures what is left.
@@ -98,6 +98,10 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         #[arg(long)]
         shrink: bool,
     },
+    /// Make every deliberate bug in a copy of the sources, and let the simulation find each of them
+    #[command(after_help = "The bugs: tests/bugs/bugs.toml. The copy is built below the target directory; it takes about
+as long as a build of the workspace's own packages.")]
+    Bites,
     /// Show that the simulation is what it claims to be: the same seed twice gives the same bytes
     Meta {
         #[command(flatten)]
@@ -230,6 +234,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// Where cargo builds: as it was told, or where this program was built to.
+fn target_dir(lab: &Path) -> PathBuf {
+    let built = || lab.ancestors().nth(2).map_or_else(PathBuf::new, Path::to_path_buf);
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(built, PathBuf::from)
+}
+
 fn run(verb: Verb) -> anyhow::Result<bool> {
     let lab = kills::this_binary()?;
     let (report, common): (Report, Common) = match verb {
@@ -242,6 +252,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Replay { seed, scenario, trace, html, shrink } => {
             return sim::replay(seed, scenario.as_deref(), trace, html.as_deref(), shrink);
         }
+        Verb::Bites => return bugs::bite(&target_dir(&lab)),
         Verb::Meta { common } => (sim::meta(common.seed), common),
         Verb::Kills { count, common } => {
             let options = kills::Options { lab, count, seed: common.seed, verbose: true };
