@@ -129,11 +129,7 @@ fn first_measure(state: &RunState) -> f64 {
 fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64, newcomers: usize) -> f32 {
     let admit = &state.spec.admit;
     let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
-    let clipped = if clip > 0.0 && norm > clip * usual_norm {
-        clip * usual_norm / norm
-    } else {
-        1.0
-    };
+    let clipped = if clip > 0.0 && norm > clip * usual_norm { clip * usual_norm / norm } else { 1.0 };
     let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence, newcomers) } else { 1.0 };
     (clipped * influence) as f32
 }

@@ -156,11 +156,8 @@ impl Core {
         if now <= self.schedule.no_expiry_before_ms {
             return;
         }
-        let expired: Vec<_> = state
-            .active_leases()
-            .filter(|lease| lease.expires_at_ms < now)
-            .map(|lease| lease.id)
-            .collect();
+        let expired: Vec<_> =
+            state.active_leases().filter(|lease| lease.expires_at_ms < now).map(|lease| lease.id).collect();
         for lease in expired {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired }, Arc::from([]), None);
         }
