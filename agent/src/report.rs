@@ -7,7 +7,7 @@ use anabranch_common::update::{UpdateMeta, Verdict};
 use anabranch_common::wire::message::RunPhase;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Link, Session, Waits, Work};
+use crate::session::{Link, Session, Waits, Work};
 
 /// The state of an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! The next round is made ready while the present one is computed, and begins where that one ends.
 
 use super::*;
-use crate::core::command::Lead;
+use crate::session::command::Lead;
 
 /// When the round of [`slow_link`] began.
 const BEGAN_MS: u64 = 400;
