@@ -3,57 +3,72 @@
 //! ```text
 //!            Event ──► Session::handle(now_ms, event) ──► Vec<Command>
 //!
-//!   link   Down ──► Connecting ──► Greeting ──► Up                    (link.rs: who we talk to)
-//!             ▲─────────┴────────────┴──────────┘  backoff, for as long as it takes
+//!   connection  Down ──► Connecting ──► Greeting ──► Up          (link.rs)
+//!                 ▲─────────┴────────────┴───────────┘  backoff, for as long as it takes
 //!
-//!   work   Idle ──► Asking ──► Fetching ──► Evaluating ──► Training ──► Idle                (work.rs)
-//!            ▲       lease       model       if asked        │   │
-//!            │                                               │   └─► banking ──► outbox ──► offer ──► verdict
-//!            │                                               └─ goes on whether or not there is a link
-//!   ahead  Nothing ──► Asking ──► Fetching ──► Ready         while the round before is computed (ahead.rs)
+//!   rounds      Asking ──► Fetching ──► Ready ──► Training ──► banking ──► outbox ──► offer ──► verdict     (rounds.rs)
+//!                 lease      base        │           └─ goes on whether or not there is a connection
+//!                                        └─ while the round before is computed
 //! ```
-//! Link and work are independent: training goes on while there is no connection, and its delta is durable before
-//! anybody is told of it. The next round begins as soon as a delta is out of the trainer, if its base is there by then. Two
-//! runs with the same events at the same times give the same commands.
+//! Connection and rounds are independent: training continues while there is no connection, and its delta is durable before
+//! it is offered. Each part owns its state; the session passes events to the parts and collects what they decide. Two runs
+//! with the same events at the same times give the same commands.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `link` | the connection, the wait before the next one, the renewal of the certificate |
+//! | `membership` | what the coordinator has told: terms, branch, phase, epoch, numbers of updates |
+//! | `model` | the trainer's tensors, and version 0 |
+//! | `rounds` | the round that is computed, the one that is prepared, deltas on their way to the store; `tempo` times them |
+//! | `evaluator` | evaluations |
+//! | `replica` | the model that is held, and the fetch of another |
+//! | `outbox` | durable updates without a verdict |
+//! | `verdicts` | the latest verdicts, and which one is awaited |
+//! | `messages`, `work` | no state: what follows from a message, and what is started after an event |
 
-mod ahead;
 pub mod command;
+mod evaluator;
 pub mod event;
 mod link;
+mod membership;
+mod messages;
+mod model;
 pub mod outbox;
 pub mod replica;
+mod rounds;
 mod tempo;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 mod work;
 
 /// A complete run specification.
 #[cfg(test)]
 pub(crate) const SPEC_FOR_TESTS: &str = include_str!("spec_for_tests.toml");
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use anabranch_common::backoff::Backoff;
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, RunId, UpdateSeq};
+use anabranch_common::ids::{AgentId, BranchId, Epoch, Incarnation, RunId};
 use anabranch_common::journal::{Evaluation, Lease};
-use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::{UpdateKey, Verdict};
-use anabranch_common::wire::message::RunPhase;
+use anabranch_common::wire::message::{AgentHello, AgentMessage, RunPhase};
 
-use ahead::Ahead;
 use command::{Command, Ending};
-use event::{Event, InitialModel, Kept};
+use evaluator::Evaluator;
+use event::{Event, Kept, Problem};
+use link::Connection;
+use membership::Membership;
+use model::Model;
 use outbox::Outbox;
 use replica::{Replica, Wanted};
-use tempo::Tempo;
+use rounds::Rounds;
+use verdicts::Verdicts;
 
 pub use link::Link;
+pub use rounds::Training;
 pub use tempo::Waits;
-pub use work::Work;
+pub use work::Activity;
 
 /// What a session is told when it starts.
 #[derive(Debug, Clone)]
@@ -80,29 +95,7 @@ pub struct SessionConfig {
     pub overlap: bool,
 }
 
-/// What the coordinator said in its latest welcome.
-#[derive(Debug)]
-struct Terms {
-    spec: AgentSpec,
-    model: Option<(ModelManifest, Digest)>,
-}
-
-/// How far the trainer is.
-#[derive(Debug)]
-enum Trainer {
-    Unbuilt,
-    Building,
-    Ready(ModelManifest),
-}
-
-/// Which part this agent plays in making version 0.
-#[derive(Debug)]
-enum Initial {
-    None,
-    Making,
-    Made(InitialModel),
-}
-
+/// The process ends when its work is handed over, or at the deadline.
 #[derive(Debug)]
 struct Stopping {
     ending: Ending,
@@ -113,51 +106,20 @@ struct Stopping {
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
-    link: Link,
-    backoff: Backoff,
-    terms: Option<Terms>,
-    branch: Option<BranchId>,
-    epoch: Option<Epoch>,
-    next_seq: UpdateSeq,
-    kept_counter: Option<(Epoch, UpdateSeq)>,
-    phase: RunPhase,
-    trainer: Trainer,
-    initial: Initial,
-    outbox: Outbox,
+    connection: Connection,
+    membership: Membership,
+    model: Model,
+    rounds: Rounds,
+    evaluator: Evaluator,
     replica: Replica,
-    work: Work,
-    ahead: Ahead,
-    /// The rounds whose deltas are being made durable, and when they ended.
-    banking: Vec<(LeaseId, u64)>,
-    tempo: Tempo,
-    now_ms: u64,
-    /// The lease of a round that a crash has cut off, to go on with before another is asked for.
-    cut_off: Option<(Lease, Arc<[f32]>)>,
-    /// The round during which the latest lease was asked for.
-    asked_in: Option<LeaseId>,
-    /// The latest complete round, if the next lease was asked for while it ran: its delta is not in that lease's base.
-    lacking: Option<Arc<[f32]>>,
-    /// The weight of the latest merged update.
-    merged_with: Option<f32>,
-    /// Set while the coordinator has no lease for us: when to ask again unasked.
-    no_lease_until_ms: Option<u64>,
-    /// Set while it is worth waiting for the verdict on this update before asking for the next lease.
-    patience: Option<(UpdateKey, u64)>,
-    /// Updates that have no verdict on this connection, and when their rounds ended.
-    unjudged: VecDeque<(UpdateKey, u64)>,
-    /// Set while what failed here rests before it is tried again.
-    rest_until_ms: Option<u64>,
+    outbox: Outbox,
+    verdicts: Verdicts,
     /// Why no work is taken on, where the machine's owner needs it.
     hold: Option<String>,
-    evaluate_next: Option<Wanted>,
-    unsent_evaluation: Option<Evaluation>,
-    /// Why the latest evaluation failed, until one succeeds.
-    evaluation_problem: Option<String>,
+    /// When the coordinator was last told how far the round is.
     progress_at_ms: Option<u64>,
-    renewing: bool,
     stopping: Option<Stopping>,
     ended: bool,
-    verdicts: VecDeque<(UpdateKey, Verdict)>,
     last_problem: Option<String>,
 }
 
@@ -165,44 +127,20 @@ impl Session {
     /// A session that has done nothing yet. Its first event must be [`Event::Started`].
     #[must_use]
     pub fn new(config: SessionConfig, kept: Kept) -> Self {
-        let (first_ms, max_ms) = limits::RECONNECT_MS;
-        let backoff = Backoff::new(first_ms, max_ms, config.backoff_seed);
         Self {
+            connection: Connection::new(config.renew_at_ms, config.backoff_seed),
             config,
-            link: Link::Down,
-            backoff,
-            terms: None,
-            branch: kept.branch,
-            epoch: None,
-            next_seq: UpdateSeq(0),
-            kept_counter: kept.counter,
-            phase: RunPhase::Pending,
-            trainer: Trainer::Unbuilt,
-            initial: Initial::None,
-            outbox: Outbox::new(kept.outbox),
+            membership: Membership::new(&kept),
+            model: Model::new(),
+            rounds: Rounds::default(),
+            evaluator: Evaluator::default(),
             replica: Replica::default(),
-            work: Work::Idle,
-            ahead: Ahead::Nothing,
-            banking: Vec::new(),
-            tempo: Tempo::default(),
-            now_ms: 0,
-            cut_off: None,
-            asked_in: None,
-            lacking: None,
-            merged_with: None,
-            no_lease_until_ms: None,
-            patience: None,
-            unjudged: VecDeque::new(),
-            rest_until_ms: None,
+            outbox: Outbox::new(kept.outbox),
+            verdicts: Verdicts::default(),
             hold: None,
-            evaluate_next: None,
-            unsent_evaluation: None,
-            evaluation_problem: None,
             progress_at_ms: None,
-            renewing: false,
             stopping: None,
             ended: false,
-            verdicts: VecDeque::new(),
             last_problem: None,
         }
     }
@@ -211,8 +149,8 @@ impl Session {
     /// run's branch. Its lease need not be outstanding: what is trained under it is welcome while its base is recent.
     /// It has the plan that it was begun with.
     pub fn resume(&mut self, lease: Lease, base: Arc<[f32]>) {
-        if lease.agent == self.config.agent && Some(lease.branch) == self.branch {
-            self.cut_off = Some((lease, base));
+        if lease.agent == self.config.agent && Some(lease.branch) == self.membership.branch() {
+            self.rounds.resume(lease, base);
         }
     }
 
@@ -241,10 +179,16 @@ impl Session {
                 self.arrival(arrival, out);
             }
             Event::ChunksSent { transfer } => self.outbox.sent(now_ms, transfer),
-            Event::Prepared { manifest } => self.prepared(manifest, out),
-            Event::InitialMade(model) => self.initial_made(model, out),
+            Event::Prepared { manifest } => {
+                self.model.prepared(manifest);
+                self.settle_model(out);
+            }
+            Event::InitialMade(model) => {
+                self.model.made(model);
+                self.settle_model(out);
+            }
             Event::Unpacked { version, digest, content } => self.replica.unpacked(Wanted { version, digest }, content),
-            Event::UnpackFailed { version, problem } => self.unpack_failed(now_ms, version, problem, out),
+            Event::UnpackFailed { version, problem } => self.unpack_failed(now_ms, version, &problem, out),
             Event::Progress { lease, steps, examples_per_s } => {
                 self.progress(now_ms, lease, steps, examples_per_s, out);
             }
@@ -252,21 +196,60 @@ impl Session {
             Event::TrainingStopped { lease } => self.training_stopped(lease, out),
             Event::Evaluated { version, accuracy, loss, num_examples } => {
                 let agent = self.config.agent;
-                self.evaluated(now_ms, Evaluation { agent, version, accuracy, loss, num_examples }, out);
+                self.evaluator.evaluated(Evaluation { agent, version, accuracy, loss, num_examples });
             }
-            Event::EvaluationFailed { version, problem } => self.evaluation_failed(now_ms, version, problem, out),
+            Event::EvaluationFailed { version, problem } => self.evaluation_failed(version, &problem, out),
             Event::Banked(entry) => self.banked(now_ms, entry),
             Event::Discarded { lease, problem } => self.discarded(now_ms, lease, problem, out),
             Event::Settled { key } => self.outbox.settled(key),
-            Event::CertificateStored { renew_at_ms } => {
-                self.renewing = false;
-                self.config.renew_at_ms = renew_at_ms;
-            }
+            Event::CertificateStored { renew_at_ms } => self.connection.renewed(renew_at_ms),
             Event::Tick => self.tick(now_ms, out),
             Event::Hold { reason } => self.hold = reason,
             Event::Shutdown => self.stop(now_ms, Ending::Parked, out),
             Event::Failed(ending) => self.end(ending, out),
         }
+    }
+
+    fn connect(&mut self, after_ms: u64, out: &mut Vec<Command>) {
+        self.connection.connecting();
+        out.push(Command::Connect { after_ms });
+    }
+
+    fn connected(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        self.connection.greeting(now_ms);
+        out.push(Command::Send(AgentMessage::Hello(AgentHello {
+            run: self.config.run,
+            branch: self.membership.branch(),
+            incarnation: self.config.incarnation,
+            software: self.config.software.clone(),
+            train_examples: self.config.train_examples,
+            eval_examples: self.config.eval_examples,
+            device: self.config.device.clone(),
+        })));
+    }
+
+    fn disconnected(&mut self, problem: Problem, out: &mut Vec<Command>) {
+        self.connection.lost();
+        self.outbox.disconnected();
+        self.replica.disconnected();
+        self.verdicts.disconnected();
+        self.rounds.disconnected();
+        match problem {
+            Problem::Final(ending) => self.end(ending, out),
+            Problem::Transient(problem) => {
+                self.note(problem);
+                if self.stopping.is_none() {
+                    let after_ms = self.connection.next_wait_ms();
+                    self.connect(after_ms, out);
+                }
+            }
+        }
+    }
+
+    /// Closes the connection from this side, and opens another.
+    fn give_up_link(&mut self, why: &str, out: &mut Vec<Command>) {
+        out.push(Command::Disconnect { why: why.to_owned() });
+        self.disconnected(Problem::Transient(why.to_owned()), out);
     }
 
     fn end(&mut self, ending: Ending, out: &mut Vec<Command>) {
@@ -278,6 +261,31 @@ impl Session {
         self.last_problem = Some(problem);
     }
 
+    /// Ends what is due.
+    fn tick(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        let due = |deadline: Option<u64>| deadline.is_some_and(|deadline| deadline <= now_ms);
+        if due(self.connection.greeting_until_ms()) {
+            return self.give_up_link("the coordinator did not answer the greeting in time", out);
+        }
+        if self.connection.is_up() {
+            if due(self.outbox.deadline_ms()) {
+                return self.give_up_link("the coordinator gave no verdict in time", out);
+            }
+            if due(self.rounds.asking_until_ms()) {
+                return self.give_up_link("the coordinator did not answer the request for a lease in time", out);
+            }
+            if due(self.replica.deadline_ms()) {
+                self.ask_for_model(now_ms, out);
+            }
+            if due(self.connection.renewal_ms()) {
+                self.connection.renewing();
+                out.push(Command::Renew);
+            }
+        }
+        self.rounds.tick(now_ms);
+        self.verdicts.tick(now_ms);
+    }
+
     /// When the session wants a `Tick`, if nothing happens before.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
@@ -285,23 +293,16 @@ impl Session {
             return None;
         }
         let stop = self.stopping.as_ref().map(|stopping| stopping.deadline_ms);
-        let link = match self.link {
-            Link::Greeting { until_ms } => Some(until_ms),
-            Link::Up => {
-                let fetch = self.fetching().and_then(|_| self.replica.deadline_ms());
-                let waits = [self.outbox.deadline_ms(), fetch, self.renewal_ms(), self.asking_until_ms()];
-                waits.into_iter().chain([self.ask_ahead_ms()]).flatten().min()
-            }
-            Link::Down | Link::Connecting => None,
-        };
-        let asking = match self.work {
-            Work::Idle if self.is_up() && self.stopping.is_none() => {
-                let patience = self.patience.map(|(_, until_ms)| until_ms);
-                [self.no_lease_until_ms, patience, self.rest_until_ms].into_iter().flatten().min()
-            }
-            _ => None,
-        };
-        [stop, link, asking].into_iter().flatten().min()
+        let (mut up, mut waits) = ([None; 4], [None; 2]);
+        if self.connection.is_up() {
+            let fetch = self.fetching().and_then(|_| self.replica.deadline_ms());
+            up = [self.outbox.deadline_ms(), fetch, self.rounds.asking_until_ms(), self.ask_at_ms()];
+        }
+        if self.stopping.is_none() && self.rounds.current().is_none() {
+            waits = [self.rounds.wait_ends_ms(), self.verdicts.awaited_until_ms()];
+        }
+        let link = [stop, self.connection.greeting_until_ms(), self.connection.renewal_ms()];
+        link.into_iter().chain(up).chain(waits).flatten().min()
     }
 
     /// What it was told when it started.
@@ -313,13 +314,13 @@ impl Session {
     /// The connection's state.
     #[must_use]
     pub fn link(&self) -> Link {
-        self.link
+        self.connection.link()
     }
 
-    /// What it is doing.
+    /// What the time since the first round went into.
     #[must_use]
-    pub fn work(&self) -> &Work {
-        &self.work
+    pub fn waits(&self) -> Waits {
+        self.rounds.waits()
     }
 
     /// What waits for a verdict.
@@ -337,19 +338,19 @@ impl Session {
     /// Its epoch, once the coordinator has numbered it.
     #[must_use]
     pub fn epoch(&self) -> Option<Epoch> {
-        self.epoch
+        self.membership.epoch()
     }
 
     /// The branch that its work belongs to.
     #[must_use]
     pub fn branch(&self) -> Option<BranchId> {
-        self.branch
+        self.membership.branch()
     }
 
     /// The run's state as far as it is known here.
     #[must_use]
     pub fn phase(&self) -> RunPhase {
-        self.phase
+        self.membership.phase()
     }
 
     /// Why it takes on no work at present, where the machine's owner needs it.
@@ -361,18 +362,18 @@ impl Session {
     /// Examples of a step, once the run's configuration is known.
     #[must_use]
     pub fn batch_size(&self) -> Option<u32> {
-        self.terms.as_ref().map(|terms| terms.spec.train.batch_size)
+        self.membership.terms().map(|terms| terms.spec.train.batch_size)
     }
 
     /// The latest verdicts, oldest first.
     pub fn verdicts(&self) -> impl Iterator<Item = &(UpdateKey, Verdict)> {
-        self.verdicts.iter()
+        self.verdicts.latest()
     }
 
     /// Why the latest evaluation failed, until one succeeds.
     #[must_use]
     pub fn evaluation_problem(&self) -> Option<&str> {
-        self.evaluation_problem.as_deref()
+        self.evaluator.problem()
     }
 
     /// The latest thing that went wrong and was dealt with.

@@ -142,7 +142,7 @@ impl AgentMachine {
                 "agent {} heard {heard} verdicts: link {:?}, work {:?}, {} in its outbox, problem {:?}",
                 self.machine,
                 session.link(),
-                session.work(),
+                session.activity(),
                 session.outbox().len(),
                 session.last_problem()
             )
