@@ -160,12 +160,11 @@ pub const STORE_READ_TRIES: u32 = 256;
 pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
 /// Bytes of agents' messages, as sent, that wait for the coordinator's loop.
 pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
-/// Jobs that wait for the coordinator's writer, merger or checkpointer before the loop waits for
-/// it. Their payloads and decoded contents are bounded in bytes: `UPLOADS_IN_FLIGHT_BYTES`,
-/// `DECODED_UPLOADS_BYTES`.
-pub const COORDINATOR_JOBS: usize = 4_096;
-/// Answers of these workers that wait for the loop: more than all their queues hold.
-pub const COORDINATOR_ANSWERS: usize = 4 * COORDINATOR_JOBS;
+/// Jobs that a worker of the coordinator has at a time. What waits for it is bounded by what waits for the disk for each
+/// peer (`PEER_QUEUE_MESSAGES`), and in bytes by `UPLOADS_IN_FLIGHT_BYTES` and `DECODED_UPLOADS_BYTES`.
+pub const WORKER_JOBS: usize = 1;
+/// Workers of the coordinator (writer, merger, checkpointer, signer), and answers of theirs that wait for its loop.
+pub const COORDINATOR_WORKERS: usize = 4;
 /// Bytes of published versions that are kept, unless two of them need more.
 pub const PUBLISHED_BYTES: usize = 32 << 20;
 /// Published versions that are kept, however small: an agent fetches the base of its lease at

@@ -1,16 +1,14 @@
-//! The loop that owns the core: the only `select!` over what can happen. It carries commands out and decides nothing.
+//! The loop that owns the node: the only `select!` over what can happen. Sockets, signals and threads are here, and no
+//! decision is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anabranch_common::ids::{AgentId, BranchId, RunId};
+use anabranch_common::ids::{BranchId, RunId};
 use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::RunSpec;
-use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
+use anabranch_common::wire::message::JoinResponse;
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
 use anabranch_io::signals::{OnSignal, Signals};
@@ -22,18 +20,17 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock;
 use crate::commands::{mismatch_fail, recovery_fail};
 use crate::config::Config;
-use crate::core::command::{Command, ExitReason};
-use crate::core::content::Content;
+use crate::core::Options;
+use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::core::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
-use crate::core::{Core, ModelMismatch, Options};
 use crate::identity::{self, Identity};
-use crate::merger::ModelState;
-use crate::publish::Publisher;
-use crate::recovery::{self, OTHER_VERSION_HELP, Recovered, RecoveryError};
+use crate::node::checkpoint::Keep;
+use crate::node::{self, Done, JobError, Node, Output};
+use crate::recovery::{self, OTHER_VERSION_HELP, RecoveryError};
 use crate::store::{SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
-use crate::workers::{self, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
+use crate::workers::{Means, Workers};
 
 /// Directory of the store below the coordinator's.
 pub const STORE_DIR: &str = "store";
@@ -110,88 +107,61 @@ pub fn run(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
 
 async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
-    let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
-    let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
-    let writer = workers::writer(Arc::clone(&store), answers_in.clone())?;
-    let merger = workers::merger(Arc::clone(&store), keep, answers_in)?;
-    let (core, commands) = start(store.as_ref(), &config, &merger)?;
+    let started = clock::monotonic();
+    let (node, outputs) = start(store.as_ref(), &config)?;
     let endpoint = endpoint(&config, &identity)?;
+    let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+    let means = Means {
+        store: Arc::clone(&store),
+        keep: Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention },
+        identity: Arc::new(identity),
+        agent_certificate_days: config.server.agent_certificate_days,
+    };
+    let workers = Workers::start(means, &answers_in)?;
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
-    let shared = Shared::new(inputs_in, Arc::clone(&store), dir.join(UPLOADS_DIR));
+    let shared = Shared::new(inputs_in, store, dir.join(UPLOADS_DIR));
     faults::point("recovered");
     signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
     let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));
     let driver = Driver {
-        merge: config.spec.merge.clone(),
-        agent_certificate_days: config.server.agent_certificate_days,
         tick: Duration::from_millis(config.schedule.tick_ms.max(10)),
-        started: clock::monotonic(),
-        core,
-        identity,
-        writer,
-        merger,
-        manifest: None,
-        publisher: Publisher::default(),
+        started,
+        node,
+        workers,
         peers: BTreeMap::new(),
         requests: BTreeMap::new(),
         joins: BTreeMap::new(),
         next_request: 0,
     };
-    let ended = driver.work(commands, inputs, answers, signals).await;
+    let ended = driver.work(outputs, inputs, answers, signals).await;
     accepting.abort();
     endpoint.close(0u32.into(), b"coordinator is going away");
     tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), endpoint.wait_idle()).await.ok();
     ended.map(|reason| say_goodbye(reason, &dir))
 }
 
-fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyhow::Result<(Core, Vec<Command>)> {
+/// Reads what the store holds, and makes the node.
+fn start(store: &dyn Store, config: &Config) -> anyhow::Result<(Node, Vec<Output>)> {
     let options = options(identity::run::identifiers(store).map_err(storage_fail)?, config);
     let roster = roster(store)?;
     let started = clock::monotonic();
-    let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
     let recovered = match recovery::recover(store) {
         Ok(recovered) => {
             recovery::release(store).map_err(recovery_fail)?;
-            recovered
+            recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            let (version, position, replayed) = (recovered.state.version, recovered.position, recovered.replayed);
+            tracing::info!(%version, %position, replayed, took_ms = started.elapsed().as_millis(), "recovered");
+            Some(recovered)
         }
         Err(RecoveryError::Empty) => {
             tracing::info!("no model yet: the first agent makes it from the run's seed");
-            return Ok((Core::new(options, config.spec.clone(), roster, now), Vec::new()));
+            None
         }
         Err(error) => return Err(recovery_fail(error)),
     };
-    recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let (version, position, replayed) = (recovered.state.version, recovered.position, recovered.replayed);
-    tracing::info!(%version, %position, replayed, took_ms = started.elapsed().as_millis(), "recovered");
-    let (core, commands, model) =
-        resume(recovered, options, config.spec.clone(), roster, now).map_err(mismatch_fail)?;
-    if let Some(model) = model {
-        merger.send(MergeJob::Start(Box::new(model)));
-    }
-    Ok((core, commands))
-}
-
-/// Goes on from a recovered run: the core, what it wants done first, and the model that the merger begins with; none when
-/// it had overflowed.
-///
-/// # Errors
-/// The configured model is not the run's.
-pub fn resume(
-    recovered: Recovered,
-    options: Options,
-    spec: RunSpec,
-    roster: Roster,
-    now: Now,
-) -> Result<(Core, Vec<Command>, Option<ModelState>), ModelMismatch> {
-    let Recovered { state, model, chain, checkpoint_version, oldest, .. } = recovered;
-    let (mut core, mut commands) =
-        Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now)?;
-    core.take_up_the_end(now);
-    // Killed between the record that made it overflow and the record that ends the run: end it now.
-    let Some(version) = model.overflowed() else { return Ok((core, commands, Some(model))) };
-    commands.extend(core.handle(now, Event::NonFinite { version }));
-    Ok((core, commands, None))
+    let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
+    Node::start(options, config.spec.clone(), roster, recovered, now).map_err(mismatch_fail)
 }
 
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
@@ -212,62 +182,42 @@ fn say_goodbye(reason: ExitReason, dir: &Path) {
 }
 
 struct Driver {
-    merge: MergeSpec,
-    agent_certificate_days: u32,
     tick: Duration,
     started: Instant,
-    core: Core,
-    identity: Identity,
-    writer: Worker<WriteJob>,
-    merger: Worker<MergeJob>,
-    manifest: Option<Arc<ModelManifest>>,
-    publisher: Publisher,
+    node: Node,
+    workers: Workers,
     peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
     requests: BTreeMap<RequestId, oneshot::Sender<OperatorResponse>>,
-    joins: BTreeMap<RequestId, (Vec<u8>, oneshot::Sender<JoinResponse>)>,
+    joins: BTreeMap<RequestId, oneshot::Sender<JoinResponse>>,
     next_request: u64,
 }
 
 impl Driver {
     async fn work(
         mut self,
-        commands: Vec<Command>,
+        outputs: Vec<Output>,
         mut inputs: mpsc::Receiver<Input>,
-        mut answers: mpsc::Receiver<Answer>,
+        mut answers: mpsc::Receiver<Done>,
         signals: &mut Signals,
     ) -> anyhow::Result<ExitReason> {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut exit = self.carry_out(commands);
+        let mut exit = self.carry_out(outputs);
         while exit.is_none() {
-            let event = tokio::select! {
+            let input = tokio::select! {
                 biased;
-                Some(answer) = answers.recv() => self.answered(answer)?,
-                _ = signals.recv() => Some(Event::Park),
-                _ = ticks.tick() => Some(Event::Tick),
-                Some(input) = inputs.recv() => self.input(input),
+                Some(done) = answers.recv() => node::Input::Done(done),
+                _ = signals.recv() => node::Input::Event(Event::Park),
+                _ = ticks.tick() => node::Input::Event(Event::Tick),
+                Some(input) = inputs.recv() => self.translate(input),
             };
-            if let Some(event) = event {
-                let commands = self.core.handle(self.now(), event);
-                exit = self.carry_out(commands);
-            }
+            let outputs = self.node.handle(self.now(), input);
+            exit = self.carry_out(outputs);
         }
-        for (_, ops) in std::mem::take(&mut self.peers) {
-            ops.try_send(PeerOp::Close).ok();
-        }
-        let (writer, merger) = (self.writer, self.merger);
-        tokio::task::spawn_blocking(move || {
-            writer.finish();
-            merger.finish();
-        })
-        .await?;
-        // Whatever failed in the last moments still counts.
-        while let Ok(answer) = answers.try_recv() {
-            if let Answer::Failed(error) = answer {
-                return Err(worker_fail(error));
-            }
-        }
-        finite(exit.context("the loop ends with a reason")?)
+        let reason = exit.context("the loop ends with a reason")?.map_err(job_fail)?;
+        let workers = self.workers;
+        tokio::task::spawn_blocking(move || workers.finish()).await?;
+        finite(reason)
     }
 
     fn now(&self) -> Now {
@@ -275,36 +225,30 @@ impl Driver {
         Now { unix_ms: clock::unix_ms(), mono_ms }
     }
 
-    fn answered(&mut self, answer: Answer) -> anyhow::Result<Option<Event>> {
-        match answer {
-            Answer::Event(event) => Ok(Some(event)),
-            Answer::Published(snapshot) => {
-                let (version, digest, transfer) = (snapshot.version, snapshot.digest, snapshot.transfer.clone());
-                self.publisher.add(snapshot);
-                Ok(Some(Event::Published { version, digest, transfer }))
-            }
-            Answer::Failed(error) => Err(worker_fail(error)),
-        }
-    }
-
-    fn input(&mut self, input: Input) -> Option<Event> {
+    /// Keeps what is needed to answer, and tells the node the rest.
+    fn translate(&mut self, input: Input) -> node::Input {
         match input {
-            Input::Event(Event::Disconnected { peer }) => {
-                self.peers.remove(&peer);
-                Some(Event::Disconnected { peer })
+            Input::Node(input) => {
+                if let node::Input::Event(Event::Disconnected { peer }) = &input {
+                    self.peers.remove(peer);
+                }
+                input
             }
-            Input::Event(event) => Some(event),
             // Nothing of it waits any more: its room ends here.
-            Input::Message { peer, message, room: _ } => Some(Event::Message { peer, message }),
+            Input::Message { peer, message, room: _ } => node::Input::Event(Event::Message { peer, message }),
             Input::Connected { peer, agent, hello, ops } => {
                 self.peers.insert(peer, ops);
-                Some(Event::Connected { peer, agent, hello })
+                node::Input::Event(Event::Connected { peer, agent, hello })
             }
-            Input::Join { secret, csr_der, reply } => self.join(secret, csr_der, reply),
+            Input::Join { secret, agent, csr_der, reply } => {
+                let request = self.request();
+                self.joins.insert(request, reply);
+                node::Input::Join { request, secret, agent, csr_der }
+            }
             Input::Operator { operation, reply } => {
                 let request = self.request();
                 self.requests.insert(request, reply);
-                Some(Event::Operator { request, operation })
+                node::Input::Event(Event::Operator { request, operation })
             }
         }
     }
@@ -314,60 +258,26 @@ impl Driver {
         RequestId(self.next_request)
     }
 
-    /// The request must be for a key that its sender holds before its token is looked at.
-    fn join(&mut self, secret: [u8; 32], csr_der: Vec<u8>, reply: oneshot::Sender<JoinResponse>) -> Option<Event> {
-        let Ok(agent) = identity::requester(&csr_der) else {
-            reply.send(JoinResponse::Refused(JoinRefusal::BadRequest)).ok();
-            return None;
-        };
-        let request = self.request();
-        self.joins.insert(request, (csr_der, reply));
-        Some(Event::Join { request, secret, agent })
-    }
-
-    fn carry_out(&mut self, commands: Vec<Command>) -> Option<ExitReason> {
+    fn carry_out(&mut self, outputs: Vec<Output>) -> Option<Result<ExitReason, JobError>> {
         let mut exit = None;
-        for command in commands {
-            match command {
-                Command::Begin { record, model } => self.begin(record, model),
-                Command::Append { record } => self.writer.send(WriteJob::Append(record)),
-                Command::SaveItems { ticket, items } => self.writer.send(WriteJob::Items { ticket, items }),
-                Command::Merge { record, content } => self.merger.send(MergeJob::Merge { record, content }),
-                Command::Publish => self.merger.send(MergeJob::Publish),
-                Command::Checkpoint(order) => self.merger.send(MergeJob::Checkpoint(order)),
-                Command::Joined { request, outcome } => self.joined(request, outcome),
-                Command::Renew { peer, agent, name, csr_der } => self.renew(peer, agent, &name, &csr_der),
-                Command::Reply { request, response } => {
-                    if let Some(reply) = self.requests.remove(&request) {
-                        reply.send(response).ok();
-                    }
+        for output in outputs {
+            match output {
+                Output::Run(job) => self.workers.run(job),
+                Output::Send { peer, message } => self.tell_peer(peer, PeerOp::Send(message)),
+                Output::SendChunks { peer, download, snapshot, missing } => {
+                    self.tell_peer(peer, PeerOp::SendChunks { download, snapshot, missing });
                 }
-                Command::Exit(reason) => exit = Some(reason),
-                rest => self.tell_peer(rest),
+                Output::Receive { peer, what, transfer } => self.tell_peer(peer, PeerOp::Receive { what, transfer }),
+                Output::Close { peer } => self.tell_peer(peer, PeerOp::Close),
+                Output::Reply { request, response } => answer(self.requests.remove(&request), response),
+                Output::JoinReply { request, response } => answer(self.joins.remove(&request), response),
+                Output::Exit(ended) => exit = Some(ended),
             }
         }
         exit
     }
 
-    fn tell_peer(&mut self, command: Command) {
-        let (peer, op) = match command {
-            Command::Send { peer, message } => (peer, PeerOp::Send(Box::new(message))),
-            Command::Close { peer } => (peer, PeerOp::Close),
-            Command::SendModel { peer, version, missing } => match self.publisher.get(version) {
-                Some(snapshot) => (peer, PeerOp::SendModel { snapshot, missing }),
-                None => (peer, PeerOp::Send(Box::new(CoordinatorMessage::ModelGone { version }))),
-            },
-            Command::ReceiveUpdate { peer, meta, transfer } => {
-                let Some(manifest) = self.manifest() else { return };
-                let what = transport::Expected::Update { meta: Box::new(meta), manifest };
-                (peer, PeerOp::Receive { what, transfer })
-            }
-            Command::ReceiveModel { peer, manifest, digest, transfer } => {
-                let what = transport::Expected::Model { manifest: Arc::new(manifest), digest };
-                (peer, PeerOp::Receive { what, transfer })
-            }
-            _ => return,
-        };
+    fn tell_peer(&mut self, peer: PeerId, op: PeerOp) {
         match self.peers.get(&peer).map(|ops| ops.try_send(op)) {
             // A peer that does not read what it is sent is cut off: dropping its queue ends its connection.
             Some(Err(TrySendError::Full(_))) => {
@@ -382,54 +292,19 @@ impl Driver {
             None | Some(Ok(())) => {}
         }
     }
+}
 
-    fn manifest(&mut self) -> Option<Arc<ModelManifest>> {
-        if self.manifest.is_none() {
-            self.manifest = self.core.state().map(|state| Arc::new(state.manifest.clone()));
-        }
-        self.manifest.clone()
-    }
-
-    fn begin(&mut self, record: Arc<anabranch_common::journal::Record>, model: Arc<Content>) {
-        let Some(manifest) = self.manifest() else { return };
-        let values = model.delta().values().to_vec();
-        let first = ModelState::new((*manifest).clone(), self.merge.clone(), values, Default::default());
-        match first {
-            Ok(state) => self.merger.send(MergeJob::Start(Box::new(state))),
-            Err(error) => tracing::error!(%error, "the core has checked the initial model"),
-        }
-        self.writer.send(WriteJob::Begin { record, model });
-    }
-
-    fn joined(&mut self, request: RequestId, outcome: Result<(AgentId, String), JoinRefusal>) {
-        let Some((csr_der, reply)) = self.joins.remove(&request) else { return };
-        let response = outcome.and_then(|(agent, name)| {
-            let days = self.agent_certificate_days;
-            let issued = self.identity.issue_agent(&csr_der, &name, days, clock::unix_ms());
-            let certificate_der = issued.map_err(|_| JoinRefusal::BadRequest)?.certificate_der;
-            tracing::info!(%agent, name, "an agent has joined");
-            let (run, ca_der) = (self.core.run(), self.identity.ca_der().to_vec());
-            Ok(JoinResponse::Enrolled { run, agent, name, certificate_der, ca_der })
-        });
-        reply.send(response.unwrap_or_else(JoinResponse::Refused)).ok();
-    }
-
-    fn renew(&mut self, peer: PeerId, agent: AgentId, name: &str, csr_der: &[u8]) {
-        match self.identity.issue_agent(csr_der, name, self.agent_certificate_days, clock::unix_ms()) {
-            Ok(issued) if issued.agent == agent => {
-                let message = CoordinatorMessage::Renewed { certificate_der: issued.certificate_der };
-                self.tell_peer(Command::Send { peer, message });
-            }
-            Ok(_) => tracing::warn!(%agent, "an agent asked for a certificate for another key"),
-            Err(error) => tracing::warn!(%agent, %error, "a certificate was not renewed"),
-        }
+/// Answers a request, unless its sender has given it up.
+fn answer<T>(reply: Option<oneshot::Sender<T>>, response: T) {
+    if let Some(reply) = reply {
+        reply.send(response).ok();
     }
 }
 
-pub(crate) fn worker_fail(error: WorkerError) -> anyhow::Error {
+pub(crate) fn job_fail(error: JobError) -> anyhow::Error {
     match error {
-        WorkerError::Storage(error) => storage_fail(error).into(),
-        WorkerError::Recovery(error) => recovery_fail(error),
+        JobError::Storage(error) => storage_fail(error).into(),
+        JobError::Recovery(error) => recovery_fail(error),
         error => anyhow::Error::new(error),
     }
 }

@@ -10,8 +10,8 @@
 //!                                     Checkpoint ──────────────► blobs, manifest ◄── copy of the model
 //! ```
 //!
-//! The core takes one event and returns commands; [`driver`] is the only `select!`. Nothing is told to anyone before
-//! the record that says it is durable.
+//! The core takes one event and returns commands; the [`node`] carries them out without I/O; [`driver`] is the only
+//! `select!`. Nothing is told to anyone before the record that says it is durable.
 
 pub mod cli;
 pub mod clock;
@@ -21,8 +21,8 @@ pub mod core;
 pub mod driver;
 pub mod identity;
 pub mod merger;
-pub mod publish;
+pub mod node;
 pub mod recovery;
 pub mod store;
 pub mod transport;
-pub mod workers;
+mod workers;

@@ -5,7 +5,6 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::AgentSpec;
 use anabranch_common::wire::message::{RunPhase, Welcome};
 
-
 use super::event::Kept;
 
 /// What the coordinator said in its latest welcome.

@@ -19,9 +19,9 @@ use crate::core::status;
 use crate::core::{Core, ModelMismatch};
 use crate::driver;
 use crate::identity::run;
+use crate::node::write::{self, WriteJob};
 use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
 use crate::store::SledStore;
-use crate::workers::{self, WriteJob};
 
 /// The store of a coordinator that is not running, held exclusively.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ impl Stopped {
                     _ => {}
                 }
             }
-            events.extend(workers::write(&self.store, jobs).map_err(driver::worker_fail)?);
+            events.extend(write::write(&self.store, jobs).map_err(driver::job_fail)?);
         }
         answer.context("the core gave no answer")
     }
@@ -259,7 +259,7 @@ mod tests {
         let token = NewToken { secret_digest, name: Some("clinic".into()), ttl_ms: 1_000, uses: 1 };
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
-        workers::save_items(&store, roster.take_changes().expect("short")).expect("saved");
+        write::save_items(&store, roster.take_changes().expect("short")).expect("saved");
         let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).expect("valid");
         let stopped = Stopped::new(config, store);
         stopped.import(&manifest, &[0.5, -0.5]).expect("a first model");

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
-use anabranch_common::wire::message::JoinRequest;
+use anabranch_common::wire::message::{JoinRefusal, JoinRequest, JoinResponse};
 use anabranch_io::frames::{self, Format};
 use anyhow::Context;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::oneshot;
 
 use super::{HANDSHAKE, Input, Shared, linger};
+use crate::identity;
 
 pub(super) async fn serve(
     connection: &Connection,
@@ -25,9 +26,15 @@ pub(super) async fn serve(
             .await?
             .context("the stream ended before the join request")?;
     let JoinRequest { token_secret, csr_der } = request;
-    let (reply, answer) = oneshot::channel();
-    shared.tell(Input::Join { secret: token_secret, csr_der, reply }).await;
-    let response = tokio::time::timeout(Duration::from_millis(limits::REQUEST_TIMEOUT_MS), answer).await??;
+    // The request must be for a key that its sender holds before its token is looked at.
+    let response = match identity::requester(&csr_der) {
+        Ok(agent) => {
+            let (reply, answer) = oneshot::channel();
+            shared.tell(Input::Join { secret: token_secret, agent, csr_der, reply }).await;
+            tokio::time::timeout(Duration::from_millis(limits::REQUEST_TIMEOUT_MS), answer).await??
+        }
+        Err(_) => JoinResponse::Refused(JoinRefusal::BadRequest),
+    };
     frames::send(&mut send, format(FrameKind::JoinResponse), &response, limits::CONTROL_MESSAGE_BYTES, HANDSHAKE)
         .await?;
     send.finish()?;

@@ -32,10 +32,11 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use handshakes::{Connections, Handshakes, Place};
-pub use peer::{Incoming as Expected, PeerOp, decode};
+pub use peer::PeerOp;
 use uploads::Uploads;
 
 use crate::core::event::{Event, PeerId};
+use crate::node;
 use crate::store::Store;
 
 /// What the network tells the loop.
@@ -61,12 +62,14 @@ pub enum Input {
         /// Its part of the budget of messages that wait.
         room: OwnedSemaphorePermit,
     },
-    /// Something else for the core.
-    Event(Event),
+    /// Something else for the node.
+    Node(node::Input),
     /// Somebody wants to join.
     Join {
         /// The token's secret.
         secret: [u8; 32],
+        /// Who it would be, by the key that has signed its request.
+        agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
         /// Where the answer goes.
@@ -79,6 +82,12 @@ pub enum Input {
         /// Where the answer goes.
         reply: oneshot::Sender<OperatorResponse>,
     },
+}
+
+impl Input {
+    fn event(event: Event) -> Self {
+        Self::Node(node::Input::Event(event))
+    }
 }
 
 /// What every connection shares.

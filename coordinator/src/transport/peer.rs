@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::codec::{self, CodecId, DecodeError};
-use anabranch_common::ids::{AgentId, Digest};
+use anabranch_common::codec::DecodeError;
+use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
-use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -18,18 +16,17 @@ use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use super::pace::Pace;
 use super::partials::PartialName;
-use super::transfers::{Opened, Overdue, Sending, Transfers, Whole};
+use super::transfers::{Opened, Overdue, Transfers, Whole};
 use super::uploads::OpenError;
 use super::{Input, Shared, linger};
 use crate::clock;
-use crate::core::content::{Content, Reservation};
 use crate::core::event::{Event, PeerId};
-use crate::publish::Snapshot;
+use crate::node::{self, DownloadId, Expected, Snapshot, UNDECODABLE, decode};
 
 /// How long a message may take to be taken off our hands.
 const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
@@ -44,68 +41,24 @@ const LAST_WORDS: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
 pub enum PeerOp {
     /// Send a control message.
     Send(Box<CoordinatorMessage>),
-    /// Send a model: the message that announces it, then its chunks.
-    SendModel {
+    /// Send chunks of a model in place of those that are on their way.
+    SendChunks {
+        /// Comes back when it has ended.
+        download: DownloadId,
         /// The model.
         snapshot: Arc<Snapshot>,
-        /// Which chunks only.
-        missing: Option<Missing>,
+        /// Which chunks.
+        missing: Missing,
     },
     /// Ask for a transfer.
     Receive {
         /// What it is.
-        what: Incoming,
+        what: Expected,
         /// Its chunks.
         transfer: TransferManifest,
     },
     /// Close once everything before this was sent.
     Close,
-}
-
-/// What a transfer is.
-#[derive(Debug, Clone)]
-pub enum Incoming {
-    /// An update's payload.
-    Update {
-        /// What was offered.
-        meta: Box<UpdateMeta>,
-        /// The model's tensors.
-        manifest: Arc<ModelManifest>,
-    },
-    /// The initial model.
-    Model {
-        /// Its tensors.
-        manifest: Arc<ModelManifest>,
-        /// Digest of its content.
-        digest: Digest,
-    },
-}
-
-impl Incoming {
-    /// Whether both are the same update, or both the model.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Update { meta: one, .. }, Self::Update { meta: other, .. }) => one.key == other.key,
-            (Self::Model { .. }, Self::Model { .. }) => true,
-            (Self::Update { .. }, Self::Model { .. }) | (Self::Model { .. }, Self::Update { .. }) => false,
-        }
-    }
-
-    /// The most memory that decoding a payload of so many bytes takes.
-    fn decoded_bytes(&self, payload_bytes: u64) -> u64 {
-        match self {
-            Self::Update { meta, manifest } => codec::max_decoded_bytes(meta.codec, manifest, payload_bytes),
-            Self::Model { manifest, .. } => codec::max_decoded_bytes(INITIAL_MODEL, manifest, payload_bytes),
-        }
-    }
-
-    /// Under which name its half is kept.
-    fn partial(&self, agent: AgentId) -> PartialName {
-        match self {
-            Self::Update { meta, .. } => PartialName::of_update(&meta.key),
-            Self::Model { .. } => PartialName::of_model(agent),
-        }
-    }
 }
 
 struct PeerConnection {
@@ -162,7 +115,7 @@ pub(super) async fn serve(
     }
     this.connection.close(0u32.into(), b"done");
     this.give_up_transfers();
-    this.shared.tell(Input::Event(Event::Disconnected { peer })).await;
+    this.shared.tell(Input::event(Event::Disconnected { peer })).await;
     ended
 }
 
@@ -203,7 +156,7 @@ impl PeerConnection {
         mut inbox: mpsc::Receiver<PeerOp>,
     ) -> anyhow::Result<()> {
         let mut tasks = JoinSet::new();
-        let mut sending: Option<Sending> = None;
+        let mut sending: Option<AbortHandle> = None;
         let mut look = tokio::time::interval(Duration::from_millis(limits::TRANSFER_LOOK_MS));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.reset();
@@ -230,26 +183,14 @@ impl PeerConnection {
                     faults::point(sent(&message));
                     self.forget_partial(&message);
                 }
-                PeerOp::SendModel { snapshot, missing } => {
-                    let missing = missing.unwrap_or_else(|| Missing::all(snapshot.transfer.chunks.len()));
-                    if sending.as_ref().is_some_and(|sending| sending.covers(&snapshot.transfer, &missing)) {
-                        continue;
+                PeerOp::SendChunks { download, snapshot, missing } => {
+                    let task = tasks.spawn(Arc::clone(&self).send_chunks(download, snapshot, missing));
+                    if let Some(before) = sending.replace(task) {
+                        before.abort();
                     }
-                    if let Some(before) = sending.take() {
-                        before.stop();
-                    }
-                    let announce = CoordinatorMessage::Model {
-                        version: snapshot.version,
-                        digest: snapshot.digest,
-                        transfer: snapshot.transfer.clone(),
-                    };
-                    writer.send(&announce).await?;
-                    let transfer = snapshot.transfer.id();
-                    let task = tasks.spawn(Arc::clone(&self).send_model(snapshot, missing.clone()));
-                    sending = Some(Sending::new(transfer, missing, task));
                 }
                 PeerOp::Receive { what, transfer } => {
-                    let name = what.partial(self.agent);
+                    let name = partial_name(&what, self.agent);
                     if self.transfers.lock().announce(transfer.id(), what)? {
                         tasks.spawn(Arc::clone(&self).open_transfer(name, transfer));
                     }
@@ -276,16 +217,21 @@ impl PeerConnection {
         }
     }
 
-    async fn send_model(self: Arc<Self>, snapshot: Arc<Snapshot>, missing: Missing) -> Option<CoordinatorMessage> {
-        let chunks = snapshot.transfer.chunks.len();
-        let bytes = missing.indices(chunks).filter_map(|index| snapshot.transfer.range(index)).map(|r| r.len() as u64);
-        let bytes = bytes.sum();
-        match chunks::send_chunks(&self.connection, &snapshot.transfer, Arc::clone(&snapshot.content), &missing, CHUNK)
-            .await
-        {
-            Ok(_) => self.shared.tell(Input::Event(Event::ModelSent { peer: self.peer, bytes })).await,
-            Err(error) => tracing::debug!(agent = %self.agent.short(), %error, "a model was not sent whole"),
+    async fn send_chunks(
+        self: Arc<Self>,
+        download: DownloadId,
+        snapshot: Arc<Snapshot>,
+        missing: Missing,
+    ) -> Option<CoordinatorMessage> {
+        let Snapshot { transfer, content, .. } = &*snapshot;
+        let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
+        let bytes = ranges.map(|range| range.len() as u64).sum();
+        let sent = chunks::send_chunks(&self.connection, transfer, Arc::clone(content), &missing, CHUNK).await;
+        if let Err(error) = &sent {
+            tracing::debug!(agent = %self.agent.short(), %error, "a model was not sent whole");
         }
+        let bytes = sent.is_ok().then_some(bytes);
+        self.shared.tell(Input::Node(node::Input::Sent { peer: self.peer, download, bytes })).await;
         None
     }
 
@@ -357,7 +303,7 @@ impl PeerConnection {
         let put = self.transfers.lock().put(header.transfer, header.index, &chunk)?;
         if put.counts.is_some() && put.of_model {
             let bytes = chunk.len() as u64;
-            self.shared.tell(Input::Event(Event::ModelChunk { peer: self.peer, bytes })).await;
+            self.shared.tell(Input::event(Event::ModelChunk { peer: self.peer, bytes })).await;
         }
         if let Some(name) = put.counts {
             self.shared.uploads.received(name, put.offset, chunk).await;
@@ -386,34 +332,42 @@ impl PeerConnection {
             let (payload, reservation) = (Arc::clone(&received.payload), received.reservation(room));
             let (peer, failed) = (self.peer, what.clone());
             if is_soon_decoded(&what, &payload) {
-                self.shared.tell(Input::Event(decode(peer, what, payload, reservation))).await;
+                self.shared.tell(Input::event(decode(peer, what, payload, reservation))).await;
                 continue;
             }
             let decoded = tokio::task::spawn_blocking(move || decode(peer, what, payload, reservation)).await;
             match decoded {
-                Ok(event) => self.shared.tell(Input::Event(event)).await,
+                Ok(event) => self.shared.tell(Input::event(event)).await,
                 Err(_) => self.failed(&failed, UNDECODABLE.into()).await,
             }
         }
     }
 
-    async fn failed(&self, what: &Incoming, why: String) {
+    async fn failed(&self, what: &Expected, why: String) {
         let event = match what {
-            Incoming::Model { .. } => Event::ModelFailed { peer: self.peer, why },
-            Incoming::Update { meta, .. } => Event::UpdateReceived {
+            Expected::Model { .. } => Event::ModelFailed { peer: self.peer, why },
+            Expected::Update { meta, .. } => Event::UpdateReceived {
                 peer: self.peer,
                 meta: (**meta).clone(),
                 payload: Arc::from([]),
                 content: Err(DecodeError::Invalid("transfer")),
             },
         };
-        self.shared.tell(Input::Event(event)).await;
+        self.shared.tell(Input::event(event)).await;
+    }
+}
+
+/// Under which name the half of an upload is kept.
+fn partial_name(what: &Expected, agent: AgentId) -> PartialName {
+    match what {
+        Expected::Update { meta, .. } => PartialName::of_update(&meta.key),
+        Expected::Model { .. } => PartialName::of_model(agent),
     }
 }
 
 /// Whether decoding takes no longer than to hand it to another thread and back: little comes in, and little can come out.
-fn is_soon_decoded(what: &Incoming, content: &[u8]) -> bool {
-    let (Incoming::Update { manifest, .. } | Incoming::Model { manifest, .. }) = what;
+fn is_soon_decoded(what: &Expected, content: &[u8]) -> bool {
+    let (Expected::Update { manifest, .. } | Expected::Model { manifest, .. }) = what;
     content.len() <= limits::INLINE_DECODE_BYTES && manifest.params() <= limits::INLINE_DECODE_PARAMS
 }
 
@@ -424,38 +378,5 @@ fn sent(message: &CoordinatorMessage) -> &'static str {
         CoordinatorMessage::NeedChunks { .. } => "upload-asked-for",
         CoordinatorMessage::Lease { .. } => "lease-sent",
         _ => "message-sent",
-    }
-}
-
-const UNDECODABLE: &str = "the content could not be decoded";
-
-/// How an initial model is encoded.
-const INITIAL_MODEL: CodecId = CodecId(0);
-
-/// What a whole payload is to the core: decoded, checked against what was offered, and measured.
-/// What does not decode is dropped here, with its reservation.
-#[must_use]
-pub fn decode(peer: PeerId, what: Incoming, payload: Arc<[u8]>, reservation: Reservation) -> Event {
-    match what {
-        Incoming::Update { meta, manifest } => {
-            let decoded = if Digest::of(&payload) == meta.payload_digest {
-                codec::decode(meta.codec, &manifest, &payload)
-            } else {
-                Err(DecodeError::Invalid("payload digest"))
-            };
-            let payload = if decoded.is_ok() { payload } else { Arc::from([]) };
-            let content = decoded.map(|delta| Arc::new(Content::measure(delta, reservation)));
-            Event::UpdateReceived { peer, meta: *meta, payload, content }
-        }
-        Incoming::Model { manifest, digest } => {
-            let Ok(model) = codec::decode(INITIAL_MODEL, &manifest, &payload) else {
-                return Event::ModelFailed { peer, why: UNDECODABLE.into() };
-            };
-            if Digest::of_f32(model.values()) != digest {
-                return Event::ModelFailed { peer, why: "an initial model that is not what was offered".into() };
-            }
-            let model = Arc::new(Content::measure(model, reservation));
-            Event::ModelReceived { peer, manifest: (*manifest).clone(), digest, model }
-        }
     }
 }

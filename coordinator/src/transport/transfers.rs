@@ -1,16 +1,15 @@
-//! What a connection carries at the moment: the uploads it was asked for, by content, and the one model on its way down.
+//! The uploads that a connection was asked for, by content.
 
 use std::collections::BTreeMap;
 
 use anabranch_common::ids::Digest;
 use anabranch_common::limits;
-use anabranch_common::wire::transfer::{Missing, TransferError, TransferManifest};
+use anabranch_common::wire::transfer::{Missing, TransferError};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::AbortHandle;
 
 use super::partials::PartialName;
-use super::peer::Incoming;
 use super::uploads::Upload;
+use crate::node::Expected;
 
 /// More transfers than one connection may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -20,14 +19,14 @@ pub(super) struct TooMany;
 /// An upload, and everything that has this content: two updates of one agent may be equal.
 #[derive(Debug)]
 struct Slot {
-    waiting: Vec<Incoming>,
+    waiting: Vec<Expected>,
     /// None until there is room for it.
     open: Option<Open>,
 }
 
 impl Slot {
     fn is_model(&self) -> bool {
-        self.waiting.iter().any(|what| matches!(what, Incoming::Model { .. }))
+        self.waiting.iter().any(|what| matches!(what, Expected::Model { .. }))
     }
 }
 
@@ -69,7 +68,7 @@ pub(super) struct Overdue {
 /// A whole upload.
 #[derive(Debug)]
 pub(super) struct Whole {
-    pub(super) waiting: Vec<Incoming>,
+    pub(super) waiting: Vec<Expected>,
     pub(super) upload: Upload,
 }
 
@@ -93,7 +92,7 @@ pub(super) struct Transfers {
 impl Transfers {
     /// Takes note of an upload that was offered. Returns whether it has to be opened: not when the same content is on
     /// its way already.
-    pub(super) fn announce(&mut self, id: Digest, what: Incoming) -> Result<bool, TooMany> {
+    pub(super) fn announce(&mut self, id: Digest, what: Expected) -> Result<bool, TooMany> {
         let waiting: usize = self.slots.values().map(|slot| slot.waiting.len()).sum();
         let slot = self.slots.get_mut(&id);
         if slot.as_ref().is_some_and(|slot| slot.waiting.iter().any(|other| other.is_same(&what))) {
@@ -127,7 +126,7 @@ impl Transfers {
     }
 
     /// It cannot be opened; who waits for it.
-    pub(super) fn not_opened(&mut self, id: Digest) -> Vec<Incoming> {
+    pub(super) fn not_opened(&mut self, id: Digest) -> Vec<Expected> {
         self.slots.remove(&id).map(|slot| slot.waiting).unwrap_or_default()
     }
 
@@ -186,32 +185,6 @@ pub(super) struct Put {
     pub(super) offset: u64,
     /// Everything, if nothing is missing now.
     pub(super) whole: Option<Whole>,
-}
-
-/// The one model on its way to an agent.
-#[derive(Debug)]
-pub(super) struct Sending {
-    transfer: Digest,
-    missing: Missing,
-    task: AbortHandle,
-}
-
-impl Sending {
-    pub(super) fn new(transfer: Digest, missing: Missing, task: AbortHandle) -> Self {
-        Self { transfer, missing, task }
-    }
-
-    /// Whether everything that is asked for is on its way already: an impatient agent gets nothing twice.
-    pub(super) fn covers(&self, transfer: &TransferManifest, missing: &Missing) -> bool {
-        !self.task.is_finished()
-            && self.transfer == transfer.id()
-            && missing.indices(transfer.chunks.len()).all(|index| self.missing.contains(index))
-    }
-
-    /// Gives it up: the agent wants something else.
-    pub(super) fn stop(&self) {
-        self.task.abort();
-    }
 }
 
 #[cfg(test)]

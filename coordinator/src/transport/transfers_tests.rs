@@ -5,6 +5,7 @@ use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion, Run
 use anabranch_common::limits::CHUNK_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_common::wire::transfer::TransferManifest;
 
 use super::super::uploads::Uploads;
 use super::*;
@@ -16,7 +17,7 @@ fn key(seq: u64) -> UpdateKey {
     UpdateKey { run: RunId([1; 16]), agent: AGENT, epoch: Epoch(1), seq: UpdateSeq(seq) }
 }
 
-fn update(seq: u64) -> Incoming {
+fn update(seq: u64) -> Expected {
     let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
     let meta = UpdateMeta {
         key: key(seq),
@@ -33,7 +34,7 @@ fn update(seq: u64) -> Incoming {
         compute_ms: 1,
     };
     let manifest = Arc::new(ModelManifest::new(vec![tensor]).expect("valid"));
-    Incoming::Update { meta: Box::new(meta), manifest }
+    Expected::Update { meta: Box::new(meta), manifest }
 }
 
 fn content() -> Vec<u8> {
@@ -197,30 +198,13 @@ fn one_connection_has_so_many_transfers_and_no_more() {
     assert_eq!(transfers.announce(Digest([255; 32]), update(99)), Ok(true));
 }
 
-/// An agent on a thin link asks again every `FETCH_RETRY_MS`: nothing of what is on its way is sent twice.
-#[tokio::test]
-async fn what_is_on_its_way_is_not_sent_again() {
-    let manifest = TransferManifest::of(&content());
-    let never = tokio::spawn(std::future::pending::<()>());
-    let sending = Sending::new(manifest.id(), Missing::all(3), never.abort_handle());
-    let mut rest = Missing::all(3);
-    rest.arrived(0);
-    assert!(sending.covers(&manifest, &rest) && sending.covers(&manifest, &Missing::all(3)));
-    assert!(!sending.covers(&TransferManifest::of(b"another version"), &Missing::all(1)));
-    let only_the_rest = Sending::new(manifest.id(), rest, never.abort_handle());
-    assert!(!only_the_rest.covers(&manifest, &Missing::all(3)), "what was left out has to be sent");
-    sending.stop();
-    assert!(never.await.is_err_and(|ended| ended.is_cancelled()));
-    assert!(!sending.covers(&manifest, &Missing::all(3)), "it has ended, and what is asked for now has not come");
-}
-
 #[tokio::test]
 async fn a_chunk_of_a_model_is_news_once_and_one_of_an_update_is_none_of_a_model() {
     let folder = tempfile::tempdir().expect("a directory");
     let uploads = Uploads::new(folder.path().to_owned());
     let id = TransferManifest::of(&content()).id();
-    let Incoming::Update { manifest, .. } = update(0) else { unreachable!("it is one") };
-    let model = Incoming::Model { manifest, digest: Digest::default() };
+    let Expected::Update { manifest, .. } = update(0) else { unreachable!("it is one") };
+    let model = Expected::Model { manifest, digest: Digest::default() };
     for (what, is_model) in [(model, true), (update(0), false)] {
         let mut transfers = Transfers::default();
         assert_eq!(transfers.announce(id, what), Ok(true));

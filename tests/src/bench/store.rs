@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use anabranch_common::codec::{CodecId, CodecSpec, dense::Planes32, euclidean_norm};
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
@@ -18,11 +18,11 @@ use anabranch_coordinator::config::{Config, Retention};
 use anabranch_coordinator::core::event::Event;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::ModelState;
+use anabranch_coordinator::node::Lane;
+use anabranch_coordinator::node::write::{self, WriteJob};
 use anabranch_coordinator::recovery::{self, checkpoint};
 use anabranch_coordinator::store::{SledStore, Store};
-use anabranch_coordinator::workers::{self, Answer, WriteJob};
-use anyhow::{Context as _, bail};
-use tokio::sync::mpsc;
+use anyhow::Context as _;
 
 use crate::clock::Stopwatch;
 use crate::ledger::Settings;
@@ -69,8 +69,12 @@ fn updates_per_second(
     let run = TestRun::new(1, seed)?;
     store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
     store.commit()?;
-    let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
-    let writer = workers::writer(Arc::clone(&store), answers_in)?;
+    let (jobs, groups) = mpsc::sync_channel(limits::WORKER_JOBS);
+    let (answers_in, answers) = mpsc::sync_channel(limits::WORKER_JOBS);
+    let writer = std::thread::spawn(move || {
+        groups.into_iter().try_for_each(|group| answers_in.send(write::write(store.as_ref(), group)))
+    });
+    let mut lane = Lane::default();
     let payloads: Vec<Arc<[u8]>> = (0..8).map(|index| noise_bytes(bytes, seed + index)).collect();
     let watch = Stopwatch::start();
     let mut waiting: VecDeque<(Position, f64)> = VecDeque::new();
@@ -81,20 +85,23 @@ fn updates_per_second(
             sent += 1;
             let record = run.update(sent as u64, Arc::clone(&payloads[sent % payloads.len()]));
             waiting.push_back((record.position, watch.seconds()));
-            writer.send(WriteJob::Append(Arc::new(record)));
+            lane.push(WriteJob::Append(Arc::new(record)));
         }
-        match answers.blocking_recv().context("the writer has ended")? {
-            Answer::Event(Event::Journalled { upto }) => {
+        if let Some(group) = lane.next(write::group) {
+            jobs.send(group)?;
+        }
+        for event in answers.recv().context("the writer has ended")?? {
+            if let Event::Journalled { upto } = event {
                 while let Some((_, since)) = waiting.pop_front_if(|(position, _)| *position <= upto) {
                     latencies_ms.push((watch.seconds() - since) * 1e3);
                 }
             }
-            Answer::Failed(error) => bail!("the writer failed: {error}"),
-            _ => {}
         }
+        lane.done();
     }
     let wall_s = watch.seconds();
-    writer.finish();
+    drop(jobs);
+    writer.join().ok().context("the writer panicked")??;
     latencies_ms.sort_by(f64::total_cmp);
     report.metric(format!("updates_per_s_{name}"), updates as f64 / wall_s);
     report.metric(format!("ack_p50_ms_{name}"), quantile(&latencies_ms, 0.5));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::rng::SplitMix64;
-use anabranch_coordinator::core::event::Event as CoordinatorEvent;
+use anabranch_coordinator::node::Input;
 
 use crate::invariants::journal::{Attackers, Checked, Journal, Violation};
 use crate::invariants::progress;
@@ -40,7 +40,7 @@ pub(super) enum Happening {
     Write(u64),
     Merge(u64),
     Checkpoint(u64),
-    Coordinator(u64, Box<CoordinatorEvent>),
+    Coordinator(u64, Box<Input>),
     Dial { machine: Machine, life: u64, dial: u64 },
     Refused { machine: Machine, life: u64, dial: u64 },
     Up(u64, Up),
@@ -235,9 +235,9 @@ impl World {
             Happening::Write(life) => self.write(life),
             Happening::Merge(life) => self.merge(life),
             Happening::Checkpoint(life) => self.checkpoint(life),
-            Happening::Coordinator(life, event) => {
+            Happening::Coordinator(life, input) => {
                 if self.coordinator.is_life(life) {
-                    self.coordinator_handles(*event);
+                    self.coordinator_takes(*input);
                 }
             }
             Happening::Dial { machine, life, dial } => self.dial(machine, life, dial),

@@ -5,22 +5,22 @@ mod peers;
 mod start;
 mod work;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::Assembly;
-use anabranch_coordinator::core::Core;
-use anabranch_coordinator::core::command::{Command, ExitReason};
+use anabranch_coordinator::core::command::ExitReason;
 use anabranch_coordinator::core::event::{Event, Now, PeerId, RequestId};
 use anabranch_coordinator::core::roster::Roster;
 use anabranch_coordinator::identity::tokens::NewToken;
-use anabranch_coordinator::merger::ModelState;
-use anabranch_coordinator::publish::Publisher;
+use anabranch_coordinator::node::merge::Merger;
+use anabranch_coordinator::node::write;
+use anabranch_coordinator::node::{Expected, Input, Node, Output};
 use anabranch_coordinator::store::{Engine, Store};
-use anabranch_coordinator::transport::Expected;
-use anabranch_coordinator::workers::{self, CheckpointJob, MergeJob, Merger, WriteJob};
+
+use work::Jobs;
 
 use crate::invariants::journal::ensure;
 use crate::invariants::verdicts::Verdicts;
@@ -29,7 +29,6 @@ use crate::picture::{MarkKind, SpanKind};
 use super::agent::AgentMachine;
 use super::disk::SimDisk;
 use super::network::Side;
-use super::spec::run_spec;
 use super::trace::Sign;
 use super::world::{Happening, World, agent_id};
 
@@ -47,16 +46,11 @@ struct Incoming {
 
 /// A process.
 pub(super) struct Process {
-    core: Core,
+    node: Node,
     store: Arc<Engine<SimDisk>>,
     merger: Merger,
-    writing: Vec<WriteJob>,
-    merging: VecDeque<MergeJob>,
-    checkpoints: VecDeque<Box<CheckpointJob>>,
-    busy: (bool, bool, bool),
-    publisher: Publisher,
+    jobs: Jobs,
     incoming: BTreeMap<(u64, Digest), Incoming>,
-    sending: BTreeMap<PeerId, (ModelVersion, u64)>,
     peers: BTreeMap<PeerId, u64>,
     started_ms: u64,
     next_request: u64,
@@ -93,7 +87,7 @@ impl CoordinatorMachine {
         }
         let store = Engine::open(disk.clone()).expect("an empty disk opens");
         let items = roster.take_changes().expect("a small roster");
-        workers::save_items(&store, items).expect("no faults yet");
+        write::save_items(&store, items).expect("no faults yet");
         store.commit().expect("no faults yet");
         Self {
             disk,
@@ -130,13 +124,17 @@ impl World {
     }
 
     pub(super) fn coordinator_handles(&mut self, event: Event) {
+        self.coordinator_takes(Input::Event(event));
+    }
+
+    pub(super) fn coordinator_takes(&mut self, input: Input) {
         let now = self.coordinator_now();
         let Some(process) = self.coordinator.process.as_mut() else { return };
-        let commands = process.core.handle(now, event);
-        self.coordinator.verdicts.ask(&process.core);
-        let leases = process.core.state().map_or(0, |state| state.leases().count());
+        let outputs = process.node.handle(now, input);
+        self.coordinator.verdicts.ask(process.node.core());
+        let leases = process.node.core().state().map_or(0, |state| state.leases().count());
         self.checked(ensure(leases <= LEASES_MAX, "P5", || format!("{leases} leases are remembered")));
-        self.carry_out(commands);
+        self.carry_out(outputs);
     }
 
     pub(super) fn operate(&mut self, operation: OperatorRequest) {
@@ -147,7 +145,7 @@ impl World {
     }
 
     pub(super) fn resume(&mut self) {
-        let paused = |process: &Process| process.core.state().is_some_and(|state| state.paused);
+        let paused = |process: &Process| process.node.core().state().is_some_and(|state| state.paused);
         if self.coordinator.process.as_ref().is_some_and(paused) {
             self.operate(OperatorRequest::Resume);
         }
@@ -162,39 +160,16 @@ impl World {
         }
     }
 
-    pub(super) fn carry_out(&mut self, commands: Vec<Command>) {
-        let mut exit = None;
-        for command in commands {
-            let Some(process) = self.coordinator.process.as_mut() else { return };
-            match command {
-                Command::Begin { record, model } => {
-                    let spec = run_spec(&self.schedule);
-                    let manifest = process.core.state().expect("a run begins with a model").manifest.clone();
-                    match ModelState::new(manifest, spec.merge, model.delta().values().to_vec(), ModelVersion(0)) {
-                        Ok(state) => process.merging.push_back(MergeJob::Start(Box::new(state))),
-                        Err(error) => return self.violate("P4", error.to_string()),
-                    }
-                    process.writing.push(WriteJob::Begin { record: Arc::clone(&record), model });
-                    let appended = self.journal.appended(&record);
-                    self.checked(appended);
-                }
-                Command::Append { record } => {
-                    process.writing.push(WriteJob::Append(Arc::clone(&record)));
-                    let appended = self.journal.appended(&record);
-                    self.checked(appended);
-                }
-                Command::SaveItems { ticket, items } => process.writing.push(WriteJob::Items { ticket, items }),
-                Command::Merge { record, content } => process.merging.push_back(MergeJob::Merge { record, content }),
-                Command::Publish => process.merging.push_back(MergeJob::Publish),
-                Command::Checkpoint(order) => process.merging.push_back(MergeJob::Checkpoint(order)),
-                Command::Exit(reason) => exit = Some(reason),
-                Command::Joined { .. } | Command::Renew { .. } | Command::Reply { .. } => {}
+    pub(super) fn carry_out(&mut self, outputs: Vec<Output>) {
+        self.see_records(&outputs);
+        for output in outputs {
+            match output {
+                Output::Run(job) => self.set_to_work(job),
+                Output::Exit(Ok(reason)) => self.coordinator_exits(reason),
+                Output::Exit(Err(error)) => self.job_failed(&error),
+                Output::Reply { .. } | Output::JoinReply { .. } => {}
                 rest => self.tell_peer(rest),
             }
-        }
-        self.set_to_work();
-        if let Some(reason) = exit {
-            self.coordinator_exits(reason);
         }
     }
 
@@ -214,35 +189,12 @@ impl World {
         true
     }
 
-    /// The end of `Driver::work`: what the workers have is finished, what they answer is for nobody.
+    /// The end of `Driver::work`: nothing is left to do, and what is still connected is cut off.
     pub(super) fn coordinator_exits(&mut self, reason: ExitReason) {
         self.note(0, Sign::Mark(MarkKind::Ended), || format!("exits: {reason:?}"));
         let conns: Vec<u64> = self.conns.iter().filter(|(_, conn)| conn.coordinator_up).map(|(id, _)| *id).collect();
         for conn in conns {
             self.lost(conn, Side::Coordinator);
-        }
-        let life = self.coordinator.life;
-        for _ in 0..1_000_000 {
-            let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else {
-                break;
-            };
-            if !process.writing.is_empty() {
-                let jobs = std::mem::take(&mut process.writing);
-                match workers::write(&*process.store, jobs) {
-                    Ok(events) => events.iter().for_each(|event| {
-                        if let Event::Journalled { upto } = event {
-                            self.journal.synced(*upto);
-                        }
-                    }),
-                    Err(error) => return self.storage_failed(&error),
-                }
-            } else if !process.merging.is_empty() {
-                self.merge(life);
-            } else if !process.checkpoints.is_empty() {
-                self.checkpoint(life);
-            } else {
-                break;
-            }
         }
         self.coordinator.process = None;
         let finished = matches!(reason, ExitReason::Finished { .. });

@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
-use anabranch_coordinator::core::command::Command;
 use anabranch_coordinator::core::content::Reservation;
 use anabranch_coordinator::core::event::{Event, PeerId};
-use anabranch_coordinator::transport::{self, Expected};
+use anabranch_coordinator::node::{self, DownloadId, Expected, Input, Output, Snapshot};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
@@ -20,30 +18,20 @@ use crate::sim::world::{Happening, World, agent_id};
 use super::Incoming;
 
 impl World {
-    pub(in crate::sim) fn tell_peer(&mut self, command: Command) {
-        match command {
-            Command::Send { peer, message } => self.send_to(peer, message),
-            Command::Close { peer } => {
+    pub(in crate::sim) fn tell_peer(&mut self, output: Output) {
+        match output {
+            Output::Send { peer, message } => self.send_to(peer, *message),
+            Output::Close { peer } => {
                 if let Some(conn) = self.conn_of(peer) {
                     self.after(0, Happening::Lost(conn, Side::Coordinator));
                 }
             }
-            Command::SendModel { peer, version, missing } => self.send_model(peer, version, missing.as_ref()),
-            Command::ReceiveUpdate { peer, meta, transfer } => {
-                if let Some(manifest) = self.manifest() {
-                    self.receive(peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
-                }
+            Output::SendChunks { peer, download, snapshot, missing } => {
+                self.send_model(peer, download, &snapshot, &missing);
             }
-            Command::ReceiveModel { peer, manifest, digest, transfer } => {
-                self.receive(peer, Expected::Model { manifest: Arc::new(manifest), digest }, transfer);
-            }
+            Output::Receive { peer, what, transfer } => self.receive(peer, what, transfer),
             _ => {}
         }
-    }
-
-    fn manifest(&self) -> Option<Arc<ModelManifest>> {
-        let state = self.coordinator.process.as_ref()?.core.state()?;
-        Some(Arc::new(state.manifest.clone()))
     }
 
     pub(in crate::sim) fn conn_of(&self, peer: PeerId) -> Option<u64> {
@@ -79,34 +67,18 @@ impl World {
         }
     }
 
-    pub(in crate::sim) fn send_model(&mut self, peer: PeerId, version: ModelVersion, missing: Option<&Missing>) {
-        let now_ms = self.now_ms();
+    fn send_model(&mut self, peer: PeerId, download: DownloadId, snapshot: &Snapshot, missing: &Missing) {
         let Some(conn) = self.conn_of(peer) else { return };
-        let Some(process) = self.coordinator.process.as_mut() else { return };
-        if process.sending.get(&peer).is_some_and(|(sent, until_ms)| *sent == version && *until_ms > now_ms) {
-            return;
-        }
-        let Some(snapshot) = process.publisher.get(version) else {
-            return self.send_to(peer, CoordinatorMessage::ModelGone { version });
-        };
-        let (transfer, digest) = (snapshot.transfer.clone(), snapshot.digest);
-        self.send_down(
-            conn,
-            Parcel::Message(CoordinatorMessage::Model { version, digest, transfer: transfer.clone() }),
-        );
-        let mut last_ms = now_ms;
-        let wanted = |index: &u32| missing.is_none_or(|missing| missing.contains(*index));
-        for index in (0..u32::try_from(transfer.chunks.len()).unwrap_or(u32::MAX)).filter(wanted) {
-            let Some(range) = transfer.range(index) else { continue };
-            let (transfer, bytes) = (transfer.id(), snapshot.content[range].to_vec());
+        let transfer = snapshot.transfer.id();
+        let (mut last_ms, mut sent) = (self.now_ms(), 0);
+        for index in missing.indices(snapshot.transfer.chunks.len()) {
+            let Some(range) = snapshot.transfer.range(index) else { continue };
+            sent += range.len() as u64;
+            let bytes = snapshot.content[range].to_vec();
             last_ms = last_ms.max(self.send_down(conn, Parcel::Chunk { transfer, index, bytes }));
         }
-        let life = self.coordinator.life;
-        let event = Event::ModelSent { peer, bytes: snapshot.content.len() as u64 };
-        self.agenda.at(last_ms, Happening::Coordinator(life, Box::new(event)));
-        if let Some(process) = self.coordinator.process.as_mut() {
-            process.sending.insert(peer, (version, last_ms));
-        }
+        let input = Input::Sent { peer, download, bytes: Some(sent) };
+        self.agenda.at(last_ms, Happening::Coordinator(self.coordinator.life, Box::new(input)));
     }
 
     /// What the transport does with an offer: equal content is received once, and everyone who offered it waits for it.
@@ -177,10 +149,10 @@ impl World {
 
     /// Decoding takes a while, in which the connection may end.
     fn decode_later(&mut self, peer: PeerId, wanted: Expected, content: &Arc<[u8]>) {
-        let event = transport::decode(peer, wanted, Arc::clone(content), Reservation::default());
+        let event = node::decode(peer, wanted, Arc::clone(content), Reservation::default());
         let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
         let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
-        self.after(wait_ms, Happening::Coordinator(life, Box::new(event)));
+        self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Event(event))));
     }
 
     pub(in crate::sim) fn coordinator_lost(&mut self, machine: Machine, conn: u64, peer: Option<PeerId>) {
@@ -192,7 +164,6 @@ impl World {
         }
         if let Some(peer) = peer {
             process.peers.remove(&peer);
-            process.sending.remove(&peer);
             self.coordinator_handles(Event::Disconnected { peer });
         }
     }

@@ -1,18 +1,17 @@
-//! Coming up: the path of `driver::start`, and the operator's rollback before it.
+//! Coming up: the path of the driver's start, and the operator's rollback before it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::ids::{BranchId, ModelVersion};
 use anabranch_common::limits;
-use anabranch_coordinator::core::command::Command;
+use anabranch_coordinator::core::Options;
 use anabranch_coordinator::core::event::Now;
-use anabranch_coordinator::core::{Core, Options};
 use anabranch_coordinator::driver;
-use anabranch_coordinator::publish::Publisher;
+use anabranch_coordinator::node::merge::Merger;
+use anabranch_coordinator::node::{JobError, Node, Output};
 use anabranch_coordinator::recovery::{self, RecoveryError};
 use anabranch_coordinator::store::Engine;
-use anabranch_coordinator::workers::{MergeJob, Merger, WorkerError};
 
 use crate::picture::{MarkKind, SpanKind};
 
@@ -22,6 +21,7 @@ use crate::sim::spec::run_spec;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World};
 
+use super::work::Jobs;
 use super::{Process, TICK_MS};
 
 impl World {
@@ -31,24 +31,23 @@ impl World {
         }
         self.coordinator.life += 1;
         match self.recover() {
-            Ok(commands) => {
+            Ok(outputs) => {
                 self.note(0, Sign::End(SpanKind::Dead), || "started".into());
                 self.note(0, Sign::Mark(MarkKind::Started), || "serves".into());
                 self.after(TICK_MS, Happening::Tick(self.coordinator.life));
-                self.carry_out(commands);
+                self.carry_out(outputs);
                 self.reset_stale_connections();
             }
-            Err(StartError::Worker(error)) => self.storage_failed(&error),
+            Err(StartError::Job(error)) => self.job_failed(&error),
             Err(StartError::Broken(what)) if self.coordinator.disk.is_damaged() => self.restore_coordinator(&what),
             Err(StartError::Broken(what)) => self.violate("P2", what),
         }
     }
 
-    /// The path of `driver::start`.
-    fn recover(&mut self) -> Result<Vec<Command>, StartError> {
+    fn recover(&mut self) -> Result<Vec<Output>, StartError> {
         let disk = &self.coordinator.disk;
         let opened = disk.open().and_then(|()| Engine::open(disk.clone()));
-        let store = Arc::new(opened.map_err(WorkerError::from)?);
+        let store = Arc::new(opened.map_err(JobError::from)?);
         let now_ms = self.now_ms();
         if let Some(versions) = self.coordinator.roll_back_by {
             self.roll_back(&store, versions)?;
@@ -64,12 +63,11 @@ impl World {
         };
         let now = Now { unix_ms: self.unix_ms(), mono_ms: 0 };
         let spec = run_spec(&self.schedule);
-        let mut merger = Merger::default();
-        let (core, commands) = match recovery::recover(&*store) {
+        let recovered = match recovery::recover(&*store) {
             Err(RecoveryError::Empty) => {
                 let none = self.journal.recovered_nothing();
                 self.checked(none);
-                (Core::new(options, spec, roster, now), Vec::new())
+                None
             }
             Err(error) => return Err(StartError::Broken(format!("the run cannot be recovered: {error}"))),
             Ok(found) => {
@@ -81,33 +79,25 @@ impl World {
                 self.note(0, Sign::Plain, || {
                     format!("recovered version {} at record {}", found.state.version, found.position)
                 });
-                recovery::release(&*store).map_err(WorkerError::from)?;
-                let (core, commands, model) = driver::resume(found, options, spec, roster, now)
-                    .map_err(|error| StartError::Broken(error.to_string()))?;
-                if let Some(model) = model {
-                    merger.handle(MergeJob::Start(Box::new(model)))?;
-                }
-                (core, commands)
+                recovery::release(&*store).map_err(JobError::from)?;
+                Some(found)
             }
         };
-        let same_verdicts = self.coordinator.verdicts.recovered(&core);
+        let (node, outputs) = Node::start(options, spec, roster, recovered, now)
+            .map_err(|error| StartError::Broken(error.to_string()))?;
+        let same_verdicts = self.coordinator.verdicts.recovered(node.core());
         self.checked(same_verdicts);
         self.coordinator.process = Some(Process {
-            core,
+            node,
             store,
-            merger,
-            writing: Vec::new(),
-            merging: VecDeque::new(),
-            checkpoints: VecDeque::new(),
-            busy: (false, false, false),
-            publisher: Publisher::default(),
+            merger: Merger::default(),
+            jobs: Jobs::default(),
             incoming: BTreeMap::new(),
-            sending: BTreeMap::new(),
             peers: BTreeMap::new(),
             started_ms: now_ms,
             next_request: 0,
         });
-        Ok(commands)
+        Ok(outputs)
     }
 
     fn roll_back(&mut self, store: &Engine<SimDisk>, versions: u64) -> Result<(), StartError> {
@@ -135,7 +125,7 @@ impl World {
                 Some(_) => {
                     let read = self.journal.read_next(store);
                     self.checked(read);
-                    Err(StartError::Worker(WorkerError::from(error)))
+                    Err(StartError::Job(JobError::from(error)))
                 }
                 None => Err(StartError::Broken(format!("rollback to version {version}: {error}"))),
             },
@@ -155,12 +145,12 @@ impl World {
 /// Why a process does not come up.
 #[derive(Debug)]
 enum StartError {
-    Worker(WorkerError),
+    Job(JobError),
     Broken(String),
 }
 
-impl From<WorkerError> for StartError {
-    fn from(error: WorkerError) -> Self {
-        Self::Worker(error)
+impl From<JobError> for StartError {
+    fn from(error: JobError) -> Self {
+        Self::Job(error)
     }
 }

@@ -1,9 +1,11 @@
-//! The three workers, one job at a time, and what a storage error does.
+//! The node's jobs, each run as a whole when its time has come, and what a storage error does.
 
-use anabranch_common::limits;
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::event::Event;
-use anabranch_coordinator::workers::{self, Keep, Merged, WorkerError, WriteJob};
+use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
+use anabranch_coordinator::node::merge::{MergeJob, Merged};
+use anabranch_coordinator::node::write::{self, WriteJob};
+use anabranch_coordinator::node::{Done, Input, Job, JobError, Output, Snapshot};
 
 use crate::picture::MarkKind;
 
@@ -17,85 +19,98 @@ fn keep(schedule: &Schedule) -> Keep {
     Keep { checkpoints: 2, retention }
 }
 
+/// The jobs that are out, one of each kind.
+#[derive(Default)]
+pub(super) struct Jobs {
+    write: Option<Vec<WriteJob>>,
+    merge: Option<Vec<MergeJob>>,
+    checkpoint: Option<Box<CheckpointJob>>,
+}
+
 impl World {
-    pub(in crate::sim) fn set_to_work(&mut self) {
+    /// Shows the journal's watcher the records that the node has made, whether they are being written or wait.
+    pub(super) fn see_records(&mut self, outputs: &[Output]) {
+        let Some(process) = self.coordinator.process.as_ref() else { return };
+        let groups = outputs.iter().filter_map(|output| match output {
+            Output::Run(Job::Write(group)) => Some(group),
+            _ => None,
+        });
+        let written = groups.flatten().filter_map(WriteJob::record);
+        let next = self.journal.next();
+        let fresh = written.chain(process.node.unwritten()).filter(|record| record.position >= next);
+        let mut seen = Ok(());
+        for record in fresh {
+            seen = seen.and_then(|()| self.journal.appended(record));
+        }
+        self.checked(seen);
+    }
+
+    pub(super) fn set_to_work(&mut self, job: Job) {
         let life = self.coordinator.life;
-        let draw = [self.rng.below(20), self.rng.below(10), self.rng.below(200), self.rng.below(100)];
-        let stall_ms = if draw[3] == 0 { 3_000 } else { 0 } + self.sync_delay_ms(0);
+        let stall_ms = if self.rng.below(100) == 0 { 3_000 } else { 0 } + self.sync_delay_ms(0);
+        let (ms, what) = match &job {
+            Job::Write(_) => (1 + self.rng.below(20) + stall_ms, Happening::Write(life)),
+            Job::Merge(_) => (self.rng.below(10), Happening::Merge(life)),
+            Job::Checkpoint(_) => (5 + self.rng.below(200) + stall_ms, Happening::Checkpoint(life)),
+            // There are no certificates here.
+            Job::Sign(_) => return self.violate("P4", "a certificate is to be issued"),
+        };
         let Some(process) = self.coordinator.process.as_mut() else { return };
-        let mut due = Vec::new();
-        if !process.busy.0 && !process.writing.is_empty() {
-            process.busy.0 = true;
-            due.push((1 + draw[0] + stall_ms, Happening::Write(life)));
+        match job {
+            Job::Write(group) => process.jobs.write = Some(group),
+            Job::Merge(batch) => process.jobs.merge = Some(batch),
+            Job::Checkpoint(job) => process.jobs.checkpoint = Some(job),
+            Job::Sign(_) => {}
         }
-        if !process.busy.1 && !process.merging.is_empty() {
-            process.busy.1 = true;
-            due.push((draw[1], Happening::Merge(life)));
-        }
-        if !process.busy.2 && !process.checkpoints.is_empty() {
-            process.busy.2 = true;
-            due.push((5 + draw[2] + stall_ms, Happening::Checkpoint(life)));
-        }
-        due.into_iter().for_each(|(ms, what)| self.after(ms, what));
+        self.after(ms, what);
     }
 
     pub(in crate::sim) fn write(&mut self, life: u64) {
         let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else { return };
-        process.busy.0 = false;
-        let group = process.writing.len().min(limits::GROUP_COMMIT_RECORDS);
-        let jobs: Vec<WriteJob> = process.writing.drain(..group).collect();
-        match workers::write(&*process.store, jobs) {
-            Ok(events) => {
-                for event in events {
-                    if let Event::Journalled { upto } = &event
-                        && self.coordinator.disk.burnt().is_none()
-                    {
-                        self.journal.synced(*upto);
-                    }
-                    self.coordinator_handles(event);
-                }
-                self.set_to_work();
+        let Some(group) = process.jobs.write.take() else { return };
+        let done = write::write(&*process.store, group);
+        for event in done.iter().flatten() {
+            if let Event::Journalled { upto } = event
+                && self.coordinator.disk.burnt().is_none()
+            {
+                self.journal.synced(*upto);
             }
-            Err(error) => self.storage_failed(&error),
         }
+        self.coordinator_takes(Input::Done(Done::Write(done)));
     }
 
     pub(in crate::sim) fn merge(&mut self, life: u64) {
         let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else { return };
-        process.busy.1 = false;
-        let Some(job) = process.merging.pop_front() else { return };
-        match process.merger.handle(job) {
-            Ok(Merged::Nothing) => {}
-            Ok(Merged::NonFinite(version)) => self.coordinator_handles(Event::NonFinite { version }),
-            Ok(Merged::Published(snapshot)) => {
-                let (version, digest, transfer) = (snapshot.version, snapshot.digest, snapshot.transfer.clone());
-                let model = process.merger.model().map(|state| state.model().to_vec()).unwrap_or_default();
-                process.publisher.add(snapshot);
-                let published = self.journal.published(version, digest, &model);
-                self.checked(published);
-                self.checked_ledger(version, &model);
-                self.coordinator.newest_version = version;
-                self.trace.version(self.agenda.now_ms(), version.0);
-                self.coordinator_handles(Event::Published { version, digest, transfer });
+        let Some(batch) = process.jobs.merge.take() else { return };
+        let done = process.merger.run(batch);
+        for merged in done.iter().flatten() {
+            if let Merged::Published(snapshot) = merged {
+                self.published(snapshot);
             }
-            Ok(Merged::Checkpoint(job)) => process.checkpoints.push_back(job),
-            Err(error) => return self.violate("P4", format!("the merger fails: {error}")),
         }
-        self.set_to_work();
+        self.coordinator_takes(Input::Done(Done::Merge(done)));
+    }
+
+    /// A batch ends with its publication: the merger has that version's model.
+    fn published(&mut self, snapshot: &Snapshot) {
+        let Some(process) = self.coordinator.process.as_ref() else { return };
+        let (version, digest) = (snapshot.version, snapshot.digest);
+        let model = process.merger.model().map(|state| state.model().to_vec()).unwrap_or_default();
+        let published = self.journal.published(version, digest, &model);
+        self.checked(published);
+        self.checked_ledger(version, &model);
+        self.coordinator.newest_version = version;
+        self.trace.version(self.agenda.now_ms(), version.0);
     }
 
     pub(in crate::sim) fn checkpoint(&mut self, life: u64) {
         let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else { return };
-        process.busy.2 = false;
-        let Some(job) = process.checkpoints.pop_front() else { return };
-        match workers::write_checkpoint(&*process.store, keep(&self.schedule), *job) {
-            Ok(event) => {
-                self.note(0, Sign::Mark(MarkKind::Checkpoint), || "checkpoint".into());
-                self.coordinator_handles(event);
-                self.set_to_work();
-            }
-            Err(error) => self.storage_failed(&error),
+        let Some(job) = process.jobs.checkpoint.take() else { return };
+        let done = job.run(&*process.store, keep(&self.schedule));
+        if done.is_ok() {
+            self.note(0, Sign::Mark(MarkKind::Checkpoint), || "checkpoint".into());
         }
+        self.coordinator_takes(Input::Done(Done::Checkpoint(done)));
     }
 
     /// kill -9 comes in the middle of what the writer and the checkpointer are doing: a part of it has happened.
@@ -107,17 +122,14 @@ impl World {
         if disk.burnt().is_some() {
             return;
         }
-        if process.busy.0 {
+        if let Some(group) = process.jobs.write.take() {
             disk.light(operations[0], Failure::Killed);
-            let group = process.writing.len().min(limits::GROUP_COMMIT_RECORDS);
-            _ = workers::write(&*process.store, process.writing.drain(..group).collect());
+            _ = write::write(&*process.store, group);
             disk.mend();
         }
-        if process.busy.2
-            && let Some(job) = process.checkpoints.pop_front()
-        {
+        if let Some(job) = process.jobs.checkpoint.take() {
             disk.light(operations[1], Failure::Killed);
-            _ = workers::write_checkpoint(&*process.store, keep, *job);
+            _ = job.run(&*process.store, keep);
         }
     }
 
@@ -133,7 +145,10 @@ impl World {
     }
 
     /// P7: a storage error ends the process, and nobody is told anything more.
-    pub(in crate::sim) fn storage_failed(&mut self, error: &WorkerError) {
+    pub(in crate::sim) fn job_failed(&mut self, error: &JobError) {
+        if matches!(error, JobError::Merge(_) | JobError::Encode(_)) {
+            return self.violate("P4", format!("the merger fails: {error}"));
+        }
         let repair_ms = self.coordinator.repair_ms;
         match self.coordinator.disk.burnt() {
             None if self.coordinator.disk.is_damaged() => self.restore_coordinator(&error.to_string()),

@@ -37,14 +37,14 @@ impl Snapshot {
 
 /// The versions that can be fetched.
 #[derive(Debug, Default)]
-pub struct Publisher {
+pub(super) struct Publisher {
     snapshots: BTreeMap<ModelVersion, Arc<Snapshot>>,
     bytes: usize,
 }
 
 impl Publisher {
     /// Adds a version and drops the oldest ones that no longer fit.
-    pub fn add(&mut self, snapshot: Arc<Snapshot>) {
+    pub(super) fn add(&mut self, snapshot: Arc<Snapshot>) {
         self.bytes += snapshot.content.len();
         if let Some(before) = self.snapshots.insert(snapshot.version, snapshot) {
             self.bytes -= before.content.len();
@@ -59,8 +59,7 @@ impl Publisher {
     }
 
     /// A version, if it is still here.
-    #[must_use]
-    pub fn get(&self, version: ModelVersion) -> Option<Arc<Snapshot>> {
+    pub(super) fn get(&self, version: ModelVersion) -> Option<Arc<Snapshot>> {
         self.snapshots.get(&version).cloned()
     }
 }

@@ -1,0 +1,92 @@
+//! The core's commands, carried out.
+
+use std::sync::Arc;
+
+use anabranch_common::ids::{AgentId, ModelVersion};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
+use anabranch_common::wire::transfer::Missing;
+
+use super::expected::Expected;
+use super::merge::MergeJob;
+use super::sign::{Purpose, SignJob};
+use super::write::WriteJob;
+use super::{Node, Output, Phase};
+use crate::core::command::Command;
+use crate::core::event::{Now, PeerId, RequestId};
+
+impl Node {
+    pub(super) fn carry_out(&mut self, now: Now, commands: Vec<Command>) {
+        let mut exit = None;
+        for command in commands {
+            match command {
+                Command::Begin { record, model } => {
+                    let Some(manifest) = self.manifest() else { continue };
+                    let (spec, values) = (self.spec.merge.clone(), Arc::clone(&model));
+                    self.merger.push(MergeJob::Begin { manifest, spec, model: values });
+                    self.writer.push(WriteJob::Begin { record, model });
+                }
+                Command::Append { record } => self.writer.push(WriteJob::Append(record)),
+                Command::SaveItems { ticket, items } => self.writer.push(WriteJob::Items { ticket, items }),
+                Command::Merge { record, content } => self.merger.push(MergeJob::Merge { record, content }),
+                Command::Publish => self.merger.push(MergeJob::Publish),
+                Command::Checkpoint(order) => self.merger.push(MergeJob::Checkpoint(order)),
+                Command::Joined { request, outcome } => self.joined(now, request, outcome),
+                Command::Renew { peer, agent, name, csr_der } => {
+                    let purpose = Purpose::Renewal { peer };
+                    self.signer.push(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms });
+                }
+                Command::Reply { request, response } => self.out.push(Output::Reply { request, response }),
+                Command::Send { peer, message } => self.send(peer, message),
+                Command::Close { peer } => self.out.push(Output::Close { peer }),
+                Command::SendModel { peer, version, missing } => self.send_model(peer, version, missing),
+                Command::ReceiveUpdate { peer, meta, transfer } => {
+                    let Some(manifest) = self.manifest() else { continue };
+                    let what = Expected::Update { meta: Box::new(meta), manifest };
+                    self.out.push(Output::Receive { peer, what, transfer });
+                }
+                Command::ReceiveModel { peer, manifest, digest, transfer } => {
+                    let what = Expected::Model { manifest: Arc::new(manifest), digest };
+                    self.out.push(Output::Receive { peer, what, transfer });
+                }
+                Command::Exit(reason) => exit = Some(reason),
+            }
+        }
+        if let Some(reason) = exit {
+            self.phase = Phase::Leaving(reason);
+            self.out.extend(self.downloads.peers().map(|peer| Output::Close { peer }));
+        }
+    }
+
+    fn manifest(&mut self) -> Option<Arc<ModelManifest>> {
+        if self.manifest.is_none() {
+            self.manifest = self.core.state().map(|state| Arc::new(state.manifest.clone()));
+        }
+        self.manifest.clone()
+    }
+
+    fn joined(&mut self, now: Now, request: RequestId, outcome: Result<(AgentId, String), JoinRefusal>) {
+        let Some(csr_der) = self.joins.remove(&request) else { return };
+        match outcome {
+            Ok((agent, name)) => {
+                let purpose = Purpose::Join { request, run: self.core.run() };
+                self.signer.push(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms });
+            }
+            Err(refusal) => {
+                self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
+            }
+        }
+    }
+
+    fn send_model(&mut self, peer: PeerId, version: ModelVersion, missing: Option<Missing>) {
+        let Some(snapshot) = self.publisher.get(version) else {
+            return self.send(peer, CoordinatorMessage::ModelGone { version });
+        };
+        let transfer = snapshot.transfer.clone();
+        let missing = missing.unwrap_or_else(|| Missing::all(transfer.chunks.len()));
+        if let Some(download) = self.downloads.start(peer, &transfer, &missing) {
+            self.send(peer, CoordinatorMessage::Model { version, digest: snapshot.digest, transfer });
+            self.out.push(Output::SendChunks { peer, download, snapshot, missing });
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The merger's jobs: the model moves by records, is encoded for agents, and is copied for checkpoints.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use anabranch_common::ids::ModelVersion;
+use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::merge::MergeSpec;
+use anabranch_io::faults;
+
+use super::checkpoint::CheckpointJob;
+use super::job::JobError;
+use super::publish::Snapshot;
+use crate::core::command::CheckpointOrder;
+use crate::core::content::Content;
+use crate::merger::ModelState;
+
+/// Something to do with the model.
+#[derive(Debug)]
+pub enum MergeJob {
+    /// Version 0 of a new run is the model from here on.
+    Begin {
+        /// Its tensors.
+        manifest: Arc<ModelManifest>,
+        /// The rule by which updates are merged into it.
+        spec: MergeSpec,
+        /// Every value of it.
+        model: Arc<Content>,
+    },
+    /// The recovered model is the model from here on.
+    Start(Box<ModelState>),
+    /// Merge a durable record.
+    Merge {
+        /// The record.
+        record: Arc<Record>,
+        /// Its decoded payload, where it has one.
+        content: Option<Arc<Content>>,
+    },
+    /// Encode the newest version.
+    Publish,
+    /// Copy the model for a checkpoint.
+    Checkpoint(Box<CheckpointOrder>),
+}
+
+/// Takes everything that waits as one batch, up to the first job that somebody waits for: agents hear of a version, and
+/// the checkpointer gets its copy, before later records are merged.
+#[must_use]
+pub fn batch(waiting: &mut VecDeque<MergeJob>) -> Vec<MergeJob> {
+    let answered = |job: &MergeJob| matches!(job, MergeJob::Publish | MergeJob::Checkpoint(_));
+    let end = waiting.iter().position(answered).map_or(waiting.len(), |index| index + 1);
+    waiting.drain(..end).collect()
+}
+
+/// What a job of the merger led to, where somebody waits for it.
+#[derive(Debug)]
+pub enum Merged {
+    /// The model is no longer finite, from this version on.
+    NonFinite(ModelVersion),
+    /// A version is encoded.
+    Published(Arc<Snapshot>),
+    /// A copy of the model is ready to be written.
+    Checkpoint(Box<CheckpointJob>),
+}
+
+/// The model, and the jobs that move it, one after the other.
+#[derive(Debug, Default)]
+pub struct Merger {
+    /// `None` before there is a model, and again once it is no longer finite: nothing is published then.
+    state: Option<ModelState>,
+}
+
+impl Merger {
+    /// Does the jobs of a batch, one after the other.
+    ///
+    /// # Errors
+    /// A durable record cannot be merged, or the model cannot be encoded: the process must stop.
+    pub fn run(&mut self, batch: Vec<MergeJob>) -> Result<Vec<Merged>, JobError> {
+        batch.into_iter().filter_map(|job| self.handle(job).transpose()).collect()
+    }
+
+    fn handle(&mut self, job: MergeJob) -> Result<Option<Merged>, JobError> {
+        match job {
+            MergeJob::Begin { manifest, spec, model } => {
+                let values = model.delta().values().to_vec();
+                self.state = Some(ModelState::new((*manifest).clone(), spec, values, ModelVersion(0))?);
+                return Ok(None);
+            }
+            MergeJob::Start(state) => {
+                self.state = Some(*state);
+                return Ok(None);
+            }
+            _ => {}
+        }
+        let Some(state) = &mut self.state else { return Ok(None) };
+        match job {
+            MergeJob::Begin { .. } | MergeJob::Start(_) => Ok(None),
+            MergeJob::Merge { record, content } => {
+                faults::point("merge-before");
+                match (&record.body, content) {
+                    (RecordBody::Update(update), Some(content)) => state.apply_update(update, content.delta()),
+                    _ => state.apply(&record)?,
+                }
+                let overflowed = state.overflowed();
+                faults::point("merge-after");
+                Ok(overflowed.map(|version| self.not_finite(version)))
+            }
+            MergeJob::Publish => {
+                let snapshot = Snapshot::of(state.version(), state.manifest(), state.model())?;
+                Ok(Some(Merged::Published(Arc::new(snapshot))))
+            }
+            // A buffer that overflowed would take the next version with it: the run ends at the last finite one.
+            MergeJob::Checkpoint(_) if !state.merge_state_is_finite() => {
+                let version = state.version().next();
+                Ok(Some(self.not_finite(version)))
+            }
+            MergeJob::Checkpoint(order) => {
+                Ok(Some(Merged::Checkpoint(Box::new(CheckpointJob { order: *order, model: state.copy()? }))))
+            }
+        }
+    }
+
+    fn not_finite(&mut self, version: ModelVersion) -> Merged {
+        self.state = None;
+        Merged::NonFinite(version)
+    }
+
+    /// The model, if there is one that may be shown.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelState> {
+        self.state.as_ref()
+    }
+}

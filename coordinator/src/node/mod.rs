@@ -1,0 +1,347 @@
+//! The coordinator as one synchronous object without I/O: the core, and everything that carries its commands out. The
+//! driver feeds it from sockets and threads, the simulation from a virtual network and disk.
+//!
+//! ```text
+//!  Input ─► Node::handle ─► Core ─► commands ─┬─► lanes: writer, merger, checkpointer, signer ─► Output::Run(job)
+//!    ▲                       ▲                ├─► publisher, downloads ────────────────────────► Output::SendChunks
+//!    │                       └── events ──┐   └─► messages ────────────────────────────────────► Output::Send, ...
+//!    └── Input::Done(answer) ─────────────┘
+//! ```
+//! Each lane has at most one job out, and its queue. So the loop never waits for a worker. When the core lets the process
+//! end, the lanes finish what they have; then comes [`Output::Exit`]. A job that fails ends the process at once: nobody is
+//! told anything more.
+
+pub mod checkpoint;
+mod commands;
+mod downloads;
+mod expected;
+mod job;
+mod lane;
+pub mod merge;
+mod publish;
+mod sign;
+#[cfg(test)]
+mod tests;
+pub mod write;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::journal::Record;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::RunSpec;
+use anabranch_common::wire::message::{CoordinatorMessage, JoinResponse};
+use anabranch_common::wire::operator::OperatorResponse;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+
+use checkpoint::CheckpointJob;
+use downloads::Downloads;
+use merge::{MergeJob, Merged};
+use publish::Publisher;
+use write::WriteJob;
+
+pub use downloads::DownloadId;
+pub(crate) use expected::UNDECODABLE;
+pub use expected::{Expected, decode};
+pub use job::{Done, Job, JobError};
+pub use lane::Lane;
+pub use publish::Snapshot;
+pub use sign::{SignJob, Signed};
+
+use crate::core::command::ExitReason;
+use crate::core::event::{Event, Now, PeerId, RequestId};
+use crate::core::roster::Roster;
+use crate::core::{Core, ModelMismatch, Options};
+use crate::recovery::Recovered;
+
+/// What can happen to a node.
+#[derive(Debug)]
+pub enum Input {
+    /// What the core hears as it is.
+    Event(Event),
+    /// Somebody wants to join.
+    Join {
+        /// Where the answer goes.
+        request: RequestId,
+        /// The token's secret.
+        secret: [u8; 32],
+        /// Who it would be, by the key that has signed its request.
+        agent: AgentId,
+        /// The request for a certificate, in DER.
+        csr_der: Vec<u8>,
+    },
+    /// A sending of a model has ended.
+    Sent {
+        /// To whom.
+        peer: PeerId,
+        /// Which.
+        download: DownloadId,
+        /// Its bytes, if all of them were sent.
+        bytes: Option<u64>,
+    },
+    /// A job has ended.
+    Done(Done),
+}
+
+/// What a node wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a control message.
+    Send {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        message: Box<CoordinatorMessage>,
+    },
+    /// Send chunks of a model, which was announced before. They take the place of what is on its way on this connection.
+    /// Answered by [`Input::Sent`].
+    SendChunks {
+        /// On which connection.
+        peer: PeerId,
+        /// Comes back in the answer.
+        download: DownloadId,
+        /// The model.
+        snapshot: Arc<Snapshot>,
+        /// Which chunks.
+        missing: Missing,
+    },
+    /// Ask for an upload.
+    Receive {
+        /// On which connection.
+        peer: PeerId,
+        /// What it is.
+        what: Expected,
+        /// Its chunks.
+        transfer: TransferManifest,
+    },
+    /// Close a connection once what was sent before has left.
+    Close {
+        /// Which.
+        peer: PeerId,
+    },
+    /// Answer an operator.
+    Reply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        response: OperatorResponse,
+    },
+    /// Answer a join.
+    JoinReply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        response: JoinResponse,
+    },
+    /// Run a job beside the loop; answered by [`Input::Done`].
+    Run(Job),
+    /// Let the process end: nothing is left to do, or a job has failed.
+    Exit(Result<ExitReason, JobError>),
+}
+
+/// Whether the node goes on.
+#[derive(Debug)]
+enum Phase {
+    Serving,
+    /// The core is done; the lanes finish what they have.
+    Leaving(ExitReason),
+    /// [`Output::Exit`] was returned.
+    Gone,
+}
+
+/// The coordinator.
+#[derive(Debug)]
+pub struct Node {
+    core: Core,
+    spec: RunSpec,
+    phase: Phase,
+    writer: Lane<WriteJob>,
+    merger: Lane<MergeJob>,
+    checkpointer: Lane<Box<CheckpointJob>>,
+    signer: Lane<SignJob>,
+    publisher: Publisher,
+    downloads: Downloads,
+    /// Requests for certificates of those who join, until the core has answered.
+    joins: BTreeMap<RequestId, Vec<u8>>,
+    manifest: Option<Arc<ModelManifest>>,
+    out: Vec<Output>,
+}
+
+impl Node {
+    /// Goes on from what a store holds, or starts with nothing. Returns the node, and what it wants done first.
+    ///
+    /// # Errors
+    /// The configured model is not the run's.
+    pub fn start(
+        options: Options,
+        spec: RunSpec,
+        roster: Roster,
+        recovered: Option<Recovered>,
+        now: Now,
+    ) -> Result<(Self, Vec<Output>), ModelMismatch> {
+        let Some(Recovered { state, model, chain, checkpoint_version, oldest, .. }) = recovered else {
+            return Ok((Self::of(Core::new(options, spec.clone(), roster, now), spec), Vec::new()));
+        };
+        let rebuildable = (oldest, checkpoint_version);
+        let (mut core, commands) = Core::resume(options, spec.clone(), roster, (state, chain), rebuildable, now)?;
+        core.take_up_the_end(now);
+        let mut node = Self::of(core, spec);
+        node.carry_out(now, commands);
+        match model.overflowed() {
+            None => node.merger.push(MergeJob::Start(Box::new(model))),
+            // Killed between the record that made it overflow and the record that ends the run: end it now.
+            Some(version) => node.tell_core(now, Event::NonFinite { version }),
+        }
+        let outputs = node.outputs();
+        Ok((node, outputs))
+    }
+
+    fn of(core: Core, spec: RunSpec) -> Self {
+        Self {
+            core,
+            spec,
+            phase: Phase::Serving,
+            writer: Lane::default(),
+            merger: Lane::default(),
+            checkpointer: Lane::default(),
+            signer: Lane::default(),
+            publisher: Publisher::default(),
+            downloads: Downloads::default(),
+            joins: BTreeMap::new(),
+            manifest: None,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes one input. `now` never goes back in its monotonic part.
+    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Output> {
+        match (&self.phase, input) {
+            (Phase::Gone, _) => return Vec::new(),
+            (_, Input::Done(done)) => self.done(now, done),
+            (Phase::Leaving(_), _) => {}
+            (Phase::Serving, input) => self.serve(now, input),
+        }
+        self.outputs()
+    }
+
+    /// The state machine that decides.
+    #[must_use]
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Records that wait for the writer, the oldest first.
+    pub fn unwritten(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.writer.waiting().filter_map(WriteJob::record)
+    }
+
+    fn serve(&mut self, now: Now, input: Input) {
+        let event = match input {
+            Input::Event(event) => event,
+            Input::Join { request, secret, agent, csr_der } => {
+                self.joins.insert(request, csr_der);
+                Event::Join { request, secret, agent }
+            }
+            Input::Sent { peer, download, bytes } => {
+                self.downloads.ended(peer, download);
+                let Some(bytes) = bytes else { return };
+                Event::ModelSent { peer, bytes }
+            }
+            Input::Done(done) => return self.done(now, done),
+        };
+        match &event {
+            Event::Connected { peer, .. } => self.downloads.connected(*peer),
+            Event::Disconnected { peer } => self.downloads.disconnected(*peer),
+            _ => {}
+        }
+        self.tell_core(now, event);
+    }
+
+    fn done(&mut self, now: Now, done: Done) {
+        let failed = match done {
+            Done::Write(result) => {
+                self.writer.done();
+                result.map(|events| events.into_iter().for_each(|event| self.tell_core(now, event)))
+            }
+            Done::Merge(result) => {
+                self.merger.done();
+                result.map(|merged| merged.into_iter().for_each(|merged| self.merged(now, merged)))
+            }
+            Done::Checkpoint(result) => {
+                self.checkpointer.done();
+                result.map(|event| self.tell_core(now, event))
+            }
+            Done::Sign(signed) => {
+                self.signer.done();
+                signed.into_iter().for_each(|signed| self.signed(signed));
+                Ok(())
+            }
+            Done::Panicked(worker) => Err(JobError::Panicked(worker)),
+        };
+        if let Err(error) = failed {
+            self.phase = Phase::Gone;
+            self.out = vec![Output::Exit(Err(error))];
+        }
+    }
+
+    fn merged(&mut self, now: Now, merged: Merged) {
+        match merged {
+            Merged::NonFinite(version) => self.tell_core(now, Event::NonFinite { version }),
+            Merged::Published(snapshot) => {
+                let (version, digest, transfer) = (snapshot.version, snapshot.digest, snapshot.transfer.clone());
+                self.publisher.add(snapshot);
+                self.tell_core(now, Event::Published { version, digest, transfer });
+            }
+            Merged::Checkpoint(job) => self.checkpointer.push(job),
+        }
+    }
+
+    fn signed(&mut self, signed: Signed) {
+        match signed {
+            Signed::Join { request, response } => self.out.push(Output::JoinReply { request, response }),
+            Signed::Renewal { .. } if matches!(self.phase, Phase::Leaving(_)) => {}
+            Signed::Renewal { peer, certificate_der } => {
+                self.send(peer, CoordinatorMessage::Renewed { certificate_der });
+            }
+        }
+    }
+
+    /// What the workers answer to a core that is done is for nobody.
+    fn tell_core(&mut self, now: Now, event: Event) {
+        if matches!(self.phase, Phase::Serving) {
+            let commands = self.core.handle(now, event);
+            self.carry_out(now, commands);
+        }
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        if !matches!(self.phase, Phase::Gone) {
+            self.start_jobs();
+            self.leave();
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn start_jobs(&mut self) {
+        let write = self.writer.next(write::group).map(Job::Write);
+        let merge = self.merger.next(merge::batch).map(Job::Merge);
+        let checkpoint = self.checkpointer.next(std::collections::VecDeque::pop_front).flatten().map(Job::Checkpoint);
+        let sign = self.signer.next(|waiting| waiting.drain(..).collect()).map(Job::Sign);
+        self.out.extend([write, merge, checkpoint, sign].into_iter().flatten().map(Output::Run));
+    }
+
+    fn leave(&mut self) {
+        let idle = self.writer.is_idle() && self.merger.is_idle() && self.checkpointer.is_idle();
+        if let Phase::Leaving(reason) = self.phase
+            && idle
+        {
+            self.phase = Phase::Gone;
+            self.out.push(Output::Exit(Ok(reason)));
+        }
+    }
+
+    fn send(&mut self, peer: PeerId, message: CoordinatorMessage) {
+        self.out.push(Output::Send { peer, message: Box::new(message) });
+    }
+}

@@ -1,0 +1,221 @@
+//! What a node does with inputs, with jobs that are run by hand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anabranch_common::codec::Delta;
+use anabranch_common::ids::{AgentId, BranchId, Digest, Incarnation, ModelVersion, RunId};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::operator::OperatorRequest;
+
+use super::checkpoint::Keep;
+use super::merge::Merger;
+use super::*;
+use crate::config::{Config, Retention, TemplateOptions};
+use crate::core::content::{Content, Reservation};
+use crate::identity::tokens::NewToken;
+use crate::store::{MemoryStore, StorageError};
+
+const PEER: PeerId = PeerId(1);
+const AGENT: AgentId = AgentId([1; 16]);
+const SECRET: [u8; 32] = [7; 32];
+
+/// A node with one agent, and workers that do what they are told to.
+struct World {
+    node: Node,
+    store: MemoryStore,
+    merger: Merger,
+    /// What is out.
+    jobs: Vec<Job>,
+    /// What came out beside jobs.
+    outputs: Vec<Output>,
+}
+
+impl World {
+    fn new() -> Self {
+        let options = Options {
+            run: RunId([1; 16]),
+            first_branch: BranchId([2; 16]),
+            lease_ttl_ms: 60_000,
+            checkpoint_every_versions: 0,
+            checkpoint_every_ms: 0,
+        };
+        let mut roster = Roster::default();
+        let secret_digest = Digest::of(&SECRET).0;
+        let token = NewToken { secret_digest, name: Some("agent".into()), ttl_ms: 10_000_000, uses: 2 };
+        roster.create_token(token, 0).expect("a sound token");
+        roster.join(&SECRET, AGENT, 1).expect("the first use");
+        let template =
+            TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
+        let config = Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes");
+        let (node, first) =
+            Node::start(options, config.spec, roster, None, Now::default()).expect("no run to differ from");
+        assert!(first.is_empty());
+        Self { node, store: MemoryStore::default(), merger: Merger::default(), jobs: vec![], outputs: vec![] }
+    }
+
+    /// The same with a model that is published.
+    fn started() -> Self {
+        let mut world = Self::new();
+        let hello = AgentHello {
+            run: RunId([1; 16]),
+            branch: None,
+            incarnation: Incarnation([1; 16]),
+            software: "test".into(),
+            train_examples: 100,
+            eval_examples: 0,
+            device: "cpu".into(),
+        };
+        world.handle(Input::Event(Event::Connected { peer: PEER, agent: AGENT, hello }));
+        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
+        let model = Arc::new(Content::measure(Delta::Dense(vec![0.5; 4]), Reservation::default()));
+        let digest = Digest::of_f32(model.delta().values());
+        world.handle(Input::Event(Event::ModelReceived { peer: PEER, manifest, digest, model }));
+        world.work();
+        world
+    }
+
+    fn handle(&mut self, input: Input) {
+        for output in self.node.handle(Now { unix_ms: 1_000_000, mono_ms: 10 }, input) {
+            match output {
+                Output::Run(job) => self.jobs.push(job),
+                other => self.outputs.push(other),
+            }
+        }
+    }
+
+    fn say(&mut self, message: AgentMessage) {
+        self.handle(Input::Event(Event::Message { peer: PEER, message }));
+    }
+
+    /// Does a job that is out, and what follows from it not yet.
+    fn run(&mut self, job: Job) {
+        let done = match job {
+            Job::Write(group) => Done::Write(write::write(&self.store, group)),
+            Job::Merge(batch) => Done::Merge(self.merger.run(batch)),
+            Job::Checkpoint(job) => {
+                let keep = Keep { checkpoints: 1, retention: Retention::SinceSnapshot };
+                Done::Checkpoint(job.run(&self.store, keep))
+            }
+            Job::Sign(_) => Done::Sign(Vec::new()),
+        };
+        self.handle(Input::Done(done));
+    }
+
+    /// Does everything that is out, until nothing is.
+    fn work(&mut self) {
+        while let Some(job) = self.jobs.pop() {
+            self.run(job);
+        }
+    }
+
+    fn kinds(&self) -> Vec<&'static str> {
+        let kind = |job: &Job| match job {
+            Job::Write(_) => "write",
+            Job::Merge(_) => "merge",
+            Job::Checkpoint(_) => "checkpoint",
+            Job::Sign(_) => "sign",
+        };
+        self.jobs.iter().map(kind).collect()
+    }
+
+    fn operate(&mut self, operation: OperatorRequest) {
+        self.handle(Input::Event(Event::Operator { request: RequestId(9), operation }));
+    }
+}
+
+#[test]
+fn while_a_group_is_written_records_wait_and_become_the_next_group() {
+    let mut world = World::started();
+    world.operate(OperatorRequest::Pause);
+    assert_eq!(world.kinds(), ["write"]);
+    (0..3).for_each(|_| {
+        world.operate(OperatorRequest::Resume);
+        world.operate(OperatorRequest::Pause);
+    });
+    assert_eq!((world.kinds(), world.node.unwritten().count()), (vec!["write"], 6), "one group is out");
+    assert!(world.outputs.iter().all(|output| !matches!(output, Output::Reply { .. })), "nobody is answered");
+    let first = world.jobs.remove(0);
+    world.run(first);
+    let [Job::Write(group)] = &world.jobs[..] else { panic!("expected a group, got {:?}", world.jobs) };
+    assert_eq!((group.len(), world.node.unwritten().count()), (6, 0));
+    let replies = world.outputs.iter().filter(|output| matches!(output, Output::Reply { .. })).count();
+    assert_eq!(replies, 1, "the first one is durable");
+}
+
+#[test]
+fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent() {
+    let mut world = World::started();
+    let fetch = || AgentMessage::FetchModel { version: ModelVersion(0), missing: None };
+    let chunks = |world: &World| {
+        let downloads = world.outputs.iter().filter_map(|output| match output {
+            Output::SendChunks { download, .. } => Some(*download),
+            _ => None,
+        });
+        downloads.collect::<Vec<_>>()
+    };
+    world.say(AgentMessage::RequestLease);
+    world.work();
+    (0..3).for_each(|_| world.say(fetch()));
+    let [download] = chunks(&world)[..] else { panic!("expected one sending, got {:?}", world.outputs) };
+    world.handle(Input::Sent { peer: PEER, download, bytes: None });
+    world.say(fetch());
+    assert_eq!(chunks(&world).len(), 2, "the first one did not get through");
+    world.say(AgentMessage::FetchModel { version: ModelVersion(7), missing: None });
+    let Some(Output::Send { message, .. }) = world.outputs.last() else { panic!("expected an answer") };
+    assert!(matches!(**message, CoordinatorMessage::ModelGone { .. }), "{message:?}");
+}
+
+/// P7: a storage error ends the process, and nobody is told anything more.
+#[test]
+fn a_job_that_fails_ends_everything() {
+    let mut world = World::started();
+    world.say(AgentMessage::RequestLease);
+    world.jobs.clear();
+    world.outputs.clear();
+    let error = StorageError::NoSpace { path: "somewhere".into() };
+    world.handle(Input::Done(Done::Write(Err(JobError::Storage(error)))));
+    assert!(matches!(world.outputs[..], [Output::Exit(Err(JobError::Storage(_)))]), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.say(AgentMessage::RequestLease);
+    world.operate(OperatorRequest::Pause);
+    world.handle(Input::Done(Done::Merge(Ok(Vec::new()))));
+    assert!(world.outputs.is_empty() && world.jobs.is_empty());
+}
+
+#[test]
+fn a_node_that_leaves_closes_its_connections_and_finishes_what_it_has() {
+    let mut world = World::started();
+    world.handle(Input::Event(Event::Park));
+    // The checkpoint that parking waits for.
+    while world.kinds() != ["checkpoint"] {
+        let job = world.jobs.remove(0);
+        world.run(job);
+    }
+    world.say(AgentMessage::RequestLease);
+    assert_eq!(world.kinds(), ["checkpoint", "merge"], "a version is to be published");
+    world.outputs.clear();
+    let checkpoint = world.jobs.remove(0);
+    world.run(checkpoint);
+    assert!(matches!(world.outputs[..], [Output::Close { peer: PEER }]), "the merger is at work: {:?}", world.outputs);
+    world.outputs.clear();
+    world.operate(OperatorRequest::Resume);
+    world.work();
+    assert!(matches!(world.outputs[..], [Output::Exit(Ok(ExitReason::Parked))]), "{:?}", world.outputs);
+}
+
+#[test]
+fn certificates_are_signed_beside_the_loop() {
+    let mut world = World::new();
+    let join = |request, secret| Input::Join { request, secret, agent: AgentId([9; 16]), csr_der: vec![1] };
+    world.handle(join(RequestId(1), [0; 32]));
+    assert!(matches!(world.outputs[..], [Output::JoinReply { request: RequestId(1), .. }]), "{:?}", world.outputs);
+    world.handle(join(RequestId(2), SECRET));
+    assert_eq!(world.kinds(), ["write"], "a use of the token is durable before anything is signed");
+    let write = world.jobs.remove(0);
+    world.run(write);
+    let [Job::Sign(jobs)] = &world.jobs[..] else { panic!("expected a signature, got {:?}", world.jobs) };
+    assert_eq!(jobs.len(), 1);
+    assert_eq!(world.outputs.len(), 1, "not answered yet");
+}

@@ -1,0 +1,145 @@
+//! The writer's jobs: records and items of the catalogue become durable, many with one sync (group commit).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use anabranch_common::ids::Position;
+use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::limits;
+use anabranch_io::faults;
+
+use super::job::JobError;
+use crate::core::content::Content;
+use crate::core::event::Event;
+use crate::core::roster::ItemChange;
+use crate::recovery;
+use crate::store::{StorageError, Store};
+
+/// Something to make durable.
+#[derive(Debug)]
+pub enum WriteJob {
+    /// Store version 0, then record 0.
+    Begin {
+        /// Record 0.
+        record: Arc<Record>,
+        /// Version 0.
+        model: Arc<Content>,
+    },
+    /// Append a record.
+    Append(Arc<Record>),
+    /// Store or delete items of the catalogue.
+    Items {
+        /// Comes back in the answer.
+        ticket: u64,
+        /// Each item, or that it is to be deleted.
+        items: Vec<ItemChange>,
+    },
+}
+
+impl WriteJob {
+    /// The record that it makes durable, if it is one.
+    #[must_use]
+    pub fn record(&self) -> Option<&Arc<Record>> {
+        match self {
+            Self::Begin { record, .. } | Self::Append(record) => Some(record),
+            Self::Items { .. } => None,
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        self.record().map_or(0, |record| record.payload.len())
+    }
+}
+
+/// Takes the jobs that are made durable with one sync: those that wait, within the limits of a group.
+/// Each payload of a group is copied while it is written.
+#[must_use]
+pub fn group(waiting: &mut VecDeque<WriteJob>) -> Vec<WriteJob> {
+    let (mut jobs, mut bytes) = (Vec::new(), 0);
+    while jobs.len() < limits::GROUP_COMMIT_RECORDS
+        && bytes < limits::GROUP_COMMIT_BYTES
+        && let Some(job) = waiting.pop_front()
+    {
+        bytes += job.payload_bytes();
+        jobs.push(job);
+    }
+    jobs
+}
+
+/// Makes a group of jobs durable with one sync; answered by `Journalled` and `ItemsSaved`.
+///
+/// # Errors
+/// The store fails: the process must stop, and nobody may be told of any of these jobs.
+pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobError> {
+    let mut events = Vec::new();
+    let mut records: Vec<(Position, Vec<u8>)> = Vec::new();
+    for job in jobs {
+        match job {
+            WriteJob::Begin { record, model } => {
+                if let RecordBody::Genesis { manifest, .. } = &record.body {
+                    recovery::put_model(store, manifest, model.delta().values())?;
+                    store.commit()?;
+                    faults::point("genesis-model-stored");
+                }
+                records.push((record.position, record.to_bytes()?));
+            }
+            WriteJob::Append(record) => records.push((record.position, record.to_bytes()?)),
+            WriteJob::Items { ticket, items } => {
+                save_items(store, items)?;
+                events.push(Event::ItemsSaved { ticket });
+            }
+        }
+    }
+    if let Some((upto, _)) = records.last() {
+        let upto = *upto;
+        faults::point("journal-before-write");
+        store.append(&records)?;
+        faults::point("journal-before-sync");
+        events.push(Event::Journalled { upto });
+    }
+    store.commit()?;
+    faults::point("journal-before-ack");
+    Ok(events)
+}
+
+/// Stores or deletes items of the catalogue. Not durable until the store commits.
+///
+/// # Errors
+/// The store fails.
+pub fn save_items(store: &dyn Store, items: Vec<ItemChange>) -> Result<(), StorageError> {
+    for (key, value) in items {
+        match value {
+            Some(value) => store.put_item(&key, &value)?,
+            None => store.delete_item(&key)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(position: u64, payload_bytes: usize) -> WriteJob {
+        let payload: Arc<[u8]> = vec![0; payload_bytes].into();
+        WriteJob::Append(Arc::new(Record::new(Position(position), 0, RecordBody::Paused, payload)))
+    }
+
+    /// How many of these records are made durable with one sync.
+    fn grouped(payload_bytes: &[usize]) -> usize {
+        let mut jobs = (0..).zip(payload_bytes).map(|(position, bytes)| append(position, *bytes)).collect();
+        group(&mut jobs).len()
+    }
+
+    /// Each payload is copied while its group is written: without a bound a slow disk would
+    /// double the budget of payloads.
+    #[test]
+    fn a_group_is_bounded_in_records_and_in_bytes() {
+        let quarter = limits::GROUP_COMMIT_BYTES / 4;
+        assert_eq!(grouped(&[0; 3]), 3);
+        assert_eq!(grouped(&[0; limits::GROUP_COMMIT_RECORDS + 1]), limits::GROUP_COMMIT_RECORDS);
+        assert_eq!(grouped(&[quarter; 6]), 4);
+        assert_eq!(grouped(&[limits::GROUP_COMMIT_BYTES + 1, 1]), 1, "one record always fits");
+        assert_eq!(grouped(&[quarter - 1; 6]), 5, "the record that reaches the bound is the last one");
+    }
+}
