@@ -31,7 +31,7 @@ use crate::identity::{self, Identity};
 use crate::merger::ModelState;
 use crate::publish::Publisher;
 use crate::recovery::{self, OTHER_VERSION_HELP, Recovered, RecoveryError};
-use crate::store::{SledStore, Store};
+use crate::store::{Catalogue, SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{self, Answer, Keep, MergeJob, Worker, WorkerError, WriteJob};
 
@@ -58,9 +58,9 @@ const EARLIER_ROSTER_KEYS: [&str; 2] = ["members", "tokens"];
 ///
 /// # Errors
 /// The store fails, an item is damaged, or an earlier build wrote them in another form.
-pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
+pub fn roster(catalogue: &dyn Catalogue) -> anyhow::Result<Roster> {
     for key in EARLIER_ROSTER_KEYS {
-        if !store.items(key).map_err(storage_fail)?.is_empty() {
+        if !catalogue.list(key).map_err(storage_fail)?.is_empty() {
             return Err(Fail::new(
                 ExitCode::Storage,
                 "an earlier build wrote the tokens and members of this directory",
@@ -71,8 +71,8 @@ pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
     }
     let mut roster = Roster::default();
     for prefix in [TOKEN_KEYS, MEMBER_KEYS] {
-        for key in store.items(prefix).map_err(storage_fail)? {
-            let Some(value) = store.item(&key).map_err(storage_fail)? else { continue };
+        for key in catalogue.list(prefix).map_err(storage_fail)? {
+            let Some(value) = catalogue.get(&key).map_err(storage_fail)? else { continue };
             roster.restore(&key, &value).context("a token or a member in the store is damaged")?;
         }
     }
@@ -146,8 +146,8 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
 }
 
 fn start(store: &dyn Store, config: &Config, merger: &Worker<MergeJob>) -> anyhow::Result<(Core, Vec<Command>)> {
-    let options = options(identity::run::identifiers(store).map_err(storage_fail)?, config);
-    let roster = roster(store)?;
+    let options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
+    let roster = roster(store.catalogue())?;
     let started = clock::monotonic();
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
     let recovered = match recovery::recover(store) {

@@ -93,8 +93,8 @@ impl CoordinatorMachine {
         }
         let store = Engine::open(disk.clone()).expect("an empty disk opens");
         let items = roster.take_changes().expect("a small roster");
-        workers::save_items(&store, items).expect("no faults yet");
-        store.commit().expect("no faults yet");
+        workers::save_items(store.catalogue(), items).expect("no faults yet");
+        store.catalogue().sync().expect("no faults yet");
         Self {
             disk,
             process: None,
