@@ -9,9 +9,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anabranch_common::limits;
-use anabranch_io::durable::{DbOptions, DurableDb, Tree};
+use anabranch_io::durable::{Access, DbOptions, DurableDb, Files, Tree};
 
-use super::bulk::{Access, BulkFiles, Emptied};
+use super::bulk::{BulkFiles, Emptied};
 use super::{Area, Engine, Medium, StorageError, Visit};
 
 /// The store on disk.
@@ -44,7 +44,7 @@ impl Engine<SledMedium> {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
-        let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Write)?;
+        let files = BulkFiles::open(Files::open(path.join(BULK_DIR), Access::Write)?, places)?;
         Self::open(SledMedium { catalogue, bulk, files, db })
     }
 
@@ -60,7 +60,7 @@ impl Engine<SledMedium> {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
-        let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Read)?;
+        let files = BulkFiles::open(Files::open(path.join(BULK_DIR), Access::Read)?, places)?;
         Self::open(SledMedium { catalogue, bulk, files, db })
     }
 }
