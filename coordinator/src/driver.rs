@@ -28,7 +28,7 @@ use crate::identity::{self, Identity};
 use crate::node::checkpoint::Keep;
 use crate::node::{self, Done, JobError, Node, Output};
 use crate::recovery::{self, OTHER_VERSION_HELP, RecoveryError};
-use crate::store::{SledStore, Store};
+use crate::store::{Catalogue, SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{Means, Workers};
 
@@ -55,9 +55,9 @@ const EARLIER_ROSTER_KEYS: [&str; 2] = ["members", "tokens"];
 ///
 /// # Errors
 /// The store fails, an item is damaged, or an earlier build wrote them in another form.
-pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
+pub fn roster(catalogue: &dyn Catalogue) -> anyhow::Result<Roster> {
     for key in EARLIER_ROSTER_KEYS {
-        if !store.items(key).map_err(storage_fail)?.is_empty() {
+        if !catalogue.list(key).map_err(storage_fail)?.is_empty() {
             return Err(Fail::new(
                 ExitCode::Storage,
                 "an earlier build wrote the tokens and members of this directory",
@@ -68,8 +68,8 @@ pub fn roster(store: &dyn Store) -> anyhow::Result<Roster> {
     }
     let mut roster = Roster::default();
     for prefix in [TOKEN_KEYS, MEMBER_KEYS] {
-        for key in store.items(prefix).map_err(storage_fail)? {
-            let Some(value) = store.item(&key).map_err(storage_fail)? else { continue };
+        for key in catalogue.list(prefix).map_err(storage_fail)? {
+            let Some(value) = catalogue.get(&key).map_err(storage_fail)? else { continue };
             roster.restore(&key, &value).context("a token or a member in the store is damaged")?;
         }
     }
@@ -143,8 +143,8 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
 
 /// Reads what the store holds, and makes the node.
 fn start(store: &dyn Store, config: &Config) -> anyhow::Result<(Node, Vec<Output>)> {
-    let options = options(identity::run::identifiers(store).map_err(storage_fail)?, config);
-    let roster = roster(store)?;
+    let options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
+    let roster = roster(store.catalogue())?;
     let started = clock::monotonic();
     let recovered = match recovery::recover(store) {
         Ok(recovered) => {

@@ -1,6 +1,6 @@
 //! What an agent must not lose: the outbox and the error-feedback residual, which change together or not at all.
 //!
-//! One sled tree, `ledger`, and files beside it (`files.rs`):
+//! One sled tree, `ledger`, and numbered files beside it ([`Files`](anabranch_io::durable::Files)):
 //!
 //! | key | value |
 //! |---|---|
@@ -17,7 +17,6 @@
 //! A crash anywhere leaves the old state or the new one; blobs that no head names are swept when the store is opened, and
 //! their numbers are not given to others: what a power loss brings back of them is never taken for something else.
 
-mod files;
 #[cfg(test)]
 mod files_tests;
 mod fresh;

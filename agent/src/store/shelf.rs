@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anabranch_common::ids::Digest;
+use anabranch_common::ids::{Digest, Digester};
 use anabranch_common::limits;
-use anabranch_io::durable::{DbOptions, DurableDb, StorageError, Tree};
+use anabranch_io::durable::{Access, DbOptions, DurableDb, Files, StorageError, Tree};
 use anabranch_io::faults;
 
-use super::files::BlobFiles;
+use super::blob_key;
 
 /// Directory of the blobs that are files. (`blobs` is sled's, which removes what it does not know there.)
 const FILES_DIR: &str = "bulk";
@@ -124,12 +124,13 @@ pub trait Shelf: Send + std::fmt::Debug {
     fn place(&self, prefix: &[u8]) -> PathBuf;
 }
 
-/// A sled store in a directory of its own, and files beside it.
+/// A sled store in a directory of its own, and beside it a file for each longer blob, under the blob's number. The head
+/// names a blob with its digest, which tells a whole file from a torn one.
 #[derive(Debug)]
 pub(super) struct SledShelf {
     db: DurableDb,
     tree: Tree,
-    files: BlobFiles,
+    files: Files,
     file_bytes: usize,
 }
 
@@ -143,7 +144,7 @@ impl SledShelf {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let tree = db.tree("ledger")?;
-        let files = BlobFiles::open(dir.join(FILES_DIR))?;
+        let files = Files::open(dir.join(FILES_DIR), Access::Write)?;
         Ok(Self { db, tree, files, file_bytes })
     }
 
@@ -155,8 +156,24 @@ impl SledShelf {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let tree = db.tree("ledger")?;
-        let files = BlobFiles::to_read(dir.join(FILES_DIR));
+        let files = Files::open(dir.join(FILES_DIR), Access::Read)?;
         Ok(Self { db, tree, files, file_bytes: super::FILE_BYTES })
+    }
+
+    fn put_file(&self, number: u64, content: Content<'_>) -> Result<Digest, StorageError> {
+        let mut file = self.files.create(number)?;
+        let mut digester = Digester::default();
+        let written = content.each_piece(|piece| {
+            faults::point("ledger-in-file");
+            digester.add(piece);
+            self.files.append(&mut file, piece).map(drop)
+        });
+        if written.is_err() {
+            // Where there is no space left, half a residual should not take what there was. The next start would remove it
+            // too.
+            let _ = self.files.remove(number);
+        }
+        written.map(|()| digester.digest())
     }
 }
 
@@ -175,7 +192,7 @@ impl Shelf for SledShelf {
 
     fn put(&self, prefix: &[u8], content: Content<'_>) -> Result<Digest, StorageError> {
         if content.byte_count() >= self.file_bytes {
-            return self.files.put(prefix, content);
+            return self.put_file(number_of(prefix), content);
         }
         let bytes = content.to_bytes();
         self.tree.put_chunked(prefix, &bytes)?;
@@ -185,17 +202,18 @@ impl Shelf for SledShelf {
     fn read(&self, prefix: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         match self.tree.get_chunked(prefix)? {
             Some(bytes) => Ok(Some(bytes)),
-            None => self.files.read(prefix),
+            None => self.files.read(number_of(prefix)),
         }
     }
 
     fn delete(&self, prefix: &[u8]) -> Result<(), StorageError> {
         self.tree.delete_chunked(prefix)?;
-        self.files.delete(prefix)
+        self.files.remove(number_of(prefix))
     }
 
     fn keys(&self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, StorageError> {
-        let mut keys: BTreeSet<Vec<u8>> = self.files.keys(prefix)?;
+        let mut keys: BTreeSet<Vec<u8>> = self.files.numbers()?.into_iter().map(blob_key).collect();
+        keys.retain(|key| key.starts_with(prefix));
         for entry in self.tree.scan_prefix(prefix) {
             keys.insert(entry?.0.to_vec());
         }
@@ -216,6 +234,11 @@ impl Shelf for SledShelf {
 
     fn place(&self, prefix: &[u8]) -> PathBuf {
         let is_chunked = self.tree.scan_prefix(prefix).next().is_some();
-        if is_chunked { self.path().to_path_buf() } else { self.files.path(prefix) }
+        if is_chunked { self.path().to_path_buf() } else { self.files.path(number_of(prefix)) }
     }
+}
+
+/// Returns the number of the file that a blob with this key is or would be.
+fn number_of(key: &[u8]) -> u64 {
+    key.last_chunk().map_or(0, |number| u64::from_be_bytes(*number))
 }

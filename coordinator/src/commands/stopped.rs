@@ -21,7 +21,7 @@ use crate::driver;
 use crate::identity::run;
 use crate::node::write::{self, WriteJob};
 use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
-use crate::store::SledStore;
+use crate::store::{SledStore, Store as _};
 
 /// The store of a coordinator that is not running, held exclusively.
 #[derive(Debug)]
@@ -146,15 +146,15 @@ impl Stopped {
 
     /// The run's identifiers; zeros for a run that has never started, since this does not draw them.
     fn known_identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
-        Ok(run::known(&self.store)?.unwrap_or((RunId([0; 16]), BranchId([0; 16]))))
+        Ok(run::known(self.store.catalogue())?.unwrap_or((RunId([0; 16]), BranchId([0; 16]))))
     }
 
     fn identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
-        Ok(run::identifiers(&self.store)?)
+        Ok(run::identifiers(self.store.catalogue())?)
     }
 
     fn roster(&self) -> anyhow::Result<Roster> {
-        driver::roster(&self.store)
+        driver::roster(self.store.catalogue())
     }
 
     /// Answers with the core of a running coordinator, and carries out what the core orders.
@@ -244,7 +244,6 @@ mod tests {
     use super::*;
     use crate::config::TemplateOptions;
     use crate::identity::tokens::NewToken;
-    use crate::store::Store as _;
 
     const AGENT: AgentId = AgentId([7; 16]);
 
@@ -259,7 +258,7 @@ mod tests {
         let token = NewToken { secret_digest, name: Some("clinic".into()), ttl_ms: 1_000, uses: 1 };
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
-        write::save_items(&store, roster.take_changes().expect("short")).expect("saved");
+        write::save_items(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
         let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).expect("valid");
         let stopped = Stopped::new(config, store);
         stopped.import(&manifest, &[0.5, -0.5]).expect("a first model");
@@ -269,9 +268,9 @@ mod tests {
         ];
         for (position, body) in (1..).map(Position).zip(bodies) {
             let record = Record::new(position, 1, body, [].into());
-            stopped.store.append(&[(position, record.to_bytes().expect("short"))]).expect("appended");
+            stopped.store.journal().append(&[(position, record.to_bytes().expect("short"))]).expect("appended");
         }
-        stopped.store.commit().expect("committed");
+        stopped.store.journal().sync().expect("committed");
         stopped
     }
 
@@ -297,8 +296,8 @@ mod tests {
         let record = Record::new(at, 1, RecordBody::Paused, [].into());
         let mut bytes = record.to_bytes().expect("short");
         bytes[4] = 3;
-        stopped.store.append(&[(at, bytes)]).expect("appended");
-        stopped.store.commit().expect("committed");
+        stopped.store.journal().append(&[(at, bytes)]).expect("appended");
+        stopped.store.journal().sync().expect("committed");
         let error = recovery::recover(&stopped.store).expect_err("an old record");
         assert_eq!(
             error.to_string(),

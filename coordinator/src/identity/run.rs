@@ -5,7 +5,7 @@ use std::path::Path;
 use anabranch_common::ids::{BranchId, RunId};
 use anabranch_io::durable::StorageError;
 
-use crate::store::Store;
+use crate::store::Catalogue;
 
 /// Key under which both lie in the store's catalogue.
 pub const CATALOGUE_KEY: &str = "run";
@@ -14,16 +14,16 @@ pub const CATALOGUE_KEY: &str = "run";
 ///
 /// # Errors
 /// The storage fails, or the system gives no random numbers.
-pub fn identifiers(store: &dyn Store) -> Result<(RunId, BranchId), StorageError> {
-    identifiers_from(store, entropy)
+pub fn identifiers(catalogue: &dyn Catalogue) -> Result<(RunId, BranchId), StorageError> {
+    identifiers_from(catalogue, entropy)
 }
 
 /// The same where they have been drawn.
 ///
 /// # Errors
 /// The storage fails.
-pub fn known(store: &dyn Store) -> Result<Option<(RunId, BranchId)>, StorageError> {
-    Ok(store.item(CATALOGUE_KEY)?.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()).map(split))
+pub fn known(catalogue: &dyn Catalogue) -> Result<Option<(RunId, BranchId)>, StorageError> {
+    Ok(catalogue.get(CATALOGUE_KEY)?.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()).map(split))
 }
 
 /// A branch that no run has had before.
@@ -41,15 +41,15 @@ fn entropy<const N: usize>() -> Result<[u8; N], StorageError> {
 }
 
 fn identifiers_from(
-    store: &dyn Store,
+    catalogue: &dyn Catalogue,
     fresh: impl FnOnce() -> Result<[u8; 32], StorageError>,
 ) -> Result<(RunId, BranchId), StorageError> {
-    if let Some(known) = known(store)? {
+    if let Some(known) = known(catalogue)? {
         return Ok(known);
     }
     let bytes = fresh()?;
-    store.put_item(CATALOGUE_KEY, &bytes)?;
-    store.commit()?;
+    catalogue.put(CATALOGUE_KEY, &bytes)?;
+    catalogue.sync()?;
     Ok(split(bytes))
 }
 
@@ -63,15 +63,15 @@ fn split(bytes: [u8; 32]) -> (RunId, BranchId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::MemoryStore;
+    use crate::store::{MemoryStore, Store as _};
 
     #[test]
     fn they_are_drawn_once() {
         let store = MemoryStore::default();
-        let drawn =
-            identifiers_from(&store, || Ok(std::array::from_fn(|i| u8::try_from(i).unwrap_or(0)))).expect("works");
+        let drawn = identifiers_from(store.catalogue(), || Ok(std::array::from_fn(|i| u8::try_from(i).unwrap_or(0))))
+            .expect("works");
         assert_eq!(drawn.0.to_string(), "000102030405060708090a0b0c0d0e0f");
         assert_eq!(drawn.1.to_string(), "101112131415161718191a1b1c1d1e1f");
-        assert_eq!(identifiers_from(&store, || panic!("drawn again")).expect("works"), drawn);
+        assert_eq!(identifiers_from(store.catalogue(), || panic!("drawn again")).expect("works"), drawn);
     }
 }

@@ -13,7 +13,7 @@ use crate::core::content::Content;
 use crate::core::event::Event;
 use crate::core::roster::ItemChange;
 use crate::recovery;
-use crate::store::{StorageError, Store};
+use crate::store::{Catalogue, StorageError, Store};
 
 /// Something to make durable.
 #[derive(Debug)]
@@ -66,26 +66,27 @@ pub fn group(waiting: &mut VecDeque<WriteJob>) -> Vec<WriteJob> {
     jobs
 }
 
-/// Makes a group of jobs durable with one sync; answered by `Journalled` and `ItemsSaved`.
+/// Makes a group of jobs durable with one sync of each seam that it wrote to; answered by `Journalled` and `ItemsSaved`.
 ///
 /// # Errors
 /// The store fails: the process must stop, and nobody may be told of any of these jobs.
 pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobError> {
     let mut events = Vec::new();
     let mut records: Vec<(Position, Vec<u8>)> = Vec::new();
+    let mut items_changed = false;
     for job in jobs {
         match job {
             WriteJob::Begin { record, model } => {
                 if let RecordBody::Genesis { manifest, .. } = &record.body {
                     recovery::put_model(store, manifest, model.delta().values())?;
-                    store.commit()?;
                     faults::point("genesis-model-stored");
                 }
                 records.push((record.position, record.to_bytes()?));
             }
             WriteJob::Append(record) => records.push((record.position, record.to_bytes()?)),
             WriteJob::Items { ticket, items } => {
-                save_items(store, items)?;
+                save_items(store.catalogue(), items)?;
+                items_changed = true;
                 events.push(Event::ItemsSaved { ticket });
             }
         }
@@ -93,24 +94,27 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobEr
     if let Some((upto, _)) = records.last() {
         let upto = *upto;
         faults::point("journal-before-write");
-        store.append(&records)?;
+        store.journal().append(&records)?;
         faults::point("journal-before-sync");
         events.push(Event::Journalled { upto });
     }
-    store.commit()?;
+    if items_changed {
+        store.catalogue().sync()?;
+    }
+    store.journal().sync()?;
     faults::point("journal-before-ack");
     Ok(events)
 }
 
-/// Stores or deletes items of the catalogue. Not durable until the store commits.
+/// Stores or deletes items. They are durable after [`Catalogue::sync`].
 ///
 /// # Errors
 /// The store fails.
-pub fn save_items(store: &dyn Store, items: Vec<ItemChange>) -> Result<(), StorageError> {
+pub fn save_items(catalogue: &dyn Catalogue, items: Vec<ItemChange>) -> Result<(), StorageError> {
     for (key, value) in items {
         match value {
-            Some(value) => store.put_item(&key, &value)?,
-            None => store.delete_item(&key)?,
+            Some(value) => catalogue.put(&key, &value)?,
+            None => catalogue.delete(&key)?,
         }
     }
     Ok(())

@@ -24,7 +24,7 @@ use super::{RecoveryError, pins, saved, vectors};
 use crate::config::Retention;
 use crate::core::state::RunState;
 use crate::merger::ModelState;
-use crate::store::{StorageError, Store};
+use crate::store::{Blobs, Catalogue, StorageError, Store};
 
 anabranch_common::layout! {
     struct Checkpoint {
@@ -120,27 +120,27 @@ pub fn write(
     at_ms: u64,
 ) -> Result<Checkpoint, RecoveryError> {
     let manifest = &state.manifest;
-    let named = saved::put(store, state)?;
+    let named = saved::put(store.blobs(), state)?;
     let checkpoint = Checkpoint {
         position: state.position,
         version: state.version,
         branch: state.branch,
         chain,
         at_ms,
-        model: vectors::put(store, manifest, model.model())?,
+        model: vectors::put(store.blobs(), manifest, model.model())?,
         merge_state: model
             .merge_state()
             .iter()
-            .map(|vector| vectors::put(store, manifest, vector))
+            .map(|vector| vectors::put(store.blobs(), manifest, vector))
             .collect::<Result<_, _>>()?,
         state: named,
     };
     faults::point("checkpoint-in-snapshot");
-    store.commit()?;
+    store.blobs().sync()?;
     faults::point("checkpoint-before-manifest");
-    store.put_checkpoint(checkpoint.position, &checkpoint.to_bytes()?)?;
+    store.catalogue().put_checkpoint(checkpoint.position, &checkpoint.to_bytes()?)?;
     faults::point("checkpoint-in-manifest");
-    store.commit()?;
+    store.catalogue().sync()?;
     faults::point("checkpoint-written");
     Ok(checkpoint)
 }
@@ -166,7 +166,7 @@ pub struct Pruned {
 /// # Errors
 /// The storage fails, or a record that has not been looked at yet cannot be read.
 pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pruned, RecoveryError> {
-    let stored = store.checkpoints()?;
+    let stored = store.catalogue().checkpoints()?;
     let readable = |(position, bytes): &(Position, Vec<u8>)| Some((*position, Checkpoint::from_bytes(bytes).ok()?));
     let mut kept: Vec<(Position, Checkpoint)> = stored.iter().filter_map(readable).collect();
     kept.drain(..kept.len().saturating_sub(keep.max(1)));
@@ -178,43 +178,43 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
     pins::scan(store)?;
     for (position, _) in &stored {
         if !kept.iter().any(|(kept, _)| kept == position) {
-            store.delete_checkpoint(*position)?;
+            store.catalogue().delete_checkpoint(*position)?;
             pruned.checkpoints += 1;
             faults::point("prune-in-manifests");
         }
     }
-    store.commit()?;
+    store.catalogue().sync()?;
     faults::point("prune-before-records");
-    let from_the_start = retention == Retention::All && store.first_position()? == Some(Position(0));
+    let from_the_start = retention == Retention::All && store.journal().first_position()? == Some(Position(0));
     pruned.oldest = if from_the_start { ModelVersion(0) } else { oldest };
     if retention == Retention::SinceSnapshot {
-        pruned.records = store.prune_records(floor)?;
+        pruned.records = store.journal().prune(floor)?;
     }
-    let first = store.first_position()?.unwrap_or(floor);
+    let first = store.journal().first_position()?.unwrap_or(floor);
     // Listed before the references are: a model that is stored meanwhile is either not listed or already pinned.
-    let stored = store.blobs()?;
+    let stored = store.blobs().list()?;
     let mut needed: BTreeSet<Digest> = pins::referenced(store, first)?;
     for (_, checkpoint) in &kept {
-        match needed_blobs(store, checkpoint) {
+        match needed_blobs(store.blobs(), checkpoint) {
             Ok(blobs) => needed.extend(blobs),
             // Its pages are not known. The damage may be a passing one, so no blob goes until this checkpoint does.
             Err(error) if error.is_local() => {
                 tracing::warn!(%error, position = %checkpoint.position, "a checkpoint is damaged; no blob is pruned");
-                store.commit()?;
+                store.catalogue().sync()?;
                 return Ok(pruned);
             }
             Err(error) => return Err(error),
         }
     }
-    store.commit()?;
+    store.catalogue().sync()?;
     for id in stored {
         if !needed.contains(&id) {
-            store.delete_blob(id)?;
+            store.blobs().delete(id)?;
             pruned.blobs += 1;
             faults::point("prune-in-blobs");
         }
     }
-    store.commit()?;
+    store.blobs().sync()?;
     Ok(pruned)
 }
 
@@ -222,15 +222,15 @@ pub fn prune(store: &dyn Store, keep: usize, retention: Retention) -> Result<Pru
 ///
 /// # Errors
 /// The head of its fold cannot be read, or the storage fails.
-pub fn needed_blobs(store: &dyn Store, checkpoint: &Checkpoint) -> Result<BTreeSet<Digest>, RecoveryError> {
-    let pages = saved::pages(store, checkpoint.state)?;
+pub fn needed_blobs(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<BTreeSet<Digest>, RecoveryError> {
+    let pages = saved::pages(blobs, checkpoint.state)?;
     Ok(checkpoint.blobs().chain(pages).collect())
 }
 
 /// The readable checkpoints, newest first, and what is wrong with the others.
-pub(super) fn readable(store: &dyn Store) -> Result<(Vec<Checkpoint>, Vec<String>), StorageError> {
+pub(super) fn readable(catalogue: &dyn Catalogue) -> Result<(Vec<Checkpoint>, Vec<String>), StorageError> {
     let (mut checkpoints, mut problems) = (Vec::new(), Vec::new());
-    for (position, bytes) in store.checkpoints()?.into_iter().rev() {
+    for (position, bytes) in catalogue.checkpoints()?.into_iter().rev() {
         match Checkpoint::from_bytes(&bytes) {
             Ok(checkpoint) if checkpoint.position == position => checkpoints.push(checkpoint),
             Ok(checkpoint) => {
@@ -249,15 +249,15 @@ pub(super) fn readable(store: &dyn Store) -> Result<(Vec<Checkpoint>, Vec<String
 /// The storage fails.
 pub fn list(store: &dyn Store) -> Result<Vec<CheckpointStatus>, RecoveryError> {
     let mut out = Vec::new();
-    for (position, bytes) in store.checkpoints()? {
+    for (position, bytes) in store.catalogue().checkpoints()? {
         let Ok(checkpoint) = Checkpoint::from_bytes(&bytes) else { continue };
         let mut stored_bytes = bytes.len() as u64;
-        let needed = match needed_blobs(store, &checkpoint) {
+        let needed = match needed_blobs(store.blobs(), &checkpoint) {
             Err(error) if error.is_local() => checkpoint.blobs().collect(),
             needed => needed?,
         };
         for id in needed {
-            stored_bytes += store.blob_bytes(id)?.unwrap_or(0);
+            stored_bytes += store.blobs().bytes(id)?.unwrap_or(0);
         }
         out.push(CheckpointStatus {
             position,

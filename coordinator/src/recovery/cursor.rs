@@ -7,7 +7,7 @@ use super::checkpoint::Checkpoint;
 use super::{RecoveryError, pins, saved, vectors};
 use crate::core::state::RunState;
 use crate::merger::{MergeError, ModelState};
-use crate::store::Store;
+use crate::store::{Blobs, Journal, Store};
 
 /// State, model and chain after one record.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub(super) struct Cursor {
 }
 
 /// Reads a record that must be there, and checks that it is the one.
-pub(super) fn read(store: &dyn Store, position: Position) -> Result<Record, RecoveryError> {
-    let bytes = store.record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
+pub(super) fn read(journal: &dyn Journal, position: Position) -> Result<Record, RecoveryError> {
+    let bytes = journal.record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
     let record = Record::from_bytes(&bytes).map_err(|source| RecoveryError::Record { position, source })?;
     if record.position != position {
         return Err(RecoveryError::Misplaced { position, said: record.position });
@@ -30,12 +30,12 @@ pub(super) fn read(store: &dyn Store, position: Position) -> Result<Record, Reco
 impl Cursor {
     /// After record 0.
     pub(super) fn genesis(store: &dyn Store) -> Result<Self, RecoveryError> {
-        if store.last_position()?.is_none() {
+        if store.journal().last_position()?.is_none() {
             return Err(RecoveryError::Empty);
         }
-        let record = read(store, Position(0))?;
+        let record = read(store.journal(), Position(0))?;
         let state = RunState::genesis(&record)?;
-        let vector = vectors::load(store, "initial model", &state.manifest, state.initial)?;
+        let vector = vectors::load(store.blobs(), "initial model", &state.manifest, state.initial)?;
         let model = ModelState::new(state.manifest.clone(), state.spec.merge.clone(), vector, state.version)
             .map_err(|source| RecoveryError::Merge { position: Position(0), source })?;
         let chain = Chain::default().extend(record.digest()?, 0.0, state.version);
@@ -43,8 +43,8 @@ impl Cursor {
     }
 
     /// After the record of a checkpoint. Everything it names is checked against its digest.
-    pub(super) fn checkpoint(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
-        let state = saved::load(store, checkpoint.state)?;
+    pub(super) fn checkpoint(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
+        let state = saved::load(blobs, checkpoint.state)?;
         let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
         if state.position != checkpoint.position {
             return Err(contradiction("position"));
@@ -53,11 +53,11 @@ impl Cursor {
             return Err(contradiction("version or branch"));
         }
         let manifest = state.manifest.clone();
-        let vector = vectors::load(store, "model", &manifest, checkpoint.model)?;
+        let vector = vectors::load(blobs, "model", &manifest, checkpoint.model)?;
         let merge_state = checkpoint
             .merge_state
             .iter()
-            .map(|digest| vectors::load(store, "merge vector", &manifest, *digest))
+            .map(|digest| vectors::load(blobs, "merge vector", &manifest, *digest))
             .collect::<Result<Vec<_>, _>>()?;
         let model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
             .map_err(|source| RecoveryError::Merge { position: checkpoint.position, source })?;
@@ -67,7 +67,7 @@ impl Cursor {
     /// Reads and applies the next record, through the code that applied it live.
     pub(super) fn step(&mut self, store: &dyn Store) -> Result<(), RecoveryError> {
         let position = self.state.position.next();
-        let record = read(store, position)?;
+        let record = read(store.journal(), position)?;
         let (weight, version) = record.chain_inputs(self.state.version);
         self.state.apply(&record)?;
         self.chain = self.chain.extend(record.digest()?, weight, version);
@@ -80,11 +80,11 @@ impl Cursor {
 
     fn replace(&mut self, store: &dyn Store, record: &Record) -> Result<(), RecoveryError> {
         let digest = match &record.body {
-            RecordBody::Branched { branch, .. } => pins::branch_model(store, *branch)?,
+            RecordBody::Branched { branch, .. } => pins::branch_model(store.catalogue(), *branch)?,
             RecordBody::Imported { model, .. } => *model,
             _ => return Ok(()),
         };
-        let vector = vectors::load(store, "model", &self.state.manifest, digest)?;
+        let vector = vectors::load(store.blobs(), "model", &self.state.manifest, digest)?;
         let (manifest, spec) = (self.state.manifest.clone(), self.state.spec.merge.clone());
         self.model = ModelState::new(manifest, spec, vector, self.state.version)
             .map_err(|source| RecoveryError::Merge { position: record.position, source })?;

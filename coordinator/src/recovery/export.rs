@@ -67,7 +67,7 @@ pub fn import(
         return Err(ImportError::WrongLength { expected: manifest.params(), found: model.len() });
     }
     let norm = euclidean_norm(model);
-    let (position, version, body) = if store.last_position()?.is_some() {
+    let (position, version, body) = if store.journal().last_position()?.is_some() {
         let newest = replay::recover(store)?;
         if newest.state.manifest != *manifest {
             return Err(ImportError::OtherManifest);
@@ -84,10 +84,8 @@ pub fn import(
         let body = RecordBody::Genesis { run, branch, spec: Box::new(spec), manifest: manifest.clone(), model, norm };
         (Position(0), ModelVersion(0), body)
     };
-    // The model is durable before the record that names it.
-    store.commit()?;
     let record = Record::new(position, at_ms, body, [].into());
-    store.append(&[(position, record.to_bytes().map_err(RecoveryError::from)?)])?;
-    store.commit()?;
+    store.journal().append(&[(position, record.to_bytes().map_err(RecoveryError::from)?)])?;
+    store.journal().sync()?;
     Ok((position, version))
 }

@@ -1,8 +1,8 @@
 //! Checkpoints, and the only way to start: the newest checkpoint that verifies, then replay.
 //!
 //! ```text
-//!  checkpoint::write    vectors, pages, head ─► commit ─► manifest ─► commit     a manifest never names what is not durable
-//!  checkpoint::prune    old manifests ─► commit ─► blobs, records      and is gone before what it names
+//!  checkpoint::write    vectors, pages, head ─► sync ─► manifest ─► sync         a manifest never names what is not durable
+//!  checkpoint::prune    old manifests ─► sync ─► records, blobs                  and is gone before what it names
 //!  replay::recover      newest checkpoint that verifies (else an older one, else record 0) ─► records after it
 //!  verify::verify       the same records through a second, independent implementation
 //! ```

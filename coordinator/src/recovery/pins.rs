@@ -16,7 +16,7 @@ use anabranch_common::schema;
 
 use super::{RecoveryError, cursor, vectors};
 use crate::core::state::RunState;
-use crate::store::{StorageError, Store};
+use crate::store::{Catalogue, StorageError, Store};
 
 anabranch_common::layout! {
     struct BranchPoint { parent, from, version, model }
@@ -29,15 +29,18 @@ const SCANNED: &str = "model/scanned";
 const POINT_BYTES: usize = 64 + 16;
 
 /// Stores the model of a record that is about to be written (`Genesis`, `Imported`), so that pruning leaves it alone.
-/// Not durable until the store commits: commit before the record is appended.
+/// Model and pin are durable when it returns, as the record requires.
 ///
 /// # Errors
 /// The model does not fit its manifest or is not finite, or the storage fails.
 pub fn put_model(store: &dyn Store, manifest: &ModelManifest, model: &[f32]) -> Result<Digest, RecoveryError> {
     // The pin comes first: between the two, pruning would see a blob that nothing names.
     let digest = Digest::of_f32(model);
-    store.put_item(&format!("{PIN}{digest}"), &[])?;
-    vectors::put(store, manifest, model)
+    store.catalogue().put(&format!("{PIN}{digest}"), &[])?;
+    vectors::put(store.blobs(), manifest, model)?;
+    store.blobs().sync()?;
+    store.catalogue().sync()?;
+    Ok(digest)
 }
 
 /// Where a branch leaves its parent.
@@ -53,8 +56,8 @@ pub struct BranchPoint {
     pub model: Digest,
 }
 
-/// Stores the model from which `branch` starts. Not durable until the store commits: commit before its `Branched`
-/// record is appended.
+/// Stores the model from which `branch` starts. Model and branch point are durable when it returns, as the `Branched`
+/// record requires.
 ///
 /// # Errors
 /// As [`put_model`].
@@ -66,7 +69,8 @@ pub fn put_branch(
 ) -> Result<BranchPoint, RecoveryError> {
     let model = put_model(store, &from.manifest, model)?;
     let point = BranchPoint { parent: from.branch, from: from.position, version: from.version, model };
-    store.put_item(&branch_key(branch), &schema::encode_numbered(&point, POINT_BYTES)?)?;
+    store.catalogue().put(&branch_key(branch), &schema::encode_numbered(&point, POINT_BYTES)?)?;
+    store.catalogue().sync()?;
     Ok(point)
 }
 
@@ -74,19 +78,19 @@ fn branch_key(branch: BranchId) -> String {
     format!("model/branch/{branch}")
 }
 
-fn branch_point(store: &dyn Store, branch: BranchId) -> Result<Option<BranchPoint>, RecoveryError> {
-    let Some(bytes) = store.item(&branch_key(branch))? else { return Ok(None) };
+fn branch_point(catalogue: &dyn Catalogue, branch: BranchId) -> Result<Option<BranchPoint>, RecoveryError> {
+    let Some(bytes) = catalogue.get(&branch_key(branch))? else { return Ok(None) };
     Ok(Some(schema::decode_numbered(&bytes, POINT_BYTES)?))
 }
 
 /// The digest of the model from which `branch` starts.
-pub(super) fn branch_model(store: &dyn Store, branch: BranchId) -> Result<Digest, RecoveryError> {
+pub(super) fn branch_model(catalogue: &dyn Catalogue, branch: BranchId) -> Result<Digest, RecoveryError> {
     let missing = || RecoveryError::Blob {
         what: "first model of a branch",
         digest: Digest::default(),
         problem: format!("is not stored (branch {branch})"),
     };
-    Ok(branch_point(store, branch)?.ok_or_else(missing)?.model)
+    Ok(branch_point(catalogue, branch)?.ok_or_else(missing)?.model)
 }
 
 /// The part of the journal in which a version of the current history was made.
@@ -100,59 +104,61 @@ pub(super) struct Segment {
 
 /// Follows the branches back from `branch`, whose newest record is at `until`, to the one that made `version`.
 pub(super) fn segment(
-    store: &dyn Store,
+    catalogue: &dyn Catalogue,
     branch: BranchId,
     until: Position,
     version: ModelVersion,
 ) -> Result<Segment, RecoveryError> {
     let mut segment = Segment { branch, until };
-    while let Some(point) = branch_point(store, segment.branch)?.filter(|point| version < point.version) {
+    while let Some(point) = branch_point(catalogue, segment.branch)?.filter(|point| version < point.version) {
         segment = Segment { branch: point.parent, until: point.from };
     }
     Ok(segment)
 }
 
-fn digest_item(store: &dyn Store, key: &str) -> Result<Option<Digest>, StorageError> {
-    Ok(store.item(key)?.and_then(|bytes| bytes.try_into().ok()).map(Digest))
+fn digest_item(catalogue: &dyn Catalogue, key: &str) -> Result<Option<Digest>, StorageError> {
+    Ok(catalogue.get(key)?.and_then(|bytes| bytes.try_into().ok()).map(Digest))
 }
 
 /// The blobs that records from `floor` on name, and those that are pinned. Forgets what only records below `floor`
-/// named. Not durable until the store commits.
+/// named: that is durable after [`Catalogue::sync`].
 pub(super) fn referenced(store: &dyn Store, floor: Position) -> Result<BTreeSet<Digest>, RecoveryError> {
     scan(store)?;
+    let catalogue = store.catalogue();
     let mut digests = BTreeSet::new();
-    for key in store.items(RECORD)? {
+    for key in catalogue.list(RECORD)? {
         let position = key[RECORD.len()..].parse().map(Position);
         if position.is_ok_and(|position| position < floor) {
-            store.delete_item(&key)?;
+            catalogue.delete(&key)?;
         } else {
-            digests.extend(digest_item(store, &key)?);
+            digests.extend(digest_item(catalogue, &key)?);
         }
     }
-    digests.extend(store.items(PIN)?.iter().filter_map(|key| key[PIN.len()..].parse::<Digest>().ok()));
+    digests.extend(catalogue.list(PIN)?.iter().filter_map(|key| key[PIN.len()..].parse::<Digest>().ok()));
     Ok(digests)
 }
 
 /// Looks at the records that were written since the last call, and notes which models they name.
 pub(super) fn scan(store: &dyn Store) -> Result<(), RecoveryError> {
-    let (Some(first), Some(last)) = (store.first_position()?, store.last_position()?) else { return Ok(()) };
-    let scanned = store.item(SCANNED)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let (journal, catalogue) = (store.journal(), store.catalogue());
+    let (Some(first), Some(last)) = (journal.first_position()?, journal.last_position()?) else { return Ok(()) };
+    let scanned = catalogue.get(SCANNED)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
     let mut found = false;
     for position in (scanned.max(first.0)..=last.0).map(Position) {
-        let digest = match cursor::read(store, position)?.body {
+        let digest = match cursor::read(journal, position)?.body {
             RecordBody::Genesis { model, .. } | RecordBody::Imported { model, .. } => model,
-            RecordBody::Branched { branch, .. } => branch_model(store, branch)?,
+            RecordBody::Branched { branch, .. } => branch_model(catalogue, branch)?,
             _ => continue,
         };
         found = true;
-        store.put_item(&format!("{RECORD}{position:020}", position = position.0), &digest.0)?;
-        store.delete_item(&format!("{PIN}{digest}"))?;
+        catalogue.put(&format!("{RECORD}{position:020}", position = position.0), &digest.0)?;
+        catalogue.delete(&format!("{PIN}{digest}"))?;
     }
     if found {
         // Unsynced writes may survive in any order: what was found must not be lost where the mark is kept.
-        store.commit()?;
+        catalogue.sync()?;
     }
-    store.put_item(SCANNED, &last.next().0.to_le_bytes())?;
+    catalogue.put(SCANNED, &last.next().0.to_le_bytes())?;
     Ok(())
 }
 
@@ -162,9 +168,9 @@ pub(super) fn scan(store: &dyn Store) -> Result<(), RecoveryError> {
 /// A record cannot be read, or the storage fails.
 pub fn release(store: &dyn Store) -> Result<(), RecoveryError> {
     scan(store)?;
-    for key in store.items(PIN)? {
-        store.delete_item(&key)?;
+    for key in store.catalogue().list(PIN)? {
+        store.catalogue().delete(&key)?;
     }
-    store.commit()?;
+    store.catalogue().sync()?;
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::cursor::Cursor;
 use super::{RecoveryError, pins};
 use crate::core::state::RunState;
 use crate::merger::ModelState;
-use crate::store::Store;
+use crate::store::{Journal, Store};
 
 /// A run as its journal leaves it.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ pub struct Recovered {
 /// # Errors
 /// [`RecoveryError::Empty`] when there is no run; otherwise what is damaged, by position.
 pub fn recover(store: &dyn Store) -> Result<Recovered, RecoveryError> {
-    let (checkpoints, mut warnings) = checkpoint::readable(store)?;
-    let last = store.last_position()?.ok_or(RecoveryError::Empty)?;
+    let (checkpoints, mut warnings) = checkpoint::readable(store.catalogue())?;
+    let last = store.journal().last_position()?.ok_or(RecoveryError::Empty)?;
     if let Some(newest) = checkpoints.first().filter(|newest| newest.position > last) {
         return Err(RecoveryError::Short { last, checkpoint: newest.position });
     }
@@ -64,7 +64,7 @@ pub fn recover(store: &dyn Store) -> Result<Recovered, RecoveryError> {
         position: last,
         from_checkpoint,
         checkpoint_version: checkpoints.first().map(|newest| newest.version),
-        oldest: oldest_version(store, &checkpoints, cursor.state.version)?,
+        oldest: oldest_version(store.journal(), &checkpoints, cursor.state.version)?,
         replayed,
         warnings,
         state: cursor.state,
@@ -80,7 +80,7 @@ fn start(
     warnings: &mut Vec<String>,
 ) -> Result<(Cursor, Option<Position>), RecoveryError> {
     for checkpoint in checkpoints {
-        match Cursor::checkpoint(store, checkpoint) {
+        match Cursor::checkpoint(store.blobs(), checkpoint) {
             Ok(cursor) => return Ok((cursor, Some(checkpoint.position))),
             Err(error) if error.is_local() => {
                 warnings.push(format!("the checkpoint at position {} is damaged: {error}", checkpoint.position));
@@ -88,7 +88,7 @@ fn start(
             Err(error) => return Err(error),
         }
     }
-    match store.first_position()? {
+    match store.journal().first_position()? {
         Some(Position(0)) => Ok((Cursor::genesis(store)?, None)),
         Some(first) => Err(RecoveryError::NoCheckpoint { first, problems: describe(warnings) }),
         None => Err(RecoveryError::Empty),
@@ -100,11 +100,11 @@ fn describe(problems: &[String]) -> String {
 }
 
 fn oldest_version(
-    store: &dyn Store,
+    journal: &dyn Journal,
     newest_first: &[Checkpoint],
     current: ModelVersion,
 ) -> Result<ModelVersion, RecoveryError> {
-    if store.first_position()? == Some(Position(0)) {
+    if journal.first_position()? == Some(Position(0)) {
         return Ok(ModelVersion(0));
     }
     Ok(newest_first.iter().map(|checkpoint| checkpoint.version).min().unwrap_or(current).min(current))
@@ -124,19 +124,19 @@ fn rebuild(store: &dyn Store, version: ModelVersion) -> Result<(RunState, ModelS
     if version > newest.state.version {
         return Err(unavailable);
     }
-    let segment = pins::segment(store, newest.state.branch, newest.position, version)?;
-    let (checkpoints, _) = checkpoint::readable(store)?;
+    let segment = pins::segment(store.catalogue(), newest.state.branch, newest.position, version)?;
+    let (checkpoints, _) = checkpoint::readable(store.catalogue())?;
     for checkpoint in checkpoints.iter().filter(|checkpoint| checkpoint.position <= segment.until) {
         if checkpoint.branch == segment.branch && checkpoint.version > version {
             continue;
         }
-        match Cursor::checkpoint(store, checkpoint) {
+        match Cursor::checkpoint(store.blobs(), checkpoint) {
             Ok(cursor) => return reach(store, cursor, &segment, version, unavailable),
             Err(error) if error.is_local() => {}
             Err(error) => return Err(error),
         }
     }
-    if store.first_position()? == Some(Position(0)) {
+    if store.journal().first_position()? == Some(Position(0)) {
         return reach(store, Cursor::genesis(store)?, &segment, version, unavailable);
     }
     Err(unavailable)
@@ -176,6 +176,6 @@ pub(super) fn steadily<T>(
 }
 
 fn kept(store: &dyn Store) -> Result<(Option<Position>, Vec<Position>), RecoveryError> {
-    let positions = store.checkpoints()?.into_iter().map(|(position, _)| position).collect();
-    Ok((store.first_position()?, positions))
+    let positions = store.catalogue().checkpoints()?.into_iter().map(|(position, _)| position).collect();
+    Ok((store.journal().first_position()?, positions))
 }

@@ -37,18 +37,16 @@ pub fn rollback(
     branch: BranchId,
     at_ms: u64,
 ) -> Result<RolledBack, RecoveryError> {
-    let last = store.last_position()?.ok_or(RecoveryError::Empty)?;
+    let last = store.journal().last_position()?.ok_or(RecoveryError::Empty)?;
     let before = replay::recover(store)?.state.version;
     let (state, model) = replay::model_at(store, version)?;
     let point = pins::put_branch(store, branch, &state, model.model())?;
-    // The model and where the branch leaves are durable before the record that needs them.
-    store.commit()?;
     let position = last.next();
     let norm = euclidean_norm(model.model());
     let body = RecordBody::Branched { branch, from: point.from, version, norm, examples: state.examples };
     let record = Record::new(position, at_ms, body, [].into());
-    store.append(&[(position, record.to_bytes()?)])?;
-    store.commit()?;
+    store.journal().append(&[(position, record.to_bytes()?)])?;
+    store.journal().sync()?;
     // Not from what is at hand: what the next start will find is what must be right.
     let after = replay::recover(store)?;
     checkpoint::write(store, &after.state, after.chain, &after.model, at_ms)?;

@@ -6,27 +6,27 @@ use anabranch_common::ids::Digest;
 use anabranch_common::manifest::ModelManifest;
 
 use super::RecoveryError;
-use crate::store::{StorageError, Store};
+use crate::store::{Blobs, StorageError};
 
-/// Stores a vector under the digest of its content. Not durable until the store commits.
-pub(super) fn put(store: &dyn Store, manifest: &ModelManifest, values: &[f32]) -> Result<Digest, RecoveryError> {
+/// Stores a vector under the digest of its content. Durable after [`Blobs::sync`].
+pub(super) fn put(blobs: &dyn Blobs, manifest: &ModelManifest, values: &[f32]) -> Result<Digest, RecoveryError> {
     let digest = Digest::of_f32(values);
     // The content is named by its digest, so what is there need not be compressed again.
-    if load(store, "vector", manifest, digest).is_err() {
-        store.put_blob(digest, &Planes32.encode(manifest, values)?)?;
+    if load(blobs, "vector", manifest, digest).is_err() {
+        blobs.put(digest, &Planes32.encode(manifest, values)?)?;
     }
     Ok(digest)
 }
 
 /// Reads a vector and checks it against its digest.
 pub(super) fn load(
-    store: &dyn Store,
+    blobs: &dyn Blobs,
     what: &'static str,
     manifest: &ModelManifest,
     digest: Digest,
 ) -> Result<Vec<f32>, RecoveryError> {
     let problem = |problem: String| RecoveryError::Blob { what, digest, problem };
-    let bytes = bytes(store, what, digest)?;
+    let bytes = bytes(blobs, what, digest)?;
     let decoded = Planes32.decode(manifest, &bytes).map_err(|error| problem(format!("does not decode: {error}")))?;
     let values = match decoded {
         Delta::Dense(values) => values,
@@ -39,9 +39,9 @@ pub(super) fn load(
 }
 
 /// Reads the bytes of a blob that must be there.
-pub(super) fn bytes(store: &dyn Store, what: &'static str, digest: Digest) -> Result<Vec<u8>, RecoveryError> {
+pub(super) fn bytes(blobs: &dyn Blobs, what: &'static str, digest: Digest) -> Result<Vec<u8>, RecoveryError> {
     let problem = |problem: String| RecoveryError::Blob { what, digest, problem };
-    match store.blob(digest) {
+    match blobs.get(digest) {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(problem("is missing".to_owned())),
         Err(StorageError::Corrupt { detail, .. }) => Err(problem(format!("is damaged: {detail}"))),

@@ -16,7 +16,7 @@ use anabranch_common::status::VerifyReport;
 
 use super::checkpoint::{self, Checkpoint};
 use super::{RecoveryError, cursor, pins, replay, saved, vectors};
-use crate::store::Store;
+use crate::store::{Blobs, Store};
 
 /// Recomputes chain and model from the anchor (the oldest kept checkpoint that can be read, or record 0 when everything
 /// since it is kept), compares every checkpoint on the way, and says up to where all of it holds.
@@ -45,15 +45,18 @@ enum Outcome {
 }
 
 fn check_around(store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<Outcome, RecoveryError> {
-    let (mut checkpoints, mut problems) = checkpoint::readable(store)?;
+    let (mut checkpoints, mut problems) = checkpoint::readable(store.catalogue())?;
     // After the checkpoints: one that is taken meanwhile is not beyond the end.
-    let last = store.last_position()?.ok_or(RecoveryError::Empty)?;
+    let last = store.journal().last_position()?.ok_or(RecoveryError::Empty)?;
     checkpoints.reverse();
-    let from_the_start = store.first_position()? == Some(Position(0));
+    let from_the_start = store.journal().first_position()? == Some(Position(0));
     let started = if from_the_start {
         Checker::genesis(store)
     } else {
-        checkpoints.first().ok_or_else(|| no_anchor(&problems)).and_then(|oldest| Checker::anchor(store, oldest))
+        checkpoints
+            .first()
+            .ok_or_else(|| no_anchor(&problems))
+            .and_then(|oldest| Checker::anchor(store.blobs(), oldest))
     };
     let mut checker = match started {
         Ok(checker) => checker,
@@ -64,7 +67,7 @@ fn check_around(store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<Out
     let mut records = u64::from(from_the_start);
     let found = loop {
         let here = checkpoints.iter().find(|checkpoint| checkpoint.position == checker.position);
-        match here.map_or(Ok(()), |checkpoint| checker.compare(store, checkpoint)) {
+        match here.map_or(Ok(()), |checkpoint| checker.compare(store.blobs(), checkpoint)) {
             Err(error) if error.is_local() => break Some(error.to_string()),
             other => other?,
         }
@@ -157,13 +160,13 @@ struct Checker {
 
 impl Checker {
     fn genesis(store: &dyn Store) -> Result<Self, RecoveryError> {
-        let record = cursor::read(store, Position(0))?;
+        let record = cursor::read(store.journal(), Position(0))?;
         let RecordBody::Genesis { spec, manifest, model, norm, .. } = &record.body else {
             return Err(crate::core::state::FoldError::Genesis(Position(0)).into());
         };
-        let model = vectors::load(store, "initial model", manifest, *model)?;
+        let model = vectors::load(store.blobs(), "initial model", manifest, *model)?;
         same_norm(Position(0), *norm, &model)?;
-        let bytes = store.record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
+        let bytes = store.journal().record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
         Ok(Self {
             buffer: vec![0.0; manifest.params()],
             manifest: manifest.clone(),
@@ -178,15 +181,15 @@ impl Checker {
     }
 
     /// Starts from a checkpoint, whose chain is taken as given.
-    fn anchor(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
-        let state = saved::load_without_agents(store, checkpoint.state)?;
+    fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
+        let state = saved::load_without_agents(blobs, checkpoint.state)?;
         let manifest = state.manifest;
         let buffer = match checkpoint.merge_state.first() {
-            Some(digest) => vectors::load(store, "merge vector", &manifest, *digest)?,
+            Some(digest) => vectors::load(blobs, "merge vector", &manifest, *digest)?,
             None => vec![0.0; manifest.params()],
         };
         Ok(Self {
-            model: vectors::load(store, "model", &manifest, checkpoint.model)?,
+            model: vectors::load(blobs, "model", &manifest, checkpoint.model)?,
             manifest,
             rule: Rule::of(&state.spec.merge),
             position: checkpoint.position,
@@ -200,8 +203,8 @@ impl Checker {
 
     fn step(&mut self, store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<(), Problem> {
         let position = self.position.next();
-        let bytes = store.record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
-        let record = cursor::read(store, position)?;
+        let bytes = store.journal().record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
+        let record = cursor::read(store.journal(), position)?;
         let mut weight = 0.0;
         match &record.body {
             RecordBody::Update(update) => {
@@ -219,12 +222,12 @@ impl Checker {
                 self.rule = rule;
             }
             RecordBody::Imported { model, version, norm } => {
-                self.replace(store, *model, *version)?;
+                self.replace(store.blobs(), *model, *version)?;
                 same_norm(position, *norm, &self.model)?;
             }
             RecordBody::Branched { branch, version, norm, .. } => {
-                let model = pins::branch_model(store, *branch)?;
-                self.replace(store, model, *version)?;
+                let model = pins::branch_model(store.catalogue(), *branch)?;
+                self.replace(store.blobs(), model, *version)?;
                 same_norm(position, *norm, &self.model)?;
             }
             RecordBody::Genesis { .. } => {
@@ -270,8 +273,8 @@ impl Checker {
         if self.model.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(Problem::Overflow(position)) }
     }
 
-    fn replace(&mut self, store: &dyn Store, model: Digest, version: ModelVersion) -> Result<(), RecoveryError> {
-        self.model = vectors::load(store, "model", &self.manifest, model)?;
+    fn replace(&mut self, blobs: &dyn Blobs, model: Digest, version: ModelVersion) -> Result<(), RecoveryError> {
+        self.model = vectors::load(blobs, "model", &self.manifest, model)?;
         self.version = version;
         self.last_finite = None;
         self.empty_buffer();
@@ -284,7 +287,7 @@ impl Checker {
     }
 
     /// Compares what was computed with a checkpoint that was taken here, and checks that its blobs are whole.
-    fn compare(&self, store: &dyn Store, checkpoint: &Checkpoint) -> Result<(), RecoveryError> {
+    fn compare(&self, blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<(), RecoveryError> {
         let differs = |what| Err(RecoveryError::Contradiction { position: checkpoint.position, what });
         if checkpoint.chain != self.chain {
             return differs("chain");
@@ -303,9 +306,9 @@ impl Checker {
             return differs("merge state");
         }
         for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]) {
-            vectors::load(store, "vector", &self.manifest, *digest)?;
+            vectors::load(blobs, "vector", &self.manifest, *digest)?;
         }
-        saved::check(store, checkpoint.state)
+        saved::check(blobs, checkpoint.state)
     }
 }
 

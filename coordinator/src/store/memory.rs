@@ -186,7 +186,7 @@ impl Engine<MemoryMedium> {
     /// What is left on the disk after the power went.
     #[must_use]
     pub fn after_power_loss(&self, survivors: Survivors) -> MemoryMedium {
-        let disk = self.medium.disk.lock();
+        let disk = self.entries.medium.disk.lock();
         let mut left = disk.synced.clone();
         let mut rng = SplitMix64::new(match survivors {
             Survivors::Some { seed } => seed,
@@ -208,14 +208,14 @@ impl Engine<MemoryMedium> {
 
     /// Makes an operation fail, counted from now on.
     pub fn set_fault(&self, fault: Option<Fault>) {
-        let mut disk = self.medium.disk.lock();
+        let mut disk = self.entries.medium.disk.lock();
         (disk.fault, disk.failed, disk.writes, disk.commits) = (fault, false, 0, 0);
     }
 
     /// Insertions and removals, and commits, since the last fault was set (or since the store was opened).
     #[must_use]
     pub fn operations(&self) -> (u64, u64) {
-        let disk = self.medium.disk.lock();
+        let disk = self.entries.medium.disk.lock();
         (disk.writes, disk.commits)
     }
 
@@ -223,7 +223,7 @@ impl Engine<MemoryMedium> {
     ///
     /// Returns whether the key was there.
     pub fn damage(&self, area: Area, key: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let mut disk = self.medium.disk.lock();
+        let mut disk = self.entries.medium.disk.lock();
         let key = (area, key.to_vec());
         let Some(value) = disk.seen.get_mut(&key) else { return false };
         change(value);
@@ -234,7 +234,7 @@ impl Engine<MemoryMedium> {
 
     /// Removes a stored value, as a bad disk does. Returns whether the key was there.
     pub fn lose(&self, area: Area, key: &[u8]) -> bool {
-        let mut disk = self.medium.disk.lock();
+        let mut disk = self.entries.medium.disk.lock();
         let key = (area, key.to_vec());
         disk.synced.remove(&key);
         disk.seen.remove(&key).is_some()
@@ -257,10 +257,12 @@ mod tests {
 
     #[test]
     fn the_memory_store_conforms() {
-        suite::conformance(|old: Option<MemoryStore>| match old {
-            Some(store) => store.crash(Survivors::All).expect("nothing is torn"),
-            None => MemoryStore::new(),
-        });
+        for survivors in [Survivors::All, Survivors::None] {
+            suite::conformance(|old: Option<MemoryStore>| match old {
+                Some(store) => store.crash(survivors).expect("nothing is torn"),
+                None => MemoryStore::new(),
+            });
+        }
     }
 
     fn records(positions: std::ops::Range<u64>) -> Vec<(Position, Vec<u8>)> {
@@ -268,16 +270,16 @@ mod tests {
     }
 
     fn last(store: &MemoryStore) -> Option<u64> {
-        store.last_position().expect("memory").map(|position| position.0)
+        store.journal().last_position().expect("memory").map(|position| position.0)
     }
 
     /// P3: what was committed survives, whatever the disk keeps of the rest; the tail is a prefix of what was written.
     #[test]
     fn power_loss_leaves_a_prefix_that_holds_everything_committed() {
         let store = MemoryStore::new();
-        store.append(&records(0..4)).expect("append");
-        store.commit().expect("commit");
-        store.append(&records(4..9)).expect("append");
+        store.journal().append(&records(0..4)).expect("append");
+        store.journal().sync().expect("commit");
+        store.journal().append(&records(4..9)).expect("append");
         assert_eq!(last(&store.crash(Survivors::None).expect("open")), Some(3));
         assert_eq!(last(&store.crash(Survivors::All).expect("open")), Some(8));
         let mut ends = std::collections::BTreeSet::new();
@@ -286,9 +288,9 @@ mod tests {
             let end = last(&after).expect("committed");
             ends.insert(end);
             for (position, bytes) in records(0..end + 1) {
-                assert_eq!(after.record(position).expect("whole"), Some(bytes), "seed {seed}");
+                assert_eq!(after.journal().record(position).expect("whole"), Some(bytes), "seed {seed}");
             }
-            after.append(&records(end + 1..end + 3)).expect("the journal goes on");
+            after.journal().append(&records(end + 1..end + 3)).expect("the journal goes on");
             let again = after.crash(Survivors::Some { seed }).expect("nothing of the old tail is in the way");
             assert!(last(&again) >= Some(end), "what was found at opening is durable (seed {seed})");
         }
@@ -300,30 +302,30 @@ mod tests {
     fn a_lost_record_before_the_tail_is_refused() {
         let store = MemoryStore::new();
         for positions in [0..2, 2..4, 4..6] {
-            store.append(&records(positions)).expect("append");
-            store.commit().expect("commit");
+            store.journal().append(&records(positions)).expect("append");
+            store.journal().sync().expect("commit");
         }
         assert!(store.lose(Area::Bulk, &Name::Record(Position(1)).chunk_key(2)));
         let after = store.crash(Survivors::All).expect("the ends are whole");
         assert_eq!(last(&after), Some(5));
-        let error = after.record(Position(1)).expect_err("a chunk is missing");
+        let error = after.journal().record(Position(1)).expect_err("a chunk is missing");
         assert!(error.to_string().contains("record 1 is not complete"), "{error}");
         assert!(store.damage(Area::Bulk, &Name::Record(Position(5)).chunk_key(0), |bytes| bytes[17] ^= 1));
         let after = store.crash(Survivors::All).expect("nothing is missing");
-        let error = after.record(Position(5)).expect_err("a changed bit is damage even in the newest record");
+        let error = after.journal().record(Position(5)).expect_err("a changed bit is damage even in the newest record");
         assert!(error.to_string().contains("record 5 does not match its checksum"), "{error}");
     }
 
     #[test]
     fn a_pruning_that_is_cut_short_is_finished_at_the_next_opening() {
         let store = MemoryStore::new();
-        store.append(&records(0..10)).expect("append");
-        store.commit().expect("commit");
+        store.journal().append(&records(0..10)).expect("append");
+        store.journal().sync().expect("commit");
         store.set_fault(Some(Fault { site: FaultSite::Write(4), kind: FaultKind::Io }));
-        store.prune_records(Position(8)).expect_err("the fifth write fails");
+        store.journal().prune(Position(8)).expect_err("the fifth write fails");
         for seed in 0..20 {
             let after = store.crash(Survivors::Some { seed }).expect("open");
-            assert_eq!(after.first_position().expect("memory"), Some(Position(8)));
+            assert_eq!(after.journal().first_position().expect("memory"), Some(Position(8)));
             assert_eq!(after.usage().expect("memory").live_bytes, 3 * 300_000 + 8, "records 0, 8 and 9, and the mark");
         }
     }
@@ -333,12 +335,12 @@ mod tests {
         let store = MemoryStore::new();
         let bytes = vec![9; 400_000];
         let id = anabranch_common::ids::Digest::of(&bytes);
-        store.put_blob(id, &bytes).expect("put");
+        store.blobs().put(id, &bytes).expect("put");
         assert!(store.lose(Area::Bulk, &Name::Blob(id).chunk_key(1)));
-        assert!(matches!(store.blob(id), Err(StorageError::Corrupt { .. })));
-        assert_eq!(store.blobs().expect("memory"), [id]);
-        store.put_blob(id, &bytes).expect("put");
-        assert_eq!(store.blob(id).expect("whole again"), Some(bytes));
+        assert!(matches!(store.blobs().get(id), Err(StorageError::Corrupt { .. })));
+        assert_eq!(store.blobs().list().expect("memory"), [id]);
+        store.blobs().put(id, &bytes).expect("put");
+        assert_eq!(store.blobs().get(id).expect("whole again"), Some(bytes));
     }
 
     /// Guards against a blob that is mended by deleting it first: power loss in between must leave it listed, so that it
@@ -349,16 +351,16 @@ mod tests {
         let id = anabranch_common::ids::Digest::of(&bytes);
         for write in 0..6 {
             let store = MemoryStore::new();
-            store.put_blob(id, &vec![7; 700_000]).expect("something else, and longer");
-            store.commit().expect("commit");
+            store.blobs().put(id, &vec![7; 700_000]).expect("something else, and longer");
+            store.blobs().sync().expect("commit");
             store.set_fault(Some(Fault { site: FaultSite::Write(write), kind: FaultKind::Io }));
-            let mended = store.put_blob(id, &bytes).and_then(|()| store.commit()).is_ok();
+            let mended = store.blobs().put(id, &bytes).and_then(|()| store.blobs().sync()).is_ok();
             for seed in 0..20 {
                 let after = store.crash(Survivors::Some { seed }).expect("open");
-                assert_eq!(after.blobs().expect("memory"), [id]);
-                assert!(!mended || after.blob(id).expect("whole").as_ref() == Some(&bytes));
-                after.put_blob(id, &bytes).expect("put");
-                assert_eq!(after.blob(id).expect("whole").as_ref(), Some(&bytes));
+                assert_eq!(after.blobs().list().expect("memory"), [id]);
+                assert!(!mended || after.blobs().get(id).expect("whole").as_ref() == Some(&bytes));
+                after.blobs().put(id, &bytes).expect("put");
+                assert_eq!(after.blobs().get(id).expect("whole").as_ref(), Some(&bytes));
                 assert_eq!(after.usage().expect("memory").live_bytes, 400_000);
             }
         }
@@ -371,18 +373,19 @@ mod tests {
         let books: Vec<Vec<u8>> = (1..).zip(lengths).map(|(value, len)| vec![value; len]).collect();
         for write in 0..40 {
             let store = MemoryStore::new();
-            store.put_item("book", &books[0]).expect("put");
-            store.commit().expect("commit");
+            store.catalogue().put("book", &books[0]).expect("put");
+            store.catalogue().sync().expect("commit");
             store.set_fault(Some(Fault { site: FaultSite::Write(write), kind: FaultKind::Io }));
-            let replaced = |book: &Vec<u8>| store.put_item("book", book).and_then(|()| store.commit()).is_ok();
+            let replaced =
+                |book: &Vec<u8>| store.catalogue().put("book", book).and_then(|()| store.catalogue().sync()).is_ok();
             let done = books[1..].iter().take_while(|book| replaced(book)).count();
             for seed in 0..20 {
                 let after = store.crash(Survivors::Some { seed }).expect("open");
-                let found = after.item("book").expect("whole").expect("there");
+                let found = after.catalogue().get("book").expect("whole").expect("there");
                 let at = books.iter().position(|book| *book == found).expect("one of them");
                 assert!(at == done || at == done + 1, "{at} where {done} were committed");
                 assert_eq!(after.usage().expect("memory").live_bytes, found.len() as u64);
-                let stored = after.medium.disk_bytes().expect("memory");
+                let stored = after.entries.medium.disk_bytes().expect("memory");
                 assert!(stored < found.len() as u64 + 100, "{stored} bytes for one of {}", found.len());
             }
         }

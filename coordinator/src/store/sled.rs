@@ -9,9 +9,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anabranch_common::limits;
-use anabranch_io::durable::{DbOptions, DurableDb, Tree};
+use anabranch_io::durable::{Access, DbOptions, DurableDb, Files, Tree};
 
-use super::bulk::{Access, BulkFiles, Emptied};
+use super::bulk::{BulkFiles, Emptied};
 use super::{Area, Engine, Medium, StorageError, Visit};
 
 /// The store on disk.
@@ -44,7 +44,7 @@ impl Engine<SledMedium> {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
-        let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Write)?;
+        let files = BulkFiles::open(Files::open(path.join(BULK_DIR), Access::Write)?, places)?;
         Self::open(SledMedium { catalogue, bulk, files, db })
     }
 
@@ -60,7 +60,7 @@ impl Engine<SledMedium> {
             limits::STORE_SEGMENT_BYTES,
         )?;
         let (catalogue, bulk, places) = (db.tree("catalogue")?, db.tree("bulk")?, db.tree("places")?);
-        let files = BulkFiles::open(path.join(BULK_DIR), places, Access::Read)?;
+        let files = BulkFiles::open(Files::open(path.join(BULK_DIR), Access::Read)?, places)?;
         Self::open(SledMedium { catalogue, bulk, files, db })
     }
 }
@@ -182,26 +182,27 @@ mod tests {
         let store = SledStore::open_dir(root.path()).expect("opens");
         let blob = vec![5; 300_000];
         let id = Digest::of(&blob);
-        store.put_blob(id, &blob).expect("put");
+        store.blobs().put(id, &blob).expect("put");
         let record = |position: u64| (Position(position), vec![1; 3_000_000]);
-        store.append(&(0..8).map(record).collect::<Vec<_>>()).expect("append");
-        store.commit().expect("commit");
+        store.journal().append(&(0..8).map(record).collect::<Vec<_>>()).expect("append");
+        store.blobs().sync().expect("sync");
+        store.journal().sync().expect("commit");
         let before = files(root.path());
         assert!(before >= 3, "a blob and 24 MB of records lie in {before} files");
-        store.delete_blob(id).expect("delete");
-        store.commit().expect("commit");
-        store.put_blob(id, &blob).expect("put again");
-        store.commit().expect("commit");
-        assert_eq!(store.blob(id).expect("reads").as_deref(), Some(&blob[..]));
-        store.prune_records(Position(7)).expect("prunes");
+        store.blobs().delete(id).expect("delete");
+        store.blobs().sync().expect("commit");
+        store.blobs().put(id, &blob).expect("put again");
+        store.blobs().sync().expect("commit");
+        assert_eq!(store.blobs().get(id).expect("reads").as_deref(), Some(&blob[..]));
+        store.journal().prune(Position(7)).expect("prunes");
         assert!(files(root.path()) < before, "pruned records leave their files");
         drop(store);
         let stray = root.path().join(BULK_DIR).join("00000000000000ff");
         std::fs::write(&stray, b"what a crash left").expect("writes");
         let store = SledStore::open_dir(root.path()).expect("opens");
         assert!(!stray.exists());
-        assert_eq!(store.record(Position(7)).expect("reads"), Some(record(7).1));
-        assert_eq!(store.blob(id).expect("reads").as_deref(), Some(&blob[..]));
+        assert_eq!(store.journal().record(Position(7)).expect("reads"), Some(record(7).1));
+        assert_eq!(store.blobs().get(id).expect("reads").as_deref(), Some(&blob[..]));
     }
 
     /// A bad disk under a file is damage, by name, and never another content.
@@ -211,20 +212,20 @@ mod tests {
         let blob = vec![5; 300_000];
         let id = Digest::of(&blob);
         let store = SledStore::open_dir(root.path()).expect("opens");
-        store.put_blob(id, &blob).expect("put");
-        store.commit().expect("commit");
+        store.blobs().put(id, &blob).expect("put");
+        store.blobs().sync().expect("commit");
         let entry = std::fs::read_dir(root.path().join(BULK_DIR)).expect("lists").next().expect("a file");
         let path = entry.expect("an entry").path();
         let mut bytes = std::fs::read(&path).expect("reads");
         bytes[200_000] ^= 1;
         std::fs::write(&path, &bytes).expect("writes");
-        let error = store.blob(id).expect_err("a changed bit");
+        let error = store.blobs().get(id).expect_err("a changed bit");
         assert!(error.to_string().contains("checksum"), "{error}");
         std::fs::write(&path, &bytes[..1000]).expect("writes");
-        assert!(matches!(store.blob(id), Err(StorageError::Corrupt { .. })));
+        assert!(matches!(store.blobs().get(id), Err(StorageError::Corrupt { .. })));
         std::fs::remove_file(&path).expect("removes");
-        assert!(matches!(store.blob(id), Err(StorageError::Corrupt { .. })));
-        store.put_blob(id, &blob).expect("a damaged blob can be stored again");
-        assert_eq!(store.blob(id).expect("reads").as_deref(), Some(&blob[..]));
+        assert!(matches!(store.blobs().get(id), Err(StorageError::Corrupt { .. })));
+        store.blobs().put(id, &blob).expect("a damaged blob can be stored again");
+        assert_eq!(store.blobs().get(id).expect("reads").as_deref(), Some(&blob[..]));
     }
 }

@@ -27,7 +27,7 @@ fn stop_at(history: &History, site: FaultSite, kind: FaultKind, number: u64) {
     for survivors in survivors(number) {
         let context = format!("{site:?}, {survivors:?}");
         let after = store.crash(survivors).unwrap_or_else(|error| panic!("{context}: {error}"));
-        if acknowledged.is_some() || after.last_position().expect("memory").is_some() {
+        if acknowledged.is_some() || after.journal().last_position().expect("memory").is_some() {
             let position = assert_same_bits(&after, history, &context);
             assert!(Some(position) >= acknowledged, "{context}: acknowledged {acknowledged:?}, found {position}");
             let warnings = recover(&after).expect("recovered just now").warnings;

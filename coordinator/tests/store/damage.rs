@@ -18,7 +18,7 @@ fn finished() -> (MemoryStore, History) {
 }
 
 fn newest(store: &MemoryStore) -> Checkpoint {
-    let (_, bytes) = store.checkpoints().expect("memory").pop().expect("there are checkpoints");
+    let (_, bytes) = store.catalogue().checkpoints().expect("memory").pop().expect("there are checkpoints");
     Checkpoint::from_bytes(&bytes).expect("whole")
 }
 
@@ -32,7 +32,7 @@ fn flip(store: &MemoryStore, name: &Name) {
 fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
     let (store, history) = finished();
     let checkpoint = newest(&store);
-    let blobs = checkpoint::needed_blobs(&store, &checkpoint).expect("memory");
+    let blobs = checkpoint::needed_blobs(store.blobs(), &checkpoint).expect("memory");
     assert!(blobs.len() > checkpoint.blobs().count(), "the pages of the fold are among them");
     for damaged in blobs.into_iter().map(Name::Blob).chain([Name::Checkpoint(checkpoint.position)]) {
         let store = store.crash(Survivors::All).expect("open");
@@ -49,7 +49,7 @@ fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
 #[test]
 fn a_lost_blob_of_the_newest_checkpoint_falls_back_too() {
     let (store, history) = finished();
-    store.delete_blob(newest(&store).model).expect("memory");
+    store.blobs().delete(newest(&store).model).expect("memory");
     assert_eq!(assert_same_bits(&store, &history, "lost model"), history.last());
 }
 
@@ -58,9 +58,9 @@ fn a_lost_blob_of_the_newest_checkpoint_falls_back_too() {
 fn a_blob_with_another_content_is_noticed() {
     let (store, history) = finished();
     let checkpoint = newest(&store);
-    let other = store.blob(checkpoint.merge_state[0]).expect("memory").expect("stored");
-    store.delete_blob(checkpoint.model).expect("memory");
-    store.put_blob(checkpoint.model, &other).expect("memory");
+    let other = store.blobs().get(checkpoint.merge_state[0]).expect("memory").expect("stored");
+    store.blobs().delete(checkpoint.model).expect("memory");
+    store.blobs().put(checkpoint.model, &other).expect("memory");
     assert_eq!(assert_same_bits(&store, &history, "exchanged"), history.last());
     assert_eq!(recovery::recover(&store).expect("falls back").warnings.len(), 1);
 }
@@ -68,9 +68,9 @@ fn a_blob_with_another_content_is_noticed() {
 #[test]
 fn without_a_usable_checkpoint_a_pruned_journal_is_refused() {
     let (store, _) = finished();
-    let first = store.first_position().expect("memory").expect("pruned");
+    let first = store.journal().first_position().expect("memory").expect("pruned");
     assert!(first > Position(0));
-    for (position, _) in store.checkpoints().expect("memory") {
+    for (position, _) in store.catalogue().checkpoints().expect("memory") {
         flip(&store, &Name::Checkpoint(position));
     }
     match recovery::recover(&store) {
@@ -107,7 +107,7 @@ fn a_damaged_record_in_the_middle_is_refused_by_its_position() {
 #[test]
 fn verify_notices_a_forged_record() {
     let (store, history) = finished();
-    let anchor = store.checkpoints().expect("memory")[0].0;
+    let anchor = store.catalogue().checkpoints().expect("memory")[0].0;
     let forged = history.records.iter().find(|record| record.position > anchor && record.body.kind() == "update");
     let mut forged = forged.expect("updates follow the anchor").clone();
     if let anabranch_common::journal::RecordBody::Update(update) = &mut forged.body {
@@ -156,9 +156,9 @@ fn a_run_that_overflowed_holds_with_its_last_finite_version() {
         let store = MemoryStore::new();
         recovery::put_model(&store, &history.manifest, &history.points[0].model).expect("memory");
         for record in &history.records {
-            store.append(&[(record.position, record.to_bytes().expect("small"))]).expect("memory");
+            store.journal().append(&[(record.position, record.to_bytes().expect("small"))]).expect("memory");
         }
-        store.commit().expect("memory");
+        store.journal().sync().expect("memory");
         let report = recovery::verify(&store).expect("memory");
         assert!(report.holds, "{report:?}");
         assert_eq!(report.to, history.last(), "the chain is checked to its end");

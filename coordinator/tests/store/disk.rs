@@ -41,12 +41,12 @@ fn twenty_checkpoints_of_20_mb_keep_the_disk_flat() {
     let tensors = vec![TensorSpec { name: "w".into(), shape: vec![PARAMS as u64] }];
     let manifest = ModelManifest::new(tensors).expect("valid");
     let genesis = History::begin(fedasync(), small_manifest(1));
-    store.append(&[(Position(0), genesis.records[0].to_bytes().expect("small"))]).expect("append");
+    store.journal().append(&[(Position(0), genesis.records[0].to_bytes().expect("small"))]).expect("append");
     for round in 1..=20u64 {
         let position = Position(round);
         let record = Record::new(position, round, RecordBody::Paused, vec![7; 200_000].into());
-        store.append(&[(position, record.to_bytes().expect("small"))]).expect("append");
-        store.commit().expect("commit");
+        store.journal().append(&[(position, record.to_bytes().expect("small"))]).expect("append");
+        store.journal().sync().expect("commit");
         let state = RunState { manifest: manifest.clone(), position, ..genesis.points[0].state.clone() };
         let model = ModelState::new(manifest.clone(), fedasync(), noise(PARAMS, round), state.version).expect("fits");
         checkpoint::write(&store, &state, genesis.points[0].chain, &model, round).expect("write");

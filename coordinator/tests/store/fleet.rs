@@ -125,8 +125,8 @@ fn store(history: &History, fleet: &mut Fleet) -> MemoryStore {
 }
 
 fn append(store: &MemoryStore, record: &Record) -> Result<(), StorageError> {
-    store.append(&[(record.position, record.to_bytes().expect("small"))])?;
-    store.commit()
+    store.journal().append(&[(record.position, record.to_bytes().expect("small"))])?;
+    store.journal().sync()
 }
 
 fn checkpoint(store: &MemoryStore, history: &History, fleet: &Fleet) -> Result<Checkpoint, RecoveryError> {
@@ -135,14 +135,14 @@ fn checkpoint(store: &MemoryStore, history: &History, fleet: &Fleet) -> Result<C
 
 /// How long each blob is.
 fn blobs(store: &MemoryStore) -> BTreeMap<Digest, u64> {
-    let bytes = |id| store.blob_bytes(id).expect("memory").expect("it is listed");
-    store.blobs().expect("memory").into_iter().map(|id| (id, bytes(id))).collect()
+    let bytes = |id| store.blobs().bytes(id).expect("memory").expect("it is listed");
+    store.blobs().list().expect("memory").into_iter().map(|id| (id, bytes(id))).collect()
 }
 
 /// Bytes of the pages among the blobs that `after` has and `before` has not.
 fn new_pages(store: &MemoryStore, before: &BTreeMap<Digest, u64>) -> Vec<u64> {
     let new = blobs(store).into_iter().filter(|(id, _)| !before.contains_key(id));
-    let is_page = |id| store.blob(id).expect("memory").is_some_and(|bytes| bytes.starts_with(b"ANBP"));
+    let is_page = |id| store.blobs().get(id).expect("memory").is_some_and(|bytes| bytes.starts_with(b"ANBP"));
     new.filter(|(id, _)| is_page(*id)).map(|(_, bytes)| bytes).collect()
 }
 
@@ -163,7 +163,7 @@ fn a_fleet_with_full_histories_is_checkpointed_and_a_change_costs_one_page() {
     let pages = new_pages(&store, &first);
     assert_eq!(pages.len(), 1, "one agent lies in one page");
     assert!(pages[0] <= 1 << 20, "{} bytes of a page", pages[0]);
-    let head = store.blob_bytes(second.state).expect("memory").expect("stored");
+    let head = store.blobs().bytes(second.state).expect("memory").expect("stored");
     assert!(head < 256 << 10, "{head} bytes of a head");
     let written: u64 = blobs(&store).iter().filter(|(id, _)| !first.contains_key(id)).map(|(_, bytes)| bytes).sum();
     assert_eq!(written, pages[0] + head, "and nothing else was written");
@@ -243,10 +243,11 @@ fn a_damaged_page_is_got_round_by_an_older_checkpoint_that_does_not_name_it() {
     let (before, older) = (blobs(&store), fleet.state.position);
     append(&store, &fleet.refuse(agent(3), Epoch(1), UpdateSeq(9))).expect("memory");
     let newest = checkpoint(&store, &history, &fleet).expect("is written");
-    let (_, bytes) = store.checkpoints().expect("memory").pop().expect("there are two");
-    let needed = checkpoint::needed_blobs(&store, &Checkpoint::from_bytes(&bytes).expect("whole")).expect("whole");
+    let (_, bytes) = store.catalogue().checkpoints().expect("memory").pop().expect("there are two");
+    let needed =
+        checkpoint::needed_blobs(store.blobs(), &Checkpoint::from_bytes(&bytes).expect("whole")).expect("whole");
     let named = |new: bool| {
-        let is_page = |id: &Digest| store.blob(*id).expect("memory").expect("named").starts_with(b"ANBP");
+        let is_page = |id: &Digest| store.blobs().get(*id).expect("memory").expect("named").starts_with(b"ANBP");
         needed.iter().copied().filter(is_page).find(|id| before.contains_key(id) != new).expect("there are both")
     };
     let (own, shared) = (named(true), named(false));
@@ -254,7 +255,7 @@ fn a_damaged_page_is_got_round_by_an_older_checkpoint_that_does_not_name_it() {
         let damaged = |id| {
             let store = store.crash(Survivors::All).expect("opens");
             if lost {
-                store.delete_blob(id).expect("memory");
+                store.blobs().delete(id).expect("memory");
             } else {
                 assert!(store.damage(Area::Bulk, &Name::Blob(id).chunk_key(0), |bytes| bytes[9] ^= 1));
             }
@@ -275,9 +276,9 @@ fn a_damaged_page_is_got_round_by_an_older_checkpoint_that_does_not_name_it() {
 #[test]
 fn pruning_beside_a_damaged_head_takes_no_page_away() {
     let (history, mut fleet, store) = small();
-    let (_, bytes) = store.checkpoints().expect("memory").remove(0);
+    let (_, bytes) = store.catalogue().checkpoints().expect("memory").remove(0);
     let older = Checkpoint::from_bytes(&bytes).expect("whole");
-    let needed = checkpoint::needed_blobs(&store, &older).expect("whole");
+    let needed = checkpoint::needed_blobs(store.blobs(), &older).expect("whole");
     (0..40).for_each(|number| {
         append(&store, &fleet.refuse(agent(number), Epoch(1), UpdateSeq(9))).expect("memory");
     });
@@ -288,7 +289,7 @@ fn pruning_beside_a_damaged_head_takes_no_page_away() {
     assert_eq!(pruned.blobs, 0);
     flip();
     for id in needed {
-        assert!(store.blob(id).expect("whole").is_some(), "{id} is gone");
+        assert!(store.blobs().get(id).expect("whole").is_some(), "{id} is gone");
     }
     // Once the checkpoint goes, what it alone named goes with it.
     assert!(checkpoint::prune(&store, 1, Retention::SinceSnapshot).expect("memory").blobs > 0);
@@ -316,7 +317,7 @@ fn a_damaged_page_that_has_not_changed_is_written_again() {
         let healed = (1..100).any(|seq| {
             append(&store, &fleet.refuse(agent(0), Epoch(1), UpdateSeq(fleet.state.position.0 + seq))).expect("memory");
             checkpoint(&store, &history, &fleet).expect("is written");
-            store.blob(id).is_ok_and(|blob| blob.is_some())
+            store.blobs().get(id).is_ok_and(|blob| blob.is_some())
         });
         assert!(healed, "no checkpoint has compared page {id}");
         let recovered = recovery::recover(&store).expect("recovers");

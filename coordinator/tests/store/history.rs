@@ -340,7 +340,7 @@ fn run(
     pace: Pace,
     acknowledged: &mut Option<Position>,
 ) -> Result<(), RecoveryError> {
-    if store.last_position()?.is_none() {
+    if store.journal().last_position()?.is_none() {
         let new = new_run(history.points[0].state.spec.clone());
         match recovery::import(store, &history.manifest, &history.points[0].model, Some(new), AT_MS) {
             Ok(_) => *acknowledged = Some(Position(0)),
@@ -355,11 +355,10 @@ fn run(
         for (at, model) in history.imported.iter().filter(|(at, _)| records.iter().any(|r| r.position == *at)) {
             assert!(at.0 > 0);
             recovery::put_model(store, &history.manifest, model)?;
-            store.commit()?;
         }
         let bytes: Vec<_> = records.iter().map(|r| (r.position, r.to_bytes().expect("small"))).collect();
-        store.append(&bytes)?;
-        store.commit()?;
+        store.journal().append(&bytes)?;
+        store.journal().sync()?;
         *acknowledged = records.last().map(|record| record.position);
         for record in records {
             live.apply(record, history.imported.as_ref());

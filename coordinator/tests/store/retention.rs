@@ -23,15 +23,15 @@ fn pruning_keeps_the_newest_checkpoints_and_what_they_need() {
     let store = finished(&history, PACE);
     let checkpoints = checkpoint::list(&store).expect("memory");
     assert_eq!(checkpoints.len(), 2);
-    assert_eq!(store.first_position().expect("memory"), Some(checkpoints[0].position));
-    assert!(store.record(Position(0)).expect("memory").is_some(), "record 0 is always kept");
-    let manifests = store.checkpoints().expect("memory");
+    assert_eq!(store.journal().first_position().expect("memory"), Some(checkpoints[0].position));
+    assert!(store.journal().record(Position(0)).expect("memory").is_some(), "record 0 is always kept");
+    let manifests = store.catalogue().checkpoints().expect("memory");
     let named: std::collections::BTreeSet<Digest> = manifests
         .iter()
         .map(|(_, bytes)| checkpoint::Checkpoint::from_bytes(bytes).expect("whole"))
-        .flat_map(|checkpoint| checkpoint::needed_blobs(&store, &checkpoint).expect("memory"))
+        .flat_map(|checkpoint| checkpoint::needed_blobs(store.blobs(), &checkpoint).expect("memory"))
         .collect();
-    assert_eq!(store.blobs().expect("memory"), named.into_iter().collect::<Vec<_>>(), "no blob is left over");
+    assert_eq!(store.blobs().list().expect("memory"), named.into_iter().collect::<Vec<_>>(), "no blob is left over");
     assert!(checkpoints.iter().all(|checkpoint| checkpoint.bytes > 4000));
     assert_eq!(assert_same_bits(&store, &history, "pruned"), history.last());
 }
@@ -40,12 +40,12 @@ fn pruning_keeps_the_newest_checkpoints_and_what_they_need() {
 fn retention_of_all_keeps_every_record_and_every_imported_model() {
     let history = History::scripted(&fedasync(), 42);
     let store = finished(&history, Pace { retention: Retention::All, ..PACE });
-    assert_eq!(store.first_position().expect("memory"), Some(Position(0)));
+    assert_eq!(store.journal().first_position().expect("memory"), Some(Position(0)));
     let report = recovery::verify(&store).expect("memory");
     assert!(report.holds, "{report:?}");
     assert_eq!((report.from, report.records), (Position(0), history.last().0 + 1), "verified from record 0");
-    for (position, _) in store.checkpoints().expect("memory") {
-        store.delete_checkpoint(position).expect("memory");
+    for (position, _) in store.catalogue().checkpoints().expect("memory") {
+        store.catalogue().delete_checkpoint(position).expect("memory");
     }
     let recovered = recovery::recover(&store).expect("record 0 is enough");
     assert_eq!((recovered.from_checkpoint, recovered.replayed), (None, history.last().0));
@@ -59,10 +59,10 @@ fn a_model_that_waits_for_its_record_is_not_pruned() {
     let model = vector(history.manifest.params(), 77);
     let digest = recovery::put_model(&store, &history.manifest, &model).expect("memory");
     checkpoint::prune(&store, 1, Retention::SinceSnapshot).expect("memory");
-    assert!(store.blob(digest).expect("memory").is_some());
+    assert!(store.blobs().get(digest).expect("memory").is_some());
     recovery::release(&store).expect("memory");
     checkpoint::prune(&store, 1, Retention::SinceSnapshot).expect("memory");
-    assert_eq!(store.blob(digest).expect("memory"), None, "after a start nothing waits any more");
+    assert_eq!(store.blobs().get(digest).expect("memory"), None, "after a start nothing waits any more");
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn a_record_that_lies_about_the_norm_of_its_model_does_not_hold() {
     let body = RecordBody::Imported { model: digest, version, norm: 2.0 * euclidean_norm(&model) };
     let position = history.last().next();
     let record = Record::new(position, 1, body, [].into());
-    store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
-    store.commit().expect("memory");
+    store.journal().append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
+    store.journal().sync().expect("memory");
     let report = recovery::verify(&store).expect("memory");
     let problem = report.problem.expect("it lies");
     assert!(!report.holds && problem.contains("another norm of its model"), "{problem}");
@@ -152,13 +152,12 @@ fn a_branch_goes_on_from_an_earlier_version() {
     let (state, model) = recovery::model_at(&store, back).expect("all are kept");
     let branch = BranchId([9; 16]);
     let point = recovery::put_branch(&store, branch, &state, model.model()).expect("memory");
-    store.commit().expect("memory");
     let mut position = history.last();
     let mut append = |body| {
         position = position.next();
         let record = Record::new(position, 1, body, [].into());
-        store.append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
-        store.commit().expect("memory");
+        store.journal().append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
+        store.journal().sync().expect("memory");
     };
     let norm = euclidean_norm(model.model());
     append(RecordBody::Branched { branch, from: point.from, version: back, norm, examples: state.examples });

@@ -66,8 +66,8 @@ fn a_run_that_had_ended_goes_on_from_the_bits_of_an_earlier_version() {
         }
         let further = history.records.iter().skip_while(|record| record.position <= done.position);
         let further: Vec<_> = further.map(|record| (record.position, record.to_bytes().expect("small"))).collect();
-        store.append(&further).expect("in order");
-        store.commit().expect("memory");
+        store.journal().append(&further).expect("in order");
+        store.journal().sync().expect("memory");
         let store = store.crash(Survivors::None).expect("open");
         assert_eq!(assert_same_bits(&store, &history, "went on"), history.last());
         let report = recovery::verify(&store).expect("memory");

@@ -37,8 +37,8 @@ pub fn run(folder: &Path, agents: usize, seed: u64) -> anyhow::Result<Report> {
     let model = ModelState::new(run.manifest.clone(), run.spec.merge.clone(), noise(PARAMS, seed), state.version)?;
     let store = SledStore::open_dir(dir.path())?;
     recovery::put_model(&store, &run.manifest, model.model())?;
-    store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
-    store.commit()?;
+    store.journal().append(&[(Position(0), run.genesis.to_bytes()?)])?;
+    store.journal().sync()?;
 
     let mut live_bytes = 0;
     let mut write = |report: &mut Report, store: &dyn Store, name: &str, state: &RunState| -> anyhow::Result<Digest> {

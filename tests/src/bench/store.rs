@@ -67,8 +67,8 @@ fn updates_per_second(
     let dir = tempfile::tempdir_in(folder)?;
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(dir.path())?);
     let run = TestRun::new(1, seed)?;
-    store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
-    store.commit()?;
+    store.journal().append(&[(Position(0), run.genesis.to_bytes()?)])?;
+    store.journal().sync()?;
     let (jobs, groups) = mpsc::sync_channel(limits::WORKER_JOBS);
     let (answers_in, answers) = mpsc::sync_channel(limits::WORKER_JOBS);
     let writer = std::thread::spawn(move || {
@@ -116,14 +116,14 @@ fn snapshots(folder: &Path, report: &mut Report, name: &str, params: usize, seed
     let run = TestRun::new(params, seed)?;
     let first = noise(params, seed);
     recovery::put_model(&store, &run.manifest, &first)?;
-    store.append(&[(Position(0), run.genesis.to_bytes()?)])?;
+    store.journal().append(&[(Position(0), run.genesis.to_bytes()?)])?;
     let (mut worst, mut settled_bytes, mut disk_bytes, mut live_bytes) = (0.0f64, 0, 0, 0);
     let watch = Stopwatch::start();
     for round in 1..=SNAPSHOTS {
         let position = Position(round);
         let record = Record::new(position, round, RecordBody::Paused, Arc::from([]));
-        store.append(&[(position, record.to_bytes()?)])?;
-        store.commit()?;
+        store.journal().append(&[(position, record.to_bytes()?)])?;
+        store.journal().sync()?;
         let state = RunState { position, ..run.state.clone() };
         let content = noise(params, seed + round);
         let model = ModelState::new(run.manifest.clone(), run.spec.merge.clone(), content, state.version)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anabranch_coordinator::recovery::Recovered;
-use anabranch_coordinator::store::Store;
+use anabranch_coordinator::store::{Journal, Store as _};
 use anyhow::Context as _;
 
 use super::drive::Record;
@@ -70,7 +70,7 @@ pub(super) fn audit(fleet: &Fleet, scenario: &Scenario, record: &Record) -> anyh
         audit.merged = recovered.state.agents.values().map(|agent| agent.accepted).sum();
         let finite = recovered.model.model().iter().all(|value| value.is_finite());
         audit.promises.insert("P4", Promise::require(finite, || "the model is not finite".to_owned()));
-        let once = if scenario.keep_journal { by_records(store, &told, &mut audit) } else { Ok(()) };
+        let once = if scenario.keep_journal { by_records(store.journal(), &told, &mut audit) } else { Ok(()) };
         let once = once
             .and_then(|()| if scenario.task == Task::Ledger { ledger(fleet, scenario, &recovered) } else { Ok(()) });
         audit.promises.insert("P1", Promise::of(once));
@@ -80,8 +80,8 @@ pub(super) fn audit(fleet: &Fleet, scenario: &Scenario, record: &Record) -> anyh
 }
 
 /// Every record of the journal: decided once, and what was told is there.
-fn by_records(store: &dyn Store, told: &BTreeSet<told::Key>, audit: &mut Audit) -> anyhow::Result<()> {
-    let found = told::audit(store, told)?;
+fn by_records(journal: &dyn Journal, told: &BTreeSet<told::Key>, audit: &mut Audit) -> anyhow::Result<()> {
+    let found = told::audit(journal, told)?;
     (audit.lost, audit.duplicated) = (found.lost, found.duplicated);
     anyhow::ensure!(audit.lost == 0, "{} acknowledged updates are not in the journal", audit.lost);
     anyhow::ensure!(audit.duplicated == 0, "{} updates are in the journal twice", audit.duplicated);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Position};
 use anabranch_common::journal::{Record, RecordBody};
-use anabranch_coordinator::store::Store;
+use anabranch_coordinator::store;
 
 use super::journal::{Journal, Violation};
 use crate::process::{Cluster, Seen, What};
@@ -46,11 +46,11 @@ pub struct Told {
 ///
 /// # Errors
 /// A record cannot be read.
-pub fn audit(store: &dyn Store, told: &BTreeSet<Key>) -> anyhow::Result<Told> {
+pub fn audit(records: &dyn store::Journal, told: &BTreeSet<Key>) -> anyhow::Result<Told> {
     let (mut merged, mut leases, mut duplicated) = (BTreeSet::new(), BTreeSet::new(), 0);
     let (mut journal, mut problem) = (Journal::default(), None);
     let mut position = Position(0);
-    while let Some(bytes) = store.record(position)? {
+    while let Some(bytes) = records.record(position)? {
         position = Position(position.0 + 1);
         let record = Record::from_bytes(&bytes)?;
         if let RecordBody::Update(update) = &record.body {

@@ -11,7 +11,7 @@ use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
-use anabranch_coordinator::store::{SledStore, Store};
+use anabranch_coordinator::store::{Journal, SledStore, Store};
 use anyhow::{Context as _, ensure};
 
 use crate::bench::store::{TestRun, noise, noise_bytes};
@@ -87,12 +87,12 @@ impl Script {
         noise_bytes(bytes, self.seed ^ round << 40).to_vec()
     }
 
-    fn append(&self, store: &dyn Store, next: u64, count: u64) -> anyhow::Result<()> {
+    fn append(&self, journal: &dyn Journal, next: u64, count: u64) -> anyhow::Result<()> {
         let mut records = Vec::new();
         for position in next..next + count {
             records.push((Position(position), self.record(position)?.to_bytes()?));
         }
-        Ok(store.append(&records)?)
+        Ok(journal.append(&records)?)
     }
 
     /// Fills a new store in `dir`, and writes down in `acks` what is durable.
@@ -104,20 +104,19 @@ impl Script {
         let mut ack = |text: String| acks.write_all(text.as_bytes());
         let store = SledStore::open_dir(dir)?;
         recovery::put_model(&store, &self.run.manifest, &self.model(0))?;
-        store.commit()?;
         let mut next = 0;
         let mut chain = Chain::default();
         for round in 1..=rounds {
             let count = 1 + round % 3;
-            self.append(&store, next, count)?;
+            self.append(store.journal(), next, count)?;
             for position in next..next + count {
                 chain = chain.extend(self.record(position)?.digest()?, 0.0, ModelVersion(0));
             }
             next += count;
-            store.commit()?;
+            store.journal().sync()?;
             ack(format!("records {next}\n"))?;
-            store.put_item("book", &self.item(round))?;
-            store.commit()?;
+            store.catalogue().put("book", &self.item(round))?;
+            store.catalogue().sync()?;
             ack(format!("round {round}\n"))?;
             if round.is_multiple_of(CHECKPOINT_ROUNDS) {
                 let position = Position(next - 1);
@@ -141,27 +140,31 @@ impl Script {
     /// Something is not as it must be.
     pub(super) fn audit(&self, dir: &Path, acked: Acked, thorough: bool) -> anyhow::Result<()> {
         let store = SledStore::open_dir(dir)?;
-        let next = store.last_position()?.map_or(0, |last| last.0 + 1);
+        let next = store.journal().last_position()?.map_or(0, |last| last.0 + 1);
         ensure!(next >= acked.records, "{} records were acknowledged, {next} are there", acked.records);
-        let first = store.first_position()?.map_or(0, |first| first.0);
+        let first = store.journal().first_position()?.map_or(0, |first| first.0);
         for position in (0..next).filter(|position| *position == 0 || *position >= first) {
-            let found = store.record(Position(position)).with_context(|| format!("record {position}"))?;
+            let found = store.journal().record(Position(position)).with_context(|| format!("record {position}"))?;
             ensure!(found == Some(self.record(position)?.to_bytes()?), "record {position} has other bytes");
         }
-        let item = store.item("book")?;
+        let item = store.catalogue().get("book")?;
         let fits = |round: u64| (round == 0 && item.is_none()) || (item.as_ref() == Some(&self.item(round)));
         ensure!(fits(acked.round) || fits(acked.round + 1), "the item of round {} is lost", acked.round);
         self.audit_recovery(&store, acked, next)?;
         if !thorough {
             return Ok(());
         }
-        self.append(&store, next, 3)?;
-        store.put_item("book", &self.item(acked.round + 2))?;
-        store.commit()?;
+        self.append(store.journal(), next, 3)?;
+        store.catalogue().put("book", &self.item(acked.round + 2))?;
+        store.journal().sync()?;
+        store.catalogue().sync()?;
         drop(store);
         let store = SledStore::open_dir(dir).context("the second time")?;
-        ensure!(store.last_position()?.map(Position::next) == Some(Position(next + 3)), "the journal does not go on");
-        ensure!(store.item("book")? == Some(self.item(acked.round + 2)), "the item cannot be replaced");
+        ensure!(
+            store.journal().last_position()?.map(Position::next) == Some(Position(next + 3)),
+            "the journal does not go on"
+        );
+        ensure!(store.catalogue().get("book")? == Some(self.item(acked.round + 2)), "the item cannot be replaced");
         if next > 0 {
             recovery::recover(&store).context("the second time")?;
         }

@@ -7,11 +7,13 @@
 //!    commits       how many commits were made, to notice when some have vanished
 //!    db, conf,     sled's; `db` is synced through a descriptor of our own, because sled's `flush` only hands pages
 //!    snap.*, blobs/    to the disk's cache and its background thread merely logs a failed fsync
+//!    bulk/         long contents in files beside sled, synced before its commit ([`Files`])
 //! ```
 //! The settings and why they are what they are: `docs/adr/0003-sled-settings.md`.
 
 mod create;
 mod error;
+mod files;
 mod flusher;
 mod lock;
 mod look;
@@ -40,6 +42,7 @@ use crate::durable::look::PrivateCopy;
 use crate::durable::mark::CommitMark;
 
 pub use error::{LockHolder, StorageError};
+pub use files::{Access, Files, Growing};
 pub use owner::act_as_owner;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};

@@ -28,7 +28,7 @@ use anabranch_io::faults;
 use super::{RecoveryError, vectors};
 use crate::core::agents::{Agents, Page};
 use crate::core::state::RunState;
-use crate::store::Store;
+use crate::store::Blobs;
 
 /// Magic bytes of a head.
 const HEAD_MAGIC: [u8; 4] = *b"ANBH";
@@ -40,24 +40,24 @@ const HEADER_BYTES: usize = 8;
 const HEAD: &str = "state";
 const PAGE: &str = "page of the state";
 
-/// Stores the pages of a fold that the store does not hold, then its head. Nothing of it is durable until the store commits.
+/// Stores the pages of a fold that the store does not hold, then its head. All of it is durable after [`Blobs::sync`].
 /// Returns the head's digest.
 ///
 /// # Errors
 /// A page or the head is longer than it may be, or the storage fails.
-pub(crate) fn put(store: &dyn Store, state: &RunState) -> Result<Digest, RecoveryError> {
+pub(crate) fn put(blobs: &dyn Blobs, state: &RunState) -> Result<Digest, RecoveryError> {
     let turns = state.agents.pages().count().div_ceil(limits::FOLD_PAGES_CHECKED).max(1) as u64;
     let mut pages = Vec::new();
     // Drawn by the position, so that no regular distance of checkpoints leaves a page out for good.
     let turn = SplitMix64::new(state.position.0).next_u64() % turns;
     for (number, page) in (turn..).zip(state.agents.pages()) {
         let trust = if number.is_multiple_of(turns) { Trust::Nothing } else { Trust::WhatIsKnown };
-        pages.push(put_page(store, page, &state.participation, trust)?);
+        pages.push(put_page(blobs, page, &state.participation, trust)?);
     }
     faults::point("checkpoint-before-head");
     let bytes = encode(HEAD_MAGIC, &parts::Head::of(state, pages), limits::FOLD_HEAD_BYTES)?;
     let digest = Digest::of(&bytes);
-    store.put_blob(digest, &bytes)?;
+    blobs.put(digest, &bytes)?;
     Ok(digest)
 }
 
@@ -71,20 +71,20 @@ enum Trust {
 }
 
 fn put_page(
-    store: &dyn Store,
+    blobs: &dyn Blobs,
     page: &Page,
     participation: &Participation,
     trust: Trust,
 ) -> Result<Digest, RecoveryError> {
     if trust == Trust::WhatIsKnown
         && let Some(digest) = page.digest()
-        && store.holds_blob(digest)?
+        && blobs.holds(digest)?
     {
         return Ok(digest);
     }
     let bytes = encode(PAGE_MAGIC, &parts::Page::of(page, participation), limits::FOLD_PAGE_BYTES)?;
     let digest = Digest::of(&bytes);
-    store.put_blob(digest, &bytes)?;
+    blobs.put(digest, &bytes)?;
     page.remember(digest);
     faults::point("checkpoint-in-pages");
     Ok(digest)
@@ -94,13 +94,13 @@ fn put_page(
 ///
 /// # Errors
 /// A part is missing, damaged or of another version, or the storage fails.
-pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, RecoveryError> {
-    let head: parts::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, RecoveryError> {
+    let head: parts::Head = read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     let mut agents = Agents::default();
     let mut loaded: BTreeMap<AgentId, (usize, Digest)> = BTreeMap::new();
     let (mut newest, mut parts) = (None, BTreeMap::new());
     for digest in &head.pages {
-        let page: parts::Page = read(store, PAGE, *digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
+        let page: parts::Page = read(blobs, PAGE, *digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
         let smallest = page.agents.first().map(|(agent, _)| *agent);
         loaded.extend(smallest.map(|smallest| (smallest, (page.agents.len(), *digest))));
         for (agent, saved) in page.agents {
@@ -120,8 +120,8 @@ pub(crate) fn load(store: &dyn Store, head: Digest) -> Result<RunState, Recovery
 ///
 /// # Errors
 /// As [`load`], of the head alone.
-pub(super) fn load_without_agents(store: &dyn Store, head: Digest) -> Result<RunState, RecoveryError> {
-    let head: parts::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+pub(super) fn load_without_agents(blobs: &dyn Blobs, head: Digest) -> Result<RunState, RecoveryError> {
+    let head: parts::Head = read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     Ok(head.into_state(Agents::default(), BTreeMap::new()))
 }
 
@@ -129,9 +129,9 @@ pub(super) fn load_without_agents(store: &dyn Store, head: Digest) -> Result<Run
 ///
 /// # Errors
 /// As [`load`].
-pub(super) fn check(store: &dyn Store, head: Digest) -> Result<(), RecoveryError> {
-    for digest in pages(store, head)? {
-        read::<parts::Page>(store, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
+pub(super) fn check(blobs: &dyn Blobs, head: Digest) -> Result<(), RecoveryError> {
+    for digest in pages(blobs, head)? {
+        read::<parts::Page>(blobs, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
     }
     Ok(())
 }
@@ -140,8 +140,8 @@ pub(super) fn check(store: &dyn Store, head: Digest) -> Result<(), RecoveryError
 ///
 /// # Errors
 /// As [`load`], of the head alone.
-pub(super) fn pages(store: &dyn Store, head: Digest) -> Result<Vec<Digest>, RecoveryError> {
-    let head: parts::Head = read(store, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+pub(super) fn pages(blobs: &dyn Blobs, head: Digest) -> Result<Vec<Digest>, RecoveryError> {
+    let head: parts::Head = read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
     Ok(head.pages)
 }
 
@@ -156,14 +156,14 @@ fn encode<T: Layout>(magic: [u8; 4], body: &T, max_bytes: usize) -> Result<Vec<u
 }
 
 fn read<T: Layout>(
-    store: &dyn Store,
+    blobs: &dyn Blobs,
     what: &'static str,
     digest: Digest,
     magic: [u8; 4],
     max_bytes: usize,
 ) -> Result<T, RecoveryError> {
     let problem = |problem: String| RecoveryError::Blob { what, digest, problem };
-    let bytes = vectors::bytes(store, what, digest)?;
+    let bytes = vectors::bytes(blobs, what, digest)?;
     if Digest::of(&bytes) != digest {
         return Err(problem("does not have the content that its digest names".to_owned()));
     }
@@ -181,13 +181,13 @@ fn read<T: Layout>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::MemoryStore;
+    use crate::store::{MemoryStore, Store as _};
 
     /// Stores `bytes` as a page and reads it.
     fn read_page(bytes: &[u8]) -> Result<parts::Page, RecoveryError> {
         let (store, digest) = (MemoryStore::new(), Digest::of(bytes));
-        store.put_blob(digest, bytes).expect("memory");
-        read(&store, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)
+        store.blobs().put(digest, bytes).expect("memory");
+        read(store.blobs(), PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)
     }
 
     fn page() -> Vec<u8> {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anabranch_common::status::Traffic;
+use anabranch_coordinator::store::Store as _;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
@@ -356,7 +357,7 @@ impl Bench {
     /// What agents were told against every record.
     fn audit(&self) -> anyhow::Result<told::Told> {
         let told = told::keys(&self.cluster, &self.seen)?;
-        let found = on_a_copy(&self.cluster.coordinator_dir(), |store| told::audit(store, &told))?;
+        let found = on_a_copy(&self.cluster.coordinator_dir(), |store| told::audit(store.journal(), &told))?;
         match found.problem {
             Some(violation) => Err(violation.into()),
             None => Ok(found),

@@ -28,7 +28,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, Model
 use anabranch_common::journal::{Chain, Record, RecordBody};
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{UpdateKey, Verdict};
-use anabranch_coordinator::store::Store;
+use anabranch_coordinator::store;
 
 pub use hostile::Attackers;
 pub use once::Merged;
@@ -251,8 +251,8 @@ impl Journal {
     ///
     /// # Errors
     /// It breaks an invariant.
-    pub fn read_next(&mut self, store: &dyn Store) -> Checked {
-        let bytes = store.record(self.next()).ok().flatten();
+    pub fn read_next(&mut self, journal: &dyn store::Journal) -> Checked {
+        let bytes = journal.record(self.next()).ok().flatten();
         match bytes.and_then(|bytes| Record::from_bytes(&bytes).ok()) {
             Some(record) => self.appended(&Arc::new(record)),
             None => Ok(()),

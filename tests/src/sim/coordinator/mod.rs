@@ -87,8 +87,8 @@ impl CoordinatorMachine {
         }
         let store = Engine::open(disk.clone()).expect("an empty disk opens");
         let items = roster.take_changes().expect("a small roster");
-        write::save_items(&store, items).expect("no faults yet");
-        store.commit().expect("no faults yet");
+        write::save_items(store.catalogue(), items).expect("no faults yet");
+        store.catalogue().sync().expect("no faults yet");
         Self {
             disk,
             process: None,

@@ -11,7 +11,7 @@ use anabranch_coordinator::driver;
 use anabranch_coordinator::node::merge::Merger;
 use anabranch_coordinator::node::{JobError, Node, Output};
 use anabranch_coordinator::recovery::{self, RecoveryError};
-use anabranch_coordinator::store::Engine;
+use anabranch_coordinator::store::{Engine, Store as _};
 
 use crate::picture::{MarkKind, SpanKind};
 
@@ -53,7 +53,7 @@ impl World {
             self.roll_back(&store, versions)?;
             self.coordinator.roll_back_by = None;
         }
-        let roster = driver::roster(&*store).map_err(|error| StartError::Broken(format!("{error:#}")))?;
+        let roster = driver::roster(store.catalogue()).map_err(|error| StartError::Broken(format!("{error:#}")))?;
         let options = Options {
             run: RUN,
             first_branch: BranchId([1; 16]),
@@ -114,7 +114,7 @@ impl World {
         match recovery::rollback(store, version, branch, self.unix_ms()) {
             Ok(done) => {
                 self.note(0, Sign::Plain, || format!("rolled back to version {} on a new branch", done.version));
-                let read = self.journal.read_next(store);
+                let read = self.journal.read_next(store.journal());
                 self.checked(read);
                 self.journal.synced(done.position);
                 Ok(())
@@ -123,7 +123,7 @@ impl World {
             Err(error) => match self.coordinator.disk.burnt() {
                 // A rollback that was cut short has happened or not; the journal says which.
                 Some(_) => {
-                    let read = self.journal.read_next(store);
+                    let read = self.journal.read_next(store.journal());
                     self.checked(read);
                     Err(StartError::Job(JobError::from(error)))
                 }

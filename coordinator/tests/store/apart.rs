@@ -1,0 +1,144 @@
+//! The three seams on three media that lose power on their own: whatever a caller needs durable, it syncs in that seam, in
+//! that order.
+
+use anabranch_common::ids::{BranchId, ModelVersion};
+use anabranch_coordinator::config::Retention;
+use anabranch_coordinator::recovery::{recover, release, rollback, verify};
+use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
+use anabranch_coordinator::store::{Blobs, Catalogue, Journal, MemoryStore, StorageError, Store, StoreUsage, suite};
+
+use crate::history::{History, PACE, Pace, assert_same_bits, drive, fedbuff, time_of};
+
+/// A store of each seam from another.
+#[derive(Debug, Default)]
+struct Apart {
+    /// Journal, blobs, catalogue.
+    parts: [MemoryStore; 3],
+}
+
+impl Apart {
+    /// Takes the power of all three away; each keeps what `survivors` says for its number.
+    fn crash(&self, survivors: impl Fn(usize) -> Survivors) -> Self {
+        let crashed = |number: usize| self.parts[number].crash(survivors(number)).expect("what is torn is no damage");
+        Self { parts: std::array::from_fn(crashed) }
+    }
+}
+
+impl Store for Apart {
+    fn journal(&self) -> &dyn Journal {
+        &self.parts[0]
+    }
+
+    fn blobs(&self) -> &dyn Blobs {
+        &self.parts[1]
+    }
+
+    fn catalogue(&self) -> &dyn Catalogue {
+        &self.parts[2]
+    }
+
+    fn usage(&self) -> Result<StoreUsage, StorageError> {
+        self.parts.iter().try_fold(StoreUsage::default(), |sum, part| {
+            let usage = part.usage()?;
+            Ok(StoreUsage {
+                disk_bytes: sum.disk_bytes + usage.disk_bytes,
+                live_bytes: sum.live_bytes + usage.live_bytes,
+            })
+        })
+    }
+}
+
+#[test]
+fn three_media_are_a_store() {
+    suite::conformance(|old: Option<Apart>| old.map_or_else(Apart::default, |old| old.crash(|_| Survivors::None)));
+}
+
+/// What the three media keep of what was not synced: one of them all and the others nothing, and any mixture.
+fn survivors(site: u64) -> Vec<[Survivors; 3]> {
+    let all_but = |others: Survivors, one: Survivors, number: usize| {
+        let mut survivors = [others; 3];
+        survivors[number] = one;
+        survivors
+    };
+    let mut ways = vec![[Survivors::None; 3], [0, 1, 2].map(|number| Survivors::Some { seed: site ^ (number << 32) })];
+    for number in 0..3 {
+        ways.push(all_but(Survivors::None, Survivors::All, number));
+        ways.push(all_but(Survivors::All, Survivors::None, number));
+    }
+    ways
+}
+
+/// The run stops where `part` fails at `site`; what was acknowledged is there afterwards, and no checkpoint names what is
+/// not.
+fn stop_at(history: &History, part: usize, site: FaultSite, number: u64) {
+    let store = Apart::default();
+    store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));
+    let (acknowledged, error) = drive(&store, history, PACE);
+    error.unwrap_or_else(|| panic!("{site:?} of part {part} fails"));
+    for survivors in survivors(number) {
+        let context = format!("{site:?} of part {part}, {survivors:?}");
+        let after = store.crash(|number| survivors[number]);
+        if acknowledged.is_some() || after.journal().last_position().expect("memory").is_some() {
+            let position = assert_same_bits(&after, history, &context);
+            assert!(Some(position) >= acknowledged, "{context}: acknowledged {acknowledged:?}, found {position}");
+            let warnings = recover(&after).expect("recovered just now").warnings;
+            assert!(warnings.is_empty(), "{context}: a manifest named what was not durable: {warnings:?}");
+        }
+        let (_, error) = drive(&after, history, PACE);
+        assert!(error.is_none(), "{context}: the restarted run stops: {error:?}");
+        assert_eq!(assert_same_bits(&after, history, &context), history.last());
+        let report = verify(&after).expect("memory");
+        assert!(report.holds, "{context}: {report:?}");
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_or_commit_of_any_seam_loses_nothing_acknowledged() {
+    let history = History::scripted(&fedbuff(3), 14);
+    let whole = Apart::default();
+    whole.parts.iter().for_each(|part| part.set_fault(None));
+    assert!(drive(&whole, &history, PACE).1.is_none());
+    for (part, (writes, commits)) in whole.parts.iter().map(MemoryStore::operations).enumerate() {
+        assert!(writes > 3 && commits > 1, "part {part} is used: {writes} writes, {commits} commits");
+        (0..writes).for_each(|write| stop_at(&history, part, FaultSite::Write(write), write));
+        (0..commits).for_each(|commit| stop_at(&history, part, FaultSite::Commit(commit), commit));
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_or_commit_of_a_rollback_leaves_one_branch_or_the_other() {
+    const ALL: Pace = Pace { retention: Retention::All, ..PACE };
+    const BRANCH: BranchId = BranchId([9; 16]);
+    let history = History::scripted(&fedbuff(2), 14);
+    let at_ms = time_of(history.last().next());
+    let rolled_back = |fault: Option<(usize, FaultSite)>| {
+        let store = Apart::default();
+        assert!(drive(&store, &history, ALL).1.is_none());
+        store.parts.iter().for_each(|part| part.set_fault(None));
+        if let Some((part, site)) = fault {
+            store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));
+        }
+        (rollback(&store, ModelVersion(3), BRANCH, at_ms), store)
+    };
+    let (whole, store) = rolled_back(None);
+    let whole = whole.expect("all are kept");
+    let mut branched = history.clone();
+    branched.branch_off(BRANCH, whole.from, whole.version);
+    for (part, (writes, commits)) in store.parts.iter().map(MemoryStore::operations).enumerate() {
+        let sites = (0..writes).map(FaultSite::Write).chain((0..commits).map(FaultSite::Commit));
+        for (number, site) in (0..).zip(sites) {
+            let (outcome, store) = rolled_back(Some((part, site)));
+            outcome.expect_err("the part fails");
+            for survivors in survivors(number) {
+                let context = format!("{site:?} of part {part}, {survivors:?}");
+                let after = store.crash(|number| survivors[number]);
+                let position = recover(&after).expect("recovers").position;
+                let expected = if position == history.last() { &history } else { &branched };
+                assert_eq!(assert_same_bits(&after, expected, &context), expected.last());
+                release(&after).expect("memory");
+                rollback(&after, ModelVersion(3), BranchId([10; 16]), at_ms).expect("once more");
+                assert!(verify(&after).expect("memory").holds, "{context}");
+            }
+        }
+    }
+}
