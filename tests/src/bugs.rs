@@ -190,6 +190,9 @@ mod tests {
         let edit = Edit { file: "a.rs".into(), find: "x = 1".into(), replace: "x = PLANTED".into() };
         let bug = Bug { name: "Twice".into(), what: String::new(), edits: vec![edit] };
         let error = edited(&[bug], dir.path()).expect_err("it stands twice").to_string();
-        assert!(error.starts_with("Twice: what it replaces stands 2 times in a.rs; change tests/bugs/bugs.toml"), "{error}");
+        assert!(
+            error.starts_with("Twice: what it replaces stands 2 times in a.rs; change tests/bugs/bugs.toml"),
+            "{error}"
+        );
     }
 }

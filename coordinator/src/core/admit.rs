@@ -2,7 +2,7 @@
 
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::AgentId;
-use anabranch_common::journal::AcceptedUpdate;
+use anabranch_common::journal::Contribution;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
@@ -16,7 +16,7 @@ pub enum Decision {
     /// It was decided before; this is what was said then, and nothing is journalled.
     Repeat(Verdict),
     /// Journal it and merge it.
-    Accept(Box<AcceptedUpdate>),
+    Accept(Box<Contribution>),
     /// Journal the refusal.
     Refuse(RefusalReason),
     /// Nothing speaks against it so far: ask for its content.
@@ -103,15 +103,12 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
     let weight = weight * damping(state, meta.key.agent, compared, measure, newcomers);
-    let closes = state.next_update_closes();
-    Decision::Accept(Box::new(AcceptedUpdate {
+    Decision::Accept(Box::new(Contribution {
         meta: meta.clone(),
         credited_examples: meta.num_examples.min(state.spec.admit.max_examples),
         staleness,
         weight,
         norm,
-        closes,
-        version: if closes { state.version.next() } else { state.version },
     }))
 }
 
@@ -129,11 +126,7 @@ fn first_measure(state: &RunState) -> f64 {
 fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64, newcomers: usize) -> f32 {
     let admit = &state.spec.admit;
     let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
-    let clipped = if clip > 0.0 && norm > clip * usual_norm {
-        clip * usual_norm / norm
-    } else {
-        1.0
-    };
+    let clipped = if clip > 0.0 && norm > clip * usual_norm { clip * usual_norm / norm } else { 1.0 };
     let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence, newcomers) } else { 1.0 };
     (clipped * influence) as f32
 }

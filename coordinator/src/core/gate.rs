@@ -52,9 +52,7 @@ impl Gate {
 
     /// What may be done now.
     pub(super) fn take(&mut self) -> Vec<Command> {
-        while let Some((_, command)) =
-            self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable)
-        {
+        while let Some((_, command)) = self.waiting.pop_front_if(|(needs, _)| *needs <= self.durable) {
             if let Some(peer) = command.peer()
                 && let Some(count) = self.by_peer.get_mut(&peer)
             {

@@ -142,6 +142,8 @@ impl Core {
         core.chain = chain;
         let changed = state.spec != spec;
         core.state = Some(state);
+        // Killed between the contribution that fills the buffer and the close. Another configuration would drop them.
+        core.close_if_due();
         if changed {
             core.append(RecordBody::ConfigChanged { spec: Box::new(spec) }, Arc::from([]), None);
         }
@@ -183,7 +185,7 @@ impl Core {
                     self.gated(command);
                 }
             }
-            Event::Published { version, digest, transfer } => self.published(version, digest, transfer),
+            Event::Published { version, digest, .. } => self.published(version, digest),
             Event::NonFinite { version } => self.non_finite(version),
             Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
             Event::Join { request, secret, agent } => self.join(request, &secret, agent),
@@ -226,7 +228,7 @@ impl Core {
     fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
         let state = self.state.as_mut().expect("records follow the genesis record");
         let payload_digest = match &body {
-            RecordBody::Update(update) => update.meta.payload_digest,
+            RecordBody::Contribution(contribution) => contribution.meta.payload_digest,
             _ => Digest::of(&payload),
         };
         let record = Arc::new(Record::new(state.position.next(), self.now.unix_ms, body, payload));
@@ -235,12 +237,22 @@ impl Core {
         // Bounded: names by `limits::NAME_BYTES`, a configuration by `limits::RUN_SPEC_BYTES`, everything else by its type.
         self.chain = self.chained(&record, payload_digest, before).expect("every record but a genesis is short");
         let position = record.position;
-        let touches_model = matches!(record.body, RecordBody::Update(_) | RecordBody::ConfigChanged { .. });
+        let touches_model = matches!(
+            record.body,
+            RecordBody::Contribution(_) | RecordBody::Closed(_) | RecordBody::ConfigChanged { .. }
+        );
         self.gate.pass(Command::Append { record: Arc::clone(&record) });
         if touches_model {
             self.gated(Command::Merge { record, content });
         }
         position
+    }
+
+    /// Closes the version that the waiting contributions make, if they are as many as the merge rule asks for.
+    fn close_if_due(&mut self) {
+        if let Some(close) = self.state.as_ref().and_then(RunState::close_due) {
+            self.append(RecordBody::Closed(close), Arc::from([]), None);
+        }
     }
 
     /// The chain value after `record`.
@@ -349,10 +361,12 @@ impl Core {
                 self.append(RecordBody::Refused { key, payload_digest, lease, reason }, Arc::from([]), None);
                 Verdict::Refused { reason }
             }
-            Decision::Accept(update) => {
-                let (version, weight, staleness) = (update.version, update.weight, update.staleness);
+            Decision::Accept(contribution) => {
+                let (weight, staleness) = (contribution.weight, contribution.staleness);
                 self.peers.pay_back(meta.key.agent);
-                let position = self.append(RecordBody::Update(update), payload, content);
+                let position = self.append(RecordBody::Contribution(contribution), payload, content);
+                self.close_if_due();
+                let version = self.state.as_ref().map(|state| state.version).unwrap_or_default();
                 Verdict::Accepted { position, version, weight, staleness }
             }
         };

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
-use anabranch_common::journal::{FinishReason, Lease, LeaseEnd, RecordBody};
+use anabranch_common::journal::{FinishReason, Lease, LeaseEnd, Publication, PublicationForm, RecordBody};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
-use anabranch_common::wire::transfer::TransferManifest;
 
 use super::Core;
 use super::command::{Command, ExitReason};
@@ -156,11 +155,8 @@ impl Core {
         if now <= self.schedule.no_expiry_before_ms {
             return;
         }
-        let expired: Vec<_> = state
-            .active_leases()
-            .filter(|lease| lease.expires_at_ms < now)
-            .map(|lease| lease.id)
-            .collect();
+        let expired: Vec<_> =
+            state.active_leases().filter(|lease| lease.expires_at_ms < now).map(|lease| lease.id).collect();
         for lease in expired {
             self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired }, Arc::from([]), None);
         }
@@ -184,9 +180,15 @@ impl Core {
         }
     }
 
-    pub(super) fn published(&mut self, version: ModelVersion, digest: Digest, _: TransferManifest) {
+    pub(super) fn published(&mut self, version: ModelVersion, digest: Digest) {
         self.schedule.publishing = false;
         self.schedule.published = Some((version, digest));
+        let publication = Publication { version, form: PublicationForm::Snapshot, digest };
+        let before = self.state.as_ref().and_then(|state| state.published);
+        // A process that was started again publishes the newest version once more.
+        if before != Some(publication) {
+            self.append(RecordBody::Published(publication), Arc::from([]), None);
+        }
         self.grant_waiting(version, digest);
     }
 

@@ -1,7 +1,5 @@
 //! A run at one position of its journal, and the step to the next one.
 
-use std::collections::BTreeMap;
-
 use anabranch_common::ids::Position;
 use anabranch_common::journal::{Chain, Record, RecordBody};
 
@@ -46,7 +44,7 @@ impl Cursor {
 
     /// After the record of a checkpoint. Everything it names is checked against its digest.
     pub(super) fn checkpoint(store: &dyn Store, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
-        let mut state = saved::load(store, checkpoint.state)?;
+        let state = saved::load(store, checkpoint.state)?;
         let contradiction = |what| RecoveryError::Contradiction { position: checkpoint.position, what };
         if state.position != checkpoint.position {
             return Err(contradiction("position"));

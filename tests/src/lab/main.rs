@@ -99,8 +99,10 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         shrink: bool,
     },
     /// Make every deliberate bug in a copy of the sources, and let the simulation find each of them
-    #[command(after_help = "The bugs: tests/bugs/bugs.toml. The copy is built below the target directory; it takes about
-as long as a build of the workspace's own packages.")]
+    #[command(
+        after_help = "The bugs: tests/bugs/bugs.toml. The copy is built below the target directory; it takes about
+as long as a build of the workspace's own packages."
+    )]
     Bites,
     /// Show that the simulation is what it claims to be: the same seed twice gives the same bytes
     Meta {

@@ -121,7 +121,8 @@ fn a_request_for_a_lease_does_not_send_the_last_evaluator_away() {
     world.message(1, AgentMessage::RequestLease);
     let none = CoordinatorMessage::NoLease { state: RunPhase::Paused };
     assert_eq!(world.last_sent(), Some((PeerId(1), none)));
-    let commands = world.published();
+    world.published();
+    let commands = world.journal();
     assert!(
         matches!(
             commands[..],
