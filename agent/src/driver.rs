@@ -17,14 +17,14 @@ use tokio::time::Instant;
 
 use crate::clock::{self, Clock};
 use crate::config::{AgentConfig, AgentDir};
-use crate::core::command::{ChunkSource, Command, Ending};
-use crate::core::event::{Event, Problem};
-use crate::core::{Session, SessionConfig};
 use crate::device::memory;
 use crate::identity::{self, AgentKey, IdentityError};
 use crate::manners::Manners;
 use crate::metrics::{Metrics, MetricsError};
 use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
+use crate::session::command::{ChunkSource, Command, Ending};
+use crate::session::event::{Event, Problem};
+use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, Op};

@@ -4,7 +4,7 @@
 //!  shard ──► train ──► delta ──► encode: residual added ──► store: kept in the outbox (durable)
 //!              ▲                                              │
 //!  replica ◄───┤        coordinator: verdict ◄── transport ◄──┘
-//!              └── core: the session decides; driver: carries out; worker: the threads for maths and store
+//!              └── session: decides; driver: carries out; worker: the threads for maths and store
 //! ```
 //! `cli::main` is the whole program; `Driver` with a [`worker::TrainerFactory`] of your own is an agent with another
 //! trainer.
@@ -13,7 +13,6 @@ pub mod cli;
 pub mod clock;
 mod commands;
 pub mod config;
-pub mod core;
 pub mod device;
 pub mod driver;
 pub mod encode;
@@ -22,6 +21,7 @@ pub mod identity;
 pub mod manners;
 pub mod metrics;
 pub mod report;
+pub mod session;
 pub mod shard;
 pub mod size;
 pub mod store;

@@ -16,7 +16,7 @@ use time::macros::format_description;
 use tokio::sync::mpsc::Sender;
 
 use crate::clock;
-use crate::core::event::Event;
+use crate::session::event::Event;
 use crate::size::Size;
 
 const TIME_OF_DAY: StaticFormatDescription = format_description!("[hour]:[minute]");

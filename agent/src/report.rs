@@ -7,7 +7,7 @@ use anabranch_common::update::{UpdateMeta, Verdict};
 use anabranch_common::wire::message::RunPhase;
 use serde::{Deserialize, Serialize};
 
-use crate::core::{Link, Session, Waits, Work};
+use crate::session::{Activity, Link, Session, Training, Waits};
 
 /// The state of an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,12 +143,12 @@ impl LiveReport {
     #[must_use]
     pub fn of(session: &Session, traffic: &Traffic) -> Self {
         let held = session.replica().held();
-        let (work, lease, steps, examples_per_s) = match session.work() {
-            Work::Idle => ("idle", None, None, None),
-            Work::Asking { .. } => ("asking", None, None, None),
-            Work::Fetching { .. } => ("fetching", None, None, None),
-            Work::Evaluating { .. } => ("evaluating", None, None, None),
-            Work::Training { lease, steps, examples_per_s, .. } => {
+        let (work, lease, steps, examples_per_s) = match session.activity() {
+            Activity::Idle => ("idle", None, None, None),
+            Activity::Asking => ("asking", None, None, None),
+            Activity::Fetching => ("fetching", None, None, None),
+            Activity::Evaluating => ("evaluating", None, None, None),
+            Activity::Training(Training { lease, steps, examples_per_s, .. }) => {
                 ("training", Some(lease.id), Some(*steps), Some(*examples_per_s))
             }
         };

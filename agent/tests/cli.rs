@@ -291,8 +291,8 @@ fn a_store_that_cannot_be_read_is_a_storage_error() {
 
 #[test]
 fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
-    use anabranch_agent::core::command::Bank;
-    use anabranch_agent::core::event::Outcome;
+    use anabranch_agent::session::command::Bank;
+    use anabranch_agent::session::event::Outcome;
     use anabranch_common::codec::CodecSpec;
     use anabranch_common::journal::Lease;
     use anabranch_common::manifest::{ModelManifest, TensorSpec};

@@ -65,7 +65,7 @@ const ALLOWED: [(&str, &str, &str); 53] = [
     ("coordinator/src/transport/mod.rs", "Duration::from_millis(", PAUSE),
     ("coordinator/src/transport/uploads.rs", "PERMIT_BYTES", "a unit"),
     ("agent/src/clock.rs", "Duration::from_secs(", "a moment that is never reached"),
-    ("agent/src/core/tempo.rs", "QUICK_MS", RULE),
+    ("agent/src/session/tempo.rs", "QUICK_MS", RULE),
     ("agent/src/device/cpu.rs", "NO_LIMIT_BYTES", "the kernel's"),
     ("agent/src/device/probe.rs", "POLL", PAUSE),
     ("agent/src/store/head.rs", "HEAD_PREFIX_BYTES", LAYOUT),

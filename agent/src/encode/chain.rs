@@ -1,7 +1,7 @@
 //! Which feedback states a child's encoder has, and what it has to be given.
 
-use crate::core::event::FeedbackState;
 use crate::encode::FeedbackSource;
+use crate::session::event::FeedbackState;
 
 /// The states of one child's encoder: a fresh one has the empty state.
 #[derive(Debug, Default)]

@@ -12,12 +12,12 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::command::{Bank, Settlement};
-use crate::core::event::{Encoded, Outcome};
 use crate::encode::cuda::Engine;
 use crate::encode::cuda::emulate::Emulator;
 use crate::encode::cuda::encoder::{Order, RoundEncoder};
 use crate::encode::{self, States};
+use crate::session::command::{Bank, Settlement};
+use crate::session::event::{Encoded, Outcome};
 use crate::store::Ledger;
 
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use anabranch_common::codec::{self, EncodeError};
 use anabranch_common::manifest::ModelManifest;
 
 use super::States;
-use crate::core::command::Bank;
-use crate::core::event::{Encoded, FeedbackState};
+use crate::session::command::Bank;
+use crate::session::event::{Encoded, FeedbackState};
 
 /// An encoded update.
 #[derive(Debug)]

@@ -28,8 +28,8 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateKey;
 use anabranch_io::durable::StorageError;
 
-use crate::core::command::Bank;
-use crate::core::event::OutboxEntry;
+use crate::session::command::Bank;
+use crate::session::event::OutboxEntry;
 use crate::store::Ledger;
 
 pub use cpu::{Origin, Update};

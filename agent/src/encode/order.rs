@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use anabranch_common::codec::CodecSpec;
 
-use crate::core::event::FeedbackState;
+use crate::session::event::FeedbackState;
 
 /// The ledger's feedback state, as an encoder elsewhere needs it.
 pub trait FeedbackSource: fmt::Debug + Send + Sync {

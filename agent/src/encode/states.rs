@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::core::event::FeedbackState;
+use crate::session::event::FeedbackState;
 
 /// The ledger's state by number, and numbers for new ones. The ledger changes it; others look.
 #[derive(Debug, Default)]

@@ -41,9 +41,9 @@ use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
 
-use crate::core::command::{Bank, Settlement};
-use crate::core::event::{FeedbackState, Kept, OutboxEntry};
 use crate::encode::{Origin, States, Update};
+use crate::session::command::{Bank, Settlement};
+use crate::session::event::{FeedbackState, Kept, OutboxEntry};
 pub use fresh::FreshPayloads;
 use head::{Head, StoredBlob, StoredUpdate};
 use shelf::SledShelf;

@@ -8,8 +8,8 @@ use anabranch_common::manifest::TensorSpec;
 use anabranch_common::testkit::lease::lease;
 
 use super::*;
-use crate::core::event::Outcome;
 use crate::encode::{self, BankError};
+use crate::session::event::Outcome;
 
 pub(super) const RUN: RunId = RunId([1; 16]);
 pub(super) const AGENT: AgentId = AgentId([2; 16]);

@@ -24,8 +24,8 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{AgentSpec, ModelSpec, TrainSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::core::event::Encoded;
 use crate::encode::EncodeOrder;
+use crate::session::event::Encoded;
 use crate::shard::Shard;
 
 pub use bound::Bound;

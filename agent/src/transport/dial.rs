@@ -13,8 +13,8 @@ use anabranch_io::frames::{self, Format, FrameIoError, HandshakeError};
 use anabranch_io::tls::{self, BindError, ConnectProblem, TlsError};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 
-use crate::core::command::Ending;
-use crate::core::event::Problem;
+use crate::session::command::Ending;
+use crate::session::event::Problem;
 
 const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
 

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 pub use dial::{DialError, Dialer, join};
 
-use crate::core::event::Problem;
+use crate::session::event::Problem;
 
 /// What the driver wants of a connection.
 #[derive(Debug)]

@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 
 use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
 use crate::clock::Clock;
-use crate::core::command::{Ending, Lead};
-use crate::core::event::{Event, Outcome};
 use crate::encode::{EncodeOrder, FeedbackSource};
+use crate::session::command::{Ending, Lead};
+use crate::session::event::{Event, Outcome};
 use crate::train::{MicroBatchBudget, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
 
 /// What a round starts from.

@@ -14,8 +14,8 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::transfer::TransferManifest;
 use parking_lot::{Condvar, Mutex};
 
-use crate::core::command::Ending;
-use crate::core::event::{Event, InitialModel};
+use crate::session::command::Ending;
+use crate::session::event::{Event, InitialModel};
 use crate::shard::Shard;
 use crate::train::{Metrics, RunPart, TrainError, Trainer};
 
@@ -177,7 +177,7 @@ mod tests {
             feedback: None,
         };
         let jobs = spawn_maths(setup, events).expect("a thread");
-        let spec: AgentSpec = AgentSpec::from_toml(crate::core::SPEC_FOR_TESTS).expect("a complete spec");
+        let spec: AgentSpec = AgentSpec::from_toml(crate::session::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {
             jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");
             let text = "a worker panicked: no such device: 7".to_owned();

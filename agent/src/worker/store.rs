@@ -12,9 +12,9 @@ use anabranch_io::durable::StorageError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::guarded;
-use crate::core::command::{Bank, Ending, Settlement};
-use crate::core::event::{Event, FeedbackState};
 use crate::encode::{self, BankError, FeedbackSource, States};
+use crate::session::command::{Bank, Ending, Settlement};
+use crate::session::event::{Event, FeedbackState};
 use crate::store::{FreshPayloads, Ledger};
 
 /// Work for the store's thread.

@@ -12,7 +12,7 @@ use anabranch_common::testkit::lease::lease;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::core::event::Outcome;
+use crate::session::event::Outcome;
 use crate::store::{Content, Shelf};
 
 const RUN: RunId = RunId([1; 16]);

@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anabranch_agent::core::command::{Bank, Settlement};
-use anabranch_agent::core::event::Outcome;
 use anabranch_agent::encode;
+use anabranch_agent::session::command::{Bank, Settlement};
+use anabranch_agent::session::event::Outcome;
 use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, CodecSpec};

@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
-use anabranch_agent::core::Waits;
 use anabranch_agent::report::AgentReport;
+use anabranch_agent::session::Waits;
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
 

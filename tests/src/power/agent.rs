@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
-use anabranch_agent::core::command::Settlement;
-use anabranch_agent::core::event::Kept;
 use anabranch_agent::encode;
+use anabranch_agent::session::command::Settlement;
+use anabranch_agent::session::event::Kept;
 use anabranch_agent::store::{FILE_BYTES, Ledger};
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest};

@@ -1,6 +1,6 @@
 //! What is done to a world, and how it is mended.
 
-use anabranch_agent::core::event::Event as AgentEvent;
+use anabranch_agent::session::event::Event as AgentEvent;
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_coordinator::core::event::Event as CoordinatorEvent;
 

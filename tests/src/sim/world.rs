@@ -50,7 +50,7 @@ pub(super) enum Happening {
     Idle(u64, Side),
     ChunksSent { conn: u64, transfer: Digest },
     AgentTick { machine: Machine, life: u64 },
-    AgentDone { machine: Machine, life: u64, job: u64, event: Box<anabranch_agent::core::event::Event> },
+    AgentDone { machine: Machine, life: u64, job: u64, event: Box<anabranch_agent::session::event::Event> },
     AgentChore { machine: Machine, life: u64, chore: Box<Chore> },
 }
 

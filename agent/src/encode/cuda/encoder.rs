@@ -5,7 +5,7 @@ use anabranch_common::manifest::ModelManifest;
 
 use super::topk::GpuTopK;
 use super::{Engine, GpuError};
-use crate::core::event::FeedbackState;
+use crate::session::event::FeedbackState;
 
 /// Opens a device.
 pub type EngineOpener = Box<dyn Fn() -> Result<Box<dyn Engine>, GpuError>>;

@@ -16,7 +16,7 @@ use super::emulate::Emulator;
 use super::encoder::{Order, RoundEncoder};
 use super::topk::GpuTopK;
 use super::{Buffer, Engine, GpuError, KERNELS, Kernel};
-use crate::core::event::FeedbackState;
+use crate::session::event::FeedbackState;
 
 /// `kernels.cu` compiled by the system's C++ compiler, in a process of its own.
 #[derive(Debug)]

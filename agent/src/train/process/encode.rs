@@ -9,9 +9,9 @@ use anabranch_common::manifest::ModelManifest;
 
 use super::message::{EncodeAsk, StateAt};
 use super::{Host, Living, Tensors, TrainError};
-use crate::core::event::{Encoded, FeedbackState};
 use crate::encode::EncodeOrder;
 use crate::encode::chain::Origin;
+use crate::session::event::{Encoded, FeedbackState};
 
 /// An update that a child is to encode.
 #[derive(Debug)]

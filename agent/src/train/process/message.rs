@@ -7,7 +7,7 @@ use anabranch_common::manifest::TensorSpec;
 use anabranch_common::spec::TrainSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::core::event::FeedbackState;
+use crate::session::event::FeedbackState;
 use crate::train::{Metrics, RoundContext, RoundFile, RunPart};
 
 /// The version of the protocol that is spoken here.

@@ -106,7 +106,7 @@ fn refusal(options: ProcessOptions) -> String {
 }
 
 fn spec() -> AgentSpec {
-    AgentSpec::from_toml(crate::core::SPEC_FOR_TESTS).expect("a complete spec")
+    AgentSpec::from_toml(crate::session::SPEC_FOR_TESTS).expect("a complete spec")
 }
 
 fn prepared(process: &TrainerProcess) -> Box<dyn Trainer> {

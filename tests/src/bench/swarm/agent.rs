@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anabranch_agent::clock::Clock;
-use anabranch_agent::core::command::{Bank, ChunkSource, Command, Ending};
-use anabranch_agent::core::event::{Event, Kept, OutboxEntry, Outcome, Problem};
-use anabranch_agent::core::{Session, SessionConfig};
+use anabranch_agent::session::command::{Bank, ChunkSource, Command, Ending};
+use anabranch_agent::session::event::{Event, Kept, OutboxEntry, Outcome, Problem};
+use anabranch_agent::session::{Session, SessionConfig};
 use anabranch_agent::transport::{self, Dialer, Link, NetEvent, Op};
 use anabranch_agent::worker;
 use anabranch_common::codec::CodecId;

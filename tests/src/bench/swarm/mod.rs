@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anabranch_agent::config::AgentDir;
-use anabranch_agent::core::command::Ending;
 use anabranch_agent::identity::AgentKey;
+use anabranch_agent::session::command::Ending;
 use anabranch_agent::transport::{self, Dialer};
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::ids::Digest;

@@ -1,6 +1,6 @@
 //! What an agent's transport does: dialling, messages and chunks.
 
-use anabranch_agent::core::event::{Event, Problem};
+use anabranch_agent::session::event::{Event, Problem};
 use anabranch_common::ids::{Digest, Incarnation};
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};

@@ -6,9 +6,9 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use anabranch_agent::core::command::{Bank, ChunkSource, Command, Ending, Settlement};
-use anabranch_agent::core::event::Event;
-use anabranch_agent::core::{Session, SessionConfig};
+use anabranch_agent::session::command::{Bank, ChunkSource, Command, Ending, Settlement};
+use anabranch_agent::session::event::Event;
+use anabranch_agent::session::{Session, SessionConfig};
 use anabranch_agent::store::Ledger;
 use anabranch_agent::train::Metrics;
 use anabranch_agent::worker;
@@ -142,7 +142,7 @@ impl AgentMachine {
                 "agent {} heard {heard} verdicts: link {:?}, work {:?}, {} in its outbox, problem {:?}",
                 self.machine,
                 session.link(),
-                session.work(),
+                session.activity(),
                 session.outbox().len(),
                 session.last_problem()
             )

@@ -1,8 +1,8 @@
 //! What an agent's two threads do, in virtual time: the maths, and the store.
 
-use anabranch_agent::core::command::Ending;
-use anabranch_agent::core::event::{Encoded, Event, Outcome};
 use anabranch_agent::encode::{self, BankError};
+use anabranch_agent::session::command::Ending;
+use anabranch_agent::session::event::{Encoded, Event, Outcome};
 use anabranch_common::codec::{self, feedback::Feedback};
 use anabranch_common::journal::Lease;
 use anabranch_common::spec::{TrainSpec, UploadSpec};

@@ -1,7 +1,7 @@
 //! The next round is made ready while the present one is computed, and begins where that one ends.
 
 use super::*;
-use crate::core::command::Lead;
+use crate::session::command::Lead;
 
 /// When the round of [`slow_link`] began.
 const BEGAN_MS: u64 = 400;
@@ -91,14 +91,16 @@ fn a_round_on_a_base_from_before_the_last_delta_starts_ahead_of_it() {
     assert_eq!(lead.from(&[1.0, 1.0]), [1.125, 0.5]);
 
     let mut session = ready();
-    session.handle(5_400, trained(&lease(1, 0)));
-    session.handle(5_410, Event::Tick);
+    let commands = session.handle(5_400, trained(&lease(1, 0)));
+    // That round took 20 ms by its own account: the next one is soon over.
+    assert_eq!(commands[1..], [train_ahead(&lease(2, 1), ALPHA), send(AgentMessage::RequestLease)]);
     session.handle(5_420, grant(3, 1));
     session.handle(5_430, Event::Banked(entry(0, &lease(1, 0))));
     let merged = Verdict::Accepted { position: Position(3), version: ModelVersion(2), weight: 0.125, staleness: 1 };
     session.handle(5_440, decide(0, merged));
     let commands = session.handle(5_500, trained(&lease(2, 1)));
-    assert_eq!(commands.last(), Some(&train_ahead(&lease(3, 1), 0.125)), "as the last one was weighted");
+    let began = [train_ahead(&lease(3, 1), 0.125), send(AgentMessage::RequestLease)];
+    assert_eq!(commands[1..], began, "as the last one was weighted");
 
     // A lease that was asked for after the round has the delta in its base, or is about to.
     let mut in_turn = training();
@@ -127,15 +129,14 @@ fn what_has_not_come_when_the_round_ends_is_waited_for() {
 #[test]
 fn a_slow_store_holds_up_the_round_after_the_next() {
     let mut session = ready();
-    session.handle(5_400, trained(&lease(1, 0)));
-    // That round took 20 ms by its own account: the next one is soon over.
-    assert_eq!(session.handle(5_410, Event::Tick), [send(AgentMessage::RequestLease)]);
+    let commands = session.handle(5_400, trained(&lease(1, 0)));
+    assert_eq!(commands.last(), Some(&send(AgentMessage::RequestLease)), "the next round is soon over");
     session.handle(5_420, grant(3, 1));
     assert_eq!(session.handle(5_500, trained(&lease(2, 1))), [bank(&lease(2, 1), 1)]);
     let update = entry(0, &lease(1, 0));
     assert_eq!(
         session.handle(5_600, Event::Banked(update.clone())),
-        [offer(&update), train_ahead(&lease(3, 1), ALPHA)]
+        [offer(&update), train_ahead(&lease(3, 1), ALPHA), send(AgentMessage::RequestLease)]
     );
 }
 
@@ -208,7 +209,9 @@ fn an_evaluation_comes_before_a_round_that_is_ready() {
     let (version, accuracy, loss, num_examples) = (ModelVersion(3), 0.75, 0.5, 10);
     let commands = session.handle(5_430, Event::Evaluated { version, accuracy, loss, num_examples });
     let told = Evaluation { agent: AGENT, version, accuracy, loss, num_examples };
-    assert_eq!(commands, [send(AgentMessage::Evaluated(told)), train_ahead(&lease(2, 1), ALPHA)]);
+    let began = [train_ahead(&lease(2, 1), ALPHA), send(AgentMessage::RequestLease)];
+    assert_eq!(commands[0], send(AgentMessage::Evaluated(told)));
+    assert_eq!(commands[1..], began);
 }
 
 /// A round that cannot be computed is no reason to ask for leases at the speed of the link.
@@ -230,4 +233,19 @@ fn nothing_is_asked_for_early_where_that_is_switched_off_or_gains_nothing() {
     let mut session = training();
     session.handle(1_000, Event::Progress { lease: LeaseId(1), steps: 1, examples_per_s: 8.0 });
     assert_eq!(session.deadline_ms(), Some(u64::MAX));
+}
+
+/// Where the base comes makes no difference: after the round before has ended, or while it still runs.
+#[test]
+fn a_base_that_comes_late_waits_as_one_that_was_ready_does() {
+    let mut failed = fetching();
+    failed.handle(5_150, Event::Discarded { lease: LeaseId(1), problem: "diverged".into() });
+    assert_eq!(failed.handle(5_200, unpacked(1)), [], "what failed rests first");
+    assert_eq!(failed.deadline_ms(), Some(5_150 + limits::AGENT_RETRY_MS));
+    assert_eq!(failed.handle(5_150 + limits::AGENT_RETRY_MS, Event::Tick), [train(&lease(2, 1))]);
+
+    let mut wanted = fetching();
+    wanted.handle(5_150, trained(&lease(1, 0)));
+    wanted.handle(5_160, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) }));
+    assert_eq!(wanted.handle(5_200, unpacked(1)), [fetch(3)], "an evaluation comes first");
 }

@@ -47,3 +47,17 @@ fn an_evaluation_is_turned_down_while_on_hold() {
     let fetch = AgentMessage::FetchModel { version: ModelVersion(3), missing: None };
     assert_eq!(session.handle(4, wanted()), [send(fetch)]);
 }
+
+/// What has not begun goes back, however far it was prepared.
+#[test]
+fn a_round_that_has_not_begun_goes_back_while_on_hold() {
+    let mut fetching = asking(config(100, 0), Kept::default());
+    fetching.handle(0, grant(1, 0));
+    assert_eq!(fetching.handle(1, hold(Some("load"))), [give_back(1)]);
+    assert_eq!(fetching.handle(2, announce(0)), [], "it is not fetched any more");
+    assert_eq!(fetching.handle(3, hold(None)), [send(AgentMessage::RequestLease)]);
+
+    let mut requested = asking(config(100, 0), Kept::default());
+    assert_eq!(requested.handle(1, hold(Some("load"))), []);
+    assert_eq!(requested.handle(2, grant(1, 0)), [give_back(1)], "nothing is fetched for it");
+}

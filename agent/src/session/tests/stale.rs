@@ -26,7 +26,7 @@ fn a_model_that_is_no_longer_wanted_does_not_replace_the_one_that_is() {
     assert_eq!(session.handle(4, unpacked(5)), []);
     let commands = session.handle(5, evaluated(7));
     let told = Evaluation { agent: AGENT, version: ModelVersion(7), accuracy: 0.5, loss: 1.0, num_examples: 10 };
-    assert_eq!(commands, [train(&lease(2, 7)), send(AgentMessage::Evaluated(told))]);
+    assert_eq!(commands, [send(AgentMessage::Evaluated(told)), train(&lease(2, 7))]);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn an_evaluation_that_runs_while_the_branch_changes_is_not_told() {
     assert_eq!(session.handle(4, evaluated(3)), []);
     // What is asked for on the new branch is told.
     session.handle(5, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(4) }));
-    assert!(matches!(session.work(), super::super::Work::Fetching { .. }));
+    assert!(matches!(session.activity(), super::super::Activity::Fetching));
 }
 
 fn large(seq: u64, fill: u8) -> OutboxEntry {

@@ -1,0 +1,217 @@
+//! What the coordinator says, and what follows from it.
+
+use anabranch_common::codec;
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::journal::Lease;
+use anabranch_common::update::{UpdateKey, Verdict};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+
+use super::Session;
+use super::command::{Command, Ending};
+use super::membership::Branch;
+use super::replica::{Announced, Arrival, Wanted};
+
+impl Session {
+    pub(super) fn message(&mut self, now_ms: u64, message: CoordinatorMessage, out: &mut Vec<Command>) {
+        match message {
+            CoordinatorMessage::Welcome(welcome) if self.connection.is_greeting() => {
+                self.welcome(now_ms, *welcome, out);
+            }
+            CoordinatorMessage::Rejected(rejection) => self.rejected(rejection, out),
+            message if self.connection.is_up() => self.message_when_up(now_ms, message, out),
+            _ => self.give_up_link("the coordinator spoke before it answered the greeting", out),
+        }
+    }
+
+    fn message_when_up(&mut self, now_ms: u64, message: CoordinatorMessage, out: &mut Vec<Command>) {
+        match message {
+            CoordinatorMessage::NeedChunks { transfer, missing } => self.need_chunks(now_ms, transfer, missing, out),
+            CoordinatorMessage::ModelReady { manifest, digest } => {
+                self.membership.set_model(manifest, digest);
+                if self.membership.phase() == RunPhase::Pending {
+                    self.enter(now_ms, RunPhase::Running, out);
+                }
+                self.settle_model(out);
+            }
+            CoordinatorMessage::Lease { lease, evaluate } => self.leased(now_ms, lease, evaluate, out),
+            CoordinatorMessage::NoLease { state } => {
+                self.rounds.forget_request();
+                self.enter(now_ms, state, out);
+                self.rounds.no_lease(now_ms);
+            }
+            CoordinatorMessage::Evaluate { version, digest } => {
+                if self.config.eval_examples > 0 {
+                    self.evaluator.request(Wanted { version, digest });
+                }
+            }
+            CoordinatorMessage::Model { version, digest, transfer } => {
+                self.model_announced(now_ms, Wanted { version, digest }, transfer, out);
+            }
+            CoordinatorMessage::ModelGone { version } => self.model_gone(version, out),
+            CoordinatorMessage::Verdict { key, verdict } => self.verdict(now_ms, key, verdict, out),
+            CoordinatorMessage::StateChanged { state } => self.enter(now_ms, state, out),
+            CoordinatorMessage::Renewed { certificate_der } => out.push(Command::StoreCertificate { certificate_der }),
+            CoordinatorMessage::Welcome(_) | CoordinatorMessage::Rejected(_) => {
+                self.give_up_link("the coordinator answered the greeting twice", out);
+            }
+        }
+    }
+
+    fn welcome(&mut self, now_ms: u64, welcome: Welcome, out: &mut Vec<Command>) {
+        if welcome.run != self.config.run {
+            return self.end(Ending::WrongRun { enrolled: self.config.run, serving: welcome.run }, out);
+        }
+        self.connection.welcomed();
+        let branch = self.membership.welcomed(&welcome);
+        if branch == Branch::Other {
+            self.abandon_round(out);
+            self.evaluator.change_branch();
+            self.replica.drop_all();
+        }
+        if branch != Branch::Same {
+            out.push(Command::AdoptBranch { branch: welcome.branch });
+        }
+        let Welcome { spec, model, state, .. } = welcome;
+        let prepare = self.membership.set_terms(spec, model);
+        if let Some(terms) = self.membership.terms().filter(|_| prepare) {
+            out.extend(self.model.prepare(&terms.spec));
+        }
+        self.outbox.offer(now_ms, out);
+        self.settle_model(out);
+        self.ask_for_model(now_ms, out);
+        self.enter(now_ms, state, out);
+    }
+
+    fn rejected(&mut self, rejection: Rejection, out: &mut Vec<Command>) {
+        let ending = match rejection {
+            Rejection::Revoked => Ending::Revoked,
+            Rejection::WrongRun { run } => Ending::WrongRun { enrolled: self.config.run, serving: run },
+            Rejection::Unknown => Ending::Unknown,
+            Rejection::Replaced => Ending::Replaced,
+            Rejection::Protocol(text) => Ending::Protocol(text),
+            Rejection::OtherModel(difference) => Ending::Manifest(difference),
+            Rejection::Busy => return self.give_up_link("the coordinator has too many connections at present", out),
+        };
+        self.end(ending, out);
+    }
+
+    /// The run is in this phase now.
+    fn enter(&mut self, now_ms: u64, phase: RunPhase, out: &mut Vec<Command>) {
+        self.membership.enter(phase);
+        self.rounds.may_be_leased();
+        if phase == RunPhase::Finished {
+            self.stop(now_ms, Ending::Finished, out);
+        }
+    }
+
+    /// Takes a lease if there is use for it, and returns it otherwise.
+    fn leased(&mut self, now_ms: u64, lease: Lease, evaluate: bool, out: &mut Vec<Command>) {
+        self.rounds.may_be_leased();
+        let is_free = self.is_device_free();
+        let is_of_use = self.rounds.take_lease(is_free)
+            && !(is_free && self.hold.is_some())
+            && Some(lease.branch) == self.membership.branch()
+            && self.model.manifest().is_some()
+            && self.stopping.is_none();
+        if !is_of_use {
+            self.rounds.forget_request();
+            return self.give_back(lease.id, out);
+        }
+        if let Some(base) = self.rounds.granted(now_ms, lease, evaluate, &self.replica) {
+            self.fetch(now_ms, base, out);
+        }
+    }
+
+    /// The coordinator describes the chunks of a model. Its tensors are those of the trainer, and so bound its bytes. While
+    /// the trainer is being built no model is taken; what was requested before is requested again.
+    fn model_announced(&mut self, now_ms: u64, model: Wanted, transfer: TransferManifest, out: &mut Vec<Command>) {
+        let announced = match self.model.manifest() {
+            Some(manifest) => self.replica.announced(now_ms, model, transfer, codec::max_payload_bytes(manifest)),
+            None => Announced::Unexpected,
+        };
+        let version = model.version;
+        match announced {
+            Announced::Receiving(arrival) => self.arrival(arrival, out),
+            Announced::Restart => out.push(Command::Send(AgentMessage::FetchModel { version, missing: None })),
+            Announced::Unexpected => self.note(format!("version {version} came without being asked for")),
+        }
+    }
+
+    pub(super) fn arrival(&mut self, arrival: Arrival, out: &mut Vec<Command>) {
+        match arrival {
+            Arrival::Partial => {}
+            Arrival::Complete(wanted, encoded) => {
+                out.push(Command::Unpack { version: wanted.version, digest: wanted.digest, encoded });
+            }
+            Arrival::Bad(problem) => {
+                self.replica.forget_fetch();
+                self.give_up_link(&format!("the coordinator's model cannot be received: {problem}"), out);
+            }
+        }
+    }
+
+    fn model_gone(&mut self, version: ModelVersion, out: &mut Vec<Command>) {
+        if self.fetching().is_some_and(|wanted| wanted.version == version) {
+            self.give_up_fetch(out);
+        }
+    }
+
+    pub(super) fn unpack_failed(&mut self, now_ms: u64, version: ModelVersion, problem: &str, out: &mut Vec<Command>) {
+        if self.replica.is_unpacking(version) {
+            self.note(format!("version {version} is not what was announced: {problem}"));
+            self.rounds.rest(now_ms);
+            self.give_up_fetch(out);
+        }
+    }
+
+    /// The model that is being fetched will not come: its lease goes back.
+    fn give_up_fetch(&mut self, out: &mut Vec<Command>) {
+        self.replica.forget_fetch();
+        if self.rounds.fetching().is_some() {
+            self.give_back_next(out);
+        }
+        if let Some(version) = self.evaluator.give_up_fetch() {
+            self.cannot_evaluate(version, "the coordinator did not send it", out);
+        }
+    }
+
+    /// The model that is being fetched, for a round or for an evaluation.
+    pub(super) fn fetching(&self) -> Option<Wanted> {
+        self.evaluator.fetching().or_else(|| self.rounds.fetching())
+    }
+
+    /// Requests what is missing of the model that is being fetched, if one is.
+    pub(super) fn ask_for_model(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        if let Some(wanted) = self.fetching() {
+            self.fetch(now_ms, wanted, out);
+        }
+    }
+
+    pub(super) fn fetch(&mut self, now_ms: u64, wanted: Wanted, out: &mut Vec<Command>) {
+        out.extend(self.replica.ask(now_ms, wanted).map(Command::Send));
+    }
+
+    /// Compares the trainer's tensors with the run's, or makes and offers version 0.
+    pub(super) fn settle_model(&mut self, out: &mut Vec<Command>) {
+        let Some(terms) = self.membership.terms() else { return };
+        match self.model.settle(terms, self.connection.is_up(), &mut self.replica) {
+            Ok(command) => out.extend(command),
+            Err(ending) => self.end(ending, out),
+        }
+    }
+
+    fn need_chunks(&mut self, now_ms: u64, transfer: Digest, missing: Missing, out: &mut Vec<Command>) {
+        if !self.outbox.need(now_ms, transfer, missing.clone(), out) {
+            out.extend(self.model.need(transfer, missing));
+        }
+    }
+
+    fn verdict(&mut self, now_ms: u64, key: UpdateKey, verdict: Verdict, out: &mut Vec<Command>) {
+        if self.outbox.decide(now_ms, key, &verdict, out)
+            && let Some(took_ms) = self.verdicts.decided(now_ms, key, verdict)
+        {
+            self.rounds.judged(took_ms);
+        }
+    }
+}

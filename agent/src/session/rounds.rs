@@ -1,0 +1,391 @@
+//! The rounds of an agent: one is computed, one is prepared meanwhile, and at most two deltas wait for the store.
+//!
+//! ```text
+//!  next                                       current
+//!  Asking ──► Fetching ──► Ready ──► (device free) ──► Training ──► banking ──► outbox
+//!     lease      base        │           ▲
+//!                            └─ base evaluated, if asked
+//! ```
+//! A round passes through the same stages whether the device is free or computes the round before. Only the time at which
+//! its lease is requested differs.
+
+use std::sync::Arc;
+
+use anabranch_common::ids::{BranchId, LeaseId};
+use anabranch_common::journal::Lease;
+use anabranch_common::limits;
+
+use super::command::Lead;
+use super::event::Outcome;
+use super::replica::{Replica, Wanted};
+use super::tempo::{Spent, Tempo, Waits};
+
+/// The round that is being computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Training {
+    /// Its lease.
+    pub lease: Lease,
+    /// When it began.
+    pub since_ms: u64,
+    /// Steps that the lease asks for.
+    pub all_steps: u32,
+    /// Steps done,
+    pub steps: u32,
+    /// as of then.
+    pub moved_ms: u64,
+    /// Examples a second, lately.
+    pub examples_per_s: f32,
+    /// Whether it was told to stop.
+    pub stopping: bool,
+}
+
+/// The round that is being prepared.
+#[derive(Debug)]
+struct Next {
+    stage: Stage,
+    /// The round that was computed when the lease was requested.
+    asked_during: Option<LeaseId>,
+    /// The delta of that round, once it is complete: the base does not have it.
+    lacks: Option<Arc<[f32]>>,
+}
+
+/// How far the preparation of a round is.
+#[derive(Debug)]
+enum Stage {
+    /// Its lease is requested. Without an answer by then, the connection is given up.
+    Asking { until_ms: u64 },
+    /// Its base is being fetched.
+    Fetching(Grant),
+    /// It can begin from this base, whatever else is fetched meanwhile.
+    Ready(Grant, Arc<[f32]>),
+}
+
+#[derive(Debug)]
+struct Grant {
+    lease: Lease,
+    /// Whether to evaluate the base first.
+    evaluate: bool,
+}
+
+/// A round whose delta is being made durable.
+#[derive(Debug)]
+struct Banking {
+    lease: LeaseId,
+    ended_ms: u64,
+}
+
+/// What a request for a lease depends on beside the rounds themselves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Conditions {
+    /// Whether the agent can train for this run at present.
+    pub(super) may_work: bool,
+    /// Whether leases are requested while a round is computed.
+    pub(super) overlap: bool,
+    /// Whether the evaluator has the device, or is about to have it.
+    pub(super) evaluating: bool,
+    /// Whether a verdict is worth waiting for.
+    pub(super) awaits_verdict: bool,
+    /// Updates in the outbox.
+    pub(super) outbox: usize,
+}
+
+/// What to do with the prepared round, with the device free.
+#[derive(Debug, PartialEq)]
+pub(super) enum Start {
+    /// Compute it.
+    Train { lease: Lease, base: Arc<[f32]>, lead: Option<Lead> },
+    /// Evaluate its base first.
+    Evaluate { wanted: Wanted, content: Arc<[f32]> },
+}
+
+/// The rounds on their way, and when the next lease may be requested.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    current: Option<Training>,
+    next: Option<Next>,
+    banking: Vec<Banking>,
+    /// The lease and base of a round that a crash has cut off: it is computed before another lease is requested.
+    cut_off: Option<(Lease, Arc<[f32]>)>,
+    tempo: Tempo,
+    /// Until when the time is accounted for.
+    accounted_ms: u64,
+    /// Set while the coordinator has no lease: when to ask again unasked.
+    no_lease_until_ms: Option<u64>,
+    /// Set while a failed round rests before the next one begins.
+    rest_until_ms: Option<u64>,
+}
+
+impl Rounds {
+    /// Returns the round that is being computed.
+    pub(super) fn current(&self) -> Option<&Training> {
+        self.current.as_ref()
+    }
+
+    /// Whether deltas are still being computed or stored.
+    pub(super) fn are_busy(&self) -> bool {
+        self.current.is_some() || !self.banking.is_empty()
+    }
+
+    /// Returns the base that is being fetched.
+    pub(super) fn fetching(&self) -> Option<Wanted> {
+        match &self.next.as_ref()?.stage {
+            Stage::Fetching(grant) => Some(base_of(&grant.lease)),
+            Stage::Asking { .. } | Stage::Ready(..) => None,
+        }
+    }
+
+    /// Returns how long the coordinator has for its answer to a request for a lease.
+    pub(super) fn asking_until_ms(&self) -> Option<u64> {
+        match self.next.as_ref()?.stage {
+            Stage::Asking { until_ms } => Some(until_ms),
+            Stage::Fetching(_) | Stage::Ready(..) => None,
+        }
+    }
+
+    /// Returns when to request the next lease, if nothing happens before.
+    pub(super) fn ask_at_ms(&self, conditions: &Conditions) -> Option<u64> {
+        let waits = self.next.is_some() || self.no_lease_until_ms.is_some() || self.rest_until_ms.is_some();
+        if !conditions.may_work || waits {
+            return None;
+        }
+        match &self.current {
+            Some(training) => {
+                let room = conditions.outbox + self.banking.len() + 1 < limits::OUTBOX_UPDATES;
+                let Training { since_ms, moved_ms, steps, all_steps, stopping, .. } = *training;
+                (conditions.overlap && !stopping && room)
+                    .then(|| self.tempo.ask_at_ms(since_ms, moved_ms, steps, all_steps))?
+            }
+            None => {
+                let room = conditions.outbox < limits::OUTBOX_UPDATES && self.banking.is_empty();
+                (room && !conditions.evaluating && !conditions.awaits_verdict).then_some(0)
+            }
+        }
+    }
+
+    /// Marks a lease as requested.
+    pub(super) fn ask(&mut self, now_ms: u64) {
+        self.tempo.asked(now_ms);
+        let stage = Stage::Asking { until_ms: now_ms.saturating_add(limits::REQUEST_TIMEOUT_MS) };
+        self.next = Some(Next { stage, asked_during: self.current_lease(), lacks: None });
+    }
+
+    fn current_lease(&self) -> Option<LeaseId> {
+        self.current.as_ref().map(|training| training.lease.id)
+    }
+
+    /// Whether a lease is of use: one was requested, or the device is free and nothing is being prepared.
+    pub(super) fn take_lease(&self, device_free: bool) -> bool {
+        match &self.next {
+            Some(next) => matches!(next.stage, Stage::Asking { .. }),
+            None => device_free,
+        }
+    }
+
+    /// Takes a lease. Returns the base to fetch, if `replica` does not hold it.
+    pub(super) fn granted(&mut self, now_ms: u64, lease: Lease, evaluate: bool, replica: &Replica) -> Option<Wanted> {
+        let wanted = base_of(&lease);
+        let grant = Grant { lease, evaluate };
+        let held = replica.content(wanted);
+        let fetch = held.is_none().then_some(wanted);
+        let stage = match held {
+            Some(base) => {
+                self.tempo.obtained(now_ms, false);
+                Stage::Ready(grant, base)
+            }
+            None => Stage::Fetching(grant),
+        };
+        let (asked_during, lacks) = self.next.take().map_or((None, None), |next| (next.asked_during, next.lacks));
+        self.next = Some(Next { stage, asked_during, lacks });
+        fetch
+    }
+
+    /// Takes over the base from `replica`, if it has come.
+    pub(super) fn arrived(&mut self, now_ms: u64, replica: &Replica) {
+        let Some(Next { stage, asked_during, lacks }) = self.next.take() else { return };
+        let stage = match stage {
+            Stage::Fetching(grant) => match replica.content(base_of(&grant.lease)) {
+                Some(base) => {
+                    self.tempo.obtained(now_ms, true);
+                    Stage::Ready(grant, base)
+                }
+                None => Stage::Fetching(grant),
+            },
+            stage @ (Stage::Asking { .. } | Stage::Ready(..)) => stage,
+        };
+        self.next = Some(Next { stage, asked_during, lacks });
+    }
+
+    /// Forgets a request that will not be answered, or was answered without a lease.
+    pub(super) fn forget_request(&mut self) {
+        self.next.take_if(|next| matches!(next.stage, Stage::Asking { .. }));
+    }
+
+    /// The connection is gone, and with it requests and refusals.
+    pub(super) fn disconnected(&mut self) {
+        self.forget_request();
+        self.may_be_leased();
+    }
+
+    /// Gives up the round that is being prepared. Returns its lease, if it has one.
+    pub(super) fn drop_next(&mut self) -> Option<LeaseId> {
+        self.next.take()?.lease()
+    }
+
+    /// Gives up the round that is being prepared, if its lease has come. Returns the lease.
+    pub(super) fn drop_granted(&mut self) -> Option<LeaseId> {
+        self.next.take_if(|next| next.lease().is_some())?.lease()
+    }
+
+    /// Whether the model that an evaluation needs may be fetched: the fetch of a base must not be lost over it.
+    pub(super) fn leave_the_link_free(&self) -> bool {
+        self.next.as_ref().is_none_or(|next| matches!(next.stage, Stage::Ready(..)))
+    }
+
+    /// Returns what to do with the prepared round, with the device free. The last update was merged with `merged_with`.
+    /// `evaluates`: whether this agent can evaluate.
+    pub(super) fn start(&mut self, merged_with: Option<f32>, evaluates: bool) -> Option<Start> {
+        // A second delta that waits for the store would be one too many in memory.
+        if self.rest_until_ms.is_some() || self.banking.len() > 1 {
+            return None;
+        }
+        if let Stage::Ready(grant, base) = &mut self.next.as_mut()?.stage
+            && std::mem::take(&mut grant.evaluate)
+            && evaluates
+        {
+            return Some(Start::Evaluate { wanted: base_of(&grant.lease), content: Arc::clone(base) });
+        }
+        let next = self.next.take_if(|next| matches!(next.stage, Stage::Ready(..)))?;
+        let Stage::Ready(Grant { lease, .. }, base) = next.stage else { return None };
+        let weight = merged_with.filter(|weight| weight.is_finite()).unwrap_or(lease.plan.weight);
+        let lead = next.lacks.filter(|_| weight.is_finite()).map(|delta| Lead { delta, weight });
+        Some(Start::Train { lease, base, lead })
+    }
+
+    /// Keeps a round that a crash has cut off.
+    pub(super) fn resume(&mut self, lease: Lease, base: Arc<[f32]>) {
+        self.cut_off = Some((lease, base));
+    }
+
+    /// Takes the round that a crash has cut off, if it is still of the run's branch.
+    pub(super) fn take_cut_off(&mut self, branch: Option<BranchId>) -> Option<(Lease, Arc<[f32]>)> {
+        self.cut_off.take().filter(|(lease, _)| Some(lease.branch) == branch)
+    }
+
+    /// A round begins.
+    pub(super) fn begin(&mut self, now_ms: u64, lease: Lease, all_steps: u32) {
+        self.current = Some(Training {
+            lease,
+            since_ms: now_ms,
+            all_steps,
+            steps: 0,
+            moved_ms: now_ms,
+            examples_per_s: 0.0,
+            stopping: false,
+        });
+    }
+
+    /// Notes how far the round is. Returns whether it is the current one.
+    pub(super) fn progress(&mut self, now_ms: u64, id: LeaseId, steps: u32, examples_per_s: f32) -> bool {
+        let Some(training) = self.current.as_mut().filter(|training| training.lease.id == id) else { return false };
+        (training.steps, training.moved_ms, training.examples_per_s) = (steps, now_ms, examples_per_s);
+        true
+    }
+
+    /// Ends the current round with its result. Returns the lease of a delta that is to be stored: nothing if the round is not
+    /// the current one, or not of this branch.
+    pub(super) fn trained(&mut self, now_ms: u64, branch: Option<BranchId>, outcome: &Outcome) -> Option<Lease> {
+        let Training { lease, .. } = self.take_current(outcome.lease)?;
+        if Some(lease.branch) != branch {
+            return None;
+        }
+        self.tempo.trained(outcome.local_steps, outcome.compute_ms);
+        self.banking.push(Banking { lease: lease.id, ended_ms: now_ms });
+        if let Some(next) = self.next.as_mut().filter(|next| next.asked_during == Some(lease.id)) {
+            next.lacks = Some(Arc::clone(&outcome.delta));
+        }
+        Some(lease)
+    }
+
+    /// Ends the current round without a result. Returns whether it was the current one.
+    pub(super) fn stopped(&mut self, id: LeaseId) -> bool {
+        self.take_current(id).is_some()
+    }
+
+    fn take_current(&mut self, id: LeaseId) -> Option<Training> {
+        self.current.take_if(|training| training.lease.id == id)
+    }
+
+    /// Marks the current round as told to stop. Returns whether it has to be told.
+    pub(super) fn stop(&mut self) -> bool {
+        self.current.as_mut().is_some_and(|training| !std::mem::replace(&mut training.stopping, true))
+    }
+
+    /// A round gave nothing to send, in the trainer or in the store: the next one rests first.
+    pub(super) fn discarded(&mut self, now_ms: u64, id: LeaseId) {
+        if self.banked(id).is_none() {
+            self.take_current(id);
+        }
+        self.rest(now_ms);
+    }
+
+    /// Lets what failed rest before it is tried again.
+    pub(super) fn rest(&mut self, now_ms: u64) {
+        self.rest_until_ms = Some(now_ms.saturating_add(limits::AGENT_RETRY_MS));
+    }
+
+    /// Marks the delta of a lease as stored. Returns when its round ended, if it was pending.
+    pub(super) fn banked(&mut self, lease: LeaseId) -> Option<u64> {
+        let at = self.banking.iter().position(|banking| banking.lease == lease)?;
+        Some(self.banking.remove(at).ended_ms)
+    }
+
+    /// The coordinator has no lease at present.
+    pub(super) fn no_lease(&mut self, now_ms: u64) {
+        self.no_lease_until_ms = Some(now_ms.saturating_add(limits::REQUEST_TIMEOUT_MS));
+    }
+
+    /// A lease may be there again.
+    pub(super) fn may_be_leased(&mut self) {
+        self.no_lease_until_ms = None;
+    }
+
+    /// Returns when a wait before the next request or round ends.
+    pub(super) fn wait_ends_ms(&self) -> Option<u64> {
+        [self.no_lease_until_ms, self.rest_until_ms].into_iter().flatten().min()
+    }
+
+    /// Ends the waits that are over.
+    pub(super) fn tick(&mut self, now_ms: u64) {
+        self.no_lease_until_ms.take_if(|until_ms| *until_ms <= now_ms);
+        self.rest_until_ms.take_if(|until_ms| *until_ms <= now_ms);
+    }
+
+    /// The verdict on a round came so long after its end.
+    pub(super) fn judged(&mut self, took_ms: u64) {
+        self.tempo.judged(took_ms);
+    }
+
+    /// Accounts for the time until now.
+    pub(super) fn spent(&mut self, now_ms: u64, how: Spent) {
+        self.tempo.spent(now_ms.saturating_sub(self.accounted_ms), how);
+        self.accounted_ms = now_ms;
+    }
+
+    /// Returns what the time since the first round went into.
+    pub(super) fn waits(&self) -> Waits {
+        self.tempo.waits()
+    }
+}
+
+impl Next {
+    fn lease(&self) -> Option<LeaseId> {
+        match &self.stage {
+            Stage::Fetching(grant) | Stage::Ready(grant, _) => Some(grant.lease.id),
+            Stage::Asking { .. } => None,
+        }
+    }
+}
+
+fn base_of(lease: &Lease) -> Wanted {
+    Wanted { version: lease.base_version, digest: lease.base_digest }
+}

@@ -1,0 +1,282 @@
+//! What the session does with device, link and store once an event has been taken in: whatever can be started is started.
+
+use std::sync::Arc;
+
+use anabranch_common::ids::{LeaseId, ModelVersion};
+use anabranch_common::journal::{Lease, LeaseEnd};
+use anabranch_common::limits;
+use anabranch_common::wire::message::{AgentMessage, RunPhase};
+
+use super::command::{Bank, Command, Ending, Lead};
+use super::event::{OutboxEntry, Outcome};
+use super::replica::Wanted;
+use super::rounds::{Conditions, Start, Training};
+use super::tempo::Spent;
+use super::{Session, Stopping};
+
+/// What an agent is doing, for people.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activity<'a> {
+    /// Nothing.
+    Idle,
+    /// Waiting for a lease, or to hear that there is none.
+    Asking,
+    /// Fetching a model, and computing nothing meanwhile.
+    Fetching,
+    /// Evaluating a model.
+    Evaluating,
+    /// Computing a local round.
+    Training(&'a Training),
+}
+
+impl Session {
+    /// Starts whatever can be started now. Called after every event.
+    pub(super) fn go_on(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        if self.connection.is_up() {
+            self.outbox.offer(now_ms, out);
+            out.extend(self.evaluator.take_unsent().map(AgentMessage::Evaluated).map(Command::Send));
+        }
+        if self.stopping.is_some() {
+            return self.go_on_stopping(now_ms, out);
+        }
+        self.rounds.arrived(now_ms, &self.replica);
+        if let Some(wanted) = self.evaluator.fetching() {
+            self.evaluate_if_held(wanted, out);
+        }
+        if self.model.manifest().is_some() && self.is_device_free() {
+            self.use_device(now_ms, out);
+        }
+        if self.ask_at_ms().is_some_and(|at_ms| at_ms <= now_ms) {
+            self.ask_or_resume(now_ms, out);
+        }
+    }
+
+    /// Gives the free device what there is to compute. An evaluation comes before a round.
+    fn use_device(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        if self.hold.is_some() {
+            return self.turn_down(out);
+        }
+        if self.connection.is_up()
+            && self.rounds.leave_the_link_free()
+            && let Some(wanted) = self.evaluator.take_request()
+        {
+            self.evaluator.fetch(wanted);
+            if !self.evaluate_if_held(wanted, out) {
+                self.fetch(now_ms, wanted, out);
+            }
+            return;
+        }
+        match self.rounds.start(self.verdicts.merged_with(), self.config.eval_examples > 0) {
+            Some(Start::Train { lease, base, lead }) => {
+                let wanted = Wanted { version: lease.base_version, digest: lease.base_digest };
+                self.replica.hold(wanted, Arc::clone(&base));
+                self.train(now_ms, lease, base, lead, out);
+            }
+            Some(Start::Evaluate { wanted, content }) => {
+                self.replica.hold(wanted, Arc::clone(&content));
+                self.evaluator.begin(wanted);
+                out.push(Command::Evaluate { version: wanted.version, content });
+            }
+            None => {}
+        }
+    }
+
+    /// The machine's owner needs the device: what has not begun goes back. Another evaluator is asked, and this one again
+    /// later.
+    fn turn_down(&mut self, out: &mut Vec<Command>) {
+        if self.connection.is_up()
+            && let Some(reason) = &self.hold
+            && let Some(wanted) = self.evaluator.take_request()
+        {
+            let why = format!("takes on no work at present: {reason}");
+            self.cannot_evaluate(wanted.version, &why, out);
+        }
+        if self.rounds.fetching().is_some() {
+            self.replica.forget_fetch();
+        }
+        self.give_back_granted(out);
+    }
+
+    /// Requests the next lease. A round that a crash has cut off comes first.
+    fn ask_or_resume(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        if self.is_device_free()
+            && let Some((lease, base)) = self.rounds.take_cut_off(self.membership.branch())
+        {
+            return self.train(now_ms, lease, base, None, out);
+        }
+        self.rounds.ask(now_ms);
+        out.push(Command::Send(AgentMessage::RequestLease));
+    }
+
+    /// Returns when to request the next lease, if no event comes before.
+    pub(super) fn ask_at_ms(&self) -> Option<u64> {
+        self.rounds.ask_at_ms(&Conditions {
+            may_work: self.connection.is_up() && self.wants_work() && self.model.manifest().is_some(),
+            overlap: self.config.overlap,
+            evaluating: self.evaluator.is_busy(),
+            awaits_verdict: self.verdicts.are_awaited(),
+            outbox: self.outbox.len(),
+        })
+    }
+
+    /// Whether the run, the owner of the machine and the process itself want this agent to train.
+    fn wants_work(&self) -> bool {
+        self.config.train_examples > 0
+            && self.membership.phase() == RunPhase::Running
+            && self.hold.is_none()
+            && self.stopping.is_none()
+    }
+
+    /// Whether no round is computed, and no evaluation is under way or waits for its model.
+    pub(super) fn is_device_free(&self) -> bool {
+        self.rounds.current().is_none() && !self.evaluator.is_busy()
+    }
+
+    fn evaluate_if_held(&mut self, wanted: Wanted, out: &mut Vec<Command>) -> bool {
+        let Some(content) = self.replica.content(wanted) else { return false };
+        self.evaluator.begin(wanted);
+        out.push(Command::Evaluate { version: wanted.version, content });
+        true
+    }
+
+    fn train(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
+        let mut spec = self.membership.terms().expect("a lease comes only after a welcome").spec.clone();
+        spec.train = lease.plan.of(&spec.train);
+        self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps);
+        out.push(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead });
+    }
+
+    pub(super) fn progress(&mut self, now_ms: u64, lease: LeaseId, steps: u32, speed: f32, out: &mut Vec<Command>) {
+        let due = self.progress_at_ms.is_none_or(|last| now_ms >= last + limits::PROGRESS_MS);
+        if self.rounds.progress(now_ms, lease, steps, speed) && due && self.connection.is_up() {
+            self.progress_at_ms = Some(now_ms);
+            out.push(Command::Send(AgentMessage::Progress { lease, steps, examples_per_s: speed }));
+        }
+    }
+
+    pub(super) fn trained(&mut self, now_ms: u64, outcome: Outcome, out: &mut Vec<Command>) {
+        let Some(lease) = self.rounds.trained(now_ms, self.membership.branch(), &outcome) else { return };
+        let (epoch, seq) = self.membership.number();
+        let upload = &self.membership.terms().expect("a lease comes only after a welcome").spec.upload;
+        let (codec, feedback_decay) = (upload.codec, upload.feedback_decay);
+        out.push(Command::Bank(Box::new(Bank { lease, epoch, seq, codec, feedback_decay, outcome })));
+    }
+
+    pub(super) fn training_stopped(&mut self, id: LeaseId, out: &mut Vec<Command>) {
+        if self.rounds.stopped(id) {
+            self.give_back(id, out);
+        }
+    }
+
+    pub(super) fn banked(&mut self, now_ms: u64, entry: OutboxEntry) {
+        let key = entry.meta.key;
+        let ended_ms = self.rounds.banked(entry.meta.lease);
+        self.outbox.push(entry);
+        if self.connection.is_up() {
+            self.verdicts.offered(now_ms, key, ended_ms);
+        }
+    }
+
+    pub(super) fn discarded(&mut self, now_ms: u64, id: LeaseId, problem: String, out: &mut Vec<Command>) {
+        self.note(problem);
+        self.rounds.discarded(now_ms, id);
+        self.give_back(id, out);
+    }
+
+    pub(super) fn evaluation_failed(&mut self, version: ModelVersion, problem: &str, out: &mut Vec<Command>) {
+        if self.evaluator.failed(version) {
+            self.cannot_evaluate(version, problem, out);
+        }
+    }
+
+    /// Reports that a version cannot be evaluated here, so that another evaluator is asked. Without a connection the
+    /// coordinator has asked another one already.
+    pub(super) fn cannot_evaluate(&mut self, version: ModelVersion, why: &str, out: &mut Vec<Command>) {
+        let reason = self.evaluator.cannot(version, why);
+        self.note(format!("version {version} cannot be evaluated: {reason}"));
+        if self.connection.is_up() {
+            out.push(Command::Send(AgentMessage::EvaluationFailed { version, reason }));
+        }
+    }
+
+    /// Returns a lease, where it still counts.
+    pub(super) fn give_back(&self, lease: LeaseId, out: &mut Vec<Command>) {
+        if self.connection.is_up() {
+            out.push(Command::Send(AgentMessage::ReturnLease { lease, why: LeaseEnd::Returned }));
+        }
+    }
+
+    /// Gives up the round that is being prepared.
+    pub(super) fn give_back_next(&mut self, out: &mut Vec<Command>) {
+        if let Some(lease) = self.rounds.drop_next() {
+            self.give_back(lease, out);
+        }
+    }
+
+    fn give_back_granted(&mut self, out: &mut Vec<Command>) {
+        if let Some(lease) = self.rounds.drop_granted() {
+            self.give_back(lease, out);
+        }
+    }
+
+    /// Stops the rounds of another branch. Deltas that are durable stay: the coordinator refuses them with a reason.
+    pub(super) fn abandon_round(&mut self, out: &mut Vec<Command>) {
+        self.rounds.drop_next();
+        if self.rounds.stop() {
+            out.push(Command::StopTraining);
+        }
+    }
+
+    /// Starts to stop: no new work, the round that runs is given back, finished work is handed over.
+    pub(super) fn stop(&mut self, now_ms: u64, ending: Ending, out: &mut Vec<Command>) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(Stopping { ending, deadline_ms: now_ms + limits::SHUTDOWN_FLUSH_MS });
+        self.give_back_next(out);
+        self.replica.forget_fetch();
+        self.evaluator.stop();
+        self.abandon_round(out);
+    }
+
+    fn go_on_stopping(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        let Some(stopping) = &self.stopping else { return };
+        let handing_over = self.connection.is_up() && !self.outbox.is_empty();
+        if (self.rounds.are_busy() || handing_over) && now_ms < stopping.deadline_ms {
+            return;
+        }
+        let ending = stopping.ending.clone();
+        if self.connection.is_up() {
+            out.push(Command::Send(AgentMessage::Goodbye { reason: ending.to_string() }));
+        }
+        self.end(ending, out);
+    }
+
+    /// Accounts for the time until now.
+    pub(super) fn account(&mut self, now_ms: u64) {
+        let how = if self.rounds.current().is_some() || self.evaluator.has_the_device() {
+            Spent::Busy
+        } else if self.wants_work() {
+            Spent::Waiting
+        } else {
+            Spent::Off
+        };
+        self.rounds.spent(now_ms, how);
+    }
+
+    /// Returns what it is doing.
+    #[must_use]
+    pub fn activity(&self) -> Activity<'_> {
+        if let Some(training) = self.rounds.current() {
+            Activity::Training(training)
+        } else if self.evaluator.has_the_device() {
+            Activity::Evaluating
+        } else if self.fetching().is_some() {
+            Activity::Fetching
+        } else if self.rounds.asking_until_ms().is_some() {
+            Activity::Asking
+        } else {
+            Activity::Idle
+        }
+    }
+}
