@@ -12,20 +12,22 @@ pub mod admit;
 pub mod agent;
 pub mod agents;
 mod allowance;
+mod checkpoints;
 pub mod command;
 pub mod content;
-mod ending;
 mod evaluation;
 mod evaluators;
 pub mod event;
 mod gate;
+mod leases;
+mod lifecycle;
 mod mismatch;
 mod offers;
 mod operate;
 mod peers;
+mod publication;
 pub mod recent;
 pub mod roster;
-mod schedule;
 pub mod sizing;
 pub mod state;
 pub mod status;
@@ -38,7 +40,7 @@ use std::sync::Arc;
 
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
-use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
+use anabranch_common::journal::{Chain, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema::SchemaError;
@@ -48,18 +50,22 @@ use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejectio
 use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
-use command::{CheckpointOrder, Command};
+use checkpoints::Checkpoints;
+use command::Command;
 use content::Content;
 use evaluators::Evaluators;
 use event::{Event, Now, PeerId};
 use gate::Gate;
+use leases::Leases;
+pub use leases::lease_seed;
+use lifecycle::Lifecycle;
 pub use mismatch::ModelMismatch;
 use offers::{ModelOffer, Offers};
 use peers::Peers;
+use publication::Publications;
 use roster::Roster;
-use schedule::Schedule;
-pub use schedule::lease_seed;
 use state::RunState;
+use targets::EvaluatorWatch;
 
 /// What the core is told at its start, beside the journal.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,8 +93,12 @@ pub struct Core {
     gate: Gate,
     roster: Roster,
     peers: Peers,
-    schedule: Schedule,
+    leases: Leases,
+    publications: Publications,
     evaluators: Evaluators,
+    watch: EvaluatorWatch,
+    checkpoints: Checkpoints,
+    lifecycle: Lifecycle,
     retries_answered: u64,
     tickets: BTreeMap<u64, Command>,
     next_ticket: u64,
@@ -100,7 +110,7 @@ impl Core {
     #[must_use]
     pub fn new(options: Options, spec: RunSpec, roster: Roster, now: Now) -> Self {
         Self {
-            schedule: Schedule::new(now, ModelVersion(0)),
+            checkpoints: Checkpoints::new(now, ModelVersion(0), ModelVersion(0)),
             options,
             spec,
             now,
@@ -109,7 +119,11 @@ impl Core {
             gate: Gate::default(),
             roster,
             peers: Peers::default(),
+            leases: Leases::default(),
+            publications: Publications::default(),
             evaluators: Evaluators::default(),
+            watch: EvaluatorWatch::default(),
+            lifecycle: Lifecycle::default(),
             retries_answered: 0,
             tickets: BTreeMap::new(),
             next_ticket: 0,
@@ -135,8 +149,7 @@ impl Core {
         let mut core = Self::new(options, spec.clone(), roster, now);
         core.gate = Gate::durable_up_to(state.position);
         // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.
-        core.schedule = Schedule::new(now, checkpoint.unwrap_or(state.version).min(state.version));
-        core.schedule.resume(oldest);
+        core.checkpoints = Checkpoints::new(now, checkpoint.unwrap_or(state.version).min(state.version), oldest);
         let measured = state.aggregates.back().map(|(_, aggregate)| aggregate.version);
         core.evaluators.resume(&state.agents, measured, now.mono_ms);
         core.chain = chain;
@@ -164,6 +177,21 @@ impl Core {
     pub fn handle_at_rest(&mut self, now: Now, event: Event) -> Vec<Command> {
         self.take_in(now, event);
         self.gate.take()
+    }
+
+    /// Runs after every event: whatever has become due.
+    fn pace(&mut self) {
+        if self.state.is_none() {
+            return;
+        }
+        self.expire_leases();
+        self.pace_throttled();
+        self.check_targets();
+        self.pace_evaluation();
+        self.pace_target_problem();
+        self.pace_publication();
+        self.pace_checkpoint();
+        self.pace_ending();
     }
 
     fn take_in(&mut self, now: Now, event: Event) {
@@ -373,14 +401,6 @@ impl Core {
         self.send(peer, CoordinatorMessage::Verdict { key: meta.key, verdict });
     }
 
-    fn lease_returned(&mut self, agent: AgentId, lease: anabranch_common::ids::LeaseId, why: LeaseEnd) {
-        let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
-        if held == Some(lease) {
-            self.append(RecordBody::LeaseEnded { lease, why }, Arc::from([]), None);
-            self.evaluation_given_back(agent, lease);
-        }
-    }
-
     fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
         if let Some(state) = &self.state {
             // An offer may have crossed the news; the description is too long to be sent for each of many.
@@ -472,19 +492,5 @@ impl Core {
             self.start_epoch(agent, &hello);
             self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });
         }
-    }
-
-    /// A checkpoint of everything up to here, as soon as it is durable and merged.
-    fn order_checkpoint(&mut self) {
-        self.record_models_sent();
-        let Some(state) = &self.state else { return };
-        let order = CheckpointOrder {
-            position: state.position,
-            chain: self.chain,
-            at_ms: self.now.unix_ms,
-            state: state.clone(),
-        };
-        self.schedule.checkpoint_ordered(state.version, self.now);
-        self.gated(Command::Checkpoint(Box::new(order)));
     }
 }

@@ -8,8 +8,8 @@ use anabranch_common::wire::operator::OperatorRequest;
 
 use super::world::{World, agent, hello};
 use crate::core::command::{Command, ExitReason};
-use crate::core::ending::HEARING_MS;
 use crate::core::event::{Event, PeerId, RequestId};
+use crate::core::lifecycle::HEARING_MS;
 
 const ENDED: ExitReason = ExitReason::Finished { reason: FinishReason::Stopped, result: ModelVersion(0) };
 
