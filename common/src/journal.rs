@@ -12,6 +12,8 @@
 //! The head's checksum covers the header's first 20 bytes too. The chain is
 //! `h' = BLAKE3(h || record digest || weight || version)`, the record digest `BLAKE3(BLAKE3(head) || BLAKE3(payload))`.
 
+mod versions;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,7 +24,9 @@ use crate::limits;
 use crate::manifest::ModelManifest;
 use crate::schema::{self, SchemaError};
 use crate::spec::{RunSpec, TrainSpec};
-use crate::update::{RefusalReason, UpdateKey, UpdateMeta};
+use crate::update::{RefusalReason, UpdateKey};
+
+pub use versions::{Close, CloseReason, Contribution, Publication, PublicationForm};
 
 /// Magic bytes of a stored record.
 pub const MAGIC: [u8; 4] = *b"ANBJ";
@@ -184,25 +188,6 @@ pub struct ModelsSent {
     pub bytes: u64,
 }
 
-/// An accepted update, without its payload (the record's payload).
-#[derive(Debug, Clone, PartialEq)]
-pub struct AcceptedUpdate {
-    /// What the agent said.
-    pub meta: UpdateMeta,
-    /// The examples credited to it (at most `admit.max_examples`).
-    pub credited_examples: u64,
-    /// Versions between its base and its merge.
-    pub staleness: u64,
-    /// The factor it is merged with, as computed when it was admitted.
-    pub weight: f32,
-    /// Euclidean norm of its content, as computed when it was admitted.
-    pub norm: f64,
-    /// Whether it makes a new version.
-    pub closes: bool,
-    /// The model version after it.
-    pub version: ModelVersion,
-}
-
 /// What a record says. Every event that changes what merging does is one of these.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RecordBody {
@@ -260,8 +245,8 @@ pub enum RecordBody {
         /// Why.
         why: LeaseEnd,
     },
-    /// An update is part of the model from here on. The record's payload is the update's.
-    Update(Box<AcceptedUpdate>),
+    /// An update was accepted. The record's payload is the update's.
+    Contribution(Box<Contribution>),
     /// An update was refused for good.
     Refused {
         /// Its name.
@@ -323,6 +308,10 @@ pub enum RecordBody {
     ModelsSent(Vec<ModelsSent>),
     /// A run that had ended goes on: its configuration has a target that is not reached.
     Reopened,
+    /// A version exists from here on.
+    Closed(Close),
+    /// A version can be fetched from here on. Leases on it follow.
+    Published(Publication),
 }
 
 impl RecordBody {
@@ -346,7 +335,7 @@ impl RecordBody {
             Self::EpochStarted { .. } => "epoch_started",
             Self::LeaseGranted(_) => "lease_granted",
             Self::LeaseEnded { .. } => "lease_ended",
-            Self::Update(_) => "update",
+            Self::Contribution(_) => "contribution",
             Self::Refused { .. } => "refused",
             Self::Evaluated(_) => "evaluated",
             Self::Imported { .. } => "imported",
@@ -358,6 +347,8 @@ impl RecordBody {
             Self::Aggregated(_) => "aggregated",
             Self::ModelsSent(_) => "models_sent",
             Self::Reopened => "reopened",
+            Self::Closed(_) => "closed",
+            Self::Published(_) => "published",
         }
     }
 }
@@ -371,7 +362,7 @@ pub struct Record {
     pub at_ms: u64,
     /// What it says.
     pub body: RecordBody,
-    /// Raw bytes that belong to it: an update's payload, else empty.
+    /// Raw bytes that belong to it: a contribution's payload, else empty.
     pub payload: Arc<[u8]>,
     /// Digest of the stored head, for a record that was read: an older version of the schema has
     /// other bytes for the same content, and the chain is over the bytes that were written.
@@ -505,7 +496,8 @@ impl Record {
     #[must_use]
     pub fn chain_inputs(&self, before: ModelVersion) -> (f32, ModelVersion) {
         match &self.body {
-            RecordBody::Update(update) => (update.weight, update.version),
+            RecordBody::Contribution(contribution) => (contribution.weight, before),
+            RecordBody::Closed(close) => (0.0, close.version),
             RecordBody::Imported { version, .. } | RecordBody::Branched { version, .. } => (0.0, *version),
             _ => (0.0, before),
         }
@@ -526,7 +518,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 pub struct Chain(pub Digest);
 
 impl Chain {
-    /// The chain after `record`, which was merged with `weight` (0 when it is no update) and left `version`.
+    /// The chain after `record`, which was merged with `weight` (0 when it is no contribution) and left `version`.
     #[must_use]
     pub fn extend(self, record: Digest, weight: f32, version: ModelVersion) -> Self {
         let mut hasher = blake3::Hasher::new();

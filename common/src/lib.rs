@@ -7,7 +7,7 @@
 //!                                                                       │
 //!                       journal::Record ◄── weight, staleness ◄── merge::MergeSpec
 //!                             │                                         │
-//!                       journal::Chain                           merge::MergeStrategy ─► model + 1 version
+//!                       journal::Chain                           merge::MergeRule ─► model + 1 version
 //! ```
 //!
 //! Nothing here opens a socket, reads a clock, touches a disk or draws entropy: time and seeds are arguments. A test

@@ -1,10 +1,13 @@
 //! The model and how records move it. The same code merges live and replays.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::ids::ModelVersion;
-use anabranch_common::journal::{AcceptedUpdate, Record, RecordBody};
+use anabranch_common::journal::{Close, Contribution, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::{MergeSpec, MergeStrategy, RestoreError};
+use anabranch_common::merge::{MergeRule, MergeSpec, RestoreError};
 
 /// Why a record cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,13 +31,13 @@ pub enum MergeError {
     Replaced,
 }
 
-/// The model at a version, with the merge strategy's state.
+/// The model at a version, with the merge rule's state: what waits for the next one.
 #[derive(Debug)]
 pub struct ModelState {
     manifest: ModelManifest,
     spec: MergeSpec,
     model: Vec<f32>,
-    strategy: Box<dyn MergeStrategy>,
+    rule: Box<dyn MergeRule>,
     version: ModelVersion,
     overflowed: Option<ModelVersion>,
 }
@@ -53,8 +56,8 @@ impl ModelState {
         if model.len() != manifest.params() {
             return Err(MergeError::WrongLength { expected: manifest.params(), found: model.len() });
         }
-        let strategy = spec.strategy(manifest.params());
-        Ok(Self { manifest, spec, model, strategy, version, overflowed: None })
+        let rule = spec.rule(manifest.params());
+        Ok(Self { manifest, spec, model, rule, version, overflowed: None })
     }
 
     /// The same with a saved merge state.
@@ -69,7 +72,7 @@ impl ModelState {
         version: ModelVersion,
     ) -> Result<Self, MergeError> {
         let mut state = Self::new(manifest, spec, model, version)?;
-        state.strategy.restore(merge_state)?;
+        state.rule.restore(merge_state)?;
         Ok(state)
     }
 
@@ -80,9 +83,13 @@ impl ModelState {
     /// `Branched`, after which the caller builds a new state).
     pub fn apply(&mut self, record: &Record) -> Result<(), MergeError> {
         match &record.body {
-            RecordBody::Update(update) => {
-                let delta = codec::decode(update.meta.codec, &self.manifest, &record.payload)?;
-                self.apply_update(update, &delta);
+            RecordBody::Contribution(contribution) => {
+                let delta = codec::decode(contribution.meta.codec, &self.manifest, &record.payload)?;
+                self.contribute(contribution, &Arc::new(delta));
+                Ok(())
+            }
+            RecordBody::Closed(close) => {
+                self.close(close);
                 Ok(())
             }
             RecordBody::ConfigChanged { spec } => {
@@ -94,15 +101,22 @@ impl ModelState {
         }
     }
 
-    /// Applies an update whose payload is decoded already. Once a version has overflowed the model stays as it is: that
-    /// version and all after it are never published, and see [`overflowed`](Self::overflowed).
-    pub fn apply_update(&mut self, update: &AcceptedUpdate, delta: &Delta) {
-        self.version = update.version;
+    /// Takes in a contribution whose payload is decoded already. The model stays at its version.
+    pub fn contribute(&mut self, contribution: &Contribution, delta: &Arc<Delta>) {
+        if self.overflowed.is_none() {
+            self.rule.contribute(&self.model, delta, contribution.weight);
+        }
+    }
+
+    /// Makes the next version. Once a version has overflowed the model stays as it is: that version and all after it are
+    /// never published, and see [`overflowed`](Self::overflowed).
+    fn close(&mut self, close: &Close) {
+        self.version = close.version;
         if self.overflowed.is_some() {
             return;
         }
-        self.strategy.apply(&mut self.model, delta, update.weight, update.closes);
-        if update.closes && !self.model.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        self.rule.close(&mut self.model);
+        if !self.model.iter().fold(true, |finite, value| finite & value.is_finite()) {
             self.overflowed = Some(self.version);
         }
     }
@@ -118,7 +132,7 @@ impl ModelState {
         let keeps = std::mem::discriminant(spec) == std::mem::discriminant(&self.spec)
             && spec.updates_per_version() == self.spec.updates_per_version();
         if !keeps {
-            self.strategy = spec.strategy(self.manifest.params());
+            self.rule = spec.rule(self.manifest.params());
         }
         self.spec = spec.clone();
     }
@@ -128,14 +142,14 @@ impl ModelState {
     /// # Errors
     /// None but what [`restore`](Self::restore) has: the parts of a state always fit each other.
     pub fn copy(&self) -> Result<Self, MergeError> {
-        let merge_state = self.strategy.save().into_iter().map(<[f32]>::to_vec).collect();
+        let merge_state = self.rule.save().into_iter().map(Cow::into_owned).collect();
         Self::restore(self.manifest.clone(), self.spec.clone(), self.model.clone(), merge_state, self.version)
     }
 
     /// Whether everything beside the model is finite: a buffer may overflow before the model does.
     #[must_use]
     pub fn merge_state_is_finite(&self) -> bool {
-        self.strategy.save().into_iter().all(|values| values.iter().all(|value| value.is_finite()))
+        self.rule.save().into_iter().all(|values| values.iter().all(|value| value.is_finite()))
     }
 
     /// The flat vector.
@@ -144,10 +158,10 @@ impl ModelState {
         &self.model
     }
 
-    /// The merge strategy's vectors.
+    /// Returns the merge rule's vectors.
     #[must_use]
-    pub fn merge_state(&self) -> Vec<&[f32]> {
-        self.strategy.save()
+    pub fn merge_state(&self) -> Vec<Cow<'_, [f32]>> {
+        self.rule.save()
     }
 
     /// Its tensors.

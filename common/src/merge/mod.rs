@@ -1,12 +1,13 @@
-//! Merging: how an accepted update moves the model.
+//! Merging: how accepted updates become versions of the model.
 //!
-//! The weight of an update is computed once, when it is admitted ([`MergeSpec::weight`]), and journalled. Applying it
-//! ([`MergeStrategy::apply`]) uses that number and nothing else, so that replay gives the same bits on any machine.
+//! The weight of an update is computed once, when it is admitted ([`MergeSpec::weight`]), and journalled. A rule uses that
+//! number and nothing else, so that replay gives the same bits on any machine. Contributions wait until a close makes them
+//! a version: [`MergeSpec::is_full`] says when a buffer is full, and only [`MergeRule::close`] moves the model.
 //!
-//! | strategy | rule | version |
-//! |---|---|---|
-//! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | x += w * delta, w = alpha * s(tau) * p | every update |
-//! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | b += w * delta, w = server_lr / K * s(tau) * p; after K: x += b, b = 0 | every K-th update |
+//! | rule | at a contribution | at a close | full at |
+//! |---|---|---|---|
+//! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | w = alpha * s(tau) * p | x += w * delta | 1 |
+//! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | w = server_lr / K * s(tau) * p, b += w * delta | x += b, b = 0 | K |
 //!
 //! s is the [`Staleness`] function and p the [participation] weight.
 
@@ -14,6 +15,9 @@ pub mod fedasync;
 pub mod fedbuff;
 pub mod participation;
 pub mod staleness;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +124,12 @@ impl MergeSpec {
         }
     }
 
+    /// Whether so many waiting contributions make a version.
+    #[must_use]
+    pub fn is_full(&self, waiting: u32) -> bool {
+        waiting >= self.updates_per_version()
+    }
+
     /// Whether agents are weighed by participation.
     #[must_use]
     pub fn uses_participation(&self) -> bool {
@@ -128,11 +138,11 @@ impl MergeSpec {
         }
     }
 
-    /// A strategy with empty state for a model of `params` parameters.
+    /// Returns the rule with empty state for a model of `params` parameters.
     #[must_use]
-    pub fn strategy(&self, params: usize) -> Box<dyn MergeStrategy> {
+    pub fn rule(&self, params: usize) -> Box<dyn MergeRule> {
         match self {
-            Self::FedAsync { .. } => Box::new(fedasync::FedAsync),
+            Self::FedAsync { .. } => Box::new(fedasync::FedAsync::new(params)),
             Self::FedBuff { .. } => Box::new(fedbuff::FedBuff::new(params)),
         }
     }
@@ -141,10 +151,10 @@ impl MergeSpec {
 /// Why a saved state is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
-    /// The state belongs to another strategy or to another model.
+    /// The state belongs to another rule or to another model.
     #[error("merge state holds {found} vectors of {params} values, expected {expected}")]
     WrongShape {
-        /// Vectors this strategy keeps.
+        /// Vectors this rule keeps.
         expected: usize,
         /// Vectors found.
         found: usize,
@@ -164,13 +174,17 @@ fn check_shape(state: &[Vec<f32>], vectors: usize, params: usize) -> Result<(), 
 }
 
 /// An aggregation rule in its applied form. Deterministic: the same calls give the same bits.
-pub trait MergeStrategy: Send + std::fmt::Debug {
-    /// Applies one journalled update to `model`. `closes` says that this update makes a new version; it is journalled,
-    /// never recounted here. Infallible: the update was validated before it was journalled.
-    fn apply(&mut self, model: &mut [f32], delta: &Delta, weight: f32, closes: bool);
+pub trait MergeRule: Send + std::fmt::Debug {
+    /// Takes in one journalled contribution to the version after `model`. Infallible: the update was validated before it
+    /// was journalled.
+    fn contribute(&mut self, model: &[f32], delta: &Arc<Delta>, weight: f32);
 
-    /// The state beside the model (buffers, momenta), each a vector of the model's length: part of every checkpoint.
-    fn save(&self) -> Vec<&[f32]>;
+    /// Makes the next version of the contributions since the last close.
+    fn close(&mut self, model: &mut [f32]);
+
+    /// Returns the state beside the model (waiting contributions, momenta), each a vector of the model's length. It is part
+    /// of every checkpoint.
+    fn save(&self) -> Vec<Cow<'_, [f32]>>;
 
     /// Takes over a saved state.
     ///
@@ -189,6 +203,12 @@ mod tests {
 
     fn fed_buff(buffer_size: u32, server_lr: f32) -> MergeSpec {
         MergeSpec::FedBuff { buffer_size, server_lr, staleness: Staleness::Constant, participation: false }
+    }
+
+    #[test]
+    fn a_buffer_is_full_when_its_contributions_make_a_version() {
+        assert_eq!([0, 1, 2].map(|waiting| fed_async(0.5).is_full(waiting)), [false, true, true]);
+        assert_eq!([0, 3, 4].map(|waiting| fed_buff(4, 1.0).is_full(waiting)), [false, false, true]);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Journal records. A new kind of record is a variant with the next tag.
 
-use crate::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Head, ModelsSent, RecordBody};
+use crate::journal::{
+    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Head, ModelsSent, Publication,
+    PublicationForm, RecordBody,
+};
 
 layout! {
     struct Head { position, at_ms, body }
@@ -13,7 +16,7 @@ layout! {
         4 = EpochStarted { agent, epoch, incarnation, examples_held, eval_examples },
         5 = LeaseGranted(lease),
         6 = LeaseEnded { lease, why },
-        7 = Update(update),
+        7 = Contribution(contribution),
         8 = Refused { key, payload_digest, lease, reason },
         9 = Evaluated(evaluation),
         10 = Imported { model, version, norm },
@@ -25,12 +28,19 @@ layout! {
         16 = Aggregated(aggregate),
         17 = ModelsSent(sent),
         18 = Reopened,
+        19 = Closed(close),
+        20 = Published(publication),
     }
 
-    struct AcceptedUpdate { meta, credited_examples, staleness, weight, norm, closes, version }
+    struct Contribution { meta, credited_examples, staleness, weight, norm }
+    struct Close { version, contributions, why }
+    struct Publication { version, form, digest }
     struct Evaluation { agent, version, accuracy, loss, num_examples }
     struct Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }
     struct ModelsSent { agent, models, bytes }
+
+    enum CloseReason { 0 = Filled }
+    enum PublicationForm { 0 = Snapshot }
 
     enum FinishReason {
         0 = Accuracy { reached },

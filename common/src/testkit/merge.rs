@@ -1,19 +1,35 @@
 //! What every merge rule must do.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use crate::codec::Delta;
-use crate::merge::{MergeSpec, MergeStrategy, WeightInputs};
+use crate::merge::{MergeRule, MergeSpec, WeightInputs};
 use crate::rng::SplitMix64;
 
 const PARAMS: usize = 1_000;
 const POSITIONS: std::ops::Range<u32> = 0..1_000;
 
+/// A contribution and, where it fills the buffer, the close after it; or a close alone.
+#[derive(Clone)]
 struct Step {
-    delta: Delta,
+    delta: Option<Arc<Delta>>,
     weight: f32,
     closes: bool,
 }
 
-/// Runs every check on the strategy that `spec` makes.
+impl Step {
+    fn take(&self, rule: &mut dyn MergeRule, model: &mut [f32]) {
+        if let Some(delta) = &self.delta {
+            rule.contribute(model, delta, self.weight);
+        }
+        if self.closes {
+            rule.close(model);
+        }
+    }
+}
+
+/// Runs every check on the rule that `spec` makes.
 ///
 /// # Panics
 /// When one of them fails, saying which.
@@ -22,7 +38,7 @@ pub fn conformance(spec: &MergeSpec) {
     let steps = steps(spec);
     equal_calls_give_equal_bits(spec, &steps);
     restored_state_goes_on_like_the_original(spec, &steps);
-    only_closing_updates_move_the_model(spec, &steps);
+    only_closes_move_the_model(spec, &steps);
     sparse_and_dense_forms_of_a_delta_are_the_same(spec, &steps);
     weight_zero_changes_nothing(spec, &steps);
     foreign_state_is_refused(spec);
@@ -44,7 +60,8 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
                 Delta::Sparse { len: PARAMS, indices, values }
             };
             let inputs = WeightInputs { staleness: rng.below(20), participation: 0.5 + rng.next_f64() };
-            Step { delta, weight: spec.weight(inputs), closes: (index + 1) % per_version == 0 }
+            let waiting = u32::try_from(index % per_version + 1).expect("few");
+            Step { delta: Some(Arc::new(delta)), weight: spec.weight(inputs), closes: spec.is_full(waiting) }
         })
         .collect()
 }
@@ -54,91 +71,101 @@ fn start() -> Vec<f32> {
     (0..PARAMS).map(|_| rng.next_signed_f32()).collect()
 }
 
-fn run(strategy: &mut dyn MergeStrategy, model: &mut [f32], steps: &[Step]) {
+fn run(rule: &mut dyn MergeRule, model: &mut [f32], steps: &[Step]) {
     for step in steps {
-        strategy.apply(model, &step.delta, step.weight, step.closes);
+        step.take(rule, model);
     }
+}
+
+/// The same steps, cut between each contribution and the close after it.
+fn cut_before_closes(steps: &[Step]) -> Vec<Step> {
+    let close = |step: &Step| step.closes.then_some(Step { delta: None, ..step.clone() });
+    steps.iter().flat_map(|step| [Step { closes: false, ..step.clone() }].into_iter().chain(close(step))).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn state_bits(strategy: &dyn MergeStrategy) -> Vec<Vec<u32>> {
-    strategy.save().into_iter().map(bits).collect()
+fn state_bits(rule: &dyn MergeRule) -> Vec<Vec<u32>> {
+    rule.save().iter().map(|vector| bits(vector)).collect()
 }
 
 fn equal_calls_give_equal_bits(spec: &MergeSpec, steps: &[Step]) {
     let outcome = || {
-        let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
-        run(strategy.as_mut(), &mut model, steps);
-        (bits(&model), state_bits(strategy.as_ref()))
+        let (mut rule, mut model) = (spec.rule(PARAMS), start());
+        run(rule.as_mut(), &mut model, steps);
+        (bits(&model), state_bits(rule.as_ref()))
     };
     assert_eq!(outcome(), outcome(), "the same calls gave other bits");
 }
 
 fn restored_state_goes_on_like_the_original(spec: &MergeSpec, steps: &[Step]) {
-    let (mut whole, mut model) = (spec.strategy(PARAMS), start());
+    let (mut whole, mut model) = (spec.rule(PARAMS), start());
     run(whole.as_mut(), &mut model, steps);
+    let steps = cut_before_closes(steps);
     for cut in 0..=steps.len() {
-        let (mut first, mut resumed) = (spec.strategy(PARAMS), start());
+        let (mut first, mut resumed) = (spec.rule(PARAMS), start());
         run(first.as_mut(), &mut resumed, &steps[..cut]);
-        let saved = first.save().into_iter().map(<[f32]>::to_vec).collect();
-        let mut second = spec.strategy(PARAMS);
-        second.restore(saved).expect("a strategy takes back what it saved");
+        let saved = first.save().into_iter().map(Cow::into_owned).collect();
+        let mut second = spec.rule(PARAMS);
+        second.restore(saved).expect("a rule takes back what it saved");
         run(second.as_mut(), &mut resumed, &steps[cut..]);
-        assert_eq!(bits(&resumed), bits(&model), "saved after {cut} updates, the model came out different");
+        assert_eq!(bits(&resumed), bits(&model), "saved after {cut} records, the model came out different");
         assert_eq!(
             state_bits(second.as_ref()),
             state_bits(whole.as_ref()),
-            "saved after {cut} updates, so did the state"
+            "saved after {cut} records, so did the state"
         );
     }
 }
 
-fn only_closing_updates_move_the_model(spec: &MergeSpec, steps: &[Step]) {
-    let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
-    for (index, step) in steps.iter().enumerate() {
+fn only_closes_move_the_model(spec: &MergeSpec, steps: &[Step]) {
+    let (mut rule, mut model) = (spec.rule(PARAMS), start());
+    for (index, step) in cut_before_closes(steps).iter().enumerate() {
         let before = bits(&model);
-        strategy.apply(&mut model, &step.delta, step.weight, step.closes);
+        step.take(rule.as_mut(), &mut model);
         let moved = bits(&model) != before;
-        assert_eq!(moved, step.closes, "update {index} closes a version: {}; moved the model: {moved}", step.closes);
+        assert_eq!(moved, step.closes, "record {index} closes a version: {}; moved the model: {moved}", step.closes);
     }
 }
 
 fn sparse_and_dense_forms_of_a_delta_are_the_same(spec: &MergeSpec, steps: &[Step]) {
-    let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
-    run(strategy.as_mut(), &mut model, steps);
-    let (mut from_dense, mut dense_model) = (spec.strategy(PARAMS), start());
+    let (mut rule, mut model) = (spec.rule(PARAMS), start());
+    run(rule.as_mut(), &mut model, steps);
+    let (mut from_dense, mut dense_model) = (spec.rule(PARAMS), start());
     for step in steps {
-        let dense = Delta::Dense(step.delta.clone().into_dense());
-        from_dense.apply(&mut dense_model, &dense, step.weight, step.closes);
+        let dense = step.delta.iter().map(|delta| Arc::new(Delta::Dense(Delta::clone(delta).into_dense()))).next();
+        Step { delta: dense, ..step.clone() }.take(from_dense.as_mut(), &mut dense_model);
     }
     assert_eq!(model, dense_model, "a sparse delta and its dense form moved the model differently");
 }
 
 fn weight_zero_changes_nothing(spec: &MergeSpec, steps: &[Step]) {
-    let (mut strategy, mut model) = (spec.strategy(PARAMS), start());
+    let (mut rule, mut model) = (spec.rule(PARAMS), start());
     let before = model.clone();
     for step in steps {
-        strategy.apply(&mut model, &step.delta, 0.0, step.closes);
+        Step { weight: 0.0, ..step.clone() }.take(rule.as_mut(), &mut model);
     }
     assert_eq!(model, before, "updates of weight 0 moved the model");
-    assert!(strategy.save().iter().all(|vector| vector.iter().all(|value| *value == 0.0)), "or left something behind");
+    assert!(rule.save().iter().all(|vector| vector.iter().all(|value| *value == 0.0)), "or left something behind");
 }
 
 fn foreign_state_is_refused(spec: &MergeSpec) {
-    let mut strategy = spec.strategy(PARAMS);
-    let vectors = strategy.save().len();
+    let mut rule = spec.rule(PARAMS);
+    let least = rule.save().len();
+    rule.contribute(&start(), &Arc::new(Delta::Dense(start())), 1.0);
+    let most = rule.save().len();
+    let mut rule = spec.rule(PARAMS);
     let state = |vectors: usize, params: usize| vec![vec![1.0; params]; vectors];
-    assert!(strategy.restore(state(vectors + 1, PARAMS)).is_err(), "one vector too many was accepted");
-    if vectors > 0 {
-        assert!(strategy.restore(state(vectors - 1, PARAMS)).is_err(), "one vector too few was accepted");
-        assert!(strategy.restore(state(vectors, PARAMS + 1)).is_err(), "the state of a longer model was accepted");
-        assert!(strategy.restore(state(vectors, PARAMS - 1)).is_err(), "the state of a shorter model was accepted");
+    assert!(rule.restore(state(most + 1, PARAMS)).is_err(), "one vector too many was accepted");
+    assert!(rule.restore(state(most, PARAMS + 1)).is_err(), "the state of a longer model was accepted");
+    assert!(rule.restore(state(most, PARAMS - 1)).is_err(), "the state of a shorter model was accepted");
+    if least > 0 {
+        assert!(rule.restore(state(least - 1, PARAMS)).is_err(), "one vector too few was accepted");
     }
-    let empty = spec.strategy(PARAMS);
-    assert_eq!(state_bits(strategy.as_ref()), state_bits(empty.as_ref()), "a refused state left something behind");
+    let empty = spec.rule(PARAMS);
+    assert_eq!(state_bits(rule.as_ref()), state_bits(empty.as_ref()), "a refused state left something behind");
 }
 
 fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
@@ -159,11 +186,12 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
     };
     let weight = spec.weight(WeightInputs { staleness: 0, participation: 1.0 });
-    let (mut strategy, mut model) = (spec.strategy(PARAMS), vec![0.0; PARAMS]);
+    let (mut rule, mut model) = (spec.rule(PARAMS), vec![0.0; PARAMS]);
     let updates = spec.updates_per_version();
-    for index in 1..=updates {
-        strategy.apply(&mut model, &Delta::Dense(vec![1.0; PARAMS]), weight, index == updates);
+    for _ in 0..updates {
+        rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), weight);
     }
+    rule.close(&mut model);
     let off = model.iter().map(|value| (value - step).abs()).fold(0.0, f32::max);
     assert!(off <= step * 1e-5, "a version of fresh deltas of 1 moved the model by {} instead of {step}", model[0]);
 }

@@ -5,7 +5,8 @@ use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
 use anabranch_common::journal::{
-    AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, LeaseEnd, ModelsSent, Plan, Record, RecordBody,
+    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Lease, LeaseEnd, ModelsSent, Plan,
+    Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
@@ -297,15 +298,7 @@ pub(crate) fn chunk_header() -> ChunkHeader {
 }
 
 pub(crate) fn record_bodies() -> Vec<RecordBody> {
-    let accepted = AcceptedUpdate {
-        meta: meta(),
-        credited_examples: 600,
-        staleness: 1,
-        weight: 0.125,
-        norm: 2.5,
-        closes: true,
-        version: ModelVersion(42),
-    };
+    let contribution = Contribution { meta: meta(), credited_examples: 600, staleness: 1, weight: 0.125, norm: 2.5 };
     let mut bodies = vec![
         RecordBody::Genesis {
             run: RUN,
@@ -330,7 +323,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     let ends = [LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded];
     bodies.extend(ends.map(|why| RecordBody::LeaseEnded { lease: LeaseId(9), why }));
     bodies.extend([
-        RecordBody::Update(Box::new(accepted)),
+        RecordBody::Contribution(Box::new(contribution)),
         RecordBody::Refused {
             key: key(),
             payload_digest: Digest([0x66; 32]),
@@ -367,13 +360,19 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         RecordBody::Aggregated(aggregate()),
         RecordBody::ModelsSent(vec![ModelsSent { agent: AGENT, models: 3, bytes: 900 }]),
         RecordBody::Reopened,
+        RecordBody::Closed(Close { version: ModelVersion(42), contributions: 3, why: CloseReason::Filled }),
+        RecordBody::Published(Publication {
+            version: ModelVersion(42),
+            form: PublicationForm::Snapshot,
+            digest: DIGEST,
+        }),
     ]);
     bodies
 }
 
 pub(crate) fn records() -> Vec<Record> {
     let record = |(position, body): (u64, RecordBody)| {
-        let payload = if matches!(body, RecordBody::Update(_)) { &b"payload"[..] } else { b"" };
+        let payload = if matches!(body, RecordBody::Contribution(_)) { &b"payload"[..] } else { b"" };
         Record::new(Position(position), 1_700_000_000_000 + position, body, payload.into())
     };
     (0..).zip(record_bodies()).map(record).collect()

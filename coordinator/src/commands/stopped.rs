@@ -160,12 +160,12 @@ impl Stopped {
     /// Answers with the core of a running coordinator, and carries out what the core orders.
     fn operate(&self, operation: OperatorRequest) -> anyhow::Result<OperatorResponse> {
         let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
-        let mut core = self.core(&operation, now)?;
-        let mut events = vec![Event::Operator { request: RequestId(0), operation }];
+        let (mut core, mut commands) = self.core(&operation, now)?;
+        commands.extend(core.handle_at_rest(now, Event::Operator { request: RequestId(0), operation }));
         let mut answer = None;
-        while let Some(event) = events.pop() {
+        while !commands.is_empty() {
             let mut jobs = Vec::new();
-            for command in core.handle_at_rest(now, event) {
+            for command in std::mem::take(&mut commands) {
                 match command {
                     Command::Append { record } => jobs.push(WriteJob::Append(record)),
                     Command::SaveItems { ticket, items } => jobs.push(WriteJob::Items { ticket, items }),
@@ -174,13 +174,15 @@ impl Stopped {
                     _ => {}
                 }
             }
-            events.extend(write::write(&self.store, jobs).map_err(driver::job_fail)?);
+            for event in write::write(&self.store, jobs).map_err(driver::job_fail)? {
+                commands.extend(core.handle_at_rest(now, event));
+            }
         }
         answer.context("the core gave no answer")
     }
 
-    /// Makes the core for `operation`. Tokens do not depend on the journal, whose replay may take long.
-    fn core(&self, operation: &OperatorRequest, now: Now) -> anyhow::Result<Core> {
+    /// Makes the core for `operation`, and returns what it orders first. Tokens do not depend on the journal, whose replay may take long.
+    fn core(&self, operation: &OperatorRequest, now: Now) -> anyhow::Result<(Core, Vec<Command>)> {
         let options = driver::options(self.known_identifiers()?, &self.config);
         let roster = self.roster()?;
         let recovered = match operation {
@@ -188,12 +190,11 @@ impl Stopped {
             _ => None,
         };
         let Some(Recovered { state, chain, oldest, checkpoint_version, .. }) = recovered else {
-            return Ok(Core::new(options, self.config.spec.clone(), roster, now));
+            return Ok((Core::new(options, self.config.spec.clone(), roster, now), Vec::new()));
         };
         // With the journalled configuration: a change of run.toml counts from the next start on.
         let spec = state.spec.clone();
-        let resumed = Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now);
-        Ok(resumed.map_err(mismatch_fail)?.0)
+        Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now).map_err(mismatch_fail)
     }
 }
 

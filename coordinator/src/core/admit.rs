@@ -2,7 +2,7 @@
 
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::AgentId;
-use anabranch_common::journal::AcceptedUpdate;
+use anabranch_common::journal::Contribution;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
@@ -16,7 +16,7 @@ pub enum Decision {
     /// It was decided before; this is what was said then, and nothing is journalled.
     Repeat(Verdict),
     /// Journal it and merge it.
-    Accept(Box<AcceptedUpdate>),
+    Accept(Box<Contribution>),
     /// Journal the refusal.
     Refuse(RefusalReason),
     /// Nothing speaks against it so far: ask for its content.
@@ -103,15 +103,12 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
     let weight = weight * damping(state, meta.key.agent, compared, measure, newcomers);
-    let closes = state.next_update_closes();
-    Decision::Accept(Box::new(AcceptedUpdate {
+    Decision::Accept(Box::new(Contribution {
         meta: meta.clone(),
         credited_examples: meta.num_examples.min(state.spec.admit.max_examples),
         staleness,
         weight,
         norm,
-        closes,
-        version: if closes { state.version.next() } else { state.version },
     }))
 }
 

@@ -37,7 +37,7 @@ impl fmt::Debug for Reservation {
 /// A decoded update or initial model, and what its admission needs to know of its values.
 #[derive(Debug)]
 pub struct Content {
-    delta: Delta,
+    delta: Arc<Delta>,
     norm: f64,
     finite: bool,
     _reservation: Reservation,
@@ -49,12 +49,12 @@ impl Content {
     pub fn measure(delta: Delta, reservation: Reservation) -> Self {
         let norm = delta.norm();
         let finite = delta.is_finite() && norm.is_finite();
-        Self { delta, norm, finite, _reservation: reservation }
+        Self { delta: Arc::new(delta), norm, finite, _reservation: reservation }
     }
 
     /// The vector.
     #[must_use]
-    pub fn delta(&self) -> &Delta {
+    pub fn delta(&self) -> &Arc<Delta> {
         &self.delta
     }
 

@@ -12,20 +12,22 @@ pub mod admit;
 pub mod agent;
 pub mod agents;
 mod allowance;
+mod checkpoints;
 pub mod command;
 pub mod content;
-mod ending;
 mod evaluation;
 mod evaluators;
 pub mod event;
 mod gate;
+mod leases;
+mod lifecycle;
 mod mismatch;
 mod offers;
 mod operate;
 mod peers;
+mod publication;
 pub mod recent;
 pub mod roster;
-mod schedule;
 pub mod sizing;
 pub mod state;
 pub mod status;
@@ -38,7 +40,7 @@ use std::sync::Arc;
 
 use anabranch_common::codec::{self, DecodeError};
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
-use anabranch_common::journal::{Chain, LeaseEnd, Record, RecordBody};
+use anabranch_common::journal::{Chain, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema::SchemaError;
@@ -48,18 +50,22 @@ use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejectio
 use anabranch_common::wire::transfer::TransferManifest;
 
 use admit::{Decision, admit};
-use command::{CheckpointOrder, Command};
+use checkpoints::Checkpoints;
+use command::Command;
 use content::Content;
 use evaluators::Evaluators;
 use event::{Event, Now, PeerId};
 use gate::Gate;
+use leases::Leases;
+pub use leases::lease_seed;
+use lifecycle::Lifecycle;
 pub use mismatch::ModelMismatch;
 use offers::{ModelOffer, Offers};
 use peers::Peers;
+use publication::Publications;
 use roster::Roster;
-use schedule::Schedule;
-pub use schedule::lease_seed;
 use state::RunState;
+use targets::EvaluatorWatch;
 
 /// What the core is told at its start, beside the journal.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,8 +93,12 @@ pub struct Core {
     gate: Gate,
     roster: Roster,
     peers: Peers,
-    schedule: Schedule,
+    leases: Leases,
+    publications: Publications,
     evaluators: Evaluators,
+    watch: EvaluatorWatch,
+    checkpoints: Checkpoints,
+    lifecycle: Lifecycle,
     retries_answered: u64,
     tickets: BTreeMap<u64, Command>,
     next_ticket: u64,
@@ -100,7 +110,7 @@ impl Core {
     #[must_use]
     pub fn new(options: Options, spec: RunSpec, roster: Roster, now: Now) -> Self {
         Self {
-            schedule: Schedule::new(now, ModelVersion(0)),
+            checkpoints: Checkpoints::new(now, ModelVersion(0), ModelVersion(0)),
             options,
             spec,
             now,
@@ -109,7 +119,11 @@ impl Core {
             gate: Gate::default(),
             roster,
             peers: Peers::default(),
+            leases: Leases::default(),
+            publications: Publications::default(),
             evaluators: Evaluators::default(),
+            watch: EvaluatorWatch::default(),
+            lifecycle: Lifecycle::default(),
             retries_answered: 0,
             tickets: BTreeMap::new(),
             next_ticket: 0,
@@ -135,13 +149,14 @@ impl Core {
         let mut core = Self::new(options, spec.clone(), roster, now);
         core.gate = Gate::durable_up_to(state.position);
         // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.
-        core.schedule = Schedule::new(now, checkpoint.unwrap_or(state.version).min(state.version));
-        core.schedule.resume(oldest);
+        core.checkpoints = Checkpoints::new(now, checkpoint.unwrap_or(state.version).min(state.version), oldest);
         let measured = state.aggregates.back().map(|(_, aggregate)| aggregate.version);
         core.evaluators.resume(&state.agents, measured, now.mono_ms);
         core.chain = chain;
         let changed = state.spec != spec;
         core.state = Some(state);
+        // Killed between the contribution that fills the buffer and the close. Another configuration would drop them.
+        core.close_if_due();
         if changed {
             core.append(RecordBody::ConfigChanged { spec: Box::new(spec) }, Arc::from([]), None);
         }
@@ -164,6 +179,21 @@ impl Core {
         self.gate.take()
     }
 
+    /// Runs after every event: whatever has become due.
+    fn pace(&mut self) {
+        if self.state.is_none() {
+            return;
+        }
+        self.expire_leases();
+        self.pace_throttled();
+        self.check_targets();
+        self.pace_evaluation();
+        self.pace_target_problem();
+        self.pace_publication();
+        self.pace_checkpoint();
+        self.pace_ending();
+    }
+
     fn take_in(&mut self, now: Now, event: Event) {
         self.now = now;
         match event {
@@ -183,7 +213,7 @@ impl Core {
                     self.gated(command);
                 }
             }
-            Event::Published { version, digest, transfer } => self.published(version, digest, transfer),
+            Event::Published { version, digest, .. } => self.published(version, digest),
             Event::NonFinite { version } => self.non_finite(version),
             Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
             Event::Join { request, secret, agent } => self.join(request, &secret, agent),
@@ -226,7 +256,7 @@ impl Core {
     fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
         let state = self.state.as_mut().expect("records follow the genesis record");
         let payload_digest = match &body {
-            RecordBody::Update(update) => update.meta.payload_digest,
+            RecordBody::Contribution(contribution) => contribution.meta.payload_digest,
             _ => Digest::of(&payload),
         };
         let record = Arc::new(Record::new(state.position.next(), self.now.unix_ms, body, payload));
@@ -235,12 +265,22 @@ impl Core {
         // Bounded: names by `limits::NAME_BYTES`, a configuration by `limits::RUN_SPEC_BYTES`, everything else by its type.
         self.chain = self.chained(&record, payload_digest, before).expect("every record but a genesis is short");
         let position = record.position;
-        let touches_model = matches!(record.body, RecordBody::Update(_) | RecordBody::ConfigChanged { .. });
+        let touches_model = matches!(
+            record.body,
+            RecordBody::Contribution(_) | RecordBody::Closed(_) | RecordBody::ConfigChanged { .. }
+        );
         self.gate.pass(Command::Append { record: Arc::clone(&record) });
         if touches_model {
             self.gated(Command::Merge { record, content });
         }
         position
+    }
+
+    /// Closes the version that the waiting contributions make, if they are as many as the merge rule asks for.
+    fn close_if_due(&mut self) {
+        if let Some(close) = self.state.as_ref().and_then(RunState::close_due) {
+            self.append(RecordBody::Closed(close), Arc::from([]), None);
+        }
     }
 
     /// The chain value after `record`.
@@ -349,22 +389,16 @@ impl Core {
                 self.append(RecordBody::Refused { key, payload_digest, lease, reason }, Arc::from([]), None);
                 Verdict::Refused { reason }
             }
-            Decision::Accept(update) => {
-                let (version, weight, staleness) = (update.version, update.weight, update.staleness);
+            Decision::Accept(contribution) => {
+                let (weight, staleness) = (contribution.weight, contribution.staleness);
                 self.peers.pay_back(meta.key.agent);
-                let position = self.append(RecordBody::Update(update), payload, content);
+                let position = self.append(RecordBody::Contribution(contribution), payload, content);
+                self.close_if_due();
+                let version = self.state.as_ref().map(|state| state.version).unwrap_or_default();
                 Verdict::Accepted { position, version, weight, staleness }
             }
         };
         self.send(peer, CoordinatorMessage::Verdict { key: meta.key, verdict });
-    }
-
-    fn lease_returned(&mut self, agent: AgentId, lease: anabranch_common::ids::LeaseId, why: LeaseEnd) {
-        let held = self.state.as_ref().and_then(|state| state.agents.get(&agent)).and_then(|agent| agent.lease);
-        if held == Some(lease) {
-            self.append(RecordBody::LeaseEnded { lease, why }, Arc::from([]), None);
-            self.evaluation_given_back(agent, lease);
-        }
     }
 
     fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
@@ -458,19 +492,5 @@ impl Core {
             self.start_epoch(agent, &hello);
             self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });
         }
-    }
-
-    /// A checkpoint of everything up to here, as soon as it is durable and merged.
-    fn order_checkpoint(&mut self) {
-        self.record_models_sent();
-        let Some(state) = &self.state else { return };
-        let order = CheckpointOrder {
-            position: state.position,
-            chain: self.chain,
-            at_ms: self.now.unix_ms,
-            state: state.clone(),
-        };
-        self.schedule.checkpoint_ordered(state.version, self.now);
-        self.gated(Command::Checkpoint(Box::new(order)));
     }
 }

@@ -231,9 +231,9 @@ impl Core {
     }
 
     fn forget_peer(&mut self, peer: PeerId) {
-        let agent = self.peers.remove(peer);
-        self.schedule.forget(peer, agent);
-        let Some(agent) = agent else { return };
+        self.leases.forget(peer);
+        let Some(agent) = self.peers.remove(peer) else { return };
+        self.lifecycle.forget(agent, peer);
         if let Some(version) = self.evaluators.left(agent, self.now.mono_ms) {
             self.evaluation_failed(agent, version, "the connection was lost before an answer came");
         }

@@ -10,7 +10,9 @@ use super::agents::Agents;
 use super::recent::Recent;
 use super::sizing::{self, Pace};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
-use anabranch_common::journal::{AcceptedUpdate, Aggregate, Evaluation, FinishReason, Lease, Plan, Record, RecordBody};
+use anabranch_common::journal::{
+    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
+};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::WeightInputs;
@@ -41,6 +43,16 @@ pub enum FoldError {
         said: ModelVersion,
         /// The version by counting.
         computed: ModelVersion,
+    },
+    /// A record closes a version of other contributions than those that wait.
+    #[error("record {position} closes a version of {said} contributions where {waiting} wait")]
+    Contributions {
+        /// Its position.
+        position: Position,
+        /// How many it says.
+        said: u32,
+        /// How many wait.
+        waiting: u32,
     },
     /// A record names an agent or a lease that no earlier record introduced.
     #[error("record {position} names {what} that no earlier record introduced")]
@@ -84,8 +96,10 @@ pub struct RunState {
     pub position: Position,
     /// The model version after it.
     pub version: ModelVersion,
-    /// Accepted updates that wait in the merge buffer.
-    pub buffered: u32,
+    /// Contributions that wait for the close of a version.
+    pub waiting: u32,
+    /// The version that was published last on this branch.
+    pub published: Option<Publication>,
     /// Agents by identity.
     pub agents: Agents,
     /// Who holds which outstanding lease: follows from [`agents`](Self::agents).
@@ -109,11 +123,11 @@ pub struct RunState {
     /// Euclidean norm of the latest model that was not made by merging: version 0, an imported one, or the version that a
     /// rollback went back to. The measure of updates until enough agents have shown one.
     pub reference_norm: f64,
-    /// Examples credited to the updates that the version is made of: those that wait in the merge
-    /// buffer, or that a rollback took back, do not count.
+    /// Examples credited to the contributions that the version is made of: those that wait, or
+    /// that a rollback took back, do not count.
     pub examples: u64,
-    /// Examples credited to the updates that wait in the merge buffer.
-    pub buffered_examples: u64,
+    /// Examples credited to the contributions that wait.
+    pub waiting_examples: u64,
 }
 
 /// Returns the norm that an update would have had at the full learning rate, as far as a norm is
@@ -151,7 +165,8 @@ impl RunState {
             started_at_ms: record.at_ms,
             position: Position(0),
             version: ModelVersion(0),
-            buffered: 0,
+            waiting: 0,
+            published: None,
             agents: Agents::default(),
             outstanding: BTreeMap::new(),
             next_lease: LeaseId(1),
@@ -164,7 +179,7 @@ impl RunState {
             finished: None,
             reference_norm: *norm,
             examples: 0,
-            buffered_examples: 0,
+            waiting_examples: 0,
         })
     }
 
@@ -208,7 +223,17 @@ impl RunState {
                 self.grant(lease, record.at_ms).ok_or(unknown("an agent"))?;
             }
             RecordBody::LeaseEnded { lease, .. } => self.end_lease(*lease).ok_or(unknown("a lease"))?,
-            RecordBody::Update(update) => self.merge(position, record.at_ms, update)?,
+            RecordBody::Contribution(contribution) => {
+                self.contribute(position, record.at_ms, contribution).ok_or(unknown("an agent"))?;
+            }
+            RecordBody::Closed(close) => self.close(position, close)?,
+            RecordBody::Published(publication) => {
+                if publication.version > self.version {
+                    let (said, computed) = (publication.version, self.version);
+                    return Err(FoldError::Version { position, said, computed });
+                }
+                self.published = Some(*publication);
+            }
             RecordBody::Refused { key, payload_digest, lease, reason } => {
                 self.refuse(key, *payload_digest, *lease, *reason).ok_or(unknown("an agent"))?;
             }
@@ -234,7 +259,7 @@ impl RunState {
             RecordBody::Imported { version, norm, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
                 self.version = *version;
-                self.empty_buffer();
+                self.drop_waiting();
                 self.reference_norm = *norm;
             }
             RecordBody::Branched { branch, version, norm, examples, .. } => {
@@ -252,7 +277,7 @@ impl RunState {
 
     fn change_spec(&mut self, spec: &RunSpec) {
         if spec.merge.updates_per_version() != self.spec.merge.updates_per_version() {
-            self.empty_buffer();
+            self.drop_waiting();
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
@@ -301,24 +326,21 @@ impl RunState {
         }
     }
 
-    fn merge(&mut self, position: Position, at_ms: u64, update: &AcceptedUpdate) -> Result<(), FoldError> {
-        let meta = &update.meta;
-        let closes = self.next_update_closes();
-        let computed = if closes { self.version.next() } else { self.version };
-        self.expect_version(position, update.version, computed)?;
-        let unknown = FoldError::Unknown { position, what: "an agent" };
-        let agent = self.agents.get_mut(&meta.key.agent).ok_or(unknown)?;
+    fn contribute(&mut self, position: Position, at_ms: u64, contribution: &Contribution) -> Option<()> {
+        let meta = &contribution.meta;
+        let version = self.version_with_next();
+        let agent = self.agents.get_mut(&meta.key.agent)?;
         agent.accepted += 1;
         agent.uplink_bytes += meta.payload_bytes;
-        agent.staleness = Some(update.staleness);
+        agent.staleness = Some(contribution.staleness);
         agent.train_loss = Some(meta.train_loss);
         agent.examples_per_s = meta.num_examples as f64 * 1000.0 / meta.compute_ms.max(1) as f64;
         let lease = agent.leases.remove(&meta.lease);
         if agent.lease.take_if(|held| *held == meta.lease).is_some() {
             self.outstanding.remove(&meta.lease);
         }
-        let verdict =
-            Verdict::Accepted { position, version: update.version, weight: update.weight, staleness: update.staleness };
+        let (weight, staleness) = (contribution.weight, contribution.staleness);
+        let verdict = Verdict::Accepted { position, version, weight, staleness };
         agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
         let (train, cap) = (&self.spec.train, self.spec.admit.max_examples);
         // Never less than the configured steps: who pretends to be slow would else weigh more for it.
@@ -326,22 +348,30 @@ impl RunState {
         let planned = (u64::from(steps) * u64::from(train.batch_size)).min(cap);
         // No more than the lease asked for: else one agent's claim would end a schedule over examples for all.
         let asked = lease.as_ref().map_or(0, |lease| lease.plan.local_steps).max(train.local_steps);
-        let counted = update.credited_examples.min(u64::from(asked) * u64::from(train.batch_size));
+        let counted = contribution.credited_examples.min(u64::from(asked) * u64::from(train.batch_size));
         let held = agent.examples_held;
-        let changed = self.participation.observe(meta.key.agent, held, update.credited_examples, planned);
+        let changed = self.participation.observe(meta.key.agent, held, contribution.credited_examples, planned);
         let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
         self.totals.accepted += 1;
-        self.buffered_examples = self.buffered_examples.saturating_add(counted);
-        self.recent.accepted(meta.key.agent, norm_per_rate(update.norm, lr_factor), self.totals.accepted);
+        self.waiting += 1;
+        self.waiting_examples = self.waiting_examples.saturating_add(counted);
+        self.recent.accepted(meta.key.agent, norm_per_rate(contribution.norm, lr_factor), self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
-        let bucket = usize::try_from(update.staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
+        let bucket = usize::try_from(staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
         self.totals.staleness[bucket] += 1;
-        self.buffered = if closes { 0 } else { self.buffered + 1 };
-        if closes {
-            self.examples = self.examples.saturating_add(std::mem::take(&mut self.buffered_examples));
-            self.version = computed;
+        Some(())
+    }
+
+    fn close(&mut self, position: Position, close: &Close) -> Result<(), FoldError> {
+        self.expect_version(position, close.version, self.version.next())?;
+        if close.contributions != self.waiting || self.waiting == 0 {
+            let (said, waiting) = (close.contributions, self.waiting);
+            return Err(FoldError::Contributions { position, said, waiting });
         }
+        self.examples = self.examples.saturating_add(self.waiting_examples);
+        self.version = close.version;
+        self.drop_waiting();
         Ok(())
     }
 
@@ -368,7 +398,8 @@ impl RunState {
     fn branch_off(&mut self, branch: BranchId, version: ModelVersion) {
         self.branch = branch;
         self.version = version;
-        self.empty_buffer();
+        self.published = None;
+        self.drop_waiting();
         self.finished = None;
         self.outstanding.clear();
         let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();
@@ -383,9 +414,9 @@ impl RunState {
         self.aggregates.retain(|(_, aggregate)| aggregate.version <= version);
     }
 
-    /// What waits in the merge buffer is dropped.
-    fn empty_buffer(&mut self) {
-        (self.buffered, self.buffered_examples) = (0, 0);
+    /// No contribution waits any more.
+    fn drop_waiting(&mut self) {
+        (self.waiting, self.waiting_examples) = (0, 0);
     }
 
     fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {
@@ -423,10 +454,16 @@ impl RunState {
         (known.lease == Some(lease) || granted.base_version >= self.oldest_base()).then_some(granted)
     }
 
-    /// Whether the next accepted update makes a version.
+    /// Returns the close that is due: as many contributions wait as the merge rule asks for.
     #[must_use]
-    pub fn next_update_closes(&self) -> bool {
-        self.buffered + 1 >= self.spec.merge.updates_per_version()
+    pub fn close_due(&self) -> Option<Close> {
+        let close = Close { version: self.version.next(), contributions: self.waiting, why: CloseReason::Filled };
+        self.spec.merge.is_full(self.waiting).then_some(close)
+    }
+
+    /// Returns the version after the next contribution, and after the close that it makes due.
+    fn version_with_next(&self) -> ModelVersion {
+        if self.spec.merge.is_full(self.waiting + 1) { self.version.next() } else { self.version }
     }
 
     /// Agents at work under a lease of which nothing was merged yet.

@@ -152,7 +152,7 @@ impl Core {
         let state = self.state.as_ref();
         let mut report = report(&self.options, &self.spec.name, state, self.chain, self.agents(), self.now.unix_ms);
         report.serving = true;
-        report.checkpoint_version = self.schedule.checkpoint_version();
+        report.checkpoint_version = self.checkpoints.version();
         report.retries_answered = self.retries_answered;
         report.target_problem = self.target_problem();
         let models: u64 =

@@ -9,9 +9,24 @@ use anabranch_common::spec::TargetSpec;
 use anabranch_common::wire::message::RunPhase;
 
 use super::Core;
-use super::ending::Ending;
 use super::event::Now;
 use super::state::RunState;
+
+/// For how long a target that is measured has had no connected evaluator.
+#[derive(Debug, Default)]
+pub(super) struct EvaluatorWatch {
+    missing_since_ms: Option<u64>,
+    said: bool,
+}
+
+impl EvaluatorWatch {
+    /// Notes that no evaluator is connected. Returns true once, when that has been so for a while.
+    fn is_to_be_said(&mut self, now_ms: u64) -> bool {
+        let since_ms = *self.missing_since_ms.get_or_insert(now_ms);
+        let missing = now_ms.saturating_sub(since_ms) >= limits::EVALUATOR_MISSING_MS;
+        missing && !std::mem::replace(&mut self.said, true)
+    }
+}
 
 impl RunState {
     /// The target of accuracy or loss that the newest aggregate reaches, and the version that it is about.
@@ -68,7 +83,7 @@ impl Core {
     pub(super) fn judge_newest(&mut self) {
         let Some(state) = self.state.as_ref().filter(|state| state.finished.is_none()) else { return };
         if let Some((reason, version)) = state.measured_target(&self.spec.target)
-            && version >= self.schedule.oldest_rebuildable()
+            && version >= self.checkpoints.oldest_rebuildable()
         {
             self.finish(reason, version);
         }
@@ -98,7 +113,7 @@ impl Core {
             _ => "to go on, raise this target in run.toml and start `run` again",
         };
         tracing::info!(reason = %now_reached, %result, help, "the run has ended");
-        self.schedule.ending.get_or_insert(Ending::Measuring { since_ms: now.mono_ms });
+        self.lifecycle.end(now);
     }
 
     /// Why no target of accuracy or loss can be judged at present.
@@ -121,10 +136,9 @@ impl Core {
     pub(super) fn pace_target_problem(&mut self) {
         let concerned = self.state.is_some() && self.phase() != RunPhase::Finished && self.evaluators.is_empty();
         if !concerned {
-            return self.schedule.evaluators_are_here();
+            return self.watch = EvaluatorWatch::default();
         }
-        if self.schedule.evaluators_missing_for(self.now.mono_ms) >= limits::EVALUATOR_MISSING_MS
-            && self.schedule.say_that_evaluators_are_missing()
+        if self.watch.is_to_be_said(self.now.mono_ms)
             && let Some(problem) = self.target_problem()
         {
             tracing::warn!("{problem}; start one with `anabranch-agent run --eval-shard`");

@@ -98,7 +98,9 @@ impl Merger {
             MergeJob::Merge { record, content } => {
                 faults::point("merge-before");
                 match (&record.body, content) {
-                    (RecordBody::Update(update), Some(content)) => state.apply_update(update, content.delta()),
+                    (RecordBody::Contribution(contribution), Some(content)) => {
+                        state.contribute(contribution, content.delta());
+                    }
                     _ => state.apply(&record)?,
                 }
                 let overflowed = state.overflowed();

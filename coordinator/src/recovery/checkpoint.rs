@@ -52,7 +52,7 @@ pub struct Checkpoint {
     pub at_ms: u64,
     /// Digest of the model's content.
     pub model: Digest,
-    /// Digests of the merge strategy's vectors.
+    /// Digests of the merge rule's vectors: what waits for the next version.
     pub merge_state: Vec<Digest>,
     /// Digest of the head of the saved [`RunState`].
     pub state: Digest,

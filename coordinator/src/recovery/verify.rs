@@ -3,13 +3,16 @@
 //! It shares with the coordinator only the reading of records and the decoding of payloads. The chain is recomputed from
 //! the stored bytes, the model by an implementation of the merge rules that is written here once more, plainly, and the
 //! versions by counting. Where finite updates add up to a model that is not, the run's model stays the last finite one; the
-//! chain goes on. It does not use `RunState`, `ModelState` or any `MergeStrategy`.
+//! chain goes on. A version is closed when the rule says so, never earlier or later, and a published digest is that of the
+//! version that the records make. It does not use `RunState`, `ModelState` or any `MergeRule`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::codec::{self, Delta};
 use anabranch_common::ids::{Digest, ModelVersion, Position};
-use anabranch_common::journal::{AcceptedUpdate, Chain, HEADER_BYTES, Record, RecordBody};
+use anabranch_common::journal::{
+    Chain, Close, CloseReason, Contribution, HEADER_BYTES, Publication, Record, RecordBody,
+};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::status::VerifyReport;
@@ -143,6 +146,22 @@ impl Rule {
             MergeSpec::FedBuff { buffer_size, .. } => Self::Buffered((*buffer_size).max(1)),
         }
     }
+
+    /// How many contributions make a version.
+    fn size(self) -> u32 {
+        match self {
+            Self::Direct => 1,
+            Self::Buffered(size) => size,
+        }
+    }
+
+    /// What a parameter's place in the buffer holds while no contribution reaches it. -0 changes no parameter.
+    fn nothing(self) -> f32 {
+        match self {
+            Self::Direct => -0.0,
+            Self::Buffered(_) => 0.0,
+        }
+    }
 }
 
 struct Checker {
@@ -155,7 +174,9 @@ struct Checker {
     /// The version of `model`, once the model has overflowed: it stays as it is.
     last_finite: Option<ModelVersion>,
     buffer: Vec<f32>,
-    buffered: u32,
+    waiting: u32,
+    /// Digests of the versions that may still be published: since the one that was published last.
+    made: BTreeMap<ModelVersion, Digest>,
 }
 
 impl Checker {
@@ -166,38 +187,41 @@ impl Checker {
         };
         let model = vectors::load(store.blobs(), "initial model", manifest, *model)?;
         same_norm(Position(0), *norm, &model)?;
+        let rule = Rule::of(&spec.merge);
         let bytes = store.journal().record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
         Ok(Self {
-            buffer: vec![0.0; manifest.params()],
+            buffer: vec![rule.nothing(); manifest.params()],
             manifest: manifest.clone(),
-            rule: Rule::of(&spec.merge),
+            rule,
             position: Position(0),
             version: ModelVersion(0),
             chain: link(Chain::default(), &bytes, 0.0, ModelVersion(0)),
+            made: BTreeMap::from([(ModelVersion(0), Digest::of_f32(&model))]),
             model,
             last_finite: None,
-            buffered: 0,
+            waiting: 0,
         })
     }
 
     /// Starts from a checkpoint, whose chain is taken as given.
     fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let state = saved::load_without_agents(blobs, checkpoint.state)?;
-        let manifest = state.manifest;
+        let (manifest, rule) = (state.manifest, Rule::of(&state.spec.merge));
         let buffer = match checkpoint.merge_state.first() {
             Some(digest) => vectors::load(blobs, "merge vector", &manifest, *digest)?,
-            None => vec![0.0; manifest.params()],
+            None => vec![rule.nothing(); manifest.params()],
         };
         Ok(Self {
             model: vectors::load(blobs, "model", &manifest, checkpoint.model)?,
             manifest,
-            rule: Rule::of(&state.spec.merge),
+            rule,
             position: checkpoint.position,
             version: checkpoint.version,
             chain: checkpoint.chain,
             last_finite: None,
             buffer,
-            buffered: state.buffered,
+            waiting: state.waiting,
+            made: BTreeMap::from([(checkpoint.version, checkpoint.model)]),
         })
     }
 
@@ -207,19 +231,22 @@ impl Checker {
         let record = cursor::read(store.journal(), position)?;
         let mut weight = 0.0;
         match &record.body {
-            RecordBody::Update(update) => {
+            RecordBody::Contribution(contribution) => {
+                self.contribute(&record, contribution)?;
+                weight = contribution.weight;
+            }
+            RecordBody::Closed(close) => {
                 if self.last_finite.is_none() && overflows.contains(&position) {
                     self.last_finite = Some(self.version);
                 }
-                self.merge(&record, update)?;
-                weight = update.weight;
+                self.close(position, close)?;
             }
+            RecordBody::Published(publication) => self.published(position, publication)?,
             RecordBody::ConfigChanged { spec } => {
-                let rule = Rule::of(&spec.merge);
-                if rule != self.rule {
+                let before = std::mem::replace(&mut self.rule, Rule::of(&spec.merge));
+                if before != self.rule {
                     self.empty_buffer();
                 }
-                self.rule = rule;
             }
             RecordBody::Imported { model, version, norm } => {
                 self.replace(store.blobs(), *model, *version)?;
@@ -240,50 +267,74 @@ impl Checker {
         Ok(())
     }
 
-    fn merge(&mut self, record: &Record, update: &AcceptedUpdate) -> Result<(), Problem> {
+    fn contribute(&mut self, record: &Record, contribution: &Contribution) -> Result<(), Problem> {
         let position = record.position;
         let found = |text: String| Problem::Found(format!("record {position}: {text}"));
-        if Digest::of(&record.payload) != update.meta.payload_digest {
+        if Digest::of(&record.payload) != contribution.meta.payload_digest {
             return Err(found("the payload is not the one that was admitted".to_owned()));
         }
-        let delta = codec::decode(update.meta.codec, &self.manifest, &record.payload)
+        if self.waiting >= self.rule.size() {
+            return Err(found(format!("{} contributions wait already, and none of them is closed", self.waiting)));
+        }
+        let delta = codec::decode(contribution.meta.codec, &self.manifest, &record.payload)
             .map_err(|error| found(format!("the payload does not decode: {error}")))?;
-        let closes = match self.rule {
-            Rule::Direct => true,
-            Rule::Buffered(updates) => self.buffered + 1 >= updates,
-        };
-        let version = if closes { self.version.next() } else { self.version };
-        if (update.closes, update.version) != (closes, version) {
-            return Err(found(format!("says version {}, counting says {version}", update.version)));
-        }
-        let target = if self.rule == Rule::Direct { &mut self.model } else { &mut self.buffer };
         if self.last_finite.is_none() {
-            add(target, &delta, update.weight);
+            add(&mut self.buffer, &delta, contribution.weight);
         }
-        self.buffered += 1;
-        if closes {
-            if self.rule != Rule::Direct && self.last_finite.is_none() {
-                for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
-                    *parameter += *pending;
-                }
+        self.waiting += 1;
+        Ok(())
+    }
+
+    fn close(&mut self, position: Position, close: &Close) -> Result<(), Problem> {
+        let found = |text: String| Problem::Found(format!("record {position}: {text}"));
+        let version = self.version.next();
+        if close.version != version {
+            return Err(found(format!("says version {}, counting says {version}", close.version)));
+        }
+        let CloseReason::Filled = close.why;
+        if close.contributions != self.waiting || self.waiting != self.rule.size() {
+            let (said, size) = (close.contributions, self.rule.size());
+            return Err(found(format!("closes {said} contributions where {} of {size} wait", self.waiting)));
+        }
+        if self.last_finite.is_none() {
+            for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
+                *parameter += *pending;
             }
-            self.empty_buffer();
         }
+        self.empty_buffer();
         self.version = version;
-        if self.model.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(Problem::Overflow(position)) }
+        if !self.model.iter().all(|value| value.is_finite()) {
+            return Err(Problem::Overflow(position));
+        }
+        if self.last_finite.is_none() {
+            self.made.insert(version, Digest::of_f32(&self.model));
+        }
+        Ok(())
+    }
+
+    /// A version before the first one that was computed here cannot be compared.
+    fn published(&mut self, position: Position, publication: &Publication) -> Result<(), Problem> {
+        let Publication { version, digest, .. } = publication;
+        let oldest = self.made.first_key_value().map_or(self.version, |(oldest, _)| *oldest);
+        if *version >= oldest && self.made.get(version) != Some(digest) {
+            return Err(Problem::Found(format!("record {position}: version {version} was published as another model")));
+        }
+        self.made = self.made.split_off(version);
+        Ok(())
     }
 
     fn replace(&mut self, blobs: &dyn Blobs, model: Digest, version: ModelVersion) -> Result<(), RecoveryError> {
         self.model = vectors::load(blobs, "model", &self.manifest, model)?;
         self.version = version;
+        self.made = BTreeMap::from([(version, model)]);
         self.last_finite = None;
         self.empty_buffer();
         Ok(())
     }
 
     fn empty_buffer(&mut self) {
-        self.buffer.fill(0.0);
-        self.buffered = 0;
+        self.buffer.fill(self.rule.nothing());
+        self.waiting = 0;
     }
 
     /// Compares what was computed with a checkpoint that was taken here, and checks that its blobs are whole.
@@ -299,8 +350,8 @@ impl Checker {
             return differs("model");
         }
         let buffers: &[Digest] = match self.rule {
-            Rule::Direct => &[],
-            Rule::Buffered(_) => &[Digest::of_f32(&self.buffer)],
+            Rule::Direct if self.waiting == 0 => &[],
+            Rule::Direct | Rule::Buffered(_) => &[Digest::of_f32(&self.buffer)],
         };
         if checkpoint.merge_state != buffers {
             return differs("merge state");

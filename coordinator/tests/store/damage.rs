@@ -2,6 +2,7 @@
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::journal::{Contribution, RecordBody};
 use anabranch_coordinator::recovery::{self, Checkpoint, RecoveryError, checkpoint};
 use anabranch_coordinator::store::layout::{HEAD_BYTES, Name};
 use anabranch_coordinator::store::memory::Survivors;
@@ -9,8 +10,9 @@ use anabranch_coordinator::store::{Area, MemoryStore, Store};
 
 use crate::history::{History, PACE, assert_same_bits, drive, fedasync, fedbuff, manifest};
 
+/// A contribution waits at the newest checkpoint and none at the one before: they share no vector.
 fn finished() -> (MemoryStore, History) {
-    let history = History::scripted(&fedbuff(2), 21);
+    let history = History::scripted(&fedbuff(2), 33);
     let store = MemoryStore::new();
     let (_, error) = drive(&store, &history, PACE);
     assert!(error.is_none(), "{error:?}");
@@ -103,15 +105,24 @@ fn a_damaged_record_in_the_middle_is_refused_by_its_position() {
     }
 }
 
-/// A record that was replaced by a whole one with another weight is what the chain is there for.
+/// A record that was replaced by a whole one with other figures is what the chain is there for. One with another weight
+/// makes another model than the published one, too.
 #[test]
 fn verify_notices_a_forged_record() {
+    let double_weight = |update: &mut Contribution| update.weight *= 2.0;
+    let double_norm = |update: &mut Contribution| update.norm *= 2.0;
+    assert!(problem_of_forged(double_weight).contains("was published as another model"));
+    assert!(problem_of_forged(double_norm).contains("another chain"));
+}
+
+/// What `verify` says of a journal in which a contribution after the oldest checkpoint is changed like this.
+fn problem_of_forged(forge: fn(&mut Contribution)) -> String {
     let (store, history) = finished();
     let anchor = store.catalogue().checkpoints().expect("memory")[0].0;
-    let forged = history.records.iter().find(|record| record.position > anchor && record.body.kind() == "update");
+    let forged = history.records.iter().find(|record| record.position > anchor && record.body.kind() == "contribution");
     let mut forged = forged.expect("updates follow the anchor").clone();
-    if let anabranch_common::journal::RecordBody::Update(update) = &mut forged.body {
-        update.weight *= 2.0;
+    if let RecordBody::Contribution(update) = &mut forged.body {
+        forge(update);
     }
     let bytes = forged.to_bytes().expect("small");
     let name = Name::Record(forged.position);
@@ -119,7 +130,7 @@ fn verify_notices_a_forged_record() {
     assert!(store.damage(Area::Catalogue, &name.key(), |value| *value = head.to_value(&bytes)));
     let report = recovery::verify(&store).expect("memory");
     assert!(!report.holds);
-    assert!(report.problem.expect("what").contains("another chain"));
+    report.problem.expect("what")
 }
 
 #[test]

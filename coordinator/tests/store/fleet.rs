@@ -6,7 +6,7 @@ use anabranch_common::codec::CodecId;
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{AcceptedUpdate, Chain, Record, RecordBody};
+use anabranch_common::journal::{Chain, Contribution, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta};
 use anabranch_coordinator::config::Retention;
@@ -57,8 +57,6 @@ impl Fleet {
     }
 
     fn update(&mut self, agent: AgentId, epoch: Epoch, seq: UpdateSeq) -> Record {
-        let closes = self.state.next_update_closes();
-        let version = if closes { self.state.version.next() } else { self.state.version };
         let meta = UpdateMeta {
             key: UpdateKey { run: RunId([1; 16]), agent, epoch, seq },
             branch: BranchId([2; 16]),
@@ -73,9 +71,8 @@ impl Fleet {
             train_loss: 0.5,
             compute_ms: 10,
         };
-        let update =
-            AcceptedUpdate { meta, credited_examples: 10, staleness: 0, weight: 0.3, norm: 1.0, closes, version };
-        self.apply(RecordBody::Update(Box::new(update)))
+        let update = Contribution { meta, credited_examples: 10, staleness: 0, weight: 0.3, norm: 1.0 };
+        self.apply(RecordBody::Contribution(Box::new(update)))
     }
 
     fn refuse(&mut self, agent: AgentId, epoch: Epoch, seq: UpdateSeq) -> Record {

@@ -1,10 +1,12 @@
 //! A scripted run: every kind of record that changes the model or the fold, and what it must come to.
 
-use anabranch_common::codec::{self, CodecSpec, euclidean_norm};
+use anabranch_common::codec::{self, CodecId, CodecSpec, euclidean_norm};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
-use anabranch_common::journal::{AcceptedUpdate, Chain, Evaluation, Lease, LeaseEnd, Record, RecordBody};
+use anabranch_common::journal::{
+    Chain, Contribution, Evaluation, Lease, LeaseEnd, Publication, PublicationForm, Record, RecordBody,
+};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
@@ -17,7 +19,7 @@ use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::{MergeError, ModelState};
 use anabranch_coordinator::recovery::{self, NewRun, RecoveryError, checkpoint};
-use anabranch_coordinator::store::Store;
+use anabranch_coordinator::store::{MemoryStore, Store};
 
 const AT_MS: u64 = 1_700_000_000_000;
 const AGENTS: u8 = 3;
@@ -130,6 +132,10 @@ impl History {
 
     pub(crate) fn begin(merge: MergeSpec, manifest: ModelManifest) -> Self {
         let model = vector(manifest.params(), 1);
+        Self::begin_with(merge, manifest, model)
+    }
+
+    pub(crate) fn begin_with(merge: MergeSpec, manifest: ModelManifest, model: Vec<f32>) -> Self {
         let NewRun { run, branch, spec } = new_run(spec(merge));
         let body = RecordBody::Genesis {
             run,
@@ -142,13 +148,17 @@ impl History {
         let record = Record::new(Position(0), AT_MS, body, [].into());
         let state = RunState::genesis(&record).expect("a genesis record");
         let chain = Chain::default().extend(record.digest().expect("small"), 0.0, ModelVersion(0));
-        let merge_state = state.spec.merge.strategy(manifest.params()).save().iter().map(|v| v.to_vec()).collect();
+        let merge_state = state.spec.merge.rule(manifest.params()).save().iter().map(|v| v.to_vec()).collect();
         let points = vec![Point { state, chain, model, merge_state }];
         Self { manifest, records: vec![record], points, imported: None }
     }
 
     fn newest(&self) -> &Point {
         self.points.last().expect("there is record 0")
+    }
+
+    pub(crate) fn state(&self) -> &RunState {
+        &self.newest().state
     }
 
     pub(crate) fn last(&self) -> Position {
@@ -174,6 +184,7 @@ impl History {
     }
 
     pub(crate) fn lease(&mut self, agent: AgentId, seed: u64) -> LeaseId {
+        self.publish();
         let newest = self.newest();
         let id = newest.state.next_lease;
         let lease = Lease {
@@ -191,6 +202,19 @@ impl History {
         id
     }
 
+    /// The newest version is published, if it is finite and was not published before.
+    fn publish(&mut self) {
+        let newest = self.newest();
+        if !newest.model.iter().all(|value| value.is_finite()) {
+            return;
+        }
+        let (version, digest) = (newest.state.version, Digest::of_f32(&newest.model));
+        let publication = Publication { version, form: PublicationForm::Snapshot, digest };
+        if newest.state.published != Some(publication) {
+            self.push(RecordBody::Published(publication), vec![]);
+        }
+    }
+
     pub(crate) fn update(&mut self, agent: AgentId, lease: LeaseId, round: u64) {
         let specs = [CodecSpec::TopK { fraction: 0.1 }, CodecSpec::F32, CodecSpec::Bf16];
         let codec = specs[usize::try_from(round % 3).expect("below 3")];
@@ -200,34 +224,39 @@ impl History {
     pub(crate) fn update_by(&mut self, agent: AgentId, lease: LeaseId, round: u64, codec: CodecSpec, delta: &[f32]) {
         let encoder = codec::encoder(codec);
         let payload = encoder.encode(&self.manifest, delta).expect("finite");
-        let state = &self.newest().state;
-        let granted = state.lease(agent, lease).expect("it was granted").clone();
-        let closes = state.next_update_closes();
-        let version = if closes { state.version.next() } else { state.version };
-        let meta = UpdateMeta {
-            key: UpdateKey { run: state.run, agent, epoch: Epoch(1), seq: UpdateSeq(round) },
+        let meta = self.meta(agent, lease, UpdateSeq(round), encoder.id(), &payload);
+        let weight = 0.3 + (round % 5) as f32 * 0.07;
+        let contribution = Contribution { meta, credited_examples: 10, staleness: 0, weight, norm: 1.0 };
+        self.push(RecordBody::Contribution(Box::new(contribution)), payload);
+        if let Some(close) = self.state().close_due() {
+            self.push(RecordBody::Closed(close), vec![]);
+        }
+    }
+
+    pub(crate) fn meta(
+        &self,
+        agent: AgentId,
+        lease: LeaseId,
+        seq: UpdateSeq,
+        codec: CodecId,
+        payload: &[u8],
+    ) -> UpdateMeta {
+        let state = self.state();
+        let granted = state.lease(agent, lease).expect("it was granted");
+        UpdateMeta {
+            key: UpdateKey { run: state.run, agent, epoch: Epoch(1), seq },
             branch: state.branch,
             lease,
             base_version: granted.base_version,
             base_digest: granted.base_digest,
-            codec: encoder.id(),
+            codec,
             payload_bytes: payload.len() as u64,
-            payload_digest: Digest::of(&payload),
+            payload_digest: Digest::of(payload),
             num_examples: 10,
             local_steps: 1,
             train_loss: 0.5,
             compute_ms: 10,
-        };
-        let update = AcceptedUpdate {
-            meta,
-            credited_examples: 10,
-            staleness: 0,
-            weight: 0.3 + (round % 5) as f32 * 0.07,
-            norm: 1.0,
-            closes,
-            version,
-        };
-        self.push(RecordBody::Update(Box::new(update)), payload);
+        }
     }
 
     fn refuse(&mut self, agent: AgentId, lease: LeaseId, round: u64) {
@@ -325,6 +354,17 @@ pub(crate) struct Pace {
 }
 
 pub(crate) const PACE: Pace = Pace { group: 3, checkpoint_every: 4, keep: 2, retention: Retention::SinceSnapshot };
+
+/// The same, and no record is pruned.
+pub(crate) const ALL: Pace = Pace { retention: Retention::All, ..PACE };
+
+/// The store of a run that has the history behind it.
+pub(crate) fn stored(history: &History, pace: Pace) -> MemoryStore {
+    let store = MemoryStore::new();
+    let (_, error) = drive(&store, history, pace);
+    assert!(error.is_none(), "{error:?}");
+    store
+}
 
 /// Runs the history from where the store stands to its end, as a coordinator would: append, commit, acknowledge,
 /// checkpoint, prune. Returns the position of the last acknowledged record, and the error that stopped it.

@@ -7,5 +7,6 @@ mod damage;
 mod disk;
 mod fleet;
 mod history;
+mod recorded;
 mod retention;
 mod rollback;

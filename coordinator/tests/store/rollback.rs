@@ -14,17 +14,9 @@ use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
 use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
 use anabranch_coordinator::store::{MemoryStore, Store};
 
-use crate::history::{History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, time_of};
+use crate::history::{ALL, History, PACE, assert_same_bits, bits, fedasync, fedbuff, stored, time_of};
 
 const BRANCH: BranchId = BranchId([9; 16]);
-const ALL: Pace = Pace { retention: Retention::All, ..PACE };
-
-fn stored(history: &History, pace: Pace) -> MemoryStore {
-    let store = MemoryStore::new();
-    let (_, error) = drive(&store, history, pace);
-    assert!(error.is_none(), "{error:?}");
-    store
-}
 
 fn rollback(store: &dyn Store, history: &History, version: u64) -> Result<recovery::RolledBack, RecoveryError> {
     recovery::rollback(store, ModelVersion(version), BRANCH, time_of(history.last().next()))
@@ -32,7 +24,7 @@ fn rollback(store: &dyn Store, history: &History, version: u64) -> Result<recove
 
 fn updates(history: &History) -> Vec<UpdateMeta> {
     let meta = |body: &RecordBody| match body {
-        RecordBody::Update(update) => Some(update.meta.clone()),
+        RecordBody::Contribution(update) => Some(update.meta.clone()),
         _ => None,
     };
     history.records.iter().filter_map(|record| meta(&record.body)).collect()

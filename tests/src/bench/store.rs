@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use anabranch_common::codec::{CodecId, CodecSpec, dense::Planes32, euclidean_norm};
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId, UpdateSeq};
-use anabranch_common::journal::{AcceptedUpdate, Chain, Record, RecordBody};
+use anabranch_common::journal::{Chain, Close, CloseReason, Contribution, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
@@ -83,9 +83,9 @@ fn updates_per_second(
     while latencies_ms.len() < updates {
         while sent < updates && waiting.len() < IN_FLIGHT {
             sent += 1;
-            let record = run.update(sent as u64, Arc::clone(&payloads[sent % payloads.len()]));
-            waiting.push_back((record.position, watch.seconds()));
-            lane.push(WriteJob::Append(Arc::new(record)));
+            let records = run.update(sent as u64, Arc::clone(&payloads[sent % payloads.len()]));
+            waiting.push_back((records[1].position, watch.seconds()));
+            records.into_iter().for_each(|record| lane.push(WriteJob::Append(Arc::new(record))));
         }
         if let Some(group) = lane.next(write::group) {
             jobs.send(group)?;
@@ -178,7 +178,8 @@ impl TestRun {
         Ok(Self { spec, manifest, genesis, state })
     }
 
-    fn update(&self, number: u64, payload: Arc<[u8]>) -> Record {
+    /// The `number`-th update from 1, and the close of its version.
+    fn update(&self, number: u64, payload: Arc<[u8]>) -> [Record; 2] {
         let key = UpdateKey { run: RunId([1; 16]), agent: AgentId([3; 16]), epoch: Epoch(1), seq: UpdateSeq(number) };
         let meta = UpdateMeta {
             key,
@@ -194,16 +195,13 @@ impl TestRun {
             train_loss: 0.0,
             compute_ms: 1,
         };
-        let accepted = AcceptedUpdate {
-            meta,
-            credited_examples: 1,
-            staleness: 0,
-            weight: 1.0,
-            norm: 1.0,
-            closes: true,
-            version: ModelVersion(number),
-        };
-        Record::new(Position(number), number, RecordBody::Update(Box::new(accepted)), payload)
+        let contribution = Contribution { meta, credited_examples: 1, staleness: 0, weight: 1.0, norm: 1.0 };
+        let close = Close { version: ModelVersion(number), contributions: 1, why: CloseReason::Filled };
+        let record = |position, body, payload| Record::new(Position(position), number, body, payload);
+        [
+            record(2 * number - 1, RecordBody::Contribution(Box::new(contribution)), payload),
+            record(2 * number, RecordBody::Closed(close), Arc::from([])),
+        ]
     }
 }
 

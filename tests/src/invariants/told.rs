@@ -53,7 +53,7 @@ pub fn audit(records: &dyn store::Journal, told: &BTreeSet<Key>) -> anyhow::Resu
     while let Some(bytes) = records.record(position)? {
         position = Position(position.0 + 1);
         let record = Record::from_bytes(&bytes)?;
-        if let RecordBody::Update(update) = &record.body {
+        if let RecordBody::Contribution(update) = &record.body {
             let key = update.meta.key;
             let first =
                 merged.insert((key.agent, u64::from(key.epoch.0), key.seq.0)) & leases.insert(update.meta.lease);

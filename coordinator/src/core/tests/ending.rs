@@ -8,8 +8,8 @@ use anabranch_common::wire::operator::OperatorRequest;
 
 use super::world::{World, agent, hello};
 use crate::core::command::{Command, ExitReason};
-use crate::core::ending::HEARING_MS;
 use crate::core::event::{Event, PeerId, RequestId};
+use crate::core::lifecycle::HEARING_MS;
 
 const ENDED: ExitReason = ExitReason::Finished { reason: FinishReason::Stopped, result: ModelVersion(0) };
 
@@ -121,7 +121,8 @@ fn a_request_for_a_lease_does_not_send_the_last_evaluator_away() {
     world.message(1, AgentMessage::RequestLease);
     let none = CoordinatorMessage::NoLease { state: RunPhase::Paused };
     assert_eq!(world.last_sent(), Some((PeerId(1), none)));
-    let commands = world.published();
+    world.published();
+    let commands = world.journal();
     assert!(
         matches!(
             commands[..],

@@ -5,7 +5,7 @@ use anabranch_common::journal::{Evaluation, FinishReason, LeaseEnd, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 
-use super::world::{World, agent};
+use super::world::{World, agent, spec};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
 
@@ -38,6 +38,13 @@ fn fail(world: &mut World, n: u8, version: u64) -> Vec<Command> {
     commands
 }
 
+/// The newest version is published, and the record of that is durable.
+fn published(world: &mut World) -> Vec<Command> {
+    let mut commands = world.published();
+    commands.extend(world.journal());
+    commands
+}
+
 fn tick(world: &mut World, ms: u64) -> Vec<Command> {
     world.advance_ms(ms);
     let mut commands = world.handle(Event::Tick);
@@ -51,7 +58,7 @@ fn tick(world: &mut World, ms: u64) -> Vec<Command> {
 #[test]
 fn an_evaluator_of_few_examples_does_not_decide_the_run() {
     let mut world = World::started_with_shards(&[(0, 1), (0, 150)]);
-    assert_eq!(asked(&world.published()), [(1, 0), (2, 0)], "both are asked for the same version");
+    assert_eq!(asked(&published(&mut world)), [(1, 0), (2, 0)], "both are asked for the same version");
     assert_eq!(kinds(&answer(&mut world, 1, 0, 1.0, 1)), ["evaluated"], "1 example of 151 decides on nothing");
     assert_eq!(kinds(&answer(&mut world, 2, 0, 0.5, 150)), ["evaluated", "aggregated"]);
     let (_, aggregate) = *world.state().aggregates.back().expect("an aggregate");
@@ -132,7 +139,7 @@ fn a_lease_that_is_given_back_before_its_base_was_evaluated_is_a_failed_evaluati
 #[test]
 fn an_evaluator_that_keeps_failing_is_asked_less_and_less_often() {
     let mut world = World::started_with_shards(&[(0, 10), (100, 0)]);
-    assert_eq!(asked(&world.published()), [(1, 0)]);
+    assert_eq!(asked(&published(&mut world)), [(1, 0)]);
     fail(&mut world, 1, 0);
     assert_eq!(asked(&tick(&mut world, 10 * limits::EVALUATION_RETRY_MS.1)), [], "the same version is not asked for");
     world.make_version(2, 0);
@@ -213,7 +220,7 @@ fn a_target_that_was_reached_before_a_crash_ends_the_run_after_it() {
     answer(&mut world, 1, 0, 0.97, 10);
     let finished = world.state().finished;
     assert!(finished.is_some());
-    let world = world.restarted_without(1);
+    let world = world.restarted_without(1, spec());
     assert_eq!(world.state().finished, finished);
 }
 

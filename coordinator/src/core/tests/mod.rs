@@ -9,8 +9,8 @@ mod reopened;
 mod updates;
 mod world;
 
-use anabranch_common::ids::{Epoch, ModelVersion, Position};
-use anabranch_common::journal::{FinishReason, LeaseEnd, RecordBody};
+use anabranch_common::ids::{Digest, Epoch, ModelVersion, Position};
+use anabranch_common::journal::{FinishReason, LeaseEnd, Publication, PublicationForm, RecordBody};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 
@@ -61,7 +61,12 @@ fn a_lease_is_granted_on_the_newest_published_version_after_it_is_durable() {
     let mut world = World::started(1);
     assert_eq!(world.message(1, AgentMessage::RequestLease), [Command::Publish]);
     let commands = world.published();
-    let [Command::Append { record }] = &commands[..] else { panic!("expected one record, got {commands:?}") };
+    let [Command::Append { record: published }, Command::Append { record }] = &commands[..] else {
+        panic!("expected two records, got {commands:?}")
+    };
+    let publication =
+        Publication { version: ModelVersion(0), form: PublicationForm::Snapshot, digest: Digest::of_f32(&[0.0; 4]) };
+    assert_eq!(published.body, RecordBody::Published(publication));
     let RecordBody::LeaseGranted(lease) = &record.body else { panic!("expected a lease, got {record:?}") };
     assert_eq!((lease.base_version, lease.agent), (ModelVersion(0), agent(1)));
     let commands = world.journal();
@@ -71,6 +76,20 @@ fn a_lease_is_granted_on_the_newest_published_version_after_it_is_durable() {
     let commands = world.message(1, AgentMessage::RequestLease);
     let kinds: Vec<_> = World::appended(&commands).iter().map(|record| record.body.kind()).collect();
     assert_eq!(kinds, ["lease_ended", "lease_granted"]);
+}
+
+/// A process that was started again makes the newest version ready once more; the journal says already that it was.
+#[test]
+fn a_version_is_published_once_in_the_journal() {
+    let mut world = World::started(1);
+    world.lease(1);
+    let mut world = world.restarted();
+    world.connect(PeerId(1), 1);
+    world.message(1, AgentMessage::RequestLease);
+    world.journal();
+    let commands = world.publish_if_asked();
+    let kinds: Vec<_> = World::appended(&commands).iter().map(|record| record.body.kind()).collect();
+    assert_eq!(kinds, ["lease_granted"]);
 }
 
 #[test]

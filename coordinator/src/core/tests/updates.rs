@@ -1,12 +1,14 @@
 //! Admission, exactly-once and refusals (promise P1).
 
 use anabranch_common::codec::DecodeError;
-use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, UpdateSeq};
-use anabranch_common::journal::RecordBody;
+use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
+use anabranch_common::journal::{Close, CloseReason, RecordBody};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 
-use super::world::{MAX_STALENESS, World};
+use super::world::{MAX_STALENESS, World, spec};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
 
@@ -24,8 +26,13 @@ fn an_update_is_merged_and_acknowledged_only_when_its_record_is_durable() {
     let meta = world.meta(1, 0, &lease);
     assert!(matches!(world.offer(1, &meta)[..], [Command::ReceiveUpdate { .. }]));
     let commands = world.receive(1, &meta, [1.0; 4]);
-    let [Command::Append { record }] = &commands[..] else { panic!("expected only a record, got {commands:?}") };
+    let [Command::Append { record }, Command::Append { record: close }] = &commands[..] else {
+        panic!("expected only records, got {commands:?}")
+    };
     let position = record.position;
+    let closed = Close { version: ModelVersion(1), contributions: 1, why: CloseReason::Filled };
+    assert_eq!((&close.body, close.position), (&RecordBody::Closed(closed), position.next()));
+    assert_eq!(world.handle(Event::Journalled { upto: position }).len(), 1, "the verdict rests on the close as well");
     let commands = world.journal();
     assert!(
         matches!(
@@ -34,7 +41,12 @@ fn an_update_is_merged_and_acknowledged_only_when_its_record_is_durable() {
                 Command::Merge { .. },
                 Command::Send {
                     message: CoordinatorMessage::Verdict {
-                        verdict: Verdict::Accepted { position: said, weight: 0.5, staleness: 0, .. },
+                        verdict: Verdict::Accepted {
+                            position: said,
+                            version: ModelVersion(1),
+                            weight: 0.5,
+                            staleness: 0,
+                        },
                         ..
                     },
                     ..
@@ -43,6 +55,48 @@ fn an_update_is_merged_and_acknowledged_only_when_its_record_is_durable() {
         ),
         "{commands:?}"
     );
+}
+
+/// Killed between the contribution that fills the buffer and its close: the next process closes the version first, even
+/// where its configuration has another buffer.
+#[test]
+fn a_start_closes_a_version_whose_close_was_lost() {
+    let buffered = |buffer_size| RunSpec {
+        merge: MergeSpec::FedBuff { buffer_size, server_lr: 1.0, staleness: Default::default(), participation: false },
+        ..spec()
+    };
+    for (before, after) in [(spec(), spec()), (buffered(2), buffered(2)), (buffered(2), buffered(9))] {
+        let size = before.merge.updates_per_version();
+        let mut world = World::started_with(before.clone(), 1);
+        let mut metas = Vec::new();
+        for seq in 0..u64::from(size) {
+            let lease = world.lease(1);
+            metas.push(world.meta(1, seq, &lease));
+            world.receive(1, &metas[metas.len() - 1], [1.0; 4]);
+        }
+        let told = world.state().clone();
+        let mut world = world.restarted_without(1, after.clone());
+        let closed = Close { version: ModelVersion(1), contributions: size, why: CloseReason::Filled };
+        let kinds: Vec<_> = world
+            .journal()
+            .iter()
+            .filter_map(|command| match command {
+                Command::Merge { record, .. } => Some(record.body.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut expected = vec![RecordBody::Closed(closed)];
+        if before != after {
+            expected.push(RecordBody::ConfigChanged { spec: Box::new(after) });
+        }
+        assert_eq!(kinds, expected);
+        assert_eq!((world.state().version, world.state().waiting), (told.version, 0));
+        world.connect(PeerId(1), 1);
+        world.offer(1, metas.last().expect("at least one"));
+        world.journal();
+        let Verdict::Accepted { version, .. } = verdict(&world) else { panic!("{:?}", verdict(&world)) };
+        assert_eq!(version, ModelVersion(1), "the verdict is that of the contribution that filled the buffer");
+    }
 }
 
 #[test]

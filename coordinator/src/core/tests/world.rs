@@ -232,11 +232,13 @@ impl World {
         self
     }
 
-    /// The same run in a new process, where the last `lost` records were not durable.
-    pub(super) fn restarted_without(mut self, lost: usize) -> Self {
+    /// The same run in a new process, which was given this configuration and where the last `lost` records were not durable.
+    pub(super) fn restarted_without(mut self, lost: usize, spec: RunSpec) -> Self {
         self.records.truncate(self.records.len() - lost);
-        let (core, _) = self.resume(self.replayed(), spec()).expect("the same model");
+        let (core, commands) = self.resume(self.replayed(), spec).expect("the same model");
         self.core = core;
+        self.publishing = false;
+        self.records.extend(Self::appended(&commands));
         self
     }
 

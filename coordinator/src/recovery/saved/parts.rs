@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
-use anabranch_common::journal::{Aggregate, Evaluation, FinishReason};
+use anabranch_common::journal::{Aggregate, Evaluation, FinishReason, Publication};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::{self, Participation};
 use anabranch_common::spec::RunSpec;
@@ -17,8 +17,9 @@ use crate::core::state::{RunState, Totals};
 
 anabranch_common::layout! {
     struct Head {
-        run, branch, spec, manifest, initial, started_at_ms, position, version, buffered, next_lease, participation,
-        recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, buffered_examples, pages,
+        run, branch, spec, manifest, initial, started_at_ms, position, version, waiting, published, next_lease,
+        participation, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples,
+        waiting_examples, pages,
     }
     struct Recent { votes }
     struct Vote { agent, norm, count, at }
@@ -46,7 +47,8 @@ pub(super) struct Head {
     started_at_ms: u64,
     position: Position,
     version: ModelVersion,
-    buffered: u32,
+    waiting: u32,
+    published: Option<Publication>,
     next_lease: LeaseId,
     participation: participation::Sums,
     recent: Recent,
@@ -57,7 +59,7 @@ pub(super) struct Head {
     finished: Option<(FinishReason, ModelVersion)>,
     reference_norm: f64,
     examples: u64,
-    buffered_examples: u64,
+    waiting_examples: u64,
     /// Digests of the pages, by the smallest id in each in ascending order.
     pub(super) pages: Vec<Digest>,
 }
@@ -87,7 +89,8 @@ impl Head {
             started_at_ms: state.started_at_ms,
             position: state.position,
             version: state.version,
-            buffered: state.buffered,
+            waiting: state.waiting,
+            published: state.published,
             next_lease: state.next_lease,
             participation: state.participation.sums(),
             recent: state.recent.clone(),
@@ -98,7 +101,7 @@ impl Head {
             finished: state.finished,
             reference_norm: state.reference_norm,
             examples: state.examples,
-            buffered_examples: state.buffered_examples,
+            waiting_examples: state.waiting_examples,
             pages,
         }
     }
@@ -115,7 +118,8 @@ impl Head {
             started_at_ms: self.started_at_ms,
             position: self.position,
             version: self.version,
-            buffered: self.buffered,
+            waiting: self.waiting,
+            published: self.published,
             agents,
             outstanding,
             next_lease: self.next_lease,
@@ -128,7 +132,7 @@ impl Head {
             finished: self.finished,
             reference_norm: self.reference_norm,
             examples: self.examples,
-            buffered_examples: self.buffered_examples,
+            waiting_examples: self.waiting_examples,
         }
     }
 }

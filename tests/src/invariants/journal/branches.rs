@@ -7,7 +7,7 @@ use super::{Checked, ensure};
 
 pub(super) fn check(branch: Option<BranchId>, record: &Record) -> Checked {
     let of = match &record.body {
-        RecordBody::Update(update) => Some(update.meta.branch),
+        RecordBody::Contribution(update) => Some(update.meta.branch),
         RecordBody::LeaseGranted(lease) => Some(lease.branch),
         _ => return Ok(()),
     };

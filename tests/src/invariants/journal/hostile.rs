@@ -55,7 +55,7 @@ impl Envelope {
             return Ok(());
         }
         match &record.body {
-            RecordBody::Update(update) => {
+            RecordBody::Contribution(update) => {
                 let weight = f64::from(update.weight);
                 if attackers.agents.contains(&update.meta.key.agent) {
                     let clip = spec.map_or(0.0, |spec| f64::from(spec.admit.clip_norm_ratio));
@@ -71,10 +71,8 @@ impl Envelope {
                     let pull = REACH * attackers.length() - self.bound + (base - self.bound).max(0.0);
                     self.bound += weight * STEP * pull;
                 }
-                if update.closes {
-                    self.of.insert(update.version, self.bound);
-                }
             }
+            RecordBody::Closed(close) => drop(self.of.insert(close.version, self.bound)),
             RecordBody::Branched { version, .. } => self.bound = self.of.get(version).copied().unwrap_or_default(),
             _ => {}
         }

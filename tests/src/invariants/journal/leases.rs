@@ -48,7 +48,7 @@ impl Leases {
                     format!("lease {lease:?} expired at {} instead of {expires}", record.at_ms)
                 })
             }
-            RecordBody::Update(update) => {
+            RecordBody::Contribution(update) => {
                 let (meta, id) = (&update.meta, update.meta.lease);
                 let Some(lease) = self.granted.get(&id) else {
                     return super::broken(NAME, format!("an update was merged under lease {id:?}, which is not known"));

@@ -2,13 +2,14 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: once, leases, sizes, rates, epochs, branches, evaluations, staleness   in order
+//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, epochs, branches, evaluations, staleness   in order
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
 //! ```
 
 mod branches;
+mod closes;
 mod durable;
 mod epochs;
 mod evaluations;
@@ -38,7 +39,7 @@ pub use once::Merged;
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
     /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `epochs`, `branches`,
-    /// `evaluations`, `staleness`, `verdicts`.
+    /// `closes`, `evaluations`, `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -62,6 +63,7 @@ struct Fold {
     version: ModelVersion,
     branch: Option<BranchId>,
     spec: Option<RunSpec>,
+    closes: closes::Closes,
     once: once::Once,
     leases: leases::Leases,
     epochs: epochs::Epochs,
@@ -77,7 +79,8 @@ impl Fold {
         branches::check(self.branch, record)?;
         staleness::check(self.spec.as_ref(), before, record)?;
         staleness::refused(self.spec.as_ref(), before, record, &self.leases)?;
-        self.once.apply(record)?;
+        self.closes.apply(self.spec.as_ref(), before, record)?;
+        self.once.apply(self.spec.as_ref(), before, record)?;
         self.leases.apply(record, before)?;
         self.epochs.apply(record)?;
         self.sizes.apply(self.spec.as_ref(), record)?;
@@ -89,7 +92,7 @@ impl Fold {
                 (self.branch, self.spec) = (Some(*branch), Some((**spec).clone()));
             }
             RecordBody::ConfigChanged { spec } => self.spec = Some((**spec).clone()),
-            RecordBody::Update(update) if update.closes => self.version = self.version.next(),
+            RecordBody::Closed(_) => self.version = self.version.next(),
             RecordBody::Imported { version, .. } => self.version = *version,
             RecordBody::Branched { branch, version, .. } => (self.branch, self.version) = (Some(*branch), *version),
             _ => {}

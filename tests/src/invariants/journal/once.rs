@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::{LeaseId, ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{UpdateKey, Verdict};
 
 use super::{Checked, broken, ensure};
@@ -27,12 +28,15 @@ pub(super) struct Once {
 }
 
 impl Once {
-    pub(super) fn apply(&mut self, record: &Record) -> Checked {
+    /// `spec` and `version` are those before the record.
+    pub(super) fn apply(&mut self, spec: Option<&RunSpec>, version: ModelVersion, record: &Record) -> Checked {
         let (key, verdict) = match &record.body {
-            RecordBody::Update(update) => {
-                let (position, version) = (record.position, update.version);
-                let first = if update.closes { version } else { version.next() };
-                self.merged.push(Merged { version: first, lease: update.meta.lease });
+            RecordBody::Contribution(update) => {
+                let (position, next) = (record.position, version.next());
+                self.merged.push(Merged { version: next, lease: update.meta.lease });
+                let waiting = self.merged.iter().filter(|merged| merged.version == next).count() as u64;
+                let fills = spec.is_some_and(|spec| waiting == u64::from(spec.merge.updates_per_version()));
+                let version = if fills { next } else { version };
                 let (weight, staleness) = (update.weight, update.staleness);
                 (update.meta.key, Verdict::Accepted { position, version, weight, staleness })
             }

@@ -27,15 +27,16 @@ impl Rates {
     pub(super) fn apply(&mut self, spec: Option<&RunSpec>, record: &Record) -> Checked {
         match &record.body {
             RecordBody::LeaseGranted(lease) => self.granted(spec, lease),
-            RecordBody::Update(update) => {
+            RecordBody::Contribution(update) => {
                 let least = spec.map_or(0, |spec| spec.train.local_steps);
                 let steps = self.steps.get(&update.meta.lease).copied().unwrap_or(0).max(least);
                 let asked = u64::from(steps) * spec.map_or(0, |spec| u64::from(spec.train.batch_size));
                 self.waiting += update.credited_examples.min(asked);
-                if update.closes {
-                    self.examples += std::mem::take(&mut self.waiting);
-                    self.by_version.insert(update.version, self.examples);
-                }
+                Ok(())
+            }
+            RecordBody::Closed(close) => {
+                self.examples += std::mem::take(&mut self.waiting);
+                self.by_version.insert(close.version, self.examples);
                 Ok(())
             }
             RecordBody::ConfigChanged { spec: new } => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anabranch_common::ids::{AgentId, LeaseId};
-use anabranch_common::journal::{AcceptedUpdate, Record, RecordBody};
+use anabranch_common::journal::{Contribution, Record, RecordBody};
 use anabranch_common::spec::{RunSpec, TrainSpec};
 
 use super::{Checked, ensure};
@@ -33,7 +33,7 @@ impl Sizes {
                     format!("lease {:?} has {local_steps} steps, and {expected:?} follow from the records", lease.id)
                 })
             }
-            RecordBody::Update(update) => {
+            RecordBody::Contribution(update) => {
                 self.observe(update, record.at_ms);
                 Ok(())
             }
@@ -66,7 +66,7 @@ impl Sizes {
         Some(steps)
     }
 
-    fn observe(&mut self, update: &AcceptedUpdate, at_ms: u64) {
+    fn observe(&mut self, update: &Contribution, at_ms: u64) {
         let meta = &update.meta;
         let Some((agent, steps, granted_ms)) = self.open.remove(&meta.lease) else { return };
         let clock_ms = if at_ms < granted_ms { u64::MAX } else { (at_ms - granted_ms).max(1) };

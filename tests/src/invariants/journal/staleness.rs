@@ -26,7 +26,7 @@ pub(super) fn refused(spec: Option<&RunSpec>, version: ModelVersion, record: &Re
 }
 
 pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Record) -> Checked {
-    let (Some(spec), RecordBody::Update(update)) = (spec, &record.body) else { return Ok(()) };
+    let (Some(spec), RecordBody::Contribution(update)) = (spec, &record.body) else { return Ok(()) };
     let (position, base) = (record.position, update.meta.base_version);
     let behind = version.0.checked_sub(base.0);
     ensure(behind == Some(update.staleness), NAME, || {

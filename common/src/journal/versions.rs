@@ -1,0 +1,55 @@
+//! How versions come about: contributions, their closes, and publications.
+
+use crate::ids::{Digest, ModelVersion};
+use crate::update::UpdateMeta;
+
+/// An accepted update, without its payload (the record's payload). It waits for the record that closes a version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Contribution {
+    /// What the agent said.
+    pub meta: UpdateMeta,
+    /// The examples credited to it (at most `admit.max_examples`).
+    pub credited_examples: u64,
+    /// Versions between its base and its admission.
+    pub staleness: u64,
+    /// The factor it is merged with, as computed when it was admitted.
+    pub weight: f32,
+    /// Euclidean norm of its content, as computed when it was admitted.
+    pub norm: f64,
+}
+
+/// The waiting contributions make a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Close {
+    /// The version that they make.
+    pub version: ModelVersion,
+    /// How many of them there are: every contribution since the record that emptied the buffer.
+    pub contributions: u32,
+    /// Why now.
+    pub why: CloseReason,
+}
+
+/// Why a version is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// As many contributions wait as the merge rule asks for.
+    Filled,
+}
+
+/// A version that agents can fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publication {
+    /// Which version.
+    pub version: ModelVersion,
+    /// The form in which it is sent.
+    pub form: PublicationForm,
+    /// Digest of its content.
+    pub digest: Digest,
+}
+
+/// The form in which a version is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublicationForm {
+    /// The whole vector, lossless.
+    Snapshot,
+}
