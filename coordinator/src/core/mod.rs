@@ -5,6 +5,20 @@
 //!                          └─► Send, Merge, Publish, Checkpoint, Reply ──► gate ──► when what they depend on is durable
 //! ```
 //!
+//! | room | what it owns |
+//! |---|---|
+//! | `beginning`, `offers` | the initial model |
+//! | `admission`, `admit` | verdicts on updates |
+//! | `round` | the contributions that wait for the close of a version: a part of the fold |
+//! | `publication` | the version that can be fetched |
+//! | `leases` | requests for leases, and expiry |
+//! | `evaluation`, `evaluators` | who measures a version |
+//! | `checkpoints` | when the next one is due, how far back they reach |
+//! | `targets`, `lifecycle` | when the run ends, and how |
+//! | `peers`, `roster`, `operate` | connections, members, requests of operators |
+//!
+//! A room's struct owns its state and says what is to be done; its `impl Core` makes records and commands of that.
+//!
 //! Every decision becomes a record, is applied to [`RunState`] at once, and is told to the world only when the writer
 //! has answered `Journalled`: whatever leaves through the gate rests on durable records alone.
 
@@ -30,6 +44,7 @@ mod peers;
 mod publication;
 pub mod recent;
 pub mod roster;
+pub mod round;
 pub mod sizing;
 pub mod state;
 pub mod status;
@@ -37,7 +52,6 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position, RunId};
@@ -59,6 +73,7 @@ pub use leases::lease_seed;
 use lifecycle::Lifecycle;
 pub use mismatch::ModelMismatch;
 use offers::{ModelOffer, Offers};
+use operate::Saves;
 use peers::Peers;
 use publication::Publications;
 use roster::Roster;
@@ -98,8 +113,7 @@ pub struct Core {
     checkpoints: Checkpoints,
     lifecycle: Lifecycle,
     admission: Admission,
-    tickets: BTreeMap<u64, Command>,
-    next_ticket: u64,
+    saves: Saves,
     offers: Offers,
 }
 
@@ -123,8 +137,7 @@ impl Core {
             watch: EvaluatorWatch::default(),
             lifecycle: Lifecycle::default(),
             admission: Admission::default(),
-            tickets: BTreeMap::new(),
-            next_ticket: 0,
+            saves: Saves::default(),
             offers: Offers::default(),
         }
     }
@@ -207,7 +220,7 @@ impl Core {
             Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
             Event::Journalled { upto } => self.gate.journalled(upto),
             Event::ItemsSaved { ticket } => {
-                if let Some(command) = self.tickets.remove(&ticket) {
+                if let Some(command) = self.saves.done(ticket) {
                     self.gated(command);
                 }
             }
