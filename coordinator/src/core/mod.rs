@@ -5,13 +5,29 @@
 //!                          └─► Send, Merge, Publish, Checkpoint, Reply ──► gate ──► when what they depend on is durable
 //! ```
 //!
+//! | room | what it owns |
+//! |---|---|
+//! | `beginning`, `offers` | the initial model |
+//! | `admission`, `admit` | verdicts on updates |
+//! | `round` | the contributions that wait for the close of a version: a part of the fold |
+//! | `publication` | the version that can be fetched |
+//! | `leases` | requests for leases, and expiry |
+//! | `evaluation`, `evaluators` | who measures a version |
+//! | `checkpoints` | when the next one is due, how far back they reach |
+//! | `targets`, `lifecycle` | when the run ends, and how |
+//! | `peers`, `roster`, `operate` | connections, members, requests of operators |
+//!
+//! A room's struct owns its state and says what is to be done; its `impl Core` makes records and commands of that.
+//!
 //! Every decision becomes a record, is applied to [`RunState`] at once, and is told to the world only when the writer
 //! has answered `Journalled`: whatever leaves through the gate rests on durable records alone.
 
+mod admission;
 pub mod admit;
 pub mod agent;
 pub mod agents;
 mod allowance;
+mod beginning;
 mod checkpoints;
 pub mod command;
 pub mod content;
@@ -28,6 +44,7 @@ mod peers;
 mod publication;
 pub mod recent;
 pub mod roster;
+pub mod round;
 pub mod sizing;
 pub mod state;
 pub mod status;
@@ -35,21 +52,16 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::codec::{self, DecodeError};
-use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
+use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, Record, RecordBody};
 use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema::SchemaError;
 use anabranch_common::spec::RunSpec;
-use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
-use anabranch_common::wire::transfer::TransferManifest;
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase};
 
-use admit::{Decision, admit};
+use admission::Admission;
 use checkpoints::Checkpoints;
 use command::Command;
 use content::Content;
@@ -61,6 +73,7 @@ pub use leases::lease_seed;
 use lifecycle::Lifecycle;
 pub use mismatch::ModelMismatch;
 use offers::{ModelOffer, Offers};
+use operate::Saves;
 use peers::Peers;
 use publication::Publications;
 use roster::Roster;
@@ -99,9 +112,8 @@ pub struct Core {
     watch: EvaluatorWatch,
     checkpoints: Checkpoints,
     lifecycle: Lifecycle,
-    retries_answered: u64,
-    tickets: BTreeMap<u64, Command>,
-    next_ticket: u64,
+    admission: Admission,
+    saves: Saves,
     offers: Offers,
 }
 
@@ -124,9 +136,8 @@ impl Core {
             evaluators: Evaluators::default(),
             watch: EvaluatorWatch::default(),
             lifecycle: Lifecycle::default(),
-            retries_answered: 0,
-            tickets: BTreeMap::new(),
-            next_ticket: 0,
+            admission: Admission::default(),
+            saves: Saves::default(),
             offers: Offers::default(),
         }
     }
@@ -209,7 +220,7 @@ impl Core {
             Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
             Event::Journalled { upto } => self.gate.journalled(upto),
             Event::ItemsSaved { ticket } => {
-                if let Some(command) = self.tickets.remove(&ticket) {
+                if let Some(command) = self.saves.done(ticket) {
                     self.gated(command);
                 }
             }
@@ -276,25 +287,11 @@ impl Core {
         position
     }
 
-    /// Closes the version that the waiting contributions make, if they are as many as the merge rule asks for.
-    fn close_if_due(&mut self) {
-        if let Some(close) = self.state.as_ref().and_then(RunState::close_due) {
-            self.append(RecordBody::Closed(close), Arc::from([]), None);
-        }
-    }
-
     /// The chain value after `record`.
     fn chained(&self, record: &Record, payload: Digest, before: ModelVersion) -> Result<Chain, SchemaError> {
         let digest = record.digest_with(payload)?;
         let (weight, version) = record.chain_inputs(before);
         Ok(self.chain.extend(digest, weight, version))
-    }
-
-    /// Decides on an update whose content is here, as [`Event::UpdateReceived`] would, and changes nothing. `None` before
-    /// there is a model.
-    #[must_use]
-    pub fn judge(&self, meta: &UpdateMeta, content: Result<&Content, DecodeError>) -> Option<Decision> {
-        self.state.as_ref().map(|state| admit(state, meta, Some(&content)))
     }
 
     /// Lets a command out when every record up to now is durable.
@@ -339,158 +336,10 @@ impl Core {
         }
     }
 
-    fn update_offered(&mut self, peer: PeerId, agent: AgentId, meta: UpdateMeta, transfer: TransferManifest) {
-        if meta.key.agent != agent || meta.key.run != self.options.run {
-            return self.violated(peer, "an update in another agent's or run's name");
-        }
-        let Some(state) = &self.state else { return self.violated(peer, "an update before there is a model") };
-        let sound = transfer.bytes == meta.payload_bytes && transfer.validate(u64::MAX).is_ok();
-        let decision = match admit(state, &meta, None) {
-            Decision::Fetch if !sound => Decision::Refuse(RefusalReason::Malformed),
-            decision => decision,
-        };
-        match decision {
-            Decision::Fetch => self.gate.pass(Command::ReceiveUpdate { peer, meta, transfer }),
-            decision => self.decide(peer, &meta, decision, Arc::from([]), None),
-        }
-    }
-
-    fn update_received(
-        &mut self,
-        peer: PeerId,
-        meta: &UpdateMeta,
-        payload: Arc<[u8]>,
-        content: Result<Arc<Content>, DecodeError>,
-    ) {
-        let Some(decision) = self.judge(meta, content.as_deref().map_err(Clone::clone)) else { return };
-        self.decide(peer, meta, decision, payload, content.ok());
-    }
-
-    fn decide(
-        &mut self,
-        peer: PeerId,
-        meta: &UpdateMeta,
-        decision: Decision,
-        payload: Arc<[u8]>,
-        content: Option<Arc<Content>>,
-    ) {
-        let verdict = match decision {
-            Decision::Fetch => return,
-            Decision::Repeat(verdict) => {
-                self.retries_answered += 1;
-                verdict
-            }
-            Decision::Refuse(reason) => {
-                if !self.peers.pay(meta.key.agent, self.now) {
-                    // Undecided: it is refused when the agent comes back with it.
-                    return self.cut_off(peer, "causes more refusals than are recorded at a time");
-                }
-                let (key, payload_digest, lease) = (meta.key, meta.payload_digest, meta.lease);
-                self.append(RecordBody::Refused { key, payload_digest, lease, reason }, Arc::from([]), None);
-                Verdict::Refused { reason }
-            }
-            Decision::Accept(contribution) => {
-                let (weight, staleness) = (contribution.weight, contribution.staleness);
-                self.peers.pay_back(meta.key.agent);
-                let position = self.append(RecordBody::Contribution(contribution), payload, content);
-                self.close_if_due();
-                let version = self.state.as_ref().map(|state| state.version).unwrap_or_default();
-                Verdict::Accepted { position, version, weight, staleness }
-            }
-        };
-        self.send(peer, CoordinatorMessage::Verdict { key: meta.key, verdict });
-    }
-
-    fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
-        if let Some(state) = &self.state {
-            // An offer may have crossed the news; the description is too long to be sent for each of many.
-            if !self.peers.tell_of_model(peer) {
-                return self.violated(peer, "a second offer of an initial model that is in place");
-            }
-            let ready = CoordinatorMessage::ModelReady { manifest: state.manifest.clone(), digest: state.initial };
-            return self.send(peer, ready);
-        }
-        let fits = offer.transfer.bytes <= codec::max_payload_bytes(&offer.manifest);
-        if !fits || offer.transfer.validate(u64::MAX).is_err() {
-            return self.violated(peer, "a model whose chunks do not fit its length, or its length its tensors");
-        }
-        if let Some(problem) = self.other_tensors(&offer.manifest) {
-            tracing::warn!(agent = %agent.short(), problem, "an offered initial model is not that of [model]");
-            return self.turn_away(peer, Rejection::OtherModel(problem));
-        }
-        self.offers.add(peer, agent, offer);
-        self.receive_next_offer();
-    }
-
-    /// What is wrong with the tensors of an offered model. Those of a native model follow from the configuration; of a
-    /// custom one everything within bounds goes.
-    fn other_tensors(&self, offered: &ModelManifest) -> Option<String> {
-        match self.spec.model.layers() {
-            Ok(None) => None,
-            Ok(Some(layers)) => offers::first_difference(&layers.manifest, offered),
-            Err(error) => Some(error.to_string()),
-        }
-    }
-
-    fn receive_next_offer(&mut self) {
-        if self.state.is_some() {
-            return;
-        }
-        if let Some((peer, ModelOffer { manifest, digest, transfer })) = self.offers.next(self.now.mono_ms) {
-            self.gate.pass(Command::ReceiveModel { peer, manifest, digest, transfer });
-        }
-    }
-
-    /// An agent that offered a model and does not send it makes way for the next one.
-    fn expire_offer(&mut self) {
-        if let Some(peer) = self.offers.overdue(self.now.mono_ms) {
-            self.cut_off(peer, "did not send the initial model that it offered in time");
-        }
-    }
-
     /// Closes a connection over what may be no fault of the agent's: it may come back.
     fn cut_off(&mut self, peer: PeerId, why: &'static str) {
         tracing::warn!(peer = peer.0, why, "an agent is cut off");
         self.gated(Command::Close { peer });
         self.disconnected(peer);
-    }
-
-    fn model_failed(&mut self, peer: PeerId, why: String) {
-        self.violated(peer, why);
-        self.drop_offer(peer);
-    }
-
-    fn drop_offer(&mut self, peer: PeerId) {
-        self.offers.drop_peer(peer);
-        self.receive_next_offer();
-    }
-
-    /// The initial model is here: record 0, then what is known of the agents.
-    fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
-        if self.state.is_some() {
-            return;
-        }
-        if model.delta().len() != manifest.params() || !model.is_finite() {
-            return self.model_failed(peer, "an initial model that is not finite or does not fit its manifest".into());
-        }
-        let (run, branch) = (self.options.run, self.options.first_branch);
-        let spec = Box::new(self.spec.clone());
-        let norm = model.norm();
-        let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest, norm };
-        let record = Arc::new(Record::new(Position(0), self.now.unix_ms, body, Arc::from([])));
-        let chained = self.chained(&record, Digest::of(&[]), ModelVersion(0));
-        let (Ok(chain), Ok(state)) = (chained, RunState::genesis(&record)) else {
-            return self.model_failed(peer, "an initial model whose description is too long".into());
-        };
-        (self.state, self.chain) = (Some(state), chain);
-        self.gate.pass(Command::Begin { record, model });
-        self.offers = Offers::default();
-        for (agent, name) in self.roster.active() {
-            self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
-        }
-        for (peer, agent, hello) in self.peers.hellos() {
-            self.start_epoch(agent, &hello);
-            self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });
-        }
     }
 }

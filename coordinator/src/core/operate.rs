@@ -1,5 +1,6 @@
 //! What operators and newcomers ask for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::ids::AgentId;
@@ -11,6 +12,27 @@ use super::Core;
 use super::command::Command;
 use super::event::RequestId;
 use crate::identity::tokens::NewToken;
+
+/// Items of the catalogue that are being saved, each with what follows once they are durable.
+#[derive(Debug, Default)]
+pub(super) struct Saves {
+    then: BTreeMap<u64, Command>,
+    next_ticket: u64,
+}
+
+impl Saves {
+    fn begin(&mut self, then: Command) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.then.insert(ticket, then);
+        ticket
+    }
+
+    /// Returns what follows now that the items of `ticket` are durable.
+    pub(super) fn done(&mut self, ticket: u64) -> Option<Command> {
+        self.then.remove(&ticket)
+    }
+}
 
 impl Core {
     pub(super) fn join(&mut self, request: RequestId, secret: &[u8; 32], agent: AgentId) {
@@ -32,9 +54,7 @@ impl Core {
     /// Saves the tokens and members that have changed, then does `after`; `failed` instead when one does not fit an item.
     fn save_roster(&mut self, after: Command, failed: Command) {
         let Ok(items) = self.roster.take_changes() else { return self.gated(failed) };
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.tickets.insert(ticket, after);
+        let ticket = self.saves.begin(after);
         self.gate.pass(Command::SaveItems { ticket, items });
     }
 

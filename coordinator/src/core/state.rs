@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use super::agent::{AgentState, EpochLog};
 use super::agents::Agents;
 use super::recent::Recent;
+use super::round::Round;
 use super::sizing::{self, Pace};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{
-    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
+    Aggregate, Close, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
 };
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
@@ -96,8 +97,8 @@ pub struct RunState {
     pub position: Position,
     /// The model version after it.
     pub version: ModelVersion,
-    /// Contributions that wait for the close of a version.
-    pub waiting: u32,
+    /// What waits for the close of the next version.
+    pub round: Round,
     /// The version that was published last on this branch.
     pub published: Option<Publication>,
     /// Agents by identity.
@@ -126,8 +127,6 @@ pub struct RunState {
     /// Examples credited to the contributions that the version is made of: those that wait, or
     /// that a rollback took back, do not count.
     pub examples: u64,
-    /// Examples credited to the contributions that wait.
-    pub waiting_examples: u64,
 }
 
 /// Returns the norm that an update would have had at the full learning rate, as far as a norm is
@@ -165,7 +164,7 @@ impl RunState {
             started_at_ms: record.at_ms,
             position: Position(0),
             version: ModelVersion(0),
-            waiting: 0,
+            round: Round::default(),
             published: None,
             agents: Agents::default(),
             outstanding: BTreeMap::new(),
@@ -179,7 +178,6 @@ impl RunState {
             finished: None,
             reference_norm: *norm,
             examples: 0,
-            waiting_examples: 0,
         })
     }
 
@@ -259,7 +257,7 @@ impl RunState {
             RecordBody::Imported { version, norm, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
                 self.version = *version;
-                self.drop_waiting();
+                self.round = Round::default();
                 self.reference_norm = *norm;
             }
             RecordBody::Branched { branch, version, norm, examples, .. } => {
@@ -277,7 +275,7 @@ impl RunState {
 
     fn change_spec(&mut self, spec: &RunSpec) {
         if spec.merge.updates_per_version() != self.spec.merge.updates_per_version() {
-            self.drop_waiting();
+            self.round = Round::default();
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
@@ -328,7 +326,7 @@ impl RunState {
 
     fn contribute(&mut self, position: Position, at_ms: u64, contribution: &Contribution) -> Option<()> {
         let meta = &contribution.meta;
-        let version = self.version_with_next();
+        let version = self.round.version_with_next(&self.spec.merge, self.version);
         let agent = self.agents.get_mut(&meta.key.agent)?;
         agent.accepted += 1;
         agent.uplink_bytes += meta.payload_bytes;
@@ -354,8 +352,7 @@ impl RunState {
         let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
         self.totals.accepted += 1;
-        self.waiting += 1;
-        self.waiting_examples = self.waiting_examples.saturating_add(counted);
+        self.round.add(counted);
         self.recent.accepted(meta.key.agent, norm_per_rate(contribution.norm, lr_factor), self.totals.accepted);
         self.totals.uplink_bytes += meta.payload_bytes;
         let bucket = usize::try_from(staleness).unwrap_or(usize::MAX).min(self.totals.staleness.len() - 1);
@@ -365,13 +362,13 @@ impl RunState {
 
     fn close(&mut self, position: Position, close: &Close) -> Result<(), FoldError> {
         self.expect_version(position, close.version, self.version.next())?;
-        if close.contributions != self.waiting || self.waiting == 0 {
-            let (said, waiting) = (close.contributions, self.waiting);
+        let Round { contributions: waiting, examples } = self.round;
+        if close.contributions != waiting || waiting == 0 {
+            let said = close.contributions;
             return Err(FoldError::Contributions { position, said, waiting });
         }
-        self.examples = self.examples.saturating_add(self.waiting_examples);
-        self.version = close.version;
-        self.drop_waiting();
+        self.examples = self.examples.saturating_add(examples);
+        (self.version, self.round) = (close.version, Round::default());
         Ok(())
     }
 
@@ -399,7 +396,7 @@ impl RunState {
         self.branch = branch;
         self.version = version;
         self.published = None;
-        self.drop_waiting();
+        self.round = Round::default();
         self.finished = None;
         self.outstanding.clear();
         let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();
@@ -412,11 +409,6 @@ impl RunState {
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
         self.aggregates.retain(|(_, aggregate)| aggregate.version <= version);
-    }
-
-    /// No contribution waits any more.
-    fn drop_waiting(&mut self) {
-        (self.waiting, self.waiting_examples) = (0, 0);
     }
 
     fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {
@@ -457,13 +449,7 @@ impl RunState {
     /// Returns the close that is due: as many contributions wait as the merge rule asks for.
     #[must_use]
     pub fn close_due(&self) -> Option<Close> {
-        let close = Close { version: self.version.next(), contributions: self.waiting, why: CloseReason::Filled };
-        self.spec.merge.is_full(self.waiting).then_some(close)
-    }
-
-    /// Returns the version after the next contribution, and after the close that it makes due.
-    fn version_with_next(&self) -> ModelVersion {
-        if self.spec.merge.is_full(self.waiting + 1) { self.version.next() } else { self.version }
+        self.round.due(&self.spec.merge, self.version)
     }
 
     /// Agents at work under a lease of which nothing was merged yet.

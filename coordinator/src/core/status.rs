@@ -153,7 +153,7 @@ impl Core {
         let mut report = report(&self.options, &self.spec.name, state, self.chain, self.agents(), self.now.unix_ms);
         report.serving = true;
         report.checkpoint_version = self.checkpoints.version();
-        report.retries_answered = self.retries_answered;
+        report.retries_answered = self.admission.retries_answered;
         report.target_problem = self.target_problem();
         let models: u64 =
             report.agents.iter().filter_map(|agent| self.peers.live(agent.agent)).map(|live| live.models_sent).sum();

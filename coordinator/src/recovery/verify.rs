@@ -220,7 +220,7 @@ impl Checker {
             chain: checkpoint.chain,
             last_finite: None,
             buffer,
-            waiting: state.waiting,
+            waiting: state.round.contributions,
             made: BTreeMap::from([(checkpoint.version, checkpoint.model)]),
         })
     }

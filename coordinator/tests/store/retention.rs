@@ -113,7 +113,7 @@ fn an_imported_model_is_the_next_version_and_survives_power_loss() {
     let after = store.crash(Survivors::None).expect("open");
     let recovered = recovery::recover(&after).expect("durable");
     assert_eq!((recovered.state.version, bits(recovered.model.model())), (version, bits(&model)));
-    assert_eq!(recovered.state.waiting, 0);
+    assert_eq!(recovered.state.round.contributions, 0);
     assert_eq!(recovered.state.reference_norm, euclidean_norm(&model), "the measure from here on");
     assert!(recovery::verify(&after).expect("memory").holds);
     let mut bad = model.clone();

@@ -94,7 +94,7 @@ fn examples_that_wait_in_the_buffer_count_with_their_version() {
     let factors: Vec<f32> = (0..4).map(|seq| round(&mut world, 1, seq).lr_factor).collect();
     assert_eq!(factors, [1.0, 1.0, 0.5, 0.5]);
     round(&mut world, 1, 4);
-    assert_eq!((world.state().examples, world.state().waiting_examples), (128, 32));
+    assert_eq!((world.state().examples, world.state().round.examples), (128, 32));
 }
 
 /// Late in a schedule updates are small. One that was begun earlier is larger by as much as its

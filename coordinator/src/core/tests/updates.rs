@@ -90,7 +90,7 @@ fn a_start_closes_a_version_whose_close_was_lost() {
             expected.push(RecordBody::ConfigChanged { spec: Box::new(after) });
         }
         assert_eq!(kinds, expected);
-        assert_eq!((world.state().version, world.state().waiting), (told.version, 0));
+        assert_eq!((world.state().version, world.state().round.contributions), (told.version, 0));
         world.connect(PeerId(1), 1);
         world.offer(1, metas.last().expect("at least one"));
         world.journal();

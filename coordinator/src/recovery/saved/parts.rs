@@ -12,15 +12,16 @@ use anabranch_common::spec::RunSpec;
 use crate::core::agent::{AgentState, EpochLog};
 use crate::core::agents::{self, Agents};
 use crate::core::recent::{Recent, Vote};
+use crate::core::round::Round;
 use crate::core::sizing::Pace;
 use crate::core::state::{RunState, Totals};
 
 anabranch_common::layout! {
     struct Head {
-        run, branch, spec, manifest, initial, started_at_ms, position, version, waiting, published, next_lease,
-        participation, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples,
-        waiting_examples, pages,
+        run, branch, spec, manifest, initial, started_at_ms, position, version, round, published, next_lease,
+        participation, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, pages,
     }
+    struct Round { contributions, examples }
     struct Recent { votes }
     struct Vote { agent, norm, count, at }
     struct Totals { accepted, refused, uplink_bytes, staleness }
@@ -47,7 +48,7 @@ pub(super) struct Head {
     started_at_ms: u64,
     position: Position,
     version: ModelVersion,
-    waiting: u32,
+    round: Round,
     published: Option<Publication>,
     next_lease: LeaseId,
     participation: participation::Sums,
@@ -59,7 +60,6 @@ pub(super) struct Head {
     finished: Option<(FinishReason, ModelVersion)>,
     reference_norm: f64,
     examples: u64,
-    waiting_examples: u64,
     /// Digests of the pages, by the smallest id in each in ascending order.
     pub(super) pages: Vec<Digest>,
 }
@@ -89,7 +89,7 @@ impl Head {
             started_at_ms: state.started_at_ms,
             position: state.position,
             version: state.version,
-            waiting: state.waiting,
+            round: state.round,
             published: state.published,
             next_lease: state.next_lease,
             participation: state.participation.sums(),
@@ -101,7 +101,6 @@ impl Head {
             finished: state.finished,
             reference_norm: state.reference_norm,
             examples: state.examples,
-            waiting_examples: state.waiting_examples,
             pages,
         }
     }
@@ -118,7 +117,7 @@ impl Head {
             started_at_ms: self.started_at_ms,
             position: self.position,
             version: self.version,
-            waiting: self.waiting,
+            round: self.round,
             published: self.published,
             agents,
             outstanding,
@@ -132,7 +131,6 @@ impl Head {
             finished: self.finished,
             reference_norm: self.reference_norm,
             examples: self.examples,
-            waiting_examples: self.waiting_examples,
         }
     }
 }

@@ -1,0 +1,104 @@
+//! How a run begins: an initial model is offered, received one at a time, and becomes record 0.
+
+use std::sync::Arc;
+
+use anabranch_common::codec;
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::journal::{Record, RecordBody};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::wire::message::{CoordinatorMessage, Rejection};
+
+use super::Core;
+use super::command::Command;
+use super::content::Content;
+use super::event::PeerId;
+use super::offers::{self, ModelOffer, Offers};
+use super::state::RunState;
+
+impl Core {
+    pub(super) fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
+        if let Some(state) = &self.state {
+            // An offer may have crossed the news; the description is too long to be sent for each of many.
+            if !self.peers.tell_of_model(peer) {
+                return self.violated(peer, "a second offer of an initial model that is in place");
+            }
+            let ready = CoordinatorMessage::ModelReady { manifest: state.manifest.clone(), digest: state.initial };
+            return self.send(peer, ready);
+        }
+        let fits = offer.transfer.bytes <= codec::max_payload_bytes(&offer.manifest);
+        if !fits || offer.transfer.validate(u64::MAX).is_err() {
+            return self.violated(peer, "a model whose chunks do not fit its length, or its length its tensors");
+        }
+        if let Some(problem) = self.other_tensors(&offer.manifest) {
+            tracing::warn!(agent = %agent.short(), problem, "an offered initial model is not that of [model]");
+            return self.turn_away(peer, Rejection::OtherModel(problem));
+        }
+        self.offers.add(peer, agent, offer);
+        self.receive_next_offer();
+    }
+
+    /// What is wrong with the tensors of an offered model. Those of a native model follow from the configuration; of a
+    /// custom one everything within bounds goes.
+    fn other_tensors(&self, offered: &ModelManifest) -> Option<String> {
+        match self.spec.model.layers() {
+            Ok(None) => None,
+            Ok(Some(layers)) => offers::first_difference(&layers.manifest, offered),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    fn receive_next_offer(&mut self) {
+        if self.state.is_some() {
+            return;
+        }
+        if let Some((peer, ModelOffer { manifest, digest, transfer })) = self.offers.next(self.now.mono_ms) {
+            self.gate.pass(Command::ReceiveModel { peer, manifest, digest, transfer });
+        }
+    }
+
+    /// An agent that offered a model and does not send it makes way for the next one.
+    pub(super) fn expire_offer(&mut self) {
+        if let Some(peer) = self.offers.overdue(self.now.mono_ms) {
+            self.cut_off(peer, "did not send the initial model that it offered in time");
+        }
+    }
+
+    pub(super) fn model_failed(&mut self, peer: PeerId, why: String) {
+        self.violated(peer, why);
+        self.drop_offer(peer);
+    }
+
+    pub(super) fn drop_offer(&mut self, peer: PeerId) {
+        self.offers.drop_peer(peer);
+        self.receive_next_offer();
+    }
+
+    /// The initial model is here: record 0, then what is known of the agents.
+    pub(super) fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
+        if self.state.is_some() {
+            return;
+        }
+        if model.delta().len() != manifest.params() || !model.is_finite() {
+            return self.model_failed(peer, "an initial model that is not finite or does not fit its manifest".into());
+        }
+        let (run, branch) = (self.options.run, self.options.first_branch);
+        let spec = Box::new(self.spec.clone());
+        let norm = model.norm();
+        let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest, norm };
+        let record = Arc::new(Record::new(Position(0), self.now.unix_ms, body, Arc::from([])));
+        let chained = self.chained(&record, Digest::of(&[]), ModelVersion(0));
+        let (Ok(chain), Ok(state)) = (chained, RunState::genesis(&record)) else {
+            return self.model_failed(peer, "an initial model whose description is too long".into());
+        };
+        (self.state, self.chain) = (Some(state), chain);
+        self.gate.pass(Command::Begin { record, model });
+        self.offers = Offers::default();
+        for (agent, name) in self.roster.active() {
+            self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
+        }
+        for (peer, agent, hello) in self.peers.hellos() {
+            self.start_epoch(agent, &hello);
+            self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });
+        }
+    }
+}

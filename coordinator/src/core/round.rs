@@ -1,0 +1,35 @@
+//! The contributions that wait for the close of a version: a part of the fold.
+
+use anabranch_common::ids::ModelVersion;
+use anabranch_common::journal::{Close, CloseReason};
+use anabranch_common::merge::MergeSpec;
+
+/// What waits for the next version.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Contributions.
+    pub contributions: u32,
+    /// Examples that are credited to them.
+    pub examples: u64,
+}
+
+impl Round {
+    /// Takes in a contribution.
+    pub(super) fn add(&mut self, examples: u64) {
+        self.contributions += 1;
+        self.examples = self.examples.saturating_add(examples);
+    }
+
+    /// Returns the close of the version after `version`, if as many contributions wait as the rule asks for.
+    #[must_use]
+    pub fn due(&self, merge: &MergeSpec, version: ModelVersion) -> Option<Close> {
+        let (version, contributions) = (version.next(), self.contributions);
+        merge.is_full(contributions).then_some(Close { version, contributions, why: CloseReason::Filled })
+    }
+
+    /// Returns the version after the next contribution, and after the close that it makes due.
+    #[must_use]
+    pub(super) fn version_with_next(&self, merge: &MergeSpec, version: ModelVersion) -> ModelVersion {
+        if merge.is_full(self.contributions + 1) { version.next() } else { version }
+    }
+}
