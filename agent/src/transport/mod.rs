@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 pub use dial::{DialError, Dialer, join};
 
-use crate::session::event::Problem;
+use crate::session::event::{Event, Problem};
 
 /// What the driver wants of a connection.
 #[derive(Debug)]
@@ -70,6 +70,18 @@ pub enum NetEvent {
     },
     /// It is over, or never came to be. The last thing that is told.
     Disconnected(Problem),
+}
+
+impl From<NetEvent> for Event {
+    fn from(event: NetEvent) -> Self {
+        match event {
+            NetEvent::Connected => Self::Connected,
+            NetEvent::Message(message) => Self::Message(message),
+            NetEvent::Chunk { transfer, index, bytes } => Self::Chunk { transfer, index, bytes },
+            NetEvent::ChunksSent { transfer, .. } => Self::ChunksSent { transfer },
+            NetEvent::Disconnected(problem) => Self::Disconnected(problem),
+        }
+    }
 }
 
 /// The driver's end of a connection. Dropping it ends the connection.
