@@ -27,7 +27,7 @@ use crate::session::event::Event;
 use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
 use crate::train::Rounds;
-use crate::transport::{self, Dialer, Link, NetEvent, Op};
+use crate::transport::{self, Dialer, Link, NetEvent, NetReceiver, NetSender, Op};
 use crate::worker::{self, KilledNote, MathsSetup, Pace, Shards, StopSignal, StoreThread, TrainerFactory};
 
 /// How long the last words may take before the process ends anyway.
@@ -107,8 +107,8 @@ pub struct Driver {
     node: AgentNode,
     dialer: Arc<Dialer>,
     link: Option<Link>,
-    net: mpsc::Sender<(u64, NetEvent)>,
-    net_events: mpsc::Receiver<(u64, NetEvent)>,
+    net: NetSender,
+    net_events: NetReceiver,
     /// What threads and tasks of this process tell.
     inputs: mpsc::Receiver<Input>,
     tell: mpsc::Sender<Input>,
@@ -173,7 +173,7 @@ impl Driver {
         }
         let node = AgentNode::new(session, ledger.fresh());
         let (tell, inputs) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
-        let (net, net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
+        let (net, net_events) = transport::queue();
         let stop = Arc::new(StopSignal::default());
         let micro_batch = Arc::new(AtomicU32::new(0));
         let store = StoreThread::spawn(ledger, run, agent, tell.clone())?;

@@ -11,17 +11,15 @@ use anabranch_agent::node::{self, AgentNode, Done, Input, Job, MathsJob, Output,
 use anabranch_agent::session::command::{Bank, Ending};
 use anabranch_agent::session::event::{Event, Kept, OutboxEntry, Outcome};
 use anabranch_agent::session::{Session, SessionConfig};
-use anabranch_agent::transport::{self, Dialer, Link, NetEvent, Op};
+use anabranch_agent::transport::{self, Dialer, Link, NetSender, Op};
 use anabranch_common::codec::CodecId;
 use anabranch_common::ids::{AgentId, Digest, Incarnation, RunId};
 use anabranch_common::journal::Lease;
-use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::{UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::TransferManifest;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::clock::Stopwatch;
@@ -70,7 +68,7 @@ pub(super) struct Member {
 
 /// Works until it is dropped, or until the session ends.
 pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
-    let (net, mut net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
+    let (net, mut net_events) = transport::queue();
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&(member.number + 1).to_le_bytes());
     let config = SessionConfig {
@@ -115,7 +113,7 @@ struct Agent {
     clock: Clock,
     node: AgentNode,
     link: Option<Link>,
-    net: mpsc::Sender<(u64, NetEvent)>,
+    net: NetSender,
     waiting: BTreeMap<UpdateKey, (Stopwatch, usize)>,
     /// The round under way, and when it ends.
     training: Option<(u64, Box<Lease>)>,
