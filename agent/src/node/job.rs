@@ -93,6 +93,11 @@ pub enum StoreDone {
 }
 
 impl StoreJob {
+    /// Whether a read of `key` for `link` makes this job superfluous.
+    pub(super) fn is_replaced_by_read(&self, key: UpdateKey, link: u64) -> bool {
+        matches!(self, Self::Read { key: of, link: on, .. } if *of == key || *on != link)
+    }
+
     /// Carries the job out on the ledger of `agent` in `run`.
     ///
     /// # Errors

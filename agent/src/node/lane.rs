@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-/// A queue of jobs, of which at most one runs. The session bounds it: it waits for an answer before it gives the next job
-/// of a kind, and an outbox has `limits::OUTBOX_UPDATES` updates at most.
+/// A queue of jobs, of which at most one runs. Whoever adds jobs bounds it: the session waits for an answer before it gives
+/// the next job of a kind, and an outbox has `limits::OUTBOX_UPDATES` updates, each of which is settled and read once.
 #[derive(Debug)]
 pub(super) struct Lane<J> {
     waiting: VecDeque<J>,
@@ -32,6 +32,11 @@ impl<J> Lane<J> {
     /// The running job is done.
     pub(super) fn done(&mut self) {
         self.is_busy = false;
+    }
+
+    /// Forgets the waiting jobs that `keep` does not keep.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&J) -> bool) {
+        self.waiting.retain(keep);
     }
 
     /// Takes a waiting job back: the first of which `find` makes something. Returns that.

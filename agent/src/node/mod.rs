@@ -240,6 +240,8 @@ impl AgentNode {
             ChunkSource::Update(key) => {
                 log::chunks(key, &transfer, &missing);
                 let Some(content) = self.fresh.get(key) else {
+                    // A later request says what is still missing; what another link needed is of no use.
+                    self.store.retain(|job| !job.is_replaced_by_read(key, link));
                     return self.store.push(StoreJob::Read { key, link, transfer, missing });
                 };
                 faults::point("update-before-chunks");

@@ -242,6 +242,22 @@ fn a_fresh_update_is_sent_without_a_read_of_the_store_and_after_a_restart_it_is_
     assert!(node.handle(7, stored(late)).is_empty());
 }
 
+/// Guards the store's lane: a coordinator may ask for the same chunks as often as it likes.
+#[test]
+fn chunks_that_are_asked_for_again_are_read_once() {
+    let update = entry(0, &lease(1, 0));
+    let mut node = welcomed(Kept { outbox: vec![update.clone()], ..Kept::default() }, Arc::default());
+    let need = || say(CoordinatorMessage::NeedChunks { transfer: update.transfer.id(), missing: Missing::all(1) });
+    for _ in 0..100 {
+        assert!(node.handle(1, link(1, need())).is_empty(), "the branch is being adopted");
+    }
+    let read = store_job(node.handle(2, stored(StoreDone::Adopted)));
+    let StoreJob::Read { link, transfer, missing, .. } = read else { panic!("{read:?}") };
+    let content = Some(Arc::from([0; 10]));
+    let sent = node.handle(3, stored(StoreDone::Read { link, content, transfer, missing }));
+    assert!(matches!(sent[..], [Output::SendChunks { .. }]), "and nothing else is read: {sent:?}");
+}
+
 #[test]
 fn a_settled_update_leaves_memory_and_store() {
     let storage = Counting::default();
