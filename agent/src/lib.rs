@@ -4,7 +4,7 @@
 //!  shard ──► train ──► delta ──► encode: residual added ──► store: kept in the outbox (durable)
 //!              ▲                                              │
 //!  replica ◄───┤        coordinator: verdict ◄── transport ◄──┘
-//!              └── session: decides; driver: carries out; worker: the threads for maths and store
+//!              └── session: decides; node: gives its jobs out; driver: carries out; worker: threads for maths and store
 //! ```
 //! `cli::main` is the whole program; `Driver` with a [`worker::TrainerFactory`] of your own is an agent with another
 //! trainer.
@@ -20,6 +20,7 @@ pub mod files;
 pub mod identity;
 pub mod manners;
 pub mod metrics;
+pub mod node;
 pub mod report;
 pub mod session;
 pub mod shard;

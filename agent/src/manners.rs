@@ -16,6 +16,7 @@ use time::macros::format_description;
 use tokio::sync::mpsc::Sender;
 
 use crate::clock;
+use crate::node::Input;
 use crate::session::event::Event;
 use crate::size::Size;
 
@@ -238,7 +239,7 @@ impl Manners {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn watch(self, events: Sender<Event>) -> std::io::Result<Option<String>> {
+    pub(crate) fn watch(self, inputs: Sender<Input>) -> std::io::Result<Option<String>> {
         let MannersConfig { quiet_hours, pause_on_battery, max_load, .. } = &self.config;
         if quiet_hours.is_none() && !pause_on_battery && max_load.is_none() {
             return Ok(None);
@@ -246,13 +247,13 @@ impl Manners {
         let first = self.reason(clock::unix_ms());
         let mut told = first.clone();
         std::thread::Builder::new().name("manners".to_owned()).spawn(move || {
-            while !events.is_closed() {
+            while !inputs.is_closed() {
                 std::thread::sleep(Duration::from_millis(limits::MANNERS_LOOK_MS));
                 let reason = self.reason(clock::unix_ms());
                 if told != reason {
                     told.clone_from(&reason);
                     // The agent has ended: the loop notices.
-                    let _ = events.blocking_send(Event::Hold { reason });
+                    let _ = inputs.blocking_send(Input::Event(Event::Hold { reason }));
                 }
             }
         })?;

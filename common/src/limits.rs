@@ -336,8 +336,10 @@ pub const ROUND_KEEP_S: u64 = 60;
 pub const ROUND_HEAD_BYTES: usize = 64 << 10;
 /// Jobs that wait for one of the agent's worker threads.
 pub const AGENT_JOBS: usize = 64;
-/// Events that wait for the agent's loop.
+/// Events that wait for the agent's loop, and ...
 pub const AGENT_QUEUE_EVENTS: usize = 256;
+/// ... bytes of messages and chunks among them.
+pub const AGENT_QUEUE_BYTES: usize = 16 << 20;
 /// How long a coordinator may leave packets unacknowledged before an agent connects afresh, in milliseconds (longer on
 /// paths with long round trips).
 pub const SILENCE_MS: u64 = 3_000;

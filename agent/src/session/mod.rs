@@ -39,7 +39,7 @@ mod rounds;
 mod tempo;
 mod tensors;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verdicts;
 mod work;
 

@@ -25,20 +25,20 @@ use super::command::{Bank, ChunkSource, Command, Ending, Settlement};
 use super::event::{Event, InitialModel, Kept, OutboxEntry, Outcome, Problem};
 use super::{Session, SessionConfig};
 
-const RUN: RunId = RunId([1; 16]);
-const AGENT: AgentId = AgentId([2; 16]);
-const BRANCH: BranchId = BranchId([3; 16]);
+pub(crate) const RUN: RunId = RunId([1; 16]);
+pub(crate) const AGENT: AgentId = AgentId([2; 16]);
+pub(crate) const BRANCH: BranchId = BranchId([3; 16]);
 const EPOCH: Epoch = Epoch(4);
 
-fn spec() -> AgentSpec {
+pub(crate) fn spec() -> AgentSpec {
     AgentSpec::from_toml(super::SPEC_FOR_TESTS).expect("a complete spec")
 }
 
-fn manifest(name: &str) -> ModelManifest {
+pub(crate) fn manifest(name: &str) -> ModelManifest {
     ModelManifest::new(vec![TensorSpec { name: name.into(), shape: vec![2] }]).expect("valid")
 }
 
-fn config(train_examples: u64, eval_examples: u64) -> SessionConfig {
+pub(crate) fn config(train_examples: u64, eval_examples: u64) -> SessionConfig {
     SessionConfig {
         run: RUN,
         agent: AGENT,
@@ -69,7 +69,7 @@ fn send(message: AgentMessage) -> Command {
     Command::Send(message)
 }
 
-fn welcome(branch: BranchId, model: Option<Digest>, state: RunPhase) -> Event {
+pub(crate) fn welcome(branch: BranchId, model: Option<Digest>, state: RunPhase) -> Event {
     say(CoordinatorMessage::Welcome(Box::new(Welcome {
         run: RUN,
         branch,
@@ -82,23 +82,23 @@ fn welcome(branch: BranchId, model: Option<Digest>, state: RunPhase) -> Event {
     })))
 }
 
-fn say(message: CoordinatorMessage) -> Event {
+pub(crate) fn say(message: CoordinatorMessage) -> Event {
     Event::Message(message)
 }
 
-fn content(version: u64) -> Arc<[f32]> {
+pub(crate) fn content(version: u64) -> Arc<[f32]> {
     Arc::from(vec![version as f32, 1.0])
 }
 
-fn digest(version: u64) -> Digest {
+pub(crate) fn digest(version: u64) -> Digest {
     Digest::of_f32(&content(version))
 }
 
-fn encoded(version: u64) -> Vec<u8> {
+pub(crate) fn encoded(version: u64) -> Vec<u8> {
     content(version).iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-fn lease(id: u64, version: u64) -> Lease {
+pub(crate) fn lease(id: u64, version: u64) -> Lease {
     Lease {
         id: LeaseId(id),
         agent: AGENT,
@@ -112,11 +112,11 @@ fn lease(id: u64, version: u64) -> Lease {
     }
 }
 
-fn key(seq: u64) -> UpdateKey {
+pub(crate) fn key(seq: u64) -> UpdateKey {
     UpdateKey { run: RUN, agent: AGENT, epoch: EPOCH, seq: UpdateSeq(seq) }
 }
 
-fn entry(seq: u64, lease: &Lease) -> OutboxEntry {
+pub(crate) fn entry(seq: u64, lease: &Lease) -> OutboxEntry {
     let payload = vec![u8::try_from(seq).expect("small"); 10];
     OutboxEntry {
         meta: UpdateMeta {
@@ -141,7 +141,7 @@ fn offer(entry: &OutboxEntry) -> Command {
     send(AgentMessage::OfferUpdate { meta: entry.meta.clone(), transfer: entry.transfer.clone() })
 }
 
-fn outcome(lease: &Lease) -> Outcome {
+pub(crate) fn outcome(lease: &Lease) -> Outcome {
     Outcome {
         lease: lease.id,
         delta: Arc::from([0.5, 0.5]),
@@ -173,7 +173,7 @@ fn give_back(id: u64) -> Command {
     send(AgentMessage::ReturnLease { lease: LeaseId(id), why: LeaseEnd::Returned })
 }
 
-fn grant(id: u64, version: u64) -> Event {
+pub(crate) fn grant(id: u64, version: u64) -> Event {
     say(CoordinatorMessage::Lease { lease: lease(id, version), evaluate: false })
 }
 
@@ -194,7 +194,7 @@ fn unpacked(version: u64) -> Event {
     Event::Unpacked { version: ModelVersion(version), digest: digest(version), content: content(version) }
 }
 
-fn accepted() -> Verdict {
+pub(crate) fn accepted() -> Verdict {
     Verdict::Accepted { position: Position(3), version: ModelVersion(1), weight: 1.0, staleness: 0 }
 }
 
@@ -202,7 +202,7 @@ fn refused(reason: RefusalReason) -> Verdict {
     Verdict::Refused { reason }
 }
 
-fn decide(seq: u64, verdict: Verdict) -> Event {
+pub(crate) fn decide(seq: u64, verdict: Verdict) -> Event {
     say(CoordinatorMessage::Verdict { key: key(seq), verdict })
 }
 

@@ -7,6 +7,7 @@
 //! ```
 
 mod dial;
+mod queue;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use dial::{DialError, Dialer, join};
+pub use queue::{NetReceiver, NetSender, queue};
 
-use crate::session::event::Problem;
+use crate::session::event::{Event, Problem};
 
 /// What the driver wants of a connection.
 #[derive(Debug)]
@@ -72,6 +74,18 @@ pub enum NetEvent {
     Disconnected(Problem),
 }
 
+impl From<NetEvent> for Event {
+    fn from(event: NetEvent) -> Self {
+        match event {
+            NetEvent::Connected => Self::Connected,
+            NetEvent::Message(message) => Self::Message(message),
+            NetEvent::Chunk { transfer, index, bytes } => Self::Chunk { transfer, index, bytes },
+            NetEvent::ChunksSent { transfer, .. } => Self::ChunksSent { transfer },
+            NetEvent::Disconnected(problem) => Self::Disconnected(problem),
+        }
+    }
+}
+
 /// The driver's end of a connection. Dropping it ends the connection.
 #[derive(Debug)]
 pub struct Link {
@@ -95,7 +109,7 @@ const SILENCE_ROUND_TRIPS: u32 = 8;
 const FAREWELL: Duration = Duration::from_millis(limits::FAREWELL_MS);
 
 /// Opens a connection after `after`, and carries what comes and goes until it ends.
-pub fn open(dialer: Arc<Dialer>, number: u64, after: Duration, events: mpsc::Sender<(u64, NetEvent)>) -> Link {
+pub fn open(dialer: Arc<Dialer>, number: u64, after: Duration, events: NetSender) -> Link {
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
     let tell = Tell { number, events };
     tokio::spawn(async move {
@@ -108,13 +122,17 @@ pub fn open(dialer: Arc<Dialer>, number: u64, after: Duration, events: mpsc::Sen
 #[derive(Clone)]
 struct Tell {
     number: u64,
-    events: mpsc::Sender<(u64, NetEvent)>,
+    events: NetSender,
 }
 
 impl Tell {
     async fn event(&self, event: NetEvent) {
-        // When the driver has ended there is nobody to tell.
-        let _ = self.events.send((self.number, event)).await;
+        self.content(event, 0).await;
+    }
+
+    /// Tells of something with so many bytes of content.
+    async fn content(&self, event: NetEvent, bytes: usize) {
+        self.events.send(self.number, event, bytes).await;
     }
 }
 
@@ -185,7 +203,7 @@ async fn read_messages(mut reader: FrameReader<CoordinatorMessage>, tell: &Tell)
     // A silent coordinator has nothing to say; QUIC's idle timeout and keep-alive tell whether it is still there.
     loop {
         match reader.next().await {
-            Ok(Some(message)) => tell.event(NetEvent::Message(message)).await,
+            Ok(Some(message)) => tell.content(NetEvent::Message(message), reader.last_bytes()).await,
             Ok(None) => return Problem::Transient("the coordinator closed the session".to_owned()),
             Err(error) => return dial::of_frame(&error),
         }
@@ -214,7 +232,8 @@ async fn read_chunks(connection: &Connection, tell: &Tell) -> Problem {
                 Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
                 Err(error) => return Err(error.to_string()),
             };
-            tell.event(NetEvent::Chunk { transfer: header.transfer, index: header.index, bytes }).await;
+            let length = bytes.len();
+            tell.content(NetEvent::Chunk { transfer: header.transfer, index: header.index, bytes }, length).await;
             Ok(())
         });
     }

@@ -15,51 +15,13 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{AgentSpec, UploadSpec};
 use tokio::sync::mpsc;
 
-use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded, initial_model, judged};
+use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded};
 use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
-use crate::session::command::{Ending, Lead};
+use crate::node::{Done, Input, MathsJob, initial_model, judged};
+use crate::session::command::Ending;
 use crate::session::event::{Event, Outcome};
 use crate::train::{MicroBatchBudget, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
-
-/// What a round starts from.
-#[derive(Debug)]
-pub struct Start {
-    /// The base's content.
-    pub base: Arc<[f32]>,
-    /// What to be ahead of it by.
-    pub lead: Option<Lead>,
-}
-
-/// Work for the maths.
-#[derive(Debug)]
-pub enum MathsJob {
-    /// See `Command::Prepare`.
-    Prepare(Box<AgentSpec>),
-    /// See `Command::Reorder`.
-    Reorder(Box<ModelManifest>),
-    /// See `Command::MakeInitial`.
-    MakeInitial {
-        /// The run's seed.
-        seed: u64,
-    },
-    /// See `Command::Train`.
-    Train {
-        /// The lease.
-        lease: Box<Lease>,
-        /// The configuration.
-        spec: Box<AgentSpec>,
-        /// What to start from.
-        start: Start,
-    },
-    /// See `Command::Evaluate`.
-    Evaluate {
-        /// Its version.
-        version: ModelVersion,
-        /// Its content.
-        content: Arc<[f32]>,
-    },
-}
 
 /// What the maths works with.
 pub struct MathsSetup {
@@ -91,9 +53,9 @@ impl fmt::Debug for MathsSetup {
 ///
 /// # Errors
 /// The system has no thread to give.
-pub fn spawn_maths(setup: MathsSetup, events: mpsc::Sender<Event>) -> std::io::Result<SyncSender<MathsJob>> {
+pub fn spawn_maths(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> std::io::Result<SyncSender<MathsJob>> {
     let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-    let maths = Maths { setup, trainer: None, events };
+    let maths = Maths { setup, trainer: None, inputs };
     std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
     Ok(jobs)
 }
@@ -101,14 +63,14 @@ pub fn spawn_maths(setup: MathsSetup, events: mpsc::Sender<Event>) -> std::io::R
 struct Maths {
     setup: MathsSetup,
     trainer: Option<Box<dyn Trainer>>,
-    events: mpsc::Sender<Event>,
+    inputs: mpsc::Sender<Input>,
 }
 
 impl Maths {
     fn run(mut self, queue: &Receiver<MathsJob>) {
         while let Ok(job) = queue.recv() {
             let event = guarded(|| self.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
-            if self.events.blocking_send(event).is_err() {
+            if self.inputs.blocking_send(Input::Done(Done::Maths(event))).is_err() {
                 return;
             }
         }
@@ -119,10 +81,7 @@ impl Maths {
             MathsJob::Prepare(spec) => self.prepare(&spec),
             MathsJob::Reorder(manifest) => self.reorder(*manifest),
             MathsJob::MakeInitial { seed } => self.make_initial(seed),
-            MathsJob::Train { lease, spec, start: Start { base, lead } } => match lead {
-                Some(lead) => self.train(&lease, &spec, &lead.from(&base)),
-                None => self.train(&lease, &spec, &base),
-            },
+            MathsJob::Train { lease, spec, start } => self.train(&lease, &spec, &start.model()),
             MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
         }
     }
@@ -166,7 +125,7 @@ impl Maths {
             return Event::Failed(Ending::Trainer("there is no shard to train on".to_owned()));
         };
         let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
-        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, events: &self.events };
+        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, inputs: &self.inputs };
         let stop = &self.setup.stop;
         let mut control = |report: StepReport| {
             if let Some(micro_batch) = report.micro_batch {
@@ -244,7 +203,7 @@ struct Progress<'a> {
     clock: Clock,
     examples: u64,
     told_ms: u64,
-    events: &'a mpsc::Sender<Event>,
+    inputs: &'a mpsc::Sender<Input>,
 }
 
 impl Progress<'_> {
@@ -258,7 +217,8 @@ impl Progress<'_> {
         #[expect(clippy::cast_possible_truncation, reason = "a speed for people")]
         let examples_per_s = (self.examples as f64 / self.clock.elapsed().as_secs_f64()) as f32;
         // A full queue or a loop that has ended: progress is not worth a wait.
-        let _ = self.events.try_send(Event::Progress { lease: self.lease, steps: report.step, examples_per_s });
+        let event = Event::Progress { lease: self.lease, steps: report.step, examples_per_s };
+        let _ = self.inputs.try_send(Input::Event(event));
     }
 }
 

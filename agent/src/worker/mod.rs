@@ -1,29 +1,24 @@
-//! Two threads beside the loop: one does the maths, one owns the store. Each has a bounded queue, and answers with
-//! events.
+//! Two threads beside the loop: one does the maths, one owns the store. Each carries out the jobs of the node.
 
 mod killed;
 mod maths;
 mod store;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::codec::{self, Codec as _, dense::Planes32};
-use anabranch_common::ids::{Digest, ModelVersion};
-use anabranch_common::manifest::ModelManifest;
-use anabranch_common::wire::transfer::TransferManifest;
 use parking_lot::{Condvar, Mutex};
 
+use crate::node::Unpack;
 use crate::session::command::Ending;
-use crate::session::event::{Event, InitialModel};
+use crate::session::event::Event;
 use crate::shard::Shard;
-use crate::train::{Metrics, RunPart, TrainError, Trainer};
+use crate::train::{RunPart, TrainError, Trainer};
 
 pub use killed::KilledNote;
 #[cfg(test)]
 pub(crate) use maths::ending;
-pub use maths::{MathsJob, MathsSetup, Start, spawn_maths};
-pub use store::{Payloads, StoreJob, StoreThread};
+pub use maths::{MathsSetup, spawn_maths};
+pub use store::StoreThread;
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
 pub type TrainerFactory = Box<dyn Fn(&RunPart) -> Result<Box<dyn Trainer>, TrainError> + Send>;
@@ -96,70 +91,21 @@ fn guarded<T>(job: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// What an evaluation came to. Figures that are not finite, such as the loss of a model that an attacker has blown up, are
-/// a failed evaluation: the coordinator takes them for a breach of the protocol.
+/// Unpacks a model on a thread that may panic.
 #[must_use]
-pub fn judged(version: ModelVersion, metrics: Metrics) -> Event {
-    let Metrics { accuracy, loss, num_examples } = metrics;
-    if accuracy.is_finite() && loss.is_finite() {
-        return Event::Evaluated { version, accuracy, loss, num_examples };
-    }
-    Event::EvaluationFailed { version, problem: format!("accuracy {accuracy} and loss {loss} are not finite") }
-}
-
-/// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.
-#[must_use]
-pub fn initial_model(manifest: &ModelManifest, content: Arc<[f32]>) -> Event {
-    match Planes32.encode(manifest, &content) {
-        Ok(encoded) => {
-            let transfer = TransferManifest::of(&encoded);
-            let digest = Digest::of_f32(&content);
-            Event::InitialMade(InitialModel { content, digest, encoded: encoded.into(), transfer })
-        }
-        Err(error) => Event::Failed(Ending::Trainer(format!("the initial model cannot be used: {error}"))),
-    }
-}
-
-/// Decodes a downloaded model and checks that it is what was announced; answered by `Unpacked` or `UnpackFailed`.
-#[must_use]
-pub fn unpack(manifest: &ModelManifest, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
-    match codec::decode(Planes32::ID, manifest, encoded) {
-        Ok(delta) => {
-            let content: Arc<[f32]> = delta.into_dense().into();
-            let found = Digest::of_f32(&content);
-            if found == digest {
-                Event::Unpacked { version, digest, content }
-            } else {
-                let problem = format!("its digest is {}, not {}", found.short(), digest.short());
-                Event::UnpackFailed { version, problem }
-            }
-        }
-        Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
-    }
-}
-
-/// The same on a thread that may panic.
-#[must_use]
-pub fn unpack_guarded(manifest: &ModelManifest, version: ModelVersion, digest: Digest, encoded: &[u8]) -> Event {
-    guarded(|| unpack(manifest, version, digest, encoded)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)))
+pub fn unpack(job: Unpack) -> Event {
+    guarded(|| job.run()).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use anabranch_common::spec::AgentSpec;
     use tokio::sync::mpsc;
 
     use super::*;
-
-    /// Found by simulation (seed 1000139): an honest agent must not be thrown out for what a blown-up model gives it.
-    #[test]
-    fn figures_that_are_not_finite_are_a_failed_evaluation() {
-        let judge = |accuracy, loss| judged(ModelVersion(3), Metrics { accuracy, loss, num_examples: 2 });
-        assert!(matches!(judge(0.5, 1e30), Event::Evaluated { version: ModelVersion(3), num_examples: 2, .. }));
-        for (accuracy, loss) in [(0.5, f64::INFINITY), (0.5, f64::NAN), (f64::NAN, 1.0)] {
-            assert!(matches!(judge(accuracy, loss), Event::EvaluationFailed { .. }), "{accuracy} {loss}");
-        }
-    }
+    use crate::node::{Done, Input, MathsJob};
 
     /// A trainer of the user's may panic; the session must hear of it, or the process hangs.
     #[test]
@@ -181,7 +127,8 @@ mod tests {
         for _ in 0..2 {
             jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");
             let text = "a worker panicked: no such device: 7".to_owned();
-            assert_eq!(told.blocking_recv(), Some(Event::Failed(Ending::Trainer(text))));
+            let Some(Input::Done(Done::Maths(event))) = told.blocking_recv() else { panic!("the job is not done") };
+            assert_eq!(event, Event::Failed(Ending::Trainer(text)));
         }
     }
 

@@ -4,60 +4,33 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use anabranch_common::ids::{AgentId, BranchId, RunId};
+use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
-use anabranch_common::update::UpdateKey;
-use anabranch_io::durable::StorageError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::guarded;
-use crate::encode::{self, BankError, FeedbackSource, States};
-use crate::session::command::{Bank, Ending, Settlement};
+use crate::encode::{FeedbackSource, States};
+use crate::node::{Done, Input, StoreDone, StoreJob, storage_failed};
+use crate::session::command::Ending;
 use crate::session::event::{Event, FeedbackState};
-use crate::store::{FreshPayloads, Ledger};
+use crate::store::Ledger;
 
 /// Work for the store's thread.
 #[derive(Debug)]
-pub enum StoreJob {
-    /// See `Command::Bank`.
-    Bank {
-        /// What to store.
-        bank: Box<Bank>,
-        /// The model's tensors.
-        manifest: Arc<ModelManifest>,
-    },
-    /// See `Command::Settle`.
-    Settle {
-        /// Which update.
-        key: UpdateKey,
-        /// What becomes of its content.
-        content: Settlement,
-    },
-    /// See `Command::AdoptBranch`.
-    Adopt(BranchId),
-    /// Reads the payload of an update, if it is still there.
-    Read {
-        /// Which update.
-        key: UpdateKey,
-        /// Where to put it.
-        reply: oneshot::Sender<Option<Vec<u8>>>,
-    },
-    /// The feedback state.
-    Residual {
-        /// Where to put it.
-        reply: oneshot::Sender<(FeedbackState, Vec<f32>)>,
-    },
-    /// No more jobs.
+enum Task {
+    /// A job of the node.
+    Job(StoreJob),
+    /// Reads the feedback state, for a trainer that encodes.
+    Residual { reply: oneshot::Sender<(FeedbackState, Vec<f32>)> },
+    /// No more work.
     End,
 }
 
 /// The store's thread, and the way to it.
 #[derive(Debug)]
 pub struct StoreThread {
-    jobs: SyncSender<StoreJob>,
+    tasks: SyncSender<Task>,
     states: Arc<States>,
-    fresh: Arc<FreshPayloads>,
     thread: JoinHandle<()>,
 }
 
@@ -66,30 +39,24 @@ impl StoreThread {
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, events: mpsc::Sender<Event>) -> std::io::Result<Self> {
-        let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-        let (states, fresh) = (ledger.states(), ledger.fresh());
-        let worker = StoreWorker { ledger, run, agent, events };
+    pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, inputs: mpsc::Sender<Input>) -> std::io::Result<Self> {
+        let (tasks, queue) = sync_channel(limits::AGENT_JOBS);
+        let states = ledger.states();
+        let worker = StoreWorker { ledger, run, agent, inputs };
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Self { jobs, states, fresh, thread })
+        Ok(Self { tasks, states, thread })
     }
 
-    /// The way to it.
+    /// Gives it a job. Returns false if the thread has ended.
     #[must_use]
-    pub fn jobs(&self) -> SyncSender<StoreJob> {
-        self.jobs.clone()
-    }
-
-    /// The payloads of the outbox.
-    #[must_use]
-    pub fn payloads(&self) -> Payloads {
-        Payloads { fresh: Arc::clone(&self.fresh), jobs: self.jobs.clone() }
+    pub fn run(&self, job: StoreJob) -> bool {
+        self.tasks.try_send(Task::Job(job)).is_ok()
     }
 
     /// The feedback state, for encoders elsewhere.
     #[must_use]
     pub fn feedback(&self) -> Arc<dyn FeedbackSource> {
-        Arc::new(Feedback { states: Arc::clone(&self.states), jobs: self.jobs.clone() })
+        Arc::new(Feedback { states: Arc::clone(&self.states), tasks: self.tasks.clone() })
     }
 
     /// How many updates were taken as their trainer had encoded them.
@@ -101,37 +68,16 @@ impl StoreThread {
     /// Lets it finish what it was given, and closes the store.
     pub fn finish(self) {
         // One that has ended by itself needs no word.
-        let _ = self.jobs.send(StoreJob::End);
+        let _ = self.tasks.send(Task::End);
         // A panic there was reported by its own thread, and what it had not finished was never offered to anybody.
         let _ = self.thread.join();
-    }
-}
-
-/// The payloads of the outbox: those that were banked a moment ago from memory, others from the store.
-#[derive(Debug, Clone)]
-pub struct Payloads {
-    fresh: Arc<FreshPayloads>,
-    jobs: SyncSender<StoreJob>,
-}
-
-impl Payloads {
-    /// Returns the payload of an update. Nothing if the update has left the outbox, or the store's thread has ended.
-    pub async fn get(self, key: UpdateKey) -> Option<Arc<[u8]>> {
-        let Self { fresh, jobs } = self;
-        if let Some(payload) = fresh.get(key) {
-            return Some(payload);
-        }
-        let (reply, payload) = oneshot::channel();
-        // The store's queue may be full; only the task that sends waits for room.
-        tokio::task::spawn_blocking(move || jobs.send(StoreJob::Read { key, reply })).await.ok()?.ok()?;
-        payload.await.ok().flatten().map(Arc::from)
     }
 }
 
 #[derive(Debug)]
 struct Feedback {
     states: Arc<States>,
-    jobs: SyncSender<StoreJob>,
+    tasks: SyncSender<Task>,
 }
 
 impl FeedbackSource for Feedback {
@@ -145,7 +91,7 @@ impl FeedbackSource for Feedback {
 
     fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)> {
         let (reply, state) = oneshot::channel();
-        self.jobs.send(StoreJob::Residual { reply }).ok()?;
+        self.tasks.send(Task::Residual { reply }).ok()?;
         state.blocking_recv().ok()
     }
 }
@@ -154,70 +100,38 @@ struct StoreWorker {
     ledger: Ledger,
     run: RunId,
     agent: AgentId,
-    events: mpsc::Sender<Event>,
+    inputs: mpsc::Sender<Input>,
 }
 
 impl StoreWorker {
-    fn run(mut self, queue: &Receiver<StoreJob>) {
-        while let Ok(job) = queue.recv()
-            && !matches!(job, StoreJob::End)
-        {
-            let event = match guarded(|| self.work(job)) {
-                Ok(done) => done.unwrap_or_else(|error| Some(Event::Failed(storage_ending(&error)))),
-                Err(panic) => Some(Event::Failed(Ending::Storage(panic))),
-            };
-            let has_failed = matches!(event, Some(Event::Failed(_)));
-            let is_told = event.is_none_or(|event| self.events.blocking_send(event).is_ok());
-            // A job that has failed may have left a residual half taken out: no later job may build on that.
-            if has_failed || !is_told {
-                return;
-            }
-        }
-    }
-
-    fn work(&mut self, job: StoreJob) -> Result<Option<Event>, StorageError> {
-        match job {
-            StoreJob::Bank { bank, manifest } => {
-                let lease = bank.lease.id;
-                match encode::bank(&mut self.ledger, self.run, self.agent, &manifest, *bank) {
-                    Ok(entry) => Ok(Some(Event::Banked(entry))),
-                    Err(BankError::Storage(error)) => Err(error),
-                    Err(error @ BankError::Encode(_)) => {
-                        Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
+    fn run(mut self, queue: &Receiver<Task>) {
+        while let Ok(task) = queue.recv() {
+            match task {
+                Task::Job(job) => {
+                    let done = self.job(job);
+                    let has_failed = matches!(done, StoreDone::Event(Event::Failed(_)));
+                    // A loop that has ended waits for nothing, and what it gave before is still carried out.
+                    let _ = self.inputs.blocking_send(Input::Done(Done::Store(done)));
+                    // No later job may build on what a failed one has left.
+                    if has_failed {
+                        return;
                     }
                 }
+                Task::Residual { reply } => {
+                    let left_out = self.ledger.residual().unwrap_or_default().to_vec();
+                    // The trainer that wanted it is gone.
+                    let _ = reply.send((self.ledger.states().current(), left_out));
+                }
+                Task::End => return,
             }
-            StoreJob::Settle { key, content } => {
-                self.ledger.settle(key, content)?;
-                Ok(Some(Event::Settled { key }))
-            }
-            StoreJob::Adopt(branch) => {
-                self.ledger.adopt(branch)?;
-                Ok(None)
-            }
-            StoreJob::Read { key, reply } => {
-                // Nobody waits for it any more when the connection is gone.
-                let _ = reply.send(self.ledger.payload(key)?);
-                Ok(None)
-            }
-            StoreJob::Residual { reply } => {
-                let left_out = self.ledger.residual().unwrap_or_default().to_vec();
-                // The trainer that wanted it is gone.
-                let _ = reply.send((self.ledger.states().current(), left_out));
-                Ok(None)
-            }
-            StoreJob::End => Ok(None),
+        }
+    }
+
+    fn job(&mut self, job: StoreJob) -> StoreDone {
+        let Self { ledger, run, agent, .. } = self;
+        match guarded(|| job.run(ledger, *run, *agent)) {
+            Ok(done) => done.unwrap_or_else(|error| StoreDone::Event(storage_failed(&error))),
+            Err(panic) => StoreDone::Event(Event::Failed(Ending::Storage(panic))),
         }
     }
 }
-
-fn storage_ending(error: &StorageError) -> Ending {
-    Ending::Storage(match error.help() {
-        Some(help) => format!("{error}; {help}"),
-        None => error.to_string(),
-    })
-}
-
-#[cfg(test)]
-#[path = "store_tests.rs"]
-mod tests;

@@ -1,5 +1,6 @@
 //! What is done to a world, and how it is mended.
 
+use anabranch_agent::node::Input;
 use anabranch_agent::session::event::Event as AgentEvent;
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_coordinator::core::event::Event as CoordinatorEvent;
@@ -153,7 +154,7 @@ impl World {
             self.coordinator_handles(CoordinatorEvent::Park);
         } else {
             self.agent(machine).restart_after_ms = Some(down_ms);
-            self.agent_handles(machine, AgentEvent::Shutdown);
+            self.agent_handles(machine, Input::Event(AgentEvent::Shutdown));
         }
     }
 

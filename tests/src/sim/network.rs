@@ -36,6 +36,8 @@ pub(super) type Down = Parcel<CoordinatorMessage>;
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) machine: Machine,
+    /// The agent's number for it.
+    pub(super) link: u64,
     /// The coordinator's name for it, once it has read the greeting.
     pub(super) peer: Option<PeerId>,
     pub(super) agent_up: bool,
@@ -47,9 +49,9 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(machine: Machine) -> Self {
+    pub(super) fn new(machine: Machine, link: u64) -> Self {
         let (agent_up, coordinator_up) = (true, true);
-        Self { machine, peer: None, agent_up, coordinator_up, to_evaluate: None, last_up_ms: 0, last_down_ms: 0 }
+        Self { machine, link, peer: None, agent_up, coordinator_up, to_evaluate: None, last_up_ms: 0, last_down_ms: 0 }
     }
 
     pub(super) fn is_up(&self, side: Side) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anabranch_agent::node::{Done, StoreJob};
 use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::rng::SplitMix64;
 use anabranch_coordinator::node::Input;
@@ -11,7 +12,7 @@ use crate::invariants::progress;
 use crate::picture::MarkKind;
 
 use super::Outcome;
-use super::agent::{AgentMachine, Chore};
+use super::agent::AgentMachine;
 use super::coordinator::CoordinatorMachine;
 use super::faults::Hindrance;
 use super::learner::Learner;
@@ -50,8 +51,8 @@ pub(super) enum Happening {
     Idle(u64, Side),
     ChunksSent { conn: u64, transfer: Digest },
     AgentTick { machine: Machine, life: u64 },
-    AgentDone { machine: Machine, life: u64, job: u64, event: Box<anabranch_agent::session::event::Event> },
-    AgentChore { machine: Machine, life: u64, chore: Box<Chore> },
+    AgentDone { machine: Machine, life: u64, job: u64, done: Box<Done> },
+    AgentStore { machine: Machine, life: u64, job: Box<StoreJob> },
 }
 
 pub(super) struct World {
@@ -208,7 +209,7 @@ impl World {
             Happening::Dial { machine, .. }
             | Happening::Refused { machine, .. }
             | Happening::AgentTick { machine, .. }
-            | Happening::AgentChore { machine, .. } => Some(*machine),
+            | Happening::AgentStore { machine, .. } => Some(*machine),
             Happening::Down(conn, _) | Happening::ChunksSent { conn, .. } => owner(conn, Side::Agent),
             Happening::Lost(conn, side) | Happening::Idle(conn, side) => owner(conn, *side),
             Happening::Start(_)
@@ -255,8 +256,8 @@ impl World {
             }
             Happening::ChunksSent { conn, transfer } => self.chunks_sent(conn, transfer),
             Happening::AgentTick { machine, life } => self.agent_tick(machine, life),
-            Happening::AgentDone { machine, life, job, event } => self.agent_done(machine, life, job, *event),
-            Happening::AgentChore { machine, life, chore } => self.agent_chore(machine, life, *chore),
+            Happening::AgentDone { machine, life, job, done } => self.agent_done(machine, life, job, *done),
+            Happening::AgentStore { machine, life, job } => self.agent_stores(machine, life, *job),
         }
     }
 
@@ -286,9 +287,9 @@ impl World {
         self.stopping && self.coordinator.process.is_none() && self.agents.iter().all(|agent| agent.process.is_none())
     }
 
-    pub(super) fn open_conn(&mut self, machine: Machine) -> u64 {
+    pub(super) fn open_conn(&mut self, machine: Machine, link: u64) -> u64 {
         self.next_conn += 1;
-        self.conns.insert(self.next_conn, Conn::new(machine));
+        self.conns.insert(self.next_conn, Conn::new(machine, link));
         self.next_conn
     }
 

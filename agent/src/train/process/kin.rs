@@ -53,6 +53,10 @@ impl Kin {
     /// Ends every process: SIGTERM, and SIGKILL after `grace`; at once where that is zero. Returns how many there were.
     pub(super) fn end(&self, grace: Duration) -> usize {
         let found = self.signal(Signal::SIGTERM, !grace.is_zero());
+        if found == 0 && self.group.load(Ordering::Relaxed) == NONE {
+            // No trainer was started in this process, and an earlier one has left none.
+            return 0;
+        }
         let clock = Clock::start();
         while clock.elapsed() < grace {
             if self.living().is_empty() {

@@ -1,4 +1,4 @@
-//! One agent of the swarm: the session and the transport of a real agent. Only what costs an agent and not its
+//! One agent of the swarm: the node and the transport of a real agent. Only what costs an agent and not its
 //! coordinator is left out: the maths, the encoding (payloads are made once for all), and the disk.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -7,21 +7,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anabranch_agent::clock::Clock;
-use anabranch_agent::session::command::{Bank, ChunkSource, Command, Ending};
-use anabranch_agent::session::event::{Event, Kept, OutboxEntry, Outcome, Problem};
+use anabranch_agent::node::{self, AgentNode, Done, Input, Job, MathsJob, Output, StoreDone, StoreJob};
+use anabranch_agent::session::command::{Bank, Ending};
+use anabranch_agent::session::event::{Event, Kept, OutboxEntry, Outcome};
 use anabranch_agent::session::{Session, SessionConfig};
-use anabranch_agent::transport::{self, Dialer, Link, NetEvent, Op};
-use anabranch_agent::worker;
+use anabranch_agent::transport::{self, Dialer, Link, NetSender, Op};
 use anabranch_common::codec::CodecId;
 use anabranch_common::ids::{AgentId, Digest, Incarnation, RunId};
 use anabranch_common::journal::Lease;
-use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::{UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::TransferManifest;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::clock::Stopwatch;
@@ -70,7 +68,7 @@ pub(super) struct Member {
 
 /// Works until it is dropped, or until the session ends.
 pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
-    let (net, mut net_events) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
+    let (net, mut net_events) = transport::queue();
     let mut seed = [0; 16];
     seed[..8].copy_from_slice(&(member.number + 1).to_le_bytes());
     let config = SessionConfig {
@@ -85,29 +83,27 @@ pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
         backoff_seed: member.number,
         overlap: true,
     };
-    let session = Session::new(config, Kept::default());
+    // No payload is taken from memory by itself: all are the swarm's.
+    let node = AgentNode::new(Session::new(config, Kept::default()), Arc::default());
     let (clock, waiting) = (Clock::start(), BTreeMap::new());
-    let mut agent = Agent { member, shared, clock, session, link: None, links: 0, net, waiting, training: None };
-    let mut ending = agent.step(Event::Started);
+    let mut agent = Agent { member, shared, clock, node, link: None, net, waiting, training: None };
+    let mut ending = agent.step(Input::Event(Event::Started));
     loop {
         if let Some(ending) = ending {
             return ending;
         }
         let at = |at_ms| Instant::from_std(agent.clock.instant(at_ms));
         let (deadline, trained_at) =
-            (agent.session.deadline_ms().map(at), agent.training.as_ref().map(|round| at(round.0)));
-        let event = tokio::select! {
-            Some((number, event)) = net_events.recv() => match agent.translate(number, event) {
-                Some(event) => event,
-                None => continue,
-            },
-            () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Event::Tick,
+            (agent.node.session().deadline_ms().map(at), agent.training.as_ref().map(|round| at(round.0)));
+        let input = tokio::select! {
+            Some((number, event)) = net_events.recv() => Input::Link { number, event: event.into() },
+            () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Input::Event(Event::Tick),
             () = tokio::time::sleep_until(trained_at.unwrap_or_else(Instant::now)), if trained_at.is_some() => {
                 let Some((_, lease)) = agent.training.take() else { continue };
-                trained(&lease)
+                Input::Done(Done::Maths(trained(&lease)))
             }
         };
-        ending = agent.step(event);
+        ending = agent.step(input);
     }
 }
 
@@ -115,25 +111,28 @@ struct Agent {
     member: Member,
     shared: Arc<Shared>,
     clock: Clock,
-    session: Session,
+    node: AgentNode,
     link: Option<Link>,
-    links: u64,
-    net: mpsc::Sender<(u64, NetEvent)>,
+    net: NetSender,
     waiting: BTreeMap<UpdateKey, (Stopwatch, usize)>,
     /// The round under way, and when it ends.
     training: Option<(u64, Box<Lease>)>,
 }
 
 impl Agent {
-    fn step(&mut self, event: Event) -> Option<Ending> {
-        let mut events = VecDeque::from([event]);
+    fn step(&mut self, input: Input) -> Option<Ending> {
+        let mut inputs = VecDeque::from([input]);
         let mut ending = None;
-        while let Some(event) = events.pop_front() {
-            self.count(&event);
-            for command in self.session.handle(self.clock.now_ms(), event) {
-                match command {
-                    Command::Exit(why) => ending = Some(why),
-                    command => events.extend(self.execute(command)),
+        while let Some(input) = inputs.pop_front() {
+            if let Input::Link { number, event } = &input
+                && self.link.as_ref().is_some_and(|link| link.number == *number)
+            {
+                self.count(event);
+            }
+            for output in self.node.handle(self.clock.now_ms(), input) {
+                match output {
+                    Output::Exit(why) => ending = Some(why),
+                    output => inputs.extend(self.execute(output)),
                 }
             }
         }
@@ -161,20 +160,19 @@ impl Agent {
         }
     }
 
-    /// As a real agent's driver does, without its threads.
-    fn execute(&mut self, command: Command) -> Option<Event> {
-        match command {
-            Command::Connect { after_ms } => {
-                self.links += 1;
+    /// Does what a real agent's driver does, without its threads.
+    fn execute(&mut self, output: Output) -> Option<Input> {
+        match output {
+            Output::Open { number, after_ms } => {
                 let (dialer, after) = (Arc::clone(&self.member.dialer), Duration::from_millis(after_ms));
-                self.link = Some(transport::open(dialer, self.links, after, self.net.clone()));
+                self.link = Some(transport::open(dialer, number, after, self.net.clone()));
                 None
             }
-            Command::Disconnect { .. } => {
+            Output::Close { .. } => {
                 self.link = None;
                 None
             }
-            Command::Send(message) => {
+            Output::Send(message) => {
                 if let AgentMessage::OfferUpdate { meta, .. } = &message
                     && let Some((since, _)) = self.waiting.get_mut(&meta.key)
                 {
@@ -182,42 +180,51 @@ impl Agent {
                 }
                 self.op(Op::Send(message))
             }
-            Command::SendChunks { source, transfer, missing } => {
-                let content = match source {
-                    ChunkSource::Initial(content) => content,
-                    ChunkSource::Update(key) => Arc::clone(&self.shared.payloads[self.waiting.get(&key)?.1].bytes),
-                };
-                self.op(Op::SendChunks { content, transfer, missing })
+            Output::SendChunks { content, transfer, missing } => self.op(Op::SendChunks { content, transfer, missing }),
+            Output::Run(Job::Store(job)) => Some(Input::Done(Done::Store(self.store(job)))),
+            Output::Run(Job::Maths(job)) => self.compute(job),
+            Output::Run(Job::Unpack(job)) => {
+                let (version, digest, content) = (job.version(), job.digest(), Arc::clone(&self.shared.model));
+                Some(Input::Done(Done::Unpack(Event::Unpacked { version, digest, content })))
             }
-            Command::Prepare(_) | Command::Reorder(_) => {
-                Some(Event::Prepared { manifest: self.shared.manifest.clone() })
+            Output::StopTraining => {
+                let (_, lease) = self.training.take()?;
+                Some(Input::Done(Done::Maths(Event::TrainingStopped { lease: lease.id })))
             }
-            Command::MakeInitial { .. } => {
-                Some(worker::initial_model(&self.shared.manifest, Arc::clone(&self.shared.model)))
-            }
-            Command::Unpack { version, digest, .. } => {
-                Some(Event::Unpacked { version, digest, content: Arc::clone(&self.shared.model) })
-            }
-            Command::Train { lease, .. } if self.shared.round_ms == 0 => Some(trained(&lease)),
-            Command::Train { lease, .. } => {
+            // No certificate ages here.
+            Output::Renew | Output::StoreCertificate(_) | Output::Exit(_) => None,
+        }
+    }
+
+    fn compute(&mut self, job: MathsJob) -> Option<Input> {
+        let event = match job {
+            MathsJob::Prepare(_) | MathsJob::Reorder(_) => Event::Prepared { manifest: self.shared.manifest.clone() },
+            MathsJob::MakeInitial { .. } => node::initial_model(&self.shared.manifest, Arc::clone(&self.shared.model)),
+            MathsJob::Train { lease, .. } if self.shared.round_ms > 0 => {
                 self.training = Some((self.clock.now_ms() + self.shared.round_ms, lease));
-                None
+                return None;
             }
-            Command::StopTraining => {
-                self.training = None;
-                None
+            MathsJob::Train { lease, .. } => trained(&lease),
+            MathsJob::Evaluate { version, .. } => {
+                Event::EvaluationFailed { version, problem: "there is no shard to evaluate on".to_owned() }
             }
-            Command::Bank(bank) => Some(Event::Banked(self.bank(&bank))),
-            Command::Settle { key, .. } => {
+        };
+        Some(Input::Done(Done::Maths(event)))
+    }
+
+    fn store(&mut self, job: StoreJob) -> StoreDone {
+        match job {
+            StoreJob::Bank { bank, .. } => StoreDone::Event(Event::Banked(self.bank(&bank))),
+            StoreJob::Settle { key, .. } => {
                 self.waiting.remove(&key);
-                Some(Event::Settled { key })
+                StoreDone::Event(Event::Settled { key })
             }
-            // Nothing of these is there: a shard to evaluate on, a store, a certificate that ages.
-            Command::Evaluate { .. }
-            | Command::AdoptBranch { .. }
-            | Command::Renew
-            | Command::StoreCertificate { .. }
-            | Command::Exit(_) => None,
+            StoreJob::Adopt(_) => StoreDone::Adopted,
+            StoreJob::Read { key, link, transfer, missing } => {
+                let number = self.waiting.get(&key).map(|(_, number)| *number);
+                let content = number.map(|number| Arc::clone(&self.shared.payloads[number].bytes));
+                StoreDone::Read { link, content, transfer, missing }
+            }
         }
     }
 
@@ -244,29 +251,17 @@ impl Agent {
         OutboxEntry { meta, transfer: payload.transfer.clone() }
     }
 
-    fn op(&mut self, op: Op) -> Option<Event> {
+    fn op(&mut self, op: Op) -> Option<Input> {
         let link = self.link.as_ref()?;
         if link.ops.try_send(op).is_ok() {
             return None;
         }
-        self.link = None;
-        Some(Event::Disconnected(Problem::Transient("the connection takes no more messages".to_owned())))
-    }
-
-    fn translate(&mut self, number: u64, event: NetEvent) -> Option<Event> {
-        if self.link.as_ref().map(|link| link.number) != Some(number) {
-            return None;
+        let full = self.node.link_is_full();
+        if let Input::Link { event, .. } = &full {
+            self.count(event);
         }
-        Some(match event {
-            NetEvent::Connected => Event::Connected,
-            NetEvent::Message(message) => Event::Message(message),
-            NetEvent::Chunk { transfer, index, bytes } => Event::Chunk { transfer, index, bytes },
-            NetEvent::ChunksSent { transfer, .. } => Event::ChunksSent { transfer },
-            NetEvent::Disconnected(problem) => {
-                self.link = None;
-                Event::Disconnected(problem)
-            }
-        })
+        self.link = None;
+        Some(full)
     }
 }
 

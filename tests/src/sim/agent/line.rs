@@ -1,5 +1,6 @@
 //! What an agent's transport does: dialling, messages and chunks.
 
+use anabranch_agent::node::Input;
 use anabranch_agent::session::event::{Event, Problem};
 use anabranch_common::ids::{Digest, Incarnation};
 use anabranch_common::update::Verdict;
@@ -36,13 +37,15 @@ impl World {
         self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: sent });
     }
 
-    /// `Driver::translate`: what a connection says counts only while it is the one that counts.
     pub(in crate::sim) fn chunks_sent(&mut self, conn: u64, transfer: Digest) {
-        let Some(machine) = self.conns.get(&conn).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
-        if self.agent(machine).process.as_ref().is_some_and(|process| process.conn == Some(conn)) {
-            self.note(machine, Sign::End(SpanKind::Upload), || "has sent it".into());
-            self.agent_handles(machine, Event::ChunksSent { transfer });
-        }
+        let Some((machine, number)) = self.agents_end(conn) else { return };
+        self.note(machine, Sign::End(SpanKind::Upload), || "has sent it".into());
+        self.agent_handles(machine, Input::Link { number, event: Event::ChunksSent { transfer } });
+    }
+
+    /// The agent of a connection and its number for it, as long as its end is open.
+    fn agents_end(&self, conn: u64) -> Option<(Machine, u64)> {
+        self.conns.get(&conn).filter(|conn| conn.agent_up).map(|conn| (conn.machine, conn.link))
     }
 
     pub(in crate::sim) fn say(&mut self, machine: Machine, message: AgentMessage) {
@@ -76,25 +79,24 @@ impl World {
             let wait_ms = 500 + agent.rng.below(10_000);
             return self.after(wait_ms, Happening::Refused { machine, life, dial });
         }
-        let conn = self.open_conn(machine);
+        let conn = self.open_conn(machine, dial);
         if let Some(process) = self.agent(machine).process.as_mut() {
             process.conn = Some(conn);
         }
-        self.agent_handles(machine, Event::Connected);
+        self.agent_handles(machine, Input::Link { number: dial, event: Event::Connected });
     }
 
     pub(in crate::sim) fn dial_failed(&mut self, machine: Machine, life: u64, dial: u64) {
         let agent = self.agent(machine);
         if agent.life == life && agent.process.as_ref().is_some_and(|process| process.dial == dial) {
-            self.agent_handles(machine, Event::Disconnected(Problem::Transient("no answer".into())));
+            let event = Event::Disconnected(Problem::Transient("no answer".into()));
+            self.agent_handles(machine, Input::Link { number: dial, event });
         }
     }
 
     pub(in crate::sim) fn arrived_down(&mut self, id: u64, parcel: Down) {
-        let Some(machine) = self.conns.get(&id).filter(|conn| conn.agent_up).map(|conn| conn.machine) else { return };
-        let Some(process) = self.agent(machine).process.as_ref().filter(|process| process.conn == Some(id)) else {
-            return;
-        };
+        let Some((machine, number)) = self.agents_end(id) else { return };
+        let Some(process) = self.agent(machine).process.as_ref() else { return };
         let event = match parcel {
             Parcel::Chunk { transfer, index, bytes } => Event::Chunk { transfer, index, bytes },
             Parcel::Message(message) => {
@@ -103,7 +105,7 @@ impl World {
                 Event::Message(self.agent(machine).translate(message))
             }
         };
-        self.agent_handles(machine, event);
+        self.agent_handles(machine, Input::Link { number, event });
     }
 
     pub(in crate::sim) fn heard(&mut self, machine: Machine, incarnation: Incarnation, message: &CoordinatorMessage) {
@@ -145,10 +147,12 @@ impl World {
         let agent = self.agent(machine);
         let Some(process) = agent.process.as_mut().filter(|process| process.conn == Some(conn)) else { return };
         process.conn = None;
+        let number = process.dial;
         for kind in [SpanKind::Upload, SpanKind::Download] {
             self.note(machine, Sign::End(kind), || "is cut off".into());
         }
         self.note(machine, Sign::Begin(SpanKind::Offline), || "no connection".into());
-        self.agent_handles(machine, Event::Disconnected(Problem::Transient("the connection was lost".into())));
+        let event = Event::Disconnected(Problem::Transient("the connection was lost".into()));
+        self.agent_handles(machine, Input::Link { number, event });
     }
 }

@@ -4,15 +4,14 @@ mod hostile;
 mod line;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_agent::session::command::{Bank, ChunkSource, Command, Ending, Settlement};
+use anabranch_agent::node::{AgentNode, Done, Input, Job, Output};
+use anabranch_agent::session::command::Ending;
 use anabranch_agent::session::event::Event;
 use anabranch_agent::session::{Session, SessionConfig};
 use anabranch_agent::store::Ledger;
-use anabranch_agent::train::Metrics;
-use anabranch_agent::worker;
-use anabranch_common::ids::{BranchId, Incarnation};
+use anabranch_common::ids::Incarnation;
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::update::UpdateKey;
@@ -27,25 +26,15 @@ use super::schedule::{AgentPlan, Machine};
 use super::trace::Sign;
 use super::world::{Happening, RUN, World, agent_id};
 
-/// Work of the store's thread, done when its time comes.
-#[derive(Debug)]
-pub(super) enum Chore {
-    Bank(Box<Bank>),
-    Settle { key: UpdateKey, content: Settlement },
-    Adopt(BranchId),
-}
-
 /// A process.
 pub(super) struct Process {
-    session: Session,
+    node: AgentNode,
     ledger: Ledger,
     started_ms: u64,
     incarnation: Incarnation,
     conn: Option<u64>,
     dial: u64,
     tick_at_ms: Option<u64>,
-    maths_free_ms: u64,
-    store_free_ms: u64,
     next_job: u64,
     training: Option<(u64, anabranch_common::ids::LeaseId)>,
 }
@@ -137,7 +126,7 @@ impl AgentMachine {
         let heard = self.verdicts_since_healed;
         let Some(process) = &self.process else { return Some(format!("agent {} does not run", self.machine)) };
         (heard < 2).then(|| {
-            let session = &process.session;
+            let session = process.node.session();
             format!(
                 "agent {} heard {heard} verdicts: link {:?}, work {:?}, {} in its outbox, problem {:?}",
                 self.machine,
@@ -196,39 +185,33 @@ impl World {
             overlap: true,
         };
         agent.process = Some(Process {
-            session: Session::new(config, kept),
+            node: AgentNode::new(Session::new(config, kept), ledger.fresh()),
             ledger,
             started_ms: now_ms.saturating_sub(off_ms),
             incarnation,
             conn: None,
             dial: 0,
             tick_at_ms: None,
-            maths_free_ms: 0,
-            store_free_ms: 0,
             next_job: 0,
             training: None,
         });
         self.note(machine, Sign::End(SpanKind::Dead), || "starts".into());
         self.note(machine, Sign::Mark(MarkKind::Started), || "started".into());
-        self.agent_handles(machine, Event::Started);
+        self.agent_handles(machine, Input::Event(Event::Started));
     }
 
-    pub(super) fn agent_handles(&mut self, machine: Machine, event: Event) {
-        let mut events = VecDeque::from([event]);
+    pub(super) fn agent_handles(&mut self, machine: Machine, input: Input) {
+        let now_ms = self.now_ms();
+        let Some(process) = self.agent(machine).process.as_mut() else { return };
         let mut ending = None;
-        while let Some(event) = events.pop_front() {
-            let now_ms = self.now_ms();
-            let Some(process) = self.agent(machine).process.as_mut() else { return };
-            let commands = process.session.handle(now_ms - process.started_ms, event);
-            for command in commands {
-                match command {
-                    Command::Exit(why) => ending = Some(why),
-                    command => events.extend(self.execute(machine, command)),
-                }
+        for output in process.node.handle(now_ms - process.started_ms, input) {
+            match output {
+                Output::Exit(why) => ending = Some(why),
+                output => self.execute(machine, output),
             }
         }
         let Some(process) = self.agent(machine).process.as_ref() else { return };
-        let waiting = process.session.outbox().len();
+        let waiting = process.node.session().outbox().len();
         self.checked(ensure(waiting <= limits::OUTBOX_UPDATES, "P5", || {
             format!("{waiting} updates in the outbox of agent {machine}")
         }));
@@ -243,7 +226,7 @@ impl World {
         let agent = self.agent(machine);
         let life = agent.life;
         let Some(process) = agent.process.as_mut() else { return };
-        let Some(deadline_ms) = process.session.deadline_ms() else { return };
+        let Some(deadline_ms) = process.node.session().deadline_ms() else { return };
         let at_ms = process.started_ms.saturating_add(deadline_ms).max(now_ms);
         if process.tick_at_ms.is_none_or(|set| set > at_ms) {
             process.tick_at_ms = Some(at_ms);
@@ -259,80 +242,46 @@ impl World {
             return;
         }
         process.tick_at_ms = None;
-        let due =
-            process.session.deadline_ms().is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
-        if due { self.agent_handles(machine, Event::Tick) } else { self.set_alarm(machine) }
+        let deadline_ms = process.node.session().deadline_ms();
+        let due = deadline_ms.is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
+        if due { self.agent_handles(machine, Input::Event(Event::Tick)) } else { self.set_alarm(machine) }
     }
 
-    /// `Driver::execute`, in virtual time.
-    pub(super) fn execute(&mut self, machine: Machine, command: Command) -> Option<Event> {
+    /// Does what a driver does, in virtual time.
+    fn execute(&mut self, machine: Machine, output: Output) {
         let now_ms = self.now_ms();
         let agent = &mut self.agents[machine - 1];
         let life = agent.life;
-        let process = agent.process.as_mut()?;
-        match command {
-            Command::Connect { after_ms } => {
-                process.dial += 1;
-                let dial = process.dial;
+        let Some(process) = agent.process.as_mut() else { return };
+        match output {
+            Output::Open { number: dial, after_ms } => {
+                process.dial = dial;
                 let takes_ms = after_ms + agent.line.handshake_ms(now_ms + after_ms);
                 self.after(takes_ms, Happening::Dial { machine, life, dial });
             }
-            Command::Disconnect { .. } => {
+            Output::Close { .. } => {
                 if let Some(conn) = process.conn.take() {
                     self.lost(conn, Side::Agent);
                 }
             }
-            Command::Send(message) => self.say(machine, message),
-            Command::SendChunks { source, transfer, missing } => {
-                let content = match source {
-                    ChunkSource::Initial(content) => Ok(Some(content.to_vec())),
-                    ChunkSource::Update(key) => process.ledger.payload(key),
-                };
-                match content {
-                    Ok(content) => self.send_chunks(machine, &content?, &transfer, &missing),
-                    Err(error) => return Some(Event::Failed(Ending::Storage(error.to_string()))),
-                }
+            Output::Send(message) => self.say(machine, message),
+            Output::SendChunks { content, transfer, missing } => {
+                self.send_chunks(machine, &content, &transfer, &missing);
             }
-            Command::Prepare(_) => self.maths(machine, 5, Event::Prepared { manifest: self.learner.manifest.clone() }),
-            Command::Reorder(manifest) => self.maths(machine, 5, Event::Prepared { manifest: *manifest }),
-            Command::MakeInitial { .. } => {
-                let initial = self.learner.initial();
-                let event = worker::initial_model(&self.learner.manifest, initial.into());
-                self.maths(machine, 5, event);
-            }
-            Command::Unpack { version, digest, encoded } => {
+            Output::Run(Job::Store(job)) => self.store(machine, job),
+            Output::Run(Job::Maths(job)) => self.compute(machine, job),
+            Output::Run(Job::Unpack(job)) => {
+                let version = job.version();
                 self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
-                let event = worker::unpack(&self.learner.manifest, version, digest, &encoded);
-                self.beside_the_maths(machine, 3, event);
+                self.done_in(machine, 3, Done::Unpack(job.run()));
             }
-            Command::Train { lease, spec, base, lead } => {
-                let start = lead.map_or_else(|| base.to_vec(), |lead| lead.from(&base));
-                self.train(machine, &lease, &spec.train, &start);
-            }
-            Command::StopTraining => {
+            Output::StopTraining => {
                 if let Some((_, lease)) = process.training.take() {
-                    process.maths_free_ms = now_ms;
-                    self.maths(machine, 10, Event::TrainingStopped { lease });
+                    self.done_in(machine, 10, Done::Maths(Event::TrainingStopped { lease }));
                 }
             }
-            Command::Evaluate { version, content } => {
-                agent.evaluations += 1;
-                let every = agent.plan.evaluation_fails_every;
-                if every > 0 && agent.evaluations.is_multiple_of(every) {
-                    let problem = "it fails by plan".to_owned();
-                    self.maths(machine, 200, Event::EvaluationFailed { version, problem });
-                    return None;
-                }
-                let num_examples = agent.plan.eval_examples;
-                let metrics = Metrics { num_examples, ..self.learner.judge(machine, &content) };
-                self.maths(machine, 200, worker::judged(version, metrics));
-            }
-            Command::Bank(bank) => self.chore(machine, Chore::Bank(bank)),
-            Command::Settle { key, content } => self.chore(machine, Chore::Settle { key, content }),
-            Command::AdoptBranch { branch } => self.chore(machine, Chore::Adopt(branch)),
-            Command::Renew | Command::StoreCertificate { .. } | Command::Exit(_) => {}
+            Output::Renew | Output::StoreCertificate(_) | Output::Exit(_) => {}
         }
-        None
     }
 
     pub(super) fn agent_died(&mut self, machine: Machine) -> bool {

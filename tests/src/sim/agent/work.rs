@@ -1,9 +1,11 @@
-//! What an agent's two threads do, in virtual time: the maths, and the store.
+//! How the jobs of an agent's node are carried out in virtual time: the maths by a stand-in, those of the store on the
+//! simulated disk.
 
-use anabranch_agent::encode::{self, BankError};
-use anabranch_agent::session::command::Ending;
+use anabranch_agent::node::{self, Done, Input, MathsJob, StoreDone, StoreJob};
 use anabranch_agent::session::event::{Encoded, Event, Outcome};
+use anabranch_agent::train::Metrics;
 use anabranch_common::codec::{self, feedback::Feedback};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::Lease;
 use anabranch_common::spec::{TrainSpec, UploadSpec};
 
@@ -16,39 +18,27 @@ use crate::sim::spec::{run_spec, takes_ms};
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
-use super::Chore;
 use super::hostile::distort;
 
 impl World {
-    pub(in crate::sim) fn maths(&mut self, machine: Machine, takes_ms: u64, event: Event) {
-        let now_ms = self.now_ms();
-        let agent = self.agent(machine);
-        let life = agent.life;
-        let Some(process) = agent.process.as_mut() else { return };
-        process.next_job += 1;
-        let job = process.next_job;
-        process.maths_free_ms = process.maths_free_ms.max(now_ms) + takes_ms;
-        if let Event::Trained(outcome) = &event {
-            process.training = Some((job, outcome.lease));
-        }
-        let at_ms = process.maths_free_ms;
-        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, event: Box::new(event) });
-    }
-
-    pub(in crate::sim) fn beside_the_maths(&mut self, machine: Machine, takes_ms: u64, event: Event) {
+    /// A job is done after a while.
+    pub(in crate::sim) fn done_in(&mut self, machine: Machine, takes_ms: u64, done: Done) {
         let (at_ms, agent) = (self.now_ms() + takes_ms, self.agent(machine));
         let life = agent.life;
         let Some(process) = agent.process.as_mut() else { return };
         process.next_job += 1;
         let job = process.next_job;
-        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, event: Box::new(event) });
+        if let Done::Maths(Event::Trained(outcome)) = &done {
+            process.training = Some((job, outcome.lease));
+        }
+        self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, done: Box::new(done) });
     }
 
-    pub(in crate::sim) fn agent_done(&mut self, machine: Machine, life: u64, job: u64, event: Event) {
+    pub(in crate::sim) fn agent_done(&mut self, machine: Machine, life: u64, job: u64, done: Done) {
         if !self.agent(machine).is_life(life) {
             return;
         }
-        if let Event::Trained(outcome) = &event {
+        if let Done::Maths(Event::Trained(outcome)) = &done {
             let Some(process) = self.agent(machine).process.as_mut() else { return };
             // It was stopped in the meantime.
             if process.training.take_if(|(training, _)| *training == job).is_none() {
@@ -57,10 +47,35 @@ impl World {
             let lease = outcome.lease;
             self.note(machine, Sign::End(SpanKind::Train), || format!("trained under lease {}", lease.0));
         }
-        self.agent_handles(machine, event);
+        self.agent_handles(machine, Input::Done(done));
     }
 
-    pub(in crate::sim) fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, base: &[f32]) {
+    /// The maths: what a job leads to, and how long it takes.
+    pub(in crate::sim) fn compute(&mut self, machine: Machine, job: MathsJob) {
+        let (takes_ms, event) = match job {
+            MathsJob::Prepare(_) => (5, Event::Prepared { manifest: self.learner.manifest.clone() }),
+            MathsJob::Reorder(manifest) => (5, Event::Prepared { manifest: *manifest }),
+            MathsJob::MakeInitial { .. } => {
+                let initial = self.learner.initial();
+                (5, node::initial_model(&self.learner.manifest, initial.into()))
+            }
+            MathsJob::Train { lease, spec, start } => self.train(machine, &lease, &spec.train, &start.model()),
+            MathsJob::Evaluate { version, content } => (200, self.evaluate(machine, version, &content)),
+        };
+        self.done_in(machine, takes_ms, Done::Maths(event));
+    }
+
+    fn evaluate(&mut self, machine: Machine, version: ModelVersion, content: &[f32]) -> Event {
+        let agent = self.agent(machine);
+        agent.evaluations += 1;
+        let (every, num_examples) = (agent.plan.evaluation_fails_every, agent.plan.eval_examples);
+        if every > 0 && agent.evaluations.is_multiple_of(every) {
+            return Event::EvaluationFailed { version, problem: "it fails by plan".to_owned() };
+        }
+        node::judged(version, Metrics { num_examples, ..self.learner.judge(machine, content) })
+    }
+
+    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, base: &[f32]) -> (u64, Event) {
         let agent = self.agent(machine);
         agent.rounds += 1;
         let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
@@ -86,7 +101,7 @@ impl World {
             }
             None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
         };
-        self.maths(machine, takes_ms, event);
+        (takes_ms, event)
     }
 
     /// Every other machine has a trainer that encodes, from the state that the ledger has when the round starts: what happens
@@ -100,66 +115,47 @@ impl World {
         Some(Encoded { codec, feedback_decay, from: states.current(), made: states.fresh(), payload })
     }
 
-    pub(in crate::sim) fn chore(&mut self, machine: Machine, chore: Chore) {
-        let (now_ms, late_ms) = (self.now_ms(), self.sync_delay_ms(machine));
+    /// The store's thread takes a job.
+    pub(in crate::sim) fn store(&mut self, machine: Machine, job: StoreJob) {
+        let late_ms = self.sync_delay_ms(machine);
         let agent = self.agent(machine);
-        let takes_ms = 1 + agent.rng.below(15) + late_ms;
-        let life = agent.life;
-        let Some(process) = agent.process.as_mut() else { return };
-        process.store_free_ms = process.store_free_ms.max(now_ms) + takes_ms;
-        let at_ms = process.store_free_ms;
-        self.agenda.at(at_ms, Happening::AgentChore { machine, life, chore: Box::new(chore) });
+        let (takes_ms, life) = (1 + agent.rng.below(15) + late_ms, agent.life);
+        self.after(takes_ms, Happening::AgentStore { machine, life, job: Box::new(job) });
     }
 
-    pub(in crate::sim) fn agent_chore(&mut self, machine: Machine, life: u64, chore: Chore) {
+    pub(in crate::sim) fn agent_stores(&mut self, machine: Machine, life: u64, job: StoreJob) {
         let now_ms = self.now_ms();
         let agent = &mut self.agents[machine - 1];
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
-        let (mut expected, mut checks) = (None, Vec::new());
-        let done = match chore {
-            Chore::Bank(bank) => {
-                let lease = bank.lease.id;
-                match encode::bank(&mut process.ledger, RUN, agent_id(machine), &self.learner.manifest, *bank) {
-                    Ok(entry) => {
-                        agent.banked.insert(entry.meta.key, now_ms);
-                        Ok(Some(Event::Banked(entry)))
-                    }
-                    Err(BankError::Storage(error)) => Err(error),
-                    Err(error @ BankError::Encode(_)) => {
-                        Ok(Some(Event::Discarded { lease, problem: error.to_string() }))
-                    }
-                }
+        let (ledger, manifest) = (&mut process.ledger, &self.learner.manifest);
+        let expected = match &job {
+            StoreJob::Settle { key, .. } => {
+                self.journal.verdict(*key).and_then(|verdict| Expected::of(ledger, manifest, *key, verdict))
             }
-            Chore::Settle { key, content } => {
-                let verdict = self.journal.verdict(key);
-                expected =
-                    verdict.and_then(|verdict| Expected::of(&process.ledger, &self.learner.manifest, key, verdict));
-                process.ledger.settle(key, content).map(|()| Some(Event::Settled { key }))
-            }
-            Chore::Adopt(branch) => {
-                let before = process.ledger.branch();
-                let adopted = process.ledger.adopt(branch);
-                checks.push(feedback::adopted(&process.ledger, before, branch));
-                adopted.map(|()| None)
-            }
+            _ => None,
         };
-        if done.is_ok() {
-            checks.extend(expected.map(|expected| expected.compare(&process.ledger)));
-            checks.into_iter().for_each(|check| self.checked(check));
+        let adopting = match &job {
+            StoreJob::Adopt(branch) => Some((ledger.branch(), *branch)),
+            _ => None,
+        };
+        let done = job.run(ledger, RUN, agent_id(machine));
+        if let Ok(StoreDone::Event(Event::Banked(entry))) = &done {
+            agent.banked.insert(entry.meta.key, now_ms);
         }
+        let adopted = adopting.map(|(before, branch)| feedback::adopted(ledger, before, branch));
+        let compared = expected.filter(|_| done.is_ok()).map(|expected| expected.compare(ledger));
+        adopted.into_iter().filter(|_| done.is_ok()).chain(compared).for_each(|check| self.checked(check));
         let agent = &mut self.agents[machine - 1];
+        let failed = |error| Input::Done(Done::Store(StoreDone::Event(node::storage_failed(error))));
         match (done, agent.disk.burnt()) {
-            (Ok(None), _) => {}
-            (Ok(Some(event)), _) => self.agent_handles(machine, event),
-            (Err(error), None) if agent.disk.is_damaged() => {
-                self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string())));
-            }
+            (Ok(done), _) => self.agent_handles(machine, Input::Done(Done::Store(done))),
+            (Err(error), None) if agent.disk.is_damaged() => self.agent_handles(machine, failed(&error)),
             (Err(error), None) => self.violate("P7", format!("agent {machine}'s store fails without a fault: {error}")),
             (Err(_), Some(Failure::Killed | Failure::KilledInSync)) => {
                 let (repair_ms, power) = (agent.repair_ms, agent.rng.below(2) == 0);
                 self.kill(machine, power, Some(repair_ms));
             }
-            (Err(error), Some(_)) => self.agent_handles(machine, Event::Failed(Ending::Storage(error.to_string()))),
+            (Err(error), Some(_)) => self.agent_handles(machine, failed(&error)),
         }
     }
 }

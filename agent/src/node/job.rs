@@ -1,0 +1,267 @@
+//! The jobs of a node: what takes long, or belongs to a thread of its own.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use anabranch_common::codec::{self, Codec as _, dense::Planes32};
+use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, RunId};
+use anabranch_common::journal::Lease;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::AgentSpec;
+use anabranch_common::update::UpdateKey;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_io::durable::StorageError;
+
+use crate::encode::{self, BankError};
+use crate::session::command::{Bank, Ending, Lead, Settlement};
+use crate::session::event::{Event, InitialModel};
+use crate::store::Ledger;
+use crate::train::Metrics;
+
+/// Something to carry out, beside the node.
+#[derive(Debug)]
+pub enum Job {
+    /// On the ledger. The node gives the next one when this one is done.
+    Store(StoreJob),
+    /// With the trainer. The node gives the next one when this one is done.
+    Maths(MathsJob),
+    /// Beside both.
+    Unpack(Unpack),
+}
+
+/// A job is done.
+#[derive(Debug)]
+pub enum Done {
+    /// One of the store's.
+    Store(StoreDone),
+    /// One of the trainer's, and what it led to.
+    Maths(Event),
+    /// An unpacking, and what it led to.
+    Unpack(Event),
+}
+
+/// Work for the ledger.
+#[derive(Debug)]
+pub enum StoreJob {
+    /// See `Command::Bank`.
+    Bank {
+        /// What to store.
+        bank: Box<Bank>,
+        /// The model's tensors.
+        manifest: Arc<ModelManifest>,
+    },
+    /// See `Command::Settle`.
+    Settle {
+        /// Which update.
+        key: UpdateKey,
+        /// What becomes of its content.
+        content: Settlement,
+    },
+    /// See `Command::AdoptBranch`.
+    Adopt(BranchId),
+    /// Reads the payload of an update that is to be sent.
+    Read {
+        /// Which update.
+        key: UpdateKey,
+        /// Number of the link it is for.
+        link: u64,
+        /// Its chunks.
+        transfer: TransferManifest,
+        /// Which of them to send.
+        missing: Missing,
+    },
+}
+
+/// What a job of the store led to.
+#[derive(Debug)]
+pub enum StoreDone {
+    /// An event.
+    Event(Event),
+    /// The ledger belongs to the branch.
+    Adopted,
+    /// See [`StoreJob::Read`].
+    Read {
+        /// Number of the link it is for.
+        link: u64,
+        /// The payload, if the update is still in the outbox.
+        content: Option<Arc<[u8]>>,
+        /// Its chunks.
+        transfer: TransferManifest,
+        /// Which of them to send.
+        missing: Missing,
+    },
+}
+
+impl StoreJob {
+    /// Whether a read of `key` for `link` makes this job superfluous.
+    pub(super) fn is_replaced_by_read(&self, key: UpdateKey, link: u64) -> bool {
+        matches!(self, Self::Read { key: of, link: on, .. } if *of == key || *on != link)
+    }
+
+    /// Carries the job out on the ledger of `agent` in `run`.
+    ///
+    /// # Errors
+    /// The store has failed. The job may have left a residual half taken out: no other job may follow.
+    pub fn run(self, ledger: &mut Ledger, run: RunId, agent: AgentId) -> Result<StoreDone, StorageError> {
+        match self {
+            Self::Bank { bank, manifest } => {
+                let lease = bank.lease.id;
+                match encode::bank(ledger, run, agent, &manifest, *bank) {
+                    Ok(entry) => Ok(StoreDone::Event(Event::Banked(entry))),
+                    Err(BankError::Storage(error)) => Err(error),
+                    Err(error @ BankError::Encode(_)) => {
+                        Ok(StoreDone::Event(Event::Discarded { lease, problem: error.to_string() }))
+                    }
+                }
+            }
+            Self::Settle { key, content } => {
+                ledger.settle(key, content)?;
+                Ok(StoreDone::Event(Event::Settled { key }))
+            }
+            Self::Adopt(branch) => {
+                ledger.adopt(branch)?;
+                Ok(StoreDone::Adopted)
+            }
+            Self::Read { key, link, transfer, missing } => {
+                let content = ledger.payload(key)?.map(Arc::from);
+                Ok(StoreDone::Read { link, content, transfer, missing })
+            }
+        }
+    }
+}
+
+/// Returns how an agent ends over an error of its store.
+#[must_use]
+pub fn storage_failed(error: &StorageError) -> Event {
+    Event::Failed(Ending::Storage(match error.help() {
+        Some(help) => format!("{error}; {help}"),
+        None => error.to_string(),
+    }))
+}
+
+/// What a round starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The base's content.
+    pub base: Arc<[f32]>,
+    /// What to be ahead of it by.
+    pub lead: Option<Lead>,
+}
+
+impl Start {
+    /// Returns the model to start from.
+    #[must_use]
+    pub fn model(&self) -> Cow<'_, [f32]> {
+        match &self.lead {
+            Some(lead) => Cow::Owned(lead.from(&self.base)),
+            None => Cow::Borrowed(&self.base),
+        }
+    }
+}
+
+/// Work for the maths.
+#[derive(Debug)]
+pub enum MathsJob {
+    /// See `Command::Prepare`.
+    Prepare(Box<AgentSpec>),
+    /// See `Command::Reorder`.
+    Reorder(Box<ModelManifest>),
+    /// See `Command::MakeInitial`.
+    MakeInitial {
+        /// The run's seed.
+        seed: u64,
+    },
+    /// See `Command::Train`.
+    Train {
+        /// The lease.
+        lease: Box<Lease>,
+        /// The configuration.
+        spec: Box<AgentSpec>,
+        /// What to start from.
+        start: Start,
+    },
+    /// See `Command::Evaluate`.
+    Evaluate {
+        /// Its version.
+        version: ModelVersion,
+        /// Its content.
+        content: Arc<[f32]>,
+    },
+}
+
+impl MathsJob {
+    /// Returns the lease of a round.
+    #[must_use]
+    pub fn lease(&self) -> Option<LeaseId> {
+        match self {
+            Self::Train { lease, .. } => Some(lease.id),
+            Self::Prepare(_) | Self::Reorder(_) | Self::MakeInitial { .. } | Self::Evaluate { .. } => None,
+        }
+    }
+}
+
+/// What an evaluation came to. Figures that are not finite, such as the loss of a model that an attacker has blown up, are
+/// a failed evaluation: the coordinator takes them for a breach of the protocol.
+#[must_use]
+pub fn judged(version: ModelVersion, metrics: Metrics) -> Event {
+    let Metrics { accuracy, loss, num_examples } = metrics;
+    if accuracy.is_finite() && loss.is_finite() {
+        return Event::Evaluated { version, accuracy, loss, num_examples };
+    }
+    Event::EvaluationFailed { version, problem: format!("accuracy {accuracy} and loss {loss} are not finite") }
+}
+
+/// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.
+#[must_use]
+pub fn initial_model(manifest: &ModelManifest, content: Arc<[f32]>) -> Event {
+    match Planes32.encode(manifest, &content) {
+        Ok(encoded) => {
+            let transfer = TransferManifest::of(&encoded);
+            let digest = Digest::of_f32(&content);
+            Event::InitialMade(InitialModel { content, digest, encoded: encoded.into(), transfer })
+        }
+        Err(error) => Event::Failed(Ending::Trainer(format!("the initial model cannot be used: {error}"))),
+    }
+}
+
+/// A downloaded model that is to be decoded.
+#[derive(Debug)]
+pub struct Unpack {
+    pub(super) manifest: Arc<ModelManifest>,
+    pub(super) version: ModelVersion,
+    pub(super) digest: Digest,
+    pub(super) encoded: Vec<u8>,
+}
+
+impl Unpack {
+    /// Returns the version of the model.
+    #[must_use]
+    pub fn version(&self) -> ModelVersion {
+        self.version
+    }
+
+    /// Returns the digest that the model must have.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Decodes the model and checks that it is the one that was announced. Returns `Unpacked` or `UnpackFailed`.
+    #[must_use]
+    pub fn run(self) -> Event {
+        let Self { manifest, version, digest, encoded } = self;
+        match codec::decode(Planes32::ID, &manifest, &encoded) {
+            Ok(delta) => {
+                let content: Arc<[f32]> = delta.into_dense().into();
+                let found = Digest::of_f32(&content);
+                if found == digest {
+                    Event::Unpacked { version, digest, content }
+                } else {
+                    let problem = format!("its digest is {}, not {}", found.short(), digest.short());
+                    Event::UnpackFailed { version, problem }
+                }
+            }
+            Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
+        }
+    }
+}
