@@ -4,13 +4,15 @@ use anabranch_common::ids::Digest;
 
 use super::StorageError;
 
-/// Models, merge vectors, heads and pages of saved folds: bytes of any length, each under a digest.
+/// Models, merge vectors, heads and pages of saved folds: bytes of any length, each under a
+/// digest.
 ///
 /// Blobs that were put or deleted and not synced survive a power loss in no particular order.
 pub trait Blobs: Send + Sync + std::fmt::Debug {
-    /// Stores bytes under an identifier that names their content. They can be read at once. They are durable after
-    /// [`sync`](Self::sync). The same identifier again changes nothing, unless what is stored is damaged or something
-    /// else. That is written over and never deleted first: a crash in between leaves it damaged, and not missing.
+    /// Stores bytes under an identifier that names their content. They can be read at once. They
+    /// are durable after [`sync`](Self::sync). The same identifier again changes nothing, unless
+    /// what is stored is damaged or something else. That is written over and never deleted first:
+    /// a crash in between leaves it damaged, and not missing.
     ///
     /// # Errors
     /// The storage fails.
@@ -22,8 +24,8 @@ pub trait Blobs: Send + Sync + std::fmt::Debug {
     /// The blob is damaged, or the storage fails.
     fn get(&self, id: Digest) -> Result<Option<Vec<u8>>, StorageError>;
 
-    /// Says whether a blob is there and whole. One that this store has written or read since it was opened is not read
-    /// again.
+    /// Says whether a blob is there and whole. One that this store has written or read since it
+    /// was opened is not read again.
     ///
     /// # Errors
     /// The storage fails.
@@ -35,7 +37,8 @@ pub trait Blobs: Send + Sync + std::fmt::Debug {
     /// The blob's entry is damaged, or the storage fails.
     fn bytes(&self, id: Digest) -> Result<Option<u64>, StorageError>;
 
-    /// Deletes a blob, if it is there. No record and no value of the catalogue may name it durably any more.
+    /// Deletes a blob, if it is there. No record and no value of the catalogue may name it durably
+    /// any more.
     ///
     /// # Errors
     /// The storage fails.
@@ -50,6 +53,7 @@ pub trait Blobs: Send + Sync + std::fmt::Debug {
     /// Makes everything durable that was put or deleted before this call.
     ///
     /// # Errors
-    /// The storage fails. What was put since the last successful sync is then in doubt, and every later sync fails.
+    /// The storage fails. What was put since the last successful sync is then in doubt, and every
+    /// later sync fails.
     fn sync(&self) -> Result<(), StorageError>;
 }

@@ -4,7 +4,8 @@
 //!  store/bulk/0000000000000003    the chunks of one blob or item, one after another
 //!  store/bulk/0000000000000004    the chunks of records, until it is long enough
 //! ```
-//! Where each chunk lies, and its checksum, is a value in sled: its place. A file goes when no place names it.
+//! Where each chunk lies, and its checksum, is a value in sled: its place. A file goes when no
+//! place names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -179,7 +180,8 @@ impl BulkFiles {
         }
     }
 
-    /// Removes a chunk, if it is there. Its file goes, with a later commit, when no other chunk in it counts.
+    /// Removes a chunk, if it is there. Its file goes, with a later commit, when no other chunk in
+    /// it counts.
     pub(super) fn remove(&self, key: &[u8]) -> Result<(), StorageError> {
         let mut state = self.state.lock();
         let place = match state.pending.remove(key) {

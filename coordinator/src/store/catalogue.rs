@@ -4,12 +4,14 @@ use anabranch_common::ids::Position;
 
 use super::StorageError;
 
-/// Small named values that are replaced as a whole: items (tokens, members, pins) and checkpoint manifests.
+/// Small named values that are replaced as a whole: items (tokens, members, pins) and checkpoint
+/// manifests.
 ///
-/// After a crash a value is the old or the new one. Changes that were not synced survive a power loss in no particular
-/// order.
+/// After a crash a value is the old or the new one. Changes that were not synced survive a power
+/// loss in no particular order.
 pub trait Catalogue: Send + Sync + std::fmt::Debug {
-    /// Stores an item, replacing one of the same key. It can be read at once. It is durable after [`sync`](Self::sync).
+    /// Stores an item, replacing one of the same key. It can be read at once. It is durable after
+    /// [`sync`](Self::sync).
     ///
     /// # Errors
     /// The value is longer than [`SMALL_BYTES`](super::layout::SMALL_BYTES), or the storage fails.
@@ -33,15 +35,16 @@ pub trait Catalogue: Send + Sync + std::fmt::Debug {
     /// The storage fails.
     fn delete(&self, key: &str) -> Result<(), StorageError>;
 
-    /// Stores the manifest of a checkpoint. It is durable after [`sync`](Self::sync). Every blob that it names, and the
-    /// record at its position, must be durable before this call.
+    /// Stores the manifest of a checkpoint. It is durable after [`sync`](Self::sync). Every blob
+    /// that it names, and the record at its position, must be durable before this call.
     ///
     /// # Errors
-    /// The manifest is longer than [`SMALL_BYTES`](super::layout::SMALL_BYTES), or the storage fails.
+    /// The manifest is longer than [`SMALL_BYTES`](super::layout::SMALL_BYTES), or the storage
+    /// fails.
     fn put_checkpoint(&self, position: Position, manifest: &[u8]) -> Result<(), StorageError>;
 
-    /// Returns all checkpoint manifests, by position in ascending order. One that is damaged comes as empty bytes, so
-    /// that its reader can refuse it and fall back to another.
+    /// Returns all checkpoint manifests, by position in ascending order. One that is damaged comes
+    /// as empty bytes, so that its reader can refuse it and fall back to another.
     ///
     /// # Errors
     /// The storage fails.
@@ -56,6 +59,7 @@ pub trait Catalogue: Send + Sync + std::fmt::Debug {
     /// Makes everything durable that was put or deleted before this call.
     ///
     /// # Errors
-    /// The storage fails. What was put since the last successful sync is then in doubt, and every later sync fails.
+    /// The storage fails. What was put since the last successful sync is then in doubt, and every
+    /// later sync fails.
     fn sync(&self) -> Result<(), StorageError>;
 }

@@ -6,25 +6,28 @@ use super::StorageError;
 
 /// The records of a run, in order and without gaps.
 ///
-/// A position is written once. An implementation that other processes can write to fails [`sync`](Self::sync) when
-/// another writer has taken its next position. After any error the caller stops and acknowledges nothing more.
+/// A position is written once. An implementation that other processes can write to fails
+/// [`sync`](Self::sync) when another writer has taken its next position. After any error the
+/// caller stops and acknowledges nothing more.
 ///
-/// Records that were appended and not synced survive a power loss as a prefix: some of the first ones, never one behind
-/// a gap.
+/// Records that were appended and not synced survive a power loss as a prefix: some of the first
+/// ones, never one behind a gap.
 pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Adds records at the end of the journal. They can be read at once. They are durable after
-    /// [`sync`](Self::sync). Everything that a record names must be durable before the record is appended.
+    /// [`sync`](Self::sync). Everything that a record names must be durable before the record is
+    /// appended.
     ///
     /// # Errors
-    /// The positions do not follow the last one without a gap (the first record ever has position 0), or the storage
-    /// fails.
+    /// The positions do not follow the last one without a gap (the first record ever has position
+    /// 0), or the storage fails.
     fn append(&self, records: &[(Position, Vec<u8>)]) -> Result<(), StorageError>;
 
-    /// Makes every record durable that was appended before this call: the group commit. Without a record since the last
-    /// one there is nothing to do.
+    /// Makes every record durable that was appended before this call: the group commit. Without a
+    /// record since the last one there is nothing to do.
     ///
     /// # Errors
-    /// The storage fails. Records appended since the last successful sync are then in doubt, and every later sync fails.
+    /// The storage fails. Records appended since the last successful sync are then in doubt, and
+    /// every later sync fails.
     fn sync(&self) -> Result<(), StorageError>;
 
     /// Returns the bytes of a record; `None` when it was pruned or not written yet.
@@ -33,8 +36,8 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// The record is damaged, or it is missing between records that are there.
     fn record(&self, position: Position) -> Result<Option<Vec<u8>>, StorageError>;
 
-    /// Returns the position from which the journal is without gaps up to its end. Record 0, which is always kept, does
-    /// not count when records after it were pruned.
+    /// Returns the position from which the journal is without gaps up to its end. Record 0, which
+    /// is always kept, does not count when records after it were pruned.
     ///
     /// # Errors
     /// The storage fails.
@@ -46,9 +49,9 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// The storage fails.
     fn last_position(&self) -> Result<Option<Position>, StorageError>;
 
-    /// Deletes the records below `below`, except record 0 and the newest record. Returns how many. Durable when it
-    /// returns: a pruning that is cut short is finished at the next opening. A checkpoint that needs the records must
-    /// have been deleted durably before.
+    /// Deletes the records below `below`, except record 0 and the newest record. Returns how many.
+    /// Durable when it returns: a pruning that is cut short is finished at the next opening. A
+    /// checkpoint that needs the records must have been deleted durably before.
     ///
     /// # Errors
     /// The storage fails.

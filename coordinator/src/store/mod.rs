@@ -1,4 +1,5 @@
-//! Where durable state lives: the journal's records, content-addressed blobs, and a catalogue of small values.
+//! Where durable state lives: the journal's records, content-addressed blobs, and a catalogue of
+//! small values.
 //!
 //! ```text
 //!   Journal    Blobs    Catalogue     the seams, each with a conformance suite (`suite`)
@@ -13,9 +14,10 @@
 //!             └── MemoryMedium  knows what was synced: power loss and storage errors on demand
 //! ```
 //!
-//! Reads see every write at once. A write is durable when the `sync` of its seam has returned `Ok`, and nothing may be
-//! told to anyone before that. No seam orders anything for another: callers write what is named, sync it, and only then
-//! write its name. Names go in the opposite order.
+//! Reads see every write at once. A write is durable when the `sync` of its seam has returned
+//! `Ok`, and nothing may be told to anyone before that. No seam orders anything for another:
+//! callers write what is named, sync it, and only then write its name. Names go in the opposite
+//! order.
 //!
 //! | writing | order |
 //! |---|---|
@@ -23,8 +25,8 @@
 //! | a checkpoint | vectors, pages, head (blobs) ─► `Blobs::sync` ─► manifest ─► `Catalogue::sync` |
 //! | pruning | manifests deleted ─► `Catalogue::sync` ─► `Journal::prune`; items deleted ─► `Catalogue::sync` ─► blobs deleted |
 //!
-//! A sync may make more durable than its seam's writes: a commit of [`Engine`] covers all three. Callers may not rely on
-//! it; `tests/store/apart.rs` runs them on three media.
+//! A sync may make more durable than its seam's writes: a commit of [`Engine`] covers all three.
+//! Callers may not rely on it; `tests/store/apart.rs` runs them on three media.
 
 mod blobs;
 mod bulk;
@@ -70,6 +72,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 pub struct StoreUsage {
     /// Bytes on the disk.
     pub disk_bytes: u64,
-    /// Bytes of content that is still wanted: records, blobs, manifests and items that were not deleted.
+    /// Bytes of content that is still wanted: records, blobs, manifests and items that were not
+    /// deleted.
     pub live_bytes: u64,
 }

@@ -1,5 +1,5 @@
-//! The three seams on three media that lose power on their own: whatever a caller needs durable, it syncs in that seam, in
-//! that order.
+//! The three seams on three media that lose power on their own: whatever a caller needs durable,
+//! it syncs in that seam, in that order.
 
 use anabranch_common::ids::{BranchId, ModelVersion};
 use anabranch_coordinator::config::Retention;
@@ -53,7 +53,8 @@ fn three_media_are_a_store() {
     suite::conformance(|old: Option<Apart>| old.map_or_else(Apart::default, |old| old.crash(|_| Survivors::None)));
 }
 
-/// What the three media keep of what was not synced: one of them all and the others nothing, and any mixture.
+/// What the three media keep of what was not synced: one of them all and the others nothing, and
+/// any mixture.
 fn survivors(site: u64) -> Vec<[Survivors; 3]> {
     let all_but = |others: Survivors, one: Survivors, number: usize| {
         let mut survivors = [others; 3];
@@ -68,8 +69,8 @@ fn survivors(site: u64) -> Vec<[Survivors; 3]> {
     ways
 }
 
-/// The run stops where `part` fails at `site`; what was acknowledged is there afterwards, and no checkpoint names what is
-/// not.
+/// The run stops where `part` fails at `site`; what was acknowledged is there afterwards, and no
+/// checkpoint names what is not.
 fn stop_at(history: &History, part: usize, site: FaultSite, number: u64) {
     let store = Apart::default();
     store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));

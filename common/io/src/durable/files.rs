@@ -3,14 +3,14 @@
 //! ```text
 //!  store/bulk/0000000000000003    bytes and nothing else; the name is the file's number
 //! ```
-//! A file is created under its final name and grows at its end. The database names it, or a part of it, with a checksum or
-//! a digest, and only when file and directory have been synced:
+//! A file is created under its final name and grows at its end. The database names it, or a part
+//! of it, with a checksum or a digest, and only when file and directory have been synced:
 //!
 //! ```text
 //!  files ─► sync ─► directory ─► sync ─► names in the database ─► its commit ─► files that it no longer names are removed
 //! ```
-//! A crash leaves a file whole, in part, or not at all. The owner removes files that the database does not name when it
-//! opens them, and never uses a number again.
+//! A crash leaves a file whole, in part, or not at all. The owner removes files that the database
+//! does not name when it opens them, and never uses a number again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -43,7 +43,8 @@ pub struct Files {
 
 #[derive(Debug, Default)]
 struct Unsynced {
-    /// Kept open: the kernel reports a failed write-back to descriptors that were open when it happened.
+    /// Kept open: the kernel reports a failed write-back to descriptors that were open when it
+    /// happened.
     written: BTreeMap<u64, Arc<File>>,
     /// Whether a name is new.
     created: bool,
@@ -110,7 +111,8 @@ impl Files {
         Ok(Growing { number, len: 0, file })
     }
 
-    /// Writes bytes at the end of a file, and returns where they begin. They are durable after [`sync`](Self::sync).
+    /// Writes bytes at the end of a file, and returns where they begin. They are durable after
+    /// [`sync`](Self::sync).
     ///
     /// # Errors
     /// The storage fails.
@@ -190,7 +192,8 @@ impl Files {
     }
 
     /// Makes what was written durable, names after contents. To be called in
-    /// [`DurableDb::commit_after`](super::DurableDb::commit_after), so that a failure poisons the database.
+    /// [`DurableDb::commit_after`](super::DurableDb::commit_after), so that a failure poisons the
+    /// database.
     ///
     /// # Errors
     /// The storage fails.
@@ -281,7 +284,8 @@ mod tests {
         assert!(reader.path(1).exists());
     }
 
-    /// A new name that cannot be made durable is an error, once; afterwards the caller's database is poisoned.
+    /// A new name that cannot be made durable is an error, once; afterwards the caller's database
+    /// is poisoned.
     #[test]
     fn a_sync_covers_every_name_and_every_later_write() {
         let dir = tempfile::tempdir().expect("a temporary directory");

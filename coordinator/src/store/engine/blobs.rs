@@ -66,7 +66,8 @@ impl<M: Medium> Blobs for Engine<M> {
     }
 }
 
-/// Removes the chunks of blobs that are not listed: a deletion was cut short, or the entry of a new one was lost.
+/// Removes the chunks of blobs that are not listed: a deletion was cut short, or the entry of a
+/// new one was lost.
 pub(super) fn sweep_chunks<M: Medium>(entries: &Entries<M>) -> Result<(), StorageError> {
     let first = Name::Blob(Digest([0; 32])).chunk_key(0);
     for key in entries.keys(Area::Bulk, first..=Name::Blob(Digest([u8::MAX; 32])).chunk_key(u32::MAX))? {

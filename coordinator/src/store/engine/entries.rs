@@ -24,7 +24,8 @@ impl<M: Medium> Entries<M> {
         Self { medium, live_bytes: none(), changes: none(), committed: none() }
     }
 
-    /// Makes every change that has returned durable. Without a change since the last commit there is nothing to do.
+    /// Makes every change that has returned durable. Without a change since the last commit there
+    /// is nothing to do.
     pub(super) fn commit(&self) -> Result<(), StorageError> {
         let changes = self.changes.load(Ordering::SeqCst);
         if self.committed.load(Ordering::SeqCst) < changes {
@@ -83,7 +84,8 @@ impl<M: Medium> Entries<M> {
         Ok(live_bytes)
     }
 
-    /// Writes the catalogue's entry first, then the chunks: what a crash leaves behind is then always listed.
+    /// Writes the catalogue's entry first, then the chunks: what a crash leaves behind is then
+    /// always listed.
     pub(super) fn write(&self, name: &Name, content: &[u8], head: &EntryHead) -> Result<(), StorageError> {
         self.insert(Area::Catalogue, &name.key(), head.to_value(content))?;
         if head.placement == Placement::Bulk {
@@ -160,7 +162,8 @@ impl<M: Medium> Entries<M> {
         _ = self.live_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
-    /// Deletes the chunks first, so that a deletion that is cut short leaves an entry that can be deleted again.
+    /// Deletes the chunks first, so that a deletion that is cut short leaves an entry that can be
+    /// deleted again.
     pub(super) fn delete(&self, name: &Name) -> Result<bool, StorageError> {
         let Some(value) = self.medium.get(Area::Catalogue, &name.key())? else { return Ok(false) };
         let len = match EntryHead::from_value(&value) {

@@ -19,8 +19,8 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// Finishes a pruning that was cut short, and drops the records at the tail that power loss tore before they were
-    /// committed. What is left must be committed before it is used.
+    /// Finishes a pruning that was cut short, and drops the records at the tail that power loss
+    /// tore before they were committed. What is left must be committed before it is used.
     pub(super) fn open<M: Medium>(entries: &Entries<M>) -> Result<Self, StorageError> {
         let pruned_below = read_pruned_below(entries)?;
         delete_records(entries, Position(1), pruned_below)?;
@@ -110,10 +110,11 @@ fn read_pruned_below<M: Medium>(entries: &Entries<M>) -> Result<Position, Storag
     Ok(Position(u64::from_le_bytes(bytes)))
 }
 
-/// Deletes torn records at the end of the journal, and returns the position after the last whole one.
+/// Deletes torn records at the end of the journal, and returns the position after the last whole
+/// one.
 ///
-/// A record may be torn only if it was never committed: not below what a later record saw committed. An earlier gap
-/// stays as it is and is refused when it is read.
+/// A record may be torn only if it was never committed: not below what a later record saw
+/// committed. An earlier gap stays as it is and is refused when it is read.
 fn repair_tail<M: Medium>(entries: &Entries<M>, pruned_below: Position) -> Result<Position, StorageError> {
     let mut newest = None;
     let range = Name::Record(Position(0)).key()..=Name::Record(Position(u64::MAX)).key();

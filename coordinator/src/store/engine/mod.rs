@@ -25,8 +25,9 @@ pub struct Engine<M> {
 }
 
 impl<M: Medium> Engine<M> {
-    /// Takes over what the medium holds: finishes a pruning that was cut short, drops the records at the tail that
-    /// power loss tore before they were committed, and commits, so that everything that can be read is durable.
+    /// Takes over what the medium holds: finishes a pruning that was cut short, drops the records
+    /// at the tail that power loss tore before they were committed, and commits, so that
+    /// everything that can be read is durable.
     ///
     /// # Errors
     /// The storage fails, or a head is damaged that says where the journal ends.

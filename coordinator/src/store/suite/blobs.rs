@@ -5,8 +5,8 @@ use anabranch_common::ids::Digest;
 use super::{contents, run};
 use crate::store::Blobs;
 
-/// Runs the suite of the blobs. `open(None)` gives empty ones; `open(Some(store))` closes `store` and opens what of it was
-/// synced.
+/// Runs the suite of the blobs. `open(None)` gives empty ones; `open(Some(store))` closes `store`
+/// and opens what of it was synced.
 ///
 /// # Panics
 /// When the blobs do not do what they must.

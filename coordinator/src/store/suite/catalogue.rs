@@ -6,8 +6,8 @@ use super::{replacements, run};
 use crate::store::Catalogue;
 use crate::store::layout::SMALL_BYTES;
 
-/// Runs the suite of the catalogue. `open(None)` gives an empty one; `open(Some(store))` closes `store` and opens what of it
-/// was synced.
+/// Runs the suite of the catalogue. `open(None)` gives an empty one; `open(Some(store))` closes
+/// `store` and opens what of it was synced.
 ///
 /// # Panics
 /// When the catalogue does not do what it must.

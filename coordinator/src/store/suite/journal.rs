@@ -6,8 +6,8 @@ use super::{contents, run};
 use crate::store::Journal;
 use crate::store::layout::{CHUNK_BYTES, INLINE_BYTES};
 
-/// Runs the suite of the journal. `open(None)` gives an empty one; `open(Some(store))` closes `store` and opens what of it
-/// was synced.
+/// Runs the suite of the journal. `open(None)` gives an empty one; `open(Some(store))` closes
+/// `store` and opens what of it was synced.
 ///
 /// # Panics
 /// When the journal does not do what it must.

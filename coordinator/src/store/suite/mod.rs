@@ -1,5 +1,5 @@
-//! What every store must do. A new implementation calls [`conformance`] in its tests, or the suite of the one seam that
-//! it implements.
+//! What every store must do. A new implementation calls [`conformance`] in its tests, or the suite
+//! of the one seam that it implements.
 
 pub mod blobs;
 pub mod catalogue;
@@ -10,8 +10,9 @@ use anabranch_common::ids::{Digest, Position};
 use super::layout::{CHUNK_BYTES, INLINE_BYTES, SMALL_BYTES};
 use super::{StorageError, Store};
 
-/// Runs the suites of all three seams, and what a store must do on top. `open(None)` gives a store that is empty and
-/// independent of all others; `open(Some(store))` closes `store` and opens what of it was synced.
+/// Runs the suites of all three seams, and what a store must do on top. `open(None)` gives a store
+/// that is empty and independent of all others; `open(Some(store))` closes `store` and opens what
+/// of it was synced.
 ///
 /// # Panics
 /// When the store does not do what it must.
