@@ -85,13 +85,13 @@ impl Core {
                     return self.cut_off(peer, "causes more refusals than are recorded at a time");
                 }
                 let (key, payload_digest, lease) = (meta.key, meta.payload_digest, meta.lease);
-                self.append(RecordBody::Refused { key, payload_digest, lease, reason }, Arc::from([]), None);
+                self.append(RecordBody::Refused { key, payload_digest, lease, reason });
                 Verdict::Refused { reason }
             }
             Decision::Accept(contribution) => {
                 let (weight, staleness) = (contribution.weight, contribution.staleness);
                 self.peers.pay_back(meta.key.agent);
-                let position = self.append(RecordBody::Contribution(contribution), payload, content);
+                let position = self.append_with(RecordBody::Contribution(contribution), payload, content);
                 self.close_if_due();
                 let version = self.state.as_ref().map(|state| state.version).unwrap_or_default();
                 Verdict::Accepted { position, version, weight, staleness }
@@ -103,7 +103,7 @@ impl Core {
     /// Closes the version that the waiting contributions make, if they are as many as the merge rule asks for.
     pub(super) fn close_if_due(&mut self) {
         if let Some(close) = self.state.as_ref().and_then(RunState::close_due) {
-            self.append(RecordBody::Closed(close), Arc::from([]), None);
+            self.append(RecordBody::Closed(close));
         }
     }
 }

@@ -94,7 +94,7 @@ impl Core {
         self.gate.pass(Command::Begin { record, model });
         self.offers = Offers::default();
         for (agent, name) in self.roster.active() {
-            self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
+            self.append(RecordBody::AgentJoined { agent, name });
         }
         for (peer, agent, hello) in self.peers.hellos() {
             self.start_epoch(agent, &hello);

@@ -1,7 +1,5 @@
 //! Evaluations: who is asked, what came of it, and the target that an aggregate reaches.
 
-use std::sync::Arc;
-
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Aggregate, Evaluation, RecordBody};
 use anabranch_common::limits;
@@ -107,7 +105,7 @@ impl Core {
     fn measured(&mut self, aggregate: Aggregate) {
         let Aggregate { version, accuracy, loss, evaluators, covered_examples, known_examples, .. } = aggregate;
         tracing::debug!(%version, accuracy, loss, evaluators, covered_examples, known_examples, "measured");
-        self.append(RecordBody::Aggregated(aggregate), Arc::from([]), None);
+        self.append(RecordBody::Aggregated(aggregate));
         self.judge_newest();
     }
 
@@ -128,7 +126,7 @@ impl Core {
         if !asked && !self.peers.pay(agent, self.now) {
             return tracing::debug!(%agent, "more evaluations that nobody asked for than are recorded at a time");
         }
-        self.append(RecordBody::Evaluated(evaluation), Arc::from([]), None);
+        self.append(RecordBody::Evaluated(evaluation));
         self.evaluators.count(evaluation);
     }
 
@@ -140,7 +138,7 @@ impl Core {
         let reason = plain(reason, limits::EVALUATION_REASON_BYTES);
         let name = self.roster.name(agent).unwrap_or_default();
         tracing::warn!(agent = %agent.short(), name, %version, reason, "an evaluation has failed");
-        self.append(RecordBody::EvaluationFailed { agent, version, reason }, Arc::from([]), None);
+        self.append(RecordBody::EvaluationFailed { agent, version, reason });
         let known = self.state.as_ref().and_then(|state| state.agents.get(&agent));
         let failures = known.map_or(1, |known| known.evaluation_failures);
         self.evaluators.back_off(agent, failures, self.now.mono_ms);

@@ -1,12 +1,10 @@
 //! Leases: who waits for one, who must wait longer, and which are over.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Lease, LeaseEnd, RecordBody};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
+use std::collections::BTreeSet;
 
 use super::Core;
 use super::event::PeerId;
@@ -88,7 +86,7 @@ impl Core {
     }
 
     fn end_lease(&mut self, agent: AgentId, lease: LeaseId, why: LeaseEnd) {
-        self.append(RecordBody::LeaseEnded { lease, why }, Arc::from([]), None);
+        self.append(RecordBody::LeaseEnded { lease, why });
         self.evaluation_given_back(agent, lease);
     }
 
@@ -103,7 +101,7 @@ impl Core {
     pub(super) fn expire_leases(&mut self) {
         let Some(state) = &self.state else { return };
         for lease in self.leases.expired(state, self.now.unix_ms) {
-            self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired }, Arc::from([]), None);
+            self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired });
         }
     }
 
@@ -135,7 +133,7 @@ impl Core {
         };
         let evaluate = self.evaluates_first(agent, id, base_version, base_digest);
         self.leases.granted(&lease);
-        self.append(RecordBody::LeaseGranted(lease.clone()), Arc::from([]), None);
+        self.append(RecordBody::LeaseGranted(lease.clone()));
         self.send(peer, CoordinatorMessage::Lease { lease, evaluate });
     }
 

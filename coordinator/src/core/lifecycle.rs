@@ -4,13 +4,11 @@
 //! nobody were there to tell it. So the process stays for as long as an agent may be away between two attempts, and
 //! leaves at once when every agent has said goodbye.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use anabranch_common::ids::{AgentId, Epoch, ModelVersion};
 use anabranch_common::journal::{FinishReason, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
+use std::collections::BTreeMap;
 
 use super::Core;
 use super::command::{Command, ExitReason};
@@ -61,7 +59,7 @@ impl Core {
         if self.state.as_ref().is_none_or(|state| state.finished.is_some()) {
             return;
         }
-        self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
+        self.append(RecordBody::Finished { reason, result });
         self.lifecycle.ending = Some(Ending::Measuring { since_ms: self.now.mono_ms });
         self.measure_result(result);
         if reason != FinishReason::NonFinite {
@@ -77,7 +75,7 @@ impl Core {
             // The update that reached the target is the one that overflowed: the target's version is no result.
             Some((_, target)) if target >= version => {
                 self.evaluators.cancel_unless(None);
-                self.append(RecordBody::Finished { reason, result }, Arc::from([]), None);
+                self.append(RecordBody::Finished { reason, result });
             }
             Some(_) => {}
             None => self.finish(reason, result),

@@ -169,7 +169,7 @@ impl Core {
         // Killed between the contribution that fills the buffer and the close. Another configuration would drop them.
         core.close_if_due();
         if changed {
-            core.append(RecordBody::ConfigChanged { spec: Box::new(spec) }, Arc::from([]), None);
+            core.append(RecordBody::ConfigChanged { spec: Box::new(spec) });
         }
         let commands = core.gate.take();
         Ok((core, commands))
@@ -263,8 +263,13 @@ impl Core {
         }
     }
 
+    /// Appends a record without a payload: see [`append_with`](Self::append_with).
+    fn append(&mut self, body: RecordBody) -> Position {
+        self.append_with(body, Arc::from([]), None)
+    }
+
     /// Appends a record, applies it, and lets it be merged once it is durable. Returns its position.
-    fn append(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
+    fn append_with(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
         let state = self.state.as_mut().expect("records follow the genesis record");
         let payload_digest = match &body {
             RecordBody::Contribution(contribution) => contribution.meta.payload_digest,

@@ -1,12 +1,10 @@
 //! What operators and newcomers ask for.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use anabranch_common::ids::AgentId;
 use anabranch_common::journal::{FinishReason, RecordBody};
 use anabranch_common::wire::message::{JoinRefusal, Rejection, RunPhase};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use std::collections::BTreeMap;
 
 use super::Core;
 use super::command::Command;
@@ -43,7 +41,7 @@ impl Core {
                 let joined = Command::Joined { request, outcome: Ok((agent, name.clone())) };
                 let known = self.state.as_ref().is_some_and(|state| state.agents.contains_key(&agent));
                 if self.state.is_some() && !known {
-                    self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
+                    self.append(RecordBody::AgentJoined { agent, name });
                 }
                 let full = Command::Joined { request, outcome: Err(JoinRefusal::Full) };
                 self.save_roster(joined, full);
@@ -88,7 +86,7 @@ impl Core {
     fn pause(&mut self) -> OperatorResponse {
         match self.phase() {
             RunPhase::Running => {
-                self.append(RecordBody::Paused, Arc::from([]), None);
+                self.append(RecordBody::Paused);
                 self.tell_everyone(RunPhase::Paused);
                 OperatorResponse::Done("paused; work under way is still merged, `resume` gives leases again".into())
             }
@@ -103,7 +101,7 @@ impl Core {
     fn unpause(&mut self) -> OperatorResponse {
         match self.phase() {
             RunPhase::Paused => {
-                self.append(RecordBody::Resumed, Arc::from([]), None);
+                self.append(RecordBody::Resumed);
                 self.tell_everyone(RunPhase::Running);
                 OperatorResponse::Done("resumed".into())
             }
@@ -135,7 +133,7 @@ impl Core {
         };
         let known = self.state.as_ref().and_then(|state| state.agents.get(&agent));
         if known.is_some_and(|agent| !agent.revoked) {
-            self.append(RecordBody::AgentRevoked { agent }, Arc::from([]), None);
+            self.append(RecordBody::AgentRevoked { agent });
         }
         self.evaluators.forget(agent);
         if let Some(peer) = self.peers.peer_of(agent) {

@@ -1,13 +1,11 @@
 //! Connections and what is known of agents while this process lives. Nothing here is durable, and nothing here changes
 //! what merging does.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
 use anabranch_common::ids::{AgentId, Epoch};
 use anabranch_common::journal::{ModelsSent, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, Welcome};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Core;
 use super::allowance::Allowance;
@@ -215,13 +213,13 @@ impl Core {
         };
         if known.is_none() {
             let name = self.roster.name(agent).unwrap_or_default().to_owned();
-            self.append(RecordBody::AgentJoined { agent, name }, Arc::from([]), None);
+            self.append(RecordBody::AgentJoined { agent, name });
         }
         let examples_held = hello.train_examples.min(cap);
         let eval_examples = hello.eval_examples.min(limits::SHARD_EXAMPLES as u64);
         let incarnation = hello.incarnation;
         let body = RecordBody::EpochStarted { agent, epoch, incarnation, examples_held, eval_examples };
-        self.append(body, Arc::from([]), None);
+        self.append(body);
         epoch
     }
 
@@ -262,7 +260,7 @@ impl Core {
         }
         let sent = self.peers.take_models_sent();
         for some in sent.chunks(limits::MODELS_SENT_ENTRIES) {
-            self.append(RecordBody::ModelsSent(some.to_vec()), Arc::from([]), None);
+            self.append(RecordBody::ModelsSent(some.to_vec()));
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Publication: which version agents can fetch from this process, and when the next one is asked for.
 
-use std::sync::Arc;
-
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Publication, PublicationForm, RecordBody};
 
@@ -67,7 +65,7 @@ impl Core {
         let Some(state) = &self.state else { return };
         // A process that was started again makes the newest version ready once more.
         if state.published != Some(publication) {
-            self.append(RecordBody::Published(publication), Arc::from([]), None);
+            self.append(RecordBody::Published(publication));
         }
         self.hand_out(publication);
     }

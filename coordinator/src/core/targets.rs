@@ -1,7 +1,5 @@
 //! When the run's targets are reached, and what a run that had ended does when it is started again.
 
-use std::sync::Arc;
-
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{FinishReason, RecordBody};
 use anabranch_common::limits;
@@ -102,7 +100,7 @@ impl Core {
         let reached = reached.or_else(|| state.measured_target(target).map(|(reason, _)| reason));
         if !state.still_holds(reason, target) && reached.is_none() {
             tracing::info!(ended = %reason, version = %state.version, "the run goes on: its targets are not reached any more");
-            self.append(RecordBody::Reopened, Arc::from([]), None);
+            self.append(RecordBody::Reopened);
             return;
         }
         let now_reached = reached.unwrap_or(reason);
