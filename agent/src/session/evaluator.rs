@@ -48,7 +48,7 @@ impl Evaluator {
     }
 
     /// Whether the device evaluates.
-    pub(super) fn has_the_device(&self) -> bool {
+    pub(super) fn is_evaluating(&self) -> bool {
         matches!(self.stage, Stage::Evaluating { .. })
     }
 

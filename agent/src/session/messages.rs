@@ -109,11 +109,11 @@ impl Session {
     fn leased(&mut self, now_ms: u64, lease: Lease, evaluate: bool, out: &mut Vec<Command>) {
         self.rounds.may_be_leased();
         let is_free = self.is_device_free();
-        let is_of_use = self.rounds.take_lease(is_free)
+        let is_of_use = self.rounds.wants_lease(is_free)
             && !(is_free && self.hold.is_some())
             && Some(lease.branch) == self.membership.branch()
             && self.model.manifest().is_some()
-            && self.stopping.is_none();
+            && self.life.is_running();
         if !is_of_use {
             self.rounds.forget_request();
             return self.give_back(lease.id, out);

@@ -24,11 +24,13 @@
 //! | `replica` | the model that is held, and the fetch of another |
 //! | `outbox` | durable updates without a verdict |
 //! | `verdicts` | the latest verdicts, and which one is awaited |
+//! | `life` | whether the process goes on, stops, or has ended |
 //! | `messages`, `work` | no state: what follows from a message, and what is started after an event |
 
 pub mod command;
 mod evaluator;
 pub mod event;
+mod life;
 mod link;
 mod membership;
 mod messages;
@@ -57,6 +59,7 @@ use anabranch_common::wire::message::{AgentHello, AgentMessage, RunPhase};
 use command::{Command, Ending};
 use evaluator::Evaluator;
 use event::{Event, Kept, Problem};
+use life::Life;
 use link::Connection;
 use membership::Membership;
 use model::Model;
@@ -95,13 +98,6 @@ pub struct SessionConfig {
     pub overlap: bool,
 }
 
-/// The process ends when its work is handed over, or at the deadline.
-#[derive(Debug)]
-struct Stopping {
-    ending: Ending,
-    deadline_ms: u64,
-}
-
 /// The state machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
@@ -118,8 +114,7 @@ pub struct Session {
     hold: Option<String>,
     /// When the coordinator was last told how far the round is.
     progress_at_ms: Option<u64>,
-    stopping: Option<Stopping>,
-    ended: bool,
+    life: Life,
     last_problem: Option<String>,
 }
 
@@ -139,8 +134,7 @@ impl Session {
             verdicts: Verdicts::default(),
             hold: None,
             progress_at_ms: None,
-            stopping: None,
-            ended: false,
+            life: Life::default(),
             last_problem: None,
         }
     }
@@ -157,12 +151,12 @@ impl Session {
     /// Takes one event and says what to do. After an `Exit` nothing more is said.
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Command> {
         let mut out = Vec::new();
-        if self.ended {
+        if self.life.has_ended() {
             return out;
         }
         self.account(now_ms);
         self.apply(now_ms, event, &mut out);
-        if !self.ended {
+        if !self.life.has_ended() {
             self.go_on(now_ms, &mut out);
         }
         out
@@ -238,7 +232,7 @@ impl Session {
             Problem::Final(ending) => self.end(ending, out),
             Problem::Transient(problem) => {
                 self.note(problem);
-                if self.stopping.is_none() {
+                if self.life.is_running() {
                     let after_ms = self.connection.next_wait_ms();
                     self.connect(after_ms, out);
                 }
@@ -253,7 +247,7 @@ impl Session {
     }
 
     fn end(&mut self, ending: Ending, out: &mut Vec<Command>) {
-        self.ended = true;
+        self.life.end();
         out.push(Command::Exit(ending));
     }
 
@@ -289,19 +283,18 @@ impl Session {
     /// When the session wants a `Tick`, if nothing happens before.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
-        if self.ended {
+        if self.life.has_ended() {
             return None;
         }
-        let stop = self.stopping.as_ref().map(|stopping| stopping.deadline_ms);
         let (mut up, mut waits) = ([None; 4], [None; 2]);
         if self.connection.is_up() {
             let fetch = self.fetching().and_then(|_| self.replica.deadline_ms());
             up = [self.outbox.deadline_ms(), fetch, self.rounds.asking_until_ms(), self.ask_at_ms()];
         }
-        if self.stopping.is_none() && self.rounds.current().is_none() {
+        if self.life.is_running() && self.rounds.current().is_none() {
             waits = [self.rounds.wait_ends_ms(), self.verdicts.awaited_until_ms()];
         }
-        let link = [stop, self.connection.greeting_until_ms(), self.connection.renewal_ms()];
+        let link = [self.life.deadline_ms(), self.connection.greeting_until_ms(), self.connection.renewal_ms()];
         link.into_iter().chain(up).chain(waits).flatten().min()
     }
 

@@ -174,7 +174,7 @@ impl Rounds {
     }
 
     /// Whether a lease is of use: one was requested, or the device is free and nothing is being prepared.
-    pub(super) fn take_lease(&self, device_free: bool) -> bool {
+    pub(super) fn wants_lease(&self, device_free: bool) -> bool {
         match &self.next {
             Some(next) => matches!(next.stage, Stage::Asking { .. }),
             None => device_free,
@@ -237,7 +237,7 @@ impl Rounds {
     }
 
     /// Whether the model that an evaluation needs may be fetched: the fetch of a base must not be lost over it.
-    pub(super) fn leave_the_link_free(&self) -> bool {
+    pub(super) fn leaves_link_free(&self) -> bool {
         self.next.as_ref().is_none_or(|next| matches!(next.stage, Stage::Ready(..)))
     }
 

@@ -7,12 +7,12 @@ use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
+use super::Session;
 use super::command::{Bank, Command, Ending, Lead};
 use super::event::{OutboxEntry, Outcome};
 use super::replica::Wanted;
 use super::rounds::{Conditions, Start, Training};
 use super::tempo::Spent;
-use super::{Session, Stopping};
 
 /// What an agent is doing, for people.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,7 @@ impl Session {
             self.outbox.offer(now_ms, out);
             out.extend(self.evaluator.take_unsent().map(AgentMessage::Evaluated).map(Command::Send));
         }
-        if self.stopping.is_some() {
+        if !self.life.is_running() {
             return self.go_on_stopping(now_ms, out);
         }
         self.rounds.arrived(now_ms, &self.replica);
@@ -57,7 +57,7 @@ impl Session {
             return self.turn_down(out);
         }
         if self.connection.is_up()
-            && self.rounds.leave_the_link_free()
+            && self.rounds.leaves_link_free()
             && let Some(wanted) = self.evaluator.take_request()
         {
             self.evaluator.fetch(wanted);
@@ -124,7 +124,7 @@ impl Session {
         self.config.train_examples > 0
             && self.membership.phase() == RunPhase::Running
             && self.hold.is_none()
-            && self.stopping.is_none()
+            && self.life.is_running()
     }
 
     /// Whether no round is computed, and no evaluation is under way or waits for its model.
@@ -229,10 +229,9 @@ impl Session {
 
     /// Starts to stop: no new work, the round that runs is given back, finished work is handed over.
     pub(super) fn stop(&mut self, now_ms: u64, ending: Ending, out: &mut Vec<Command>) {
-        if self.stopping.is_some() {
+        if !self.life.stop(now_ms, ending) {
             return;
         }
-        self.stopping = Some(Stopping { ending, deadline_ms: now_ms + limits::SHUTDOWN_FLUSH_MS });
         self.give_back_next(out);
         self.replica.forget_fetch();
         self.evaluator.stop();
@@ -240,12 +239,8 @@ impl Session {
     }
 
     fn go_on_stopping(&mut self, now_ms: u64, out: &mut Vec<Command>) {
-        let Some(stopping) = &self.stopping else { return };
         let handing_over = self.connection.is_up() && !self.outbox.is_empty();
-        if (self.rounds.are_busy() || handing_over) && now_ms < stopping.deadline_ms {
-            return;
-        }
-        let ending = stopping.ending.clone();
+        let Some(ending) = self.life.due(now_ms, self.rounds.are_busy() || handing_over) else { return };
         if self.connection.is_up() {
             out.push(Command::Send(AgentMessage::Goodbye { reason: ending.to_string() }));
         }
@@ -254,7 +249,7 @@ impl Session {
 
     /// Accounts for the time until now.
     pub(super) fn account(&mut self, now_ms: u64) {
-        let how = if self.rounds.current().is_some() || self.evaluator.has_the_device() {
+        let how = if self.rounds.current().is_some() || self.evaluator.is_evaluating() {
             Spent::Busy
         } else if self.wants_work() {
             Spent::Waiting
@@ -269,7 +264,7 @@ impl Session {
     pub fn activity(&self) -> Activity<'_> {
         if let Some(training) = self.rounds.current() {
             Activity::Training(training)
-        } else if self.evaluator.has_the_device() {
+        } else if self.evaluator.is_evaluating() {
             Activity::Evaluating
         } else if self.fetching().is_some() {
             Activity::Fetching
