@@ -149,7 +149,8 @@ fn park(mut service: Process) -> anyhow::Result<()> {
 fn serve_as_nobody(cluster: &mut Cluster, before: u64) -> anyhow::Result<()> {
     let (dir, agent_dir) = (cluster.coordinator_dir(), cluster.agent_dir("one"));
     let run = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
-    let coordinator = service(cluster, Role::Coordinator, &run)?;
+    let mut coordinator = service(cluster, Role::Coordinator, &run)?;
+    coordinator.wait_for_log(" serving", PATIENCE)?;
     let agent = service(cluster, Role::LedgerAgent, &["--dir".as_ref(), agent_dir.as_os_str()])?;
     let served = cluster.wait_for_updates(before + 3);
     let log = |service: &Process| service.log().unwrap_or_default();
