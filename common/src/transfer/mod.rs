@@ -15,6 +15,7 @@
 //! Halves of uploads of more than one chunk are spooled to disk, or kept in memory where that fails. After a reconnect, a
 //! new address or a restart only the missing chunks are sent.
 
+mod action;
 mod budget;
 mod expected;
 mod halves;
@@ -25,10 +26,11 @@ mod tests;
 mod upload;
 mod uploads;
 
+pub use action::{Action, Guard, Opened, Received};
 pub use budget::Budgets;
 pub use expected::Expected;
 pub use halves::{Half, leaves_spare};
 pub use name::UploadName;
 pub use sink::{Put, Sink};
 pub use upload::UploadId;
-pub use uploads::{Action, Guard, Opened, Received, Uploads};
+pub use uploads::Uploads;
