@@ -147,11 +147,14 @@ impl World {
     }
 }
 
+/// Uploads that are decoded at the same time where that is no bottleneck.
+const DECODERS: usize = 16;
+
 /// What uploads may hold: in half of all worlds so little that they wait for each other. Not where there are attackers:
 /// honest agents overshoot from bases as old as that makes them, and the bound of P10 leaves room for less.
 fn budgets(seed: u64, schedule: &Schedule) -> Budgets {
     let mut rng = SplitMix64::new(seed ^ 0x5EED_0007);
-    let plenty = Budgets::with_decoders(2);
+    let plenty = Budgets::with_decoders(DECODERS);
     if rng.below(2) == 0 || schedule.agents.iter().any(|agent| agent.hostile.is_some()) {
         return plenty;
     }
