@@ -203,6 +203,10 @@ impl ModelVersion {
     }
 }
 
+/// One connection of an agent; never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerId(pub u64);
+
 #[cfg(test)]
 mod tests {
     use super::*;

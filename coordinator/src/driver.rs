@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anabranch_common::ids::{BranchId, RunId};
 use anabranch_common::limits;
+use anabranch_common::status::UploadStatus;
+use anabranch_common::transfer::{Budgets, Half};
 use anabranch_common::wire::message::JoinResponse;
 use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
@@ -26,10 +28,10 @@ use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::core::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
 use crate::identity::{self, Identity};
 use crate::node::checkpoint::Keep;
-use crate::node::{self, Done, JobError, Node, Output};
+use crate::node::{self, Done, Job, JobError, Node, Output, Settings};
 use crate::recovery::{self, OTHER_VERSION_HELP, RecoveryError};
 use crate::store::{Catalogue, SledStore, Store};
-use crate::transport::{self, Input, PeerOp, Shared};
+use crate::transport::{self, Input, PeerOp, Shared, Spool};
 use crate::workers::{Means, Workers};
 
 /// Directory of the store below the coordinator's.
@@ -108,7 +110,9 @@ pub fn run(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
 async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
-    let (node, outputs) = start(store.as_ref(), &config)?;
+    let (spool, halves) = Spool::open(dir.join(UPLOADS_DIR));
+    let spool = Arc::new(spool);
+    let (node, outputs) = start(store.as_ref(), &config, &halves)?;
     let endpoint = endpoint(&config, &identity)?;
     let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
     let means = Means {
@@ -119,7 +123,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
     };
     let workers = Workers::start(means, &answers_in)?;
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
-    let shared = Shared::new(inputs_in, store, dir.join(UPLOADS_DIR));
+    let shared = Shared::new(inputs_in, store, Arc::clone(&spool));
     faults::point("recovered");
     signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
@@ -129,6 +133,8 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
         started,
         node,
         workers,
+        spool,
+        answers: answers_in,
         peers: BTreeMap::new(),
         requests: BTreeMap::new(),
         joins: BTreeMap::new(),
@@ -142,7 +148,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
 }
 
 /// Reads what the store holds, and makes the node.
-fn start(store: &dyn Store, config: &Config) -> anyhow::Result<(Node, Vec<Output>)> {
+fn start(store: &dyn Store, config: &Config, halves: &[Half]) -> anyhow::Result<(Node, Vec<Output>)> {
     let options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
     let roster = roster(store.catalogue())?;
     let started = clock::monotonic();
@@ -161,7 +167,9 @@ fn start(store: &dyn Store, config: &Config) -> anyhow::Result<(Node, Vec<Output
         Err(error) => return Err(recovery_fail(error)),
     };
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
-    Node::start(options, config.spec.clone(), roster, recovered, now).map_err(mismatch_fail)
+    let decoders = std::thread::available_parallelism().map_or(1, usize::from);
+    let settings = Settings { options, spec: config.spec.clone(), budgets: Budgets::with_decoders(decoders) };
+    Node::start(settings, roster, recovered, halves, now).map_err(mismatch_fail)
 }
 
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
@@ -186,8 +194,10 @@ struct Driver {
     started: Instant,
     node: Node,
     workers: Workers,
+    spool: Arc<Spool>,
+    answers: mpsc::Sender<Done>,
     peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
-    requests: BTreeMap<RequestId, oneshot::Sender<OperatorResponse>>,
+    requests: BTreeMap<RequestId, oneshot::Sender<(OperatorResponse, UploadStatus)>>,
     joins: BTreeMap<RequestId, oneshot::Sender<JoinResponse>>,
     next_request: u64,
 }
@@ -262,19 +272,49 @@ impl Driver {
         let mut exit = None;
         for output in outputs {
             match output {
-                Output::Run(job) => self.workers.run(job),
+                Output::Run(job) => self.run(job),
                 Output::Send { peer, message } => self.tell_peer(peer, PeerOp::Send(message)),
                 Output::SendChunks { peer, download, snapshot, missing } => {
                     self.tell_peer(peer, PeerOp::SendChunks { download, snapshot, missing });
                 }
-                Output::Receive { peer, what, transfer } => self.tell_peer(peer, PeerOp::Receive { what, transfer }),
+                Output::Receive { peer, sink, on_disk } => self.tell_peer(peer, PeerOp::Receive { sink, on_disk }),
+                Output::Forget { peer, transfer } => self.tell_peer(peer, PeerOp::Forget { transfer }),
                 Output::Close { peer } => self.tell_peer(peer, PeerOp::Close),
-                Output::Reply { request, response } => answer(self.requests.remove(&request), response),
+                Output::Reply { request, response, uploads } => {
+                    answer(self.requests.remove(&request), (response, uploads));
+                }
                 Output::JoinReply { request, response } => answer(self.joins.remove(&request), response),
                 Output::Exit(ended) => exit = Some(ended),
             }
         }
         exit
+    }
+
+    fn run(&self, job: Job) {
+        let (answers, spool) = (self.answers.clone(), Arc::clone(&self.spool));
+        match job {
+            Job::Decode(job) => {
+                tokio::spawn(async move {
+                    let done = if job.is_short() {
+                        job.run()
+                    } else {
+                        let failure = job.failure();
+                        tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure)
+                    };
+                    answers.send(done).await.ok();
+                });
+            }
+            Job::Spool(job) => {
+                tokio::spawn(async move {
+                    let failure = job.failure();
+                    let done = tokio::task::spawn_blocking(move || spool.run(job)).await.unwrap_or(failure);
+                    if let Some(done) = done {
+                        answers.send(done).await.ok();
+                    }
+                });
+            }
+            job => self.workers.run(job),
+        }
     }
 
     fn tell_peer(&mut self, peer: PeerId, op: PeerOp) {

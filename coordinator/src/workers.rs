@@ -103,6 +103,8 @@ impl Workers {
             Job::Merge(batch) => self.merger.start(batch),
             Job::Checkpoint(job) => self.checkpointer.start(job),
             Job::Sign(jobs) => self.signer.start(jobs),
+            // These have no thread of their own.
+            Job::Decode(_) | Job::Spool(_) => {}
         }
     }
 

@@ -97,6 +97,25 @@ impl TransferManifest {
     }
 }
 
+impl TransferManifest {
+    /// Where `chunk` lies in the content as chunk `index`.
+    ///
+    /// # Errors
+    /// There is no such chunk, or it has another length.
+    pub fn placed(&self, index: u32, chunk: &[u8]) -> Result<std::ops::Range<usize>, TransferError> {
+        self.range(index).filter(|range| range.len() == chunk.len()).ok_or(TransferError::NoSuchChunk(index))
+    }
+
+    /// Checks a chunk's digest.
+    ///
+    /// # Errors
+    /// It is not the announced one.
+    pub fn matches(&self, index: u32, chunk: &[u8]) -> Result<(), TransferError> {
+        let announced = self.chunks.get(index as usize).ok_or(TransferError::NoSuchChunk(index))?;
+        if Digest::of(chunk) == *announced { Ok(()) } else { Err(TransferError::Digest(index)) }
+    }
+}
+
 /// Which chunks are missing, one bit each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
@@ -178,18 +197,24 @@ impl Assembly {
     /// # Errors
     /// The chunk does not belong here or is not what was announced.
     pub fn put(&mut self, index: u32, chunk: &[u8]) -> Result<bool, TransferError> {
-        let range = self.manifest.range(index).ok_or(TransferError::NoSuchChunk(index))?;
-        if range.len() != chunk.len() {
-            return Err(TransferError::NoSuchChunk(index));
+        let range = self.manifest.placed(index, chunk)?;
+        if !self.missing.contains(index) {
+            return Ok(self.missing.is_empty());
         }
-        if self.missing.contains(index) {
-            if Digest::of(chunk) != self.manifest.chunks[index as usize] {
-                return Err(TransferError::Digest(index));
-            }
-            self.content[range].copy_from_slice(chunk);
-            self.missing.arrived(index);
-        }
-        Ok(self.missing.is_empty())
+        self.manifest.matches(index, chunk)?;
+        Ok(self.place(index, range, chunk))
+    }
+
+    /// Copies a chunk that was checked to its place. Returns whether everything is here now.
+    pub(crate) fn place(&mut self, index: u32, range: std::ops::Range<usize>, chunk: &[u8]) -> bool {
+        self.content[range].copy_from_slice(chunk);
+        self.missing.arrived(index);
+        self.missing.is_empty()
+    }
+
+    /// Takes the content out, once nothing is missing.
+    pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
+        self.missing.is_empty().then(|| std::mem::take(&mut self.content))
     }
 
     /// The content, once nothing is missing.

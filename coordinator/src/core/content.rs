@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
 
-/// Keeps memory reserved until its last clone is dropped. The core only carries it: the transport
-/// puts permits of its budgets into it, simulations and tests put nothing into it.
+/// Keeps memory reserved until its last clone is dropped. The core only carries it: the policy
+/// of uploads puts its parts of the budgets into it, simulations and tests put nothing into it.
 #[derive(Clone, Default)]
 pub struct Reservation(Option<Arc<dyn Any + Send + Sync>>);
 

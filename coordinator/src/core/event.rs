@@ -11,24 +11,14 @@ use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::TransferManifest;
 
-use super::content::Content;
+pub use anabranch_common::ids::PeerId;
+pub use anabranch_common::now::Now;
 
-/// One connection of an agent; never reused within a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PeerId(pub u64);
+use super::content::Content;
 
 /// One request that waits for an answer (an operator's, or a join); never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
-
-/// A moment, passed in with every event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Now {
-    /// Unix time in milliseconds: journalled, shown, and compared with the expiry of tokens and leases.
-    pub unix_ms: u64,
-    /// Milliseconds since some fixed moment, never going back: pacing and deadlines.
-    pub mono_ms: u64,
-}
 
 /// What can happen.
 #[derive(Debug)]

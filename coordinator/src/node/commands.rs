@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, ModelVersion};
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::transfer::{Expected, UploadName};
 use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
 use anabranch_common::wire::transfer::Missing;
 
-use super::expected::Expected;
 use super::merge::MergeJob;
 use super::sign::{Purpose, SignJob};
 use super::write::WriteJob;
@@ -36,25 +36,43 @@ impl Node {
                     let purpose = Purpose::Renewal { peer };
                     self.signer.push(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms });
                 }
-                Command::Reply { request, response } => self.out.push(Output::Reply { request, response }),
-                Command::Send { peer, message } => self.send(peer, message),
-                Command::Close { peer } => self.out.push(Output::Close { peer }),
+                Command::Reply { request, response } => {
+                    let uploads = self.uploads.status();
+                    self.out.push(Output::Reply { request, response, uploads });
+                }
+                Command::Send { peer, message } => {
+                    self.forget_half(peer, &message);
+                    self.send(peer, message);
+                }
+                Command::Close { peer } => self.close(now, peer),
                 Command::SendModel { peer, version, missing } => self.send_model(peer, version, missing),
                 Command::ReceiveUpdate { peer, meta, transfer } => {
                     let Some(manifest) = self.manifest() else { continue };
-                    let what = Expected::Update { meta: Box::new(meta), manifest };
-                    self.out.push(Output::Receive { peer, what, transfer });
+                    self.upload_offered(now, peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
                 }
                 Command::ReceiveModel { peer, manifest, digest, transfer } => {
                     let what = Expected::Model { manifest: Arc::new(manifest), digest };
-                    self.out.push(Output::Receive { peer, what, transfer });
+                    self.upload_offered(now, peer, what, transfer);
                 }
                 Command::Exit(reason) => exit = Some(reason),
             }
         }
         if let Some(reason) = exit {
             self.phase = Phase::Leaving(reason);
-            self.out.extend(self.downloads.peers().map(|peer| Output::Close { peer }));
+            self.out.extend(self.agents.keys().map(|peer| Output::Close { peer: *peer }));
+        }
+    }
+
+    /// What is half here of a decided update, or of the model that became version 0, is not needed any more.
+    fn forget_half(&mut self, peer: PeerId, message: &CoordinatorMessage) {
+        match message {
+            CoordinatorMessage::Verdict { key, .. } => self.uploads.decided(UploadName::of_update(key)),
+            CoordinatorMessage::ModelReady { .. } => {
+                if let Some(agent) = self.agents.get(&peer) {
+                    self.uploads.decided(UploadName::of_model(*agent));
+                }
+            }
+            _ => {}
         }
     }
 

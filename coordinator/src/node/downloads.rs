@@ -42,11 +42,6 @@ impl Downloads {
         self.by_peer.remove(&peer);
     }
 
-    /// Every connection.
-    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> {
-        self.by_peer.keys().copied()
-    }
-
     /// Starts a sending in place of the one before. `None` when these chunks are on their way, or the connection is gone.
     pub(super) fn start(&mut self, peer: PeerId, transfer: &TransferManifest, missing: &Missing) -> Option<DownloadId> {
         let current = self.by_peer.get_mut(&peer)?;

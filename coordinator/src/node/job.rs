@@ -6,13 +6,19 @@
 //! | [`Job::Merge`] | the merger | the model that it moves |
 //! | [`Job::Checkpoint`] | the checkpointer | the store |
 //! | [`Job::Sign`] | the signer | the run's keys |
+//! | [`Job::Decode`] | any thread; a short one where it is handed out | nothing |
+//! | [`Job::Spool`] | any thread | the folder of halves |
 //!
-//! Of each kind at most one is out.
+//! Of each of the first four at most one is out; of decoders so many as the budgets say.
+
+use std::sync::Arc;
 
 use anabranch_common::codec::EncodeError;
 use anabranch_common::schema::SchemaError;
+use anabranch_common::transfer::{Opened, Sink, UploadId, UploadName};
 
 use super::checkpoint::CheckpointJob;
+use super::decode::DecodeJob;
 use super::merge::{MergeJob, Merged};
 use super::sign::{SignJob, Signed};
 use super::write::WriteJob;
@@ -32,6 +38,35 @@ pub enum Job {
     Checkpoint(Box<CheckpointJob>),
     /// Issue certificates: [`SignJob::run`].
     Sign(Vec<SignJob>),
+    /// Decode an upload: [`DecodeJob::run`].
+    Decode(Box<DecodeJob>),
+    /// Read or delete halves of uploads.
+    Spool(SpoolJob),
+}
+
+/// Something to do with the halves of uploads on disk.
+#[derive(Debug)]
+pub enum SpoolJob {
+    /// Put every chunk that is there into a sink. Answered by [`Done::Open`].
+    Open {
+        /// The sink.
+        sink: Arc<Sink>,
+        /// Whether its chunks shall be kept on disk. Otherwise what is there goes.
+        keep: bool,
+    },
+    /// Delete halves. Not answered.
+    Delete(Vec<UploadName>),
+}
+
+impl SpoolJob {
+    /// What is answered if it panics.
+    #[must_use]
+    pub fn failure(&self) -> Option<Done> {
+        match self {
+            Self::Open { sink, .. } => Some(Done::Open(Opened { upload: sink.upload(), on_disk: false })),
+            Self::Delete(_) => None,
+        }
+    }
 }
 
 /// A job has ended.
@@ -45,6 +80,15 @@ pub enum Done {
     Checkpoint(Result<Event, JobError>),
     /// The certificates, as far as they could be issued.
     Sign(Vec<Signed>),
+    /// An upload is decoded, or cannot be.
+    Decode {
+        /// Which.
+        upload: UploadId,
+        /// What it is to the core.
+        event: Event,
+    },
+    /// What was on disk of an upload is in its sink.
+    Open(Opened),
     /// The worker of this name has panicked.
     Panicked(&'static str),
 }

@@ -4,6 +4,7 @@
 //! ```text
 //!  Input ─► Node::handle ─► Core ─► commands ─┬─► lanes: writer, merger, checkpointer, signer ─► Output::Run(job)
 //!    ▲                       ▲                ├─► publisher, downloads ────────────────────────► Output::SendChunks
+//!    │                       │                ├─► uploads (common::transfer) ──────────────────► Output::Receive, Run
 //!    │                       └── events ──┐   └─► messages ────────────────────────────────────► Output::Send, ...
 //!    └── Input::Done(answer) ─────────────┘
 //! ```
@@ -13,12 +14,13 @@
 
 pub mod checkpoint;
 mod commands;
+mod decode;
 mod downloads;
-mod expected;
 mod job;
 mod lane;
 pub mod merge;
 mod publish;
+mod receiving;
 mod sign;
 #[cfg(test)]
 mod tests;
@@ -27,13 +29,15 @@ pub mod write;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::journal::Record;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
+use anabranch_common::status::UploadStatus;
+use anabranch_common::transfer::{Budgets, Half, Received, Sink, Uploads};
 use anabranch_common::wire::message::{CoordinatorMessage, JoinResponse};
 use anabranch_common::wire::operator::OperatorResponse;
-use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_common::wire::transfer::Missing;
 
 use checkpoint::CheckpointJob;
 use downloads::Downloads;
@@ -41,10 +45,9 @@ use merge::{MergeJob, Merged};
 use publish::Publisher;
 use write::WriteJob;
 
+pub use decode::DecodeJob;
 pub use downloads::DownloadId;
-pub(crate) use expected::UNDECODABLE;
-pub use expected::{Expected, decode};
-pub use job::{Done, Job, JobError};
+pub use job::{Done, Job, JobError, SpoolJob};
 pub use lane::Lane;
 pub use publish::Snapshot;
 pub use sign::{SignJob, Signed};
@@ -80,6 +83,8 @@ pub enum Input {
         /// Its bytes, if all of them were sent.
         bytes: Option<u64>,
     },
+    /// A chunk was put into a sink.
+    Received(Received),
     /// A job has ended.
     Done(Done),
 }
@@ -106,14 +111,21 @@ pub enum Output {
         /// Which chunks.
         missing: Missing,
     },
-    /// Ask for an upload.
+    /// Put the chunks of an upload into a sink; each is answered by [`Input::Received`].
     Receive {
         /// On which connection.
         peer: PeerId,
-        /// What it is.
-        what: Expected,
-        /// Its chunks.
-        transfer: TransferManifest,
+        /// The sink.
+        sink: Arc<Sink>,
+        /// Whether they are written to disk too.
+        on_disk: bool,
+    },
+    /// Take no more chunks of an upload.
+    Forget {
+        /// On which connection.
+        peer: PeerId,
+        /// Its transfer.
+        transfer: Digest,
     },
     /// Close a connection once what was sent before has left.
     Close {
@@ -126,6 +138,8 @@ pub enum Output {
         request: RequestId,
         /// The answer.
         response: OperatorResponse,
+        /// What is on its way in.
+        uploads: UploadStatus,
     },
     /// Answer a join.
     JoinReply {
@@ -138,6 +152,17 @@ pub enum Output {
     Run(Job),
     /// Let the process end: nothing is left to do, or a job has failed.
     Exit(Result<ExitReason, JobError>),
+}
+
+/// What a node is told at its start, beside what is stored.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Of its core.
+    pub options: Options,
+    /// What run.toml says.
+    pub spec: RunSpec,
+    /// What uploads may hold.
+    pub budgets: Budgets,
 }
 
 /// Whether the node goes on.
@@ -162,6 +187,9 @@ pub struct Node {
     signer: Lane<SignJob>,
     publisher: Publisher,
     downloads: Downloads,
+    uploads: Uploads,
+    /// Every connection, and whose it is.
+    agents: BTreeMap<PeerId, AgentId>,
     /// Requests for certificates of those who join, until the core has answered.
     joins: BTreeMap<RequestId, Vec<u8>>,
     manifest: Option<Arc<ModelManifest>>,
@@ -169,35 +197,39 @@ pub struct Node {
 }
 
 impl Node {
-    /// Goes on from what a store holds, or starts with nothing. Returns the node, and what it wants done first.
+    /// Goes on from what a store holds, or starts with nothing. `halves` are the halves of uploads on disk. Returns the
+    /// node, and what it wants done first.
     ///
     /// # Errors
     /// The configured model is not the run's.
     pub fn start(
-        options: Options,
-        spec: RunSpec,
+        Settings { options, spec, budgets }: Settings,
         roster: Roster,
         recovered: Option<Recovered>,
+        halves: &[Half],
         now: Now,
     ) -> Result<(Self, Vec<Output>), ModelMismatch> {
+        let uploads = Uploads::new(budgets, halves, now);
         let Some(Recovered { state, model, chain, checkpoint_version, oldest, .. }) = recovered else {
-            return Ok((Self::of(Core::new(options, spec.clone(), roster, now), spec), Vec::new()));
+            let mut node = Self::of(Core::new(options, spec.clone(), roster, now), spec, uploads);
+            let outputs = node.outputs(now);
+            return Ok((node, outputs));
         };
         let rebuildable = (oldest, checkpoint_version);
         let (mut core, commands) = Core::resume(options, spec.clone(), roster, (state, chain), rebuildable, now)?;
         core.take_up_the_end(now);
-        let mut node = Self::of(core, spec);
+        let mut node = Self::of(core, spec, uploads);
         node.carry_out(now, commands);
         match model.overflowed() {
             None => node.merger.push(MergeJob::Start(Box::new(model))),
             // Killed between the record that made it overflow and the record that ends the run: end it now.
             Some(version) => node.tell_core(now, Event::NonFinite { version }),
         }
-        let outputs = node.outputs();
+        let outputs = node.outputs(now);
         Ok((node, outputs))
     }
 
-    fn of(core: Core, spec: RunSpec) -> Self {
+    fn of(core: Core, spec: RunSpec, uploads: Uploads) -> Self {
         Self {
             core,
             spec,
@@ -208,6 +240,8 @@ impl Node {
             signer: Lane::default(),
             publisher: Publisher::default(),
             downloads: Downloads::default(),
+            uploads,
+            agents: BTreeMap::new(),
             joins: BTreeMap::new(),
             manifest: None,
             out: Vec::new(),
@@ -222,13 +256,19 @@ impl Node {
             (Phase::Leaving(_), _) => {}
             (Phase::Serving, input) => self.serve(now, input),
         }
-        self.outputs()
+        self.outputs(now)
     }
 
     /// The state machine that decides.
     #[must_use]
     pub fn core(&self) -> &Core {
         &self.core
+    }
+
+    /// The policy of uploads.
+    #[must_use]
+    pub fn uploads(&self) -> &Uploads {
+        &self.uploads
     }
 
     /// Records that wait for the writer, the oldest first.
@@ -248,11 +288,20 @@ impl Node {
                 let Some(bytes) = bytes else { return };
                 Event::ModelSent { peer, bytes }
             }
+            Input::Received(chunk) => return self.chunk_received(now, chunk),
             Input::Done(done) => return self.done(now, done),
         };
         match &event {
-            Event::Connected { peer, .. } => self.downloads.connected(*peer),
-            Event::Disconnected { peer } => self.downloads.disconnected(*peer),
+            Event::Connected { peer, agent, .. } => {
+                self.agents.insert(*peer, *agent);
+                self.downloads.connected(*peer);
+            }
+            Event::Disconnected { peer } => {
+                self.agents.remove(peer);
+                self.downloads.disconnected(*peer);
+                self.uploads.closed(now, *peer);
+            }
+            Event::Tick => self.uploads.tick(now),
             _ => {}
         }
         self.tell_core(now, event);
@@ -275,6 +324,15 @@ impl Node {
             Done::Sign(signed) => {
                 self.signer.done();
                 signed.into_iter().for_each(|signed| self.signed(signed));
+                Ok(())
+            }
+            Done::Decode { upload, event } => {
+                self.tell_core(now, event);
+                self.uploads.decoded(now, upload);
+                Ok(())
+            }
+            Done::Open(opened) => {
+                self.uploads.opened(now, opened);
                 Ok(())
             }
             Done::Panicked(worker) => Err(JobError::Panicked(worker)),
@@ -315,8 +373,9 @@ impl Node {
         }
     }
 
-    fn outputs(&mut self) -> Vec<Output> {
+    fn outputs(&mut self, now: Now) -> Vec<Output> {
         if !matches!(self.phase, Phase::Gone) {
+            self.carry_out_uploads(now);
             self.start_jobs();
             self.leave();
         }

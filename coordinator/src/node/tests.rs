@@ -49,8 +49,8 @@ impl World {
         let template =
             TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
         let config = Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes");
-        let (node, first) =
-            Node::start(options, config.spec, roster, None, Now::default()).expect("no run to differ from");
+        let settings = Settings { options, spec: config.spec, budgets: Budgets::with_decoders(2) };
+        let (node, first) = Node::start(settings, roster, None, &[], Now::default()).expect("no run to differ from");
         assert!(first.is_empty());
         Self { node, store: MemoryStore::default(), merger: Merger::default(), jobs: vec![], outputs: vec![] }
     }
@@ -99,6 +99,8 @@ impl World {
                 Done::Checkpoint(job.run(&self.store, keep))
             }
             Job::Sign(_) => Done::Sign(Vec::new()),
+            Job::Decode(job) => job.run(),
+            Job::Spool(_) => return,
         };
         self.handle(Input::Done(done));
     }
@@ -116,6 +118,8 @@ impl World {
             Job::Merge(_) => "merge",
             Job::Checkpoint(_) => "checkpoint",
             Job::Sign(_) => "sign",
+            Job::Decode(_) => "decode",
+            Job::Spool(_) => "spool",
         };
         self.jobs.iter().map(kind).collect()
     }

@@ -1,5 +1,5 @@
 //! The coordinator's side of QUIC: one endpoint, one task a connection. Decides nothing: it checks who speaks, carries
-//! messages to the loop, and assembles chunks within the limits.
+//! messages to the loop, and puts chunks where the node wants them.
 //!
 //! ```text
 //!  Incoming ─► handshake ─► Propose ─┬─► Join: one request, one answer           (no certificate)
@@ -11,18 +11,16 @@ mod handshakes;
 mod join;
 mod operator;
 mod pace;
-mod partials;
 mod peer;
-mod transfers;
-mod uploads;
+mod spool;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
+use anabranch_common::status::UploadStatus;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -33,7 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use handshakes::{Connections, Handshakes, Place};
 pub use peer::PeerOp;
-use uploads::Uploads;
+pub use spool::Spool;
 
 use crate::core::event::{Event, PeerId};
 use crate::node;
@@ -79,8 +77,8 @@ pub enum Input {
     Operator {
         /// What.
         operation: OperatorRequest,
-        /// Where the answer goes.
-        reply: oneshot::Sender<OperatorResponse>,
+        /// Where the answer goes, with what is on its way in.
+        reply: oneshot::Sender<(OperatorResponse, UploadStatus)>,
     },
 }
 
@@ -95,28 +93,24 @@ impl Input {
 pub struct Shared {
     inputs: mpsc::Sender<Input>,
     store: Arc<dyn Store>,
-    uploads: Uploads,
+    spool: Arc<Spool>,
     handshakes: Arc<Handshakes>,
     connections: Connections,
-    decoders: Semaphore,
     /// Bytes of messages that may wait for the loop.
     messages: Arc<Semaphore>,
     next_peer: AtomicU64,
 }
 
 impl Shared {
-    /// Connections answer on `inputs`; operators read checkpoints from `store`. Half-received uploads are kept in the
-    /// folder `uploads`.
+    /// Connections answer on `inputs`; operators read checkpoints from `store`. Halves of uploads go to `spool`.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>, store: Arc<dyn Store>, uploads: PathBuf) -> Arc<Self> {
-        let decoders = std::thread::available_parallelism().map_or(1, usize::from);
+    pub fn new(inputs: mpsc::Sender<Input>, store: Arc<dyn Store>, spool: Arc<Spool>) -> Arc<Self> {
         Arc::new(Self {
             inputs,
             store,
-            uploads: Uploads::new(uploads),
+            spool,
             handshakes: Arc::default(),
             connections: Connections::default(),
-            decoders: Semaphore::new(decoders),
             messages: Arc::new(Semaphore::new(limits::AGENT_MESSAGES_BYTES)),
             next_peer: AtomicU64::new(1),
         })
@@ -149,16 +143,7 @@ const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
 /// Accepts connections until the endpoint is closed.
 pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
-    let mut look = tokio::time::interval(Duration::from_millis(limits::PARTIAL_UPLOAD_AGE_MS / 24));
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            _ = look.tick() => {
-                shared.uploads.expire();
-                continue;
-            }
-        };
-        let Some(incoming) = incoming else { return };
+    while let Some(incoming) = endpoint.accept().await {
         // Under load an address must show that it is its own before anything is spent on it.
         if shared.handshakes.is_busy() && incoming.may_retry() {
             shared.handshakes.asked_to_retry();

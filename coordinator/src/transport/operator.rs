@@ -7,7 +7,7 @@ use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
-use anabranch_common::status::{NetworkStatus, StatusReport};
+use anabranch_common::status::{NetworkStatus, StatusReport, UploadStatus};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -66,21 +66,20 @@ async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Res
             let (reply, answer) = oneshot::channel();
             let is_status = operation == OperatorRequest::Status;
             shared.tell(Input::Operator { operation, reply }).await;
-            let answer = tokio::time::timeout(REQUEST, answer).await??;
-            Ok((if is_status { with_transport(answer, shared) } else { answer }, None))
+            let (answer, uploads) = tokio::time::timeout(REQUEST, answer).await??;
+            Ok((if is_status { with_transport(answer, uploads, shared) } else { answer }, None))
         }
     }
 }
 
 /// What the core cannot know: what is on its way, and who was turned away.
-fn with_transport(answer: OperatorResponse, shared: &Shared) -> OperatorResponse {
+fn with_transport(answer: OperatorResponse, uploads: UploadStatus, shared: &Shared) -> OperatorResponse {
     let OperatorResponse::Json(text) = &answer else { return answer };
     match serde_json::from_str::<StatusReport>(text) {
         Ok(report) => {
             let (received, sent) = shared.connections.traffic();
             let network = Some(NetworkStatus { received, sent, ..shared.handshakes.status() });
-            let uploads = Some(shared.uploads.status());
-            json(&StatusReport { uploads, network, ..report })
+            json(&StatusReport { uploads: Some(uploads), network, ..report })
         }
         Err(_) => answer,
     }

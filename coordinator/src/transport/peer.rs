@@ -1,14 +1,15 @@
-//! One agent's connection: its control stream both ways, its chunk streams, and the transfers it has been asked for.
+//! One agent's connection: its control stream both ways, and its chunk streams.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::codec::DecodeError;
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
+use anabranch_common::transfer::{Received, Sink, UploadName};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
-use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_common::wire::transfer::Missing;
 use anabranch_io::chunks::{self, ChunkError};
 use anabranch_io::faults;
 use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
@@ -17,16 +18,12 @@ use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::MissedTickBehavior;
 
 use super::pace::Pace;
-use super::partials::PartialName;
-use super::transfers::{Opened, Overdue, Transfers, Whole};
-use super::uploads::OpenError;
 use super::{Input, Shared, linger};
 use crate::clock;
 use crate::core::event::{Event, PeerId};
-use crate::node::{self, DownloadId, Expected, Snapshot, UNDECODABLE, decode};
+use crate::node::{self, DownloadId, Snapshot};
 
 /// How long a message may take to be taken off our hands.
 const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
@@ -50,12 +47,17 @@ pub enum PeerOp {
         /// Which chunks.
         missing: Missing,
     },
-    /// Ask for a transfer.
+    /// Put the chunks of an upload into a sink.
     Receive {
-        /// What it is.
-        what: Expected,
-        /// Its chunks.
-        transfer: TransferManifest,
+        /// The sink.
+        sink: Arc<Sink>,
+        /// Whether they are written to disk too.
+        on_disk: bool,
+    },
+    /// Take no more chunks of an upload.
+    Forget {
+        /// Its transfer.
+        transfer: Digest,
     },
     /// Close once everything before this was sent.
     Close,
@@ -66,10 +68,8 @@ struct PeerConnection {
     shared: Arc<Shared>,
     peer: PeerId,
     agent: AgentId,
-    transfers: Mutex<Transfers>,
-    /// Large uploads of a connection come one after another: each with the whole link to itself, and one at a time in
-    /// the budget.
-    turn: Arc<Semaphore>,
+    /// Where the chunks go that are awaited, by transfer, and whether they are written to disk too.
+    sinks: Mutex<BTreeMap<Digest, (Arc<Sink>, bool)>>,
 }
 
 /// The agent's control stream.
@@ -99,8 +99,7 @@ pub(super) async fn serve(
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
     shared.tell(Input::Connected { peer, agent, hello, ops }).await;
-    let turn = Arc::new(Semaphore::new(1));
-    let this = Arc::new(PeerConnection { connection, shared, peer, agent, transfers: Mutex::default(), turn });
+    let this = Arc::new(PeerConnection { connection, shared, peer, agent, sinks: Mutex::default() });
     let mut reading = std::pin::pin!(this.read_messages(messages));
     let (ended, read) = tokio::select! {
         ended = &mut reading => (ended, true),
@@ -114,31 +113,11 @@ pub(super) async fn serve(
         let _ = tokio::time::timeout(LAST_WORDS, reading).await;
     }
     this.connection.close(0u32.into(), b"done");
-    this.give_up_transfers();
     this.shared.tell(Input::event(Event::Disconnected { peer })).await;
     ended
 }
 
 impl PeerConnection {
-    fn give_up_transfers(&self) {
-        let given_up = self.transfers.lock().give_up();
-        given_up.into_iter().for_each(|upload| self.shared.uploads.leave(self.agent, upload));
-    }
-
-    /// Gives up what is too slow. The initial model of a run is waited for by everyone: with it goes the connection, so
-    /// that the next agent is asked for its own.
-    fn drop_overdue(&self) -> anyhow::Result<()> {
-        let overdue = self.transfers.lock().look(self.shared.uploads.is_short());
-        for Overdue { id, is_model } in overdue {
-            self.shared.uploads.gave_up();
-            tracing::warn!(agent = %self.agent.short(), transfer = %id.short(), "an upload is too slow and is given up");
-            if is_model {
-                bail!("the initial model that was offered did not come");
-            }
-        }
-        Ok(())
-    }
-
     /// A silent agent is one that trains; QUIC's idle timeout and its keep-alive tell whether it is still there.
     async fn read_messages(&self, mut messages: FrameReader<AgentMessage>) -> anyhow::Result<()> {
         let mut pace = Pace::new(clock::monotonic());
@@ -157,21 +136,13 @@ impl PeerConnection {
     ) -> anyhow::Result<()> {
         let mut tasks = JoinSet::new();
         let mut sending: Option<AbortHandle> = None;
-        let mut look = tokio::time::interval(Duration::from_millis(limits::TRANSFER_LOOK_MS));
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.reset();
         loop {
             let op = tokio::select! {
                 Some(done) = tasks.join_next() => match done {
-                    Ok(Some(message)) => PeerOp::Send(Box::new(message)),
-                    Ok(None) => continue,
+                    Ok(()) => continue,
                     Err(stopped) if stopped.is_cancelled() => continue,
                     Err(panic) => return Err(panic.into()),
                 },
-                _ = look.tick() => {
-                    self.drop_overdue()?;
-                    continue;
-                }
                 op = inbox.recv() => match op {
                     Some(op) => op,
                     None => break,
@@ -181,7 +152,6 @@ impl PeerConnection {
                 PeerOp::Send(message) => {
                     writer.send(&message).await?;
                     faults::point(sent(&message));
-                    self.forget_partial(&message);
                 }
                 PeerOp::SendChunks { download, snapshot, missing } => {
                     let task = tasks.spawn(Arc::clone(&self).send_chunks(download, snapshot, missing));
@@ -189,15 +159,12 @@ impl PeerConnection {
                         before.abort();
                     }
                 }
-                PeerOp::Receive { what, transfer } => {
-                    let name = partial_name(&what, self.agent);
-                    if self.transfers.lock().announce(transfer.id(), what)? {
-                        tasks.spawn(Arc::clone(&self).open_transfer(name, transfer));
-                    }
+                PeerOp::Receive { sink, on_disk } => {
+                    self.sinks.lock().insert(sink.transfer(), (sink, on_disk));
                 }
+                PeerOp::Forget { transfer } => _ = self.sinks.lock().remove(&transfer),
                 PeerOp::Close => {
-                    // Whoever takes this one's place goes on with its uploads at once.
-                    self.give_up_transfers();
+                    self.sinks.lock().clear();
                     tasks.abort_all();
                     break;
                 }
@@ -208,21 +175,7 @@ impl PeerConnection {
         Ok(())
     }
 
-    /// What is half here of a decided update, or of the model that became version 0, is not needed any more.
-    fn forget_partial(&self, message: &CoordinatorMessage) {
-        match message {
-            CoordinatorMessage::Verdict { key, .. } => self.shared.uploads.decided(PartialName::of_update(key)),
-            CoordinatorMessage::ModelReady { .. } => self.shared.uploads.decided(PartialName::of_model(self.agent)),
-            _ => {}
-        }
-    }
-
-    async fn send_chunks(
-        self: Arc<Self>,
-        download: DownloadId,
-        snapshot: Arc<Snapshot>,
-        missing: Missing,
-    ) -> Option<CoordinatorMessage> {
+    async fn send_chunks(self: Arc<Self>, download: DownloadId, snapshot: Arc<Snapshot>, missing: Missing) {
         let Snapshot { transfer, content, .. } = &*snapshot;
         let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
         let bytes = ranges.map(|range| range.len() as u64).sum();
@@ -232,41 +185,6 @@ impl PeerConnection {
         }
         let bytes = sent.is_ok().then_some(bytes);
         self.shared.tell(Input::Node(node::Input::Sent { peer: self.peer, download, bytes })).await;
-        None
-    }
-
-    /// Makes room for a transfer, then says which chunks are missing.
-    async fn open_transfer(
-        self: Arc<Self>,
-        name: PartialName,
-        transfer: TransferManifest,
-    ) -> Option<CoordinatorMessage> {
-        let id = transfer.id();
-        let large = transfer.chunks.len() > 1;
-        let turn = if large { Arc::clone(&self.turn).acquire_owned().await.ok() } else { None };
-        let upload = match self.shared.uploads.open(self.agent, name, transfer).await {
-            Ok(upload) => upload,
-            Err(error @ OpenError::NoRoom) => {
-                // Undecided: its agent offers it again when it has waited long enough.
-                tracing::warn!(agent = %self.agent.short(), %error, "an upload does not begin");
-                self.transfers.lock().not_opened(id);
-                return None;
-            }
-            Err(OpenError::Transfer(error)) => {
-                let waiting = self.transfers.lock().not_opened(id);
-                for what in &waiting {
-                    self.failed(what, error.to_string()).await;
-                }
-                return None;
-            }
-        };
-        let opened = self.transfers.lock().opened(id, upload, turn);
-        match opened {
-            Opened::Missing(missing) => return Some(CoordinatorMessage::NeedChunks { transfer: id, missing }),
-            Opened::Whole(whole) => self.complete(whole).await,
-            Opened::Gone(upload) => self.shared.uploads.leave(self.agent, upload),
-        }
-        None
     }
 
     async fn read_chunks(self: &Arc<Self>) -> anyhow::Result<()> {
@@ -291,7 +209,7 @@ impl PeerConnection {
 
     async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
         // Bytes that nobody asked for are not even taken into memory.
-        let wanted = |transfer| self.transfers.lock().expects(transfer);
+        let wanted = |transfer| self.sinks.lock().contains_key(&transfer);
         let (header, chunk) = match chunks::recv_chunk_if(stream, CHUNK, wanted).await {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(()),
@@ -300,75 +218,27 @@ impl PeerConnection {
             Err(error) => return Err(error.into()),
         };
         faults::point("upload-chunk");
-        let put = self.transfers.lock().put(header.transfer, header.index, &chunk)?;
-        if put.counts.is_some() && put.of_model {
-            let bytes = chunk.len() as u64;
-            self.shared.tell(Input::event(Event::ModelChunk { peer: self.peer, bytes })).await;
+        // A transfer that is not under way (complete, or given up: sent twice over a bad line) is harmless.
+        let Some((sink, on_disk)) = self.sinks.lock().get(&header.transfer).cloned() else { return Ok(()) };
+        let put = sink.put(header.index, &chunk)?;
+        if put.is_whole {
+            self.sinks.lock().remove(&header.transfer);
         }
-        if let Some(name) = put.counts {
-            self.shared.uploads.received(name, put.offset, chunk).await;
+        if !put.is_news && !put.is_whole {
+            return Ok(());
         }
-        if let Some(whole) = put.whole {
-            self.complete(whole).await;
-        }
+        let bytes = if put.is_news { chunk.len() as u64 } else { 0 };
+        let is_kept = !(on_disk && put.is_news) || self.spool(sink.name(), put.offset, chunk).await;
+        let received = Received { upload: sink.upload(), bytes, is_whole: put.is_whole, is_kept };
+        self.shared.tell(Input::Node(node::Input::Received(received))).await;
         Ok(())
     }
 
-    /// Decodes a complete transfer and tells the loop, once for each that has this content; off the runtime's threads,
-    /// unless that would take longer than the work itself. What the loop is told holds its part of the budgets.
-    async fn complete(&self, Whole { waiting, upload }: Whole) {
-        let bytes = upload.assembly.manifest().bytes;
-        let (mut upload, mut received) = (Some(upload), None);
-        for what in waiting {
-            let Some(room) = self.shared.uploads.room_to_decode(what.decoded_bytes(bytes)).await else {
-                // Undecided: its agent offers it again when it has waited long enough.
-                return tracing::warn!(agent = %self.agent.short(), "no room to decode an upload: updates wait for the disk");
-            };
-            let Ok(_decoder) = self.shared.decoders.acquire().await else { return };
-            if let Some(upload) = upload.take() {
-                received = upload.finish();
-            }
-            let Some(received) = &received else { return };
-            let (payload, reservation) = (Arc::clone(&received.payload), received.reservation(room));
-            let (peer, failed) = (self.peer, what.clone());
-            if is_soon_decoded(&what, &payload) {
-                self.shared.tell(Input::event(decode(peer, what, payload, reservation))).await;
-                continue;
-            }
-            let decoded = tokio::task::spawn_blocking(move || decode(peer, what, payload, reservation)).await;
-            match decoded {
-                Ok(event) => self.shared.tell(Input::event(event)).await,
-                Err(_) => self.failed(&failed, UNDECODABLE.into()).await,
-            }
-        }
+    /// Writes a chunk to disk. Returns false if it cannot be kept there.
+    async fn spool(&self, name: UploadName, offset: u64, chunk: Vec<u8>) -> bool {
+        let spool = Arc::clone(&self.shared.spool);
+        tokio::task::spawn_blocking(move || spool.write(name, offset, &chunk)).await.unwrap_or(false)
     }
-
-    async fn failed(&self, what: &Expected, why: String) {
-        let event = match what {
-            Expected::Model { .. } => Event::ModelFailed { peer: self.peer, why },
-            Expected::Update { meta, .. } => Event::UpdateReceived {
-                peer: self.peer,
-                meta: (**meta).clone(),
-                payload: Arc::from([]),
-                content: Err(DecodeError::Invalid("transfer")),
-            },
-        };
-        self.shared.tell(Input::event(event)).await;
-    }
-}
-
-/// Under which name the half of an upload is kept.
-fn partial_name(what: &Expected, agent: AgentId) -> PartialName {
-    match what {
-        Expected::Update { meta, .. } => PartialName::of_update(&meta.key),
-        Expected::Model { .. } => PartialName::of_model(agent),
-    }
-}
-
-/// Whether decoding takes no longer than to hand it to another thread and back: little comes in, and little can come out.
-fn is_soon_decoded(what: &Expected, content: &[u8]) -> bool {
-    let (Expected::Update { manifest, .. } | Expected::Model { manifest, .. }) = what;
-    content.len() <= limits::INLINE_DECODE_BYTES && manifest.params() <= limits::INLINE_DECODE_PARAMS
 }
 
 /// The kill point after a message.

@@ -138,6 +138,9 @@ impl World {
         let running = if machine == 0 {
             self.cut_short();
             self.coordinator.disk.crash(loss);
+            if let Loss::Power { seed } = loss {
+                self.coordinator.spool.lose_power(seed);
+            }
             self.coordinator_died()
         } else {
             self.agents[machine - 1].disk.crash(loss);

@@ -340,7 +340,7 @@ impl World {
         }
         match side {
             Side::Agent => self.agent_lost(machine, id),
-            Side::Coordinator => self.coordinator_lost(machine, id, peer),
+            Side::Coordinator => self.coordinator_lost(id, peer),
         }
     }
 }

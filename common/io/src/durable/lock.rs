@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{LockHolder, StorageError};
 
@@ -31,14 +31,15 @@ impl DirLock {
     /// Waits for readers for up to `limits::READERS_WAIT_MS`: a daemon must not fail to start because somebody asked for
     /// its status. A writer is not waited for.
     pub(super) fn acquire(dir: &Path) -> Result<Self, StorageError> {
-        let begin = Instant::now();
+        let mut waited = Duration::ZERO;
         loop {
             let tried = Self::try_acquire(dir);
             let by_readers = matches!(&tried, Err(StorageError::Locked { holder: LockHolder::Readers, .. }));
-            if !by_readers || begin.elapsed() > Duration::from_millis(limits::READERS_WAIT_MS) {
+            if !by_readers || waited >= Duration::from_millis(limits::READERS_WAIT_MS) {
                 return tried;
             }
             std::thread::sleep(RETRY);
+            waited += RETRY;
         }
     }
 

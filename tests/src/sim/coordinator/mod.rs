@@ -2,6 +2,7 @@
 
 mod audit;
 mod peers;
+pub(super) mod spool;
 mod start;
 mod work;
 
@@ -9,17 +10,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::transfer::Sink;
 use anabranch_common::wire::operator::OperatorRequest;
-use anabranch_common::wire::transfer::Assembly;
 use anabranch_coordinator::core::command::ExitReason;
 use anabranch_coordinator::core::event::{Event, Now, PeerId, RequestId};
 use anabranch_coordinator::core::roster::Roster;
 use anabranch_coordinator::identity::tokens::NewToken;
 use anabranch_coordinator::node::merge::Merger;
 use anabranch_coordinator::node::write;
-use anabranch_coordinator::node::{Expected, Input, Node, Output};
+use anabranch_coordinator::node::{Input, Node, Output};
 use anabranch_coordinator::store::{Engine, Store};
 
+use spool::Spool;
 use work::Jobs;
 
 use crate::invariants::journal::ensure;
@@ -37,20 +39,14 @@ const TICK_MS: u64 = 250;
 /// Leases that may be remembered: a bound of the simulation's own, far above what a small world needs.
 const LEASES_MAX: usize = 4_096;
 
-/// A half-received transfer, and everyone who waits for it.
-#[derive(Debug)]
-struct Incoming {
-    waiting: Vec<Expected>,
-    assembly: Assembly,
-}
-
 /// A process.
 pub(super) struct Process {
     node: Node,
     store: Arc<Engine<SimDisk>>,
     merger: Merger,
     jobs: Jobs,
-    incoming: BTreeMap<(u64, Digest), Incoming>,
+    /// Where chunks go, by connection and transfer, and whether they are written to disk too.
+    sinks: BTreeMap<(u64, Digest), (Arc<Sink>, bool)>,
     peers: BTreeMap<PeerId, u64>,
     started_ms: u64,
     next_request: u64,
@@ -67,8 +63,8 @@ pub(super) struct CoordinatorMachine {
     pub(super) roll_back_by: Option<u64>,
     pub(super) newest_version: ModelVersion,
     pub(super) duplicated: u64,
-    /// Half-received transfers of connections that are gone, by agent: only what is missing is sent again.
-    partials: BTreeMap<(usize, Digest), Assembly>,
+    /// Halves of uploads on disk.
+    pub(super) spool: Spool,
     verdicts: Verdicts,
     next_peer: u64,
 }
@@ -99,7 +95,7 @@ impl CoordinatorMachine {
             roll_back_by: None,
             newest_version: ModelVersion(0),
             duplicated: 0,
-            partials: BTreeMap::new(),
+            spool: Spool::default(),
             verdicts: Verdicts::default(),
             next_peer: 0,
         }

@@ -1,21 +1,16 @@
 //! What the transport does: messages and chunks to and from agents.
 
-use std::sync::Arc;
-
-use anabranch_common::ids::ModelVersion;
-use anabranch_common::limits;
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
-use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
-use anabranch_coordinator::core::content::Reservation;
+use anabranch_common::wire::transfer::Missing;
 use anabranch_coordinator::core::event::{Event, PeerId};
-use anabranch_coordinator::node::{self, DownloadId, Expected, Input, Output, Snapshot};
+use anabranch_coordinator::node::{DownloadId, Input, Output, Snapshot};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
 use crate::sim::schedule::Machine;
 use crate::sim::world::{Happening, World, agent_id};
-
-use super::Incoming;
 
 impl World {
     pub(in crate::sim) fn tell_peer(&mut self, output: Output) {
@@ -29,7 +24,16 @@ impl World {
             Output::SendChunks { peer, download, snapshot, missing } => {
                 self.send_model(peer, download, &snapshot, &missing);
             }
-            Output::Receive { peer, what, transfer } => self.receive(peer, what, transfer),
+            Output::Receive { peer, sink, on_disk } => {
+                if let (Some(conn), Some(process)) = (self.conn_of(peer), self.coordinator.process.as_mut()) {
+                    process.sinks.insert((conn, sink.transfer()), (sink, on_disk));
+                }
+            }
+            Output::Forget { peer, transfer } => {
+                if let (Some(conn), Some(process)) = (self.conn_of(peer), self.coordinator.process.as_mut()) {
+                    process.sinks.remove(&(conn, transfer));
+                }
+            }
             _ => {}
         }
     }
@@ -81,24 +85,6 @@ impl World {
         self.agenda.at(last_ms, Happening::Coordinator(self.coordinator.life, Box::new(input)));
     }
 
-    /// What the transport does with an offer: equal content is received once, and everyone who offered it waits for it.
-    fn receive(&mut self, peer: PeerId, wanted: Expected, transfer: TransferManifest) {
-        let Some(conn) = self.conn_of(peer) else { return };
-        let Some(process) = self.coordinator.process.as_mut() else { return };
-        let id = transfer.id();
-        if let Some(incoming) = process.incoming.get_mut(&(conn, id)) {
-            incoming.waiting.push(wanted);
-            return;
-        }
-        let machine = self.conns.get(&conn).map_or(0, |conn| conn.machine);
-        let kept = self.coordinator.partials.remove(&(machine, id));
-        let assembly = kept.map_or_else(|| Assembly::new(transfer, limits::UPLOADS_IN_FLIGHT_BYTES), Ok);
-        let Ok(assembly) = assembly else { return };
-        let missing = assembly.missing().clone();
-        process.incoming.insert((conn, id), Incoming { waiting: vec![wanted], assembly });
-        self.send_to(peer, CoordinatorMessage::NeedChunks { transfer: id, missing });
-    }
-
     pub(in crate::sim) fn arrived_up(&mut self, id: u64, parcel: crate::sim::network::Up) {
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.coordinator_up) else { return };
         let machine = conn.machine;
@@ -128,40 +114,31 @@ impl World {
                     self.hear_of_failure(machine, version);
                 }
             }
-            Parcel::Chunk { transfer, index, bytes } => {
-                let Some(peer) = conn.peer else { return };
-                let Some(incoming) = process.incoming.get_mut(&(id, transfer)) else { return };
-                let was_missing = incoming.assembly.missing().contains(index);
-                let whole = incoming.assembly.put(index, &bytes).unwrap_or(false);
-                let of_model = incoming.waiting.iter().any(|wanted| matches!(wanted, Expected::Model { .. }));
-                if was_missing && of_model {
-                    self.coordinator_handles(Event::ModelChunk { peer, bytes: bytes.len() as u64 });
-                }
-                let Some(process) = self.coordinator.process.as_mut().filter(|_| whole) else { return };
-                let Some(Incoming { waiting, assembly }) = process.incoming.remove(&(id, transfer)) else { return };
-                let content: Arc<[u8]> = assembly.finish().unwrap_or_default().into();
-                for wanted in waiting {
-                    self.decode_later(peer, wanted, &content);
-                }
-            }
+            Parcel::Chunk { transfer, index, bytes } => self.chunk_arrived(id, transfer, index, &bytes),
         }
     }
 
-    /// Decoding takes a while, in which the connection may end.
-    fn decode_later(&mut self, peer: PeerId, wanted: Expected, content: &Arc<[u8]>) {
-        let event = node::decode(peer, wanted, Arc::clone(content), Reservation::default());
-        let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
-        let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
-        self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Event(event))));
-    }
-
-    pub(in crate::sim) fn coordinator_lost(&mut self, machine: Machine, conn: u64, peer: Option<PeerId>) {
+    fn chunk_arrived(&mut self, conn: u64, transfer: Digest, index: u32, chunk: &[u8]) {
+        let unix_ms = self.unix_ms();
         let Some(process) = self.coordinator.process.as_mut() else { return };
-        let cut_off = process.incoming.extract_if(.., |(of, _), _| *of == conn);
-        let parts = cut_off.filter(|(_, cut_off)| cut_off.assembly.manifest().chunks.len() > 1);
-        for ((_, transfer), Incoming { assembly, .. }) in parts {
-            self.coordinator.partials.insert((machine, transfer), assembly);
+        let Some((sink, on_disk)) = process.sinks.get(&(conn, transfer)).cloned() else { return };
+        let Ok(put) = sink.put(index, chunk) else { return self.lost(conn, Side::Coordinator) };
+        if put.is_whole {
+            process.sinks.remove(&(conn, transfer));
         }
+        if on_disk && put.is_news {
+            self.coordinator.spool.write(sink.name(), put.offset, chunk, unix_ms);
+        }
+        if put.is_news || put.is_whole {
+            let bytes = if put.is_news { chunk.len() as u64 } else { 0 };
+            let received = Received { upload: sink.upload(), bytes, is_whole: put.is_whole, is_kept: true };
+            self.coordinator_takes(Input::Received(received));
+        }
+    }
+
+    pub(in crate::sim) fn coordinator_lost(&mut self, conn: u64, peer: Option<PeerId>) {
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        process.sinks.retain(|(of, _), _| *of != conn);
         if let Some(peer) = peer {
             process.peers.remove(&peer);
             self.coordinator_handles(Event::Disconnected { peer });

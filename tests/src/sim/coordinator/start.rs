@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{BranchId, ModelVersion};
 use anabranch_common::limits;
+use anabranch_common::rng::SplitMix64;
+use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::core::Options;
 use anabranch_coordinator::core::event::Now;
 use anabranch_coordinator::driver;
 use anabranch_coordinator::node::merge::Merger;
-use anabranch_coordinator::node::{JobError, Node, Output};
+use anabranch_coordinator::node::{JobError, Node, Output, Settings};
 use anabranch_coordinator::recovery::{self, RecoveryError};
 use anabranch_coordinator::store::{Engine, Store as _};
 
@@ -17,6 +19,7 @@ use crate::picture::{MarkKind, SpanKind};
 
 use crate::sim::disk::SimDisk;
 use crate::sim::network::Side;
+use crate::sim::schedule::Schedule;
 use crate::sim::spec::run_spec;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World};
@@ -83,7 +86,9 @@ impl World {
                 Some(found)
             }
         };
-        let (node, outputs) = Node::start(options, spec, roster, recovered, now)
+        let halves = self.coordinator.spool.halves();
+        let settings = Settings { options, spec, budgets: budgets(self.seed, &self.schedule) };
+        let (node, outputs) = Node::start(settings, roster, recovered, &halves, now)
             .map_err(|error| StartError::Broken(error.to_string()))?;
         let same_verdicts = self.coordinator.verdicts.recovered(node.core());
         self.checked(same_verdicts);
@@ -92,7 +97,7 @@ impl World {
             store,
             merger: Merger::default(),
             jobs: Jobs::default(),
-            incoming: BTreeMap::new(),
+            sinks: BTreeMap::new(),
             peers: BTreeMap::new(),
             started_ms: now_ms,
             next_request: 0,
@@ -139,6 +144,27 @@ impl World {
             let wait_ms = self.rng.below(limits::KEEP_ALIVE_MS);
             self.after(wait_ms, Happening::Lost(conn, Side::Agent));
         }
+    }
+}
+
+/// Uploads that are decoded at the same time where that is no bottleneck.
+const DECODERS: usize = 16;
+
+/// What uploads may hold: in half of all worlds so little that they wait for each other. Not where there are attackers:
+/// honest agents overshoot from bases as old as that makes them, and the bound of P10 leaves room for less.
+fn budgets(seed: u64, schedule: &Schedule) -> Budgets {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0007);
+    let plenty = Budgets::with_decoders(DECODERS);
+    if rng.below(2) == 0 || schedule.agents.iter().any(|agent| agent.hostile.is_some()) {
+        return plenty;
+    }
+    // The largest payload, and a little for what describes it.
+    let one = u64::from(schedule.params) * 8 + 4_096;
+    Budgets {
+        payload_bytes: one * (1 + rng.below(4)),
+        agent_bytes: one * (1 + rng.below(2)),
+        decoded_bytes: one * (1 + rng.below(3)),
+        decoders: 1,
     }
 }
 

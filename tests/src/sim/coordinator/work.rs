@@ -5,7 +5,7 @@ use anabranch_coordinator::core::event::Event;
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
 use anabranch_coordinator::node::merge::{MergeJob, Merged};
 use anabranch_coordinator::node::write::{self, WriteJob};
-use anabranch_coordinator::node::{Done, Input, Job, JobError, Output, Snapshot};
+use anabranch_coordinator::node::{DecodeJob, Done, Input, Job, JobError, Output, Snapshot};
 
 use crate::picture::MarkKind;
 
@@ -47,6 +47,16 @@ impl World {
 
     pub(super) fn set_to_work(&mut self, job: Job) {
         let life = self.coordinator.life;
+        let job = match job {
+            Job::Decode(job) => return self.decode(*job),
+            Job::Spool(job) => {
+                let unix_ms = self.unix_ms();
+                let Some(done) = self.coordinator.spool.run(job, unix_ms) else { return };
+                let wait_ms = self.rng.below(20);
+                return self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done(done))));
+            }
+            job => job,
+        };
         let stall_ms = if self.rng.below(100) == 0 { 3_000 } else { 0 } + self.sync_delay_ms(0);
         let (ms, what) = match &job {
             Job::Write(_) => (1 + self.rng.below(20) + stall_ms, Happening::Write(life)),
@@ -54,15 +64,23 @@ impl World {
             Job::Checkpoint(_) => (5 + self.rng.below(200) + stall_ms, Happening::Checkpoint(life)),
             // There are no certificates here.
             Job::Sign(_) => return self.violate("P4", "a certificate is to be issued"),
+            Job::Decode(_) | Job::Spool(_) => return,
         };
         let Some(process) = self.coordinator.process.as_mut() else { return };
         match job {
             Job::Write(group) => process.jobs.write = Some(group),
             Job::Merge(batch) => process.jobs.merge = Some(batch),
             Job::Checkpoint(job) => process.jobs.checkpoint = Some(job),
-            Job::Sign(_) => {}
+            Job::Sign(_) | Job::Decode(_) | Job::Spool(_) => {}
         }
         self.after(ms, what);
+    }
+
+    /// Decoding takes a while, in which the connection may end.
+    fn decode(&mut self, job: DecodeJob) {
+        let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
+        let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
+        self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done(job.run()))));
     }
 
     pub(in crate::sim) fn write(&mut self, life: u64) {

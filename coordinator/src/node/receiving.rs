@@ -1,0 +1,79 @@
+//! Uploads: what the policy wants done, carried out.
+
+use anabranch_common::ids::PeerId;
+use anabranch_common::transfer::{Action, Expected, Received};
+use anabranch_common::wire::message::CoordinatorMessage;
+use anabranch_common::wire::transfer::TransferManifest;
+
+use super::decode::{DecodeJob, failed};
+use super::job::{Job, SpoolJob};
+use super::{Node, Output, Phase};
+use crate::core::event::{Event, Now};
+
+impl Node {
+    pub(super) fn upload_offered(&mut self, now: Now, peer: PeerId, what: Expected, transfer: TransferManifest) {
+        if let Some(agent) = self.agents.get(&peer) {
+            self.uploads.offered(now, (peer, *agent), what, transfer);
+        }
+    }
+
+    pub(super) fn chunk_received(&mut self, now: Now, chunk: Received) {
+        if let Some(peer) = self.uploads.model_from(chunk.upload).filter(|_| chunk.bytes > 0) {
+            self.tell_core(now, Event::ModelChunk { peer, bytes: chunk.bytes });
+        }
+        self.uploads.received(now, chunk);
+    }
+
+    /// Does what the policy of uploads wants until it wants nothing more: the core may have something to say to it.
+    pub(super) fn carry_out_uploads(&mut self, now: Now) {
+        loop {
+            let actions = self.uploads.take_actions(now);
+            if actions.is_empty() || !matches!(self.phase, Phase::Serving) {
+                return;
+            }
+            actions.into_iter().for_each(|action| self.carry_out_upload(now, action));
+        }
+    }
+
+    fn carry_out_upload(&mut self, now: Now, action: Action) {
+        match action {
+            Action::Open { sink, keep } => self.run(Job::Spool(SpoolJob::Open { sink, keep })),
+            Action::Delete(names) => self.run(Job::Spool(SpoolJob::Delete(names))),
+            Action::Receive { peer, sink, missing, on_disk } => {
+                let (transfer, chunks) = (sink.transfer(), sink.manifest().chunks.len());
+                let missing_chunks = missing.indices(chunks).count();
+                if missing_chunks < chunks {
+                    let (agent, kept) = (sink.name().agent(), chunks - missing_chunks);
+                    tracing::info!(
+                        agent = %agent.short(), kept, missing = missing_chunks, "an upload goes on where it was cut"
+                    );
+                }
+                self.out.push(Output::Receive { peer, sink, on_disk });
+                self.send(peer, CoordinatorMessage::NeedChunks { transfer, missing });
+            }
+            Action::Forget { peer, transfer, why } => {
+                tracing::warn!(peer = peer.0, transfer = %transfer.short(), why, "an upload is given up");
+                self.out.push(Output::Forget { peer, transfer });
+            }
+            Action::Decode { upload, peer, what, sink, guard } => {
+                self.run(Job::Decode(Box::new(DecodeJob { upload, peer, what, sink, guard })));
+            }
+            Action::Failed { peer, what, why } => self.tell_core(now, failed(peer, what, why)),
+            Action::CutOff { peer, why } => {
+                tracing::warn!(peer = peer.0, why, "an agent is cut off");
+                self.close(now, peer);
+                self.tell_core(now, Event::Disconnected { peer });
+            }
+        }
+    }
+
+    /// Closes a connection. Whoever takes its place goes on with its uploads at once.
+    pub(super) fn close(&mut self, now: Now, peer: PeerId) {
+        self.uploads.closed(now, peer);
+        self.out.push(Output::Close { peer });
+    }
+
+    fn run(&mut self, job: Job) {
+        self.out.push(Output::Run(job));
+    }
+}
