@@ -129,9 +129,7 @@ impl ModelState {
 
     /// The merge rule changes: a state of another shape starts empty.
     pub fn change_spec(&mut self, spec: &MergeSpec) {
-        let keeps = std::mem::discriminant(spec) == std::mem::discriminant(&self.spec)
-            && spec.updates_per_version() == self.spec.updates_per_version();
-        if !keeps {
+        if !spec.keeps_waiting(&self.spec) {
             self.rule = spec.rule(self.manifest.params());
         }
         self.spec = spec.clone();

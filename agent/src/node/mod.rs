@@ -139,9 +139,9 @@ impl AgentNode {
                 }
             }
         }
-        self.run_lanes(&mut out);
-        if let Some(ending) = ending {
-            self.exit(ending, &mut out);
+        match ending {
+            Some(ending) => self.exit(ending, &mut out),
+            None => self.run_lanes(&mut out),
         }
         out
     }

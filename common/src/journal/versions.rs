@@ -47,6 +47,14 @@ pub struct Publication {
     pub digest: Digest,
 }
 
+impl Publication {
+    /// Whether it can come after `before` on one branch: versions do not go back, and one version has one digest.
+    #[must_use]
+    pub fn may_follow(&self, before: &Self) -> bool {
+        self.version > before.version || (self.version == before.version && self.digest == before.digest)
+    }
+}
+
 /// The form in which a version is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublicationForm {

@@ -130,6 +130,23 @@ impl MergeSpec {
         waiting >= self.updates_per_version()
     }
 
+    /// How many vectors of a saved state belong to so many waiting contributions.
+    #[must_use]
+    pub fn saved_vectors(&self, waiting: u32) -> u32 {
+        match self {
+            Self::FedAsync { .. } => waiting,
+            Self::FedBuff { .. } => 1,
+        }
+    }
+
+    /// Whether contributions that wait under the rule `before` go on waiting under this one: only those of the same rule
+    /// with a buffer of the same size do.
+    #[must_use]
+    pub fn keeps_waiting(&self, before: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(before)
+            && self.updates_per_version() == before.updates_per_version()
+    }
+
     /// Whether agents are weighed by participation.
     #[must_use]
     pub fn uses_participation(&self) -> bool {
@@ -209,6 +226,12 @@ mod tests {
     fn a_buffer_is_full_when_its_contributions_make_a_version() {
         assert_eq!([0, 1, 2].map(|waiting| fed_async(0.5).is_full(waiting)), [false, true, true]);
         assert_eq!([0, 3, 4].map(|waiting| fed_buff(4, 1.0).is_full(waiting)), [false, false, true]);
+    }
+
+    #[test]
+    fn only_the_same_rule_with_the_same_buffer_keeps_what_waits() {
+        assert!(fed_buff(4, 0.5).keeps_waiting(&fed_buff(4, 1.0)) && fed_async(0.1).keeps_waiting(&fed_async(0.2)));
+        assert!(!fed_buff(3, 1.0).keeps_waiting(&fed_buff(4, 1.0)) && !fed_buff(1, 1.0).keeps_waiting(&fed_async(0.2)));
     }
 
     #[test]

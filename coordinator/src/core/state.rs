@@ -12,7 +12,7 @@ use super::round::Round;
 use super::sizing::{self, Pace};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{
-    Aggregate, Close, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
+    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
 };
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
@@ -54,6 +54,14 @@ pub enum FoldError {
         said: u32,
         /// How many wait.
         waiting: u32,
+    },
+    /// A record publishes an older version than the one before, or the same one with another digest.
+    #[error("record {position} publishes version {version}, which was published as another model or left behind")]
+    Published {
+        /// Its position.
+        position: Position,
+        /// The version in the record.
+        version: ModelVersion,
     },
     /// A record names an agent or a lease that no earlier record introduced.
     #[error("record {position} names {what} that no earlier record introduced")]
@@ -230,6 +238,9 @@ impl RunState {
                     let (said, computed) = (publication.version, self.version);
                     return Err(FoldError::Version { position, said, computed });
                 }
+                if self.published.is_some_and(|before| !publication.may_follow(&before)) {
+                    return Err(FoldError::Published { position, version: publication.version });
+                }
                 self.published = Some(*publication);
             }
             RecordBody::Refused { key, payload_digest, lease, reason } => {
@@ -274,7 +285,7 @@ impl RunState {
     }
 
     fn change_spec(&mut self, spec: &RunSpec) {
-        if spec.merge.updates_per_version() != self.spec.merge.updates_per_version() {
+        if !spec.merge.keeps_waiting(&self.spec.merge) {
             self.round = Round::default();
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
@@ -363,7 +374,8 @@ impl RunState {
     fn close(&mut self, position: Position, close: &Close) -> Result<(), FoldError> {
         self.expect_version(position, close.version, self.version.next())?;
         let Round { contributions: waiting, examples } = self.round;
-        if close.contributions != waiting || waiting == 0 {
+        let CloseReason::Filled = close.why;
+        if close.contributions != waiting || !self.spec.merge.is_full(waiting) {
             let said = close.contributions;
             return Err(FoldError::Contributions { position, said, waiting });
         }

@@ -219,11 +219,14 @@ impl Node {
         let (mut core, commands) = Core::resume(options, spec.clone(), roster, (state, chain), rebuildable, now)?;
         core.take_up_the_end(now);
         let mut node = Self::of(core, spec, uploads);
+        let overflowed = model.overflowed();
+        if overflowed.is_none() {
+            node.merger.push(MergeJob::Start(Box::new(model)));
+        }
         node.carry_out(now, commands);
-        match model.overflowed() {
-            None => node.merger.push(MergeJob::Start(Box::new(model))),
-            // Killed between the record that made it overflow and the record that ends the run: end it now.
-            Some(version) => node.tell_core(now, Event::NonFinite { version }),
+        // Killed between the record that made it overflow and the record that ends the run: end it now.
+        if let Some(version) = overflowed {
+            node.tell_core(now, Event::NonFinite { version });
         }
         let outputs = node.outputs(now);
         Ok((node, outputs))
@@ -390,8 +393,16 @@ impl Node {
         self.out.extend([write, merge, checkpoint, sign].into_iter().flatten().map(Output::Run));
     }
 
+    /// Whether the process is about to end: nothing of what peers say counts any more.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        !matches!(self.phase, Phase::Serving)
+    }
+
     fn leave(&mut self) {
-        let idle = self.writer.is_idle() && self.merger.is_idle() && self.checkpointer.is_idle();
+        // A join whose token is used up must have its answer.
+        let durable = self.writer.is_idle() && self.checkpointer.is_idle();
+        let idle = durable && self.merger.is_idle() && self.signer.is_idle();
         if let Phase::Leaving(reason) = self.phase
             && idle
         {

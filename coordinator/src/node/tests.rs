@@ -209,6 +209,22 @@ fn a_node_that_leaves_closes_its_connections_and_finishes_what_it_has() {
     assert!(matches!(world.outputs[..], [Output::Exit(Ok(ExitReason::Parked))]), "{:?}", world.outputs);
 }
 
+/// The use of its token is durable: without an answer its operator would see a failure.
+#[test]
+fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
+    let mut world = World::new();
+    let (request, agent) = (RequestId(9), AgentId([3; 16]));
+    world.handle(Input::Join { request, secret: SECRET, agent, csr_der: vec![1] });
+    let write = world.jobs.pop().expect("the use of the token");
+    world.run(write);
+    assert_eq!(world.kinds(), ["sign"]);
+    world.handle(Input::Event(Event::Park));
+    let gone = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(Ok(_))));
+    assert!(!gone(&world));
+    world.work();
+    assert!(gone(&world));
+}
+
 #[test]
 fn certificates_are_signed_beside_the_loop() {
     let mut world = World::new();

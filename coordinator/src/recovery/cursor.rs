@@ -52,6 +52,9 @@ impl Cursor {
         if (state.version, state.branch) != (checkpoint.version, checkpoint.branch) {
             return Err(contradiction("version or branch"));
         }
+        if checkpoint.merge_state.len() != state.spec.merge.saved_vectors(state.round.contributions) as usize {
+            return Err(contradiction("what waits for a close"));
+        }
         let manifest = state.manifest.clone();
         let vector = vectors::load(blobs, "model", &manifest, checkpoint.model)?;
         let merge_state = checkpoint

@@ -71,6 +71,9 @@ pub enum RecoveryError {
         /// What differs.
         what: &'static str,
     },
+    /// Replay makes another model than the one that agents hold under this number.
+    #[error("replay makes another model of version {0} than was published")]
+    Published(ModelVersion),
     /// A record says another norm of its model than the model has.
     #[error("record {0} says another norm of its model than the model has")]
     Norm(Position),
@@ -134,6 +137,7 @@ impl RecoveryError {
             | Self::Merge { .. }
             | Self::Contradiction { .. }
             | Self::Norm(_)
+            | Self::Published(_)
             | Self::Short { .. } => {
                 "nothing was changed; `checkpoint verify` says up to where the journal holds; restore the directory from \
                  a backup, and check the disk"

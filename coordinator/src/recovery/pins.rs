@@ -143,6 +143,8 @@ pub(super) fn scan(store: &dyn Store) -> Result<(), RecoveryError> {
     let (journal, catalogue) = (store.journal(), store.catalogue());
     let (Some(first), Some(last)) = (journal.first_position()?, journal.last_position()?) else { return Ok(()) };
     let scanned = catalogue.get(SCANNED)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    // The mark at the end must not be ahead of what survives.
+    journal.sync()?;
     let mut found = false;
     for position in (scanned.max(first.0)..=last.0).map(Position) {
         let digest = match cursor::read(journal, position)?.body {

@@ -1,6 +1,6 @@
 //! Recovery: the newest checkpoint that verifies, and the records after it. Every start takes this path.
 
-use anabranch_common::ids::{ModelVersion, Position};
+use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::journal::Chain;
 use anabranch_common::limits;
 use anabranch_io::faults;
@@ -59,6 +59,13 @@ pub fn recover(store: &dyn Store) -> Result<Recovered, RecoveryError> {
         if here.is_some_and(|checkpoint| checkpoint.chain != cursor.chain) {
             return Err(RecoveryError::Contradiction { position: cursor.state.position, what: "chain" });
         }
+    }
+    // Agents hold what was published: another model under the same number must not go on.
+    if let Some(published) = cursor.state.published.filter(|published| published.version == cursor.state.version)
+        && cursor.model.overflowed().is_none()
+        && Digest::of_f32(cursor.model.model()) != published.digest
+    {
+        return Err(RecoveryError::Published(published.version));
     }
     Ok(Recovered {
         position: last,

@@ -229,6 +229,14 @@ impl Checker {
         let position = self.position.next();
         let bytes = store.journal().record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
         let record = cursor::read(store.journal(), position)?;
+        let replaces = matches!(record.body, RecordBody::Imported { .. } | RecordBody::Branched { .. });
+        let closes = matches!(record.body, RecordBody::Closed(_));
+        if self.waiting >= self.rule.size() && !closes && !replaces {
+            let waiting = self.waiting;
+            return Err(Problem::Found(format!(
+                "record {position} follows {waiting} contributions that it does not close"
+            )));
+        }
         let mut weight = 0.0;
         match &record.body {
             RecordBody::Contribution(contribution) => {
@@ -272,9 +280,6 @@ impl Checker {
         let found = |text: String| Problem::Found(format!("record {position}: {text}"));
         if Digest::of(&record.payload) != contribution.meta.payload_digest {
             return Err(found("the payload is not the one that was admitted".to_owned()));
-        }
-        if self.waiting >= self.rule.size() {
-            return Err(found(format!("{} contributions wait already, and none of them is closed", self.waiting)));
         }
         let delta = codec::decode(contribution.meta.codec, &self.manifest, &record.payload)
             .map_err(|error| found(format!("the payload does not decode: {error}")))?;

@@ -63,9 +63,10 @@ impl World {
         }
     }
 
-    /// What is known of an evaluation that failed must be taken up at once, unless the run is about to end.
+    /// What is known of an evaluation that failed must be taken up at once, unless the run or the process is about to end.
     fn hear_of_failure(&mut self, machine: Machine, version: ModelVersion) {
-        if !self.stopping && !self.agent(machine).may_be_revoked {
+        let leaving = self.coordinator.process.as_ref().is_none_or(|process| process.node.is_leaving());
+        if !leaving && !self.stopping && !self.agent(machine).may_be_revoked {
             let heard = self.journal.heard_of_failure(agent_id(machine), version);
             self.checked(heard);
         }
