@@ -152,8 +152,6 @@ pub const STORE_CACHE_BYTES: u64 = 16 << 20;
 pub const STORE_SHARED_FILE_BYTES: u64 = 8 << 20;
 /// Bytes of a store's lock file that are read: a process id and a line end.
 pub const LOCK_FILE_BYTES: u64 = 16;
-/// How long whoever is to write in a directory waits for those that read it, in milliseconds: a look takes less.
-pub const READERS_WAIT_MS: u64 = 3_000;
 /// Attempts to open a store whose lock sled's own threads still hold.
 pub const STORE_REOPEN_TRIES: u32 = 100;
 /// Attempts to read a store while checkpoints come and go under the reader.

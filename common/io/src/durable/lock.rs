@@ -3,7 +3,6 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
-use std::time::Duration;
 
 use super::{LockHolder, StorageError};
 
@@ -24,26 +23,8 @@ impl Drop for DirLock {
     }
 }
 
-/// How often a lock that readers hold is tried again.
-const RETRY: Duration = Duration::from_millis(50);
-
 impl DirLock {
-    /// Waits for readers for up to `limits::READERS_WAIT_MS`: a daemon must not fail to start because somebody asked for
-    /// its status. A writer is not waited for.
     pub(super) fn acquire(dir: &Path) -> Result<Self, StorageError> {
-        let mut waited = Duration::ZERO;
-        loop {
-            let tried = Self::try_acquire(dir);
-            let by_readers = matches!(&tried, Err(StorageError::Locked { holder: LockHolder::Readers, .. }));
-            if !by_readers || waited >= Duration::from_millis(limits::READERS_WAIT_MS) {
-                return tried;
-            }
-            std::thread::sleep(RETRY);
-            waited += RETRY;
-        }
-    }
-
-    fn try_acquire(dir: &Path) -> Result<Self, StorageError> {
         let path = dir.join("lock");
         let at = |source| StorageError::of_io(&path, source);
         let mut options = File::options();
@@ -135,18 +116,6 @@ mod tests {
         drop(lock);
         DirLock::acquire(dir.path()).expect("free again");
         drop(copy);
-    }
-
-    #[test]
-    fn a_reader_that_ends_in_time_is_waited_for() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        drop(DirLock::acquire(dir.path()).expect("free"));
-        let reader = ReadLock::acquire(dir.path()).expect("free");
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| DirLock::acquire(dir.path()));
-            drop(reader);
-            writer.join().expect("no panic").expect("the reader has ended");
-        });
     }
 
     /// A reader leaves the process id of the latest writer in the file, which would send an operator to a dead process.
