@@ -25,7 +25,7 @@ pub(super) struct Admission {
 }
 
 impl Core {
-    /// Decides on an update whose content is here, as [`Event::UpdateReceived`] would, and changes nothing. `None` before
+    /// Decides on an update whose content is here, as `Event::UpdateReceived` would, and changes nothing. `None` before
     /// there is a model.
     #[must_use]
     pub fn judge(&self, meta: &UpdateMeta, content: Result<&Content, DecodeError>) -> Option<Decision> {
