@@ -163,8 +163,9 @@ pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
 /// Jobs that a worker of the coordinator has at a time. What waits for it is bounded by what waits for the disk for each
 /// peer (`PEER_QUEUE_MESSAGES`), and in bytes by `UPLOADS_IN_FLIGHT_BYTES` and `DECODED_UPLOADS_BYTES`.
 pub const WORKER_JOBS: usize = 1;
-/// Workers of the coordinator (writer, merger, checkpointer, signer), and answers of theirs that wait for its loop.
-pub const COORDINATOR_WORKERS: usize = 4;
+/// Workers of the coordinator (a run's writer, merger and checkpointer, the registry's saver and signer), and answers of
+/// theirs that wait for its loop.
+pub const COORDINATOR_WORKERS: usize = 5;
 /// Bytes of published versions that are kept, unless two of them need more.
 pub const PUBLISHED_BYTES: usize = 32 << 20;
 /// Published versions that are kept, however small: an agent fetches the base of its lease at

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 
 use anabranch_common::ids::{BranchId, RunId};
 use anabranch_common::limits;
-use anabranch_common::status::UploadStatus;
 use anabranch_common::transfer::{Budgets, Half};
 use anabranch_common::wire::message::JoinResponse;
-use anabranch_common::wire::operator::OperatorResponse;
 use anabranch_io::exit::{ExitCode, Fail, storage_fail};
 use anabranch_io::signals::{OnSignal, Signals};
 use anabranch_io::{faults, tls};
@@ -24,15 +22,18 @@ use crate::commands::{mismatch_fail, recovery_fail};
 use crate::config::Config;
 use crate::core::Options;
 use crate::core::command::ExitReason;
-use crate::core::event::{Event, Now, PeerId, RequestId};
-use crate::core::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
+use crate::core::event::{Now, PeerId, RequestId};
+use crate::core::status::Answer;
+use crate::host::{self, Host, Output};
 use crate::identity::{self, Identity};
 use crate::node::checkpoint::Keep;
-use crate::node::{self, Done, Job, JobError, Node, Output, Settings};
+use crate::node::{Job, JobError, Settings, ToPeer};
 use crate::recovery::{self, OTHER_VERSION_HELP, RecoveryError};
+use crate::registry::Registry;
+use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
 use crate::store::{Catalogue, SledStore, Store};
-use crate::transport::{self, Input, PeerOp, Shared, Spool};
-use crate::workers::{Means, Workers};
+use crate::transport::{self, Input, PeerOp, RunFiles, Shared, Spool};
+use crate::workers::{RegistryWorkers, RunWorkers};
 
 /// Directory of the store below the coordinator's.
 pub const STORE_DIR: &str = "store";
@@ -57,7 +58,7 @@ const EARLIER_ROSTER_KEYS: [&str; 2] = ["members", "tokens"];
 ///
 /// # Errors
 /// The store fails, an item is damaged, or an earlier build wrote them in another form.
-pub fn roster(catalogue: &dyn Catalogue) -> anyhow::Result<Roster> {
+pub fn registry(catalogue: &dyn Catalogue) -> anyhow::Result<Registry> {
     for key in EARLIER_ROSTER_KEYS {
         if !catalogue.list(key).map_err(storage_fail)?.is_empty() {
             return Err(Fail::new(
@@ -75,7 +76,7 @@ pub fn roster(catalogue: &dyn Catalogue) -> anyhow::Result<Roster> {
             roster.restore(&key, &value).context("a token or a member in the store is damaged")?;
         }
     }
-    Ok(roster)
+    Ok(Registry::new(roster))
 }
 
 /// What the core is told at its start: the run's identifiers, and what run.toml says.
@@ -112,18 +113,17 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
     let started = clock::monotonic();
     let (spool, halves) = Spool::open(dir.join(UPLOADS_DIR));
     let spool = Arc::new(spool);
-    let (node, outputs) = start(store.as_ref(), &config, &halves)?;
+    let mut host = Host::new(registry(store.catalogue())?);
+    let (run, outputs) = start(&mut host, store.as_ref(), &config, &halves)?;
     let endpoint = endpoint(&config, &identity)?;
     let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
-    let means = Means {
-        store: Arc::clone(&store),
-        keep: Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention },
-        identity: Arc::new(identity),
-        agent_certificate_days: config.server.agent_certificate_days,
-    };
-    let workers = Workers::start(means, &answers_in)?;
+    let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
+    let workers = RunWorkers::start(run, Arc::clone(&store), keep, &answers_in)?;
+    let days = config.server.agent_certificate_days;
+    let registry_workers = RegistryWorkers::start(Arc::clone(&store), Arc::new(identity), days, &answers_in)?;
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
-    let shared = Shared::new(inputs_in, store, Arc::clone(&spool));
+    let files = RunFiles { store, spool: Arc::clone(&spool) };
+    let shared = Shared::new(inputs_in, BTreeMap::from([(run, files)]));
     faults::point("recovered");
     signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
@@ -131,9 +131,9 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
     let driver = Driver {
         tick: Duration::from_millis(config.schedule.tick_ms.max(10)),
         started,
-        node,
-        workers,
-        spool,
+        host,
+        runs: BTreeMap::from([(run, RunMeans { workers, spool, ended: None })]),
+        registry_workers,
         answers: answers_in,
         peers: BTreeMap::new(),
         requests: BTreeMap::new(),
@@ -147,10 +147,9 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
     ended.map(|reason| say_goodbye(reason, &dir))
 }
 
-/// Reads what the store holds, and makes the node.
-fn start(store: &dyn Store, config: &Config, halves: &[Half]) -> anyhow::Result<(Node, Vec<Output>)> {
+/// Reads what the store holds of a run, and starts it.
+fn start(host: &mut Host, store: &dyn Store, config: &Config, halves: &[Half]) -> anyhow::Result<(RunId, Vec<Output>)> {
     let options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
-    let roster = roster(store.catalogue())?;
     let started = clock::monotonic();
     let recovered = match recovery::recover(store) {
         Ok(recovered) => {
@@ -168,8 +167,10 @@ fn start(store: &dyn Store, config: &Config, halves: &[Half]) -> anyhow::Result<
     };
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
     let decoders = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = options.run;
     let settings = Settings { options, spec: config.spec.clone(), budgets: Budgets::with_decoders(decoders) };
-    Node::start(settings, roster, recovered, halves, now).map_err(mismatch_fail)
+    let outputs = host.start(settings, recovered, halves, now).map_err(mismatch_fail)?;
+    Ok((run, outputs))
 }
 
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
@@ -189,15 +190,22 @@ fn say_goodbye(reason: ExitReason, dir: &Path) {
     }
 }
 
+/// What carries out the jobs of a run, and how it has ended.
+struct RunMeans {
+    workers: RunWorkers,
+    spool: Arc<Spool>,
+    ended: Option<Result<ExitReason, JobError>>,
+}
+
 struct Driver {
     tick: Duration,
     started: Instant,
-    node: Node,
-    workers: Workers,
-    spool: Arc<Spool>,
-    answers: mpsc::Sender<Done>,
+    host: Host,
+    runs: BTreeMap<RunId, RunMeans>,
+    registry_workers: RegistryWorkers,
+    answers: mpsc::Sender<host::Input>,
     peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
-    requests: BTreeMap<RequestId, oneshot::Sender<(OperatorResponse, UploadStatus)>>,
+    requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     joins: BTreeMap<RequestId, oneshot::Sender<JoinResponse>>,
     next_request: u64,
 }
@@ -207,7 +215,7 @@ impl Driver {
         mut self,
         outputs: Vec<Output>,
         mut inputs: mpsc::Receiver<Input>,
-        mut answers: mpsc::Receiver<Done>,
+        mut answers: mpsc::Receiver<host::Input>,
         signals: &mut Signals,
     ) -> anyhow::Result<ExitReason> {
         let mut ticks = tokio::time::interval(self.tick);
@@ -216,18 +224,23 @@ impl Driver {
         while exit.is_none() {
             let input = tokio::select! {
                 biased;
-                Some(done) = answers.recv() => node::Input::Done(done),
-                _ = signals.recv() => node::Input::Event(Event::Park),
-                _ = ticks.tick() => node::Input::Event(Event::Tick),
+                Some(done) = answers.recv() => done,
+                _ = signals.recv() => host::Input::Park,
+                _ = ticks.tick() => host::Input::Tick,
                 Some(input) = inputs.recv() => self.translate(input),
             };
-            let outputs = self.node.handle(self.now(), input);
+            let outputs = self.host.handle(self.now(), input);
             exit = self.carry_out(outputs);
         }
-        let reason = exit.context("the loop ends with a reason")?.map_err(job_fail)?;
-        let workers = self.workers;
-        tokio::task::spawn_blocking(move || workers.finish()).await?;
-        finite(reason)
+        exit.context("the loop ends with a reason")?.map_err(job_fail)?;
+        let (runs, registry_workers) = (self.runs, self.registry_workers);
+        let mut reason = None;
+        for (_, RunMeans { workers, ended, .. }) in runs {
+            reason = Some(ended.context("the loop ends when its run has")?.map_err(job_fail)?);
+            tokio::task::spawn_blocking(move || workers.finish()).await?;
+        }
+        tokio::task::spawn_blocking(move || registry_workers.finish()).await?;
+        finite(reason.context("there is a run")?)
     }
 
     fn now(&self) -> Now {
@@ -235,30 +248,30 @@ impl Driver {
         Now { unix_ms: clock::unix_ms(), mono_ms }
     }
 
-    /// Keeps what is needed to answer, and tells the node the rest.
-    fn translate(&mut self, input: Input) -> node::Input {
+    /// Keeps what is needed to answer, and tells the host the rest.
+    fn translate(&mut self, input: Input) -> host::Input {
         match input {
-            Input::Node(input) => {
-                if let node::Input::Event(Event::Disconnected { peer }) = &input {
+            Input::Host(input) => {
+                if let host::Input::Disconnected { peer } = &input {
                     self.peers.remove(peer);
                 }
                 input
             }
             // Nothing of it waits any more: its room ends here.
-            Input::Message { peer, message, room: _ } => node::Input::Event(Event::Message { peer, message }),
+            Input::Message { peer, message, room: _ } => host::Input::Message { peer, message },
             Input::Connected { peer, agent, hello, ops } => {
                 self.peers.insert(peer, ops);
-                node::Input::Event(Event::Connected { peer, agent, hello })
+                host::Input::Hello { peer, agent, hello }
             }
             Input::Join { secret, agent, csr_der, reply } => {
                 let request = self.request();
                 self.joins.insert(request, reply);
-                node::Input::Join { request, secret, agent, csr_der }
+                host::Input::Join { request, secret, agent, csr_der }
             }
             Input::Operator { operation, reply } => {
                 let request = self.request();
                 self.requests.insert(request, reply);
-                node::Input::Event(Event::Operator { request, operation })
+                host::Input::Operator { request, operation }
             }
         }
     }
@@ -268,30 +281,31 @@ impl Driver {
         RequestId(self.next_request)
     }
 
-    fn carry_out(&mut self, outputs: Vec<Output>) -> Option<Result<ExitReason, JobError>> {
+    fn carry_out(&mut self, outputs: Vec<Output>) -> Option<Result<(), JobError>> {
         let mut exit = None;
         for output in outputs {
             match output {
-                Output::Run(job) => self.run(job),
-                Output::Send { peer, message } => self.tell_peer(peer, PeerOp::Send(message)),
-                Output::SendChunks { peer, download, snapshot, missing } => {
-                    self.tell_peer(peer, PeerOp::SendChunks { download, snapshot, missing });
+                Output::ToPeer(what) => self.tell_peer(what),
+                Output::Run { run, job } => self.run(run, job),
+                Output::Save(group) => self.registry_workers.save(group),
+                Output::Sign(jobs) => self.registry_workers.sign(jobs),
+                Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
+                Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
+                Output::Ended { run, ended } => {
+                    if let Some(means) = self.runs.get_mut(&run) {
+                        means.ended = Some(ended);
+                    }
                 }
-                Output::Receive { peer, sink, on_disk } => self.tell_peer(peer, PeerOp::Receive { sink, on_disk }),
-                Output::Forget { peer, transfer } => self.tell_peer(peer, PeerOp::Forget { transfer }),
-                Output::Close { peer } => self.tell_peer(peer, PeerOp::Close),
-                Output::Reply { request, response, uploads } => {
-                    answer(self.requests.remove(&request), (response, uploads));
-                }
-                Output::JoinReply { request, response } => answer(self.joins.remove(&request), response),
                 Output::Exit(ended) => exit = Some(ended),
             }
         }
         exit
     }
 
-    fn run(&self, job: Job) {
-        let (answers, spool) = (self.answers.clone(), Arc::clone(&self.spool));
+    fn run(&self, run: RunId, job: Job) {
+        let Some(means) = self.runs.get(&run) else { return };
+        let (answers, spool) = (self.answers.clone(), Arc::clone(&means.spool));
+        let answer = move |done| host::Input::Done { run, done };
         match job {
             Job::Decode(job) => {
                 tokio::spawn(async move {
@@ -301,7 +315,7 @@ impl Driver {
                         let failure = job.failure();
                         tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure)
                     };
-                    answers.send(done).await.ok();
+                    answers.send(answer(done)).await.ok();
                 });
             }
             Job::Spool(job) => {
@@ -309,15 +323,24 @@ impl Driver {
                     let failure = job.failure();
                     let done = tokio::task::spawn_blocking(move || spool.run(job)).await.unwrap_or(failure);
                     if let Some(done) = done {
-                        answers.send(done).await.ok();
+                        answers.send(answer(done)).await.ok();
                     }
                 });
             }
-            job => self.workers.run(job),
+            job => means.workers.run(job),
         }
     }
 
-    fn tell_peer(&mut self, peer: PeerId, op: PeerOp) {
+    fn tell_peer(&mut self, what: ToPeer) {
+        let (peer, op) = match what {
+            ToPeer::Send { peer, message } => (peer, PeerOp::Send(message)),
+            ToPeer::SendChunks { peer, download, snapshot, missing } => {
+                (peer, PeerOp::SendChunks { download, snapshot, missing })
+            }
+            ToPeer::Receive { peer, sink, on_disk } => (peer, PeerOp::Receive { sink, on_disk }),
+            ToPeer::Forget { peer, transfer } => (peer, PeerOp::Forget { transfer }),
+            ToPeer::Close { peer } => (peer, PeerOp::Close),
+        };
         match self.peers.get(&peer).map(|ops| ops.try_send(op)) {
             // A peer that does not read what it is sent is cut off: dropping its queue ends its connection.
             Some(Err(TrySendError::Full(_))) => {
@@ -335,9 +358,9 @@ impl Driver {
 }
 
 /// Answers a request, unless its sender has given it up.
-fn answer<T>(reply: Option<oneshot::Sender<T>>, response: T) {
-    if let Some(reply) = reply {
-        reply.send(response).ok();
+fn reply<T>(sender: Option<oneshot::Sender<T>>, answer: T) {
+    if let Some(sender) = sender {
+        sender.send(answer).ok();
     }
 }
 

@@ -10,8 +10,8 @@
 //!                                     Checkpoint ──────────────► blobs, manifest ◄── copy of the model
 //! ```
 //!
-//! The core takes one event and returns commands; the [`node`] carries them out without I/O; [`driver`] is the only
-//! `select!`. Nothing is told to anyone before the record that says it is durable.
+//! The core takes one event and returns commands; the [`node`] carries them out without I/O. The [`host`] joins the nodes
+//! of a process to the [`registry`] of its members; [`driver`] is the only `select!`. Nothing is told to anyone before the record that says it is durable.
 
 pub mod cli;
 pub mod clock;
@@ -19,10 +19,12 @@ mod commands;
 pub mod config;
 pub mod core;
 pub mod driver;
+pub mod host;
 pub mod identity;
 pub mod merger;
 pub mod node;
 pub mod recovery;
+pub mod registry;
 pub mod store;
 pub mod transport;
 mod workers;

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use anabranch_common::ids::RunId;
 use anabranch_common::limits;
 use tokio::sync::mpsc;
 
+use crate::host::Input;
 use crate::identity::Identity;
 use crate::node::checkpoint::{CheckpointJob, Keep};
 use crate::node::merge::{MergeJob, Merger};
 use crate::node::write::{self, WriteJob};
-use crate::node::{Done, Job, SignJob};
+use crate::node::{Done, Job};
+use crate::registry::save::{self, SaveJob};
+use crate::registry::{self, SignJob};
 use crate::store::Store;
 
 /// A thread's inbox. Dropping it ends the thread once it has done what it has.
@@ -26,15 +30,16 @@ struct Worker<J> {
 impl<J: Send + 'static> Worker<J> {
     fn spawn(
         name: &'static str,
-        answers: &mpsc::Sender<Done>,
-        mut run: impl FnMut(J) -> Done + Send + 'static,
+        answers: &mpsc::Sender<Input>,
+        panicked: impl Fn(&'static str) -> Input + Send + 'static,
+        mut run: impl FnMut(J) -> Input + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, inbox) = sync_channel(limits::WORKER_JOBS);
         let answers = answers.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             while let Ok(job) = inbox.recv() {
                 // Without this answer the loop would wait for ever.
-                let done = catch_unwind(AssertUnwindSafe(|| run(job))).unwrap_or(Done::Panicked(name));
+                let done = catch_unwind(AssertUnwindSafe(|| run(job))).unwrap_or_else(|_| panicked(name));
                 if answers.blocking_send(done).is_err() {
                     tracing::trace!("the loop has ended");
                 }
@@ -58,40 +63,35 @@ impl<J: Send + 'static> Worker<J> {
     }
 }
 
-/// Every worker.
+/// The workers of one run.
 #[derive(Debug)]
-pub(crate) struct Workers {
+pub(crate) struct RunWorkers {
     writer: Worker<Vec<WriteJob>>,
     merger: Worker<Vec<MergeJob>>,
     checkpointer: Worker<Box<CheckpointJob>>,
-    signer: Worker<Vec<SignJob>>,
 }
 
-/// What the workers need.
-#[derive(Debug)]
-pub(crate) struct Means {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) keep: Keep,
-    pub(crate) identity: Arc<Identity>,
-    pub(crate) agent_certificate_days: u32,
-}
-
-impl Workers {
+impl RunWorkers {
     /// Starts the threads, which answer on `answers`.
     ///
     /// # Errors
     /// No thread can be started.
-    pub(crate) fn start(means: Means, answers: &mpsc::Sender<Done>) -> std::io::Result<Self> {
-        let Means { store, keep, identity, agent_certificate_days: days } = means;
+    pub(crate) fn start(
+        run: RunId,
+        store: Arc<dyn Store>,
+        keep: Keep,
+        answers: &mpsc::Sender<Input>,
+    ) -> std::io::Result<Self> {
+        let answer = move |done| Input::Done { run, done };
+        let panicked = move |name| answer(Done::Panicked(name));
         let (journal, mut merger) = (Arc::clone(&store), Merger::default());
         Ok(Self {
-            writer: Worker::spawn("writer", answers, move |group| Done::Write(write::write(journal.as_ref(), group)))?,
-            merger: Worker::spawn("merger", answers, move |batch| Done::Merge(merger.run(batch)))?,
-            checkpointer: Worker::spawn("checkpointer", answers, move |job: Box<CheckpointJob>| {
-                Done::Checkpoint(job.run(store.as_ref(), keep))
+            writer: Worker::spawn("writer", answers, panicked, move |group| {
+                answer(Done::Write(write::write(journal.as_ref(), group)))
             })?,
-            signer: Worker::spawn("signer", answers, move |jobs: Vec<SignJob>| {
-                Done::Sign(jobs.into_iter().filter_map(|job| job.run(&identity, days)).collect())
+            merger: Worker::spawn("merger", answers, panicked, move |batch| answer(Done::Merge(merger.run(batch))))?,
+            checkpointer: Worker::spawn("checkpointer", answers, panicked, move |job: Box<CheckpointJob>| {
+                answer(Done::Checkpoint(job.run(store.as_ref(), keep)))
             })?,
         })
     }
@@ -102,7 +102,6 @@ impl Workers {
             Job::Write(group) => self.writer.start(group),
             Job::Merge(batch) => self.merger.start(batch),
             Job::Checkpoint(job) => self.checkpointer.start(job),
-            Job::Sign(jobs) => self.signer.start(jobs),
             // These have no thread of their own.
             Job::Decode(_) | Job::Spool(_) => {}
         }
@@ -113,6 +112,52 @@ impl Workers {
         self.writer.finish();
         self.merger.finish();
         self.checkpointer.finish();
+    }
+}
+
+/// The workers of the registry.
+#[derive(Debug)]
+pub(crate) struct RegistryWorkers {
+    saver: Worker<Vec<SaveJob>>,
+    signer: Worker<Vec<SignJob>>,
+}
+
+impl RegistryWorkers {
+    /// Starts the threads, which answer on `answers`. Certificates of agents are issued for so many days.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(crate) fn start(
+        store: Arc<dyn Store>,
+        identity: Arc<Identity>,
+        days: u32,
+        answers: &mpsc::Sender<Input>,
+    ) -> std::io::Result<Self> {
+        let panicked = |name| Input::Registry(registry::Done::Panicked(name));
+        Ok(Self {
+            saver: Worker::spawn("saver", answers, panicked, move |group| {
+                Input::Registry(registry::Done::Saved(save::save(store.catalogue(), group)))
+            })?,
+            signer: Worker::spawn("signer", answers, panicked, move |jobs: Vec<SignJob>| {
+                let signed = jobs.into_iter().filter_map(|job| job.run(&identity, days)).collect();
+                Input::Registry(registry::Done::Signed(signed))
+            })?,
+        })
+    }
+
+    /// Hands items to the saver, which is free.
+    pub(crate) fn save(&self, group: Vec<SaveJob>) {
+        self.saver.start(group);
+    }
+
+    /// Hands requests for certificates to the signer, which is free.
+    pub(crate) fn sign(&self, jobs: Vec<SignJob>) {
+        self.signer.start(jobs);
+    }
+
+    /// Waits until the threads have ended.
+    pub(crate) fn finish(self) {
+        self.saver.finish();
         self.signer.finish();
     }
 }

@@ -53,7 +53,7 @@ const ALLOWED: [(&str, &str, &str); 51] = [
     ("coordinator/src/identity/issue.rs", "AUTHORITY_LIFE", CERTIFICATE),
     ("coordinator/src/identity/issue.rs", "SERVICE_LIFE", CERTIFICATE),
     ("coordinator/src/identity/issue.rs", "BACKDATED", CERTIFICATE),
-    ("coordinator/src/identity/tokens.rs", "DEFAULT_TTL_MS", "a default; the bound is TOKEN_TTL_MS"),
+    ("coordinator/src/registry/tokens.rs", "DEFAULT_TTL_MS", "a default; the bound is TOKEN_TTL_MS"),
     ("coordinator/src/recovery/checkpoint.rs", "HEADER_BYTES", LAYOUT),
     ("coordinator/src/recovery/pins.rs", "POINT_BYTES", LAYOUT),
     ("coordinator/src/recovery/saved/mod.rs", "HEADER_BYTES", LAYOUT),

@@ -4,7 +4,7 @@ use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
-use crate::wire::operator::{OperatorRequest, OperatorResponse};
+use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
 
 layout! {
     struct Propose { min, max, purpose }
@@ -61,19 +61,22 @@ layout! {
     }
     enum RunPhase { 0 = Pending, 1 = Running, 2 = Paused, 3 = Finished }
 
-    enum OperatorRequest {
+    enum OperatorRequest { 0 = Run { run, request }, 1 = Registry(request) }
+    enum RunRequest {
         0 = Status,
         1 = Pause,
         2 = Resume,
         3 = Stop,
         4 = AgentsList,
-        5 = AgentRevoke { agent },
-        6 = TokenCreate { name, ttl_ms, uses, secret_digest },
-        7 = TokenList,
-        8 = TokenRevoke { id },
-        9 = CheckpointList,
-        10 = CheckpointVerify,
-        11 = CheckpointExport { version },
+        5 = CheckpointList,
+        6 = CheckpointVerify,
+        7 = CheckpointExport { version },
+    }
+    enum RegistryRequest {
+        0 = AgentRevoke { agent },
+        1 = TokenCreate { name, ttl_ms, uses, secret_digest },
+        2 = TokenList,
+        3 = TokenRevoke { id },
     }
     enum OperatorResponse {
         0 = Done(text),

@@ -1,10 +1,24 @@
 //! What an operator may ask of a running coordinator, one request a stream.
 
-use crate::ids::ModelVersion;
+use crate::ids::{ModelVersion, RunId};
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperatorRequest {
+    /// For one run.
+    Run {
+        /// Which; the only one when absent.
+        run: Option<RunId>,
+        /// What.
+        request: RunRequest,
+    },
+    /// For the registry, which all runs of a process share.
+    Registry(RegistryRequest),
+}
+
+/// What an operator may ask of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunRequest {
     /// `status`.
     Status,
     /// `pause`.
@@ -13,9 +27,23 @@ pub enum OperatorRequest {
     Resume,
     /// `stop`: ends the run.
     Stop,
-    /// `agents list`.
+    /// `agents list`: every member, with what the run knows of it.
     AgentsList,
-    /// `agents revoke`: by id or by name.
+    /// `checkpoint list`.
+    CheckpointList,
+    /// `checkpoint verify`.
+    CheckpointVerify,
+    /// `checkpoint export`; answered by `ModelFollows`, then the content in `Part` frames (codec 0).
+    CheckpointExport {
+        /// Which version; the result or the newest when absent.
+        version: Option<ModelVersion>,
+    },
+}
+
+/// What an operator may ask about members and tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistryRequest {
+    /// `agents revoke`: by id or by name. Every run is told.
     AgentRevoke {
         /// Id in hexadecimal, or name.
         agent: String,
@@ -38,15 +66,19 @@ pub enum OperatorRequest {
         /// Its id.
         id: String,
     },
-    /// `checkpoint list`.
-    CheckpointList,
-    /// `checkpoint verify`.
-    CheckpointVerify,
-    /// `checkpoint export`; answered by `ModelFollows`, then the content in `Part` frames (codec 0).
-    CheckpointExport {
-        /// Which version; the result or the newest when absent.
-        version: Option<ModelVersion>,
-    },
+}
+
+impl From<RunRequest> for OperatorRequest {
+    /// A request for the only run.
+    fn from(request: RunRequest) -> Self {
+        Self::Run { run: None, request }
+    }
+}
+
+impl From<RegistryRequest> for OperatorRequest {
+    fn from(request: RegistryRequest) -> Self {
+        Self::Registry(request)
+    }
 }
 
 /// An answer. JSON is the same text that `--json` prints.

@@ -20,7 +20,7 @@ use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 pub(crate) const RUN: RunId = RunId([0x11; 16]);
@@ -261,24 +261,36 @@ pub(crate) fn agreements() -> Vec<Agree> {
 }
 
 pub(crate) fn operator_requests() -> Vec<OperatorRequest> {
+    let of_runs = run_requests().into_iter().map(|request| OperatorRequest::Run { run: None, request });
+    let of_one = OperatorRequest::Run { run: Some(RUN), request: RunRequest::Status };
+    let of_the_registry = registry_requests().into_iter().map(OperatorRequest::Registry);
+    of_runs.chain([of_one]).chain(of_the_registry).collect()
+}
+
+pub(crate) fn run_requests() -> Vec<RunRequest> {
     vec![
-        OperatorRequest::Status,
-        OperatorRequest::Pause,
-        OperatorRequest::Resume,
-        OperatorRequest::Stop,
-        OperatorRequest::AgentsList,
-        OperatorRequest::AgentRevoke { agent: "clinic".into() },
-        OperatorRequest::TokenCreate {
+        RunRequest::Status,
+        RunRequest::Pause,
+        RunRequest::Resume,
+        RunRequest::Stop,
+        RunRequest::AgentsList,
+        RunRequest::CheckpointList,
+        RunRequest::CheckpointVerify,
+        RunRequest::CheckpointExport { version: Some(ModelVersion(40)) },
+    ]
+}
+
+pub(crate) fn registry_requests() -> Vec<RegistryRequest> {
+    vec![
+        RegistryRequest::AgentRevoke { agent: "clinic".into() },
+        RegistryRequest::TokenCreate {
             name: Some("clinic".into()),
             ttl_ms: 3_600_000,
             uses: 3,
             secret_digest: [0xAA; 32],
         },
-        OperatorRequest::TokenList,
-        OperatorRequest::TokenRevoke { id: "aabbccdd".into() },
-        OperatorRequest::CheckpointList,
-        OperatorRequest::CheckpointVerify,
-        OperatorRequest::CheckpointExport { version: Some(ModelVersion(40)) },
+        RegistryRequest::TokenList,
+        RegistryRequest::TokenRevoke { id: "aabbccdd".into() },
     ]
 }
 

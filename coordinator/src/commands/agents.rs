@@ -1,7 +1,7 @@
 //! `agents list|revoke`.
 
 use anabranch_common::status::AgentStatus;
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
 
 use super::output;
 use super::reach::Coordinator;
@@ -11,7 +11,7 @@ use crate::cli::{AgentsVerb, ReportArgs};
 pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
     match verb {
         AgentsVerb::List(ReportArgs { target, output }) => {
-            let json = Coordinator::look(&target)?.ask_json(OperatorRequest::AgentsList)?;
+            let json = Coordinator::look(&target)?.ask_json(RunRequest::AgentsList)?;
             if output.json {
                 return output::print_line(&json);
             }
@@ -24,7 +24,7 @@ pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
             output::print(&table::members(&agents))
         }
         AgentsVerb::Revoke { target, agent } => {
-            let done = Coordinator::reach(&target)?.ask_done(OperatorRequest::AgentRevoke { agent })?;
+            let done = Coordinator::reach(&target)?.ask_done(RegistryRequest::AgentRevoke { agent })?;
             output::print_line(&done)
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::status::{CheckpointStatus, StatusReport, VerifyReport};
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::model_file::{self, Provenance, ReadError};
@@ -26,7 +26,7 @@ pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
 }
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::look(target)?.ask_json(OperatorRequest::CheckpointList)?;
+    let json = Coordinator::look(target)?.ask_json(RunRequest::CheckpointList)?;
     if output.json {
         return output::print_line(&json);
     }
@@ -57,7 +57,7 @@ fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
 }
 
 fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::look(target)?.ask_json(OperatorRequest::CheckpointVerify)?;
+    let json = Coordinator::look(target)?.ask_json(RunRequest::CheckpointVerify)?;
     let report: VerifyReport = output::read_report(&json, "the report")?;
     if output.json {
         output::print_line(&json)?;
@@ -92,7 +92,7 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
         Coordinator::Stopped(stopped) => (stopped.run()?, stopped.export(version)?),
         Coordinator::Running(mut client) => {
             let exported = client.export(version)?;
-            let status = Coordinator::Running(client).ask_json(OperatorRequest::Status)?;
+            let status = Coordinator::Running(client).ask_json(RunRequest::Status)?;
             let report: StatusReport = output::read_report(&status, "the status")?;
             (report.run, exported)
         }

@@ -10,7 +10,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest};
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::frames::{self, Format};
 use anabranch_io::tls;
@@ -70,12 +70,16 @@ impl Client {
 
     /// Asks; whatever the answer says is returned as it is.
     pub(super) fn ask(&mut self, request: &OperatorRequest) -> anyhow::Result<OperatorResponse> {
-        let deadline = match request {
-            OperatorRequest::CheckpointList
-            | OperatorRequest::CheckpointVerify
-            | OperatorRequest::CheckpointExport { .. } => SLOW,
-            _ => PROMPT,
-        };
+        let reads_the_journal = matches!(
+            request,
+            OperatorRequest::Run {
+                request: RunRequest::CheckpointList
+                    | RunRequest::CheckpointVerify
+                    | RunRequest::CheckpointExport { .. },
+                ..
+            }
+        );
+        let deadline = if reads_the_journal { SLOW } else { PROMPT };
         let connection = &self.connection;
         run(&self.runtime, async { Ok(exchange(connection, request, deadline).await?.0) })
     }
@@ -138,7 +142,7 @@ async fn exchange(
 }
 
 async fn fetch(connection: &Connection, version: Option<ModelVersion>) -> anyhow::Result<Exported> {
-    let request = OperatorRequest::CheckpointExport { version };
+    let request = RunRequest::CheckpointExport { version }.into();
     let (response, mut recv) = exchange(connection, &request, SLOW).await?;
     let (version, manifest_json, bytes) = match reach::accepted(response)? {
         OperatorResponse::ModelFollows { version, manifest_json, bytes } => (version, manifest_json, bytes),

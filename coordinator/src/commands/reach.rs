@@ -107,7 +107,8 @@ impl Coordinator {
     }
 
     /// Asks; an answer that says no is an error with its exit code.
-    pub(super) fn ask(&mut self, request: OperatorRequest) -> anyhow::Result<OperatorResponse> {
+    pub(super) fn ask(&mut self, request: impl Into<OperatorRequest>) -> anyhow::Result<OperatorResponse> {
+        let request = request.into();
         let response = match self {
             Self::Running(client) => client.ask(&request)?,
             Self::Stopped(stopped) => stopped.answer(request)?,
@@ -116,7 +117,7 @@ impl Coordinator {
     }
 
     /// Asks for JSON and returns it as it came.
-    pub(super) fn ask_json(&mut self, request: OperatorRequest) -> anyhow::Result<String> {
+    pub(super) fn ask_json(&mut self, request: impl Into<OperatorRequest>) -> anyhow::Result<String> {
         match self.ask(request)? {
             OperatorResponse::Json(text) => Ok(text),
             other => Err(unexpected(&other)),
@@ -124,7 +125,7 @@ impl Coordinator {
     }
 
     /// Asks for something to be done and returns what was said about it.
-    pub(super) fn ask_done(&mut self, request: OperatorRequest) -> anyhow::Result<String> {
+    pub(super) fn ask_done(&mut self, request: impl Into<OperatorRequest>) -> anyhow::Result<String> {
         match self.ask(request)? {
             OperatorResponse::Done(text) => Ok(text),
             other => Err(unexpected(&other)),

@@ -2,25 +2,28 @@
 
 use std::path::Path;
 
-use anabranch_common::ids::{BranchId, ModelVersion, Position, RunId};
+use anabranch_common::ids::{AgentId, BranchId, ModelVersion, Position, RunId};
 use anabranch_common::journal::Chain;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::status::AgentStatus;
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
 use anabranch_io::durable::{LockHolder, StorageError};
-use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::exit::{ExitCode, Fail, storage_fail};
 use anyhow::Context as _;
 
 use crate::clock;
 use crate::config::Config;
 use crate::core::command::Command;
 use crate::core::event::{Event, Now, RequestId};
-use crate::core::roster::Roster;
+use crate::core::state::RunState;
 use crate::core::status;
 use crate::core::{Core, ModelMismatch};
 use crate::driver;
+use crate::host;
 use crate::identity::run;
 use crate::node::write::{self, WriteJob};
 use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
+use crate::registry::{self, Registry, save};
 use crate::store::{SledStore, Store as _};
 
 /// The store of a coordinator that is not running, held exclusively.
@@ -62,21 +65,32 @@ impl Stopped {
     /// Answers as a running coordinator would; what needs one is a conflict.
     pub(super) fn answer(&mut self, request: OperatorRequest) -> anyhow::Result<OperatorResponse> {
         match request {
-            OperatorRequest::Status => json(&self.status()?),
-            OperatorRequest::AgentsList => {
-                let recovered = self.recover()?;
-                json(&status::agents_of(recovered.as_ref().map(|recovered| &recovered.state), &self.roster()?))
+            OperatorRequest::Registry(request) => self.operate(request),
+            OperatorRequest::Run { run, request } => {
+                let known = run::known(self.store.catalogue())?.map(|(run, _)| run);
+                match run.filter(|run| known != Some(*run)) {
+                    Some(_) => Ok(host::choose(known, run).expect_err("another run")),
+                    None => self.answer_for_run(request),
+                }
             }
-            OperatorRequest::TokenList => json(&self.roster()?.tokens().list()),
-            OperatorRequest::TokenCreate { .. }
-            | OperatorRequest::TokenRevoke { .. }
-            | OperatorRequest::AgentRevoke { .. } => self.operate(request),
-            OperatorRequest::CheckpointList => json(&recovery::checkpoint::list(&self.store).map_err(recovery_fail)?),
-            OperatorRequest::CheckpointVerify => json(&recovery::verify(&self.store).map_err(recovery_fail)?),
-            OperatorRequest::CheckpointExport { .. } => {
+        }
+    }
+
+    fn answer_for_run(&mut self, request: RunRequest) -> anyhow::Result<OperatorResponse> {
+        match request {
+            RunRequest::Status => Ok(status::json(&self.status()?)),
+            RunRequest::AgentsList => {
+                let recovered = self.recover()?;
+                Ok(status::json(&self.agents(recovered.as_ref().map(|recovered| &recovered.state))?))
+            }
+            RunRequest::CheckpointList => {
+                Ok(status::json(&recovery::checkpoint::list(&self.store).map_err(recovery_fail)?))
+            }
+            RunRequest::CheckpointVerify => Ok(status::json(&recovery::verify(&self.store).map_err(recovery_fail)?)),
+            RunRequest::CheckpointExport { .. } => {
                 Ok(OperatorResponse::Failed("an export from the store needs no answer".to_owned()))
             }
-            OperatorRequest::Pause | OperatorRequest::Resume | OperatorRequest::Stop => Ok(OperatorResponse::Conflict(
+            RunRequest::Pause | RunRequest::Resume | RunRequest::Stop => Ok(OperatorResponse::Conflict(
                 "no coordinator is running in this directory; start one with `anabranch-coordinator run`".to_owned(),
             )),
         }
@@ -124,13 +138,11 @@ impl Stopped {
 
     fn status(&self) -> anyhow::Result<anabranch_common::status::StatusReport> {
         let recovered = self.recover()?;
-        let roster = self.roster()?;
         let options = driver::options(self.known_identifiers()?, &self.config);
         let state = recovered.as_ref().map(|recovered| &recovered.state);
         let chain = recovered.as_ref().map_or_else(Chain::default, |recovered| recovered.chain);
         let name = &self.config.spec.name;
-        let mut report =
-            status::report(&options, name, state, chain, status::agents_of(state, &roster), clock::unix_ms());
+        let mut report = status::report(&options, name, state, chain, self.agents(state)?, clock::unix_ms());
         report.checkpoint_version = recovered.as_ref().and_then(|recovered| recovered.checkpoint_version);
         Ok(report)
     }
@@ -153,53 +165,54 @@ impl Stopped {
         Ok(run::identifiers(self.store.catalogue())?)
     }
 
-    fn roster(&self) -> anyhow::Result<Roster> {
-        driver::roster(self.store.catalogue())
+    fn registry(&self) -> anyhow::Result<Registry> {
+        driver::registry(self.store.catalogue())
     }
 
-    /// Answers with the core of a running coordinator, and carries out what the core orders.
-    fn operate(&self, operation: OperatorRequest) -> anyhow::Result<OperatorResponse> {
+    /// Every member, with what the run's journal says of it.
+    fn agents(&self, state: Option<&RunState>) -> anyhow::Result<Vec<AgentStatus>> {
+        let mut agents = status::agents_of(state);
+        self.registry()?.complete(&mut agents);
+        Ok(agents)
+    }
+
+    /// Answers with the registry of a running coordinator, and carries out what it orders.
+    fn operate(&self, operation: RegistryRequest) -> anyhow::Result<OperatorResponse> {
         let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
-        let (mut core, mut commands) = self.core(&operation, now)?;
-        commands.extend(core.handle_at_rest(now, Event::Operator { request: RequestId(0), operation }));
-        let mut answer = None;
-        while !commands.is_empty() {
-            let mut jobs = Vec::new();
-            for command in std::mem::take(&mut commands) {
-                match command {
-                    Command::Append { record } => jobs.push(WriteJob::Append(record)),
-                    Command::SaveItems { ticket, items } => jobs.push(WriteJob::Items { ticket, items }),
-                    Command::Reply { response, .. } => answer = Some(response),
-                    // No agent is connected, and the next start merges what was appended.
-                    _ => {}
-                }
-            }
-            for event in write::write(&self.store, jobs).map_err(driver::job_fail)? {
-                commands.extend(core.handle_at_rest(now, event));
-            }
+        let mut registry = self.registry()?;
+        let mut command = registry.handle(now, registry::Event::Operator { request: RequestId(0), operation });
+        while let Some(registry::Command::Save(job)) = command {
+            let tickets = save::save(self.store.catalogue(), vec![job]).map_err(storage_fail)?;
+            let saved = tickets.into_iter().map(|ticket| registry::Event::Saved { ticket });
+            command = saved.filter_map(|event| registry.handle(now, event)).next();
         }
-        answer.context("the core gave no answer")
+        match command {
+            Some(registry::Command::Reply { response, .. }) => Ok(response),
+            Some(registry::Command::Revoke { agent, response, .. }) => {
+                self.journal_revocation(agent, now)?;
+                Ok(response)
+            }
+            _ => anyhow::bail!("the registry gave no answer"),
+        }
     }
 
-    /// Makes the core for `operation`, and returns what it orders first. Tokens do not depend on the journal, whose replay may take long.
-    fn core(&self, operation: &OperatorRequest, now: Now) -> anyhow::Result<(Core, Vec<Command>)> {
+    /// Tells the run that a member was revoked, with the core of a running coordinator.
+    fn journal_revocation(&self, agent: AgentId, now: Now) -> anyhow::Result<()> {
+        let Some(Recovered { state, chain, oldest, checkpoint_version, .. }) = self.recover()? else { return Ok(()) };
         let options = driver::options(self.known_identifiers()?, &self.config);
-        let roster = self.roster()?;
-        let recovered = match operation {
-            OperatorRequest::AgentRevoke { .. } => self.recover()?,
-            _ => None,
-        };
-        let Some(Recovered { state, chain, oldest, checkpoint_version, .. }) = recovered else {
-            return Ok((Core::new(options, self.config.spec.clone(), roster, now), Vec::new()));
-        };
         // With the journalled configuration: a change of run.toml counts from the next start on.
         let spec = state.spec.clone();
-        Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now).map_err(mismatch_fail)
+        let resumed = Core::resume(options, spec, (state, chain), (oldest, checkpoint_version), now);
+        let (mut core, mut commands) = resumed.map_err(mismatch_fail)?;
+        commands.extend(core.handle_at_rest(now, Event::AgentRevoked { agent, request: None }));
+        // No agent is connected, and the next start merges what was appended.
+        let records = commands.into_iter().filter_map(|command| match command {
+            Command::Append { record } => Some(WriteJob::Append(record)),
+            _ => None,
+        });
+        write::write(&self.store, records.collect()).map_err(driver::job_fail)?;
+        Ok(())
     }
-}
-
-fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<OperatorResponse> {
-    Ok(OperatorResponse::Json(serde_json::to_string(value).context("the report cannot be written as JSON")?))
 }
 
 /// A recovery error with its exit code and what to do.
@@ -244,7 +257,8 @@ mod tests {
 
     use super::*;
     use crate::config::TemplateOptions;
-    use crate::identity::tokens::NewToken;
+    use crate::registry::roster::Roster;
+    use crate::registry::tokens::NewToken;
 
     const AGENT: AgentId = AgentId([7; 16]);
 
@@ -259,7 +273,7 @@ mod tests {
         let token = NewToken { secret_digest, name: Some("clinic".into()), ttl_ms: 1_000, uses: 1 };
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
-        write::save_items(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
+        save::put(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
         let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).expect("valid");
         let stopped = Stopped::new(config, store);
         stopped.import(&manifest, &[0.5, -0.5]).expect("a first model");
@@ -280,12 +294,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let mut stopped = finished(dir.path());
         for positions in [3, 3] {
-            let done = stopped.answer(OperatorRequest::AgentRevoke { agent: "clinic".into() }).expect("an answer");
+            let done =
+                stopped.answer(RegistryRequest::AgentRevoke { agent: "clinic".into() }.into()).expect("an answer");
             assert!(matches!(&done, OperatorResponse::Done(text) if text.starts_with("revoked clinic")), "{done:?}");
             let recovered = stopped.recover().expect("it recovers").expect("a run");
             assert!(recovered.state.agents.get(&AGENT).is_some_and(|agent| agent.revoked));
             assert_eq!(recovered.position, Position(positions), "one record, and none for a second call");
-            assert!(stopped.roster().expect("a roster").member(AGENT).is_some_and(|member| member.revoked));
+            assert!(
+                stopped.registry().expect("a registry").roster().member(AGENT).is_some_and(|member| member.revoked)
+            );
         }
     }
 
@@ -311,11 +328,14 @@ mod tests {
     fn tokens_are_made_and_revoked_without_a_record() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut stopped = finished(dir.path());
-        let create = OperatorRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 2, secret_digest: [3; 32] };
-        let OperatorResponse::Done(id) = stopped.answer(create).expect("an answer") else { panic!("a token") };
-        let revoke = || OperatorRequest::TokenRevoke { id: id.clone() };
-        assert_eq!(stopped.answer(revoke()).expect("an answer"), OperatorResponse::Done(format!("revoked token {id}")));
-        let listed = stopped.answer(OperatorRequest::TokenList).expect("an answer");
+        let create = RegistryRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 2, secret_digest: [3; 32] };
+        let OperatorResponse::Done(id) = stopped.answer(create.into()).expect("an answer") else { panic!("a token") };
+        let revoke = || RegistryRequest::TokenRevoke { id: id.clone() };
+        assert_eq!(
+            stopped.answer(revoke().into()).expect("an answer"),
+            OperatorResponse::Done(format!("revoked token {id}"))
+        );
+        let listed = stopped.answer(RegistryRequest::TokenList.into()).expect("an answer");
         assert!(matches!(&listed, OperatorResponse::Json(text) if text.contains(&id)), "{listed:?}");
         assert_eq!(stopped.recover().expect("it recovers").expect("a run").position, Position(2));
     }

@@ -3,7 +3,7 @@
 use anabranch_common::ids::Digest;
 use anabranch_common::status::TokenStatus;
 use anabranch_common::token::JoinToken;
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RegistryRequest;
 use anabranch_io::cli::OutputArgs;
 use anabranch_io::exit::{ExitCode, Fail};
 use anyhow::Context as _;
@@ -22,7 +22,7 @@ pub(super) fn token(verb: TokenVerb) -> anyhow::Result<()> {
         }
         TokenVerb::List(args) => list(&args),
         TokenVerb::Revoke { target, id } => {
-            let done = Coordinator::reach(&target)?.ask_done(OperatorRequest::TokenRevoke { id })?;
+            let done = Coordinator::reach(&target)?.ask_done(RegistryRequest::TokenRevoke { id })?;
             output::print_line(&done)
         }
     }
@@ -45,7 +45,7 @@ fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Re
     let readable = token.parse::<JoinToken>();
     readable.map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).help("give --address as HOST:PORT"))?;
     let secret_digest = Digest::of(&secret).0;
-    let request = OperatorRequest::TokenCreate { name, ttl_ms, uses, secret_digest };
+    let request = RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest };
     let id = Coordinator::reach(target)?.ask_done(request)?;
     let expires_at_ms = clock::unix_ms().saturating_add(ttl_ms);
     if output.json {
@@ -74,7 +74,7 @@ fn whereabouts(target: &TargetArgs) -> anyhow::Result<(Digest, String)> {
 }
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::look(target)?.ask_json(OperatorRequest::TokenList)?;
+    let json = Coordinator::look(target)?.ask_json(RegistryRequest::TokenList)?;
     if output.json {
         return output::print_line(&json);
     }

@@ -1,4 +1,4 @@
-//! How many records an agent may cause without an update to show for it.
+//! How many records, or signatures, an agent may cause without an update to show for it.
 //!
 //! A record costs a sync and stays in the journal; most of what an agent can say makes one. What merges is free: its
 //! lease is paid back when its update is accepted, so that the fastest honest agent never feels this. Leases that come
@@ -11,7 +11,7 @@ use super::event::Now;
 
 /// The bucket of one agent; lives as long as the process, across connections. In thousandths of a record.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Allowance {
+pub(crate) struct Allowance {
     left: u64,
     at_ms: u64,
 }
@@ -27,7 +27,7 @@ impl Default for Allowance {
 
 impl Allowance {
     /// Pays for a record, if there is enough left.
-    pub(super) fn take(&mut self, now: Now) -> bool {
+    pub(crate) fn take(&mut self, now: Now) -> bool {
         let passed_ms = now.mono_ms.saturating_sub(self.at_ms);
         // Records a second are thousandths of a record a millisecond.
         let refill = passed_ms.saturating_mul(limits::AGENT_RECORDS_PER_S);
@@ -41,7 +41,7 @@ impl Allowance {
     }
 
     /// What was paid for has come to something.
-    pub(super) fn give_back(&mut self) {
+    pub(crate) fn give_back(&mut self) {
         self.left = (self.left + RECORD).min(FULL);
     }
 }

@@ -73,7 +73,7 @@ impl Core {
         self.receive_next_offer();
     }
 
-    /// The initial model is here: record 0, then what is known of the agents.
+    /// The initial model is here: record 0, then the agents that are connected.
     pub(super) fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
         if self.state.is_some() {
             return;
@@ -93,9 +93,6 @@ impl Core {
         (self.state, self.chain) = (Some(state), chain);
         self.gate.pass(Command::Begin { record, model });
         self.offers = Offers::default();
-        for (agent, name) in self.roster.active() {
-            self.append(RecordBody::AgentJoined { agent, name });
-        }
         for (peer, agent, hello) in self.peers.hellos() {
             self.start_epoch(agent, &hello);
             self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });

@@ -6,14 +6,13 @@ use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Chain, FinishReason, Record};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
-use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal};
-use anabranch_common::wire::operator::OperatorResponse;
+use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::content::Content;
 use super::event::{PeerId, RequestId};
-use super::roster::ItemChange;
 use super::state::RunState;
+use super::status::Answer;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,13 +28,6 @@ pub enum Command {
     Append {
         /// The record.
         record: Arc<Record>,
-    },
-    /// Store or delete items of the catalogue; answered by `ItemsSaved`.
-    SaveItems {
-        /// Comes back in the answer.
-        ticket: u64,
-        /// Each item, or that it is to be deleted.
-        items: Vec<ItemChange>,
     },
     /// Send a control message.
     Send {
@@ -89,21 +81,12 @@ pub enum Command {
     Publish,
     /// Write a checkpoint of exactly what was merged so far; answered by `Checkpointed`.
     Checkpoint(Box<CheckpointOrder>),
-    /// Answer a join: the driver issues the certificate.
-    Joined {
-        /// To whom.
-        request: RequestId,
-        /// Name and identity of the agent, or why not.
-        outcome: Result<(AgentId, String), JoinRefusal>,
-    },
-    /// Issue a new certificate for an agent and send it as `Renewed`.
+    /// Have a new certificate issued for an agent, to be sent as `Renewed`.
     Renew {
         /// On which connection.
         peer: PeerId,
         /// For whom.
         agent: AgentId,
-        /// Its name.
-        name: String,
         /// Its request, in DER.
         csr_der: Vec<u8>,
     },
@@ -112,7 +95,12 @@ pub enum Command {
         /// To whom.
         request: RequestId,
         /// The answer.
-        response: OperatorResponse,
+        answer: Answer,
+    },
+    /// This run has heard that an agent was revoked, and its record is durable.
+    Revoked {
+        /// Who waits for it.
+        request: RequestId,
     },
     /// Let the process end.
     Exit(ExitReason),
@@ -131,11 +119,10 @@ impl Command {
             | Self::Renew { peer, .. } => Some(*peer),
             Self::Begin { .. }
             | Self::Append { .. }
-            | Self::SaveItems { .. }
             | Self::Merge { .. }
             | Self::Publish
             | Self::Checkpoint(_)
-            | Self::Joined { .. }
+            | Self::Revoked { .. }
             | Self::Reply { .. }
             | Self::Exit(_) => None,
         }

@@ -136,7 +136,7 @@ impl Core {
             return;
         }
         let reason = plain(reason, limits::EVALUATION_REASON_BYTES);
-        let name = self.roster.name(agent).unwrap_or_default();
+        let name = self.name(agent);
         tracing::warn!(agent = %agent.short(), name, %version, reason, "an evaluation has failed");
         self.append(RecordBody::EvaluationFailed { agent, version, reason });
         let known = self.state.as_ref().and_then(|state| state.agents.get(&agent));

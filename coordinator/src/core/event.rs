@@ -8,7 +8,7 @@ use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::transfer::TransferManifest;
 
 pub use anabranch_common::ids::PeerId;
@@ -23,12 +23,14 @@ pub struct RequestId(pub u64);
 /// What can happen.
 #[derive(Debug)]
 pub enum Event {
-    /// An agent has shown its certificate and said hello.
+    /// A member has said hello.
     Connected {
         /// Its connection.
         peer: PeerId,
         /// Who it is, by its certificate.
         agent: AgentId,
+        /// What it is called.
+        name: String,
         /// What it said.
         hello: AgentHello,
     },
@@ -92,11 +94,6 @@ pub enum Event {
         /// The newest durable position.
         upto: Position,
     },
-    /// Items of the catalogue are durable.
-    ItemsSaved {
-        /// The ticket of the command.
-        ticket: u64,
-    },
     /// A version is ready to be fetched.
     Published {
         /// Which.
@@ -120,21 +117,19 @@ pub enum Event {
         /// The oldest version from which later ones can still be rebuilt.
         oldest: ModelVersion,
     },
-    /// Somebody wants to join.
-    Join {
-        /// Where the answer goes.
-        request: RequestId,
-        /// The token's secret.
-        secret: [u8; 32],
-        /// Who it would be, by its key.
+    /// A member was revoked, which is durable.
+    AgentRevoked {
+        /// Who.
         agent: AgentId,
+        /// Who waits for [`Command::Revoked`](super::command::Command::Revoked), if anybody.
+        request: Option<RequestId>,
     },
     /// An operator asks for something.
     Operator {
         /// Where the answer goes.
         request: RequestId,
         /// What.
-        operation: OperatorRequest,
+        operation: RunRequest,
     },
     /// Time has passed.
     Tick,

@@ -145,10 +145,9 @@ impl Core {
             self.state.iter().flat_map(|state| state.agents.iter()).filter(|(_, known)| known.epoch > Epoch(0));
         let (mut here, mut away) = (0, 0);
         for (agent, known) in took_part {
-            let revoked = known.revoked || self.roster.member(*agent).is_some_and(|member| member.revoked);
             match (self.peers.peer_of(*agent), self.lifecycle.goodbyes.get(agent)) {
                 (Some(peer), goodbye) if goodbye != Some(&peer) => here += 1,
-                (None, None) if !revoked => away += 1,
+                (None, None) if !known.revoked => away += 1,
                 _ => {}
             }
         }

@@ -1,7 +1,7 @@
 //! The coordinator as a state machine: one event in, commands out. No sockets, no clocks, no disks, no entropy.
 //!
 //! ```text
-//!   Event ─► Core::handle ─┬─► Append, SaveItems, ReceiveUpdate, ...        at once
+//!   Event ─► Core::handle ─┬─► Append, ReceiveUpdate, Renew, ...            at once
 //!                          └─► Send, Merge, Publish, Checkpoint, Reply ──► gate ──► when what they depend on is durable
 //! ```
 //!
@@ -15,7 +15,9 @@
 //! | `evaluation`, `evaluators` | who measures a version |
 //! | `checkpoints` | when the next one is due, how far back they reach |
 //! | `targets`, `lifecycle` | when the run ends, and how |
-//! | `peers`, `roster`, `operate` | connections, members, requests of operators |
+//! | `peers`, `operate` | connections, revoked agents, requests of operators |
+//!
+//! Who is a member is not known here: [`crate::registry`] says who may say hello, and who was revoked.
 //!
 //! A room's struct owns its state and says what is to be done; its `impl Core` makes records and commands of that.
 //!
@@ -26,7 +28,7 @@ mod admission;
 pub mod admit;
 pub mod agent;
 pub mod agents;
-mod allowance;
+pub(crate) mod allowance;
 mod beginning;
 mod checkpoints;
 pub mod command;
@@ -43,7 +45,6 @@ mod operate;
 mod peers;
 mod publication;
 pub mod recent;
-pub mod roster;
 pub mod round;
 pub mod sizing;
 pub mod state;
@@ -73,10 +74,8 @@ pub use leases::lease_seed;
 use lifecycle::Lifecycle;
 pub use mismatch::ModelMismatch;
 use offers::{ModelOffer, Offers};
-use operate::Saves;
 use peers::Peers;
 use publication::Publications;
-use roster::Roster;
 use state::RunState;
 use targets::EvaluatorWatch;
 
@@ -104,7 +103,6 @@ pub struct Core {
     state: Option<RunState>,
     chain: Chain,
     gate: Gate,
-    roster: Roster,
     peers: Peers,
     leases: Leases,
     publications: Publications,
@@ -113,14 +111,13 @@ pub struct Core {
     checkpoints: Checkpoints,
     lifecycle: Lifecycle,
     admission: Admission,
-    saves: Saves,
     offers: Offers,
 }
 
 impl Core {
     /// A core for a directory without a journal.
     #[must_use]
-    pub fn new(options: Options, spec: RunSpec, roster: Roster, now: Now) -> Self {
+    pub fn new(options: Options, spec: RunSpec, now: Now) -> Self {
         Self {
             checkpoints: Checkpoints::new(now, ModelVersion(0), ModelVersion(0)),
             options,
@@ -129,7 +126,6 @@ impl Core {
             state: None,
             chain: Chain::default(),
             gate: Gate::default(),
-            roster,
             peers: Peers::default(),
             leases: Leases::default(),
             publications: Publications::default(),
@@ -137,7 +133,6 @@ impl Core {
             watch: EvaluatorWatch::default(),
             lifecycle: Lifecycle::default(),
             admission: Admission::default(),
-            saves: Saves::default(),
             offers: Offers::default(),
         }
     }
@@ -150,14 +145,13 @@ impl Core {
     pub fn resume(
         options: Options,
         spec: RunSpec,
-        roster: Roster,
         recovered: (RunState, Chain),
         (oldest, checkpoint): (ModelVersion, Option<ModelVersion>),
         now: Now,
     ) -> Result<(Self, Vec<Command>), ModelMismatch> {
         let (state, chain) = recovered;
         ModelMismatch::check(&state.spec, &spec)?;
-        let mut core = Self::new(options, spec.clone(), roster, now);
+        let mut core = Self::new(options, spec.clone(), now);
         core.gate = Gate::durable_up_to(state.position);
         // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.
         core.checkpoints = Checkpoints::new(now, checkpoint.unwrap_or(state.version).min(state.version), oldest);
@@ -208,7 +202,7 @@ impl Core {
     fn take_in(&mut self, now: Now, event: Event) {
         self.now = now;
         match event {
-            Event::Connected { peer, agent, hello, .. } => self.connected(peer, agent, hello),
+            Event::Connected { peer, agent, name, hello } => self.connected(peer, agent, name, hello),
             Event::Disconnected { peer } => self.disconnected(peer),
             Event::Message { peer, message } => self.message(peer, message),
             Event::UpdateReceived { peer, meta, payload, content } => {
@@ -219,15 +213,10 @@ impl Core {
             Event::ModelFailed { peer, why } => self.model_failed(peer, why),
             Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
             Event::Journalled { upto } => self.gate.journalled(upto),
-            Event::ItemsSaved { ticket } => {
-                if let Some(command) = self.saves.done(ticket) {
-                    self.gated(command);
-                }
-            }
             Event::Published { version, digest, .. } => self.published(version, digest),
             Event::NonFinite { version } => self.non_finite(version),
             Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
-            Event::Join { request, secret, agent } => self.join(request, &secret, agent),
+            Event::AgentRevoked { agent, request } => self.agent_revoked(agent, request),
             Event::Operator { request, operation } => self.operate(request, operation),
             Event::Tick => {}
             Event::Park => self.park(),
@@ -331,12 +320,8 @@ impl Core {
                 self.evaluators.at_work(agent, self.now.mono_ms);
                 self.peers.progress(agent, examples_per_s);
             }
-            // A signature costs more than a record.
-            AgentMessage::Renew { .. } if !self.peers.pay(agent, self.now) => {}
-            AgentMessage::Renew { csr_der } => {
-                let name = self.roster.name(agent).unwrap_or_default().to_owned();
-                self.gated(Command::Renew { peer, agent, name, csr_der });
-            }
+            // The registry decides at once; no record depends on it.
+            AgentMessage::Renew { csr_der } => self.gate.pass(Command::Renew { peer, agent, csr_der }),
             AgentMessage::Goodbye { .. } => self.said_goodbye(peer, agent),
         }
     }

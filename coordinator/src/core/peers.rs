@@ -16,6 +16,8 @@ use super::event::{Now, PeerId};
 /// What is known of an agent since this process started.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Live {
+    /// What it is called; empty until it has connected.
+    name: String,
     /// When it was last heard of.
     pub(super) last_seen_ms: u64,
     /// What it said last when it connected.
@@ -104,6 +106,12 @@ impl Peers {
         self.live.get(&agent)
     }
 
+    /// Agents that have connected since this process started.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (AgentId, &str)> {
+        let seen = self.live.iter().filter(|(_, live)| live.hello.is_some());
+        seen.map(|(agent, live)| (*agent, live.name.as_str()))
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = (PeerId, AgentId)> {
         self.connected.iter().map(|(peer, agent)| (*peer, *agent))
     }
@@ -129,19 +137,10 @@ fn clip(text: &mut String) {
 }
 
 impl Core {
-    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, mut hello: AgentHello) {
+    pub(super) fn connected(&mut self, peer: PeerId, agent: AgentId, name: String, mut hello: AgentHello) {
         // It is kept for as long as this process lives, for every agent, and shown.
         clip(&mut hello.software);
         clip(&mut hello.device);
-        let rejection = match self.roster.member(agent) {
-            None => Some(Rejection::Unknown),
-            Some(member) if member.revoked => Some(Rejection::Revoked),
-            Some(_) if hello.run != self.options.run => Some(Rejection::WrongRun { run: self.options.run }),
-            Some(_) => None,
-        };
-        if let Some(rejection) = rejection {
-            return self.reject(peer, rejection);
-        }
         if self.is_new_incarnation(agent, &hello) && !self.peers.pay(agent, self.now) {
             return self.reject(peer, Rejection::Busy);
         }
@@ -149,6 +148,7 @@ impl Core {
         self.peers.insert(peer, agent);
         let live = self.peers.live.entry(agent).or_default();
         live.last_seen_ms = self.now.mono_ms;
+        live.name.clone_from(&name);
         if live.hello.as_ref().is_none_or(|before| before.incarnation != hello.incarnation) {
             live.unjournalled_epoch = live.unjournalled_epoch.next();
         }
@@ -164,7 +164,7 @@ impl Core {
             run: self.options.run,
             branch: self.state.as_ref().map_or(self.options.first_branch, |state| state.branch),
             agent,
-            name: self.roster.name(agent).unwrap_or_default().to_owned(),
+            name,
             epoch,
             spec: self.spec.for_agents(),
             model: self.state.as_ref().map(|state| (state.manifest.clone(), state.initial)),
@@ -180,13 +180,20 @@ impl Core {
         let before = self.peers.live(agent).and_then(|live| live.hello.as_ref());
         if before.is_some_and(|before| before.incarnation != hello.incarnation) {
             // At most as often as there are records for new processes.
-            let name = self.roster.name(agent).unwrap_or_default();
+            let name = self.name(agent);
             tracing::warn!(agent = %agent.short(), name, "two processes use one certificate; the newer one stays");
             self.reject(older, Rejection::Replaced);
         } else {
             self.gated(Command::Close { peer: older });
         }
         self.disconnected(older);
+    }
+
+    /// What an agent is called that has connected or that the journal knows.
+    pub(super) fn name(&self, agent: AgentId) -> &str {
+        let live = self.peers.live(agent).map(|live| live.name.as_str()).filter(|name| !name.is_empty());
+        let known = || Some(self.state.as_ref()?.agents.get(&agent)?.name.as_str());
+        live.or_else(known).unwrap_or_default()
     }
 
     /// Whether a connection will cost an `EpochStarted` record, now or when there is a model.
@@ -212,7 +219,7 @@ impl Core {
             _ => unjournalled.max(Epoch(1)),
         };
         if known.is_none() {
-            let name = self.roster.name(agent).unwrap_or_default().to_owned();
+            let name = self.name(agent).to_owned();
             self.append(RecordBody::AgentJoined { agent, name });
         }
         let examples_held = hello.train_examples.min(cap);

@@ -7,9 +7,9 @@ use anabranch_common::journal::Chain;
 use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport, TimedAggregate, TimedEvaluation};
 use anabranch_common::update::RefusalReason;
 use anabranch_common::wire::message::RunPhase;
+use anabranch_common::wire::operator::OperatorResponse;
 
 use super::agent::AgentState;
-use super::roster::{Member, Roster};
 use super::sizing::Pace;
 use super::state::RunState;
 use super::{Core, Options};
@@ -21,15 +21,64 @@ fn reasons(refused: &BTreeMap<RefusalReason, u64>) -> BTreeMap<String, u64> {
     refused.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
 }
 
-fn agent_status(agent: AgentId, member: Option<&Member>, state: Option<&AgentState>) -> AgentStatus {
-    let default = AgentState::default();
-    let state = state.unwrap_or(&default);
+/// The answer to an operator.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// To `Status`.
+    Status(Box<StatusReport>),
+    /// To `AgentsList`.
+    Agents(Vec<AgentStatus>),
+    /// To everything else.
+    Plain(OperatorResponse),
+}
+
+impl From<OperatorResponse> for Answer {
+    fn from(response: OperatorResponse) -> Self {
+        Self::Plain(response)
+    }
+}
+
+impl Answer {
+    /// The agents that it reports on, to be completed with the members that the run has not seen.
+    pub fn agents_mut(&mut self) -> Option<&mut Vec<AgentStatus>> {
+        match self {
+            Self::Status(report) => Some(&mut report.agents),
+            Self::Agents(agents) => Some(agents),
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// The answer as it is sent.
+    #[must_use]
+    pub fn into_response(self) -> OperatorResponse {
+        match self {
+            Self::Status(report) => json(&report),
+            Self::Agents(agents) => json(&agents),
+            Self::Plain(response) => response,
+        }
+    }
+}
+
+/// A report as JSON.
+#[must_use]
+pub fn json<T: serde::Serialize>(report: &T) -> OperatorResponse {
+    serde_json::to_string(report)
+        .map_or_else(|error| OperatorResponse::Failed(error.to_string()), OperatorResponse::Json)
+}
+
+/// A member that a run knows nothing of.
+#[must_use]
+pub fn unseen(agent: AgentId) -> AgentStatus {
+    agent_status(agent, &AgentState::default())
+}
+
+fn agent_status(agent: AgentId, state: &AgentState) -> AgentStatus {
     AgentStatus {
         agent,
-        name: member.map_or_else(|| state.name.clone(), |member| member.name.clone()),
+        name: state.name.clone(),
         epoch: state.epoch,
         connected: false,
-        revoked: state.revoked || member.is_some_and(|member| member.revoked),
+        revoked: state.revoked,
         device: String::new(),
         last_seen_ms: None,
         examples_per_s: state.examples_per_s,
@@ -50,15 +99,10 @@ fn agent_status(agent: AgentId, member: Option<&Member>, state: Option<&AgentSta
     }
 }
 
-/// Every agent that joined, or that the journal knows, by name.
+/// Every agent that the journal knows, by identity.
 #[must_use]
-pub fn agents_of(state: Option<&RunState>, roster: &Roster) -> Vec<AgentStatus> {
-    let in_journal = state.into_iter().flat_map(|state| state.agents.keys().copied());
-    let ids: std::collections::BTreeSet<AgentId> = roster.members().map(|(agent, _)| agent).chain(in_journal).collect();
-    let of = |agent| agent_status(agent, roster.member(agent), state.and_then(|state| state.agents.get(&agent)));
-    let mut agents: Vec<AgentStatus> = ids.into_iter().map(of).collect();
-    agents.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
-    agents
+pub fn agents_of(state: Option<&RunState>) -> Vec<AgentStatus> {
+    state.into_iter().flat_map(|state| state.agents.iter()).map(|(agent, known)| agent_status(*agent, known)).collect()
 }
 
 /// The report for a run whose coordinator is not running; also the part that does not depend on this process.
@@ -125,10 +169,13 @@ pub fn report(
 }
 
 impl Core {
-    /// Every agent, with what is known of it while this process lives.
+    /// Every agent that has taken part or connected, with what is known of it while this process lives.
     #[must_use]
     pub fn agents(&self) -> Vec<AgentStatus> {
-        let mut agents = agents_of(self.state.as_ref(), &self.roster);
+        let mut agents = agents_of(self.state.as_ref());
+        let is_new = |agent| self.state.as_ref().is_none_or(|state| !state.agents.contains_key(&agent));
+        let new = self.peers.seen().filter(|(agent, _)| is_new(*agent));
+        agents.extend(new.map(|(agent, name)| AgentStatus { name: name.to_owned(), ..unseen(agent) }));
         for status in &mut agents {
             status.connected = self.peers.peer_of(status.agent).is_some();
             let Some(live) = self.peers.live(status.agent) else { continue };

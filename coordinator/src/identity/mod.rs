@@ -1,4 +1,4 @@
-//! Who is who: the run's own CA, the certificates it issues, and the tokens with which agents join.
+//! Who is who: the CA of a coordinator, and the certificates it issues.
 //!
 //! ```text
 //!  tls/ca.crt  ca.key         10 years; its BLAKE3 is in every join token
@@ -11,7 +11,6 @@
 mod files;
 mod issue;
 pub mod run;
-pub mod tokens;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

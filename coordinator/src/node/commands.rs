@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, ModelVersion};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::transfer::{Expected, UploadName};
-use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
+use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::Missing;
 
 use super::merge::MergeJob;
-use super::sign::{Purpose, SignJob};
 use super::write::WriteJob;
-use super::{Node, Output, Phase};
+use super::{Node, Output, Phase, ToPeer};
 use crate::core::command::Command;
-use crate::core::event::{Now, PeerId, RequestId};
+use crate::core::event::{Now, PeerId};
 
 impl Node {
     pub(super) fn carry_out(&mut self, now: Now, commands: Vec<Command>) {
@@ -27,18 +26,14 @@ impl Node {
                     self.writer.push(WriteJob::Begin { record, model });
                 }
                 Command::Append { record } => self.writer.push(WriteJob::Append(record)),
-                Command::SaveItems { ticket, items } => self.writer.push(WriteJob::Items { ticket, items }),
                 Command::Merge { record, content } => self.merger.push(MergeJob::Merge { record, content }),
                 Command::Publish => self.merger.push(MergeJob::Publish),
                 Command::Checkpoint(order) => self.merger.push(MergeJob::Checkpoint(order)),
-                Command::Joined { request, outcome } => self.joined(now, request, outcome),
-                Command::Renew { peer, agent, name, csr_der } => {
-                    let purpose = Purpose::Renewal { peer };
-                    self.signer.push(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms });
-                }
-                Command::Reply { request, response } => {
+                Command::Renew { peer, agent, csr_der } => self.out.push(Output::Renew { peer, agent, csr_der }),
+                Command::Revoked { request } => self.out.push(Output::Revoked { request }),
+                Command::Reply { request, answer } => {
                     let uploads = self.uploads.status();
-                    self.out.push(Output::Reply { request, response, uploads });
+                    self.out.push(Output::Reply { request, answer, uploads });
                 }
                 Command::Send { peer, message } => {
                     self.forget_half(peer, &message);
@@ -59,7 +54,7 @@ impl Node {
         }
         if let Some(reason) = exit {
             self.phase = Phase::Leaving(reason);
-            self.out.extend(self.agents.keys().map(|peer| Output::Close { peer: *peer }));
+            self.out.extend(self.agents.keys().map(|peer| Output::ToPeer(ToPeer::Close { peer: *peer })));
         }
     }
 
@@ -83,19 +78,6 @@ impl Node {
         self.manifest.clone()
     }
 
-    fn joined(&mut self, now: Now, request: RequestId, outcome: Result<(AgentId, String), JoinRefusal>) {
-        let Some(csr_der) = self.joins.remove(&request) else { return };
-        match outcome {
-            Ok((agent, name)) => {
-                let purpose = Purpose::Join { request, run: self.core.run() };
-                self.signer.push(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms });
-            }
-            Err(refusal) => {
-                self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
-            }
-        }
-    }
-
     fn send_model(&mut self, peer: PeerId, version: ModelVersion, missing: Option<Missing>) {
         let Some(snapshot) = self.publisher.get(version) else {
             return self.send(peer, CoordinatorMessage::ModelGone { version });
@@ -104,7 +86,7 @@ impl Node {
         let missing = missing.unwrap_or_else(|| Missing::all(transfer.chunks.len()));
         if let Some(download) = self.downloads.start(peer, &transfer, &missing) {
             self.send(peer, CoordinatorMessage::Model { version, digest: snapshot.digest, transfer });
-            self.out.push(Output::SendChunks { peer, download, snapshot, missing });
+            self.tell(ToPeer::SendChunks { peer, download, snapshot, missing });
         }
     }
 }

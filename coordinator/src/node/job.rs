@@ -5,11 +5,10 @@
 //! | [`Job::Write`] | the writer | the store |
 //! | [`Job::Merge`] | the merger | the model that it moves |
 //! | [`Job::Checkpoint`] | the checkpointer | the store |
-//! | [`Job::Sign`] | the signer | the run's keys |
 //! | [`Job::Decode`] | any thread; a short one where it is handed out | nothing |
 //! | [`Job::Spool`] | any thread | the folder of halves |
 //!
-//! Of each of the first four at most one is out; of decoders so many as the budgets say.
+//! Of each of the first three at most one is out; of decoders so many as the budgets say.
 
 use std::sync::Arc;
 
@@ -20,7 +19,6 @@ use anabranch_common::transfer::{Opened, Sink, UploadId, UploadName};
 use super::checkpoint::CheckpointJob;
 use super::decode::DecodeJob;
 use super::merge::{MergeJob, Merged};
-use super::sign::{SignJob, Signed};
 use super::write::WriteJob;
 use crate::core::event::Event;
 use crate::merger::MergeError;
@@ -36,8 +34,6 @@ pub enum Job {
     Merge(Vec<MergeJob>),
     /// Write a checkpoint: [`CheckpointJob::run`].
     Checkpoint(Box<CheckpointJob>),
-    /// Issue certificates: [`SignJob::run`].
-    Sign(Vec<SignJob>),
     /// Decode an upload: [`DecodeJob::run`].
     Decode(Box<DecodeJob>),
     /// Read or delete halves of uploads.
@@ -78,8 +74,6 @@ pub enum Done {
     Merge(Result<Vec<Merged>, JobError>),
     /// The checkpoint is durable.
     Checkpoint(Result<Event, JobError>),
-    /// The certificates, as far as they could be issued.
-    Sign(Vec<Signed>),
     /// An upload is decoded, or cannot be.
     Decode {
         /// Which.
@@ -93,7 +87,7 @@ pub enum Done {
     Panicked(&'static str),
 }
 
-/// Why a job failed. The process must stop, and nobody may be told anything more.
+/// Why a job failed. Its run must stop, and nobody may be told anything more of it.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// The store failed.

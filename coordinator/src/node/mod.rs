@@ -1,15 +1,15 @@
-//! The coordinator as one synchronous object without I/O: the core, and everything that carries its commands out. The
-//! driver feeds it from sockets and threads, the simulation from a virtual network and disk.
+//! A run as one synchronous object without I/O: the core, and everything that carries its commands out. The
+//! [`Host`](crate::host::Host) feeds it.
 //!
 //! ```text
-//!  Input ─► Node::handle ─► Core ─► commands ─┬─► lanes: writer, merger, checkpointer, signer ─► Output::Run(job)
-//!    ▲                       ▲                ├─► publisher, downloads ────────────────────────► Output::SendChunks
-//!    │                       │                ├─► uploads (common::transfer) ──────────────────► Output::Receive, Run
-//!    │                       └── events ──┐   └─► messages ────────────────────────────────────► Output::Send, ...
-//!    └── Input::Done(answer) ─────────────┘
+//!  Input ─► Node::handle ─► Core ─► commands ─┬─► lanes: writer, merger, checkpointer ─► Output::Run(job)
+//!    ▲                       ▲                ├─► publisher, downloads ────────────────► ToPeer::SendChunks
+//!    │                       │                ├─► uploads (common::transfer) ──────────► ToPeer::Receive, Output::Run
+//!    │                       └── events ──┐   ├─► messages ────────────────────────────► ToPeer::Send, ...
+//!    └── Input::Done(answer) ─────────────┘   └─► requests ────────────────────────────► Output::Reply, Renew, Revoked
 //! ```
-//! Each lane has at most one job out, and its queue. So the loop never waits for a worker. When the core lets the process
-//! end, the lanes finish what they have; then comes [`Output::Exit`]. A job that fails ends the process at once: nobody is
+//! Each lane has at most one job out, and its queue. So the loop never waits for a worker. When the core lets the run
+//! end, the lanes finish what they have; then comes [`Output::Exit`]. A job that fails ends the run at once: nobody is
 //! told anything more.
 
 pub mod checkpoint;
@@ -21,7 +21,6 @@ mod lane;
 pub mod merge;
 mod publish;
 mod receiving;
-mod sign;
 #[cfg(test)]
 mod tests;
 pub mod write;
@@ -35,8 +34,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::status::UploadStatus;
 use anabranch_common::transfer::{Budgets, Half, Received, Sink, Uploads};
-use anabranch_common::wire::message::{CoordinatorMessage, JoinResponse};
-use anabranch_common::wire::operator::OperatorResponse;
+use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::Missing;
 
 use checkpoint::CheckpointJob;
@@ -50,11 +48,10 @@ pub use downloads::DownloadId;
 pub use job::{Done, Job, JobError, SpoolJob};
 pub use lane::Lane;
 pub use publish::Snapshot;
-pub use sign::{SignJob, Signed};
 
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
-use crate::core::roster::Roster;
+use crate::core::status::Answer;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::recovery::Recovered;
 
@@ -63,17 +60,6 @@ use crate::recovery::Recovered;
 pub enum Input {
     /// What the core hears as it is.
     Event(Event),
-    /// Somebody wants to join.
-    Join {
-        /// Where the answer goes.
-        request: RequestId,
-        /// The token's secret.
-        secret: [u8; 32],
-        /// Who it would be, by the key that has signed its request.
-        agent: AgentId,
-        /// The request for a certificate, in DER.
-        csr_der: Vec<u8>,
-    },
     /// A sending of a model has ended.
     Sent {
         /// To whom.
@@ -89,9 +75,9 @@ pub enum Input {
     Done(Done),
 }
 
-/// What a node wants done.
+/// What a node wants done on a connection.
 #[derive(Debug)]
-pub enum Output {
+pub enum ToPeer {
     /// Send a control message.
     Send {
         /// On which connection.
@@ -132,25 +118,39 @@ pub enum Output {
         /// Which.
         peer: PeerId,
     },
+}
+
+/// What a node wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// On a connection.
+    ToPeer(ToPeer),
+    /// Run a job beside the loop; answered by [`Input::Done`].
+    Run(Job),
+    /// Have a new certificate issued for a connected agent.
+    Renew {
+        /// On which connection.
+        peer: PeerId,
+        /// Who.
+        agent: AgentId,
+        /// Its request, in DER.
+        csr_der: Vec<u8>,
+    },
+    /// The record that an agent was revoked is durable, where this run needs one.
+    Revoked {
+        /// Who waits for it.
+        request: RequestId,
+    },
     /// Answer an operator.
     Reply {
         /// To whom.
         request: RequestId,
-        /// The answer.
-        response: OperatorResponse,
+        /// The answer, without the members that this run has not seen.
+        answer: Answer,
         /// What is on its way in.
         uploads: UploadStatus,
     },
-    /// Answer a join.
-    JoinReply {
-        /// To whom.
-        request: RequestId,
-        /// The answer.
-        response: JoinResponse,
-    },
-    /// Run a job beside the loop; answered by [`Input::Done`].
-    Run(Job),
-    /// Let the process end: nothing is left to do, or a job has failed.
+    /// The run is over in this process: nothing is left to do, or a job has failed.
     Exit(Result<ExitReason, JobError>),
 }
 
@@ -175,7 +175,7 @@ enum Phase {
     Gone,
 }
 
-/// The coordinator.
+/// A run of the coordinator.
 #[derive(Debug)]
 pub struct Node {
     core: Core,
@@ -184,14 +184,11 @@ pub struct Node {
     writer: Lane<WriteJob>,
     merger: Lane<MergeJob>,
     checkpointer: Lane<Box<CheckpointJob>>,
-    signer: Lane<SignJob>,
     publisher: Publisher,
     downloads: Downloads,
     uploads: Uploads,
     /// Every connection, and whose it is.
     agents: BTreeMap<PeerId, AgentId>,
-    /// Requests for certificates of those who join, until the core has answered.
-    joins: BTreeMap<RequestId, Vec<u8>>,
     manifest: Option<Arc<ModelManifest>>,
     out: Vec<Output>,
 }
@@ -204,19 +201,18 @@ impl Node {
     /// The configured model is not the run's.
     pub fn start(
         Settings { options, spec, budgets }: Settings,
-        roster: Roster,
         recovered: Option<Recovered>,
         halves: &[Half],
         now: Now,
     ) -> Result<(Self, Vec<Output>), ModelMismatch> {
         let uploads = Uploads::new(budgets, halves, now);
         let Some(Recovered { state, model, chain, checkpoint_version, oldest, .. }) = recovered else {
-            let mut node = Self::of(Core::new(options, spec.clone(), roster, now), spec, uploads);
+            let mut node = Self::of(Core::new(options, spec.clone(), now), spec, uploads);
             let outputs = node.outputs(now);
             return Ok((node, outputs));
         };
         let rebuildable = (oldest, checkpoint_version);
-        let (mut core, commands) = Core::resume(options, spec.clone(), roster, (state, chain), rebuildable, now)?;
+        let (mut core, commands) = Core::resume(options, spec.clone(), (state, chain), rebuildable, now)?;
         core.take_up_the_end(now);
         let mut node = Self::of(core, spec, uploads);
         let overflowed = model.overflowed();
@@ -240,12 +236,10 @@ impl Node {
             writer: Lane::default(),
             merger: Lane::default(),
             checkpointer: Lane::default(),
-            signer: Lane::default(),
             publisher: Publisher::default(),
             downloads: Downloads::default(),
             uploads,
             agents: BTreeMap::new(),
-            joins: BTreeMap::new(),
             manifest: None,
             out: Vec::new(),
         }
@@ -276,16 +270,12 @@ impl Node {
 
     /// Records that wait for the writer, the oldest first.
     pub fn unwritten(&self) -> impl Iterator<Item = &Arc<Record>> {
-        self.writer.waiting().filter_map(WriteJob::record)
+        self.writer.waiting().map(WriteJob::record)
     }
 
     fn serve(&mut self, now: Now, input: Input) {
         let event = match input {
             Input::Event(event) => event,
-            Input::Join { request, secret, agent, csr_der } => {
-                self.joins.insert(request, csr_der);
-                Event::Join { request, secret, agent }
-            }
             Input::Sent { peer, download, bytes } => {
                 self.downloads.ended(peer, download);
                 let Some(bytes) = bytes else { return };
@@ -324,11 +314,6 @@ impl Node {
                 self.checkpointer.done();
                 result.map(|event| self.tell_core(now, event))
             }
-            Done::Sign(signed) => {
-                self.signer.done();
-                signed.into_iter().for_each(|signed| self.signed(signed));
-                Ok(())
-            }
             Done::Decode { upload, event } => {
                 self.tell_core(now, event);
                 self.uploads.decoded(now, upload);
@@ -358,16 +343,6 @@ impl Node {
         }
     }
 
-    fn signed(&mut self, signed: Signed) {
-        match signed {
-            Signed::Join { request, response } => self.out.push(Output::JoinReply { request, response }),
-            Signed::Renewal { .. } if matches!(self.phase, Phase::Leaving(_)) => {}
-            Signed::Renewal { peer, certificate_der } => {
-                self.send(peer, CoordinatorMessage::Renewed { certificate_der });
-            }
-        }
-    }
-
     /// What the workers answer to a core that is done is for nobody.
     fn tell_core(&mut self, now: Now, event: Event) {
         if matches!(self.phase, Phase::Serving) {
@@ -389,20 +364,17 @@ impl Node {
         let write = self.writer.next(write::group).map(Job::Write);
         let merge = self.merger.next(merge::batch).map(Job::Merge);
         let checkpoint = self.checkpointer.next(std::collections::VecDeque::pop_front).flatten().map(Job::Checkpoint);
-        let sign = self.signer.next(|waiting| waiting.drain(..).collect()).map(Job::Sign);
-        self.out.extend([write, merge, checkpoint, sign].into_iter().flatten().map(Output::Run));
+        self.out.extend([write, merge, checkpoint].into_iter().flatten().map(Output::Run));
     }
 
-    /// Whether the process is about to end: nothing of what peers say counts any more.
+    /// Whether the run is about to end here: nothing of what peers say counts any more.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
         !matches!(self.phase, Phase::Serving)
     }
 
     fn leave(&mut self) {
-        // A join whose token is used up must have its answer.
-        let durable = self.writer.is_idle() && self.checkpointer.is_idle();
-        let idle = durable && self.merger.is_idle() && self.signer.is_idle();
+        let idle = self.writer.is_idle() && self.checkpointer.is_idle() && self.merger.is_idle();
         if let Phase::Leaving(reason) = self.phase
             && idle
         {
@@ -412,6 +384,10 @@ impl Node {
     }
 
     fn send(&mut self, peer: PeerId, message: CoordinatorMessage) {
-        self.out.push(Output::Send { peer, message: Box::new(message) });
+        self.tell(ToPeer::Send { peer, message: Box::new(message) });
+    }
+
+    fn tell(&mut self, what: ToPeer) {
+        self.out.push(Output::ToPeer(what));
     }
 }

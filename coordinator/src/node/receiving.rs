@@ -7,7 +7,7 @@ use anabranch_common::wire::transfer::TransferManifest;
 
 use super::decode::{DecodeJob, failed};
 use super::job::{Job, SpoolJob};
-use super::{Node, Output, Phase};
+use super::{Node, Output, Phase, ToPeer};
 use crate::core::event::{Event, Now};
 
 impl Node {
@@ -48,12 +48,12 @@ impl Node {
                         agent = %agent.short(), kept, missing = missing_chunks, "an upload goes on where it was cut"
                     );
                 }
-                self.out.push(Output::Receive { peer, sink, on_disk });
+                self.tell(ToPeer::Receive { peer, sink, on_disk });
                 self.send(peer, CoordinatorMessage::NeedChunks { transfer, missing });
             }
             Action::Forget { peer, transfer, why } => {
                 tracing::warn!(peer = peer.0, transfer = %transfer.short(), why, "an upload is given up");
-                self.out.push(Output::Forget { peer, transfer });
+                self.tell(ToPeer::Forget { peer, transfer });
             }
             Action::Decode { upload, peer, what, sink, guard } => {
                 self.run(Job::Decode(Box::new(DecodeJob { upload, peer, what, sink, guard })));
@@ -70,7 +70,7 @@ impl Node {
     /// Closes a connection. Whoever takes its place goes on with its uploads at once.
     pub(super) fn close(&mut self, now: Now, peer: PeerId) {
         self.uploads.closed(now, peer);
-        self.out.push(Output::Close { peer });
+        self.tell(ToPeer::Close { peer });
     }
 
     fn run(&mut self, job: Job) {

@@ -7,19 +7,17 @@ use anabranch_common::codec::Delta;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Incarnation, ModelVersion, RunId};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 
 use super::checkpoint::Keep;
 use super::merge::Merger;
 use super::*;
 use crate::config::{Config, Retention, TemplateOptions};
 use crate::core::content::{Content, Reservation};
-use crate::identity::tokens::NewToken;
 use crate::store::{MemoryStore, StorageError};
 
 const PEER: PeerId = PeerId(1);
 const AGENT: AgentId = AgentId([1; 16]);
-const SECRET: [u8; 32] = [7; 32];
 
 /// A node with one agent, and workers that do what they are told to.
 struct World {
@@ -41,16 +39,11 @@ impl World {
             checkpoint_every_versions: 0,
             checkpoint_every_ms: 0,
         };
-        let mut roster = Roster::default();
-        let secret_digest = Digest::of(&SECRET).0;
-        let token = NewToken { secret_digest, name: Some("agent".into()), ttl_ms: 10_000_000, uses: 2 };
-        roster.create_token(token, 0).expect("a sound token");
-        roster.join(&SECRET, AGENT, 1).expect("the first use");
         let template =
             TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
         let config = Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes");
         let settings = Settings { options, spec: config.spec, budgets: Budgets::with_decoders(2) };
-        let (node, first) = Node::start(settings, roster, None, &[], Now::default()).expect("no run to differ from");
+        let (node, first) = Node::start(settings, None, &[], Now::default()).expect("no run to differ from");
         assert!(first.is_empty());
         Self { node, store: MemoryStore::default(), merger: Merger::default(), jobs: vec![], outputs: vec![] }
     }
@@ -67,7 +60,7 @@ impl World {
             eval_examples: 0,
             device: "cpu".into(),
         };
-        world.handle(Input::Event(Event::Connected { peer: PEER, agent: AGENT, hello }));
+        world.handle(Input::Event(Event::Connected { peer: PEER, agent: AGENT, name: "agent".into(), hello }));
         let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
         let model = Arc::new(Content::measure(Delta::Dense(vec![0.5; 4]), Reservation::default()));
         let digest = Digest::of_f32(model.delta().values());
@@ -98,7 +91,6 @@ impl World {
                 let keep = Keep { checkpoints: 1, retention: Retention::SinceSnapshot };
                 Done::Checkpoint(job.run(&self.store, keep))
             }
-            Job::Sign(_) => Done::Sign(Vec::new()),
             Job::Decode(job) => job.run(),
             Job::Spool(_) => return,
         };
@@ -117,14 +109,13 @@ impl World {
             Job::Write(_) => "write",
             Job::Merge(_) => "merge",
             Job::Checkpoint(_) => "checkpoint",
-            Job::Sign(_) => "sign",
             Job::Decode(_) => "decode",
             Job::Spool(_) => "spool",
         };
         self.jobs.iter().map(kind).collect()
     }
 
-    fn operate(&mut self, operation: OperatorRequest) {
+    fn operate(&mut self, operation: RunRequest) {
         self.handle(Input::Event(Event::Operator { request: RequestId(9), operation }));
     }
 }
@@ -132,11 +123,11 @@ impl World {
 #[test]
 fn while_a_group_is_written_records_wait_and_become_the_next_group() {
     let mut world = World::started();
-    world.operate(OperatorRequest::Pause);
+    world.operate(RunRequest::Pause);
     assert_eq!(world.kinds(), ["write"]);
     (0..3).for_each(|_| {
-        world.operate(OperatorRequest::Resume);
-        world.operate(OperatorRequest::Pause);
+        world.operate(RunRequest::Resume);
+        world.operate(RunRequest::Pause);
     });
     assert_eq!((world.kinds(), world.node.unwritten().count()), (vec!["write"], 6), "one group is out");
     assert!(world.outputs.iter().all(|output| !matches!(output, Output::Reply { .. })), "nobody is answered");
@@ -154,7 +145,7 @@ fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent()
     let fetch = || AgentMessage::FetchModel { version: ModelVersion(0), missing: None };
     let chunks = |world: &World| {
         let downloads = world.outputs.iter().filter_map(|output| match output {
-            Output::SendChunks { download, .. } => Some(*download),
+            Output::ToPeer(ToPeer::SendChunks { download, .. }) => Some(*download),
             _ => None,
         });
         downloads.collect::<Vec<_>>()
@@ -167,7 +158,7 @@ fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent()
     world.say(fetch());
     assert_eq!(chunks(&world).len(), 2, "the first one did not get through");
     world.say(AgentMessage::FetchModel { version: ModelVersion(7), missing: None });
-    let Some(Output::Send { message, .. }) = world.outputs.last() else { panic!("expected an answer") };
+    let Some(Output::ToPeer(ToPeer::Send { message, .. })) = world.outputs.last() else { panic!("expected an answer") };
     assert!(matches!(**message, CoordinatorMessage::ModelGone { .. }), "{message:?}");
 }
 
@@ -183,7 +174,7 @@ fn a_job_that_fails_ends_everything() {
     assert!(matches!(world.outputs[..], [Output::Exit(Err(JobError::Storage(_)))]), "{:?}", world.outputs);
     world.outputs.clear();
     world.say(AgentMessage::RequestLease);
-    world.operate(OperatorRequest::Pause);
+    world.operate(RunRequest::Pause);
     world.handle(Input::Done(Done::Merge(Ok(Vec::new()))));
     assert!(world.outputs.is_empty() && world.jobs.is_empty());
 }
@@ -202,40 +193,27 @@ fn a_node_that_leaves_closes_its_connections_and_finishes_what_it_has() {
     world.outputs.clear();
     let checkpoint = world.jobs.remove(0);
     world.run(checkpoint);
-    assert!(matches!(world.outputs[..], [Output::Close { peer: PEER }]), "the merger is at work: {:?}", world.outputs);
+    assert!(
+        matches!(world.outputs[..], [Output::ToPeer(ToPeer::Close { peer: PEER })]),
+        "the merger is at work: {:?}",
+        world.outputs
+    );
     world.outputs.clear();
-    world.operate(OperatorRequest::Resume);
+    world.operate(RunRequest::Resume);
     world.work();
     assert!(matches!(world.outputs[..], [Output::Exit(Ok(ExitReason::Parked))]), "{:?}", world.outputs);
 }
 
-/// The use of its token is durable: without an answer its operator would see a failure.
 #[test]
-fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
-    let mut world = World::new();
-    let (request, agent) = (RequestId(9), AgentId([3; 16]));
-    world.handle(Input::Join { request, secret: SECRET, agent, csr_der: vec![1] });
-    let write = world.jobs.pop().expect("the use of the token");
-    world.run(write);
-    assert_eq!(world.kinds(), ["sign"]);
-    world.handle(Input::Event(Event::Park));
-    let gone = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(Ok(_))));
-    assert!(!gone(&world));
+fn what_is_the_registrys_is_passed_on() {
+    let mut world = World::started();
+    world.outputs.clear();
+    world.say(AgentMessage::Renew { csr_der: vec![1] });
+    assert!(matches!(world.outputs[..], [Output::Renew { peer: PEER, agent: AGENT, .. }]), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.handle(Input::Event(Event::AgentRevoked { agent: AGENT, request: Some(RequestId(3)) }));
+    assert!(world.outputs.is_empty(), "its record is not durable");
     world.work();
-    assert!(gone(&world));
-}
-
-#[test]
-fn certificates_are_signed_beside_the_loop() {
-    let mut world = World::new();
-    let join = |request, secret| Input::Join { request, secret, agent: AgentId([9; 16]), csr_der: vec![1] };
-    world.handle(join(RequestId(1), [0; 32]));
-    assert!(matches!(world.outputs[..], [Output::JoinReply { request: RequestId(1), .. }]), "{:?}", world.outputs);
-    world.handle(join(RequestId(2), SECRET));
-    assert_eq!(world.kinds(), ["write"], "a use of the token is durable before anything is signed");
-    let write = world.jobs.remove(0);
-    world.run(write);
-    let [Job::Sign(jobs)] = &world.jobs[..] else { panic!("expected a signature, got {:?}", world.jobs) };
-    assert_eq!(jobs.len(), 1);
-    assert_eq!(world.outputs.len(), 1, "not answered yet");
+    let revoked = |output: &Output| matches!(output, Output::Revoked { request: RequestId(3) });
+    assert!(world.outputs.iter().any(revoked), "{:?}", world.outputs);
 }

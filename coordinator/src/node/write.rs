@@ -1,4 +1,4 @@
-//! The writer's jobs: records and items of the catalogue become durable, many with one sync (group commit).
+//! The writer's jobs: records become durable, many with one sync (group commit).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,9 +11,8 @@ use anabranch_io::faults;
 use super::job::JobError;
 use crate::core::content::Content;
 use crate::core::event::Event;
-use crate::core::roster::ItemChange;
 use crate::recovery;
-use crate::store::{Catalogue, StorageError, Store};
+use crate::store::Store;
 
 /// Something to make durable.
 #[derive(Debug)]
@@ -27,27 +26,15 @@ pub enum WriteJob {
     },
     /// Append a record.
     Append(Arc<Record>),
-    /// Store or delete items of the catalogue.
-    Items {
-        /// Comes back in the answer.
-        ticket: u64,
-        /// Each item, or that it is to be deleted.
-        items: Vec<ItemChange>,
-    },
 }
 
 impl WriteJob {
-    /// The record that it makes durable, if it is one.
+    /// The record that it makes durable.
     #[must_use]
-    pub fn record(&self) -> Option<&Arc<Record>> {
+    pub fn record(&self) -> &Arc<Record> {
         match self {
-            Self::Begin { record, .. } | Self::Append(record) => Some(record),
-            Self::Items { .. } => None,
+            Self::Begin { record, .. } | Self::Append(record) => record,
         }
-    }
-
-    fn payload_bytes(&self) -> usize {
-        self.record().map_or(0, |record| record.payload.len())
     }
 }
 
@@ -60,20 +47,19 @@ pub fn group(waiting: &mut VecDeque<WriteJob>) -> Vec<WriteJob> {
         && bytes < limits::GROUP_COMMIT_BYTES
         && let Some(job) = waiting.pop_front()
     {
-        bytes += job.payload_bytes();
+        bytes += job.record().payload.len();
         jobs.push(job);
     }
     jobs
 }
 
-/// Makes a group of jobs durable with one sync of each seam that it wrote to; answered by `Journalled` and `ItemsSaved`.
+/// Makes a group of jobs durable with one sync; answered by `Journalled`.
 ///
 /// # Errors
 /// The store fails: the process must stop, and nobody may be told of any of these jobs.
 pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobError> {
     let mut events = Vec::new();
     let mut records: Vec<(Position, Vec<u8>)> = Vec::new();
-    let mut items_changed = false;
     for job in jobs {
         match job {
             WriteJob::Begin { record, model } => {
@@ -84,11 +70,6 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobEr
                 records.push((record.position, record.to_bytes()?));
             }
             WriteJob::Append(record) => records.push((record.position, record.to_bytes()?)),
-            WriteJob::Items { ticket, items } => {
-                save_items(store.catalogue(), items)?;
-                items_changed = true;
-                events.push(Event::ItemsSaved { ticket });
-            }
         }
     }
     if let Some((upto, _)) = records.last() {
@@ -98,26 +79,9 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobEr
         faults::point("journal-before-sync");
         events.push(Event::Journalled { upto });
     }
-    if items_changed {
-        store.catalogue().sync()?;
-    }
     store.journal().sync()?;
     faults::point("journal-before-ack");
     Ok(events)
-}
-
-/// Stores or deletes items. They are durable after [`Catalogue::sync`].
-///
-/// # Errors
-/// The store fails.
-pub fn save_items(catalogue: &dyn Catalogue, items: Vec<ItemChange>) -> Result<(), StorageError> {
-    for (key, value) in items {
-        match value {
-            Some(value) => catalogue.put(&key, &value)?,
-            None => catalogue.delete(&key)?,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

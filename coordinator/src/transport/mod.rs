@@ -14,16 +14,16 @@ mod pace;
 mod peer;
 mod spool;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::limits;
-use anabranch_common::status::UploadStatus;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
@@ -33,8 +33,9 @@ use handshakes::{Connections, Handshakes, Place};
 pub use peer::PeerOp;
 pub use spool::Spool;
 
-use crate::core::event::{Event, PeerId};
-use crate::node;
+use crate::core::event::PeerId;
+use crate::core::status::Answer;
+use crate::host;
 use crate::store::Store;
 
 /// What the network tells the loop.
@@ -60,8 +61,8 @@ pub enum Input {
         /// Its part of the budget of messages that wait.
         room: OwnedSemaphorePermit,
     },
-    /// Something else for the node.
-    Node(node::Input),
+    /// Something else for the host.
+    Host(host::Input),
     /// Somebody wants to join.
     Join {
         /// The token's secret.
@@ -73,27 +74,29 @@ pub enum Input {
         /// Where the answer goes.
         reply: oneshot::Sender<JoinResponse>,
     },
-    /// An operator asks for something that the core answers.
+    /// An operator asks for something that the host answers.
     Operator {
         /// What.
         operation: OperatorRequest,
-        /// Where the answer goes, with what is on its way in.
-        reply: oneshot::Sender<(OperatorResponse, UploadStatus)>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Answer>,
     },
 }
 
-impl Input {
-    fn event(event: Event) -> Self {
-        Self::Node(node::Input::Event(event))
-    }
+/// What connections need of a run.
+#[derive(Debug)]
+pub struct RunFiles {
+    /// Operators read checkpoints from it.
+    pub store: Arc<dyn Store>,
+    /// Halves of uploads go there.
+    pub spool: Arc<Spool>,
 }
 
 /// What every connection shares.
 #[derive(Debug)]
 pub struct Shared {
     inputs: mpsc::Sender<Input>,
-    store: Arc<dyn Store>,
-    spool: Arc<Spool>,
+    runs: BTreeMap<RunId, RunFiles>,
     handshakes: Arc<Handshakes>,
     connections: Connections,
     /// Bytes of messages that may wait for the loop.
@@ -102,13 +105,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Connections answer on `inputs`; operators read checkpoints from `store`. Halves of uploads go to `spool`.
+    /// Connections answer on `inputs`, and use the files of the run that they are about.
     #[must_use]
-    pub fn new(inputs: mpsc::Sender<Input>, store: Arc<dyn Store>, spool: Arc<Spool>) -> Arc<Self> {
+    pub fn new(inputs: mpsc::Sender<Input>, runs: BTreeMap<RunId, RunFiles>) -> Arc<Self> {
         Arc::new(Self {
             inputs,
-            store,
-            spool,
+            runs,
             handshakes: Arc::default(),
             connections: Connections::default(),
             messages: Arc::new(Semaphore::new(limits::AGENT_MESSAGES_BYTES)),

@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
-use anabranch_common::ids::ModelVersion;
+use anabranch_common::ids::{ModelVersion, RunId};
 use anabranch_common::limits;
-use anabranch_common::status::{NetworkStatus, StatusReport, UploadStatus};
+use anabranch_common::status::NetworkStatus;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest};
 use anabranch_io::frames::{self, Format};
 use anyhow::Context;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::oneshot;
 
 use super::{Input, Shared};
+use crate::core::status::{self, json};
+use crate::host;
 use crate::recovery;
 use crate::store::Store;
 
@@ -59,38 +61,40 @@ async fn request(mut send: SendStream, mut recv: RecvStream, version: u16, share
 
 async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Result<Answer> {
     match operation {
-        OperatorRequest::CheckpointList => from_store(shared, list).await,
-        OperatorRequest::CheckpointVerify => from_store(shared, verify).await,
-        OperatorRequest::CheckpointExport { version } => from_store(shared, move |store| export(store, version)).await,
+        OperatorRequest::Run { run, request: RunRequest::CheckpointList } => from_store(shared, run, list).await,
+        OperatorRequest::Run { run, request: RunRequest::CheckpointVerify } => from_store(shared, run, verify).await,
+        OperatorRequest::Run { run, request: RunRequest::CheckpointExport { version } } => {
+            from_store(shared, run, move |store| export(store, version)).await
+        }
         operation => {
             let (reply, answer) = oneshot::channel();
-            let is_status = operation == OperatorRequest::Status;
             shared.tell(Input::Operator { operation, reply }).await;
-            let (answer, uploads) = tokio::time::timeout(REQUEST, answer).await??;
-            Ok((if is_status { with_transport(answer, uploads, shared) } else { answer }, None))
+            let answer = tokio::time::timeout(REQUEST, answer).await??;
+            Ok((with_network(answer, shared).into_response(), None))
         }
     }
 }
 
-/// What the core cannot know: what is on its way, and who was turned away.
-fn with_transport(answer: OperatorResponse, uploads: UploadStatus, shared: &Shared) -> OperatorResponse {
-    let OperatorResponse::Json(text) = &answer else { return answer };
-    match serde_json::from_str::<StatusReport>(text) {
-        Ok(report) => {
-            let (received, sent) = shared.connections.traffic();
-            let network = Some(NetworkStatus { received, sent, ..shared.handshakes.status() });
-            json(&StatusReport { uploads: Some(uploads), network, ..report })
-        }
-        Err(_) => answer,
+/// Adds what the loop cannot know: the traffic, and who was turned away.
+fn with_network(mut answer: status::Answer, shared: &Shared) -> status::Answer {
+    if let status::Answer::Status(report) = &mut answer {
+        let (received, sent) = shared.connections.traffic();
+        report.network = Some(NetworkStatus { received, sent, ..shared.handshakes.status() });
     }
+    answer
 }
 
 /// Reading checkpoints takes a while, and needs only what is durable: it runs beside the loop.
 async fn from_store(
     shared: &Arc<Shared>,
+    run: Option<RunId>,
     read: impl FnOnce(&dyn Store) -> Result<Answer, recovery::RecoveryError> + Send + 'static,
 ) -> anyhow::Result<Answer> {
-    let store = Arc::clone(&shared.store);
+    let run = match host::choose(shared.runs.keys().copied(), run) {
+        Ok(run) => run,
+        Err(response) => return Ok((response, None)),
+    };
+    let store = Arc::clone(&shared.runs[&run].store);
     let answer = tokio::task::spawn_blocking(move || read(store.as_ref())).await?;
     Ok(answer.unwrap_or_else(|error| (OperatorResponse::Failed(error.to_string()), None)))
 }
@@ -117,9 +121,4 @@ fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Answer, re
         }
         Err(error) => Ok((OperatorResponse::Failed(error.to_string()), None)),
     }
-}
-
-fn json<T: serde::Serialize>(value: &T) -> OperatorResponse {
-    serde_json::to_string(value)
-        .map_or_else(|error| OperatorResponse::Failed(error.to_string()), OperatorResponse::Json)
 }

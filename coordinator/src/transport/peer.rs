@@ -20,10 +20,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::pace::Pace;
-use super::{Input, Shared, linger};
+use super::{Input, Shared, Spool, linger};
 use crate::clock;
-use crate::core::event::{Event, PeerId};
-use crate::node::{self, DownloadId, Snapshot};
+use crate::core::event::PeerId;
+use crate::host;
+use crate::node::{DownloadId, Snapshot};
 
 /// How long a message may take to be taken off our hands.
 const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
@@ -68,6 +69,8 @@ struct PeerConnection {
     shared: Arc<Shared>,
     peer: PeerId,
     agent: AgentId,
+    /// Where halves of uploads to its run go.
+    spool: Option<Arc<Spool>>,
     /// Where the chunks go that are awaited, by transfer, and whether they are written to disk too.
     sinks: Mutex<BTreeMap<Digest, (Arc<Sink>, bool)>>,
 }
@@ -98,8 +101,9 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
+    let spool = shared.runs.get(&hello.run).map(|run| Arc::clone(&run.spool));
     shared.tell(Input::Connected { peer, agent, hello, ops }).await;
-    let this = Arc::new(PeerConnection { connection, shared, peer, agent, sinks: Mutex::default() });
+    let this = Arc::new(PeerConnection { connection, shared, peer, agent, spool, sinks: Mutex::default() });
     let mut reading = std::pin::pin!(this.read_messages(messages));
     let (ended, read) = tokio::select! {
         ended = &mut reading => (ended, true),
@@ -113,7 +117,7 @@ pub(super) async fn serve(
         let _ = tokio::time::timeout(LAST_WORDS, reading).await;
     }
     this.connection.close(0u32.into(), b"done");
-    this.shared.tell(Input::event(Event::Disconnected { peer })).await;
+    this.shared.tell(Input::Host(host::Input::Disconnected { peer })).await;
     ended
 }
 
@@ -184,7 +188,7 @@ impl PeerConnection {
             tracing::debug!(agent = %self.agent.short(), %error, "a model was not sent whole");
         }
         let bytes = sent.is_ok().then_some(bytes);
-        self.shared.tell(Input::Node(node::Input::Sent { peer: self.peer, download, bytes })).await;
+        self.shared.tell(Input::Host(host::Input::Sent { peer: self.peer, download, bytes })).await;
     }
 
     async fn read_chunks(self: &Arc<Self>) -> anyhow::Result<()> {
@@ -229,14 +233,14 @@ impl PeerConnection {
         }
         let bytes = if put.is_news { chunk.len() as u64 } else { 0 };
         let is_kept = !(on_disk && put.is_news) || self.spool(sink.name(), put.offset, chunk).await;
-        let received = Received { upload: sink.upload(), bytes, is_whole: put.is_whole, is_kept };
-        self.shared.tell(Input::Node(node::Input::Received(received))).await;
+        let chunk = Received { upload: sink.upload(), bytes, is_whole: put.is_whole, is_kept };
+        self.shared.tell(Input::Host(host::Input::Received { peer: self.peer, chunk })).await;
         Ok(())
     }
 
     /// Writes a chunk to disk. Returns false if it cannot be kept there.
     async fn spool(&self, name: UploadName, offset: u64, chunk: Vec<u8>) -> bool {
-        let spool = Arc::clone(&self.shared.spool);
+        let Some(spool) = self.spool.clone() else { return false };
         tokio::task::spawn_blocking(move || spool.write(name, offset, &chunk)).await.unwrap_or(false)
     }
 }

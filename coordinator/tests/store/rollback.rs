@@ -8,7 +8,6 @@ use anabranch_common::wire::message::RunPhase;
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::admit::{Decision, admit};
 use anabranch_coordinator::core::event::Now;
-use anabranch_coordinator::core::roster::Roster;
 use anabranch_coordinator::core::{Core, Options};
 use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
 use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
@@ -131,9 +130,7 @@ fn a_core_goes_on_after_a_rollback_and_gives_leases_again() {
     };
     let rebuildable = (recovered.oldest, recovered.checkpoint_version);
     let now = Now { unix_ms: 1, mono_ms: 0 };
-    let (core, _) =
-        Core::resume(options, spec, Roster::default(), (recovered.state, recovered.chain), rebuildable, now)
-            .expect("fits");
+    let (core, _) = Core::resume(options, spec, (recovered.state, recovered.chain), rebuildable, now).expect("fits");
     assert_eq!(core.phase(), RunPhase::Running);
     let status = core.status();
     assert_eq!((status.branch, status.version, status.chain), (BRANCH, ModelVersion(3), recovered.chain.0));

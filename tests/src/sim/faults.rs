@@ -2,8 +2,8 @@
 
 use anabranch_agent::node::Input;
 use anabranch_agent::session::event::Event as AgentEvent;
-use anabranch_common::wire::operator::OperatorRequest;
-use anabranch_coordinator::core::event::Event as CoordinatorEvent;
+use anabranch_common::wire::operator::RunRequest;
+use anabranch_coordinator::host::Input as CoordinatorInput;
 
 use crate::picture::MarkKind;
 
@@ -59,7 +59,7 @@ impl World {
             Fault::Rebind { .. } => self.cut(machine, true, true, now_ms + 700),
             Fault::Clock { by_ms } => self.coordinator.clock_off_ms += by_ms,
             Fault::Pause { for_ms } => {
-                self.operate(OperatorRequest::Pause);
+                self.operate(RunRequest::Pause);
                 self.after(for_ms, Happening::Resume);
             }
             Fault::Rollback { versions } => {
@@ -154,7 +154,7 @@ impl World {
     fn terminate(&mut self, machine: Machine, down_ms: u64) {
         if machine == 0 {
             self.coordinator.restart_after_ms = Some(down_ms);
-            self.coordinator_handles(CoordinatorEvent::Park);
+            self.coordinator_takes(CoordinatorInput::Park);
         } else {
             self.agent(machine).restart_after_ms = Some(down_ms);
             self.agent_handles(machine, Input::Event(AgentEvent::Shutdown));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anabranch_agent::node::{Done, StoreJob};
 use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::rng::SplitMix64;
-use anabranch_coordinator::node::Input;
+use anabranch_coordinator::host::Input;
 
 use crate::invariants::journal::{Attackers, Checked, Journal, Violation};
 use crate::invariants::progress;
@@ -41,6 +41,7 @@ pub(super) enum Happening {
     Write(u64),
     Merge(u64),
     Checkpoint(u64),
+    Save(u64),
     Coordinator(u64, Box<Input>),
     Dial { machine: Machine, life: u64, dial: u64 },
     Refused { machine: Machine, life: u64, dial: u64 },
@@ -200,6 +201,7 @@ impl World {
             | Happening::Write(_)
             | Happening::Merge(_)
             | Happening::Checkpoint(_)
+            | Happening::Save(_)
             | Happening::Coordinator(..)
             | Happening::Up(..) => Some(0),
             Happening::AgentDone { machine, .. } => {
@@ -236,6 +238,7 @@ impl World {
             Happening::Write(life) => self.write(life),
             Happening::Merge(life) => self.merge(life),
             Happening::Checkpoint(life) => self.checkpoint(life),
+            Happening::Save(life) => self.save(life),
             Happening::Coordinator(life, input) => {
                 if self.coordinator.is_life(life) {
                     self.coordinator_takes(*input);
@@ -269,7 +272,7 @@ impl World {
         if waiting.is_empty() {
             self.note(0, Sign::Plain, || "every agent was heard; the operator stops the run".into());
             self.stopping = true;
-            self.operate(anabranch_common::wire::operator::OperatorRequest::Stop);
+            self.operate(anabranch_common::wire::operator::RunRequest::Stop);
             return;
         }
         if self.now_ms() >= healed_at_ms + HEALING_MS {

@@ -8,7 +8,7 @@ mod watch;
 use std::io::IsTerminal as _;
 
 use anabranch_common::status::StatusReport;
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 
 use super::output;
 use super::reach::Coordinator;
@@ -23,7 +23,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
             (json, _) => plain::watch(coordinator, target, json),
         };
     }
-    let json = coordinator.ask_json(OperatorRequest::Status)?;
+    let json = coordinator.ask_json(RunRequest::Status)?;
     if output.json {
         return output::print_line(&json);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anabranch_common::status::StatusReport;
 use anabranch_common::wire::message::RunPhase;
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 
 use super::parse;
 use crate::cli::TargetArgs;
@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Prints a line a second until the run has finished or nobody answers any more.
 pub(super) fn watch(mut coordinator: Coordinator, target: &TargetArgs, json: bool) -> anyhow::Result<()> {
     loop {
-        let text = coordinator.ask_json(OperatorRequest::Status)?;
+        let text = coordinator.ask_json(RunRequest::Status)?;
         let report = parse(&text)?;
         output::print_line(&if json { text } else { line(&report) })?;
         if report.state == RunPhase::Finished {

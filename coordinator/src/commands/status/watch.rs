@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anabranch_common::status::StatusReport;
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 use anabranch_io::terminal::visible_line;
 use anyhow::Context as _;
 use console::Term;
@@ -57,7 +57,7 @@ impl Source<'_> {
             Some(coordinator) => coordinator,
             None => Coordinator::look(self.target)?,
         };
-        let report = parse(&coordinator.ask_json(OperatorRequest::Status)?)?;
+        let report = parse(&coordinator.ask_json(RunRequest::Status)?)?;
         // The store of a stopped coordinator is let go between two looks: one may want to start.
         if matches!(coordinator, Coordinator::Running(_)) {
             self.coordinator = Some(coordinator);

@@ -39,7 +39,7 @@ fn an_agent_that_offers_a_model_and_stays_silent_makes_way_for_the_next() {
         "{commands:?}"
     );
     world.model_received(PeerId(2));
-    assert_eq!(world.state().position, Position(4), "genesis, three agents, and the one epoch of who is still here");
+    assert_eq!(world.state().position, Position(2), "genesis, and the agent that is still here with its epoch");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_process_that_restarts_all_the_time_is_asked_to_come_later() {
         let mut hello = hello(1, 1);
         hello.incarnation =
             Incarnation([u8::try_from(round % 250).expect("below 250"), 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let commands = world.handle(Event::Connected { peer: PeerId(100 + round), agent: agent(1), hello });
+        let commands = world.hello(PeerId(100 + round), 1, hello);
         world.journal();
         busy += u64::from(commands.iter().any(|command| {
             matches!(command, Command::Send { message: CoordinatorMessage::Rejected(Rejection::Busy), .. })
@@ -242,7 +242,7 @@ fn of_what_an_agent_says_about_itself_little_is_kept() {
     let mut world = World::started(1);
     let device = "é".repeat(limits::CONTROL_MESSAGE_BYTES / 4);
     let words = anabranch_common::wire::message::AgentHello { software: device.clone(), device, ..hello(2, 2) };
-    world.handle(Event::Connected { peer: PeerId(2), agent: agent(2), hello: words });
+    world.hello(PeerId(2), 2, words);
     let shown = world.agents().into_iter().find(|status| status.agent == agent(2)).expect("it is enrolled");
     assert_eq!(shown.device, "é".repeat(limits::AGENT_WORDS_BYTES / 2));
 }

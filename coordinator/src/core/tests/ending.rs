@@ -4,9 +4,9 @@ use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::FinishReason;
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, RunPhase};
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 
-use super::world::{World, agent, hello};
+use super::world::{World, hello};
 use crate::core::command::{Command, ExitReason};
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::lifecycle::HEARING_MS;
@@ -15,7 +15,7 @@ const ENDED: ExitReason = ExitReason::Finished { reason: FinishReason::Stopped, 
 
 /// Ends the run at version 0, with its last checkpoint written.
 fn stop(world: &mut World) -> Vec<Command> {
-    world.handle(Event::Operator { request: RequestId(1), operation: OperatorRequest::Stop });
+    world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Stop });
     let mut commands = world.journal();
     let (position, version) = (world.position(), ModelVersion(0));
     commands.extend(world.handle(Event::Checkpointed { position, version, oldest: version }));
@@ -54,7 +54,7 @@ fn an_agent_that_is_away_at_the_end_is_waited_for_until_it_has_heard() {
     assert_eq!(world.leave(1), [], "agent 2 is away and has said nothing");
     world.advance_ms(limits::RECONNECT_MS.1);
     assert_eq!(world.handle(Event::Tick), []);
-    let commands = world.handle(Event::Connected { peer: PeerId(4), agent: agent(2), hello: hello(2, 2) });
+    let commands = world.hello(PeerId(4), 2, hello(2, 2));
     assert!(is_told(&commands, 4), "{commands:?}");
     let goodbye = AgentMessage::Goodbye { reason: "test".into() };
     assert_eq!(world.handle(Event::Message { peer: PeerId(4), message: goodbye }), [Command::Exit(ENDED)]);
@@ -113,7 +113,7 @@ fn sigterm_ends_the_waiting_and_says_that_the_run_has_ended() {
 fn a_request_for_a_lease_does_not_send_the_last_evaluator_away() {
     let mut world = World::new();
     let evaluator = AgentHello { eval_examples: 10, ..hello(1, 1) };
-    world.handle(Event::Connected { peer: PeerId(1), agent: agent(1), hello: evaluator });
+    world.hello(PeerId(1), 1, evaluator);
     world.offer_model(PeerId(1));
     world.model_received(PeerId(1));
     world.journal();

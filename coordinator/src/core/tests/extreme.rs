@@ -17,7 +17,7 @@ use anabranch_common::schema;
 use anabranch_common::testkit::extreme::Extremes;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use proptest::prelude::*;
 
@@ -170,27 +170,19 @@ impl Draw<'_> {
         self.message(kind, sender)
     }
 
-    fn operation(&mut self) -> OperatorRequest {
+    fn operation(&mut self) -> RunRequest {
         match self.choice() % 10 {
-            0 => OperatorRequest::Pause,
-            1 => OperatorRequest::Resume,
-            2 => OperatorRequest::Stop,
-            3 => OperatorRequest::AgentsList,
-            4 => OperatorRequest::AgentRevoke { agent: self.name() },
-            5 => OperatorRequest::TokenCreate {
-                name: Some(self.name()).filter(|name| !name.is_empty()),
-                ttl_ms: self.number(),
-                uses: self.short(),
-                secret_digest: Digest::of(&[7; 32]).0,
-            },
-            6 => OperatorRequest::TokenList,
-            7 => OperatorRequest::TokenRevoke { id: self.name() },
-            _ => OperatorRequest::Status,
+            0 => RunRequest::Pause,
+            1 => RunRequest::Resume,
+            2 => RunRequest::Stop,
+            3 => RunRequest::AgentsList,
+            4 => RunRequest::CheckpointExport { version: Some(ModelVersion(self.number())) },
+            _ => RunRequest::Status,
         }
     }
 
     fn name(&mut self) -> String {
-        self.of(&["agent-2".to_owned(), String::new(), "x".to_owned(), "é".repeat(20_000)])
+        self.of(&["agent-2".to_owned(), String::new(), "x".to_owned(), "é".repeat(limits::NAME_BYTES / 2)])
     }
 
     fn content(&mut self) -> Result<Arc<Content>, DecodeError> {
@@ -233,7 +225,6 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             assert_eq!(content(&read), content(&record));
             Some(Event::Journalled { upto: record.position })
         }
-        Command::SaveItems { ticket, .. } => Some(Event::ItemsSaved { ticket }),
         Command::ReceiveModel { peer, .. } if draw.choice().is_multiple_of(3) => {
             Some(Event::ModelFailed { peer, why: "lost".to_owned() })
         }
@@ -280,17 +271,21 @@ fn settle(world: &mut World, event: Event, draw: &mut Draw<'_>) {
     }
 }
 
+fn greeting(peer: PeerId, n: u8) -> Event {
+    Event::Connected { peer, agent: agent(n), name: format!("agent-{n}"), hello: hello(n, n) }
+}
+
 /// One thing that happens, from a peer or an operator; time passes in between.
 fn happens(world: &mut World, step: &[u8]) {
     let mut draw = Draw(Extremes::new(step));
     let (what, n) = (draw.choice(), 1 + draw.choice() % 3);
     let peer = PeerId(u64::from(n));
     let event = match what % 16 {
-        0 => Event::Connected { peer, agent: agent(n), hello: draw.hello() },
-        1 => Event::Connected { peer, agent: agent(n), hello: hello(n, n) },
+        0 => Event::Connected { peer, agent: agent(n), name: draw.name(), hello: draw.hello() },
+        1 => greeting(peer, n),
         2 => Event::Disconnected { peer },
         3 => Event::Operator { request: RequestId(1), operation: draw.operation() },
-        4 => Event::Join { request: RequestId(1), secret: draw.of(&[[7; 32], [0; 32]]), agent: draw.agent() },
+        4 => Event::AgentRevoked { agent: draw.agent(), request: Some(RequestId(1)) },
         5 => {
             world.advance_ms(draw.of(&[0, 250, 15_000, 120_000, 86_400_000]));
             Event::Tick
@@ -313,7 +308,7 @@ fn every_kind_is_made() {
 fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() {
     let mut world = World::new();
     let mut draw = Draw(Extremes::new(&[]));
-    settle(&mut world, Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1) }, &mut draw);
+    settle(&mut world, greeting(PeerId(1), 1), &mut draw);
     let manifest = longest();
     let model = vec![0.0; manifest.params()];
     let (peer, digest) = (PeerId(1), Digest::of_f32(&model));
@@ -323,8 +318,7 @@ fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() 
         &mut draw,
     );
     assert_eq!(world.state().manifest, manifest);
-    let again = Event::Connected { peer: PeerId(2), agent: agent(2), hello: hello(2, 2) };
-    settle(&mut world, again, &mut draw);
+    settle(&mut world, greeting(PeerId(2), 2), &mut draw);
 }
 
 proptest! {

@@ -12,7 +12,7 @@ mod world;
 use anabranch_common::ids::{Digest, Epoch, ModelVersion, Position};
 use anabranch_common::journal::{FinishReason, LeaseEnd, Publication, PublicationForm, RecordBody};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::operator::RunRequest;
 
 use super::command::{Command, ExitReason};
 use super::event::{Event, PeerId, RequestId};
@@ -33,12 +33,12 @@ fn the_first_model_offered_becomes_record_0_and_nobody_hears_of_it_before_it_is_
     let commands = world.model_received(PeerId(1));
     assert!(matches!(commands[0], Command::Begin { .. }), "{commands:?}");
     let kinds: Vec<_> = World::appended(&commands).iter().map(|record| record.body.kind()).collect();
-    assert_eq!(kinds, ["genesis", "agent_joined", "agent_joined", "agent_joined", "epoch_started"]);
+    assert_eq!(kinds, ["genesis", "agent_joined", "epoch_started"]);
     assert_eq!(commands.len(), kinds.len(), "records, and no message");
 
-    let commands = world.handle(Event::Journalled { upto: Position(3) });
-    assert_eq!(commands, [], "record 4 is not durable yet");
-    let commands = world.handle(Event::Journalled { upto: Position(4) });
+    let commands = world.handle(Event::Journalled { upto: Position(1) });
+    assert_eq!(commands, [], "record 2 is not durable yet");
+    let commands = world.handle(Event::Journalled { upto: Position(2) });
     assert!(
         matches!(commands[..], [Command::Send { message: CoordinatorMessage::ModelReady { .. }, .. }]),
         "{commands:?}"
@@ -96,9 +96,9 @@ fn a_version_is_published_once_in_the_journal() {
 fn a_restarted_process_gets_a_new_epoch_and_a_reconnected_one_keeps_its_own() {
     let mut world = World::started(1);
     world.handle(Event::Disconnected { peer: PeerId(1) });
-    let again = world.handle(Event::Connected { peer: PeerId(5), agent: agent(1), hello: hello(1, 1) });
+    let again = world.hello(PeerId(5), 1, hello(1, 1));
     assert_eq!(World::appended(&again).len(), 0, "the same incarnation");
-    let restarted = world.handle(Event::Connected { peer: PeerId(6), agent: agent(1), hello: hello(1, 2) });
+    let restarted = world.hello(PeerId(6), 1, hello(1, 2));
     let records = World::appended(&restarted);
     assert!(matches!(records[0].body, RecordBody::EpochStarted { epoch: Epoch(2), .. }), "{records:?}");
     let message = CoordinatorMessage::Rejected(Rejection::Replaced);
@@ -107,40 +107,50 @@ fn a_restarted_process_gets_a_new_epoch_and_a_reconnected_one_keeps_its_own() {
     assert!(matches!(world.journal()[..], [Command::Send { peer: PeerId(6), .. }]), "the welcome waits for the epoch");
 }
 
+/// A member that has not said hello in this run is none of the run's.
 #[test]
-fn strangers_revoked_agents_and_other_runs_are_turned_away_with_the_reason() {
-    let mut world = World::started(2);
-    world.handle(Event::Operator {
-        request: RequestId(1),
-        operation: OperatorRequest::AgentRevoke { agent: "agent-2".into() },
-    });
-    world.journal();
-    let mut foreign = hello(1, 9);
-    foreign.run.0[0] ^= 1;
-    let cases = [
-        (agent(77), hello(77, 1), Rejection::Unknown),
-        (agent(2), hello(2, 1), Rejection::Revoked),
-        (agent(1), foreign, Rejection::WrongRun { run: world.run() }),
-    ];
-    for (who, hello, rejection) in cases {
-        let peer = PeerId(100);
-        let commands = world.handle(Event::Connected { peer, agent: who, hello });
-        let message = CoordinatorMessage::Rejected(rejection);
-        assert_eq!(commands, [Command::Send { peer, message }, Command::Close { peer }]);
-    }
+fn an_agent_is_journalled_at_its_first_hello() {
+    let mut world = World::started(1);
+    assert_eq!(world.state().agents.keys().copied().collect::<Vec<_>>(), [agent(1)]);
+    let commands = world.connect(PeerId(2), 2);
+    let bodies: Vec<_> = World::appended(&commands).iter().map(|record| record.body.clone()).collect();
+    let [RecordBody::AgentJoined { agent: joined, name }, RecordBody::EpochStarted { epoch: Epoch(1), .. }] =
+        &bodies[..]
+    else {
+        panic!("expected two records, got {bodies:?}")
+    };
+    assert_eq!((*joined, name.as_str()), (agent(2), "agent-2"));
+    world.handle(Event::Disconnected { peer: PeerId(2) });
+    assert_eq!(World::appended(&world.connect(PeerId(3), 2)).len(), 0, "it is known");
 }
 
 #[test]
-fn revoking_is_durable_before_the_operator_hears_of_it_and_closes_the_connection() {
+fn a_revocation_is_durable_before_anyone_hears_of_it_and_closes_the_connection() {
     let mut world = World::started(1);
-    let operation = OperatorRequest::AgentRevoke { agent: agent(1).to_string() };
-    let commands = world.handle(Event::Operator { request: RequestId(7), operation });
-    assert!(!commands.iter().any(|command| matches!(command, Command::Reply { .. })), "{commands:?}");
-    let commands = world.journal();
-    assert!(commands.contains(&Command::Close { peer: PeerId(1) }), "{commands:?}");
-    assert!(!commands.iter().any(|command| matches!(command, Command::Reply { .. })), "items are not saved yet");
-    let commands = world.handle(Event::ItemsSaved { ticket: 0 });
-    assert!(matches!(&commands[..], [Command::Reply { request: RequestId(7), response: OperatorResponse::Done(_) }]));
+    let commands = world.handle(Event::AgentRevoked { agent: agent(1), request: Some(RequestId(7)) });
+    let [Command::Append { record }] = &commands[..] else { panic!("expected a record, got {commands:?}") };
+    assert_eq!(record.body, RecordBody::AgentRevoked { agent: agent(1) });
+    let message = CoordinatorMessage::Rejected(Rejection::Revoked);
+    let told = [
+        Command::Send { peer: PeerId(1), message },
+        Command::Close { peer: PeerId(1) },
+        Command::Revoked { request: RequestId(7) },
+    ];
+    assert_eq!(world.journal(), told);
+}
+
+#[test]
+fn an_agent_that_the_run_does_not_know_or_that_was_revoked_before_is_revoked_without_a_record() {
+    let mut world = World::started(1);
+    world.handle(Event::AgentRevoked { agent: agent(1), request: None });
+    world.journal();
+    for (n, request) in [(1, RequestId(8)), (2, RequestId(9))] {
+        let commands = world.handle(Event::AgentRevoked { agent: agent(n), request: Some(request) });
+        assert_eq!(commands, [Command::Revoked { request }]);
+    }
+    let mut pending = World::new();
+    let commands = pending.handle(Event::AgentRevoked { agent: agent(1), request: Some(RequestId(1)) });
+    assert_eq!(commands, [Command::Revoked { request: RequestId(1) }], "there is no journal yet");
 }
 
 #[test]
@@ -152,12 +162,12 @@ fn an_expired_lease_ends_and_a_paused_run_gives_none() {
     let records = World::appended(&commands);
     assert_eq!(records[0].body, RecordBody::LeaseEnded { lease: lease.id, why: LeaseEnd::Expired });
 
-    world.handle(Event::Operator { request: RequestId(1), operation: OperatorRequest::Pause });
+    world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Pause });
     world.journal();
     world.message(1, AgentMessage::RequestLease);
     let sent = CoordinatorMessage::NoLease { state: RunPhase::Paused };
     assert_eq!(world.last_sent(), Some((PeerId(1), sent)));
-    world.handle(Event::Operator { request: RequestId(2), operation: OperatorRequest::Resume });
+    world.handle(Event::Operator { request: RequestId(2), operation: RunRequest::Resume });
     let commands = world.journal();
     let sent = CoordinatorMessage::StateChanged { state: RunPhase::Running };
     assert!(commands.contains(&Command::Send { peer: PeerId(1), message: sent }), "{commands:?}");
@@ -211,7 +221,7 @@ fn an_impossible_evaluation_is_a_breach_of_protocol() {
 #[test]
 fn a_target_that_was_reached_by_an_overflow_is_no_result() {
     let mut world = World::started(1);
-    world.handle(Event::Operator { request: RequestId(1), operation: OperatorRequest::Stop });
+    world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Stop });
     world.journal();
     let commands = world.handle(Event::NonFinite { version: ModelVersion(0) });
     let records = World::appended(&commands);

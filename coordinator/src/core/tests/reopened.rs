@@ -4,7 +4,7 @@ use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::FinishReason;
 use anabranch_common::spec::TargetSpec;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::RunRequest;
 
 use super::world::{World, spec};
 use crate::core::event::{Event, PeerId, RequestId};
@@ -58,7 +58,7 @@ fn a_raised_number_of_versions_lets_the_run_go_on() {
 #[test]
 fn a_run_that_the_operator_has_stopped_stays_ended() {
     let mut world = World::started(1);
-    world.handle(Event::Operator { request: RequestId(1), operation: OperatorRequest::Stop });
+    world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Stop });
     let none = with_target(TargetSpec::default());
     assert_eq!(world.restarted_with(none).status().state, RunPhase::Finished);
 }

@@ -19,10 +19,8 @@ use crate::core::admit::Decision;
 use crate::core::command::Command;
 use crate::core::content::{Content, Reservation};
 use crate::core::event::{Event, Now, PeerId};
-use crate::core::roster::Roster;
 use crate::core::state::RunState;
 use crate::core::{Core, ModelMismatch, Options};
-use crate::identity::tokens::NewToken;
 use crate::recovery::saved;
 use crate::store::MemoryStore;
 
@@ -106,7 +104,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Three enrolled agents, no model.
+    /// No agent and no model.
     pub(super) fn new() -> Self {
         Self::pending(spec())
     }
@@ -120,16 +118,8 @@ impl World {
             checkpoint_every_versions: 1000,
             checkpoint_every_ms: 0,
         };
-        let mut roster = Roster::default();
-        let secret = [7; 32];
-        let new =
-            NewToken { secret_digest: Digest::of(&secret).0, name: Some("agent".into()), ttl_ms: 10_000, uses: 3 };
-        roster.create_token(new, 0).expect("a sound token");
-        for n in 1..=3 {
-            assert_eq!(roster.join(&secret, agent(n), 1), Ok(format!("agent-{n}")));
-        }
         let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
-        let core = Core::new(options, spec, roster, now);
+        let core = Core::new(options, spec, now);
         Self { core, now, records: vec![], sent: vec![], publishing: false, model: Arc::new(vec![0.0; 4]) }
     }
 
@@ -175,7 +165,7 @@ impl World {
     /// Agent `n` connects as peer `n`, with so many examples to train and to evaluate on.
     pub(super) fn connect_with(&mut self, n: u8, train_examples: u64, eval_examples: u64) -> Vec<Command> {
         let hello = AgentHello { train_examples, eval_examples, ..hello(n, n) };
-        self.handle(Event::Connected { peer: PeerId(u64::from(n)), agent: agent(n), hello })
+        self.hello(PeerId(u64::from(n)), n, hello)
     }
 
     pub(super) fn handle(&mut self, event: Event) -> Vec<Command> {
@@ -205,7 +195,12 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, peer: PeerId, n: u8) -> Vec<Command> {
-        self.handle(Event::Connected { peer, agent: agent(n), hello: hello(n, n) })
+        self.hello(peer, n, hello(n, n))
+    }
+
+    /// Member `n` says hello.
+    pub(super) fn hello(&mut self, peer: PeerId, n: u8, hello: AgentHello) -> Vec<Command> {
+        self.handle(Event::Connected { peer, agent: agent(n), name: format!("agent-{n}"), hello })
     }
 
     /// Agent `n` says goodbye and goes.
@@ -247,10 +242,10 @@ impl World {
         let store = MemoryStore::new();
         let head = saved::put(&store, self.state()).expect("a fold can be saved");
         let state = saved::load(&store, head).expect("as saved");
-        let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
+        let options = self.core.options.clone();
         let recovered = (state, self.core.chain);
         let kept = (ModelVersion(0), None);
-        let resumed = Core::resume(options, self.state().spec.clone(), roster, recovered, kept, self.now);
+        let resumed = Core::resume(options, self.state().spec.clone(), recovered, kept, self.now);
         self.core = resumed.expect("the same model").0;
         self
     }
@@ -270,8 +265,8 @@ impl World {
 
     fn resume(&self, state: RunState, spec: RunSpec) -> Result<(Core, Vec<Command>), ModelMismatch> {
         let kept = (ModelVersion(0), None);
-        let (options, roster) = (self.core.options.clone(), self.core.roster.clone());
-        let (mut core, commands) = Core::resume(options, spec, roster, (state, self.core.chain), kept, self.now)?;
+        let options = self.core.options.clone();
+        let (mut core, commands) = Core::resume(options, spec, (state, self.core.chain), kept, self.now)?;
         core.take_up_the_end(self.now);
         Ok((core, commands))
     }

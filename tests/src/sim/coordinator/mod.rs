@@ -11,14 +11,15 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::transfer::Sink;
-use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::operator::{OperatorRequest, RegistryRequest, RunRequest};
+use anabranch_coordinator::core::Core;
 use anabranch_coordinator::core::command::ExitReason;
-use anabranch_coordinator::core::event::{Event, Now, PeerId, RequestId};
-use anabranch_coordinator::core::roster::Roster;
-use anabranch_coordinator::identity::tokens::NewToken;
+use anabranch_coordinator::core::event::{Now, PeerId, RequestId};
+use anabranch_coordinator::host::{Host, Input, Output};
 use anabranch_coordinator::node::merge::Merger;
-use anabranch_coordinator::node::write;
-use anabranch_coordinator::node::{Input, Node, Output};
+use anabranch_coordinator::registry::roster::Roster;
+use anabranch_coordinator::registry::save;
+use anabranch_coordinator::registry::tokens::NewToken;
 use anabranch_coordinator::store::{Engine, Store};
 
 use spool::Spool;
@@ -32,7 +33,7 @@ use super::agent::AgentMachine;
 use super::disk::SimDisk;
 use super::network::Side;
 use super::trace::Sign;
-use super::world::{Happening, World, agent_id};
+use super::world::{Happening, RUN, World, agent_id};
 
 /// How often the core is told that time has passed.
 const TICK_MS: u64 = 250;
@@ -41,7 +42,7 @@ const LEASES_MAX: usize = 4_096;
 
 /// A process.
 pub(super) struct Process {
-    node: Node,
+    host: Host,
     store: Arc<Engine<SimDisk>>,
     merger: Merger,
     jobs: Jobs,
@@ -50,6 +51,14 @@ pub(super) struct Process {
     peers: BTreeMap<PeerId, u64>,
     started_ms: u64,
     next_request: u64,
+    has_finished: bool,
+}
+
+impl Process {
+    /// The state machine of the run, until the run is over in this process.
+    fn core(&self) -> Option<&Core> {
+        self.host.node(RUN).map(anabranch_coordinator::node::Node::core)
+    }
 }
 
 /// The machine.
@@ -83,7 +92,7 @@ impl CoordinatorMachine {
         }
         let store = Engine::open(disk.clone()).expect("an empty disk opens");
         let items = roster.take_changes().expect("a small roster");
-        write::save_items(store.catalogue(), items).expect("no faults yet");
+        save::put(store.catalogue(), items).expect("no faults yet");
         store.catalogue().sync().expect("no faults yet");
         Self {
             disk,
@@ -115,42 +124,40 @@ impl World {
     pub(super) fn coordinator_tick(&mut self, life: u64) {
         if self.coordinator.is_life(life) {
             self.after(TICK_MS, Happening::Tick(life));
-            self.coordinator_handles(Event::Tick);
+            self.coordinator_takes(Input::Tick);
         }
-    }
-
-    pub(super) fn coordinator_handles(&mut self, event: Event) {
-        self.coordinator_takes(Input::Event(event));
     }
 
     pub(super) fn coordinator_takes(&mut self, input: Input) {
         let now = self.coordinator_now();
         let Some(process) = self.coordinator.process.as_mut() else { return };
-        let outputs = process.node.handle(now, input);
-        self.coordinator.verdicts.ask(process.node.core());
-        let leases = process.node.core().state().map_or(0, |state| state.leases().count());
+        let outputs = process.host.handle(now, input);
+        if let Some(core) = process.core() {
+            self.coordinator.verdicts.ask(core);
+        }
+        let leases = process.core().and_then(Core::state).map_or(0, |state| state.leases().count());
         self.checked(ensure(leases <= LEASES_MAX, "P5", || format!("{leases} leases are remembered")));
         self.carry_out(outputs);
     }
 
-    pub(super) fn operate(&mut self, operation: OperatorRequest) {
+    pub(super) fn operate(&mut self, operation: impl Into<OperatorRequest>) {
         let Some(process) = self.coordinator.process.as_mut() else { return };
         process.next_request += 1;
         let request = RequestId(process.next_request);
-        self.coordinator_handles(Event::Operator { request, operation });
+        self.coordinator_takes(Input::Operator { request, operation: operation.into() });
     }
 
     pub(super) fn resume(&mut self) {
-        let paused = |process: &Process| process.node.core().state().is_some_and(|state| state.paused);
+        let paused = |process: &Process| process.core().and_then(Core::state).is_some_and(|state| state.paused);
         if self.coordinator.process.as_ref().is_some_and(paused) {
-            self.operate(OperatorRequest::Resume);
+            self.operate(RunRequest::Resume);
         }
     }
 
     pub(super) fn revoke(&mut self, machine: usize) {
         let id = agent_id(machine);
         if self.coordinator.process.is_some() {
-            self.operate(OperatorRequest::AgentRevoke { agent: id.to_string() });
+            self.operate(RegistryRequest::AgentRevoke { agent: id.to_string() });
             // Until that is durable a crash may undo it.
             self.agent(machine).may_be_revoked = true;
         }
@@ -160,11 +167,15 @@ impl World {
         self.see_records(&outputs);
         for output in outputs {
             match output {
-                Output::Run(job) => self.set_to_work(job),
-                Output::Exit(Ok(reason)) => self.coordinator_exits(reason),
-                Output::Exit(Err(error)) => self.job_failed(&error),
+                Output::ToPeer(what) => self.tell_peer(what),
+                Output::Run { job, .. } => self.set_to_work(job),
+                Output::Save(group) => self.save_later(group),
+                // There are no certificates here.
+                Output::Sign(_) => self.violate("P4", "a certificate is to be issued"),
+                Output::Ended { ended: Ok(reason), .. } => self.run_ends(reason),
+                Output::Ended { ended: Err(error), .. } | Output::Exit(Err(error)) => self.job_failed(&error),
+                Output::Exit(Ok(())) => self.coordinator_exits(),
                 Output::Reply { .. } | Output::JoinReply { .. } => {}
-                rest => self.tell_peer(rest),
             }
         }
     }
@@ -185,15 +196,22 @@ impl World {
         true
     }
 
-    /// The end of `Driver::work`: nothing is left to do, and what is still connected is cut off.
-    pub(super) fn coordinator_exits(&mut self, reason: ExitReason) {
+    /// The run is over in this process, and the process ends once the registry has nothing left to do.
+    fn run_ends(&mut self, reason: ExitReason) {
         self.note(0, Sign::Mark(MarkKind::Ended), || format!("exits: {reason:?}"));
+        if let Some(process) = self.coordinator.process.as_mut() {
+            process.has_finished = matches!(reason, ExitReason::Finished { .. });
+        }
+    }
+
+    /// The end of `Driver::work`: nothing is left to do, and what is still connected is cut off.
+    fn coordinator_exits(&mut self) {
+        let Some(finished) = self.coordinator.process.as_ref().map(|process| process.has_finished) else { return };
         let conns: Vec<u64> = self.conns.iter().filter(|(_, conn)| conn.coordinator_up).map(|(id, _)| *id).collect();
         for conn in conns {
             self.lost(conn, Side::Coordinator);
         }
         self.coordinator.process = None;
-        let finished = matches!(reason, ExitReason::Finished { .. });
         let restart = self.coordinator.restart_after_ms.take();
         if let Some(wait_ms) = restart.or((finished && !self.stopping).then_some(1_000)) {
             self.after(wait_ms, Happening::Start(0));

@@ -4,8 +4,9 @@ use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::Missing;
-use anabranch_coordinator::core::event::{Event, PeerId};
-use anabranch_coordinator::node::{DownloadId, Input, Output, Snapshot};
+use anabranch_coordinator::core::event::PeerId;
+use anabranch_coordinator::host::Input;
+use anabranch_coordinator::node::{DownloadId, Snapshot, ToPeer};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
@@ -13,28 +14,27 @@ use crate::sim::schedule::Machine;
 use crate::sim::world::{Happening, World, agent_id};
 
 impl World {
-    pub(in crate::sim) fn tell_peer(&mut self, output: Output) {
-        match output {
-            Output::Send { peer, message } => self.send_to(peer, *message),
-            Output::Close { peer } => {
+    pub(in crate::sim) fn tell_peer(&mut self, what: ToPeer) {
+        match what {
+            ToPeer::Send { peer, message } => self.send_to(peer, *message),
+            ToPeer::Close { peer } => {
                 if let Some(conn) = self.conn_of(peer) {
                     self.after(0, Happening::Lost(conn, Side::Coordinator));
                 }
             }
-            Output::SendChunks { peer, download, snapshot, missing } => {
+            ToPeer::SendChunks { peer, download, snapshot, missing } => {
                 self.send_model(peer, download, &snapshot, &missing);
             }
-            Output::Receive { peer, sink, on_disk } => {
+            ToPeer::Receive { peer, sink, on_disk } => {
                 if let (Some(conn), Some(process)) = (self.conn_of(peer), self.coordinator.process.as_mut()) {
                     process.sinks.insert((conn, sink.transfer()), (sink, on_disk));
                 }
             }
-            Output::Forget { peer, transfer } => {
+            ToPeer::Forget { peer, transfer } => {
                 if let (Some(conn), Some(process)) = (self.conn_of(peer), self.coordinator.process.as_mut()) {
                     process.sinks.remove(&(conn, transfer));
                 }
             }
-            _ => {}
         }
     }
 
@@ -65,7 +65,7 @@ impl World {
 
     /// What is known of an evaluation that failed must be taken up at once, unless the run or the process is about to end.
     fn hear_of_failure(&mut self, machine: Machine, version: ModelVersion) {
-        let leaving = self.coordinator.process.as_ref().is_none_or(|process| process.node.is_leaving());
+        let leaving = self.coordinator.process.as_ref().is_none_or(|process| process.host.is_leaving());
         if !leaving && !self.stopping && !self.agent(machine).may_be_revoked {
             let heard = self.journal.heard_of_failure(agent_id(machine), version);
             self.checked(heard);
@@ -96,7 +96,7 @@ impl World {
                 let peer = PeerId(self.coordinator.next_peer);
                 conn.peer = Some(peer);
                 process.peers.insert(peer, id);
-                self.coordinator_handles(Event::Connected { peer, agent: agent_id(machine), hello });
+                self.coordinator_takes(Input::Hello { peer, agent: agent_id(machine), hello });
             }
             Parcel::Message(message) => {
                 let Some(peer) = conn.peer else { return };
@@ -110,7 +110,7 @@ impl World {
                     }
                     _ => None,
                 };
-                self.coordinator_handles(Event::Message { peer, message });
+                self.coordinator_takes(Input::Message { peer, message });
                 if let Some(version) = failed {
                     self.hear_of_failure(machine, version);
                 }
@@ -123,6 +123,7 @@ impl World {
         let unix_ms = self.unix_ms();
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let Some((sink, on_disk)) = process.sinks.get(&(conn, transfer)).cloned() else { return };
+        let Some(peer) = self.conns.get(&conn).and_then(|conn| conn.peer) else { return };
         let Ok(put) = sink.put(index, chunk) else { return self.lost(conn, Side::Coordinator) };
         if put.is_whole {
             process.sinks.remove(&(conn, transfer));
@@ -132,8 +133,8 @@ impl World {
         }
         if put.is_news || put.is_whole {
             let bytes = if put.is_news { chunk.len() as u64 } else { 0 };
-            let received = Received { upload: sink.upload(), bytes, is_whole: put.is_whole, is_kept: true };
-            self.coordinator_takes(Input::Received(received));
+            let chunk = Received { upload: sink.upload(), bytes, is_whole: put.is_whole, is_kept: true };
+            self.coordinator_takes(Input::Received { peer, chunk });
         }
     }
 
@@ -142,7 +143,7 @@ impl World {
         process.sinks.retain(|(of, _), _| *of != conn);
         if let Some(peer) = peer {
             process.peers.remove(&peer);
-            self.coordinator_handles(Event::Disconnected { peer });
+            self.coordinator_takes(Input::Disconnected { peer });
         }
     }
 }

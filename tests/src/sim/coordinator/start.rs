@@ -10,8 +10,9 @@ use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::core::Options;
 use anabranch_coordinator::core::event::Now;
 use anabranch_coordinator::driver;
+use anabranch_coordinator::host::{Host, Output};
 use anabranch_coordinator::node::merge::Merger;
-use anabranch_coordinator::node::{JobError, Node, Output, Settings};
+use anabranch_coordinator::node::{JobError, Settings};
 use anabranch_coordinator::recovery::{self, RecoveryError};
 use anabranch_coordinator::store::{Engine, Store as _};
 
@@ -56,7 +57,7 @@ impl World {
             self.roll_back(&store, versions)?;
             self.coordinator.roll_back_by = None;
         }
-        let roster = driver::roster(store.catalogue()).map_err(|error| StartError::Broken(format!("{error:#}")))?;
+        let registry = driver::registry(store.catalogue()).map_err(|error| StartError::Broken(format!("{error:#}")))?;
         let options = Options {
             run: RUN,
             first_branch: BranchId([1; 16]),
@@ -88,12 +89,15 @@ impl World {
         };
         let halves = self.coordinator.spool.halves();
         let settings = Settings { options, spec, budgets: budgets(self.seed, &self.schedule) };
-        let (node, outputs) = Node::start(settings, roster, recovered, &halves, now)
-            .map_err(|error| StartError::Broken(error.to_string()))?;
-        let same_verdicts = self.coordinator.verdicts.recovered(node.core());
-        self.checked(same_verdicts);
+        let mut host = Host::new(registry);
+        let outputs =
+            host.start(settings, recovered, &halves, now).map_err(|error| StartError::Broken(error.to_string()))?;
+        if let Some(node) = host.node(RUN) {
+            let same_verdicts = self.coordinator.verdicts.recovered(node.core());
+            self.checked(same_verdicts);
+        }
         self.coordinator.process = Some(Process {
-            node,
+            host,
             store,
             merger: Merger::default(),
             jobs: Jobs::default(),
@@ -101,6 +105,7 @@ impl World {
             peers: BTreeMap::new(),
             started_ms: now_ms,
             next_request: 0,
+            has_finished: false,
         });
         Ok(outputs)
     }

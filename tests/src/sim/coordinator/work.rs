@@ -2,17 +2,21 @@
 
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::event::Event;
+use anabranch_coordinator::host::{Input, Output};
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
 use anabranch_coordinator::node::merge::{MergeJob, Merged};
 use anabranch_coordinator::node::write::{self, WriteJob};
-use anabranch_coordinator::node::{DecodeJob, Done, Input, Job, JobError, Output, Snapshot};
+use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Snapshot};
+use anabranch_coordinator::registry;
+use anabranch_coordinator::registry::save::{self, SaveJob};
+use anabranch_coordinator::store::Store as _;
 
 use crate::picture::MarkKind;
 
 use crate::sim::disk::Failure;
 use crate::sim::schedule::Schedule;
 use crate::sim::trace::Sign;
-use crate::sim::world::{Happening, World};
+use crate::sim::world::{Happening, RUN, World};
 
 fn keep(schedule: &Schedule) -> Keep {
     let retention = if schedule.keep_journal { Retention::All } else { Retention::SinceSnapshot };
@@ -25,6 +29,7 @@ pub(super) struct Jobs {
     write: Option<Vec<WriteJob>>,
     merge: Option<Vec<MergeJob>>,
     checkpoint: Option<Box<CheckpointJob>>,
+    save: Option<Vec<SaveJob>>,
 }
 
 impl World {
@@ -32,12 +37,13 @@ impl World {
     pub(super) fn see_records(&mut self, outputs: &[Output]) {
         let Some(process) = self.coordinator.process.as_ref() else { return };
         let groups = outputs.iter().filter_map(|output| match output {
-            Output::Run(Job::Write(group)) => Some(group),
+            Output::Run { job: Job::Write(group), .. } => Some(group),
             _ => None,
         });
-        let written = groups.flatten().filter_map(WriteJob::record);
+        let written = groups.flatten().map(WriteJob::record);
+        let unwritten = process.host.node(RUN).into_iter().flat_map(|node| node.unwritten());
         let next = self.journal.next();
-        let fresh = written.chain(process.node.unwritten()).filter(|record| record.position >= next);
+        let fresh = written.chain(unwritten).filter(|record| record.position >= next);
         let mut seen = Ok(());
         for record in fresh {
             seen = seen.and_then(|()| self.journal.appended(record));
@@ -53,7 +59,7 @@ impl World {
                 let unix_ms = self.unix_ms();
                 let Some(done) = self.coordinator.spool.run(job, unix_ms) else { return };
                 let wait_ms = self.rng.below(20);
-                return self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done(done))));
+                return self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done { run: RUN, done })));
             }
             job => job,
         };
@@ -62,8 +68,6 @@ impl World {
             Job::Write(_) => (1 + self.rng.below(20) + stall_ms, Happening::Write(life)),
             Job::Merge(_) => (self.rng.below(10), Happening::Merge(life)),
             Job::Checkpoint(_) => (5 + self.rng.below(200) + stall_ms, Happening::Checkpoint(life)),
-            // There are no certificates here.
-            Job::Sign(_) => return self.violate("P4", "a certificate is to be issued"),
             Job::Decode(_) | Job::Spool(_) => return,
         };
         let Some(process) = self.coordinator.process.as_mut() else { return };
@@ -71,16 +75,30 @@ impl World {
             Job::Write(group) => process.jobs.write = Some(group),
             Job::Merge(batch) => process.jobs.merge = Some(batch),
             Job::Checkpoint(job) => process.jobs.checkpoint = Some(job),
-            Job::Sign(_) | Job::Decode(_) | Job::Spool(_) => {}
+            Job::Decode(_) | Job::Spool(_) => {}
         }
         self.after(ms, what);
+    }
+
+    pub(super) fn save_later(&mut self, group: Vec<SaveJob>) {
+        let ms = 1 + self.rng.below(20) + self.sync_delay_ms(0);
+        let Some(process) = self.coordinator.process.as_mut() else { return };
+        process.jobs.save = Some(group);
+        self.after(ms, Happening::Save(self.coordinator.life));
+    }
+
+    pub(in crate::sim) fn save(&mut self, life: u64) {
+        let Some(process) = self.coordinator.process.as_mut().filter(|_| self.coordinator.life == life) else { return };
+        let Some(group) = process.jobs.save.take() else { return };
+        let done = save::save(process.store.catalogue(), group);
+        self.coordinator_takes(Input::Registry(registry::Done::Saved(done)));
     }
 
     /// Decoding takes a while, in which the connection may end.
     fn decode(&mut self, job: DecodeJob) {
         let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
         let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
-        self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done(job.run()))));
+        self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done { run: RUN, done: job.run() })));
     }
 
     pub(in crate::sim) fn write(&mut self, life: u64) {
@@ -94,7 +112,7 @@ impl World {
                 self.journal.synced(*upto);
             }
         }
-        self.coordinator_takes(Input::Done(Done::Write(done)));
+        self.coordinator_takes(Input::Done { run: RUN, done: Done::Write(done) });
     }
 
     pub(in crate::sim) fn merge(&mut self, life: u64) {
@@ -106,7 +124,7 @@ impl World {
                 self.published(snapshot);
             }
         }
-        self.coordinator_takes(Input::Done(Done::Merge(done)));
+        self.coordinator_takes(Input::Done { run: RUN, done: Done::Merge(done) });
     }
 
     /// A batch ends with its publication: the merger has that version's model.
@@ -128,12 +146,12 @@ impl World {
         if done.is_ok() {
             self.note(0, Sign::Mark(MarkKind::Checkpoint), || "checkpoint".into());
         }
-        self.coordinator_takes(Input::Done(Done::Checkpoint(done)));
+        self.coordinator_takes(Input::Done { run: RUN, done: Done::Checkpoint(done) });
     }
 
-    /// kill -9 comes in the middle of what the writer and the checkpointer are doing: a part of it has happened.
+    /// kill -9 comes in the middle of what the writer, the checkpointer and the saver are doing: a part of it has happened.
     pub(in crate::sim) fn cut_short(&mut self) {
-        let operations = [self.rng.below(12), self.rng.below(12)];
+        let operations = [self.rng.below(12), self.rng.below(12), self.rng.below(4)];
         let keep = keep(&self.schedule);
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let disk = &self.coordinator.disk;
@@ -143,6 +161,11 @@ impl World {
         if let Some(group) = process.jobs.write.take() {
             disk.light(operations[0], Failure::Killed);
             _ = write::write(&*process.store, group);
+            disk.mend();
+        }
+        if let Some(group) = process.jobs.save.take() {
+            disk.light(operations[2], Failure::Killed);
+            _ = save::save(process.store.catalogue(), group);
             disk.mend();
         }
         if let Some(job) = process.jobs.checkpoint.take() {

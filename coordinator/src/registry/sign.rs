@@ -24,7 +24,7 @@ pub(super) enum Purpose {
 }
 
 /// A certificate to be issued.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignJob {
     pub(super) purpose: Purpose,
     pub(super) agent: AgentId,

@@ -1,5 +1,5 @@
-//! Who may take part: tokens and members. Kept in the catalogue beside the journal, since agents join before there is
-//! a record 0; what it means for merging is journalled too.
+//! Who may take part: tokens and members, as items of the catalogue. What an agent means for merging is journalled by
+//! the runs that it takes part in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use anabranch_common::schema::{self, SchemaError};
 use anabranch_common::status::TokenStatus;
 use anabranch_common::wire::message::JoinRefusal;
 
-use crate::identity::tokens::{NewToken, Redeemed, TokenBook, TokenError, TokenRecord};
+use super::tokens::{NewToken, Redeemed, TokenBook, TokenError, TokenRecord};
 
 /// What catalogue keys of members begin with; the identity follows.
 pub const MEMBER_KEYS: &str = "member/";
@@ -158,27 +158,30 @@ impl Roster {
         Ok(member.name.clone())
     }
 
-    /// Revokes by identity in hexadecimal or by name; the identity when there is exactly one such agent.
+    /// Returns the one agent that is called so: by identity in hexadecimal, or by name.
     ///
     /// # Errors
     /// A sentence about nobody, or several, being called so.
-    pub fn revoke(&mut self, who: &str) -> Result<AgentId, String> {
+    pub fn find(&self, who: &str) -> Result<AgentId, String> {
         let matches: Vec<AgentId> = self
             .members
             .iter()
             .filter(|(id, member)| member.name == who || id.to_string() == who || id.short() == who)
             .map(|(id, _)| *id)
             .collect();
-        let agent = match matches[..] {
-            [agent] => agent,
-            [] => return Err(format!("no agent is called {who:?}; see `agents list`")),
-            _ => return Err(format!("{} agents are called {who:?}; use the id from `agents list`", matches.len())),
-        };
-        if let Some(member) = self.members.get_mut(&agent) {
-            member.revoked = true;
-            self.changed_members.insert(agent);
+        match matches[..] {
+            [agent] => Ok(agent),
+            [] => Err(format!("no agent is called {who:?}; see `agents list`")),
+            _ => Err(format!("{} agents are called {who:?}; use the id from `agents list`", matches.len())),
         }
-        Ok(agent)
+    }
+
+    /// Revokes a member. Returns false if it was revoked before, or is no member.
+    pub fn revoke(&mut self, agent: AgentId) -> bool {
+        let Some(member) = self.members.get_mut(&agent).filter(|member| !member.revoked) else { return false };
+        member.revoked = true;
+        self.changed_members.insert(agent);
+        true
     }
 
     /// A member, revoked or not.
@@ -196,15 +199,6 @@ impl Roster {
     /// Every member by identity.
     pub fn members(&self) -> impl Iterator<Item = (AgentId, &Member)> {
         self.members.iter().map(|(agent, member)| (*agent, member))
-    }
-
-    /// Identity and name of the members that were not revoked.
-    #[must_use]
-    pub fn active(&self) -> Vec<(AgentId, String)> {
-        self.members()
-            .filter(|(_, member)| !member.revoked)
-            .map(|(agent, member)| (agent, member.name.clone()))
-            .collect()
     }
 }
 
@@ -242,7 +236,8 @@ mod tests {
         assert!(*key == format!("member/{}", agent(500)) && value.len() < 100, "{key}: {} bytes", value.len());
         assert_eq!(roster.join(&SECRET, agent(7), 2), Ok("ward-8".to_owned()), "its answer was lost on the way");
         assert_eq!(keys(&mut roster), [], "a retry changes nothing");
-        assert_eq!(roster.revoke("ward-8"), Ok(agent(7)));
+        assert_eq!(roster.find("ward-8"), Ok(agent(7)));
+        assert!(roster.revoke(agent(7)) && !roster.revoke(agent(7)) && !roster.revoke(agent(600)));
         assert_eq!(keys(&mut roster), [(format!("member/{}", agent(7)), true)]);
     }
 
@@ -252,7 +247,7 @@ mod tests {
         roster.create_token(token(0, 60_000), 0).expect("valid");
         roster.create_token(token(1, 60_000), 0).expect("valid");
         (0..3).for_each(|number| drop(roster.join(&SECRET, agent(number), 1).expect("good")));
-        roster.revoke("ward-2").expect("there is one");
+        assert!(roster.revoke(agent(1)));
         assert!(roster.revoke_token(&Digest::of(&1_u64.to_le_bytes()).short()));
         let items = roster.take_changes().expect("short");
         let mut restored = Roster::default();
@@ -279,7 +274,7 @@ mod tests {
         expected.sort();
         assert_eq!(keys(&mut roster), expected);
         // The member forgets it with its next change, and at the next start.
-        roster.revoke("ward-1").expect("there is one");
+        assert!(roster.revoke(agent(1)));
         let items = roster.take_changes().expect("short");
         let mut restored = Roster::default();
         restored.restore(&items[0].0, items[0].1.as_ref().expect("a value")).expect("as saved");

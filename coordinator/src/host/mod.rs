@@ -1,0 +1,460 @@
+//! The process as one synchronous object without I/O: its runs, and the registry that they share. The driver feeds it
+//! from sockets and threads, the simulation from a virtual network and disk.
+//!
+//! ```text
+//!                    ┌─ Hello ──────────► Registry: a member? ─► the node of the run that it names
+//!  Input ─► Host ────┼─ Message, Sent, Received, Disconnected ─► the node of the connection's run ─► ToPeer, Run
+//!    ▲               ├─ Operator, for a run ───────────────────► that node ─► Reply, completed with the members
+//!    │               ├─ Operator, Join ─► Registry ─► lanes: saver, signer ─► Save, Sign ─► Reply, JoinReply
+//!    │               └─ Tick, Park ────────────────────────────► every node
+//!    │                                            ▲         │
+//!    │       Registry ─► Revoke ──► every node ───┘         └─► Renew ─► Registry
+//!    └── Done of a run, Done of the registry
+//! ```
+//! A run that ends or fails leaves the others alone: it is told with [`Output::Ended`]. When the last one has ended and
+//! the registry has nothing left to do, [`Output::Exit`] follows. A job of the registry that fails ends the process.
+
+mod answer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::transfer::{Half, Received};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, JoinResponse, Rejection};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+
+pub use answer::choose;
+
+use crate::core::ModelMismatch;
+use crate::core::command::ExitReason;
+use crate::core::event::{Event, Now, PeerId, RequestId};
+use crate::core::status::Answer;
+use crate::node::{self, Done, DownloadId, Job, JobError, Lane, Node, Settings, ToPeer};
+use crate::recovery::Recovered;
+use crate::registry::save::{self, SaveJob};
+use crate::registry::{self, Registry, SignJob, Signed};
+
+/// What can happen to a process.
+#[derive(Debug)]
+pub enum Input {
+    /// An agent has shown its certificate and said hello.
+    Hello {
+        /// Its connection.
+        peer: PeerId,
+        /// Who it is, by its certificate.
+        agent: AgentId,
+        /// What it said.
+        hello: AgentHello,
+    },
+    /// An agent says something.
+    Message {
+        /// On which connection.
+        peer: PeerId,
+        /// What.
+        message: AgentMessage,
+    },
+    /// A sending of a model has ended.
+    Sent {
+        /// To whom.
+        peer: PeerId,
+        /// Which.
+        download: DownloadId,
+        /// Its bytes, if all of them were sent.
+        bytes: Option<u64>,
+    },
+    /// A chunk was put into a sink.
+    Received {
+        /// On which connection.
+        peer: PeerId,
+        /// Which.
+        chunk: Received,
+    },
+    /// A connection is gone.
+    Disconnected {
+        /// Which.
+        peer: PeerId,
+    },
+    /// Somebody wants to join.
+    Join {
+        /// Where the answer goes.
+        request: RequestId,
+        /// The token's secret.
+        secret: [u8; 32],
+        /// Who it would be, by the key that has signed its request.
+        agent: AgentId,
+        /// The request for a certificate, in DER.
+        csr_der: Vec<u8>,
+    },
+    /// An operator asks for something.
+    Operator {
+        /// Where the answer goes.
+        request: RequestId,
+        /// What.
+        operation: OperatorRequest,
+    },
+    /// Time has passed.
+    Tick,
+    /// The process was asked to park its runs (SIGTERM, SIGINT).
+    Park,
+    /// A job of a run has ended.
+    Done {
+        /// Whose it was.
+        run: RunId,
+        /// What came of it.
+        done: Done,
+    },
+    /// A job of the registry has ended.
+    Registry(registry::Done),
+}
+
+/// What a process wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Something on a connection.
+    ToPeer(ToPeer),
+    /// Run a job of a run beside the loop; answered by [`Input::Done`].
+    Run {
+        /// Whose it is.
+        run: RunId,
+        /// The job.
+        job: Job,
+    },
+    /// Make items of the registry durable: [`save::save`]; answered by [`Input::Registry`].
+    Save(Vec<SaveJob>),
+    /// Issue certificates: [`SignJob::run`]; answered by [`Input::Registry`].
+    Sign(Vec<SignJob>),
+    /// Answer an operator.
+    Reply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Answer a join.
+    JoinReply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        response: JoinResponse,
+    },
+    /// A run is over in this process.
+    Ended {
+        /// Which.
+        run: RunId,
+        /// Why, or what has failed.
+        ended: Result<ExitReason, JobError>,
+    },
+    /// Let the process end: every run is over, or a job of the registry has failed.
+    Exit(Result<(), JobError>),
+}
+
+/// `agents revoke`, saved, while runs have to hear of it.
+#[derive(Debug)]
+struct Revocation {
+    runs: BTreeSet<RunId>,
+    response: OperatorResponse,
+}
+
+/// Whether the process goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// The last run has failed: nothing is waited for.
+    Failed,
+    /// [`Output::Exit`] was returned.
+    Gone,
+}
+
+/// The process.
+#[derive(Debug)]
+pub struct Host {
+    registry: Registry,
+    nodes: BTreeMap<RunId, Node>,
+    /// Runs that are over in this process.
+    ended: BTreeSet<RunId>,
+    /// The run of each connection whose agent was let in.
+    peers: BTreeMap<PeerId, RunId>,
+    saver: Lane<SaveJob>,
+    signer: Lane<SignJob>,
+    revocations: BTreeMap<RequestId, Revocation>,
+    phase: Phase,
+    out: Vec<Output>,
+}
+
+impl Host {
+    /// A process that serves no run yet.
+    #[must_use]
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            nodes: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            saver: Lane::default(),
+            signer: Lane::default(),
+            revocations: BTreeMap::new(),
+            phase: Phase::Serving,
+            out: Vec::new(),
+        }
+    }
+
+    /// Starts a run: see [`Node::start`]. It is told of members that were revoked while its record of that was lost, or
+    /// while it did not run. Returns what is to be done first.
+    ///
+    /// # Errors
+    /// The configured model is not the run's. Nothing has changed then.
+    pub fn start(
+        &mut self,
+        settings: Settings,
+        recovered: Option<Recovered>,
+        halves: &[Half],
+        now: Now,
+    ) -> Result<Vec<Output>, ModelMismatch> {
+        let run = settings.options.run;
+        let (node, outputs) = Node::start(settings, recovered, halves, now)?;
+        let takes_part = |agent: &AgentId| {
+            let known = node.core().state().and_then(|state| state.agents.get(agent));
+            known.is_some_and(|known| !known.revoked)
+        };
+        let revoked: Vec<AgentId> = self.registry.revoked().filter(takes_part).collect();
+        self.nodes.insert(run, node);
+        self.take(now, run, outputs);
+        for agent in revoked {
+            self.tell(now, run, node::Input::Event(Event::AgentRevoked { agent, request: None }));
+        }
+        Ok(self.outputs())
+    }
+
+    /// Takes one input. `now` never goes back in its monotonic part.
+    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Output> {
+        if self.phase == Phase::Gone {
+            return Vec::new();
+        }
+        match input {
+            Input::Message { peer, message } => {
+                self.tell_peer_run(now, peer, node::Input::Event(Event::Message { peer, message }));
+            }
+            Input::Sent { peer, download, bytes } => {
+                self.tell_peer_run(now, peer, node::Input::Sent { peer, download, bytes });
+            }
+            Input::Received { peer, chunk } => self.tell_peer_run(now, peer, node::Input::Received(chunk)),
+            Input::Done { run, done } => self.tell(now, run, node::Input::Done(done)),
+            Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
+            Input::Disconnected { peer } => {
+                if let Some(run) = self.peers.remove(&peer) {
+                    self.tell(now, run, node::Input::Event(Event::Disconnected { peer }));
+                }
+            }
+            Input::Tick => self.tell_all(now, || Event::Tick),
+            Input::Park => self.tell_all(now, || Event::Park),
+            Input::Join { .. } | Input::Operator { .. } if self.is_leaving() => {}
+            Input::Join { request, secret, agent, csr_der } => {
+                if let Some((run, _)) = self.nodes.first_key_value() {
+                    let run = *run;
+                    self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
+                }
+            }
+            Input::Operator { request, operation } => self.operate(now, request, operation),
+            Input::Registry(done) => self.registry_done(now, done),
+        }
+        self.outputs()
+    }
+
+    /// Members and tokens.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A run that is served.
+    #[must_use]
+    pub fn node(&self, run: RunId) -> Option<&Node> {
+        self.nodes.get(&run)
+    }
+
+    /// Whether the process is about to end: nothing of what anybody asks for counts any more.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.nodes.values().all(Node::is_leaving)
+    }
+
+    fn tell_peer_run(&mut self, now: Now, peer: PeerId, input: node::Input) {
+        if let Some(run) = self.peers.get(&peer) {
+            self.tell(now, *run, input);
+        }
+    }
+
+    fn tell(&mut self, now: Now, run: RunId, input: node::Input) {
+        if let Some(node) = self.nodes.get_mut(&run) {
+            let outputs = node.handle(now, input);
+            self.take(now, run, outputs);
+        }
+    }
+
+    fn tell_all(&mut self, now: Now, event: impl Fn() -> Event) {
+        let runs: Vec<RunId> = self.nodes.keys().copied().collect();
+        for run in runs {
+            self.tell(now, run, node::Input::Event(event()));
+        }
+    }
+
+    fn take(&mut self, now: Now, run: RunId, outputs: Vec<node::Output>) {
+        self.out.reserve(outputs.len());
+        for output in outputs {
+            match output {
+                node::Output::ToPeer(what) => self.out.push(Output::ToPeer(what)),
+                node::Output::Run(job) => self.out.push(Output::Run { run, job }),
+                node::Output::Renew { peer, agent, csr_der } => {
+                    self.tell_registry(now, registry::Event::Renew { peer, agent, csr_der });
+                }
+                node::Output::Revoked { request } => self.revoked_in(run, request),
+                node::Output::Reply { request, answer, uploads } => {
+                    let answer = answer::complete(answer, &self.registry, uploads);
+                    self.out.push(Output::Reply { request, answer });
+                }
+                node::Output::Exit(ended) => self.run_ended(run, ended),
+            }
+        }
+    }
+
+    fn hello(&mut self, now: Now, peer: PeerId, agent: AgentId, hello: AgentHello) {
+        let name = match self.registry.greet(agent) {
+            Ok(name) => name.to_owned(),
+            Err(why) => return self.reject(peer, why),
+        };
+        let run = hello.run;
+        if self.nodes.contains_key(&run) {
+            self.peers.insert(peer, run);
+            self.tell(now, run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
+        } else if self.ended.contains(&run) {
+            // As where no process answers: the agent tries again later.
+            self.reject(peer, Rejection::Busy);
+        } else if let Some((run, _)) = self.nodes.first_key_value() {
+            let run = *run;
+            self.reject(peer, Rejection::WrongRun { run });
+        }
+    }
+
+    fn reject(&mut self, peer: PeerId, why: Rejection) {
+        let message = Box::new(CoordinatorMessage::Rejected(why));
+        self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
+        self.out.push(Output::ToPeer(ToPeer::Close { peer }));
+    }
+
+    fn operate(&mut self, now: Now, request: RequestId, operation: OperatorRequest) {
+        match operation {
+            OperatorRequest::Registry(operation) => {
+                self.tell_registry(now, registry::Event::Operator { request, operation });
+            }
+            OperatorRequest::Run { run, request: operation } => match choose(self.nodes.keys().copied(), run) {
+                Ok(run) => self.tell(now, run, node::Input::Event(Event::Operator { request, operation })),
+                Err(response) => self.out.push(Output::Reply { request, answer: response.into() }),
+            },
+        }
+    }
+
+    fn tell_registry(&mut self, now: Now, event: registry::Event) {
+        let Some(command) = self.registry.handle(now, event) else { return };
+        match command {
+            registry::Command::Save(job) => self.saver.push(job),
+            registry::Command::Sign(job) => self.signer.push(job),
+            registry::Command::RefuseJoin { request, refusal } => {
+                self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
+            }
+            registry::Command::Reply { request, response } => {
+                self.out.push(Output::Reply { request, answer: response.into() });
+            }
+            registry::Command::Revoke { request, agent, response } => {
+                let runs = self.nodes.keys().copied().collect();
+                self.revocations.insert(request, Revocation { runs, response });
+                self.tell_all(now, || Event::AgentRevoked { agent, request: Some(request) });
+            }
+        }
+    }
+
+    fn registry_done(&mut self, now: Now, done: registry::Done) {
+        match done {
+            registry::Done::Saved(Ok(tickets)) => {
+                self.saver.done();
+                for ticket in tickets {
+                    self.tell_registry(now, registry::Event::Saved { ticket });
+                }
+            }
+            registry::Done::Saved(Err(error)) => self.fail(error.into()),
+            registry::Done::Panicked(worker) => self.fail(JobError::Panicked(worker)),
+            registry::Done::Signed(signed) => {
+                self.signer.done();
+                for signed in signed {
+                    match signed {
+                        Signed::Join { request, response } => self.out.push(Output::JoinReply { request, response }),
+                        Signed::Renewal { peer, certificate_der } if self.peers.contains_key(&peer) => {
+                            let message = Box::new(CoordinatorMessage::Renewed { certificate_der });
+                            self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
+                        }
+                        Signed::Renewal { .. } => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A run has heard of a revocation, or will at its next start. The last one lets the operator be answered.
+    fn revoked_in(&mut self, run: RunId, request: RequestId) {
+        if let Some(waiting) = self.revocations.get_mut(&request) {
+            waiting.runs.remove(&run);
+        }
+    }
+
+    fn run_ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
+        self.nodes.remove(&run);
+        self.ended.insert(run);
+        let peers: Vec<PeerId> = self.peers.iter().filter(|(_, of)| **of == run).map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            self.peers.remove(&peer);
+            // A run that ends has closed its connections.
+            if ended.is_err() {
+                self.out.push(Output::ToPeer(ToPeer::Close { peer }));
+            }
+        }
+        self.revocations.values_mut().for_each(|waiting| _ = waiting.runs.remove(&run));
+        if self.nodes.is_empty() && ended.is_err() {
+            self.phase = Phase::Failed;
+        }
+        self.out.push(Output::Ended { run, ended });
+    }
+
+    /// A job of the registry has failed: nobody is told anything more.
+    fn fail(&mut self, error: JobError) {
+        self.phase = Phase::Gone;
+        self.out = vec![Output::Exit(Err(error))];
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        if self.phase != Phase::Gone {
+            self.answer_revocations();
+            self.out.extend(self.saver.next(save::group).map(Output::Save));
+            self.out.extend(self.signer.next(|waiting| waiting.drain(..).collect()).map(Output::Sign));
+            self.leave();
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn answer_revocations(&mut self) {
+        for (request, Revocation { response, .. }) in
+            self.revocations.extract_if(.., |_, waiting| waiting.runs.is_empty())
+        {
+            self.out.push(Output::Reply { request, answer: response.into() });
+        }
+    }
+
+    fn leave(&mut self) {
+        // A join whose token is used up must have its answer.
+        let idle = self.saver.is_idle() && self.signer.is_idle();
+        if self.nodes.is_empty() && (idle || self.phase == Phase::Failed) {
+            self.phase = Phase::Gone;
+            self.out.push(Output::Exit(Ok(())));
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! A process with two runs, whose jobs are run by hand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anabranch_common::codec::Delta;
+use anabranch_common::ids::{BranchId, Digest, Incarnation};
+use anabranch_common::journal::RecordBody;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::transfer::Budgets;
+use anabranch_common::wire::message::{JoinRefusal, RunPhase};
+use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
+
+use super::*;
+use crate::config::{Config, Retention, TemplateOptions};
+use crate::core::Options;
+use crate::core::content::{Content, Reservation};
+use crate::node::checkpoint::Keep;
+use crate::node::merge::Merger;
+use crate::node::write;
+use crate::recovery::{self, RecoveryError};
+use crate::registry::roster::Roster;
+use crate::registry::tokens::NewToken;
+use crate::store::{MemoryStore, StorageError, Store};
+
+const A: RunId = RunId([1; 16]);
+const B: RunId = RunId([2; 16]);
+const AGENT: AgentId = AgentId([1; 16]);
+const OTHER: AgentId = AgentId([2; 16]);
+const SECRET: [u8; 32] = [7; 32];
+const REQUEST: RequestId = RequestId(9);
+
+/// A process, the stores of its runs and of its registry, and workers that do what they are told to.
+struct World {
+    host: Host,
+    stores: BTreeMap<RunId, MemoryStore>,
+    members: MemoryStore,
+    mergers: BTreeMap<RunId, Merger>,
+    /// What is out.
+    jobs: Vec<Output>,
+    /// What came out beside jobs.
+    outputs: Vec<Output>,
+}
+
+impl World {
+    /// Two runs without a model, and two members.
+    fn new() -> Self {
+        let mut roster = Roster::default();
+        let secret_digest = Digest::of(&SECRET).0;
+        let token = NewToken { secret_digest, name: Some("agent".into()), ttl_ms: 10_000_000, uses: 3 };
+        roster.create_token(token, 0).expect("a sound token");
+        for agent in [AGENT, OTHER] {
+            roster.join(&SECRET, agent, 1).expect("a use is left");
+        }
+        roster.take_changes().expect("short");
+        let mut world = Self {
+            host: Host::new(Registry::new(roster)),
+            stores: BTreeMap::new(),
+            members: MemoryStore::new(),
+            mergers: BTreeMap::new(),
+            jobs: vec![],
+            outputs: vec![],
+        };
+        [A, B].iter().for_each(|run| world.start(*run, "").expect("no run to differ from"));
+        world
+    }
+
+    /// The same; agents have connected as peers 1 (to run A) and 2 (to run B), and both runs have a model.
+    fn started() -> Self {
+        let mut world = Self::new();
+        for (peer, agent, run) in [(1, AGENT, A), (2, OTHER, B)] {
+            world.hello(peer, agent, run);
+            world.offer_model(peer);
+        }
+        world.work();
+        world.outputs.clear();
+        world
+    }
+
+    /// Starts a run from what its store holds.
+    fn start(&mut self, run: RunId, model: &str) -> Result<(), ModelMismatch> {
+        let store = self.stores.entry(run).or_default();
+        let recovered = match recovery::recover(store) {
+            Err(RecoveryError::Empty) => None,
+            recovered => Some(recovered.expect("as written")),
+        };
+        self.mergers.insert(run, Merger::default());
+        let outputs = self.host.start(settings(run, model), recovered, &[], now())?;
+        self.sort(outputs);
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input) {
+        let outputs = self.host.handle(now(), input);
+        self.sort(outputs);
+    }
+
+    fn sort(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Run { .. } | Output::Save(_) | Output::Sign(_) => self.jobs.push(output),
+                other => self.outputs.push(other),
+            }
+        }
+    }
+
+    fn hello(&mut self, peer: u64, agent: AgentId, run: RunId) {
+        let hello = AgentHello {
+            run,
+            branch: None,
+            incarnation: Incarnation([u8::try_from(peer).expect("small"); 16]),
+            software: "test".into(),
+            train_examples: 100,
+            eval_examples: 0,
+            device: "cpu".into(),
+        };
+        self.handle(Input::Hello { peer: PeerId(peer), agent, hello });
+    }
+
+    /// The node behind a connection gets an initial model over it.
+    fn offer_model(&mut self, peer: u64) {
+        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
+        let model = Arc::new(Content::measure(Delta::Dense(vec![0.5; 4]), Reservation::default()));
+        let (peer, digest) = (PeerId(peer), Digest::of_f32(model.delta().values()));
+        let event = Event::ModelReceived { peer, manifest, digest, model };
+        self.host.tell_peer_run(now(), peer, node::Input::Event(event));
+        let outputs = self.host.outputs();
+        self.sort(outputs);
+    }
+
+    fn ask(&mut self, run: Option<RunId>, request: RunRequest) {
+        self.operate(OperatorRequest::Run { run, request });
+    }
+
+    fn operate(&mut self, operation: impl Into<OperatorRequest>) {
+        self.handle(Input::Operator { request: REQUEST, operation: operation.into() });
+    }
+
+    fn revoke(&mut self, agent: AgentId) {
+        self.operate(RegistryRequest::AgentRevoke { agent: agent.to_string() });
+    }
+
+    /// Does a job, and tells what came of it.
+    fn run(&mut self, job: Output) {
+        let keep = Keep { checkpoints: 1, retention: Retention::SinceSnapshot };
+        let input = match job {
+            Output::Run { run, job } => {
+                let store = &self.stores[&run];
+                let done = match job {
+                    Job::Write(group) => Done::Write(write::write(store, group)),
+                    Job::Merge(batch) => Done::Merge(self.mergers.get_mut(&run).expect("it was started").run(batch)),
+                    Job::Checkpoint(job) => Done::Checkpoint(job.run(store, keep)),
+                    Job::Decode(job) => job.run(),
+                    Job::Spool(_) => return,
+                };
+                Input::Done { run, done }
+            }
+            Output::Save(group) => Input::Registry(registry::Done::Saved(save::save(self.members.catalogue(), group))),
+            Output::Sign(_) => Input::Registry(registry::Done::Signed(vec![signed()])),
+            other => panic!("{other:?} is no job"),
+        };
+        self.handle(input);
+    }
+
+    /// Does everything that is out, until nothing is.
+    fn work(&mut self) {
+        while let Some(job) = self.jobs.pop() {
+            self.run(job);
+        }
+    }
+
+    fn phase(&self, run: RunId) -> RunPhase {
+        self.host.node(run).expect("it is served").core().phase()
+    }
+
+    fn reply(&mut self) -> OperatorResponse {
+        let answer = self.outputs.iter().find_map(|output| match output {
+            Output::Reply { request: REQUEST, answer } => Some(answer.clone().into_response()),
+            _ => None,
+        });
+        self.outputs.clear();
+        answer.unwrap_or_else(|| panic!("no answer"))
+    }
+
+    fn is_answered(&self) -> bool {
+        self.outputs.iter().any(|output| matches!(output, Output::Reply { .. }))
+    }
+
+    fn is_closed(&self, peer: u64) -> bool {
+        let closed = |output: &Output| matches!(output, Output::ToPeer(ToPeer::Close { peer: of }) if of.0 == peer);
+        self.outputs.iter().any(closed)
+    }
+
+    fn rejection(&self, peer: u64) -> Option<&Rejection> {
+        self.outputs.iter().find_map(|output| match output {
+            Output::ToPeer(ToPeer::Send { peer: to, message }) if to.0 == peer => match &**message {
+                CoordinatorMessage::Rejected(why) => Some(why),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    fn knows_as_revoked(&self, run: RunId, agent: AgentId) -> Option<bool> {
+        let recovered = recovery::recover(&self.stores[&run]).expect("as written");
+        recovered.state.agents.get(&agent).map(|known| known.revoked)
+    }
+}
+
+fn now() -> Now {
+    Now { unix_ms: 1_000_000, mono_ms: 10 }
+}
+
+fn signed() -> Signed {
+    Signed::Join { request: REQUEST, response: JoinResponse::Refused(JoinRefusal::BadRequest) }
+}
+
+/// What run.toml of a run says, with more in it.
+fn settings(run: RunId, model: &str) -> Settings {
+    let template = TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
+    let mut config = Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes");
+    if !model.is_empty() {
+        config.spec.seed += 1;
+    }
+    let options = Options {
+        run,
+        first_branch: BranchId(run.0),
+        lease_ttl_ms: 60_000,
+        checkpoint_every_versions: 0,
+        checkpoint_every_ms: 0,
+    };
+    Settings { options, spec: config.spec, budgets: Budgets::with_decoders(2) }
+}
+
+#[test]
+fn an_agent_is_of_the_run_that_its_hello_names() {
+    let mut world = World::new();
+    world.hello(1, AGENT, A);
+    world.hello(2, OTHER, B);
+    let runs: Vec<RunId> = world.outputs.iter().filter_map(welcomed).collect();
+    assert_eq!(runs, [A, B]);
+    world.offer_model(2);
+    world.work();
+    assert_eq!((world.phase(A), world.phase(B)), (RunPhase::Pending, RunPhase::Running));
+    let known = |world: &World, run| {
+        let state = world.host.node(run).and_then(|node| node.core().state());
+        state.map(|state| state.agents.keys().copied().collect::<Vec<_>>())
+    };
+    assert_eq!((known(&world, A), known(&world, B)), (None, Some(vec![OTHER])));
+    // One agent may take part in both.
+    world.hello(3, AGENT, B);
+    world.work();
+    assert_eq!(known(&world, B), Some(vec![AGENT, OTHER]));
+    assert!(!world.is_closed(1), "its connection to the other run stays");
+}
+
+fn welcomed(output: &Output) -> Option<RunId> {
+    match output {
+        Output::ToPeer(ToPeer::Send { message, .. }) => match &**message {
+            CoordinatorMessage::Welcome(welcome) => Some(welcome.run),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[test]
+fn strangers_and_agents_of_other_runs_are_turned_away_with_the_reason() {
+    let mut world = World::new();
+    world.hello(1, AgentId([77; 16]), A);
+    world.hello(2, AGENT, RunId([9; 16]));
+    assert_eq!(world.rejection(1), Some(&Rejection::Unknown));
+    assert_eq!(world.rejection(2), Some(&Rejection::WrongRun { run: A }));
+    assert!(world.is_closed(1) && world.is_closed(2));
+    world.outputs.clear();
+    world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::RequestLease });
+    world.handle(Input::Disconnected { peer: PeerId(1) });
+    assert!(world.outputs.is_empty() && world.jobs.is_empty(), "no run hears of it");
+}
+
+#[test]
+fn an_operators_request_is_for_the_run_that_it_names() {
+    let mut world = World::started();
+    world.ask(Some(B), RunRequest::Pause);
+    world.work();
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)));
+    assert_eq!((world.phase(A), world.phase(B)), (RunPhase::Running, RunPhase::Paused));
+    for (run, what) in [(None, "2 runs are served here; name one of: "), (Some(RunId([9; 16])), "no run 0909")] {
+        world.ask(run, RunRequest::Pause);
+        let OperatorResponse::NotFound(why) = world.reply() else { panic!("which run is it for?") };
+        assert!(why.starts_with(what) && why.ends_with(&format!("{A}, {B}")), "{why}");
+    }
+    assert_eq!(world.phase(A), RunPhase::Running);
+}
+
+#[test]
+fn every_run_shows_every_member() {
+    let mut world = World::started();
+    for (run, connected) in [(A, AGENT), (B, OTHER)] {
+        world.ask(Some(run), RunRequest::Status);
+        let OperatorResponse::Json(text) = world.reply() else { panic!("a report") };
+        let report: anabranch_common::status::StatusReport = serde_json::from_str(&text).expect("a report");
+        let agents: Vec<_> = report.agents.iter().map(|agent| (&*agent.name, agent.connected)).collect();
+        assert_eq!(agents, [("agent-1", connected == AGENT), ("agent-2", connected == OTHER)]);
+        assert!(report.run == run && report.uploads.is_some());
+    }
+}
+
+#[test]
+fn a_revocation_reaches_every_run_before_the_operator_hears_that_it_is_done() {
+    let mut world = World::started();
+    world.hello(3, AGENT, B);
+    world.work();
+    world.outputs.clear();
+    world.revoke(AGENT);
+    let [Output::Save(_)] = &world.jobs[..] else { panic!("expected the member's item, got {:?}", world.jobs) };
+    let save = world.jobs.remove(0);
+    assert!(world.outputs.is_empty(), "no run is told before the member's item is durable");
+    world.run(save);
+    assert_eq!(world.jobs.len(), 2, "a record of each run: {:?}", world.jobs);
+    let record = world.jobs.remove(0);
+    world.run(record);
+    assert!(world.is_closed(1) && !world.is_closed(3) && !world.is_answered(), "{:?}", world.outputs);
+    world.work();
+    assert!(world.is_closed(3) && matches!(world.reply(), OperatorResponse::Done(_)));
+    assert_eq!((world.knows_as_revoked(A, AGENT), world.knows_as_revoked(B, AGENT)), (Some(true), Some(true)));
+    assert_eq!(world.knows_as_revoked(A, OTHER), None, "it never came");
+    world.hello(4, AGENT, B);
+    assert_eq!(world.rejection(4), Some(&Rejection::Revoked));
+}
+
+/// The member's item is durable, and a crash has taken the record: the run hears of it when it starts again.
+#[test]
+fn a_run_hears_at_its_start_of_members_that_were_revoked_without_its_record() {
+    let mut world = World::started();
+    world.revoke(AGENT);
+    let save = world.jobs.remove(0);
+    world.run(save);
+    world.jobs.clear();
+    assert_eq!(world.knows_as_revoked(A, AGENT), Some(false), "its record is lost");
+    let roster = world.host.registry().roster().clone();
+    world.host = Host::new(Registry::new(roster));
+    [A, B].iter().for_each(|run| world.start(*run, "").expect("the same model"));
+    world.work();
+    assert_eq!((world.knows_as_revoked(A, AGENT), world.knows_as_revoked(B, AGENT)), (Some(true), None));
+    let bodies = recovery::recover(&world.stores[&A]).expect("as written").position;
+    world.host = Host::new(Registry::new(world.host.registry().roster().clone()));
+    world.start(A, "").expect("the same model");
+    world.work();
+    assert_eq!(recovery::recover(&world.stores[&A]).expect("as written").position, bodies, "it is told once");
+}
+
+#[test]
+fn a_run_that_ends_or_fails_leaves_the_other_alone() {
+    let mut world = World::started();
+    world.revoke(OTHER);
+    let save = world.jobs.remove(0);
+    world.run(save);
+    let error = StorageError::NoSpace { path: "somewhere".into() };
+    world.jobs.retain(|job| !matches!(job, Output::Run { run: B, .. }));
+    world.handle(Input::Done { run: B, done: Done::Write(Err(JobError::Storage(error))) });
+    let failed = |output: &Output| matches!(output, Output::Ended { run: B, ended: Err(JobError::Storage(_)) });
+    assert!(world.outputs.iter().any(failed) && world.is_closed(2) && !world.is_closed(1), "{:?}", world.outputs);
+    assert!(world.is_answered(), "the run that has failed hears of it when it starts again");
+    assert!(!world.outputs.iter().any(|output| matches!(output, Output::Exit(_))));
+    world.outputs.clear();
+    world.hello(5, AGENT, B);
+    assert_eq!(world.rejection(5), Some(&Rejection::Busy), "as if no process answered");
+    world.outputs.clear();
+    world.ask(None, RunRequest::Stop);
+    world.work();
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)), "the only one that is left");
+    world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::Goodbye { reason: "test".into() } });
+    world.work();
+    let ended = [
+        |output: &Output| matches!(output, Output::Ended { run: A, ended: Ok(ExitReason::Finished { .. }) }),
+        |output: &Output| matches!(output, Output::Exit(Ok(()))),
+    ];
+    assert!(ended.iter().all(|is| world.outputs.iter().any(is)), "{:?}", world.outputs);
+}
+
+#[test]
+fn a_run_that_does_not_start_leaves_the_other_alone() {
+    let mut world = World::started();
+    world.handle(Input::Park);
+    world.work();
+    let roster = world.host.registry().roster().clone();
+    world.host = Host::new(Registry::new(roster));
+    world.start(A, "").expect("the same model");
+    assert!(world.start(B, "another seed").is_err());
+    world.outputs.clear();
+    world.hello(1, AGENT, A);
+    world.hello(2, OTHER, B);
+    world.work();
+    assert_eq!(world.outputs.iter().filter_map(welcomed).collect::<Vec<_>>(), [A]);
+    assert_eq!(world.rejection(2), Some(&Rejection::WrongRun { run: A }));
+}
+
+/// Members are shared: without them no run can go on.
+#[test]
+fn a_registry_that_cannot_save_ends_the_process() {
+    let mut world = World::started();
+    world.revoke(OTHER);
+    world.jobs.clear();
+    let error = StorageError::NoSpace { path: "somewhere".into() };
+    world.handle(Input::Registry(registry::Done::Saved(Err(error))));
+    assert!(matches!(world.outputs[..], [Output::Exit(Err(JobError::Storage(_)))]), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.ask(Some(A), RunRequest::Pause);
+    assert!(world.outputs.is_empty() && world.jobs.is_empty());
+}
+
+#[test]
+fn certificates_are_signed_beside_the_loop() {
+    let mut world = World::new();
+    let join = |secret| Input::Join { request: REQUEST, secret, agent: AgentId([9; 16]), csr_der: vec![1] };
+    world.handle(join([0; 32]));
+    assert!(matches!(world.outputs[..], [Output::JoinReply { request: REQUEST, .. }]), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.handle(join(SECRET));
+    let [Output::Save(_)] = &world.jobs[..] else { panic!("expected items, got {:?}", world.jobs) };
+    let save = world.jobs.remove(0);
+    world.run(save);
+    let [Output::Sign(jobs)] = &world.jobs[..] else { panic!("expected a signature, got {:?}", world.jobs) };
+    assert_eq!(jobs.len(), 1);
+    assert!(world.outputs.is_empty(), "not answered yet");
+    world.work();
+    assert!(matches!(world.outputs[..], [Output::JoinReply { request: REQUEST, .. }]), "{:?}", world.outputs);
+}
+
+/// The use of its token is durable: without an answer its operator would see a failure.
+#[test]
+fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
+    let mut world = World::new();
+    world.handle(Input::Join { request: REQUEST, secret: SECRET, agent: AgentId([3; 16]), csr_der: vec![1] });
+    let save = world.jobs.pop().expect("the use of the token");
+    world.run(save);
+    world.handle(Input::Park);
+    let exits = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
+    assert!(world.host.is_leaving() && !exits(&world), "{:?}", world.outputs);
+    world.work();
+    assert!(exits(&world), "{:?}", world.outputs);
+}
+
+#[test]
+fn a_renewal_goes_to_the_connection_that_asked_while_it_lives() {
+    let mut world = World::started();
+    let renewal = || Signed::Renewal { peer: PeerId(1), certificate_der: vec![4] };
+    world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::Renew { csr_der: vec![1] } });
+    assert!(matches!(world.jobs[..], [Output::Sign(_)]), "{:?}", world.jobs);
+    world.handle(Input::Registry(registry::Done::Signed(vec![renewal()])));
+    let renewed = |output: &Output| {
+        matches!(output, Output::ToPeer(ToPeer::Send { peer: PeerId(1), message })
+            if matches!(**message, CoordinatorMessage::Renewed { .. }))
+    };
+    assert!(world.outputs.iter().any(renewed), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.handle(Input::Disconnected { peer: PeerId(1) });
+    world.handle(Input::Registry(registry::Done::Signed(vec![renewal()])));
+    assert!(!world.outputs.iter().any(renewed));
+}
+
+#[test]
+fn records_name_members_only() {
+    let mut world = World::new();
+    let newcomer = AgentId([3; 16]);
+    world.handle(Input::Join { request: REQUEST, secret: SECRET, agent: newcomer, csr_der: vec![1] });
+    world.work();
+    world.hello(1, newcomer, A);
+    world.offer_model(1);
+    let named = world.jobs.iter().filter_map(|job| match job {
+        Output::Run { run: A, job: Job::Write(group) } => Some(group),
+        _ => None,
+    });
+    let bodies: Vec<_> = named.flatten().map(|job| job.record().body.clone()).collect();
+    let joined = RecordBody::AgentJoined { agent: newcomer, name: "agent-3".into() };
+    assert!(bodies.contains(&joined), "{bodies:?}");
+    let saved = world.members.catalogue().get(&format!("member/{newcomer}")).expect("memory");
+    assert!(saved.is_some(), "its item is there before");
+}

@@ -1,0 +1,276 @@
+//! Who may take part in the runs of this process: members, the tokens they join with, and their certificates. A state
+//! machine without I/O beside the runs: one event in, at most one command out.
+//!
+//! ```text
+//!  Join ─────────► redeem the token ─► Save ─► Saved ─► Sign          the use of a token is durable before it is answered
+//!  Renew ────────► pay ─────────────────────────────────► Sign
+//!  TokenCreate,
+//!  TokenRevoke ──► change ───────────► Save ─► Saved ─► Reply
+//!  AgentRevoke ──► mark ─────────────► Save ─► Saved ─► Revoke        every run is told, then the operator
+//! ```
+//! Members are durable before an agent has a certificate, so a run hears only of agents that are. A revocation counts from
+//! when it is durable: until then the agent is still let in, and a crash may undo it. A run that did not hear of it
+//! before a crash is told at its start ([`Registry::revoked`]).
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `roster`, `tokens` | members and tokens, and the items that they are saved as |
+//! | `save`, `sign` | the jobs: items become durable, certificates are issued |
+
+pub mod roster;
+pub mod save;
+mod sign;
+#[cfg(test)]
+mod tests;
+pub mod tokens;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::status::AgentStatus;
+use anabranch_common::wire::message::{JoinRefusal, Rejection};
+use anabranch_common::wire::operator::{OperatorResponse, RegistryRequest};
+
+use roster::Roster;
+use save::SaveJob;
+use sign::Purpose;
+pub use sign::{SignJob, Signed};
+use tokens::NewToken;
+
+use crate::core::allowance::Allowance;
+use crate::core::event::{Now, PeerId, RequestId};
+use crate::core::status;
+use crate::store::StorageError;
+
+/// What can happen to the registry.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody wants to join.
+    Join {
+        /// Where the answer goes.
+        request: RequestId,
+        /// The run that the answer names.
+        run: RunId,
+        /// The token's secret.
+        secret: [u8; 32],
+        /// Who it would be, by the key that has signed its request.
+        agent: AgentId,
+        /// The request for a certificate, in DER.
+        csr_der: Vec<u8>,
+    },
+    /// A connected agent asks for a new certificate.
+    Renew {
+        /// On which connection.
+        peer: PeerId,
+        /// Who.
+        agent: AgentId,
+        /// The request for a certificate, in DER.
+        csr_der: Vec<u8>,
+    },
+    /// An operator asks for something.
+    Operator {
+        /// Where the answer goes.
+        request: RequestId,
+        /// What.
+        operation: RegistryRequest,
+    },
+    /// Items are durable.
+    Saved {
+        /// The ticket of their job.
+        ticket: u64,
+    },
+}
+
+/// What the registry wants done.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// Store or delete items of the catalogue; answered by [`Event::Saved`].
+    Save(SaveJob),
+    /// Issue a certificate and send it to whoever asked.
+    Sign(SignJob),
+    /// Tell an agent that it may not join.
+    RefuseJoin {
+        /// Where the answer goes.
+        request: RequestId,
+        /// Why not.
+        refusal: JoinRefusal,
+    },
+    /// Tell every run that an agent was revoked, then the operator.
+    Revoke {
+        /// Where the answer goes.
+        request: RequestId,
+        /// Who was revoked.
+        agent: AgentId,
+        /// The answer.
+        response: OperatorResponse,
+    },
+    /// Answer an operator.
+    Reply {
+        /// Where the answer goes.
+        request: RequestId,
+        /// The answer.
+        response: OperatorResponse,
+    },
+}
+
+/// A job of the registry has ended.
+#[derive(Debug)]
+pub enum Done {
+    /// The tickets of items that are durable now.
+    Saved(Result<Vec<u64>, StorageError>),
+    /// The certificates, as far as they could be issued.
+    Signed(Vec<Signed>),
+    /// The worker of this name has panicked.
+    Panicked(&'static str),
+}
+
+/// Members and tokens, and what is being done about them.
+#[derive(Debug, Default)]
+pub struct Registry {
+    roster: Roster,
+    /// What follows once the items of a ticket are durable.
+    saving: BTreeMap<u64, Command>,
+    next_ticket: u64,
+    /// Agents whose revocation is being saved.
+    revoking: BTreeSet<AgentId>,
+    /// What each agent may still cause in signatures; lives as long as the process.
+    allowances: BTreeMap<AgentId, Allowance>,
+}
+
+impl Registry {
+    /// A registry with what was saved.
+    #[must_use]
+    pub fn new(roster: Roster) -> Self {
+        Self { roster, ..Self::default() }
+    }
+
+    /// Handles one event. `now` never goes back in its monotonic part.
+    pub fn handle(&mut self, now: Now, event: Event) -> Option<Command> {
+        match event {
+            Event::Join { request, run, secret, agent, csr_der } => {
+                let purpose = Purpose::Join { request, run };
+                Some(match self.roster.join(&secret, agent, now.unix_ms) {
+                    Ok(name) => {
+                        let job = SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms };
+                        let full = Command::RefuseJoin { request, refusal: JoinRefusal::Full };
+                        self.save(Command::Sign(job), full)
+                    }
+                    Err(refusal) => Command::RefuseJoin { request, refusal },
+                })
+            }
+            Event::Renew { peer, agent, csr_der } => self.renew(now, peer, agent, csr_der),
+            Event::Operator { request, operation } => Some(self.operate(now, request, operation)),
+            Event::Saved { ticket } => {
+                let next = self.saving.remove(&ticket);
+                if let Some(Command::Revoke { agent, .. }) = &next {
+                    self.revoking.remove(agent);
+                }
+                next
+            }
+        }
+    }
+
+    /// Returns the name of an agent that says hello.
+    ///
+    /// # Errors
+    /// It is no member, or was revoked.
+    pub fn greet(&self, agent: AgentId) -> Result<&str, Rejection> {
+        match self.roster.member(agent) {
+            None => Err(Rejection::Unknown),
+            Some(member) if member.revoked && !self.revoking.contains(&agent) => Err(Rejection::Revoked),
+            Some(member) => Ok(&member.name),
+        }
+    }
+
+    /// Members whose revocation is durable.
+    pub fn revoked(&self) -> impl Iterator<Item = AgentId> {
+        let revoked = self.roster.members().filter(|(_, member)| member.revoked).map(|(agent, _)| agent);
+        revoked.filter(|agent| !self.revoking.contains(agent))
+    }
+
+    /// Completes what a run knows of agents with the members that it has not seen, and with who was revoked.
+    pub fn complete(&self, agents: &mut Vec<AgentStatus>) {
+        let mut known = BTreeSet::new();
+        for agent in agents.iter_mut() {
+            known.insert(agent.agent);
+            if let Some(member) = self.roster.member(agent.agent) {
+                agent.name.clone_from(&member.name);
+                agent.revoked |= member.revoked;
+            }
+        }
+        let unseen = self.roster.members().filter(|(agent, _)| !known.contains(agent));
+        agents.extend(unseen.map(|(agent, member)| AgentStatus {
+            name: member.name.clone(),
+            revoked: member.revoked,
+            ..status::unseen(agent)
+        }));
+        agents.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
+    }
+
+    /// The members and the tokens.
+    #[must_use]
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    fn operate(&mut self, now: Now, request: RequestId, operation: RegistryRequest) -> Command {
+        let done = |text| OperatorResponse::Done(text);
+        let response = match operation {
+            RegistryRequest::TokenList => status::json(&self.roster.tokens().list()),
+            RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest } => {
+                let new = NewToken { secret_digest, name, ttl_ms, uses };
+                match self.roster.create_token(new, now.unix_ms) {
+                    Ok(token) => return self.save_and_reply(request, done(token.id)),
+                    Err(why) => OperatorResponse::Failed(why.to_string()),
+                }
+            }
+            RegistryRequest::TokenRevoke { id } if self.roster.revoke_token(&id) => {
+                return self.save_and_reply(request, done(format!("revoked token {id}")));
+            }
+            RegistryRequest::TokenRevoke { id } => {
+                OperatorResponse::NotFound(format!("no token {id}; see `token list`"))
+            }
+            RegistryRequest::AgentRevoke { agent } => match self.roster.find(&agent) {
+                Ok(agent) => return self.revoke(request, agent),
+                Err(why) => OperatorResponse::NotFound(why),
+            },
+        };
+        Command::Reply { request, response }
+    }
+
+    fn revoke(&mut self, request: RequestId, agent: AgentId) -> Command {
+        if self.roster.revoke(agent) {
+            self.revoking.insert(agent);
+        }
+        let name = self.roster.name(agent).unwrap_or_default();
+        let response = OperatorResponse::Done(format!("revoked {name} ({agent}); its connections are closed"));
+        self.save(Command::Revoke { request, agent, response }, does_not_fit(request))
+    }
+
+    /// A signature costs more than a record.
+    fn renew(&mut self, now: Now, peer: PeerId, agent: AgentId, csr_der: Vec<u8>) -> Option<Command> {
+        let name = self.roster.member(agent).filter(|member| !member.revoked)?.name.clone();
+        let paid = self.allowances.entry(agent).or_default().take(now);
+        let purpose = Purpose::Renewal { peer };
+        paid.then(|| Command::Sign(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms }))
+    }
+
+    fn save_and_reply(&mut self, request: RequestId, response: OperatorResponse) -> Command {
+        self.save(Command::Reply { request, response }, does_not_fit(request))
+    }
+
+    /// Saves the tokens and members that have changed; `next` follows once they are durable. Returns `failed` instead
+    /// when one does not fit an item.
+    fn save(&mut self, next: Command, failed: Command) -> Command {
+        let Ok(items) = self.roster.take_changes() else { return failed };
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.saving.insert(ticket, next);
+        Command::Save(SaveJob { ticket, items })
+    }
+}
+
+fn does_not_fit(request: RequestId) -> Command {
+    let response = OperatorResponse::Failed("the token or member does not fit an item of the store".into());
+    Command::Reply { request, response }
+}

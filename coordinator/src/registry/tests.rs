@@ -1,0 +1,158 @@
+//! What the registry does with events, as exact commands.
+
+use anabranch_common::ids::Digest;
+
+use super::*;
+use crate::store::{MemoryStore, Store};
+
+const RUN: RunId = RunId([1; 16]);
+const SECRET: [u8; 32] = [7; 32];
+const AGENT: AgentId = AgentId([1; 16]);
+const REQUEST: RequestId = RequestId(5);
+const NOW: Now = Now { unix_ms: 1_000, mono_ms: 10 };
+
+/// A registry with a token for two agents.
+fn registry() -> Registry {
+    let mut roster = Roster::default();
+    let secret_digest = Digest::of(&SECRET).0;
+    let token = NewToken { secret_digest, name: Some("ward".into()), ttl_ms: 60_000, uses: 2 };
+    roster.create_token(token, 0).expect("a sound token");
+    roster.take_changes().expect("short");
+    Registry::new(roster)
+}
+
+/// The same with a member whose item is durable.
+fn with_a_member() -> Registry {
+    let mut registry = registry();
+    let job = saved(&mut registry, join(AGENT));
+    assert!(matches!(job, Some(Command::Sign(_))), "{job:?}");
+    registry
+}
+
+fn join(agent: AgentId) -> Event {
+    Event::Join { request: REQUEST, run: RUN, secret: SECRET, agent, csr_der: vec![3] }
+}
+
+fn revoke(who: &str) -> Event {
+    operator(RegistryRequest::AgentRevoke { agent: who.into() })
+}
+
+fn operator(operation: RegistryRequest) -> Event {
+    Event::Operator { request: REQUEST, operation }
+}
+
+/// Handles an event that saves something, and returns what follows once it is durable.
+fn saved(registry: &mut Registry, event: Event) -> Option<Command> {
+    let Some(Command::Save(job)) = registry.handle(NOW, event) else { panic!("expected items to be saved") };
+    registry.handle(NOW, Event::Saved { ticket: job.ticket })
+}
+
+fn sign(purpose: Purpose, name: &str) -> Option<Command> {
+    Some(Command::Sign(SignJob { purpose, agent: AGENT, name: name.into(), csr_der: vec![3], at_ms: NOW.unix_ms }))
+}
+
+#[test]
+fn a_use_of_a_token_is_durable_before_a_certificate_is_ordered_and_a_retry_gets_the_same() {
+    let mut registry = registry();
+    assert_eq!(registry.greet(AGENT), Err(Rejection::Unknown));
+    let Some(Command::Save(first)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
+    assert_eq!(first.items.len(), 1, "the member's item");
+    let Some(Command::Save(retry)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
+    assert_eq!(retry.items, [], "nothing has changed, and the answer waits for what is being saved");
+    let purpose = Purpose::Join { request: REQUEST, run: RUN };
+    for ticket in [first.ticket, retry.ticket] {
+        assert_eq!(registry.handle(NOW, Event::Saved { ticket }), sign(purpose, "ward-1"));
+    }
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: first.ticket }), None, "once");
+    assert_eq!(registry.greet(AGENT), Ok("ward-1"));
+}
+
+#[test]
+fn who_may_not_join_hears_why_at_once() {
+    let mut registry = with_a_member();
+    let unknown = Event::Join { request: REQUEST, run: RUN, secret: [0; 32], agent: AGENT, csr_der: vec![] };
+    let refused = |refusal| Some(Command::RefuseJoin { request: REQUEST, refusal });
+    assert_eq!(registry.handle(NOW, unknown), refused(JoinRefusal::UnknownToken));
+    saved(&mut registry, join(AgentId([2; 16])));
+    assert_eq!(registry.handle(NOW, join(AgentId([3; 16]))), refused(JoinRefusal::UsedToken));
+    saved(&mut registry, revoke("ward-1"));
+    assert_eq!(registry.handle(NOW, join(AGENT)), refused(JoinRefusal::Revoked));
+}
+
+#[test]
+fn a_revocation_counts_once_it_is_durable_and_then_every_run_is_told() {
+    let mut registry = with_a_member();
+    let Some(Command::Save(job)) = registry.handle(NOW, revoke("ward-1")) else { panic!("expected items") };
+    assert_eq!((registry.greet(AGENT), registry.revoked().count()), (Ok("ward-1"), 0), "a crash may undo it");
+    let response = OperatorResponse::Done(format!("revoked ward-1 ({AGENT}); its connections are closed"));
+    let told = Some(Command::Revoke { request: REQUEST, agent: AGENT, response });
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), told);
+    assert_eq!((registry.greet(AGENT), registry.revoked().collect()), (Err(Rejection::Revoked), vec![AGENT]));
+    let again = registry.handle(NOW, revoke(&AGENT.to_string()));
+    let Some(Command::Save(job)) = again else { panic!("expected items, got {again:?}") };
+    assert_eq!((&job.items[..], registry.greet(AGENT)), (&[][..], Err(Rejection::Revoked)), "it was saved before");
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), told, "a run may have lost its record");
+    let nobody = registry.handle(NOW, revoke("ward-9"));
+    assert!(matches!(&nobody, Some(Command::Reply { response: OperatorResponse::NotFound(_), .. })), "{nobody:?}");
+}
+
+#[test]
+fn certificates_are_renewed_for_members_as_far_as_they_can_pay() {
+    let mut registry = with_a_member();
+    let peer = PeerId(4);
+    let renew = |agent| Event::Renew { peer, agent, csr_der: vec![3] };
+    assert_eq!(registry.handle(NOW, renew(AGENT)), sign(Purpose::Renewal { peer }, "ward-1"));
+    assert_eq!(registry.handle(NOW, renew(AgentId([9; 16]))), None, "no member");
+    let signed = (0..1_000).filter(|_| registry.handle(NOW, renew(AGENT)).is_some()).count() as u64;
+    assert_eq!(signed, anabranch_common::limits::AGENT_RECORDS_BURST - 1);
+    let later = Now { mono_ms: NOW.mono_ms + 60_000, ..NOW };
+    assert!(registry.handle(later, renew(AGENT)).is_some());
+    registry.handle(later, revoke("ward-1"));
+    assert_eq!(registry.handle(later, renew(AGENT)), None, "its revocation is being saved");
+}
+
+#[test]
+fn tokens_are_made_listed_and_revoked_and_each_change_is_durable_before_its_answer() {
+    let mut registry = registry();
+    let create = RegistryRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 1, secret_digest: [3; 32] };
+    let made = saved(&mut registry, operator(create.clone()));
+    let Some(Command::Reply { request: REQUEST, response: OperatorResponse::Done(id) }) = made else {
+        panic!("expected an id, got {made:?}")
+    };
+    let again = registry.handle(NOW, operator(create));
+    assert!(matches!(&again, Some(Command::Reply { response: OperatorResponse::Failed(_), .. })), "{again:?}");
+    let revoked = saved(&mut registry, operator(RegistryRequest::TokenRevoke { id: id.clone() }));
+    let response = OperatorResponse::Done(format!("revoked token {id}"));
+    assert_eq!(revoked, Some(Command::Reply { request: REQUEST, response }));
+    let listed = registry.handle(NOW, operator(RegistryRequest::TokenList));
+    let Some(Command::Reply { response: OperatorResponse::Json(text), .. }) = listed else { panic!("{listed:?}") };
+    assert!(text.contains(&id) && text.contains("\"revoked\":true"), "{text}");
+    let unknown = registry.handle(NOW, operator(RegistryRequest::TokenRevoke { id: "x".into() }));
+    assert!(matches!(&unknown, Some(Command::Reply { response: OperatorResponse::NotFound(_), .. })), "{unknown:?}");
+}
+
+#[test]
+fn a_runs_agents_are_completed_with_the_members_that_it_has_not_seen() {
+    let mut registry = with_a_member();
+    saved(&mut registry, join(AgentId([2; 16])));
+    saved(&mut registry, revoke("ward-2"));
+    let seen = AgentStatus { updates_accepted: 7, ..status::unseen(AGENT) };
+    let mut agents = vec![seen];
+    registry.complete(&mut agents);
+    let shown: Vec<_> = agents.iter().map(|agent| (&*agent.name, agent.revoked, agent.updates_accepted)).collect();
+    assert_eq!(shown, [("ward-1", false, 7), ("ward-2", true, 0)]);
+}
+
+#[test]
+fn jobs_are_saved_in_order_with_one_sync() {
+    let mut registry = registry();
+    let mut job = |agent| match registry.handle(NOW, join(AgentId([agent; 16]))) {
+        Some(Command::Save(job)) => job,
+        other => panic!("expected items, got {other:?}"),
+    };
+    let (store, mut waiting) = (MemoryStore::new(), std::collections::VecDeque::from([job(1), job(2)]));
+    let group = save::group(&mut waiting);
+    assert!(waiting.is_empty());
+    assert_eq!(save::save(store.catalogue(), group).expect("memory"), [0, 1]);
+    assert_eq!(store.catalogue().list(roster::MEMBER_KEYS).expect("memory").len(), 2);
+}
