@@ -252,7 +252,7 @@ impl Registry {
         let name = self.roster.member(agent).filter(|member| !member.revoked)?.name.clone();
         let paid = self.allowances.entry(agent).or_default().take(now);
         let purpose = Purpose::Renewal { peer };
-        paid.then(|| Command::Sign(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms }))
+        paid.then_some(Command::Sign(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms }))
     }
 
     fn save_and_reply(&mut self, request: RequestId, response: OperatorResponse) -> Command {
