@@ -283,6 +283,8 @@ impl Driver {
                 Output::Reply { request, response, uploads } => {
                     answer(self.requests.remove(&request), (response, uploads));
                 }
+                // Asked for by the verbs of a stopped coordinator alone: `rest`.
+                Output::Replaced { .. } => {}
                 Output::JoinReply { request, response } => answer(self.joins.remove(&request), response),
                 Output::Exit(ended) => exit = Some(ended),
             }

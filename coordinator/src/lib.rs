@@ -23,6 +23,7 @@ pub mod identity;
 pub mod merger;
 pub mod node;
 pub mod recovery;
+pub mod rest;
 pub mod store;
 pub mod transport;
 mod workers;

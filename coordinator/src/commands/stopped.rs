@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anabranch_common::ids::{BranchId, ModelVersion, Position, RunId};
+use anabranch_common::ids::{BranchId, ModelVersion, RunId};
 use anabranch_common::journal::Chain;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -12,15 +12,14 @@ use anyhow::Context as _;
 
 use crate::clock;
 use crate::config::Config;
-use crate::core::command::Command;
-use crate::core::event::{Event, Now, RequestId};
+use crate::core::ModelMismatch;
+use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::roster::Roster;
 use crate::core::status;
-use crate::core::{Core, ModelMismatch};
 use crate::driver;
 use crate::identity::run;
-use crate::node::write::{self, WriteJob};
-use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
+use crate::recovery::{self, Recovered, RecoveryError};
+use crate::rest::{Rest, RestError, RolledBack};
 use crate::store::{SledStore, Store as _};
 
 /// The store of a coordinator that is not running, held exclusively.
@@ -92,16 +91,16 @@ impl Stopped {
         Ok(self.identifiers()?.0)
     }
 
-    /// Brings a model in: see [`recovery::import`].
-    pub(super) fn import(&self, manifest: &ModelManifest, model: &[f32]) -> anyhow::Result<(Position, ModelVersion)> {
-        let (run, branch) = self.identifiers()?;
-        let new_run = NewRun { run, branch, spec: self.config.spec.clone() };
-        recovery::import(&self.store, manifest, model, Some(new_run), clock::unix_ms()).map_err(import_fail)
+    /// Brings a model in: see [`Rest::import`].
+    pub(super) fn import(&self, manifest: &ModelManifest, model: Vec<f32>) -> anyhow::Result<Replaced> {
+        let (identifiers, recovered) = (self.identifiers()?, self.recover()?);
+        self.rest(identifiers, recovered)?.import(manifest.clone(), model).map_err(rest_fail)
     }
 
-    /// Goes back to an earlier version, on a new branch: see [`recovery::rollback`].
-    pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<recovery::RolledBack> {
-        recovery::rollback(&self.store, version, run::fresh_branch()?, clock::unix_ms()).map_err(recovery_fail)
+    /// Goes back to an earlier version, on a new branch: see [`Rest::roll_back`].
+    pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<RolledBack> {
+        let (identifiers, recovered) = (self.known_identifiers()?, self.recover()?);
+        self.rest(identifiers, recovered)?.roll_back(version, run::fresh_branch()?).map_err(rest_fail)
     }
 
     /// Whether run.toml still has the model of the run, if there is one.
@@ -157,44 +156,18 @@ impl Stopped {
         driver::roster(self.store.catalogue())
     }
 
-    /// Answers with the core of a running coordinator, and carries out what the core orders.
+    /// Answers with the core of a running coordinator. Tokens do not depend on the journal, whose replay may take long.
     fn operate(&self, operation: OperatorRequest) -> anyhow::Result<OperatorResponse> {
-        let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
-        let (mut core, mut commands) = self.core(&operation, now)?;
-        commands.extend(core.handle_at_rest(now, Event::Operator { request: RequestId(0), operation }));
-        let mut answer = None;
-        while !commands.is_empty() {
-            let mut jobs = Vec::new();
-            for command in std::mem::take(&mut commands) {
-                match command {
-                    Command::Append { record } => jobs.push(WriteJob::Append(record)),
-                    Command::SaveItems { ticket, items } => jobs.push(WriteJob::Items { ticket, items }),
-                    Command::Reply { response, .. } => answer = Some(response),
-                    // No agent is connected, and the next start merges what was appended.
-                    _ => {}
-                }
-            }
-            for event in write::write(&self.store, jobs).map_err(driver::job_fail)? {
-                commands.extend(core.handle_at_rest(now, event));
-            }
-        }
-        answer.context("the core gave no answer")
-    }
-
-    /// Makes the core for `operation`, and returns what it orders first. Tokens do not depend on the journal, whose replay may take long.
-    fn core(&self, operation: &OperatorRequest, now: Now) -> anyhow::Result<(Core, Vec<Command>)> {
-        let options = driver::options(self.known_identifiers()?, &self.config);
-        let roster = self.roster()?;
         let recovered = match operation {
             OperatorRequest::AgentRevoke { .. } => self.recover()?,
             _ => None,
         };
-        let Some(Recovered { state, chain, oldest, checkpoint_version, .. }) = recovered else {
-            return Ok((Core::new(options, self.config.spec.clone(), roster, now), Vec::new()));
-        };
-        // With the journalled configuration: a change of run.toml counts from the next start on.
-        let spec = state.spec.clone();
-        Core::resume(options, spec, roster, (state, chain), (oldest, checkpoint_version), now).map_err(mismatch_fail)
+        self.rest(self.known_identifiers()?, recovered)?.operate(operation).map_err(rest_fail)
+    }
+
+    fn rest(&self, identifiers: (RunId, BranchId), recovered: Option<Recovered>) -> anyhow::Result<Rest<'_>> {
+        let (options, spec) = (driver::options(identifiers, &self.config), self.config.spec.clone());
+        Rest::start(&self.store, options, spec, self.roster()?, recovered, clock::unix_ms()).map_err(rest_fail)
     }
 }
 
@@ -222,29 +195,48 @@ pub(crate) fn mismatch_fail(error: ModelMismatch) -> anyhow::Error {
     Fail::new(ExitCode::Model, error.to_string()).help(help).into()
 }
 
-fn import_fail(error: ImportError) -> anyhow::Error {
-    let message = error.to_string();
-    let (code, help) = match error {
-        ImportError::Recovery(error) => return recovery_fail(error),
-        ImportError::OtherManifest | ImportError::WrongLength { .. } => (
+/// What a stopped coordinator could not do, with its exit code and what to do.
+fn rest_fail(error: RestError) -> anyhow::Error {
+    match error {
+        RestError::Recovery(error) => recovery_fail(error),
+        RestError::Job(error) => driver::job_fail(error),
+        RestError::Refused(refused) => replace_fail(refused),
+        RestError::NoAnswer => anyhow::Error::new(error),
+    }
+}
+
+fn replace_fail(refused: ReplaceError) -> anyhow::Error {
+    let message = refused.to_string();
+    let (code, help) = match refused {
+        ReplaceError::NoRun => return recovery_fail(RecoveryError::Empty),
+        ReplaceError::Version { version, oldest, newest } => {
+            return recovery_fail(RecoveryError::Version { version, oldest, newest });
+        }
+        ReplaceError::TooLong(error) => return recovery_fail(RecoveryError::Message(error)),
+        ReplaceError::OtherManifest | ReplaceError::WrongLength { .. } => (
             ExitCode::Model,
             "only a model with the same tensors can replace the run's; for another one make a new run",
         ),
-        ImportError::NoRun => (ExitCode::Unavailable, "start a run first"),
-        ImportError::Finished(_) => (ExitCode::Unavailable, "make a new run with `init` and import the model there"),
+        ReplaceError::OtherModel(_) => {
+            (ExitCode::Model, "`[model]` in run.toml says which tensors the run's model has")
+        }
+        ReplaceError::NotFinite => (ExitCode::NotFinite, "a model with NaN or infinity cannot be trained any further"),
+        ReplaceError::Finished(_) => (ExitCode::Unavailable, "make a new run with `init` and import the model there"),
+        ReplaceError::BranchTaken(_) => (ExitCode::Unavailable, "try again: the next one is drawn at random too"),
+        ReplaceError::Serving => (ExitCode::Unavailable, "end `run` with SIGTERM first"),
     };
     Fail::new(code, message).help(help).into()
 }
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::ids::{AgentId, Digest};
+    use anabranch_common::ids::{AgentId, Digest, Position};
     use anabranch_common::journal::{FinishReason, Record, RecordBody};
-    use anabranch_common::manifest::TensorSpec;
 
     use super::*;
     use crate::config::TemplateOptions;
     use crate::identity::tokens::NewToken;
+    use crate::node::write;
 
     const AGENT: AgentId = AgentId([7; 16]);
 
@@ -260,17 +252,14 @@ mod tests {
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
         write::save_items(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
-        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).expect("valid");
         let stopped = Stopped::new(config, store);
-        stopped.import(&manifest, &[0.5, -0.5]).expect("a first model");
-        let bodies = [
-            RecordBody::AgentJoined { agent: AGENT, name: "clinic".into() },
-            RecordBody::Finished { reason: FinishReason::Stopped, result: ModelVersion(0) },
-        ];
-        for (position, body) in (1..).map(Position).zip(bodies) {
-            let record = Record::new(position, 1, body, [].into());
-            stopped.store.journal().append(&[(position, record.to_bytes().expect("short"))]).expect("appended");
-        }
+        let manifest = stopped.native_manifest().expect("what `init` writes").expect("a native model");
+        stopped.import(&manifest, vec![0.5; manifest.params()]).expect("a first model");
+        // After record 0 and the agent's.
+        let position = Position(2);
+        let body = RecordBody::Finished { reason: FinishReason::Stopped, result: ModelVersion(0) };
+        let record = Record::new(position, 1, body, [].into());
+        stopped.store.journal().append(&[(position, record.to_bytes().expect("short"))]).expect("appended");
         stopped.store.journal().sync().expect("committed");
         stopped
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Chain, FinishReason, Record};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
@@ -12,18 +12,21 @@ use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::content::Content;
 use super::event::{PeerId, RequestId};
+use super::replacement::{ReplaceError, Replaced};
 use super::roster::ItemChange;
 use super::state::RunState;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Store record 0 and its model; answered by `Journalled`.
-    Begin {
-        /// The genesis record.
+    /// Store a model, then append the record that names it; answered by `Journalled`.
+    AppendModel {
+        /// The record: `Genesis`, `Imported` or `Branched`.
         record: Arc<Record>,
-        /// Version 0, every value of it.
+        /// Every value of the model.
         model: Arc<Content>,
+        /// The branch that the new one leaves, for `Branched`.
+        parent: Option<BranchId>,
     },
     /// Append a record; answered by `Journalled`.
     Append {
@@ -78,11 +81,11 @@ pub enum Command {
         /// Which chunks only.
         missing: Option<Missing>,
     },
-    /// Merge a durable record. `content` is its payload decoded, where it has one.
+    /// Merge a durable record.
     Merge {
         /// The record.
         record: Arc<Record>,
-        /// Its decoded payload.
+        /// Its decoded payload, or the model that it brings.
         content: Option<Arc<Content>>,
     },
     /// Make the newest merged version ready to be fetched; answered by `Published`.
@@ -114,6 +117,13 @@ pub enum Command {
         /// The answer.
         response: OperatorResponse,
     },
+    /// Answer an import or a rollback.
+    Replaced {
+        /// To whom.
+        request: RequestId,
+        /// What has taken the newest model's place, or why nothing has.
+        outcome: Result<Replaced, ReplaceError>,
+    },
     /// Let the process end.
     Exit(ExitReason),
 }
@@ -129,7 +139,7 @@ impl Command {
             | Self::ReceiveUpdate { peer, .. }
             | Self::SendModel { peer, .. }
             | Self::Renew { peer, .. } => Some(*peer),
-            Self::Begin { .. }
+            Self::AppendModel { .. }
             | Self::Append { .. }
             | Self::SaveItems { .. }
             | Self::Merge { .. }
@@ -137,6 +147,7 @@ impl Command {
             | Self::Checkpoint(_)
             | Self::Joined { .. }
             | Self::Reply { .. }
+            | Self::Replaced { .. }
             | Self::Exit(_) => None,
         }
     }
@@ -151,6 +162,8 @@ pub struct CheckpointOrder {
     pub chain: Chain,
     /// Unix time in milliseconds.
     pub at_ms: u64,
+    /// The oldest version that can be rebuilt while nothing is pruned.
+    pub oldest: ModelVersion,
     /// The fold up to that record.
     pub state: RunState,
 }

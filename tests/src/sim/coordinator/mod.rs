@@ -9,7 +9,7 @@ mod work;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::transfer::Sink;
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_coordinator::core::command::ExitReason;
@@ -44,6 +44,8 @@ pub(super) struct Process {
     node: Node,
     store: Arc<Engine<SimDisk>>,
     merger: Merger,
+    /// The first record that the writer has not been given.
+    next_write: Position,
     jobs: Jobs,
     /// Where chunks go, by connection and transfer, and whether they are written to disk too.
     sinks: BTreeMap<(u64, Digest), (Arc<Sink>, bool)>,

@@ -1,5 +1,6 @@
 //! The node's jobs, each run as a whole when its time has come, and what a storage error does.
 
+use anabranch_common::ids::Position;
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::event::Event;
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
@@ -30,18 +31,15 @@ pub(super) struct Jobs {
 impl World {
     /// Shows the journal's watcher the records that the node has made, whether they are being written or wait.
     pub(super) fn see_records(&mut self, outputs: &[Output]) {
-        let Some(process) = self.coordinator.process.as_ref() else { return };
+        let Some(process) = self.coordinator.process.as_mut() else { return };
         let groups = outputs.iter().filter_map(|output| match output {
             Output::Run(Job::Write(group)) => Some(group),
             _ => None,
         });
-        let written = groups.flatten().filter_map(WriteJob::record);
-        let next = self.journal.next();
-        let fresh = written.chain(process.node.unwritten()).filter(|record| record.position >= next);
-        let mut seen = Ok(());
-        for record in fresh {
-            seen = seen.and_then(|()| self.journal.appended(record));
-        }
+        let given: Vec<_> = groups.flatten().filter_map(WriteJob::record).collect();
+        let records = (process.next_write.0..).map(Position).zip(given.iter().copied().chain(process.node.unwritten()));
+        let seen = records.into_iter().try_for_each(|(at, record)| self.journal.made(at, record));
+        process.next_write.0 += given.len() as u64;
         self.checked(seen);
     }
 
