@@ -296,6 +296,8 @@ impl Driver {
                         means.ended = Some(ended);
                     }
                 }
+                // Asked for by the verbs of a stopped coordinator alone: `rest`.
+                Output::Replaced { .. } => {}
                 Output::Exit(ended) => exit = Some(ended),
             }
         }

@@ -25,6 +25,7 @@ pub mod merger;
 pub mod node;
 pub mod recovery;
 pub mod registry;
+pub mod rest;
 pub mod store;
 pub mod transport;
 mod workers;

@@ -156,6 +156,12 @@ impl ModelState {
         &self.model
     }
 
+    /// Returns the flat vector alone.
+    #[must_use]
+    pub fn into_model(self) -> Vec<f32> {
+        self.model
+    }
+
     /// Returns the merge rule's vectors.
     #[must_use]
     pub fn merge_state(&self) -> Vec<Cow<'_, [f32]>> {

@@ -14,6 +14,7 @@ use super::output::{self, Align, Table};
 use super::reach::Coordinator;
 use super::stopped::Stopped;
 use crate::cli::{CheckpointVerb, ReportArgs, TargetArgs};
+use crate::core::replacement::Replaced;
 
 pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
     match verb {
@@ -139,12 +140,12 @@ fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
     };
     let source = if is_first { TensorSource::Settings } else { TensorSource::Run };
     let (manifest, values) = read.map_err(|error| read_fail(error, source))?;
-    let (position, version) = Stopped::open(dir)?.import(&manifest, &values)?;
+    let (params, digest) = (values.len() as u64, Digest::of_f32(&values));
+    let Replaced { position, version, .. } = Stopped::open(dir)?.import(&manifest, values)?;
     output::print(&format!(
-        "imported {} parameters in {} tensors as version {version} (record {position}), digest {}\n",
-        output::count(values.len() as u64),
+        "imported {} parameters in {} tensors as version {version} (record {position}), digest {digest}\n",
+        output::count(params),
         manifest.tensors().len(),
-        Digest::of_f32(&values),
     ))?;
     if is_first {
         let names: Vec<&str> = manifest.tensors().iter().take(4).map(|tensor| tensor.name.as_str()).collect();

@@ -2,28 +2,27 @@
 
 use std::path::Path;
 
-use anabranch_common::ids::{AgentId, BranchId, ModelVersion, Position, RunId};
+use anabranch_common::ids::{BranchId, ModelVersion, RunId};
 use anabranch_common::journal::Chain;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
 use anabranch_io::durable::{LockHolder, StorageError};
-use anabranch_io::exit::{ExitCode, Fail, storage_fail};
+use anabranch_io::exit::{ExitCode, Fail};
 use anyhow::Context as _;
 
 use crate::clock;
 use crate::config::Config;
-use crate::core::command::Command;
-use crate::core::event::{Event, Now, RequestId};
+use crate::core::ModelMismatch;
+use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::state::RunState;
 use crate::core::status;
-use crate::core::{Core, ModelMismatch};
 use crate::driver;
 use crate::host;
 use crate::identity::run;
-use crate::node::write::{self, WriteJob};
-use crate::recovery::{self, ImportError, NewRun, Recovered, RecoveryError};
-use crate::registry::{self, Registry, save};
+use crate::recovery::{self, Recovered, RecoveryError};
+use crate::registry::Registry;
+use crate::rest::{Rest, RestError, RolledBack};
 use crate::store::{SledStore, Store as _};
 
 /// The store of a coordinator that is not running, held exclusively.
@@ -106,16 +105,16 @@ impl Stopped {
         Ok(self.identifiers()?.0)
     }
 
-    /// Brings a model in: see [`recovery::import`].
-    pub(super) fn import(&self, manifest: &ModelManifest, model: &[f32]) -> anyhow::Result<(Position, ModelVersion)> {
-        let (run, branch) = self.identifiers()?;
-        let new_run = NewRun { run, branch, spec: self.config.spec.clone() };
-        recovery::import(&self.store, manifest, model, Some(new_run), clock::unix_ms()).map_err(import_fail)
+    /// Brings a model in: see [`Rest::import`].
+    pub(super) fn import(&self, manifest: &ModelManifest, model: Vec<f32>) -> anyhow::Result<Replaced> {
+        let (identifiers, recovered) = (self.identifiers()?, self.recover()?);
+        self.rest(identifiers, recovered)?.import(manifest.clone(), model).map_err(rest_fail)
     }
 
-    /// Goes back to an earlier version, on a new branch: see [`recovery::rollback`].
-    pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<recovery::RolledBack> {
-        recovery::rollback(&self.store, version, run::fresh_branch()?, clock::unix_ms()).map_err(recovery_fail)
+    /// Goes back to an earlier version, on a new branch: see [`Rest::roll_back`].
+    pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<RolledBack> {
+        let (identifiers, recovered) = (self.known_identifiers()?, self.recover()?);
+        self.rest(identifiers, recovered)?.roll_back(version, run::fresh_branch()?).map_err(rest_fail)
     }
 
     /// Whether run.toml still has the model of the run, if there is one.
@@ -176,42 +175,18 @@ impl Stopped {
         Ok(agents)
     }
 
-    /// Answers with the registry of a running coordinator, and carries out what it orders.
+    /// Answers with the registry of a running coordinator. Tokens do not depend on the journal, whose replay may take long.
     fn operate(&self, operation: RegistryRequest) -> anyhow::Result<OperatorResponse> {
-        let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
-        let mut registry = self.registry()?;
-        let mut command = registry.handle(now, registry::Event::Operator { request: RequestId(0), operation });
-        while let Some(registry::Command::Save(job)) = command {
-            let tickets = save::save(self.store.catalogue(), vec![job]).map_err(storage_fail)?;
-            let saved = tickets.into_iter().map(|ticket| registry::Event::Saved { ticket });
-            command = saved.filter_map(|event| registry.handle(now, event)).next();
-        }
-        match command {
-            Some(registry::Command::Reply { response, .. }) => Ok(response),
-            Some(registry::Command::Revoke { agent, response, .. }) => {
-                self.journal_revocation(agent, now)?;
-                Ok(response)
-            }
-            _ => anyhow::bail!("the registry gave no answer"),
-        }
+        let recovered = match operation {
+            RegistryRequest::AgentRevoke { .. } => self.recover()?,
+            _ => None,
+        };
+        self.rest(self.known_identifiers()?, recovered)?.operate(operation).map_err(rest_fail)
     }
 
-    /// Tells the run that a member was revoked, with the core of a running coordinator.
-    fn journal_revocation(&self, agent: AgentId, now: Now) -> anyhow::Result<()> {
-        let Some(Recovered { state, chain, oldest, checkpoint_version, .. }) = self.recover()? else { return Ok(()) };
-        let options = driver::options(self.known_identifiers()?, &self.config);
-        // With the journalled configuration: a change of run.toml counts from the next start on.
-        let spec = state.spec.clone();
-        let resumed = Core::resume(options, spec, (state, chain), (oldest, checkpoint_version), now);
-        let (mut core, mut commands) = resumed.map_err(mismatch_fail)?;
-        commands.extend(core.handle_at_rest(now, Event::AgentRevoked { agent, request: None }));
-        // No agent is connected, and the next start merges what was appended.
-        let records = commands.into_iter().filter_map(|command| match command {
-            Command::Append { record } => Some(WriteJob::Append(record)),
-            _ => None,
-        });
-        write::write(&self.store, records.collect()).map_err(driver::job_fail)?;
-        Ok(())
+    fn rest(&self, identifiers: (RunId, BranchId), recovered: Option<Recovered>) -> anyhow::Result<Rest<'_>> {
+        let (options, spec) = (driver::options(identifiers, &self.config), self.config.spec.clone());
+        Rest::start(&self.store, options, spec, self.registry()?, recovered, clock::unix_ms()).map_err(rest_fail)
     }
 }
 
@@ -235,29 +210,48 @@ pub(crate) fn mismatch_fail(error: ModelMismatch) -> anyhow::Error {
     Fail::new(ExitCode::Model, error.to_string()).help(help).into()
 }
 
-fn import_fail(error: ImportError) -> anyhow::Error {
-    let message = error.to_string();
-    let (code, help) = match error {
-        ImportError::Recovery(error) => return recovery_fail(error),
-        ImportError::OtherManifest | ImportError::WrongLength { .. } => (
+/// What a stopped coordinator could not do, with its exit code and what to do.
+fn rest_fail(error: RestError) -> anyhow::Error {
+    match error {
+        RestError::Recovery(error) => recovery_fail(error),
+        RestError::Job(error) => driver::job_fail(error),
+        RestError::Refused(refused) => replace_fail(refused),
+        RestError::NoAnswer => anyhow::Error::new(error),
+    }
+}
+
+fn replace_fail(refused: ReplaceError) -> anyhow::Error {
+    let message = refused.to_string();
+    let (code, help) = match refused {
+        ReplaceError::NoRun => return recovery_fail(RecoveryError::Empty),
+        ReplaceError::Version { version, oldest, newest } => {
+            return recovery_fail(RecoveryError::Version { version, oldest, newest });
+        }
+        ReplaceError::TooLong(error) => return recovery_fail(RecoveryError::Message(error)),
+        ReplaceError::OtherManifest | ReplaceError::WrongLength { .. } => (
             ExitCode::Model,
             "only a model with the same tensors can replace the run's; for another one make a new run",
         ),
-        ImportError::NoRun => (ExitCode::Unavailable, "start a run first"),
-        ImportError::Finished(_) => (ExitCode::Unavailable, "make a new run with `init` and import the model there"),
+        ReplaceError::OtherModel(_) => {
+            (ExitCode::Model, "`[model]` in run.toml says which tensors the run's model has")
+        }
+        ReplaceError::NotFinite => (ExitCode::NotFinite, "a model with NaN or infinity cannot be trained any further"),
+        ReplaceError::Finished(_) => (ExitCode::Unavailable, "make a new run with `init` and import the model there"),
+        ReplaceError::BranchTaken(_) => (ExitCode::Unavailable, "try again: the next one is drawn at random too"),
+        ReplaceError::Serving => (ExitCode::Unavailable, "end `run` with SIGTERM first"),
     };
     Fail::new(code, message).help(help).into()
 }
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::ids::{AgentId, Digest};
+    use anabranch_common::ids::{AgentId, Digest, Position};
     use anabranch_common::journal::{FinishReason, Record, RecordBody};
-    use anabranch_common::manifest::TensorSpec;
 
     use super::*;
     use crate::config::TemplateOptions;
     use crate::registry::roster::Roster;
+    use crate::registry::save;
     use crate::registry::tokens::NewToken;
 
     const AGENT: AgentId = AgentId([7; 16]);
@@ -274,9 +268,9 @@ mod tests {
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
         save::put(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
-        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![2] }]).expect("valid");
         let stopped = Stopped::new(config, store);
-        stopped.import(&manifest, &[0.5, -0.5]).expect("a first model");
+        let manifest = stopped.native_manifest().expect("what `init` writes").expect("a native model");
+        stopped.import(&manifest, vec![0.5; manifest.params()]).expect("a first model");
         let bodies = [
             RecordBody::AgentJoined { agent: AGENT, name: "clinic".into() },
             RecordBody::Finished { reason: FinishReason::Stopped, result: ModelVersion(0) },

@@ -1,4 +1,4 @@
-//! How a run begins: an initial model is offered, received one at a time, and becomes record 0.
+//! How a run begins: an initial model is offered, received one at a time, and becomes record 0. So does an imported one.
 
 use std::sync::Arc;
 
@@ -13,7 +13,17 @@ use super::command::Command;
 use super::content::Content;
 use super::event::PeerId;
 use super::offers::{self, ModelOffer, Offers};
+use super::replacement::{self, ReplaceError, Replaced};
 use super::state::RunState;
+
+/// The order that the tensors of a first model must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TensorOrder {
+    /// That of the model's layers: agents train in this one.
+    Layers,
+    /// Any: the model's own becomes the run's.
+    Any,
+}
 
 impl Core {
     pub(super) fn model_offered(&mut self, peer: PeerId, agent: AgentId, offer: ModelOffer) {
@@ -29,7 +39,7 @@ impl Core {
         if !fits || offer.transfer.validate(u64::MAX).is_err() {
             return self.violated(peer, "a model whose chunks do not fit its length, or its length its tensors");
         }
-        if let Some(problem) = self.other_tensors(&offer.manifest) {
+        if let Some(problem) = self.other_tensors(&offer.manifest, TensorOrder::Layers) {
             tracing::warn!(agent = %agent.short(), problem, "an offered initial model is not that of [model]");
             return self.turn_away(peer, Rejection::OtherModel(problem));
         }
@@ -37,13 +47,17 @@ impl Core {
         self.receive_next_offer();
     }
 
-    /// What is wrong with the tensors of an offered model. Those of a native model follow from the configuration; of a
-    /// custom one everything within bounds goes.
-    fn other_tensors(&self, offered: &ModelManifest) -> Option<String> {
-        match self.spec.model.layers() {
-            Ok(None) => None,
-            Ok(Some(layers)) => offers::first_difference(&layers.manifest, offered),
-            Err(error) => Some(error.to_string()),
+    /// What is wrong with the tensors of a first model. Those of a native model follow from the configuration; of a custom
+    /// one everything within bounds goes.
+    pub(super) fn other_tensors(&self, offered: &ModelManifest, order: TensorOrder) -> Option<String> {
+        let expected = match self.spec.model.layers() {
+            Ok(None) => return None,
+            Ok(Some(layers)) => layers.manifest,
+            Err(error) => return Some(error.to_string()),
+        };
+        match order {
+            TensorOrder::Layers => offers::first_difference(&expected, offered),
+            TensorOrder::Any => offers::first_difference(&by_name(&expected), &by_name(offered)),
         }
     }
 
@@ -73,29 +87,44 @@ impl Core {
         self.receive_next_offer();
     }
 
-    /// The initial model is here: record 0, then the agents that are connected.
     pub(super) fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
         if self.state.is_some() {
             return;
         }
-        if model.delta().len() != manifest.params() || !model.is_finite() {
-            return self.model_failed(peer, "an initial model that is not finite or does not fit its manifest".into());
+        if let Err(error) = self.begin_run(manifest, digest, model) {
+            self.model_failed(peer, format!("an initial model that cannot be the run's: {error}"));
         }
+    }
+
+    /// The initial model is here: record 0, then what is known of the agents.
+    pub(super) fn begin_run(
+        &mut self,
+        manifest: ModelManifest,
+        digest: Digest,
+        model: Arc<Content>,
+    ) -> Result<Replaced, ReplaceError> {
+        replacement::check(&manifest, &model)?;
         let (run, branch) = (self.options.run, self.options.first_branch);
         let spec = Box::new(self.spec.clone());
         let norm = model.norm();
         let body = RecordBody::Genesis { run, branch, spec, manifest: manifest.clone(), model: digest, norm };
-        let record = Arc::new(Record::new(Position(0), self.now.unix_ms, body, Arc::from([])));
-        let chained = self.chained(&record, Digest::of(&[]), ModelVersion(0));
-        let (Ok(chain), Ok(state)) = (chained, RunState::genesis(&record)) else {
-            return self.model_failed(peer, "an initial model whose description is too long".into());
-        };
+        let (position, version) = (Position(0), ModelVersion(0));
+        let record = Arc::new(Record::new(position, self.now.unix_ms, body, Arc::from([])));
+        let chain = self.chained(&record, Digest::of(&[]), version)?;
+        let state = RunState::genesis(&record).expect("a genesis record at position 0");
         (self.state, self.chain) = (Some(state), chain);
-        self.gate.pass(Command::Begin { record, model });
+        self.order_model(record, model, None);
         self.offers = Offers::default();
         for (peer, agent, hello) in self.peers.hellos() {
             self.start_epoch(agent, &hello);
             self.send(peer, CoordinatorMessage::ModelReady { manifest: manifest.clone(), digest });
         }
+        Ok(Replaced { position, version, before: None })
     }
+}
+
+fn by_name(manifest: &ModelManifest) -> ModelManifest {
+    let mut tensors = manifest.tensors().to_vec();
+    tensors.sort_by(|one, other| one.name.cmp(&other.name));
+    ModelManifest::new(tensors).expect("the same tensors are within the same bounds")
 }

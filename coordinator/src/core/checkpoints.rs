@@ -75,6 +75,7 @@ impl Core {
             position: state.position,
             chain: self.chain,
             at_ms: self.now.unix_ms,
+            oldest: self.checkpoints.oldest_rebuildable(),
             state: state.clone(),
         };
         self.checkpoints.ordered(state.version, self.now);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Chain, FinishReason, Record};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
@@ -11,18 +11,21 @@ use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::content::Content;
 use super::event::{PeerId, RequestId};
+use super::replacement::{ReplaceError, Replaced};
 use super::state::RunState;
 use super::status::Answer;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Store record 0 and its model; answered by `Journalled`.
-    Begin {
-        /// The genesis record.
+    /// Store a model, then append the record that names it; answered by `Journalled`.
+    AppendModel {
+        /// The record: `Genesis`, `Imported` or `Branched`.
         record: Arc<Record>,
-        /// Version 0, every value of it.
+        /// Every value of the model.
         model: Arc<Content>,
+        /// The branch that the new one leaves, for `Branched`.
+        parent: Option<BranchId>,
     },
     /// Append a record; answered by `Journalled`.
     Append {
@@ -70,11 +73,11 @@ pub enum Command {
         /// Which chunks only.
         missing: Option<Missing>,
     },
-    /// Merge a durable record. `content` is its payload decoded, where it has one.
+    /// Merge a durable record.
     Merge {
         /// The record.
         record: Arc<Record>,
-        /// Its decoded payload.
+        /// Its decoded payload, or the model that it brings.
         content: Option<Arc<Content>>,
     },
     /// Make the newest merged version ready to be fetched; answered by `Published`.
@@ -102,6 +105,13 @@ pub enum Command {
         /// Who waits for it.
         request: RequestId,
     },
+    /// Answer an import or a rollback.
+    Replaced {
+        /// To whom.
+        request: RequestId,
+        /// What has taken the newest model's place, or why nothing has.
+        outcome: Result<Replaced, ReplaceError>,
+    },
     /// Let the process end.
     Exit(ExitReason),
 }
@@ -117,13 +127,14 @@ impl Command {
             | Self::ReceiveUpdate { peer, .. }
             | Self::SendModel { peer, .. }
             | Self::Renew { peer, .. } => Some(*peer),
-            Self::Begin { .. }
+            Self::AppendModel { .. }
             | Self::Append { .. }
             | Self::Merge { .. }
             | Self::Publish
             | Self::Checkpoint(_)
             | Self::Revoked { .. }
             | Self::Reply { .. }
+            | Self::Replaced { .. }
             | Self::Exit(_) => None,
         }
     }
@@ -138,6 +149,8 @@ pub struct CheckpointOrder {
     pub chain: Chain,
     /// Unix time in milliseconds.
     pub at_ms: u64,
+    /// The oldest version that can be rebuilt while nothing is pruned.
+    pub oldest: ModelVersion,
     /// The fold up to that record.
     pub state: RunState,
 }

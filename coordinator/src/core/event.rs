@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::DecodeError;
-use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
+use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
@@ -15,8 +15,9 @@ pub use anabranch_common::ids::PeerId;
 pub use anabranch_common::now::Now;
 
 use super::content::Content;
+use super::replacement::EarlierVersion;
 
-/// One request that waits for an answer (an operator's, or a join); never reused within a process.
+/// One request that waits for an answer (an operator's, an import, a rollback or a join); never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
@@ -130,6 +131,26 @@ pub enum Event {
         request: RequestId,
         /// What.
         operation: RunRequest,
+    },
+    /// A model from outside is to become the next version, or version 0 of a run without one. No agent is connected.
+    Import {
+        /// Where the answer goes.
+        request: RequestId,
+        /// Its tensors.
+        manifest: ModelManifest,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its content, every value of it.
+        model: Arc<Content>,
+    },
+    /// The run is to go on from an earlier version. No agent is connected.
+    RollBack {
+        /// Where the answer goes.
+        request: RequestId,
+        /// The branch that starts: one that no run has had before.
+        branch: BranchId,
+        /// From where.
+        to: EarlierVersion,
     },
     /// Time has passed.
     Tick,

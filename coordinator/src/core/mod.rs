@@ -8,6 +8,7 @@
 //! | room | what it owns |
 //! |---|---|
 //! | `beginning`, `offers` | the initial model |
+//! | `replacement` | imported models, and earlier versions on a new branch |
 //! | `admission`, `admit` | verdicts on updates |
 //! | `round` | the contributions that wait for the close of a version: a part of the fold |
 //! | `publication` | the version that can be fetched |
@@ -45,6 +46,7 @@ mod operate;
 mod peers;
 mod publication;
 pub mod recent;
+pub mod replacement;
 pub mod round;
 pub mod sizing;
 pub mod state;
@@ -218,6 +220,8 @@ impl Core {
             Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
             Event::AgentRevoked { agent, request } => self.agent_revoked(agent, request),
             Event::Operator { request, operation } => self.operate(request, operation),
+            Event::Import { request, manifest, digest, model } => self.import(request, manifest, digest, model),
+            Event::RollBack { request, branch, to } => self.roll_back(request, branch, to),
             Event::Tick => {}
             Event::Park => self.park(),
         }
@@ -257,18 +261,9 @@ impl Core {
         self.append_with(body, Arc::from([]), None)
     }
 
-    /// Appends a record, applies it, and lets it be merged once it is durable. Returns its position.
+    /// Appends a record, and lets it be merged once it is durable. Returns its position.
     fn append_with(&mut self, body: RecordBody, payload: Arc<[u8]>, content: Option<Arc<Content>>) -> Position {
-        let state = self.state.as_mut().expect("records follow the genesis record");
-        let payload_digest = match &body {
-            RecordBody::Contribution(contribution) => contribution.meta.payload_digest,
-            _ => Digest::of(&payload),
-        };
-        let record = Arc::new(Record::new(state.position.next(), self.now.unix_ms, body, payload));
-        let before = state.version;
-        state.apply(&record).expect("a record that the core makes follows the ones before it");
-        // Bounded: names by `limits::NAME_BYTES`, a configuration by `limits::RUN_SPEC_BYTES`, everything else by its type.
-        self.chain = self.chained(&record, payload_digest, before).expect("every record but a genesis is short");
+        let record = self.apply_next(body, payload);
         let position = record.position;
         let touches_model = matches!(
             record.body,
@@ -279,6 +274,36 @@ impl Core {
             self.gated(Command::Merge { record, content });
         }
         position
+    }
+
+    /// Appends a record that brings a model. Returns its position.
+    fn append_model(&mut self, body: RecordBody, model: Arc<Content>, parent: Option<BranchId>) -> Position {
+        let record = self.apply_next(body, Arc::from([]));
+        let position = record.position;
+        self.order_model(record, model, parent);
+        position
+    }
+
+    /// Orders that a model is stored, then the record that names it, and that the merger goes on from it once both are
+    /// durable.
+    fn order_model(&mut self, record: Arc<Record>, model: Arc<Content>, parent: Option<BranchId>) {
+        self.gate.pass(Command::AppendModel { record: Arc::clone(&record), model: Arc::clone(&model), parent });
+        self.gated(Command::Merge { record, content: Some(model) });
+    }
+
+    /// Makes the next record and applies it.
+    fn apply_next(&mut self, body: RecordBody, payload: Arc<[u8]>) -> Arc<Record> {
+        let state = self.state.as_mut().expect("records follow the genesis record");
+        let payload_digest = match &body {
+            RecordBody::Contribution(contribution) => contribution.meta.payload_digest,
+            _ => Digest::of(&payload),
+        };
+        let record = Arc::new(Record::new(state.position.next(), self.now.unix_ms, body, payload));
+        let before = state.version;
+        state.apply(&record).expect("a record that the core makes follows the ones before it");
+        // Bounded: names by `limits::NAME_BYTES`, a configuration by `limits::RUN_SPEC_BYTES`, everything else by its type.
+        self.chain = self.chained(&record, payload_digest, before).expect("every record but a genesis is short");
+        record
     }
 
     /// The chain value after `record`.

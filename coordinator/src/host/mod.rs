@@ -30,6 +30,7 @@ pub use answer::choose;
 use crate::core::ModelMismatch;
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
+use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
 use crate::node::{self, Done, DownloadId, Job, JobError, Lane, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
@@ -94,6 +95,13 @@ pub enum Input {
         /// What.
         operation: OperatorRequest,
     },
+    /// A model shall take the place of a run's newest one: `Import` or `RollBack`, of a stopped coordinator.
+    Replace {
+        /// Which run.
+        run: RunId,
+        /// The event of its core.
+        event: Event,
+    },
     /// Time has passed.
     Tick,
     /// The process was asked to park its runs (SIGTERM, SIGINT).
@@ -131,6 +139,13 @@ pub enum Output {
         request: RequestId,
         /// The answer.
         answer: Answer,
+    },
+    /// Answer an import or a rollback.
+    Replaced {
+        /// To whom.
+        request: RequestId,
+        /// What has taken the newest model's place, or why nothing has.
+        outcome: Result<Replaced, ReplaceError>,
     },
     /// Answer a join.
     JoinReply {
@@ -227,6 +242,15 @@ impl Host {
         Ok(self.outputs())
     }
 
+    /// Starts a run of a stopped coordinator: see [`Node::start_at_rest`]. Returns what is to be done first.
+    pub fn start_at_rest(&mut self, settings: Settings, recovered: Option<Recovered>, now: Now) -> Vec<Output> {
+        let run = settings.options.run;
+        let (node, outputs) = Node::start_at_rest(settings, recovered, now);
+        self.nodes.insert(run, node);
+        self.take(now, run, outputs);
+        self.outputs()
+    }
+
     /// Takes one input. `now` never goes back in its monotonic part.
     pub fn handle(&mut self, now: Now, input: Input) -> Vec<Output> {
         if self.phase == Phase::Gone {
@@ -247,6 +271,7 @@ impl Host {
                     self.tell(now, run, node::Input::Event(Event::Disconnected { peer }));
                 }
             }
+            Input::Replace { run, event } => self.tell(now, run, node::Input::Event(event)),
             Input::Tick => self.tell_all(now, || Event::Tick),
             Input::Park => self.tell_all(now, || Event::Park),
             Input::Join { .. } | Input::Operator { .. } if self.is_leaving() => {}
@@ -314,6 +339,7 @@ impl Host {
                     let answer = answer::complete(answer, &self.registry, uploads);
                     self.out.push(Output::Reply { request, answer });
                 }
+                node::Output::Replaced { request, outcome } => self.out.push(Output::Replaced { request, outcome }),
                 node::Output::Exit(ended) => self.run_ended(run, ended),
             }
         }

@@ -1,5 +1,7 @@
 //! The checkpointer's jobs: a checkpoint becomes durable, and what it makes superfluous is pruned.
 
+use anabranch_common::ids::ModelVersion;
+
 use super::job::JobError;
 use crate::config::Retention;
 use crate::core::command::CheckpointOrder;
@@ -30,13 +32,31 @@ impl CheckpointJob {
     /// # Errors
     /// The store fails.
     pub fn run(self, store: &dyn Store, keep: Keep) -> Result<Event, JobError> {
-        let Self { order, model } = self;
-        checkpoint::write(store, &order.state, order.chain, &model, order.at_ms)?;
+        self.store(store)?;
         // The last checkpoint of a run prunes nothing: the version that is the result may be older than it.
-        let oldest = match order.state.finished {
+        let oldest = match self.order.state.finished {
             Some((_, result)) => result,
             None => checkpoint::prune(store, keep.checkpoints, keep.retention)?.oldest,
         };
-        Ok(Event::Checkpointed { position: order.position, version: order.state.version, oldest })
+        Ok(self.checkpointed(oldest))
+    }
+
+    /// Writes the checkpoint and prunes nothing; answered by `Checkpointed`.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn write(self, store: &dyn Store) -> Result<Event, JobError> {
+        self.store(store)?;
+        Ok(self.checkpointed(self.order.oldest))
+    }
+
+    fn store(&self, store: &dyn Store) -> Result<(), JobError> {
+        let order = &self.order;
+        checkpoint::write(store, &order.state, order.chain, &self.model, order.at_ms)?;
+        Ok(())
+    }
+
+    fn checkpointed(&self, oldest: ModelVersion) -> Event {
+        Event::Checkpointed { position: self.order.position, version: self.order.state.version, oldest }
     }
 }

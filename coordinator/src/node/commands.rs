@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_common::ids::ModelVersion;
+use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::transfer::{Expected, UploadName};
 use anabranch_common::wire::message::CoordinatorMessage;
@@ -12,6 +13,7 @@ use super::merge::MergeJob;
 use super::write::WriteJob;
 use super::{Node, Output, Phase, ToPeer};
 use crate::core::command::Command;
+use crate::core::content::Content;
 use crate::core::event::{Now, PeerId};
 
 impl Node {
@@ -19,14 +21,12 @@ impl Node {
         let mut exit = None;
         for command in commands {
             match command {
-                Command::Begin { record, model } => {
+                Command::AppendModel { record, model, parent } => {
                     let Some(manifest) = self.manifest() else { continue };
-                    let (spec, values) = (self.spec.merge.clone(), Arc::clone(&model));
-                    self.merger.push(MergeJob::Begin { manifest, spec, model: values });
-                    self.writer.push(WriteJob::Begin { record, model });
+                    self.writer.push(WriteJob::Model { record, manifest, model, parent });
                 }
                 Command::Append { record } => self.writer.push(WriteJob::Append(record)),
-                Command::Merge { record, content } => self.merger.push(MergeJob::Merge { record, content }),
+                Command::Merge { record, content } => self.merge(record, content),
                 Command::Publish => self.merger.push(MergeJob::Publish),
                 Command::Checkpoint(order) => self.merger.push(MergeJob::Checkpoint(order)),
                 Command::Renew { peer, agent, csr_der } => self.out.push(Output::Renew { peer, agent, csr_der }),
@@ -35,6 +35,7 @@ impl Node {
                     let uploads = self.uploads.status();
                     self.out.push(Output::Reply { request, answer, uploads });
                 }
+                Command::Replaced { request, outcome } => self.out.push(Output::Replaced { request, outcome }),
                 Command::Send { peer, message } => {
                     self.forget_half(peer, &message);
                     self.send(peer, message);
@@ -56,6 +57,16 @@ impl Node {
             self.phase = Phase::Leaving(reason);
             self.out.extend(self.agents.keys().map(|peer| Output::ToPeer(ToPeer::Close { peer: *peer })));
         }
+    }
+
+    fn merge(&mut self, record: Arc<Record>, content: Option<Arc<Content>>) {
+        let job = match (brought_version(&record.body), content, self.manifest()) {
+            (Some(version), Some(model), Some(manifest)) => {
+                MergeJob::Replace { manifest, spec: self.spec.merge.clone(), model, version }
+            }
+            (_, content, _) => MergeJob::Merge { record, content },
+        };
+        self.merger.push(job);
     }
 
     /// What is half here of a decided update, or of the model that became version 0, is not needed any more.
@@ -88,5 +99,14 @@ impl Node {
             self.send(peer, CoordinatorMessage::Model { version, digest: snapshot.digest, transfer });
             self.tell(ToPeer::SendChunks { peer, download, snapshot, missing });
         }
+    }
+}
+
+/// The version of the model that a record brings, if it brings one.
+fn brought_version(body: &RecordBody) -> Option<ModelVersion> {
+    match body {
+        RecordBody::Genesis { .. } => Some(ModelVersion(0)),
+        RecordBody::Imported { version, .. } | RecordBody::Branched { version, .. } => Some(*version),
+        _ => None,
     }
 }

@@ -19,14 +19,16 @@ use crate::merger::ModelState;
 /// Something to do with the model.
 #[derive(Debug)]
 pub enum MergeJob {
-    /// Version 0 of a new run is the model from here on.
-    Begin {
+    /// A model that a durable record brings is the model from here on.
+    Replace {
         /// Its tensors.
         manifest: Arc<ModelManifest>,
         /// The rule by which updates are merged into it.
         spec: MergeSpec,
         /// Every value of it.
         model: Arc<Content>,
+        /// Its version.
+        version: ModelVersion,
     },
     /// The recovered model is the model from here on.
     Start(Box<ModelState>),
@@ -81,9 +83,9 @@ impl Merger {
 
     fn handle(&mut self, job: MergeJob) -> Result<Option<Merged>, JobError> {
         match job {
-            MergeJob::Begin { manifest, spec, model } => {
+            MergeJob::Replace { manifest, spec, model, version } => {
                 let values = model.delta().values().to_vec();
-                self.state = Some(ModelState::new((*manifest).clone(), spec, values, ModelVersion(0))?);
+                self.state = Some(ModelState::new((*manifest).clone(), spec, values, version)?);
                 return Ok(None);
             }
             MergeJob::Start(state) => {
@@ -94,7 +96,7 @@ impl Merger {
         }
         let Some(state) = &mut self.state else { return Ok(None) };
         match job {
-            MergeJob::Begin { .. } | MergeJob::Start(_) => Ok(None),
+            MergeJob::Replace { .. } | MergeJob::Start(_) => Ok(None),
             MergeJob::Merge { record, content } => {
                 faults::point("merge-before");
                 match (&record.body, content) {

@@ -51,6 +51,7 @@ pub use publish::Snapshot;
 
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
+use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::recovery::Recovered;
@@ -150,6 +151,13 @@ pub enum Output {
         /// What is on its way in.
         uploads: UploadStatus,
     },
+    /// Answer an import or a rollback.
+    Replaced {
+        /// To whom.
+        request: RequestId,
+        /// What has taken the newest model's place, or why nothing has.
+        outcome: Result<Replaced, ReplaceError>,
+    },
     /// The run is over in this process: nothing is left to do, or a job has failed.
     Exit(Result<ExitReason, JobError>),
 }
@@ -169,6 +177,8 @@ pub struct Settings {
 #[derive(Debug)]
 enum Phase {
     Serving,
+    /// No agent is served: nothing expires, and nothing becomes due.
+    AtRest,
     /// The core is done; the lanes finish what they have.
     Leaving(ExitReason),
     /// [`Output::Exit`] was returned.
@@ -228,6 +238,30 @@ impl Node {
         Ok((node, outputs))
     }
 
+    /// The same for a coordinator that is stopped, with the journalled configuration: a change of run.toml counts from the
+    /// next start on. The node holds no model but one that an event brings: the next start merges what is appended here.
+    #[must_use]
+    pub fn start_at_rest(
+        Settings { options, spec, budgets }: Settings,
+        recovered: Option<Recovered>,
+        now: Now,
+    ) -> (Self, Vec<Output>) {
+        let uploads = Uploads::new(budgets, &[], now);
+        let (core, spec, commands) = match recovered {
+            None => (Core::new(options, spec.clone(), now), spec, Vec::new()),
+            Some(Recovered { state, chain, checkpoint_version, oldest, .. }) => {
+                let (spec, rebuildable) = (state.spec.clone(), (oldest, checkpoint_version));
+                let (core, commands) = Core::resume(options, spec.clone(), (state, chain), rebuildable, now)
+                    .expect("the journalled configuration is the run's");
+                (core, spec, commands)
+            }
+        };
+        let mut node = Self { phase: Phase::AtRest, ..Self::of(core, spec, uploads) };
+        node.carry_out(now, commands);
+        let outputs = node.outputs(now);
+        (node, outputs)
+    }
+
     fn of(core: Core, spec: RunSpec, uploads: Uploads) -> Self {
         Self {
             core,
@@ -251,7 +285,7 @@ impl Node {
             (Phase::Gone, _) => return Vec::new(),
             (_, Input::Done(done)) => self.done(now, done),
             (Phase::Leaving(_), _) => {}
-            (Phase::Serving, input) => self.serve(now, input),
+            (Phase::Serving | Phase::AtRest, input) => self.serve(now, input),
         }
         self.outputs(now)
     }
@@ -345,10 +379,12 @@ impl Node {
 
     /// What the workers answer to a core that is done is for nobody.
     fn tell_core(&mut self, now: Now, event: Event) {
-        if matches!(self.phase, Phase::Serving) {
-            let commands = self.core.handle(now, event);
-            self.carry_out(now, commands);
-        }
+        let commands = match self.phase {
+            Phase::Serving => self.core.handle(now, event),
+            Phase::AtRest => self.core.handle_at_rest(now, event),
+            Phase::Leaving(_) | Phase::Gone => return,
+        };
+        self.carry_out(now, commands);
     }
 
     fn outputs(&mut self, now: Now) -> Vec<Output> {
@@ -370,7 +406,7 @@ impl Node {
     /// Whether the run is about to end here: nothing of what peers say counts any more.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        !matches!(self.phase, Phase::Serving)
+        matches!(self.phase, Phase::Leaving(_) | Phase::Gone)
     }
 
     fn leave(&mut self) {

@@ -3,26 +3,31 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use anabranch_common::ids::Position;
+use anabranch_common::ids::{BranchId, Position};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_io::faults;
 
 use super::job::JobError;
 use crate::core::content::Content;
 use crate::core::event::Event;
-use crate::recovery;
+use crate::recovery::{self, BranchPoint};
 use crate::store::Store;
 
 /// Something to make durable.
 #[derive(Debug)]
 pub enum WriteJob {
-    /// Store version 0, then record 0.
-    Begin {
-        /// Record 0.
+    /// Store a model, then append the record that names it.
+    Model {
+        /// The record: `Genesis`, `Imported` or `Branched`.
         record: Arc<Record>,
-        /// Version 0.
+        /// The model's tensors.
+        manifest: Arc<ModelManifest>,
+        /// The model.
         model: Arc<Content>,
+        /// The branch that the new one leaves, for `Branched`.
+        parent: Option<BranchId>,
     },
     /// Append a record.
     Append(Arc<Record>),
@@ -33,7 +38,7 @@ impl WriteJob {
     #[must_use]
     pub fn record(&self) -> &Arc<Record> {
         match self {
-            Self::Begin { record, .. } | Self::Append(record) => record,
+            Self::Model { record, .. } | Self::Append(record) => record,
         }
     }
 }
@@ -62,11 +67,13 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobEr
     let mut records: Vec<(Position, Vec<u8>)> = Vec::new();
     for job in jobs {
         match job {
-            WriteJob::Begin { record, model } => {
-                if let RecordBody::Genesis { manifest, .. } = &record.body {
-                    recovery::put_model(store, manifest, model.delta().values())?;
-                    faults::point("genesis-model-stored");
+            WriteJob::Model { record, manifest, model, parent } => {
+                let digest = recovery::put_model(store, &manifest, model.delta().values())?;
+                if let (RecordBody::Branched { branch, from, version, .. }, Some(parent)) = (&record.body, parent) {
+                    let point = BranchPoint { parent, from: *from, version: *version, model: digest };
+                    recovery::put_branch(store.catalogue(), *branch, &point)?;
                 }
+                faults::point("model-stored");
                 records.push((record.position, record.to_bytes()?));
             }
             WriteJob::Append(record) => records.push((record.position, record.to_bytes()?)),

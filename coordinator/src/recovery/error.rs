@@ -162,34 +162,3 @@ impl RecoveryError {
         }
     }
 }
-
-/// Why a model cannot be imported.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// The run cannot be recovered, or the store fails.
-    #[error(transparent)]
-    Recovery(#[from] RecoveryError),
-    /// The model's tensors are not the run's.
-    #[error("the imported tensors are not those of the run")]
-    OtherManifest,
-    /// The vector has another length than the manifest says.
-    #[error("model of {found} values for a manifest of {expected}")]
-    WrongLength {
-        /// Parameters in the manifest.
-        expected: usize,
-        /// Length of the vector.
-        found: usize,
-    },
-    /// The store holds no run, and no new one was described.
-    #[error("there is no run to import into")]
-    NoRun,
-    /// The run has ended.
-    #[error("the run has ended with version {0}")]
-    Finished(ModelVersion),
-}
-
-impl From<StorageError> for ImportError {
-    fn from(error: StorageError) -> Self {
-        Self::Recovery(error.into())
-    }
-}

@@ -15,16 +15,14 @@ mod error;
 mod export;
 mod pins;
 pub mod replay;
-mod rollback;
 pub(crate) mod saved;
 mod vectors;
 pub mod verify;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use error::OTHER_VERSION_HELP;
-pub use error::{ImportError, RecoveryError};
-pub use export::{Exported, NewRun, export, import};
+pub use error::RecoveryError;
+pub use export::{Exported, earlier, export};
 pub use pins::{BranchPoint, put_branch, put_model, release};
 pub use replay::{Recovered, model_at, recover};
-pub use rollback::{RolledBack, rollback};
 pub use verify::verify;

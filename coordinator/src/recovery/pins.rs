@@ -15,7 +15,6 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema;
 
 use super::{RecoveryError, cursor, vectors};
-use crate::core::state::RunState;
 use crate::store::{Catalogue, StorageError, Store};
 
 anabranch_common::layout! {
@@ -28,8 +27,8 @@ const SCANNED: &str = "model/scanned";
 /// Bytes of an encoded branch point.
 const POINT_BYTES: usize = 64 + 16;
 
-/// Stores the model of a record that is about to be written (`Genesis`, `Imported`), so that pruning leaves it alone.
-/// Model and pin are durable when it returns, as the record requires.
+/// Stores the model of a record that is about to be written (`Genesis`, `Imported`, `Branched`), so that pruning leaves it
+/// alone. Model and pin are durable when it returns, as the record requires.
 ///
 /// # Errors
 /// The model does not fit its manifest or is not finite, or the storage fails.
@@ -56,22 +55,15 @@ pub struct BranchPoint {
     pub model: Digest,
 }
 
-/// Stores the model from which `branch` starts. Model and branch point are durable when it returns, as the `Branched`
-/// record requires.
+/// Stores where `branch` starts. The branch point is durable when it returns, as the `Branched` record requires; its model
+/// has to be durable before: see [`put_model`].
 ///
 /// # Errors
-/// As [`put_model`].
-pub fn put_branch(
-    store: &dyn Store,
-    branch: BranchId,
-    from: &RunState,
-    model: &[f32],
-) -> Result<BranchPoint, RecoveryError> {
-    let model = put_model(store, &from.manifest, model)?;
-    let point = BranchPoint { parent: from.branch, from: from.position, version: from.version, model };
-    store.catalogue().put(&branch_key(branch), &schema::encode_numbered(&point, POINT_BYTES)?)?;
-    store.catalogue().sync()?;
-    Ok(point)
+/// The storage fails.
+pub fn put_branch(catalogue: &dyn Catalogue, branch: BranchId, point: &BranchPoint) -> Result<(), RecoveryError> {
+    catalogue.put(&branch_key(branch), &schema::encode_numbered(point, POINT_BYTES)?)?;
+    catalogue.sync()?;
+    Ok(())
 }
 
 fn branch_key(branch: BranchId) -> String {

@@ -127,6 +127,26 @@ pub fn model_at(store: &dyn Store, version: ModelVersion) -> Result<(RunState, M
 
 fn rebuild(store: &dyn Store, version: ModelVersion) -> Result<(RunState, ModelState), RecoveryError> {
     let newest = recover(store)?;
+    let oldest = newest.oldest;
+    finite(replayed(store, newest, version)?, version, oldest)
+}
+
+/// A version that has overflowed is not available.
+pub(super) fn finite(
+    (state, model): (RunState, ModelState),
+    version: ModelVersion,
+    oldest: ModelVersion,
+) -> Result<(RunState, ModelState), RecoveryError> {
+    let Some(overflowed) = model.overflowed() else { return Ok((state, model)) };
+    let newest = ModelVersion(overflowed.0.saturating_sub(1));
+    Err(RecoveryError::Version { version, oldest, newest })
+}
+
+fn replayed(
+    store: &dyn Store,
+    newest: Recovered,
+    version: ModelVersion,
+) -> Result<(RunState, ModelState), RecoveryError> {
     let unavailable = RecoveryError::Version { version, oldest: newest.oldest, newest: newest.state.version };
     if version > newest.state.version {
         return Err(unavailable);

@@ -3,11 +3,13 @@
 
 use anabranch_common::ids::{BranchId, ModelVersion};
 use anabranch_coordinator::config::Retention;
-use anabranch_coordinator::recovery::{recover, release, rollback, verify};
+use anabranch_coordinator::recovery::{recover, release, verify};
+use anabranch_coordinator::rest::RestError;
 use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
 use anabranch_coordinator::store::{Blobs, Catalogue, Journal, MemoryStore, StorageError, Store, StoreUsage, suite};
 
-use crate::history::{History, PACE, Pace, assert_same_bits, drive, fedbuff, time_of};
+use crate::history::{History, PACE, Pace, assert_same_bits, drive, fedbuff, time_of, vector};
+use crate::rest::{import, rollback};
 
 /// A store of each seam from another.
 #[derive(Debug, Default)]
@@ -106,40 +108,83 @@ fn a_crash_at_any_write_or_commit_of_any_seam_loses_nothing_acknowledged() {
     }
 }
 
-#[test]
-fn a_crash_at_any_write_or_commit_of_a_rollback_leaves_one_branch_or_the_other() {
-    const ALL: Pace = Pace { retention: Retention::All, ..PACE };
-    const BRANCH: BranchId = BranchId([9; 16]);
+/// What a verb of a stopped coordinator does to the store of a run, in a history that it makes another one of.
+struct Verb {
+    history: History,
+    call: fn(&dyn Store, &History) -> Result<(), RestError>,
+    after: History,
+}
+
+const ALL: Pace = Pace { retention: Retention::All, ..PACE };
+const BRANCH: BranchId = BranchId([9; 16]);
+
+fn roll_back(store: &dyn Store, history: &History) -> Result<(), RestError> {
+    let fresh = if history.state().branch == BRANCH { BranchId([10; 16]) } else { BRANCH };
+    rollback(store, ModelVersion(3), fresh, time_of(history.last().next())).map(|_| ())
+}
+
+fn bring_in(store: &dyn Store, history: &History) -> Result<(), RestError> {
+    let model = vector(history.manifest.params(), 5);
+    import(store, &history.manifest, &model, time_of(history.last().next())).map(|_| ())
+}
+
+fn verbs() -> [Verb; 2] {
     let history = History::scripted(&fedbuff(2), 14);
-    let at_ms = time_of(history.last().next());
-    let rolled_back = |fault: Option<(usize, FaultSite)>| {
+    let made = history.points.iter().find(|point| point.state.version == ModelVersion(3)).expect("it is made");
+    let mut branched = history.clone();
+    branched.branch_off(BRANCH, made.state.position, ModelVersion(3));
+    let mut imported = history.clone();
+    imported.import(vector(history.manifest.params(), 5));
+    [
+        Verb { history: history.clone(), call: roll_back, after: branched },
+        Verb { history, call: bring_in, after: imported },
+    ]
+}
+
+/// The verb has happened or has not, and can be asked for again.
+fn crash_in(verb: &Verb) {
+    let called = |fault: Option<(usize, FaultSite)>| {
         let store = Apart::default();
-        assert!(drive(&store, &history, ALL).1.is_none());
+        assert!(drive(&store, &verb.history, ALL).1.is_none());
         store.parts.iter().for_each(|part| part.set_fault(None));
         if let Some((part, site)) = fault {
             store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));
         }
-        (rollback(&store, ModelVersion(3), BRANCH, at_ms), store)
+        ((verb.call)(&store, &verb.history), store)
     };
-    let (whole, store) = rolled_back(None);
-    let whole = whole.expect("all are kept");
-    let mut branched = history.clone();
-    branched.branch_off(BRANCH, whole.from, whole.version);
+    let (whole, store) = called(None);
+    whole.expect("all are kept");
+    assert_eq!(assert_same_bits(&store, &verb.after, "whole"), verb.after.last());
+    let mut cut = 0;
     for (part, (writes, commits)) in store.parts.iter().map(MemoryStore::operations).enumerate() {
         let sites = (0..writes).map(FaultSite::Write).chain((0..commits).map(FaultSite::Commit));
         for (number, site) in (0..).zip(sites) {
-            let (outcome, store) = rolled_back(Some((part, site)));
+            let (outcome, store) = called(Some((part, site)));
             outcome.expect_err("the part fails");
             for survivors in survivors(number) {
                 let context = format!("{site:?} of part {part}, {survivors:?}");
                 let after = store.crash(|number| survivors[number]);
                 let position = recover(&after).expect("recovers").position;
-                let expected = if position == history.last() { &history } else { &branched };
+                let expected = if position == verb.history.last() { &verb.history } else { &verb.after };
                 assert_eq!(assert_same_bits(&after, expected, &context), expected.last());
                 release(&after).expect("memory");
-                rollback(&after, ModelVersion(3), BranchId([10; 16]), at_ms).expect("once more");
+                (verb.call)(&after, expected).expect("once more");
                 assert!(verify(&after).expect("memory").holds, "{context}");
+                cut += 1;
             }
         }
     }
+    assert!(cut > 50, "model, record and pin are written one after another, not in {cut}");
+}
+
+#[test]
+fn a_crash_at_any_write_or_commit_of_a_rollback_leaves_one_branch_or_the_other() {
+    let [rollback, _] = verbs();
+    crash_in(&rollback);
+}
+
+#[test]
+fn a_crash_at_any_write_or_commit_of_an_import_leaves_one_model_or_the_other() {
+    let [_, import] = verbs();
+    crash_in(&import);
 }

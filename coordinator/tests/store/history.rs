@@ -18,7 +18,7 @@ use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta};
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::{MergeError, ModelState};
-use anabranch_coordinator::recovery::{self, NewRun, RecoveryError, checkpoint};
+use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
 use anabranch_coordinator::store::{MemoryStore, Store};
 
 const AT_MS: u64 = 1_700_000_000_000;
@@ -95,10 +95,6 @@ pub(crate) fn vector(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| rng.next_signed_f32()).collect()
 }
 
-pub(crate) fn new_run(spec: RunSpec) -> NewRun {
-    NewRun { run: RunId([1; 16]), branch: BranchId([2; 16]), spec }
-}
-
 /// When the script decides the record at a position.
 pub(crate) fn time_of(position: Position) -> u64 {
     AT_MS + position.0 * 1000
@@ -121,7 +117,7 @@ impl History {
             }
             match round {
                 4 => history.evaluate(agent),
-                9 => history.import(),
+                9 => history.import(vector(history.manifest.params(), 2)),
                 15 => history.push(RecordBody::Paused, vec![]),
                 16 => history.push(RecordBody::Resumed, vec![]),
                 _ => {}
@@ -136,11 +132,10 @@ impl History {
     }
 
     pub(crate) fn begin_with(merge: MergeSpec, manifest: ModelManifest, model: Vec<f32>) -> Self {
-        let NewRun { run, branch, spec } = new_run(spec(merge));
         let body = RecordBody::Genesis {
-            run,
-            branch,
-            spec: Box::new(spec),
+            run: RunId([1; 16]),
+            branch: BranchId([2; 16]),
+            spec: Box::new(spec(merge)),
             manifest: manifest.clone(),
             model: Digest::of_f32(&model),
             norm: euclidean_norm(&model),
@@ -273,8 +268,7 @@ impl History {
         );
     }
 
-    fn import(&mut self) {
-        let model = vector(self.manifest.params(), 2);
+    pub(crate) fn import(&mut self, model: Vec<f32>) {
         let version = self.newest().state.version.next();
         let norm = euclidean_norm(&model);
         let body = RecordBody::Imported { model: Digest::of_f32(&model), version, norm };
@@ -381,12 +375,10 @@ fn run(
     acknowledged: &mut Option<Position>,
 ) -> Result<(), RecoveryError> {
     if store.journal().last_position()?.is_none() {
-        let new = new_run(history.points[0].state.spec.clone());
-        match recovery::import(store, &history.manifest, &history.points[0].model, Some(new), AT_MS) {
-            Ok(_) => *acknowledged = Some(Position(0)),
-            Err(recovery::ImportError::Recovery(error)) => return Err(error),
-            Err(error) => panic!("the script's model can be imported: {error}"),
-        }
+        recovery::put_model(store, &history.manifest, &history.points[0].model)?;
+        store.journal().append(&[(Position(0), history.records[0].to_bytes().expect("small"))])?;
+        store.journal().sync()?;
+        *acknowledged = Some(Position(0));
     }
     let recovered = recovery::recover(store)?;
     let mut live = Live { state: recovered.state, model: recovered.model, chain: recovered.chain };

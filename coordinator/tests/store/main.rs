@@ -8,5 +8,6 @@ mod disk;
 mod fleet;
 mod history;
 mod recorded;
+mod rest;
 mod retention;
 mod rollback;

@@ -4,11 +4,14 @@ use anabranch_common::codec::euclidean_norm;
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{FinishReason, Record, RecordBody};
 use anabranch_coordinator::config::Retention;
-use anabranch_coordinator::recovery::{self, ImportError, RecoveryError, checkpoint};
+use anabranch_coordinator::core::replacement::ReplaceError;
+use anabranch_coordinator::recovery::{self, BranchPoint, RecoveryError, checkpoint};
+use anabranch_coordinator::rest::RestError;
 use anabranch_coordinator::store::memory::Survivors;
 use anabranch_coordinator::store::{MemoryStore, Store};
 
 use crate::history::{History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, manifest, vector};
+use crate::rest::import;
 
 fn finished(history: &History, pace: Pace) -> MemoryStore {
     let store = MemoryStore::new();
@@ -98,8 +101,11 @@ fn a_finished_run_exports_its_result() {
     let exported = recovery::export(&store, None).expect("memory");
     assert_eq!(exported.version, result);
     assert_eq!(bits(&exported.model), bits(history.model_of(result)));
-    let import = recovery::import(&store, &history.manifest, &exported.model, None, 0);
-    assert!(matches!(import, Err(ImportError::Finished(version)) if version == result), "{import:?}");
+    let import = import(&store, &history.manifest, &exported.model, 0);
+    assert!(
+        matches!(import, Err(RestError::Refused(ReplaceError::Finished(version))) if version == result),
+        "{import:?}"
+    );
 }
 
 #[test]
@@ -108,8 +114,8 @@ fn an_imported_model_is_the_next_version_and_survives_power_loss() {
     let store = finished(&history, PACE);
     let model = vector(history.manifest.params(), 5);
     let version = history.points.last().expect("records").state.version.next();
-    let imported = recovery::import(&store, &history.manifest, &model, None, 9).expect("fits");
-    assert_eq!(imported, (history.last().next(), version));
+    let imported = import(&store, &history.manifest, &model, 9).expect("fits");
+    assert_eq!((imported.position, imported.version), (history.last().next(), version));
     let after = store.crash(Survivors::None).expect("open");
     let recovered = recovery::recover(&after).expect("durable");
     assert_eq!((recovered.state.version, bits(recovered.model.model())), (version, bits(&model)));
@@ -118,12 +124,10 @@ fn an_imported_model_is_the_next_version_and_survives_power_loss() {
     assert!(recovery::verify(&after).expect("memory").holds);
     let mut bad = model.clone();
     bad[3] = f32::NAN;
-    let refused = recovery::import(&after, &history.manifest, &bad, None, 9);
-    assert!(matches!(refused, Err(ImportError::Recovery(RecoveryError::Encode(_)))), "P4: {refused:?}");
-    let other = recovery::import(&after, &manifest(31), &vector(manifest(31).params(), 1), None, 9);
-    assert!(matches!(other, Err(ImportError::OtherManifest)), "{other:?}");
-    let nowhere = recovery::import(&MemoryStore::new(), &history.manifest, &model, None, 9);
-    assert!(matches!(nowhere, Err(ImportError::NoRun)), "{nowhere:?}");
+    let refused = import(&after, &history.manifest, &bad, 9);
+    assert!(matches!(refused, Err(RestError::Refused(ReplaceError::NotFinite))), "P4: {refused:?}");
+    let other = import(&after, &manifest(31), &vector(manifest(31).params(), 1), 9);
+    assert!(matches!(other, Err(RestError::Refused(ReplaceError::OtherManifest))), "{other:?}");
 }
 
 #[test]
@@ -151,7 +155,9 @@ fn a_branch_goes_on_from_an_earlier_version() {
     let (old, back) = (history.points.last().expect("records").state.version, ModelVersion(5));
     let (state, model) = recovery::model_at(&store, back).expect("all are kept");
     let branch = BranchId([9; 16]);
-    let point = recovery::put_branch(&store, branch, &state, model.model()).expect("memory");
+    let digest = recovery::put_model(&store, &history.manifest, model.model()).expect("memory");
+    let point = BranchPoint { parent: state.branch, from: state.position, version: back, model: digest };
+    recovery::put_branch(store.catalogue(), branch, &point).expect("memory");
     let mut position = history.last();
     let mut append = |body| {
         position = position.next();

@@ -10,15 +10,17 @@ use anabranch_coordinator::core::admit::{Decision, admit};
 use anabranch_coordinator::core::event::Now;
 use anabranch_coordinator::core::{Core, Options};
 use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
+use anabranch_coordinator::rest::{RestError, RolledBack};
 use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
 use anabranch_coordinator::store::{MemoryStore, Store};
 
-use crate::history::{ALL, History, PACE, assert_same_bits, bits, fedasync, fedbuff, stored, time_of};
+use crate::history::{ALL, History, PACE, assert_same_bits, bits, fedasync, fedbuff, stored, time_of, vector};
+use crate::rest;
 
 const BRANCH: BranchId = BranchId([9; 16]);
 
-fn rollback(store: &dyn Store, history: &History, version: u64) -> Result<recovery::RolledBack, RecoveryError> {
-    recovery::rollback(store, ModelVersion(version), BRANCH, time_of(history.last().next()))
+fn rollback(store: &dyn Store, history: &History, version: u64) -> Result<RolledBack, RestError> {
+    rest::rollback(store, ModelVersion(version), BRANCH, time_of(history.last().next()))
 }
 
 fn updates(history: &History) -> Vec<UpdateMeta> {
@@ -149,12 +151,45 @@ fn a_version_out_of_retention_and_a_store_without_a_run_are_refused_and_nothing_
         assert!(refused.to_string().contains(&format!("versions {oldest} to {newest} are")), "{refused}");
     }
     assert_eq!(store.operations(), (0, 0), "nothing was written");
-    let empty = recovery::rollback(&MemoryStore::new(), ModelVersion(0), BRANCH, 1);
-    assert!(matches!(empty, Err(RecoveryError::Empty)), "{empty:?}");
+    let empty = rest::rollback(&MemoryStore::new(), ModelVersion(0), BRANCH, 1);
+    assert!(matches!(empty, Err(RestError::Recovery(RecoveryError::Empty))), "{empty:?}");
     let done = rollback(&store, &history, oldest.0).expect("the oldest is available");
     let recovered = recovery::recover(&store).expect("replays");
     assert_eq!(bits(recovered.model.model()), bits(history.model_of(done.version)));
     assert!(recovery::verify(&store).expect("memory").holds);
+}
+
+/// Killed between a contribution and its close: the contribution is in a version, and a rollback may go back to it.
+#[test]
+fn a_contribution_that_waits_for_its_close_is_closed_before_an_import_or_a_rollback() {
+    for merge in [fedasync(), fedbuff(2)] {
+        let mut history = History::scripted(&merge, 14);
+        while !matches!(history.records.last().expect("records").body, RecordBody::Closed(_)) {
+            history.records.pop();
+            history.points.pop();
+        }
+        let (closed, version) = (history.last(), history.state().version);
+        let mut killed = history.clone();
+        killed.records.pop();
+        killed.points.pop();
+        assert!(killed.state().close_due().is_some());
+        let model = vector(history.manifest.params(), 5);
+
+        let store = stored(&killed, ALL);
+        let imported = rest::import(&store, &history.manifest, &model, time_of(closed)).expect("it fits");
+        assert_eq!((imported.position, imported.version), (closed.next(), version.next()));
+        let exported = recovery::export(&store, Some(version)).expect("it is made");
+        assert_eq!(bits(&exported.model), bits(history.model_of(version)), "the contribution is in it");
+        assert!(recovery::verify(&store).expect("memory").holds);
+
+        let store = stored(&killed, ALL);
+        let done = rest::rollback(&store, version, BRANCH, time_of(closed)).expect("it is made");
+        assert_eq!((done.from, done.position, done.before), (closed, closed.next(), version));
+        history.branch_off(BRANCH, done.from, version);
+        let recovered = recovery::recover(&store).expect("replays");
+        assert_eq!(bits(recovered.model.model()), bits(&history.points.last().expect("records").model));
+        assert!(recovery::verify(&store).expect("memory").holds);
+    }
 }
 
 /// A rollback that is cut off at any commit has happened or has not, and can be asked for again.
@@ -178,7 +213,7 @@ fn a_crash_at_any_commit_of_a_rollback_leaves_one_branch_or_the_other() {
             let expected = if position == history.last() { &history } else { &branched };
             assert_eq!(assert_same_bits(&after, expected, &context), expected.last());
             recovery::release(&after).expect("memory");
-            recovery::rollback(&after, ModelVersion(5), BranchId([10; 16]), 1).expect("once more");
+            rest::rollback(&after, ModelVersion(5), BranchId([10; 16]), 1).expect("once more");
             let recovered = recovery::recover(&after).expect("replays");
             assert_eq!(bits(recovered.model.model()), bits(history.model_of(ModelVersion(5))), "{context}");
             assert!(recovery::verify(&after).expect("memory").holds, "{context}");

@@ -19,7 +19,7 @@ const fn at(name: &'static str, passages: u64) -> Point {
 }
 
 /// Only before the first model is there.
-pub const GENESIS: Point = at("genesis-model-stored", 1);
+pub const GENESIS: Point = at("model-stored", 1);
 
 /// In the coordinator.
 pub const COORDINATOR: [Point; 21] = [

@@ -217,7 +217,7 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             assert!(sent.is_ok(), "{sent:?}");
             None
         }
-        Command::Begin { record, .. } | Command::Append { record } => {
+        Command::AppendModel { record, .. } | Command::Append { record } => {
             let bytes = record.to_bytes().expect("it fits into the journal");
             let read = Record::from_bytes(&bytes).expect("it is read as it was written");
             // Figures that are no numbers are not equal to themselves.

@@ -6,6 +6,7 @@ mod evaluation;
 mod extreme;
 mod plans;
 mod reopened;
+mod replaced;
 mod updates;
 mod world;
 
@@ -31,13 +32,16 @@ fn the_first_model_offered_becomes_record_0_and_nobody_hears_of_it_before_it_is_
     assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(1), .. }]), "{commands:?}");
 
     let commands = world.model_received(PeerId(1));
-    assert!(matches!(commands[0], Command::Begin { .. }), "{commands:?}");
+    assert!(matches!(commands[0], Command::AppendModel { .. }), "{commands:?}");
     let kinds: Vec<_> = World::appended(&commands).iter().map(|record| record.body.kind()).collect();
     assert_eq!(kinds, ["genesis", "agent_joined", "epoch_started"]);
     assert_eq!(commands.len(), kinds.len(), "records, and no message");
 
     let commands = world.handle(Event::Journalled { upto: Position(1) });
-    assert_eq!(commands, [], "record 2 is not durable yet");
+    let [Command::Merge { record, content: Some(_) }] = &commands[..] else {
+        panic!("record 2 is not durable yet: {commands:?}")
+    };
+    assert_eq!(record.body.kind(), "genesis", "the merger has the model as soon as it is durable");
     let commands = world.handle(Event::Journalled { upto: Position(2) });
     assert!(
         matches!(commands[..], [Command::Send { message: CoordinatorMessage::ModelReady { .. }, .. }]),

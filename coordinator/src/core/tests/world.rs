@@ -170,6 +170,16 @@ impl World {
 
     pub(super) fn handle(&mut self, event: Event) -> Vec<Command> {
         let commands = self.core.handle(self.now, event);
+        self.collected(commands)
+    }
+
+    /// The core of a stopped coordinator handles an event.
+    pub(super) fn handle_at_rest(&mut self, event: Event) -> Vec<Command> {
+        let commands = self.core.handle_at_rest(self.now, event);
+        self.collected(commands)
+    }
+
+    fn collected(&mut self, commands: Vec<Command>) -> Vec<Command> {
         self.records.extend(Self::appended(&commands));
         self.publishing |= commands.contains(&Command::Publish);
         for command in &commands {
@@ -184,7 +194,7 @@ impl World {
         commands
             .iter()
             .filter_map(|command| match command {
-                Command::Begin { record, .. } | Command::Append { record } => Some(Arc::clone(record)),
+                Command::AppendModel { record, .. } | Command::Append { record } => Some(Arc::clone(record)),
                 _ => None,
             })
             .collect()

@@ -249,17 +249,33 @@ impl Journal {
         Ok(())
     }
 
-    /// A record was appended by other means than the core, or would have been if the process had not been cut: reads it,
-    /// if it is there.
+    /// The coordinator has made the record that is written as the one at `at`: a new one, or one that was seen before,
+    /// while it waited for the writer.
     ///
     /// # Errors
-    /// It breaks an invariant.
-    pub fn read_next(&mut self, journal: &dyn store::Journal) -> Checked {
-        let bytes = journal.record(self.next()).ok().flatten();
-        match bytes.and_then(|bytes| Record::from_bytes(&bytes).ok()) {
-            Some(record) => self.appended(&Arc::new(record)),
-            None => Ok(()),
+    /// Its position repeats, or leaves one out, or it breaks another invariant.
+    pub fn made(&mut self, at: Position, record: &Arc<Record>) -> Checked {
+        ensure(record.position == at, "P2", || {
+            format!("record {} where record {at} is to be written", record.position)
+        })?;
+        match usize::try_from(at.0).ok().and_then(|index| self.records.get(index)) {
+            Some(before) => ensure(Arc::ptr_eq(before, record), "P2", || format!("a second record {at} was made")),
+            None => self.appended(record),
         }
+    }
+
+    /// The verb of a stopped coordinator has appended records, or would have if the process had not been cut: reads
+    /// those that are there.
+    ///
+    /// # Errors
+    /// One of them breaks an invariant.
+    pub fn read_rest(&mut self, journal: &dyn store::Journal) -> Checked {
+        while let Some(bytes) = journal.record(self.next()).ok().flatten()
+            && let Ok(record) = Record::from_bytes(&bytes)
+        {
+            self.appended(&Arc::new(record))?;
+        }
+        Ok(())
     }
 
     /// The coordinator has heard that an agent cannot evaluate the version that it was asked for.

@@ -9,7 +9,7 @@ mod work;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::transfer::Sink;
 use anabranch_common::wire::operator::{OperatorRequest, RegistryRequest, RunRequest};
 use anabranch_coordinator::core::Core;
@@ -45,6 +45,8 @@ pub(super) struct Process {
     host: Host,
     store: Arc<Engine<SimDisk>>,
     merger: Merger,
+    /// The first record that the writer has not been given.
+    next_write: Position,
     jobs: Jobs,
     /// Where chunks go, by connection and transfer, and whether they are written to disk too.
     sinks: BTreeMap<(u64, Digest), (Arc<Sink>, bool)>,
@@ -175,7 +177,7 @@ impl World {
                 Output::Ended { ended: Ok(reason), .. } => self.run_ends(reason),
                 Output::Ended { ended: Err(error), .. } | Output::Exit(Err(error)) => self.job_failed(&error),
                 Output::Exit(Ok(())) => self.coordinator_exits(),
-                Output::Reply { .. } | Output::JoinReply { .. } => {}
+                Output::Reply { .. } | Output::Replaced { .. } | Output::JoinReply { .. } => {}
             }
         }
     }

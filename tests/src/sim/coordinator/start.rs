@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::{BranchId, ModelVersion};
+use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::transfer::Budgets;
@@ -13,9 +13,12 @@ use anabranch_coordinator::driver;
 use anabranch_coordinator::host::{Host, Output};
 use anabranch_coordinator::node::merge::Merger;
 use anabranch_coordinator::node::{JobError, Settings};
-use anabranch_coordinator::recovery::{self, RecoveryError};
+use anabranch_coordinator::recovery::{self, Recovered, RecoveryError};
+use anabranch_coordinator::registry::Registry;
+use anabranch_coordinator::rest::{Rest, RestError};
 use anabranch_coordinator::store::{Engine, Store as _};
 
+use crate::invariants::journal::{Checked, broken, ensure};
 use crate::picture::{MarkKind, SpanKind};
 
 use crate::sim::disk::SimDisk;
@@ -53,11 +56,6 @@ impl World {
         let opened = disk.open().and_then(|()| Engine::open(disk.clone()));
         let store = Arc::new(opened.map_err(JobError::from)?);
         let now_ms = self.now_ms();
-        if let Some(versions) = self.coordinator.roll_back_by {
-            self.roll_back(&store, versions)?;
-            self.coordinator.roll_back_by = None;
-        }
-        let registry = driver::registry(store.catalogue()).map_err(|error| StartError::Broken(format!("{error:#}")))?;
         let options = Options {
             run: RUN,
             first_branch: BranchId([1; 16]),
@@ -65,6 +63,11 @@ impl World {
             checkpoint_every_versions: self.schedule.checkpoint_every,
             checkpoint_every_ms: 0,
         };
+        if let Some(versions) = self.coordinator.roll_back_by {
+            self.roll_back(&store, options.clone(), versions)?;
+            self.coordinator.roll_back_by = None;
+        }
+        let registry = registry(&store)?;
         let now = Now { unix_ms: self.unix_ms(), mono_ms: 0 };
         let spec = run_spec(&self.schedule);
         let recovered = match recovery::recover(&*store) {
@@ -87,6 +90,7 @@ impl World {
                 Some(found)
             }
         };
+        let next_write = recovered.as_ref().map_or(Position(0), |found| found.position.next());
         let halves = self.coordinator.spool.halves();
         let settings = Settings { options, spec, budgets: budgets(self.seed, &self.schedule) };
         let mut host = Host::new(registry);
@@ -100,6 +104,7 @@ impl World {
             host,
             store,
             merger: Merger::default(),
+            next_write,
             jobs: Jobs::default(),
             sinks: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -110,7 +115,8 @@ impl World {
         Ok(outputs)
     }
 
-    fn roll_back(&mut self, store: &Engine<SimDisk>, versions: u64) -> Result<(), StartError> {
+    /// `checkpoint rollback`, between two processes.
+    fn roll_back(&mut self, store: &Engine<SimDisk>, options: Options, versions: u64) -> Result<(), StartError> {
         let newest = match recovery::recover(store) {
             Ok(recovered) => recovered,
             Err(RecoveryError::Empty) => return Ok(()),
@@ -121,23 +127,27 @@ impl World {
         self.checked(recovered);
         let version = ModelVersion(newest.state.version.0.saturating_sub(versions)).max(newest.oldest);
         let branch = BranchId(std::array::from_fn(|_| self.rng.next_u64().to_le_bytes()[0]));
-        match recovery::rollback(store, version, branch, self.unix_ms()) {
+        let (spec, registry) = (newest.state.spec.clone(), registry(store)?);
+        let done = Rest::start(store, options, spec, registry, Some(newest), self.unix_ms())
+            .and_then(|mut rest| rest.roll_back(version, branch));
+        // One that was cut short has happened or not; the journal says which.
+        let read = self.journal.read_rest(store.journal());
+        self.checked(read);
+        match done {
             Ok(done) => {
                 self.note(0, Sign::Plain, || format!("rolled back to version {} on a new branch", done.version));
-                let read = self.journal.read_next(store.journal());
-                self.checked(read);
                 self.journal.synced(done.position);
+                if !self.coordinator.disk.is_damaged() {
+                    let alike = replays_alike(&self.coordinator.disk);
+                    self.checked(alike);
+                }
                 Ok(())
             }
-            Err(RecoveryError::Version { .. }) => Ok(()),
-            Err(error) => match self.coordinator.disk.burnt() {
-                // A rollback that was cut short has happened or not; the journal says which.
-                Some(_) => {
-                    let read = self.journal.read_next(store.journal());
-                    self.checked(read);
-                    Err(StartError::Job(JobError::from(error)))
-                }
-                None => Err(StartError::Broken(format!("rollback to version {version}: {error}"))),
+            Err(RestError::Recovery(RecoveryError::Version { .. })) => Ok(()),
+            Err(error) => match (self.coordinator.disk.burnt(), error) {
+                (Some(_), RestError::Job(error)) => Err(StartError::Job(error)),
+                (Some(_), RestError::Recovery(error)) => Err(StartError::Job(error.into())),
+                (_, error) => Err(StartError::Broken(format!("rollback to version {version}: {error}"))),
             },
         }
     }
@@ -149,6 +159,37 @@ impl World {
             let wait_ms = self.rng.below(limits::KEEP_ALIVE_MS);
             self.after(wait_ms, Happening::Lost(conn, Side::Agent));
         }
+    }
+}
+
+fn registry(store: &Engine<SimDisk>) -> Result<Registry, StartError> {
+    driver::registry(store.catalogue()).map_err(|error| StartError::Broken(format!("{error:#}")))
+}
+
+/// The checkpoint that a rollback ends with keeps recovery from replaying the record of the rollback. Without this
+/// checkpoint recovery must arrive at the same run, if there is an older one, or record 0, to replay from.
+fn replays_alike(disk: &SimDisk) -> Checked {
+    let broken_by = |error: &dyn std::fmt::Display| broken("P2", format!("after a rollback: {error}"));
+    let store = match Engine::open(disk.copy()) {
+        Ok(store) => store,
+        Err(error) => return broken_by(&error),
+    };
+    let found = match recovery::recover(&store) {
+        Ok(found) => found,
+        Err(error) => return broken_by(&error),
+    };
+    if let Err(error) = store.catalogue().delete_checkpoint(found.position) {
+        return broken_by(&error);
+    }
+    match recovery::recover(&store) {
+        Ok(replayed) => {
+            let said = |run: &Recovered| (run.chain, run.state.branch, Digest::of_f32(run.model.model()));
+            ensure(said(&replayed) == said(&found), "P2", || {
+                format!("replay of the rollback at record {} makes another run than its checkpoint", found.position)
+            })
+        }
+        Err(RecoveryError::NoCheckpoint { .. }) => Ok(()),
+        Err(error) => broken_by(&error),
     }
 }
 

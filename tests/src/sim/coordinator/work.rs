@@ -1,12 +1,13 @@
 //! The node's jobs, each run as a whole when its time has come, and what a storage error does.
 
+use anabranch_common::ids::Position;
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::event::Event;
 use anabranch_coordinator::host::{Input, Output};
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
 use anabranch_coordinator::node::merge::{MergeJob, Merged};
 use anabranch_coordinator::node::write::{self, WriteJob};
-use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Snapshot};
+use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Node, Snapshot};
 use anabranch_coordinator::registry;
 use anabranch_coordinator::registry::save::{self, SaveJob};
 use anabranch_coordinator::store::Store as _;
@@ -35,19 +36,16 @@ pub(super) struct Jobs {
 impl World {
     /// Shows the journal's watcher the records that the node has made, whether they are being written or wait.
     pub(super) fn see_records(&mut self, outputs: &[Output]) {
-        let Some(process) = self.coordinator.process.as_ref() else { return };
+        let Some(process) = self.coordinator.process.as_mut() else { return };
         let groups = outputs.iter().filter_map(|output| match output {
             Output::Run { job: Job::Write(group), .. } => Some(group),
             _ => None,
         });
-        let written = groups.flatten().map(WriteJob::record);
-        let unwritten = process.host.node(RUN).into_iter().flat_map(|node| node.unwritten());
-        let next = self.journal.next();
-        let fresh = written.chain(unwritten).filter(|record| record.position >= next);
-        let mut seen = Ok(());
-        for record in fresh {
-            seen = seen.and_then(|()| self.journal.appended(record));
-        }
+        let given: Vec<_> = groups.flatten().map(WriteJob::record).collect();
+        let unwritten = process.host.node(RUN).into_iter().flat_map(Node::unwritten);
+        let records = (process.next_write.0..).map(Position).zip(given.iter().copied().chain(unwritten));
+        let seen = records.into_iter().try_for_each(|(at, record)| self.journal.made(at, record));
+        process.next_write.0 += given.len() as u64;
         self.checked(seen);
     }
 
