@@ -1,4 +1,4 @@
-//! The loop that owns the node: the only `select!` over what can happen. Sockets, signals and threads are here, and no
+//! The loop that owns the host: the only `select!` over what can happen. Sockets, signals and threads are here, and no
 //! decision is.
 
 use std::collections::BTreeMap;

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 /// The jobs of one worker that wait, and whether it is at work. What waits here is bounded by what the core lets wait for
-/// the disk: the messages of each peer (`limits::PEER_QUEUE_MESSAGES`) and the budgets of uploads.
+/// the disk: the messages of each peer (`limits::PEER_QUEUE_MESSAGES`) and the budgets of uploads; for the registry by its
+/// connections and by what agents may cause.
 #[derive(Debug)]
 pub struct Lane<J> {
     waiting: VecDeque<J>,
