@@ -12,6 +12,7 @@ use anabranch_common::spec::RunSpec;
 
 use crate::core::agent::{AgentState, EpochLog};
 use crate::core::agents::{self, Agents};
+use crate::core::outstanding::Outstanding;
 use crate::core::recent::{Recent, Vote};
 use crate::core::round::Round;
 use crate::core::sizing::Pace;
@@ -127,7 +128,7 @@ impl Head {
         agents: Agents,
         parts: BTreeMap<AgentId, participation::Part>,
     ) -> Result<RunState, RunTextError> {
-        let outstanding = agents.iter().filter_map(|(agent, state)| Some((state.lease?, *agent))).collect();
+        let outstanding = Outstanding::of(&agents);
         Ok(RunState {
             run: self.run,
             branch: self.branch,
