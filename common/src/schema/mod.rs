@@ -27,7 +27,7 @@ mod run_text;
 mod updates;
 
 pub use layout::{Layout, Reader, Writer};
-pub use run_text::RunTextError;
+pub use run_text::{RunText, RunTextError};
 
 /// The version of every table: what this build writes.
 pub const VERSION: u16 = 5;

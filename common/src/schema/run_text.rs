@@ -96,19 +96,55 @@ impl AgentSpec {
     }
 }
 
+/// A run's configuration as its text, which is not parsed before somebody asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunText(String);
+
+impl RunText {
+    /// Returns the canonical text of `spec`.
+    ///
+    /// # Errors
+    /// As [`RunSpec::to_toml`].
+    pub fn of(spec: &RunSpec) -> Result<Self, SchemaError> {
+        spec.to_toml().map(Self).map_err(|error| malformed(&error))
+    }
+
+    /// Returns the configuration.
+    ///
+    /// # Errors
+    /// As [`RunSpec::from_toml`].
+    pub fn parse(&self) -> Result<RunSpec, RunTextError> {
+        RunSpec::from_toml(&self.0)
+    }
+}
+
+impl Layout for RunText {
+    fn write(&self, out: &mut Writer) -> Result<(), SchemaError> {
+        self.0.write(out)
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Self, SchemaError> {
+        let text = String::read(input)?;
+        if text.len() > limits::RUN_SPEC_BYTES {
+            return Err(SchemaError::TooLarge { found: text.len(), max: limits::RUN_SPEC_BYTES });
+        }
+        Ok(Self(text))
+    }
+}
+
+fn malformed(error: &RunTextError) -> SchemaError {
+    SchemaError::Malformed(error.to_string())
+}
+
 macro_rules! as_text {
     ($($spec:ty),*) => {$(
         impl Layout for $spec {
             fn write(&self, out: &mut Writer) -> Result<(), SchemaError> {
-                self.to_toml().map_err(|error| SchemaError::Malformed(error.to_string()))?.write(out)
+                self.to_toml().map_err(|error| malformed(&error))?.write(out)
             }
 
             fn read(input: &mut Reader<'_>) -> Result<Self, SchemaError> {
-                let text = String::read(input)?;
-                if text.len() > limits::RUN_SPEC_BYTES {
-                    return Err(SchemaError::TooLarge { found: text.len(), max: limits::RUN_SPEC_BYTES });
-                }
-                Self::from_toml(&text).map_err(|error| SchemaError::Malformed(error.to_string()))
+                Self::from_toml(&RunText::read(input)?.0).map_err(|error| malformed(&error))
             }
         }
     )*};

@@ -43,6 +43,7 @@ mod lifecycle;
 mod mismatch;
 mod offers;
 mod operate;
+pub mod outstanding;
 mod peers;
 mod publication;
 pub mod recent;

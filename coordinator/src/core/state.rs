@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::agent::{AgentState, EpochLog};
 use super::agents::Agents;
+use super::outstanding::Outstanding;
 use super::recent::Recent;
 use super::round::Round;
 use super::sizing::{self, Pace};
@@ -112,7 +113,7 @@ pub struct RunState {
     /// Agents by identity.
     pub agents: Agents,
     /// Who holds which outstanding lease: follows from [`agents`](Self::agents).
-    pub outstanding: BTreeMap<LeaseId, AgentId>,
+    pub outstanding: Outstanding,
     /// The next lease's number.
     pub next_lease: LeaseId,
     /// Who has contributed how much, lately.
@@ -175,7 +176,7 @@ impl RunState {
             round: Round::default(),
             published: None,
             agents: Agents::default(),
-            outstanding: BTreeMap::new(),
+            outstanding: Outstanding::default(),
             next_lease: LeaseId(1),
             participation: Participation::default(),
             recent: Recent::default(),
@@ -304,14 +305,14 @@ impl RunState {
         let agent = self.agents.get_mut(&lease.agent)?;
         agent.rounds += 1;
         if let Some(before) = agent.lease.replace(lease.id) {
-            self.outstanding.remove(&before);
+            self.outstanding.ended(before);
         }
+        self.outstanding.granted(lease.id, lease.agent, agent.accepted == 0);
         agent.leases.insert(lease.id, lease.clone());
         agent.forget_ended_leases(oldest);
         if self.spec.train.target_round_s.is_some() {
             agent.pace.get_or_insert_default().granted(lease.id, lease.plan.local_steps, at_ms);
         }
-        self.outstanding.insert(lease.id, lease.agent);
         self.next_lease = lease.id.next();
         Some(())
     }
@@ -346,8 +347,9 @@ impl RunState {
         agent.examples_per_s = meta.num_examples as f64 * 1000.0 / meta.compute_ms.max(1) as f64;
         let lease = agent.leases.remove(&meta.lease);
         if agent.lease.take_if(|held| *held == meta.lease).is_some() {
-            self.outstanding.remove(&meta.lease);
+            self.outstanding.ended(meta.lease);
         }
+        self.outstanding.contributed(meta.key.agent);
         let (weight, staleness) = (contribution.weight, contribution.staleness);
         let verdict = Verdict::Accepted { position, version, weight, staleness };
         agent.epochs.entry(meta.key.epoch).or_default().decide(meta.key.seq, meta.payload_digest, verdict);
@@ -394,7 +396,7 @@ impl RunState {
         agent.epochs.entry(key.epoch).or_default().decide(key.seq, payload, verdict);
         if agent.leases.remove(&lease).is_some() {
             if agent.lease.take_if(|held| *held == lease).is_some() {
-                self.outstanding.remove(&lease);
+                self.outstanding.ended(lease);
             }
             if let Some(pace) = &mut agent.pace {
                 pace.refused(lease);
@@ -410,7 +412,7 @@ impl RunState {
         self.published = None;
         self.round = Round::default();
         self.finished = None;
-        self.outstanding.clear();
+        self.outstanding = Outstanding::default();
         let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();
         self.agents.change(has_leases, |agent| {
             agent.lease = None;
@@ -436,7 +438,7 @@ impl RunState {
 
     /// An outstanding lease comes to nothing; its work is still welcome while its base is.
     fn end_lease(&mut self, lease: LeaseId) -> Option<()> {
-        let holder = self.outstanding.remove(&lease)?;
+        let holder = self.outstanding.ended(lease)?;
         let oldest = self.oldest_base();
         let agent = self.agents.get_mut(&holder)?;
         agent.lease = None;
@@ -467,13 +469,12 @@ impl RunState {
     /// Agents at work under a lease of which nothing was merged yet.
     #[must_use]
     pub fn newcomers(&self) -> usize {
-        let has_none = |agent: &&AgentId| self.agents.get(agent).is_some_and(|agent| agent.accepted == 0);
-        self.outstanding.values().filter(has_none).count()
+        self.outstanding.newcomers()
     }
 
     /// Leases outstanding.
     pub fn active_leases(&self) -> impl Iterator<Item = &Lease> {
-        self.outstanding.iter().filter_map(|(lease, agent)| self.agents.get(agent)?.leases.get(lease))
+        self.outstanding.iter().filter_map(|(lease, agent)| self.agents.get(&agent)?.leases.get(&lease))
     }
 
     /// Every lease that is remembered, outstanding or ended, by agent.
@@ -484,7 +485,7 @@ impl RunState {
     /// The agent that holds an outstanding lease.
     #[must_use]
     pub fn holder(&self, lease: LeaseId) -> Option<AgentId> {
-        self.outstanding.get(&lease).copied()
+        self.outstanding.holder(lease)
     }
 
     /// How many leases are outstanding.

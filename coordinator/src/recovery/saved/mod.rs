@@ -22,7 +22,7 @@ use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::merge::participation::Participation;
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::schema::{self, Layout};
+use anabranch_common::schema::{self, Layout, RunTextError};
 use anabranch_io::faults;
 
 use super::{RecoveryError, vectors};
@@ -55,7 +55,8 @@ pub(crate) fn put(blobs: &dyn Blobs, state: &RunState) -> Result<Digest, Recover
         pages.push(put_page(blobs, page, &state.participation, trust)?);
     }
     faults::point("checkpoint-before-head");
-    let bytes = encode(HEAD_MAGIC, &parts::Head::of(state, pages), limits::FOLD_HEAD_BYTES)?;
+    let head = parts::Head::of(state, pages)?;
+    let bytes = encode(HEAD_MAGIC, &head, limits::FOLD_HEAD_BYTES)?;
     let digest = Digest::of(&bytes);
     blobs.put(digest, &bytes)?;
     Ok(digest)
@@ -95,7 +96,7 @@ fn put_page(
 /// # Errors
 /// A part is missing, damaged or of another version, or the storage fails.
 pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, RecoveryError> {
-    let head: parts::Head = read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
+    let (digest, head) = (head, read_head(blobs, head)?);
     let mut agents = Agents::default();
     let mut loaded: BTreeMap<AgentId, (usize, Digest)> = BTreeMap::new();
     let (mut newest, mut parts) = (None, BTreeMap::new());
@@ -113,7 +114,7 @@ pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, Recovery
         }
     }
     agents.remember(&loaded);
-    Ok(head.into_state(agents, parts))
+    head.into_state(agents, parts).map_err(|error| unparsed(digest, &error))
 }
 
 /// Reads a fold's head alone: the fold without its agents.
@@ -121,8 +122,7 @@ pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, Recovery
 /// # Errors
 /// As [`load`], of the head alone.
 pub(super) fn load_without_agents(blobs: &dyn Blobs, head: Digest) -> Result<RunState, RecoveryError> {
-    let head: parts::Head = read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
-    Ok(head.into_state(Agents::default(), BTreeMap::new()))
+    read_head(blobs, head)?.into_state(Agents::default(), BTreeMap::new()).map_err(|error| unparsed(head, &error))
 }
 
 /// Checks that every part of a fold can be read, one page after the other.
@@ -130,7 +130,9 @@ pub(super) fn load_without_agents(blobs: &dyn Blobs, head: Digest) -> Result<Run
 /// # Errors
 /// As [`load`].
 pub(super) fn check(blobs: &dyn Blobs, head: Digest) -> Result<(), RecoveryError> {
-    for digest in pages(blobs, head)? {
+    let (digest, head) = (head, read_head(blobs, head)?);
+    head.spec().map_err(|error| unparsed(digest, &error))?;
+    for digest in head.pages {
         read::<parts::Page>(blobs, PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
     }
     Ok(())
@@ -141,8 +143,15 @@ pub(super) fn check(blobs: &dyn Blobs, head: Digest) -> Result<(), RecoveryError
 /// # Errors
 /// As [`load`], of the head alone.
 pub(super) fn pages(blobs: &dyn Blobs, head: Digest) -> Result<Vec<Digest>, RecoveryError> {
-    let head: parts::Head = read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)?;
-    Ok(head.pages)
+    Ok(read_head(blobs, head)?.pages)
+}
+
+fn read_head(blobs: &dyn Blobs, head: Digest) -> Result<parts::Head, RecoveryError> {
+    read(blobs, HEAD, head, HEAD_MAGIC, limits::FOLD_HEAD_BYTES)
+}
+
+fn unparsed(head: Digest, error: &RunTextError) -> RecoveryError {
+    RecoveryError::Blob { what: HEAD, digest: head, problem: format!("does not decode: {error}") }
 }
 
 fn encode<T: Layout>(magic: [u8; 4], body: &T, max_bytes: usize) -> Result<Vec<u8>, RecoveryError> {

@@ -7,10 +7,12 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Po
 use anabranch_common::journal::{Aggregate, Evaluation, FinishReason, Publication};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::{self, Participation};
+use anabranch_common::schema::{RunText, RunTextError, SchemaError};
 use anabranch_common::spec::RunSpec;
 
 use crate::core::agent::{AgentState, EpochLog};
 use crate::core::agents::{self, Agents};
+use crate::core::outstanding::Outstanding;
 use crate::core::recent::{Recent, Vote};
 use crate::core::round::Round;
 use crate::core::sizing::Pace;
@@ -42,7 +44,8 @@ anabranch_common::layout! {
 pub(super) struct Head {
     run: RunId,
     branch: BranchId,
-    spec: RunSpec,
+    /// Read only by what goes on from here: its pages are asked for far more often.
+    spec: RunText,
     manifest: ModelManifest,
     initial: Digest,
     started_at_ms: u64,
@@ -79,11 +82,14 @@ pub(super) struct Agent {
 
 impl Head {
     /// The head of a fold whose agents are saved in `pages`.
-    pub(super) fn of(state: &RunState, pages: Vec<Digest>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The configuration has no text.
+    pub(super) fn of(state: &RunState, pages: Vec<Digest>) -> Result<Self, SchemaError> {
+        Ok(Self {
             run: state.run,
             branch: state.branch,
-            spec: state.spec.clone(),
+            spec: RunText::of(&state.spec)?,
             manifest: state.manifest.clone(),
             initial: state.initial,
             started_at_ms: state.started_at_ms,
@@ -102,16 +108,31 @@ impl Head {
             reference_norm: state.reference_norm,
             examples: state.examples,
             pages,
-        }
+        })
+    }
+
+    /// The configuration.
+    ///
+    /// # Errors
+    /// Its text is none that this program knows.
+    pub(super) fn spec(&self) -> Result<RunSpec, RunTextError> {
+        self.spec.parse()
     }
 
     /// The fold with these agents, and their parts of the participation.
-    pub(super) fn into_state(self, agents: Agents, parts: BTreeMap<AgentId, participation::Part>) -> RunState {
-        let outstanding = agents.iter().filter_map(|(agent, state)| Some((state.lease?, *agent))).collect();
-        RunState {
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec).
+    pub(super) fn into_state(
+        self,
+        agents: Agents,
+        parts: BTreeMap<AgentId, participation::Part>,
+    ) -> Result<RunState, RunTextError> {
+        let outstanding = Outstanding::of(&agents);
+        Ok(RunState {
             run: self.run,
             branch: self.branch,
-            spec: self.spec,
+            spec: self.spec()?,
             manifest: self.manifest,
             initial: self.initial,
             started_at_ms: self.started_at_ms,
@@ -131,7 +152,7 @@ impl Head {
             finished: self.finished,
             reference_norm: self.reference_norm,
             examples: self.examples,
-        }
+        })
     }
 }
 
