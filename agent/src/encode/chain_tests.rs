@@ -5,9 +5,9 @@ use std::sync::Arc;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::testkit::codec::normal;
-use anabranch_common::testkit::lease::lease;
 use anabranch_common::update::UpdateKey;
+use anabranch_testkit::codec::normal;
+use anabranch_testkit::lease::lease;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 

@@ -3,7 +3,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use anabranch_common::testkit::extreme::Extremes;
+use anabranch_testkit::extreme::Extremes;
 use proptest::prelude::*;
 
 use super::*;

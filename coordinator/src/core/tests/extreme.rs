@@ -14,11 +14,11 @@ use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
-use anabranch_common::testkit::extreme::Extremes;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_testkit::extreme::Extremes;
 use proptest::prelude::*;
 
 use super::world::{World, agent, content, hello, manifest, spec};
