@@ -96,7 +96,7 @@ fn sources(folder: &str) -> Vec<String> {
         let path = format!("{folder}/{name}");
         if entry.path().is_dir() {
             found.extend(if name == "tests" { vec![] } else { sources(&path) });
-        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && name != "suite.rs" {
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
             found.push(path);
         }
     }

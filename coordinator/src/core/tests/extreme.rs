@@ -26,7 +26,7 @@ use crate::core::command::Command;
 use crate::core::content::Content;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::recovery::saved;
-use crate::store::MemoryStore;
+use crate::store::for_tests::MapStore;
 
 /// Kinds of message that an agent has.
 const KINDS: u8 = 11;
@@ -252,10 +252,10 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             transfer: TransferManifest::of(&[0; 16]),
         }),
         Command::Checkpoint(order) => {
-            let store = MemoryStore::new();
+            let store = MapStore::new();
             let head = saved::put(&store, &order.state).expect("a fold can be saved");
             let loaded = saved::load(&store, head).expect("and loaded");
-            assert_eq!(saved::put(&MemoryStore::new(), &loaded).expect("and saved again"), head);
+            assert_eq!(saved::put(&MapStore::new(), &loaded).expect("and saved again"), head);
             let (position, version) = (order.position, order.state.version);
             Some(Event::Checkpointed { position, version, oldest: ModelVersion(0) })
         }
