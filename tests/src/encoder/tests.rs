@@ -3,6 +3,11 @@
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use anabranch_agent::encode::cuda::device::CudaEngine;
+use anabranch_agent::encode::cuda::encoder::{Order, RoundEncoder};
+use anabranch_agent::encode::cuda::topk::GpuTopK;
+use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError, KERNELS, Kernel};
+use anabranch_agent::session::event::FeedbackState;
 use anabranch_common::codec::EncodeError;
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::sparse::TopK;
@@ -11,12 +16,7 @@ use anabranch_common::rng::SplitMix64;
 use anabranch_testkit::codec::normal;
 use proptest::prelude::*;
 
-use super::device::CudaEngine;
-use super::emulate::Emulator;
-use super::encoder::{Order, RoundEncoder};
-use super::topk::GpuTopK;
-use super::{Buffer, Engine, GpuError, KERNELS, Kernel};
-use crate::session::event::FeedbackState;
+use super::Emulator;
 
 /// `kernels.cu` compiled by the system's C++ compiler, in a process of its own.
 #[derive(Debug)]
