@@ -3,7 +3,6 @@
 //! A panic fails the test. So does a message or a record that does not fit where it has to go, a record that does not read
 //! back, and a fold that differs from the replay of the records.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use anabranch_common::codec::{CodecId, DecodeError, Delta};
@@ -18,7 +17,7 @@ use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
-use anabranch_testkit::extreme::Extremes;
+use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
 use super::world::{World, agent, content, hello, manifest, spec};
@@ -32,7 +31,7 @@ use crate::store::for_tests::MapStore;
 const KINDS: u8 = 11;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
-/// [`every_kind_is_made`] until [`Draw::message`] makes it.
+/// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
 fn kind(message: &AgentMessage) -> u8 {
     match message {
         AgentMessage::Hello(_) => 0,
@@ -50,29 +49,13 @@ fn kind(message: &AgentMessage) -> u8 {
 }
 
 /// Extreme parts of messages, and whole messages of them.
-struct Draw<'a>(Extremes<'a>);
-
-impl<'a> Deref for Draw<'a> {
-    type Target = Extremes<'a>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl DerefMut for Draw<'_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.0
-    }
-}
-
-impl Draw<'_> {
+trait DrawMessages: Draw {
     fn digest(&mut self) -> Digest {
         self.of(&[Digest::default(), Digest::of(&[0; 16]), Digest([u8::MAX; 32])])
     }
 
     fn text(&mut self) -> String {
-        self.0.text(&[0, 1, 64, 1 << 12, limits::CONTROL_MESSAGE_BYTES - 1024])
+        self.text_of(&[0, 1, 64, 1 << 12, limits::CONTROL_MESSAGE_BYTES - 1024])
     }
 
     fn agent(&mut self) -> AgentId {
@@ -203,6 +186,8 @@ impl Draw<'_> {
     }
 }
 
+impl DrawMessages for Extremes<'_> {}
+
 /// The longest description that a model may have: it has to fit into a genesis record, a `Welcome` and a `ModelReady`.
 fn longest() -> ModelManifest {
     let name = |index: usize| format!("{index:0240}");
@@ -218,7 +203,7 @@ fn largest() -> ModelManifest {
 }
 
 /// What the rest of the process would do with a command. Returns what it would answer.
-fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
+fn carried_out(command: Command, draw: &mut Extremes<'_>) -> Option<Event> {
     match command {
         Command::Send { message, .. } => {
             let sent = schema::encode(&message, limits::CONTROL_MESSAGE_BYTES);
@@ -263,7 +248,7 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
     }
 }
 
-fn settle(world: &mut World, event: Event, draw: &mut Draw<'_>) {
+fn settle(world: &mut World, event: Event, draw: &mut Extremes<'_>) {
     let mut events = vec![event];
     for _ in 0..100 {
         let Some(event) = events.pop() else { return };
@@ -282,7 +267,7 @@ fn settle(world: &mut World, event: Event, draw: &mut Draw<'_>) {
 
 /// One thing that happens, from a peer or an operator; time passes in between.
 fn happens(world: &mut World, step: &[u8]) {
-    let mut draw = Draw(Extremes::new(step));
+    let mut draw = Extremes::new(step);
     let (what, n) = (draw.choice(), 1 + draw.choice() % 3);
     let peer = PeerId(u64::from(n));
     let event = match what % 16 {
@@ -302,7 +287,7 @@ fn happens(world: &mut World, step: &[u8]) {
 
 #[test]
 fn every_kind_is_made() {
-    let mut draw = Draw(Extremes::new(&[]));
+    let mut draw = Extremes::new(&[]);
     let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number, agent(1)))).collect();
     assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
 }
@@ -312,7 +297,7 @@ fn every_kind_is_made() {
 #[test]
 fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() {
     let mut world = World::new();
-    let mut draw = Draw(Extremes::new(&[]));
+    let mut draw = Extremes::new(&[]);
     settle(&mut world, Event::Connected { peer: PeerId(1), agent: agent(1), hello: hello(1, 1) }, &mut draw);
     let manifest = longest();
     let model = vec![0.0; manifest.params()];
