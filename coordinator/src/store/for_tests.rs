@@ -12,9 +12,11 @@ use super::{Area, Engine, Medium, StorageError, Visit};
 /// A store in a map.
 pub(crate) type MapStore = Engine<MapMedium>;
 
+type Key = (Area, Vec<u8>);
+
 /// Values by area and key. Nothing fails, and nothing is lost.
 #[derive(Debug, Default)]
-pub(crate) struct MapMedium(Mutex<BTreeMap<(Area, Vec<u8>), Vec<u8>>>);
+pub(crate) struct MapMedium(Mutex<BTreeMap<Key, Vec<u8>>>);
 
 impl Engine<MapMedium> {
     pub(crate) fn new() -> Self {
