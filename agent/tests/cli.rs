@@ -296,7 +296,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     use anabranch_common::codec::CodecSpec;
     use anabranch_common::journal::Lease;
     use anabranch_common::manifest::{ModelManifest, TensorSpec};
-    use anabranch_common::testkit::lease::lease;
+    use anabranch_testkit::lease::lease;
 
     let temporary = tempfile::tempdir().expect("a directory");
     let dir = enrolled(temporary.path());

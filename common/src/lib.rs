@@ -28,7 +28,6 @@ pub mod plain;
 pub mod rng;
 pub mod spec;
 pub mod status;
-pub mod testkit;
 pub mod token;
 pub mod transfer;
 pub mod update;

@@ -9,9 +9,9 @@ use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
-use anabranch_common::testkit::codec::normal;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Assembly, TransferManifest};
+use anabranch_testkit::codec::normal;
 
 /// Counts what the current thread holds, and the most it has held.
 struct Counting;

@@ -48,7 +48,19 @@ check() {
         failed=1
     fi
 }
-codec() { ANABRANCH_GPU_TESTS=1 cargo test --quiet -p anabranch-tests -p anabranch-agent --lib "$1"; }
+# The tests by these names; a name that no test has fails.
+codec() {
+    for name; do
+        ran=$(ANABRANCH_GPU_TESTS=1 cargo test --quiet -p anabranch-tests -p anabranch-agent --lib "$name") || {
+            printf '%s\n' "$ran"
+            return 1
+        }
+        printf '%s\n' "$ran" | grep -q 'ok\. [1-9]' || {
+            echo "no test is named $name"
+            return 1
+        }
+    done
+}
 accelerator() { CI=true ANABRANCH_TEST_DEVICE=$device lab test --test accelerator -- --nocapture "$1"; }
 speed() {
     bench=$1
@@ -71,8 +83,8 @@ figures() {
 lab run --bin anabranch-lab -- as-agent devices || exit 1
 echo
 if [ "$backend" = cuda ]; then
-    check "GPU codec: the CPU codec's bits" codec gpu::tests::a_gpu_gives_the_cpus_bits
-    check "GPU codec: kernels retold, and compiled for the CPU" codec gpu::
+    check "GPU codec: the CPU codec's bits" codec encoder::tests::a_gpu_gives_the_cpus_bits
+    check "GPU codec: kernels retold, and compiled for the CPU" codec encoder::tests encode::cuda::
 fi
 if [ "$backend" != cpu ]; then
     check "native trainer on $device: losses and models against the CPU" accelerator a_gpu_trains_as_the_cpu_does

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  process     real daemons in real directories: start, kill, stop, wait for a condition, with a deadline
+//!  encoder     the GPU's encoder retold on the CPU, and a trainer that encodes with it
 //!  ledger      a trainer whose every update adds 1 to a coordinate of its own
 //!  invariants  what must hold afterwards, one file a promise
 //!  chaos       real daemons behind bad lines, on bad disks, hanging, poisoned: scenarios and scorecards    `anabranch-lab chaos`
@@ -20,6 +21,7 @@ pub mod bench;
 pub mod bugs;
 pub mod chaos;
 pub mod clock;
+pub mod encoder;
 pub mod hostile;
 pub mod invariants;
 pub mod kills;

@@ -95,8 +95,8 @@ fn sources(folder: &str) -> Vec<String> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = format!("{folder}/{name}");
         if entry.path().is_dir() {
-            found.extend(if matches!(name.as_str(), "tests" | "testkit") { vec![] } else { sources(&path) });
-        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && name != "suite.rs" {
+            found.extend(if name == "tests" { vec![] } else { sources(&path) });
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
             found.push(path);
         }
     }

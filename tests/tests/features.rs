@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Selections of packages that people build, each with the edges that cargo follows for it.
-const SELECTIONS: [(&[&str], &str); 8] = [
+const SELECTIONS: [(&[&str], &str); 10] = [
     (&["-p", "anabranch-coordinator", "-p", "anabranch-agent"], "normal,build"),
     (&["-p", "anabranch-coordinator"], "normal,build,dev"),
     (&["-p", "anabranch-agent"], "normal,build,dev"),
     (&["-p", "anabranch-common"], "normal,build,dev"),
     (&["-p", "anabranch-io"], "normal,build,dev"),
+    (&["-p", "anabranch-testkit"], "normal,build"),
+    (&["-p", "anabranch-testkit-store"], "normal,build"),
     (&["-p", "anabranch-tests"], "normal,build,dev"),
     (&["-p", "anabranch-examples"], "normal,build,dev"),
     (&["--workspace"], "normal,build"),

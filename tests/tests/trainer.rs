@@ -178,20 +178,18 @@ fn a_trainer_that_is_killed_again_and_again_costs_rounds_and_nothing_else() -> a
     Ok(())
 }
 
-/// A run of one agent whose child encodes, or does not: the last model's values, as bits, and how many updates its child encoded.
-fn run_of_one(encoder: &str) -> anyhow::Result<(Vec<u32>, usize)> {
+/// A trainer that encodes with the GPU's algorithm.
+const EMULATED: [&str; 3] = ["--", LAB, "as-emulated-trainer"];
+
+/// A run of one agent with the trainer that `trainer` says: the last model's values, as bits, and how many updates its child
+/// encoded.
+fn run_of_one(trainer: &[&str]) -> anyhow::Result<(Vec<u32>, usize)> {
     let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
     cluster.start_coordinator()?;
     cluster.join("one")?;
     let data = example("data/digits-train.csv.gz");
-    let args: [&OsStr; 6] = [
-        "--shard".as_ref(),
-        data.as_os_str(),
-        "--isolate".as_ref(),
-        "--no-overlap".as_ref(),
-        "--encoder".as_ref(),
-        encoder.as_ref(),
-    ];
+    let mut args: Vec<&OsStr> = vec!["--shard".as_ref(), data.as_os_str(), "--no-overlap".as_ref()];
+    args.extend(trainer.iter().map(OsStr::new));
     cluster.start_agent(Role::Agent, "one", &args, &[])?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     assert_eq!(cluster.agent("one")?.wait(PATIENCE)?, 0, "{}", cluster.logs());
@@ -204,8 +202,8 @@ fn run_of_one(encoder: &str) -> anyhow::Result<(Vec<u32>, usize)> {
 
 #[test]
 fn an_encoder_in_the_child_gives_a_run_of_the_same_bits() -> anyhow::Result<()> {
-    let (here, none) = run_of_one("cpu")?;
-    let (there, encoded) = run_of_one("emulated")?;
+    let (here, none) = run_of_one(&["--isolate", "--encoder=cpu"])?;
+    let (there, encoded) = run_of_one(&EMULATED)?;
     assert_eq!(none, 0);
     // Two updates a version; the first one goes on from the empty state, which both sides have.
     assert!(encoded >= 80, "only {encoded} of 80 updates were encoded by the child");
@@ -220,8 +218,8 @@ fn a_killed_childs_successor_gets_the_feedback_state_and_encodes() -> anyhow::Re
     cluster.start_coordinator()?;
     cluster.join("one")?;
     let data = example("data/digits-train.csv.gz");
-    let args: [&OsStr; 5] =
-        ["--shard".as_ref(), data.as_os_str(), "--isolate".as_ref(), "--encoder".as_ref(), "emulated".as_ref()];
+    let mut args: Vec<&OsStr> = vec!["--shard".as_ref(), data.as_os_str()];
+    args.extend(EMULATED.iter().map(OsStr::new));
     cluster.start_agent(Role::Agent, "one", &args, &[])?;
     let log = cluster.log_path("one");
     let encoded = || Ok::<_, anyhow::Error>(std::fs::read_to_string(&log)?.matches("encoded by the trainer").count());

@@ -5,7 +5,6 @@ use super::run::{native_factory_with, open_shards, shard_options};
 use crate::cli::TrainerArgs;
 use crate::device::{GpuBackend, GpuId};
 use crate::encode::cuda::device::CudaEngine;
-use crate::encode::cuda::emulate::Emulator;
 use crate::encode::cuda::encoder::{EngineOpener, RoundEncoder};
 use crate::encode::cuda::topk::ENCODER_BYTES_PER_PARAM;
 use crate::encode::cuda::{EncoderPlace, Engine, GpuError};
@@ -42,7 +41,6 @@ pub(super) fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
 /// The encoder of this child. Where it cannot be had the agent encodes.
 fn open_encoder(place: EncoderPlace, device: Option<GpuId>) -> Option<RoundEncoder> {
     let open: EngineOpener = match (place, device) {
-        (EncoderPlace::Emulated, _) => Box::new(|| Ok(Box::new(Emulator::default()) as Box<dyn Engine>)),
         (EncoderPlace::Auto, Some(GpuId { backend: GpuBackend::Cuda, index })) => {
             Box::new(move || Ok(Box::new(CudaEngine::new(usize::from(index))?) as Box<dyn Engine>))
         }

@@ -16,7 +16,7 @@
 //!
 //! How a child is asked to encode is part of the trainer protocol (`train/process`).
 
-pub(crate) mod chain;
+pub mod chain;
 mod cpu;
 pub mod cuda;
 mod order;

@@ -16,10 +16,10 @@ use anabranch_common::journal::{Evaluation, Lease, LeaseEnd, Plan};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::spec::AgentSpec;
-use anabranch_common::testkit::lease::PLAN;
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_testkit::lease::PLAN;
 
 use super::command::{Bank, ChunkSource, Command, Ending, Settlement};
 use super::event::{Event, InitialModel, Kept, OutboxEntry, Outcome, Problem};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anabranch_common::codec::{CodecSpec, EncodeError};
 use anabranch_common::ids::{AgentId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::TensorSpec;
-use anabranch_common::testkit::lease::lease;
+use anabranch_testkit::lease::lease;
 
 use super::*;
 use crate::encode::{self, BankError};

@@ -235,7 +235,7 @@ fn read(path: &Path) -> io::Result<Option<(Head, Vec<Vec<f32>>)>> {
 mod tests {
     use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, ModelVersion};
     use anabranch_common::journal::Plan;
-    use anabranch_common::testkit::lease::PLAN;
+    use anabranch_testkit::lease::PLAN;
 
     use super::*;
 

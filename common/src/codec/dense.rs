@@ -106,13 +106,6 @@ pub fn from_bf16(half: u16) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testkit;
-
-    #[test]
-    fn both_conform() {
-        testkit::codec::conformance(&Planes32);
-        testkit::codec::conformance(&Planes16);
-    }
 
     #[test]
     fn bf16_rounds_to_nearest_even_and_never_to_infinity() {

@@ -154,11 +154,12 @@ fn finite_or(value: f32, otherwise: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use anabranch_testkit::codec::normal;
+
     use super::*;
     use crate::codec::dense::Planes32;
     use crate::codec::sparse::TopK;
     use crate::manifest::TensorSpec;
-    use crate::testkit::codec::normal;
 
     const PARAMS: usize = 4_000;
 

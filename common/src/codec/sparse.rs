@@ -256,9 +256,10 @@ fn positions(range: std::ops::Range<usize>) -> Result<std::ops::Range<u32>, Deco
 
 #[cfg(test)]
 mod tests {
+    use anabranch_testkit::codec::normal;
+
     use super::*;
     use crate::manifest::TensorSpec;
-    use crate::testkit;
 
     fn one_tensor(elements: usize) -> ModelManifest {
         let tensor = TensorSpec { name: "w".into(), shape: vec![elements as u64] };
@@ -274,17 +275,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn conforms() {
-        for fraction in [0.002, 0.05, 0.5, 1.0] {
-            testkit::codec::conformance(&TopK::new(fraction));
-        }
-    }
-
     /// The table in the codec's documentation promises these ratios.
     #[test]
     fn the_ratio_on_normal_values_is_the_promised_one() {
-        let values = testkit::codec::normal(1_000_000, 1);
+        let values = normal(1_000_000, 1);
         for (fraction, promised) in [(0.05, 45.5), (0.01, 195.0), (0.0025, 690.0)] {
             let (bytes, indices, _) = round_trip(fraction, &values);
             let ratio = values.len() as f64 * 4.0 / bytes as f64;
@@ -298,7 +292,7 @@ mod tests {
     fn the_selection_is_exactly_the_largest_with_ties_to_the_first() {
         for round in 0..20usize {
             // Few different magnitudes, so that most thresholds are ties.
-            let mut values = testkit::codec::normal(5_000, round as u64);
+            let mut values = normal(5_000, round as u64);
             values.iter_mut().for_each(|value| *value = (*value * 8.0).round() / 8.0);
             let keep = 37 * (round + 1);
             let (_, indices, _) = round_trip(keep as f32 / 5_000.0, &values);
@@ -327,7 +321,7 @@ mod tests {
 
     #[test]
     fn small_tensors_come_whole() {
-        let values = testkit::codec::normal(DENSE_BELOW - 1, 4);
+        let values = normal(DENSE_BELOW - 1, 4);
         let (bytes, indices, back) = round_trip(0.01, &values);
         assert_eq!((bytes, indices.len()), ((DENSE_BELOW - 1) * 2, DENSE_BELOW - 1));
         assert!(values.iter().zip(back).all(|(value, back)| (value - back).abs() <= value.abs() / 256.0));
@@ -335,7 +329,7 @@ mod tests {
 
     #[test]
     fn more_entries_than_the_fraction_allows_are_refused() {
-        let (manifest, values) = (one_tensor(2_000), testkit::codec::normal(2_000, 9));
+        let (manifest, values) = (one_tensor(2_000), normal(2_000, 9));
         let bytes = TopK::new(0.5).encode(&manifest, &values).expect("finite");
         assert!(TopK::ANY.decode(&manifest, &bytes).is_ok());
         let refused = TopK::new(0.1).decode(&manifest, &bytes);

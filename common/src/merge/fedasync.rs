@@ -57,17 +57,6 @@ impl MergeRule for FedAsync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::merge::MergeSpec;
-    use crate::merge::staleness::Staleness;
-    use crate::testkit;
-
-    #[test]
-    fn conforms() {
-        for participation in [false, true] {
-            let staleness = Staleness::Hinge { a: 10.0, b: 4 };
-            testkit::merge::conformance(&MergeSpec::FedAsync { alpha: 0.6, staleness, participation });
-        }
-    }
 
     #[test]
     fn the_rule_by_hand() {

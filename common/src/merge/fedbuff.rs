@@ -49,18 +49,6 @@ impl MergeRule for FedBuff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::merge::MergeSpec;
-    use crate::merge::staleness::Staleness;
-    use crate::testkit;
-
-    #[test]
-    fn conforms() {
-        for buffer_size in [1, 4] {
-            let staleness = Staleness::Polynomial { a: 0.5 };
-            let spec = MergeSpec::FedBuff { buffer_size, server_lr: 1.0, staleness, participation: true };
-            testkit::merge::conformance(&spec);
-        }
-    }
 
     #[test]
     fn the_rule_by_hand() {

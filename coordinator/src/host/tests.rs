@@ -21,7 +21,8 @@ use crate::node::write;
 use crate::recovery::{self, RecoveryError};
 use crate::registry::roster::Roster;
 use crate::registry::tokens::NewToken;
-use crate::store::{MemoryStore, StorageError, Store};
+use crate::store::for_tests::MapStore;
+use crate::store::{StorageError, Store as _};
 
 const A: RunId = RunId([1; 16]);
 const B: RunId = RunId([2; 16]);
@@ -33,8 +34,8 @@ const REQUEST: RequestId = RequestId(9);
 /// A process, the stores of its runs and of its registry, and workers that do what they are told to.
 struct World {
     host: Host,
-    stores: BTreeMap<RunId, MemoryStore>,
-    members: MemoryStore,
+    stores: BTreeMap<RunId, MapStore>,
+    members: MapStore,
     mergers: BTreeMap<RunId, Merger>,
     /// What is out.
     jobs: Vec<Output>,
@@ -56,7 +57,7 @@ impl World {
         let mut world = Self {
             host: Host::new(Registry::new(roster)),
             stores: BTreeMap::new(),
-            members: MemoryStore::new(),
+            members: MapStore::new(),
             mergers: BTreeMap::new(),
             jobs: vec![],
             outputs: vec![],
@@ -79,7 +80,7 @@ impl World {
 
     /// Starts a run from what its store holds.
     fn start(&mut self, run: RunId, model: &str) -> Result<(), ModelMismatch> {
-        let store = self.stores.entry(run).or_default();
+        let store = self.stores.entry(run).or_insert_with(MapStore::new);
         let recovered = match recovery::recover(store) {
             Err(RecoveryError::Empty) => None,
             recovered => Some(recovered.expect("as written")),

@@ -63,11 +63,12 @@ fn split(bytes: [u8; 32]) -> (RunId, BranchId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{MemoryStore, Store as _};
+    use crate::store::Store as _;
+    use crate::store::for_tests::MapStore;
 
     #[test]
     fn they_are_drawn_once() {
-        let store = MemoryStore::default();
+        let store = MapStore::new();
         let drawn = identifiers_from(store.catalogue(), || Ok(std::array::from_fn(|i| u8::try_from(i).unwrap_or(0))))
             .expect("works");
         assert_eq!(drawn.0.to_string(), "000102030405060708090a0b0c0d0e0f");

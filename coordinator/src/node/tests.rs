@@ -14,7 +14,8 @@ use super::merge::Merger;
 use super::*;
 use crate::config::{Config, Retention, TemplateOptions};
 use crate::core::content::{Content, Reservation};
-use crate::store::{MemoryStore, StorageError};
+use crate::store::StorageError;
+use crate::store::for_tests::MapStore;
 
 const PEER: PeerId = PeerId(1);
 const AGENT: AgentId = AgentId([1; 16]);
@@ -22,7 +23,7 @@ const AGENT: AgentId = AgentId([1; 16]);
 /// A node with one agent, and workers that do what they are told to.
 struct World {
     node: Node,
-    store: MemoryStore,
+    store: MapStore,
     merger: Merger,
     /// What is out.
     jobs: Vec<Job>,
@@ -45,7 +46,7 @@ impl World {
         let settings = Settings { options, spec: config.spec, budgets: Budgets::with_decoders(2) };
         let (node, first) = Node::start(settings, None, &[], Now::default()).expect("no run to differ from");
         assert!(first.is_empty());
-        Self { node, store: MemoryStore::default(), merger: Merger::default(), jobs: vec![], outputs: vec![] }
+        Self { node, store: MapStore::new(), merger: Merger::default(), jobs: vec![], outputs: vec![] }
     }
 
     /// The same with a model that is published.

@@ -3,7 +3,8 @@
 use anabranch_common::ids::Digest;
 
 use super::*;
-use crate::store::{MemoryStore, Store};
+use crate::store::Store as _;
+use crate::store::for_tests::MapStore;
 
 const RUN: RunId = RunId([1; 16]);
 const SECRET: [u8; 32] = [7; 32];
@@ -150,7 +151,7 @@ fn jobs_are_saved_in_order_with_one_sync() {
         Some(Command::Save(job)) => job,
         other => panic!("expected items, got {other:?}"),
     };
-    let (store, mut waiting) = (MemoryStore::new(), std::collections::VecDeque::from([job(1), job(2)]));
+    let (store, mut waiting) = (MapStore::new(), std::collections::VecDeque::from([job(1), job(2)]));
     let group = save::group(&mut waiting);
     assert!(waiting.is_empty());
     assert_eq!(save::save(store.catalogue(), group).expect("memory"), [0, 1]);

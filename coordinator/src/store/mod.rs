@@ -2,16 +2,15 @@
 //! small values.
 //!
 //! ```text
-//!   Journal    Blobs    Catalogue     the seams, each with a conformance suite (`suite`)
+//!   Journal    Blobs    Catalogue     the seams, each with a conformance suite (`tests/kit/store`)
 //!        └───────┼───────┘
 //!             Store                   all three of one run
 //!               │
 //!             Engine ── layout: kinds, keys, checked entry heads, chunks of at most 128 KiB, torn tails
 //!               │
 //!             Medium ── two areas of ordered keys, commit
-//!             ├── SledMedium    anabranch-io's DurableDb: flush and sync_data on a descriptor of our own; long chunks
-//!             │                 in files beside it (bulk.rs)
-//!             └── MemoryMedium  knows what was synced: power loss and storage errors on demand
+//!             └── SledMedium    anabranch-io's DurableDb: flush and sync_data on a descriptor of our own; long chunks
+//!                               in files beside it (bulk.rs)
 //! ```
 //!
 //! Reads see every write at once. A write is durable when the `sync` of its seam has returned
@@ -32,12 +31,12 @@ mod blobs;
 mod bulk;
 mod catalogue;
 mod engine;
+#[cfg(test)]
+pub(crate) mod for_tests;
 mod journal;
 pub mod layout;
 mod medium;
-pub mod memory;
 pub mod sled;
-pub mod suite;
 
 pub use anabranch_io::durable::StorageError;
 
@@ -46,7 +45,6 @@ pub use self::catalogue::Catalogue;
 pub use self::engine::Engine;
 pub use self::journal::Journal;
 pub use self::medium::{Area, Medium, Visit};
-pub use self::memory::MemoryStore;
 pub use self::sled::SledStore;
 
 /// The durable state of one run. A caller that needs one seam takes that seam.

@@ -152,24 +152,7 @@ mod tests {
     use anabranch_common::ids::{Digest, Position};
 
     use super::*;
-    use crate::store::{Store, suite};
-
-    #[test]
-    fn the_store_on_disk_conforms() {
-        let root = tempfile::tempdir().expect("a temporary directory");
-        let mut stores = 0;
-        let mut dir = root.path().to_path_buf();
-        suite::conformance(|old: Option<SledStore>| {
-            match old {
-                Some(store) => drop(store),
-                None => {
-                    stores += 1;
-                    dir = root.path().join(format!("store-{stores}"));
-                }
-            }
-            SledStore::open_dir(&dir).expect("opens")
-        });
-    }
+    use crate::store::Store;
 
     fn files(dir: &Path) -> usize {
         std::fs::read_dir(dir.join(BULK_DIR)).expect("lists").count()

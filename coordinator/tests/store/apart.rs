@@ -2,13 +2,15 @@
 //! it syncs in that seam, in that order.
 
 use anabranch_common::ids::{BranchId, ModelVersion};
-use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::recovery::{recover, release, verify};
 use anabranch_coordinator::rest::RestError;
-use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
-use anabranch_coordinator::store::{Blobs, Catalogue, Journal, MemoryStore, StorageError, Store, StoreUsage, suite};
+use anabranch_coordinator::store::{Blobs, Catalogue, Journal, StorageError, Store, StoreUsage};
+use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
+use anabranch_testkit_store::{MemoryStore, suite};
 
-use crate::history::{History, PACE, Pace, assert_same_bits, drive, fedbuff, time_of, vector};
+use crate::history::{
+    ALL, History, PACE, assert_goes_on, assert_same_bits, drive, fedbuff, run_through, time_of, vector,
+};
 use crate::rest::{import, rollback};
 
 /// A store of each seam from another.
@@ -28,15 +30,15 @@ impl Apart {
 
 impl Store for Apart {
     fn journal(&self) -> &dyn Journal {
-        &self.parts[0]
+        self.parts[0].journal()
     }
 
     fn blobs(&self) -> &dyn Blobs {
-        &self.parts[1]
+        self.parts[1].blobs()
     }
 
     fn catalogue(&self) -> &dyn Catalogue {
-        &self.parts[2]
+        self.parts[2].catalogue()
     }
 
     fn usage(&self) -> Result<StoreUsage, StorageError> {
@@ -81,17 +83,7 @@ fn stop_at(history: &History, part: usize, site: FaultSite, number: u64) {
     for survivors in survivors(number) {
         let context = format!("{site:?} of part {part}, {survivors:?}");
         let after = store.crash(|number| survivors[number]);
-        if acknowledged.is_some() || after.journal().last_position().expect("memory").is_some() {
-            let position = assert_same_bits(&after, history, &context);
-            assert!(Some(position) >= acknowledged, "{context}: acknowledged {acknowledged:?}, found {position}");
-            let warnings = recover(&after).expect("recovered just now").warnings;
-            assert!(warnings.is_empty(), "{context}: a manifest named what was not durable: {warnings:?}");
-        }
-        let (_, error) = drive(&after, history, PACE);
-        assert!(error.is_none(), "{context}: the restarted run stops: {error:?}");
-        assert_eq!(assert_same_bits(&after, history, &context), history.last());
-        let report = verify(&after).expect("memory");
-        assert!(report.holds, "{context}: {report:?}");
+        assert_goes_on(&after, history, acknowledged, &context);
     }
 }
 
@@ -100,7 +92,7 @@ fn a_crash_at_any_write_or_commit_of_any_seam_loses_nothing_acknowledged() {
     let history = History::scripted(&fedbuff(3), 14);
     let whole = Apart::default();
     whole.parts.iter().for_each(|part| part.set_fault(None));
-    assert!(drive(&whole, &history, PACE).1.is_none());
+    run_through(&whole, &history, PACE);
     for (part, (writes, commits)) in whole.parts.iter().map(MemoryStore::operations).enumerate() {
         assert!(writes > 3 && commits > 1, "part {part} is used: {writes} writes, {commits} commits");
         (0..writes).for_each(|write| stop_at(&history, part, FaultSite::Write(write), write));
@@ -115,7 +107,6 @@ struct Verb {
     after: History,
 }
 
-const ALL: Pace = Pace { retention: Retention::All, ..PACE };
 const BRANCH: BranchId = BranchId([9; 16]);
 
 fn roll_back(store: &dyn Store, history: &History) -> Result<(), RestError> {
@@ -145,7 +136,7 @@ fn verbs() -> [Verb; 2] {
 fn crash_in(verb: &Verb) {
     let called = |fault: Option<(usize, FaultSite)>| {
         let store = Apart::default();
-        assert!(drive(&store, &verb.history, ALL).1.is_none());
+        run_through(&store, &verb.history, ALL);
         store.parts.iter().for_each(|part| part.set_fault(None));
         if let Some((part, site)) = fault {
             store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));

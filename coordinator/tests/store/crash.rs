@@ -1,10 +1,11 @@
 //! P1 to P3 and P7: power loss and storage errors at every write and every commit.
 
-use anabranch_coordinator::recovery::{RecoveryError, recover, verify};
-use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
-use anabranch_coordinator::store::{MemoryStore, StorageError, Store};
+use anabranch_coordinator::recovery::RecoveryError;
+use anabranch_coordinator::store::StorageError;
+use anabranch_testkit_store::MemoryStore;
+use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
-use crate::history::{History, PACE, assert_same_bits, drive, fedasync, fedbuff};
+use crate::history::{History, PACE, assert_goes_on, assert_same_bits, drive, fedasync, fedbuff, run_through, stored};
 
 const ROUNDS: u64 = 21;
 
@@ -27,27 +28,14 @@ fn stop_at(history: &History, site: FaultSite, kind: FaultKind, number: u64) {
     for survivors in survivors(number) {
         let context = format!("{site:?}, {survivors:?}");
         let after = store.crash(survivors).unwrap_or_else(|error| panic!("{context}: {error}"));
-        if acknowledged.is_some() || after.journal().last_position().expect("memory").is_some() {
-            let position = assert_same_bits(&after, history, &context);
-            assert!(Some(position) >= acknowledged, "{context}: acknowledged {acknowledged:?}, found {position}");
-            let warnings = recover(&after).expect("recovered just now").warnings;
-            assert!(warnings.is_empty(), "{context}: a manifest named what was not durable: {warnings:?}");
-        }
-        let (acknowledged, error) = drive(&after, history, PACE);
-        assert!(error.is_none(), "{context}: the restarted run stops: {error:?}");
-        assert!(acknowledged.is_none_or(|position| position == history.last()));
-        assert_eq!(assert_same_bits(&after, history, &context), history.last());
-        let report = verify(&after).expect("memory");
-        assert!(report.holds, "{context}: {report:?}");
+        assert_goes_on(&after, history, acknowledged, &context);
     }
 }
 
 fn operations(history: &History) -> (u64, u64) {
     let store = MemoryStore::new();
     store.set_fault(None);
-    let (acknowledged, error) = drive(&store, history, PACE);
-    assert!(error.is_none(), "{error:?}");
-    assert_eq!(acknowledged, Some(history.last()));
+    run_through(&store, history, PACE);
     assert_eq!(assert_same_bits(&store, history, "uninterrupted"), history.last());
     store.operations()
 }
@@ -78,8 +66,7 @@ fn no_space_at_any_write_is_an_error_and_loses_nothing_acknowledged() {
 #[test]
 fn recovery_changes_nothing() {
     let history = History::scripted(&fedasync(), ROUNDS);
-    let store = MemoryStore::new();
-    drive(&store, &history, PACE);
+    let store = stored(&history, PACE);
     store.set_fault(None);
     for _ in 0..20 {
         assert_same_bits(&store, &history, "again");

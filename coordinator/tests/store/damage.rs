@@ -5,18 +5,16 @@ use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Contribution, RecordBody};
 use anabranch_coordinator::recovery::{self, Checkpoint, RecoveryError, checkpoint};
 use anabranch_coordinator::store::layout::{HEAD_BYTES, Name};
-use anabranch_coordinator::store::memory::Survivors;
-use anabranch_coordinator::store::{Area, MemoryStore, Store};
+use anabranch_coordinator::store::{Area, Store};
+use anabranch_testkit_store::MemoryStore;
+use anabranch_testkit_store::memory::Survivors;
 
-use crate::history::{History, PACE, assert_same_bits, drive, fedasync, fedbuff, manifest};
+use crate::history::{History, PACE, assert_same_bits, fedasync, fedbuff, manifest, stored};
 
 /// A contribution waits at the newest checkpoint and none at the one before: they share no vector.
 fn finished() -> (MemoryStore, History) {
     let history = History::scripted(&fedbuff(2), 33);
-    let store = MemoryStore::new();
-    let (_, error) = drive(&store, &history, PACE);
-    assert!(error.is_none(), "{error:?}");
-    (store, history)
+    (stored(&history, PACE), history)
 }
 
 fn newest(store: &MemoryStore) -> Checkpoint {

@@ -9,8 +9,26 @@ use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::recovery::{self, checkpoint};
 use anabranch_coordinator::store::{SledStore, Store};
+use anabranch_testkit_store::suite;
 
 use crate::history::{History, PACE, assert_same_bits, drive, fedasync, fedbuff, manifest as small_manifest};
+
+#[test]
+fn the_store_on_disk_conforms() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let mut stores = 0;
+    let mut dir = root.path().to_path_buf();
+    suite::conformance(|old: Option<SledStore>| {
+        match old {
+            Some(store) => drop(store),
+            None => {
+                stores += 1;
+                dir = root.path().join(format!("store-{stores}"));
+            }
+        }
+        SledStore::open_dir(&dir).expect("opens")
+    });
+}
 
 #[test]
 fn a_run_on_disk_recovers_with_the_same_bits_and_verifies() {

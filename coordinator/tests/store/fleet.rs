@@ -14,8 +14,9 @@ use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::recovery::{self, Checkpoint, RecoveryError, checkpoint};
 use anabranch_coordinator::store::layout::Name;
-use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
-use anabranch_coordinator::store::{Area, MemoryStore, StorageError, Store};
+use anabranch_coordinator::store::{Area, StorageError, Store};
+use anabranch_testkit_store::MemoryStore;
+use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{History, fedbuff, manifest, time_of};
 

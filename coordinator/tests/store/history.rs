@@ -19,7 +19,8 @@ use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::{MergeError, ModelState};
 use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
-use anabranch_coordinator::store::{MemoryStore, Store};
+use anabranch_coordinator::store::Store;
+use anabranch_testkit_store::MemoryStore;
 
 const AT_MS: u64 = 1_700_000_000_000;
 const AGENTS: u8 = 3;
@@ -355,9 +356,15 @@ pub(crate) const ALL: Pace = Pace { retention: Retention::All, ..PACE };
 /// The store of a run that has the history behind it.
 pub(crate) fn stored(history: &History, pace: Pace) -> MemoryStore {
     let store = MemoryStore::new();
-    let (_, error) = drive(&store, history, pace);
-    assert!(error.is_none(), "{error:?}");
+    run_through(&store, history, pace);
     store
+}
+
+/// Runs the whole history on an empty store.
+pub(crate) fn run_through(store: &dyn Store, history: &History, pace: Pace) {
+    let (acknowledged, error) = drive(store, history, pace);
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(acknowledged, Some(history.last()));
 }
 
 /// Runs the history from where the store stands to its end, as a coordinator would: append, commit, acknowledge,
@@ -418,6 +425,23 @@ pub(crate) fn assert_same_bits(store: &dyn Store, history: &History, context: &s
     let all_bits = |vectors: &[Vec<f32>]| vectors.iter().map(|vector| bits(vector)).collect::<Vec<_>>();
     assert_eq!(all_bits(&found.merge_state), all_bits(&expected.merge_state), "{context}: merge state");
     recovered.position
+}
+
+/// Asserts that a run that was stopped loses nothing: what is left in `after` has every acknowledged record and the bits of
+/// the uninterrupted run, no manifest names what is not durable, and the restarted run comes to the same end.
+pub(crate) fn assert_goes_on(after: &dyn Store, history: &History, acknowledged: Option<Position>, context: &str) {
+    if acknowledged.is_some() || after.journal().last_position().expect("memory").is_some() {
+        let position = assert_same_bits(after, history, context);
+        assert!(Some(position) >= acknowledged, "{context}: acknowledged {acknowledged:?}, found {position}");
+        let warnings = recovery::recover(after).expect("recovered just now").warnings;
+        assert!(warnings.is_empty(), "{context}: a manifest named what was not durable: {warnings:?}");
+    }
+    let (acknowledged, error) = drive(after, history, PACE);
+    assert!(error.is_none(), "{context}: the restarted run stops: {error:?}");
+    assert!(acknowledged.is_none_or(|position| position == history.last()));
+    assert_eq!(assert_same_bits(after, history, context), history.last());
+    let report = recovery::verify(after).expect("memory");
+    assert!(report.holds, "{context}: {report:?}");
 }
 
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {

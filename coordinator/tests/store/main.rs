@@ -5,6 +5,7 @@ mod apart;
 mod crash;
 mod damage;
 mod disk;
+mod engine;
 mod fleet;
 mod history;
 mod recorded;

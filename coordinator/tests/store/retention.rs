@@ -7,23 +7,17 @@ use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::replacement::ReplaceError;
 use anabranch_coordinator::recovery::{self, BranchPoint, RecoveryError, checkpoint};
 use anabranch_coordinator::rest::RestError;
-use anabranch_coordinator::store::memory::Survivors;
-use anabranch_coordinator::store::{MemoryStore, Store};
+use anabranch_coordinator::store::Store;
+use anabranch_testkit_store::MemoryStore;
+use anabranch_testkit_store::memory::Survivors;
 
-use crate::history::{History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, manifest, vector};
+use crate::history::{History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, manifest, stored, vector};
 use crate::rest::import;
-
-fn finished(history: &History, pace: Pace) -> MemoryStore {
-    let store = MemoryStore::new();
-    let (_, error) = drive(&store, history, pace);
-    assert!(error.is_none(), "{error:?}");
-    store
-}
 
 #[test]
 fn pruning_keeps_the_newest_checkpoints_and_what_they_need() {
     let history = History::scripted(&fedbuff(2), 42);
-    let store = finished(&history, PACE);
+    let store = stored(&history, PACE);
     let checkpoints = checkpoint::list(&store).expect("memory");
     assert_eq!(checkpoints.len(), 2);
     assert_eq!(store.journal().first_position().expect("memory"), Some(checkpoints[0].position));
@@ -42,7 +36,7 @@ fn pruning_keeps_the_newest_checkpoints_and_what_they_need() {
 #[test]
 fn retention_of_all_keeps_every_record_and_every_imported_model() {
     let history = History::scripted(&fedasync(), 42);
-    let store = finished(&history, Pace { retention: Retention::All, ..PACE });
+    let store = stored(&history, Pace { retention: Retention::All, ..PACE });
     assert_eq!(store.journal().first_position().expect("memory"), Some(Position(0)));
     let report = recovery::verify(&store).expect("memory");
     assert!(report.holds, "{report:?}");
@@ -58,7 +52,7 @@ fn retention_of_all_keeps_every_record_and_every_imported_model() {
 #[test]
 fn a_model_that_waits_for_its_record_is_not_pruned() {
     let history = History::scripted(&fedasync(), 14);
-    let store = finished(&history, PACE);
+    let store = stored(&history, PACE);
     let model = vector(history.manifest.params(), 77);
     let digest = recovery::put_model(&store, &history.manifest, &model).expect("memory");
     checkpoint::prune(&store, 1, Retention::SinceSnapshot).expect("memory");
@@ -74,7 +68,7 @@ fn every_version_within_retention_is_exported_as_it_was_and_others_are_refused_b
         let history = History::scripted(&merge, 42);
         let newest = history.points.last().expect("records").state.version;
         for retention in [Retention::SinceSnapshot, Retention::All] {
-            let store = finished(&history, Pace { retention, ..PACE });
+            let store = stored(&history, Pace { retention, ..PACE });
             let oldest = recovery::recover(&store).expect("memory").oldest;
             assert_eq!(oldest == ModelVersion(0), retention == Retention::All);
             for version in (oldest.0..=newest.0).map(ModelVersion) {
@@ -97,7 +91,7 @@ fn a_finished_run_exports_its_result() {
     let mut history = History::scripted(&fedasync(), 14);
     let result = ModelVersion(history.points.last().expect("records").state.version.0 - 2);
     history.push(RecordBody::Finished { reason: FinishReason::Stopped, result }, vec![]);
-    let store = finished(&history, Pace { retention: Retention::All, ..PACE });
+    let store = stored(&history, Pace { retention: Retention::All, ..PACE });
     let exported = recovery::export(&store, None).expect("memory");
     assert_eq!(exported.version, result);
     assert_eq!(bits(&exported.model), bits(history.model_of(result)));
@@ -111,7 +105,7 @@ fn a_finished_run_exports_its_result() {
 #[test]
 fn an_imported_model_is_the_next_version_and_survives_power_loss() {
     let history = History::scripted(&fedbuff(3), 14);
-    let store = finished(&history, PACE);
+    let store = stored(&history, PACE);
     let model = vector(history.manifest.params(), 5);
     let version = history.points.last().expect("records").state.version.next();
     let imported = import(&store, &history.manifest, &model, 9).expect("fits");
@@ -133,7 +127,7 @@ fn an_imported_model_is_the_next_version_and_survives_power_loss() {
 #[test]
 fn a_record_that_lies_about_the_norm_of_its_model_does_not_hold() {
     let history = History::scripted(&fedasync(), 14);
-    let store = finished(&history, PACE);
+    let store = stored(&history, PACE);
     let model = vector(history.manifest.params(), 5);
     let digest = recovery::put_model(&store, &history.manifest, &model).expect("memory");
     let version = history.points.last().expect("records").state.version.next();
@@ -151,7 +145,7 @@ fn a_record_that_lies_about_the_norm_of_its_model_does_not_hold() {
 #[test]
 fn a_branch_goes_on_from_an_earlier_version() {
     let history = History::scripted(&fedasync(), 42);
-    let store = finished(&history, Pace { retention: Retention::All, ..PACE });
+    let store = stored(&history, Pace { retention: Retention::All, ..PACE });
     let (old, back) = (history.points.last().expect("records").state.version, ModelVersion(5));
     let (state, model) = recovery::model_at(&store, back).expect("all are kept");
     let branch = BranchId([9; 16]);

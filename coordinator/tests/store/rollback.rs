@@ -11,8 +11,9 @@ use anabranch_coordinator::core::event::Now;
 use anabranch_coordinator::core::{Core, Options};
 use anabranch_coordinator::recovery::{self, RecoveryError, checkpoint};
 use anabranch_coordinator::rest::{RestError, RolledBack};
-use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
-use anabranch_coordinator::store::{MemoryStore, Store};
+use anabranch_coordinator::store::Store;
+use anabranch_testkit_store::MemoryStore;
+use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{ALL, History, PACE, assert_same_bits, bits, fedasync, fedbuff, stored, time_of, vector};
 use crate::rest;

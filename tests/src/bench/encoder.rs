@@ -7,7 +7,6 @@
 
 use anabranch_agent::device::{Choice, GpuBackend, GpuId};
 use anabranch_agent::encode::cuda::device::CudaEngine;
-use anabranch_agent::encode::cuda::emulate::Emulator;
 use anabranch_agent::encode::cuda::topk::GpuTopK;
 use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError};
 use anabranch_common::codec::feedback::Feedback;
@@ -18,6 +17,7 @@ use clap::Args;
 
 use super::store::noise;
 use crate::clock::Stopwatch;
+use crate::encoder::Emulator;
 use crate::report::{Report, quantile};
 
 /// What share of a copy's speed is aimed at.

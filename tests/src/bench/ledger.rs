@@ -13,7 +13,6 @@ use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::testkit;
 use anabranch_common::update::UpdateKey;
 use anabranch_io::durable::{DbOptions, DurableDb};
 use clap::Args;
@@ -159,7 +158,7 @@ pub(crate) fn key(seq: u64) -> UpdateKey {
 pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>) -> Bank {
     let lease = LeaseId(seq);
     Bank {
-        lease: testkit::lease::lease(lease, AGENT, branch),
+        lease: anabranch_testkit::lease::lease(lease, AGENT, branch),
         epoch: Epoch(1),
         seq: UpdateSeq(seq),
         codec,

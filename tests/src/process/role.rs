@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use crate::{chaos, ledger, power};
+use crate::{chaos, encoder, ledger, power};
 
 /// A daemon that `anabranch-lab` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum Role {
     RecordedLedger,
     /// The agent that sends wrong numbers, of [`chaos`].
     PoisonedAgent,
+    /// The trainer of [`encoder`], which an agent starts.
+    EmulatedTrainer,
 }
 
 impl Role {
@@ -33,6 +35,7 @@ impl Role {
             Self::RecordedStore => "as-recorded-store",
             Self::RecordedLedger => "as-recorded-ledger",
             Self::PoisonedAgent => "as-poisoned-agent",
+            Self::EmulatedTrainer => "as-emulated-trainer",
         }
     }
 
@@ -40,7 +43,7 @@ impl Role {
     #[must_use]
     pub fn from_arg(arg: &OsStr) -> Option<Self> {
         let daemons = [Self::Coordinator, Self::Agent, Self::LedgerAgent, Self::PoisonedAgent];
-        let roles = daemons.into_iter().chain([Self::RecordedStore, Self::RecordedLedger]);
+        let roles = daemons.into_iter().chain([Self::RecordedStore, Self::RecordedLedger, Self::EmulatedTrainer]);
         roles.into_iter().find(|role| arg == role.arg())
     }
 
@@ -53,6 +56,7 @@ impl Role {
             Self::Agent => anabranch_agent::cli::main(std::iter::once("anabranch-agent".into()).chain(args)),
             Self::LedgerAgent => ledger::main(args),
             Self::PoisonedAgent => chaos::poisoned_main(args),
+            Self::EmulatedTrainer => encoder::main(),
             Self::RecordedStore => power::main(power::Subject::Store, args),
             Self::RecordedLedger => power::main(power::Subject::Ledger, args),
         }

@@ -6,16 +6,13 @@
 //!                  │          digit by digit                                           │
 //!                  └───────────────────────── what is left out now ◄───────────────────┘
 //! ```
-//! [`topk::GpuTopK`] decides what is launched, over an [`Engine`]: [`device::CudaEngine`] is a GPU, [`emulate::Emulator`]
-//! retells each kernel on the CPU, and the tests have a third one that runs the very text of `kernels.cu` compiled for the
-//! CPU. [`encoder::RoundEncoder`] is what a training child encodes with. What it left out must survive a restart: that is
-//! for the ledger ([`crate::store`]), which works it out of delta and payload.
+//! [`topk::GpuTopK`] decides what is launched, over an [`Engine`]: [`device::CudaEngine`] is a GPU. Tests have two more
+//! (`tests/src/encoder`): one retells each kernel on the CPU, one runs the very text of `kernels.cu` compiled for the CPU.
+//! [`encoder::RoundEncoder`] is what a training child encodes with. What it left out must survive a restart: that is for
+//! the ledger ([`crate::store`]), which works it out of delta and payload.
 
 pub mod device;
-pub mod emulate;
 pub mod encoder;
-#[cfg(test)]
-mod tests;
 pub mod topk;
 
 use std::fmt;
@@ -33,9 +30,6 @@ pub enum EncoderPlace {
     Auto,
     /// By the agent.
     Cpu,
-    /// Where they are trained, by the GPU's algorithm on the CPU: for tests.
-    #[value(hide = true)]
-    Emulated,
 }
 
 impl EncoderPlace {
@@ -54,7 +48,7 @@ pub const THREADS: u32 = 256;
 /// Elements of a tensor that one block sees to.
 pub const TILE: usize = 4_096;
 
-/// What can be launched; `kernels.cu` says what each does. The order is that of the numbers in the tests' `host.cpp`.
+/// What can be launched; `kernels.cu` says what each does. The order is that of the numbers in `host.cpp` of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// Sum of delta and feedback, counts of the first digit.

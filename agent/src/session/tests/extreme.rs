@@ -1,9 +1,7 @@
 //! Whatever a coordinator says, in whatever state, the session goes on or ends with a reason: every kind of message with
 //! extreme but well-formed content.
 
-use std::ops::{Deref, DerefMut};
-
-use anabranch_common::testkit::extreme::Extremes;
+use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
 use super::*;
@@ -12,7 +10,7 @@ use super::*;
 const KINDS: u8 = 12;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
-/// [`every_kind_is_made`] until [`Draw::message`] makes it.
+/// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
 fn kind(message: &CoordinatorMessage) -> u8 {
     match message {
         CoordinatorMessage::Welcome(_) => 0,
@@ -31,23 +29,7 @@ fn kind(message: &CoordinatorMessage) -> u8 {
 }
 
 /// Extreme parts of messages, and whole messages of them.
-struct Draw<'a>(Extremes<'a>);
-
-impl<'a> Deref for Draw<'a> {
-    type Target = Extremes<'a>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl DerefMut for Draw<'_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.0
-    }
-}
-
-impl Draw<'_> {
+trait DrawMessages: Draw {
     fn phase(&mut self) -> RunPhase {
         self.of(&[RunPhase::Running, RunPhase::Running, RunPhase::Pending, RunPhase::Paused, RunPhase::Finished])
     }
@@ -67,7 +49,7 @@ impl Draw<'_> {
     }
 
     fn text(&mut self) -> String {
-        self.0.text(&[0, 1, limits::CONTROL_MESSAGE_BYTES - 1024])
+        self.text_of(&[0, 1, limits::CONTROL_MESSAGE_BYTES - 1024])
     }
 
     /// Never one that is valid and large: whether an agent takes memory on the coordinator's word is another question.
@@ -183,6 +165,8 @@ impl Draw<'_> {
     }
 }
 
+impl DrawMessages for Extremes<'_> {}
+
 /// A session and the rest of its process, which does what it is told.
 struct Process {
     session: Session,
@@ -234,7 +218,7 @@ impl Process {
     }
 
     fn happens(&mut self, step: &[u8]) {
-        let mut draw = Draw(Extremes::new(step));
+        let mut draw = Extremes::new(step);
         let event = match draw.choice() % 16 {
             0 => Event::Disconnected(Problem::Transient("lost".into())),
             1 => welcome(BRANCH, Some(digest(0)), RunPhase::Running),
@@ -255,7 +239,7 @@ impl Process {
 
 #[test]
 fn every_kind_is_made() {
-    let mut draw = Draw(Extremes::new(&[]));
+    let mut draw = Extremes::new(&[]);
     let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number))).collect();
     assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anabranch_common::journal::Plan;
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
-use anabranch_common::testkit::lease::PLAN;
+use anabranch_testkit::lease::PLAN;
 
 use super::*;
 use crate::shard::{self, Examples, Inputs, ShardOptions, Text};

@@ -3,7 +3,6 @@
 //! A panic fails the test. So does a message or a record that does not fit where it has to go, a record that does not read
 //! back, and a fold that differs from the replay of the records.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use anabranch_common::codec::{CodecId, DecodeError, Delta};
@@ -14,11 +13,11 @@ use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
-use anabranch_common::testkit::extreme::Extremes;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
 use super::world::{World, agent, content, hello, manifest, spec};
@@ -26,13 +25,13 @@ use crate::core::command::Command;
 use crate::core::content::Content;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::recovery::saved;
-use crate::store::MemoryStore;
+use crate::store::for_tests::MapStore;
 
 /// Kinds of message that an agent has.
 const KINDS: u8 = 11;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
-/// [`every_kind_is_made`] until [`Draw::message`] makes it.
+/// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
 fn kind(message: &AgentMessage) -> u8 {
     match message {
         AgentMessage::Hello(_) => 0,
@@ -50,29 +49,13 @@ fn kind(message: &AgentMessage) -> u8 {
 }
 
 /// Extreme parts of messages, and whole messages of them.
-struct Draw<'a>(Extremes<'a>);
-
-impl<'a> Deref for Draw<'a> {
-    type Target = Extremes<'a>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl DerefMut for Draw<'_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.0
-    }
-}
-
-impl Draw<'_> {
+trait DrawMessages: Draw {
     fn digest(&mut self) -> Digest {
         self.of(&[Digest::default(), Digest::of(&[0; 16]), Digest([u8::MAX; 32])])
     }
 
     fn text(&mut self) -> String {
-        self.0.text(&[0, 1, 64, 1 << 12, limits::CONTROL_MESSAGE_BYTES - 1024])
+        self.text_of(&[0, 1, 64, 1 << 12, limits::CONTROL_MESSAGE_BYTES - 1024])
     }
 
     fn agent(&mut self) -> AgentId {
@@ -195,6 +178,8 @@ impl Draw<'_> {
     }
 }
 
+impl DrawMessages for Extremes<'_> {}
+
 /// The longest description that a model may have: it has to fit into a genesis record, a `Welcome` and a `ModelReady`.
 fn longest() -> ModelManifest {
     let name = |index: usize| format!("{index:0240}");
@@ -210,7 +195,7 @@ fn largest() -> ModelManifest {
 }
 
 /// What the rest of the process would do with a command. Returns what it would answer.
-fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
+fn carried_out(command: Command, draw: &mut Extremes<'_>) -> Option<Event> {
     match command {
         Command::Send { message, .. } => {
             let sent = schema::encode(&message, limits::CONTROL_MESSAGE_BYTES);
@@ -243,10 +228,10 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
             transfer: TransferManifest::of(&[0; 16]),
         }),
         Command::Checkpoint(order) => {
-            let store = MemoryStore::new();
+            let store = MapStore::new();
             let head = saved::put(&store, &order.state).expect("a fold can be saved");
             let loaded = saved::load(&store, head).expect("and loaded");
-            assert_eq!(saved::put(&MemoryStore::new(), &loaded).expect("and saved again"), head);
+            assert_eq!(saved::put(&MapStore::new(), &loaded).expect("and saved again"), head);
             let (position, version) = (order.position, order.state.version);
             Some(Event::Checkpointed { position, version, oldest: ModelVersion(0) })
         }
@@ -254,7 +239,7 @@ fn carried_out(command: Command, draw: &mut Draw<'_>) -> Option<Event> {
     }
 }
 
-fn settle(world: &mut World, event: Event, draw: &mut Draw<'_>) {
+fn settle(world: &mut World, event: Event, draw: &mut Extremes<'_>) {
     let mut events = vec![event];
     for _ in 0..100 {
         let Some(event) = events.pop() else { return };
@@ -277,7 +262,7 @@ fn greeting(peer: PeerId, n: u8) -> Event {
 
 /// One thing that happens, from a peer or an operator; time passes in between.
 fn happens(world: &mut World, step: &[u8]) {
-    let mut draw = Draw(Extremes::new(step));
+    let mut draw = Extremes::new(step);
     let (what, n) = (draw.choice(), 1 + draw.choice() % 3);
     let peer = PeerId(u64::from(n));
     let event = match what % 16 {
@@ -297,7 +282,7 @@ fn happens(world: &mut World, step: &[u8]) {
 
 #[test]
 fn every_kind_is_made() {
-    let mut draw = Draw(Extremes::new(&[]));
+    let mut draw = Extremes::new(&[]);
     let made: Vec<u8> = (0..KINDS).map(|number| kind(&draw.message(number, agent(1)))).collect();
     assert_eq!(made, (0..KINDS).collect::<Vec<_>>());
 }
@@ -307,7 +292,7 @@ fn every_kind_is_made() {
 #[test]
 fn the_longest_description_becomes_a_record_and_every_message_that_carries_it() {
     let mut world = World::new();
-    let mut draw = Draw(Extremes::new(&[]));
+    let mut draw = Extremes::new(&[]);
     settle(&mut world, greeting(PeerId(1), 1), &mut draw);
     let manifest = longest();
     let model = vec![0.0; manifest.params()];

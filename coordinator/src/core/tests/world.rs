@@ -22,7 +22,7 @@ use crate::core::event::{Event, Now, PeerId};
 use crate::core::state::RunState;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::recovery::saved;
-use crate::store::MemoryStore;
+use crate::store::for_tests::MapStore;
 
 pub(super) const LEASE_TTL_MS: u64 = 60_000;
 pub(super) const MAX_STALENESS: u64 = 3;
@@ -249,7 +249,7 @@ impl World {
 
     /// The same run in a new process that has its state from a checkpoint.
     pub(super) fn checkpointed(mut self) -> Self {
-        let store = MemoryStore::new();
+        let store = MapStore::new();
         let head = saved::put(&store, self.state()).expect("a fold can be saved");
         let state = saved::load(&store, head).expect("as saved");
         let options = self.core.options.clone();

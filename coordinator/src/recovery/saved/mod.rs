@@ -190,11 +190,12 @@ fn read<T: Layout>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{MemoryStore, Store as _};
+    use crate::store::Store as _;
+    use crate::store::for_tests::MapStore;
 
     /// Stores `bytes` as a page and reads it.
     fn read_page(bytes: &[u8]) -> Result<parts::Page, RecoveryError> {
-        let (store, digest) = (MemoryStore::new(), Digest::of(bytes));
+        let (store, digest) = (MapStore::new(), Digest::of(bytes));
         store.blobs().put(digest, bytes).expect("memory");
         read(store.blobs(), PAGE, digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)
     }

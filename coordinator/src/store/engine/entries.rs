@@ -9,8 +9,8 @@ use crate::store::{Area, Medium, StorageError};
 
 /// The entries of a medium, how much of them is wanted, and whether any change waits for a commit.
 #[derive(Debug)]
-pub(in crate::store) struct Entries<M> {
-    pub(in crate::store) medium: M,
+pub(super) struct Entries<M> {
+    pub(super) medium: M,
     pub(super) live_bytes: AtomicU64,
     /// Insertions and removals that have returned.
     changes: AtomicU64,

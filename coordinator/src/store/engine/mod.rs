@@ -18,7 +18,7 @@ use super::{Blobs, Catalogue, Journal, Medium, StorageError, Store, StoreUsage};
 /// A [`Store`] on a [`Medium`]. A sync of one seam covers the writes of all three.
 #[derive(Debug)]
 pub struct Engine<M> {
-    pub(super) entries: Entries<M>,
+    entries: Entries<M>,
     extent: Mutex<Extent>,
     /// Blobs that were written, or read and found whole, since the store was opened.
     whole: Mutex<BTreeSet<Digest>>,

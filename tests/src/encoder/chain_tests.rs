@@ -1,59 +1,24 @@
-//! States by number, and a whole agent's worth of them: ledger, chain and encoder together.
+//! A whole agent's worth of feedback states: ledger, chain and encoder together.
 
 use std::sync::Arc;
 
+use anabranch_agent::encode::chain::{Chain, Origin};
+use anabranch_agent::encode::cuda::Engine;
+use anabranch_agent::encode::cuda::encoder::{Order, RoundEncoder};
+use anabranch_agent::encode::{self, FeedbackSource, States};
+use anabranch_agent::session::command::{Bank, Settlement};
+use anabranch_agent::session::event::{Encoded, FeedbackState, Outcome};
+use anabranch_agent::store::Ledger;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::testkit::codec::normal;
-use anabranch_common::testkit::lease::lease;
 use anabranch_common::update::UpdateKey;
+use anabranch_testkit::codec::normal;
+use anabranch_testkit::lease::lease;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use super::*;
-use crate::encode::cuda::Engine;
-use crate::encode::cuda::emulate::Emulator;
-use crate::encode::cuda::encoder::{Order, RoundEncoder};
-use crate::encode::{self, States};
-use crate::session::command::{Bank, Settlement};
-use crate::session::event::{Encoded, Outcome};
-use crate::store::Ledger;
-
-#[derive(Debug)]
-struct Numbered(u64);
-
-impl FeedbackSource for Numbered {
-    fn current(&self) -> FeedbackState {
-        FeedbackState(self.0)
-    }
-
-    fn fresh(&self) -> FeedbackState {
-        FeedbackState(99)
-    }
-
-    fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)> {
-        (self.0 < 50).then(|| (FeedbackState(self.0), vec![1.0]))
-    }
-}
-
-#[test]
-fn a_state_is_given_only_where_the_child_cannot_have_it() {
-    let mut chain = Chain::default();
-    let state = FeedbackState;
-    assert_eq!(chain.origin(&Numbered(0)), Some(Origin::Kept(state(0))), "both have nothing");
-    assert_eq!(chain.origin(&Numbered(5)), Some(Origin::Given(state(5), vec![1.0])), "the ledger was there before");
-    chain.went_on(state(5), state(6));
-    assert_eq!(chain.origin(&Numbered(5)), Some(Origin::Kept(state(6))), "it is still being banked");
-    assert_eq!(chain.origin(&Numbered(6)), Some(Origin::Kept(state(6))), "it was banked");
-    assert_eq!(chain.origin(&Numbered(7)), Some(Origin::Given(state(7), vec![1.0])), "something came back");
-    assert_eq!(chain.origin(&Numbered(50)), None, "the ledger has ended");
-    chain.missed();
-    chain.missed();
-    assert!(chain.origin(&Numbered(6)).is_some());
-    chain.missed();
-    assert_eq!(chain.origin(&Numbered(6)), None, "its device has failed");
-}
+use super::Emulator;
 
 const PARAMS: usize = 3_000;
 const CODEC: CodecSpec = CodecSpec::TopK { fraction: 0.02 };

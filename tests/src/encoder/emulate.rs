@@ -1,9 +1,8 @@
-//! The kernels retold on the CPU, with the same tiles and passes: an [`Engine`] for machines without a GPU, to test with.
+//! The kernels retold on the CPU, with the same tiles and passes.
 
+use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError, Kernel, TILE};
 use anabranch_common::codec::dense;
 use anabranch_common::codec::quantize::SMALLEST;
-
-use super::{Buffer, Engine, GpuError, Kernel, TILE};
 
 const BINS: usize = 2_048;
 const BLOCK: usize = 256;
@@ -19,7 +18,7 @@ const TILES: usize = 6;
 const PLACE: usize = 7;
 const COUNT: usize = 8;
 
-/// Memory and kernels on the CPU.
+/// Memory and kernels on the CPU: an [`Engine`] for machines without a GPU.
 #[derive(Debug, Default)]
 pub struct Emulator {
     memory: Vec<Vec<u32>>,

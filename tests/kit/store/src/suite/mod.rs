@@ -7,8 +7,8 @@ pub mod journal;
 
 use anabranch_common::ids::{Digest, Position};
 
-use super::layout::{CHUNK_BYTES, INLINE_BYTES, SMALL_BYTES};
-use super::{StorageError, Store};
+use anabranch_coordinator::store::layout::{CHUNK_BYTES, INLINE_BYTES, SMALL_BYTES};
+use anabranch_coordinator::store::{StorageError, Store};
 
 /// Runs the suites of all three seams, and what a store must do on top. `open(None)` gives a store
 /// that is empty and independent of all others; `open(Some(store))` closes `store` and opens what

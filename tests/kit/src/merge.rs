@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::codec::Delta;
-use crate::merge::{MergeRule, MergeSpec, WeightInputs};
-use crate::rng::SplitMix64;
+use anabranch_common::codec::Delta;
+use anabranch_common::merge::{MergeRule, MergeSpec, WeightInputs};
+use anabranch_common::rng::SplitMix64;
 
 const PARAMS: usize = 1_000;
 const POSITIONS: std::ops::Range<u32> = 0..1_000;

@@ -3,8 +3,8 @@
 use anabranch_common::ids::Position;
 
 use super::{replacements, run};
-use crate::store::Catalogue;
-use crate::store::layout::SMALL_BYTES;
+use anabranch_coordinator::store::Catalogue;
+use anabranch_coordinator::store::layout::SMALL_BYTES;
 
 /// Runs the suite of the catalogue. `open(None)` gives an empty one; `open(Some(store))` closes
 /// `store` and opens what of it was synced.

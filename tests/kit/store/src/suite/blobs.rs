@@ -3,7 +3,7 @@
 use anabranch_common::ids::Digest;
 
 use super::{contents, run};
-use crate::store::Blobs;
+use anabranch_coordinator::store::Blobs;
 
 /// Runs the suite of the blobs. `open(None)` gives empty ones; `open(Some(store))` closes `store`
 /// and opens what of it was synced.

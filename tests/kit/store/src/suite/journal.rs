@@ -3,8 +3,8 @@
 use anabranch_common::ids::Position;
 
 use super::{contents, run};
-use crate::store::Journal;
-use crate::store::layout::{CHUNK_BYTES, INLINE_BYTES};
+use anabranch_coordinator::store::Journal;
+use anabranch_coordinator::store::layout::{CHUNK_BYTES, INLINE_BYTES};
 
 /// Runs the suite of the journal. `open(None)` gives an empty one; `open(Some(store))` closes
 /// `store` and opens what of it was synced.

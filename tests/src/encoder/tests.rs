@@ -3,20 +3,20 @@
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use anabranch_agent::encode::cuda::device::CudaEngine;
+use anabranch_agent::encode::cuda::encoder::{Order, RoundEncoder};
+use anabranch_agent::encode::cuda::topk::GpuTopK;
+use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError, KERNELS, Kernel};
+use anabranch_agent::session::event::FeedbackState;
 use anabranch_common::codec::EncodeError;
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::sparse::TopK;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::testkit;
+use anabranch_testkit::codec::normal;
 use proptest::prelude::*;
 
-use super::device::CudaEngine;
-use super::emulate::Emulator;
-use super::encoder::{Order, RoundEncoder};
-use super::topk::GpuTopK;
-use super::{Buffer, Engine, GpuError, KERNELS, Kernel};
-use crate::session::event::FeedbackState;
+use super::Emulator;
 
 /// `kernels.cu` compiled by the system's C++ compiler, in a process of its own.
 #[derive(Debug)]
@@ -156,13 +156,13 @@ fn rounds(params: usize, seed: u64) -> Vec<(Vec<f32>, Vec<f32>)> {
     // Halves up to 127: scales of 1, values in the middle between two steps, and thresholds that many share.
     let mut rng = SplitMix64::new(seed);
     let middles = (0..params).map(|_| (rng.below(509) as f32 - 254.0) / 2.0).collect();
-    let mut bad = testkit::codec::normal(params, seed);
+    let mut bad = normal(params, seed);
     bad[params / 2] = f32::NAN;
     bad[params - 1] = f32::INFINITY;
     vec![
         // First, where no feedback moves them.
         (zeros.clone(), middles),
-        (testkit::codec::normal(params, seed + 1), testkit::codec::normal(params, seed + 2)),
+        (normal(params, seed + 1), normal(params, seed + 2)),
         (zeros.clone(), zeros.clone()),
         (zeros.clone(), vec![-0.0; params]),
         (zeros.clone(), vec![-2.5; params]),
@@ -170,7 +170,7 @@ fn rounds(params: usize, seed: u64) -> Vec<(Vec<f32>, Vec<f32>)> {
         (zeros.clone(), any(0x80FF_FFFF)),
         (zeros.clone(), bad),
         (zeros.clone(), any(0xFF7F_FFFF)),
-        (testkit::codec::normal(params, seed + 3), testkit::codec::normal(params, seed + 4)),
+        (normal(params, seed + 3), normal(params, seed + 4)),
         (zeros.clone(), near.collect()),
         (zeros.clone(), spike),
         (zeros.clone(), vec![f32::MAX; params]),
@@ -245,7 +245,7 @@ fn every_kernel_is_in_the_text_once() {
 #[test]
 fn an_update_that_was_not_committed_leaves_the_state_before() {
     let manifest = manifest(&[5_000]);
-    let (zeros, one, other) = (vec![0.0; 5_000], testkit::codec::normal(5_000, 1), testkit::codec::normal(5_000, 2));
+    let (zeros, one, other) = (vec![0.0; 5_000], normal(5_000, 1), normal(5_000, 2));
     let mut gpu = GpuTopK::new(Emulator::default(), &manifest, 0.01).expect("memory");
     let first = gpu.encode(&zeros, &one, 1.0).expect("finite");
     gpu.commit();
@@ -298,7 +298,7 @@ impl Engine for Failing {
 fn an_encoder_whose_gpu_failed_makes_nothing_and_does_not_try_again() {
     let manifest = manifest(&[100, 5_000]);
     let params = manifest.params();
-    let updates: Vec<Vec<f32>> = (0..4).map(|seed| testkit::codec::normal(params, seed)).collect();
+    let updates: Vec<Vec<f32>> = (0..4).map(|seed| normal(params, seed)).collect();
     let zeros = vec![0.0; params];
     let (mut feedback, codec) = (Feedback::new(0.9), TopK::new(0.02));
     let cpu: Vec<_> = updates.iter().map(|end| feedback.encode(&codec, &manifest, end).ok()).collect();

@@ -1,8 +1,8 @@
 //! What every codec must do.
 
-use crate::codec::{Codec, Delta, EncodeError, max_payload_bytes};
-use crate::manifest::{ModelManifest, TensorSpec};
-use crate::rng::SplitMix64;
+use anabranch_common::codec::{Codec, Delta, EncodeError, max_payload_bytes};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::rng::SplitMix64;
 
 /// Tensors around every size at which a codec may switch its form: a scalar, a bias, just below and just above 1,024
 /// elements, and one of several blocks.

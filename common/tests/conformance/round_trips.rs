@@ -1,5 +1,5 @@
 //! Whatever is written is read as it was written, and whatever is read does no harm. Guards P5 (memory stays under its
-//! ceiling whatever peers send) together with `allocations.rs`, and fault 41.
+//! ceiling whatever peers send) together with `tests/allocations.rs`, and fault 41.
 
 use anabranch_common::codec::{CodecId, CodecSpec, Delta, decode, encoder};
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};

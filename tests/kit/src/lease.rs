@@ -1,7 +1,7 @@
 //! A lease and a plan to build others from: a new field of either touches no other test.
 
-use crate::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion};
-use crate::journal::{Lease, Plan};
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion};
+use anabranch_common::journal::{Lease, Plan};
 
 /// One step at the full learning rate.
 pub const PLAN: Plan = Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 };

@@ -1,0 +1,21 @@
+//! The suite of the merge rules, for each rule.
+
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_testkit::merge;
+
+#[test]
+fn fedasync_conforms() {
+    for participation in [false, true] {
+        let staleness = Staleness::Hinge { a: 10.0, b: 4 };
+        merge::conformance(&MergeSpec::FedAsync { alpha: 0.6, staleness, participation });
+    }
+}
+
+#[test]
+fn fedbuff_conforms() {
+    for buffer_size in [1, 4] {
+        let staleness = Staleness::Polynomial { a: 0.5 };
+        merge::conformance(&MergeSpec::FedBuff { buffer_size, server_lr: 1.0, staleness, participation: true });
+    }
+}
