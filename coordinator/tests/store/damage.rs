@@ -163,12 +163,15 @@ fn verify_compares_the_digest_of_a_version_that_is_published_late() {
 
 #[test]
 fn verify_compares_what_a_checkpoint_has_saved_of_round_and_publication() {
-    let forged: [(fn(&mut RunState), &str); 3] = [
-        (|_| (), ""),
-        (|state| state.published = None, "another published version"),
-        (|state| state.round.contributions ^= 1, "another number of waiting contributions"),
-    ];
-    for (forge, found) in forged {
+    type Forge = fn(&mut RunState);
+    let unpublished: Forge = |state| state.published = None;
+    let miscounted: Forge = |state| state.round.contributions ^= 1;
+    let as_it_was: Forge = |_| ();
+    for (forge, found) in [
+        (as_it_was, ""),
+        (unpublished, "another published version"),
+        (miscounted, "another number of waiting contributions"),
+    ] {
         let (store, _) = finished();
         let Recovered { mut state, model, chain, .. } = recovery::recover(&store).expect("memory");
         assert!(state.published.is_some());
