@@ -71,7 +71,7 @@ fn check_around(store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<Out
         Err(error) => return Err(error),
     };
     let from = checker.position;
-    checker.hash_only(PublishedVersions::of(store.journal(), from, last));
+    checker.hash_only(PublishedVersions::of(store.journal(), from, last)?);
     let mut records = u64::from(from_the_start);
     let found = loop {
         let here = checkpoints.iter().find(|checkpoint| checkpoint.position == checker.position);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anabranch_common::ids::{ModelVersion, Position};
 use anabranch_common::journal::RecordBody;
 
-use crate::recovery::cursor;
+use crate::recovery::{RecoveryError, cursor};
 use crate::store::Journal;
 
 /// A part of the history in which every version but the first is made by merging.
@@ -22,13 +22,20 @@ pub(super) struct Segment {
 pub(super) struct PublishedVersions(BTreeSet<(Position, ModelVersion)>);
 
 impl PublishedVersions {
-    /// Reads the records after `from` up to `last`, and no further than they can be read: whoever checks them comes to the
-    /// same place, and says what is wrong there.
-    pub(super) fn of(journal: &dyn Journal, from: Position, last: Position) -> Self {
+    /// Reads the records after `from` up to `last`, or up to one that is damaged: the check of the records finds it too, and
+    /// says what is wrong with it.
+    ///
+    /// # Errors
+    /// The storage fails.
+    pub(super) fn of(journal: &dyn Journal, from: Position, last: Position) -> Result<Self, RecoveryError> {
         let (mut versions, mut segment) = (BTreeSet::new(), from);
         for position in (from.0 + 1..=last.0).map(Position) {
-            let Ok(record) = cursor::read(journal, position) else { break };
-            match record.body {
+            let body = match cursor::read(journal, position) {
+                Ok(record) => record.body,
+                Err(error) if error.is_local() => break,
+                Err(error) => return Err(error),
+            };
+            match body {
                 RecordBody::Published(publication) => {
                     versions.insert((segment, publication.version));
                 }
@@ -36,7 +43,7 @@ impl PublishedVersions {
                 _ => {}
             }
         }
-        Self(versions)
+        Ok(Self(versions))
     }
 
     /// Returns whether a version of a segment is published.
