@@ -5,6 +5,7 @@
 //! | [`exactly_once`] | P1: an acknowledged update is merged once |
 //! | [`feedback`] | what a refusal gives back is in the residual, and nothing of another branch is |
 //! | [`journal`] | P1 to P4, leases, epochs, branches, staleness: every record of a simulated run, as it is written |
+//! | [`members`] | who was revoked is revoked in the registry and in the journal, whenever the process was killed |
 //! | [`progress`] | P8: nobody is held up by the slow, the broken or the hostile |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
 //! | [`told`] | P1: what agents were told is in the journal once, record by record |
@@ -13,6 +14,7 @@
 pub mod exactly_once;
 pub mod feedback;
 pub mod journal;
+pub mod members;
 pub mod progress;
 pub mod same_bits;
 pub mod told;

@@ -103,8 +103,22 @@ fn draw_faults(seed: u64, world: &Schedule) -> Vec<Planned> {
             faults.push(Planned { at_ms, fault });
         }
     }
+    draw_struck(seed, &mut faults);
     faults.sort_by_key(|planned| planned.at_ms);
     faults
+}
+
+/// The coordinator is often killed right after it was asked to revoke an agent: what it saves for that is saved in a moment.
+fn draw_struck(seed: u64, faults: &mut Vec<Planned>) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0008);
+    let revocations = faults.iter().filter(|planned| matches!(planned.fault, Fault::Revoke { .. }));
+    let at_ms: Vec<u64> = revocations.map(|planned| planned.at_ms).collect();
+    for at_ms in at_ms {
+        if rng.below(2) == 0 {
+            let fault = Fault::Kill { machine: 0, power: rng.below(2) == 0, down_ms: 100 + rng.below(5_000) };
+            faults.push(Planned { at_ms: at_ms + 1 + rng.below(60), fault });
+        }
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of machines")]

@@ -1,10 +1,12 @@
 //! What can be seen of the promises from outside the process.
 
 use anabranch_common::ids::ModelVersion;
+use anabranch_coordinator::driver;
 use anabranch_coordinator::recovery::{self, RecoveryError};
-use anabranch_coordinator::store::{Engine, StorageError};
+use anabranch_coordinator::store::{Engine, StorageError, Store as _};
 
 use crate::invariants::journal::{Checked, broken, ensure};
+use crate::invariants::members::Members;
 
 use crate::sim::disk::SimDisk;
 use crate::sim::schedule::Task;
@@ -85,6 +87,13 @@ impl World {
         self.journal.recovered(found.position, found.chain, found.state.version, found.model.model())?;
         self.checked_ledger(found.state.version, found.model.model());
         self.learned(found.state.version, found.model.model())?;
+        match driver::registry(store.catalogue()) {
+            Ok(registry) => {
+                self.coordinator.members.recovered(&registry, Some(&found.state))?;
+                Members::settled(&registry, Some(&found.state))?;
+            }
+            Err(error) => return broken("P2", format!("the audit: {error:#}")),
+        }
         self.journal.audit()
     }
 }

@@ -9,7 +9,7 @@ mod work;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::{Digest, ModelVersion, Position};
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::transfer::Sink;
 use anabranch_common::wire::operator::{OperatorRequest, RegistryRequest, RunRequest};
 use anabranch_coordinator::core::Core;
@@ -26,6 +26,7 @@ use spool::Spool;
 use work::Jobs;
 
 use crate::invariants::journal::ensure;
+use crate::invariants::members::Members;
 use crate::invariants::verdicts::Verdicts;
 use crate::picture::{MarkKind, SpanKind};
 
@@ -53,6 +54,8 @@ pub(super) struct Process {
     peers: BTreeMap<PeerId, u64>,
     started_ms: u64,
     next_request: u64,
+    /// Agents that the operator wants revoked, until it is answered.
+    revoking: BTreeMap<RequestId, AgentId>,
     has_finished: bool,
 }
 
@@ -77,6 +80,7 @@ pub(super) struct CoordinatorMachine {
     /// Halves of uploads on disk.
     pub(super) spool: Spool,
     verdicts: Verdicts,
+    pub(super) members: Members,
     next_peer: u64,
 }
 
@@ -108,6 +112,7 @@ impl CoordinatorMachine {
             duplicated: 0,
             spool: Spool::default(),
             verdicts: Verdicts::default(),
+            members: Members::default(),
             next_peer: 0,
         }
     }
@@ -158,7 +163,8 @@ impl World {
 
     pub(super) fn revoke(&mut self, machine: usize) {
         let id = agent_id(machine);
-        if self.coordinator.process.is_some() {
+        if let Some(process) = self.coordinator.process.as_mut() {
+            process.revoking.insert(RequestId(process.next_request + 1), id);
             self.operate(RegistryRequest::AgentRevoke { agent: id.to_string() });
             // Until that is durable a crash may undo it.
             self.agent(machine).may_be_revoked = true;
@@ -177,7 +183,13 @@ impl World {
                 Output::Ended { ended: Ok(reason), .. } => self.run_ends(reason),
                 Output::Ended { ended: Err(error), .. } | Output::Exit(Err(error)) => self.job_failed(&error),
                 Output::Exit(Ok(())) => self.coordinator_exits(),
-                Output::Reply { .. } | Output::Replaced { .. } | Output::JoinReply { .. } => {}
+                Output::Reply { request, .. } => {
+                    let process = self.coordinator.process.as_mut();
+                    if let Some(agent) = process.and_then(|process| process.revoking.remove(&request)) {
+                        self.coordinator.members.heard(agent);
+                    }
+                }
+                Output::Replaced { .. } | Output::JoinReply { .. } => {}
             }
         }
     }

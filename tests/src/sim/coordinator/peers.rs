@@ -2,7 +2,7 @@
 
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::transfer::Received;
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::Missing;
 use anabranch_coordinator::core::event::PeerId;
 use anabranch_coordinator::host::Input;
@@ -51,6 +51,11 @@ impl World {
             self.checked(told);
         }
         if let Some(conn) = self.conn_of(peer) {
+            if matches!(message, CoordinatorMessage::Rejected(Rejection::Revoked))
+                && let Some(entry) = self.conns.get(&conn)
+            {
+                self.coordinator.members.heard(agent_id(entry.machine));
+            }
             let to_evaluate = match &message {
                 CoordinatorMessage::Evaluate { version, .. } => Some(*version),
                 CoordinatorMessage::Lease { lease, evaluate: true } => Some(lease.base_version),

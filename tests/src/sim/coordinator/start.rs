@@ -19,6 +19,7 @@ use anabranch_coordinator::rest::{Rest, RestError};
 use anabranch_coordinator::store::{Engine, Store as _};
 
 use crate::invariants::journal::{Checked, broken, ensure};
+use crate::invariants::members::Members;
 use crate::picture::{MarkKind, SpanKind};
 
 use crate::sim::disk::SimDisk;
@@ -93,12 +94,16 @@ impl World {
         let next_write = recovered.as_ref().map_or(Position(0), |found| found.position.next());
         let halves = self.coordinator.spool.halves();
         let settings = Settings { options, spec, budgets: budgets(self.seed, &self.schedule) };
+        let state = recovered.as_ref().map(|found| &found.state);
+        let members = self.coordinator.members.recovered(&registry, state);
+        self.checked(members);
         let mut host = Host::new(registry);
         let outputs =
             host.start(settings, recovered, &halves, now).map_err(|error| StartError::Broken(error.to_string()))?;
         if let Some(node) = host.node(RUN) {
             let same_verdicts = self.coordinator.verdicts.recovered(node.core());
             self.checked(same_verdicts);
+            self.checked(Members::settled(host.registry(), node.core().state()));
         }
         self.coordinator.process = Some(Process {
             host,
@@ -110,6 +115,7 @@ impl World {
             peers: BTreeMap::new(),
             started_ms: now_ms,
             next_request: 0,
+            revoking: BTreeMap::new(),
             has_finished: false,
         });
         Ok(outputs)
