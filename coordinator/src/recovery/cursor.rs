@@ -20,7 +20,12 @@ pub(super) struct Cursor {
 /// Reads a record that must be there, and checks that it is the one.
 pub(super) fn read(journal: &dyn Journal, position: Position) -> Result<Record, RecoveryError> {
     let bytes = journal.record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
-    let record = Record::from_bytes(&bytes).map_err(|source| RecoveryError::Record { position, source })?;
+    parse(position, &bytes)
+}
+
+/// Reads a record from the bytes that lie at a position, and checks that it is the one.
+pub(super) fn parse(position: Position, bytes: &[u8]) -> Result<Record, RecoveryError> {
+    let record = Record::from_bytes(bytes).map_err(|source| RecoveryError::Record { position, source })?;
     if record.position != position {
         return Err(RecoveryError::Misplaced { position, said: record.position });
     }

@@ -3,12 +3,12 @@
 
 use anabranch_common::ids::{BranchId, ModelVersion};
 use anabranch_coordinator::config::Retention;
-use anabranch_coordinator::recovery::{recover, release, verify};
+use anabranch_coordinator::recovery::{RecoveryError, recover, release, verify};
 use anabranch_coordinator::rest::RestError;
 use anabranch_coordinator::store::memory::{Fault, FaultKind, FaultSite, Survivors};
 use anabranch_coordinator::store::{Blobs, Catalogue, Journal, MemoryStore, StorageError, Store, StoreUsage, suite};
 
-use crate::history::{History, PACE, Pace, assert_same_bits, drive, fedbuff, time_of, vector};
+use crate::history::{History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, spec, time_of, vector};
 use crate::rest::{import, rollback};
 
 /// A store of each seam from another.
@@ -187,4 +187,45 @@ fn a_crash_at_any_write_or_commit_of_a_rollback_leaves_one_branch_or_the_other()
 fn a_crash_at_any_write_or_commit_of_an_import_leaves_one_model_or_the_other() {
     let [_, import] = verbs();
     crash_in(&import);
+}
+
+#[test]
+fn a_crash_at_any_write_or_commit_of_a_first_import_leaves_a_whole_run_or_none() {
+    let manifest = spec(fedasync()).model.layers().expect("valid").expect("native").manifest;
+    let model = vector(manifest.params(), 5);
+    let called = |fault: Option<(usize, FaultSite)>| {
+        let store = Apart::default();
+        store.parts.iter().for_each(|part| part.set_fault(None));
+        if let Some((part, site)) = fault {
+            store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));
+        }
+        (import(&store, &manifest, &model, 1), store)
+    };
+    let (whole, store) = called(None);
+    assert_eq!(whole.expect("there is no run").before, None);
+    let mut begun = 0;
+    for (part, (writes, commits)) in store.parts.iter().map(MemoryStore::operations).enumerate() {
+        let sites = (0..writes).map(FaultSite::Write).chain((0..commits).map(FaultSite::Commit));
+        for (number, site) in (0..).zip(sites) {
+            let (outcome, store) = called(Some((part, site)));
+            outcome.expect_err("the part fails");
+            for survivors in survivors(number) {
+                let context = format!("{site:?} of part {part}, {survivors:?}");
+                let after = store.crash(|number| survivors[number]);
+                let before = match recover(&after) {
+                    Ok(found) => {
+                        assert_eq!(bits(found.model.model()), bits(&model), "{context}");
+                        begun += 1;
+                        Some(ModelVersion(0))
+                    }
+                    Err(RecoveryError::Empty) => None,
+                    Err(error) => panic!("{context}: {error}"),
+                };
+                release(&after).expect("memory");
+                assert_eq!(import(&after, &manifest, &model, 2).expect("once more").before, before, "{context}");
+                assert!(verify(&after).expect("memory").holds, "{context}");
+            }
+        }
+    }
+    assert!(begun > 0, "in some, record 0 survives");
 }

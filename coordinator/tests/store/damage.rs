@@ -2,13 +2,14 @@
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
-use anabranch_common::journal::{Contribution, RecordBody};
-use anabranch_coordinator::recovery::{self, Checkpoint, RecoveryError, checkpoint};
+use anabranch_common::journal::{Contribution, Publication, PublicationForm, RecordBody};
+use anabranch_coordinator::core::state::RunState;
+use anabranch_coordinator::recovery::{self, Checkpoint, Recovered, RecoveryError, checkpoint};
 use anabranch_coordinator::store::layout::{HEAD_BYTES, Name};
 use anabranch_coordinator::store::memory::Survivors;
 use anabranch_coordinator::store::{Area, MemoryStore, Store};
 
-use crate::history::{History, PACE, assert_same_bits, drive, fedasync, fedbuff, manifest};
+use crate::history::{ALL, History, PACE, assert_same_bits, drive, fedasync, fedbuff, manifest, stored};
 
 /// A contribution waits at the newest checkpoint and none at the one before: they share no vector.
 fn finished() -> (MemoryStore, History) {
@@ -131,6 +132,54 @@ fn problem_of_forged(forge: fn(&mut Contribution)) -> String {
     let report = recovery::verify(&store).expect("memory");
     assert!(!report.holds);
     report.problem.expect("what")
+}
+
+/// A version may be published when later ones are made already: then the model at hand is another one.
+#[test]
+fn verify_compares_the_digest_of_a_version_that_is_published_late() {
+    for said in [2, 3].map(ModelVersion) {
+        let mut history = History::begin(fedasync(), manifest(3));
+        let agents = [0, 1, 2].map(|number| AgentId([number; 16]));
+        let leases = agents.map(|agent| {
+            history.join(agent.0[0]);
+            history.lease(agent, u64::from(agent.0[0]))
+        });
+        for (round, (agent, lease)) in (0..).zip(agents.into_iter().zip(leases)) {
+            history.update(agent, lease, round);
+        }
+        assert_eq!(history.state().version, ModelVersion(3));
+        let digest = Digest::of_f32(history.model_of(said));
+        let publication = Publication { version: ModelVersion(2), form: PublicationForm::Snapshot, digest };
+        history.push(RecordBody::Published(publication), vec![]);
+        let report = recovery::verify(&stored(&history, ALL)).expect("memory");
+        if said == publication.version {
+            assert_eq!(report.problem, None);
+        } else {
+            let problem = report.problem.expect("it is the digest of another version");
+            assert!(problem.contains("version 2 was published as another model"), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn verify_compares_what_a_checkpoint_has_saved_of_round_and_publication() {
+    type Forge = fn(&mut RunState);
+    let unpublished: Forge = |state| state.published = None;
+    let miscounted: Forge = |state| state.round.contributions ^= 1;
+    let as_it_was: Forge = |_| ();
+    for (forge, found) in [
+        (as_it_was, ""),
+        (unpublished, "another published version"),
+        (miscounted, "another number of waiting contributions"),
+    ] {
+        let (store, _) = finished();
+        let Recovered { mut state, model, chain, .. } = recovery::recover(&store).expect("memory");
+        assert!(state.published.is_some());
+        forge(&mut state);
+        checkpoint::write(&store, &state, chain, &model, 1).expect("memory");
+        let problem = recovery::verify(&store).expect("memory").problem.unwrap_or_default();
+        assert!(problem.contains(found) && problem.is_empty() == found.is_empty(), "{problem}");
+    }
 }
 
 #[test]

@@ -20,10 +20,8 @@ impl Closes {
     pub(super) fn apply(&mut self, spec: Option<&RunSpec>, version: ModelVersion, record: &Record) -> Checked {
         let size = spec.map_or(u32::MAX, |spec| spec.merge.updates_per_version());
         let position = record.position;
-        // A rollback or an import may follow a process that was killed between the two records.
-        let may_follow =
-            matches!(record.body, RecordBody::Closed(_) | RecordBody::Branched { .. } | RecordBody::Imported { .. });
-        ensure(self.waiting < size || may_follow, NAME, || {
+        let closes = matches!(record.body, RecordBody::Closed(_));
+        ensure(self.waiting < size || closes, NAME, || {
             format!("record {position} follows {} contributions of {size} that are not closed", self.waiting)
         })?;
         match &record.body {

@@ -1,10 +1,4 @@
-//! An independent checker: what the journal says, computed a second time and in another way.
-//!
-//! It shares with the coordinator only the reading of records and the decoding of payloads. The chain is recomputed from
-//! the stored bytes, the model by an implementation of the merge rules that is written here once more, plainly, and the
-//! versions by counting. Where finite updates add up to a model that is not, the run's model stays the last finite one; the
-//! chain goes on. A version is closed when the rule says so, never earlier or later, and a published digest is that of the
-//! version that the records make. It does not use `RunState`, `ModelState` or any `MergeRule`.
+//! The records of a run, computed a second time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,110 +9,15 @@ use anabranch_common::journal::{
 };
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::status::VerifyReport;
 
-use super::checkpoint::{self, Checkpoint};
-use super::{RecoveryError, cursor, pins, replay, saved, vectors};
+use super::published::{PublishedVersions, Segment};
+use crate::core::round::Round;
+use crate::recovery::checkpoint::Checkpoint;
+use crate::recovery::{RecoveryError, cursor, pins, saved, vectors};
 use crate::store::{Blobs, Store};
 
-/// Recomputes chain and model from the anchor (the oldest kept checkpoint that can be read, or record 0 when everything
-/// since it is kept), compares every checkpoint on the way, and says up to where all of it holds.
-///
-/// # Errors
-/// Only when the storage fails or there is no run: what does not hold is in the report.
-pub fn verify(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
-    replay::steadily(store, || check(store), |report| report.holds)
-}
-
-fn check(store: &dyn Store) -> Result<VerifyReport, RecoveryError> {
-    // A model that has overflowed cannot be taken back: the records are read again, up to there.
-    let mut overflows = BTreeSet::new();
-    loop {
-        match check_around(store, &overflows)? {
-            Outcome::Report(report) => return Ok(report),
-            Outcome::Overflow(position) => overflows.insert(position),
-        };
-    }
-}
-
-enum Outcome {
-    Report(VerifyReport),
-    /// The record at this position makes a version that is not finite.
-    Overflow(Position),
-}
-
-fn check_around(store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<Outcome, RecoveryError> {
-    let (mut checkpoints, mut problems) = checkpoint::readable(store.catalogue())?;
-    // After the checkpoints: one that is taken meanwhile is not beyond the end.
-    let last = store.journal().last_position()?.ok_or(RecoveryError::Empty)?;
-    checkpoints.reverse();
-    let from_the_start = store.journal().first_position()? == Some(Position(0));
-    let started = if from_the_start {
-        Checker::genesis(store)
-    } else {
-        checkpoints
-            .first()
-            .ok_or_else(|| no_anchor(&problems))
-            .and_then(|oldest| Checker::anchor(store.blobs(), oldest))
-    };
-    let mut checker = match started {
-        Ok(checker) => checker,
-        Err(error) if error.is_local() => return Ok(Outcome::Report(nothing_holds(&error))),
-        Err(error) => return Err(error),
-    };
-    let from = checker.position;
-    let mut records = u64::from(from_the_start);
-    let found = loop {
-        let here = checkpoints.iter().find(|checkpoint| checkpoint.position == checker.position);
-        match here.map_or(Ok(()), |checkpoint| checker.compare(store.blobs(), checkpoint)) {
-            Err(error) if error.is_local() => break Some(error.to_string()),
-            other => other?,
-        }
-        if checker.position >= last {
-            break None;
-        }
-        match checker.step(store, overflows) {
-            Err(Problem::Overflow(position)) => return Ok(Outcome::Overflow(position)),
-            Err(Problem::Recovery(error)) if error.is_local() => break Some(error.to_string()),
-            Err(Problem::Recovery(error)) => return Err(error),
-            Err(Problem::Found(text)) => break Some(text),
-            Ok(()) => records += 1,
-        }
-    };
-    if let Some(beyond) = checkpoints.iter().find(|checkpoint| checkpoint.position > last) {
-        problems.push(RecoveryError::Short { last, checkpoint: beyond.position }.to_string());
-    }
-    let problem = found.or_else(|| problems.into_iter().next());
-    Ok(Outcome::Report(VerifyReport {
-        holds: problem.is_none(),
-        from,
-        to: checker.position,
-        records,
-        version: checker.last_finite.unwrap_or(checker.version),
-        model: Digest::of_f32(&checker.model),
-        chain: checker.chain.0,
-        problem,
-    }))
-}
-
-fn no_anchor(problems: &[String]) -> RecoveryError {
-    RecoveryError::Manifest(format!("is not usable in any checkpoint: {}", problems.join("; ")))
-}
-
-fn nothing_holds(error: &RecoveryError) -> VerifyReport {
-    VerifyReport {
-        holds: false,
-        from: Position(0),
-        to: Position(0),
-        records: 0,
-        version: ModelVersion(0),
-        model: Digest::default(),
-        chain: Digest::default(),
-        problem: Some(error.to_string()),
-    }
-}
-
-enum Problem {
+/// Why a record cannot be checked, or does not hold.
+pub(super) enum Problem {
     Recovery(RecoveryError),
     Found(String),
     Overflow(Position),
@@ -164,23 +63,31 @@ impl Rule {
     }
 }
 
-struct Checker {
+/// The run at one position, as it is computed here.
+pub(super) struct Checker {
     manifest: ModelManifest,
     rule: Rule,
-    position: Position,
-    version: ModelVersion,
-    chain: Chain,
-    model: Vec<f32>,
+    pub(super) position: Position,
+    pub(super) version: ModelVersion,
+    pub(super) chain: Chain,
+    pub(super) model: Vec<f32>,
     /// The version of `model`, once the model has overflowed: it stays as it is.
-    last_finite: Option<ModelVersion>,
+    pub(super) last_finite: Option<ModelVersion>,
     buffer: Vec<f32>,
     waiting: u32,
-    /// Digests of the versions that may still be published: since the one that was published last.
+    /// The publication that a checkpoint taken here must have saved.
+    published: Option<Publication>,
+    /// Which versions are published further on.
+    wanted: PublishedVersions,
+    /// The history that versions are counted in: it begins with a model that was not made by merging.
+    since: Segment,
+    /// Digests of versions that are published: since the one that was published last.
     made: BTreeMap<ModelVersion, Digest>,
 }
 
 impl Checker {
-    fn genesis(store: &dyn Store) -> Result<Self, RecoveryError> {
+    /// After record 0.
+    pub(super) fn genesis(store: &dyn Store) -> Result<Self, RecoveryError> {
         let record = cursor::read(store.journal(), Position(0))?;
         let RecordBody::Genesis { spec, manifest, model, norm, .. } = &record.body else {
             return Err(crate::core::state::FoldError::Genesis(Position(0)).into());
@@ -200,11 +107,14 @@ impl Checker {
             model,
             last_finite: None,
             waiting: 0,
+            published: None,
+            wanted: PublishedVersions::default(),
+            since: Segment { position: Position(0), version: ModelVersion(0) },
         })
     }
 
     /// Starts from a checkpoint, whose chain is taken as given.
-    fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
+    pub(super) fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let state = saved::load_without_agents(blobs, checkpoint.state)?;
         let (manifest, rule) = (state.manifest, Rule::of(&state.spec.merge));
         let buffer = match checkpoint.merge_state.first() {
@@ -221,17 +131,24 @@ impl Checker {
             last_finite: None,
             buffer,
             waiting: state.round.contributions,
+            published: state.published,
+            wanted: PublishedVersions::default(),
+            since: Segment { position: checkpoint.position, version: checkpoint.version },
             made: BTreeMap::from([(checkpoint.version, checkpoint.model)]),
         })
     }
 
-    fn step(&mut self, store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<(), Problem> {
+    /// Hashes the model at these versions alone: a hash takes longer than the merge that makes the version.
+    pub(super) fn hash_only(&mut self, wanted: PublishedVersions) {
+        self.wanted = wanted;
+    }
+
+    /// Reads the next record and does what it says.
+    pub(super) fn step(&mut self, store: &dyn Store, overflows: &BTreeSet<Position>) -> Result<(), Problem> {
         let position = self.position.next();
         let bytes = store.journal().record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
-        let record = cursor::read(store.journal(), position)?;
-        let replaces = matches!(record.body, RecordBody::Imported { .. } | RecordBody::Branched { .. });
-        let closes = matches!(record.body, RecordBody::Closed(_));
-        if self.waiting >= self.rule.size() && !closes && !replaces {
+        let record = cursor::parse(position, &bytes)?;
+        if self.waiting >= self.rule.size() && !matches!(record.body, RecordBody::Closed(_)) {
             let waiting = self.waiting;
             return Err(Problem::Found(format!(
                 "record {position} follows {waiting} contributions that it does not close"
@@ -257,12 +174,13 @@ impl Checker {
                 }
             }
             RecordBody::Imported { model, version, norm } => {
-                self.replace(store.blobs(), *model, *version)?;
+                self.replace(store.blobs(), position, *model, *version)?;
                 same_norm(position, *norm, &self.model)?;
             }
             RecordBody::Branched { branch, version, norm, .. } => {
                 let model = pins::branch_model(store.catalogue(), *branch)?;
-                self.replace(store.blobs(), model, *version)?;
+                self.replace(store.blobs(), position, model, *version)?;
+                self.published = None;
                 same_norm(position, *norm, &self.model)?;
             }
             RecordBody::Genesis { .. } => {
@@ -311,7 +229,7 @@ impl Checker {
         if !self.model.iter().all(|value| value.is_finite()) {
             return Err(Problem::Overflow(position));
         }
-        if self.last_finite.is_none() {
+        if self.last_finite.is_none() && self.wanted.contains(self.since, version) {
             self.made.insert(version, Digest::of_f32(&self.model));
         }
         Ok(())
@@ -320,17 +238,26 @@ impl Checker {
     /// A version before the first one that was computed here cannot be compared.
     fn published(&mut self, position: Position, publication: &Publication) -> Result<(), Problem> {
         let Publication { version, digest, .. } = publication;
-        let oldest = self.made.first_key_value().map_or(self.version, |(oldest, _)| *oldest);
-        if *version >= oldest && self.made.get(version) != Some(digest) {
-            return Err(Problem::Found(format!("record {position}: version {version} was published as another model")));
+        if *version >= self.since.version && self.made.get(version) != Some(digest) {
+            return Err(Problem::Found(format!(
+                "record {position}: version {version} was published as another model or left behind"
+            )));
         }
         self.made = self.made.split_off(version);
+        self.published = Some(*publication);
         Ok(())
     }
 
-    fn replace(&mut self, blobs: &dyn Blobs, model: Digest, version: ModelVersion) -> Result<(), RecoveryError> {
+    fn replace(
+        &mut self,
+        blobs: &dyn Blobs,
+        position: Position,
+        model: Digest,
+        version: ModelVersion,
+    ) -> Result<(), RecoveryError> {
         self.model = vectors::load(blobs, "model", &self.manifest, model)?;
         self.version = version;
+        self.since = Segment { position, version };
         self.made = BTreeMap::from([(version, model)]);
         self.last_finite = None;
         self.empty_buffer();
@@ -343,7 +270,7 @@ impl Checker {
     }
 
     /// Compares what was computed with a checkpoint that was taken here, and checks that its blobs are whole.
-    fn compare(&self, blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<(), RecoveryError> {
+    pub(super) fn compare(&self, blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<(), RecoveryError> {
         let differs = |what| Err(RecoveryError::Contradiction { position: checkpoint.position, what });
         if checkpoint.chain != self.chain {
             return differs("chain");
@@ -363,6 +290,17 @@ impl Checker {
         }
         for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]) {
             vectors::load(blobs, "vector", &self.manifest, *digest)?;
+        }
+        let state = saved::load_without_agents(blobs, checkpoint.state)?;
+        if state.position != self.position || state.version != self.version || state.branch != checkpoint.branch {
+            return differs("position, version or branch in its state");
+        }
+        let Round { contributions, examples } = state.round;
+        if contributions != self.waiting || (contributions == 0 && examples != 0) {
+            return differs("number of waiting contributions");
+        }
+        if state.published != self.published {
+            return differs("published version");
         }
         saved::check(blobs, checkpoint.state)
     }
