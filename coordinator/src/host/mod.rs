@@ -15,155 +15,29 @@
 //! the registry has nothing left to do, [`Output::Exit`] follows. A job of the registry that fails ends the process.
 
 mod answer;
+mod input;
+mod output;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, RunId};
-use anabranch_common::transfer::{Half, Received};
-use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, JoinResponse, Rejection};
+use anabranch_common::transfer::Half;
+use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinResponse, Rejection};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
 
 pub use answer::choose;
+pub use input::Input;
+pub use output::Output;
 
 use crate::core::ModelMismatch;
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
-use crate::core::replacement::{ReplaceError, Replaced};
-use crate::core::status::Answer;
-use crate::node::{self, Done, DownloadId, Job, JobError, Lane, Node, Settings, ToPeer};
+use crate::node::{self, JobError, Lane, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, Registry, SignJob, Signed};
-
-/// What can happen to a process.
-#[derive(Debug)]
-pub enum Input {
-    /// An agent has shown its certificate and said hello.
-    Hello {
-        /// Its connection.
-        peer: PeerId,
-        /// Who it is, by its certificate.
-        agent: AgentId,
-        /// What it said.
-        hello: AgentHello,
-    },
-    /// An agent says something.
-    Message {
-        /// On which connection.
-        peer: PeerId,
-        /// What.
-        message: AgentMessage,
-    },
-    /// A sending of a model has ended.
-    Sent {
-        /// To whom.
-        peer: PeerId,
-        /// Which.
-        download: DownloadId,
-        /// Its bytes, if all of them were sent.
-        bytes: Option<u64>,
-    },
-    /// A chunk was put into a sink.
-    Received {
-        /// On which connection.
-        peer: PeerId,
-        /// Which.
-        chunk: Received,
-    },
-    /// A connection is gone.
-    Disconnected {
-        /// Which.
-        peer: PeerId,
-    },
-    /// Somebody wants to join.
-    Join {
-        /// Where the answer goes.
-        request: RequestId,
-        /// The token's secret.
-        secret: [u8; 32],
-        /// Who it would be, by the key that has signed its request.
-        agent: AgentId,
-        /// The request for a certificate, in DER.
-        csr_der: Vec<u8>,
-    },
-    /// An operator asks for something.
-    Operator {
-        /// Where the answer goes.
-        request: RequestId,
-        /// What.
-        operation: OperatorRequest,
-    },
-    /// A model shall take the place of a run's newest one: `Import` or `RollBack`, of a stopped coordinator.
-    Replace {
-        /// Which run.
-        run: RunId,
-        /// The event of its core.
-        event: Event,
-    },
-    /// Time has passed.
-    Tick,
-    /// The process was asked to park its runs (SIGTERM, SIGINT).
-    Park,
-    /// A job of a run has ended.
-    Done {
-        /// Whose it was.
-        run: RunId,
-        /// What came of it.
-        done: Done,
-    },
-    /// A job of the registry has ended.
-    Registry(registry::Done),
-}
-
-/// What a process wants done.
-#[derive(Debug)]
-pub enum Output {
-    /// Something on a connection.
-    ToPeer(ToPeer),
-    /// Run a job of a run beside the loop; answered by [`Input::Done`].
-    Run {
-        /// Whose it is.
-        run: RunId,
-        /// The job.
-        job: Job,
-    },
-    /// Make items of the registry durable: [`save::save`]; answered by [`Input::Registry`].
-    Save(Vec<SaveJob>),
-    /// Issue certificates: [`SignJob::run`]; answered by [`Input::Registry`].
-    Sign(Vec<SignJob>),
-    /// Answer an operator.
-    Reply {
-        /// To whom.
-        request: RequestId,
-        /// The answer.
-        answer: Answer,
-    },
-    /// Answer an import or a rollback.
-    Replaced {
-        /// To whom.
-        request: RequestId,
-        /// What has taken the newest model's place, or why nothing has.
-        outcome: Result<Replaced, ReplaceError>,
-    },
-    /// Answer a join.
-    JoinReply {
-        /// To whom.
-        request: RequestId,
-        /// The answer.
-        response: JoinResponse,
-    },
-    /// A run is over in this process.
-    Ended {
-        /// Which.
-        run: RunId,
-        /// Why, or what has failed.
-        ended: Result<ExitReason, JobError>,
-    },
-    /// Let the process end: every run is over, or a job of the registry has failed.
-    Exit(Result<(), JobError>),
-}
 
 /// `agents revoke`, saved, while runs have to hear of it.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use anabranch_common::ids::{BranchId, Digest, Incarnation};
 use anabranch_common::journal::RecordBody;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::transfer::Budgets;
-use anabranch_common::wire::message::{JoinRefusal, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, JoinRefusal, RunPhase};
 use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
 
 use super::*;
@@ -17,7 +17,7 @@ use crate::core::Options;
 use crate::core::content::{Content, Reservation};
 use crate::node::checkpoint::Keep;
 use crate::node::merge::Merger;
-use crate::node::write;
+use crate::node::{Done, Job, write};
 use crate::recovery::{self, RecoveryError};
 use crate::registry::roster::Roster;
 use crate::registry::tokens::NewToken;

@@ -1,0 +1,60 @@
+//! What a process wants done.
+
+use anabranch_common::ids::RunId;
+use anabranch_common::wire::message::JoinResponse;
+
+use crate::core::command::ExitReason;
+use crate::core::event::RequestId;
+use crate::core::replacement::{ReplaceError, Replaced};
+use crate::core::status::Answer;
+use crate::node::{Job, JobError, ToPeer};
+use crate::registry::SignJob;
+use crate::registry::save::SaveJob;
+
+/// What a process wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Something on a connection.
+    ToPeer(ToPeer),
+    /// Run a job of a run beside the loop; answered by [`Input::Done`](super::Input::Done).
+    Run {
+        /// Whose it is.
+        run: RunId,
+        /// The job.
+        job: Job,
+    },
+    /// Make items of the registry durable: [`save`](crate::registry::save::save); answered by [`Input::Registry`](super::Input::Registry).
+    Save(Vec<SaveJob>),
+    /// Issue certificates: [`SignJob::run`]; answered by [`Input::Registry`](super::Input::Registry).
+    Sign(Vec<SignJob>),
+    /// Answer an operator.
+    Reply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Answer an import or a rollback.
+    Replaced {
+        /// To whom.
+        request: RequestId,
+        /// What has taken the newest model's place, or why nothing has.
+        outcome: Result<Replaced, ReplaceError>,
+    },
+    /// Answer a join.
+    JoinReply {
+        /// To whom.
+        request: RequestId,
+        /// The answer.
+        response: JoinResponse,
+    },
+    /// A run is over in this process.
+    Ended {
+        /// Which.
+        run: RunId,
+        /// Why, or what has failed.
+        ended: Result<ExitReason, JobError>,
+    },
+    /// Let the process end: every run is over, or a job of the registry has failed.
+    Exit(Result<(), JobError>),
+}
