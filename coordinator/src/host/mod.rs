@@ -21,6 +21,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::lane::Lane;
 use anabranch_common::transfer::{Half, Received};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, JoinResponse, Rejection};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -32,7 +33,7 @@ use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
-use crate::node::{self, Done, DownloadId, Job, JobError, Lane, Node, Settings, ToPeer};
+use crate::node::{self, Done, DownloadId, Job, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, Registry, SignJob, Signed};

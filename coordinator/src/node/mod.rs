@@ -17,7 +17,6 @@ mod commands;
 mod decode;
 mod downloads;
 mod job;
-mod lane;
 pub mod merge;
 mod publish;
 mod receiving;
@@ -30,6 +29,7 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::journal::Record;
+use anabranch_common::lane::Lane;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::status::UploadStatus;
@@ -46,7 +46,6 @@ use write::WriteJob;
 pub use decode::DecodeJob;
 pub use downloads::DownloadId;
 pub use job::{Done, Job, JobError, SpoolJob};
-pub use lane::Lane;
 pub use publish::Snapshot;
 
 use crate::core::command::ExitReason;
@@ -191,6 +190,8 @@ pub struct Node {
     core: Core,
     spec: RunSpec,
     phase: Phase,
+    // What waits in the lanes is bounded by what the core lets wait for the disk for each peer
+    // (`limits::PEER_QUEUE_MESSAGES`), and by the budgets of uploads.
     writer: Lane<WriteJob>,
     merger: Lane<MergeJob>,
     checkpointer: Lane<Box<CheckpointJob>>,
@@ -399,7 +400,7 @@ impl Node {
     fn start_jobs(&mut self) {
         let write = self.writer.next(write::group).map(Job::Write);
         let merge = self.merger.next(merge::batch).map(Job::Merge);
-        let checkpoint = self.checkpointer.next(std::collections::VecDeque::pop_front).flatten().map(Job::Checkpoint);
+        let checkpoint = self.checkpointer.next_job().map(Job::Checkpoint);
         self.out.extend([write, merge, checkpoint].into_iter().flatten().map(Output::Run));
     }
 
