@@ -20,6 +20,7 @@ pub mod backoff;
 pub mod codec;
 pub mod ids;
 pub mod journal;
+pub mod lane;
 pub mod limits;
 pub mod manifest;
 pub mod merge;

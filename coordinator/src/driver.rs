@@ -1,7 +1,8 @@
 //! The loop that owns the host: the only `select!` over what can happen. Sockets, signals and threads are here, and no
 //! decision is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,6 +139,7 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
         peers: BTreeMap::new(),
         requests: BTreeMap::new(),
         joins: BTreeMap::new(),
+        answered: VecDeque::new(),
         next_request: 0,
     };
     let ended = driver.work(outputs, inputs, answers, signals).await;
@@ -207,6 +209,8 @@ struct Driver {
     peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
     requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     joins: BTreeMap<RequestId, oneshot::Sender<JoinResponse>>,
+    /// Answers that are here already.
+    answered: VecDeque<host::Input>,
     next_request: u64,
 }
 
@@ -222,12 +226,15 @@ impl Driver {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut exit = self.carry_out(outputs);
         while exit.is_none() {
-            let input = tokio::select! {
-                biased;
-                Some(done) = answers.recv() => done,
-                _ = signals.recv() => host::Input::Park,
-                _ = ticks.tick() => host::Input::Tick,
-                Some(input) = inputs.recv() => self.translate(input),
+            let input = match self.answered.pop_front() {
+                Some(answer) => answer,
+                None => tokio::select! {
+                    biased;
+                    Some(done) = answers.recv() => done,
+                    _ = signals.recv() => host::Input::Park,
+                    _ = ticks.tick() => host::Input::Tick,
+                    Some(input) = inputs.recv() => self.translate(input),
+                },
             };
             let outputs = self.host.handle(self.now(), input);
             exit = self.carry_out(outputs);
@@ -281,16 +288,25 @@ impl Driver {
         RequestId(self.next_request)
     }
 
+    /// Carries out outputs. Returns how the process ends, if it does.
     fn carry_out(&mut self, outputs: Vec<Output>) -> Option<Result<(), JobError>> {
         let mut exit = None;
         for output in outputs {
             match output {
                 Output::ToPeer(what) => self.tell_peer(what),
-                Output::Run { run, job } => self.run(run, job),
-                Output::Save(group) => self.registry_workers.save(group),
-                Output::Sign(jobs) => self.registry_workers.sign(jobs),
+                Output::Run { run, job } => {
+                    let answer = self.run(run, job);
+                    self.answered.extend(answer);
+                }
+                Output::Save(group) => {
+                    self.answered.extend(self.registry_workers.save(group).map(host::Input::Registry));
+                }
+                Output::Sign(jobs) => {
+                    self.answered.extend(self.registry_workers.sign(jobs).map(host::Input::Registry));
+                }
                 Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
                 Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
+                Output::DeferJoin { request } => _ = self.joins.remove(&request),
                 Output::Ended { run, ended } => {
                     if let Some(means) = self.runs.get_mut(&run) {
                         means.ended = Some(ended);
@@ -304,19 +320,21 @@ impl Driver {
         exit
     }
 
-    fn run(&self, run: RunId, job: Job) {
-        let Some(means) = self.runs.get(&run) else { return };
+    /// Has a job done. Returns its answer if it is done already, or if the worker does not take it.
+    fn run(&self, run: RunId, job: Job) -> Option<host::Input> {
+        let means = self.runs.get(&run)?;
         let (answers, spool) = (self.answers.clone(), Arc::clone(&means.spool));
         let answer = move |done| host::Input::Done { run, done };
         match job {
+            // It takes less time than to be handed out and back, and then waits for none of the few decoders.
+            Job::Decode(job) if job.is_short() => {
+                let failure = job.failure();
+                return Some(answer(catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or(failure)));
+            }
             Job::Decode(job) => {
                 tokio::spawn(async move {
-                    let done = if job.is_short() {
-                        job.run()
-                    } else {
-                        let failure = job.failure();
-                        tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure)
-                    };
+                    let failure = job.failure();
+                    let done = tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure);
                     answers.send(answer(done)).await.ok();
                 });
             }
@@ -329,8 +347,9 @@ impl Driver {
                     }
                 });
             }
-            job => means.workers.run(job),
+            job => return means.workers.run(job).map(answer),
         }
+        None
     }
 
     fn tell_peer(&mut self, what: ToPeer) {

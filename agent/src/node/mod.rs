@@ -18,7 +18,6 @@
 //! | exit | what was given to the store is carried out, unless the store has failed |
 
 mod job;
-mod lane;
 mod log;
 #[cfg(test)]
 mod tests;
@@ -26,6 +25,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use anabranch_common::lane::Lane;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -35,7 +35,6 @@ use crate::session::Session;
 use crate::session::command::{ChunkSource, Command, Ending};
 use crate::session::event::{Event, Problem};
 use crate::store::FreshPayloads;
-use lane::Lane;
 
 pub use job::{Done, Job, MathsJob, Start, StoreDone, StoreJob, Unpack, initial_model, judged, storage_failed};
 
@@ -100,7 +99,10 @@ pub struct AgentNode {
     fresh: Arc<FreshPayloads>,
     /// The tensors of the trainer, once it is built.
     manifest: Option<Arc<ModelManifest>>,
+    /// For each of `limits::OUTBOX_UPDATES` updates: it is banked, read and settled at most once. Between two of these
+    /// jobs, at most one that adopts a branch.
     store: Lane<StoreJob>,
+    /// At most one job of each kind: the session waits for its answer before it gives the next.
     maths: Lane<MathsJob>,
     /// The link that counts, if there is one.
     link: Option<u64>,
@@ -219,7 +221,11 @@ impl AgentNode {
                 self.store.push(StoreJob::Bank { bank, manifest });
             }
             Command::Settle { key, content } => self.store.push(StoreJob::Settle { key, content }),
-            Command::AdoptBranch { branch } => self.store.push(StoreJob::Adopt(branch)),
+            Command::AdoptBranch { branch } => match self.store.last_mut() {
+                // No job wants the branch in between.
+                Some(StoreJob::Adopt(waiting)) => *waiting = branch,
+                _ => self.store.push(StoreJob::Adopt(branch)),
+            },
             Command::Renew => out.push(Output::Renew),
             Command::StoreCertificate { certificate_der } => out.push(Output::StoreCertificate(certificate_der)),
             Command::Exit(_) => {}
@@ -256,8 +262,8 @@ impl AgentNode {
     }
 
     fn run_lanes(&mut self, out: &mut Vec<Output>) {
-        out.extend(self.store.next().map(Job::Store).map(Output::Run));
-        out.extend(self.maths.next().map(Job::Maths).map(Output::Run));
+        out.extend(self.store.next_job().map(Job::Store).map(Output::Run));
+        out.extend(self.maths.next_job().map(Job::Maths).map(Output::Run));
     }
 
     /// Deltas and decisions that the store was given are carried out: whoever runs the jobs takes them all.

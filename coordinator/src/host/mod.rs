@@ -23,6 +23,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::lane::Lane;
 use anabranch_common::transfer::Half;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinResponse, Rejection};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
@@ -34,7 +35,7 @@ pub use output::Output;
 use crate::core::ModelMismatch;
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
-use crate::node::{self, JobError, Lane, Node, Settings, ToPeer};
+use crate::node::{self, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, Registry, SignJob, Signed};
@@ -65,7 +66,10 @@ pub struct Host {
     ended: BTreeSet<RunId>,
     /// The run of each connection whose agent was let in.
     peers: BTreeMap<PeerId, RunId>,
+    /// At most `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` changes of operators: the registry
+    /// counts them.
     saver: Lane<SaveJob>,
+    /// The same joins, and one renewal of each connection (`limits::CONNECTIONS`).
     signer: Lane<SignJob>,
     revocations: BTreeMap<RequestId, Revocation>,
     phase: Phase,
@@ -141,6 +145,7 @@ impl Host {
             Input::Done { run, done } => self.tell(now, run, node::Input::Done(done)),
             Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
             Input::Disconnected { peer } => {
+                self.signer.retain(|job| !job.renews_for(peer));
                 if let Some(run) = self.peers.remove(&peer) {
                     self.tell(now, run, node::Input::Event(Event::Disconnected { peer }));
                 }
@@ -206,6 +211,8 @@ impl Host {
                 node::Output::ToPeer(what) => self.out.push(Output::ToPeer(what)),
                 node::Output::Run(job) => self.out.push(Output::Run { run, job }),
                 node::Output::Renew { peer, agent, csr_der } => {
+                    // One that the agent has asked for before on this connection is superseded.
+                    self.signer.retain(|job| !job.renews_for(peer));
                     self.tell_registry(now, registry::Event::Renew { peer, agent, csr_der });
                 }
                 node::Output::Revoked { request } => self.revoked_in(run, request),
@@ -260,6 +267,7 @@ impl Host {
         match command {
             registry::Command::Save(job) => self.saver.push(job),
             registry::Command::Sign(job) => self.signer.push(job),
+            registry::Command::DeferJoin { request } => self.out.push(Output::DeferJoin { request }),
             registry::Command::RefuseJoin { request, refusal } => {
                 self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
             }
@@ -284,11 +292,15 @@ impl Host {
             }
             registry::Done::Saved(Err(error)) => self.fail(error.into()),
             registry::Done::Panicked(worker) => self.fail(JobError::Panicked(worker)),
+            registry::Done::NotTaken(worker) => self.fail(JobError::NotTaken(worker)),
             registry::Done::Signed(signed) => {
                 self.signer.done();
                 for signed in signed {
                     match signed {
-                        Signed::Join { request, response } => self.out.push(Output::JoinReply { request, response }),
+                        Signed::Join { request, response } => {
+                            self.tell_registry(now, registry::Event::JoinAnswered);
+                            self.out.push(Output::JoinReply { request, response });
+                        }
                         Signed::Renewal { peer, certificate_der } if self.peers.contains_key(&peer) => {
                             let message = Box::new(CoordinatorMessage::Renewed { certificate_der });
                             self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));

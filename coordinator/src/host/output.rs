@@ -48,6 +48,11 @@ pub enum Output {
         /// The answer.
         response: JoinResponse,
     },
+    /// Close the connection of a join without an answer: its agent tries again.
+    DeferJoin {
+        /// Whose it is.
+        request: RequestId,
+    },
     /// A run is over in this process.
     Ended {
         /// Which.

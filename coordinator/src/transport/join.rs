@@ -31,7 +31,14 @@ pub(super) async fn serve(
         Ok(agent) => {
             let (reply, answer) = oneshot::channel();
             shared.tell(Input::Join { secret: token_secret, agent, csr_der, reply }).await;
-            tokio::time::timeout(Duration::from_millis(limits::REQUEST_TIMEOUT_MS), answer).await??
+            match tokio::time::timeout(Duration::from_millis(limits::REQUEST_TIMEOUT_MS), answer).await? {
+                Ok(response) => response,
+                // The agent reads the reason, and tries again.
+                Err(_) => {
+                    connection.close(0u32.into(), b"the coordinator can take no further join now");
+                    return Ok(());
+                }
+            }
         }
         Err(_) => JoinResponse::Refused(JoinRefusal::BadRequest),
     };
