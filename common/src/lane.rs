@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-/// The queue of one worker's jobs, of which at most one batch is out. The queue itself has no bound: each owner of a lane
-/// names the limit on what it pushes.
+/// The queue of one worker's jobs, of which at most one batch is out. The queue itself has no bound: the owner of a lane
+/// names the one in [`limits`](crate::limits) that holds for the jobs it pushes.
 #[derive(Debug)]
 pub struct Lane<J> {
     waiting: VecDeque<J>,
@@ -44,6 +44,11 @@ impl<J> Lane<J> {
     /// Returns the jobs that wait, the first one first.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = &J> {
         self.waiting.iter()
+    }
+
+    /// Returns the job behind all others that wait.
+    pub fn last_mut(&mut self) -> Option<&mut J> {
+        self.waiting.back_mut()
     }
 
     /// Returns whether no job waits and no batch is out.
@@ -116,7 +121,8 @@ mod tests {
         assert!(lane.waiting().eq(&[3, 4]));
         lane.retain(|job| *job != 3);
         assert!(lane.waiting().eq(&[4]));
-        lane.push(5);
+        lane.push(4);
+        *lane.last_mut().expect("two wait") = 5;
         assert!(lane.drain().eq([4, 5]));
         assert!(!lane.is_idle(), "the first job is still out");
         lane.done();

@@ -98,6 +98,13 @@ pub const TOKEN_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
 pub const CONNECTIONS: usize = 8_192;
 /// Connections that have not yet shown a certificate or a token, at once.
 pub const PENDING_HANDSHAKES: usize = 256;
+/// Joins that are not answered yet: their members are being saved, or their certificates issued. The connection of a
+/// further one is closed, and its agent tries again.
+pub const JOINS_WAITING: usize = 256;
+/// Changes of tokens and members that operators have asked for and that are being saved; a further one is refused.
+pub const REGISTRY_CHANGES_WAITING: usize = 256;
+/// Bytes of a signing request for a renewal: as many as a join can carry. Of each connection, the latest one waits.
+pub const SIGNING_REQUEST_BYTES: usize = JOIN_MESSAGE_BYTES;
 /// Connections of one agent that are open at once; beyond it the oldest is closed.
 pub const CONNECTIONS_PER_AGENT: usize = 16;
 /// Bytes that a peer may have under way to the coordinator before it has shown a certificate.
@@ -160,8 +167,8 @@ pub const STORE_READ_TRIES: u32 = 256;
 pub const COORDINATOR_QUEUE_EVENTS: usize = 4_096;
 /// Bytes of agents' messages, as sent, that wait for the coordinator's loop.
 pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
-/// Jobs that a worker of the coordinator has at a time. What waits for it is bounded by what waits for the disk for each
-/// peer (`PEER_QUEUE_MESSAGES`), and in bytes by `UPLOADS_IN_FLIGHT_BYTES` and `DECODED_UPLOADS_BYTES`.
+/// Batches that a worker of the coordinator has at a time. The owner of each worker's lane says what bounds the jobs that
+/// wait for it.
 pub const WORKER_JOBS: usize = 1;
 /// Workers of the coordinator (a run's writer, merger and checkpointer, the registry's saver and signer), and answers of
 /// theirs that wait for its loop.
@@ -218,6 +225,9 @@ pub const PARTIAL_UPLOAD_BYTES: u64 = 4 << 30;
 pub const PARTIAL_UPLOAD_SPARE_BYTES: u64 = 256 << 20;
 /// How long a half-received upload is kept after its latest chunk, in milliseconds.
 pub const PARTIAL_UPLOAD_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+/// Journal records that are not durable yet, from which on agents cause no record but that of an accepted update, as if
+/// they had no `AGENT_RECORDS_BURST` left.
+pub const UNWRITTEN_RECORDS: u64 = 65_536;
 /// Journal records without an accepted update that one agent may cause at once (leases that come to nothing, refusals,
 /// restarts, evaluations that nobody asked for), and ...
 pub const AGENT_RECORDS_BURST: u64 = 256;

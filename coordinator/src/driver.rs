@@ -291,6 +291,7 @@ impl Driver {
                 Output::Sign(jobs) => self.registry_workers.sign(jobs),
                 Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
                 Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
+                Output::DeferJoin { request } => _ = self.joins.remove(&request),
                 Output::Ended { run, ended } => {
                     if let Some(means) = self.runs.get_mut(&run) {
                         means.ended = Some(ended);

@@ -169,6 +169,7 @@ impl<'a> Rest<'a> {
                 Output::ToPeer(_)
                 | Output::Sign(_)
                 | Output::JoinReply { .. }
+                | Output::DeferJoin { .. }
                 | Output::Ended { ended: Ok(_), .. }
                 | Output::Exit(Ok(())) => {}
             }

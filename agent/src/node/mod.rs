@@ -99,9 +99,10 @@ pub struct AgentNode {
     fresh: Arc<FreshPayloads>,
     /// The tensors of the trainer, once it is built.
     manifest: Option<Arc<ModelManifest>>,
-    // The session waits for an answer before it gives the next job of a kind, and each of the outbox's
-    // `limits::OUTBOX_UPDATES` updates is settled and read once.
+    /// For each of `limits::OUTBOX_UPDATES` updates: it is banked, read and settled at most once. Between two of these
+    /// jobs, at most one that adopts a branch.
     store: Lane<StoreJob>,
+    /// At most one job of each kind: the session waits for its answer before it gives the next.
     maths: Lane<MathsJob>,
     /// The link that counts, if there is one.
     link: Option<u64>,
@@ -220,7 +221,11 @@ impl AgentNode {
                 self.store.push(StoreJob::Bank { bank, manifest });
             }
             Command::Settle { key, content } => self.store.push(StoreJob::Settle { key, content }),
-            Command::AdoptBranch { branch } => self.store.push(StoreJob::Adopt(branch)),
+            Command::AdoptBranch { branch } => match self.store.last_mut() {
+                // No job wants the branch in between.
+                Some(StoreJob::Adopt(waiting)) => *waiting = branch,
+                _ => self.store.push(StoreJob::Adopt(branch)),
+            },
             Command::Renew => out.push(Output::Renew),
             Command::StoreCertificate { certificate_der } => out.push(Output::StoreCertificate(certificate_der)),
             Command::Exit(_) => {}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::ids::{BranchId, Digest, ModelVersion};
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use anabranch_io::durable::StorageError;
 use parking_lot::Mutex;
@@ -256,6 +256,21 @@ fn chunks_that_are_asked_for_again_are_read_once() {
     let content = Some(Arc::from([0; 10]));
     let sent = node.handle(3, stored(StoreDone::Read { link, content, transfer, missing }));
     assert!(matches!(sent[..], [Output::SendChunks { .. }]), "and nothing else is read: {sent:?}");
+}
+
+/// Guards the store's lane: a coordinator may name another branch on each link, while the disk stalls.
+#[test]
+fn of_several_branches_in_a_row_the_latest_is_adopted() {
+    let mut node = welcomed(Kept::default(), Arc::default());
+    for number in 2..=100 {
+        node.handle(1, link(number - 1, Event::Disconnected(Problem::Transient("cable".into()))));
+        node.handle(1, link(number, Event::Connected));
+        let branch = BranchId([u8::try_from(number).expect("small"); 16]);
+        node.handle(1, link(number, welcome(branch, Some(digest(0)), RunPhase::Running)));
+    }
+    let latest = store_job(node.handle(2, stored(StoreDone::Adopted)));
+    assert!(matches!(latest, StoreJob::Adopt(BranchId([100, ..]))), "{latest:?}");
+    assert!(node.handle(3, stored(StoreDone::Adopted)).is_empty(), "no other one waits");
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Core {
                 verdict
             }
             Decision::Refuse(reason) => {
-                if !self.peers.pay(meta.key.agent, self.now) {
+                if !self.pay(meta.key.agent) {
                     // Undecided: it is refused when the agent comes back with it.
                     return self.cut_off(peer, "causes more refusals than are recorded at a time");
                 }

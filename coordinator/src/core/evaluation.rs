@@ -123,7 +123,7 @@ impl Core {
         if evaluation.version > state.version {
             return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");
         }
-        if !asked && !self.peers.pay(agent, self.now) {
+        if !asked && !self.pay(agent) {
             return tracing::debug!(%agent, "more evaluations that nobody asked for than are recorded at a time");
         }
         self.append(RecordBody::Evaluated(evaluation));

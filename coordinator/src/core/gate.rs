@@ -45,6 +45,12 @@ impl Gate {
         self.by_peer.get(&peer).copied().unwrap_or(0)
     }
 
+    /// Returns how many records up to `newest` are not durable.
+    pub(super) fn undurable(&self, newest: Option<Position>) -> u64 {
+        let records = |position: Option<Position>| position.map_or(0, |position| position.0 + 1);
+        records(newest) - records(self.durable.min(newest))
+    }
+
     /// Records up to `upto` are durable.
     pub(super) fn journalled(&mut self, upto: Position) {
         self.durable = self.durable.max(Some(upto));

@@ -65,7 +65,7 @@ impl Core {
         if self.leases.waiting.contains(&peer) {
             return;
         }
-        if !self.peers.pay(agent, self.now) {
+        if !self.pay(agent) {
             self.leases.throttled.insert(peer);
             return;
         }

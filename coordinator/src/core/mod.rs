@@ -58,7 +58,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position, RunId};
+use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Chain, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::schema::SchemaError;
@@ -315,6 +315,13 @@ impl Core {
     }
 
     /// Lets a command out when every record up to now is durable.
+    /// Takes a record from what `agent` may cause. Returns false when it has caused too many lately, or when too many
+    /// records of all agents wait for the disk.
+    fn pay(&mut self, agent: AgentId) -> bool {
+        let newest = self.state.as_ref().map(|state| state.position);
+        self.gate.undurable(newest) < limits::UNWRITTEN_RECORDS && self.peers.pay(agent, self.now)
+    }
+
     fn gated(&mut self, command: Command) {
         let needs = self.state.as_ref().map(|state| state.position);
         self.gate.after(needs, command);
@@ -345,6 +352,9 @@ impl Core {
             AgentMessage::Progress { examples_per_s, .. } => {
                 self.evaluators.at_work(agent, self.now.mono_ms);
                 self.peers.progress(agent, examples_per_s);
+            }
+            AgentMessage::Renew { csr_der } if csr_der.len() > limits::SIGNING_REQUEST_BYTES => {
+                self.violated(peer, "a signing request that is too long");
             }
             // The registry decides at once; no record depends on it.
             AgentMessage::Renew { csr_der } => self.gate.pass(Command::Renew { peer, agent, csr_der }),

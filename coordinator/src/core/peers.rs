@@ -141,7 +141,7 @@ impl Core {
         // It is kept for as long as this process lives, for every agent, and shown.
         clip(&mut hello.software);
         clip(&mut hello.device);
-        if self.is_new_incarnation(agent, &hello) && !self.peers.pay(agent, self.now) {
+        if self.is_new_incarnation(agent, &hello) && !self.pay(agent) {
             return self.reject(peer, Rejection::Busy);
         }
         self.replace_older_connection(agent, &hello);

@@ -155,6 +155,11 @@ pub enum Output {
         /// The answer.
         response: JoinResponse,
     },
+    /// Close the connection of a join without an answer: its agent tries again.
+    DeferJoin {
+        /// Whose it is.
+        request: RequestId,
+    },
     /// A run is over in this process.
     Ended {
         /// Which.
@@ -192,7 +197,10 @@ pub struct Host {
     ended: BTreeSet<RunId>,
     /// The run of each connection whose agent was let in.
     peers: BTreeMap<PeerId, RunId>,
+    /// At most `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` changes of operators: the registry
+    /// counts them.
     saver: Lane<SaveJob>,
+    /// The same joins, and one renewal of each connection (`limits::CONNECTIONS`).
     signer: Lane<SignJob>,
     revocations: BTreeMap<RequestId, Revocation>,
     phase: Phase,
@@ -268,6 +276,7 @@ impl Host {
             Input::Done { run, done } => self.tell(now, run, node::Input::Done(done)),
             Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
             Input::Disconnected { peer } => {
+                self.signer.retain(|job| !job.renews_for(peer));
                 if let Some(run) = self.peers.remove(&peer) {
                     self.tell(now, run, node::Input::Event(Event::Disconnected { peer }));
                 }
@@ -333,6 +342,8 @@ impl Host {
                 node::Output::ToPeer(what) => self.out.push(Output::ToPeer(what)),
                 node::Output::Run(job) => self.out.push(Output::Run { run, job }),
                 node::Output::Renew { peer, agent, csr_der } => {
+                    // One that the agent has asked for before on this connection is superseded.
+                    self.signer.retain(|job| !job.renews_for(peer));
                     self.tell_registry(now, registry::Event::Renew { peer, agent, csr_der });
                 }
                 node::Output::Revoked { request } => self.revoked_in(run, request),
@@ -387,6 +398,7 @@ impl Host {
         match command {
             registry::Command::Save(job) => self.saver.push(job),
             registry::Command::Sign(job) => self.signer.push(job),
+            registry::Command::DeferJoin { request } => self.out.push(Output::DeferJoin { request }),
             registry::Command::RefuseJoin { request, refusal } => {
                 self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
             }
@@ -415,7 +427,10 @@ impl Host {
                 self.signer.done();
                 for signed in signed {
                     match signed {
-                        Signed::Join { request, response } => self.out.push(Output::JoinReply { request, response }),
+                        Signed::Join { request, response } => {
+                            self.tell_registry(now, registry::Event::JoinAnswered);
+                            self.out.push(Output::JoinReply { request, response });
+                        }
                         Signed::Renewal { peer, certificate_der } if self.peers.contains_key(&peer) => {
                             let message = Box::new(CoordinatorMessage::Renewed { certificate_der });
                             self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));

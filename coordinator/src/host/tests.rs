@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::{BranchId, Digest, Incarnation};
 use anabranch_common::journal::RecordBody;
+use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::transfer::Budgets;
 use anabranch_common::wire::message::{JoinRefusal, RunPhase};
@@ -157,7 +158,7 @@ impl World {
                 Input::Done { run, done }
             }
             Output::Save(group) => Input::Registry(registry::Done::Saved(save::save(self.members.catalogue(), group))),
-            Output::Sign(_) => Input::Registry(registry::Done::Signed(vec![signed()])),
+            Output::Sign(jobs) => Input::Registry(registry::Done::Signed(jobs.iter().map(|_| signed()).collect())),
             other => panic!("{other:?} is no job"),
         };
         self.handle(input);
@@ -459,6 +460,46 @@ fn a_renewal_goes_to_the_connection_that_asked_while_it_lives() {
     world.handle(Input::Disconnected { peer: PeerId(1) });
     world.handle(Input::Registry(registry::Done::Signed(vec![renewal()])));
     assert!(!world.outputs.iter().any(renewed));
+}
+
+/// Guards the signer's lane: a signature takes longer than a request for one.
+#[test]
+fn of_the_renewals_of_one_connection_the_latest_waits() {
+    let mut world = World::started();
+    let renew = || Input::Message { peer: PeerId(1), message: AgentMessage::Renew { csr_der: vec![1] } };
+    let waiting = |world: &mut World| {
+        world.jobs.clear();
+        world.handle(Input::Registry(registry::Done::Signed(vec![])));
+        match &world.jobs[..] {
+            [] => 0,
+            [Output::Sign(jobs)] => jobs.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    (0..10).for_each(|_| world.handle(renew()));
+    assert!(matches!(&world.jobs[..], [Output::Sign(jobs)] if jobs.len() == 1), "{:?}", world.jobs);
+    assert_eq!(waiting(&mut world), 1, "nine were asked for meanwhile");
+    (0..10).for_each(|_| world.handle(renew()));
+    world.handle(Input::Disconnected { peer: PeerId(1) });
+    assert_eq!(waiting(&mut world), 0, "nobody would get it");
+}
+
+/// Guards the saver's lane: whoever has a token may join again and again while the disk stalls.
+#[test]
+fn a_join_for_which_there_is_no_room_is_let_go_until_others_are_answered() {
+    let mut world = World::new();
+    let join = || Input::Join { request: REQUEST, secret: SECRET, agent: AgentId([3; 16]), csr_der: vec![1] };
+    (0..limits::JOINS_WAITING).for_each(|_| world.handle(join()));
+    assert!(world.outputs.is_empty(), "{:?}", world.outputs);
+    world.handle(join());
+    assert!(matches!(world.outputs[..], [Output::DeferJoin { request: REQUEST }]), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.work();
+    let answers = world.outputs.iter().filter(|output| matches!(output, Output::JoinReply { .. }));
+    assert_eq!(answers.count(), limits::JOINS_WAITING);
+    world.outputs.clear();
+    world.handle(join());
+    assert!(world.outputs.is_empty() && matches!(world.jobs[..], [Output::Save(_)]), "there is room again");
 }
 
 #[test]

@@ -190,10 +190,14 @@ pub struct Node {
     core: Core,
     spec: RunSpec,
     phase: Phase,
-    // What waits in the lanes is bounded by what the core lets wait for the disk for each peer
-    // (`limits::PEER_QUEUE_MESSAGES`), and by the budgets of uploads.
+    /// Records that are not durable. An accepted update holds its part of the budgets of uploads
+    /// (`limits::UPLOADS_IN_FLIGHT_BYTES`, `limits::DECODED_UPLOADS_BYTES`) until it is merged. Beyond
+    /// `limits::UNWRITTEN_RECORDS` agents cause no other records. Operators are trusted not to.
     writer: Lane<WriteJob>,
+    /// Updates, which hold those budgets; a record that closes them for each version; and one publication and one
+    /// checkpoint, for the core orders the next one when the last is done, or the run ends.
     merger: Lane<MergeJob>,
+    /// One checkpoint, likewise.
     checkpointer: Lane<Box<CheckpointJob>>,
     publisher: Publisher,
     downloads: Downloads,

@@ -3,11 +3,15 @@
 //!
 //! ```text
 //!  Join ─────────► redeem the token ─► Save ─► Saved ─► Sign          the use of a token is durable before it is answered
+//!  JoinAnswered ─► there is room for another join
 //!  Renew ────────► pay ─────────────────────────────────► Sign
 //!  TokenCreate,
 //!  TokenRevoke ──► change ───────────► Save ─► Saved ─► Reply
 //!  AgentRevoke ──► mark ─────────────► Save ─► Saved ─► Revoke        every run is told, then the operator
 //! ```
+//! While the disk stalls, `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` requests of operators wait;
+//! joins do not take the room of operators, who may be revoking the token that is used for them.
+//!
 //! Members are durable before an agent has a certificate, so a run hears only of agents that are. A revocation counts from
 //! when it is durable: until then the agent is still let in, and a crash may undo it. A run that did not hear of it
 //! before a crash is told at its start ([`Registry::revoked`]).
@@ -27,6 +31,7 @@ pub mod tokens;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::limits;
 use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::message::{JoinRefusal, Rejection};
 use anabranch_common::wire::operator::{OperatorResponse, RegistryRequest};
@@ -74,6 +79,8 @@ pub enum Event {
         /// What.
         operation: RegistryRequest,
     },
+    /// A join whose certificate was ordered is answered.
+    JoinAnswered,
     /// Items are durable.
     Saved {
         /// The ticket of their job.
@@ -88,6 +95,11 @@ pub enum Command {
     Save(SaveJob),
     /// Issue a certificate and send it to whoever asked.
     Sign(SignJob),
+    /// Close the connection of a join without an answer: its agent tries again.
+    DeferJoin {
+        /// Where the answer would go.
+        request: RequestId,
+    },
     /// Tell an agent that it may not join.
     RefuseJoin {
         /// Where the answer goes.
@@ -131,6 +143,8 @@ pub struct Registry {
     /// What follows once the items of a ticket are durable.
     saving: BTreeMap<u64, Command>,
     next_ticket: u64,
+    /// Joins that are being saved or signed.
+    joining: usize,
     /// Agents whose revocation is being saved.
     revoking: BTreeSet<AgentId>,
     /// What each agent may still cause in signatures; lives as long as the process.
@@ -147,16 +161,22 @@ impl Registry {
     /// Handles one event. `now` never goes back in its monotonic part.
     pub fn handle(&mut self, now: Now, event: Event) -> Option<Command> {
         match event {
+            Event::Join { request, .. } if self.joining >= limits::JOINS_WAITING => {
+                Some(Command::DeferJoin { request })
+            }
             Event::Join { request, run, secret, agent, csr_der } => {
                 let purpose = Purpose::Join { request, run };
                 Some(match self.roster.join(&secret, agent, now.unix_ms) {
                     Ok(name) => {
                         let job = SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms };
-                        let full = Command::RefuseJoin { request, refusal: JoinRefusal::Full };
-                        self.save(Command::Sign(job), full)
+                        self.join(request, job)
                     }
                     Err(refusal) => Command::RefuseJoin { request, refusal },
                 })
+            }
+            Event::JoinAnswered => {
+                self.joining = self.joining.saturating_sub(1);
+                None
             }
             Event::Renew { peer, agent, csr_der } => self.renew(now, peer, agent, csr_der),
             Event::Operator { request, operation } => Some(self.operate(now, request, operation)),
@@ -213,7 +233,24 @@ impl Registry {
         &self.roster
     }
 
+    fn join(&mut self, request: RequestId, job: SignJob) -> Command {
+        let full = Command::RefuseJoin { request, refusal: JoinRefusal::Full };
+        let command = self.save(Command::Sign(job), full);
+        self.joining += usize::from(matches!(command, Command::Save(_)));
+        command
+    }
+
+    /// Returns whether as many changes of operators are being saved as may be.
+    fn is_behind(&self) -> bool {
+        let of_operators = self.saving.values().filter(|next| !matches!(next, Command::Sign(_)));
+        of_operators.count() >= limits::REGISTRY_CHANGES_WAITING
+    }
+
     fn operate(&mut self, now: Now, request: RequestId, operation: RegistryRequest) -> Command {
+        if !matches!(operation, RegistryRequest::TokenList) && self.is_behind() {
+            let text = "the disk is slow: too many changes are being saved already; try again later";
+            return Command::Reply { request, response: OperatorResponse::Failed(text.into()) };
+        }
         let done = |text| OperatorResponse::Done(text);
         let response = match operation {
             RegistryRequest::TokenList => status::json(&self.roster.tokens().list()),

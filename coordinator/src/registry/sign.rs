@@ -53,6 +53,12 @@ pub enum Signed {
 }
 
 impl SignJob {
+    /// Returns whether this renews a certificate for the agent on `peer`.
+    #[must_use]
+    pub fn renews_for(&self, peer: PeerId) -> bool {
+        self.purpose == Purpose::Renewal { peer }
+    }
+
     /// Issues the certificate for so many days. A renewal that is not possible is logged, and not answered.
     #[must_use]
     pub fn run(self, identity: &Identity, lifetime_days: u32) -> Option<Signed> {

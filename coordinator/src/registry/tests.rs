@@ -80,6 +80,42 @@ fn who_may_not_join_hears_why_at_once() {
     assert_eq!(registry.handle(NOW, join(AGENT)), refused(JoinRefusal::Revoked));
 }
 
+/// While the disk stalls nothing that was asked for may fill the memory, and joins must not keep an operator from revoking
+/// the token that they use.
+#[test]
+fn joins_beyond_what_may_wait_are_deferred_and_operators_have_room_of_their_own() {
+    let mut registry = registry();
+    let mut tickets = Vec::new();
+    for _ in 0..limits::JOINS_WAITING {
+        let Some(Command::Save(job)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
+        tickets.push(job.ticket);
+    }
+    let deferred = Some(Command::DeferJoin { request: REQUEST });
+    let newcomer = AgentId([2; 16]);
+    assert_eq!(registry.handle(NOW, join(newcomer)), deferred);
+    assert!(registry.roster().member(newcomer).is_none(), "no use of the token is taken");
+    for _ in 0..limits::REGISTRY_CHANGES_WAITING {
+        let change = registry.handle(NOW, revoke(&AGENT.to_string()));
+        assert!(matches!(change, Some(Command::Save(_))), "{change:?}");
+    }
+    let refused = registry.handle(NOW, revoke(&AGENT.to_string()));
+    let Some(Command::Reply { response: OperatorResponse::Failed(why), .. }) = refused else { panic!("{refused:?}") };
+    assert!(why.starts_with("the disk is slow"), "{why}");
+    let listed = registry.handle(NOW, operator(RegistryRequest::TokenList));
+    assert!(matches!(&listed, Some(Command::Reply { response: OperatorResponse::Json(_), .. })), "{listed:?}");
+
+    for ticket in tickets {
+        assert!(matches!(registry.handle(NOW, Event::Saved { ticket }), Some(Command::Sign(_))));
+    }
+    assert_eq!(registry.handle(NOW, join(newcomer)), deferred, "as many certificates are being issued");
+    registry.handle(NOW, Event::JoinAnswered);
+    assert!(matches!(registry.handle(NOW, join(newcomer)), Some(Command::Save(_))));
+    assert_eq!(registry.handle(NOW, join(newcomer)), deferred);
+    let saved = registry.handle(NOW, Event::Saved { ticket: limits::JOINS_WAITING as u64 });
+    assert!(matches!(saved, Some(Command::Revoke { .. })), "{saved:?}");
+    assert!(matches!(registry.handle(NOW, revoke(&AGENT.to_string())), Some(Command::Save(_))));
+}
+
 #[test]
 fn a_revocation_counts_once_it_is_durable_and_then_every_run_is_told() {
     let mut registry = with_a_member();
@@ -105,7 +141,7 @@ fn certificates_are_renewed_for_members_as_far_as_they_can_pay() {
     assert_eq!(registry.handle(NOW, renew(AGENT)), sign(Purpose::Renewal { peer }, "ward-1"));
     assert_eq!(registry.handle(NOW, renew(AgentId([9; 16]))), None, "no member");
     let signed = (0..1_000).filter(|_| registry.handle(NOW, renew(AGENT)).is_some()).count() as u64;
-    assert_eq!(signed, anabranch_common::limits::AGENT_RECORDS_BURST - 1);
+    assert_eq!(signed, limits::AGENT_RECORDS_BURST - 1);
     let later = Now { mono_ms: NOW.mono_ms + 60_000, ..NOW };
     assert!(registry.handle(later, renew(AGENT)).is_some());
     registry.handle(later, revoke("ward-1"));

@@ -9,12 +9,13 @@ use anabranch_common::limits;
 use anabranch_common::spec::{ModelKind, ModelSpec, RunSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
+use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::transfer::TransferManifest;
 
 use super::world::{World, agent, breaks_the_protocol, content, hello, manifest, spec};
 use crate::core::admit::{Decision, admit};
 use crate::core::command::Command;
-use crate::core::event::{Event, PeerId};
+use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::state::RunState;
 
 const BURST: u64 = limits::AGENT_RECORDS_BURST;
@@ -70,6 +71,40 @@ fn a_peer_that_asks_on_while_the_disk_stalls_is_cut_off() {
     assert_eq!(commands.iter().rfind(is_for(1)), Some(&Command::Close { peer: PeerId(1) }));
     assert!(matches!(commands.iter().rfind(is_for(2)), Some(Command::SendModel { .. })), "{commands:?}");
     assert_eq!(world.gated_for(PeerId(1)), 0);
+}
+
+/// Each agent may cause a few records a second, however long the disk stalls: together they must not fill the memory.
+#[test]
+fn while_too_many_records_wait_for_the_disk_agents_cause_none() {
+    let mut world = World::started(1);
+    world.leave(1);
+    let before = world.position();
+    for number in 0..limits::UNWRITTEN_RECORDS {
+        let operation = if number % 2 == 0 { RunRequest::Pause } else { RunRequest::Resume };
+        world.handle(Event::Operator { request: RequestId(number), operation });
+    }
+    let stalled = world.position();
+    assert_eq!(stalled.0 - before.0, limits::UNWRITTEN_RECORDS);
+    world.connect(PeerId(2), 2);
+    // A process that is known costs no record.
+    world.connect(PeerId(1), 1);
+    world.message(1, AgentMessage::RequestLease);
+    assert_eq!(world.position(), stalled);
+    let commands = world.journal();
+    let busy = CoordinatorMessage::Rejected(Rejection::Busy);
+    assert!(commands.contains(&Command::Send { peer: PeerId(2), message: busy }), "{commands:?}");
+    let commands = world.publish_if_asked();
+    assert!(kinds(&commands).contains(&"lease_granted"), "{commands:?}");
+}
+
+#[test]
+fn a_signing_request_is_as_long_as_one_that_joins_at_most() {
+    let mut world = World::started(2);
+    let renew = |bytes| AgentMessage::Renew { csr_der: vec![0; bytes] };
+    let commands = world.message(1, renew(limits::SIGNING_REQUEST_BYTES));
+    assert!(matches!(commands[..], [Command::Renew { .. }]), "{commands:?}");
+    let commands = world.message(2, renew(limits::SIGNING_REQUEST_BYTES + 1));
+    assert!(breaks_the_protocol(&commands), "{commands:?}");
 }
 
 #[test]

@@ -189,7 +189,7 @@ impl World {
                         self.coordinator.members.heard(agent);
                     }
                 }
-                Output::Replaced { .. } | Output::JoinReply { .. } => {}
+                Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {}
             }
         }
     }
