@@ -281,14 +281,19 @@ impl Driver {
         RequestId(self.next_request)
     }
 
+    /// Carries out outputs. Returns how the process ends, if it does.
     fn carry_out(&mut self, outputs: Vec<Output>) -> Option<Result<(), JobError>> {
-        let mut exit = None;
+        let (mut exit, mut not_taken) = (None, None);
         for output in outputs {
             match output {
                 Output::ToPeer(what) => self.tell_peer(what),
-                Output::Run { run, job } => self.run(run, job),
-                Output::Save(group) => self.registry_workers.save(group),
-                Output::Sign(jobs) => self.registry_workers.sign(jobs),
+                Output::Run { run, job } => not_taken = self.run(run, job).or(not_taken),
+                Output::Save(group) => {
+                    not_taken = self.registry_workers.save(group).map(host::Input::Registry).or(not_taken);
+                }
+                Output::Sign(jobs) => {
+                    not_taken = self.registry_workers.sign(jobs).map(host::Input::Registry).or(not_taken);
+                }
                 Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
                 Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
                 Output::DeferJoin { request } => _ = self.joins.remove(&request),
@@ -302,11 +307,19 @@ impl Driver {
                 Output::Exit(ended) => exit = Some(ended),
             }
         }
-        exit
+        match not_taken {
+            // The run or the process ends over it.
+            Some(input) if exit.is_none() => {
+                let outputs = self.host.handle(self.now(), input);
+                self.carry_out(outputs)
+            }
+            _ => exit,
+        }
     }
 
-    fn run(&self, run: RunId, job: Job) {
-        let Some(means) = self.runs.get(&run) else { return };
+    /// Has a job done. Returns its answer if the worker does not take it.
+    fn run(&self, run: RunId, job: Job) -> Option<host::Input> {
+        let means = self.runs.get(&run)?;
         let (answers, spool) = (self.answers.clone(), Arc::clone(&means.spool));
         let answer = move |done| host::Input::Done { run, done };
         match job {
@@ -330,8 +343,9 @@ impl Driver {
                     }
                 });
             }
-            job => means.workers.run(job),
+            job => return means.workers.run(job).map(answer),
         }
+        None
     }
 
     fn tell_peer(&mut self, what: ToPeer) {

@@ -23,6 +23,7 @@ use crate::store::Store;
 /// A thread's inbox. Dropping it ends the thread once it has done what it has.
 #[derive(Debug)]
 struct Worker<J> {
+    name: &'static str,
     jobs: SyncSender<J>,
     thread: JoinHandle<()>,
 }
@@ -45,14 +46,13 @@ impl<J: Send + 'static> Worker<J> {
                 }
             }
         })?;
-        Ok(Self { jobs, thread })
+        Ok(Self { name, jobs, thread })
     }
 
-    fn start(&self, job: J) {
+    /// Hands over a job. Returns the worker's name if it does not take it: nobody would ever answer.
+    fn start(&self, job: J) -> Result<(), &'static str> {
         // The inbox is empty, since the answer to the job before was read; and the thread lives as long as its inbox.
-        if self.jobs.try_send(job).is_err() {
-            tracing::error!("a worker does not take its job");
-        }
+        self.jobs.try_send(job).map_err(|_| self.name)
     }
 
     fn finish(self) {
@@ -96,15 +96,17 @@ impl RunWorkers {
         })
     }
 
-    /// Hands a job to its thread, which is free.
-    pub(crate) fn run(&self, job: Job) {
-        match job {
+    /// Hands a job to its thread, which is free. Returns the answer if the thread does not take it.
+    #[must_use]
+    pub(crate) fn run(&self, job: Job) -> Option<Done> {
+        let started = match job {
             Job::Write(group) => self.writer.start(group),
             Job::Merge(batch) => self.merger.start(batch),
             Job::Checkpoint(job) => self.checkpointer.start(job),
             // These have no thread of their own.
-            Job::Decode(_) | Job::Spool(_) => {}
-        }
+            Job::Decode(_) | Job::Spool(_) => Ok(()),
+        };
+        started.err().map(Done::NotTaken)
     }
 
     /// Waits until the threads have ended.
@@ -145,19 +147,73 @@ impl RegistryWorkers {
         })
     }
 
-    /// Hands items to the saver, which is free.
-    pub(crate) fn save(&self, group: Vec<SaveJob>) {
-        self.saver.start(group);
+    /// Hands items to the saver, which is free. Returns the answer if it does not take them.
+    #[must_use]
+    pub(crate) fn save(&self, group: Vec<SaveJob>) -> Option<registry::Done> {
+        self.saver.start(group).err().map(registry::Done::NotTaken)
     }
 
-    /// Hands requests for certificates to the signer, which is free.
-    pub(crate) fn sign(&self, jobs: Vec<SignJob>) {
-        self.signer.start(jobs);
+    /// Hands requests for certificates to the signer, which is free. Returns the answer if it does not take them.
+    #[must_use]
+    pub(crate) fn sign(&self, jobs: Vec<SignJob>) -> Option<registry::Done> {
+        self.signer.start(jobs).err().map(registry::Done::NotTaken)
     }
 
     /// Waits until the threads have ended.
     pub(crate) fn finish(self) {
         self.saver.finish();
         self.signer.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn panicked(name: &'static str) -> Input {
+        Input::Registry(registry::Done::Panicked(name))
+    }
+
+    #[test]
+    fn a_panic_is_answered_and_the_next_job_is_done() {
+        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+        let worker = Worker::spawn("saver", &answers_in, panicked, |job: u64| {
+            assert!(job > 0, "no such job");
+            Input::Registry(registry::Done::Saved(Ok(vec![job])))
+        })
+        .expect("a thread");
+        worker.start(0).expect("it is free");
+        let answer = answers.blocking_recv();
+        assert!(matches!(answer, Some(Input::Registry(registry::Done::Panicked("saver")))), "{answer:?}");
+        worker.start(7).expect("it is free");
+        let answer = answers.blocking_recv();
+        assert!(
+            matches!(&answer, Some(Input::Registry(registry::Done::Saved(Ok(tickets)))) if *tickets == [7]),
+            "{answer:?}"
+        );
+        worker.finish();
+    }
+
+    /// Guards the loop: the lane of a job that was lost would wait for ever, and the process would look alive.
+    #[test]
+    fn a_job_that_a_worker_does_not_take_is_told() {
+        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+        let (begun_in, begun) = sync_channel(1 + limits::WORKER_JOBS);
+        let (go, may_go) = sync_channel(1 + limits::WORKER_JOBS);
+        let worker = Worker::spawn("signer", &answers_in, panicked, move |job: u64| {
+            begun_in.send(job).expect("the test waits for it");
+            may_go.recv().expect("the test lets it go");
+            Input::Registry(registry::Done::Signed(vec![]))
+        })
+        .expect("a thread");
+        worker.start(0).expect("it is free");
+        assert_eq!(begun.recv(), Ok(0));
+        (0..limits::WORKER_JOBS).for_each(|_| worker.start(1).expect("its inbox is empty"));
+        assert_eq!(worker.start(2), Err("signer"), "its inbox is full");
+        (0..=limits::WORKER_JOBS).for_each(|_| go.send(()).expect("it is there"));
+        worker.finish();
+        drop(answers_in);
+        let answered = std::iter::from_fn(|| answers.blocking_recv()).count();
+        assert_eq!(answered, 1 + limits::WORKER_JOBS);
     }
 }

@@ -423,6 +423,7 @@ impl Host {
             }
             registry::Done::Saved(Err(error)) => self.fail(error.into()),
             registry::Done::Panicked(worker) => self.fail(JobError::Panicked(worker)),
+            registry::Done::NotTaken(worker) => self.fail(JobError::NotTaken(worker)),
             registry::Done::Signed(signed) => {
                 self.signer.done();
                 for signed in signed {

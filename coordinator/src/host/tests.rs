@@ -412,6 +412,23 @@ fn a_registry_that_cannot_save_ends_the_process() {
     assert!(world.outputs.is_empty() && world.jobs.is_empty());
 }
 
+/// Guards the lanes: after a job that no worker took, nothing of its kind would ever be done.
+#[test]
+fn a_job_that_was_not_taken_ends_its_run_and_the_last_run_or_the_registry_the_process() {
+    let mut world = World::started();
+    let ended = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
+    let lost = |output: &Output| matches!(output, Output::Ended { ended: Err(JobError::NotTaken("writer")), .. });
+    for run in [A, B] {
+        assert!(!ended(&world), "a run is left");
+        world.handle(Input::Done { run, done: Done::NotTaken("writer") });
+    }
+    assert!(world.outputs.iter().filter(|output| lost(output)).count() == 2 && ended(&world), "{:?}", world.outputs);
+
+    let mut world = World::started();
+    world.handle(Input::Registry(registry::Done::NotTaken("saver")));
+    assert!(matches!(world.outputs[..], [Output::Exit(Err(JobError::NotTaken("saver")))]), "{:?}", world.outputs);
+}
+
 #[test]
 fn certificates_are_signed_beside_the_loop() {
     let mut world = World::new();

@@ -85,6 +85,8 @@ pub enum Done {
     Open(Opened),
     /// The worker of this name has panicked.
     Panicked(&'static str),
+    /// The worker of this name has not taken its job.
+    NotTaken(&'static str),
 }
 
 /// Why a job failed. Its run must stop, and nobody may be told anything more of it.
@@ -108,4 +110,7 @@ pub enum JobError {
     /// A mistake of this program.
     #[error("the {0} has panicked")]
     Panicked(&'static str),
+    /// Another.
+    #[error("the {0} has not taken its job")]
+    NotTaken(&'static str),
 }

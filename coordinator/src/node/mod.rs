@@ -363,6 +363,7 @@ impl Node {
                 Ok(())
             }
             Done::Panicked(worker) => Err(JobError::Panicked(worker)),
+            Done::NotTaken(worker) => Err(JobError::NotTaken(worker)),
         };
         if let Err(error) = failed {
             self.phase = Phase::Gone;

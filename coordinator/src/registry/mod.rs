@@ -134,6 +134,8 @@ pub enum Done {
     Signed(Vec<Signed>),
     /// The worker of this name has panicked.
     Panicked(&'static str),
+    /// The worker of this name has not taken its job.
+    NotTaken(&'static str),
 }
 
 /// Members and tokens, and what is being done about them.
