@@ -14,6 +14,7 @@ use super::merge::Merger;
 use super::*;
 use crate::config::{Config, Retention, TemplateOptions};
 use crate::core::content::{Content, Reservation};
+use crate::core::event::RequestId;
 use crate::store::StorageError;
 use crate::store::for_tests::MapStore;
 
