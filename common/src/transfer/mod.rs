@@ -20,6 +20,7 @@ mod budget;
 mod expected;
 mod halves;
 mod name;
+mod room;
 mod sink;
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::action::{Action, Guard, Opened, Received};
-use super::budget::{Budget, Budgets, Hold, Of, Returned};
+use super::budget::{Budgets, Hold};
 use super::expected::Expected;
 use super::halves::{Half, Halves};
 use super::name::UploadName;
+use super::room::Room;
 use super::sink::Sink;
 use super::upload::{Held, Receiving, Stage, Upload, UploadId};
 use crate::ids::{AgentId, Digest, PeerId};
@@ -15,9 +16,6 @@ use crate::limits;
 use crate::now::Now;
 use crate::status::UploadStatus;
 use crate::wire::transfer::TransferManifest;
-
-/// Copies of chunks that one upload may hold beside its buffer: on their way into it, or on their way to disk.
-const CHUNKS_BYTES: u64 = limits::CHUNK_STREAMS as u64 * limits::CHUNK_BYTES as u64;
 
 /// A half that its agent left in memory.
 #[derive(Debug)]
@@ -34,19 +32,12 @@ struct Counters {
     given_up: u64,
 }
 
-/// Every upload, and the budgets for all that are in memory.
+/// Every upload, and the room for all that are in memory.
 #[derive(Debug)]
 pub struct Uploads {
-    budgets: Budgets,
     uploads: BTreeMap<UploadId, Upload>,
     by_transfer: BTreeMap<(PeerId, Digest), UploadId>,
-    turns: BTreeMap<PeerId, Budget>,
-    /// Only of agents that hold or want some.
-    shares: BTreeMap<AgentId, Budget>,
-    payloads: Budget,
-    decoded: Budget,
-    decoding: usize,
-    returned: Returned,
+    room: Room,
     left_behind: BTreeMap<AgentId, LeftBehind>,
     halves: Halves,
     counters: Counters,
@@ -63,19 +54,13 @@ impl Uploads {
         Self {
             uploads: BTreeMap::new(),
             by_transfer: BTreeMap::new(),
-            turns: BTreeMap::new(),
-            shares: BTreeMap::new(),
-            payloads: Budget::new(budgets.payload_bytes),
-            decoded: Budget::new(budgets.decoded_bytes),
-            decoding: 0,
-            returned: Returned::default(),
+            room: Room::new(budgets),
             left_behind: BTreeMap::new(),
             halves,
             counters: Counters::default(),
             latest: 0,
             looked_ms: now.mono_ms,
             actions: Some(superfluous).filter(|names| !names.is_empty()).map(Action::Delete).into_iter().collect(),
-            budgets,
         }
     }
 
@@ -96,7 +81,7 @@ impl Uploads {
         if let Some(upload) = same.and_then(|id| self.uploads.get_mut(&id)) {
             return upload.waiting.push_back(what);
         }
-        if let Err(error) = manifest.validate(self.budgets.payload_bytes) {
+        if let Err(error) = manifest.validate(self.room.most_bytes()) {
             return self.actions.push(Action::Failed { peer, what, why: error.to_string() });
         }
         self.latest += 1;
@@ -107,8 +92,7 @@ impl Uploads {
         self.uploads.insert(id, upload);
         self.by_transfer.insert((peer, transfer), id);
         if is_large {
-            let turns = self.turns.entry(peer).or_insert_with(|| Budget::new(1));
-            turns.ask(id, 1);
+            self.room.ask_for_turn(peer, id);
             self.next_turn(now, peer);
         } else {
             self.ask_for_room(now, id);
@@ -156,7 +140,7 @@ impl Uploads {
 
     /// An upload was decoded, or cannot be.
     pub fn decoded(&mut self, now: Now, id: UploadId) {
-        self.decoding = self.decoding.saturating_sub(1);
+        self.room.decoding_ends();
         if let Some(upload) = self.uploads.get_mut(&id)
             && let Stage::Decoding { sink, held } = std::mem::replace(&mut upload.stage, Stage::Turn)
         {
@@ -180,7 +164,7 @@ impl Uploads {
 
     /// A connection has ended, or is about to. What is half here of its uploads waits for its agent.
     pub fn closed(&mut self, now: Now, peer: PeerId) {
-        self.turns.remove(&peer);
+        self.room.forget_turns(peer);
         let of_peer = self.by_transfer.range((peer, Digest([0; 32]))..=(peer, Digest([u8::MAX; 32])));
         for id in of_peer.map(|(_, id)| *id).collect::<Vec<_>>() {
             let Some(upload) = self.uploads.get_mut(&id) else { continue };
@@ -232,18 +216,18 @@ impl Uploads {
             chunks_received: self.counters.received,
             chunks_kept: self.counters.kept,
             given_up: self.counters.given_up,
-            waiting: self.payloads.waiting() as u64,
+            waiting: self.room.waiting() as u64,
         }
     }
 
     /// Bytes that are free of the budgets of payloads and of decoded content.
     #[must_use]
     pub fn free_bytes(&self) -> (u64, u64) {
-        (self.payloads.free(), self.decoded.free())
+        self.room.free_bytes()
     }
 
     fn next_turn(&mut self, now: Now, peer: PeerId) {
-        if let Some((id, _)) = self.turns.get_mut(&peer).and_then(Budget::next) {
+        if let Some(id) = self.room.next_turn(peer) {
             self.ask_for_room(now, id);
         }
     }
@@ -260,21 +244,18 @@ impl Uploads {
             return self.receive(now, id, Receiving::new(sink, held, false));
         }
         upload.stage = Stage::Room { since_ms: now.mono_ms, share: None };
-        let share = self.shares.entry(agent).or_insert_with(|| Budget::new(self.budgets.agent_bytes));
-        if share.lacks(bytes) {
+        if self.room.ask_for_share(agent, id, bytes) {
             // What it left behind gives way to what it wants now.
             self.left_behind.remove(&agent);
         }
-        share.ask(id, bytes);
         self.next_share(agent);
     }
 
     fn next_share(&mut self, agent: AgentId) {
-        while let Some((id, bytes)) = self.shares.get_mut(&agent).and_then(Budget::next) {
-            let hold = Hold::new(Of::Share(agent), bytes, &self.returned);
+        while let Some((id, hold)) = self.room.next_share(agent) {
             if let Some(Upload { stage: Stage::Room { share, .. }, manifest, .. }) = self.uploads.get_mut(&id) {
                 *share = Some(hold);
-                self.payloads.ask(id, manifest.bytes + manifest.bytes.min(CHUNKS_BYTES));
+                self.room.ask_for_buffer(id, manifest.bytes);
             }
         }
     }
@@ -282,8 +263,7 @@ impl Uploads {
     /// There is room: the buffer is made, and not before.
     fn begin(&mut self, now: Now, id: UploadId, granted: u64) {
         let payload = self.uploads.get(&id).map_or(0, |upload| upload.manifest.bytes).min(granted);
-        let hold = |bytes| Hold::new(Of::Payloads, bytes, &self.returned);
-        let (payload, chunks) = (hold(payload), hold(granted - payload));
+        let (payload, chunks) = (self.room.hold_of_buffer(payload), self.room.hold_of_buffer(granted - payload));
         let Some(upload) = self.uploads.get_mut(&id) else { return };
         let Stage::Room { share, .. } = &mut upload.stage else { return };
         let (Some(share), Some(name)) = (share.take(), upload.name()) else { return };
@@ -335,32 +315,29 @@ impl Uploads {
     }
 
     fn end_turn(&mut self, now: Now, peer: PeerId) {
-        if let Some(turns) = self.turns.get_mut(&peer) {
-            turns.give_back(1);
-        }
+        self.room.end_turn(peer);
         self.next_turn(now, peer);
     }
 
     fn ask_to_decode(&mut self, id: UploadId) {
         let Some(upload) = self.uploads.get(&id) else { return };
         let bytes = upload.waiting.front().map_or(0, |what| what.decoded_bytes(upload.manifest.bytes));
-        self.decoded.ask(id, bytes);
+        self.room.ask_for_decoding(id, bytes);
     }
 
-    fn decode(&mut self, id: UploadId, granted: u64) {
-        let decoded = Hold::new(Of::Decoded, granted, &self.returned);
+    fn decode(&mut self, id: UploadId, decoded: Hold) {
         let Some(upload) = self.uploads.get_mut(&id) else { return };
         let Stage::Whole { sink, held, .. } = std::mem::replace(&mut upload.stage, Stage::Turn) else { return };
         let Some(what) = upload.waiting.front().cloned() else { return };
         upload.stage = Stage::Decoding { sink: Arc::clone(&sink), held: Arc::clone(&held) };
-        self.decoding += 1;
+        self.room.decoding_begins();
         let guard = Guard { _held: held, _decoded: decoded };
         self.actions.push(Action::Decode { upload: id, peer: upload.peer, what, sink, guard });
     }
 
     /// Another `limits::TRANSFER_LOOK_MS` have passed: gives up what takes too long, and what nobody came back for.
     fn look(&mut self, now: Now) {
-        let room_is_short = self.payloads.waiting() > 0;
+        let room_is_short = self.room.waiting() > 0;
         let waits_too_long = |since_ms: u64| now.mono_ms.saturating_sub(since_ms) > limits::OFFER_TIMEOUT_MS;
         let mut over = Vec::new();
         for (id, upload) in &mut self.uploads {
@@ -401,18 +378,9 @@ impl Uploads {
         let upload = self.uploads.remove(&id)?;
         self.by_transfer.remove(&(upload.peer, upload.transfer));
         match upload.stage {
-            Stage::Turn => {
-                if let Some(turns) = self.turns.get_mut(&upload.peer) {
-                    turns.forget(id);
-                }
-            }
-            Stage::Room { .. } => {
-                self.payloads.forget(id);
-                if let Some(share) = self.shares.get_mut(&upload.agent) {
-                    share.forget(id);
-                }
-            }
-            Stage::Whole { .. } => self.decoded.forget(id),
+            Stage::Turn => self.room.forget_turn(upload.peer, id),
+            Stage::Room { .. } => self.room.forget_buffer(upload.agent, id),
+            Stage::Whole { .. } => self.room.forget_decoding(id),
             Stage::Opening { .. } | Stage::Receiving(_) | Stage::Decoding { .. } => {}
         }
         let had_turn = matches!(upload.stage, Stage::Room { .. } | Stage::Opening { .. } | Stage::Receiving(_));
@@ -425,7 +393,7 @@ impl Uploads {
     /// Keeps an upload for when its agent comes back; in memory, instead of the one it left before, if not on disk.
     fn leave(&mut self, now: Now, agent: AgentId, Receiving { sink, held, on_disk, .. }: Receiving) {
         let on_disk = on_disk && self.halves.keeps(sink.name());
-        let share_is_wanted = self.shares.get(&agent).is_some_and(|share| share.waiting() > 0);
+        let share_is_wanted = self.room.share_is_wanted(agent);
         if !on_disk && !share_is_wanted && sink.manifest().chunks.len() > 1 {
             self.left_behind.insert(agent, LeftBehind { left_ms: now.unix_ms, sink, held });
         }
@@ -434,35 +402,23 @@ impl Uploads {
     /// Takes back what was dropped, and gives it to those who wait.
     fn settle(&mut self, now: Now) {
         loop {
-            let returned = std::mem::take(&mut *self.returned.lock());
-            for (of, bytes) in returned {
-                match of {
-                    Of::Payloads => self.payloads.give_back(bytes),
-                    Of::Decoded => self.decoded.give_back(bytes),
-                    Of::Share(agent) => {
-                        if let Some(share) = self.shares.get_mut(&agent) {
-                            share.give_back(bytes);
-                        }
-                        self.next_share(agent);
-                        if self.shares.get(&agent).is_some_and(Budget::is_unused) {
-                            self.shares.remove(&agent);
-                        }
-                    }
+            for (of, bytes) in self.room.take_returned() {
+                if let Some(agent) = self.room.give_back(of, bytes) {
+                    self.next_share(agent);
+                    self.room.forget_unused_share(agent);
                 }
             }
-            while let Some((id, bytes)) = self.payloads.next() {
-                self.begin(now, id, bytes);
+            while let Some((id, granted)) = self.room.next_buffer() {
+                self.begin(now, id, granted);
             }
-            while self.decoding < self.budgets.decoders
-                && let Some((id, bytes)) = self.decoded.next()
-            {
-                self.decode(id, bytes);
+            while let Some((id, decoded)) = self.room.next_decoding() {
+                self.decode(id, decoded);
             }
-            if self.payloads.waiting() > 0 {
+            if self.room.waiting() > 0 {
                 // What was left behind gives way to what is coming in.
                 self.left_behind.pop_first();
             }
-            if self.returned.lock().is_empty() {
+            if self.room.is_settled() {
                 return;
             }
         }
