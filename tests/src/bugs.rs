@@ -23,6 +23,9 @@ const ADDED: [(&str, &str); 2] = [
 ];
 /// Where the copy names the first of them.
 const COMMON: &str = "common/src/lib.rs";
+/// What the version of the copy's packages ends in. Cargo tells packages apart by name, version and place in their
+/// workspace: without this, what was built of the copy would count as built of the product.
+const VERSION_SUFFIX: &str = "+bites";
 /// Folders that are not copied.
 const NOT_COPIED: [&str; 2] = ["target", ".git"];
 
@@ -116,6 +119,10 @@ pub fn plant_all(root: &Path, copy: &Path) -> anyhow::Result<()> {
     }
     let common = files.get_mut(Path::new(COMMON)).with_context(|| format!("there is no {COMMON}"))?;
     common.extend_from_slice(b"\npub mod bugs;\n");
+    for file in ["Cargo.toml", "Cargo.lock"] {
+        let text = files.get_mut(Path::new(file)).with_context(|| format!("there is no {file}"))?;
+        *text = renumbered(std::str::from_utf8(text)?).context(file)?.into_bytes();
+    }
     for (file, bytes) in &files {
         let path = copy.join(file);
         if fs::read(&path).is_ok_and(|there| there == *bytes) {
@@ -132,6 +139,24 @@ pub fn plant_all(root: &Path, copy: &Path) -> anyhow::Result<()> {
         fs::remove_file(copy.join(stale)).with_context(|| stale.display().to_string())?;
     }
     Ok(())
+}
+
+/// Gives the product's packages in a `Cargo.toml` or `Cargo.lock` the version of the copy.
+fn renumbered(text: &str) -> anyhow::Result<String> {
+    let version = env!("CARGO_PKG_VERSION");
+    let (ours, theirs) = (format!("version = \"{version}\""), format!("version = \"{version}{VERSION_SUFFIX}\""));
+    let (mut out, mut before, mut changed) = (String::with_capacity(text.len()), "", false);
+    for line in text.lines() {
+        let is_product = before == "[workspace.package]" || before.starts_with("name = \"anabranch-");
+        let is_version = is_product && line == ours;
+        out.push_str(if is_version { &theirs } else { line });
+        out.push('\n');
+        (before, changed) = (line, changed || is_version);
+    }
+    if !changed {
+        bail!("the version {version} of the product's packages does not stand here");
+    }
+    Ok(out)
 }
 
 fn read_tree(root: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> anyhow::Result<()> {
@@ -181,6 +206,19 @@ mod tests {
         let edited = edited(&bugs, &workspace()).unwrap_or_else(|error| panic!("{error:#}"));
         assert!(edited.values().all(|text| text.contains("bugs::is(") && !text.contains(PLACEHOLDER)));
         assert!(bugs.iter().all(|bug| bug.edits.iter().any(|edit| edit.replace.contains(PLACEHOLDER))));
+    }
+
+    /// Guards every build after this one: cargo would take the copy's packages for the product's, with its bugs.
+    #[test]
+    fn the_copy_has_packages_of_its_own() {
+        let read = |file: &str| fs::read_to_string(workspace().join(file)).expect("readable");
+        let manifest = renumbered(&read("Cargo.toml")).expect("it gives the version");
+        let version = concat!("version = \"", env!("CARGO_PKG_VERSION"), "+bites\"");
+        assert!(manifest.contains(&format!("[workspace.package]\n{version}\n")));
+        let lock = renumbered(&read("Cargo.lock")).expect("it names the packages");
+        let ours = lock.lines().filter(|line| line.starts_with("name = \"anabranch-")).count();
+        assert!(ours > 5 && lock.lines().filter(|line| *line == version).count() == ours);
+        assert!(renumbered("[package]\nversion = \"0.1.0\"\n").is_err());
     }
 
     #[test]
