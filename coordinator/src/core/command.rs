@@ -138,6 +138,13 @@ impl Command {
             | Self::Exit(_) => None,
         }
     }
+
+    /// Whether it tells an agent what has become of an update or an initial model.
+    #[must_use]
+    pub fn ends_upload(&self) -> bool {
+        let Self::Send { message, .. } = self else { return false };
+        matches!(message, CoordinatorMessage::Verdict { .. } | CoordinatorMessage::ModelReady { .. })
+    }
 }
 
 /// What a checkpoint is made of, beside the model that the merger holds at that moment.

@@ -51,6 +51,19 @@ impl Gate {
         records(newest) - records(self.durable.min(newest))
     }
 
+    /// A connection is gone: what waits for it goes, but for the end of an update, since what is half here of it goes
+    /// with that.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        if self.by_peer.remove(&peer).is_none() {
+            return;
+        }
+        self.waiting.retain(|(_, command)| command.peer() != Some(peer) || command.ends_upload());
+        let kept = self.waiting.iter().filter(|(_, command)| command.peer() == Some(peer)).count();
+        if kept > 0 {
+            self.by_peer.insert(peer, kept);
+        }
+    }
+
     /// Records up to `upto` are durable.
     pub(super) fn journalled(&mut self, upto: Position) {
         self.durable = self.durable.max(Some(upto));

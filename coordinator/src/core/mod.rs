@@ -206,7 +206,10 @@ impl Core {
         self.now = now;
         match event {
             Event::Connected { peer, agent, name, hello } => self.connected(peer, agent, name, hello),
-            Event::Disconnected { peer } => self.disconnected(peer),
+            Event::Disconnected { peer } => {
+                self.gate.forget(peer);
+                self.disconnected(peer);
+            }
             Event::Message { peer, message } => self.message(peer, message),
             Event::UpdateReceived { peer, meta, payload, content } => {
                 self.update_received(peer, &meta, payload, content);

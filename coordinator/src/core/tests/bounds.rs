@@ -73,6 +73,22 @@ fn a_peer_that_asks_on_while_the_disk_stalls_is_cut_off() {
     assert_eq!(world.gated_for(PeerId(1)), 0);
 }
 
+/// An agent that comes again and again pays for no record. Each greeting holds a description of the model.
+#[test]
+fn while_the_disk_stalls_nothing_waits_for_a_connection_that_is_gone() {
+    let mut world = World::started(1);
+    world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Pause });
+    world.handle(Event::Disconnected { peer: PeerId(1) });
+    for number in 10..20 {
+        world.connect(PeerId(number), 1);
+        assert_eq!(world.gated_for(PeerId(number)), 1, "its welcome waits");
+        world.handle(Event::Disconnected { peer: PeerId(number) });
+        assert_eq!(world.gated_for(PeerId(number)), 0);
+    }
+    let commands = world.journal();
+    assert!(commands.iter().all(|command| command.peer().is_none()), "{commands:?}");
+}
+
 /// Each agent may cause a few records a second, however long the disk stalls: together they must not fill the memory.
 #[test]
 fn while_too_many_records_wait_for_the_disk_agents_cause_none() {
