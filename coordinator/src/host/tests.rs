@@ -524,9 +524,13 @@ fn records_name_members_only() {
     let mut world = World::new();
     let newcomer = AgentId([3; 16]);
     world.handle(Input::Join { request: REQUEST, secret: SECRET, agent: newcomer, csr_der: vec![1] });
-    world.work();
+    let [Output::Save(_)] = &world.jobs[..] else { panic!("expected the member's item, got {:?}", world.jobs) };
     world.hello(1, newcomer, A);
     world.offer_model(1);
+    assert_eq!((world.rejection(1), world.jobs.len()), (Some(&Rejection::Busy), 1), "its item is not durable");
+    world.work();
+    world.hello(2, newcomer, A);
+    world.offer_model(2);
     let named = world.jobs.iter().filter_map(|job| match job {
         Output::Run { run: A, job: Job::Write(group) } => Some(group),
         _ => None,
