@@ -59,16 +59,16 @@ pub enum Event {
         run: RunId,
         /// The token's secret.
         secret: [u8; 32],
-        /// Who it would be, by the key that has signed its request.
+        /// The agent, by the key that has signed the request.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
     },
     /// A connected agent asks for a new certificate.
     Renew {
-        /// On which connection.
+        /// The connection that it came on.
         peer: PeerId,
-        /// Who.
+        /// The agent, by its certificate.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
@@ -77,7 +77,7 @@ pub enum Event {
     Operator {
         /// Where the answer goes.
         request: RequestId,
-        /// What.
+        /// The request.
         operation: RegistryRequest,
     },
     /// A join whose certificate was ordered is answered.
@@ -112,7 +112,7 @@ pub enum Command {
     Revoke {
         /// Where the answer goes.
         request: RequestId,
-        /// Who was revoked.
+        /// The revoked agent.
         agent: AgentId,
         /// The answer.
         response: OperatorResponse,
@@ -275,7 +275,9 @@ impl Registry {
     }
 
     fn operate(&mut self, now: Now, request: RequestId, operation: RegistryRequest) -> Command {
-        if !matches!(operation, RegistryRequest::TokenList) && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING {
+        if !matches!(operation, RegistryRequest::TokenList)
+            && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING
+        {
             let text = "the disk is slow: too many changes are being saved already; try again later";
             return Command::Reply { request, response: OperatorResponse::Failed(text.into()) };
         }

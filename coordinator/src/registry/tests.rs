@@ -110,7 +110,11 @@ fn a_refusal_of_a_join_waits_for_the_changes_that_it_follows_from() {
     }
     let deferred = Some(Command::DeferJoin { request: REQUEST });
     let (last, items) = ticket(registry.handle(NOW, join(AgentId([3; 16]))));
-    assert_eq!((items, registry.handle(NOW, join(AgentId([3; 16])))), (0, deferred), "refusals wait in the room of joins");
+    assert_eq!(
+        (items, registry.handle(NOW, join(AgentId([3; 16])))),
+        (0, deferred),
+        "refusals wait in the room of joins"
+    );
     assert_eq!(registry.handle(NOW, Event::Saved { ticket: last }), refused(JoinRefusal::UnknownToken));
     ticket(registry.handle(NOW, join(AgentId([3; 16]))));
 }
