@@ -7,6 +7,9 @@
 //! ```
 //! Nothing expires, is published, evaluated or checkpointed because time has passed, and nothing is pruned.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -40,6 +43,15 @@ pub enum RestError {
     /// The core refuses.
     #[error(transparent)]
     Refused(#[from] ReplaceError),
+    /// The rollback has happened, but not the checkpoint after it: the next start does without.
+    #[error("rolled back to version {}, but the checkpoint cannot be written", done.version)]
+    NoCheckpoint {
+        /// What has happened.
+        done: RolledBack,
+        /// What has failed.
+        #[source]
+        error: JobError,
+    },
     /// A mistake of this program.
     #[error("the coordinator gave no answer")]
     NoAnswer,
@@ -75,6 +87,8 @@ pub struct Rest<'a> {
     run: RunId,
     merger: Merger,
     now: Now,
+    /// The answer to the present input.
+    answer: Option<Answer>,
 }
 
 impl<'a> Rest<'a> {
@@ -95,7 +109,7 @@ impl<'a> Rest<'a> {
         let settings = Settings { options, spec, budgets: Budgets::with_decoders(1) };
         let (run, mut host) = (settings.options.run, Host::new(registry));
         let outputs = host.start_at_rest(settings, recovered, now);
-        let mut rest = Self { store, host, run, merger: Merger::default(), now };
+        let mut rest = Self { store, host, run, merger: Merger::default(), now, answer: None };
         rest.carry_out(outputs)?;
         Ok(rest)
     }
@@ -125,15 +139,30 @@ impl<'a> Rest<'a> {
     /// No record is removed; leases and waiting contributions of the old branch end with it. `branch` must be fresh.
     ///
     /// The checkpoint at the end is for the next start alone. When it cannot be written, the rollback has happened
-    /// nevertheless, and the error says what keeps the store from being written to.
+    /// nevertheless: [`RestError::NoCheckpoint`] says so.
     ///
     /// # Errors
     /// There is no run, the version cannot be rebuilt (the error says which can), or the storage fails.
     pub fn roll_back(&mut self, version: ModelVersion, branch: BranchId) -> Result<RolledBack, RestError> {
         let to = recovery::earlier(self.store, version)?;
         let from = to.position;
-        let Replaced { position, version, before } = self.replace(Event::RollBack { request: REQUEST, branch, to })?;
-        Ok(RolledBack { branch, position, from, version, before: before.unwrap_or(version) })
+        let rolled_back = |Replaced { position, version, before }| RolledBack {
+            branch,
+            position,
+            from,
+            version,
+            before: before.unwrap_or(version),
+        };
+        match self.replace(Event::RollBack { request: REQUEST, branch, to }) {
+            Ok(replaced) => Ok(rolled_back(replaced)),
+            Err(RestError::Job(error)) => match self.answer.take() {
+                Some(Answer::Replaced(Ok(replaced))) => {
+                    Err(RestError::NoCheckpoint { done: rolled_back(replaced), error })
+                }
+                _ => Err(error.into()),
+            },
+            Err(error) => Err(error),
+        }
     }
 
     fn replace(&mut self, event: Event) -> Result<Replaced, RestError> {
@@ -144,13 +173,15 @@ impl<'a> Rest<'a> {
     }
 
     fn tell(&mut self, input: Input) -> Result<Option<Answer>, RestError> {
+        self.answer = None;
         let outputs = self.host.handle(self.now, input);
-        self.carry_out(outputs)
+        self.carry_out(outputs)?;
+        Ok(self.answer.take())
     }
 
-    /// Runs jobs until nothing is left to do. Returns the answer that was given meanwhile.
-    fn carry_out(&mut self, outputs: Vec<Output>) -> Result<Option<Answer>, RestError> {
-        let (mut waiting, mut answer) = (VecDeque::from(outputs), None);
+    /// Runs jobs until nothing is left to do. Keeps the answer that is given meanwhile, also where a later job fails.
+    fn carry_out(&mut self, outputs: Vec<Output>) -> Result<(), RestError> {
+        let mut waiting = VecDeque::from(outputs);
         while let Some(output) = waiting.pop_front() {
             match output {
                 Output::Run { run, job } => {
@@ -162,8 +193,8 @@ impl<'a> Rest<'a> {
                     let done = registry::Done::Saved(save::save(self.store.catalogue(), group));
                     waiting.extend(self.host.handle(self.now, Input::Registry(done)));
                 }
-                Output::Reply { answer: given, .. } => answer = Some(Answer::Operator(given.into_response())),
-                Output::Replaced { outcome, .. } => answer = Some(Answer::Replaced(outcome)),
+                Output::Reply { answer, .. } => self.answer = Some(Answer::Operator(answer.into_response())),
+                Output::Replaced { outcome, .. } => self.answer = Some(Answer::Replaced(outcome)),
                 Output::Ended { ended: Err(error), .. } | Output::Exit(Err(error)) => return Err(error.into()),
                 // No agent is connected, and the process ends by itself.
                 Output::ToPeer(_)
@@ -174,7 +205,7 @@ impl<'a> Rest<'a> {
                 | Output::Exit(Ok(())) => {}
             }
         }
-        Ok(answer)
+        Ok(())
     }
 
     fn run(&mut self, job: Job) -> Option<Done> {

@@ -20,6 +20,7 @@ use crate::core::status;
 use crate::driver;
 use crate::host;
 use crate::identity::run;
+use crate::node::JobError;
 use crate::recovery::{self, Recovered, RecoveryError};
 use crate::registry::Registry;
 use crate::rest::{Rest, RestError, RolledBack};
@@ -108,13 +109,14 @@ impl Stopped {
     /// Brings a model in: see [`Rest::import`].
     pub(super) fn import(&self, manifest: &ModelManifest, model: Vec<f32>) -> anyhow::Result<Replaced> {
         let (identifiers, recovered) = (self.identifiers()?, self.recover()?);
-        self.rest(identifiers, recovered)?.import(manifest.clone(), model).map_err(rest_fail)
+        self.rest(identifiers, recovered, Registry::default())?.import(manifest.clone(), model).map_err(rest_fail)
     }
 
     /// Goes back to an earlier version, on a new branch: see [`Rest::roll_back`].
     pub(super) fn rollback(&self, version: ModelVersion) -> anyhow::Result<RolledBack> {
         let (identifiers, recovered) = (self.known_identifiers()?, self.recover()?);
-        self.rest(identifiers, recovered)?.roll_back(version, run::fresh_branch()?).map_err(rest_fail)
+        let mut rest = self.rest(identifiers, recovered, Registry::default())?;
+        rest.roll_back(version, run::fresh_branch()?).map_err(rest_fail)
     }
 
     /// Whether run.toml still has the model of the run, if there is one.
@@ -181,12 +183,19 @@ impl Stopped {
             RegistryRequest::AgentRevoke { .. } => self.recover()?,
             _ => None,
         };
-        self.rest(self.known_identifiers()?, recovered)?.operate(operation).map_err(rest_fail)
+        self.rest(self.known_identifiers()?, recovered, self.registry()?)?.operate(operation).map_err(rest_fail)
     }
 
-    fn rest(&self, identifiers: (RunId, BranchId), recovered: Option<Recovered>) -> anyhow::Result<Rest<'_>> {
+    /// Models do not depend on members and tokens: import and rollback pass an empty `registry`, so that a damaged item
+    /// does not keep a run from going back.
+    fn rest(
+        &self,
+        identifiers: (RunId, BranchId),
+        recovered: Option<Recovered>,
+        registry: Registry,
+    ) -> anyhow::Result<Rest<'_>> {
         let (options, spec) = (driver::options(identifiers, &self.config), self.config.spec.clone());
-        Rest::start(&self.store, options, spec, self.registry()?, recovered, clock::unix_ms()).map_err(rest_fail)
+        Rest::start(&self.store, options, spec, registry, recovered, clock::unix_ms()).map_err(rest_fail)
     }
 }
 
@@ -216,6 +225,16 @@ fn rest_fail(error: RestError) -> anyhow::Error {
         RestError::Recovery(error) => recovery_fail(error),
         RestError::Job(error) => driver::job_fail(error),
         RestError::Refused(refused) => replace_fail(refused),
+        RestError::NoCheckpoint { done, error } => {
+            let code = match &error {
+                JobError::Storage(error) | JobError::Recovery(RecoveryError::Storage(error)) => error.exit_code(),
+                _ => ExitCode::Storage,
+            };
+            let (version, branch) = (done.version, done.branch);
+            let message = format!("rolled back to version {version} on branch {branch}, but without a checkpoint");
+            let help = "do not roll back again: the rollback counts; make room or mend the disk, then start `run`";
+            Fail::new(code, message).help(help).because(error).into()
+        }
         RestError::NoAnswer => anyhow::Error::new(error),
     }
 }
@@ -298,6 +317,18 @@ mod tests {
                 stopped.registry().expect("a registry").roster().member(AGENT).is_some_and(|member| member.revoked)
             );
         }
+    }
+
+    #[test]
+    fn a_damaged_member_does_not_keep_a_run_from_going_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let stopped = finished(dir.path());
+        stopped.store.catalogue().put(&format!("member/{AGENT}"), &[1, 2, 3]).expect("stored");
+        assert!(stopped.registry().is_err());
+        assert_eq!(stopped.rollback(ModelVersion(0)).expect("the journal is whole").version, ModelVersion(0));
+        let manifest = stopped.manifest().expect("it recovers").expect("a run");
+        let imported = stopped.import(&manifest, vec![0.25; manifest.params()]).expect("it goes on");
+        assert_eq!(imported.version, ModelVersion(1));
     }
 
     #[test]

@@ -88,7 +88,8 @@ impl Core {
     }
 
     pub(super) fn begin(&mut self, peer: PeerId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
-        if self.state.is_some() {
+        // An agent that was revoked, or has gone, while its model was decoded begins nothing.
+        if self.state.is_some() || self.peers.agent_of(peer).is_none() {
             return;
         }
         if let Err(error) = self.begin_run(manifest, digest, model) {

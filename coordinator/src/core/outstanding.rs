@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, LeaseId};
 
+use super::agent::AgentState;
 use super::agents::Agents;
 
 /// Who holds which lease. An agent holds one at most.
@@ -22,16 +23,16 @@ impl Outstanding {
         let mut outstanding = Self::default();
         for (agent, state) in agents.iter() {
             if let Some(lease) = state.lease {
-                outstanding.granted(lease, *agent, state.accepted == 0);
+                outstanding.granted(lease, *agent, state);
             }
         }
         outstanding
     }
 
-    /// An agent holds a lease from now on. `new`: nothing of it was merged yet.
-    pub(super) fn granted(&mut self, lease: LeaseId, agent: AgentId, new: bool) {
+    /// Notes that an agent holds a lease from now on.
+    pub(super) fn granted(&mut self, lease: LeaseId, agent: AgentId, state: &AgentState) {
         self.holders.insert(lease, agent);
-        if new {
+        if state.accepted == 0 {
             self.newcomers.insert(agent);
         }
     }
@@ -86,11 +87,12 @@ mod tests {
     fn newcomers_are_holders_without_a_merged_update() {
         let (one, other) = (AgentId([1; 16]), AgentId([2; 16]));
         let mut outstanding = Outstanding::default();
-        outstanding.granted(LeaseId(1), one, true);
-        outstanding.granted(LeaseId(2), other, false);
+        let (new, known) = (AgentState::default(), AgentState { accepted: 1, ..AgentState::default() });
+        outstanding.granted(LeaseId(1), one, &new);
+        outstanding.granted(LeaseId(2), other, &known);
         assert_eq!((outstanding.len(), outstanding.newcomers()), (2, 1));
         assert_eq!((outstanding.ended(LeaseId(1)), outstanding.newcomers()), (Some(one), 0));
-        outstanding.granted(LeaseId(3), one, true);
+        outstanding.granted(LeaseId(3), one, &new);
         outstanding.contributed(one);
         assert_eq!((outstanding.len(), outstanding.newcomers()), (2, 0), "its lease is still outstanding");
         assert_eq!(outstanding.ended(LeaseId(1)), None);

@@ -146,8 +146,9 @@ impl Core {
         self.check_unserved()?;
         let state = self.state.as_ref().ok_or(ReplaceError::NoRun)?;
         let EarlierVersion { branch: parent, position: from, version, examples, model } = to;
+        // It is at least the oldest that can be rebuilt, because recovery has rebuilt it.
         let (oldest, newest) = (self.checkpoints.oldest_rebuildable(), state.version);
-        if version < oldest || version > newest || from > state.position {
+        if version > newest || from > state.position {
             return Err(ReplaceError::Version { version, oldest, newest });
         }
         if branch == parent || branch == state.branch {

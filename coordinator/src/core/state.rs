@@ -307,7 +307,7 @@ impl RunState {
         if let Some(before) = agent.lease.replace(lease.id) {
             self.outstanding.ended(before);
         }
-        self.outstanding.granted(lease.id, lease.agent, agent.accepted == 0);
+        self.outstanding.granted(lease.id, lease.agent, agent);
         agent.leases.insert(lease.id, lease.clone());
         agent.forget_ended_leases(oldest);
         if self.spec.train.target_round_s.is_some() {

@@ -16,37 +16,37 @@ pub enum Input {
     Hello {
         /// Its connection.
         peer: PeerId,
-        /// Who it is, by its certificate.
+        /// The agent, by its certificate.
         agent: AgentId,
-        /// What it said.
+        /// The content of the hello.
         hello: AgentHello,
     },
     /// An agent says something.
     Message {
-        /// On which connection.
+        /// The connection that it came on.
         peer: PeerId,
-        /// What.
+        /// The message.
         message: AgentMessage,
     },
     /// A sending of a model has ended.
     Sent {
-        /// To whom.
+        /// The connection that it was sent on.
         peer: PeerId,
-        /// Which.
+        /// The sending.
         download: DownloadId,
         /// Its bytes, if all of them were sent.
         bytes: Option<u64>,
     },
     /// A chunk was put into a sink.
     Received {
-        /// On which connection.
+        /// The connection that it came on.
         peer: PeerId,
-        /// Which.
+        /// The chunk.
         chunk: Received,
     },
     /// A connection is gone.
     Disconnected {
-        /// Which.
+        /// The connection.
         peer: PeerId,
     },
     /// Somebody wants to join.
@@ -55,7 +55,7 @@ pub enum Input {
         request: RequestId,
         /// The token's secret.
         secret: [u8; 32],
-        /// Who it would be, by the key that has signed its request.
+        /// The agent, by the key that has signed the request.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
@@ -64,12 +64,12 @@ pub enum Input {
     Operator {
         /// Where the answer goes.
         request: RequestId,
-        /// What.
+        /// The request.
         operation: OperatorRequest,
     },
     /// A model shall take the place of a run's newest one: `Import` or `RollBack`, of a stopped coordinator.
     Replace {
-        /// Which run.
+        /// The run.
         run: RunId,
         /// The event of its core.
         event: Event,
@@ -80,9 +80,9 @@ pub enum Input {
     Park,
     /// A job of a run has ended.
     Done {
-        /// Whose it was.
+        /// The run that the job belongs to.
         run: RunId,
-        /// What came of it.
+        /// The result of the job.
         done: Done,
     },
     /// A job of the registry has ended.

@@ -12,7 +12,8 @@
 //!    └── Done of a run, Done of the registry
 //! ```
 //! A run that ends or fails leaves the others alone: it is told with [`Output::Ended`]. When the last one has ended and
-//! the registry has nothing left to do, [`Output::Exit`] follows. A job of the registry that fails ends the process.
+//! the registry has nothing left to do, [`Output::Exit`] follows; where the last run has failed, it follows at once. A job
+//! of the registry that fails ends the process. What an operator has asked of a run that ends is answered `Failed`.
 
 mod answer;
 mod input;
@@ -72,6 +73,8 @@ pub struct Host {
     /// The same joins, and one renewal of each connection (`limits::CONNECTIONS`).
     signer: Lane<SignJob>,
     revocations: BTreeMap<RequestId, Revocation>,
+    /// The run of each operator's request that a run has still to answer.
+    asked: BTreeMap<RequestId, RunId>,
     phase: Phase,
     out: Vec<Output>,
 }
@@ -88,6 +91,7 @@ impl Host {
             saver: Lane::default(),
             signer: Lane::default(),
             revocations: BTreeMap::new(),
+            asked: BTreeMap::new(),
             phase: Phase::Serving,
             out: Vec::new(),
         }
@@ -155,8 +159,8 @@ impl Host {
             Input::Park => self.tell_all(now, || Event::Park),
             Input::Join { .. } | Input::Operator { .. } if self.is_leaving() => {}
             Input::Join { request, secret, agent, csr_der } => {
-                if let Some((run, _)) = self.nodes.first_key_value() {
-                    let run = *run;
+                let first = self.serving().next();
+                if let Some(run) = first {
                     self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
                 }
             }
@@ -182,6 +186,11 @@ impl Host {
     #[must_use]
     pub fn is_leaving(&self) -> bool {
         self.nodes.values().all(Node::is_leaving)
+    }
+
+    /// Runs that still take something up. A run that is about to end would not answer.
+    fn serving(&self) -> impl Iterator<Item = RunId> {
+        self.nodes.iter().filter(|(_, node)| !node.is_leaving()).map(|(run, _)| *run)
     }
 
     fn tell_peer_run(&mut self, now: Now, peer: PeerId, input: node::Input) {
@@ -217,6 +226,7 @@ impl Host {
                 }
                 node::Output::Revoked { request } => self.revoked_in(run, request),
                 node::Output::Reply { request, answer, uploads } => {
+                    self.asked.remove(&request);
                     let answer = answer::complete(answer, &self.registry, uploads);
                     self.out.push(Output::Reply { request, answer });
                 }
@@ -232,16 +242,17 @@ impl Host {
             Err(why) => return self.reject(peer, why),
         };
         let run = hello.run;
-        if self.nodes.contains_key(&run) {
+        if self.serving().any(|served| served == run) {
             self.peers.insert(peer, run);
-            self.tell(now, run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
-        } else if self.ended.contains(&run) {
-            // As where no process answers: the agent tries again later.
-            self.reject(peer, Rejection::Busy);
-        } else if let Some((run, _)) = self.nodes.first_key_value() {
-            let run = *run;
-            self.reject(peer, Rejection::WrongRun { run });
+            return self.tell(now, run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
         }
+        let is_over = self.nodes.contains_key(&run) || self.ended.contains(&run);
+        let why = match self.serving().next() {
+            Some(run) if !is_over => Rejection::WrongRun { run },
+            // As where no process answers: the agent tries again later.
+            _ => Rejection::Busy,
+        };
+        self.reject(peer, why);
     }
 
     fn reject(&mut self, peer: PeerId, why: Rejection) {
@@ -255,8 +266,11 @@ impl Host {
             OperatorRequest::Registry(operation) => {
                 self.tell_registry(now, registry::Event::Operator { request, operation });
             }
-            OperatorRequest::Run { run, request: operation } => match choose(self.nodes.keys().copied(), run) {
-                Ok(run) => self.tell(now, run, node::Input::Event(Event::Operator { request, operation })),
+            OperatorRequest::Run { run, request: operation } => match choose(self.serving(), run) {
+                Ok(run) => {
+                    self.asked.insert(request, run);
+                    self.tell(now, run, node::Input::Event(Event::Operator { request, operation }));
+                }
                 Err(response) => self.out.push(Output::Reply { request, answer: response.into() }),
             },
         }
@@ -331,6 +345,10 @@ impl Host {
             }
         }
         self.revocations.values_mut().for_each(|waiting| _ = waiting.runs.remove(&run));
+        let text = format!("run {run} has ended before it could answer; see the log, and ask for its status");
+        for (request, _) in self.asked.extract_if(.., |_, of| *of == run) {
+            self.out.push(Output::Reply { request, answer: OperatorResponse::Failed(text.clone()).into() });
+        }
         if self.nodes.is_empty() && ended.is_err() {
             self.phase = Phase::Failed;
         }

@@ -18,7 +18,7 @@ pub enum Output {
     ToPeer(ToPeer),
     /// Run a job of a run beside the loop; answered by [`Input::Done`](super::Input::Done).
     Run {
-        /// Whose it is.
+        /// The run that the job belongs to.
         run: RunId,
         /// The job.
         job: Job,
@@ -29,35 +29,35 @@ pub enum Output {
     Sign(Vec<SignJob>),
     /// Answer an operator.
     Reply {
-        /// To whom.
+        /// The request that is answered.
         request: RequestId,
         /// The answer.
         answer: Answer,
     },
     /// Answer an import or a rollback.
     Replaced {
-        /// To whom.
+        /// The request that is answered.
         request: RequestId,
         /// What has taken the newest model's place, or why nothing has.
         outcome: Result<Replaced, ReplaceError>,
     },
     /// Answer a join.
     JoinReply {
-        /// To whom.
+        /// The request that is answered.
         request: RequestId,
         /// The answer.
         response: JoinResponse,
     },
     /// Close the connection of a join without an answer: its agent tries again.
     DeferJoin {
-        /// Whose it is.
+        /// The request of the join.
         request: RequestId,
     },
     /// A run is over in this process.
     Ended {
-        /// Which.
+        /// The run that is over.
         run: RunId,
-        /// Why, or what has failed.
+        /// The reason, or the job that has failed.
         ended: Result<ExitReason, JobError>,
     },
     /// Let the process end: every run is over, or a job of the registry has failed.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
-use anabranch_common::ids::{BranchId, Digest, Incarnation};
+use anabranch_common::ids::{BranchId, Digest, Incarnation, ModelVersion};
 use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -17,7 +17,7 @@ use crate::config::{Config, Retention, TemplateOptions};
 use crate::core::Options;
 use crate::core::content::{Content, Reservation};
 use crate::node::checkpoint::Keep;
-use crate::node::merge::Merger;
+use crate::node::merge::{Merged, Merger};
 use crate::node::{Done, Job, write};
 use crate::recovery::{self, RecoveryError};
 use crate::registry::roster::Roster;
@@ -126,6 +126,13 @@ impl World {
         let (peer, digest) = (PeerId(peer), Digest::of_f32(model.delta().values()));
         let event = Event::ModelReceived { peer, manifest, digest, model };
         self.host.tell_peer_run(now(), peer, node::Input::Event(event));
+        let outputs = self.host.outputs();
+        self.sort(outputs);
+    }
+
+    /// One run alone is parked, as it may be by its own end.
+    fn park(&mut self, run: RunId) {
+        self.host.tell(now(), run, node::Input::Event(Event::Park));
         let outputs = self.host.outputs();
         self.sort(outputs);
     }
@@ -381,6 +388,49 @@ fn a_run_that_ends_or_fails_leaves_the_other_alone() {
     assert!(ended.iter().all(|is| world.outputs.iter().any(is)), "{:?}", world.outputs);
 }
 
+/// A run that is about to end takes nothing up, so that everybody is sent elsewhere or told to try again.
+#[test]
+fn nobody_waits_for_the_answer_of_a_run_that_ends() {
+    let mut world = World::started();
+    // It waits for its record, which is not written.
+    world.ask(Some(A), RunRequest::Pause);
+    assert!(!world.is_answered() && world.jobs.len() == 1, "{:?}", world.jobs);
+    world.jobs.clear();
+    let error = StorageError::NoSpace { path: "somewhere".into() };
+    world.handle(Input::Done { run: A, done: Done::Write(Err(JobError::Storage(error))) });
+    let OperatorResponse::Failed(why) = world.reply() else { panic!("it was not done") };
+    assert!(why.starts_with(&format!("run {A} has ended")), "{why}");
+
+    let mut world = World::started();
+    // A overflows while its last checkpoint is being written: it is about to end, once the checkpointer is idle.
+    world.park(A);
+    let order = world.jobs.pop().expect("the order of the checkpoint");
+    world.run(order);
+    world.handle(Input::Done { run: A, done: Done::Merge(Ok(vec![Merged::NonFinite(ModelVersion(1))])) });
+    let record = world.jobs.pop().expect("the record of the end");
+    world.run(record);
+    world.park(A);
+    assert!(matches!(world.jobs[..], [Output::Run { run: A, job: Job::Checkpoint(_) }]), "{:?}", world.jobs);
+    assert!(world.host.node(A).is_some_and(Node::is_leaving) && !world.host.is_leaving(), "{:?}", world.outputs);
+    world.outputs.clear();
+    world.hello(4, AGENT, A);
+    assert_eq!(world.rejection(4), Some(&Rejection::Busy));
+    world.hello(5, AGENT, RunId([9; 16]));
+    assert_eq!(world.rejection(5), Some(&Rejection::WrongRun { run: B }));
+    world.ask(Some(A), RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::NotFound(_)));
+    world.ask(None, RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::Json(_)), "the only one that is left");
+    let csr_der = vec![1];
+    world.handle(Input::Join { request: REQUEST, secret: SECRET, agent: AgentId([3; 16]), csr_der });
+    while let Some(job) = world.jobs.pop() {
+        if let Output::Sign(jobs) = &job {
+            assert!(jobs.iter().all(|job| job.joins(B)), "{jobs:?}");
+        }
+        world.run(job);
+    }
+}
+
 #[test]
 fn a_run_that_does_not_start_leaves_the_other_alone() {
     let mut world = World::started();
@@ -458,7 +508,10 @@ fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
     let exits = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
     assert!(world.host.is_leaving() && !exits(&world), "{:?}", world.outputs);
     world.work();
-    assert!(exits(&world), "{:?}", world.outputs);
+    let replies = |output: &Output| matches!(output, Output::JoinReply { request: REQUEST, .. });
+    let replied = world.outputs.iter().position(replies).expect("an answer to the join");
+    let left = world.outputs.iter().position(|output| matches!(output, Output::Exit(_)));
+    assert!(left.is_some_and(|left| replied < left), "{:?}", world.outputs);
 }
 
 #[test]
@@ -524,9 +577,13 @@ fn records_name_members_only() {
     let mut world = World::new();
     let newcomer = AgentId([3; 16]);
     world.handle(Input::Join { request: REQUEST, secret: SECRET, agent: newcomer, csr_der: vec![1] });
-    world.work();
+    let [Output::Save(_)] = &world.jobs[..] else { panic!("expected the member's item, got {:?}", world.jobs) };
     world.hello(1, newcomer, A);
     world.offer_model(1);
+    assert_eq!((world.rejection(1), world.jobs.len()), (Some(&Rejection::Busy), 1), "its item is not durable");
+    world.work();
+    world.hello(2, newcomer, A);
+    world.offer_model(2);
     let named = world.jobs.iter().filter_map(|job| match job {
         Output::Run { run: A, job: Job::Write(group) } => Some(group),
         _ => None,

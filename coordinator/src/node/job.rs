@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::EncodeError;
+use anabranch_common::ids::Position;
 use anabranch_common::schema::SchemaError;
 use anabranch_common::transfer::{Opened, Sink, UploadId, UploadName};
 
@@ -101,16 +102,19 @@ pub enum JobError {
     /// A record does not fit.
     #[error("a record cannot be stored")]
     Record(#[from] SchemaError),
+    /// A record names another model than the one that comes with it.
+    #[error("the model of record {0} is not the one that the record names")]
+    OtherModel(Position),
     /// A durable record cannot be merged.
     #[error("a journalled record cannot be merged")]
     Merge(#[from] MergeError),
     /// A model cannot be encoded.
     #[error("the model cannot be encoded")]
     Encode(#[from] EncodeError),
-    /// A mistake of this program.
+    /// A mistake of this program: a worker has panicked.
     #[error("the {0} has panicked")]
     Panicked(&'static str),
-    /// Another.
+    /// A mistake of this program: a worker is not there for its job.
     #[error("the {0} has not taken its job")]
     NotTaken(&'static str),
 }

@@ -69,6 +69,12 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobEr
         match job {
             WriteJob::Model { record, manifest, model, parent } => {
                 let digest = recovery::put_model(store, &manifest, model.delta().values())?;
+                if let RecordBody::Genesis { model: named, .. } | RecordBody::Imported { model: named, .. } =
+                    &record.body
+                    && *named != digest
+                {
+                    return Err(JobError::OtherModel(record.position));
+                }
                 if let (RecordBody::Branched { branch, from, version, .. }, Some(parent)) = (&record.body, parent) {
                     let point = BranchPoint { parent, from: *from, version: *version, model: digest };
                     recovery::put_branch(store.catalogue(), *branch, &point)?;
@@ -93,7 +99,30 @@ pub fn write(store: &dyn Store, jobs: Vec<WriteJob>) -> Result<Vec<Event>, JobEr
 
 #[cfg(test)]
 mod tests {
+    use anabranch_common::codec::Delta;
+    use anabranch_common::ids::{Digest, ModelVersion};
+    use anabranch_common::manifest::TensorSpec;
+
     use super::*;
+    use crate::core::content::Reservation;
+    use crate::store::for_tests::MapStore;
+
+    /// A record that names a model which is not stored could never be replayed.
+    #[test]
+    fn a_record_that_names_another_model_is_not_written() {
+        let store = MapStore::new();
+        let tensor = TensorSpec { name: "w".into(), shape: vec![2] };
+        let manifest = Arc::new(ModelManifest::new(vec![tensor]).expect("valid"));
+        let values = vec![1.0, 2.0];
+        let named = [Digest::of_f32(&[2.0, 1.0]), Digest::of_f32(&values)];
+        let written = named.map(|digest| {
+            let body = RecordBody::Imported { model: digest, version: ModelVersion(1), norm: 1.0 };
+            let record = Arc::new(Record::new(Position(0), 0, body, Arc::from([])));
+            let model = Arc::new(Content::measure(Delta::Dense(values.clone()), Reservation::default()));
+            write(&store, vec![WriteJob::Model { record, manifest: Arc::clone(&manifest), model, parent: None }])
+        });
+        assert!(matches!(written, [Err(JobError::OtherModel(Position(0))), Ok(_)]), "{written:?}");
+    }
 
     fn append(position: u64, payload_bytes: usize) -> WriteJob {
         let payload: Arc<[u8]> = vec![0; payload_bytes].into();

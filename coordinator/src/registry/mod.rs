@@ -14,7 +14,8 @@
 //!
 //! Members are durable before an agent has a certificate, so a run hears only of agents that are. A revocation counts from
 //! when it is durable: until then the agent is still let in, and a crash may undo it. A run that did not hear of it
-//! before a crash is told at its start ([`Registry::revoked`]).
+//! before a crash is told at its start ([`Registry::revoked`]). A refusal of a join that follows from a change waits
+//! until this change is durable.
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -58,16 +59,16 @@ pub enum Event {
         run: RunId,
         /// The token's secret.
         secret: [u8; 32],
-        /// Who it would be, by the key that has signed its request.
+        /// The agent, by the key that has signed the request.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
     },
     /// A connected agent asks for a new certificate.
     Renew {
-        /// On which connection.
+        /// The connection that it came on.
         peer: PeerId,
-        /// Who.
+        /// The agent, by its certificate.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
@@ -76,7 +77,7 @@ pub enum Event {
     Operator {
         /// Where the answer goes.
         request: RequestId,
-        /// What.
+        /// The request.
         operation: RegistryRequest,
     },
     /// A join whose certificate was ordered is answered.
@@ -111,7 +112,7 @@ pub enum Command {
     Revoke {
         /// Where the answer goes.
         request: RequestId,
-        /// Who was revoked.
+        /// The revoked agent.
         agent: AgentId,
         /// The answer.
         response: OperatorResponse,
@@ -145,8 +146,10 @@ pub struct Registry {
     /// What follows once the items of a ticket are durable.
     saving: BTreeMap<u64, Command>,
     next_ticket: u64,
-    /// Joins that are being saved or signed.
-    joining: usize,
+    /// Joins that are being saved or signed, and refusals that wait for what they rest on.
+    joins_waiting: usize,
+    /// New members whose items are being saved.
+    joining: BTreeSet<AgentId>,
     /// Agents whose revocation is being saved.
     revoking: BTreeSet<AgentId>,
     /// What each agent may still cause in signatures; lives as long as the process.
@@ -163,29 +166,36 @@ impl Registry {
     /// Handles one event. `now` never goes back in its monotonic part.
     pub fn handle(&mut self, now: Now, event: Event) -> Option<Command> {
         match event {
-            Event::Join { request, .. } if self.joining >= limits::JOINS_WAITING => {
+            Event::Join { request, .. } if self.joins_waiting >= limits::JOINS_WAITING => {
                 Some(Command::DeferJoin { request })
             }
             Event::Join { request, run, secret, agent, csr_der } => {
-                let purpose = Purpose::Join { request, run };
+                let (purpose, is_new) = (Purpose::Join { request, run }, self.roster.member(agent).is_none());
                 Some(match self.roster.join(&secret, agent, now.unix_ms) {
                     Ok(name) => {
+                        self.joining.extend(is_new.then_some(agent));
                         let job = SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms };
-                        self.join(request, job)
+                        self.join(request, Command::Sign(job))
+                    }
+                    Err(refusal) if self.rests_on_unsaved(refusal, agent) => {
+                        self.join(request, Command::RefuseJoin { request, refusal })
                     }
                     Err(refusal) => Command::RefuseJoin { request, refusal },
                 })
             }
             Event::JoinAnswered => {
-                self.joining = self.joining.saturating_sub(1);
+                self.joins_waiting = self.joins_waiting.saturating_sub(1);
                 None
             }
             Event::Renew { peer, agent, csr_der } => self.renew(now, peer, agent, csr_der),
             Event::Operator { request, operation } => Some(self.operate(now, request, operation)),
             Event::Saved { ticket } => {
                 let next = self.saving.remove(&ticket);
-                if let Some(Command::Revoke { agent, .. }) = &next {
-                    self.revoking.remove(agent);
+                match &next {
+                    Some(Command::Revoke { agent, .. }) => _ = self.revoking.remove(agent),
+                    Some(Command::Sign(job)) => _ = self.joining.remove(&job.agent),
+                    Some(Command::RefuseJoin { .. }) => self.joins_waiting = self.joins_waiting.saturating_sub(1),
+                    _ => {}
                 }
                 next
             }
@@ -195,19 +205,24 @@ impl Registry {
     /// Returns the name of an agent that says hello.
     ///
     /// # Errors
-    /// It is no member, or was revoked.
+    /// It is no member, or was revoked. `Busy`: its item is not durable yet, so no record may name it.
     pub fn greet(&self, agent: AgentId) -> Result<&str, Rejection> {
         match self.roster.member(agent) {
             None => Err(Rejection::Unknown),
-            Some(member) if member.revoked && !self.revoking.contains(&agent) => Err(Rejection::Revoked),
+            Some(_) if self.joining.contains(&agent) => Err(Rejection::Busy),
+            Some(_) if self.is_revoked(agent) => Err(Rejection::Revoked),
             Some(member) => Ok(&member.name),
         }
     }
 
+    /// Returns whether an agent's revocation is durable.
+    fn is_revoked(&self, agent: AgentId) -> bool {
+        self.roster.member(agent).is_some_and(|member| member.revoked) && !self.revoking.contains(&agent)
+    }
+
     /// Members whose revocation is durable.
     pub fn revoked(&self) -> impl Iterator<Item = AgentId> {
-        let revoked = self.roster.members().filter(|(_, member)| member.revoked).map(|(agent, _)| agent);
-        revoked.filter(|agent| !self.revoking.contains(agent))
+        self.roster.members().map(|(agent, _)| agent).filter(|agent| self.is_revoked(*agent))
     }
 
     /// Completes what a run knows of agents with the members that it has not seen, and with who was revoked.
@@ -217,13 +232,13 @@ impl Registry {
             known.insert(agent.agent);
             if let Some(member) = self.roster.member(agent.agent) {
                 agent.name.clone_from(&member.name);
-                agent.revoked |= member.revoked;
+                agent.revoked |= self.is_revoked(agent.agent);
             }
         }
         let unseen = self.roster.members().filter(|(agent, _)| !known.contains(agent));
         agents.extend(unseen.map(|(agent, member)| AgentStatus {
             name: member.name.clone(),
-            revoked: member.revoked,
+            revoked: self.is_revoked(agent),
             ..status::unseen(agent)
         }));
         agents.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
@@ -235,21 +250,34 @@ impl Registry {
         &self.roster
     }
 
-    fn join(&mut self, request: RequestId, job: SignJob) -> Command {
+    /// Returns whether a crash could undo what a refusal of a join follows from.
+    fn rests_on_unsaved(&self, refusal: JoinRefusal, agent: AgentId) -> bool {
+        let joins = || self.saving.values().any(|next| matches!(next, Command::Sign(_)));
+        match refusal {
+            JoinRefusal::Revoked => self.revoking.contains(&agent),
+            JoinRefusal::UsedToken | JoinRefusal::Full => joins(),
+            JoinRefusal::UnknownToken => self.operators_waiting() > 0,
+            JoinRefusal::ExpiredToken | JoinRefusal::BadRequest => false,
+        }
+    }
+
+    fn join(&mut self, request: RequestId, next: Command) -> Command {
         let full = Command::RefuseJoin { request, refusal: JoinRefusal::Full };
-        let command = self.save(Command::Sign(job), full);
-        self.joining += usize::from(matches!(command, Command::Save(_)));
+        let command = self.save(next, full);
+        self.joins_waiting += usize::from(matches!(command, Command::Save(_)));
         command
     }
 
-    /// Returns whether as many changes of operators are being saved as may be.
-    fn is_behind(&self) -> bool {
-        let of_operators = self.saving.values().filter(|next| !matches!(next, Command::Sign(_)));
-        of_operators.count() >= limits::REGISTRY_CHANGES_WAITING
+    /// Returns how many changes of operators are being saved.
+    fn operators_waiting(&self) -> usize {
+        let of_joins = |next: &Command| matches!(next, Command::Sign(_) | Command::RefuseJoin { .. });
+        self.saving.values().filter(|next| !of_joins(next)).count()
     }
 
     fn operate(&mut self, now: Now, request: RequestId, operation: RegistryRequest) -> Command {
-        if !matches!(operation, RegistryRequest::TokenList) && self.is_behind() {
+        if !matches!(operation, RegistryRequest::TokenList)
+            && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING
+        {
             let text = "the disk is slow: too many changes are being saved already; try again later";
             return Command::Reply { request, response: OperatorResponse::Failed(text.into()) };
         }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use anabranch_common::limits;
+use anabranch_io::faults;
 
 use super::roster::ItemChange;
 use crate::store::{Catalogue, StorageError};
@@ -31,7 +32,9 @@ pub fn save(catalogue: &dyn Catalogue, jobs: Vec<SaveJob>) -> Result<Vec<u64>, S
         put(catalogue, items)?;
         tickets.push(ticket);
     }
+    faults::point("items-before-sync");
     catalogue.sync()?;
+    faults::point("items-saved");
     Ok(tickets)
 }
 

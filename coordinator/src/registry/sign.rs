@@ -33,7 +33,7 @@ pub struct SignJob {
     pub(super) at_ms: u64,
 }
 
-/// What came of it.
+/// A certificate that was issued, and where it goes.
 #[derive(Debug)]
 pub enum Signed {
     /// The answer to a join.
@@ -57,6 +57,12 @@ impl SignJob {
     #[must_use]
     pub fn renews_for(&self, peer: PeerId) -> bool {
         self.purpose == Purpose::Renewal { peer }
+    }
+
+    /// Returns whether this is for an agent that is told to join `run`.
+    #[cfg(test)]
+    pub(crate) fn joins(&self, run: RunId) -> bool {
+        matches!(self.purpose, Purpose::Join { run: named, .. } if named == run)
     }
 
     /// Issues the certificate for so many days. A renewal that is not possible is logged, and not answered.

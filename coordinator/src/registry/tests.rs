@@ -60,6 +60,7 @@ fn a_use_of_a_token_is_durable_before_a_certificate_is_ordered_and_a_retry_gets_
     assert_eq!(first.items.len(), 1, "the member's item");
     let Some(Command::Save(retry)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
     assert_eq!(retry.items, [], "nothing has changed, and the answer waits for what is being saved");
+    assert_eq!(registry.greet(AGENT), Err(Rejection::Busy), "a crash may undo its use of the token");
     let purpose = Purpose::Join { request: REQUEST, run: RUN };
     for ticket in [first.ticket, retry.ticket] {
         assert_eq!(registry.handle(NOW, Event::Saved { ticket }), sign(purpose, "ward-1"));
@@ -78,6 +79,44 @@ fn who_may_not_join_hears_why_at_once() {
     assert_eq!(registry.handle(NOW, join(AgentId([3; 16]))), refused(JoinRefusal::UsedToken));
     saved(&mut registry, revoke("ward-1"));
     assert_eq!(registry.handle(NOW, join(AGENT)), refused(JoinRefusal::Revoked));
+}
+
+/// Otherwise an agent would be told of a change that a crash can undo.
+#[test]
+fn a_refusal_of_a_join_waits_for_the_changes_that_it_follows_from() {
+    let refused = |refusal| Some(Command::RefuseJoin { request: REQUEST, refusal });
+    let ticket = |command: Option<Command>| match command {
+        Some(Command::Save(job)) => (job.ticket, job.items.len()),
+        other => panic!("expected items, got {other:?}"),
+    };
+    let mut registry = with_a_member();
+    let unknown = Event::Join { request: REQUEST, run: RUN, secret: [0; 32], agent: AgentId([4; 16]), csr_der: vec![] };
+    let (second, _) = ticket(registry.handle(NOW, join(AgentId([2; 16]))));
+    assert_eq!(registry.handle(NOW, unknown), refused(JoinRefusal::UnknownToken), "no token is being changed");
+    let (used, items) = ticket(registry.handle(NOW, join(AgentId([3; 16]))));
+    assert_eq!(items, 0, "it waits for the use that was the last one");
+    assert!(matches!(registry.handle(NOW, Event::Saved { ticket: second }), Some(Command::Sign(_))));
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: used }), refused(JoinRefusal::UsedToken));
+
+    ticket(registry.handle(NOW, revoke("ward-1")));
+    let (revoked, items) = ticket(registry.handle(NOW, join(AGENT)));
+    assert_eq!(items, 0, "it waits for the revocation");
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: revoked }), refused(JoinRefusal::Revoked));
+
+    let id = registry.roster().tokens().list()[0].id.clone();
+    ticket(registry.handle(NOW, operator(RegistryRequest::TokenRevoke { id })));
+    for _ in 3..limits::JOINS_WAITING {
+        ticket(registry.handle(NOW, join(AgentId([3; 16]))));
+    }
+    let deferred = Some(Command::DeferJoin { request: REQUEST });
+    let (last, items) = ticket(registry.handle(NOW, join(AgentId([3; 16]))));
+    assert_eq!(
+        (items, registry.handle(NOW, join(AgentId([3; 16])))),
+        (0, deferred),
+        "refusals wait in the room of joins"
+    );
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: last }), refused(JoinRefusal::UnknownToken));
+    ticket(registry.handle(NOW, join(AgentId([3; 16]))));
 }
 
 /// While the disk stalls nothing that was asked for may fill the memory, and joins must not keep an operator from revoking
@@ -178,6 +217,12 @@ fn a_runs_agents_are_completed_with_the_members_that_it_has_not_seen() {
     registry.complete(&mut agents);
     let shown: Vec<_> = agents.iter().map(|agent| (&*agent.name, agent.revoked, agent.updates_accepted)).collect();
     assert_eq!(shown, [("ward-1", false, 7), ("ward-2", true, 0)]);
+    let Some(Command::Save(job)) = registry.handle(NOW, revoke("ward-1")) else { panic!("expected items") };
+    registry.complete(&mut agents);
+    assert!(!agents[0].revoked, "a crash may undo it");
+    registry.handle(NOW, Event::Saved { ticket: job.ticket });
+    registry.complete(&mut agents);
+    assert!(agents[0].revoked);
 }
 
 #[test]

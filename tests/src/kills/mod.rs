@@ -133,9 +133,18 @@ impl Killer {
             Moment::AfterMs(_) => String::new(),
         };
         let env: &[(&str, &str)] = if armed.is_empty() { &[] } else { &[(faults::KILL_ENV, &armed)] };
-        let process = match kill.victim {
+        match kill.victim {
             Victim::Coordinator => self.cluster.spawn_coordinator(env)?,
             Victim::Agent(number) => self.cluster.start_ledger_agent(&agent_name(number), env)?,
+        };
+        if matches!(kill.moment, Moment::At(point, _) if point.needs_an_operator()) {
+            self.cluster.coordinator()?.wait_for_log(" serving", RESUME)?;
+            // It has no answer where the coordinator dies of it.
+            self.cluster.coordinate(&["token", "create"], &[])?;
+        }
+        let process = match kill.victim {
+            Victim::Coordinator => self.cluster.coordinator()?,
+            Victim::Agent(number) => self.cluster.agent(&agent_name(number))?,
         };
         let patience = match kill.moment {
             Moment::At(..) => REACH,

@@ -18,14 +18,24 @@ const fn at(name: &'static str, passages: u64) -> Point {
     Point { name, passages }
 }
 
+impl Point {
+    /// Returns whether the coordinator passes it only when it saves members or tokens: an operator has to ask for it.
+    #[must_use]
+    pub fn needs_an_operator(self) -> bool {
+        self.name.starts_with("items-")
+    }
+}
+
 /// Only before the first model is there.
 pub const GENESIS: Point = at("model-stored", 1);
 
 /// In the coordinator.
-pub const COORDINATOR: [Point; 21] = [
+pub const COORDINATOR: [Point; 23] = [
     at("journal-before-write", 12),
     at("journal-before-sync", 12),
     at("journal-before-ack", 12),
+    at("items-before-sync", 1),
+    at("items-saved", 1),
     at("verdict-sent", 6),
     at("lease-sent", 6),
     at("merge-before", 8),

@@ -49,6 +49,24 @@ fn the_first_model_offered_becomes_record_0_and_nobody_hears_of_it_before_it_is_
     );
 }
 
+/// A model may be decoded while its agent is revoked.
+#[test]
+fn an_initial_model_of_an_agent_that_has_gone_begins_no_run() {
+    let peer = PeerId(1);
+    for gone in [Event::Disconnected { peer }, Event::AgentRevoked { agent: agent(1), request: None }] {
+        let mut world = World::new();
+        world.connect(peer, 1);
+        world.offer_model(peer);
+        world.handle(gone);
+        assert_eq!(world.model_received(peer), []);
+        assert!(!world.has_begun());
+        world.connect(PeerId(2), 2);
+        world.offer_model(PeerId(2));
+        world.model_received(PeerId(2));
+        assert!(world.has_begun());
+    }
+}
+
 #[test]
 fn when_the_offering_agent_leaves_the_next_offer_is_taken() {
     let mut world = World::new();

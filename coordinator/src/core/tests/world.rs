@@ -109,6 +109,11 @@ impl World {
         Self::pending(spec())
     }
 
+    /// Makes a checkpoint due after so much time.
+    pub(super) fn checkpoint_every_ms(&mut self, every_ms: u64) {
+        self.core.options.checkpoint_every_ms = every_ms;
+    }
+
     /// The same with another configuration.
     pub(super) fn pending(spec: RunSpec) -> Self {
         let options = Options {
