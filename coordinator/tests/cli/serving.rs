@@ -38,9 +38,15 @@ fn an_operator_works_with_a_running_coordinator_as_with_a_stopped_one() {
     let data: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert!(std::fs::read(&out).expect("exported").ends_with(&data));
 
+    let never = directory.file("never.safetensors").display().to_string();
+    let gone = || directory.call(&["checkpoint", "export"], &["--out", &never, "--version", "7"]).code(4);
+    let help = "set `retention = \"all\"` before the next run";
+    gone().says("version 7").says(help);
+
     let (code, log) = serving.terminate();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("parked"), "{log}");
+    gone().says("version 7").says(help);
     assert!(directory.call(&["token", "list"], &[]).code(0).stdout.contains("clinic"), "tokens outlive a restart");
     assert_eq!(json(&directory.call(&["status"], &["--json"]).code(0).stdout)["state"], "running");
 }
@@ -88,6 +94,31 @@ fn a_stopped_run_ends_with_zero_and_says_so_ever_after() {
     assert_eq!((status["state"].as_str(), status["finished"].as_str()), (Some("finished"), Some("stopped")));
     let watched = directory.call(&["status"], &["--watch"]).code(0).stdout;
     assert!(watched.starts_with("finished ") && watched.lines().count() == 1, "{watched}");
+}
+
+/// The watcher is halted while the run ends, so that it cannot see the end before the connection closes.
+#[test]
+fn a_watcher_without_a_terminal_tells_how_a_run_ended_whose_coordinator_is_gone() {
+    let directory = Directory::init_custom();
+    let file = directory.file("model.safetensors");
+    write_safetensors(&file, &[("w", &[1], &[1.0])]);
+    directory.call(&["checkpoint", "import"], &[&file.display().to_string()]).code(0);
+
+    let serving = directory.serve();
+    let mut watcher = directory.watch();
+    assert!(watcher.line().starts_with("running "));
+    assert_eq!(serving.terminate().0, Some(0));
+    watcher.lines_until("parked ");
+
+    let serving = directory.serve();
+    watcher.lines_until("running ");
+    watcher.signal("STOP");
+    directory.call(&["stop"], &[]).code(0);
+    assert_eq!(serving.wait().0, Some(0));
+    watcher.signal("CONT");
+    let (last, ended) = watcher.wait();
+    assert!(ended.code(0).stderr.is_empty());
+    assert!(last.starts_with("finished "), "{last}");
 }
 
 #[test]
