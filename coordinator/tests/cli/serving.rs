@@ -90,6 +90,31 @@ fn a_stopped_run_ends_with_zero_and_says_so_ever_after() {
     assert!(watched.starts_with("finished ") && watched.lines().count() == 1, "{watched}");
 }
 
+/// The watcher is halted while the run ends, so that it cannot see the end before the connection closes.
+#[test]
+fn a_watcher_without_a_terminal_tells_how_a_run_ended_whose_coordinator_is_gone() {
+    let directory = Directory::init_custom();
+    let file = directory.file("model.safetensors");
+    write_safetensors(&file, &[("w", &[1], &[1.0])]);
+    directory.call(&["checkpoint", "import"], &[&file.display().to_string()]).code(0);
+
+    let serving = directory.serve();
+    let mut watcher = directory.watch();
+    assert!(watcher.line().starts_with("running "));
+    assert_eq!(serving.terminate().0, Some(0));
+    watcher.lines_until("parked ");
+
+    let serving = directory.serve();
+    watcher.lines_until("running ");
+    watcher.signal("STOP");
+    directory.call(&["stop"], &[]).code(0);
+    assert_eq!(serving.wait().0, Some(0));
+    watcher.signal("CONT");
+    let (last, ended) = watcher.wait();
+    assert!(ended.code(0).stderr.is_empty());
+    assert!(last.starts_with("finished "), "{last}");
+}
+
 #[test]
 fn an_operator_certificate_that_has_expired_is_blamed_on_a_clock() {
     let directory = Directory::init_at(-3 * 365);

@@ -1,9 +1,9 @@
 //! Calling the binary.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_anabranch-coordinator");
 
@@ -117,6 +117,14 @@ impl Directory {
         command(&self.args(verb, rest).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// Starts `status --watch` with pipes.
+    pub(crate) fn watch(&self) -> Watcher {
+        let mut command = self.command(&["status", "--watch"], &[]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let stdout = child.stdout.take().map(BufReader::new).expect("a pipe");
+        Watcher { child, stdout }
+    }
+
     fn args(&self, verb: &[&str], rest: &[&str]) -> Vec<String> {
         let dir = self.path().display().to_string();
         let words = verb.iter().copied().chain(["--dir", &dir]).chain(rest.iter().copied());
@@ -142,6 +150,64 @@ impl Directory {
         serving.read_log_until("serving");
         assert!(serving.log.contains("serving"), "the coordinator ended instead: {}", serving.log);
         serving
+    }
+}
+
+/// `status --watch` without a terminal; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Watcher {
+    /// The next line; empty at the end.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("lines are text");
+        line
+    }
+
+    /// Reads lines up to one that starts with `text`.
+    #[track_caller]
+    pub(crate) fn lines_until(&mut self, text: &str) {
+        loop {
+            let line = self.line();
+            assert!(!line.is_empty(), "the watcher ended before {text:?}: {}", self.stderr());
+            if line.starts_with(text) {
+                return;
+            }
+        }
+    }
+
+    fn stderr(&mut self) -> String {
+        let mut stderr = String::new();
+        self.child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("text");
+        stderr
+    }
+
+    /// Sends it the signal `name`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill");
+        assert!(status.success());
+    }
+
+    /// Waits for its end; the last line and how it ended.
+    pub(crate) fn wait(mut self) -> (String, Ended) {
+        let mut stdout = String::new();
+        self.stdout.read_to_string(&mut stdout).expect("lines are text");
+        let stderr = self.stderr();
+        let code = self.child.wait().expect("waited").code().expect("it ends by itself");
+        (stdout.lines().last().unwrap_or_default().to_owned(), Ended { code, stdout, stderr })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,6 +1,7 @@
 //! `status`: a table, JSON, one line a second, or a live view.
 
 mod plain;
+mod source;
 pub(super) mod table;
 mod view;
 mod watch;
@@ -16,14 +17,13 @@ use crate::cli::{ReportArgs, StatusArgs};
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let ReportArgs { target, output } = &args.report;
-    let mut coordinator = Coordinator::look(target)?;
     if args.watch {
         return match (output.json, std::io::stdout().is_terminal()) {
-            (false, true) => watch::watch(coordinator, target),
-            (json, _) => plain::watch(coordinator, target, json),
+            (false, true) => watch::watch(target),
+            (json, _) => plain::watch(target, json),
         };
     }
-    let json = coordinator.ask_json(RunRequest::Status)?;
+    let json = Coordinator::look(target)?.ask_json(RunRequest::Status)?;
     if output.json {
         return output::print_line(&json);
     }

@@ -1,35 +1,24 @@
 //! `status --watch` without a terminal: one line a second.
 
-use std::time::Duration;
-
 use anabranch_common::status::StatusReport;
 use anabranch_common::wire::message::RunPhase;
-use anabranch_common::wire::operator::RunRequest;
 
 use super::parse;
+use super::source::{INTERVAL, Source};
 use crate::cli::TargetArgs;
 use crate::commands::output;
-use crate::commands::reach::Coordinator;
 
-const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Prints a line a second until the run has finished or nobody answers any more.
-pub(super) fn watch(mut coordinator: Coordinator, target: &TargetArgs, json: bool) -> anyhow::Result<()> {
+/// Prints a line a second until the run has finished. Of a parked run it prints on: a coordinator may start again.
+pub(super) fn watch(target: &TargetArgs, json: bool) -> anyhow::Result<()> {
+    let mut source = Source::new(target);
     loop {
-        let text = coordinator.ask_json(RunRequest::Status)?;
+        let text = source.next()?;
         let report = parse(&text)?;
         output::print_line(&if json { text } else { line(&report) })?;
         if report.state == RunPhase::Finished {
             return Ok(());
         }
-        // The store of a stopped coordinator must not be held while we sleep: one may want to start.
-        if matches!(coordinator, Coordinator::Stopped(_)) {
-            drop(coordinator);
-            std::thread::sleep(INTERVAL);
-            coordinator = Coordinator::look(target)?;
-        } else {
-            std::thread::sleep(INTERVAL);
-        }
+        std::thread::sleep(INTERVAL);
     }
 }
 
