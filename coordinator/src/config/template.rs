@@ -136,7 +136,8 @@ every_versions = 200
 every_s = 60.0
 # How many are kept, at least 2.
 keep = 2
-# "since_snapshot" drops journal records older than the oldest checkpoint; "all" keeps every record of the run.
+# "since_snapshot" drops journal records older than the oldest checkpoint: versions before it can no longer be exported or
+# rolled back to. "all" keeps every record of the run, and so every version.
 retention = "since_snapshot"
 
 [log]

@@ -96,7 +96,17 @@ async fn from_store(
     };
     let store = Arc::clone(&shared.runs[&run].store);
     let answer = tokio::task::spawn_blocking(move || read(store.as_ref())).await?;
-    Ok(answer.unwrap_or_else(|error| (OperatorResponse::Failed(error.to_string()), None)))
+    Ok(answer.unwrap_or_else(|error| (refusal(&error), None)))
+}
+
+/// What could not be read, and what the operator can do about it. A version that is gone is a conflict, as on a stopped
+/// coordinator.
+fn refusal(error: &recovery::RecoveryError) -> OperatorResponse {
+    let text = error.help().map_or_else(|| error.to_string(), |help| format!("{error}; {help}"));
+    match error {
+        recovery::RecoveryError::Version { .. } => OperatorResponse::Conflict(text),
+        _ => OperatorResponse::Failed(text),
+    }
 }
 
 fn list(store: &dyn Store) -> Result<Answer, recovery::RecoveryError> {

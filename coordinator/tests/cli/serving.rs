@@ -38,9 +38,15 @@ fn an_operator_works_with_a_running_coordinator_as_with_a_stopped_one() {
     let data: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert!(std::fs::read(&out).expect("exported").ends_with(&data));
 
+    let never = directory.file("never.safetensors").display().to_string();
+    let gone = || directory.call(&["checkpoint", "export"], &["--out", &never, "--version", "7"]).code(4);
+    let help = "set `retention = \"all\"` before the next run";
+    gone().says("version 7").says(help);
+
     let (code, log) = serving.terminate();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("parked"), "{log}");
+    gone().says("version 7").says(help);
     assert!(directory.call(&["token", "list"], &[]).code(0).stdout.contains("clinic"), "tokens outlive a restart");
     assert_eq!(json(&directory.call(&["status"], &["--json"]).code(0).stdout)["state"], "running");
 }
