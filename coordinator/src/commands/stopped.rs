@@ -306,13 +306,13 @@ mod tests {
     fn an_agent_is_revoked_in_the_journal_even_after_the_end() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut stopped = finished(dir.path());
-        for positions in [3, 3] {
+        for said in ["revoked clinic ", "was revoked already"] {
             let done =
                 stopped.answer(RegistryRequest::AgentRevoke { agent: "clinic".into() }.into()).expect("an answer");
-            assert!(matches!(&done, OperatorResponse::Done(text) if text.starts_with("revoked clinic")), "{done:?}");
+            assert!(matches!(&done, OperatorResponse::Done(text) if text.contains(said)), "{done:?}");
             let recovered = stopped.recover().expect("it recovers").expect("a run");
             assert!(recovered.state.agents.get(&AGENT).is_some_and(|agent| agent.revoked));
-            assert_eq!(recovered.position, Position(positions), "one record, and none for a second call");
+            assert_eq!(recovered.position, Position(3), "one record, and none for a second call");
             assert!(
                 stopped.registry().expect("a registry").roster().member(AGENT).is_some_and(|member| member.revoked)
             );

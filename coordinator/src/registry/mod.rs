@@ -306,11 +306,17 @@ impl Registry {
     }
 
     fn revoke(&mut self, request: RequestId, agent: AgentId) -> Command {
-        if self.roster.revoke(agent) {
+        let newly = self.roster.revoke(agent);
+        if newly {
             self.revoking.insert(agent);
         }
         let name = self.roster.name(agent).unwrap_or_default();
-        let response = OperatorResponse::Done(format!("revoked {name} ({agent}); its connections are closed"));
+        let text = if newly {
+            format!("revoked {name} ({agent}); its connections are closed")
+        } else {
+            format!("{name} ({agent}) was revoked already")
+        };
+        let response = OperatorResponse::Done(text);
         self.save(Command::Revoke { request, agent, response }, does_not_fit(request))
     }
 

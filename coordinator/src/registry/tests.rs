@@ -161,13 +161,15 @@ fn a_revocation_counts_once_it_is_durable_and_then_every_run_is_told() {
     let Some(Command::Save(job)) = registry.handle(NOW, revoke("ward-1")) else { panic!("expected items") };
     assert_eq!((registry.greet(AGENT), registry.revoked().count()), (Ok("ward-1"), 0), "a crash may undo it");
     let response = OperatorResponse::Done(format!("revoked ward-1 ({AGENT}); its connections are closed"));
-    let told = Some(Command::Revoke { request: REQUEST, agent: AGENT, response });
-    assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), told);
+    let told = |response| Some(Command::Revoke { request: REQUEST, agent: AGENT, response });
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), told(response));
     assert_eq!((registry.greet(AGENT), registry.revoked().collect()), (Err(Rejection::Revoked), vec![AGENT]));
     let again = registry.handle(NOW, revoke(&AGENT.to_string()));
     let Some(Command::Save(job)) = again else { panic!("expected items, got {again:?}") };
     assert_eq!((&job.items[..], registry.greet(AGENT)), (&[][..], Err(Rejection::Revoked)), "it was saved before");
-    assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), told, "a run may have lost its record");
+    let response = OperatorResponse::Done(format!("ward-1 ({AGENT}) was revoked already"));
+    let saved = registry.handle(NOW, Event::Saved { ticket: job.ticket });
+    assert_eq!(saved, told(response), "a run may have lost its record");
     let nobody = registry.handle(NOW, revoke("ward-9"));
     assert!(matches!(&nobody, Some(Command::Reply { response: OperatorResponse::NotFound(_), .. })), "{nobody:?}");
 }
