@@ -99,6 +99,9 @@ pub(crate) enum Verb {
     },
 }
 
+/// Heading of [`TargetArgs`] in the help.
+const TARGET_HEADING: &str = "Which coordinator";
+
 /// A directory made by `init`.
 #[derive(Debug, Args)]
 pub(crate) struct DirArgs {
@@ -108,23 +111,25 @@ pub(crate) struct DirArgs {
 }
 
 /// Which coordinator: the one of a directory, or one elsewhere.
+// Each argument names the heading: as `next_help_heading` of this struct it would also hold for the
+// arguments that follow where the struct is flattened.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Which coordinator")]
 pub(crate) struct TargetArgs {
     /// Directory of the run, made by `init`
-    #[arg(long, value_name = "DIR", env = DIR_ENV, required_unless_present = "connect")]
+    #[arg(long, value_name = "DIR", env = DIR_ENV, required_unless_present = "connect",
+          help_heading = TARGET_HEADING)]
     pub(crate) dir: Option<PathBuf>,
     /// Instead of --dir: a coordinator elsewhere
-    #[arg(long, value_name = "HOST:PORT", requires_all = ["cert", "key", "ca"])]
+    #[arg(long, value_name = "HOST:PORT", requires_all = ["cert", "key", "ca"], help_heading = TARGET_HEADING)]
     pub(crate) connect: Option<String>,
     /// The operator's certificate (tls/operator.crt)
-    #[arg(long, value_name = "FILE", requires = "connect")]
+    #[arg(long, value_name = "FILE", requires = "connect", help_heading = TARGET_HEADING)]
     pub(crate) cert: Option<PathBuf>,
     /// The operator's key (tls/operator.key)
-    #[arg(long, value_name = "FILE", requires = "connect")]
+    #[arg(long, value_name = "FILE", requires = "connect", help_heading = TARGET_HEADING)]
     pub(crate) key: Option<PathBuf>,
     /// The run's CA (tls/ca.crt)
-    #[arg(long, value_name = "FILE", requires = "connect")]
+    #[arg(long, value_name = "FILE", requires = "connect", help_heading = TARGET_HEADING)]
     pub(crate) ca: Option<PathBuf>,
 }
 
@@ -321,6 +326,27 @@ mod tests {
     #[test]
     fn examples_can_be_copied_from_a_narrow_terminal() {
         assert_eq!(cli::lines_that_break(&Cli::command()), [""; 0]);
+    }
+
+    /// Also where a verb's own options follow them.
+    #[test]
+    fn only_the_options_that_name_a_coordinator_stand_under_its_heading() {
+        fn verbs<'a>(command: &'a clap::Command, found: &mut Vec<&'a clap::Command>) {
+            found.push(command);
+            command.get_subcommands().for_each(|verb| verbs(verb, found));
+        }
+        let (command, mut found) = (Cli::command(), Vec::new());
+        verbs(&command, &mut found);
+        let mut with_heading = 0;
+        for verb in found {
+            let under = verb.get_arguments().filter(|arg| arg.get_help_heading() == Some(TARGET_HEADING));
+            let names: Vec<&str> = under.map(|arg| arg.get_id().as_str()).collect();
+            let takes_target = verb.get_arguments().any(|arg| arg.get_id() == "connect");
+            let expected: &[&str] = if takes_target { &["dir", "connect", "cert", "key", "ca"] } else { &[] };
+            assert_eq!(names, expected, "{}", verb.get_name());
+            with_heading += usize::from(takes_target);
+        }
+        assert!(with_heading > 8, "{with_heading} verbs");
     }
 
     #[test]

@@ -108,6 +108,9 @@ fn an_agent_of_another_coordinator_is_told_whom_it_belongs_to() -> anyhow::Resul
     // A token of the one does not open the other either, and the directory of an agent keeps its run.
     let token = theirs.token(&[])?;
     ours.join_with(&token, "one")?.code(3)?.says(&["another coordinator", "help: "])?;
+    let astray = theirs.token(&["--address", &format!("127.0.0.1:{}", ours.port())])?;
+    let said = ["the token is from another coordinator than the one at 127.0.0.1:", "new token"];
+    ours.join_with(&astray, "two")?.code(5)?.says(&said)?;
     std::fs::write(&config, right)?;
     goes_on(&mut ours, "one")?;
     assert_eq!(theirs.park_coordinator()?, 0);

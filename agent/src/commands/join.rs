@@ -9,6 +9,7 @@ use anabranch_common::limits;
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::message::{JoinRefusal, JoinResponse};
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::tls::ConnectProblem;
 use anyhow::Context as _;
 
 use super::{config_fail, dial_fail, identity_fail};
@@ -18,7 +19,7 @@ use crate::config::{AgentConfig, AgentDir};
 use crate::device;
 use crate::files::{self, PUBLIC};
 use crate::identity::{self, AgentKey};
-use crate::transport;
+use crate::transport::{self, DialError};
 
 /// Runs `join`.
 pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
@@ -110,7 +111,7 @@ async fn ask(token: &JoinToken, csr_der: &[u8]) -> anyhow::Result<JoinResponse> 
             tokio::time::timeout(Duration::from_millis(left_ms), transport::join(token, csr_der.to_vec())).await;
         let problem = match tried {
             Ok(Ok(response)) => return Ok(response),
-            Ok(Err(error)) if !error.is_transient() => return Err(dial_fail(error)),
+            Ok(Err(error)) if !error.is_transient() => return Err(join_fail(error, &token.address)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer".to_owned(),
         };
@@ -123,6 +124,19 @@ async fn ask(token: &JoinToken, csr_der: &[u8]) -> anyhow::Result<JoinResponse> 
         }
         tracing::info!(problem, "trying again");
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+}
+
+/// A first join knows the CA from its token alone, so a coordinator with another CA is not one that
+/// was joined before.
+fn join_fail(error: DialError, address: &str) -> anyhow::Error {
+    match error {
+        DialError::Connect(problem) if matches!(problem.of_one(), ConnectProblem::UnknownCa) => {
+            let text = format!("the token is from another coordinator than the one at {address}");
+            let help = "ask the operator of the coordinator for a new token: anabranch-coordinator token create";
+            Fail::new(ExitCode::Identity, text).help(help).because(problem).into()
+        }
+        error => dial_fail(error),
     }
 }
 
@@ -159,4 +173,23 @@ fn refused(refusal: JoinRefusal) -> Fail {
         JoinRefusal::Full => ("the run has no room for another agent", "ask its operator"),
     };
     Fail::new(ExitCode::Identity, text).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_io::exit;
+
+    use super::*;
+
+    #[test]
+    fn a_token_of_another_coordinator_is_told_from_other_problems() {
+        let told = |problem: ConnectProblem| exit::render(&join_fail(problem.into(), "ward:4433"));
+        let outcomes = "[::1]:4433: refused".to_owned();
+        let behind_a_name = ConnectProblem::Addresses { problem: Box::new(ConnectProblem::UnknownCa), outcomes };
+        for text in [told(ConnectProblem::UnknownCa), told(behind_a_name)] {
+            assert!(text.contains("from another coordinator than the one at ward:4433"), "{text}");
+            assert!(text.contains("new token") && !text.contains("join again"), "{text}");
+        }
+        assert!(!told(ConnectProblem::WrongName).contains("another coordinator"));
+    }
 }

@@ -99,9 +99,17 @@ pub(super) fn date(unix_ms: u64) -> String {
         .unwrap_or_else(|| "never".to_owned())
 }
 
-/// How many times smaller than raw f32: `7.9x`, or `-` when nothing was sent.
-pub(super) fn ratio(raw: u64, sent: u64) -> String {
-    if sent == 0 || raw == 0 { "-".to_owned() } else { format!("{:.1}x", raw as f64 / sent as f64) }
+/// Compares what was sent with raw f32: `7.9x smaller than`, `about as much as` or `1.2x larger than`;
+/// `None` when nothing was sent.
+pub(super) fn comparison(sent: u64, raw: u64) -> Option<String> {
+    let (smaller, larger) = (sent.min(raw), sent.max(raw));
+    let times = format!("{:.1}x", larger as f64 / smaller as f64);
+    match (smaller, times.as_str()) {
+        (0, _) => None,
+        (_, "1.0x") => Some("about as much as".to_owned()),
+        _ if sent < raw => Some(format!("{times} smaller than")),
+        _ => Some(format!("{times} larger than")),
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +122,10 @@ mod tests {
         assert_eq!([span(0.25), span(45.0), span(200.0)], ["0.2 s", "45 s", "3 min 20 s"]);
         assert_eq!([span(7500.0), span(273_600.0)], ["2 h 5 min", "3 d 4 h"]);
         assert_eq!(date(1_772_368_496_000), "2026-03-01 12:34:56Z");
-        assert_eq!([ratio(100, 10), ratio(100, 0)], ["10.0x", "-"]);
+        assert_eq!(comparison(10, 100).as_deref(), Some("10.0x smaller than"));
+        assert_eq!(comparison(297, 292).as_deref(), Some("about as much as"));
+        assert_eq!(comparison(120, 100).as_deref(), Some("1.2x larger than"));
+        assert_eq!([comparison(0, 100), comparison(100, 0)], [None, None]);
     }
 
     #[test]

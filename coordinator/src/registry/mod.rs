@@ -311,9 +311,10 @@ impl Registry {
             self.revoking.insert(agent);
         }
         let name = self.roster.name(agent).unwrap_or_default();
-        let text = match newly {
-            true => format!("revoked {name} ({agent}); its connections are closed"),
-            false => format!("{name} ({agent}) was revoked already"),
+        let text = if newly {
+            format!("revoked {name} ({agent}); its connections are closed")
+        } else {
+            format!("{name} ({agent}) was revoked already")
         };
         let response = OperatorResponse::Done(text);
         self.save(Command::Revoke { request, agent, response }, does_not_fit(request))

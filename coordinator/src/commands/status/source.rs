@@ -13,8 +13,8 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The reports of one run. A coordinator that was started or stopped in the meantime is found again.
 pub(super) struct Source<'a> {
-    /// The running coordinator that answered last. The store of a stopped one is let go after each report: a coordinator
-    /// may want to start on it.
+    /// The running coordinator that answered last. The store of a stopped one is let go after each
+    /// report: a coordinator may want to start on it.
     running: Option<Coordinator>,
     target: &'a TargetArgs,
 }
@@ -26,8 +26,9 @@ impl<'a> Source<'a> {
 
     /// Returns the next report as JSON.
     ///
-    /// A coordinator closes its connections within moments of the run's end. So when the one that answered last fails to
-    /// answer, the target is looked up once more: the store of a directory tells how the run ended.
+    /// A coordinator closes its connections within moments of the run's end. So when the one that
+    /// answered last fails to answer, the target is looked up once more: the store of a directory
+    /// tells how the run ended.
     pub(super) fn next(&mut self) -> anyhow::Result<String> {
         if let Some(mut running) = self.running.take() {
             match running.ask_json(RunRequest::Status) {
@@ -53,7 +54,7 @@ impl<'a> Source<'a> {
         Ok(report)
     }
 
-    /// Only the coordinator's own machine can tell how a run ended whose coordinator does not answer any more.
+    /// With `--connect`, only the coordinator's own machine can tell how the run ended.
     fn lost(&self, ended: &anyhow::Error, error: anyhow::Error) -> anyhow::Error {
         match &self.target.connect {
             Some(address) if anabranch_io::exit::code_of(&error) == ExitCode::Unavailable => {

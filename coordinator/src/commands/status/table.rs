@@ -72,7 +72,8 @@ pub(super) fn state(report: &StatusReport) -> String {
         RunPhase::Running if !report.serving => format!("parked at version {}", report.version),
         RunPhase::Running => {
             let connected = report.agents.iter().filter(|agent| agent.connected).count();
-            format!("running, {connected} agents connected, {} training", report.leases_outstanding)
+            let agents = if connected == 1 { "agent" } else { "agents" };
+            format!("running, {connected} {agents} connected, {} training", report.leases_outstanding)
         }
         RunPhase::Paused => format!("paused at version {}", report.version),
         RunPhase::Finished => {
@@ -111,9 +112,9 @@ fn reasons(refused: &BTreeMap<String, u64>) -> String {
 
 /// `1.4 MiB, 8.1x smaller than raw f32`.
 pub(super) fn traffic(sent: u64, raw: u64) -> String {
-    match output::ratio(raw, sent).as_str() {
-        "-" => output::bytes(sent),
-        ratio => format!("{}, {ratio} smaller than raw f32 ({})", output::bytes(sent), output::bytes(raw)),
+    match output::comparison(sent, raw) {
+        None => output::bytes(sent),
+        Some(comparison) => format!("{}, {comparison} raw f32 ({})", output::bytes(sent), output::bytes(raw)),
     }
 }
 
@@ -373,7 +374,7 @@ pub(super) mod tests {
         let text = status(&report());
         for expected in [
             "run         mnist (01010101010101010101010101010101)\n",
-            "state       running, 1 agents connected, 1 training\n",
+            "state       running, 1 agent connected, 1 training\n",
             "version 308 at position 2500, 101,770 parameters, 3 min 20 s since the start",
             "1,234 accepted, 3 refused: 2 stale, 1 duplicate\n",
             "bytes up    5.0 MiB, 10.0x smaller than raw f32 (50.0 MiB)\n",
@@ -411,6 +412,12 @@ pub(super) mod tests {
             assert!(text.contains(expected), "{text}\ndoes not say {expected:?}");
         }
         assert!(!text.contains("100.00 %"), "{text}");
+    }
+
+    #[test]
+    fn what_was_sent_is_not_called_smaller_than_it_is() {
+        assert_eq!(traffic(30_413, 29_901), "29.7 KiB, about as much as raw f32 (29.2 KiB)");
+        assert_eq!(traffic(3 << 20, 2 << 20), "3.0 MiB, 1.5x larger than raw f32 (2.0 MiB)");
     }
 
     #[test]
