@@ -157,11 +157,14 @@ impl Host {
             Input::Replace { run, event } => self.tell(now, run, node::Input::Event(event)),
             Input::Tick => self.tell_all(now, || Event::Tick),
             Input::Park => self.tell_all(now, || Event::Park),
-            Input::Join { .. } | Input::Operator { .. } if self.is_leaving() => {}
+            Input::Operator { .. } if self.is_leaving() => {}
             Input::Join { request, secret, agent, csr_der } => {
                 let first = self.serving().next();
-                if let Some(run) = first {
-                    self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
+                match first {
+                    Some(run) => {
+                        self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
+                    }
+                    None => self.out.push(Output::DeferJoin { request }),
                 }
             }
             Input::Operator { request, operation } => self.operate(now, request, operation),

@@ -507,6 +507,10 @@ fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
     world.handle(Input::Park);
     let exits = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
     assert!(world.host.is_leaving() && !exits(&world), "{:?}", world.outputs);
+    let late = RequestId(REQUEST.0 + 1);
+    world.handle(Input::Join { request: late, secret: SECRET, agent: AgentId([4; 16]), csr_der: vec![1] });
+    let deferred = |output: &Output| matches!(output, Output::DeferJoin { request } if *request == late);
+    assert!(world.outputs.iter().any(deferred), "nobody waits for a process that ends: {:?}", world.outputs);
     world.work();
     let replies = |output: &Output| matches!(output, Output::JoinReply { request: REQUEST, .. });
     let replied = world.outputs.iter().position(replies).expect("an answer to the join");

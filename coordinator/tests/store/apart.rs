@@ -133,40 +133,56 @@ fn verbs() -> [Verb; 2] {
     ]
 }
 
-/// The verb has happened or has not, and can be asked for again.
-fn crash_in(verb: &Verb) {
+/// Calls `call` on media that `prepare` has filled, and cuts it off at every write and every commit of every medium. Checks
+/// each way in which the media may look afterwards. Returns what came of the whole call, its store, and how many ways there were.
+fn at_every_cut<T: std::fmt::Debug, E>(
+    prepare: impl Fn(&Apart),
+    call: impl Fn(&Apart) -> Result<T, E>,
+    mut check: impl FnMut(&Apart, &str),
+) -> (Result<T, E>, Apart, usize) {
     let called = |fault: Option<(usize, FaultSite)>| {
         let store = Apart::default();
-        run_through(&store, &verb.history, ALL);
+        prepare(&store);
         store.parts.iter().for_each(|part| part.set_fault(None));
         if let Some((part, site)) = fault {
             store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));
         }
-        ((verb.call)(&store, &verb.history), store)
+        (call(&store), store)
     };
     let (whole, store) = called(None);
-    whole.expect("all are kept");
-    assert_eq!(assert_same_bits(&store, &verb.after, "whole"), verb.after.last());
-    let mut cut = 0;
+    let mut ways = 0;
     for (part, (writes, commits)) in store.parts.iter().map(MemoryStore::operations).enumerate() {
         let sites = (0..writes).map(FaultSite::Write).chain((0..commits).map(FaultSite::Commit));
         for (number, site) in (0..).zip(sites) {
             let (outcome, store) = called(Some((part, site)));
-            outcome.expect_err("the part fails");
+            assert!(outcome.is_err(), "{site:?} of part {part} fails");
             for survivors in survivors(number) {
-                let context = format!("{site:?} of part {part}, {survivors:?}");
                 let after = store.crash(|number| survivors[number]);
-                let position = recover(&after).expect("recovers").position;
-                let expected = if position == verb.history.last() { &verb.history } else { &verb.after };
-                assert_eq!(assert_same_bits(&after, expected, &context), expected.last());
-                release(&after).expect("memory");
-                (verb.call)(&after, expected).expect("once more");
-                assert!(verify(&after).expect("memory").holds, "{context}");
-                cut += 1;
+                check(&after, &format!("{site:?} of part {part}, {survivors:?}"));
+                ways += 1;
             }
         }
     }
-    assert!(cut > 50, "model, record and pin are written one after another, not in {cut}");
+    (whole, store, ways)
+}
+
+/// The verb has happened or has not, and can be asked for again.
+fn crash_in(verb: &Verb) {
+    let prepare = |store: &Apart| {
+        run_through(store, &verb.history, ALL);
+    };
+    let check = |after: &Apart, context: &str| {
+        let position = recover(after).expect("recovers").position;
+        let expected = if position == verb.history.last() { &verb.history } else { &verb.after };
+        assert_eq!(assert_same_bits(after, expected, context), expected.last());
+        release(after).expect("memory");
+        (verb.call)(after, expected).expect("once more");
+        assert!(verify(after).expect("memory").holds, "{context}");
+    };
+    let (whole, store, ways) = at_every_cut(prepare, |store| (verb.call)(store, &verb.history), check);
+    whole.expect("all are kept");
+    assert_eq!(assert_same_bits(&store, &verb.after, "whole"), verb.after.last());
+    assert!(ways > 50, "model, record and pin are written one after another, not in {ways}");
 }
 
 #[test]
@@ -185,39 +201,22 @@ fn a_crash_at_any_write_or_commit_of_an_import_leaves_one_model_or_the_other() {
 fn a_crash_at_any_write_or_commit_of_a_first_import_leaves_a_whole_run_or_none() {
     let manifest = spec(fedasync()).model.layers().expect("valid").expect("native").manifest;
     let model = vector(manifest.params(), 5);
-    let called = |fault: Option<(usize, FaultSite)>| {
-        let store = Apart::default();
-        store.parts.iter().for_each(|part| part.set_fault(None));
-        if let Some((part, site)) = fault {
-            store.parts[part].set_fault(Some(Fault { site, kind: FaultKind::Io }));
-        }
-        (import(&store, &manifest, &model, 1), store)
-    };
-    let (whole, store) = called(None);
-    assert_eq!(whole.expect("there is no run").before, None);
     let mut begun = 0;
-    for (part, (writes, commits)) in store.parts.iter().map(MemoryStore::operations).enumerate() {
-        let sites = (0..writes).map(FaultSite::Write).chain((0..commits).map(FaultSite::Commit));
-        for (number, site) in (0..).zip(sites) {
-            let (outcome, store) = called(Some((part, site)));
-            outcome.expect_err("the part fails");
-            for survivors in survivors(number) {
-                let context = format!("{site:?} of part {part}, {survivors:?}");
-                let after = store.crash(|number| survivors[number]);
-                let before = match recover(&after) {
-                    Ok(found) => {
-                        assert_eq!(bits(found.model.model()), bits(&model), "{context}");
-                        begun += 1;
-                        Some(ModelVersion(0))
-                    }
-                    Err(RecoveryError::Empty) => None,
-                    Err(error) => panic!("{context}: {error}"),
-                };
-                release(&after).expect("memory");
-                assert_eq!(import(&after, &manifest, &model, 2).expect("once more").before, before, "{context}");
-                assert!(verify(&after).expect("memory").holds, "{context}");
+    let check = |after: &Apart, context: &str| {
+        let before = match recover(after) {
+            Ok(found) => {
+                assert_eq!(bits(found.model.model()), bits(&model), "{context}");
+                begun += 1;
+                Some(ModelVersion(0))
             }
-        }
-    }
+            Err(RecoveryError::Empty) => None,
+            Err(error) => panic!("{context}: {error}"),
+        };
+        release(after).expect("memory");
+        assert_eq!(import(after, &manifest, &model, 2).expect("once more").before, before, "{context}");
+        assert!(verify(after).expect("memory").holds, "{context}");
+    };
+    let (whole, ..) = at_every_cut(|_| (), |store| import(store, &manifest, &model, 1), check);
+    assert_eq!(whole.expect("there is no run").before, None);
     assert!(begun > 0, "in some, record 0 survives");
 }
