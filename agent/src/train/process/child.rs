@@ -22,6 +22,9 @@ use crate::train::StepReport;
 
 /// How often a request that waits for its answer looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(100);
+/// How many arenas glibc's `malloc` has in a process whose memory is bounded. With one a thread, freed vectors stay with the
+/// thread that freed them, and the process takes half as much again as it uses.
+const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 /// How long the rest of what a dead child has written is waited for.
 const LAST_WORDS: Duration = Duration::from_millis(limits::CHILD_LAST_WORDS_MS);
 
@@ -102,6 +105,9 @@ impl Child {
                 Some(value) => command.env(key, value),
                 None => command.env_remove(key),
             };
+        }
+        if hello.max_memory.is_some() && std::env::var_os(ARENAS.0).is_none() {
+            command.env(ARENAS.0, ARENAS.1);
         }
         let mut process = command.spawn()?;
         kin.started(process.id());
