@@ -55,18 +55,32 @@ impl fmt::Debug for MathsSetup {
 /// The system has no thread to give.
 pub fn spawn_maths(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> std::io::Result<SyncSender<MathsJob>> {
     let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-    let maths = Maths { setup, trainer: None, inputs };
+    let maths = Maths::new(setup, inputs);
     std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
     Ok(jobs)
 }
 
-struct Maths {
+/// Carries out the jobs of the maths, one after the other. [`spawn_maths`] gives it a thread of its own; a simulation
+/// calls it.
+pub struct Maths {
     setup: MathsSetup,
     trainer: Option<Box<dyn Trainer>>,
     inputs: mpsc::Sender<Input>,
 }
 
+impl fmt::Debug for Maths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maths").field("setup", &self.setup).field("trainer", &self.trainer).finish_non_exhaustive()
+    }
+}
+
 impl Maths {
+    /// Returns the maths of an agent that has prepared nothing yet. `inputs` hears how a round goes on.
+    #[must_use]
+    pub fn new(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> Self {
+        Self { setup, trainer: None, inputs }
+    }
+
     fn run(mut self, queue: &Receiver<MathsJob>) {
         while let Ok(job) = queue.recv() {
             let event = guarded(|| self.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
@@ -76,7 +90,11 @@ impl Maths {
         }
     }
 
-    fn work(&mut self, job: MathsJob) -> Event {
+    /// Carries out a job, and returns what it led to.
+    ///
+    /// # Panics
+    /// A round, an initial model or an evaluation is asked for before `MathsJob::Prepare`, or the trainer panics.
+    pub fn work(&mut self, job: MathsJob) -> Event {
         match job {
             MathsJob::Prepare(spec) => self.prepare(&spec),
             MathsJob::Reorder(manifest) => self.reorder(*manifest),

@@ -17,7 +17,7 @@ use crate::train::{RunPart, TrainError, Trainer};
 pub use killed::KilledNote;
 #[cfg(test)]
 pub(crate) use maths::ending;
-pub use maths::{MathsSetup, spawn_maths};
+pub use maths::{Maths, MathsSetup, spawn_maths};
 pub use store::StoreThread;
 
 /// Makes the trainer for a run; the seam for trainers that are not native.

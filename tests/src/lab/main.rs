@@ -1,6 +1,7 @@
 //! `anabranch-lab`: faults and benchmarks, by hand. Executes itself as every daemon it needs.
 
 mod chaos;
+mod race;
 mod sim;
 
 use std::path::{Path, PathBuf};
@@ -97,6 +98,15 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         /// Reduce a world that fails, and print the smaller one as a scenario
         #[arg(long)]
         shrink: bool,
+    },
+    /// Train for real in virtual time, and compare merge strategies by the time and the bytes to an accuracy
+    #[command(
+        after_help = "Workloads that come with the lab: tests/workloads/. The same seed gives the same figures, bit for bit,
+on one build."
+    )]
+    Race {
+        #[command(flatten)]
+        args: race::RaceArgs,
     },
     /// Make every deliberate bug in a copy of the sources, and let the simulation find each of them
     #[command(
@@ -254,6 +264,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Replay { seed, scenario, trace, html, shrink } => {
             return sim::replay(seed, scenario.as_deref(), trace, html.as_deref(), shrink);
         }
+        Verb::Race { args } => return race::run(&args),
         Verb::Bites => return bugs::bite(&target_dir(&lab)),
         Verb::Meta { common } => (sim::meta(common.seed), common),
         Verb::Kills { count, common } => {

@@ -148,7 +148,7 @@ pub fn page(timeline: &Timeline) -> String {
         .replace("{{data}}", &data)
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -32,6 +32,7 @@ pub fn draw(seed: u64) -> Schedule {
             loss: if lossy_links { between(1, 30) as f64 / 100.0 } else { 0.0 },
             bandwidth: if slow_links { between(1, 32) } else { 10_000 },
         },
+        link_down: None,
     });
     let agents: Vec<AgentPlan> = plans.collect();
     let buffer = if ledger { 1 } else { between(1, 4) };

@@ -2,15 +2,20 @@
 
 use std::ops::ControlFlow;
 
+use anabranch_agent::node::{self, MathsJob};
+use anabranch_agent::session::event::{Event, Outcome};
 use anabranch_agent::shard::{Examples, Inputs};
 use anabranch_agent::train::{Metrics, NativeOptions, Round, Trainer, native_with};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::spec::TrainSpec;
+use anabranch_common::spec::{RunSpec, TrainSpec};
+
+use crate::invariants::journal::{Checked, ensure};
 
 use super::schedule::{Machine, Schedule, Task};
-use super::spec::run_spec;
+use super::setting::Learner;
 
 /// Values of one example of the native task.
 pub(super) const INPUTS: u32 = 4;
@@ -21,19 +26,23 @@ const EXAMPLES: usize = 60;
 /// How far examples lie from the middle of their class, which is within 1 of the origin in every direction.
 const NOISE: f32 = 0.3;
 
+/// Versions from which on a model must be better than none.
+const VERSIONS_TO_LEARN: u64 = 40;
+
 /// A local round's outcome.
-pub(super) struct Computed {
-    pub(super) delta: Vec<f32>,
-    pub(super) num_examples: u64,
-    pub(super) local_steps: u32,
-    pub(super) train_loss: f32,
+struct Computed {
+    delta: Vec<f32>,
+    num_examples: u64,
+    local_steps: u32,
+    train_loss: f32,
 }
 
 /// The mathematics of a world.
 #[derive(Debug)]
-pub(super) struct Learner {
-    pub(super) manifest: ModelManifest,
+pub(super) struct Simulated {
+    manifest: ModelManifest,
     task: Task,
+    agents: usize,
     native: Option<Native>,
 }
 
@@ -44,23 +53,23 @@ struct Native {
     shards: Vec<Examples>,
 }
 
-impl Learner {
-    pub(super) fn new(schedule: &Schedule) -> Self {
+impl Simulated {
+    pub(super) fn new(schedule: &Schedule, spec: &RunSpec) -> Self {
         let task = schedule.task;
         let flat = || {
             let tensor = TensorSpec { name: "w".into(), shape: vec![u64::from(schedule.params)] };
             ModelManifest::new(vec![tensor]).expect("one tensor")
         };
         let native = (task == Task::Native).then(|| {
-            let (spec, options) = (run_spec(schedule), NativeOptions { threads: Some(1), ..NativeOptions::default() });
+            let options = NativeOptions { threads: Some(1), ..NativeOptions::default() };
             let trainer = native_with(&spec.model, options).expect("a small model");
             Native { trainer, shards: (1..=schedule.agents.len()).map(shard).collect() }
         });
         let manifest = native.as_ref().map_or_else(flat, |native| native.trainer.manifest().clone());
-        Self { manifest, task, native }
+        Self { manifest, task, agents: schedule.agents.len(), native }
     }
 
-    pub(super) fn initial(&mut self) -> Vec<f32> {
+    fn initial(&mut self) -> Vec<f32> {
         match &mut self.native {
             Some(native) => native.trainer.initial(1).expect("the native trainer makes every model"),
             None if self.task == Task::Quadratic => {
@@ -73,13 +82,7 @@ impl Learner {
     }
 
     /// As `plan` has it. Nothing where there is nothing left to do, or the round fails.
-    pub(super) fn train(
-        &mut self,
-        machine: Machine,
-        lease: &Lease,
-        plan: &TrainSpec,
-        base: &[f32],
-    ) -> Option<Computed> {
+    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, base: &[f32]) -> Option<Computed> {
         let delta = match (self.task, &mut self.native) {
             (Task::Native, Some(Native { trainer, shards })) => {
                 let go_on = &mut |_| ControlFlow::Continue(());
@@ -98,13 +101,68 @@ impl Learner {
     }
 
     /// How good a model is in the eyes of one agent.
-    pub(super) fn judge(&mut self, machine: Machine, model: &[f32]) -> Metrics {
+    fn judge(&mut self, machine: Machine, model: &[f32]) -> Metrics {
         let squares = || model.iter().map(|value| f64::from(value * value)).sum::<f64>() / model.len().max(1) as f64;
         let not_finite = Metrics { accuracy: 0.0, loss: f64::NAN, num_examples: 1 };
         match &mut self.native {
             Some(Native { trainer, shards, .. }) => trainer.evaluate(model, &shards[machine - 1]).unwrap_or(not_finite),
             None => Metrics { accuracy: 0.0, loss: squares(), num_examples: 1 },
         }
+    }
+}
+
+impl Learner for Simulated {
+    fn manifest(&self) -> &ModelManifest {
+        &self.manifest
+    }
+
+    fn started(&mut self, _machine: Machine) {}
+
+    fn work(&mut self, machine: Machine, job: MathsJob) -> Event {
+        match job {
+            MathsJob::Prepare(_) => Event::Prepared { manifest: self.manifest.clone() },
+            MathsJob::Reorder(manifest) => Event::Prepared { manifest: *manifest },
+            MathsJob::MakeInitial { .. } => {
+                let initial = self.initial();
+                node::initial_model(&self.manifest, initial.into())
+            }
+            MathsJob::Train { lease, spec, start } => match self.train(machine, &lease, &spec.train, &start.model()) {
+                Some(Computed { delta, num_examples, local_steps, train_loss }) => Event::Trained(Box::new(Outcome {
+                    lease: lease.id,
+                    delta: delta.into(),
+                    num_examples,
+                    local_steps,
+                    train_loss,
+                    compute_ms: 0,
+                    encoded: None,
+                })),
+                None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
+            },
+            MathsJob::Evaluate { version, content } => node::judged(version, self.judge(machine, &content)),
+        }
+    }
+
+    fn examples(&self, machine: Machine) -> u64 {
+        10 * machine as u64
+    }
+
+    fn encodes(&self, machine: Machine) -> bool {
+        machine.is_multiple_of(2)
+    }
+
+    /// Whatever happened, what the native trainer has learned is still in the model.
+    fn learned(&mut self, version: ModelVersion, model: &[f32]) -> Checked {
+        if self.task != Task::Native || version.0 < VERSIONS_TO_LEARN {
+            return Ok(());
+        }
+        let initial = self.initial();
+        let mut loss = |model: &[f32]| {
+            (1..=self.agents).map(|machine| self.judge(machine, model).loss).sum::<f64>() / self.agents as f64
+        };
+        let (before, after) = (loss(&initial), loss(model));
+        ensure(after < 0.5 * before, "learning", || {
+            format!("version {version} has a loss of {after}, version 0 {before}")
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 //!    coordinator   core, engine, writer, merger, checkpointer, recovery: the product's code, without threads
 //!    agent         session and ledger: the product's code; a trainer that can be checked
 //!    network, disk, time     simulated
+//!    setting       what the race makes otherwise: configuration, learner, overhead
 //!  invariants/journal ── checked at every record, every message that matters, every recovery
 //! ```
 //! docs/simulation.md says what is real, what is not, and what determinism rests on.
@@ -19,6 +20,7 @@ mod learner;
 mod network;
 pub mod scenario;
 pub mod schedule;
+mod setting;
 pub mod shrink;
 mod spec;
 pub mod swarm;
@@ -32,6 +34,10 @@ use crate::picture::Timeline;
 use schedule::Schedule;
 
 pub use draw::draw;
+
+pub(crate) use coordinator::DECODERS;
+pub(crate) use setting::{Learner, Overhead, Setting};
+pub(crate) use world::{Traffic, World, agent_id};
 
 /// What became of a world.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -69,7 +75,7 @@ pub struct Outcome {
 /// Runs a world to its end, or to the first broken promise. A panic in it is one too.
 #[must_use]
 pub fn run(seed: u64, schedule: &Schedule, traced: bool) -> Outcome {
-    let ran = std::panic::catch_unwind(|| world::World::new(seed, schedule.clone(), traced).run());
+    let ran = std::panic::catch_unwind(|| World::new(seed, schedule.clone(), traced).run());
     ran.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

@@ -75,7 +75,8 @@ impl Conn {
 /// The line of one agent.
 #[derive(Debug)]
 pub(super) struct Line {
-    plan: LinkPlan,
+    up: LinkPlan,
+    down: LinkPlan,
     rng: SplitMix64,
     cut_up_until_ms: u64,
     cut_down_until_ms: u64,
@@ -84,14 +85,15 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(plan: LinkPlan, seed: u64) -> Self {
+    pub(super) fn new(up: LinkPlan, down: LinkPlan, seed: u64) -> Self {
         let rng = SplitMix64::new(seed);
-        Self { plan, rng, cut_up_until_ms: 0, cut_down_until_ms: 0, busy_up_until_ms: 0, busy_down_until_ms: 0 }
+        Self { up, down, rng, cut_up_until_ms: 0, cut_down_until_ms: 0, busy_up_until_ms: 0, busy_down_until_ms: 0 }
     }
 
     /// From now on a good line.
     pub(super) fn heal(&mut self, now_ms: u64) {
-        self.plan = LinkPlan { delay_ms: 5, jitter_ms: 0, loss: 0.0, bandwidth: 10_000 };
+        self.up = LinkPlan { delay_ms: 5, jitter_ms: 0, loss: 0.0, bandwidth: 10_000 };
+        self.down = self.up.clone();
         self.cut_up_until_ms = self.cut_up_until_ms.min(now_ms);
         self.cut_down_until_ms = self.cut_down_until_ms.min(now_ms);
     }
@@ -102,6 +104,13 @@ impl Line {
         }
         if down {
             self.cut_down_until_ms = self.cut_down_until_ms.max(until_ms);
+        }
+    }
+
+    fn plan(&self, to: Side) -> &LinkPlan {
+        match to {
+            Side::Coordinator => &self.up,
+            Side::Agent => &self.down,
         }
     }
 
@@ -119,20 +128,21 @@ impl Line {
 
     /// When something small arrives that leaves now.
     pub(super) fn arrival(&mut self, to: Side, now_ms: u64) -> u64 {
-        let mut at_ms = now_ms + self.plan.delay_ms + self.rng.below(self.plan.jitter_ms + 1);
+        let LinkPlan { delay_ms, jitter_ms, loss, .. } = *self.plan(to);
+        let mut at_ms = now_ms + delay_ms + self.rng.below(jitter_ms + 1);
         for _ in 0..RETRIES {
-            if self.rng.next_f64() >= self.plan.loss {
+            if self.rng.next_f64() >= loss {
                 break;
             }
-            at_ms += 2 * self.plan.delay_ms + 50;
+            at_ms += self.up.delay_ms + self.down.delay_ms + 50;
         }
         let cut_ms = self.cut_until(to);
-        if cut_ms > now_ms { at_ms.max(cut_ms + self.plan.delay_ms) } else { at_ms }
+        if cut_ms > now_ms { at_ms.max(cut_ms + delay_ms) } else { at_ms }
     }
 
     /// When a chunk arrives that is sent now, after what is being sent already.
     pub(super) fn bulk_arrival(&mut self, to: Side, now_ms: u64, bytes: usize) -> u64 {
-        let takes_ms = bytes as u64 / self.plan.bandwidth.max(1);
+        let takes_ms = bytes as u64 / self.plan(to).bandwidth.max(1);
         let busy = match to {
             Side::Coordinator => &mut self.busy_up_until_ms,
             Side::Agent => &mut self.busy_down_until_ms,

@@ -74,6 +74,9 @@ pub struct AgentPlan {
     pub hostile: Option<Hostile>,
     /// Its line.
     pub link: LinkPlan,
+    /// Its line to the agent, where that differs from the one to the coordinator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_down: Option<LinkPlan>,
 }
 
 /// What an attacker sends.
@@ -88,7 +91,7 @@ pub enum Hostile {
     SignFlip,
 }
 
-/// A line between an agent and the coordinator, the same both ways.
+/// A line between an agent and the coordinator, the same both ways unless the agent has another one down.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkPlan {

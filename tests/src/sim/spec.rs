@@ -9,18 +9,13 @@ use anabranch_common::spec::{
 };
 
 use super::learner;
-use super::schedule::{AgentPlan, Schedule, Task};
+use super::schedule::{Schedule, Task};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
 
 fn local_steps(schedule: &Schedule) -> u32 {
     if schedule.task == Task::Native || schedule.target_round_ms > 0 { LOCAL_STEPS } else { 1 }
-}
-
-/// How long an agent's round of so many steps takes: `round_ms` is for as many as are configured.
-pub(super) fn takes_ms(schedule: &Schedule, agent: &AgentPlan, steps: u32) -> u64 {
-    agent.round_ms * u64::from(steps) / u64::from(local_steps(schedule))
 }
 
 /// Worlds with sized leases and without attackers have a schedule too.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anabranch_agent::node::{Done, StoreJob};
-use anabranch_common::ids::{AgentId, Digest, RunId};
+use anabranch_common::ids::{AgentId, Digest, Position, RunId};
 use anabranch_common::rng::SplitMix64;
 use anabranch_coordinator::host::Input;
 
@@ -15,9 +15,9 @@ use super::Outcome;
 use super::agent::AgentMachine;
 use super::coordinator::CoordinatorMachine;
 use super::faults::Hindrance;
-use super::learner::Learner;
 use super::network::{Conn, Down, Parcel, Side, Up};
 use super::schedule::{Machine, Schedule};
+use super::setting::Setting;
 use super::trace::{Sign, Trace};
 
 /// A Unix time at which worlds begin.
@@ -56,7 +56,8 @@ pub(super) enum Happening {
     AgentStore { machine: Machine, life: u64, job: Box<StoreJob> },
 }
 
-pub(super) struct World {
+/// One run with everything around it.
+pub(crate) struct World {
     pub(super) seed: u64,
     pub(super) schedule: Schedule,
     pub(super) agenda: super::time::Agenda<Happening>,
@@ -71,15 +72,32 @@ pub(super) struct World {
     pub(super) violation: Option<(u64, Violation)>,
     pub(super) healed_at_ms: Option<u64>,
     pub(super) stopping: bool,
-    pub(super) learner: Learner,
+    pub(super) setting: Setting,
     /// By machine.
     pub(super) hindrances: Vec<Hindrance>,
     pub(super) faults: u64,
+    traffic: Traffic,
     events: u64,
 }
 
+/// Bytes of chunks that were sent since there is a run: of updates up, of models down. What is sent again is counted again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) up_bytes: u64,
+    pub(crate) down_bytes: u64,
+}
+
 impl World {
+    /// A simulated world, which ends some time after its faults.
     pub(super) fn new(seed: u64, schedule: Schedule, traced: bool) -> Self {
+        let setting = Setting::simulated(seed, &schedule);
+        let mut world = Self::with(seed, schedule, setting, traced);
+        world.agenda.at(world.schedule.length_ms, Happening::Heal);
+        world
+    }
+
+    /// A world that goes on as long as [`advance`](Self::advance) lets it.
+    pub(crate) fn with(seed: u64, schedule: Schedule, setting: Setting, traced: bool) -> Self {
         let mut split = SplitMix64::new(seed ^ 0x5EED_0003);
         let agents = (0..schedule.agents.len())
             .map(|index| AgentMachine::new(index + 1, schedule.agents[index].clone(), split.next_u64()));
@@ -100,9 +118,10 @@ impl World {
             violation: None,
             healed_at_ms: None,
             stopping: false,
-            learner: Learner::new(&schedule),
+            setting,
             hindrances: vec![Hindrance::default(); schedule.agents.len() + 1],
             faults: 0,
+            traffic: Traffic::default(),
             events: 0,
             schedule,
         };
@@ -113,28 +132,36 @@ impl World {
         for (index, planned) in world.schedule.faults.iter().enumerate() {
             world.agenda.at(planned.at_ms, Happening::Fault(index));
         }
-        world.agenda.at(world.schedule.length_ms, Happening::Heal);
         world
     }
 
     pub(super) fn run(mut self) -> Outcome {
-        let end_ms = self.schedule.length_ms + HEALING_MS + ENDING_MS;
+        self.advance(self.schedule.length_ms + HEALING_MS + ENDING_MS);
+        self.finish().0
+    }
+
+    /// Lets everything happen until this time, and what happens at it, unless a promise is broken or the world is over.
+    pub(crate) fn advance(&mut self, until_ms: u64) {
         while self.violation.is_none() && !self.is_over() {
-            let Some(next) = self.agenda.next(end_ms) else { break };
+            let Some(next) = self.agenda.next(until_ms) else { break };
             self.events += 1;
             self.happen(next);
             if self.events > EVENTS_MAX {
                 self.violate("P6", format!("{EVENTS_MAX} events and no end"));
             }
         }
+    }
+
+    /// Audits what is stored, as if every process had been killed now. Returns what became of the world, and the journal.
+    pub(crate) fn finish(mut self) -> (Outcome, Journal) {
         if self.violation.is_none() {
             let audited = self.audit();
             self.checked(audited);
         }
-        self.outcome()
+        (self.outcome(), self.journal)
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(&self) -> Outcome {
         let (acknowledged, lost) = self.journal.acknowledged();
         let virtual_ms = self.agenda.now_ms();
         let timeline = self.trace.timeline(self.agents.len() + 1, virtual_ms);
@@ -152,12 +179,26 @@ impl World {
             events: self.events,
             trace: self.trace.text(),
             timeline: Some(timeline).filter(|timeline| !timeline.log.is_empty()),
-            violation: self.violation,
+            violation: self.violation.clone(),
         }
     }
 
     pub(super) fn now_ms(&self) -> u64 {
         self.agenda.now_ms()
+    }
+
+    /// Whether a promise was broken: nothing happens any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.violation.is_some()
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Updates that are merged so far.
+    pub(crate) fn merged(&self) -> u64 {
+        self.journal.merged().len() as u64
     }
 
     pub(super) fn unix_ms(&self) -> u64 {
@@ -302,7 +343,13 @@ impl World {
         let line = &mut self.agents[entry.machine - 1].line;
         let at_ms = match &parcel {
             Parcel::Message(_) => entry.in_order(Side::Coordinator, line.arrival(Side::Coordinator, now_ms)),
-            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Coordinator, now_ms, bytes.len()),
+            Parcel::Chunk { bytes, .. } => {
+                // Before there is a run the initial model goes up.
+                if self.journal.next() > Position(0) {
+                    self.traffic.up_bytes += bytes.len() as u64;
+                }
+                line.bulk_arrival(Side::Coordinator, now_ms, bytes.len())
+            }
         };
         self.agenda.at(at_ms, Happening::Up(conn, parcel));
     }
@@ -313,7 +360,10 @@ impl World {
         let line = &mut self.agents[entry.machine - 1].line;
         let at_ms = match &parcel {
             Parcel::Message(_) => entry.in_order(Side::Agent, line.arrival(Side::Agent, now_ms)),
-            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Agent, now_ms, bytes.len()),
+            Parcel::Chunk { bytes, .. } => {
+                self.traffic.down_bytes += bytes.len() as u64;
+                line.bulk_arrival(Side::Agent, now_ms, bytes.len())
+            }
         };
         self.agenda.at(at_ms, Happening::Down(conn, parcel));
         at_ms
@@ -350,6 +400,6 @@ impl World {
 
 pub(super) const RUN: RunId = RunId([7; 16]);
 
-pub(super) fn agent_id(machine: Machine) -> AgentId {
+pub(crate) fn agent_id(machine: Machine) -> AgentId {
     AgentId([u8::try_from(machine).unwrap_or(u8::MAX); 16])
 }

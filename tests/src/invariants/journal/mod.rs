@@ -301,6 +301,18 @@ impl Journal {
         self.heard.audit(&self.fold.once)
     }
 
+    /// Returns the records, the oldest first.
+    #[must_use]
+    pub fn records(&self) -> &[Arc<Record>] {
+        &self.records
+    }
+
+    /// Returns the digest of all records and of what came of them.
+    #[must_use]
+    pub fn chain(&self) -> Chain {
+        self.fold.chain
+    }
+
     /// The position after the last record.
     #[must_use]
     pub fn next(&self) -> Position {

@@ -69,7 +69,7 @@ impl AgentMachine {
         Self {
             machine,
             disk: SimDisk::default(),
-            line: Line::new(plan.link.clone(), rng.next_u64()),
+            line: Line::new(plan.link.clone(), plan.link_down.clone().unwrap_or(plan.link.clone()), rng.next_u64()),
             process: None,
             life: 0,
             restart_after_ms: None,
@@ -152,7 +152,7 @@ impl AgentMachine {
 
 impl World {
     pub(super) fn start_agent(&mut self, machine: Machine) {
-        let now_ms = self.now_ms();
+        let (now_ms, train_examples) = (self.now_ms(), self.setting.learner.examples(machine));
         let off_ms = self.agent(machine).rng.below(1_000);
         let agent = self.agent(machine);
         if agent.gone || agent.process.is_some() {
@@ -177,7 +177,7 @@ impl World {
             agent: agent_id(machine),
             incarnation,
             software: "sim".into(),
-            train_examples: 10 * machine as u64,
+            train_examples,
             eval_examples: agent.plan.eval_examples,
             device: "simulated".into(),
             renew_at_ms: u64::MAX,
@@ -195,6 +195,7 @@ impl World {
             next_job: 0,
             training: None,
         });
+        self.setting.learner.started(machine);
         self.note(machine, Sign::End(SpanKind::Dead), || "starts".into());
         self.note(machine, Sign::Mark(MarkKind::Started), || "started".into());
         self.agent_handles(machine, Input::Event(Event::Started));
@@ -273,11 +274,11 @@ impl World {
             Output::Run(Job::Unpack(job)) => {
                 let version = job.version();
                 self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
-                self.done_in(machine, 3, Done::Unpack(job.run()));
+                self.done_in(machine, self.setting.overhead.of(3), Done::Unpack(job.run()));
             }
             Output::StopTraining => {
                 if let Some((_, lease)) = process.training.take() {
-                    self.done_in(machine, 10, Done::Maths(Event::TrainingStopped { lease }));
+                    self.done_in(machine, self.setting.overhead.of(10), Done::Maths(Event::TrainingStopped { lease }));
                 }
             }
             Output::Renew | Output::StoreCertificate(_) | Output::Exit(_) => {}

@@ -1,20 +1,16 @@
-//! How the jobs of an agent's node are carried out in virtual time: the maths by a stand-in, those of the store on the
-//! simulated disk.
+//! How the jobs of an agent's node are carried out in virtual time: the maths by the world's learner, those of the store on
+//! the simulated disk.
 
 use anabranch_agent::node::{self, Done, Input, MathsJob, StoreDone, StoreJob};
-use anabranch_agent::session::event::{Encoded, Event, Outcome};
-use anabranch_agent::train::Metrics;
+use anabranch_agent::session::event::{Encoded, Event};
 use anabranch_common::codec::{self, feedback::Feedback};
-use anabranch_common::ids::ModelVersion;
-use anabranch_common::journal::Lease;
-use anabranch_common::spec::{TrainSpec, UploadSpec};
+use anabranch_common::spec::UploadSpec;
 
 use crate::invariants::feedback::{self, Expected};
 use crate::picture::SpanKind;
 
 use crate::sim::disk::Failure;
 use crate::sim::schedule::Machine;
-use crate::sim::spec::{run_spec, takes_ms};
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
@@ -52,66 +48,70 @@ impl World {
 
     /// The maths: what a job leads to, and how long it takes.
     pub(in crate::sim) fn compute(&mut self, machine: Machine, job: MathsJob) {
-        let (takes_ms, event) = match job {
-            MathsJob::Prepare(_) => (5, Event::Prepared { manifest: self.learner.manifest.clone() }),
-            MathsJob::Reorder(manifest) => (5, Event::Prepared { manifest: *manifest }),
-            MathsJob::MakeInitial { .. } => {
-                let initial = self.learner.initial();
-                (5, node::initial_model(&self.learner.manifest, initial.into()))
-            }
-            MathsJob::Train { lease, spec, start } => self.train(machine, &lease, &spec.train, &start.model()),
-            MathsJob::Evaluate { version, content } => (200, self.evaluate(machine, version, &content)),
+        let overhead = self.setting.overhead;
+        let (takes_ms, event) = match &job {
+            MathsJob::Train { .. } => self.train(machine, job),
+            MathsJob::Evaluate { .. } => (overhead.of(200), self.evaluate(machine, job)),
+            _ => (overhead.of(5), self.setting.learner.work(machine, job)),
         };
         self.done_in(machine, takes_ms, Done::Maths(event));
     }
 
-    fn evaluate(&mut self, machine: Machine, version: ModelVersion, content: &[f32]) -> Event {
+    fn evaluate(&mut self, machine: Machine, job: MathsJob) -> Event {
         let agent = self.agent(machine);
         agent.evaluations += 1;
-        let (every, num_examples) = (agent.plan.evaluation_fails_every, agent.plan.eval_examples);
-        if every > 0 && agent.evaluations.is_multiple_of(every) {
+        let (every, held) = (agent.plan.evaluation_fails_every, agent.plan.eval_examples);
+        let fails = every > 0 && agent.evaluations.is_multiple_of(every);
+        if let MathsJob::Evaluate { version, .. } = job
+            && fails
+        {
             return Event::EvaluationFailed { version, problem: "it fails by plan".to_owned() };
         }
-        node::judged(version, Metrics { num_examples, ..self.learner.judge(machine, content) })
+        match self.setting.learner.work(machine, job) {
+            Event::Evaluated { version, accuracy, loss, .. } => {
+                Event::Evaluated { version, accuracy, loss, num_examples: held }
+            }
+            other => other,
+        }
     }
 
-    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, base: &[f32]) -> (u64, Event) {
+    fn train(&mut self, machine: Machine, job: MathsJob) -> (u64, Event) {
+        let MathsJob::Train { lease, spec, .. } = &job else { return (0, self.setting.learner.work(machine, job)) };
+        let (id, base, steps) = (lease.id, lease.base_version, spec.train.local_steps);
         let agent = self.agent(machine);
         agent.rounds += 1;
         let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
-        let takes_ms = takes_ms(&self.schedule, &self.agents[machine - 1].plan, plan.local_steps);
-        self.note(machine, Sign::Begin(SpanKind::Train), || {
-            format!("trains from version {} under lease {}", lease.base_version, lease.id.0)
-        });
-        let hostile = self.agent(machine).plan.hostile;
-        let round = self.learner.train(machine, lease, plan, base).filter(|_| !fails);
-        let event = match round {
-            Some(mut round) => {
-                distort(hostile, &mut round.delta);
-                let encoded = self.encoded(machine, &round.delta);
-                Event::Trained(Box::new(Outcome {
-                    lease: lease.id,
-                    delta: round.delta.into(),
-                    num_examples: round.num_examples,
-                    local_steps: round.local_steps,
-                    train_loss: round.train_loss,
-                    compute_ms: takes_ms,
-                    encoded,
-                }))
+        let (round_ms, hostile) = (agent.plan.round_ms, agent.plan.hostile);
+        // `round_ms` is for as many steps as are configured.
+        let takes_ms = round_ms * u64::from(steps) / u64::from(self.setting.spec.train.local_steps);
+        self.note(machine, Sign::Begin(SpanKind::Train), || format!("trains from version {base} under lease {}", id.0));
+        let event = match self.setting.learner.work(machine, job) {
+            Event::Trained(_) if fails => Event::Discarded { lease: id, problem: "out of memory".into() },
+            Event::Trained(mut outcome) => {
+                outcome.compute_ms = takes_ms;
+                if hostile.is_some() {
+                    let mut delta = outcome.delta.to_vec();
+                    distort(hostile, &mut delta);
+                    outcome.delta = delta.into();
+                }
+                if self.setting.learner.encodes(machine) {
+                    outcome.encoded = self.encoded(machine, &outcome.delta);
+                }
+                Event::Trained(outcome)
             }
-            None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
+            other => other,
         };
         (takes_ms, event)
     }
 
-    /// Every other machine has a trainer that encodes, from the state that the ledger has when the round starts: what happens
-    /// to that until the round is over is for the ledger to notice.
+    /// What a trainer makes that encodes, from the state that the ledger has when the round starts: what happens to that
+    /// until the round is over is for the ledger to notice.
     fn encoded(&mut self, machine: Machine, delta: &[f32]) -> Option<Encoded> {
-        let UploadSpec { codec, feedback_decay } = run_spec(&self.schedule).upload;
-        let process = self.agents[machine - 1].process.as_ref().filter(|_| machine.is_multiple_of(2))?;
+        let UploadSpec { codec, feedback_decay } = self.setting.spec.upload;
+        let process = self.agents[machine - 1].process.as_ref()?;
         let states = process.ledger.states();
         let mut feedback = Feedback::restore(feedback_decay, process.ledger.residual().unwrap_or_default().to_vec());
-        let payload = feedback.encode(&*codec::encoder(codec), &self.learner.manifest, delta).ok()?;
+        let payload = feedback.encode(&*codec::encoder(codec), self.setting.learner.manifest(), delta).ok()?;
         Some(Encoded { codec, feedback_decay, from: states.current(), made: states.fresh(), payload })
     }
 
@@ -119,7 +119,8 @@ impl World {
     pub(in crate::sim) fn store(&mut self, machine: Machine, job: StoreJob) {
         let late_ms = self.sync_delay_ms(machine);
         let agent = self.agent(machine);
-        let (takes_ms, life) = (1 + agent.rng.below(15) + late_ms, agent.life);
+        let (drawn_ms, life) = (1 + agent.rng.below(15) + late_ms, agent.life);
+        let takes_ms = self.setting.overhead.of(drawn_ms);
         self.after(takes_ms, Happening::AgentStore { machine, life, job: Box::new(job) });
     }
 
@@ -127,7 +128,7 @@ impl World {
         let now_ms = self.now_ms();
         let agent = &mut self.agents[machine - 1];
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
-        let (ledger, manifest) = (&mut process.ledger, &self.learner.manifest);
+        let (ledger, manifest) = (&mut process.ledger, self.setting.learner.manifest());
         let expected = match &job {
             StoreJob::Settle { key, .. } => {
                 self.journal.verdict(*key).and_then(|verdict| Expected::of(ledger, manifest, *key, verdict))

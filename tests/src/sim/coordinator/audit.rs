@@ -12,9 +12,6 @@ use crate::sim::disk::SimDisk;
 use crate::sim::schedule::Task;
 use crate::sim::world::World;
 
-/// Versions from which on a model must be better than none.
-const VERSIONS_TO_LEARN: u64 = 40;
-
 impl World {
     /// P1, where it can be seen: coordinate L is 1 if the update of lease L is part of this version, else 0.
     pub(in crate::sim) fn checked_ledger(&mut self, version: ModelVersion, model: &[f32]) {
@@ -45,22 +42,6 @@ impl World {
         }
     }
 
-    /// Whatever happened, what the native trainer has learned is still in the model.
-    fn learned(&mut self, version: ModelVersion, model: &[f32]) -> Checked {
-        if self.schedule.task != Task::Native || version.0 < VERSIONS_TO_LEARN {
-            return Ok(());
-        }
-        let initial = self.learner.initial();
-        let mut loss = |model: &[f32]| {
-            let agents = 1..=self.agents.len();
-            agents.map(|machine| self.learner.judge(machine, model).loss).sum::<f64>() / self.agents.len() as f64
-        };
-        let (before, after) = (loss(&initial), loss(model));
-        ensure(after < 0.5 * before, "learning", || {
-            format!("version {version} has a loss of {after}, version 0 {before}")
-        })
-    }
-
     /// P2 once more at every start, by the second implementation: whatever killed the process has left nothing half done.
     pub(in crate::sim) fn verified(&self, store: &Engine<SimDisk>) -> Checked {
         if self.coordinator.disk.is_damaged() {
@@ -86,7 +67,7 @@ impl World {
         holds(&store)?;
         self.journal.recovered(found.position, found.chain, found.state.version, found.model.model())?;
         self.checked_ledger(found.state.version, found.model.model());
-        self.learned(found.state.version, found.model.model())?;
+        self.setting.learner.learned(found.state.version, found.model.model())?;
         match driver::registry(store.catalogue()) {
             Ok(registry) => {
                 self.coordinator.members.recovered(&registry, Some(&found.state))?;

@@ -16,11 +16,15 @@ use anabranch_coordinator::core::Core;
 use anabranch_coordinator::core::command::ExitReason;
 use anabranch_coordinator::core::event::{Now, PeerId, RequestId};
 use anabranch_coordinator::host::{Host, Input, Output};
+use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::node::merge::Merger;
 use anabranch_coordinator::registry::roster::Roster;
 use anabranch_coordinator::registry::save;
 use anabranch_coordinator::registry::tokens::NewToken;
 use anabranch_coordinator::store::{Engine, Store};
+
+pub(crate) use start::DECODERS;
+pub(super) use start::budgets;
 
 use spool::Spool;
 use work::Jobs;
@@ -123,6 +127,12 @@ impl CoordinatorMachine {
 }
 
 impl World {
+    /// Returns the model that the coordinator serves: what its evaluators would evaluate and an export would hold. Today it
+    /// is the one that agents train from. `None` while there is no process, or no model.
+    pub(crate) fn served_model(&self) -> Option<&[f32]> {
+        self.coordinator.process.as_ref()?.merger.model().map(ModelState::model)
+    }
+
     pub(super) fn coordinator_now(&self) -> Now {
         let started_ms = self.coordinator.process.as_ref().map_or(0, |process| process.started_ms);
         Now { unix_ms: self.unix_ms(), mono_ms: self.now_ms() - started_ms }

@@ -25,7 +25,6 @@ use crate::picture::{MarkKind, SpanKind};
 use crate::sim::disk::SimDisk;
 use crate::sim::network::Side;
 use crate::sim::schedule::Schedule;
-use crate::sim::spec::run_spec;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World};
 
@@ -70,7 +69,7 @@ impl World {
         }
         let registry = registry(&store)?;
         let now = Now { unix_ms: self.unix_ms(), mono_ms: 0 };
-        let spec = run_spec(&self.schedule);
+        let spec = self.setting.spec.clone();
         let recovered = match recovery::recover(&*store) {
             Err(RecoveryError::Empty) => {
                 let none = self.journal.recovered_nothing();
@@ -93,7 +92,7 @@ impl World {
         };
         let next_write = recovered.as_ref().map_or(Position(0), |found| found.position.next());
         let halves = self.coordinator.spool.halves();
-        let settings = Settings { options, spec, budgets: budgets(self.seed, &self.schedule) };
+        let settings = Settings { options, spec, budgets: self.setting.budgets };
         let state = recovered.as_ref().map(|found| &found.state);
         let members = self.coordinator.members.recovered(&registry, state);
         self.checked(members);
@@ -200,11 +199,11 @@ fn replays_alike(disk: &SimDisk) -> Checked {
 }
 
 /// Uploads that are decoded at the same time where that is no bottleneck.
-const DECODERS: usize = 16;
+pub(crate) const DECODERS: usize = 16;
 
 /// What uploads may hold: in half of all worlds so little that they wait for each other. Not where there are attackers:
 /// honest agents overshoot from bases as old as that makes them, and the bound of P10 leaves room for less.
-fn budgets(seed: u64, schedule: &Schedule) -> Budgets {
+pub(in crate::sim) fn budgets(seed: u64, schedule: &Schedule) -> Budgets {
     let mut rng = SplitMix64::new(seed ^ 0x5EED_0007);
     let plenty = Budgets::with_decoders(DECODERS);
     if rng.below(2) == 0 || schedule.agents.iter().any(|agent| agent.hostile.is_some()) {

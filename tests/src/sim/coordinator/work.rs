@@ -56,7 +56,7 @@ impl World {
             Job::Spool(job) => {
                 let unix_ms = self.unix_ms();
                 let Some(done) = self.coordinator.spool.run(job, unix_ms) else { return };
-                let wait_ms = self.rng.below(20);
+                let wait_ms = self.setting.overhead.of(self.rng.below(20));
                 return self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done { run: RUN, done })));
             }
             job => job,
@@ -68,6 +68,7 @@ impl World {
             Job::Checkpoint(_) => (5 + self.rng.below(200) + stall_ms, Happening::Checkpoint(life)),
             Job::Decode(_) | Job::Spool(_) => return,
         };
+        let ms = self.setting.overhead.of(ms);
         let Some(process) = self.coordinator.process.as_mut() else { return };
         match job {
             Job::Write(group) => process.jobs.write = Some(group),
@@ -79,7 +80,7 @@ impl World {
     }
 
     pub(super) fn save_later(&mut self, group: Vec<SaveJob>) {
-        let ms = 1 + self.rng.below(20) + self.sync_delay_ms(0);
+        let ms = self.setting.overhead.of(1 + self.rng.below(20) + self.sync_delay_ms(0));
         let Some(process) = self.coordinator.process.as_mut() else { return };
         process.jobs.save = Some(group);
         self.after(ms, Happening::Save(self.coordinator.life));
@@ -95,7 +96,7 @@ impl World {
     /// Decoding takes a while, in which the connection may end.
     fn decode(&mut self, job: DecodeJob) {
         let busy_ms = if self.rng.below(8) == 0 { 3_000 } else { 50 };
-        let (life, wait_ms) = (self.coordinator.life, self.rng.below(busy_ms));
+        let (life, wait_ms) = (self.coordinator.life, self.setting.overhead.of(self.rng.below(busy_ms)));
         self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done { run: RUN, done: job.run() })));
     }
 

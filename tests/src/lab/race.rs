@@ -1,0 +1,81 @@
+//! The verb of the race.
+
+use std::path::PathBuf;
+
+use anabranch_tests::race::{self, Options, Setting, Strategy, Workload};
+use clap::Args;
+
+/// What to race, and where results go.
+#[derive(Debug, Args)]
+pub(crate) struct RaceArgs {
+    /// What is trained by whom, and what goes wrong
+    #[arg(value_name = "WORKLOAD.toml")]
+    workload: PathBuf,
+    /// A merge strategy: init (what `anabranch-coordinator init` writes), fedasync, fedbuff, or the [merge] section of
+    /// run.toml; may be repeated. init when absent
+    #[arg(long = "strategy", value_name = "S")]
+    strategies: Vec<String>,
+    /// A key of run.toml for all strategies, such as admit.max_influence=0; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Seed of the initial model, of all batches, of lines and faults
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Race with so many seeds, from --seed on
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    seeds: u64,
+    /// Directory with the data set, such as MNIST as four gzipped IDX files
+    #[arg(long, value_name = "DIR", env = "ANABRANCH_DATA")]
+    data: Option<PathBuf>,
+    /// Races at a time; as many as there are cores when absent
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Write the figures as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write accuracy curves and figures as one HTML page to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
+    let mut strategies =
+        args.strategies.iter().map(|text| Strategy::parse(text)).collect::<anyhow::Result<Vec<Strategy>>>()?;
+    if strategies.is_empty() {
+        strategies.push(Strategy::init());
+    }
+    let settings = args.settings.iter().map(|text| Setting::parse(text)).collect::<anyhow::Result<_>>()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let options = Options {
+        command: command(args),
+        workload: Workload::read(&args.workload)?,
+        strategies,
+        settings,
+        seed: args.seed,
+        seeds: args.seeds,
+        data: args.data.clone(),
+        jobs: args.jobs.unwrap_or(cores),
+    };
+    let report = race::run(&options)?;
+    report.print();
+    report.write(args.json.as_deref(), args.html.as_deref())?;
+    Ok(report.report.pass)
+}
+
+/// The command as it can be typed again; where the data are is the machine's affair.
+fn command(args: &RaceArgs) -> String {
+    let quoted = |name: &str, texts: &[String]| -> String {
+        texts
+            .iter()
+            .map(|text| format!(" {name} '{}'", text.split_whitespace().collect::<Vec<_>>().join(" ")))
+            .collect()
+    };
+    format!(
+        "anabranch-lab race {}{}{} --seed {} --seeds {}",
+        args.workload.display(),
+        quoted("--strategy", &args.strategies),
+        quoted("--set", &args.settings),
+        args.seed,
+        args.seeds
+    )
+}

@@ -1,0 +1,153 @@
+//! What one race came to, as figures.
+
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::journal::{Contribution, RecordBody};
+use serde::Serialize;
+
+use crate::invariants::journal::Journal;
+use crate::sim::{Outcome, agent_id};
+
+use super::scoreboard::{Look, reached};
+use super::workload::Workload;
+
+/// One race. The same seed on the same build gives the same value.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finish {
+    /// Its seed.
+    pub seed: u64,
+    /// Digest of the whole journal, and of what came of every record.
+    pub journal: String,
+    /// Records in the journal.
+    pub records: u64,
+    /// The promise that was broken, if one was, and when.
+    pub broken: Option<String>,
+    /// Figures; names end in their unit.
+    pub metrics: BTreeMap<String, f64>,
+    /// Accuracy of each class at the end.
+    pub accuracy_by_class: Vec<f64>,
+    /// Updates that were refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Who took part, the first agent first.
+    pub agents: Vec<Participation>,
+    /// The curve.
+    pub looks: Vec<Look>,
+}
+
+/// What one agent contributed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Participation {
+    /// Its updates that were merged.
+    pub updates: u64,
+    /// Their share of all that were.
+    pub share: f64,
+    /// Share of the weights with which updates were merged, each times the norm of its update.
+    pub pull: f64,
+}
+
+impl Finish {
+    pub(super) fn new(
+        workload: &Workload,
+        looks: Vec<Look>,
+        outcome: &Outcome,
+        journal: &Journal,
+        params: usize,
+    ) -> Self {
+        let agents = participation(journal, workload.agent_count());
+        let refused = refused(journal);
+        let accepted: u64 = agents.iter().map(|agent| agent.updates).sum();
+        let last = looks.last();
+        let mut metrics = BTreeMap::new();
+        let mut metric = |name: String, value: f64| _ = metrics.insert(name, value);
+        for target in &workload.targets {
+            if let Some(look) = reached(&looks, *target) {
+                let name = percent(*target);
+                metric(format!("time_to_{name}_s"), look.at_ms as f64 / 1_000.0);
+                metric(format!("uplink_bytes_to_{name}"), look.uplink_bytes as f64);
+                metric(format!("downlink_bytes_to_{name}"), look.downlink_bytes as f64);
+                metric(format!("updates_to_{name}"), look.updates as f64);
+            }
+        }
+        if let Some(last) = last {
+            metric("final_accuracy".to_owned(), last.score.accuracy);
+            metric("uplink_bytes".to_owned(), last.uplink_bytes as f64);
+            metric("downlink_bytes".to_owned(), last.downlink_bytes as f64);
+            for class in &workload.watch {
+                let share = last.score.by_class.get(*class as usize).copied().unwrap_or(0.0);
+                metric(format!("class_{class}_accuracy"), share);
+            }
+        }
+        metric("raw_f32_uplink_bytes".to_owned(), (accepted * params as u64 * 4) as f64);
+        metric("updates_accepted".to_owned(), accepted as f64);
+        metric("updates_refused".to_owned(), refused.values().sum::<u64>() as f64);
+        metric("updates_lost".to_owned(), outcome.lost as f64);
+        metric("versions".to_owned(), outcome.versions as f64);
+        metric("recoveries".to_owned(), outcome.recoveries as f64);
+        metric("faults".to_owned(), outcome.faults as f64);
+        let broken = outcome.violation.as_ref().map(|(at_ms, violation)| format!("{violation} (at {at_ms} ms)"));
+        Self {
+            seed: outcome.seed,
+            journal: journal.chain().0.to_string(),
+            records: journal.records().len() as u64,
+            broken,
+            metrics,
+            accuracy_by_class: last.map(|look| look.score.by_class.clone()).unwrap_or_default(),
+            refused,
+            agents,
+            looks,
+        }
+    }
+
+    /// Whether every promise was kept and no acknowledged update is lost.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.broken.is_none() && self.metrics.get("updates_lost") == Some(&0.0)
+    }
+}
+
+/// A share as a part of a name: 0.9 is `90`, 0.975 is `97_5`.
+fn percent(share: f64) -> String {
+    let tenths = (share * 1_000.0).round();
+    if tenths % 10.0 == 0.0 { format!("{}", tenths / 10.0) } else { format!("{:.1}", tenths / 10.0).replace('.', "_") }
+}
+
+fn participation(journal: &Journal, agents: usize) -> Vec<Participation> {
+    let mut by_agent: BTreeMap<AgentId, (u64, f64)> = BTreeMap::new();
+    for record in journal.records() {
+        if let RecordBody::Contribution(update) = &record.body {
+            let Contribution { meta, weight, norm, .. } = &**update;
+            let (updates, pull) = by_agent.entry(meta.key.agent).or_default();
+            *updates += 1;
+            *pull += f64::from(*weight) * norm;
+        }
+    }
+    let all: u64 = by_agent.values().map(|(updates, _)| updates).sum();
+    let all_pull: f64 = by_agent.values().map(|(_, pull)| pull).sum();
+    let share = |part: f64, all: f64| if all > 0.0 { part / all } else { 0.0 };
+    let of = |machine: usize| {
+        let (updates, pull) = by_agent.get(&agent_id(machine)).copied().unwrap_or_default();
+        Participation { updates, share: share(updates as f64, all as f64), pull: share(pull, all_pull) }
+    };
+    (1..=agents).map(of).collect()
+}
+
+fn refused(journal: &Journal) -> BTreeMap<String, u64> {
+    let mut refused = BTreeMap::new();
+    for record in journal.records() {
+        if let RecordBody::Refused { reason, .. } = &record.body {
+            *refused.entry(format!("{reason:?}")).or_default() += 1;
+        }
+    }
+    refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_named_in_percent() {
+        assert_eq!([0.9, 0.95, 0.975, 1.0].map(percent), ["90", "95", "97_5", "100"]);
+    }
+}

@@ -1,0 +1,155 @@
+//! The race: real training in virtual time (docs/race.md).
+//!
+//! ```text
+//!  workload ── W1.toml: data, split, model, rounds, lines, faults, targets
+//!  strategy ── [merge] by name or as TOML, in what `init` writes
+//!     │
+//!  course ──► sim::World ── host, agents, store, network: as simulated worlds have them
+//!                │  learner: the product's maths on real examples
+//!                ▼
+//!            scoreboard ── the served model on the test examples, at virtual times
+//!                ▼
+//!            finish ─► report, page
+//! ```
+//! Races run beside each other, one a strategy and seed. Each has one thread, and its seed decides everything in it.
+
+mod course;
+mod data;
+mod finish;
+mod learner;
+mod page;
+mod report;
+mod scoreboard;
+mod split;
+mod strategy;
+mod workload;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anabranch_common::transfer::Budgets;
+use anabranch_coordinator::config::{Config, ConfigError};
+use anyhow::{Context as _, anyhow, bail};
+use parking_lot::Mutex;
+
+use crate::sim::{DECODERS, Overhead, World};
+
+use course::ms;
+use data::DataSet;
+use learner::Native;
+use scoreboard::{Judge, Scoreboard};
+
+pub use finish::{Finish, Participation};
+pub use report::{RaceReport, StrategyReport};
+pub use scoreboard::{Look, Score};
+pub use strategy::{Setting, Strategy};
+pub use workload::Workload;
+
+/// What to race.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The command, as it can be typed again.
+    pub command: String,
+    /// The workload.
+    pub workload: Workload,
+    /// The strategies; the figures of the first one are the report's.
+    pub strategies: Vec<Strategy>,
+    /// Keys of run.toml that are set for all of them.
+    pub settings: Vec<Setting>,
+    /// The first seed.
+    pub seed: u64,
+    /// How many seeds, at least 1.
+    pub seeds: u64,
+    /// Where data sets are.
+    pub data: Option<PathBuf>,
+    /// Races at a time.
+    pub jobs: usize,
+}
+
+/// Races every strategy with every seed.
+///
+/// # Errors
+/// The data are not there, or do not fit the workload; a strategy makes no sense; a race panics.
+pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
+    let Options { workload, strategies, settings, seed, seeds, .. } = options;
+    let mut configs = Vec::new();
+    for strategy in strategies {
+        configs.push(config(workload, strategy, settings, *seed)?);
+    }
+    let data = DataSet::open(workload.data, options.data.as_deref(), &workload.model)?;
+    let rows = workload.split.rows(&workload.folder, workload.agent_count(), data.labels())?;
+    let field = Field { workload, data, rows };
+    let entries: Vec<(usize, u64)> =
+        (0..strategies.len()).flat_map(|strategy| (*seed..seed + seeds).map(move |seed| (strategy, seed))).collect();
+    let (next, finishes) = (AtomicUsize::new(0), Mutex::new(vec![None; entries.len()]));
+    let race = || {
+        while let Some((entry, (strategy, seed))) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|entry| Some((entry, *entries.get(entry)?)))
+        {
+            let mut config = configs[strategy].clone();
+            config.spec.seed = seed;
+            let finish = guarded(|| field.race(&config, seed)).map_err(|error| format!("{error:#}"));
+            finishes.lock()[entry] = Some(finish);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..options.jobs.clamp(1, entries.len().max(1))).for_each(|_| _ = scope.spawn(race));
+    });
+    let mut of_strategy: Vec<Vec<Finish>> = vec![Vec::new(); strategies.len()];
+    for ((strategy, seed), finish) in entries.iter().zip(finishes.into_inner()) {
+        let finish = finish.context("a race has not been run")?;
+        let name = &strategies[*strategy].name;
+        of_strategy[*strategy].push(finish.map_err(|error| anyhow!("{name} with seed {seed}: {error}"))?);
+    }
+    let strategies = strategies.iter().zip(configs).zip(of_strategy);
+    let strategies = strategies.map(|((strategy, config), races)| StrategyReport::new(strategy, &config.spec, races));
+    Ok(RaceReport::new(options, strategies.collect()))
+}
+
+fn config(workload: &Workload, strategy: &Strategy, settings: &[Setting], seed: u64) -> anyhow::Result<Config> {
+    strategy::config(workload, strategy, settings, seed).map_err(|error| match error {
+        ConfigError::Value { key, problem, .. } => anyhow!("strategy {}: {key} {problem}", strategy.name),
+        ConfigError::Syntax { problem, .. } => anyhow!("strategy {}: {problem}", strategy.name),
+        other => other.into(),
+    })
+}
+
+fn guarded<T>(race: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    catch_unwind(AssertUnwindSafe(race)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        bail!("it panicked: {}", text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_default())
+    })
+}
+
+/// What all races of a workload share.
+struct Field<'a> {
+    workload: &'a Workload,
+    data: DataSet,
+    /// Of each agent.
+    rows: Vec<Vec<usize>>,
+}
+
+impl Field<'_> {
+    fn race(&self, config: &Config, seed: u64) -> anyhow::Result<Finish> {
+        let layers = config.spec.model.layers()?.context("the model is not a native one")?;
+        let params = layers.manifest.params();
+        let shards = self.rows.iter().map(|rows| self.data.shard(rows.clone())).collect();
+        let setting = crate::sim::Setting {
+            spec: config.spec.clone(),
+            learner: Box::new(Native::new(layers.manifest, shards)),
+            overhead: Overhead::None,
+            budgets: Budgets::with_decoders(DECODERS),
+        };
+        let judge = Judge::new(&config.spec.model, self.data.test())?;
+        let mut board = Scoreboard::new(judge, &self.workload.targets, ms(self.workload.seconds));
+        let schedule = course::schedule(self.workload, config, params, seed);
+        let mut world = World::with(seed, schedule, setting, false);
+        while let Some(at_ms) = board.next_ms().filter(|_| !world.is_broken()) {
+            world.advance(at_ms);
+            board.look(at_ms, world.served_model(), world.merged(), world.traffic());
+        }
+        let (outcome, journal) = world.finish();
+        Ok(Finish::new(self.workload, board.into_looks(), &outcome, &journal, params))
+    }
+}

@@ -1,0 +1,133 @@
+//! How good the served model is, looked at from outside: nobody in the world knows of it, and it takes no virtual time.
+
+use anabranch_agent::shard::Shard as _;
+use anabranch_agent::train::{Trainer, native_with};
+use anabranch_common::spec::ModelSpec;
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::sim::Traffic;
+
+use super::data::Rows;
+use super::learner::OPTIONS;
+
+/// Time between two looks until the first target is reached, in milliseconds.
+const CLOSE_MS: u64 = 250;
+/// Time between two looks afterwards, at whole multiples of it.
+const WIDE_MS: u64 = 1_000;
+
+/// How good a model is on the test examples.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Score {
+    /// Share of all examples that are classified correctly.
+    pub accuracy: f64,
+    /// The same of each class.
+    pub by_class: Vec<f64>,
+}
+
+/// Scores models.
+#[derive(Debug)]
+pub(super) struct Judge {
+    trainer: Box<dyn Trainer>,
+    /// Of each class.
+    test: Vec<Rows>,
+}
+
+impl Judge {
+    pub(super) fn new(model: &ModelSpec, test: &[Rows]) -> anyhow::Result<Self> {
+        let trainer = native_with(model, OPTIONS).context("cannot build the model")?;
+        Ok(Self { trainer, test: test.to_vec() })
+    }
+
+    /// A model that cannot be evaluated has learned nothing.
+    fn score(&mut self, model: &[f32]) -> Score {
+        let (mut right, mut all, mut by_class) = (0.0, 0.0, Vec::new());
+        for test in &self.test {
+            let examples = test.len() as f64;
+            let share = self.trainer.evaluate(model, test).map_or(0.0, |metrics| metrics.accuracy);
+            by_class.push(share);
+            right += share * examples;
+            all += examples;
+        }
+        Score { accuracy: right / f64::max(all, 1.0), by_class }
+    }
+}
+
+/// What was seen at one time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Look {
+    /// When, in milliseconds of virtual time.
+    pub at_ms: u64,
+    /// How good the served model was.
+    pub score: Score,
+    /// Updates that were merged until then.
+    pub updates: u64,
+    /// Bytes of updates that were sent until then.
+    pub uplink_bytes: u64,
+    /// Bytes of models that were sent until then.
+    pub downlink_bytes: u64,
+}
+
+/// Everything that was seen in a race.
+#[derive(Debug)]
+pub(super) struct Scoreboard {
+    judge: Judge,
+    targets: Vec<f64>,
+    end_ms: u64,
+    next_ms: Option<u64>,
+    looks: Vec<Look>,
+}
+
+impl Scoreboard {
+    pub(super) fn new(judge: Judge, targets: &[f64], end_ms: u64) -> Self {
+        let next_ms = Some(CLOSE_MS.min(end_ms));
+        Self { judge, targets: targets.to_vec(), end_ms, next_ms, looks: Vec::new() }
+    }
+
+    /// When to look next; the last look is at the end.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        self.next_ms
+    }
+
+    /// Looks at the served model. While none is served, as between a kill and a start, there is nothing to be seen.
+    pub(super) fn look(&mut self, at_ms: u64, model: Option<&[f32]>, updates: u64, traffic: Traffic) {
+        if let Some(model) = model {
+            let (uplink_bytes, downlink_bytes) = (traffic.up_bytes, traffic.down_bytes);
+            let score = self.judge.score(model);
+            self.looks.push(Look { at_ms, score, updates, uplink_bytes, downlink_bytes });
+        }
+        let close = self.targets.first().is_some_and(|first| reached(&self.looks, *first).is_none());
+        let next_ms = if close { at_ms + CLOSE_MS } else { at_ms + WIDE_MS - at_ms % WIDE_MS };
+        self.next_ms = (at_ms < self.end_ms).then_some(next_ms.min(self.end_ms));
+    }
+
+    pub(super) fn into_looks(self) -> Vec<Look> {
+        self.looks
+    }
+}
+
+/// Returns the first look at which the served model was at least so accurate.
+#[must_use]
+pub(super) fn reached(looks: &[Look], target: f64) -> Option<&Look> {
+    looks.iter().find(|look| look.score.accuracy >= target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_reached_at_the_first_look_that_shows_it() {
+        let look = |at_ms, accuracy| Look {
+            at_ms,
+            score: Score { accuracy, by_class: vec![] },
+            updates: at_ms,
+            uplink_bytes: 10 * at_ms,
+            downlink_bytes: 100 * at_ms,
+        };
+        let looks = [look(250, 0.5), look(500, 0.91), look(750, 0.89), look(1_000, 0.95)];
+        assert_eq!(reached(&looks, 0.9).map(|look| (look.at_ms, look.uplink_bytes)), Some((500, 5_000)));
+        assert_eq!(reached(&looks, 0.95).map(|look| look.at_ms), Some(1_000));
+        assert_eq!(reached(&looks, 0.96), None);
+    }
+}

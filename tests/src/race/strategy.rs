@@ -1,0 +1,172 @@
+//! Strategies: the `[merge]` section by name or as it stands in run.toml, put into what `init` writes.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anabranch_common::spec::RunSpec;
+use anabranch_coordinator::config::{Config, ConfigError, DEFAULT_PORT, TemplateOptions};
+use anyhow::{Context as _, bail};
+use toml::{Table, Value};
+
+use super::workload::Workload;
+
+/// Strategies with a name, as the comments of run.toml have them.
+const NAMED: [(&str, &str); 2] = [
+    ("fedasync", "strategy = \"fedasync\"\nalpha = 0.6"),
+    ("fedbuff", "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0"),
+];
+/// What `init` writes.
+const INIT: &str = "init";
+
+/// A merge rule with its name in a race.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Strategy {
+    /// For people.
+    pub name: String,
+    /// `[merge]`; what `init` writes where it is absent.
+    merge: Option<Table>,
+}
+
+impl Strategy {
+    /// Returns what `anabranch-coordinator init` writes.
+    #[must_use]
+    pub fn init() -> Self {
+        Self { name: INIT.to_owned(), merge: None }
+    }
+
+    /// Reads a name, or a `[merge]` section: its lines, or an inline table.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let text = text.trim();
+        if text == INIT {
+            return Ok(Self::init());
+        }
+        let named = NAMED.iter().find(|(name, _)| *name == text).map(|(_, merge)| *merge);
+        let known = || NAMED.iter().map(|(name, _)| *name).chain([INIT]).collect::<Vec<_>>().join(", ");
+        if named.is_none() && !text.contains('=') {
+            bail!("--strategy {text}: no such strategy; there are {}, or the [merge] section as TOML", known());
+        }
+        let merge = read(named.unwrap_or(text)).with_context(|| format!("--strategy {text}"))?;
+        Ok(Self { name: text.split_whitespace().collect::<Vec<_>>().join(" "), merge: Some(merge) })
+    }
+}
+
+fn read(text: &str) -> anyhow::Result<Table> {
+    if !text.starts_with('{') {
+        return Ok(text.parse()?);
+    }
+    let table: Table = format!("merge = {text}").parse()?;
+    match table.get("merge") {
+        Some(Value::Table(merge)) => Ok(merge.clone()),
+        _ => bail!("it is no table"),
+    }
+}
+
+/// A key of run.toml that a race sets for all its strategies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    key: String,
+    value: Value,
+}
+
+impl Setting {
+    /// Reads `KEY=VALUE`, such as `upload.codec={ kind = "f32" }`.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: expected KEY=VALUE"))?;
+        let table: Table = format!("value = {value}").parse().with_context(|| format!("--set {text}"))?;
+        let value = table.get("value").cloned().with_context(|| format!("--set {text}: there is no value"))?;
+        Ok(Self { key: key.trim().to_owned(), value })
+    }
+
+    fn apply(&self, table: &mut Table) {
+        let mut parts: Vec<&str> = self.key.split('.').collect();
+        let Some(last) = parts.pop() else { return };
+        let mut inner = table;
+        for part in parts {
+            let next = inner.entry(part).or_insert_with(|| Value::Table(Table::new()));
+            if !next.is_table() {
+                *next = Value::Table(Table::new());
+            }
+            let Value::Table(next) = next else { return };
+            inner = next;
+        }
+        inner.insert(last.to_owned(), self.value.clone());
+    }
+}
+
+/// Returns run.toml as `init` writes it, with the workload's sections, the strategy's `[merge]` and these settings.
+///
+/// # Errors
+/// As [`Config::parse`]; lines are those of a text that nobody sees, keys are as they were written.
+pub(super) fn config(
+    workload: &Workload,
+    strategy: &Strategy,
+    settings: &[Setting],
+    seed: u64,
+) -> Result<Config, ConfigError> {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
+    let options = TemplateOptions { name: "race".to_owned(), seed, listen, names: Vec::new() };
+    let mut table: Table = Config::template(&options).parse().expect("what `init` writes is TOML");
+    let mut put = |name: &str, section: Option<Value>| {
+        if let Some(section) = section {
+            table.insert(name.to_owned(), section);
+        }
+    };
+    let known = "a section that was read from TOML has a form in TOML";
+    put("model", Some(Value::try_from(&workload.model).expect(known)));
+    put("train", Some(Value::try_from(&workload.train).expect(known)));
+    put("upload", workload.upload.as_ref().map(|upload| Value::try_from(upload).expect(known)));
+    put("admit", workload.admit.as_ref().map(|admit| Value::try_from(admit).expect(known)));
+    put("merge", strategy.merge.clone().map(Value::Table));
+    settings.iter().for_each(|setting| setting.apply(&mut table));
+    Config::parse(Path::new("run.toml"), &table.to_string())
+}
+
+/// Returns the sections that decide on updates, in one line.
+pub(super) fn in_words(spec: &RunSpec) -> String {
+    let line =
+        |section: Result<Value, toml::ser::Error>| section.map(|section| section.to_string()).unwrap_or_default();
+    let [merge, upload, admit] =
+        [Value::try_from(&spec.merge), Value::try_from(&spec.upload), Value::try_from(&spec.admit)].map(line);
+    format!("merge = {merge}, upload = {upload}, admit = {admit}")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A complete configuration.
+    pub(in crate::race) fn spec() -> RunSpec {
+        Config::parse(Path::new("run.toml"), crate::process::DIGITS).expect("a run").spec
+    }
+
+    #[test]
+    fn strategies_have_names_or_are_a_section() {
+        let merge = |text: &str| Strategy::parse(text).map(|strategy| strategy.merge);
+        assert_eq!(merge("init").expect("a name"), None);
+        let named = merge("fedasync").expect("a name");
+        assert_eq!(merge("strategy = \"fedasync\"\nalpha = 0.6").expect("a section"), named);
+        assert_eq!(merge("{ strategy = \"fedasync\", alpha = 0.6 }").expect("an inline table"), named);
+        let error = merge("fedsync").expect_err("no such name").to_string();
+        assert!(error.contains("fedsync") && error.contains("fedasync, fedbuff, init"), "{error}");
+        assert!(merge("strategy = ").is_err() && merge("{ strategy = \"fedasync\" ").is_err());
+    }
+
+    #[test]
+    fn a_setting_reaches_its_key_and_makes_tables_on_the_way() {
+        let mut table: Table = "[upload]\nfeedback_decay = 1.0".parse().expect("TOML");
+        let set = |text: &str| Setting::parse(text).expect("a setting");
+        set("upload.codec={ kind = \"f32\" }").apply(&mut table);
+        set("train.optimizer.lr = 0.5").apply(&mut table);
+        let expected: Table = "[upload]\nfeedback_decay = 1.0\ncodec = { kind = \"f32\" }\n[train.optimizer]\nlr = 0.5"
+            .parse()
+            .expect("TOML");
+        assert_eq!(table, expected);
+        assert!(Setting::parse("upload.codec").is_err() && Setting::parse("a=b=c").is_err());
+    }
+}
