@@ -41,6 +41,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
             compute_ms: 1,
             encoded: None,
         },
+        started_from: None,
     }
 }
 
