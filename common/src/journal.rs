@@ -73,6 +73,8 @@ pub struct Plan {
     /// Factor that the update is merged with if no version is made in the meantime and its agent
     /// takes part as much as the others.
     pub weight: f32,
+    /// Whether the update is to say the product of its content with its base (`UpdateMeta::base_dot`).
+    pub base_dot: bool,
 }
 
 impl Plan {

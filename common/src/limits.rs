@@ -76,6 +76,14 @@ pub const LAYER_WIDTH: u64 = 1 << 24;
 pub const BATCH_EXAMPLES: u32 = 65_536;
 /// Updates of one version (`merge.buffer_size`).
 pub const MERGE_BUFFER_UPDATES: u32 = 65_536;
+/// Step of the recall rule (`merge.step`).
+pub const RECALL_STEP: f32 = 1_000.0;
+/// Agents whose last updates one contribution recalls.
+pub const RECALLED_AGENTS: usize = 64;
+/// Agents whose last updates the recall rule keeps, and ...
+pub const RECALL_MEMORIES: usize = 256;
+/// ... bytes of them, as decoded.
+pub const RECALL_MEMORY_BYTES: usize = 256 << 20;
 /// Bytes that a gpt sees at once.
 pub const GPT_CONTEXT: u32 = 1 << 14;
 /// Transformer blocks of a gpt: their tensors fit in a manifest.

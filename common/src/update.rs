@@ -45,6 +45,9 @@ pub struct UpdateMeta {
     pub train_loss: f32,
     /// Time the training took, in milliseconds.
     pub compute_ms: u64,
+    /// The product of the decoded content with the model that the training started from, summed in f64 in index order.
+    /// Only where the lease's plan asks for it.
+    pub base_dot: Option<f64>,
 }
 
 /// Why an update was refused. Each reason says whether its content goes back into the agent's feedback state.
@@ -55,7 +58,7 @@ pub enum RefusalReason {
     Duplicate,
     /// Its base is more than `max_staleness` versions old, or its lease is no longer known: another update was decided under it.
     Stale,
-    /// The payload does not decode, or does not fit the manifest.
+    /// The payload does not decode, or does not fit the manifest, or a figure that comes with it makes no sense.
     Malformed,
     /// It holds a NaN or an infinity.
     NonFinite,

@@ -1,13 +1,12 @@
 //! The model and how records move it. The same code merges live and replays.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use anabranch_common::codec::{self, DecodeError, Delta};
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{Close, Contribution, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::{MergeRule, MergeSpec, RestoreError};
+use anabranch_common::merge::{MergeRule, MergeSpec, RestoreError, SavedRule, Served};
 
 /// Why a record cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +67,7 @@ impl ModelState {
         manifest: ModelManifest,
         spec: MergeSpec,
         model: Vec<f32>,
-        merge_state: Vec<Vec<f32>>,
+        merge_state: SavedRule<'static>,
         version: ModelVersion,
     ) -> Result<Self, MergeError> {
         let mut state = Self::new(manifest, spec, model, version)?;
@@ -104,7 +103,7 @@ impl ModelState {
     /// Takes in a contribution whose payload is decoded already. The model stays at its version.
     pub fn contribute(&mut self, contribution: &Contribution, delta: &Arc<Delta>) {
         if self.overflowed.is_none() {
-            self.rule.contribute(&self.model, delta, contribution.weight);
+            self.rule.contribute(&self.model, delta, &contribution.arrival());
         }
     }
 
@@ -129,25 +128,31 @@ impl ModelState {
 
     /// The merge rule changes: a state of another shape starts empty.
     pub fn change_spec(&mut self, spec: &MergeSpec) {
-        if !spec.keeps_waiting(&self.spec) {
+        if spec.keeps_waiting(&self.spec) {
+            self.rule.configure(spec);
+        } else {
             self.rule = spec.rule(self.manifest.params());
         }
         self.spec = spec.clone();
     }
 
     /// A copy to be written elsewhere while this one goes on.
-    ///
-    /// # Errors
-    /// None but what [`restore`](Self::restore) has: the parts of a state always fit each other.
-    pub fn copy(&self) -> Result<Self, MergeError> {
-        let merge_state = self.rule.save().into_iter().map(Cow::into_owned).collect();
-        Self::restore(self.manifest.clone(), self.spec.clone(), self.model.clone(), merge_state, self.version)
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self {
+            manifest: self.manifest.clone(),
+            spec: self.spec.clone(),
+            model: self.model.clone(),
+            rule: self.rule.boxed(),
+            version: self.version,
+            overflowed: self.overflowed,
+        }
     }
 
     /// Whether everything beside the model is finite: a buffer may overflow before the model does.
     #[must_use]
     pub fn merge_state_is_finite(&self) -> bool {
-        self.rule.save().into_iter().all(|values| values.iter().all(|value| value.is_finite()))
+        self.rule.is_finite()
     }
 
     /// The flat vector.
@@ -156,15 +161,21 @@ impl ModelState {
         &self.model
     }
 
+    /// Returns what users of the run are given: for some rules an average, in place of the model that agents train from.
+    #[must_use]
+    pub fn served(&self) -> (Served, &[f32]) {
+        self.rule.served(&self.model)
+    }
+
     /// Returns the flat vector alone.
     #[must_use]
     pub fn into_model(self) -> Vec<f32> {
         self.model
     }
 
-    /// Returns the merge rule's vectors.
+    /// Returns the merge rule's state.
     #[must_use]
-    pub fn merge_state(&self) -> Vec<Cow<'_, [f32]>> {
+    pub fn merge_state(&self) -> SavedRule<'_> {
         self.rule.save()
     }
 

@@ -22,7 +22,7 @@ pub mod cuda;
 mod order;
 mod states;
 
-use anabranch_common::codec::EncodeError;
+use anabranch_common::codec::{self, Delta, EncodeError};
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateKey;
@@ -63,11 +63,20 @@ pub fn bank(
     match cpu::encode(manifest, &mut bank, origin, &ledger.states()) {
         Ok(update) => {
             let key = UpdateKey { run, agent, epoch: bank.epoch, seq: bank.seq };
-            Ok(ledger.bank(key, manifest, &bank, update)?)
+            let started_from = bank.started_from.take();
+            let base_dot = started_from.map(|from| from.product(&sent(&bank, manifest, &update.payload)));
+            let base_dot = base_dot.filter(|product| product.is_finite());
+            Ok(ledger.bank(key, manifest, &bank, update, base_dot)?)
         }
         Err(error) => {
             ledger.restore_residual()?;
             Err(error.into())
         }
     }
+}
+
+/// What a payload decodes to, wherever it was encoded.
+fn sent(bank: &Bank, manifest: &ModelManifest, payload: &[u8]) -> Delta {
+    let encoder = codec::encoder(bank.codec);
+    encoder.decode(manifest, payload).expect("what was encoded here, or was checked here, decodes")
 }

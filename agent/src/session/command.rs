@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_common::codec::CodecSpec;
+use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
@@ -144,6 +144,36 @@ pub struct Bank {
     pub feedback_decay: f32,
     /// The round's result.
     pub outcome: Outcome,
+    /// What the round started from, where the lease's plan asks for the update's product with it.
+    pub started_from: Option<StartedFrom>,
+}
+
+/// The model that a round started from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartedFrom {
+    /// The base's content.
+    pub base: Arc<[f32]>,
+    /// What it was ahead of the base by.
+    pub lead: Option<Lead>,
+}
+
+impl StartedFrom {
+    /// Returns the product of this model with an update's decoded content, summed in f64 in index order.
+    #[must_use]
+    pub fn product(&self, content: &Delta) -> f64 {
+        let at = |index: usize| {
+            let base = self.base.get(index).copied().unwrap_or_default();
+            let ahead = self.lead.as_ref().and_then(|lead| Some(lead.weight * lead.delta.get(index)?));
+            base + ahead.unwrap_or_default()
+        };
+        let product = |sum: f64, (index, value): (usize, &f32)| sum + f64::from(at(index)) * f64::from(*value);
+        match content {
+            Delta::Dense(values) => values.iter().enumerate().fold(0.0, product),
+            Delta::Sparse { indices, values, .. } => {
+                indices.iter().map(|index| *index as usize).zip(values).fold(0.0, product)
+            }
+        }
+    }
 }
 
 /// What becomes of the content of a decided update.

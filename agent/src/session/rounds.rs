@@ -15,7 +15,7 @@ use anabranch_common::ids::{BranchId, LeaseId};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 
-use super::command::Lead;
+use super::command::{Lead, StartedFrom};
 use super::event::Outcome;
 use super::replica::{Replica, Wanted};
 use super::tempo::{Spent, Tempo, Waits};
@@ -37,6 +37,8 @@ pub struct Training {
     pub examples_per_s: f32,
     /// Whether it was told to stop.
     pub stopping: bool,
+    /// What it started from, where its plan asks for it.
+    pub started_from: Option<StartedFrom>,
 }
 
 /// The round that is being prepared.
@@ -272,9 +274,11 @@ impl Rounds {
     }
 
     /// A round begins.
-    pub(super) fn begin(&mut self, now_ms: u64, lease: Lease, all_steps: u32) {
+    pub(super) fn begin(&mut self, now_ms: u64, lease: Lease, all_steps: u32, from: StartedFrom) {
+        let started_from = lease.plan.base_dot.then_some(from);
         self.current = Some(Training {
             lease,
+            started_from,
             since_ms: now_ms,
             all_steps,
             steps: 0,
@@ -291,10 +295,15 @@ impl Rounds {
         true
     }
 
-    /// Ends the current round with its result. Returns the lease of a delta that is to be stored: nothing if the round is not
-    /// the current one, or not of this branch.
-    pub(super) fn trained(&mut self, now_ms: u64, branch: Option<BranchId>, outcome: &Outcome) -> Option<Lease> {
-        let Training { lease, .. } = self.take_current(outcome.lease)?;
+    /// Ends the current round with its result. Returns its lease and what it started from, for a delta that is to be stored:
+    /// nothing if the round is not the current one, or not of this branch.
+    pub(super) fn trained(
+        &mut self,
+        now_ms: u64,
+        branch: Option<BranchId>,
+        outcome: &Outcome,
+    ) -> Option<(Lease, Option<StartedFrom>)> {
+        let Training { lease, started_from, .. } = self.take_current(outcome.lease)?;
         if Some(lease.branch) != branch {
             return None;
         }
@@ -303,7 +312,7 @@ impl Rounds {
         if let Some(next) = self.next.as_mut().filter(|next| next.asked_during == Some(lease.id)) {
             next.lacks = Some(Arc::clone(&outcome.delta));
         }
-        Some(lease)
+        Some((lease, started_from))
     }
 
     /// Ends the current round without a result. Returns whether it was the current one.

@@ -132,6 +132,7 @@ pub(crate) fn entry(seq: u64, lease: &Lease) -> OutboxEntry {
             local_steps: 5,
             train_loss: 0.5,
             compute_ms: 20,
+            base_dot: None,
         },
         transfer: TransferManifest::of(&payload),
     }
@@ -166,6 +167,7 @@ fn bank(lease: &Lease, seq: u64) -> Command {
         codec: spec().upload.codec,
         feedback_decay: 0.9,
         outcome: outcome(lease),
+        started_from: None,
     }))
 }
 

@@ -8,7 +8,7 @@ use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
 use super::Session;
-use super::command::{Bank, Command, Ending, Lead};
+use super::command::{Bank, Command, Ending, Lead, StartedFrom};
 use super::event::{OutboxEntry, Outcome};
 use super::replica::Wanted;
 use super::rounds::{Conditions, Start, Training};
@@ -142,7 +142,8 @@ impl Session {
     fn train(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
         let mut spec = self.membership.terms().expect("a lease comes only after a welcome").spec.clone();
         spec.train = lease.plan.of(&spec.train);
-        self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps);
+        let from = StartedFrom { base: Arc::clone(&base), lead: lead.clone() };
+        self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps, from);
         out.push(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead });
     }
 
@@ -155,11 +156,13 @@ impl Session {
     }
 
     pub(super) fn trained(&mut self, now_ms: u64, outcome: Outcome, out: &mut Vec<Command>) {
-        let Some(lease) = self.rounds.trained(now_ms, self.membership.branch(), &outcome) else { return };
+        let trained = self.rounds.trained(now_ms, self.membership.branch(), &outcome);
+        let Some((lease, started_from)) = trained else { return };
         let (epoch, seq) = self.membership.number();
         let upload = &self.membership.terms().expect("a lease comes only after a welcome").spec.upload;
         let (codec, feedback_decay) = (upload.codec, upload.feedback_decay);
-        out.push(Command::Bank(Box::new(Bank { lease, epoch, seq, codec, feedback_decay, outcome })));
+        let bank = Bank { lease, epoch, seq, codec, feedback_decay, outcome, started_from };
+        out.push(Command::Bank(Box::new(bank)));
     }
 
     pub(super) fn training_stopped(&mut self, id: LeaseId, out: &mut Vec<Command>) {

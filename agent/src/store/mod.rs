@@ -146,7 +146,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stores an encoded update with the residual that it leaves, in one step.
+    /// Stores an encoded update with the residual that it leaves, in one step. `base_dot` is its product with the model that
+    /// its round started from, if the coordinator wants to know it.
     ///
     /// # Errors
     /// The store fails.
@@ -156,6 +157,7 @@ impl Ledger {
         manifest: &ModelManifest,
         bank: &Bank,
         update: Update,
+        base_dot: Option<f64>,
     ) -> Result<OutboxEntry, StorageError> {
         let Update { payload, left_out, state } = update;
         let Bank { lease, codec, outcome, .. } = bank;
@@ -180,6 +182,7 @@ impl Ledger {
             local_steps: outcome.local_steps,
             train_loss: outcome.train_loss,
             compute_ms: outcome.compute_ms,
+            base_dot,
         };
         next.outbox.push(StoredUpdate { meta: meta.clone(), blob: blob.number });
         next.counter = Some((key.epoch, key.seq.next()));

@@ -9,6 +9,7 @@ use anabranch_testkit::lease::lease;
 
 use super::*;
 use crate::encode::{self, BankError};
+use crate::session::command::{Lead, StartedFrom};
 use crate::session::event::Outcome;
 
 pub(super) const RUN: RunId = RunId([1; 16]);
@@ -41,6 +42,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
             compute_ms: 1,
             encoded: None,
         },
+        started_from: None,
     }
 }
 
@@ -159,4 +161,42 @@ fn a_damaged_head_is_refused() {
         assert!(head::decode(&bad).is_err(), "flipping bit {bit} went unnoticed");
     }
     assert!((0..good.len()).all(|len| head::decode(&good[..len]).is_err()), "a cut head went unnoticed");
+}
+
+/// The product is with what was sent, not with what was computed, and with what the round started from.
+#[test]
+fn an_update_says_its_product_with_its_base_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut ledger = Ledger::open(dir.path()).expect("opens");
+    ledger.adopt(BRANCH).expect("adopts");
+    let base: Arc<[f32]> = (0..PARAMS).map(|at| (at % 5) as f32 - 1.5).collect();
+    let lead = Lead { delta: delta().into(), weight: 0.25 };
+    let mut products = Vec::new();
+    for (seq, codec) in [(0, CodecSpec::TopK { fraction: 0.1 }), (1, CodecSpec::Bf16), (2, CodecSpec::F32)] {
+        for lead in [None, Some(lead.clone())] {
+            let started_from = Some(StartedFrom { base: Arc::clone(&base), lead });
+            let start = started_from.as_ref().map(|from| match &from.lead {
+                Some(lead) => lead.from(&base),
+                None => base.to_vec(),
+            });
+            let bank = Bank { codec, started_from, ..bank(2 * seq + products.len() as u64, delta()) };
+            let key = key(bank.seq.0);
+            let entry = encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank).expect("banks");
+            let payload = ledger.payload(key).expect("reads").expect("is there");
+            let sent = codec::decode(entry.meta.codec, &manifest(), &payload).expect("decodes").into_dense();
+            let pairs = start.iter().flatten().zip(&sent);
+            let expected: f64 = pairs.map(|(start, sent)| f64::from(*start) * f64::from(*sent)).sum();
+            let product = entry.meta.base_dot.expect("it was asked for");
+            assert!((product - expected).abs() <= 1e-9 * expected.abs(), "{codec:?}: {product}, expected {expected}");
+            products.push(product);
+            ledger.settle(key, Settlement::Drop).expect("settles");
+        }
+    }
+    assert!(products.windows(2).all(|pair| pair[0] != pair[1]), "each is another product: {products:?}");
+    let unasked = encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank(90, delta())).expect("banks");
+    assert_eq!(unasked.meta.base_dot, None);
+    let huge: Arc<[f32]> = vec![f32::INFINITY; PARAMS].into();
+    let bank = Bank { started_from: Some(StartedFrom { base: huge, lead: None }), ..bank(91, delta()) };
+    let entry = encode::bank(&mut ledger, RUN, AGENT, &manifest(), bank).expect("banks");
+    assert_eq!(entry.meta.base_dot, None, "a product that is not finite would have the update refused");
 }

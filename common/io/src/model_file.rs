@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anabranch_common::ids::{Digest, ModelVersion, RunId};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ManifestError, ModelManifest, TensorSpec};
+use anabranch_common::merge::Served;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
 /// Differences between two models that are told; more are counted.
@@ -25,6 +26,8 @@ pub struct Provenance {
     pub run: RunId,
     /// The model's version.
     pub version: ModelVersion,
+    /// Which vector of that version it is.
+    pub served: Served,
     /// Digest of the flat vector.
     pub digest: Digest,
 }
@@ -113,6 +116,7 @@ fn header(manifest: &ModelManifest, from: Option<Provenance>) -> Vec<u8> {
     let mut metadata = BTreeMap::from([("format".to_owned(), "anabranch".to_owned())]);
     if let Some(from) = from {
         metadata.insert("digest".to_owned(), from.digest.to_string());
+        metadata.insert("served".to_owned(), from.served.as_str().to_owned());
         metadata.insert("run".to_owned(), from.run.to_string());
         metadata.insert("version".to_owned(), from.version.to_string());
     }
@@ -242,7 +246,12 @@ mod tests {
     }
 
     fn provenance(values: &[f32]) -> Provenance {
-        Provenance { run: RunId([1; 16]), version: ModelVersion(7), digest: Digest::of_f32(values) }
+        Provenance {
+            run: RunId([1; 16]),
+            version: ModelVersion(7),
+            served: Served::Average,
+            digest: Digest::of_f32(values),
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! How versions come about: contributions, their closes, and publications.
 
 use crate::ids::{Digest, ModelVersion};
+use crate::merge::Arrival;
+use crate::merge::recall::RecallInputs;
 use crate::update::UpdateMeta;
 
 /// An accepted update, without its payload (the record's payload). It waits for the record that closes a version.
@@ -16,6 +18,17 @@ pub struct Contribution {
     pub weight: f32,
     /// Euclidean norm of its content, as computed when it was admitted.
     pub norm: f64,
+    /// What the recall rule is told of it, where it is merged by that rule.
+    pub recall: Option<RecallInputs>,
+}
+
+impl Contribution {
+    /// Returns what a merge rule is told of it.
+    #[must_use]
+    pub fn arrival(&self) -> Arrival<'_> {
+        let UpdateMeta { key, base_dot, .. } = &self.meta;
+        Arrival { agent: key.agent, weight: self.weight, base_dot: *base_dot, recall: self.recall.as_ref() }
+    }
 }
 
 /// The waiting contributions make a version.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{MergeRule, RestoreError, check_shape};
+use super::{Arrival, MergeRule, RestoreError, SavedRule, check_no_parts, check_shape};
 use crate::codec::Delta;
 
 /// b += w * delta at every contribution; at a close, x += b and b = 0.
@@ -24,8 +24,8 @@ impl FedBuff {
 }
 
 impl MergeRule for FedBuff {
-    fn contribute(&mut self, _model: &[f32], delta: &Arc<Delta>, weight: f32) {
-        delta.add_scaled_to(&mut self.buffer, weight);
+    fn contribute(&mut self, _model: &[f32], delta: &Arc<Delta>, arrival: &Arrival<'_>) {
+        delta.add_scaled_to(&mut self.buffer, arrival.weight);
     }
 
     fn close(&mut self, model: &mut [f32]) {
@@ -35,31 +35,42 @@ impl MergeRule for FedBuff {
         }
     }
 
-    fn save(&self) -> Vec<Cow<'_, [f32]>> {
-        vec![Cow::Borrowed(&self.buffer)]
+    fn save(&self) -> SavedRule<'_> {
+        SavedRule { vectors: vec![Cow::Borrowed(&self.buffer)], parts: Vec::new() }
     }
 
-    fn restore(&mut self, mut state: Vec<Vec<f32>>) -> Result<(), RestoreError> {
-        check_shape(&state, 1, self.buffer.len())?;
-        self.buffer = state.remove(0);
+    fn restore(&mut self, saved: SavedRule<'static>) -> Result<(), RestoreError> {
+        let SavedRule { mut vectors, parts } = saved;
+        check_shape(&vectors, 1, self.buffer.len())?;
+        check_no_parts(&parts)?;
+        self.buffer = vectors.remove(0).into_owned();
         Ok(())
+    }
+
+    fn boxed(&self) -> Box<dyn MergeRule> {
+        Box::new(self.clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::AgentId;
+
+    fn of_weight(weight: f32) -> Arrival<'static> {
+        Arrival { agent: AgentId([1; 16]), weight, base_dot: None, recall: None }
+    }
 
     #[test]
     fn the_rule_by_hand() {
         let mut merge = FedBuff::new(2);
         let mut model = [1.0, 1.0];
-        merge.contribute(&model, &Arc::new(Delta::Dense(vec![2.0, 4.0])), 0.5);
-        assert_eq!((model, &*merge.save()[0]), ([1.0, 1.0], &[1.0, 2.0][..]));
+        merge.contribute(&model, &Arc::new(Delta::Dense(vec![2.0, 4.0])), &of_weight(0.5));
+        assert_eq!((model, &*merge.save().vectors[0]), ([1.0, 1.0], &[1.0, 2.0][..]));
         let sparse = Delta::Sparse { len: 2, indices: vec![0], values: vec![2.0] };
-        merge.contribute(&model, &Arc::new(sparse), 0.5);
-        assert_eq!((model, &*merge.save()[0]), ([1.0, 1.0], &[2.0, 2.0][..]));
+        merge.contribute(&model, &Arc::new(sparse), &of_weight(0.5));
+        assert_eq!((model, &*merge.save().vectors[0]), ([1.0, 1.0], &[2.0, 2.0][..]));
         merge.close(&mut model);
-        assert_eq!((model, &*merge.save()[0]), ([3.0, 3.0], &[0.0, 0.0][..]));
+        assert_eq!((model, &*merge.save().vectors[0]), ([3.0, 3.0], &[0.0, 0.0][..]));
     }
 }

@@ -1,19 +1,22 @@
 //! Merging: how accepted updates become versions of the model.
 //!
-//! The weight of an update is computed once, when it is admitted ([`MergeSpec::weight`]), and journalled. A rule uses that
-//! number and nothing else, so that replay gives the same bits on any machine. Contributions wait until a close makes them
+//! The weight of an update is computed once, when it is admitted ([`MergeSpec::weight`]), and journalled. A rule uses what the
+//! journal says of an update ([`Arrival`]) and nothing else, so that replay gives the same bits on any machine. Contributions wait until a close makes them
 //! a version: [`MergeSpec::is_full`] says when a buffer is full, and only [`MergeRule::close`] moves the model.
 //!
 //! | rule | at a contribution | at a close | full at |
 //! |---|---|---|---|
 //! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | w = alpha * s(tau) * p | x += w * delta | 1 |
 //! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | w = server_lr / K * s(tau) * p, b += w * delta | x += b, b = 0 | K |
+//! | [`Recall`](recall::Recall) | w = clip(p / share, 1/8, 1), moments of w * delta and of memories | x += adaptive step | 1 |
 //!
 //! s is the [`Staleness`] function and p the [participation] weight.
 
 pub mod fedasync;
 pub mod fedbuff;
 pub mod participation;
+pub mod recall;
+pub mod shares;
 pub mod staleness;
 
 use std::borrow::Cow;
@@ -22,7 +25,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Delta;
+use crate::ids::AgentId;
 use crate::limits;
+use recall::RecallInputs;
+use shares::Recalling;
 use staleness::Staleness;
 
 /// A merge rule as configured.
@@ -53,6 +59,26 @@ pub enum MergeSpec {
         #[serde(default)]
         participation: bool,
     },
+    /// Every update makes a version, and the last updates of agents that lack participation are recalled.
+    Recall {
+        /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it.
+        #[serde(default = "recall_step")]
+        step: f32,
+        /// Whether updates are recalled.
+        #[serde(default = "on")]
+        recall: bool,
+        /// Whether the average of the models is served, in place of the newest.
+        #[serde(default = "on")]
+        average: bool,
+    },
+}
+
+fn recall_step() -> f32 {
+    14.0
+}
+
+fn on() -> bool {
+    true
 }
 
 /// What is known of an update when its weight is computed.
@@ -60,7 +86,8 @@ pub enum MergeSpec {
 pub struct WeightInputs {
     /// Versions between the update's base and now.
     pub staleness: u64,
-    /// Participation weight, mean 1 (see [`participation`]); ignored when the rule does not use it.
+    /// Participation weight, mean 1 (see [`participation`]), or of a rule with shares the fresh weight, at most 1 (see
+    /// [`shares`]); ignored when the rule does not use it.
     pub participation: f64,
 }
 
@@ -94,6 +121,10 @@ impl MergeSpec {
                 let fits = server_lr.is_finite() && *server_lr > 0.0;
                 ("server_lr", *server_lr, "a finite number above 0", fits, staleness)
             }
+            Self::Recall { step, .. } => {
+                let fits = *step > 0.0 && *step <= limits::RECALL_STEP;
+                ("step", *step, "a number above 0 and at most 1000", fits, &Staleness::Constant)
+            }
         };
         if !fits {
             return Err(SpecError { field, found: f64::from(found), expected });
@@ -110,6 +141,7 @@ impl MergeSpec {
             Self::FedBuff { buffer_size, server_lr, staleness, participation } => {
                 (f64::from(*server_lr) / f64::from((*buffer_size).max(1)), staleness, participation)
             }
+            Self::Recall { .. } => (1.0, &Staleness::Constant, &true),
         };
         let participation = if *participation { inputs.participation } else { 1.0 };
         (step * staleness.factor(inputs.staleness) * participation) as f32
@@ -119,7 +151,7 @@ impl MergeSpec {
     #[must_use]
     pub fn updates_per_version(&self) -> u32 {
         match self {
-            Self::FedAsync { .. } => 1,
+            Self::FedAsync { .. } | Self::Recall { .. } => 1,
             Self::FedBuff { buffer_size, .. } => (*buffer_size).max(1),
         }
     }
@@ -136,6 +168,7 @@ impl MergeSpec {
         match self {
             Self::FedAsync { .. } => waiting,
             Self::FedBuff { .. } => 1,
+            Self::Recall { .. } => 3,
         }
     }
 
@@ -152,7 +185,23 @@ impl MergeSpec {
     pub fn uses_participation(&self) -> bool {
         match self {
             Self::FedAsync { participation, .. } | Self::FedBuff { participation, .. } => *participation,
+            Self::Recall { .. } => false,
         }
+    }
+
+    /// Whether the rule uses [`shares`] of arrivals, and if so whether it recalls updates.
+    #[must_use]
+    pub fn recalling(&self) -> Option<Recalling> {
+        match self {
+            Self::FedAsync { .. } | Self::FedBuff { .. } => None,
+            Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
+        }
+    }
+
+    /// Whether the rule uses the product of an update with its base ([`Arrival::base_dot`]).
+    #[must_use]
+    pub fn uses_base_dot(&self) -> bool {
+        self.recalling() == Some(Recalling::On)
     }
 
     /// Returns the rule with empty state for a model of `params` parameters.
@@ -161,6 +210,7 @@ impl MergeSpec {
         match self {
             Self::FedAsync { .. } => Box::new(fedasync::FedAsync::new(params)),
             Self::FedBuff { .. } => Box::new(fedbuff::FedBuff::new(params)),
+            Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
         }
     }
 }
@@ -178,36 +228,110 @@ pub enum RestoreError {
         /// Parameters of the model.
         params: usize,
     },
+    /// What a rule saved beside its vectors is not what it saves.
+    #[error("merge state: {0}")]
+    Part(String),
 }
 
 /// Checks that a saved state holds `vectors` vectors of `params` values.
-fn check_shape(state: &[Vec<f32>], vectors: usize, params: usize) -> Result<(), RestoreError> {
-    let misfit = state.iter().map(Vec::len).find(|len| *len != params);
+fn check_shape(state: &[Cow<'_, [f32]>], vectors: usize, params: usize) -> Result<(), RestoreError> {
+    let misfit = state.iter().map(|vector| vector.len()).find(|len| *len != params);
     if state.len() == vectors && misfit.is_none() {
         return Ok(());
     }
-    let found_params = misfit.or(state.first().map(Vec::len)).unwrap_or(0);
+    let found_params = misfit.or(state.first().map(|vector| vector.len())).unwrap_or(0);
     Err(RestoreError::WrongShape { expected: vectors, found: state.len(), params: found_params })
+}
+
+/// Checks that a rule without parts was given none.
+fn check_no_parts(parts: &[Vec<u8>]) -> Result<(), RestoreError> {
+    if parts.is_empty() { Ok(()) } else { Err(RestoreError::Part("there are parts, and this rule saves none".into())) }
+}
+
+/// What the journal says of an update that is merged, beside its content.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Arrival<'a> {
+    /// Whose it is.
+    pub agent: AgentId,
+    /// The factor it is merged with.
+    pub weight: f32,
+    /// The product of its content with the model that its agent started from, if the agent has said it.
+    pub base_dot: Option<f64>,
+    /// What the [recall](recall) rule needs beside.
+    pub recall: Option<&'a RecallInputs>,
+}
+
+/// Which vector of a version users are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// The model that agents train from.
+    Model,
+    /// An average of the models up to this version.
+    Average,
+}
+
+impl Served {
+    /// The name in exported files.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Average => "average",
+        }
+    }
+}
+
+/// The state of a rule beside the model, as it is part of every checkpoint.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SavedRule<'a> {
+    /// Waiting contributions, moments, averages: each a vector of the model's length.
+    pub vectors: Vec<Cow<'a, [f32]>>,
+    /// What is no such vector, as bytes: each part is a blob of its own.
+    pub parts: Vec<Vec<u8>>,
+}
+
+impl SavedRule<'_> {
+    /// The same with vectors of its own.
+    #[must_use]
+    pub fn into_owned(self) -> SavedRule<'static> {
+        let owned = |vector: Cow<'_, [f32]>| Cow::Owned(vector.into_owned());
+        SavedRule { vectors: self.vectors.into_iter().map(owned).collect(), parts: self.parts }
+    }
 }
 
 /// An aggregation rule in its applied form. Deterministic: the same calls give the same bits.
 pub trait MergeRule: Send + std::fmt::Debug {
     /// Takes in one journalled contribution to the version after `model`. Infallible: the update was validated before it
     /// was journalled.
-    fn contribute(&mut self, model: &[f32], delta: &Arc<Delta>, weight: f32);
+    fn contribute(&mut self, model: &[f32], delta: &Arc<Delta>, arrival: &Arrival<'_>);
 
     /// Makes the next version of the contributions since the last close.
     fn close(&mut self, model: &mut [f32]);
 
-    /// Returns the state beside the model (waiting contributions, momenta), each a vector of the model's length. It is part
-    /// of every checkpoint.
-    fn save(&self) -> Vec<Cow<'_, [f32]>>;
+    /// Takes over the parameters of a spec that [keeps what waits](MergeSpec::keeps_waiting).
+    fn configure(&mut self, _spec: &MergeSpec) {}
+
+    /// Returns what users of the run are given.
+    fn served<'a>(&'a self, model: &'a [f32]) -> (Served, &'a [f32]) {
+        (Served::Model, model)
+    }
+
+    /// Whether everything beside the model is finite.
+    fn is_finite(&self) -> bool {
+        self.save().vectors.iter().all(|values| values.iter().all(|value| value.is_finite()))
+    }
+
+    /// Returns the state beside the model.
+    fn save(&self) -> SavedRule<'_>;
 
     /// Takes over a saved state.
     ///
     /// # Errors
-    /// Number or length of the vectors is not what [`save`](Self::save) gives.
-    fn restore(&mut self, state: Vec<Vec<f32>>) -> Result<(), RestoreError>;
+    /// The state is not what [`save`](Self::save) gives.
+    fn restore(&mut self, saved: SavedRule<'static>) -> Result<(), RestoreError>;
+
+    /// Returns a copy with its state.
+    fn boxed(&self) -> Box<dyn MergeRule>;
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Control messages on the wire. `Propose` and `Agree` come before any version is agreed: their tables never change.
 
+use crate::merge::Served;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
@@ -10,6 +11,8 @@ layout! {
     struct Propose { min, max, purpose }
     enum Purpose { 0 = Join, 1 = Agent, 2 = Operator }
     enum Agree { 0 = Version(version), 1 = Unsupported { min, max }, 2 = Forbidden }
+
+    enum Served { 0 = Model, 1 = Average }
 
     struct JoinRequest { token_secret, csr_der }
     enum JoinResponse {
@@ -81,7 +84,7 @@ layout! {
     enum OperatorResponse {
         0 = Done(text),
         1 = Json(text),
-        2 = ModelFollows { version, manifest_json, bytes },
+        2 = ModelFollows { served, version, manifest_json, bytes },
         3 = Failed(text),
         4 = NotFound(text),
         5 = Conflict(text),

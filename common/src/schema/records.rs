@@ -4,6 +4,7 @@ use crate::journal::{
     Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Head, ModelsSent, Publication,
     PublicationForm, RecordBody,
 };
+use crate::merge::recall::{RecallInputs, Recalled};
 
 layout! {
     struct Head { position, at_ms, body }
@@ -32,7 +33,9 @@ layout! {
         20 = Published(publication),
     }
 
-    struct Contribution { meta, credited_examples, staleness, weight, norm }
+    struct Contribution { meta, credited_examples, staleness, weight, norm, recall }
+    struct RecallInputs { active, scale, recalled }
+    struct Recalled { agent, factor }
     struct Close { version, contributions, why }
     struct Publication { version, form, digest }
     struct Evaluation { agent, version, accuracy, loss, num_examples }

@@ -8,13 +8,13 @@ use crate::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 layout! {
     struct Lease { id, agent, epoch, branch, base_version, base_digest, seed, expires_at_ms, plan }
-    struct Plan { local_steps, lr_factor, round, progress, weight }
+    struct Plan { local_steps, lr_factor, round, progress, weight, base_dot }
     enum LeaseEnd { 0 = Expired, 1 = Returned, 2 = Superseded }
 
     struct UpdateKey { run, agent, epoch, seq }
     struct UpdateMeta {
         key, branch, lease, base_version, base_digest, codec, payload_bytes, payload_digest, num_examples,
-        local_steps, train_loss, compute_ms,
+        local_steps, train_loss, compute_ms, base_dot,
     }
     enum RefusalReason {
         0 = Duplicate, 1 = Stale, 2 = Malformed, 3 = NonFinite, 4 = OverLimit, 5 = UnknownBase, 6 = Revoked,

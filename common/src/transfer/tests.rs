@@ -33,6 +33,7 @@ fn update_of(agent: AgentId, seq: u64) -> Expected {
         local_steps: 1,
         train_loss: 0.0,
         compute_ms: 1,
+        base_dot: None,
     };
     Expected::Update { meta: Box::new(meta), manifest: manifest() }
 }

@@ -1,6 +1,7 @@
 //! What an operator may ask of a running coordinator, one request a stream.
 
 use crate::ids::{ModelVersion, RunId};
+use crate::merge::Served;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub enum OperatorResponse {
     Json(String),
     /// The content of a model follows.
     ModelFollows {
+        /// Which vector of the version it is.
+        served: Served,
         /// Its version.
         version: ModelVersion,
         /// Its manifest as JSON.

@@ -19,3 +19,10 @@ fn fedbuff_conforms() {
         merge::conformance(&MergeSpec::FedBuff { buffer_size, server_lr: 1.0, staleness, participation: true });
     }
 }
+
+#[test]
+fn recall_conforms() {
+    for (recall, average) in [(true, true), (true, false), (false, true)] {
+        merge::conformance(&MergeSpec::Recall { step: 14.0, recall, average });
+    }
+}

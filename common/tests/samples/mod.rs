@@ -9,8 +9,9 @@ use anabranch_common::journal::{
     Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::recall::{RecallInputs, Recalled};
 use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit, TargetSpec,
     TrainSpec, UploadSpec,
@@ -117,7 +118,7 @@ pub(crate) fn lease() -> Lease {
         base_digest: DIGEST,
         seed: 0x0123_4567_89AB_CDEF,
         expires_at_ms: 1_700_000_060_000,
-        plan: Plan { local_steps: 20, lr_factor: 0.5, round: 12, progress: Some(0.25), weight: 1.0 },
+        plan: Plan { local_steps: 20, lr_factor: 0.5, round: 12, progress: Some(0.25), weight: 1.0, base_dot: true },
     }
 }
 
@@ -155,6 +156,7 @@ pub(crate) fn meta() -> UpdateMeta {
         local_steps: 20,
         train_loss: 0.25,
         compute_ms: 1_500,
+        base_dot: Some(-0.75),
     }
 }
 
@@ -298,7 +300,12 @@ pub(crate) fn operator_responses() -> Vec<OperatorResponse> {
     vec![
         OperatorResponse::Done("paused".into()),
         OperatorResponse::Json("{}".into()),
-        OperatorResponse::ModelFollows { version: ModelVersion(40), manifest_json: "[]".into(), bytes: 8_012 },
+        OperatorResponse::ModelFollows {
+            served: Served::Average,
+            version: ModelVersion(40),
+            manifest_json: "[]".into(),
+            bytes: 8_012,
+        },
         OperatorResponse::Failed("no space".into()),
         OperatorResponse::NotFound("no agent named clinic".into()),
         OperatorResponse::Conflict("the run has ended".into()),
@@ -310,7 +317,15 @@ pub(crate) fn chunk_header() -> ChunkHeader {
 }
 
 pub(crate) fn record_bodies() -> Vec<RecordBody> {
-    let contribution = Contribution { meta: meta(), credited_examples: 600, staleness: 1, weight: 0.125, norm: 2.5 };
+    let recall = RecallInputs { active: 11, scale: 0.5, recalled: vec![Recalled { agent: AGENT, factor: 0.25 }] };
+    let contribution = Contribution {
+        meta: meta(),
+        credited_examples: 600,
+        staleness: 1,
+        weight: 0.125,
+        norm: 2.5,
+        recall: Some(recall),
+    };
     let mut bodies = vec![
         RecordBody::Genesis {
             run: RUN,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::merge::Served;
 use anabranch_common::status::{CheckpointStatus, StatusReport, VerifyReport};
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_io::durable::StorageError;
@@ -98,14 +99,15 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
             (report.run, exported)
         }
     };
-    let from = Provenance { run, version: exported.version, digest: exported.digest };
+    let from = Provenance { run, version: exported.version, served: exported.served, digest: exported.digest };
     model_file::write(out, &exported.manifest, &exported.model, from)
         .map_err(|source| anyhow::Error::new(StorageError::of_io(out, source)))
         .with_context(|| format!("cannot write {}", out.display()))?;
     output::print(&format!(
-        "{}: version {}, {} parameters in {} tensors, digest {}\n",
+        "{}: version {}{}, {} parameters in {} tensors, digest {}\n",
         out.display(),
         exported.version,
+        if exported.served == Served::Average { ", the average that is served" } else { "" },
         output::count(exported.manifest.params() as u64),
         exported.manifest.tensors().len(),
         exported.digest,

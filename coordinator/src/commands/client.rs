@@ -144,8 +144,10 @@ async fn exchange(
 async fn fetch(connection: &Connection, version: Option<ModelVersion>) -> anyhow::Result<Exported> {
     let request = RunRequest::CheckpointExport { version }.into();
     let (response, mut recv) = exchange(connection, &request, SLOW).await?;
-    let (version, manifest_json, bytes) = match reach::accepted(response)? {
-        OperatorResponse::ModelFollows { version, manifest_json, bytes } => (version, manifest_json, bytes),
+    let (served, version, manifest_json, bytes) = match reach::accepted(response)? {
+        OperatorResponse::ModelFollows { served, version, manifest_json, bytes } => {
+            (served, version, manifest_json, bytes)
+        }
         other => return Err(reach::unexpected(&other)),
     };
     if bytes > limits::TRANSFER_BYTES {
@@ -162,7 +164,7 @@ async fn fetch(connection: &Connection, version: Option<ModelVersion>) -> anyhow
     let id: CodecId = Planes32::ID;
     let delta = codec::decode(id, &manifest, &content).map_err(|error| broken(error.to_string()))?;
     let model = delta.into_dense();
-    Ok(Exported { version, manifest, digest: Digest::of_f32(&model), model })
+    Ok(Exported { version, manifest, served, digest: Digest::of_f32(&model), model })
 }
 
 fn broken(what: String) -> anyhow::Error {

@@ -77,6 +77,9 @@ feedback_decay = 1.0
 # "fedbuff": every buffer_size updates make a version. "fedasync": every update does, mixed with rate alpha:
 #   strategy = "fedasync"
 #   alpha = 0.6
+# "recall": every update makes a version, and the last updates of agents that take part too little are added:
+#   strategy = "recall"
+#   step = 14.0
 strategy = "fedbuff"
 buffer_size = 4
 server_lr = 1.0

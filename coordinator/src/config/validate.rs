@@ -204,6 +204,7 @@ fn merge(merge: &MergeSpec) -> Checked {
             "buffer_size" => "merge.buffer_size",
             "server_lr" => "merge.server_lr",
             "staleness.a" => "merge.staleness.a",
+            "step" => "merge.step",
             _ => "merge",
         },
         problem: format!("is {}, expected {}", error.found, error.expected),

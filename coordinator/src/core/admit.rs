@@ -5,6 +5,8 @@ use anabranch_common::ids::AgentId;
 use anabranch_common::journal::Contribution;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
+use anabranch_common::merge::recall::RecallInputs;
+use anabranch_common::merge::shares::Admitted;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 
 use super::content::Content;
@@ -80,7 +82,8 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {
         return Some(RefusalReason::OverLimit);
     }
-    let sound = meta.num_examples > 0 && meta.local_steps > 0 && meta.train_loss.is_finite();
+    let product = meta.base_dot.is_none_or(f64::is_finite);
+    let sound = meta.num_examples > 0 && meta.local_steps > 0 && meta.train_loss.is_finite() && product;
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
@@ -99,17 +102,27 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
     let staleness = state.version.staleness_of(meta.base_version);
-    let participation = state.participation.weight(meta.key.agent);
+    let (participation, recall) = participation(state, meta.key.agent);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
-    let weight = weight * damping(state, meta.key.agent, compared, measure, newcomers);
+    let clipped = clipped(state, compared, measure);
+    let weight = weight * damped(clipped, influence(state, meta.key.agent, newcomers));
     Decision::Accept(Box::new(Contribution {
         meta: meta.clone(),
         credited_examples: meta.num_examples.min(state.spec.admit.max_examples),
         staleness,
         weight,
         norm,
+        recall: recall.map(|inputs| RecallInputs { scale: damped(clipped, 1.0), ..inputs }),
     }))
+}
+
+/// Returns the participation that the weight of an agent's update is computed with, and what the recall rule is told.
+fn participation(state: &RunState, agent: AgentId) -> (f64, Option<RecallInputs>) {
+    let Some(recalling) = state.spec.merge.recalling() else { return (state.participation.weight(agent), None) };
+    let held = state.agents.get(&agent).map_or(0, |known| known.examples_held);
+    let Admitted { weight, inputs } = state.shares.admit(agent, held, recalling);
+    (weight, Some(inputs))
 }
 
 /// Returns the measure of updates before enough agents have shown a norm: that of the model that the history began with.
@@ -120,13 +133,20 @@ fn first_measure(state: &RunState) -> f64 {
     if state.reference_norm > 0.0 { state.reference_norm } else { (state.manifest.params() as f64).sqrt() }
 }
 
-/// What the weight of an update is multiplied with so that neither its norm nor how often its agent comes counts for more
-/// than is configured. 1 where both are off, or within bounds.
+/// What an update is multiplied with so that its norm counts for no more than is configured. 1 where that is off, or
+/// within bounds.
+fn clipped(state: &RunState, norm: f64, usual_norm: f64) -> f64 {
+    let clip = f64::from(state.spec.admit.clip_norm_ratio);
+    if clip > 0.0 && norm > clip * usual_norm { clip * usual_norm / norm } else { 1.0 }
+}
+
+/// What the weight of an update is multiplied with so that how often its agent comes counts for no more than is configured.
+fn influence(state: &RunState, agent: AgentId, newcomers: usize) -> f64 {
+    let max_influence = f64::from(state.spec.admit.max_influence);
+    if max_influence > 0.0 { state.recent.influence(agent, max_influence, newcomers) } else { 1.0 }
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "a weight is journalled and applied as f32")]
-fn damping(state: &RunState, agent: AgentId, norm: f64, usual_norm: f64, newcomers: usize) -> f32 {
-    let admit = &state.spec.admit;
-    let (clip, max_influence) = (f64::from(admit.clip_norm_ratio), f64::from(admit.max_influence));
-    let clipped = if clip > 0.0 && norm > clip * usual_norm { clip * usual_norm / norm } else { 1.0 };
-    let influence = if max_influence > 0.0 { state.recent.influence(agent, max_influence, newcomers) } else { 1.0 };
+fn damped(clipped: f64, influence: f64) -> f32 {
     (clipped * influence) as f32
 }

@@ -147,6 +147,7 @@ mod tests {
             local_steps,
             train_loss: 0.5,
             compute_ms,
+            base_dot: None,
         }
     }
 

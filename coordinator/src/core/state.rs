@@ -19,6 +19,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::WeightInputs;
 use anabranch_common::merge::participation::{Changed, Participation};
+use anabranch_common::merge::shares::{self, Shares};
 use anabranch_common::spec::{RunSpec, ScheduleUnit};
 use anabranch_common::update::{RefusalReason, UpdateKey, Verdict};
 
@@ -118,6 +119,8 @@ pub struct RunState {
     pub next_lease: LeaseId,
     /// Who has contributed how much, lately.
     pub participation: Participation,
+    /// Shares of arrivals, where the merge rule uses them; else empty.
+    pub shares: Shares,
     /// What the latest accepted updates were like, and whose.
     pub recent: Recent,
     /// Sums.
@@ -179,6 +182,7 @@ impl RunState {
             outstanding: Outstanding::default(),
             next_lease: LeaseId(1),
             participation: Participation::default(),
+            shares: Shares::default(),
             recent: Recent::default(),
             totals: Totals { staleness: vec![0; limits::STALENESS_BUCKETS], ..Totals::default() },
             evaluations: VecDeque::new(),
@@ -212,6 +216,8 @@ impl RunState {
                 let lease = state.lease;
                 let changed = self.participation.forget(*agent);
                 self.part_changed(changed);
+                let changed = self.shares.leave(*agent);
+                self.shares_changed(changed);
                 self.recent.withdraw(*agent);
                 lease.and_then(|lease| self.end_lease(lease));
             }
@@ -224,6 +230,10 @@ impl RunState {
                 state.epochs.insert(*epoch, EpochLog::default());
                 while state.epochs.len() > limits::EPOCHS_KEPT {
                     state.epochs.pop_first();
+                }
+                if self.uses_shares() {
+                    let changed = self.shares.join(*agent, *examples_held);
+                    self.shares_changed(changed);
                 }
             }
             RecordBody::LeaseGranted(lease) => {
@@ -271,6 +281,7 @@ impl RunState {
                 self.version = *version;
                 self.round = Round::default();
                 self.reference_norm = *norm;
+                self.forget_memories();
             }
             RecordBody::Branched { branch, version, norm, examples, .. } => {
                 self.branch_off(*branch, *version);
@@ -293,6 +304,7 @@ impl RunState {
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
             self.recent.forget();
         }
+        self.change_shares(spec);
         let (before, after) = (&self.spec.train, &spec.train);
         if sizing::differ(before, after) {
             self.agents.change(|agent| agent.pace.is_some(), |agent| sizing::change(&mut agent.pace, before, after));
@@ -333,6 +345,7 @@ impl RunState {
             round: known.map_or(0, |agent| agent.rounds),
             progress: self.spec.target.versions.map(|versions| share(base.0, versions)),
             weight: self.spec.merge.weight(WeightInputs { staleness: 0, participation: 1.0 }),
+            base_dot: self.spec.merge.uses_base_dot(),
         }
     }
 
@@ -364,6 +377,10 @@ impl RunState {
         let changed = self.participation.observe(meta.key.agent, held, contribution.credited_examples, planned);
         let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
+        if self.uses_shares() {
+            let changed = self.shares.arrive(meta.key.agent, held);
+            self.shares_changed(changed);
+        }
         self.totals.accepted += 1;
         self.round.add(counted);
         self.recent.accepted(meta.key.agent, norm_per_rate(contribution.norm, lr_factor), self.totals.accepted);
@@ -420,6 +437,7 @@ impl RunState {
             agent.leases.clear();
         });
         self.recent.forget();
+        self.forget_memories();
         // Versions beyond it will be made again, and be other models.
         self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
         self.aggregates.retain(|(_, aggregate)| aggregate.version <= version);
@@ -433,6 +451,38 @@ impl RunState {
     fn part_changed(&mut self, changed: Changed) {
         if changed == Changed::EveryAgent {
             self.agents.forget_digests();
+        }
+    }
+
+    fn uses_shares(&self) -> bool {
+        self.spec.merge.recalling().is_some()
+    }
+
+    /// Another merge rule may begin to use shares, or stop using them. Begun anew, they know of no update.
+    fn change_shares(&mut self, spec: &RunSpec) {
+        let uses = spec.merge.recalling().is_some();
+        if uses == self.uses_shares() {
+            return;
+        }
+        let is_active = |agent: &AgentState| uses && !agent.revoked && !agent.epochs.is_empty();
+        let active = self.agents.iter().filter(|(_, agent)| is_active(agent));
+        self.shares = Shares::of(active.map(|(id, agent)| (*id, agent.examples_held)));
+        self.agents.forget_digests();
+    }
+
+    /// The model is another one: the merge rule begins anew, without memories.
+    fn forget_memories(&mut self) {
+        if self.uses_shares() {
+            let changed = self.shares.forget_updates();
+            self.shares_changed(changed);
+        }
+    }
+
+    /// An agent's part of the shares is saved with the agent. Whoever changes it has changed the agent as well.
+    fn shares_changed(&mut self, changed: shares::Changed) {
+        match changed {
+            shares::Changed::EveryAgent => self.agents.forget_digests(),
+            shares::Changed::Also(others) => others.iter().for_each(|other| drop(self.agents.get_mut(other))),
         }
     }
 

@@ -119,7 +119,7 @@ impl Merger {
                 Ok(Some(self.not_finite(version)))
             }
             MergeJob::Checkpoint(order) => {
-                Ok(Some(Merged::Checkpoint(Box::new(CheckpointJob { order: *order, model: state.copy()? }))))
+                Ok(Some(Merged::Checkpoint(Box::new(CheckpointJob { order: *order, model: state.copy() }))))
             }
         }
     }

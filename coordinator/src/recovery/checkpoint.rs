@@ -8,7 +8,8 @@
 //!  └──────┴────────┴──────────┴────────┴─────────┴──────┘
 //! ```
 //! The checksum covers the header's first 12 bytes and the body ([`Checkpoint`]). Model and merge vectors
-//! are blobs in codec 0 under the digest of their content; the fold is a head and pages, each a blob under the digest of its
+//! are blobs in codec 0 under the digest of their content; other parts of the merge state are blobs under the digest of
+//! their bytes; the fold is a head and pages, each a blob under the digest of its
 //! bytes (`recovery/saved`).
 
 use std::collections::BTreeSet;
@@ -28,7 +29,7 @@ use crate::store::{Blobs, Catalogue, StorageError, Store};
 
 anabranch_common::layout! {
     struct Checkpoint {
-        position, version, branch, chain, at_ms, model, merge_state, state,
+        position, version, branch, chain, at_ms, model, merge_state, merge_parts, state,
     }
 }
 
@@ -54,6 +55,8 @@ pub struct Checkpoint {
     pub model: Digest,
     /// Digests of the merge rule's vectors: what waits for the next version.
     pub merge_state: Vec<Digest>,
+    /// Digests of the merge rule's other parts.
+    pub merge_parts: Vec<Digest>,
     /// Digest of the head of the saved [`RunState`].
     pub state: Digest,
 }
@@ -103,7 +106,8 @@ impl Checkpoint {
 
     /// Every blob that it names itself; the head of the fold names others.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
-        [self.model, self.state].into_iter().chain(self.merge_state.iter().copied())
+        let merge = self.merge_state.iter().chain(&self.merge_parts).copied();
+        [self.model, self.state].into_iter().chain(merge)
     }
 }
 
@@ -121,6 +125,7 @@ pub fn write(
 ) -> Result<Checkpoint, RecoveryError> {
     let manifest = &state.manifest;
     let named = saved::put(store.blobs(), state)?;
+    let merge = model.merge_state();
     let checkpoint = Checkpoint {
         position: state.position,
         version: state.version,
@@ -128,11 +133,12 @@ pub fn write(
         chain,
         at_ms,
         model: vectors::put(store.blobs(), manifest, model.model())?,
-        merge_state: model
-            .merge_state()
+        merge_state: merge
+            .vectors
             .iter()
             .map(|vector| vectors::put(store.blobs(), manifest, vector))
             .collect::<Result<_, _>>()?,
+        merge_parts: merge.parts.iter().map(|part| put_part(store.blobs(), part)).collect::<Result<_, _>>()?,
         state: named,
     };
     faults::point("checkpoint-in-snapshot");
@@ -143,6 +149,27 @@ pub fn write(
     store.catalogue().sync()?;
     faults::point("checkpoint-written");
     Ok(checkpoint)
+}
+
+/// Stores a part of the merge state. One that did not change since an earlier checkpoint is compared with what is stored,
+/// and written again where the disk has damaged it.
+fn put_part(blobs: &dyn Blobs, part: &[u8]) -> Result<Digest, RecoveryError> {
+    let digest = Digest::of(part);
+    if load_part(blobs, digest).is_err() {
+        blobs.put(digest, part)?;
+    }
+    Ok(digest)
+}
+
+/// Reads a part of the merge state and checks it against its digest.
+pub(super) fn load_part(blobs: &dyn Blobs, digest: Digest) -> Result<Vec<u8>, RecoveryError> {
+    let what = "part of the merge state";
+    let bytes = vectors::bytes(blobs, what, digest)?;
+    if Digest::of(&bytes) == digest {
+        return Ok(bytes);
+    }
+    let problem = "does not have the content that its digest names".to_owned();
+    Err(RecoveryError::Blob { what, digest, problem })
 }
 
 /// What [`prune`] deleted.
@@ -284,6 +311,7 @@ mod tests {
             at_ms: 1_700_000_000_000,
             model: Digest([3; 32]),
             merge_state: vec![Digest([4; 32])],
+            merge_parts: vec![Digest([6; 32])],
             state: Digest([5; 32]),
         }
     }
@@ -291,8 +319,8 @@ mod tests {
     #[test]
     fn the_bytes_of_a_manifest_are_these() {
         let bytes = checkpoint().to_bytes().expect("small");
-        assert_eq!(bytes[..12], *b"ANBC\x05\0\0\0\xb0\0\0\0");
-        assert_eq!(bytes.len(), HEADER_BYTES + 176);
+        assert_eq!(bytes[..12], *b"ANBC\x05\0\0\0\xd8\0\0\0");
+        assert_eq!(bytes.len(), HEADER_BYTES + 216);
         assert_eq!(bytes[16..32], *b"\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(Checkpoint::from_bytes(&bytes).expect("whole"), checkpoint());
     }

@@ -1,9 +1,12 @@
 //! A run at one position of its journal, and the step to the next one.
 
+use std::borrow::Cow;
+
 use anabranch_common::ids::Position;
 use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::merge::SavedRule;
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{self, Checkpoint};
 use super::{RecoveryError, pins, saved, vectors};
 use crate::core::state::RunState;
 use crate::merger::{MergeError, ModelState};
@@ -65,8 +68,14 @@ impl Cursor {
         let merge_state = checkpoint
             .merge_state
             .iter()
-            .map(|digest| vectors::load(blobs, "merge vector", &manifest, *digest))
+            .map(|digest| vectors::load(blobs, "merge vector", &manifest, *digest).map(Cow::Owned))
             .collect::<Result<Vec<_>, _>>()?;
+        let parts = checkpoint
+            .merge_parts
+            .iter()
+            .map(|digest| checkpoint::load_part(blobs, *digest))
+            .collect::<Result<_, _>>()?;
+        let merge_state = SavedRule { vectors: merge_state, parts };
         let model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
             .map_err(|source| RecoveryError::Merge { position: checkpoint.position, source })?;
         Ok(Self { state, model, chain: checkpoint.chain })

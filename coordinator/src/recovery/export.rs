@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::merge::Served;
 
 use super::{RecoveryError, replay};
 use crate::core::content::{Content, Reservation};
@@ -19,13 +20,16 @@ pub struct Exported {
     pub version: ModelVersion,
     /// Its tensors.
     pub manifest: ModelManifest,
+    /// Which vector of the version it is.
+    pub served: Served,
     /// The flat vector.
     pub model: Vec<f32>,
     /// Digest of the flat vector.
     pub digest: Digest,
 }
 
-/// Takes a model out: `version`, or the run's result, or the newest version when the run goes on.
+/// Takes out what users are given of `version`, or of the run's result, or of the newest version when the run goes on: the
+/// model, or the average that the merge rule serves.
 ///
 /// # Errors
 /// The run cannot be recovered, or the version is no longer available (the error says which are).
@@ -36,11 +40,12 @@ pub fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Export
     let is_newest = version == newest.state.version;
     let found = if is_newest { (newest.state, newest.model) } else { replay::model_at(store, version)? };
     let (state, model) = replay::finite(found, version, oldest)?;
-    let model = model.into_model();
-    Ok(Exported { version, manifest: state.manifest, digest: Digest::of_f32(&model), model })
+    let (served, vector) = model.served();
+    let (digest, vector) = (Digest::of_f32(vector), vector.to_vec());
+    Ok(Exported { version, manifest: state.manifest, served, digest, model: vector })
 }
 
-/// Rebuilds a version that the run is to go back to.
+/// Rebuilds a version that the run is to go back to: the model that agents trained from.
 ///
 /// # Errors
 /// As [`export`].

@@ -126,8 +126,8 @@ fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Answer, re
     match Planes32.encode(&exported.manifest, &exported.model) {
         Ok(content) => {
             let bytes = content.len() as u64;
-            let version = exported.version;
-            Ok((OperatorResponse::ModelFollows { version, manifest_json, bytes }, Some(content)))
+            let (served, version) = (exported.served, exported.version);
+            Ok((OperatorResponse::ModelFollows { served, version, manifest_json, bytes }, Some(content)))
         }
         Err(error) => Ok((OperatorResponse::Failed(error.to_string()), None)),
     }

@@ -5,7 +5,9 @@ use anabranch_coordinator::store::StorageError;
 use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
-use crate::history::{History, PACE, assert_goes_on, assert_same_bits, drive, fedasync, fedbuff, run_through, stored};
+use crate::history::{
+    History, PACE, assert_goes_on, assert_same_bits, drive, fedasync, fedbuff, recall, run_through, stored,
+};
 
 const ROUNDS: u64 = 21;
 
@@ -42,7 +44,7 @@ fn operations(history: &History) -> (u64, u64) {
 
 #[test]
 fn a_crash_at_any_commit_loses_nothing_acknowledged_and_no_bit() {
-    for merge in [fedasync(), fedbuff(3)] {
+    for merge in [fedasync(), fedbuff(3), recall()] {
         let history = History::scripted(&merge, ROUNDS);
         let (_, commits) = operations(&history);
         assert!(commits > 40, "the script has many boundaries, not {commits}");

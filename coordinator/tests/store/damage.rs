@@ -3,6 +3,7 @@
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Contribution, Publication, PublicationForm, RecordBody};
+use anabranch_common::merge::MergeSpec;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::recovery::{self, Checkpoint, Recovered, RecoveryError, checkpoint};
 use anabranch_coordinator::store::layout::{HEAD_BYTES, Name};
@@ -10,11 +11,15 @@ use anabranch_coordinator::store::{Area, Store};
 use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
-use crate::history::{ALL, History, PACE, assert_same_bits, fedasync, fedbuff, manifest, stored};
+use crate::history::{ALL, History, PACE, assert_same_bits, fedasync, fedbuff, manifest, recall, stored};
 
 /// A contribution waits at the newest checkpoint and none at the one before: they share no vector.
 fn finished() -> (MemoryStore, History) {
-    let history = History::scripted(&fedbuff(2), 33);
+    finished_by(&fedbuff(2))
+}
+
+fn finished_by(merge: &MergeSpec) -> (MemoryStore, History) {
+    let history = History::scripted(merge, 33);
     (stored(&history, PACE), history)
 }
 
@@ -31,14 +36,20 @@ fn flip(store: &MemoryStore, name: &Name) {
 
 #[test]
 fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
-    let (store, history) = finished();
-    let checkpoint = newest(&store);
+    for merge in [fedbuff(2), recall()] {
+        let (store, history) = finished_by(&merge);
+        assert_falls_back(&store, &history);
+    }
+}
+
+fn assert_falls_back(store: &MemoryStore, history: &History) {
+    let checkpoint = newest(store);
     let blobs = checkpoint::needed_blobs(store.blobs(), &checkpoint).expect("memory");
     assert!(blobs.len() > checkpoint.blobs().count(), "the pages of the fold are among them");
     for damaged in blobs.into_iter().map(Name::Blob).chain([Name::Checkpoint(checkpoint.position)]) {
         let store = store.crash(Survivors::All).expect("open");
         flip(&store, &damaged);
-        assert_eq!(assert_same_bits(&store, &history, &damaged.to_string()), history.last());
+        assert_eq!(assert_same_bits(&store, history, &damaged.to_string()), history.last());
         let recovered = recovery::recover(&store).expect("checked above");
         assert!(recovered.from_checkpoint.expect("an older one") < checkpoint.position);
         assert_eq!(recovered.warnings.len(), 1, "{:?}", recovered.warnings);

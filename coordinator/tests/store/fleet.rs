@@ -71,8 +71,9 @@ impl Fleet {
             local_steps: 1,
             train_loss: 0.5,
             compute_ms: 10,
+            base_dot: None,
         };
-        let update = Contribution { meta, credited_examples: 10, staleness: 0, weight: 0.3, norm: 1.0 };
+        let update = Contribution { meta, credited_examples: 10, staleness: 0, weight: 0.3, norm: 1.0, recall: None };
         self.apply(RecordBody::Contribution(Box::new(update)))
     }
 

@@ -8,8 +8,9 @@ use anabranch_common::journal::{
     Chain, Contribution, Evaluation, Lease, LeaseEnd, Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::merge::{MergeSpec, SavedRule};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{
     AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
@@ -31,7 +32,7 @@ pub(crate) struct Point {
     pub(crate) state: RunState,
     pub(crate) chain: Chain,
     pub(crate) model: Vec<f32>,
-    pub(crate) merge_state: Vec<Vec<f32>>,
+    pub(crate) merge_state: SavedRule<'static>,
 }
 
 /// Records by position, what an uninterrupted run is after each, and the models that records bring in.
@@ -49,6 +50,10 @@ pub(crate) fn fedasync() -> MergeSpec {
 
 pub(crate) fn fedbuff(buffer_size: u32) -> MergeSpec {
     MergeSpec::FedBuff { buffer_size, server_lr: 0.9, staleness: Staleness::default(), participation: false }
+}
+
+pub(crate) fn recall() -> MergeSpec {
+    MergeSpec::Recall { step: 14.0, recall: true, average: true }
 }
 
 pub(crate) fn manifest(rows: u64) -> ModelManifest {
@@ -144,7 +149,7 @@ impl History {
         let record = Record::new(Position(0), AT_MS, body, [].into());
         let state = RunState::genesis(&record).expect("a genesis record");
         let chain = Chain::default().extend(record.digest().expect("small"), 0.0, ModelVersion(0));
-        let merge_state = state.spec.merge.rule(manifest.params()).save().iter().map(|v| v.to_vec()).collect();
+        let merge_state = state.spec.merge.rule(manifest.params()).save().into_owned();
         let points = vec![Point { state, chain, model, merge_state }];
         Self { manifest, records: vec![record], points, imported: None }
     }
@@ -222,7 +227,12 @@ impl History {
         let payload = encoder.encode(&self.manifest, delta).expect("finite");
         let meta = self.meta(agent, lease, UpdateSeq(round), encoder.id(), &payload);
         let weight = 0.3 + (round % 5) as f32 * 0.07;
-        let contribution = Contribution { meta, credited_examples: 10, staleness: 0, weight, norm: 1.0 };
+        let scale = if round % 4 == 1 { 0.5 } else { 1.0 };
+        let (merge, shares) = (&self.state().spec.merge, &self.state().shares);
+        let admitted = merge.recalling().map(|recalling| shares.admit(agent, 100, recalling));
+        let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
+        let (credited_examples, staleness, norm) = (10, 0, 1.0);
+        let contribution = Contribution { meta, credited_examples, staleness, weight, norm, recall };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         if let Some(close) = self.state().close_due() {
             self.push(RecordBody::Closed(close), vec![]);
@@ -252,6 +262,7 @@ impl History {
             local_steps: 1,
             train_loss: 0.5,
             compute_ms: 10,
+            base_dot: Some(0.25),
         }
     }
 
@@ -285,6 +296,12 @@ impl History {
         let made = self.points.iter().find(|point| point.state.version == version);
         let examples = made.expect("the history has this version").state.examples;
         self.push(RecordBody::Branched { branch, from, version, norm, examples }, vec![]);
+    }
+
+    /// What users were given right after `version` was made.
+    pub(crate) fn served_of(&self, version: ModelVersion) -> Vec<f32> {
+        let made = self.points.iter().find(|point| point.state.version == version);
+        Live::at(made.expect("the history has this version")).model.served().1.to_vec()
     }
 
     /// The model right after `version` was made.
@@ -332,7 +349,7 @@ impl Live {
             state: self.state.clone(),
             chain: self.chain,
             model: self.model.model().to_vec(),
-            merge_state: self.model.merge_state().iter().map(|vector| vector.to_vec()).collect(),
+            merge_state: self.model.merge_state().into_owned(),
         }
     }
 }
@@ -422,8 +439,9 @@ pub(crate) fn assert_same_bits(store: &dyn Store, history: &History, context: &s
     assert_eq!(found.chain, expected.chain, "{context}: chain at {}", recovered.position);
     assert_eq!(found.state, expected.state, "{context}: fold at {}", recovered.position);
     assert_eq!(bits(&found.model), bits(&expected.model), "{context}: model at {}", recovered.position);
-    let all_bits = |vectors: &[Vec<f32>]| vectors.iter().map(|vector| bits(vector)).collect::<Vec<_>>();
+    let all_bits = |saved: &SavedRule<'_>| saved.vectors.iter().map(|vector| bits(vector)).collect::<Vec<_>>();
     assert_eq!(all_bits(&found.merge_state), all_bits(&expected.merge_state), "{context}: merge state");
+    assert_eq!(found.merge_state.parts, expected.merge_state.parts, "{context}: parts of the merge state");
     recovered.position
 }
 

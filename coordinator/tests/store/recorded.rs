@@ -87,7 +87,7 @@ fn convert(merge: MergeSpec, recorded: &Recorded) -> History {
         let lease: LeaseId = history.lease(update.agent, seq);
         let meta = history.meta(update.agent, lease, UpdateSeq(seq), update.codec, &update.payload);
         let (weight, norm) = (update.weight, update.norm);
-        let contribution = Contribution { meta, credited_examples: 10, staleness: 0, weight, norm };
+        let contribution = Contribution { meta, credited_examples: 10, staleness: 0, weight, norm, recall: None };
         history.push(RecordBody::Contribution(Box::new(contribution)), update.payload.clone());
         let close = history.state().close_due();
         assert_eq!(close.is_some(), update.closes, "update {seq}");
@@ -109,7 +109,8 @@ fn assert_same_bits(merge: MergeSpec, file: &'static [u8]) {
     }
     let recovered = recovery::recover(&store).expect("recovers");
     assert_eq!(recovered.state.version.0 + 1, recorded.versions.len() as u64);
-    let merge_state: Vec<Digest> = recovered.model.merge_state().iter().map(|vector| Digest::of_f32(vector)).collect();
+    let merge_state: Vec<Digest> =
+        recovered.model.merge_state().vectors.iter().map(|vector| Digest::of_f32(vector)).collect();
     assert_eq!(merge_state, recorded.merge_state, "what waits");
     let report = recovery::verify(&store).expect("memory");
     assert_eq!((report.problem, report.model), (None, *recorded.versions.last().expect("version 0")));

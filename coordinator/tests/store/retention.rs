@@ -11,7 +11,9 @@ use anabranch_coordinator::store::Store;
 use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
-use crate::history::{History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, manifest, stored, vector};
+use crate::history::{
+    History, PACE, Pace, assert_same_bits, bits, drive, fedasync, fedbuff, manifest, recall, stored, vector,
+};
 use crate::rest::import;
 
 #[test]
@@ -64,7 +66,7 @@ fn a_model_that_waits_for_its_record_is_not_pruned() {
 
 #[test]
 fn every_version_within_retention_is_exported_as_it_was_and_others_are_refused_by_name() {
-    for merge in [fedasync(), fedbuff(2)] {
+    for merge in [fedasync(), fedbuff(2), recall()] {
         let history = History::scripted(&merge, 42);
         let newest = history.points.last().expect("records").state.version;
         for retention in [Retention::SinceSnapshot, Retention::All] {
@@ -73,8 +75,9 @@ fn every_version_within_retention_is_exported_as_it_was_and_others_are_refused_b
             assert_eq!(oldest == ModelVersion(0), retention == Retention::All);
             for version in (oldest.0..=newest.0).map(ModelVersion) {
                 let exported = recovery::export(&store, Some(version)).expect("within retention");
-                assert_eq!(bits(&exported.model), bits(history.model_of(version)), "version {version}");
-                assert_eq!(exported.digest, Digest::of_f32(history.model_of(version)));
+                let served = history.served_of(version);
+                assert_eq!(bits(&exported.model), bits(&served), "version {version}");
+                assert_eq!(exported.digest, Digest::of_f32(&served));
             }
             let beyond = recovery::export(&store, Some(newest.next())).expect_err("not made yet");
             assert!(beyond.to_string().contains(&format!("versions {oldest} to {newest} are")), "{beyond}");

@@ -4,7 +4,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVers
 use anabranch_common::journal::{Lease, Plan};
 
 /// One step at the full learning rate.
-pub const PLAN: Plan = Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0 };
+pub const PLAN: Plan = Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 1.0, base_dot: false };
 
 /// Returns a lease on version 0 of `branch`, in the first epoch of `agent`, with [`PLAN`].
 #[must_use]

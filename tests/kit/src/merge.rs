@@ -4,24 +4,36 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
-use anabranch_common::merge::{MergeRule, MergeSpec, WeightInputs};
+use anabranch_common::ids::AgentId;
+use anabranch_common::merge::recall::RecallInputs;
+use anabranch_common::merge::shares::Shares;
+use anabranch_common::merge::{Arrival, MergeRule, MergeSpec, SavedRule, WeightInputs};
 use anabranch_common::rng::SplitMix64;
 
 const PARAMS: usize = 1_000;
 const POSITIONS: std::ops::Range<u32> = 0..1_000;
+/// Steps for a rule that makes a version of each update.
+const STEPS: usize = 24;
+/// Agents whose updates come; the last one is slow.
+const AGENTS: u8 = 4;
 
 /// A contribution and, where it fills the buffer, the close after it; or a close alone.
 #[derive(Clone)]
 struct Step {
     delta: Option<Arc<Delta>>,
+    agent: AgentId,
     weight: f32,
+    base_dot: Option<f64>,
+    recall: Option<RecallInputs>,
     closes: bool,
 }
 
 impl Step {
     fn take(&self, rule: &mut dyn MergeRule, model: &mut [f32]) {
         if let Some(delta) = &self.delta {
-            rule.contribute(model, delta, self.weight);
+            let Self { agent, weight, base_dot, recall, .. } = self;
+            let (agent, weight, base_dot, recall) = (*agent, *weight, *base_dot, recall.as_ref());
+            rule.contribute(model, delta, &Arrival { agent, weight, base_dot, recall });
         }
         if self.closes {
             rule.close(model);
@@ -49,8 +61,13 @@ pub fn conformance(spec: &MergeSpec) {
 fn steps(spec: &MergeSpec) -> Vec<Step> {
     let mut rng = SplitMix64::new(11);
     let per_version = spec.updates_per_version() as usize;
-    (0..per_version * 5 + per_version / 2)
+    let all = if per_version == 1 { STEPS } else { per_version * 5 + per_version / 2 };
+    let mut shares = Shares::of((0..AGENTS).map(|number| (AgentId([number; 16]), 100)));
+    (0..all)
         .map(|index| {
+            let slow = index % 7 == 0;
+            let number = if slow { AGENTS - 1 } else { u8::try_from(rng.below(u64::from(AGENTS) - 1)).expect("few") };
+            let agent = AgentId([number; 16]);
             let values: Vec<f32> = (0..PARAMS).map(|_| rng.next_signed_f32()).collect();
             let delta = if index % 2 == 0 {
                 Delta::Dense(values)
@@ -59,9 +76,17 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
                 let values = values[..indices.len()].to_vec();
                 Delta::Sparse { len: PARAMS, indices, values }
             };
-            let inputs = WeightInputs { staleness: rng.below(20), participation: 0.5 + rng.next_f64() };
+            let mut participation = 0.5 + rng.next_f64();
+            let recall = spec.recalling().map(|recalling| {
+                let admitted = shares.admit(agent, 100, recalling);
+                shares.arrive(agent, 100);
+                participation = admitted.weight;
+                RecallInputs { scale: if index % 5 == 4 { 0.5 } else { 1.0 }, ..admitted.inputs }
+            });
+            let weight = spec.weight(WeightInputs { staleness: rng.below(20), participation });
+            let base_dot = (index % 6 != 5).then(|| f64::from(rng.next_signed_f32()));
             let waiting = u32::try_from(index % per_version + 1).expect("few");
-            Step { delta: Some(Arc::new(delta)), weight: spec.weight(inputs), closes: spec.is_full(waiting) }
+            Step { delta: Some(Arc::new(delta)), agent, weight, base_dot, recall, closes: spec.is_full(waiting) }
         })
         .collect()
 }
@@ -87,8 +112,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn state_bits(rule: &dyn MergeRule) -> Vec<Vec<u32>> {
-    rule.save().iter().map(|vector| bits(vector)).collect()
+fn state_bits(rule: &dyn MergeRule) -> (Vec<Vec<u32>>, Vec<Vec<u8>>) {
+    let SavedRule { vectors, parts } = rule.save();
+    (vectors.iter().map(|vector| bits(vector)).collect(), parts)
 }
 
 fn equal_calls_give_equal_bits(spec: &MergeSpec, steps: &[Step]) {
@@ -107,10 +133,22 @@ fn restored_state_goes_on_like_the_original(spec: &MergeSpec, steps: &[Step]) {
     for cut in 0..=steps.len() {
         let (mut first, mut resumed) = (spec.rule(PARAMS), start());
         run(first.as_mut(), &mut resumed, &steps[..cut]);
-        let saved = first.save().into_iter().map(Cow::into_owned).collect();
         let mut second = spec.rule(PARAMS);
-        second.restore(saved).expect("a rule takes back what it saved");
+        second.restore(first.save().into_owned()).expect("a rule takes back what it saved");
+        assert_eq!(
+            state_bits(second.as_ref()),
+            state_bits(first.as_ref()),
+            "saved after {cut} records, read otherwise"
+        );
+        let (mut copy, mut copied) = (first.boxed(), resumed.clone());
+        run(copy.as_mut(), &mut copied, &steps[cut..]);
         run(second.as_mut(), &mut resumed, &steps[cut..]);
+        assert_eq!(bits(&copied), bits(&resumed), "a copy after {cut} records goes on otherwise");
+        assert_eq!(
+            second.served(&resumed),
+            whole.served(&model),
+            "saved after {cut} records, something else is served"
+        );
         assert_eq!(bits(&resumed), bits(&model), "saved after {cut} records, the model came out different");
         assert_eq!(
             state_bits(second.as_ref()),
@@ -145,19 +183,34 @@ fn weight_zero_changes_nothing(spec: &MergeSpec, steps: &[Step]) {
     let (mut rule, mut model) = (spec.rule(PARAMS), start());
     let before = model.clone();
     for step in steps {
-        Step { weight: 0.0, ..step.clone() }.take(rule.as_mut(), &mut model);
+        let recall = step.recall.clone().map(|inputs| RecallInputs { recalled: vec![], ..inputs });
+        Step { weight: 0.0, recall, ..step.clone() }.take(rule.as_mut(), &mut model);
     }
     assert_eq!(model, before, "updates of weight 0 moved the model");
-    assert!(rule.save().iter().all(|vector| vector.iter().all(|value| *value == 0.0)), "or left something behind");
+    assert_eq!(rule.served(&model).1, before, "or what is served");
+    let nothing = |vector: &[f32]| vector.iter().all(|value| *value == 0.0) || vector == before;
+    assert!(rule.save().vectors.iter().all(|vector| nothing(vector)), "or left something behind");
 }
 
 fn foreign_state_is_refused(spec: &MergeSpec) {
     let mut rule = spec.rule(PARAMS);
-    let least = rule.save().len();
-    rule.contribute(&start(), &Arc::new(Delta::Dense(start())), 1.0);
-    let most = rule.save().len();
+    let least = rule.save().vectors.len();
+    Step { closes: false, ..steps(spec)[0].clone() }.take(rule.as_mut(), &mut start());
+    let SavedRule { vectors, parts } = rule.save().into_owned();
+    let most = vectors.len();
     let mut rule = spec.rule(PARAMS);
-    let state = |vectors: usize, params: usize| vec![vec![1.0; params]; vectors];
+    let state = |vectors: usize, params: usize| SavedRule {
+        vectors: vec![Cow::Owned(vec![1.0; params]); vectors],
+        parts: parts.clone(),
+    };
+    let with_parts = |parts: Vec<Vec<u8>>| SavedRule { vectors: vectors.clone(), parts };
+    assert!(
+        rule.restore(with_parts([parts.clone(), vec![vec![1]]].concat())).is_err(),
+        "one part too many was accepted"
+    );
+    if let Some((_, fewer)) = parts.split_last() {
+        assert!(rule.restore(with_parts(fewer.to_vec())).is_err(), "one part too few was accepted");
+    }
     assert!(rule.restore(state(most + 1, PARAMS)).is_err(), "one vector too many was accepted");
     assert!(rule.restore(state(most, PARAMS + 1)).is_err(), "the state of a longer model was accepted");
     assert!(rule.restore(state(most, PARAMS - 1)).is_err(), "the state of a shorter model was accepted");
@@ -184,12 +237,16 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
     let step = match spec {
         MergeSpec::FedAsync { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+        // The first step of one agent: both moments are 1, and so is sigma.
+        MergeSpec::Recall { step, .. } => step / 10.0 / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
     };
     let weight = spec.weight(WeightInputs { staleness: 0, participation: 1.0 });
     let (mut rule, mut model) = (spec.rule(PARAMS), vec![0.0; PARAMS]);
     let updates = spec.updates_per_version();
     for _ in 0..updates {
-        rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), weight);
+        let recall = spec.recalling().map(|_| RecallInputs { active: 1, scale: 1.0, recalled: vec![] });
+        let arrival = Arrival { agent: AgentId([1; 16]), weight, base_dot: Some(0.0), recall: recall.as_ref() };
+        rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), &arrival);
     }
     rule.close(&mut model);
     let off = model.iter().map(|value| (value - step).abs()).fold(0.0, f32::max);

@@ -172,6 +172,7 @@ pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>
             compute_ms: 1,
             encoded: None,
         },
+        started_from: None,
     }
 }
 

@@ -4,6 +4,8 @@ pub mod encoder;
 pub mod fleet;
 pub mod flood;
 pub mod ledger;
+#[cfg(test)]
+mod merge;
 pub mod overlap;
 pub mod recovery;
 pub mod slow_disk;

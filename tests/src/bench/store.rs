@@ -194,8 +194,10 @@ impl TestRun {
             local_steps: 1,
             train_loss: 0.0,
             compute_ms: 1,
+            base_dot: None,
         };
-        let contribution = Contribution { meta, credited_examples: 1, staleness: 0, weight: 1.0, norm: 1.0 };
+        let contribution =
+            Contribution { meta, credited_examples: 1, staleness: 0, weight: 1.0, norm: 1.0, recall: None };
         let close = Close { version: ModelVersion(number), contributions: 1, why: CloseReason::Filled };
         let record = |position, body, payload| Record::new(Position(position), number, body, payload);
         [

@@ -129,7 +129,8 @@ impl Pair {
             encoded,
         };
         let seq = UpdateSeq(self.seq);
-        let bank = Bank { lease, epoch: Epoch(1), seq, codec: CODEC, feedback_decay: DECAY, outcome };
+        let (epoch, codec, feedback_decay) = (Epoch(1), CODEC, DECAY);
+        let bank = Bank { lease, epoch, seq, codec, feedback_decay, outcome, started_from: None };
         let plain = Bank { outcome: Outcome { encoded: None, ..bank.outcome.clone() }, ..bank.clone() };
         encode::bank(&mut self.here, RUN, AGENT, &self.manifest, plain).expect("banked");
         self.queue.lock().push(bank);

@@ -254,6 +254,7 @@ impl Member {
             local_steps: 1,
             train_loss: 0.5,
             compute_ms: 1,
+            base_dot: None,
         };
         Offer { meta, payload }
     }

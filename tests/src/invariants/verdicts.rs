@@ -125,5 +125,6 @@ fn meta(lease: &Lease, key: UpdateKey, payload_digest: Digest) -> UpdateMeta {
         local_steps: 1,
         train_loss: 0.5,
         compute_ms: 10,
+        base_dot: None,
     }
 }

@@ -40,6 +40,7 @@ pub fn draw(seed: u64) -> Schedule {
         task: if ledger { Task::Ledger } else { Task::Quadratic },
         params: if ledger { 1024 } else { 16 },
         buffer: u32::try_from(buffer).unwrap_or(1),
+        recall: false,
         lossy: !ledger && between(0, 1) == 0,
         max_staleness: if between(0, 2) == 0 { between(0, 4) } else { 1_000 },
         lease_ttl_ms: if between(0, 2) == 0 { between(2_000, 10_000) } else { 60_000 },
@@ -51,6 +52,7 @@ pub fn draw(seed: u64) -> Schedule {
         faults: Vec::new(),
     };
     draw_attacker(seed, &mut schedule);
+    draw_recall(seed, &mut schedule);
     draw_failing_evaluators(seed, &mut schedule);
     schedule.faults = draw_faults(seed, &schedule);
     schedule
@@ -84,6 +86,13 @@ fn draw_attacker(seed: u64, world: &mut Schedule) {
         world.agents[which].hostile = Some(kinds[kind]);
         world.agents[which].round_ms = slowest_ms;
     }
+}
+
+/// Half of the worlds that learn and have no attacker are merged by the recall rule.
+fn draw_recall(seed: u64, world: &mut Schedule) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0009);
+    let honest = world.agents.iter().all(|agent| agent.hostile.is_none());
+    world.recall = world.task == Task::Quadratic && honest && rng.below(2) == 0;
 }
 
 /// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all

@@ -14,6 +14,9 @@ pub struct Schedule {
     pub params: u32,
     /// Updates that make a version; 1 is `FedAsync`, more is `FedBuff`.
     pub buffer: u32,
+    /// The rule is `Recall`, whatever `buffer` says: not for the ledger, and not with attackers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recall: bool,
     /// Staleness decay, participation weights, top-k with error feedback: not for the ledger, whose updates must be
     /// merged as they are.
     pub lossy: bool,

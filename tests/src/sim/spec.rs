@@ -32,7 +32,9 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
     let (ledger, native) = (schedule.task == Task::Ledger, schedule.task == Task::Native);
     let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
     let alpha = if ledger { 1.0 } else { 0.3 };
-    let merge = if schedule.buffer <= 1 {
+    let merge = if schedule.recall {
+        MergeSpec::Recall { step: 14.0, recall: true, average: true }
+    } else if schedule.buffer <= 1 {
         MergeSpec::FedAsync { alpha, staleness, participation: schedule.lossy }
     } else {
         let (buffer_size, server_lr) = (schedule.buffer, 0.5);

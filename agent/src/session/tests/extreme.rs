@@ -80,6 +80,7 @@ trait DrawMessages: Draw {
                 round: self.number(),
                 progress: self.of(&[None, Some(1.0), Some(f32::NAN)]),
                 weight: self.of(&[0.6, 0.0, -1.0, f32::MAX, f32::NAN]),
+                base_dot: self.of(&[false, true]),
             },
         }
     }

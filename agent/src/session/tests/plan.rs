@@ -1,6 +1,7 @@
 //! What a round is given: the tensors of the run, and the plan of its lease.
 
 use super::*;
+use crate::session::command::StartedFrom;
 
 #[test]
 fn a_trainer_that_does_not_fit_the_run_names_the_tensor() {
@@ -49,6 +50,23 @@ fn a_round_has_the_plan_of_its_lease() {
     let train = &spec().train;
     assert_eq!((counts.train.local_steps, counts.train.optimizer.lr()), (3, 0.5 * train.optimizer.lr()));
     assert_eq!(counts.train.batch_size, train.batch_size);
+}
+
+/// The base is kept until then only where the plan asks for it.
+#[test]
+fn a_delta_goes_to_the_store_with_what_its_round_started_from() {
+    for base_dot in [false, true] {
+        let mut session = asking(config(100, 0), Kept::default());
+        let planned = Lease { plan: Plan { base_dot, ..lease(1, 0).plan }, ..lease(1, 0) };
+        session.handle(0, say(CoordinatorMessage::Lease { lease: planned.clone(), evaluate: false }));
+        session.handle(0, announce(0));
+        session.handle(0, chunk(0));
+        session.handle(0, unpacked(0));
+        let commands = session.handle(9, Event::Trained(Box::new(outcome(&planned))));
+        let started_from = base_dot.then(|| StartedFrom { base: content(0), lead: None });
+        let banked = |command: &Command| matches!(command, Command::Bank(bank) if bank.started_from == started_from);
+        assert!(commands.iter().any(banked), "{commands:?}");
+    }
 }
 
 /// Also where the run's schedule has gone on meanwhile.

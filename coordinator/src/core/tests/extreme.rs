@@ -114,6 +114,7 @@ trait DrawMessages: Draw {
             local_steps: self.short(),
             train_loss: self.single(),
             compute_ms: self.number(),
+            base_dot: self.of(&[None, Some(0.5), Some(f64::MAX), Some(f64::NAN), Some(f64::INFINITY)]),
         }
     }
 

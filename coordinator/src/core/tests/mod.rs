@@ -5,6 +5,7 @@ mod ending;
 mod evaluation;
 mod extreme;
 mod plans;
+mod recall;
 mod reopened;
 mod replaced;
 mod updates;

@@ -49,7 +49,10 @@ fn a_lease_has_the_factor_of_its_base_and_a_new_process_plans_the_same() {
 #[test]
 fn rounds_are_counted_for_each_agent_and_without_a_target_there_is_no_progress() {
     let mut world = World::started(2);
-    assert_eq!(round(&mut world, 1, 0), Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 0.5 });
+    assert_eq!(
+        round(&mut world, 1, 0),
+        Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 0.5, base_dot: false }
+    );
     assert_eq!(round(&mut world, 2, 0).round, 0);
     assert_eq!(world.lease(1).plan.round, 1, "this one is asked for again, and superseded");
     assert_eq!(world.lease(1).plan.round, 2);

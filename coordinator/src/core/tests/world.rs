@@ -344,6 +344,7 @@ impl World {
             local_steps: 1,
             train_loss: 0.5,
             compute_ms: 10,
+            base_dot: None,
         }
     }
 

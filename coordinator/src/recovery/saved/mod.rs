@@ -20,7 +20,6 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
-use anabranch_common::merge::participation::Participation;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::schema::{self, Layout, RunTextError};
 use anabranch_io::faults;
@@ -52,7 +51,7 @@ pub(crate) fn put(blobs: &dyn Blobs, state: &RunState) -> Result<Digest, Recover
     let turn = SplitMix64::new(state.position.0).next_u64() % turns;
     for (number, page) in (turn..).zip(state.agents.pages()) {
         let trust = if number.is_multiple_of(turns) { Trust::Nothing } else { Trust::WhatIsKnown };
-        pages.push(put_page(blobs, page, &state.participation, trust)?);
+        pages.push(put_page(blobs, state, page, trust)?);
     }
     faults::point("checkpoint-before-head");
     let head = parts::Head::of(state, pages)?;
@@ -71,19 +70,15 @@ enum Trust {
     Nothing,
 }
 
-fn put_page(
-    blobs: &dyn Blobs,
-    page: &Page,
-    participation: &Participation,
-    trust: Trust,
-) -> Result<Digest, RecoveryError> {
+fn put_page(blobs: &dyn Blobs, state: &RunState, page: &Page, trust: Trust) -> Result<Digest, RecoveryError> {
     if trust == Trust::WhatIsKnown
         && let Some(digest) = page.digest()
         && blobs.holds(digest)?
     {
         return Ok(digest);
     }
-    let bytes = encode(PAGE_MAGIC, &parts::Page::of(page, participation), limits::FOLD_PAGE_BYTES)?;
+    let saved = parts::Page::of(page, &state.participation, &state.shares);
+    let bytes = encode(PAGE_MAGIC, &saved, limits::FOLD_PAGE_BYTES)?;
     let digest = Digest::of(&bytes);
     blobs.put(digest, &bytes)?;
     page.remember(digest);
@@ -99,7 +94,7 @@ pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, Recovery
     let (digest, head) = (head, read_head(blobs, head)?);
     let mut agents = Agents::default();
     let mut loaded: BTreeMap<AgentId, (usize, Digest)> = BTreeMap::new();
-    let (mut newest, mut parts) = (None, BTreeMap::new());
+    let (mut newest, mut parts) = (None, parts::AgentParts::default());
     for digest in &head.pages {
         let page: parts::Page = read(blobs, PAGE, *digest, PAGE_MAGIC, limits::FOLD_PAGE_BYTES)?;
         let smallest = page.agents.first().map(|(agent, _)| *agent);
@@ -109,7 +104,8 @@ pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, Recovery
                 let problem = "holds agents that are out of order".to_owned();
                 return Err(RecoveryError::Blob { what: PAGE, digest: *digest, problem });
             }
-            parts.extend(saved.part.map(|part| (agent, part)));
+            parts.participation.extend(saved.part.map(|part| (agent, part)));
+            parts.shares.extend(saved.share.map(|share| (agent, share)));
             *agents.get_or_insert(agent) = Arc::unwrap_or_clone(saved.state);
         }
     }
@@ -122,7 +118,8 @@ pub(crate) fn load(blobs: &dyn Blobs, head: Digest) -> Result<RunState, Recovery
 /// # Errors
 /// As [`load`], of the head alone.
 pub(super) fn load_without_agents(blobs: &dyn Blobs, head: Digest) -> Result<RunState, RecoveryError> {
-    read_head(blobs, head)?.into_state(Agents::default(), BTreeMap::new()).map_err(|error| unparsed(head, &error))
+    let (agents, parts) = (Agents::default(), parts::AgentParts::default());
+    read_head(blobs, head)?.into_state(agents, parts).map_err(|error| unparsed(head, &error))
 }
 
 /// Checks that every part of a fold can be read, one page after the other.
@@ -189,6 +186,9 @@ fn read<T: Layout>(
 
 #[cfg(test)]
 mod tests {
+    use anabranch_common::merge::participation::Participation;
+    use anabranch_common::merge::shares::Shares;
+
     use super::*;
     use crate::store::Store as _;
     use crate::store::for_tests::MapStore;
@@ -204,7 +204,8 @@ mod tests {
         let mut agents = Agents::default();
         (0..3).for_each(|number| agents.get_or_insert(AgentId([number; 16])).name = "a".to_owned());
         let page = agents.pages().next().expect("one page");
-        encode(PAGE_MAGIC, &parts::Page::of(page, &Participation::default()), limits::FOLD_PAGE_BYTES).expect("short")
+        let saved = parts::Page::of(page, &Participation::default(), &Shares::default());
+        encode(PAGE_MAGIC, &saved, limits::FOLD_PAGE_BYTES).expect("short")
     }
 
     #[test]

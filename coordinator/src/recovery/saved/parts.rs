@@ -7,6 +7,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Po
 use anabranch_common::journal::{Aggregate, Evaluation, FinishReason, Publication};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::participation::{self, Participation};
+use anabranch_common::merge::shares::{self, Shares};
 use anabranch_common::schema::{RunText, RunTextError, SchemaError};
 use anabranch_common::spec::RunSpec;
 
@@ -21,7 +22,7 @@ use crate::core::state::{RunState, Totals};
 anabranch_common::layout! {
     struct Head {
         run, branch, spec, manifest, initial, started_at_ms, position, version, round, published, next_lease,
-        participation, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, pages,
+        participation, shares, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, pages,
     }
     struct Round { contributions, examples }
     struct Recent { votes }
@@ -29,7 +30,7 @@ anabranch_common::layout! {
     struct Totals { accepted, refused, uplink_bytes, staleness }
 
     struct Page { agents }
-    struct Agent { state, part }
+    struct Agent { state, part, share }
     struct AgentState {
         name, revoked, epoch, incarnation, epochs, lease, leases, pace, rounds, examples_held, eval_examples,
         evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s,
@@ -55,6 +56,7 @@ pub(super) struct Head {
     published: Option<Publication>,
     next_lease: LeaseId,
     participation: participation::Sums,
+    shares: shares::Sums,
     recent: Recent,
     totals: Totals,
     evaluations: VecDeque<(u64, Evaluation)>,
@@ -73,11 +75,19 @@ pub(super) struct Page {
     pub(super) agents: Vec<(AgentId, Agent)>,
 }
 
-/// One agent, with its part of the participation.
+/// One agent, with its parts of the participation and of the shares.
 #[derive(Debug)]
 pub(super) struct Agent {
     pub(super) state: Arc<AgentState>,
     pub(super) part: Option<participation::Part>,
+    pub(super) share: Option<shares::Part>,
+}
+
+/// What is saved with the agents and belongs together in a fold.
+#[derive(Debug, Default)]
+pub(super) struct AgentParts {
+    pub(super) participation: BTreeMap<AgentId, participation::Part>,
+    pub(super) shares: BTreeMap<AgentId, shares::Part>,
 }
 
 impl Head {
@@ -99,6 +109,7 @@ impl Head {
             published: state.published,
             next_lease: state.next_lease,
             participation: state.participation.sums(),
+            shares: state.shares.sums(),
             recent: state.recent.clone(),
             totals: state.totals.clone(),
             evaluations: state.evaluations.clone(),
@@ -119,15 +130,11 @@ impl Head {
         self.spec.parse()
     }
 
-    /// The fold with these agents, and their parts of the participation.
+    /// The fold with these agents, and their parts of participation and shares.
     ///
     /// # Errors
     /// As [`spec`](Self::spec).
-    pub(super) fn into_state(
-        self,
-        agents: Agents,
-        parts: BTreeMap<AgentId, participation::Part>,
-    ) -> Result<RunState, RunTextError> {
+    pub(super) fn into_state(self, agents: Agents, parts: AgentParts) -> Result<RunState, RunTextError> {
         let outstanding = Outstanding::of(&agents);
         Ok(RunState {
             run: self.run,
@@ -143,7 +150,8 @@ impl Head {
             agents,
             outstanding,
             next_lease: self.next_lease,
-            participation: Participation::restore(self.participation, parts),
+            participation: Participation::restore(self.participation, parts.participation),
+            shares: Shares::restore(self.shares, parts.shares),
             recent: self.recent,
             totals: self.totals,
             evaluations: self.evaluations,
@@ -157,9 +165,10 @@ impl Head {
 }
 
 impl Page {
-    pub(super) fn of(page: &agents::Page, participation: &Participation) -> Self {
+    pub(super) fn of(page: &agents::Page, participation: &Participation, shares: &Shares) -> Self {
         let saved = |(agent, state): (AgentId, &Arc<AgentState>)| {
-            (agent, Agent { state: Arc::clone(state), part: participation.part(agent) })
+            let (part, share) = (participation.part(agent), shares.part(agent));
+            (agent, Agent { state: Arc::clone(state), part, share })
         };
         Self { agents: page.agents().map(saved).collect() }
     }

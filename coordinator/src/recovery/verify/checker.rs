@@ -11,6 +11,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 
 use super::published::{PublishedVersions, Segment};
+use super::recall::Recall;
 use crate::core::round::Round;
 use crate::recovery::checkpoint::Checkpoint;
 use crate::recovery::{RecoveryError, cursor, pins, saved, vectors};
@@ -36,6 +37,8 @@ enum Rule {
     Direct,
     /// FedBuff: so many updates are summed up, then move it together.
     Buffered(u32),
+    /// Recall: each update moves the model, by a state of its own.
+    Recalling,
 }
 
 impl Rule {
@@ -43,13 +46,14 @@ impl Rule {
         match spec {
             MergeSpec::FedAsync { .. } => Self::Direct,
             MergeSpec::FedBuff { buffer_size, .. } => Self::Buffered((*buffer_size).max(1)),
+            MergeSpec::Recall { .. } => Self::Recalling,
         }
     }
 
     /// How many contributions make a version.
     fn size(self) -> u32 {
         match self {
-            Self::Direct => 1,
+            Self::Direct | Self::Recalling => 1,
             Self::Buffered(size) => size,
         }
     }
@@ -58,7 +62,7 @@ impl Rule {
     fn nothing(self) -> f32 {
         match self {
             Self::Direct => -0.0,
-            Self::Buffered(_) => 0.0,
+            Self::Buffered(_) | Self::Recalling => 0.0,
         }
     }
 }
@@ -67,6 +71,9 @@ impl Rule {
 pub(super) struct Checker {
     manifest: ModelManifest,
     rule: Rule,
+    spec: MergeSpec,
+    /// The state of the recall rule, where that is the rule.
+    recall: Option<Recall>,
     pub(super) position: Position,
     pub(super) version: ModelVersion,
     pub(super) chain: Chain,
@@ -98,6 +105,8 @@ impl Checker {
         let bytes = store.journal().record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
         Ok(Self {
             buffer: vec![rule.nothing(); manifest.params()],
+            recall: Recall::of(&spec.merge, manifest.params()),
+            spec: spec.merge.clone(),
             manifest: manifest.clone(),
             rule,
             position: Position(0),
@@ -117,14 +126,17 @@ impl Checker {
     pub(super) fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let state = saved::load_without_agents(blobs, checkpoint.state)?;
         let (manifest, rule) = (state.manifest, Rule::of(&state.spec.merge));
+        let recall = Recall::load(&state.spec.merge, blobs, checkpoint, &manifest)?;
         let buffer = match checkpoint.merge_state.first() {
-            Some(digest) => vectors::load(blobs, "merge vector", &manifest, *digest)?,
-            None => vec![rule.nothing(); manifest.params()],
+            Some(digest) if recall.is_none() => vectors::load(blobs, "merge vector", &manifest, *digest)?,
+            _ => vec![rule.nothing(); manifest.params()],
         };
         Ok(Self {
             model: vectors::load(blobs, "model", &manifest, checkpoint.model)?,
             manifest,
             rule,
+            spec: state.spec.merge,
+            recall,
             position: checkpoint.position,
             version: checkpoint.version,
             chain: checkpoint.chain,
@@ -169,8 +181,13 @@ impl Checker {
             RecordBody::Published(publication) => self.published(position, publication)?,
             RecordBody::ConfigChanged { spec } => {
                 let before = std::mem::replace(&mut self.rule, Rule::of(&spec.merge));
+                self.spec = spec.merge.clone();
                 if before != self.rule {
                     self.empty_buffer();
+                    self.recall = Recall::of(&self.spec, self.manifest.params());
+                }
+                if let Some(recall) = &mut self.recall {
+                    recall.set(&self.spec);
                 }
             }
             RecordBody::Imported { model, version, norm } => {
@@ -201,8 +218,10 @@ impl Checker {
         }
         let delta = codec::decode(contribution.meta.codec, &self.manifest, &record.payload)
             .map_err(|error| found(format!("the payload does not decode: {error}")))?;
-        if self.last_finite.is_none() {
-            add(&mut self.buffer, &delta, contribution.weight);
+        match &mut self.recall {
+            _ if self.last_finite.is_some() => {}
+            Some(recall) => recall.contribute(&self.model, &delta, contribution),
+            None => add(&mut self.buffer, &delta, contribution.weight),
         }
         self.waiting += 1;
         Ok(())
@@ -219,9 +238,13 @@ impl Checker {
             let (said, size) = (close.contributions, self.rule.size());
             return Err(found(format!("closes {said} contributions where {} of {size} wait", self.waiting)));
         }
-        if self.last_finite.is_none() {
-            for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
-                *parameter += *pending;
+        match &mut self.recall {
+            _ if self.last_finite.is_some() => {}
+            Some(recall) => recall.close(&mut self.model),
+            None => {
+                for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
+                    *parameter += *pending;
+                }
             }
         }
         self.empty_buffer();
@@ -261,6 +284,9 @@ impl Checker {
         self.made = BTreeMap::from([(version, model)]);
         self.last_finite = None;
         self.empty_buffer();
+        if let Some(recall) = &mut self.recall {
+            recall.reset(&self.spec);
+        }
         Ok(())
     }
 
@@ -281,11 +307,12 @@ impl Checker {
         if checkpoint.model != Digest::of_f32(&self.model) {
             return differs("model");
         }
-        let buffers: &[Digest] = match self.rule {
-            Rule::Direct if self.waiting == 0 => &[],
-            Rule::Direct | Rule::Buffered(_) => &[Digest::of_f32(&self.buffer)],
+        let same = match (&self.recall, self.rule) {
+            (Some(recall), _) => recall.is_in(blobs, checkpoint, self.manifest.params())?,
+            (None, Rule::Direct) if self.waiting == 0 => checkpoint.merge_state.is_empty(),
+            (None, _) => checkpoint.merge_state == [Digest::of_f32(&self.buffer)],
         };
-        if checkpoint.merge_state != buffers {
+        if !same || (self.recall.is_none() && !checkpoint.merge_parts.is_empty()) {
             return differs("merge state");
         }
         for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]) {

@@ -10,10 +10,12 @@
 //! ```text
 //!  published   which versions the journal publishes: only these are hashed
 //!  checker     the records once more, one after the other
+//!  recall      the one rule with a state of its own
 //! ```
 
 mod checker;
 mod published;
+mod recall;
 
 use std::collections::BTreeSet;
 

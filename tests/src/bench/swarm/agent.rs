@@ -247,6 +247,7 @@ impl Agent {
             local_steps: outcome.local_steps,
             train_loss: outcome.train_loss,
             compute_ms: outcome.compute_ms,
+            base_dot: None,
         };
         OutboxEntry { meta, transfer: payload.transfer.clone() }
     }

@@ -2,7 +2,7 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, epochs, branches, evaluations, staleness   in order
+//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, recall, epochs, branches, evaluations, staleness
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
@@ -18,6 +18,7 @@ mod hostile;
 mod leases;
 mod once;
 mod rates;
+mod recall;
 mod replay;
 mod sizes;
 mod staleness;
@@ -39,7 +40,7 @@ pub use once::Merged;
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
     /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `epochs`, `branches`,
-    /// `closes`, `evaluations`, `staleness`, `verdicts`.
+    /// `closes`, `evaluations`, `recall`, `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -69,6 +70,7 @@ struct Fold {
     epochs: epochs::Epochs,
     sizes: sizes::Sizes,
     rates: rates::Rates,
+    recallable: recall::Recallable,
     evaluations: evaluations::Evaluations,
     envelope: hostile::Envelope,
 }
@@ -85,6 +87,7 @@ impl Fold {
         self.epochs.apply(record)?;
         self.sizes.apply(self.spec.as_ref(), record)?;
         self.rates.apply(self.spec.as_ref(), record)?;
+        self.recallable.apply(self.spec.as_ref(), record)?;
         self.evaluations.apply(record)?;
         self.envelope.apply(attackers, self.spec.as_ref(), record)?;
         match &record.body {

@@ -44,6 +44,10 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
         }
         MergeSpec::FedAsync { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+        MergeSpec::Recall { .. } => {
+            let bounded = (0.0..=1.0).contains(&update.weight);
+            return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));
+        }
     };
     let bounded = update.weight.is_finite() && update.weight >= 0.0 && update.weight <= largest * PARTICIPATION_MAX;
     ensure(bounded, NAME, || format!("record {position} has weight {}, of at most {largest}", update.weight))
