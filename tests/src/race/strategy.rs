@@ -11,9 +11,10 @@ use toml::{Table, Value};
 use super::workload::Workload;
 
 /// Strategies with a name, as the comments of run.toml have them.
-const NAMED: [(&str, &str); 2] = [
+const NAMED: [(&str, &str); 3] = [
     ("fedasync", "strategy = \"fedasync\"\nalpha = 0.6"),
     ("fedbuff", "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0"),
+    ("recall", "strategy = \"recall\""),
 ];
 /// What `init` writes.
 const INIT: &str = "init";

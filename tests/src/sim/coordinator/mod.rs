@@ -16,7 +16,6 @@ use anabranch_coordinator::core::Core;
 use anabranch_coordinator::core::command::ExitReason;
 use anabranch_coordinator::core::event::{Now, PeerId, RequestId};
 use anabranch_coordinator::host::{Host, Input, Output};
-use anabranch_coordinator::merger::ModelState;
 use anabranch_coordinator::node::merge::Merger;
 use anabranch_coordinator::registry::roster::Roster;
 use anabranch_coordinator::registry::save;
@@ -130,7 +129,7 @@ impl World {
     /// Returns the model that the coordinator serves: what its evaluators would evaluate and an export would hold. Today it
     /// is the one that agents train from. `None` while there is no process, or no model.
     pub(crate) fn served_model(&self) -> Option<&[f32]> {
-        self.coordinator.process.as_ref()?.merger.model().map(ModelState::model)
+        self.coordinator.process.as_ref()?.merger.model().map(|state| state.served().1)
     }
 
     pub(super) fn coordinator_now(&self) -> Now {
