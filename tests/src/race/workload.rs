@@ -160,6 +160,16 @@ impl Workload {
         Ok(workload)
     }
 
+    /// Returns the workload with another length in seconds.
+    ///
+    /// # Errors
+    /// The length makes no sense.
+    pub fn lasting(self, seconds: f64) -> anyhow::Result<Self> {
+        let workload = Self { seconds, ..self };
+        workload.check().map_err(|Problem { key, problem }| anyhow!("{key} {problem}"))?;
+        Ok(workload)
+    }
+
     /// Returns the group of each agent.
     pub fn each_agent(&self) -> impl Iterator<Item = &AgentGroup> {
         self.agents.iter().flat_map(|group| std::iter::repeat_n(group, group.count))
