@@ -35,7 +35,6 @@ use parking_lot::Mutex;
 
 use crate::sim::{DECODERS, Overhead, Setting, World, panic_text};
 
-use course::ms;
 use data::DataSet;
 use learner::Native;
 use scoreboard::{Judge, Scoreboard};
@@ -137,9 +136,10 @@ impl Shared<'_> {
             learner: Box::new(Native::new(layers.manifest, shards)),
             overhead: Overhead::None,
             budgets: Budgets::with_decoders(DECODERS),
+            overlap: self.workload.overlap,
         };
         let judge = Judge::new(&config.spec.model, self.data.test())?;
-        let mut board = Scoreboard::new(judge, &self.workload.targets, ms(self.workload.seconds));
+        let mut board = Scoreboard::new(judge, self.workload);
         let schedule = course::schedule(self.workload, config, params, seed);
         let mut world = World::with(seed, schedule, setting, false);
         while let Some(at_ms) = board.next_ms().filter(|_| !world.is_broken()) {
