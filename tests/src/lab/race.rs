@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anabranch_tests::race::{self, Options, Setting, Strategy, Workload};
+use anabranch_tests::race::{self, Options, Override, Strategy, Workload};
 use clap::Args;
 
 /// What to race, and where results go.
@@ -17,13 +17,16 @@ pub(crate) struct RaceArgs {
     strategies: Vec<String>,
     /// A key of run.toml for all strategies, such as admit.max_influence=0; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
+    overrides: Vec<String>,
     /// Seed of the initial model, of all batches, of lines and faults
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Race with so many seeds, from --seed on
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: u64,
+    /// Virtual time that agents train, in seconds, in place of the workload's
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
     /// Directory with the data set, such as MNIST as four gzipped IDX files
     #[arg(long, value_name = "DIR", env = "ANABRANCH_DATA")]
     data: Option<PathBuf>,
@@ -44,13 +47,18 @@ pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
     if strategies.is_empty() {
         strategies.push(Strategy::init());
     }
-    let settings = args.settings.iter().map(|text| Setting::parse(text)).collect::<anyhow::Result<_>>()?;
+    let overrides = args.overrides.iter().map(|text| Override::parse(text)).collect::<anyhow::Result<_>>()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workload = Workload::read(&args.workload)?;
+    let workload = match args.seconds {
+        Some(seconds) => workload.lasting(seconds)?,
+        None => workload,
+    };
     let options = Options {
         command: command(args),
-        workload: Workload::read(&args.workload)?,
+        workload,
         strategies,
-        settings,
+        overrides,
         seed: args.seed,
         seeds: args.seeds,
         data: args.data.clone(),
@@ -70,11 +78,12 @@ fn command(args: &RaceArgs) -> String {
             .map(|text| format!(" {name} '{}'", text.split_whitespace().collect::<Vec<_>>().join(" ")))
             .collect()
     };
+    let seconds = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
     format!(
-        "anabranch-lab race {}{}{} --seed {} --seeds {}",
+        "anabranch-lab race {}{seconds}{}{} --seed {} --seeds {}",
         args.workload.display(),
         quoted("--strategy", &args.strategies),
-        quoted("--set", &args.settings),
+        quoted("--set", &args.overrides),
         args.seed,
         args.seeds
     )

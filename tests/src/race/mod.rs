@@ -33,9 +33,8 @@ use anabranch_coordinator::config::{Config, ConfigError};
 use anyhow::{Context as _, anyhow, bail};
 use parking_lot::Mutex;
 
-use crate::sim::{DECODERS, Overhead, World};
+use crate::sim::{DECODERS, Overhead, Setting, World, panic_text};
 
-use course::ms;
 use data::DataSet;
 use learner::Native;
 use scoreboard::{Judge, Scoreboard};
@@ -43,7 +42,7 @@ use scoreboard::{Judge, Scoreboard};
 pub use finish::{Finish, Participation};
 pub use report::{RaceReport, StrategyReport};
 pub use scoreboard::{Look, Score};
-pub use strategy::{Setting, Strategy};
+pub use strategy::{Override, Strategy};
 pub use workload::Workload;
 
 /// What to race.
@@ -56,7 +55,7 @@ pub struct Options {
     /// The strategies; the figures of the first one are the report's.
     pub strategies: Vec<Strategy>,
     /// Keys of run.toml that are set for all of them.
-    pub settings: Vec<Setting>,
+    pub overrides: Vec<Override>,
     /// The first seed.
     pub seed: u64,
     /// How many seeds, at least 1.
@@ -72,24 +71,24 @@ pub struct Options {
 /// # Errors
 /// The data are not there, or do not fit the workload; a strategy makes no sense; a race panics.
 pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
-    let Options { workload, strategies, settings, seed, seeds, .. } = options;
+    let Options { workload, strategies, overrides, seed, seeds, .. } = options;
     let mut configs = Vec::new();
     for strategy in strategies {
-        configs.push(config(workload, strategy, settings, *seed)?);
+        configs.push(config(workload, strategy, overrides, *seed)?);
     }
     let data = DataSet::open(workload.data, options.data.as_deref(), &workload.model)?;
     let rows = workload.split.rows(&workload.folder, workload.agent_count(), data.labels())?;
-    let field = Field { workload, data, rows };
+    let shared = Shared { workload, data, rows };
     let entries: Vec<(usize, u64)> =
         (0..strategies.len()).flat_map(|strategy| (*seed..seed + seeds).map(move |seed| (strategy, seed))).collect();
     let (next, finishes) = (AtomicUsize::new(0), Mutex::new(vec![None; entries.len()]));
     let race = || {
-        while let Some((entry, (strategy, seed))) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|entry| Some((entry, *entries.get(entry)?)))
-        {
+        loop {
+            let entry = next.fetch_add(1, Ordering::Relaxed);
+            let Some((strategy, seed)) = entries.get(entry).copied() else { return };
             let mut config = configs[strategy].clone();
             config.spec.seed = seed;
-            let finish = guarded(|| field.race(&config, seed)).map_err(|error| format!("{error:#}"));
+            let finish = guarded(|| shared.race(&config, seed)).map_err(|error| format!("{error:#}"));
             finishes.lock()[entry] = Some(finish);
         }
     };
@@ -107,8 +106,8 @@ pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
     Ok(RaceReport::new(options, strategies.collect()))
 }
 
-fn config(workload: &Workload, strategy: &Strategy, settings: &[Setting], seed: u64) -> anyhow::Result<Config> {
-    strategy::config(workload, strategy, settings, seed).map_err(|error| match error {
+fn config(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> anyhow::Result<Config> {
+    strategy::config(workload, strategy, overrides, seed).map_err(|error| match error {
         ConfigError::Value { key, problem, .. } => anyhow!("strategy {}: {key} {problem}", strategy.name),
         ConfigError::Syntax { problem, .. } => anyhow!("strategy {}: {problem}", strategy.name),
         other => other.into(),
@@ -116,33 +115,31 @@ fn config(workload: &Workload, strategy: &Strategy, settings: &[Setting], seed: 
 }
 
 fn guarded<T>(race: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    catch_unwind(AssertUnwindSafe(race)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        bail!("it panicked: {}", text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_default())
-    })
+    catch_unwind(AssertUnwindSafe(race)).unwrap_or_else(|panic| bail!("it panicked: {}", panic_text(&*panic)))
 }
 
 /// What all races of a workload share.
-struct Field<'a> {
+struct Shared<'a> {
     workload: &'a Workload,
     data: DataSet,
     /// Of each agent.
     rows: Vec<Vec<usize>>,
 }
 
-impl Field<'_> {
+impl Shared<'_> {
     fn race(&self, config: &Config, seed: u64) -> anyhow::Result<Finish> {
         let layers = config.spec.model.layers()?.context("the model is not a native one")?;
         let params = layers.manifest.params();
         let shards = self.rows.iter().map(|rows| self.data.shard(rows.clone())).collect();
-        let setting = crate::sim::Setting {
+        let setting = Setting {
             spec: config.spec.clone(),
             learner: Box::new(Native::new(layers.manifest, shards)),
             overhead: Overhead::None,
             budgets: Budgets::with_decoders(DECODERS),
+            overlap: self.workload.overlap,
         };
         let judge = Judge::new(&config.spec.model, self.data.test())?;
-        let mut board = Scoreboard::new(judge, &self.workload.targets, ms(self.workload.seconds));
+        let mut board = Scoreboard::new(judge, self.workload);
         let schedule = course::schedule(self.workload, config, params, seed);
         let mut world = World::with(seed, schedule, setting, false);
         while let Some(at_ms) = board.next_ms().filter(|_| !world.is_broken()) {

@@ -66,10 +66,14 @@ impl StrategyReport {
         }
         let median = |of: &dyn Fn(&Finish) -> f64| quantile(&sorted(races.iter().map(of)), 0.5);
         let agents = races.first().map_or(0, |race| race.agents.len());
-        let agents = (0..agents).map(|agent| Participation {
-            updates: quantile(&sorted(races.iter().map(|race| race.agents[agent].updates as f64)), 0.5) as u64,
-            share: median(&|race| race.agents[agent].share),
-            pull: median(&|race| race.agents[agent].pull),
+        let agents = (0..agents).map(|agent| {
+            let mut updates: Vec<u64> = races.iter().map(|race| race.agents[agent].updates).collect();
+            updates.sort_unstable();
+            Participation {
+                updates: updates[updates.len() / 2],
+                share: median(&|race| race.agents[agent].share),
+                pull: median(&|race| race.agents[agent].pull),
+            }
         });
         let agents = agents.collect();
         let classes = races.first().map_or(0, |race| race.accuracy_by_class.len());

@@ -2,19 +2,17 @@
 
 use anabranch_agent::shard::Shard as _;
 use anabranch_agent::train::{Trainer, native_with};
+use anabranch_common::ids::Digest;
 use anabranch_common::spec::ModelSpec;
 use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::sim::Traffic;
 
+use super::course::ms;
 use super::data::Rows;
 use super::learner::OPTIONS;
-
-/// Time between two looks until the first target is reached, in milliseconds.
-const CLOSE_MS: u64 = 250;
-/// Time between two looks afterwards, at whole multiples of it.
-const WIDE_MS: u64 = 1_000;
+use super::workload::Workload;
 
 /// How good a model is on the test examples.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -72,16 +70,23 @@ pub struct Look {
 #[derive(Debug)]
 pub(super) struct Scoreboard {
     judge: Judge,
-    targets: Vec<f64>,
+    /// The first target.
+    target: f64,
+    /// Time between two looks until that is reached, and afterwards.
+    every_ms: [u64; 2],
     end_ms: u64,
     next_ms: Option<u64>,
     looks: Vec<Look>,
+    /// The model of the last look.
+    last: Option<Digest>,
 }
 
 impl Scoreboard {
-    pub(super) fn new(judge: Judge, targets: &[f64], end_ms: u64) -> Self {
-        let next_ms = Some(CLOSE_MS.min(end_ms));
-        Self { judge, targets: targets.to_vec(), end_ms, next_ms, looks: Vec::new() }
+    pub(super) fn new(judge: Judge, workload: &Workload) -> Self {
+        let (every_ms, end_ms) = (workload.look_s.map(ms), ms(workload.seconds));
+        let target = workload.targets.first().copied().unwrap_or(1.0);
+        let next_ms = Some(every_ms[0].min(end_ms));
+        Self { judge, target, every_ms, end_ms, next_ms, looks: Vec::new(), last: None }
     }
 
     /// When to look next; the last look is at the end.
@@ -93,12 +98,25 @@ impl Scoreboard {
     pub(super) fn look(&mut self, at_ms: u64, model: Option<&[f32]>, updates: u64, traffic: Traffic) {
         if let Some(model) = model {
             let (uplink_bytes, downlink_bytes) = (traffic.up_bytes, traffic.down_bytes);
-            let score = self.judge.score(model);
+            let score = self.score(model);
             self.looks.push(Look { at_ms, score, updates, uplink_bytes, downlink_bytes });
         }
-        let close = self.targets.first().is_some_and(|first| reached(&self.looks, *first).is_none());
-        let next_ms = if close { at_ms + CLOSE_MS } else { at_ms + WIDE_MS - at_ms % WIDE_MS };
+        let [close_ms, wide_ms] = self.every_ms;
+        let is_reached = reached(&self.looks, self.target).is_some();
+        let next_ms = if is_reached { at_ms + wide_ms - at_ms % wide_ms } else { at_ms + close_ms };
         self.next_ms = (at_ms < self.end_ms).then_some(next_ms.min(self.end_ms));
+    }
+
+    /// A model that has not changed since the last look is as good as it was.
+    fn score(&mut self, model: &[f32]) -> Score {
+        let digest = Digest::of_f32(model);
+        match self.looks.last() {
+            Some(look) if self.last == Some(digest) => look.score.clone(),
+            _ => {
+                self.last = Some(digest);
+                self.judge.score(model)
+            }
+        }
     }
 
     pub(super) fn into_looks(self) -> Vec<Look> {

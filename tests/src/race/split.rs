@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anabranch_common::rng::SplitMix64;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 /// How the examples are shared out.
@@ -76,16 +76,10 @@ impl Split {
             Self::Iid { seed } => rare(*seed, &[], agents, labels),
             Self::Rare { seed, holders } => rare(*seed, holders, agents, labels),
         };
-        let empty = rows.iter().position(Vec::is_empty);
-        ensure(empty)?;
+        if let Some(agent) = rows.iter().position(Vec::is_empty) {
+            bail!("the split leaves agent {agent} without examples");
+        }
         Ok(rows)
-    }
-}
-
-fn ensure(empty: Option<usize>) -> anyhow::Result<()> {
-    match empty {
-        None => Ok(()),
-        Some(agent) => anyhow::bail!("the split leaves agent {agent} without examples"),
     }
 }
 

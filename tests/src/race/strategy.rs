@@ -67,12 +67,12 @@ fn read(text: &str) -> anyhow::Result<Table> {
 
 /// A key of run.toml that a race sets for all its strategies.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Setting {
+pub struct Override {
     key: String,
     value: Value,
 }
 
-impl Setting {
+impl Override {
     /// Reads `KEY=VALUE`, such as `upload.codec={ kind = "f32" }`.
     ///
     /// # Errors
@@ -100,14 +100,14 @@ impl Setting {
     }
 }
 
-/// Returns run.toml as `init` writes it, with the workload's sections, the strategy's `[merge]` and these settings.
+/// Returns run.toml as `init` writes it, with the workload's sections, the strategy's `[merge]` and these overrides.
 ///
 /// # Errors
 /// As [`Config::parse`]; lines are those of a text that nobody sees, keys are as they were written.
 pub(super) fn config(
     workload: &Workload,
     strategy: &Strategy,
-    settings: &[Setting],
+    overrides: &[Override],
     seed: u64,
 ) -> Result<Config, ConfigError> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
@@ -124,17 +124,30 @@ pub(super) fn config(
     put("upload", workload.upload.as_ref().map(|upload| Value::try_from(upload).expect(known)));
     put("admit", workload.admit.as_ref().map(|admit| Value::try_from(admit).expect(known)));
     put("merge", strategy.merge.clone().map(Value::Table));
-    settings.iter().for_each(|setting| setting.apply(&mut table));
+    overrides.iter().for_each(|one| one.apply(&mut table));
     Config::parse(Path::new("run.toml"), &table.to_string())
 }
 
 /// Returns the sections that decide on updates, in one line.
 pub(super) fn in_words(spec: &RunSpec) -> String {
-    let line =
-        |section: Result<Value, toml::ser::Error>| section.map(|section| section.to_string()).unwrap_or_default();
-    let [merge, upload, admit] =
-        [Value::try_from(&spec.merge), Value::try_from(&spec.upload), Value::try_from(&spec.admit)].map(line);
+    let line = |section: Result<Value, toml::ser::Error>| section.map(|section| short(section).to_string());
+    let sections = [Value::try_from(&spec.merge), Value::try_from(&spec.upload), Value::try_from(&spec.admit)];
+    let [merge, upload, admit] = sections.map(|section| line(section).unwrap_or_default());
     format!("merge = {merge}, upload = {upload}, admit = {admit}")
+}
+
+/// Writes numbers that are stored as f32 as briefly as f32 can be written: TOML has f64 alone.
+fn short(value: Value) -> Value {
+    match value {
+        Value::Float(number) => {
+            #[expect(clippy::cast_possible_truncation, reason = "only where nothing is lost")]
+            let single = number as f32;
+            let brief = single.to_string().parse().ok().filter(|_| f64::from(single) == number);
+            Value::Float(brief.unwrap_or(number))
+        }
+        Value::Table(table) => Value::Table(table.into_iter().map(|(key, value)| (key, short(value))).collect()),
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -159,15 +172,22 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_setting_reaches_its_key_and_makes_tables_on_the_way() {
+    fn a_configuration_reads_as_it_was_written() {
+        let words = in_words(&spec());
+        assert!(words.contains("fraction = 0.05,") || words.contains("fraction = 0.05 "), "{words}");
+        assert!(words.contains("a = 0.5") && words.contains("buffer_size = 2"), "{words}");
+    }
+
+    #[test]
+    fn an_override_reaches_its_key_and_makes_tables_on_the_way() {
         let mut table: Table = "[upload]\nfeedback_decay = 1.0".parse().expect("TOML");
-        let set = |text: &str| Setting::parse(text).expect("a setting");
+        let set = |text: &str| Override::parse(text).expect("an override");
         set("upload.codec={ kind = \"f32\" }").apply(&mut table);
         set("train.optimizer.lr = 0.5").apply(&mut table);
         let expected: Table = "[upload]\nfeedback_decay = 1.0\ncodec = { kind = \"f32\" }\n[train.optimizer]\nlr = 0.5"
             .parse()
             .expect("TOML");
         assert_eq!(table, expected);
-        assert!(Setting::parse("upload.codec").is_err() && Setting::parse("a=b=c").is_err());
+        assert!(Override::parse("upload.codec").is_err() && Override::parse("a=b=c").is_err());
     }
 }

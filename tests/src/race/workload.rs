@@ -16,8 +16,8 @@ use super::strategy::{self, Strategy};
 
 /// Most agents of a workload: a simulated world numbers its machines in a byte.
 const AGENTS_MAX: usize = 250;
-/// Longest race in seconds of virtual time.
-const SECONDS_MAX: f64 = 100_000.0;
+/// Longest race in seconds of virtual time: what a journal in memory has room for.
+const SECONDS_MAX: f64 = 3_600.0;
 /// Slowest line in kbit/s: a byte in a millisecond.
 const LINE_MIN_KBIT_S: f64 = 8.0;
 
@@ -37,6 +37,10 @@ pub struct Workload {
     pub seconds: f64,
     /// Accuracies whose times are taken, each in (0, 1], rising.
     pub targets: Vec<f64>,
+    /// Time between two looks at the served model in seconds: until the first target is reached, and afterwards, then at
+    /// whole multiples of it.
+    #[serde(default = "looks")]
+    pub look_s: [f64; 2],
     /// Classes whose accuracy is told apart.
     #[serde(default)]
     pub watch: Vec<u32>,
@@ -56,6 +60,9 @@ pub struct Workload {
     pub admit: Option<AdmitSpec>,
     /// The agents, in groups.
     pub agents: Vec<AgentGroup>,
+    /// Whether agents prepare the next round during the current one, where that is worth it; `false` is `--no-overlap`.
+    #[serde(default = "yes")]
+    pub overlap: bool,
     /// The line of each agent that has none of its own.
     #[serde(default)]
     pub line: LinePlan,
@@ -80,6 +87,14 @@ pub struct AgentGroup {
 
 fn one() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn looks() -> [f64; 2] {
+    [0.25, 1.0]
 }
 
 /// A line between an agent and the coordinator. Without anything said it takes no time.
@@ -160,6 +175,16 @@ impl Workload {
         Ok(workload)
     }
 
+    /// Returns the workload with another length in seconds.
+    ///
+    /// # Errors
+    /// The length makes no sense.
+    pub fn lasting(self, seconds: f64) -> anyhow::Result<Self> {
+        let workload = Self { seconds, ..self };
+        workload.check().map_err(|Problem { key, problem }| anyhow!("{key} {problem}"))?;
+        Ok(workload)
+    }
+
     /// Returns the group of each agent.
     pub fn each_agent(&self) -> impl Iterator<Item = &AgentGroup> {
         self.agents.iter().flat_map(|group| std::iter::repeat_n(group, group.count))
@@ -180,6 +205,7 @@ impl Workload {
         ensure(rising && shares && !self.targets.is_empty(), "targets", || {
             format!("must be rising numbers above 0 and at most 1, but is {:?}", self.targets)
         })?;
+        self.look_s.iter().try_for_each(|look_s| positive(*look_s, || "look_s".to_owned()))?;
         let native = matches!(self.model.kind, ModelKind::Mlp | ModelKind::Cnn);
         ensure(native, "model.kind", || format!("must be mlp or cnn, but is {}", self.model.kind.as_str()))?;
         ensure(self.watch.iter().all(|class| *class < self.model.classes), "watch", || {

@@ -28,6 +28,8 @@ pub mod time;
 mod trace;
 mod world;
 
+use std::any::Any;
+
 use crate::invariants::journal::Violation;
 use crate::picture::Timeline;
 
@@ -77,11 +79,16 @@ pub struct Outcome {
 pub fn run(seed: u64, schedule: &Schedule, traced: bool) -> Outcome {
     let ran = std::panic::catch_unwind(|| World::new(seed, schedule.clone(), traced).run());
     ran.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        let what = text.unwrap_or_else(|| "something panicked".into());
+        let what = panic_text(&*panic);
         Outcome { seed, violation: Some((0, Violation { invariant: "panic", what })), ..Outcome::default() }
     })
+}
+
+/// Returns what a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "something panicked".into())
 }
 
 /// From here on a panic is the outcome of its world and prints nothing: where it was is shown when the world is replayed.

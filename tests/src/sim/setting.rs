@@ -77,6 +77,8 @@ pub(crate) struct Setting {
     pub(crate) overhead: Overhead,
     /// What uploads may hold at the coordinator.
     pub(crate) budgets: Budgets,
+    /// Whether agents prepare the next round during the current one, where that is worth it.
+    pub(crate) overlap: bool,
 }
 
 impl Setting {
@@ -84,6 +86,6 @@ impl Setting {
     pub(super) fn simulated(seed: u64, schedule: &Schedule) -> Self {
         let spec = run_spec(schedule);
         let learner = Box::new(Simulated::new(schedule, &spec));
-        Self { spec, learner, overhead: Overhead::Drawn, budgets: budgets(seed, schedule) }
+        Self { spec, learner, overhead: Overhead::Drawn, budgets: budgets(seed, schedule), overlap: true }
     }
 }

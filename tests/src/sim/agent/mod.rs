@@ -152,7 +152,8 @@ impl AgentMachine {
 
 impl World {
     pub(super) fn start_agent(&mut self, machine: Machine) {
-        let (now_ms, train_examples) = (self.now_ms(), self.setting.learner.examples(machine));
+        let (now_ms, overlap) = (self.now_ms(), self.setting.overlap);
+        let train_examples = self.setting.learner.examples(machine);
         let off_ms = self.agent(machine).rng.below(1_000);
         let agent = self.agent(machine);
         if agent.gone || agent.process.is_some() {
@@ -182,7 +183,7 @@ impl World {
             device: "simulated".into(),
             renew_at_ms: u64::MAX,
             backoff_seed: agent.rng.next_u64(),
-            overlap: true,
+            overlap,
         };
         agent.process = Some(Process {
             node: AgentNode::new(Session::new(config, kept), ledger.fresh()),

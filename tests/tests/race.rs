@@ -1,0 +1,239 @@
+//! The race: real training in virtual time.
+//!
+//! | test | guards |
+//! |---|---|
+//! | the same race twice | one seed decides everything: curves, figures and the journal have the same bits |
+//! | rounds take their virtual time | as many updates as rounds fit, and bytes of updates alone |
+//! | kills | nothing that was acknowledged is lost, and the run goes on |
+//! | rare data | a rule that weighs agents by speed forgets what a slow agent alone holds, and the report shows it |
+//! | files and options | what makes no sense is refused by file, line and key; every workload that ships is sound |
+
+use std::path::{Path, PathBuf};
+
+use anabranch_tests::race::{self, Finish, Options, Override, RaceReport, Strategy, Workload};
+
+/// The digits of the examples, four agents, two of them slow.
+const DIGITS: &str = r#"
+about = "digits"
+seconds = 6.0
+targets = [0.5, 0.999]
+watch = [3]
+data = "digits"
+split = { kind = "iid", seed = 1 }
+
+[model]
+kind = "mlp"
+input = [64]
+classes = 10
+hidden = [32]
+input_scale = 0.0625
+
+[train]
+local_steps = 5
+batch_size = 16
+optimizer = { kind = "sgd", lr = 0.1 }
+
+[[agents]]
+count = 2
+round_s = 0.2
+
+[[agents]]
+count = 2
+round_s = 1.5
+"#;
+/// Bad lines, and kills of everybody.
+const CHURN: &str = r#"
+[line]
+up = { kbit_s = 500.0, delay_ms = 20, loss = 0.05 }
+down = { delay_ms = 20, loss = 0.05 }
+
+[faults]
+agents = { mean_s = 8.0, down_s = 1.0 }
+coordinator = { at_s = [7.0, 15.0], down_s = 1.0 }
+"#;
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data")
+}
+
+fn options(workload: &str, strategies: &[&str], seeds: u64, jobs: usize) -> anyhow::Result<Options> {
+    Ok(Options {
+        command: "anabranch-lab race".to_owned(),
+        workload: Workload::parse(Path::new("w.toml"), workload)?,
+        strategies: strategies.iter().map(|text| Strategy::parse(text)).collect::<anyhow::Result<_>>()?,
+        overrides: Vec::new(),
+        seed: 1,
+        seeds,
+        data: Some(data()),
+        jobs,
+    })
+}
+
+fn only(report: &RaceReport) -> &Finish {
+    &report.runs[0].races[0]
+}
+
+fn problem(workload: &str) -> String {
+    format!("{:#}", Workload::parse(Path::new("w.toml"), workload).expect_err("it makes no sense"))
+}
+
+#[test]
+fn the_same_race_twice_has_the_same_bits() -> anyhow::Result<()> {
+    let workload = format!("{DIGITS}{CHURN}").replace("seconds = 6.0", "seconds = 10.0");
+    let strategies = ["init", "fedasync"];
+    let [first, second] =
+        [race::run(&options(&workload, &strategies, 2, 1)?)?, race::run(&options(&workload, &strategies, 2, 2)?)?];
+    for (one, other) in first.runs.iter().zip(&second.runs) {
+        assert_eq!(one.races, other.races, "{} differs", one.strategy);
+        assert_ne!(one.races[0].journal, one.races[1].journal, "another seed is another race");
+    }
+    assert_ne!(first.runs[0].races[0].journal, first.runs[1].races[0].journal, "another rule is another race");
+    assert_eq!(serde_json::to_string(&first.runs)?, serde_json::to_string(&second.runs)?);
+    Ok(())
+}
+
+#[test]
+fn rounds_take_their_virtual_time_and_nothing_else_takes_any() -> anyhow::Result<()> {
+    let report = race::run(&options(DIGITS, &["fedasync"], 1, 1)?)?;
+    let finish = only(&report);
+    assert!(finish.holds(), "{:?}", finish.broken);
+    let updates: Vec<u64> = finish.agents.iter().map(|agent| agent.updates).collect();
+    assert_eq!(updates, [30, 30, 4, 4], "6 s of rounds of 0.2 s and of 1.5 s");
+    assert_eq!(finish.agents.iter().map(|agent| agent.share).sum::<f64>(), 1.0);
+    let metric = |name: &str| finish.metrics.get(name).copied().unwrap_or_else(|| panic!("{name} is missing"));
+    assert_eq!((metric("updates_accepted"), metric("versions")), (68.0, 68.0));
+    // 64 * 32 + 32 + 32 * 10 + 10 parameters: models are sent as they are, of updates a twentieth.
+    let model_bytes = 2_410.0 * 4.0;
+    assert_eq!(metric("raw_f32_uplink_bytes"), 68.0 * model_bytes);
+    assert!(metric("uplink_bytes") < 68.0 * model_bytes / 10.0, "{}", metric("uplink_bytes"));
+    let models = metric("downlink_bytes") / model_bytes;
+    assert!((30.0..73.0).contains(&models), "{models} models for 68 rounds");
+    // The targets: one is reached and one is not.
+    let (time, look) = (metric("time_to_50_s"), finish.looks.iter().find(|look| look.score.accuracy >= 0.5));
+    assert_eq!(Some(time * 1_000.0), look.map(|look| look.at_ms as f64));
+    assert_eq!(Some(metric("uplink_bytes_to_50")), look.map(|look| look.uplink_bytes as f64));
+    assert!(!finish.metrics.contains_key("time_to_99_9_s"), "{:?}", finish.metrics);
+    // 250 ms between looks until the first target is reached, whole seconds afterwards.
+    let times: Vec<u64> = finish.looks.iter().map(|look| look.at_ms).collect();
+    assert!(times.iter().all(|at_ms| at_ms.is_multiple_of(if *at_ms as f64 <= time * 1e3 { 250 } else { 1_000 })));
+    assert_eq!(times.last(), Some(&6_000));
+    // Each class by its examples is the whole.
+    let last = &finish.looks[finish.looks.len() - 1].score;
+    assert_eq!((last.by_class.len(), finish.accuracy_by_class.as_slice()), (10, last.by_class.as_slice()));
+    assert_eq!((metric("class_3_accuracy"), metric("final_accuracy")), (last.by_class[3], last.accuracy));
+    Ok(())
+}
+
+#[test]
+fn a_race_with_kills_loses_nothing_and_goes_on() -> anyhow::Result<()> {
+    let workload = format!("{DIGITS}{CHURN}").replace("seconds = 6.0", "seconds = 30.0");
+    let report = race::run(&options(&workload, &["fedbuff"], 3, 1)?)?;
+    assert!(report.report.pass);
+    for finish in &report.runs[0].races {
+        assert!(finish.holds(), "seed {}: {:?}", finish.seed, finish.broken);
+        let metric = |name: &str| finish.metrics.get(name).copied().unwrap_or_else(|| panic!("{name} is missing"));
+        assert_eq!(metric("recoveries"), 2.0);
+        assert!(metric("faults") > 6.0, "only {} faults", metric("faults"));
+        assert!(metric("final_accuracy") > 0.5, "it learns all the same: {}", metric("final_accuracy"));
+        assert!(metric("updates_accepted") > 60.0, "{}", metric("updates_accepted"));
+        assert!(finish.looks.iter().any(|look| look.at_ms > 16_000), "it was looked at after the last kill");
+    }
+    Ok(())
+}
+
+/// The race is there to show what merging by arrival forgets.
+#[test]
+fn what_a_slow_agent_alone_holds_is_forgotten_by_a_rule_that_weighs_by_speed() -> anyhow::Result<()> {
+    let alone = "split = { kind = \"rare\", seed = 1, holders = [{ class = 3, agent = 3 }] }";
+    let workload = DIGITS.replace("split = { kind = \"iid\", seed = 1 }", alone);
+    let class_3 = |workload: &str| -> anyhow::Result<f64> {
+        let report = race::run(&options(workload, &["fedasync"], 1, 1)?)?;
+        Ok(only(&report).metrics.get("class_3_accuracy").copied().unwrap_or(-1.0))
+    };
+    let (rare, even) = (class_3(&workload)?, class_3(DIGITS)?);
+    assert!(rare < 0.3 && even > 0.6, "class 3: {rare} where one slow agent holds it, {even} where all do");
+    Ok(())
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_file_line_and_key() {
+    let line = |key: &str| {
+        let found = DIGITS.lines().position(|line| line.starts_with(key));
+        format!("w.toml:{}:", 1 + found.unwrap_or_else(|| panic!("{key} is not in the file")))
+    };
+    for (key, wrong, expected) in [
+        ("seconds", "seconds = -1.0", "seconds must be more than 0"),
+        ("seconds", "secondes = 6.0", "unknown field `secondes`"),
+        ("targets", "targets = [0.9, 0.5]", "targets must be rising"),
+        ("targets", "targets = []", "targets must be rising"),
+        ("watch", "watch = [10]", "watch names a class beyond model.classes (10)"),
+        ("data", "data = \"imagenet\"", "unknown variant `imagenet`"),
+        ("split", "split = { kind = \"iid\" }", "missing field `seed`"),
+        (
+            "split",
+            "split = { kind = \"rare\", seed = 1, holders = [{ class = 3, agent = 4 }] }",
+            "split.holders.0.agent must be less than the number of agents (4)",
+        ),
+        ("kind", "kind = \"gpt\"\nlayers = 1", "model.kind must be mlp or cnn, but is gpt"),
+        ("hidden", "hidden = [0]", "model.hidden holds a layer of width 0"),
+        ("batch_size", "batch_size = 0", "train.batch_size must be at least 1"),
+        ("optimizer", "optimizer = { kind = \"sgd\", lr = 0.0 }", "train.optimizer.lr must be more than 0"),
+        ("round_s", "round_s = 0.0", "agents.0.round_s must be at least 0.001"),
+        ("count", "count = 1000", "agents must be 1 to 250"),
+    ] {
+        let (at, text) = (line(key), DIGITS.lines());
+        let mut replaced = false;
+        let text: Vec<&str> = text
+            .map(|line| if line.starts_with(key) && !std::mem::replace(&mut replaced, true) { wrong } else { line })
+            .collect();
+        let problem = problem(&text.join("\n"));
+        assert!(problem.contains(expected), "{wrong}: {problem}");
+        assert!(problem.starts_with(&at) || key == "count", "{wrong}, {at}: {problem}");
+    }
+    let churn = |from: &str, to: &str| problem(&format!("{DIGITS}{CHURN}").replace(from, to));
+    assert!(churn("kbit_s = 500.0", "kbit_s = 1.0").contains("line.up.kbit_s must be at least 8"));
+    assert!(churn("delay_ms = 20, loss = 0.05 }\ndown", "loss = 1.0 }\ndown").contains("line.up.loss"));
+    assert!(churn("mean_s = 8.0", "mean_s = 0.0").contains("faults.agents.mean_s must be at least"));
+    assert!(churn("[7.0, 15.0]", "[nan]").contains("faults.coordinator.at_s must be at least"));
+}
+
+#[test]
+fn strategies_and_overrides_that_make_no_sense_and_missing_data_are_refused_before_anything_runs() -> anyhow::Result<()>
+{
+    let refused = |options: &Options| race::run(options).expect_err("it makes no sense").to_string();
+    let error = refused(&options(DIGITS, &["strategy = \"fedasync\"\nalpha = 7.0"], 1, 1)?);
+    assert!(error.contains("merge.alpha is 7, expected a number above 0"), "{error}");
+    let error = refused(&options(DIGITS, &["strategy = \"fedasink\""], 1, 1)?);
+    assert!(error.contains("unknown variant `fedasink`"), "{error}");
+    let overrides = vec![Override::parse("admit.max_influence=0.5")?];
+    let error = refused(&Options { overrides, ..options(DIGITS, &["init"], 1, 1)? });
+    assert!(error.contains("admit.max_influence must be 0"), "{error}");
+    let error = refused(&Options { data: Some(PathBuf::from("/nowhere")), ..options(DIGITS, &["init"], 1, 1)? });
+    assert!(error.contains("/nowhere/digits-train.csv.gz is missing"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_override_holds_for_every_strategy() -> anyhow::Result<()> {
+    let overrides =
+        vec![Override::parse("upload.codec={ kind = \"f32\" }")?, Override::parse("upload.feedback_decay=0.0")?];
+    let report = race::run(&Options { overrides, ..options(DIGITS, &["fedasync"], 1, 1)? })?;
+    let metric = |name: &str| report.report.metrics.get(name).copied().unwrap_or(0.0);
+    let ratio = metric("raw_f32_uplink_bytes") / metric("uplink_bytes");
+    assert!((0.9..1.5).contains(&ratio), "dense updates are about as long as raw f32: {ratio}");
+    Ok(())
+}
+
+#[test]
+fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
+    for (name, params) in
+        [("w1", 101_770), ("w2", 101_770), ("w3", 101_770), ("w3b", 101_770), ("w4", 101_770), ("w5", 421_642)]
+    {
+        let workload = Workload::read(&folder.join(format!("{name}.toml")))?;
+        assert_eq!((workload.name.as_str(), workload.agent_count()), (name, 10));
+        let layers = workload.model.layers()?.expect("a native model");
+        assert_eq!(layers.manifest.params(), params, "{name}");
+    }
+    Ok(())
+}
