@@ -98,6 +98,11 @@ fn is_zero(figure: &u32) -> bool {
     *figure == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_off(factor: &f32) -> bool {
+    *factor == 0.0
+}
+
 impl Default for ModelSpec {
     /// A custom model of which nothing is said.
     fn default() -> Self {
@@ -222,6 +227,11 @@ pub struct AdmitSpec {
     /// scales none.
     #[serde(default)]
     pub max_influence: f32,
+    /// The usual norm of an agent that reports less often than the mean agent counts as up to this many times as much: as
+    /// often as the mean agent reports for each of its reports. 0 makes no difference between agents. Only with the recall
+    /// rule.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub rare_norm_ratio: f32,
 }
 
 /// When agents with an evaluation shard evaluate.

@@ -257,7 +257,7 @@ pub struct Arrival<'a> {
     pub weight: f32,
     /// The product of its content with the model that its agent started from, if the agent has said it.
     pub base_dot: Option<f64>,
-    /// What the [recall](recall) rule needs beside.
+    /// What the [recall] rule needs beside.
     pub recall: Option<&'a RecallInputs>,
 }
 
@@ -379,6 +379,9 @@ mod tests {
         for buffer_size in [0, limits::MERGE_BUFFER_UPDATES + 1] {
             assert_eq!(field(fed_buff(buffer_size, 1.0)), Err("buffer_size"));
         }
+        for step in [0.0, -1.0, f32::NAN, f32::INFINITY, 1_001.0] {
+            assert_eq!(field(MergeSpec::Recall { step, recall: true, average: true }), Err("step"));
+        }
         let staleness = Staleness::Hinge { a: -1.0, b: 0 };
         let error = MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false }.validate();
         let text = error.expect_err("a negative slope").to_string();
@@ -389,6 +392,9 @@ mod tests {
     fn it_reads_well_in_toml() {
         let text = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0\nstaleness = { fn = \"constant\" }\n";
         assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
+        let recall = MergeSpec::Recall { step: 14.0, recall: true, average: true };
+        assert_eq!(toml::from_str("strategy = \"recall\"\n"), Ok(recall.clone()));
+        assert_eq!(toml::from_str(&toml::to_string(&recall).expect("serializable")), Ok(recall));
         let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
         assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
     }

@@ -78,6 +78,8 @@ struct Totals {
 pub struct Admitted {
     /// The fresh weight, in [1/8, 1].
     pub weight: f64,
+    /// C times the agent's share, this update included: below 1 where it reports less often than the mean agent.
+    pub rate: f64,
     /// What the merge rule is told beside it.
     pub inputs: RecallInputs,
 }
@@ -196,7 +198,8 @@ impl Shares {
         let recalled =
             lacking.into_iter().map(|(_, agent, factor)| Recalled { agent, factor: factor as f32 }).collect();
         let active = u32::try_from(totals.active).unwrap_or(u32::MAX);
-        Admitted { weight, inputs: RecallInputs { active, scale: 1.0, recalled } }
+        let rate = totals.active as f64 * share;
+        Admitted { weight, rate, inputs: RecallInputs { active, scale: 1.0, recalled } }
     }
 
     /// Active agents.

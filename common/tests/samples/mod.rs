@@ -64,6 +64,7 @@ pub(crate) fn spec() -> RunSpec {
             max_norm_ratio: 10.0,
             clip_norm_ratio: 2.0,
             max_influence: 1.5,
+            rare_norm_ratio: 0.0,
         },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 5.0 },
         target: TargetSpec { accuracy: Some(0.95), loss: None, versions: Some(1_000), wall_s: Some(60.0) },

@@ -194,6 +194,13 @@ fn values_out_of_range_are_named_with_their_line() {
             "model.context is 8, expected no such key: it belongs to a gpt",
         ),
         ("max_norm_ratio = 10.0", "max_norm_ratio = 0.5", "admit.max_norm_ratio must be 0"),
+        ("clip_norm_ratio = 1.0", "rare_norm_ratio = 0.5", "admit.rare_norm_ratio must be 0"),
+        ("clip_norm_ratio = 1.0", "rare_norm_ratio = 10.0", "admit.rare_norm_ratio needs merge.strategy"),
+        (
+            "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0",
+            "step = 0.0\nstrategy = \"recall\"",
+            "merge.step is 0, expected a number above 0 and at most 1000",
+        ),
         ("max_influence = 1.5", "max_influence = nan", "admit.max_influence must be 0"),
         ("keep = 2", "keep = 1", "checkpoint.keep must be at least 2"),
         ("#accuracy = 0.97", "accuracy = 97", "target.accuracy must be more than 0 and at most 1"),

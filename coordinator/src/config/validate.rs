@@ -116,11 +116,14 @@ fn spec(spec: &RunSpec) -> Checked {
         (spec.admit.max_norm_ratio, "admit.max_norm_ratio", "admit any norm"),
         (spec.admit.clip_norm_ratio, "admit.clip_norm_ratio", "scale none down"),
         (spec.admit.max_influence, "admit.max_influence", "any share"),
+        (spec.admit.rare_norm_ratio, "admit.rare_norm_ratio", "no difference between agents"),
     ] {
         ensure(value == 0.0 || (value.is_finite() && value >= 1.0), key, || {
             format!("must be 0 ({off}) or at least 1, but is {value}")
         })?;
     }
+    let shares = spec.admit.rare_norm_ratio == 0.0 || spec.merge.recalling().is_some();
+    ensure(shares, "admit.rare_norm_ratio", || "needs merge.strategy = \"recall\"".to_owned())?;
     not_negative(spec.evaluate.every_s, "evaluate.every_s")?;
     if let Some(accuracy) = spec.target.accuracy {
         share(accuracy, "target.accuracy")?;

@@ -96,13 +96,15 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     let lr_factor = state.lease(meta.key.agent, meta.lease).map_or(1.0, |lease| lease.plan.lr_factor);
     let per_rate = norm_per_rate(norm, lr_factor);
     let newcomers = state.newcomers();
-    let median = state.recent.median_norm(newcomers);
+    let admitted = admitted(state, meta.key.agent);
+    let allowed = admitted.as_ref().map_or(1.0, |admitted| allowance(state, admitted.rate));
+    let median = state.recent.median_norm(newcomers).map(|median| allowed * median);
     let ratio = f64::from(state.spec.admit.max_norm_ratio);
     if ratio > 0.0 && median.is_some_and(|median| per_rate > ratio * median) {
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
     let staleness = state.version.staleness_of(meta.base_version);
-    let (participation, recall) = participation(state, meta.key.agent);
+    let participation = admitted.as_ref().map_or_else(|| state.participation.weight(meta.key.agent), |it| it.weight);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
     let clipped = clipped(state, compared, measure);
@@ -113,16 +115,22 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         staleness,
         weight,
         norm,
-        recall: recall.map(|inputs| RecallInputs { scale: damped(clipped, 1.0), ..inputs }),
+        recall: admitted.map(|admitted| RecallInputs { scale: damped(clipped, 1.0), ..admitted.inputs }),
     }))
 }
 
-/// Returns the participation that the weight of an agent's update is computed with, and what the recall rule is told.
-fn participation(state: &RunState, agent: AgentId) -> (f64, Option<RecallInputs>) {
-    let Some(recalling) = state.spec.merge.recalling() else { return (state.participation.weight(agent), None) };
+/// Returns what an update of an agent is admitted with where the merge rule uses shares.
+fn admitted(state: &RunState, agent: AgentId) -> Option<Admitted> {
+    let recalling = state.spec.merge.recalling()?;
     let held = state.agents.get(&agent).map_or(0, |known| known.examples_held);
-    let Admitted { weight, inputs } = state.shares.admit(agent, held, recalling);
-    (weight, Some(inputs))
+    Some(state.shares.admit(agent, held, recalling))
+}
+
+/// How many times the usual norm an update of an agent may have that reports at `rate` times the mean rate: agents that
+/// report rarely have more to say at a time.
+fn allowance(state: &RunState, rate: f64) -> f64 {
+    let most = f64::from(state.spec.admit.rare_norm_ratio);
+    if most > 1.0 { (1.0 / rate).clamp(1.0, most) } else { 1.0 }
 }
 
 /// Returns the measure of updates before enough agents have shown a norm: that of the model that the history began with.

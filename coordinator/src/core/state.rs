@@ -482,7 +482,11 @@ impl RunState {
     fn shares_changed(&mut self, changed: shares::Changed) {
         match changed {
             shares::Changed::EveryAgent => self.agents.forget_digests(),
-            shares::Changed::Also(others) => others.iter().for_each(|other| drop(self.agents.get_mut(other))),
+            shares::Changed::Also(others) => {
+                for other in &others {
+                    self.agents.get_mut(other);
+                }
+            }
         }
     }
 

@@ -90,6 +90,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             max_norm_ratio: 0.0,
             clip_norm_ratio: 0.0,
             max_influence: 0.0,
+            rare_norm_ratio: 0.0,
         },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 10.0 },
         target: TargetSpec::default(),

@@ -71,6 +71,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             max_norm_ratio: if ledger { 0.0 } else { 10.0 },
             clip_norm_ratio: if ledger { 0.0 } else { 1.0 },
             max_influence: if ledger { 0.0 } else { 1.5 },
+            rare_norm_ratio: if schedule.recall { 10.0 } else { 0.0 },
         },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec::default(),

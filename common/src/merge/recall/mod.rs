@@ -131,7 +131,7 @@ impl Recall {
         for Recalled { agent, factor } in &inputs.recalled {
             let Some(memory) = self.memories.recall(*agent, self.figures.arrivals) else { continue };
             let moved = (dot(model, &memory.content) - memory.origin) / memory.square;
-            let mut relevance = memory.relevance * clip(2.0 * (1.0 - moved / MOST_MOVED), 0.0, 1.0);
+            let mut relevance = memory.relevance * (2.0 * (1.0 - moved / MOST_MOVED)).clamp(0.0, 1.0);
             if self.figures.sigma > 0.0 {
                 relevance *= (widest / memory.square.sqrt()).min(1.0);
             }
@@ -168,8 +168,8 @@ impl MergeRule for Recall {
         if self.settings.recall {
             let here = dot(model, &content);
             let base = arrival.base_dot.map_or(here, |base| f64::from(inputs.scale) * base);
-            let moved = clip((here - base) / square, -1.0, MOST_MOVED);
-            let (origin, relevance) = (here - moved * square, clip(1.0 - moved, 0.0, 1.0));
+            let moved = ((here - base) / square).clamp(-1.0, MOST_MOVED);
+            let (origin, relevance) = (here - moved * square, (1.0 - moved).clamp(0.0, 1.0));
             let memory = Memory { content, origin, square, relevance, used: self.figures.arrivals };
             self.memories.insert(arrival.agent, memory);
         }
@@ -246,10 +246,6 @@ impl MergeRule for Recall {
     fn boxed(&self) -> Box<dyn MergeRule> {
         Box::new(self.clone())
     }
-}
-
-fn clip(value: f64, low: f64, high: f64) -> f64 {
-    value.max(low).min(high)
 }
 
 /// The content times `scale`.

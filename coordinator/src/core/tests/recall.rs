@@ -58,6 +58,31 @@ fn a_clipped_update_becomes_a_clipped_memory() {
     assert!(large.weight <= 0.25 && large.weight > 0.0, "{}", large.weight);
 }
 
+/// An agent that reports rarely has more to say at a time.
+#[test]
+fn the_usual_norm_knows_how_often_an_agent_reports() {
+    let limits =
+        |rare_norm_ratio| AdmitSpec { max_norm_ratio: 4.0, clip_norm_ratio: 1.0, rare_norm_ratio, ..spec().admit };
+    let scale_of_the_slow = |rare_norm_ratio| {
+        let mut world = World::started_with(RunSpec { admit: limits(rare_norm_ratio), ..recalling() }, 3);
+        (1..=3).for_each(|n| drop(admitted(&mut world, n, 0, [1.0; 4])));
+        (1..30).for_each(|seq| (1..=2).for_each(|n| drop(admitted(&mut world, n, seq, [1.0; 4]))));
+        let lease = world.lease(3);
+        let decide = |value: f32| {
+            let received = content(Delta::Dense(vec![value; 4]));
+            match admit(world.state(), &world.meta(3, 1, &lease), Some(&Ok(&received))) {
+                Decision::Accept(contribution) => contribution.recall.map(|inputs| inputs.scale),
+                _ => None,
+            }
+        };
+        (decide(1.0), decide(2.0), decide(3.0), decide(6.0))
+    };
+    assert_eq!(scale_of_the_slow(0.0), (Some(1.0), Some(0.5), Some(1.0 / 3.0), None));
+    let (one, two, three, six) = scale_of_the_slow(2.0);
+    assert_eq!((one, two), (Some(1.0), Some(1.0)), "it reports less than half as often as the mean");
+    assert_eq!((three, six.map(|scale| scale < 0.34)), (Some(2.0 / 3.0), Some(true)), "and no more than that");
+}
+
 #[test]
 fn a_product_that_is_not_finite_is_malformed() {
     let mut world = World::started_with(recalling(), 1);

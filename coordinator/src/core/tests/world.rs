@@ -72,6 +72,7 @@ pub(super) fn spec() -> RunSpec {
             max_norm_ratio: 0.0,
             clip_norm_ratio: 0.0,
             max_influence: 0.0,
+            rare_norm_ratio: 0.0,
         },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec { accuracy: Some(0.95), ..TargetSpec::default() },

@@ -117,8 +117,8 @@ impl Recall {
                 Some(base) => f64::from(inputs.scale) * base,
                 None => here,
             };
-            let moved = ((here - there) / square).max(-1.0).min(6.0);
-            let relevance = (1.0 - moved).max(0.0).min(1.0);
+            let moved = ((here - there) / square).clamp(-1.0, 6.0);
+            let relevance = (1.0 - moved).clamp(0.0, 1.0);
             let (origin, bytes) = (here - moved * square, bytes(delta));
             let last = Sent { entries: c, bytes, origin, square, relevance, used: self.n };
             self.remember(contribution.meta.key.agent, last);
@@ -133,7 +133,7 @@ impl Recall {
             let Some(last) = self.sent.get_mut(&recalled.agent) else { continue };
             last.used = self.n;
             let moved = (product(x, &last.entries) - last.origin) / last.square;
-            let mut phi = last.relevance * (2.0 * (1.0 - moved / 6.0)).max(0.0).min(1.0);
+            let mut phi = last.relevance * (2.0 * (1.0 - moved / 6.0)).clamp(0.0, 1.0);
             if self.sigma > 0.0 {
                 phi *= (4.0 * self.sigma * n.sqrt() / last.square.sqrt()).min(1.0);
             }
@@ -174,12 +174,12 @@ impl Recall {
         let kappa = self.step / agents.max(10.0);
         let rate = kappa * self.sigma / (1.0 + n / (130.0 * agents)).sqrt();
         let part = (8.0 / (n + 8.0)) as f32;
-        for at in 0..x.len() {
+        for (at, x) in x.iter_mut().enumerate() {
             let m_hat = f64::from(self.m[at]) / (1.0 - self.powers[0]);
             let u_hat = f64::from(self.u[at]) / (1.0 - self.powers[1]);
             let step = rate * m_hat / (u_hat.sqrt() + 0.15 * self.sigma);
-            x[at] = (f64::from(x[at]) + step) as f32;
-            let behind = x[at] - self.average[at];
+            *x = (f64::from(*x) + step) as f32;
+            let behind = *x - self.average[at];
             self.average[at] += part * behind;
         }
     }
