@@ -28,14 +28,15 @@ fn bits(gaps: &[u32], parameter: u8) -> u64 {
 
 /// Appends the code of `gaps` to `out`.
 pub fn encode(gaps: &[u32], parameter: u8, out: &mut Vec<u8>) {
+    // At most 31 bits are held between two pushes of at most 32.
     let (mut buffer, mut held) = (0u64, 0u32);
     let mut push = |bits: u64, count: u32| {
         buffer |= bits << held;
         held += count;
-        while held >= 8 {
-            out.push((buffer & 0xFF) as u8);
-            buffer >>= 8;
-            held -= 8;
+        if held >= 32 {
+            out.extend_from_slice(&buffer.to_le_bytes()[..4]);
+            buffer >>= 32;
+            held -= 32;
         }
     };
     let mask = (1u64 << parameter) - 1;
@@ -46,9 +47,15 @@ pub fn encode(gaps: &[u32], parameter: u8, out: &mut Vec<u8>) {
             quotient -= 16;
         }
         let rest = u64::from(*gap) & mask;
-        push((rest << 1 | 1) << quotient, quotient + 1 + u32::from(parameter));
+        let count = quotient + 1 + u32::from(parameter);
+        if count <= 32 {
+            push((rest << 1 | 1) << quotient, count);
+        } else {
+            push(1 << quotient, quotient + 1);
+            push(rest, u32::from(parameter));
+        }
     }
-    push(0, 7);
+    out.extend_from_slice(&buffer.to_le_bytes()[..held.div_ceil(8) as usize]);
 }
 
 /// Reads `gaps.len()` gaps from the start of `bytes`, each at most `max`, and says how many bytes they took.

@@ -62,7 +62,7 @@ proptest! {
 
     #[test]
     fn top_k_keeps_the_largest_and_no_more((manifest, values) in vectors(), fraction in 0.001f32..1.0) {
-        let codec = encoder(CodecSpec::TopK { fraction });
+        let codec = encoder(CodecSpec::top_k(fraction));
         let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
         prop_assert!(delta.is_finite());
         let Delta::Sparse { indices, .. } = &delta else { panic!("top-k gives sparse deltas") };
@@ -80,14 +80,14 @@ proptest! {
 
     #[test]
     fn top_k_of_everything_leaves_out_only_what_is_tiny_beside_its_block((manifest, values) in vectors()) {
-        let codec = encoder(CodecSpec::TopK { fraction: 1.0 });
+        let codec = encoder(CodecSpec::top_k(1.0));
         let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
         let largest = values.iter().map(|value| value.abs()).fold(0.0, f32::max);
         prop_assert!(largest_left_out(&values, &delta) <= largest / 254.0 * 1.001 + 1e-35);
     }
 
     #[test]
-    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..4, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..8, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         if let Ok(delta) = decode(CodecId(id), &manifest, &bytes) {
             prop_assert_eq!(delta.len(), manifest.params());
         }
