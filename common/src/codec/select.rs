@@ -12,7 +12,7 @@ use super::quantize::SMALLEST;
 use super::vector::{INFINITE, key, vectorized};
 
 /// Elements that are looked at together.
-const LANES: usize = 16;
+const LANES: usize = 8;
 /// The most elements of a sample: about 1 % of a chunk.
 const SAMPLE: usize = 2_048;
 /// How far the next guess lies below this chunk's threshold: a few percent, for about a fifth more positions.
@@ -127,7 +127,7 @@ fn scan(chunk: &[f32], threshold: u32, positions: &mut [u32]) -> (usize, u32) {
             }
             found += count;
         }
-        start = start.wrapping_add(16);
+        start = start.wrapping_add(8);
     }
     for (position, value) in (start..).zip(rest) {
         positions[found] = position;
