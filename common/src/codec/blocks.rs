@@ -100,6 +100,7 @@ impl Layout {
     fn encode(self, manifest: &ModelManifest, mut source: Source<'_>) -> Result<Vec<u8>, EncodeError> {
         check_length(manifest, source.len())?;
         let mut out = Vec::with_capacity(self.payload_bytes(manifest));
+        let keeps = matches!(source, Source::Residual(_));
         let (mut quantized, mut sent) = (Quantized::default(), Vec::with_capacity(CHUNK));
         for (_, tensor) in manifest.ranges() {
             if tensor.len() < DENSE_BELOW {
@@ -110,7 +111,11 @@ impl Layout {
                 let start = chunk.start;
                 let values = source.values(chunk);
                 sent.clear();
-                if !vectorized!(self.encode_chunk(values, &mut quantized, &mut out, &mut sent)) {
+                let finite = match keeps {
+                    true => vectorized!(self.encode_chunk::<true>(values, &mut quantized, &mut out, &mut sent)),
+                    false => vectorized!(self.encode_chunk::<false>(values, &mut quantized, &mut out, &mut sent)),
+                };
+                if !finite {
                     return Err(non_finite(values, start));
                 }
                 source.sent(start, &sent);
@@ -119,10 +124,16 @@ impl Layout {
         Ok(out)
     }
 
-    /// Appends whole blocks to `out`, and what they are read as to `sent`. Says whether all values are finite; stops at the
+    /// Appends whole blocks to `out`, and, if it is kept, what they are read as to `sent`. Says whether all values are finite; stops at the
     /// first block that has another.
     #[inline(always)]
-    fn encode_chunk(self, values: &[f32], block: &mut Quantized, out: &mut Vec<u8>, sent: &mut Vec<f32>) -> bool {
+    fn encode_chunk<const KEEPS: bool>(
+        self,
+        values: &[f32],
+        block: &mut Quantized,
+        out: &mut Vec<u8>,
+        sent: &mut Vec<f32>,
+    ) -> bool {
         for values in values.chunks(self.block) {
             let (largest, bytes) = (largest_key(values), self.bits.bytes(values.len()));
             if largest >= INFINITE {
@@ -131,12 +142,16 @@ impl Layout {
             if largest < SMALLEST.to_bits() {
                 out.extend_from_slice(&[0; SCALE_BYTES]);
                 out.extend(std::iter::repeat_n(0, bytes));
-                sent.extend(std::iter::repeat_n(0.0, values.len()));
+                if KEEPS {
+                    sent.extend(std::iter::repeat_n(0.0, values.len()));
+                }
             } else {
                 let scale = block.fill_steps(self.bits, values, largest);
                 out.extend_from_slice(&scale.to_le_bytes());
                 out.extend_from_slice(block.bytes(bytes));
-                sent.extend_from_slice(block.back(values.len()));
+                if KEEPS {
+                    sent.extend_from_slice(block.back(values.len()));
+                }
             }
         }
         true

@@ -68,7 +68,18 @@ pub fn decode(bytes: &[u8], parameter: u8, max: u32, gaps: &mut [u32]) -> Result
     }
     let mut reader = BitReader { bytes, next: 0, buffer: 0, held: 0 };
     let max_quotient = max >> parameter;
+    let mask = (1u64 << parameter) - 1;
     for gap in gaps {
+        reader.refill();
+        // Nearly every code is among the bits that are held.
+        let zeros = reader.buffer.trailing_zeros();
+        let count = zeros + 1 + u32::from(parameter);
+        if count <= reader.held {
+            let value = u64::from(zeros) << parameter | (reader.buffer >> 1 >> zeros) & mask;
+            reader.skip(count);
+            *gap = u32::try_from(value).ok().filter(|gap| *gap <= max).ok_or_else(|| too_large(value, max))?;
+            continue;
+        }
         let quotient = reader.zeros(max_quotient)?;
         let value = u64::from(quotient) << parameter | reader.bits(u32::from(parameter))?;
         *gap = u32::try_from(value).ok().filter(|gap| *gap <= max).ok_or_else(|| too_large(value, max))?;

@@ -18,6 +18,8 @@ const SAMPLE: usize = 2_048;
 /// How far the next guess lies below this chunk's threshold: a few percent, for about a fifth more positions.
 const MARGIN: u32 = 1 << 18;
 
+/// Buckets of the keys that a scan found.
+const FINE_BUCKETS: u32 = 1 << 10;
 /// Buckets of the histogram: eight bits of exponent and three of mantissa.
 const BUCKETS: usize = 1 << 11;
 const BUCKET_SHIFT: u32 = 31 - 11;
@@ -45,15 +47,16 @@ impl Selector {
     pub(super) fn select(&mut self, chunk: &[f32], keep: usize) -> Result<&[u32], NonFinite> {
         let smallest = SMALLEST.to_bits();
         let guess = self.guess.unwrap_or_else(|| self.sampled(chunk, keep)).max(smallest);
-        let mut found = self.scan(chunk, guess)?;
+        let (mut reached, mut found) = (guess, self.scan(chunk, guess)?);
         if found < keep && guess > smallest {
-            found = self.scan(chunk, low_enough(chunk, keep).max(smallest))?;
+            reached = low_enough(chunk, keep).max(smallest);
+            found = self.scan(chunk, reached)?;
         }
         if found <= keep {
             self.guess = None;
             return Ok(&self.positions[..found]);
         }
-        let (threshold, kept) = self.cut(chunk, found, keep);
+        let (threshold, kept) = self.cut(chunk, reached, found, keep);
         self.guess = Some(threshold.saturating_sub(MARGIN));
         Ok(&self.positions[..kept])
     }
@@ -83,15 +86,13 @@ impl Selector {
         if largest < INFINITE { Ok(found) } else { Err(NonFinite) }
     }
 
-    /// Of the first `found` positions, which are more than `keep`, keeps those of the `keep` largest magnitudes. Returns the
+    /// Of the first `found` positions, which are more than `keep` and reach `reached`, keeps those of the `keep` largest magnitudes. Returns the
     /// smallest key among them, and `keep`.
-    fn cut(&mut self, chunk: &[f32], found: usize, keep: usize) -> (u32, usize) {
+    fn cut(&mut self, chunk: &[f32], reached: u32, found: usize, keep: usize) -> (u32, usize) {
         let positions = &mut self.positions[..found];
         self.keys.clear();
         self.keys.extend(positions.iter().map(|position| key(chunk[*position as usize])));
-        let (larger, threshold, _) = self.keys.select_nth_unstable_by(keep - 1, |one, other| other.cmp(one));
-        let threshold = *threshold;
-        let mut ties = keep - larger.iter().filter(|key| **key > threshold).count();
+        let (threshold, mut ties) = last_kept(&mut self.keys, reached, keep);
         let mut kept = 0;
         for nth in 0..found {
             let position = positions[nth];
@@ -103,6 +104,24 @@ impl Selector {
         }
         (threshold, kept)
     }
+}
+
+/// Returns the `keep`-th largest of more keys than that, which all reach `lowest`, and how many equal to it are among
+/// the `keep` largest. Forgets the keys that are not near it.
+fn last_kept(keys: &mut Vec<u32>, lowest: u32, keep: usize) -> (u32, usize) {
+    // Fine buckets up to twice the margin, where the key usually lies; the last bucket has the rest.
+    let bucket = |key: u32| ((key - lowest) / (MARGIN >> 9)).min(FINE_BUCKETS - 1);
+    let mut counts = [0usize; FINE_BUCKETS as usize];
+    keys.iter().for_each(|key| counts[bucket(*key) as usize] += 1);
+    let (mut chosen, mut above) = (FINE_BUCKETS - 1, 0);
+    while above + counts[chosen as usize] < keep {
+        above += counts[chosen as usize];
+        chosen -= 1;
+    }
+    keys.retain(|key| bucket(*key) == chosen);
+    let wanted = keep - above;
+    let (larger, threshold, _) = keys.select_nth_unstable_by(wanted - 1, |one, other| other.cmp(one));
+    (*threshold, wanted - larger.iter().filter(|key| **key > *threshold).count())
 }
 
 /// Writes the positions whose keys reach `threshold` to `positions`, which has room for all and [`LANES`] more. Returns how
