@@ -4,11 +4,11 @@
 //! |---|---|---|---|
 //! | 0 | [`Planes32`](dense::Planes32): f32, byte-shuffled, zstd | yes | snapshots |
 //! | 1 | [`Planes16`](dense::Planes16): bf16, byte-shuffled, zstd | no | dense updates |
-//! | 2 | [`TopK`](sparse::TopK): Rice-coded gaps, values of 8 bits | no | sparse updates (the default) |
+//! | 2 | [`TopK`]: Rice-coded gaps, values of 8 bits | no | sparse updates (the default) |
 //! | 3 | [`Int8`](blocks::Int8): 8 bits a value, a scale a block | no | dense updates |
 //! | 4 | [`Int4`](blocks::Int4): 4 bits a value, a scale a block | no | dense updates |
-//! | 5 | [`TopK`](sparse::TopK) with values of 4 bits | no | sparse updates |
-//! | 6 | [`TopK`](sparse::TopK) with signs and the mean magnitude of a block | no | sparse updates |
+//! | 5 | [`TopK`] with values of 4 bits | no | sparse updates |
+//! | 6 | [`TopK`] with signs and the mean magnitude of a block | no | sparse updates |
 //!
 //! A codec is one file, one [`CodecId`], and one call of the conformance suite (`common/tests/conformance`). Decoding
 //! checks every count against the manifest before it allocates.

@@ -8,23 +8,23 @@ use std::hint::black_box;
 
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::quantize::ValueBits;
-use anabranch_common::codec::{self, Codec, CodecSpec, sparse};
+use anabranch_common::codec::{self, Codec, CodecSpec};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_testkit::codec::normal;
 use anyhow::ensure;
 use clap::Args;
 
 use crate::clock::Stopwatch;
-use crate::report::{Report, proc_kib, quantile};
+use crate::report::{Report, quantile};
 
 const DECAY: f32 = 0.95;
 /// The size whose decoding has an aim of its own.
 const LARGE: usize = 100_000_000;
-/// Aims: shares of a copy's speed, milliseconds, and bytes beside vector and payload.
+/// Aims: shares of a copy's speed, and milliseconds. That an encoder holds one chunk beside vector and payload is tested
+/// with an allocator that counts (`common/tests/allocations.rs`).
 const TOP_K_AIM: f64 = 0.25;
 const INT8_AIM: f64 = 0.4;
 const ADD_AIM_MS: f64 = 15.0;
-const EXTRA_AIM_BYTES: f64 = 2.0 * 4.0 * sparse::CHUNK as f64;
 
 /// What is measured.
 #[derive(Debug, Clone, Args)]
@@ -96,12 +96,6 @@ fn aims(report: &mut Report, params: usize) {
             ms <= ADD_AIM_MS,
         );
     }
-    for codec in ["int8", "top1_int8", "top5_int8"] {
-        if let Some(bytes) = found(report, &format!("{codec}_encode_extra_bytes")) {
-            let text = format!("{codec} encodes with {EXTRA_AIM_BYTES} bytes or fewer beside vector and payload");
-            report.aim(text, bytes <= EXTRA_AIM_BYTES);
-        }
-    }
 }
 
 /// A size as figures have it in their names.
@@ -157,13 +151,9 @@ impl Bench {
         let mut feedback = Feedback::new(DECAY);
         for round in 0..=repeats {
             let copy_s = self.copy();
-            let before = resident();
             let watch = Stopwatch::start();
             let payload = codec.encode(&self.manifest, &self.values)?;
             let encode_s = watch.seconds();
-            if let Some(extra) = before.zip(peak()).map(|(before, peak)| peak.saturating_sub(before)) {
-                figures.extra.push(extra.saturating_sub(payload.len() as u64) as f64);
-            }
             let watch = Stopwatch::start();
             let delta = codec::decode(codec.id(), &self.manifest, &payload)?;
             let decode_s = watch.seconds();
@@ -184,21 +174,10 @@ impl Bench {
     }
 }
 
-/// Sets this process's peak of resident memory to what is resident now, and returns that in bytes. Linux only.
-fn resident() -> Option<u64> {
-    std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    peak()
-}
-
-fn peak() -> Option<u64> {
-    Some(proc_kib("/proc/self/status", "VmHWM:")? << 10)
-}
-
 /// Times of one subject, by what it did.
 #[derive(Default)]
 struct Figures {
     steps: Vec<(&'static str, Vec<f64>, Vec<f64>)>,
-    extra: Vec<f64>,
     ratio: f64,
 }
 
@@ -228,10 +207,6 @@ impl Figures {
             report.metric(format!("{name}_{step}_ratio_to_memcpy_max"), most);
             report.metric(format!("{name}_{step}_ms"), quantile(times, 0.5) * 1e3);
             line += &format!("  {step} {median:.3} ({least:.3} to {most:.3})");
-        }
-        self.extra.sort_by(f64::total_cmp);
-        if !self.extra.is_empty() {
-            report.metric(format!("{name}_encode_extra_bytes"), quantile(&self.extra, 0.5));
         }
         println!("{line}");
     }

@@ -196,7 +196,7 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
-    /// Every codec next to a copy of the same vector and to zstd, on one thread: speed, size, memory
+    /// Every codec next to a copy of the same vector and to zstd, on one thread: speed and size
     Codec {
         #[command(flatten)]
         options: bench::codec::Options,
