@@ -1,66 +1,19 @@
 //! No payload makes a decoder allocate more than its manifest and its own length warrant. Guards P5 and fault 41 (zstd
 //! bombs, length bombs).
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod allocator;
 
+use allocator::peak;
+use anabranch_common::codec::feedback::Feedback;
+use anabranch_common::codec::quantize::ValueBits;
 use anabranch_common::codec::{CodecId, DecodeError, decode, encoder, max_decoded_bytes, max_payload_bytes};
-use anabranch_common::codec::{CodecSpec, Delta};
+use anabranch_common::codec::{CodecSpec, Delta, sparse};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Assembly, TransferManifest};
 use anabranch_testkit::codec::normal;
-
-/// Counts what the current thread holds, and the most it has held.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn note(change: isize) {
-    // A thread that is being torn down has no counters any more; nothing is measured there.
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + change);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
-    });
-}
-
-#[expect(unsafe_code, reason = "a global allocator is the only way to see every allocation")]
-// SAFETY: every call is passed on to the system's allocator unchanged; the counters do not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size().cast_signed());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        note(layout.size().cast_signed());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        note(-layout.size().cast_signed());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most that `run` held at once, in bytes, beyond what was held before, and what it returned.
-fn peak<T>(run: impl FnOnce() -> T) -> (usize, T) {
-    let before = HELD.get();
-    PEAK.set(before);
-    let result = run();
-    (usize::try_from(PEAK.get() - before).expect("the peak is never below the start"), result)
-}
 
 fn manifest(params: u64) -> ModelManifest {
     ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![params] }]).expect("valid")
@@ -70,12 +23,17 @@ fn manifest(params: u64) -> ModelManifest {
 const A_PARAMETER: usize = 12;
 const CONSTANT: usize = 64 << 10;
 
+fn every_spec() -> impl Iterator<Item = CodecSpec> {
+    let dense = [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::Int8, CodecSpec::Int4];
+    let top_k = |bits| [0.05, 1.0].map(|fraction| CodecSpec::TopK { fraction, bits });
+    dense.into_iter().chain(ValueBits::ALL.into_iter().flat_map(top_k))
+}
+
 #[test]
 fn honest_payloads_stay_within_the_promise() {
     let params = 300_000;
     let (manifest, values) = (manifest(params), normal(300_000, 1));
-    for spec in [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::TopK { fraction: 0.05 }, CodecSpec::TopK { fraction: 1.0 }]
-    {
+    for spec in every_spec() {
         let codec = encoder(spec);
         let bytes = codec.encode(&manifest, &values).expect("finite");
         let (most, delta) = peak(|| codec.decode(&manifest, &bytes));
@@ -86,6 +44,29 @@ fn honest_payloads_stay_within_the_promise() {
     }
 }
 
+/// An encoder that works chunk by chunk holds its payload and the buffers of one chunk: positions and keys of all its
+/// elements at most, what is read of them, whatever the length of the model. Guards the memory of agents.
+#[test]
+fn encoding_takes_the_payload_and_the_buffers_of_one_chunk() {
+    let params = 16 * sparse::CHUNK;
+    let (manifest, values) = (manifest(params as u64), normal(params, 1));
+    let top_k = |bits| [0.01, 0.05].map(|fraction| CodecSpec::TopK { fraction, bits });
+    let specs = ValueBits::ALL.into_iter().flat_map(top_k).chain([CodecSpec::Int8, CodecSpec::Int4]);
+    for spec in specs {
+        let codec = encoder(spec);
+        let mut feedback = Feedback::restore(0.9, normal(params, 2));
+        let (alone, payload) = peak(|| codec.encode(&manifest, &values).expect("finite").len());
+        let (with_feedback, _) = peak(|| feedback.encode(&*codec, &manifest, &values).expect("finite"));
+        for (name, most) in [("alone", alone), ("with feedback", with_feedback)] {
+            let extra = most.saturating_sub(payload);
+            println!("{spec:?} {name}: {extra} bytes beside a payload of {payload}, for {params} parameters");
+            // The payload's own buffer is a little longer than the payload.
+            let chunk = 4 * sparse::CHUNK + payload / 4 + 2 * CONSTANT;
+            assert!(extra <= chunk, "{spec:?} {name} held {extra} bytes beside its payload of {payload}");
+        }
+    }
+}
+
 /// Room for the decoded form is also room for a second copy of the payload, which the coordinator
 /// makes on the way.
 #[test]
@@ -93,7 +74,7 @@ fn the_decoded_form_is_never_stated_smaller_than_its_payload() {
     for params in [1, 1_000, 3_000_000] {
         let manifest = manifest(params);
         let longest = max_payload_bytes(&manifest);
-        for (id, bytes) in (0..3).flat_map(|id| [(id, 1), (id, params.min(longest)), (id, longest)]) {
+        for (id, bytes) in (0..7).flat_map(|id| [(id, 1), (id, params.min(longest)), (id, longest)]) {
             let stated = max_decoded_bytes(CodecId(id), &manifest, bytes);
             assert!(stated + CONSTANT as u64 >= bytes, "codec {id}: {stated} bytes for a payload of {bytes}");
         }
@@ -112,16 +93,21 @@ fn a_few_bytes_allocate_next_to_nothing_whatever_they_claim() {
     };
     let count_bomb = [&u32::to_le_bytes(1 << 30)[..], &[0xFF; 600]].concat();
     for bytes in [vec![], vec![0; 64], vec![0xFF; 4_096], zstd_bomb, count_bomb] {
-        for id in 0..4 {
+        for id in 0..8 {
             let (most, delta) = peak(|| decode(CodecId(id), &manifest, &bytes).map(|delta| delta.len()));
             assert!(delta.is_err(), "codec {id} read {} bytes", bytes.len());
-            assert!(most <= CONSTANT, "codec {id} held {most} bytes for {} bytes", bytes.len());
+            // A byte holds four entries of 8 bytes at most: signs beside each other.
+            let most_of_these = 32 * bytes.len() + CONSTANT;
+            assert!(most <= most_of_these, "codec {id} held {most} bytes for {} bytes", bytes.len());
         }
     }
-    // That nothing was selected is the one thing that so few bytes can say of so large a tensor.
-    let (most, delta) = peak(|| decode(CodecId(2), &manifest, &[0; 4]));
-    assert_eq!(delta, Ok(Delta::Sparse { len: 1 << 30, indices: vec![], values: vec![] }));
-    assert!(most <= CONSTANT);
+    // That nothing was selected is the one thing that so few bytes can say of so large a tensor: a count for each chunk.
+    let counts = vec![0; 4 * (1 << 30) / sparse::CHUNK];
+    for id in [2, 5, 6] {
+        let (most, delta) = peak(|| decode(CodecId(id), &manifest, &counts));
+        assert_eq!(delta, Ok(Delta::Sparse { len: 1 << 30, indices: vec![], values: vec![] }));
+        assert!(most <= 8 * counts.len() * 4 + CONSTANT, "codec {id} held {most} bytes");
+    }
 }
 
 #[test]

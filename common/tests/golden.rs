@@ -8,9 +8,11 @@ mod samples;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write as _};
 
+use anabranch_common::codec::blocks::{Int4, Int8};
 use anabranch_common::codec::dense::{Planes16, Planes32};
+use anabranch_common::codec::quantize::ValueBits;
 use anabranch_common::codec::sparse::TopK;
-use anabranch_common::codec::{Codec as _, CodecId, CodecSpec, Delta, decode};
+use anabranch_common::codec::{Codec, CodecId, CodecSpec, Delta, decode, encoder};
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Chain, Record};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
@@ -156,6 +158,19 @@ fn the_bytes_of_a_top_k_payload() {
     insta::assert_snapshot!(hex(&bytes));
 }
 
+#[test]
+fn the_bytes_of_other_quantized_payloads() {
+    let (manifest, values) = (samples::manifest(), samples::values());
+    let top_k = |bits| Box::new(TopK::with_bits(0.05, bits)) as Box<dyn Codec>;
+    let codecs = [top_k(ValueBits::Four), top_k(ValueBits::One), Box::new(Int4), Box::new(Int8)];
+    let lines = codecs.iter().fold(String::new(), |mut lines, codec| {
+        let bytes = codec.encode(&manifest, &values).expect("finite");
+        writeln!(lines, "codec {}, {} bytes\n  {}", codec.id().0, bytes.len(), hex(&bytes)).expect("memory");
+        lines
+    });
+    insta::assert_snapshot!(lines);
+}
+
 /// zstd's output differs between its versions, so these are only read.
 #[test]
 fn payloads_from_an_older_zstd_are_read() {
@@ -173,8 +188,21 @@ fn payloads_from_an_older_zstd_are_read() {
 
 #[test]
 fn codec_bytes_and_names_never_change() {
-    assert_eq!([Planes32::ID, Planes16::ID, TopK::ID], [CodecId(0), CodecId(1), CodecId(2)]);
-    let specs = [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::TopK { fraction: 0.5 }];
-    let names = specs.map(|spec| serde_json::to_string(&spec).expect("serializable"));
-    assert_eq!(names, [r#"{"kind":"f32"}"#, r#"{"kind":"bf16"}"#, r#"{"kind":"top-k","fraction":0.5}"#]);
+    let top_k = ValueBits::ALL.map(|bits| CodecSpec::TopK { fraction: 0.5, bits });
+    let dense = [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::Int8, CodecSpec::Int4];
+    let known: Vec<_> = dense
+        .into_iter()
+        .chain(top_k)
+        .map(|spec| (encoder(spec).id().0, serde_json::to_string(&spec).expect("serializable")))
+        .collect();
+    let wanted = [
+        (0, r#"{"kind":"f32"}"#),
+        (1, r#"{"kind":"bf16"}"#),
+        (3, r#"{"kind":"int8"}"#),
+        (4, r#"{"kind":"int4"}"#),
+        (2, r#"{"kind":"top-k","fraction":0.5}"#),
+        (5, r#"{"kind":"top-k","fraction":0.5,"bits":4}"#),
+        (6, r#"{"kind":"top-k","fraction":0.5,"bits":1}"#),
+    ];
+    assert_eq!(known, wanted.map(|(id, name)| (id, name.to_owned())));
 }

@@ -31,7 +31,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
         lease: lease(LeaseId(seq), AGENT, BRANCH),
         epoch: Epoch(1),
         seq: UpdateSeq(seq),
-        codec: CodecSpec::TopK { fraction: 0.1 },
+        codec: CodecSpec::top_k(0.1),
         feedback_decay: 1.0,
         outcome: Outcome {
             lease: LeaseId(seq),

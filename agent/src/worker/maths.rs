@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use anabranch_common::codec::CodecSpec;
+use anabranch_common::codec::quantize::ValueBits;
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
@@ -209,10 +210,10 @@ impl Maths {
     }
 }
 
-/// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely.
+/// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely, with values of 8 bits.
 fn encode_order(spec: &AgentSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
     let UploadSpec { codec, feedback_decay, .. } = spec.upload;
-    let states = feedback.filter(|_| matches!(codec, CodecSpec::TopK { .. }))?;
+    let states = feedback.filter(|_| matches!(codec, CodecSpec::TopK { bits: ValueBits::Eight, .. }))?;
     Some(EncodeOrder { codec, feedback_decay, states: Arc::clone(states) })
 }
 

@@ -8,6 +8,9 @@
 //! EF14 (Seide et al. 2014), with a decay beta. The state e is all that has to survive a restart; losing it costs
 //! accuracy, never correctness.
 
+use std::ops::Range;
+
+use super::vector::vectorized;
 use super::{Codec, DecodeError, Delta, EncodeError};
 use crate::manifest::ModelManifest;
 
@@ -20,6 +23,70 @@ pub enum SentError {
     /// It is no payload of this codec for this model.
     #[error(transparent)]
     Payload(#[from] DecodeError),
+}
+
+/// v in the place of e: an encoder computes it and takes off what it sends, one part of the vector after another, so that
+/// each part passes through the caches once.
+#[derive(Debug)]
+pub struct Residual<'a> {
+    /// e, then v, then e'.
+    values: &'a mut [f32],
+    /// delta and beta; nothing if the values are v already.
+    added: Option<(&'a [f32], f32)>,
+}
+
+impl Residual<'_> {
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Computes and returns v over `range`: once for each part.
+    pub(super) fn sum(&mut self, range: Range<usize>) -> &[f32] {
+        let values = &mut self.values[range.clone()];
+        if let Some((delta, decay)) = self.added {
+            let delta = &delta[range];
+            vectorized!(add(values, delta, decay));
+        }
+        values
+    }
+
+    /// Takes off what is sent of the values from `start` on.
+    pub(super) fn sent(&mut self, start: usize, sent: &[f32]) {
+        let values = &mut self.values[start..start + sent.len()];
+        vectorized!(subtract(values, sent));
+    }
+
+    /// Takes off what is sent of the values at `positions` after `start`.
+    pub(super) fn sent_at(&mut self, start: usize, positions: &[u32], sent: &[f32]) {
+        let values = &mut self.values[start..];
+        for (position, sent) in positions.iter().zip(sent) {
+            let value = &mut values[*position as usize];
+            *value = finite_or(*value - sent, 0.0);
+        }
+    }
+
+    /// Takes off what is sent of the whole vector.
+    pub(super) fn keep(&mut self, sent: &Delta) {
+        match sent {
+            Delta::Dense(sent) => self.sent(0, sent),
+            Delta::Sparse { indices, values, .. } => self.sent_at(0, indices, values),
+        }
+    }
+}
+
+/// e becomes v; where that would be infinite, delta.
+#[inline(always)]
+fn add(left_out: &mut [f32], delta: &[f32], decay: f32) {
+    for (left_out, delta) in left_out.iter_mut().zip(delta) {
+        *left_out = finite_or(delta + decay * *left_out, *delta);
+    }
+}
+
+#[inline(always)]
+fn subtract(values: &mut [f32], sent: &[f32]) {
+    for (value, sent) in values.iter_mut().zip(sent) {
+        *value = finite_or(*value - sent, 0.0);
+    }
 }
 
 /// The feedback state of one agent.
@@ -78,11 +145,7 @@ impl Feedback {
         if self.keeps_nothing(codec) {
             return codec.encode(manifest, delta);
         }
-        let sum = self.sum(delta);
-        let payload = codec.encode(manifest, &sum)?;
-        let sent = codec.decode(manifest, &payload).expect("a codec decodes what it encoded");
-        self.keep(sum, &sent);
-        Ok(payload)
+        codec.encode_residual(manifest, self.residual(delta))
     }
 
     /// The same for a payload that somebody else made of `delta` and this state: keeps what it leaves out. Whatever it
@@ -100,7 +163,9 @@ impl Feedback {
         super::check_input(manifest, delta)?;
         let sent = codec.decode(manifest, payload)?;
         if !self.keeps_nothing(codec) {
-            self.keep(self.sum(delta), &sent);
+            let mut residual = self.residual(delta);
+            residual.sum(0..delta.len());
+            residual.keep(&sent);
         }
         Ok(())
     }
@@ -109,21 +174,13 @@ impl Feedback {
         !self.is_on() || codec.lossless() && self.left_out.is_empty()
     }
 
-    /// v.
-    fn sum(&self, delta: &[f32]) -> Vec<f32> {
-        let mut sum = delta.to_vec();
-        if self.left_out.len() == sum.len() {
-            for (sum, left_out) in sum.iter_mut().zip(&self.left_out) {
-                *sum = finite_or(*sum + self.decay * left_out, *sum);
-            }
+    /// v, to be computed.
+    fn residual<'a>(&'a mut self, delta: &'a [f32]) -> Residual<'a> {
+        if self.left_out.len() == delta.len() {
+            return Residual { values: &mut self.left_out, added: Some((delta, self.decay)) };
         }
-        sum
-    }
-
-    fn keep(&mut self, mut sum: Vec<f32>, sent: &Delta) {
-        sent.add_scaled_to(&mut sum, -1.0);
-        sum.iter_mut().for_each(|left_out| *left_out = finite_or(*left_out, 0.0));
-        self.left_out = sum;
+        self.left_out = delta.to_vec();
+        Residual { values: &mut self.left_out, added: None }
     }
 
     /// Takes back the content of an update that was refused for a reason whose
@@ -148,6 +205,7 @@ impl Feedback {
     }
 }
 
+#[inline(always)]
 fn finite_or(value: f32, otherwise: f32) -> f32 {
     if value.is_finite() { value } else { otherwise }
 }

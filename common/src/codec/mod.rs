@@ -4,41 +4,41 @@
 //! |---|---|---|---|
 //! | 0 | [`Planes32`](dense::Planes32): f32, byte-shuffled, zstd | yes | snapshots |
 //! | 1 | [`Planes16`](dense::Planes16): bf16, byte-shuffled, zstd | no | dense updates |
-//! | 2 | [`TopK`](sparse::TopK): Rice-coded gaps, int8 values | no | sparse updates (the default) |
+//! | 2 | [`TopK`]: Rice-coded gaps, values of 8 bits | no | sparse updates (the default) |
+//! | 3 | [`Int8`](blocks::Int8): 8 bits a value, a scale a block | no | dense updates |
+//! | 4 | [`Int4`](blocks::Int4): 4 bits a value, a scale a block | no | dense updates |
+//! | 5 | [`TopK`] with values of 4 bits | no | sparse updates |
+//! | 6 | [`TopK`] with signs and the mean magnitude of a block | no | sparse updates |
 //!
 //! A codec is one file, one [`CodecId`], and one call of the conformance suite (`common/tests/conformance`). Decoding
 //! checks every count against the manifest before it allocates.
 
+pub mod blocks;
 pub mod dense;
 pub mod entropy;
 pub mod feedback;
 pub mod quantize;
 pub mod rice;
+mod select;
 pub mod sparse;
+mod spec;
+mod vector;
+
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::ModelManifest;
+use feedback::Residual;
+use sparse::TopK;
+use vector::{INFINITE, largest_key, vectorized};
+
+pub use spec::{CodecSpec, FractionError, encoder};
 
 /// The one byte that names a codec on the wire and in the journal. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CodecId(pub u8);
-
-/// A codec as configured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum CodecSpec {
-    /// Lossless f32 planes.
-    F32,
-    /// bf16 planes.
-    Bf16,
-    /// The largest entries only.
-    TopK {
-        /// Share of each tensor that is sent, in (0, 1].
-        fraction: f32,
-    },
-}
 
 /// A decoded update.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,6 +113,18 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// The length differs from the manifest's, or a value is not finite.
     fn encode(&self, manifest: &ModelManifest, values: &[f32]) -> Result<Vec<u8>, EncodeError>;
 
+    /// Encodes the sum of `residual` and leaves in it what the payload leaves out.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn encode_residual(&self, manifest: &ModelManifest, mut residual: Residual<'_>) -> Result<Vec<u8>, EncodeError> {
+        let values = residual.sum(0..manifest.params());
+        let payload = self.encode(manifest, values)?;
+        let sent = self.decode(manifest, &payload).expect("a codec decodes what it encoded");
+        residual.keep(&sent);
+        Ok(payload)
+    }
+
     /// Decodes a payload for `manifest`. Allocates at most the decoded vector (12 bytes a parameter) plus a constant,
     /// whatever the bytes say.
     ///
@@ -121,45 +133,84 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     fn decode(&self, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError>;
 }
 
-/// Checks what every encoder is given.
-fn check_input(manifest: &ModelManifest, values: &[f32]) -> Result<(), EncodeError> {
-    if values.len() != manifest.params() {
-        return Err(EncodeError::WrongLength { expected: manifest.params(), found: values.len() });
-    }
-    // Whole blocks without an early exit, so that the comparison vectorises.
-    let finite = |block: &[f32]| block.iter().fold(true, |finite, value| finite & value.is_finite());
-    match values.chunks(4096).all(finite) {
-        true => Ok(()),
-        false => Err(EncodeError::NonFinite(values.iter().position(|value| !value.is_finite()).unwrap_or(0))),
-    }
+/// What an encoder reads: a vector, or the sum of one and of what was left out before.
+enum Source<'a> {
+    Values(&'a [f32]),
+    Residual(Residual<'a>),
 }
 
-/// Why a codec's configuration is refused.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("upload.codec.fraction is {0}, expected a number above 0 and at most 1")]
-pub struct FractionError(pub f32);
-
-impl CodecSpec {
-    /// Checks the parameters.
-    ///
-    /// # Errors
-    /// The fraction is not in (0, 1].
-    pub fn validate(&self) -> Result<(), FractionError> {
+impl Source<'_> {
+    fn len(&self) -> usize {
         match self {
-            Self::TopK { fraction } if !(*fraction > 0.0 && *fraction <= 1.0) => Err(FractionError(*fraction)),
-            _ => Ok(()),
+            Self::Values(values) => values.len(),
+            Self::Residual(residual) => residual.len(),
         }
     }
+
+    /// Returns values that were not asked for before.
+    fn values(&mut self, range: Range<usize>) -> &[f32] {
+        match self {
+            Self::Values(values) => &values[range],
+            Self::Residual(residual) => residual.sum(range),
+        }
+    }
+
+    /// Keeps what is left out of the values from `start` on.
+    fn sent(&mut self, start: usize, sent: &[f32]) {
+        if let Self::Residual(residual) = self {
+            residual.sent(start, sent);
+        }
+    }
+
+    /// Keeps what is left out of some of the values from `start` on.
+    fn sent_at(&mut self, start: usize, positions: &[u32], sent: &[f32]) {
+        if let Self::Residual(residual) = self {
+            residual.sent_at(start, positions, sent);
+        }
+    }
+
+    /// Appends values that were not asked for before, as bf16.
+    fn write_halves(&mut self, range: Range<usize>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let start = range.start;
+        let values = self.values(range);
+        check_finite(values, start)?;
+        let halves: Vec<u16> = values.iter().map(|value| dense::to_bf16(*value)).collect();
+        out.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+        let back: Vec<f32> = halves.into_iter().map(dense::from_bf16).collect();
+        self.sent(start, &back);
+        Ok(())
+    }
 }
 
-/// The encoder that a configuration asks for.
-#[must_use]
-pub fn encoder(spec: CodecSpec) -> Box<dyn Codec> {
-    match spec {
-        CodecSpec::F32 => Box::new(dense::Planes32),
-        CodecSpec::Bf16 => Box::new(dense::Planes16),
-        CodecSpec::TopK { fraction } => Box::new(sparse::TopK::new(fraction)),
+/// Cuts a range into pieces of this size; the last one is the rest.
+fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(size).map(move |start| start..end.min(start + size))
+}
+
+fn check_length(manifest: &ModelManifest, found: usize) -> Result<(), EncodeError> {
+    let expected = manifest.params();
+    if found == expected { Ok(()) } else { Err(EncodeError::WrongLength { expected, found }) }
+}
+
+/// Checks values that stand at `start` and after it.
+fn check_finite(values: &[f32], start: usize) -> Result<(), EncodeError> {
+    // Whole chunks without an early exit, so that the loop vectorises.
+    match values.chunks(4096).all(|chunk| vectorized!(largest_key(chunk)) < INFINITE) {
+        true => Ok(()),
+        false => Err(non_finite(values, start)),
     }
+}
+
+/// The error for values at `start` and after it, of which one is not finite.
+fn non_finite(values: &[f32], start: usize) -> EncodeError {
+    EncodeError::NonFinite(start + values.iter().position(|value| !value.is_finite()).unwrap_or(0))
+}
+
+/// Checks what every encoder is given.
+fn check_input(manifest: &ModelManifest, values: &[f32]) -> Result<(), EncodeError> {
+    check_length(manifest, values.len())?;
+    check_finite(values, 0)
 }
 
 /// Bytes of the longest payload that any codec makes for `manifest`: zstd's bound for codec 0 on values that do not
@@ -185,15 +236,16 @@ pub fn euclidean_norm(values: &[f32]) -> f64 {
 /// |---|---|---|
 /// | f32 planes | 4 a parameter | 4 a parameter |
 /// | bf16 planes | 4 a parameter | 2 a parameter |
-/// | top-k | 8 an entry, of which each takes at least a byte of the payload | - |
+/// | int8, int4 | 4 a parameter | - |
+/// | top-k | 8 an entry, of which each takes its value's bits and one more of the payload | - |
 #[must_use]
 pub fn max_decoded_bytes(id: CodecId, manifest: &ModelManifest, payload_bytes: u64) -> u64 {
     let params = manifest.params() as u64;
     match id {
         dense::Planes32::ID => 8 * params,
         dense::Planes16::ID => 6 * params,
-        sparse::TopK::ID => 8 * params.min(payload_bytes),
-        CodecId(_) => 0,
+        blocks::Int8::ID | blocks::Int4::ID => 4 * params,
+        _ => TopK::of(id).map_or(0, |codec| 8 * params.min(codec.most_entries(payload_bytes))),
     }
 }
 
@@ -205,8 +257,9 @@ pub fn decode(id: CodecId, manifest: &ModelManifest, bytes: &[u8]) -> Result<Del
     match id {
         dense::Planes32::ID => dense::Planes32.decode(manifest, bytes),
         dense::Planes16::ID => dense::Planes16.decode(manifest, bytes),
-        sparse::TopK::ID => sparse::TopK::ANY.decode(manifest, bytes),
-        CodecId(other) => Err(DecodeError::UnknownCodec(other)),
+        blocks::Int8::ID => blocks::Int8.decode(manifest, bytes),
+        blocks::Int4::ID => blocks::Int4.decode(manifest, bytes),
+        _ => TopK::of(id).ok_or(DecodeError::UnknownCodec(id.0))?.decode(manifest, bytes),
     }
 }
 
@@ -238,7 +291,7 @@ impl Delta {
     /// with a reason of its own.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        self.values().chunks(4096).all(|block| block.iter().fold(true, |finite, value| finite & value.is_finite()))
+        check_finite(self.values(), 0).is_ok()
     }
 
     /// Euclidean norm, summed in f64 in index order.
@@ -304,21 +357,13 @@ mod tests {
             let noise: Vec<f32> =
                 (0..params).map(|_| f32::from_bits((rng.next_u64() >> 33) as u32 & 0xFF7F_FFFF)).collect();
             let most = max_payload_bytes(&manifest);
-            for spec in [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::TopK { fraction: 1.0 }] {
+            let dense = [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::Int8, CodecSpec::Int4];
+            let sparse = quantize::ValueBits::ALL.map(|bits| CodecSpec::TopK { fraction: 1.0, bits });
+            for spec in dense.into_iter().chain(sparse) {
                 let bytes = encoder(spec).encode(&manifest, &noise).expect("finite").len() as u64;
                 assert!(bytes <= most, "{spec:?}: {bytes} bytes for {params} parameters, more than {most}");
             }
             assert!(most <= params as u64 * 4 * 257 / 256 + 129, "{most} for {params} parameters");
-        }
-    }
-
-    #[test]
-    fn specs_read_well_in_toml_and_bad_fractions_are_refused() {
-        let spec: CodecSpec = toml::from_str("kind = \"top-k\"\nfraction = 0.05\n").expect("valid");
-        assert_eq!((spec, spec.validate()), (CodecSpec::TopK { fraction: 0.05 }, Ok(())));
-        assert_eq!(toml::from_str("kind = \"bf16\""), Ok(CodecSpec::Bf16));
-        for fraction in [0.0, -0.1, 1.5, f32::NAN, f32::INFINITY] {
-            assert!(CodecSpec::TopK { fraction }.validate().is_err(), "fraction {fraction} was accepted");
         }
     }
 

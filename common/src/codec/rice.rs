@@ -28,14 +28,15 @@ fn bits(gaps: &[u32], parameter: u8) -> u64 {
 
 /// Appends the code of `gaps` to `out`.
 pub fn encode(gaps: &[u32], parameter: u8, out: &mut Vec<u8>) {
+    // At most 31 bits are held between two pushes of at most 32.
     let (mut buffer, mut held) = (0u64, 0u32);
     let mut push = |bits: u64, count: u32| {
         buffer |= bits << held;
         held += count;
-        while held >= 8 {
-            out.push((buffer & 0xFF) as u8);
-            buffer >>= 8;
-            held -= 8;
+        if held >= 32 {
+            out.extend_from_slice(&buffer.to_le_bytes()[..4]);
+            buffer >>= 32;
+            held -= 32;
         }
     };
     let mask = (1u64 << parameter) - 1;
@@ -46,9 +47,15 @@ pub fn encode(gaps: &[u32], parameter: u8, out: &mut Vec<u8>) {
             quotient -= 16;
         }
         let rest = u64::from(*gap) & mask;
-        push((rest << 1 | 1) << quotient, quotient + 1 + u32::from(parameter));
+        let count = quotient + 1 + u32::from(parameter);
+        if count <= 32 {
+            push((rest << 1 | 1) << quotient, count);
+        } else {
+            push(1 << quotient, quotient + 1);
+            push(rest, u32::from(parameter));
+        }
     }
-    push(0, 7);
+    out.extend_from_slice(&buffer.to_le_bytes()[..held.div_ceil(8) as usize]);
 }
 
 /// Reads `gaps.len()` gaps from the start of `bytes`, each at most `max`, and says how many bytes they took.
@@ -61,7 +68,18 @@ pub fn decode(bytes: &[u8], parameter: u8, max: u32, gaps: &mut [u32]) -> Result
     }
     let mut reader = BitReader { bytes, next: 0, buffer: 0, held: 0 };
     let max_quotient = max >> parameter;
+    let mask = (1u64 << parameter) - 1;
     for gap in gaps {
+        reader.refill();
+        // Nearly every code is among the bits that are held.
+        let zeros = reader.buffer.trailing_zeros();
+        let count = zeros + 1 + u32::from(parameter);
+        if count <= reader.held {
+            let value = u64::from(zeros) << parameter | (reader.buffer >> 1 >> zeros) & mask;
+            reader.skip(count);
+            *gap = u32::try_from(value).ok().filter(|gap| *gap <= max).ok_or_else(|| too_large(value, max))?;
+            continue;
+        }
         let quotient = reader.zeros(max_quotient)?;
         let value = u64::from(quotient) << parameter | reader.bits(u32::from(parameter))?;
         *gap = u32::try_from(value).ok().filter(|gap| *gap <= max).ok_or_else(|| too_large(value, max))?;

@@ -1,61 +1,133 @@
-//! The largest entries only: positions as Rice-coded gaps, values as int8.
+//! The largest entries only: positions as Rice-coded gaps, values as small integers.
 //!
 //! For each tensor, in manifest order:
 //!
 //! ```text
-//!  fewer than 1,024 elements (biases, norms)        otherwise
+//!  fewer than 1,024 elements (biases, norms)        otherwise, for each chunk of 262,144 elements (the last one: the rest)
 //!  ┌───────────────────────┐                        ┌────────┬─────────┬─────────┬─
 //!  │ bf16 le, each element │                        │ k      │ block 0 │ block 1 │ ...  ceil(k / 256) blocks
 //!  └───────────────────────┘                        │ u32 le │         │         │
 //!                                                   └────────┴─────────┴─────────┴─
 //!  block of m = min(256, entries left)
-//!  ┌────────┬──────────────┬─────────────┬──────────────────────────────────┐
-//!  │ scale  │ parameter r  │ values      │ gaps, filled up to a whole byte  │
-//!  │ f32 le │ u8           │ m times i8  │ m Rice codes (see `rice`)        │
-//!  └────────┴──────────────┴─────────────┴──────────────────────────────────┘
+//!  ┌────────┬──────────────┬───────────────────────┬──────────────────────────────────┐
+//!  │ scale  │ parameter r  │ values                │ gaps, filled up to a whole byte  │
+//!  │ f32 le │ u8           │ m times 8, 4 or 1 bit │ m Rice codes (see `rice`)        │
+//!  └────────┴──────────────┴───────────────────────┴──────────────────────────────────┘
 //! ```
-//! Entries are in the order of their positions; a gap is the number of elements skipped since the last entry. The same
-//! input gives the same bytes on every machine.
+//! Entries are in the order of their positions; a gap is the number of elements skipped since the last entry, or since the
+//! start of the chunk. Chunks do not depend on each other, so the same input gives the same bytes on every machine and
+//! for any number of threads.
 
-use super::quantize::{self, BLOCK, SMALLEST};
-use super::{Codec, CodecId, DecodeError, Delta, EncodeError, check_input, dense, rice};
+use std::ops::Range;
+
+use super::feedback::Residual;
+use super::quantize::{self, BLOCK, Quantized, ValueBits};
+use super::select::Selector;
+use super::{Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_length, dense, non_finite, pieces, rice};
 use crate::manifest::ModelManifest;
 
 /// Tensors with fewer elements are sent whole: their entries matter more than their bytes.
 pub const DENSE_BELOW: usize = 1_024;
+/// Elements of which the largest are selected together: 1 MiB of them, which stays in a core's second cache.
+pub const CHUNK: usize = 1 << 18;
 
-/// The share of each tensor that is largest in magnitude; of equal magnitudes the ones that come first. Entries whose
-/// magnitude is below [`SMALLEST`] are never sent.
+/// Cuts a tensor's range into the chunks of which the largest elements are sent.
+pub fn chunks(tensor: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    pieces(tensor, CHUNK)
+}
+
+/// The share of each chunk that is largest in magnitude; of equal magnitudes the ones that come first. Entries whose
+/// magnitude is below [`SMALLEST`](quantize::SMALLEST) are never sent.
 #[derive(Debug, Clone, Copy)]
 pub struct TopK {
     fraction: f64,
+    bits: ValueBits,
 }
 
 impl TopK {
-    /// Its byte.
+    /// Its byte with values of 8 bits.
     pub const ID: CodecId = CodecId(2);
+    /// Its byte with values of 4 bits.
+    pub const NIBBLES_ID: CodecId = CodecId(5);
+    /// Its byte with signs.
+    pub const SIGNS_ID: CodecId = CodecId(6);
 
-    /// Decodes what was encoded with any fraction.
-    pub const ANY: Self = Self { fraction: 1.0 };
+    /// Decodes what was encoded with any fraction and values of 8 bits.
+    pub const ANY: Self = Self { fraction: 1.0, bits: ValueBits::Eight };
 
-    /// With this share of each tensor, in (0, 1] (see [`CodecSpec::validate`](super::CodecSpec::validate)). Decoding
-    /// accepts this share or less.
+    /// With this share of each tensor, in (0, 1] (see [`CodecSpec::validate`](super::CodecSpec::validate)), and values of
+    /// 8 bits. Decoding accepts this share or less.
     #[must_use]
     pub fn new(fraction: f32) -> Self {
-        Self { fraction: f64::from(fraction) }
+        Self::with_bits(fraction, ValueBits::Eight)
     }
 
-    /// How many of `elements` are sent at most: at least one.
+    /// The same with values of `bits`.
+    #[must_use]
+    pub fn with_bits(fraction: f32, bits: ValueBits) -> Self {
+        Self { fraction: f64::from(fraction), bits }
+    }
+
+    /// The decoder of what was encoded with any fraction, by its byte.
+    pub(super) fn of(id: CodecId) -> Option<Self> {
+        let bits = ValueBits::ALL.into_iter().find(|bits| Self::with_bits(1.0, *bits).id() == id)?;
+        Some(Self::with_bits(1.0, bits))
+    }
+
+    /// Returns how many of a chunk's `elements` are sent at most: at least one.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the number of elements")]
     pub fn keep(&self, elements: usize) -> usize {
         ((elements as f64 * self.fraction).round() as usize).clamp(1, elements)
     }
+
+    /// Returns how many entries this many bytes can hold: each takes its value's bits and at least one for its gap.
+    pub(super) fn most_entries(self, bytes: u64) -> u64 {
+        bytes.saturating_mul(8) / (self.bits.count() as u64 + 1)
+    }
+
+    /// About as many bytes as a payload has.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number, rounded")]
+    fn likely_bytes(self, manifest: &ModelManifest) -> usize {
+        // A Rice code takes about 1.5 bits more than the logarithm of the mean gap.
+        let bits = self.bits.count() as f64 + 1.0 - self.fraction.log2() + 1.0;
+        let tensor = |elements: usize| match elements < DENSE_BELOW {
+            true => elements as f64 * 2.0,
+            false => elements as f64 * self.fraction * bits / 8.0 + 64.0,
+        };
+        manifest.ranges().map(|(_, range)| tensor(range.len())).sum::<f64>() as usize
+    }
+
+    fn encode_source(self, manifest: &ModelManifest, mut source: Source<'_>) -> Result<Vec<u8>, EncodeError> {
+        check_length(manifest, source.len())?;
+        let mut out = Vec::with_capacity(self.likely_bytes(manifest));
+        let mut selector = Selector::default();
+        let mut writer = Writer { bits: self.bits, quantized: Quantized::default(), sent: Vec::new() };
+        for (_, tensor) in manifest.ranges() {
+            if tensor.len() < DENSE_BELOW {
+                source.write_halves(tensor, &mut out)?;
+                continue;
+            }
+            selector.start_tensor();
+            for chunk in chunks(tensor) {
+                let (start, keep) = (chunk.start, self.keep(chunk.len()));
+                let values = source.values(chunk);
+                let positions = selector.select(values, keep).map_err(|_| non_finite(values, start))?;
+                writer.write(values, positions, &mut out);
+                source.sent_at(start, positions, &writer.sent);
+            }
+        }
+        Ok(out)
+    }
 }
 
 impl Codec for TopK {
     fn id(&self) -> CodecId {
-        Self::ID
+        match self.bits {
+            ValueBits::Eight => Self::ID,
+            ValueBits::Four => Self::NIBBLES_ID,
+            ValueBits::One => Self::SIGNS_ID,
+        }
     }
 
     fn lossless(&self) -> bool {
@@ -63,34 +135,29 @@ impl Codec for TopK {
     }
 
     fn encode(&self, manifest: &ModelManifest, values: &[f32]) -> Result<Vec<u8>, EncodeError> {
-        check_input(manifest, values)?;
-        let mut out = Vec::new();
-        let mut entries = Entries::default();
-        for (_, range) in manifest.ranges() {
-            let tensor = &values[range];
-            if tensor.len() < DENSE_BELOW {
-                out.extend(tensor.iter().flat_map(|value| dense::to_bf16(*value).to_le_bytes()));
-            } else {
-                entries.select(tensor, self.keep(tensor.len()));
-                entries.write(&mut out);
-            }
-        }
-        Ok(out)
+        self.encode_source(manifest, Source::Values(values))
+    }
+
+    fn encode_residual(&self, manifest: &ModelManifest, residual: Residual<'_>) -> Result<Vec<u8>, EncodeError> {
+        self.encode_source(manifest, Source::Residual(residual))
     }
 
     fn decode(&self, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError> {
-        // Every entry takes at least a byte, so this is all that can come.
-        let most = manifest.params().min(bytes.len());
-        let mut decoder = Decoder { left: bytes, indices: Vec::with_capacity(most), values: Vec::with_capacity(most) };
+        // This is all that can come.
+        let most = usize::try_from(self.most_entries(bytes.len() as u64)).unwrap_or(usize::MAX).min(manifest.params());
+        let (indices, values) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        let mut decoder = Decoder { bits: self.bits, left: bytes, indices, values };
         for (_, range) in manifest.ranges() {
             if range.len() < DENSE_BELOW {
                 decoder.dense_tensor(range)?;
-            } else {
-                let most = self.keep(range.len());
-                decoder.sparse_tensor(range, most)?;
+                continue;
+            }
+            for chunk in chunks(range) {
+                let most = self.keep(chunk.len());
+                decoder.chunk(chunk, most)?;
             }
         }
-        let Decoder { left, indices, values } = decoder;
+        let Decoder { left, indices, values, .. } = decoder;
         match left.len() {
             0 => Ok(Delta::Sparse { len: manifest.params(), indices, values }),
             left => Err(DecodeError::Trailing(left)),
@@ -98,97 +165,44 @@ impl Codec for TopK {
     }
 }
 
-/// The selected entries of one tensor.
-#[derive(Default)]
-struct Entries {
-    gaps: Vec<u32>,
-    values: Vec<f32>,
-    keys: Vec<u32>,
+/// Writes the entries of one chunk after another.
+struct Writer {
+    bits: ValueBits,
+    quantized: Quantized,
+    /// What the entries of the latest chunk are read as.
+    sent: Vec<f32>,
 }
 
-/// The order of magnitudes is the order of their bits without the sign.
-fn key(value: f32) -> u32 {
-    value.to_bits() & 0x7FFF_FFFF
-}
-
-/// Buckets of the first look at a tensor: eight bits of exponent and three of mantissa.
-const BUCKETS: usize = 1 << 11;
-const BUCKET_SHIFT: u32 = 31 - 11;
-
-impl Entries {
-    /// Takes the `keep` largest magnitudes of `tensor`, in the order of their positions.
-    fn select(&mut self, tensor: &[f32], keep: usize) {
-        self.gaps.clear();
-        self.values.clear();
-        let (threshold, mut ties) = self.threshold(tensor, keep);
-        let mut next = 0u32;
-        for (position, value) in (0u32..).zip(tensor) {
-            let key = key(*value);
-            if key < threshold {
-                continue;
-            }
-            if key == threshold {
-                if ties == 0 {
-                    continue;
-                }
-                ties -= 1;
-            }
-            self.gaps.push(position - next);
-            self.values.push(*value);
-            next = position + 1;
-        }
-    }
-
-    /// The `keep`-th largest key, and how many entries with exactly that key belong to the largest. Exact: a histogram
-    /// finds the bucket that it lies in, and only that bucket is searched.
-    fn threshold(&mut self, tensor: &[f32], keep: usize) -> (u32, usize) {
-        let smallest = SMALLEST.to_bits();
-        let bucket = |key: u32| (key >> BUCKET_SHIFT) as usize;
-        let mut counts = [0usize; BUCKETS];
-        for value in tensor {
-            counts[bucket(key(*value))] += 1;
-        }
-        let mut above = 0;
-        let mut chosen = BUCKETS - 1;
-        while above + counts[chosen] < keep && chosen > bucket(smallest) {
-            above += counts[chosen];
-            chosen -= 1;
-        }
-        self.keys.clear();
-        self.keys
-            .extend(tensor.iter().map(|value| key(*value)).filter(|key| bucket(*key) == chosen && *key >= smallest));
-        let wanted = keep - above;
-        if self.keys.len() <= wanted {
-            // Everything that is not too small to be sent.
-            return (if chosen == bucket(smallest) { smallest } else { lowest(chosen) }, usize::MAX);
-        }
-        let (_, threshold, _) = self.keys.select_nth_unstable_by(wanted - 1, |one, other| other.cmp(one));
-        let threshold = *threshold;
-        let larger = self.keys.iter().filter(|key| **key > threshold).count();
-        (threshold, wanted - larger)
-    }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        let count = u32::try_from(self.gaps.len()).expect("a tensor has at most 2^30 elements");
+impl Writer {
+    fn write(&mut self, chunk: &[f32], positions: &[u32], out: &mut Vec<u8>) {
+        let count = u32::try_from(positions.len()).expect("a chunk has 2^18 elements");
         out.extend_from_slice(&count.to_le_bytes());
-        for (gaps, values) in self.gaps.chunks(BLOCK).zip(self.values.chunks(BLOCK)) {
-            let start = out.len();
-            out.extend_from_slice(&[0; 4]);
-            let parameter = rice::parameter(gaps);
-            out.push(parameter);
-            let scale = quantize::quantize(values, out);
-            out[start..start + 4].copy_from_slice(&scale.to_le_bytes());
-            rice::encode(gaps, parameter, out);
+        self.sent.clear();
+        let mut next = 0;
+        for positions in positions.chunks(BLOCK) {
+            let (mut gaps, mut values) = ([0; BLOCK], [0.0; BLOCK]);
+            for ((gap, value), position) in gaps.iter_mut().zip(&mut values).zip(positions) {
+                *gap = position - next;
+                *value = chunk[*position as usize];
+                next = position + 1;
+            }
+            self.block(&gaps[..positions.len()], &values[..positions.len()], out);
         }
     }
-}
 
-/// The lowest key of a bucket.
-fn lowest(bucket: usize) -> u32 {
-    u32::try_from(bucket << BUCKET_SHIFT).expect("a key has 31 bits")
+    fn block(&mut self, gaps: &[u32], values: &[f32], out: &mut Vec<u8>) {
+        let scale = self.quantized.fill(self.bits, values);
+        let parameter = rice::parameter(gaps);
+        out.extend_from_slice(&scale.to_le_bytes());
+        out.push(parameter);
+        out.extend_from_slice(self.quantized.bytes(self.bits.bytes(values.len())));
+        rice::encode(gaps, parameter, out);
+        self.sent.extend_from_slice(self.quantized.back(values.len()));
+    }
 }
 
 struct Decoder<'a> {
+    bits: ValueBits,
     left: &'a [u8],
     indices: Vec<u32>,
     values: Vec<f32>,
@@ -201,14 +215,14 @@ impl<'a> Decoder<'a> {
         Ok(taken)
     }
 
-    fn dense_tensor(&mut self, range: std::ops::Range<usize>) -> Result<(), DecodeError> {
+    fn dense_tensor(&mut self, range: Range<usize>) -> Result<(), DecodeError> {
         let halves = self.take(range.len() * 2, "a dense tensor")?;
-        self.values.extend(halves.as_chunks().0.iter().map(|half| dense::from_bf16(u16::from_le_bytes(*half))));
+        read_halves(halves, &mut self.values);
         self.indices.extend(positions(range)?);
         Ok(())
     }
 
-    fn sparse_tensor(&mut self, range: std::ops::Range<usize>, most: usize) -> Result<(), DecodeError> {
+    fn chunk(&mut self, range: Range<usize>, most: usize) -> Result<(), DecodeError> {
         let count = self.take(4, "the number of entries")?;
         let count = u32::from_le_bytes([count[0], count[1], count[2], count[3]]) as usize;
         if count > most {
@@ -226,28 +240,34 @@ impl<'a> Decoder<'a> {
     fn block(&mut self, len: usize, mut next: u32, end: u32) -> Result<u32, DecodeError> {
         let head = self.take(5, "the head of a block")?;
         let scale = f32::from_le_bytes([head[0], head[1], head[2], head[3]]);
-        let values = self.take(len, "the values of a block")?;
-        quantize::dequantize(scale, values, &mut self.values)?;
+        let values = self.take(self.bits.bytes(len), "the values of a block")?;
+        quantize::dequantize(self.bits, scale, values, len, &mut self.values)?;
         let mut gaps = [0; BLOCK];
         let gaps = &mut gaps[..len];
         let used = rice::decode(self.left, head[4], end - next, gaps)?;
         self.take(used, "the gaps")?;
-        for gap in gaps {
-            // No sum overflows: positions and gaps are below 2^30 + 1.
+        for gap in &mut *gaps {
+            // No sum overflows: positions and gaps are below 2^30 + 1, and the last position is checked before the next.
             let position = next + *gap;
             if position >= end {
                 let found = u64::from(position);
                 return Err(DecodeError::TooLarge { what: "position of an entry", found, max: u64::from(end) - 1 });
             }
-            self.indices.push(position);
+            *gap = position;
             next = position + 1;
         }
+        self.indices.extend_from_slice(gaps);
         Ok(next)
     }
 }
 
+/// Appends bf16 values.
+pub(super) fn read_halves(bytes: &[u8], values: &mut Vec<f32>) {
+    values.extend(bytes.as_chunks().0.iter().map(|half| dense::from_bf16(u16::from_le_bytes(*half))));
+}
+
 /// A range of positions in the type that deltas use for them.
-fn positions(range: std::ops::Range<usize>) -> Result<std::ops::Range<u32>, DecodeError> {
+fn positions(range: Range<usize>) -> Result<Range<u32>, DecodeError> {
     let position = |at: usize| {
         u32::try_from(at).map_err(|_| DecodeError::TooLarge { what: "tensor", found: at as u64, max: u32::MAX.into() })
     };
@@ -258,6 +278,7 @@ fn positions(range: std::ops::Range<usize>) -> Result<std::ops::Range<u32>, Deco
 mod tests {
     use anabranch_testkit::codec::normal;
 
+    use super::quantize::SMALLEST;
     use super::*;
     use crate::manifest::TensorSpec;
 
@@ -277,15 +298,42 @@ mod tests {
 
     /// The table in the codec's documentation promises these ratios.
     #[test]
-    fn the_ratio_on_normal_values_is_the_promised_one() {
-        let values = normal(1_000_000, 1);
-        for (fraction, promised) in [(0.05, 45.5), (0.01, 195.0), (0.0025, 690.0)] {
-            let (bytes, indices, _) = round_trip(fraction, &values);
-            let ratio = values.len() as f64 * 4.0 / bytes as f64;
-            let bits = bytes as f64 * 8.0 / indices.len() as f64;
-            println!("top {fraction}: {} entries, {ratio:.1} times smaller, {bits:.2} bits an entry", indices.len());
-            assert!(ratio > promised, "top {fraction} is {ratio:.1} times smaller, not {promised}");
+    fn the_ratio_on_a_million_values_is_the_promised_one() {
+        let (manifest, values) = (one_tensor(1_000_000), normal(1_000_000, 1));
+        // Fraction, bits, least ratio, and what design tables state where they do.
+        for (fraction, bits, promised, expected) in [
+            (0.05, ValueBits::Eight, 45.5, "46"),
+            (0.05, ValueBits::Four, 63.5, "-"),
+            (0.05, ValueBits::One, 90.5, "-"),
+            (0.01, ValueBits::Eight, 195.0, "199"),
+            (0.01, ValueBits::Four, 258.0, "-"),
+            (0.01, ValueBits::One, 340.0, "351"),
+            (0.0025, ValueBits::Eight, 690.0, "707"),
+        ] {
+            let codec = TopK::with_bits(fraction, bits);
+            let bytes = codec.encode(&manifest, &values).expect("finite");
+            let entries = codec.decode(&manifest, &bytes).expect("as encoded").values().len();
+            let (ratio, each) =
+                (values.len() as f64 * 4.0 / bytes.len() as f64, bytes.len() as f64 * 8.0 / entries as f64);
+            let bits = bits.count();
+            println!(
+                "top {fraction}, {bits} bits: {ratio:.1} times smaller, {expected} expected; {each:.2} bits an entry"
+            );
+            assert!(ratio > promised, "top {fraction} with {bits} bits is {ratio:.1} times smaller, not {promised}");
         }
+    }
+
+    #[test]
+    fn a_long_tensor_is_selected_chunk_by_chunk() {
+        let mut values = normal(CHUNK + 1_500, 6);
+        values[CHUNK..].iter_mut().for_each(|value| *value *= 1e-3);
+        let indices = round_trip(0.01, &values).1;
+        let in_first = indices.iter().filter(|index| (**index as usize) < CHUNK).count();
+        assert_eq!((in_first, indices.len() - in_first), (2_621, 15));
+        let alone = TopK::new(0.01).encode(&one_tensor(CHUNK), &values[..CHUNK]).expect("finite");
+        let together = TopK::new(0.01).encode(&one_tensor(values.len()), &values).expect("finite");
+        assert_eq!(together[..alone.len()], alone, "a chunk depends on the one after it");
+        assert_eq!(chunks(7..CHUNK + 8).collect::<Vec<_>>(), [7..CHUNK + 7, CHUNK + 7..CHUNK + 8]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whatever is written is read as it was written, and whatever is read does no harm. Guards P5 (memory stays under its
 //! ceiling whatever peers send) together with `tests/allocations.rs`, and fault 41.
 
+use anabranch_common::codec::quantize::{SMALLEST, ValueBits};
 use anabranch_common::codec::{CodecId, CodecSpec, Delta, decode, encoder};
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
@@ -40,6 +41,25 @@ fn largest_left_out(values: &[f32], delta: &Delta) -> f32 {
     values.iter().zip(back).filter(|(_, back)| *back == 0.0).map(|(value, _)| value.abs()).fold(0.0, f32::max)
 }
 
+/// What a block is read as, one value after another: the quotient by the scale, rounded half to even, times the scale.
+#[expect(clippy::cast_possible_truncation, reason = "a mean of finite f32 is one")]
+fn plain(bits: ValueBits, block: &[f32]) -> Vec<f32> {
+    let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    if largest < SMALLEST {
+        return vec![0.0; block.len()];
+    }
+    let levels = match bits {
+        ValueBits::Eight => 127.0,
+        ValueBits::Four => 7.0,
+        ValueBits::One => {
+            let mean = block.iter().map(|value| f64::from(value.abs())).sum::<f64>() / block.len() as f64;
+            return block.iter().map(|value| (mean as f32).copysign(*value)).collect();
+        }
+    };
+    let scale = if (largest / levels * levels).is_finite() { largest / levels } else { (largest / levels).next_down() };
+    block.iter().map(|value| (value / scale).round_ties_even() * scale).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -62,7 +82,7 @@ proptest! {
 
     #[test]
     fn top_k_keeps_the_largest_and_no_more((manifest, values) in vectors(), fraction in 0.001f32..1.0) {
-        let codec = encoder(CodecSpec::TopK { fraction });
+        let codec = encoder(CodecSpec::top_k(fraction));
         let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
         prop_assert!(delta.is_finite());
         let Delta::Sparse { indices, .. } = &delta else { panic!("top-k gives sparse deltas") };
@@ -80,14 +100,36 @@ proptest! {
 
     #[test]
     fn top_k_of_everything_leaves_out_only_what_is_tiny_beside_its_block((manifest, values) in vectors()) {
-        let codec = encoder(CodecSpec::TopK { fraction: 1.0 });
+        let codec = encoder(CodecSpec::top_k(1.0));
         let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
         let largest = values.iter().map(|value| value.abs()).fold(0.0, f32::max);
         prop_assert!(largest_left_out(&values, &delta) <= largest / 254.0 * 1.001 + 1e-35);
     }
 
     #[test]
-    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..4, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn quantized_values_are_those_of_the_plain_rule((manifest, values) in vectors(), fraction in 0.001f32..1.0) {
+        let top_k = ValueBits::ALL.map(|bits| (CodecSpec::TopK { fraction, bits }, bits, 256));
+        let dense = [(CodecSpec::Int8, ValueBits::Eight, 256), (CodecSpec::Int4, ValueBits::Four, 128)];
+        for (spec, bits, block) in top_k.into_iter().chain(dense) {
+            let codec = encoder(spec);
+            let delta = codec.decode(&manifest, &codec.encode(&manifest, &values).expect("finite")).expect("as encoded");
+            let (positions, sent): (Vec<u32>, Vec<f32>) = match &delta {
+                Delta::Sparse { indices, values, .. } => (indices.clone(), values.clone()),
+                Delta::Dense(values) => ((0u32..).take(values.len()).collect(), values.clone()),
+            };
+            for (_, range) in manifest.ranges().filter(|(_, range)| range.len() >= 1_024) {
+                let of_tensor = |at: &u32| range.contains(&(*at as usize));
+                let from = positions.partition_point(|at| (*at as usize) < range.start);
+                let count = positions[from..].iter().take_while(|at| of_tensor(at)).count();
+                let picked: Vec<f32> = positions[from..from + count].iter().map(|at| values[*at as usize]).collect();
+                let wanted: Vec<f32> = picked.chunks(block).flat_map(|block| plain(bits, block)).collect();
+                prop_assert_eq!(&sent[from..from + count], &wanted[..], "{:?}", spec);
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..8, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         if let Ok(delta) = decode(CodecId(id), &manifest, &bytes) {
             prop_assert_eq!(delta.len(), manifest.params());
         }

@@ -56,7 +56,7 @@ pub(crate) fn spec() -> RunSpec {
             max_local_steps: None,
             schedule: None,
         },
-        upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.05 }, feedback_decay: 0.95 },
+        upload: UploadSpec { codec: CodecSpec::top_k(0.05), feedback_decay: 0.95 },
         merge: fed_buff(),
         admit: AdmitSpec {
             max_staleness: 100,

@@ -119,6 +119,14 @@ fn a_bad_value_in_a_table_of_variants_is_named_with_its_key_and_line() {
         ("buffer_size = 4", "buffer_size = -4", 15, "merge.buffer_size: invalid value: integer `-4`, expected u32"),
         ("fraction = 0.05", "fraction = [0.05]", 0, "upload.codec.fraction: invalid type: sequence, expected f32"),
         (
+            "fraction = 0.05",
+            "fraction = 0.05, bits = 5",
+            0,
+            "upload.codec.bits: invalid value: integer `5`, expected 8, 4 or 1",
+        ),
+        ("fraction = 0.05", "fraction = 0.05, bits = \"4\"", 0, "upload.codec.bits: invalid type: string \"4\""),
+        ("kind = \"top-k\", fraction = 0.05", "kind = \"int2\"", 0, "upload.codec.kind: unknown variant `int2`"),
+        (
             "lr = 0.05 }\n# Keep",
             "lr = true }\n# Keep",
             0,

@@ -103,7 +103,7 @@ fn spec(spec: &RunSpec) -> Checked {
             problem: format!("is {found}, expected {expected}"),
         })?;
     }
-    if let CodecSpec::TopK { fraction } = spec.upload.codec {
+    if let CodecSpec::TopK { fraction, .. } = spec.upload.codec {
         share(fraction.into(), "upload.codec.fraction")?;
     }
     let decay = f64::from(spec.upload.feedback_decay);

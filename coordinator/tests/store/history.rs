@@ -82,7 +82,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             max_local_steps: None,
             schedule: None,
         },
-        upload: UploadSpec { codec: CodecSpec::TopK { fraction: 0.1 }, feedback_decay: 0.9 },
+        upload: UploadSpec { codec: CodecSpec::top_k(0.1), feedback_decay: 0.9 },
         merge,
         admit: AdmitSpec {
             max_staleness: 50,
@@ -218,7 +218,7 @@ impl History {
     }
 
     pub(crate) fn update(&mut self, agent: AgentId, lease: LeaseId, round: u64) {
-        let specs = [CodecSpec::TopK { fraction: 0.1 }, CodecSpec::F32, CodecSpec::Bf16];
+        let specs = [CodecSpec::top_k(0.1), CodecSpec::F32, CodecSpec::Bf16];
         let codec = specs[usize::try_from(round % 3).expect("below 3")];
         self.update_by(agent, lease, round, codec, &vector(self.manifest.params(), 100 + round));
     }

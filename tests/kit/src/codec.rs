@@ -1,5 +1,6 @@
 //! What every codec must do.
 
+use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{Codec, Delta, EncodeError, max_payload_bytes};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
@@ -42,11 +43,20 @@ fn vectors(params: usize) -> Vec<(&'static str, Vec<f32>)> {
     ]
 }
 
+/// How close to its input a codec's output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closeness {
+    /// What is left out of an entry is never larger than the entry, nor of the other sign.
+    EachEntry,
+    /// What is left out of a vector is never longer than the vector.
+    Norm,
+}
+
 /// Runs every check on `codec`.
 ///
 /// # Panics
 /// When one of them fails, saying which.
-pub fn conformance(codec: &dyn Codec) {
+pub fn conformance(codec: &dyn Codec, closeness: Closeness) {
     let manifest = manifest();
     for (name, values) in vectors(manifest.params()) {
         let bytes = codec.encode(&manifest, &values).expect("every finite vector of the right length is encoded");
@@ -56,7 +66,8 @@ pub fn conformance(codec: &dyn Codec) {
         let delta = codec.decode(&manifest, &bytes).expect("a codec decodes what it encoded");
         well_formed(name, &delta, manifest.params());
         assert!(delta.is_finite(), "{name}: finite values came back infinite");
-        close_to_the_input(codec, name, &values, &delta.into_dense());
+        close_to_the_input(codec, closeness, name, &values, &delta.into_dense());
+        feedback_keeps_what_is_left_out(codec, name, &manifest, &values);
     }
     bad_input_is_refused(codec, &manifest);
     let bytes = codec.encode(&manifest, &normal(manifest.params(), 3)).expect("finite");
@@ -74,17 +85,39 @@ fn well_formed(name: &str, delta: &Delta, params: usize) {
     }
 }
 
-fn close_to_the_input(codec: &dyn Codec, name: &str, values: &[f32], back: &[f32]) {
+fn close_to_the_input(codec: &dyn Codec, closeness: Closeness, name: &str, values: &[f32], back: &[f32]) {
     if codec.lossless() {
         let same = values.iter().zip(back).all(|(value, back)| value.to_bits() == back.to_bits());
         assert!(same, "{name}: the codec says it is lossless, and is not");
         return;
     }
-    // What a codec leaves out is never larger than what it was given, nor of the other sign.
-    for (index, (value, back)) in values.iter().zip(back).enumerate() {
-        let (value, back) = (f64::from(*value), f64::from(*back));
+    let pairs = || values.iter().zip(back).map(|(value, back)| (f64::from(*value), f64::from(*back)));
+    let (left, whole) = pairs().fold((0.0, 0.0), |(left, whole), (value, back)| {
+        (left + (value - back) * (value - back), whole + value * value)
+    });
+    assert!(left <= whole * 1.01, "{name}: more is left out ({left}) than there was ({whole}), both squared");
+    for (index, (value, back)) in pairs().enumerate().filter(|_| closeness == Closeness::EachEntry) {
         assert!((value - back).abs() <= value.abs() * 1.01, "{name}: {value} at {index} came back as {back}");
     }
+}
+
+/// Encoding together with what was left out before is encoding of the sum, bit for bit.
+fn feedback_keeps_what_is_left_out(codec: &dyn Codec, name: &str, manifest: &ModelManifest, delta: &[f32]) {
+    let (decay, before) = (0.9, normal(delta.len(), 7));
+    let sums = delta.iter().zip(&before).map(|(delta, before)| (delta, delta + decay * before));
+    let sums: Vec<f32> = sums.map(|(delta, sum)| if sum.is_finite() { sum } else { *delta }).collect();
+    let wanted = codec.encode(manifest, &sums).expect("finite");
+    let sent = codec.decode(manifest, &wanted).expect("a codec decodes what it encoded").into_dense();
+    let mut feedback = Feedback::restore(decay, before);
+    let payload = feedback.encode(codec, manifest, delta).expect("finite");
+    // zstd may write other bytes for the same content.
+    let content = codec.decode(manifest, &payload).expect("a codec decodes what it encoded").into_dense();
+    let same = |one: &[f32], other: &[f32]| one.iter().zip(other).all(|(one, other)| one.to_bits() == other.to_bits());
+    assert!(same(&content, &sent), "{name}: with feedback, something else is sent than the sum");
+    let left: Vec<f32> = sums.iter().zip(&sent).map(|(sum, sent)| sum - sent).collect();
+    let left: Vec<f32> = left.into_iter().map(|left| if left.is_finite() { left } else { 0.0 }).collect();
+    assert_eq!(feedback.left_out().len(), left.len(), "{name}: what is left out has another length");
+    assert!(same(feedback.left_out(), &left), "{name}: something else is left out than what is not sent");
 }
 
 fn bad_input_is_refused(codec: &dyn Codec, manifest: &ModelManifest) {

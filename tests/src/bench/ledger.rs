@@ -62,7 +62,7 @@ pub fn run(options: &Options, seed: u64) -> anyhow::Result<Report> {
     let mut report = Report::new(&command, seed);
     let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![params as u64] }])?;
     let deltas: Vec<Vec<f32>> = (0..DELTAS as u64).map(|nth| noise(params, seed + nth)).collect();
-    let codec = CodecSpec::TopK { fraction };
+    let codec = CodecSpec::top_k(fraction);
     let mut sides = [Side::open("files", &folder, files_from)?, Side::open("sled", &folder, usize::MAX)?];
     let mut encode_ms = Vec::new();
     let mut feedback = Feedback::new(1.0);

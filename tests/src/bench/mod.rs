@@ -1,5 +1,6 @@
 //! How fast, how large, how soon back.
 
+pub mod codec;
 pub mod encoder;
 pub mod fleet;
 pub mod flood;

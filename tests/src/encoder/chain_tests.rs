@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use super::Emulator;
 
 const PARAMS: usize = 3_000;
-const CODEC: CodecSpec = CodecSpec::TopK { fraction: 0.02 };
+const CODEC: CodecSpec = CodecSpec::top_k(0.02);
 const DECAY: f32 = 0.95;
 
 /// An agent whose child encodes, and one that encodes everything itself.

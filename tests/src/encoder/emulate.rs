@@ -277,7 +277,7 @@ fn quantize(positions: &[u32], sum: &mut [u32], bytes: &mut [u32], place: usize,
     for (place, at) in (place..).zip(positions) {
         let value = f32::from_bits(sum[*at as usize]);
         #[expect(clippy::cast_possible_truncation, reason = "the value was clamped to the range of the type")]
-        let step = (value / scale).round().clamp(-127.0, 127.0) as i8;
+        let step = (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
         let mut word = bytes[place / 4].to_ne_bytes();
         word[place % 4] = step.to_ne_bytes()[0];
         bytes[place / 4] = u32::from_ne_bytes(word);

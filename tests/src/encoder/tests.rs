@@ -10,7 +10,7 @@ use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError, KERNELS, Kernel};
 use anabranch_agent::session::event::FeedbackState;
 use anabranch_common::codec::EncodeError;
 use anabranch_common::codec::feedback::Feedback;
-use anabranch_common::codec::sparse::TopK;
+use anabranch_common::codec::sparse::{CHUNK, TopK};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
 use anabranch_testkit::codec::normal;
@@ -220,10 +220,10 @@ fn a_gpu_gives_the_cpus_bits() {
     }
 }
 
-/// More tiles in a tensor than a block has threads, so that each thread places several.
+/// Several chunks in a tensor, the last of which has few elements.
 #[test]
-fn a_tensor_of_many_tiles_is_placed_by_several_tiles_a_thread() {
-    let manifest = manifest(&[256 * 4_096 * 2 + 5, 2_000]);
+fn a_tensor_of_several_chunks_is_selected_chunk_by_chunk() {
+    let manifest = manifest(&[2 * CHUNK + 5, 2_000]);
     let all = rounds(manifest.params(), 3);
     let rounds = [all[0].clone(), all[5].clone(), all[4].clone()];
     same(Emulator::default(), &manifest, 0.01, 0.95, &rounds);

@@ -206,6 +206,13 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
+    /// Every codec next to a copy of the same vector and to zstd, on one thread: speed and size
+    Codec {
+        #[command(flatten)]
+        options: bench::codec::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// An NVIDIA GPU's encoder next to copies on that GPU and to the CPU's encoder: bytes a second, and the same payloads
     Encoder {
         #[command(flatten)]
@@ -293,6 +300,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Flood { options, common }) => (bench::flood::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Trainer { options, common }) => (bench::trainer::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Overlap { options, common }) => (bench::overlap::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::Codec { options, common }) => (bench::codec::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Encoder { options, common }) => (bench::encoder::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };

@@ -19,7 +19,7 @@ use crate::bench::store::noise;
 /// Values of the model: the residual is a file, written in eight pieces.
 const PARAMS: usize = 120_000;
 /// What updates are encoded with, in turn: one payload is a file, the next one lies in sled.
-const CODECS: [CodecSpec; 2] = [CodecSpec::Bf16, CodecSpec::TopK { fraction: 0.1 }];
+const CODECS: [CodecSpec; 2] = [CodecSpec::Bf16, CodecSpec::top_k(0.1)];
 /// A branch that no step works on.
 const ELSEWHERE: BranchId = BranchId([255; 16]);
 

@@ -40,7 +40,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
         let (buffer_size, server_lr) = (schedule.buffer, 0.5);
         MergeSpec::FedBuff { buffer_size, server_lr, staleness, participation: schedule.lossy }
     };
-    let codec = if schedule.lossy { CodecSpec::TopK { fraction: 0.5 } } else { CodecSpec::F32 };
+    let codec = if schedule.lossy { CodecSpec::top_k(0.5) } else { CodecSpec::F32 };
     RunSpec {
         name: "world".into(),
         seed: 1,

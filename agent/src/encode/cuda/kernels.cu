@@ -5,6 +5,8 @@
 // thread and a barrier; the tests compile this very text for a CPU, where it is a loop. Nothing but shared memory lives
 // across a barrier, and whatever leaves a kernel early does so as a whole block.
 //
+// A tensor here is what the largest are selected of: a chunk of at most 2^18 elements of one of the model's tensors.
+//
 //   combine -> choose 0 -> survivors -> refine 1 -> choose 1 -> refine 2 -> choose 2 -> tally -> place -> emit -> quantize
 //   (sum, histogram)       (positions whose first digit can win)                     (where to)        (int8, residual)
 //   halves: tensors that are sent whole
@@ -293,8 +295,8 @@ KERNEL quantize(float *sum, const u32 *tensors, const u32 *blocks, const u32 *po
         if (t < many) {
             const u32 at = positions[place + t];
             const float value = sum[at];
-            // roundf takes ties away from zero.
-            const int rounded = (int)roundf(__fdiv_rn(value, scale[0]));
+            // rintf takes ties to the even neighbour.
+            const int rounded = (int)rintf(__fdiv_rn(value, scale[0]));
             const int step = rounded > 127 ? 127 : (rounded < -127 ? -127 : rounded);
             bytes[place + t] = (unsigned char)(signed char)step;
             if (with_left_out != 0) sum[at] = left_over(value, __fmul_rn((float)step, scale[0]));

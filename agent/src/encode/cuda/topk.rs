@@ -1,8 +1,10 @@
 //! The top-k encoder over an [`Engine`]: which kernels run on what, and the payload from what they leave.
 
+use std::ops::Range;
+
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::quantize::BLOCK;
-use anabranch_common::codec::sparse::{DENSE_BELOW, TopK};
+use anabranch_common::codec::sparse::{self, DENSE_BELOW, TopK};
 use anabranch_common::codec::{EncodeError, rice};
 use anabranch_common::manifest::ModelManifest;
 
@@ -24,7 +26,8 @@ pub const ENCODER_BYTES_PER_PARAM: u64 = 17;
 enum Part {
     /// bf16: where its halves are, and how many.
     Whole { place: usize, len: usize },
-    /// The largest entries: its number among such tensors, its first element, where its entries start, its first block.
+    /// The largest entries of a chunk: its number among the chunks (the kernels call each a tensor), its first element, where
+    /// its entries start, its first block.
     Sparse { tensor: usize, start: u32, place: usize, block: usize },
 }
 
@@ -45,29 +48,35 @@ impl Plan {
     fn new(manifest: &ModelManifest, codec: TopK) -> Self {
         let mut plan = Self { params: manifest.params(), ..Self::default() };
         for (_, range) in manifest.ranges() {
-            let (start, len) = (word(range.start), range.len());
-            let sparse = len >= DENSE_BELOW;
-            let tensor = plan.tensors.len() / STATE;
-            let first_tile = plan.tiles.len() / 3;
-            for at in range.clone().step_by(TILE) {
-                let owner = if sparse { word(tensor) } else { WHOLE };
-                plan.tiles.extend([owner, word(at), word((range.end - at).min(TILE))]);
+            if range.len() < DENSE_BELOW {
+                plan.add_tiles(WHOLE, &range);
+                plan.parts.push(Part::Whole { place: plan.halves, len: range.len() });
+                plan.wholes.extend([word(range.start), word(range.len()), word(plan.halves)]);
+                plan.halves += range.len();
+                continue;
             }
-            if sparse {
-                let keep = codec.keep(len);
-                let block = plan.blocks.len() / 2;
-                plan.parts.push(Part::Sparse { tensor, start, place: plan.entries, block });
-                let tiles = plan.tiles.len() / 3 - first_tile;
-                plan.tensors.extend([word(keep), 0, 0, 0, 0, word(first_tile), word(tiles), word(plan.entries), 0]);
-                plan.blocks.extend((0..keep.div_ceil(BLOCK)).flat_map(|nth| [word(tensor), word(nth)]));
-                plan.entries += keep;
-            } else {
-                plan.parts.push(Part::Whole { place: plan.halves, len });
-                plan.wholes.extend([start, word(len), word(plan.halves)]);
-                plan.halves += len;
+            for chunk in sparse::chunks(range) {
+                plan.add_chunk(&chunk, codec.keep(chunk.len()));
             }
         }
         plan
+    }
+
+    fn add_chunk(&mut self, chunk: &Range<usize>, keep: usize) {
+        let (tensor, block, place) = (self.tensors.len() / STATE, self.blocks.len() / 2, self.entries);
+        let first_tile = self.tiles.len() / 3;
+        self.add_tiles(word(tensor), chunk);
+        self.parts.push(Part::Sparse { tensor, start: word(chunk.start), place, block });
+        let tiles = self.tiles.len() / 3 - first_tile;
+        self.tensors.extend([word(keep), 0, 0, 0, 0, word(first_tile), word(tiles), word(place), 0]);
+        self.blocks.extend((0..keep.div_ceil(BLOCK)).flat_map(|nth| [word(tensor), word(nth)]));
+        self.entries += keep;
+    }
+
+    fn add_tiles(&mut self, owner: u32, range: &Range<usize>) {
+        for at in range.clone().step_by(TILE) {
+            self.tiles.extend([owner, word(at), word((range.end - at).min(TILE))]);
+        }
     }
 }
 
@@ -310,7 +319,7 @@ impl Sent {
         out
     }
 
-    fn sparse(&self, start: u32, entries: std::ops::Range<usize>, block: usize, out: &mut Vec<u8>) {
+    fn sparse(&self, start: u32, entries: Range<usize>, block: usize, out: &mut Vec<u8>) {
         let mut next = start;
         let positions = self.positions[entries.clone()].chunks(BLOCK);
         let values = self.bytes[entries].chunks(BLOCK);

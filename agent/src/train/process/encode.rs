@@ -5,6 +5,7 @@ use std::io::Read as _;
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::codec::feedback::Feedback;
+use anabranch_common::codec::quantize::ValueBits;
 use anabranch_common::manifest::ModelManifest;
 
 use super::message::{EncodeAsk, StateAt};
@@ -32,7 +33,7 @@ impl Host {
     ) -> Result<Option<Encoding>, TrainError> {
         let Some(Living { chain: Some(chain), .. }) = &self.child else { return Ok(None) };
         let EncodeOrder { codec, feedback_decay, states } = order;
-        let CodecSpec::TopK { fraction } = codec else { return Ok(None) };
+        let CodecSpec::TopK { fraction, bits: ValueBits::Eight } = codec else { return Ok(None) };
         let Some(origin) = chain.origin(states.as_ref()) else { return Ok(None) };
         let (from, state, file) = match origin {
             Origin::Kept(from) => (from, StateAt::Kept, None),

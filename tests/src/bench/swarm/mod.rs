@@ -120,7 +120,7 @@ retention = "since_snapshot"
         let tensor = TensorSpec { name: "swarm".to_owned(), shape: vec![self.params] };
         let manifest = ModelManifest::new(vec![tensor])?;
         let params = usize::try_from(self.params)?;
-        let encoder = codec::encoder(CodecSpec::TopK { fraction: self.fraction });
+        let encoder = codec::encoder(CodecSpec::top_k(self.fraction));
         let payload = |number: usize| {
             let bytes: Arc<[u8]> = encoder.encode(&manifest, &noise(params, seed + number as u64))?.into();
             anyhow::Ok(Payload { transfer: TransferManifest::of(&bytes), digest: Digest::of(&bytes), bytes })
