@@ -172,7 +172,7 @@ fn an_update_says_its_product_with_its_base_where_that_is_asked_for() {
     let base: Arc<[f32]> = (0..PARAMS).map(|at| (at % 5) as f32 - 1.5).collect();
     let lead = Lead { delta: delta().into(), weight: 0.25 };
     let mut products = Vec::new();
-    for (seq, codec) in [(0, CodecSpec::TopK { fraction: 0.1 }), (1, CodecSpec::Bf16), (2, CodecSpec::F32)] {
+    for (seq, codec) in [(0, CodecSpec::top_k(0.1)), (1, CodecSpec::Bf16), (2, CodecSpec::F32)] {
         for lead in [None, Some(lead.clone())] {
             let started_from = Some(StartedFrom { base: Arc::clone(&base), lead });
             let start = started_from.as_ref().map(|from| match &from.lead {
