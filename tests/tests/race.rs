@@ -113,6 +113,8 @@ fn rounds_take_their_virtual_time_and_nothing_else_takes_any() -> anyhow::Result
     assert_eq!(Some(time * 1_000.0), look.map(|look| look.at_ms as f64));
     assert_eq!(Some(metric("uplink_bytes_to_50")), look.map(|look| look.uplink_bytes as f64));
     assert!(!finish.metrics.contains_key("time_to_99_9_s"), "{:?}", finish.metrics);
+    // An update of a quick agent is behind by what the other quick one has made in the meantime.
+    assert_eq!(metric("staleness_p50_versions"), 1.0);
     // 250 ms between looks until the first target is reached, whole seconds afterwards.
     let times: Vec<u64> = finish.looks.iter().map(|look| look.at_ms).collect();
     assert!(times.iter().all(|at_ms| at_ms.is_multiple_of(if *at_ms as f64 <= time * 1e3 { 250 } else { 1_000 })));

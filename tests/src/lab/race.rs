@@ -11,7 +11,7 @@ pub(crate) struct RaceArgs {
     /// What is trained by whom, and what goes wrong
     #[arg(value_name = "WORKLOAD.toml")]
     workload: PathBuf,
-    /// A merge strategy: init (what `anabranch-coordinator init` writes), fedasync, fedbuff, or the [merge] section of
+    /// A merge strategy: init (what `anabranch-coordinator init` writes), fedasync, fedbuff, or the section merge of
     /// run.toml; may be repeated. init when absent
     #[arg(long = "strategy", value_name = "S")]
     strategies: Vec<String>,

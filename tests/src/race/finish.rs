@@ -7,6 +7,7 @@ use anabranch_common::journal::{Contribution, RecordBody};
 use serde::Serialize;
 
 use crate::invariants::journal::Journal;
+use crate::report::quantile;
 use crate::sim::{Outcome, agent_id};
 
 use super::scoreboard::{Look, reached};
@@ -82,6 +83,9 @@ impl Finish {
         metric("updates_accepted".to_owned(), accepted as f64);
         metric("updates_refused".to_owned(), refused.values().sum::<u64>() as f64);
         metric("updates_lost".to_owned(), outcome.lost as f64);
+        let staleness = staleness(journal);
+        metric("staleness_p50_versions".to_owned(), quantile(&staleness, 0.5));
+        metric("staleness_p90_versions".to_owned(), quantile(&staleness, 0.9));
         metric("versions".to_owned(), outcome.versions as f64);
         metric("recoveries".to_owned(), outcome.recoveries as f64);
         metric("faults".to_owned(), outcome.faults as f64);
@@ -130,6 +134,17 @@ fn participation(journal: &Journal, agents: usize) -> Vec<Participation> {
         Participation { updates, share: share(updates as f64, all as f64), pull: share(pull, all_pull) }
     };
     (1..=agents).map(of).collect()
+}
+
+/// Of every merged update, sorted.
+fn staleness(journal: &Journal) -> Vec<f64> {
+    let of = |body: &RecordBody| match body {
+        RecordBody::Contribution(update) => Some(update.staleness as f64),
+        _ => None,
+    };
+    let mut staleness: Vec<f64> = journal.records().iter().filter_map(|record| of(&record.body)).collect();
+    staleness.sort_by(f64::total_cmp);
+    staleness
 }
 
 fn refused(journal: &Journal) -> BTreeMap<String, u64> {
