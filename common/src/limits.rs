@@ -181,7 +181,7 @@ pub const WORKER_JOBS: usize = 1;
 /// Workers of the coordinator (a run's writer, merger and checkpointer, the registry's saver and signer), and answers of
 /// theirs that wait for its loop.
 pub const COORDINATOR_WORKERS: usize = 5;
-/// Bytes of published versions that are kept, unless two of them need more.
+/// Bytes of published versions that are kept, unless two of them and what agents evaluate need more.
 pub const PUBLISHED_BYTES: usize = 32 << 20;
 /// Published versions that are kept, however small: an agent fetches the base of its lease at
 /// once.

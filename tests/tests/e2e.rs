@@ -3,6 +3,7 @@
 //! | test | guards |
 //! |---|---|
 //! | two agents on real data | the main job: shards, joining, training, evaluation, a target, export; exit codes of an end |
+//! | two agents on real data, merged by `recall` | what is said of the result is what its export is worth |
 //! | a killed coordinator, a killed agent | P1 exactly once, P2 the same bits, P6 progress resumes |
 //! | an agent without its counter | fault 32: a new epoch, no collision |
 //! | agents stopped in their tracks | fault 13: a lease runs out, the work is still welcome, others go on (P8) |
@@ -12,8 +13,12 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anabranch_agent::shard::{self, ShardOptions};
+use anabranch_agent::train::{NativeOptions, native_with};
 use anabranch_common::journal::FinishReason;
 use anabranch_common::wire::message::RunPhase;
+use anabranch_coordinator::config::Config;
+use anabranch_io::model_file;
 use anabranch_tests::invariants::{exactly_once, on_a_copy, same_bits};
 use anabranch_tests::ledger::Settings;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, python_has};
@@ -66,17 +71,7 @@ assert all(numpy.isfinite(value).all() and value.any() for value in model.values
 #[test]
 fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> anyhow::Result<()> {
     let mut cluster = Cluster::new(Path::new(LAB), DIGITS)?;
-    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
-    let shards = cluster.path().join("shards");
-    let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
-    split.extend([train.as_os_str(), "--agents".as_ref(), "2".as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
-    split.extend([OsStr::new("--out"), shards.as_os_str()]);
-    cluster.call(Role::Agent, &split)?.code(0)?;
-    cluster.start_coordinator()?;
-    for name in ["one", "two"] {
-        cluster.join(name)?;
-    }
-    start_both(&mut cluster, &shards, &test)?;
+    let (shards, test) = begin_on_digits(&mut cluster)?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     let log = cluster.coordinator()?.log()?;
     assert!(
@@ -127,6 +122,53 @@ fn two_agents_on_real_shards_reach_the_target_and_everyone_ends_with_zero() -> a
     assert!(status.version.0 >= 60, "{status:?}");
     cluster.verify()?;
     Ok(())
+}
+
+/// Agents used to evaluate the model that they train from, and the export was the average of the models.
+#[test]
+fn what_is_said_of_the_result_is_what_its_export_is_worth_also_where_that_is_an_average() -> anyhow::Result<()> {
+    let fedbuff = "\"fedbuff\"\nbuffer_size = 2\nserver_lr = 1.0\nstaleness = { fn = \"polynomial\", a = 0.5 }\n";
+    let settings = DIGITS.replace(fedbuff, "\"recall\"\n");
+    assert_ne!(settings, DIGITS);
+    let mut cluster = Cluster::new(Path::new(LAB), &settings)?;
+    let (_, test) = begin_on_digits(&mut cluster)?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    for name in ["one", "two"] {
+        assert_eq!(cluster.agent(name)?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    }
+    let status = cluster.status()?;
+    assert_eq!(status.finished, Some(FinishReason::Versions));
+    let said = status.aggregates.last().context("the result was measured")?.aggregate;
+    assert_eq!(Some(said.version), status.result_version, "{status:?}");
+    let path = cluster.path().join("model.safetensors");
+    let exported = cluster.coordinate(&["checkpoint", "export"], &["--out", &path.display().to_string()])?;
+    let said_of_it = exported.code(0)?.stdout;
+    assert!(said_of_it.contains("the average that is served"), "{said_of_it}");
+    let model = Config::parse(Path::new("run.toml"), &settings)?.spec.model;
+    let options = NativeOptions { threads: Some(1), ..NativeOptions::default() };
+    let mut trainer = native_with(&model, options)?;
+    let (_, values) = model_file::read(&path, Some(trainer.manifest()))?;
+    let found = trainer.evaluate(&values, &*shard::open(&test, &ShardOptions::for_model(&model))?)?;
+    assert_eq!((said.accuracy, said.num_examples), (found.accuracy, found.num_examples));
+    assert!((said.loss - found.loss).abs() < 1e-9, "{said:?} {found:?}");
+    cluster.verify()?;
+    Ok(())
+}
+
+/// Starts a coordinator and two agents, each with half of the digits. Returns where the halves and the test examples are.
+fn begin_on_digits(cluster: &mut Cluster) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
+    let shards = cluster.path().join("shards");
+    let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
+    split.extend([train.as_os_str(), "--agents".as_ref(), "2".as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
+    split.extend([OsStr::new("--out"), shards.as_os_str()]);
+    cluster.call(Role::Agent, &split)?.code(0)?;
+    cluster.start_coordinator()?;
+    for name in ["one", "two"] {
+        cluster.join(name)?;
+    }
+    start_both(cluster, &shards, &test)?;
+    Ok((shards, test))
 }
 
 /// Two agents that have joined, each with half of the digits; the first one evaluates too.

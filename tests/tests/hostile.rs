@@ -444,7 +444,7 @@ async fn pull(
     let mut round = 0;
     while !done.load(Ordering::Relaxed) && wanted.map_or(true, |rounds| round < rounds) {
         let lease = member.lease().await?;
-        let base = member.fetch(&manifest, lease.base_version).await?;
+        let base = member.fetch(&manifest, &lease).await?;
         let honest = || base.iter().zip(&target).map(|(value, target)| 0.3 * (target - value));
         let delta: Vec<f32> = match wanted {
             Ok(_) => {
@@ -502,7 +502,7 @@ fn poisoned(admit: &str, hostile: &[Poison]) -> anyhow::Result<f64> {
         ended.into_iter().collect::<anyhow::Result<Vec<()>>>()?;
         let mut last = Member::connect(port, &identities[0], 1).await?;
         let lease = last.lease().await?;
-        last.fetch(&manifest()?, lease.base_version).await
+        last.fetch(&manifest()?, &lease).await
     })?;
     if end == [f32::INFINITY] {
         return Ok(f64::INFINITY);

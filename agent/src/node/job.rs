@@ -258,10 +258,10 @@ impl Unpack {
                     Event::Unpacked { version, digest, content }
                 } else {
                     let problem = format!("its digest is {}, not {}", found.short(), digest.short());
-                    Event::UnpackFailed { version, problem }
+                    Event::UnpackFailed { version, digest, problem }
                 }
             }
-            Err(error) => Event::UnpackFailed { version, problem: error.to_string() },
+            Err(error) => Event::UnpackFailed { version, digest, problem: error.to_string() },
         }
     }
 }

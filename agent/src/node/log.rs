@@ -8,7 +8,7 @@ use anabranch_io::faults;
 use crate::session::event::{Event, Problem};
 
 pub(super) fn message(message: &AgentMessage) {
-    if let AgentMessage::FetchModel { version, missing: Some(missing) } = message {
+    if let AgentMessage::FetchModel { version, missing: Some(missing), .. } = message {
         let chunks = missing.indices(usize::MAX).count();
         tracing::debug!(version = version.0, chunks, "asking for the rest of a model");
     }

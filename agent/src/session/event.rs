@@ -57,6 +57,8 @@ pub enum Event {
     UnpackFailed {
         /// Its version.
         version: ModelVersion,
+        /// The digest that was announced.
+        digest: Digest,
         /// What is wrong.
         problem: String,
     },

@@ -1,10 +1,10 @@
 //! What the coordinator says, and what follows from it.
 
 use anabranch_common::codec;
-use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::ids::Digest;
 use anabranch_common::journal::Lease;
 use anabranch_common::update::{UpdateKey, Verdict};
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
+use anabranch_common::wire::message::{CoordinatorMessage, Rejection, RunPhase, Welcome};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::Session;
@@ -48,7 +48,7 @@ impl Session {
             CoordinatorMessage::Model { version, digest, transfer } => {
                 self.model_announced(now_ms, Wanted { version, digest }, transfer, out);
             }
-            CoordinatorMessage::ModelGone { version } => self.model_gone(version, out),
+            CoordinatorMessage::ModelGone { version, digest } => self.model_gone(Wanted { version, digest }, out),
             CoordinatorMessage::Verdict { key, verdict } => self.verdict(now_ms, key, verdict, out),
             CoordinatorMessage::StateChanged { state } => self.enter(now_ms, state, out),
             CoordinatorMessage::Renewed { certificate_der } => out.push(Command::StoreCertificate { certificate_der }),
@@ -130,11 +130,10 @@ impl Session {
             Some(manifest) => self.replica.announced(now_ms, model, transfer, codec::max_payload_bytes(manifest)),
             None => Announced::Unexpected,
         };
-        let version = model.version;
         match announced {
             Announced::Receiving(arrival) => self.arrival(arrival, out),
-            Announced::Restart => out.push(Command::Send(AgentMessage::FetchModel { version, missing: None })),
-            Announced::Unexpected => self.note(format!("version {version} came without being asked for")),
+            Announced::Restart => out.push(Command::Send(model.request(None))),
+            Announced::Unexpected => self.note(format!("version {} came without being asked for", model.version)),
         }
     }
 
@@ -151,15 +150,15 @@ impl Session {
         }
     }
 
-    fn model_gone(&mut self, version: ModelVersion, out: &mut Vec<Command>) {
-        if self.fetching().is_some_and(|wanted| wanted.version == version) {
+    fn model_gone(&mut self, model: Wanted, out: &mut Vec<Command>) {
+        if self.fetching() == Some(model) {
             self.give_up_fetch(out);
         }
     }
 
-    pub(super) fn unpack_failed(&mut self, now_ms: u64, version: ModelVersion, problem: &str, out: &mut Vec<Command>) {
-        if self.replica.is_unpacking(version) {
-            self.note(format!("version {version} is not what was announced: {problem}"));
+    pub(super) fn unpack_failed(&mut self, now_ms: u64, model: Wanted, problem: &str, out: &mut Vec<Command>) {
+        if self.replica.is_unpacking(model) {
+            self.note(format!("version {} is not what was announced: {problem}", model.version));
             self.rounds.rest(now_ms);
             self.give_up_fetch(out);
         }

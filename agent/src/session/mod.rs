@@ -182,7 +182,9 @@ impl Session {
                 self.settle_model(out);
             }
             Event::Unpacked { version, digest, content } => self.replica.unpacked(Wanted { version, digest }, content),
-            Event::UnpackFailed { version, problem } => self.unpack_failed(now_ms, version, &problem, out),
+            Event::UnpackFailed { version, digest, problem } => {
+                self.unpack_failed(now_ms, Wanted { version, digest }, &problem, out);
+            }
             Event::Progress { lease, steps, examples_per_s } => {
                 self.progress(now_ms, lease, steps, examples_per_s, out);
             }

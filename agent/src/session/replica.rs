@@ -5,15 +5,23 @@ use std::sync::Arc;
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::limits;
 use anabranch_common::wire::message::AgentMessage;
-use anabranch_common::wire::transfer::{Assembly, TransferError, TransferManifest};
+use anabranch_common::wire::transfer::{Assembly, Missing, TransferError, TransferManifest};
 
-/// A model version by name and content.
+/// A model version by name and content. What users are given of a version may be another vector than the one that agents
+/// train from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     /// Its version.
     pub version: ModelVersion,
     /// Digest of its content.
     pub digest: Digest,
+}
+
+impl Wanted {
+    /// Asks the coordinator for it, or for what is missing of it.
+    pub(super) fn request(self, missing: Option<Missing>) -> AgentMessage {
+        AgentMessage::FetchModel { version: self.version, digest: self.digest, missing }
+    }
 }
 
 #[derive(Debug)]
@@ -91,9 +99,9 @@ impl Replica {
         }
     }
 
-    /// Whether this version is being decoded.
-    pub(super) fn is_unpacking(&self, version: ModelVersion) -> bool {
-        matches!(&self.fetch, Some((wanted, Fetch::Unpacking)) if wanted.version == version)
+    /// Whether this model is being decoded.
+    pub(super) fn is_unpacking(&self, wanted: Wanted) -> bool {
+        matches!(&self.fetch, Some((fetched, Fetch::Unpacking)) if *fetched == wanted)
     }
 
     /// Holds this from now on.
@@ -121,7 +129,7 @@ impl Replica {
             }
         };
         self.fetch = Some((wanted, fetch));
-        Some(AgentMessage::FetchModel { version: wanted.version, missing })
+        Some(wanted.request(missing))
     }
 
     /// The coordinator says what the chunks of a model are. Of a model of more than `max_bytes`

@@ -5,6 +5,7 @@ mod bounds;
 mod extreme;
 mod hold;
 mod plan;
+mod served;
 mod stale;
 
 use std::sync::Arc;
@@ -413,7 +414,7 @@ fn another_branch_drops_replica_and_round_and_goes_on() {
     let lease = Lease { branch: other, ..lease(2, 0) };
     assert_eq!(
         session.handle(5, say(CoordinatorMessage::Lease { lease, evaluate: false })),
-        [send(AgentMessage::FetchModel { version: ModelVersion(0), missing: None })],
+        [send(AgentMessage::FetchModel { version: ModelVersion(0), digest: digest(0), missing: None })],
         "the same version of another branch is fetched afresh"
     );
 }
@@ -421,10 +422,10 @@ fn another_branch_drops_replica_and_round_and_goes_on() {
 #[test]
 fn a_model_that_is_gone_gives_the_lease_back_and_asks_for_another() {
     let mut session = asking(config(100, 0), Kept::default());
-    let fetch = send(AgentMessage::FetchModel { version: ModelVersion(5), missing: None });
+    let fetch = send(AgentMessage::FetchModel { version: ModelVersion(5), digest: digest(5), missing: None });
     assert_eq!(session.handle(0, grant(1, 5)), [fetch]);
     assert_eq!(
-        session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5) })),
+        session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5), digest: digest(5) })),
         [give_back(1), send(AgentMessage::RequestLease)]
     );
 }
@@ -463,7 +464,7 @@ fn a_half_received_model_is_resumed() {
     missing.arrived(1);
     assert_eq!(
         session.handle(0, welcome()),
-        [send(AgentMessage::FetchModel { version: ModelVersion(5), missing: Some(missing) })]
+        [send(AgentMessage::FetchModel { version: ModelVersion(5), digest: digest(5), missing: Some(missing) })]
     );
     session.handle(0, model(&transfer));
     assert_eq!(
@@ -481,7 +482,7 @@ fn an_evaluator_only_evaluates() {
     session.handle(0, welcome(BRANCH, Some(digest(0)), RunPhase::Running));
     assert_eq!(session.handle(0, Event::Prepared { manifest: manifest("w") }), []);
     let evaluate = CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) };
-    let fetch = send(AgentMessage::FetchModel { version: ModelVersion(3), missing: None });
+    let fetch = send(AgentMessage::FetchModel { version: ModelVersion(3), digest: digest(3), missing: None });
     assert_eq!(session.handle(0, say(evaluate)), [fetch]);
     session.handle(0, announce(3));
     session.handle(0, chunk(3));
@@ -511,7 +512,7 @@ fn a_failed_evaluation_is_told_at_once() {
     assert_eq!(session.handle(0, event), [failed(3, "ValueError: no GPU")]);
     assert_eq!(session.evaluation_problem(), Some("version 3: ValueError: no GPU"));
     session.handle(0, evaluate(4));
-    let gone = say(CoordinatorMessage::ModelGone { version: ModelVersion(4) });
+    let gone = say(CoordinatorMessage::ModelGone { version: ModelVersion(4), digest: digest(4) });
     assert_eq!(session.handle(0, gone), [failed(4, "the coordinator did not send it")]);
     session.handle(0, evaluate(3));
     let (version, accuracy, loss, num_examples) = (ModelVersion(3), 0.75, 0.5, 50);

@@ -98,10 +98,12 @@ pub enum AgentMessage {
     },
     /// Ready to train. A lease that this agent still holds ends as `Superseded`.
     RequestLease,
-    /// Please send the content of this version (the base of a lease, or the one to evaluate).
+    /// Please send the content of this version (the base of a lease, or what is to be evaluated).
     FetchModel {
         /// Which version.
         version: ModelVersion,
+        /// Digest of the content: what is evaluated of a version may be another vector than the one to train from.
+        digest: Digest,
         /// Which chunks are missing here, when a transfer is resumed.
         missing: Option<Missing>,
     },
@@ -174,7 +176,7 @@ pub enum CoordinatorMessage {
     Lease {
         /// The lease; its base may have to be fetched.
         lease: Lease,
-        /// Evaluate the base before training.
+        /// Evaluate the base before training. Only where users are given what agents train from.
         evaluate: bool,
     },
     /// Nothing to train at present. The coordinator sends a lease, or `StateChanged`, when that changes.
@@ -182,7 +184,7 @@ pub enum CoordinatorMessage {
         /// Why.
         state: RunPhase,
     },
-    /// Please evaluate this version.
+    /// Please evaluate what users are given of this version.
     Evaluate {
         /// Which version.
         version: ModelVersion,
@@ -198,10 +200,12 @@ pub enum CoordinatorMessage {
         /// Its chunks, in the form of codec 0 (lossless planes).
         transfer: TransferManifest,
     },
-    /// The version asked for is no longer here.
+    /// The content asked for is no longer here.
     ModelGone {
         /// Which version.
         version: ModelVersion,
+        /// Digest of the content.
+        digest: Digest,
     },
     /// The decision on an update.
     Verdict {

@@ -179,7 +179,7 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Hello(hello),
         AgentMessage::OfferModel { manifest: manifest(), digest: DIGEST, transfer: transfer() },
         AgentMessage::RequestLease,
-        AgentMessage::FetchModel { version: ModelVersion(41), missing: Some(Missing::all(11)) },
+        AgentMessage::FetchModel { version: ModelVersion(41), digest: DIGEST, missing: Some(Missing::all(11)) },
         AgentMessage::OfferUpdate { meta: meta(), transfer: transfer() },
         AgentMessage::ReturnLease { lease: LeaseId(9), why: LeaseEnd::Returned },
         AgentMessage::Evaluated(evaluation()),
@@ -219,7 +219,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::NoLease { state: RunPhase::Pending },
         CoordinatorMessage::Evaluate { version: ModelVersion(40), digest: DIGEST },
         CoordinatorMessage::Model { version: ModelVersion(41), digest: DIGEST, transfer: transfer() },
-        CoordinatorMessage::ModelGone { version: ModelVersion(3) },
+        CoordinatorMessage::ModelGone { version: ModelVersion(3), digest: DIGEST },
     ]);
     let accepted = Verdict::Accepted { position: Position(77), version: ModelVersion(42), weight: 0.125, staleness: 1 };
     let refused = RefusalReason::ALL.map(|reason| Verdict::Refused { reason });

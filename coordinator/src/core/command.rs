@@ -70,6 +70,8 @@ pub enum Command {
         peer: PeerId,
         /// Which version.
         version: ModelVersion,
+        /// Digest of the content.
+        digest: Digest,
         /// Which chunks only.
         missing: Option<Missing>,
     },
@@ -81,7 +83,10 @@ pub enum Command {
         content: Option<Arc<Content>>,
     },
     /// Make the newest merged version ready to be fetched; answered by `Published`.
-    Publish,
+    Publish {
+        /// Also what users are given of it, where that is another vector than the model that agents train from.
+        served: bool,
+    },
     /// Write a checkpoint of exactly what was merged so far; answered by `Checkpointed`.
     Checkpoint(Box<CheckpointOrder>),
     /// Have a new certificate issued for an agent, to be sent as `Renewed`.
@@ -130,7 +135,7 @@ impl Command {
             Self::AppendModel { .. }
             | Self::Append { .. }
             | Self::Merge { .. }
-            | Self::Publish
+            | Self::Publish { .. }
             | Self::Checkpoint(_)
             | Self::Revoked { .. }
             | Self::Reply { .. }

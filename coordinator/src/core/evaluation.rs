@@ -9,6 +9,7 @@ use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use super::Core;
 use super::evaluators::{Outcome, Standing};
 use super::event::PeerId;
+use super::publication::ServedModel;
 
 impl Core {
     fn standings(&self) -> Vec<Standing> {
@@ -29,7 +30,7 @@ impl Core {
     }
 
     /// Evaluators that do nothing else are asked once the newest version is published; the others evaluate the base of
-    /// their next lease.
+    /// their next lease. Where users are given another vector than that base, they are asked like the first ones.
     fn begin_round_if_due(&mut self) {
         let Some(state) = &self.state else { return };
         let (version, now_ms) = (state.version, self.now.mono_ms);
@@ -43,10 +44,10 @@ impl Core {
         }
     }
 
-    /// A version has been published, for which a round may have been waiting.
-    pub(super) fn open_wanted_round(&mut self, version: ModelVersion, digest: Digest) {
+    /// A version has been published, for which a round may have been waiting. `served`: the digest of what users are given.
+    pub(super) fn open_wanted_round(&mut self, version: ModelVersion, served: Digest) {
         if self.evaluators.wants_a_version() {
-            self.evaluators.open(version, digest, self.now.mono_ms);
+            self.evaluators.open(version, served, self.now.mono_ms);
         }
     }
 
@@ -70,8 +71,15 @@ impl Core {
             if !begins || !self.evaluators.can_open(&standings, now_ms) {
                 return false;
             }
-            self.evaluators.open(base, digest, now_ms);
-        } else if !self.evaluators.may_ask_with_lease(agent, base, &standings) {
+            match self.publications.served() {
+                ServedModel::Same => self.evaluators.open(base, digest, now_ms),
+                // The round opens with that vector, of the version that is the newest then.
+                ServedModel::Other => self.evaluators.want(),
+                ServedModel::Ready(served) => self.evaluators.open(base, served, now_ms),
+            }
+        }
+        let is_base = self.publications.served() == ServedModel::Same;
+        if !is_base || (!may_begin && !self.evaluators.may_ask_with_lease(agent, base, &standings)) {
             return false;
         }
         self.evaluators.asked(agent, Some(lease), self.options.lease_ttl_ms, now_ms);

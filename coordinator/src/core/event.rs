@@ -15,6 +15,7 @@ pub use anabranch_common::ids::PeerId;
 pub use anabranch_common::now::Now;
 
 use super::content::Content;
+use super::publication::ServedModel;
 use super::replacement::EarlierVersion;
 
 /// One request that waits for an answer (an operator's, an import, a rollback or a join); never reused within a process.
@@ -103,6 +104,8 @@ pub enum Event {
         digest: Digest,
         /// Its chunks.
         transfer: TransferManifest,
+        /// What users are given of it.
+        served: ServedModel,
     },
     /// The model overflowed at this version.
     NonFinite {

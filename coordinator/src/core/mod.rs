@@ -45,7 +45,7 @@ mod offers;
 mod operate;
 pub mod outstanding;
 mod peers;
-mod publication;
+pub mod publication;
 pub mod recent;
 pub mod replacement;
 pub mod round;
@@ -219,7 +219,7 @@ impl Core {
             Event::ModelFailed { peer, why } => self.model_failed(peer, why),
             Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
             Event::Journalled { upto } => self.gate.journalled(upto),
-            Event::Published { version, digest, .. } => self.published(version, digest),
+            Event::Published { version, digest, served, .. } => self.published(version, digest, served),
             Event::NonFinite { version } => self.non_finite(version),
             Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
             Event::AgentRevoked { agent, request } => self.agent_revoked(agent, request),
@@ -345,8 +345,8 @@ impl Core {
                 self.model_offered(peer, agent, ModelOffer { manifest, digest, transfer });
             }
             AgentMessage::RequestLease => self.lease_requested(peer, agent),
-            AgentMessage::FetchModel { version, missing } => {
-                self.gated(Command::SendModel { peer, version, missing });
+            AgentMessage::FetchModel { version, digest, missing } => {
+                self.gated(Command::SendModel { peer, version, digest, missing });
             }
             AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),

@@ -6,13 +6,42 @@ use anabranch_common::journal::{Publication, PublicationForm, RecordBody};
 use super::Core;
 use super::command::Command;
 
+/// What users are given of a version, beside the model that agents train from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServedModel {
+    /// The same model.
+    Same,
+    /// Another vector, which cannot be fetched yet.
+    Other,
+    /// Another vector, with this digest.
+    Ready(Digest),
+}
+
 /// The versions that this process has made ready.
 #[derive(Debug, Default)]
 pub(super) struct Publications {
     /// The newest version was asked for, and there is no answer yet.
     asked: bool,
     /// The newest version that can be fetched from this process. The journal may name a newer one, of a process before.
-    ready: Option<Publication>,
+    ready: Option<Ready>,
+}
+
+/// A version that can be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ready {
+    publication: Publication,
+    served: ServedModel,
+}
+
+impl Ready {
+    /// The digest of what users are given, if that can be fetched.
+    fn served(&self) -> Option<Digest> {
+        match self.served {
+            ServedModel::Same => Some(self.publication.digest),
+            ServedModel::Other => None,
+            ServedModel::Ready(digest) => Some(digest),
+        }
+    }
 }
 
 /// What a request for a published version leads to.
@@ -23,15 +52,16 @@ enum Step {
     /// The newest version is to be made ready.
     Ask,
     /// The newest version is ready.
-    Ready(Publication),
+    Ready(Ready),
 }
 
 impl Publications {
-    /// Takes a request for the version `newest`.
-    fn want(&mut self, newest: ModelVersion) -> Step {
+    /// Takes a request for the version `newest`, and, with `served`, for what users are given of it.
+    fn want(&mut self, newest: ModelVersion, served: bool) -> Step {
+        let is_enough = |ready: &Ready| ready.publication.version == newest && (!served || ready.served().is_some());
         match self.ready {
             _ if self.asked => Step::Wait,
-            Some(ready) if ready.version == newest => Step::Ready(ready),
+            Some(ready) if is_enough(&ready) => Step::Ready(ready),
             _ => {
                 self.asked = true;
                 Step::Ask
@@ -40,38 +70,49 @@ impl Publications {
     }
 
     /// Notes that a version is ready.
-    fn is_ready(&mut self, publication: Publication) {
-        (self.asked, self.ready) = (false, Some(publication));
+    fn is_ready(&mut self, ready: Ready) {
+        (self.asked, self.ready) = (false, Some(ready));
+    }
+
+    /// What users are given of the newest version that is ready.
+    pub(super) fn served(&self) -> ServedModel {
+        self.ready.map_or(ServedModel::Same, |ready| ready.served)
     }
 }
 
 impl Core {
-    /// Asks for the newest version when an agent or a round of evaluation waits for one. Grants at once when it is ready.
+    /// Asks for the newest version when an agent or a round of evaluation waits for one. Grants at once when it is ready. A
+    /// round waits for what users are given: that is what agents evaluate.
     pub(super) fn pace_publication(&mut self) {
         let Some(state) = &self.state else { return };
         if !self.leases.is_wanted() && !self.evaluators.wants_a_version() {
             return;
         }
-        match self.publications.want(state.version) {
+        let served = self.evaluators.wants_a_version();
+        match self.publications.want(state.version, served) {
             Step::Wait => {}
-            Step::Ask => self.gated(Command::Publish),
-            Step::Ready(publication) => self.hand_out(publication),
+            Step::Ask => self.gated(Command::Publish { served }),
+            Step::Ready(ready) => self.hand_out(ready),
         }
     }
 
-    pub(super) fn published(&mut self, version: ModelVersion, digest: Digest) {
+    pub(super) fn published(&mut self, version: ModelVersion, digest: Digest, served: ServedModel) {
         let publication = Publication { version, form: PublicationForm::Snapshot, digest };
-        self.publications.is_ready(publication);
+        let ready = Ready { publication, served };
+        self.publications.is_ready(ready);
         let Some(state) = &self.state else { return };
         // A process that was started again makes the newest version ready once more.
         if state.published != Some(publication) {
             self.append(RecordBody::Published(publication));
         }
-        self.hand_out(publication);
+        self.hand_out(ready);
     }
 
-    fn hand_out(&mut self, Publication { version, digest, .. }: Publication) {
-        self.open_wanted_round(version, digest);
+    fn hand_out(&mut self, ready: Ready) {
+        let Publication { version, digest, .. } = ready.publication;
+        if let Some(served) = ready.served() {
+            self.open_wanted_round(version, served);
+        }
         self.grant_waiting(version, digest);
         // After the leases: whoever evaluates the base of its lease need not fetch this version by itself.
         if self.evaluators.take_changed() {
@@ -86,15 +127,29 @@ mod tests {
 
     #[test]
     fn a_version_is_asked_for_once_and_ready_until_the_next_one_is_made() {
-        let publication = |version| Publication {
-            version: ModelVersion(version),
-            form: PublicationForm::Snapshot,
-            digest: Digest([1; 32]),
-        };
         let mut publications = Publications::default();
-        assert_eq!([0, 0].map(|newest| publications.want(ModelVersion(newest))), [Step::Ask, Step::Wait]);
-        publications.is_ready(publication(0));
-        assert_eq!(publications.want(ModelVersion(0)), Step::Ready(publication(0)));
-        assert_eq!([1, 2].map(|newest| publications.want(ModelVersion(newest))), [Step::Ask, Step::Wait]);
+        assert_eq!([0, 0].map(|newest| publications.want(ModelVersion(newest), true)), [Step::Ask, Step::Wait]);
+        let same = ready(0, ServedModel::Same);
+        publications.is_ready(same);
+        assert_eq!([true, false].map(|served| publications.want(ModelVersion(0), served)), [Step::Ready(same); 2]);
+        assert_eq!([1, 2].map(|newest| publications.want(ModelVersion(newest), false)), [Step::Ask, Step::Wait]);
+    }
+
+    #[test]
+    fn what_users_are_given_is_asked_for_where_it_is_wanted_and_another_vector() {
+        let mut publications = Publications::default();
+        let other = ready(0, ServedModel::Other);
+        publications.is_ready(other);
+        assert_eq!(publications.want(ModelVersion(0), false), Step::Ready(other));
+        assert_eq!([true, false].map(|served| publications.want(ModelVersion(0), served)), [Step::Ask, Step::Wait]);
+        let both = ready(0, ServedModel::Ready(Digest([2; 32])));
+        publications.is_ready(both);
+        assert_eq!([true, false].map(|served| publications.want(ModelVersion(0), served)), [Step::Ready(both); 2]);
+        assert_eq!(publications.want(ModelVersion(1), true), Step::Ask, "of the next version again");
+    }
+
+    fn ready(version: u64, served: ServedModel) -> Ready {
+        let (version, digest) = (ModelVersion(version), Digest([1; 32]));
+        Ready { publication: Publication { version, form: PublicationForm::Snapshot, digest }, served }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::ModelVersion;
+use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::transfer::{Expected, UploadName};
@@ -27,7 +27,7 @@ impl Node {
                 }
                 Command::Append { record } => self.writer.push(WriteJob::Append(record)),
                 Command::Merge { record, content } => self.merge(record, content),
-                Command::Publish => self.merger.push(MergeJob::Publish),
+                Command::Publish { served } => self.merger.push(MergeJob::Publish { served }),
                 Command::Checkpoint(order) => self.merger.push(MergeJob::Checkpoint(order)),
                 Command::Renew { peer, agent, csr_der } => self.out.push(Output::Renew { peer, agent, csr_der }),
                 Command::Revoked { request } => self.out.push(Output::Revoked { request }),
@@ -41,7 +41,9 @@ impl Node {
                     self.send(peer, message);
                 }
                 Command::Close { peer } => self.close(now, peer),
-                Command::SendModel { peer, version, missing } => self.send_model(peer, version, missing),
+                Command::SendModel { peer, version, digest, missing } => {
+                    self.send_model(peer, version, digest, missing);
+                }
                 Command::ReceiveUpdate { peer, meta, transfer } => {
                     let Some(manifest) = self.manifest() else { continue };
                     self.upload_offered(now, peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
@@ -89,14 +91,14 @@ impl Node {
         self.manifest.clone()
     }
 
-    fn send_model(&mut self, peer: PeerId, version: ModelVersion, missing: Option<Missing>) {
-        let Some(snapshot) = self.publisher.get(version) else {
-            return self.send(peer, CoordinatorMessage::ModelGone { version });
+    fn send_model(&mut self, peer: PeerId, version: ModelVersion, digest: Digest, missing: Option<Missing>) {
+        let Some(snapshot) = self.publisher.get(version, digest) else {
+            return self.send(peer, CoordinatorMessage::ModelGone { version, digest });
         };
         let transfer = snapshot.transfer.clone();
         let missing = missing.unwrap_or_else(|| Missing::all(transfer.chunks.len()));
         if let Some(download) = self.downloads.start(peer, &transfer, &missing) {
-            self.send(peer, CoordinatorMessage::Model { version, digest: snapshot.digest, transfer });
+            self.send(peer, CoordinatorMessage::Model { version, digest, transfer });
             self.tell(ToPeer::SendChunks { peer, download, snapshot, missing });
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_io::faults;
 
 use super::checkpoint::CheckpointJob;
@@ -40,7 +40,10 @@ pub enum MergeJob {
         content: Option<Arc<Content>>,
     },
     /// Encode the newest version.
-    Publish,
+    Publish {
+        /// Also what users are given of it, where that is another vector.
+        served: bool,
+    },
     /// Copy the model for a checkpoint.
     Checkpoint(Box<CheckpointOrder>),
 }
@@ -49,7 +52,7 @@ pub enum MergeJob {
 /// the checkpointer gets its copy, before later records are merged.
 #[must_use]
 pub fn batch(waiting: &mut VecDeque<MergeJob>) -> Vec<MergeJob> {
-    let answered = |job: &MergeJob| matches!(job, MergeJob::Publish | MergeJob::Checkpoint(_));
+    let answered = |job: &MergeJob| matches!(job, MergeJob::Publish { .. } | MergeJob::Checkpoint(_));
     let end = waiting.iter().position(answered).map_or(waiting.len(), |index| index + 1);
     waiting.drain(..end).collect()
 }
@@ -60,9 +63,25 @@ pub enum Merged {
     /// The model is no longer finite, from this version on.
     NonFinite(ModelVersion),
     /// A version is encoded.
-    Published(Arc<Snapshot>),
+    Published {
+        /// The model that agents train from.
+        model: Arc<Snapshot>,
+        /// What users are given of the version.
+        served: ServedSnapshot,
+    },
     /// A copy of the model is ready to be written.
     Checkpoint(Box<CheckpointJob>),
+}
+
+/// What users are given of a version, beside the model that agents train from.
+#[derive(Debug)]
+pub enum ServedSnapshot {
+    /// The same model.
+    Same,
+    /// Another vector, which nobody has asked for.
+    Other,
+    /// Another vector.
+    Encoded(Arc<Snapshot>),
 }
 
 /// The model, and the jobs that move it, one after the other.
@@ -109,9 +128,18 @@ impl Merger {
                 faults::point("merge-after");
                 Ok(overflowed.map(|version| self.not_finite(version)))
             }
-            MergeJob::Publish => {
-                let snapshot = Snapshot::of(state.version(), state.manifest(), state.model())?;
-                Ok(Some(Merged::Published(Arc::new(snapshot))))
+            MergeJob::Publish { served } => {
+                let (version, manifest) = (state.version(), state.manifest());
+                let served = match state.served() {
+                    (Served::Model, _) => ServedSnapshot::Same,
+                    (Served::Average, _) if !served => ServedSnapshot::Other,
+                    (Served::Average, average) if average.iter().all(|value| value.is_finite()) => {
+                        ServedSnapshot::Encoded(Arc::new(Snapshot::of(version, manifest, average)?))
+                    }
+                    (Served::Average, _) => return Ok(Some(self.not_finite(version))),
+                };
+                let model = Arc::new(Snapshot::of(version, manifest, state.model())?);
+                Ok(Some(Merged::Published { model, served }))
             }
             // A buffer that overflowed would take the next version with it: the run ends at the last finite one.
             MergeJob::Checkpoint(_) if !state.merge_state_is_finite() => {

@@ -38,7 +38,7 @@ use anabranch_common::wire::message::CoordinatorMessage;
 
 use checkpoint::CheckpointJob;
 use downloads::Downloads;
-use merge::{MergeJob, Merged};
+use merge::{MergeJob, Merged, ServedSnapshot};
 use publish::Publisher;
 use write::WriteJob;
 
@@ -50,6 +50,7 @@ pub use publish::Snapshot;
 
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId};
+use crate::core::publication::ServedModel;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::recovery::Recovered;
 
@@ -266,10 +267,19 @@ impl Node {
     fn merged(&mut self, now: Now, merged: Merged) {
         match merged {
             Merged::NonFinite(version) => self.tell_core(now, Event::NonFinite { version }),
-            Merged::Published(snapshot) => {
-                let (version, digest, transfer) = (snapshot.version, snapshot.digest, snapshot.transfer.clone());
-                self.publisher.add(snapshot);
-                self.tell_core(now, Event::Published { version, digest, transfer });
+            Merged::Published { model, served } => {
+                let (version, digest, transfer) = (model.version, model.digest, model.transfer.clone());
+                self.publisher.add(model);
+                let served = match served {
+                    ServedSnapshot::Same => ServedModel::Same,
+                    ServedSnapshot::Other => ServedModel::Other,
+                    ServedSnapshot::Encoded(snapshot) => {
+                        let digest = snapshot.digest;
+                        self.publisher.add_served(snapshot);
+                        ServedModel::Ready(digest)
+                    }
+                };
+                self.tell_core(now, Event::Published { version, digest, transfer, served });
             }
             Merged::Checkpoint(job) => self.checkpointer.push(job),
         }

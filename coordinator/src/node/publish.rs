@@ -35,32 +35,48 @@ impl Snapshot {
     }
 }
 
-/// The versions that can be fetched.
+/// The versions that can be fetched, and what users are given of one where that is another vector: agents evaluate it.
 #[derive(Debug, Default)]
 pub(super) struct Publisher {
-    snapshots: BTreeMap<ModelVersion, Arc<Snapshot>>,
+    models: BTreeMap<ModelVersion, Arc<Snapshot>>,
+    /// Of the newest version of which it was asked for. Agents may come for it when they have finished a local round.
+    served: Option<Arc<Snapshot>>,
     bytes: usize,
 }
 
 impl Publisher {
-    /// Adds a version and drops the oldest ones that no longer fit.
-    pub(super) fn add(&mut self, snapshot: Arc<Snapshot>) {
-        self.bytes += snapshot.content.len();
-        if let Some(before) = self.snapshots.insert(snapshot.version, snapshot) {
+    /// Adds the model of a version, and drops the oldest ones that no longer fit.
+    pub(super) fn add(&mut self, model: Arc<Snapshot>) {
+        self.bytes += model.content.len();
+        if let Some(before) = self.models.insert(model.version, model) {
             self.bytes -= before.content.len();
         }
-        while (self.bytes > limits::PUBLISHED_BYTES && self.snapshots.len() > 2)
-            || self.snapshots.len() > limits::PUBLISHED_VERSIONS
+        self.make_room();
+    }
+
+    /// Adds what users are given of a version, in place of what they were given of an earlier one.
+    pub(super) fn add_served(&mut self, served: Arc<Snapshot>) {
+        self.bytes += served.content.len();
+        if let Some(before) = self.served.replace(served) {
+            self.bytes -= before.content.len();
+        }
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
+        while (self.bytes > limits::PUBLISHED_BYTES && self.models.len() > 2)
+            || self.models.len() > limits::PUBLISHED_VERSIONS
         {
-            if let Some((_, oldest)) = self.snapshots.pop_first() {
+            if let Some((_, oldest)) = self.models.pop_first() {
                 self.bytes -= oldest.content.len();
             }
         }
     }
 
-    /// A version, if it is still here.
-    pub(super) fn get(&self, version: ModelVersion) -> Option<Arc<Snapshot>> {
-        self.snapshots.get(&version).cloned()
+    /// A content of a version, if it is still here.
+    pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<Snapshot>> {
+        let known = [self.models.get(&version), self.served.as_ref()].into_iter().flatten();
+        known.filter(|snapshot| (snapshot.version, snapshot.digest) == (version, digest)).next().cloned()
     }
 }
 
@@ -70,30 +86,45 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_two_newest_versions_stay_whatever_their_size() {
+    fn snapshot(version: u64, value: f32, bytes: usize) -> Arc<Snapshot> {
         let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
         let manifest = ModelManifest::new(vec![tensor]).expect("valid");
+        let mut snapshot = Snapshot::of(ModelVersion(version), &manifest, &[value; 4]).expect("finite");
+        snapshot.content = vec![0; bytes].into();
+        Arc::new(snapshot)
+    }
+
+    fn kept(publisher: &Publisher, value: f32, versions: u64) -> Vec<u64> {
+        let digest = Digest::of_f32(&[value; 4]);
+        (0..versions).filter(|version| publisher.get(ModelVersion(*version), digest).is_some()).collect()
+    }
+
+    #[test]
+    fn the_two_newest_versions_stay_whatever_their_size() {
         let mut publisher = Publisher::default();
-        for version in 0..5 {
-            let mut snapshot = Snapshot::of(ModelVersion(version), &manifest, &[0.5; 4]).expect("finite");
-            snapshot.content = vec![0; limits::PUBLISHED_BYTES].into();
-            publisher.add(Arc::new(snapshot));
-        }
-        let kept: Vec<u64> = (0..5).filter(|v| publisher.get(ModelVersion(*v)).is_some()).collect();
-        assert_eq!(kept, [3, 4]);
+        (0..5).for_each(|version| publisher.add(snapshot(version, 0.5, limits::PUBLISHED_BYTES)));
+        assert_eq!(kept(&publisher, 0.5, 5), [3, 4]);
+    }
+
+    /// Agents fetch it when their local round is over, several versions later.
+    #[test]
+    fn what_is_evaluated_stays_while_newer_versions_come_and_goes_with_the_next() {
+        let mut publisher = Publisher::default();
+        let bytes = limits::PUBLISHED_BYTES;
+        publisher.add(snapshot(0, 0.5, bytes));
+        publisher.add_served(snapshot(0, 0.25, bytes));
+        (1..5).for_each(|version| publisher.add(snapshot(version, 0.5, bytes)));
+        assert_eq!((kept(&publisher, 0.25, 5), kept(&publisher, 0.5, 5)), (vec![0], vec![3, 4]));
+        publisher.add_served(snapshot(4, 0.25, bytes));
+        assert_eq!((kept(&publisher, 0.25, 5), kept(&publisher, 0.5, 5)), (vec![4], vec![3, 4]));
+        assert_eq!(publisher.bytes, 3 * bytes);
     }
 
     #[test]
     fn small_versions_do_not_pile_up() {
-        let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
-        let manifest = ModelManifest::new(vec![tensor]).expect("valid");
         let mut publisher = Publisher::default();
-        for version in 0..200 {
-            publisher.add(Arc::new(Snapshot::of(ModelVersion(version), &manifest, &[0.5; 4]).expect("finite")));
-        }
-        let kept: Vec<u64> = (0..200).filter(|v| publisher.get(ModelVersion(*v)).is_some()).collect();
-        assert_eq!(kept, (136..200).collect::<Vec<_>>());
+        (0..200).for_each(|version| publisher.add(snapshot(version, 0.5, 16)));
+        assert_eq!(kept(&publisher, 0.5, 200), (136..200).collect::<Vec<_>>());
     }
 
     #[test]

@@ -144,7 +144,8 @@ fn while_a_group_is_written_records_wait_and_become_the_next_group() {
 #[test]
 fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent() {
     let mut world = World::started();
-    let fetch = || AgentMessage::FetchModel { version: ModelVersion(0), missing: None };
+    let digest = Digest::of_f32(&[0.5; 4]);
+    let fetch = |version| AgentMessage::FetchModel { version: ModelVersion(version), digest, missing: None };
     let chunks = |world: &World| {
         let downloads = world.outputs.iter().filter_map(|output| match output {
             Output::ToPeer(ToPeer::SendChunks { download, .. }) => Some(*download),
@@ -154,12 +155,12 @@ fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent()
     };
     world.say(AgentMessage::RequestLease);
     world.work();
-    (0..3).for_each(|_| world.say(fetch()));
+    (0..3).for_each(|_| world.say(fetch(0)));
     let [download] = chunks(&world)[..] else { panic!("expected one sending, got {:?}", world.outputs) };
     world.handle(Input::Sent { peer: PEER, download, bytes: None });
-    world.say(fetch());
+    world.say(fetch(0));
     assert_eq!(chunks(&world).len(), 2, "the first one did not get through");
-    world.say(AgentMessage::FetchModel { version: ModelVersion(7), missing: None });
+    world.say(fetch(7));
     let Some(Output::ToPeer(ToPeer::Send { message, .. })) = world.outputs.last() else { panic!("expected an answer") };
     assert!(matches!(**message, CoordinatorMessage::ModelGone { .. }), "{message:?}");
 }

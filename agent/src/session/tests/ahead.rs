@@ -9,7 +9,7 @@ const BEGAN_MS: u64 = 400;
 const ASKS_MS: u64 = BEGAN_MS + 5_000 - 501;
 
 fn fetch(version: u64) -> Command {
-    send(AgentMessage::FetchModel { version: ModelVersion(version), missing: None })
+    send(AgentMessage::FetchModel { version: ModelVersion(version), digest: digest(version), missing: None })
 }
 
 /// A round on a base that was obtained while the one before ran. All updates so far were merged with weight `weight`.
@@ -150,12 +150,12 @@ fn a_lease_for_later_goes_back_where_nothing_comes_of_it() {
     assert_eq!(stopped.handle(5_300, Event::Shutdown), [give_back(2), Command::StopTraining]);
 
     let mut gone = fetching();
-    let failed = Event::UnpackFailed { version: ModelVersion(1), problem: "torn".into() };
+    let failed = Event::UnpackFailed { version: ModelVersion(1), digest: digest(1), problem: "torn".into() };
     assert_eq!(gone.handle(5_300, failed), [give_back(2)]);
 
     let mut gone = asked(config(100, 0));
     gone.handle(5_000, grant(2, 1));
-    let said = say(CoordinatorMessage::ModelGone { version: ModelVersion(1) });
+    let said = say(CoordinatorMessage::ModelGone { version: ModelVersion(1), digest: digest(1) });
     assert_eq!(gone.handle(5_300, said), [give_back(2), send(AgentMessage::RequestLease)], "there is time for another");
 
     let mut paused = asked(config(100, 0));

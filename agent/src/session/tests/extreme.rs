@@ -150,7 +150,7 @@ trait DrawMessages: Draw {
                 let (version, digest) = (ModelVersion(self.number()), self.digest());
                 CoordinatorMessage::Model { version, digest, transfer: self.transfer() }
             }
-            8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()) },
+            8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()), digest: self.digest() },
             9 => self.verdict(),
             10 => CoordinatorMessage::StateChanged { state: self.phase() },
             _ => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },

@@ -16,7 +16,7 @@ fn fetching(version: u64) -> Session {
 #[test]
 fn a_model_that_is_no_longer_wanted_does_not_replace_the_one_that_is() {
     let mut session = fetching(5);
-    session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5) }));
+    session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5), digest: digest(5) }));
     let evaluating = say(CoordinatorMessage::Lease { lease: lease(2, 7), evaluate: true });
     session.handle(2, evaluating);
     session.handle(2, announce(7));
@@ -32,9 +32,9 @@ fn a_model_that_is_no_longer_wanted_does_not_replace_the_one_that_is() {
 #[test]
 fn a_download_that_failed_after_it_was_given_up_changes_nothing() {
     let mut session = fetching(5);
-    session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5) }));
+    session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5), digest: digest(5) }));
     session.handle(2, grant(2, 7));
-    let failed = Event::UnpackFailed { version: ModelVersion(5), problem: "torn".into() };
+    let failed = Event::UnpackFailed { version: ModelVersion(5), digest: digest(5), problem: "torn".into() };
     assert_eq!(session.handle(3, failed), []);
     session.handle(4, announce(7));
     assert!(matches!(&session.handle(4, chunk(7))[..], [Command::Unpack { version: ModelVersion(7), .. }]));

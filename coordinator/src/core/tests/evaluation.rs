@@ -1,11 +1,11 @@
 //! Who is asked to evaluate, what a failed evaluation costs, and what decides on a target.
 
-use anabranch_common::ids::ModelVersion;
+use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Evaluation, FinishReason, LeaseEnd, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 
-use super::world::{World, agent, spec};
+use super::world::{World, agent, served, spec};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
 
@@ -13,6 +13,15 @@ use crate::core::event::{Event, PeerId};
 fn asked(commands: &[Command]) -> Vec<(u64, u64)> {
     let asked = commands.iter().filter_map(|command| match command {
         Command::Send { peer, message: CoordinatorMessage::Evaluate { version, .. } } => Some((peer.0, version.0)),
+        _ => None,
+    });
+    asked.collect()
+}
+
+/// The vectors that peers are asked to evaluate.
+fn vectors(commands: &[Command]) -> Vec<(u64, Digest)> {
+    let asked = commands.iter().filter_map(|command| match command {
+        Command::Send { peer, message: CoordinatorMessage::Evaluate { digest, .. } } => Some((peer.0, *digest)),
         _ => None,
     });
     asked.collect()
@@ -265,4 +274,62 @@ fn a_measurement_that_interrupts_two_trainers_makes_the_next_one_due_later() {
         world.journal();
     }
     assert_eq!(asked_at, [0, 20, 40], "every twentieth version, by both");
+}
+
+/// The figures used to be those of the model that agents train from, and the export another vector.
+#[test]
+fn agents_evaluate_what_users_are_given() {
+    let mut world = World::started_with_shards(&[(0, 150), (100, 0)]).averaging();
+    assert_eq!(vectors(&published(&mut world)), [(1, served(0))]);
+    assert_eq!(kinds(&answer(&mut world, 1, 0, 0.5, 150)), ["evaluated", "aggregated"]);
+}
+
+/// The base of a lease is no vector that users are given.
+#[test]
+fn agents_that_train_are_asked_for_what_users_are_given_apart_from_their_leases() {
+    let mut world = World::started_with_shards(&[(100, 60), (100, 50), (100, 50)]).averaging();
+    let publish = |commands: &[Command]| {
+        let asked = commands.iter().filter_map(|command| match command {
+            Command::Publish { served } => Some(*served),
+            _ => None,
+        });
+        asked.collect::<Vec<_>>()
+    };
+    assert_eq!(publish(&world.message(2, AgentMessage::RequestLease)), [false]);
+    let commands = published(&mut world);
+    let granted = |evaluate: bool| {
+        let is_lease = move |command: &&Command| {
+            let Command::Send { message: CoordinatorMessage::Lease { evaluate: said, .. }, .. } = command else {
+                return false;
+            };
+            *said == evaluate
+        };
+        commands.iter().filter(is_lease).count()
+    };
+    assert_eq!((granted(false), granted(true)), (1, 0));
+    assert_eq!(
+        (asked(&commands), publish(&commands)),
+        (vec![], vec![true]),
+        "nobody waits for the vector but the round"
+    );
+    let commands = published(&mut world);
+    assert_eq!(kinds(&commands), Vec::<&str>::new(), "the version is published already");
+    assert_eq!(vectors(&commands), [(1, served(0)), (2, served(0))], "110 of 160 examples are enough");
+    world.lease(3);
+    let last = world.last_sent();
+    assert!(matches!(last, Some((_, CoordinatorMessage::Lease { evaluate: false, .. }))), "{last:?}");
+    answer(&mut world, 1, 0, 0.5, 60);
+    assert_eq!(kinds(&answer(&mut world, 2, 0, 0.5, 50)), ["evaluated", "aggregated"]);
+    assert_eq!(world.replayed(), *world.state());
+}
+
+#[test]
+fn a_round_waits_for_what_users_are_given_where_only_the_model_is_on_its_way() {
+    let mut world = World::started_with_shards(&[(100, 0)]).averaging();
+    world.message(1, AgentMessage::RequestLease);
+    world.connect_with(2, 0, 10);
+    let commands = published(&mut world);
+    assert_eq!(asked(&commands), []);
+    assert!(commands.contains(&Command::Publish { served: true }), "{commands:?}");
+    assert_eq!(vectors(&published(&mut world)), [(2, served(0))]);
 }

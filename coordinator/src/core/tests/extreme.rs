@@ -24,6 +24,7 @@ use super::world::{World, agent, content, hello, manifest, spec};
 use crate::core::command::Command;
 use crate::core::content::Content;
 use crate::core::event::{Event, PeerId, RequestId};
+use crate::core::publication::ServedModel;
 use crate::recovery::saved;
 use crate::store::for_tests::MapStore;
 
@@ -126,7 +127,10 @@ trait DrawMessages: Draw {
                 AgentMessage::OfferModel { manifest, digest, transfer: self.transfer() }
             }
             2 => AgentMessage::RequestLease,
-            3 => AgentMessage::FetchModel { version: ModelVersion(self.number()), missing: self.missing() },
+            3 => {
+                let (version, digest) = (ModelVersion(self.number()), self.digest());
+                AgentMessage::FetchModel { version, digest, missing: self.missing() }
+            }
             4 => AgentMessage::OfferUpdate { meta: self.meta(sender), transfer: self.transfer() },
             5 => {
                 let why = self.of(&[LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded]);
@@ -223,7 +227,8 @@ fn carried_out(command: Command, draw: &mut Extremes<'_>) -> Option<Event> {
         Command::ReceiveUpdate { peer, meta, .. } => {
             Some(Event::UpdateReceived { peer, meta, payload: Arc::from([0; 16]), content: draw.content() })
         }
-        Command::Publish => Some(Event::Published {
+        Command::Publish { served } => Some(Event::Published {
+            served: if served { ServedModel::Ready(draw.digest()) } else { ServedModel::Other },
             version: ModelVersion(0),
             digest: Digest::of_f32(&[0.0; 4]),
             transfer: TransferManifest::of(&[0; 16]),

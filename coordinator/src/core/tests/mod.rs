@@ -82,7 +82,7 @@ fn when_the_offering_agent_leaves_the_next_offer_is_taken() {
 #[test]
 fn a_lease_is_granted_on_the_newest_published_version_after_it_is_durable() {
     let mut world = World::started(1);
-    assert_eq!(world.message(1, AgentMessage::RequestLease), [Command::Publish]);
+    assert_eq!(world.message(1, AgentMessage::RequestLease), [Command::Publish { served: false }]);
     let commands = world.published();
     let [Command::Append { record: published }, Command::Append { record }] = &commands[..] else {
         panic!("expected two records, got {commands:?}")

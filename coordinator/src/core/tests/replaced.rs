@@ -226,7 +226,8 @@ fn nothing_else_happens_to_a_stopped_coordinator_because_it_was_asked_for_someth
         let mut commands = world.handle_at_rest(event(&first));
         commands.extend(at_rest(&mut world));
         assert_eq!(kinds(&commands).len(), 1, "{commands:?}");
-        let other = |command: &&Command| matches!(command, Command::Publish | Command::Send { .. } | Command::Exit(_));
+        let other =
+            |command: &&Command| matches!(command, Command::Publish { .. } | Command::Send { .. } | Command::Exit(_));
         assert_eq!(commands.iter().find(other), None);
         let checkpoints =
             |commands: &[Command]| commands.iter().filter(|command| matches!(command, Command::Checkpoint(_))).count();

@@ -19,6 +19,7 @@ use crate::core::admit::Decision;
 use crate::core::command::Command;
 use crate::core::content::{Content, Reservation};
 use crate::core::event::{Event, Now, PeerId};
+use crate::core::publication::ServedModel;
 use crate::core::state::RunState;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::recovery::saved;
@@ -26,6 +27,11 @@ use crate::store::for_tests::MapStore;
 
 pub(super) const LEASE_TTL_MS: u64 = 60_000;
 pub(super) const MAX_STALENESS: u64 = 3;
+
+/// Digest of what users are given of a version, where that is another vector.
+pub(super) fn served(version: u64) -> Digest {
+    Digest::of_f32(&[version as f32, 0.5])
+}
 
 pub(super) fn agent(n: u8) -> AgentId {
     AgentId([n; 16])
@@ -100,7 +106,10 @@ pub(super) struct World {
     now: Now,
     records: Vec<Arc<Record>>,
     sent: Vec<(PeerId, CoordinatorMessage)>,
-    publishing: bool,
+    /// A version is asked for, perhaps with what users are given of it.
+    publishing: Option<bool>,
+    /// Whether users are given another vector than the one that agents train from.
+    averages: bool,
     model: Arc<Vec<f32>>,
 }
 
@@ -126,7 +135,15 @@ impl World {
         };
         let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
         let core = Core::new(options, spec, now);
-        Self { core, now, records: vec![], sent: vec![], publishing: false, model: Arc::new(vec![0.0; 4]) }
+        Self {
+            core,
+            now,
+            records: vec![],
+            sent: vec![],
+            publishing: None,
+            averages: false,
+            model: Arc::new(vec![0.0; 4]),
+        }
     }
 
     /// An agent, connected as peer 1, and a durable model.
@@ -187,7 +204,11 @@ impl World {
 
     fn collected(&mut self, commands: Vec<Command>) -> Vec<Command> {
         self.records.extend(Self::appended(&commands));
-        self.publishing |= commands.contains(&Command::Publish);
+        let asked = |command: &Command| match command {
+            Command::Publish { served } => Some(*served),
+            _ => None,
+        };
+        self.publishing = commands.iter().find_map(asked).or(self.publishing);
         for command in &commands {
             if let Command::Send { peer, message } = command {
                 self.sent.push((*peer, message.clone()));
@@ -236,7 +257,7 @@ impl World {
     pub(super) fn restarted_with(mut self, spec: RunSpec) -> Self {
         let (core, commands) = self.resume(self.state().clone(), spec).expect("the same model");
         self.core = core;
-        self.publishing = false;
+        self.publishing = None;
         self.records.extend(Self::appended(&commands));
         self.handle(Event::Tick);
         self.journal();
@@ -248,7 +269,7 @@ impl World {
         self.records.truncate(self.records.len() - lost);
         let (core, commands) = self.resume(self.replayed(), spec).expect("the same model");
         self.core = core;
-        self.publishing = false;
+        self.publishing = None;
         self.records.extend(Self::appended(&commands));
         self
     }
@@ -307,10 +328,20 @@ impl World {
     }
 
     pub(super) fn published(&mut self) -> Vec<Command> {
-        self.publishing = false;
         let version = self.state().version;
+        let served = match self.publishing.take() {
+            _ if !self.averages => ServedModel::Same,
+            Some(true) => ServedModel::Ready(served(version.0)),
+            Some(false) | None => ServedModel::Other,
+        };
         let digest = Digest::of_f32(&[version.0 as f32; 4]);
-        self.handle(Event::Published { version, digest, transfer: TransferManifest::of(&[0; 16]) })
+        self.handle(Event::Published { version, digest, transfer: TransferManifest::of(&[0; 16]), served })
+    }
+
+    /// From now on users are given another vector than the one that agents train from.
+    pub(super) fn averaging(mut self) -> Self {
+        self.averages = true;
+        self
     }
 
     /// Agent `n` asks for a lease and gets it.
@@ -328,7 +359,7 @@ impl World {
 
     /// The newest version is published if that is asked for.
     pub(super) fn publish_if_asked(&mut self) -> Vec<Command> {
-        if self.publishing { self.published() } else { Vec::new() }
+        if self.publishing.is_some() { self.published() } else { Vec::new() }
     }
 
     pub(super) fn meta(&self, n: u8, seq: u64, lease: &Lease) -> UpdateMeta {

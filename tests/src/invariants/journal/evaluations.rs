@@ -1,11 +1,13 @@
 //! Evaluations: an aggregate follows from figures that evaluators gave, covers most of what is known, and alone ends a run.
-//! No agent fails twice to evaluate the same version for the same process.
+//! What is evaluated of a version is what users are given of it. No agent fails twice to evaluate the same version for the
+//! same process.
 //!
 //! | check | guards |
 //! |---|---|
 //! | an aggregate lies between the figures of its version, and covers most of the known examples | one evaluator of few examples decides nothing |
 //! | a run that ends by accuracy or loss ends with its newest aggregate | recovery gives the same end |
 //! | an agent fails once for a version | no busy loop |
+//! | an agent evaluates what is served of a version (`Journal::evaluates`) | status and target speak of what is exported |
 
 use std::collections::{BTreeMap, BTreeSet};
 

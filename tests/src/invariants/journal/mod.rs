@@ -120,6 +120,8 @@ pub struct Journal {
     welcomes: epochs::Welcomes,
     heard: once::Heard,
     attackers: Attackers,
+    /// What users are given of published versions, on all branches.
+    served: BTreeSet<(ModelVersion, Digest)>,
 }
 
 impl Journal {
@@ -182,6 +184,26 @@ impl Journal {
         finite::check(version, digest, model)?;
         self.fold.envelope.check(&self.attackers, version, model)?;
         self.models.seen(self.fold.branch, version, digest)
+    }
+
+    /// What users are given of a version that is published has this digest. `offered`: that of what agents are to evaluate of
+    /// it, if that can be fetched.
+    ///
+    /// # Errors
+    /// They are to evaluate another vector.
+    pub fn served(&mut self, version: ModelVersion, served: Digest, offered: Option<Digest>) -> Checked {
+        self.served.insert((version, served));
+        offered.map_or(Ok(()), |offered| self.evaluates(version, offered))
+    }
+
+    /// An agent is to evaluate, or evaluates, a vector with this digest as this version.
+    ///
+    /// # Errors
+    /// It is not what users are given of this version, on any branch.
+    pub fn evaluates(&self, version: ModelVersion, digest: Digest) -> Checked {
+        ensure(self.served.contains(&(version, digest)), "evaluations", || {
+            format!("{} is evaluated as version {version}, of which users are given another vector", digest.short())
+        })
     }
 
     /// A coordinator has recovered up to `position`. Records after it are gone, and none of them was told to anyone.

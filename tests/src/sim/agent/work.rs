@@ -4,6 +4,7 @@
 use anabranch_agent::node::{self, Done, Input, MathsJob, StoreDone, StoreJob};
 use anabranch_agent::session::event::{Encoded, Event};
 use anabranch_common::codec::{self, feedback::Feedback};
+use anabranch_common::ids::Digest;
 use anabranch_common::spec::UploadSpec;
 
 use crate::invariants::feedback::{self, Expected};
@@ -62,6 +63,10 @@ impl World {
         agent.evaluations += 1;
         let (every, held) = (agent.plan.evaluation_fails_every, agent.plan.eval_examples);
         let fails = every > 0 && agent.evaluations.is_multiple_of(every);
+        if let MathsJob::Evaluate { version, content } = &job {
+            let evaluates = self.journal.evaluates(*version, Digest::of_f32(content));
+            self.checked(evaluates);
+        }
         if let MathsJob::Evaluate { version, .. } = job
             && fails
         {

@@ -126,8 +126,8 @@ impl CoordinatorMachine {
 }
 
 impl World {
-    /// Returns the model that the coordinator serves: what its evaluators would evaluate and an export would hold. Today it
-    /// is the one that agents train from. `None` while there is no process, or no model.
+    /// Returns the model that the coordinator serves: what its evaluators would evaluate and an export would hold. `None`
+    /// while there is no process, or no model.
     pub(crate) fn served_model(&self) -> Option<&[f32]> {
         self.coordinator.process.as_ref()?.merger.model().map(|state| state.served().1)
     }

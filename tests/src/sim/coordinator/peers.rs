@@ -57,10 +57,15 @@ impl World {
                 self.coordinator.members.heard(agent_id(entry.machine));
             }
             let to_evaluate = match &message {
-                CoordinatorMessage::Evaluate { version, .. } => Some(*version),
-                CoordinatorMessage::Lease { lease, evaluate: true } => Some(lease.base_version),
+                CoordinatorMessage::Evaluate { version, digest } => Some((*version, *digest)),
+                CoordinatorMessage::Lease { lease, evaluate: true } => Some((lease.base_version, lease.base_digest)),
                 _ => None,
             };
+            if let Some((version, digest)) = to_evaluate {
+                let asked = self.journal.evaluates(version, digest);
+                self.checked(asked);
+            }
+            let to_evaluate = to_evaluate.map(|(version, _)| version);
             if let Some(entry) = self.conns.get_mut(&conn).filter(|_| to_evaluate.is_some()) {
                 entry.to_evaluate = to_evaluate;
             }

@@ -1,11 +1,11 @@
 //! The node's jobs, each run as a whole when its time has come, and what a storage error does.
 
-use anabranch_common::ids::Position;
+use anabranch_common::ids::{Digest, Position};
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::event::Event;
 use anabranch_coordinator::host::{Input, Output};
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
-use anabranch_coordinator::node::merge::{MergeJob, Merged};
+use anabranch_coordinator::node::merge::{MergeJob, Merged, ServedSnapshot};
 use anabranch_coordinator::node::write::{self, WriteJob};
 use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Node, Snapshot};
 use anabranch_coordinator::registry;
@@ -119,20 +119,29 @@ impl World {
         let Some(batch) = process.jobs.merge.take() else { return };
         let done = process.merger.run(batch);
         for merged in done.iter().flatten() {
-            if let Merged::Published(snapshot) = merged {
-                self.published(snapshot);
+            if let Merged::Published { model, served } = merged {
+                self.published(model, served);
             }
         }
         self.coordinator_takes(Input::Done { run: RUN, done: Done::Merge(done) });
     }
 
     /// A batch ends with its publication: the merger has that version's model.
-    fn published(&mut self, snapshot: &Snapshot) {
+    fn published(&mut self, snapshot: &Snapshot, encoded: &ServedSnapshot) {
         let Some(process) = self.coordinator.process.as_ref() else { return };
         let (version, digest) = (snapshot.version, snapshot.digest);
-        let model = process.merger.model().map(|state| state.model().to_vec()).unwrap_or_default();
+        let state = process.merger.model();
+        let model = state.map(|state| state.model().to_vec()).unwrap_or_default();
+        let served = state.map(|state| Digest::of_f32(state.served().1)).unwrap_or_default();
         let published = self.journal.published(version, digest, &model);
         self.checked(published);
+        let encoded = match encoded {
+            ServedSnapshot::Same => Some(digest),
+            ServedSnapshot::Other => None,
+            ServedSnapshot::Encoded(snapshot) => Some(snapshot.digest),
+        };
+        let served = self.journal.served(version, served, encoded);
+        self.checked(served);
         self.checked_ledger(version, &model);
         self.coordinator.newest_version = version;
         self.trace.version(self.agenda.now_ms(), version.0);
