@@ -8,10 +8,12 @@
 //! |---|---|---|---|
 //! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | w = alpha * s(tau) * p | x += w * delta | 1 |
 //! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | w = server_lr / K * s(tau) * p, b += w * delta | x += b, b = 0 | K |
+//! | [`DelayedNesterov`](delayed_nesterov::DelayedNesterov) (Liu et al. 2024) | w = server_lr / N * s(tau) * p | x += w * delta, every N-th also a step along the momentum | 1 |
 //! | [`Recall`](recall::Recall) | w = clip(p / share, 1/8, 1), moments of w * delta and of memories | x += adaptive step | 1 |
 //!
 //! s is the [`Staleness`](staleness::Staleness) function and p the [participation] weight.
 
+pub mod delayed_nesterov;
 pub mod fedasync;
 pub mod fedbuff;
 pub mod participation;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shares::Recalling;
 use super::staleness::Staleness;
-use super::{MergeRule, fedasync, fedbuff, recall};
+use super::{MergeRule, delayed_nesterov, fedasync, fedbuff, recall};
 use crate::limits;
 
 /// A merge rule as configured.
@@ -35,6 +35,23 @@ pub enum MergeSpec {
         #[serde(default)]
         participation: bool,
     },
+    /// Every update makes a version, and every `buffer_size`-th also steps along the momentum.
+    #[serde(rename = "delayed-nesterov")]
+    DelayedNesterov {
+        /// N: updates between two steps along the momentum.
+        buffer_size: u32,
+        /// Step along the mean of N updates.
+        server_lr: f32,
+        /// beta: decay of the momentum, and the step along it, in [0, 1).
+        #[serde(default = "momentum")]
+        momentum: f32,
+        /// Damping of stale updates.
+        #[serde(default)]
+        staleness: Staleness,
+        /// Weigh agents by examples held rather than by how fast they are.
+        #[serde(default)]
+        participation: bool,
+    },
     /// Every update makes a version, and the last updates of agents that lack participation are recalled.
     Recall {
         /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it.
@@ -47,6 +64,10 @@ pub enum MergeSpec {
         #[serde(default = "on")]
         average: bool,
     },
+}
+
+fn momentum() -> f32 {
+    0.9
 }
 
 fn recall_step() -> f32 {
@@ -85,27 +106,26 @@ impl MergeSpec {
     /// # Errors
     /// One is out of range; the error names it.
     pub fn validate(&self) -> Result<(), SpecError> {
-        let (field, found, expected, fits, staleness) = match self {
+        match self {
             Self::FedAsync { alpha, staleness, .. } => {
-                ("alpha", *alpha, "a number above 0 and at most 1", *alpha > 0.0 && *alpha <= 1.0, staleness)
+                let fits = *alpha > 0.0 && *alpha <= 1.0;
+                check("alpha", *alpha, "a number above 0 and at most 1", fits)?;
+                staleness.validate()
             }
             Self::FedBuff { buffer_size, server_lr, staleness, .. } => {
-                if !(1..=limits::MERGE_BUFFER_UPDATES).contains(buffer_size) {
-                    let found = f64::from(*buffer_size);
-                    return Err(SpecError { field: "buffer_size", found, expected: "a number from 1 to 65536" });
-                }
-                let fits = server_lr.is_finite() && *server_lr > 0.0;
-                ("server_lr", *server_lr, "a finite number above 0", fits, staleness)
+                check_buffer(*buffer_size, *server_lr)?;
+                staleness.validate()
+            }
+            Self::DelayedNesterov { buffer_size, server_lr, momentum, staleness, .. } => {
+                check_buffer(*buffer_size, *server_lr)?;
+                check("momentum", *momentum, DECAY, (0.0..1.0).contains(momentum))?;
+                staleness.validate()
             }
             Self::Recall { step, .. } => {
                 let fits = *step > 0.0 && *step <= limits::RECALL_STEP;
-                ("step", *step, "a number above 0 and at most 1000", fits, &Staleness::Constant)
+                check("step", *step, "a number above 0 and at most 1000", fits)
             }
-        };
-        if !fits {
-            return Err(SpecError { field, found: f64::from(found), expected });
         }
-        staleness.validate()
     }
 
     /// The factor with which an update is merged: computed when it is admitted, then journalled.
@@ -114,7 +134,8 @@ impl MergeSpec {
     pub fn weight(&self, inputs: WeightInputs) -> f32 {
         let (step, staleness, participation) = match self {
             Self::FedAsync { alpha, staleness, participation } => (f64::from(*alpha), staleness, participation),
-            Self::FedBuff { buffer_size, server_lr, staleness, participation } => {
+            Self::FedBuff { buffer_size, server_lr, staleness, participation }
+            | Self::DelayedNesterov { buffer_size, server_lr, staleness, participation, .. } => {
                 (f64::from(*server_lr) / f64::from((*buffer_size).max(1)), staleness, participation)
             }
             Self::Recall { .. } => (1.0, &Staleness::Constant, &true),
@@ -127,7 +148,7 @@ impl MergeSpec {
     #[must_use]
     pub fn updates_per_version(&self) -> u32 {
         match self {
-            Self::FedAsync { .. } | Self::Recall { .. } => 1,
+            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Recall { .. } => 1,
             Self::FedBuff { buffer_size, .. } => (*buffer_size).max(1),
         }
     }
@@ -144,23 +165,33 @@ impl MergeSpec {
         match self {
             Self::FedAsync { .. } => waiting,
             Self::FedBuff { .. } => 1,
+            Self::DelayedNesterov { .. } => 2 + waiting,
             Self::Recall { .. } => 3,
         }
     }
 
-    /// Whether contributions that wait under the rule `before` go on waiting under this one: only those of the same rule
-    /// with a buffer of the same size do.
+    /// Whether contributions that wait under the rule `before` go on waiting under this one, and its state goes on with
+    /// them: only those of the same rule with a buffer of the same size do.
     #[must_use]
     pub fn keeps_waiting(&self, before: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(before)
-            && self.updates_per_version() == before.updates_per_version()
+        std::mem::discriminant(self) == std::mem::discriminant(before) && self.buffer_size() == before.buffer_size()
+    }
+
+    /// How many updates the rule takes the mean of.
+    fn buffer_size(&self) -> u32 {
+        match self {
+            Self::FedAsync { .. } | Self::Recall { .. } => 1,
+            Self::FedBuff { buffer_size, .. } | Self::DelayedNesterov { buffer_size, .. } => (*buffer_size).max(1),
+        }
     }
 
     /// Whether agents are weighed by participation.
     #[must_use]
     pub fn uses_participation(&self) -> bool {
         match self {
-            Self::FedAsync { participation, .. } | Self::FedBuff { participation, .. } => *participation,
+            Self::FedAsync { participation, .. }
+            | Self::FedBuff { participation, .. }
+            | Self::DelayedNesterov { participation, .. } => *participation,
             Self::Recall { .. } => false,
         }
     }
@@ -169,7 +200,7 @@ impl MergeSpec {
     #[must_use]
     pub fn recalling(&self) -> Option<Recalling> {
         match self {
-            Self::FedAsync { .. } | Self::FedBuff { .. } => None,
+            Self::FedAsync { .. } | Self::FedBuff { .. } | Self::DelayedNesterov { .. } => None,
             Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
         }
     }
@@ -186,9 +217,25 @@ impl MergeSpec {
         match self {
             Self::FedAsync { .. } => Box::new(fedasync::FedAsync::new(params)),
             Self::FedBuff { .. } => Box::new(fedbuff::FedBuff::new(params)),
+            Self::DelayedNesterov { buffer_size, momentum, .. } => {
+                Box::new(delayed_nesterov::DelayedNesterov::new(*buffer_size, *momentum, params))
+            }
             Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
         }
     }
+}
+
+const DECAY: &str = "a number of at least 0 and below 1";
+
+fn check(field: &'static str, found: impl Into<f64>, expected: &'static str, fits: bool) -> Result<(), SpecError> {
+    if fits { Ok(()) } else { Err(SpecError { field, found: found.into(), expected }) }
+}
+
+/// Checks what every rule with a buffer has.
+fn check_buffer(buffer_size: u32, server_lr: f32) -> Result<(), SpecError> {
+    let fits = (1..=limits::MERGE_BUFFER_UPDATES).contains(&buffer_size);
+    check("buffer_size", buffer_size, "a number from 1 to 65536", fits)?;
+    check("server_lr", server_lr, "a finite number above 0", server_lr.is_finite() && server_lr > 0.0)
 }
 
 #[cfg(test)]
@@ -203,16 +250,29 @@ mod tests {
         MergeSpec::FedBuff { buffer_size, server_lr, staleness: Staleness::Constant, participation: false }
     }
 
+    fn nesterov(buffer_size: u32, momentum: f32) -> MergeSpec {
+        let (server_lr, staleness, participation) = (1.0, Staleness::Constant, false);
+        MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
+    }
+
     #[test]
     fn a_buffer_is_full_when_its_contributions_make_a_version() {
         assert_eq!([0, 1, 2].map(|waiting| fed_async(0.5).is_full(waiting)), [false, true, true]);
         assert_eq!([0, 3, 4].map(|waiting| fed_buff(4, 1.0).is_full(waiting)), [false, false, true]);
+        assert_eq!(
+            [0, 1].map(|waiting| nesterov(4, 0.9).is_full(waiting)),
+            [false, true],
+            "every update makes a version"
+        );
     }
 
     #[test]
     fn only_the_same_rule_with_the_same_buffer_keeps_what_waits() {
         assert!(fed_buff(4, 0.5).keeps_waiting(&fed_buff(4, 1.0)) && fed_async(0.1).keeps_waiting(&fed_async(0.2)));
         assert!(!fed_buff(3, 1.0).keeps_waiting(&fed_buff(4, 1.0)) && !fed_buff(1, 1.0).keeps_waiting(&fed_async(0.2)));
+        assert!(
+            nesterov(4, 0.5).keeps_waiting(&nesterov(4, 0.9)) && !nesterov(3, 0.9).keeps_waiting(&nesterov(4, 0.9))
+        );
     }
 
     #[test]
@@ -236,6 +296,10 @@ mod tests {
         for buffer_size in [0, limits::MERGE_BUFFER_UPDATES + 1] {
             assert_eq!(field(fed_buff(buffer_size, 1.0)), Err("buffer_size"));
         }
+        for beta in [-0.1, 1.0, f32::NAN] {
+            assert_eq!(field(nesterov(4, beta)), Err("momentum"));
+        }
+        assert_eq!(field(nesterov(0, 0.9)), Err("buffer_size"));
         let staleness = Staleness::Hinge { a: -1.0, b: 0 };
         let error = MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false }.validate();
         let text = error.expect_err("a negative slope").to_string();
@@ -246,6 +310,8 @@ mod tests {
     fn it_reads_well_in_toml() {
         let text = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0\nstaleness = { fn = \"constant\" }\n";
         assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
+        let text = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0\n";
+        assert_eq!(toml::from_str(text), Ok(nesterov(4, 0.9)));
         let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
         assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
     }

@@ -21,6 +21,14 @@ fn fedbuff_conforms() {
 }
 
 #[test]
+fn delayed_nesterov_conforms() {
+    for (buffer_size, momentum) in [(1, 0.5), (4, 0.9), (5, 0.0)] {
+        let (server_lr, staleness, participation) = (0.7, Staleness::Polynomial { a: 0.5 }, true);
+        merge::conformance(&MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation });
+    }
+}
+
+#[test]
 fn recall_conforms() {
     for (recall, average) in [(true, true), (true, false), (false, true)] {
         merge::conformance(&MergeSpec::Recall { step: 14.0, recall, average });

@@ -203,6 +203,7 @@ fn merge(merge: &MergeSpec) -> Checked {
             "alpha" => "merge.alpha",
             "buffer_size" => "merge.buffer_size",
             "server_lr" => "merge.server_lr",
+            "momentum" => "merge.momentum",
             "staleness.a" => "merge.staleness.a",
             "step" => "merge.step",
             _ => "merge",

@@ -52,6 +52,11 @@ pub(crate) fn fedbuff(buffer_size: u32) -> MergeSpec {
     MergeSpec::FedBuff { buffer_size, server_lr: 0.9, staleness: Staleness::default(), participation: false }
 }
 
+pub(crate) fn delayed_nesterov(buffer_size: u32) -> MergeSpec {
+    let (server_lr, momentum, staleness, participation) = (0.9, 0.8, Staleness::default(), false);
+    MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
+}
+
 pub(crate) fn recall() -> MergeSpec {
     MergeSpec::Recall { step: 14.0, recall: true, average: true }
 }
@@ -231,7 +236,7 @@ impl History {
         let (merge, shares) = (&self.state().spec.merge, &self.state().shares);
         let admitted = merge.recalling().map(|recalling| shares.admit(agent, 100, recalling));
         let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
-        let (credited_examples, staleness, norm) = (10, 0, 1.0);
+        let (credited_examples, staleness, norm) = (10, round % 4, 1.0);
         let contribution = Contribution { meta, credited_examples, staleness, weight, norm, recall };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         if let Some(close) = self.state().close_due() {

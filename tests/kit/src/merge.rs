@@ -237,6 +237,9 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
     let step = match spec {
         MergeSpec::FedAsync { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+        // Of a mean of one, the step along the momentum comes at once.
+        MergeSpec::DelayedNesterov { buffer_size: 1, server_lr, momentum, .. } => server_lr * (1.0 + momentum),
+        MergeSpec::DelayedNesterov { buffer_size, server_lr, .. } => server_lr / *buffer_size as f32,
         // The first step of one agent: both moments are 1, and so is sigma.
         MergeSpec::Recall { step, .. } => step / 10.0 / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
     };

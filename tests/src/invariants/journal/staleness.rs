@@ -43,7 +43,7 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
             return ensure(as_ruled, NAME, || format!("record {position} has weight {}", update.weight));
         }
         MergeSpec::FedAsync { alpha, .. } => *alpha,
-        MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+        MergeSpec::FedBuff { server_lr, .. } | MergeSpec::DelayedNesterov { server_lr, .. } => *server_lr,
         MergeSpec::Recall { .. } => {
             let bounded = (0.0..=1.0).contains(&update.weight);
             return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));
