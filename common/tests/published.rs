@@ -43,8 +43,8 @@ fn assert_reference(name: &str, spec: &MergeSpec, mut weigh: impl FnMut(&Update)
     assert_eq!(expected.len(), arrivals.len());
     let (mut rule, mut model, mut waiting) = (spec.rule(start.len()), start, 0);
     for (after, (update, expected)) in arrivals.iter().zip(expected).enumerate() {
-        let (agent, weight) = (agent(update.agent), weigh(update));
-        let arrival = Arrival { agent, weight, base_dot: None, recall: None };
+        let (agent, weight, staleness) = (agent(update.agent), weigh(update), update.staleness);
+        let arrival = Arrival { agent, weight, staleness, base_dot: None, recall: None };
         rule.contribute(&model, &Arc::new(Delta::Dense(update.delta.clone())), &arrival);
         waiting += 1;
         if spec.is_full(waiting) {
@@ -65,4 +65,12 @@ fn delayed_nesterov_gives_the_reference_values() {
     let spec = MergeSpec::DelayedNesterov { buffer_size: 4, server_lr: 0.7, momentum: 0.9, staleness, participation };
     let inputs = |update: &Update| WeightInputs { staleness: update.staleness, participation: 1.0 };
     assert_reference("delayed-nesterov", &spec, |update| spec.weight(inputs(update)));
+}
+
+#[test]
+fn fadas_gives_the_reference_values() {
+    let (beta_1, beta_2, epsilon) = (0.9, 0.99, 1e-8);
+    let spec = MergeSpec::Fadas { buffer_size: 4, server_lr: 0.4, beta_1, beta_2, epsilon, tau_c: 1 };
+    let inputs = |update: &Update| WeightInputs { staleness: update.staleness, participation: 1.0 };
+    assert_reference("fadas", &spec, |update| spec.weight(inputs(update)));
 }

@@ -30,7 +30,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{Arrival, MergeRule, MergeSpec, RestoreError, SavedRule, check_shape};
+use super::{Arrival, MergeRule, MergeSpec, RestoreError, SavedRule, check_shape, only_part};
 use crate::codec::Delta;
 use crate::schema;
 
@@ -118,11 +118,7 @@ impl MergeRule for DelayedNesterov {
     fn restore(&mut self, saved: SavedRule<'static>) -> Result<(), RestoreError> {
         let SavedRule { vectors, parts } = saved;
         check_shape(&vectors, vectors.len().clamp(2, 3), self.sum.len())?;
-        let [part] = &parts[..] else {
-            return Err(RestoreError::Part(format!("there are {} parts, and this rule saves one", parts.len())));
-        };
-        let progress: Progress =
-            schema::decode(part, usize::MAX).map_err(|error| RestoreError::Part(error.to_string()))?;
+        let progress: Progress = only_part(&parts)?;
         if progress.arrivals >= self.buffer_size {
             return Err(RestoreError::Part(format!("{} arrivals of {}", progress.arrivals, self.buffer_size)));
         }
@@ -145,7 +141,7 @@ mod tests {
     use crate::ids::AgentId;
 
     fn arrive(rule: &mut DelayedNesterov, model: &mut [f32], weight: f32, values: &[f32]) {
-        let arrival = Arrival { agent: AgentId([1; 16]), weight, base_dot: None, recall: None };
+        let arrival = Arrival { agent: AgentId([1; 16]), weight, staleness: 0, base_dot: None, recall: None };
         rule.contribute(model, &Arc::new(Delta::Dense(values.to_vec())), &arrival);
         rule.close(model);
     }

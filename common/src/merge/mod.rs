@@ -9,11 +9,13 @@
 //! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | w = alpha * s(tau) * p | x += w * delta | 1 |
 //! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | w = server_lr / K * s(tau) * p, b += w * delta | x += b, b = 0 | K |
 //! | [`DelayedNesterov`](delayed_nesterov::DelayedNesterov) (Liu et al. 2024) | w = server_lr / N * s(tau) * p | x += w * delta, every N-th also a step along the momentum | 1 |
+//! | [`Fadas`](fadas::Fadas) (Wang et al. 2024) | w = 1 / K, b += w * delta | x += AMSGrad step of b, smaller where one was stale; b = 0 | K |
 //! | [`Recall`](recall::Recall) | w = clip(p / share, 1/8, 1), moments of w * delta and of memories | x += adaptive step | 1 |
 //!
 //! s is the [`Staleness`](staleness::Staleness) function and p the [participation] weight.
 
 pub mod delayed_nesterov;
+pub mod fadas;
 pub mod fedasync;
 pub mod fedbuff;
 pub mod participation;
@@ -27,6 +29,7 @@ use std::sync::Arc;
 
 use crate::codec::Delta;
 use crate::ids::AgentId;
+use crate::schema::{self, Layout};
 use recall::RecallInputs;
 
 pub use spec::{MergeSpec, SpecError, WeightInputs};
@@ -71,6 +74,8 @@ pub struct Arrival<'a> {
     pub agent: AgentId,
     /// The factor it is merged with.
     pub weight: f32,
+    /// Versions between its base and its admission.
+    pub staleness: u64,
     /// The product of its content with the model that its agent started from, if the agent has said it.
     pub base_dot: Option<f64>,
     /// What the [recall](recall) rule needs beside.
@@ -113,6 +118,14 @@ impl SavedRule<'_> {
         let owned = |vector: Cow<'_, [f32]>| Cow::Owned(vector.into_owned());
         SavedRule { vectors: self.vectors.into_iter().map(owned).collect(), parts: self.parts }
     }
+}
+
+/// Reads the only part of a rule that saves one.
+fn only_part<T: Layout>(parts: &[Vec<u8>]) -> Result<T, RestoreError> {
+    let [part] = parts else {
+        return Err(RestoreError::Part(format!("there are {} parts, and this rule saves one", parts.len())));
+    };
+    schema::decode(part, usize::MAX).map_err(|error| RestoreError::Part(error.to_string()))
 }
 
 /// An aggregation rule in its applied form. Deterministic: the same calls give the same bits.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shares::Recalling;
 use super::staleness::Staleness;
-use super::{MergeRule, delayed_nesterov, fedasync, fedbuff, recall};
+use super::{MergeRule, delayed_nesterov, fadas, fedasync, fedbuff, recall};
 use crate::limits;
 
 /// A merge rule as configured.
@@ -52,6 +52,25 @@ pub enum MergeSpec {
         #[serde(default)]
         participation: bool,
     },
+    /// Every `buffer_size`-th update makes a version, by an adaptive step that is smaller where one of them was stale.
+    Fadas {
+        /// K: updates in a version.
+        buffer_size: u32,
+        /// eta: step of a parameter, about.
+        server_lr: f32,
+        /// Decay of the first moment, in [0, 1).
+        #[serde(default = "beta_1")]
+        beta_1: f64,
+        /// Decay of the second moment, in [0, 1).
+        #[serde(default = "beta_2")]
+        beta_2: f64,
+        /// Added to the root of the second moment.
+        #[serde(default = "epsilon")]
+        epsilon: f64,
+        /// Staleness, in versions, up to which the step is whole.
+        #[serde(default = "tau_c")]
+        tau_c: u64,
+    },
     /// Every update makes a version, and the last updates of agents that lack participation are recalled.
     Recall {
         /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it.
@@ -68,6 +87,22 @@ pub enum MergeSpec {
 
 fn momentum() -> f32 {
     0.9
+}
+
+fn beta_1() -> f64 {
+    0.9
+}
+
+fn beta_2() -> f64 {
+    0.99
+}
+
+fn epsilon() -> f64 {
+    1e-8
+}
+
+fn tau_c() -> u64 {
+    1
 }
 
 fn recall_step() -> f32 {
@@ -121,6 +156,12 @@ impl MergeSpec {
                 check("momentum", *momentum, DECAY, (0.0..1.0).contains(momentum))?;
                 staleness.validate()
             }
+            Self::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c: _ } => {
+                check_buffer(*buffer_size, *server_lr)?;
+                check("beta_1", *beta_1, DECAY, (0.0..1.0).contains(beta_1))?;
+                check("beta_2", *beta_2, DECAY, (0.0..1.0).contains(beta_2))?;
+                check("epsilon", *epsilon, "a finite number above 0", epsilon.is_finite() && *epsilon > 0.0)
+            }
             Self::Recall { step, .. } => {
                 let fits = *step > 0.0 && *step <= limits::RECALL_STEP;
                 check("step", *step, "a number above 0 and at most 1000", fits)
@@ -138,6 +179,7 @@ impl MergeSpec {
             | Self::DelayedNesterov { buffer_size, server_lr, staleness, participation, .. } => {
                 (f64::from(*server_lr) / f64::from((*buffer_size).max(1)), staleness, participation)
             }
+            Self::Fadas { buffer_size, .. } => (1.0 / f64::from((*buffer_size).max(1)), &Staleness::Constant, &false),
             Self::Recall { .. } => (1.0, &Staleness::Constant, &true),
         };
         let participation = if *participation { inputs.participation } else { 1.0 };
@@ -149,7 +191,7 @@ impl MergeSpec {
     pub fn updates_per_version(&self) -> u32 {
         match self {
             Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Recall { .. } => 1,
-            Self::FedBuff { buffer_size, .. } => (*buffer_size).max(1),
+            Self::FedBuff { buffer_size, .. } | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
         }
     }
 
@@ -166,6 +208,7 @@ impl MergeSpec {
             Self::FedAsync { .. } => waiting,
             Self::FedBuff { .. } => 1,
             Self::DelayedNesterov { .. } => 2 + waiting,
+            Self::Fadas { .. } => 4,
             Self::Recall { .. } => 3,
         }
     }
@@ -181,7 +224,9 @@ impl MergeSpec {
     fn buffer_size(&self) -> u32 {
         match self {
             Self::FedAsync { .. } | Self::Recall { .. } => 1,
-            Self::FedBuff { buffer_size, .. } | Self::DelayedNesterov { buffer_size, .. } => (*buffer_size).max(1),
+            Self::FedBuff { buffer_size, .. }
+            | Self::DelayedNesterov { buffer_size, .. }
+            | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
         }
     }
 
@@ -192,7 +237,7 @@ impl MergeSpec {
             Self::FedAsync { participation, .. }
             | Self::FedBuff { participation, .. }
             | Self::DelayedNesterov { participation, .. } => *participation,
-            Self::Recall { .. } => false,
+            Self::Fadas { .. } | Self::Recall { .. } => false,
         }
     }
 
@@ -200,7 +245,7 @@ impl MergeSpec {
     #[must_use]
     pub fn recalling(&self) -> Option<Recalling> {
         match self {
-            Self::FedAsync { .. } | Self::FedBuff { .. } | Self::DelayedNesterov { .. } => None,
+            Self::FedAsync { .. } | Self::FedBuff { .. } | Self::DelayedNesterov { .. } | Self::Fadas { .. } => None,
             Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
         }
     }
@@ -220,6 +265,7 @@ impl MergeSpec {
             Self::DelayedNesterov { buffer_size, momentum, .. } => {
                 Box::new(delayed_nesterov::DelayedNesterov::new(*buffer_size, *momentum, params))
             }
+            Self::Fadas { .. } => Box::new(fadas::Fadas::new(self, params)),
             Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
         }
     }
@@ -253,6 +299,10 @@ mod tests {
     fn nesterov(buffer_size: u32, momentum: f32) -> MergeSpec {
         let (server_lr, staleness, participation) = (1.0, Staleness::Constant, false);
         MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
+    }
+
+    fn fadas(buffer_size: u32, [beta_1, beta_2]: [f64; 2], epsilon: f64) -> MergeSpec {
+        MergeSpec::Fadas { buffer_size, server_lr: 0.001, beta_1, beta_2, epsilon, tau_c: 1 }
     }
 
     #[test]
@@ -300,6 +350,14 @@ mod tests {
             assert_eq!(field(nesterov(4, beta)), Err("momentum"));
         }
         assert_eq!(field(nesterov(0, 0.9)), Err("buffer_size"));
+        for bad in [-0.1, 1.0, f64::NAN] {
+            assert_eq!(field(fadas(4, [bad, 0.99], 1e-8)), Err("beta_1"));
+            assert_eq!(field(fadas(4, [0.9, bad], 1e-8)), Err("beta_2"));
+        }
+        for epsilon in [0.0, -1.0, f64::INFINITY] {
+            assert_eq!(field(fadas(4, [0.9, 0.99], epsilon)), Err("epsilon"));
+        }
+        assert_eq!(field(fadas(0, [0.9, 0.99], 1e-8)), Err("buffer_size"));
         let staleness = Staleness::Hinge { a: -1.0, b: 0 };
         let error = MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false }.validate();
         let text = error.expect_err("a negative slope").to_string();
@@ -312,6 +370,8 @@ mod tests {
         assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
         let text = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0\n";
         assert_eq!(toml::from_str(text), Ok(nesterov(4, 0.9)));
+        let text = "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001\n";
+        assert_eq!(toml::from_str(text), Ok(fadas(4, [0.9, 0.99], 1e-8)));
         let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
         assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
     }

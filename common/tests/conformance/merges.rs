@@ -29,6 +29,14 @@ fn delayed_nesterov_conforms() {
 }
 
 #[test]
+fn fadas_conforms() {
+    for (buffer_size, tau_c) in [(1, 1), (4, 1), (3, 10)] {
+        let (server_lr, beta_1, beta_2, epsilon) = (0.2, 0.9, 0.99, 1e-8);
+        merge::conformance(&MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c });
+    }
+}
+
+#[test]
 fn recall_conforms() {
     for (recall, average) in [(true, true), (true, false), (false, true)] {
         merge::conformance(&MergeSpec::Recall { step: 14.0, recall, average });

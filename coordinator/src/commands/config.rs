@@ -60,6 +60,7 @@ fn summary(spec: &RunSpec) -> String {
         MergeSpec::FedAsync { alpha, .. } => format!("fedasync with alpha {alpha}"),
         MergeSpec::FedBuff { buffer_size, .. } => format!("fedbuff of {buffer_size}"),
         MergeSpec::DelayedNesterov { buffer_size, .. } => format!("delayed-nesterov of {buffer_size}"),
+        MergeSpec::Fadas { buffer_size, .. } => format!("fadas of {buffer_size}"),
         MergeSpec::Recall { step, .. } => format!("recall with step {step}"),
     };
     let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);

@@ -57,6 +57,11 @@ pub(crate) fn delayed_nesterov(buffer_size: u32) -> MergeSpec {
     MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
 }
 
+pub(crate) fn fadas(buffer_size: u32) -> MergeSpec {
+    let (server_lr, beta_1, beta_2, epsilon) = (0.6, 0.9, 0.99, 1e-8);
+    MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c: 1 }
+}
+
 pub(crate) fn recall() -> MergeSpec {
     MergeSpec::Recall { step: 14.0, recall: true, average: true }
 }

@@ -39,6 +39,8 @@ enum Rule {
     Buffered(u32),
     /// Delayed Nesterov: each update moves the model, and so many of them a momentum.
     Delayed(u32),
+    /// FADAS: so many updates make a step, by a state of its own.
+    Adaptive(u32),
     /// Recall: each update moves the model, by a state of its own.
     Recalling,
 }
@@ -49,6 +51,7 @@ impl Rule {
             MergeSpec::FedAsync { .. } => Self::Direct,
             MergeSpec::FedBuff { buffer_size, .. } => Self::Buffered((*buffer_size).max(1)),
             MergeSpec::DelayedNesterov { buffer_size, .. } => Self::Delayed((*buffer_size).max(1)),
+            MergeSpec::Fadas { buffer_size, .. } => Self::Adaptive((*buffer_size).max(1)),
             MergeSpec::Recall { .. } => Self::Recalling,
         }
     }
@@ -57,7 +60,7 @@ impl Rule {
     fn size(self) -> u32 {
         match self {
             Self::Direct | Self::Delayed(_) | Self::Recalling => 1,
-            Self::Buffered(size) => size,
+            Self::Buffered(size) | Self::Adaptive(size) => size,
         }
     }
 
@@ -65,7 +68,7 @@ impl Rule {
     fn nothing(self) -> f32 {
         match self {
             Self::Direct => -0.0,
-            Self::Buffered(_) | Self::Delayed(_) | Self::Recalling => 0.0,
+            Self::Buffered(_) | Self::Delayed(_) | Self::Adaptive(_) | Self::Recalling => 0.0,
         }
     }
 }

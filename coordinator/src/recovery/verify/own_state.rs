@@ -6,6 +6,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 
 use super::delayed_nesterov::DelayedNesterov;
+use super::fadas::Fadas;
 use super::recall::Recall;
 use crate::recovery::RecoveryError;
 use crate::recovery::checkpoint::{self, Checkpoint};
@@ -15,6 +16,7 @@ use crate::store::Blobs;
 #[derive(Debug, Clone)]
 pub(super) enum OwnState {
     DelayedNesterov(DelayedNesterov),
+    Fadas(Fadas),
     Recall(Box<Recall>),
 }
 
@@ -22,6 +24,7 @@ impl OwnState {
     /// An empty state; `None` if the rule has none of its own.
     pub(super) fn of(spec: &MergeSpec, params: usize) -> Option<Self> {
         None.or_else(|| DelayedNesterov::of(spec, params).map(Self::DelayedNesterov))
+            .or_else(|| Fadas::of(spec, params).map(Self::Fadas))
             .or_else(|| Recall::of(spec, params).map(|recall| Self::Recall(Box::new(recall))))
     }
 
@@ -38,6 +41,7 @@ impl OwnState {
             Some(Self::DelayedNesterov(rule)) => {
                 rule.load(blobs, checkpoint, &parts(blobs, checkpoint)?, manifest)?;
             }
+            Some(Self::Fadas(rule)) => rule.load(blobs, checkpoint, &parts(blobs, checkpoint)?, manifest)?,
             Some(Self::Recall(_)) => {
                 return Ok(
                     Recall::load(spec, blobs, checkpoint, manifest)?.map(|recall| Self::Recall(Box::new(recall)))
@@ -51,6 +55,7 @@ impl OwnState {
     pub(super) fn set(&mut self, spec: &MergeSpec) {
         match self {
             Self::DelayedNesterov(rule) => rule.set(spec),
+            Self::Fadas(rule) => rule.set(spec),
             Self::Recall(rule) => rule.set(spec),
         }
     }
@@ -58,6 +63,7 @@ impl OwnState {
     pub(super) fn contribute(&mut self, x: &[f32], delta: &Delta, contribution: &Contribution) {
         match self {
             Self::DelayedNesterov(rule) => rule.contribute(x, delta, contribution.weight),
+            Self::Fadas(rule) => rule.contribute(delta, contribution),
             Self::Recall(rule) => rule.contribute(x, delta, contribution),
         }
     }
@@ -65,6 +71,7 @@ impl OwnState {
     pub(super) fn close(&mut self, x: &mut [f32]) {
         match self {
             Self::DelayedNesterov(rule) => rule.close(x),
+            Self::Fadas(rule) => rule.close(x),
             Self::Recall(rule) => rule.close(x),
         }
     }
@@ -78,6 +85,7 @@ impl OwnState {
     ) -> Result<bool, RecoveryError> {
         match self {
             Self::DelayedNesterov(rule) => Ok(rule.is_in(checkpoint, &parts(blobs, checkpoint)?)),
+            Self::Fadas(rule) => Ok(rule.is_in(checkpoint, &parts(blobs, checkpoint)?)),
             Self::Recall(rule) => rule.is_in(blobs, checkpoint, params),
         }
     }

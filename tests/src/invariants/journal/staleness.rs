@@ -44,7 +44,7 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
         }
         MergeSpec::FedAsync { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } | MergeSpec::DelayedNesterov { server_lr, .. } => *server_lr,
-        MergeSpec::Recall { .. } => {
+        MergeSpec::Fadas { .. } | MergeSpec::Recall { .. } => {
             let bounded = (0.0..=1.0).contains(&update.weight);
             return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));
         }
