@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::AgentId;
+use anabranch_common::merge::shares::Shares;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{Arrival, MergeSpec, WeightInputs};
 use serde::Deserialize;
@@ -26,6 +27,7 @@ struct Update {
     agent: u8,
     staleness: u64,
     delta: Vec<f32>,
+    rescaled_weight: f64,
 }
 
 fn reference() -> Reference {
@@ -73,4 +75,22 @@ fn fadas_gives_the_reference_values() {
     let spec = MergeSpec::Fadas { buffer_size: 4, server_lr: 0.4, beta_1, beta_2, epsilon, tau_c: 1 };
     let inputs = |update: &Update| WeightInputs { staleness: update.staleness, participation: 1.0 };
     assert_reference("fadas", &spec, |update| spec.weight(inputs(update)));
+}
+
+#[test]
+fn the_rescaled_rule_gives_the_reference_values() {
+    let spec = MergeSpec::Rescaled { alpha: 0.6, staleness: Staleness::Constant };
+    let mut shares = Shares::of((0..4).map(|number| (agent(number), 100)));
+    let mut weights = Vec::new();
+    assert_reference("rescaled", &spec, |update| {
+        let participation = shares.rescale(agent(update.agent), 100);
+        shares.arrive(agent(update.agent), 100);
+        let weight = spec.weight(WeightInputs { staleness: update.staleness, participation });
+        let off = f64::from(weight) / update.rescaled_weight - 1.0;
+        assert!(off.abs() < 1e-6, "weight {weight}, expected {}", update.rescaled_weight);
+        weights.push(weight);
+        weight
+    });
+    let clipped = |factor: f32| weights.iter().any(|weight| *weight == 0.6 * factor);
+    assert!(clipped(8.0), "the reference has an agent that is slow enough: {weights:?}");
 }

@@ -10,6 +10,7 @@
 //! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | w = server_lr / K * s(tau) * p, b += w * delta | x += b, b = 0 | K |
 //! | [`DelayedNesterov`](delayed_nesterov::DelayedNesterov) (Liu et al. 2024) | w = server_lr / N * s(tau) * p | x += w * delta, every N-th also a step along the momentum | 1 |
 //! | [`Fadas`](fadas::Fadas) (Wang et al. 2024) | w = 1 / K, b += w * delta | x += AMSGrad step of b, smaller where one was stale; b = 0 | K |
+//! | [rescaled] (Mahran et al. 2026) | w = alpha * s(tau) * clip(R / C, 1/8, 8) | x += w * delta | 1 |
 //! | [`Recall`](recall::Recall) | w = clip(p / share, 1/8, 1), moments of w * delta and of memories | x += adaptive step | 1 |
 //!
 //! s is the [`Staleness`](staleness::Staleness) function and p the [participation] weight.
@@ -20,6 +21,7 @@ pub mod fedasync;
 pub mod fedbuff;
 pub mod participation;
 pub mod recall;
+pub mod rescaled;
 pub mod shares;
 mod spec;
 pub mod staleness;

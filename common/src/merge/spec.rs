@@ -71,6 +71,14 @@ pub enum MergeSpec {
         #[serde(default = "tau_c")]
         tau_c: u64,
     },
+    /// Every update makes a version, by a step in proportion to the time that its agent takes.
+    Rescaled {
+        /// Step of an agent of mean speed, in (0, 1].
+        alpha: f32,
+        /// Damping of stale updates.
+        #[serde(default)]
+        staleness: Staleness,
+    },
     /// Every update makes a version, and the last updates of agents that lack participation are recalled.
     Recall {
         /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it.
@@ -119,7 +127,8 @@ pub struct WeightInputs {
     /// Versions between the update's base and now.
     pub staleness: u64,
     /// Participation weight, mean 1 (see [`participation`](super::participation)), or of a rule with shares the fresh
-    /// weight, at most 1 (see [`shares`](super::shares)); ignored when the rule does not use it.
+    /// weight, at most 1, or what the step is rescaled with (see [`shares`](super::shares)); ignored when the rule does not
+    /// use it.
     pub participation: f64,
 }
 
@@ -142,7 +151,7 @@ impl MergeSpec {
     /// One is out of range; the error names it.
     pub fn validate(&self) -> Result<(), SpecError> {
         match self {
-            Self::FedAsync { alpha, staleness, .. } => {
+            Self::FedAsync { alpha, staleness, .. } | Self::Rescaled { alpha, staleness } => {
                 let fits = *alpha > 0.0 && *alpha <= 1.0;
                 check("alpha", *alpha, "a number above 0 and at most 1", fits)?;
                 staleness.validate()
@@ -180,6 +189,7 @@ impl MergeSpec {
                 (f64::from(*server_lr) / f64::from((*buffer_size).max(1)), staleness, participation)
             }
             Self::Fadas { buffer_size, .. } => (1.0 / f64::from((*buffer_size).max(1)), &Staleness::Constant, &false),
+            Self::Rescaled { alpha, staleness } => (f64::from(*alpha), staleness, &true),
             Self::Recall { .. } => (1.0, &Staleness::Constant, &true),
         };
         let participation = if *participation { inputs.participation } else { 1.0 };
@@ -190,7 +200,7 @@ impl MergeSpec {
     #[must_use]
     pub fn updates_per_version(&self) -> u32 {
         match self {
-            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Recall { .. } => 1,
+            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Rescaled { .. } | Self::Recall { .. } => 1,
             Self::FedBuff { buffer_size, .. } | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
         }
     }
@@ -205,7 +215,7 @@ impl MergeSpec {
     #[must_use]
     pub fn saved_vectors(&self, waiting: u32) -> u32 {
         match self {
-            Self::FedAsync { .. } => waiting,
+            Self::FedAsync { .. } | Self::Rescaled { .. } => waiting,
             Self::FedBuff { .. } => 1,
             Self::DelayedNesterov { .. } => 2 + waiting,
             Self::Fadas { .. } => 4,
@@ -223,7 +233,7 @@ impl MergeSpec {
     /// How many updates the rule takes the mean of.
     fn buffer_size(&self) -> u32 {
         match self {
-            Self::FedAsync { .. } | Self::Recall { .. } => 1,
+            Self::FedAsync { .. } | Self::Rescaled { .. } | Self::Recall { .. } => 1,
             Self::FedBuff { buffer_size, .. }
             | Self::DelayedNesterov { buffer_size, .. }
             | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
@@ -237,15 +247,31 @@ impl MergeSpec {
             Self::FedAsync { participation, .. }
             | Self::FedBuff { participation, .. }
             | Self::DelayedNesterov { participation, .. } => *participation,
-            Self::Fadas { .. } | Self::Recall { .. } => false,
+            Self::Fadas { .. } | Self::Rescaled { .. } | Self::Recall { .. } => false,
         }
     }
 
-    /// Whether the rule uses [`shares`](super::shares) of arrivals, and if so whether it recalls updates.
+    /// Whether the rule uses the [`shares`](super::shares) of arrivals, or the intervals between them.
+    #[must_use]
+    pub fn uses_shares(&self) -> bool {
+        self.rescales() || self.recalling().is_some()
+    }
+
+    /// Whether an update counts by the interval of its agent ([`Shares::rescale`](super::shares::Shares::rescale)).
+    #[must_use]
+    pub fn rescales(&self) -> bool {
+        matches!(self, Self::Rescaled { .. })
+    }
+
+    /// Whether the rule is told of the [`shares`](super::shares) of arrivals, and if so whether it recalls updates.
     #[must_use]
     pub fn recalling(&self) -> Option<Recalling> {
         match self {
-            Self::FedAsync { .. } | Self::FedBuff { .. } | Self::DelayedNesterov { .. } | Self::Fadas { .. } => None,
+            Self::FedAsync { .. }
+            | Self::FedBuff { .. }
+            | Self::DelayedNesterov { .. }
+            | Self::Fadas { .. }
+            | Self::Rescaled { .. } => None,
             Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
         }
     }
@@ -260,7 +286,7 @@ impl MergeSpec {
     #[must_use]
     pub fn rule(&self, params: usize) -> Box<dyn MergeRule> {
         match self {
-            Self::FedAsync { .. } => Box::new(fedasync::FedAsync::new(params)),
+            Self::FedAsync { .. } | Self::Rescaled { .. } => Box::new(fedasync::FedAsync::new(params)),
             Self::FedBuff { .. } => Box::new(fedbuff::FedBuff::new(params)),
             Self::DelayedNesterov { buffer_size, momentum, .. } => {
                 Box::new(delayed_nesterov::DelayedNesterov::new(*buffer_size, *momentum, params))
@@ -339,6 +365,7 @@ mod tests {
         assert_eq!(field(fed_buff(10, 1.0)), Ok(()));
         for alpha in [0.0, -1.0, 1.1, f32::NAN] {
             assert_eq!(field(fed_async(alpha)), Err("alpha"));
+            assert_eq!(field(MergeSpec::Rescaled { alpha, staleness: Staleness::Constant }), Err("alpha"));
         }
         for server_lr in [0.0, f32::INFINITY, f32::NAN] {
             assert_eq!(field(fed_buff(10, server_lr)), Err("server_lr"));
@@ -370,6 +397,8 @@ mod tests {
         assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
         let text = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0\n";
         assert_eq!(toml::from_str(text), Ok(nesterov(4, 0.9)));
+        let rescaled = MergeSpec::Rescaled { alpha: 0.6, staleness: Staleness::Constant };
+        assert_eq!(toml::from_str("strategy = \"rescaled\"\nalpha = 0.6\n"), Ok(rescaled));
         let text = "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001\n";
         assert_eq!(toml::from_str(text), Ok(fadas(4, [0.9, 0.99], 1e-8)));
         let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");

@@ -37,6 +37,13 @@ fn fadas_conforms() {
 }
 
 #[test]
+fn rescaled_conforms() {
+    for staleness in [Staleness::Constant, Staleness::Polynomial { a: 0.5 }] {
+        merge::conformance(&MergeSpec::Rescaled { alpha: 0.6, staleness });
+    }
+}
+
+#[test]
 fn recall_conforms() {
     for (recall, average) in [(true, true), (true, false), (false, true)] {
         merge::conformance(&MergeSpec::Recall { step: 14.0, recall, average });

@@ -61,6 +61,7 @@ fn summary(spec: &RunSpec) -> String {
         MergeSpec::FedBuff { buffer_size, .. } => format!("fedbuff of {buffer_size}"),
         MergeSpec::DelayedNesterov { buffer_size, .. } => format!("delayed-nesterov of {buffer_size}"),
         MergeSpec::Fadas { buffer_size, .. } => format!("fadas of {buffer_size}"),
+        MergeSpec::Rescaled { alpha, .. } => format!("rescaled with alpha {alpha}"),
         MergeSpec::Recall { step, .. } => format!("recall with step {step}"),
     };
     let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);

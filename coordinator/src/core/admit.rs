@@ -117,10 +117,15 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     }))
 }
 
-/// Returns the participation that the weight of an agent's update is computed with, and what the recall rule is told.
+/// Returns the participation that the weight of an agent's update is computed with, or what the rule has in its place, and
+/// what the recall rule is told.
 fn participation(state: &RunState, agent: AgentId) -> (f64, Option<RecallInputs>) {
-    let Some(recalling) = state.spec.merge.recalling() else { return (state.participation.weight(agent), None) };
+    let merge = &state.spec.merge;
     let held = state.agents.get(&agent).map_or(0, |known| known.examples_held);
+    if merge.rescales() {
+        return (state.shares.rescale(agent, held), None);
+    }
+    let Some(recalling) = merge.recalling() else { return (state.participation.weight(agent), None) };
     let Admitted { weight, inputs } = state.shares.admit(agent, held, recalling);
     (weight, Some(inputs))
 }

@@ -62,6 +62,10 @@ pub(crate) fn fadas(buffer_size: u32) -> MergeSpec {
     MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c: 1 }
 }
 
+pub(crate) fn rescaled() -> MergeSpec {
+    MergeSpec::Rescaled { alpha: 0.6, staleness: Staleness::default() }
+}
+
 pub(crate) fn recall() -> MergeSpec {
     MergeSpec::Recall { step: 14.0, recall: true, average: true }
 }

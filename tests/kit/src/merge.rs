@@ -84,6 +84,10 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
                 participation = admitted.weight;
                 RecallInputs { scale: if index % 5 == 4 { 0.5 } else { 1.0 }, ..admitted.inputs }
             });
+            if spec.rescales() {
+                participation = shares.rescale(agent, 100);
+                shares.arrive(agent, 100);
+            }
             let staleness = rng.below(20);
             let weight = spec.weight(WeightInputs { staleness, participation });
             let base_dot = (index % 6 != 5).then(|| f64::from(rng.next_signed_f32()));
@@ -238,7 +242,7 @@ fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
 
 fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
     let step = match spec {
-        MergeSpec::FedAsync { alpha, .. } => *alpha,
+        MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
         // Of a mean of one, the step along the momentum comes at once.
         MergeSpec::DelayedNesterov { buffer_size: 1, server_lr, momentum, .. } => server_lr * (1.0 + momentum),

@@ -33,7 +33,7 @@ impl<E: Into<RecoveryError>> From<E> for Problem {
 /// How updates become versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
-    /// FedAsync: each update moves the model.
+    /// FedAsync, and the rescaled rule with its other weights: each update moves the model.
     Direct,
     /// FedBuff: so many updates are summed up, then move it together.
     Buffered(u32),
@@ -48,7 +48,7 @@ enum Rule {
 impl Rule {
     fn of(spec: &MergeSpec) -> Self {
         match spec {
-            MergeSpec::FedAsync { .. } => Self::Direct,
+            MergeSpec::FedAsync { .. } | MergeSpec::Rescaled { .. } => Self::Direct,
             MergeSpec::FedBuff { buffer_size, .. } => Self::Buffered((*buffer_size).max(1)),
             MergeSpec::DelayedNesterov { buffer_size, .. } => Self::Delayed((*buffer_size).max(1)),
             MergeSpec::Fadas { buffer_size, .. } => Self::Adaptive((*buffer_size).max(1)),
