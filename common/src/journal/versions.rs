@@ -26,8 +26,9 @@ impl Contribution {
     /// Returns what a merge rule is told of it.
     #[must_use]
     pub fn arrival(&self) -> Arrival<'_> {
-        let UpdateMeta { key, base_dot, .. } = &self.meta;
-        Arrival { agent: key.agent, weight: self.weight, base_dot: *base_dot, recall: self.recall.as_ref() }
+        let Self { meta: UpdateMeta { key, base_dot, .. }, weight, staleness, recall, .. } = self;
+        let (agent, weight, staleness, base_dot) = (key.agent, *weight, *staleness, *base_dot);
+        Arrival { agent, weight, staleness, base_dot, recall: recall.as_ref() }
     }
 }
 

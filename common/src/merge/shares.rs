@@ -1,5 +1,5 @@
 //! Shares of arrivals: how much each active agent takes part, against how much data it holds. The part of the
-//! [recall](super::recall) rule that follows from the journal alone.
+//! [recall](super::recall) rule that follows from the journal alone. The [rescaled](super::rescaled) rule uses the intervals.
 //!
 //! ```text
 //! C       active agents: with a started epoch, not revoked, not absent
@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 
 use super::participation::{MIN_WEIGHT, SHARE_CAP};
 use super::recall::{RecallInputs, Recalled};
+use super::rescaled;
 use crate::ids::AgentId;
 use crate::limits;
 
@@ -200,6 +201,17 @@ impl Shares {
         let active = u32::try_from(totals.active).unwrap_or(u32::MAX);
         let rate = totals.active as f64 * share;
         Admitted { weight, rate, inputs: RecallInputs { active, scale: 1.0, recalled } }
+    }
+
+    /// Returns what the step of `agent`'s update is multiplied with by the [rescaled](super::rescaled) rule, if the update
+    /// comes now: its interval over the number of active agents, in [1/8, 8], and 1 for its first update.
+    #[must_use]
+    pub fn rescale(&self, agent: AgentId, examples: u64) -> f64 {
+        if self.members.get(&agent).is_none_or(|member| member.interval == 0) {
+            return 1.0;
+        }
+        let (totals, own) = self.arrived(agent, examples);
+        rescaled::factor(own.interval, totals.active)
     }
 
     /// Active agents.

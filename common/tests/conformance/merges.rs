@@ -21,6 +21,29 @@ fn fedbuff_conforms() {
 }
 
 #[test]
+fn delayed_nesterov_conforms() {
+    for (buffer_size, momentum) in [(1, 0.5), (4, 0.9), (5, 0.0)] {
+        let (server_lr, staleness, participation) = (0.7, Staleness::Polynomial { a: 0.5 }, true);
+        merge::conformance(&MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation });
+    }
+}
+
+#[test]
+fn fadas_conforms() {
+    for (buffer_size, tau_c) in [(1, 1), (4, 1), (3, 10)] {
+        let (server_lr, beta_1, beta_2, epsilon) = (0.2, 0.9, 0.99, 1e-8);
+        merge::conformance(&MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c });
+    }
+}
+
+#[test]
+fn rescaled_conforms() {
+    for staleness in [Staleness::Constant, Staleness::Polynomial { a: 0.5 }] {
+        merge::conformance(&MergeSpec::Rescaled { alpha: 0.6, staleness });
+    }
+}
+
+#[test]
 fn recall_conforms() {
     for (recall, average) in [(true, true), (true, false), (false, true)] {
         merge::conformance(&MergeSpec::Recall { step: 14.0, recall, average });

@@ -59,6 +59,9 @@ fn summary(spec: &RunSpec) -> String {
     let merge = match &spec.merge {
         MergeSpec::FedAsync { alpha, .. } => format!("fedasync with alpha {alpha}"),
         MergeSpec::FedBuff { buffer_size, .. } => format!("fedbuff of {buffer_size}"),
+        MergeSpec::DelayedNesterov { buffer_size, .. } => format!("delayed-nesterov of {buffer_size}"),
+        MergeSpec::Fadas { buffer_size, .. } => format!("fadas of {buffer_size}"),
+        MergeSpec::Rescaled { alpha, .. } => format!("rescaled with alpha {alpha}"),
         MergeSpec::Recall { step, .. } => format!("recall with step {step}"),
     };
     let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);

@@ -77,6 +77,12 @@ feedback_decay = 1.0
 # "fedbuff": every buffer_size updates make a version. "fedasync": every update does, mixed with rate alpha:
 #   strategy = "fedasync"
 #   alpha = 0.6
+# "delayed-nesterov": with the keys of "fedbuff", every update makes a version, and every buffer_size-th also steps along a
+# momentum (momentum = 0.9).
+# "fadas": every buffer_size updates make an adaptive step, of about server_lr for each parameter (0.001 to begin with).
+# "rescaled": every update makes a version, and counts for more the slower its agent is:
+#   strategy = "rescaled"
+#   alpha = 0.6
 # "recall": every update makes a version, and the last updates of agents that take part too little are added:
 #   strategy = "recall"
 #   step = 14.0

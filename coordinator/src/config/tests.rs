@@ -224,6 +224,38 @@ fn values_out_of_range_are_named_with_their_line() {
 }
 
 #[test]
+fn every_merge_rule_names_its_keys() {
+    let with = |merge: &str| {
+        let template = template();
+        let (head, rest) = template.split_once("[merge]").expect("a section");
+        let (_, rest) = rest.split_once("[admit]").expect("a section");
+        parse(&format!("{head}[merge]\n{merge}\n\n[admit]{rest}"))
+    };
+    let nesterov = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 0.7\n";
+    let fadas = "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001\n";
+    let rescaled = "strategy = \"rescaled\"\nalpha = 0.6\n";
+    for whole in [nesterov, fadas, rescaled] {
+        with(whole).expect("its other keys have defaults");
+    }
+    for (merge, expected) in [
+        (nesterov.replace('4', "0"), "merge.buffer_size is 0, expected"),
+        (format!("{nesterov}momentum = 1.0"), "merge.momentum is 1, expected"),
+        (format!("{nesterov}staleness = {{ fn = \"polynomial\", a = -1.0 }}"), "merge.staleness.a is -1, expected"),
+        (fadas.replace("0.001", "0.0"), "merge.server_lr is 0, expected"),
+        (format!("{fadas}beta_1 = 1.0"), "merge.beta_1 is 1, expected"),
+        (format!("{fadas}beta_2 = -0.5"), "merge.beta_2 is -0.5, expected"),
+        (format!("{fadas}epsilon = 0.0"), "merge.epsilon is 0, expected"),
+        (format!("{fadas}tau_c = -1"), "merge.tau_c: invalid value: integer `-1`"),
+        (format!("{fadas}momentum = 0.9"), "unknown field `momentum`"),
+        (rescaled.replace("0.6", "1.5"), "merge.alpha is 1.5, expected"),
+        (format!("{rescaled}participation = true"), "unknown field `participation`"),
+    ] {
+        let error = with(&merge).expect_err("refused").to_string();
+        assert!(error.starts_with("run.toml:") && error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
 fn a_gpt_has_keys_of_its_own_and_none_of_the_others() {
     let with = |model: &str| {
         let template = template();

@@ -104,7 +104,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         return Decision::Refuse(RefusalReason::NormOutlier);
     }
     let staleness = state.version.staleness_of(meta.base_version);
-    let participation = admitted.as_ref().map_or_else(|| state.participation.weight(meta.key.agent), |it| it.weight);
+    let participation = admitted.as_ref().map_or_else(|| participation(state, meta.key.agent), |it| it.weight);
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
     let clipped = clipped(state, compared, measure);
@@ -124,6 +124,15 @@ fn admitted(state: &RunState, agent: AgentId) -> Option<Admitted> {
     let recalling = state.spec.merge.recalling()?;
     let held = state.agents.get(&agent).map_or(0, |known| known.examples_held);
     Some(state.shares.admit(agent, held, recalling))
+}
+
+/// Returns the participation that the weight of an agent's update is computed with, or what the rule has in its place.
+fn participation(state: &RunState, agent: AgentId) -> f64 {
+    if !state.spec.merge.rescales() {
+        return state.participation.weight(agent);
+    }
+    let held = state.agents.get(&agent).map_or(0, |known| known.examples_held);
+    state.shares.rescale(agent, held)
 }
 
 /// How many times the usual norm an update of an agent may have that reports at `rate` times the mean rate: agents that

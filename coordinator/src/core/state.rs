@@ -455,13 +455,13 @@ impl RunState {
     }
 
     fn uses_shares(&self) -> bool {
-        self.spec.merge.recalling().is_some()
+        self.spec.merge.uses_shares()
     }
 
     /// Another merge rule may begin to use shares, or stop using them. Begun anew, they know of no update.
     fn change_shares(&mut self, spec: &RunSpec) {
-        let uses = spec.merge.recalling().is_some();
-        if uses == self.uses_shares() {
+        let uses = spec.merge.uses_shares();
+        if (uses, spec.merge.rescales()) == (self.uses_shares(), self.spec.merge.rescales()) {
             return;
         }
         let is_active = |agent: &AgentState| uses && !agent.revoked && !agent.epochs.is_empty();

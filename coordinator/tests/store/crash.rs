@@ -6,7 +6,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    History, PACE, assert_goes_on, assert_same_bits, drive, fedasync, fedbuff, recall, run_through, stored,
+    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, fadas, fedasync, fedbuff, recall,
+    rescaled, run_through, stored,
 };
 
 const ROUNDS: u64 = 21;
@@ -44,7 +45,7 @@ fn operations(history: &History) -> (u64, u64) {
 
 #[test]
 fn a_crash_at_any_commit_loses_nothing_acknowledged_and_no_bit() {
-    for merge in [fedasync(), fedbuff(3), recall()] {
+    for merge in [fedasync(), fedbuff(3), delayed_nesterov(3), fadas(3), rescaled(), recall()] {
         let history = History::scripted(&merge, ROUNDS);
         let (_, commits) = operations(&history);
         assert!(commits > 40, "the script has many boundaries, not {commits}");

@@ -11,7 +11,9 @@ use anabranch_coordinator::store::{Area, Store};
 use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
-use crate::history::{ALL, History, PACE, assert_same_bits, fedasync, fedbuff, manifest, recall, stored};
+use crate::history::{
+    ALL, History, PACE, assert_same_bits, delayed_nesterov, fadas, fedasync, fedbuff, manifest, recall, stored,
+};
 
 /// A contribution waits at the newest checkpoint and none at the one before: they share no vector.
 fn finished() -> (MemoryStore, History) {
@@ -36,7 +38,7 @@ fn flip(store: &MemoryStore, name: &Name) {
 
 #[test]
 fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
-    for merge in [fedbuff(2), recall()] {
+    for merge in [fedbuff(2), delayed_nesterov(5), fadas(5), recall()] {
         let (store, history) = finished_by(&merge);
         assert_falls_back(&store, &history);
     }
@@ -209,7 +211,7 @@ fn verify_agrees_with_recovery_on_chain_and_model() {
 /// and its model is the last finite one.
 #[test]
 fn a_run_that_overflowed_holds_with_its_last_finite_version() {
-    for merge in [fedasync(), fedbuff(2)] {
+    for merge in [fedasync(), fedbuff(2), delayed_nesterov(3)] {
         let mut history = History::begin(merge, manifest(3));
         history.join(1);
         let agent = AgentId([1; 16]);

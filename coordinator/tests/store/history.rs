@@ -52,6 +52,20 @@ pub(crate) fn fedbuff(buffer_size: u32) -> MergeSpec {
     MergeSpec::FedBuff { buffer_size, server_lr: 0.9, staleness: Staleness::default(), participation: false }
 }
 
+pub(crate) fn delayed_nesterov(buffer_size: u32) -> MergeSpec {
+    let (server_lr, momentum, staleness, participation) = (0.9, 0.8, Staleness::default(), false);
+    MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
+}
+
+pub(crate) fn fadas(buffer_size: u32) -> MergeSpec {
+    let (server_lr, beta_1, beta_2, epsilon) = (0.6, 0.9, 0.99, 1e-8);
+    MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c: 1 }
+}
+
+pub(crate) fn rescaled() -> MergeSpec {
+    MergeSpec::Rescaled { alpha: 0.6, staleness: Staleness::default() }
+}
+
 pub(crate) fn recall() -> MergeSpec {
     MergeSpec::Recall { step: 14.0, recall: true, average: true }
 }
@@ -232,7 +246,7 @@ impl History {
         let (merge, shares) = (&self.state().spec.merge, &self.state().shares);
         let admitted = merge.recalling().map(|recalling| shares.admit(agent, 100, recalling));
         let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
-        let (credited_examples, staleness, norm) = (10, 0, 1.0);
+        let (credited_examples, staleness, norm) = (10, round % 4, 1.0);
         let contribution = Contribution { meta, credited_examples, staleness, weight, norm, recall };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         if let Some(close) = self.state().close_due() {

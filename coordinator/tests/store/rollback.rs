@@ -15,7 +15,10 @@ use anabranch_coordinator::store::Store;
 use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
-use crate::history::{ALL, History, PACE, assert_same_bits, bits, fedasync, fedbuff, recall, stored, time_of, vector};
+use crate::history::{
+    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, fadas, fedasync, fedbuff, recall, stored, time_of,
+    vector,
+};
 use crate::rest;
 
 const BRANCH: BranchId = BranchId([9; 16]);
@@ -36,7 +39,7 @@ fn updates(history: &History) -> Vec<UpdateMeta> {
 /// from there, checkpoints and prunes included, has the bits of one that is computed beside it.
 #[test]
 fn a_run_that_had_ended_goes_on_from_the_bits_of_an_earlier_version() {
-    for (merge, version) in [(fedasync(), 8), (fedbuff(3), 4), (recall(), 8)] {
+    for (merge, version) in [(fedasync(), 8), (fedbuff(3), 4), (delayed_nesterov(3), 8), (fadas(3), 4), (recall(), 8)] {
         let mut history = History::scripted(&merge, 42);
         history.lease(AgentId([1; 16]), 42);
         let result = history.points.last().expect("records").state.version;
@@ -163,7 +166,7 @@ fn a_version_out_of_retention_and_a_store_without_a_run_are_refused_and_nothing_
 /// Killed between a contribution and its close: the contribution is in a version, and a rollback may go back to it.
 #[test]
 fn a_contribution_that_waits_for_its_close_is_closed_before_an_import_or_a_rollback() {
-    for merge in [fedasync(), fedbuff(2), recall()] {
+    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall()] {
         let mut history = History::scripted(&merge, 14);
         while !matches!(history.records.last().expect("records").body, RecordBody::Closed(_)) {
             history.records.pop();

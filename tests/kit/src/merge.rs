@@ -23,6 +23,7 @@ struct Step {
     delta: Option<Arc<Delta>>,
     agent: AgentId,
     weight: f32,
+    staleness: u64,
     base_dot: Option<f64>,
     recall: Option<RecallInputs>,
     closes: bool,
@@ -31,9 +32,9 @@ struct Step {
 impl Step {
     fn take(&self, rule: &mut dyn MergeRule, model: &mut [f32]) {
         if let Some(delta) = &self.delta {
-            let Self { agent, weight, base_dot, recall, .. } = self;
-            let (agent, weight, base_dot, recall) = (*agent, *weight, *base_dot, recall.as_ref());
-            rule.contribute(model, delta, &Arrival { agent, weight, base_dot, recall });
+            let Self { agent, weight, staleness, base_dot, recall, .. } = self;
+            let (agent, weight, staleness, base_dot) = (*agent, *weight, *staleness, *base_dot);
+            rule.contribute(model, delta, &Arrival { agent, weight, staleness, base_dot, recall: recall.as_ref() });
         }
         if self.closes {
             rule.close(model);
@@ -83,10 +84,16 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
                 participation = admitted.weight;
                 RecallInputs { scale: if index % 5 == 4 { 0.5 } else { 1.0 }, ..admitted.inputs }
             });
-            let weight = spec.weight(WeightInputs { staleness: rng.below(20), participation });
+            if spec.rescales() {
+                participation = shares.rescale(agent, 100);
+                shares.arrive(agent, 100);
+            }
+            let staleness = rng.below(20);
+            let weight = spec.weight(WeightInputs { staleness, participation });
             let base_dot = (index % 6 != 5).then(|| f64::from(rng.next_signed_f32()));
             let waiting = u32::try_from(index % per_version + 1).expect("few");
-            Step { delta: Some(Arc::new(delta)), agent, weight, base_dot, recall, closes: spec.is_full(waiting) }
+            let closes = spec.is_full(waiting);
+            Step { delta: Some(Arc::new(delta)), agent, weight, staleness, base_dot, recall, closes }
         })
         .collect()
 }
@@ -235,8 +242,14 @@ fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
 
 fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
     let step = match spec {
-        MergeSpec::FedAsync { alpha, .. } => *alpha,
+        MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+        // Of a mean of one, the step along the momentum comes at once.
+        MergeSpec::DelayedNesterov { buffer_size: 1, server_lr, momentum, .. } => server_lr * (1.0 + momentum),
+        MergeSpec::DelayedNesterov { buffer_size, server_lr, .. } => server_lr / *buffer_size as f32,
+        MergeSpec::Fadas { server_lr, beta_1, beta_2, .. } => {
+            server_lr * ((1.0 - beta_1) / (1.0 - beta_2).sqrt()) as f32
+        }
         // The first step of one agent: both moments are 1, and so is sigma.
         MergeSpec::Recall { step, .. } => step / 10.0 / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
     };
@@ -245,7 +258,8 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
     let updates = spec.updates_per_version();
     for _ in 0..updates {
         let recall = spec.recalling().map(|_| RecallInputs { active: 1, scale: 1.0, recalled: vec![] });
-        let arrival = Arrival { agent: AgentId([1; 16]), weight, base_dot: Some(0.0), recall: recall.as_ref() };
+        let (agent, base_dot) = (AgentId([1; 16]), Some(0.0));
+        let arrival = Arrival { agent, weight, staleness: 0, base_dot, recall: recall.as_ref() };
         rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), &arrival);
     }
     rule.close(&mut model);

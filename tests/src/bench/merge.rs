@@ -40,7 +40,8 @@ impl Load {
         let all = (0..recalled).map(|number| Recalled { agent: agent(number), factor: 0.01 }).collect();
         let inputs = RecallInputs { active: 100, scale: 1.0, recalled: all };
         let mut take = |number: usize| {
-            let arrival = Arrival { agent: agent(number), weight: 0.5, base_dot: Some(0.0), recall: Some(&inputs) };
+            let arrival =
+                Arrival { agent: agent(number), weight: 0.5, staleness: 0, base_dot: Some(0.0), recall: Some(&inputs) };
             rule.contribute(&model, &self.updates[number % self.updates.len()], &arrival);
             rule.close(&mut model);
         };

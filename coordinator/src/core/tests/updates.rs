@@ -2,7 +2,7 @@
 
 use anabranch_common::codec::DecodeError;
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
-use anabranch_common::journal::{Close, CloseReason, RecordBody};
+use anabranch_common::journal::{Close, CloseReason, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, Verdict};
@@ -96,6 +96,34 @@ fn a_start_closes_a_version_whose_close_was_lost() {
         world.journal();
         let Verdict::Accepted { version, .. } = verdict(&world) else { panic!("{:?}", verdict(&world)) };
         assert_eq!(version, ModelVersion(1), "the verdict is that of the contribution that filled the buffer");
+    }
+}
+
+/// The slower an agent is, the more its update counts. Only the weight in the record says so.
+#[test]
+fn a_rescaled_update_counts_by_the_interval_of_its_agent() {
+    let rescaled = |alpha| RunSpec { merge: MergeSpec::Rescaled { alpha, staleness: Default::default() }, ..spec() };
+    let mut world = World::started_with(rescaled(0.5), 2);
+    let mut next = [0, 0];
+    let weights = [1, 2, 1, 1, 1, 2, 1].map(|n: u8| {
+        let lease = world.lease(n);
+        let seq = &mut next[usize::from(n) - 1];
+        let meta = world.meta(n, *seq, &lease);
+        *seq += 1;
+        world.receive(n, &meta, [1.0; 4]);
+        world.journal();
+        let Verdict::Accepted { weight, .. } = verdict(&world) else { panic!("{:?}", verdict(&world)) };
+        weight
+    });
+    assert_eq!(weights, [0.5, 0.5, 0.5, 0.25, 0.25, 1.0, 0.5], "intervals of 2, 1, 1, 4 and 2 arrivals by 2 agents");
+    let told = world.state().shares.clone();
+    assert_eq!(world.replayed().shares, told, "the fold over the records knows the intervals");
+    let recall = MergeSpec::Recall { step: 14.0, recall: true, average: true };
+    for (spec, arrivals) in [(rescaled(0.25), 7), (RunSpec { merge: recall, ..spec() }, 0)] {
+        let mut state = world.state().clone();
+        let body = RecordBody::ConfigChanged { spec: Box::new(spec) };
+        state.apply(&Record::new(state.position.next(), 0, body, [].into())).expect("it follows");
+        assert_eq!(state.shares.sums().1, arrivals, "another rule begins anew, another step does not");
     }
 }
 

@@ -10,8 +10,8 @@ use anabranch_common::journal::{
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 
+use super::own_state::OwnState;
 use super::published::{PublishedVersions, Segment};
-use super::recall::Recall;
 use crate::core::round::Round;
 use crate::recovery::checkpoint::Checkpoint;
 use crate::recovery::{RecoveryError, cursor, pins, saved, vectors};
@@ -33,10 +33,14 @@ impl<E: Into<RecoveryError>> From<E> for Problem {
 /// How updates become versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
-    /// FedAsync: each update moves the model.
+    /// FedAsync, and the rescaled rule with its other weights: each update moves the model.
     Direct,
     /// FedBuff: so many updates are summed up, then move it together.
     Buffered(u32),
+    /// Delayed Nesterov: each update moves the model, and so many of them a momentum.
+    Delayed(u32),
+    /// FADAS: so many updates make a step, by a state of its own.
+    Adaptive(u32),
     /// Recall: each update moves the model, by a state of its own.
     Recalling,
 }
@@ -44,8 +48,10 @@ enum Rule {
 impl Rule {
     fn of(spec: &MergeSpec) -> Self {
         match spec {
-            MergeSpec::FedAsync { .. } => Self::Direct,
+            MergeSpec::FedAsync { .. } | MergeSpec::Rescaled { .. } => Self::Direct,
             MergeSpec::FedBuff { buffer_size, .. } => Self::Buffered((*buffer_size).max(1)),
+            MergeSpec::DelayedNesterov { buffer_size, .. } => Self::Delayed((*buffer_size).max(1)),
+            MergeSpec::Fadas { buffer_size, .. } => Self::Adaptive((*buffer_size).max(1)),
             MergeSpec::Recall { .. } => Self::Recalling,
         }
     }
@@ -53,8 +59,8 @@ impl Rule {
     /// How many contributions make a version.
     fn size(self) -> u32 {
         match self {
-            Self::Direct | Self::Recalling => 1,
-            Self::Buffered(size) => size,
+            Self::Direct | Self::Delayed(_) | Self::Recalling => 1,
+            Self::Buffered(size) | Self::Adaptive(size) => size,
         }
     }
 
@@ -62,7 +68,7 @@ impl Rule {
     fn nothing(self) -> f32 {
         match self {
             Self::Direct => -0.0,
-            Self::Buffered(_) | Self::Recalling => 0.0,
+            Self::Buffered(_) | Self::Delayed(_) | Self::Adaptive(_) | Self::Recalling => 0.0,
         }
     }
 }
@@ -72,8 +78,8 @@ pub(super) struct Checker {
     manifest: ModelManifest,
     rule: Rule,
     spec: MergeSpec,
-    /// The state of the recall rule, where that is the rule.
-    recall: Option<Recall>,
+    /// The state of the rule, where it has one beside the buffer.
+    own: Option<OwnState>,
     pub(super) position: Position,
     pub(super) version: ModelVersion,
     pub(super) chain: Chain,
@@ -105,7 +111,7 @@ impl Checker {
         let bytes = store.journal().record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
         Ok(Self {
             buffer: vec![rule.nothing(); manifest.params()],
-            recall: Recall::of(&spec.merge, manifest.params()),
+            own: OwnState::of(&spec.merge, manifest.params()),
             spec: spec.merge.clone(),
             manifest: manifest.clone(),
             rule,
@@ -126,9 +132,9 @@ impl Checker {
     pub(super) fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let state = saved::load_without_agents(blobs, checkpoint.state)?;
         let (manifest, rule) = (state.manifest, Rule::of(&state.spec.merge));
-        let recall = Recall::load(&state.spec.merge, blobs, checkpoint, &manifest)?;
+        let own = OwnState::load(&state.spec.merge, blobs, checkpoint, &manifest)?;
         let buffer = match checkpoint.merge_state.first() {
-            Some(digest) if recall.is_none() => vectors::load(blobs, "merge vector", &manifest, *digest)?,
+            Some(digest) if own.is_none() => vectors::load(blobs, "merge vector", &manifest, *digest)?,
             _ => vec![rule.nothing(); manifest.params()],
         };
         Ok(Self {
@@ -136,7 +142,7 @@ impl Checker {
             manifest,
             rule,
             spec: state.spec.merge,
-            recall,
+            own,
             position: checkpoint.position,
             version: checkpoint.version,
             chain: checkpoint.chain,
@@ -184,10 +190,10 @@ impl Checker {
                 self.spec = spec.merge.clone();
                 if before != self.rule {
                     self.empty_buffer();
-                    self.recall = Recall::of(&self.spec, self.manifest.params());
+                    self.own = OwnState::of(&self.spec, self.manifest.params());
                 }
-                if let Some(recall) = &mut self.recall {
-                    recall.set(&self.spec);
+                if let Some(own) = &mut self.own {
+                    own.set(&self.spec);
                 }
             }
             RecordBody::Imported { model, version, norm } => {
@@ -218,9 +224,9 @@ impl Checker {
         }
         let delta = codec::decode(contribution.meta.codec, &self.manifest, &record.payload)
             .map_err(|error| found(format!("the payload does not decode: {error}")))?;
-        match &mut self.recall {
+        match &mut self.own {
             _ if self.last_finite.is_some() => {}
-            Some(recall) => recall.contribute(&self.model, &delta, contribution),
+            Some(own) => own.contribute(&self.model, &delta, contribution),
             None => add(&mut self.buffer, &delta, contribution.weight),
         }
         self.waiting += 1;
@@ -238,9 +244,9 @@ impl Checker {
             let (said, size) = (close.contributions, self.rule.size());
             return Err(found(format!("closes {said} contributions where {} of {size} wait", self.waiting)));
         }
-        match &mut self.recall {
+        match &mut self.own {
             _ if self.last_finite.is_some() => {}
-            Some(recall) => recall.close(&mut self.model),
+            Some(own) => own.close(&mut self.model),
             None => {
                 for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
                     *parameter += *pending;
@@ -284,9 +290,7 @@ impl Checker {
         self.made = BTreeMap::from([(version, model)]);
         self.last_finite = None;
         self.empty_buffer();
-        if let Some(recall) = &mut self.recall {
-            recall.reset(&self.spec);
-        }
+        self.own = OwnState::of(&self.spec, self.manifest.params());
         Ok(())
     }
 
@@ -307,12 +311,12 @@ impl Checker {
         if checkpoint.model != Digest::of_f32(&self.model) {
             return differs("model");
         }
-        let same = match (&self.recall, self.rule) {
-            (Some(recall), _) => recall.is_in(blobs, checkpoint, self.manifest.params())?,
+        let same = match (&self.own, self.rule) {
+            (Some(own), _) => own.is_in(blobs, checkpoint, self.manifest.params())?,
             (None, Rule::Direct) if self.waiting == 0 => checkpoint.merge_state.is_empty(),
             (None, _) => checkpoint.merge_state == [Digest::of_f32(&self.buffer)],
         };
-        if !same || (self.recall.is_none() && !checkpoint.merge_parts.is_empty()) {
+        if !same || (self.own.is_none() && !checkpoint.merge_parts.is_empty()) {
             return differs("merge state");
         }
         for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]) {
@@ -343,7 +347,7 @@ fn same_norm(position: Position, said: f64, model: &[f32]) -> Result<(), Recover
 }
 
 /// `target += weight * delta`, entry by entry: the same two roundings in the same order as the coordinator's.
-fn add(target: &mut [f32], delta: &Delta, weight: f32) {
+pub(super) fn add(target: &mut [f32], delta: &Delta, weight: f32) {
     match delta {
         Delta::Dense(values) => {
             for index in 0..target.len() {

@@ -10,10 +10,13 @@
 //! ```text
 //!  published   which versions the journal publishes: only these are hashed
 //!  checker     the records once more, one after the other
-//!  recall      the one rule with a state of its own
+//!  own_state   rules with a state of their own: delayed_nesterov, fadas, recall
 //! ```
 
 mod checker;
+mod delayed_nesterov;
+mod fadas;
+mod own_state;
 mod published;
 mod recall;
 

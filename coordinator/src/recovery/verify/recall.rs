@@ -91,13 +91,6 @@ impl Recall {
         }
     }
 
-    /// The model is another one.
-    pub(super) fn reset(&mut self, spec: &MergeSpec) {
-        if let Some(empty) = Self::of(spec, self.m.len()) {
-            *self = empty;
-        }
-    }
-
     pub(super) fn contribute(&mut self, x: &[f32], delta: &Delta, contribution: &Contribution) {
         let Some(inputs) = &contribution.recall else { return };
         self.n += 1;

@@ -94,10 +94,10 @@ impl Envelope {
 /// The weight of an update that nothing speaks against.
 fn full_weight(spec: Option<&RunSpec>) -> f32 {
     match spec.map(|spec| &spec.merge) {
-        Some(MergeSpec::FedAsync { alpha, .. }) => *alpha,
+        Some(MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. }) => *alpha,
         Some(MergeSpec::FedBuff { server_lr, .. }) => *server_lr,
-        // Worlds with attackers are merged by other rules: what this one does is no sum of weighted updates.
-        Some(MergeSpec::Recall { .. }) => 1.0,
+        // Worlds with attackers are merged by other rules: what these do is no sum of weighted updates.
+        Some(MergeSpec::DelayedNesterov { .. } | MergeSpec::Fadas { .. } | MergeSpec::Recall { .. }) => 1.0,
         None => 0.0,
     }
 }

@@ -11,7 +11,7 @@ use super::leases::Leases;
 use super::{Checked, ensure};
 
 const NAME: &str = "staleness";
-/// Participation weights are clipped to [1/8, 8].
+/// Participation weights, and those of the rescaled rule, are clipped to [1/8, 8].
 const PARTICIPATION_MAX: f32 = 8.0;
 
 /// A refusal as stale must be true: work under a lease that is still outstanding is welcome while its base is.
@@ -42,9 +42,9 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
             let as_ruled = update.weight == *alpha || (scales && (0.0..*alpha).contains(&update.weight));
             return ensure(as_ruled, NAME, || format!("record {position} has weight {}", update.weight));
         }
-        MergeSpec::FedAsync { alpha, .. } => *alpha,
-        MergeSpec::FedBuff { server_lr, .. } => *server_lr,
-        MergeSpec::Recall { .. } => {
+        MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. } => *alpha,
+        MergeSpec::FedBuff { server_lr, .. } | MergeSpec::DelayedNesterov { server_lr, .. } => *server_lr,
+        MergeSpec::Fadas { .. } | MergeSpec::Recall { .. } => {
             let bounded = (0.0..=1.0).contains(&update.weight);
             return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));
         }

@@ -1,0 +1,413 @@
+//! Merge rules as configured: their parameters, and what follows from these alone.
+
+use serde::{Deserialize, Serialize};
+
+use super::shares::Recalling;
+use super::staleness::Staleness;
+use super::{MergeRule, delayed_nesterov, fadas, fedasync, fedbuff, recall};
+use crate::limits;
+
+/// A merge rule as configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "strategy", rename_all = "lowercase", deny_unknown_fields)]
+pub enum MergeSpec {
+    /// Every update makes a version.
+    FedAsync {
+        /// Mixing rate, in (0, 1].
+        alpha: f32,
+        /// Damping of stale updates.
+        #[serde(default)]
+        staleness: Staleness,
+        /// Weigh agents by examples held rather than by how fast they are.
+        #[serde(default)]
+        participation: bool,
+    },
+    /// Every `buffer_size`-th update makes a version.
+    FedBuff {
+        /// K: updates in a version.
+        buffer_size: u32,
+        /// eta_g: step along the buffer's mean.
+        server_lr: f32,
+        /// Damping of stale updates.
+        #[serde(default)]
+        staleness: Staleness,
+        /// Weigh agents by examples held rather than by how fast they are.
+        #[serde(default)]
+        participation: bool,
+    },
+    /// Every update makes a version, and every `buffer_size`-th also steps along the momentum.
+    #[serde(rename = "delayed-nesterov")]
+    DelayedNesterov {
+        /// N: updates between two steps along the momentum.
+        buffer_size: u32,
+        /// Step along the mean of N updates.
+        server_lr: f32,
+        /// beta: decay of the momentum, and the step along it, in [0, 1).
+        #[serde(default = "momentum")]
+        momentum: f32,
+        /// Damping of stale updates.
+        #[serde(default)]
+        staleness: Staleness,
+        /// Weigh agents by examples held rather than by how fast they are.
+        #[serde(default)]
+        participation: bool,
+    },
+    /// Every `buffer_size`-th update makes a version, by an adaptive step that is smaller where one of them was stale.
+    Fadas {
+        /// K: updates in a version.
+        buffer_size: u32,
+        /// eta: step of a parameter, about.
+        server_lr: f32,
+        /// Decay of the first moment, in [0, 1).
+        #[serde(default = "beta_1")]
+        beta_1: f64,
+        /// Decay of the second moment, in [0, 1).
+        #[serde(default = "beta_2")]
+        beta_2: f64,
+        /// Added to the root of the second moment.
+        #[serde(default = "epsilon")]
+        epsilon: f64,
+        /// Staleness, in versions, up to which the step is whole.
+        #[serde(default = "tau_c")]
+        tau_c: u64,
+    },
+    /// Every update makes a version, by a step in proportion to the time that its agent takes.
+    Rescaled {
+        /// Step of an agent of mean speed, in (0, 1].
+        alpha: f32,
+        /// Damping of stale updates.
+        #[serde(default)]
+        staleness: Staleness,
+    },
+    /// Every update makes a version, and the last updates of agents that lack participation are recalled.
+    Recall {
+        /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it.
+        #[serde(default = "recall_step")]
+        step: f32,
+        /// Whether updates are recalled.
+        #[serde(default = "on")]
+        recall: bool,
+        /// Whether the average of the models is served, in place of the newest.
+        #[serde(default = "on")]
+        average: bool,
+    },
+}
+
+fn momentum() -> f32 {
+    0.9
+}
+
+fn beta_1() -> f64 {
+    0.9
+}
+
+fn beta_2() -> f64 {
+    0.99
+}
+
+fn epsilon() -> f64 {
+    1e-8
+}
+
+fn tau_c() -> u64 {
+    1
+}
+
+fn recall_step() -> f32 {
+    14.0
+}
+
+fn on() -> bool {
+    true
+}
+
+/// What is known of an update when its weight is computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WeightInputs {
+    /// Versions between the update's base and now.
+    pub staleness: u64,
+    /// Participation weight, mean 1 (see [`participation`](super::participation)), or of a rule with shares the fresh
+    /// weight, at most 1, or what the step is rescaled with (see [`shares`](super::shares)); ignored when the rule does not
+    /// use it.
+    pub participation: f64,
+}
+
+/// A parameter of a merge rule that makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("merge.{field} is {found}, expected {expected}")]
+pub struct SpecError {
+    /// Which parameter, as it is written in `run.toml` under `[merge]`.
+    pub field: &'static str,
+    /// Its value.
+    pub found: f64,
+    /// What it may be.
+    pub expected: &'static str,
+}
+
+impl MergeSpec {
+    /// Checks every parameter.
+    ///
+    /// # Errors
+    /// One is out of range; the error names it.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        match self {
+            Self::FedAsync { alpha, staleness, .. } | Self::Rescaled { alpha, staleness } => {
+                let fits = *alpha > 0.0 && *alpha <= 1.0;
+                check("alpha", *alpha, "a number above 0 and at most 1", fits)?;
+                staleness.validate()
+            }
+            Self::FedBuff { buffer_size, server_lr, staleness, .. } => {
+                check_buffer(*buffer_size, *server_lr)?;
+                staleness.validate()
+            }
+            Self::DelayedNesterov { buffer_size, server_lr, momentum, staleness, .. } => {
+                check_buffer(*buffer_size, *server_lr)?;
+                check("momentum", *momentum, DECAY, (0.0..1.0).contains(momentum))?;
+                staleness.validate()
+            }
+            Self::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c: _ } => {
+                check_buffer(*buffer_size, *server_lr)?;
+                check("beta_1", *beta_1, DECAY, (0.0..1.0).contains(beta_1))?;
+                check("beta_2", *beta_2, DECAY, (0.0..1.0).contains(beta_2))?;
+                check("epsilon", *epsilon, "a finite number above 0", epsilon.is_finite() && *epsilon > 0.0)
+            }
+            Self::Recall { step, .. } => {
+                let fits = *step > 0.0 && *step <= limits::RECALL_STEP;
+                check("step", *step, "a number above 0 and at most 1000", fits)
+            }
+        }
+    }
+
+    /// The factor with which an update is merged: computed when it is admitted, then journalled.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a weight is journalled and applied as f32")]
+    pub fn weight(&self, inputs: WeightInputs) -> f32 {
+        let (step, staleness, participation) = match self {
+            Self::FedAsync { alpha, staleness, participation } => (f64::from(*alpha), staleness, participation),
+            Self::FedBuff { buffer_size, server_lr, staleness, participation }
+            | Self::DelayedNesterov { buffer_size, server_lr, staleness, participation, .. } => {
+                (f64::from(*server_lr) / f64::from((*buffer_size).max(1)), staleness, participation)
+            }
+            Self::Fadas { buffer_size, .. } => (1.0 / f64::from((*buffer_size).max(1)), &Staleness::Constant, &false),
+            Self::Rescaled { alpha, staleness } => (f64::from(*alpha), staleness, &true),
+            Self::Recall { .. } => (1.0, &Staleness::Constant, &true),
+        };
+        let participation = if *participation { inputs.participation } else { 1.0 };
+        (step * staleness.factor(inputs.staleness) * participation) as f32
+    }
+
+    /// How many updates make a version.
+    #[must_use]
+    pub fn updates_per_version(&self) -> u32 {
+        match self {
+            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Rescaled { .. } | Self::Recall { .. } => 1,
+            Self::FedBuff { buffer_size, .. } | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
+        }
+    }
+
+    /// Whether so many waiting contributions make a version.
+    #[must_use]
+    pub fn is_full(&self, waiting: u32) -> bool {
+        waiting >= self.updates_per_version()
+    }
+
+    /// How many vectors of a saved state belong to so many waiting contributions.
+    #[must_use]
+    pub fn saved_vectors(&self, waiting: u32) -> u32 {
+        match self {
+            Self::FedAsync { .. } | Self::Rescaled { .. } => waiting,
+            Self::FedBuff { .. } => 1,
+            Self::DelayedNesterov { .. } => 2 + waiting,
+            Self::Fadas { .. } => 4,
+            Self::Recall { .. } => 3,
+        }
+    }
+
+    /// Whether contributions that wait under the rule `before` go on waiting under this one, and its state goes on with
+    /// them: only those of the same rule with a buffer of the same size do.
+    #[must_use]
+    pub fn keeps_waiting(&self, before: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(before) && self.buffer_size() == before.buffer_size()
+    }
+
+    /// How many updates the rule takes the mean of.
+    fn buffer_size(&self) -> u32 {
+        match self {
+            Self::FedAsync { .. } | Self::Rescaled { .. } | Self::Recall { .. } => 1,
+            Self::FedBuff { buffer_size, .. }
+            | Self::DelayedNesterov { buffer_size, .. }
+            | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
+        }
+    }
+
+    /// Whether agents are weighed by participation.
+    #[must_use]
+    pub fn uses_participation(&self) -> bool {
+        match self {
+            Self::FedAsync { participation, .. }
+            | Self::FedBuff { participation, .. }
+            | Self::DelayedNesterov { participation, .. } => *participation,
+            Self::Fadas { .. } | Self::Rescaled { .. } | Self::Recall { .. } => false,
+        }
+    }
+
+    /// Whether the rule uses the [`shares`](super::shares) of arrivals, or the intervals between them.
+    #[must_use]
+    pub fn uses_shares(&self) -> bool {
+        self.rescales() || self.recalling().is_some()
+    }
+
+    /// Whether an update counts by the interval of its agent ([`Shares::rescale`](super::shares::Shares::rescale)).
+    #[must_use]
+    pub fn rescales(&self) -> bool {
+        matches!(self, Self::Rescaled { .. })
+    }
+
+    /// Whether the rule is told of the [`shares`](super::shares) of arrivals, and if so whether it recalls updates.
+    #[must_use]
+    pub fn recalling(&self) -> Option<Recalling> {
+        match self {
+            Self::FedAsync { .. }
+            | Self::FedBuff { .. }
+            | Self::DelayedNesterov { .. }
+            | Self::Fadas { .. }
+            | Self::Rescaled { .. } => None,
+            Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
+        }
+    }
+
+    /// Whether the rule uses the product of an update with its base ([`Arrival::base_dot`](super::Arrival::base_dot)).
+    #[must_use]
+    pub fn uses_base_dot(&self) -> bool {
+        self.recalling() == Some(Recalling::On)
+    }
+
+    /// Returns the rule with empty state for a model of `params` parameters.
+    #[must_use]
+    pub fn rule(&self, params: usize) -> Box<dyn MergeRule> {
+        match self {
+            Self::FedAsync { .. } | Self::Rescaled { .. } => Box::new(fedasync::FedAsync::new(params)),
+            Self::FedBuff { .. } => Box::new(fedbuff::FedBuff::new(params)),
+            Self::DelayedNesterov { buffer_size, momentum, .. } => {
+                Box::new(delayed_nesterov::DelayedNesterov::new(*buffer_size, *momentum, params))
+            }
+            Self::Fadas { .. } => Box::new(fadas::Fadas::new(self, params)),
+            Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
+        }
+    }
+}
+
+const DECAY: &str = "a number of at least 0 and below 1";
+
+fn check(field: &'static str, found: impl Into<f64>, expected: &'static str, fits: bool) -> Result<(), SpecError> {
+    if fits { Ok(()) } else { Err(SpecError { field, found: found.into(), expected }) }
+}
+
+/// Checks what every rule with a buffer has.
+fn check_buffer(buffer_size: u32, server_lr: f32) -> Result<(), SpecError> {
+    let fits = (1..=limits::MERGE_BUFFER_UPDATES).contains(&buffer_size);
+    check("buffer_size", buffer_size, "a number from 1 to 65536", fits)?;
+    check("server_lr", server_lr, "a finite number above 0", server_lr.is_finite() && server_lr > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed_async(alpha: f32) -> MergeSpec {
+        MergeSpec::FedAsync { alpha, staleness: Staleness::Polynomial { a: 1.0 }, participation: true }
+    }
+
+    fn fed_buff(buffer_size: u32, server_lr: f32) -> MergeSpec {
+        MergeSpec::FedBuff { buffer_size, server_lr, staleness: Staleness::Constant, participation: false }
+    }
+
+    fn nesterov(buffer_size: u32, momentum: f32) -> MergeSpec {
+        let (server_lr, staleness, participation) = (1.0, Staleness::Constant, false);
+        MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
+    }
+
+    fn fadas(buffer_size: u32, [beta_1, beta_2]: [f64; 2], epsilon: f64) -> MergeSpec {
+        MergeSpec::Fadas { buffer_size, server_lr: 0.001, beta_1, beta_2, epsilon, tau_c: 1 }
+    }
+
+    #[test]
+    fn a_buffer_is_full_when_its_contributions_make_a_version() {
+        assert_eq!([0, 1, 2].map(|waiting| fed_async(0.5).is_full(waiting)), [false, true, true]);
+        assert_eq!([0, 3, 4].map(|waiting| fed_buff(4, 1.0).is_full(waiting)), [false, false, true]);
+        assert_eq!(
+            [0, 1].map(|waiting| nesterov(4, 0.9).is_full(waiting)),
+            [false, true],
+            "every update makes a version"
+        );
+    }
+
+    #[test]
+    fn only_the_same_rule_with_the_same_buffer_keeps_what_waits() {
+        assert!(fed_buff(4, 0.5).keeps_waiting(&fed_buff(4, 1.0)) && fed_async(0.1).keeps_waiting(&fed_async(0.2)));
+        assert!(!fed_buff(3, 1.0).keeps_waiting(&fed_buff(4, 1.0)) && !fed_buff(1, 1.0).keeps_waiting(&fed_async(0.2)));
+        assert!(
+            nesterov(4, 0.5).keeps_waiting(&nesterov(4, 0.9)) && !nesterov(3, 0.9).keeps_waiting(&nesterov(4, 0.9))
+        );
+    }
+
+    #[test]
+    fn a_weight_is_the_product_of_its_parts() {
+        let inputs = WeightInputs { staleness: 3, participation: 2.0 };
+        assert_eq!(fed_async(0.5).weight(inputs), 0.25);
+        assert_eq!(fed_buff(4, 1.0).weight(inputs), 0.25, "participation is ignored where the rule does not use it");
+    }
+
+    #[test]
+    fn validation_names_the_field() {
+        let field = |spec: MergeSpec| spec.validate().map_err(|error| error.field);
+        assert_eq!(field(fed_async(1.0)), Ok(()));
+        assert_eq!(field(fed_buff(10, 1.0)), Ok(()));
+        for alpha in [0.0, -1.0, 1.1, f32::NAN] {
+            assert_eq!(field(fed_async(alpha)), Err("alpha"));
+            assert_eq!(field(MergeSpec::Rescaled { alpha, staleness: Staleness::Constant }), Err("alpha"));
+        }
+        for server_lr in [0.0, f32::INFINITY, f32::NAN] {
+            assert_eq!(field(fed_buff(10, server_lr)), Err("server_lr"));
+        }
+        for buffer_size in [0, limits::MERGE_BUFFER_UPDATES + 1] {
+            assert_eq!(field(fed_buff(buffer_size, 1.0)), Err("buffer_size"));
+        }
+        for step in [0.0, -1.0, f32::NAN, f32::INFINITY, 1_001.0] {
+            assert_eq!(field(MergeSpec::Recall { step, recall: true, average: true }), Err("step"));
+        }
+        for beta in [-0.1, 1.0, f32::NAN] {
+            assert_eq!(field(nesterov(4, beta)), Err("momentum"));
+        }
+        assert_eq!(field(nesterov(0, 0.9)), Err("buffer_size"));
+        for bad in [-0.1, 1.0, f64::NAN] {
+            assert_eq!(field(fadas(4, [bad, 0.99], 1e-8)), Err("beta_1"));
+            assert_eq!(field(fadas(4, [0.9, bad], 1e-8)), Err("beta_2"));
+        }
+        for epsilon in [0.0, -1.0, f64::INFINITY] {
+            assert_eq!(field(fadas(4, [0.9, 0.99], epsilon)), Err("epsilon"));
+        }
+        assert_eq!(field(fadas(0, [0.9, 0.99], 1e-8)), Err("buffer_size"));
+        let staleness = Staleness::Hinge { a: -1.0, b: 0 };
+        let error = MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false }.validate();
+        let text = error.expect_err("a negative slope").to_string();
+        assert_eq!(text, "merge.staleness.a is -1, expected a number of at least 0");
+    }
+
+    #[test]
+    fn it_reads_well_in_toml() {
+        let text = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0\nstaleness = { fn = \"constant\" }\n";
+        assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
+        let recall = MergeSpec::Recall { step: 14.0, recall: true, average: true };
+        assert_eq!(toml::from_str("strategy = \"recall\"\n"), Ok(recall.clone()));
+        assert_eq!(toml::from_str(&toml::to_string(&recall).expect("serializable")), Ok(recall));
+        let text = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0\n";
+        assert_eq!(toml::from_str(text), Ok(nesterov(4, 0.9)));
+        let rescaled = MergeSpec::Rescaled { alpha: 0.6, staleness: Staleness::Constant };
+        assert_eq!(toml::from_str("strategy = \"rescaled\"\nalpha = 0.6\n"), Ok(rescaled));
+        let text = "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001\n";
+        assert_eq!(toml::from_str(text), Ok(fadas(4, [0.9, 0.99], 1e-8)));
+        let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
+        assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
+    }
+}
