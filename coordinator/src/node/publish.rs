@@ -75,8 +75,8 @@ impl Publisher {
 
     /// A content of a version, if it is still here.
     pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<Snapshot>> {
-        let known = [self.models.get(&version), self.served.as_ref()].into_iter().flatten();
-        known.filter(|snapshot| (snapshot.version, snapshot.digest) == (version, digest)).next().cloned()
+        let mut known = [self.models.get(&version), self.served.as_ref()].into_iter().flatten();
+        known.find(|snapshot| (snapshot.version, snapshot.digest) == (version, digest)).cloned()
     }
 }
 
