@@ -248,7 +248,9 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
         MergeSpec::DelayedNesterov { buffer_size: 1, server_lr, momentum, .. } => server_lr * (1.0 + momentum),
         MergeSpec::DelayedNesterov { buffer_size, server_lr, .. } => server_lr / *buffer_size as f32,
         MergeSpec::Fadas { server_lr, beta_1, beta_2, .. } => {
-            server_lr * ((1.0 - beta_1) / (1.0 - beta_2).sqrt()) as f32
+            #[expect(clippy::cast_possible_truncation, reason = "models are f32")]
+            let step = (f64::from(*server_lr) * (1.0 - beta_1) / (1.0 - beta_2).sqrt()) as f32;
+            step
         }
         // The first step of one agent: both moments are 1, and so is sigma.
         MergeSpec::Recall { step, .. } => step / 10.0 / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),

@@ -27,6 +27,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
         params: u32::try_from(params).unwrap_or(u32::MAX),
         buffer: config.spec.merge.updates_per_version(),
         recall: config.spec.merge.recalling().is_some(),
+        published: None,
         lossy: false,
         max_staleness: config.spec.admit.max_staleness,
         lease_ttl_ms: ms(config.schedule.lease_ttl_s),

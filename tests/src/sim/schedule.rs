@@ -17,6 +17,10 @@ pub struct Schedule {
     /// The rule is `Recall`, whatever `buffer` says: not for the ledger, and not with attackers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recall: bool,
+    /// The rule is this one, whatever `buffer` says beside its size: not for the ledger, not with attackers, and not with
+    /// `recall`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<Published>,
     /// Staleness decay, participation weights, top-k with error feedback: not for the ledger, whose updates must be
     /// merged as they are.
     pub lossy: bool,
@@ -55,6 +59,18 @@ pub enum Task {
     /// The native trainer on points in three classes; most of an agent's are of one. Slower by far than the others: in
     /// scenarios, not drawn.
     Native,
+}
+
+/// A published rule beside `FedAsync` and `FedBuff`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Published {
+    /// Delayed Nesterov: a step along the momentum once in `buffer` updates.
+    DelayedNesterov,
+    /// FADAS: an adaptive step of `buffer` updates.
+    Fadas,
+    /// The rescaled rule: an update counts by the interval of its agent.
+    Rescaled,
 }
 
 /// One agent.

@@ -9,7 +9,7 @@ use anabranch_common::spec::{
 };
 
 use super::learner;
-use super::schedule::{Schedule, Task};
+use super::schedule::{Published, Schedule, Task};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
@@ -27,6 +27,20 @@ fn lr_schedule(schedule: &Schedule) -> Option<LrSchedule> {
     (honest && schedule.target_round_ms > 0).then_some(if schedule.lossy { cosine } else { step })
 }
 
+fn published(rule: Published, buffer_size: u32, staleness: Staleness, participation: bool) -> MergeSpec {
+    match rule {
+        Published::DelayedNesterov => {
+            let (server_lr, momentum) = (0.5, 0.5);
+            MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
+        }
+        Published::Fadas => {
+            let (server_lr, beta_1, beta_2, epsilon, tau_c) = (0.5, 0.9, 0.99, 1e-3, 1);
+            MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c }
+        }
+        Published::Rescaled => MergeSpec::Rescaled { alpha: 0.3, staleness },
+    }
+}
+
 /// The run's configuration.
 pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
     let (ledger, native) = (schedule.task == Task::Ledger, schedule.task == Task::Native);
@@ -34,6 +48,8 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
     let alpha = if ledger { 1.0 } else { 0.3 };
     let merge = if schedule.recall {
         MergeSpec::Recall { step: 14.0, recall: true, average: true }
+    } else if let Some(rule) = schedule.published {
+        published(rule, schedule.buffer.max(1), staleness, schedule.lossy)
     } else if schedule.buffer <= 1 {
         MergeSpec::FedAsync { alpha, staleness, participation: schedule.lossy }
     } else {

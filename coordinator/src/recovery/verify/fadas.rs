@@ -79,7 +79,7 @@ impl Fadas {
         if self.stalest > self.tau_c && 1.0 / (self.stalest as f64) < lr {
             lr = 1.0 / self.stalest as f64;
         }
-        for at in 0..x.len() {
+        for (at, parameter) in x.iter_mut().enumerate() {
             let mean = f64::from(self.mean[at]);
             let m = self.betas[0] * f64::from(self.m[at]) + (1.0 - self.betas[0]) * mean;
             let v = self.betas[1] * f64::from(self.v[at]) + (1.0 - self.betas[1]) * (mean * mean);
@@ -89,7 +89,7 @@ impl Fadas {
                 self.largest_v[at] = self.v[at];
             }
             let root = f64::from(self.largest_v[at]).sqrt() + self.epsilon;
-            x[at] = (f64::from(x[at]) + lr * f64::from(self.m[at]) / root) as f32;
+            *parameter = (f64::from(*parameter) + lr * f64::from(self.m[at]) / root) as f32;
         }
         self.mean.fill(0.0);
         self.stalest = 0;
