@@ -80,7 +80,7 @@ pub struct Arrival<'a> {
     pub staleness: u64,
     /// The product of its content with the model that its agent started from, if the agent has said it.
     pub base_dot: Option<f64>,
-    /// What the [recall](recall) rule needs beside.
+    /// What the [recall] rule needs beside.
     pub recall: Option<&'a RecallInputs>,
 }
 
