@@ -23,7 +23,7 @@
 //!
 //! b is summed in f32. At a close each parameter is computed in f64, from what is kept in f32, with `+ - * /` and `sqrt` only;
 //! the step uses m and v_hat as they are kept. Moments start at 0 and have no bias corrections, as in the paper. A moment below
-//! [`LEAST_MOMENT`](super::recall::LEAST_MOMENT) is 0, and v is at most the largest f32.
+//! [`LEAST_MOMENT`] is 0, and v is at most the largest f32.
 //!
 //! Bad at: agents of very different speed with different data, as FedBuff; a `server_lr` below 1 / `tau_max`, on which the
 //! paper's bound for stale buffers has no effect; one huge update that is accepted, since v_hat never falls and its parameters

@@ -1,5 +1,5 @@
 //! Shares of arrivals: how much each active agent takes part, against how much data it holds. The part of the
-//! [recall](super::recall) rule that follows from the journal alone. The [rescaled](super::rescaled) rule uses the intervals.
+//! [recall](super::recall) rule that follows from the journal alone. The [rescaled] rule uses the intervals.
 //!
 //! ```text
 //! C       active agents: with a started epoch, not revoked, not absent
@@ -203,7 +203,7 @@ impl Shares {
         Admitted { weight, rate, inputs: RecallInputs { active, scale: 1.0, recalled } }
     }
 
-    /// Returns what the step of `agent`'s update is multiplied with by the [rescaled](super::rescaled) rule, if the update
+    /// Returns what the step of `agent`'s update is multiplied with by the [rescaled] rule, if the update
     /// comes now: its interval over the number of active agents, in [1/8, 8], and 1 for its first update.
     #[must_use]
     pub fn rescale(&self, agent: AgentId, examples: u64) -> f64 {
