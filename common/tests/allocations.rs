@@ -71,7 +71,7 @@ fn encoding_takes_the_payload_and_the_buffers_of_one_chunk() {
 /// makes on the way.
 #[test]
 fn the_decoded_form_is_never_stated_smaller_than_its_payload() {
-    for params in [1, 1_000, 3_000_000] {
+    for params in [1, 1_000, 3_000_000, 1 << 30] {
         let manifest = manifest(params);
         let longest = max_payload_bytes(&manifest);
         for (id, bytes) in (0..7).flat_map(|id| [(id, 1), (id, params.min(longest)), (id, longest)]) {

@@ -206,7 +206,7 @@ mod tests {
         ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![elements as u64] }]).expect("valid")
     }
 
-    /// The table in the codec's documentation promises these ratios.
+    /// docs/benchmarks.md has these ratios.
     #[test]
     fn the_ratio_on_a_million_values_is_the_promised_one() {
         let (manifest, values) = (one_tensor(1_000_000), normal(1_000_000, 1));

@@ -230,13 +230,13 @@ pub fn euclidean_norm(values: &[f32]) -> f64 {
 }
 
 /// Returns the most memory that decoding takes, in bytes: the decoded vector, and beside it what [`decode`] needs until it
-/// returns. Never less than a payload that [`max_payload_bytes`] allows, but for a constant.
+/// returns. Never less than the payload, if [`max_payload_bytes`] allows it, but for a constant.
 ///
 /// | codec | decoded | until it returns |
 /// |---|---|---|
 /// | f32 planes | 4 a parameter | 4 a parameter |
 /// | bf16 planes | 4 a parameter | 2 a parameter |
-/// | int8, int4 | 4 a parameter | - |
+/// | int8, int4 | 4 a parameter, or the payload's length if that is more | - |
 /// | top-k | 8 an entry, of which each takes its value's bits and one more of the payload | - |
 #[must_use]
 pub fn max_decoded_bytes(id: CodecId, manifest: &ModelManifest, payload_bytes: u64) -> u64 {
@@ -244,7 +244,7 @@ pub fn max_decoded_bytes(id: CodecId, manifest: &ModelManifest, payload_bytes: u
     match id {
         dense::Planes32::ID => 8 * params,
         dense::Planes16::ID => 6 * params,
-        blocks::Int8::ID | blocks::Int4::ID => 4 * params,
+        blocks::Int8::ID | blocks::Int4::ID => (4 * params).max(payload_bytes),
         _ => TopK::of(id).map_or(0, |codec| 8 * params.min(codec.most_entries(payload_bytes))),
     }
 }

@@ -296,11 +296,11 @@ mod tests {
         }
     }
 
-    /// The table in the codec's documentation promises these ratios.
+    /// docs/benchmarks.md has these ratios.
     #[test]
     fn the_ratio_on_a_million_values_is_the_promised_one() {
         let (manifest, values) = (one_tensor(1_000_000), normal(1_000_000, 1));
-        // Fraction, bits, least ratio, and what design tables state where they do.
+        // Fraction, bits, least ratio, and the ratio without scales and counts where it is known.
         for (fraction, bits, promised, expected) in [
             (0.05, ValueBits::Eight, 45.5, "46"),
             (0.05, ValueBits::Four, 63.5, "-"),

@@ -11,8 +11,8 @@ pub(crate) struct RaceArgs {
     /// What is trained by whom, and what goes wrong
     #[arg(value_name = "WORKLOAD.toml")]
     workload: PathBuf,
-    /// A merge strategy: init (what `anabranch-coordinator init` writes), fedasync, fedbuff, or the section merge of
-    /// run.toml; may be repeated. init when absent
+    /// A merge strategy: init (what `anabranch-coordinator init` writes), fedasync, fedbuff, recall, delayed-nesterov,
+    /// fadas, rescaled, or the section merge of run.toml; may be repeated. init when absent
     #[arg(long = "strategy", value_name = "S")]
     strategies: Vec<String>,
     /// A key of run.toml for all strategies, such as admit.max_influence=0; may be repeated
@@ -70,13 +70,10 @@ pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
     Ok(report.report.pass)
 }
 
-/// The command as it can be typed again; where the data are is the machine's affair.
+/// The command as it can be typed again in a shell; where the data are is the machine's affair.
 fn command(args: &RaceArgs) -> String {
     let quoted = |name: &str, texts: &[String]| -> String {
-        texts
-            .iter()
-            .map(|text| format!(" {name} '{}'", text.split_whitespace().collect::<Vec<_>>().join(" ")))
-            .collect()
+        texts.iter().map(|text| format!(" {name} '{}'", text.trim().replace('\'', r"'\''"))).collect()
     };
     let seconds = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
     format!(

@@ -44,7 +44,8 @@ impl Judge {
             let examples = test.len() as f64;
             let share = self.trainer.evaluate(model, test).map_or(0.0, |metrics| metrics.accuracy);
             by_class.push(share);
-            right += share * examples;
+            // A count: rounding must not miss a target that is met exactly.
+            right += (share * examples).round();
             all += examples;
         }
         Score { accuracy: right / f64::max(all, 1.0), by_class }

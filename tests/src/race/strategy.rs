@@ -10,11 +10,14 @@ use toml::{Table, Value};
 
 use super::workload::Workload;
 
-/// Strategies with a name, as the comments of run.toml have them.
-const NAMED: [(&str, &str); 3] = [
+/// Strategies with a name, with the keys that the comments of run.toml name.
+const NAMED: [(&str, &str); 6] = [
     ("fedasync", "strategy = \"fedasync\"\nalpha = 0.6"),
     ("fedbuff", "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0"),
     ("recall", "strategy = \"recall\""),
+    ("delayed-nesterov", "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0"),
+    ("fadas", "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001"),
+    ("rescaled", "strategy = \"rescaled\"\nalpha = 0.6"),
 ];
 /// What `init` writes.
 const INIT: &str = "init";
@@ -166,8 +169,11 @@ pub(super) mod tests {
         let named = merge("fedasync").expect("a name");
         assert_eq!(merge("strategy = \"fedasync\"\nalpha = 0.6").expect("a section"), named);
         assert_eq!(merge("{ strategy = \"fedasync\", alpha = 0.6 }").expect("an inline table"), named);
+        for (name, _) in NAMED {
+            assert_eq!(merge(name).expect(name).and_then(|merge| merge.get("strategy").cloned()), Some(name.into()));
+        }
         let error = merge("fedsync").expect_err("no such name").to_string();
-        assert!(error.contains("fedsync") && error.contains("fedasync, fedbuff, init"), "{error}");
+        assert!(error.contains("fedsync") && error.contains("fedasync, fedbuff, recall"), "{error}");
         assert!(merge("strategy = ").is_err() && merge("{ strategy = \"fedasync\" ").is_err());
     }
 
