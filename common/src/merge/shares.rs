@@ -34,7 +34,7 @@ pub const WINDOW_PER_AGENT: f64 = 10.0;
 /// Silence after which an agent is absent, in intervals of its own ...
 pub const ABSENT_INTERVALS: u64 = 32;
 /// ... and in arrivals for every active agent.
-pub const ABSENT_ARRIVALS: u64 = 1_000;
+pub const ABSENT_ARRIVALS: u64 = 100;
 /// A smaller lack is none: rounding leaves as much.
 const LEAST_LACK: f64 = 1e-9;
 /// Work is written in a smaller unit when it has grown this much, long before f64 runs out.

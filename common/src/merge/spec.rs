@@ -263,6 +263,12 @@ impl MergeSpec {
         matches!(self, Self::Rescaled { .. })
     }
 
+    /// Whether users are given an average of the models, and not the newest one.
+    #[must_use]
+    pub fn serves_average(&self) -> bool {
+        matches!(self, Self::Recall { average: true, .. })
+    }
+
     /// Whether the rule is told of the [`shares`](super::shares) of arrivals, and if so whether it recalls updates.
     #[must_use]
     pub fn recalling(&self) -> Option<Recalling> {

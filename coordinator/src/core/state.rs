@@ -232,7 +232,11 @@ impl RunState {
                     state.epochs.pop_first();
                 }
                 if self.uses_shares() {
-                    let changed = self.shares.join(*agent, *examples_held);
+                    // Whoever only evaluates takes no part.
+                    let changed = match *examples_held {
+                        0 => self.shares.leave(*agent),
+                        held => self.shares.join(*agent, held),
+                    };
                     self.shares_changed(changed);
                 }
             }
@@ -438,9 +442,11 @@ impl RunState {
         });
         self.recent.forget();
         self.forget_memories();
-        // Versions beyond it will be made again, and be other models.
-        self.evaluations.retain(|(_, evaluation)| evaluation.version <= version);
-        self.aggregates.retain(|(_, aggregate)| aggregate.version <= version);
+        // Versions beyond it will be made again, and be other models. What was evaluated of this one was its average, if the
+        // rule serves one; the average begins anew at its model.
+        let holds = |of: ModelVersion| of < version || (of == version && !self.spec.merge.serves_average());
+        self.evaluations.retain(|(_, evaluation)| holds(evaluation.version));
+        self.aggregates.retain(|(_, aggregate)| holds(aggregate.version));
     }
 
     fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {
@@ -464,7 +470,8 @@ impl RunState {
         if (uses, spec.merge.rescales()) == (self.uses_shares(), self.spec.merge.rescales()) {
             return;
         }
-        let is_active = |agent: &AgentState| uses && !agent.revoked && !agent.epochs.is_empty();
+        let is_active =
+            |agent: &AgentState| uses && !agent.revoked && !agent.epochs.is_empty() && agent.examples_held > 0;
         let active = self.agents.iter().filter(|(_, agent)| is_active(agent));
         self.shares = Shares::of(active.map(|(id, agent)| (*id, agent.examples_held)));
         self.agents.forget_digests();

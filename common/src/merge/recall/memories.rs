@@ -49,9 +49,13 @@ impl Memories {
     }
 
     fn insert_within(&mut self, agent: AgentId, memory: Memory, most: usize, most_bytes: usize) {
+        self.bytes -= self.by_agent.remove(&agent).map_or(0, |before| before.bytes());
+        // The others keep their place: a hostile agent may send as much as a model has entries.
+        if memory.bytes() > most_bytes {
+            return;
+        }
         self.bytes += memory.bytes();
-        let before = self.by_agent.insert(agent, memory);
-        self.bytes -= before.map_or(0, |before| before.bytes());
+        self.by_agent.insert(agent, memory);
         while self.by_agent.len() > most || self.bytes > most_bytes {
             let oldest = self.by_agent.iter().min_by_key(|(agent, memory)| (memory.used, **agent));
             let Some(oldest) = oldest.map(|(agent, _)| *agent) else { return };
@@ -104,7 +108,9 @@ mod tests {
         memories.insert_within(AgentId([8; 16]), memory(7, 100), 3, 1_000);
         assert_eq!((agents(&memories), memories.bytes), (vec![8], 400), "bytes count, and the oldest go first");
         memories.insert_within(AgentId([7; 16]), memory(8, 1_000), 3, 1_000);
-        assert_eq!((agents(&memories), memories.bytes), (vec![], 0), "one alone may be too long");
-        assert!(memories.recall(AgentId([7; 16]), 9).is_none());
+        assert_eq!((agents(&memories), memories.bytes), (vec![8], 400), "one alone may be too long, and moves nobody");
+        memories.insert_within(AgentId([8; 16]), memory(9, 1_000), 3, 1_000);
+        assert_eq!((agents(&memories), memories.bytes), (vec![], 0), "nor does the earlier one of its agent stay");
+        assert!(memories.recall(AgentId([7; 16]), 10).is_none());
     }
 }

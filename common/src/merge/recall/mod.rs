@@ -149,7 +149,7 @@ impl Recall {
             let first = BETA_1 * f64::from(*m) + (1.0 - BETA_1) * d;
             let second = beta_2 * f64::from(*u) + (1.0 - beta_2) * (d * d);
             *m = if first.abs() < LEAST_MOMENT { 0.0 } else { first as f32 };
-            *u = if second < LEAST_MOMENT { 0.0 } else { second as f32 };
+            *u = if second < LEAST_MOMENT { 0.0 } else { second.min(f64::from(f32::MAX)) as f32 };
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What the recall rule is told at admission.
 
 use anabranch_common::codec::{CodecSpec, Delta};
-use anabranch_common::ids::Digest;
-use anabranch_common::journal::{Contribution, Record, RecordBody};
+use anabranch_common::ids::{BranchId, Digest, Epoch, Incarnation, ModelVersion, Position};
+use anabranch_common::journal::{Aggregate, Contribution, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{AdmitSpec, RunSpec, UploadSpec};
 use anabranch_common::update::{RefusalReason, UpdateMeta};
@@ -110,15 +110,46 @@ fn shares_follow_the_fleet_and_the_rule() {
     assert_eq!(state.shares.active(), 3);
     let revoked = after(state, RecordBody::AgentRevoked { agent: agent(3) });
     assert_eq!((revoked.shares.active(), revoked.shares.part(agent(3))), (2, None));
+    let epoch = |examples_held| RecordBody::EpochStarted {
+        agent: agent(3),
+        epoch: Epoch(2),
+        incarnation: Incarnation([3; 16]),
+        examples_held,
+        eval_examples: 10,
+    };
+    let judging = after(state, epoch(0));
+    assert_eq!((judging.shares.active(), judging.shares.part(agent(3))), (2, None), "it only evaluates");
+    assert_eq!(after(&judging, epoch(10)).shares.active(), 3);
+    let without = after(&judging, RecordBody::ConfigChanged { spec: Box::new(spec()) });
+    let anew = after(&without, RecordBody::ConfigChanged { spec: Box::new(recalling()) });
+    assert_eq!(anew.shares.active(), 2, "another rule's end does not count it either");
     let model = Digest::default();
     let imported = after(state, RecordBody::Imported { model, version: state.version.next(), norm: 1.0 });
     assert_eq!(imported.shares.part(agent(1)).map(|(.., interval)| interval), Some(0), "memories are of another model");
-    let spec = Box::new(RunSpec { merge: spec().merge, ..recalling() });
-    let other = after(state, RecordBody::ConfigChanged { spec });
+    let other = Box::new(RunSpec { merge: spec().merge, ..recalling() });
+    let other = after(state, RecordBody::ConfigChanged { spec: other });
     assert_eq!(other.shares.active(), 0, "the other rules keep no shares");
     let back = after(&other, RecordBody::ConfigChanged { spec: Box::new(recalling()) });
     assert_eq!((back.shares.active(), back.shares.sums().1), (3, 0), "all that are there, and no update");
     let upload = UploadSpec { codec: CodecSpec::F32, ..recalling().upload };
     let same = after(state, RecordBody::ConfigChanged { spec: Box::new(RunSpec { upload, ..recalling() }) });
     assert_eq!(same.shares, state.shares, "another setting changes nothing");
+}
+
+/// What was evaluated of the version was its average, and the average begins anew at its model.
+#[test]
+fn after_a_rollback_evaluations_of_that_version_count_where_the_model_itself_is_served() {
+    for (spec, left) in [(recalling(), 1), (spec(), 2)] {
+        let mut state = World::started_with(spec, 1).state().clone();
+        for version in (0..3).map(ModelVersion) {
+            let (num_examples, covered_examples, known_examples) = (10, 10, 10);
+            let (accuracy, loss, evaluators) = (0.5, 0.5, 1);
+            let aggregate =
+                Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples };
+            state = after(&state, RecordBody::Aggregated(aggregate));
+        }
+        let (branch, version) = (BranchId([9; 16]), ModelVersion(1));
+        let body = RecordBody::Branched { branch, from: Position(0), version, norm: 1.0, examples: 0 };
+        assert_eq!(after(&state, body).aggregates.len(), left);
+    }
 }

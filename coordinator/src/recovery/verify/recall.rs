@@ -153,7 +153,7 @@ impl Recall {
             let m = 0.5 * f64::from(self.m[at]) + 0.5 * d;
             let u = beta_2 * f64::from(self.u[at]) + (1.0 - beta_2) * (d * d);
             self.m[at] = if m.abs() < 1e-30 { 0.0 } else { m as f32 };
-            self.u[at] = if u < 1e-30 { 0.0 } else { u as f32 };
+            self.u[at] = if u < 1e-30 { 0.0 } else { u.min(f64::from(f32::MAX)) as f32 };
         }
     }
 
@@ -197,6 +197,10 @@ impl Recall {
     }
 
     fn remember(&mut self, agent: AgentId, last: Sent) {
+        self.sent.remove(&agent);
+        if last.bytes > limits::RECALL_MEMORY_BYTES {
+            return;
+        }
         self.sent.insert(agent, last);
         let bytes = |all: &BTreeMap<AgentId, Sent>| all.values().map(|sent| sent.bytes).sum::<usize>();
         while self.sent.len() > limits::RECALL_MEMORIES || bytes(&self.sent) > limits::RECALL_MEMORY_BYTES {
