@@ -32,4 +32,5 @@ pub mod status;
 pub mod token;
 pub mod transfer;
 pub mod update;
+pub mod vector;
 pub mod wire;

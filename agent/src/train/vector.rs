@@ -1,36 +1,9 @@
-//! Loops over `f32` with the widest vectors that this CPU has, although the program is built for every CPU.
-//!
-//! [`vectorized`] compiles an expression once for each generation of vector instructions and picks one when it runs. Every
-//! operation in it is rounded on its own and every sum has its order written out, so all of them give the same
-//! bits.
+//! Sums and products of rows, for [vectorized loops](anabranch_common::vector). Every sum has its order written out.
+
+pub(super) use anabranch_common::vectorized;
 
 /// Sums that are kept side by side, so that one row keeps a vector unit busy.
 const LANES: usize = 16;
-
-/// What [`vectorized`] computes. `FnMut` although it is called once: a closure that could be called again is called as
-/// `FnOnce` through a function of its own, which would be compiled for every CPU.
-#[derive(Debug)]
-pub(super) struct Work<F>(pub(super) F);
-
-impl<R, F: FnMut() -> R> pulp::WithSimd for Work<F> {
-    type Output = R;
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(mut self, _: S) -> R {
-        (self.0)()
-    }
-}
-
-/// Computes an expression with the vector instructions of this CPU. What it calls must be `#[inline(always)]`.
-macro_rules! vectorized {
-    ($work:expr) => {
-        pulp::Arch::new().dispatch($crate::train::vector::Work(
-            #[inline(always)]
-            || $work,
-        ))
-    };
-}
-pub(super) use vectorized;
 
 /// Sum of a row in a fixed order.
 #[inline(always)]
