@@ -44,6 +44,23 @@ pub struct MathsSetup {
     pub feedback: Option<Arc<dyn FeedbackSource>>,
 }
 
+impl MathsSetup {
+    /// Maths that keep no rounds, know of no kill for memory and encode nothing.
+    #[must_use]
+    pub fn new(factory: TrainerFactory, shards: Shards) -> Self {
+        Self {
+            factory,
+            shards,
+            pace: Pace::default(),
+            stop: Arc::default(),
+            rounds: None,
+            micro_batch: Arc::default(),
+            killed: None,
+            feedback: None,
+        }
+    }
+}
+
 impl fmt::Debug for MathsSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MathsSetup").field("shards", &self.shards).field("pace", &self.pace).finish_non_exhaustive()

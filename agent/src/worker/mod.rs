@@ -112,16 +112,7 @@ mod tests {
     fn a_panic_in_the_trainer_is_told_and_the_thread_goes_on_serving() {
         let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
         let (events, mut told) = mpsc::channel(4);
-        let setup = MathsSetup {
-            factory,
-            shards: Shards::default(),
-            pace: Pace::default(),
-            stop: Arc::default(),
-            rounds: None,
-            micro_batch: Arc::default(),
-            killed: None,
-            feedback: None,
-        };
+        let setup = MathsSetup::new(factory, Shards::default());
         let jobs = spawn_maths(setup, events).expect("a thread");
         let spec: AgentSpec = AgentSpec::from_toml(crate::session::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {

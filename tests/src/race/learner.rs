@@ -1,13 +1,11 @@
 //! The product's maths on real examples: the jobs of `agent/src/worker`, without its thread.
 
-use std::sync::Arc;
-
 use anabranch_agent::native_factory_with;
 use anabranch_agent::node::MathsJob;
 use anabranch_agent::session::event::Event;
 use anabranch_agent::shard::Shard as _;
 use anabranch_agent::train::NativeOptions;
-use anabranch_agent::worker::{Maths, MathsSetup, Pace, Shards};
+use anabranch_agent::worker::{Maths, MathsSetup, Shards};
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::manifest::ModelManifest;
 use tokio::sync::mpsc;
@@ -46,16 +44,7 @@ impl Learner for Native {
 
     fn started(&mut self, machine: Machine) {
         let shards = Shards { train: Some(Box::new(self.shards[machine - 1].clone())), eval: None };
-        let setup = MathsSetup {
-            factory: native_factory_with(OPTIONS, &shards),
-            shards,
-            pace: Pace::default(),
-            stop: Arc::default(),
-            rounds: None,
-            micro_batch: Arc::default(),
-            killed: None,
-            feedback: None,
-        };
+        let setup = MathsSetup::new(native_factory_with(OPTIONS, &shards), shards);
         // Nobody listens to how a round goes on: that follows the real clock.
         let (progress, _) = mpsc::channel(1);
         self.processes[machine - 1] = Some(Maths::new(setup, progress));
