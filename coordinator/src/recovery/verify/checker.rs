@@ -312,7 +312,7 @@ impl Checker {
             return differs("model");
         }
         let same = match (&self.own, self.rule) {
-            (Some(own), _) => own.is_in(blobs, checkpoint, self.manifest.params())?,
+            (Some(own), _) => own.is_in(blobs, checkpoint, &self.manifest)?,
             (None, Rule::Direct) if self.waiting == 0 => checkpoint.merge_state.is_empty(),
             (None, _) => checkpoint.merge_state == [Digest::of_f32(&self.buffer)],
         };

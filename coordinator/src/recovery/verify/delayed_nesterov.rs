@@ -2,13 +2,11 @@
 
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::Digest;
-use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 
 use super::checker::add;
-use crate::recovery::checkpoint::Checkpoint;
-use crate::recovery::{RecoveryError, vectors};
-use crate::store::Blobs;
+use super::own_state::Saved;
+use crate::recovery::RecoveryError;
 
 /// The rule's state.
 #[derive(Debug, Clone)]
@@ -33,22 +31,14 @@ impl DelayedNesterov {
     }
 
     /// Takes over what a checkpoint has saved.
-    pub(super) fn load(
-        &mut self,
-        blobs: &dyn Blobs,
-        checkpoint: &Checkpoint,
-        parts: &[Vec<u8>],
-        manifest: &ModelManifest,
-    ) -> Result<(), RecoveryError> {
-        let different = RecoveryError::Contradiction { position: checkpoint.position, what: "merge state" };
-        let ([part], [sum, momentum, update @ ..]) = (parts, &checkpoint.merge_state[..]) else {
-            return Err(different);
+    pub(super) fn load(&mut self, saved: &Saved<'_>) -> Result<(), RecoveryError> {
+        let ([part], [sum, momentum, update @ ..]) = (&saved.parts()?[..], saved.vectors()) else {
+            return Err(saved.different());
         };
         let closes = part[..].try_into().ok().map(u32::from_le_bytes).filter(|closes| *closes < self.every);
-        self.closes = closes.ok_or(different)?;
-        let load = |digest: &Digest| vectors::load(blobs, "merge vector", manifest, *digest);
-        (self.sum, self.momentum) = (load(sum)?, load(momentum)?);
-        self.update = update.first().map(load).transpose()?;
+        self.closes = closes.ok_or_else(|| saved.different())?;
+        (self.sum, self.momentum) = (saved.load(sum)?, saved.load(momentum)?);
+        self.update = update.first().map(|digest| saved.load(digest)).transpose()?;
         Ok(())
     }
 
@@ -84,9 +74,10 @@ impl DelayedNesterov {
     }
 
     /// Whether a checkpoint has saved this state.
-    pub(super) fn is_in(&self, checkpoint: &Checkpoint, parts: &[Vec<u8>]) -> bool {
+    pub(super) fn is_in(&self, saved: &Saved<'_>) -> Result<bool, RecoveryError> {
+        let parts = saved.parts()?;
         let vectors = [&self.sum, &self.momentum].into_iter().chain(&self.update);
         let digests = vectors.map(|vector| Digest::of_f32(vector));
-        digests.eq(checkpoint.merge_state.iter().copied()) && parts == [self.closes.to_le_bytes().to_vec()]
+        Ok(digests.eq(saved.vectors().iter().copied()) && parts == [self.closes.to_le_bytes().to_vec()])
     }
 }

@@ -3,13 +3,11 @@
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::Digest;
 use anabranch_common::journal::Contribution;
-use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 
 use super::checker::add;
-use crate::recovery::checkpoint::Checkpoint;
-use crate::recovery::{RecoveryError, vectors};
-use crate::store::Blobs;
+use super::own_state::Saved;
+use crate::recovery::RecoveryError;
 
 /// The rule's state.
 #[derive(Debug, Clone)]
@@ -45,18 +43,13 @@ impl Fadas {
     }
 
     /// Takes over what a checkpoint has saved.
-    pub(super) fn load(
-        &mut self,
-        blobs: &dyn Blobs,
-        checkpoint: &Checkpoint,
-        parts: &[Vec<u8>],
-        manifest: &ModelManifest,
-    ) -> Result<(), RecoveryError> {
-        let different = RecoveryError::Contradiction { position: checkpoint.position, what: "merge state" };
-        let ([part], [mean, m, v, largest_v]) = (parts, &checkpoint.merge_state[..]) else { return Err(different) };
-        self.stalest = part[..].try_into().map(u64::from_le_bytes).map_err(|_| different)?;
-        let load = |digest: &Digest| vectors::load(blobs, "merge vector", manifest, *digest);
-        (self.mean, self.m, self.v, self.largest_v) = (load(mean)?, load(m)?, load(v)?, load(largest_v)?);
+    pub(super) fn load(&mut self, saved: &Saved<'_>) -> Result<(), RecoveryError> {
+        let ([part], [mean, m, v, largest_v]) = (&saved.parts()?[..], saved.vectors()) else {
+            return Err(saved.different());
+        };
+        self.stalest = part[..].try_into().map(u64::from_le_bytes).map_err(|_| saved.different())?;
+        (self.mean, self.m) = (saved.load(mean)?, saved.load(m)?);
+        (self.v, self.largest_v) = (saved.load(v)?, saved.load(largest_v)?);
         Ok(())
     }
 
@@ -96,9 +89,10 @@ impl Fadas {
     }
 
     /// Whether a checkpoint has saved this state.
-    pub(super) fn is_in(&self, checkpoint: &Checkpoint, parts: &[Vec<u8>]) -> bool {
+    pub(super) fn is_in(&self, saved: &Saved<'_>) -> Result<bool, RecoveryError> {
+        let parts = saved.parts()?;
         let vectors = [&self.mean, &self.m, &self.v, &self.largest_v];
         let digests = vectors.map(|vector| Digest::of_f32(vector));
-        checkpoint.merge_state == digests && parts == [self.stalest.to_le_bytes().to_vec()]
+        Ok(saved.vectors() == digests && parts == [self.stalest.to_le_bytes().to_vec()])
     }
 }

@@ -1,6 +1,7 @@
 //! Rules with a state of their own, beside the sum of what waits.
 
 use anabranch_common::codec::Delta;
+use anabranch_common::ids::{Digest, Position};
 use anabranch_common::journal::Contribution;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
@@ -8,8 +9,8 @@ use anabranch_common::merge::MergeSpec;
 use super::delayed_nesterov::DelayedNesterov;
 use super::fadas::Fadas;
 use super::recall::Recall;
-use crate::recovery::RecoveryError;
 use crate::recovery::checkpoint::{self, Checkpoint};
+use crate::recovery::{RecoveryError, vectors};
 use crate::store::Blobs;
 
 /// The state of such a rule.
@@ -36,16 +37,12 @@ impl OwnState {
         manifest: &ModelManifest,
     ) -> Result<Option<Self>, RecoveryError> {
         let mut state = Self::of(spec, manifest.params());
-        match &mut state {
-            None => {}
-            Some(Self::DelayedNesterov(rule)) => {
-                rule.load(blobs, checkpoint, &parts(blobs, checkpoint)?, manifest)?;
-            }
-            Some(Self::Fadas(rule)) => rule.load(blobs, checkpoint, &parts(blobs, checkpoint)?, manifest)?,
-            Some(Self::Recall(_)) => {
-                return Ok(
-                    Recall::load(spec, blobs, checkpoint, manifest)?.map(|recall| Self::Recall(Box::new(recall)))
-                );
+        if let Some(state) = &mut state {
+            let saved = Saved { blobs, checkpoint, manifest };
+            match state {
+                Self::DelayedNesterov(rule) => rule.load(&saved)?,
+                Self::Fadas(rule) => rule.load(&saved)?,
+                Self::Recall(rule) => rule.load(&saved)?,
             }
         }
         Ok(state)
@@ -81,17 +78,45 @@ impl OwnState {
         &self,
         blobs: &dyn Blobs,
         checkpoint: &Checkpoint,
-        params: usize,
+        manifest: &ModelManifest,
     ) -> Result<bool, RecoveryError> {
+        let saved = Saved { blobs, checkpoint, manifest };
         match self {
-            Self::DelayedNesterov(rule) => Ok(rule.is_in(checkpoint, &parts(blobs, checkpoint)?)),
-            Self::Fadas(rule) => Ok(rule.is_in(checkpoint, &parts(blobs, checkpoint)?)),
-            Self::Recall(rule) => rule.is_in(blobs, checkpoint, params),
+            Self::DelayedNesterov(rule) => rule.is_in(&saved),
+            Self::Fadas(rule) => rule.is_in(&saved),
+            Self::Recall(rule) => rule.is_in(&saved),
         }
     }
 }
 
-/// What a checkpoint has saved beside vectors.
-fn parts(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Vec<Vec<u8>>, RecoveryError> {
-    checkpoint.merge_parts.iter().map(|digest| checkpoint::load_part(blobs, *digest)).collect()
+/// What a checkpoint has saved of a rule's state.
+pub(super) struct Saved<'a> {
+    blobs: &'a dyn Blobs,
+    checkpoint: &'a Checkpoint,
+    pub(super) manifest: &'a ModelManifest,
+}
+
+impl Saved<'_> {
+    pub(super) fn position(&self) -> Position {
+        self.checkpoint.position
+    }
+
+    /// Digests of its vectors.
+    pub(super) fn vectors(&self) -> &[Digest] {
+        &self.checkpoint.merge_state
+    }
+
+    pub(super) fn load(&self, digest: &Digest) -> Result<Vec<f32>, RecoveryError> {
+        vectors::load(self.blobs, "merge vector", self.manifest, *digest)
+    }
+
+    /// What it has beside vectors.
+    pub(super) fn parts(&self) -> Result<Vec<Vec<u8>>, RecoveryError> {
+        self.checkpoint.merge_parts.iter().map(|digest| checkpoint::load_part(self.blobs, *digest)).collect()
+    }
+
+    /// It is not what the rule saves.
+    pub(super) fn different(&self) -> RecoveryError {
+        RecoveryError::Contradiction { position: self.position(), what: "merge state" }
+    }
 }

@@ -6,13 +6,11 @@ use anabranch_common::codec::Delta;
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::journal::Contribution;
 use anabranch_common::limits;
-use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::recall::{Figures, Memory, read_parts};
 
-use crate::recovery::checkpoint::{self, Checkpoint};
-use crate::recovery::{RecoveryError, vectors};
-use crate::store::Blobs;
+use super::own_state::Saved;
+use crate::recovery::RecoveryError;
 
 /// What an agent sent last.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,25 +59,16 @@ impl Recall {
         })
     }
 
-    /// The state that a checkpoint has saved.
-    pub(super) fn load(
-        spec: &MergeSpec,
-        blobs: &dyn Blobs,
-        checkpoint: &Checkpoint,
-        manifest: &ModelManifest,
-    ) -> Result<Option<Self>, RecoveryError> {
-        let Some(mut state) = Self::of(spec, manifest.params()) else { return Ok(None) };
-        let different = RecoveryError::Contradiction { position: checkpoint.position, what: "merge state" };
-        let [m, u, average] = checkpoint.merge_state[..] else { return Err(different) };
-        for (vector, digest) in [(&mut state.m, m), (&mut state.u, u), (&mut state.average, average)] {
-            *vector = vectors::load(blobs, "merge vector", manifest, digest)?;
-        }
-        let (figures, memories) = saved(blobs, checkpoint, manifest.params())?;
+    /// Takes over what a checkpoint has saved.
+    pub(super) fn load(&mut self, saved: &Saved<'_>) -> Result<(), RecoveryError> {
+        let [m, u, average] = saved.vectors() else { return Err(saved.different()) };
+        (self.m, self.u, self.average) = (saved.load(m)?, saved.load(u)?, saved.load(average)?);
+        let (figures, memories) = beside_vectors(saved)?;
         let Figures { arrivals, sigma, beta_1_power, beta_2_power, active, pending, .. } = figures;
-        (state.n, state.sigma, state.powers) = (arrivals, sigma, [beta_1_power, beta_2_power]);
-        (state.agents, state.waits) = (active, pending);
-        state.sent = memories.into_iter().map(|(agent, memory)| (agent, sent(&memory))).collect();
-        Ok(Some(state))
+        (self.n, self.sigma, self.powers) = (arrivals, sigma, [beta_1_power, beta_2_power]);
+        (self.agents, self.waits) = (active, pending);
+        self.sent = memories.into_iter().map(|(agent, memory)| (agent, sent(&memory))).collect();
+        Ok(())
     }
 
     /// The same rule goes on with other settings.
@@ -178,16 +167,11 @@ impl Recall {
     }
 
     /// Whether a checkpoint has saved this state.
-    pub(super) fn is_in(
-        &self,
-        blobs: &dyn Blobs,
-        checkpoint: &Checkpoint,
-        params: usize,
-    ) -> Result<bool, RecoveryError> {
-        if checkpoint.merge_state != [&self.m, &self.u, &self.average].map(|vector| Digest::of_f32(vector)) {
+    pub(super) fn is_in(&self, saved: &Saved<'_>) -> Result<bool, RecoveryError> {
+        if saved.vectors() != [&self.m, &self.u, &self.average].map(|vector| Digest::of_f32(vector)) {
             return Ok(false);
         }
-        let (figures, memories) = saved(blobs, checkpoint, params)?;
+        let (figures, memories) = beside_vectors(saved)?;
         let same = figures.arrivals == self.n
             && figures.sigma.to_bits() == self.sigma.to_bits()
             && [figures.beta_1_power, figures.beta_2_power].map(f64::to_bits) == self.powers.map(f64::to_bits)
@@ -210,16 +194,10 @@ impl Recall {
     }
 }
 
-/// What a checkpoint has saved beside vectors.
-fn saved(
-    blobs: &dyn Blobs,
-    checkpoint: &Checkpoint,
-    params: usize,
-) -> Result<(Figures, Vec<(AgentId, Memory)>), RecoveryError> {
-    let parts = checkpoint.merge_parts.iter().map(|digest| checkpoint::load_part(blobs, *digest));
-    let parts: Vec<Vec<u8>> = parts.collect::<Result<_, _>>()?;
-    let position = checkpoint.position;
-    read_parts(&parts, params).map_err(|error| RecoveryError::Merge { position, source: error.into() })
+/// What the rule saves beside vectors.
+fn beside_vectors(saved: &Saved<'_>) -> Result<(Figures, Vec<(AgentId, Memory)>), RecoveryError> {
+    let read = read_parts(&saved.parts()?, saved.manifest.params());
+    read.map_err(|error| RecoveryError::Merge { position: saved.position(), source: error.into() })
 }
 
 fn sent(memory: &Memory) -> Sent {
