@@ -3,7 +3,7 @@
 use anabranch_common::rng::SplitMix64;
 
 use super::disk::Failure;
-use super::schedule::{AgentPlan, Fault, Hostile, LinkPlan, Machine, Planned, Published, Schedule, Task};
+use super::schedule::{AgentPlan, Fault, Hostile, LinkPlan, Machine, Planned, Rule, Schedule, Task};
 
 /// Agents of a drawn world, at most.
 const AGENTS: u64 = 5;
@@ -40,8 +40,7 @@ pub fn draw(seed: u64) -> Schedule {
         task: if ledger { Task::Ledger } else { Task::Quadratic },
         params: if ledger { 1024 } else { 16 },
         buffer: u32::try_from(buffer).unwrap_or(1),
-        recall: false,
-        published: None,
+        rule: None,
         lossy: !ledger && between(0, 1) == 0,
         max_staleness: if between(0, 2) == 0 { between(0, 4) } else { 1_000 },
         lease_ttl_ms: if between(0, 2) == 0 { between(2_000, 10_000) } else { 60_000 },
@@ -53,8 +52,7 @@ pub fn draw(seed: u64) -> Schedule {
         faults: Vec::new(),
     };
     draw_attacker(seed, &mut schedule);
-    draw_recall(seed, &mut schedule);
-    draw_published(seed, &mut schedule);
+    draw_rule(seed, &mut schedule);
     draw_failing_evaluators(seed, &mut schedule);
     schedule.faults = draw_faults(seed, &schedule);
     schedule
@@ -90,21 +88,22 @@ fn draw_attacker(seed: u64, world: &mut Schedule) {
     }
 }
 
-/// Half of the worlds that learn and have no attacker are merged by the recall rule.
-fn draw_recall(seed: u64, world: &mut Schedule) {
-    let mut rng = SplitMix64::new(seed ^ 0x5EED_0009);
+/// Of the worlds that learn and have no attacker, half are merged by the recall rule, and half of the others by a published one
+/// beside `FedAsync` and `FedBuff`.
+fn draw_rule(seed: u64, world: &mut Schedule) {
+    let [mut recall, mut published] = [0x5EED_0009, 0x5EED_0011].map(|salt| SplitMix64::new(seed ^ salt));
     let honest = world.agents.iter().all(|agent| agent.hostile.is_none());
-    world.recall = world.task == Task::Quadratic && honest && rng.below(2) == 0;
-}
-
-/// Half of the other worlds that learn and have no attacker are merged by a published rule beside `FedAsync` and `FedBuff`.
-fn draw_published(seed: u64, world: &mut Schedule) {
-    let mut rng = SplitMix64::new(seed ^ 0x5EED_0011);
-    let honest = world.agents.iter().all(|agent| agent.hostile.is_none());
-    if world.task == Task::Quadratic && honest && !world.recall && rng.below(2) == 0 {
-        let rules = [Published::DelayedNesterov, Published::Fadas, Published::Rescaled];
-        world.published = usize::try_from(rng.below(3)).ok().map(|which| rules[which]);
+    if world.task != Task::Quadratic || !honest {
+        return;
     }
+    world.rule = if recall.below(2) == 0 {
+        Some(Rule::Recall)
+    } else if published.below(2) == 0 {
+        let rules = [Rule::DelayedNesterov, Rule::Fadas, Rule::Rescaled];
+        usize::try_from(published.below(3)).ok().map(|which| rules[which])
+    } else {
+        None
+    };
 }
 
 /// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all

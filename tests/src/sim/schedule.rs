@@ -12,15 +12,11 @@ pub struct Schedule {
     pub task: Task,
     /// Length of the flat model.
     pub params: u32,
-    /// Updates that make a version; 1 is `FedAsync`, more is `FedBuff`.
+    /// Updates that make a version; without a `rule`, 1 is `FedAsync`, more is `FedBuff`.
     pub buffer: u32,
-    /// The rule is `Recall`, whatever `buffer` says: not for the ledger, and not with attackers.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub recall: bool,
-    /// The rule is this one, whatever `buffer` says beside its size: not for the ledger, not with attackers, and not with
-    /// `recall`.
+    /// Another merge rule, to which `buffer` is a size at most: not for the ledger, and not with attackers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub published: Option<Published>,
+    pub rule: Option<Rule>,
     /// Staleness decay, participation weights, top-k with error feedback: not for the ledger, whose updates must be
     /// merged as they are.
     pub lossy: bool,
@@ -61,10 +57,12 @@ pub enum Task {
     Native,
 }
 
-/// A published rule beside `FedAsync` and `FedBuff`.
+/// A merge rule beside `FedAsync` and `FedBuff`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Published {
+pub enum Rule {
+    /// Recall: the last updates of agents that lack participation count as well.
+    Recall,
     /// Delayed Nesterov: a step along the momentum once in `buffer` updates.
     DelayedNesterov,
     /// FADAS: an adaptive step of `buffer` updates.

@@ -9,7 +9,7 @@ use anabranch_common::spec::{
 };
 
 use super::learner;
-use super::schedule::{Published, Schedule, Task};
+use super::schedule::{Rule, Schedule, Task};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
@@ -27,17 +27,24 @@ fn lr_schedule(schedule: &Schedule) -> Option<LrSchedule> {
     (honest && schedule.target_round_ms > 0).then_some(if schedule.lossy { cosine } else { step })
 }
 
-fn published(rule: Published, buffer_size: u32, staleness: Staleness, participation: bool) -> MergeSpec {
-    match rule {
-        Published::DelayedNesterov => {
+fn merge(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
+    let (buffer_size, participation) = (schedule.buffer.max(1), schedule.lossy);
+    match schedule.rule {
+        Some(Rule::Recall) => MergeSpec::Recall { step: 14.0, recall: true, average: true },
+        Some(Rule::DelayedNesterov) => {
             let (server_lr, momentum) = (0.5, 0.5);
             MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
         }
-        Published::Fadas => {
+        Some(Rule::Fadas) => {
             let (server_lr, beta_1, beta_2, epsilon, tau_c) = (0.5, 0.9, 0.99, 1e-3, 1);
             MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c }
         }
-        Published::Rescaled => MergeSpec::Rescaled { alpha: 0.3, staleness },
+        Some(Rule::Rescaled) => MergeSpec::Rescaled { alpha: 0.3, staleness },
+        None if buffer_size == 1 => {
+            let alpha = if schedule.task == Task::Ledger { 1.0 } else { 0.3 };
+            MergeSpec::FedAsync { alpha, staleness, participation }
+        }
+        None => MergeSpec::FedBuff { buffer_size, server_lr: 0.5, staleness, participation },
     }
 }
 
@@ -45,17 +52,6 @@ fn published(rule: Published, buffer_size: u32, staleness: Staleness, participat
 pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
     let (ledger, native) = (schedule.task == Task::Ledger, schedule.task == Task::Native);
     let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
-    let alpha = if ledger { 1.0 } else { 0.3 };
-    let merge = if schedule.recall {
-        MergeSpec::Recall { step: 14.0, recall: true, average: true }
-    } else if let Some(rule) = schedule.published {
-        published(rule, schedule.buffer.max(1), staleness, schedule.lossy)
-    } else if schedule.buffer <= 1 {
-        MergeSpec::FedAsync { alpha, staleness, participation: schedule.lossy }
-    } else {
-        let (buffer_size, server_lr) = (schedule.buffer, 0.5);
-        MergeSpec::FedBuff { buffer_size, server_lr, staleness, participation: schedule.lossy }
-    };
     let codec = if schedule.lossy { CodecSpec::top_k(0.5) } else { CodecSpec::F32 };
     RunSpec {
         name: "world".into(),
@@ -79,7 +75,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             schedule: lr_schedule(schedule),
         },
         upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
-        merge,
+        merge: merge(schedule, staleness),
         admit: AdmitSpec {
             max_staleness: schedule.max_staleness,
             max_examples: 1_000,
@@ -87,7 +83,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             max_norm_ratio: if ledger { 0.0 } else { 10.0 },
             clip_norm_ratio: if ledger { 0.0 } else { 1.0 },
             max_influence: if ledger { 0.0 } else { 1.5 },
-            rare_norm_ratio: if schedule.recall { 10.0 } else { 0.0 },
+            rare_norm_ratio: if schedule.rule == Some(Rule::Recall) { 10.0 } else { 0.0 },
         },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec::default(),
