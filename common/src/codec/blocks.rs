@@ -18,9 +18,8 @@
 
 use super::feedback::Residual;
 use super::quantize::{Quantized, SMALLEST, ValueBits, dequantize};
-use super::sparse::{DENSE_BELOW, read_halves};
 use super::vector::{INFINITE, largest_key, vectorized};
-use super::{Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_length, non_finite, pieces};
+use super::{Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_length, dense, non_finite, pieces};
 use crate::manifest::ModelManifest;
 
 /// 8 bits a value.
@@ -72,6 +71,8 @@ macro_rules! codec {
 codec!(Int8);
 codec!(Int4);
 
+/// Tensors with fewer elements are sent whole: their entries matter more than their bytes.
+const DENSE_BELOW: usize = 1_024;
 /// Elements that pass through the caches together: whole blocks.
 const CHUNK: usize = 4_096;
 const SCALE_BYTES: usize = 4;
@@ -193,6 +194,11 @@ impl Layout {
         values.extend(std::iter::repeat_n(0.0, len));
         if bytes.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(DecodeError::Invalid("a block of zeros")) }
     }
+}
+
+/// Appends bf16 values.
+fn read_halves(bytes: &[u8], values: &mut Vec<f32>) {
+    values.extend(bytes.as_chunks().0.iter().map(|half| dense::from_bf16(u16::from_le_bytes(*half))));
 }
 
 #[cfg(test)]

@@ -37,11 +37,6 @@ pub(super) struct Selector {
 }
 
 impl Selector {
-    /// Forgets the guess: the next chunk is of another tensor.
-    pub(super) fn start_tensor(&mut self) {
-        self.guess = None;
-    }
-
     /// Returns the positions of the `keep` largest magnitudes of `chunk`, in order; of equal magnitudes those that come
     /// first. Magnitudes below [`SMALLEST`] are left out.
     pub(super) fn select(&mut self, chunk: &[f32], keep: usize) -> Result<&[u32], NonFinite> {

@@ -1,13 +1,12 @@
 //! The largest entries only: positions as Rice-coded gaps, values as small integers.
 //!
-//! For each tensor, in manifest order:
+//! For each chunk of 262,144 elements of the vector (the last one: the rest), whatever the tensors:
 //!
 //! ```text
-//!  fewer than 1,024 elements (biases, norms)        otherwise, for each chunk of 262,144 elements (the last one: the rest)
-//!  ┌───────────────────────┐                        ┌────────┬─────────┬─────────┬─
-//!  │ bf16 le, each element │                        │ k      │ block 0 │ block 1 │ ...  ceil(k / 256) blocks
-//!  └───────────────────────┘                        │ u32 le │         │         │
-//!                                                   └────────┴─────────┴─────────┴─
+//!  ┌────────┬─────────┬─────────┬─
+//!  │ k      │ block 0 │ block 1 │ ...  ceil(k / 256) blocks
+//!  │ u32 le │         │         │
+//!  └────────┴─────────┴─────────┴─
 //!  block of m = min(256, entries left)
 //!  ┌────────┬──────────────┬───────────────────────┬──────────────────────────────────┐
 //!  │ scale  │ parameter r  │ values                │ gaps, filled up to a whole byte  │
@@ -23,17 +22,15 @@ use std::ops::Range;
 use super::feedback::Residual;
 use super::quantize::{self, BLOCK, Quantized, ValueBits};
 use super::select::Selector;
-use super::{Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_length, dense, non_finite, pieces, rice};
+use super::{Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_length, non_finite, pieces, rice};
 use crate::manifest::ModelManifest;
 
-/// Tensors with fewer elements are sent whole: their entries matter more than their bytes.
-pub const DENSE_BELOW: usize = 1_024;
 /// Elements of which the largest are selected together: 1 MiB of them, which stays in a core's second cache.
 pub const CHUNK: usize = 1 << 18;
 
-/// Cuts a tensor's range into the chunks of which the largest elements are sent.
-pub fn chunks(tensor: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    pieces(tensor, CHUNK)
+/// Cuts a vector into the chunks of which the largest elements are sent.
+pub fn chunks(params: usize) -> impl Iterator<Item = Range<usize>> {
+    pieces(0..params, CHUNK)
 }
 
 /// The share of each chunk that is largest in magnitude; of equal magnitudes the ones that come first. Entries whose
@@ -55,7 +52,7 @@ impl TopK {
     /// Decodes what was encoded with any fraction and values of 8 bits.
     pub const ANY: Self = Self { fraction: 1.0, bits: ValueBits::Eight };
 
-    /// With this share of each tensor, in (0, 1] (see [`CodecSpec::validate`](super::CodecSpec::validate)), and values of
+    /// With this share of each chunk, in (0, 1] (see [`CodecSpec::validate`](super::CodecSpec::validate)), and values of
     /// 8 bits. Decoding accepts this share or less.
     #[must_use]
     pub fn new(fraction: f32) -> Self {
@@ -91,11 +88,7 @@ impl TopK {
     fn likely_bytes(self, manifest: &ModelManifest) -> usize {
         // A Rice code takes about 1.5 bits more than the logarithm of the mean gap.
         let bits = self.bits.count() as f64 + 1.0 - self.fraction.log2() + 1.0;
-        let tensor = |elements: usize| match elements < DENSE_BELOW {
-            true => elements as f64 * 2.0,
-            false => elements as f64 * self.fraction * bits / 8.0 + 64.0,
-        };
-        manifest.ranges().map(|(_, range)| tensor(range.len())).sum::<f64>() as usize
+        (manifest.params() as f64 * self.fraction * bits / 8.0) as usize + 64
     }
 
     fn encode_source(self, manifest: &ModelManifest, mut source: Source<'_>) -> Result<Vec<u8>, EncodeError> {
@@ -103,19 +96,12 @@ impl TopK {
         let mut out = Vec::with_capacity(self.likely_bytes(manifest));
         let mut selector = Selector::default();
         let mut writer = Writer { bits: self.bits, quantized: Quantized::default(), sent: Vec::new() };
-        for (_, tensor) in manifest.ranges() {
-            if tensor.len() < DENSE_BELOW {
-                source.write_halves(tensor, &mut out)?;
-                continue;
-            }
-            selector.start_tensor();
-            for chunk in chunks(tensor) {
-                let (start, keep) = (chunk.start, self.keep(chunk.len()));
-                let values = source.values(chunk);
-                let positions = selector.select(values, keep).map_err(|_| non_finite(values, start))?;
-                writer.write(values, positions, &mut out);
-                source.sent_at(start, positions, &writer.sent);
-            }
+        for chunk in chunks(manifest.params()) {
+            let (start, keep) = (chunk.start, self.keep(chunk.len()));
+            let values = source.values(chunk);
+            let positions = selector.select(values, keep).map_err(|_| non_finite(values, start))?;
+            writer.write(values, positions, &mut out);
+            source.sent_at(start, positions, &writer.sent);
         }
         Ok(out)
     }
@@ -147,15 +133,9 @@ impl Codec for TopK {
         let most = usize::try_from(self.most_entries(bytes.len() as u64)).unwrap_or(usize::MAX).min(manifest.params());
         let (indices, values) = (Vec::with_capacity(most), Vec::with_capacity(most));
         let mut decoder = Decoder { bits: self.bits, left: bytes, indices, values };
-        for (_, range) in manifest.ranges() {
-            if range.len() < DENSE_BELOW {
-                decoder.dense_tensor(range)?;
-                continue;
-            }
-            for chunk in chunks(range) {
-                let most = self.keep(chunk.len());
-                decoder.chunk(chunk, most)?;
-            }
+        for chunk in chunks(manifest.params()) {
+            let most = self.keep(chunk.len());
+            decoder.chunk(chunk, most)?;
         }
         let Decoder { left, indices, values, .. } = decoder;
         match left.len() {
@@ -215,13 +195,6 @@ impl<'a> Decoder<'a> {
         Ok(taken)
     }
 
-    fn dense_tensor(&mut self, range: Range<usize>) -> Result<(), DecodeError> {
-        let halves = self.take(range.len() * 2, "a dense tensor")?;
-        read_halves(halves, &mut self.values);
-        self.indices.extend(positions(range)?);
-        Ok(())
-    }
-
     fn chunk(&mut self, range: Range<usize>, most: usize) -> Result<(), DecodeError> {
         let count = self.take(4, "the number of entries")?;
         let count = u32::from_le_bytes([count[0], count[1], count[2], count[3]]) as usize;
@@ -259,11 +232,6 @@ impl<'a> Decoder<'a> {
         self.indices.extend_from_slice(gaps);
         Ok(next)
     }
-}
-
-/// Appends bf16 values.
-pub(super) fn read_halves(bytes: &[u8], values: &mut Vec<f32>) {
-    values.extend(bytes.as_chunks().0.iter().map(|half| dense::from_bf16(u16::from_le_bytes(*half))));
 }
 
 /// A range of positions in the type that deltas use for them.
@@ -324,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_tensor_is_selected_chunk_by_chunk() {
+    fn a_long_vector_is_selected_chunk_by_chunk() {
         let mut values = normal(CHUNK + 1_500, 6);
         values[CHUNK..].iter_mut().for_each(|value| *value *= 1e-3);
         let indices = round_trip(0.01, &values).1;
@@ -333,7 +301,7 @@ mod tests {
         let alone = TopK::new(0.01).encode(&one_tensor(CHUNK), &values[..CHUNK]).expect("finite");
         let together = TopK::new(0.01).encode(&one_tensor(values.len()), &values).expect("finite");
         assert_eq!(together[..alone.len()], alone, "a chunk depends on the one after it");
-        assert_eq!(chunks(7..CHUNK + 8).collect::<Vec<_>>(), [7..CHUNK + 7, CHUNK + 7..CHUNK + 8]);
+        assert_eq!(chunks(CHUNK + 1).collect::<Vec<_>>(), [0..CHUNK, CHUNK..CHUNK + 1]);
     }
 
     #[test]
@@ -367,12 +335,18 @@ mod tests {
         assert_eq!(round_trip(1.0, &vec![1.0; 2_000]).1, (0..2_000).collect::<Vec<_>>());
     }
 
+    /// Guards the last layer of a model, which has few weights and, under skewed labels, most of what an agent has to say.
     #[test]
-    fn small_tensors_come_whole() {
-        let values = normal(DENSE_BELOW - 1, 4);
-        let (bytes, indices, back) = round_trip(0.01, &values);
-        assert_eq!((bytes, indices.len()), ((DENSE_BELOW - 1) * 2, DENSE_BELOW - 1));
-        assert!(values.iter().zip(back).all(|(value, back)| (value - back).abs() <= value.abs() / 256.0));
+    fn a_small_tensor_with_large_entries_is_sent_nearly_whole() {
+        let tensor = |name: &str, elements| TensorSpec { name: name.into(), shape: vec![elements] };
+        let manifest = ModelManifest::new(vec![tensor("hidden", 100_000), tensor("last", 1_280)]).expect("valid");
+        let mut values = normal(101_280, 4);
+        values[100_000..].iter_mut().for_each(|value| *value *= 100.0);
+        let payload = TopK::new(0.05).encode(&manifest, &values).expect("finite");
+        let Ok(Delta::Sparse { indices, .. }) = TopK::ANY.decode(&manifest, &payload) else { panic!("as encoded") };
+        let last = indices.iter().filter(|index| **index >= 100_000).count();
+        assert_eq!(indices.len(), 5_064);
+        assert!(last > 1_200, "{last} of 1,280 entries of the last layer");
     }
 
     #[test]

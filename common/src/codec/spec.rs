@@ -19,7 +19,7 @@ pub enum CodecSpec {
     Int4,
     /// The largest entries only.
     TopK {
-        /// Share of each tensor that is sent, in (0, 1].
+        /// Share of the entries that is sent, in (0, 1].
         fraction: f32,
         /// Bits of each value that is sent.
         #[serde(default, skip_serializing_if = "ValueBits::is_eight")]
@@ -33,7 +33,7 @@ pub enum CodecSpec {
 pub struct FractionError(pub f32);
 
 impl CodecSpec {
-    /// Returns top-k of this share of each tensor, with values of 8 bits.
+    /// Returns top-k of this share of the entries, with values of 8 bits.
     #[must_use]
     pub const fn top_k(fraction: f32) -> Self {
         Self::TopK { fraction, bits: ValueBits::Eight }

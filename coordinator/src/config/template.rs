@@ -67,7 +67,7 @@ optimizer = { kind = "sgd", lr = 0.05 }
 #schedule = { kind = "cosine", over = "versions", warmup = 50, length = 1000, final_fraction = 0.0 }
 
 [upload]
-# How updates are compressed: "top-k" sends the largest share of each tensor's entries, with values of 8 bits, or of 4 or 1
+# How updates are compressed: "top-k" sends the largest share of the entries, with values of 8 bits, or of 4 or 1
 # (the sign alone) with bits = 4 or bits = 1. "int8", "int4" and "bf16" send all entries in 8, 4 and 16 bits, "f32" exactly.
 codec = { kind = "top-k", fraction = 0.05 }
 # How much of what compression left out is carried to the agent's next update: 1 all of it, 0 none.

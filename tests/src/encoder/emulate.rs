@@ -1,12 +1,10 @@
 //! The kernels retold on the CPU, with the same tiles and passes.
 
 use anabranch_agent::encode::cuda::{Buffer, Engine, GpuError, Kernel, TILE};
-use anabranch_common::codec::dense;
 use anabranch_common::codec::quantize::SMALLEST;
 
 const BINS: usize = 2_048;
 const BLOCK: usize = 256;
-const WHOLE: u32 = u32::MAX;
 const STATE: usize = 9;
 const WANTED: usize = 0;
 const PREFIX: usize = 1;
@@ -73,49 +71,36 @@ fn run(kernel: Kernel, block: usize, lent: &mut [Vec<u32>], scalars: &[u32]) {
             let decay = (scalars[0] != 0).then(|| f32::from_bits(scalars[1]));
             combine(&tile, [end, base, left_out], sum, counts, &mut bad[0], decay);
         }
-        (Kernel::Choose, [tensors, counts]) => {
-            choose(state_mut(tensors, block), &mut counts[block * BINS..][..BINS], scalars[0]);
+        (Kernel::Choose, [chunks, counts]) => {
+            choose(state_mut(chunks, block), &mut counts[block * BINS..][..BINS], scalars[0]);
         }
-        (Kernel::Survivors, [sum, tiles, tensors, kept, found]) => {
-            survivors(&Tile::new(tiles, block), sum, tensors, kept, &mut found[block]);
+        (Kernel::Survivors, [sum, tiles, chunks, kept, found]) => {
+            survivors(&Tile::new(tiles, block), sum, chunks, kept, &mut found[block]);
         }
-        (Kernel::Refine, [sum, tiles, tensors, kept, found, counts]) => {
+        (Kernel::Refine, [sum, tiles, chunks, kept, found, counts]) => {
             let tile = Tile::new(tiles, block);
-            tile.refine(&tile.keys(sum, kept, found[block]), tensors, counts, scalars[0]);
+            tile.refine(&tile.keys(sum, kept, found[block]), chunks, counts, scalars[0]);
         }
-        (Kernel::Tally, [sum, tiles, tensors, kept, found, tallies]) => {
+        (Kernel::Tally, [sum, tiles, chunks, kept, found, tallies]) => {
             let tile = Tile::new(tiles, block);
-            if tile.tensor != WHOLE {
-                let threshold = state(tensors, tile.tensor)[THRESHOLD];
-                let keys = tile.keys(sum, kept, found[block]);
-                tallies[2 * block] = count(&keys, |key| key > threshold);
-                tallies[2 * block + 1] = count(&keys, |key| key == threshold);
-            }
+            let threshold = state(chunks, tile.chunk)[THRESHOLD];
+            let keys = tile.keys(sum, kept, found[block]);
+            tallies[2 * block] = count(&keys, |key| key > threshold);
+            tallies[2 * block + 1] = count(&keys, |key| key == threshold);
         }
-        (Kernel::Place, [tensors, tallies]) => place(state_mut(tensors, block), tallies),
-        (Kernel::Emit, [sum, tiles, tensors, kept, found, tallies, positions]) => {
+        (Kernel::Place, [chunks, tallies]) => place(state_mut(chunks, block), tallies),
+        (Kernel::Emit, [sum, tiles, chunks, kept, found, tallies, positions]) => {
             let tile = Tile::new(tiles, block);
             let (at, left) = (tallies[2 * block], tallies[2 * block + 1]);
-            tile.emit(&tile.keys(sum, kept, found[block]), tensors, kept, at as usize, left, positions);
+            tile.emit(&tile.keys(sum, kept, found[block]), chunks, kept, at as usize, left, positions);
         }
-        (Kernel::Quantize, [sum, tensors, blocks, positions, scales, bytes]) => {
-            let state = state(tensors, blocks[2 * block]);
+        (Kernel::Quantize, [sum, chunks, blocks, positions, scales, bytes]) => {
+            let state = state(chunks, blocks[2 * block]);
             let (from, count) = (blocks[2 * block + 1] as usize * BLOCK, state[COUNT] as usize);
             if from < count {
                 let place = state[PLACE] as usize;
                 let positions = &positions[place + from..place + count.min(from + BLOCK)];
                 scales[block] = quantize(positions, sum, bytes, place + from, scalars[0] != 0);
-            }
-        }
-        (Kernel::Halves, [sum, wholes, out]) => {
-            let [start, len, place] = [0, 1, 2].map(|nth| wholes[3 * block + nth] as usize);
-            for (word, half) in sum[start..start + len].iter_mut().zip(&mut out[place..]) {
-                let value = f32::from_bits(*word);
-                let rounded = dense::to_bf16(value);
-                *half = u32::from(rounded);
-                if scalars[0] != 0 {
-                    *word = left_over(value, dense::from_bf16(rounded)).to_bits();
-                }
             }
         }
         (kernel, lent) => unreachable!("{} buffers for {kernel:?}: topk.rs lists what each is given", lent.len()),
@@ -135,50 +120,44 @@ fn left_over(value: f32, sent: f32) -> f32 {
     if left.is_finite() { left } else { 0.0 }
 }
 
-fn state(tensors: &[u32], tensor: u32) -> &[u32] {
-    &tensors[tensor as usize * STATE..][..STATE]
+fn state(chunks: &[u32], chunk: u32) -> &[u32] {
+    &chunks[chunk as usize * STATE..][..STATE]
 }
 
-fn state_mut(tensors: &mut [u32], tensor: usize) -> &mut [u32] {
-    &mut tensors[tensor * STATE..][..STATE]
+fn state_mut(chunks: &mut [u32], chunk: usize) -> &mut [u32] {
+    &mut chunks[chunk * STATE..][..STATE]
 }
 
 struct Tile {
-    tensor: u32,
+    chunk: u32,
     start: usize,
     len: usize,
 }
 
 impl Tile {
     fn new(tiles: &[u32], block: usize) -> Self {
-        let [tensor, start, len] = [0, 1, 2].map(|nth| tiles[3 * block + nth]);
-        Self { tensor, start: start as usize, len: len as usize }
+        let [chunk, start, len] = [0, 1, 2].map(|nth| tiles[3 * block + nth]);
+        Self { chunk, start: start as usize, len: len as usize }
     }
 
     /// The keys of the tile's survivors, in order.
     fn keys(&self, sum: &[u32], kept: &[u32], found: u32) -> Vec<u32> {
-        if self.tensor == WHOLE {
-            return Vec::new();
-        }
         kept[self.start..self.start + found as usize].iter().map(|at| key(sum[*at as usize])).collect()
     }
 
-    fn refine(&self, keys: &[u32], tensors: &[u32], counts: &mut [u32], pass: u32) {
-        if self.tensor == WHOLE || state(tensors, self.tensor)[EVERYTHING] != 0 {
+    fn refine(&self, keys: &[u32], chunks: &[u32], counts: &mut [u32], pass: u32) {
+        if state(chunks, self.chunk)[EVERYTHING] != 0 {
             return;
         }
         let shift = if pass == 1 { 10 } else { 0 };
-        let prefix = state(tensors, self.tensor)[PREFIX];
+        let prefix = state(chunks, self.chunk)[PREFIX];
         for key in keys.iter().map(|key| key >> shift).filter(|key| key >> 10 == prefix) {
-            counts[self.tensor as usize * BINS + (key & 1023) as usize] += 1;
+            counts[self.chunk as usize * BINS + (key & 1023) as usize] += 1;
         }
     }
 
-    fn emit(&self, keys: &[u32], tensors: &[u32], kept: &[u32], at: usize, left: u32, positions: &mut [u32]) {
-        if self.tensor == WHOLE {
-            return;
-        }
-        let state = state(tensors, self.tensor);
+    fn emit(&self, keys: &[u32], chunks: &[u32], kept: &[u32], at: usize, left: u32, positions: &mut [u32]) {
+        let state = state(chunks, self.chunk);
         let (mut at, mut rank) = (state[PLACE] as usize + at, 0);
         for (key, position) in keys.iter().zip(&kept[self.start..]) {
             let tie = *key == state[THRESHOLD];
@@ -206,9 +185,7 @@ fn combine(
         }
         let both = decay.map(|decay| delta + decay * f32::from_bits(left_out[at]));
         sum[at] = both.filter(|both| both.is_finite()).unwrap_or(delta).to_bits();
-        if tile.tensor != WHOLE {
-            counts[tile.tensor as usize * BINS + (key(sum[at]) >> 20) as usize] += 1;
-        }
+        counts[tile.chunk as usize * BINS + (key(sum[at]) >> 20) as usize] += 1;
     }
 }
 
@@ -240,12 +217,9 @@ fn choose(state: &mut [u32], bins: &mut [u32], pass: u32) {
     bins.fill(0);
 }
 
-fn survivors(tile: &Tile, sum: &[u32], tensors: &[u32], kept: &mut [u32], found: &mut u32) {
-    if tile.tensor == WHOLE {
-        return;
-    }
+fn survivors(tile: &Tile, sum: &[u32], chunks: &[u32], kept: &mut [u32], found: &mut u32) {
     debug_assert!(tile.len <= TILE, "a tile is one block's work");
-    let lowest = state(tensors, tile.tensor)[PREFIX] << 20;
+    let lowest = state(chunks, tile.chunk)[PREFIX] << 20;
     let mut next = tile.start;
     for at in (tile.start..tile.start + tile.len).filter(|at| key(sum[*at]) >= lowest) {
         kept[next] = u32::try_from(at).expect("a model has at most 2^30 parameters");

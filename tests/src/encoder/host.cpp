@@ -78,7 +78,6 @@ int main(int count, char **) {
                 case 7:
                     quantize(f(0), b.at(1), b.at(2), b.at(3), f(4), reinterpret_cast<unsigned char *>(b.at(5)), s.at(0));
                     break;
-                case 8: halves(f(0), b.at(1), b.at(2), s.at(0)); break;
                 default: return 2;
                 }
             }

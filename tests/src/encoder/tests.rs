@@ -179,7 +179,7 @@ fn rounds(params: usize, seed: u64) -> Vec<(Vec<f32>, Vec<f32>)> {
     ]
 }
 
-/// Every form that a tensor can have: small ones, one tile, exactly one tile, several, and more than one block of entries.
+/// Tensors of any size in one chunk, whose end lies in the middle of a tile.
 const SIZES: [usize; 8] = [1, 10, 1_023, 1_024, 4_096, 4_097, 257, 30_000];
 
 #[test]
@@ -220,9 +220,9 @@ fn a_gpu_gives_the_cpus_bits() {
     }
 }
 
-/// Several chunks in a tensor, the last of which has few elements.
+/// Several chunks, the last of which has few elements and more than one tensor.
 #[test]
-fn a_tensor_of_several_chunks_is_selected_chunk_by_chunk() {
+fn a_vector_of_several_chunks_is_selected_chunk_by_chunk() {
     let manifest = manifest(&[2 * CHUNK + 5, 2_000]);
     let all = rounds(manifest.params(), 3);
     let rounds = [all[0].clone(), all[5].clone(), all[4].clone()];
@@ -302,8 +302,8 @@ fn an_encoder_whose_gpu_failed_makes_nothing_and_does_not_try_again() {
     let zeros = vec![0.0; params];
     let (mut feedback, codec) = (Feedback::new(0.9), TopK::new(0.02));
     let cpu: Vec<_> = updates.iter().map(|end| feedback.encode(&codec, &manifest, end).ok()).collect();
-    // Twelve launches an update: it fails in each of those of the second one and of the third, and never in the last case.
-    for launches in (12..=36).chain([48]) {
+    // Eleven launches an update: it fails in each of those of the second one and of the third, and never in the last case.
+    for launches in (11..=33).chain([44]) {
         let opened = std::rc::Rc::new(std::cell::Cell::new(0));
         let count = std::rc::Rc::clone(&opened);
         let mut encoder = RoundEncoder::new(Box::new(move || {
@@ -319,7 +319,7 @@ fn an_encoder_whose_gpu_failed_makes_nothing_and_does_not_try_again() {
                 encoder.encode(&manifest, order, &zeros, end)
             })
             .collect();
-        let whole = launches / 12;
+        let whole = launches / 11;
         assert!(made[..whole] == cpu[..whole], "another result with {launches} launches");
         assert!(made[whole..].iter().all(Option::is_none), "a device that had failed was used, {launches} launches");
         assert_eq!(opened.get(), 1);

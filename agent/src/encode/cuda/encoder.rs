@@ -13,7 +13,7 @@ pub type EngineOpener = Box<dyn Fn() -> Result<Box<dyn Engine>, GpuError>>;
 /// How a round is to be encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Order {
-    /// Share of each tensor that is sent, in (0, 1].
+    /// Share of the entries that is sent, in (0, 1].
     pub fraction: f32,
     /// EF14's beta.
     pub feedback_decay: f32,

@@ -5,11 +5,10 @@
 // thread and a barrier; the tests compile this very text for a CPU, where it is a loop. Nothing but shared memory lives
 // across a barrier, and whatever leaves a kernel early does so as a whole block.
 //
-// A tensor here is what the largest are selected of: a chunk of at most 2^18 elements of one of the model's tensors.
+// What the largest are selected of is a chunk of at most 2^18 elements of the vector, whatever the model's tensors.
 //
 //   combine -> choose 0 -> survivors -> refine 1 -> choose 1 -> refine 2 -> choose 2 -> tally -> place -> emit -> quantize
 //   (sum, histogram)       (positions whose first digit can win)                     (where to)        (int8, residual)
-//   halves: tensors that are sent whole
 
 typedef unsigned int u32;
 
@@ -18,10 +17,9 @@ typedef unsigned int u32;
 #define EACH (TILE / THREADS)
 #define BINS 2048u
 #define BLOCK 256u
-#define WHOLE 0xFFFFFFFFu
 #define SMALLEST (8u << 23)
 
-// A tensor's words.
+// A chunk's words.
 #define STATE 9u
 #define WANTED 0u
 #define PREFIX 1u
@@ -68,7 +66,7 @@ DEVICE void running_sums(u32 *one, u32 *other) {
 KERNEL combine(const float *end, const float *base, const float *left_out, float *sum, const u32 *tiles, u32 *counts,
                u32 *bad, u32 with_left_out, u32 decay) {
     SHARED u32 bins[BINS];
-    const u32 tensor = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1], len = tiles[3 * BLOCK_ID + 2];
+    const u32 chunk = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1], len = tiles[3 * BLOCK_ID + 2];
     EACH_THREAD
         for (u32 bin = t; bin < BINS; bin += THREADS) bins[bin] = 0;
     END_THREADS
@@ -83,22 +81,20 @@ KERNEL combine(const float *end, const float *base, const float *left_out, float
                 if (is_finite(both)) value = both;
             }
             sum[at] = value;
-            if (tensor != WHOLE) atomicAdd(&bins[key_of(value) >> 20], 1u);
+            atomicAdd(&bins[key_of(value) >> 20], 1u);
         }
     END_THREADS
     EACH_THREAD
-        if (tensor != WHOLE) {
-            for (u32 bin = t; bin < BINS; bin += THREADS) {
-                if (bins[bin] != 0) atomicAdd(&counts[tensor * BINS + bin], bins[bin]);
-            }
+        for (u32 bin = t; bin < BINS; bin += THREADS) {
+            if (bins[bin] != 0) atomicAdd(&counts[chunk * BINS + bin], bins[bin]);
         }
     END_THREADS
 }
 
-// A block a tensor. The digit (11, 10 and 10 bits) of the last key that is sent; clears the counts for the next digit.
-KERNEL choose(u32 *tensors, u32 *counts, u32 pass) {
+// A block a chunk. The digit (11, 10 and 10 bits) of the last key that is sent; clears the counts for the next digit.
+KERNEL choose(u32 *chunks, u32 *counts, u32 pass) {
     SHARED u32 parts[THREADS];
-    u32 *state = tensors + STATE * BLOCK_ID;
+    u32 *state = chunks + STATE * BLOCK_ID;
     u32 *bins = counts + BINS * BLOCK_ID;
     const u32 each = (pass == 0 ? BINS : 1024u) / THREADS, lowest = pass == 0 ? SMALLEST >> 20 : 0u;
     EACH_THREAD
@@ -132,14 +128,13 @@ KERNEL choose(u32 *tensors, u32 *counts, u32 pass) {
 }
 
 // A block a tile. The positions whose first digit is large enough, in order, to the tile's own part of `kept`.
-KERNEL survivors(const float *sum, const u32 *tiles, const u32 *tensors, u32 *kept, u32 *found) {
+KERNEL survivors(const float *sum, const u32 *tiles, const u32 *chunks, u32 *kept, u32 *found) {
     // One word beside each thread's part, so that the threads read from different banks.
     SHARED u32 keys[TILE + THREADS];
     SHARED u32 sums[THREADS];
     SHARED u32 spare[THREADS];
-    const u32 tensor = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1], len = tiles[3 * BLOCK_ID + 2];
-    if (tensor == WHOLE) return;
-    const u32 lowest = tensors[STATE * tensor + PREFIX] << 20;
+    const u32 chunk = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1], len = tiles[3 * BLOCK_ID + 2];
+    const u32 lowest = chunks[STATE * chunk + PREFIX] << 20;
     EACH_THREAD
         for (u32 i = t; i < TILE; i += THREADS) keys[i + i / EACH] = i < len ? key_of(sum[start + i]) : 0u;
     END_THREADS
@@ -159,26 +154,24 @@ KERNEL survivors(const float *sum, const u32 *tiles, const u32 *tensors, u32 *ke
 }
 
 // A block a tile. How often each second (or third) digit occurs under the digits that are chosen already.
-KERNEL refine(const float *sum, const u32 *tiles, const u32 *tensors, const u32 *kept, const u32 *found, u32 *counts,
+KERNEL refine(const float *sum, const u32 *tiles, const u32 *chunks, const u32 *kept, const u32 *found, u32 *counts,
               u32 pass) {
-    const u32 tensor = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1];
-    if (tensor == WHOLE) return;
-    if (tensors[STATE * tensor + EVERYTHING] != 0) return;
-    const u32 shift = pass == 1 ? 10u : 0u, prefix = tensors[STATE * tensor + PREFIX];
+    const u32 chunk = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1];
+    if (chunks[STATE * chunk + EVERYTHING] != 0) return;
+    const u32 shift = pass == 1 ? 10u : 0u, prefix = chunks[STATE * chunk + PREFIX];
     EACH_THREAD
         for (u32 i = t; i < found[BLOCK_ID]; i += THREADS) {
             const u32 key = key_of(sum[kept[start + i]]) >> shift;
-            if (key >> 10 == prefix) atomicAdd(&counts[tensor * BINS + (key & 1023u)], 1u);
+            if (key >> 10 == prefix) atomicAdd(&counts[chunk * BINS + (key & 1023u)], 1u);
         }
     END_THREADS
 }
 
 // A block a tile. How many keys lie above the threshold, and how many on it.
-KERNEL tally(const float *sum, const u32 *tiles, const u32 *tensors, const u32 *kept, const u32 *found, u32 *tallies) {
+KERNEL tally(const float *sum, const u32 *tiles, const u32 *chunks, const u32 *kept, const u32 *found, u32 *tallies) {
     SHARED u32 both[2];
-    const u32 tensor = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1];
-    if (tensor == WHOLE) return;
-    const u32 threshold = tensors[STATE * tensor + THRESHOLD];
+    const u32 chunk = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1];
+    const u32 threshold = chunks[STATE * chunk + THRESHOLD];
     EACH_THREAD
         if (t < 2) both[t] = 0;
     END_THREADS
@@ -193,12 +186,12 @@ KERNEL tally(const float *sum, const u32 *tiles, const u32 *tensors, const u32 *
     END_THREADS
 }
 
-// A block a tensor. Turns each tile's tallies into: entries of the tensor before it, and ties that it may still send.
-KERNEL place(u32 *tensors, u32 *tallies) {
+// A block a chunk. Turns each tile's tallies into: entries of the chunk before it, and ties that it may still send.
+KERNEL place(u32 *chunks, u32 *tallies) {
     SHARED u32 equals[THREADS];
     SHARED u32 sums[THREADS];
     SHARED u32 spare[THREADS];
-    u32 *state = tensors + STATE * BLOCK_ID;
+    u32 *state = chunks + STATE * BLOCK_ID;
     u32 *mine = tallies + 2 * state[FIRST_TILE];
     const u32 tiles = state[TILES], ties = state[TIES], each = (tiles + THREADS - 1) / THREADS;
     EACH_THREAD
@@ -232,15 +225,14 @@ KERNEL place(u32 *tensors, u32 *tallies) {
 }
 
 // A block a tile. The positions that are sent, in order.
-KERNEL emit(const float *sum, const u32 *tiles, const u32 *tensors, const u32 *kept, const u32 *found,
+KERNEL emit(const float *sum, const u32 *tiles, const u32 *chunks, const u32 *kept, const u32 *found,
             const u32 *tallies, u32 *positions) {
     SHARED u32 equals[THREADS];
     SHARED u32 sums[THREADS];
     SHARED u32 spare[THREADS];
-    const u32 tensor = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1];
-    if (tensor == WHOLE) return;
-    const u32 threshold = tensors[STATE * tensor + THRESHOLD], many = found[BLOCK_ID];
-    const u32 place = tensors[STATE * tensor + PLACE] + tallies[2 * BLOCK_ID], left = tallies[2 * BLOCK_ID + 1];
+    const u32 chunk = tiles[3 * BLOCK_ID], start = tiles[3 * BLOCK_ID + 1];
+    const u32 threshold = chunks[STATE * chunk + THRESHOLD], many = found[BLOCK_ID];
+    const u32 place = chunks[STATE * chunk + PLACE] + tallies[2 * BLOCK_ID], left = tallies[2 * BLOCK_ID + 1];
     const u32 each = (many + THREADS - 1) / THREADS;
     EACH_THREAD
         u32 equal = 0;
@@ -268,12 +260,12 @@ KERNEL emit(const float *sum, const u32 *tiles, const u32 *tensors, const u32 *k
     END_THREADS
 }
 
-// A block for BLOCK entries of a tensor. Scale, int8 values, and what they leave over.
-KERNEL quantize(float *sum, const u32 *tensors, const u32 *blocks, const u32 *positions, float *scales,
+// A block for BLOCK entries of a chunk. Scale, int8 values, and what they leave over.
+KERNEL quantize(float *sum, const u32 *chunks, const u32 *blocks, const u32 *positions, float *scales,
                 unsigned char *bytes, u32 with_left_out) {
     SHARED u32 largest[1];
     SHARED float scale[1];
-    const u32 *state = tensors + STATE * blocks[2 * BLOCK_ID];
+    const u32 *state = chunks + STATE * blocks[2 * BLOCK_ID];
     const u32 from = blocks[2 * BLOCK_ID + 1] * BLOCK;
     if (from >= state[COUNT]) return;
     const u32 rest = state[COUNT] - from, many = rest < BLOCK ? rest : BLOCK, place = state[PLACE] + from;
@@ -300,22 +292,6 @@ KERNEL quantize(float *sum, const u32 *tensors, const u32 *blocks, const u32 *po
             const int step = rounded > 127 ? 127 : (rounded < -127 ? -127 : rounded);
             bytes[place + t] = (unsigned char)(signed char)step;
             if (with_left_out != 0) sum[at] = left_over(value, __fmul_rn((float)step, scale[0]));
-        }
-    END_THREADS
-}
-
-// A block a tensor that is sent whole: bf16, and what it leaves over.
-KERNEL halves(float *sum, const u32 *wholes, u32 *out, u32 with_left_out) {
-    const u32 start = wholes[3 * BLOCK_ID], len = wholes[3 * BLOCK_ID + 1], place = wholes[3 * BLOCK_ID + 2];
-    EACH_THREAD
-        for (u32 i = t; i < len; i += THREADS) {
-            const float value = sum[start + i];
-            const u32 bits = __float_as_uint(value);
-            u32 half = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-            if ((half & 0x7F80u) == 0x7F80u) half -= 1;
-            half &= 0xFFFFu;
-            out[place + i] = half;
-            if (with_left_out != 0) sum[start + i] = left_over(value, __uint_as_float(half << 16));
         }
     END_THREADS
 }

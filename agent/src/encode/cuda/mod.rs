@@ -45,7 +45,7 @@ pub const KERNELS: &str = include_str!("kernels.cu");
 
 /// Threads of every block.
 pub const THREADS: u32 = 256;
-/// Elements of a tensor that one block sees to.
+/// Elements of a chunk that one block sees to.
 pub const TILE: usize = 4_096;
 
 /// What can be launched; `kernels.cu` says what each does. The order is that of the numbers in `host.cpp` of the tests.
@@ -67,13 +67,11 @@ pub enum Kernel {
     Emit,
     /// int8 values, scales, and what they leave over.
     Quantize,
-    /// Tensors that are sent whole.
-    Halves,
 }
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Combine,
         Self::Choose,
         Self::Survivors,
@@ -82,7 +80,6 @@ impl Kernel {
         Self::Place,
         Self::Emit,
         Self::Quantize,
-        Self::Halves,
     ];
 
     /// Its name in `kernels.cu`.
@@ -97,7 +94,6 @@ impl Kernel {
             Self::Place => "place",
             Self::Emit => "emit",
             Self::Quantize => "quantize",
-            Self::Halves => "halves",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::quantize::BLOCK;
-use anabranch_common::codec::sparse::{self, DENSE_BELOW, TopK};
+use anabranch_common::codec::sparse::{self, TopK};
 use anabranch_common::codec::{EncodeError, rice};
 use anabranch_common::manifest::ModelManifest;
 
@@ -12,23 +12,20 @@ use super::{Buffer, Engine, GpuError, Kernel, TILE};
 
 /// Bins of the largest digit.
 const BINS: usize = 2_048;
-/// Words of a tensor's state; `kernels.cu` has their names.
+/// Words of a chunk's state; `kernels.cu` has their names.
 const STATE: usize = 9;
 const COUNT: usize = 8;
-/// A tile of a tensor that is sent whole.
-const WHOLE: u32 = u32::MAX;
 
 /// Bytes of the device's memory for each parameter: both models and two feedback states; what is sent comes on top.
 pub const ENCODER_BYTES_PER_PARAM: u64 = 17;
 
-/// A tensor, as the payload has it.
+/// A chunk, as the payload has it.
 #[derive(Debug, Clone, Copy)]
-enum Part {
-    /// bf16: where its halves are, and how many.
-    Whole { place: usize, len: usize },
-    /// The largest entries of a chunk: its number among the chunks (the kernels call each a tensor), its first element, where
-    /// its entries start, its first block.
-    Sparse { tensor: usize, start: u32, place: usize, block: usize },
+struct Part {
+    start: u32,
+    /// Where its entries start.
+    place: usize,
+    first_block: usize,
 }
 
 /// What depends on the manifest and the fraction only.
@@ -37,39 +34,28 @@ struct Plan {
     params: usize,
     parts: Vec<Part>,
     tiles: Vec<u32>,
-    tensors: Vec<u32>,
+    chunks: Vec<u32>,
     blocks: Vec<u32>,
-    wholes: Vec<u32>,
     entries: usize,
-    halves: usize,
 }
 
 impl Plan {
     fn new(manifest: &ModelManifest, codec: TopK) -> Self {
         let mut plan = Self { params: manifest.params(), ..Self::default() };
-        for (_, range) in manifest.ranges() {
-            if range.len() < DENSE_BELOW {
-                plan.add_tiles(WHOLE, &range);
-                plan.parts.push(Part::Whole { place: plan.halves, len: range.len() });
-                plan.wholes.extend([word(range.start), word(range.len()), word(plan.halves)]);
-                plan.halves += range.len();
-                continue;
-            }
-            for chunk in sparse::chunks(range) {
-                plan.add_chunk(&chunk, codec.keep(chunk.len()));
-            }
+        for chunk in sparse::chunks(plan.params) {
+            plan.add_chunk(&chunk, codec.keep(chunk.len()));
         }
         plan
     }
 
     fn add_chunk(&mut self, chunk: &Range<usize>, keep: usize) {
-        let (tensor, block, place) = (self.tensors.len() / STATE, self.blocks.len() / 2, self.entries);
+        let (nth, first_block, place) = (self.parts.len(), self.blocks.len() / 2, self.entries);
         let first_tile = self.tiles.len() / 3;
-        self.add_tiles(word(tensor), chunk);
-        self.parts.push(Part::Sparse { tensor, start: word(chunk.start), place, block });
+        self.add_tiles(word(nth), chunk);
+        self.parts.push(Part { start: word(chunk.start), place, first_block });
         let tiles = self.tiles.len() / 3 - first_tile;
-        self.tensors.extend([word(keep), 0, 0, 0, 0, word(first_tile), word(tiles), word(place), 0]);
-        self.blocks.extend((0..keep.div_ceil(BLOCK)).flat_map(|nth| [word(tensor), word(nth)]));
+        self.chunks.extend([word(keep), 0, 0, 0, 0, word(first_tile), word(tiles), word(place), 0]);
+        self.blocks.extend((0..keep.div_ceil(BLOCK)).flat_map(|block| [word(nth), word(block)]));
         self.entries += keep;
     }
 
@@ -92,17 +78,15 @@ struct Buffers {
     base: Buffer,
     left_out: [Buffer; 2],
     tiles: Buffer,
-    tensors: Buffer,
+    chunks: Buffer,
     counts: Buffer,
     bad: Buffer,
     found: Buffer,
     tallies: Buffer,
     blocks: Buffer,
-    wholes: Buffer,
     positions: Buffer,
     scales: Buffer,
     bytes: Buffer,
-    halves: Buffer,
 }
 
 /// Which feedback state counts.
@@ -132,28 +116,25 @@ impl<E: Engine> GpuTopK<E> {
     /// The device has not that much memory, or fails.
     pub fn new(mut engine: E, manifest: &ModelManifest, fraction: f32) -> Result<Self, GpuError> {
         let plan = Plan::new(manifest, TopK::new(fraction));
-        let (tiles, tensors) = (plan.tiles.len() / 3, plan.tensors.len() / STATE);
+        let (tiles, chunks) = (plan.tiles.len() / 3, plan.chunks.len() / STATE);
         let mut alloc = |words: usize| engine.alloc(words.max(1));
         let buffers = Buffers {
             end: alloc(plan.params)?,
             base: alloc(plan.params)?,
             left_out: [alloc(plan.params)?, alloc(plan.params)?],
             tiles: alloc(plan.tiles.len())?,
-            tensors: alloc(plan.tensors.len())?,
-            counts: alloc(tensors * BINS)?,
+            chunks: alloc(plan.chunks.len())?,
+            counts: alloc(chunks * BINS)?,
             bad: alloc(1)?,
             found: alloc(tiles)?,
             tallies: alloc(tiles * 2)?,
             blocks: alloc(plan.blocks.len())?,
-            wholes: alloc(plan.wholes.len())?,
             positions: alloc(plan.entries)?,
             scales: alloc(plan.blocks.len() / 2)?,
             bytes: alloc(plan.entries.div_ceil(4))?,
-            halves: alloc(plan.halves)?,
         };
         engine.write(buffers.tiles, 0, &plan.tiles)?;
         engine.write(buffers.blocks, 0, &plan.blocks)?;
-        engine.write(buffers.wholes, 0, &plan.wholes)?;
         let state = State { slot: 0, any: false };
         Ok(Self { engine, plan, buffers, state, pending: None })
     }
@@ -222,27 +203,26 @@ impl<E: Engine> GpuTopK<E> {
         let on = Feedback::new(decay).is_on();
         let from = b.left_out[state.slot];
         let sum = b.left_out[1 - state.slot];
-        let (tiles, tensors) = (plan.tiles.len() / 3, plan.tensors.len() / STATE);
-        engine.write(b.tensors, 0, &plan.tensors)?;
+        let (tiles, chunks) = (plan.tiles.len() / 3, plan.chunks.len() / STATE);
+        engine.write(b.chunks, 0, &plan.chunks)?;
         engine.write(b.bad, 0, &[u32::MAX])?;
         let old = u32::from(on && state.any);
         let all = [b.end, b.base, from, sum, b.tiles, b.counts, b.bad];
         engine.launch(Kernel::Combine, tiles, &all, &[old, decay.to_bits()])?;
-        engine.launch(Kernel::Halves, plan.wholes.len() / 3, &[sum, b.wholes, b.halves], &[u32::from(on)])?;
-        engine.launch(Kernel::Choose, tensors, &[b.tensors, b.counts], &[0])?;
+        engine.launch(Kernel::Choose, chunks, &[b.chunks, b.counts], &[0])?;
         // The model after training is not needed any more.
         let kept = b.end;
-        engine.launch(Kernel::Survivors, tiles, &[sum, b.tiles, b.tensors, kept, b.found], &[])?;
+        engine.launch(Kernel::Survivors, tiles, &[sum, b.tiles, b.chunks, kept, b.found], &[])?;
         for pass in [1, 2] {
-            let counted = [sum, b.tiles, b.tensors, kept, b.found, b.counts];
+            let counted = [sum, b.tiles, b.chunks, kept, b.found, b.counts];
             engine.launch(Kernel::Refine, tiles, &counted, &[pass])?;
-            engine.launch(Kernel::Choose, tensors, &[b.tensors, b.counts], &[pass])?;
+            engine.launch(Kernel::Choose, chunks, &[b.chunks, b.counts], &[pass])?;
         }
-        engine.launch(Kernel::Tally, tiles, &[sum, b.tiles, b.tensors, kept, b.found, b.tallies], &[])?;
-        engine.launch(Kernel::Place, tensors, &[b.tensors, b.tallies], &[])?;
-        let emitted = [sum, b.tiles, b.tensors, kept, b.found, b.tallies, b.positions];
+        engine.launch(Kernel::Tally, tiles, &[sum, b.tiles, b.chunks, kept, b.found, b.tallies], &[])?;
+        engine.launch(Kernel::Place, chunks, &[b.chunks, b.tallies], &[])?;
+        let emitted = [sum, b.tiles, b.chunks, kept, b.found, b.tallies, b.positions];
         engine.launch(Kernel::Emit, tiles, &emitted, &[])?;
-        let quantized = [sum, b.tensors, b.blocks, b.positions, b.scales, b.bytes];
+        let quantized = [sum, b.chunks, b.blocks, b.positions, b.scales, b.bytes];
         engine.launch(Kernel::Quantize, plan.blocks.len() / 2, &quantized, &[u32::from(on)])?;
         // With feedback off a state stays as it is, as on the CPU.
         self.pending = on.then_some(State { slot: 1 - state.slot, any: true });
@@ -280,50 +260,38 @@ impl<E: Engine> GpuTopK<E> {
             return Err(EncodeError::NonFinite(bad as usize).into());
         }
         Ok(Sent {
-            tensors: read(b.tensors, plan.tensors.len())?,
+            chunks: read(b.chunks, plan.chunks.len())?,
             positions: read(b.positions, plan.entries)?,
             scales: read(b.scales, plan.blocks.len() / 2)?,
             bytes: read(b.bytes, plan.entries.div_ceil(4))?.into_iter().flat_map(u32::to_ne_bytes).collect(),
-            halves: read(b.halves, plan.halves)?,
         })
     }
 }
 
 /// What comes back from the device.
 struct Sent {
-    tensors: Vec<u32>,
+    chunks: Vec<u32>,
     positions: Vec<u32>,
     scales: Vec<u32>,
     bytes: Vec<u8>,
-    halves: Vec<u32>,
 }
 
 impl Sent {
     /// The layout of `anabranch_common::codec::sparse`.
     fn payload(&self, plan: &Plan) -> Vec<u8> {
         let mut out = Vec::new();
-        for part in &plan.parts {
-            match *part {
-                Part::Whole { place, len } => {
-                    let halves = &self.halves[place..place + len];
-                    out.extend(halves.iter().flat_map(|half| [half.to_le_bytes()[0], half.to_le_bytes()[1]]));
-                }
-                Part::Sparse { tensor, start, place, block } => {
-                    let count = self.tensors[tensor * STATE + COUNT];
-                    out.extend_from_slice(&count.to_le_bytes());
-                    let entries = place..place + count as usize;
-                    self.sparse(start, entries, block, &mut out);
-                }
-            }
+        for (part, state) in plan.parts.iter().zip(self.chunks.chunks(STATE)) {
+            out.extend_from_slice(&state[COUNT].to_le_bytes());
+            self.entries(part, state[COUNT] as usize, &mut out);
         }
         out
     }
 
-    fn sparse(&self, start: u32, entries: Range<usize>, block: usize, out: &mut Vec<u8>) {
-        let mut next = start;
+    fn entries(&self, part: &Part, count: usize, out: &mut Vec<u8>) {
+        let (mut next, entries) = (part.start, part.place..part.place + count);
         let positions = self.positions[entries.clone()].chunks(BLOCK);
         let values = self.bytes[entries].chunks(BLOCK);
-        for ((positions, values), scale) in positions.zip(values).zip(&self.scales[block..]) {
+        for ((positions, values), scale) in positions.zip(values).zip(&self.scales[part.first_block..]) {
             let gap = |position: &u32| {
                 let gap = position - next;
                 next = position + 1;

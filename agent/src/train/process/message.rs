@@ -79,7 +79,7 @@ pub enum Ask {
 /// How to encode a round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EncodeAsk {
-    /// Share of each tensor that is sent, in (0, 1].
+    /// Share of the entries that is sent, in (0, 1].
     pub fraction: f32,
     /// EF14's beta.
     pub feedback_decay: f32,
