@@ -16,6 +16,7 @@
 //! s is the [`Staleness`](staleness::Staleness) function and p the [participation] weight.
 
 pub mod delayed_nesterov;
+mod examples;
 pub mod fadas;
 pub mod fedasync;
 pub mod fedbuff;

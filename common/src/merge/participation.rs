@@ -8,19 +8,20 @@
 //!                          pihat_i = work_i / sum work       moving share of the accepted work, newest counting most
 //! ```
 //! undoes that. Its mean over accepted work is 1 (sum of pihat_i * w_i = sum of p_i), so the common step keeps its
-//! size. It is clipped to [`MIN_WEIGHT`]..[`MAX_WEIGHT`], and no agent's examples count for more than [`SHARE_CAP`] times the
-//! mean, so that a lie about n_i is worth little. Staleness damps the common step and is kept apart from this.
+//! size. It is clipped to [`MIN_WEIGHT`]..[`MAX_WEIGHT`], and no agent's examples count for more than 8 times the median
+//! (see `merge::examples`), so that a lie about n_i is worth little. Staleness damps the common step and is kept apart from this.
 //!
 //! # What an agent can gain by lying
 //! An update is never less work than the lease asked for, whatever it says (see [`Participation::observe`]): to understate
 //! it gains nothing, to overstate it costs weight. What is left is the number of examples held. Among N agents an honest
-//! one that holds the mean pulls with 1/N of the whole; a liar with at most [`SHARE_CAP`]/N, and less where
+//! one that holds as many as most pulls with 1/N of the whole; a liar with at most 8/(N + 7), and less where
 //! `admit.max_examples` is lower than that. No single update ever weighs more than [`MAX_WEIGHT`].
 //!
 //! Only `+ - * /` in f64: the state is rebuilt from the journal, bit for bit, on any machine.
 
 use std::collections::BTreeMap;
 
+use super::examples::Held;
 use crate::ids::AgentId;
 use crate::limits;
 
@@ -28,8 +29,6 @@ use crate::limits;
 pub const MIN_WEIGHT: f64 = 1.0 / 8.0;
 /// Largest weight.
 pub const MAX_WEIGHT: f64 = 8.0;
-/// An agent's examples count as at most this many times the mean.
-pub const SHARE_CAP: f64 = 8.0;
 /// The moving share looks back over this many updates for every agent seen ...
 const WINDOW_PER_AGENT: f64 = 16.0;
 /// ... and over at least this many.
@@ -56,21 +55,21 @@ pub enum Changed {
 /// One agent's part of a [`Participation`], for saving: the examples that it holds and its work.
 pub type Part = (u64, f64);
 
-/// What a [`Participation`] has beside its parts, for saving: sums of examples and of work, and the unit of work.
-pub type Sums = (u64, f64, f64);
+/// What a [`Participation`] has beside its parts, for saving: the sum of work, and the unit of work.
+pub type Sums = (f64, f64);
 
 /// Who holds how much, and who has contributed how much lately.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Participation {
     members: BTreeMap<AgentId, Member>,
-    examples: u64,
+    held: Held,
     work: f64,
     unit: f64,
 }
 
 impl Default for Participation {
     fn default() -> Self {
-        Self { members: BTreeMap::new(), examples: 0, work: 0.0, unit: 1.0 }
+        Self { members: BTreeMap::new(), held: Held::default(), work: 0.0, unit: 1.0 }
     }
 }
 
@@ -84,9 +83,10 @@ impl Participation {
         let examples = examples_held.clamp(1, limits::SHARD_EXAMPLES as u64);
         let done = work.max(planned).clamp(1, 1 << 52) as f64 * self.unit;
         let member = self.members.entry(agent).or_insert(Member { examples: 0, work: 0.0 });
-        self.examples = self.examples - member.examples + examples;
-        member.examples = examples;
         member.work += done;
+        if std::mem::replace(&mut member.examples, examples) != examples {
+            self.held = self.all_held();
+        }
         self.work += done;
         let window = (self.members.len() as f64 * WINDOW_PER_AGENT).max(WINDOW_MIN);
         self.unit *= window / (window - 1.0);
@@ -101,10 +101,8 @@ impl Participation {
     #[must_use]
     pub fn weight(&self, agent: AgentId) -> f64 {
         let Some(member) = self.members.get(&agent) else { return 1.0 };
-        let mean = self.examples as f64 / self.members.len() as f64;
-        let target = (member.examples as f64).min(SHARE_CAP * mean) / self.examples as f64;
         let share = member.work / self.work;
-        let weight = target / share;
+        let weight = self.held.part(member.examples) / share;
         // Work from long ago can fade to nothing beside that of today.
         if weight.is_nan() { 1.0 } else { weight.clamp(MIN_WEIGHT, MAX_WEIGHT) }
     }
@@ -127,14 +125,16 @@ impl Participation {
     /// What there is beside the parts.
     #[must_use]
     pub fn sums(&self) -> Sums {
-        (self.examples, self.work, self.unit)
+        (self.work, self.unit)
     }
 
     /// Puts together what was taken apart with [`part`](Self::part) and [`sums`](Self::sums).
     #[must_use]
-    pub fn restore((examples, work, unit): Sums, parts: BTreeMap<AgentId, Part>) -> Self {
+    pub fn restore((work, unit): Sums, parts: BTreeMap<AgentId, Part>) -> Self {
         let member = |(agent, (examples, work))| (agent, Member { examples, work });
-        Self { members: parts.into_iter().map(member).collect(), examples, work, unit }
+        let mut restored = Self { members: parts.into_iter().map(member).collect(), work, unit, ..Self::default() };
+        restored.held = restored.all_held();
+        restored
     }
 
     /// Agents seen and not forgotten.
@@ -147,12 +147,15 @@ impl Participation {
     fn rescale(&mut self) {
         let unit = std::mem::replace(&mut self.unit, 1.0);
         self.work = 0.0;
-        self.examples = 0;
         for member in self.members.values_mut() {
             member.work /= unit;
             self.work += member.work;
-            self.examples += member.examples;
         }
+        self.held = self.all_held();
+    }
+
+    fn all_held(&self) -> Held {
+        Held::of(self.members.values().map(|member| member.examples))
     }
 }
 
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn claimed_examples_count_up_to_a_multiple_of_the_mean() {
+    fn claimed_examples_count_up_to_a_multiple_of_the_median() {
         let weight_of_first = |claimed: u64| {
             let mut participation = Participation::default();
             for agent in 0..32u8 {
@@ -211,7 +214,18 @@ mod tests {
             participation.weight(AgentId([0; 16]))
         };
         assert!(weight_of_first(200) > 1.5, "twice the data weighs about twice as much");
-        assert!(weight_of_first(1 << 28) <= MAX_WEIGHT);
+        assert_eq!(weight_of_first(1 << 28).to_bits(), weight_of_first(800).to_bits());
+    }
+
+    #[test]
+    fn a_claim_does_not_silence_the_others() {
+        let mut participation = Participation::default();
+        for round in 0..320u32 {
+            let agent = u8::try_from(round % 10).expect("below ten");
+            participation.observe(AgentId([agent; 16]), if agent == 0 { 1_000_000 } else { 6_000 }, 320, 0);
+        }
+        let others = participation.weight(AgentId([1; 16]));
+        assert!(others > 0.5, "{others}");
     }
 
     /// The lie that used to pay: to have used one example raised the weight to its maximum.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! C       active agents: with a started epoch, not revoked, not absent
-//! p_a     = min(examples_a, SHARE_CAP * mean) / sum of examples        target share
+//! p_a     = examples_a / sum of examples, each at most 8 times the median        target share (see merge::examples)
 //! share_a   moving share of the arrivals, over a window of 10 C; starts at p_a
 //! w       = clip(p_a / share_a, MIN_WEIGHT, 1)                          fresh weight of an update
 //! lack_a  = p_a - min(p_a, share_a)                                     what fresh arrivals do not give of a
@@ -23,7 +23,8 @@
 
 use std::collections::BTreeMap;
 
-use super::participation::{MIN_WEIGHT, SHARE_CAP};
+use super::examples::Held;
+use super::participation::MIN_WEIGHT;
 use super::recall::{RecallInputs, Recalled};
 use super::rescaled;
 use crate::ids::AgentId;
@@ -69,7 +70,7 @@ pub enum Changed {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Totals {
     active: u64,
-    examples: u64,
+    held: Held,
     work: f64,
     arrivals: u64,
 }
@@ -93,15 +94,10 @@ pub struct Shares {
 }
 
 impl Totals {
-    fn target(&self, examples: u64) -> f64 {
-        let mean = self.examples as f64 / self.active as f64;
-        (examples as f64).min(SHARE_CAP * mean) / self.examples as f64
-    }
-
     /// What fresh arrivals do not give of an agent, before and after its silent fade.
     fn lack(&self, member: &Member) -> Option<(f64, f64)> {
         let (work, true) = (member.work?, member.interval > 0) else { return None };
-        let target = self.target(member.examples);
+        let target = self.held.part(member.examples);
         let lack = target - target.min(work / self.work);
         let fade = fade(self.arrivals - member.last, member.interval);
         (lack > LEAST_LACK && fade > 0.0).then_some((lack, lack * fade))
@@ -180,7 +176,7 @@ impl Shares {
     pub fn admit(&self, agent: AgentId, examples: u64, recalling: Recalling) -> Admitted {
         let (totals, own) = self.arrived(agent, examples);
         let share = own.work.map_or(0.0, |work| work / totals.work);
-        let weight = (totals.target(own.examples) / share).clamp(MIN_WEIGHT, 1.0);
+        let weight = (totals.held.part(own.examples) / share).clamp(MIN_WEIGHT, 1.0);
         let mut lacking: Vec<(f64, AgentId, f64)> = Vec::new();
         if recalling == Recalling::On {
             let others = self.members.iter().filter(|(other, _)| **other != agent);
@@ -237,9 +233,9 @@ impl Shares {
     pub fn restore((work, arrivals): Sums, parts: BTreeMap<AgentId, Part>) -> Self {
         let member = |(agent, (examples, work, last, interval))| (agent, Member { examples, work, last, interval });
         let members: BTreeMap<_, Member> = parts.into_iter().map(member).collect();
-        let present = members.values().filter(|member| member.work.is_some());
-        let (active, examples) = present.fold((0, 0), |(count, sum), member| (count + 1, sum + member.examples));
-        Self { members, totals: Totals { active, examples, work, arrivals } }
+        let present = || members.values().filter(|member| member.work.is_some());
+        let (active, held) = (present().count() as u64, Held::of(present().map(|member| member.examples)));
+        Self { members, totals: Totals { active, held, work, arrivals } }
     }
 
     /// The agent as it is when it is active with so many examples, and the totals with it.
@@ -248,17 +244,25 @@ impl Shares {
         let mut totals = self.totals;
         let before = self.members.get(&agent).copied();
         if let Some(mut member) = before.filter(|member| member.work.is_some()) {
-            totals.examples = totals.examples - member.examples + examples;
-            member.examples = examples;
+            if member.examples != examples {
+                totals.held = self.held_with(agent, examples);
+                member.examples = examples;
+            }
             return (totals, member);
         }
         totals.active += 1;
-        totals.examples += examples;
-        let share = totals.target(examples);
+        totals.held = self.held_with(agent, examples);
+        let share = totals.held.part(examples);
         let work = if totals.active == 1 { 1.0 } else { totals.work * share / (1.0 - share) };
         totals.work = if totals.active == 1 { work } else { totals.work + work };
         let (last, interval) = before.map_or((totals.arrivals, 0), |member| (member.last, member.interval));
         (totals, Member { examples, work: Some(work), last, interval })
+    }
+
+    /// What active agents hold if `agent` is one of them and holds so many examples.
+    fn held_with(&self, agent: AgentId, examples: u64) -> Held {
+        let others = self.members.iter().filter(|(other, member)| **other != agent && member.work.is_some());
+        Held::of(others.map(|(_, member)| member.examples).chain(std::iter::once(examples)))
     }
 
     /// The agent and the totals after an update of it.
@@ -290,13 +294,12 @@ impl Shares {
     /// Counts the agents that are active, and sums up what they have.
     fn total(&mut self) {
         let mut totals = Totals { arrivals: self.totals.arrivals, ..Totals::default() };
-        for member in self.members.values() {
-            if let Some(work) = member.work {
-                totals.active += 1;
-                totals.examples += member.examples;
-                totals.work += work;
-            }
+        for work in self.members.values().filter_map(|member| member.work) {
+            totals.active += 1;
+            totals.work += work;
         }
+        let present = self.members.values().filter(|member| member.work.is_some());
+        totals.held = Held::of(present.map(|member| member.examples));
         self.totals = totals;
     }
 
@@ -477,14 +480,18 @@ mod tests {
         assert!(rescaled > 0, "the test is too short to rescale");
     }
 
-    /// A lie about the examples is worth no more than the cap says, and silences nobody.
+    /// A lie about the examples is worth no more than the cap says, and the others are recalled all the same.
     #[test]
-    fn a_liar_leaves_the_others_their_least_weight() {
+    fn a_liar_leaves_the_others_most_of_their_weight() {
         let mut shares = fleet(&[100; 16]);
         shares.join(agent(99), u64::MAX);
-        (0..16).for_each(|number| drop(shares.arrive(agent(number), 100)));
-        assert_eq!(shares.admit(agent(0), 100, Recalling::On).weight, MIN_WEIGHT);
-        let target = shares.totals.target(limits::SHARD_EXAMPLES as u64);
-        assert!(target <= SHARE_CAP / 17.0 + 1e-12, "{target}");
+        (0..50).for_each(|_| (0..16).for_each(|number| drop(shares.arrive(agent(number), 100))));
+        let weight = shares.admit(agent(0), 100, Recalling::On).weight;
+        assert!(weight > 0.6, "{weight}: 16 agents are taken to hold 16 parts of 24, and send all there is");
+        let target = shares.totals.held.part(limits::SHARD_EXAMPLES as u64);
+        assert!((target - 8.0 / 24.0).abs() < 1e-12, "{target}");
+        (0..200).for_each(|_| drop(shares.arrive(agent(0), 100)));
+        let recalled = shares.admit(agent(0), 100, Recalling::On).inputs.recalled;
+        assert_eq!(recalled.len(), 15, "all honest agents that lack");
     }
 }
