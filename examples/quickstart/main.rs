@@ -36,7 +36,7 @@ const AGENTS: usize = 4;
 const KILLED: usize = 3;
 const SLOW: usize = 4;
 /// Killed after this many updates were merged, and started again this much later.
-const KILL_AFTER_UPDATES: u64 = 60;
+const KILL_AFTER_UPDATES: u64 = 30;
 const DEAD_FOR: Duration = Duration::from_secs(2);
 /// The run is given up after this.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -163,14 +163,11 @@ batch_size = 32
 optimizer = {{ kind = "sgd", lr = 0.1 }}
 
 [upload]
-codec = {{ kind = "top-k", fraction = 0.05 }}
+codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }}
 feedback_decay = 1.0
 
 [merge]
-strategy = "fedbuff"
-buffer_size = 4
-server_lr = 1.0
-staleness = {{ fn = "polynomial", a = 0.5 }}
+strategy = "recall"
 
 [admit]
 max_staleness = 10000
@@ -182,7 +179,7 @@ every_versions = 4
 every_s = 0.5
 
 [target]
-accuracy = 0.96
+accuracy = 0.97
 
 [server]
 listen = "{listen}"

@@ -17,10 +17,9 @@ BETA_1, EPSILON, MOST_MOVED, NORM_CAP, POWER = 0.5, 0.15, 6.0, 4.0, 7.0
 class Rule:
     def __init__(self, x, examples):
         self.x, self.average, self.agents = x, x.copy(), len(examples)
-        total = sum(examples)
-        mean = total / self.agents
-        self.p = np.array([min(e, 8 * mean) / total for e in examples])
-        self.share = np.array(examples, float) / total
+        held = np.minimum(examples, 8 * sorted(examples)[(self.agents - 1) // 2])
+        self.p = held / held.sum()
+        self.share = self.p.copy()
         self.m, self.u = np.zeros(PARAMS), np.zeros(PARAMS)
         self.sigma, self.n, self.memory = 0.0, 0, {}
         self.last, self.interval = [0] * self.agents, [0] * self.agents
@@ -56,7 +55,7 @@ class Rule:
         beta_2 = 1 - 1 / window
         self.m = BETA_1 * self.m + (1 - BETA_1) * direction
         self.u = beta_2 * self.u + (1 - beta_2) * direction ** 2
-        rate = STEP / max(self.agents, 10) * self.sigma * (1 + self.n / (130 * self.agents)) ** -0.5
+        rate = STEP / (self.agents * max(self.agents, 10)) ** 0.5 * self.sigma * (1 + self.n / (130 * self.agents)) ** -0.5
         m_hat, u_hat = self.m / (1 - BETA_1 ** self.n), self.u / (1 - beta_2 ** self.n)
         self.x = self.x + rate * m_hat / (np.sqrt(u_hat) + EPSILON * self.sigma)
         self.average = self.average + (POWER + 1) / (self.n + POWER + 1) * (self.x - self.average)

@@ -16,9 +16,11 @@ pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     let config = reach::load_config(&dir.dir)?;
     check_against_the_run(&dir.dir)?;
     let path = dir.dir.join(crate::config::FILE_NAME);
+    let advice = crate::config::advice(&config.spec);
     if output.json {
         let object = serde_json::json!({
             "valid": true,
+            "warnings": advice,
             "spec": config.spec,
             "server": config.server,
             "schedule": config.schedule,
@@ -26,6 +28,9 @@ pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
             "log": config.log,
         });
         return output::print_line(&object.to_string());
+    }
+    for warning in advice {
+        output::hint(&format!("warning: {warning}"));
     }
     let agents = config.server.advertised();
     output::print(&format!(

@@ -8,6 +8,7 @@
 //! An unknown key is an error, and so is a value out of range: both are reported with the file and the line. Every key
 //! is described in `docs/operating.md`; [`Config::template`] is the commented file that `init` writes.
 
+mod advice;
 mod locate;
 mod template;
 mod validate;
@@ -22,6 +23,7 @@ use anabranch_io::logging::LogFormat;
 use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
 
+pub use advice::advice;
 pub use template::TemplateOptions;
 pub(crate) use validate::{is_label, label_problem};
 

@@ -69,31 +69,32 @@ optimizer = { kind = "sgd", lr = 0.05 }
 [upload]
 # How updates are compressed: "top-k" sends the largest share of the entries, with values of 8 bits, or of 4 or 1
 # (the sign alone) with bits = 4 or bits = 1. "int8", "int4" and "bf16" send all entries in 8, 4 and 16 bits, "f32" exactly.
-codec = { kind = "top-k", fraction = 0.05 }
+codec = { kind = "top-k", fraction = 0.075, bits = 4 }
 # How much of what compression left out is carried to the agent's next update: 1 all of it, 0 none.
 feedback_decay = 1.0
 
 [merge]
-# "fedbuff": every buffer_size updates make a version. "fedasync": every update does, mixed with rate alpha:
+# "recall": every update makes a version by an adaptive step, the last updates of agents that take part too little are
+# added, and the average of the models is served. step is the step of the whole fleet in units of its updates.
+strategy = "recall"
+step = 16.0
+# "fedasync": every update makes a version, mixed with rate alpha:
 #   strategy = "fedasync"
 #   alpha = 0.6
+# "fedbuff": every buffer_size updates make a version:
+#   strategy = "fedbuff"
+#   buffer_size = 4
+#   server_lr = 1.0
 # "delayed-nesterov": with the keys of "fedbuff", every update makes a version, and every buffer_size-th also steps along a
 # momentum (momentum = 0.9).
 # "fadas": every buffer_size updates make an adaptive step, of about server_lr for each parameter (0.001 to begin with).
 # "rescaled": every update makes a version, and counts for more the slower its agent is:
 #   strategy = "rescaled"
 #   alpha = 0.6
-# "recall": every update makes a version, and the last updates of agents that take part too little are added:
-#   strategy = "recall"
-#   step = 14.0
-strategy = "fedbuff"
-buffer_size = 4
-server_lr = 1.0
-# Damping of updates from old versions: "constant" (none), "polynomial" (1 + staleness)^-a, or
+# All but "recall" and "fadas" can damp updates from old versions: "constant" (none), "polynomial" (1 + staleness)^-a, or
 #   staleness = { fn = "hinge", a = 0.1, b = 100 }     none up to b versions, then 1 / (a (staleness - b) + 1)
-#staleness = { fn = "polynomial", a = 0.5 }
-# Weigh agents by the examples they hold rather than by how fast they are.
-#participation = false
+# "fedasync", "fedbuff" and "delayed-nesterov" can weigh agents by the examples they hold rather than by how fast they are:
+#   participation = true
 
 [admit]
 # Updates whose base is older than this many versions are refused.
@@ -107,8 +108,11 @@ max_examples = 1000000
 # usual one is scaled down to that, which costs agents whose data differ much some of their say. An agent that sends more
 # than max_influence times as many updates as the median agent is scaled down to that, which costs fast agents some of
 # their speed: switch it off where agents are trusted and their speeds differ much.
+# With strategy = "recall" agents that report rarely may have larger updates: the usual norm is multiplied with the mean rate
+# of updates over the agent's own, up to rare_norm_ratio (0: never).
 max_norm_ratio = 10.0
 clip_norm_ratio = 1.0
+rare_norm_ratio = 10.0
 max_influence = 1.5
 
 [evaluate]

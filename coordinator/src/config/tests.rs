@@ -4,7 +4,7 @@ use anabranch_common::spec::{LrSchedule, ScheduleUnit};
 
 use super::*;
 
-fn template() -> String {
+pub(super) fn template() -> String {
     Config::template(&TemplateOptions {
         name: "mnist".into(),
         seed: 7,
@@ -13,13 +13,14 @@ fn template() -> String {
     })
 }
 
-fn parse(text: &str) -> Result<Config, ConfigError> {
+pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("run.toml"), text)
 }
 
-/// The error for the template with `from` replaced by `to`, and the line on which `to` starts.
+/// The error for the template with another merge rule and `from` replaced by `to`, and the line on which `to` starts.
 fn broken(from: &str, to: &str) -> (String, usize) {
-    let text = template();
+    let fedbuff = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0";
+    let text = template().replacen("strategy = \"recall\"\nstep = 16.0", fedbuff, 1);
     assert!(text.contains(from), "the template no longer contains {from:?}");
     let text = text.replacen(from, to, 1);
     let line = text[..text.find(to).expect("was just put in")].matches('\n').count() + 1;
@@ -117,15 +118,25 @@ fn a_bad_value_in_a_table_of_variants_is_named_with_its_key_and_line() {
     for (from, to, column, expected) in [
         ("server_lr = 1.0", "server_lr = \"1\"", 13, "merge.server_lr: invalid type: string \"1\", expected f32"),
         ("buffer_size = 4", "buffer_size = -4", 15, "merge.buffer_size: invalid value: integer `-4`, expected u32"),
-        ("fraction = 0.05", "fraction = [0.05]", 0, "upload.codec.fraction: invalid type: sequence, expected f32"),
+        ("fraction = 0.075", "fraction = [0.05]", 0, "upload.codec.fraction: invalid type: sequence, expected f32"),
         (
-            "fraction = 0.05",
+            "fraction = 0.075, bits = 4",
             "fraction = 0.05, bits = 5",
             0,
             "upload.codec.bits: invalid value: integer `5`, expected 8, 4 or 1",
         ),
-        ("fraction = 0.05", "fraction = 0.05, bits = \"4\"", 0, "upload.codec.bits: invalid type: string \"4\""),
-        ("kind = \"top-k\", fraction = 0.05", "kind = \"int2\"", 0, "upload.codec.kind: unknown variant `int2`"),
+        (
+            "fraction = 0.075, bits = 4",
+            "fraction = 0.05, bits = \"4\"",
+            0,
+            "upload.codec.bits: invalid type: string \"4\"",
+        ),
+        (
+            "kind = \"top-k\", fraction = 0.075, bits = 4",
+            "kind = \"int2\"",
+            0,
+            "upload.codec.kind: unknown variant `int2`",
+        ),
         (
             "lr = 0.05 }\n# Keep",
             "lr = true }\n# Keep",
@@ -133,14 +144,14 @@ fn a_bad_value_in_a_table_of_variants_is_named_with_its_key_and_line() {
             "train.optimizer.lr: invalid type: boolean `true`, expected f32",
         ),
         (
-            "#staleness = { fn = \"polynomial\", a = 0.5 }",
-            "staleness = { fn = \"polynomial\", a = \"half\" }",
+            "server_lr = 1.0",
+            "staleness = { fn = \"polynomial\", a = \"half\" }\nserver_lr = 1.0",
             38,
             "merge.staleness.a: invalid type: string \"half\"",
         ),
         (
-            "#staleness = { fn = \"polynomial\", a = 0.5 }",
-            "staleness = { fn = \"cubic\", a = 0.5 }",
+            "server_lr = 1.0",
+            "staleness = { fn = \"cubic\", a = 0.5 }\nserver_lr = 1.0",
             20,
             "merge.staleness.fn: unknown variant `cubic`",
         ),
@@ -169,14 +180,10 @@ fn values_out_of_range_are_named_with_their_line() {
             "max_local_steps = 320",
             "train.max_local_steps is 320, expected no such key without",
         ),
-        ("fraction = 0.05", "fraction = 1.5", "upload.codec.fraction must be more than 0 and at most 1"),
+        ("fraction = 0.075", "fraction = 1.5", "upload.codec.fraction must be more than 0 and at most 1"),
         ("feedback_decay = 1.0", "feedback_decay = nan", "upload.feedback_decay must be between 0 and 1"),
         ("buffer_size = 4", "buffer_size = 0", "merge.buffer_size is 0, expected"),
-        (
-            "#staleness = { fn = \"polynomial\", a = 0.5 }",
-            "staleness = { fn = \"polynomial\", a = -1 }",
-            "merge.staleness.a is -1",
-        ),
+        ("server_lr = 1.0", "staleness = { fn = \"polynomial\", a = -1 }\nserver_lr = 1.0", "merge.staleness.a is -1"),
         ("server_lr = 1.0", "server_lr = 0", "merge.server_lr is 0, expected"),
         (
             "#schedule = { kind = \"cosine\", over = \"versions\", warmup = 50, length = 1000",
@@ -202,8 +209,7 @@ fn values_out_of_range_are_named_with_their_line() {
             "model.context is 8, expected no such key: it belongs to a gpt",
         ),
         ("max_norm_ratio = 10.0", "max_norm_ratio = 0.5", "admit.max_norm_ratio must be 0"),
-        ("clip_norm_ratio = 1.0", "rare_norm_ratio = 0.5", "admit.rare_norm_ratio must be 0"),
-        ("clip_norm_ratio = 1.0", "rare_norm_ratio = 10.0", "admit.rare_norm_ratio needs merge.strategy"),
+        ("rare_norm_ratio = 10.0", "rare_norm_ratio = 0.5", "admit.rare_norm_ratio must be 0"),
         (
             "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0",
             "step = 0.0\nstrategy = \"recall\"",

@@ -122,8 +122,6 @@ fn spec(spec: &RunSpec) -> Checked {
             format!("must be 0 ({off}) or at least 1, but is {value}")
         })?;
     }
-    let shares = spec.admit.rare_norm_ratio == 0.0 || spec.merge.recalling().is_some();
-    ensure(shares, "admit.rare_norm_ratio", || "needs merge.strategy = \"recall\"".to_owned())?;
     not_negative(spec.evaluate.every_s, "evaluate.every_s")?;
     if let Some(accuracy) = spec.target.accuracy {
         share(accuracy, "target.accuracy")?;

@@ -253,7 +253,7 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
             step
         }
         // The first step of one agent: both moments are 1, and so is sigma.
-        MergeSpec::Recall { step, .. } => step / 10.0 / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
+        MergeSpec::Recall { step, .. } => step / 10.0_f32.sqrt() / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
     };
     let weight = spec.weight(WeightInputs { staleness: 0, participation: 1.0 });
     let (mut rule, mut model) = (spec.rule(PARAMS), vec![0.0; PARAMS]);

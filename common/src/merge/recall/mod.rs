@@ -18,13 +18,14 @@
 //! sigma += max(1 / (4 C), 1 / n) (|c| / sqrt(N) - sigma)
 //! m     = beta1 m + (1 - beta1) D;   u = beta2 u + (1 - beta2) D^2                 beta2 = 1 - 1 / (10 C)
 //! close:
-//! x    += kappa sigma / sqrt(1 + n / (130 C)) * m_hat / (sqrt(u_hat) + EPSILON sigma)      kappa = step / max(C, 10)
+//! x    += kappa sigma / sqrt(1 + n / (130 C)) * m_hat / (sqrt(u_hat) + EPSILON sigma)      kappa = step / sqrt(C max(C, 10))
 //! xbar += (Q + 1) / (n + Q + 1) (x - xbar)            served and exported
 //! ```
 //! The second moment calms the last layer under skewed labels, as in FADAS (2024) and Adam (Kingma and Ba 2015, with its
 //! bias corrections, here as running products since C changes). Memories that stand in for their agents are those of SAG
 //! (Schmidt et al. 2017), MIFA (Gu et al. 2021) and CA2FL (2024). The averaging is polynomial-decay averaging (Shamir and
-//! Zhang 2013). The constants were found with 10 agents on MNIST at 5 % top-k; fewer than 10 agents step like 10.
+//! Zhang 2013). The constants were found with 10 agents on MNIST at 5 % top-k; with fewer the
+//! step of one arrival grows with 1 / sqrt(C) instead of 1 / C.
 //!
 //! | what | kept as | computed in |
 //! |---|---|---|
@@ -68,8 +69,8 @@ pub const AVERAGE_POWER: f64 = 7.0;
 pub const STEP_DECAY_PER_AGENT: f64 = 130.0;
 /// Sigma looks back over this many arrivals for every agent.
 pub const SIGMA_WINDOW_PER_AGENT: f64 = 4.0;
-/// Fewer agents step like this many: the step was found with as many.
-pub const FEWEST_AGENTS: f64 = 10.0;
+/// Agents of the fleet that the step was found with. Below, a step grows more slowly than the fleet shrinks.
+pub const USUAL_AGENTS: f64 = 10.0;
 /// A moment below this is 0.
 pub const LEAST_MOMENT: f64 = 1e-30;
 /// What the square of a norm is at least.
@@ -191,7 +192,7 @@ impl MergeRule for Recall {
             return;
         }
         let (agents, arrivals) = (f64::from(figures.active), figures.arrivals as f64);
-        let kappa = self.settings.step / agents.max(FEWEST_AGENTS);
+        let kappa = self.settings.step / (agents * agents.max(USUAL_AGENTS)).sqrt();
         let rate = kappa * figures.sigma / (1.0 + arrivals / (STEP_DECAY_PER_AGENT * agents)).sqrt();
         let (first, second) = (1.0 - figures.beta_1_power, 1.0 - figures.beta_2_power);
         let floor = EPSILON * figures.sigma;

@@ -153,7 +153,7 @@ impl Recall {
         }
         self.waits = false;
         let (agents, n) = (f64::from(self.agents), self.n as f64);
-        let kappa = self.step / agents.max(10.0);
+        let kappa = self.step / (agents * agents.max(10.0)).sqrt();
         let rate = kappa * self.sigma / (1.0 + n / (130.0 * agents)).sqrt();
         let part = (8.0 / (n + 8.0)) as f32;
         for (at, x) in x.iter_mut().enumerate() {

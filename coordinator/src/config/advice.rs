@@ -1,0 +1,79 @@
+//! What `config check` says about settings that are valid and known to work badly together.
+
+use anabranch_common::codec::CodecSpec;
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::staleness::Staleness;
+use anabranch_common::spec::RunSpec;
+
+/// Returns one sentence or two for each combination that is known to be bad: the keys, and why (docs/merging.md).
+#[must_use]
+pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
+    let recall = matches!(spec.merge, MergeSpec::Recall { .. });
+    let bounded = spec.admit.max_norm_ratio > 0.0 || spec.admit.clip_norm_ratio > 0.0;
+    let (fraction, sparse) = match spec.upload.codec {
+        CodecSpec::TopK { fraction, .. } => (fraction, true),
+        _ => (1.0, false),
+    };
+    let steady = match &spec.merge {
+        MergeSpec::FedAsync { staleness, .. } => *staleness == Staleness::Constant,
+        _ => false,
+    };
+    let known = [
+        (
+            !recall && spec.admit.rare_norm_ratio > 0.0,
+            "admit.rare_norm_ratio has no effect: only merge.strategy = \"recall\" knows how often an agent reports",
+        ),
+        (
+            recall && bounded && spec.admit.rare_norm_ratio == 0.0,
+            "merge.strategy = \"recall\" with admit.max_norm_ratio or admit.clip_norm_ratio, but without \
+             admit.rare_norm_ratio: agents that alone hold a class send long updates, which are refused or scaled down, \
+             and the class is forgotten; set rare_norm_ratio = 10",
+        ),
+        (
+            steady,
+            "merge.strategy = \"fedasync\" without merge.staleness: on lines with a long round trip updates are stale, \
+             and the model oscillates; set staleness = { fn = \"polynomial\", a = 0.5 }",
+        ),
+        (
+            recall && sparse && fraction < 0.05,
+            "merge.strategy = \"recall\" with upload.codec.fraction below 0.05: what slow agents alone know is learned \
+             less well; fewer bits cost less than fewer entries (bits = 4)",
+        ),
+        (
+            sparse && spec.upload.feedback_decay == 0.0,
+            "upload.feedback_decay = 0 with a top-k codec: what an update leaves out is lost; set feedback_decay = 1",
+        ),
+    ];
+    known.into_iter().filter(|(bad, _)| *bad).map(|(_, why)| why).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{parse, template};
+
+    fn of(changes: &[(&str, &str)]) -> Vec<&'static str> {
+        let mut text = template();
+        for (from, to) in changes {
+            assert!(text.contains(from), "the template has no {from}");
+            text = text.replacen(from, to, 1);
+        }
+        advice(&parse(&text).expect("valid").spec)
+    }
+
+    #[test]
+    fn what_init_writes_is_fine_and_each_bad_combination_is_named_once() {
+        assert_eq!(of(&[]), [] as [&str; 0]);
+        let recall = "strategy = \"recall\"\nstep = 16.0";
+        let unfit = of(&[(recall, "strategy = \"fedasync\"\nalpha = 0.6")]);
+        assert!(unfit.len() == 2 && unfit[0].contains("no effect") && unfit[1].contains("oscillates"), "{unfit:?}");
+        for (from, to, expected) in [
+            ("rare_norm_ratio = 10.0", "rare_norm_ratio = 0.0", "the class is forgotten"),
+            ("fraction = 0.075", "fraction = 0.01", "upload.codec.fraction below 0.05"),
+            ("feedback_decay = 1.0", "feedback_decay = 0.0", "is lost"),
+        ] {
+            let found = of(&[(from, to)]);
+            assert!(found.len() == 1 && found[0].contains(expected), "{from}: {found:?}");
+        }
+    }
+}
