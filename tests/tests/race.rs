@@ -8,9 +8,10 @@
 //! | rare data | a rule that weighs agents by speed forgets what a slow agent alone holds, and the report shows it |
 //! | files and options | what makes no sense is refused by file, line and key; every workload that ships is sound |
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anabranch_tests::race::{self, Finish, Options, Override, RaceReport, Strategy, Workload};
+use anabranch_tests::race::{self, Finish, Options, Override, RaceReport, Reference, Strategy, Workload};
 
 /// The digits of the examples, four agents, two of them slow.
 const DIGITS: &str = r#"
@@ -66,6 +67,7 @@ fn options(workload: &str, strategies: &[&str], seeds: u64, jobs: usize) -> anyh
         seeds,
         data: Some(data()),
         jobs,
+        references: BTreeSet::new(),
     })
 }
 
@@ -143,6 +145,39 @@ fn a_race_with_kills_loses_nothing_and_goes_on() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The kills come at the same times; who only stands still loses no round and needs no new connection.
+#[test]
+fn a_race_is_compared_with_one_whose_processes_stand_still() -> anyhow::Result<()> {
+    let workload = format!("{DIGITS}{CHURN}").replace("seconds = 6.0", "seconds = 30.0");
+    let references = BTreeSet::from([Reference::Pauses]);
+    let report = race::run(&Options { references, ..options(&workload, &["fedbuff"], 1, 1)? })?;
+    assert!(report.report.pass);
+    let [killed, paused] = [0, 1].map(|run| &report.runs[run].races[0].metrics);
+    assert_eq!((report.runs[1].strategy.as_str(), paused["recoveries"]), ("fedbuff, pauses", 0.0));
+    assert_eq!(killed["faults"], paused["faults"], "the same times");
+    assert_eq!(killed["time_to_50_ratio_to_pauses"], killed["time_to_50_s"] / paused["time_to_50_s"]);
+    assert!(!paused.contains_key("time_to_50_ratio_to_pauses"));
+    // 30 s less the kills of 1 s: two of four agents are quick, and none loses a round.
+    let rounds = |report: &RaceReport, run: usize| report.runs[run].races[0].metrics["updates_accepted"];
+    assert!(rounds(&report, 1) > rounds(&report, 0), "{} and {}", rounds(&report, 1), rounds(&report, 0));
+    Ok(())
+}
+
+/// Bytes of a thin line count as they leave it: halfway through a model half of it has been sent.
+#[test]
+fn bytes_count_when_they_leave_the_line() -> anyhow::Result<()> {
+    let line = "\n[line]\ndown = { kbit_s = 7.5 }\n";
+    let workload = format!("{DIGITS}{line}").replace("count = 2\nround_s = 1.5", "round_s = 1.5");
+    let workload = workload.replace("count = 2\nround_s = 0.2", "round_s = 0.2");
+    let report = race::run(&options(&workload, &["fedasync"], 1, 1)?)?;
+    // A line sends 0.9375 bytes a millisecond. A model has 9,640 bytes, which one agent needs from the first version on, and
+    // the other one from its second round on.
+    let sent: Vec<u64> = only(&report).looks.iter().map(|look| look.downlink_bytes).collect();
+    assert!(sent.len() > 20 && sent.windows(2).all(|pair| (234..=470).contains(&(pair[1] - pair[0]))), "{sent:?}");
+    assert!(sent[0] < 235 && sent.iter().any(|sent| (4_000..6_000).contains(sent)), "{sent:?}");
+    Ok(())
+}
+
 /// The race is there to show what merging by arrival forgets.
 #[test]
 fn what_a_slow_agent_alone_holds_is_forgotten_by_a_rule_that_weighs_by_speed() -> anyhow::Result<()> {
@@ -193,7 +228,7 @@ fn what_makes_no_sense_is_refused_by_file_line_and_key() {
         assert!(problem.starts_with(&at) || key == "count", "{wrong}, {at}: {problem}");
     }
     let churn = |from: &str, to: &str| problem(&format!("{DIGITS}{CHURN}").replace(from, to));
-    assert!(churn("kbit_s = 500.0", "kbit_s = 1.0").contains("line.up.kbit_s must be at least 8"));
+    assert!(churn("kbit_s = 500.0", "kbit_s = 0.5").contains("line.up.kbit_s must be at least 1"));
     assert!(churn("delay_ms = 20, loss = 0.05 }\ndown", "loss = 1.0 }\ndown").contains("line.up.loss"));
     assert!(churn("mean_s = 8.0", "mean_s = 0.0").contains("faults.agents.mean_s must be at least"));
     assert!(churn("[7.0, 15.0]", "[nan]").contains("faults.coordinator.at_s must be at least"));
@@ -210,6 +245,14 @@ fn strategies_and_overrides_that_make_no_sense_and_missing_data_are_refused_befo
     let overrides = vec![Override::parse("admit.max_influence=0.5")?];
     let error = refused(&Options { overrides, ..options(DIGITS, &["init"], 1, 1)? });
     assert!(error.contains("admit.max_influence must be 0"), "{error}");
+    for unread in ["checkpoint.every_s=5.0", "run.seed=7", "evaluate.every_s=1.0", "schedule.tick_ms=50"] {
+        let overrides = vec![Override::parse("upload.feedback_decay=0.5")?, Override::parse(unread)?];
+        let error = refused(&Options { overrides, ..options(DIGITS, &["init"], 1, 1)? });
+        assert!(error.contains(unread.split('=').next().unwrap_or_default()) && error.contains("not read"), "{error}");
+    }
+    let error =
+        refused(&Options { references: BTreeSet::from([Reference::Pauses]), ..options(DIGITS, &["init"], 1, 1)? });
+    assert!(error.contains("kills no process"), "{error}");
     let error = refused(&Options { data: Some(PathBuf::from("/nowhere")), ..options(DIGITS, &["init"], 1, 1)? });
     assert!(error.contains("/nowhere/digits-train.csv.gz is missing"), "{error}");
     Ok(())

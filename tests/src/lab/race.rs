@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anabranch_tests::race::{self, Options, Override, Strategy, Workload};
+use anabranch_tests::race::{self, Options, Override, Reference, Strategy, Workload};
 use clap::Args;
 
 /// What to race, and where results go.
@@ -30,6 +30,9 @@ pub(crate) struct RaceArgs {
     /// Directory with the data set, such as MNIST as four gzipped IDX files
     #[arg(long, value_name = "DIR", env = "ANABRANCH_DATA")]
     data: Option<PathBuf>,
+    /// Race every strategy again with processes that stand still where the workload kills them, and compare
+    #[arg(long)]
+    pauses: bool,
     /// Races at a time; as many as there are cores when absent
     #[arg(long)]
     jobs: Option<usize>,
@@ -63,6 +66,7 @@ pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
         seeds: args.seeds,
         data: args.data.clone(),
         jobs: args.jobs.unwrap_or(cores),
+        references: args.pauses.then_some(Reference::Pauses).into_iter().collect(),
     };
     let report = race::run(&options)?;
     report.print();
@@ -76,8 +80,9 @@ fn command(args: &RaceArgs) -> String {
         texts.iter().map(|text| format!(" {name} '{}'", text.trim().replace('\'', r"'\''"))).collect()
     };
     let seconds = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
+    let pauses = if args.pauses { " --pauses" } else { "" };
     format!(
-        "anabranch-lab race {}{seconds}{}{} --seed {} --seeds {}",
+        "anabranch-lab race {}{seconds}{}{}{pauses} --seed {} --seeds {}",
         args.workload.display(),
         quoted("--strategy", &args.strategies),
         quoted("--set", &args.overrides),

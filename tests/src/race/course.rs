@@ -7,8 +7,17 @@ use crate::sim::schedule::{AgentPlan, Fault, LinkPlan, Machine, Planned, Schedul
 
 use super::workload::{LinePlan, RandomKills, TimedKills, Way, Workload};
 
+/// What becomes of a process whose workload kills it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kills {
+    /// It is killed, and another one starts after a while.
+    Kill,
+    /// It stands still for as long.
+    Pause,
+}
+
 /// Returns the schedule of a race.
-pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed: u64) -> Schedule {
+pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed: u64, kills: Kills) -> Schedule {
     let agent = |group: &super::workload::AgentGroup| {
         let LinePlan { up, down } = group.line.as_ref().unwrap_or(&workload.line);
         AgentPlan {
@@ -35,7 +44,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
         target_round_ms: 0,
         agents: workload.each_agent().map(agent).collect(),
         length_ms: ms(workload.seconds),
-        faults: faults(workload, seed),
+        faults: faults(workload, seed, kills),
     }
 }
 
@@ -50,27 +59,49 @@ pub(super) fn ms(seconds: f64) -> u64 {
 }
 
 /// Bytes in a millisecond are an eighth of kbit/s.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is checked to be above 0")]
 fn link(way: &Way) -> LinkPlan {
-    let bandwidth = way.kbit_s.map_or(u64::MAX, |kbit_s| (kbit_s / 8.0) as u64);
+    let bandwidth = way.kbit_s.map_or(f64::INFINITY, |kbit_s| kbit_s / 8.0);
     LinkPlan { delay_ms: way.delay_ms, jitter_ms: 0, loss: way.loss, bandwidth }
 }
 
-fn faults(workload: &Workload, seed: u64) -> Vec<Planned> {
-    let mut faults = Vec::new();
+/// The same seed gives the same times, whatever becomes of the processes.
+fn faults(workload: &Workload, seed: u64, kills: Kills) -> Vec<Planned> {
+    let fault = |hit: &Hit| {
+        let (machine, ms) = (hit.machine, ms(hit.down_s));
+        let fault = match kills {
+            Kills::Kill => Fault::Kill { machine, power: false, down_ms: ms },
+            Kills::Pause => Fault::Stop { machine, for_ms: ms },
+        };
+        Planned { at_ms: self::ms(hit.at_s), fault }
+    };
+    hits(workload, seed).iter().map(fault).collect()
+}
+
+/// A process is killed, and the next one starts after a while.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Hit {
+    /// 0 is the coordinator's; that of agent n is n + 1.
+    pub(super) machine: Machine,
+    pub(super) at_s: f64,
+    pub(super) down_s: f64,
+}
+
+/// Returns every kill of the workload: the coordinator's, then those of each agent in the order of time.
+pub(super) fn hits(workload: &Workload, seed: u64) -> Vec<Hit> {
+    let mut hits = Vec::new();
     if let Some(TimedKills { at_s, down_s }) = &workload.faults.coordinator {
-        faults.extend(at_s.iter().map(|at_s| kill(0, *at_s, *down_s)));
+        hits.extend(at_s.iter().map(|at_s| Hit { machine: 0, at_s: *at_s, down_s: *down_s }));
     }
     if let Some(kills) = &workload.faults.agents {
         let mut rng = SplitMix64::new(seed ^ 0x5EED_0202);
         for machine in 1..=workload.agent_count() {
-            faults.append(&mut random_kills(&mut rng, machine, kills, workload.seconds));
+            hits.append(&mut random_kills(&mut rng, machine, kills, workload.seconds));
         }
     }
-    faults
+    hits
 }
 
-fn random_kills(rng: &mut SplitMix64, machine: Machine, kills: &RandomKills, seconds: f64) -> Vec<Planned> {
+fn random_kills(rng: &mut SplitMix64, machine: Machine, kills: &RandomKills, seconds: f64) -> Vec<Hit> {
     let mut found = Vec::new();
     let mut started_s = 0.0;
     loop {
@@ -78,13 +109,9 @@ fn random_kills(rng: &mut SplitMix64, machine: Machine, kills: &RandomKills, sec
         if at_s >= seconds {
             return found;
         }
-        found.push(kill(machine, at_s, kills.down_s));
+        found.push(Hit { machine, at_s, down_s: kills.down_s });
         started_s = at_s + kills.down_s;
     }
-}
-
-fn kill(machine: Machine, at_s: f64, down_s: f64) -> Planned {
-    Planned { at_ms: ms(at_s), fault: Fault::Kill { machine, power: false, down_ms: ms(down_s) } }
 }
 
 #[cfg(test)]
@@ -95,7 +122,7 @@ mod tests {
     fn kills_come_after_their_mean_and_never_to_a_process_that_is_gone() {
         let (mut rng, kills) = (SplitMix64::new(1), RandomKills { mean_s: 20.0, down_s: 5.0 });
         let found = random_kills(&mut rng, 1, &kills, 250_000.0);
-        let times: Vec<u64> = found.iter().map(|planned| planned.at_ms).collect();
+        let times: Vec<u64> = found.iter().map(|hit| ms(hit.at_s)).collect();
         assert!((9_500..10_500).contains(&times.len()), "{} kills, one in 25 s", times.len());
         assert!(times.windows(2).all(|pair| pair[1] >= pair[0] + 5_000));
     }
@@ -103,8 +130,8 @@ mod tests {
     #[test]
     fn rates_are_bytes_in_a_millisecond() {
         let way = |kbit_s| Way { kbit_s, delay_ms: 40, loss: 0.02 };
-        assert_eq!(link(&way(Some(5_000.0))).bandwidth, 625);
-        assert_eq!(link(&way(Some(256.0))).bandwidth, 32);
-        assert_eq!(link(&way(None)).bandwidth, u64::MAX);
+        assert_eq!(link(&way(Some(5_000.0))).bandwidth, 625.0);
+        assert_eq!(link(&way(Some(100.0))).bandwidth, 12.5);
+        assert_eq!(link(&way(None)).bandwidth, f64::INFINITY);
     }
 }

@@ -10,6 +10,7 @@ use crate::invariants::journal::Journal;
 use crate::report::quantile;
 use crate::sim::{Outcome, agent_id};
 
+use super::Reference;
 use super::scoreboard::{Look, reached};
 use super::workload::Workload;
 
@@ -103,6 +104,17 @@ impl Finish {
         }
     }
 
+    /// Adds what this race took in times of `other`, the race with the same seed that it is compared with.
+    pub(super) fn compare(&mut self, reference: Reference, other: &Self) {
+        let ratio = |(name, value): (&String, &f64)| {
+            let base = name.strip_prefix("time_to_")?.strip_suffix("_s")?;
+            let other = other.metrics.get(name).filter(|other| **other > 0.0)?;
+            Some((format!("time_to_{base}_ratio_to_{}", reference.name()), value / other))
+        };
+        let ratios: Vec<(String, f64)> = self.metrics.iter().filter_map(ratio).collect();
+        self.metrics.extend(ratios);
+    }
+
     /// Whether every promise was kept and no acknowledged update is lost.
     #[must_use]
     pub fn holds(&self) -> bool {
@@ -164,5 +176,29 @@ mod tests {
     #[test]
     fn a_target_is_named_in_percent() {
         assert_eq!([0.9, 0.95, 0.975, 1.0].map(percent), ["90", "95", "97_5", "100"]);
+    }
+
+    #[test]
+    fn a_race_is_compared_by_what_both_have_reached() {
+        let finish = |metrics: &[(&str, f64)]| Finish {
+            seed: 1,
+            journal: String::new(),
+            records: 0,
+            broken: None,
+            metrics: metrics.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+            accuracy_by_class: vec![],
+            refused: BTreeMap::new(),
+            agents: vec![],
+            looks: vec![],
+        };
+        let mut race = finish(&[("time_to_90_s", 30.0), ("time_to_95_s", 50.0), ("uplink_bytes_to_90", 8.0)]);
+        race.compare(Reference::Pauses, &finish(&[("time_to_90_s", 24.0), ("uplink_bytes_to_90", 4.0)]));
+        let added: Vec<(&str, f64)> = race
+            .metrics
+            .iter()
+            .filter(|(name, _)| name.contains("ratio"))
+            .map(|(name, value)| (&**name, *value))
+            .collect();
+        assert_eq!(added, [("time_to_90_ratio_to_pauses", 1.25)]);
     }
 }

@@ -170,6 +170,7 @@ mod tests {
             spread: BTreeMap::from([("final_accuracy".to_owned(), [0.25, 0.75])]),
             agents: vec![Participation::default()],
             accuracy_by_class: vec![0.5],
+            refused: BTreeMap::new(),
             races: vec![race(1), race(2)],
         };
         let page = page(&RaceReport {

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anabranch_common::spec::RunSpec;
 use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::report::{Report, quantile};
 
-use super::{Finish, Options, Participation, Strategy, page, strategy};
+use super::{Entrant, Finish, Options, Participation, page, strategy};
 
 /// Everything that was raced. `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
@@ -46,12 +45,14 @@ pub struct StrategyReport {
     pub agents: Vec<Participation>,
     /// Medians over seeds of each class's accuracy at the end.
     pub accuracy_by_class: Vec<f64>,
+    /// Updates that were refused, by reason, of all seeds together.
+    pub refused: BTreeMap<String, u64>,
     /// Every race, by seed.
     pub races: Vec<Finish>,
 }
 
 impl StrategyReport {
-    pub(super) fn new(strategy: &Strategy, spec: &RunSpec, races: Vec<Finish>) -> Self {
+    pub(super) fn new(entrant: &Entrant, races: Vec<Finish>) -> Self {
         let mut names: Vec<&String> = races.iter().flat_map(|race| race.metrics.keys()).collect();
         names.sort();
         names.dedup();
@@ -79,8 +80,13 @@ impl StrategyReport {
         let classes = races.first().map_or(0, |race| race.accuracy_by_class.len());
         let class = |class: usize| median(&|race| race.accuracy_by_class.get(class).copied().unwrap_or(0.0));
         let accuracy_by_class = (0..classes).map(class).collect();
-        let configuration = strategy::in_words(spec);
-        Self { strategy: strategy.name.clone(), configuration, metrics, spread, agents, accuracy_by_class, races }
+        let mut refused = BTreeMap::new();
+        for (reason, updates) in races.iter().flat_map(|race| &race.refused) {
+            *refused.entry(reason.clone()).or_default() += updates;
+        }
+        let configuration = strategy::in_words(&entrant.config.spec);
+        let strategy = entrant.name.clone();
+        Self { strategy, configuration, metrics, spread, agents, accuracy_by_class, refused, races }
     }
 
     fn print(&self) {
@@ -101,6 +107,9 @@ impl StrategyReport {
         println!("  accuracy by class          {}", list(&mut self.accuracy_by_class.iter().copied()));
         println!("  share of updates by agent  {}", list(&mut self.agents.iter().map(|agent| agent.share)));
         println!("  share of pull by agent     {}", list(&mut self.agents.iter().map(|agent| agent.pull)));
+        let refused = self.refused.iter().map(|(reason, updates)| format!("{reason} {updates}"));
+        let refused = refused.collect::<Vec<_>>().join(", ");
+        println!("  refused, of all seeds      {}", if refused.is_empty() { "none" } else { &refused });
         for race in &self.races {
             println!("  seed {}: journal {} of {} records", race.seed, race.journal, race.records);
             if let Some(broken) = &race.broken {
@@ -165,6 +174,7 @@ pub(super) fn figure(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::race::course::Kills;
 
     fn race(seed: u64, metrics: &[(&str, f64)], share: f64) -> Finish {
         Finish {
@@ -182,15 +192,20 @@ mod tests {
 
     #[test]
     fn a_target_counts_as_reached_when_most_seeds_reach_it() {
-        let spec = strategy::tests::spec();
+        let entrant = Entrant {
+            name: "init".to_owned(),
+            config: strategy::tests::config(),
+            kills: Kills::Kill,
+            references: Vec::new(),
+        };
         let time = "time_to_90_s";
         let races = vec![race(1, &[(time, 4.0)], 0.1), race(2, &[], 0.3), race(3, &[(time, 6.0)], 0.2)];
-        let report = StrategyReport::new(&Strategy::init(), &spec, races);
+        let report = StrategyReport::new(&entrant, races);
         assert_eq!((report.metrics.get(time), report.spread[time]), (Some(&6.0), [4.0, f64::INFINITY]));
         assert_eq!(report.agents, [Participation { updates: 20, share: 0.2, pull: 0.2 }]);
         assert_eq!(report.accuracy_by_class, [0.2]);
         let races = vec![race(1, &[(time, 4.0)], 0.1), race(2, &[], 0.3), race(3, &[], 0.2)];
-        let report = StrategyReport::new(&Strategy::init(), &spec, races);
+        let report = StrategyReport::new(&entrant, races);
         assert_eq!(report.metrics.get(time), None, "most seeds did not reach it");
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!(json["spread"][time], serde_json::json!([4.0, null]));

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use anabranch_common::spec::RunSpec;
-use anabranch_coordinator::config::{Config, ConfigError, DEFAULT_PORT, TemplateOptions};
+use anabranch_common::spec::{EvaluateSpec, RunSpec, TargetSpec};
+use anabranch_coordinator::config::{Config, ConfigError, DEFAULT_PORT, Retention, TemplateOptions};
 use anyhow::{Context as _, bail};
 use toml::{Table, Value};
 
@@ -131,6 +131,48 @@ pub(super) fn config(
     Config::parse(Path::new("run.toml"), &table.to_string())
 }
 
+/// What a race reads of run.toml, whose seed is the race's.
+#[derive(PartialEq)]
+struct Read {
+    spec: RunSpec,
+    lease_ttl_s: f64,
+    checkpoint_every_versions: u64,
+    retention: Retention,
+}
+
+impl Read {
+    fn of(config: &Config) -> Self {
+        let mut spec = config.spec.clone();
+        (spec.name, spec.seed) = (String::new(), 0);
+        // No agent holds examples to evaluate on.
+        spec.evaluate = EvaluateSpec { every_versions: 0, every_s: 0.0 };
+        spec.target = TargetSpec { accuracy: None, loss: None, ..spec.target };
+        Self {
+            spec,
+            lease_ttl_s: config.schedule.lease_ttl_s,
+            checkpoint_every_versions: config.checkpoint.every_versions,
+            retention: config.checkpoint.retention,
+        }
+    }
+}
+
+/// Checks that every override reaches the race.
+///
+/// # Errors
+/// The key of one of them is not read there.
+pub(super) fn check_overrides(workload: &Workload, strategy: &Strategy, overrides: &[Override]) -> anyhow::Result<()> {
+    let with = config(workload, strategy, overrides, 0)?;
+    for (index, one) in overrides.iter().enumerate() {
+        let others: Vec<Override> = [&overrides[..index], &overrides[index + 1..]].concat();
+        // What is wrong without it, it has mended.
+        let Ok(without) = config(workload, strategy, &others, 0) else { continue };
+        if with != without && Read::of(&with) == Read::of(&without) {
+            bail!("--set {}={}: a race does not read this key", one.key, one.value);
+        }
+    }
+    Ok(())
+}
+
 /// Returns the sections that decide on updates, in one line.
 pub(super) fn in_words(spec: &RunSpec) -> String {
     let line = |section: Result<Value, toml::ser::Error>| section.map(|section| short(section).to_string());
@@ -158,8 +200,8 @@ pub(super) mod tests {
     use super::*;
 
     /// A complete configuration.
-    pub(in crate::race) fn spec() -> RunSpec {
-        Config::parse(Path::new("run.toml"), crate::process::DIGITS).expect("a run").spec
+    pub(in crate::race) fn config() -> Config {
+        Config::parse(Path::new("run.toml"), crate::process::DIGITS).expect("a run")
     }
 
     #[test]
@@ -179,7 +221,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_configuration_reads_as_it_was_written() {
-        let words = in_words(&spec());
+        let words = in_words(&config().spec);
         assert!(words.contains("fraction = 0.05,") || words.contains("fraction = 0.05 "), "{words}");
         assert!(words.contains("a = 0.5") && words.contains("buffer_size = 2"), "{words}");
     }

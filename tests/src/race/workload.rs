@@ -18,8 +18,8 @@ use super::strategy::{self, Strategy};
 const AGENTS_MAX: usize = 250;
 /// Longest race in seconds of virtual time: what a journal in memory has room for.
 const SECONDS_MAX: f64 = 3_600.0;
-/// Slowest line in kbit/s: a byte in a millisecond.
-const LINE_MIN_KBIT_S: f64 = 8.0;
+/// Slowest line in kbit/s.
+const LINE_MIN_KBIT_S: f64 = 1.0;
 
 /// A workload file.
 #[derive(Debug, Clone, Deserialize)]
@@ -188,6 +188,12 @@ impl Workload {
     /// Returns the group of each agent.
     pub fn each_agent(&self) -> impl Iterator<Item = &AgentGroup> {
         self.agents.iter().flat_map(|group| std::iter::repeat_n(group, group.count))
+    }
+
+    /// Whether it kills a process.
+    #[must_use]
+    pub fn kills(&self) -> bool {
+        self.faults.agents.is_some() || self.faults.coordinator.as_ref().is_some_and(|kills| !kills.at_s.is_empty())
     }
 
     /// Returns how many agents there are.

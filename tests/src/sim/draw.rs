@@ -30,7 +30,7 @@ pub fn draw(seed: u64) -> Schedule {
             delay_ms: if slow_links { between(50, 2_000) } else { between(1, 60) },
             jitter_ms: if between(0, 1) == 0 { 0 } else { between(1, 500) },
             loss: if lossy_links { between(1, 30) as f64 / 100.0 } else { 0.0 },
-            bandwidth: if slow_links { between(1, 32) } else { 10_000 },
+            bandwidth: if slow_links { between(1, 32) as f64 } else { 10_000.0 },
         },
         link_down: None,
     });

@@ -10,6 +10,7 @@ use crate::picture::MarkKind;
 use super::disk::{Failure, Loss};
 use super::network::{IDLE_MS, Side};
 use super::schedule::{Fault, Machine};
+use super::setting::Stopped;
 use super::trace::Sign;
 use super::world::{Happening, World};
 
@@ -92,7 +93,11 @@ impl World {
         let now_ms = self.now_ms();
         let until_ms = (now_ms + for_ms).min(self.schedule.length_ms);
         // Never earlier than what already waits: it would be overtaken.
-        let until_ms = until_ms.max(self.hindrances[machine].stopped_until_ms);
+        let before_ms = self.hindrances[machine].stopped_until_ms;
+        let until_ms = until_ms.max(before_ms);
+        if machine > 0 && self.setting.stopped == Stopped::StandsStill {
+            self.agent(machine).delay_training(until_ms - before_ms.max(now_ms));
+        }
         self.hindrances[machine].stopped_until_ms = until_ms;
         if until_ms > now_ms + IDLE_MS {
             self.after(IDLE_MS, Happening::Silent { machine, until_ms });

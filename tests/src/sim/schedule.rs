@@ -119,7 +119,7 @@ pub struct LinkPlan {
     /// Share of packets that are lost, 0..1: each costs a retransmission.
     pub loss: f64,
     /// Bytes a millisecond.
-    pub bandwidth: u64,
+    pub bandwidth: f64,
 }
 
 /// A fault and its time.

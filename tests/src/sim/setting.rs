@@ -5,6 +5,7 @@
 //! | configuration of the run | follows from the schedule | `run.toml` |
 //! | learner | updates that can be checked | the product's maths on real examples |
 //! | overhead | drawn | none |
+//! | a local round of a process that stands still | a device goes on with it | stands still too |
 
 use std::fmt;
 
@@ -66,6 +67,15 @@ impl Overhead {
     }
 }
 
+/// What becomes of a local round while its process stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// A device goes on with it.
+    Computes,
+    /// It takes as much longer.
+    StandsStill,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Setting {
@@ -75,6 +85,8 @@ pub(crate) struct Setting {
     pub(crate) learner: Box<dyn Learner>,
     /// How long everything else takes.
     pub(crate) overhead: Overhead,
+    /// What becomes of rounds of processes that stand still.
+    pub(crate) stopped: Stopped,
     /// What uploads may hold at the coordinator.
     pub(crate) budgets: Budgets,
     /// Whether agents prepare the next round during the current one, where that is worth it.
@@ -86,6 +98,7 @@ impl Setting {
     pub(super) fn simulated(seed: u64, schedule: &Schedule) -> Self {
         let spec = run_spec(schedule);
         let learner = Box::new(Simulated::new(schedule, &spec));
-        Self { spec, learner, overhead: Overhead::Drawn, budgets: budgets(seed, schedule), overlap: true }
+        let (overhead, stopped) = (Overhead::Drawn, Stopped::Computes);
+        Self { spec, learner, overhead, stopped, budgets: budgets(seed, schedule), overlap: true }
     }
 }

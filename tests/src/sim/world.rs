@@ -15,7 +15,7 @@ use super::Outcome;
 use super::agent::AgentMachine;
 use super::coordinator::CoordinatorMachine;
 use super::faults::Hindrance;
-use super::network::{Conn, Down, Parcel, Side, Up};
+use super::network::{Charge, Conn, Down, Parcel, Side, Up};
 use super::schedule::{Machine, Schedule};
 use super::setting::Setting;
 use super::trace::{Sign, Trace};
@@ -76,11 +76,11 @@ pub(crate) struct World {
     /// By machine.
     pub(super) hindrances: Vec<Hindrance>,
     pub(super) faults: u64,
-    traffic: Traffic,
     events: u64,
 }
 
-/// Bytes of chunks that were sent since there is a run: of updates up, of models down. What is sent again is counted again.
+/// Bytes of chunks that have left the lines since there is a run: of updates up, of models down. What is sent again is
+/// counted again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     pub(crate) up_bytes: u64,
@@ -121,7 +121,6 @@ impl World {
             setting,
             hindrances: vec![Hindrance::default(); schedule.agents.len() + 1],
             faults: 0,
-            traffic: Traffic::default(),
             events: 0,
             schedule,
         };
@@ -193,7 +192,8 @@ impl World {
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
-        self.traffic
+        let sent = |to| self.agents.iter().map(|agent| agent.line.sent_bytes(to, self.now_ms())).sum();
+        Traffic { up_bytes: sent(Side::Coordinator), down_bytes: sent(Side::Agent) }
     }
 
     /// Updates that are merged so far.
@@ -345,10 +345,8 @@ impl World {
             Parcel::Message(_) => entry.in_order(Side::Coordinator, line.arrival(Side::Coordinator, now_ms)),
             Parcel::Chunk { bytes, .. } => {
                 // Before there is a run the initial model goes up.
-                if self.journal.next() > Position(0) {
-                    self.traffic.up_bytes += bytes.len() as u64;
-                }
-                line.bulk_arrival(Side::Coordinator, now_ms, bytes.len())
+                let charge = if self.journal.next() > Position(0) { Charge::Charged } else { Charge::Free };
+                line.bulk_arrival(Side::Coordinator, now_ms, bytes.len(), charge)
             }
         };
         self.agenda.at(at_ms, Happening::Up(conn, parcel));
@@ -360,10 +358,7 @@ impl World {
         let line = &mut self.agents[entry.machine - 1].line;
         let at_ms = match &parcel {
             Parcel::Message(_) => entry.in_order(Side::Agent, line.arrival(Side::Agent, now_ms)),
-            Parcel::Chunk { bytes, .. } => {
-                self.traffic.down_bytes += bytes.len() as u64;
-                line.bulk_arrival(Side::Agent, now_ms, bytes.len())
-            }
+            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Agent, now_ms, bytes.len(), Charge::Charged),
         };
         self.agenda.at(at_ms, Happening::Down(conn, parcel));
         at_ms

@@ -11,7 +11,7 @@ use anabranch_agent::session::command::Ending;
 use anabranch_agent::session::event::Event;
 use anabranch_agent::session::{Session, SessionConfig};
 use anabranch_agent::store::Ledger;
-use anabranch_common::ids::Incarnation;
+use anabranch_common::ids::{Incarnation, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::update::UpdateKey;
@@ -36,7 +36,15 @@ pub(super) struct Process {
     dial: u64,
     tick_at_ms: Option<u64>,
     next_job: u64,
-    training: Option<(u64, anabranch_common::ids::LeaseId)>,
+    training: Option<Training>,
+}
+
+/// A local round that is computed.
+#[derive(Debug, Clone, Copy)]
+struct Training {
+    job: u64,
+    lease: LeaseId,
+    ends_ms: u64,
 }
 
 /// The machine.
@@ -92,6 +100,13 @@ impl AgentMachine {
         self.plan.round_fails_every = 0;
         self.plan.evaluation_fails_every = 0;
         self.healed = true;
+    }
+
+    /// Its local round takes so much longer, if there is one.
+    pub(super) fn delay_training(&mut self, by_ms: u64) {
+        if let Some(training) = self.process.as_mut().and_then(|process| process.training.as_mut()) {
+            training.ends_ms += by_ms;
+        }
     }
 
     /// Its disk is empty from now on.
@@ -278,7 +293,7 @@ impl World {
                 self.done_in(machine, self.setting.overhead.of(3), Done::Unpack(job.run()));
             }
             Output::StopTraining => {
-                if let Some((_, lease)) = process.training.take() {
+                if let Some(Training { lease, .. }) = process.training.take() {
                     self.done_in(machine, self.setting.overhead.of(10), Done::Maths(Event::TrainingStopped { lease }));
                 }
             }

@@ -15,6 +15,7 @@ use crate::sim::schedule::Machine;
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, RUN, World, agent_id};
 
+use super::Training;
 use super::hostile::distort;
 
 impl World {
@@ -26,7 +27,7 @@ impl World {
         process.next_job += 1;
         let job = process.next_job;
         if let Done::Maths(Event::Trained(outcome)) = &done {
-            process.training = Some((job, outcome.lease));
+            process.training = Some(Training { job, lease: outcome.lease, ends_ms: at_ms });
         }
         self.agenda.at(at_ms, Happening::AgentDone { machine, life, job, done: Box::new(done) });
     }
@@ -36,11 +37,16 @@ impl World {
             return;
         }
         if let Done::Maths(Event::Trained(outcome)) = &done {
+            let now_ms = self.now_ms();
             let Some(process) = self.agent(machine).process.as_mut() else { return };
             // It was stopped in the meantime.
-            if process.training.take_if(|(training, _)| *training == job).is_none() {
-                return;
+            let Some(training) = process.training.filter(|training| training.job == job) else { return };
+            // It stood still in the meantime.
+            if training.ends_ms > now_ms {
+                let what = Happening::AgentDone { machine, life, job, done: Box::new(done) };
+                return self.agenda.at(training.ends_ms, what);
             }
+            process.training = None;
             let lease = outcome.lease;
             self.note(machine, Sign::End(SpanKind::Train), || format!("trained under lease {}", lease.0));
         }
