@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anabranch_tests::race::{self, Finish, Options, Override, RaceReport, Reference, Strategy, Workload};
+use anabranch_tests::race::{self, Clock, Finish, Options, Override, RaceReport, Reference, Strategy, Workload};
 
 /// The digits of the examples, four agents, two of them slow.
 const DIGITS: &str = r#"
@@ -68,6 +68,7 @@ fn options(workload: &str, strategies: &[&str], seeds: u64, jobs: usize) -> anyh
         data: Some(data()),
         jobs,
         references: BTreeSet::new(),
+        clock: Clock::Virtual,
     })
 }
 
@@ -178,6 +179,89 @@ fn bytes_count_when_they_leave_the_line() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same workload with real daemons, mutual TLS, relays that delay every datagram, and a kill of the coordinator.
+#[test]
+fn real_processes_race_on_the_same_workload() -> anyhow::Result<()> {
+    let rest = r#"
+[line]
+up = { delay_ms = 5 }
+down = { delay_ms = 5 }
+
+[faults]
+coordinator = { at_s = [4.0], down_s = 0.5 }
+"#;
+    let workload = format!("{DIGITS}{rest}").replace("seconds = 6.0", "seconds = 10.0");
+    let clock = Clock::Real { lab: env!("CARGO_BIN_EXE_anabranch-lab").into() };
+    let report = race::run(&Options { clock, ..options(&workload, &["fedasync"], 1, 1)? })?;
+    let finish = only(&report);
+    assert!(report.report.pass && finish.holds(), "{:?}", finish.broken);
+    let metric = |name: &str| finish.metrics.get(name).copied().unwrap_or_else(|| panic!("{name} is missing"));
+    assert_eq!((report.clock, metric("recoveries"), metric("faults"), metric("updates_lost")), ("real", 1.0, 1.0, 0.0));
+    // Of 10 s of rounds of 0.2 s and of 1.5 s: 50 and 6 an agent at most.
+    let updates: Vec<u64> = finish.agents.iter().map(|agent| agent.updates).collect();
+    assert!(updates.iter().zip([50, 50, 6, 6]).all(|(updates, most)| (1..=most).contains(updates)), "{updates:?}");
+    assert_eq!(metric("updates_accepted"), updates.iter().sum::<u64>() as f64);
+    assert!(metric("final_accuracy") > 0.5 && metric("time_to_50_s") < 10.0, "{:?}", finish.metrics);
+    assert!(metric("startup_s") < metric("time_to_50_s"), "{:?}", finish.metrics);
+    let raw = metric("raw_f32_uplink_bytes");
+    assert!((1.0..raw / 5.0).contains(&metric("uplink_bytes")), "{:?}", finish.metrics);
+    assert!(metric("downlink_bytes") > 2_410.0 * 4.0 * 10.0, "{:?}", finish.metrics);
+    assert!(finish.looks.iter().all(|look| !(4_000..4_500).contains(&look.at_ms)), "there was no coordinator");
+    assert_eq!(
+        finish.looks.last().map(|look| (look.at_ms, look.updates as f64)),
+        Some((10_000, metric("updates_accepted")))
+    );
+    Ok(())
+}
+
+/// Two folders of text, and a model that is far too small: its loss falls all the same.
+#[test]
+fn a_language_model_is_compared_with_one_machine_that_holds_all_text() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (agent, line) in [("one", "def one(a): return a + 1\n"), ("two", "class Two: pass  # nothing\n")] {
+        std::fs::create_dir(folder.path().join(agent))?;
+        for file in 0..4 {
+            std::fs::write(folder.path().join(agent).join(format!("{file}.py")), line.repeat(20))?;
+        }
+    }
+    let workload = r#"
+about = "text"
+seconds = 8.0
+loss_targets = [5.0, 0.001]
+data = "text"
+split = { kind = "folders", agents = ["one", "two"], extension = "py", held_out_every = 4, held_out_bytes = 256 }
+
+[model]
+kind = "gpt"
+context = 16
+layers = 1
+heads = 2
+width = 16
+
+[train]
+local_steps = 5
+batch_size = 4
+optimizer = { kind = "adamw", lr = 0.01 }
+
+[[agents]]
+round_s = 0.5
+
+[[agents]]
+round_s = 2.0
+"#;
+    let (references, data) = (BTreeSet::from([Reference::Pooled]), Some(folder.path().to_owned()));
+    let report = race::run(&Options { references, data, ..options(workload, &["fedasync"], 1, 1)? })?;
+    let [race, pooled] = [0, 1].map(|run| &report.runs[run].races[0].metrics);
+    assert_eq!((report.runs[1].strategy.as_str(), report.runs[1].agents.len()), ("fedasync, pooled", 1));
+    assert_eq!((race["updates_accepted"], pooled["updates_accepted"]), (20.0, 20.0), "as many local rounds");
+    assert!(race["final_loss"] < 5.0 && pooled["final_loss"] < 4.0, "{race:?} {pooled:?}");
+    assert_eq!(race["final_loss_ratio_to_pooled"], race["final_loss"] / pooled["final_loss"]);
+    let looks = &only(&report).looks;
+    let first = looks.iter().find(|look| look.score.loss <= 5.0).map(|look| look.at_ms as f64 / 1e3);
+    assert_eq!((Some(&race["time_to_loss_5_s"]), race.get("time_to_loss_0_001_s")), (first.as_ref(), None));
+    Ok(())
+}
+
 /// The race is there to show what merging by arrival forgets.
 #[test]
 fn what_a_slow_agent_alone_holds_is_forgotten_by_a_rule_that_weighs_by_speed() -> anyhow::Result<()> {
@@ -203,6 +287,7 @@ fn what_makes_no_sense_is_refused_by_file_line_and_key() {
         ("seconds", "secondes = 6.0", "unknown field `secondes`"),
         ("targets", "targets = [0.9, 0.5]", "targets must be rising"),
         ("targets", "targets = []", "targets must be rising"),
+        ("targets", "loss_targets = [1.0, 2.0]", "loss_targets must be falling"),
         ("watch", "watch = [10]", "watch names a class beyond model.classes (10)"),
         ("data", "data = \"imagenet\"", "unknown variant `imagenet`"),
         ("split", "split = { kind = \"iid\" }", "missing field `seed`"),
@@ -227,6 +312,8 @@ fn what_makes_no_sense_is_refused_by_file_line_and_key() {
         assert!(problem.contains(expected), "{wrong}: {problem}");
         assert!(problem.starts_with(&at) || key == "count", "{wrong}, {at}: {problem}");
     }
+    let text = problem(&DIGITS.replace("data = \"digits\"", "data = \"text\""));
+    assert!(text.contains("model.kind must be gpt for text, but is mlp"), "{text}");
     let churn = |from: &str, to: &str| problem(&format!("{DIGITS}{CHURN}").replace(from, to));
     assert!(churn("kbit_s = 500.0", "kbit_s = 0.5").contains("line.up.kbit_s must be at least 1"));
     assert!(churn("delay_ms = 20, loss = 0.05 }\ndown", "loss = 1.0 }\ndown").contains("line.up.loss"));
@@ -272,11 +359,18 @@ fn an_override_holds_for_every_strategy() -> anyhow::Result<()> {
 #[test]
 fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
-    for (name, params) in
-        [("w1", 101_770), ("w2", 101_770), ("w3", 101_770), ("w3b", 101_770), ("w4", 101_770), ("w5", 421_642)]
-    {
+    for (name, params, agents) in [
+        ("w1", 101_770, 10),
+        ("w2", 101_770, 10),
+        ("w3", 101_770, 10),
+        ("w3-100", 101_770, 100),
+        ("w3b", 101_770, 10),
+        ("w4", 101_770, 10),
+        ("w5", 421_642, 10),
+        ("w6", 120_576, 8),
+    ] {
         let workload = Workload::read(&folder.join(format!("{name}.toml")))?;
-        assert_eq!((workload.name.as_str(), workload.agent_count()), (name, 10));
+        assert_eq!((workload.name.as_str(), workload.agent_count()), (name, agents));
         let layers = workload.model.layers()?.expect("a native model");
         assert_eq!(layers.manifest.params(), params, "{name}");
     }

@@ -271,7 +271,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Replay { seed, scenario, trace, html, shrink } => {
             return sim::replay(seed, scenario.as_deref(), trace, html.as_deref(), shrink);
         }
-        Verb::Race { args } => return race::run(&args),
+        Verb::Race { args } => return race::run(&lab, &args),
         Verb::Bites => return bugs::bite(&target_dir(&lab)),
         Verb::Meta { common } => (sim::meta(common.seed), common),
         Verb::Kills { count, common } => {

@@ -1,8 +1,8 @@
 //! The verb of the race.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anabranch_tests::race::{self, Options, Override, Reference, Strategy, Workload};
+use anabranch_tests::race::{self, Clock, Options, Override, Reference, Strategy, Workload};
 use clap::Args;
 
 /// What to race, and where results go.
@@ -33,6 +33,12 @@ pub(crate) struct RaceArgs {
     /// Race every strategy again with processes that stand still where the workload kills them, and compare
     #[arg(long)]
     pauses: bool,
+    /// Let one machine that holds all data make as many local rounds as all agents together, and compare
+    #[arg(long)]
+    pooled: bool,
+    /// Run the daemons as processes, one race after the other, in place of virtual time
+    #[arg(long)]
+    real: bool,
     /// Races at a time; as many as there are cores when absent
     #[arg(long)]
     jobs: Option<usize>,
@@ -44,7 +50,7 @@ pub(crate) struct RaceArgs {
     html: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(lab: &Path, args: &RaceArgs) -> anyhow::Result<bool> {
     let mut strategies =
         args.strategies.iter().map(|text| Strategy::parse(text)).collect::<anyhow::Result<Vec<Strategy>>>()?;
     if strategies.is_empty() {
@@ -57,6 +63,8 @@ pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
         Some(seconds) => workload.lasting(seconds)?,
         None => workload,
     };
+    let pauses = args.pauses.then_some(Reference::Pauses);
+    let references = pauses.into_iter().chain(args.pooled.then_some(Reference::Pooled)).collect();
     let options = Options {
         command: command(args),
         workload,
@@ -66,7 +74,8 @@ pub(crate) fn run(args: &RaceArgs) -> anyhow::Result<bool> {
         seeds: args.seeds,
         data: args.data.clone(),
         jobs: args.jobs.unwrap_or(cores),
-        references: args.pauses.then_some(Reference::Pauses).into_iter().collect(),
+        references,
+        clock: if args.real { Clock::Real { lab: lab.to_owned() } } else { Clock::Virtual },
     };
     let report = race::run(&options)?;
     report.print();
@@ -80,9 +89,10 @@ fn command(args: &RaceArgs) -> String {
         texts.iter().map(|text| format!(" {name} '{}'", text.trim().replace('\'', r"'\''"))).collect()
     };
     let seconds = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
-    let pauses = if args.pauses { " --pauses" } else { "" };
+    let switches = [(args.pauses, " --pauses"), (args.pooled, " --pooled"), (args.real, " --real")];
+    let switches: String = switches.iter().filter(|(is_on, _)| *is_on).map(|(_, name)| *name).collect();
     format!(
-        "anabranch-lab race {}{seconds}{}{}{pauses} --seed {} --seeds {}",
+        "anabranch-lab race {}{seconds}{}{}{switches} --seed {} --seeds {}",
         args.workload.display(),
         quoted("--strategy", &args.strategies),
         quoted("--set", &args.overrides),

@@ -4,6 +4,7 @@
 //!  Cluster ── directories, certificates, tokens, one coordinator, agents by name
 //!     ├── Process ── a child with its log: signals, exit, what it said since it was started; killed when dropped
 //!     ├── be_agent ── an agent with a trainer of the tests
+//!     ├── TimedRun ── a cluster whose processes start at one moment and are watched from then on
 //!     └── Tail ── what an agent says in its log, as it is written
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
 //!  Line ── a relay for UDP that can be cut in the middle of something
@@ -19,6 +20,7 @@ mod line;
 mod preload;
 mod python;
 mod role;
+mod timed;
 mod watch;
 
 pub use agent::be_agent;
@@ -30,4 +32,5 @@ pub use line::{Line, Way};
 pub use preload::compile;
 pub use python::{PYTHON_PACKAGE, python_has};
 pub use role::Role;
+pub use timed::{AgentStart, Counted, LOOK, TimedRun, agent_name};
 pub use watch::{Seen, Tail, What, numbers};

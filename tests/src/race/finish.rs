@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::invariants::journal::Journal;
 use crate::report::quantile;
-use crate::sim::{Outcome, agent_id};
+use crate::sim::Outcome;
 
 use super::Reference;
 use super::scoreboard::{Look, reached};
@@ -55,16 +55,17 @@ impl Finish {
         outcome: &Outcome,
         journal: &Journal,
         params: usize,
+        ids: &[AgentId],
     ) -> Self {
-        let agents = participation(journal, workload.agent_count());
+        let agents = participation(journal, ids);
         let refused = refused(journal);
         let accepted: u64 = agents.iter().map(|agent| agent.updates).sum();
         let last = looks.last();
         let mut metrics = BTreeMap::new();
         let mut metric = |name: String, value: f64| _ = metrics.insert(name, value);
-        for target in &workload.targets {
-            if let Some(look) = reached(&looks, *target) {
-                let name = percent(*target);
+        for target in workload.all_targets() {
+            if let Some(look) = reached(&looks, target) {
+                let name = target.name();
                 metric(format!("time_to_{name}_s"), look.at_ms as f64 / 1_000.0);
                 metric(format!("uplink_bytes_to_{name}"), look.uplink_bytes as f64);
                 metric(format!("downlink_bytes_to_{name}"), look.downlink_bytes as f64);
@@ -73,6 +74,7 @@ impl Finish {
         }
         if let Some(last) = last {
             metric("final_accuracy".to_owned(), last.score.accuracy);
+            metric("final_loss".to_owned(), last.score.loss);
             metric("uplink_bytes".to_owned(), last.uplink_bytes as f64);
             metric("downlink_bytes".to_owned(), last.downlink_bytes as f64);
             for class in &workload.watch {
@@ -107,9 +109,10 @@ impl Finish {
     /// Adds what this race took in times of `other`, the race with the same seed that it is compared with.
     pub(super) fn compare(&mut self, reference: Reference, other: &Self) {
         let ratio = |(name, value): (&String, &f64)| {
-            let base = name.strip_prefix("time_to_")?.strip_suffix("_s")?;
+            let time = name.strip_prefix("time_to_").and_then(|_| name.strip_suffix("_s"));
+            let base = time.or_else(|| name.strip_prefix("final_").map(|_| name.as_str()))?;
             let other = other.metrics.get(name).filter(|other| **other > 0.0)?;
-            Some((format!("time_to_{base}_ratio_to_{}", reference.name()), value / other))
+            Some((format!("{base}_ratio_to_{}", reference.name()), value / other))
         };
         let ratios: Vec<(String, f64)> = self.metrics.iter().filter_map(ratio).collect();
         self.metrics.extend(ratios);
@@ -122,13 +125,7 @@ impl Finish {
     }
 }
 
-/// A share as a part of a name: 0.9 is `90`, 0.975 is `97_5`.
-fn percent(share: f64) -> String {
-    let tenths = (share * 1_000.0).round();
-    if tenths % 10.0 == 0.0 { format!("{}", tenths / 10.0) } else { format!("{:.1}", tenths / 10.0).replace('.', "_") }
-}
-
-fn participation(journal: &Journal, agents: usize) -> Vec<Participation> {
+fn participation(journal: &Journal, ids: &[AgentId]) -> Vec<Participation> {
     let mut by_agent: BTreeMap<AgentId, (u64, f64)> = BTreeMap::new();
     for record in journal.records() {
         if let RecordBody::Contribution(update) = &record.body {
@@ -141,11 +138,11 @@ fn participation(journal: &Journal, agents: usize) -> Vec<Participation> {
     let all: u64 = by_agent.values().map(|(updates, _)| updates).sum();
     let all_pull: f64 = by_agent.values().map(|(_, pull)| pull).sum();
     let share = |part: f64, all: f64| if all > 0.0 { part / all } else { 0.0 };
-    let of = |machine: usize| {
-        let (updates, pull) = by_agent.get(&agent_id(machine)).copied().unwrap_or_default();
+    let of = |id: &AgentId| {
+        let (updates, pull) = by_agent.get(id).copied().unwrap_or_default();
         Participation { updates, share: share(updates as f64, all as f64), pull: share(pull, all_pull) }
     };
-    (1..=agents).map(of).collect()
+    ids.iter().map(of).collect()
 }
 
 /// Of every merged update, sorted.
@@ -172,10 +169,13 @@ fn refused(journal: &Journal) -> BTreeMap<String, u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::race::workload::Target;
 
     #[test]
-    fn a_target_is_named_in_percent() {
-        assert_eq!([0.9, 0.95, 0.975, 1.0].map(percent), ["90", "95", "97_5", "100"]);
+    fn a_target_is_named_in_percent_or_in_nats() {
+        let names = [0.9, 0.95, 0.975, 1.0].map(|share| Target::Accuracy(share).name());
+        assert_eq!(names, ["90", "95", "97_5", "100"]);
+        assert_eq!([1.8, 2.0].map(|loss| Target::Loss(loss).name()), ["loss_1_8", "loss_2"]);
     }
 
     #[test]
@@ -191,14 +191,16 @@ mod tests {
             agents: vec![],
             looks: vec![],
         };
-        let mut race = finish(&[("time_to_90_s", 30.0), ("time_to_95_s", 50.0), ("uplink_bytes_to_90", 8.0)]);
-        race.compare(Reference::Pauses, &finish(&[("time_to_90_s", 24.0), ("uplink_bytes_to_90", 4.0)]));
+        let mut race =
+            finish(&[("time_to_90_s", 30.0), ("time_to_95_s", 50.0), ("final_loss", 3.0), ("versions", 8.0)]);
+        let other = finish(&[("time_to_90_s", 24.0), ("final_loss", 2.0), ("versions", 4.0)]);
+        race.compare(Reference::Pauses, &other);
         let added: Vec<(&str, f64)> = race
             .metrics
             .iter()
             .filter(|(name, _)| name.contains("ratio"))
             .map(|(name, value)| (&**name, *value))
             .collect();
-        assert_eq!(added, [("time_to_90_ratio_to_pauses", 1.25)]);
+        assert_eq!(added, [("final_loss_ratio_to_pauses", 1.5), ("time_to_90_ratio_to_pauses", 1.25)]);
     }
 }

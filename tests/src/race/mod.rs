@@ -1,4 +1,4 @@
-//! The race: real training in virtual time (docs/race.md).
+//! The race: real training in virtual time, or with real processes (docs/race.md).
 //!
 //! ```text
 //!  workload ── W1.toml: data, split, model, rounds, lines, faults, targets
@@ -11,17 +11,20 @@
 //!                ▼
 //!            finish ─► report, page
 //! ```
+//! With a real clock, `real` takes the place of the world: daemons as processes, and models replayed from the journal.
 //! Races run beside each other, one a strategy and seed. Each has one thread, and its seed decides everything in it.
 
 mod course;
-mod data;
+pub(crate) mod data;
 mod finish;
 mod learner;
 mod page;
+pub(crate) mod real;
 mod report;
 mod scoreboard;
 mod split;
 mod strategy;
+mod texts;
 mod workload;
 
 use std::collections::BTreeSet;
@@ -29,16 +32,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anabranch_common::ids::AgentId;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::config::{Config, ConfigError};
 use anyhow::{Context as _, anyhow, bail};
 use parking_lot::Mutex;
+use toml::Table;
 
-use crate::sim::{DECODERS, Overhead, Setting, Stopped, World, panic_text};
+use crate::sim::{DECODERS, Overhead, Setting, Stopped, World, agent_id, panic_text};
 
 use course::Kills;
-use data::DataSet;
+pub(crate) use data::DataSet;
 use learner::Native;
+use real::RealRace;
 use scoreboard::{Judge, Scoreboard};
 
 pub use finish::{Finish, Participation};
@@ -68,6 +75,31 @@ pub struct Options {
     pub jobs: usize,
     /// What every strategy is compared with.
     pub references: BTreeSet<Reference>,
+    /// Whose time passes.
+    pub clock: Clock,
+}
+
+/// Whose time passes in a race.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Clock {
+    /// That of the simulation.
+    Virtual,
+    /// This machine's: the daemons run as processes, one race after the other.
+    Real {
+        /// The binary that is every daemon.
+        lab: PathBuf,
+    },
+}
+
+impl Clock {
+    /// Returns its name in a report.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Virtual => "virtual",
+            Self::Real { .. } => "real",
+        }
+    }
 }
 
 /// Another race with the same seed, with which one is compared.
@@ -75,6 +107,8 @@ pub struct Options {
 pub enum Reference {
     /// Processes that the workload kills stand still instead, for as long as they would be gone.
     Pauses,
+    /// One machine holds all data, and makes as many local rounds as all agents together.
+    Pooled,
 }
 
 impl Reference {
@@ -83,6 +117,7 @@ impl Reference {
     pub fn name(self) -> &'static str {
         match self {
             Self::Pauses => "pauses",
+            Self::Pooled => "pooled",
         }
     }
 }
@@ -90,8 +125,12 @@ impl Reference {
 /// What races with every seed.
 struct Entrant {
     name: String,
+    workload: Workload,
     config: Config,
+    /// The same as it is written in run.toml.
+    table: Table,
     kills: Kills,
+    holders: Holders,
     /// Those with which it is compared, among all entrants.
     references: Vec<(Reference, usize)>,
 }
@@ -103,9 +142,12 @@ struct Entrant {
 pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
     let Options { workload, seed, seeds, .. } = options;
     let entrants = entrants(options)?;
-    let data = DataSet::open(workload.data, options.data.as_deref(), &workload.model)?;
-    let rows = workload.split.rows(&workload.folder, workload.agent_count(), data.labels())?;
-    let shared = Shared { workload, data, rows };
+    let data = DataSet::open(workload, options.data.as_deref())?;
+    let pooled = data.pooled();
+    let data_of = |holders| match holders {
+        Holders::Agents => &data,
+        Holders::One => &pooled,
+    };
     let entries: Vec<(usize, u64)> =
         (0..entrants.len()).flat_map(|entrant| (*seed..seed + seeds).map(move |seed| (entrant, seed))).collect();
     let (next, finishes) = (AtomicUsize::new(0), Mutex::new(vec![None; entries.len()]));
@@ -113,12 +155,15 @@ pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
         loop {
             let entry = next.fetch_add(1, Ordering::Relaxed);
             let Some((entrant, seed)) = entries.get(entry).copied() else { return };
-            let finish = guarded(|| shared.race(&entrants[entrant], seed)).map_err(|error| format!("{error:#}"));
+            let entrant = &entrants[entrant];
+            let finish = guarded(|| entrant.race(data_of(entrant.holders), seed, &options.clock));
+            let finish = finish.map_err(|error| format!("{error:#}"));
             finishes.lock()[entry] = Some(finish);
         }
     };
+    let jobs = if options.clock == Clock::Virtual { options.jobs } else { 1 };
     std::thread::scope(|scope| {
-        (0..options.jobs.clamp(1, entries.len().max(1))).for_each(|_| _ = scope.spawn(race));
+        (0..jobs.clamp(1, entries.len().max(1))).for_each(|_| _ = scope.spawn(race));
     });
     let mut races: Vec<Vec<Finish>> = vec![Vec::new(); entrants.len()];
     for ((entrant, seed), finish) in entries.iter().zip(finishes.into_inner()) {
@@ -138,20 +183,29 @@ pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
 
 /// Each strategy, and after it those that it is compared with.
 fn entrants(options: &Options) -> anyhow::Result<Vec<Entrant>> {
-    let Options { workload, strategies, overrides, seed, references, .. } = options;
+    let Options { workload, strategies, overrides, seed, references, clock, .. } = options;
+    if references.contains(&Reference::Pauses) && !workload.kills() {
+        bail!("--pauses: the workload {} kills no process", workload.name);
+    }
     let mut entrants: Vec<Entrant> = Vec::new();
     for strategy in strategies {
-        let (name, config) = (strategy.name.clone(), config(workload, strategy, overrides, *seed)?);
-        strategy::check_overrides(workload, strategy, overrides)?;
-        let others = (entrants.len() + 1..).zip(references).map(|(at, reference)| (*reference, at)).collect();
-        entrants.push(Entrant { name: name.clone(), config: config.clone(), kills: Kills::Kill, references: others });
+        let mut entrant = Entrant::new(workload, strategy, overrides, *seed)?;
+        strategy::check_overrides(workload, strategy, overrides, clock)?;
+        let name = entrant.name.clone();
+        entrant.references = references.iter().copied().zip(entrants.len() + 1..).collect();
+        entrants.push(entrant);
         for reference in references {
-            let Reference::Pauses = reference;
-            if !workload.kills() {
-                bail!("--pauses: the workload {} kills no process", workload.name);
-            }
-            let (name, config) = (format!("{name}, {}", reference.name()), config.clone());
-            entrants.push(Entrant { name, config, kills: Kills::Pause, references: Vec::new() });
+            let name = format!("{name}, {}", reference.name());
+            entrants.push(match reference {
+                Reference::Pauses => {
+                    Entrant { name, kills: Kills::Pause, ..Entrant::new(workload, strategy, overrides, *seed)? }
+                }
+                Reference::Pooled => {
+                    let (strategy, overrides) = Strategy::pooled();
+                    let holders = Holders::One;
+                    Entrant { name, holders, ..Entrant::new(&workload.pooled(), &strategy, &overrides, *seed)? }
+                }
+            });
         }
     }
     Ok(entrants)
@@ -169,38 +223,67 @@ fn guarded<T>(race: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     catch_unwind(AssertUnwindSafe(race)).unwrap_or_else(|panic| bail!("it panicked: {}", panic_text(&*panic)))
 }
 
-/// What all races of a workload share.
-struct Shared<'a> {
-    workload: &'a Workload,
-    data: DataSet,
-    /// Of each agent.
-    rows: Vec<Vec<usize>>,
+/// Who holds the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holders {
+    /// Each agent its part.
+    Agents,
+    /// One machine all of it.
+    One,
 }
 
-impl Shared<'_> {
-    fn race(&self, entrant: &Entrant, seed: u64) -> anyhow::Result<Finish> {
-        let mut config = entrant.config.clone();
+impl Entrant {
+    fn new(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> anyhow::Result<Self> {
+        Ok(Self {
+            name: strategy.name.clone(),
+            workload: workload.clone(),
+            config: config(workload, strategy, overrides, seed)?,
+            table: strategy::table(workload, strategy, overrides, seed),
+            kills: Kills::Kill,
+            holders: Holders::Agents,
+            references: Vec::new(),
+        })
+    }
+
+    fn race(&self, data: &DataSet, seed: u64, clock: &Clock) -> anyhow::Result<Finish> {
+        let layers = self.config.spec.model.layers()?.context("the model is not a native one")?;
+        let judge = Judge::new(&self.config.spec.model, &data.test)?;
+        let board = Scoreboard::new(judge, &self.workload);
+        match clock {
+            Clock::Virtual => self.in_virtual_time(data, seed, board, layers.manifest),
+            Clock::Real { lab } => {
+                let (workload, kills, params) = (&self.workload, self.kills, layers.manifest.params());
+                RealRace { lab, workload, data, kills, seed }.run(&self.table, board, params)
+            }
+        }
+    }
+
+    fn in_virtual_time(
+        &self,
+        data: &DataSet,
+        seed: u64,
+        mut board: Scoreboard,
+        manifest: ModelManifest,
+    ) -> anyhow::Result<Finish> {
+        let (workload, params) = (&self.workload, manifest.params());
+        let mut config = self.config.clone();
         config.spec.seed = seed;
-        let layers = config.spec.model.layers()?.context("the model is not a native one")?;
-        let params = layers.manifest.params();
-        let shards = self.rows.iter().map(|rows| self.data.shard(rows.clone())).collect();
         let setting = Setting {
             spec: config.spec.clone(),
-            learner: Box::new(Native::new(layers.manifest, shards)),
+            learner: Box::new(Native::new(manifest, data.shards.clone())),
             overhead: Overhead::None,
             stopped: Stopped::StandsStill,
             budgets: Budgets::with_decoders(DECODERS),
-            overlap: self.workload.overlap,
+            overlap: workload.overlap,
         };
-        let judge = Judge::new(&config.spec.model, self.data.test())?;
-        let mut board = Scoreboard::new(judge, self.workload);
-        let schedule = course::schedule(self.workload, &config, params, seed, entrant.kills);
+        let schedule = course::schedule(workload, &config, params, seed, self.kills);
         let mut world = World::with(seed, schedule, setting, false);
         while let Some(at_ms) = board.next_ms().filter(|_| !world.is_broken()) {
             world.advance(at_ms);
             board.look(at_ms, world.served_model(), world.merged(), world.traffic());
         }
         let (outcome, journal) = world.finish();
-        Ok(Finish::new(self.workload, board.into_looks(), &outcome, &journal, params))
+        let ids: Vec<AgentId> = (1..=workload.agent_count()).map(agent_id).collect();
+        Ok(Finish::new(workload, board.into_looks(), &outcome, &journal, params, &ids))
     }
 }

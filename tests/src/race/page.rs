@@ -147,7 +147,7 @@ mod tests {
     fn the_page_shows_every_curve_and_loads_nothing() {
         let look = |at_ms, accuracy| Look {
             at_ms,
-            score: Score { accuracy, by_class: vec![accuracy] },
+            score: Score { accuracy, by_class: vec![accuracy], loss: 0.5 },
             updates: 1,
             uplink_bytes: 2,
             downlink_bytes: 3,

@@ -22,7 +22,7 @@ pub struct RaceReport {
     pub workload: String,
     /// What it is.
     pub about: String,
-    /// Virtual time of a race, in seconds.
+    /// Time of a race, in seconds.
     pub seconds: f64,
     /// Accuracies whose times were taken.
     pub targets: Vec<f64>,
@@ -129,7 +129,7 @@ impl RaceReport {
         let workload = &options.workload;
         Self {
             report,
-            clock: "virtual",
+            clock: options.clock.name(),
             workload: workload.name.clone(),
             about: workload.about.clone(),
             seconds: workload.seconds,
@@ -140,7 +140,7 @@ impl RaceReport {
 
     /// Prints a table for each strategy.
     pub fn print(&self) {
-        println!("{}: {}, {} s of virtual time", self.workload, self.about, self.seconds);
+        println!("{}: {}, {} s of {} time", self.workload, self.about, self.seconds, self.clock);
         self.runs.iter().for_each(StrategyReport::print);
         println!("{}", if self.report.pass { "pass" } else { "FAIL" });
     }
@@ -174,7 +174,6 @@ pub(super) fn figure(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::race::course::Kills;
 
     fn race(seed: u64, metrics: &[(&str, f64)], share: f64) -> Finish {
         Finish {
@@ -192,12 +191,7 @@ mod tests {
 
     #[test]
     fn a_target_counts_as_reached_when_most_seeds_reach_it() {
-        let entrant = Entrant {
-            name: "init".to_owned(),
-            config: strategy::tests::config(),
-            kills: Kills::Kill,
-            references: Vec::new(),
-        };
+        let entrant = strategy::tests::entrant();
         let time = "time_to_90_s";
         let races = vec![race(1, &[(time, 4.0)], 0.1), race(2, &[], 0.3), race(3, &[(time, 6.0)], 0.2)];
         let report = StrategyReport::new(&entrant, races);

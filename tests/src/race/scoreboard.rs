@@ -12,15 +12,28 @@ use crate::sim::Traffic;
 use super::course::ms;
 use super::data::Rows;
 use super::learner::OPTIONS;
-use super::workload::Workload;
+use super::workload::{Target, Workload};
 
 /// How good a model is on the test examples.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Score {
     /// Share of all examples that are classified correctly.
     pub accuracy: f64,
-    /// The same of each class.
+    /// The same of each class; of text there is one.
     pub by_class: Vec<f64>,
+    /// Mean cross-entropy of all examples, in nats.
+    pub loss: f64,
+}
+
+impl Score {
+    /// Whether the model has reached a target.
+    #[must_use]
+    pub(super) fn meets(&self, target: Target) -> bool {
+        match target {
+            Target::Accuracy(accuracy) => self.accuracy >= accuracy,
+            Target::Loss(loss) => self.loss <= loss,
+        }
+    }
 }
 
 /// Scores models.
@@ -39,16 +52,19 @@ impl Judge {
 
     /// A model that cannot be evaluated has learned nothing.
     fn score(&mut self, model: &[f32]) -> Score {
-        let (mut right, mut all, mut by_class) = (0.0, 0.0, Vec::new());
+        let (mut right, mut all, mut loss_sum, mut by_class) = (0.0, 0.0, 0.0, Vec::new());
         for test in &self.test {
+            let found = self.trainer.evaluate(model, test);
+            let (share, loss) = found.map_or((0.0, f64::INFINITY), |metrics| (metrics.accuracy, metrics.loss));
             let examples = test.len() as f64;
-            let share = self.trainer.evaluate(model, test).map_or(0.0, |metrics| metrics.accuracy);
             by_class.push(share);
-            // A count: rounding must not miss a target that is met exactly.
-            right += (share * examples).round();
+            // A count: rounding must not miss a target that is met exactly. Of text it is no whole number.
+            right += if test.text().is_some() { share * examples } else { (share * examples).round() };
+            loss_sum += loss * examples;
             all += examples;
         }
-        Score { accuracy: right / f64::max(all, 1.0), by_class }
+        let all = f64::max(all, 1.0);
+        Score { accuracy: right / all, by_class, loss: loss_sum / all }
     }
 }
 
@@ -72,7 +88,7 @@ pub struct Look {
 pub(super) struct Scoreboard {
     judge: Judge,
     /// The first target.
-    target: f64,
+    target: Option<Target>,
     /// Time between two looks until that is reached, and afterwards.
     every_ms: [u64; 2],
     end_ms: u64,
@@ -85,7 +101,7 @@ pub(super) struct Scoreboard {
 impl Scoreboard {
     pub(super) fn new(judge: Judge, workload: &Workload) -> Self {
         let (every_ms, end_ms) = (workload.look_s.map(ms), ms(workload.seconds));
-        let target = workload.targets.first().copied().unwrap_or(1.0);
+        let target = workload.all_targets().next();
         let next_ms = Some(every_ms[0].min(end_ms));
         Self { judge, target, every_ms, end_ms, next_ms, looks: Vec::new(), last: None }
     }
@@ -103,7 +119,7 @@ impl Scoreboard {
             self.looks.push(Look { at_ms, score, updates, uplink_bytes, downlink_bytes });
         }
         let [close_ms, wide_ms] = self.every_ms;
-        let is_reached = reached(&self.looks, self.target).is_some();
+        let is_reached = self.target.is_some_and(|target| reached(&self.looks, target).is_some());
         let next_ms = if is_reached { at_ms + wide_ms - at_ms % wide_ms } else { at_ms + close_ms };
         self.next_ms = (at_ms < self.end_ms).then_some(next_ms.min(self.end_ms));
     }
@@ -125,10 +141,10 @@ impl Scoreboard {
     }
 }
 
-/// Returns the first look at which the served model was at least so accurate.
+/// Returns the first look at which the served model had reached a target.
 #[must_use]
-pub(super) fn reached(looks: &[Look], target: f64) -> Option<&Look> {
-    looks.iter().find(|look| look.score.accuracy >= target)
+pub(super) fn reached(looks: &[Look], target: Target) -> Option<&Look> {
+    looks.iter().find(|look| look.score.meets(target))
 }
 
 #[cfg(test)]
@@ -139,14 +155,19 @@ mod tests {
     fn a_target_is_reached_at_the_first_look_that_shows_it() {
         let look = |at_ms, accuracy| Look {
             at_ms,
-            score: Score { accuracy, by_class: vec![] },
+            score: Score { accuracy, by_class: vec![], loss: 1.0 - accuracy },
             updates: at_ms,
             uplink_bytes: 10 * at_ms,
             downlink_bytes: 100 * at_ms,
         };
         let looks = [look(250, 0.5), look(500, 0.91), look(750, 0.89), look(1_000, 0.95)];
-        assert_eq!(reached(&looks, 0.9).map(|look| (look.at_ms, look.uplink_bytes)), Some((500, 5_000)));
-        assert_eq!(reached(&looks, 0.95).map(|look| look.at_ms), Some(1_000));
-        assert_eq!(reached(&looks, 0.96), None);
+        let at = |target| reached(&looks, target).map(|look| (look.at_ms, look.uplink_bytes));
+        assert_eq!(at(Target::Accuracy(0.9)), Some((500, 5_000)));
+        assert_eq!(at(Target::Accuracy(0.95)), Some((1_000, 10_000)));
+        assert_eq!(at(Target::Accuracy(0.96)), None);
+        assert_eq!(
+            [0.5, 0.25, 0.01].map(|loss| at(Target::Loss(loss)).map(|found| found.0)),
+            [Some(250), Some(500), None]
+        );
     }
 }

@@ -27,6 +27,17 @@ pub enum Split {
         /// The classes that one agent holds alone.
         holders: Vec<Holder>,
     },
+    /// Of text: each agent has the files below a folder of its own, except some that models are tested on.
+    Folders {
+        /// The folder of each agent, below the data directory.
+        agents: Vec<PathBuf>,
+        /// How the names of files end that are text, such as `py`.
+        extension: String,
+        /// One file in so many is held out to test on.
+        held_out_every: usize,
+        /// Bytes of each folder that are tested on.
+        held_out_bytes: usize,
+    },
 }
 
 /// A class that one agent holds alone.
@@ -45,7 +56,22 @@ impl Split {
     /// # Errors
     /// The key, and what is wrong with its value.
     pub(super) fn check(&self, agents: usize, classes: u32) -> Result<(), (String, String)> {
-        let Self::Rare { holders, .. } = self else { return Ok(()) };
+        let holders = match self {
+            Self::Rare { holders, .. } => holders,
+            Self::Folders { agents: folders, held_out_every, held_out_bytes, .. } => {
+                let least = |key: &str, found: usize, least: usize| match found >= least {
+                    true => Ok(()),
+                    false => Err((format!("split.{key}"), format!("must be at least {least}, but is {found}"))),
+                };
+                if folders.len() != agents {
+                    let problem = format!("must be as many as agents ({agents}), but are {}", folders.len());
+                    return Err(("split.agents".to_owned(), problem));
+                }
+                least("held_out_every", *held_out_every, 2)?;
+                return least("held_out_bytes", *held_out_bytes, 2);
+            }
+            Self::File { .. } | Self::Iid { .. } => return Ok(()),
+        };
         for (index, holder) in holders.iter().enumerate() {
             if holder.class >= classes {
                 let problem = format!("must be less than model.classes ({classes}), but is {}", holder.class);
@@ -75,6 +101,7 @@ impl Split {
             Self::File { path } => from_file(&folder.join(path), agents, labels.len())?,
             Self::Iid { seed } => rare(*seed, &[], agents, labels),
             Self::Rare { seed, holders } => rare(*seed, holders, agents, labels),
+            Self::Folders { .. } => bail!("split.kind folders is for text"),
         };
         if let Some(agent) = rows.iter().position(Vec::is_empty) {
             bail!("the split leaves agent {agent} without examples");

@@ -4,10 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anabranch_common::spec::{EvaluateSpec, RunSpec, TargetSpec};
-use anabranch_coordinator::config::{Config, ConfigError, DEFAULT_PORT, Retention, TemplateOptions};
+use anabranch_coordinator::config::{Config, ConfigError, DEFAULT_PORT, Retention, ServerConfig, TemplateOptions};
 use anyhow::{Context as _, bail};
 use toml::{Table, Value};
 
+use super::Clock;
 use super::workload::Workload;
 
 /// Strategies with a name, with the keys that the comments of run.toml name.
@@ -32,6 +33,22 @@ pub struct Strategy {
 }
 
 impl Strategy {
+    /// Returns what one machine that holds all data does: each update takes the place of the model, and nothing is
+    /// compressed or bounded.
+    pub(super) fn pooled() -> (Self, Vec<Override>) {
+        let merge = "strategy = \"fedasync\"\nalpha = 1.0\nstaleness = { fn = \"constant\" }";
+        let strategy = Self { name: "pooled".to_owned(), merge: Some(merge.parse().expect("it is TOML")) };
+        let overrides = [
+            "upload.codec={ kind = \"f32\" }",
+            "upload.feedback_decay=0.0",
+            "admit.max_norm_ratio=0.0",
+            "admit.clip_norm_ratio=0.0",
+            "admit.max_influence=0.0",
+            "train.keep_optimizer_state=true",
+        ];
+        (strategy, overrides.map(|text| Override::parse(text).expect("it has a key and a value")).into())
+    }
+
     /// Returns what `anabranch-coordinator init` writes.
     #[must_use]
     pub fn init() -> Self {
@@ -103,7 +120,7 @@ impl Override {
     }
 }
 
-/// Returns run.toml as `init` writes it, with the workload's sections, the strategy's `[merge]` and these overrides.
+/// Returns run.toml as [`table`] has it, checked.
 ///
 /// # Errors
 /// As [`Config::parse`]; lines are those of a text that nobody sees, keys are as they were written.
@@ -113,6 +130,11 @@ pub(super) fn config(
     overrides: &[Override],
     seed: u64,
 ) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("run.toml"), &table(workload, strategy, overrides, seed).to_string())
+}
+
+/// Returns run.toml as `init` writes it, with the workload's sections, the strategy's `[merge]` and these overrides.
+pub(super) fn table(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> Table {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
     let options = TemplateOptions { name: "race".to_owned(), seed, listen, names: Vec::new() };
     let mut table: Table = Config::template(&options).parse().expect("what `init` writes is TOML");
@@ -128,10 +150,10 @@ pub(super) fn config(
     put("admit", workload.admit.as_ref().map(|admit| Value::try_from(admit).expect(known)));
     put("merge", strategy.merge.clone().map(Value::Table));
     overrides.iter().for_each(|one| one.apply(&mut table));
-    Config::parse(Path::new("run.toml"), &table.to_string())
+    table
 }
 
-/// What a race reads of run.toml, whose seed is the race's.
+/// What a race in virtual time reads of run.toml, whose seed is the race's.
 #[derive(PartialEq)]
 struct Read {
     spec: RunSpec,
@@ -156,17 +178,35 @@ impl Read {
     }
 }
 
+/// What a race with real processes reads of run.toml: everything but what the race decides itself.
+fn read_by_processes(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.spec.seed = 0;
+    config.server = ServerConfig::default();
+    config.checkpoint.retention = Retention::All;
+    config
+}
+
 /// Checks that every override reaches the race.
 ///
 /// # Errors
 /// The key of one of them is not read there.
-pub(super) fn check_overrides(workload: &Workload, strategy: &Strategy, overrides: &[Override]) -> anyhow::Result<()> {
+pub(super) fn check_overrides(
+    workload: &Workload,
+    strategy: &Strategy,
+    overrides: &[Override],
+    clock: &Clock,
+) -> anyhow::Result<()> {
+    let is_read = |one: &Config, other: &Config| match clock {
+        Clock::Virtual => Read::of(one) != Read::of(other),
+        Clock::Real { .. } => read_by_processes(one) != read_by_processes(other),
+    };
     let with = config(workload, strategy, overrides, 0)?;
     for (index, one) in overrides.iter().enumerate() {
         let others: Vec<Override> = [&overrides[..index], &overrides[index + 1..]].concat();
         // What is wrong without it, it has mended.
         let Ok(without) = config(workload, strategy, &others, 0) else { continue };
-        if with != without && Read::of(&with) == Read::of(&without) {
+        if with != without && !is_read(&with, &without) {
             bail!("--set {}={}: a race does not read this key", one.key, one.value);
         }
     }
@@ -198,10 +238,29 @@ fn short(value: Value) -> Value {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::race::Entrant;
 
     /// A complete configuration.
-    pub(in crate::race) fn config() -> Config {
-        Config::parse(Path::new("run.toml"), crate::process::DIGITS).expect("a run")
+    fn spec() -> RunSpec {
+        Config::parse(Path::new("run.toml"), crate::process::DIGITS).expect("a run").spec
+    }
+
+    pub(in crate::race) fn entrant() -> Entrant {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads/w1.toml");
+        let workload = Workload::read(&file).expect("it ships");
+        Entrant::new(&workload, &Strategy::init(), &[], 1).expect("it is sound")
+    }
+
+    #[test]
+    fn one_machine_with_all_data_has_a_sound_configuration() {
+        let (strategy, overrides) = Strategy::pooled();
+        let workload = entrant().workload;
+        let config = config(&workload.pooled(), &strategy, &overrides, 1).expect("sound");
+        assert!(config.spec.train.keep_optimizer_state && config.spec.upload.feedback_decay == 0.0);
+        let rounds: f64 = workload.each_agent().map(|group| workload.seconds / group.round_s).sum();
+        let pooled = workload.pooled();
+        assert_eq!((pooled.agent_count(), pooled.overlap), (1, false));
+        assert!((pooled.seconds / pooled.agents[0].round_s - rounds).abs() < 1e-6);
     }
 
     #[test]
@@ -221,7 +280,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_configuration_reads_as_it_was_written() {
-        let words = in_words(&config().spec);
+        let words = in_words(&spec());
         assert!(words.contains("fraction = 0.05,") || words.contains("fraction = 0.05 "), "{words}");
         assert!(words.contains("a = 0.5") && words.contains("buffer_size = 2"), "{words}");
     }

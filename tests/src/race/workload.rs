@@ -36,7 +36,11 @@ pub struct Workload {
     /// Virtual time that agents train, in seconds.
     pub seconds: f64,
     /// Accuracies whose times are taken, each in (0, 1], rising.
+    #[serde(default)]
     pub targets: Vec<f64>,
+    /// Losses whose times are taken, in nats, falling.
+    #[serde(default)]
+    pub loss_targets: Vec<f64>,
     /// Time between two looks at the served model in seconds: until the first target is reached, and afterwards, then at
     /// whole multiples of it.
     #[serde(default = "looks")]
@@ -69,6 +73,31 @@ pub struct Workload {
     /// What goes wrong.
     #[serde(default)]
     pub faults: Faults,
+}
+
+/// What a model is to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Target {
+    /// At least this share of the test examples is classified correctly.
+    Accuracy(f64),
+    /// The mean loss of the test examples in nats is at most this.
+    Loss(f64),
+}
+
+impl Target {
+    /// Its name in figures: an accuracy of 0.9 is `90`, one of 0.975 is `97_5`, a loss of 1.8 is `loss_1_8`.
+    #[must_use]
+    pub fn name(self) -> String {
+        let number = match self {
+            Self::Accuracy(share) => {
+                let tenths = (share * 1_000.0).round();
+                let decimals = if tenths % 10.0 == 0.0 { 0 } else { 1 };
+                format!("{:.decimals$}", tenths / 10.0)
+            }
+            Self::Loss(loss) => format!("loss_{loss}"),
+        };
+        number.replace('.', "_")
+    }
 }
 
 /// Agents that are alike.
@@ -107,8 +136,15 @@ pub struct LinePlan {
     pub down: Way,
 }
 
+impl LinePlan {
+    /// Whether it takes no time.
+    pub(super) fn is_free(&self) -> bool {
+        [&self.up, &self.down].into_iter().all(|way| *way == Way::default())
+    }
+}
+
 /// One way of a line.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Way {
     /// Rate in kbit/s; without it, unlimited.
@@ -196,6 +232,22 @@ impl Workload {
         self.faults.agents.is_some() || self.faults.coordinator.as_ref().is_some_and(|kills| !kills.at_s.is_empty())
     }
 
+    /// Returns what models are to reach: accuracies, then losses.
+    pub fn all_targets(&self) -> impl Iterator<Item = Target> {
+        let accuracies = self.targets.iter().copied().map(Target::Accuracy);
+        accuracies.chain(self.loss_targets.iter().copied().map(Target::Loss))
+    }
+
+    /// Returns the workload of one machine that holds all data: it makes as many local rounds as all agents together, on a
+    /// line that takes no time, and nothing goes wrong.
+    #[must_use]
+    pub fn pooled(&self) -> Self {
+        let rounds_per_s: f64 = self.each_agent().map(|group| 1.0 / group.round_s).sum();
+        let agents = vec![AgentGroup { count: 1, round_s: 1.0 / rounds_per_s, line: None }];
+        let (line, faults) = (LinePlan::default(), Faults::default());
+        Self { agents, overlap: false, line, faults, ..self.clone() }
+    }
+
     /// Returns how many agents there are.
     #[must_use]
     pub fn agent_count(&self) -> usize {
@@ -208,12 +260,23 @@ impl Workload {
         })?;
         let rising = self.targets.windows(2).all(|pair| pair[0] < pair[1]);
         let shares = self.targets.iter().all(|target| *target > 0.0 && *target <= 1.0);
-        ensure(rising && shares && !self.targets.is_empty(), "targets", || {
+        ensure(rising && shares && self.all_targets().next().is_some(), "targets", || {
             format!("must be rising numbers above 0 and at most 1, but is {:?}", self.targets)
         })?;
+        let falling = self.loss_targets.windows(2).all(|pair| pair[0] > pair[1]);
+        let losses = self.loss_targets.iter().all(|target| *target > 0.0 && target.is_finite());
+        ensure(falling && losses, "loss_targets", || {
+            format!("must be falling numbers above 0, but is {:?}", self.loss_targets)
+        })?;
         self.look_s.iter().try_for_each(|look_s| positive(*look_s, || "look_s".to_owned()))?;
-        let native = matches!(self.model.kind, ModelKind::Mlp | ModelKind::Cnn);
-        ensure(native, "model.kind", || format!("must be mlp or cnn, but is {}", self.model.kind.as_str()))?;
+        let (is_text, kind) = (self.data == DataName::Text, self.model.kind);
+        let fits = if is_text { kind == ModelKind::Gpt } else { matches!(kind, ModelKind::Mlp | ModelKind::Cnn) };
+        ensure(fits, "model.kind", || {
+            let expected = if is_text { "gpt for text" } else { "mlp or cnn" };
+            format!("must be {expected}, but is {}", kind.as_str())
+        })?;
+        let of_text = matches!(self.split, Split::Folders { .. });
+        ensure(of_text == is_text, "split", || "must be of kind folders for text, and for nothing else".to_owned())?;
         ensure(self.watch.iter().all(|class| *class < self.model.classes), "watch", || {
             format!("names a class beyond model.classes ({}): {:?}", self.model.classes, self.watch)
         })?;

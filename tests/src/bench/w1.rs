@@ -4,25 +4,21 @@
 //! times. Everything is enrolled first; then the coordinator and the agents are started at the same moment, and the
 //! clock of start-up runs until the first lease. From there on the time to an accuracy is counted.
 
-mod data;
-
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anabranch_common::status::Traffic;
-use anabranch_coordinator::store::Store as _;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
 use super::usage::Usage;
 use crate::clock::Stopwatch;
-use crate::invariants::{on_a_copy, told};
-use crate::process::{Cluster, PATIENCE, Role, Seen, Tail, What};
+use crate::process::{Counted, LOOK, PATIENCE, TimedRun, What, agent_name};
+use crate::race::{DataSet, Workload, real};
 use crate::report::Report;
 
-/// Local rounds in milliseconds, by agent.
-const ROUNDS_MS: [u64; 10] = [250, 250, 250, 250, 250, 250, 250, 250, 2_500, 12_500];
+/// Data, split, model and rounds.
+const WORKLOAD: &str = include_str!("../../workloads/w1.toml");
+/// Where its split file is, when this was built.
+const WORKLOAD_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/w1.toml");
 /// The agent that also holds the test set.
 const JUDGE: usize = 0;
 /// The agent that faults hit: neither the judge nor one of the slow ones.
@@ -30,8 +26,6 @@ const VICTIM: usize = 1;
 /// When the fault comes, in seconds after the first lease, and how long it lasts unless it is for good.
 const FAULT_AT_S: f64 = 3.0;
 const FAULT_S: f64 = 2.0;
-/// How often logs and processes are looked at.
-const LOOK: Duration = Duration::from_millis(20);
 /// Looks between two at memory and processor time.
 const LOOKS_PER_USAGE: u64 = 10;
 /// Looks between two at the coordinator's own count of what it has sent, which is lost with its process.
@@ -142,44 +136,16 @@ pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
     bench.report(options, seed)
 }
 
-fn name(agent: usize) -> String {
-    format!("agent-{agent}")
-}
-
-/// What a coordinator counts and does not store.
-#[derive(Debug, Clone, Copy, Default)]
-struct Counted {
-    /// Bytes of models, as sent.
-    models: u64,
-    received: Traffic,
-    sent: Traffic,
-}
-
-impl Counted {
-    fn plus(mut self, other: Self) -> Self {
-        self.models += other.models;
-        self.received += other.received;
-        self.sent += other.sent;
-        self
-    }
-}
-
 struct Bench {
-    cluster: Cluster,
-    shards: Vec<PathBuf>,
-    test: PathBuf,
+    run: TimedRun,
     fault: Fault,
     until: f64,
-    tails: Vec<Tail>,
-    /// What agents have said, in the order in which it was read.
-    seen: Vec<Seen>,
     usage: Usage,
     startup_s: f64,
     times: [Option<f64>; TARGETS.len()],
     best: f64,
     wall_s: f64,
-    /// What coordinators have counted that are gone, and what the present one has.
-    traffic: (Counted, Counted),
+    counted: Counted,
     /// Whom the fault has stopped, until it is over.
     struck: bool,
     over: bool,
@@ -188,24 +154,17 @@ struct Bench {
 impl Bench {
     /// Certificates and shards; nothing runs afterwards.
     fn new(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Self> {
-        let mut cluster = Cluster::new(lab, &options.run_toml(seed))?;
-        let shards = data::write_shards(&options.data, cluster.path())?;
-        let test = data::write_test(&options.data, cluster.path())?;
-        if shards.len() != ROUNDS_MS.len() {
-            bail!("the split file has {} lines for {} agents", shards.len(), ROUNDS_MS.len());
-        }
-        cluster.start_coordinator()?;
-        for agent in 0..shards.len() {
-            cluster.join(&name(agent))?;
-        }
-        cluster.park_coordinator()?;
-        let tails = (0..shards.len()).map(name).map(|name| Tail::new(&name, cluster.log_path(&name))).collect();
+        let workload = Workload::parse(Path::new(WORKLOAD_FILE), WORKLOAD)?;
+        let data = DataSet::open(&workload, Some(&options.data))?;
+        let run = TimedRun::new(lab, &options.run_toml(seed), |folder| {
+            let mut agents = real::prepare(&workload, &data, folder)?;
+            let test = folder.join("test");
+            data.all_test.write(&test)?;
+            agents[JUDGE].eval_shard = Some(test);
+            Ok(agents)
+        })?;
         Ok(Self {
-            cluster,
-            tails,
-            seen: Vec::new(),
-            shards,
-            test,
+            run,
             fault: options.fault,
             until: options.until,
             usage: Usage::default(),
@@ -213,55 +172,28 @@ impl Bench {
             times: [None; TARGETS.len()],
             best: 0.0,
             wall_s: 0.0,
-            traffic: Default::default(),
+            counted: Counted::default(),
             struck: false,
             over: false,
         })
     }
 
-    fn start_agent(&mut self, agent: usize) -> anyhow::Result<()> {
-        let (shard, test, round) = (self.shards[agent].clone(), self.test.clone(), ROUNDS_MS[agent].to_string());
-        let mut args: Vec<&OsStr> = vec!["--shard".as_ref(), shard.as_os_str(), "--min-round".as_ref(), round.as_ref()];
-        args.extend(["--threads", "1", "--log-format", "json"].map(OsStr::new));
-        if agent == JUDGE {
-            args.extend([OsStr::new("--eval-shard"), test.as_os_str()]);
-        }
-        self.cluster.start_agent(Role::Agent, &name(agent), &args, &[])?;
-        Ok(())
-    }
-
     /// Everything at once, until there is work.
     fn start(&mut self) -> anyhow::Result<()> {
         let watch = Stopwatch::start();
-        self.cluster.spawn_coordinator(&[])?;
-        for agent in 0..self.shards.len() {
-            self.start_agent(agent)?;
-        }
-        loop {
-            self.listen()?;
-            if self.seen.iter().any(|seen| seen.what == What::Leased) {
-                self.startup_s = watch.seconds();
-                return Ok(());
-            }
-            if watch.elapsed() > PATIENCE {
-                bail!("nobody was granted a lease within {PATIENCE:?}\n{}", self.cluster.logs());
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// Reads what agents have said. Nobody asks when that was: the watch of the run is looked at here.
-    fn listen(&mut self) -> anyhow::Result<()> {
-        self.tails.iter_mut().try_for_each(|tail| tail.read(0, &mut self.seen))
+        self.run.start()?;
+        self.run.wait_for_work()?;
+        self.startup_s = watch.seconds();
+        Ok(())
     }
 
     fn watch_to_the_end(&mut self) -> anyhow::Result<()> {
         let (watch, mut reached) = (Stopwatch::start(), false);
         for look in 0u64.. {
             let now_s = watch.seconds();
-            let heard = self.seen.len();
-            self.listen()?;
-            for seen in &self.seen[heard..] {
+            let heard = self.run.seen.len();
+            self.run.listen()?;
+            for seen in &self.run.seen[heard..] {
                 if let What::Evaluated { accuracy, .. } = seen.what {
                     self.best = self.best.max(accuracy);
                 }
@@ -276,10 +208,10 @@ impl Bench {
             }
             if look % LOOKS_PER_STATUS == 0 || (self.best >= self.until && !reached) {
                 reached = self.best >= self.until;
-                self.look_at_traffic();
+                self.counted = self.run.count();
             }
             self.strike(now_s)?;
-            if (!self.struck || self.over) && self.cluster.coordinator()?.exited()?.is_some() {
+            if (!self.struck || self.over) && self.run.cluster.coordinator()?.exited()?.is_some() {
                 self.wall_s = now_s;
                 return Ok(());
             }
@@ -289,27 +221,16 @@ impl Bench {
     }
 
     fn look_at_processes(&mut self) -> anyhow::Result<()> {
-        let pid = self.cluster.coordinator()?.pid();
+        let pid = self.run.cluster.coordinator()?.pid();
         self.usage.look("coordinator", pid);
         let mut pids = Vec::new();
-        for agent in (0..self.shards.len()).map(name) {
-            let pid = self.cluster.agent(&agent)?.pid();
+        for agent in (0..self.run.agents()).map(agent_name) {
+            let pid = self.run.cluster.agent(&agent)?.pid();
             self.usage.look(&agent, pid);
             pids.push(pid);
         }
         self.usage.look_together(pids.into_iter());
         Ok(())
-    }
-
-    /// A coordinator that does not answer is dead, or has just ended: what it said last stands.
-    fn look_at_traffic(&mut self) {
-        if let Ok(status) = self.cluster.status()
-            && status.serving
-        {
-            let network = status.network.unwrap_or_default();
-            let (models, received, sent) = (status.downlink_bytes, network.received, network.sent);
-            self.traffic.1 = Counted { models, received, sent };
-        }
     }
 
     fn strike(&mut self, now_s: f64) -> anyhow::Result<()> {
@@ -318,23 +239,19 @@ impl Bench {
             self.look_at_processes()?;
             match self.fault {
                 Fault::None => {}
-                Fault::KillAgent => self.cluster.agent(&name(VICTIM))?.kill()?,
+                Fault::KillAgent => self.run.kill(VICTIM + 1)?,
                 Fault::HangAgent => {
-                    self.cluster.agent(&name(VICTIM))?.signal(Signal::SIGSTOP)?;
+                    self.run.signal(VICTIM + 1, Signal::SIGSTOP)?;
                     self.over = true;
                 }
-                Fault::KillCoordinator => {
-                    self.look_at_traffic();
-                    self.cluster.coordinator()?.kill()?;
-                    self.traffic = (self.traffic.0.plus(self.traffic.1), Counted::default());
-                }
+                Fault::KillCoordinator => self.run.kill(0)?,
             }
         }
         if self.struck && !self.over && now_s >= FAULT_AT_S + FAULT_S {
             self.over = true;
             match self.fault {
-                Fault::KillAgent => self.start_agent(VICTIM)?,
-                Fault::KillCoordinator => drop(self.cluster.spawn_coordinator(&[])?),
+                Fault::KillAgent => self.run.revive(VICTIM + 1)?,
+                Fault::KillCoordinator => self.run.revive(0)?,
                 Fault::None | Fault::HangAgent => {}
             }
         }
@@ -343,32 +260,22 @@ impl Bench {
 
     /// The run has ended and everyone was told, but whoever hung.
     fn stop(&mut self) -> anyhow::Result<()> {
-        let code = self.cluster.coordinator()?.wait(PATIENCE)?;
+        let code = self.run.cluster.coordinator()?.wait(PATIENCE)?;
         if code != 0 {
-            bail!("the coordinator ended with {code}\n{}", self.cluster.logs());
+            bail!("the coordinator ended with {code}\n{}", self.run.cluster.logs());
         }
         if self.fault == Fault::HangAgent {
-            self.cluster.agent(&name(VICTIM))?.signal(Signal::SIGCONT)?;
+            self.run.signal(VICTIM + 1, Signal::SIGCONT)?;
         }
-        self.cluster.park_agents()?;
-        self.listen()
-    }
-
-    /// What agents were told against every record.
-    fn audit(&self) -> anyhow::Result<told::Told> {
-        let told = told::keys(&self.cluster, &self.seen)?;
-        let found = on_a_copy(&self.cluster.coordinator_dir(), |store| told::audit(store.journal(), &told))?;
-        match found.problem {
-            Some(violation) => Err(violation.into()),
-            None => Ok(found),
-        }
+        self.run.cluster.park_agents()?;
+        self.run.listen()
     }
 
     fn report(self, options: &Options, seed: u64) -> anyhow::Result<Report> {
         let mut report = Report::new("anabranch-lab bench w1", seed);
-        let status = self.cluster.status()?;
-        self.cluster.verify()?;
-        let found = self.audit().context("the journal does not keep its promises")?;
+        let status = self.run.cluster.status()?;
+        self.run.cluster.verify()?;
+        let found = self.run.audit().context("the journal does not keep its promises")?;
         report.metric("startup_s", self.startup_s);
         report.metric("wall_s", self.wall_s);
         for ((metric, _), time) in TARGETS.iter().zip(self.times) {
@@ -386,10 +293,9 @@ impl Bench {
         report.metric("updates_duplicated", found.duplicated as f64);
         report.metric("uplink_bytes", status.uplink_bytes as f64);
         // Looked up every 2 s and at the end: the last moments before a kill are not in it.
-        let traffic = self.traffic.0.plus(self.traffic.1);
-        report.metric("downlink_bytes", traffic.models as f64);
-        report.metric("uplink_ip_bytes", traffic.received.ip_bytes() as f64);
-        report.metric("downlink_ip_bytes", traffic.sent.ip_bytes() as f64);
+        report.metric("downlink_bytes", self.counted.models as f64);
+        report.metric("uplink_ip_bytes", self.counted.received.ip_bytes() as f64);
+        report.metric("downlink_ip_bytes", self.counted.sent.ip_bytes() as f64);
         report.metric("raw_f32_uplink_bytes", status.raw_f32_uplink_bytes as f64);
         let (coordinator, all) = ((|name: &str| name == "coordinator"), (|name: &str| name != "coordinator"));
         report.metric("coordinator_peak_rss_bytes", self.usage.peak_bytes(coordinator));
