@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::CodecSpec;
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId};
 use crate::limits;
 use crate::manifest::ModelManifest;
@@ -75,6 +76,10 @@ pub struct Plan {
     pub weight: f32,
     /// Whether the update is to say the product of its content with its base (`UpdateMeta::base_dot`).
     pub base_dot: bool,
+    /// How the update is to be encoded, in place of `upload.codec`.
+    pub codec: CodecSpec,
+    /// Whether the update is to say how much compression has left out by now (`UpdateMeta::residual_ratio`).
+    pub residual_ratio: bool,
 }
 
 impl Plan {

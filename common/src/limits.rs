@@ -241,6 +241,8 @@ pub const UNWRITTEN_RECORDS: u64 = 65_536;
 pub const AGENT_RECORDS_BURST: u64 = 256;
 /// ... how many of them are allowed again every second.
 pub const AGENT_RECORDS_PER_S: u64 = 4;
+/// Codecs of a run whose codecs follow the agents' lines, beside the mildest one.
+pub const CODEC_LEVELS: usize = 8;
 /// Leases of one agent that ended without an update and are remembered, newest first.
 pub const ENDED_LEASES_KEPT: usize = 64;
 /// Rows and problems that `shard inspect` lists.

@@ -1,11 +1,13 @@
 //! What a run is: model, local training, upload, merging, evaluation, targets. The coordinator reads it from
 //! `run.toml`, journals it as canonical text, and sends agents their part of it ([`AgentSpec`]).
 
+mod adaptive;
 mod gpt;
 mod layers;
 mod lr_schedule;
 mod train;
 
+pub use adaptive::AdaptiveSpec;
 pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
 pub use layers::{Conv, Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
@@ -204,10 +206,21 @@ fn beta_2() -> f32 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UploadSpec {
-    /// The codec.
+    /// The codec; with `adaptive` that of agents whose lines are wide enough for it.
     pub codec: CodecSpec,
     /// EF14's beta: how much of what compression left out is carried to the next update (0 switches feedback off).
     pub feedback_decay: f32,
+    /// Smaller codecs for agents on thin lines. Agents are not told of it: each lease names its codec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<AdaptiveSpec>,
+}
+
+impl UploadSpec {
+    /// Returns one codec for every update.
+    #[must_use]
+    pub const fn fixed(codec: CodecSpec, feedback_decay: f32) -> Self {
+        Self { codec, feedback_decay, adaptive: None }
+    }
 }
 
 /// Which updates are admitted.

@@ -48,6 +48,9 @@ pub struct UpdateMeta {
     /// The product of the decoded content with the model that the training started from, summed in f64 in index order.
     /// Only where the lease's plan asks for it.
     pub base_dot: Option<f64>,
+    /// Norm of what compression has left out, with this update, over the norm of the delta. Only where the lease's plan
+    /// asks for it, and there is a delta.
+    pub residual_ratio: Option<f32>,
 }
 
 /// Why an update was refused. Each reason says whether its content goes back into the agent's feedback state.

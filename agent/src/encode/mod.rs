@@ -66,13 +66,31 @@ pub fn bank(
             let started_from = bank.started_from.take();
             let base_dot = started_from.map(|from| from.product(&sent(&bank, manifest, &update.payload)));
             let base_dot = base_dot.filter(|product| product.is_finite());
-            Ok(ledger.bank(key, manifest, &bank, update, base_dot)?)
+            let residual_ratio = bank.lease.plan.residual_ratio.then(|| residual_ratio(&bank, &update)).flatten();
+            Ok(ledger.bank(key, manifest, &bank, update, Measured { base_dot, residual_ratio })?)
         }
         Err(error) => {
             ledger.restore_residual()?;
             Err(error.into())
         }
     }
+}
+
+/// What the coordinator wants to know of an update beside the trainer's figures.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Measured {
+    /// The product of its content with the model that its round started from.
+    pub base_dot: Option<f64>,
+    /// Norm of what is left out now over the norm of the delta.
+    pub residual_ratio: Option<f32>,
+}
+
+/// Returns the norm of what `update` leaves out over the norm of the delta, if there is a delta.
+#[expect(clippy::cast_possible_truncation, reason = "a ratio that is told")]
+fn residual_ratio(bank: &Bank, update: &Update) -> Option<f32> {
+    let left_out = update.left_out.as_deref().map_or(0.0, codec::euclidean_norm);
+    let ratio = (left_out / codec::euclidean_norm(&bank.outcome.delta)) as f32;
+    ratio.is_finite().then_some(ratio)
 }
 
 /// What a payload decodes to, wherever it was encoded.

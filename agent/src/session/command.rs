@@ -60,7 +60,7 @@ pub enum Command {
         /// The lease; it holds the round's seed.
         lease: Box<Lease>,
         /// The configuration that counts for this round: `train` is what the lease's plan makes of
-        /// it.
+        /// it, and `upload.codec` the plan's.
         spec: Box<AgentSpec>,
         /// The base's content.
         base: Arc<[f32]>,

@@ -109,7 +109,13 @@ pub(crate) fn lease(id: u64, version: u64) -> Lease {
         base_digest: digest(version),
         seed: 99,
         expires_at_ms: 0,
-        plan: Plan { local_steps: spec().train.local_steps, round: id, weight: 0.6, ..PLAN },
+        plan: Plan {
+            local_steps: spec().train.local_steps,
+            round: id,
+            weight: 0.6,
+            codec: spec().upload.codec,
+            ..PLAN
+        },
     }
 }
 
@@ -134,6 +140,7 @@ pub(crate) fn entry(seq: u64, lease: &Lease) -> OutboxEntry {
             train_loss: 0.5,
             compute_ms: 20,
             base_dot: None,
+            residual_ratio: None,
         },
         transfer: TransferManifest::of(&payload),
     }

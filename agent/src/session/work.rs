@@ -142,6 +142,7 @@ impl Session {
     fn train(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
         let mut spec = self.membership.terms().expect("a lease comes only after a welcome").spec.clone();
         spec.train = lease.plan.of(&spec.train);
+        spec.upload.codec = lease.plan.codec;
         let from = StartedFrom { base: Arc::clone(&base), lead: lead.clone() };
         self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps, from);
         out.push(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead });
@@ -160,7 +161,7 @@ impl Session {
         let Some((lease, started_from)) = trained else { return };
         let (epoch, seq) = self.membership.number();
         let upload = &self.membership.terms().expect("a lease comes only after a welcome").spec.upload;
-        let (codec, feedback_decay) = (upload.codec, upload.feedback_decay);
+        let (codec, feedback_decay) = (lease.plan.codec, upload.feedback_decay);
         let bank = Bank { lease, epoch, seq, codec, feedback_decay, outcome, started_from };
         out.push(Command::Bank(Box::new(bank)));
     }

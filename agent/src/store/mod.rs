@@ -40,7 +40,7 @@ use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
 
-use crate::encode::{Origin, States, Update};
+use crate::encode::{Measured, Origin, States, Update};
 use crate::session::command::{Bank, Settlement};
 use crate::session::event::{FeedbackState, Kept, OutboxEntry};
 pub use fresh::FreshPayloads;
@@ -146,8 +146,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stores an encoded update with the residual that it leaves, in one step. `base_dot` is its product with the model that
-    /// its round started from, if the coordinator wants to know it.
+    /// Stores an encoded update with the residual that it leaves, in one step. `measured` is what the coordinator wants to
+    /// know of it.
     ///
     /// # Errors
     /// The store fails.
@@ -157,7 +157,7 @@ impl Ledger {
         manifest: &ModelManifest,
         bank: &Bank,
         update: Update,
-        base_dot: Option<f64>,
+        measured: Measured,
     ) -> Result<OutboxEntry, StorageError> {
         let Update { payload, left_out, state } = update;
         let Bank { lease, codec, outcome, .. } = bank;
@@ -175,14 +175,15 @@ impl Ledger {
             lease: lease.id,
             base_version: lease.base_version,
             base_digest: lease.base_digest,
-            codec: codec::encoder(*codec).id(),
+            codec: codec.id(),
             payload_bytes: payload.len() as u64,
             payload_digest: blob.digest,
             num_examples: outcome.num_examples,
             local_steps: outcome.local_steps,
             train_loss: outcome.train_loss,
             compute_ms: outcome.compute_ms,
-            base_dot,
+            base_dot: measured.base_dot,
+            residual_ratio: measured.residual_ratio,
         };
         next.outbox.push(StoredUpdate { meta: meta.clone(), blob: blob.number });
         next.counter = Some((key.epoch, key.seq.next()));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::quantize::ValueBits;
-use super::{Codec, blocks, dense, sparse};
+use super::{Codec, CodecId, blocks, dense, sparse};
 
 /// A codec as configured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -51,6 +51,48 @@ impl CodecSpec {
     }
 }
 
+/// Bits that a value of a Rice code's gap takes beyond the logarithm of the mean gap, about.
+const GAP_BITS: f64 = 1.5;
+
+impl CodecSpec {
+    /// Returns the id that payloads of this codec have.
+    #[must_use]
+    pub fn id(&self) -> CodecId {
+        match *self {
+            Self::F32 => dense::Planes32::ID,
+            Self::Bf16 => dense::Planes16::ID,
+            Self::Int8 => blocks::Int8::ID,
+            Self::Int4 => blocks::Int4::ID,
+            Self::TopK { fraction, bits } => sparse::TopK::with_bits(fraction, bits).id(),
+        }
+    }
+
+    /// Returns the bits that a value of a large tensor takes, about: to compare codecs with each other. `+ - * /` only, so
+    /// that it is the same on every machine.
+    #[must_use]
+    pub fn bits_per_value(&self) -> f64 {
+        match *self {
+            Self::F32 => 32.0,
+            Self::Bf16 => 16.0,
+            Self::Int8 => 8.0 + 32.0 / 256.0,
+            Self::Int4 => 4.0 + 32.0 / 128.0,
+            Self::TopK { fraction, bits } => {
+                let fraction = f64::from(fraction);
+                fraction * (bits.count() as f64 + log_2(1.0 / fraction) + GAP_BITS)
+            }
+        }
+    }
+}
+
+/// The logarithm to base 2 of a number of at least 1, to 0.09: linear between powers of 2.
+fn log_2(mut number: f64) -> f64 {
+    let mut whole = 0.0;
+    while number >= 2.0 && whole < 64.0 {
+        (number, whole) = (number / 2.0, whole + 1.0);
+    }
+    whole + number - 1.0
+}
+
 /// Returns the encoder that a configuration asks for.
 #[must_use]
 pub fn encoder(spec: CodecSpec) -> Box<dyn Codec> {
@@ -66,6 +108,24 @@ pub fn encoder(spec: CodecSpec) -> Box<dyn Codec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codecs_are_as_large_as_they_say() {
+        use crate::manifest::{ModelManifest, TensorSpec};
+        let manifest =
+            ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![1 << 20] }]).expect("one tensor");
+        let values = anabranch_testkit::codec::normal(manifest.params(), 5);
+        let sparse =
+            [0.05, 0.02, 0.01, 0.005, 0.0025].map(|fraction| CodecSpec::TopK { fraction, bits: ValueBits::Four });
+        for spec in sparse.into_iter().chain([CodecSpec::Int8, CodecSpec::Int4, CodecSpec::top_k(0.01)]) {
+            let codec = encoder(spec);
+            assert_eq!(codec.id(), spec.id());
+            let bits = codec.encode(&manifest, &values).expect("finite").len() as f64 * 8.0 / values.len() as f64;
+            let ratio = bits / spec.bits_per_value();
+            assert!((0.95..1.05).contains(&ratio), "{spec:?}: {bits} bits, {} said", spec.bits_per_value());
+        }
+        assert_eq!([CodecSpec::F32, CodecSpec::Bf16].map(|spec| encoder(spec).id()), [CodecId(0), CodecId(1)]);
+    }
 
     #[test]
     fn specs_read_well_in_toml_and_bad_fractions_are_refused() {

@@ -33,7 +33,7 @@ layout! {
         20 = Published(publication),
     }
 
-    struct Contribution { meta, credited_examples, staleness, weight, norm, recall }
+    struct Contribution { meta, credited_examples, staleness, weight, norm, recall, transfer_ms }
     struct RecallInputs { active, scale, recalled }
     struct Recalled { agent, factor }
     struct Close { version, contributions, why }

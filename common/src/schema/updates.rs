@@ -1,6 +1,8 @@
 //! Manifests, leases, updates, verdicts, transfers: what several formats hold.
 
 use super::{Layout, Reader, SchemaError, Writer};
+use crate::codec::CodecSpec;
+use crate::codec::quantize::ValueBits;
 use crate::journal::{Lease, LeaseEnd, Plan};
 use crate::manifest::{ModelManifest, TensorSpec};
 use crate::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
@@ -8,13 +10,13 @@ use crate::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 layout! {
     struct Lease { id, agent, epoch, branch, base_version, base_digest, seed, expires_at_ms, plan }
-    struct Plan { local_steps, lr_factor, round, progress, weight, base_dot }
+    struct Plan { local_steps, lr_factor, round, progress, weight, base_dot, codec, residual_ratio }
     enum LeaseEnd { 0 = Expired, 1 = Returned, 2 = Superseded }
 
     struct UpdateKey { run, agent, epoch, seq }
     struct UpdateMeta {
         key, branch, lease, base_version, base_digest, codec, payload_bytes, payload_digest, num_examples,
-        local_steps, train_loss, compute_ms, base_dot,
+        local_steps, train_loss, compute_ms, base_dot, residual_ratio,
     }
     enum RefusalReason {
         0 = Duplicate, 1 = Stale, 2 = Malformed, 3 = NonFinite, 4 = OverLimit, 5 = UnknownBase, 6 = Revoked,
@@ -31,6 +33,31 @@ layout! {
     struct ChunkHeader { transfer, index }
 
     struct TensorSpec { name, shape }
+}
+
+/// By the byte of its payloads. A fraction follows if they are sparse.
+impl Layout for CodecSpec {
+    fn write(&self, out: &mut Writer) -> Result<(), SchemaError> {
+        self.id().write(out)?;
+        match self {
+            Self::TopK { fraction, .. } => fraction.write(out),
+            Self::F32 | Self::Bf16 | Self::Int8 | Self::Int4 => Ok(()),
+        }
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Self, SchemaError> {
+        let id = Layout::read(input)?;
+        let dense = [Self::F32, Self::Bf16, Self::Int8, Self::Int4].into_iter().find(|spec| spec.id() == id);
+        if let Some(spec) = dense {
+            return Ok(spec);
+        }
+        let fraction = f32::read(input)?;
+        let mut sparse = ValueBits::ALL.into_iter().map(|bits| Self::TopK { fraction, bits });
+        let spec = sparse.find(|spec| spec.id() == id);
+        let spec = spec.ok_or_else(|| SchemaError::Malformed(format!("codec {} is not known", id.0)))?;
+        spec.validate().map_err(|error| SchemaError::Malformed(error.to_string()))?;
+        Ok(spec)
+    }
 }
 
 impl Layout for ModelManifest {

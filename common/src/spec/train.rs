@@ -1,6 +1,6 @@
 //! Bounds of a lease's size, and what agents are told of `[train]`.
 
-use super::{AgentSpec, OptimizerSpec, RunSpec, TrainSpec};
+use super::{AgentSpec, OptimizerSpec, RunSpec, TrainSpec, UploadSpec};
 
 /// A sized lease has at most this many times `local_steps`, where `max_local_steps` says nothing.
 pub const SIZED_STEPS: u32 = 16;
@@ -38,12 +38,13 @@ impl OptimizerSpec {
 }
 
 impl RunSpec {
-    /// Returns what agents are told. How leases are sized and how the learning rate changes is left
-    /// out: each lease brings its plan.
+    /// Returns what agents are told. How leases are sized, how the learning rate changes and which codecs
+    /// there are for thin lines is left out: each lease brings its plan.
     #[must_use]
     pub fn for_agents(&self) -> AgentSpec {
         let Self { name, seed, model, train, upload, .. } = self.clone();
         let train = TrainSpec { target_round_s: None, max_local_steps: None, schedule: None, ..train };
+        let upload = UploadSpec { adaptive: None, ..upload };
         AgentSpec { name, seed, model, train, upload }
     }
 }

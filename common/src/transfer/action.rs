@@ -52,6 +52,8 @@ pub enum Action {
         sink: Arc<Sink>,
         /// Its parts of the budgets, until its content is dropped.
         guard: Guard,
+        /// Milliseconds from asking for its chunks to having all of them; none if some of them were here already.
+        transfer_ms: Option<u64>,
     },
     /// An upload can never begin.
     Failed {

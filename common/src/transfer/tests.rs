@@ -34,6 +34,7 @@ fn update_of(agent: AgentId, seq: u64) -> Expected {
         train_loss: 0.0,
         compute_ms: 1,
         base_dot: None,
+        residual_ratio: None,
     };
     Expected::Update { meta: Box::new(meta), manifest: manifest() }
 }
@@ -152,6 +153,34 @@ fn equal_uploads_of_one_agent_are_received_once_and_all_told() {
     assert!(world.actions.is_empty());
     world.put(2);
     assert!(world.actions.is_empty(), "too late, and harmless");
+}
+
+/// From asking for the chunks to the last one. Chunks that were here already tell nothing about the line.
+#[test]
+fn the_time_of_a_transfer_is_known_where_all_of_it_came_at_once() {
+    let transfer_ms = |world: &mut World| match world.actions.pop() {
+        Some(Action::Decode { transfer_ms, .. }) => transfer_ms,
+        other => panic!("it is whole: {other:?}"),
+    };
+    let mut world = World::new();
+    world.offer(0);
+    world.now.mono_ms += 70;
+    world.put(0);
+    world.put(0);
+    world.put(2);
+    world.now.mono_ms += 30;
+    world.put(1);
+    assert_eq!(transfer_ms(&mut world), Some(100));
+    let mut world = World::new();
+    world.offer(0);
+    world.put(0);
+    world.uploads.closed(world.now, PEER);
+    world.settle();
+    world.offer_from((PeerId(PEER.0 + 1), AGENT), update(0), TransferManifest::of(&content()));
+    world.now.mono_ms += 30;
+    world.put(1);
+    world.put(2);
+    assert_eq!(transfer_ms(&mut world), None);
 }
 
 /// A slow agent must not keep its share of the budget for ever (P8): what is not here in time is given up.

@@ -35,6 +35,8 @@ pub(super) struct Upload {
     pub(super) stage: Stage,
     /// Its connection has ended.
     pub(super) is_gone: bool,
+    /// Milliseconds that the line took for it, once it is whole; none if a part of it was here already.
+    pub(super) transfer_ms: Option<u64>,
 }
 
 /// How far an upload has come.
@@ -66,11 +68,19 @@ pub(super) struct Receiving {
     silent_looks: u64,
     /// Bytes of the chunks that came since it was opened.
     received_bytes: u64,
+    /// When it was opened.
+    since_ms: u64,
 }
 
 impl Receiving {
-    pub(super) fn new(sink: Arc<Sink>, held: Held, on_disk: bool) -> Self {
-        Self { sink, held, on_disk, looks: 0, silent_looks: 0, received_bytes: 0 }
+    pub(super) fn new(now_ms: u64, sink: Arc<Sink>, held: Held, on_disk: bool) -> Self {
+        Self { sink, held, on_disk, looks: 0, silent_looks: 0, received_bytes: 0, since_ms: now_ms }
+    }
+
+    /// Returns how long its chunks took, if all of them came since it was opened.
+    pub(super) fn transfer_ms(&self, now_ms: u64) -> Option<u64> {
+        let came_at_once = self.received_bytes >= self.sink.manifest().bytes;
+        came_at_once.then(|| now_ms.saturating_sub(self.since_ms))
     }
 
     pub(super) fn received(&mut self, bytes: u64) {

@@ -87,7 +87,7 @@ impl Uploads {
         self.latest += 1;
         let id = UploadId(self.latest);
         let (waiting, stage) = (VecDeque::from([what]), Stage::Turn);
-        let upload = Upload { peer, agent, transfer, manifest, waiting, stage, is_gone: false };
+        let upload = Upload { peer, agent, transfer, manifest, waiting, stage, is_gone: false, transfer_ms: None };
         let is_large = upload.is_large();
         self.uploads.insert(id, upload);
         self.by_transfer.insert((peer, transfer), id);
@@ -110,9 +110,9 @@ impl Uploads {
         if upload.is_gone {
             let agent = upload.agent;
             self.uploads.remove(&id);
-            self.leave(now, agent, Receiving::new(sink, held, on_disk));
+            self.leave(now, agent, Receiving::new(now.mono_ms, sink, held, on_disk));
         } else {
-            self.receive(now, id, Receiving::new(sink, held, on_disk));
+            self.receive(now, id, Receiving::new(now.mono_ms, sink, held, on_disk));
         }
         self.settle(now);
     }
@@ -241,7 +241,7 @@ impl Uploads {
         {
             let name = upload.name().unwrap_or(sink.name());
             let sink = Arc::new(sink.of(id, name));
-            return self.receive(now, id, Receiving::new(sink, held, false));
+            return self.receive(now, id, Receiving::new(now.mono_ms, sink, held, false));
         }
         upload.stage = Stage::Room { since_ms: now.mono_ms, share: None };
         if self.room.ask_for_share(agent, id, bytes) {
@@ -272,7 +272,7 @@ impl Uploads {
         let Ok(sink) = Sink::new(id, name, upload.manifest.clone()) else { return };
         let sink = Arc::new(sink);
         if !upload.is_large() {
-            return self.receive(now, id, Receiving::new(sink, held, false));
+            return self.receive(now, id, Receiving::new(now.mono_ms, sink, held, false));
         }
         upload.stage = Stage::Opening { sink: Arc::clone(&sink), held };
         let (keep, mut displaced) = self.halves.admit(name, sink.manifest().bytes, now.unix_ms);
@@ -301,7 +301,9 @@ impl Uploads {
     fn whole(&mut self, now: Now, id: UploadId) {
         let Some(upload) = self.uploads.get_mut(&id) else { return };
         match std::mem::replace(&mut upload.stage, Stage::Turn) {
-            Stage::Receiving(Receiving { sink, mut held, .. }) => {
+            Stage::Receiving(receiving) => {
+                upload.transfer_ms = receiving.transfer_ms(now.mono_ms);
+                let Receiving { sink, mut held, .. } = receiving;
                 held.chunks = None;
                 upload.stage = Stage::Whole { sink, held: Arc::new(held), since_ms: now.mono_ms };
             }
@@ -332,7 +334,9 @@ impl Uploads {
         upload.stage = Stage::Decoding { sink: Arc::clone(&sink), held: Arc::clone(&held) };
         self.room.decoding_begins();
         let guard = Guard { _held: held, _decoded: decoded };
-        self.actions.push(Action::Decode { upload: id, peer: upload.peer, what, sink, guard });
+        // Of equal updates the first one was transferred.
+        let transfer_ms = upload.transfer_ms.take();
+        self.actions.push(Action::Decode { upload: id, peer: upload.peer, what, sink, guard, transfer_ms });
     }
 
     /// Another `limits::TRANSFER_LOOK_MS` have passed: gives up what takes too long, and what nobody came back for.

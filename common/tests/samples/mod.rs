@@ -13,8 +13,8 @@ use anabranch_common::merge::recall::{RecallInputs, Recalled};
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit, TargetSpec,
-    TrainSpec, UploadSpec,
+    AdaptiveSpec, AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit,
+    TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
@@ -56,7 +56,7 @@ pub(crate) fn spec() -> RunSpec {
             max_local_steps: None,
             schedule: None,
         },
-        upload: UploadSpec { codec: CodecSpec::top_k(0.05), feedback_decay: 0.95 },
+        upload: UploadSpec::fixed(CodecSpec::top_k(0.05), 0.95),
         merge: fed_buff(),
         admit: AdmitSpec {
             max_staleness: 100,
@@ -83,7 +83,7 @@ pub(crate) fn other_spec() -> RunSpec {
     RunSpec {
         model: ModelSpec { kind: ModelKind::Cnn, ..spec().model },
         train: TrainSpec { optimizer, keep_optimizer_state: true, ..spec().train },
-        upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 0.0 },
+        upload: UploadSpec { adaptive: Some(AdaptiveSpec::default()), ..UploadSpec::fixed(CodecSpec::Bf16, 0.0) },
         merge: MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false },
         target: TargetSpec::default(),
         ..spec()
@@ -119,7 +119,16 @@ pub(crate) fn lease() -> Lease {
         base_digest: DIGEST,
         seed: 0x0123_4567_89AB_CDEF,
         expires_at_ms: 1_700_000_060_000,
-        plan: Plan { local_steps: 20, lr_factor: 0.5, round: 12, progress: Some(0.25), weight: 1.0, base_dot: true },
+        plan: Plan {
+            local_steps: 20,
+            lr_factor: 0.5,
+            round: 12,
+            progress: Some(0.25),
+            weight: 1.0,
+            base_dot: true,
+            codec: CodecSpec::top_k(0.25),
+            residual_ratio: true,
+        },
     }
 }
 
@@ -158,6 +167,7 @@ pub(crate) fn meta() -> UpdateMeta {
         train_loss: 0.25,
         compute_ms: 1_500,
         base_dot: Some(-0.75),
+        residual_ratio: Some(2.5),
     }
 }
 
@@ -326,6 +336,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         weight: 0.125,
         norm: 2.5,
         recall: Some(recall),
+        transfer_ms: Some(350),
     };
     let mut bodies = vec![
         RecordBody::Genesis {
@@ -380,7 +391,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     ];
     bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
     bodies.push(RecordBody::ConfigChanged { spec: Box::new(gpt_spec()) });
-    let unplanned = Plan { progress: None, ..lease().plan };
+    let unplanned = Plan { progress: None, codec: CodecSpec::Int4, ..lease().plan };
     bodies.push(RecordBody::LeaseGranted(Lease { plan: unplanned, ..lease() }));
     bodies.extend(planned_specs().map(|spec| RecordBody::ConfigChanged { spec: Box::new(spec) }));
     bodies.extend([

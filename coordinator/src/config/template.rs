@@ -72,6 +72,9 @@ optimizer = { kind = "sgd", lr = 0.05 }
 codec = { kind = "top-k", fraction = 0.075, bits = 4 }
 # How much of what compression left out is carried to the agent's next update: 1 all of it, 0 none.
 feedback_decay = 1.0
+# Smaller codecs for agents whose line takes more than transfer_share of their round for an update. Each lease names the
+# mildest codec that fits its agent's line; without harder: 2, 1, 0.5 and 0.25 % with values of 4 bits.
+#adaptive = { transfer_share = 0.25, harder = [{ kind = "top-k", fraction = 0.01, bits = 4 }] }
 
 [merge]
 # "recall": every update makes a version by an adaptive step, the last updates of agents that take part too little are

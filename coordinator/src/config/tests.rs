@@ -181,6 +181,26 @@ fn values_out_of_range_are_named_with_their_line() {
             "train.max_local_steps is 320, expected no such key without",
         ),
         ("fraction = 0.075", "fraction = 1.5", "upload.codec.fraction must be more than 0 and at most 1"),
+        (
+            "#adaptive = { transfer_share = 0.25,",
+            "adaptive = { transfer_share = 0,",
+            "upload.adaptive.transfer_share must be more than 0",
+        ),
+        (
+            "#adaptive = { transfer_share = 0.25, harder = [{ kind = \"top-k\", fraction = 0.01",
+            "adaptive = { harder = [{ kind = \"top-k\", fraction = 0",
+            "upload.adaptive.harder must name fractions of more than 0",
+        ),
+        (
+            "#adaptive = { transfer_share = 0.25, harder = [{ kind = \"top-k\", fraction = 0.01",
+            "adaptive = { harder = [{ kind = \"top-k\", fraction = 0.5",
+            "upload.adaptive.harder must name smaller codecs one after another, but codec 1",
+        ),
+        (
+            "#adaptive = { transfer_share = 0.25, harder = [{ kind = \"top-k\", fraction = 0.01, bits = 4 }]",
+            "adaptive = { harder = []",
+            "upload.adaptive.harder must name 1 to 8 codecs, but names 0",
+        ),
         ("feedback_decay = 1.0", "feedback_decay = nan", "upload.feedback_decay must be between 0 and 1"),
         ("buffer_size = 4", "buffer_size = 0", "merge.buffer_size is 0, expected"),
         ("server_lr = 1.0", "staleness = { fn = \"polynomial\", a = -1 }\nserver_lr = 1.0", "merge.staleness.a is -1"),

@@ -5,7 +5,8 @@ use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::schema;
 use anabranch_common::spec::{
-    ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, ScheduleProblem, TrainSpec,
+    AdaptiveSpec, ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, ScheduleProblem, TrainSpec,
+    UploadSpec,
 };
 
 use super::Config;
@@ -106,6 +107,7 @@ fn spec(spec: &RunSpec) -> Checked {
     if let CodecSpec::TopK { fraction, .. } = spec.upload.codec {
         share(fraction.into(), "upload.codec.fraction")?;
     }
+    levels(&spec.upload)?;
     let decay = f64::from(spec.upload.feedback_decay);
     ensure((0.0..=1.0).contains(&decay), "upload.feedback_decay", || {
         format!("must be between 0 and 1, but is {decay}")
@@ -133,6 +135,28 @@ fn spec(spec: &RunSpec) -> Checked {
         at_least_one(versions, "target.versions")?;
     }
     spec.target.wall_s.map_or(Ok(()), |wall_s| positive(wall_s, "target.wall_s"))
+}
+
+/// Codecs for thin lines: each is of use only if it is smaller than the one before.
+fn levels(upload: &UploadSpec) -> Checked {
+    let Some(AdaptiveSpec { harder, transfer_share }) = &upload.adaptive else { return Ok(()) };
+    share(*transfer_share, "upload.adaptive.transfer_share")?;
+    ensure((1..=limits::CODEC_LEVELS).contains(&harder.len()), "upload.adaptive.harder", || {
+        format!("must name 1 to {} codecs, but names {}", limits::CODEC_LEVELS, harder.len())
+    })?;
+    let bits = |level: usize| upload.level(level).bits_per_value();
+    for (index, codec) in harder.iter().enumerate() {
+        ensure(codec.validate().is_ok(), "upload.adaptive.harder", || {
+            format!("must name fractions of more than 0 and at most 1, but codec {} of it has another", index + 1)
+        })?;
+        ensure(bits(index + 1) < bits(index), "upload.adaptive.harder", || {
+            format!(
+                "must name smaller codecs one after another, but codec {} of it is no smaller than the one before",
+                index + 1
+            )
+        })?;
+    }
+    Ok(())
 }
 
 /// How leases are sized. One that takes as long as it counts would always be over before its work comes.

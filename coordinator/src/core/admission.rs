@@ -60,8 +60,12 @@ impl Core {
         meta: &UpdateMeta,
         payload: Arc<[u8]>,
         content: Result<Arc<Content>, DecodeError>,
+        transfer_ms: Option<u64>,
     ) {
-        let Some(decision) = self.judge(meta, content.as_deref().map_err(Clone::clone)) else { return };
+        let Some(mut decision) = self.judge(meta, content.as_deref().map_err(Clone::clone)) else { return };
+        if let Decision::Accept(contribution) = &mut decision {
+            contribution.transfer_ms = transfer_ms;
+        }
         self.decide(peer, meta, decision, payload, content.ok());
     }
 

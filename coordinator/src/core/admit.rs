@@ -83,7 +83,9 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
         return Some(RefusalReason::OverLimit);
     }
     let product = meta.base_dot.is_none_or(f64::is_finite);
-    let sound = meta.num_examples > 0 && meta.local_steps > 0 && meta.train_loss.is_finite() && product;
+    let residual = meta.residual_ratio.is_none_or(|ratio| ratio.is_finite() && ratio >= 0.0);
+    let figures = meta.train_loss.is_finite() && product && residual;
+    let sound = meta.num_examples > 0 && meta.local_steps > 0 && figures && meta.codec == lease.plan.codec.id();
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
@@ -116,6 +118,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         weight,
         norm,
         recall: admitted.map(|admitted| RecallInputs { scale: damped(clipped, 1.0), ..admitted.inputs }),
+        transfer_ms: None,
     }))
 }
 

@@ -7,6 +7,7 @@ use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::update::{RefusalReason, Verdict};
 
+use super::compression::Compression;
 use super::sizing::Pace;
 
 /// The verdicts of one incarnation of an agent.
@@ -49,6 +50,8 @@ pub struct AgentState {
     pub leases: BTreeMap<LeaseId, Lease>,
     /// How fast it is, where leases have sizes of their own.
     pub pace: Option<Pace>,
+    /// How hard its updates are compressed, where that follows its line.
+    pub compression: Option<Compression>,
     /// Leases that it was granted.
     pub rounds: u64,
     /// Examples in its training shard.

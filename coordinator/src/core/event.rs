@@ -58,6 +58,8 @@ pub enum Event {
         payload: Arc<[u8]>,
         /// What they decode to.
         content: Result<Arc<Content>, DecodeError>,
+        /// Milliseconds from asking for its chunks to having all of them; none if some of them were here already.
+        transfer_ms: Option<u64>,
     },
     /// A chunk of an initial model that was missing is here.
     ModelChunk {

@@ -33,6 +33,7 @@ pub(crate) mod allowance;
 mod beginning;
 mod checkpoints;
 pub mod command;
+pub mod compression;
 pub mod content;
 mod evaluation;
 mod evaluators;
@@ -211,8 +212,8 @@ impl Core {
                 self.disconnected(peer);
             }
             Event::Message { peer, message } => self.message(peer, message),
-            Event::UpdateReceived { peer, meta, payload, content } => {
-                self.update_received(peer, &meta, payload, content);
+            Event::UpdateReceived { peer, meta, payload, content, transfer_ms } => {
+                self.update_received(peer, &meta, payload, content, transfer_ms);
             }
             Event::ModelChunk { peer, bytes } => self.offers.received(peer, bytes),
             Event::ModelReceived { peer, manifest, digest, model } => self.begin(peer, manifest, digest, model),

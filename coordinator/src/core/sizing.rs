@@ -148,6 +148,7 @@ mod tests {
             train_loss: 0.5,
             compute_ms,
             base_dot: None,
+            residual_ratio: None,
         }
     }
 

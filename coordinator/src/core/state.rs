@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::agent::{AgentState, EpochLog};
 use super::agents::Agents;
+use super::compression::Compression;
 use super::outstanding::Outstanding;
 use super::recent::Recent;
 use super::round::Round;
@@ -212,7 +213,7 @@ impl RunState {
             }
             RecordBody::AgentRevoked { agent } => {
                 let state = self.agents.get_mut(agent).ok_or(unknown("an agent"))?;
-                (state.revoked, state.pace) = (true, None);
+                (state.revoked, state.pace, state.compression) = (true, None, None);
                 let lease = state.lease;
                 let changed = self.participation.forget(*agent);
                 self.part_changed(changed);
@@ -227,6 +228,7 @@ impl RunState {
                 state.incarnation = *incarnation;
                 state.examples_held = *examples_held;
                 state.eval_examples = *eval_examples;
+                state.compression.iter_mut().for_each(Compression::restarted);
                 state.epochs.insert(*epoch, EpochLog::default());
                 while state.epochs.len() > limits::EPOCHS_KEPT {
                     state.epochs.pop_first();
@@ -313,6 +315,9 @@ impl RunState {
         if sizing::differ(before, after) {
             self.agents.change(|agent| agent.pace.is_some(), |agent| sizing::change(&mut agent.pace, before, after));
         }
+        if (&spec.upload, &spec.model) != (&self.spec.upload, &self.spec.model) {
+            self.agents.change(|agent| agent.compression.is_some(), |agent| agent.compression = None);
+        }
         self.spec = spec.clone();
     }
 
@@ -336,7 +341,7 @@ impl RunState {
     /// Returns the plan of `agent`'s next lease, whose base is `base`.
     #[must_use]
     pub fn plan(&self, agent: AgentId, base: ModelVersion) -> Plan {
-        let (train, known) = (&self.spec.train, self.agents.get(&agent));
+        let (train, upload, known) = (&self.spec.train, &self.spec.upload, self.agents.get(&agent));
         let lr_factor = train.schedule.as_ref().map_or(1.0, |schedule| {
             schedule.factor(match schedule.over() {
                 ScheduleUnit::Versions => base.0,
@@ -350,6 +355,8 @@ impl RunState {
             progress: self.spec.target.versions.map(|versions| share(base.0, versions)),
             weight: self.spec.merge.weight(WeightInputs { staleness: 0, participation: 1.0 }),
             base_dot: self.spec.merge.uses_base_dot(),
+            codec: upload.level(known.and_then(|agent| agent.compression.as_ref()).map_or(0, Compression::level)),
+            residual_ratio: upload.adaptive.is_some() && upload.feedback_decay > 0.0,
         }
     }
 
@@ -363,6 +370,10 @@ impl RunState {
         agent.train_loss = Some(meta.train_loss);
         agent.examples_per_s = meta.num_examples as f64 * 1000.0 / meta.compute_ms.max(1) as f64;
         let lease = agent.leases.remove(&meta.lease);
+        if let (Some(lease), Some(adaptive)) = (&lease, &self.spec.upload.adaptive) {
+            let compression = agent.compression.get_or_insert_default();
+            compression.accepted(contribution, &lease.plan.codec, at_ms, adaptive, &self.spec.upload);
+        }
         if agent.lease.take_if(|held| *held == meta.lease).is_some() {
             self.outstanding.ended(meta.lease);
         }
@@ -412,6 +423,9 @@ impl RunState {
         *agent.refused.entry(reason).or_default() += 1;
         if reason == RefusalReason::NormOutlier {
             self.recent.withdraw(key.agent);
+        }
+        if reason == RefusalReason::Stale && self.spec.upload.adaptive.is_some() {
+            agent.compression.get_or_insert_default().stale(&self.spec.upload);
         }
         let verdict = Verdict::Refused { reason };
         agent.epochs.entry(key.epoch).or_default().decide(key.seq, payload, verdict);

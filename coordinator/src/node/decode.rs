@@ -19,15 +19,17 @@ pub struct DecodeJob {
     pub(super) what: Expected,
     pub(super) sink: Arc<Sink>,
     pub(super) guard: Guard,
+    /// Milliseconds that its line took for it, if all of it was sent at once.
+    pub(super) transfer_ms: Option<u64>,
 }
 
 impl DecodeJob {
     /// Decodes the upload. What is made of it holds its parts of the budgets.
     #[must_use]
     pub fn run(self) -> Done {
-        let Self { upload, peer, what, sink, guard } = self;
+        let Self { upload, peer, what, sink, guard, transfer_ms } = self;
         let event = match sink.payload() {
-            Some(payload) => decode(peer, what, payload, Reservation::of(guard)),
+            Some(payload) => decode(peer, what, payload, Reservation::of(guard), transfer_ms),
             None => failed(peer, what, UNDECODABLE.into()),
         };
         Done::Decode { upload, event }
@@ -54,7 +56,7 @@ pub(super) fn failed(peer: PeerId, what: Expected, why: String) -> Event {
         Expected::Model { .. } => Event::ModelFailed { peer, why },
         Expected::Update { meta, .. } => {
             let content = Err(DecodeError::Invalid("transfer"));
-            Event::UpdateReceived { peer, meta: *meta, payload: Arc::from([]), content }
+            Event::UpdateReceived { peer, meta: *meta, payload: Arc::from([]), content, transfer_ms: None }
         }
     }
 }
@@ -64,7 +66,13 @@ const UNDECODABLE: &str = "the content could not be decoded";
 
 /// What a whole payload is to the core: decoded, checked against what was offered, and measured.
 /// What does not decode is dropped here, with its reservation.
-fn decode(peer: PeerId, what: Expected, payload: Arc<[u8]>, reservation: Reservation) -> Event {
+fn decode(
+    peer: PeerId,
+    what: Expected,
+    payload: Arc<[u8]>,
+    reservation: Reservation,
+    transfer_ms: Option<u64>,
+) -> Event {
     match what {
         Expected::Update { meta, manifest } => {
             let decoded = if Digest::of(&payload) == meta.payload_digest {
@@ -74,7 +82,7 @@ fn decode(peer: PeerId, what: Expected, payload: Arc<[u8]>, reservation: Reserva
             };
             let payload = if decoded.is_ok() { payload } else { Arc::from([]) };
             let content = decoded.map(|delta| Arc::new(Content::measure(delta, reservation)));
-            Event::UpdateReceived { peer, meta: *meta, payload, content }
+            Event::UpdateReceived { peer, meta: *meta, payload, content, transfer_ms }
         }
         Expected::Model { manifest, digest } => {
             let Ok(model) = codec::decode(Expected::MODEL_CODEC, &manifest, &payload) else {

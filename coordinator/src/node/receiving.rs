@@ -55,8 +55,8 @@ impl Node {
                 tracing::warn!(peer = peer.0, transfer = %transfer.short(), why, "an upload is given up");
                 self.tell(ToPeer::Forget { peer, transfer });
             }
-            Action::Decode { upload, peer, what, sink, guard } => {
-                self.run(Job::Decode(Box::new(DecodeJob { upload, peer, what, sink, guard })));
+            Action::Decode { upload, peer, what, sink, guard, transfer_ms } => {
+                self.run(Job::Decode(Box::new(DecodeJob { upload, peer, what, sink, guard, transfer_ms })));
             }
             Action::Failed { peer, what, why } => self.tell_core(now, failed(peer, what, why)),
             Action::CutOff { peer, why } => {

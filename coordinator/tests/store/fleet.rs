@@ -72,8 +72,17 @@ impl Fleet {
             train_loss: 0.5,
             compute_ms: 10,
             base_dot: None,
+            residual_ratio: None,
         };
-        let update = Contribution { meta, credited_examples: 10, staleness: 0, weight: 0.3, norm: 1.0, recall: None };
+        let update = Contribution {
+            meta,
+            credited_examples: 10,
+            staleness: 0,
+            weight: 0.3,
+            norm: 1.0,
+            recall: None,
+            transfer_ms: None,
+        };
         self.apply(RecordBody::Contribution(Box::new(update)))
     }
 

@@ -96,7 +96,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             max_local_steps: None,
             schedule: None,
         },
-        upload: UploadSpec { codec: CodecSpec::top_k(0.1), feedback_decay: 0.9 },
+        upload: UploadSpec::fixed(CodecSpec::top_k(0.1), 0.9),
         merge,
         admit: AdmitSpec {
             max_staleness: 50,
@@ -247,7 +247,7 @@ impl History {
         let admitted = merge.recalling().map(|recalling| shares.admit(agent, 100, recalling));
         let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
         let (credited_examples, staleness, norm) = (10, round % 4, 1.0);
-        let contribution = Contribution { meta, credited_examples, staleness, weight, norm, recall };
+        let contribution = Contribution { meta, credited_examples, staleness, weight, norm, recall, transfer_ms: None };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         if let Some(close) = self.state().close_due() {
             self.push(RecordBody::Closed(close), vec![]);
@@ -278,6 +278,7 @@ impl History {
             train_loss: 0.5,
             compute_ms: 10,
             base_dot: Some(0.25),
+            residual_ratio: None,
         }
     }
 

@@ -87,7 +87,8 @@ fn convert(merge: MergeSpec, recorded: &Recorded) -> History {
         let lease: LeaseId = history.lease(update.agent, seq);
         let meta = history.meta(update.agent, lease, UpdateSeq(seq), update.codec, &update.payload);
         let (weight, norm) = (update.weight, update.norm);
-        let contribution = Contribution { meta, credited_examples: 10, staleness: 0, weight, norm, recall: None };
+        let contribution =
+            Contribution { meta, credited_examples: 10, staleness: 0, weight, norm, recall: None, transfer_ms: None };
         history.push(RecordBody::Contribution(Box::new(contribution)), update.payload.clone());
         let close = history.state().close_due();
         assert_eq!(close.is_some(), update.closes, "update {seq}");

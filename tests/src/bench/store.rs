@@ -195,9 +195,17 @@ impl TestRun {
             train_loss: 0.0,
             compute_ms: 1,
             base_dot: None,
+            residual_ratio: None,
         };
-        let contribution =
-            Contribution { meta, credited_examples: 1, staleness: 0, weight: 1.0, norm: 1.0, recall: None };
+        let contribution = Contribution {
+            meta,
+            credited_examples: 1,
+            staleness: 0,
+            weight: 1.0,
+            norm: 1.0,
+            recall: None,
+            transfer_ms: None,
+        };
         let close = Close { version: ModelVersion(number), contributions: 1, why: CloseReason::Filled };
         let record = |position, body, payload| Record::new(Position(position), number, body, payload);
         [

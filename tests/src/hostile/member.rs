@@ -256,6 +256,7 @@ impl Member {
             train_loss: 0.5,
             compute_ms: 1,
             base_dot: None,
+            residual_ratio: None,
         };
         Offer { meta, payload }
     }

@@ -126,5 +126,6 @@ fn meta(lease: &Lease, key: UpdateKey, payload_digest: Digest) -> UpdateMeta {
         train_loss: 0.5,
         compute_ms: 10,
         base_dot: None,
+        residual_ratio: None,
     }
 }

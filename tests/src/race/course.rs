@@ -37,6 +37,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
         buffer: config.spec.merge.updates_per_version(),
         rule: None,
         lossy: false,
+        adaptive: false,
         max_staleness: config.spec.admit.max_staleness,
         lease_ttl_ms: ms(config.schedule.lease_ttl_s),
         checkpoint_every: config.checkpoint.every_versions,

@@ -42,6 +42,7 @@ pub fn draw(seed: u64) -> Schedule {
         buffer: u32::try_from(buffer).unwrap_or(1),
         rule: None,
         lossy: !ledger && between(0, 1) == 0,
+        adaptive: false,
         max_staleness: if between(0, 2) == 0 { between(0, 4) } else { 1_000 },
         lease_ttl_ms: if between(0, 2) == 0 { between(2_000, 10_000) } else { 60_000 },
         checkpoint_every: between(1, 12),
@@ -51,6 +52,7 @@ pub fn draw(seed: u64) -> Schedule {
         length_ms,
         faults: Vec::new(),
     };
+    schedule.adaptive = schedule.lossy && SplitMix64::new(seed ^ 0x5EED_0012).below(2) == 0;
     draw_attacker(seed, &mut schedule);
     draw_rule(seed, &mut schedule);
     draw_failing_evaluators(seed, &mut schedule);

@@ -20,6 +20,9 @@ pub struct Schedule {
     /// Staleness decay, participation weights, top-k with error feedback: not for the ledger, whose updates must be
     /// merged as they are.
     pub lossy: bool,
+    /// Whether codecs follow the agents' lines: only where updates are lossy.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub adaptive: bool,
     /// Versions an update's base may be behind.
     pub max_staleness: u64,
     /// How long a lease counts.
@@ -42,6 +45,11 @@ pub struct Schedule {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What is trained.

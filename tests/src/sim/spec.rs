@@ -4,8 +4,8 @@ use anabranch_common::codec::CodecSpec;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit, TargetSpec,
-    TrainSpec, UploadSpec,
+    AdaptiveSpec, AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit,
+    TargetSpec, TrainSpec, UploadSpec,
 };
 
 use super::learner;
@@ -53,6 +53,9 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
     let (ledger, native) = (schedule.task == Task::Ledger, schedule.task == Task::Native);
     let staleness = if schedule.lossy { Staleness::Polynomial { a: 0.5 } } else { Staleness::Constant };
     let codec = if schedule.lossy { CodecSpec::top_k(0.5) } else { CodecSpec::F32 };
+    // Of 16 values, 4 and 1.
+    let harder = [0.25, 0.0625].map(CodecSpec::top_k).to_vec();
+    let adaptive = schedule.adaptive.then(|| AdaptiveSpec { harder, ..AdaptiveSpec::default() });
     RunSpec {
         name: "world".into(),
         seed: 1,
@@ -74,7 +77,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             max_local_steps: None,
             schedule: lr_schedule(schedule),
         },
-        upload: UploadSpec { codec, feedback_decay: if schedule.lossy { 1.0 } else { 0.0 } },
+        upload: UploadSpec { adaptive, ..UploadSpec::fixed(codec, if schedule.lossy { 1.0 } else { 0.0 }) },
         merge: merge(schedule, staleness),
         admit: AdmitSpec {
             max_staleness: schedule.max_staleness,

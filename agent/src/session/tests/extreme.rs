@@ -1,6 +1,7 @@
 //! Whatever a coordinator says, in whatever state, the session goes on or ends with a reason: every kind of message with
 //! extreme but well-formed content.
 
+use anabranch_common::codec::CodecSpec;
 use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
@@ -81,6 +82,13 @@ trait DrawMessages: Draw {
                 progress: self.of(&[None, Some(1.0), Some(f32::NAN)]),
                 weight: self.of(&[0.6, 0.0, -1.0, f32::MAX, f32::NAN]),
                 base_dot: self.of(&[false, true]),
+                codec: self.of(&[
+                    CodecSpec::F32,
+                    CodecSpec::Int4,
+                    CodecSpec::top_k(0.5),
+                    CodecSpec::top_k(f32::MIN_POSITIVE),
+                ]),
+                residual_ratio: self.of(&[false, true]),
             },
         }
     }

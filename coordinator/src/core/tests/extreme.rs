@@ -116,6 +116,7 @@ trait DrawMessages: Draw {
             train_loss: self.single(),
             compute_ms: self.number(),
             base_dot: self.of(&[None, Some(0.5), Some(f64::MAX), Some(f64::NAN), Some(f64::INFINITY)]),
+            residual_ratio: self.of(&[None, Some(0.5), Some(f32::MAX), Some(-1.0), Some(f32::NAN)]),
         }
     }
 
@@ -225,7 +226,8 @@ fn carried_out(command: Command, draw: &mut Extremes<'_>) -> Option<Event> {
             Some(Event::ModelReceived { peer, digest, manifest, model: content(Delta::Dense(model)) })
         }
         Command::ReceiveUpdate { peer, meta, .. } => {
-            Some(Event::UpdateReceived { peer, meta, payload: Arc::from([0; 16]), content: draw.content() })
+            let (content, transfer_ms) = (draw.content(), draw.of(&[None, Some(0), Some(90), Some(u64::MAX)]));
+            Some(Event::UpdateReceived { peer, meta, payload: Arc::from([0; 16]), content, transfer_ms })
         }
         Command::Publish { served } => Some(Event::Published {
             served: if served { ServedModel::Ready(draw.digest()) } else { ServedModel::Other },

@@ -1,14 +1,19 @@
 //! What leases plan follows from the records before them, whichever process grants them.
 
+use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::ids::{BranchId, ModelVersion, Position};
 use anabranch_common::journal::{Plan, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{AdmitSpec, LrSchedule, RunSpec, ScheduleUnit, TargetSpec, TrainSpec};
+use anabranch_common::spec::{
+    AdaptiveSpec, AdmitSpec, LrSchedule, RunSpec, ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
+};
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 use anabranch_common::wire::message::CoordinatorMessage;
 
-use super::world::{World, spec};
-use crate::core::event::PeerId;
+use anabranch_testkit::lease::PLAN;
+
+use super::world::{World, content, spec};
+use crate::core::event::{Event, PeerId};
 
 fn scheduled(schedule: LrSchedule) -> RunSpec {
     let train = TrainSpec { schedule: Some(schedule), batch_size: 32, ..spec().train };
@@ -49,10 +54,7 @@ fn a_lease_has_the_factor_of_its_base_and_a_new_process_plans_the_same() {
 #[test]
 fn rounds_are_counted_for_each_agent_and_without_a_target_there_is_no_progress() {
     let mut world = World::started(2);
-    assert_eq!(
-        round(&mut world, 1, 0),
-        Plan { local_steps: 1, lr_factor: 1.0, round: 0, progress: None, weight: 0.5, base_dot: false }
-    );
+    assert_eq!(round(&mut world, 1, 0), Plan { weight: 0.5, codec: CodecSpec::Bf16, ..PLAN });
     assert_eq!(round(&mut world, 2, 0).round, 0);
     assert_eq!(world.lease(1).plan.round, 1, "this one is asked for again, and superseded");
     assert_eq!(world.lease(1).plan.round, 2);
@@ -135,5 +137,56 @@ fn an_update_from_before_the_rate_fell_is_no_outlier() {
     world.receive(3, &meta, [0.01; 4]);
     world.journal();
     let refused = Verdict::Refused { reason: RefusalReason::NormOutlier };
+    assert!(matches!(world.last_sent(), Some((_, CoordinatorMessage::Verdict { verdict, .. })) if verdict == refused));
+}
+
+fn adaptive() -> RunSpec {
+    let harder = vec![CodecSpec::Int8, CodecSpec::Int4];
+    let adaptive = Some(AdaptiveSpec { harder, transfer_share: 0.25 });
+    RunSpec { upload: UploadSpec { adaptive, ..spec().upload }, ..spec() }
+}
+
+/// Agent 1 contributes under a new lease, and its line takes so long. The lease's codec.
+fn transferred_in(world: &mut World, seq: u64, transfer_ms: Option<u64>) -> CodecSpec {
+    let lease = world.lease(1);
+    world.advance_ms(1_000 + transfer_ms.unwrap_or_default());
+    let meta = UpdateMeta { compute_ms: 1_000, ..world.meta(1, seq, &lease) };
+    let (peer, content) = (PeerId(1), Ok(content(Delta::Dense(vec![1.0; 4]))));
+    world.handle(Event::UpdateReceived { peer, meta, payload: [0; 16].into(), content, transfer_ms });
+    world.journal();
+    lease.plan.codec
+}
+
+/// What it was told to use, it uses: also in the next process of the coordinator, whatever came between.
+#[test]
+fn a_lease_names_the_codec_that_the_line_of_its_agent_has_room_for() {
+    let mut world = World::started_with(adaptive(), 2);
+    assert_eq!(transferred_in(&mut world, 0, None), CodecSpec::Bf16, "the mildest, while nothing is known");
+    assert_eq!(transferred_in(&mut world, 1, Some(400)), CodecSpec::Bf16);
+    assert!(world.lease(1).plan.residual_ratio, "what guards the level");
+    assert_eq!(transferred_in(&mut world, 2, None), CodecSpec::Int8);
+    assert_eq!(world.lease(2).plan.codec, CodecSpec::Bf16, "another line");
+    let before = world.state().agents[&super::agent(1)].compression.clone();
+    assert!(before.is_some());
+    let mut world = world.checkpointed();
+    assert_eq!(world.state().agents[&super::agent(1)].compression, before);
+    assert_eq!(world.replayed(), *world.state());
+    world.connect(PeerId(1), 1);
+    assert_eq!(world.lease(1).plan.codec, CodecSpec::Int8);
+    // One codec for all again, and other levels: what was known is of the old ones.
+    let world = world.restarted_with(spec());
+    let plan = world.state().plan(super::agent(1), ModelVersion(0));
+    assert_eq!((plan.codec, plan.residual_ratio), (CodecSpec::Bf16, false));
+    assert_eq!(world.state().agents[&super::agent(1)].compression, None);
+}
+
+#[test]
+fn an_update_in_another_codec_than_its_leases_is_refused() {
+    let mut world = World::started_with(adaptive(), 1);
+    let lease = world.lease(1);
+    let meta = UpdateMeta { codec: CodecSpec::Int8.id(), ..world.meta(1, 0, &lease) };
+    world.offer(1, &meta);
+    world.journal();
+    let refused = Verdict::Refused { reason: RefusalReason::Malformed };
     assert!(matches!(world.last_sent(), Some((_, CoordinatorMessage::Verdict { verdict, .. })) if verdict == refused));
 }

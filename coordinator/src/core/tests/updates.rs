@@ -253,6 +253,7 @@ fn broken_and_non_finite_content_is_refused_and_its_lease_is_used_up() {
                 meta: meta.clone(),
                 payload: std::sync::Arc::from([]),
                 content: Err(error),
+                transfer_ms: None,
             }),
         };
         world.journal();

@@ -70,7 +70,7 @@ pub(super) fn spec() -> RunSpec {
             max_local_steps: None,
             schedule: None,
         },
-        upload: UploadSpec { codec: CodecSpec::Bf16, feedback_decay: 1.0 },
+        upload: UploadSpec::fixed(CodecSpec::Bf16, 1.0),
         merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
         admit: AdmitSpec {
             max_staleness: MAX_STALENESS,
@@ -369,7 +369,7 @@ impl World {
             lease: lease.id,
             base_version: lease.base_version,
             base_digest: lease.base_digest,
-            codec: anabranch_common::codec::CodecId(1),
+            codec: lease.plan.codec.id(),
             payload_bytes: 16,
             payload_digest: Digest::of(&[0; 16]),
             num_examples: 32,
@@ -377,6 +377,7 @@ impl World {
             train_loss: 0.5,
             compute_ms: 10,
             base_dot: None,
+            residual_ratio: None,
         }
     }
 
@@ -395,7 +396,13 @@ impl World {
     pub(super) fn receive(&mut self, n: u8, meta: &UpdateMeta, values: [f32; 4]) -> Vec<Command> {
         let content = Ok(content(Delta::Dense(values.to_vec())));
         let peer = PeerId(u64::from(n));
-        self.handle(Event::UpdateReceived { peer, meta: meta.clone(), payload: Arc::from([0; 16]), content })
+        self.handle(Event::UpdateReceived {
+            peer,
+            meta: meta.clone(),
+            payload: Arc::from([0; 16]),
+            content,
+            transfer_ms: None,
+        })
     }
 
     pub(super) fn evaluation(&self, n: u8, version: ModelVersion, accuracy: f64) -> Evaluation {

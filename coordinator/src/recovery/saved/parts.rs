@@ -13,6 +13,7 @@ use anabranch_common::spec::RunSpec;
 
 use crate::core::agent::{AgentState, EpochLog};
 use crate::core::agents::{self, Agents};
+use crate::core::compression::Compression;
 use crate::core::outstanding::Outstanding;
 use crate::core::recent::{Recent, Vote};
 use crate::core::round::Round;
@@ -32,12 +33,13 @@ anabranch_common::layout! {
     struct Page { agents }
     struct Agent { state, part, share }
     struct AgentState {
-        name, revoked, epoch, incarnation, epochs, lease, leases, pace, rounds, examples_held, eval_examples,
+        name, revoked, epoch, incarnation, epochs, lease, leases, pace, compression, rounds, examples_held, eval_examples,
         evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s,
         models_sent, downlink_bytes,
     }
     struct EpochLog { forgotten_below, verdicts }
     struct Pace { step_ms, steps, granted }
+    struct Compression { level, round_ms, byte_ms, fixed_ms, latest, accepted_ms, residual_ratio }
 }
 
 /// Everything that is not of one agent, and where the agents are.

@@ -248,6 +248,7 @@ impl Agent {
             train_loss: outcome.train_loss,
             compute_ms: outcome.compute_ms,
             base_dot: None,
+            residual_ratio: None,
         };
         OutboxEntry { meta, transfer: payload.transfer.clone() }
     }

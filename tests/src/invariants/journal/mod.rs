@@ -2,7 +2,7 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, recall, epochs, branches, evaluations, staleness
+//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, codecs, recall, epochs, branches, evaluations, staleness
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
@@ -10,6 +10,7 @@
 
 mod branches;
 mod closes;
+mod codecs;
 mod durable;
 mod epochs;
 mod evaluations;
@@ -39,7 +40,7 @@ pub use once::Merged;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
-    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `epochs`, `branches`,
+    /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `codecs`, `epochs`, `branches`,
     /// `closes`, `evaluations`, `recall`, `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
@@ -70,6 +71,7 @@ struct Fold {
     epochs: epochs::Epochs,
     sizes: sizes::Sizes,
     rates: rates::Rates,
+    codecs: codecs::Codecs,
     recallable: recall::Recallable,
     evaluations: evaluations::Evaluations,
     envelope: hostile::Envelope,
@@ -87,6 +89,7 @@ impl Fold {
         self.epochs.apply(record)?;
         self.sizes.apply(self.spec.as_ref(), record)?;
         self.rates.apply(self.spec.as_ref(), record)?;
+        self.codecs.apply(self.spec.as_ref(), record)?;
         self.recallable.apply(self.spec.as_ref(), record)?;
         self.evaluations.apply(record)?;
         self.envelope.apply(attackers, self.spec.as_ref(), record)?;

@@ -3,9 +3,8 @@
 
 use anabranch_agent::node::{self, Done, Input, MathsJob, StoreDone, StoreJob};
 use anabranch_agent::session::event::{Encoded, Event};
-use anabranch_common::codec::{self, feedback::Feedback};
+use anabranch_common::codec::{self, CodecSpec, feedback::Feedback};
 use anabranch_common::ids::Digest;
-use anabranch_common::spec::UploadSpec;
 
 use crate::invariants::feedback::{self, Expected};
 use crate::picture::SpanKind;
@@ -89,6 +88,7 @@ impl World {
     fn train(&mut self, machine: Machine, job: MathsJob) -> (u64, Event) {
         let MathsJob::Train { lease, spec, .. } = &job else { return (0, self.setting.learner.work(machine, job)) };
         let (id, base, steps) = (lease.id, lease.base_version, spec.train.local_steps);
+        let codec = spec.upload.codec;
         let agent = self.agent(machine);
         agent.rounds += 1;
         let fails = agent.plan.round_fails_every > 0 && agent.rounds.is_multiple_of(agent.plan.round_fails_every);
@@ -106,7 +106,7 @@ impl World {
                     outcome.delta = delta.into();
                 }
                 if self.setting.learner.encodes(machine) {
-                    outcome.encoded = self.encoded(machine, &outcome.delta);
+                    outcome.encoded = self.encoded(machine, codec, &outcome.delta);
                 }
                 Event::Trained(outcome)
             }
@@ -117,8 +117,8 @@ impl World {
 
     /// What a trainer makes that encodes, from the state that the ledger has when the round starts: what happens to that
     /// until the round is over is for the ledger to notice.
-    fn encoded(&mut self, machine: Machine, delta: &[f32]) -> Option<Encoded> {
-        let UploadSpec { codec, feedback_decay } = self.setting.spec.upload;
+    fn encoded(&mut self, machine: Machine, codec: CodecSpec, delta: &[f32]) -> Option<Encoded> {
+        let feedback_decay = self.setting.spec.upload.feedback_decay;
         let process = self.agents[machine - 1].process.as_ref()?;
         let states = process.ledger.states();
         let mut feedback = Feedback::restore(feedback_decay, process.ledger.residual().unwrap_or_default().to_vec());
