@@ -14,4 +14,5 @@ pub mod store;
 pub mod swarm;
 pub mod trainer;
 mod usage;
+pub mod utilisation;
 pub mod w1;

@@ -213,6 +213,13 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
+    /// The share of time that devices compute behind thin lines, in virtual time and with made-up deltas
+    Utilisation {
+        #[command(flatten)]
+        options: bench::utilisation::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// An NVIDIA GPU's encoder next to copies on that GPU and to the CPU's encoder: bytes a second, and the same payloads
     Encoder {
         #[command(flatten)]
@@ -301,6 +308,9 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Trainer { options, common }) => (bench::trainer::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Overlap { options, common }) => (bench::overlap::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Codec { options, common }) => (bench::codec::run(&options, common.seed)?, common),
+        Verb::Bench(Bench::Utilisation { options, common }) => {
+            (bench::utilisation::run(&options, common.seed)?, common)
+        }
         Verb::Bench(Bench::Encoder { options, common }) => (bench::encoder::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };

@@ -104,7 +104,8 @@ impl Override {
         Ok(Self { key: key.trim().to_owned(), value })
     }
 
-    fn apply(&self, table: &mut Table) {
+    /// Sets the key in a configuration.
+    pub(crate) fn apply(&self, table: &mut Table) {
         let mut parts: Vec<&str> = self.key.split('.').collect();
         let Some(last) = parts.pop() else { return };
         let mut inner = table;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anabranch_agent::node::{Done, StoreJob};
+use anabranch_agent::session::Waits;
 use anabranch_common::ids::{AgentId, Digest, Position, RunId};
 use anabranch_common::rng::SplitMix64;
 use anabranch_coordinator::host::Input;
@@ -160,7 +161,8 @@ impl World {
         (self.outcome(), self.journal)
     }
 
-    fn outcome(&self) -> Outcome {
+    /// What became of the world so far.
+    pub(crate) fn outcome(&self) -> Outcome {
         let (acknowledged, lost) = self.journal.acknowledged();
         let virtual_ms = self.agenda.now_ms();
         let timeline = self.trace.timeline(self.agents.len() + 1, virtual_ms);
@@ -189,6 +191,11 @@ impl World {
     /// Whether a promise was broken: nothing happens any more.
     pub(crate) fn is_broken(&self) -> bool {
         self.violation.is_some()
+    }
+
+    /// What the time of the processes that run went into, as their sessions tell.
+    pub(crate) fn waits(&self) -> Vec<Waits> {
+        self.agents.iter().filter_map(AgentMachine::waits).collect()
     }
 
     pub(crate) fn traffic(&self) -> Traffic {

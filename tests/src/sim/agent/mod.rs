@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anabranch_agent::node::{AgentNode, Done, Input, Job, Output};
 use anabranch_agent::session::command::Ending;
 use anabranch_agent::session::event::Event;
-use anabranch_agent::session::{Session, SessionConfig};
+use anabranch_agent::session::{Session, SessionConfig, Waits};
 use anabranch_agent::store::Ledger;
 use anabranch_common::ids::{Incarnation, LeaseId};
 use anabranch_common::limits;
@@ -72,6 +72,11 @@ pub(super) struct AgentMachine {
 }
 
 impl AgentMachine {
+    /// What the time of its process went into, if it runs.
+    pub(super) fn waits(&self) -> Option<Waits> {
+        self.process.as_ref().map(|process| process.node.session().waits())
+    }
+
     pub(super) fn new(machine: Machine, plan: AgentPlan, seed: u64) -> Self {
         let mut rng = SplitMix64::new(seed);
         Self {
