@@ -34,7 +34,7 @@ const GROWTH: f64 = 1.05;
 /// Payloads differ in size if one is this many times the other.
 const OTHER_SIZE: f64 = 1.25;
 /// The most of an upload that is latency.
-const MOST_FIXED: f64 = 0.9;
+const LATENCY_SHARE: f64 = 0.9;
 
 /// The level of an agent, and what it follows from.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -123,7 +123,7 @@ impl Compression {
             }
         }
         self.latest = Some((payload_bytes, transfer_ms));
-        self.fixed_ms = self.fixed_ms.min(MOST_FIXED * ms);
+        self.fixed_ms = self.fixed_ms.min(LATENCY_SHARE * ms);
         let byte_ms = blended(self.byte_ms, (ms - self.fixed_ms) / bytes);
         self.byte_ms = Some(byte_ms);
         byte_ms
