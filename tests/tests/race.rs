@@ -367,6 +367,7 @@ fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
         ("w3b", 101_770, 10),
         ("w4", 101_770, 10),
         ("w5", 421_642, 10),
+        ("w5b", 421_642, 10),
         ("w6", 120_576, 8),
     ] {
         let workload = Workload::read(&folder.join(format!("{name}.toml")))?;

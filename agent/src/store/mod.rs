@@ -146,8 +146,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stores an encoded update with the residual that it leaves, in one step. `measured` is what the coordinator wants to
-    /// know of it.
+    /// Stores an encoded update with the residual that it leaves, in one step. `measured` is what
+    /// the coordinator wants to know of it.
     ///
     /// # Errors
     /// The store fails.

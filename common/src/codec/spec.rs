@@ -67,8 +67,8 @@ impl CodecSpec {
         }
     }
 
-    /// Returns the bits that a value of a large tensor takes, about: to compare codecs with each other. `+ - * /` only, so
-    /// that it is the same on every machine.
+    /// Returns the bits that a value of a large tensor takes, about: to compare codecs with each
+    /// other. `+ - * /` only, so that it is the same on every machine.
     #[must_use]
     pub fn bits_per_value(&self) -> f64 {
         match *self {

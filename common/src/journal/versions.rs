@@ -20,8 +20,8 @@ pub struct Contribution {
     pub norm: f64,
     /// What the recall rule is told of it, where it is merged by that rule.
     pub recall: Option<RecallInputs>,
-    /// Milliseconds from asking for its chunks to having all of them, by the coordinator's clock. None if some of them were
-    /// here already.
+    /// Milliseconds from asking for its chunks to having all of them, by the coordinator's clock.
+    /// None if some of them were here already.
     pub transfer_ms: Option<u64>,
 }
 

@@ -6,7 +6,8 @@ use super::UploadSpec;
 use crate::codec::CodecSpec;
 use crate::codec::quantize::ValueBits;
 
-/// Codecs for agents on thin lines. A level is an index into `upload.codec` followed by `harder`: 0 is the mildest.
+/// Codecs for agents on thin lines. A level is an index into `upload.codec` followed by `harder`:
+/// 0 is the mildest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptiveSpec {
@@ -24,7 +25,8 @@ impl Default for AdaptiveSpec {
     }
 }
 
-/// Each about half the size of the one before. 4 bits a value: as good as 8 with the same entries (docs/adr/0021).
+/// Each about half the size of the one before. 4 bits a value: as good as 8 with the same entries
+/// (docs/adr/0021).
 fn harder() -> Vec<CodecSpec> {
     [0.02, 0.01, 0.005, 0.0025].map(|fraction| CodecSpec::TopK { fraction, bits: ValueBits::Four }).to_vec()
 }

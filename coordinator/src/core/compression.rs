@@ -1,23 +1,26 @@
 //! How hard an agent's updates are compressed, so that its line keeps up with its rounds.
 //!
-//! A part of the fold: the level of a lease follows from records alone, so that a coordinator that was killed grants the
-//! same ones. Only `+ - * /` in f64, for the same bits on any machine.
+//! A part of the fold: the level of a lease follows from records alone, so that a coordinator
+//! that was killed grants the same ones. Only `+ - * /` in f64, for the same bits on any machine.
 //!
 //! ```text
-//!   an upload   transfer_ms = fixed_ms + byte_ms * payload_bytes   two payloads of different sizes tell both figures apart
+//!   an upload   transfer_ms = fixed_ms + byte_ms * payload_bytes   two sizes tell both figures apart
 //!   a round     round_ms = max(compute_ms, time between two updates - transfer_ms)
 //!   fits        byte_ms * payload_bytes <= transfer_share * round_ms
 //!   level       harder: the mildest that fits, once the present one does not
 //!               milder: the mildest that fits HYSTERESIS times
 //! ```
-//! Latency (`fixed_ms`) is the same at every level, so it does not count. A round includes what an agent waits for beside
-//! its upload: while models come down slowly, smaller updates would not make it any faster.
+//! Latency (`fixed_ms`) is the same at every level, so it does not count. A round includes what
+//! an agent waits for beside its upload: while models come down slowly, smaller updates would not
+//! make it any faster.
 //!
-//! The level does not become harder while the residual grows beside the delta: the agent has not yet shown what the
-//! present level costs.
+//! A level above 0 does not become harder while the residual grows beside the delta: the agent
+//! has not yet shown what the present level costs. At level 0 the residual of a new agent grows
+//! in any case.
 //!
 //! # What an agent can gain by lying
-//! It changes the codec of its own leases, within those that are configured. The coordinator's clock measures transfers.
+//! It changes the codec of its own leases, within those that are configured. The coordinator's
+//! clock measures transfers.
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::journal::Contribution;
@@ -27,7 +30,8 @@ use anabranch_common::spec::{AdaptiveSpec, UploadSpec};
 const BLEND: f64 = 0.25;
 /// A figure that is this many times larger or smaller than before is taken for just that.
 const TRUST: f64 = 4.0;
-/// A milder level must fit this many times: a line at the border would change it with every update.
+/// A milder level must fit this many times: a line at the border would change it with every
+/// update.
 const HYSTERESIS: f64 = 1.5;
 /// A residual grows if it is this many times its moving mean.
 const GROWTH: f64 = 1.05;
@@ -67,7 +71,8 @@ impl Compression {
         self.accepted_ms = None;
     }
 
-    /// An update was too old when it came. Its line may be too thin for it, although no upload could show that.
+    /// An update was too old when it came. Its line may be too thin for it, although no upload
+    /// could show that.
     pub(super) fn stale(&mut self, upload: &UploadSpec) {
         self.level = number((self.level() + 1).min(upload.levels() - 1));
     }
@@ -85,9 +90,11 @@ impl Compression {
         let passed_ms = self.accepted_ms.replace(at_ms).and_then(|before_ms| at_ms.checked_sub(before_ms));
         let Some(transfer_ms) = update.transfer_ms else { return };
         let bytes = update.meta.payload_bytes;
-        let round_ms = update.meta.compute_ms.max(passed_ms.unwrap_or(0).saturating_sub(transfer_ms)).max(1);
-        self.round_ms = Some(blended(self.round_ms, round_ms as f64));
         let byte_ms = self.observe_line(bytes, transfer_ms);
+        // What an agent waits for beside its upload is known from its second update on.
+        let Some(passed_ms) = passed_ms else { return };
+        let round_ms = update.meta.compute_ms.max(passed_ms.saturating_sub(transfer_ms)).max(1);
+        self.round_ms = Some(blended(self.round_ms, round_ms as f64));
         let a_bit_ms = byte_ms * bytes as f64 / sent.bits_per_value();
         let takes_ms = |level| a_bit_ms * upload.level(level).bits_per_value();
         let allowed_ms = adaptive.transfer_share * self.round_ms.unwrap_or_default();
@@ -98,7 +105,7 @@ impl Compression {
         let level = self.level();
         if level > fits_well {
             self.level = number(fits_well);
-        } else if level < fits && !grows {
+        } else if level < fits && (level == 0 || !grows) {
             self.level = number(fits);
         }
     }
@@ -195,7 +202,8 @@ mod tests {
         Contribution { meta, credited_examples, staleness, weight, norm, recall: None, transfer_ms }
     }
 
-    /// The levels that so many rounds have, one after another without overlap. `line` and `residual` are those of each round.
+    /// The levels that so many rounds have, one after another without overlap. `line` and
+    /// `residual` are those of each round.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes and times are small")]
     fn levels_with(
         rounds: u64,
@@ -234,28 +242,23 @@ mod tests {
     #[test]
     fn a_thin_line_gets_the_mildest_codec_that_fits_at_once() {
         assert!(payload_ms(0) > 2_500.0 && payload_ms(1) < 2_500.0);
-        assert_eq!(levels(3, |_| LINE), [0, 1, 1]);
+        assert_eq!(levels(4, |_| LINE), [0, 0, 1, 1], "two updates make a round");
         assert!(payload_ms(3) > 225.0 && payload_ms(4) < 225.0);
-        assert_eq!(levels(3, |_| Line { compute_ms: 900, ..LINE }), [0, 4, 4]);
-        assert_eq!(levels(3, |_| Line { compute_ms: 1, ..LINE }), [0, 4, 4], "nothing fits: the hardest");
+        assert_eq!(levels(4, |_| Line { compute_ms: 900, ..LINE }), [0, 0, 4, 4]);
+        assert_eq!(levels(4, |_| Line { compute_ms: 1, ..LINE }), [0, 0, 4, 4], "nothing fits: the hardest");
     }
 
     #[test]
     fn latency_is_the_same_at_every_level_and_drives_to_none() {
         let far = Line { bytes_per_ms: 1_000.0, latency_ms: 4_000, ..LINE };
         let found = levels(12, |_| far);
-        assert_eq!((found[1], found[11]), (1, 0), "the second size tells latency and rate apart: {found:?}");
+        assert_eq!((found[2], found[11]), (1, 0), "the second size tells latency and rate apart: {found:?}");
     }
 
     #[test]
     fn time_that_is_lost_to_downloads_is_not_made_up_for_by_smaller_updates() {
         let quick = Line { compute_ms: 900, ..LINE };
-        assert_eq!(
-            levels(3, |_| Line { download_ms: 20_000, ..quick }).last(),
-            Some(&4),
-            "the first round has no period"
-        );
-        assert_eq!(levels(12, |_| Line { download_ms: 20_000, ..quick }).last(), Some(&0));
+        assert_eq!(levels(12, |_| Line { download_ms: 20_000, ..quick }), [0; 12]);
         assert_eq!(levels(12, |_| quick).last(), Some(&4));
     }
 
@@ -287,7 +290,7 @@ mod tests {
         assert!(first(&found, 2) > first(&free, 2).map(|round| round + 2), "{found:?}, and {free:?} without a guard");
         assert!(first(&found, 2).is_some());
         let (held, _) = levels_with(20, thinner, |round| Some(1.2f32.powi(i32::try_from(round).expect("few"))));
-        assert_eq!(held.iter().max(), Some(&1), "the first step is taken before anything is known: {held:?}");
+        assert_eq!(held.iter().max(), Some(&1), "level 0 is left whatever the residual does: {held:?}");
         let (milder, _) = levels_with(
             20,
             |round| if round < 5 { LINE } else { Line { bytes_per_ms: 1e3, ..LINE } },
@@ -303,7 +306,9 @@ mod tests {
         assert_eq!(compression.level(), 4, "the hardest");
         let adaptive = upload.adaptive.clone().expect("it is");
         let codec = upload.level(4);
-        compression.accepted(&update(2_000, 10_000, None, Some(10)), &codec, 20_000, &adaptive, &upload);
+        for at_ms in [20_000, 40_000] {
+            compression.accepted(&update(2_000, 10_000, None, Some(10)), &codec, at_ms, &adaptive, &upload);
+        }
         assert_eq!(compression.level(), 0, "the line is wide");
     }
 

@@ -1,9 +1,10 @@
-//! `anabranch-lab bench utilisation`: the share of time that devices compute, while they train a gpt of 30 M parameters
-//! behind thin lines.
+//! `anabranch-lab bench utilisation`: the share of time that devices compute, while they train a
+//! gpt of 30 M parameters behind thin lines.
 //!
-//! The daemons' cores run in virtual time, as in a race (docs/race.md), and send what they encode over lines with a rate and
-//! a delay. Nothing is trained: a round takes as long as its steps are said to take, and its delta is drawn with the tails
-//! that deltas have. Work beside training takes no time.
+//! The daemons' cores run in virtual time, as in a race (docs/race.md), and send what they encode
+//! over lines with a rate and a delay. Nothing is trained: a round takes as long as its steps are
+//! said to take, and its delta is drawn with the tails that deltas have. Work beside training
+//! takes no time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -24,7 +25,7 @@ use crate::invariants::journal::Checked;
 use crate::race::Override;
 use crate::report::Report;
 use crate::sim::schedule::{AgentPlan, LinkPlan, Machine, Schedule, Task};
-use crate::sim::{DECODERS, Learner, Overhead, Setting, World};
+use crate::sim::{DECODERS, Learner, Overhead, Setting, Stopped, World};
 
 /// What is measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,7 +42,8 @@ pub struct Options {
     /// Steps of a local round
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     local_steps: u32,
-    /// What a step takes. Of 30.8 M parameters and 4,096 tokens, at 6 FLOP for each pair: 40 ms at 19 TFLOP/s
+    /// What a step takes. Of 30.8 M parameters and 4,096 tokens, at 6 FLOP for each pair: 40 ms
+    /// at 19 TFLOP/s
     #[arg(long, value_name = "MS", default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..))]
     step: u64,
     /// Virtual time of each case
@@ -181,7 +183,7 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
     let config = config(options, case, seed)?;
     let manifest = config.spec.model.layers()?.context("the model is no native one")?.manifest;
     let (params, round_ms) = (manifest.params(), options.step * u64::from(options.local_steps));
-    let link = LinkPlan { delay_ms: options.delay, jitter_ms: 0, loss: 0.0, bandwidth: options.rate / 8 };
+    let link = LinkPlan { delay_ms: options.delay, jitter_ms: 0, loss: 0.0, bandwidth: options.rate as f64 / 8.0 };
     let agent = AgentPlan {
         start_ms: 0,
         round_ms,
@@ -212,6 +214,7 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
         spec: config.spec,
         learner: Box::new(Made::new(manifest, seed)),
         overhead: Overhead::None,
+        stopped: Stopped::Computes,
         budgets: Budgets::with_decoders(DECODERS),
         overlap: case.overlap,
     };
@@ -232,7 +235,8 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
     })
 }
 
-/// Deltas that nobody has computed: products of two normal numbers, most of them small and a few large.
+/// Deltas that nobody has computed: products of two normal numbers, most of them small and a few
+/// large.
 #[derive(Debug)]
 struct Made {
     manifest: ModelManifest,

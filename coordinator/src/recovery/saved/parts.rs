@@ -33,7 +33,8 @@ anabranch_common::layout! {
     struct Page { agents }
     struct Agent { state, part, share }
     struct AgentState {
-        name, revoked, epoch, incarnation, epochs, lease, leases, pace, compression, rounds, examples_held, eval_examples,
+        name, revoked, epoch, incarnation, epochs, lease, leases, pace, compression, rounds, examples_held,
+        eval_examples,
         evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s,
         models_sent, downlink_bytes,
     }

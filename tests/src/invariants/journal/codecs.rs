@@ -1,5 +1,5 @@
-//! Codecs: a lease names the one that follows from the records before it, and an update that counts was encoded with its
-//! lease's.
+//! Codecs: a lease names the one that follows from the records before it, and an update that
+//! counts was encoded with its lease's.
 
 use std::collections::BTreeMap;
 
@@ -89,11 +89,9 @@ impl Known {
         let ratio = meta.residual_ratio.map(f64::from);
         self.residual = ratio.map(|ratio| mean(before.or(Some(ratio)), ratio, f64::INFINITY)).or(before);
         let grows = before.is_some_and(|before| ratio.is_some_and(|ratio| ratio > 1.05 * before));
-        let since_ms = self.accepted_ms.filter(|before| *before <= at_ms).map_or(0, |before| at_ms - before);
+        let since_ms = self.accepted_ms.filter(|before| *before <= at_ms).map(|before| at_ms - before);
         self.accepted_ms = Some(at_ms);
         let Some(transfer_ms) = update.transfer_ms else { return };
-        let beside_ms = if since_ms > transfer_ms { since_ms - transfer_ms } else { 0 };
-        self.round = Some(mean(self.round, meta.compute_ms.max(beside_ms).max(1) as f64, 4.0));
         let (bytes, ms) = (meta.payload_bytes.max(1) as f64, transfer_ms as f64);
         if let Some([other, took]) = self.latest {
             let slope = (ms - took) / (bytes - other);
@@ -104,6 +102,9 @@ impl Known {
         (self.latest, self.latency) = (Some([bytes, ms]), self.latency.min(0.9 * ms));
         let byte = mean(self.byte, (ms - self.latency) / bytes, 4.0);
         self.byte = Some(byte);
+        let Some(since_ms) = since_ms else { return };
+        let beside_ms = if since_ms > transfer_ms { since_ms - transfer_ms } else { 0 };
+        self.round = Some(mean(self.round, meta.compute_ms.max(beside_ms).max(1) as f64, 4.0));
         let per_bit = byte * bytes / asked.bits_per_value();
         let allowed =
             upload.adaptive.as_ref().map_or(0.0, |adaptive| adaptive.transfer_share) * self.round.unwrap_or(0.0);
@@ -112,13 +113,14 @@ impl Known {
         let mildest = |allowed| levels.clone().find(|level| fits(*level, allowed)).unwrap_or(levels.end - 1);
         match self.level {
             level if level > mildest(allowed / 1.5) => self.level = mildest(allowed / 1.5),
-            level if level < mildest(allowed) && !grows => self.level = mildest(allowed),
+            level if level < mildest(allowed) && !(grows && level > 0) => self.level = mildest(allowed),
             _ => {}
         }
     }
 }
 
-/// The newest figure counts for a quarter, and for no more than `trust` times the mean, or its `trust`-th part.
+/// The newest figure counts for a quarter, and for no more than `trust` times the mean, or its
+/// `trust`-th part.
 fn mean(mean: Option<f64>, newest: f64, trust: f64) -> f64 {
     match mean {
         None => newest,
