@@ -71,10 +71,10 @@ impl Codecs {
                 self.agents.entry(*agent).and_modify(|known| known.accepted_ms = None);
             }
             RecordBody::AgentRevoked { agent } => _ = self.agents.remove(agent),
-            RecordBody::ConfigChanged { spec: new } => {
-                if spec.is_some_and(|spec| spec.upload != new.upload || spec.model != new.model) {
-                    self.agents.clear();
-                }
+            RecordBody::ConfigChanged { spec: new }
+                if spec.is_some_and(|spec| spec.upload != new.upload || spec.model != new.model) =>
+            {
+                self.agents.clear();
             }
             _ => {}
         }
@@ -103,7 +103,7 @@ impl Known {
         let byte = mean(self.byte, (ms - self.latency) / bytes, 4.0);
         self.byte = Some(byte);
         let Some(since_ms) = since_ms else { return };
-        let beside_ms = if since_ms > transfer_ms { since_ms - transfer_ms } else { 0 };
+        let beside_ms = since_ms.saturating_sub(transfer_ms);
         self.round = Some(mean(self.round, meta.compute_ms.max(beside_ms).max(1) as f64, 4.0));
         let per_bit = byte * bytes / asked.bits_per_value();
         let allowed =
