@@ -315,19 +315,19 @@ batch_size = 32
 optimizer = {{ kind = "sgd", lr = 0.1 }}
 
 [upload]
-codec = {{ kind = "top-k", fraction = 0.05 }}
+codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }}
 feedback_decay = 1.0
 
 [merge]
-strategy = "fedbuff"
-buffer_size = 2
-server_lr = 1.0
-staleness = {{ fn = "polynomial", a = 0.5 }}
+strategy = "recall"
 
 [admit]
 max_staleness = 10000
 max_examples = 1000000
-max_norm_ratio = 4.0
+max_norm_ratio = 10.0
+clip_norm_ratio = 1.0
+rare_norm_ratio = 10.0
+max_influence = 1.5
 
 [evaluate]
 every_versions = 2

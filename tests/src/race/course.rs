@@ -26,7 +26,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
             round_fails_every: 0,
             eval_examples: 0,
             evaluation_fails_every: 0,
-            hostile: None,
+            hostile: group.hostile,
             link: link(up),
             link_down: Some(link(down)),
         }

@@ -14,7 +14,7 @@ use anabranch_common::ids::{AgentId, ModelVersion};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_coordinator::recovery;
 use anabranch_coordinator::store::{SledStore, Store as _};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
 use tokio::runtime::Runtime;
 use toml::{Table, Value};
@@ -100,6 +100,11 @@ struct Watched {
 
 impl RealRace<'_> {
     pub(super) fn run(&self, table: &Table, mut board: Scoreboard, params: usize) -> anyhow::Result<Finish> {
+        ensure!(
+            self.workload.each_agent().all(|group| group.hostile.is_none()),
+            "attackers are simulated only: race {} without --real",
+            self.workload.name
+        );
         let prepared = |folder: &Path| prepare(self.workload, self.data, folder);
         let mut run = TimedRun::new(self.lab, &run_toml(table, self.seed), prepared)?;
         let (runtime, proxies) = self.lines(&run)?;

@@ -10,6 +10,8 @@ use anyhow::{Context as _, anyhow};
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use crate::sim::schedule::Hostile;
+
 use super::data::DataName;
 use super::split::Split;
 use super::strategy::{self, Strategy};
@@ -112,6 +114,9 @@ pub struct AgentGroup {
     /// Their line.
     #[serde(default)]
     pub line: Option<LinePlan>,
+    /// What they send in place of what they computed, if they are attackers.
+    #[serde(default)]
+    pub hostile: Option<Hostile>,
 }
 
 fn one() -> usize {
@@ -243,7 +248,7 @@ impl Workload {
     #[must_use]
     pub fn pooled(&self) -> Self {
         let rounds_per_s: f64 = self.each_agent().map(|group| 1.0 / group.round_s).sum();
-        let agents = vec![AgentGroup { count: 1, round_s: 1.0 / rounds_per_s, line: None }];
+        let agents = vec![AgentGroup { count: 1, round_s: 1.0 / rounds_per_s, line: None, hostile: None }];
         let (line, faults) = (LinePlan::default(), Faults::default());
         Self { agents, overlap: false, line, faults, ..self.clone() }
     }

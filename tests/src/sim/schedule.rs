@@ -114,6 +114,8 @@ pub enum Hostile {
     Huge,
     /// Its delta with the other sign.
     SignFlip,
+    /// Five times its delta, with the other sign.
+    Reversed,
 }
 
 /// A line between an agent and the coordinator, the same both ways unless the agent has another one down.

@@ -17,6 +17,7 @@ pub(super) fn distort(hostile: Option<Hostile>, delta: &mut [f32]) {
     let factor = match hostile {
         Some(Hostile::Huge) => HUGE,
         Some(Hostile::SignFlip) => -1.0,
+        Some(Hostile::Reversed) => -5.0,
         Some(Hostile::NotANumber) | None => return,
     };
     delta.iter_mut().for_each(|value| *value *= factor);
