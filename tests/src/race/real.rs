@@ -35,6 +35,8 @@ use super::workload::{LinePlan, Way, Workload};
 
 /// Milliseconds between two looks at what the coordinator has counted.
 const COUNT_MS: u64 = 500;
+/// How much later than a look a count may have been taken that is its.
+const COUNT_LATE_MS: u64 = COUNT_MS / 2;
 
 /// What happens to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,13 +241,10 @@ impl Watched {
     }
 
     fn traffic(&self, at_ms: u64) -> Traffic {
-        let seen = self.counts.iter().rfind(|(seen_ms, _)| *seen_ms <= at_ms + LOOK_LATE_MS);
+        let seen = self.counts.iter().rfind(|(seen_ms, _)| *seen_ms <= at_ms + COUNT_LATE_MS);
         seen.map_or_else(Traffic::default, |(_, traffic)| *traffic)
     }
 }
-
-/// How much later than it was meant to a count may have been taken.
-const LOOK_LATE_MS: u64 = 250;
 
 fn elapsed_ms(watch: Stopwatch) -> u64 {
     u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX)
