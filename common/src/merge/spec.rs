@@ -114,7 +114,7 @@ fn tau_c() -> u64 {
 }
 
 fn recall_step() -> f32 {
-    16.0
+    23.0
 }
 
 fn on() -> bool {
@@ -404,7 +404,7 @@ mod tests {
     fn it_reads_well_in_toml() {
         let text = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0\nstaleness = { fn = \"constant\" }\n";
         assert_eq!(toml::from_str(text), Ok(fed_buff(4, 1.0)));
-        let recall = MergeSpec::Recall { step: 16.0, recall: true, average: true };
+        let recall = MergeSpec::Recall { step: 23.0, recall: true, average: true };
         assert_eq!(toml::from_str("strategy = \"recall\"\n"), Ok(recall.clone()));
         assert_eq!(toml::from_str(&toml::to_string(&recall).expect("serializable")), Ok(recall));
         let text = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0\n";

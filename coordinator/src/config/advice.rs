@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn what_init_writes_is_fine_and_each_bad_combination_is_named_once() {
         assert_eq!(of(&[]), [] as [&str; 0]);
-        let recall = "strategy = \"recall\"\nstep = 16.0";
+        let recall = "strategy = \"recall\"\nstep = 23.0";
         let unfit = of(&[(recall, "strategy = \"fedasync\"\nalpha = 0.6")]);
         assert!(unfit.len() == 2 && unfit[0].contains("no effect") && unfit[1].contains("oscillates"), "{unfit:?}");
         for (from, to, expected) in [

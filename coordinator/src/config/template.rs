@@ -80,7 +80,7 @@ feedback_decay = 1.0
 # "recall": every update makes a version by an adaptive step, the last updates of agents that take part too little are
 # added, and the average of the models is served. step is the step of the whole fleet in units of its updates.
 strategy = "recall"
-step = 16.0
+step = 23.0
 # "fedasync": every update makes a version, mixed with rate alpha:
 #   strategy = "fedasync"
 #   alpha = 0.6

@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
 /// The error for the template with another merge rule and `from` replaced by `to`, and the line on which `to` starts.
 fn broken(from: &str, to: &str) -> (String, usize) {
     let fedbuff = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0";
-    let text = template().replacen("strategy = \"recall\"\nstep = 16.0", fedbuff, 1);
+    let text = template().replacen("strategy = \"recall\"\nstep = 23.0", fedbuff, 1);
     assert!(text.contains(from), "the template no longer contains {from:?}");
     let text = text.replacen(from, to, 1);
     let line = text[..text.find(to).expect("was just put in")].matches('\n').count() + 1;

@@ -67,7 +67,7 @@ pub(crate) fn rescaled() -> MergeSpec {
 }
 
 pub(crate) fn recall() -> MergeSpec {
-    MergeSpec::Recall { step: 16.0, recall: true, average: true }
+    MergeSpec::Recall { step: 23.0, recall: true, average: true }
 }
 
 pub(crate) fn manifest(rows: u64) -> ModelManifest {

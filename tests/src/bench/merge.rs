@@ -69,7 +69,7 @@ fn shares_time(agents: u32) -> Duration {
 #[test]
 fn an_update_is_merged_in_far_less_than_a_second() {
     let fedasync = MergeSpec::FedAsync { alpha: 0.5, staleness: Staleness::Constant, participation: false };
-    let recall = MergeSpec::Recall { step: 16.0, recall: true, average: true };
+    let recall = MergeSpec::Recall { step: 23.0, recall: true, average: true };
     for params in [100_000, 1_000_000] {
         let load = Load::of(params);
         println!("{params} parameters, updates of 5 %: fedasync {:?} an update", load.time(&fedasync, 0));

@@ -30,7 +30,7 @@ fn lr_schedule(schedule: &Schedule) -> Option<LrSchedule> {
 fn merge(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
     let (buffer_size, participation) = (schedule.buffer.max(1), schedule.lossy);
     match schedule.rule {
-        Some(Rule::Recall) => MergeSpec::Recall { step: 16.0, recall: true, average: true },
+        Some(Rule::Recall) => MergeSpec::Recall { step: 23.0, recall: true, average: true },
         Some(Rule::DelayedNesterov) => {
             let (server_lr, momentum) = (0.5, 0.5);
             MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }

@@ -12,7 +12,7 @@ use crate::core::admit::{Decision, admit};
 use crate::core::state::RunState;
 
 fn recalling() -> RunSpec {
-    RunSpec { merge: MergeSpec::Recall { step: 16.0, recall: true, average: true }, ..spec() }
+    RunSpec { merge: MergeSpec::Recall { step: 23.0, recall: true, average: true }, ..spec() }
 }
 
 /// What an update of agent `n` with such values would be journalled as.

@@ -118,7 +118,7 @@ fn a_rescaled_update_counts_by_the_interval_of_its_agent() {
     assert_eq!(weights, [0.5, 0.5, 0.5, 0.25, 0.25, 1.0, 0.5], "intervals of 2, 1, 1, 4 and 2 arrivals by 2 agents");
     let told = world.state().shares.clone();
     assert_eq!(world.replayed().shares, told, "the fold over the records knows the intervals");
-    let recall = MergeSpec::Recall { step: 16.0, recall: true, average: true };
+    let recall = MergeSpec::Recall { step: 23.0, recall: true, average: true };
     for (spec, arrivals) in [(rescaled(0.25), 7), (RunSpec { merge: recall, ..spec() }, 0)] {
         let mut state = world.state().clone();
         let body = RecordBody::ConfigChanged { spec: Box::new(spec) };
