@@ -189,10 +189,12 @@ impl Aggregate {
 pub struct ModelsSent {
     /// To whom.
     pub agent: AgentId,
-    /// How many models.
+    /// How many models to train from.
     pub models: u64,
     /// Their payload bytes as sent.
     pub bytes: u64,
+    /// Payload bytes of models to evaluate, as sent.
+    pub evaluation_bytes: u64,
 }
 
 /// What a record says. Every event that changes what merging does is one of these.

@@ -18,6 +18,7 @@ pub mod schema;
 
 pub mod backoff;
 pub mod codec;
+pub mod downlink;
 pub mod ids;
 pub mod journal;
 pub mod lane;

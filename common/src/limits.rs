@@ -186,6 +186,12 @@ pub const PUBLISHED_BYTES: usize = 32 << 20;
 /// Published versions that are kept, however small: an agent fetches the base of its lease at
 /// once.
 pub const PUBLISHED_VERSIONS: usize = 64;
+/// Records of the published track that are kept for agents that hold an older version, that an agent takes at once, and ...
+pub const TRACK_RECORDS: usize = 4_096;
+/// ... bytes of those that are kept.
+pub const TRACK_RECORDS_BYTES: usize = 32 << 20;
+/// Models that are made ready in one form for agents that hold the same version, and kept for others that do.
+pub const PARCELS: usize = 256;
 /// Control messages that wait for one peer, or commands for it that wait for the disk; a peer
 /// that does not read its messages, or asks on while nothing can be answered, is cut off at this
 /// many.

@@ -2,12 +2,14 @@
 //! `run.toml`, journals it as canonical text, and sends agents their part of it ([`AgentSpec`]).
 
 mod adaptive;
+mod downlink;
 mod gpt;
 mod layers;
 mod lr_schedule;
 mod train;
 
 pub use adaptive::AdaptiveSpec;
+pub use downlink::{DownlinkSpec, TrackSpec};
 pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
 pub use layers::{Conv, Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
@@ -35,6 +37,8 @@ pub struct RunSpec {
     pub merge: MergeSpec,
     /// Which updates are admitted.
     pub admit: AdmitSpec,
+    /// What agents are sent.
+    pub downlink: DownlinkSpec,
     /// When agents with an evaluation shard evaluate.
     pub evaluate: EvaluateSpec,
     /// When the run ends.

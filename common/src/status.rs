@@ -49,9 +49,12 @@ pub struct StatusReport {
     pub retries_answered: u64,
     /// Payload bytes received (update payloads as uploaded).
     pub uplink_bytes: u64,
-    /// Payload bytes sent (models as sent). What was sent since the latest checkpoint is lost with a process that is
-    /// killed.
+    /// Payload bytes sent (models to train from, as sent). What was sent since the latest checkpoint is lost with a process
+    /// that is killed.
     pub downlink_bytes: u64,
+    /// Payload bytes sent of models to evaluate, likewise.
+    #[serde(default)]
+    pub evaluation_downlink_bytes: u64,
     /// What the same updates would have been as raw f32.
     pub raw_f32_uplink_bytes: u64,
     /// What the same models would have been as raw f32.
@@ -209,8 +212,11 @@ pub struct AgentStatus {
     pub updates_refused: BTreeMap<String, u64>,
     /// Payload bytes received from it.
     pub uplink_bytes: u64,
-    /// Payload bytes sent to it.
+    /// Payload bytes sent to it, of models to train from.
     pub downlink_bytes: u64,
+    /// Payload bytes sent to it, of models to evaluate.
+    #[serde(default)]
+    pub evaluation_downlink_bytes: u64,
     /// Why its latest evaluation failed, until one succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation_problem: Option<EvaluationProblem>,

@@ -338,6 +338,17 @@ impl Driver {
                     answers.send(answer(done)).await.ok();
                 });
             }
+            Job::Pack(job) if job.is_short() => {
+                let failure = job.failure();
+                return Some(answer(catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or(failure)));
+            }
+            Job::Pack(job) => {
+                tokio::spawn(async move {
+                    let failure = job.failure();
+                    let done = tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure);
+                    answers.send(answer(done)).await.ok();
+                });
+            }
             Job::Spool(job) => {
                 tokio::spawn(async move {
                     let failure = job.failure();
@@ -355,8 +366,8 @@ impl Driver {
     fn tell_peer(&mut self, what: ToPeer) {
         let (peer, op) = match what {
             ToPeer::Send { peer, message } => (peer, PeerOp::Send(message)),
-            ToPeer::SendChunks { peer, download, snapshot, missing } => {
-                (peer, PeerOp::SendChunks { download, snapshot, missing })
+            ToPeer::SendChunks { peer, download, model, missing } => {
+                (peer, PeerOp::SendChunks { download, model, missing })
             }
             ToPeer::Receive { peer, sink, on_disk } => (peer, PeerOp::Receive { sink, on_disk }),
             ToPeer::Forget { peer, transfer } => (peer, PeerOp::Forget { transfer }),

@@ -1,12 +1,16 @@
 //! The model and how records move it. The same code merges live and replays.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anabranch_common::codec::{self, DecodeError, Delta};
+use anabranch_common::downlink::track::{Track, TrackRecord};
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{Close, Contribution, Record, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::{MergeRule, MergeSpec, RestoreError, SavedRule, Served};
+use anabranch_common::spec::TrackSpec;
 
 /// Why a record cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +34,31 @@ pub enum MergeError {
     Replaced,
 }
 
+/// The published track, with the records that nobody has taken yet.
+#[derive(Debug, Clone)]
+struct Published {
+    track: Track,
+    /// At most `limits::TRACK_RECORDS` of `limits::TRACK_RECORDS_BYTES` in all; the oldest go first.
+    made: VecDeque<TrackRecord>,
+    made_bytes: usize,
+}
+
+impl Published {
+    fn new(track: Track) -> Self {
+        Self { track, made: VecDeque::new(), made_bytes: 0 }
+    }
+
+    fn advance(&mut self, manifest: &ModelManifest, model: &[f32], version: ModelVersion) {
+        let Some(record) = self.track.advance(manifest, model, version) else { return };
+        self.made_bytes += record.payload.len();
+        self.made.push_back(record);
+        while self.made.len() > limits::TRACK_RECORDS || self.made_bytes > limits::TRACK_RECORDS_BYTES {
+            let Some(oldest) = self.made.pop_front() else { break };
+            self.made_bytes -= oldest.payload.len();
+        }
+    }
+}
+
 /// The model at a version, with the merge rule's state: what waits for the next one.
 #[derive(Debug)]
 pub struct ModelState {
@@ -39,6 +68,8 @@ pub struct ModelState {
     rule: Box<dyn MergeRule>,
     version: ModelVersion,
     overflowed: Option<ModelVersion>,
+    /// What agents train from in place of the model.
+    published: Option<Published>,
 }
 
 impl ModelState {
@@ -56,7 +87,26 @@ impl ModelState {
             return Err(MergeError::WrongLength { expected: manifest.params(), found: model.len() });
         }
         let rule = spec.rule(manifest.params());
-        Ok(Self { manifest, spec, model, rule, version, overflowed: None })
+        Ok(Self { manifest, spec, model, rule, version, overflowed: None, published: None })
+    }
+
+    /// The same with a published track that begins here, if the run has one.
+    #[must_use]
+    pub fn tracked(mut self, spec: Option<&TrackSpec>) -> Self {
+        self.published = spec.map(|spec| Published::new(Track::new(spec.clone(), self.model.clone(), self.version)));
+        self
+    }
+
+    /// The same with a published track that has come to `base` at `version`.
+    ///
+    /// # Errors
+    /// The track does not fit the manifest.
+    pub fn with_track(mut self, spec: &TrackSpec, base: Vec<f32>, version: ModelVersion) -> Result<Self, MergeError> {
+        if base.len() != self.manifest.params() {
+            return Err(MergeError::WrongLength { expected: self.manifest.params(), found: base.len() });
+        }
+        self.published = Some(Published::new(Track::new(spec.clone(), base, version)));
+        Ok(self)
     }
 
     /// The same with a saved merge state.
@@ -93,6 +143,7 @@ impl ModelState {
             }
             RecordBody::ConfigChanged { spec } => {
                 self.change_spec(&spec.merge);
+                self.change_track(spec.downlink.track.as_ref());
                 Ok(())
             }
             RecordBody::Imported { .. } | RecordBody::Branched { .. } => Err(MergeError::Replaced),
@@ -117,6 +168,10 @@ impl ModelState {
         self.rule.close(&mut self.model);
         if !self.model.iter().fold(true, |finite, value| finite & value.is_finite()) {
             self.overflowed = Some(self.version);
+            return;
+        }
+        if let Some(published) = &mut self.published {
+            published.advance(&self.manifest, &self.model, self.version);
         }
     }
 
@@ -136,6 +191,40 @@ impl ModelState {
         self.spec = spec.clone();
     }
 
+    /// A track that is switched on begins at the model. One with other parameters goes on.
+    fn change_track(&mut self, spec: Option<&TrackSpec>) {
+        match (&mut self.published, spec) {
+            (Some(published), Some(spec)) => published.track.configure(spec),
+            (None, Some(spec)) => {
+                let track = Track::new(spec.clone(), self.model.clone(), self.version);
+                self.published = Some(Published::new(track));
+            }
+            (_, None) => self.published = None,
+        }
+    }
+
+    /// Returns what agents train from, with its version: the published track, or the model.
+    #[must_use]
+    pub fn base(&self) -> (ModelVersion, &[f32]) {
+        match &self.published {
+            Some(published) => (published.track.version(), published.track.base()),
+            None => (self.version, &self.model),
+        }
+    }
+
+    /// Returns the published track at its newest version, if the run has one.
+    #[must_use]
+    pub fn track(&self) -> Option<&Track> {
+        self.published.as_ref().map(|published| &published.track)
+    }
+
+    /// Takes the records of the track that were made since this was last called, the oldest first.
+    pub fn take_records(&mut self) -> Vec<TrackRecord> {
+        let Some(published) = &mut self.published else { return Vec::new() };
+        published.made_bytes = 0;
+        std::mem::take(&mut published.made).into()
+    }
+
     /// A copy to be written elsewhere while this one goes on.
     #[must_use]
     pub fn copy(&self) -> Self {
@@ -146,6 +235,7 @@ impl ModelState {
             rule: self.rule.boxed(),
             version: self.version,
             overflowed: self.overflowed,
+            published: self.published.as_ref().map(|published| Published::new(published.track.clone())),
         }
     }
 

@@ -214,7 +214,7 @@ impl<'a> Rest<'a> {
             Job::Merge(batch) => Some(Done::Merge(self.merger.run(batch))),
             Job::Checkpoint(job) => Some(Done::Checkpoint(job.write(self.store))),
             // Only agents cause them.
-            Job::Decode(_) | Job::Spool(_) => None,
+            Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => None,
         }
     }
 }

@@ -104,7 +104,7 @@ impl RunWorkers {
             Job::Merge(batch) => self.merger.start(batch),
             Job::Checkpoint(job) => self.checkpointer.start(job),
             // These have no thread of their own.
-            Job::Decode(_) | Job::Spool(_) => Ok(()),
+            Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => Ok(()),
         };
         started.err().map(Done::NotTaken)
     }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use anabranch_common::codec::{self, Codec as _, dense::Planes32};
+use anabranch_common::codec::{self, Codec as _, Delta, dense::Planes32};
+use anabranch_common::downlink::{ModelForm, track};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, RunId};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
@@ -15,6 +16,7 @@ use anabranch_io::durable::StorageError;
 use crate::encode::{self, BankError};
 use crate::session::command::{Bank, Ending, Lead, Settlement};
 use crate::session::event::{Event, InitialModel};
+use crate::session::replica::Onto;
 use crate::store::Ledger;
 use crate::train::Metrics;
 
@@ -230,6 +232,7 @@ pub struct Unpack {
     pub(super) manifest: Arc<ModelManifest>,
     pub(super) version: ModelVersion,
     pub(super) digest: Digest,
+    pub(super) onto: Onto,
     pub(super) encoded: Vec<u8>,
 }
 
@@ -249,19 +252,31 @@ impl Unpack {
     /// Decodes the model and checks that it is the one that was announced. Returns `Unpacked` or `UnpackFailed`.
     #[must_use]
     pub fn run(self) -> Event {
-        let Self { manifest, version, digest, encoded } = self;
-        match codec::decode(Planes32::ID, &manifest, &encoded) {
-            Ok(delta) => {
-                let content: Arc<[f32]> = delta.into_dense().into();
+        let Self { version, digest, .. } = self;
+        match self.content() {
+            Ok(content) => {
                 let found = Digest::of_f32(&content);
                 if found == digest {
-                    Event::Unpacked { version, digest, content }
+                    Event::Unpacked { version, digest, content: content.into() }
                 } else {
                     let problem = format!("its digest is {}, not {}", found.short(), digest.short());
                     Event::UnpackFailed { version, digest, problem }
                 }
             }
-            Err(error) => Event::UnpackFailed { version, digest, problem: error.to_string() },
+            Err(problem) => Event::UnpackFailed { version, digest, problem },
+        }
+    }
+
+    fn content(self) -> Result<Vec<f32>, String> {
+        let Self { manifest, onto, encoded, .. } = self;
+        match onto {
+            Some((ModelForm::Track { .. }, base)) => {
+                track::replay(&manifest, &base, &encoded).map_err(|error| error.to_string())
+            }
+            Some((ModelForm::Snapshot, _)) | None => {
+                let decoded = codec::decode(Planes32::ID, &manifest, &encoded);
+                decoded.map(Delta::into_dense).map_err(|error| error.to_string())
+            }
         }
     }
 }

@@ -204,9 +204,9 @@ impl AgentNode {
             Command::Prepare(spec) => self.maths.push(MathsJob::Prepare(spec)),
             Command::Reorder(manifest) => self.maths.push(MathsJob::Reorder(manifest)),
             Command::MakeInitial { seed } => self.maths.push(MathsJob::MakeInitial { seed }),
-            Command::Unpack { version, digest, encoded } => {
+            Command::Unpack { version, digest, onto, encoded } => {
                 let manifest = self.manifest();
-                out.push(Output::Run(Job::Unpack(Unpack { manifest, version, digest, encoded })));
+                out.push(Output::Run(Job::Unpack(Unpack { manifest, version, digest, onto, encoded })));
             }
             Command::Train { lease, spec, base, lead } => {
                 self.maths.push(MathsJob::Train { lease, spec, start: Start { base, lead } });

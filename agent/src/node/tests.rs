@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{BranchId, Digest, ModelVersion};
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use anabranch_io::durable::StorageError;
@@ -117,7 +118,7 @@ fn training() -> (AgentNode, Vec<Output>) {
     let (version, digest) = (ModelVersion(0), digest(0));
     let transfer = TransferManifest::of(&encoded(0));
     let chunk = Event::Chunk { transfer: transfer.id(), index: 0, bytes: encoded(0) };
-    node.handle(0, link(1, say(CoordinatorMessage::Model { version, digest, transfer })));
+    node.handle(0, link(1, say(CoordinatorMessage::Model { version, digest, form: ModelForm::Snapshot, transfer })));
     let unpack = node.handle(0, link(1, chunk));
     assert!(matches!(unpack[..], [Output::Run(Job::Unpack(_))]), "beside the maths: {unpack:?}");
     let unpacked = Event::Unpacked { version, digest, content: content(0) };

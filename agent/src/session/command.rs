@@ -12,6 +12,7 @@ use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::event::Outcome;
+use super::replica::Onto;
 
 /// One thing to do. The driver carries commands out in the order in which they were given.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +53,9 @@ pub enum Command {
         version: ModelVersion,
         /// The digest that its content must have.
         digest: Digest,
-        /// The content in the form of codec 0.
+        /// What it rests on; nothing where it is a whole model in the form of codec 0.
+        onto: Onto,
+        /// What came.
         encoded: Vec<u8>,
     },
     /// Run a local round; answered by `Progress`, then `Trained` or `TrainingStopped`.

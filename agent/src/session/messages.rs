@@ -1,6 +1,7 @@
 //! What the coordinator says, and what follows from it.
 
 use anabranch_common::codec;
+use anabranch_common::downlink::{FetchPurpose, ModelForm};
 use anabranch_common::ids::Digest;
 use anabranch_common::journal::Lease;
 use anabranch_common::update::{UpdateKey, Verdict};
@@ -45,8 +46,8 @@ impl Session {
                     self.evaluator.request(Wanted { version, digest });
                 }
             }
-            CoordinatorMessage::Model { version, digest, transfer } => {
-                self.model_announced(now_ms, Wanted { version, digest }, transfer, out);
+            CoordinatorMessage::Model { version, digest, form, transfer } => {
+                self.model_announced(now_ms, Wanted { version, digest }, (form, transfer), out);
             }
             CoordinatorMessage::ModelGone { version, digest } => self.model_gone(Wanted { version, digest }, out),
             CoordinatorMessage::Verdict { key, verdict } => self.verdict(now_ms, key, verdict, out),
@@ -119,20 +120,26 @@ impl Session {
             return self.give_back(lease.id, out);
         }
         if let Some(base) = self.rounds.granted(now_ms, lease, evaluate, &self.replica) {
-            self.fetch(now_ms, base, out);
+            self.fetch(now_ms, base, FetchPurpose::Train, out);
         }
     }
 
     /// The coordinator describes the chunks of a model. Its tensors are those of the trainer, and so bound its bytes. While
     /// the trainer is being built no model is taken; what was requested before is requested again.
-    fn model_announced(&mut self, now_ms: u64, model: Wanted, transfer: TransferManifest, out: &mut Vec<Command>) {
+    fn model_announced(
+        &mut self,
+        now_ms: u64,
+        model: Wanted,
+        what: (ModelForm, TransferManifest),
+        out: &mut Vec<Command>,
+    ) {
         let announced = match self.model.manifest() {
-            Some(manifest) => self.replica.announced(now_ms, model, transfer, codec::max_payload_bytes(manifest)),
+            Some(manifest) => self.replica.announced(now_ms, model, what, codec::max_payload_bytes(manifest)),
             None => Announced::Unexpected,
         };
         match announced {
             Announced::Receiving(arrival) => self.arrival(arrival, out),
-            Announced::Restart => out.push(Command::Send(model.request(None))),
+            Announced::Restart(request) => out.push(Command::Send(request)),
             Announced::Unexpected => self.note(format!("version {} came without being asked for", model.version)),
         }
     }
@@ -140,8 +147,8 @@ impl Session {
     pub(super) fn arrival(&mut self, arrival: Arrival, out: &mut Vec<Command>) {
         match arrival {
             Arrival::Partial => {}
-            Arrival::Complete(wanted, encoded) => {
-                out.push(Command::Unpack { version: wanted.version, digest: wanted.digest, encoded });
+            Arrival::Complete(wanted, onto, encoded) => {
+                out.push(Command::Unpack { version: wanted.version, digest: wanted.digest, onto, encoded });
             }
             Arrival::Bad(problem) => {
                 self.replica.forget_fetch();
@@ -151,7 +158,7 @@ impl Session {
     }
 
     fn model_gone(&mut self, model: Wanted, out: &mut Vec<Command>) {
-        if self.fetching() == Some(model) {
+        if self.fetching().is_some_and(|(fetched, _)| fetched == model) {
             self.give_up_fetch(out);
         }
     }
@@ -159,6 +166,11 @@ impl Session {
     pub(super) fn unpack_failed(&mut self, now_ms: u64, model: Wanted, problem: &str, out: &mut Vec<Command>) {
         if self.replica.is_unpacking(model) {
             self.note(format!("version {} is not what was announced: {problem}", model.version));
+            if self.connection.is_up()
+                && let Some(request) = self.replica.ask_for_whole(now_ms, model)
+            {
+                return out.push(Command::Send(request));
+            }
             self.rounds.rest(now_ms);
             self.give_up_fetch(out);
         }
@@ -175,20 +187,21 @@ impl Session {
         }
     }
 
-    /// The model that is being fetched, for a round or for an evaluation.
-    pub(super) fn fetching(&self) -> Option<Wanted> {
-        self.evaluator.fetching().or_else(|| self.rounds.fetching())
+    /// The model that is being fetched, for an evaluation or for a round.
+    pub(super) fn fetching(&self) -> Option<(Wanted, FetchPurpose)> {
+        let evaluated = self.evaluator.fetching().map(|wanted| (wanted, FetchPurpose::Evaluate));
+        evaluated.or_else(|| self.rounds.fetching().map(|wanted| (wanted, FetchPurpose::Train)))
     }
 
     /// Requests what is missing of the model that is being fetched, if one is.
     pub(super) fn ask_for_model(&mut self, now_ms: u64, out: &mut Vec<Command>) {
-        if let Some(wanted) = self.fetching() {
-            self.fetch(now_ms, wanted, out);
+        if let Some((wanted, purpose)) = self.fetching() {
+            self.fetch(now_ms, wanted, purpose, out);
         }
     }
 
-    pub(super) fn fetch(&mut self, now_ms: u64, wanted: Wanted, out: &mut Vec<Command>) {
-        out.extend(self.replica.ask(now_ms, wanted).map(Command::Send));
+    pub(super) fn fetch(&mut self, now_ms: u64, wanted: Wanted, purpose: FetchPurpose, out: &mut Vec<Command>) {
+        out.extend(self.replica.ask(now_ms, wanted, purpose).map(Command::Send));
     }
 
     /// Compares the trainer's tensors with the run's, or makes and offers version 0.

@@ -124,9 +124,9 @@ impl Session {
     pub fn new(config: SessionConfig, kept: Kept) -> Self {
         Self {
             connection: Connection::new(config.renew_at_ms, config.backoff_seed),
+            model: Model::new(config.train_examples > 0),
             config,
             membership: Membership::new(&kept),
-            model: Model::new(),
             rounds: Rounds::default(),
             evaluator: Evaluator::default(),
             replica: Replica::default(),

@@ -2,7 +2,7 @@
 
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::AgentSpec;
+use anabranch_common::spec::{AgentSpec, ModelKind};
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::Missing;
 
@@ -33,12 +33,19 @@ enum Initial {
 pub(super) struct Model {
     trainer: Trainer,
     initial: Initial,
+    /// Whether version 0 is still to be made here, in place of being fetched.
+    makes_version_0: bool,
 }
 
 impl Model {
-    /// Before a trainer is built.
-    pub(super) fn new() -> Self {
-        Self { trainer: Trainer::Unbuilt, initial: Initial::None }
+    /// Before a trainer is built. `trains`: whether this agent holds examples to train on.
+    pub(super) fn new(trains: bool) -> Self {
+        Self { trainer: Trainer::Unbuilt, initial: Initial::None, makes_version_0: trains }
+    }
+
+    /// Whether a base can be asked for: the tensors are known, and version 0 is not being made.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!((&self.trainer, &self.initial), (Trainer::Ready(_), Initial::None | Initial::Made(_)))
     }
 
     /// Returns the trainer's tensors, if it is ready.
@@ -89,6 +96,18 @@ impl Model {
                 }
                 Compared::Other(difference) => return Err(Ending::Manifest(difference)),
             }
+            // The trainer of a native model makes the same version 0 from the same seed everywhere. Later versions may be
+            // told from it in few bytes.
+            if terms.spec.model.kind != ModelKind::Custom && replica.held().is_none() {
+                match &self.initial {
+                    Initial::None if std::mem::take(&mut self.makes_version_0) => {
+                        self.initial = Initial::Making;
+                        return Ok(Some(Command::MakeInitial { seed: terms.spec.seed }));
+                    }
+                    Initial::Making => return Ok(None),
+                    Initial::None | Initial::Made(_) => {}
+                }
+            }
             self.hand_over(*digest, replica);
             return Ok(None);
         }
@@ -107,6 +126,7 @@ impl Model {
 
     /// The run has a version 0. If it is the one made here, it need not be fetched.
     fn hand_over(&mut self, digest: Digest, replica: &mut Replica) {
+        self.makes_version_0 = false;
         if let Initial::Made(model) = std::mem::replace(&mut self.initial, Initial::None)
             && model.digest == digest
             && replica.held().is_none()

@@ -3,6 +3,7 @@
 mod ahead;
 mod bounds;
 mod extreme;
+mod forms;
 mod hold;
 mod plan;
 mod served;
@@ -11,6 +12,7 @@ mod stale;
 use std::sync::Arc;
 
 use anabranch_common::codec::CodecId;
+use anabranch_common::downlink::{FetchPurpose, ModelForm};
 use anabranch_common::ids::UpdateSeq;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{Evaluation, Lease, LeaseEnd, Plan};
@@ -187,10 +189,17 @@ pub(crate) fn grant(id: u64, version: u64) -> Event {
     say(CoordinatorMessage::Lease { lease: lease(id, version), evaluate: false })
 }
 
+/// The request for the content of `of` as `version`, by an agent that holds the version `held`.
+fn fetch_model(version: u64, of: u64, purpose: FetchPurpose, held: Option<u64>) -> AgentMessage {
+    let held = held.map(|held| (ModelVersion(held), digest(held)));
+    AgentMessage::FetchModel { version: ModelVersion(version), digest: digest(of), purpose, held, missing: None }
+}
+
 fn announce(version: u64) -> Event {
     say(CoordinatorMessage::Model {
         version: ModelVersion(version),
         digest: digest(version),
+        form: ModelForm::Snapshot,
         transfer: TransferManifest::of(&encoded(version)),
     })
 }
@@ -421,7 +430,7 @@ fn another_branch_drops_replica_and_round_and_goes_on() {
     let lease = Lease { branch: other, ..lease(2, 0) };
     assert_eq!(
         session.handle(5, say(CoordinatorMessage::Lease { lease, evaluate: false })),
-        [send(AgentMessage::FetchModel { version: ModelVersion(0), digest: digest(0), missing: None })],
+        [send(fetch_model(0, 0, FetchPurpose::Train, None))],
         "the same version of another branch is fetched afresh"
     );
 }
@@ -429,7 +438,7 @@ fn another_branch_drops_replica_and_round_and_goes_on() {
 #[test]
 fn a_model_that_is_gone_gives_the_lease_back_and_asks_for_another() {
     let mut session = asking(config(100, 0), Kept::default());
-    let fetch = send(AgentMessage::FetchModel { version: ModelVersion(5), digest: digest(5), missing: None });
+    let fetch = send(fetch_model(5, 5, FetchPurpose::Train, None));
     assert_eq!(session.handle(0, grant(1, 5)), [fetch]);
     assert_eq!(
         session.handle(1, say(CoordinatorMessage::ModelGone { version: ModelVersion(5), digest: digest(5) })),
@@ -443,7 +452,12 @@ fn a_half_received_model_is_resumed() {
     let big: Vec<u8> = vec![9; limits::CHUNK_BYTES + 4];
     let transfer = TransferManifest::of(&big);
     let model = |transfer: &TransferManifest| {
-        say(CoordinatorMessage::Model { version: ModelVersion(5), digest: digest(5), transfer: transfer.clone() })
+        say(CoordinatorMessage::Model {
+            version: ModelVersion(5),
+            digest: digest(5),
+            form: ModelForm::Snapshot,
+            transfer: transfer.clone(),
+        })
     };
     let part = |index: u32| {
         let bytes = big[transfer.range(index).expect("exists")].to_vec();
@@ -471,12 +485,18 @@ fn a_half_received_model_is_resumed() {
     missing.arrived(1);
     assert_eq!(
         session.handle(0, welcome()),
-        [send(AgentMessage::FetchModel { version: ModelVersion(5), digest: digest(5), missing: Some(missing) })]
+        [send(AgentMessage::FetchModel {
+            version: ModelVersion(5),
+            digest: digest(5),
+            purpose: FetchPurpose::Train,
+            held: None,
+            missing: Some(missing)
+        })]
     );
     session.handle(0, model(&transfer));
     assert_eq!(
         session.handle(0, part(0)),
-        [Command::Unpack { version: ModelVersion(5), digest: digest(5), encoded: big.clone() }]
+        [Command::Unpack { version: ModelVersion(5), digest: digest(5), onto: None, encoded: big.clone() }]
     );
 }
 
@@ -489,7 +509,7 @@ fn an_evaluator_only_evaluates() {
     session.handle(0, welcome(BRANCH, Some(digest(0)), RunPhase::Running));
     assert_eq!(session.handle(0, Event::Prepared { manifest: manifest("w") }), []);
     let evaluate = CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) };
-    let fetch = send(AgentMessage::FetchModel { version: ModelVersion(3), digest: digest(3), missing: None });
+    let fetch = send(fetch_model(3, 3, FetchPurpose::Evaluate, None));
     assert_eq!(session.handle(0, say(evaluate)), [fetch]);
     session.handle(0, announce(3));
     session.handle(0, chunk(3));
@@ -522,6 +542,9 @@ fn a_failed_evaluation_is_told_at_once() {
     let gone = say(CoordinatorMessage::ModelGone { version: ModelVersion(4), digest: digest(4) });
     assert_eq!(session.handle(0, gone), [failed(4, "the coordinator did not send it")]);
     session.handle(0, evaluate(3));
+    session.handle(0, announce(3));
+    session.handle(0, chunk(3));
+    session.handle(0, unpacked(3));
     let (version, accuracy, loss, num_examples) = (ModelVersion(3), 0.75, 0.5, 50);
     session.handle(0, Event::Evaluated { version, accuracy, loss, num_examples });
     assert_eq!(session.evaluation_problem(), None, "one that succeeds takes it back");

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::limits;
@@ -62,7 +63,7 @@ impl Session {
         {
             self.evaluator.fetch(wanted);
             if !self.evaluate_if_held(wanted, out) {
-                self.fetch(now_ms, wanted, out);
+                self.fetch(now_ms, wanted, FetchPurpose::Evaluate, out);
             }
             return;
         }
@@ -111,7 +112,7 @@ impl Session {
     /// Returns when to request the next lease, if no event comes before.
     pub(super) fn ask_at_ms(&self) -> Option<u64> {
         self.rounds.ask_at_ms(&Conditions {
-            may_work: self.connection.is_up() && self.wants_work() && self.model.manifest().is_some(),
+            may_work: self.connection.is_up() && self.wants_work() && self.model.is_ready(),
             overlap: self.config.overlap,
             evaluating: self.evaluator.is_busy(),
             awaits_verdict: self.verdicts.are_awaited(),

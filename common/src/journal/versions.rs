@@ -75,6 +75,8 @@ impl Publication {
 /// The form in which a version is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublicationForm {
-    /// The whole vector, lossless.
+    /// The model that updates are merged into, lossless.
     Snapshot,
+    /// The published track at this version: see [`crate::downlink::track`].
+    Track,
 }

@@ -1,5 +1,6 @@
 //! Control messages on the wire. `Propose` and `Agree` come before any version is agreed: their tables never change.
 
+use crate::downlink::{FetchPurpose, ModelForm};
 use crate::merge::Served;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
@@ -28,7 +29,7 @@ layout! {
         0 = Hello(hello),
         1 = OfferModel { manifest, digest, transfer },
         2 = RequestLease,
-        3 = FetchModel { version, digest, missing },
+        3 = FetchModel { version, digest, purpose, held, missing },
         4 = OfferUpdate { meta, transfer },
         5 = ReturnLease { lease, why },
         6 = Evaluated(evaluation),
@@ -38,6 +39,9 @@ layout! {
         10 = EvaluationFailed { version, reason },
     }
 
+    enum FetchPurpose { 0 = Train, 1 = Evaluate }
+    enum ModelForm { 0 = Snapshot, 1 = Track { from } }
+
     enum CoordinatorMessage {
         0 = Welcome(welcome),
         1 = Rejected(why),
@@ -46,7 +50,7 @@ layout! {
         4 = Lease { lease, evaluate },
         5 = NoLease { state },
         6 = Evaluate { version, digest },
-        7 = Model { version, digest, transfer },
+        7 = Model { version, digest, form, transfer },
         8 = ModelGone { version, digest },
         9 = Verdict { key, verdict },
         10 = StateChanged { state },

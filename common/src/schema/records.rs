@@ -40,10 +40,10 @@ layout! {
     struct Publication { version, form, digest }
     struct Evaluation { agent, version, accuracy, loss, num_examples }
     struct Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }
-    struct ModelsSent { agent, models, bytes }
+    struct ModelsSent { agent, models, bytes, evaluation_bytes }
 
     enum CloseReason { 0 = Filled }
-    enum PublicationForm { 0 = Snapshot }
+    enum PublicationForm { 0 = Snapshot, 1 = Track }
 
     enum FinishReason {
         0 = Accuracy { reached },

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{Layout, Reader, SchemaError, Writer};
 use crate::limits;
 use crate::merge::MergeSpec;
-use crate::spec::{AdmitSpec, AgentSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
+use crate::spec::{
+    AdmitSpec, AgentSpec, DownlinkSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
 
 /// Why a text is not a run's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +44,8 @@ struct RunTables {
     upload: UploadSpec,
     merge: MergeSpec,
     admit: AdmitSpec,
+    #[serde(default, skip_serializing_if = "DownlinkSpec::is_default")]
+    downlink: DownlinkSpec,
     evaluate: EvaluateSpec,
     #[serde(default)]
     target: TargetSpec,
@@ -61,8 +65,18 @@ impl RunSpec {
     /// # Errors
     /// A value has no form in TOML; every value that was read from TOML has one.
     pub fn to_toml(&self) -> Result<String, RunTextError> {
-        let Self { name, seed, model, train, upload, merge, admit, evaluate, target } = self.clone();
-        to_text(&RunTables { run: RunTable { name, seed }, model, train, upload, merge, admit, evaluate, target })
+        let Self { name, seed, model, train, upload, merge, admit, downlink, evaluate, target } = self.clone();
+        to_text(&RunTables {
+            run: RunTable { name, seed },
+            model,
+            train,
+            upload,
+            merge,
+            admit,
+            downlink,
+            evaluate,
+            target,
+        })
     }
 
     /// Reads the canonical text.
@@ -70,9 +84,9 @@ impl RunSpec {
     /// # Errors
     /// A key is missing or not known, or a value has another type.
     pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
-        let RunTables { run, model, train, upload, merge, admit, evaluate, target } = from_text(text)?;
+        let RunTables { run, model, train, upload, merge, admit, downlink, evaluate, target } = from_text(text)?;
         let RunTable { name, seed } = run;
-        Ok(Self { name, seed, model, train, upload, merge, admit, evaluate, target })
+        Ok(Self { name, seed, model, train, upload, merge, admit, downlink, evaluate, target })
     }
 }
 

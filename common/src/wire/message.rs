@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::downlink::{FetchPurpose, ModelForm};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, RunId};
 use crate::journal::{Evaluation, Lease, LeaseEnd};
 use crate::manifest::ModelManifest;
@@ -104,6 +105,10 @@ pub enum AgentMessage {
         version: ModelVersion,
         /// Digest of the content: what is evaluated of a version may be another vector than the one to train from.
         digest: Digest,
+        /// What it is needed for.
+        purpose: FetchPurpose,
+        /// The version that is held here, and the digest of its content: the answer may rest on it.
+        held: Option<(ModelVersion, Digest)>,
         /// Which chunks are missing here, when a transfer is resumed.
         missing: Option<Missing>,
     },
@@ -197,7 +202,9 @@ pub enum CoordinatorMessage {
         version: ModelVersion,
         /// Digest of its content.
         digest: Digest,
-        /// Its chunks, in the form of codec 0 (lossless planes).
+        /// The form of what is sent.
+        form: ModelForm,
+        /// Its chunks.
         transfer: TransferManifest,
     },
     /// The content asked for is no longer here.

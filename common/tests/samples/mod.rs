@@ -1,6 +1,7 @@
 //! One example of everything that has a byte layout, each with every field set to a value of its own.
 
 use anabranch_common::codec::{CodecId, CodecSpec};
+use anabranch_common::downlink::{FetchPurpose, ModelForm};
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
@@ -13,8 +14,8 @@ use anabranch_common::merge::recall::{RecallInputs, Recalled};
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_common::spec::{
-    AdaptiveSpec, AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit,
-    TargetSpec, TrainSpec, UploadSpec,
+    AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec,
+    ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
@@ -66,6 +67,7 @@ pub(crate) fn spec() -> RunSpec {
             max_influence: 1.5,
             rare_norm_ratio: 0.0,
         },
+        downlink: DownlinkSpec::default(),
         evaluate: EvaluateSpec { every_versions: 10, every_s: 5.0 },
         target: TargetSpec { accuracy: Some(0.95), loss: None, versions: Some(1_000), wall_s: Some(60.0) },
     }
@@ -189,7 +191,20 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Hello(hello),
         AgentMessage::OfferModel { manifest: manifest(), digest: DIGEST, transfer: transfer() },
         AgentMessage::RequestLease,
-        AgentMessage::FetchModel { version: ModelVersion(41), digest: DIGEST, missing: Some(Missing::all(11)) },
+        AgentMessage::FetchModel {
+            version: ModelVersion(41),
+            digest: DIGEST,
+            purpose: FetchPurpose::Train,
+            held: Some((ModelVersion(39), DIGEST)),
+            missing: Some(Missing::all(11)),
+        },
+        AgentMessage::FetchModel {
+            version: ModelVersion(41),
+            digest: DIGEST,
+            purpose: FetchPurpose::Evaluate,
+            held: None,
+            missing: None,
+        },
         AgentMessage::OfferUpdate { meta: meta(), transfer: transfer() },
         AgentMessage::ReturnLease { lease: LeaseId(9), why: LeaseEnd::Returned },
         AgentMessage::Evaluated(evaluation()),
@@ -222,13 +237,16 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         Rejection::OtherModel("tensor 0".into()),
     ];
     messages.extend(rejections.map(CoordinatorMessage::Rejected));
+    let model =
+        |form| CoordinatorMessage::Model { version: ModelVersion(41), digest: DIGEST, form, transfer: transfer() };
     messages.extend([
         CoordinatorMessage::NeedChunks { transfer: DIGEST, missing: Missing::all(11) },
         CoordinatorMessage::ModelReady { manifest: manifest(), digest: DIGEST },
         CoordinatorMessage::Lease { lease: lease(), evaluate: true },
         CoordinatorMessage::NoLease { state: RunPhase::Pending },
         CoordinatorMessage::Evaluate { version: ModelVersion(40), digest: DIGEST },
-        CoordinatorMessage::Model { version: ModelVersion(41), digest: DIGEST, transfer: transfer() },
+        model(ModelForm::Snapshot),
+        model(ModelForm::Track { from: ModelVersion(39) }),
         CoordinatorMessage::ModelGone { version: ModelVersion(3), digest: DIGEST },
     ]);
     let accepted = Verdict::Accepted { position: Position(77), version: ModelVersion(42), weight: 0.125, staleness: 1 };
@@ -397,7 +415,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     bodies.extend([
         RecordBody::EvaluationFailed { agent: AGENT, version: ModelVersion(40), reason: "no GPU".into() },
         RecordBody::Aggregated(aggregate()),
-        RecordBody::ModelsSent(vec![ModelsSent { agent: AGENT, models: 3, bytes: 900 }]),
+        RecordBody::ModelsSent(vec![ModelsSent { agent: AGENT, models: 3, bytes: 900, evaluation_bytes: 350 }]),
         RecordBody::Reopened,
         RecordBody::Closed(Close { version: ModelVersion(42), contributions: 3, why: CloseReason::Filled }),
         RecordBody::Published(Publication {
@@ -405,6 +423,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
             form: PublicationForm::Snapshot,
             digest: DIGEST,
         }),
+        RecordBody::Published(Publication { version: ModelVersion(44), form: PublicationForm::Track, digest: DIGEST }),
     ]);
     bodies
 }

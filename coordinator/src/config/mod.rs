@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::{AdmitSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec};
+use anabranch_common::spec::{
+    AdmitSpec, DownlinkSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+};
 use anabranch_io::logging::LogFormat;
 use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
@@ -198,6 +200,8 @@ struct File {
     upload: UploadSpec,
     merge: MergeSpec,
     admit: AdmitSpec,
+    #[serde(default)]
+    downlink: DownlinkSpec,
     evaluate: EvaluateSpec,
     #[serde(default)]
     target: TargetSpec,
@@ -310,6 +314,7 @@ impl Config {
                 upload: file.upload,
                 merge: file.merge,
                 admit: file.admit,
+                downlink: file.downlink,
                 evaluate: file.evaluate,
                 target: file.target,
             },

@@ -124,6 +124,12 @@ fn spec(spec: &RunSpec) -> Checked {
             format!("must be 0 ({off}) or at least 1, but is {value}")
         })?;
     }
+    if let Some(track) = &spec.downlink.track {
+        at_least_one(track.every, "downlink.track.every")?;
+        if let CodecSpec::TopK { fraction, .. } = track.codec {
+            share(fraction.into(), "downlink.track.codec.fraction")?;
+        }
+    }
     not_negative(spec.evaluate.every_s, "evaluate.every_s")?;
     if let Some(accuracy) = spec.target.accuracy {
         share(accuracy, "target.accuracy")?;

@@ -74,10 +74,12 @@ pub struct AgentState {
     pub train_loss: Option<f32>,
     /// Examples a second of its latest accepted update.
     pub examples_per_s: f64,
-    /// Models sent to it.
+    /// Models sent to it to train from.
     pub models_sent: u64,
     /// Payload bytes of these models.
     pub downlink_bytes: u64,
+    /// Payload bytes of models sent to it to be evaluated.
+    pub evaluation_downlink_bytes: u64,
 }
 
 impl AgentState {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Chain, FinishReason, Record};
 use anabranch_common::manifest::ModelManifest;
@@ -68,12 +69,8 @@ pub enum Command {
     SendModel {
         /// On which connection.
         peer: PeerId,
-        /// Which version.
-        version: ModelVersion,
-        /// Digest of the content.
-        digest: Digest,
-        /// Which chunks only.
-        missing: Option<Missing>,
+        /// What is asked for.
+        request: ModelRequest,
     },
     /// Merge a durable record.
     Merge {
@@ -119,6 +116,21 @@ pub enum Command {
     },
     /// Let the process end.
     Exit(ExitReason),
+}
+
+/// An agent's request for the content of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelRequest {
+    /// Which version.
+    pub version: ModelVersion,
+    /// Digest of the content.
+    pub digest: Digest,
+    /// What it is needed for.
+    pub purpose: FetchPurpose,
+    /// Version and digest of what the agent holds.
+    pub held: Option<(ModelVersion, Digest)>,
+    /// Which chunks only.
+    pub missing: Option<Missing>,
 }
 
 impl Command {

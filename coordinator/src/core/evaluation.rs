@@ -75,7 +75,7 @@ impl Core {
                 ServedModel::Same => self.evaluators.open(base, digest, now_ms),
                 // The round opens with that vector, of the version that is the newest then.
                 ServedModel::Other => self.evaluators.want(),
-                ServedModel::Ready(served) => self.evaluators.open(base, served, now_ms),
+                ServedModel::Ready(version, served) => self.evaluators.open(version, served, now_ms),
             }
         }
         let is_base = self.publications.served() == ServedModel::Same;

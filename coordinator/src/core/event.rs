@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::DecodeError;
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
@@ -92,6 +93,8 @@ pub enum Event {
         peer: PeerId,
         /// Bytes as sent.
         bytes: u64,
+        /// What the agent has asked for it for.
+        purpose: FetchPurpose,
     },
     /// Every record up to this position is durable.
     Journalled {

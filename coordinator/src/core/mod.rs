@@ -68,7 +68,7 @@ use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase
 
 use admission::Admission;
 use checkpoints::Checkpoints;
-use command::Command;
+use command::{Command, ModelRequest};
 use content::Content;
 use evaluators::Evaluators;
 use event::{Event, Now, PeerId};
@@ -218,7 +218,7 @@ impl Core {
             Event::ModelChunk { peer, bytes } => self.offers.received(peer, bytes),
             Event::ModelReceived { peer, manifest, digest, model } => self.begin(peer, manifest, digest, model),
             Event::ModelFailed { peer, why } => self.model_failed(peer, why),
-            Event::ModelSent { peer, bytes } => self.peers.sent(peer, bytes),
+            Event::ModelSent { peer, bytes, purpose } => self.peers.sent(peer, bytes, purpose),
             Event::Journalled { upto } => self.gate.journalled(upto),
             Event::Published { version, digest, served, .. } => self.published(version, digest, served),
             Event::NonFinite { version } => self.non_finite(version),
@@ -346,8 +346,9 @@ impl Core {
                 self.model_offered(peer, agent, ModelOffer { manifest, digest, transfer });
             }
             AgentMessage::RequestLease => self.lease_requested(peer, agent),
-            AgentMessage::FetchModel { version, digest, missing } => {
-                self.gated(Command::SendModel { peer, version, digest, missing });
+            AgentMessage::FetchModel { version, digest, purpose, held, missing } => {
+                let request = ModelRequest { version, digest, purpose, held, missing };
+                self.gated(Command::SendModel { peer, request });
             }
             AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),

@@ -1,6 +1,7 @@
 //! Connections and what is known of agents while this process lives. Nothing here is durable, and nothing here changes
 //! what merging does.
 
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, Epoch};
 use anabranch_common::journal::{ModelsSent, RecordBody};
 use anabranch_common::limits;
@@ -26,7 +27,9 @@ pub(super) struct Live {
     pub(super) examples_per_s: Option<f32>,
     /// Payload bytes sent to it, as far as the journal does not say so yet.
     pub(super) downlink_bytes: u64,
-    /// Models sent to it, likewise.
+    /// Payload bytes sent to it to be evaluated, likewise.
+    pub(super) evaluation_downlink_bytes: u64,
+    /// Models sent to it to train from, likewise.
     pub(super) models_sent: u64,
     /// Incarnations seen before there is a journal to count them.
     unjournalled_epoch: Epoch,
@@ -70,11 +73,15 @@ impl Peers {
         Some(agent)
     }
 
-    pub(super) fn sent(&mut self, peer: PeerId, bytes: u64) {
-        if let Some(agent) = self.connected.get(&peer) {
-            let live = self.live.entry(*agent).or_default();
-            live.downlink_bytes += bytes;
-            live.models_sent += 1;
+    pub(super) fn sent(&mut self, peer: PeerId, bytes: u64, purpose: FetchPurpose) {
+        let Some(agent) = self.connected.get(&peer) else { return };
+        let live = self.live.entry(*agent).or_default();
+        match purpose {
+            FetchPurpose::Train => {
+                live.downlink_bytes += bytes;
+                live.models_sent += 1;
+            }
+            FetchPurpose::Evaluate => live.evaluation_downlink_bytes += bytes,
         }
     }
 
@@ -123,10 +130,12 @@ impl Peers {
 
     /// Models sent since this was last asked: by agent, without those that were sent none.
     fn take_models_sent(&mut self) -> Vec<ModelsSent> {
-        let sent = self.live.iter_mut().filter(|(_, live)| live.models_sent > 0);
+        let is_new = |live: &Live| live.models_sent > 0 || live.evaluation_downlink_bytes > 0;
+        let sent = self.live.iter_mut().filter(|(_, live)| is_new(live));
         sent.map(|(agent, live)| {
             let (models, bytes) = (std::mem::take(&mut live.models_sent), std::mem::take(&mut live.downlink_bytes));
-            ModelsSent { agent: *agent, models, bytes }
+            let evaluation_bytes = std::mem::take(&mut live.evaluation_downlink_bytes);
+            ModelsSent { agent: *agent, models, bytes, evaluation_bytes }
         })
         .collect()
     }

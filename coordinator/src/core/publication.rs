@@ -6,15 +6,15 @@ use anabranch_common::journal::{Publication, PublicationForm, RecordBody};
 use super::Core;
 use super::command::Command;
 
-/// What users are given of a version, beside the model that agents train from.
+/// What users are given, beside what agents train from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServedModel {
-    /// The same model.
+    /// The same vector.
     Same,
     /// Another vector, which cannot be fetched yet.
     Other,
-    /// Another vector, with this digest.
-    Ready(Digest),
+    /// Another vector: the one of this version, with this digest.
+    Ready(ModelVersion, Digest),
 }
 
 /// The versions that this process has made ready.
@@ -34,12 +34,12 @@ struct Ready {
 }
 
 impl Ready {
-    /// The digest of what users are given, if that can be fetched.
-    fn served(&self) -> Option<Digest> {
+    /// Version and digest of what users are given, if that can be fetched.
+    fn served(&self) -> Option<(ModelVersion, Digest)> {
         match self.served {
-            ServedModel::Same => Some(self.publication.digest),
+            ServedModel::Same => Some((self.publication.version, self.publication.digest)),
             ServedModel::Other => None,
-            ServedModel::Ready(digest) => Some(digest),
+            ServedModel::Ready(version, digest) => Some((version, digest)),
         }
     }
 }
@@ -56,9 +56,12 @@ enum Step {
 }
 
 impl Publications {
-    /// Takes a request for the version `newest`, and, with `served`, for what users are given of it.
-    fn want(&mut self, newest: ModelVersion, served: bool) -> Step {
-        let is_enough = |ready: &Ready| ready.publication.version == newest && (!served || ready.served().is_some());
+    /// Takes a request for the version `base`, and for what users are given of the version `served`.
+    fn want(&mut self, base: ModelVersion, served: Option<ModelVersion>) -> Step {
+        let is_served = |ready: &Ready| ready.served().map(|(version, _)| version);
+        let is_enough = |ready: &Ready| {
+            ready.publication.version == base && served.is_none_or(|served| is_served(ready) == Some(served))
+        };
         match self.ready {
             _ if self.asked => Step::Wait,
             Some(ready) if is_enough(&ready) => Step::Ready(ready),
@@ -89,7 +92,7 @@ impl Core {
             return;
         }
         let served = self.evaluators.wants_a_version();
-        match self.publications.want(state.version, served) {
+        match self.publications.want(state.base, served.then_some(state.version)) {
             Step::Wait => {}
             Step::Ask => self.gated(Command::Publish { served }),
             Step::Ready(ready) => self.hand_out(ready),
@@ -97,7 +100,9 @@ impl Core {
     }
 
     pub(super) fn published(&mut self, version: ModelVersion, digest: Digest, served: ServedModel) {
-        let publication = Publication { version, form: PublicationForm::Snapshot, digest };
+        let tracked = self.state.as_ref().is_some_and(|state| state.spec.downlink.track.is_some());
+        let form = if tracked { PublicationForm::Track } else { PublicationForm::Snapshot };
+        let publication = Publication { version, form, digest };
         let ready = Ready { publication, served };
         self.publications.is_ready(ready);
         let Some(state) = &self.state else { return };
@@ -110,8 +115,8 @@ impl Core {
 
     fn hand_out(&mut self, ready: Ready) {
         let Publication { version, digest, .. } = ready.publication;
-        if let Some(served) = ready.served() {
-            self.open_wanted_round(version, served);
+        if let Some((of, served)) = ready.served() {
+            self.open_wanted_round(of, served);
         }
         self.grant_waiting(version, digest);
         // After the leases: whoever evaluates the base of its lease need not fetch this version by itself.
@@ -128,11 +133,11 @@ mod tests {
     #[test]
     fn a_version_is_asked_for_once_and_ready_until_the_next_one_is_made() {
         let mut publications = Publications::default();
-        assert_eq!([0, 0].map(|newest| publications.want(ModelVersion(newest), true)), [Step::Ask, Step::Wait]);
+        assert_eq!([0, 0].map(|newest| want(&mut publications, newest, true)), [Step::Ask, Step::Wait]);
         let same = ready(0, ServedModel::Same);
         publications.is_ready(same);
-        assert_eq!([true, false].map(|served| publications.want(ModelVersion(0), served)), [Step::Ready(same); 2]);
-        assert_eq!([1, 2].map(|newest| publications.want(ModelVersion(newest), false)), [Step::Ask, Step::Wait]);
+        assert_eq!([true, false].map(|served| want(&mut publications, 0, served)), [Step::Ready(same); 2]);
+        assert_eq!([1, 2].map(|newest| want(&mut publications, newest, false)), [Step::Ask, Step::Wait]);
     }
 
     #[test]
@@ -140,12 +145,29 @@ mod tests {
         let mut publications = Publications::default();
         let other = ready(0, ServedModel::Other);
         publications.is_ready(other);
-        assert_eq!(publications.want(ModelVersion(0), false), Step::Ready(other));
-        assert_eq!([true, false].map(|served| publications.want(ModelVersion(0), served)), [Step::Ask, Step::Wait]);
-        let both = ready(0, ServedModel::Ready(Digest([2; 32])));
+        assert_eq!(want(&mut publications, 0, false), Step::Ready(other));
+        assert_eq!([true, false].map(|served| want(&mut publications, 0, served)), [Step::Ask, Step::Wait]);
+        let both = ready(0, ServedModel::Ready(ModelVersion(0), Digest([2; 32])));
         publications.is_ready(both);
-        assert_eq!([true, false].map(|served| publications.want(ModelVersion(0), served)), [Step::Ready(both); 2]);
-        assert_eq!(publications.want(ModelVersion(1), true), Step::Ask, "of the next version again");
+        assert_eq!([true, false].map(|served| want(&mut publications, 0, served)), [Step::Ready(both); 2]);
+        assert_eq!(want(&mut publications, 1, true), Step::Ask, "of the next version again");
+    }
+
+    /// With a published track, users are given a newer version than the one that agents train from.
+    #[test]
+    fn what_users_are_given_may_be_of_a_newer_version() {
+        let mut publications = Publications::default();
+        let both = ready(4, ServedModel::Ready(ModelVersion(6), Digest([2; 32])));
+        publications.is_ready(both);
+        let want = |publications: &mut Publications, served| publications.want(ModelVersion(4), served);
+        assert_eq!(want(&mut publications, None), Step::Ready(both));
+        assert_eq!(want(&mut publications, Some(ModelVersion(6))), Step::Ready(both));
+        assert_eq!(want(&mut publications, Some(ModelVersion(7))), Step::Ask);
+    }
+
+    fn want(publications: &mut Publications, newest: u64, served: bool) -> Step {
+        let newest = ModelVersion(newest);
+        publications.want(newest, served.then_some(newest))
     }
 
     fn ready(version: u64, served: ServedModel) -> Ready {

@@ -108,6 +108,8 @@ pub struct RunState {
     pub position: Position,
     /// The model version after it.
     pub version: ModelVersion,
+    /// The newest version that agents may train from: with a published track, the newest one at which that has a record.
+    pub base: ModelVersion,
     /// What waits for the close of the next version.
     pub round: Round,
     /// The version that was published last on this branch.
@@ -177,6 +179,7 @@ impl RunState {
             started_at_ms: record.at_ms,
             position: Position(0),
             version: ModelVersion(0),
+            base: ModelVersion(0),
             round: Round::default(),
             published: None,
             agents: Agents::default(),
@@ -251,8 +254,8 @@ impl RunState {
             }
             RecordBody::Closed(close) => self.close(position, close)?,
             RecordBody::Published(publication) => {
-                if publication.version > self.version {
-                    let (said, computed) = (publication.version, self.version);
+                if publication.version > self.base {
+                    let (said, computed) = (publication.version, self.base);
                     return Err(FoldError::Version { position, said, computed });
                 }
                 if self.published.is_some_and(|before| !publication.may_follow(&before)) {
@@ -279,12 +282,14 @@ impl RunState {
                     let state = self.agents.get_mut(&sent.agent).ok_or(unknown("an agent"))?;
                     state.models_sent = state.models_sent.saturating_add(sent.models);
                     state.downlink_bytes = state.downlink_bytes.saturating_add(sent.bytes);
+                    state.evaluation_downlink_bytes =
+                        state.evaluation_downlink_bytes.saturating_add(sent.evaluation_bytes);
                 }
             }
             RecordBody::Reopened => self.finished = None,
             RecordBody::Imported { version, norm, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
-                self.version = *version;
+                (self.version, self.base) = (*version, *version);
                 self.round = Round::default();
                 self.reference_norm = *norm;
                 self.forget_memories();
@@ -311,6 +316,10 @@ impl RunState {
             self.recent.forget();
         }
         self.change_shares(spec);
+        if spec.downlink.track.is_some() != self.spec.downlink.track.is_some() {
+            // Agents train from another vector, of the version that there is.
+            (self.base, self.published) = (self.version, None);
+        }
         let (before, after) = (&self.spec.train, &spec.train);
         if sizing::differ(before, after) {
             self.agents.change(|agent| agent.pace.is_some(), |agent| sizing::change(&mut agent.pace, before, after));
@@ -415,6 +424,9 @@ impl RunState {
         }
         self.examples = self.examples.saturating_add(examples);
         (self.version, self.round) = (close.version, Round::default());
+        if self.spec.downlink.is_base(close.version) {
+            self.base = close.version;
+        }
         Ok(())
     }
 
@@ -443,7 +455,7 @@ impl RunState {
 
     fn branch_off(&mut self, branch: BranchId, version: ModelVersion) {
         self.branch = branch;
-        self.version = version;
+        (self.version, self.base) = (version, version);
         self.published = None;
         self.round = Round::default();
         self.finished = None;

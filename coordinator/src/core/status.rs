@@ -91,6 +91,7 @@ fn agent_status(agent: AgentId, state: &AgentState) -> AgentStatus {
         updates_refused: reasons(&state.refused),
         uplink_bytes: state.uplink_bytes,
         downlink_bytes: state.downlink_bytes,
+        evaluation_downlink_bytes: state.evaluation_downlink_bytes,
         evaluation_problem: state.evaluation_problem.as_ref().map(|(version, reason)| EvaluationProblem {
             version: *version,
             reason: reason.clone(),
@@ -148,6 +149,7 @@ pub fn report(
         retries_answered: 0,
         uplink_bytes: state.map_or(0, |state| state.totals.uplink_bytes),
         downlink_bytes: agents.iter().map(|agent| agent.downlink_bytes).sum(),
+        evaluation_downlink_bytes: agents.iter().map(|agent| agent.evaluation_downlink_bytes).sum(),
         raw_f32_uplink_bytes: accepted * params.unwrap_or(0) * 4,
         raw_f32_downlink_bytes: models_sent * params.unwrap_or(0) * 4,
         staleness_histogram: state.map(|state| state.totals.staleness.clone()).unwrap_or_default(),
@@ -181,6 +183,7 @@ impl Core {
             let Some(live) = self.peers.live(status.agent) else { continue };
             status.last_seen_ms = Some(self.now.mono_ms.saturating_sub(live.last_seen_ms));
             status.downlink_bytes += live.downlink_bytes;
+            status.evaluation_downlink_bytes += live.evaluation_downlink_bytes;
             if let Some(speed) = live.examples_per_s {
                 status.examples_per_s = f64::from(speed);
             }

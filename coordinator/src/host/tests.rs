@@ -160,6 +160,7 @@ impl World {
                     Job::Merge(batch) => Done::Merge(self.mergers.get_mut(&run).expect("it was started").run(batch)),
                     Job::Checkpoint(job) => Done::Checkpoint(job.run(store, keep)),
                     Job::Decode(job) => job.run(),
+                    Job::Pack(job) => job.run(),
                     Job::Spool(_) => return,
                 };
                 Input::Done { run, done }

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::transfer::{Expected, UploadName};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::Missing;
 
+use super::forms::{Choice, FormKey};
 use super::merge::MergeJob;
 use super::write::WriteJob;
-use super::{Node, Output, Phase, ToPeer};
-use crate::core::command::Command;
+use super::{Job, Node, Output, PackedModel, Phase, ToPeer};
+use crate::core::command::{Command, ModelRequest};
 use crate::core::content::Content;
 use crate::core::event::{Now, PeerId};
 
@@ -41,9 +42,7 @@ impl Node {
                     self.send(peer, message);
                 }
                 Command::Close { peer } => self.close(now, peer),
-                Command::SendModel { peer, version, digest, missing } => {
-                    self.send_model(peer, version, digest, missing);
-                }
+                Command::SendModel { peer, request } => self.send_model(peer, request),
                 Command::ReceiveUpdate { peer, meta, transfer } => {
                     let Some(manifest) = self.manifest() else { continue };
                     self.upload_offered(now, peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
@@ -64,7 +63,8 @@ impl Node {
     fn merge(&mut self, record: Arc<Record>, content: Option<Arc<Content>>) {
         let job = match (brought_version(&record.body), content, self.manifest()) {
             (Some(version), Some(model), Some(manifest)) => {
-                MergeJob::Replace { manifest, spec: self.spec.merge.clone(), model, version }
+                let (merge, track) = (self.spec.merge.clone(), self.spec.downlink.track.clone());
+                MergeJob::Replace { manifest, merge, track, model, version }
             }
             (_, content, _) => MergeJob::Merge { record, content },
         };
@@ -91,15 +91,42 @@ impl Node {
         self.manifest.clone()
     }
 
-    fn send_model(&mut self, peer: PeerId, version: ModelVersion, digest: Digest, missing: Option<Missing>) {
+    /// Sends a version in the smallest form that its agent can use.
+    fn send_model(&mut self, peer: PeerId, request: ModelRequest) {
+        let ModelRequest { version, digest, held, .. } = request;
         let Some(snapshot) = self.publisher.get(version, digest) else {
             return self.send(peer, CoordinatorMessage::ModelGone { version, digest });
         };
-        let transfer = snapshot.transfer.clone();
-        let missing = missing.unwrap_or_else(|| Missing::all(transfer.chunks.len()));
-        if let Some(download) = self.downloads.start(peer, &transfer, &missing) {
-            self.send(peer, CoordinatorMessage::Model { version, digest, transfer });
-            self.tell(ToPeer::SendChunks { peer, download, snapshot, missing });
+        let Some((from, _)) = held.filter(|(from, digest)| self.publisher.may_be(*from, *digest)) else {
+            return self.send_packed(peer, &request, snapshot);
+        };
+        match self.forms.choose(peer, request.clone(), from, snapshot) {
+            Choice::Send(model) => self.send_packed(peer, &request, model),
+            Choice::Wait(job) => self.out.extend(job.map(|job| Output::Run(Job::Pack(job)))),
+        }
+    }
+
+    /// A form is made, or cannot be made: whoever waits for it gets it, or the whole model.
+    pub(super) fn packed(&mut self, key: FormKey, model: Option<Arc<PackedModel>>) {
+        for (peer, request) in self.forms.made(key, model.clone()) {
+            let whole = || self.publisher.get(request.version, request.digest);
+            match model.clone().or_else(whole) {
+                Some(model) => self.send_packed(peer, &request, model),
+                None => {
+                    let ModelRequest { version, digest, .. } = request;
+                    self.send(peer, CoordinatorMessage::ModelGone { version, digest });
+                }
+            }
+        }
+    }
+
+    fn send_packed(&mut self, peer: PeerId, request: &ModelRequest, model: Arc<PackedModel>) {
+        let PackedModel { version, digest, form, transfer, .. } = &*model;
+        let (version, digest, form, transfer) = (*version, *digest, *form, transfer.clone());
+        let missing = request.missing.clone().unwrap_or_else(|| Missing::all(transfer.chunks.len()));
+        if let Some(download) = self.downloads.start(peer, &transfer, &missing, request.purpose) {
+            self.send(peer, CoordinatorMessage::Model { version, digest, form, transfer });
+            self.tell(ToPeer::SendChunks { peer, download, model, missing });
         }
     }
 }

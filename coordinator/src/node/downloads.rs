@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::Digest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
@@ -16,6 +17,7 @@ struct Download {
     id: DownloadId,
     transfer: Digest,
     missing: Missing,
+    purpose: FetchPurpose,
 }
 
 impl Download {
@@ -43,22 +45,27 @@ impl Downloads {
     }
 
     /// Starts a sending in place of the one before. `None` when these chunks are on their way, or the connection is gone.
-    pub(super) fn start(&mut self, peer: PeerId, transfer: &TransferManifest, missing: &Missing) -> Option<DownloadId> {
+    pub(super) fn start(
+        &mut self,
+        peer: PeerId,
+        transfer: &TransferManifest,
+        missing: &Missing,
+        purpose: FetchPurpose,
+    ) -> Option<DownloadId> {
         let current = self.by_peer.get_mut(&peer)?;
         if current.as_ref().is_some_and(|download| download.covers(transfer, missing)) {
             return None;
         }
         self.latest += 1;
         let id = DownloadId(self.latest);
-        *current = Some(Download { id, transfer: transfer.id(), missing: missing.clone() });
+        *current = Some(Download { id, transfer: transfer.id(), missing: missing.clone(), purpose });
         Some(id)
     }
 
-    /// A sending has ended, whole or not.
-    pub(super) fn ended(&mut self, peer: PeerId, id: DownloadId) {
-        if let Some(current) = self.by_peer.get_mut(&peer) {
-            current.take_if(|download| download.id == id);
-        }
+    /// A sending has ended, whole or not. Returns what it was for, unless another one has taken its place.
+    pub(super) fn ended(&mut self, peer: PeerId, id: DownloadId) -> Option<FetchPurpose> {
+        let current = self.by_peer.get_mut(&peer)?;
+        current.take_if(|download| download.id == id).map(|download| download.purpose)
     }
 }
 
@@ -74,6 +81,10 @@ mod tests {
         [model(1), model(2)]
     }
 
+    fn start(downloads: &mut Downloads, model: &TransferManifest, missing: &Missing) -> Option<DownloadId> {
+        downloads.start(PEER, model, missing, FetchPurpose::Train)
+    }
+
     fn without_the_first() -> Missing {
         let mut rest = Missing::all(3);
         rest.arrived(0);
@@ -85,18 +96,18 @@ mod tests {
     fn what_is_on_its_way_is_not_sent_again() {
         let ([model, another], all, rest) = (models(), Missing::all(3), without_the_first());
         let mut downloads = Downloads::default();
-        assert_eq!(downloads.start(PEER, &model, &all), None, "it is not connected");
+        assert_eq!(start(&mut downloads, &model, &all), None, "it is not connected");
         downloads.connected(PEER);
-        let first = downloads.start(PEER, &model, &all).expect("nothing is on its way");
-        assert_eq!((downloads.start(PEER, &model, &rest), downloads.start(PEER, &model, &all)), (None, None));
-        let second = downloads.start(PEER, &another, &rest).expect("another version");
-        let third = downloads.start(PEER, &another, &all).expect("what was left out has to be sent");
+        let first = start(&mut downloads, &model, &all).expect("nothing is on its way");
+        assert_eq!([&rest, &all].map(|missing| start(&mut downloads, &model, missing)), [None, None]);
+        let second = start(&mut downloads, &another, &rest).expect("another version");
+        let third = start(&mut downloads, &another, &all).expect("what was left out has to be sent");
         assert!(first != second && second != third);
-        downloads.ended(PEER, second);
-        assert_eq!(downloads.start(PEER, &another, &all), None, "what took its place is on its way");
-        downloads.ended(PEER, third);
-        downloads.start(PEER, &another, &all).expect("it has ended, and what is asked for now has not come");
+        assert_eq!(downloads.ended(PEER, second), None, "another one has taken its place");
+        assert_eq!(start(&mut downloads, &another, &all), None, "what took its place is on its way");
+        assert_eq!(downloads.ended(PEER, third), Some(FetchPurpose::Train));
+        start(&mut downloads, &another, &all).expect("it has ended, and what is asked for now has not come");
         downloads.disconnected(PEER);
-        assert_eq!(downloads.start(PEER, &model, &all), None);
+        assert_eq!(start(&mut downloads, &model, &all), None);
     }
 }

@@ -8,7 +8,7 @@ use anabranch_common::transfer::{Received, Sink};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::Missing;
 
-use super::{Done, DownloadId, Job, JobError, Snapshot};
+use super::{Done, DownloadId, Job, JobError, PackedModel};
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::replacement::{ReplaceError, Replaced};
@@ -52,7 +52,7 @@ pub enum ToPeer {
         /// Comes back in the answer.
         download: DownloadId,
         /// The model.
-        snapshot: Arc<Snapshot>,
+        model: Arc<PackedModel>,
         /// Which chunks.
         missing: Missing,
     },

@@ -7,8 +7,9 @@
 //! | [`Job::Checkpoint`] | the checkpointer | the store |
 //! | [`Job::Decode`] | any thread; a short one at once, on the loop | nothing |
 //! | [`Job::Spool`] | any thread | the folder of halves |
+//! | [`Job::Pack`] | any thread; a short one at once, on the loop | nothing |
 //!
-//! Of each of the first three at most one is out; of decoders so many as the budgets say.
+//! Of each of the first three at most one is out; of decoders so many as the budgets say; of packers `limits::PARCELS`.
 
 use std::sync::Arc;
 
@@ -19,7 +20,9 @@ use anabranch_common::transfer::{Opened, Sink, UploadId, UploadName};
 
 use super::checkpoint::CheckpointJob;
 use super::decode::DecodeJob;
+use super::forms::{FormKey, PackJob};
 use super::merge::{MergeJob, Merged};
+use super::publish::PackedModel;
 use super::write::WriteJob;
 use crate::core::event::Event;
 use crate::merger::MergeError;
@@ -39,6 +42,8 @@ pub enum Job {
     Decode(Box<DecodeJob>),
     /// Read or delete halves of uploads.
     Spool(SpoolJob),
+    /// Bring a published model into a form: [`PackJob::run`].
+    Pack(PackJob),
 }
 
 /// Something to do with the halves of uploads on disk.
@@ -84,6 +89,13 @@ pub enum Done {
     },
     /// What was on disk of an upload is in its sink.
     Open(Opened),
+    /// A published model is in the form that was asked for, or cannot be.
+    Packed {
+        /// Which.
+        key: FormKey,
+        /// The model.
+        model: Option<Arc<PackedModel>>,
+    },
     /// The worker of this name has panicked.
     Panicked(&'static str),
     /// The worker of this name has not taken its job.

@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use anabranch_common::downlink::track::TrackRecord;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::{MergeSpec, Served};
+use anabranch_common::spec::TrackSpec;
 use anabranch_io::faults;
 
 use super::checkpoint::CheckpointJob;
 use super::job::JobError;
-use super::publish::Snapshot;
+use super::publish::PackedModel;
 use crate::core::command::CheckpointOrder;
 use crate::core::content::Content;
 use crate::merger::ModelState;
@@ -24,7 +26,9 @@ pub enum MergeJob {
         /// Its tensors.
         manifest: Arc<ModelManifest>,
         /// The rule by which updates are merged into it.
-        spec: MergeSpec,
+        merge: MergeSpec,
+        /// The published track that begins at it, if the run has one.
+        track: Option<TrackSpec>,
         /// Every value of it.
         model: Arc<Content>,
         /// Its version.
@@ -64,10 +68,12 @@ pub enum Merged {
     NonFinite(ModelVersion),
     /// A version is encoded.
     Published {
-        /// The model that agents train from.
-        model: Arc<Snapshot>,
-        /// What users are given of the version.
+        /// What agents train from.
+        model: Arc<PackedModel>,
+        /// What users are given of the newest version.
         served: ServedSnapshot,
+        /// Records of the published track since the last time.
+        records: Vec<TrackRecord>,
     },
     /// A copy of the model is ready to be written.
     Checkpoint(Box<CheckpointJob>),
@@ -81,7 +87,7 @@ pub enum ServedSnapshot {
     /// Another vector, which nobody has asked for.
     Other,
     /// Another vector.
-    Encoded(Arc<Snapshot>),
+    Encoded(Arc<PackedModel>),
 }
 
 /// The model, and the jobs that move it, one after the other.
@@ -102,9 +108,10 @@ impl Merger {
 
     fn handle(&mut self, job: MergeJob) -> Result<Option<Merged>, JobError> {
         match job {
-            MergeJob::Replace { manifest, spec, model, version } => {
+            MergeJob::Replace { manifest, merge, track, model, version } => {
                 let values = model.delta().values().to_vec();
-                self.state = Some(ModelState::new((*manifest).clone(), spec, values, version)?);
+                let state = ModelState::new((*manifest).clone(), merge, values, version)?;
+                self.state = Some(state.tracked(track.as_ref()));
                 return Ok(None);
             }
             MergeJob::Start(state) => {
@@ -128,19 +135,7 @@ impl Merger {
                 faults::point("merge-after");
                 Ok(overflowed.map(|version| self.not_finite(version)))
             }
-            MergeJob::Publish { served } => {
-                let (version, manifest) = (state.version(), state.manifest());
-                let served = match state.served() {
-                    (Served::Model, _) => ServedSnapshot::Same,
-                    (Served::Average, _) if !served => ServedSnapshot::Other,
-                    (Served::Average, average) if average.iter().all(|value| value.is_finite()) => {
-                        ServedSnapshot::Encoded(Arc::new(Snapshot::of(version, manifest, average)?))
-                    }
-                    (Served::Average, _) => return Ok(Some(self.not_finite(version))),
-                };
-                let model = Arc::new(Snapshot::of(version, manifest, state.model())?);
-                Ok(Some(Merged::Published { model, served }))
-            }
+            MergeJob::Publish { served } => self.publish(served).map(Some),
             // A buffer that overflowed would take the next version with it: the run ends at the last finite one.
             MergeJob::Checkpoint(_) if !state.merge_state_is_finite() => {
                 let version = state.version().next();
@@ -150,6 +145,24 @@ impl Merger {
                 Ok(Some(Merged::Checkpoint(Box::new(CheckpointJob { order: *order, model: state.copy() }))))
             }
         }
+    }
+
+    /// Encodes what agents train from, and with `served` what users are given where that is another vector.
+    fn publish(&mut self, served: bool) -> Result<Merged, JobError> {
+        let Some(state) = &mut self.state else { return Ok(Merged::NonFinite(ModelVersion::default())) };
+        let records = state.take_records();
+        let (newest, manifest) = (state.version(), state.manifest());
+        let served = match state.served() {
+            (Served::Model, _) if state.track().is_none() => ServedSnapshot::Same,
+            _ if !served => ServedSnapshot::Other,
+            (_, vector) if vector.iter().all(|value| value.is_finite()) => {
+                ServedSnapshot::Encoded(Arc::new(PackedModel::of(newest, manifest, vector)?))
+            }
+            _ => return Ok(self.not_finite(newest)),
+        };
+        let (version, base) = state.base();
+        let model = Arc::new(PackedModel::of(version, manifest, base)?);
+        Ok(Merged::Published { model, served, records })
     }
 
     fn not_finite(&mut self, version: ModelVersion) -> Merged {

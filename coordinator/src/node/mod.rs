@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  Input ─► Node::handle ─► Core ─► commands ─┬─► lanes: writer, merger, checkpointer ─► Output::Run(job)
-//!    ▲                       ▲                ├─► publisher, downloads ────────────────► ToPeer::SendChunks
+//!    ▲                       ▲                ├─► publisher, forms, downloads ─────────► ToPeer::SendChunks, Output::Run
 //!    │                       │                ├─► uploads (common::transfer) ──────────► ToPeer::Receive, Output::Run
 //!    │                       └── events ──┐   ├─► messages ────────────────────────────► ToPeer::Send, ...
 //!    └── Input::Done(answer) ─────────────┘   └─► requests ────────────────────────────► Output::Reply, Renew, Revoked
@@ -16,6 +16,7 @@ pub mod checkpoint;
 mod commands;
 mod decode;
 mod downloads;
+pub mod forms;
 mod interface;
 mod job;
 pub mod merge;
@@ -38,6 +39,7 @@ use anabranch_common::wire::message::CoordinatorMessage;
 
 use checkpoint::CheckpointJob;
 use downloads::Downloads;
+use forms::Forms;
 use merge::{MergeJob, Merged, ServedSnapshot};
 use publish::Publisher;
 use write::WriteJob;
@@ -46,7 +48,7 @@ pub use decode::DecodeJob;
 pub use downloads::DownloadId;
 pub use interface::{Input, Output, ToPeer};
 pub use job::{Done, Job, JobError, SpoolJob};
-pub use publish::Snapshot;
+pub use publish::PackedModel;
 
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId};
@@ -93,6 +95,7 @@ pub struct Node {
     /// One checkpoint, likewise.
     checkpointer: Lane<Box<CheckpointJob>>,
     publisher: Publisher,
+    forms: Forms,
     downloads: Downloads,
     uploads: Uploads,
     /// Every connection, and whose it is.
@@ -169,6 +172,7 @@ impl Node {
             merger: Lane::default(),
             checkpointer: Lane::default(),
             publisher: Publisher::default(),
+            forms: Forms::default(),
             downloads: Downloads::default(),
             uploads,
             agents: BTreeMap::new(),
@@ -209,9 +213,9 @@ impl Node {
         let event = match input {
             Input::Event(event) => event,
             Input::Sent { peer, download, bytes } => {
-                self.downloads.ended(peer, download);
-                let Some(bytes) = bytes else { return };
-                Event::ModelSent { peer, bytes }
+                let purpose = self.downloads.ended(peer, download);
+                let Some((bytes, purpose)) = bytes.zip(purpose) else { return };
+                Event::ModelSent { peer, bytes, purpose }
             }
             Input::Received(chunk) => return self.chunk_received(now, chunk),
             Input::Done(done) => return self.done(now, done),
@@ -251,6 +255,10 @@ impl Node {
                 self.uploads.decoded(now, upload);
                 Ok(())
             }
+            Done::Packed { key, model } => {
+                self.packed(key, model);
+                Ok(())
+            }
             Done::Open(opened) => {
                 self.uploads.opened(now, opened);
                 Ok(())
@@ -267,16 +275,17 @@ impl Node {
     fn merged(&mut self, now: Now, merged: Merged) {
         match merged {
             Merged::NonFinite(version) => self.tell_core(now, Event::NonFinite { version }),
-            Merged::Published { model, served } => {
+            Merged::Published { model, served, records } => {
+                self.forms.add(records);
                 let (version, digest, transfer) = (model.version, model.digest, model.transfer.clone());
                 self.publisher.add(model);
                 let served = match served {
                     ServedSnapshot::Same => ServedModel::Same,
                     ServedSnapshot::Other => ServedModel::Other,
                     ServedSnapshot::Encoded(snapshot) => {
-                        let digest = snapshot.digest;
+                        let (version, digest) = (snapshot.version, snapshot.digest);
                         self.publisher.add_served(snapshot);
-                        ServedModel::Ready(digest)
+                        ServedModel::Ready(version, digest)
                     }
                 };
                 self.tell_core(now, Event::Published { version, digest, transfer, served });

@@ -5,48 +5,51 @@ use std::sync::Arc;
 
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::codec::{Codec, EncodeError};
+use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::transfer::TransferManifest;
 
-/// The content of one version, ready to be sent.
+/// The content of one version in one form, ready to be sent.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct PackedModel {
     /// Which version.
     pub version: ModelVersion,
     /// Digest of its content.
     pub digest: Digest,
-    /// Its content in the form of codec 0.
+    /// The form of `content`.
+    pub form: ModelForm,
+    /// What is sent.
     pub content: Arc<[u8]>,
     /// Its chunks.
     pub transfer: TransferManifest,
 }
 
-impl Snapshot {
-    /// Encodes a model.
+impl PackedModel {
+    /// Encodes a model as a whole.
     ///
     /// # Errors
     /// The model is not finite or does not fit its manifest.
     pub fn of(version: ModelVersion, manifest: &ModelManifest, model: &[f32]) -> Result<Self, EncodeError> {
         let content: Arc<[u8]> = Planes32.encode(manifest, model)?.into();
         let transfer = TransferManifest::of(&content);
-        Ok(Self { version, digest: Digest::of_f32(model), content, transfer })
+        Ok(Self { version, digest: Digest::of_f32(model), form: ModelForm::Snapshot, content, transfer })
     }
 }
 
 /// The versions that can be fetched, and what users are given of one where that is another vector: agents evaluate it.
 #[derive(Debug, Default)]
 pub(super) struct Publisher {
-    models: BTreeMap<ModelVersion, Arc<Snapshot>>,
+    models: BTreeMap<ModelVersion, Arc<PackedModel>>,
     /// Of the newest version of which it was asked for. Agents may come for it when they have finished a local round.
-    served: Option<Arc<Snapshot>>,
+    served: Option<Arc<PackedModel>>,
     bytes: usize,
 }
 
 impl Publisher {
     /// Adds the model of a version, and drops the oldest ones that no longer fit.
-    pub(super) fn add(&mut self, model: Arc<Snapshot>) {
+    pub(super) fn add(&mut self, model: Arc<PackedModel>) {
         self.bytes += model.content.len();
         if let Some(before) = self.models.insert(model.version, model) {
             self.bytes -= before.content.len();
@@ -55,7 +58,7 @@ impl Publisher {
     }
 
     /// Adds what users are given of a version, in place of what they were given of an earlier one.
-    pub(super) fn add_served(&mut self, served: Arc<Snapshot>) {
+    pub(super) fn add_served(&mut self, served: Arc<PackedModel>) {
         self.bytes += served.content.len();
         if let Some(before) = self.served.replace(served) {
             self.bytes -= before.content.len();
@@ -73,8 +76,13 @@ impl Publisher {
         }
     }
 
+    /// Whether this is what agents train from of a version, as far as is known here: the version may be of a process before.
+    pub(super) fn may_be(&self, version: ModelVersion, digest: Digest) -> bool {
+        self.models.get(&version).is_none_or(|model| model.digest == digest)
+    }
+
     /// A content of a version, if it is still here.
-    pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<Snapshot>> {
+    pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<PackedModel>> {
         let mut known = [self.models.get(&version), self.served.as_ref()].into_iter().flatten();
         known.find(|snapshot| (snapshot.version, snapshot.digest) == (version, digest)).cloned()
     }
@@ -86,10 +94,10 @@ mod tests {
 
     use super::*;
 
-    fn snapshot(version: u64, value: f32, bytes: usize) -> Arc<Snapshot> {
+    fn snapshot(version: u64, value: f32, bytes: usize) -> Arc<PackedModel> {
         let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
         let manifest = ModelManifest::new(vec![tensor]).expect("valid");
-        let mut snapshot = Snapshot::of(ModelVersion(version), &manifest, &[value; 4]).expect("finite");
+        let mut snapshot = PackedModel::of(ModelVersion(version), &manifest, &[value; 4]).expect("finite");
         snapshot.content = vec![0; bytes].into();
         Arc::new(snapshot)
     }
@@ -131,6 +139,6 @@ mod tests {
     fn a_model_that_is_not_finite_is_never_published() {
         let tensor = TensorSpec { name: "w".into(), shape: vec![2] };
         let manifest = ModelManifest::new(vec![tensor]).expect("valid");
-        assert!(Snapshot::of(ModelVersion(1), &manifest, &[0.0, f32::NAN]).is_err());
+        assert!(PackedModel::of(ModelVersion(1), &manifest, &[0.0, f32::NAN]).is_err());
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Incarnation, ModelVersion, RunId};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
@@ -94,6 +95,7 @@ impl World {
                 Done::Checkpoint(job.run(&self.store, keep))
             }
             Job::Decode(job) => job.run(),
+            Job::Pack(job) => job.run(),
             Job::Spool(_) => return,
         };
         self.handle(Input::Done(done));
@@ -113,6 +115,7 @@ impl World {
             Job::Checkpoint(_) => "checkpoint",
             Job::Decode(_) => "decode",
             Job::Spool(_) => "spool",
+            Job::Pack(_) => "pack",
         };
         self.jobs.iter().map(kind).collect()
     }
@@ -145,7 +148,13 @@ fn while_a_group_is_written_records_wait_and_become_the_next_group() {
 fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent() {
     let mut world = World::started();
     let digest = Digest::of_f32(&[0.5; 4]);
-    let fetch = |version| AgentMessage::FetchModel { version: ModelVersion(version), digest, missing: None };
+    let fetch = |version| AgentMessage::FetchModel {
+        version: ModelVersion(version),
+        digest,
+        purpose: FetchPurpose::Train,
+        held: None,
+        missing: None,
+    };
     let chunks = |world: &World| {
         let downloads = world.outputs.iter().filter_map(|output| match output {
             Output::ToPeer(ToPeer::SendChunks { download, .. }) => Some(*download),

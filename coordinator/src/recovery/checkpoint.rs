@@ -29,7 +29,7 @@ use crate::store::{Blobs, Catalogue, StorageError, Store};
 
 anabranch_common::layout! {
     struct Checkpoint {
-        position, version, branch, chain, at_ms, model, merge_state, merge_parts, state,
+        position, version, branch, chain, at_ms, model, track, merge_state, merge_parts, state,
     }
 }
 
@@ -53,6 +53,8 @@ pub struct Checkpoint {
     pub at_ms: u64,
     /// Digest of the model's content.
     pub model: Digest,
+    /// Digest of the published track, if the run has one. Its version is in the saved state.
+    pub track: Option<Digest>,
     /// Digests of the merge rule's vectors: what waits for the next version.
     pub merge_state: Vec<Digest>,
     /// Digests of the merge rule's other parts.
@@ -107,7 +109,7 @@ impl Checkpoint {
     /// Every blob that it names itself; the head of the fold names others.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
         let merge = self.merge_state.iter().chain(&self.merge_parts).copied();
-        [self.model, self.state].into_iter().chain(merge)
+        [self.model, self.state].into_iter().chain(self.track).chain(merge)
     }
 }
 
@@ -133,6 +135,7 @@ pub fn write(
         chain,
         at_ms,
         model: vectors::put(store.blobs(), manifest, model.model())?,
+        track: model.track().map(|track| vectors::put(store.blobs(), manifest, track.base())).transpose()?,
         merge_state: merge
             .vectors
             .iter()
@@ -310,6 +313,7 @@ mod tests {
             chain: Chain(Digest([2; 32])),
             at_ms: 1_700_000_000_000,
             model: Digest([3; 32]),
+            track: Some(Digest([7; 32])),
             merge_state: vec![Digest([4; 32])],
             merge_parts: vec![Digest([6; 32])],
             state: Digest([5; 32]),
@@ -319,8 +323,8 @@ mod tests {
     #[test]
     fn the_bytes_of_a_manifest_are_these() {
         let bytes = checkpoint().to_bytes().expect("small");
-        assert_eq!(bytes[..12], *b"ANBC\x05\0\0\0\xd8\0\0\0");
-        assert_eq!(bytes.len(), HEADER_BYTES + 216);
+        assert_eq!(bytes[..12], *b"ANBC\x05\0\0\0\xf9\0\0\0");
+        assert_eq!(bytes.len(), HEADER_BYTES + 249);
         assert_eq!(bytes[16..32], *b"\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(Checkpoint::from_bytes(&bytes).expect("whole"), checkpoint());
     }

@@ -45,7 +45,8 @@ impl Cursor {
         let state = RunState::genesis(&record)?;
         let vector = vectors::load(store.blobs(), "initial model", &state.manifest, state.initial)?;
         let model = ModelState::new(state.manifest.clone(), state.spec.merge.clone(), vector, state.version)
-            .map_err(|source| RecoveryError::Merge { position: Position(0), source })?;
+            .map_err(|source| RecoveryError::Merge { position: Position(0), source })?
+            .tracked(state.spec.downlink.track.as_ref());
         let chain = Chain::default().extend(record.digest()?, 0.0, state.version);
         Ok(Self { state, model, chain })
     }
@@ -63,8 +64,13 @@ impl Cursor {
         if checkpoint.merge_state.len() != state.spec.merge.saved_vectors(state.round.contributions) as usize {
             return Err(contradiction("what waits for a close"));
         }
+        if checkpoint.track.is_some() != state.spec.downlink.track.is_some() {
+            return Err(contradiction("published track"));
+        }
         let manifest = state.manifest.clone();
         let vector = vectors::load(blobs, "model", &manifest, checkpoint.model)?;
+        let track = checkpoint.track.map(|digest| vectors::load(blobs, "published track", &manifest, digest));
+        let track = track.transpose()?;
         let merge_state = checkpoint
             .merge_state
             .iter()
@@ -76,8 +82,12 @@ impl Cursor {
             .map(|digest| checkpoint::load_part(blobs, *digest))
             .collect::<Result<_, _>>()?;
         let merge_state = SavedRule { vectors: merge_state, parts };
-        let model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
-            .map_err(|source| RecoveryError::Merge { position: checkpoint.position, source })?;
+        let merge_failed = |source| RecoveryError::Merge { position: checkpoint.position, source };
+        let mut model = ModelState::restore(manifest, state.spec.merge.clone(), vector, merge_state, state.version)
+            .map_err(merge_failed)?;
+        if let (Some(spec), Some(track)) = (&state.spec.downlink.track, track) {
+            model = model.with_track(spec, track, state.base).map_err(merge_failed)?;
+        }
         Ok(Self { state, model, chain: checkpoint.chain })
     }
 
@@ -104,7 +114,8 @@ impl Cursor {
         let vector = vectors::load(store.blobs(), "model", &self.state.manifest, digest)?;
         let (manifest, spec) = (self.state.manifest.clone(), self.state.spec.merge.clone());
         self.model = ModelState::new(manifest, spec, vector, self.state.version)
-            .map_err(|source| RecoveryError::Merge { position: record.position, source })?;
+            .map_err(|source| RecoveryError::Merge { position: record.position, source })?
+            .tracked(self.state.spec.downlink.track.as_ref());
         Ok(())
     }
 }

@@ -61,9 +61,10 @@ pub fn recover(store: &dyn Store) -> Result<Recovered, RecoveryError> {
         }
     }
     // Agents hold what was published: another model under the same number must not go on.
-    if let Some(published) = cursor.state.published.filter(|published| published.version == cursor.state.version)
+    let (version, base) = cursor.model.base();
+    if let Some(published) = cursor.state.published.filter(|published| published.version == version)
         && cursor.model.overflowed().is_none()
-        && Digest::of_f32(cursor.model.model()) != published.digest
+        && Digest::of_f32(base) != published.digest
     {
         return Err(RecoveryError::Published(published.version));
     }

@@ -24,7 +24,7 @@ use super::{Input, Shared, Spool, linger};
 use crate::clock;
 use crate::core::event::PeerId;
 use crate::host;
-use crate::node::{DownloadId, Snapshot};
+use crate::node::{DownloadId, PackedModel};
 
 /// How long a message may take to be taken off our hands.
 const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
@@ -44,7 +44,7 @@ pub enum PeerOp {
         /// Comes back when it has ended.
         download: DownloadId,
         /// The model.
-        snapshot: Arc<Snapshot>,
+        model: Arc<PackedModel>,
         /// Which chunks.
         missing: Missing,
     },
@@ -157,8 +157,8 @@ impl PeerConnection {
                     writer.send(&message).await?;
                     faults::point(sent(&message));
                 }
-                PeerOp::SendChunks { download, snapshot, missing } => {
-                    let task = tasks.spawn(Arc::clone(&self).send_chunks(download, snapshot, missing));
+                PeerOp::SendChunks { download, model, missing } => {
+                    let task = tasks.spawn(Arc::clone(&self).send_chunks(download, model, missing));
                     if let Some(before) = sending.replace(task) {
                         before.abort();
                     }
@@ -179,8 +179,8 @@ impl PeerConnection {
         Ok(())
     }
 
-    async fn send_chunks(self: Arc<Self>, download: DownloadId, snapshot: Arc<Snapshot>, missing: Missing) {
-        let Snapshot { transfer, content, .. } = &*snapshot;
+    async fn send_chunks(self: Arc<Self>, download: DownloadId, model: Arc<PackedModel>, missing: Missing) {
+        let PackedModel { transfer, content, .. } = &*model;
         let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
         let bytes = ranges.map(|range| range.len() as u64).sum();
         let sent = chunks::send_chunks(&self.connection, transfer, Arc::clone(content), &missing, CHUNK).await;

@@ -177,9 +177,11 @@ fn verify_compares_what_a_checkpoint_has_saved_of_round_and_publication() {
     type Forge = fn(&mut RunState);
     let unpublished: Forge = |state| state.published = None;
     let miscounted: Forge = |state| state.round.contributions ^= 1;
+    let left_behind: Forge = |state| state.base = ModelVersion(state.base.0 - 1);
     let as_it_was: Forge = |_| ();
     for (forge, found) in [
         (as_it_was, ""),
+        (left_behind, "another version to train from"),
         (unpublished, "another published version"),
         (miscounted, "another number of waiting contributions"),
     ] {

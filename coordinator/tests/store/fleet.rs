@@ -111,7 +111,8 @@ impl Fleet {
 /// A model at the version of a fold.
 fn model(history: &History, state: &RunState) -> ModelState {
     let model = history.points[0].model.clone();
-    ModelState::new(state.manifest.clone(), state.spec.merge.clone(), model, state.version).expect("fits")
+    let model = ModelState::new(state.manifest.clone(), state.spec.merge.clone(), model, state.version).expect("fits");
+    model.tracked(state.spec.downlink.track.as_ref())
 }
 
 fn history() -> History {

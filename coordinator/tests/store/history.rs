@@ -13,7 +13,8 @@ use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, SavedRule};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+    AdmitSpec, DownlinkSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrackSpec,
+    TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta};
 use anabranch_coordinator::config::Retention;
@@ -33,6 +34,8 @@ pub(crate) struct Point {
     pub(crate) chain: Chain,
     pub(crate) model: Vec<f32>,
     pub(crate) merge_state: SavedRule<'static>,
+    /// What agents train from.
+    base: (ModelVersion, Vec<f32>),
 }
 
 /// Records by position, what an uninterrupted run is after each, and the models that records bring in.
@@ -75,6 +78,13 @@ pub(crate) fn manifest(rows: u64) -> ModelManifest {
     ModelManifest::new(vec![tensor("w", &[rows, 40]), tensor("b", &[40])]).expect("valid")
 }
 
+/// Runs with one of these rules have a published track.
+fn track(merge: &MergeSpec) -> Option<TrackSpec> {
+    let codec = CodecSpec::top_k(0.2);
+    matches!(merge, MergeSpec::DelayedNesterov { .. } | MergeSpec::Recall { .. })
+        .then_some(TrackSpec { every: 2, codec })
+}
+
 pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
     RunSpec {
         name: "scripted".into(),
@@ -97,7 +107,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             schedule: None,
         },
         upload: UploadSpec::fixed(CodecSpec::top_k(0.1), 0.9),
-        merge,
+        merge: merge.clone(),
         admit: AdmitSpec {
             max_staleness: 50,
             max_examples: 1000,
@@ -106,6 +116,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             max_influence: 0.0,
             rare_norm_ratio: 0.0,
         },
+        downlink: DownlinkSpec { track: track(&merge) },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 10.0 },
         target: TargetSpec::default(),
     }
@@ -165,7 +176,8 @@ impl History {
         let state = RunState::genesis(&record).expect("a genesis record");
         let chain = Chain::default().extend(record.digest().expect("small"), 0.0, ModelVersion(0));
         let merge_state = state.spec.merge.rule(manifest.params()).save().into_owned();
-        let points = vec![Point { state, chain, model, merge_state }];
+        let base = (state.version, model.clone());
+        let points = vec![Point { state, chain, model, merge_state, base }];
         Self { manifest, records: vec![record], points, imported: None }
     }
 
@@ -208,8 +220,8 @@ impl History {
             agent,
             epoch: Epoch(1),
             branch: newest.state.branch,
-            base_version: newest.state.version,
-            base_digest: Digest::of_f32(&newest.model),
+            base_version: newest.base.0,
+            base_digest: Digest::of_f32(&newest.base.1),
             seed,
             expires_at_ms: AT_MS + 1_000_000,
             plan: newest.state.plan(agent, newest.state.version),
@@ -224,8 +236,10 @@ impl History {
         if !newest.model.iter().all(|value| value.is_finite()) {
             return;
         }
-        let (version, digest) = (newest.state.version, Digest::of_f32(&newest.model));
-        let publication = Publication { version, form: PublicationForm::Snapshot, digest };
+        let (version, digest) = (newest.base.0, Digest::of_f32(&newest.base.1));
+        let tracked = newest.state.spec.downlink.track.is_some();
+        let form = if tracked { PublicationForm::Track } else { PublicationForm::Snapshot };
+        let publication = Publication { version, form, digest };
         if newest.state.published != Some(publication) {
             self.push(RecordBody::Published(publication), vec![]);
         }
@@ -342,6 +356,10 @@ impl Live {
         let merge_state = point.merge_state.clone();
         let model =
             ModelState::restore(manifest, merge, point.model.clone(), merge_state, state.version).expect("fits");
+        let model = match &state.spec.downlink.track {
+            Some(track) => model.with_track(track, point.base.1.clone(), point.base.0).expect("fits"),
+            None => model,
+        };
         Self { state, model, chain: point.chain }
     }
 
@@ -354,7 +372,8 @@ impl Live {
             Err(MergeError::Replaced) => {
                 let (_, model) = imported.expect("the script imports what it brings in");
                 let (manifest, merge) = (self.state.manifest.clone(), self.state.spec.merge.clone());
-                self.model = ModelState::new(manifest, merge, model.clone(), self.state.version).expect("fits");
+                let state = ModelState::new(manifest, merge, model.clone(), self.state.version).expect("fits");
+                self.model = state.tracked(self.state.spec.downlink.track.as_ref());
             }
             Err(error) => panic!("record {}: {error}", record.position),
         }
@@ -366,6 +385,7 @@ impl Live {
             chain: self.chain,
             model: self.model.model().to_vec(),
             merge_state: self.model.merge_state().into_owned(),
+            base: (self.model.base().0, self.model.base().1.to_vec()),
         }
     }
 }
@@ -456,6 +476,8 @@ pub(crate) fn assert_same_bits(store: &dyn Store, history: &History, context: &s
     assert_eq!(found.state, expected.state, "{context}: fold at {}", recovered.position);
     assert_eq!(bits(&found.model), bits(&expected.model), "{context}: model at {}", recovered.position);
     let all_bits = |saved: &SavedRule<'_>| saved.vectors.iter().map(|vector| bits(vector)).collect::<Vec<_>>();
+    let base = |point: &Point| (point.base.0, bits(&point.base.1));
+    assert_eq!(base(&found), base(expected), "{context}: what agents train from at {}", recovered.position);
     assert_eq!(all_bits(&found.merge_state), all_bits(&expected.merge_state), "{context}: merge state");
     assert_eq!(found.merge_state.parts, expected.merge_state.parts, "{context}: parts of the merge state");
     recovered.position

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anabranch_agent::config::{AgentConfig, AgentDir};
 use anabranch_agent::identity::{AgentKey, read_certificate};
 use anabranch_common::codec::{CodecId, decode};
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, Digest, Incarnation, RunId, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
@@ -215,7 +216,14 @@ impl Member {
     /// It does not come.
     pub async fn fetch(&mut self, manifest: &ModelManifest, lease: &Lease) -> anyhow::Result<Vec<f32>> {
         let (version, digest) = (lease.base_version, lease.base_digest);
-        self.say(&AgentMessage::FetchModel { version, digest, missing: None }).await?;
+        self.say(&AgentMessage::FetchModel {
+            version,
+            digest,
+            purpose: FetchPurpose::Train,
+            held: None,
+            missing: None,
+        })
+        .await?;
         let transfer = self
             .hear("model", |message| match message {
                 CoordinatorMessage::Model { transfer, .. } => Some(transfer),

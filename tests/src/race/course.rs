@@ -36,6 +36,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
         params: u32::try_from(params).unwrap_or(u32::MAX),
         buffer: config.spec.merge.updates_per_version(),
         rule: None,
+        track: None,
         lossy: false,
         adaptive: false,
         max_staleness: config.spec.admit.max_staleness,

@@ -3,7 +3,7 @@
 use anabranch_common::rng::SplitMix64;
 
 use super::disk::Failure;
-use super::schedule::{AgentPlan, Fault, Hostile, LinkPlan, Machine, Planned, Rule, Schedule, Task};
+use super::schedule::{AgentPlan, Fault, Hostile, LinkPlan, Machine, Planned, Rule, Schedule, Task, TrackPlan};
 
 /// Agents of a drawn world, at most.
 const AGENTS: u64 = 5;
@@ -41,6 +41,7 @@ pub fn draw(seed: u64) -> Schedule {
         params: if ledger { 1024 } else { 16 },
         buffer: u32::try_from(buffer).unwrap_or(1),
         rule: None,
+        track: None,
         lossy: !ledger && between(0, 1) == 0,
         adaptive: false,
         max_staleness: if between(0, 2) == 0 { between(0, 4) } else { 1_000 },
@@ -55,6 +56,7 @@ pub fn draw(seed: u64) -> Schedule {
     schedule.adaptive = schedule.lossy && SplitMix64::new(seed ^ 0x5EED_0012).below(2) == 0;
     draw_attacker(seed, &mut schedule);
     draw_rule(seed, &mut schedule);
+    draw_track(seed, &mut schedule);
     draw_failing_evaluators(seed, &mut schedule);
     schedule.faults = draw_faults(seed, &schedule);
     schedule
@@ -106,6 +108,12 @@ fn draw_rule(seed: u64, world: &mut Schedule) {
     } else {
         None
     };
+}
+
+/// Half of all worlds have a published track.
+fn draw_track(seed: u64, world: &mut Schedule) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0012);
+    world.track = (rng.below(2) == 0).then(|| TrackPlan { every: 1 + rng.below(4), sparse: rng.below(2) == 0 });
 }
 
 /// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all

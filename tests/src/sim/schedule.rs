@@ -17,6 +17,9 @@ pub struct Schedule {
     /// Another merge rule, to which `buffer` is a size at most: not for the ledger, and not with attackers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
+    /// The published track that agents train from, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track: Option<TrackPlan>,
     /// Staleness decay, participation weights, top-k with error feedback: not for the ledger, whose updates must be
     /// merged as they are.
     pub lossy: bool,
@@ -77,6 +80,16 @@ pub enum Rule {
     Fadas,
     /// The rescaled rule: an update counts by the interval of its agent.
     Rescaled,
+}
+
+/// A published track.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackPlan {
+    /// Versions between two of its records.
+    pub every: u64,
+    /// Whether a record leaves half of the entries out.
+    pub sparse: bool,
 }
 
 /// One agent.

@@ -4,12 +4,12 @@ use anabranch_common::codec::CodecSpec;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
-    AdaptiveSpec, AdmitSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec, ScheduleUnit,
-    TargetSpec, TrainSpec, UploadSpec,
+    AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec,
+    ScheduleUnit, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
 };
 
 use super::learner;
-use super::schedule::{Rule, Schedule, Task};
+use super::schedule::{Rule, Schedule, Task, TrackPlan};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
@@ -46,6 +46,10 @@ fn merge(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
         }
         None => MergeSpec::FedBuff { buffer_size, server_lr: 0.5, staleness, participation },
     }
+}
+
+fn track(TrackPlan { every, sparse }: TrackPlan) -> TrackSpec {
+    TrackSpec { every, codec: if sparse { CodecSpec::top_k(0.5) } else { CodecSpec::Int8 } }
 }
 
 /// The run's configuration.
@@ -88,6 +92,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             max_influence: if ledger { 0.0 } else { 1.5 },
             rare_norm_ratio: if schedule.rule == Some(Rule::Recall) { 10.0 } else { 0.0 },
         },
+        downlink: DownlinkSpec { track: schedule.track.map(track) },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec::default(),
     }

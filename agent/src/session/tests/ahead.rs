@@ -8,8 +8,13 @@ const BEGAN_MS: u64 = 400;
 /// When it asks for the next lease: 5 s after it began, less the 400 ms that the base took to come, and a quarter more.
 const ASKS_MS: u64 = BEGAN_MS + 5_000 - 501;
 
+/// The request of an agent that holds the version before.
 fn fetch(version: u64) -> Command {
-    send(AgentMessage::FetchModel { version: ModelVersion(version), digest: digest(version), missing: None })
+    send(fetch_model(version, version, FetchPurpose::Train, version.checked_sub(1)))
+}
+
+fn fetch_to_evaluate(version: u64) -> Command {
+    send(fetch_model(version, version, FetchPurpose::Evaluate, None))
 }
 
 /// A round on a base that was obtained while the one before ran. All updates so far were merged with weight `weight`.
@@ -52,7 +57,7 @@ fn fetching() -> Session {
     let mut session = asked(config(100, 10));
     assert_eq!(session.handle(5_000, grant(2, 1)), [fetch(1)]);
     session.handle(5_000, announce(1));
-    let unpack = Command::Unpack { version: ModelVersion(1), digest: digest(1), encoded: encoded(1) };
+    let unpack = Command::Unpack { version: ModelVersion(1), digest: digest(1), onto: None, encoded: encoded(1) };
     assert_eq!(session.handle(5_100, chunk(1)), [unpack]);
     session
 }
@@ -201,7 +206,7 @@ fn another_branch_takes_the_next_round_too() {
 fn an_evaluation_comes_before_a_round_that_is_ready() {
     let mut session = ready();
     session.handle(5_300, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) }));
-    assert_eq!(session.handle(5_400, trained(&lease(1, 0))), [bank(&lease(1, 0), 0), fetch(3)]);
+    assert_eq!(session.handle(5_400, trained(&lease(1, 0))), [bank(&lease(1, 0), 0), fetch_to_evaluate(3)]);
     session.handle(5_410, announce(3));
     session.handle(5_410, chunk(3));
     let evaluate = Command::Evaluate { version: ModelVersion(3), content: content(3) };
@@ -247,5 +252,5 @@ fn a_base_that_comes_late_waits_as_one_that_was_ready_does() {
     let mut wanted = fetching();
     wanted.handle(5_150, trained(&lease(1, 0)));
     wanted.handle(5_160, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) }));
-    assert_eq!(wanted.handle(5_200, unpacked(1)), [fetch(3)], "an evaluation comes first");
+    assert_eq!(wanted.handle(5_200, unpacked(1)), [fetch_to_evaluate(3)], "an evaluation comes first");
 }

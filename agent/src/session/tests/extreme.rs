@@ -156,7 +156,7 @@ trait DrawMessages: Draw {
             6 => CoordinatorMessage::Evaluate { version: ModelVersion(self.number()), digest: self.digest() },
             7 => {
                 let (version, digest) = (ModelVersion(self.number()), self.digest());
-                CoordinatorMessage::Model { version, digest, transfer: self.transfer() }
+                CoordinatorMessage::Model { version, digest, form: ModelForm::Snapshot, transfer: self.transfer() }
             }
             8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()), digest: self.digest() },
             9 => self.verdict(),

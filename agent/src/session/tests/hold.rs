@@ -44,7 +44,7 @@ fn an_evaluation_is_turned_down_while_on_hold() {
     let failed = AgentMessage::EvaluationFailed { version: ModelVersion(3), reason };
     assert_eq!(session.handle(2, wanted()), [send(failed)]);
     assert_eq!(session.handle(3, hold(None)), []);
-    let fetch = AgentMessage::FetchModel { version: ModelVersion(3), digest: digest(3), missing: None };
+    let fetch = fetch_model(3, 3, FetchPurpose::Evaluate, None);
     assert_eq!(session.handle(4, wanted()), [send(fetch)]);
 }
 

@@ -48,6 +48,9 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
         ("bytes up", traffic(report.uplink_bytes, report.raw_f32_uplink_bytes)),
         ("bytes down", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes)),
     ];
+    if report.evaluation_downlink_bytes > 0 {
+        lines.push(("bytes down for evaluation", output::bytes(report.evaluation_downlink_bytes)));
+    }
     if let Some(problem) = &report.target_problem {
         lines.push(("target", problem.clone()));
     }
@@ -312,6 +315,7 @@ pub(super) mod tests {
             updates_refused: BTreeMap::from([("stale".to_owned(), 2)]),
             uplink_bytes: 5 << 20,
             downlink_bytes: 9 << 20,
+            evaluation_downlink_bytes: 0,
             evaluation_problem: None,
         };
         let evaluation = |at_s: f64, accuracy: f64| TimedEvaluation {
@@ -359,6 +363,7 @@ pub(super) mod tests {
             retries_answered: 1,
             uplink_bytes: 5 << 20,
             downlink_bytes: 9 << 20,
+            evaluation_downlink_bytes: 0,
             raw_f32_uplink_bytes: 50 << 20,
             raw_f32_downlink_bytes: 18 << 20,
             staleness_histogram: vec![600, 400, 200, 34],

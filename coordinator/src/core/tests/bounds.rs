@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::{self, CodecSpec, Delta};
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{Digest, Incarnation, ModelVersion, Position};
 use anabranch_common::journal::{LeaseEnd, Record, RecordBody};
 use anabranch_common::limits;
@@ -61,7 +62,13 @@ fn a_peer_that_asks_on_while_the_disk_stalls_is_cut_off() {
     let mut world = World::started(2);
     world.message(1, AgentMessage::RequestLease);
     world.published();
-    let fetch = || AgentMessage::FetchModel { version: ModelVersion(0), digest: Digest::default(), missing: None };
+    let fetch = || AgentMessage::FetchModel {
+        version: ModelVersion(0),
+        digest: Digest::default(),
+        purpose: FetchPurpose::Train,
+        held: None,
+        missing: None,
+    };
     let asked = (0..2 * limits::PEER_QUEUE_MESSAGES).flat_map(|_| world.message(1, fetch())).count();
     assert_eq!(asked, 0, "everything waits for the record of the lease");
     assert_eq!(world.gated_for(PeerId(1)), limits::PEER_QUEUE_MESSAGES + 1);

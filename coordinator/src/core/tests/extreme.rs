@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use anabranch_common::codec::{CodecId, DecodeError, Delta};
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
@@ -130,7 +131,13 @@ trait DrawMessages: Draw {
             2 => AgentMessage::RequestLease,
             3 => {
                 let (version, digest) = (ModelVersion(self.number()), self.digest());
-                AgentMessage::FetchModel { version, digest, missing: self.missing() }
+                AgentMessage::FetchModel {
+                    version,
+                    digest,
+                    purpose: FetchPurpose::Train,
+                    held: None,
+                    missing: self.missing(),
+                }
             }
             4 => AgentMessage::OfferUpdate { meta: self.meta(sender), transfer: self.transfer() },
             5 => {
@@ -230,7 +237,7 @@ fn carried_out(command: Command, draw: &mut Extremes<'_>) -> Option<Event> {
             Some(Event::UpdateReceived { peer, meta, payload: Arc::from([0; 16]), content, transfer_ms })
         }
         Command::Publish { served } => Some(Event::Published {
-            served: if served { ServedModel::Ready(draw.digest()) } else { ServedModel::Other },
+            served: if served { ServedModel::Ready(ModelVersion(0), draw.digest()) } else { ServedModel::Other },
             version: ModelVersion(0),
             digest: Digest::of_f32(&[0.0; 4]),
             transfer: TransferManifest::of(&[0; 16]),

@@ -1,5 +1,6 @@
 //! A run that had ended is started again with another target, and what is known of it afterwards.
 
+use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::FinishReason;
 use anabranch_common::spec::TargetSpec;
@@ -67,14 +68,16 @@ fn a_run_that_the_operator_has_stopped_stays_ended() {
 #[test]
 fn shards_and_bytes_sent_are_known_to_the_next_process() {
     let mut world = World::started_with_shards(&[(100, 10_000)]);
-    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 700 });
-    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 300 });
-    assert_eq!(world.status().downlink_bytes, 1_000);
+    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 700, purpose: FetchPurpose::Train });
+    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 300, purpose: FetchPurpose::Train });
+    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 40, purpose: FetchPurpose::Evaluate });
+    assert_eq!((world.status().downlink_bytes, world.status().evaluation_downlink_bytes), (1_000, 40));
     world.handle(Event::Park);
-    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 10 });
+    world.handle(Event::ModelSent { peer: PeerId(1), bytes: 10, purpose: FetchPurpose::Train });
     assert_eq!(world.status().downlink_bytes, 1_010, "nothing is counted twice");
     let report = world.restarted().status();
     let agent = &report.agents[0];
     assert_eq!((agent.eval_examples, agent.train_examples, agent.downlink_bytes), (10_000, 100, 1_000));
     assert_eq!((report.downlink_bytes, report.raw_f32_downlink_bytes), (1_000, 2 * 4 * 4));
+    assert_eq!((report.evaluation_downlink_bytes, agent.evaluation_downlink_bytes), (40, 40));
 }

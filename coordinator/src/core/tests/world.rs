@@ -8,7 +8,8 @@ use anabranch_common::journal::{Evaluation, Lease, Record, RecordBody};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::{
-    AdmitSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+    AdmitSpec, DownlinkSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrainSpec,
+    UploadSpec,
 };
 use anabranch_common::status::AgentStatus;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
@@ -80,6 +81,7 @@ pub(super) fn spec() -> RunSpec {
             max_influence: 0.0,
             rare_norm_ratio: 0.0,
         },
+        downlink: DownlinkSpec::default(),
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec { accuracy: Some(0.95), ..TargetSpec::default() },
     }
@@ -331,7 +333,7 @@ impl World {
         let version = self.state().version;
         let served = match self.publishing.take() {
             _ if !self.averages => ServedModel::Same,
-            Some(true) => ServedModel::Ready(served(version.0)),
+            Some(true) => ServedModel::Ready(version, served(version.0)),
             Some(false) | None => ServedModel::Other,
         };
         let digest = Digest::of_f32(&[version.0 as f32; 4]);

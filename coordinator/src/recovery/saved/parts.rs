@@ -22,7 +22,7 @@ use crate::core::state::{RunState, Totals};
 
 anabranch_common::layout! {
     struct Head {
-        run, branch, spec, manifest, initial, started_at_ms, position, version, round, published, next_lease,
+        run, branch, spec, manifest, initial, started_at_ms, position, version, base, round, published, next_lease,
         participation, shares, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, pages,
     }
     struct Round { contributions, examples }
@@ -36,7 +36,7 @@ anabranch_common::layout! {
         name, revoked, epoch, incarnation, epochs, lease, leases, pace, compression, rounds, examples_held,
         eval_examples,
         evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s,
-        models_sent, downlink_bytes,
+        models_sent, downlink_bytes, evaluation_downlink_bytes,
     }
     struct EpochLog { forgotten_below, verdicts }
     struct Pace { step_ms, steps, granted }
@@ -55,6 +55,7 @@ pub(super) struct Head {
     started_at_ms: u64,
     position: Position,
     version: ModelVersion,
+    base: ModelVersion,
     round: Round,
     published: Option<Publication>,
     next_lease: LeaseId,
@@ -108,6 +109,7 @@ impl Head {
             started_at_ms: state.started_at_ms,
             position: state.position,
             version: state.version,
+            base: state.base,
             round: state.round,
             published: state.published,
             next_lease: state.next_lease,
@@ -148,6 +150,7 @@ impl Head {
             started_at_ms: self.started_at_ms,
             position: self.position,
             version: self.version,
+            base: self.base,
             round: self.round,
             published: self.published,
             agents,

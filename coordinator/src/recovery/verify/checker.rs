@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use anabranch_common::codec::{self, Delta};
 use anabranch_common::ids::{Digest, ModelVersion, Position};
 use anabranch_common::journal::{
-    Chain, Close, CloseReason, Contribution, HEADER_BYTES, Publication, Record, RecordBody,
+    Chain, Close, CloseReason, Contribution, HEADER_BYTES, Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::spec::TrackSpec;
 
 use super::own_state::OwnState;
 use super::published::{PublishedVersions, Segment};
+use super::track::TrackedBase;
 use crate::core::round::Round;
 use crate::recovery::checkpoint::Checkpoint;
 use crate::recovery::{RecoveryError, cursor, pins, saved, vectors};
@@ -84,6 +86,8 @@ pub(super) struct Checker {
     pub(super) version: ModelVersion,
     pub(super) chain: Chain,
     pub(super) model: Vec<f32>,
+    /// What agents train from in place of `model`.
+    track: Option<TrackedBase>,
     /// The version of `model`, once the model has overflowed: it stays as it is.
     pub(super) last_finite: Option<ModelVersion>,
     buffer: Vec<f32>,
@@ -119,6 +123,7 @@ impl Checker {
             version: ModelVersion(0),
             chain: link(Chain::default(), &bytes, 0.0, ModelVersion(0)),
             made: BTreeMap::from([(ModelVersion(0), Digest::of_f32(&model))]),
+            track: spec.downlink.track.as_ref().map(|track| TrackedBase::new(track, model.clone(), ModelVersion(0))),
             model,
             last_finite: None,
             waiting: 0,
@@ -137,8 +142,16 @@ impl Checker {
             Some(digest) if own.is_none() => vectors::load(blobs, "merge vector", &manifest, *digest)?,
             _ => vec![rule.nothing(); manifest.params()],
         };
+        let track = match (&state.spec.downlink.track, checkpoint.track) {
+            (Some(spec), Some(digest)) => {
+                Some(TrackedBase::new(spec, vectors::load(blobs, "published track", &manifest, digest)?, state.base))
+            }
+            (None, None) => None,
+            _ => return Err(contradiction(checkpoint, "published track")),
+        };
         Ok(Self {
             model: vectors::load(blobs, "model", &manifest, checkpoint.model)?,
+            track,
             manifest,
             rule,
             spec: state.spec.merge,
@@ -151,8 +164,8 @@ impl Checker {
             waiting: state.round.contributions,
             published: state.published,
             wanted: PublishedVersions::default(),
-            since: Segment { position: checkpoint.position, version: checkpoint.version },
-            made: BTreeMap::from([(checkpoint.version, checkpoint.model)]),
+            since: Segment { position: checkpoint.position, version: state.base },
+            made: BTreeMap::from([(state.base, checkpoint.track.unwrap_or(checkpoint.model))]),
         })
     }
 
@@ -195,6 +208,7 @@ impl Checker {
                 if let Some(own) = &mut self.own {
                     own.set(&self.spec);
                 }
+                self.change_track(spec.downlink.track.as_ref());
             }
             RecordBody::Imported { model, version, norm } => {
                 self.replace(store.blobs(), position, *model, *version)?;
@@ -258,15 +272,49 @@ impl Checker {
         if !self.model.iter().all(|value| value.is_finite()) {
             return Err(Problem::Overflow(position));
         }
-        if self.last_finite.is_none() && self.wanted.contains(self.since, version) {
-            self.made.insert(version, Digest::of_f32(&self.model));
+        if self.last_finite.is_none() {
+            self.offer(version);
         }
         Ok(())
     }
 
+    /// Keeps the digest of what agents train from since `version`, where that is published.
+    fn offer(&mut self, version: ModelVersion) {
+        if let Some(track) = &mut self.track {
+            track.follow(&self.manifest, &self.model, version);
+            if track.version() != version {
+                return;
+            }
+        }
+        if self.wanted.contains(self.since, version) {
+            self.made.insert(version, self.base_digest());
+        }
+    }
+
+    fn base_digest(&self) -> Digest {
+        self.track.as_ref().map_or_else(|| Digest::of_f32(&self.model), TrackedBase::digest)
+    }
+
+    /// A track that is switched on begins at the model.
+    fn change_track(&mut self, spec: Option<&TrackSpec>) {
+        match (&mut self.track, spec) {
+            (Some(track), Some(spec)) => return track.set(spec),
+            (None, None) => return,
+            (None, Some(spec)) => self.track = Some(TrackedBase::new(spec, self.model.clone(), self.version)),
+            (Some(_), None) => self.track = None,
+        }
+        self.published = None;
+        self.since.version = self.version;
+        self.made = BTreeMap::from([(self.version, Digest::of_f32(&self.model))]);
+    }
+
     /// A version before the first one that was computed here cannot be compared.
     fn published(&mut self, position: Position, publication: &Publication) -> Result<(), Problem> {
-        let Publication { version, digest, .. } = publication;
+        let Publication { version, digest, form } = publication;
+        let expected = if self.track.is_some() { PublicationForm::Track } else { PublicationForm::Snapshot };
+        if *form != expected {
+            return Err(Problem::Found(format!("record {position} publishes a {form:?}, not a {expected:?}")));
+        }
         if *version >= self.since.version && self.made.get(version) != Some(digest) {
             return Err(Problem::Found(format!(
                 "record {position}: version {version} was published as another model or left behind"
@@ -288,6 +336,9 @@ impl Checker {
         self.version = version;
         self.since = Segment { position, version };
         self.made = BTreeMap::from([(version, model)]);
+        if let Some(track) = &mut self.track {
+            track.begin(&self.model, version);
+        }
         self.last_finite = None;
         self.empty_buffer();
         self.own = OwnState::of(&self.spec, self.manifest.params());
@@ -301,7 +352,7 @@ impl Checker {
 
     /// Compares what was computed with a checkpoint that was taken here, and checks that its blobs are whole.
     pub(super) fn compare(&self, blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<(), RecoveryError> {
-        let differs = |what| Err(RecoveryError::Contradiction { position: checkpoint.position, what });
+        let differs = |what| Err(contradiction(checkpoint, what));
         if checkpoint.chain != self.chain {
             return differs("chain");
         }
@@ -311,6 +362,9 @@ impl Checker {
         if checkpoint.model != Digest::of_f32(&self.model) {
             return differs("model");
         }
+        if checkpoint.track != self.track.as_ref().map(TrackedBase::digest) {
+            return differs("published track");
+        }
         let same = match (&self.own, self.rule) {
             (Some(own), _) => own.is_in(blobs, checkpoint, &self.manifest)?,
             (None, Rule::Direct) if self.waiting == 0 => checkpoint.merge_state.is_empty(),
@@ -319,7 +373,7 @@ impl Checker {
         if !same || (self.own.is_none() && !checkpoint.merge_parts.is_empty()) {
             return differs("merge state");
         }
-        for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]) {
+        for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]).chain(&checkpoint.track) {
             vectors::load(blobs, "vector", &self.manifest, *digest)?;
         }
         let state = saved::load_without_agents(blobs, checkpoint.state)?;
@@ -333,8 +387,15 @@ impl Checker {
         if state.published != self.published {
             return differs("published version");
         }
+        if state.base != self.track.as_ref().map_or(self.version, TrackedBase::version) {
+            return differs("version to train from");
+        }
         saved::check(blobs, checkpoint.state)
     }
+}
+
+fn contradiction(checkpoint: &Checkpoint, what: &'static str) -> RecoveryError {
+    RecoveryError::Contradiction { position: checkpoint.position, what }
 }
 
 /// The norm that a record says its model has is the one that it has.

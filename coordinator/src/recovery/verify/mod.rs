@@ -11,6 +11,7 @@
 //!  published   which versions the journal publishes: only these are hashed
 //!  checker     the records once more, one after the other
 //!  own_state   rules with a state of their own: delayed_nesterov, fadas, recall
+//!  track       the published track that agents train from
 //! ```
 
 mod checker;
@@ -19,6 +20,7 @@ mod fadas;
 mod own_state;
 mod published;
 mod recall;
+mod track;
 
 use std::collections::BTreeSet;
 

@@ -120,6 +120,8 @@ pub struct Journal {
     fold: Fold,
     durable: durable::Durable,
     models: replay::Models,
+    /// What agents train from: another vector where the run has a published track.
+    bases: replay::Models,
     welcomes: epochs::Welcomes,
     heard: once::Heard,
     attackers: Attackers,
@@ -179,14 +181,22 @@ impl Journal {
         self.welcomes.welcomed(agent, incarnation, epoch)
     }
 
-    /// A version can be fetched from now on.
+    /// A version can be fetched from now on, of which agents train from `base`. The newest one is `model`.
     ///
     /// # Errors
-    /// It is not finite, or not what this version was before.
-    pub fn published(&mut self, version: ModelVersion, digest: Digest, model: &[f32]) -> Checked {
-        finite::check(version, digest, model)?;
-        self.fold.envelope.check(&self.attackers, version, model)?;
-        self.models.seen(self.fold.branch, version, digest)
+    /// One of them is not finite, or not what this version was before.
+    pub fn published(
+        &mut self,
+        (version, digest): (ModelVersion, Digest),
+        base: &[f32],
+        newest: ModelVersion,
+        model: &[f32],
+    ) -> Checked {
+        finite::check(version, digest, base)?;
+        finite::check(newest, Digest::of_f32(model), model)?;
+        self.fold.envelope.check(&self.attackers, newest, model)?;
+        self.bases.seen(self.fold.branch, version, digest)?;
+        self.models.seen(self.fold.branch, newest, Digest::of_f32(model))
     }
 
     /// What users are given of a version that is published has this digest. `offered`: that of what agents are to evaluate of
@@ -194,9 +204,14 @@ impl Journal {
     ///
     /// # Errors
     /// They are to evaluate another vector.
-    pub fn served(&mut self, version: ModelVersion, served: Digest, offered: Option<Digest>) -> Checked {
+    pub fn served(
+        &mut self,
+        version: ModelVersion,
+        served: Digest,
+        offered: Option<(ModelVersion, Digest)>,
+    ) -> Checked {
         self.served.insert((version, served));
-        offered.map_or(Ok(()), |offered| self.evaluates(version, offered))
+        offered.map_or(Ok(()), |(version, offered)| self.evaluates(version, offered))
     }
 
     /// An agent is to evaluate, or evaluates, a vector with this digest as this version.
@@ -242,6 +257,16 @@ impl Journal {
         finite::check(version, digest, model)?;
         self.fold.envelope.check(&self.attackers, version, model)?;
         self.models.seen(self.fold.branch, version, digest)
+    }
+
+    /// It has recovered `base` as what agents train from since a version.
+    ///
+    /// # Errors
+    /// That was another vector.
+    pub fn recovered_base(&mut self, (version, base): (ModelVersion, &[f32])) -> Checked {
+        let digest = Digest::of_f32(base);
+        finite::check(version, digest, base)?;
+        self.bases.seen(self.fold.branch, version, digest)
     }
 
     /// A store that somebody has damaged was read all the same. Unlike [`Journal::recovered`] this changes nothing.

@@ -66,6 +66,7 @@ impl World {
         };
         holds(&store)?;
         self.journal.recovered(found.position, found.chain, found.state.version, found.model.model())?;
+        self.journal.recovered_base(found.model.base())?;
         self.checked_ledger(found.state.version, found.model.model());
         self.setting.learner.learned(found.state.version, found.model.model())?;
         match driver::registry(store.catalogue()) {

@@ -6,7 +6,7 @@ use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejectio
 use anabranch_common::wire::transfer::Missing;
 use anabranch_coordinator::core::event::PeerId;
 use anabranch_coordinator::host::Input;
-use anabranch_coordinator::node::{DownloadId, Snapshot, ToPeer};
+use anabranch_coordinator::node::{DownloadId, PackedModel, ToPeer};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
@@ -22,8 +22,8 @@ impl World {
                     self.after(0, Happening::Lost(conn, Side::Coordinator));
                 }
             }
-            ToPeer::SendChunks { peer, download, snapshot, missing } => {
-                self.send_model(peer, download, &snapshot, &missing);
+            ToPeer::SendChunks { peer, download, model, missing } => {
+                self.send_model(peer, download, &model, &missing);
             }
             ToPeer::Receive { peer, sink, on_disk } => {
                 if let (Some(conn), Some(process)) = (self.conn_of(peer), self.coordinator.process.as_mut()) {
@@ -82,7 +82,7 @@ impl World {
         }
     }
 
-    fn send_model(&mut self, peer: PeerId, download: DownloadId, snapshot: &Snapshot, missing: &Missing) {
+    fn send_model(&mut self, peer: PeerId, download: DownloadId, snapshot: &PackedModel, missing: &Missing) {
         let Some(conn) = self.conn_of(peer) else { return };
         let transfer = snapshot.transfer.id();
         let (mut last_ms, mut sent) = (self.now_ms(), 0);

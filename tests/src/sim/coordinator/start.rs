@@ -81,6 +81,8 @@ impl World {
                 let recovered =
                     self.journal.recovered(found.position, found.chain, found.state.version, found.model.model());
                 self.checked(recovered);
+                let base = self.journal.recovered_base(found.model.base());
+                self.checked(base);
                 let verified = self.verified(&store);
                 self.checked(verified);
                 self.note(0, Sign::Plain, || {

@@ -7,7 +7,7 @@ use anabranch_coordinator::host::{Input, Output};
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
 use anabranch_coordinator::node::merge::{MergeJob, Merged, ServedSnapshot};
 use anabranch_coordinator::node::write::{self, WriteJob};
-use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Node, Snapshot};
+use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Node, PackedModel};
 use anabranch_coordinator::registry;
 use anabranch_coordinator::registry::save::{self, SaveJob};
 use anabranch_coordinator::store::Store as _;
@@ -59,6 +59,11 @@ impl World {
                 let wait_ms = self.setting.overhead.of(self.rng.below(20));
                 return self.after(wait_ms, Happening::Coordinator(life, Box::new(Input::Done { run: RUN, done })));
             }
+            Job::Pack(job) => {
+                let wait_ms = self.setting.overhead.of(self.rng.below(5));
+                let input = Input::Done { run: RUN, done: job.run() };
+                return self.after(wait_ms, Happening::Coordinator(life, Box::new(input)));
+            }
             job => job,
         };
         let stall_ms = if self.rng.below(100) == 0 { 3_000 } else { 0 } + self.sync_delay_ms(0);
@@ -66,7 +71,7 @@ impl World {
             Job::Write(_) => (1 + self.rng.below(20) + stall_ms, Happening::Write(life)),
             Job::Merge(_) => (self.rng.below(10), Happening::Merge(life)),
             Job::Checkpoint(_) => (5 + self.rng.below(200) + stall_ms, Happening::Checkpoint(life)),
-            Job::Decode(_) | Job::Spool(_) => return,
+            Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => return,
         };
         let ms = self.setting.overhead.of(ms);
         let Some(process) = self.coordinator.process.as_mut() else { return };
@@ -74,7 +79,7 @@ impl World {
             Job::Write(group) => process.jobs.write = Some(group),
             Job::Merge(batch) => process.jobs.merge = Some(batch),
             Job::Checkpoint(job) => process.jobs.checkpoint = Some(job),
-            Job::Decode(_) | Job::Spool(_) => {}
+            Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => {}
         }
         self.after(ms, what);
     }
@@ -119,7 +124,7 @@ impl World {
         let Some(batch) = process.jobs.merge.take() else { return };
         let done = process.merger.run(batch);
         for merged in done.iter().flatten() {
-            if let Merged::Published { model, served } = merged {
+            if let Merged::Published { model, served, .. } = merged {
                 self.published(model, served);
             }
         }
@@ -127,24 +132,22 @@ impl World {
     }
 
     /// A batch ends with its publication: the merger has that version's model.
-    fn published(&mut self, snapshot: &Snapshot, encoded: &ServedSnapshot) {
+    fn published(&mut self, base: &PackedModel, encoded: &ServedSnapshot) {
         let Some(process) = self.coordinator.process.as_ref() else { return };
-        let (version, digest) = (snapshot.version, snapshot.digest);
-        let state = process.merger.model();
-        let model = state.map(|state| state.model().to_vec()).unwrap_or_default();
-        let served = state.map(|state| Digest::of_f32(state.served().1)).unwrap_or_default();
-        let published = self.journal.published(version, digest, &model);
+        let Some(state) = process.merger.model() else { return };
+        let (newest, model, served) = (state.version(), state.model().to_vec(), Digest::of_f32(state.served().1));
+        let published = self.journal.published((base.version, base.digest), state.base().1, newest, &model);
         self.checked(published);
         let encoded = match encoded {
-            ServedSnapshot::Same => Some(digest),
+            ServedSnapshot::Same => Some((base.version, base.digest)),
             ServedSnapshot::Other => None,
-            ServedSnapshot::Encoded(snapshot) => Some(snapshot.digest),
+            ServedSnapshot::Encoded(snapshot) => Some((snapshot.version, snapshot.digest)),
         };
-        let served = self.journal.served(version, served, encoded);
+        let served = self.journal.served(newest, served, encoded);
         self.checked(served);
-        self.checked_ledger(version, &model);
-        self.coordinator.newest_version = version;
-        self.trace.version(self.agenda.now_ms(), version.0);
+        self.checked_ledger(newest, &model);
+        self.coordinator.newest_version = newest;
+        self.trace.version(self.agenda.now_ms(), newest.0);
     }
 
     pub(in crate::sim) fn checkpoint(&mut self, life: u64) {

@@ -1,0 +1,68 @@
+//! The published track, once more.
+
+use anabranch_common::codec::{self, Delta};
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::TrackSpec;
+
+/// y, and the version that it has come to.
+pub(super) struct TrackedBase {
+    spec: TrackSpec,
+    version: ModelVersion,
+    y: Vec<f32>,
+}
+
+impl TrackedBase {
+    pub(super) fn new(spec: &TrackSpec, y: Vec<f32>, version: ModelVersion) -> Self {
+        Self { spec: spec.clone(), version, y }
+    }
+
+    /// Begins anew at a model that was not made by merging.
+    pub(super) fn begin(&mut self, model: &[f32], version: ModelVersion) {
+        self.y = model.to_vec();
+        self.version = version;
+    }
+
+    pub(super) fn set(&mut self, spec: &TrackSpec) {
+        self.spec = spec.clone();
+    }
+
+    pub(super) fn version(&self) -> ModelVersion {
+        self.version
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of_f32(&self.y)
+    }
+
+    /// The model has come to `version`.
+    pub(super) fn follow(&mut self, manifest: &ModelManifest, model: &[f32], version: ModelVersion) {
+        if version.0 % self.spec.every != 0 {
+            return;
+        }
+        self.version = version;
+        if !self.step(manifest, model) {
+            self.y = model.to_vec();
+        }
+    }
+
+    /// y += decode(encode(x - y)). Returns whether all of it is finite.
+    fn step(&mut self, manifest: &ModelManifest, model: &[f32]) -> bool {
+        let mut left_out = model.to_vec();
+        for index in 0..left_out.len() {
+            left_out[index] -= self.y[index];
+        }
+        let encoder = codec::encoder(self.spec.codec);
+        let Ok(payload) = encoder.encode(manifest, &left_out) else { return false };
+        let Ok(step) = codec::decode(encoder.id(), manifest, &payload) else { return false };
+        match step {
+            Delta::Dense(values) => (0..values.len()).for_each(|index| self.y[index] += values[index]),
+            Delta::Sparse { indices, values, .. } => {
+                for entry in 0..indices.len() {
+                    self.y[indices[entry] as usize] += values[entry];
+                }
+            }
+        }
+        self.y.iter().all(|value| value.is_finite())
+    }
+}
