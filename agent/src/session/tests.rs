@@ -27,6 +27,7 @@ use anabranch_testkit::lease::PLAN;
 use super::command::{Bank, ChunkSource, Command, Ending, Settlement};
 use super::event::{Event, InitialModel, Kept, OutboxEntry, Outcome, Problem};
 use super::{Session, SessionConfig};
+use forms::fetch_model;
 
 pub(crate) const RUN: RunId = RunId([1; 16]);
 pub(crate) const AGENT: AgentId = AgentId([2; 16]);
@@ -187,12 +188,6 @@ fn give_back(id: u64) -> Command {
 
 pub(crate) fn grant(id: u64, version: u64) -> Event {
     say(CoordinatorMessage::Lease { lease: lease(id, version), evaluate: false })
-}
-
-/// The request for the content of `of` as `version`, by an agent that holds the version `held`.
-fn fetch_model(version: u64, of: u64, purpose: FetchPurpose, held: Option<u64>) -> AgentMessage {
-    let held = held.map(|held| (ModelVersion(held), digest(held)));
-    AgentMessage::FetchModel { version: ModelVersion(version), digest: digest(of), purpose, held, missing: None }
 }
 
 fn announce(version: u64) -> Event {

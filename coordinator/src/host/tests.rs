@@ -51,9 +51,7 @@ impl World {
         let secret_digest = Digest::of(&SECRET).0;
         let token = NewToken { secret_digest, name: Some("agent".into()), ttl_ms: 10_000_000, uses: 3 };
         roster.create_token(token, 0).expect("a sound token");
-        for agent in [AGENT, OTHER] {
-            roster.join(&SECRET, agent, 1).expect("a use is left");
-        }
+        [AGENT, OTHER].iter().for_each(|agent| _ = roster.join(&SECRET, *agent, 1).expect("a use is left"));
         roster.take_changes().expect("short");
         let mut world = Self {
             host: Host::new(Registry::new(roster)),

@@ -4,6 +4,12 @@ use anabranch_common::spec::ModelKind;
 
 use super::*;
 
+/// The request for the content of `of` as `version`, by an agent that holds the version `held`.
+pub(super) fn fetch_model(version: u64, of: u64, purpose: FetchPurpose, held: Option<u64>) -> AgentMessage {
+    let held = held.map(|held| (ModelVersion(held), digest(held)));
+    AgentMessage::FetchModel { version: ModelVersion(version), digest: digest(of), purpose, held, missing: None }
+}
+
 /// A session that has trained on version 1, which came as a whole, and was granted a lease on version 5.
 fn fetching() -> Session {
     let mut session = asking(config(100, 10), Kept::default());
