@@ -37,7 +37,7 @@ impl TrackedBase {
 
     /// The model has come to `version`.
     pub(super) fn follow(&mut self, manifest: &ModelManifest, model: &[f32], version: ModelVersion) {
-        if version.0 % self.spec.every != 0 {
+        if !version.0.is_multiple_of(self.spec.every) {
             return;
         }
         self.version = version;
@@ -49,9 +49,7 @@ impl TrackedBase {
     /// y += decode(encode(x - y)). Returns whether all of it is finite.
     fn step(&mut self, manifest: &ModelManifest, model: &[f32]) -> bool {
         let mut left_out = model.to_vec();
-        for index in 0..left_out.len() {
-            left_out[index] -= self.y[index];
-        }
+        left_out.iter_mut().zip(&self.y).for_each(|(left, y)| *left -= y);
         let encoder = codec::encoder(self.spec.codec);
         let Ok(payload) = encoder.encode(manifest, &left_out) else { return false };
         let Ok(step) = codec::decode(encoder.id(), manifest, &payload) else { return false };
