@@ -201,6 +201,7 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
         rule: None,
         lossy: false,
         adaptive: false,
+        track: 0,
         max_staleness: config.spec.admit.max_staleness,
         lease_ttl_ms: 1_000 * options.seconds,
         checkpoint_every: u64::MAX,
