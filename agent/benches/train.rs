@@ -58,6 +58,7 @@ fn main() {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         };
         for threads in threads.map_or(vec![1, 2, 4], |threads| vec![threads]) {
             let options = NativeOptions { threads: Some(threads), ..NativeOptions::default() };

@@ -76,6 +76,13 @@ pub const LAYER_WIDTH: u64 = 1 << 24;
 pub const BATCH_EXAMPLES: u32 = 65_536;
 /// Updates of one version (`merge.buffer_size`).
 pub const MERGE_BUFFER_UPDATES: u32 = 65_536;
+/// Deadline of a round behind a barrier (`merge.barrier.deadline_s`), in seconds: a year.
+pub const ROUND_DEADLINE_S: f64 = 31_536_000.0;
+/// How long a round behind a barrier waits for contributors of the round before to ask for their next lease, in milliseconds:
+/// a round trip on the slowest of links.
+pub const ROUND_REJOIN_MS: u64 = 10_000;
+/// How often an agent hears that its request for a lease stands, in milliseconds.
+pub const LEASE_DEFERRED_MS: u64 = REQUEST_TIMEOUT_MS / 3;
 /// Step of the recall rule (`merge.step`).
 pub const RECALL_STEP: f32 = 1_000.0;
 /// Agents whose last updates one contribution recalls.

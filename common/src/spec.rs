@@ -59,6 +59,9 @@ pub struct AgentSpec {
     pub train: TrainSpec,
     /// Compression of updates.
     pub upload: UploadSpec,
+    /// Whether versions are closed behind a barrier. Agents then prepare no round while another one is computed or its
+    /// update is undecided: a version gets one update of each agent.
+    pub barrier: bool,
 }
 
 /// The model. Its tensors follow from it ([`ModelSpec::layers`]), whoever trains it, except where `kind` is `custom`: then the
@@ -168,6 +171,10 @@ pub struct TrainSpec {
     /// of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<LrSchedule>,
+    /// What agents are told of `merge.mu`: mu (w - w_base) is added to each gradient at w of a round from w_base. No key
+    /// of run.toml.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub proximal_mu: f32,
 }
 
 /// A local optimizer.

@@ -85,7 +85,8 @@ fn the_rule_gives_the_reference_values() {
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
         let weight = admitted.weight as f32 * scale;
         let (base_dot, recall) = (Some(update.base_dot), Some(&inputs));
-        rule.contribute(&model, &delta, &Arrival { agent: agent(number), weight, staleness: 0, base_dot, recall });
+        let (agent, mean_weight, staleness) = (agent(number), 0, 0);
+        rule.contribute(&model, &delta, &Arrival { agent, weight, mean_weight, staleness, base_dot, recall });
         rule.close(&mut model);
         if let Some(look) = looks.iter().find(|look| look.after == after) {
             seen += 1;

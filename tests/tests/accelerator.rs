@@ -160,6 +160,7 @@ fn a_gpu_trains_as_the_cpu_does_but_for_rounding() -> anyhow::Result<()> {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         };
         let mut cpu = native_with(&model(kind), options)?;
         let mut gpu = native_with(&model(kind), NativeOptions { device: Some(id), ..options })?;

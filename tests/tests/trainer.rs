@@ -49,6 +49,7 @@ fn run_part() -> RunPart {
         target_round_s: None,
         max_local_steps: None,
         schedule: None,
+        proximal_mu: 0.0,
     };
     RunPart { name: "digits".into(), seed: 3, model, train }
 }

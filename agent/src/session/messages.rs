@@ -41,6 +41,7 @@ impl Session {
                 self.enter(now_ms, state, out);
                 self.rounds.no_lease(now_ms);
             }
+            CoordinatorMessage::LeaseDeferred => self.rounds.request_stands(now_ms),
             CoordinatorMessage::Evaluate { version, digest } => {
                 if self.config.eval_examples > 0 {
                     self.evaluator.request(Wanted { version, digest });

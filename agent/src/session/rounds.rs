@@ -81,14 +81,25 @@ struct Banking {
 pub(super) struct Conditions {
     /// Whether the agent can train for this run at present.
     pub(super) may_work: bool,
-    /// Whether leases are requested while a round is computed.
-    pub(super) overlap: bool,
+    /// Which rounds and updates of this agent a request may overtake.
+    pub(super) overlap: Overlap,
     /// Whether the evaluator has the device, or is about to have it.
     pub(super) evaluating: bool,
     /// Whether a verdict is worth waiting for.
     pub(super) awaits_verdict: bool,
     /// Updates in the outbox.
     pub(super) outbox: usize,
+}
+
+/// What may still be under way when the next lease is requested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overlap {
+    /// A round that is being computed, and updates.
+    Rounds,
+    /// Updates: a round begins after the one before has ended.
+    Updates,
+    /// Nothing: versions are closed behind a barrier, which takes one update of each agent.
+    Nothing,
 }
 
 /// What to do with the prepared round, with the device free.
@@ -154,11 +165,12 @@ impl Rounds {
             Some(training) => {
                 let room = conditions.outbox + self.banking.len() + 1 < limits::OUTBOX_UPDATES;
                 let Training { since_ms, moved_ms, steps, all_steps, stopping, .. } = *training;
-                (conditions.overlap && !stopping && room)
+                (conditions.overlap == Overlap::Rounds && !stopping && room)
                     .then(|| self.tempo.ask_at_ms(since_ms, moved_ms, steps, all_steps))?
             }
             None => {
-                let room = conditions.outbox < limits::OUTBOX_UPDATES && self.banking.is_empty();
+                let most = if conditions.overlap == Overlap::Nothing { 1 } else { limits::OUTBOX_UPDATES };
+                let room = conditions.outbox < most && self.banking.is_empty();
                 (room && !conditions.evaluating && !conditions.awaits_verdict).then_some(0)
             }
         }
@@ -215,6 +227,13 @@ impl Rounds {
             stage @ (Stage::Asking { .. } | Stage::Ready(..)) => stage,
         };
         self.next = Some(Next { stage, asked_during, lacks });
+    }
+
+    /// The coordinator has taken the request in, and a lease comes later.
+    pub(super) fn request_stands(&mut self, now_ms: u64) {
+        if let Some(Next { stage: Stage::Asking { until_ms }, .. }) = &mut self.next {
+            *until_ms = now_ms.saturating_add(limits::REQUEST_TIMEOUT_MS);
+        }
     }
 
     /// Forgets a request that will not be answered, or was answered without a lease.

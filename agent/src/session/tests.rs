@@ -1,6 +1,7 @@
 //! Exact command lists: what the session does is its contract with the driver, and with the simulator.
 
 mod ahead;
+mod barrier;
 mod bounds;
 mod extreme;
 mod forms;

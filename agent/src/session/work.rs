@@ -12,7 +12,7 @@ use super::Session;
 use super::command::{Bank, Command, Ending, Lead, StartedFrom};
 use super::event::{OutboxEntry, Outcome};
 use super::replica::Wanted;
-use super::rounds::{Conditions, Start, Training};
+use super::rounds::{Conditions, Overlap, Start, Training};
 use super::tempo::Spent;
 
 /// What an agent is doing, for people.
@@ -113,11 +113,22 @@ impl Session {
     pub(super) fn ask_at_ms(&self) -> Option<u64> {
         self.rounds.ask_at_ms(&Conditions {
             may_work: self.connection.is_up() && self.wants_work() && self.model.is_ready(),
-            overlap: self.config.overlap,
+            overlap: self.overlap(),
             evaluating: self.evaluator.is_busy(),
             awaits_verdict: self.verdicts.are_awaited(),
             outbox: self.outbox.len(),
         })
+    }
+
+    /// Returns what may be under way when a lease is requested.
+    fn overlap(&self) -> Overlap {
+        if self.membership.terms().is_some_and(|terms| terms.spec.barrier) {
+            Overlap::Nothing
+        } else if self.config.overlap {
+            Overlap::Rounds
+        } else {
+            Overlap::Updates
+        }
     }
 
     /// Whether the run, the owner of the machine and the process itself want this agent to train.

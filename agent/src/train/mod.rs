@@ -183,6 +183,12 @@ pub trait Trainer: Send + fmt::Debug {
     /// Names and shapes of the tensors that every flat vector here consists of.
     fn manifest(&self) -> &ModelManifest;
 
+    /// Whether a round whose plan has `proximal_mu` adds the proximal term to each gradient. An agent whose trainer does not
+    /// refuses a run that needs the term.
+    fn adds_proximal_term(&self) -> bool {
+        false
+    }
+
     /// The model before any training: the same bits on every machine for the same `seed`.
     ///
     /// # Errors

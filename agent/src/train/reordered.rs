@@ -67,6 +67,10 @@ impl Trainer for Reordered {
         &self.manifest
     }
 
+    fn adds_proximal_term(&self) -> bool {
+        self.trainer.adds_proximal_term()
+    }
+
     fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {
         let initial = self.trainer.initial(seed)?;
         self.to_run(&initial)
@@ -114,6 +118,7 @@ mod tests {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         };
         let inputs = (0..30).map(|index| (index % 7) as f32 / 7.0).collect();
         let labels = (0..10).map(|index| index % 2).collect();

@@ -134,6 +134,13 @@ impl Maths {
     fn prepare(&mut self, spec: &AgentSpec) -> Event {
         let run = RunPart::of(spec);
         match persistently(&self.setup.stop, || (self.setup.factory)(&run)) {
+            Ok(trainer) if self.lacks_proximal_term(trainer.as_ref(), &run) => {
+                Event::Failed(ending(&TrainError::Spec {
+                    key: "merge.mu",
+                    found: run.train.proximal_mu.to_string(),
+                    expected: "expected a trainer that adds the proximal term (\"proximal\" in docs/trainer-protocol.md)".to_owned(),
+                }))
+            }
             Ok(trainer) => {
                 let manifest = trainer.manifest().clone();
                 self.trainer = Some(trainer);
@@ -141,6 +148,11 @@ impl Maths {
             }
             Err(error) => Event::Failed(ending(&error)),
         }
+    }
+
+    /// Whether training here would leave out the proximal term that the run asks for.
+    fn lacks_proximal_term(&self, trainer: &dyn Trainer, run: &RunPart) -> bool {
+        run.train.proximal_mu != 0.0 && self.setup.shards.train.is_some() && !trainer.adds_proximal_term()
     }
 
     fn reorder(&mut self, manifest: ModelManifest) -> Event {

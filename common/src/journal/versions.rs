@@ -16,6 +16,8 @@ pub struct Contribution {
     pub staleness: u64,
     /// The factor it is merged with, as computed when it was admitted.
     pub weight: f32,
+    /// Its weight in the mean of its round ([`MergeSpec::mean_weight`](crate::merge::MergeSpec::mean_weight)), in examples.
+    pub mean_weight: u64,
     /// Euclidean norm of its content, as computed when it was admitted.
     pub norm: f64,
     /// What the recall rule is told of it, where it is merged by that rule.
@@ -29,9 +31,9 @@ impl Contribution {
     /// Returns what a merge rule is told of it.
     #[must_use]
     pub fn arrival(&self) -> Arrival<'_> {
-        let Self { meta: UpdateMeta { key, base_dot, .. }, weight, staleness, recall, .. } = self;
-        let (agent, weight, staleness, base_dot) = (key.agent, *weight, *staleness, *base_dot);
-        Arrival { agent, weight, staleness, base_dot, recall: recall.as_ref() }
+        let Self { meta: UpdateMeta { key, base_dot, .. }, weight, mean_weight, staleness, recall, .. } = self;
+        let (agent, weight, mean_weight) = (key.agent, *weight, *mean_weight);
+        Arrival { agent, weight, mean_weight, staleness: *staleness, base_dot: *base_dot, recall: recall.as_ref() }
     }
 }
 
@@ -51,6 +53,10 @@ pub struct Close {
 pub enum CloseReason {
     /// As many contributions wait as the merge rule asks for.
     Filled,
+    /// Behind a barrier: no agent is at work on the version before, and at least one has delivered.
+    Complete,
+    /// Behind a barrier: its deadline has passed, and its quorum of the active agents has delivered.
+    Deadline,
 }
 
 /// A version that agents can fetch.

@@ -2,9 +2,10 @@
 //!
 //! The weight of an update is computed once, when it is admitted ([`MergeSpec::weight`]), and journalled. A rule uses what the
 //! journal says of an update ([`Arrival`]) and nothing else, so that replay gives the same bits on any machine. Contributions wait until a close makes them
-//! a version: [`MergeSpec::is_full`] says when a buffer is full, and only [`MergeRule::close`] moves the model.
+//! a version: [`MergeSpec::closing`] says when they do (at once, when a buffer is full, or behind a [barrier]), and only
+//! [`MergeRule::close`] moves the model.
 //!
-//! | rule | at a contribution | at a close | full at |
+//! | rule | at a contribution | at a close | closed at |
 //! |---|---|---|---|
 //! | [`FedAsync`](fedasync::FedAsync) (Xie et al. 2019), delta form | w = alpha * s(tau) * p | x += w * delta | 1 |
 //! | [`FedBuff`](fedbuff::FedBuff) (Nguyen et al. 2022) | w = server_lr / K * s(tau) * p, b += w * delta | x += b, b = 0 | K |
@@ -12,13 +13,22 @@
 //! | [`Fadas`](fadas::Fadas) (Wang et al. 2024) | w = 1 / K, b += w * delta | x += AMSGrad step of b, smaller where one was stale; b = 0 | K |
 //! | [rescaled] (Mahran et al. 2026) | w = alpha * s(tau) * clip(R / C, 1/8, 8) | x += w * delta | 1 |
 //! | [`Recall`](recall::Recall) | w = clip(p / share, 1/8, 1), moments of w * delta and of memories | x += adaptive step | 1 |
+//! | [`FedAvg`](fedavg::FedAvg) (McMahan et al. 2017) | b += n_i * delta, n += n_i | x += server_lr * b / n, b = 0 | barrier |
+//! | [FedProx](fedavg) (Li et al. 2020) | as FedAvg; agents add mu (w - w_base) to each gradient | as FedAvg | barrier |
+//! | [synchronous SGD](fedavg) (Chen et al. 2016) | as FedAvg, with n_i the examples of a batch | as FedAvg with server_lr 1 | barrier |
+//! | [`FedAvgM`](fedavgm::FedAvgM) (Hsu et al. 2019) | as FedAvg | v = beta * v + b / n, x += server_lr * v | barrier |
+//! | [`FedAdam`](fedadam::FedAdam) (Reddi et al. 2021) | as FedAvg | x += Adam step of b / n | barrier |
 //!
-//! s is the [`Staleness`](staleness::Staleness) function and p the [participation] weight.
+//! s is the [`Staleness`](staleness::Staleness) function, p the [participation] weight and n_i the examples that an agent holds.
 
+pub mod barrier;
 pub mod delayed_nesterov;
 mod examples;
 pub mod fadas;
+pub mod fedadam;
 pub mod fedasync;
+pub mod fedavg;
+pub mod fedavgm;
 pub mod fedbuff;
 pub mod participation;
 pub mod recall;
@@ -77,6 +87,8 @@ pub struct Arrival<'a> {
     pub agent: AgentId,
     /// The factor it is merged with.
     pub weight: f32,
+    /// Its weight in the mean of its round, in examples; 0 where the rule takes no such mean.
+    pub mean_weight: u64,
     /// Versions between its base and its admission.
     pub staleness: u64,
     /// The product of its content with the model that its agent started from, if the agent has said it.

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::barrier::{Barrier, Closing};
 use super::shares::Recalling;
 use super::staleness::Staleness;
-use super::{MergeRule, delayed_nesterov, fadas, fedasync, fedbuff, recall};
+use super::{MergeRule, delayed_nesterov, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall};
 use crate::limits;
 
 /// A merge rule as configured.
@@ -71,6 +72,62 @@ pub enum MergeSpec {
         #[serde(default = "tau_c")]
         tau_c: u64,
     },
+    /// Behind a barrier: a version is the mean of the agents' models.
+    FedAvg {
+        /// Step along the mean of a round.
+        #[serde(default = "whole")]
+        server_lr: f32,
+        /// When a round closes.
+        #[serde(default)]
+        barrier: Barrier,
+    },
+    /// As `FedAvg`, with a term in the agents' training that keeps them near the base.
+    FedProx {
+        /// mu: strength of the proximal term, above 0.
+        mu: f32,
+        /// Step along the mean of a round.
+        #[serde(default = "whole")]
+        server_lr: f32,
+        /// When a round closes.
+        #[serde(default)]
+        barrier: Barrier,
+    },
+    /// Behind a barrier: a version is one step of plain SGD on the joined batch of the agents.
+    #[serde(rename = "sync-sgd")]
+    SyncSgd {
+        /// When a round closes.
+        #[serde(default)]
+        barrier: Barrier,
+    },
+    /// Behind a barrier: a step along a momentum of the means of rounds.
+    FedAvgM {
+        /// Step along the momentum.
+        #[serde(default = "whole")]
+        server_lr: f32,
+        /// beta: decay of the momentum, in [0, 1).
+        #[serde(default = "momentum")]
+        momentum: f32,
+        /// When a round closes.
+        #[serde(default)]
+        barrier: Barrier,
+    },
+    /// Behind a barrier: an adaptive step along the mean of a round.
+    FedAdam {
+        /// eta: step of a parameter, about.
+        server_lr: f32,
+        /// Decay of the first moment, in [0, 1).
+        #[serde(default = "beta_1")]
+        beta_1: f64,
+        /// Decay of the second moment, in [0, 1).
+        #[serde(default = "beta_2")]
+        beta_2: f64,
+        /// Added to the root of the second moment, which begins at its square.
+        #[serde(default = "tau")]
+        tau: f64,
+        /// When a round closes.
+        #[serde(default)]
+        barrier: Barrier,
+    },
     /// Every update makes a version, by a step in proportion to the time that its agent takes.
     Rescaled {
         /// Step of an agent of mean speed, in (0, 1].
@@ -93,6 +150,10 @@ pub enum MergeSpec {
     },
 }
 
+fn whole() -> f32 {
+    1.0
+}
+
 fn momentum() -> f32 {
     0.9
 }
@@ -111,6 +172,10 @@ fn epsilon() -> f64 {
 
 fn tau_c() -> u64 {
     1
+}
+
+fn tau() -> f64 {
+    1e-3
 }
 
 fn recall_step() -> f32 {
@@ -169,7 +234,29 @@ impl MergeSpec {
                 check_buffer(*buffer_size, *server_lr)?;
                 check("beta_1", *beta_1, DECAY, (0.0..1.0).contains(beta_1))?;
                 check("beta_2", *beta_2, DECAY, (0.0..1.0).contains(beta_2))?;
-                check("epsilon", *epsilon, "a finite number above 0", epsilon.is_finite() && *epsilon > 0.0)
+                check("epsilon", *epsilon, POSITIVE, epsilon.is_finite() && *epsilon > 0.0)
+            }
+            Self::FedAvg { server_lr, barrier } => {
+                check_server_lr(*server_lr)?;
+                barrier.validate()
+            }
+            Self::FedProx { mu, server_lr, barrier } => {
+                check("mu", *mu, POSITIVE, mu.is_finite() && *mu > 0.0)?;
+                check_server_lr(*server_lr)?;
+                barrier.validate()
+            }
+            Self::SyncSgd { barrier } => barrier.validate(),
+            Self::FedAvgM { server_lr, momentum, barrier } => {
+                check_server_lr(*server_lr)?;
+                check("momentum", *momentum, DECAY, (0.0..1.0).contains(momentum))?;
+                barrier.validate()
+            }
+            Self::FedAdam { server_lr, beta_1, beta_2, tau, barrier } => {
+                check_server_lr(*server_lr)?;
+                check("beta_1", *beta_1, DECAY, (0.0..1.0).contains(beta_1))?;
+                check("beta_2", *beta_2, DECAY, (0.0..1.0).contains(beta_2))?;
+                check("tau", *tau, POSITIVE, tau.is_finite() && *tau > 0.0)?;
+                barrier.validate()
             }
             Self::Recall { step, .. } => {
                 let fits = *step > 0.0 && *step <= limits::RECALL_STEP;
@@ -191,24 +278,73 @@ impl MergeSpec {
             Self::Fadas { buffer_size, .. } => (1.0 / f64::from((*buffer_size).max(1)), &Staleness::Constant, &false),
             Self::Rescaled { alpha, staleness } => (f64::from(*alpha), staleness, &true),
             Self::Recall { .. } => (1.0, &Staleness::Constant, &true),
+            Self::FedAvg { .. }
+            | Self::FedProx { .. }
+            | Self::SyncSgd { .. }
+            | Self::FedAvgM { .. }
+            | Self::FedAdam { .. } => (1.0, &Staleness::Constant, &false),
         };
         let participation = if *participation { inputs.participation } else { 1.0 };
         (step * staleness.factor(inputs.staleness) * participation) as f32
     }
 
-    /// How many updates make a version.
+    /// When contributions become a version.
     #[must_use]
-    pub fn updates_per_version(&self) -> u32 {
+    pub fn closing(&self) -> Closing {
         match self {
-            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Rescaled { .. } | Self::Recall { .. } => 1,
-            Self::FedBuff { buffer_size, .. } | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
+            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Rescaled { .. } | Self::Recall { .. } => {
+                Closing::Full(1)
+            }
+            Self::FedBuff { buffer_size, .. } | Self::Fadas { buffer_size, .. } => Closing::Full((*buffer_size).max(1)),
+            Self::FedAvg { barrier, .. }
+            | Self::FedProx { barrier, .. }
+            | Self::SyncSgd { barrier }
+            | Self::FedAvgM { barrier, .. }
+            | Self::FedAdam { barrier, .. } => Closing::Barrier(*barrier),
         }
     }
 
-    /// Whether so many waiting contributions make a version.
+    /// The barrier that closes versions, if one does.
+    #[must_use]
+    pub fn barrier(&self) -> Option<Barrier> {
+        match self.closing() {
+            Closing::Full(_) => None,
+            Closing::Barrier(barrier) => Some(barrier),
+        }
+    }
+
+    /// Whether so many waiting contributions fill the buffer, and so make a version. No number of them does behind a barrier.
     #[must_use]
     pub fn is_full(&self, waiting: u32) -> bool {
-        waiting >= self.updates_per_version()
+        match self.closing() {
+            Closing::Full(size) => waiting >= size,
+            Closing::Barrier(_) => false,
+        }
+    }
+
+    /// The number of examples that weighs an update in the mean of its round, of an agent that holds `held` examples and has
+    /// trained on `trained`: at least 1, and 0 where the rule takes no such mean.
+    #[must_use]
+    pub fn mean_weight(&self, held: u64, trained: u64) -> u64 {
+        match self {
+            Self::FedAsync { .. }
+            | Self::FedBuff { .. }
+            | Self::DelayedNesterov { .. }
+            | Self::Fadas { .. }
+            | Self::Rescaled { .. }
+            | Self::Recall { .. } => 0,
+            Self::SyncSgd { .. } => trained.max(1),
+            Self::FedAvg { .. } | Self::FedProx { .. } | Self::FedAvgM { .. } | Self::FedAdam { .. } => held.max(1),
+        }
+    }
+
+    /// Strength of the proximal term that agents add to each gradient; 0 where they add none.
+    #[must_use]
+    pub fn proximal_mu(&self) -> f32 {
+        match self {
+            Self::FedProx { mu, .. } => *mu,
+            _ => 0.0,
+        }
     }
 
     /// How many vectors of a saved state belong to so many waiting contributions.
@@ -216,10 +352,11 @@ impl MergeSpec {
     pub fn saved_vectors(&self, waiting: u32) -> u32 {
         match self {
             Self::FedAsync { .. } | Self::Rescaled { .. } => waiting,
-            Self::FedBuff { .. } => 1,
+            Self::FedBuff { .. } | Self::FedAvg { .. } | Self::FedProx { .. } | Self::SyncSgd { .. } => 1,
+            Self::FedAvgM { .. } => 2,
             Self::DelayedNesterov { .. } => 2 + waiting,
             Self::Fadas { .. } => 4,
-            Self::Recall { .. } => 3,
+            Self::FedAdam { .. } | Self::Recall { .. } => 3,
         }
     }
 
@@ -230,10 +367,17 @@ impl MergeSpec {
         std::mem::discriminant(self) == std::mem::discriminant(before) && self.buffer_size() == before.buffer_size()
     }
 
-    /// How many updates the rule takes the mean of.
+    /// How many updates the rule takes the mean of; 1 for rules without such a number.
     fn buffer_size(&self) -> u32 {
         match self {
-            Self::FedAsync { .. } | Self::Rescaled { .. } | Self::Recall { .. } => 1,
+            Self::FedAsync { .. }
+            | Self::Rescaled { .. }
+            | Self::Recall { .. }
+            | Self::FedAvg { .. }
+            | Self::FedProx { .. }
+            | Self::SyncSgd { .. }
+            | Self::FedAvgM { .. }
+            | Self::FedAdam { .. } => 1,
             Self::FedBuff { buffer_size, .. }
             | Self::DelayedNesterov { buffer_size, .. }
             | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
@@ -247,7 +391,14 @@ impl MergeSpec {
             Self::FedAsync { participation, .. }
             | Self::FedBuff { participation, .. }
             | Self::DelayedNesterov { participation, .. } => *participation,
-            Self::Fadas { .. } | Self::Rescaled { .. } | Self::Recall { .. } => false,
+            Self::Fadas { .. }
+            | Self::Rescaled { .. }
+            | Self::Recall { .. }
+            | Self::FedAvg { .. }
+            | Self::FedProx { .. }
+            | Self::SyncSgd { .. }
+            | Self::FedAvgM { .. }
+            | Self::FedAdam { .. } => false,
         }
     }
 
@@ -277,7 +428,12 @@ impl MergeSpec {
             | Self::FedBuff { .. }
             | Self::DelayedNesterov { .. }
             | Self::Fadas { .. }
-            | Self::Rescaled { .. } => None,
+            | Self::Rescaled { .. }
+            | Self::FedAvg { .. }
+            | Self::FedProx { .. }
+            | Self::SyncSgd { .. }
+            | Self::FedAvgM { .. }
+            | Self::FedAdam { .. } => None,
             Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
         }
     }
@@ -298,12 +454,18 @@ impl MergeSpec {
                 Box::new(delayed_nesterov::DelayedNesterov::new(*buffer_size, *momentum, params))
             }
             Self::Fadas { .. } => Box::new(fadas::Fadas::new(self, params)),
+            Self::FedAvg { .. } | Self::FedProx { .. } | Self::SyncSgd { .. } => {
+                Box::new(fedavg::FedAvg::new(self, params))
+            }
+            Self::FedAvgM { .. } => Box::new(fedavgm::FedAvgM::new(self, params)),
+            Self::FedAdam { .. } => Box::new(fedadam::FedAdam::new(self, params)),
             Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
         }
     }
 }
 
 const DECAY: &str = "a number of at least 0 and below 1";
+const POSITIVE: &str = "a finite number above 0";
 
 fn check(field: &'static str, found: impl Into<f64>, expected: &'static str, fits: bool) -> Result<(), SpecError> {
     if fits { Ok(()) } else { Err(SpecError { field, found: found.into(), expected }) }
@@ -313,7 +475,11 @@ fn check(field: &'static str, found: impl Into<f64>, expected: &'static str, fit
 fn check_buffer(buffer_size: u32, server_lr: f32) -> Result<(), SpecError> {
     let fits = (1..=limits::MERGE_BUFFER_UPDATES).contains(&buffer_size);
     check("buffer_size", buffer_size, "a number from 1 to 65536", fits)?;
-    check("server_lr", server_lr, "a finite number above 0", server_lr.is_finite() && server_lr > 0.0)
+    check_server_lr(server_lr)
+}
+
+fn check_server_lr(server_lr: f32) -> Result<(), SpecError> {
+    check("server_lr", server_lr, POSITIVE, server_lr.is_finite() && server_lr > 0.0)
 }
 
 #[cfg(test)]
@@ -333,6 +499,14 @@ mod tests {
         MergeSpec::DelayedNesterov { buffer_size, server_lr, momentum, staleness, participation }
     }
 
+    fn fedavg(deadline_s: Option<f64>) -> MergeSpec {
+        MergeSpec::FedAvg { server_lr: 1.0, barrier: Barrier { quorum: 0.5, deadline_s } }
+    }
+
+    fn fedadam([beta_1, beta_2]: [f64; 2], tau: f64) -> MergeSpec {
+        MergeSpec::FedAdam { server_lr: 0.1, beta_1, beta_2, tau, barrier: Barrier::default() }
+    }
+
     fn fadas(buffer_size: u32, [beta_1, beta_2]: [f64; 2], epsilon: f64) -> MergeSpec {
         MergeSpec::Fadas { buffer_size, server_lr: 0.001, beta_1, beta_2, epsilon, tau_c: 1 }
     }
@@ -346,6 +520,22 @@ mod tests {
             [false, true],
             "every update makes a version"
         );
+    }
+
+    #[test]
+    fn no_number_of_contributions_fills_a_barrier() {
+        let [fedavg, fedadam] = [fedavg(None), fedadam([0.9, 0.99], 1e-3)];
+        assert!(!fedavg.is_full(u32::MAX) && !fedadam.is_full(1));
+        assert_eq!(fedavg.barrier(), Some(Barrier::default()));
+        assert_eq!(fed_buff(4, 1.0).barrier(), None);
+    }
+
+    #[test]
+    fn a_mean_counts_examples_held_and_that_of_sync_sgd_those_of_the_batch() {
+        let sync_sgd = MergeSpec::SyncSgd { barrier: Barrier::default() };
+        let weights = [fedavg(None), fedadam([0.9, 0.99], 1e-3), sync_sgd, fed_buff(4, 1.0)]
+            .map(|spec| [(600, 32), (0, 0)].map(|(held, trained)| spec.mean_weight(held, trained)));
+        assert_eq!(weights, [[600, 1], [600, 1], [32, 1], [0, 0]]);
     }
 
     #[test]
@@ -394,6 +584,19 @@ mod tests {
             assert_eq!(field(fadas(4, [0.9, 0.99], epsilon)), Err("epsilon"));
         }
         assert_eq!(field(fadas(0, [0.9, 0.99], 1e-8)), Err("buffer_size"));
+        assert_eq!(field(fedavg(Some(-1.0))), Err("barrier.deadline_s"));
+        let barrier = Barrier::default();
+        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert_eq!(field(MergeSpec::FedAvg { server_lr: bad, barrier }), Err("server_lr"));
+            assert_eq!(field(MergeSpec::FedProx { mu: bad, server_lr: 1.0, barrier }), Err("mu"));
+            assert_eq!(field(MergeSpec::FedAvgM { server_lr: bad, momentum: 0.9, barrier }), Err("server_lr"));
+            assert_eq!(field(fedadam([0.9, 0.99], bad.into())), Err("tau"));
+        }
+        for bad in [-0.1, 1.0, f64::NAN] {
+            assert_eq!(field(fedadam([bad, 0.99], 1e-3)), Err("beta_1"));
+            assert_eq!(field(fedadam([0.9, bad], 1e-3)), Err("beta_2"));
+        }
+        assert_eq!(field(MergeSpec::FedAvgM { server_lr: 1.0, momentum: 1.0, barrier }), Err("momentum"));
         let staleness = Staleness::Hinge { a: -1.0, b: 0 };
         let error = MergeSpec::FedAsync { alpha: 0.6, staleness, participation: false }.validate();
         let text = error.expect_err("a negative slope").to_string();
@@ -413,6 +616,16 @@ mod tests {
         assert_eq!(toml::from_str("strategy = \"rescaled\"\nalpha = 0.6\n"), Ok(rescaled));
         let text = "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001\n";
         assert_eq!(toml::from_str(text), Ok(fadas(4, [0.9, 0.99], 1e-8)));
+        assert_eq!(toml::from_str("strategy = \"fedavg\"\n"), Ok(fedavg(None)));
+        let text = "strategy = \"fedavg\"\nbarrier = { deadline_s = 2.5 }\n";
+        assert_eq!(toml::from_str(text), Ok(fedavg(Some(2.5))));
+        assert_eq!(toml::from_str(&toml::to_string(&fedavg(Some(2.5))).expect("serializable")), Ok(fedavg(Some(2.5))));
+        let text = "strategy = \"fedadam\"\nserver_lr = 0.1\n";
+        assert_eq!(toml::from_str(text), Ok(fedadam([0.9, 0.99], 1e-3)));
+        for text in ["strategy = \"fedprox\"\nmu = 0.01\n", "strategy = \"fedavgm\"\n", "strategy = \"sync-sgd\"\n"] {
+            let spec: MergeSpec = toml::from_str(text).expect(text);
+            assert_eq!(spec.barrier(), Some(Barrier::default()), "{text}");
+        }
         let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
         assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
     }

@@ -55,6 +55,7 @@ layout! {
         9 = Verdict { key, verdict },
         10 = StateChanged { state },
         11 = Renewed { certificate_der },
+        12 = LeaseDeferred,
     }
     struct Welcome { run, branch, agent, name, epoch, spec, model, state }
     enum Rejection {

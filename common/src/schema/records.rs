@@ -33,7 +33,7 @@ layout! {
         20 = Published(publication),
     }
 
-    struct Contribution { meta, credited_examples, staleness, weight, norm, recall, transfer_ms }
+    struct Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms }
     struct RecallInputs { active, scale, recalled }
     struct Recalled { agent, factor }
     struct Close { version, contributions, why }
@@ -42,7 +42,7 @@ layout! {
     struct Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }
     struct ModelsSent { agent, models, bytes, evaluation_bytes }
 
-    enum CloseReason { 0 = Filled }
+    enum CloseReason { 0 = Filled, 1 = Complete, 2 = Deadline }
     enum PublicationForm { 0 = Snapshot, 1 = Track }
 
     enum FinishReason {

@@ -28,6 +28,8 @@ struct RunTable {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AgentTables {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    barrier: bool,
     run: RunTable,
     model: ModelSpec,
     train: TrainSpec,
@@ -96,8 +98,8 @@ impl AgentSpec {
     /// # Errors
     /// As [`RunSpec::to_toml`].
     pub fn to_toml(&self) -> Result<String, RunTextError> {
-        let Self { name, seed, model, train, upload } = self.clone();
-        to_text(&AgentTables { run: RunTable { name, seed }, model, train, upload })
+        let Self { name, seed, model, train, upload, barrier } = self.clone();
+        to_text(&AgentTables { barrier, run: RunTable { name, seed }, model, train, upload })
     }
 
     /// Reads the canonical text.
@@ -105,8 +107,8 @@ impl AgentSpec {
     /// # Errors
     /// As [`RunSpec::from_toml`].
     pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
-        let AgentTables { run: RunTable { name, seed }, model, train, upload } = from_text(text)?;
-        Ok(Self { name, seed, model, train, upload })
+        let AgentTables { barrier, run: RunTable { name, seed }, model, train, upload } = from_text(text)?;
+        Ok(Self { name, seed, model, train, upload, barrier })
     }
 }
 

@@ -39,12 +39,13 @@ impl OptimizerSpec {
 
 impl RunSpec {
     /// Returns what agents are told. How leases are sized, how the learning rate changes and which codecs
-    /// there are for thin lines is left out: each lease brings its plan.
+    /// there are for thin lines is left out: each lease brings its plan. The proximal term is the merge rule's.
     #[must_use]
     pub fn for_agents(&self) -> AgentSpec {
         let Self { name, seed, model, train, upload, .. } = self.clone();
-        let train = TrainSpec { target_round_s: None, max_local_steps: None, schedule: None, ..train };
+        let proximal_mu = self.merge.proximal_mu();
+        let train = TrainSpec { target_round_s: None, max_local_steps: None, schedule: None, proximal_mu, ..train };
         let upload = UploadSpec { adaptive: None, ..upload };
-        AgentSpec { name, seed, model, train, upload }
+        AgentSpec { name, seed, model, train, upload, barrier: self.merge.barrier().is_some() }
     }
 }

@@ -189,6 +189,9 @@ pub enum CoordinatorMessage {
         /// Why.
         state: RunPhase,
     },
+    /// The request for a lease stands: the round that the agent has delivered to is not closed. Sent now and then while the
+    /// agent waits; a lease or another answer follows.
+    LeaseDeferred,
     /// Please evaluate what users are given of this version.
     Evaluate {
         /// Which version.

@@ -1,6 +1,7 @@
 //! The suite of the merge rules, for each rule.
 
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_testkit::merge;
 
@@ -40,6 +41,29 @@ fn fadas_conforms() {
 fn rescaled_conforms() {
     for staleness in [Staleness::Constant, Staleness::Polynomial { a: 0.5 }] {
         merge::conformance(&MergeSpec::Rescaled { alpha: 0.6, staleness });
+    }
+}
+
+#[test]
+fn federated_averaging_conforms() {
+    let barrier = Barrier::default();
+    merge::conformance(&MergeSpec::FedAvg { server_lr: 1.0, barrier });
+    merge::conformance(&MergeSpec::FedAvg { server_lr: 0.5, barrier: Barrier { quorum: 0.5, deadline_s: Some(2.5) } });
+    merge::conformance(&MergeSpec::FedProx { mu: 0.01, server_lr: 1.0, barrier });
+    merge::conformance(&MergeSpec::SyncSgd { barrier });
+}
+
+#[test]
+fn fedavgm_conforms() {
+    for (server_lr, momentum) in [(1.0, 0.9), (0.3, 0.0)] {
+        merge::conformance(&MergeSpec::FedAvgM { server_lr, momentum, barrier: Barrier::default() });
+    }
+}
+
+#[test]
+fn fedadam_conforms() {
+    for (beta_1, beta_2, tau) in [(0.9, 0.99, 1e-3), (0.0, 0.5, 0.1)] {
+        merge::conformance(&MergeSpec::FedAdam { server_lr: 0.1, beta_1, beta_2, tau, barrier: Barrier::default() });
     }
 }
 

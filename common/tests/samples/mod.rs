@@ -56,6 +56,7 @@ pub(crate) fn spec() -> RunSpec {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         },
         upload: UploadSpec::fixed(CodecSpec::top_k(0.05), 0.95),
         merge: fed_buff(),
@@ -256,6 +257,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
     messages.extend([
         CoordinatorMessage::StateChanged { state: RunPhase::Finished },
         CoordinatorMessage::Renewed { certificate_der: vec![0x30, 0x02] },
+        CoordinatorMessage::LeaseDeferred,
     ]);
     messages
 }
@@ -352,6 +354,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         credited_examples: 600,
         staleness: 1,
         weight: 0.125,
+        mean_weight: 1_200,
         norm: 2.5,
         recall: Some(recall),
         transfer_ms: Some(350),
@@ -418,6 +421,8 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         RecordBody::ModelsSent(vec![ModelsSent { agent: AGENT, models: 3, bytes: 900, evaluation_bytes: 350 }]),
         RecordBody::Reopened,
         RecordBody::Closed(Close { version: ModelVersion(42), contributions: 3, why: CloseReason::Filled }),
+        RecordBody::Closed(Close { version: ModelVersion(43), contributions: 4, why: CloseReason::Complete }),
+        RecordBody::Closed(Close { version: ModelVersion(44), contributions: 2, why: CloseReason::Deadline }),
         RecordBody::Published(Publication {
             version: ModelVersion(42),
             form: PublicationForm::Snapshot,

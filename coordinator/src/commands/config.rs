@@ -67,6 +67,11 @@ fn summary(spec: &RunSpec) -> String {
         MergeSpec::DelayedNesterov { buffer_size, .. } => format!("delayed-nesterov of {buffer_size}"),
         MergeSpec::Fadas { buffer_size, .. } => format!("fadas of {buffer_size}"),
         MergeSpec::Rescaled { alpha, .. } => format!("rescaled with alpha {alpha}"),
+        MergeSpec::FedAvg { .. } => "fedavg".to_owned(),
+        MergeSpec::FedProx { mu, .. } => format!("fedprox with mu {mu}"),
+        MergeSpec::SyncSgd { .. } => "sync-sgd".to_owned(),
+        MergeSpec::FedAvgM { momentum, .. } => format!("fedavgm with momentum {momentum}"),
+        MergeSpec::FedAdam { server_lr, .. } => format!("fedadam with server_lr {server_lr}"),
         MergeSpec::Recall { step, .. } => format!("recall with step {step}"),
     };
     let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);

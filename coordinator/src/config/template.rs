@@ -94,7 +94,12 @@ step = 23.0
 # "rescaled": every update makes a version, and counts for more the slower its agent is:
 #   strategy = "rescaled"
 #   alpha = 0.6
-# All but "recall" and "fadas" can damp updates from old versions: "constant" (none), "polynomial" (1 + staleness)^-a, or
+# "fedavg", "fedprox" (mu = 0.01), "fedavgm" (momentum = 0.9), "fedadam" (server_lr = 0.01), "sync-sgd": rounds. A version is
+# made when every agent has delivered, or at a deadline:
+#   strategy = "fedavg"
+#   barrier = { deadline_s = 60.0, quorum = 0.5 }
+# "fedasync", "fedbuff", "delayed-nesterov" and "rescaled" can damp updates from old versions: "constant" (none),
+# "polynomial" (1 + staleness)^-a, or
 #   staleness = { fn = "hinge", a = 0.1, b = 100 }     none up to b versions, then 1 / (a (staleness - b) + 1)
 # "fedasync", "fedbuff" and "delayed-nesterov" can weigh agents by the examples they hold rather than by how fast they are:
 #   participation = true

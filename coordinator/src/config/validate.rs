@@ -113,6 +113,7 @@ fn spec(spec: &RunSpec) -> Checked {
         format!("must be between 0 and 1, but is {decay}")
     })?;
     merge(&spec.merge)?;
+    behind_a_barrier(spec)?;
     at_least_one(spec.admit.max_examples, "admit.max_examples")?;
     for (value, key, off) in [
         (spec.admit.max_norm_ratio, "admit.max_norm_ratio", "admit any norm"),
@@ -240,9 +241,32 @@ fn merge(merge: &MergeSpec) -> Checked {
             "momentum" => "merge.momentum",
             "staleness.a" => "merge.staleness.a",
             "step" => "merge.step",
+            "mu" => "merge.mu",
+            "tau" => "merge.tau",
+            "barrier.quorum" => "merge.barrier.quorum",
+            "barrier.deadline_s" => "merge.barrier.deadline_s",
             _ => "merge",
         },
         problem: format!("is {}, expected {}", error.found, error.expected),
+    })
+}
+
+/// What a rule behind a barrier needs of local training.
+fn behind_a_barrier(spec: &RunSpec) -> Checked {
+    ensure(spec.train.proximal_mu == 0.0, "train.proximal_mu", || {
+        "is no key of run.toml: set merge.mu, with merge.strategy = \"fedprox\"".to_owned()
+    })?;
+    let MergeSpec::SyncSgd { .. } = spec.merge else { return Ok(()) };
+    let (steps, sized) = (spec.train.local_steps, spec.train.target_round_s);
+    ensure(steps == 1, "train.local_steps", || {
+        format!("is {steps}, expected 1: with merge.strategy = \"sync-sgd\" a round is one step")
+    })?;
+    ensure(sized.is_none(), "train.target_round_s", || {
+        "expected no such key: with merge.strategy = \"sync-sgd\" a round is one step".to_owned()
+    })?;
+    let plain = matches!(spec.train.optimizer, OptimizerSpec::Sgd { momentum: 0.0, .. });
+    ensure(plain, "train.optimizer.kind", || {
+        "expected sgd without momentum: merge.strategy = \"sync-sgd\" averages gradients".to_owned()
     })
 }
 

@@ -79,6 +79,9 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness {
         return Some(RefusalReason::Stale);
     }
+    if state.is_late(meta.key.agent, meta.base_version) {
+        return Some(RefusalReason::Stale);
+    }
     if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {
         return Some(RefusalReason::OverLimit);
     }
@@ -111,11 +114,14 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
     let clipped = clipped(state, compared, measure);
     let weight = weight * damped(clipped, influence(state, meta.key.agent, newcomers));
+    let credited_examples = meta.num_examples.min(state.spec.admit.max_examples);
+    let held = state.agents.get(&meta.key.agent).map_or(0, |known| known.examples_held);
     Decision::Accept(Box::new(Contribution {
         meta: meta.clone(),
-        credited_examples: meta.num_examples.min(state.spec.admit.max_examples),
+        credited_examples,
         staleness,
         weight,
+        mean_weight: state.spec.merge.mean_weight(held, credited_examples),
         norm,
         recall: admitted.map(|admitted| RecallInputs { scale: damped(clipped, 1.0), ..admitted.inputs }),
         transfer_ms: None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::ids::{Digest, Epoch, Incarnation, LeaseId, ModelVersion, UpdateSeq};
+use anabranch_common::ids::{Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::update::{RefusalReason, Verdict};
@@ -64,6 +64,8 @@ pub struct AgentState {
     pub evaluation_problem: Option<(ModelVersion, String)>,
     /// Updates merged.
     pub accepted: u64,
+    /// Position of its latest update that was merged or waits for that.
+    pub contributed_at: Option<Position>,
     /// Updates refused, by reason.
     pub refused: BTreeMap<RefusalReason, u64>,
     /// Payload bytes of its accepted updates.

@@ -58,6 +58,7 @@ pub fn lease_seed(run_seed: u64, lease: LeaseId) -> u64 {
 
 impl Core {
     pub(super) fn lease_requested(&mut self, peer: PeerId, agent: AgentId) {
+        self.open_round.asked(agent);
         let state = self.lease_phase();
         if state != RunPhase::Running {
             return self.send(peer, CoordinatorMessage::NoLease { state });
@@ -73,6 +74,11 @@ impl Core {
             self.end_lease(agent, lease, LeaseEnd::Superseded);
         }
         self.leases.waiting.insert(peer);
+    }
+
+    /// Takes up requests for leases again.
+    pub(super) fn take_up_requests(&mut self, peers: impl Iterator<Item = PeerId>) {
+        self.leases.waiting.extend(peers);
     }
 
     pub(super) fn lease_returned(&mut self, agent: AgentId, lease: LeaseId, why: LeaseEnd) {
@@ -105,11 +111,17 @@ impl Core {
         }
     }
 
-    /// Grants a lease on a published version to every connection that waits for one.
+    /// Grants a lease on a published version to every connection that waits for one. Behind a barrier only the newest version
+    /// will do.
     pub(super) fn grant_waiting(&mut self, version: ModelVersion, digest: Digest) {
+        let is_over = |state: &RunState| state.version != version && state.spec.merge.barrier().is_some();
+        if self.state.as_ref().is_some_and(is_over) {
+            return;
+        }
         for peer in std::mem::take(&mut self.leases.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
             match self.lease_phase() {
+                RunPhase::Running if self.defer_if_late(peer, agent) => {}
                 RunPhase::Running => self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),
             }

@@ -11,6 +11,7 @@
 //! | `replacement` | imported models, and earlier versions on a new branch |
 //! | `admission`, `admit` | verdicts on updates |
 //! | `round` | the contributions that wait for the close of a version: a part of the fold |
+//! | `barrier` | when a round without a buffer closes, and who waits for that |
 //! | `publication` | the version that can be fetched |
 //! | `leases` | requests for leases, and expiry |
 //! | `evaluation`, `evaluators` | who measures a version |
@@ -30,6 +31,7 @@ pub mod admit;
 pub mod agent;
 pub mod agents;
 pub(crate) mod allowance;
+mod barrier;
 mod beginning;
 mod checkpoints;
 pub mod command;
@@ -67,6 +69,7 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase};
 
 use admission::Admission;
+use barrier::OpenRound;
 use checkpoints::Checkpoints;
 use command::{Command, ModelRequest};
 use content::Content;
@@ -109,6 +112,7 @@ pub struct Core {
     gate: Gate,
     peers: Peers,
     leases: Leases,
+    open_round: OpenRound,
     publications: Publications,
     evaluators: Evaluators,
     watch: EvaluatorWatch,
@@ -132,6 +136,7 @@ impl Core {
             gate: Gate::default(),
             peers: Peers::default(),
             leases: Leases::default(),
+            open_round: OpenRound::new(ModelVersion(0), false, now.mono_ms),
             publications: Publications::default(),
             evaluators: Evaluators::default(),
             watch: EvaluatorWatch::default(),
@@ -161,6 +166,8 @@ impl Core {
         core.checkpoints = Checkpoints::new(now, checkpoint.unwrap_or(state.version).min(state.version), oldest);
         let measured = state.aggregates.back().map(|(_, aggregate)| aggregate.version);
         core.evaluators.resume(&state.agents, measured, now.mono_ms);
+        let is_published = state.published.is_some_and(|publication| publication.version == state.version);
+        core.open_round = OpenRound::new(state.version, is_published, now.mono_ms);
         core.chain = chain;
         let changed = state.spec != spec;
         core.state = Some(state);
@@ -194,6 +201,7 @@ impl Core {
             return;
         }
         self.expire_leases();
+        self.pace_barrier();
         self.pace_throttled();
         self.check_targets();
         self.pace_evaluation();

@@ -246,7 +246,9 @@ impl Core {
 
     fn forget_peer(&mut self, peer: PeerId) {
         self.leases.forget(peer);
-        let Some(agent) = self.peers.remove(peer) else { return };
+        let agent = self.peers.remove(peer);
+        self.open_round.forget(peer, agent);
+        let Some(agent) = agent else { return };
         self.lifecycle.forget(agent, peer);
         if let Some(version) = self.evaluators.left(agent, self.now.mono_ms) {
             self.evaluation_failed(agent, version, "the connection was lost before an answer came");

@@ -105,6 +105,7 @@ impl Core {
         let publication = Publication { version, form, digest };
         let ready = Ready { publication, served };
         self.publications.is_ready(ready);
+        self.open_round.published(version, self.now.mono_ms);
         let Some(state) = &self.state else { return };
         // A process that was started again makes the newest version ready once more.
         if state.published != Some(publication) {

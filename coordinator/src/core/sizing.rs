@@ -130,6 +130,7 @@ mod tests {
             target_round_s,
             max_local_steps,
             schedule: None,
+            proximal_mu: 0.0,
         }
     }
 

@@ -48,8 +48,8 @@ pub enum FoldError {
         /// The version by counting.
         computed: ModelVersion,
     },
-    /// A record closes a version of other contributions than those that wait.
-    #[error("record {position} closes a version of {said} contributions where {waiting} wait")]
+    /// A record closes a version of other contributions than those that wait, or for a reason that does not hold.
+    #[error("record {position} closes a version of {said} contributions where {waiting} wait, or without a reason")]
     Contributions {
         /// Its position.
         position: Position,
@@ -210,7 +210,7 @@ impl RunState {
         let unknown = |what| FoldError::Unknown { position, what };
         match &record.body {
             RecordBody::Genesis { .. } => return Err(FoldError::Genesis(position)),
-            RecordBody::ConfigChanged { spec } => self.change_spec(spec),
+            RecordBody::ConfigChanged { spec } => self.change_spec(position, spec),
             RecordBody::AgentJoined { agent, name } => {
                 self.agents.get_or_insert(*agent).name.clone_from(name);
             }
@@ -290,12 +290,12 @@ impl RunState {
             RecordBody::Imported { version, norm, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
                 (self.version, self.base) = (*version, *version);
-                self.round = Round::default();
+                self.round = Round::new(position);
                 self.reference_norm = *norm;
                 self.forget_memories();
             }
             RecordBody::Branched { branch, version, norm, examples, .. } => {
-                self.branch_off(*branch, *version);
+                self.branch_off(position, *branch, *version);
                 self.reference_norm = *norm;
                 self.examples = *examples;
             }
@@ -307,9 +307,9 @@ impl RunState {
         Ok(())
     }
 
-    fn change_spec(&mut self, spec: &RunSpec) {
+    fn change_spec(&mut self, position: Position, spec: &RunSpec) {
         if !spec.merge.keeps_waiting(&self.spec.merge) {
-            self.round = Round::default();
+            self.round = Round::new(position);
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
@@ -374,6 +374,7 @@ impl RunState {
         let version = self.round.version_with_next(&self.spec.merge, self.version);
         let agent = self.agents.get_mut(&meta.key.agent)?;
         agent.accepted += 1;
+        agent.contributed_at = Some(position);
         agent.uplink_bytes += meta.payload_bytes;
         agent.staleness = Some(contribution.staleness);
         agent.train_loss = Some(meta.train_loss);
@@ -416,18 +417,29 @@ impl RunState {
 
     fn close(&mut self, position: Position, close: &Close) -> Result<(), FoldError> {
         self.expect_version(position, close.version, self.version.next())?;
-        let Round { contributions: waiting, examples } = self.round;
-        let CloseReason::Filled = close.why;
-        if close.contributions != waiting || !self.spec.merge.is_full(waiting) {
+        let Round { contributions: waiting, examples, .. } = self.round;
+        if close.contributions != waiting || !self.may_close(close.why) {
             let said = close.contributions;
             return Err(FoldError::Contributions { position, said, waiting });
         }
         self.examples = self.examples.saturating_add(examples);
-        (self.version, self.round) = (close.version, Round::default());
+        (self.version, self.round) = (close.version, Round::new(position));
         if self.spec.downlink.is_base(close.version) {
             self.base = close.version;
         }
         Ok(())
+    }
+
+    /// Whether what waits may be closed for this reason.
+    fn may_close(&self, why: CloseReason) -> bool {
+        let (merge, barrier) = (&self.spec.merge, self.spec.merge.barrier());
+        match why {
+            CloseReason::Filled => merge.is_full(self.round.contributions),
+            CloseReason::Complete => barrier.is_some() && self.is_complete(),
+            CloseReason::Deadline => {
+                barrier.is_some_and(|barrier| barrier.deadline_s.is_some() && self.has_quorum(&barrier))
+            }
+        }
     }
 
     fn refuse(&mut self, key: &UpdateKey, payload: Digest, lease: LeaseId, reason: RefusalReason) -> Option<()> {
@@ -453,11 +465,11 @@ impl RunState {
         Some(())
     }
 
-    fn branch_off(&mut self, branch: BranchId, version: ModelVersion) {
+    fn branch_off(&mut self, position: Position, branch: BranchId, version: ModelVersion) {
         self.branch = branch;
         (self.version, self.base) = (version, version);
         self.published = None;
-        self.round = Round::default();
+        self.round = Round::new(position);
         self.finished = None;
         self.outstanding = Outstanding::default();
         let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();

@@ -6,7 +6,7 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, fadas, fedasync, fedbuff, recall,
+    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall,
     rescaled, run_through, stored,
 };
 
@@ -45,7 +45,9 @@ fn operations(history: &History) -> (u64, u64) {
 
 #[test]
 fn a_crash_at_any_commit_loses_nothing_acknowledged_and_no_bit() {
-    for merge in [fedasync(), fedbuff(3), delayed_nesterov(3), fadas(3), rescaled(), recall()] {
+    for merge in
+        [fedasync(), fedbuff(3), delayed_nesterov(3), fadas(3), rescaled(), recall(), fedavg(), fedavgm(), fedadam()]
+    {
         let history = History::scripted(&merge, ROUNDS);
         let (_, commits) = operations(&history);
         assert!(commits > 40, "the script has many boundaries, not {commits}");

@@ -79,6 +79,7 @@ impl Fleet {
             credited_examples: 10,
             staleness: 0,
             weight: 0.3,
+            mean_weight: 0,
             norm: 1.0,
             recall: None,
             transfer_ms: None,

@@ -5,9 +5,11 @@ use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
 use anabranch_common::journal::{
-    Chain, Contribution, Evaluation, Lease, LeaseEnd, Publication, PublicationForm, Record, RecordBody,
+    Chain, Close, CloseReason, Contribution, Evaluation, Lease, LeaseEnd, Publication, PublicationForm, Record,
+    RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, SavedRule};
@@ -69,6 +71,25 @@ pub(crate) fn rescaled() -> MergeSpec {
     MergeSpec::Rescaled { alpha: 0.6, staleness: Staleness::default() }
 }
 
+/// Updates of a round behind a barrier here.
+const ROUND: u32 = 3;
+
+fn hasty() -> Barrier {
+    Barrier { quorum: 0.01, deadline_s: Some(1.0) }
+}
+
+pub(crate) fn fedavg() -> MergeSpec {
+    MergeSpec::FedAvg { server_lr: 0.9, barrier: hasty() }
+}
+
+pub(crate) fn fedavgm() -> MergeSpec {
+    MergeSpec::FedAvgM { server_lr: 0.9, momentum: 0.8, barrier: hasty() }
+}
+
+pub(crate) fn fedadam() -> MergeSpec {
+    MergeSpec::FedAdam { server_lr: 0.6, beta_1: 0.9, beta_2: 0.99, tau: 1e-3, barrier: hasty() }
+}
+
 pub(crate) fn recall() -> MergeSpec {
     MergeSpec::Recall { step: 23.0, recall: true, average: true }
 }
@@ -105,6 +126,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         },
         upload: UploadSpec::fixed(CodecSpec::top_k(0.1), 0.9),
         merge: merge.clone(),
@@ -261,9 +283,14 @@ impl History {
         let admitted = merge.recalling().map(|recalling| shares.admit(agent, 100, recalling));
         let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
         let (credited_examples, staleness, norm) = (10, round % 4, 1.0);
-        let contribution = Contribution { meta, credited_examples, staleness, weight, norm, recall, transfer_ms: None };
+        let mean_weight = self.state().spec.merge.mean_weight(100, credited_examples);
+        let contribution = Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
-        if let Some(close) = self.state().close_due() {
+        let state = self.state();
+        let (version, contributions) = (state.version.next(), state.round.contributions);
+        let in_round = state.spec.merge.barrier().is_some() && contributions == ROUND;
+        let deadline = in_round.then_some(Close { version, contributions, why: CloseReason::Deadline });
+        if let Some(close) = state.close_due().or(deadline) {
             self.push(RecordBody::Closed(close), vec![]);
         }
     }

@@ -12,7 +12,7 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
 use crate::history::{
-    History, PACE, Pace, assert_same_bits, bits, delayed_nesterov, drive, fadas, fedasync, fedbuff, manifest, recall,
+    History, PACE, Pace, assert_same_bits, bits, delayed_nesterov, drive, fadas, fedasync, fedavgm, fedbuff, manifest, recall,
     stored, vector,
 };
 use crate::rest::import;
@@ -67,7 +67,7 @@ fn a_model_that_waits_for_its_record_is_not_pruned() {
 
 #[test]
 fn every_version_within_retention_is_exported_as_it_was_and_others_are_refused_by_name() {
-    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall()] {
+    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedavgm()] {
         let history = History::scripted(&merge, 42);
         let newest = history.points.last().expect("records").state.version;
         for retention in [Retention::SinceSnapshot, Retention::All] {

@@ -16,7 +16,7 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, fadas, fedasync, fedbuff, recall, stored, time_of,
+    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, fadas, fedadam, fedasync, fedbuff, recall, stored, time_of,
     vector,
 };
 use crate::rest;
@@ -39,7 +39,8 @@ fn updates(history: &History) -> Vec<UpdateMeta> {
 /// from there, checkpoints and prunes included, has the bits of one that is computed beside it.
 #[test]
 fn a_run_that_had_ended_goes_on_from_the_bits_of_an_earlier_version() {
-    for (merge, version) in [(fedasync(), 8), (fedbuff(3), 4), (delayed_nesterov(3), 8), (fadas(3), 4), (recall(), 8)] {
+    let asynchronous = [(fedasync(), 8), (fedbuff(3), 4), (delayed_nesterov(3), 8), (fadas(3), 4), (recall(), 8)];
+    for (merge, version) in asynchronous.into_iter().chain([(fedadam(), 4)]) {
         let mut history = History::scripted(&merge, 42);
         history.lease(AgentId([1; 16]), 42);
         let result = history.points.last().expect("records").state.version;

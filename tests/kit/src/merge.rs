@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::AgentId;
+use anabranch_common::merge::barrier::Closing;
 use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::shares::Shares;
 use anabranch_common::merge::{Arrival, MergeRule, MergeSpec, SavedRule, WeightInputs};
@@ -23,6 +24,7 @@ struct Step {
     delta: Option<Arc<Delta>>,
     agent: AgentId,
     weight: f32,
+    mean_weight: u64,
     staleness: u64,
     base_dot: Option<f64>,
     recall: Option<RecallInputs>,
@@ -32,9 +34,10 @@ struct Step {
 impl Step {
     fn take(&self, rule: &mut dyn MergeRule, model: &mut [f32]) {
         if let Some(delta) = &self.delta {
-            let Self { agent, weight, staleness, base_dot, recall, .. } = self;
-            let (agent, weight, staleness, base_dot) = (*agent, *weight, *staleness, *base_dot);
-            rule.contribute(model, delta, &Arrival { agent, weight, staleness, base_dot, recall: recall.as_ref() });
+            let Self { agent, weight, mean_weight, staleness, base_dot, recall, .. } = self;
+            let (agent, weight, mean_weight, staleness) = (*agent, *weight, *mean_weight, *staleness);
+            let (base_dot, recall) = (*base_dot, recall.as_ref());
+            rule.contribute(model, delta, &Arrival { agent, weight, mean_weight, staleness, base_dot, recall });
         }
         if self.closes {
             rule.close(model);
@@ -61,8 +64,10 @@ pub fn conformance(spec: &MergeSpec) {
 
 fn steps(spec: &MergeSpec) -> Vec<Step> {
     let mut rng = SplitMix64::new(11);
-    let per_version = spec.updates_per_version() as usize;
-    let all = if per_version == 1 { STEPS } else { per_version * 5 + per_version / 2 };
+    let all = match spec.closing() {
+        Closing::Full(1) | Closing::Barrier(_) => STEPS,
+        Closing::Full(size) => size as usize * 5 + size as usize / 2,
+    };
     let mut shares = Shares::of((0..AGENTS).map(|number| (AgentId([number; 16]), 100)));
     (0..all)
         .map(|index| {
@@ -91,9 +96,13 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
             let staleness = rng.below(20);
             let weight = spec.weight(WeightInputs { staleness, participation });
             let base_dot = (index % 6 != 5).then(|| f64::from(rng.next_signed_f32()));
-            let waiting = u32::try_from(index % per_version + 1).expect("few");
-            let closes = spec.is_full(waiting);
-            Step { delta: Some(Arc::new(delta)), agent, weight, staleness, base_dot, recall, closes }
+            let closes = match spec.closing() {
+                Closing::Full(size) => (index + 1).is_multiple_of(size as usize),
+                // Rounds of one, two and three updates.
+                Closing::Barrier(_) => matches!(index % 6, 0 | 2 | 5),
+            };
+            let mean_weight = spec.mean_weight(100 + 50 * u64::from(number), 32);
+            Step { delta: Some(Arc::new(delta)), agent, weight, mean_weight, staleness, base_dot, recall, closes }
         })
         .collect()
 }
@@ -195,7 +204,8 @@ fn weight_zero_changes_nothing(spec: &MergeSpec, steps: &[Step]) {
     }
     assert_eq!(model, before, "updates of weight 0 moved the model");
     assert_eq!(rule.served(&model).1, before, "or what is served");
-    let nothing = |vector: &[f32]| vector.iter().all(|value| *value == 0.0) || vector == before;
+    // FedAdam's second moment begins above 0, and falls everywhere by the same.
+    let nothing = |vector: &[f32]| vector.iter().all(|value| *value == vector[0]) || vector == before;
     assert!(rule.save().vectors.iter().all(|vector| nothing(vector)), "or left something behind");
 }
 
@@ -252,16 +262,30 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
             let step = (f64::from(*server_lr) * (1.0 - beta_1) / (1.0 - beta_2).sqrt()) as f32;
             step
         }
+        MergeSpec::FedAvg { server_lr, .. }
+        | MergeSpec::FedProx { server_lr, .. }
+        | MergeSpec::FedAvgM { server_lr, .. } => *server_lr,
+        MergeSpec::SyncSgd { .. } => 1.0,
+        MergeSpec::FedAdam { server_lr, beta_1, beta_2, tau, .. } => {
+            let root = (beta_2 * tau * tau + 1.0 - beta_2).sqrt();
+            #[expect(clippy::cast_possible_truncation, reason = "models are f32")]
+            let step = (f64::from(*server_lr) * (1.0 - beta_1) / (root + tau)) as f32;
+            step
+        }
         // The first step of one agent: both moments are 1, and so is sigma.
         MergeSpec::Recall { step, .. } => step / 10.0_f32.sqrt() / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
     };
     let weight = spec.weight(WeightInputs { staleness: 0, participation: 1.0 });
     let (mut rule, mut model) = (spec.rule(PARAMS), vec![0.0; PARAMS]);
-    let updates = spec.updates_per_version();
-    for _ in 0..updates {
+    let updates = match spec.closing() {
+        Closing::Full(size) => size,
+        Closing::Barrier(_) => 3,
+    };
+    for number in 0..updates {
         let recall = spec.recalling().map(|_| RecallInputs { active: 1, scale: 1.0, recalled: vec![] });
         let (agent, base_dot) = (AgentId([1; 16]), Some(0.0));
-        let arrival = Arrival { agent, weight, staleness: 0, base_dot, recall: recall.as_ref() };
+        let mean_weight = spec.mean_weight(1 + u64::from(number), 32);
+        let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot, recall: recall.as_ref() };
         rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), &arrival);
     }
     rule.close(&mut model);

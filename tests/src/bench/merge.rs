@@ -40,8 +40,8 @@ impl Load {
         let all = (0..recalled).map(|number| Recalled { agent: agent(number), factor: 0.01 }).collect();
         let inputs = RecallInputs { active: 100, scale: 1.0, recalled: all };
         let mut take = |number: usize| {
-            let arrival =
-                Arrival { agent: agent(number), weight: 0.5, staleness: 0, base_dot: Some(0.0), recall: Some(&inputs) };
+            let (agent, weight, mean_weight, recall) = (agent(number), 0.5, 0, Some(&inputs));
+            let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot: Some(0.0), recall };
             rule.contribute(&model, &self.updates[number % self.updates.len()], &arrival);
             rule.close(&mut model);
         };

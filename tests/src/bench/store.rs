@@ -202,6 +202,7 @@ impl TestRun {
             credited_examples: 1,
             staleness: 0,
             weight: 1.0,
+            mean_weight: 0,
             norm: 1.0,
             recall: None,
             transfer_ms: None,

@@ -34,7 +34,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
     Schedule {
         task: Task::Native,
         params: u32::try_from(params).unwrap_or(u32::MAX),
-        buffer: config.spec.merge.updates_per_version(),
+        buffer: 1,
         rule: None,
         track: None,
         lossy: false,
@@ -44,6 +44,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
         checkpoint_every: config.checkpoint.every_versions,
         keep_journal: config.checkpoint.retention == Retention::All,
         target_round_ms: 0,
+        round_deadline_ms: 0,
         agents: workload.each_agent().map(agent).collect(),
         length_ms: ms(workload.seconds),
         faults: faults(workload, seed, kills),

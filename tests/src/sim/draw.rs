@@ -49,6 +49,7 @@ pub fn draw(seed: u64) -> Schedule {
         checkpoint_every: between(1, 12),
         keep_journal: between(0, 3) == 0,
         target_round_ms: draw_target(seed),
+        round_deadline_ms: 0,
         agents,
         length_ms,
         faults: Vec::new(),
@@ -92,10 +93,11 @@ fn draw_attacker(seed: u64, world: &mut Schedule) {
     }
 }
 
-/// Of the worlds that learn and have no attacker, half are merged by the recall rule, and half of the others by a published one
-/// beside `FedAsync` and `FedBuff`.
+/// Of the worlds that learn and have no attacker, half are merged by the recall rule, half of the others by a published one
+/// beside `FedAsync` and `FedBuff`, and half of the rest by a rule behind a barrier, which has a deadline in half of them.
 fn draw_rule(seed: u64, world: &mut Schedule) {
-    let [mut recall, mut published] = [0x5EED_0009, 0x5EED_0011].map(|salt| SplitMix64::new(seed ^ salt));
+    let salts = [0x5EED_0009, 0x5EED_0011, 0x5EED_0013];
+    let [mut recall, mut published, mut barrier] = salts.map(|salt| SplitMix64::new(seed ^ salt));
     let honest = world.agents.iter().all(|agent| agent.hostile.is_none());
     if world.task != Task::Quadratic || !honest {
         return;
@@ -105,6 +107,10 @@ fn draw_rule(seed: u64, world: &mut Schedule) {
     } else if published.below(2) == 0 {
         let rules = [Rule::DelayedNesterov, Rule::Fadas, Rule::Rescaled];
         usize::try_from(published.below(3)).ok().map(|which| rules[which])
+    } else if barrier.below(2) == 0 {
+        let rules = [Rule::FedAvg, Rule::FedAvgM, Rule::FedAdam];
+        world.round_deadline_ms = if barrier.below(2) == 0 { 500 + barrier.below(10_000) } else { 0 };
+        usize::try_from(barrier.below(3)).ok().map(|which| rules[which])
     } else {
         None
     };

@@ -37,6 +37,9 @@ pub struct Schedule {
     /// What each round is to take, so that leases have sizes of their own (0: every lease has the same).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub target_round_ms: u64,
+    /// The deadline of a round behind a barrier, with a quorum of a half (0: none).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub round_deadline_ms: u64,
     /// The agents.
     pub agents: Vec<AgentPlan>,
     /// How long faults go on, in milliseconds.
@@ -80,6 +83,12 @@ pub enum Rule {
     Fadas,
     /// The rescaled rule: an update counts by the interval of its agent.
     Rescaled,
+    /// Federated averaging behind a barrier.
+    FedAvg,
+    /// The same with a momentum.
+    FedAvgM,
+    /// The same with an adaptive step.
+    FedAdam,
 }
 
 /// A published track.

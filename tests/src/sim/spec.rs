@@ -2,6 +2,7 @@
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
     AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec,
@@ -29,6 +30,8 @@ fn lr_schedule(schedule: &Schedule) -> Option<LrSchedule> {
 
 fn merge(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
     let (buffer_size, participation) = (schedule.buffer.max(1), schedule.lossy);
+    let deadline_s = (schedule.round_deadline_ms > 0).then(|| schedule.round_deadline_ms as f64 / 1000.0);
+    let barrier = Barrier { quorum: 0.5, deadline_s };
     match schedule.rule {
         Some(Rule::Recall) => MergeSpec::Recall { step: 23.0, recall: true, average: true },
         Some(Rule::DelayedNesterov) => {
@@ -40,6 +43,12 @@ fn merge(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
             MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c }
         }
         Some(Rule::Rescaled) => MergeSpec::Rescaled { alpha: 0.3, staleness },
+        Some(Rule::FedAvg) => MergeSpec::FedAvg { server_lr: 0.7, barrier },
+        Some(Rule::FedAvgM) => MergeSpec::FedAvgM { server_lr: 0.3, momentum: 0.5, barrier },
+        Some(Rule::FedAdam) => {
+            let (server_lr, beta_1, beta_2, tau) = (0.05, 0.9, 0.99, 1e-2);
+            MergeSpec::FedAdam { server_lr, beta_1, beta_2, tau, barrier }
+        }
         None if buffer_size == 1 => {
             let alpha = if schedule.task == Task::Ledger { 1.0 } else { 0.3 };
             MergeSpec::FedAsync { alpha, staleness, participation }
@@ -80,6 +89,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             target_round_s: (schedule.target_round_ms > 0).then(|| schedule.target_round_ms as f64 / 1000.0),
             max_local_steps: None,
             schedule: lr_schedule(schedule),
+            proximal_mu: 0.0,
         },
         upload: UploadSpec { adaptive, ..UploadSpec::fixed(codec, if schedule.lossy { 1.0 } else { 0.0 }) },
         merge: merge(schedule, staleness),

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Kinds of message that a coordinator has.
-const KINDS: u8 = 12;
+const KINDS: u8 = 13;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
@@ -26,6 +26,7 @@ fn kind(message: &CoordinatorMessage) -> u8 {
         CoordinatorMessage::Verdict { .. } => 9,
         CoordinatorMessage::StateChanged { .. } => 10,
         CoordinatorMessage::Renewed { .. } => 11,
+        CoordinatorMessage::LeaseDeferred => 12,
     }
 }
 
@@ -161,7 +162,8 @@ trait DrawMessages: Draw {
             8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()), digest: self.digest() },
             9 => self.verdict(),
             10 => CoordinatorMessage::StateChanged { state: self.phase() },
-            _ => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
+            11 => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
+            _ => CoordinatorMessage::LeaseDeferred,
         }
     }
 

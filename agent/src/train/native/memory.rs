@@ -255,6 +255,7 @@ mod tests {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         }
     }
 

@@ -185,6 +185,10 @@ impl Trainer for Native {
         &self.architecture.manifest
     }
 
+    fn adds_proximal_term(&self) -> bool {
+        true
+    }
+
     fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {
         Ok(self.architecture.initial(seed))
     }
@@ -223,6 +227,7 @@ impl Trainer for Native {
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step });
             }
+            pull_back(plan.proximal_mu, &mut sums.gradient, &reached.end, base);
             optimizer.step(&mut reached.end, &sums.gradient);
             if step == first {
                 self.budget.measured(&needs, micro.min(plan.batch_size));
@@ -297,8 +302,21 @@ fn read(architecture: &Architecture, shard: &dyn Shard, indices: &[usize], label
     inputs
 }
 
+/// Adds the gradient of FedProx's proximal term, mu / 2 |w - w_base|^2 (Li et al. 2020, equation 2).
+fn pull_back(mu: f32, gradient: &mut [f32], model: &[f32], base: &[f32]) {
+    if mu > 0.0 {
+        for ((slope, value), start) in gradient.iter_mut().zip(model).zip(base) {
+            *slope += mu * (value - start);
+        }
+    }
+}
+
 fn check_plan(plan: &TrainSpec) -> Result<(), TrainError> {
     let refuse = |key, found: u32, expected: String| Err(TrainError::Spec { key, found: found.to_string(), expected });
+    if !(plan.proximal_mu.is_finite() && plan.proximal_mu >= 0.0) {
+        let (key, found) = ("train.proximal_mu", plan.proximal_mu.to_string());
+        return Err(TrainError::Spec { key, found, expected: "expected 0 or a number above it".to_owned() });
+    }
     if plan.local_steps == 0 {
         return refuse("train.local_steps", plan.local_steps, "expected at least 1".to_owned());
     }

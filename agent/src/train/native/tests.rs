@@ -4,8 +4,13 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use anabranch_common::codec::Delta;
+use anabranch_common::ids::AgentId;
 use anabranch_common::journal::Plan;
+use anabranch_common::merge::barrier::Barrier;
+use anabranch_common::merge::{Arrival, MergeRule as _, MergeSpec, WeightInputs};
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
 use anabranch_testkit::lease::PLAN;
 
@@ -33,6 +38,7 @@ fn plan(local_steps: u32, optimizer: OptimizerSpec) -> TrainSpec {
         target_round_s: None,
         max_local_steps: None,
         schedule: None,
+        proximal_mu: 0.0,
     }
 }
 
@@ -159,6 +165,69 @@ fn the_gpt_gives_the_same_bytes_with_any_number_of_threads() {
     assert!(one == run(1), "a second run differs");
     for threads in [2, 3] {
         assert!(one == run(threads), "{threads} threads give other bytes than one");
+    }
+}
+
+/// Synchronous SGD: one step of each agent on its own batch, merged, is one step of one machine on the joined batch.
+#[test]
+fn one_step_of_each_agent_merged_is_a_step_on_the_joined_batch() {
+    const LR: f32 = 0.1;
+    let batches = [5_u32, 8, 11];
+    let (shard, spec) = (stripes(90), model(ModelKind::Mlp));
+    let merge = MergeSpec::SyncSgd { barrier: Barrier::default() };
+    let mut trainer = Native::new(&spec, NativeOptions { threads: Some(1), ..NativeOptions::default() }).expect("valid");
+    let mut one_machine = trainer.initial(1).expect("made");
+    let mut model = one_machine.clone();
+    let mut rule = merge.rule(model.len());
+    for version in 0..5 {
+        let mut joined = Vec::new();
+        for (agent, batch_size) in (0..).zip(batches) {
+            let seed = 10 * version + u64::from(agent);
+            let plan = TrainSpec { batch_size, ..plan(1, sgd(LR, 0.0)) };
+            let end = trainer.train(Round::new(&model, &plan, seed, &shard, &mut go_on)).expect("trains").end;
+            let delta: Vec<f32> = end.iter().zip(&model).map(|(end, base)| end - base).collect();
+            let weight = merge.weight(WeightInputs { staleness: 0, participation: 1.0 });
+            let (agent, mean_weight) = (AgentId([agent; 16]), merge.mean_weight(90, batch_size.into()));
+            let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot: None, recall: None };
+            rule.contribute(&model, &Arc::new(Delta::Dense(delta)), &arrival);
+            let mut draw = Draw::new(seed, Purpose::Batches);
+            joined.extend((0..batch_size).map(|_| draw.below(90)));
+        }
+        rule.close(&mut model);
+        let mut sums = Sums::default();
+        trainer.backward(&one_machine, &shard, &joined, joined.len(), &mut sums);
+        one_machine.iter_mut().zip(&sums.gradient).for_each(|(value, slope)| *value -= LR * slope);
+        let off = model.iter().zip(&one_machine).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+        assert!(off <= 1e-6, "version {version} is {off} away from one machine");
+    }
+    let moved = model.iter().zip(trainer.initial(1).expect("made")).map(|(end, start)| (end - start).abs());
+    assert!(moved.fold(0.0, f32::max) > 1e-3, "it has trained");
+}
+
+/// FedProx: the gradient of mu / 2 |w - w_base|^2 is added at each step. The first step starts at the base and has none.
+#[test]
+fn the_proximal_term_pulls_each_step_back_to_the_base() {
+    let (shard, spec) = (stripes(60), model(ModelKind::Mlp));
+    let trained = |steps, mu| {
+        let mut trainer = native(&spec).expect("valid");
+        let base = trainer.initial(1).expect("made");
+        let plan = TrainSpec { proximal_mu: mu, ..plan(steps, sgd(0.05, 0.0)) };
+        let end = trainer.train(Round::new(&base, &plan, 4, &shard, &mut go_on)).expect("trains").end;
+        (base, end)
+    };
+    assert_eq!(trained(1, 0.5), trained(1, 0.0), "at the base the term is 0");
+    let ((base, first), (_, free), (_, held)) = (trained(1, 0.0), trained(2, 0.0), trained(2, 0.5));
+    for at in 0..base.len() {
+        let pull = 0.05 * 0.5 * (first[at] - base[at]);
+        assert!((held[at] - (free[at] - pull)).abs() < 1e-6, "parameter {at}: {} and {}", held[at], free[at] - pull);
+    }
+    let away = |end: &[f32]| end.iter().zip(&base).map(|(end, base)| (end - base) * (end - base)).sum::<f32>();
+    assert!(away(&trained(40, 5.0).1) < 0.5 * away(&trained(40, 0.0).1), "a strong term keeps the model near its base");
+    let mut trainer = native(&spec).expect("valid");
+    for mu in [-1.0, f32::NAN, f32::INFINITY] {
+        let plan = TrainSpec { proximal_mu: mu, ..plan(1, sgd(0.05, 0.0)) };
+        let error = trainer.train(Round::new(&base, &plan, 4, &shard, &mut go_on)).expect_err("makes no sense");
+        assert!(matches!(error, TrainError::Spec { key: "train.proximal_mu", .. }), "{error}");
     }
 }
 

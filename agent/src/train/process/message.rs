@@ -139,6 +139,9 @@ pub enum Answer {
         id: u64,
         /// The model's tensors, in the order of the flat vector.
         tensors: Vec<TensorSpec>,
+        /// Whether it adds the proximal term of a plan with `proximal_mu`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        proximal: bool,
     },
     /// To `initial`.
     Initial {

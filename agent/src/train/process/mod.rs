@@ -133,9 +133,9 @@ impl TrainerProcess {
     pub fn factory(&self) -> TrainerFactory {
         let host = Arc::clone(&self.host);
         Box::new(move |run: &RunPart| {
-            let manifest = lock(&host).prepare(run)?;
+            let Prepared { manifest, proximal } = lock(&host).prepare(run)?;
             let (host, run) = (Arc::clone(&host), run.clone());
-            Ok(Box::new(ProcessTrainer { host, run, manifest }))
+            Ok(Box::new(ProcessTrainer { host, run, manifest, proximal }))
         })
     }
 
@@ -195,10 +195,19 @@ struct Host {
 #[derive(Debug)]
 struct Living {
     child: Child,
-    /// For which run it is prepared, and of what its model is made.
-    prepared: Option<(RunPart, ModelManifest)>,
+    /// For which run it is prepared, and what it said then.
+    prepared: Option<(RunPart, Prepared)>,
     /// The states of its encoder, if it has one.
     chain: Option<Chain>,
+}
+
+/// What a child says once it is prepared.
+#[derive(Debug, Clone)]
+struct Prepared {
+    /// Of what its model is made.
+    manifest: ModelManifest,
+    /// Whether it adds the proximal term.
+    proximal: bool,
 }
 
 impl Host {
@@ -235,23 +244,23 @@ impl Host {
         }
     }
 
-    /// Has a child that is prepared for `run`, and says what its model is made of.
-    fn prepare(&mut self, run: &RunPart) -> Result<ModelManifest, TrainError> {
+    /// Has a child that is prepared for `run`, and returns what it said then.
+    fn prepare(&mut self, run: &RunPart) -> Result<Prepared, TrainError> {
         if self.child.is_none() {
             self.start().map_err(|error| TrainError::Lost(format!("{:#}", anyhow::Error::new(error))))?;
         }
-        if let Some(Living { prepared: Some((prepared, manifest)), .. }) = &self.child
-            && prepared == run
+        if let Some(Living { prepared: Some((of, prepared)), .. }) = &self.child
+            && of == run
         {
-            return Ok(manifest.clone());
+            return Ok(prepared.clone());
         }
         let answer = self.request(|id| Ask::Prepare { id, run: run.clone() }, &mut |_| ControlFlow::Continue(()))?;
-        let Answer::Prepared { tensors, .. } = answer else { return Err(self.breach(&answer)) };
-        let manifest = ModelManifest::new(tensors)?;
+        let Answer::Prepared { tensors, proximal, .. } = answer else { return Err(self.breach(&answer)) };
+        let now = Prepared { manifest: ModelManifest::new(tensors)?, proximal };
         if let Some(Living { prepared, .. }) = &mut self.child {
-            *prepared = Some((run.clone(), manifest.clone()));
+            *prepared = Some((run.clone(), now.clone()));
         }
-        Ok(manifest)
+        Ok(now)
     }
 
     /// Asks the child. One that fails in a way that does not end it keeps living.
@@ -389,14 +398,15 @@ struct ProcessTrainer {
     host: Arc<Mutex<Host>>,
     run: RunPart,
     manifest: ModelManifest,
+    proximal: bool,
 }
 
 impl ProcessTrainer {
     /// The host, with a child that is prepared for this run and still has the same model.
     fn ready(&self) -> Result<MutexGuard<'_, Host>, TrainError> {
         let mut host = lock(&self.host);
-        let manifest = host.prepare(&self.run)?;
-        if manifest == self.manifest {
+        let Prepared { manifest, proximal } = host.prepare(&self.run)?;
+        if (&manifest, proximal) == (&self.manifest, self.proximal) {
             return Ok(host);
         }
         host.child = None;
@@ -407,6 +417,10 @@ impl ProcessTrainer {
 impl Trainer for ProcessTrainer {
     fn manifest(&self) -> &ModelManifest {
         &self.manifest
+    }
+
+    fn adds_proximal_term(&self) -> bool {
+        self.proximal
     }
 
     fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {

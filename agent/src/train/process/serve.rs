@@ -178,9 +178,9 @@ impl Server {
 
     fn prepare(&mut self, id: u64, run: &RunPart) -> Result<Answer, Refusal> {
         let trainer = (self.factory)(run)?;
-        let tensors = trainer.manifest().tensors().to_vec();
+        let (tensors, proximal) = (trainer.manifest().tensors().to_vec(), trainer.adds_proximal_term());
         self.trainer = Some(trainer);
-        Ok(Answer::Prepared { id, tensors })
+        Ok(Answer::Prepared { id, tensors, proximal })
     }
 
     fn initial(&mut self, id: u64, seed: u64, out: &str) -> Result<Answer, Refusal> {

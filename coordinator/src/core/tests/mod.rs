@@ -1,5 +1,6 @@
 //! What the core does with events, as exact lists of commands.
 
+mod barrier;
 mod bounds;
 mod ending;
 mod evaluation;

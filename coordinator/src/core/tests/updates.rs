@@ -4,6 +4,7 @@ use anabranch_common::codec::DecodeError;
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::journal::{Close, CloseReason, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::barrier::Closing;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
@@ -66,7 +67,7 @@ fn a_start_closes_a_version_whose_close_was_lost() {
         ..spec()
     };
     for (before, after) in [(spec(), spec()), (buffered(2), buffered(2)), (buffered(2), buffered(9))] {
-        let size = before.merge.updates_per_version();
+        let Closing::Full(size) = before.merge.closing() else { panic!("{:?}", before.merge) };
         let mut world = World::started_with(before.clone(), 1);
         let mut metas = Vec::new();
         for seq in 0..u64::from(size) {

@@ -12,7 +12,7 @@ use anabranch_common::spec::{
     UploadSpec,
 };
 use anabranch_common::status::AgentStatus;
-use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_common::update::{UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::TransferManifest;
 
@@ -70,6 +70,7 @@ pub(super) fn spec() -> RunSpec {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         },
         upload: UploadSpec::fixed(CodecSpec::Bf16, 1.0),
         merge: MergeSpec::FedAsync { alpha: 0.5, staleness: Default::default(), participation: false },
@@ -329,8 +330,25 @@ impl World {
         self.handle(Event::Journalled { upto })
     }
 
+    /// The verdict that was sent last.
+    pub(super) fn last_verdict(&self) -> Option<Verdict> {
+        self.sent.iter().rev().find_map(|(_, message)| match message {
+            CoordinatorMessage::Verdict { verdict, .. } => Some(*verdict),
+            _ => None,
+        })
+    }
+
+    /// How often agents heard that their requests stand.
+    pub(super) fn deferrals(&self) -> usize {
+        self.sent.iter().filter(|(_, message)| matches!(message, CoordinatorMessage::LeaseDeferred)).count()
+    }
+
     pub(super) fn published(&mut self) -> Vec<Command> {
-        let version = self.state().version;
+        self.published_as(self.state().version)
+    }
+
+    /// The newest version was this one when it was made ready.
+    pub(super) fn published_as(&mut self, version: ModelVersion) -> Vec<Command> {
         let served = match self.publishing.take() {
             _ if !self.averages => ServedModel::Same,
             Some(true) => ServedModel::Ready(version, served(version.0)),
@@ -349,14 +367,29 @@ impl World {
     /// Agent `n` asks for a lease and gets it.
     pub(super) fn lease(&mut self, n: u8) -> Lease {
         let sent = self.sent.len();
+        self.ask(n).unwrap_or_else(|| panic!("expected a lease, got {:?}", &self.sent[sent..]))
+    }
+
+    /// Agent `n` asks for a lease, and perhaps gets one.
+    pub(super) fn ask(&mut self, n: u8) -> Option<Lease> {
+        let sent = self.sent.len();
         self.message(n, AgentMessage::RequestLease);
         self.publish_if_asked();
         self.journal();
-        let lease = self.sent[sent..].iter().rev().find_map(|(_, message)| match message {
-            CoordinatorMessage::Lease { lease, .. } => Some(lease.clone()),
+        self.leased_since(sent, n)
+    }
+
+    /// The lease that agent `n` was sent since so many messages were sent.
+    pub(super) fn leased_since(&self, sent: usize, n: u8) -> Option<Lease> {
+        self.sent[sent..].iter().rev().find_map(|(peer, message)| match message {
+            CoordinatorMessage::Lease { lease, .. } if *peer == PeerId(u64::from(n)) => Some(lease.clone()),
             _ => None,
-        });
-        lease.unwrap_or_else(|| panic!("expected a lease, got {:?}", &self.sent[sent..]))
+        })
+    }
+
+    /// How many messages were sent.
+    pub(super) fn messages(&self) -> usize {
+        self.sent.len()
     }
 
     /// The newest version is published if that is asked for.

@@ -25,7 +25,7 @@ anabranch_common::layout! {
         run, branch, spec, manifest, initial, started_at_ms, position, version, base, round, published, next_lease,
         participation, shares, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, pages,
     }
-    struct Round { contributions, examples }
+    struct Round { contributions, examples, since }
     struct Recent { votes }
     struct Vote { agent, norm, count, at }
     struct Totals { accepted, refused, uplink_bytes, staleness }
@@ -35,7 +35,7 @@ anabranch_common::layout! {
     struct AgentState {
         name, revoked, epoch, incarnation, epochs, lease, leases, pace, compression, rounds, examples_held,
         eval_examples,
-        evaluation_failures, evaluation_problem, accepted, refused, uplink_bytes, staleness, train_loss, examples_per_s,
+        evaluation_failures, evaluation_problem, accepted, contributed_at, refused, uplink_bytes, staleness, train_loss, examples_per_s,
         models_sent, downlink_bytes, evaluation_downlink_bytes,
     }
     struct EpochLog { forgotten_below, verdicts }

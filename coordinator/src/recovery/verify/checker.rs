@@ -45,6 +45,8 @@ enum Rule {
     Adaptive(u32),
     /// Recall: each update moves the model, by a state of its own.
     Recalling,
+    /// Rules behind a barrier, each with its name: as many updates as there are make a step, by a state of its own.
+    Rounds(&'static str),
 }
 
 impl Rule {
@@ -55,14 +57,29 @@ impl Rule {
             MergeSpec::DelayedNesterov { buffer_size, .. } => Self::Delayed((*buffer_size).max(1)),
             MergeSpec::Fadas { buffer_size, .. } => Self::Adaptive((*buffer_size).max(1)),
             MergeSpec::Recall { .. } => Self::Recalling,
+            MergeSpec::FedAvg { .. } => Self::Rounds("fedavg"),
+            MergeSpec::FedProx { .. } => Self::Rounds("fedprox"),
+            MergeSpec::SyncSgd { .. } => Self::Rounds("sync-sgd"),
+            MergeSpec::FedAvgM { .. } => Self::Rounds("fedavgm"),
+            MergeSpec::FedAdam { .. } => Self::Rounds("fedadam"),
         }
     }
 
-    /// How many contributions make a version.
-    fn size(self) -> u32 {
+    /// How many contributions make a version, where that is a number.
+    fn size(self) -> Option<u32> {
         match self {
-            Self::Direct | Self::Delayed(_) | Self::Recalling => 1,
-            Self::Buffered(size) | Self::Adaptive(size) => size,
+            Self::Direct | Self::Delayed(_) | Self::Recalling => Some(1),
+            Self::Buffered(size) | Self::Adaptive(size) => Some(size),
+            Self::Rounds(_) => None,
+        }
+    }
+
+    /// Whether so many contributions may be closed for this reason.
+    fn closes(self, waiting: u32, why: CloseReason) -> bool {
+        match (self.size(), why) {
+            (Some(size), CloseReason::Filled) => waiting == size,
+            (None, CloseReason::Complete | CloseReason::Deadline) => waiting > 0,
+            (Some(_), CloseReason::Complete | CloseReason::Deadline) | (None, CloseReason::Filled) => false,
         }
     }
 
@@ -70,7 +87,7 @@ impl Rule {
     fn nothing(self) -> f32 {
         match self {
             Self::Direct => -0.0,
-            Self::Buffered(_) | Self::Delayed(_) | Self::Adaptive(_) | Self::Recalling => 0.0,
+            Self::Buffered(_) | Self::Delayed(_) | Self::Adaptive(_) | Self::Recalling | Self::Rounds(_) => 0.0,
         }
     }
 }
@@ -179,7 +196,8 @@ impl Checker {
         let position = self.position.next();
         let bytes = store.journal().record(position)?.ok_or(RecoveryError::MissingRecord(position))?;
         let record = cursor::parse(position, &bytes)?;
-        if self.waiting >= self.rule.size() && !matches!(record.body, RecordBody::Closed(_)) {
+        let is_full = self.rule.size().is_some_and(|size| self.waiting >= size);
+        if is_full && !matches!(record.body, RecordBody::Closed(_)) {
             let waiting = self.waiting;
             return Err(Problem::Found(format!(
                 "record {position} follows {waiting} contributions that it does not close"
@@ -253,10 +271,9 @@ impl Checker {
         if close.version != version {
             return Err(found(format!("says version {}, counting says {version}", close.version)));
         }
-        let CloseReason::Filled = close.why;
-        if close.contributions != self.waiting || self.waiting != self.rule.size() {
-            let (said, size) = (close.contributions, self.rule.size());
-            return Err(found(format!("closes {said} contributions where {} of {size} wait", self.waiting)));
+        if close.contributions != self.waiting || !self.rule.closes(self.waiting, close.why) {
+            let (said, waiting, why, rule) = (close.contributions, self.waiting, close.why, self.rule);
+            return Err(found(format!("closes {said} contributions of {waiting} as {why:?} under {rule:?}")));
         }
         match &mut self.own {
             _ if self.last_finite.is_some() => {}
@@ -380,7 +397,7 @@ impl Checker {
         if state.position != self.position || state.version != self.version || state.branch != checkpoint.branch {
             return differs("position, version or branch in its state");
         }
-        let Round { contributions, examples } = state.round;
+        let Round { contributions, examples, .. } = state.round;
         if contributions != self.waiting || (contributions == 0 && examples != 0) {
             return differs("number of waiting contributions");
         }

@@ -10,7 +10,7 @@
 //! ```text
 //!  published   which versions the journal publishes: only these are hashed
 //!  checker     the records once more, one after the other
-//!  own_state   rules with a state of their own: delayed_nesterov, fadas, recall
+//!  own_state   rules with a state of their own: delayed_nesterov, fadas, recall, and rounds: those behind a barrier
 //!  track       the published track that agents train from
 //! ```
 
@@ -20,6 +20,7 @@ mod fadas;
 mod own_state;
 mod published;
 mod recall;
+mod rounds;
 mod track;
 
 use std::collections::BTreeSet;

@@ -9,6 +9,7 @@ use anabranch_common::merge::MergeSpec;
 use super::delayed_nesterov::DelayedNesterov;
 use super::fadas::Fadas;
 use super::recall::Recall;
+use super::rounds::Rounds;
 use crate::recovery::checkpoint::{self, Checkpoint};
 use crate::recovery::{RecoveryError, vectors};
 use crate::store::Blobs;
@@ -19,6 +20,7 @@ pub(super) enum OwnState {
     DelayedNesterov(DelayedNesterov),
     Fadas(Fadas),
     Recall(Box<Recall>),
+    Rounds(Rounds),
 }
 
 impl OwnState {
@@ -26,6 +28,7 @@ impl OwnState {
     pub(super) fn of(spec: &MergeSpec, params: usize) -> Option<Self> {
         None.or_else(|| DelayedNesterov::of(spec, params).map(Self::DelayedNesterov))
             .or_else(|| Fadas::of(spec, params).map(Self::Fadas))
+            .or_else(|| Rounds::of(spec, params).map(Self::Rounds))
             .or_else(|| Recall::of(spec, params).map(|recall| Self::Recall(Box::new(recall))))
     }
 
@@ -43,6 +46,7 @@ impl OwnState {
                 Self::DelayedNesterov(rule) => rule.load(&saved)?,
                 Self::Fadas(rule) => rule.load(&saved)?,
                 Self::Recall(rule) => rule.load(&saved)?,
+                Self::Rounds(rule) => rule.load(&saved)?,
             }
         }
         Ok(state)
@@ -54,6 +58,7 @@ impl OwnState {
             Self::DelayedNesterov(rule) => rule.set(spec),
             Self::Fadas(rule) => rule.set(spec),
             Self::Recall(rule) => rule.set(spec),
+            Self::Rounds(rule) => rule.set(spec),
         }
     }
 
@@ -62,6 +67,7 @@ impl OwnState {
             Self::DelayedNesterov(rule) => rule.contribute(x, delta, contribution.weight),
             Self::Fadas(rule) => rule.contribute(delta, contribution),
             Self::Recall(rule) => rule.contribute(x, delta, contribution),
+            Self::Rounds(rule) => rule.contribute(delta, contribution),
         }
     }
 
@@ -70,6 +76,7 @@ impl OwnState {
             Self::DelayedNesterov(rule) => rule.close(x),
             Self::Fadas(rule) => rule.close(x),
             Self::Recall(rule) => rule.close(x),
+            Self::Rounds(rule) => rule.close(x),
         }
     }
 
@@ -85,6 +92,7 @@ impl OwnState {
             Self::DelayedNesterov(rule) => rule.is_in(&saved),
             Self::Fadas(rule) => rule.is_in(&saved),
             Self::Recall(rule) => rule.is_in(&saved),
+            Self::Rounds(rule) => rule.is_in(&saved),
         }
     }
 }

@@ -207,6 +207,7 @@ impl<'a> Native<'a> {
             target_round_s: None,
             max_local_steps: None,
             schedule: None,
+            proximal_mu: 0.0,
         };
         Ok(Self { trainer, plan, model, data, seed: 0 })
     }

@@ -97,7 +97,7 @@ fn full_weight(spec: Option<&RunSpec>) -> f32 {
         Some(MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. }) => *alpha,
         Some(MergeSpec::FedBuff { server_lr, .. }) => *server_lr,
         // Worlds with attackers are merged by other rules: what these do is no sum of weighted updates.
-        Some(MergeSpec::DelayedNesterov { .. } | MergeSpec::Fadas { .. } | MergeSpec::Recall { .. }) => 1.0,
+        Some(_) => 1.0,
         None => 0.0,
     }
 }

@@ -82,7 +82,7 @@ impl Fold {
         let before = self.version;
         branches::check(self.branch, record)?;
         staleness::check(self.spec.as_ref(), before, record)?;
-        staleness::refused(self.spec.as_ref(), before, record, &self.leases)?;
+        staleness::refused(self.spec.as_ref(), before, record, &self.leases, &self.closes)?;
         self.closes.apply(self.spec.as_ref(), before, record)?;
         self.once.apply(self.spec.as_ref(), before, record)?;
         self.leases.apply(record, before)?;
@@ -149,6 +149,15 @@ impl Journal {
         self.records.push(Arc::clone(record));
         self.chains.push(self.fold.chain);
         Ok(())
+    }
+
+    /// The coordinator has looked at what is due, at this virtual time.
+    ///
+    /// # Errors
+    /// Something has been due for too long.
+    pub fn looked(&mut self, now_ms: u64) -> Checked {
+        let Fold { spec, version, closes, .. } = &mut self.fold;
+        closes.looked(spec.as_ref(), *version, now_ms)
     }
 
     /// A sync has succeeded that covers everything up to here.
@@ -242,6 +251,7 @@ impl Journal {
             for (at, record) in records.iter().enumerate() {
                 if self.starts.contains(&at) {
                     self.fold.evaluations.restarted();
+                    self.fold.closes.restarted();
                 }
                 self.fold.apply(record, &self.attackers)?;
             }
@@ -249,6 +259,7 @@ impl Journal {
         }
         self.starts.insert(kept);
         self.fold.evaluations.restarted();
+        self.fold.closes.restarted();
         ensure(self.fold.version == version, "P2", || {
             format!("recovered version {version}, the records say {}", self.fold.version)
         })?;

@@ -34,8 +34,9 @@ impl Once {
             RecordBody::Contribution(update) => {
                 let (position, next) = (record.position, version.next());
                 self.merged.push(Merged { version: next, lease: update.meta.lease });
-                let waiting = self.merged.iter().filter(|merged| merged.version == next).count() as u64;
-                let fills = spec.is_some_and(|spec| waiting == u64::from(spec.merge.updates_per_version()));
+                let waiting = self.merged.iter().filter(|merged| merged.version == next).count();
+                let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+                let fills = spec.is_some_and(|spec| spec.merge.is_full(waiting));
                 let version = if fills { next } else { version };
                 let (weight, staleness) = (update.weight, update.staleness);
                 (update.meta.key, Verdict::Accepted { position, version, weight, staleness })

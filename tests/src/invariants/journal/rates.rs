@@ -40,8 +40,7 @@ impl Rates {
                 Ok(())
             }
             RecordBody::ConfigChanged { spec: new } => {
-                let buffer = |spec: &RunSpec| spec.merge.updates_per_version();
-                if spec.is_some_and(|spec| buffer(spec) != buffer(new)) {
+                if spec.is_some_and(|spec| !new.merge.keeps_waiting(&spec.merge)) {
                     self.waiting = 0;
                 }
                 Ok(())

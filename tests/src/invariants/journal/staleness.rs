@@ -7,6 +7,7 @@ use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::RefusalReason;
 
+use super::closes::Closes;
 use super::leases::Leases;
 use super::{Checked, ensure};
 
@@ -14,13 +15,22 @@ const NAME: &str = "staleness";
 /// Participation weights, and those of the rescaled rule, are clipped to [1/8, 8].
 const PARTICIPATION_MAX: f32 = 8.0;
 
-/// A refusal as stale must be true: work under a lease that is still outstanding is welcome while its base is.
-pub(super) fn refused(spec: Option<&RunSpec>, version: ModelVersion, record: &Record, leases: &Leases) -> Checked {
-    let (Some(spec), RecordBody::Refused { lease, reason: RefusalReason::Stale, .. }) = (spec, &record.body) else {
+/// A refusal as stale must be true: work under a lease that is still outstanding is welcome while its base is, and behind a
+/// barrier while the round is open and has no other update of the agent.
+pub(super) fn refused(
+    spec: Option<&RunSpec>,
+    version: ModelVersion,
+    record: &Record,
+    leases: &Leases,
+    closes: &Closes,
+) -> Checked {
+    let (Some(spec), RecordBody::Refused { key, lease, reason: RefusalReason::Stale, .. }) = (spec, &record.body)
+    else {
         return Ok(());
     };
     let Some(base) = leases.outstanding(*lease) else { return Ok(()) };
-    ensure(version.0.saturating_sub(base.0) > spec.admit.max_staleness, NAME, || {
+    let is_old = version.0.saturating_sub(base.0) > spec.admit.max_staleness;
+    ensure(is_old || closes.is_late(spec, version, key.agent, base), NAME, || {
         format!("record {} refuses version {base} as stale at {version}", record.position)
     })
 }
@@ -44,7 +54,13 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
         }
         MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } | MergeSpec::DelayedNesterov { server_lr, .. } => *server_lr,
-        MergeSpec::Fadas { .. } | MergeSpec::Recall { .. } => {
+        MergeSpec::Fadas { .. }
+        | MergeSpec::Recall { .. }
+        | MergeSpec::FedAvg { .. }
+        | MergeSpec::FedProx { .. }
+        | MergeSpec::SyncSgd { .. }
+        | MergeSpec::FedAvgM { .. }
+        | MergeSpec::FedAdam { .. } => {
             let bounded = (0.0..=1.0).contains(&update.weight);
             return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));
         }

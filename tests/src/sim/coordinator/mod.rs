@@ -141,6 +141,8 @@ impl World {
         if self.coordinator.is_life(life) {
             self.after(TICK_MS, Happening::Tick(life));
             self.coordinator_takes(Input::Tick);
+            let looked = self.journal.looked(self.now_ms());
+            self.checked(looked);
         }
     }
 
