@@ -111,6 +111,21 @@ def test_prepare_gives_the_manifest_in_order_and_the_run(start: Start) -> None:
     assert "test 7 custom 8" in child.log_after_end()
 
 
+@pytest.mark.parametrize("body, says", [("    proximal = True\n", True), ("    proximal = False\n", None)])
+def test_a_trainer_says_whether_it_adds_the_proximal_term(start: Start, body: str, says: bool | None) -> None:
+    assert start(trainer(body)).prepare().get("proximal") is says
+
+
+def test_a_plan_has_the_strength_of_the_proximal_term(start: Start) -> None:
+    child = start(trainer("    def each(self, round): print(f'mu {round.plan.proximal_mu}', file=sys.stderr)\n"))
+    child.prepare()
+    for mu in ({"proximal_mu": 0.25}, {}):
+        child.train(BASE, local_steps=1, **mu)
+        assert child.answer()[1]["type"] == "trained"
+    log = child.log_after_end()
+    assert "mu 0.25\n" in log and "mu 0.0\n" in log
+
+
 def test_initial_is_the_same_for_the_same_seed(start: Start) -> None:
     child = start(LINEAR + SERVE)
     child.prepare()

@@ -138,7 +138,9 @@ impl Maths {
                 Event::Failed(ending(&TrainError::Spec {
                     key: "merge.mu",
                     found: run.train.proximal_mu.to_string(),
-                    expected: "expected a trainer that adds the proximal term (\"proximal\" in docs/trainer-protocol.md)".to_owned(),
+                    expected:
+                        "expected a trainer that adds the proximal term (\"proximal\" in docs/trainer-protocol.md)"
+                            .to_owned(),
                 }))
             }
             Ok(trainer) => {

@@ -6,8 +6,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall,
-    rescaled, run_through, stored,
+    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, fadas, fedadam, fedasync, fedavg,
+    fedavgm, fedbuff, recall, rescaled, run_through, stored,
 };
 
 const ROUNDS: u64 = 21;

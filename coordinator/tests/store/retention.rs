@@ -12,8 +12,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
 use crate::history::{
-    History, PACE, Pace, assert_same_bits, bits, delayed_nesterov, drive, fadas, fedasync, fedavgm, fedbuff, manifest, recall,
-    stored, vector,
+    History, PACE, Pace, assert_same_bits, bits, delayed_nesterov, drive, fadas, fedasync, fedavgm, fedbuff, manifest,
+    recall, stored, vector,
 };
 use crate::rest::import;
 

@@ -16,8 +16,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, fadas, fedadam, fedasync, fedbuff, recall, stored, time_of,
-    vector,
+    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, fadas, fedadam, fedasync, fedbuff, recall, stored,
+    time_of, vector,
 };
 use crate::rest;
 

@@ -108,6 +108,9 @@ class Trainer(ABC):
     """Examples to train on; 0 for a trainer that only evaluates."""
     eval_examples: int = 0
     """Examples to evaluate on; 0 for a trainer that does not."""
+    proximal: bool = False
+    """Whether ``train`` adds ``plan.proximal_mu * (w - w_base)`` to each gradient. Without it the agent refuses to train for a
+    run with ``merge.strategy = "fedprox"``."""
 
     def prepare(self, run: Run) -> None:
         """What the run is about, before everything else. A trainer with a model of its own may ignore it."""
@@ -206,7 +209,8 @@ class _Server:
     def _prepare(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         self._trainer.prepare(Run.parse(message.get("run")))
         self._manifest = Manifest(self._trainer.tensors())
-        return {"type": "prepared", "tensors": self._manifest.describe()}
+        proximal = {"proximal": True} if self._trainer.proximal else {}
+        return {"type": "prepared", "tensors": self._manifest.describe(), **proximal}
 
     def _initial(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         manifest, out = self._ready(), self._file(message, "out")

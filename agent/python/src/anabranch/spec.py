@@ -83,6 +83,8 @@ class Plan:
     """The optimizer."""
     keep_optimizer_state: bool = False
     """Keep momentum and the like from one round to the next."""
+    proximal_mu: float = 0.0
+    """FedProx: add ``proximal_mu * (w - w_base)`` to each gradient. Above 0 only for a trainer that has ``proximal``."""
 
     @classmethod
     def parse(cls, value: object) -> Plan:
@@ -94,7 +96,8 @@ class Plan:
         section = _section(value, "plan")
         steps, batch = (whole_number(section, key, "plan", 1) for key in ("local_steps", "batch_size"))
         keep = section.get("keep_optimizer_state", False) is True
-        return cls(steps, batch, Optimizer.parse(section.get("optimizer")), keep)
+        mu = _number(section, "proximal_mu", "plan", 0.0)
+        return cls(steps, batch, Optimizer.parse(section.get("optimizer")), keep, mu)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ fn training_in_rounds(barrier: bool) -> Session {
     let mut session = Session::new(config(100, 0), Kept::default());
     session.handle(0, Event::Started);
     session.handle(0, Event::Connected);
-    let Event::Message(CoordinatorMessage::Welcome(mut welcome)) =
-        welcome(BRANCH, Some(digest(0)), RunPhase::Running)
+    let Event::Message(CoordinatorMessage::Welcome(mut welcome)) = welcome(BRANCH, Some(digest(0)), RunPhase::Running)
     else {
         unreachable!("it is one")
     };
@@ -30,7 +29,10 @@ fn asks(commands: &[Command]) -> bool {
 
 #[test]
 fn a_request_overtakes_neither_a_round_nor_its_update() {
-    assert!(asks(&training_in_rounds(false).handle(5_399, Event::Tick)), "elsewhere the next base is fetched meanwhile");
+    assert!(
+        asks(&training_in_rounds(false).handle(5_399, Event::Tick)),
+        "elsewhere the next base is fetched meanwhile"
+    );
     let mut session = training_in_rounds(true);
     assert!(!asks(&session.handle(5_399, Event::Tick)), "a round is computed");
     session.handle(5_400, Event::Trained(Box::new(outcome(&lease(1, 0)))));

@@ -10,7 +10,7 @@ use anabranch_common::codec::Delta;
 use anabranch_common::ids::AgentId;
 use anabranch_common::journal::Plan;
 use anabranch_common::merge::barrier::Barrier;
-use anabranch_common::merge::{Arrival, MergeRule as _, MergeSpec, WeightInputs};
+use anabranch_common::merge::{Arrival, MergeSpec, WeightInputs};
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
 use anabranch_testkit::lease::PLAN;
 
@@ -175,7 +175,8 @@ fn one_step_of_each_agent_merged_is_a_step_on_the_joined_batch() {
     let batches = [5_u32, 8, 11];
     let (shard, spec) = (stripes(90), model(ModelKind::Mlp));
     let merge = MergeSpec::SyncSgd { barrier: Barrier::default() };
-    let mut trainer = Native::new(&spec, NativeOptions { threads: Some(1), ..NativeOptions::default() }).expect("valid");
+    let mut trainer =
+        Native::new(&spec, NativeOptions { threads: Some(1), ..NativeOptions::default() }).expect("valid");
     let mut one_machine = trainer.initial(1).expect("made");
     let mut model = one_machine.clone();
     let mut rule = merge.rule(model.len());

@@ -32,10 +32,7 @@ fn deliver(world: &mut World, n: u8, seq: u64, lease: &Lease) -> (Option<Close>,
     let commands = world.receive(n, &world.meta(n, seq, lease), [1.0; 4]);
     let closed = closed(&commands);
     world.journal();
-    let verdict = match world.last_verdict() {
-        Some(verdict) => verdict,
-        None => panic!("no verdict for agent {n}"),
-    };
+    let Some(verdict) = world.last_verdict() else { panic!("no verdict for agent {n}") };
     (closed, verdict)
 }
 

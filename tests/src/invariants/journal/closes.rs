@@ -43,12 +43,8 @@ impl Closes {
         match &record.body {
             RecordBody::Contribution(update) => return self.contribute(closing, version, record, update),
             RecordBody::Closed(close) => return self.close(closing, version, record, *close),
-            RecordBody::ConfigChanged { spec: new } => {
-                if spec.is_none_or(|old| !new.merge.keeps_waiting(&old.merge)) {
-                    self.begin();
-                }
-            }
-            RecordBody::Imported { .. } => self.begin(),
+            RecordBody::ConfigChanged { spec: new } if spec.is_some_and(|old| new.merge.keeps_waiting(&old.merge)) => {}
+            RecordBody::ConfigChanged { .. } | RecordBody::Imported { .. } => self.begin(),
             RecordBody::Branched { .. } => *self = Self::default(),
             RecordBody::Published(publication) => return self.publish(version, record, *publication),
             RecordBody::LeaseGranted(lease) => return self.grant(closing, version, record, lease),
