@@ -260,7 +260,9 @@ fn every_merge_rule_names_its_keys() {
     let nesterov = "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 0.7\n";
     let fadas = "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001\n";
     let rescaled = "strategy = \"rescaled\"\nalpha = 0.6\n";
-    for whole in [nesterov, fadas, rescaled] {
+    let (fedavg, fedadam) = ("strategy = \"fedavg\"\n", "strategy = \"fedadam\"\nserver_lr = 0.1\n");
+    let fedprox = "strategy = \"fedprox\"\nmu = 0.01\n";
+    for whole in [nesterov, fadas, rescaled, fedavg, fedadam, fedprox, "strategy = \"fedavgm\"\n"] {
         with(whole).expect("its other keys have defaults");
     }
     for (merge, expected) in [
@@ -275,9 +277,41 @@ fn every_merge_rule_names_its_keys() {
         (format!("{fadas}momentum = 0.9"), "unknown field `momentum`"),
         (rescaled.replace("0.6", "1.5"), "merge.alpha is 1.5, expected"),
         (format!("{rescaled}participation = true"), "unknown field `participation`"),
+        (format!("{fedavg}barrier = {{ quorum = 0.0 }}"), "merge.barrier.quorum is 0, expected"),
+        (format!("{fedavg}barrier = {{ deadline_s = -1.0 }}"), "merge.barrier.deadline_s is -1, expected"),
+        (format!("{fedavg}barrier = {{ deadline = 1.0 }}"), "unknown field `deadline`"),
+        (format!("{fedavg}participation = true"), "unknown field `participation`"),
+        (format!("{fedadam}tau = 0.0"), "merge.tau is 0, expected"),
+        (fedprox.replace("0.01", "0.0"), "merge.mu is 0, expected"),
+        ("strategy = \"fedprox\"\n".to_owned(), "missing field `mu`"),
+        ("strategy = \"sync-sgd\"\n".to_owned(), "train.local_steps is 20, expected 1"),
     ] {
         let error = with(&merge).expect_err("refused").to_string();
         assert!(error.starts_with("run.toml:") && error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn synchronous_sgd_takes_one_plain_step_a_round() {
+    let with = |train: &str| {
+        let template = template();
+        let (head, rest) = template.split_once("[train]").expect("a section");
+        let (upload, rest) = rest.split_once("[upload]").and_then(|(_, rest)| rest.split_once("[merge]")).expect("two");
+        let (_, rest) = rest.split_once("[admit]").expect("a section");
+        let train = format!("[train]\nbatch_size = 32\n{train}\n");
+        parse(&format!("{head}{train}[upload]{upload}[merge]\nstrategy = \"sync-sgd\"\n\n[admit]{rest}"))
+    };
+    let plain = "local_steps = 1\noptimizer = { kind = \"sgd\", lr = 0.05 }";
+    with(plain).expect("one plain step");
+    for (train, expected) in [
+        (plain.replace("steps = 1", "steps = 2"), "train.local_steps is 2, expected 1"),
+        (plain.replace("0.05", "0.05, momentum = 0.9"), "train.optimizer.kind expected sgd without momentum"),
+        (plain.replace("sgd", "adamw"), "train.optimizer.kind expected sgd without momentum"),
+        (format!("{plain}\ntarget_round_s = 5.0"), "train.target_round_s expected no such key"),
+        (format!("{plain}\nproximal_mu = 0.1"), "train.proximal_mu is no key of run.toml: set merge.mu"),
+    ] {
+        let error = with(&train).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     }
 }
 
