@@ -94,7 +94,7 @@ step = 23.0
 # "rescaled": every update makes a version, and counts for more the slower its agent is:
 #   strategy = "rescaled"
 #   alpha = 0.6
-# "fedavg", "fedprox" (mu = 0.01), "fedavgm" (momentum = 0.9), "fedadam" (server_lr = 0.01), "sync-sgd": rounds. A version is
+# "fedavg", "fedprox" (mu = 0.01), "fedavgm" (momentum = 0.9), "fedadam", "sync-sgd": rounds. A version is
 # made when every agent has delivered, or at a deadline:
 #   strategy = "fedavg"
 #   barrier = { deadline_s = 60.0, quorum = 0.5 }

@@ -127,6 +127,13 @@ fn spec(spec: &RunSpec) -> Checked {
     }
     if let Some(track) = &spec.downlink.track {
         at_least_one(track.every, "downlink.track.every")?;
+        let reached = spec.merge.barrier().is_none() || track.every == 1;
+        ensure(reached, "downlink.track.every", || {
+            format!(
+                "must be 1 with a merge.strategy of rounds, but is {}: the next round begins from a record",
+                track.every
+            )
+        })?;
         if let CodecSpec::TopK { fraction, .. } = track.codec {
             share(fraction.into(), "downlink.track.codec.fraction")?;
         }

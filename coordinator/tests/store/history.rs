@@ -284,7 +284,8 @@ impl History {
         let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
         let (credited_examples, staleness, norm) = (10, round % 4, 1.0);
         let mean_weight = self.state().spec.merge.mean_weight(100, credited_examples);
-        let contribution = Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
+        let contribution =
+            Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         let state = self.state();
         let (version, contributions) = (state.version.next(), state.round.contributions);

@@ -88,7 +88,8 @@ fn convert(merge: MergeSpec, recorded: &Recorded) -> History {
         let meta = history.meta(update.agent, lease, UpdateSeq(seq), update.codec, &update.payload);
         let (weight, norm, credited_examples, mean_weight) = (update.weight, update.norm, 10, 0);
         let (staleness, recall) = (0, None);
-        let contribution = Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
+        let contribution =
+            Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
         history.push(RecordBody::Contribution(Box::new(contribution)), update.payload.clone());
         let close = history.state().close_due();
         assert_eq!(close.is_some(), update.closes, "update {seq}");
