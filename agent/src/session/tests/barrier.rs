@@ -1,5 +1,6 @@
 //! Behind a barrier a version gets one update of each agent: nothing overtakes an update, and a deferred request stands.
 
+use super::forms::fetch_model;
 use super::*;
 
 /// A session that trains its first round in a run whose versions are closed behind a barrier, or not. A step takes a second,
@@ -64,7 +65,7 @@ fn a_deferred_request_keeps_the_connection() {
         assert_eq!(session.handle(now_ms, say(CoordinatorMessage::LeaseDeferred)), []);
     }
     assert_eq!(session.deadline_ms(), Some(now_ms + limits::REQUEST_TIMEOUT_MS));
-    let fetch = AgentMessage::FetchModel { version: ModelVersion(1), digest: digest(1), missing: None };
+    let fetch = fetch_model(1, 1, FetchPurpose::Train, Some(0));
     assert_eq!(session.handle(now_ms + 1, grant(2, 1)), [send(fetch)], "the round is closed");
     assert_eq!(session.handle(now_ms + 2, say(CoordinatorMessage::LeaseDeferred)), [], "late news changes nothing");
 }
