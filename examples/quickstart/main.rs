@@ -22,7 +22,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anabranch_common::status::StatusReport;
-use anabranch_common::wire::message::RunPhase;
 use anyhow::{Context, bail};
 use clap::Parser;
 
@@ -98,8 +97,8 @@ fn quickstart(args: &Args) -> anyhow::Result<bool> {
             view.show(&report);
             last = Some(report);
         }
-        let again = killed_at.is_some_and(|at| at.elapsed() >= DEAD_FOR) && agents[KILLED - 1].was_killed();
-        if again && last.as_ref().is_some_and(|report| report.state == RunPhase::Running) {
+        // Even if the run has ended meanwhile: the coordinator waits for agents that have not heard of it.
+        if killed_at.is_some_and(|at| at.elapsed() >= DEAD_FOR) && agents[KILLED - 1].was_killed() {
             agents[KILLED - 1] = setup.start_agent(KILLED)?;
             view.say(&format!("agent-{KILLED} started again; it goes on where its store says"));
         }

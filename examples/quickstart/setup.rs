@@ -179,7 +179,7 @@ every_versions = 4
 every_s = 0.5
 
 [target]
-accuracy = 0.97
+accuracy = 0.965
 
 [server]
 listen = "{listen}"
