@@ -237,7 +237,7 @@ impl<'a> Decoder<'a> {
 /// A range of positions in the type that deltas use for them.
 fn positions(range: Range<usize>) -> Result<Range<u32>, DecodeError> {
     let position = |at: usize| {
-        u32::try_from(at).map_err(|_| DecodeError::TooLarge { what: "tensor", found: at as u64, max: u32::MAX.into() })
+        u32::try_from(at).map_err(|_| DecodeError::TooLarge { what: "vector", found: at as u64, max: u32::MAX.into() })
     };
     Ok(position(range.start)?..position(range.end)?)
 }

@@ -127,12 +127,11 @@ fn spec(spec: &RunSpec) -> Checked {
     }
     if let Some(track) = &spec.downlink.track {
         at_least_one(track.every, "downlink.track.every")?;
-        let reached = spec.merge.barrier().is_none() || track.every == 1;
-        ensure(reached, "downlink.track.every", || {
-            format!(
-                "must be 1 with a merge.strategy of rounds, but is {}: the next round begins from a record",
-                track.every
-            )
+        ensure(spec.merge.barrier().is_none(), "downlink.track", || {
+            "does not go together with a merge.strategy of rounds, which begin from every version".to_owned()
+        })?;
+        ensure(track.every <= spec.admit.max_staleness.saturating_add(1), "downlink.track.every", || {
+            format!("must be at most admit.max_staleness + 1, but is {}: updates would be stale before", track.every)
         })?;
         if let CodecSpec::TopK { fraction, .. } = track.codec {
             share(fraction.into(), "downlink.track.codec.fraction")?;

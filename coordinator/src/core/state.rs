@@ -236,7 +236,7 @@ impl RunState {
                 while state.epochs.len() > limits::EPOCHS_KEPT {
                     state.epochs.pop_first();
                 }
-                if self.uses_shares() {
+                if self.spec.merge.uses_shares() {
                     // Whoever only evaluates takes no part.
                     let changed = match *examples_held {
                         0 => self.shares.leave(*agent),
@@ -402,7 +402,7 @@ impl RunState {
         let changed = self.participation.observe(meta.key.agent, held, contribution.credited_examples, planned);
         let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
-        if self.uses_shares() {
+        if self.spec.merge.uses_shares() {
             let changed = self.shares.arrive(meta.key.agent, held);
             self.shares_changed(changed);
         }
@@ -498,14 +498,10 @@ impl RunState {
         }
     }
 
-    fn uses_shares(&self) -> bool {
-        self.spec.merge.uses_shares()
-    }
-
     /// Another merge rule may begin to use shares, or stop using them. Begun anew, they know of no update.
     fn change_shares(&mut self, spec: &RunSpec) {
         let uses = spec.merge.uses_shares();
-        if (uses, spec.merge.rescales()) == (self.uses_shares(), self.spec.merge.rescales()) {
+        if (uses, spec.merge.rescales()) == (self.spec.merge.uses_shares(), self.spec.merge.rescales()) {
             return;
         }
         let is_active =
@@ -517,7 +513,7 @@ impl RunState {
 
     /// The model is another one: the merge rule begins anew, without memories.
     fn forget_memories(&mut self) {
-        if self.uses_shares() {
+        if self.spec.merge.uses_shares() {
             let changed = self.shares.forget_updates();
             self.shares_changed(changed);
         }

@@ -9,7 +9,9 @@
 //! All numbers are little-endian. Core, merger and store of the recorder ran in a simulated world (3 agents of different speed
 //! and an attacker, top-k updates with error feedback, participation, one power loss).
 
-use anabranch_common::codec::CodecId;
+use anabranch_common::codec::dense::{self, Planes32};
+use anabranch_common::codec::sparse::TopK;
+use anabranch_common::codec::{Codec as _, CodecId};
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::journal::{Contribution, RecordBody};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -77,20 +79,32 @@ impl Input {
     }
 }
 
+/// The content of an update in a codec of today. The recorded top-k sent tensors of fewer than 1,024 elements, such as this
+/// one, whole as bf16.
+fn readable(manifest: &ModelManifest, update: &Update) -> (CodecId, Vec<u8>) {
+    if update.codec != TopK::ID {
+        return (update.codec, update.payload.clone());
+    }
+    let halves = update.payload.as_chunks().0.iter();
+    let values: Vec<f32> = halves.map(|half| dense::from_bf16(u16::from_le_bytes(*half))).collect();
+    (Planes32::ID, Planes32.encode(manifest, &values).expect("finite"))
+}
+
 /// Converts each update into a contribution, and a close where the old record closed a version.
 fn convert(merge: MergeSpec, recorded: &Recorded) -> History {
     let tensor = TensorSpec { name: "w".into(), shape: vec![recorded.first.len() as u64] };
     let manifest = ModelManifest::new(vec![tensor]).expect("valid");
-    let mut history = History::begin_with(merge, manifest, recorded.first.clone());
+    let mut history = History::begin_with(merge, manifest.clone(), recorded.first.clone());
     (0..4).for_each(|agent| history.join(agent));
     for (seq, update) in (0..).zip(&recorded.updates) {
         let lease: LeaseId = history.lease(update.agent, seq);
-        let meta = history.meta(update.agent, lease, UpdateSeq(seq), update.codec, &update.payload);
+        let (codec, payload) = readable(&manifest, update);
+        let meta = history.meta(update.agent, lease, UpdateSeq(seq), codec, &payload);
         let (weight, norm, credited_examples, mean_weight) = (update.weight, update.norm, 10, 0);
         let (staleness, recall) = (0, None);
         let contribution =
             Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
-        history.push(RecordBody::Contribution(Box::new(contribution)), update.payload.clone());
+        history.push(RecordBody::Contribution(Box::new(contribution)), payload);
         let close = history.state().close_due();
         assert_eq!(close.is_some(), update.closes, "update {seq}");
         if let Some(close) = close {

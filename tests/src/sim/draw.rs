@@ -116,10 +116,13 @@ fn draw_rule(seed: u64, world: &mut Schedule) {
     };
 }
 
-/// Half of all worlds have a published track.
+/// Half of the worlds without rounds have a published track. Its records come before updates are stale.
 fn draw_track(seed: u64, world: &mut Schedule) {
-    let mut rng = SplitMix64::new(seed ^ 0x5EED_0012);
-    world.track = (rng.below(2) == 0).then(|| TrackPlan { every: 1 + rng.below(4), sparse: rng.below(2) == 0 });
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0014);
+    let rounds = matches!(world.rule, Some(Rule::FedAvg | Rule::FedAvgM | Rule::FedAdam));
+    let most = world.max_staleness.saturating_add(1).min(4);
+    world.track =
+        (!rounds && rng.below(2) == 0).then(|| TrackPlan { every: 1 + rng.below(most), sparse: rng.below(2) == 0 });
 }
 
 /// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all
