@@ -119,9 +119,10 @@ def test_a_trainer_says_whether_it_adds_the_proximal_term(start: Start, body: st
 def test_a_plan_has_the_strength_of_the_proximal_term(start: Start) -> None:
     child = start(trainer("    def each(self, round): print(f'mu {round.plan.proximal_mu}', file=sys.stderr)\n"))
     child.prepare()
-    for mu in ({"proximal_mu": 0.25}, {}):
-        child.train(BASE, local_steps=1, **mu)
-        assert child.answer()[1]["type"] == "trained"
+    child.train(BASE, local_steps=1, proximal_mu=0.25)
+    assert child.answer()[1]["type"] == "trained"
+    child.train(BASE, local_steps=1)
+    assert child.answer()[1]["type"] == "trained"
     log = child.log_after_end()
     assert "mu 0.25\n" in log and "mu 0.0\n" in log
 
