@@ -327,14 +327,9 @@ impl MergeSpec {
     #[must_use]
     pub fn mean_weight(&self, held: u64, trained: u64) -> u64 {
         match self {
-            Self::FedAsync { .. }
-            | Self::FedBuff { .. }
-            | Self::DelayedNesterov { .. }
-            | Self::Fadas { .. }
-            | Self::Rescaled { .. }
-            | Self::Recall { .. } => 0,
             Self::SyncSgd { .. } => trained.max(1),
-            Self::FedAvg { .. } | Self::FedProx { .. } | Self::FedAvgM { .. } | Self::FedAdam { .. } => held.max(1),
+            _ if self.barrier().is_some() => held.max(1),
+            _ => 0,
         }
     }
 
@@ -370,17 +365,10 @@ impl MergeSpec {
     /// How many updates the rule takes the mean of; 1 for rules without such a number.
     fn buffer_size(&self) -> u32 {
         match self {
-            Self::FedAsync { .. }
-            | Self::Rescaled { .. }
-            | Self::Recall { .. }
-            | Self::FedAvg { .. }
-            | Self::FedProx { .. }
-            | Self::SyncSgd { .. }
-            | Self::FedAvgM { .. }
-            | Self::FedAdam { .. } => 1,
             Self::FedBuff { buffer_size, .. }
             | Self::DelayedNesterov { buffer_size, .. }
             | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
+            _ => 1,
         }
     }
 
@@ -391,14 +379,7 @@ impl MergeSpec {
             Self::FedAsync { participation, .. }
             | Self::FedBuff { participation, .. }
             | Self::DelayedNesterov { participation, .. } => *participation,
-            Self::Fadas { .. }
-            | Self::Rescaled { .. }
-            | Self::Recall { .. }
-            | Self::FedAvg { .. }
-            | Self::FedProx { .. }
-            | Self::SyncSgd { .. }
-            | Self::FedAvgM { .. }
-            | Self::FedAdam { .. } => false,
+            _ => false,
         }
     }
 
@@ -424,17 +405,8 @@ impl MergeSpec {
     #[must_use]
     pub fn recalling(&self) -> Option<Recalling> {
         match self {
-            Self::FedAsync { .. }
-            | Self::FedBuff { .. }
-            | Self::DelayedNesterov { .. }
-            | Self::Fadas { .. }
-            | Self::Rescaled { .. }
-            | Self::FedAvg { .. }
-            | Self::FedProx { .. }
-            | Self::SyncSgd { .. }
-            | Self::FedAvgM { .. }
-            | Self::FedAdam { .. } => None,
             Self::Recall { recall, .. } => Some(if *recall { Recalling::On } else { Recalling::Off }),
+            _ => None,
         }
     }
 
