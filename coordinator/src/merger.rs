@@ -93,7 +93,7 @@ impl ModelState {
     /// The same with a published track that begins here, if the run has one.
     #[must_use]
     pub fn tracked(mut self, spec: Option<&TrackSpec>) -> Self {
-        self.published = spec.map(|spec| Published::new(Track::new(spec.clone(), self.model.clone(), self.version)));
+        self.published = spec.map(|spec| Published::new(Track::new(spec.codec, self.model.clone(), self.version)));
         self
     }
 
@@ -105,7 +105,7 @@ impl ModelState {
         if base.len() != self.manifest.params() {
             return Err(MergeError::WrongLength { expected: self.manifest.params(), found: base.len() });
         }
-        self.published = Some(Published::new(Track::new(spec.clone(), base, version)));
+        self.published = Some(Published::new(Track::new(spec.codec, base, version)));
         Ok(self)
     }
 
@@ -170,7 +170,7 @@ impl ModelState {
             self.overflowed = Some(self.version);
             return;
         }
-        if let Some(published) = &mut self.published {
+        if let Some(published) = self.published.as_mut().filter(|_| close.is_base) {
             published.advance(&self.manifest, &self.model, self.version);
         }
     }
@@ -194,9 +194,9 @@ impl ModelState {
     /// A track that is switched on begins at the model. One with other parameters goes on.
     fn change_track(&mut self, spec: Option<&TrackSpec>) {
         match (&mut self.published, spec) {
-            (Some(published), Some(spec)) => published.track.configure(spec),
+            (Some(published), Some(spec)) => published.track.configure(spec.codec),
             (None, Some(spec)) => {
-                let track = Track::new(spec.clone(), self.model.clone(), self.version);
+                let track = Track::new(spec.codec, self.model.clone(), self.version);
                 self.published = Some(Published::new(track));
             }
             (_, None) => self.published = None,

@@ -3,7 +3,7 @@
 //! ```text
 //! x    the model          y    the track, at version 0 the same          C    the codec of [downlink] track
 //!
-//! at every version that is a multiple of `every`:    record = C(x - y);   y += decode(record)
+//! at every version that agents may train from:    record = C(x - y);   y += decode(record)
 //! ```
 //! What a record leaves out stays in x - y, and so comes later: no other error feedback is needed. This is EF21-P (Gruntkowska,
 //! Tyurin and Richtárik 2023). Every agent gets the same records, whatever the size of the fleet. The coordinator and every
@@ -21,11 +21,10 @@
 
 use std::sync::Arc;
 
-use crate::codec::{self, CodecId, DecodeError, Delta};
+use crate::codec::{self, CodecId, CodecSpec, DecodeError, Delta};
 use crate::ids::ModelVersion;
 use crate::limits;
 use crate::manifest::ModelManifest;
-use crate::spec::TrackSpec;
 
 /// Bytes before the payload of a record in a transfer.
 pub const HEADER_BYTES: usize = 5;
@@ -68,7 +67,7 @@ pub enum ReplayError {
 /// The track of a run, at its newest version.
 #[derive(Debug, Clone)]
 pub struct Track {
-    spec: TrackSpec,
+    codec: CodecSpec,
     version: ModelVersion,
     base: Vec<f32>,
 }
@@ -76,13 +75,13 @@ pub struct Track {
 impl Track {
     /// A track that goes on from `base` at `version`.
     #[must_use]
-    pub fn new(spec: TrackSpec, base: Vec<f32>, version: ModelVersion) -> Self {
-        Self { spec, version, base }
+    pub fn new(codec: CodecSpec, base: Vec<f32>, version: ModelVersion) -> Self {
+        Self { codec, version, base }
     }
 
-    /// Takes over another distance of records, or another codec.
-    pub fn configure(&mut self, spec: &TrackSpec) {
-        self.spec = spec.clone();
+    /// Takes over another codec.
+    pub fn configure(&mut self, codec: CodecSpec) {
+        self.codec = codec;
     }
 
     /// Returns the version at which it has its newest record.
@@ -97,12 +96,9 @@ impl Track {
         &self.base
     }
 
-    /// Takes over `model` as it is at `version`, if the track has a record there. Returns the record. Where the step cannot
-    /// be told in finite numbers, the track begins anew at the model, and no record leads there.
+    /// Follows `model` to `version`. Returns the record. Where the step cannot be told in finite numbers, the track begins
+    /// anew at the model, and no record leads there.
     pub fn advance(&mut self, manifest: &ModelManifest, model: &[f32], version: ModelVersion) -> Option<TrackRecord> {
-        if !self.spec.is_due(version) {
-            return None;
-        }
         let from = std::mem::replace(&mut self.version, version);
         match self.step(manifest, model) {
             Some((codec, payload)) => Some(TrackRecord { from, version, codec, payload }),
@@ -115,7 +111,7 @@ impl Track {
 
     fn step(&mut self, manifest: &ModelManifest, model: &[f32]) -> Option<(CodecId, Arc<[u8]>)> {
         let step: Vec<f32> = model.iter().zip(&self.base).map(|(model, base)| model - base).collect();
-        let encoder = codec::encoder(self.spec.codec);
+        let encoder = codec::encoder(self.codec);
         let payload = encoder.encode(manifest, &step).ok()?;
         let decoded = codec::decode(encoder.id(), manifest, &payload).ok()?;
         add(&mut self.base, &decoded);
@@ -208,14 +204,14 @@ mod tests {
         let (manifest, mut rng) = (manifest(), SplitMix64::new(1));
         for codec in codecs() {
             let mut model = noise(&mut rng, 1.0);
-            let mut track = Track::new(TrackSpec { every: 2, codec }, model.clone(), ModelVersion(0));
+            let mut track = Track::new(codec, model.clone(), ModelVersion(0));
             let (mut replica, mut missed) = (model.clone(), Vec::new());
             for version in 1..=1_500 {
                 let step = noise(&mut rng, 0.01);
                 model.iter_mut().zip(&step).for_each(|(model, step)| *model += step);
-                let record = track.advance(&manifest, &model, ModelVersion(version));
-                assert_eq!(record.is_some(), version % 2 == 0, "{codec:?}");
-                missed.extend(record);
+                if version % 2 == 0 {
+                    missed.push(track.advance(&manifest, &model, ModelVersion(version)).expect("a finite step"));
+                }
                 if rng.below(10) == 0 {
                     assert!(missed.windows(2).all(|pair| pair[0].version == pair[1].from), "a gap");
                     let packed = pack(&missed);
@@ -233,8 +229,7 @@ mod tests {
     fn a_track_reaches_a_model_that_stands_still() {
         let (manifest, mut rng) = (manifest(), SplitMix64::new(2));
         let model = noise(&mut rng, 1.0);
-        let spec = TrackSpec { every: 1, codec: CodecSpec::top_k(0.05) };
-        let mut track = Track::new(spec, vec![0.0; PARAMS], ModelVersion(0));
+        let mut track = Track::new(CodecSpec::top_k(0.05), vec![0.0; PARAMS], ModelVersion(0));
         (1..=60).for_each(|version| _ = track.advance(&manifest, &model, ModelVersion(version)));
         let far = |base: &[f32]| base.iter().zip(&model).map(|(y, x)| (x - y).abs()).fold(0.0, f32::max);
         assert!(far(track.base()) < 0.01, "{}", far(track.base()));
@@ -244,8 +239,7 @@ mod tests {
     fn a_step_that_is_not_finite_begins_the_track_anew() {
         let manifest = manifest();
         for codec in codecs() {
-            let spec = TrackSpec { every: 1, codec };
-            let mut track = Track::new(spec, vec![f32::MAX; PARAMS], ModelVersion(4));
+            let mut track = Track::new(codec, vec![f32::MAX; PARAMS], ModelVersion(4));
             let model = vec![f32::MIN; PARAMS];
             assert_eq!(track.advance(&manifest, &model, ModelVersion(5)), None, "{codec:?}");
             assert_eq!((track.version(), track.base()), (ModelVersion(5), &model[..]), "{codec:?}");
@@ -260,7 +254,7 @@ mod tests {
         let (manifest, mut rng) = (manifest(), SplitMix64::new(3));
         let base = noise(&mut rng, 1.0);
         for codec in codecs() {
-            let mut track = Track::new(TrackSpec { every: 1, codec }, base.clone(), ModelVersion(0));
+            let mut track = Track::new(codec, base.clone(), ModelVersion(0));
             let records: Vec<TrackRecord> = (1..=2)
                 .filter_map(|version| track.advance(&manifest, &noise(&mut rng, 1.0), ModelVersion(version)))
                 .collect();
@@ -283,8 +277,8 @@ mod tests {
 
     #[test]
     fn the_number_of_records_is_bounded() {
-        let (manifest, spec) = (manifest(), TrackSpec { every: 1, codec: CodecSpec::top_k(0.001) });
-        let mut track = Track::new(spec, vec![0.0; PARAMS], ModelVersion(0));
+        let manifest = manifest();
+        let mut track = Track::new(CodecSpec::top_k(0.001), vec![0.0; PARAMS], ModelVersion(0));
         let record = track.advance(&manifest, &[0.0; PARAMS], ModelVersion(1)).expect("a finite step");
         let most = pack(std::iter::repeat_n(&record, limits::TRACK_RECORDS));
         assert!(replay(&manifest, track.base(), &most).is_ok());

@@ -46,6 +46,9 @@ pub struct Close {
     pub contributions: u32,
     /// Why now.
     pub why: CloseReason,
+    /// Whether agents may train from the version. Always, but where the run has a published track: that has a record at some
+    /// versions only.
+    pub is_base: bool,
 }
 
 /// Why a version is closed.

@@ -36,7 +36,7 @@ layout! {
     struct Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms }
     struct RecallInputs { active, scale, recalled }
     struct Recalled { agent, factor }
-    struct Close { version, contributions, why }
+    struct Close { version, contributions, why, is_base }
     struct Publication { version, form, digest }
     struct Evaluation { agent, version, accuracy, loss, num_examples }
     struct Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }

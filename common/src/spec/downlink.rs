@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecSpec;
-use crate::ids::ModelVersion;
 
 /// What agents are sent. The keys that are off are not written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -18,11 +17,16 @@ pub struct DownlinkSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrackSpec {
-    /// Versions from one record of the track to the next, at least 1. Versions that are multiples of it are published.
-    pub every: u64,
+    /// Versions from one record of the track to the next, at least 1. When absent, the distance follows the number of agents
+    /// at work: five records while each of them makes two updates, and at most one a version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
     /// How a record is encoded.
     pub codec: CodecSpec,
 }
+
+/// Records of a track while each agent at work makes one update, as a ratio: 5 to 2.
+const RECORDS_PER_ROUND: (u64, u64) = (5, 2);
 
 impl DownlinkSpec {
     /// Returns whether every key has its default.
@@ -30,18 +34,33 @@ impl DownlinkSpec {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
-
-    /// Returns whether agents may train from `version` of the run, once it is closed.
-    #[must_use]
-    pub fn is_base(&self, version: ModelVersion) -> bool {
-        self.track.as_ref().is_none_or(|track| track.is_due(version))
-    }
 }
 
 impl TrackSpec {
-    /// Returns whether the track has a record at `version`.
+    /// Returns how many versions lie between two records while `agents` are at work and `contributions` make a version. Never
+    /// more than `most`.
     #[must_use]
-    pub fn is_due(&self, version: ModelVersion) -> bool {
-        version.0.is_multiple_of(self.every.max(1))
+    pub fn distance(&self, agents: u64, contributions: u32, most: u64) -> u64 {
+        let (records, rounds) = RECORDS_PER_ROUND;
+        let updates_per_record = agents.saturating_mul(rounds) / records;
+        self.every.unwrap_or(updates_per_record / u64::from(contributions.max(1))).min(most).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_distance_of_records_follows_the_agents_at_work() {
+        let track = |every| TrackSpec { every, codec: CodecSpec::Int8 };
+        let follows = |agents, contributions| track(None).distance(agents, contributions, 1_000);
+        assert_eq!([0, 1, 2, 4, 5, 10, 100].map(|agents| follows(agents, 1)), [1, 1, 1, 1, 2, 4, 40]);
+        assert_eq!([1, 2, 4, 5].map(|contributions| follows(10, contributions)), [4, 2, 1, 1]);
+        assert_eq!(
+            [follows(u64::MAX, 1), track(None).distance(10, 1, 3), track(None).distance(10, 0, 0)],
+            [1_000, 3, 1]
+        );
+        assert_eq!([track(Some(7)).distance(1, 1, 1_000), track(Some(7)).distance(100, 9, 1_000)], [7, 7]);
     }
 }

@@ -420,9 +420,24 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         RecordBody::Aggregated(aggregate()),
         RecordBody::ModelsSent(vec![ModelsSent { agent: AGENT, models: 3, bytes: 900, evaluation_bytes: 350 }]),
         RecordBody::Reopened,
-        RecordBody::Closed(Close { version: ModelVersion(42), contributions: 3, why: CloseReason::Filled }),
-        RecordBody::Closed(Close { version: ModelVersion(43), contributions: 4, why: CloseReason::Complete }),
-        RecordBody::Closed(Close { version: ModelVersion(44), contributions: 2, why: CloseReason::Deadline }),
+        RecordBody::Closed(Close {
+            version: ModelVersion(42),
+            contributions: 3,
+            why: CloseReason::Filled,
+            is_base: true,
+        }),
+        RecordBody::Closed(Close {
+            version: ModelVersion(43),
+            contributions: 4,
+            why: CloseReason::Complete,
+            is_base: true,
+        }),
+        RecordBody::Closed(Close {
+            version: ModelVersion(44),
+            contributions: 2,
+            why: CloseReason::Deadline,
+            is_base: false,
+        }),
         RecordBody::Published(Publication {
             version: ModelVersion(42),
             form: PublicationForm::Snapshot,

@@ -126,12 +126,15 @@ fn spec(spec: &RunSpec) -> Checked {
         })?;
     }
     if let Some(track) = &spec.downlink.track {
-        at_least_one(track.every, "downlink.track.every")?;
-        ensure(spec.merge.barrier().is_none(), "downlink.track", || {
-            "does not go together with a merge.strategy of rounds, which begin from every version".to_owned()
+        let every = track.every.unwrap_or(1);
+        at_least_one(every, "downlink.track.every")?;
+        ensure(every == 1 || spec.merge.barrier().is_none(), "downlink.track.every", || {
+            format!(
+                "must be 1 or absent with a merge.strategy of rounds, which begin from every version, but is {every}"
+            )
         })?;
-        ensure(track.every <= spec.admit.max_staleness.saturating_add(1), "downlink.track.every", || {
-            format!("must be at most admit.max_staleness + 1, but is {}: updates would be stale before", track.every)
+        ensure(every <= spec.admit.max_staleness.saturating_add(1), "downlink.track.every", || {
+            format!("must be at most admit.max_staleness + 1, but is {every}: updates would be stale before")
         })?;
         if let CodecSpec::TopK { fraction, .. } = track.codec {
             share(fraction.into(), "downlink.track.codec.fraction")?;

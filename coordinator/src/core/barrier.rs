@@ -142,7 +142,7 @@ impl Core {
         if let Some(why) = self.open_round.closes(state, &barrier, now_ms) {
             let connected = self.peers.all().map(|(_, agent)| agent);
             let contributors = connected.filter(|agent| state.has_delivered(*agent)).collect();
-            let close = state.round.close(state.version, why);
+            let close = state.close_for(why);
             self.open_round.begin(close.version, now_ms, contributors);
             self.append(RecordBody::Closed(close));
         }

@@ -61,6 +61,14 @@ impl Recent {
         self.votes.iter_mut().filter(|vote| vote.agent == agent).for_each(|vote| vote.norm = 0.0);
     }
 
+    /// Returns how many agents take turns at present, after `accepted` updates: as many as at least every second of the latest
+    /// updates brings another one.
+    #[must_use]
+    pub fn reporting(&self, accepted: u64) -> u64 {
+        let turns = |(vote, others): &(&Vote, u64)| accepted.saturating_sub(vote.at) < 2 * (others + 1);
+        self.votes.iter().rev().zip(0..).take_while(turns).count() as u64
+    }
+
     /// Updates of another kind come from now on.
     pub(super) fn forget(&mut self) {
         self.votes.iter_mut().for_each(|vote| vote.norm = 0.0);
@@ -127,6 +135,22 @@ mod tests {
             let median = world(norm).median_norm(0).expect("ten votes");
             assert!((1.0..1.2).contains(&median), "{median} with attackers at {norm}");
         }
+    }
+
+    #[test]
+    fn agents_that_take_turns_are_reporting_and_those_that_left_are_not() {
+        let (mut recent, mut at) = (Recent::default(), 0);
+        let mut heard = |agents: std::ops::Range<u8>| {
+            agents.for_each(|number| {
+                at += 1;
+                recent.accepted(agent(number), 1.0, at);
+            });
+            recent.reporting(at)
+        };
+        assert_eq!([heard(0..1), heard(1..5), heard(0..5)], [1, 5, 5]);
+        assert_eq!([heard(0..4), heard(0..4), heard(0..4)], [5, 5, 4], "the fifth agent is slow, or has left");
+        assert_eq!((0..8).map(|_| heard(0..1)).collect::<Vec<_>>(), [4, 4, 4, 1, 1, 1, 1, 1]);
+        assert_eq!(Recent::default().reporting(0), 0);
     }
 
     /// However fast they are: 4.5 updates of theirs for 7 of the others.

@@ -14,7 +14,7 @@ use super::round::Round;
 use super::sizing::{self, Pace};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{
-    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
+    Aggregate, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
 };
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
@@ -57,6 +57,14 @@ pub enum FoldError {
         said: u32,
         /// How many wait.
         waiting: u32,
+    },
+    /// A record lets agents train from a version, or keeps it from them, where the distance of records says otherwise.
+    #[error("record {position} is wrong about whether agents may train from version {version}")]
+    Base {
+        /// Its position.
+        position: Position,
+        /// The version in the record.
+        version: ModelVersion,
     },
     /// A record publishes an older version than the one before, or the same one with another digest.
     #[error("record {position} publishes version {version}, which was published as another model or left behind")]
@@ -415,33 +423,6 @@ impl RunState {
         Some(())
     }
 
-    fn close(&mut self, position: Position, close: &Close) -> Result<(), FoldError> {
-        self.expect_version(position, close.version, self.version.next())?;
-        let Round { contributions: waiting, examples, .. } = self.round;
-        if close.contributions != waiting || !self.may_close(close.why) {
-            let said = close.contributions;
-            return Err(FoldError::Contributions { position, said, waiting });
-        }
-        self.examples = self.examples.saturating_add(examples);
-        (self.version, self.round) = (close.version, Round::new(position));
-        if self.spec.downlink.is_base(close.version) {
-            self.base = close.version;
-        }
-        Ok(())
-    }
-
-    /// Whether what waits may be closed for this reason.
-    fn may_close(&self, why: CloseReason) -> bool {
-        let (merge, barrier) = (&self.spec.merge, self.spec.merge.barrier());
-        match why {
-            CloseReason::Filled => merge.is_full(self.round.contributions),
-            CloseReason::Complete => barrier.is_some() && self.is_complete(),
-            CloseReason::Deadline => {
-                barrier.is_some_and(|barrier| barrier.deadline_s.is_some() && self.has_quorum(&barrier))
-            }
-        }
-    }
-
     fn refuse(&mut self, key: &UpdateKey, payload: Digest, lease: LeaseId, reason: RefusalReason) -> Option<()> {
         let agent = self.agents.get_mut(&key.agent)?;
         *agent.refused.entry(reason).or_default() += 1;
@@ -487,7 +468,12 @@ impl RunState {
         self.aggregates.retain(|(_, aggregate)| holds(aggregate.version));
     }
 
-    fn expect_version(&self, position: Position, said: ModelVersion, computed: ModelVersion) -> Result<(), FoldError> {
+    pub(super) fn expect_version(
+        &self,
+        position: Position,
+        said: ModelVersion,
+        computed: ModelVersion,
+    ) -> Result<(), FoldError> {
         if said == computed { Ok(()) } else { Err(FoldError::Version { position, said, computed }) }
     }
 
@@ -553,12 +539,6 @@ impl RunState {
         let known = self.agents.get(&agent)?;
         let granted = known.leases.get(&lease)?;
         (known.lease == Some(lease) || granted.base_version >= self.oldest_base()).then_some(granted)
-    }
-
-    /// Returns the close that is due: as many contributions wait as the merge rule asks for.
-    #[must_use]
-    pub fn close_due(&self) -> Option<Close> {
-        self.round.due(&self.spec.merge, self.version)
     }
 
     /// Agents at work under a lease of which nothing was merged yet.

@@ -5,8 +5,7 @@ use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
 use anabranch_common::journal::{
-    Chain, Close, CloseReason, Contribution, Evaluation, Lease, LeaseEnd, Publication, PublicationForm, Record,
-    RecordBody,
+    Chain, CloseReason, Contribution, Evaluation, Lease, LeaseEnd, Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::barrier::Barrier;
@@ -103,7 +102,7 @@ pub(crate) fn manifest(rows: u64) -> ModelManifest {
 fn track(merge: &MergeSpec) -> Option<TrackSpec> {
     let codec = CodecSpec::top_k(0.2);
     matches!(merge, MergeSpec::DelayedNesterov { .. } | MergeSpec::Recall { .. })
-        .then_some(TrackSpec { every: 2, codec })
+        .then_some(TrackSpec { every: Some(2), codec })
 }
 
 pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
@@ -288,9 +287,8 @@ impl History {
             Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         let state = self.state();
-        let (version, contributions) = (state.version.next(), state.round.contributions);
-        let in_round = state.spec.merge.barrier().is_some() && contributions == ROUND;
-        let deadline = in_round.then_some(Close { version, contributions, why: CloseReason::Deadline });
+        let in_round = state.spec.merge.barrier().is_some() && state.round.contributions == ROUND;
+        let deadline = in_round.then(|| state.close_for(CloseReason::Deadline));
         if let Some(close) = state.close_due().or(deadline) {
             self.push(RecordBody::Closed(close), vec![]);
         }

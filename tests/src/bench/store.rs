@@ -207,7 +207,7 @@ impl TestRun {
             recall: None,
             transfer_ms: None,
         };
-        let close = Close { version: ModelVersion(number), contributions: 1, why: CloseReason::Filled };
+        let close = Close { version: ModelVersion(number), contributions: 1, why: CloseReason::Filled, is_base: true };
         let record = |position, body, payload| Record::new(Position(position), number, body, payload);
         [
             record(2 * number - 1, RecordBody::Contribution(Box::new(contribution)), payload),

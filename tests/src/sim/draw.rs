@@ -116,13 +116,15 @@ fn draw_rule(seed: u64, world: &mut Schedule) {
     };
 }
 
-/// Half of the worlds without rounds have a published track. Its records come before updates are stale.
+/// Half of the worlds have a published track. Its records come before updates are stale, and in rounds at every version.
 fn draw_track(seed: u64, world: &mut Schedule) {
     let mut rng = SplitMix64::new(seed ^ 0x5EED_0014);
     let rounds = matches!(world.rule, Some(Rule::FedAvg | Rule::FedAvgM | Rule::FedAdam));
-    let most = world.max_staleness.saturating_add(1).min(4);
-    world.track =
-        (!rounds && rng.below(2) == 0).then(|| TrackPlan { every: 1 + rng.below(most), sparse: rng.below(2) == 0 });
+    let most = if rounds { 1 } else { world.max_staleness.saturating_add(1).min(4) };
+    world.track = (rng.below(2) == 0).then(|| {
+        let every = Some(rng.below(most + 1)).filter(|every| *every > 0);
+        TrackPlan { every, sparse: rng.below(2) == 0 }
+    });
 }
 
 /// Each kind has a generator of its own, so that another kind changes nothing about this one; each is off in half of all

@@ -95,8 +95,9 @@ pub enum Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrackPlan {
-    /// Versions between two of its records.
-    pub every: u64,
+    /// Versions between two of its records. When absent, they follow the number of agents at work.
+    #[serde(default)]
+    pub every: Option<u64>,
     /// Whether a record leaves half of the entries out.
     pub sparse: bool,
 }

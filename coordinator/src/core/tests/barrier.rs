@@ -52,7 +52,7 @@ fn tick(world: &mut World) -> Option<Close> {
 }
 
 fn close(version: u64, contributions: u32, why: CloseReason) -> Option<Close> {
-    Some(Close { version: ModelVersion(version), contributions, why })
+    Some(Close { version: ModelVersion(version), contributions, why, is_base: true })
 }
 
 const STALE: Verdict = Verdict::Refused { reason: RefusalReason::Stale };

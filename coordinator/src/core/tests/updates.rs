@@ -1,11 +1,11 @@
 //! Admission, exactly-once and refusals (promise P1).
 
-use anabranch_common::codec::DecodeError;
+use anabranch_common::codec::{CodecSpec, DecodeError};
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::journal::{Close, CloseReason, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Closing;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::{DownlinkSpec, RunSpec, TrackSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 
@@ -31,7 +31,7 @@ fn an_update_is_merged_and_acknowledged_only_when_its_record_is_durable() {
         panic!("expected only records, got {commands:?}")
     };
     let position = record.position;
-    let closed = Close { version: ModelVersion(1), contributions: 1, why: CloseReason::Filled };
+    let closed = Close { version: ModelVersion(1), contributions: 1, why: CloseReason::Filled, is_base: true };
     assert_eq!((&close.body, close.position), (&RecordBody::Closed(closed), position.next()));
     assert_eq!(world.handle(Event::Journalled { upto: position }).len(), 1, "the verdict rests on the close as well");
     let commands = world.journal();
@@ -77,7 +77,7 @@ fn a_start_closes_a_version_whose_close_was_lost() {
         }
         let told = world.state().clone();
         let mut world = world.restarted_without(1, after.clone());
-        let closed = Close { version: ModelVersion(1), contributions: size, why: CloseReason::Filled };
+        let closed = Close { version: ModelVersion(1), contributions: size, why: CloseReason::Filled, is_base: true };
         let kinds: Vec<_> = world
             .journal()
             .iter()
@@ -98,6 +98,31 @@ fn a_start_closes_a_version_whose_close_was_lost() {
         let Verdict::Accepted { version, .. } = verdict(&world) else { panic!("{:?}", verdict(&world)) };
         assert_eq!(version, ModelVersion(1), "the verdict is that of the contribution that filled the buffer");
     }
+}
+
+/// With a published track agents train from some of the versions: the more agents report, the fewer.
+#[test]
+fn versions_to_train_from_are_as_far_apart_as_agents_report() {
+    let bases = |every, agents: u8, versions: u64| {
+        let track = TrackSpec { every, codec: CodecSpec::Int8 };
+        let mut world =
+            World::started_with(RunSpec { downlink: DownlinkSpec { track: Some(track) }, ..spec() }, agents);
+        let mut found = Vec::new();
+        for version in 1..=versions {
+            let n = u8::try_from((version - 1) % u64::from(agents)).expect("few agents") + 1;
+            let lease = world.lease(n);
+            let meta = world.meta(n, (version - 1) / u64::from(agents), &lease);
+            world.receive(n, &meta, [1.0; 4]);
+            world.journal();
+            let state = world.state();
+            assert!(lease.base_version <= state.base && state.base <= state.version);
+            found.extend((state.base == ModelVersion(version)).then_some(version));
+        }
+        found
+    };
+    assert_eq!(bases(None, 1, 4), [1, 2, 3, 4], "one agent trains from each of its versions");
+    assert_eq!(bases(None, 5, 15), [1, 2, 3, 4, 6, 8, 10, 12, 14], "five agents, once all of them have reported");
+    assert_eq!(bases(Some(3), 1, 9), [3, 6, 9]);
 }
 
 /// The slower an agent is, the more its update counts. Only the weight in the record says so.

@@ -275,6 +275,9 @@ impl Checker {
             let (said, waiting, why, rule) = (close.contributions, self.waiting, close.why, self.rule);
             return Err(found(format!("closes {said} contributions of {waiting} as {why:?} under {rule:?}")));
         }
+        if self.track.is_none() && !close.is_base {
+            return Err(found("keeps a version from the agents of a run without a published track".to_owned()));
+        }
         match &mut self.own {
             _ if self.last_finite.is_some() => {}
             Some(own) => own.close(&mut self.model),
@@ -289,19 +292,16 @@ impl Checker {
         if !self.model.iter().all(|value| value.is_finite()) {
             return Err(Problem::Overflow(position));
         }
-        if self.last_finite.is_none() {
+        if self.last_finite.is_none() && close.is_base {
             self.offer(version);
         }
         Ok(())
     }
 
-    /// Keeps the digest of what agents train from since `version`, where that is published.
+    /// Agents may train from `version`: keeps the digest of what they are sent, where that is published.
     fn offer(&mut self, version: ModelVersion) {
         if let Some(track) = &mut self.track {
             track.follow(&self.manifest, &self.model, version);
-            if track.version() != version {
-                return;
-            }
         }
         if self.wanted.contains(self.since, version) {
             self.made.insert(version, self.base_digest());

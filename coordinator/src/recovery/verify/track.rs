@@ -1,20 +1,20 @@
 //! The published track, once more.
 
-use anabranch_common::codec::{self, Delta};
+use anabranch_common::codec::{self, CodecSpec, Delta};
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::TrackSpec;
 
 /// y, and the version that it has come to.
 pub(super) struct TrackedBase {
-    spec: TrackSpec,
+    codec: CodecSpec,
     version: ModelVersion,
     y: Vec<f32>,
 }
 
 impl TrackedBase {
     pub(super) fn new(spec: &TrackSpec, y: Vec<f32>, version: ModelVersion) -> Self {
-        Self { spec: spec.clone(), version, y }
+        Self { codec: spec.codec, version, y }
     }
 
     /// Begins anew at a model that was not made by merging.
@@ -24,7 +24,7 @@ impl TrackedBase {
     }
 
     pub(super) fn set(&mut self, spec: &TrackSpec) {
-        self.spec = spec.clone();
+        self.codec = spec.codec;
     }
 
     pub(super) fn version(&self) -> ModelVersion {
@@ -35,11 +35,8 @@ impl TrackedBase {
         Digest::of_f32(&self.y)
     }
 
-    /// The model has come to `version`.
+    /// The model has come to `version`, from which agents train.
     pub(super) fn follow(&mut self, manifest: &ModelManifest, model: &[f32], version: ModelVersion) {
-        if !version.0.is_multiple_of(self.spec.every) {
-            return;
-        }
         self.version = version;
         if !self.step(manifest, model) {
             self.y = model.to_vec();
@@ -50,7 +47,7 @@ impl TrackedBase {
     fn step(&mut self, manifest: &ModelManifest, model: &[f32]) -> bool {
         let mut left_out = model.to_vec();
         left_out.iter_mut().zip(&self.y).for_each(|(left, y)| *left -= y);
-        let encoder = codec::encoder(self.spec.codec);
+        let encoder = codec::encoder(self.codec);
         let Ok(payload) = encoder.encode(manifest, &left_out) else { return false };
         let Ok(step) = codec::decode(encoder.id(), manifest, &payload) else { return false };
         match step {

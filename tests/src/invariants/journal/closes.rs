@@ -1,6 +1,6 @@
 //! Versions and publications: the contributions that fill the buffer are closed by the next record, one that does not fill
-//! it by none, a round behind a barrier when it may be and in time, and a lease is given on the version that was published
-//! last, under its digest.
+//! it by none, a round behind a barrier when it may be and in time, agents may train from the versions that the distance of
+//! the track's records says, and a lease is given on the version that was published last, under its digest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,11 @@ const OVERDUE_MS: u64 = 5_000;
 #[derive(Debug, Default)]
 pub(super) struct Closes {
     waiting: u32,
+    /// The newest version that agents may train from.
+    base: ModelVersion,
+    /// Contributions so far, and the latest of each agent.
+    contributions: u64,
+    latest: BTreeMap<AgentId, u64>,
     published: Option<Publication>,
     /// Whose updates wait.
     delivered: BTreeSet<AgentId>,
@@ -42,10 +47,16 @@ impl Closes {
         })?;
         match &record.body {
             RecordBody::Contribution(update) => return self.contribute(closing, version, record, update),
-            RecordBody::Closed(close) => return self.close(closing, version, record, *close),
-            RecordBody::ConfigChanged { spec: new } if spec.is_some_and(|old| new.merge.keeps_waiting(&old.merge)) => {}
-            RecordBody::ConfigChanged { .. } | RecordBody::Imported { .. } => self.begin(),
-            RecordBody::Branched { .. } => *self = Self::default(),
+            RecordBody::Closed(close) => {
+                self.distance(spec, *close)?;
+                return self.close(closing, version, record, *close);
+            }
+            RecordBody::ConfigChanged { spec: new } => self.change(spec, new, version),
+            RecordBody::Imported { version, .. } => {
+                self.base = *version;
+                self.begin();
+            }
+            RecordBody::Branched { version, .. } => self.branch(*version),
             RecordBody::Published(publication) => return self.publish(version, record, *publication),
             RecordBody::LeaseGranted(lease) => return self.grant(closing, version, record, lease),
             RecordBody::LeaseEnded { lease, .. } | RecordBody::Refused { lease, .. } => self.end(*lease),
@@ -53,6 +64,56 @@ impl Closes {
             RecordBody::Finished { .. } => self.has_ended = true,
             RecordBody::Reopened => self.has_ended = false,
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn branch(&mut self, version: ModelVersion) {
+        let (contributions, latest) = (self.contributions, std::mem::take(&mut self.latest));
+        *self = Self { base: version, contributions, latest, ..Self::default() };
+    }
+
+    /// Agents of which each brought one of the latest updates, of twice as many as there are of them at most.
+    fn reporting(&self) -> u64 {
+        let mut latest: Vec<u64> = self.latest.values().copied().collect();
+        latest.sort_unstable_by(|one, other| other.cmp(one));
+        let since = |latest: u64| self.contributions - latest;
+        let silent = (0..).zip(&latest).find(|(others, latest)| since(**latest) >= 2 * others + 2);
+        silent.map_or(latest.len() as u64, |(others, _)| others)
+    }
+
+    /// A track that is switched on or off begins at the newest version.
+    fn change(&mut self, old: Option<&RunSpec>, new: &RunSpec, version: ModelVersion) {
+        let Some(old) = old else { return };
+        if !new.merge.keeps_waiting(&old.merge) {
+            self.begin();
+        }
+        if new.downlink.track.is_some() != old.downlink.track.is_some() {
+            self.base = version;
+        }
+    }
+
+    /// Without a track agents may train from every version, and so in rounds. With one, two fifths of the fleet's
+    /// updates lie between two records, or as many versions as the configuration says.
+    fn distance(&mut self, spec: Option<&RunSpec>, close: Close) -> Checked {
+        let Some(spec) = spec else { return Ok(()) };
+        let distance = match &spec.downlink.track {
+            None => 1,
+            Some(_) if spec.merge.barrier().is_some() => 1,
+            Some(track) => {
+                let follows = 2 * self.reporting().max(self.held.len() as u64) / 5 / u64::from(close.contributions);
+                track.every.unwrap_or(follows).min(spec.admit.max_staleness + 1).max(1)
+            }
+        };
+        let (passed, made) = (close.version.0 - self.base.0, close.version);
+        ensure(close.is_base == (passed >= distance), NAME, || {
+            format!(
+                "version {made}, {passed} after the one that agents train from, is a base or not: {}",
+                close.is_base
+            )
+        })?;
+        if close.is_base {
+            self.base = made;
         }
         Ok(())
     }
@@ -76,6 +137,8 @@ impl Closes {
         update: &Contribution,
     ) -> Checked {
         self.waiting += 1;
+        self.contributions += 1;
+        self.latest.insert(update.meta.key.agent, self.contributions);
         self.end(update.meta.lease);
         let (agent, base) = (update.meta.key.agent, update.meta.base_version);
         let first = self.delivered.insert(agent);
@@ -90,7 +153,7 @@ impl Closes {
     }
 
     fn close(&mut self, closing: Option<Closing>, version: ModelVersion, record: &Record, close: Close) -> Checked {
-        let Close { version: made, contributions, why } = close;
+        let Close { version: made, contributions, why, .. } = close;
         let holds = match (closing, why) {
             (Some(Closing::Full(size)), CloseReason::Filled) => contributions == size,
             (Some(Closing::Barrier(_)), CloseReason::Complete) => self.is_complete(version),
