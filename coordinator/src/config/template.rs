@@ -123,6 +123,13 @@ clip_norm_ratio = 1.0
 rare_norm_ratio = 10.0
 max_influence = 1.5
 
+[downlink]
+# Agents train from a published track: an image of the model that moves in compressed steps, the same ones for all agents.
+# Without this key they train from the model and are sent all of it (docs/downlink.md). codec as in [upload].
+# A step is published after two fifths of the updates that all agents at work make in a round each; every = 4: after four
+# versions.
+track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
+
 [evaluate]
 # Agents that hold an evaluation shard evaluate a version after this many versions or seconds, whichever comes first.
 every_versions = 20

@@ -253,16 +253,17 @@ fn values_out_of_range_are_named_with_their_line() {
 #[test]
 fn a_track_that_updates_could_not_reach_is_refused() {
     let with = |every: u64, merge: &str| {
-        let track = format!("[downlink]\ntrack = {{ every = {every}, codec = {{ kind = \"int4\" }} }}\n\n[evaluate]");
         let text = template().replacen("strategy = \"recall\"\nstep = 23.0", merge, 1);
-        parse(&text.replacen("[evaluate]", &track, 1)).map_err(|error| error.to_string())
+        parse(&text.replacen("track = {", &format!("track = {{ every = {every},"), 1))
+            .map_err(|error| error.to_string())
     };
     let recall = "strategy = \"recall\"";
     assert!(with(10_001, recall).is_ok());
     let late = with(10_002, recall).expect_err("refused");
     assert!(late.contains("downlink.track.every must be at most admit.max_staleness + 1"), "{late}");
-    let rounds = with(1, "strategy = \"fedavg\"").expect_err("refused");
-    assert!(rounds.contains("downlink.track does not go together with a merge.strategy of rounds"), "{rounds}");
+    assert!(with(1, "strategy = \"fedavg\"").is_ok());
+    let rounds = with(2, "strategy = \"fedavg\"").expect_err("refused");
+    assert!(rounds.contains("downlink.track.every must be 1 or absent with a merge.strategy of rounds"), "{rounds}");
 }
 
 #[test]
