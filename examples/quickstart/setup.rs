@@ -174,6 +174,9 @@ max_staleness = 10000
 max_examples = 1000000
 max_norm_ratio = 0.0
 
+[downlink]
+track = {{ codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }} }}
+
 [evaluate]
 every_versions = 4
 every_s = 0.5

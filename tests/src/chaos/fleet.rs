@@ -329,6 +329,9 @@ clip_norm_ratio = 1.0
 rare_norm_ratio = 10.0
 max_influence = 1.5
 
+[downlink]
+track = {{ codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }} }}
+
 [evaluate]
 every_versions = 2
 every_s = 0.25

@@ -35,6 +35,9 @@ max_staleness = 1000
 max_examples = 100000
 max_norm_ratio = 0.0
 
+[downlink]
+track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
+
 [evaluate]
 every_versions = 5
 every_s = 1.0
