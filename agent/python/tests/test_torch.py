@@ -241,6 +241,49 @@ run(model, told)
     assert rates == ["rate 0.5 0 250 0 1.0", "rate 0.25 4 250 1 0.5", "rate 0.0 4 250 2 0.0"]
 
 
+PROXIMAL = """
+from torch import optim
+class Point(nn.Module):
+    def __init__(self):
+        super().__init__(); self.w = nn.Parameter(torch.zeros(2))
+
+def pull(model, round):
+    # The gradient of (w - 1)^2 / 2 is w - 1.
+    optimizer = OPTIMIZER
+    def loss():
+        optimizer.zero_grad(); loss = ((model.w - 1) ** 2).sum() / 2; loss.backward(); return loss
+    for _ in range(round.plan.local_steps):
+        round.step(STEP, 1)
+run(Point(), pull)
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["round.optimizer(model)", "round.proximal(optim.SGD(model.parameters(), lr=0.5))"])
+@pytest.mark.parametrize("step", ["(loss(), optimizer.step())[0]", "optimizer.step(loss)"])
+def test_the_proximal_term_is_in_every_gradient(start: Start, optimizer: str, step: str) -> None:
+    child = start(script(PROXIMAL.replace("OPTIMIZER", optimizer).replace("STEP", step)))
+    assert child.prepare()["proximal"] is True
+    base = {"w": np.array([3.0, -1.0], dtype=np.float32)}
+    for mu in (0.0, 0.5, 0.25, 0.0):
+        expected = base["w"].copy()
+        for _ in range(3):
+            expected -= 0.5 * ((expected - 1) + mu * (expected - base["w"]))
+        child.train(base, local_steps=3, proximal_mu=mu, optimizer={"kind": "sgd", "lr": 0.5, "momentum": 0.0}, keep_optimizer_state=True)
+        assert child.answer()[1]["type"] == "trained"
+        assert np.allclose(child.end()["w"], expected, rtol=0, atol=1e-6), f"mu {mu}"
+
+
+def test_a_loop_without_the_proximal_term_is_told(start: Start) -> None:
+    child = start(script(PROXIMAL.replace("OPTIMIZER", "optim.SGD(model.parameters(), lr=0.5)").replace("STEP", "optimizer.step(loss)")))
+    child.prepare()
+    base = {"w": np.zeros(2, dtype=np.float32)}
+    child.train(base, local_steps=1, proximal_mu=0.5)
+    answer = child.answer()[1]
+    assert answer["type"] == "failed" and "round.proximal(optimizer)" in answer["message"]
+    child.train(base, local_steps=1)
+    assert child.answer()[1]["type"] == "trained"
+
+
 def test_batches_are_seeded_exact_and_cover_the_data(start: Start) -> None:
     body = """
 class Rows(torch.utils.data.Dataset):

@@ -30,6 +30,14 @@ impl Held {
     }
 }
 
+/// Returns how many of the `held` examples of an agent count, beside agents that say they hold as many as `present` says. The
+/// agent itself may be among them. All count where `present` is empty.
+#[must_use]
+pub fn counted(held: u64, present: impl Iterator<Item = u64>) -> u64 {
+    let all = Held::of(present.filter(|examples| *examples > 0));
+    if all == Held::default() { held } else { held.min(all.cap) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,5 +51,10 @@ mod tests {
             assert_eq!((held.part(claimed), held.part(6_000)), (8.0 / 17.0, 1.0 / 17.0), "{claimed}");
         }
         assert_eq!(Held::of(std::iter::empty()), Held::default());
+        let counted = |held, present: &[u64]| counted(held, present.iter().copied());
+        assert_eq!(
+            [counted(900, &[100; 3]), counted(700, &[100; 3]), counted(900, &[]), counted(9, &[0])],
+            [800, 700, 900, 9]
+        );
     }
 }

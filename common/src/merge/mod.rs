@@ -23,7 +23,7 @@
 
 pub mod barrier;
 pub mod delayed_nesterov;
-mod examples;
+pub mod examples;
 pub mod fadas;
 pub mod fedadam;
 pub mod fedasync;

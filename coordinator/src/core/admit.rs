@@ -115,7 +115,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     let clipped = clipped(state, compared, measure);
     let weight = weight * damped(clipped, influence(state, meta.key.agent, newcomers));
     let credited_examples = meta.num_examples.min(state.spec.admit.max_examples);
-    let held = state.agents.get(&meta.key.agent).map_or(0, |known| known.examples_held);
+    let held = state.counted_examples(meta.key.agent);
     Decision::Accept(Box::new(Contribution {
         meta: meta.clone(),
         credited_examples,

@@ -20,6 +20,7 @@ use anabranch_common::ids::{AgentId, ModelVersion};
 use anabranch_common::journal::{CloseReason, Lease, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::merge::barrier::Barrier;
+use anabranch_common::merge::examples;
 use anabranch_common::wire::message::CoordinatorMessage;
 
 use super::Core;
@@ -38,6 +39,18 @@ impl RunState {
     #[must_use]
     pub(super) fn is_late(&self, agent: AgentId, base: ModelVersion) -> bool {
         self.spec.merge.barrier().is_some() && (base != self.version || self.has_delivered(agent))
+    }
+
+    /// Returns how many examples of `agent` count in the mean of a round: what it says it holds. Where `admit.max_influence` is
+    /// on, no more than [eight times the median](anabranch_common::merge::examples) of the agents at work and those that have
+    /// delivered.
+    pub(super) fn counted_examples(&self, agent: AgentId) -> u64 {
+        let held = self.agents.get(&agent).map_or(0, |known| known.examples_held);
+        if self.spec.merge.barrier().is_none() || self.spec.admit.max_influence == 0.0 {
+            return held;
+        }
+        let in_round = self.agents.iter().filter(|(id, known)| known.lease.is_some() || self.has_delivered(**id));
+        examples::counted(held, in_round.map(|(_, known)| known.examples_held))
     }
 
     /// Outstanding leases of agents that have not delivered, on any version.

@@ -30,6 +30,7 @@ try:
 except ImportError as _error:
     raise ImportError(f"anabranch.torch needs PyTorch ({_error}); install it with: pip install torch") from _error
 
+from ._proximal import ProximalTerm, without_term
 from ._serve import Round, Trainer, serve
 from ._tensors import Manifest, Tensors, named
 from ._torch_model import SharedModel, Structure, as_f32
@@ -125,7 +126,7 @@ class TorchRound:
 
         Its learning rate is that of this round, with ``[train.schedule]`` in it. With ``plan.keep_optimizer_state`` it is
         the optimizer of the round before, state included, while nothing but the rate of the run's optimizer has changed,
-        and none of the parameters.
+        and none of the parameters. In a run with ``merge.strategy = "fedprox"`` its steps add the proximal term.
 
         Raises:
             ValueError: the run has an optimizer of another kind, or nothing needs a gradient.
@@ -134,7 +135,20 @@ class TorchRound:
         params = [param for param in given if param.requires_grad]
         if not params:
             raise ValueError("no parameter of the model needs a gradient (requires_grad)")
-        return self._trainer.optimizer(self.plan, params)
+        return self.proximal(self._trainer.optimizer(self.plan, params))
+
+    def proximal(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Returns an optimizer of your own whose steps add the proximal term of ``merge.strategy = "fedprox"``:
+        ``plan.proximal_mu * (w - w_base)`` to each gradient. In a run with another strategy its steps stay as they are.
+
+        Raises:
+            ValueError: the optimizer has a parameter that the model did not have when the round began.
+        """
+        if self._trainer.term is None:
+            without_term(optimizer)
+        else:
+            self._trainer.term.add_to(optimizer)
+        return optimizer
 
     def batches(self, data: Any, *, num_workers: int = 0, collate_fn: Callable[[list[Any]], Any] | None = None) -> Iterator[Any]:
         """Exactly ``plan.local_steps`` batches of ``plan.batch_size`` examples, on the model's device; fewer where the
@@ -194,6 +208,8 @@ class TorchRound:
 
 
 class _TorchTrainer(Trainer):
+    proximal = True
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -208,6 +224,8 @@ class _TorchTrainer(Trainer):
             self._shared.check_finite()
         self._is_loaded, self._was_told, self._was_told_of_accuracy = False, False, False
         self._optimizer: tuple[Optimizer, list[int], torch.optim.Optimizer] | None = None
+        self.term: ProximalTerm | None = None
+        """FedProx's term in this round."""
 
     @property
     def device(self) -> torch.device:
@@ -229,6 +247,7 @@ class _TorchTrainer(Trainer):
         _seed_all(round.seed)
         structure = Structure(self._model)
         self._model.train()
+        self.term = ProximalTerm(self._model, plan.proximal_mu) if plan.proximal_mu > 0 else None
         try:
             self._guarded(lambda: self._run_train_fn(round))
             tensors = self._shared.read("train_fn")
@@ -273,6 +292,9 @@ class _TorchTrainer(Trainer):
         if is_other or is_state:
             kind = type(returned).__name__
             raise TypeError(f"train_fn returned a {kind}, which is not read: train the model that it is given, in place")
+        if self.term is not None and not self.term.is_added:
+            remedy = "use round.optimizer(model), or round.proximal(optimizer) for one of your own"
+            raise ValueError(f"the run has merge.strategy = \"fedprox\", and train_fn did not add its term: {remedy}")
 
     def _tell_if_unchanged(self, base: Tensors, end: Tensors, round: Round) -> None:
         if self._was_told or round.steps == 0 or any(not np.array_equal(end[name], base[name]) for name in base):

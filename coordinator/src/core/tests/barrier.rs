@@ -5,7 +5,7 @@ use anabranch_common::journal::{Close, CloseReason, Lease, LeaseEnd, RecordBody}
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Barrier;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::{AdmitSpec, RunSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 
@@ -77,16 +77,33 @@ fn a_round_closes_with_its_last_update_and_those_who_wait_are_granted_the_next()
     assert_eq!(world.replayed(), *world.state(), "the records say it all");
 }
 
+/// Agent `n` sends its first update. Returns what it weighs in the mean, and how many examples are credited to it.
+fn weighed(world: &mut World, n: u8, lease: &Lease) -> Option<(u64, u64)> {
+    let commands = world.receive(n, &world.meta(n, 0, lease), [1.0; 4]);
+    World::appended(&commands).iter().find_map(|record| match &record.body {
+        RecordBody::Contribution(update) => Some((update.mean_weight, update.credited_examples)),
+        _ => None,
+    })
+}
+
 #[test]
 fn a_mean_weighs_by_examples_held() {
     let mut world = waiting(2);
     let lease = world.lease(2);
-    let commands = world.receive(2, &world.meta(2, 0, &lease), [1.0; 4]);
-    let weights = World::appended(&commands).iter().find_map(|record| match &record.body {
-        RecordBody::Contribution(update) => Some((update.mean_weight, update.credited_examples)),
-        _ => None,
-    });
-    assert_eq!(weights, Some((200, 32)), "agent 2 holds 200 examples, and has trained on 32");
+    assert_eq!(weighed(&mut world, 2, &lease), Some((200, 32)), "agent 2 holds 200 examples, and has trained on 32");
+}
+
+#[test]
+fn a_claim_of_examples_counts_up_to_a_multiple_of_the_median() {
+    for (max_influence, counted) in [(1.5, 1_600), (0.0, 9_000)] {
+        let admit = AdmitSpec { max_influence, max_examples: 1_000_000, ..spec().admit };
+        let mut world = World::started_with(RunSpec { admit, ..fedavg(Barrier::default()) }, 2);
+        world.connect_with(3, 9_000, 0);
+        world.journal();
+        let leases = [1, 2, 3].map(|n| (n, world.lease(n)));
+        let weights = leases.map(|(n, lease)| weighed(&mut world, n, &lease).map(|(examples, _)| examples));
+        assert_eq!(weights, [Some(100), Some(200), Some(counted)]);
+    }
 }
 
 #[test]
