@@ -188,8 +188,9 @@ pub const WORKER_JOBS: usize = 1;
 /// Workers of the coordinator (a run's writer, merger and checkpointer, the registry's saver and signer), and answers of
 /// theirs that wait for its loop.
 pub const COORDINATOR_WORKERS: usize = 5;
-/// Bytes of published versions that are kept, unless two of them and what agents evaluate need more.
-pub const PUBLISHED_BYTES: usize = 32 << 20;
+/// Bytes of published vectors that are kept, unless two of them and what agents evaluate need more. An agent that holds one
+/// of them can be sent the bits in which a newer one differs.
+pub const PUBLISHED_BYTES: usize = 64 << 20;
 /// Published versions that are kept, however small: an agent fetches the base of its lease at
 /// once.
 pub const PUBLISHED_VERSIONS: usize = 64;
@@ -197,8 +198,20 @@ pub const PUBLISHED_VERSIONS: usize = 64;
 pub const TRACK_RECORDS: usize = 4_096;
 /// ... bytes of those that are kept.
 pub const TRACK_RECORDS_BYTES: usize = 32 << 20;
-/// Models that are made ready in one form for agents that hold the same version, and kept for others that do.
-pub const PARCELS: usize = 256;
+/// Accepted updates that are kept for agents that hold an older version, that an agent replays at once with their closes,
+/// and ...
+pub const CHAIN_UPDATES: usize = 4_096;
+/// ... bytes of those that are kept.
+pub const CHAIN_BYTES: usize = 32 << 20;
+/// Forms of published versions that are made or kept for agents that hold the same, and ...
+pub const FORMS: usize = 256;
+/// ... bytes of those that are kept, unless two of them need more.
+pub const FORMS_BYTES: usize = 32 << 20;
+/// Memory of the jobs that make such forms, in bytes, with the vectors that they read; a single larger one is done alone.
+pub const PACKING_BYTES: u64 = 128 << 20;
+/// Bytes of forms on their way to agents, each counted once, beyond which no difference between two vectors is made: agents
+/// share the snapshot.
+pub const SENDING_BYTES: u64 = 128 << 20;
 /// Control messages that wait for one peer, or commands for it that wait for the disk; a peer
 /// that does not read its messages, or asks on while nothing can be answered, is cut off at this
 /// many.

@@ -8,6 +8,7 @@ use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::quantize::ValueBits;
 use anabranch_common::codec::{CodecId, DecodeError, decode, encoder, max_decoded_bytes, max_payload_bytes};
 use anabranch_common::codec::{CodecSpec, Delta, sparse};
+use anabranch_common::downlink::{FormError, track, xor};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
@@ -117,6 +118,24 @@ fn a_frame_around_more_than_expected_is_not_unpacked() {
     let (most, refused) = peak(|| decode(CodecId(0), &manifest(1_000), &bomb));
     assert!(matches!(refused, Err(DecodeError::TooLarge { .. })), "{refused:?}");
     assert!(most <= CONSTANT, "{most} bytes were held");
+}
+
+/// What leads an agent from one version to a later one holds the model, and beside it what a decoder may hold.
+#[test]
+fn forms_that_rest_on_a_base_allocate_by_the_manifest_alone() {
+    let params = 300_000;
+    let (manifest, base, model) = (manifest(params as u64), normal(params, 1), normal(params, 2));
+    let difference = xor::pack(&base, &model);
+    let (most, applied) = peak(|| xor::apply(&manifest, &base, &difference));
+    assert!(applied.is_ok_and(|applied| applied == model) && most <= 8 * params + CONSTANT, "{most} bytes were held");
+    let bomb = xor::pack(&vec![0.0; 8 << 20], &vec![0.0; 8 << 20]);
+    let records = [&[0][..], &u32::to_le_bytes(u32::try_from(bomb.len()).expect("short")), &bomb].concat();
+    let by_difference = peak(|| xor::apply(&manifest, &base, &bomb));
+    let by_records = peak(|| track::replay(&manifest, &base, &records));
+    for ((most, refused), copies) in [(by_difference, 0), (by_records, 4 * params)] {
+        assert!(matches!(refused, Err(FormError::Decode(DecodeError::TooLarge { .. }))), "{refused:?}");
+        assert!(most <= copies + CONSTANT, "{most} bytes were held");
+    }
 }
 
 #[test]

@@ -9,10 +9,15 @@ mod allocator;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use allocator::peak;
 use anabranch_common::codec::quantize::ValueBits;
 use anabranch_common::codec::{CodecId, CodecSpec, DecodeError, Delta, decode, encoder, max_decoded_bytes};
+use anabranch_common::downlink::chain::{self, ChainRule, ChainStep, ChainUpdate};
+use anabranch_common::downlink::track::{self, TrackRecord};
+use anabranch_common::downlink::{FormError, xor};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::rng::SplitMix64;
 use anabranch_testkit::codec::normal;
@@ -200,6 +205,61 @@ fn noise_and_every_prefix_do_no_harm() {
     }
     print(&counts, "prefixes and payloads of noise");
     assert_eq!(counts.len(), 7, "a codec was left out");
+}
+
+/// How an agent makes a model from a form.
+type Apply = fn(&ModelManifest, &[f32], &[u8]) -> Result<Vec<f32>, FormError>;
+
+/// Every form that rests on a base: its name, how it is applied, and honest bytes of it.
+fn honest_forms(manifest: &ModelManifest, base: &[f32]) -> Vec<(&'static str, Apply, Vec<u8>)> {
+    let (params, from, version) = (manifest.params(), ModelVersion(0), ModelVersion(1));
+    let (mut records, mut updates) = (Vec::new(), Vec::new());
+    for (spec, nth) in specs().zip(0u64..) {
+        let encoder = encoder(spec);
+        let payload: Arc<[u8]> = encoder.encode(manifest, &normal(params, nth)).expect("finite").into();
+        records.push(TrackRecord { from, version, codec: encoder.id(), payload: Arc::clone(&payload) });
+        updates.push(ChainUpdate { codec: encoder.id(), weight: 0.5, payload });
+    }
+    let alone = updates.iter().map(|update| ChainStep { from, version, updates: vec![update.clone()] });
+    let one_by_one: Vec<ChainStep> = alone.collect();
+    let together = [ChainStep { from, version, updates }];
+    vec![
+        ("track", track::replay, track::pack(&records)),
+        ("difference", xor::apply, xor::pack(base, &normal(params, 99))),
+        ("replay by FedAsync", chain::replay, chain::pack(ChainRule::FedAsync, &one_by_one)),
+        ("replay by FedBuff", chain::replay, chain::pack(ChainRule::FedBuff, &together)),
+    ]
+}
+
+/// What leads an agent from its base to a model does no more harm than a payload: it holds the model, the buffer of the rule,
+/// and what decoding one payload takes.
+#[test]
+fn mutated_forms_do_no_harm() {
+    let (manifest, mut rng) = (manifest(&[1_024, 7, 500]), SplitMix64::new(0xF0125));
+    let (params, base) = (manifest.params(), normal(manifest.params(), 50));
+    let forms = honest_forms(&manifest, &base);
+    for (name, apply, honest) in &forms {
+        let model = apply(&manifest, &base, honest).expect("an honest form");
+        assert!(model.len() == params && model != base, "{name} leads nowhere");
+        let [mut refused, mut read] = [0; 2];
+        for nth in 0..4 * EXECUTIONS {
+            let mut bytes = honest.clone();
+            (0..=below(&mut rng, 3)).for_each(|_| mutate(&mut rng, &mut bytes, &forms[nth % forms.len()].2));
+            let stated = (4 + 4 + 12) * params as u64 + bytes.len() as u64 + CONSTANT;
+            let applied = catch_unwind(AssertUnwindSafe(|| peak(|| apply(&manifest, &base, &bytes))));
+            let Ok((most, applied)) = applied else { panic!("{name} panics over {bytes:02x?}") };
+            assert!(most as u64 <= stated, "{name}: {most} bytes held, {stated} stated, over {bytes:02x?}");
+            match applied {
+                Ok(model) => {
+                    assert_eq!(model.len(), params, "{name} over {bytes:02x?}");
+                    read += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        println!("{name}: {} mutations, {refused} refused, {read} read", refused + read);
+        assert!(refused > EXECUTIONS, "{name} refuses next to nothing");
+    }
 }
 
 fn print(counts: &BTreeMap<u8, [usize; 2]>, what: &str) {

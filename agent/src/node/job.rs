@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use anabranch_common::codec::{self, Codec as _, Delta, dense::Planes32};
-use anabranch_common::downlink::{ModelForm, track};
+use anabranch_common::downlink::{FormError, ModelForm, chain, track, xor};
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, RunId};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
@@ -269,14 +269,70 @@ impl Unpack {
 
     fn content(self) -> Result<Vec<f32>, String> {
         let Self { manifest, onto, encoded, .. } = self;
-        match onto {
-            Some((ModelForm::Track { .. }, base)) => {
-                track::replay(&manifest, &base, &encoded).map_err(|error| error.to_string())
-            }
+        let made = match onto {
+            Some((ModelForm::Track { .. }, base)) => track::replay(&manifest, &base, &encoded),
+            Some((ModelForm::Chain { .. }, base)) => chain::replay(&manifest, &base, &encoded),
+            Some((ModelForm::Xor { .. }, base)) => xor::apply(&manifest, &base, &encoded),
             Some((ModelForm::Snapshot, _)) | None => {
-                let decoded = codec::decode(Planes32::ID, &manifest, &encoded);
-                decoded.map(Delta::into_dense).map_err(|error| error.to_string())
+                codec::decode(Planes32::ID, &manifest, &encoded).map(Delta::into_dense).map_err(FormError::from)
             }
+        };
+        made.map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::downlink::chain::{ChainRule, ChainStep, ChainUpdate};
+    use anabranch_common::downlink::track::Track;
+    use anabranch_common::manifest::TensorSpec;
+
+    use super::*;
+
+    /// A version, and every form that leads to it from the one before.
+    fn forms() -> (Arc<ModelManifest>, [Vec<f32>; 2], Vec<(ModelForm, Vec<u8>)>) {
+        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
+        let (base, step) = (vec![0.5, -0.0, 2.0, 8.0], [0.25, 0.0, -2.0, 0.125]);
+        let model: Vec<f32> = base.iter().zip(step).map(|(base, step)| base + step).collect();
+        let (from, version) = (ModelVersion(3), ModelVersion(4));
+        let mut y = Track::new(codec::CodecSpec::F32, base.clone(), from);
+        let record = y.advance(&manifest, &model, version).expect("a finite step");
+        let payload = Planes32.encode(&manifest, &step).expect("finite").into();
+        let updates = vec![ChainUpdate { codec: Planes32::ID, weight: 1.0, payload }];
+        let forms = vec![
+            (ModelForm::Snapshot, Planes32.encode(&manifest, &model).expect("finite")),
+            (ModelForm::Track { from }, track::pack([&record])),
+            (ModelForm::Xor { from }, xor::pack(&base, &model)),
+            (ModelForm::Chain { from }, chain::pack(ChainRule::FedAsync, [&ChainStep { from, version, updates }])),
+        ];
+        (Arc::new(manifest), [base, model], forms)
+    }
+
+    fn unpack(manifest: &Arc<ModelManifest>, model: &[f32], onto: Onto, encoded: &[u8]) -> Event {
+        let (manifest, version, digest) = (Arc::clone(manifest), ModelVersion(4), Digest::of_f32(model));
+        Unpack { manifest, version, digest, onto, encoded: encoded.to_vec() }.run()
+    }
+
+    #[test]
+    fn every_form_leads_to_the_same_model_and_to_no_other() {
+        let (manifest, [base, model], forms) = forms();
+        for (form, encoded) in forms {
+            let onto = |base: &[f32]| form.from().map(|_| (form, Arc::from(base)));
+            let Event::Unpacked { version: ModelVersion(4), content, .. } =
+                unpack(&manifest, &model, onto(&base), &encoded)
+            else {
+                panic!("{form:?} does not lead to the model")
+            };
+            assert!(content.iter().zip(&model).all(|(found, model)| found.to_bits() == model.to_bits()), "{form:?}");
+            let other = unpack(&manifest, &[9.0; 4], onto(&base), &encoded);
+            let Event::UnpackFailed { problem, .. } = other else { panic!("{form:?} leads elsewhere") };
+            assert!(problem.starts_with("its digest is "), "{problem}");
+            if form.from().is_some() {
+                let elsewhere = unpack(&manifest, &model, onto(&[1.0; 4]), &encoded);
+                assert!(matches!(elsewhere, Event::UnpackFailed { .. }), "{form:?} does without its base");
+            }
+            let cut = unpack(&manifest, &model, onto(&base), &encoded[..encoded.len() - 1]);
+            assert!(matches!(cut, Event::UnpackFailed { .. }), "{form:?} is taken in part");
         }
     }
 }

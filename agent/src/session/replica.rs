@@ -51,17 +51,12 @@ impl Fetch {
 
     /// Whether the coordinator's answer can be in this form: it rests on nothing, or on what was held.
     fn accepts(&self, form: ModelForm) -> bool {
-        match form {
-            ModelForm::Snapshot => true,
-            ModelForm::Track { from } => self.held.as_ref().is_some_and(|(held, _)| held.version == from),
-        }
+        form.from().is_none_or(|from| self.held.as_ref().is_some_and(|(held, _)| held.version == from))
     }
 
     fn onto(&self, form: ModelForm) -> Onto {
-        match form {
-            ModelForm::Snapshot => None,
-            ModelForm::Track { .. } => self.held.as_ref().map(|(_, base)| (form, Arc::clone(base))),
-        }
+        form.from()?;
+        self.held.as_ref().map(|(_, base)| (form, Arc::clone(base)))
     }
 }
 

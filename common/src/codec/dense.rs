@@ -34,26 +34,12 @@ impl Codec for Planes32 {
 
     fn encode(&self, manifest: &ModelManifest, values: &[f32]) -> Result<Vec<u8>, EncodeError> {
         check_input(manifest, values)?;
-        let mut planes = vec![0; values.len() * 4];
-        let (low, high) = planes.split_at_mut(values.len() * 2);
-        let (plane_0, plane_1) = low.split_at_mut(values.len());
-        let (plane_2, plane_3) = high.split_at_mut(values.len());
-        let slots = plane_0.iter_mut().zip(plane_1).zip(plane_2).zip(plane_3);
-        for (value, (((byte_0, byte_1), byte_2), byte_3)) in values.iter().zip(slots) {
-            [*byte_0, *byte_1, *byte_2, *byte_3] = value.to_le_bytes();
-        }
-        Ok(entropy::compress(&planes))
+        Ok(entropy::compress(&shuffle(values.len(), values.iter().map(|value| value.to_bits()))))
     }
 
     fn decode(&self, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError> {
-        let params = manifest.params();
-        let planes = entropy::decompress(bytes, params * 4)?;
-        let (low, high) = planes.split_at(params * 2);
-        let (plane_0, plane_1) = low.split_at(params);
-        let (plane_2, plane_3) = high.split_at(params);
-        let bytes = plane_0.iter().zip(plane_1).zip(plane_2).zip(plane_3);
-        let value = |(((b0, b1), b2), b3): (((&u8, &u8), &u8), &u8)| f32::from_le_bytes([*b0, *b1, *b2, *b3]);
-        Ok(Delta::Dense(bytes.map(value).collect()))
+        let planes = entropy::decompress(bytes, manifest.params() * 4)?;
+        Ok(Delta::Dense(unshuffle(&planes).map(f32::from_bits).collect()))
     }
 }
 
@@ -83,6 +69,29 @@ impl Codec for Planes16 {
         let value = |(low, high): (&u8, &u8)| from_bf16(u16::from_le_bytes([*low, *high]));
         Ok(Delta::Dense(low.iter().zip(high).map(value).collect()))
     }
+}
+
+/// Lays `len` words out as four planes of `len` bytes each, least significant first.
+pub(crate) fn shuffle(len: usize, words: impl Iterator<Item = u32>) -> Vec<u8> {
+    let mut planes = vec![0; len * 4];
+    let (low, high) = planes.split_at_mut(len * 2);
+    let (plane_0, plane_1) = low.split_at_mut(len);
+    let (plane_2, plane_3) = high.split_at_mut(len);
+    let slots = plane_0.iter_mut().zip(plane_1).zip(plane_2).zip(plane_3);
+    for (word, (((byte_0, byte_1), byte_2), byte_3)) in words.zip(slots) {
+        [*byte_0, *byte_1, *byte_2, *byte_3] = word.to_le_bytes();
+    }
+    planes
+}
+
+/// Returns the words of four planes of equal length.
+pub(crate) fn unshuffle(planes: &[u8]) -> impl Iterator<Item = u32> {
+    let len = planes.len() / 4;
+    let (low, high) = planes.split_at(len * 2);
+    let (plane_0, plane_1) = low.split_at(len);
+    let (plane_2, plane_3) = high.split_at(len);
+    let bytes = plane_0.iter().zip(plane_1).zip(plane_2).zip(plane_3);
+    bytes.map(|(((b0, b1), b2), b3)| u32::from_le_bytes([*b0, *b1, *b2, *b3]))
 }
 
 /// The bf16 nearest to a finite `value`, ties to even. Values that would round to infinity stay at the largest finite

@@ -207,8 +207,11 @@ fn non_finite(values: &[f32], start: usize) -> EncodeError {
     EncodeError::NonFinite(start + values.iter().position(|value| !value.is_finite()).unwrap_or(0))
 }
 
-/// Checks what every encoder is given.
-fn check_input(manifest: &ModelManifest, values: &[f32]) -> Result<(), EncodeError> {
+/// Checks that a vector can be encoded: it is as long as its manifest says, and finite.
+///
+/// # Errors
+/// It is not.
+pub fn check_input(manifest: &ModelManifest, values: &[f32]) -> Result<(), EncodeError> {
     check_length(manifest, values.len())?;
     check_finite(values, 0)
 }

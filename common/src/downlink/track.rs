@@ -21,7 +21,8 @@
 
 use std::sync::Arc;
 
-use crate::codec::{self, CodecId, CodecSpec, DecodeError, Delta};
+use super::FormError;
+use crate::codec::{self, CodecId, CodecSpec, Delta};
 use crate::ids::ModelVersion;
 use crate::limits;
 use crate::manifest::ModelManifest;
@@ -40,28 +41,6 @@ pub struct TrackRecord {
     pub codec: CodecId,
     /// The step.
     pub payload: Arc<[u8]>,
-}
-
-/// Why records cannot be applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReplayError {
-    /// The transfer ends within a record.
-    #[error("the records end within one")]
-    Truncated,
-    /// More records than any coordinator keeps.
-    #[error("more than {} records", limits::TRACK_RECORDS)]
-    TooMany,
-    /// A record does not decode.
-    #[error("a record does not decode: {0}")]
-    Decode(#[from] DecodeError),
-    /// The base is of another model.
-    #[error("base of {found} values for a manifest of {expected}")]
-    Base {
-        /// Parameters in the manifest.
-        expected: usize,
-        /// Length of the base.
-        found: usize,
-    },
 }
 
 /// The track of a run, at its newest version.
@@ -151,29 +130,27 @@ pub fn pack<'a>(records: impl IntoIterator<Item = &'a TrackRecord>) -> Vec<u8> {
 ///
 /// # Errors
 /// The bytes are no records of this model.
-pub fn replay(manifest: &ModelManifest, base: &[f32], mut packed: &[u8]) -> Result<Vec<f32>, ReplayError> {
-    if base.len() != manifest.params() {
-        return Err(ReplayError::Base { expected: manifest.params(), found: base.len() });
-    }
+pub fn replay(manifest: &ModelManifest, base: &[f32], mut packed: &[u8]) -> Result<Vec<f32>, FormError> {
+    FormError::check_base(manifest, base)?;
     let (mut base, mut records) = (base.to_vec(), 0);
     while let Some((header, rest)) = packed.split_first_chunk::<HEADER_BYTES>() {
         let [codec, len @ ..] = *header;
         let len = u32::from_le_bytes(len) as usize;
-        let (payload, rest) = rest.split_at_checked(len).ok_or(ReplayError::Truncated)?;
+        let (payload, rest) = rest.split_at_checked(len).ok_or(FormError::Truncated)?;
         records += 1;
         if records > limits::TRACK_RECORDS {
-            return Err(ReplayError::TooMany);
+            return Err(FormError::TooMany);
         }
         add(&mut base, &codec::decode(CodecId(codec), manifest, payload)?);
         packed = rest;
     }
-    if packed.is_empty() { Ok(base) } else { Err(ReplayError::Truncated) }
+    if packed.is_empty() { Ok(base) } else { Err(FormError::Truncated) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::CodecSpec;
+    use crate::codec::DecodeError;
     use crate::codec::quantize::ValueBits;
     use crate::manifest::TensorSpec;
     use crate::rng::SplitMix64;
@@ -268,10 +245,10 @@ mod tests {
                 broken[usize::try_from(at).expect("short")] ^= 1 << rng.below(8);
                 _ = replay(&manifest, &base, &broken);
             }
-            assert!(matches!(replay(&manifest, &base[1..], &packed), Err(ReplayError::Base { .. })));
+            assert!(matches!(replay(&manifest, &base[1..], &packed), Err(FormError::Base { .. })));
         }
         assert_eq!(replay(&manifest, &base, &[77, 0, 0, 0, 0]), Err(DecodeError::UnknownCodec(77).into()));
-        assert_eq!(replay(&manifest, &base, &[0; 4]), Err(ReplayError::Truncated));
+        assert_eq!(replay(&manifest, &base, &[0; 4]), Err(FormError::Truncated));
         assert_eq!(replay(&manifest, &base, &[]).as_deref(), Ok(&base[..]));
     }
 
@@ -283,6 +260,6 @@ mod tests {
         let most = pack(std::iter::repeat_n(&record, limits::TRACK_RECORDS));
         assert!(replay(&manifest, track.base(), &most).is_ok());
         let more = pack(std::iter::repeat_n(&record, limits::TRACK_RECORDS + 1));
-        assert_eq!(replay(&manifest, track.base(), &more), Err(ReplayError::TooMany));
+        assert_eq!(replay(&manifest, track.base(), &more), Err(FormError::TooMany));
     }
 }

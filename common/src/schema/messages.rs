@@ -40,7 +40,7 @@ layout! {
     }
 
     enum FetchPurpose { 0 = Train, 1 = Evaluate }
-    enum ModelForm { 0 = Snapshot, 1 = Track { from } }
+    enum ModelForm { 0 = Snapshot, 1 = Track { from }, 2 = Xor { from }, 3 = Chain { from } }
 
     enum CoordinatorMessage {
         0 = Welcome(welcome),

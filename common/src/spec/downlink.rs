@@ -11,6 +11,14 @@ pub struct DownlinkSpec {
     /// The published track that agents train from; without it they train from the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub track: Option<TrackSpec>,
+    /// Whether agents may be sent the updates of others: see [`crate::downlink::chain`].
+    #[serde(skip_serializing_if = "is_off")]
+    pub share_updates: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_off(switch: &bool) -> bool {
+    !switch
 }
 
 /// A published track: see [`crate::downlink::track`].

@@ -248,6 +248,8 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::Evaluate { version: ModelVersion(40), digest: DIGEST },
         model(ModelForm::Snapshot),
         model(ModelForm::Track { from: ModelVersion(39) }),
+        model(ModelForm::Xor { from: ModelVersion(39) }),
+        model(ModelForm::Chain { from: ModelVersion(39) }),
         CoordinatorMessage::ModelGone { version: ModelVersion(3), digest: DIGEST },
     ]);
     let accepted = Verdict::Accepted { position: Position(77), version: ModelVersion(42), weight: 0.125, staleness: 1 };

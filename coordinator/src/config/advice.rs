@@ -1,6 +1,7 @@
 //! What `config check` says about settings that are valid and known to work badly together.
 
 use anabranch_common::codec::CodecSpec;
+use anabranch_common::downlink::chain::ChainRule;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::RunSpec;
@@ -40,6 +41,11 @@ pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
              less well; fewer bits cost less than fewer entries (bits = 4)",
         ),
         (
+            spec.downlink.share_updates && (spec.downlink.track.is_some() || ChainRule::of(&spec.merge).is_none()),
+            "downlink.share_updates has no effect: agents replay updates only with merge.strategy = \"fedasync\" or \
+             \"fedbuff\", and without downlink.track",
+        ),
+        (
             sparse && spec.upload.feedback_decay == 0.0,
             "upload.feedback_decay = 0 with a top-k codec: what an update leaves out is lost; set feedback_decay = 1",
         ),
@@ -71,6 +77,7 @@ mod tests {
             ("rare_norm_ratio = 10.0", "rare_norm_ratio = 0.0", "the class is forgotten"),
             ("fraction = 0.075", "fraction = 0.01", "upload.codec.fraction below 0.05"),
             ("feedback_decay = 1.0", "feedback_decay = 0.0", "is lost"),
+            ("#share_updates = false", "share_updates = true", "downlink.share_updates has no effect"),
         ] {
             let found = of(&[(from, to)]);
             assert!(found.len() == 1 && found[0].contains(expected), "{from}: {found:?}");

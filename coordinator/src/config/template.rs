@@ -129,6 +129,9 @@ max_influence = 1.5
 # A step is published after two fifths of the updates that all agents at work make in a round each; every = 4: after four
 # versions.
 track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
+# Without a track, and with "fedasync" or "fedbuff", agents can merge the updates of others by themselves, which is less to
+# send where agents are few. It shows every agent the updates of all others (docs/downlink.md).
+#share_updates = false
 
 [evaluate]
 # Agents that hold an evaluation shard evaluate a version after this many versions or seconds, whichever comes first.

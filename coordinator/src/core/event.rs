@@ -10,7 +10,6 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::RunRequest;
-use anabranch_common::wire::transfer::TransferManifest;
 
 pub use anabranch_common::ids::PeerId;
 pub use anabranch_common::now::Now;
@@ -107,8 +106,6 @@ pub enum Event {
         version: ModelVersion,
         /// Digest of its content.
         digest: Digest,
-        /// Its chunks.
-        transfer: TransferManifest,
         /// What users are given of it.
         served: ServedModel,
     },

@@ -228,7 +228,7 @@ impl Core {
             Event::ModelFailed { peer, why } => self.model_failed(peer, why),
             Event::ModelSent { peer, bytes, purpose } => self.peers.sent(peer, bytes, purpose),
             Event::Journalled { upto } => self.gate.journalled(upto),
-            Event::Published { version, digest, served, .. } => self.published(version, digest, served),
+            Event::Published { version, digest, served } => self.published(version, digest, served),
             Event::NonFinite { version } => self.non_finite(version),
             Event::Checkpointed { version, oldest, .. } => self.checkpointed(version, oldest),
             Event::AgentRevoked { agent, request } => self.agent_revoked(agent, request),

@@ -9,10 +9,11 @@ use anabranch_common::transfer::{Expected, UploadName};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::Missing;
 
-use super::forms::{Choice, FormKey};
+use super::downloads::Sending;
+use super::forms::{Choice, Here};
 use super::merge::MergeJob;
 use super::write::WriteJob;
-use super::{Job, Node, Output, PackedModel, Phase, ToPeer};
+use super::{Basis, FormKey, Job, Node, Output, PackedModel, Phase, ToPeer};
 use crate::core::command::{Command, ModelRequest};
 use crate::core::content::Content;
 use crate::core::event::{Now, PeerId};
@@ -42,7 +43,7 @@ impl Node {
                     self.send(peer, message);
                 }
                 Command::Close { peer } => self.close(now, peer),
-                Command::SendModel { peer, request } => self.send_model(peer, request),
+                Command::SendModel { peer, request } => self.send_model(peer, &request),
                 Command::ReceiveUpdate { peer, meta, transfer } => {
                     let Some(manifest) = self.manifest() else { continue };
                     self.upload_offered(now, peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
@@ -61,6 +62,7 @@ impl Node {
     }
 
     fn merge(&mut self, record: Arc<Record>, content: Option<Arc<Content>>) {
+        self.chain.merged(&record);
         let job = match (brought_version(&record.body), content, self.manifest()) {
             (Some(version), Some(model), Some(manifest)) => {
                 let (merge, track) = (self.spec.merge.clone(), self.spec.downlink.track.clone());
@@ -92,41 +94,51 @@ impl Node {
     }
 
     /// Sends a version in the smallest form that its agent can use.
-    fn send_model(&mut self, peer: PeerId, request: ModelRequest) {
-        let ModelRequest { version, digest, held, .. } = request;
-        let Some(snapshot) = self.publisher.get(version, digest) else {
-            return self.send(peer, CoordinatorMessage::ModelGone { version, digest });
-        };
-        let Some((from, _)) = held.filter(|(from, digest)| self.publisher.may_be(*from, *digest)) else {
-            return self.send_packed(peer, &request, snapshot);
-        };
-        match self.forms.choose(peer, request.clone(), from, snapshot) {
-            Choice::Send(model) => self.send_packed(peer, &request, model),
+    fn send_model(&mut self, peer: PeerId, request: &ModelRequest) {
+        let Some(manifest) = self.manifest() else { return self.model_gone(peer, request) };
+        let sending_bytes = self.downloads.bytes();
+        let here = Here { publisher: &self.publisher, chain: &self.chain, manifest: &manifest, sending_bytes };
+        match self.forms.choose(peer, request, here) {
+            Choice::Send(model) => self.send_packed(peer, request, model),
             Choice::Wait(job) => self.out.extend(job.map(|job| Output::Run(Job::Pack(job)))),
+            Choice::Gone => self.model_gone(peer, request),
         }
     }
 
-    /// A form is made, or cannot be made: whoever waits for it gets it, or the whole model.
+    /// A form is made, and sent to all that wait for it. Where none that rests on what they hold is shorter than the whole
+    /// model, they get that. Requests for which there was no room are looked at again.
     pub(super) fn packed(&mut self, key: FormKey, model: Option<Arc<PackedModel>>) {
         for (peer, request) in self.forms.made(key, model.clone()) {
-            let whole = || self.publisher.get(request.version, request.digest);
-            match model.clone().or_else(whole) {
-                Some(model) => self.send_packed(peer, &request, model),
-                None => {
-                    let ModelRequest { version, digest, .. } = request;
-                    self.send(peer, CoordinatorMessage::ModelGone { version, digest });
-                }
+            match (&model, key.basis) {
+                (Some(model), _) => self.send_packed(peer, &request, Arc::clone(model)),
+                (None, Basis::Held(..)) => self.send_model(peer, &ModelRequest { held: None, ..request }),
+                (None, Basis::Nothing) => self.model_gone(peer, &request),
             }
         }
+        for (peer, request) in self.forms.take_deferred() {
+            self.send_model(peer, &request);
+        }
+    }
+
+    fn model_gone(&mut self, peer: PeerId, request: &ModelRequest) {
+        let ModelRequest { version, digest, .. } = *request;
+        self.send(peer, CoordinatorMessage::ModelGone { version, digest });
     }
 
     fn send_packed(&mut self, peer: PeerId, request: &ModelRequest, model: Arc<PackedModel>) {
         let PackedModel { version, digest, form, transfer, .. } = &*model;
         let (version, digest, form, transfer) = (*version, *digest, *form, transfer.clone());
         let missing = request.missing.clone().unwrap_or_else(|| Missing::all(transfer.chunks.len()));
-        if let Some(download) = self.downloads.start(peer, &transfer, &missing, request.purpose) {
-            self.send(peer, CoordinatorMessage::Model { version, digest, form, transfer });
-            self.tell(ToPeer::SendChunks { peer, download, model, missing });
+        match self.downloads.start(peer, &transfer, &missing, request.purpose) {
+            Sending::New(download) => {
+                self.send(peer, CoordinatorMessage::Model { version, digest, form, transfer });
+                self.tell(ToPeer::SendChunks { peer, download, model, missing });
+            }
+            // An agent that has dropped what it was told, because it had begun with another form, must be told again.
+            Sending::OnItsWay if request.missing.is_none() => {
+                self.send(peer, CoordinatorMessage::Model { version, digest, form, transfer });
+            }
+            Sending::OnItsWay | Sending::NotConnected => {}
         }
     }
 }

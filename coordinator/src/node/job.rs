@@ -9,7 +9,8 @@
 //! | [`Job::Spool`] | any thread | the folder of halves |
 //! | [`Job::Pack`] | any thread; a short one at once, on the loop | nothing |
 //!
-//! Of each of the first three at most one is out; of decoders so many as the budgets say; of packers `limits::PARCELS`.
+//! Of each of the first three at most one is out; of decoders so many as the budgets say; of packers at most
+//! `limits::FORMS`, in `limits::PACKING_BYTES` of memory.
 
 use std::sync::Arc;
 
@@ -20,9 +21,8 @@ use anabranch_common::transfer::{Opened, Sink, UploadId, UploadName};
 
 use super::checkpoint::CheckpointJob;
 use super::decode::DecodeJob;
-use super::forms::{FormKey, PackJob};
 use super::merge::{MergeJob, Merged};
-use super::publish::PackedModel;
+use super::pack::{FormKey, PackJob, PackedModel};
 use super::write::WriteJob;
 use crate::core::event::Event;
 use crate::merger::MergeError;
@@ -89,11 +89,11 @@ pub enum Done {
     },
     /// What was on disk of an upload is in its sink.
     Open(Opened),
-    /// A published model is in the form that was asked for, or cannot be.
+    /// The shortest form of a published model is made.
     Packed {
         /// Which.
         key: FormKey,
-        /// The model.
+        /// The form. None if no way from what the agent holds is shorter than the whole model.
         model: Option<Arc<PackedModel>>,
     },
     /// The worker of this name has panicked.
@@ -120,8 +120,8 @@ pub enum JobError {
     /// A durable record cannot be merged.
     #[error("a journalled record cannot be merged")]
     Merge(#[from] MergeError),
-    /// A model cannot be encoded.
-    #[error("the model cannot be encoded")]
+    /// A model cannot be published.
+    #[error("the model cannot be published")]
     Encode(#[from] EncodeError),
     /// A mistake of this program: a worker has panicked.
     #[error("the {0} has panicked")]

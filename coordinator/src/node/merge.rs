@@ -1,4 +1,4 @@
-//! The merger's jobs: the model moves by records, is encoded for agents, and is copied for checkpoints.
+//! The merger's jobs: the model moves by records, and is copied for agents and for checkpoints.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use anabranch_io::faults;
 
 use super::checkpoint::CheckpointJob;
 use super::job::JobError;
-use super::publish::PackedModel;
+use super::publish::PublishedModel;
 use crate::core::command::CheckpointOrder;
 use crate::core::content::Content;
 use crate::merger::ModelState;
@@ -43,7 +43,7 @@ pub enum MergeJob {
         /// Its decoded payload, where it has one.
         content: Option<Arc<Content>>,
     },
-    /// Encode the newest version.
+    /// Copy the newest version for agents.
     Publish {
         /// Also what users are given of it, where that is another vector.
         served: bool,
@@ -66,12 +66,12 @@ pub fn batch(waiting: &mut VecDeque<MergeJob>) -> Vec<MergeJob> {
 pub enum Merged {
     /// The model is no longer finite, from this version on.
     NonFinite(ModelVersion),
-    /// A version is encoded.
+    /// A version can be fetched.
     Published {
         /// What agents train from.
-        model: Arc<PackedModel>,
+        model: Arc<PublishedModel>,
         /// What users are given of the newest version.
-        served: ServedSnapshot,
+        served: ServedVector,
         /// Records of the published track since the last time.
         records: Vec<TrackRecord>,
     },
@@ -81,13 +81,13 @@ pub enum Merged {
 
 /// What users are given of a version, beside the model that agents train from.
 #[derive(Debug)]
-pub enum ServedSnapshot {
+pub enum ServedVector {
     /// The same model.
     Same,
     /// Another vector, which nobody has asked for.
     Other,
     /// Another vector.
-    Encoded(Arc<PackedModel>),
+    Ready(Arc<PublishedModel>),
 }
 
 /// The model, and the jobs that move it, one after the other.
@@ -101,7 +101,7 @@ impl Merger {
     /// Does the jobs of a batch, one after the other.
     ///
     /// # Errors
-    /// A durable record cannot be merged, or the model cannot be encoded: the process must stop.
+    /// A durable record cannot be merged, or the model cannot be published: the process must stop.
     pub fn run(&mut self, batch: Vec<MergeJob>) -> Result<Vec<Merged>, JobError> {
         batch.into_iter().filter_map(|job| self.handle(job).transpose()).collect()
     }
@@ -147,21 +147,21 @@ impl Merger {
         }
     }
 
-    /// Encodes what agents train from, and with `served` what users are given where that is another vector.
+    /// Copies what agents train from, and with `served` what users are given where that is another vector.
     fn publish(&mut self, served: bool) -> Result<Merged, JobError> {
         let Some(state) = &mut self.state else { return Ok(Merged::NonFinite(ModelVersion::default())) };
         let records = state.take_records();
         let (newest, manifest) = (state.version(), state.manifest());
         let served = match state.served() {
-            (Served::Model, _) if state.track().is_none() => ServedSnapshot::Same,
-            _ if !served => ServedSnapshot::Other,
+            (Served::Model, _) if state.track().is_none() => ServedVector::Same,
+            _ if !served => ServedVector::Other,
             (_, vector) if vector.iter().all(|value| value.is_finite()) => {
-                ServedSnapshot::Encoded(Arc::new(PackedModel::of(newest, manifest, vector)?))
+                ServedVector::Ready(Arc::new(PublishedModel::of(newest, manifest, vector)?))
             }
             _ => return Ok(self.not_finite(newest)),
         };
         let (version, base) = state.base();
-        let model = Arc::new(PackedModel::of(version, manifest, base)?);
+        let model = Arc::new(PublishedModel::of(version, manifest, base)?);
         Ok(Merged::Published { model, served, records })
     }
 

@@ -12,14 +12,16 @@
 //! end, the lanes finish what they have; then comes [`Output::Exit`]. A job that fails ends the run at once: nobody is
 //! told anything more.
 
+mod chain;
 pub mod checkpoint;
 mod commands;
 mod decode;
 mod downloads;
-pub mod forms;
+mod forms;
 mod interface;
 mod job;
 pub mod merge;
+mod pack;
 mod publish;
 mod receiving;
 #[cfg(test)]
@@ -37,10 +39,11 @@ use anabranch_common::spec::RunSpec;
 use anabranch_common::transfer::{Budgets, Half, Uploads};
 use anabranch_common::wire::message::CoordinatorMessage;
 
+use chain::Chain;
 use checkpoint::CheckpointJob;
 use downloads::Downloads;
 use forms::Forms;
-use merge::{MergeJob, Merged, ServedSnapshot};
+use merge::{MergeJob, Merged, ServedVector};
 use publish::Publisher;
 use write::WriteJob;
 
@@ -48,7 +51,8 @@ pub use decode::DecodeJob;
 pub use downloads::DownloadId;
 pub use interface::{Input, Output, ToPeer};
 pub use job::{Done, Job, JobError, SpoolJob};
-pub use publish::PackedModel;
+pub use pack::{Basis, FormKey, PackJob, PackedModel};
+pub use publish::PublishedModel;
 
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId};
@@ -96,6 +100,7 @@ pub struct Node {
     checkpointer: Lane<Box<CheckpointJob>>,
     publisher: Publisher,
     forms: Forms,
+    chain: Chain,
     downloads: Downloads,
     uploads: Uploads,
     /// Every connection, and whose it is.
@@ -166,6 +171,7 @@ impl Node {
     fn of(core: Core, spec: RunSpec, uploads: Uploads) -> Self {
         Self {
             core,
+            chain: Chain::of(&spec),
             spec,
             phase: Phase::Serving,
             writer: Lane::default(),
@@ -228,6 +234,7 @@ impl Node {
             Event::Disconnected { peer } => {
                 self.agents.remove(peer);
                 self.downloads.disconnected(*peer);
+                self.forms.disconnected(*peer);
                 self.uploads.closed(now, *peer);
             }
             Event::Tick => self.uploads.tick(now),
@@ -277,18 +284,18 @@ impl Node {
             Merged::NonFinite(version) => self.tell_core(now, Event::NonFinite { version }),
             Merged::Published { model, served, records } => {
                 self.forms.add(records);
-                let (version, digest, transfer) = (model.version, model.digest, model.transfer.clone());
+                let (version, digest) = (model.version, model.digest);
                 self.publisher.add(model);
                 let served = match served {
-                    ServedSnapshot::Same => ServedModel::Same,
-                    ServedSnapshot::Other => ServedModel::Other,
-                    ServedSnapshot::Encoded(snapshot) => {
-                        let (version, digest) = (snapshot.version, snapshot.digest);
-                        self.publisher.add_served(snapshot);
+                    ServedVector::Same => ServedModel::Same,
+                    ServedVector::Other => ServedModel::Other,
+                    ServedVector::Ready(model) => {
+                        let (version, digest) = (model.version, model.digest);
+                        self.publisher.add_served(model);
                         ServedModel::Ready(version, digest)
                     }
                 };
-                self.tell_core(now, Event::Published { version, digest, transfer, served });
+                self.tell_core(now, Event::Published { version, digest, served });
             }
             Merged::Checkpoint(job) => self.checkpointer.push(job),
         }

@@ -1,67 +1,64 @@
-//! Published versions: encoded once, sent to everyone who asks, dropped when newer ones need the room.
+//! Published versions: kept for whoever asks for them or holds them, dropped when newer ones need the room.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::codec::dense::Planes32;
-use anabranch_common::codec::{Codec, EncodeError};
-use anabranch_common::downlink::ModelForm;
+use anabranch_common::codec::{self, EncodeError};
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::wire::transfer::TransferManifest;
 
-/// The content of one version in one form, ready to be sent.
+/// A version that agents can fetch.
 #[derive(Debug)]
-pub struct PackedModel {
+pub struct PublishedModel {
     /// Which version.
     pub version: ModelVersion,
     /// Digest of its content.
     pub digest: Digest,
-    /// The form of `content`.
-    pub form: ModelForm,
-    /// What is sent.
-    pub content: Arc<[u8]>,
-    /// Its chunks.
-    pub transfer: TransferManifest,
+    /// Its content, which is finite.
+    pub values: Arc<[f32]>,
 }
 
-impl PackedModel {
-    /// Encodes a model as a whole.
+impl PublishedModel {
+    /// Copies a model.
     ///
     /// # Errors
     /// The model is not finite or does not fit its manifest.
     pub fn of(version: ModelVersion, manifest: &ModelManifest, model: &[f32]) -> Result<Self, EncodeError> {
-        let content: Arc<[u8]> = Planes32.encode(manifest, model)?.into();
-        let transfer = TransferManifest::of(&content);
-        Ok(Self { version, digest: Digest::of_f32(model), form: ModelForm::Snapshot, content, transfer })
+        codec::check_input(manifest, model)?;
+        Ok(Self { version, digest: Digest::of_f32(model), values: model.into() })
+    }
+
+    /// Returns the bytes of its content.
+    pub(super) fn bytes(&self) -> usize {
+        self.values.len() * size_of::<f32>()
     }
 }
 
 /// The versions that can be fetched, and what users are given of one where that is another vector: agents evaluate it.
 #[derive(Debug, Default)]
 pub(super) struct Publisher {
-    models: BTreeMap<ModelVersion, Arc<PackedModel>>,
+    models: BTreeMap<ModelVersion, Arc<PublishedModel>>,
     /// Of the newest version of which it was asked for. Agents may come for it when they have finished a local round.
-    served: Option<Arc<PackedModel>>,
+    served: Option<Arc<PublishedModel>>,
     bytes: usize,
 }
 
 impl Publisher {
     /// Adds the model of a version, and drops the oldest ones that no longer fit.
-    pub(super) fn add(&mut self, model: Arc<PackedModel>) {
-        self.bytes += model.content.len();
+    pub(super) fn add(&mut self, model: Arc<PublishedModel>) {
+        self.bytes += model.bytes();
         if let Some(before) = self.models.insert(model.version, model) {
-            self.bytes -= before.content.len();
+            self.bytes -= before.bytes();
         }
         self.make_room();
     }
 
     /// Adds what users are given of a version, in place of what they were given of an earlier one.
-    pub(super) fn add_served(&mut self, served: Arc<PackedModel>) {
-        self.bytes += served.content.len();
+    pub(super) fn add_served(&mut self, served: Arc<PublishedModel>) {
+        self.bytes += served.bytes();
         if let Some(before) = self.served.replace(served) {
-            self.bytes -= before.content.len();
+            self.bytes -= before.bytes();
         }
         self.make_room();
     }
@@ -71,7 +68,7 @@ impl Publisher {
             || self.models.len() > limits::PUBLISHED_VERSIONS
         {
             if let Some((_, oldest)) = self.models.pop_first() {
-                self.bytes -= oldest.content.len();
+                self.bytes -= oldest.bytes();
             }
         }
     }
@@ -82,9 +79,9 @@ impl Publisher {
     }
 
     /// A content of a version, if it is still here.
-    pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<PackedModel>> {
+    pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<PublishedModel>> {
         let mut known = [self.models.get(&version), self.served.as_ref()].into_iter().flatten();
-        known.find(|snapshot| (snapshot.version, snapshot.digest) == (version, digest)).cloned()
+        known.find(|model| (model.version, model.digest) == (version, digest)).cloned()
     }
 }
 
@@ -94,44 +91,48 @@ mod tests {
 
     use super::*;
 
-    fn snapshot(version: u64, value: f32, bytes: usize) -> Arc<PackedModel> {
-        let tensor = TensorSpec { name: "w".into(), shape: vec![4] };
-        let manifest = ModelManifest::new(vec![tensor]).expect("valid");
-        let mut snapshot = PackedModel::of(ModelVersion(version), &manifest, &[value; 4]).expect("finite");
-        snapshot.content = vec![0; bytes].into();
-        Arc::new(snapshot)
+    /// Half of what may be kept.
+    const HALF: usize = limits::PUBLISHED_BYTES / 8;
+
+    fn model(version: u64, value: f32, params: usize) -> Arc<PublishedModel> {
+        let (version, values) = (ModelVersion(version), vec![value; params].into());
+        Arc::new(PublishedModel { version, digest: digest(value), values })
+    }
+
+    fn digest(value: f32) -> Digest {
+        Digest::of_f32(&[value; 4])
     }
 
     fn kept(publisher: &Publisher, value: f32, versions: u64) -> Vec<u64> {
-        let digest = Digest::of_f32(&[value; 4]);
-        (0..versions).filter(|version| publisher.get(ModelVersion(*version), digest).is_some()).collect()
+        (0..versions).filter(|version| publisher.get(ModelVersion(*version), digest(value)).is_some()).collect()
     }
 
     #[test]
-    fn the_two_newest_versions_stay_whatever_their_size() {
-        let mut publisher = Publisher::default();
-        (0..5).for_each(|version| publisher.add(snapshot(version, 0.5, limits::PUBLISHED_BYTES)));
-        assert_eq!(kept(&publisher, 0.5, 5), [3, 4]);
+    fn versions_stay_as_far_as_they_fit_and_the_two_newest_whatever_their_size() {
+        for (params, expected) in [(HALF / 2, 1..5), (HALF, 3..5), (2 * HALF, 3..5)] {
+            let mut publisher = Publisher::default();
+            (0..5).for_each(|version| publisher.add(model(version, 0.5, params)));
+            assert_eq!(kept(&publisher, 0.5, 5), expected.collect::<Vec<_>>(), "{params} parameters");
+        }
     }
 
     /// Agents fetch it when their local round is over, several versions later.
     #[test]
     fn what_is_evaluated_stays_while_newer_versions_come_and_goes_with_the_next() {
         let mut publisher = Publisher::default();
-        let bytes = limits::PUBLISHED_BYTES;
-        publisher.add(snapshot(0, 0.5, bytes));
-        publisher.add_served(snapshot(0, 0.25, bytes));
-        (1..5).for_each(|version| publisher.add(snapshot(version, 0.5, bytes)));
+        publisher.add(model(0, 0.5, HALF));
+        publisher.add_served(model(0, 0.25, HALF));
+        (1..5).for_each(|version| publisher.add(model(version, 0.5, HALF)));
         assert_eq!((kept(&publisher, 0.25, 5), kept(&publisher, 0.5, 5)), (vec![0], vec![3, 4]));
-        publisher.add_served(snapshot(4, 0.25, bytes));
+        publisher.add_served(model(4, 0.25, HALF));
         assert_eq!((kept(&publisher, 0.25, 5), kept(&publisher, 0.5, 5)), (vec![4], vec![3, 4]));
-        assert_eq!(publisher.bytes, 3 * bytes);
+        assert_eq!(publisher.bytes, 3 * HALF * 4);
     }
 
     #[test]
     fn small_versions_do_not_pile_up() {
         let mut publisher = Publisher::default();
-        (0..200).for_each(|version| publisher.add(snapshot(version, 0.5, 16)));
+        (0..200).for_each(|version| publisher.add(model(version, 0.5, 4)));
         assert_eq!(kept(&publisher, 0.5, 200), (136..200).collect::<Vec<_>>());
     }
 
@@ -139,6 +140,7 @@ mod tests {
     fn a_model_that_is_not_finite_is_never_published() {
         let tensor = TensorSpec { name: "w".into(), shape: vec![2] };
         let manifest = ModelManifest::new(vec![tensor]).expect("valid");
-        assert!(PackedModel::of(ModelVersion(1), &manifest, &[0.0, f32::NAN]).is_err());
+        assert!(PublishedModel::of(ModelVersion(1), &manifest, &[0.0, f32::NAN]).is_err());
+        assert!(PublishedModel::of(ModelVersion(1), &manifest, &[0.0]).is_err());
     }
 }

@@ -1,5 +1,9 @@
 //! What a node does with inputs, with jobs that are run by hand.
 
+mod chain;
+mod forms;
+mod traffic;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,6 +11,7 @@ use anabranch_common::codec::Delta;
 use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Incarnation, ModelVersion, RunId};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::spec::{ModelKind, RunSpec};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::operator::RunRequest;
 
@@ -22,6 +27,12 @@ use crate::store::for_tests::MapStore;
 const PEER: PeerId = PeerId(1);
 const AGENT: AgentId = AgentId([1; 16]);
 
+/// The configuration that `init` writes.
+fn run_spec() -> RunSpec {
+    let template = TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
+    Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes").spec
+}
+
 /// A node with one agent, and workers that do what they are told to.
 struct World {
     node: Node,
@@ -35,6 +46,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::configured(|_| {})
+    }
+
+    /// The same with another configuration than what `init` writes.
+    fn configured(configure: impl FnOnce(&mut RunSpec)) -> Self {
         let options = Options {
             run: RunId([1; 16]),
             first_branch: BranchId([2; 16]),
@@ -42,10 +58,9 @@ impl World {
             checkpoint_every_versions: 0,
             checkpoint_every_ms: 0,
         };
-        let template =
-            TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
-        let config = Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes");
-        let settings = Settings { options, spec: config.spec, budgets: Budgets::with_decoders(2) };
+        let mut spec = run_spec();
+        configure(&mut spec);
+        let settings = Settings { options, spec, budgets: Budgets::with_decoders(2) };
         let (node, first) = Node::start(settings, None, &[], Now::default()).expect("no run to differ from");
         assert!(first.is_empty());
         Self { node, store: MapStore::new(), merger: Merger::default(), jobs: vec![], outputs: vec![] }
@@ -54,22 +69,32 @@ impl World {
     /// The same with a model that is published.
     fn started() -> Self {
         let mut world = Self::new();
+        world.connect(PEER, AGENT);
+        world.begin(vec![0.5; 4]);
+        world
+    }
+
+    fn connect(&mut self, peer: PeerId, agent: AgentId) {
         let hello = AgentHello {
             run: RunId([1; 16]),
             branch: None,
-            incarnation: Incarnation([1; 16]),
+            incarnation: Incarnation(agent.0),
             software: "test".into(),
             train_examples: 100,
             eval_examples: 0,
             device: "cpu".into(),
         };
-        world.handle(Input::Event(Event::Connected { peer: PEER, agent: AGENT, name: "agent".into(), hello }));
-        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
-        let model = Arc::new(Content::measure(Delta::Dense(vec![0.5; 4]), Reservation::default()));
+        self.handle(Input::Event(Event::Connected { peer, agent, name: "agent".into(), hello }));
+    }
+
+    /// The run begins at a model.
+    fn begin(&mut self, values: Vec<f32>) {
+        let shape = vec![values.len() as u64];
+        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape }]).expect("valid");
+        let model = Arc::new(Content::measure(Delta::Dense(values), Reservation::default()));
         let digest = Digest::of_f32(model.delta().values());
-        world.handle(Input::Event(Event::ModelReceived { peer: PEER, manifest, digest, model }));
-        world.work();
-        world
+        self.handle(Input::Event(Event::ModelReceived { peer: PEER, manifest, digest, model }));
+        self.work();
     }
 
     fn handle(&mut self, input: Input) {
@@ -163,6 +188,9 @@ fn an_impatient_agent_gets_nothing_twice_and_everything_again_once_it_was_sent()
         downloads.collect::<Vec<_>>()
     };
     world.say(AgentMessage::RequestLease);
+    world.work();
+    (0..3).for_each(|_| world.say(fetch(0)));
+    assert_eq!((world.kinds(), chunks(&world).len()), (vec!["pack"], 0), "it is made once");
     world.work();
     (0..3).for_each(|_| world.say(fetch(0)));
     let [download] = chunks(&world)[..] else { panic!("expected one sending, got {:?}", world.outputs) };

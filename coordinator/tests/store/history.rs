@@ -137,7 +137,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             max_influence: 0.0,
             rare_norm_ratio: 0.0,
         },
-        downlink: DownlinkSpec { track: track(&merge) },
+        downlink: DownlinkSpec { track: track(&merge), ..DownlinkSpec::default() },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 10.0 },
         target: TargetSpec::default(),
     }

@@ -84,6 +84,7 @@ pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
 /// The ceiling that docs/operating.md states, "Memory".
 fn ceiling_bytes(options: &Options) -> f64 {
     let budgets = limits::UPLOADS_IN_FLIGHT_BYTES + limits::DECODED_UPLOADS_BYTES + limits::GROUP_COMMIT_BYTES as u64;
+    let forms = (limits::PUBLISHED_BYTES + limits::FORMS_BYTES) as u64 + limits::PACKING_BYTES + limits::SENDING_BYTES;
     let models = MODELS * 4 * options.params;
-    HEAP * budgets as f64 + models as f64 + MEMORY.0 + MEMORY.1 * f64::from(options.agents)
+    HEAP * budgets as f64 + (forms + models) as f64 + MEMORY.0 + MEMORY.1 * f64::from(options.agents)
 }

@@ -202,6 +202,7 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
         lossy: false,
         adaptive: false,
         track: None,
+        share_updates: config.spec.downlink.share_updates,
         round_deadline_ms: 0,
         max_staleness: config.spec.admit.max_staleness,
         lease_ttl_ms: 1_000 * options.seconds,

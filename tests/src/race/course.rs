@@ -37,6 +37,7 @@ pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed
         buffer: 1,
         rule: None,
         track: None,
+        share_updates: config.spec.downlink.share_updates,
         lossy: false,
         adaptive: false,
         max_staleness: config.spec.admit.max_staleness,

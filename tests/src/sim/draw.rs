@@ -42,6 +42,7 @@ pub fn draw(seed: u64) -> Schedule {
         buffer: u32::try_from(buffer).unwrap_or(1),
         rule: None,
         track: None,
+        share_updates: SplitMix64::new(seed ^ 0x5EED_0015).below(2) == 0,
         lossy: !ledger && between(0, 1) == 0,
         adaptive: false,
         max_staleness: if between(0, 2) == 0 { between(0, 4) } else { 1_000 },

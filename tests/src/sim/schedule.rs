@@ -20,6 +20,9 @@ pub struct Schedule {
     /// The published track that agents train from, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<TrackPlan>,
+    /// Whether agents may be sent the updates of others.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub share_updates: bool,
     /// Staleness decay, participation weights, top-k with error feedback: not for the ledger, whose updates must be
     /// merged as they are.
     pub lossy: bool,

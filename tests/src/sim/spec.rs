@@ -102,7 +102,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             max_influence: if ledger { 0.0 } else { 1.5 },
             rare_norm_ratio: if schedule.rule == Some(Rule::Recall) { 10.0 } else { 0.0 },
         },
-        downlink: DownlinkSpec { track: schedule.track.map(track) },
+        downlink: DownlinkSpec { track: schedule.track.map(track), share_updates: schedule.share_updates },
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec::default(),
     }

@@ -1,4 +1,4 @@
-//! A base that comes as records of the published track, and version 0 as it is made here.
+//! A base in the forms that rest on what is held, and version 0 as it is made here.
 
 use anabranch_common::spec::ModelKind;
 
@@ -24,17 +24,19 @@ fn fetching() -> Session {
     session
 }
 
-fn announce_from(from: u64) -> Event {
-    say(CoordinatorMessage::Model {
-        version: ModelVersion(5),
-        digest: digest(5),
-        form: ModelForm::Track { from: ModelVersion(from) },
-        transfer: TransferManifest::of(&encoded(5)),
-    })
+/// The forms that rest on the version `from`.
+fn forms_from(from: u64) -> [ModelForm; 3] {
+    let from = ModelVersion(from);
+    [ModelForm::Track { from }, ModelForm::Xor { from }, ModelForm::Chain { from }]
 }
 
-fn unpack(onto: Option<u64>) -> Command {
-    let onto = onto.map(|from| (ModelForm::Track { from: ModelVersion(from) }, content(from)));
+fn announce_as(form: ModelForm) -> Event {
+    let (version, transfer) = (ModelVersion(5), TransferManifest::of(&encoded(5)));
+    say(CoordinatorMessage::Model { version, digest: digest(5), form, transfer })
+}
+
+fn unpack(form: ModelForm) -> Command {
+    let onto = form.from().map(|from| (form, content(from.0)));
     Command::Unpack { version: ModelVersion(5), digest: digest(5), onto, encoded: encoded(5) }
 }
 
@@ -43,41 +45,64 @@ fn unpack_failed() -> Event {
 }
 
 #[test]
-fn records_are_applied_to_what_was_held_when_they_were_asked_for() {
-    let mut session = fetching();
-    assert_eq!(session.handle(5, announce_from(1)), []);
-    assert_eq!(session.handle(6, chunk(5)), [unpack(Some(1))]);
-    assert_eq!(session.handle(7, unpacked(5)), [train(&lease(2, 5))]);
+fn a_form_is_applied_to_what_was_held_when_it_was_asked_for() {
+    for form in forms_from(1) {
+        let mut session = fetching();
+        assert_eq!(session.handle(5, announce_as(form)), []);
+        assert_eq!(session.handle(6, chunk(5)), [unpack(form)]);
+        assert_eq!(session.handle(7, unpacked(5)), [train(&lease(2, 5))]);
+    }
 }
 
 #[test]
-fn records_that_follow_another_version_are_not_taken() {
-    let mut session = fetching();
-    assert_eq!(session.handle(5, announce_from(2)), []);
-    assert_eq!(session.replica().fetching(), Some((ModelVersion(5), 0, 0)), "it is still asked for");
-    session.handle(6, announce(5));
-    assert_eq!(session.handle(7, chunk(5)), [unpack(None)]);
+fn a_form_that_rests_on_another_version_is_not_taken() {
+    for form in forms_from(2) {
+        let mut session = fetching();
+        assert_eq!(session.handle(5, announce_as(form)), []);
+        assert_eq!(session.replica().fetching(), Some((ModelVersion(5), 0, 0)), "it is still asked for");
+        session.handle(6, announce(5));
+        assert_eq!(session.handle(7, chunk(5)), [unpack(ModelForm::Snapshot)]);
+    }
 }
 
 /// The replica is not what the coordinator believes: the whole model is asked for, once.
 #[test]
-fn records_that_lead_elsewhere_are_followed_by_the_whole_model() {
+fn a_form_that_leads_elsewhere_is_followed_by_the_whole_model() {
+    for form in forms_from(1) {
+        let mut session = fetching();
+        session.handle(5, announce_as(form));
+        session.handle(6, chunk(5));
+        let whole = send(fetch_model(5, 5, FetchPurpose::Train, None));
+        assert_eq!(session.handle(7, unpack_failed()), [whole]);
+        assert_eq!(session.handle(8, announce_as(form)), [], "it was not asked for");
+        session.handle(9, announce(5));
+        assert_eq!(session.handle(10, chunk(5)), [unpack(ModelForm::Snapshot)]);
+        assert_eq!(session.handle(11, unpack_failed()), [give_back(2)], "the whole model is no better");
+    }
+}
+
+/// A coordinator that was started again makes another form than the one that was half here. Its announcement comes again with
+/// the answer to the request for all of it, and the chunks that came before that are not lost.
+#[test]
+fn another_form_takes_the_place_of_one_that_is_half_here() {
     let mut session = fetching();
-    session.handle(5, announce_from(1));
-    session.handle(6, chunk(5));
-    let whole = send(fetch_model(5, 5, FetchPurpose::Train, None));
-    assert_eq!(session.handle(7, unpack_failed()), [whole]);
-    assert_eq!(session.handle(8, announce_from(1)), [], "it was not asked for");
-    session.handle(9, announce(5));
-    assert_eq!(session.handle(10, chunk(5)), [unpack(None)]);
-    assert_eq!(session.handle(11, unpack_failed()), [give_back(2)], "the whole model is no better");
+    session.handle(5, announce_as(ModelForm::Snapshot));
+    let [_, form, _] = forms_from(1);
+    let other = TransferManifest::of(&encoded(6));
+    let (version, digest) = (ModelVersion(5), digest(5));
+    let announce = CoordinatorMessage::Model { version, digest, form, transfer: other };
+    let all = send(fetch_model(5, 5, FetchPurpose::Train, Some(1)));
+    assert_eq!(session.handle(6, say(announce.clone())), [all]);
+    assert_eq!(session.handle(7, chunk(6)), [], "it came before it was announced");
+    let onto = Some((form, content(1)));
+    assert_eq!(session.handle(8, say(announce)), [Command::Unpack { version, digest, onto, encoded: encoded(6) }]);
 }
 
 /// What is evaluated does not take the place of what the next base rests on.
 #[test]
 fn an_evaluation_leaves_the_replica() {
     let mut session = fetching();
-    session.handle(5, announce_from(1));
+    session.handle(5, announce_as(forms_from(1)[0]));
     session.handle(6, chunk(5));
     assert_eq!(session.handle(7, unpacked(5)), [train(&lease(2, 5))]);
     let evaluate = CoordinatorMessage::Evaluate { version: ModelVersion(6), digest: digest(90) };

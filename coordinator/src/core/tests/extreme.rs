@@ -240,7 +240,6 @@ fn carried_out(command: Command, draw: &mut Extremes<'_>) -> Option<Event> {
             served: if served { ServedModel::Ready(ModelVersion(0), draw.digest()) } else { ServedModel::Other },
             version: ModelVersion(0),
             digest: Digest::of_f32(&[0.0; 4]),
-            transfer: TransferManifest::of(&[0; 16]),
         }),
         Command::Checkpoint(order) => {
             let store = MapStore::new();

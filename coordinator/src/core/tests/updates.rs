@@ -105,8 +105,10 @@ fn a_start_closes_a_version_whose_close_was_lost() {
 fn versions_to_train_from_are_as_far_apart_as_agents_report() {
     let bases = |every, agents: u8, versions: u64| {
         let track = TrackSpec { every, codec: CodecSpec::Int8 };
-        let mut world =
-            World::started_with(RunSpec { downlink: DownlinkSpec { track: Some(track) }, ..spec() }, agents);
+        let mut world = World::started_with(
+            RunSpec { downlink: DownlinkSpec { track: Some(track), ..DownlinkSpec::default() }, ..spec() },
+            agents,
+        );
         let mut found = Vec::new();
         for version in 1..=versions {
             let n = u8::try_from((version - 1) % u64::from(agents)).expect("few agents") + 1;

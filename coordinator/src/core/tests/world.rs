@@ -355,7 +355,7 @@ impl World {
             Some(false) | None => ServedModel::Other,
         };
         let digest = Digest::of_f32(&[version.0 as f32; 4]);
-        self.handle(Event::Published { version, digest, transfer: TransferManifest::of(&[0; 16]), served })
+        self.handle(Event::Published { version, digest, served })
     }
 
     /// From now on users are given another vector than the one that agents train from.

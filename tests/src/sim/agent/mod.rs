@@ -295,7 +295,11 @@ impl World {
             Output::Run(Job::Unpack(job)) => {
                 let version = job.version();
                 self.note(machine, Sign::End(SpanKind::Download), || format!("has version {version}"));
-                self.done_in(machine, self.setting.overhead.of(3), Done::Unpack(job.run()));
+                let event = job.run();
+                if let Event::UnpackFailed { problem, .. } = &event {
+                    self.violate("forms", format!("agent {machine} cannot use version {version}: {problem}"));
+                }
+                self.done_in(machine, self.setting.overhead.of(3), Done::Unpack(event));
             }
             Output::StopTraining => {
                 if let Some(Training { lease, .. }) = process.training.take() {

@@ -1,5 +1,6 @@
 //! What the transport does: messages and chunks to and from agents.
 
+use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
@@ -84,6 +85,9 @@ impl World {
 
     fn send_model(&mut self, peer: PeerId, download: DownloadId, snapshot: &PackedModel, missing: &Missing) {
         let Some(conn) = self.conn_of(peer) else { return };
+        if matches!(snapshot.form, ModelForm::Chain { .. }) && !self.schedule.share_updates {
+            return self.violate("sharing", "an agent is sent updates of others, and may not be");
+        }
         let transfer = snapshot.transfer.id();
         let (mut last_ms, mut sent) = (self.now_ms(), 0);
         for index in missing.indices(snapshot.transfer.chunks.len()) {

@@ -5,9 +5,9 @@ use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::event::Event;
 use anabranch_coordinator::host::{Input, Output};
 use anabranch_coordinator::node::checkpoint::{CheckpointJob, Keep};
-use anabranch_coordinator::node::merge::{MergeJob, Merged, ServedSnapshot};
+use anabranch_coordinator::node::merge::{MergeJob, Merged, ServedVector};
 use anabranch_coordinator::node::write::{self, WriteJob};
-use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Node, PackedModel};
+use anabranch_coordinator::node::{DecodeJob, Done, Job, JobError, Node, PublishedModel};
 use anabranch_coordinator::registry;
 use anabranch_coordinator::registry::save::{self, SaveJob};
 use anabranch_coordinator::store::Store as _;
@@ -132,18 +132,18 @@ impl World {
     }
 
     /// A batch ends with its publication: the merger has that version's model.
-    fn published(&mut self, base: &PackedModel, encoded: &ServedSnapshot) {
+    fn published(&mut self, base: &PublishedModel, given: &ServedVector) {
         let Some(process) = self.coordinator.process.as_ref() else { return };
         let Some(state) = process.merger.model() else { return };
         let (newest, model, served) = (state.version(), state.model().to_vec(), Digest::of_f32(state.served().1));
         let published = self.journal.published((base.version, base.digest), state.base().1, newest, &model);
         self.checked(published);
-        let encoded = match encoded {
-            ServedSnapshot::Same => Some((base.version, base.digest)),
-            ServedSnapshot::Other => None,
-            ServedSnapshot::Encoded(snapshot) => Some((snapshot.version, snapshot.digest)),
+        let given = match given {
+            ServedVector::Same => Some((base.version, base.digest)),
+            ServedVector::Other => None,
+            ServedVector::Ready(model) => Some((model.version, model.digest)),
         };
-        let served = self.journal.served(newest, served, encoded);
+        let served = self.journal.served(newest, served, given);
         self.checked(served);
         self.checked_ledger(newest, &model);
         self.coordinator.newest_version = newest;
