@@ -142,6 +142,9 @@ pub const EVALUATION_TIMEOUT_MS: u64 = 120_000;
 pub const EVALUATION_REASON_BYTES: usize = 1_024;
 /// First and longest wait before an agent whose evaluation failed is asked again, in milliseconds.
 pub const EVALUATION_RETRY_MS: (u64, u64) = (1_000, 60_000);
+/// How much longer an agent that trains is left to train than its last evaluation has kept it from training: evaluating takes
+/// at most one twentieth of its time.
+pub const EVALUATION_REST: u64 = 19;
 /// Failed evaluations in a row after which an evaluator's examples no longer count as known.
 pub const EVALUATION_FAILURES: u32 = 3;
 /// How long the examples of an evaluator that is away count as known, in milliseconds.

@@ -198,7 +198,7 @@ down = { delay_ms = 5 }
 coordinator = { at_s = [4.0], down_s = 0.5 }
 "#;
     let workload = format!("{DIGITS}{rest}").replace("seconds = 6.0", "seconds = 10.0");
-    let clock = Clock::Real { lab: env!("CARGO_BIN_EXE_anabranch-lab").into() };
+    let clock = Clock::Real { lab: env!("CARGO_BIN_EXE_anabranch-lab").into(), evaluator: Some(0) };
     let report = race::run(&Options { clock, ..options(&workload, &["fedasync"], 1, 1)? })?;
     let finish = only(&report);
     assert!(report.report.pass && finish.holds(), "{:?}", finish.broken);
@@ -213,6 +213,12 @@ coordinator = { at_s = [4.0], down_s = 0.5 }
     let raw = metric("raw_f32_uplink_bytes");
     assert!((1.0..raw / 5.0).contains(&metric("uplink_bytes")), "{:?}", finish.metrics);
     assert!((1.0..raw / 2.0).contains(&metric("downlink_bytes")), "{:?}", finish.metrics);
+    // The first agent evaluates as agents of users do, and what it is sent for that is counted apart.
+    assert!(metric("evaluations") >= 1.0 && metric("updates_duplicated") == 0.0, "{:?}", finish.metrics);
+    assert!(metric("quick_round_p50_ms") >= 200.0, "{:?}", finish.metrics);
+    assert!(metric("quick_period_p50_ms") >= metric("quick_round_p50_ms"), "{:?}", finish.metrics);
+    assert!(metric("coordinator_peak_rss_bytes") > 1e6, "{:?}", finish.metrics);
+    assert!(metric("agents_peak_pss_bytes") > 1e6 && metric("agents_cpu_s") > 0.0, "{:?}", finish.metrics);
     assert!(finish.looks.iter().all(|look| !(4_000..4_500).contains(&look.at_ms)), "there was no coordinator");
     assert_eq!(
         finish.looks.last().map(|look| (look.at_ms, look.updates as f64)),

@@ -1,18 +1,29 @@
 //! Evaluations: which model is to be evaluated, and what is to be told of it.
+//!
+//! ```text
+//!  requested ─► Fetching ─► Ready ─► (device free) ─► Evaluating ─► unsent ─► told
+//!                  └─ while a round is computed ─┘
+//! ```
+//! The device computes rounds while a model is on its way. What the evaluation does cost is the time in which no round was
+//! computed because of it: the coordinator is told that time, and asks less often the longer it is.
+
+use std::sync::Arc;
 
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::Evaluation;
 use anabranch_common::limits;
 use anabranch_common::plain::plain;
 
-use super::replica::Wanted;
+use super::replica::{Replica, Wanted};
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 enum Stage {
     #[default]
     Idle,
     /// The model is being fetched.
     Fetching(Wanted),
+    /// The model is here, and the device computes a round.
+    Ready(Wanted, Arc<[f32]>),
     /// The device evaluates it.
     Evaluating {
         wanted: Wanted,
@@ -21,12 +32,22 @@ enum Stage {
     },
 }
 
+/// A result, and what it has cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Told {
+    pub(super) evaluation: Evaluation,
+    /// Time in which no round was computed because of it, in milliseconds.
+    pub(super) cost_ms: u64,
+}
+
 /// At most one evaluation under way and one requested.
 #[derive(Debug, Default)]
 pub(super) struct Evaluator {
     requested: Option<Wanted>,
     stage: Stage,
-    unsent: Option<Evaluation>,
+    /// Time in which no round was computed because of the evaluation that is under way, in milliseconds.
+    cost_ms: u64,
+    unsent: Option<Told>,
     /// Why the latest evaluation failed, until one succeeds.
     problem: Option<String>,
 }
@@ -42,7 +63,18 @@ impl Evaluator {
         self.requested.take()
     }
 
-    /// Whether an evaluation is under way, or its model on the way.
+    /// Takes what will not be evaluated because the device is not to be used: a request, or a model that is here.
+    pub(super) fn turn_down(&mut self) -> Option<Wanted> {
+        match std::mem::take(&mut self.stage) {
+            Stage::Ready(wanted, _) => Some(wanted),
+            stage => {
+                self.stage = stage;
+                self.requested.take()
+            }
+        }
+    }
+
+    /// Whether an evaluation is under way, or its model is here or on the way.
     pub(super) fn is_busy(&self) -> bool {
         !matches!(self.stage, Stage::Idle)
     }
@@ -56,18 +88,42 @@ impl Evaluator {
     pub(super) fn fetching(&self) -> Option<Wanted> {
         match self.stage {
             Stage::Fetching(wanted) => Some(wanted),
-            Stage::Idle | Stage::Evaluating { .. } => None,
+            Stage::Idle | Stage::Ready(..) | Stage::Evaluating { .. } => None,
         }
     }
 
     /// The model is being fetched from now on.
     pub(super) fn fetch(&mut self, wanted: Wanted) {
-        self.stage = Stage::Fetching(wanted);
+        (self.stage, self.cost_ms) = (Stage::Fetching(wanted), 0);
     }
 
-    /// The device evaluates from now on.
-    pub(super) fn begin(&mut self, wanted: Wanted) {
+    /// Takes the model over from `replica`, if it is there.
+    pub(super) fn arrived(&mut self, replica: &Replica) {
+        if let Stage::Fetching(wanted) = self.stage
+            && let Some(content) = replica.content(wanted)
+        {
+            self.stage = Stage::Ready(wanted, content);
+        }
+    }
+
+    /// Begins with the model that is here, with the device free. Returns it.
+    pub(super) fn begin_ready(&mut self) -> Option<(Wanted, Arc<[f32]>)> {
+        let Stage::Ready(wanted, content) = &self.stage else { return None };
+        let (wanted, content) = (*wanted, Arc::clone(content));
         self.stage = Stage::Evaluating { wanted, of_this_branch: true };
+        Some((wanted, content))
+    }
+
+    /// The device evaluates the base of a lease from now on.
+    pub(super) fn begin(&mut self, wanted: Wanted) {
+        (self.stage, self.cost_ms) = (Stage::Evaluating { wanted, of_this_branch: true }, 0);
+    }
+
+    /// Accounts for time in which no round was computed.
+    pub(super) fn spent(&mut self, ms: u64) {
+        if self.is_busy() {
+            self.cost_ms = self.cost_ms.saturating_add(ms);
+        }
     }
 
     /// Gives the fetch up. Returns the version that will not be evaluated.
@@ -80,7 +136,8 @@ impl Evaluator {
     /// An evaluation is complete. A result of this branch is kept until it can be sent.
     pub(super) fn evaluated(&mut self, evaluation: Evaluation) {
         if let Some(of_this_branch) = self.end(evaluation.version) {
-            self.unsent = of_this_branch.then_some(evaluation).or(self.unsent.take());
+            let told = Told { evaluation, cost_ms: self.cost_ms };
+            self.unsent = of_this_branch.then_some(told).or(self.unsent.take());
             self.problem = None;
         }
     }
@@ -102,7 +159,7 @@ impl Evaluator {
     }
 
     /// Returns the result to send, once.
-    pub(super) fn take_unsent(&mut self) -> Option<Evaluation> {
+    pub(super) fn take_unsent(&mut self) -> Option<Told> {
         self.unsent.take()
     }
 
@@ -130,6 +187,8 @@ impl Evaluator {
 
     /// Begins nothing that has not begun.
     pub(super) fn stop(&mut self) {
-        self.give_up_fetch();
+        if !self.is_evaluating() {
+            self.stage = Stage::Idle;
+        }
     }
 }

@@ -85,6 +85,8 @@ pub(super) struct Conditions {
     pub(super) overlap: Overlap,
     /// Whether the evaluator has the device, or is about to have it.
     pub(super) evaluating: bool,
+    /// Whether the link brings a model that is to be evaluated: a base would have to wait for it.
+    pub(super) fetches_to_evaluate: bool,
     /// Whether a verdict is worth waiting for.
     pub(super) awaits_verdict: bool,
     /// Updates in the outbox.
@@ -158,7 +160,7 @@ impl Rounds {
     /// Returns when to request the next lease, if nothing happens before.
     pub(super) fn ask_at_ms(&self, conditions: &Conditions) -> Option<u64> {
         let waits = self.next.is_some() || self.no_lease_until_ms.is_some() || self.rest_until_ms.is_some();
-        if !conditions.may_work || waits {
+        if !conditions.may_work || conditions.fetches_to_evaluate || waits {
             return None;
         }
         match &self.current {
@@ -260,6 +262,11 @@ impl Rounds {
     /// Whether the model that an evaluation needs may be fetched: the fetch of a base must not be lost over it.
     pub(super) fn leaves_link_free(&self) -> bool {
         self.next.as_ref().is_none_or(|next| matches!(next.stage, Stage::Ready(..)))
+    }
+
+    /// Whether the base of the prepared round is to be evaluated before the round begins.
+    pub(super) fn evaluates_first(&self) -> bool {
+        matches!(&self.next, Some(Next { stage: Stage::Ready(Grant { evaluate: true, .. }, _), .. }))
     }
 
     /// Returns what to do with the prepared round, with the device free. The last update was merged with `merged_with`.
@@ -393,9 +400,14 @@ impl Rounds {
         self.tempo.judged(took_ms);
     }
 
+    /// Returns how much time is not accounted for.
+    pub(super) fn unaccounted_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.accounted_ms)
+    }
+
     /// Accounts for the time until now.
     pub(super) fn spent(&mut self, now_ms: u64, how: Spent) {
-        self.tempo.spent(now_ms.saturating_sub(self.accounted_ms), how);
+        self.tempo.spent(self.unaccounted_ms(now_ms), how);
         self.accounted_ms = now_ms;
     }
 

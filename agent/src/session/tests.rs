@@ -497,6 +497,13 @@ fn a_half_received_model_is_resumed() {
     );
 }
 
+/// What is told of version `version`, which was evaluated on `num_examples` at so great a cost.
+fn told(version: u64, num_examples: u64, cost_ms: u64) -> Command {
+    let version = ModelVersion(version);
+    let evaluation = Evaluation { agent: AGENT, version, accuracy: 0.75, loss: 0.5, num_examples };
+    send(AgentMessage::Evaluated { evaluation, cost_ms })
+}
+
 /// An agent with only an evaluation shard never asks for a lease, and reports what it measured.
 #[test]
 fn an_evaluator_only_evaluates() {
@@ -512,10 +519,7 @@ fn an_evaluator_only_evaluates() {
     session.handle(0, chunk(3));
     assert_eq!(session.handle(0, unpacked(3)), [Command::Evaluate { version: ModelVersion(3), content: content(3) }]);
     let (version, accuracy, loss, num_examples) = (ModelVersion(3), 0.75, 0.5, 50);
-    assert_eq!(
-        session.handle(0, Event::Evaluated { version, accuracy, loss, num_examples }),
-        [send(AgentMessage::Evaluated(Evaluation { agent: AGENT, version, accuracy, loss, num_examples }))]
-    );
+    assert_eq!(session.handle(0, Event::Evaluated { version, accuracy, loss, num_examples }), [told(3, 50, 0)]);
 }
 
 /// The coordinator used to hear nothing, and waited.

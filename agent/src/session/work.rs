@@ -10,6 +10,7 @@ use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
 use super::Session;
 use super::command::{Bank, Command, Ending, Lead, StartedFrom};
+use super::evaluator::Told;
 use super::event::{OutboxEntry, Outcome};
 use super::replica::Wanted;
 use super::rounds::{Conditions, Overlap, Start, Training};
@@ -35,36 +36,53 @@ impl Session {
     pub(super) fn go_on(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         if self.connection.is_up() {
             self.outbox.offer(now_ms, out);
-            out.extend(self.evaluator.take_unsent().map(AgentMessage::Evaluated).map(Command::Send));
+            let told = self.evaluator.take_unsent();
+            out.extend(
+                told.map(|Told { evaluation, cost_ms }| Command::Send(AgentMessage::Evaluated { evaluation, cost_ms })),
+            );
         }
         if !self.life.is_running() {
             return self.go_on_stopping(now_ms, out);
         }
         self.rounds.arrived(now_ms, &self.replica);
-        if let Some(wanted) = self.evaluator.fetching() {
-            self.evaluate_if_held(wanted, out);
-        }
-        if self.model.manifest().is_some() && self.is_device_free() {
-            self.use_device(now_ms, out);
+        self.evaluator.arrived(&self.replica);
+        if self.model.manifest().is_some() {
+            self.fetch_to_evaluate(now_ms, out);
+            if self.rounds.current().is_none() && !self.evaluator.is_evaluating() {
+                self.use_device(now_ms, out);
+            }
         }
         if self.ask_at_ms().is_some_and(|at_ms| at_ms <= now_ms) {
             self.ask_or_resume(now_ms, out);
         }
     }
 
-    /// Gives the free device what there is to compute. An evaluation comes before a round.
+    /// Fetches what is to be evaluated, whether or not the device computes a round, once the link is not needed for a base.
+    fn fetch_to_evaluate(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        let may_fetch = self.connection.is_up()
+            && self.hold.is_none()
+            && !self.evaluator.is_busy()
+            && self.rounds.leaves_link_free();
+        if may_fetch && let Some(wanted) = self.evaluator.take_request() {
+            self.evaluator.fetch(wanted);
+            self.evaluator.arrived(&self.replica);
+            if self.evaluator.fetching().is_some() {
+                self.fetch(now_ms, wanted, FetchPurpose::Evaluate, out);
+            }
+        }
+    }
+
+    /// Gives the free device what there is to compute. An evaluation whose model is here comes before a round. A round does
+    /// not wait for a model that is on its way while the run goes on: afterwards that may be the run's result.
     fn use_device(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         if self.hold.is_some() {
             return self.turn_down(out);
         }
-        if self.connection.is_up()
-            && self.rounds.leaves_link_free()
-            && let Some(wanted) = self.evaluator.take_request()
-        {
-            self.evaluator.fetch(wanted);
-            if !self.evaluate_if_held(wanted, out) {
-                self.fetch(now_ms, wanted, FetchPurpose::Evaluate, out);
-            }
+        if let Some((wanted, content)) = self.evaluator.begin_ready() {
+            return out.push(Command::Evaluate { version: wanted.version, content });
+        }
+        let run_goes_on = self.membership.phase() == RunPhase::Running;
+        if self.evaluator.is_busy() && (!run_goes_on || self.rounds.evaluates_first()) {
             return;
         }
         match self.rounds.start(self.verdicts.merged_with(), self.config.eval_examples > 0) {
@@ -87,7 +105,7 @@ impl Session {
     fn turn_down(&mut self, out: &mut Vec<Command>) {
         if self.connection.is_up()
             && let Some(reason) = &self.hold
-            && let Some(wanted) = self.evaluator.take_request()
+            && let Some(wanted) = self.evaluator.turn_down()
         {
             let why = format!("takes on no work at present: {reason}");
             self.cannot_evaluate(wanted.version, &why, out);
@@ -115,6 +133,7 @@ impl Session {
             may_work: self.connection.is_up() && self.wants_work() && self.model.is_ready(),
             overlap: self.overlap(),
             evaluating: self.evaluator.is_busy(),
+            fetches_to_evaluate: self.evaluator.fetching().is_some(),
             awaits_verdict: self.verdicts.are_awaited(),
             outbox: self.outbox.len(),
         })
@@ -142,13 +161,6 @@ impl Session {
     /// Whether no round is computed, and no evaluation is under way or waits for its model.
     pub(super) fn is_device_free(&self) -> bool {
         self.rounds.current().is_none() && !self.evaluator.is_busy()
-    }
-
-    fn evaluate_if_held(&mut self, wanted: Wanted, out: &mut Vec<Command>) -> bool {
-        let Some(content) = self.replica.content(wanted) else { return false };
-        self.evaluator.begin(wanted);
-        out.push(Command::Evaluate { version: wanted.version, content });
-        true
     }
 
     fn train(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
@@ -265,6 +277,9 @@ impl Session {
 
     /// Accounts for the time until now.
     pub(super) fn account(&mut self, now_ms: u64) {
+        if self.rounds.current().is_none() {
+            self.evaluator.spent(self.rounds.unaccounted_ms(now_ms));
+        }
         let how = if self.rounds.current().is_some() || self.evaluator.is_evaluating() {
             Spent::Busy
         } else if self.wants_work() {

@@ -32,7 +32,7 @@ layout! {
         3 = FetchModel { version, digest, purpose, held, missing },
         4 = OfferUpdate { meta, transfer },
         5 = ReturnLease { lease, why },
-        6 = Evaluated(evaluation),
+        6 = Evaluated { evaluation, cost_ms },
         7 = Progress { lease, steps, examples_per_s },
         8 = Renew { csr_der },
         9 = Goodbye { reason },

@@ -127,7 +127,12 @@ pub enum AgentMessage {
         why: LeaseEnd,
     },
     /// Result of an evaluation.
-    Evaluated(Evaluation),
+    Evaluated {
+        /// The figures.
+        evaluation: Evaluation,
+        /// How long the agent computed no round because of it, in milliseconds.
+        cost_ms: u64,
+    },
     /// How training goes, for `status`; at most one a second.
     Progress {
         /// Under which lease.

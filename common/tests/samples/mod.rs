@@ -208,7 +208,7 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         },
         AgentMessage::OfferUpdate { meta: meta(), transfer: transfer() },
         AgentMessage::ReturnLease { lease: LeaseId(9), why: LeaseEnd::Returned },
-        AgentMessage::Evaluated(evaluation()),
+        AgentMessage::Evaluated { evaluation: evaluation(), cost_ms: 1_500 },
         AgentMessage::Progress { lease: LeaseId(9), steps: 12, examples_per_s: 4_000.0 },
         AgentMessage::Renew { csr_der: vec![0x30, 0x01] },
         AgentMessage::Goodbye { reason: "stopped".into() },

@@ -117,7 +117,8 @@ impl Core {
         self.judge_newest();
     }
 
-    pub(super) fn evaluated(&mut self, peer: PeerId, agent: AgentId, evaluation: Evaluation) {
+    /// An evaluation has come, which has kept the agent from training for `cost_ms` milliseconds, as it says.
+    pub(super) fn evaluated(&mut self, peer: PeerId, agent: AgentId, evaluation: Evaluation, cost_ms: u64) {
         let sound = evaluation.agent == agent
             && (0.0..=1.0).contains(&evaluation.accuracy)
             && evaluation.loss.is_finite()
@@ -126,7 +127,7 @@ impl Core {
             self.evaluation_failed(agent, evaluation.version, "its figures are impossible");
             return self.violated(peer, "an evaluation with impossible figures");
         }
-        let asked = self.evaluators.answered(agent, evaluation.version);
+        let asked = self.evaluators.answered(agent, evaluation.version, cost_ms, self.now.mono_ms);
         let Some(state) = &self.state else { return };
         if evaluation.version > state.version {
             return tracing::debug!(%agent, version = %evaluation.version, "an evaluation of a version that was rolled back");

@@ -34,6 +34,7 @@ pub(super) enum Duty {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     version: ModelVersion,
+    since_ms: u64,
     /// The lease whose base it is, if the request came with a lease.
     lease: Option<LeaseId>,
     deadline_ms: u64,
@@ -99,6 +100,8 @@ pub(super) struct Evaluators {
     last: Option<(ModelVersion, u64)>,
     /// Agents that train and were asked in that round.
     trainers: u64,
+    /// The agent that trains and has evaluated at the greatest cost, and until when no round is due for its sake.
+    rests: Option<(AgentId, u64)>,
     /// The latest round came to nothing: the next version is due at once.
     retry: bool,
     /// Until then too few evaluators can be asked.
@@ -136,7 +139,9 @@ impl Evaluators {
             self.connected -= 1;
         }
         self.changed = true;
-        evaluator.asked.map(|asked| asked.version)
+        let asked = evaluator.asked.map(|asked| asked.version);
+        self.rests.take_if(|(resting, _)| *resting == agent);
+        asked
     }
 
     /// An agent is no evaluator any more: its new process has no evaluation shard, or it was revoked.
@@ -145,6 +150,7 @@ impl Evaluators {
             self.connected -= 1;
         }
         self.changed = true;
+        self.rests.take_if(|(resting, _)| *resting == agent);
     }
 
     /// Whether no agent with an evaluation shard is connected.
@@ -163,9 +169,13 @@ impl Evaluators {
     }
 
     /// Whether a round is due for `version`. A round for which several agents interrupt their training counts as several, so
-    /// that evaluating costs as much training as if one of them did it each time.
+    /// that evaluating costs as much training as if one of them did it each time. None is due before an agent that trains has
+    /// trained `limits::EVALUATION_REST` times as long as its last evaluation has cost.
     pub(super) fn is_due(&self, version: ModelVersion, every: &EvaluateSpec, now_ms: u64) -> bool {
         if self.connected == 0 || self.is_measuring() || now_ms < self.look_at_ms {
+            return false;
+        }
+        if self.rests.is_some_and(|(_, until_ms)| now_ms < until_ms) {
             return false;
         }
         let Some((last, at_ms)) = self.last else { return true };
@@ -301,7 +311,7 @@ impl Evaluators {
         let deadline_ms = now_ms.saturating_add(limits::EVALUATION_TIMEOUT_MS);
         let latest_ms = deadline_ms.saturating_add(lease_ttl_ms);
         if let Some(evaluator) = self.evaluators.get_mut(&agent) {
-            evaluator.asked = Some(Asked { version, lease, deadline_ms, latest_ms });
+            evaluator.asked = Some(Asked { version, since_ms: now_ms, lease, deadline_ms, latest_ms });
             self.trainers += u64::from(evaluator.duty == Duty::Trains);
             self.next_deadline_ms = self.next_deadline_ms.min(deadline_ms);
         }
@@ -341,12 +351,22 @@ impl Evaluators {
         overdue
     }
 
-    /// An answer has come. Whether it was asked for.
-    pub(super) fn answered(&mut self, agent: AgentId, version: ModelVersion) -> bool {
+    /// An answer has come, which has kept the agent from training for `cost_ms`. Whether it was asked for.
+    pub(super) fn answered(&mut self, agent: AgentId, version: ModelVersion, cost_ms: u64, now_ms: u64) -> bool {
         let Some(evaluator) = self.evaluators.get_mut(&agent) else { return false };
         (evaluator.silent, evaluator.not_before_ms) = (false, 0);
         self.changed = true;
-        evaluator.asked.take_if(|asked| asked.version == version).is_some()
+        let Some(asked) = evaluator.asked.take_if(|asked| asked.version == version) else { return false };
+        if evaluator.duty == Duty::Trains {
+            // It cannot have cost more time than has passed, whatever the agent says.
+            let cost_ms = cost_ms.min(now_ms.saturating_sub(asked.since_ms));
+            let until_ms = now_ms.saturating_add(cost_ms.saturating_mul(limits::EVALUATION_REST));
+            let longest = self.rests.is_none_or(|(resting, longest_ms)| resting == agent || until_ms > longest_ms);
+            if longest {
+                self.rests = Some((agent, until_ms));
+            }
+        }
+        true
     }
 
     /// A sound answer counts in the round if it is about the round's version.

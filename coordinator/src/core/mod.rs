@@ -360,7 +360,7 @@ impl Core {
             }
             AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
-            AgentMessage::Evaluated(evaluation) => self.evaluated(peer, agent, evaluation),
+            AgentMessage::Evaluated { evaluation, cost_ms } => self.evaluated(peer, agent, evaluation, cost_ms),
             AgentMessage::EvaluationFailed { version, reason } => self.evaluation_failed(agent, version, &reason),
             AgentMessage::Progress { examples_per_s, .. } => {
                 self.evaluators.at_work(agent, self.now.mono_ms);

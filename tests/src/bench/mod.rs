@@ -13,6 +13,5 @@ pub mod slow_disk;
 pub mod store;
 pub mod swarm;
 pub mod trainer;
-mod usage;
 pub mod utilisation;
 pub mod w1;

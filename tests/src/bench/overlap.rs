@@ -12,11 +12,13 @@ use anabranch_agent::report::AgentReport;
 use anabranch_agent::session::Waits;
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
+use toml::{Table, Value};
 
 use crate::chaos::link::Conditions;
 use crate::chaos::proxy::{Proxy, Shape};
 use crate::clock::Stopwatch;
 use crate::process::{Cluster, Role};
+use crate::race::{self, Override};
 use crate::report::Report;
 use crate::text::sentences;
 
@@ -38,62 +40,35 @@ pub struct Options {
     /// How long each of the two runs takes, in seconds
     #[arg(long, value_name = "S", default_value_t = 60.0)]
     pub seconds: f64,
-    /// How updates are compressed, as in run.toml
-    #[arg(long, value_name = "TOML", default_value = "{ kind = \"top-k\", fraction = 0.05 }")]
-    pub codec: String,
-    /// The `merge` section of run.toml
-    #[arg(long, value_name = "TOML", default_value = MERGE)]
-    pub merge: String,
+    /// A key of run.toml, as in a race; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Override::parse)]
+    pub set: Vec<Override>,
     /// The gpt
     #[arg(long, value_name = "TOML", default_value = "context = 128\nlayers = 4\nheads = 4\nwidth = 128")]
     pub model: String,
 }
 
-/// As in W1.
-const MERGE: &str = "strategy = \"fedasync\"\nalpha = 0.5\nstaleness = { fn = \"constant\" }";
 /// The share of time that devices may wait.
 const AIM: f64 = 0.03;
 /// Sentences of a shard, and of the text that is judged by.
 const SENTENCES: [usize; 2] = [4_000, 100];
 
 impl Options {
-    fn run_toml(&self, seed: u64) -> String {
-        let Self { model, codec, merge, local_steps, seconds, .. } = self;
-        format!(
-            r#"[run]
-name = "overlap"
-seed = {seed}
-
-[model]
-kind = "gpt"
-{model}
-
-[train]
-local_steps = {local_steps}
-batch_size = 4
-optimizer = {{ kind = "adamw", lr = 0.001 }}
-keep_optimizer_state = true
-
-[upload]
-codec = {codec}
-feedback_decay = 1.0
-
-[merge]
-{merge}
-
-[admit]
-max_staleness = 1000000
-max_examples = 1000000
-max_norm_ratio = 0.0
-
-[evaluate]
-every_versions = 8
-every_s = 1000.0
-
-[target]
-wall_s = {seconds:?}
-"#
-        )
+    /// Returns what `init` writes, for the gpt.
+    fn run_toml(&self, seed: u64) -> anyhow::Result<String> {
+        let mut table = race::written("overlap", seed);
+        let model: Table = format!("kind = \"gpt\"\n{}", self.model).parse().context("--model")?;
+        table.insert("model".to_owned(), Value::Table(model));
+        let steps = self.local_steps;
+        let train = format!(
+            "local_steps = {steps}\nbatch_size = 4\noptimizer = {{ kind = \"adamw\", lr = 0.001 }}\nkeep_optimizer_state = true"
+        );
+        table.insert("train".to_owned(), Value::Table(train.parse()?));
+        race::put(&mut table, "evaluate", "every_versions", 8.into());
+        race::put(&mut table, "evaluate", "every_s", 1_000.0.into());
+        race::put(&mut table, "target", "wall_s", self.seconds.into());
+        self.set.iter().for_each(|set| set.apply(&mut table));
+        Ok(race::run_toml(&table, seed))
     }
 }
 
@@ -128,7 +103,7 @@ pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
 }
 
 fn half(lab: &Path, options: &Options, seed: u64, overlap: bool) -> anyhow::Result<Half> {
-    let mut cluster = Cluster::new(lab, &options.run_toml(seed))?;
+    let mut cluster = Cluster::new(lab, &options.run_toml(seed)?)?;
     let lines = Lines::new()?;
     let eval = cluster.path().join("eval");
     write_text(&eval, SENTENCES[1], seed)?;

@@ -6,26 +6,24 @@
 //! said to take, and its delta is drawn with the tails that deltas have. Work beside training
 //! takes no time.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use anabranch_agent::node::{self, MathsJob};
+use anabranch_agent::node::Start;
 use anabranch_agent::session::Waits;
-use anabranch_agent::session::event::{Event, Outcome};
 use anabranch_agent::train::Metrics;
-use anabranch_common::ids::ModelVersion;
+use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::TrainSpec;
 use anabranch_common::transfer::Budgets;
-use anabranch_coordinator::config::{Config, DEFAULT_PORT, TemplateOptions};
+use anabranch_coordinator::config::Config;
 use anabranch_testkit::codec::normal;
 use anyhow::{Context as _, ensure};
 use toml::{Table, Value};
 
-use crate::invariants::journal::Checked;
-use crate::race::Override;
+use crate::race::{self, Override};
 use crate::report::Report;
 use crate::sim::schedule::{AgentPlan, LinkPlan, Machine, Schedule, Task};
-use crate::sim::{DECODERS, Learner, Overhead, Setting, Stopped, World};
+use crate::sim::{Computed, DECODERS, Emulated, Overhead, Setting, Stopped, World};
 
 /// What is measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -72,22 +70,43 @@ struct Case {
     about: &'static str,
     /// `[upload]`; what `init` writes where it is absent.
     upload: Option<&'static str>,
+    /// `[downlink]`; what `init` writes where it is absent.
+    downlink: Option<&'static str>,
     overlap: bool,
 }
 
-const CASES: [Case; 4] = [
+/// Models go down whole.
+const WHOLE: Option<&str> = Some("");
+/// The case whose share is the bench's figure.
+const MEASURED: &str = "init";
+const CASES: [Case; 5] = [
     Case {
         name: "f32",
         about: "whole f32 both ways, one thing after another",
         upload: Some("codec = { kind = \"f32\" }\nfeedback_decay = 0.0"),
+        downlink: WHOLE,
         overlap: false,
     },
-    Case { name: "init_alone", about: "what init writes, one thing after another", upload: None, overlap: false },
-    Case { name: "init", about: "what init writes", upload: None, overlap: true },
+    Case {
+        name: "whole",
+        about: "what init writes, but models go down whole",
+        upload: None,
+        downlink: WHOLE,
+        overlap: true,
+    },
+    Case {
+        name: "init_alone",
+        about: "what init writes, one thing after another",
+        upload: None,
+        downlink: None,
+        overlap: false,
+    },
+    Case { name: "init", about: "what init writes", upload: None, downlink: None, overlap: true },
     Case {
         name: "adaptive",
         about: "adaptive codecs from the largest 5 %",
         upload: Some("codec = { kind = \"top-k\", fraction = 0.05, bits = 4 }\nfeedback_decay = 1.0\nadaptive = {}"),
+        downlink: None,
         overlap: true,
     },
 ];
@@ -111,7 +130,7 @@ pub fn run(options: &Options, seed: u64) -> anyhow::Result<Report> {
         let found = measure(options, known, seed).with_context(|| format!("case {}", known.name))?;
         found.report(known, &mut report);
     }
-    if let Some(share) = report.metrics.get("adaptive_device_utilisation").copied() {
+    if let Some(share) = report.metrics.get(&format!("{MEASURED}_device_utilisation")).copied() {
         report.metric("device_utilisation", share);
         report.aim(format!("devices compute {AIM} of the time or more"), share >= AIM);
     }
@@ -164,9 +183,7 @@ impl Found {
 }
 
 fn config(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Config> {
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
-    let init = TemplateOptions { name: "utilisation".to_owned(), seed, listen, names: Vec::new() };
-    let mut table: Table = Config::template(&init).parse().context("what `init` writes is TOML")?;
+    let mut table = race::written("utilisation", seed);
     let model: Table = format!("kind = \"gpt\"\n{}", options.model).parse().context("--model")?;
     table.insert("model".to_owned(), Value::Table(model));
     let steps = options.local_steps;
@@ -174,6 +191,9 @@ fn config(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Config> {
     table.insert("train".to_owned(), Value::Table(train.parse()?));
     if let Some(upload) = case.upload {
         table.insert("upload".to_owned(), Value::Table(upload.parse()?));
+    }
+    if let Some(downlink) = case.downlink {
+        table.insert("downlink".to_owned(), Value::Table(downlink.parse()?));
     }
     options.set.iter().for_each(|set| set.apply(&mut table));
     Ok(Config::parse(Path::new("run.toml"), &table.to_string())?)
@@ -268,47 +288,30 @@ impl Made {
     }
 }
 
-impl Learner for Made {
+impl Emulated for Made {
     fn manifest(&self) -> &ModelManifest {
         &self.manifest
     }
 
-    fn started(&mut self, _machine: Machine) {}
+    fn initial(&mut self) -> Vec<f32> {
+        self.values.iter().map(|value| INITIAL * value).collect()
+    }
 
-    fn work(&mut self, machine: Machine, job: MathsJob) -> Event {
-        match job {
-            MathsJob::Prepare(_) => Event::Prepared { manifest: self.manifest.clone() },
-            MathsJob::Reorder(manifest) => Event::Prepared { manifest: *manifest },
-            MathsJob::MakeInitial { .. } => {
-                let initial: Vec<f32> = self.values.iter().map(|value| INITIAL * value).collect();
-                node::initial_model(&self.manifest, initial.into())
-            }
-            MathsJob::Train { lease, spec, .. } => Event::Trained(Box::new(Outcome {
-                lease: lease.id,
-                delta: self.delta(lease.seed ^ machine as u64).into(),
-                num_examples: u64::from(spec.train.batch_size) * u64::from(spec.train.local_steps),
-                local_steps: spec.train.local_steps,
-                train_loss: 1.0,
-                compute_ms: 0,
-                encoded: None,
-            })),
-            MathsJob::Evaluate { version, .. } => {
-                node::judged(version, Metrics { accuracy: 0.0, loss: 1.0, num_examples: EXAMPLES })
-            }
-        }
+    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, _start: &Start) -> Option<Computed> {
+        Some(Computed {
+            delta: self.delta(lease.seed ^ machine as u64).into(),
+            num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps),
+            local_steps: plan.local_steps,
+            train_loss: 1.0,
+        })
+    }
+
+    fn judge(&mut self, _machine: Machine, _model: &[f32]) -> Metrics {
+        Metrics { accuracy: 0.0, loss: 1.0, num_examples: EXAMPLES }
     }
 
     fn examples(&self, _machine: Machine) -> u64 {
         EXAMPLES
-    }
-
-    fn encodes(&self, _machine: Machine) -> bool {
-        false
-    }
-
-    /// Nothing is learned.
-    fn learned(&mut self, _version: ModelVersion, _model: &[f32]) -> Checked {
-        Ok(())
     }
 }
 
@@ -334,9 +337,10 @@ mod tests {
     fn smaller_updates_and_overlap_keep_devices_computing() {
         let report = run(&options(), 3).expect("measured");
         let share = |case: &str| report.metrics[&format!("{case}_device_utilisation")];
-        let cases = ["f32", "init_alone", "init"].map(share);
+        let cases = ["f32", "whole", "init"].map(share);
         assert!(cases.is_sorted_by(|one, other| one < other), "{cases:?}");
-        assert!(cases[0] > 0.0 && share("adaptive") <= 1.0);
+        assert!(cases[0] > 0.0 && share("init_alone") < share("init"), "{}", share("init_alone"));
+        assert!(report.metrics["device_utilisation"] == share("init") && share("adaptive") <= 1.0);
         let bytes = |case: &str| {
             report.metrics[&format!("{case}_uplink_bytes")] / report.metrics[&format!("{case}_updates_accepted")]
         };
@@ -346,6 +350,6 @@ mod tests {
     #[test]
     fn a_case_that_there_is_not_is_named() {
         let refused = run(&Options { case: vec!["bf16".to_owned()], ..options() }, 1).expect_err("refused").to_string();
-        assert_eq!(refused, "--case bf16: there are f32, init_alone, init, adaptive");
+        assert_eq!(refused, "--case bf16: there are f32, whole, init_alone, init, adaptive");
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn run(lab: &Path, args: &RaceArgs) -> anyhow::Result<bool> {
         data: args.data.clone(),
         jobs: args.jobs.unwrap_or(cores),
         references,
-        clock: if args.real { Clock::Real { lab: lab.to_owned() } } else { Clock::Virtual },
+        clock: if args.real { Clock::Real { lab: lab.to_owned(), evaluator: None } } else { Clock::Virtual },
     };
     let report = race::run(&options)?;
     report.print();

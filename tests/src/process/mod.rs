@@ -6,6 +6,7 @@
 //!     ├── be_agent ── an agent with a trainer of the tests
 //!     ├── TimedRun ── a cluster whose processes start at one moment and are watched from then on
 //!     └── Tail ── what an agent says in its log, as it is written
+//!  Usage ── memory and processor time of processes, looked up while they run
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
 //!  Line ── a relay for UDP that can be cut in the middle of something
 //!  Role ── which daemon, and how the binary becomes it
@@ -21,6 +22,7 @@ mod preload;
 mod python;
 mod role;
 mod timed;
+mod usage;
 mod watch;
 
 pub use agent::be_agent;
@@ -33,4 +35,5 @@ pub use preload::compile;
 pub use python::{PYTHON_PACKAGE, python_has};
 pub use role::Role;
 pub use timed::{AgentStart, Counted, LOOK, TimedRun, agent_name};
+pub(crate) use usage::{Usage, cpu_s};
 pub use watch::{Seen, Tail, What, numbers};

@@ -9,7 +9,7 @@ use super::workload::{LinePlan, RandomKills, TimedKills, Way, Workload};
 
 /// What becomes of a process whose workload kills it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kills {
+pub(crate) enum Kills {
     /// It is killed, and another one starts after a while.
     Kill,
     /// It stands still for as long.
@@ -72,40 +72,45 @@ fn link(way: &Way) -> LinkPlan {
 fn faults(workload: &Workload, seed: u64, kills: Kills) -> Vec<Planned> {
     let fault = |hit: &Hit| {
         let (machine, ms) = (hit.machine, ms(hit.down_s));
-        let fault = match kills {
+        let fault = match hit.kills {
             Kills::Kill => Fault::Kill { machine, power: false, down_ms: ms },
             Kills::Pause => Fault::Stop { machine, for_ms: ms },
         };
         Planned { at_ms: self::ms(hit.at_s), fault }
     };
-    hits(workload, seed).iter().map(fault).collect()
+    hits(workload, seed, kills).iter().map(fault).collect()
 }
 
-/// A process is killed, and the next one starts after a while.
+/// A process is killed or stopped, and works again after a while.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Hit {
+pub(crate) struct Hit {
     /// 0 is the coordinator's; that of agent n is n + 1.
-    pub(super) machine: Machine,
-    pub(super) at_s: f64,
-    pub(super) down_s: f64,
+    pub(crate) machine: Machine,
+    pub(crate) at_s: f64,
+    pub(crate) down_s: f64,
+    /// What becomes of it meanwhile.
+    pub(crate) kills: Kills,
 }
 
-/// Returns every kill of the workload: the coordinator's, then those of each agent in the order of time.
-pub(super) fn hits(workload: &Workload, seed: u64) -> Vec<Hit> {
-    let mut hits = Vec::new();
+/// Returns every kill of the workload: those that a benchmark has planned, the coordinator's, then those of each agent in
+/// the order of time. `kills`: what becomes of processes whose kills are not planned.
+pub(super) fn hits(workload: &Workload, seed: u64, kills: Kills) -> Vec<Hit> {
+    let mut hits = workload.faults.planned.clone();
     if let Some(TimedKills { at_s, down_s }) = &workload.faults.coordinator {
-        hits.extend(at_s.iter().map(|at_s| Hit { machine: 0, at_s: *at_s, down_s: *down_s }));
+        hits.extend(at_s.iter().map(|at_s| Hit { machine: 0, at_s: *at_s, down_s: *down_s, kills }));
     }
-    if let Some(kills) = &workload.faults.agents {
+    if let Some(random) = &workload.faults.agents {
         let mut rng = SplitMix64::new(seed ^ 0x5EED_0202);
         for machine in 1..=workload.agent_count() {
-            hits.append(&mut random_kills(&mut rng, machine, kills, workload.seconds));
+            let drawn = random_kills(&mut rng, random, workload.seconds);
+            hits.extend(drawn.iter().map(|(at_s, down_s)| Hit { machine, at_s: *at_s, down_s: *down_s, kills }));
         }
     }
     hits
 }
 
-fn random_kills(rng: &mut SplitMix64, machine: Machine, kills: &RandomKills, seconds: f64) -> Vec<Hit> {
+/// When, and for how long, in seconds.
+fn random_kills(rng: &mut SplitMix64, kills: &RandomKills, seconds: f64) -> Vec<(f64, f64)> {
     let mut found = Vec::new();
     let mut started_s = 0.0;
     loop {
@@ -113,7 +118,7 @@ fn random_kills(rng: &mut SplitMix64, machine: Machine, kills: &RandomKills, sec
         if at_s >= seconds {
             return found;
         }
-        found.push(Hit { machine, at_s, down_s: kills.down_s });
+        found.push((at_s, kills.down_s));
         started_s = at_s + kills.down_s;
     }
 }
@@ -125,8 +130,8 @@ mod tests {
     #[test]
     fn kills_come_after_their_mean_and_never_to_a_process_that_is_gone() {
         let (mut rng, kills) = (SplitMix64::new(1), RandomKills { mean_s: 20.0, down_s: 5.0 });
-        let found = random_kills(&mut rng, 1, &kills, 250_000.0);
-        let times: Vec<u64> = found.iter().map(|hit| ms(hit.at_s)).collect();
+        let found = random_kills(&mut rng, &kills, 250_000.0);
+        let times: Vec<u64> = found.iter().map(|(at_s, _)| ms(*at_s)).collect();
         assert!((9_500..10_500).contains(&times.len()), "{} kills, one in 25 s", times.len());
         assert!(times.windows(2).all(|pair| pair[1] >= pair[0] + 5_000));
     }

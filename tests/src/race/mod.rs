@@ -19,7 +19,7 @@ pub(crate) mod data;
 mod finish;
 mod learner;
 mod page;
-pub(crate) mod real;
+mod real;
 mod report;
 mod scoreboard;
 mod split;
@@ -42,16 +42,19 @@ use toml::Table;
 
 use crate::sim::{DECODERS, Overhead, Setting, Stopped, World, agent_id, panic_text};
 
-use course::Kills;
+pub(crate) use course::{Hit, Kills};
 pub(crate) use data::DataSet;
 use learner::Native;
 use real::RealRace;
+pub(crate) use real::run_toml;
 use scoreboard::{Judge, Scoreboard};
 
 pub use finish::{Finish, Participation};
 pub use report::{RaceReport, StrategyReport};
 pub use scoreboard::{Look, Score};
 pub use strategy::{Override, Strategy};
+pub(crate) use strategy::{put, written};
+pub(crate) use workload::AgentGroup;
 pub use workload::Workload;
 
 /// What to race.
@@ -88,6 +91,8 @@ pub enum Clock {
     Real {
         /// The binary that is every daemon.
         lab: PathBuf,
+        /// The agent, counted from 0, that also holds the test examples and evaluates as the run asks for it.
+        evaluator: Option<usize>,
     },
 }
 
@@ -251,9 +256,9 @@ impl Entrant {
         let board = Scoreboard::new(judge, &self.workload);
         match clock {
             Clock::Virtual => self.in_virtual_time(data, seed, board, layers.manifest),
-            Clock::Real { lab } => {
+            Clock::Real { lab, evaluator } => {
                 let (workload, kills, params) = (&self.workload, self.kills, layers.manifest.params());
-                RealRace { lab, workload, data, kills, seed }.run(&self.table, board, params)
+                RealRace { lab, workload, data, kills, seed, evaluator: *evaluator }.run(&self.table, board, params)
             }
         }
     }

@@ -5,8 +5,9 @@
 //!      │                                         │ SIGKILL, SIGSTOP, restarts, as the course says; lines by a relay
 //!      └──► scoreboard ◄── models of the journal, replayed when everything has ended
 //! ```
-//! Nobody evaluates while the clock runs: every record has the time at which the coordinator decided on it, and the journal
-//! is kept whole. A model is looked at as it was served at the time of the look.
+//! The harness evaluates nothing while the clock runs: every record has the time at which the coordinator decided on it, and
+//! the journal is kept whole. A model is looked at as it was served at the time of the look. An agent evaluates as agents of
+//! users do where that is part of what is measured.
 
 use std::path::Path;
 
@@ -24,17 +25,21 @@ use crate::chaos::proxy::{Proxy, Shape};
 use crate::clock::{Stopwatch, unix_ms};
 use crate::invariants::journal::Journal;
 use crate::invariants::{on_a_copy, told};
-use crate::process::{AgentStart, LOOK, PATIENCE, TimedRun, agent_name};
+use crate::process::{AgentStart, Counted, LOOK, PATIENCE, TimedRun, Usage, agent_name};
+use crate::report::quantile;
 use crate::sim::{Outcome, Traffic};
 
 use super::course::{Hit, Kills, hits, ms};
 use super::data::DataSet;
 use super::finish::Finish;
 use super::scoreboard::Scoreboard;
+use super::strategy::put;
 use super::workload::{LinePlan, Way, Workload};
 
-/// Milliseconds between two looks at what the coordinator has counted.
+/// Milliseconds between two looks at what the coordinator has counted, and at memory and processor time.
 const COUNT_MS: u64 = 500;
+/// Its name in figures.
+const COORDINATOR: &str = "coordinator";
 /// How much later than a look a count may have been taken that is its.
 const COUNT_LATE_MS: u64 = COUNT_MS / 2;
 
@@ -55,13 +60,12 @@ pub(super) struct RealRace<'a> {
     pub(super) data: &'a DataSet,
     pub(super) kills: Kills,
     pub(super) seed: u64,
+    /// The agent that evaluates, counted from 0, if one does.
+    pub(super) evaluator: Option<usize>,
 }
 
 /// Writes what each agent trains on, and says how it is started.
-///
-/// # Errors
-/// A file cannot be written.
-pub(crate) fn prepare(workload: &Workload, data: &DataSet, folder: &Path) -> anyhow::Result<Vec<AgentStart>> {
+fn prepare(workload: &Workload, data: &DataSet, folder: &Path) -> anyhow::Result<Vec<AgentStart>> {
     let mut agents = Vec::new();
     for (number, (group, rows)) in workload.each_agent().zip(&data.shards).enumerate() {
         let shard = folder.join(format!("shard-{number}"));
@@ -73,17 +77,11 @@ pub(crate) fn prepare(workload: &Workload, data: &DataSet, folder: &Path) -> any
 }
 
 /// Returns run.toml as [`TimedRun`] takes it: with the whole journal kept, without an address.
-pub(super) fn run_toml(table: &Table, seed: u64) -> String {
+pub(crate) fn run_toml(table: &Table, seed: u64) -> String {
     let mut table = table.clone();
     table.remove("server");
-    let mut put = |section: &str, key: &str, value: Value| {
-        let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        if let Value::Table(section) = section {
-            section.insert(key.to_owned(), value);
-        }
-    };
-    put("run", "seed", Value::Integer(seed.cast_signed()));
-    put("checkpoint", "retention", "all".into());
+    put(&mut table, "run", "seed", Value::Integer(seed.cast_signed()));
+    put(&mut table, "checkpoint", "retention", "all".into());
     table.to_string()
 }
 
@@ -94,6 +92,9 @@ struct Watched {
     startup_s: Option<f64>,
     /// What the coordinator had counted, and when.
     counts: Vec<(u64, Traffic)>,
+    /// All that it had counted at last.
+    counted: Counted,
+    usage: Usage,
     /// When there was no coordinator, from and to.
     down: Vec<(u64, u64)>,
     recoveries: u64,
@@ -107,7 +108,15 @@ impl RealRace<'_> {
             "attackers are simulated only: race {} without --real",
             self.workload.name
         );
-        let prepared = |folder: &Path| prepare(self.workload, self.data, folder);
+        let prepared = |folder: &Path| {
+            let mut agents = prepare(self.workload, self.data, folder)?;
+            if let Some(agent) = self.evaluator.and_then(|evaluator| agents.get_mut(evaluator)) {
+                let test = folder.join("test");
+                self.data.all_test.write(&test).with_context(|| format!("cannot write {}", test.display()))?;
+                agent.eval_shard = Some(test);
+            }
+            Ok(agents)
+        };
         let mut run = TimedRun::new(self.lab, &run_toml(table, self.seed), prepared)?;
         let (runtime, proxies) = self.lines(&run)?;
         let watched = self.watch(&mut run)?;
@@ -132,8 +141,40 @@ impl RealRace<'_> {
             ..Outcome::default()
         };
         let mut finish = Finish::new(self.workload, board.into_looks(), &outcome, &journal, params, &ids);
-        finish.metrics.extend(watched.startup_s.map(|startup_s| ("startup_s".to_owned(), startup_s)));
+        let evaluation_bytes = run.cluster.status()?.evaluation_downlink_bytes;
+        let figures = watched.figures().into_iter().chain(self.rhythm(&journal, &ids));
+        let figures = figures.chain([
+            ("updates_duplicated", found.duplicated as f64),
+            ("evaluations", evaluations(&journal) as f64),
+            ("evaluation_downlink_bytes", evaluation_bytes as f64),
+        ]);
+        finish.metrics.extend(figures.map(|(name, value)| (name.to_owned(), value)));
         Ok(finish)
+    }
+
+    /// Returns how long the rounds of the quickest agents took, and how long it was from the end of one to the end of the
+    /// next: what is between is not computing. Medians, in milliseconds.
+    fn rhythm(&self, journal: &Journal, ids: &[AgentId]) -> Vec<(&'static str, f64)> {
+        let least_s = self.workload.each_agent().map(|group| group.round_s).fold(f64::INFINITY, f64::min);
+        let quickest = self.workload.each_agent().zip(ids).filter(|(group, _)| group.round_s <= least_s);
+        let (mut rounds_ms, mut periods_ms) = (Vec::new(), Vec::new());
+        for (_, id) in quickest {
+            let mut last_ms = None;
+            for record in journal.records() {
+                if let RecordBody::Contribution(update) = &record.body
+                    && update.meta.key.agent == *id
+                {
+                    rounds_ms.push(update.meta.compute_ms as f64);
+                    periods_ms.extend(last_ms.map(|last_ms| record.at_ms.saturating_sub(last_ms) as f64));
+                    last_ms = Some(record.at_ms);
+                }
+            }
+        }
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            quantile(&values, 0.5)
+        };
+        vec![("quick_round_p50_ms", median(rounds_ms)), ("quick_period_p50_ms", median(periods_ms))]
     }
 
     /// A relay for every agent whose line is not a free one.
@@ -156,10 +197,9 @@ impl RealRace<'_> {
     }
 
     fn watch(&self, run: &mut TimedRun) -> anyhow::Result<Watched> {
-        let (end_ms, mut due) = (ms(self.workload.seconds), actions(&hits(self.workload, self.seed), self.kills));
+        let (end_ms, mut due) = (ms(self.workload.seconds), actions(&hits(self.workload, self.seed, self.kills)));
         let (watch, began_ms) = (Stopwatch::start(), unix_ms());
-        let (startup_s, counts, down) = (None, vec![(0, Traffic::default())], Vec::new());
-        let mut watched = Watched { began_ms, startup_s, counts, down, recoveries: 0, faults: 0 };
+        let mut watched = Watched::new(began_ms);
         let mut idle = vec![None; 1 + run.agents()];
         run.start()?;
         loop {
@@ -172,13 +212,16 @@ impl RealRace<'_> {
                 due.last().copied().filter(|(at_ms, ..)| *at_ms <= now_ms.min(end_ms))
             {
                 due.pop();
+                watched.look_at_processes(run)?;
                 watched.act(run, at_ms, machine, action)?;
                 idle[machine] = Some(action).filter(|action| matches!(action, Action::Kill | Action::Stop));
             }
             let last_ms = watched.counts.last().map_or(0, |(at_ms, _)| *at_ms);
             if idle[0].is_none() && (now_ms >= last_ms + COUNT_MS || now_ms >= end_ms) {
-                let counted = run.count();
-                watched.counts.push((now_ms, Traffic { up_bytes: counted.updates, down_bytes: counted.models }));
+                watched.look_at_processes(run)?;
+                watched.counted = run.count();
+                let Counted { updates: up_bytes, models: down_bytes, .. } = watched.counted;
+                watched.counts.push((now_ms, Traffic { up_bytes, down_bytes }));
             }
             if now_ms >= end_ms || ended(run, &idle)? {
                 break;
@@ -212,6 +255,48 @@ impl RealRace<'_> {
 }
 
 impl Watched {
+    fn new(began_ms: u64) -> Self {
+        Self {
+            began_ms,
+            startup_s: None,
+            counts: vec![(0, Traffic::default())],
+            counted: Counted::default(),
+            usage: Usage::default(),
+            down: Vec::new(),
+            recoveries: 0,
+            faults: 0,
+        }
+    }
+
+    fn look_at_processes(&mut self, run: &mut TimedRun) -> anyhow::Result<()> {
+        let pid = run.cluster.coordinator()?.pid();
+        self.usage.look(COORDINATOR, pid);
+        let mut pids = Vec::new();
+        for agent in (0..run.agents()).map(agent_name) {
+            let pid = run.cluster.agent(&agent)?.pid();
+            self.usage.look(&agent, pid);
+            pids.push(pid);
+        }
+        self.usage.look_together(pids.into_iter());
+        Ok(())
+    }
+
+    /// Returns what the processes took.
+    fn figures(&self) -> Vec<(&'static str, f64)> {
+        let (coordinator, agents) = (|name: &str| name == COORDINATOR, |name: &str| name != COORDINATOR);
+        let mut figures = vec![
+            ("uplink_ip_bytes", self.counted.received.ip_bytes() as f64),
+            ("downlink_ip_bytes", self.counted.sent.ip_bytes() as f64),
+            ("coordinator_peak_rss_bytes", self.usage.peak_bytes(coordinator)),
+            ("agents_peak_rss_bytes", self.usage.peak_bytes(agents)),
+            ("agents_peak_pss_bytes", self.usage.together_bytes()),
+            ("coordinator_cpu_s", self.usage.cpu_s(coordinator)),
+            ("agents_cpu_s", self.usage.cpu_s(agents)),
+        ];
+        figures.extend(self.startup_s.map(|startup_s| ("startup_s", startup_s)));
+        figures
+    }
+
     fn act(&mut self, run: &mut TimedRun, at_ms: u64, machine: usize, action: Action) -> anyhow::Result<()> {
         match action {
             Action::Kill => {
@@ -251,13 +336,13 @@ fn elapsed_ms(watch: Stopwatch) -> u64 {
 }
 
 /// The last one is the next.
-fn actions(hits: &[Hit], kills: Kills) -> Vec<(u64, usize, Action)> {
-    let [first, second] = match kills {
-        Kills::Kill => [Action::Kill, Action::Revive],
-        Kills::Pause => [Action::Stop, Action::Continue],
-    };
+fn actions(hits: &[Hit]) -> Vec<(u64, usize, Action)> {
     let of = |hit: &Hit| {
-        let Hit { machine, at_s, down_s } = *hit;
+        let Hit { machine, at_s, down_s, kills } = *hit;
+        let [first, second] = match kills {
+            Kills::Kill => [Action::Kill, Action::Revive],
+            Kills::Pause => [Action::Stop, Action::Continue],
+        };
         [(ms(at_s), machine, first), (ms(at_s + down_s), machine, second)]
     };
     let mut actions: Vec<(u64, usize, Action)> = hits.iter().flat_map(of).collect();
@@ -304,6 +389,10 @@ fn rest(run: &mut TimedRun, idle: &[Option<Action>]) -> anyhow::Result<()> {
     run.listen()
 }
 
+fn evaluations(journal: &Journal) -> u64 {
+    journal.records().iter().filter(|record| matches!(record.body, RecordBody::Evaluated(_))).count() as u64
+}
+
 fn closes(journal: &Journal) -> u64 {
     journal.records().iter().filter(|record| matches!(record.body, RecordBody::Closed(_))).count() as u64
 }
@@ -327,8 +416,9 @@ mod tests {
 
     #[test]
     fn actions_come_in_the_order_of_time() {
-        let hits = [Hit { machine: 0, at_s: 3.0, down_s: 2.0 }, Hit { machine: 2, at_s: 1.0, down_s: 3.0 }];
-        let kinds = |kills| actions(&hits, kills).into_iter().rev().collect::<Vec<_>>();
+        let hit = |machine, at_s, down_s, kills| Hit { machine, at_s, down_s, kills };
+        let hits = |kills| [hit(0, 3.0, 2.0, kills), hit(2, 1.0, 3.0, kills)];
+        let kinds = |kills| actions(&hits(kills)).into_iter().rev().collect::<Vec<_>>();
         let killed = [
             (1_000, 2, Action::Kill),
             (3_000, 0, Action::Kill),

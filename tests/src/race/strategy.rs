@@ -138,11 +138,24 @@ pub(super) fn config(
     Config::parse(Path::new("run.toml"), &table(workload, strategy, overrides, seed).to_string())
 }
 
+/// Returns run.toml as `init` writes it.
+pub(crate) fn written(name: &str, seed: u64) -> Table {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
+    let options = TemplateOptions { name: name.to_owned(), seed, listen, names: Vec::new() };
+    Config::template(&options).parse().expect("what `init` writes is TOML")
+}
+
+/// Sets a key of a section, which need not be there.
+pub(crate) fn put(table: &mut Table, section: &str, key: &str, value: Value) {
+    let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(section) = section {
+        section.insert(key.to_owned(), value);
+    }
+}
+
 /// Returns run.toml as `init` writes it, with the workload's sections, the strategy's `[merge]` and these overrides.
 pub(super) fn table(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> Table {
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
-    let options = TemplateOptions { name: "race".to_owned(), seed, listen, names: Vec::new() };
-    let mut table: Table = Config::template(&options).parse().expect("what `init` writes is TOML");
+    let mut table = written("race", seed);
     let mut put = |name: &str, section: Option<Value>| {
         if let Some(section) = section {
             table.insert(name.to_owned(), section);

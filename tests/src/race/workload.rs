@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::sim::schedule::Hostile;
 
+use super::course::Hit;
 use super::data::DataName;
 use super::split::Split;
 use super::strategy::{self, Strategy};
@@ -168,6 +169,9 @@ pub struct Faults {
     pub agents: Option<RandomKills>,
     /// Kills of the coordinator.
     pub coordinator: Option<TimedKills>,
+    /// What a benchmark does beside.
+    #[serde(skip)]
+    pub(crate) planned: Vec<Hit>,
 }
 
 /// Kills at times that the race's seed draws.

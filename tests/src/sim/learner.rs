@@ -2,8 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use anabranch_agent::node::{self, MathsJob};
-use anabranch_agent::session::event::{Event, Outcome};
+use anabranch_agent::node::Start;
 use anabranch_agent::shard::{Examples, Inputs};
 use anabranch_agent::train::{Metrics, NativeOptions, Round, Trainer, native_with};
 use anabranch_common::ids::ModelVersion;
@@ -15,7 +14,7 @@ use anabranch_common::spec::{RunSpec, TrainSpec};
 use crate::invariants::journal::{Checked, ensure};
 
 use super::schedule::{Machine, Schedule, Task};
-use super::setting::Learner;
+use super::setting::{Computed, Emulated};
 
 /// Values of one example of the native task.
 pub(super) const INPUTS: u32 = 4;
@@ -28,14 +27,6 @@ const NOISE: f32 = 0.3;
 
 /// Versions from which on a model must be better than none.
 const VERSIONS_TO_LEARN: u64 = 40;
-
-/// A local round's outcome.
-struct Computed {
-    delta: Vec<f32>,
-    num_examples: u64,
-    local_steps: u32,
-    train_loss: f32,
-}
 
 /// The mathematics of a world.
 #[derive(Debug)]
@@ -68,6 +59,12 @@ impl Simulated {
         let manifest = native.as_ref().map_or_else(flat, |native| native.trainer.manifest().clone());
         Self { manifest, task, agents: schedule.agents.len(), native }
     }
+}
+
+impl Emulated for Simulated {
+    fn manifest(&self) -> &ModelManifest {
+        &self.manifest
+    }
 
     fn initial(&mut self) -> Vec<f32> {
         match &mut self.native {
@@ -81,8 +78,9 @@ impl Simulated {
         }
     }
 
-    /// As `plan` has it. Nothing where there is nothing left to do, or the round fails.
-    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, base: &[f32]) -> Option<Computed> {
+    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, start: &Start) -> Option<Computed> {
+        let model = start.model();
+        let base = &*model;
         let delta = match (self.task, &mut self.native) {
             (Task::Native, Some(Native { trainer, shards })) => {
                 let go_on = &mut |_| ControlFlow::Continue(());
@@ -97,48 +95,15 @@ impl Simulated {
             (Task::Ledger, _) => ledger_delta(lease, base.len())?,
             (Task::Quadratic | Task::Native, _) => quadratic_delta(machine, lease, base),
         };
-        Some(Computed { delta, num_examples: 10, local_steps: plan.local_steps, train_loss: 0.5 })
+        Some(Computed { delta: delta.into(), num_examples: 10, local_steps: plan.local_steps, train_loss: 0.5 })
     }
 
-    /// How good a model is in the eyes of one agent.
     fn judge(&mut self, machine: Machine, model: &[f32]) -> Metrics {
         let squares = || model.iter().map(|value| f64::from(value * value)).sum::<f64>() / model.len().max(1) as f64;
         let not_finite = Metrics { accuracy: 0.0, loss: f64::NAN, num_examples: 1 };
         match &mut self.native {
             Some(Native { trainer, shards, .. }) => trainer.evaluate(model, &shards[machine - 1]).unwrap_or(not_finite),
             None => Metrics { accuracy: 0.0, loss: squares(), num_examples: 1 },
-        }
-    }
-}
-
-impl Learner for Simulated {
-    fn manifest(&self) -> &ModelManifest {
-        &self.manifest
-    }
-
-    fn started(&mut self, _machine: Machine) {}
-
-    fn work(&mut self, machine: Machine, job: MathsJob) -> Event {
-        match job {
-            MathsJob::Prepare(_) => Event::Prepared { manifest: self.manifest.clone() },
-            MathsJob::Reorder(manifest) => Event::Prepared { manifest: *manifest },
-            MathsJob::MakeInitial { .. } => {
-                let initial = self.initial();
-                node::initial_model(&self.manifest, initial.into())
-            }
-            MathsJob::Train { lease, spec, start } => match self.train(machine, &lease, &spec.train, &start.model()) {
-                Some(Computed { delta, num_examples, local_steps, train_loss }) => Event::Trained(Box::new(Outcome {
-                    lease: lease.id,
-                    delta: delta.into(),
-                    num_examples,
-                    local_steps,
-                    train_loss,
-                    compute_ms: 0,
-                    encoded: None,
-                })),
-                None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
-            },
-            MathsJob::Evaluate { version, content } => node::judged(version, self.judge(machine, &content)),
         }
     }
 

@@ -38,7 +38,7 @@ use schedule::Schedule;
 pub use draw::draw;
 
 pub(crate) use coordinator::DECODERS;
-pub(crate) use setting::{Learner, Overhead, Setting, Stopped};
+pub(crate) use setting::{Computed, Emulated, Learner, Overhead, Setting, Stopped};
 pub(crate) use world::{Traffic, World, agent_id};
 
 /// What became of a world.

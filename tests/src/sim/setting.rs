@@ -8,12 +8,15 @@
 //! | a local round of a process that stands still | a device goes on with it | stands still too |
 
 use std::fmt;
+use std::sync::Arc;
 
-use anabranch_agent::node::MathsJob;
-use anabranch_agent::session::event::Event;
+use anabranch_agent::node::{self, MathsJob, Start};
+use anabranch_agent::session::event::{Event, Outcome};
+use anabranch_agent::train::Metrics;
 use anabranch_common::ids::ModelVersion;
+use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::spec::{RunSpec, TrainSpec};
 use anabranch_common::transfer::Budgets;
 
 use crate::invariants::journal::Checked;
@@ -46,6 +49,94 @@ pub(crate) trait Learner: fmt::Debug {
     /// # Errors
     /// Less than it must have.
     fn learned(&mut self, version: ModelVersion, model: &[f32]) -> Checked;
+}
+
+/// A local round's outcome.
+#[derive(Debug)]
+pub(crate) struct Computed {
+    /// Difference that the round has made.
+    pub(crate) delta: Arc<[f32]>,
+    /// Examples that it was computed from.
+    pub(crate) num_examples: u64,
+    /// Steps that were done.
+    pub(crate) local_steps: u32,
+    /// Mean loss over these steps.
+    pub(crate) train_loss: f32,
+}
+
+/// What stands in for the product's maths: it says what comes of each round and evaluation.
+pub(crate) trait Emulated: fmt::Debug {
+    /// Returns the tensors of the model.
+    fn manifest(&self) -> &ModelManifest;
+
+    /// Returns the model that the run begins with.
+    fn initial(&mut self) -> Vec<f32>;
+
+    /// Computes a round as `plan` has it. Nothing where there is nothing left to do, or the round fails.
+    fn train(&mut self, machine: Machine, lease: &Lease, plan: &TrainSpec, start: &Start) -> Option<Computed>;
+
+    /// Evaluates a model on what one agent holds.
+    fn judge(&mut self, machine: Machine, model: &[f32]) -> Metrics;
+
+    /// As [`Learner::examples`].
+    fn examples(&self, machine: Machine) -> u64;
+
+    /// As [`Learner::encodes`].
+    fn encodes(&self, _machine: Machine) -> bool {
+        false
+    }
+
+    /// As [`Learner::learned`].
+    ///
+    /// # Errors
+    /// It has learned less than it must have.
+    fn learned(&mut self, _version: ModelVersion, _model: &[f32]) -> Checked {
+        Ok(())
+    }
+}
+
+impl<E: Emulated> Learner for E {
+    fn manifest(&self) -> &ModelManifest {
+        Emulated::manifest(self)
+    }
+
+    fn started(&mut self, _machine: Machine) {}
+
+    fn work(&mut self, machine: Machine, job: MathsJob) -> Event {
+        match job {
+            MathsJob::Prepare(_) => Event::Prepared { manifest: Emulated::manifest(self).clone() },
+            MathsJob::Reorder(manifest) => Event::Prepared { manifest: *manifest },
+            MathsJob::MakeInitial { .. } => {
+                let initial = self.initial();
+                node::initial_model(Emulated::manifest(self), initial.into())
+            }
+            MathsJob::Train { lease, spec, start } => match self.train(machine, &lease, &spec.train, &start) {
+                Some(Computed { delta, num_examples, local_steps, train_loss }) => Event::Trained(Box::new(Outcome {
+                    lease: lease.id,
+                    delta,
+                    num_examples,
+                    local_steps,
+                    train_loss,
+                    compute_ms: 0,
+                    encoded: None,
+                })),
+                None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
+            },
+            MathsJob::Evaluate { version, content } => node::judged(version, self.judge(machine, &content)),
+        }
+    }
+
+    fn examples(&self, machine: Machine) -> u64 {
+        Emulated::examples(self, machine)
+    }
+
+    fn encodes(&self, machine: Machine) -> bool {
+        Emulated::encodes(self, machine)
+    }
+
+    fn learned(&mut self, version: ModelVersion, model: &[f32]) -> Checked {
+        Emulated::learned(self, version, model)
+    }
 }
 
 /// How long jobs take beside local rounds: those of the stores, of the merger, of decoding.

@@ -203,20 +203,32 @@ fn another_branch_takes_the_next_round_too() {
 
 /// The evaluation that ends a run must not wait for another round, and the round not for a second download.
 #[test]
-fn an_evaluation_comes_before_a_round_that_is_ready() {
+fn an_evaluation_whose_model_is_here_comes_before_a_round_that_is_ready() {
     let mut session = ready();
-    session.handle(5_300, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) }));
-    assert_eq!(session.handle(5_400, trained(&lease(1, 0))), [bank(&lease(1, 0), 0), fetch_to_evaluate(3)]);
-    session.handle(5_410, announce(3));
-    session.handle(5_410, chunk(3));
+    let wanted = say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) });
+    assert_eq!(session.handle(5_300, wanted), [fetch_to_evaluate(3)]);
+    session.handle(5_310, announce(3));
+    session.handle(5_310, chunk(3));
+    assert_eq!(session.handle(5_320, unpacked(3)), [], "a round is running");
     let evaluate = Command::Evaluate { version: ModelVersion(3), content: content(3) };
-    assert_eq!(session.handle(5_420, unpacked(3)), [evaluate]);
+    assert_eq!(session.handle(5_400, trained(&lease(1, 0))), [bank(&lease(1, 0), 0), evaluate]);
     let (version, accuracy, loss, num_examples) = (ModelVersion(3), 0.75, 0.5, 10);
     let commands = session.handle(5_430, Event::Evaluated { version, accuracy, loss, num_examples });
-    let told = Evaluation { agent: AGENT, version, accuracy, loss, num_examples };
     let began = [train_ahead(&lease(2, 1), ALPHA), send(AgentMessage::RequestLease)];
-    assert_eq!(commands[0], send(AgentMessage::Evaluated(told)));
+    assert_eq!(commands[0], told(3, 10, 30));
     assert_eq!(commands[1..], began);
+}
+
+/// The link has room for one model: a base that is asked for meanwhile would have to wait.
+#[test]
+fn a_round_that_is_ready_does_not_wait_for_a_model_to_evaluate_and_the_lease_after_it_does() {
+    let mut session = ready();
+    session.handle(5_300, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) }));
+    let commands = session.handle(5_400, trained(&lease(1, 0)));
+    assert_eq!(commands, [bank(&lease(1, 0), 0), train_ahead(&lease(2, 1), ALPHA)]);
+    session.handle(5_410, announce(3));
+    session.handle(5_410, chunk(3));
+    assert_eq!(session.handle(5_420, unpacked(3)), [send(AgentMessage::RequestLease)]);
 }
 
 /// A round that cannot be computed is no reason to ask for leases at the speed of the link.
@@ -252,5 +264,6 @@ fn a_base_that_comes_late_waits_as_one_that_was_ready_does() {
     let mut wanted = fetching();
     wanted.handle(5_150, trained(&lease(1, 0)));
     wanted.handle(5_160, say(CoordinatorMessage::Evaluate { version: ModelVersion(3), digest: digest(3) }));
-    assert_eq!(wanted.handle(5_200, unpacked(1)), [fetch_to_evaluate(3)], "an evaluation comes first");
+    let commands = wanted.handle(5_200, unpacked(1));
+    assert_eq!(commands, [fetch_to_evaluate(3), train_ahead(&lease(2, 1), ALPHA)], "whatever is to be evaluated");
 }

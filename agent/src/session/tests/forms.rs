@@ -106,9 +106,9 @@ fn an_evaluation_leaves_the_replica() {
     session.handle(6, chunk(5));
     assert_eq!(session.handle(7, unpacked(5)), [train(&lease(2, 5))]);
     let evaluate = CoordinatorMessage::Evaluate { version: ModelVersion(6), digest: digest(90) };
-    session.handle(8, say(evaluate));
+    assert_eq!(session.handle(8, say(evaluate)), [send(fetch_model(6, 90, FetchPurpose::Evaluate, None))]);
     let commands = session.handle(9, Event::Trained(Box::new(outcome(&lease(2, 5)))));
-    assert_eq!(commands, [bank(&lease(2, 5), 1), send(fetch_model(6, 90, FetchPurpose::Evaluate, None))]);
+    assert_eq!(commands, [bank(&lease(2, 5), 1)]);
     let (version, digest_of) = (ModelVersion(6), digest(90));
     let transfer = TransferManifest::of(&encoded(90));
     let form = ModelForm::Snapshot;

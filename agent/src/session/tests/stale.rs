@@ -25,8 +25,8 @@ fn a_model_that_is_no_longer_wanted_does_not_replace_the_one_that_is() {
     assert!(matches!(&commands[..], [Command::Evaluate { version: ModelVersion(7), .. }]), "{commands:?}");
     assert_eq!(session.handle(4, unpacked(5)), []);
     let commands = session.handle(5, evaluated(7));
-    let told = Evaluation { agent: AGENT, version: ModelVersion(7), accuracy: 0.5, loss: 1.0, num_examples: 10 };
-    assert_eq!(commands, [send(AgentMessage::Evaluated(told)), train(&lease(2, 7))]);
+    let evaluation = Evaluation { agent: AGENT, version: ModelVersion(7), accuracy: 0.5, loss: 1.0, num_examples: 10 };
+    assert_eq!(commands, [send(AgentMessage::Evaluated { evaluation, cost_ms: 2 }), train(&lease(2, 7))]);
 }
 
 #[test]

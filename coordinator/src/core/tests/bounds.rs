@@ -218,7 +218,10 @@ fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are
         let lease = world.lease(1);
         let Some((_, CoordinatorMessage::Lease { evaluate, .. })) = world.last_sent() else { panic!("no lease") };
         if evaluate {
-            let commands = world.message(1, AgentMessage::Evaluated(world.evaluation(1, lease.base_version, 0.5)));
+            let commands = world.message(
+                1,
+                AgentMessage::Evaluated { evaluation: world.evaluation(1, lease.base_version, 0.5), cost_ms: 0 },
+            );
             assert_eq!(kinds(&commands), ["evaluated", "aggregated"], "evaluation {asked} was asked for");
             asked += 1;
         }
@@ -228,7 +231,10 @@ fn evaluations_that_nobody_asked_for_are_paid_from_the_bucket_and_the_others_are
     assert!(asked > BURST);
     let position = world.position();
     for _ in 0..4 * BURST {
-        world.message(1, AgentMessage::Evaluated(world.evaluation(1, Default::default(), 0.5)));
+        world.message(
+            1,
+            AgentMessage::Evaluated { evaluation: world.evaluation(1, Default::default(), 0.5), cost_ms: 0 },
+        );
         world.journal();
     }
     let grown = world.position().0 - position.0;

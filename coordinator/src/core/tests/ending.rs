@@ -130,7 +130,7 @@ fn a_request_for_a_lease_does_not_send_the_last_evaluator_away() {
         ),
         "{commands:?}"
     );
-    let evaluated = AgentMessage::Evaluated(world.evaluation(1, ModelVersion(0), 0.5));
+    let evaluated = AgentMessage::Evaluated { evaluation: world.evaluation(1, ModelVersion(0), 0.5), cost_ms: 0 };
     world.message(1, evaluated);
     assert!(is_told(&world.journal(), 1));
 }

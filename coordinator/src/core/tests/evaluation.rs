@@ -3,6 +3,7 @@
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Evaluation, FinishReason, LeaseEnd, RecordBody};
 use anabranch_common::limits;
+use anabranch_common::spec::{EvaluateSpec, RunSpec};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 
 use super::world::{World, agent, served, spec};
@@ -33,8 +34,19 @@ fn kinds(commands: &[Command]) -> Vec<&'static str> {
 
 /// Agent `n`, which holds `examples`, answers, and everything becomes durable.
 fn answer(world: &mut World, n: u8, version: u64, accuracy: f64, examples: u64) -> Vec<Command> {
+    answer_at_cost(world, (n, version), accuracy, examples, 0)
+}
+
+/// ... and says how long it has computed no round because of it.
+fn answer_at_cost(
+    world: &mut World,
+    (n, version): (u8, u64),
+    accuracy: f64,
+    examples: u64,
+    cost_ms: u64,
+) -> Vec<Command> {
     let evaluation = Evaluation { num_examples: examples, ..world.evaluation(n, ModelVersion(version), accuracy) };
-    let mut commands = world.message(n, AgentMessage::Evaluated(evaluation));
+    let mut commands = world.message(n, AgentMessage::Evaluated { evaluation, cost_ms });
     commands.extend(world.journal());
     commands
 }
@@ -274,6 +286,67 @@ fn a_measurement_that_interrupts_two_trainers_makes_the_next_one_due_later() {
         world.journal();
     }
     assert_eq!(asked_at, [0, 20, 40], "every twentieth version, by both");
+}
+
+/// Agent 1 evaluates for so long, and says what that has cost. It makes a version a second, or agent 2 does where agent 1
+/// does not train. A round is due with every version. Returns the seconds in which agent 1 evaluated.
+fn evaluated_at_s(shard: u64, took_ms: u64, cost_ms: u64) -> Vec<u64> {
+    let mut world = measured_often(&[(shard, 10), (100, 0)]);
+    let trainer = if shard > 0 { 1 } else { 2 };
+    let mut seconds = Vec::new();
+    for second in 0..60 {
+        let idle = !asked(&tick(&mut world, 0)).is_empty();
+        let (version, lease) = (world.state().version.0, world.lease(trainer));
+        let first = matches!(world.last_sent(), Some((_, CoordinatorMessage::Lease { evaluate: true, .. })));
+        if idle || first {
+            seconds.push(second);
+            world.advance_ms(took_ms);
+            answer_at_cost(&mut world, (1, version), 0.5, 10, cost_ms);
+        }
+        world.receive(trainer, &world.meta(trainer, second, &lease), [1.0; 4]);
+        world.journal();
+        world.advance_ms(if idle || first { 1_000 - took_ms } else { 1_000 });
+    }
+    seconds
+}
+
+/// A world in which every version is to be measured.
+fn measured_often(examples: &[(u64, u64)]) -> World {
+    let evaluate = EvaluateSpec { every_versions: 1, every_s: 1.0 };
+    World::started_as(RunSpec { evaluate, ..spec() }, examples)
+}
+
+/// An agent that evaluated whenever it was due made fewer updates than its peers: 11 of 165 with two others.
+#[test]
+fn evaluating_takes_a_twentieth_of_the_time_of_an_agent_that_trains() {
+    assert_eq!(evaluated_at_s(100, 500, 500), [0, 10, 20, 30, 40, 50], "half a second in ten");
+    assert_eq!(evaluated_at_s(100, 50, 50)[..3], [0, 1, 2], "what takes little is asked for whenever it is due");
+    assert_eq!(evaluated_at_s(100, 900, 50)[..3], [0, 2, 4], "it was at work for the rest of the time");
+}
+
+#[test]
+fn an_agent_cannot_put_evaluations_off_by_what_it_says_they_cost() {
+    assert_eq!(evaluated_at_s(100, 500, u64::MAX), [0, 10, 20, 30, 40, 50]);
+}
+
+#[test]
+fn an_agent_that_only_evaluates_is_asked_whatever_it_costs() {
+    assert_eq!(evaluated_at_s(0, 900, 900)[..5], [0, 1, 2, 3, 4]);
+}
+
+/// What it has cost says nothing of another evaluator.
+#[test]
+fn an_evaluator_that_has_left_puts_nothing_off() {
+    let mut world = measured_often(&[(100, 10), (100, 0)]);
+    world.lease(1);
+    world.advance_ms(10_000);
+    answer_at_cost(&mut world, (1, 0), 0.5, 10, 10_000);
+    world.make_version(2, 0);
+    world.handle(Event::Disconnected { peer: PeerId(1) });
+    world.advance_ms(limits::EVALUATOR_AWAY_MS);
+    world.connect_with(3, 0, 10);
+    assert_eq!(asked(&world.journal()), [], "the version is published first");
+    assert_eq!(asked(&tick(&mut world, limits::EVALUATION_LOOK_MS)), [(3, 1)]);
 }
 
 /// The figures used to be those of the model that agents train from, and the export another vector.

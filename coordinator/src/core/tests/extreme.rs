@@ -42,7 +42,7 @@ fn kind(message: &AgentMessage) -> u8 {
         AgentMessage::FetchModel { .. } => 3,
         AgentMessage::OfferUpdate { .. } => 4,
         AgentMessage::ReturnLease { .. } => 5,
-        AgentMessage::Evaluated(_) => 6,
+        AgentMessage::Evaluated { .. } => 6,
         AgentMessage::Progress { .. } => 7,
         AgentMessage::Renew { .. } => 8,
         AgentMessage::Goodbye { .. } => 9,
@@ -144,13 +144,16 @@ trait DrawMessages: Draw {
                 let why = self.of(&[LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded]);
                 AgentMessage::ReturnLease { lease: LeaseId(self.number()), why }
             }
-            6 => AgentMessage::Evaluated(Evaluation {
-                agent: if self.choice().is_multiple_of(4) { self.agent() } else { sender },
-                version: ModelVersion(self.number()),
-                accuracy: self.float(),
-                loss: self.float(),
-                num_examples: self.number(),
-            }),
+            6 => AgentMessage::Evaluated {
+                evaluation: Evaluation {
+                    agent: if self.choice().is_multiple_of(4) { self.agent() } else { sender },
+                    version: ModelVersion(self.number()),
+                    accuracy: self.float(),
+                    loss: self.float(),
+                    num_examples: self.number(),
+                },
+                cost_ms: self.number(),
+            },
             7 => {
                 let (lease, steps) = (LeaseId(self.number()), self.short());
                 AgentMessage::Progress { lease, steps, examples_per_s: self.single() }

@@ -201,7 +201,7 @@ fn an_expired_lease_ends_and_a_paused_run_gives_none() {
 fn reaching_the_accuracy_target_ends_the_run_at_the_version_that_was_evaluated() {
     let mut world = World::started_with_shards(&[(100, 10)]);
     world.lease(1);
-    let evaluated = AgentMessage::Evaluated(world.evaluation(1, ModelVersion(0), 0.97));
+    let evaluated = AgentMessage::Evaluated { evaluation: world.evaluation(1, ModelVersion(0), 0.97), cost_ms: 0 };
     let commands = world.message(1, evaluated);
     let records = World::appended(&commands);
     let reason = FinishReason::Accuracy { reached: 0.97 };
@@ -233,12 +233,12 @@ fn an_impossible_evaluation_is_a_breach_of_protocol() {
     let mut world = World::started(1);
     let ahead = world.evaluation(1, ModelVersion(9), 0.5);
     assert_eq!(
-        world.message(1, AgentMessage::Evaluated(ahead)),
+        world.message(1, AgentMessage::Evaluated { evaluation: ahead, cost_ms: 0 }),
         [],
         "a version that was rolled back is nobody's fault"
     );
     let impossible = world.evaluation(1, ModelVersion(0), 1.5);
-    let commands = world.message(1, AgentMessage::Evaluated(impossible));
+    let commands = world.message(1, AgentMessage::Evaluated { evaluation: impossible, cost_ms: 0 });
     assert!(breaks_the_protocol(&commands), "{commands:?}");
 }
 

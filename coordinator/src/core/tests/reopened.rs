@@ -18,7 +18,7 @@ fn with_target(target: TargetSpec) -> anabranch_common::spec::RunSpec {
 fn ended() -> World {
     let mut world = World::started_with_shards(&[(0, 10), (100, 0)]);
     world.published();
-    world.message(1, AgentMessage::Evaluated(world.evaluation(1, ModelVersion(0), 0.97)));
+    world.message(1, AgentMessage::Evaluated { evaluation: world.evaluation(1, ModelVersion(0), 0.97), cost_ms: 0 });
     world.journal();
     assert!(world.state().finished.is_some());
     world

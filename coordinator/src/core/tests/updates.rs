@@ -341,7 +341,7 @@ fn replaying_the_records_gives_the_state_of_the_live_core() {
         let values = if round % 5 == 4 { [f32::NAN; 4] } else { [round as f32; 4] };
         world.receive(n, &world.meta(n, seq, &lease), values);
         let evaluation = world.evaluation(n, lease.base_version, 0.5);
-        world.message(n, AgentMessage::Evaluated(evaluation));
+        world.message(n, AgentMessage::Evaluated { evaluation, cost_ms: 0 });
         world.journal();
     }
     assert_eq!(world.replayed(), *world.state());

@@ -178,7 +178,12 @@ impl World {
 
     /// Agents 1, 2, ... with so many examples to train and to evaluate on, connected, and a durable model.
     pub(super) fn started_with_shards(examples: &[(u64, u64)]) -> Self {
-        let mut world = Self::new();
+        Self::started_as(spec(), examples)
+    }
+
+    /// The same with another configuration.
+    pub(super) fn started_as(spec: RunSpec, examples: &[(u64, u64)]) -> Self {
+        let mut world = Self::pending(spec);
         for (n, (train_examples, eval_examples)) in (1..).zip(examples) {
             world.connect_with(n, *train_examples, *eval_examples);
         }

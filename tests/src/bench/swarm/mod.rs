@@ -28,9 +28,8 @@ use quinn::Endpoint;
 use tokio::task::JoinSet;
 
 use super::store::noise;
-use super::usage::{self, Usage};
 use crate::clock::Stopwatch;
-use crate::process::{Cluster, PATIENCE};
+use crate::process::{Cluster, PATIENCE, Usage, cpu_s};
 use crate::report::{Report, proc_kib, quantile};
 
 use agent::{Member, Payload, Shared, Tally};
@@ -267,7 +266,7 @@ impl Swarm {
     /// Looks on for so many seconds. `pid` is the coordinator's.
     pub(super) async fn measure(&self, pid: u32, seconds: f64) -> Slice {
         let tally = &self.shared.tally;
-        let cpu = || (usage::cpu_s(pid).unwrap_or(0.0), usage::cpu_s(std::process::id()).unwrap_or(0.0));
+        let cpu = || (cpu_s(pid).unwrap_or(0.0), cpu_s(std::process::id()).unwrap_or(0.0));
         let (before, cpu_before, watch) = (self.count(), cpu(), Stopwatch::start());
         tally.measuring.store(true, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;

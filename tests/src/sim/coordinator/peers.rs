@@ -118,7 +118,7 @@ impl World {
                     AgentMessage::EvaluationFailed { version, .. } => {
                         conn.to_evaluate.take_if(|asked| asked == version)
                     }
-                    AgentMessage::Evaluated(evaluation) => {
+                    AgentMessage::Evaluated { evaluation, .. } => {
                         conn.to_evaluate.take_if(|asked| *asked == evaluation.version);
                         None
                     }
