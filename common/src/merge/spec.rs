@@ -138,7 +138,8 @@ pub enum MergeSpec {
     },
     /// Every update makes a version, and the last updates of agents that lack participation are recalled.
     Recall {
-        /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it.
+        /// Step of the whole fleet, in units of the agents' own deltas: each arrival steps a C-th of it. A configuration
+        /// file without it gets [`recall::usual_step`] of its optimizer.
         #[serde(default = "recall_step")]
         step: f32,
         /// Whether updates are recalled.
@@ -179,7 +180,7 @@ fn tau() -> f64 {
 }
 
 fn recall_step() -> f32 {
-    23.0
+    recall::USUAL_STEP
 }
 
 fn on() -> bool {

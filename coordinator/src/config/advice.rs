@@ -2,14 +2,14 @@
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::downlink::chain::ChainRule;
-use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::staleness::Staleness;
-use anabranch_common::spec::RunSpec;
+use anabranch_common::merge::{MergeSpec, recall};
+use anabranch_common::spec::{OptimizerSpec, RunSpec};
 
 /// Returns one sentence or two for each combination that is known to be bad: the keys, and why (docs/merging.md).
 #[must_use]
 pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
-    let recall = matches!(spec.merge, MergeSpec::Recall { .. });
+    let recalls = matches!(spec.merge, MergeSpec::Recall { .. });
     let bounded = spec.admit.max_norm_ratio > 0.0 || spec.admit.clip_norm_ratio > 0.0;
     let (fraction, sparse) = match spec.upload.codec {
         CodecSpec::TopK { fraction, .. } => (fraction, true),
@@ -19,13 +19,17 @@ pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
         MergeSpec::FedAsync { staleness, .. } => *staleness == Staleness::Constant,
         _ => false,
     };
+    let long = match (&spec.merge, &spec.train.optimizer) {
+        (MergeSpec::Recall { step, .. }, OptimizerSpec::AdamW { .. }) => *step > 2.0 * recall::USUAL_STEP_ADAMW,
+        _ => false,
+    };
     let known = [
         (
-            !recall && spec.admit.rare_norm_ratio > 0.0,
+            !recalls && spec.admit.rare_norm_ratio > 0.0,
             "admit.rare_norm_ratio has no effect: only merge.strategy = \"recall\" knows how often an agent reports",
         ),
         (
-            recall && bounded && spec.admit.rare_norm_ratio == 0.0,
+            recalls && bounded && spec.admit.rare_norm_ratio == 0.0,
             "merge.strategy = \"recall\" with admit.max_norm_ratio or admit.clip_norm_ratio, but without \
              admit.rare_norm_ratio: agents that alone hold a class send long updates, which are refused or scaled down, \
              and the class is forgotten; set rare_norm_ratio = 10",
@@ -36,7 +40,7 @@ pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
              and the model oscillates; set staleness = { fn = \"polynomial\", a = 0.5 }",
         ),
         (
-            recall && sparse && fraction < 0.05,
+            recalls && sparse && fraction < 0.05,
             "merge.strategy = \"recall\" with upload.codec.fraction below 0.05: what slow agents alone know is learned \
              less well; fewer bits cost less than fewer entries (bits = 4)",
         ),
@@ -44,6 +48,11 @@ pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
             spec.downlink.share_updates && (spec.downlink.track.is_some() || ChainRule::of(&spec.merge).is_none()),
             "downlink.share_updates has no effect: agents replay updates only with merge.strategy = \"fedasync\" or \
              \"fedbuff\", and without downlink.track",
+        ),
+        (
+            long,
+            "merge.step is more than twice what suits train.optimizer.kind = \"adamw\": AdamW's updates are of full \
+             length, and a fleet that steps many of them at a time overshoots; leave merge.step out",
         ),
         (
             sparse && spec.upload.feedback_decay == 0.0,
@@ -70,7 +79,7 @@ mod tests {
     #[test]
     fn what_init_writes_is_fine_and_each_bad_combination_is_named_once() {
         assert_eq!(of(&[]), [] as [&str; 0]);
-        let recall = "strategy = \"recall\"\nstep = 23.0";
+        let recall = "strategy = \"recall\"";
         let unfit = of(&[(recall, "strategy = \"fedasync\"\nalpha = 0.6")]);
         assert!(unfit.len() == 2 && unfit[0].contains("no effect") && unfit[1].contains("oscillates"), "{unfit:?}");
         for (from, to, expected) in [
@@ -82,5 +91,9 @@ mod tests {
             let found = of(&[(from, to)]);
             assert!(found.len() == 1 && found[0].contains(expected), "{from}: {found:?}");
         }
+        let adamw = ("optimizer = { kind = \"sgd\", lr = 0.05 }", "optimizer = { kind = \"adamw\", lr = 0.001 }");
+        assert_eq!(of(&[adamw]), [] as [&str; 0], "the step follows the optimizer");
+        let found = of(&[adamw, (recall, "strategy = \"recall\"\nstep = 23.0")]);
+        assert!(found.len() == 1 && found[0].contains("overshoots"), "{found:?}");
     }
 }

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use anabranch_common::limits;
-use anabranch_common::merge::MergeSpec;
+use anabranch_common::merge::{MergeSpec, recall};
 use anabranch_common::spec::{
     AdmitSpec, DownlinkSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
@@ -215,6 +215,18 @@ struct File {
     log: LogConfig,
 }
 
+impl File {
+    /// Fills in `merge.step` where `text` leaves it out: which step suits depends on the local optimizer.
+    fn fill_in_step(&mut self, text: &str) {
+        let MergeSpec::Recall { step, .. } = &mut self.merge else { return };
+        let table: Option<toml::Table> = text.parse().ok();
+        let given = table.as_ref().and_then(|table| table.get("merge")).and_then(|merge| merge.get("step"));
+        if given.is_none() {
+            *step = recall::usual_step(&self.train.optimizer);
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RunTable {
@@ -296,7 +308,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|error| {
+        let mut file: File = toml::from_str(text).map_err(|error| {
             let complaint = |text: &str| Some(toml::from_str::<File>(text).err()?.message().to_owned());
             let (offset, problem) = match locate::culprit(text, &error, complaint) {
                 Some(key) => (locate::of_key(text, &key), format!("{key}: {}", error.message())),
@@ -305,6 +317,7 @@ impl Config {
             let (line, column) = locate::line_column(text, offset);
             ConfigError::Syntax { path: path.to_owned(), line, column, problem }
         })?;
+        file.fill_in_step(text);
         let config = Self {
             spec: RunSpec {
                 name: file.run.name,

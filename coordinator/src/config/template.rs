@@ -78,9 +78,11 @@ feedback_decay = 1.0
 
 [merge]
 # "recall": every update makes a version by an adaptive step, the last updates of agents that take part too little are
-# added, and the average of the models is served. step is the step of the whole fleet in units of its updates.
+# added, and the average of the models is served.
 strategy = "recall"
-step = 23.0
+# Step of the whole fleet in units of the agents' own updates. Without this key: 23 with "sgd", 4 with "adamw", whose
+# updates are of full length.
+#step = 23.0
 # "fedasync": every update makes a version, mixed with rate alpha:
 #   strategy = "fedasync"
 #   alpha = 0.6

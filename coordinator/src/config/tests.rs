@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
 /// The error for the template with another merge rule and `from` replaced by `to`, and the line on which `to` starts.
 fn broken(from: &str, to: &str) -> (String, usize) {
     let fedbuff = "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0";
-    let text = template().replacen("strategy = \"recall\"\nstep = 23.0", fedbuff, 1);
+    let text = template().replacen("strategy = \"recall\"", fedbuff, 1);
     assert!(text.contains(from), "the template no longer contains {from:?}");
     let text = text.replacen(from, to, 1);
     let line = text[..text.find(to).expect("was just put in")].matches('\n').count() + 1;
@@ -253,7 +253,7 @@ fn values_out_of_range_are_named_with_their_line() {
 #[test]
 fn a_track_that_updates_could_not_reach_is_refused() {
     let with = |every: u64, merge: &str| {
-        let text = template().replacen("strategy = \"recall\"\nstep = 23.0", merge, 1);
+        let text = template().replacen("strategy = \"recall\"", merge, 1);
         parse(&text.replacen("track = {", &format!("track = {{ every = {every},"), 1))
             .map_err(|error| error.to_string())
     };
@@ -264,6 +264,24 @@ fn a_track_that_updates_could_not_reach_is_refused() {
     assert!(with(1, "strategy = \"fedavg\"").is_ok());
     let rounds = with(2, "strategy = \"fedavg\"").expect_err("refused");
     assert!(rounds.contains("downlink.track.every must be 1 or absent with a merge.strategy of rounds"), "{rounds}");
+}
+
+#[test]
+fn the_step_of_recall_follows_the_optimizer_where_the_file_leaves_it_out() {
+    let step = |optimizer: &str, merge: &str| {
+        let text = template().replacen("{ kind = \"sgd\", lr = 0.05 }", optimizer, 1);
+        match parse(&text.replacen("strategy = \"recall\"", merge, 1)).expect("valid").spec.merge {
+            MergeSpec::Recall { step, .. } => step,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (sgd, adamw) = ("{ kind = \"sgd\", lr = 0.1, momentum = 0.9 }", "{ kind = \"adamw\", lr = 0.001 }");
+    assert_eq!(step(sgd, "strategy = \"recall\""), recall::USUAL_STEP);
+    assert_eq!(step(adamw, "strategy = \"recall\""), recall::USUAL_STEP_ADAMW);
+    assert_eq!(step(adamw, "strategy = \"recall\"\naverage = false"), recall::USUAL_STEP_ADAMW);
+    for optimizer in [sgd, adamw] {
+        assert_eq!(step(optimizer, "strategy = \"recall\"\nstep = 9.5"), 9.5, "as it is written");
+    }
 }
 
 #[test]

@@ -50,11 +50,16 @@ use std::sync::Arc;
 use super::shares::WINDOW_PER_AGENT;
 use super::{Arrival, MergeRule, MergeSpec, RestoreError, SavedRule, Served, check_shape};
 use crate::codec::Delta;
+use crate::spec::OptimizerSpec;
 
 pub use inputs::{RecallInputs, Recalled};
 pub use memories::{Memories, Memory};
 pub use saved::{Figures, read as read_parts};
 
+/// Step of the whole fleet where agents train by stochastic gradient descent: found on W1 and W3 of docs/race.md.
+pub const USUAL_STEP: f32 = 23.0;
+/// Step of the whole fleet where agents train by AdamW.
+pub const USUAL_STEP_ADAMW: f32 = 4.0;
 /// Decay of the first moment.
 pub const BETA_1: f64 = 0.5;
 /// Added to the root of the second moment, in units of sigma.
@@ -75,6 +80,19 @@ pub const USUAL_AGENTS: f64 = 10.0;
 pub const LEAST_MOMENT: f64 = 1e-30;
 /// What the square of a norm is at least.
 pub const LEAST_SQUARE: f64 = 1e-12;
+
+/// Returns the step of the whole fleet that suits a local optimizer.
+///
+/// A delta of stochastic gradient descent grows with the gradient, and its learning rate is far below what the sum of
+/// the fleet could bear. AdamW moves each parameter by about its learning rate whatever the gradient is: its deltas are of
+/// full length, and a fleet that steps many of them overshoots (docs/adr/0027-step-and-optimizer.md).
+#[must_use]
+pub fn usual_step(optimizer: &OptimizerSpec) -> f32 {
+    match optimizer {
+        OptimizerSpec::Sgd { .. } => USUAL_STEP,
+        OptimizerSpec::AdamW { .. } => USUAL_STEP_ADAMW,
+    }
+}
 
 /// What a user may set.
 #[derive(Debug, Clone, Copy, PartialEq)]
