@@ -25,10 +25,11 @@ const CALLS: [&str; 6] = [
 ];
 
 /// What looks like a bound and is none: file, name of the constant (or the call), reason.
-const ALLOWED: [(&str, &str, &str); 55] = [
+const ALLOWED: [(&str, &str, &str); 56] = [
     ("common/src/codec/blocks.rs", "SCALE_BYTES", LAYOUT),
     ("common/src/codec/entropy.rs", "MAX_EXPANSION", "a fact of zstd's format"),
     ("common/src/codec/rice.rs", "MAX_PARAMETER", LAYOUT),
+    ("common/src/downlink/chain.rs", "HEADER_BYTES", LAYOUT),
     ("common/src/downlink/track.rs", "HEADER_BYTES", LAYOUT),
     ("common/src/journal.rs", "HEADER_BYTES", LAYOUT),
     ("common/src/token.rs", "CHECKSUM_BYTES", LAYOUT),

@@ -375,6 +375,7 @@ fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
     for (name, params, agents) in [
         ("w1", 101_770, 10),
         ("w1-adamw", 101_770, 10),
+        ("w1-apart", 101_770, 10),
         ("w1-hostile", 101_770, 10),
         ("w2", 101_770, 10),
         ("w3", 101_770, 10),
