@@ -373,6 +373,7 @@ fn an_override_holds_for_every_strategy() -> anyhow::Result<()> {
 fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
     for (name, params, agents) in [
+        ("nvflare-edge", 101_770, 16),
         ("w1", 101_770, 10),
         ("w1-adamw", 101_770, 10),
         ("w1-apart", 101_770, 10),

@@ -26,15 +26,12 @@ fn is_off(switch: &bool) -> bool {
 #[serde(deny_unknown_fields)]
 pub struct TrackSpec {
     /// Versions from one record of the track to the next, at least 1. When absent, the distance follows the number of agents
-    /// at work: five records while each of them makes two updates, and at most one a version.
+    /// at work: see [`distance`](Self::distance).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<u64>,
     /// How a record is encoded.
     pub codec: CodecSpec,
 }
-
-/// Records of a track while each agent at work makes one update, as a ratio: 5 to 2.
-const RECORDS_PER_ROUND: (u64, u64) = (5, 2);
 
 impl DownlinkSpec {
     /// Returns whether every key has its default.
@@ -47,11 +44,14 @@ impl DownlinkSpec {
 impl TrackSpec {
     /// Returns how many versions lie between two records while `agents` are at work and `contributions` make a version. Never
     /// more than `most`.
+    ///
+    /// Without `every` it is two fifths of the updates that the agents make in one round each, so that an agent misses two or
+    /// three records a round. Beyond ten agents it grows with the square root of their number: what many agents change between
+    /// two records is not sparse, and a sparse record leaves most of it out.
     #[must_use]
     pub fn distance(&self, agents: u64, contributions: u32, most: u64) -> u64 {
-        let (records, rounds) = RECORDS_PER_ROUND;
-        let updates_per_record = agents.saturating_mul(rounds) / records;
-        self.every.unwrap_or(updates_per_record / u64::from(contributions.max(1))).min(most).max(1)
+        let updates = (agents.saturating_mul(2) / 5).min((agents.saturating_mul(8) / 5).isqrt());
+        self.every.unwrap_or(updates / u64::from(contributions.max(1))).min(most).max(1)
     }
 }
 
@@ -63,7 +63,8 @@ mod tests {
     fn the_distance_of_records_follows_the_agents_at_work() {
         let track = |every| TrackSpec { every, codec: CodecSpec::Int8 };
         let follows = |agents, contributions| track(None).distance(agents, contributions, 1_000);
-        assert_eq!([0, 1, 2, 4, 5, 10, 100].map(|agents| follows(agents, 1)), [1, 1, 1, 1, 2, 4, 40]);
+        assert_eq!([0, 1, 2, 4, 5, 10].map(|agents| follows(agents, 1)), [1, 1, 1, 1, 2, 4]);
+        assert_eq!([11, 20, 100, 1_000].map(|agents| follows(agents, 1)), [4, 5, 12, 40]);
         assert_eq!([1, 2, 4, 5].map(|contributions| follows(10, contributions)), [4, 2, 1, 1]);
         assert_eq!(
             [follows(u64::MAX, 1), track(None).distance(10, 1, 3), track(None).distance(10, 0, 0)],

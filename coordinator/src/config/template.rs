@@ -128,8 +128,7 @@ max_influence = 1.5
 [downlink]
 # Agents train from a published track: an image of the model that moves in compressed steps, the same ones for all agents.
 # Without this key they train from the model and are sent all of it (docs/downlink.md). codec as in [upload].
-# A step is published after two fifths of the updates that all agents at work make in a round each; every = 4: after four
-# versions.
+# How many versions lie between two steps follows the number of agents at work; every = 4: four versions.
 track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
 # Without a track, and with "fedasync" or "fedbuff", agents can merge the updates of others by themselves, which is less to
 # send where agents are few. It shows every agent the updates of all others (docs/downlink.md).

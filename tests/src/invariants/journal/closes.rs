@@ -94,14 +94,16 @@ impl Closes {
     }
 
     /// Without a track agents may train from every version, and so in rounds. With one, two fifths of the fleet's
-    /// updates lie between two records, or as many versions as the configuration says.
+    /// updates lie between two records, beyond ten agents the root of 1.6 times their number, or as many versions as the configuration says.
     fn distance(&mut self, spec: Option<&RunSpec>, close: Close) -> Checked {
         let Some(spec) = spec else { return Ok(()) };
         let distance = match &spec.downlink.track {
             None => 1,
             Some(_) if spec.merge.barrier().is_some() => 1,
             Some(track) => {
-                let follows = 2 * self.reporting().max(self.held.len() as u64) / 5 / u64::from(close.contributions);
+                let agents = self.reporting().max(self.held.len() as u64);
+                let root = (0..=agents).take_while(|root| 5 * root * root <= 8 * agents).last().unwrap_or(0);
+                let follows = (2 * agents / 5).min(root) / u64::from(close.contributions);
                 track.every.unwrap_or(follows).min(spec.admit.max_staleness + 1).max(1)
             }
         };
