@@ -27,6 +27,7 @@ struct Update {
     values: Vec<f32>,
     base_dot: f64,
     scale: f32,
+    staleness: u64,
     weight: f64,
     recalled: Vec<(u8, f64)>,
 }
@@ -37,6 +38,7 @@ struct Look {
     x: Vec<f64>,
     average: Vec<f64>,
     sigma: f64,
+    lag: f64,
 }
 
 fn agent(number: u8) -> AgentId {
@@ -66,7 +68,7 @@ fn the_rule_gives_the_reference_values() {
     let mut shares = Shares::of((0..).map(agent).zip(examples.iter().copied()));
     let mut seen = 0;
     for (after, update) in (1..).zip(&arrivals) {
-        let Update { agent: number, scale, .. } = *update;
+        let Update { agent: number, scale, staleness, .. } = *update;
         let held = examples[usize::from(number)];
         let admitted = shares.admit(agent(number), held, Recalling::On);
         assert!(is_close(admitted.weight, update.weight), "weight {} of arrival {after}", admitted.weight);
@@ -85,7 +87,7 @@ fn the_rule_gives_the_reference_values() {
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
         let weight = admitted.weight as f32 * scale;
         let (base_dot, recall) = (Some(update.base_dot), Some(&inputs));
-        let (agent, mean_weight, staleness) = (agent(number), 0, 0);
+        let (agent, mean_weight) = (agent(number), 0);
         rule.contribute(&model, &delta, &Arrival { agent, weight, mean_weight, staleness, base_dot, recall });
         rule.close(&mut model);
         if let Some(look) = looks.iter().find(|look| look.after == after) {
@@ -96,6 +98,7 @@ fn the_rule_gives_the_reference_values() {
             assert_close("average", after, average, &look.average);
             let (figures, memories) = read_parts(&rule.save().parts, model.len()).expect("as it was saved");
             assert!(is_close(figures.sigma, look.sigma), "sigma after {after} is {}", figures.sigma);
+            assert!((figures.lag - look.lag).abs() <= CLOSE, "lag after {after} is {}", figures.lag);
             assert!(memories.len() <= examples.len());
         }
     }

@@ -21,14 +21,14 @@ class Rule:
         self.p = held / held.sum()
         self.share = self.p.copy()
         self.m, self.u = np.zeros(PARAMS), np.zeros(PARAMS)
-        self.sigma, self.n, self.memory = 0.0, 0, {}
+        self.sigma, self.lag, self.n, self.memory = 0.0, 0.0, 0, {}
         self.last, self.interval = [0] * self.agents, [0] * self.agents
 
     def fade(self, j):
         late = (self.n - self.last[j] - 2 * self.interval[j]) / self.interval[j]
         return 1.0 if late <= 0 else 2.0 ** -np.floor(late) * (1 - (late % 1) / 2)
 
-    def accept(self, a, c, b, scale):
+    def accept(self, a, c, b, scale, staleness):
         """Returns the fresh weight and what is recalled, the largest lack first."""
         window = 10 * self.agents
         self.n += 1
@@ -51,11 +51,14 @@ class Rule:
             if self.sigma > 0:
                 phi *= min(1.0, NORM_CAP * self.sigma * PARAMS ** 0.5 / square_j ** 0.5)
             direction = direction + factor * phi * cj
-        self.sigma += max(1 / (4 * self.agents), 1 / self.n) * (square ** 0.5 / PARAMS ** 0.5 - self.sigma)
+        pace = max(1 / (4 * self.agents), 1 / self.n)
+        self.sigma += pace * (square ** 0.5 / PARAMS ** 0.5 - self.sigma)
+        self.lag += pace * (min(staleness, 2 * self.agents) - self.lag)
         beta_2 = 1 - 1 / window
         self.m = BETA_1 * self.m + (1 - BETA_1) * direction
         self.u = beta_2 * self.u + (1 - beta_2) * direction ** 2
         rate = STEP / (self.agents * max(self.agents, 10)) ** 0.5 * self.sigma * (1 + self.n / (130 * self.agents)) ** -0.5
+        rate *= min(1, (self.agents + 1) / (2 * self.lag)) if self.lag > 0 else 1
         m_hat, u_hat = self.m / (1 - BETA_1 ** self.n), self.u / (1 - beta_2 ** self.n)
         self.x = self.x + rate * m_hat / (np.sqrt(u_hat) + EPSILON * self.sigma)
         self.average = self.average + (POWER + 1) / (self.n + POWER + 1) * (self.x - self.average)
@@ -78,7 +81,7 @@ def main():
     single = lambda values: np.float32(values).astype(float)
     targets = rng.normal(size=(len(EXAMPLES), PARAMS))
     start = single(rng.normal(size=PARAMS))
-    rule, base = Rule(start, EXAMPLES), [start] * len(EXAMPLES)
+    rule, base, based = Rule(start, EXAMPLES), [start] * len(EXAMPLES), [0] * len(EXAMPLES)
     arrivals, looks = [], []
     for at, a in enumerate(order(), 1):
         delta = single(0.1 * (targets[a] - base[a]) + 0.01 * rng.normal(size=PARAMS))
@@ -86,13 +89,14 @@ def main():
         c = np.zeros(PARAMS)
         c[places] = delta[places]
         b, scale = float(base[a] @ c), 0.5 if at % 11 == 0 else 1.0
-        fresh, recalled = rule.accept(a, c, b, scale)
-        base[a] = single(rule.x)
-        update = {"agent": a, "places": places.tolist(), "values": c[places].tolist(), "base_dot": b, "scale": scale}
+        staleness = at - 1 - based[a]
+        fresh, recalled = rule.accept(a, c, b, scale, staleness)
+        base[a], based[a] = single(rule.x), at
+        update = {"agent": a, "places": places.tolist(), "values": c[places].tolist(), "base_dot": b, "scale": scale, "staleness": staleness}
         admitted = {"weight": fresh, "recalled": [[j, factor] for j, factor in recalled]}
         arrivals.append({**update, **admitted})
         if at in (1, 2, 5, 10) or at % 20 == 0:
-            looks.append({"after": at, "x": rule.x.tolist(), "average": rule.average.tolist(), "sigma": rule.sigma})
+            looks.append({"after": at, "x": rule.x.tolist(), "average": rule.average.tolist(), "sigma": rule.sigma, "lag": rule.lag})
     lines = lambda items: "[\n" + ",\n".join("  " + json.dumps(item) for item in items) + "\n ]"
     print(f'{{"examples": {EXAMPLES}, "start": {json.dumps(start.tolist())},')
     print(f' "arrivals": {lines(arrivals)},')

@@ -16,16 +16,21 @@
 //!   s   = (<x, c_j> - origin_j) / |c_j|^2
 //!   phi = rho_j clip(2 (1 - s / M), 0, 1) min(1, NCAP sigma sqrt(N) / |c_j|)      the norm bound is 1 while sigma is 0
 //! sigma += max(1 / (4 C), 1 / n) (|c| / sqrt(N) - sigma)
+//! lag   += max(1 / (4 C), 1 / n) (min(tau, 2 C) - lag)                           tau: versions since the update's base
 //! m     = beta1 m + (1 - beta1) D;   u = beta2 u + (1 - beta2) D^2                 beta2 = 1 - 1 / (10 C)
 //! close:
-//! x    += kappa sigma / sqrt(1 + n / (130 C)) * m_hat / (sqrt(u_hat) + EPSILON sigma)      kappa = step / sqrt(C max(C, 10))
+//! x    += kappa sigma / sqrt(1 + n / (130 C)) * m_hat / (sqrt(u_hat) + EPSILON sigma)
+//!   kappa = step / sqrt(C max(C, 10)) * min(1, (C + 1) / (2 lag))
 //! xbar += (Q + 1) / (n + Q + 1) (x - xbar)            served and exported
 //! ```
 //! The second moment calms the last layer under skewed labels, as in FADAS (2024) and Adam (Kingma and Ba 2015, with its
 //! bias corrections, here as running products since C changes). Memories that stand in for their agents are those of SAG
 //! (Schmidt et al. 2017), MIFA (Gu et al. 2021) and CA2FL (2024). The averaging is polynomial-decay averaging (Shamir and
 //! Zhang 2013). The constants were found with 10 agents on MNIST at 5 % top-k; with fewer the
-//! step of one arrival grows with 1 / sqrt(C) instead of 1 / C.
+//! step of one arrival grows with 1 / sqrt(C) instead of 1 / C. Where updates are staler than those of agents that end their
+//! rounds together, whose bases are half a fleet old, the step of all is smaller by as much: a long step from old bases
+//! overshoots (docs/adr/0028-lag.md). Staleness damps the common step only. A weight that falls with the staleness of an
+//! update would silence slow agents.
 //!
 //! | what | kept as | computed in |
 //! |---|---|---|
@@ -74,6 +79,8 @@ pub const AVERAGE_POWER: f64 = 7.0;
 pub const STEP_DECAY_PER_AGENT: f64 = 130.0;
 /// Sigma looks back over this many arrivals for every agent.
 pub const SIGMA_WINDOW_PER_AGENT: f64 = 4.0;
+/// The staleness of an update counts as at most so many updates for every agent: slow agents say nothing of the fleet's lag.
+pub const MOST_LAG_PER_AGENT: f64 = 2.0;
 /// Agents of the fleet that the step was found with. Below, a step grows more slowly than the fleet shrinks.
 pub const USUAL_AGENTS: f64 = 10.0;
 /// A moment below this is 0.
@@ -196,6 +203,7 @@ impl MergeRule for Recall {
         let figures = &mut self.figures;
         let pace = (1.0 / (SIGMA_WINDOW_PER_AGENT * agents)).max(1.0 / figures.arrivals as f64);
         figures.sigma += pace * (square.sqrt() / (model.len() as f64).sqrt() - figures.sigma);
+        figures.lag += pace * ((arrival.staleness as f64).min(MOST_LAG_PER_AGENT * agents) - figures.lag);
         let beta_2 = 1.0 - 1.0 / (WINDOW_PER_AGENT * agents);
         figures.beta_1_power *= BETA_1;
         figures.beta_2_power *= beta_2;
@@ -210,7 +218,8 @@ impl MergeRule for Recall {
             return;
         }
         let (agents, arrivals) = (f64::from(figures.active), figures.arrivals as f64);
-        let kappa = self.settings.step / (agents * agents.max(USUAL_AGENTS)).sqrt();
+        let calm = (agents + 1.0) / (agents + 1.0).max(2.0 * figures.lag);
+        let kappa = self.settings.step / (agents * agents.max(USUAL_AGENTS)).sqrt() * calm;
         let rate = kappa * figures.sigma / (1.0 + arrivals / (STEP_DECAY_PER_AGENT * agents)).sqrt();
         let (first, second) = (1.0 - figures.beta_1_power, 1.0 - figures.beta_2_power);
         let floor = EPSILON * figures.sigma;

@@ -11,7 +11,7 @@ use crate::merge::RestoreError;
 use crate::schema::{self, Layout, Reader, SchemaError, Writer};
 
 layout! {
-    struct Figures { arrivals, sigma, beta_1_power, beta_2_power, active, pending, used }
+    struct Figures { arrivals, sigma, lag, beta_1_power, beta_2_power, active, pending, used }
     struct SavedMemory { agent, content, origin, square, relevance }
 }
 
@@ -22,6 +22,8 @@ pub struct Figures {
     pub arrivals: u64,
     /// Moving mean of the updates' root mean square.
     pub sigma: f64,
+    /// Moving mean of the updates' staleness, in versions.
+    pub lag: f64,
     /// beta1^n, as a running product.
     pub beta_1_power: f64,
     /// The product of every beta2.
@@ -113,7 +115,9 @@ pub fn read(parts: &[Vec<u8>], params: usize) -> Result<(Figures, Vec<(AgentId, 
     };
     let figures: Figures = decode(head)?;
     let powers = [figures.beta_1_power, figures.beta_2_power];
-    let sound = figures.sigma.is_finite() && figures.sigma >= 0.0 && powers.iter().all(|p| (0.0..=1.0).contains(p));
+    let means = [figures.sigma, figures.lag];
+    let sound =
+        means.iter().all(|mean| mean.is_finite() && *mean >= 0.0) && powers.iter().all(|p| (0.0..=1.0).contains(p));
     check(sound, "a figure is out of range")?;
     check(
         rest.len() == figures.used.len() && rest.len() <= limits::RECALL_MEMORIES,
@@ -168,6 +172,7 @@ mod tests {
         let figures = Figures {
             arrivals: 9,
             sigma: 0.25,
+            lag: 1.5,
             beta_1_power: 0.125,
             beta_2_power: 0.5,
             active: 2,
@@ -200,8 +205,9 @@ mod tests {
                 assert!(read(&cut, 3).is_err(), "part {at} was read from {len} bytes");
             }
         }
-        for sigma in [f64::NAN, f64::INFINITY, -1.0] {
-            assert!(read(&parts(&Figures { sigma, ..figures.clone() }, &memories), 3).is_err(), "sigma {sigma}");
+        for mean in [f64::NAN, f64::INFINITY, -1.0] {
+            let wrong = [Figures { sigma: mean, ..figures.clone() }, Figures { lag: mean, ..figures.clone() }];
+            assert!(wrong.iter().all(|figures| read(&parts(figures, &memories), 3).is_err()), "a mean of {mean}");
         }
         for (relevance, square) in [(1.5, 1.0), (f64::NAN, 1.0), (0.5, 0.0), (0.5, f64::INFINITY)] {
             let content = Arc::new(Delta::Dense(vec![0.0; 3]));

@@ -30,6 +30,7 @@ pub(super) struct Recall {
     recalls: bool,
     n: u64,
     sigma: f64,
+    lag: f64,
     /// beta1^n, and the product of every beta2.
     powers: [f64; 2],
     agents: u32,
@@ -49,6 +50,7 @@ impl Recall {
             recalls: *recall,
             n: 0,
             sigma: 0.0,
+            lag: 0.0,
             powers: [1.0; 2],
             agents: 0,
             waits: false,
@@ -64,9 +66,9 @@ impl Recall {
         let [m, u, average] = saved.vectors() else { return Err(saved.different()) };
         (self.m, self.u, self.average) = (saved.load(m)?, saved.load(u)?, saved.load(average)?);
         let (figures, memories) = beside_vectors(saved)?;
-        let Figures { arrivals, sigma, beta_1_power, beta_2_power, active, pending, .. } = figures;
+        let Figures { arrivals, sigma, lag, beta_1_power, beta_2_power, active, pending, .. } = figures;
         (self.n, self.sigma, self.powers) = (arrivals, sigma, [beta_1_power, beta_2_power]);
-        (self.agents, self.waits) = (active, pending);
+        (self.agents, self.waits, self.lag) = (active, pending, lag);
         self.sent = memories.into_iter().map(|(agent, memory)| (agent, sent(&memory))).collect();
         Ok(())
     }
@@ -128,14 +130,16 @@ impl Recall {
         }
         self.agents = inputs.active.max(1);
         self.waits = true;
-        self.take_in(&direction, square, n);
+        self.take_in(&direction, square, n, contribution.staleness);
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the moments are f32")]
-    fn take_in(&mut self, direction: &[f32], square: f64, n: f64) {
+    fn take_in(&mut self, direction: &[f32], square: f64, n: f64, staleness: u64) {
         let agents = f64::from(self.agents);
         let pace = (1.0 / (4.0 * agents)).max(1.0 / self.n as f64);
         self.sigma += pace * (square.sqrt() / n.sqrt() - self.sigma);
+        let counted = if staleness as f64 > 2.0 * agents { 2.0 * agents } else { staleness as f64 };
+        self.lag += pace * (counted - self.lag);
         let beta_2 = 1.0 - 1.0 / (10.0 * agents);
         self.powers = [self.powers[0] * 0.5, self.powers[1] * beta_2];
         for (at, d) in direction.iter().map(|d| f64::from(*d)).enumerate() {
@@ -153,7 +157,10 @@ impl Recall {
         }
         self.waits = false;
         let (agents, n) = (f64::from(self.agents), self.n as f64);
-        let kappa = self.step / (agents * agents.max(10.0)).sqrt();
+        let mut kappa = self.step / (agents * agents.max(10.0)).sqrt();
+        if 2.0 * self.lag > agents + 1.0 {
+            kappa *= (agents + 1.0) / (2.0 * self.lag);
+        }
         let rate = kappa * self.sigma / (1.0 + n / (130.0 * agents)).sqrt();
         let part = (8.0 / (n + 8.0)) as f32;
         for (at, x) in x.iter_mut().enumerate() {
@@ -173,7 +180,7 @@ impl Recall {
         }
         let (figures, memories) = beside_vectors(saved)?;
         let same = figures.arrivals == self.n
-            && figures.sigma.to_bits() == self.sigma.to_bits()
+            && [figures.sigma, figures.lag].map(f64::to_bits) == [self.sigma, self.lag].map(f64::to_bits)
             && [figures.beta_1_power, figures.beta_2_power].map(f64::to_bits) == self.powers.map(f64::to_bits)
             && (figures.active, figures.pending) == (self.agents, self.waits);
         let memories = memories.iter().map(|(agent, memory)| (*agent, sent(memory)));
