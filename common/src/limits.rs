@@ -145,6 +145,8 @@ pub const EVALUATION_RETRY_MS: (u64, u64) = (1_000, 60_000);
 /// How much longer an agent that trains is left to train than its last evaluation has kept it from training: evaluating takes
 /// at most one twentieth of its time.
 pub const EVALUATION_REST: u64 = 19;
+/// Longest rest after an evaluation, in milliseconds: an agent's word on what it has cost puts off the next one no longer.
+pub const EVALUATION_REST_MS: u64 = 600_000;
 /// Failed evaluations in a row after which an evaluator's examples no longer count as known.
 pub const EVALUATION_FAILURES: u32 = 3;
 /// How long the examples of an evaluator that is away count as known, in milliseconds.

@@ -10,7 +10,7 @@ use anabranch_common::journal::{Close, Contribution, Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::{MergeRule, MergeSpec, RestoreError, SavedRule, Served};
-use anabranch_common::spec::TrackSpec;
+use anabranch_common::spec::{RunSpec, TrackSpec};
 
 /// Why a record cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -143,7 +143,7 @@ impl ModelState {
             }
             RecordBody::ConfigChanged { spec } => {
                 self.change_spec(&spec.merge);
-                self.change_track(spec.downlink.track.as_ref());
+                self.change_track(spec);
                 Ok(())
             }
             RecordBody::Imported { .. } | RecordBody::Branched { .. } => Err(MergeError::Replaced),
@@ -191,13 +191,15 @@ impl ModelState {
         self.spec = spec.clone();
     }
 
-    /// A track that is switched on begins at the model. One with other parameters goes on.
-    fn change_track(&mut self, spec: Option<&TrackSpec>) {
-        match (&mut self.published, spec) {
-            (Some(published), Some(spec)) => published.track.configure(spec.codec),
-            (None, Some(spec)) => {
-                let track = Track::new(spec.codec, self.model.clone(), self.version);
-                self.published = Some(Published::new(track));
+    /// A track that is switched on begins at the model, and so does one from whose base no update would be welcome. Another
+    /// one goes on.
+    fn change_track(&mut self, spec: &RunSpec) {
+        match (&mut self.published, &spec.downlink.track) {
+            (Some(published), Some(track)) if spec.reaches(published.track.version(), self.version) => {
+                published.track.configure(track.codec);
+            }
+            (_, Some(track)) => {
+                self.published = Some(Published::new(Track::new(track.codec, self.model.clone(), self.version)));
             }
             (_, None) => self.published = None,
         }

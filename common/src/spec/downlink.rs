@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::RunSpec;
 use crate::codec::CodecSpec;
+use crate::ids::ModelVersion;
 
 /// What agents are sent. The keys that are off are not written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -45,13 +47,23 @@ impl TrackSpec {
     /// Returns how many versions lie between two records while `agents` are at work and `contributions` make a version. Never
     /// more than `most`.
     ///
-    /// Without `every` it is two fifths of the updates that the agents make in one round each, so that an agent misses two or
-    /// three records a round. Beyond ten agents it grows with the square root of their number: what many agents change between
+    /// Without `every` it is half of the updates that the agents make in one round each, so that an agent misses two records a
+    /// round. Beyond eight agents it grows with the square root of their number: what many agents change between
     /// two records is not sparse, and a sparse record leaves most of it out.
     #[must_use]
     pub fn distance(&self, agents: u64, contributions: u32, most: u64) -> u64 {
-        let updates = (agents.saturating_mul(2) / 5).min((agents.saturating_mul(8) / 5).isqrt());
+        let updates = (agents / 2).min(agents.saturating_mul(2).isqrt());
         self.every.unwrap_or(updates / u64::from(contributions.max(1))).min(most).max(1)
+    }
+}
+
+impl RunSpec {
+    /// Returns whether updates of agents that train from `base` are welcome while `newest` is the newest version: behind a
+    /// barrier of that version alone, else of those within `admit.max_staleness`. A track whose base no longer is begins anew.
+    #[must_use]
+    pub fn reaches(&self, base: ModelVersion, newest: ModelVersion) -> bool {
+        let behind = newest.staleness_of(base);
+        behind == 0 || (self.merge.barrier().is_none() && behind <= self.admit.max_staleness)
     }
 }
 
@@ -63,8 +75,8 @@ mod tests {
     fn the_distance_of_records_follows_the_agents_at_work() {
         let track = |every| TrackSpec { every, codec: CodecSpec::Int8 };
         let follows = |agents, contributions| track(None).distance(agents, contributions, 1_000);
-        assert_eq!([0, 1, 2, 4, 5, 10].map(|agents| follows(agents, 1)), [1, 1, 1, 1, 2, 4]);
-        assert_eq!([11, 20, 100, 1_000].map(|agents| follows(agents, 1)), [4, 5, 12, 40]);
+        assert_eq!([0, 1, 3, 4, 6, 8, 10].map(|agents| follows(agents, 1)), [1, 1, 1, 2, 3, 4, 4]);
+        assert_eq!([13, 20, 100, 255].map(|agents| follows(agents, 1)), [5, 6, 14, 22]);
         assert_eq!([1, 2, 4, 5].map(|contributions| follows(10, contributions)), [4, 2, 1, 1]);
         assert_eq!(
             [follows(u64::MAX, 1), track(None).distance(10, 1, 3), track(None).distance(10, 0, 0)],

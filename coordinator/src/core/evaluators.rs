@@ -170,12 +170,16 @@ impl Evaluators {
 
     /// Whether a round is due for `version`. A round for which several agents interrupt their training counts as several, so
     /// that evaluating costs as much training as if one of them did it each time. None is due before an agent that trains has
-    /// trained `limits::EVALUATION_REST` times as long as its last evaluation has cost.
+    /// trained `limits::EVALUATION_REST` times as long as its last evaluation has cost, unless an agent that does nothing else
+    /// is here.
     pub(super) fn is_due(&self, version: ModelVersion, every: &EvaluateSpec, now_ms: u64) -> bool {
         if self.connected == 0 || self.is_measuring() || now_ms < self.look_at_ms {
             return false;
         }
-        if self.rests.is_some_and(|(_, until_ms)| now_ms < until_ms) {
+        let rests = self.rests.is_some_and(|(_, until_ms)| now_ms < until_ms);
+        let is_idle =
+            |live: &Evaluator| live.duty == Duty::EvaluatesOnly && live.away_since_ms.is_none() && !live.silent;
+        if rests && !self.evaluators.values().any(is_idle) {
             return false;
         }
         let Some((last, at_ms)) = self.last else { return true };
@@ -360,7 +364,8 @@ impl Evaluators {
         if evaluator.duty == Duty::Trains {
             // It cannot have cost more time than has passed, whatever the agent says.
             let cost_ms = cost_ms.min(now_ms.saturating_sub(asked.since_ms));
-            let until_ms = now_ms.saturating_add(cost_ms.saturating_mul(limits::EVALUATION_REST));
+            let rest_ms = cost_ms.saturating_mul(limits::EVALUATION_REST).min(limits::EVALUATION_REST_MS);
+            let until_ms = now_ms.saturating_add(rest_ms);
             let longest = self.rests.is_none_or(|(resting, longest_ms)| resting == agent || until_ms > longest_ms);
             if longest {
                 self.rests = Some((agent, until_ms));

@@ -62,6 +62,10 @@ impl Core {
         self.append(RecordBody::Finished { reason, result });
         self.lifecycle.ending = Some(Ending::Measuring { since_ms: self.now.mono_ms });
         self.measure_result(result);
+        if self.evaluators.is_measuring() {
+            // An agent that is asked for the result shall not begin another round before that.
+            self.tell_everyone(RunPhase::Paused);
+        }
         if reason != FinishReason::NonFinite {
             self.order_checkpoint();
         }

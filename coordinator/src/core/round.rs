@@ -62,9 +62,12 @@ impl RunState {
         let Some(track) = self.spec.downlink.track.as_ref().filter(|_| self.spec.merge.barrier().is_none()) else {
             return 1;
         };
-        // Quick agents may all be between two leases, and slow ones have not been heard for a while.
-        let at_work = self.recent.reporting(self.totals.accepted).max(self.outstanding.len() as u64);
-        track.distance(at_work, self.round.contributions, self.spec.admit.max_staleness.saturating_add(1))
+        // Not the holders of leases: that of an agent that is gone lasts long.
+        track.distance(
+            self.recent.reporting(self.totals.accepted),
+            self.round.contributions,
+            self.spec.admit.max_staleness.saturating_add(1),
+        )
     }
 
     pub(super) fn close(&mut self, position: Position, close: &Close) -> Result<(), FoldError> {

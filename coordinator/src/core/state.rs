@@ -324,7 +324,8 @@ impl RunState {
             self.recent.forget();
         }
         self.change_shares(spec);
-        if spec.downlink.track.is_some() != self.spec.downlink.track.is_some() {
+        let switched = spec.downlink.track.is_some() != self.spec.downlink.track.is_some();
+        if switched || !spec.reaches(self.base, self.version) {
             // Agents train from another vector, of the version that there is.
             (self.base, self.published) = (self.version, None);
         }

@@ -122,7 +122,7 @@ impl Forms {
     pub(super) fn choose(&mut self, peer: PeerId, request: &ModelRequest, here: Here<'_>) -> Choice {
         let ModelRequest { version, digest, held, .. } = request;
         let Some(model) = here.publisher.get(*version, *digest) else { return Choice::Gone };
-        self.deferred.remove(&peer);
+        self.disconnected(peer);
         let key = |basis| FormKey { version: *version, digest: *digest, basis };
         let whole = key(Basis::Nothing);
         let held = held.filter(|(from, digest)| here.publisher.may_be(*from, *digest));
@@ -223,9 +223,14 @@ impl Forms {
         std::mem::take(&mut self.deferred)
     }
 
-    /// Forgets a connection that is gone.
+    /// Forgets what a connection waits for: it is gone, or asks for something else.
     pub(super) fn disconnected(&mut self, peer: PeerId) {
         self.deferred.remove(&peer);
+        for form in self.forms.values_mut() {
+            if let Form::Making { waiting, .. } = form {
+                waiting.remove(&peer);
+            }
+        }
     }
 
     /// The records from one version to a later one, if all of them are here and shorter than `less_than` bytes.

@@ -12,3 +12,4 @@ mod recorded;
 mod rest;
 mod retention;
 mod rollback;
+mod track;

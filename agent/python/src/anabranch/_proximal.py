@@ -15,42 +15,53 @@ class ProximalTerm:
     def __init__(self, model: torch.nn.Module, mu: float) -> None:
         self._mu = mu
         self._base = {id(param): (param, param.detach().clone()) for param in model.parameters()}
-        self.is_added = False
+        self._added: list[tuple[Any, Any]] = []
+
+    @property
+    def is_added(self) -> bool:
         """Whether an optimizer adds the term."""
+        return bool(self._added)
 
     def add_to(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes each later ``optimizer.step()`` add the term, in place of the term of an earlier round.
+        """Makes each later ``optimizer.step()`` add the term, until ``remove``.
 
         Raises:
             ValueError: the optimizer has a parameter that the model did not have when the round began.
         """
+        if any(known is optimizer for known, _ in self._added):
+            return
         params = [param for group in optimizer.param_groups for param in group["params"]]
         if any(id(param) not in self._base for param in params):
             raise ValueError("the optimizer has a parameter that the model did not have when the round began: merge.mu needs its base")
-        plain = type(optimizer).step
+        plain = optimizer.step
 
-        def step(optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
+        def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
             if closure is None:
                 self._add(params)
-                return plain(optimizer)
+                return plain()
 
             def computed() -> Any:
                 loss = closure()
                 self._add(params)
                 return loss
 
-            return plain(optimizer, computed)
+            return plain(computed)
 
+        self._added.append((optimizer, vars(optimizer).get("step")))
         setattr(optimizer, "step", MethodType(step, optimizer))
-        self.is_added = True
+
+    def remove(self) -> None:
+        """Gives every optimizer the step back that it had."""
+        for optimizer, before in self._added:
+            if before is None:
+                vars(optimizer).pop("step", None)
+            else:
+                setattr(optimizer, "step", before)
+        self._added.clear()
 
     def _add(self, params: list[Any]) -> None:
         with torch.no_grad():
             for param in params:
                 if param.grad is not None:
-                    param.grad.add_(param - self._base[id(param)][1], alpha=self._mu)
-
-
-def without_term(optimizer: torch.optim.Optimizer) -> None:
-    """Takes the term of an earlier round out of ``optimizer.step()``."""
-    vars(optimizer).pop("step", None)
+                    pull = self._mu * (param - self._base[id(param)][1])
+                    param.grad = param.grad + pull if param.grad.is_sparse else param.grad.add_(pull)

@@ -30,7 +30,7 @@ try:
 except ImportError as _error:
     raise ImportError(f"anabranch.torch needs PyTorch ({_error}); install it with: pip install torch") from _error
 
-from ._proximal import ProximalTerm, without_term
+from ._proximal import ProximalTerm
 from ._serve import Round, Trainer, serve
 from ._tensors import Manifest, Tensors, named
 from ._torch_model import SharedModel, Structure, as_f32
@@ -144,9 +144,7 @@ class TorchRound:
         Raises:
             ValueError: the optimizer has a parameter that the model did not have when the round began.
         """
-        if self._trainer.term is None:
-            without_term(optimizer)
-        else:
+        if self._trainer.term is not None:
             self._trainer.term.add_to(optimizer)
         return optimizer
 
@@ -257,6 +255,10 @@ class _TorchTrainer(Trainer):
             self._optimizer = None
             structure.restore()
             raise
+        finally:
+            if self.term is not None:
+                self.term.remove()
+                self.term = None
         end = {}
         for name, tensor in tensors.items():
             values = as_f32(tensor)
@@ -292,7 +294,7 @@ class _TorchTrainer(Trainer):
         if is_other or is_state:
             kind = type(returned).__name__
             raise TypeError(f"train_fn returned a {kind}, which is not read: train the model that it is given, in place")
-        if self.term is not None and not self.term.is_added:
+        if self.term is not None and not self.term.is_added and not round.stopped:
             remedy = "use round.optimizer(model), or round.proximal(optimizer) for one of your own"
             raise ValueError(f"the run has merge.strategy = \"fedprox\", and train_fn did not add its term: {remedy}")
 

@@ -5,7 +5,7 @@ use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, Upda
 use anabranch_common::journal::{Close, CloseReason, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Closing;
-use anabranch_common::spec::{DownlinkSpec, RunSpec, TrackSpec};
+use anabranch_common::spec::{AdmitSpec, DownlinkSpec, RunSpec, TrackSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 
@@ -123,8 +123,34 @@ fn versions_to_train_from_are_as_far_apart_as_agents_report() {
         found
     };
     assert_eq!(bases(None, 1, 4), [1, 2, 3, 4], "one agent trains from each of its versions");
-    assert_eq!(bases(None, 5, 15), [1, 2, 3, 4, 6, 8, 10, 12, 14], "five agents, once all of them have reported");
+    assert_eq!(bases(None, 5, 15), [1, 2, 3, 5, 7, 9, 11, 13, 15], "five agents, once four of them have reported");
     assert_eq!(bases(Some(3), 1, 9), [3, 6, 9]);
+}
+
+/// Between two records of the track the base is older than the newest version. A configuration under which no update from
+/// there is welcome would wait for ever.
+#[test]
+fn a_configuration_that_refuses_updates_from_the_base_begins_the_track_anew() {
+    let barrier = Default::default();
+    let rounds = RunSpec { merge: MergeSpec::FedAvg { server_lr: 1.0, barrier }, ..spec() };
+    let fresh = RunSpec { admit: AdmitSpec { max_staleness: 0, ..spec().admit }, ..spec() };
+    let kept = RunSpec { admit: AdmitSpec { max_staleness: 1, ..spec().admit }, ..spec() };
+    for (changed, base) in [(rounds, 4), (fresh, 4), (kept, 3)] {
+        let track =
+            |every| DownlinkSpec { track: Some(TrackSpec { every, codec: CodecSpec::Int8 }), ..Default::default() };
+        let mut world = World::started_with(RunSpec { downlink: track(Some(3)), ..spec() }, 1);
+        for seq in 0..4 {
+            let lease = world.lease(1);
+            let meta = world.meta(1, seq, &lease);
+            world.receive(1, &meta, [1.0; 4]);
+            world.journal();
+        }
+        assert_eq!((world.state().base, world.state().version), (ModelVersion(3), ModelVersion(4)));
+        let mut world = world.restarted_with(RunSpec { downlink: track(None), ..changed });
+        world.connect(PeerId(1), 1);
+        world.journal();
+        assert_eq!(world.lease(1).base_version, ModelVersion(base));
+    }
 }
 
 /// The slower an agent is, the more its update counts. Only the weight in the record says so.

@@ -349,10 +349,10 @@ impl World {
     }
 
     pub(super) fn published(&mut self) -> Vec<Command> {
-        self.published_as(self.state().version)
+        self.published_as(self.state().base)
     }
 
-    /// The newest version was this one when it was made ready.
+    /// The newest version that agents may train from was this one when it was made ready.
     pub(super) fn published_as(&mut self, version: ModelVersion) -> Vec<Command> {
         let served = match self.publishing.take() {
             _ if !self.averages => ServedModel::Same,

@@ -9,7 +9,7 @@ use anabranch_common::journal::{
 };
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::spec::TrackSpec;
+use anabranch_common::spec::RunSpec;
 
 use super::own_state::OwnState;
 use super::published::{PublishedVersions, Segment};
@@ -226,7 +226,7 @@ impl Checker {
                 if let Some(own) = &mut self.own {
                     own.set(&self.spec);
                 }
-                self.change_track(spec.downlink.track.as_ref());
+                self.change_track(spec);
             }
             RecordBody::Imported { model, version, norm } => {
                 self.replace(store.blobs(), position, *model, *version)?;
@@ -312,10 +312,18 @@ impl Checker {
         self.track.as_ref().map_or_else(|| Digest::of_f32(&self.model), TrackedBase::digest)
     }
 
-    /// A track that is switched on begins at the model.
-    fn change_track(&mut self, spec: Option<&TrackSpec>) {
-        match (&mut self.track, spec) {
-            (Some(track), Some(spec)) => return track.set(spec),
+    /// A track that is switched on begins at the model, and so does one whose base is too old for every update from it.
+    fn change_track(&mut self, spec: &RunSpec) {
+        match (&mut self.track, &spec.downlink.track) {
+            (Some(track), Some(spec_of_track)) => {
+                let behind = self.version.0 - track.version().0;
+                let most = if spec.merge.barrier().is_some() { 0 } else { spec.admit.max_staleness };
+                track.set(spec_of_track);
+                if behind <= most {
+                    return;
+                }
+                track.begin(&self.model, self.version);
+            }
             (None, None) => return,
             (None, Some(spec)) => self.track = Some(TrackedBase::new(spec, self.model.clone(), self.version)),
             (Some(_), None) => self.track = None,

@@ -82,28 +82,29 @@ impl Closes {
         silent.map_or(latest.len() as u64, |(others, _)| others)
     }
 
-    /// A track that is switched on or off begins at the newest version.
+    /// A track that is switched on or off begins at the newest version, and one whose base is too old for its updates.
     fn change(&mut self, old: Option<&RunSpec>, new: &RunSpec, version: ModelVersion) {
         let Some(old) = old else { return };
         if !new.merge.keeps_waiting(&old.merge) {
             self.begin();
         }
-        if new.downlink.track.is_some() != old.downlink.track.is_some() {
+        let most = if new.merge.barrier().is_some() { 0 } else { new.admit.max_staleness };
+        if new.downlink.track.is_some() != old.downlink.track.is_some() || version.0 - self.base.0 > most {
             self.base = version;
         }
     }
 
-    /// Without a track agents may train from every version, and so in rounds. With one, two fifths of the fleet's
-    /// updates lie between two records, beyond ten agents the root of 1.6 times their number, or as many versions as the configuration says.
+    /// Without a track agents may train from every version, and so in rounds. With one, half of the fleet's
+    /// updates lie between two records, beyond eight agents the root of twice their number, or as many versions as the configuration says.
     fn distance(&mut self, spec: Option<&RunSpec>, close: Close) -> Checked {
         let Some(spec) = spec else { return Ok(()) };
         let distance = match &spec.downlink.track {
             None => 1,
             Some(_) if spec.merge.barrier().is_some() => 1,
             Some(track) => {
-                let agents = self.reporting().max(self.held.len() as u64);
-                let root = (0..=agents).take_while(|root| 5 * root * root <= 8 * agents).last().unwrap_or(0);
-                let follows = (2 * agents / 5).min(root) / u64::from(close.contributions);
+                let agents = self.reporting();
+                let root = (0..=agents).take_while(|root| root * root <= 2 * agents).last().unwrap_or(0);
+                let follows = (agents / 2).min(root) / u64::from(close.contributions);
                 track.every.unwrap_or(follows).min(spec.admit.max_staleness + 1).max(1)
             }
         };
