@@ -289,8 +289,11 @@ mod tests {
 
     use super::*;
 
+    /// A form, and its content.
+    type Packed = (ModelForm, Vec<u8>);
+
     /// A version, and every form that leads to it from the one before.
-    fn forms() -> (Arc<ModelManifest>, [Vec<f32>; 2], Vec<(ModelForm, Vec<u8>)>) {
+    fn forms() -> (Arc<ModelManifest>, [Vec<f32>; 2], Vec<Packed>) {
         let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
         let (base, step) = (vec![0.5, -0.0, 2.0, 8.0], [0.25, 0.0, -2.0, 0.125]);
         let model: Vec<f32> = base.iter().zip(step).map(|(base, step)| base + step).collect();

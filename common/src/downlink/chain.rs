@@ -201,8 +201,7 @@ mod tests {
 
     fn specs() -> [(MergeSpec, u32); 2] {
         let (staleness, participation) = (Staleness::Constant, false);
-        let fedbuff =
-            MergeSpec::FedBuff { buffer_size: 3, server_lr: 1.0, staleness: staleness.clone(), participation };
+        let fedbuff = MergeSpec::FedBuff { buffer_size: 3, server_lr: 1.0, staleness, participation };
         [(MergeSpec::FedAsync { alpha: 0.6, staleness, participation }, 1), (fedbuff, 3)]
     }
 

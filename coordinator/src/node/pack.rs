@@ -75,7 +75,7 @@ pub(super) struct Ways {
 impl Ways {
     /// Returns the bytes of the shortest way of those that are as long as they are known to be: records and updates.
     pub(super) fn shortest_bytes(&self) -> Option<usize> {
-        let records = self.records.as_ref().map(|records| track::packed_bytes(records));
+        let records = self.records.as_ref().map(track::packed_bytes);
         let replay = self.replay.as_ref().map(|replay| replay.packed_bytes);
         records.into_iter().chain(replay).min()
     }
