@@ -409,17 +409,22 @@ fn a_paused_run_keeps_the_round_that_runs_and_asks_again_when_it_resumes() {
     assert_eq!(session.handle(7, state(RunPhase::Running)), [send(AgentMessage::RequestLease)]);
 }
 
+/// The coordinator is away and comes back on another branch, while a round is running.
+fn comes_back_on(session: &mut Session, branch: BranchId) {
+    reconnect(&session.handle(1, lost()));
+    session.handle(2, Event::Connected);
+    assert_eq!(
+        session.handle(3, welcome(branch, Some(digest(0)), RunPhase::Running)),
+        [Command::StopTraining, Command::AdoptBranch { branch }]
+    );
+}
+
 /// Architecture, consequence 5: work from another branch is dropped, and durable updates get their verdict.
 #[test]
 fn another_branch_drops_replica_and_round_and_goes_on() {
     let mut session = training();
-    reconnect(&session.handle(1, lost()));
-    session.handle(2, Event::Connected);
     let other = BranchId([8; 16]);
-    assert_eq!(
-        session.handle(3, welcome(other, Some(digest(0)), RunPhase::Running)),
-        [Command::StopTraining, Command::AdoptBranch { branch: other }]
-    );
+    comes_back_on(&mut session, other);
     assert_eq!(
         session.handle(4, Event::TrainingStopped { lease: LeaseId(1) }),
         [give_back(1), send(AgentMessage::RequestLease)]

@@ -180,24 +180,9 @@ mod tests {
     use super::*;
     use crate::codec::quantize::ValueBits;
     use crate::codec::{CodecSpec, DecodeError, encoder};
-    use crate::manifest::TensorSpec;
+    use crate::downlink::fixture::{PARAMS, bits, manifest, noise};
     use crate::merge::staleness::Staleness;
     use crate::rng::SplitMix64;
-
-    const PARAMS: usize = 2_000;
-
-    fn manifest() -> ModelManifest {
-        let tensor = |name: &str, len: usize| TensorSpec { name: name.into(), shape: vec![len as u64] };
-        ModelManifest::new(vec![tensor("w", PARAMS - 10), tensor("b", 10)]).expect("valid")
-    }
-
-    fn bits(values: &[f32]) -> Vec<u32> {
-        values.iter().map(|value| value.to_bits()).collect()
-    }
-
-    fn noise(rng: &mut SplitMix64, scale: f32) -> Vec<f32> {
-        (0..PARAMS).map(|_| scale * rng.next_signed_f32()).collect()
-    }
 
     fn specs() -> [(MergeSpec, u32); 2] {
         let (staleness, participation) = (Staleness::Constant, false);

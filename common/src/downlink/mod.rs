@@ -10,6 +10,8 @@
 //! All forms give the same bits: an agent checks the digest of what it has made.
 
 pub mod chain;
+#[cfg(test)]
+mod fixture;
 pub mod track;
 pub mod xor;
 

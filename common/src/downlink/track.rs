@@ -152,27 +152,12 @@ mod tests {
     use super::*;
     use crate::codec::DecodeError;
     use crate::codec::quantize::ValueBits;
-    use crate::manifest::TensorSpec;
+    use crate::downlink::fixture::{PARAMS, bits, manifest, noise};
     use crate::rng::SplitMix64;
-
-    const PARAMS: usize = 3_000;
-
-    fn manifest() -> ModelManifest {
-        let tensor = |name: &str, len: usize| TensorSpec { name: name.into(), shape: vec![len as u64] };
-        ModelManifest::new(vec![tensor("w", PARAMS - 10), tensor("b", 10)]).expect("valid")
-    }
-
-    fn noise(rng: &mut SplitMix64, scale: f32) -> Vec<f32> {
-        (0..PARAMS).map(|_| scale * rng.next_signed_f32()).collect()
-    }
 
     fn codecs() -> Vec<CodecSpec> {
         let top_k = ValueBits::ALL.map(|bits| CodecSpec::TopK { fraction: 0.05, bits });
         [CodecSpec::Int8, CodecSpec::Int4, CodecSpec::Bf16, CodecSpec::F32].into_iter().chain(top_k).collect()
-    }
-
-    fn bits(values: &[f32]) -> Vec<u32> {
-        values.iter().map(|value| value.to_bits()).collect()
     }
 
     /// An agent that takes records up in pieces of random lengths is where the coordinator is, over thousands of versions.

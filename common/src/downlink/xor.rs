@@ -41,23 +41,8 @@ pub fn apply(manifest: &ModelManifest, base: &[f32], packed: &[u8]) -> Result<Ve
 mod tests {
     use super::*;
     use crate::codec::{Codec as _, DecodeError};
-    use crate::manifest::TensorSpec;
+    use crate::downlink::fixture::{PARAMS, bits, manifest, noise};
     use crate::rng::SplitMix64;
-
-    const PARAMS: usize = 3_000;
-
-    fn manifest() -> ModelManifest {
-        let tensor = |name: &str, len: usize| TensorSpec { name: name.into(), shape: vec![len as u64] };
-        ModelManifest::new(vec![tensor("w", PARAMS - 10), tensor("b", 10)]).expect("valid")
-    }
-
-    fn bits(values: &[f32]) -> Vec<u32> {
-        values.iter().map(|value| value.to_bits()).collect()
-    }
-
-    fn noise(rng: &mut SplitMix64, scale: f32) -> Vec<f32> {
-        (0..PARAMS).map(|_| scale * rng.next_signed_f32()).collect()
-    }
 
     /// Any bits whatever: numbers, infinities, NaN with every payload, both zeros, numbers below the normal ones.
     fn any_bits(rng: &mut SplitMix64) -> Vec<f32> {

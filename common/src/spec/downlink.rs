@@ -62,8 +62,8 @@ impl RunSpec {
     /// barrier of that version alone, else of those within `admit.max_staleness`. A track whose base no longer is begins anew.
     #[must_use]
     pub fn reaches(&self, base: ModelVersion, newest: ModelVersion) -> bool {
-        let behind = newest.staleness_of(base);
-        behind == 0 || (self.merge.barrier().is_none() && behind <= self.admit.max_staleness)
+        let is_recent = || newest.staleness_of(base) <= self.admit.max_staleness;
+        base == newest || (self.merge.barrier().is_none() && is_recent())
     }
 }
 

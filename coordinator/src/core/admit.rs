@@ -76,10 +76,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if !same_base {
         return Some(RefusalReason::UnknownBase);
     }
-    if state.version.staleness_of(meta.base_version) > state.spec.admit.max_staleness {
-        return Some(RefusalReason::Stale);
-    }
-    if state.is_late(meta.key.agent, meta.base_version) {
+    if !state.spec.reaches(meta.base_version, state.version) || state.has_delivered(meta.key.agent) {
         return Some(RefusalReason::Stale);
     }
     if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {

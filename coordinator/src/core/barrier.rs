@@ -24,6 +24,7 @@ use anabranch_common::merge::examples;
 use anabranch_common::wire::message::CoordinatorMessage;
 
 use super::Core;
+use super::agent::AgentState;
 use super::event::PeerId;
 use super::state::RunState;
 
@@ -31,14 +32,12 @@ impl RunState {
     /// Whether an update of `agent` waits for the close of a round behind a barrier: the round takes no second one.
     #[must_use]
     pub fn has_delivered(&self, agent: AgentId) -> bool {
-        let contributed = || self.agents.get(&agent)?.contributed_at;
-        self.spec.merge.barrier().is_some() && contributed().is_some_and(|position| position > self.round.since)
+        self.spec.merge.barrier().is_some() && self.agents.get(&agent).is_some_and(|known| self.waits(known))
     }
 
-    /// Whether the round behind the barrier takes no update of `agent` from this base.
-    #[must_use]
-    pub(super) fn is_late(&self, agent: AgentId, base: ModelVersion) -> bool {
-        self.spec.merge.barrier().is_some() && (base != self.version || self.has_delivered(agent))
+    /// Whether an update of this agent waits for the close.
+    fn waits(&self, known: &AgentState) -> bool {
+        known.contributed_at.is_some_and(|position| position > self.round.since)
     }
 
     /// Returns how many examples of `agent` count in the mean of a round: what it says it holds. Where `admit.max_influence` is
@@ -49,8 +48,8 @@ impl RunState {
         if self.spec.merge.barrier().is_none() || self.spec.admit.max_influence == 0.0 {
             return held;
         }
-        let in_round = self.agents.iter().filter(|(id, known)| known.lease.is_some() || self.has_delivered(**id));
-        examples::counted(held, in_round.map(|(_, known)| known.examples_held))
+        let in_round = self.agents.values().filter(|known| known.lease.is_some() || self.waits(known));
+        examples::counted(held, in_round.map(|known| known.examples_held))
     }
 
     /// Outstanding leases of agents that have not delivered, on any version.

@@ -52,6 +52,8 @@ struct Evaluator {
     /// It gave no answer when it was last asked.
     silent: bool,
     not_before_ms: u64,
+    /// It trains and has evaluated: until then no round is due for its sake.
+    rests_until_ms: u64,
 }
 
 /// The evaluation of one version by several agents.
@@ -100,8 +102,6 @@ pub(super) struct Evaluators {
     last: Option<(ModelVersion, u64)>,
     /// Agents that train and were asked in that round.
     trainers: u64,
-    /// The agent that trains and has evaluated at the greatest cost, and until when no round is due for its sake.
-    rests: Option<(AgentId, u64)>,
     /// The latest round came to nothing: the next version is due at once.
     retry: bool,
     /// Until then too few evaluators can be asked.
@@ -138,10 +138,9 @@ impl Evaluators {
         if evaluator.away_since_ms.replace(now_ms).is_none() {
             self.connected -= 1;
         }
+        evaluator.rests_until_ms = 0;
         self.changed = true;
-        let asked = evaluator.asked.map(|asked| asked.version);
-        self.rests.take_if(|(resting, _)| *resting == agent);
-        asked
+        evaluator.asked.map(|asked| asked.version)
     }
 
     /// An agent is no evaluator any more: its new process has no evaluation shard, or it was revoked.
@@ -150,7 +149,6 @@ impl Evaluators {
             self.connected -= 1;
         }
         self.changed = true;
-        self.rests.take_if(|(resting, _)| *resting == agent);
     }
 
     /// Whether no agent with an evaluation shard is connected.
@@ -176,7 +174,7 @@ impl Evaluators {
         if self.connected == 0 || self.is_measuring() || now_ms < self.look_at_ms {
             return false;
         }
-        let rests = self.rests.is_some_and(|(_, until_ms)| now_ms < until_ms);
+        let rests = self.evaluators.values().any(|live| now_ms < live.rests_until_ms);
         let is_idle =
             |live: &Evaluator| live.duty == Duty::EvaluatesOnly && live.away_since_ms.is_none() && !live.silent;
         if rests && !self.evaluators.values().any(is_idle) {
@@ -365,11 +363,7 @@ impl Evaluators {
             // It cannot have cost more time than has passed, whatever the agent says.
             let cost_ms = cost_ms.min(now_ms.saturating_sub(asked.since_ms));
             let rest_ms = cost_ms.saturating_mul(limits::EVALUATION_REST).min(limits::EVALUATION_REST_MS);
-            let until_ms = now_ms.saturating_add(rest_ms);
-            let longest = self.rests.is_none_or(|(resting, longest_ms)| resting == agent || until_ms > longest_ms);
-            if longest {
-                self.rests = Some((agent, until_ms));
-            }
+            evaluator.rests_until_ms = now_ms.saturating_add(rest_ms);
         }
         true
     }
@@ -428,7 +422,7 @@ impl Evaluators {
 
 impl Evaluator {
     fn away(duty: Duty, now_ms: u64) -> Self {
-        Self { duty, away_since_ms: Some(now_ms), asked: None, silent: false, not_before_ms: 0 }
+        Self { duty, away_since_ms: Some(now_ms), asked: None, silent: false, not_before_ms: 0, rests_until_ms: 0 }
     }
 }
 

@@ -9,6 +9,8 @@ use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::spec::RunSpec;
 
+use super::forms::way_back;
+
 /// What happened since the last close of which this process knows.
 #[derive(Debug)]
 struct Open {
@@ -89,19 +91,13 @@ impl Chain {
     /// their bytes as one transfer.
     pub(super) fn between(&self, from: ModelVersion, to: ModelVersion, less_than: usize) -> Option<Replay> {
         let rule = self.rule?;
-        let (mut at, mut packed_bytes, mut records, mut back) = (to, 1, 0, Vec::new());
-        while at > from {
-            let step = self.steps.get(&at)?;
+        let (mut packed_bytes, mut records) = (1, 0);
+        let steps = way_back(&self.steps, from, to, |step| {
             packed_bytes += step.packed_bytes();
             records += 1 + step.updates.len();
-            if packed_bytes >= less_than || records > limits::CHAIN_UPDATES {
-                return None;
-            }
-            back.push(step.clone());
-            at = step.from;
-        }
-        back.reverse();
-        (at == from && !back.is_empty()).then_some(Replay { rule, steps: back, packed_bytes })
+            (packed_bytes < less_than && records <= limits::CHAIN_UPDATES).then_some(step.from)
+        })?;
+        Some(Replay { rule, steps: steps.into_iter().cloned().collect(), packed_bytes })
     }
 }
 

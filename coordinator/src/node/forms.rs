@@ -97,6 +97,24 @@ pub(super) struct Forms {
     deferred: BTreeMap<PeerId, ModelRequest>,
 }
 
+/// Returns the steps from one version to a later one, the oldest first, if all of them are here. `follows` returns the version
+/// that a step follows, and nothing where the way has become too long.
+pub(super) fn way_back<T>(
+    steps: &BTreeMap<ModelVersion, T>,
+    from: ModelVersion,
+    to: ModelVersion,
+    mut follows: impl FnMut(&T) -> Option<ModelVersion>,
+) -> Option<Vec<&T>> {
+    let (mut at, mut back) = (to, Vec::new());
+    while at > from {
+        let step = steps.get(&at)?;
+        at = follows(step)?;
+        back.push(step);
+    }
+    back.reverse();
+    (at == from && !back.is_empty()).then_some(back)
+}
+
 impl Forms {
     /// Without any, within other bounds than those of the process.
     #[cfg(test)]
@@ -122,7 +140,7 @@ impl Forms {
     pub(super) fn choose(&mut self, peer: PeerId, request: &ModelRequest, here: Here<'_>) -> Choice {
         let ModelRequest { version, digest, held, .. } = request;
         let Some(model) = here.publisher.get(*version, *digest) else { return Choice::Gone };
-        self.disconnected(peer);
+        self.forget(peer);
         let key = |basis| FormKey { version: *version, digest: *digest, basis };
         let whole = key(Basis::Nothing);
         let held = held.filter(|(from, digest)| here.publisher.may_be(*from, *digest));
@@ -224,7 +242,7 @@ impl Forms {
     }
 
     /// Forgets what a connection waits for: it is gone, or asks for something else.
-    pub(super) fn disconnected(&mut self, peer: PeerId) {
+    pub(super) fn forget(&mut self, peer: PeerId) {
         self.deferred.remove(&peer);
         for form in self.forms.values_mut() {
             if let Form::Making { waiting, .. } = form {
@@ -235,18 +253,12 @@ impl Forms {
 
     /// The records from one version to a later one, if all of them are here and shorter than `less_than` bytes.
     fn records_between(&self, from: ModelVersion, to: ModelVersion, less_than: usize) -> Option<Vec<TrackRecord>> {
-        let (mut at, mut bytes, mut back) = (to, 0, Vec::new());
-        while at > from {
-            let record = self.records.get(&at)?;
+        let mut bytes = 0;
+        let way = way_back(&self.records, from, to, |record| {
             bytes += track::HEADER_BYTES + record.payload.len();
-            if bytes >= less_than {
-                return None;
-            }
-            back.push(record.clone());
-            at = record.from;
-        }
-        back.reverse();
-        (at == from && !back.is_empty()).then_some(back)
+            (bytes < less_than).then_some(record.from)
+        });
+        way.map(|records| records.into_iter().cloned().collect())
     }
 
     /// Drops forms of the oldest versions where there is no room for another one.

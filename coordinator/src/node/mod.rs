@@ -234,7 +234,7 @@ impl Node {
             Event::Disconnected { peer } => {
                 self.agents.remove(peer);
                 self.downloads.disconnected(*peer);
-                self.forms.disconnected(*peer);
+                self.forms.forget(*peer);
                 self.uploads.closed(now, *peer);
             }
             Event::Tick => self.uploads.tick(now),

@@ -141,13 +141,8 @@ fn another_branch_drops_both_vectors() {
         if has_come {
             comes(&mut session, 1, SERVED);
         }
-        reconnect(&session.handle(1, lost()));
-        session.handle(2, Event::Connected);
         let other = BranchId([8; 16]);
-        assert_eq!(
-            session.handle(3, welcome(other, Some(digest(0)), RunPhase::Running)),
-            [Command::StopTraining, Command::AdoptBranch { branch: other }]
-        );
+        comes_back_on(&mut session, other);
         let stopped = session.handle(3, Event::TrainingStopped { lease: LeaseId(1) });
         assert_eq!(stopped, [give_back(1), send(AgentMessage::RequestLease)]);
         let lease = Lease { branch: other, ..lease(2, 5) };

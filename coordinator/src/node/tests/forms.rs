@@ -323,7 +323,7 @@ fn jobs_go_out_as_far_as_there_is_memory_for_them() {
     downlink.step(10);
     let first = job(downlink.ask(1, Some((0, &held))));
     assert!(is_waiting(&downlink.ask(2, None)) && is_waiting(&downlink.ask(3, None)));
-    downlink.forms.disconnected(PeerId(3));
+    downlink.forms.forget(PeerId(3));
     assert_eq!(downlink.make(first).1, [1]);
     let deferred = downlink.forms.take_deferred();
     assert_eq!(deferred.keys().copied().collect::<Vec<_>>(), [PeerId(2)]);
