@@ -53,7 +53,7 @@ class Rule:
             direction = direction + factor * phi * cj
         pace = max(1 / (4 * self.agents), 1 / self.n)
         self.sigma += pace * (square ** 0.5 / PARAMS ** 0.5 - self.sigma)
-        self.lag += pace * (min(staleness, 2 * self.agents) - self.lag)
+        self.lag += pace * (min(staleness, self.agents) - self.lag)
         beta_2 = 1 - 1 / window
         self.m = BETA_1 * self.m + (1 - BETA_1) * direction
         self.u = beta_2 * self.u + (1 - beta_2) * direction ** 2

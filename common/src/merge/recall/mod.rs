@@ -16,7 +16,7 @@
 //!   s   = (<x, c_j> - origin_j) / |c_j|^2
 //!   phi = rho_j clip(2 (1 - s / M), 0, 1) min(1, NCAP sigma sqrt(N) / |c_j|)      the norm bound is 1 while sigma is 0
 //! sigma += max(1 / (4 C), 1 / n) (|c| / sqrt(N) - sigma)
-//! lag   += max(1 / (4 C), 1 / n) (min(tau, 2 C) - lag)                           tau: versions since the update's base
+//! lag   += max(1 / (4 C), 1 / n) (min(tau, C) - lag)                             tau: versions since the update's base
 //! m     = beta1 m + (1 - beta1) D;   u = beta2 u + (1 - beta2) D^2                 beta2 = 1 - 1 / (10 C)
 //! close:
 //! x    += kappa sigma / sqrt(1 + n / (130 C)) * m_hat / (sqrt(u_hat) + EPSILON sigma)
@@ -79,8 +79,9 @@ pub const AVERAGE_POWER: f64 = 7.0;
 pub const STEP_DECAY_PER_AGENT: f64 = 130.0;
 /// Sigma looks back over this many arrivals for every agent.
 pub const SIGMA_WINDOW_PER_AGENT: f64 = 4.0;
-/// The staleness of an update counts as at most so many updates for every agent: slow agents say nothing of the fleet's lag.
-pub const MOST_LAG_PER_AGENT: f64 = 2.0;
+/// The staleness of an update counts as at most so many updates for every agent: slow agents say nothing of the fleet's lag,
+/// and half a step is short enough where rounds overlap and bases are older still.
+pub const MOST_LAG_PER_AGENT: f64 = 1.0;
 /// Agents of the fleet that the step was found with. Below, a step grows more slowly than the fleet shrinks.
 pub const USUAL_AGENTS: f64 = 10.0;
 /// A moment below this is 0.

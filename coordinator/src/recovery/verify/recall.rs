@@ -138,7 +138,7 @@ impl Recall {
         let agents = f64::from(self.agents);
         let pace = (1.0 / (4.0 * agents)).max(1.0 / self.n as f64);
         self.sigma += pace * (square.sqrt() / n.sqrt() - self.sigma);
-        let counted = if staleness as f64 > 2.0 * agents { 2.0 * agents } else { staleness as f64 };
+        let counted = if staleness as f64 > agents { agents } else { staleness as f64 };
         self.lag += pace * (counted - self.lag);
         let beta_2 = 1.0 - 1.0 / (10.0 * agents);
         self.powers = [self.powers[0] * 0.5, self.powers[1] * beta_2];
