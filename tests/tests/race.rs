@@ -315,7 +315,7 @@ fn what_makes_no_sense_is_refused_by_file_line_and_key() {
         ("batch_size", "batch_size = 0", "train.batch_size must be at least 1"),
         ("optimizer", "optimizer = { kind = \"sgd\", lr = 0.0 }", "train.optimizer.lr must be more than 0"),
         ("round_s", "round_s = 0.0", "agents.0.round_s must be at least 0.001"),
-        ("count", "count = 1000", "agents must be 1 to 250"),
+        ("count", "count = 2000", "agents must be 1 to 1000"),
     ] {
         let (at, text) = (line(key), DIGITS.lines());
         let mut replaced = false;

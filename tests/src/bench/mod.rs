@@ -1,6 +1,7 @@
 //! How fast, how large, how soon back.
 
 pub mod codec;
+pub mod downlink;
 pub mod encoder;
 pub mod fleet;
 pub mod flood;

@@ -213,6 +213,13 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
+    /// What models cost on their way down, by form and size of the fleet, and what an agent costs that comes back
+    Downlink {
+        #[command(flatten)]
+        options: bench::downlink::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// The share of time that devices compute behind thin lines, in virtual time and with made-up deltas
     Utilisation {
         #[command(flatten)]
@@ -308,6 +315,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Trainer { options, common }) => (bench::trainer::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Overlap { options, common }) => (bench::overlap::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Codec { options, common }) => (bench::codec::run(&options, common.seed)?, common),
+        Verb::Bench(Bench::Downlink { options, common }) => (bench::downlink::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Utilisation { options, common }) => {
             (bench::utilisation::run(&options, common.seed)?, common)
         }

@@ -33,6 +33,8 @@ pub struct Finish {
     pub refused: BTreeMap<String, u64>,
     /// Who took part, the first agent first.
     pub agents: Vec<Participation>,
+    /// Bytes of models that left the line to each agent, the first agent first; empty with real processes.
+    pub agents_downlink_bytes: Vec<u64>,
     /// The curve.
     pub looks: Vec<Look>,
 }
@@ -102,6 +104,7 @@ impl Finish {
             accuracy_by_class: last.map(|look| look.score.by_class.clone()).unwrap_or_default(),
             refused,
             agents,
+            agents_downlink_bytes: Vec::new(),
             looks,
         }
     }
@@ -189,6 +192,7 @@ mod tests {
             accuracy_by_class: vec![],
             refused: BTreeMap::new(),
             agents: vec![],
+            agents_downlink_bytes: Vec::new(),
             looks: vec![],
         };
         let mut race =

@@ -32,6 +32,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anabranch_common::codec::Codec as _;
+use anabranch_common::codec::dense::Planes32;
 use anabranch_common::ids::AgentId;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::transfer::Budgets;
@@ -216,7 +218,8 @@ fn entrants(options: &Options) -> anyhow::Result<Vec<Entrant>> {
     Ok(entrants)
 }
 
-fn config(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> anyhow::Result<Config> {
+/// run.toml of a strategy with these overrides, checked.
+pub(crate) fn config(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> anyhow::Result<Config> {
     strategy::config(workload, strategy, overrides, seed).map_err(|error| match error {
         ConfigError::Value { key, problem, .. } => anyhow!("strategy {}: {key} {problem}", strategy.name),
         ConfigError::Syntax { problem, .. } => anyhow!("strategy {}: {problem}", strategy.name),
@@ -275,7 +278,7 @@ impl Entrant {
         config.spec.seed = seed;
         let setting = Setting {
             spec: config.spec.clone(),
-            learner: Box::new(Native::new(manifest, data.shards.clone())),
+            learner: Box::new(Native::new(manifest.clone(), data.shards.clone())),
             overhead: Overhead::None,
             stopped: Stopped::StandsStill,
             budgets: Budgets::with_decoders(DECODERS),
@@ -287,8 +290,13 @@ impl Entrant {
             world.advance(at_ms);
             board.look(at_ms, world.served_model(), world.merged(), world.traffic());
         }
+        let agents_downlink_bytes = world.down_bytes();
+        let whole = world.served_model().map(|model| Planes32.encode(&manifest, model)).transpose()?;
         let (outcome, journal) = world.finish();
         let ids: Vec<AgentId> = (1..=workload.agent_count()).map(agent_id).collect();
-        Ok(Finish::new(workload, board.into_looks(), &outcome, &journal, params, &ids))
+        let mut finish = Finish::new(workload, board.into_looks(), &outcome, &journal, params, &ids);
+        finish.agents_downlink_bytes = agents_downlink_bytes;
+        finish.metrics.extend(whole.map(|whole| ("snapshot_bytes".to_owned(), whole.len() as f64)));
+        Ok(finish)
     }
 }

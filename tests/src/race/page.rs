@@ -161,6 +161,7 @@ mod tests {
             accuracy_by_class: vec![0.5],
             refused: BTreeMap::new(),
             agents: vec![Participation::default()],
+            agents_downlink_bytes: Vec::new(),
             looks: vec![look(0, 0.0), look(10_000, 1.0)],
         };
         let run = StrategyReport {

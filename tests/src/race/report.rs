@@ -185,6 +185,7 @@ mod tests {
             accuracy_by_class: vec![share],
             refused: BTreeMap::new(),
             agents: vec![Participation { updates: 10 * seed, share, pull: share }],
+            agents_downlink_bytes: Vec::new(),
             looks: Vec::new(),
         }
     }

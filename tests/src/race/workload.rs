@@ -17,10 +17,10 @@ use super::data::DataName;
 use super::split::Split;
 use super::strategy::{self, Strategy};
 
-/// Most agents of a workload: a simulated world numbers its machines in a byte.
-const AGENTS_MAX: usize = 250;
+/// Most agents of a workload: each has a model in memory.
+const AGENTS_MAX: usize = 1_000;
 /// Longest race in seconds of virtual time: what a journal in memory has room for.
-const SECONDS_MAX: f64 = 3_600.0;
+const SECONDS_MAX: f64 = 7_200.0;
 /// Slowest line in kbit/s.
 const LINE_MIN_KBIT_S: f64 = 1.0;
 

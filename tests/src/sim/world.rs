@@ -203,6 +203,11 @@ impl World {
         Traffic { up_bytes: sent(Side::Coordinator), down_bytes: sent(Side::Agent) }
     }
 
+    /// Bytes of models that went to each agent, the first agent first.
+    pub(crate) fn down_bytes(&self) -> Vec<u64> {
+        self.agents.iter().map(|agent| agent.line.sent_bytes(Side::Agent, self.now_ms())).collect()
+    }
+
     /// Updates that are merged so far.
     pub(crate) fn merged(&self) -> u64 {
         self.journal.merged().len() as u64
@@ -402,6 +407,10 @@ impl World {
 
 pub(super) const RUN: RunId = RunId([7; 16]);
 
+/// Sixteen times the machine's number in a byte, or a byte that is no such number and the number.
 pub(crate) fn agent_id(machine: Machine) -> AgentId {
-    AgentId([u8::try_from(machine).unwrap_or(u8::MAX); 16])
+    match u8::try_from(machine) {
+        Ok(number) if number < u8::MAX => AgentId([number; 16]),
+        _ => AgentId((u128::from(u8::MAX) << 120 | machine as u128).to_be_bytes()),
+    }
 }
