@@ -73,10 +73,12 @@ impl Closes {
         *self = Self { base: version, contributions, latest, ..Self::default() };
     }
 
-    /// Agents of which each brought one of the latest updates, of twice as many as there are of them at most.
+    /// Agents of which each brought one of the latest updates, of twice as many as there are of them at most. More agents
+    /// than the coordinator remembers do not count.
     fn reporting(&self) -> u64 {
         let mut latest: Vec<u64> = self.latest.values().copied().collect();
         latest.sort_unstable_by(|one, other| other.cmp(one));
+        latest.truncate(limits::VOTES_KEPT);
         let since = |latest: u64| self.contributions - latest;
         let silent = (0..).zip(&latest).find(|(others, latest)| since(**latest) >= 2 * others + 2);
         silent.map_or(latest.len() as u64, |(others, _)| others)
