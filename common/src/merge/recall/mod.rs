@@ -71,8 +71,9 @@ pub const BETA_1: f64 = 0.5;
 pub const EPSILON: f64 = 0.15;
 /// M: own deltas beyond the base at which a memory has nothing left to say.
 pub const MOST_MOVED: f64 = 6.0;
-/// Norm of a memory beyond which it counts for less, in units of sigma sqrt(N).
-pub const NORM_CAP: f64 = 4.0;
+/// Norm of a memory beyond which it counts for less, in units of sigma sqrt(N): as long as rare data need, and no longer than
+/// a slow attacker is borne with (docs/adr/0027-step-and-optimizer.md).
+pub const NORM_CAP: f64 = 3.6;
 /// Q: the average looks back over about 1 / (Q + 1) of the arrivals.
 pub const AVERAGE_POWER: f64 = 7.0;
 /// Arrivals for every agent after which the step has shrunk by sqrt(2).

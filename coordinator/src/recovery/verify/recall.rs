@@ -119,7 +119,7 @@ impl Recall {
             let moved = (product(x, &last.entries) - last.origin) / last.square;
             let mut phi = last.relevance * (2.0 * (1.0 - moved / 6.0)).clamp(0.0, 1.0);
             if self.sigma > 0.0 {
-                phi *= (4.0 * self.sigma * n.sqrt() / last.square.sqrt()).min(1.0);
+                phi *= (3.6 * self.sigma * n.sqrt() / last.square.sqrt()).min(1.0);
             }
             #[expect(clippy::cast_possible_truncation, reason = "the rule adds as f32")]
             let factor = (f64::from(recalled.factor) * phi) as f32;
