@@ -39,10 +39,11 @@ pub enum ChainRule {
 }
 
 impl ChainRule {
-    /// Returns the rule by which a run merges, if agents can replay it.
+    /// Returns the rule by which a run merges, if agents can replay it. They train from the model also where its average
+    /// is served.
     #[must_use]
     pub fn of(spec: &MergeSpec) -> Option<Self> {
-        match spec {
+        match spec.unaveraged() {
             MergeSpec::FedAsync { .. } => Some(Self::FedAsync),
             MergeSpec::FedBuff { .. } => Some(Self::FedBuff),
             _ => None,

@@ -19,8 +19,11 @@
 //! | [`FedAvgM`](fedavgm::FedAvgM) (Hsu et al. 2019) | as FedAvg | v = beta * v + b / n, x += server_lr * v | barrier |
 //! | [`FedAdam`](fedadam::FedAdam) (Reddi et al. 2021) | as FedAvg | x += Adam step of b / n | barrier |
 //!
+//! Over each of them but recall, which has its own, an [average](averaged) of the models may be kept and served.
+//!
 //! s is the [`Staleness`](staleness::Staleness) function, p the [participation] weight and n_i the examples that an agent holds.
 
+pub mod averaged;
 pub mod barrier;
 pub mod delayed_nesterov;
 pub mod examples;

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::barrier::{Barrier, Closing};
 use super::shares::Recalling;
 use super::staleness::Staleness;
-use super::{MergeRule, delayed_nesterov, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall};
+use super::{MergeRule, averaged, delayed_nesterov, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall};
 use crate::limits;
 
-/// A merge rule as configured.
+/// A merge rule as configured. Code that looks for one rule asks [`unaveraged`](Self::unaveraged).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "strategy", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(remote = "Self", tag = "strategy", rename_all = "lowercase", deny_unknown_fields)]
 pub enum MergeSpec {
     /// Every update makes a version.
     FedAsync {
@@ -149,6 +149,10 @@ pub enum MergeSpec {
         #[serde(default = "on")]
         average: bool,
     },
+    /// A rule without an average of its own, whose [average](super::averaged) is served: [`averaged`](Self::averaged)
+    /// makes it.
+    #[serde(skip)]
+    Averaged(Box<MergeSpec>),
 }
 
 fn whole() -> f32 {
@@ -263,7 +267,32 @@ impl MergeSpec {
                 let fits = *step > 0.0 && *step <= limits::RECALL_STEP;
                 check("step", *step, "a number above 0 and at most 1000", fits)
             }
+            Self::Averaged(rule) => rule.validate(),
         }
+    }
+
+    /// Returns the same rule with its average served.
+    #[must_use]
+    pub fn averaged(self) -> Self {
+        match self {
+            Self::Recall { step, recall, .. } => Self::Recall { step, recall, average: true },
+            Self::Averaged(_) => self,
+            rule => Self::Averaged(Box::new(rule)),
+        }
+    }
+
+    /// Returns the rule that moves the model, without the average that is kept beside it.
+    #[must_use]
+    pub fn unaveraged(&self) -> &Self {
+        match self {
+            Self::Averaged(rule) => rule.unaveraged(),
+            rule => rule,
+        }
+    }
+
+    /// Whether an [average](super::averaged) of the models is kept beside the rule.
+    pub(super) fn is_averaged(&self) -> bool {
+        matches!(self, Self::Averaged(_))
     }
 
     /// The factor with which an update is merged: computed when it is admitted, then journalled.
@@ -284,6 +313,7 @@ impl MergeSpec {
             | Self::SyncSgd { .. }
             | Self::FedAvgM { .. }
             | Self::FedAdam { .. } => (1.0, &Staleness::Constant, &false),
+            Self::Averaged(rule) => return rule.weight(inputs),
         };
         let participation = if *participation { inputs.participation } else { 1.0 };
         (step * staleness.factor(inputs.staleness) * participation) as f32
@@ -302,6 +332,7 @@ impl MergeSpec {
             | Self::SyncSgd { barrier }
             | Self::FedAvgM { barrier, .. }
             | Self::FedAdam { barrier, .. } => Closing::Barrier(*barrier),
+            Self::Averaged(rule) => rule.closing(),
         }
     }
 
@@ -327,7 +358,7 @@ impl MergeSpec {
     /// trained on `trained`: at least 1, and 0 where the rule takes no such mean.
     #[must_use]
     pub fn mean_weight(&self, held: u64, trained: u64) -> u64 {
-        match self {
+        match self.unaveraged() {
             Self::SyncSgd { .. } => trained.max(1),
             _ if self.barrier().is_some() => held.max(1),
             _ => 0,
@@ -337,7 +368,7 @@ impl MergeSpec {
     /// Strength of the proximal term that agents add to each gradient; 0 where they add none.
     #[must_use]
     pub fn proximal_mu(&self) -> f32 {
-        match self {
+        match self.unaveraged() {
             Self::FedProx { mu, .. } => *mu,
             _ => 0.0,
         }
@@ -353,19 +384,21 @@ impl MergeSpec {
             Self::DelayedNesterov { .. } => 2 + waiting,
             Self::Fadas { .. } => 4,
             Self::FedAdam { .. } | Self::Recall { .. } => 3,
+            Self::Averaged(rule) => rule.saved_vectors(waiting) + 1,
         }
     }
 
     /// Whether contributions that wait under the rule `before` go on waiting under this one, and its state goes on with
-    /// them: only those of the same rule with a buffer of the same size do.
+    /// them: only those of the same rule with a buffer of the same size do. An average may begin or end beside them.
     #[must_use]
     pub fn keeps_waiting(&self, before: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(before) && self.buffer_size() == before.buffer_size()
+        let (after, before) = (self.unaveraged(), before.unaveraged());
+        std::mem::discriminant(after) == std::mem::discriminant(before) && after.buffer_size() == before.buffer_size()
     }
 
     /// How many updates the rule takes the mean of; 1 for rules without such a number.
     fn buffer_size(&self) -> u32 {
-        match self {
+        match self.unaveraged() {
             Self::FedBuff { buffer_size, .. }
             | Self::DelayedNesterov { buffer_size, .. }
             | Self::Fadas { buffer_size, .. } => (*buffer_size).max(1),
@@ -376,7 +409,7 @@ impl MergeSpec {
     /// Whether agents are weighed by participation.
     #[must_use]
     pub fn uses_participation(&self) -> bool {
-        match self {
+        match self.unaveraged() {
             Self::FedAsync { participation, .. }
             | Self::FedBuff { participation, .. }
             | Self::DelayedNesterov { participation, .. } => *participation,
@@ -393,13 +426,13 @@ impl MergeSpec {
     /// Whether an update counts by the interval of its agent ([`Shares::rescale`](super::shares::Shares::rescale)).
     #[must_use]
     pub fn rescales(&self) -> bool {
-        matches!(self, Self::Rescaled { .. })
+        matches!(self.unaveraged(), Self::Rescaled { .. })
     }
 
     /// Whether users are given an average of the models, and not the newest one.
     #[must_use]
     pub fn serves_average(&self) -> bool {
-        matches!(self, Self::Recall { average: true, .. })
+        matches!(self, Self::Averaged(_) | Self::Recall { average: true, .. })
     }
 
     /// Whether the rule is told of the [`shares`](super::shares) of arrivals, and if so whether it recalls updates.
@@ -421,6 +454,15 @@ impl MergeSpec {
     #[must_use]
     pub fn rule(&self, params: usize) -> Box<dyn MergeRule> {
         match self {
+            Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
+            // So that an average can begin while the run goes on.
+            _ => Box::new(averaged::Averaged::new(self, params)),
+        }
+    }
+
+    /// Returns the rule that moves the model, with empty state.
+    pub(super) fn moving_rule(&self, params: usize) -> Box<dyn MergeRule> {
+        match self {
             Self::FedAsync { .. } | Self::Rescaled { .. } => Box::new(fedasync::FedAsync::new(params)),
             Self::FedBuff { .. } => Box::new(fedbuff::FedBuff::new(params)),
             Self::DelayedNesterov { buffer_size, momentum, .. } => {
@@ -433,6 +475,7 @@ impl MergeSpec {
             Self::FedAvgM { .. } => Box::new(fedavgm::FedAvgM::new(self, params)),
             Self::FedAdam { .. } => Box::new(fedadam::FedAdam::new(self, params)),
             Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
+            Self::Averaged(rule) => rule.moving_rule(params),
         }
     }
 }
@@ -454,6 +497,8 @@ fn check_buffer(buffer_size: u32, server_lr: f32) -> Result<(), SpecError> {
 fn check_server_lr(server_lr: f32) -> Result<(), SpecError> {
     check("server_lr", server_lr, POSITIVE, server_lr.is_finite() && server_lr > 0.0)
 }
+
+mod text;
 
 #[cfg(test)]
 mod tests;

@@ -61,7 +61,21 @@ fn check_against_the_run(dir: &Path) -> anyhow::Result<()> {
 
 /// The run in a line.
 fn summary(spec: &RunSpec) -> String {
-    let merge = match &spec.merge {
+    let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);
+    let model = match spec.model.kind {
+        ModelKind::Custom => "a model that the agents' trainers bring".to_owned(),
+        ModelKind::Gpt => {
+            let ModelSpec { context, layers, heads, width, .. } = &spec.model;
+            format!("gpt of {layers} layers, {heads} heads and width {width} over {context} bytes")
+        }
+        native => format!("{} {input:?} -> {classes} classes", native.as_str()),
+    };
+    format!("run {name}, seed {seed}: {model}, merged by {}", rule(&spec.merge))
+}
+
+/// The merge rule in a few words.
+fn rule(spec: &MergeSpec) -> String {
+    match spec {
         MergeSpec::FedAsync { alpha, .. } => format!("fedasync with alpha {alpha}"),
         MergeSpec::FedBuff { buffer_size, .. } => format!("fedbuff of {buffer_size}"),
         MergeSpec::DelayedNesterov { buffer_size, .. } => format!("delayed-nesterov of {buffer_size}"),
@@ -73,15 +87,6 @@ fn summary(spec: &RunSpec) -> String {
         MergeSpec::FedAvgM { momentum, .. } => format!("fedavgm with momentum {momentum}"),
         MergeSpec::FedAdam { server_lr, .. } => format!("fedadam with server_lr {server_lr}"),
         MergeSpec::Recall { step, .. } => format!("recall with step {step}"),
-    };
-    let (name, seed, input, classes) = (&spec.name, spec.seed, &spec.model.input, spec.model.classes);
-    let model = match spec.model.kind {
-        ModelKind::Custom => "a model that the agents' trainers bring".to_owned(),
-        ModelKind::Gpt => {
-            let ModelSpec { context, layers, heads, width, .. } = &spec.model;
-            format!("gpt of {layers} layers, {heads} heads and width {width} over {context} bytes")
-        }
-        native => format!("{} {input:?} -> {classes} classes", native.as_str()),
-    };
-    format!("run {name}, seed {seed}: {model}, merged by {merge}")
+        MergeSpec::Averaged(averaged) => format!("{} and averaged", rule(averaged)),
+    }
 }

@@ -15,7 +15,7 @@ pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
         CodecSpec::TopK { fraction, .. } => (fraction, true),
         _ => (1.0, false),
     };
-    let steady = match &spec.merge {
+    let steady = match spec.merge.unaveraged() {
         MergeSpec::FedAsync { staleness, .. } => *staleness == Staleness::Constant,
         _ => false,
     };

@@ -105,6 +105,8 @@ strategy = "recall"
 #   staleness = { fn = "hinge", a = 0.1, b = 100 }     none up to b versions, then 1 / (a (staleness - b) + 1)
 # "fedasync", "fedbuff" and "delayed-nesterov" can weigh agents by the examples they hold rather than by how fast they are:
 #   participation = true
+# All of them can serve the average of the models ("recall" does), or the newest model:
+#   average = true
 
 [admit]
 # Updates whose base is older than this many versions are refused.

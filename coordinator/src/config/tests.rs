@@ -298,7 +298,9 @@ fn every_merge_rule_names_its_keys() {
     let (fedavg, fedadam) = ("strategy = \"fedavg\"\n", "strategy = \"fedadam\"\nserver_lr = 0.1\n");
     let fedprox = "strategy = \"fedprox\"\nmu = 0.01\n";
     for whole in [nesterov, fadas, rescaled, fedavg, fedadam, fedprox, "strategy = \"fedavgm\"\n"] {
-        with(whole).expect("its other keys have defaults");
+        let rule = with(whole).expect("its other keys have defaults").spec.merge;
+        let averaged = with(&format!("{whole}average = true")).expect("and it may be averaged").spec.merge;
+        assert!(!rule.serves_average() && averaged == rule.averaged(), "{averaged:?}");
     }
     for (merge, expected) in [
         (nesterov.replace('4', "0"), "merge.buffer_size is 0, expected"),
@@ -311,6 +313,9 @@ fn every_merge_rule_names_its_keys() {
         (format!("{fadas}tau_c = -1"), "merge.tau_c: invalid value: integer `-1`"),
         (format!("{fadas}momentum = 0.9"), "unknown field `momentum`"),
         (rescaled.replace("0.6", "1.5"), "merge.alpha is 1.5, expected"),
+        (format!("{rescaled}average = 1"), "invalid type: integer `1`, expected a boolean"),
+        (format!("{rescaled}average = true\nmomentum = 0.9"), "unknown field `momentum`"),
+        (rescaled.replace("0.6", "1.5") + "average = true", "merge.alpha is 1.5, expected"),
         (format!("{rescaled}participation = true"), "unknown field `participation`"),
         (format!("{fedavg}barrier = {{ quorum = 0.0 }}"), "merge.barrier.quorum is 0, expected"),
         (format!("{fedavg}barrier = {{ deadline_s = -1.0 }}"), "merge.barrier.deadline_s is -1, expected"),
@@ -320,6 +325,7 @@ fn every_merge_rule_names_its_keys() {
         (fedprox.replace("0.01", "0.0"), "merge.mu is 0, expected"),
         ("strategy = \"fedprox\"\n".to_owned(), "missing field `mu`"),
         ("strategy = \"sync-sgd\"\n".to_owned(), "train.local_steps is 20, expected 1"),
+        ("strategy = \"sync-sgd\"\naverage = true".to_owned(), "train.local_steps is 20, expected 1"),
     ] {
         let error = with(&merge).expect_err("refused").to_string();
         assert!(error.starts_with("run.toml:") && error.contains(expected), "{error:?} does not say {expected:?}");

@@ -265,7 +265,7 @@ fn behind_a_barrier(spec: &RunSpec) -> Checked {
     ensure(spec.train.proximal_mu == 0.0, "train.proximal_mu", || {
         "is no key of run.toml: set merge.mu, with merge.strategy = \"fedprox\"".to_owned()
     })?;
-    let MergeSpec::SyncSgd { .. } = spec.merge else { return Ok(()) };
+    let MergeSpec::SyncSgd { .. } = spec.merge.unaveraged() else { return Ok(()) };
     let (steps, sized) = (spec.train.local_steps, spec.train.target_round_s);
     ensure(steps == 1, "train.local_steps", || {
         format!("is {steps}, expected 1: with merge.strategy = \"sync-sgd\" a round is one step")

@@ -45,9 +45,10 @@ fn operations(history: &History) -> (u64, u64) {
 
 #[test]
 fn a_crash_at_any_commit_loses_nothing_acknowledged_and_no_bit() {
-    for merge in
-        [fedasync(), fedbuff(3), delayed_nesterov(3), fadas(3), rescaled(), recall(), fedavg(), fedavgm(), fedadam()]
-    {
+    let rules =
+        [fedasync(), fedbuff(3), delayed_nesterov(3), fadas(3), rescaled(), recall(), fedavg(), fedavgm(), fedadam()];
+    let averaged = [fedasync().averaged(), fedbuff(3).averaged(), fedavgm().averaged()];
+    for merge in rules.into_iter().chain(averaged) {
         let history = History::scripted(&merge, ROUNDS);
         let (_, commits) = operations(&history);
         assert!(commits > 40, "the script has many boundaries, not {commits}");

@@ -38,7 +38,7 @@ fn flip(store: &MemoryStore, name: &Name) {
 
 #[test]
 fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
-    for merge in [fedbuff(2), delayed_nesterov(5), fadas(5), recall(), fedadam()] {
+    for merge in [fedbuff(2), delayed_nesterov(5), fadas(5), recall(), fedadam(), fedadam().averaged()] {
         let (store, history) = finished_by(&merge);
         assert_falls_back(&store, &history);
     }

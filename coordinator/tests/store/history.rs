@@ -101,7 +101,7 @@ pub(crate) fn manifest(rows: u64) -> ModelManifest {
 /// Runs with one of these rules have a published track.
 fn track(merge: &MergeSpec) -> Option<TrackSpec> {
     let codec = CodecSpec::top_k(0.2);
-    matches!(merge, MergeSpec::DelayedNesterov { .. } | MergeSpec::Recall { .. })
+    matches!(merge.unaveraged(), MergeSpec::DelayedNesterov { .. } | MergeSpec::Recall { .. })
         .then_some(TrackSpec { every: Some(2), codec })
 }
 

@@ -2,6 +2,7 @@
 //! bytes of an uninterrupted replay, or refuses and says where.
 
 mod apart;
+mod average;
 mod crash;
 mod damage;
 mod disk;

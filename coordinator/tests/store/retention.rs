@@ -67,7 +67,10 @@ fn a_model_that_waits_for_its_record_is_not_pruned() {
 
 #[test]
 fn every_version_within_retention_is_exported_as_it_was_and_others_are_refused_by_name() {
-    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedavgm()] {
+    let averaged = [fedasync().averaged(), delayed_nesterov(2).averaged()];
+    for merge in
+        [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedavgm()].into_iter().chain(averaged)
+    {
         let history = History::scripted(&merge, 42);
         let newest = history.points.last().expect("records").state.version;
         for retention in [Retention::SinceSnapshot, Retention::All] {

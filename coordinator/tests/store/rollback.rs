@@ -40,7 +40,8 @@ fn updates(history: &History) -> Vec<UpdateMeta> {
 #[test]
 fn a_run_that_had_ended_goes_on_from_the_bits_of_an_earlier_version() {
     let asynchronous = [(fedasync(), 8), (fedbuff(3), 4), (delayed_nesterov(3), 8), (fadas(3), 4), (recall(), 8)];
-    for (merge, version) in asynchronous.into_iter().chain([(fedadam(), 4)]) {
+    let others = [(fedadam(), 4), (fadas(3).averaged(), 4), (fedadam().averaged(), 4)];
+    for (merge, version) in asynchronous.into_iter().chain(others) {
         let mut history = History::scripted(&merge, 42);
         history.lease(AgentId([1; 16]), 42);
         let result = history.points.last().expect("records").state.version;
@@ -167,7 +168,7 @@ fn a_version_out_of_retention_and_a_store_without_a_run_are_refused_and_nothing_
 /// Killed between a contribution and its close: the contribution is in a version, and a rollback may go back to it.
 #[test]
 fn a_contribution_that_waits_for_its_close_is_closed_before_an_import_or_a_rollback() {
-    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall()] {
+    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedbuff(2).averaged()] {
         let mut history = History::scripted(&merge, 14);
         while !matches!(history.records.last().expect("records").body, RecordBody::Closed(_)) {
             history.records.pop();

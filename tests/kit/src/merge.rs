@@ -8,7 +8,7 @@ use anabranch_common::ids::AgentId;
 use anabranch_common::merge::barrier::Closing;
 use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::shares::Shares;
-use anabranch_common::merge::{Arrival, MergeRule, MergeSpec, SavedRule, WeightInputs};
+use anabranch_common::merge::{Arrival, MergeRule, MergeSpec, SavedRule, Served, WeightInputs};
 use anabranch_common::rng::SplitMix64;
 
 const PARAMS: usize = 1_000;
@@ -58,6 +58,7 @@ pub fn conformance(spec: &MergeSpec) {
     sparse_and_dense_forms_of_a_delta_are_the_same(spec, &steps);
     weight_zero_changes_nothing(spec, &steps);
     foreign_state_is_refused(spec);
+    an_average_begins_and_ends_while_the_rule_goes_on(spec, &steps);
     weights_are_finite_and_fall_with_staleness(spec);
     one_version_moves_the_model_by_its_mean_delta(spec);
 }
@@ -238,6 +239,44 @@ fn foreign_state_is_refused(spec: &MergeSpec) {
     assert_eq!(state_bits(rule.as_ref()), state_bits(empty.as_ref()), "a refused state left something behind");
 }
 
+/// The rule with no average beside it.
+fn without_average(spec: &MergeSpec) -> MergeSpec {
+    match spec.unaveraged() {
+        MergeSpec::Recall { step, recall, .. } => MergeSpec::Recall { step: *step, recall: *recall, average: false },
+        rule => rule.clone(),
+    }
+}
+
+fn an_average_begins_and_ends_while_the_rule_goes_on(spec: &MergeSpec, steps: &[Step]) {
+    let (off, on) = (without_average(spec), spec.clone().averaged());
+    assert_eq!(without_average(&on), off, "an average changes no other key");
+    assert!(on.serves_average() && !off.serves_average());
+    assert!(on.keeps_waiting(&off) && off.keeps_waiting(&on), "contributions go on waiting");
+    let (mut plain, mut model) = (off.rule(PARAMS), start());
+    let (mut switched, mut other) = (off.rule(PARAMS), start());
+    let steps = cut_before_closes(steps);
+    for (index, step) in steps.iter().enumerate() {
+        // The average begins and ends between a contribution and its close, and elsewhere.
+        let now = if index % 5 < 3 { &on } else { &off };
+        switched.configure(now);
+        step.take(plain.as_mut(), &mut model);
+        step.take(switched.as_mut(), &mut other);
+        assert_eq!(bits(&model), bits(&other), "record {index}: an average moved the model");
+        let (vectors, parts) = state_bits(plain.as_ref());
+        let (with_average, with_parts) = state_bits(switched.as_ref());
+        assert_eq!(with_average[..vectors.len()], vectors, "record {index}: an average changed the rule");
+        assert_eq!(with_parts[..parts.len()], parts, "record {index}: an average changed the rule");
+        let mut resumed = now.rule(PARAMS);
+        resumed.restore(switched.save().into_owned()).expect("a rule takes back what it saved");
+        assert_eq!(resumed.served(&other), switched.served(&other), "record {index}: something else is served");
+        if now == &off {
+            assert_eq!(switched.served(&other), (Served::Model, &other[..]), "record {index}");
+        } else if step.closes {
+            assert_eq!(switched.served(&other).0, Served::Average, "record {index}");
+        }
+    }
+}
+
 fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
     for participation in [0.125, 1.0, 8.0] {
         let mut last = f32::INFINITY;
@@ -251,7 +290,7 @@ fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
 }
 
 fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
-    let step = match spec {
+    let step = match spec.unaveraged() {
         MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. } => *alpha,
         MergeSpec::FedBuff { server_lr, .. } => *server_lr,
         // Of a mean of one, the step along the momentum comes at once.
@@ -272,6 +311,7 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
             let step = (f64::from(*server_lr) * (1.0 - beta_1) / (root + tau)) as f32;
             step
         }
+        MergeSpec::Averaged(_) => unreachable!("the average is beside the rule"),
         // The first step of one agent: both moments are 1, and so is sigma.
         MergeSpec::Recall { step, .. } => step / 10.0_f32.sqrt() / 1.15 / (1.0_f32 + 1.0 / 130.0).sqrt(),
     };

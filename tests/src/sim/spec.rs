@@ -28,7 +28,13 @@ fn lr_schedule(schedule: &Schedule) -> Option<LrSchedule> {
     (honest && schedule.target_round_ms > 0).then_some(if schedule.lossy { cosine } else { step })
 }
 
+/// Worlds that learn from less than whole updates have the average of their models served, whatever their rule.
 fn merge(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
+    let rule = rule(schedule, staleness);
+    if schedule.lossy && schedule.task == Task::Quadratic { rule.averaged() } else { rule }
+}
+
+fn rule(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
     let (buffer_size, participation) = (schedule.buffer.max(1), schedule.lossy);
     let deadline_s = (schedule.round_deadline_ms > 0).then(|| schedule.round_deadline_ms as f64 / 1000.0);
     let barrier = Barrier { quorum: 0.5, deadline_s };

@@ -139,3 +139,52 @@ fn it_reads_well_in_toml() {
     let error = toml::from_str::<MergeSpec>("strategy = \"fedasync\"\nalpha = 0.6\nalhpa = 1.0\n");
     assert!(error.expect_err("a misspelt field").to_string().contains("alhpa"));
 }
+
+#[test]
+fn every_rule_may_be_averaged_in_toml() {
+    let averaged = fedavg(Some(2.5)).averaged();
+    let text = toml::to_string(&averaged).expect("serializable");
+    assert_eq!(
+        text,
+        "average = true\nstrategy = \"fedavg\"\nserver_lr = 1.0\n\n[barrier]\nquorum = 0.5\ndeadline_s = 2.5\n"
+    );
+    assert_eq!(toml::from_str(&text), Ok(averaged.clone()));
+    assert_eq!(averaged.clone().averaged(), averaged, "once is enough");
+    for (average, expected) in [(true, fed_buff(4, 0.5).averaged()), (false, fed_buff(4, 0.5))] {
+        let text = format!(
+            "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 0.5\naverage = {average}\nstaleness = {{ fn = \"constant\" }}\n"
+        );
+        assert_eq!(toml::from_str(&text), Ok(expected));
+    }
+    let recall = |average: bool| MergeSpec::Recall { step: 4.0, recall: true, average };
+    for average in [false, true] {
+        let text = toml::to_string(&recall(average)).expect("serializable");
+        assert_eq!(toml::from_str(&text), Ok(recall(average)), "{text}");
+    }
+    for (text, expected) in [
+        ("strategy = \"fedavg\"\naverage = 1\n", "invalid type: integer `1`, expected a boolean"),
+        ("strategy = \"fedavg\"\naverage = true\nalhpa = 1.0\n", "unknown field `alhpa`"),
+        ("average = true\n", "missing field `strategy`"),
+    ] {
+        let error = toml::from_str::<MergeSpec>(text).expect_err(text).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_average_leaves_everything_else_to_its_rule() {
+    let inputs = WeightInputs { staleness: 3, participation: 2.0 };
+    for rule in [fed_async(0.5), fed_buff(4, 1.0), nesterov(4, 0.9), fedavg(Some(1.0)), fadas(3, [0.9, 0.99], 1e-8)] {
+        let averaged = rule.clone().averaged();
+        assert_eq!((averaged.unaveraged(), rule.unaveraged()), (&rule, &rule));
+        assert_eq!((averaged.weight(inputs), averaged.closing()), (rule.weight(inputs), rule.closing()));
+        assert_eq!(averaged.mean_weight(7, 8), rule.mean_weight(7, 8));
+        assert_eq!(averaged.saved_vectors(1), rule.saved_vectors(1) + 1);
+        assert_eq!(averaged.uses_participation(), rule.uses_participation());
+    }
+    assert_eq!(fedavg(Some(-1.0)).averaged().validate().map_err(|error| error.field), Err("barrier.deadline_s"));
+    assert_eq!(
+        MergeSpec::FedProx { mu: 0.1, server_lr: 1.0, barrier: Barrier::default() }.averaged().proximal_mu(),
+        0.1
+    );
+}

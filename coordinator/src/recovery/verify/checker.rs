@@ -11,7 +11,8 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::RunSpec;
 
-use super::own_state::OwnState;
+use super::average::Average;
+use super::own_state::{OwnState, Saved};
 use super::published::{PublishedVersions, Segment};
 use super::track::TrackedBase;
 use crate::core::round::Round;
@@ -35,8 +36,8 @@ impl<E: Into<RecoveryError>> From<E> for Problem {
 /// How updates become versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
-    /// FedAsync, and the rescaled rule with its other weights: each update moves the model.
-    Direct,
+    /// FedAsync, and the rescaled rule with its other weights, each with its name: each update moves the model.
+    Direct(&'static str),
     /// FedBuff: so many updates are summed up, then move it together.
     Buffered(u32),
     /// Delayed Nesterov: each update moves the model, and so many of them a momentum.
@@ -52,7 +53,8 @@ enum Rule {
 impl Rule {
     fn of(spec: &MergeSpec) -> Self {
         match spec {
-            MergeSpec::FedAsync { .. } | MergeSpec::Rescaled { .. } => Self::Direct,
+            MergeSpec::FedAsync { .. } => Self::Direct("fedasync"),
+            MergeSpec::Rescaled { .. } => Self::Direct("rescaled"),
             MergeSpec::FedBuff { buffer_size, .. } => Self::Buffered((*buffer_size).max(1)),
             MergeSpec::DelayedNesterov { buffer_size, .. } => Self::Delayed((*buffer_size).max(1)),
             MergeSpec::Fadas { buffer_size, .. } => Self::Adaptive((*buffer_size).max(1)),
@@ -62,13 +64,14 @@ impl Rule {
             MergeSpec::SyncSgd { .. } => Self::Rounds("sync-sgd"),
             MergeSpec::FedAvgM { .. } => Self::Rounds("fedavgm"),
             MergeSpec::FedAdam { .. } => Self::Rounds("fedadam"),
+            MergeSpec::Averaged(rule) => Self::of(rule),
         }
     }
 
     /// How many contributions make a version, where that is a number.
     fn size(self) -> Option<u32> {
         match self {
-            Self::Direct | Self::Delayed(_) | Self::Recalling => Some(1),
+            Self::Direct(_) | Self::Delayed(_) | Self::Recalling => Some(1),
             Self::Buffered(size) | Self::Adaptive(size) => Some(size),
             Self::Rounds(_) => None,
         }
@@ -86,7 +89,7 @@ impl Rule {
     /// What a parameter's place in the buffer holds while no contribution reaches it. -0 changes no parameter.
     fn nothing(self) -> f32 {
         match self {
-            Self::Direct => -0.0,
+            Self::Direct(_) => -0.0,
             Self::Buffered(_) | Self::Delayed(_) | Self::Adaptive(_) | Self::Recalling | Self::Rounds(_) => 0.0,
         }
     }
@@ -99,6 +102,8 @@ pub(super) struct Checker {
     spec: MergeSpec,
     /// The state of the rule, where it has one beside the buffer.
     own: Option<OwnState>,
+    /// The average that is kept beside the rule, if one is.
+    average: Option<Average>,
     pub(super) position: Position,
     pub(super) version: ModelVersion,
     pub(super) chain: Chain,
@@ -132,7 +137,8 @@ impl Checker {
         let bytes = store.journal().record(Position(0))?.ok_or(RecoveryError::MissingRecord(Position(0)))?;
         Ok(Self {
             buffer: vec![rule.nothing(); manifest.params()],
-            own: OwnState::of(&spec.merge, manifest.params()),
+            own: OwnState::of(spec.merge.unaveraged(), manifest.params()),
+            average: Average::of(&spec.merge, manifest.params()),
             spec: spec.merge.clone(),
             manifest: manifest.clone(),
             rule,
@@ -154,8 +160,10 @@ impl Checker {
     pub(super) fn anchor(blobs: &dyn Blobs, checkpoint: &Checkpoint) -> Result<Self, RecoveryError> {
         let state = saved::load_without_agents(blobs, checkpoint.state)?;
         let (manifest, rule) = (state.manifest, Rule::of(&state.spec.merge));
-        let own = OwnState::load(&state.spec.merge, blobs, checkpoint, &manifest)?;
-        let buffer = match checkpoint.merge_state.first() {
+        let saved = Saved::of(&state.spec.merge, blobs, checkpoint, &manifest);
+        let own = OwnState::load(state.spec.merge.unaveraged(), &saved)?;
+        let average = Average::load(&saved)?;
+        let buffer = match saved.vectors().first() {
             Some(digest) if own.is_none() => vectors::load(blobs, "merge vector", &manifest, *digest)?,
             _ => vec![rule.nothing(); manifest.params()],
         };
@@ -173,6 +181,7 @@ impl Checker {
             rule,
             spec: state.spec.merge,
             own,
+            average,
             position: checkpoint.position,
             version: checkpoint.version,
             chain: checkpoint.chain,
@@ -220,12 +229,14 @@ impl Checker {
                 let before = std::mem::replace(&mut self.rule, Rule::of(&spec.merge));
                 self.spec = spec.merge.clone();
                 if before != self.rule {
-                    self.empty_buffer();
-                    self.own = OwnState::of(&self.spec, self.manifest.params());
+                    self.begin_rule();
                 }
                 if let Some(own) = &mut self.own {
-                    own.set(&self.spec);
+                    own.set(self.spec.unaveraged());
                 }
+                // It goes on where it is on before and after, and begins where it is not.
+                let begun = Average::of(&self.spec, self.manifest.params());
+                self.average = begun.map(|begun| self.average.take().unwrap_or(begun));
                 self.change_track(spec);
             }
             RecordBody::Imported { model, version, norm } => {
@@ -278,14 +289,8 @@ impl Checker {
         if self.track.is_none() && !close.is_base {
             return Err(found("keeps a version from the agents of a run without a published track".to_owned()));
         }
-        match &mut self.own {
-            _ if self.last_finite.is_some() => {}
-            Some(own) => own.close(&mut self.model),
-            None => {
-                for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
-                    *parameter += *pending;
-                }
-            }
+        if self.last_finite.is_none() {
+            self.move_model();
         }
         self.empty_buffer();
         self.version = version;
@@ -296,6 +301,21 @@ impl Checker {
             self.offer(version);
         }
         Ok(())
+    }
+
+    fn move_model(&mut self) {
+        let before = self.average.is_some().then(|| self.model.clone());
+        match &mut self.own {
+            Some(own) => own.close(&mut self.model),
+            None => {
+                for (parameter, pending) in self.model.iter_mut().zip(&self.buffer) {
+                    *parameter += *pending;
+                }
+            }
+        }
+        if let (Some(average), Some(before)) = (&mut self.average, before) {
+            average.close(&before, &self.model);
+        }
     }
 
     /// Agents may train from `version`: keeps the digest of what they are sent, where that is published.
@@ -365,9 +385,15 @@ impl Checker {
             track.begin(&self.model, version);
         }
         self.last_finite = None;
-        self.empty_buffer();
-        self.own = OwnState::of(&self.spec, self.manifest.params());
+        self.begin_rule();
         Ok(())
+    }
+
+    /// The rule begins with nothing, and so does the average beside it.
+    fn begin_rule(&mut self) {
+        self.empty_buffer();
+        self.own = OwnState::of(self.spec.unaveraged(), self.manifest.params());
+        self.average = Average::of(&self.spec, self.manifest.params());
     }
 
     fn empty_buffer(&mut self) {
@@ -390,13 +416,19 @@ impl Checker {
         if checkpoint.track != self.track.as_ref().map(TrackedBase::digest) {
             return differs("published track");
         }
+        let saved = Saved::of(&self.spec, blobs, checkpoint, &self.manifest);
         let same = match (&self.own, self.rule) {
-            (Some(own), _) => own.is_in(blobs, checkpoint, &self.manifest)?,
-            (None, Rule::Direct) if self.waiting == 0 => checkpoint.merge_state.is_empty(),
-            (None, _) => checkpoint.merge_state == [Digest::of_f32(&self.buffer)],
+            (Some(own), _) => own.is_in(&saved)?,
+            (None, Rule::Direct(_)) if self.waiting == 0 => saved.vectors().is_empty(),
+            (None, _) => saved.vectors() == [Digest::of_f32(&self.buffer)],
         };
-        if !same || (self.own.is_none() && !checkpoint.merge_parts.is_empty()) {
+        if !same || (self.own.is_none() && !saved.parts()?.is_empty()) {
             return differs("merge state");
+        }
+        if let Some(average) = &self.average
+            && !average.is_in(&saved)?
+        {
+            return differs("average of the models");
         }
         for digest in checkpoint.merge_state.iter().chain([&checkpoint.model]).chain(&checkpoint.track) {
             vectors::load(blobs, "vector", &self.manifest, *digest)?;

@@ -11,9 +11,11 @@
 //!  published   which versions the journal publishes: only these are hashed
 //!  checker     the records once more, one after the other
 //!  own_state   rules with a state of their own: delayed_nesterov, fadas, recall, and rounds: those behind a barrier
+//!  average     the average that is kept beside a rule
 //!  track       the published track that agents train from
 //! ```
 
+mod average;
 mod checker;
 mod delayed_nesterov;
 mod fadas;

@@ -33,21 +33,14 @@ impl OwnState {
     }
 
     /// The state that a checkpoint has saved.
-    pub(super) fn load(
-        spec: &MergeSpec,
-        blobs: &dyn Blobs,
-        checkpoint: &Checkpoint,
-        manifest: &ModelManifest,
-    ) -> Result<Option<Self>, RecoveryError> {
-        let mut state = Self::of(spec, manifest.params());
-        if let Some(state) = &mut state {
-            let saved = Saved { blobs, checkpoint, manifest };
-            match state {
-                Self::DelayedNesterov(rule) => rule.load(&saved)?,
-                Self::Fadas(rule) => rule.load(&saved)?,
-                Self::Recall(rule) => rule.load(&saved)?,
-                Self::Rounds(rule) => rule.load(&saved)?,
-            }
+    pub(super) fn load(spec: &MergeSpec, saved: &Saved<'_>) -> Result<Option<Self>, RecoveryError> {
+        let mut state = Self::of(spec, saved.manifest.params());
+        match &mut state {
+            None => {}
+            Some(Self::DelayedNesterov(rule)) => rule.load(saved)?,
+            Some(Self::Fadas(rule)) => rule.load(saved)?,
+            Some(Self::Recall(rule)) => rule.load(saved)?,
+            Some(Self::Rounds(rule)) => rule.load(saved)?,
         }
         Ok(state)
     }
@@ -81,46 +74,68 @@ impl OwnState {
     }
 
     /// Whether a checkpoint has saved this state.
-    pub(super) fn is_in(
-        &self,
-        blobs: &dyn Blobs,
-        checkpoint: &Checkpoint,
-        manifest: &ModelManifest,
-    ) -> Result<bool, RecoveryError> {
-        let saved = Saved { blobs, checkpoint, manifest };
+    pub(super) fn is_in(&self, saved: &Saved<'_>) -> Result<bool, RecoveryError> {
         match self {
-            Self::DelayedNesterov(rule) => rule.is_in(&saved),
-            Self::Fadas(rule) => rule.is_in(&saved),
-            Self::Recall(rule) => rule.is_in(&saved),
-            Self::Rounds(rule) => rule.is_in(&saved),
+            Self::DelayedNesterov(rule) => rule.is_in(saved),
+            Self::Fadas(rule) => rule.is_in(saved),
+            Self::Recall(rule) => rule.is_in(saved),
+            Self::Rounds(rule) => rule.is_in(saved),
         }
     }
 }
 
-/// What a checkpoint has saved of a rule's state.
+/// What a checkpoint has saved of a rule's state, and of the average beside it.
 pub(super) struct Saved<'a> {
     blobs: &'a dyn Blobs,
-    checkpoint: &'a Checkpoint,
+    position: Position,
     pub(super) manifest: &'a ModelManifest,
+    vectors: &'a [Digest],
+    parts: &'a [Digest],
+    /// Vector and part of the average.
+    average: Option<(&'a Digest, &'a Digest)>,
 }
 
-impl Saved<'_> {
-    pub(super) fn position(&self) -> Position {
-        self.checkpoint.position
+impl<'a> Saved<'a> {
+    /// The state of a run that is merged by `spec`. The average stands last.
+    pub(super) fn of(
+        spec: &MergeSpec,
+        blobs: &'a dyn Blobs,
+        checkpoint: &'a Checkpoint,
+        manifest: &'a ModelManifest,
+    ) -> Self {
+        let Checkpoint { position, merge_state, merge_parts, .. } = checkpoint;
+        let whole =
+            Self { blobs, position: *position, manifest, vectors: merge_state, parts: merge_parts, average: None };
+        match (spec, merge_state.split_last(), merge_parts.split_last()) {
+            (MergeSpec::Averaged(_), Some((average, vectors)), Some((closes, parts))) => {
+                Self { vectors, parts, average: Some((average, closes)), ..whole }
+            }
+            _ => whole,
+        }
     }
 
-    /// Digests of its vectors.
-    pub(super) fn vectors(&self) -> &[Digest] {
-        &self.checkpoint.merge_state
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Digests of the rule's vectors.
+    pub(super) fn vectors(&self) -> &'a [Digest] {
+        self.vectors
     }
 
     pub(super) fn load(&self, digest: &Digest) -> Result<Vec<f32>, RecoveryError> {
         vectors::load(self.blobs, "merge vector", self.manifest, *digest)
     }
 
-    /// What it has beside vectors.
+    /// What the rule has beside vectors.
     pub(super) fn parts(&self) -> Result<Vec<Vec<u8>>, RecoveryError> {
-        self.checkpoint.merge_parts.iter().map(|digest| checkpoint::load_part(self.blobs, *digest)).collect()
+        self.parts.iter().map(|digest| checkpoint::load_part(self.blobs, *digest)).collect()
+    }
+
+    /// The digest of the average, and its part, if an average is saved.
+    pub(super) fn average(&self) -> Result<Option<(&'a Digest, Vec<u8>)>, RecoveryError> {
+        let Some((vector, part)) = self.average else { return Ok(None) };
+        Ok(Some((vector, checkpoint::load_part(self.blobs, *part)?)))
     }
 
     /// It is not what the rule saves.

@@ -93,7 +93,7 @@ impl Envelope {
 
 /// The weight of an update that nothing speaks against.
 fn full_weight(spec: Option<&RunSpec>) -> f32 {
-    match spec.map(|spec| &spec.merge) {
+    match spec.map(|spec| spec.merge.unaveraged()) {
         Some(MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. }) => *alpha,
         Some(MergeSpec::FedBuff { server_lr, .. }) => *server_lr,
         // Worlds with attackers are merged by other rules: what these do is no sum of weighted updates.

@@ -45,7 +45,7 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
     ensure(update.staleness <= spec.admit.max_staleness, NAME, || {
         format!("record {position} is {} versions behind, more than {}", update.staleness, spec.admit.max_staleness)
     })?;
-    let largest = match &spec.merge {
+    let largest = match spec.merge.unaveraged() {
         // Scaling of large updates and fast agents only ever takes something away.
         MergeSpec::FedAsync { alpha, staleness: Staleness::Constant, participation: false } => {
             let scales = spec.admit.clip_norm_ratio > 0.0 || spec.admit.max_influence > 0.0;
@@ -60,7 +60,8 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
         | MergeSpec::FedProx { .. }
         | MergeSpec::SyncSgd { .. }
         | MergeSpec::FedAvgM { .. }
-        | MergeSpec::FedAdam { .. } => {
+        | MergeSpec::FedAdam { .. }
+        | MergeSpec::Averaged(_) => {
             let bounded = (0.0..=1.0).contains(&update.weight);
             return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));
         }
