@@ -246,7 +246,8 @@ impl Ledger {
         }
         let mut next = self.head.clone();
         next.branch = Some(branch);
-        (next.residual, next.memory) = (None, None);
+        next.memory = None;
+        next.residual = None;
         self.residual = None;
         let dropped = next.residual.is_none();
         self.replace_head(next)?;
