@@ -155,7 +155,9 @@ impl World {
             agent.banked.insert(entry.meta.key, now_ms);
         }
         let adopted = adopting.map(|(before, branch)| feedback::adopted(ledger, before, branch));
-        let remembered = ledger.memory().map(|(mark, values)| self.journal.remembers(mark, values));
+        // A job that fails may have taken the memory out.
+        let remembered = ledger.memory().filter(|_| done.is_ok());
+        let remembered = remembered.map(|(mark, values)| self.journal.remembers(mark, values));
         let compared = expected.filter(|_| done.is_ok()).map(|expected| expected.compare(ledger));
         adopted
             .into_iter()
