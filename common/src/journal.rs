@@ -25,7 +25,7 @@ use crate::limits;
 use crate::manifest::ModelManifest;
 use crate::schema::{self, SchemaError};
 use crate::spec::{RunSpec, TrainSpec};
-use crate::update::{RefusalReason, UpdateKey};
+use crate::update::{MemoryMark, RefusalReason, UpdateKey};
 
 pub use versions::{Close, CloseReason, Contribution, Publication, PublicationForm};
 
@@ -80,6 +80,9 @@ pub struct Plan {
     pub codec: CodecSpec,
     /// Whether the update is to say how much compression has left out by now (`UpdateMeta::residual_ratio`).
     pub residual_ratio: bool,
+    /// The memory that the coordinator has of the agent, where updates are differences against one: an agent with another one
+    /// forgets it.
+    pub memory: Option<MemoryMark>,
 }
 
 impl Plan {

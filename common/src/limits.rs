@@ -91,6 +91,10 @@ pub const RECALLED_AGENTS: usize = 64;
 pub const RECALL_MEMORIES: usize = 256;
 /// ... bytes of them, as decoded.
 pub const RECALL_MEMORY_BYTES: usize = 256 << 20;
+/// Agents whose memories the EF21 rule keeps, and ...
+pub const EF21_MEMORIES: usize = 1024;
+/// ... bytes of them, of which one is kept in any case.
+pub const EF21_MEMORY_BYTES: usize = 256 << 20;
 /// Bytes that a gpt sees at once.
 pub const GPT_CONTEXT: u32 = 1 << 14;
 /// Transformer blocks of a gpt: their tensors fit in a manifest.

@@ -59,9 +59,9 @@ pub struct AgentSpec {
     pub train: TrainSpec,
     /// Compression of updates.
     pub upload: UploadSpec,
-    /// Whether versions are closed behind a barrier. Agents then prepare no round while another one is computed or its
-    /// update is undecided: a version gets one update of each agent.
-    pub barrier: bool,
+    /// Whether an agent prepares no round while another one is computed or its update is undecided: behind a barrier a
+    /// version gets one update of each agent, and a memory is another one after each accepted update.
+    pub in_turn: bool,
 }
 
 /// The model. Its tensors follow from it ([`ModelSpec::layers`]), whoever trains it, except where `kind` is `custom`: then the

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
 use crate::journal::{Aggregate, Evaluation, FinishReason};
+use crate::merge::Served;
 use crate::wire::message::RunPhase;
 
 /// The state of a run.
@@ -31,6 +32,9 @@ pub struct StatusReport {
     pub position: Position,
     /// Newest model version.
     pub version: ModelVersion,
+    /// Which vector of a version exports, evaluations and targets are about.
+    #[serde(default)]
+    pub served: Served,
     /// Chain value after that record.
     pub chain: Digest,
     /// Newest version with a durable checkpoint.

@@ -18,6 +18,22 @@ pub struct UpdateKey {
     pub seq: UpdateSeq,
 }
 
+/// The name of a memory that an agent and the coordinator hold ([`ef21`](crate::merge::ef21)): it follows from the contents that
+/// were added to it and from their weights. Equal marks name memories of equal bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryMark(pub Digest);
+
+impl MemoryMark {
+    /// A memory of 0.
+    pub const EMPTY: Self = Self(Digest([0; 32]));
+
+    /// Returns the name of the memory after the content of a payload was added with this weight.
+    #[must_use]
+    pub fn with(self, payload: Digest, weight: f32) -> Self {
+        Self(Digest::of(&[&self.0.0[..], &payload.0, &weight.to_le_bytes()].concat()))
+    }
+}
+
 /// Everything about an update but its payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateMeta {
@@ -51,6 +67,8 @@ pub struct UpdateMeta {
     /// Norm of what compression has left out, with this update, over the norm of the delta. Only where the lease's plan
     /// asks for it, and there is a delta.
     pub residual_ratio: Option<f32>,
+    /// The memory that the content is a difference against. Only where the lease's plan asks for one.
+    pub memory: Option<MemoryMark>,
 }
 
 /// Why an update was refused. Each reason says whether its content goes back into the agent's feedback state.
@@ -79,11 +97,13 @@ pub enum RefusalReason {
     WrongBranch,
     /// The run has ended.
     Finished,
+    /// Its content is a difference against a memory that the coordinator does not hold.
+    UnknownMemory,
 }
 
 impl RefusalReason {
     /// Every reason, in the order of their names on the wire.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Duplicate,
         Self::Stale,
         Self::Malformed,
@@ -95,6 +115,7 @@ impl RefusalReason {
         Self::KeyConflict,
         Self::WrongBranch,
         Self::Finished,
+        Self::UnknownMemory,
     ];
 
     /// The name used in logs, metrics and JSON.
@@ -112,11 +133,13 @@ impl RefusalReason {
             Self::KeyConflict => "key_conflict",
             Self::WrongBranch => "wrong_branch",
             Self::Finished => "finished",
+            Self::UnknownMemory => "unknown_memory",
         }
     }
 
     /// Whether the agent adds the refused content back to its error-feedback state: it does where the content was
-    /// sound and merely came at the wrong time, and does not where it was merged already or must never be.
+    /// sound and merely came at the wrong time, and does not where it was merged already or must never be. A difference
+    /// against a [memory](MemoryMark) never returns: the memory is as it was.
     #[must_use]
     pub fn content_returns(self) -> bool {
         matches!(self, Self::Stale | Self::OverLimit | Self::UnknownBase)

@@ -46,7 +46,7 @@ fn assert_reference(name: &str, spec: &MergeSpec, mut weigh: impl FnMut(&Update)
     let (mut rule, mut model, mut waiting) = (spec.rule(start.len()), start, 0);
     for (after, (update, expected)) in arrivals.iter().zip(expected).enumerate() {
         let (agent, weight, staleness) = (agent(update.agent), weigh(update), update.staleness);
-        let arrival = Arrival { agent, weight, mean_weight: 0, staleness, base_dot: None, recall: None };
+        let arrival = Arrival { agent, weight, mean_weight: 0, staleness, base_dot: None, recall: None, memory: None };
         rule.contribute(&model, &Arc::new(Delta::Dense(update.delta.clone())), &arrival);
         waiting += 1;
         if spec.is_full(waiting) {

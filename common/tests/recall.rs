@@ -88,7 +88,8 @@ fn the_rule_gives_the_reference_values() {
         let weight = admitted.weight as f32 * scale;
         let (base_dot, recall) = (Some(update.base_dot), Some(&inputs));
         let (agent, mean_weight) = (agent(number), 0);
-        rule.contribute(&model, &delta, &Arrival { agent, weight, mean_weight, staleness, base_dot, recall });
+        let arrival = Arrival { agent, weight, mean_weight, staleness, base_dot, recall, memory: None };
+        rule.contribute(&model, &delta, &arrival);
         rule.close(&mut model);
         if let Some(look) = looks.iter().find(|look| look.after == after) {
             seen += 1;

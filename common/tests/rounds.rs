@@ -49,7 +49,7 @@ fn merge(spec: &MergeSpec, rule: &mut dyn MergeRule, model: &mut [f32], updates:
     for (number, Update { examples, delta }) in (0..).zip(updates) {
         let weight = spec.weight(WeightInputs { staleness: 0, participation: 1.0 });
         let (agent, mean_weight) = (AgentId([number; 16]), spec.mean_weight(*examples, *examples));
-        let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot: None, recall: None };
+        let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot: None, recall: None, memory: None };
         rule.contribute(model, &Arc::new(Delta::Dense(delta.clone())), &arrival);
     }
     rule.close(model);

@@ -3,6 +3,7 @@
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, EncodeError};
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::update::MemoryMark;
 
 use super::States;
 use crate::session::command::Bank;
@@ -13,22 +14,47 @@ use crate::session::event::{Encoded, FeedbackState};
 pub struct Update {
     /// The payload.
     pub payload: Vec<u8>,
-    /// What the payload leaves out, one value a parameter; `None` if feedback is off.
+    /// What the payload leaves out, one value a parameter; `None` if feedback is off, and where there is a memory.
     pub left_out: Option<Vec<f32>>,
     /// The number of that state.
     pub state: FeedbackState,
+    /// The memory that the payload is a difference against, if it is one.
+    pub memory: Option<Memory>,
 }
 
-/// The state of the error feedback that an update continues from.
+/// The state that an update continues from.
 #[derive(Debug)]
-pub struct Origin {
-    /// Its number.
-    pub state: FeedbackState,
-    /// What was left out so far, one value a parameter; empty if nothing was.
-    pub left_out: Vec<f32>,
+pub enum Origin {
+    /// That of the error feedback (EF14).
+    Residual {
+        /// Its number.
+        state: FeedbackState,
+        /// What was left out so far, one value a parameter; empty if nothing was.
+        left_out: Vec<f32>,
+    },
+    /// The memory that the coordinator has too (EF21).
+    Memory(Memory),
 }
 
-/// Encodes what was left out before and the delta of `bank`. Takes the trainer's payload if the
+/// What the updates that were accepted since it was empty come to.
+#[derive(Debug)]
+pub struct Memory {
+    /// Its name.
+    pub mark: MemoryMark,
+    /// One value a parameter; empty if it is 0.
+    pub values: Vec<f32>,
+}
+
+impl Memory {
+    /// Returns `delta` less this memory.
+    fn taken_off(&self, delta: &[f32]) -> Vec<f32> {
+        let mut left = delta.to_vec();
+        left.iter_mut().zip(&self.values).for_each(|(left, held)| *left -= held);
+        left
+    }
+}
+
+/// Encodes the delta of `bank`, with what was left out before, or less the memory. Takes the trainer's payload if the
 /// trainer continued from the state of `origin`: the payload then is what would be made here.
 ///
 /// # Errors
@@ -40,7 +66,13 @@ pub(super) fn encode(
     states: &States,
 ) -> Result<Update, EncodeError> {
     let Bank { lease, codec, feedback_decay, outcome, .. } = bank;
-    let Origin { state: from, left_out } = origin;
+    let (from, left_out) = match origin {
+        Origin::Residual { state, left_out } => (state, left_out),
+        Origin::Memory(memory) => {
+            let payload = codec::encoder(*codec).encode(manifest, &memory.taken_off(&outcome.delta))?;
+            return Ok(Update { payload, left_out: None, state: FeedbackState::EMPTY, memory: Some(memory) });
+        }
+    };
     let mut feedback = Feedback::restore(*feedback_decay, left_out);
     let encoder = codec::encoder(*codec);
     let same = |there: &Encoded| (there.from, there.codec, there.feedback_decay) == (from, *codec, *feedback_decay);
@@ -59,5 +91,5 @@ pub(super) fn encode(
         None => (feedback.encode(&*encoder, manifest, &outcome.delta)?, states.fresh()),
     };
     let left_out = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
-    Ok(Update { payload, left_out, state })
+    Ok(Update { payload, left_out, state, memory: None })
 }

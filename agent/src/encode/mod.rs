@@ -3,6 +3,7 @@
 //! ```text
 //!  Outcome { delta, encoded } ─► bank ─► cpu: left out before + delta ──► payload, left out now
 //!                                 │        (or the trainer's payload, if the ledger agrees)
+//!                                 │        with a memory: delta - memory ──► payload
 //!                                 └────► Ledger::bank: stores both in one step
 //! ```
 //!
@@ -32,7 +33,7 @@ use crate::session::command::Bank;
 use crate::session::event::OutboxEntry;
 use crate::store::Ledger;
 
-pub use cpu::{Origin, Update};
+pub use cpu::{Memory, Origin, Update};
 pub use order::{EncodeOrder, FeedbackSource};
 pub use states::States;
 
@@ -59,7 +60,7 @@ pub fn bank(
     manifest: &ModelManifest,
     mut bank: Bank,
 ) -> Result<OutboxEntry, BankError> {
-    let origin = ledger.take_residual(bank.lease.branch, manifest);
+    let origin = ledger.take_origin(bank.lease.branch, manifest, bank.lease.plan.memory);
     match cpu::encode(manifest, &mut bank, origin, &ledger.states()) {
         Ok(update) => {
             let key = UpdateKey { run, agent, epoch: bank.epoch, seq: bank.seq };

@@ -89,7 +89,7 @@ pub enum Command {
         /// What becomes of its content.
         content: Settlement,
     },
-    /// From now on work belongs to this branch; a residual of another one is dropped.
+    /// From now on work belongs to this branch; a residual or a memory of another one is dropped.
     AdoptBranch {
         /// The branch.
         branch: BranchId,
@@ -180,12 +180,15 @@ impl StartedFrom {
 }
 
 /// What becomes of the content of a decided update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Settlement {
     /// It was merged, or must never be: it goes.
     Drop,
     /// It was sound and came at the wrong time: it is added back to the residual, in the same step that deletes it.
     Return,
+    /// It was a difference against the memory, and was added to it with this weight: it is added here too, in the same step
+    /// that deletes it.
+    Remember(f32),
 }
 
 /// Why the process ends. Each has one exit code (see `commands::run`).

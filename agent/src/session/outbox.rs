@@ -123,8 +123,10 @@ impl Outbox {
         let Some(index) = self.slots.iter().position(undecided) else { return false };
         self.slots[..index].iter_mut().for_each(|earlier| earlier.overtaken = true);
         self.slots[index].state = State::Settling;
+        let is_difference = self.slots[index].entry.meta.memory.is_some();
         let content = match verdict {
-            Verdict::Refused { reason } if reason.content_returns() => Settlement::Return,
+            Verdict::Accepted { weight, .. } if is_difference => Settlement::Remember(*weight),
+            Verdict::Refused { reason } if reason.content_returns() && !is_difference => Settlement::Return,
             Verdict::Accepted { .. } | Verdict::Refused { .. } => Settlement::Drop,
         };
         out.push(Command::Settle { key, content });

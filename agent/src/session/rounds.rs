@@ -100,7 +100,8 @@ pub(super) enum Overlap {
     Rounds,
     /// Updates: a round begins after the one before has ended.
     Updates,
-    /// Nothing: versions are closed behind a barrier, which takes one update of each agent.
+    /// Nothing: versions are closed behind a barrier, which takes one update of each agent, or updates are differences against
+    /// a memory that each of them moves.
     Nothing,
 }
 

@@ -6,6 +6,7 @@ mod bounds;
 mod extreme;
 mod forms;
 mod hold;
+mod memory;
 mod plan;
 mod refused;
 mod served;
@@ -21,7 +22,7 @@ use anabranch_common::journal::{Evaluation, Lease, LeaseEnd, Plan};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::spec::AgentSpec;
-use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
+use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection, RunPhase, Welcome};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_testkit::lease::PLAN;
@@ -146,6 +147,7 @@ pub(crate) fn entry(seq: u64, lease: &Lease) -> OutboxEntry {
             compute_ms: 20,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         },
         transfer: TransferManifest::of(&payload),
     }

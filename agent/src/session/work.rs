@@ -141,7 +141,7 @@ impl Session {
 
     /// Returns what may be under way when a lease is requested.
     fn overlap(&self) -> Overlap {
-        if self.membership.terms().is_some_and(|terms| terms.spec.barrier) {
+        if self.membership.terms().is_some_and(|terms| terms.spec.in_turn) {
             Overlap::Nothing
         } else if self.config.overlap {
             Overlap::Rounds

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anabranch_common::ids::{BranchId, Digest, Epoch, UpdateSeq};
 use anabranch_common::limits;
 use anabranch_common::schema;
-use anabranch_common::update::UpdateMeta;
+use anabranch_common::update::{MemoryMark, UpdateMeta};
 
 const HEAD_MAGIC: [u8; 4] = *b"ANBL";
 const HEAD_PREFIX_BYTES: usize = 10;
@@ -16,7 +16,10 @@ pub(super) struct Head {
     pub(super) counter: Option<(Epoch, UpdateSeq)>,
     pub(super) next_blob: u64,
     pub(super) manifest: Option<StoredBlob>,
+    /// What compression has left out, or the memory.
     pub(super) residual: Option<StoredBlob>,
+    /// The memory's name, where it is one: without a blob it is 0.
+    pub(super) memory: Option<MemoryMark>,
     pub(super) outbox: Vec<StoredUpdate>,
 }
 
@@ -33,7 +36,7 @@ pub(super) struct StoredUpdate {
 }
 
 anabranch_common::layout! {
-    struct Head { branch, counter, next_blob, manifest, residual, outbox }
+    struct Head { branch, counter, next_blob, manifest, residual, memory, outbox }
     struct StoredBlob { number, digest }
     struct StoredUpdate { meta, blob }
 }

@@ -1,4 +1,5 @@
-//! What an agent must not lose: the outbox and the error-feedback residual, which change together or not at all.
+//! What an agent must not lose: the outbox and the error-feedback residual, which change together or not at all. Where
+//! the run's rule keeps memories, the agent's memory stands in the place of the residual.
 //!
 //! One sled tree, `ledger`, and numbered files beside it ([`Files`](anabranch_io::durable::Files)):
 //!
@@ -21,6 +22,8 @@
 mod files_tests;
 mod fresh;
 mod head;
+#[cfg(test)]
+mod memory_tests;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -35,12 +38,12 @@ use anabranch_common::ids::{BranchId, Digest};
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema;
-use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_common::update::{MemoryMark, UpdateKey, UpdateMeta};
 use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 use anabranch_io::faults;
 
-use crate::encode::{Measured, Origin, States, Update};
+use crate::encode::{Measured, Memory, Origin, States, Update};
 use crate::session::command::{Bank, Settlement};
 use crate::session::event::{FeedbackState, Kept, OutboxEntry};
 pub use fresh::FreshPayloads;
@@ -127,14 +130,21 @@ impl Ledger {
         Ok(Kept { branch: self.head.branch, counter: self.head.counter, outbox })
     }
 
-    /// Takes the residual out, for an update of `branch` and `manifest`: the state that the update continues from. The
-    /// residual of another branch or model is dropped. [`bank`](Self::bank) stores the next one;
-    /// [`restore_residual`](Self::restore_residual) brings this one back.
-    pub fn take_residual(&mut self, branch: BranchId, manifest: &ModelManifest) -> Origin {
-        let fits = self.head.branch == Some(branch) && self.manifest.as_ref() == Some(manifest);
-        let state = if fits { self.states.current() } else { FeedbackState::EMPTY };
-        let left_out = self.residual.take().filter(|_| fits).unwrap_or_default();
-        Origin { state, left_out }
+    /// Takes the residual or the memory out, for an update of `branch` and `manifest` under a lease whose plan asks for this
+    /// memory, or for none: the state that the update continues from. What is of another branch or model is dropped, and so
+    /// is another memory. [`bank`](Self::bank) stores the next one; [`restore_residual`](Self::restore_residual) brings
+    /// this one back.
+    pub fn take_origin(&mut self, branch: BranchId, manifest: &ModelManifest, memory: Option<MemoryMark>) -> Origin {
+        let fits =
+            self.head.branch == Some(branch) && self.manifest.as_ref() == Some(manifest) && self.head.memory == memory;
+        let values = self.residual.take().filter(|_| fits).unwrap_or_default();
+        match memory {
+            Some(mark) => Origin::Memory(Memory { mark: if fits { mark } else { MemoryMark::EMPTY }, values }),
+            None => {
+                let state = if fits { self.states.current() } else { FeedbackState::EMPTY };
+                Origin::Residual { state, left_out: values }
+            }
+        }
     }
 
     /// Brings back the residual that was taken out.
@@ -146,8 +156,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stores an encoded update with the residual that it leaves, in one step. `measured` is what
-    /// the coordinator wants to know of it.
+    /// Stores an encoded update with the residual that it leaves, or with the memory that it is a difference against, in one
+    /// step. `measured` is what the coordinator wants to know of it.
     ///
     /// # Errors
     /// The store fails.
@@ -159,7 +169,7 @@ impl Ledger {
         update: Update,
         measured: Measured,
     ) -> Result<OutboxEntry, StorageError> {
-        let Update { payload, left_out, state } = update;
+        let Update { payload, left_out, state, memory } = update;
         let Bank { lease, codec, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
@@ -184,18 +194,25 @@ impl Ledger {
             compute_ms: outcome.compute_ms,
             base_dot: measured.base_dot,
             residual_ratio: measured.residual_ratio,
+            memory: memory.as_ref().map(|memory| memory.mark),
         };
         next.outbox.push(StoredUpdate { meta: meta.clone(), blob: blob.number });
         next.counter = Some((key.epoch, key.seq.next()));
         next.branch = Some(lease.branch);
-        self.replace(next, left_out, state)?;
+        match memory {
+            Some(memory) => self.keep(next, memory)?,
+            None => {
+                next.memory = None;
+                self.replace(next, left_out, state)?;
+            }
+        }
         self.manifest = Some(manifest.clone());
         self.fresh.add(key, payload);
         Ok(OutboxEntry { meta, transfer })
     }
 
     /// Takes a decided update out of the outbox; with [`Settlement::Return`] its content joins the residual in the same
-    /// step. An update that is not here was settled before.
+    /// step, and with [`Settlement::Remember`] the memory. An update that is not here was settled before.
     ///
     /// # Errors
     /// The store fails.
@@ -205,8 +222,11 @@ impl Ledger {
         let update = next.outbox.remove(index);
         let same_branch = self.head.branch == Some(update.meta.branch);
         self.fresh.remove(key);
-        if content == Settlement::Drop || !same_branch {
-            return self.replace_head(next);
+        let is_compared = update.meta.memory.is_some() && update.meta.memory == self.head.memory;
+        match content {
+            Settlement::Remember(weight) if same_branch && is_compared => return self.remember(next, &update, weight),
+            Settlement::Return if same_branch && self.head.memory.is_none() => {}
+            Settlement::Drop | Settlement::Return | Settlement::Remember(_) => return self.replace_head(next),
         }
         let content = self.decode(&update)?;
         // Whether feedback is on is for the next update to say; until then nothing is thrown away.
@@ -226,6 +246,7 @@ impl Ledger {
         }
         let mut next = self.head.clone();
         next.branch = Some(branch);
+        next.memory = None;
         next.residual = None;
         self.residual = None;
         let dropped = next.residual.is_none();
@@ -259,7 +280,13 @@ impl Ledger {
     /// What compression has left out so far, if anything; one value a parameter.
     #[must_use]
     pub fn residual(&self) -> Option<&[f32]> {
-        self.residual.as_deref()
+        self.residual.as_deref().filter(|_| self.head.memory.is_none())
+    }
+
+    /// The memory by name, and its values if it is not 0; `None` where the latest update was compared with none.
+    #[must_use]
+    pub fn memory(&self) -> Option<(MemoryMark, Option<&[f32]>)> {
+        self.head.memory.map(|mark| (mark, self.residual.as_deref()))
     }
 
     /// The payloads that are in memory, for senders.
@@ -272,6 +299,27 @@ impl Ledger {
     #[must_use]
     pub fn states(&self) -> Arc<States> {
         Arc::clone(&self.states)
+    }
+
+    /// The memory is the one that was taken out: what is stored of it stays, or is dropped with another one.
+    fn keep(&mut self, mut next: Head, Memory { mark, values }: Memory) -> Result<(), StorageError> {
+        next.memory = Some(mark);
+        if values.is_empty() {
+            next.residual = None;
+        }
+        self.replace_head(next)?;
+        self.states.set(self.states.fresh());
+        self.residual = Some(values).filter(|values| !values.is_empty());
+        Ok(())
+    }
+
+    /// The content of `update` was added to the memory there, with this weight, and is added here with the same bits.
+    fn remember(&mut self, mut next: Head, update: &StoredUpdate, weight: f32) -> Result<(), StorageError> {
+        let content = self.decode(update)?;
+        let mut values = self.residual.take().unwrap_or_else(|| vec![0.0; content.len()]);
+        content.add_scaled_to(&mut values, weight);
+        next.memory = self.head.memory.map(|mark| mark.with(update.meta.payload_digest, weight));
+        self.replace(next, Some(values), self.states.fresh())
     }
 
     fn replace(

@@ -194,7 +194,7 @@ impl Maths {
         let trained = trainer.train(Round {
             budget: Some(MicroBatchBudget { most, begins: &mut begins }),
             keep: file.clone(),
-            encode: encode_order(spec, self.setup.feedback.as_ref()),
+            encode: encode_order(lease, spec, self.setup.feedback.as_ref()),
             ..Round::of(lease, start, &spec.train, shard, &mut control)
         });
         // Before anybody hears of the end: a round that is over is never taken up again.
@@ -241,9 +241,11 @@ impl Maths {
     }
 }
 
-/// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely, with values of 8 bits.
-fn encode_order(spec: &AgentSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
+/// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely, with values of 8 bits, and know
+/// of no memory.
+fn encode_order(lease: &Lease, spec: &AgentSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
     let UploadSpec { codec, feedback_decay, .. } = spec.upload;
+    let feedback = feedback.filter(|_| lease.plan.memory.is_none());
     let states = feedback.filter(|_| matches!(codec, CodecSpec::TopK { bits: ValueBits::Eight, .. }))?;
     Some(EncodeOrder { codec, feedback_decay, states: Arc::clone(states) })
 }

@@ -171,7 +171,7 @@ fn contribute<'a>(
     merge.contribute(
         model,
         &delta,
-        &Arrival { agent, weight, mean_weight: 0, staleness: 0, base_dot: None, recall: None },
+        &Arrival { agent, weight, mean_weight: 0, staleness: 0, base_dot: None, recall: None, memory: None },
     );
     Ok(rest)
 }
@@ -210,7 +210,7 @@ mod tests {
                 // The agent is told none of these but the weight.
                 let (agent, weight) = (AgentId([7; 16]), rng.next_signed_f32());
                 let (mean_weight, staleness, base_dot) = (3, rng.below(9), Some(0.5));
-                let arrival = Arrival { agent, weight, mean_weight, staleness, base_dot, recall: None };
+                let arrival = Arrival { agent, weight, mean_weight, staleness, base_dot, recall: None, memory: None };
                 self.rule.contribute(&self.model, &delta, &arrival);
                 ChainUpdate { codec: encoder.id(), weight, payload: payload.into() }
             });

@@ -2,6 +2,7 @@
 
 use crate::ids::{Digest, ModelVersion};
 use crate::merge::Arrival;
+use crate::merge::ef21::MemoryInputs;
 use crate::merge::recall::RecallInputs;
 use crate::update::UpdateMeta;
 
@@ -16,12 +17,14 @@ pub struct Contribution {
     pub staleness: u64,
     /// The factor it is merged with, as computed when it was admitted.
     pub weight: f32,
-    /// Its weight in the mean of its round ([`MergeSpec::mean_weight`](crate::merge::MergeSpec::mean_weight)), in examples.
+    /// Its weight in the mean of its round, or of all memories ([`MergeSpec::mean_weight`](crate::merge::MergeSpec::mean_weight)), in examples.
     pub mean_weight: u64,
     /// Euclidean norm of its content, as computed when it was admitted.
     pub norm: f64,
     /// What the recall rule is told of it, where it is merged by that rule.
     pub recall: Option<RecallInputs>,
+    /// What the EF21 rule is told of it, where it is merged by that rule.
+    pub memory: Option<MemoryInputs>,
     /// Milliseconds from asking for its chunks to having all of them, by the coordinator's clock.
     /// None if some of them were here already.
     pub transfer_ms: Option<u64>,
@@ -31,9 +34,10 @@ impl Contribution {
     /// Returns what a merge rule is told of it.
     #[must_use]
     pub fn arrival(&self) -> Arrival<'_> {
-        let Self { meta: UpdateMeta { key, base_dot, .. }, weight, mean_weight, staleness, recall, .. } = self;
+        let Self { meta: UpdateMeta { key, base_dot, .. }, weight, mean_weight, staleness, recall, memory, .. } = self;
         let (agent, weight, mean_weight) = (key.agent, *weight, *mean_weight);
-        Arrival { agent, weight, mean_weight, staleness: *staleness, base_dot: *base_dot, recall: recall.as_ref() }
+        let (staleness, base_dot, recall, memory) = (*staleness, *base_dot, recall.as_ref(), memory.as_ref());
+        Arrival { agent, weight, mean_weight, staleness, base_dot, recall, memory }
     }
 }
 

@@ -12,16 +12,17 @@
 //! | n | - | - | closes since the average began: u64 |
 //! | x, xbar | - | - | model, average: f32, and computed in f32 |
 //!
-//! Polynomial-decay averaging (Shamir and Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization: Convergence
-//! Results and Optimal Averaging Schemes"), counted in closes. The window is a part of the run and no number of closes, so
-//! that it suits runs of ten rounds and of a million updates: after 16 closes the average looks back over 3 of them.
+//! Polynomial-decay averaging (Shamir and Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization:
+//! Convergence Results and Optimal Averaging Schemes"), counted in closes. The window is a part of the run and no
+//! number of closes, so that it suits runs of ten rounds and of a million updates: after 16 closes the average looks
+//! back over 3 of them.
 //!
-//! The rule moves the model as if nothing were kept: agents train from x, or from the track that follows x. The average begins
-//! anew with the rule: with another rule or another size of its buffer, at an import and at a rollback. It begins with the
-//! close after `average` was switched on, and until then the model is served.
+//! The rule moves the model as if nothing were kept: agents train from x, or from the track that follows x. The average
+//! begins anew with the rule: with another rule or another size of its buffer, at an import and at a rollback. It
+//! begins with the close after `average` was switched on, and until then the model is served.
 //!
-//! Bad at: runs that end while they still learn fast, whose average is an eighth of the run behind; one more vector in memory,
-//! and in each checkpoint.
+//! Bad at: runs that end while they still learn fast, whose average is an eighth of the run behind; one more vector in
+//! memory, and in each checkpoint.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -203,7 +204,8 @@ mod tests {
         assert!(!fedbuff(3).averaged().keeps_waiting(&fedbuff(2).averaged()));
         let (mut rule, mut model) = (fedbuff(2).rule(1), [0.0]);
         let agent = AgentId([1; 16]);
-        let arrival = Arrival { agent, weight: 0.5, mean_weight: 0, staleness: 0, base_dot: None, recall: None };
+        let arrival =
+            Arrival { agent, weight: 0.5, mean_weight: 0, staleness: 0, base_dot: None, recall: None, memory: None };
         rule.contribute(&model, &Arc::new(Delta::Dense(vec![2.0])), &arrival);
         rule.configure(&fedbuff(2).averaged());
         assert_eq!(merge(rule.as_mut(), &mut model, 8.0), (Served::Average, 8.0), "8 / 9 of 1 + 8");
@@ -219,7 +221,8 @@ mod tests {
         for value in [1.0, -2.0, 0.25, 3.0] {
             let inputs = RecallInputs { active: 1, scale: 1.0, recalled: vec![] };
             let (agent, recall) = (AgentId([1; 16]), Some(&inputs));
-            let arrival = Arrival { agent, weight: 1.0, mean_weight: 0, staleness: 0, base_dot: None, recall };
+            let arrival =
+                Arrival { agent, weight: 1.0, mean_weight: 0, staleness: 0, base_dot: None, recall, memory: None };
             rule.contribute(&model, &Arc::new(Delta::Dense(vec![value, -value, 0.5])), &arrival);
             average.begin_at(&model);
             rule.close(&mut model);

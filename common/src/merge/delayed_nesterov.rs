@@ -141,8 +141,15 @@ mod tests {
     use crate::ids::AgentId;
 
     fn arrive(rule: &mut DelayedNesterov, model: &mut [f32], weight: f32, values: &[f32]) {
-        let arrival =
-            Arrival { agent: AgentId([1; 16]), weight, mean_weight: 0, staleness: 0, base_dot: None, recall: None };
+        let arrival = Arrival {
+            agent: AgentId([1; 16]),
+            weight,
+            mean_weight: 0,
+            staleness: 0,
+            base_dot: None,
+            recall: None,
+            memory: None,
+        };
         rule.contribute(model, &Arc::new(Delta::Dense(values.to_vec())), &arrival);
         rule.close(model);
     }

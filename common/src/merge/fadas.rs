@@ -165,7 +165,8 @@ mod tests {
         let mut model = [0.0];
         for (value, staleness) in values.into_iter().zip(staleness) {
             let agent = AgentId([1; 16]);
-            let arrival = Arrival { agent, weight: 0.5, mean_weight: 0, staleness, base_dot: None, recall: None };
+            let arrival =
+                Arrival { agent, weight: 0.5, mean_weight: 0, staleness, base_dot: None, recall: None, memory: None };
             rule.contribute(&model, &Arc::new(Delta::Dense(vec![value])), &arrival);
         }
         rule.close(&mut model);

@@ -173,6 +173,7 @@ pub(super) mod tests {
                 staleness: 0,
                 base_dot: None,
                 recall: None,
+                memory: None,
             };
             rule.contribute(model, &Arc::new(Delta::Dense(vec![*value])), &arrival);
         }

@@ -58,7 +58,15 @@ mod tests {
     use crate::ids::AgentId;
 
     fn of_weight(weight: f32) -> Arrival<'static> {
-        Arrival { agent: AgentId([1; 16]), weight, mean_weight: 0, staleness: 0, base_dot: None, recall: None }
+        Arrival {
+            agent: AgentId([1; 16]),
+            weight,
+            mean_weight: 0,
+            staleness: 0,
+            base_dot: None,
+            recall: None,
+            memory: None,
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | [`Fadas`](fadas::Fadas) (Wang et al. 2024) | w = 1 / K, b += w * delta | x += AMSGrad step of b, smaller where one was stale; b = 0 | K |
 //! | [rescaled] (Mahran et al. 2026) | w = alpha * s(tau) * clip(R / C, 1/8, 8) | x += w * delta | 1 |
 //! | [`Recall`](recall::Recall) | w = clip(p / share, 1/8, 1), moments of w * delta and of memories | x += adaptive step | 1 |
+//! | [`Ef21`](ef21::Ef21) (Richtárik et al. 2021, Schmidt et al. 2017) | h_i += w * delta, G = sum of n_i * h_i | x += server_lr / C * G / n | 1 |
 //! | [`FedAvg`](fedavg::FedAvg) (McMahan et al. 2017) | b += n_i * delta, n += n_i | x += server_lr * b / n, b = 0 | barrier |
 //! | [FedProx](fedavg) (Li et al. 2020) | as FedAvg; agents add mu (w - w_base) to each gradient | as FedAvg | barrier |
 //! | [synchronous SGD](fedavg) (Chen et al. 2016) | as FedAvg, with n_i the examples of a batch | as FedAvg with server_lr 1 | barrier |
@@ -26,6 +27,7 @@
 pub mod averaged;
 pub mod barrier;
 pub mod delayed_nesterov;
+pub mod ef21;
 pub mod examples;
 pub mod fadas;
 pub mod fedadam;
@@ -43,9 +45,12 @@ pub mod staleness;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::codec::Delta;
 use crate::ids::AgentId;
 use crate::schema::{self, Layout};
+use ef21::MemoryInputs;
 use recall::RecallInputs;
 
 pub use spec::{MergeSpec, SpecError, WeightInputs};
@@ -90,7 +95,7 @@ pub struct Arrival<'a> {
     pub agent: AgentId,
     /// The factor it is merged with.
     pub weight: f32,
-    /// Its weight in the mean of its round, in examples; 0 where the rule takes no such mean.
+    /// Its weight in the mean of its round, or of all memories, in examples; 0 where the rule takes no such mean.
     pub mean_weight: u64,
     /// Versions between its base and its admission.
     pub staleness: u64,
@@ -98,12 +103,16 @@ pub struct Arrival<'a> {
     pub base_dot: Option<f64>,
     /// What the [recall] rule needs beside.
     pub recall: Option<&'a RecallInputs>,
+    /// What the [EF21](ef21) rule needs beside.
+    pub memory: Option<&'a MemoryInputs>,
 }
 
 /// Which vector of a version users are given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Served {
     /// The model that agents train from.
+    #[default]
     Model,
     /// An average of the models up to this version.
     Average,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::barrier::{Barrier, Closing};
 use super::shares::Recalling;
 use super::staleness::Staleness;
-use super::{MergeRule, averaged, delayed_nesterov, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall};
+use super::{MergeRule, averaged, delayed_nesterov, ef21, fadas, fedadam, fedasync, fedavg, fedavgm, fedbuff, recall};
 use crate::limits;
 
 /// A merge rule as configured. Code that looks for one rule asks [`unaveraged`](Self::unaveraged).
@@ -149,6 +149,12 @@ pub enum MergeSpec {
         #[serde(default = "on")]
         average: bool,
     },
+    /// Every update makes a version, by a step along the mean of the agents' memories.
+    Ef21 {
+        /// Step of the whole fleet along the mean: each arrival steps a C-th of it.
+        #[serde(default = "whole")]
+        server_lr: f32,
+    },
     /// A rule without an average of its own, whose [average](super::averaged) is served: [`averaged`](Self::averaged)
     /// makes it.
     #[serde(skip)]
@@ -241,6 +247,7 @@ impl MergeSpec {
                 check("beta_2", *beta_2, DECAY, (0.0..1.0).contains(beta_2))?;
                 check("epsilon", *epsilon, POSITIVE, epsilon.is_finite() && *epsilon > 0.0)
             }
+            Self::Ef21 { server_lr } => check_server_lr(*server_lr),
             Self::FedAvg { server_lr, barrier } => {
                 check_server_lr(*server_lr)?;
                 barrier.validate()
@@ -312,7 +319,8 @@ impl MergeSpec {
             | Self::FedProx { .. }
             | Self::SyncSgd { .. }
             | Self::FedAvgM { .. }
-            | Self::FedAdam { .. } => (1.0, &Staleness::Constant, &false),
+            | Self::FedAdam { .. }
+            | Self::Ef21 { .. } => (1.0, &Staleness::Constant, &false),
             Self::Averaged(rule) => return rule.weight(inputs),
         };
         let participation = if *participation { inputs.participation } else { 1.0 };
@@ -323,9 +331,11 @@ impl MergeSpec {
     #[must_use]
     pub fn closing(&self) -> Closing {
         match self {
-            Self::FedAsync { .. } | Self::DelayedNesterov { .. } | Self::Rescaled { .. } | Self::Recall { .. } => {
-                Closing::Full(1)
-            }
+            Self::FedAsync { .. }
+            | Self::DelayedNesterov { .. }
+            | Self::Rescaled { .. }
+            | Self::Recall { .. }
+            | Self::Ef21 { .. } => Closing::Full(1),
             Self::FedBuff { buffer_size, .. } | Self::Fadas { buffer_size, .. } => Closing::Full((*buffer_size).max(1)),
             Self::FedAvg { barrier, .. }
             | Self::FedProx { barrier, .. }
@@ -354,12 +364,13 @@ impl MergeSpec {
         }
     }
 
-    /// The number of examples that weighs an update in the mean of its round, of an agent that holds `held` examples and has
+    /// The number of examples that weighs an update in the mean of its round, or a memory in the mean of all, of an agent that holds `held` examples and has
     /// trained on `trained`: at least 1, and 0 where the rule takes no such mean.
     #[must_use]
     pub fn mean_weight(&self, held: u64, trained: u64) -> u64 {
         match self.unaveraged() {
             Self::SyncSgd { .. } => trained.max(1),
+            Self::Ef21 { .. } => held.max(1),
             _ if self.barrier().is_some() => held.max(1),
             _ => 0,
         }
@@ -379,7 +390,11 @@ impl MergeSpec {
     pub fn saved_vectors(&self, waiting: u32) -> u32 {
         match self {
             Self::FedAsync { .. } | Self::Rescaled { .. } => waiting,
-            Self::FedBuff { .. } | Self::FedAvg { .. } | Self::FedProx { .. } | Self::SyncSgd { .. } => 1,
+            Self::FedBuff { .. }
+            | Self::FedAvg { .. }
+            | Self::FedProx { .. }
+            | Self::SyncSgd { .. }
+            | Self::Ef21 { .. } => 1,
             Self::FedAvgM { .. } => 2,
             Self::DelayedNesterov { .. } => 2 + waiting,
             Self::Fadas { .. } => 4,
@@ -420,7 +435,13 @@ impl MergeSpec {
     /// Whether the rule uses the [`shares`](super::shares) of arrivals, or the intervals between them.
     #[must_use]
     pub fn uses_shares(&self) -> bool {
-        self.rescales() || self.recalling().is_some()
+        self.rescales() || self.recalling().is_some() || self.keeps_memories()
+    }
+
+    /// Whether the content of an update is a difference against a memory that its agent and the coordinator hold.
+    #[must_use]
+    pub fn keeps_memories(&self) -> bool {
+        matches!(self.unaveraged(), Self::Ef21 { .. })
     }
 
     /// Whether an update counts by the interval of its agent ([`Shares::rescale`](super::shares::Shares::rescale)).
@@ -475,6 +496,7 @@ impl MergeSpec {
             Self::FedAvgM { .. } => Box::new(fedavgm::FedAvgM::new(self, params)),
             Self::FedAdam { .. } => Box::new(fedadam::FedAdam::new(self, params)),
             Self::Recall { .. } => Box::new(recall::Recall::new(self, params)),
+            Self::Ef21 { .. } => Box::new(ef21::Ef21::new(self, params)),
             Self::Averaged(rule) => rule.moving_rule(params),
         }
     }

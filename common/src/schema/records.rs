@@ -4,6 +4,7 @@ use crate::journal::{
     Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Head, ModelsSent, Publication,
     PublicationForm, RecordBody,
 };
+use crate::merge::ef21::MemoryInputs;
 use crate::merge::recall::{RecallInputs, Recalled};
 
 layout! {
@@ -33,7 +34,8 @@ layout! {
         20 = Published(publication),
     }
 
-    struct Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms }
+    struct Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, memory, transfer_ms }
+    struct MemoryInputs { active, begins, left }
     struct RecallInputs { active, scale, recalled }
     struct Recalled { agent, factor }
     struct Close { version, contributions, why, is_base }

@@ -29,7 +29,7 @@ struct RunTable {
 #[serde(deny_unknown_fields)]
 struct AgentTables {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    barrier: bool,
+    in_turn: bool,
     run: RunTable,
     model: ModelSpec,
     train: TrainSpec,
@@ -98,8 +98,8 @@ impl AgentSpec {
     /// # Errors
     /// As [`RunSpec::to_toml`].
     pub fn to_toml(&self) -> Result<String, RunTextError> {
-        let Self { name, seed, model, train, upload, barrier } = self.clone();
-        to_text(&AgentTables { barrier, run: RunTable { name, seed }, model, train, upload })
+        let Self { name, seed, model, train, upload, in_turn } = self.clone();
+        to_text(&AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload })
     }
 
     /// Reads the canonical text.
@@ -107,8 +107,8 @@ impl AgentSpec {
     /// # Errors
     /// As [`RunSpec::from_toml`].
     pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
-        let AgentTables { barrier, run: RunTable { name, seed }, model, train, upload } = from_text(text)?;
-        Ok(Self { name, seed, model, train, upload, barrier })
+        let AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload } = from_text(text)?;
+        Ok(Self { name, seed, model, train, upload, in_turn })
     }
 }
 

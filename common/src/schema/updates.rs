@@ -5,22 +5,24 @@ use crate::codec::CodecSpec;
 use crate::codec::quantize::ValueBits;
 use crate::journal::{Lease, LeaseEnd, Plan};
 use crate::manifest::{ModelManifest, TensorSpec};
-use crate::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
+use crate::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use crate::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 layout! {
+    newtype MemoryMark;
+
     struct Lease { id, agent, epoch, branch, base_version, base_digest, seed, expires_at_ms, plan }
-    struct Plan { local_steps, lr_factor, round, progress, weight, base_dot, codec, residual_ratio }
+    struct Plan { local_steps, lr_factor, round, progress, weight, base_dot, codec, residual_ratio, memory }
     enum LeaseEnd { 0 = Expired, 1 = Returned, 2 = Superseded }
 
     struct UpdateKey { run, agent, epoch, seq }
     struct UpdateMeta {
         key, branch, lease, base_version, base_digest, codec, payload_bytes, payload_digest, num_examples,
-        local_steps, train_loss, compute_ms, base_dot, residual_ratio,
+        local_steps, train_loss, compute_ms, base_dot, residual_ratio, memory,
     }
     enum RefusalReason {
         0 = Duplicate, 1 = Stale, 2 = Malformed, 3 = NonFinite, 4 = OverLimit, 5 = UnknownBase, 6 = Revoked,
-        7 = NormOutlier, 8 = KeyConflict, 9 = WrongBranch, 10 = Finished,
+        7 = NormOutlier, 8 = KeyConflict, 9 = WrongBranch, 10 = Finished, 11 = UnknownMemory,
     }
     enum Verdict {
         0 = Accepted { position, version, weight, staleness },

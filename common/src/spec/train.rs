@@ -46,6 +46,7 @@ impl RunSpec {
         let proximal_mu = self.merge.proximal_mu();
         let train = TrainSpec { target_round_s: None, max_local_steps: None, schedule: None, proximal_mu, ..train };
         let upload = UploadSpec { adaptive: None, ..upload };
-        AgentSpec { name, seed, model, train, upload, barrier: self.merge.barrier().is_some() }
+        let in_turn = self.merge.barrier().is_some() || self.merge.keeps_memories();
+        AgentSpec { name, seed, model, train, upload, in_turn }
     }
 }

@@ -35,6 +35,7 @@ fn update_of(agent: AgentId, seq: u64) -> Expected {
         compute_ms: 1,
         base_dot: None,
         residual_ratio: None,
+        memory: None,
     };
     Expected::Update { meta: Box::new(meta), manifest: manifest() }
 }

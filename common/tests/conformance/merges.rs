@@ -74,6 +74,13 @@ fn fedadam_conforms() {
 }
 
 #[test]
+fn ef21_conforms() {
+    for server_lr in [1.0, 0.3] {
+        conforms(&MergeSpec::Ef21 { server_lr });
+    }
+}
+
+#[test]
 fn recall_conforms() {
     for (recall, average) in [(true, true), (true, false), (false, true)] {
         merge::conformance(&MergeSpec::Recall { step: 23.0, recall, average });

@@ -10,6 +10,7 @@ use anabranch_common::journal::{
     Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::merge::ef21::MemoryInputs;
 use anabranch_common::merge::recall::{RecallInputs, Recalled};
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, Served};
@@ -17,7 +18,7 @@ use anabranch_common::spec::{
     AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec,
     ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
 };
-use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta, Verdict};
+use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
@@ -131,6 +132,7 @@ pub(crate) fn lease() -> Lease {
             base_dot: true,
             codec: CodecSpec::top_k(0.25),
             residual_ratio: true,
+            memory: None,
         },
     }
 }
@@ -171,6 +173,7 @@ pub(crate) fn meta() -> UpdateMeta {
         compute_ms: 1_500,
         base_dot: Some(-0.75),
         residual_ratio: Some(2.5),
+        memory: None,
     }
 }
 
@@ -359,7 +362,15 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         mean_weight: 1_200,
         norm: 2.5,
         recall: Some(recall),
+        memory: None,
         transfer_ms: Some(350),
+    };
+    let memory = MemoryInputs { active: 11, begins: true, left: vec![AGENT] };
+    let of_a_memory = Contribution {
+        meta: UpdateMeta { memory: Some(MemoryMark(DIGEST)), ..meta() },
+        recall: None,
+        memory: Some(memory),
+        ..contribution.clone()
     };
     let mut bodies = vec![
         RecordBody::Genesis {
@@ -386,6 +397,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     bodies.extend(ends.map(|why| RecordBody::LeaseEnded { lease: LeaseId(9), why }));
     bodies.extend([
         RecordBody::Contribution(Box::new(contribution)),
+        RecordBody::Contribution(Box::new(of_a_memory)),
         RecordBody::Refused {
             key: key(),
             payload_digest: Digest([0x66; 32]),
@@ -414,7 +426,8 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
     ];
     bodies.extend(reasons.map(|reason| RecordBody::Finished { reason, result: ModelVersion(43) }));
     bodies.push(RecordBody::ConfigChanged { spec: Box::new(gpt_spec()) });
-    let unplanned = Plan { progress: None, codec: CodecSpec::Int4, ..lease().plan };
+    let (codec, memory) = (CodecSpec::Int4, Some(MemoryMark(DIGEST)));
+    let unplanned = Plan { progress: None, codec, memory, ..lease().plan };
     bodies.push(RecordBody::LeaseGranted(Lease { plan: unplanned, ..lease() }));
     bodies.extend(planned_specs().map(|spec| RecordBody::ConfigChanged { spec: Box::new(spec) }));
     bodies.extend([

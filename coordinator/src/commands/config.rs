@@ -87,6 +87,7 @@ fn rule(spec: &MergeSpec) -> String {
         MergeSpec::FedAvgM { momentum, .. } => format!("fedavgm with momentum {momentum}"),
         MergeSpec::FedAdam { server_lr, .. } => format!("fedadam with server_lr {server_lr}"),
         MergeSpec::Recall { step, .. } => format!("recall with step {step}"),
+        MergeSpec::Ef21 { server_lr } => format!("ef21 with server_lr {server_lr}"),
         MergeSpec::Averaged(averaged) => format!("{} and averaged", rule(averaged)),
     }
 }

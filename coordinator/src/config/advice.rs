@@ -55,7 +55,7 @@ pub fn advice(spec: &RunSpec) -> Vec<&'static str> {
              length, and a fleet that steps many of them at a time overshoots; leave merge.step out",
         ),
         (
-            sparse && spec.upload.feedback_decay == 0.0,
+            sparse && spec.upload.feedback_decay == 0.0 && !spec.merge.keeps_memories(),
             "upload.feedback_decay = 0 with a top-k codec: what an update leaves out is lost; set feedback_decay = 1",
         ),
     ];

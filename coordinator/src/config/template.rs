@@ -96,6 +96,8 @@ strategy = "recall"
 # "rescaled": every update makes a version, and counts for more the slower its agent is:
 #   strategy = "rescaled"
 #   alpha = 0.6
+# "ef21": every update makes a version, by a step along the mean of what each agent has sent last. Agents send the difference
+# against it (server_lr = 1.0).
 # "fedavg", "fedprox" (mu = 0.01), "fedavgm" (momentum = 0.9), "fedadam", "sync-sgd": rounds. A version is
 # made when every agent has delivered, or at a deadline:
 #   strategy = "fedavg"

@@ -79,6 +79,9 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     if !state.spec.reaches(meta.base_version, state.version) || state.has_delivered(meta.key.agent) {
         return Some(RefusalReason::Stale);
     }
+    if !state.holds_memory(meta.key.agent, meta.memory) {
+        return Some(RefusalReason::UnknownMemory);
+    }
     if meta.payload_bytes > codec::max_payload_bytes(&state.manifest).min(limits::TRANSFER_BYTES) {
         return Some(RefusalReason::OverLimit);
     }
@@ -120,6 +123,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         weight,
         mean_weight: state.spec.merge.mean_weight(held, credited_examples),
         norm,
+        memory: state.memory_inputs(meta.key.agent, meta.memory),
         recall: admitted.map(|admitted| RecallInputs { scale: damped(clipped, 1.0), ..admitted.inputs }),
         transfer_ms: None,
     }))

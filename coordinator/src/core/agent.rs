@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anabranch_common::ids::{Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
-use anabranch_common::update::{RefusalReason, Verdict};
+use anabranch_common::update::{MemoryMark, RefusalReason, Verdict};
 
 use super::compression::Compression;
 use super::sizing::Pace;
@@ -66,6 +66,8 @@ pub struct AgentState {
     pub accepted: u64,
     /// Position of its latest update that was merged or waits for that.
     pub contributed_at: Option<Position>,
+    /// The memory of its updates that the merge rule has, where it keeps one.
+    pub memory: MemoryMark,
     /// Updates refused, by reason.
     pub refused: BTreeMap<RefusalReason, u64>,
     /// Payload bytes of its accepted updates.

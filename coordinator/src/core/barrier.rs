@@ -21,6 +21,7 @@ use anabranch_common::journal::{CloseReason, Lease, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::examples;
+use anabranch_common::update::MemoryMark;
 use anabranch_common::wire::message::CoordinatorMessage;
 
 use super::Core;
@@ -40,16 +41,18 @@ impl RunState {
         known.contributed_at.is_some_and(|position| position > self.round.since)
     }
 
-    /// Returns how many examples of `agent` count in the mean of a round: what it says it holds. Where `admit.max_influence` is
+    /// Returns how many examples of `agent` count in the mean of a round, or of all memories: what it says it holds. Where `admit.max_influence` is
     /// on, no more than [eight times the median](anabranch_common::merge::examples) of the agents at work and those that have
-    /// delivered.
+    /// delivered, or have a memory.
     pub(super) fn counted_examples(&self, agent: AgentId) -> u64 {
         let held = self.agents.get(&agent).map_or(0, |known| known.examples_held);
-        if self.spec.merge.barrier().is_none() || self.spec.admit.max_influence == 0.0 {
+        let is_mean = self.spec.merge.barrier().is_some() || self.spec.merge.keeps_memories();
+        if !is_mean || self.spec.admit.max_influence == 0.0 {
             return held;
         }
-        let in_round = self.agents.values().filter(|known| known.lease.is_some() || self.waits(known));
-        examples::counted(held, in_round.map(|known| known.examples_held))
+        let counts =
+            |known: &&AgentState| known.lease.is_some() || self.waits(known) || known.memory != MemoryMark::EMPTY;
+        examples::counted(held, self.agents.values().filter(counts).map(|known| known.examples_held))
     }
 
     /// Outstanding leases of agents that have not delivered, on any version.

@@ -197,9 +197,20 @@ mod tests {
             compute_ms,
             base_dot: None,
             residual_ratio,
+            memory: None,
         };
         let (credited_examples, staleness, weight, norm) = (8, 0, 1.0, 1.0);
-        Contribution { meta, credited_examples, staleness, weight, mean_weight: 0, norm, recall: None, transfer_ms }
+        Contribution {
+            meta,
+            credited_examples,
+            staleness,
+            weight,
+            mean_weight: 0,
+            norm,
+            recall: None,
+            memory: None,
+            transfer_ms,
+        }
     }
 
     /// The levels that so many rounds have, one after another without overlap. `line` and

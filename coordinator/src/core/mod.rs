@@ -43,6 +43,7 @@ pub mod event;
 mod gate;
 mod leases;
 mod lifecycle;
+mod memories;
 mod mismatch;
 mod offers;
 mod operate;

@@ -150,6 +150,7 @@ mod tests {
             compute_ms,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         }
     }
 

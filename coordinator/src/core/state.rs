@@ -301,6 +301,7 @@ impl RunState {
                 self.round = Round::new(position);
                 self.reference_norm = *norm;
                 self.forget_memories();
+                self.forget_marks();
             }
             RecordBody::Branched { branch, version, norm, examples, .. } => {
                 self.branch_off(position, *branch, *version);
@@ -318,6 +319,7 @@ impl RunState {
     fn change_spec(&mut self, position: Position, spec: &RunSpec) {
         if !spec.merge.keeps_waiting(&self.spec.merge) {
             self.round = Round::new(position);
+            self.forget_marks();
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
         if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
@@ -374,13 +376,17 @@ impl RunState {
             weight: self.spec.merge.weight(WeightInputs { staleness: 0, participation: 1.0 }),
             base_dot: self.spec.merge.uses_base_dot(),
             codec: upload.level(known.and_then(|agent| agent.compression.as_ref()).map_or(0, Compression::level)),
-            residual_ratio: upload.adaptive.is_some() && upload.feedback_decay > 0.0,
+            residual_ratio: upload.adaptive.is_some()
+                && upload.feedback_decay > 0.0
+                && !self.spec.merge.keeps_memories(),
+            memory: self.spec.merge.keeps_memories().then(|| known.map(|agent| agent.memory).unwrap_or_default()),
         }
     }
 
     fn contribute(&mut self, position: Position, at_ms: u64, contribution: &Contribution) -> Option<()> {
         let meta = &contribution.meta;
         let version = self.round.version_with_next(&self.spec.merge, self.version);
+        self.move_memories(contribution);
         let agent = self.agents.get_mut(&meta.key.agent)?;
         agent.accepted += 1;
         agent.contributed_at = Some(position);
@@ -462,6 +468,7 @@ impl RunState {
         });
         self.recent.forget();
         self.forget_memories();
+        self.forget_marks();
         // Versions beyond it will be made again, and be other models. What was evaluated of this one was its average, if the
         // rule serves one; the average begins anew at its model.
         let holds = |of: ModelVersion| of < version || (of == version && !self.spec.merge.serves_average());

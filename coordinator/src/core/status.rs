@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::{AgentId, Digest, Position};
 use anabranch_common::journal::Chain;
+use anabranch_common::merge::Served;
 use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport, TimedAggregate, TimedEvaluation};
 use anabranch_common::update::RefusalReason;
 use anabranch_common::wire::message::RunPhase;
@@ -139,6 +140,10 @@ pub fn report(
         result_version: state.and_then(|state| state.finished).map(|(_, result)| result),
         position: state.map_or(Position(0), |state| state.position),
         version: state.map(|state| state.version).unwrap_or_default(),
+        served: match state {
+            Some(state) if state.spec.merge.serves_average() => Served::Average,
+            _ => Served::Model,
+        },
         chain: if state.is_some() { chain.0 } else { Digest::default() },
         checkpoint_version: None,
         params,

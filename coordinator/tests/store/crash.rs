@@ -6,7 +6,7 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, fadas, fedadam, fedasync, fedavg,
+    History, PACE, assert_goes_on, assert_same_bits, delayed_nesterov, drive, ef21, fadas, fedadam, fedasync, fedavg,
     fedavgm, fedbuff, recall, rescaled, run_through, stored,
 };
 
@@ -47,8 +47,8 @@ fn operations(history: &History) -> (u64, u64) {
 fn a_crash_at_any_commit_loses_nothing_acknowledged_and_no_bit() {
     let rules =
         [fedasync(), fedbuff(3), delayed_nesterov(3), fadas(3), rescaled(), recall(), fedavg(), fedavgm(), fedadam()];
-    let averaged = [fedasync().averaged(), fedbuff(3).averaged(), fedavgm().averaged()];
-    for merge in rules.into_iter().chain(averaged) {
+    let others = [ef21(), ef21().averaged(), fedasync().averaged(), fedbuff(3).averaged(), fedavgm().averaged()];
+    for merge in rules.into_iter().chain(others) {
         let history = History::scripted(&merge, ROUNDS);
         let (_, commits) = operations(&history);
         assert!(commits > 40, "the script has many boundaries, not {commits}");

@@ -12,7 +12,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
 use crate::history::{
-    ALL, History, PACE, assert_same_bits, delayed_nesterov, fadas, fedadam, fedasync, fedbuff, manifest, recall, stored,
+    ALL, History, PACE, assert_same_bits, delayed_nesterov, ef21, fadas, fedadam, fedasync, fedbuff, manifest, recall,
+    stored,
 };
 
 /// A contribution waits at the newest checkpoint and none at the one before: they share no vector.
@@ -38,7 +39,7 @@ fn flip(store: &MemoryStore, name: &Name) {
 
 #[test]
 fn a_damaged_newest_checkpoint_falls_back_to_an_older_one() {
-    for merge in [fedbuff(2), delayed_nesterov(5), fadas(5), recall(), fedadam(), fedadam().averaged()] {
+    for merge in [fedbuff(2), delayed_nesterov(5), fadas(5), recall(), ef21(), fedadam(), fedadam().averaged()] {
         let (store, history) = finished_by(&merge);
         assert_falls_back(&store, &history);
     }

@@ -73,6 +73,7 @@ impl Fleet {
             compute_ms: 10,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         };
         let update = Contribution {
             meta,
@@ -82,6 +83,7 @@ impl Fleet {
             mean_weight: 0,
             norm: 1.0,
             recall: None,
+            memory: None,
             transfer_ms: None,
         };
         self.apply(RecordBody::Contribution(Box::new(update)))

@@ -17,7 +17,7 @@ use anabranch_common::spec::{
     AdmitSpec, DownlinkSpec, EvaluateSpec, ModelKind, ModelSpec, OptimizerSpec, RunSpec, TargetSpec, TrackSpec,
     TrainSpec, UploadSpec,
 };
-use anabranch_common::update::{RefusalReason, UpdateKey, UpdateMeta};
+use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta};
 use anabranch_coordinator::config::Retention;
 use anabranch_coordinator::core::state::RunState;
 use anabranch_coordinator::merger::{MergeError, ModelState};
@@ -91,6 +91,10 @@ pub(crate) fn fedadam() -> MergeSpec {
 
 pub(crate) fn recall() -> MergeSpec {
     MergeSpec::Recall { step: 23.0, recall: true, average: true }
+}
+
+pub(crate) fn ef21() -> MergeSpec {
+    MergeSpec::Ef21 { server_lr: 0.9 }
 }
 
 pub(crate) fn manifest(rows: u64) -> ModelManifest {
@@ -276,6 +280,9 @@ impl History {
         let encoder = codec::encoder(codec);
         let payload = encoder.encode(&self.manifest, delta).expect("finite");
         let meta = self.meta(agent, lease, UpdateSeq(round), encoder.id(), &payload);
+        // Now and then an agent has lost its memory.
+        let lost = |mark| if round % 9 == 8 { MemoryMark::EMPTY } else { mark };
+        let meta = UpdateMeta { memory: meta.memory.map(lost), ..meta };
         let weight = 0.3 + (round % 5) as f32 * 0.07;
         let scale = if round % 4 == 1 { 0.5 } else { 1.0 };
         let (merge, shares) = (&self.state().spec.merge, &self.state().shares);
@@ -283,8 +290,9 @@ impl History {
         let recall = admitted.map(|admitted| RecallInputs { scale, ..admitted.inputs });
         let (credited_examples, staleness, norm) = (10, round % 4, 1.0);
         let mean_weight = self.state().spec.merge.mean_weight(100, credited_examples);
+        let (memory, transfer_ms) = (self.state().memory_inputs(agent, meta.memory), None);
         let contribution =
-            Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
+            Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, memory, transfer_ms };
         self.push(RecordBody::Contribution(Box::new(contribution)), payload);
         let state = self.state();
         let in_round = state.spec.merge.barrier().is_some() && state.round.contributions == ROUND;
@@ -319,6 +327,7 @@ impl History {
             compute_ms: 10,
             base_dot: Some(0.25),
             residual_ratio: None,
+            memory: granted.plan.memory,
         }
     }
 

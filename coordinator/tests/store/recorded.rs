@@ -101,9 +101,9 @@ fn convert(merge: MergeSpec, recorded: &Recorded) -> History {
         let (codec, payload) = readable(&manifest, update);
         let meta = history.meta(update.agent, lease, UpdateSeq(seq), codec, &payload);
         let (weight, norm, credited_examples, mean_weight) = (update.weight, update.norm, 10, 0);
-        let (staleness, recall) = (0, None);
+        let (staleness, recall, memory, transfer_ms) = (0, None, None, None);
         let contribution =
-            Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, transfer_ms: None };
+            Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, memory, transfer_ms };
         history.push(RecordBody::Contribution(Box::new(contribution)), payload);
         let close = history.state().close_due();
         assert_eq!(close.is_some(), update.closes, "update {seq}");

@@ -12,8 +12,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::Survivors;
 
 use crate::history::{
-    History, PACE, Pace, assert_same_bits, bits, delayed_nesterov, drive, fadas, fedasync, fedavgm, fedbuff, manifest,
-    recall, stored, vector,
+    History, PACE, Pace, assert_same_bits, bits, delayed_nesterov, drive, ef21, fadas, fedasync, fedavgm, fedbuff,
+    manifest, recall, stored, vector,
 };
 use crate::rest::import;
 
@@ -67,9 +67,8 @@ fn a_model_that_waits_for_its_record_is_not_pruned() {
 
 #[test]
 fn every_version_within_retention_is_exported_as_it_was_and_others_are_refused_by_name() {
-    let averaged = [fedasync().averaged(), delayed_nesterov(2).averaged()];
-    for merge in
-        [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedavgm()].into_iter().chain(averaged)
+    let others = [ef21(), fedasync().averaged(), delayed_nesterov(2).averaged()];
+    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedavgm()].into_iter().chain(others)
     {
         let history = History::scripted(&merge, 42);
         let newest = history.points.last().expect("records").state.version;

@@ -16,8 +16,8 @@ use anabranch_testkit_store::MemoryStore;
 use anabranch_testkit_store::memory::{Fault, FaultKind, FaultSite, Survivors};
 
 use crate::history::{
-    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, fadas, fedadam, fedasync, fedbuff, recall, stored,
-    time_of, vector,
+    ALL, History, PACE, assert_same_bits, bits, delayed_nesterov, ef21, fadas, fedadam, fedasync, fedbuff, recall,
+    stored, time_of, vector,
 };
 use crate::rest;
 
@@ -40,7 +40,7 @@ fn updates(history: &History) -> Vec<UpdateMeta> {
 #[test]
 fn a_run_that_had_ended_goes_on_from_the_bits_of_an_earlier_version() {
     let asynchronous = [(fedasync(), 8), (fedbuff(3), 4), (delayed_nesterov(3), 8), (fadas(3), 4), (recall(), 8)];
-    let others = [(fedadam(), 4), (fadas(3).averaged(), 4), (fedadam().averaged(), 4)];
+    let others = [(ef21(), 8), (fedadam(), 4), (fadas(3).averaged(), 4), (fedadam().averaged(), 4)];
     for (merge, version) in asynchronous.into_iter().chain(others) {
         let mut history = History::scripted(&merge, 42);
         history.lease(AgentId([1; 16]), 42);
@@ -168,7 +168,7 @@ fn a_version_out_of_retention_and_a_store_without_a_run_are_refused_and_nothing_
 /// Killed between a contribution and its close: the contribution is in a version, and a rollback may go back to it.
 #[test]
 fn a_contribution_that_waits_for_its_close_is_closed_before_an_import_or_a_rollback() {
-    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), fedbuff(2).averaged()] {
+    for merge in [fedasync(), fedbuff(2), delayed_nesterov(2), fadas(2), recall(), ef21(), fedbuff(2).averaged()] {
         let mut history = History::scripted(&merge, 14);
         while !matches!(history.records.last().expect("records").body, RecordBody::Closed(_)) {
             history.records.pop();

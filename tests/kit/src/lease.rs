@@ -14,6 +14,7 @@ pub const PLAN: Plan = Plan {
     base_dot: false,
     codec: CodecSpec::F32,
     residual_ratio: false,
+    memory: None,
 };
 
 /// Returns a lease on version 0 of `branch`, in the first epoch of `agent`, with [`PLAN`].

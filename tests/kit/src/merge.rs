@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_common::codec::Delta;
 use anabranch_common::ids::AgentId;
 use anabranch_common::merge::barrier::Closing;
+use anabranch_common::merge::ef21::MemoryInputs;
 use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::shares::Shares;
 use anabranch_common::merge::{Arrival, MergeRule, MergeSpec, SavedRule, Served, WeightInputs};
@@ -28,16 +29,17 @@ struct Step {
     staleness: u64,
     base_dot: Option<f64>,
     recall: Option<RecallInputs>,
+    memory: Option<MemoryInputs>,
     closes: bool,
 }
 
 impl Step {
     fn take(&self, rule: &mut dyn MergeRule, model: &mut [f32]) {
         if let Some(delta) = &self.delta {
-            let Self { agent, weight, mean_weight, staleness, base_dot, recall, .. } = self;
+            let Self { agent, weight, mean_weight, staleness, base_dot, recall, memory, .. } = self;
             let (agent, weight, mean_weight, staleness) = (*agent, *weight, *mean_weight, *staleness);
-            let (base_dot, recall) = (*base_dot, recall.as_ref());
-            rule.contribute(model, delta, &Arrival { agent, weight, mean_weight, staleness, base_dot, recall });
+            let (base_dot, recall, memory) = (*base_dot, recall.as_ref(), memory.as_ref());
+            rule.contribute(model, delta, &Arrival { agent, weight, mean_weight, staleness, base_dot, recall, memory });
         }
         if self.closes {
             rule.close(model);
@@ -90,6 +92,11 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
                 participation = admitted.weight;
                 RecallInputs { scale: if index % 5 == 4 { 0.5 } else { 1.0 }, ..admitted.inputs }
             });
+            let memory = spec.keeps_memories().then(|| {
+                // Agents begin anew, and the slow one leaves between two of its updates.
+                let left = if index % 7 == 4 { vec![AgentId([AGENTS - 1; 16])] } else { vec![] };
+                MemoryInputs { active: u32::from(AGENTS), begins: index % 9 == 8, left }
+            });
             if spec.rescales() {
                 participation = shares.rescale(agent, 100);
                 shares.arrive(agent, 100);
@@ -103,7 +110,17 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
                 Closing::Barrier(_) => matches!(index % 6, 0 | 2 | 5),
             };
             let mean_weight = spec.mean_weight(100 + 50 * u64::from(number), 32);
-            Step { delta: Some(Arc::new(delta)), agent, weight, mean_weight, staleness, base_dot, recall, closes }
+            Step {
+                delta: Some(Arc::new(delta)),
+                agent,
+                weight,
+                mean_weight,
+                staleness,
+                base_dot,
+                recall,
+                memory,
+                closes,
+            }
         })
         .collect()
 }
@@ -292,7 +309,7 @@ fn weights_are_finite_and_fall_with_staleness(spec: &MergeSpec) {
 fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
     let step = match spec.unaveraged() {
         MergeSpec::FedAsync { alpha, .. } | MergeSpec::Rescaled { alpha, .. } => *alpha,
-        MergeSpec::FedBuff { server_lr, .. } => *server_lr,
+        MergeSpec::FedBuff { server_lr, .. } | MergeSpec::Ef21 { server_lr } => *server_lr,
         // Of a mean of one, the step along the momentum comes at once.
         MergeSpec::DelayedNesterov { buffer_size: 1, server_lr, momentum, .. } => server_lr * (1.0 + momentum),
         MergeSpec::DelayedNesterov { buffer_size, server_lr, .. } => server_lr / *buffer_size as f32,
@@ -325,7 +342,9 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
         let recall = spec.recalling().map(|_| RecallInputs { active: 1, scale: 1.0, recalled: vec![] });
         let (agent, base_dot) = (AgentId([1; 16]), Some(0.0));
         let mean_weight = spec.mean_weight(1 + u64::from(number), 32);
-        let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot, recall: recall.as_ref() };
+        let memory = spec.keeps_memories().then(|| MemoryInputs { active: 1, begins: false, left: vec![] });
+        let (recall, memory) = (recall.as_ref(), memory.as_ref());
+        let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot, recall, memory };
         rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), &arrival);
     }
     rule.close(&mut model);

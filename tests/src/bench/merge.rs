@@ -41,7 +41,8 @@ impl Load {
         let inputs = RecallInputs { active: 100, scale: 1.0, recalled: all };
         let mut take = |number: usize| {
             let (agent, weight, mean_weight, recall) = (agent(number), 0.5, 0, Some(&inputs));
-            let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot: Some(0.0), recall };
+            let arrival =
+                Arrival { agent, weight, mean_weight, staleness: 0, base_dot: Some(0.0), recall, memory: None };
             rule.contribute(&model, &self.updates[number % self.updates.len()], &arrival);
             rule.close(&mut model);
         };

@@ -196,6 +196,7 @@ impl TestRun {
             compute_ms: 1,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         };
         let contribution = Contribution {
             meta,
@@ -205,6 +206,7 @@ impl TestRun {
             mean_weight: 0,
             norm: 1.0,
             recall: None,
+            memory: None,
             transfer_ms: None,
         };
         let close = Close { version: ModelVersion(number), contributions: 1, why: CloseReason::Filled, is_base: true };

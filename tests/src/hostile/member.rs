@@ -265,6 +265,7 @@ impl Member {
             compute_ms: 1,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         };
         Offer { meta, payload }
     }

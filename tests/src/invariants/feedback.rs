@@ -26,7 +26,9 @@ impl Expected {
         let meta = ledger.outbox().find(|meta| meta.key == key)?.clone();
         let payload = ledger.payload(key).ok()??;
         let mut residual = ledger.residual().map_or_else(|| vec![0.0; manifest.params()], <[f32]>::to_vec);
-        let returns = matches!(verdict, Verdict::Refused { reason } if reason.content_returns());
+        // A difference against a memory never returns: the memory is as it was.
+        let returns =
+            matches!(verdict, Verdict::Refused { reason } if reason.content_returns() && meta.memory.is_none());
         if returns && ledger.branch() == Some(meta.branch) {
             codec::decode(meta.codec, manifest, &payload).ok()?.add_scaled_to(&mut residual, 1.0);
         }

@@ -127,5 +127,6 @@ fn meta(lease: &Lease, key: UpdateKey, payload_digest: Digest) -> UpdateMeta {
         compute_ms: 10,
         base_dot: None,
         residual_ratio: None,
+        memory: None,
     }
 }

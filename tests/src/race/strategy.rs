@@ -12,13 +12,14 @@ use super::Clock;
 use super::workload::Workload;
 
 /// Strategies with a name, with the keys that the comments of run.toml name.
-const NAMED: [(&str, &str); 10] = [
+const NAMED: [(&str, &str); 11] = [
     ("fedasync", "strategy = \"fedasync\"\nalpha = 0.6"),
     ("fedbuff", "strategy = \"fedbuff\"\nbuffer_size = 4\nserver_lr = 1.0"),
     ("recall", "strategy = \"recall\""),
     ("delayed-nesterov", "strategy = \"delayed-nesterov\"\nbuffer_size = 4\nserver_lr = 1.0"),
     ("fadas", "strategy = \"fadas\"\nbuffer_size = 4\nserver_lr = 0.001"),
     ("rescaled", "strategy = \"rescaled\"\nalpha = 0.6"),
+    ("ef21", "strategy = \"ef21\""),
     ("fedavg", "strategy = \"fedavg\""),
     ("fedprox", "strategy = \"fedprox\"\nmu = 0.01"),
     ("fedavgm", "strategy = \"fedavgm\""),

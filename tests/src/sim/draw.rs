@@ -94,17 +94,20 @@ fn draw_attacker(seed: u64, world: &mut Schedule) {
     }
 }
 
-/// Of the worlds that learn and have no attacker, half are merged by the recall rule, half of the others by a published one
-/// beside `FedAsync` and `FedBuff`, and half of the rest by a rule behind a barrier, which has a deadline in half of them.
+/// Of the worlds that learn and have no attacker, half are merged by the recall rule, a quarter of the others by EF21, half
+/// of the rest by a published one beside `FedAsync` and `FedBuff`, and half of what is left by a rule behind a barrier, which
+/// has a deadline in half of them.
 fn draw_rule(seed: u64, world: &mut Schedule) {
-    let salts = [0x5EED_0009, 0x5EED_0011, 0x5EED_0013];
-    let [mut recall, mut published, mut barrier] = salts.map(|salt| SplitMix64::new(seed ^ salt));
+    let salts = [0x5EED_0009, 0x5EED_0021, 0x5EED_0011, 0x5EED_0013];
+    let [mut recall, mut memory, mut published, mut barrier] = salts.map(|salt| SplitMix64::new(seed ^ salt));
     let honest = world.agents.iter().all(|agent| agent.hostile.is_none());
     if world.task != Task::Quadratic || !honest {
         return;
     }
     world.rule = if recall.below(2) == 0 {
         Some(Rule::Recall)
+    } else if memory.below(4) == 0 {
+        Some(Rule::Ef21)
     } else if published.below(2) == 0 {
         let rules = [Rule::DelayedNesterov, Rule::Fadas, Rule::Rescaled];
         usize::try_from(published.below(3)).ok().map(|which| rules[which])

@@ -86,6 +86,8 @@ pub enum Rule {
     Fadas,
     /// The rescaled rule: an update counts by the interval of its agent.
     Rescaled,
+    /// EF21: agents and coordinator hold a memory of each agent's updates.
+    Ef21,
     /// Federated averaging behind a barrier.
     FedAvg,
     /// The same with a momentum.

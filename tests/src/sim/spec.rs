@@ -49,6 +49,7 @@ fn rule(schedule: &Schedule, staleness: Staleness) -> MergeSpec {
             MergeSpec::Fadas { buffer_size, server_lr, beta_1, beta_2, epsilon, tau_c }
         }
         Some(Rule::Rescaled) => MergeSpec::Rescaled { alpha: 0.3, staleness },
+        Some(Rule::Ef21) => MergeSpec::Ef21 { server_lr: 0.5 },
         Some(Rule::FedAvg) => MergeSpec::FedAvg { server_lr: 0.7, barrier },
         Some(Rule::FedAvgM) => MergeSpec::FedAvgM { server_lr: 0.3, momentum: 0.5, barrier },
         Some(Rule::FedAdam) => {

@@ -13,7 +13,7 @@ fn training_in_rounds(barrier: bool) -> Session {
     else {
         unreachable!("it is one")
     };
-    welcome.spec.barrier = barrier;
+    welcome.spec.in_turn = barrier;
     session.handle(0, say(CoordinatorMessage::Welcome(welcome)));
     session.handle(0, Event::Prepared { manifest: manifest("w") });
     session.handle(0, grant(1, 0));

@@ -90,6 +90,7 @@ trait DrawMessages: Draw {
                     CodecSpec::top_k(f32::MIN_POSITIVE),
                 ]),
                 residual_ratio: self.of(&[false, true]),
+                memory: self.of(&[None, Some(MemoryMark::EMPTY), Some(MemoryMark(Digest([7; 32])))]),
             },
         }
     }

@@ -189,7 +189,8 @@ fn one_step_of_each_agent_merged_is_a_step_on_the_joined_batch() {
             let delta: Vec<f32> = end.iter().zip(&model).map(|(end, base)| end - base).collect();
             let weight = merge.weight(WeightInputs { staleness: 0, participation: 1.0 });
             let (agent, mean_weight) = (AgentId([agent; 16]), merge.mean_weight(90, batch_size.into()));
-            let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot: None, recall: None };
+            let arrival =
+                Arrival { agent, weight, mean_weight, staleness: 0, base_dot: None, recall: None, memory: None };
             rule.contribute(&model, &Arc::new(Delta::Dense(delta)), &arrival);
             let mut draw = Draw::new(seed, Purpose::Batches);
             joined.extend((0..batch_size).map(|_| draw.below(90)));

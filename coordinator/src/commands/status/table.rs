@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anabranch_common::ids::RunId;
 use anabranch_common::journal::Aggregate;
+use anabranch_common::merge::Served;
 use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport};
 use anabranch_common::wire::message::RunPhase;
 
@@ -143,7 +144,7 @@ fn staleness(histogram: &[u64]) -> Option<String> {
 fn evaluations(report: &StatusReport) -> String {
     let columns = [
         ("evaluated", Align::Right),
-        ("version", Align::Right),
+        (if report.served == Served::Average { "average at" } else { "version" }, Align::Right),
         ("accuracy", Align::Right),
         ("loss", Align::Right),
         ("examples", Align::Right),
@@ -351,6 +352,7 @@ pub(super) mod tests {
             result_version: None,
             position: Position(2_500),
             version: ModelVersion(308),
+            served: Served::Model,
             chain: Digest([3; 32]),
             checkpoint_version: Some(ModelVersion(200)),
             params: Some(101_770),
@@ -416,7 +418,9 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(expected), "{text}\ndoes not say {expected:?}");
         }
-        assert!(!text.contains("100.00 %"), "{text}");
+        assert!(!text.contains("100.00 %") && !text.contains("average at"), "{text}");
+        report.served = Served::Average;
+        assert!(status(&report).contains("average at"), "it says of which vector of a version they are");
     }
 
     #[test]

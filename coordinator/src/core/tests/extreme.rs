@@ -14,7 +14,7 @@ use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
-use anabranch_common::update::{UpdateKey, UpdateMeta};
+use anabranch_common::update::{MemoryMark, UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -118,6 +118,7 @@ trait DrawMessages: Draw {
             compute_ms: self.number(),
             base_dot: self.of(&[None, Some(0.5), Some(f64::MAX), Some(f64::NAN), Some(f64::INFINITY)]),
             residual_ratio: self.of(&[None, Some(0.5), Some(f32::MAX), Some(-1.0), Some(f32::NAN)]),
+            memory: self.of(&[None, None, Some(MemoryMark::EMPTY), Some(MemoryMark(Digest([7; 32])))]),
         }
     }
 

@@ -5,6 +5,7 @@ mod bounds;
 mod ending;
 mod evaluation;
 mod extreme;
+mod memories;
 mod plans;
 mod recall;
 mod reopened;

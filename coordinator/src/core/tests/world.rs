@@ -418,6 +418,7 @@ impl World {
             compute_ms: 10,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         }
     }
 

@@ -36,6 +36,7 @@ fn meta(lease: LeaseId, codec: CodecId) -> UpdateMeta {
         compute_ms: 10,
         base_dot: None,
         residual_ratio: None,
+        memory: None,
     }
 }
 
@@ -43,7 +44,17 @@ fn meta(lease: LeaseId, codec: CodecId) -> UpdateMeta {
 pub(super) fn contribution(codec: CodecId) -> Contribution {
     let meta = meta(LeaseId(1), codec);
     let (credited_examples, staleness, weight, norm) = (8, 0, 0.3, 1.0);
-    Contribution { meta, credited_examples, staleness, weight, mean_weight: 0, norm, recall: None, transfer_ms: None }
+    Contribution {
+        meta,
+        credited_examples,
+        staleness,
+        weight,
+        mean_weight: 0,
+        norm,
+        recall: None,
+        memory: None,
+        transfer_ms: None,
+    }
 }
 
 /// All that has left a node for one connection.

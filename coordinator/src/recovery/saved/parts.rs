@@ -35,7 +35,7 @@ anabranch_common::layout! {
     struct AgentState {
         name, revoked, epoch, incarnation, epochs, lease, leases, pace, compression, rounds, examples_held,
         eval_examples,
-        evaluation_failures, evaluation_problem, accepted, contributed_at, refused, uplink_bytes, staleness, train_loss, examples_per_s,
+        evaluation_failures, evaluation_problem, accepted, contributed_at, memory, refused, uplink_bytes, staleness, train_loss, examples_per_s,
         models_sent, downlink_bytes, evaluation_downlink_bytes,
     }
     struct EpochLog { forgotten_below, verdicts }

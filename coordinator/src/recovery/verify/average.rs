@@ -1,4 +1,5 @@
-//! The average that is kept beside a rule once more, plainly, from its description in `anabranch_common::merge::averaged`.
+//! The average that is kept beside a rule once more, plainly, from its description in
+//! `anabranch_common::merge::averaged`.
 
 use anabranch_common::ids::Digest;
 use anabranch_common::merge::MergeSpec;

@@ -46,6 +46,8 @@ enum Rule {
     Adaptive(u32),
     /// Recall: each update moves the model, by a state of its own.
     Recalling,
+    /// EF21: each update moves a memory, and the model along all of them.
+    Remembering,
     /// Rules behind a barrier, each with its name: as many updates as there are make a step, by a state of its own.
     Rounds(&'static str),
 }
@@ -59,6 +61,7 @@ impl Rule {
             MergeSpec::DelayedNesterov { buffer_size, .. } => Self::Delayed((*buffer_size).max(1)),
             MergeSpec::Fadas { buffer_size, .. } => Self::Adaptive((*buffer_size).max(1)),
             MergeSpec::Recall { .. } => Self::Recalling,
+            MergeSpec::Ef21 { .. } => Self::Remembering,
             MergeSpec::FedAvg { .. } => Self::Rounds("fedavg"),
             MergeSpec::FedProx { .. } => Self::Rounds("fedprox"),
             MergeSpec::SyncSgd { .. } => Self::Rounds("sync-sgd"),
@@ -71,7 +74,7 @@ impl Rule {
     /// How many contributions make a version, where that is a number.
     fn size(self) -> Option<u32> {
         match self {
-            Self::Direct(_) | Self::Delayed(_) | Self::Recalling => Some(1),
+            Self::Direct(_) | Self::Delayed(_) | Self::Recalling | Self::Remembering => Some(1),
             Self::Buffered(size) | Self::Adaptive(size) => Some(size),
             Self::Rounds(_) => None,
         }
@@ -90,7 +93,12 @@ impl Rule {
     fn nothing(self) -> f32 {
         match self {
             Self::Direct(_) => -0.0,
-            Self::Buffered(_) | Self::Delayed(_) | Self::Adaptive(_) | Self::Recalling | Self::Rounds(_) => 0.0,
+            Self::Buffered(_)
+            | Self::Delayed(_)
+            | Self::Adaptive(_)
+            | Self::Recalling
+            | Self::Remembering
+            | Self::Rounds(_) => 0.0,
         }
     }
 }

@@ -10,7 +10,7 @@
 //! ```text
 //!  published   which versions the journal publishes: only these are hashed
 //!  checker     the records once more, one after the other
-//!  own_state   rules with a state of their own: delayed_nesterov, fadas, recall, and rounds: those behind a barrier
+//!  own_state   rules with a state of their own: delayed_nesterov, ef21, fadas, recall, and rounds: those behind a barrier
 //!  average     the average that is kept beside a rule
 //!  track       the published track that agents train from
 //! ```
@@ -18,6 +18,7 @@
 mod average;
 mod checker;
 mod delayed_nesterov;
+mod ef21;
 mod fadas;
 mod own_state;
 mod published;

@@ -7,6 +7,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::merge::MergeSpec;
 
 use super::delayed_nesterov::DelayedNesterov;
+use super::ef21::Ef21;
 use super::fadas::Fadas;
 use super::recall::Recall;
 use super::rounds::Rounds;
@@ -18,6 +19,7 @@ use crate::store::Blobs;
 #[derive(Debug, Clone)]
 pub(super) enum OwnState {
     DelayedNesterov(DelayedNesterov),
+    Ef21(Ef21),
     Fadas(Fadas),
     Recall(Box<Recall>),
     Rounds(Rounds),
@@ -27,6 +29,7 @@ impl OwnState {
     /// An empty state; `None` if the rule has none of its own.
     pub(super) fn of(spec: &MergeSpec, params: usize) -> Option<Self> {
         None.or_else(|| DelayedNesterov::of(spec, params).map(Self::DelayedNesterov))
+            .or_else(|| Ef21::of(spec, params).map(Self::Ef21))
             .or_else(|| Fadas::of(spec, params).map(Self::Fadas))
             .or_else(|| Rounds::of(spec, params).map(Self::Rounds))
             .or_else(|| Recall::of(spec, params).map(|recall| Self::Recall(Box::new(recall))))
@@ -38,6 +41,7 @@ impl OwnState {
         match &mut state {
             None => {}
             Some(Self::DelayedNesterov(rule)) => rule.load(saved)?,
+            Some(Self::Ef21(rule)) => rule.load(saved)?,
             Some(Self::Fadas(rule)) => rule.load(saved)?,
             Some(Self::Recall(rule)) => rule.load(saved)?,
             Some(Self::Rounds(rule)) => rule.load(saved)?,
@@ -49,6 +53,7 @@ impl OwnState {
     pub(super) fn set(&mut self, spec: &MergeSpec) {
         match self {
             Self::DelayedNesterov(rule) => rule.set(spec),
+            Self::Ef21(rule) => rule.set(spec),
             Self::Fadas(rule) => rule.set(spec),
             Self::Recall(rule) => rule.set(spec),
             Self::Rounds(rule) => rule.set(spec),
@@ -58,6 +63,7 @@ impl OwnState {
     pub(super) fn contribute(&mut self, x: &[f32], delta: &Delta, contribution: &Contribution) {
         match self {
             Self::DelayedNesterov(rule) => rule.contribute(x, delta, contribution.weight),
+            Self::Ef21(rule) => rule.contribute(delta, contribution),
             Self::Fadas(rule) => rule.contribute(delta, contribution),
             Self::Recall(rule) => rule.contribute(x, delta, contribution),
             Self::Rounds(rule) => rule.contribute(delta, contribution),
@@ -67,6 +73,7 @@ impl OwnState {
     pub(super) fn close(&mut self, x: &mut [f32]) {
         match self {
             Self::DelayedNesterov(rule) => rule.close(x),
+            Self::Ef21(rule) => rule.close(x),
             Self::Fadas(rule) => rule.close(x),
             Self::Recall(rule) => rule.close(x),
             Self::Rounds(rule) => rule.close(x),
@@ -77,6 +84,7 @@ impl OwnState {
     pub(super) fn is_in(&self, saved: &Saved<'_>) -> Result<bool, RecoveryError> {
         match self {
             Self::DelayedNesterov(rule) => rule.is_in(saved),
+            Self::Ef21(rule) => rule.is_in(saved),
             Self::Fadas(rule) => rule.is_in(saved),
             Self::Recall(rule) => rule.is_in(saved),
             Self::Rounds(rule) => rule.is_in(saved),

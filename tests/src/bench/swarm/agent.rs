@@ -249,6 +249,7 @@ impl Agent {
             compute_ms: outcome.compute_ms,
             base_dot: None,
             residual_ratio: None,
+            memory: None,
         };
         OutboxEntry { meta, transfer: payload.transfer.clone() }
     }

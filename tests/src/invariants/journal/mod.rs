@@ -2,7 +2,7 @@
 //! world goes on, by code that shares nothing with the coordinator's own fold.
 //!
 //! ```text
-//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, codecs, recall, epochs, branches, evaluations, staleness
+//!  appended(record) ─► Fold: closes, once, leases, sizes, rates, codecs, recall, memories, epochs, branches, evaluations, staleness
 //!  told(verdict)    ─► durable                                              never before it is durable
 //!  recovered(..)    ─► replay                                               the same records, chain and models again
 //!  published(..)    ─► finite, replay                                       nothing torn, nothing else than before
@@ -17,6 +17,7 @@ mod evaluations;
 mod finite;
 mod hostile;
 mod leases;
+mod memory;
 mod once;
 mod rates;
 mod recall;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, ModelVersion, Position};
 use anabranch_common::journal::{Chain, Record, RecordBody};
 use anabranch_common::spec::RunSpec;
-use anabranch_common::update::{UpdateKey, Verdict};
+use anabranch_common::update::{MemoryMark, UpdateKey, Verdict};
 use anabranch_coordinator::store;
 
 pub use hostile::Attackers;
@@ -41,7 +42,7 @@ pub use once::Merged;
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
     /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `codecs`, `epochs`, `branches`,
-    /// `closes`, `evaluations`, `recall`, `staleness`, `verdicts`.
+    /// `closes`, `evaluations`, `memories`, `recall`, `staleness`, `verdicts`.
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -73,6 +74,7 @@ struct Fold {
     rates: rates::Rates,
     codecs: codecs::Codecs,
     recallable: recall::Recallable,
+    memories: memory::Memories,
     evaluations: evaluations::Evaluations,
     envelope: hostile::Envelope,
 }
@@ -91,6 +93,7 @@ impl Fold {
         self.rates.apply(self.spec.as_ref(), record)?;
         self.codecs.apply(self.spec.as_ref(), record)?;
         self.recallable.apply(self.spec.as_ref(), record)?;
+        self.memories.apply(self.spec.as_ref(), record)?;
         self.evaluations.apply(record)?;
         self.envelope.apply(attackers, self.spec.as_ref(), record)?;
         match &record.body {
@@ -221,6 +224,14 @@ impl Journal {
     ) -> Checked {
         self.served.insert((version, served));
         offered.map_or(Ok(()), |(version, offered)| self.evaluates(version, offered))
+    }
+
+    /// An agent has this memory of its updates, with these values where it is not 0.
+    ///
+    /// # Errors
+    /// Its accepted updates make another one.
+    pub fn remembers(&self, mark: MemoryMark, values: Option<&[f32]>) -> Checked {
+        self.fold.memories.are(mark, values)
     }
 
     /// An agent is to evaluate, or evaluates, a vector with this digest as this version.

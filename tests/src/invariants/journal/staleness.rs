@@ -61,6 +61,7 @@ pub(super) fn check(spec: Option<&RunSpec>, version: ModelVersion, record: &Reco
         | MergeSpec::SyncSgd { .. }
         | MergeSpec::FedAvgM { .. }
         | MergeSpec::FedAdam { .. }
+        | MergeSpec::Ef21 { .. }
         | MergeSpec::Averaged(_) => {
             let bounded = (0.0..=1.0).contains(&update.weight);
             return ensure(bounded, NAME, || format!("record {position} has weight {}", update.weight));

@@ -155,8 +155,16 @@ impl World {
             agent.banked.insert(entry.meta.key, now_ms);
         }
         let adopted = adopting.map(|(before, branch)| feedback::adopted(ledger, before, branch));
+        // A job that fails may have taken the memory out.
+        let remembered = ledger.memory().filter(|_| done.is_ok());
+        let remembered = remembered.map(|(mark, values)| self.journal.remembers(mark, values));
         let compared = expected.filter(|_| done.is_ok()).map(|expected| expected.compare(ledger));
-        adopted.into_iter().filter(|_| done.is_ok()).chain(compared).for_each(|check| self.checked(check));
+        adopted
+            .into_iter()
+            .filter(|_| done.is_ok())
+            .chain(compared)
+            .chain(remembered)
+            .for_each(|check| self.checked(check));
         let agent = &mut self.agents[machine - 1];
         let failed = |error| Input::Done(Done::Store(StoreDone::Event(node::storage_failed(error))));
         match (done, agent.disk.burnt()) {
