@@ -327,4 +327,6 @@ fn check_plan(plan: &TrainSpec) -> Result<(), TrainError> {
 }
 
 #[cfg(test)]
+mod bits;
+#[cfg(test)]
 mod tests;
