@@ -15,7 +15,7 @@
 mod feed;
 mod member;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use anabranch_common::pod::Schedule;
 use anabranch_common::pod::order::{Order, OrderError, Work};
@@ -73,6 +73,8 @@ pub struct Trained {
     pub end: Vec<f32>,
     /// Loss of each step's batch, with the weights that it was computed with.
     pub losses: Vec<f32>,
+    /// Whether `control` ended it before the last step; then the stages have not all taken the same steps.
+    pub stopped: bool,
 }
 
 impl Pipeline {
@@ -109,7 +111,7 @@ impl Pipeline {
     }
 
     /// Takes `plan.local_steps` steps from `base`, each of `micro_batches` micro-batches of the batches that `seed` draws from
-    /// `shard`, and reports each to `control`.
+    /// `shard`, and reports each to `control`, which may end it there.
     ///
     /// # Errors
     /// See [`PipelineError`].
@@ -120,7 +122,7 @@ impl Pipeline {
         (schedule, micro_batches): (Schedule, u32),
         seed: u64,
         shard: &dyn Shard,
-        control: &mut dyn FnMut(StepReport),
+        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<Trained, PipelineError> {
         check_plan(plan)?;
         self.check(base, shard)?;
@@ -130,14 +132,15 @@ impl Pipeline {
         let members =
             self.stages.iter().zip(0..).map(|(stage, index)| Member::new(stage, order.stage(index), plan, base));
         let members = members.collect::<Result<Vec<_>, TrainError>>()?;
-        let mut round = Round { pipeline: self, order, feed, members, losses: Vec::new(), loss_sum: 0.0 };
+        let mut round =
+            Round { pipeline: self, order, feed, members, losses: Vec::new(), loss_sum: 0.0, stopped: false };
         round.run(plan, control)?;
-        let Round { members, losses, .. } = round;
+        let Round { members, losses, stopped, .. } = round;
         let end: Vec<f32> = members.into_iter().flat_map(Member::into_weights).collect();
         if !end.iter().all(|value| value.is_finite()) {
             return Err(TrainError::Diverged { step: plan.local_steps }.into());
         }
-        Ok(Trained { end, losses })
+        Ok(Trained { end, losses, stopped })
     }
 
     fn check(&self, model: &[f32], shard: &dyn Shard) -> Result<(), TrainError> {
@@ -157,14 +160,17 @@ struct Round<'a> {
     members: Vec<Member<'a>>,
     losses: Vec<f32>,
     loss_sum: f64,
+    stopped: bool,
 }
 
+type Control<'a> = dyn FnMut(StepReport) -> ControlFlow<()> + 'a;
+
 impl Round<'_> {
-    fn run(&mut self, plan: &TrainSpec, control: &mut dyn FnMut(StepReport)) -> Result<(), PipelineError> {
+    fn run(&mut self, plan: &TrainSpec, control: &mut Control<'_>) -> Result<(), PipelineError> {
         loop {
             let mut idle = true;
             for stage in 0..self.members.len() {
-                while self.work(stage, plan, control)? {
+                while !self.stopped && self.work(stage, plan, control)? {
                     idle = false;
                 }
             }
@@ -175,12 +181,7 @@ impl Round<'_> {
     }
 
     /// Carries out what is next at a stage. False: its input is not there, or it is through.
-    fn work(
-        &mut self,
-        stage: usize,
-        plan: &TrainSpec,
-        control: &mut dyn FnMut(StepReport),
-    ) -> Result<bool, PipelineError> {
+    fn work(&mut self, stage: usize, plan: &TrainSpec, control: &mut Control<'_>) -> Result<bool, PipelineError> {
         let Some(work) = self.members[stage].ready() else { return Ok(false) };
         let device = Default::default();
         let (of, threads) = (&self.pipeline.stages[stage], &self.pipeline.threads);
@@ -243,14 +244,15 @@ impl Round<'_> {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
-    fn report(&mut self, step: u32, plan: &TrainSpec, control: &mut dyn FnMut(StepReport)) -> Result<(), TrainError> {
+    fn report(&mut self, step: u32, plan: &TrainSpec, control: &mut Control<'_>) -> Result<(), TrainError> {
         let loss = (std::mem::take(&mut self.loss_sum) / self.feed.labels_of_a_step()) as f32;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step: step + 1 });
         }
         self.losses.push(loss);
         let micro_batch = Some(self.feed.micro_batch());
-        control(StepReport { step: step + 1, loss, examples: plan.batch_size, micro_batch });
+        let report = StepReport { step: step + 1, loss, examples: plan.batch_size, micro_batch };
+        self.stopped = control(report).is_break() && step + 1 < plan.local_steps;
         Ok(())
     }
 }

@@ -61,7 +61,7 @@ fn plan(local_steps: u32, batch_size: u32, optimizer: &OptimizerSpec) -> TrainSp
 fn trained(spec: &ModelSpec, ends: &[usize], plan: &TrainSpec, turns: (Schedule, u32)) -> Trained {
     let pipeline = Pipeline::new(spec, ends, 1).expect("valid");
     let base = pipeline.initial(1);
-    pipeline.train(&base, plan, turns, 4, shard(spec).as_ref(), &mut |_| {}).expect("trains")
+    pipeline.train(&base, plan, turns, 4, shard(spec).as_ref(), &mut |_| ControlFlow::Continue(())).expect("trains")
 }
 
 /// One machine that computes at most `most` examples at once: model and losses.
@@ -77,7 +77,7 @@ fn on_one_machine(spec: &ModelSpec, plan: &TrainSpec, most: u32) -> Trained {
     let shard = shard(spec);
     let round = crate::train::Round { budget, ..crate::train::Round::new(&base, plan, 4, shard.as_ref(), &mut note) };
     let end = trainer.train(round).expect("trains").end;
-    Trained { end, losses }
+    Trained { end, losses, stopped: false }
 }
 
 /// Every cut of so many layers into so many stages.
@@ -255,6 +255,20 @@ fn a_backward_pass_uses_the_weights_that_it_is_given() {
 }
 
 #[test]
+fn a_round_that_is_stopped_ends_after_that_step() {
+    let spec = mlp(&[20, 16, 12]);
+    let pipeline = Pipeline::new(&spec, &[1, 2, 4], 1).expect("valid");
+    let (base, shard) = (pipeline.initial(1), shard(&spec));
+    let mut stop = |report: StepReport| {
+        if report.step == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let turns = (Schedule::Pipelined(Weights::Predict), 3);
+    let stopped = pipeline.train(&base, &plan(9, 9, &SGD), turns, 4, shard.as_ref(), &mut stop).expect("trains");
+    assert_eq!((stopped.losses.len(), stopped.stopped), (3, true));
+    assert_eq!(stopped.losses, trained(&spec, &[1, 2, 4], &plan(9, 9, &SGD), turns).losses[..3]);
+}
+
+#[test]
 fn what_cannot_be_cut_or_shared_out_is_refused_with_the_numbers() {
     let spec = mlp(&[12]);
     let refused = |ends: &[usize]| Pipeline::new(&spec, ends, 1).expect_err("no cut").to_string();
@@ -263,11 +277,14 @@ fn what_cannot_be_cut_or_shared_out_is_refused_with_the_numbers() {
     assert!(refused(&[1]).contains("[1]") && refused(&[]).contains("[]") && refused(&[3]).contains("[3]"));
     let pipeline = Pipeline::new(&spec, &[1, 2], 1).expect("valid");
     let (base, shard) = (pipeline.initial(1), shard(&spec));
-    let train = |turns| pipeline.train(&base, &plan(1, 9, &SGD), turns, 4, shard.as_ref(), &mut |_| {});
+    let train =
+        |turns| pipeline.train(&base, &plan(1, 9, &SGD), turns, 4, shard.as_ref(), &mut |_| ControlFlow::Continue(()));
     let told = train((Schedule::Flush, 4)).expect_err("3, 3 and 3").to_string();
     assert_eq!(told, "a batch of 9 examples cannot be cut into 4 micro-batches");
     assert_eq!(train((Schedule::Flush, 0)), Err(PipelineError::Order(OrderError::Nothing)));
     let exploded =
-        pipeline.train(&base, &plan(9, 9, &SGD.with_lr(1e30)), (Schedule::Flush, 1), 4, shard.as_ref(), &mut |_| {});
+        pipeline.train(&base, &plan(9, 9, &SGD.with_lr(1e30)), (Schedule::Flush, 1), 4, shard.as_ref(), &mut |_| {
+            ControlFlow::Continue(())
+        });
     assert!(matches!(exploded, Err(PipelineError::Train(TrainError::Diverged { .. }))), "{exploded:?}");
 }
