@@ -436,7 +436,9 @@ optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
     let report = run()?;
     let figure = |name: &str| report.metrics.get(name).copied();
     assert_eq!(figure("slowdown_mlp_sgd_synchronous"), Some(1.0));
-    assert!(figure("final_accuracy_mlp_sgd_synchronous") > Some(0.7), "{:?}", report.metrics);
+    assert!(figure("final_accuracy_mlp_sgd_synchronous") > Some(0.5), "{:?}", report.metrics);
+    // With an update a micro-batch the first stage is two updates late, and with as many micro-batches as stages one.
+    assert!(figure("slowdown_mlp_sgd_predict_3_m3") < figure("slowdown_mlp_sgd_stale_3_m1"), "{:?}", report.metrics);
     for weights in ["stale", "stash", "predict"] {
         let slowdown = figure(&format!("slowdown_mlp_sgd_{weights}_3_m1"));
         assert!(slowdown.is_some_and(|times| (0.5..=2.0).contains(&times)), "{weights}: {slowdown:?}");
