@@ -27,6 +27,7 @@ pub mod manifest;
 pub mod merge;
 pub mod now;
 pub mod plain;
+pub mod pod;
 pub mod rng;
 pub mod spec;
 pub mod status;

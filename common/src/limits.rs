@@ -67,8 +67,8 @@ pub const TENSOR_NAME_BYTES: usize = 256;
 pub const MODEL_PARAMS: usize = 1 << 30;
 /// Bytes of a model's file that is read: the largest model, and 100 MiB for its header.
 pub const MODEL_FILE_BYTES: u64 = 4 * MODEL_PARAMS as u64 + (100 << 20);
-/// Hidden layers of an mlp.
-pub const HIDDEN_LAYERS: usize = 16;
+/// Hidden layers of an mlp, and convolutions or hidden dense layers of a cnn: their tensors fit in a manifest.
+pub const HIDDEN_LAYERS: usize = 1024;
 /// Width of a layer or extent of an input: products of four of them stay far below 2^64 where
 /// they are multiplied.
 pub const LAYER_WIDTH: u64 = 1 << 24;

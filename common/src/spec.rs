@@ -4,6 +4,7 @@
 mod adaptive;
 mod downlink;
 mod gpt;
+mod layer;
 mod layers;
 mod lr_schedule;
 mod train;
@@ -11,7 +12,8 @@ mod train;
 pub use adaptive::AdaptiveSpec;
 pub use downlink::{DownlinkSpec, TrackSpec};
 pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
-pub use layers::{Conv, Layers, ModelError};
+pub use layer::{Layer, LayerCost, LayerInput, LayerKind};
+pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use train::SIZED_STEPS;
 
@@ -77,10 +79,13 @@ pub struct ModelSpec {
     /// Number of classes.
     #[serde(default)]
     pub classes: u32,
-    /// Widths of the hidden layers (`mlp`), or channels of the convolutions followed by the width of the dense layer
-    /// (`cnn`).
+    /// Widths of the hidden layers (`mlp`); of the hidden dense layers (`cnn` with `convs`); or channels of two convolutions
+    /// followed by the width of the dense layer (`cnn` without).
     #[serde(default)]
     pub hidden: Vec<u64>,
+    /// Channels of the convolutions of a `cnn`, each of which halves the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub convs: Vec<u64>,
     /// Every input value is multiplied by this: 1/255 for bytes.
     #[serde(default = "one")]
     pub input_scale: f32,
@@ -115,8 +120,8 @@ fn is_off(factor: &f32) -> bool {
 impl Default for ModelSpec {
     /// A custom model of which nothing is said.
     fn default() -> Self {
-        let (kind, input, hidden) = (ModelKind::Custom, Vec::new(), Vec::new());
-        Self { kind, input, classes: 0, hidden, input_scale: one(), context: 0, layers: 0, heads: 0, width: 0 }
+        let (kind, input, hidden, convs) = (ModelKind::Custom, Vec::new(), Vec::new(), Vec::new());
+        Self { kind, input, classes: 0, hidden, convs, input_scale: one(), context: 0, layers: 0, heads: 0, width: 0 }
     }
 }
 
@@ -126,7 +131,7 @@ impl Default for ModelSpec {
 pub enum ModelKind {
     /// Dense layers with ReLU between them.
     Mlp,
-    /// Two 3x3 convolutions with ReLU and 2x2 max-pooling, then two dense layers.
+    /// 3x3 convolutions with ReLU and 2x2 max-pooling, then dense layers; two of either where nothing else is said.
     Cnn,
     /// Whatever the agents' own trainers bring; no agent trains it natively.
     Custom,

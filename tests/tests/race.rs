@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use anabranch_tests::race::pipeline::{PipelineOptions, PipelineWorkload};
 use anabranch_tests::race::{self, Clock, Finish, Options, Override, RaceReport, Reference, Strategy, Workload};
 
 /// The digits of the examples, four agents, two of them slow.
@@ -393,5 +394,56 @@ fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
         let layers = workload.model.layers()?.expect("a native model");
         assert_eq!(layers.manifest.params(), params, "{name}");
     }
+    let schedules = folder.join("pipeline.toml");
+    assert!(PipelineWorkload::is_at(&schedules) && !PipelineWorkload::is_at(&folder.join("w1.toml")));
+    assert_eq!(PipelineWorkload::read(&schedules)?.models.len(), 2);
+    Ok(())
+}
+
+/// Real training of digits in three stages: one machine is the measure, the figures are there for each schedule, and the same again
+/// gives the same.
+#[test]
+fn the_schedules_of_a_pod_are_compared_with_one_machine() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("small.toml");
+    std::fs::write(
+        &path,
+        r#"
+about = "digits in stages"
+stages = [3]
+most_times = 2
+window_steps = 10
+
+[[models]]
+name = "mlp"
+data = "digits"
+steps = 60
+batch_size = 30
+model = { kind = "mlp", input = [64], classes = 10, hidden = [16, 16], input_scale = 0.0625 }
+optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
+"#,
+    )?;
+    let run = || {
+        race::pipeline::run(&PipelineOptions {
+            command: "race".to_owned(),
+            workload: PipelineWorkload::read(&path)?,
+            seed: 1,
+            seeds: 2,
+            data: Some(data()),
+            jobs: 2,
+        })
+    };
+    let report = run()?;
+    let figure = |name: &str| report.metrics.get(name).copied();
+    assert_eq!(figure("slowdown_mlp_sgd_synchronous"), Some(1.0));
+    assert!(figure("final_accuracy_mlp_sgd_synchronous") > Some(0.5), "{:?}", report.metrics);
+    // With an update a micro-batch the first stage is two updates late, and with as many micro-batches as stages one.
+    assert!(figure("slowdown_mlp_sgd_predict_3_m3") < figure("slowdown_mlp_sgd_stale_3_m1"), "{:?}", report.metrics);
+    for weights in ["stale", "stash", "predict"] {
+        let slowdown = figure(&format!("slowdown_mlp_sgd_{weights}_3_m1"));
+        assert!(slowdown.is_some_and(|times| (0.5..=2.0).contains(&times)), "{weights}: {slowdown:?}");
+    }
+    assert!(figure("slowdown_mlp_sgd_2bw_3_m1").is_none() && figure("slowdown_mlp_sgd_2bw_3_m3").is_some());
+    assert_eq!(run()?.metrics, report.metrics);
     Ok(())
 }

@@ -75,6 +75,7 @@ impl ModelSpec {
             ("model.input", !self.input.is_empty(), format!("{:?}", self.input)),
             ("model.classes", self.classes != 0, self.classes.to_string()),
             ("model.hidden", !self.hidden.is_empty(), format!("{:?}", self.hidden)),
+            ("model.convs", !self.convs.is_empty(), format!("{:?}", self.convs)),
             ("model.input_scale", self.input_scale.to_bits() != 1.0f32.to_bits(), self.input_scale.to_string()),
         ];
         match other.into_iter().find(|(_, set, _)| *set) {
@@ -112,6 +113,7 @@ mod tests {
         assert_eq!(key(ModelSpec { input: vec![8], ..spec() }), "model.input");
         assert_eq!(key(ModelSpec { classes: 256, ..spec() }), "model.classes");
         assert_eq!(key(ModelSpec { hidden: vec![8], ..spec() }), "model.hidden");
+        assert_eq!(key(ModelSpec { convs: vec![8], ..spec() }), "model.convs");
         assert_eq!(key(ModelSpec { input_scale: 0.5, ..spec() }), "model.input_scale");
         assert_eq!(key(ModelSpec { kind: ModelKind::Mlp, ..spec() }), "model.context");
         assert_eq!(ModelSpec::default().gpt(), Ok(None));

@@ -37,7 +37,7 @@ name = @NAME@
 seed = @SEED@
 
 [model]
-# "mlp": dense layers. "cnn": two 3x3 convolutions with pooling, then two dense layers. "custom": whatever the agents'
+# "mlp": dense layers. "cnn": 3x3 convolutions with pooling, then dense layers. "custom": whatever the agents'
 # own trainers bring (docs/trainer-protocol.md); then the other keys here are for them to read or to ignore.
 # "gpt": a transformer that tells the next byte of a text; it has context, layers, heads and width in place of these keys.
 kind = "mlp"
@@ -45,6 +45,7 @@ kind = "mlp"
 input = [1, 28, 28]
 classes = 10
 # Widths of the hidden layers (mlp), or [channels, channels, width of the dense layer] (cnn), such as [16, 32, 128].
+# A cnn of any other depth: convs = [16, 32, 64] are the channels of its convolutions, and hidden has the dense widths.
 hidden = [128]
 # Inputs are multiplied by this: 1/255 brings bytes to 0..1.
 input_scale = 0.00392156862745098

@@ -222,6 +222,11 @@ fn values_out_of_range_are_named_with_their_line() {
         ),
         ("input = [1, 28, 28]", "input = [1, 0, 28]", "model.input must be"),
         ("hidden = [128]", "hidden = [4000000000]", "model.hidden makes a model of more than"),
+        (
+            "hidden = [128]",
+            "convs = [4]\nhidden = [128]",
+            "model.convs is [4], expected no such key: it belongs to a cnn",
+        ),
         ("classes = 10", "classes = 1", "model.classes must be at least 2"),
         (
             "# Widths of the hidden layers",

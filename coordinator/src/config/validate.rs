@@ -211,8 +211,10 @@ fn model(model: &ModelSpec) -> Checked {
     })?;
     ensure(model.classes >= 2, "model.classes", || format!("must be at least 2, but is {}", model.classes))?;
     ensure(hidden.iter().all(|width| *width > 0), "model.hidden", || format!("holds a layer of width 0: {hidden:?}"))?;
-    ensure(model.kind == ModelKind::Mlp || hidden.len() == 3, "model.hidden", || {
-        format!("must be [channels, channels, width of the dense layer] for a cnn, but is {hidden:?}")
+    ensure(model.kind == ModelKind::Mlp || !model.convs.is_empty() || hidden.len() == 3, "model.hidden", || {
+        format!(
+            "must be [channels, channels, width of the dense layer] for a cnn without model.convs, but is {hidden:?}"
+        )
     })?;
     let widest = input.iter().try_fold(1u64, |all, extent| all.checked_mul(*extent));
     let fits = widest.is_some_and(|features| {

@@ -25,6 +25,7 @@ impl ModelMismatch {
                 ("model.input", format!("{:?}", model.input)),
                 ("model.classes", model.classes.to_string()),
                 ("model.hidden", format!("{:?}", model.hidden)),
+                ("model.convs", format!("{:?}", model.convs)),
                 ("model.input_scale", format!("{:?}", model.input_scale)),
                 ("model.context", model.context.to_string()),
                 ("model.layers", model.layers.to_string()),

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use anabranch_tests::race::pipeline::{PipelineOptions, PipelineWorkload};
 use anabranch_tests::race::{self, Clock, Options, Override, Reference, Strategy, Workload};
+use anyhow::bail;
 use clap::Args;
 
 /// What to race, and where results go.
@@ -51,6 +53,9 @@ pub(crate) struct RaceArgs {
 }
 
 pub(crate) fn run(lab: &Path, args: &RaceArgs) -> anyhow::Result<bool> {
+    if PipelineWorkload::is_at(&args.workload) {
+        return pipeline(args);
+    }
     let mut strategies =
         args.strategies.iter().map(|text| Strategy::parse(text)).collect::<anyhow::Result<Vec<Strategy>>>()?;
     if strategies.is_empty() {
@@ -81,6 +86,25 @@ pub(crate) fn run(lab: &Path, args: &RaceArgs) -> anyhow::Result<bool> {
     report.print();
     report.write(args.json.as_deref(), args.html.as_deref())?;
     Ok(report.report.pass)
+}
+
+/// Compares the schedules of a pod in place of merge rules.
+fn pipeline(args: &RaceArgs) -> anyhow::Result<bool> {
+    let of_merging = !args.strategies.is_empty() || !args.overrides.is_empty() || args.seconds.is_some();
+    if of_merging || args.pauses || args.pooled || args.real || args.html.is_some() {
+        bail!("{} compares schedules: only --seed, --seeds, --data, --jobs and --json apply", args.workload.display());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let report = race::pipeline::run(&PipelineOptions {
+        command: command(args),
+        workload: PipelineWorkload::read(&args.workload)?,
+        seed: args.seed,
+        seeds: args.seeds,
+        data: args.data.clone(),
+        jobs: args.jobs.unwrap_or(cores),
+    })?;
+    report.finish(args.json.as_deref())?;
+    Ok(report.pass)
 }
 
 /// The command as it can be typed again in a shell; where the data are is the machine's affair.

@@ -30,7 +30,7 @@ pub enum DataName {
 
 impl DataName {
     /// The files that must be there: first the one to train on, then the one to test on.
-    fn files(self) -> &'static [&'static str] {
+    pub(super) fn files(self) -> &'static [&'static str] {
         match self {
             Self::Mnist => &[
                 "train-images-idx3-ubyte.gz",
@@ -61,7 +61,7 @@ impl DataName {
     }
 
     /// The folder that has every file, or which one is missing.
-    fn locate(self, data: Option<&Path>) -> anyhow::Result<PathBuf> {
+    pub(super) fn locate(self, data: Option<&Path>) -> anyhow::Result<PathBuf> {
         let Some(data) = data else {
             bail!(
                 "this workload needs data: name their directory with --data or ANABRANCH_DATA; {} {}",

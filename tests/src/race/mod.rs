@@ -12,6 +12,7 @@
 //!            finish ─► report, page
 //! ```
 //! With a real clock, `real` takes the place of the world: daemons as processes, and models replayed from the journal.
+//! `pipeline` compares the schedules of a pod in place of merge rules.
 //! Races run beside each other, one a strategy and seed. Each has one thread, and its seed decides everything in it.
 
 mod course;
@@ -19,6 +20,7 @@ pub(crate) mod data;
 mod finish;
 mod learner;
 mod page;
+pub mod pipeline;
 mod real;
 mod report;
 mod scoreboard;

@@ -2,27 +2,24 @@
 
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::rng::SplitMix64;
-use anabranch_common::spec::{Conv, GPT_TOKENS, Gpt, Layers, ModelSpec};
+use anabranch_common::spec::{GPT_TOKENS, Gpt, Layers, ModelSpec};
 
 use super::gpt;
+use super::stage::Stage;
 use crate::train::TrainError;
 
 /// A checked model.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Architecture {
-    /// Convolutions before the dense layers: none, or two.
-    pub(super) convs: Vec<Conv>,
-    /// Extents of an input image where there are convolutions.
-    pub(super) image: [usize; 2],
-    /// Widths before, between and after the dense layers; the last is the number of classes.
-    pub(super) widths: Vec<usize>,
+    /// All of its layers, as one stage.
+    pub(super) whole: Stage,
     /// Every input is multiplied by this.
     pub(super) input_scale: f32,
     /// Shape of one example as configured.
     pub(super) input: Vec<u64>,
     /// Number of classes.
     pub(super) classes: u32,
-    /// What it is where it is a gpt, which has none of the layers above.
+    /// Its size where it is a gpt.
     pub(super) gpt: Option<Gpt>,
     /// The flat vector.
     pub(super) manifest: ModelManifest,
@@ -35,7 +32,7 @@ impl Architecture {
     /// [`TrainError::Spec`] and [`TrainError::Model`] name the key of `run.toml`; [`TrainError::Manifest`] where the model is
     /// too large.
     pub(super) fn new(spec: &ModelSpec) -> Result<Self, TrainError> {
-        let Some(Layers { convs, image, widths, gpt, manifest }) = spec.layers()? else {
+        let Some(Layers { layers, gpt, manifest }) = spec.layers()? else {
             let expected = "which takes an agent with a trainer of its own: `anabranch-agent run ... -- PROGRAM`";
             let found = "\"custom\"".to_owned();
             return Err(TrainError::Spec { key: "model.kind", found, expected: expected.to_owned() });
@@ -44,7 +41,8 @@ impl Architecture {
             Some(gpt) => (vec![gpt.context.into()], GPT_TOKENS),
             None => (spec.input.clone(), spec.classes),
         };
-        Ok(Self { convs, image, widths, input_scale: spec.input_scale, input, classes, gpt, manifest })
+        let whole = Stage::new(&layers, 0..layers.len(), &manifest);
+        Ok(Self { whole, input_scale: spec.input_scale, input, classes, gpt, manifest })
     }
 
     /// Of a gpt see [`gpt::initial`]. Of the others: uniform in +-1/sqrt(fan_in), weights and biases alike (He et al. 2015 with a = sqrt(5): PyTorch's default for

@@ -18,6 +18,7 @@ use burn_tensor::{Tensor, TensorPrimitive, activation};
 use rayon::prelude::*;
 
 use super::tensors::{columns, tensor, values};
+use super::weights::current;
 use crate::train::vector::{total, vectorized};
 
 /// Values that one thread takes at a time.
@@ -146,6 +147,7 @@ impl Backward<Flex, 3> for Dense {
         let gradient = grads.consume::<Flex>(&ops.node);
         let (gradient, sums) = sum_rows(gradient, cut.as_ref());
         let [of_x, of_weight, of_bias] = ops.parents.map(|parent| parent.map(|parent| parent.id));
+        let weight = current(of_weight, weight);
         register(grads, of_x, || Flex::float_matmul(Flex::float_transpose(weight), gradient.clone()));
         register(grads, of_weight, || Flex::float_matmul(gradient, Flex::float_transpose(x)));
         register(grads, of_bias, || sums);
@@ -163,6 +165,7 @@ impl Backward<Flex, 3> for DenseRows {
         let (x, weight) = ops.state;
         let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [of_x, of_weight, of_bias] = ops.parents.map(|parent| parent.map(|parent| parent.id));
+        let weight = current(of_weight, weight);
         register(grads, of_bias, || sum_columns(&gradient));
         register(grads, of_x, || Flex::float_matmul(gradient.clone(), weight));
         register(grads, of_weight, || Flex::float_matmul(Flex::float_transpose(gradient), x));
@@ -178,6 +181,7 @@ impl Backward<Flex, 2> for ProductRows {
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let (x, weight) = ops.state;
+        let weight = current(ops.parents[1].as_ref().map(|parent| parent.id), weight);
         let by_x = |gradient| Flex::float_matmul(gradient, weight);
         let by_weight = |gradient| Flex::float_matmul(Flex::float_transpose(gradient), x);
         binary::<Flex, _, _>(ops.parents, ops.node, grads, by_x, by_weight);

@@ -14,7 +14,7 @@ pub(super) type Batch = (Vec<f32>, Vec<u32>);
 
 /// Something that computes losses and gradients.
 pub(super) trait Engine: Send + fmt::Debug {
-    /// Sum of a batch's losses, and the gradient of its mean loss by the model, written to `gradient`.
+    /// Sum of a batch's losses, and the gradient of its mean loss by the model and its tied tensor, written to `gradient`.
     fn backward(
         &self,
         architecture: &Architecture,
@@ -62,8 +62,8 @@ impl Engine for Cores {
         gradient: &mut Vec<f32>,
     ) -> f64 {
         let device = Default::default();
-        let place = graph::Place::<Flex> { architecture, device: &device, threads: &self.threads };
-        self.threads.install(|| place.backward(model, inputs, labels, gradient))
+        let place = graph::Place::<Flex> { stage: &architecture.whole, device: &device, threads: &self.threads };
+        self.threads.install(|| place.gradient(model, inputs, labels, gradient))
     }
 
     fn evaluate(
@@ -74,10 +74,10 @@ impl Engine for Cores {
         read: &(dyn Fn(usize) -> Batch + Sync),
     ) -> Vec<(f64, u64)> {
         let device = Default::default();
-        let place = graph::Place::<Flex> { architecture, device: &device, threads: &self.threads };
+        let place = graph::Place::<Flex> { stage: &architecture.whole, device: &device, threads: &self.threads };
         let score = |batch: usize| {
             let (inputs, labels) = read(batch);
-            let score = place.forward(&place.params(model), inputs, &labels);
+            let score = place.forward(&place.params(model, &[]), inputs, &labels);
             (score.loss_sum, score.correct)
         };
         // Collected in order, so that the sum does not depend on which batch was ready first.

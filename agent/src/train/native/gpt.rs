@@ -1,20 +1,11 @@
-//! A decoder-only transformer over bytes (Radford et al. 2019, GPT-2): token and learned position embeddings, blocks of
-//! causal attention and a GELU layer of four times the width with layer norms before them, a last layer norm, and a head
-//! that is the token embedding again.
-//!
-//! Activations are `[tokens, features]` here, a token being a byte of one of the batch's windows.
+//! The initial values of a gpt: a decoder-only transformer over bytes (Radford et al. 2019, GPT-2). Token and learned position
+//! embeddings, blocks of causal attention and a GELU layer of four times the width with layer norms before them, a last layer
+//! norm, and a head that is the token embedding again. `layer` computes them.
 
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::Gpt;
-use burn_tensor::{Tensor, TensorPrimitive};
 
-use super::attention::Heads;
-use super::dense_ops::DenseOps;
-use super::text_ops::TextOps;
-
-/// Tensors of a block.
-const BLOCK: usize = 12;
 /// Standard deviation of GPT-2's initial weights.
 const DEVIATION: f64 = 0.02;
 
@@ -39,65 +30,20 @@ pub(super) fn initial(gpt: &Gpt, manifest: &ModelManifest, seed: u64) -> Vec<f32
     model
 }
 
-/// Logits `[tokens, 256]` of what follows each byte of the windows in `bytes`.
-pub(super) fn logits<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], bytes: &[f32]) -> Tensor<B, 2> {
-    let [wte, wpe, blocks @ .., gain, bias] = params else { unreachable!("the manifest is that of a gpt") };
-    let [tokens, positions] = [wte, wpe].map(|x| x.clone().into_primitive().tensor());
-    let mut x = Tensor::from_primitive(TensorPrimitive::Float(B::embed(tokens, positions, &tokens_of(bytes))));
-    for block in blocks.chunks_exact(BLOCK) {
-        let (attention, feed_forward) = block.split_at(BLOCK / 2);
-        x = add(x.clone(), attend(gpt, attention, normalize(x, &attention[0], &attention[1])));
-        let hidden = normalize(x.clone(), &feed_forward[0], &feed_forward[1]);
-        let hidden = linear(hidden, &feed_forward[2], &feed_forward[3]).into_primitive().tensor();
-        let hidden = Tensor::from_primitive(TensorPrimitive::Float(<B as TextOps>::gelu(hidden)));
-        x = add(x, linear(hidden, &feed_forward[4], &feed_forward[5]));
-    }
-    let [x, head] = [normalize(x, gain, bias), wte.clone()].map(|x| x.into_primitive().tensor());
-    Tensor::from_primitive(TensorPrimitive::Float(B::product_rows(x, head)))
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "these are bytes")]
-fn tokens_of(bytes: &[f32]) -> Vec<u8> {
-    bytes.iter().map(|byte| *byte as u8).collect()
-}
-
-/// Causal multi-head attention of every window to itself, before the residual is added.
-fn attend<B: TextOps>(gpt: &Gpt, params: &[Tensor<B, 2>], x: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [_, _, weight, bias, out_weight, out_bias] = params else { unreachable!("half a block has six tensors") };
-    let [context, heads, width] = [gpt.context, gpt.heads, gpt.width].map(to_usize);
-    let packed = linear(x, weight, bias).into_primitive().tensor();
-    let mixed = B::attend(packed, Heads { context, heads, size: width / heads });
-    linear(Tensor::from_primitive(TensorPrimitive::Float(mixed)), out_weight, out_bias)
-}
-
-/// `x` times the transpose of `weight` `[out, in]`, plus `bias` `[out, 1]`.
-fn linear<B: TextOps>(x: Tensor<B, 2>, weight: &Tensor<B, 2>, bias: &Tensor<B, 2>) -> Tensor<B, 2> {
-    let [x, weight, bias] = [x, weight.clone(), bias.clone()].map(|x| x.into_primitive().tensor());
-    Tensor::from_primitive(TensorPrimitive::Float(B::dense_rows(x, weight, bias)))
-}
-
-fn add<B: TextOps>(x: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [x, y] = [x, y].map(|x| x.into_primitive().tensor());
-    Tensor::from_primitive(TensorPrimitive::Float(<B as DenseOps>::add(x, y)))
-}
-
-fn normalize<B: TextOps>(x: Tensor<B, 2>, gain: &Tensor<B, 2>, bias: &Tensor<B, 2>) -> Tensor<B, 2> {
-    let [x, gain, bias] = [x, gain.clone(), bias.clone()].map(|x| x.into_primitive().tensor());
-    Tensor::from_primitive(TensorPrimitive::Float(<B as TextOps>::layer_norm(x, gain, bias)))
-}
-
 pub(super) fn to_usize(figure: u32) -> usize {
     usize::try_from(figure).expect("figures of a gpt are within their limits")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     use anabranch_common::spec::{ModelKind, ModelSpec};
 
+    use super::*;
     use crate::train::native::architecture::Architecture;
     use crate::train::native::graph;
+
+    /// Tensors of a block.
+    const BLOCK: usize = 12;
 
     fn architecture(context: u32, layers: u32, heads: u32, width: u32) -> Architecture {
         let spec = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
@@ -153,11 +99,11 @@ mod tests {
         let architecture = architecture(8, 2, 2, 8);
         let model: Vec<f32> = architecture.initial(3).iter().map(|value| value * 8.0).collect();
         let bytes: Vec<f32> = (0..16u8).map(|index| f32::from(index.wrapping_mul(37))).collect();
-        let before = graph::logits_for_tests(&architecture, &model, &bytes);
+        let before = graph::logits_for_tests(&architecture.whole, &model, &bytes);
         for changed in 0..16 {
             let mut other = bytes.clone();
             other[changed] = 255.0 - other[changed];
-            let after = graph::logits_for_tests(&architecture, &model, &other);
+            let after = graph::logits_for_tests(&architecture.whole, &model, &other);
             for position in 0..16 {
                 let range = position * 256..(position + 1) * 256;
                 let same = before[range.clone()] == after[range];

@@ -1,20 +1,64 @@
-//! The forward pass and its gradient, on flat vectors at the edges and burn tensors between.
+//! The forward pass of a stage and its gradient, on flat vectors at the edges and burn tensors between.
 //!
-//! Activations are `[features, batch]`: then every product is `weight * activation`, and the gradient of a weight comes
-//! out in the weight's own layout. A gpt, whose sums run over features, has them the other way round (see `gpt`).
+//! ```text
+//!  params: flat vector ──► matrices
+//!  trace:  matrices, input ──► Trace: output, and what autodiff has recorded on the way
+//!  backward: Trace, gradient of the output ──► flat gradient of the stage, gradient of its input
+//! ```
+//!
+//! A whole model is a stage whose input is a batch and whose output is logits: its gradient is the one of their loss.
 
-use anabranch_common::manifest::TensorSpec;
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use burn_tensor::backend::Backend;
 use burn_tensor::{Device, Tensor, TensorData, TensorPrimitive};
 use rayon::prelude::*;
 
-use super::architecture::Architecture;
-use super::dense_ops::{Activation, DenseOps as _};
-use super::gpt;
-use super::ops::{Extents, ImageOps};
+use super::dense_ops::DenseOps as _;
+use super::layer::{self, Params};
+use super::ops::ImageOps;
+use super::stage::Stage;
 use super::text_ops::TextOps;
+use super::weights;
+
+/// A matrix outside of a backend, row by row: activations that cross a cut, or their gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Matrix {
+    /// Its values.
+    pub(super) values: Vec<f32>,
+    /// Rows and columns.
+    pub(super) shape: [usize; 2],
+}
+
+/// What goes into a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Input {
+    /// A batch of so many examples, as a shard gives them, for the first stage of a model.
+    Examples {
+        /// Their values, scaled.
+        values: Vec<f32>,
+        /// How many there are.
+        count: usize,
+    },
+    /// What the stage before gave.
+    Activations(Matrix),
+}
+
+/// A forward pass of a stage, with what its backward pass needs.
+#[derive(Debug)]
+pub(super) struct Trace<B: Backend> {
+    params: Vec<Tensor<Autodiff<B>, 2>>,
+    /// The input, where its gradient is wanted.
+    input: Option<Tensor<Autodiff<B>, 2>>,
+    output: Tensor<Autodiff<B>, 2>,
+}
+
+impl<B: Backend> Trace<B> {
+    /// Returns the activations that the stage gave.
+    pub(super) fn output(&self) -> Matrix {
+        matrix(self.output.clone().inner())
+    }
+}
 
 /// What a batch of logits is worth.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,9 +81,9 @@ impl Trains for Flex {
     const IS_FAR: bool = false;
 }
 
-/// A model on a device of a backend.
+/// A stage on a device of a backend.
 pub(super) struct Place<'a, B: Trains> {
-    pub(super) architecture: &'a Architecture,
+    pub(super) stage: &'a Stage,
     pub(super) device: &'a Device<B>,
     /// For what is computed on the host whatever the backend: the loss.
     pub(super) threads: &'a rayon::ThreadPool,
@@ -49,19 +93,49 @@ impl<B: Trains> Place<'_, B>
 where
     Autodiff<B>: ImageOps + TextOps,
 {
-    /// Loss of a batch, and the gradient of its mean loss by the model, written to `gradient`.
-    pub(super) fn backward(&self, model: &[f32], inputs: Vec<f32>, labels: &[u32], gradient: &mut Vec<f32>) -> f64 {
-        let traced = |param| Tensor::<Autodiff<B>, 2>::from_inner(param).require_grad();
-        let params: Vec<_> = self.params(model).into_iter().map(traced).collect();
-        let logits = logits(self.architecture, &params, inputs, labels.len());
-        let score = self.score(logits.clone().inner(), labels);
-        let slope = Tensor::<B, 2>::from_data(TensorData::new(score.gradient, logits.dims()), self.device);
-        // A number with the loss's gradient by the logits has the loss's gradient by the model.
-        let [logits, slope] = [logits, Tensor::from_inner(slope)].map(|x| x.into_primitive().tensor());
-        let number = Autodiff::<B>::with_gradient(logits, slope);
+    /// Loss of a batch, and the gradient of its mean loss by the whole model and by its tied tensor, written to `gradient`
+    /// (see [`Stage::tie`]).
+    pub(super) fn gradient(&self, model: &[f32], inputs: Vec<f32>, labels: &[u32], gradient: &mut Vec<f32>) -> f64 {
+        let trace = self.trace(&self.params(model, &[]), Input::Examples { values: inputs, count: labels.len() });
+        let score = self.score(&trace.output().values, labels);
+        self.backward(trace, score.gradient, gradient);
+        score.loss_sum
+    }
+
+    /// Loss and hits of a batch.
+    pub(super) fn forward(&self, params: &[Tensor<B, 2>], inputs: Vec<f32>, labels: &[u32]) -> Score {
+        let entry = Entry::Examples { values: inputs, count: labels.len() };
+        self.score(&values(compute(self.stage, params, entry)), labels)
+    }
+
+    /// Computes the stage's output, and records how.
+    pub(super) fn trace(&self, params: &[Tensor<B, 2>], input: Input) -> Trace<B> {
+        let traced = |x: Tensor<B, 2>| Tensor::<Autodiff<B>, 2>::from_inner(x).require_grad();
+        let params: Vec<_> = params.iter().cloned().map(traced).collect();
+        let (input, entry) = match input {
+            // Nobody asks for the gradient by an example.
+            Input::Examples { values, count } => (None, Entry::Examples { values, count }),
+            Input::Activations(Matrix { values, shape }) => {
+                let input = traced(Tensor::from_data(TensorData::new(values, shape), self.device));
+                (Some(input.clone()), Entry::Activations(input))
+            }
+        };
+        let output = compute(self.stage, &params, entry);
+        Trace { params, input, output }
+    }
+
+    /// The gradient by the stage's parameters and by its tied tensor, written to `gradient`, and by its input, given `slope`, the
+    /// gradient by its output.
+    pub(super) fn backward(&self, trace: Trace<B>, slope: Vec<f32>, gradient: &mut Vec<f32>) -> Option<Matrix> {
+        let Trace { params, input, output } = trace;
+        let slope = Tensor::<B, 2>::from_data(TensorData::new(slope, output.dims()), self.device);
+        // A number with the loss's gradient by the output has the loss's gradient by everything before it.
+        let [output, slope] = [output, Tensor::from_inner(slope)].map(|x| x.into_primitive().tensor());
+        let number = Autodiff::<B>::with_gradient(output, slope);
         let mut gradients = Tensor::<Autodiff<B>, 1>::from_primitive(TensorPrimitive::Float(number)).backward();
+        let of_input = input.map(|input| input.grad_remove(&mut gradients).expect("the first layer uses its input"));
         let parts = params.iter().map(|param| {
-            param.grad_remove(&mut gradients).expect("every tensor of the manifest is used in the forward pass")
+            param.grad_remove(&mut gradients).expect("every tensor of a stage is used in its forward pass")
         });
         gradient.clear();
         if B::IS_FAR {
@@ -70,84 +144,84 @@ where
         } else {
             parts.for_each(|part| gradient.extend_from_slice(&values(part)));
         }
-        score.loss_sum
+        of_input.map(matrix)
     }
 
-    /// Loss and hits of a batch.
-    pub(super) fn forward(&self, params: &[Tensor<B, 2>], inputs: Vec<f32>, labels: &[u32]) -> Score {
-        self.score(logits(self.architecture, params, inputs, labels.len()), labels)
+    /// Loss and hits of the last stage's output, with the gradient by it.
+    pub(super) fn score(&self, logits: &[f32], labels: &[u32]) -> Score {
+        let rows = self.stage.gives_rows();
+        self.threads.install(|| if rows { score_rows(logits, labels) } else { score(logits, labels) })
     }
 
-    fn score(&self, logits: Tensor<B, 2>, labels: &[u32]) -> Score {
-        let (logits, rows) = (values(logits), self.architecture.gpt.is_some());
-        self.threads.install(|| if rows { score_rows(&logits, labels) } else { score(&logits, labels) })
-    }
-
-    /// The flat vector as matrices: weights `[out, in]` (a convolution's `in` is channels * 9), biases `[out, 1]`.
-    pub(super) fn params(&self, model: &[f32]) -> Vec<Tensor<B, 2>> {
-        let all =
-            B::IS_FAR.then(|| Tensor::<B, 1>::from_data(TensorData::new(model.to_vec(), [model.len()]), self.device));
-        let matrix = |(spec, range): (&TensorSpec, std::ops::Range<usize>)| {
-            let elements = range.len();
-            let rows = spec.shape.first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(elements);
-            let shape = [rows, elements / rows];
-            match &all {
-                Some(all) => all.clone().slice(range).reshape(shape),
-                None => Tensor::from_data(TensorData::new(model[range].to_vec(), shape), self.device),
-            }
+    /// The stage's part of the flat vector as matrices: weights `[out, in]` (a convolution's `in` is channels * 9), biases
+    /// `[out, 1]`; at the end the tied tensor, whose values are `tied` where it is of another stage.
+    pub(super) fn params(&self, own: &[f32], tied: &[f32]) -> Vec<Tensor<B, 2>> {
+        let all = B::IS_FAR.then(|| Tensor::<B, 1>::from_data(TensorData::new(own.to_vec(), [own.len()]), self.device));
+        let tensor = |values: &[f32], shape| Tensor::from_data(TensorData::new(values.to_vec(), shape), self.device);
+        let matrix = |(range, shape): (std::ops::Range<usize>, [usize; 2])| match &all {
+            Some(all) => all.clone().slice(range).reshape(shape),
+            None => tensor(&own[range], shape),
         };
-        self.architecture.manifest.ranges().map(matrix).collect()
+        let mut params: Vec<Tensor<B, 2>> = self.stage.matrices().map(matrix).collect();
+        if let Some(shared) = &self.stage.tied {
+            params.push(shared.here.map_or_else(|| tensor(tied, shared.shape()), |here| params[here].clone()));
+        }
+        params
     }
 }
 
-fn batch<B: Backend>(inputs: Vec<f32>, examples: usize, device: &Device<B>) -> Tensor<B, 2> {
-    let values = inputs.len() / examples;
-    Tensor::from_data(TensorData::new(inputs, [examples, values]), device)
-}
-
-fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().into_vec().expect("every tensor here is f32")
-}
-
-/// `[classes, batch]`, but of a gpt `[tokens, classes]`.
-fn logits<B: ImageOps + TextOps>(
-    architecture: &Architecture,
-    params: &[Tensor<B, 2>],
-    inputs: Vec<f32>,
-    labels: usize,
-) -> Tensor<B, 2> {
-    if let Some(gpt) = &architecture.gpt {
-        return gpt::logits(gpt, params, &inputs);
+impl Place<'_, Flex> {
+    /// As [`backward`](Self::backward), with the activations of the forward pass, but with the weights `params` where those of the
+    /// forward pass are others.
+    pub(super) fn backward_with(
+        &self,
+        params: &[Tensor<Flex, 2>],
+        trace: Trace<Flex>,
+        slope: Vec<f32>,
+        gradient: &mut Vec<f32>,
+    ) -> Option<Matrix> {
+        let primitive = |x: &Tensor<Flex, 2>| x.clone().into_primitive().tensor();
+        let node = |x: &Tensor<Autodiff<Flex>, 2>| x.clone().into_primitive().tensor().node.id;
+        let weights = trace.params.iter().map(node).zip(params.iter().map(primitive)).collect();
+        weights::replaced(weights, || self.backward(trace, slope, gradient))
     }
-    let inputs = batch(inputs, labels, &params[0].device());
-    let (conv_params, dense_params) = params.split_at(2 * architecture.convs.len());
-    let mut x = if conv_params.is_empty() { inputs.transpose() } else { convolve(architecture, conv_params, inputs) };
-    let layers = dense_params.len() / 2;
-    for (index, pair) in dense_params.chunks_exact(2).enumerate() {
-        let activation = if index + 1 < layers { Activation::Relu } else { Activation::Identity };
-        let [input, weight, bias] = [x, pair[0].clone(), pair[1].clone()].map(|x| x.into_primitive().tensor());
-        x = Tensor::from_primitive(TensorPrimitive::Float(B::dense(input, weight, bias, activation)));
+}
+
+/// What goes into a stage, on its backend.
+enum Entry<B: Backend> {
+    Examples { values: Vec<f32>, count: usize },
+    Activations(Tensor<B, 2>),
+}
+
+/// The output of a stage: of the last one logits, `[classes, batch]`, but of a gpt `[tokens, classes]`.
+fn compute<B: ImageOps + TextOps>(stage: &Stage, params: &[Tensor<B, 2>], entry: Entry<B>) -> Tensor<B, 2> {
+    let (mut rest, tied) = params.split_at(params.len() - usize::from(stage.tied.is_some()));
+    let mut of = |tensors: usize, uses_tied: bool| {
+        let (own, others) = rest.split_at(tensors);
+        rest = others;
+        Params { own, tied: tied.first().filter(|_| uses_tied) }
+    };
+    let mut layers = stage.layers.iter().map(|layer| (layer, of(layer.tensors.len(), layer.tied.is_some())));
+    let mut x = match entry {
+        Entry::Activations(x) => x,
+        Entry::Examples { values, count } => {
+            let (layer, params) = layers.next().expect("a stage has a layer");
+            layer::first(layer, &params, values, count)
+        }
+    };
+    for (layer, params) in layers {
+        x = layer::forward(layer, &params, x);
     }
     x
 }
 
-/// `[batch, inputs]` to `[features, batch]`, features in PyTorch's order (channel, row, column).
-fn convolve<B: ImageOps>(architecture: &Architecture, params: &[Tensor<B, 2>], inputs: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [mut height, mut width] = architecture.image;
-    let swap = |images: Tensor<B, 2>, rows: usize| {
-        Tensor::from_primitive(TensorPrimitive::Float(B::transpose_each(images.into_primitive().tensor(), rows)))
-    };
-    // Channels are last between the convolutions.
-    let channels = architecture.convs[0].in_channels;
-    let mut images = if channels == 1 { inputs } else { swap(inputs, channels) };
-    for (conv, pair) in architecture.convs.iter().zip(params.chunks_exact(2)) {
-        let extents = Extents { height, width, channels: conv.in_channels, outputs: conv.out_channels };
-        let [x, kernel, bias] = [&images, &pair[0], &pair[1]].map(|x| x.clone().into_primitive().tensor());
-        images = Tensor::from_primitive(TensorPrimitive::Float(B::convolve(x, kernel, bias, extents)));
-        [height, width] = [height / 2, width / 2];
-    }
-    let images: Tensor<B, 2> = swap(images, height * width);
-    images.transpose()
+fn matrix<B: Backend>(tensor: Tensor<B, 2>) -> Matrix {
+    let shape = tensor.dims();
+    Matrix { values: values(tensor), shape }
+}
+
+fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().into_vec().expect("every tensor here is f32")
 }
 
 /// Cross-entropy of softmax, with its gradient, from logits `[classes, batch]`.
@@ -212,23 +286,25 @@ fn cross_entropy(logits: &mut [f64], label: usize) -> (f64, bool) {
 
 /// On this machine's cores, for tests.
 #[cfg(test)]
-pub(super) fn here<T>(architecture: &Architecture, work: impl FnOnce(Place<'_, Flex>) -> T) -> T {
+pub(super) fn here<T>(stage: &Stage, work: impl FnOnce(Place<'_, Flex>) -> T) -> T {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-    work(Place { architecture, device: &Default::default(), threads: &threads })
+    work(Place { stage, device: &Default::default(), threads: &threads })
 }
 
-/// Logits of a gpt, `[tokens, classes]`.
+/// Logits of a whole gpt, `[tokens, classes]`.
 #[cfg(test)]
-pub(super) fn logits_for_tests(architecture: &Architecture, model: &[f32], bytes: &[f32]) -> Vec<f32> {
-    here(architecture, |place| values(logits(architecture, &place.params(model), bytes.to_vec(), bytes.len())))
+pub(super) fn logits_for_tests(stage: &Stage, model: &[f32], bytes: &[f32]) -> Vec<f32> {
+    let entry = Entry::Examples { values: bytes.to_vec(), count: bytes.len() };
+    here(stage, |place| values(compute(stage, &place.params(model, &[]), entry)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     use anabranch_common::rng::SplitMix64;
     use anabranch_common::spec::{ModelKind, ModelSpec};
+
+    use super::*;
+    use crate::train::native::architecture::Architecture;
 
     fn check_gradient(kind: ModelKind, input: &[u64], hidden: &[u64]) {
         let (input, hidden) = (input.to_vec(), hidden.to_vec());
@@ -251,12 +327,13 @@ mod tests {
         inputs: &[f32],
         labels: &[u32],
     ) -> (usize, Vec<f32>) {
-        here(architecture, |place| {
+        here(&architecture.whole, |place| {
             let mut gradient = Vec::new();
-            place.backward(&model, inputs.to_vec(), labels, &mut gradient);
+            place.gradient(&model, inputs.to_vec(), labels, &mut gradient);
+            architecture.whole.tie(&mut gradient);
             assert_eq!(gradient.len(), model.len());
             let mean_loss = |model: &[f32]| {
-                place.forward(&place.params(model), inputs.to_vec(), labels).loss_sum / labels.len() as f64
+                place.forward(&place.params(model, &[]), inputs.to_vec(), labels).loss_sum / labels.len() as f64
             };
             let step = 2e-3f32;
             let mut kinks = 0;

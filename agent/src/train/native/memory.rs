@@ -9,7 +9,7 @@
 //!  micro-batch: the batch, or half of it, or a quarter ...
 //! ```
 
-use anabranch_common::spec::{GPT_TOKENS, Gpt, OptimizerSpec, TrainSpec};
+use anabranch_common::spec::{OptimizerSpec, TrainSpec};
 
 use super::architecture::Architecture;
 use crate::device::memory;
@@ -46,11 +46,9 @@ impl Needs {
             OptimizerSpec::AdamW { .. } => 2,
         };
         let params = architecture.manifest.params() as u64;
-        let values = match &architecture.gpt {
-            Some(gpt) => gpt_values(gpt),
-            None => image_values(architecture) + dense_values(architecture),
-        };
-        Self { fixed_bytes: OVERHEAD_BYTES + VALUE * params * (MODEL_VECTORS + state), example_bytes: VALUE * values }
+        let layers = architecture.whole.layers.iter();
+        let example_bytes = layers.fold(0u64, |sum, layer| sum.saturating_add(layer.cost().activation_bytes));
+        Self { fixed_bytes: OVERHEAD_BYTES + VALUE * params * (MODEL_VECTORS + state), example_bytes }
     }
 
     /// Bytes of a step with micro-batches of `examples`, each of which takes `factor` times what was computed.
@@ -65,32 +63,6 @@ impl Needs {
         let computed = self.example_bytes as f64 * f64::from(examples);
         bytes.saturating_sub(self.fixed_bytes) as f64 / computed.max(1.0)
     }
-}
-
-/// Of each layer: what goes into ReLU and what comes out of it, or their gradients. Of the input: as read, and transposed.
-fn dense_values(architecture: &Architecture) -> u64 {
-    let widths: u64 = architecture.widths.iter().skip(1).map(|width| *width as u64).sum();
-    2 * architecture.widths.first().map_or(0, |inputs| *inputs as u64) + 2 * widths
-}
-
-/// Of each convolution: what goes in and what comes out of its pooling. Patches and maps live for a few images at a time, and
-/// gradients take the place of what they are gradients of.
-fn image_values(architecture: &Architecture) -> u64 {
-    let mut area = architecture.image.iter().product::<usize>() as u64;
-    let mut values = 0;
-    for conv in &architecture.convs {
-        let (inputs, outputs) = (conv.in_channels as u64, conv.out_channels as u64);
-        values += area * inputs + area / 4 * outputs;
-        area /= 4;
-    }
-    values
-}
-
-/// Of each byte and block: about fourteen rows of the model's width, and of each head the row of its attention as scores and
-/// shares; the logits with their gradients at the end.
-fn gpt_values(gpt: &Gpt) -> u64 {
-    let [context, layers, heads, width] = [gpt.context, gpt.layers, gpt.heads, gpt.width].map(u64::from);
-    context * (layers * (14 * width + 2 * heads * context) + 4 * u64::from(GPT_TOKENS) + 4 * width)
 }
 
 /// Whose memory a step takes.

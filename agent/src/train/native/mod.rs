@@ -1,12 +1,16 @@
 //! The native trainer: burn on the CPU, or on a GPU in builds that have a backend for it.
 //!
 //! ```text
-//!  architecture   ModelSpec, checked; manifest; initial model
+//!  architecture   ModelSpec, checked; manifest; initial model (gpt: that of a model of text)
+//!  stage          consecutive layers, and their part of the flat vector; a whole model is one stage
+//!  layer          a layer's forward pass
 //!  engine         where that is computed: on this machine's cores, or (accelerator) on a GPU
-//!  graph          flat model + batch ──► loss, flat gradient (burn's autodiff)
+//!  graph          a stage: flat vector + batch or activations ──► output; its gradient ──► flat gradient (burn's autodiff)
 //!  dense_ops      a dense layer with its bias and ReLU as one operation, with its gradient
 //!  ops            a convolution with its pooling, likewise
-//!  gpt            the model of text; attention and text_ops are its operations, with their gradients
+//!  attention, text_ops   the operations of a gpt, with their gradients
+//!  weights        weights for a backward pass other than those of its forward pass
+//!  pipeline       a model cut into stages that take turns as those of a pod do, in this process
 //!  keep           a long round on disk, and taken up again
 //!  memory         how much a round takes, and the micro-batches that it is cut into
 //! ```
@@ -26,10 +30,14 @@ mod fit;
 mod gpt;
 mod graph;
 mod keep;
+mod layer;
 mod memory;
 mod ops;
+pub mod pipeline;
+mod stage;
 mod tensors;
 mod text_ops;
+mod weights;
 
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
@@ -146,17 +154,18 @@ impl Native {
             let inputs = read(&self.architecture, shard, indices, labels);
             self.engine.backward(&self.architecture, model, inputs, labels, gradient)
         };
-        if batch.len() <= micro {
-            return compute(batch, gradient);
-        }
-        gradient.clear();
-        gradient.resize(model.len(), 0.0);
         let mut loss_sum = 0.0;
-        for indices in batch.chunks(micro) {
-            loss_sum += compute(indices, part);
-            let share = indices.len() as f32 / batch.len() as f32;
-            gradient.iter_mut().zip(part.iter()).for_each(|(sum, slope)| *sum += share * slope);
+        if batch.len() <= micro {
+            loss_sum = compute(batch, gradient);
+        } else {
+            gradient.clear();
+            for indices in batch.chunks(micro) {
+                loss_sum += compute(indices, part);
+                add_share(gradient, part, indices.len() as f32 / batch.len() as f32);
+            }
         }
+        // Of a tensor that is used twice each use is summed on its own, which a stage of a pod does too.
+        self.architecture.whole.tie(gradient);
         loss_sum
     }
 
@@ -302,6 +311,12 @@ fn read(architecture: &Architecture, shard: &dyn Shard, indices: &[usize], label
     inputs
 }
 
+/// Adds the gradient of a micro-batch by its share of the batch. `sum` is empty before the first one.
+fn add_share(sum: &mut Vec<f32>, part: &[f32], share: f32) {
+    sum.resize(part.len(), 0.0);
+    sum.iter_mut().zip(part).for_each(|(sum, slope)| *sum += share * slope);
+}
+
 /// Adds the gradient of FedProx's proximal term, mu / 2 |w - w_base|^2 (Li et al. 2020, equation 2).
 fn pull_back(mu: f32, gradient: &mut [f32], model: &[f32], base: &[f32]) {
     if mu > 0.0 {
@@ -326,5 +341,7 @@ fn check_plan(plan: &TrainSpec) -> Result<(), TrainError> {
     Ok(())
 }
 
+#[cfg(test)]
+mod bits;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use rayon::prelude::*;
 
 use super::dense_ops::add_to;
 use super::tensors::{tensor, values};
+use super::weights::current;
 use crate::train::vector::vectorized;
 
 /// Rows, and positions in a row, of a 3x3 kernel.
@@ -146,6 +147,7 @@ impl Backward<Flex, 3> for Convolve {
         let (x, kernel, winners, extents) = ops.state;
         let gradient = grads.consume::<Flex>(&ops.node).to_contiguous();
         let [input, weight, bias] = ops.parents;
+        let kernel = current(weight.as_ref().map(|weight| weight.id), kernel);
         // Nobody asks for the gradient by the pixels of an example.
         let slopes = slopes(&x, &kernel, &winners, &gradient, extents, input.is_some());
         let found = [(input, slopes.input), (weight, Some(slopes.kernel)), (bias, Some(slopes.bias))];

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use super::attention::Attention;
 use super::dense_ops::{DenseOps, FLAT, add_to};
 use super::tensors::{tensor, values};
+use super::weights::current;
 use crate::train::vector::{dot, normal_cdf, normal_density, total, vectorized};
 
 /// Keeps a layer norm from dividing by 0; PyTorch's default.
@@ -97,6 +98,7 @@ impl Backward<Flex, 3> for LayerNorm {
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let (normal, factors, gain) = ops.state;
+        let gain = current(ops.parents[1].as_ref().map(|parent| parent.id), gain);
         let slopes = normalize_slope(&normal, &factors, &gain, &grads.consume::<Flex>(&ops.node));
         for (parent, slope) in ops.parents.into_iter().zip(slopes) {
             if let Some(parent) = parent {

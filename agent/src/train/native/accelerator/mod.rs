@@ -161,7 +161,7 @@ where
     }
 
     fn place<'a>(&'a self, architecture: &'a Architecture) -> Place<'a, B> {
-        Place { architecture, device: &self.device, threads: &self.threads }
+        Place { stage: &architecture.whole, device: &self.device, threads: &self.threads }
     }
 }
 
@@ -177,7 +177,7 @@ where
         labels: &[u32],
         gradient: &mut Vec<f32>,
     ) -> f64 {
-        self.place(architecture).backward(model, inputs, labels, gradient)
+        self.place(architecture).gradient(model, inputs, labels, gradient)
     }
 
     fn evaluate(
@@ -188,7 +188,7 @@ where
         read: &(dyn Fn(usize) -> Batch + Sync),
     ) -> Vec<(f64, u64)> {
         let place = self.place(architecture);
-        let params = place.params(model);
+        let params = place.params(model, &[]);
         let score = |batch: usize| {
             let (inputs, labels) = read(batch);
             let score = place.forward(&params, inputs, &labels);

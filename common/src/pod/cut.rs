@@ -1,0 +1,407 @@
+//! Cuts a model into the stages of a pod: consecutive layers, so that the slowest stage is as fast as it can be within the memory
+//! of every member.
+//!
+//! A dynamic program over cuts (the partitioning of PipeDream, Narayanan et al. 2019, section 3.1, without replication): T(k, i) =
+//! min over j of max(time of layers i..j at member k, T(k + 1, j)). Among the cuts with the same slowest stage the one is taken over
+//! which the fewest bytes pass, and among these the earliest.
+
+use std::num::NonZeroU64;
+use std::ops::Range;
+
+use super::Schedule;
+use crate::spec::{LayerCost, Layers};
+
+/// Bytes of a value.
+const VALUE: u64 = 4;
+/// Passes of a training step in units of a forward pass: the backward pass has about twice its work.
+const PASSES: u64 = 3;
+
+/// A row of a layer table: what a layer costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The layer's name.
+    pub name: String,
+    /// Parameters of its own, and those of an earlier layer that it uses too.
+    pub params: u64,
+    /// What it costs for one example.
+    pub cost: LayerCost,
+}
+
+/// Returns the layer table of a native model.
+#[must_use]
+pub fn table(model: &Layers) -> Vec<Row> {
+    let elements = |index: usize| model.manifest.tensors().get(index).and_then(|tensor| tensor.elements());
+    let tied = |index: Option<usize>| index.and_then(elements).unwrap_or(0) as u64;
+    let row = |layer: &crate::spec::Layer| Row {
+        name: layer.name.clone(),
+        params: layer.params.saturating_add(tied(layer.tied)),
+        cost: layer.cost(),
+    };
+    model.layers.iter().map(row).collect()
+}
+
+/// A member of a pod, in the order of the stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// How fast it computes.
+    pub flops_per_s: NonZeroU64,
+    /// What it may use, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// What the plan of a round costs, whatever the cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// The schedule, which decides what is in flight.
+    pub schedule: Schedule,
+    /// Micro-batches of a step.
+    pub micro_batches: u32,
+    /// Examples of a micro-batch.
+    pub micro_batch_examples: u32,
+    /// Bytes of a member's memory whatever it computes.
+    pub fixed_bytes: u64,
+    /// Vectors as long as a stage's parameters: base, model, gradient and the like, and the state of the optimizer.
+    pub vectors: u32,
+}
+
+/// A stage as it was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Its layers.
+    pub layers: Range<usize>,
+    /// Time that a micro-batch takes, forward and backward, in nanoseconds.
+    pub time_ns: u64,
+    /// Memory that it takes, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// Why a model cannot be cut.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CutError {
+    /// Nobody computes.
+    #[error("a pod has at least one member")]
+    NoMembers,
+    /// Each stage has at least one layer.
+    #[error("{stages} stages are more than the {layers} layers of the model")]
+    TooManyStages {
+        /// Members.
+        stages: usize,
+        /// Rows of the table.
+        layers: usize,
+    },
+    /// A layer is too large for every member.
+    #[error("layer {name} takes {needed_bytes} bytes, more than the {memory_bytes} bytes of any member")]
+    LayerTooLarge {
+        /// The layer.
+        name: String,
+        /// What it takes where it takes the least.
+        needed_bytes: u64,
+        /// What the member with the largest memory may use.
+        memory_bytes: u64,
+    },
+    /// The model fits in no cut.
+    #[error(
+        "the model takes at least {needed_bytes} bytes in {stages} stages, and no cut fits: members have {memory_bytes} bytes"
+    )]
+    TooLarge {
+        /// Members.
+        stages: usize,
+        /// What all stages take together, at the least.
+        needed_bytes: u64,
+        /// What all members may use together.
+        memory_bytes: u64,
+    },
+}
+
+/// Cuts the model of `table` into one stage for each of `members`, in their order.
+///
+/// # Errors
+/// See [`CutError`].
+pub fn cut(table: &[Row], members: &[Member], load: &Load) -> Result<Vec<Stage>, CutError> {
+    if members.is_empty() {
+        return Err(CutError::NoMembers);
+    }
+    if members.len() > table.len() {
+        return Err(CutError::TooManyStages { stages: members.len(), layers: table.len() });
+    }
+    let program = Program::new(table, members, load);
+    let Some(slowest_ns) = program.slowest_ns() else { return Err(program.why_nothing_fits()) };
+    Ok(program.stages_within(slowest_ns))
+}
+
+/// The dynamic program.
+struct Program<'a> {
+    table: &'a [Row],
+    members: &'a [Member],
+    load: &'a Load,
+    /// Sums over the layers before each index.
+    flops: Vec<u64>,
+    params: Vec<u64>,
+    activations: Vec<u64>,
+}
+
+impl<'a> Program<'a> {
+    fn new(table: &'a [Row], members: &'a [Member], load: &'a Load) -> Self {
+        let sums = |of: &dyn Fn(&Row) -> u64| {
+            let sums = table.iter().scan(0u64, |sum, row| {
+                *sum = sum.saturating_add(of(row));
+                Some(*sum)
+            });
+            [0].into_iter().chain(sums).collect()
+        };
+        let flops = sums(&|row| row.cost.forward_flops);
+        let params = sums(&|row| row.params);
+        let activations = sums(&|row| row.cost.activation_bytes);
+        Self { table, members, load, flops, params, activations }
+    }
+
+    /// Stages at the end of which layer `end` may be the next one, after stage `stage`: each later one has a layer.
+    fn last_end(&self, stage: usize) -> usize {
+        self.table.len() - (self.members.len() - 1 - stage)
+    }
+
+    fn time_ns(&self, stage: usize, layers: &Range<usize>) -> u64 {
+        let flops = u128::from(self.flops[layers.end] - self.flops[layers.start]);
+        let work = flops * u128::from(PASSES) * u128::from(self.load.micro_batch_examples) * 1_000_000_000;
+        let time = work.div_ceil(u128::from(self.members[stage].flops_per_s.get()));
+        u64::try_from(time).unwrap_or(u64::MAX)
+    }
+
+    fn memory_bytes(&self, stage: usize, layers: &Range<usize>) -> u64 {
+        let (index, stages) = (to_u32(stage), to_u32(self.members.len()));
+        let Load { schedule, micro_batches, micro_batch_examples, fixed_bytes, vectors } = *self.load;
+        let versions = schedule.versions(index, stages, micro_batches).saturating_sub(1);
+        let vectors = u64::from(vectors).saturating_add(versions.into());
+        let params = self.params[layers.end] - self.params[layers.start];
+        let examples =
+            u64::from(schedule.in_flight(index, stages, micro_batches)).saturating_mul(micro_batch_examples.into());
+        let activations = self.activations[layers.end] - self.activations[layers.start];
+        let params_bytes = params.saturating_mul(VALUE).saturating_mul(vectors);
+        fixed_bytes.saturating_add(params_bytes).saturating_add(activations.saturating_mul(examples))
+    }
+
+    fn fits(&self, stage: usize, layers: &Range<usize>) -> bool {
+        self.memory_bytes(stage, layers) <= self.members[stage].memory_bytes
+    }
+
+    /// The time of the slowest stage of the best cut, if there is a cut that fits.
+    fn slowest_ns(&self) -> Option<u64> {
+        let layers = self.table.len();
+        // Of the layers from each index on, at the stages after the current one.
+        let mut after: Vec<Option<u64>> = vec![None; layers + 1];
+        after[layers] = Some(0);
+        for stage in (0..self.members.len()).rev() {
+            let is_start = |start: &usize| (stage..self.last_end(stage)).contains(start);
+            let best = |start: usize| Some(start).filter(is_start).and_then(|start| self.best_ns(stage, start, &after));
+            after = (0..=layers).map(best).collect();
+        }
+        after[0]
+    }
+
+    /// The same of the layers from `start` on at the stages from `stage` on, given the times of those after it.
+    fn best_ns(&self, stage: usize, start: usize, after: &[Option<u64>]) -> Option<u64> {
+        let mut best: Option<u64> = None;
+        for (end, rest) in after.iter().enumerate().take(self.last_end(stage) + 1).skip(start + 1) {
+            let time = self.time_ns(stage, &(start..end));
+            // Both grow with the end.
+            if !self.fits(stage, &(start..end)) || best.is_some_and(|best| time >= best) {
+                break;
+            }
+            if let Some(rest) = rest {
+                let slowest = time.max(*rest);
+                best = Some(best.map_or(slowest, |best| best.min(slowest)));
+            }
+        }
+        best
+    }
+
+    /// The cut over which the fewest bytes pass, of those whose stages take at most `slowest_ns`.
+    fn stages_within(&self, slowest_ns: u64) -> Vec<Stage> {
+        let (layers, count) = (self.table.len(), self.members.len());
+        // Bytes over all later cuts, and where the stage ends, by stage and start.
+        let mut best: Vec<Vec<Option<(u64, usize)>>> = vec![vec![None; layers + 1]; count + 1];
+        best[count][layers] = Some((0, layers));
+        for stage in (0..count).rev() {
+            for start in stage..self.last_end(stage) {
+                for end in start + 1..=self.last_end(stage) {
+                    if !self.fits(stage, &(start..end)) || self.time_ns(stage, &(start..end)) > slowest_ns {
+                        break;
+                    }
+                    let Some((rest, _)) = best[stage + 1][end] else { continue };
+                    let crossing = if end < layers { self.table[end - 1].cost.output_bytes } else { 0 };
+                    let bytes = rest.saturating_add(crossing);
+                    if best[stage][start].is_none_or(|(known, _)| bytes < known) {
+                        best[stage][start] = Some((bytes, end));
+                    }
+                }
+            }
+        }
+        let mut start = 0;
+        let stage = |(stage, ends): (usize, &Vec<Option<(u64, usize)>>)| {
+            let (_, end) = ends[start].expect("a cut whose slowest stage takes that long was found");
+            let layers = std::mem::replace(&mut start, end)..end;
+            let (time_ns, memory_bytes) = (self.time_ns(stage, &layers), self.memory_bytes(stage, &layers));
+            Stage { layers, time_ns, memory_bytes }
+        };
+        best[..count].iter().enumerate().map(stage).collect()
+    }
+
+    fn why_nothing_fits(&self) -> CutError {
+        let members = 0..self.members.len();
+        let least = |layer: usize| members.clone().map(|stage| self.memory_bytes(stage, &(layer..layer + 1))).min();
+        for (layer, row) in self.table.iter().enumerate() {
+            if !members.clone().any(|stage| self.fits(stage, &(layer..layer + 1))) {
+                let memory_bytes = self.members.iter().map(|member| member.memory_bytes).max().unwrap_or(0);
+                return CutError::LayerTooLarge {
+                    name: row.name.clone(),
+                    needed_bytes: least(layer).unwrap_or(0),
+                    memory_bytes,
+                };
+            }
+        }
+        let fixed = self.load.fixed_bytes;
+        let of_layers = (0..self.table.len()).map(|layer| least(layer).unwrap_or(0).saturating_sub(fixed));
+        let needed = of_layers.fold(fixed.saturating_mul(self.members.len() as u64), u64::saturating_add);
+        let all = self.members.iter().map(|member| member.memory_bytes).fold(0, u64::saturating_add);
+        CutError::TooLarge { stages: self.members.len(), needed_bytes: needed, memory_bytes: all }
+    }
+}
+
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Weights;
+    use super::*;
+    use crate::spec::{ModelKind, ModelSpec};
+
+    fn row(forward_flops: u64, params: u64, activation_bytes: u64, output_bytes: u64) -> Row {
+        let cost = LayerCost { forward_flops, activation_bytes, output_bytes };
+        Row { name: format!("layer of {forward_flops}"), params, cost }
+    }
+
+    fn member(flops_per_s: u64, memory_bytes: u64) -> Member {
+        Member { flops_per_s: NonZeroU64::new(flops_per_s).expect("above 0"), memory_bytes }
+    }
+
+    const LOAD: Load =
+        Load { schedule: Schedule::Flush, micro_batches: 4, micro_batch_examples: 1, fixed_bytes: 100, vectors: 2 };
+
+    fn ends(table: &[Row], members: &[Member], load: &Load) -> Vec<usize> {
+        cut(table, members, load).expect("it fits").into_iter().map(|stage| stage.layers.end).collect()
+    }
+
+    #[test]
+    fn equal_members_get_equal_work_and_mismatched_ones_unequal() {
+        let table: Vec<Row> = (0..8).map(|_| row(10, 1, 1, 1)).collect();
+        let roomy = |speed| member(speed, 1 << 30);
+        assert_eq!(ends(&table, &[roomy(5), roomy(5)], &LOAD), [4, 8]);
+        assert_eq!(ends(&table, &[roomy(15), roomy(5)], &LOAD), [6, 8]);
+        assert_eq!(ends(&table, &[roomy(5), roomy(5), roomy(10)], &LOAD), [2, 4, 8]);
+        assert_eq!(ends(&table, &[roomy(1)], &LOAD), [8]);
+        let stages = cut(&table, &[roomy(15), roomy(5)], &LOAD).expect("it fits");
+        // 3 passes of 6 layers of 10 at 15 a second; at the first of two stages two micro-batches are in flight.
+        assert_eq!((stages[0].time_ns, stages[0].memory_bytes), (12_000_000_000, 100 + 6 * 4 * 2 + 2 * 6));
+        assert_eq!((stages[1].time_ns, stages[1].memory_bytes), (12_000_000_000, 100 + 2 * 4 * 2 + 2));
+    }
+
+    #[test]
+    fn memory_moves_a_cut_and_what_does_not_fit_says_the_numbers() {
+        let table: Vec<Row> = (0..4).map(|_| row(10, 100, 0, 1)).collect();
+        assert_eq!(ends(&table, &[member(1, 900), member(1, 3000)], &LOAD), [1, 4]);
+        let refused = |members: &[Member]| cut(&table, members, &LOAD).expect_err("it does not fit");
+        assert_eq!(refused(&[]), CutError::NoMembers);
+        let small = refused(&[member(1, 899), member(1, 800)]).to_string();
+        assert_eq!(small, "layer layer of 10 takes 900 bytes, more than the 899 bytes of any member");
+        let together = refused(&[member(1, 900), member(1, 1700)]);
+        assert_eq!(together, CutError::TooLarge { stages: 2, needed_bytes: 3400, memory_bytes: 2600 });
+        let many = refused(&[member(1, 1 << 20); 5]).to_string();
+        assert_eq!(many, "5 stages are more than the 4 layers of the model");
+    }
+
+    #[test]
+    fn of_equally_fast_cuts_the_one_with_the_smallest_activations_is_taken() {
+        let table = [row(5, 1, 1, 900), row(0, 1, 1, 7), row(0, 1, 1, 800), row(5, 1, 1, 1)];
+        assert_eq!(ends(&table, &[member(1, 1 << 20); 2], &LOAD), [2, 4]);
+    }
+
+    #[test]
+    fn stashed_weights_count() {
+        let table: Vec<Row> = (0..4).map(|_| row(10, 100, 0, 1)).collect();
+        let load = Load { schedule: Schedule::Pipelined(Weights::Stash), micro_batches: 1, ..LOAD };
+        let stages = cut(&table, &[member(1, 1 << 20); 4], &load).expect("it fits");
+        let memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
+        assert_eq!(memory, [5, 4, 3, 2].map(|vectors| 100 + 100 * 4 * vectors));
+    }
+
+    #[test]
+    fn a_gpt_is_cut_between_its_blocks() {
+        let (context, layers, heads, width) = (64, 8, 4, 64);
+        let spec = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
+        let model = spec.layers().expect("valid").expect("native");
+        let table = table(&model);
+        assert_eq!(table.len(), 2 + 2 * 8);
+        let all: u64 = table.iter().map(|row| row.params).sum();
+        assert_eq!(all, model.manifest.params() as u64 + 256 * 64, "the head counts the embedding again");
+        let members = [member(1_000_000_000, 1 << 30); 8];
+        let stages = cut(&table, &members, &LOAD).expect("it fits");
+        let [fastest, slowest] = [stages.iter().map(|s| s.time_ns).min(), stages.iter().map(|s| s.time_ns).max()];
+        assert!(slowest < fastest.map(|time| 2 * time), "{stages:?}");
+    }
+
+    /// Every way to cut `layers` layers into `stages` stages, as the ends of the stages.
+    fn every_cut(layers: usize, stages: usize) -> Vec<Vec<usize>> {
+        if stages == 1 {
+            return vec![vec![layers]];
+        }
+        let first_cuts = 1..=layers.saturating_sub(stages - 1);
+        let with = |first: usize| {
+            let rest = every_cut(layers - first, stages - 1).into_iter();
+            rest.map(move |rest| [first].into_iter().chain(rest.into_iter().map(|end| end + first)).collect())
+        };
+        first_cuts.flat_map(with).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// The cut is the best of all by trying each of them.
+        #[test]
+        fn no_cut_is_better(
+            rows in prop::collection::vec((0u64..20, 0u64..20, 0u64..20, 0u64..20), 1..9),
+            members in prop::collection::vec((1u64..5, 0u64..1200), 1..5),
+            kind in 0usize..3,
+            micro_batches in 1u32..5,
+        ) {
+            let table: Vec<Row> = rows.iter().map(|(f, p, a, o)| row(*f, *p, *a, *o)).collect();
+            let members: Vec<Member> = members.iter().map(|(speed, memory)| member(*speed, *memory)).collect();
+            let schedule =
+                [Schedule::Sequential, Schedule::Flush, Schedule::Pipelined(Weights::Stash)][kind];
+            let load = Load { schedule, micro_batches, ..LOAD };
+            prop_assume!(members.len() <= table.len());
+            let program = Program::new(&table, &members, &load);
+            let worth = |ends: &[usize]| {
+                let starts = [0].into_iter().chain(ends.iter().copied());
+                let stages: Vec<_> = starts.zip(ends.iter().copied()).map(|(start, end)| start..end).enumerate().collect();
+                let fits = stages.iter().all(|(stage, layers)| program.fits(*stage, layers));
+                let slowest = stages.iter().map(|(stage, layers)| program.time_ns(*stage, layers)).max();
+                let crossing: u64 = ends[..ends.len() - 1].iter().map(|end| table[end - 1].cost.output_bytes).sum();
+                fits.then_some((slowest, crossing))
+            };
+            let best = every_cut(table.len(), members.len()).iter().filter_map(|ends| worth(ends)).min();
+            match cut(&table, &members, &load) {
+                Ok(stages) => {
+                    let ends: Vec<usize> = stages.iter().map(|stage| stage.layers.end).collect();
+                    prop_assert_eq!(worth(&ends), best);
+                    prop_assert!(stages.iter().all(|stage| !stage.layers.is_empty()));
+                    prop_assert_eq!(stages.first().map(|stage| stage.layers.start), Some(0));
+                }
+                Err(_) => prop_assert_eq!(best, None),
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Pods: agents that compute one local round together. Pure decisions, which coordinator and members make alike.
+//!
+//! ```text
+//!  layer table ─┐
+//!  members ─────┴─► cut: which layers each member computes
+//!                       │
+//!  schedule ────────────┴─► order: what each stage computes next, and with which weights
+//! ```
+
+pub mod cut;
+pub mod order;
+mod schedule;
+
+pub use schedule::{Schedule, Weights};

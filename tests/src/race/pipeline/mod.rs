@@ -1,0 +1,283 @@
+//! The schedules of a pod beside each other: real training in stages, with the delays of a pipeline whose stages take equal time.
+//!
+//! ```text
+//!  one machine ──► loss that it ends at, and its steps
+//!  stages x micro-batches x weights ──► loss after as many steps; steps until they reach that loss ──► slow-down
+//! ```
+//!
+//! Losses are means of the training loss over a window of steps, and batches are the same for all schedules.
+
+mod workload;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anabranch_agent::train::native::pipeline::{Pipeline, PipelineError, Trained};
+use anabranch_agent::train::{NativeOptions, StepReport, Trainer, native_with};
+use anabranch_common::pod::cut::{Load, Member, cut, table};
+use anabranch_common::pod::{Schedule, Weights};
+use anabranch_common::spec::{ModelSpec, OptimizerSpec};
+use anyhow::Context as _;
+use parking_lot::Mutex;
+
+use crate::report::{Report, quantile};
+
+pub use workload::{Case, PipelineWorkload};
+
+use workload::Examples;
+
+/// Most that the synchronous steps of a prediction may grow by at 8 stages.
+const PREDICT_AIM: f64 = 1.15;
+/// The number of stages that the aim is for.
+const AIMED_STAGES: u32 = 8;
+/// Vectors of the memory that a stage takes: here none is short of it.
+const LOAD: Load =
+    Load { schedule: Schedule::Flush, micro_batches: 1, micro_batch_examples: 1, fixed_bytes: 0, vectors: 1 };
+const WEIGHTS: [(&str, Weights); 4] = [
+    ("stale", Weights::Stale),
+    ("stash", Weights::Stash),
+    ("2bw", Weights::TwoVersions),
+    ("predict", Weights::Predict),
+];
+
+/// What to compare.
+#[derive(Debug, Clone)]
+pub struct PipelineOptions {
+    /// The command, as it can be typed again.
+    pub command: String,
+    /// The workload.
+    pub workload: PipelineWorkload,
+    /// The first seed.
+    pub seed: u64,
+    /// How many seeds.
+    pub seeds: u64,
+    /// Where data sets are.
+    pub data: Option<PathBuf>,
+    /// Comparisons at a time.
+    pub jobs: usize,
+}
+
+/// One run: what it is called in figures, and how its stages take turns.
+#[derive(Debug, Clone)]
+struct Turn {
+    name: String,
+    stages: u32,
+    micro_batches: u32,
+    weights: Weights,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outcome {
+    /// At the end of the steps of one machine; not finite where training diverged.
+    loss: f64,
+    accuracy: f64,
+    slowdown: f64,
+}
+
+/// A model with an optimizer and a seed, whose schedules are compared with one machine.
+#[derive(Debug)]
+struct Comparison<'a> {
+    name: String,
+    case: &'a Case,
+    optimizer: &'a OptimizerSpec,
+    examples: &'a Examples,
+    seed: u64,
+}
+
+/// Compares.
+///
+/// # Errors
+/// Data are missing, or a model cannot be built.
+pub fn run(options: &PipelineOptions) -> anyhow::Result<Report> {
+    let workload = &options.workload;
+    let examples = workload.models.iter().map(|case| workload.open(case, options.data.as_deref()));
+    let examples: Vec<Examples> = examples.collect::<anyhow::Result<_>>()?;
+    let mut comparisons = Vec::new();
+    for (case, examples) in workload.models.iter().zip(&examples) {
+        for optimizer in &case.optimizers {
+            let name = match optimizer {
+                OptimizerSpec::Sgd { .. } => format!("{}_sgd", case.name),
+                OptimizerSpec::AdamW { .. } => format!("{}_adamw", case.name),
+            };
+            for seed in options.seed..options.seed + options.seeds {
+                comparisons.push(Comparison { name: name.clone(), case, optimizer, examples, seed });
+            }
+        }
+    }
+    let turns = turns(workload);
+    let outcomes = in_parallel(options.jobs, comparisons.len(), |index| comparisons[index].outcomes(workload, &turns));
+    let mut by_name: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
+    for (comparison, outcomes) in comparisons.iter().zip(outcomes) {
+        for (turn, outcome) in outcomes? {
+            by_name.entry(format!("{}_{turn}", comparison.name)).or_default().push(outcome);
+        }
+    }
+    Ok(report(options, &turns, &by_name))
+}
+
+/// Every number of stages, each with one micro-batch a step and with as many as stages.
+fn turns(workload: &PipelineWorkload) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    for stages in workload.stages.iter().copied() {
+        for micro_batches in [1, stages] {
+            for (name, weights) in WEIGHTS {
+                // Two versions take as many micro-batches as are in flight.
+                if weights != Weights::TwoVersions || micro_batches + 1 >= stages {
+                    let name = format!("{name}_{stages}_m{micro_batches}");
+                    turns.push(Turn { name, stages, micro_batches, weights });
+                }
+            }
+        }
+    }
+    turns
+}
+
+fn in_parallel<T: Send>(jobs: usize, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1).min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        break;
+                    }
+                    let result = work(index);
+                    done.lock().push((index, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner();
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+impl Comparison<'_> {
+    fn outcomes(&self, workload: &PipelineWorkload, turns: &[Turn]) -> anyhow::Result<Vec<(String, Outcome)>> {
+        let (window, steps) = (workload.window_steps, self.case.steps);
+        let spec = &self.case.model;
+        let mut judge = native_with(spec, NativeOptions { threads: Some(1), ..NativeOptions::default() })?;
+        let one = self.train(1, Schedule::Flush, 1, steps, &mut |_| ControlFlow::Continue(()))?;
+        let one = one.context("one machine diverges: its learning rate is too high")?;
+        let target = mean_of_last(&one.losses, window);
+        let own_steps = reaches(&one.losses, window, target).unwrap_or(self.case.steps as usize);
+        let synchronous = self.judged(judge.as_mut(), &one, target, 1.0)?;
+        let mut outcomes = vec![("synchronous".to_owned(), synchronous)];
+        for turn in turns {
+            let schedule = Schedule::Pipelined(turn.weights);
+            let mut go_on = |_: StepReport| ControlFlow::Continue(());
+            let found = self.train(turn.stages, schedule, turn.micro_batches, steps, &mut go_on)?;
+            let most = f64::from(workload.most_times);
+            let outcome = match found {
+                None => Outcome { loss: f64::NAN, accuracy: 0.0, slowdown: most },
+                Some(trained) => {
+                    let reached = match reaches(&trained.losses, window, target) {
+                        Some(step) => Some(step),
+                        None => self.longer(workload, turn, target)?,
+                    };
+                    let slowdown = reached.map_or(most, |step| (step as f64 / own_steps as f64).min(most));
+                    self.judged(judge.as_mut(), &trained, mean_of_last(&trained.losses, window), slowdown)?
+                }
+            };
+            outcomes.push((turn.name.clone(), outcome));
+        }
+        Ok(outcomes)
+    }
+
+    /// The step at which a longer run reaches the target.
+    fn longer(&self, workload: &PipelineWorkload, turn: &Turn, target: f64) -> anyhow::Result<Option<usize>> {
+        let (window, mut losses) = (workload.window_steps, Vec::new());
+        let mut until = |report: StepReport| {
+            losses.push(report.loss);
+            let is_there = losses.len() >= window && mean_of_last(&losses, window) <= target;
+            if is_there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let steps = self.case.steps.saturating_mul(workload.most_times);
+        let schedule = Schedule::Pipelined(turn.weights);
+        let found = self.train(turn.stages, schedule, turn.micro_batches, steps, &mut until)?;
+        Ok(found.and_then(|trained| reaches(&trained.losses, window, target)))
+    }
+
+    /// What training in stages gave; nothing where it diverged.
+    fn train(
+        &self,
+        stages: u32,
+        schedule: Schedule,
+        micro_batches: u32,
+        steps: u32,
+        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    ) -> anyhow::Result<Option<Trained>> {
+        let pipeline = Pipeline::new(&self.case.model, &ends(&self.case.model, stages)?, 1)?;
+        let (base, plan) = (pipeline.initial(self.seed), self.case.plan(self.optimizer, steps));
+        let train = self.examples.train.as_ref();
+        match pipeline.train(&base, &plan, (schedule, micro_batches), self.seed, train, control) {
+            Ok(trained) => Ok(Some(trained)),
+            Err(PipelineError::Train(error)) if error.is_passing() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn judged(&self, judge: &mut dyn Trainer, trained: &Trained, loss: f64, slowdown: f64) -> anyhow::Result<Outcome> {
+        // A model that has gone astray may have no finite loss on the test examples.
+        let metrics = judge.evaluate(&trained.end, self.examples.test.as_ref());
+        let accuracy = metrics.map_or(0.0, |metrics| metrics.accuracy);
+        Ok(Outcome { loss, accuracy, slowdown })
+    }
+}
+
+/// Where a model is cut into stages of members that are alike.
+fn ends(spec: &ModelSpec, stages: u32) -> anyhow::Result<Vec<usize>> {
+    let layers = spec.layers()?.context("the model is not a native one")?;
+    let speed = NonZeroU64::new(1_000_000_000).context("above 0")?;
+    let members = vec![Member { flops_per_s: speed, memory_bytes: u64::MAX }; usize::try_from(stages)?];
+    Ok(cut(&table(&layers), &members, &LOAD)?.into_iter().map(|stage| stage.layers.end).collect())
+}
+
+fn mean_of_last(losses: &[f32], window: usize) -> f64 {
+    let last = &losses[losses.len().saturating_sub(window)..];
+    last.iter().map(|loss| f64::from(*loss)).sum::<f64>() / last.len().max(1) as f64
+}
+
+/// The first step, counted from 1, after which the mean of the last losses is at most `target`.
+fn reaches(losses: &[f32], window: usize, target: f64) -> Option<usize> {
+    (window..=losses.len()).find(|end| mean_of_last(&losses[..*end], window) <= target)
+}
+
+fn report(options: &PipelineOptions, turns: &[Turn], by_name: &BTreeMap<String, Vec<Outcome>>) -> Report {
+    let mut report = Report::new(&options.command, options.seed);
+    println!("{:<32} {:>9} {:>9} {:>9}   (medians of {} seeds)", "", "slowdown", "loss", "accuracy", options.seeds);
+    for (name, outcomes) in by_name {
+        let median = |of: fn(&Outcome) -> f64| {
+            let mut values: Vec<f64> = outcomes.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            quantile(&values, 0.5)
+        };
+        let [slowdown, loss, accuracy] =
+            [|o: &Outcome| o.slowdown, |o: &Outcome| o.loss, |o: &Outcome| o.accuracy].map(median);
+        println!("{name:<32} {slowdown:>9.2} {loss:>9.4} {accuracy:>9.4}");
+        for (figure, value) in [("slowdown", slowdown), ("final_loss", loss), ("final_accuracy", accuracy)] {
+            // JSON has no number for a loss that is not finite.
+            if value.is_finite() {
+                report.metric(format!("{figure}_{name}"), value);
+            }
+        }
+    }
+    for weights in ["stale", "stash", "2bw", "predict"] {
+        let name = format!("{weights}_{AIMED_STAGES}_m{AIMED_STAGES}");
+        let of_models = report.metrics.iter().filter(|(key, _)| key.starts_with("slowdown_") && key.ends_with(&name));
+        let worst = of_models.map(|(_, slowdown)| *slowdown).max_by(f64::total_cmp);
+        if let Some(worst) = worst {
+            report.metric(format!("slowdown_{weights}_{AIMED_STAGES}"), worst);
+        }
+    }
+    if turns.iter().any(|turn| turn.stages == AIMED_STAGES) {
+        let predict = report.metrics.get("slowdown_predict_8").copied().unwrap_or(f64::INFINITY);
+        report.aim(format!("predict at 8 stages takes at most {PREDICT_AIM} times the steps"), predict <= PREDICT_AIM);
+    }
+    report
+}
