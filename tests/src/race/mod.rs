@@ -221,7 +221,12 @@ fn entrants(options: &Options) -> anyhow::Result<Vec<Entrant>> {
 }
 
 /// run.toml of a strategy with these overrides, checked.
-pub(crate) fn config(workload: &Workload, strategy: &Strategy, overrides: &[Override], seed: u64) -> anyhow::Result<Config> {
+pub(crate) fn config(
+    workload: &Workload,
+    strategy: &Strategy,
+    overrides: &[Override],
+    seed: u64,
+) -> anyhow::Result<Config> {
     strategy::config(workload, strategy, overrides, seed).map_err(|error| match error {
         ConfigError::Value { key, problem, .. } => anyhow!("strategy {}: {key} {problem}", strategy.name),
         ConfigError::Syntax { problem, .. } => anyhow!("strategy {}: {problem}", strategy.name),
