@@ -158,7 +158,7 @@ pub enum MergeSpec {
     /// A rule without an average of its own, whose [average](super::averaged) is served: [`averaged`](Self::averaged)
     /// makes it.
     #[serde(skip)]
-    Averaged(Box<MergeSpec>),
+    Averaged(Box<Self>),
 }
 
 fn whole() -> f32 {

@@ -97,8 +97,9 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     if !content.is_finite() {
         return Decision::Refuse(RefusalReason::NonFinite);
     }
-    // Under a small learning rate updates are small: what is usual is told at the full one.
-    let lr_factor = state.lease(meta.key.agent, meta.lease).map_or(1.0, |lease| lease.plan.lr_factor);
+    // Under a small learning rate updates are small, unless they are differences: what is usual is told at the full one.
+    let lease = state.lease(meta.key.agent, meta.lease).filter(|lease| lease.plan.memory.is_none());
+    let lr_factor = lease.map_or(1.0, |lease| lease.plan.lr_factor);
     let per_rate = norm_per_rate(norm, lr_factor);
     let newcomers = state.newcomers();
     let admitted = admitted(state, meta.key.agent);

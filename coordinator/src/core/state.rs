@@ -322,9 +322,11 @@ impl RunState {
             self.forget_marks();
         }
         // Updates of another kind have other norms: the old ones would refuse the new ones for ever.
-        if (&spec.model, &spec.train, &spec.upload) != (&self.spec.model, &self.spec.train, &self.spec.upload) {
+        let kind = |spec: &RunSpec| (spec.model.clone(), spec.train.clone(), spec.upload.clone());
+        if kind(spec) != kind(&self.spec) || spec.merge.keeps_memories() != self.spec.merge.keeps_memories() {
             self.recent.forget();
         }
+        self.change_served(spec);
         self.change_shares(spec);
         let switched = spec.downlink.track.is_some() != self.spec.downlink.track.is_some();
         if switched || !spec.reaches(self.base, self.version) {
@@ -415,7 +417,9 @@ impl RunState {
         let counted = contribution.credited_examples.min(u64::from(asked) * u64::from(train.batch_size));
         let held = agent.examples_held;
         let changed = self.participation.observe(meta.key.agent, held, contribution.credited_examples, planned);
-        let lr_factor = lease.as_ref().map_or(1.0, |lease| lease.plan.lr_factor);
+        // Differences against a memory do not grow with the learning rate.
+        let lr_factor = lease.as_ref().filter(|lease| lease.plan.memory.is_none());
+        let lr_factor = lr_factor.map_or(1.0, |lease| lease.plan.lr_factor);
         self.part_changed(changed);
         if self.spec.merge.uses_shares() {
             let changed = self.shares.arrive(meta.key.agent, held);
@@ -490,6 +494,18 @@ impl RunState {
         if changed == Changed::EveryAgent {
             self.agents.forget_digests();
         }
+    }
+
+    /// Users may be given another vector of the newest version from now on: what was evaluated of it was the one before.
+    fn change_served(&mut self, spec: &RunSpec) {
+        let (before, after) = (&self.spec.merge, &spec.merge);
+        let begins = after.serves_average() && !after.keeps_waiting(before);
+        if before.serves_average() == after.serves_average() && !begins {
+            return;
+        }
+        let version = self.version;
+        self.evaluations.retain(|(_, evaluation)| evaluation.version < version);
+        self.aggregates.retain(|(_, aggregate)| aggregate.version < version);
     }
 
     /// Another merge rule may begin to use shares, or stop using them. Begun anew, they know of no update.

@@ -153,3 +153,25 @@ fn after_a_rollback_evaluations_of_that_version_count_where_the_model_itself_is_
         assert_eq!(after(&state, body).aggregates.len(), left);
     }
 }
+
+/// A target must not be reached by another vector than the one that is exported.
+#[test]
+fn what_was_evaluated_of_the_newest_version_does_not_count_for_another_vector_of_it() {
+    let averaged = RunSpec { merge: spec().merge.averaged(), ..spec() };
+    for (before, then, left) in
+        [(spec(), &averaged, 1), (averaged.clone(), &spec(), 1), (averaged.clone(), &averaged, 2)]
+    {
+        let mut world = World::started_with(before, 1);
+        world.make_version(1, 0);
+        let mut state = world.state().clone();
+        for version in [ModelVersion(0), state.version] {
+            let (num_examples, covered_examples, known_examples) = (10, 10, 10);
+            let (accuracy, loss, evaluators) = (0.5, 0.5, 1);
+            let aggregate =
+                Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples };
+            state = after(&state, RecordBody::Aggregated(aggregate));
+        }
+        let state = after(&state, RecordBody::ConfigChanged { spec: Box::new(then.clone()) });
+        assert_eq!(state.aggregates.len(), left);
+    }
+}

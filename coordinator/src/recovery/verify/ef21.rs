@@ -101,7 +101,7 @@ impl Ef21 {
         self.arrivals += 1;
         self.agents = if inputs.active == 0 { 1 } else { inputs.active };
         self.waits = true;
-        if self.arrivals % (16 * self.held.len() as u64) == 0 {
+        if self.arrivals.is_multiple_of(16 * self.held.len() as u64) {
             self.g.fill(0.0);
             for held in self.held.values() {
                 let weight = held.weight();
@@ -125,8 +125,8 @@ impl Ef21 {
         }
         let examples = if examples == 0 { 1.0 } else { examples as f64 };
         let rate = self.lr / (f64::from(self.agents) * examples);
-        for at in 0..x.len() {
-            x[at] = (f64::from(x[at]) + rate * f64::from(self.g[at])) as f32;
+        for (at, x) in x.iter_mut().enumerate() {
+            *x = (f64::from(*x) + rate * f64::from(self.g[at])) as f32;
         }
     }
 

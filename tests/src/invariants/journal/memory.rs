@@ -30,10 +30,10 @@ impl Memories {
                 return self.contribute(spec.is_some_and(|spec| spec.merge.keeps_memories()), record, update);
             }
             RecordBody::Imported { .. } | RecordBody::Branched { .. } => self.held.clear(),
-            RecordBody::ConfigChanged { spec: after } => {
-                if spec.is_some_and(|before| !after.merge.keeps_waiting(&before.merge)) {
-                    self.held.clear();
-                }
+            RecordBody::ConfigChanged { spec: after }
+                if spec.is_some_and(|before| !after.merge.keeps_waiting(&before.merge)) =>
+            {
+                self.held.clear();
             }
             _ => {}
         }
