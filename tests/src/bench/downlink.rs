@@ -148,7 +148,7 @@ fn fleet(options: &Options, case: Case, agents: usize, seed: u64) -> anyhow::Res
 }
 
 /// What models cost an agent that comes back after an hour, until it has made some rounds: what it has been sent then,
-/// less what it had been sent when it came back. The same seed gives the same race to both moments.
+/// less what it had been sent before it came back. The same seed gives the same race to both moments.
 fn rejoin(options: &Options, seed: u64, report: &mut Report) -> anyhow::Result<()> {
     let ((agents, round_s), (at_s, away_s, rounds)) = (HOME, AWAY);
     let last = agents - 1;
@@ -158,10 +158,12 @@ fn rejoin(options: &Options, seed: u64, report: &mut Report) -> anyhow::Result<(
         workload.faults.planned.push(hit);
         Raced::of(options, workload, CASES[0], seed)
     };
-    let (back, later) = (until(at_s + away_s)?, until(at_s + away_s + 0.5 * round_s)?);
+    // What takes no time on its line has come at the moment when the agent is back.
+    let (back, later) = (until(at_s + away_s - 1.0)?, until(at_s + away_s + 0.5 * round_s)?);
     let first = later.down_bytes(last)? - back.down_bytes(last)?;
     let some = until(at_s + away_s + rounds * (1.0 + SPREAD) * round_s)?.down_bytes(last)? - back.down_bytes(last)?;
     let whole = later.figure("snapshot_bytes")?;
+    ensure!(first > 0, "the agent that came back was sent no model");
     println!(
         "back after {away_s} s: {:.1} kB to train again, {:.1} kB until {rounds} rounds later; a snapshot is {:.1} kB",
         first as f64 / 1e3,
