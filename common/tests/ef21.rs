@@ -24,6 +24,8 @@ struct Update {
     agent: u8,
     examples: u64,
     begins: bool,
+    keeps: bool,
+    step: f32,
     left: Vec<u8>,
     weight: f32,
     places: Vec<u32>,
@@ -43,8 +45,8 @@ fn the_rule_gives_the_reference_values() {
     let spec = MergeSpec::Ef21 { server_lr: 0.8 };
     let (mut rule, mut model) = (spec.rule(start.len()), start);
     for (after, (update, expected)) in arrivals.into_iter().zip(&models).enumerate() {
-        let Update { agent: number, examples, begins, left, weight, places, values, factor } = update;
-        let inputs = MemoryInputs { active: 5, begins, left: left.into_iter().map(agent).collect() };
+        let Update { agent: number, examples, begins, keeps, step, left, weight, places, values, factor } = update;
+        let inputs = MemoryInputs { active: 5, step, begins, keeps, left: left.into_iter().map(agent).collect() };
         let arrival = Arrival {
             agent: agent(number),
             weight,
@@ -56,8 +58,8 @@ fn the_rule_gives_the_reference_values() {
         };
         let delta = Delta::Sparse { len: model.len(), indices: places, values };
         rule.contribute(&model, &Arc::new(delta), &arrival);
-        rule.close(&mut model);
         let (_, memories) = read_parts(&rule.save().parts, model.len()).expect("as it was saved");
+        rule.close(&mut model);
         let found = memories[&agent(number)].factor;
         assert!((found - factor).abs() <= CLOSE, "factor {found} after {after}, expected {factor}");
         let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));

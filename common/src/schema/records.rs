@@ -35,7 +35,7 @@ layout! {
     }
 
     struct Contribution { meta, credited_examples, staleness, weight, mean_weight, norm, recall, memory, transfer_ms }
-    struct MemoryInputs { active, begins, left }
+    struct MemoryInputs { active, step, begins, keeps, left }
     struct RecallInputs { active, scale, recalled }
     struct Recalled { agent, factor }
     struct Close { version, contributions, why, is_base }

@@ -5,22 +5,22 @@ memories is summed up anew at every arrival.
 
 Five agents of different speed, data and number of examples pull a model of twelve parameters towards points of their own and send the
 three largest entries of the difference against their memory. One update in nine is clipped, agent 3 loses its memory once, agent 4
-leaves and comes back, and the memory of agent 2 is too long for the others.
+leaves and comes back and claims many examples, the memory of agent 2 is too long for the others, and there is no room once.
 """
 import json
 
 import numpy as np
 
 PARAMS, ARRIVALS, SENT = 12, 90, 3
-SERVER_LR, NORM_CAP, ACTIVE = 0.8, 4.0, 5
-EXAMPLES = [40, 10, 20, 30, 25]
+SERVER_LR, NORM_CAP, REFRESH, ACTIVE = 0.8, 4.0, 16, 5
+EXAMPLES = [40, 10, 20, 30, 2500]
 SPEED = [9, 5, 4, 3, 1]
 
 rng = np.random.default_rng(5)
 points = rng.normal(size=(5, PARAMS)) * np.array([1, 1, 40, 1, 1])[:, None]
 start = rng.normal(size=PARAMS).astype(np.float32)
 x = start.astype(np.float64)
-held, factor, examples = {}, {}, {}
+held, factor, counted, examples = {}, {}, {}, {}
 arrivals, models = [], []
 order = rng.choice(5, size=ARRIVALS, p=np.array(SPEED) / sum(SPEED))
 order[70] = 4
@@ -32,6 +32,7 @@ for after in range(ARRIVALS):
         lost = True
     for gone in left + ([agent] if begins and agent in held else []):
         held.pop(gone)
+        counted.pop(gone)
     memory = held.get(agent, np.zeros(PARAMS))
     wanted = 0.3 * (points[agent] - x) - memory
     places = np.sort(np.argsort(-np.abs(wanted), kind="stable")[:SENT])
@@ -42,12 +43,22 @@ for after in range(ARRIVALS):
     held[agent] = memory + weight * content
     examples[agent] = EXAMPLES[agent] if after < 60 else EXAMPLES[agent] + 5
     norms = sorted(np.linalg.norm(h) for h in held.values())
-    median, norm = norms[(len(norms) - 1) // 2], np.linalg.norm(held[agent])
-    factor[agent] = min(1.0, NORM_CAP * median / norm) if median > 0 else 1.0
-    total = sum(examples[a] for a in held)
-    x = x + SERVER_LR / ACTIVE * sum(examples[a] * factor[a] * held[a] for a in held) / total
+    claims = sorted(examples[a] for a in held)
+    median, claim = norms[(len(norms) - 1) // 2], claims[(len(claims) - 1) // 2]
+    refreshes = (after + 1) % (REFRESH * len(held)) == 0
+    for a in held:
+        n, f = min(examples[a], 8 * claim), min(1.0, NORM_CAP * median / np.linalg.norm(held[a]))
+        before = counted[a] * factor[a] if a in counted else 0
+        if refreshes or a == agent or n * f > 2 * before or before > 2 * n * f:
+            counted[a], factor[a] = n, f
+    total = sum(counted[a] for a in held)
+    step = 0.5 if after % 7 == 3 else 1.0
+    x = x + SERVER_LR * step / ACTIVE * sum(counted[a] * factor[a] * held[a] for a in held) / total
+    keeps = after != 40
+    if not keeps:
+        held.pop(agent), counted.pop(agent)
     arrivals.append({
-        "agent": agent, "examples": examples[agent], "begins": begins, "left": left, "weight": weight,
+        "agent": agent, "examples": examples[agent], "begins": begins, "keeps": keeps, "step": step, "left": left, "weight": weight,
         "places": places.tolist(), "values": [float(v) for v in values], "factor": factor[agent],
     })
     models.append(x.tolist())

@@ -365,7 +365,7 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         memory: None,
         transfer_ms: Some(350),
     };
-    let memory = MemoryInputs { active: 11, begins: true, left: vec![AGENT] };
+    let memory = MemoryInputs { active: 11, step: 0.75, begins: true, keeps: true, left: vec![AGENT] };
     let of_a_memory = Contribution {
         meta: UpdateMeta { memory: Some(MemoryMark(DIGEST)), ..meta() },
         recall: None,

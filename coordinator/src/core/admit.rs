@@ -5,6 +5,7 @@ use anabranch_common::ids::AgentId;
 use anabranch_common::journal::Contribution;
 use anabranch_common::limits;
 use anabranch_common::merge::WeightInputs;
+use anabranch_common::merge::ef21::MemoryInputs;
 use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::shares::Admitted;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
@@ -114,7 +115,10 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
     let weight = state.spec.merge.weight(WeightInputs { staleness, participation });
     let (compared, measure) = median.map_or_else(|| (norm, first_measure(state)), |median| (per_rate, median));
     let clipped = clipped(state, compared, measure);
-    let weight = weight * damped(clipped, influence(state, meta.key.agent, newcomers));
+    let influence = influence(state, meta.key.agent, newcomers);
+    let weight = weight * damped(clipped, influence);
+    let memory = state.memory_inputs(meta.key.agent, meta.memory);
+    let memory = memory.map(|inputs| MemoryInputs { step: inputs.step * damped(1.0, influence), ..inputs });
     let credited_examples = meta.num_examples.min(state.spec.admit.max_examples);
     let held = state.counted_examples(meta.key.agent);
     Decision::Accept(Box::new(Contribution {
@@ -124,7 +128,7 @@ fn decide_by_content(state: &RunState, meta: &UpdateMeta, content: &Content) -> 
         weight,
         mean_weight: state.spec.merge.mean_weight(held, credited_examples),
         norm,
-        memory: state.memory_inputs(meta.key.agent, meta.memory),
+        memory,
         recall: admitted.map(|admitted| RecallInputs { scale: damped(clipped, 1.0), ..admitted.inputs }),
         transfer_ms: None,
     }))

@@ -27,32 +27,36 @@ impl RunState {
             return None;
         }
         let held = self.agents.get(&agent).map_or(0, |known| known.examples_held);
-        let active = self.shares.admit(agent, held, Recalling::Off).inputs.active;
+        let admitted = self.shares.admit(agent, held, Recalling::Off);
         let begins = memory.is_none_or(|mark| mark == MemoryMark::EMPTY);
-        Some(MemoryInputs { active, begins, left: self.left_out(agent) })
+        let (stay, left) = self.others(agent);
+        let keeps = stay < most_memories(self.manifest.params());
+        #[expect(clippy::cast_possible_truncation, reason = "a factor in [1/8, 1]")]
+        let step = admitted.weight as f32;
+        Some(MemoryInputs { active: admitted.inputs.active, step, begins, keeps, left })
     }
 
-    /// Agents whose memories are forgotten when an update of another one comes: those that are gone, and where there
-    /// would be too many memories those that were silent for longest.
-    fn left_out(&self, arriving: AgentId) -> Vec<AgentId> {
-        let (mut left, mut stay) = (Vec::new(), Vec::new());
+    /// How many other agents keep their memories when an update of an agent comes, and which are gone and lose them. No agent that
+    /// is there loses its memory to another one: agents that come in turn would lose all of them.
+    fn others(&self, arriving: AgentId) -> (usize, Vec<AgentId>) {
+        let (mut stay, mut left) = (0, Vec::new());
         for (agent, known) in self.agents.iter() {
             if *agent == arriving || known.memory == MemoryMark::EMPTY {
                 continue;
             }
             let is_active = !known.revoked && self.shares.part(*agent).is_some_and(|(_, work, ..)| work.is_some());
-            if is_active { stay.push((known.contributed_at, *agent)) } else { left.push(*agent) }
+            if is_active {
+                stay += 1;
+            } else {
+                left.push(*agent);
+            }
         }
-        let over = (stay.len() + 1).saturating_sub(most_memories(self.manifest.params()));
-        stay.sort_unstable();
-        left.extend(stay.into_iter().take(over).map(|(_, agent)| agent));
-        left.sort_unstable();
-        left
+        (stay, left)
     }
 
     /// An update was accepted: the memory of its agent is another one, and some are forgotten.
     pub(super) fn move_memories(&mut self, contribution: &Contribution) {
-        let Some(MemoryInputs { begins, left, .. }) = &contribution.memory else { return };
+        let Some(MemoryInputs { begins, keeps, left, .. }) = &contribution.memory else { return };
         for agent in left {
             if let Some(known) = self.agents.get_mut(agent) {
                 known.memory = MemoryMark::EMPTY;
@@ -60,7 +64,8 @@ impl RunState {
         }
         if let Some(known) = self.agents.get_mut(&contribution.meta.key.agent) {
             let from = if *begins { MemoryMark::EMPTY } else { known.memory };
-            known.memory = from.with(contribution.meta.payload_digest, contribution.weight);
+            let moved = from.with(contribution.meta.payload_digest, contribution.weight);
+            known.memory = if *keeps { moved } else { MemoryMark::EMPTY };
         }
     }
 

@@ -317,7 +317,8 @@ impl RunState {
     }
 
     fn change_spec(&mut self, position: Position, spec: &RunSpec) {
-        if !spec.merge.keeps_waiting(&self.spec.merge) {
+        let begins = !spec.merge.keeps_waiting(&self.spec.merge);
+        if begins {
             self.round = Round::new(position);
             self.forget_marks();
         }
@@ -341,6 +342,9 @@ impl RunState {
             self.agents.change(|agent| agent.compression.is_some(), |agent| agent.compression = None);
         }
         self.spec = spec.clone();
+        if begins {
+            self.forget_memories();
+        }
     }
 
     fn grant(&mut self, lease: &Lease, at_ms: u64) -> Option<()> {

@@ -95,7 +95,9 @@ fn steps(spec: &MergeSpec) -> Vec<Step> {
             let memory = spec.keeps_memories().then(|| {
                 // Agents begin anew, and the slow one leaves between two of its updates.
                 let left = if index % 7 == 4 { vec![AgentId([AGENTS - 1; 16])] } else { vec![] };
-                MemoryInputs { active: u32::from(AGENTS), begins: index % 9 == 8, left }
+                let (begins, keeps) = (index % 9 == 8, index % 10 != 6);
+                let step = if index % 5 == 4 { 0.5 } else { 1.0 };
+                MemoryInputs { active: u32::from(AGENTS), step, begins, keeps, left }
             });
             if spec.rescales() {
                 participation = shares.rescale(agent, 100);
@@ -342,7 +344,13 @@ fn one_version_moves_the_model_by_its_mean_delta(spec: &MergeSpec) {
         let recall = spec.recalling().map(|_| RecallInputs { active: 1, scale: 1.0, recalled: vec![] });
         let (agent, base_dot) = (AgentId([1; 16]), Some(0.0));
         let mean_weight = spec.mean_weight(1 + u64::from(number), 32);
-        let memory = spec.keeps_memories().then(|| MemoryInputs { active: 1, begins: false, left: vec![] });
+        let memory = spec.keeps_memories().then(|| MemoryInputs {
+            active: 1,
+            step: 1.0,
+            begins: false,
+            keeps: true,
+            left: vec![],
+        });
         let (recall, memory) = (recall.as_ref(), memory.as_ref());
         let arrival = Arrival { agent, weight, mean_weight, staleness: 0, base_dot, recall, memory };
         rule.contribute(&model, &Arc::new(Delta::Dense(vec![1.0; PARAMS])), &arrival);

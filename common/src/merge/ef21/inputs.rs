@@ -9,10 +9,14 @@ use crate::limits;
 pub struct MemoryInputs {
     /// C: active agents, this one included.
     pub active: u32,
+    /// s: what the step is multiplied with, in [0, 1], since its agent reports more often than its part of the examples.
+    pub step: f32,
     /// Whether the content is a difference against 0: the agent holds no memory, or another one than the coordinator
     /// had.
     pub begins: bool,
-    /// Agents whose memories are forgotten first, by id: those that are gone, and one that makes room.
+    /// Whether there is room for the memory. If not, it is forgotten after the close.
+    pub keeps: bool,
+    /// Agents whose memories are forgotten first, by id: those that are gone.
     pub left: Vec<AgentId>,
 }
 

@@ -2,18 +2,19 @@
 //! along the mean of all memories at every arrival, whoever has sent it.
 //!
 //! ```text
-//! h_i  memory of agent i, 0 at first       n_i  examples that it holds       C  active agents
+//! h_i  memory of agent i, 0 at first       C  active agents
 //!
 //! agent:        c = C(delta - h_i)                     what is sent: the difference against the memory, compressed
 //! accepted:     h_i += w c                             here, and at the agent, which learns w from its verdict
 //!               S = sum n_i;   G = sum n_i f_i h_i     over the agents with a memory
-//!               f_i = min(1, NORM_CAP median |h_j| / |h_i|)      as of the latest arrival of i; 1 where the median is 0
-//! close:        x += server_lr / C * G / S
+//!               n_i = min(examples of i, 8 median of all),   f_i = min(1, NORM_CAP median |h_j| / |h_i|)
+//! close:        x += server_lr s / C * G / S
 //! ```
 //! | symbol | key | default | meaning |
 //! |---|---|---|---|
 //! | server_lr | `server_lr` | 1 | step of the whole fleet: each arrival steps a C-th of it |
 //! | w | - | - | 1, and damped as admission damps it (`admit.clip_norm_ratio`, `admit.max_influence`) |
+//! | s | - | - | clip(share of the examples / share of the updates, 1/8, 1) of the agent ([shares](super::shares)), and damped as `admit.max_influence` damps it |
 //! | n_i | - | - | examples that the agent says it holds, in the contribution |
 //! | x, G, h_i | - | - | model, sum, memories: f32 |
 //!
@@ -23,8 +24,10 @@
 //! | a step along all memories at every arrival | Schmidt, Le Roux and Bach 2017, "Minimizing Finite Sums with the Stochastic Average Gradient" (SAG); for agents that come when they will, Gu, Huang, Zhang and Huang 2021, "Fast Federated Learning in the Presence of Arbitrary Device Unavailability" (MIFA) |
 //!
 //! Different from them: S counts the agents that have sent something, in place of waiting for all; memories are weighed
-//! by examples; and f_i bounds how far one memory carries the model, since it acts at every later arrival of any agent.
-//! The median is the lower one of the memories' norms: agents that grow theirs without end are bounded by the others.
+//! by examples; s keeps an agent that reports often from stepping as often along what the others sent long ago; and f_i
+//! bounds how far one memory carries the model, since it acts at every later arrival of any agent. Medians are the
+//! lower ones of the memories: agents that grow theirs without end are bounded by the others. n_i f_i is what it was
+//! at the latest arrival of i, unless it is more than twice or less than half of what it would be now.
 //!
 //! **Who agrees on what.** A memory is named by its [`MemoryMark`](crate::update::MemoryMark), which follows from the
 //! payloads and weights that made it. A lease says the mark that the coordinator has, the update the mark that its
@@ -32,11 +35,11 @@
 //! then ([`MemoryInputs::begins`]). An update against a mark that the coordinator does not have is refused as
 //! `unknown_memory`. An agent has one undecided update at a time.
 //!
-//! **Who is left out.** The memory of an agent that is revoked or absent ([shares](super::shares)) is subtracted, and
-//! that of the agent that was silent for longest where there would be more than `limits::EF21_MEMORIES` or
-//! `limits::EF21_MEMORY_BYTES`. The contribution names them.
+//! **Who is left out.** The memory of an agent that is revoked or absent is subtracted; the contribution names it. Where
+//! `limits::EF21_MEMORIES` or `limits::EF21_MEMORY_BYTES` are there, another agent gets none: what it sends counts at
+//! its own close, and is forgotten ([`MemoryInputs::keeps`]).
 //!
-//! G changes by what was sent alone where f_i stays as it is. So that its rounding errors do not add up, it is
+//! G changes by what was sent alone where n_i f_i stays as it is. So that its rounding errors do not add up, it is
 //! summed up anew once in [`REFRESH_PER_MEMORY`] arrivals for every memory. `+ - * /` and `sqrt` only, one rounding
 //! each, sums in index order: replay has the same bits on any machine.
 //!
@@ -49,6 +52,7 @@ mod inputs;
 mod saved;
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -61,6 +65,8 @@ pub use saved::{Figures, Memory, read as read_parts};
 
 /// Norm of a memory beyond which it counts for less, in units of the median of all memories' norms.
 pub const NORM_CAP: f64 = 4.0;
+/// Examples beyond which an agent's do not count, in units of the median of all agents with a memory.
+pub const EXAMPLES_CAP: u64 = 8;
 /// G is summed up anew once in so many arrivals for every memory.
 pub const REFRESH_PER_MEMORY: u64 = 16;
 
@@ -89,13 +95,22 @@ impl Ef21 {
         }
     }
 
-    /// f: what a memory of this norm counts for, beside the others.
-    fn bounded(&self, norm: f64) -> f64 {
-        let mut norms: Vec<f64> = self.memories.values().map(|memory| memory.norm).chain([norm]).collect();
-        let middle = (norms.len() - 1) / 2;
-        let (_, median, _) = norms.select_nth_unstable_by(middle, f64::total_cmp);
-        let widest = NORM_CAP * *median;
-        if widest > 0.0 && norm > widest { widest / norm } else { 1.0 }
+    /// Brings what a memory counts for up to date: that of the agent whose update came, those that are far off, and with
+    /// `all` every one.
+    #[expect(clippy::cast_possible_truncation, reason = "the sum is f32")]
+    fn weigh(&mut self, arrived: AgentId, all: bool) {
+        let norm = lower_median(self.memories.values().map(|memory| memory.norm), f64::total_cmp);
+        let examples = lower_median(self.memories.values().map(|memory| memory.examples), Ord::cmp);
+        for (agent, memory) in &mut self.memories {
+            let counted = memory.examples.min(EXAMPLES_CAP.saturating_mul(examples));
+            let widest = NORM_CAP * norm;
+            let factor = if widest > 0.0 && memory.norm > widest { widest / memory.norm } else { 1.0 };
+            let (before, wanted) = (memory.part(), (counted as f64 * factor) as f32);
+            if all || *agent == arrived || wanted > 2.0 * before || before > 2.0 * wanted {
+                (memory.counted, memory.factor) = (counted, factor);
+                add(&mut self.sum, &memory.values, wanted - before);
+            }
+        }
     }
 
     fn refresh(&mut self) {
@@ -104,6 +119,13 @@ impl Ef21 {
             add(&mut self.sum, &memory.values, memory.part());
         }
     }
+}
+
+/// The lower one of the two in the middle, of at least one.
+fn lower_median<T: Copy + Default>(values: impl Iterator<Item = T>, order: impl Fn(&T, &T) -> Ordering) -> T {
+    let mut values: Vec<T> = values.collect();
+    let Some(last) = values.len().checked_sub(1) else { return T::default() };
+    *values.select_nth_unstable_by(last / 2, order).1
 }
 
 fn step(spec: &MergeSpec) -> f64 {
@@ -122,32 +144,24 @@ fn add(target: &mut [f32], values: &[f32], part: f32) {
 
 impl MergeRule for Ef21 {
     /// A contribution of another rule, without its inputs, changes nothing.
-    #[expect(clippy::cast_possible_truncation, reason = "the sum is f32")]
     fn contribute(&mut self, _model: &[f32], delta: &Arc<Delta>, arrival: &Arrival<'_>) {
-        let Some(MemoryInputs { active, begins, left }) = arrival.memory else { return };
+        let Some(MemoryInputs { active, step, begins, keeps, left }) = arrival.memory else { return };
         left.iter().for_each(|agent| self.forget(*agent));
         if *begins {
             self.forget(arrival.agent);
         }
         let params = self.sum.len();
-        let mut memory = self.memories.remove(&arrival.agent).unwrap_or_else(|| Memory::empty(params));
-        let before = memory.part();
+        let memory = self.memories.entry(arrival.agent).or_insert_with(|| Memory::empty(params));
+        delta.add_scaled_to(&mut self.sum, memory.part() * arrival.weight);
         let values = Arc::make_mut(&mut memory.values);
         delta.add_scaled_to(values, arrival.weight);
-        let norm = euclidean_norm(values);
-        (memory.examples, memory.norm, memory.factor) = (arrival.mean_weight, norm, self.bounded(norm));
-        let after = memory.part();
-        if after == before {
-            delta.add_scaled_to(&mut self.sum, after * arrival.weight);
-        } else {
-            // What is in the sum is the memory as it was, at the part that it had.
-            delta.add_scaled_to(&mut self.sum, before * arrival.weight);
-            add(&mut self.sum, &memory.values, (f64::from(after) - f64::from(before)) as f32);
-        }
-        self.memories.insert(arrival.agent, memory);
-        self.figures.arrivals += 1;
-        (self.figures.active, self.figures.pending) = ((*active).max(1), true);
-        if self.figures.arrivals.is_multiple_of(REFRESH_PER_MEMORY * self.memories.len() as u64) {
+        (memory.examples, memory.norm) = (arrival.mean_weight, euclidean_norm(values));
+        let arrivals = self.figures.arrivals + 1;
+        let passing = (!keeps).then_some(arrival.agent);
+        self.figures = Figures { arrivals, active: (*active).max(1), step: *step, pending: true, passing };
+        let refreshes = arrivals.is_multiple_of(REFRESH_PER_MEMORY * self.memories.len() as u64);
+        self.weigh(arrival.agent, refreshes);
+        if refreshes {
             self.refresh();
         }
     }
@@ -157,10 +171,14 @@ impl MergeRule for Ef21 {
         if !std::mem::take(&mut self.figures.pending) {
             return;
         }
-        let examples = self.memories.values().fold(0_u64, |sum, memory| sum.saturating_add(memory.examples)).max(1);
-        let rate = self.server_lr / (f64::from(self.figures.active) * examples as f64);
+        let examples = self.memories.values().fold(0_u64, |sum, memory| sum.saturating_add(memory.counted)).max(1);
+        let step = self.server_lr * f64::from(self.figures.step);
+        let rate = step / (f64::from(self.figures.active) * examples as f64);
         for (x, sum) in model.iter_mut().zip(&self.sum) {
             *x = (f64::from(*x) + rate * f64::from(*sum)) as f32;
+        }
+        if let Some(agent) = self.figures.passing.take() {
+            self.forget(agent);
         }
     }
 
@@ -212,7 +230,7 @@ mod tests {
         /// An update of an agent that holds so many examples, in a fleet of two.
         fn arrive(&mut self, number: u8, examples: u64, values: &[f32], begins: bool, left: &[u8]) {
             let left = left.iter().map(|number| agent(*number)).collect();
-            let inputs = MemoryInputs { active: 2, begins, left };
+            let inputs = MemoryInputs { active: 2, step: 1.0, begins, keeps: true, left };
             let arrival = Arrival {
                 agent: agent(number),
                 weight: 1.0,
@@ -258,6 +276,39 @@ mod tests {
         let memory = &world.rule.memories[&agent(2)];
         assert_eq!(memory.values[0], -40.0, "both sides go on adding");
         assert!(memory.factor < 1.0 && longest <= NORM_CAP * 2.0, "{longest}, and the other one has 2");
+    }
+
+    /// Agents that come first are their own median, and need not come again.
+    #[test]
+    fn a_long_memory_and_a_large_claim_of_an_agent_that_is_silent_lose_their_weight() {
+        let mut world = World::new(4);
+        world.arrive(1, 1_000_000, &[100.0; 4], false, &[]);
+        for number in 2..=4 {
+            world.arrive(number, 10, &[1.0; 4], false, &[]);
+        }
+        let memory = &world.rule.memories[&agent(1)];
+        let counts = memory.factor * memory.norm;
+        assert!(memory.counted <= 160 && counts <= 2.0 * NORM_CAP * 2.0, "{} examples, {counts}", memory.counted);
+    }
+
+    #[test]
+    fn an_agent_without_room_counts_at_its_own_close_alone() {
+        let mut world = World::new(1);
+        world.arrive(1, 10, &[2.0], false, &[]);
+        let inputs = MemoryInputs { active: 2, step: 0.5, begins: true, keeps: false, left: vec![] };
+        let arrival = Arrival {
+            agent: agent(2),
+            weight: 1.0,
+            mean_weight: 10,
+            staleness: 0,
+            base_dot: None,
+            recall: None,
+            memory: Some(&inputs),
+        };
+        world.rule.contribute(&world.model, &Arc::new(Delta::Dense(vec![4.0])), &arrival);
+        world.rule.close(&mut world.model);
+        assert_eq!(world.model, [1.75], "1 + a quarter of (2 + 4) / 2");
+        assert_eq!((world.rule.memories.len(), &world.rule.sum[..]), (1, &[20.0][..]));
     }
 
     #[test]

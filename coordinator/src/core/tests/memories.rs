@@ -1,8 +1,9 @@
 //! Memories by name: which update can be merged, what the EF21 rule is told, and which memories are forgotten.
 
 use anabranch_common::codec::Delta;
-use anabranch_common::ids::{Digest, Position};
+use anabranch_common::ids::{BranchId, Digest, Position};
 use anabranch_common::journal::{Contribution, Record, RecordBody};
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateMeta, Verdict};
@@ -101,7 +102,7 @@ fn another_model_and_another_rule_begin_without_memories() {
     let (model, version) = (Digest::default(), state.version.next());
     let imported = after(state, RecordBody::Imported { model, version, norm: 1.0 });
     assert_eq!(mark(&imported, 1), MemoryMark::EMPTY);
-    let branch = anabranch_common::ids::BranchId([9; 16]);
+    let branch = BranchId([9; 16]);
     let branched = RecordBody::Branched { branch, from: Position(0), version: state.version, norm: 1.0, examples: 0 };
     assert_eq!(mark(&after(state, branched), 1), MemoryMark::EMPTY);
     let other = after(state, RecordBody::ConfigChanged { spec: Box::new(spec()) });
@@ -113,19 +114,37 @@ fn another_model_and_another_rule_begin_without_memories() {
 
 /// A model of so many parameters that two memories fit, and one that leaves room for one alone.
 #[test]
-fn agents_that_were_silent_for_longest_make_room() {
+fn agents_that_have_a_memory_keep_it_and_others_get_none_where_there_is_no_room() {
     let mut world = World::started_with(remembering(), 4);
-    [2, 1, 3, 4].into_iter().for_each(|n| drop(merge(&mut world, n, 0, None)));
+    (1..=2).for_each(|n| drop(merge(&mut world, n, 0, None)));
     let mut state = world.state().clone();
     let large = |params: u64| {
-        let shape = vec![params];
-        let tensor = anabranch_common::manifest::TensorSpec { name: "w".into(), shape };
-        anabranch_common::manifest::ModelManifest::new(vec![tensor]).expect("valid")
+        let tensor = TensorSpec { name: "w".into(), shape: vec![params] };
+        ModelManifest::new(vec![tensor]).expect("valid")
     };
-    let left = |state: &RunState| state.memory_inputs(agent(4), None).expect("the rule is EF21").left;
-    assert_eq!(left(&state), []);
+    let keeps = |state: &RunState| {
+        [1, 2, 3].map(|n| {
+            let inputs = state.memory_inputs(agent(n), None).expect("the rule is EF21");
+            assert_eq!(inputs.left, [], "nobody makes room");
+            inputs.keeps
+        })
+    };
+    assert_eq!(keeps(&state), [true; 3]);
     state.manifest = large(32 << 20);
-    assert_eq!(left(&state), [agent(1), agent(2)], "two fit: the newest of the others, and the one that comes");
-    state.manifest = large(64 << 20);
-    assert_eq!(left(&state), [agent(1), agent(2), agent(3)]);
+    assert_eq!(keeps(&state), [true, true, false]);
+    let inputs = state.memory_inputs(agent(3), None);
+    let mut contribution = merge(&mut world, 3, 0, None);
+    contribution.memory = inputs;
+    state.move_memories(&contribution);
+    assert_eq!(mark(&state, 3), MemoryMark::EMPTY, "what it has sent is forgotten after its close");
+}
+
+/// Who comes often would else step as often along what the others have sent long ago.
+#[test]
+fn an_agent_that_reports_more_often_than_its_part_steps_less_far() {
+    let mut world = World::started_with(remembering(), 3);
+    let steps: Vec<f32> =
+        (0..40).map(|seq| merge(&mut world, 1, seq, None).memory.expect("the rule is EF21").step).collect();
+    assert!(steps.is_sorted_by(|one, next| one >= next) && steps[39] < 0.5 * steps[0], "{steps:?}");
+    assert_eq!(merge(&mut world, 2, 0, None).memory.map(|inputs| inputs.step), Some(1.0));
 }

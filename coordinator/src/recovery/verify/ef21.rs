@@ -16,8 +16,9 @@ use crate::recovery::RecoveryError;
 #[derive(Debug, Clone, PartialEq)]
 struct Held {
     h: Vec<f32>,
-    n: u64,
+    examples: u64,
     norm: f64,
+    n: u64,
     f: f64,
 }
 
@@ -34,7 +35,10 @@ pub(super) struct Ef21 {
     lr: f64,
     arrivals: u64,
     agents: u32,
+    step: f32,
     waits: bool,
+    /// Who has no room, and is forgotten after the close.
+    passes: Option<AgentId>,
     g: Vec<f32>,
     held: BTreeMap<AgentId, Held>,
 }
@@ -44,7 +48,8 @@ impl Ef21 {
     pub(super) fn of(spec: &MergeSpec, params: usize) -> Option<Self> {
         let MergeSpec::Ef21 { server_lr } = spec else { return None };
         let lr = f64::from(*server_lr);
-        Some(Self { lr, arrivals: 0, agents: 0, waits: false, g: vec![0.0; params], held: BTreeMap::new() })
+        let (g, held) = (vec![0.0; params], BTreeMap::new());
+        Some(Self { lr, arrivals: 0, agents: 0, step: 0.0, waits: false, passes: None, g, held })
     }
 
     /// Takes over what a checkpoint has saved.
@@ -52,8 +57,9 @@ impl Ef21 {
         let [g] = saved.vectors() else { return Err(saved.different()) };
         self.g = saved.load(g)?;
         let (figures, memories) = beside_vectors(saved)?;
-        let Figures { arrivals, active, pending } = figures;
-        (self.arrivals, self.agents, self.waits) = (arrivals, active, pending);
+        let Figures { arrivals, active, step, pending, passing } = figures;
+        (self.arrivals, self.agents, self.step) = (arrivals, active, step);
+        (self.waits, self.passes) = (pending, passing);
         self.held = memories.into_iter().map(|(agent, memory)| (agent, held(&memory))).collect();
         Ok(())
     }
@@ -64,51 +70,53 @@ impl Ef21 {
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the sum is f32")]
+    fn forget(&mut self, agent: AgentId) {
+        let Some(held) = self.held.remove(&agent) else { return };
+        plus(&mut self.g, &held.h, -held.weight());
+    }
+
     pub(super) fn contribute(&mut self, delta: &Delta, contribution: &Contribution) {
         let Some(inputs) = &contribution.memory else { return };
         let (agent, w) = (contribution.meta.key.agent, contribution.weight);
         for gone in inputs.left.iter().chain(inputs.begins.then_some(&agent)) {
-            if let Some(held) = self.held.remove(gone) {
-                let weight = held.weight();
-                for at in 0..self.g.len() {
-                    let part = weight * held.h[at];
-                    self.g[at] -= part;
-                }
-            }
+            self.forget(*gone);
         }
-        let none = Held { h: vec![0.0; self.g.len()], n: 0, norm: 0.0, f: 1.0 };
-        let mut own = self.held.remove(&agent).unwrap_or(none);
-        let before = own.weight();
+        let none = Held { h: vec![0.0; self.g.len()], examples: 0, norm: 0.0, n: 0, f: 1.0 };
+        let own = self.held.entry(agent).or_insert(none);
+        add(&mut self.g, delta, own.weight() * w);
         add(&mut own.h, delta, w);
         own.norm = norm(&own.h);
-        own.n = contribution.mean_weight;
-        let mut norms: Vec<f64> = self.held.values().map(|held| held.norm).collect();
-        norms.push(own.norm);
-        norms.sort_by(f64::total_cmp);
-        let most = 4.0 * norms[(norms.len() - 1) / 2];
-        own.f = if most > 0.0 && own.norm > most { most / own.norm } else { 1.0 };
-        let after = own.weight();
-        add(&mut self.g, delta, before * w);
-        if after != before {
-            let more = (f64::from(after) - f64::from(before)) as f32;
-            for at in 0..self.g.len() {
-                let part = more * own.h[at];
-                self.g[at] += part;
-            }
-        }
-        self.held.insert(agent, own);
+        own.examples = contribution.mean_weight;
         self.arrivals += 1;
         self.agents = if inputs.active == 0 { 1 } else { inputs.active };
-        self.waits = true;
-        if self.arrivals.is_multiple_of(16 * self.held.len() as u64) {
+        (self.step, self.waits) = (inputs.step, true);
+        self.passes = if inputs.keeps { None } else { Some(agent) };
+        let anew = self.arrivals.is_multiple_of(16 * self.held.len() as u64);
+        self.weigh(agent, anew);
+        if anew {
             self.g.fill(0.0);
             for held in self.held.values() {
-                let weight = held.weight();
-                for at in 0..self.g.len() {
-                    let part = weight * held.h[at];
-                    self.g[at] += part;
-                }
+                plus(&mut self.g, &held.h, held.weight());
+            }
+        }
+    }
+
+    /// What each memory counts for now, where it is far from what it did.
+    fn weigh(&mut self, agent: AgentId, anew: bool) {
+        let mut norms: Vec<f64> = self.held.values().map(|held| held.norm).collect();
+        let mut claims: Vec<u64> = self.held.values().map(|held| held.examples).collect();
+        norms.sort_by(f64::total_cmp);
+        claims.sort_unstable();
+        let middle = (norms.len() - 1) / 2;
+        for (id, held) in &mut self.held {
+            let before = held.weight();
+            let n = held.examples.min(claims[middle].saturating_mul(8));
+            let most = 4.0 * norms[middle];
+            let f = if most > 0.0 && held.norm > most { most / held.norm } else { 1.0 };
+            let now = Held { h: Vec::new(), n, f, ..*held }.weight();
+            if anew || *id == agent || now > 2.0 * before || before > 2.0 * now {
+                (held.n, held.f) = (n, f);
+                plus(&mut self.g, &held.h, now - before);
             }
         }
     }
@@ -124,9 +132,12 @@ impl Ef21 {
             examples = examples.saturating_add(held.n);
         }
         let examples = if examples == 0 { 1.0 } else { examples as f64 };
-        let rate = self.lr / (f64::from(self.agents) * examples);
+        let rate = self.lr * f64::from(self.step) / (f64::from(self.agents) * examples);
         for (at, x) in x.iter_mut().enumerate() {
             *x = (f64::from(*x) + rate * f64::from(self.g[at])) as f32;
+        }
+        if let Some(agent) = self.passes.take() {
+            self.forget(agent);
         }
     }
 
@@ -136,7 +147,8 @@ impl Ef21 {
             return Ok(false);
         }
         let (figures, memories) = beside_vectors(saved)?;
-        let same = figures == Figures { arrivals: self.arrivals, active: self.agents, pending: self.waits };
+        let (arrivals, active, step) = (self.arrivals, self.agents, self.step);
+        let same = figures == Figures { arrivals, active, step, pending: self.waits, passing: self.passes };
         let memories = memories.iter().map(|(agent, memory)| (*agent, held(memory)));
         Ok(same && memories.eq(self.held.iter().map(|(agent, held)| (*agent, held.clone()))))
     }
@@ -149,8 +161,16 @@ fn beside_vectors(saved: &Saved<'_>) -> Result<(Figures, BTreeMap<AgentId, Memor
 }
 
 fn held(memory: &Memory) -> Held {
-    let Memory { values, examples, norm, factor } = memory;
-    Held { h: values.to_vec(), n: *examples, norm: *norm, f: *factor }
+    let Memory { values, examples, norm, counted, factor } = memory;
+    Held { h: values.to_vec(), examples: *examples, norm: *norm, n: *counted, f: *factor }
+}
+
+/// `target += weight * values`.
+fn plus(target: &mut [f32], values: &[f32], weight: f32) {
+    for (at, target) in target.iter_mut().enumerate() {
+        let part = weight * values[at];
+        *target += part;
+    }
 }
 
 fn norm(values: &[f32]) -> f64 {

@@ -46,7 +46,8 @@ impl Memories {
             return ensure(!keeps, NAME, || format!("record {position} has no memory"));
         };
         let empty = said.is_none_or(|mark| mark == MemoryMark::EMPTY);
-        ensure(keeps && inputs.begins == empty && inputs.active > 0, NAME, || {
+        let step = inputs.step > 0.0 && inputs.step <= 1.0;
+        ensure(keeps && inputs.begins == empty && inputs.active > 0 && step, NAME, || {
             format!("record {position}: {inputs:?} of a difference against {said:?}")
         })?;
         let left = inputs.left.iter().all(|left| *left != agent && self.held.contains_key(left));
@@ -70,6 +71,9 @@ impl Memories {
         }
         *mark = mark.with(update.meta.payload_digest, update.weight);
         self.known.insert(mark.0, Digest::of_f32(values));
+        if !inputs.keeps {
+            self.held.remove(&agent);
+        }
         Ok(())
     }
 
