@@ -69,6 +69,8 @@ pub const MODEL_PARAMS: usize = 1 << 30;
 pub const MODEL_FILE_BYTES: u64 = 4 * MODEL_PARAMS as u64 + (100 << 20);
 /// Hidden layers of an mlp, and convolutions or hidden dense layers of a cnn: their tensors fit in a manifest.
 pub const HIDDEN_LAYERS: usize = 1024;
+/// Members of a pod. The best cut of the deepest model for as many takes tens of milliseconds.
+pub const POD_MEMBERS: usize = 64;
 /// Width of a layer or extent of an input: products of four of them stay far below 2^64 where
 /// they are multiplied.
 pub const LAYER_WIDTH: u64 = 1 << 24;

@@ -9,6 +9,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 
 use super::Schedule;
+use crate::limits;
 use crate::spec::{LayerCost, Layers};
 
 /// Bytes of a value.
@@ -81,6 +82,9 @@ pub enum CutError {
     /// Nobody computes.
     #[error("a pod has at least one member")]
     NoMembers,
+    /// More than `limits::POD_MEMBERS`.
+    #[error("a pod has at most {most} members, not {0}", most = limits::POD_MEMBERS)]
+    TooManyMembers(usize),
     /// Each stage has at least one layer.
     #[error("{stages} stages are more than the {layers} layers of the model")]
     TooManyStages {
@@ -120,6 +124,9 @@ pub enum CutError {
 pub fn cut(table: &[Row], members: &[Member], load: &Load) -> Result<Vec<Stage>, CutError> {
     if members.is_empty() {
         return Err(CutError::NoMembers);
+    }
+    if members.len() > limits::POD_MEMBERS {
+        return Err(CutError::TooManyMembers(members.len()));
     }
     if members.len() > table.len() {
         return Err(CutError::TooManyStages { stages: members.len(), layers: table.len() });
@@ -321,6 +328,16 @@ mod tests {
         assert_eq!(together, CutError::TooLarge { stages: 2, needed_bytes: 3400, memory_bytes: 2600 });
         let many = refused(&[member(1, 1 << 20); 5]).to_string();
         assert_eq!(many, "5 stages are more than the 4 layers of the model");
+        let crowd = refused(&[member(1, 1 << 20); limits::POD_MEMBERS + 1]);
+        assert_eq!(crowd, CutError::TooManyMembers(limits::POD_MEMBERS + 1));
+    }
+
+    #[test]
+    fn the_deepest_model_is_cut_for_as_many_members_as_there_may_be() {
+        let table: Vec<Row> = (0..2 * limits::HIDDEN_LAYERS + 1).map(|_| row(10, 1, 1, 1)).collect();
+        let stages = cut(&table, &[member(1, 1 << 30); limits::POD_MEMBERS], &LOAD).expect("it fits");
+        let longest = stages.iter().map(|stage| stage.layers.len()).max();
+        assert_eq!(longest, Some(table.len().div_ceil(limits::POD_MEMBERS)));
     }
 
     #[test]
