@@ -69,6 +69,14 @@ impl RunState {
         }
     }
 
+    /// The model is another one: the merge rule begins anew, without memories.
+    pub(super) fn forget_memories(&mut self) {
+        if self.spec.merge.uses_shares() {
+            let changed = self.shares.forget_updates();
+            self.shares_changed(changed);
+        }
+    }
+
     /// The merge rule begins with no memory.
     pub(super) fn forget_marks(&mut self) {
         self.agents.change(|known| known.memory != MemoryMark::EMPTY, |known| known.memory = MemoryMark::EMPTY);

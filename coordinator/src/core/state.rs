@@ -525,16 +525,8 @@ impl RunState {
         self.agents.forget_digests();
     }
 
-    /// The model is another one: the merge rule begins anew, without memories.
-    fn forget_memories(&mut self) {
-        if self.spec.merge.uses_shares() {
-            let changed = self.shares.forget_updates();
-            self.shares_changed(changed);
-        }
-    }
-
     /// An agent's part of the shares is saved with the agent. Whoever changes it has changed the agent as well.
-    fn shares_changed(&mut self, changed: shares::Changed) {
+    pub(super) fn shares_changed(&mut self, changed: shares::Changed) {
         match changed {
             shares::Changed::EveryAgent => self.agents.forget_digests(),
             shares::Changed::Also(others) => {
