@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use anabranch_common::pod::order::{StageOrder, Work};
+use anabranch_common::pod::order::{OutOfTurn, StageOrder, Work};
 use anabranch_common::spec::TrainSpec;
 use burn_flex::Flex;
 use burn_tensor::Tensor;
@@ -11,7 +11,6 @@ use burn_tensor::Tensor;
 use super::super::graph::{Input, Matrix, Place, Trace};
 use super::super::stage::{self, Stage};
 use super::super::{add_share, pull_back};
-use super::PipelineError;
 use crate::train::TrainError;
 use crate::train::optimizer::Optimizer;
 
@@ -93,6 +92,11 @@ impl<'a> Member<'a> {
         })
     }
 
+    /// What comes next, whether or not its input is there; nothing when the stage is through.
+    pub(super) fn next(&self) -> Option<Work> {
+        self.order.next()
+    }
+
     pub(super) fn ready(&self) -> Option<Work> {
         self.order.ready()
     }
@@ -106,14 +110,14 @@ impl<'a> Member<'a> {
         }
     }
 
-    pub(super) fn take_activations(&mut self, activations: Matrix) -> Result<(), PipelineError> {
-        self.order.activation().map_err(|error| TrainError::Failed(error.to_string()))?;
+    pub(super) fn take_activations(&mut self, activations: Matrix) -> Result<(), OutOfTurn> {
+        self.order.activation()?;
         self.activations.push_back(activations);
         Ok(())
     }
 
-    pub(super) fn take_gradient(&mut self, slope: Matrix) -> Result<(), PipelineError> {
-        self.order.gradient().map_err(|error| TrainError::Failed(error.to_string()))?;
+    pub(super) fn take_gradient(&mut self, slope: Matrix) -> Result<(), OutOfTurn> {
+        self.order.gradient()?;
         self.slopes.push_back(slope.values);
         Ok(())
     }

@@ -14,11 +14,12 @@
 
 mod feed;
 mod member;
+mod stall;
 
 use std::ops::{ControlFlow, Range};
 
 use anabranch_common::pod::Schedule;
-use anabranch_common::pod::order::{Order, OrderError, Work};
+use anabranch_common::pod::order::{Order, OrderError, OutOfTurn, Work};
 use anabranch_common::spec::{ModelSpec, TrainSpec};
 use burn_flex::Flex;
 
@@ -31,6 +32,8 @@ use crate::train::{StepReport, TrainError};
 use feed::Feed;
 use member::Member;
 
+pub use stall::{Missing, Waiting};
+
 /// Why a model cannot be trained in stages.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PipelineError {
@@ -40,6 +43,12 @@ pub enum PipelineError {
     /// The schedule cannot be used.
     #[error(transparent)]
     Order(#[from] OrderError),
+    /// A stage sent what the next one has no use for: a fault of the order.
+    #[error(transparent)]
+    OutOfTurn(#[from] OutOfTurn),
+    /// No stage can go on, and some are not through: a fault of the order.
+    #[error("no stage can go on: {}", stall::list(.0))]
+    Stalled(Vec<Waiting>),
     /// Stages have to be consecutive layers that cover the model.
     #[error("stages end at the layers {ends:?}, expected increasing figures, the last one {layers}")]
     Cut {
@@ -166,6 +175,7 @@ struct Round<'a> {
 type Control<'a> = dyn FnMut(StepReport) -> ControlFlow<()> + 'a;
 
 impl Round<'_> {
+    /// Lets stages work until all are through or `control` ends the round.
     fn run(&mut self, plan: &TrainSpec, control: &mut Control<'_>) -> Result<(), PipelineError> {
         loop {
             let mut idle = true;
@@ -175,7 +185,8 @@ impl Round<'_> {
                 }
             }
             if idle {
-                return Ok(());
+                let waiting = if self.stopped { Vec::new() } else { self.waiting() };
+                return if waiting.is_empty() { Ok(()) } else { Err(PipelineError::Stalled(waiting)) };
             }
         }
     }

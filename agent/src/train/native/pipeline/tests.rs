@@ -268,6 +268,41 @@ fn a_round_that_is_stopped_ends_after_that_step() {
     assert_eq!(stopped.losses, trained(&spec, &[1, 2, 4], &plan(9, 9, &SGD), turns).losses[..3]);
 }
 
+/// Runs a round whose stages follow orders of their own, which do not fit each other.
+fn at_odds(spec: &ModelSpec, ends: &[usize], orders: &[Order]) -> Result<Vec<f32>, PipelineError> {
+    let pipeline = Pipeline::new(spec, ends, 1).expect("valid");
+    let (base, shard, plan) = (pipeline.initial(1), shard(spec), plan(2, 8, &SGD));
+    let feed = Feed::new(&pipeline.architecture, shard.as_ref(), &plan, 2, 4).expect("valid");
+    let members = pipeline.stages.iter().zip(orders).zip(0..);
+    let members =
+        members.map(|((stage, order), index)| Member::new(stage, order.stage(index), &plan, &base).expect("valid"));
+    let members = members.collect();
+    let (pipeline, order) = (&pipeline, orders[0]);
+    let mut round = Round { pipeline, order, feed, members, losses: Vec::new(), loss_sum: 0.0, stopped: false };
+    round.run(&plan, &mut |_| ControlFlow::Continue(()))?;
+    Ok(round.losses)
+}
+
+#[test]
+fn a_round_in_which_stages_wait_for_each_other_is_an_error() {
+    let order =
+        |schedule, stages, micro_batches, steps| Order::new(schedule, stages, micro_batches, steps).expect("valid");
+    let flush = |micro_batches, steps| order(Schedule::Flush, 2, micro_batches, steps);
+    let told = |spec: &ModelSpec, ends: &[usize], orders: &[Order]| at_odds(spec, ends, orders).expect_err("it stalls");
+    assert_eq!(at_odds(&mlp(&[12]), &[1, 2], &[flush(2, 2); 2]).expect("the same order").len(), 2);
+
+    let short = told(&mlp(&[12]), &[1, 2], &[flush(2, 1), flush(2, 2)]);
+    assert!(matches!(&short, PipelineError::Stalled(waiting) if waiting.len() == 1), "{short:?}");
+    let text = "no stage can go on: stage 1 waits for the activations of micro-batch 0 of step 1";
+    assert_eq!(short.to_string(), text);
+    let text = "no stage can go on: stage 0 waits for the tied tensor's gradient of step 0, \
+                stage 1 waits for the activations of micro-batch 1 of step 0";
+    assert_eq!(told(&gpt(), &[2, 6], &[flush(1, 1), flush(2, 1)]).to_string(), text);
+
+    let error = told(&mlp(&[12]), &[1, 2], &[flush(2, 2), flush(2, 1)]);
+    assert_eq!(error, PipelineError::OutOfTurn(OutOfTurn { what: "activations", micro_batch: 2 }));
+}
+
 #[test]
 fn what_cannot_be_cut_or_shared_out_is_refused_with_the_numbers() {
     let spec = mlp(&[12]);
