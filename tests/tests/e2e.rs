@@ -149,8 +149,10 @@ fn what_is_said_of_the_result_is_what_its_export_is_worth_also_where_that_is_an_
     let mut trainer = native_with(&model, options)?;
     let (_, values) = model_file::read(&path, Some(trainer.manifest()))?;
     let found = trainer.evaluate(&values, &*shard::open(&test, &ShardOptions::for_model(&model))?)?;
-    assert_eq!((said.accuracy, said.num_examples), (found.accuracy, found.num_examples));
-    assert!((said.loss - found.loss).abs() < 1e-9, "{said:?} {found:?}");
+    assert_eq!(said.num_examples, found.num_examples);
+    // What is said is a mean over evaluators, and rounds: accuracy by 1e-16 where the examples are 360.
+    let differ = [said.accuracy - found.accuracy, said.loss - found.loss].map(f64::abs);
+    assert!(differ.iter().all(|by| *by < 1e-9), "{said:?} {found:?}");
     cluster.verify()?;
     Ok(())
 }
