@@ -438,12 +438,25 @@ optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
     assert_eq!(figure("slowdown_mlp_sgd_synchronous"), Some(1.0));
     assert!(figure("final_accuracy_mlp_sgd_synchronous") > Some(0.5), "{:?}", report.metrics);
     // With an update a micro-batch the first stage is two updates late, and with as many micro-batches as stages one.
-    assert!(figure("slowdown_mlp_sgd_predict_3_m3") < figure("slowdown_mlp_sgd_stale_3_m1"), "{:?}", report.metrics);
-    for weights in ["stale", "stash", "predict"] {
-        let slowdown = figure(&format!("slowdown_mlp_sgd_{weights}_3_m1"));
-        assert!(slowdown.is_some_and(|times| (0.5..=2.0).contains(&times)), "{weights}: {slowdown:?}");
+    for turn in ["stale_3_m1", "stash_3_m1", "predict_3_m1", "stale_3_m3", "stash_3_m3", "2bw_3_m3", "predict_3_m3"] {
+        let slowdown = figure(&format!("slowdown_mlp_sgd_{turn}"));
+        assert!(slowdown.is_some_and(|times| (0.5..=2.0).contains(&times)), "{turn}: {slowdown:?}");
+        assert_eq!(figure(&format!("diverged_mlp_sgd_{turn}")), Some(0.0), "{turn}");
     }
-    assert!(figure("slowdown_mlp_sgd_2bw_3_m1").is_none() && figure("slowdown_mlp_sgd_2bw_3_m3").is_some());
+    assert!(figure("slowdown_mlp_sgd_predict_3_m3") < figure("slowdown_mlp_sgd_stale_3_m1"), "{:?}", report.metrics);
+    assert!(figure("slowdown_mlp_sgd_2bw_3_m1").is_none());
     assert_eq!(run()?.metrics, report.metrics);
+
+    // Figures of one name would be taken for those of other seeds.
+    let text = std::fs::read_to_string(&path)?;
+    let sgd = "{ kind = \"sgd\", lr = 0.05, momentum = 0.9 }";
+    for (from, to, told) in [
+        (sgd, format!("{sgd}, {sgd}"), "models.mlp.optimizers must each be of another kind"),
+        ("[3]", "[3, 3]".to_owned(), "stages must differ: [3, 3]"),
+    ] {
+        std::fs::write(&path, text.replace(from, &to))?;
+        let error = PipelineWorkload::read(&path).expect_err("two of one name");
+        assert_eq!(error.root_cause().to_string(), told);
+    }
     Ok(())
 }

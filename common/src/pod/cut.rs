@@ -8,7 +8,7 @@
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use super::Schedule;
+use super::{Schedule, Weights};
 use crate::limits;
 use crate::spec::{LayerCost, Layers};
 
@@ -93,14 +93,18 @@ pub enum CutError {
         /// Rows of the table.
         layers: usize,
     },
-    /// A layer is too large for every member.
-    #[error("layer {name} takes {needed_bytes} bytes, more than the {memory_bytes} bytes of any member")]
+    /// A layer is too large for every member that it could lie at.
+    #[error(
+        "layer {name} fits at no member: stage {stage} comes closest, where it takes {needed_bytes} bytes of {memory_bytes}"
+    )]
     LayerTooLarge {
         /// The layer.
         name: String,
-        /// What it takes where it takes the least.
+        /// The stage whose member lacks the least memory for it, from 0.
+        stage: usize,
+        /// What it takes there.
         needed_bytes: u64,
-        /// What the member with the largest memory may use.
+        /// What that member may use.
         memory_bytes: u64,
     },
     /// The model fits in no cut.
@@ -175,10 +179,26 @@ impl<'a> Program<'a> {
     }
 
     fn memory_bytes(&self, stage: usize, layers: &Range<usize>) -> u64 {
+        self.held_bytes(stage, layers).saturating_add(self.queued_bytes(stage, layers.start))
+    }
+
+    /// Inputs that may lie at a stage before their forward pass: the stage before has more in flight.
+    fn queued_bytes(&self, stage: usize, start: usize) -> u64 {
+        let (Some(before), Some(layer)) = (stage.checked_sub(1), start.checked_sub(1)) else { return 0 };
+        let Load { schedule, micro_batches, micro_batch_examples, .. } = *self.load;
+        let in_flight = |stage| schedule.in_flight(to_u32(stage), to_u32(self.members.len()), micro_batches);
+        let queued = u64::from(in_flight(before).saturating_sub(in_flight(stage)));
+        queued.saturating_mul(micro_batch_examples.into()).saturating_mul(self.table[layer].cost.output_bytes)
+    }
+
+    /// What a stage takes without inputs that wait.
+    fn held_bytes(&self, stage: usize, layers: &Range<usize>) -> u64 {
         let (index, stages) = (to_u32(stage), to_u32(self.members.len()));
         let Load { schedule, micro_batches, micro_batch_examples, fixed_bytes, vectors } = *self.load;
+        // The newest is one of the load's vectors. Weights that are moved on are computed beside those that they are made of.
         let versions = schedule.versions(index, stages, micro_batches).saturating_sub(1);
-        let vectors = u64::from(vectors).saturating_add(versions.into());
+        let moved_on = schedule == Schedule::Pipelined(Weights::Predict) && index + 1 < stages;
+        let vectors = u64::from(vectors).saturating_add(versions.into()).saturating_add(moved_on.into());
         let params = self.params[layers.end] - self.params[layers.start];
         let examples =
             u64::from(schedule.in_flight(index, stages, micro_batches)).saturating_mul(micro_batch_examples.into());
@@ -254,18 +274,20 @@ impl<'a> Program<'a> {
     }
 
     fn why_nothing_fits(&self) -> CutError {
-        let members = 0..self.members.len();
-        let least = |layer: usize| members.clone().map(|stage| self.memory_bytes(stage, &(layer..layer + 1))).min();
+        let held = |stage: usize, layer: usize| self.held_bytes(stage, &(layer..layer + 1));
+        // Each stage before and behind has a layer of its own.
+        let stages = |layer: usize| (0..self.members.len()).filter(move |s| *s <= layer && layer < self.last_end(*s));
         for (layer, row) in self.table.iter().enumerate() {
-            if !members.clone().any(|stage| self.fits(stage, &(layer..layer + 1))) {
-                let memory_bytes = self.members.iter().map(|member| member.memory_bytes).max().unwrap_or(0);
-                return CutError::LayerTooLarge {
-                    name: row.name.clone(),
-                    needed_bytes: least(layer).unwrap_or(0),
-                    memory_bytes,
-                };
-            }
+            let lacks = |stage: &usize| held(*stage, layer).saturating_sub(self.members[*stage].memory_bytes);
+            let Some(stage) = stages(layer).min_by_key(lacks).filter(|stage| lacks(stage) > 0) else { continue };
+            return CutError::LayerTooLarge {
+                name: row.name.clone(),
+                stage,
+                needed_bytes: held(stage, layer),
+                memory_bytes: self.members[stage].memory_bytes,
+            };
         }
+        let least = |layer: usize| stages(layer).map(|stage| held(stage, layer)).min();
         let fixed = self.load.fixed_bytes;
         let of_layers = (0..self.table.len()).map(|layer| least(layer).unwrap_or(0).saturating_sub(fixed));
         let needed = of_layers.fold(fixed.saturating_mul(self.members.len() as u64), u64::saturating_add);
@@ -282,7 +304,6 @@ fn to_u32(count: usize) -> u32 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Weights;
     use super::*;
     use crate::spec::{ModelKind, ModelSpec};
 
@@ -313,7 +334,8 @@ mod tests {
         let stages = cut(&table, &[roomy(15), roomy(5)], &LOAD).expect("it fits");
         // 3 passes of 6 layers of 10 at 15 a second; at the first of two stages two micro-batches are in flight.
         assert_eq!((stages[0].time_ns, stages[0].memory_bytes), (12_000_000_000, 100 + 6 * 4 * 2 + 2 * 6));
-        assert_eq!((stages[1].time_ns, stages[1].memory_bytes), (12_000_000_000, 100 + 2 * 4 * 2 + 2));
+        // One is in flight at the last one, and the input of one more waits there.
+        assert_eq!((stages[1].time_ns, stages[1].memory_bytes), (12_000_000_000, 100 + 2 * 4 * 2 + 2 + 1));
     }
 
     #[test]
@@ -323,7 +345,8 @@ mod tests {
         let refused = |members: &[Member]| cut(&table, members, &LOAD).expect_err("it does not fit");
         assert_eq!(refused(&[]), CutError::NoMembers);
         let small = refused(&[member(1, 899), member(1, 800)]).to_string();
-        assert_eq!(small, "layer layer of 10 takes 900 bytes, more than the 899 bytes of any member");
+        let told = "layer layer of 10 fits at no member: stage 0 comes closest, where it takes 900 bytes of 899";
+        assert_eq!(small, told);
         let together = refused(&[member(1, 900), member(1, 1700)]);
         assert_eq!(together, CutError::TooLarge { stages: 2, needed_bytes: 3400, memory_bytes: 2600 });
         let many = refused(&[member(1, 1 << 20); 5]).to_string();
@@ -352,7 +375,22 @@ mod tests {
         let load = Load { schedule: Schedule::Pipelined(Weights::Stash), micro_batches: 1, ..LOAD };
         let stages = cut(&table, &[member(1, 1 << 20); 4], &load).expect("it fits");
         let memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
-        assert_eq!(memory, [5, 4, 3, 2].map(|vectors| 100 + 100 * 4 * vectors));
+        // At the stages behind the first one the input of one more micro-batch waits.
+        assert_eq!(memory, [(5, 0), (4, 1), (3, 1), (2, 1)].map(|(vectors, waits)| 100 + 100 * 4 * vectors + waits));
+        let load = Load { schedule: Schedule::Pipelined(Weights::Predict), ..load };
+        let stages = cut(&table, &[member(1, 1 << 20); 4], &load).expect("it fits");
+        let memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
+        // The last update, and but for the last stage the weights moved on by it.
+        assert_eq!(memory, [(4, 0), (4, 1), (4, 1), (3, 1)].map(|(vectors, waits)| 100 + 100 * 4 * vectors + waits));
+        // The first stage stashes more than the last one: a member with more memory may be further from fitting.
+        let load = Load { schedule: Schedule::Pipelined(Weights::Stash), micro_batches: 1, fixed_bytes: 0, ..LOAD };
+        let told = cut(&table[..2], &[member(1, 1000), member(1, 700)], &load).expect_err("too large").to_string();
+        assert_eq!(
+            told,
+            "layer layer of 10 fits at no member: stage 0 comes closest, where it takes 1200 bytes of 1000"
+        );
+        let told = cut(&table[..2], &[member(1, 1200), member(1, 700)], &load).expect_err("too large").to_string();
+        assert_eq!(told, "layer layer of 10 fits at no member: stage 1 comes closest, where it takes 800 bytes of 700");
     }
 
     #[test]

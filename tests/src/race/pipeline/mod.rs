@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_agent::train::native::pipeline::{Pipeline, PipelineError, Trained};
-use anabranch_agent::train::{NativeOptions, StepReport, Trainer, native_with};
+use anabranch_agent::train::{NativeOptions, StepReport, TrainError, Trainer, native_with};
 use anabranch_common::pod::cut::{Load, Member, cut, table};
 use anabranch_common::pod::{Schedule, Weights};
 use anabranch_common::spec::{ModelSpec, OptimizerSpec};
@@ -27,7 +27,7 @@ use crate::report::{Report, quantile};
 
 pub use workload::{Case, PipelineWorkload};
 
-use workload::Examples;
+use workload::{Examples, kind};
 
 /// Most that the synchronous steps of a prediction may grow by at 8 stages.
 const PREDICT_AIM: f64 = 1.15;
@@ -72,10 +72,21 @@ struct Turn {
 /// What a run came to.
 #[derive(Debug, Clone, Copy, Default)]
 struct Outcome {
-    /// At the end of the steps of one machine; not finite where training diverged.
+    /// At the end of the steps of one machine; not finite where training diverged before.
     loss: f64,
     accuracy: f64,
     slowdown: f64,
+    /// Whether training diverged, be it after it had reached the loss of one machine.
+    diverged: bool,
+}
+
+/// What a run gave until its end, which may be that it diverged.
+#[derive(Debug)]
+struct Ran {
+    /// Losses of its steps, up to the last one that was finite.
+    losses: Vec<f32>,
+    /// The model, unless training diverged.
+    end: Option<Vec<f32>>,
 }
 
 /// A model with an optimizer and a seed, whose schedules are compared with one machine.
@@ -99,10 +110,7 @@ pub fn run(options: &PipelineOptions) -> anyhow::Result<Report> {
     let mut comparisons = Vec::new();
     for (case, examples) in workload.models.iter().zip(&examples) {
         for optimizer in &case.optimizers {
-            let name = match optimizer {
-                OptimizerSpec::Sgd { .. } => format!("{}_sgd", case.name),
-                OptimizerSpec::AdamW { .. } => format!("{}_adamw", case.name),
-            };
+            let name = format!("{}_{}", case.name, kind(optimizer));
             for seed in options.seed..options.seed + options.seeds {
                 comparisons.push(Comparison { name: name.clone(), case, optimizer, examples, seed });
             }
@@ -163,34 +171,34 @@ impl Comparison<'_> {
         let spec = &self.case.model;
         let mut judge = native_with(spec, NativeOptions { threads: Some(1), ..NativeOptions::default() })?;
         let one = self.train(1, Schedule::Flush, 1, steps, &mut |_| ControlFlow::Continue(()))?;
-        let one = one.context("one machine diverges: its learning rate is too high")?;
+        let end = one.end.context("one machine diverges: its learning rate is too high")?;
         let target = mean_of_last(&one.losses, window);
         let own_steps = reaches(&one.losses, window, target).unwrap_or(self.case.steps as usize);
-        let synchronous = self.judged(judge.as_mut(), &one, target, 1.0)?;
+        let accuracy = self.accuracy(judge.as_mut(), &end);
+        let synchronous = Outcome { loss: target, accuracy, slowdown: 1.0, diverged: false };
         let mut outcomes = vec![("synchronous".to_owned(), synchronous)];
         for turn in turns {
             let schedule = Schedule::Pipelined(turn.weights);
             let mut go_on = |_: StepReport| ControlFlow::Continue(());
-            let found = self.train(turn.stages, schedule, turn.micro_batches, steps, &mut go_on)?;
+            let ran = self.train(turn.stages, schedule, turn.micro_batches, steps, &mut go_on)?;
+            let mut reached = reaches(&ran.losses, window, target);
+            let mut diverged = ran.end.is_none();
+            if reached.is_none() && !diverged {
+                let longer = self.longer(workload, turn, target)?;
+                reached = reaches(&longer.losses, window, target);
+                diverged = longer.end.is_none();
+            }
             let most = f64::from(workload.most_times);
-            let outcome = match found {
-                None => Outcome { loss: f64::NAN, accuracy: 0.0, slowdown: most },
-                Some(trained) => {
-                    let reached = match reaches(&trained.losses, window, target) {
-                        Some(step) => Some(step),
-                        None => self.longer(workload, turn, target)?,
-                    };
-                    let slowdown = reached.map_or(most, |step| (step as f64 / own_steps as f64).min(most));
-                    self.judged(judge.as_mut(), &trained, mean_of_last(&trained.losses, window), slowdown)?
-                }
-            };
-            outcomes.push((turn.name.clone(), outcome));
+            let slowdown = reached.map_or(most, |step| (step as f64 / own_steps as f64).min(most));
+            let loss = ran.end.as_ref().map_or(f64::NAN, |_| mean_of_last(&ran.losses, window));
+            let accuracy = ran.end.map_or(0.0, |end| self.accuracy(judge.as_mut(), &end));
+            outcomes.push((turn.name.clone(), Outcome { loss, accuracy, slowdown, diverged }));
         }
         Ok(outcomes)
     }
 
-    /// The step at which a longer run reaches the target.
-    fn longer(&self, workload: &PipelineWorkload, turn: &Turn, target: f64) -> anyhow::Result<Option<usize>> {
+    /// Runs more steps, until the target is reached.
+    fn longer(&self, workload: &PipelineWorkload, turn: &Turn, target: f64) -> anyhow::Result<Ran> {
         let (window, mut losses) = (workload.window_steps, Vec::new());
         let mut until = |report: StepReport| {
             losses.push(report.loss);
@@ -198,12 +206,10 @@ impl Comparison<'_> {
             if is_there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let steps = self.case.steps.saturating_mul(workload.most_times);
-        let schedule = Schedule::Pipelined(turn.weights);
-        let found = self.train(turn.stages, schedule, turn.micro_batches, steps, &mut until)?;
-        Ok(found.and_then(|trained| reaches(&trained.losses, window, target)))
+        self.train(turn.stages, Schedule::Pipelined(turn.weights), turn.micro_batches, steps, &mut until)
     }
 
-    /// What training in stages gave; nothing where it diverged.
+    /// Trains in stages.
     fn train(
         &self,
         stages: u32,
@@ -211,22 +217,30 @@ impl Comparison<'_> {
         micro_batches: u32,
         steps: u32,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> anyhow::Result<Option<Trained>> {
+    ) -> anyhow::Result<Ran> {
         let pipeline = Pipeline::new(&self.case.model, &ends(&self.case.model, stages)?, 1)?;
         let (base, plan) = (pipeline.initial(self.seed), self.case.plan(self.optimizer, steps));
-        let train = self.examples.train.as_ref();
-        match pipeline.train(&base, &plan, (schedule, micro_batches), self.seed, train, control) {
-            Ok(trained) => Ok(Some(trained)),
-            Err(PipelineError::Train(error)) if error.is_passing() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let (train, mut losses) = (self.examples.train.as_ref(), Vec::new());
+        let mut note = |report: StepReport| {
+            losses.push(report.loss);
+            control(report)
+        };
+        let trained = pipeline.train(&base, &plan, (schedule, micro_batches), self.seed, train, &mut note);
+        Ok(Ran { end: unless_diverged(trained)?, losses })
     }
 
-    fn judged(&self, judge: &mut dyn Trainer, trained: &Trained, loss: f64, slowdown: f64) -> anyhow::Result<Outcome> {
-        // A model that has gone astray may have no finite loss on the test examples.
-        let metrics = judge.evaluate(&trained.end, self.examples.test.as_ref());
-        let accuracy = metrics.map_or(0.0, |metrics| metrics.accuracy);
-        Ok(Outcome { loss, accuracy, slowdown })
+    /// Accuracy on the test examples; 0 of a model that has gone astray, which may have no finite loss on them.
+    fn accuracy(&self, judge: &mut dyn Trainer, model: &[f32]) -> f64 {
+        judge.evaluate(model, self.examples.test.as_ref()).map_or(0.0, |metrics| metrics.accuracy)
+    }
+}
+
+/// The model at the end of training, or none where it diverged. Whatever else ends training is no figure of a schedule.
+fn unless_diverged(trained: Result<Trained, PipelineError>) -> anyhow::Result<Option<Vec<f32>>> {
+    match trained {
+        Ok(trained) => Ok(Some(trained.end)),
+        Err(PipelineError::Train(TrainError::Diverged { .. })) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -250,7 +264,10 @@ fn reaches(losses: &[f32], window: usize, target: f64) -> Option<usize> {
 
 fn report(options: &PipelineOptions, turns: &[Turn], by_name: &BTreeMap<String, Vec<Outcome>>) -> Report {
     let mut report = Report::new(&options.command, options.seed);
-    println!("{:<32} {:>9} {:>9} {:>9}   (medians of {} seeds)", "", "slowdown", "loss", "accuracy", options.seeds);
+    println!(
+        "{:<32} {:>9} {:>9} {:>9} {:>9}   (medians of {} seeds, and how many diverged)",
+        "", "slowdown", "loss", "accuracy", "diverged", options.seeds
+    );
     for (name, outcomes) in by_name {
         let median = |of: fn(&Outcome) -> f64| {
             let mut values: Vec<f64> = outcomes.iter().map(of).collect();
@@ -259,7 +276,9 @@ fn report(options: &PipelineOptions, turns: &[Turn], by_name: &BTreeMap<String, 
         };
         let [slowdown, loss, accuracy] =
             [|o: &Outcome| o.slowdown, |o: &Outcome| o.loss, |o: &Outcome| o.accuracy].map(median);
-        println!("{name:<32} {slowdown:>9.2} {loss:>9.4} {accuracy:>9.4}");
+        let diverged = outcomes.iter().filter(|outcome| outcome.diverged).count();
+        println!("{name:<32} {slowdown:>9.2} {loss:>9.4} {accuracy:>9.4} {diverged:>9}");
+        report.metric(format!("diverged_{name}"), diverged as f64);
         for (figure, value) in [("slowdown", slowdown), ("final_loss", loss), ("final_accuracy", accuracy)] {
             // JSON has no number for a loss that is not finite.
             if value.is_finite() {
@@ -278,6 +297,37 @@ fn report(options: &PipelineOptions, turns: &[Turn], by_name: &BTreeMap<String, 
     if turns.iter().any(|turn| turn.stages == AIMED_STAGES) {
         let predict = report.metrics.get("slowdown_predict_8").copied().unwrap_or(f64::INFINITY);
         report.aim(format!("predict at 8 stages takes at most {PREDICT_AIM} times the steps"), predict <= PREDICT_AIM);
+        let of_predict =
+            |key: &str| key.starts_with("diverged_") && key.ends_with(&format!("predict_{0}_m{0}", AIMED_STAGES));
+        let diverged = report.metrics.iter().any(|(key, seeds)| of_predict(key) && *seeds > 0.0);
+        report.aim("predict at 8 stages diverges with no seed".to_owned(), !diverged);
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_agent::train::native::pipeline::{Missing, Waiting};
+    use anabranch_common::pod::order::{OutOfTurn, Work};
+
+    use super::*;
+
+    #[test]
+    fn nothing_but_a_loss_that_is_not_finite_counts_as_divergence() {
+        let diverged = unless_diverged(Err(TrainError::Diverged { step: 3 }.into()));
+        assert_eq!(diverged.expect("a figure"), None);
+        let trained = Trained { end: vec![1.0], losses: vec![2.0], stopped: false };
+        assert_eq!(unless_diverged(Ok(trained)).expect("a figure"), Some(vec![1.0]));
+        let waiting = Waiting { stage: 1, work: Work::Update { step: 0 }, input: Missing::TiedSum };
+        for error in [
+            PipelineError::Stalled(vec![waiting]),
+            OutOfTurn { what: "a gradient", micro_batch: 0 }.into(),
+            TrainError::Failed("no".to_owned()).into(),
+            TrainError::Lost("no".to_owned()).into(),
+            PipelineError::MicroBatches { batch: 4, micro_batches: 3 },
+        ] {
+            let told = error.to_string();
+            assert_eq!(unless_diverged(Err(error)).expect_err("no figure").to_string(), told);
+        }
+    }
 }

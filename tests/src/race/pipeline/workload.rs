@@ -1,5 +1,6 @@
 //! The workload file of a comparison of schedules.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ const TEST_SHARE: usize = 8;
 pub struct PipelineWorkload {
     /// What it is, in a sentence.
     pub about: String,
-    /// Numbers of stages, each at least 2.
+    /// Numbers of stages, each at least 2 and none twice.
     pub stages: Vec<u32>,
     /// A schedule that does not reach the loss of one machine in so many times its steps counts as so many times slower.
     pub most_times: u32,
@@ -48,7 +49,7 @@ pub struct Case {
     pub batch_size: u32,
     /// `[model]` of run.toml.
     pub model: ModelSpec,
-    /// Each is a comparison of its own.
+    /// Each is a comparison of its own; one of a kind.
     pub optimizers: Vec<OptimizerSpec>,
 }
 
@@ -83,9 +84,15 @@ impl PipelineWorkload {
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.stages.iter().all(|stages| *stages >= 2), "stages must be at least 2 each: {:?}", self.stages);
+        let stages: BTreeSet<u32> = self.stages.iter().copied().collect();
+        ensure!(stages.len() == self.stages.len(), "stages must differ: {:?}", self.stages);
+        let names: BTreeSet<&str> = self.models.iter().map(|case| case.name.as_str()).collect();
+        ensure!(names.len() == self.models.len(), "the names of models must differ");
         ensure!(self.most_times >= 1 && self.window_steps >= 1, "most_times and window_steps must be at least 1");
         for case in &self.models {
             let name = &case.name;
+            let kinds: BTreeSet<&str> = case.optimizers.iter().map(kind).collect();
+            ensure!(kinds.len() == case.optimizers.len(), "models.{name}.optimizers must each be of another kind");
             let layers = case.model.layers().with_context(|| format!("the model {name} makes no sense"))?;
             let layers = layers.with_context(|| format!("the model {name} is not a native one"))?.layers.len();
             for stages in &self.stages {
@@ -121,6 +128,14 @@ impl PipelineWorkload {
         };
         let [train, test, ..] = name.files() else { bail!("the data set has no file to test on") };
         Ok(Examples { train: open(train)?, test: open(test)? })
+    }
+}
+
+/// What an optimizer is called in figures.
+pub(super) fn kind(optimizer: &OptimizerSpec) -> &'static str {
+    match optimizer {
+        OptimizerSpec::Sgd { .. } => "sgd",
+        OptimizerSpec::AdamW { .. } => "adamw",
     }
 }
 
