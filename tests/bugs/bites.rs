@@ -7,7 +7,7 @@ use anabranch_tests::sim::draw;
 use anabranch_tests::sim::{quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.
-const SEEDS: u64 = 1_500;
+const SEEDS: u64 = 3_000;
 /// Seeds that are quiet without a bug.
 const QUIET: u64 = 600;
 
