@@ -166,7 +166,7 @@ impl ModelState {
             return;
         }
         self.rule.close(&mut self.model);
-        if !self.model.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        if !codec::is_finite(&self.model) {
             self.overflowed = Some(self.version);
             return;
         }

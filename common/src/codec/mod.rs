@@ -193,13 +193,16 @@ fn check_length(manifest: &ModelManifest, found: usize) -> Result<(), EncodeErro
     if found == expected { Ok(()) } else { Err(EncodeError::WrongLength { expected, found }) }
 }
 
+/// Returns whether no value is NaN or infinite.
+#[must_use]
+pub fn is_finite(values: &[f32]) -> bool {
+    // Whole chunks without an early exit, so that the loop vectorises.
+    values.chunks(4096).all(|chunk| vectorized!(largest_key(chunk)) < INFINITE)
+}
+
 /// Checks values that stand at `start` and after it.
 fn check_finite(values: &[f32], start: usize) -> Result<(), EncodeError> {
-    // Whole chunks without an early exit, so that the loop vectorises.
-    match values.chunks(4096).all(|chunk| vectorized!(largest_key(chunk)) < INFINITE) {
-        true => Ok(()),
-        false => Err(non_finite(values, start)),
-    }
+    if is_finite(values) { Ok(()) } else { Err(non_finite(values, start)) }
 }
 
 /// The error for values at `start` and after it, of which one is not finite.
@@ -294,7 +297,7 @@ impl Delta {
     /// with a reason of its own.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        check_finite(self.values(), 0).is_ok()
+        is_finite(self.values())
     }
 
     /// Euclidean norm, summed in f64 in index order.

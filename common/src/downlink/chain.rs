@@ -167,12 +167,7 @@ fn contribute<'a>(
     let delta = Arc::new(codec::decode(CodecId(codec), manifest, payload)?);
     let weight = f32::from_le_bytes([w0, w1, w2, w3]);
     // The rules that agents can replay read nothing but the weight.
-    let agent = AgentId::default();
-    merge.contribute(
-        model,
-        &delta,
-        &Arrival { agent, weight, mean_weight: 0, staleness: 0, base_dot: None, recall: None, memory: None },
-    );
+    merge.contribute(model, &delta, &Arrival::of(AgentId::default(), weight));
     Ok(rest)
 }
 

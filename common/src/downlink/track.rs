@@ -94,17 +94,13 @@ impl Track {
         let payload = encoder.encode(manifest, &step).ok()?;
         let decoded = codec::decode(encoder.id(), manifest, &payload).ok()?;
         add(&mut self.base, &decoded);
-        is_finite(&self.base).then(|| (encoder.id(), payload.into()))
+        codec::is_finite(&self.base).then(|| (encoder.id(), payload.into()))
     }
 }
 
 /// y += the step: one addition for each entry that it has.
 fn add(base: &mut [f32], step: &Delta) {
     step.add_scaled_to(base, 1.0);
-}
-
-fn is_finite(values: &[f32]) -> bool {
-    values.iter().fold(true, |finite, value| finite & value.is_finite())
 }
 
 /// Returns how many bytes records take as one transfer.

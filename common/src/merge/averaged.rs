@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use super::recall::AVERAGE_POWER;
 use super::{Arrival, MergeRule, MergeSpec, RestoreError, SavedRule, Served, only_part};
-use crate::codec::Delta;
+use crate::codec::{Delta, is_finite};
 use crate::schema;
 
 layout! {
@@ -119,8 +119,7 @@ impl MergeRule for Averaged {
     }
 
     fn is_finite(&self) -> bool {
-        let finite = |values: &[f32]| values.iter().fold(true, |finite, value| finite & value.is_finite());
-        self.rule.is_finite() && self.average.as_ref().is_none_or(|average| finite(&average.values))
+        self.rule.is_finite() && self.average.as_ref().is_none_or(|average| is_finite(&average.values))
     }
 
     /// What the rule saves, then xbar; the parts of the rule, then n.
@@ -203,9 +202,7 @@ mod tests {
         assert!(fedbuff(2).averaged().keeps_waiting(&fedbuff(2)) && fedbuff(2).keeps_waiting(&fedbuff(2).averaged()));
         assert!(!fedbuff(3).averaged().keeps_waiting(&fedbuff(2).averaged()));
         let (mut rule, mut model) = (fedbuff(2).rule(1), [0.0]);
-        let agent = AgentId([1; 16]);
-        let arrival =
-            Arrival { agent, weight: 0.5, mean_weight: 0, staleness: 0, base_dot: None, recall: None, memory: None };
+        let arrival = Arrival::of(AgentId([1; 16]), 0.5);
         rule.contribute(&model, &Arc::new(Delta::Dense(vec![2.0])), &arrival);
         rule.configure(&fedbuff(2).averaged());
         assert_eq!(merge(rule.as_mut(), &mut model, 8.0), (Served::Average, 8.0), "8 / 9 of 1 + 8");
@@ -220,9 +217,7 @@ mod tests {
         let (mut rule, mut model, mut average) = (recall.rule(3), vec![0.5; 3], Average::new(3));
         for value in [1.0, -2.0, 0.25, 3.0] {
             let inputs = RecallInputs { active: 1, scale: 1.0, recalled: vec![] };
-            let (agent, recall) = (AgentId([1; 16]), Some(&inputs));
-            let arrival =
-                Arrival { agent, weight: 1.0, mean_weight: 0, staleness: 0, base_dot: None, recall, memory: None };
+            let arrival = Arrival { recall: Some(&inputs), ..Arrival::of(AgentId([1; 16]), 1.0) };
             rule.contribute(&model, &Arc::new(Delta::Dense(vec![value, -value, 0.5])), &arrival);
             average.begin_at(&model);
             rule.close(&mut model);

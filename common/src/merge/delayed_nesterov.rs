@@ -141,15 +141,7 @@ mod tests {
     use crate::ids::AgentId;
 
     fn arrive(rule: &mut DelayedNesterov, model: &mut [f32], weight: f32, values: &[f32]) {
-        let arrival = Arrival {
-            agent: AgentId([1; 16]),
-            weight,
-            mean_weight: 0,
-            staleness: 0,
-            base_dot: None,
-            recall: None,
-            memory: None,
-        };
+        let arrival = Arrival::of(AgentId([1; 16]), weight);
         rule.contribute(model, &Arc::new(Delta::Dense(values.to_vec())), &arrival);
         rule.close(model);
     }

@@ -164,9 +164,7 @@ mod tests {
     fn version(rule: &mut Fadas, values: [f32; 2], staleness: [u64; 2]) -> f32 {
         let mut model = [0.0];
         for (value, staleness) in values.into_iter().zip(staleness) {
-            let agent = AgentId([1; 16]);
-            let arrival =
-                Arrival { agent, weight: 0.5, mean_weight: 0, staleness, base_dot: None, recall: None, memory: None };
+            let arrival = Arrival { staleness, ..Arrival::of(AgentId([1; 16]), 0.5) };
             rule.contribute(&model, &Arc::new(Delta::Dense(vec![value])), &arrival);
         }
         rule.close(&mut model);

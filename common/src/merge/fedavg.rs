@@ -165,16 +165,7 @@ pub(super) mod tests {
     /// Merges a round: each update has this value in its one parameter, this weight and this many examples.
     pub(in crate::merge) fn round(rule: &mut dyn MergeRule, model: &mut [f32], updates: &[(f32, f32, u64)]) {
         for (value, weight, mean_weight) in updates {
-            let agent = AgentId([1; 16]);
-            let arrival = Arrival {
-                agent,
-                weight: *weight,
-                mean_weight: *mean_weight,
-                staleness: 0,
-                base_dot: None,
-                recall: None,
-                memory: None,
-            };
+            let arrival = Arrival { mean_weight: *mean_weight, ..Arrival::of(AgentId([1; 16]), *weight) };
             rule.contribute(model, &Arc::new(Delta::Dense(vec![*value])), &arrival);
         }
         rule.close(model);

@@ -58,15 +58,7 @@ mod tests {
     use crate::ids::AgentId;
 
     fn of_weight(weight: f32) -> Arrival<'static> {
-        Arrival {
-            agent: AgentId([1; 16]),
-            weight,
-            mean_weight: 0,
-            staleness: 0,
-            base_dot: None,
-            recall: None,
-            memory: None,
-        }
+        Arrival::of(AgentId([1; 16]), weight)
     }
 
     #[test]

@@ -107,6 +107,14 @@ pub struct Arrival<'a> {
     pub memory: Option<&'a MemoryInputs>,
 }
 
+impl Arrival<'_> {
+    /// An update with this weight, of which nothing else is said.
+    #[must_use]
+    pub fn of(agent: AgentId, weight: f32) -> Self {
+        Self { agent, weight, mean_weight: 0, staleness: 0, base_dot: None, recall: None, memory: None }
+    }
+}
+
 /// Which vector of a version users are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

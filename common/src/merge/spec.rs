@@ -364,8 +364,8 @@ impl MergeSpec {
         }
     }
 
-    /// The number of examples that weighs an update in the mean of its round, or a memory in the mean of all, of an agent that holds `held` examples and has
-    /// trained on `trained`: at least 1, and 0 where the rule takes no such mean.
+    /// The number of examples that weighs an update in the mean of its round, or a memory in the mean of all, of an agent
+    /// that holds `held` examples and has trained on `trained`: at least 1, and 0 where the rule takes no such mean.
     #[must_use]
     pub fn mean_weight(&self, held: u64, trained: u64) -> u64 {
         match self.unaveraged() {

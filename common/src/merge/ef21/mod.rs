@@ -57,7 +57,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Arrival, MergeRule, MergeSpec, RestoreError, SavedRule, check_shape};
-use crate::codec::{Delta, euclidean_norm};
+use crate::codec::{Delta, euclidean_norm, is_finite};
 use crate::ids::AgentId;
 
 pub use inputs::{MemoryInputs, most_memories};
@@ -187,8 +187,7 @@ impl MergeRule for Ef21 {
     }
 
     fn is_finite(&self) -> bool {
-        let finite = |values: &[f32]| values.iter().fold(true, |finite, value| finite & value.is_finite());
-        finite(&self.sum) && self.memories.values().all(|memory| finite(&memory.values))
+        is_finite(&self.sum) && self.memories.values().all(|memory| is_finite(&memory.values))
     }
 
     /// The vector G. The figures, and each memory by agent.

@@ -54,7 +54,7 @@ use std::sync::Arc;
 
 use super::shares::WINDOW_PER_AGENT;
 use super::{Arrival, MergeRule, MergeSpec, RestoreError, SavedRule, Served, check_shape};
-use crate::codec::Delta;
+use crate::codec::{Delta, is_finite};
 use crate::spec::OptimizerSpec;
 
 pub use inputs::{RecallInputs, Recalled};
@@ -247,8 +247,7 @@ impl MergeRule for Recall {
     }
 
     fn is_finite(&self) -> bool {
-        let finite = |values: &[f32]| values.iter().fold(true, |finite, value| finite & value.is_finite());
-        self.figures.sigma.is_finite() && finite(&self.m) && finite(&self.u) && finite(&self.average)
+        self.figures.sigma.is_finite() && is_finite(&self.m) && is_finite(&self.u) && is_finite(&self.average)
     }
 
     /// The vectors m, u and xbar; the figures, and each memory.

@@ -136,17 +136,19 @@ fn shares_follow_the_fleet_and_the_rule() {
     assert_eq!(same.shares, state.shares, "another setting changes nothing");
 }
 
+fn aggregate(version: ModelVersion) -> Aggregate {
+    let (num_examples, covered_examples, known_examples) = (10, 10, 10);
+    let (accuracy, loss, evaluators) = (0.5, 0.5, 1);
+    Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }
+}
+
 /// What was evaluated of the version was its average, and the average begins anew at its model.
 #[test]
 fn after_a_rollback_evaluations_of_that_version_count_where_the_model_itself_is_served() {
     for (spec, left) in [(recalling(), 1), (spec(), 2)] {
         let mut state = World::started_with(spec, 1).state().clone();
         for version in (0..3).map(ModelVersion) {
-            let (num_examples, covered_examples, known_examples) = (10, 10, 10);
-            let (accuracy, loss, evaluators) = (0.5, 0.5, 1);
-            let aggregate =
-                Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples };
-            state = after(&state, RecordBody::Aggregated(aggregate));
+            state = after(&state, RecordBody::Aggregated(aggregate(version)));
         }
         let (branch, version) = (BranchId([9; 16]), ModelVersion(1));
         let body = RecordBody::Branched { branch, from: Position(0), version, norm: 1.0, examples: 0 };
@@ -165,11 +167,7 @@ fn what_was_evaluated_of_the_newest_version_does_not_count_for_another_vector_of
         world.make_version(1, 0);
         let mut state = world.state().clone();
         for version in [ModelVersion(0), state.version] {
-            let (num_examples, covered_examples, known_examples) = (10, 10, 10);
-            let (accuracy, loss, evaluators) = (0.5, 0.5, 1);
-            let aggregate =
-                Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples };
-            state = after(&state, RecordBody::Aggregated(aggregate));
+            state = after(&state, RecordBody::Aggregated(aggregate(version)));
         }
         let state = after(&state, RecordBody::ConfigChanged { spec: Box::new(then.clone()) });
         assert_eq!(state.aggregates.len(), left);
