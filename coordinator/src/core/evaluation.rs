@@ -40,13 +40,13 @@ impl Core {
         }
         let standings = self.standings();
         if self.evaluators.can_open(&standings, now_ms) && self.evaluators.has_idle(&standings, now_ms) {
-            self.evaluators.want();
+            self.evaluators.want(version);
         }
     }
 
     /// A version has been published, for which a round may have been waiting. `served`: the digest of what users are given.
     pub(super) fn open_wanted_round(&mut self, version: ModelVersion, served: Digest) {
-        if self.evaluators.wants_a_version() {
+        if self.evaluators.wants(version) {
             self.evaluators.open(version, served, self.now.mono_ms);
         }
     }
@@ -74,7 +74,7 @@ impl Core {
             match self.publications.served() {
                 ServedModel::Same => self.evaluators.open(base, digest, now_ms),
                 // The round opens with that vector, of the version that is the newest then.
-                ServedModel::Other => self.evaluators.want(),
+                ServedModel::Other => self.evaluators.want(base),
                 ServedModel::Ready(version, served) => self.evaluators.open(version, served, now_ms),
             }
         }
@@ -166,7 +166,7 @@ impl Core {
         let measured = state.aggregates.iter().any(|(_, aggregate)| aggregate.version == result);
         let goes_on = self.evaluators.cancel_unless((!measured).then_some(result));
         if !measured && !goes_on && result == state.version && !self.evaluators.is_empty() {
-            self.evaluators.want();
+            self.evaluators.want(result);
         }
     }
 }

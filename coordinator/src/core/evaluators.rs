@@ -96,8 +96,8 @@ pub(super) struct Evaluators {
     evaluators: BTreeMap<AgentId, Evaluator>,
     connected: usize,
     round: Option<Round>,
-    /// A round opens as soon as the newest version is published.
-    wanted: bool,
+    /// A round opens as soon as this version or a newer one is published.
+    wanted: Option<ModelVersion>,
     /// The version of the latest round, and when it opened.
     last: Option<(ModelVersion, u64)>,
     /// Agents that train and were asked in that round.
@@ -158,12 +158,18 @@ impl Evaluators {
 
     /// Whether a round is open, or is to open with the next published version.
     pub(super) fn is_measuring(&self) -> bool {
-        self.round.is_some() || self.wanted
+        self.round.is_some() || self.wants_a_version()
     }
 
     /// Whether a version is to be published for a round.
     pub(super) fn wants_a_version(&self) -> bool {
-        self.wanted
+        self.wanted.is_some()
+    }
+
+    /// Whether the round that is to open can be about `version`, which is published. One that was asked for before the round
+    /// was wanted is too old.
+    pub(super) fn wants(&self, version: ModelVersion) -> bool {
+        self.wanted.is_some_and(|wanted| version >= wanted)
     }
 
     /// Whether a round is due for `version`. A round for which several agents interrupt their training counts as several, so
@@ -220,22 +226,22 @@ impl Evaluators {
         open
     }
 
-    /// A round is to open as soon as the newest version is published.
-    pub(super) fn want(&mut self) {
-        self.wanted = true;
+    /// A round is to open as soon as `version`, the newest one, or one after it is published.
+    pub(super) fn want(&mut self, version: ModelVersion) {
+        self.wanted = Some(version);
     }
 
     /// Opens a round.
     pub(super) fn open(&mut self, version: ModelVersion, digest: Digest, now_ms: u64) {
         self.round = Some(Round { version, digest, answers: BTreeMap::new(), tried: BTreeSet::new() });
-        (self.last, self.retry, self.wanted, self.changed) = (Some((version, now_ms)), false, false, true);
+        (self.last, self.retry, self.wanted, self.changed) = (Some((version, now_ms)), false, None, true);
         self.trainers = 0;
     }
 
     /// Ends the round without a result, unless it is about `version`; what was asked for is still welcome. Whether there is
     /// one about `version`.
     pub(super) fn cancel_unless(&mut self, version: Option<ModelVersion>) -> bool {
-        self.wanted = false;
+        self.wanted = None;
         if self.round.as_ref().is_some_and(|round| Some(round.version) != version) {
             self.round = None;
             self.evaluators.values_mut().for_each(|evaluator| evaluator.asked = None);

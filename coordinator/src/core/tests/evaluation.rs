@@ -5,10 +5,11 @@ use anabranch_common::journal::{Evaluation, FinishReason, LeaseEnd, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::spec::{EvaluateSpec, RunSpec};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
+use anabranch_common::wire::operator::RunRequest;
 
 use super::world::{World, agent, served, spec};
 use crate::core::command::Command;
-use crate::core::event::{Event, PeerId};
+use crate::core::event::{Event, PeerId, RequestId};
 
 /// Peers that are asked to evaluate, and which version.
 fn asked(commands: &[Command]) -> Vec<(u64, u64)> {
@@ -405,4 +406,34 @@ fn a_round_waits_for_what_users_are_given_where_only_the_model_is_on_its_way() {
     assert_eq!(asked(&commands), []);
     assert!(commands.contains(&Command::Publish { served: true }), "{commands:?}");
     assert_eq!(vectors(&published(&mut world)), [(2, served(0))]);
+}
+
+/// One version was on its way to be published when the run ended with the next one, and was measured in the place of the
+/// result.
+#[test]
+fn the_result_is_measured_also_where_an_older_version_was_asked_for_before_the_end() {
+    for averages in [false, true] {
+        let mut world = World::started_with_shards(&[(100, 0), (100, 0), (0, 10)]);
+        if averages {
+            world = world.averaging();
+        }
+        published(&mut world);
+        answer(&mut world, 3, 0, 0.5, 10);
+        let leases = [1, 2].map(|n| world.lease(n));
+        for (n, lease) in (1..).zip(&leases) {
+            world.receive(n, &world.meta(n, 0, lease), [1.0; 4]);
+            world.journal();
+            let asks = world.message(n, AgentMessage::RequestLease);
+            let publishes = asks.iter().filter(|command| matches!(command, Command::Publish { .. })).count();
+            assert_eq!(publishes, usize::from(n == 1), "version 1 is still on its way when version 2 is made");
+        }
+        world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Stop });
+        world.journal();
+        let mut commands = world.published_as(ModelVersion(1));
+        commands.extend(world.journal());
+        assert_eq!(asked(&commands), []);
+        assert!(commands.contains(&Command::Publish { served: true }), "{commands:?}");
+        assert_eq!(asked(&published(&mut world)), [(3, 2)]);
+        assert_eq!(kinds(&answer(&mut world, 3, 2, 0.75, 10)), ["evaluated", "aggregated"]);
+    }
 }
