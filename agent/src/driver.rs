@@ -149,6 +149,7 @@ impl Driver {
             train_examples: len(&shards.train),
             eval_examples: len(&shards.eval),
             device,
+            pod: None,
             renew_at_ms: renewal(clock, validity),
             backoff_seed: u64::from_le_bytes(seed),
             overlap: config.overlap.unwrap_or(true),

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod manners;
 pub mod metrics;
 pub mod node;
+pub mod pod;
 pub mod report;
 pub mod session;
 pub mod shard;

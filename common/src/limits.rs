@@ -71,6 +71,10 @@ pub const MODEL_FILE_BYTES: u64 = 4 * MODEL_PARAMS as u64 + (100 << 20);
 pub const HIDDEN_LAYERS: usize = 1024;
 /// Members of a pod. The best cut of the deepest model for as many takes tens of milliseconds.
 pub const POD_MEMBERS: usize = 64;
+/// Bytes of the address at which a member of a pod is reached.
+pub const POD_ADDRESS_BYTES: usize = 280;
+/// Bytes of why an attempt at the round of a pod came to nothing.
+pub const POD_REASON_BYTES: usize = 256;
 /// Width of a layer or extent of an input: products of four of them stay far below 2^64 where
 /// they are multiplied.
 pub const LAYER_WIDTH: u64 = 1 << 24;

@@ -7,6 +7,7 @@ mod gpt;
 mod layer;
 mod layers;
 mod lr_schedule;
+mod pod;
 mod train;
 
 pub use adaptive::AdaptiveSpec;
@@ -15,6 +16,7 @@ pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
 pub use layer::{Layer, LayerCost, LayerInput, LayerKind};
 pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
+pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
 pub use train::SIZED_STEPS;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +43,8 @@ pub struct RunSpec {
     pub admit: AdmitSpec,
     /// What agents are sent.
     pub downlink: DownlinkSpec,
+    /// How agents compute rounds together, if they do.
+    pub pod: Option<PodSpec>,
     /// When agents with an evaluation shard evaluate.
     pub evaluate: EvaluateSpec,
     /// When the run ends.
@@ -64,6 +68,8 @@ pub struct AgentSpec {
     /// Whether an agent prepares no round while another one is computed or its update is undecided: behind a barrier a
     /// version gets one update of each agent, and a memory is another one after each accepted update.
     pub in_turn: bool,
+    /// How agents compute rounds together, if they do.
+    pub pod: Option<PodSpec>,
 }
 
 /// The model. Its tensors follow from it ([`ModelSpec::layers`]), whoever trains it, except where `kind` is `custom`: then the

@@ -42,6 +42,8 @@ impl Session {
                 self.rounds.no_lease(now_ms);
             }
             CoordinatorMessage::LeaseDeferred => self.rounds.request_stands(now_ms),
+            // This agent offers itself to no pod.
+            CoordinatorMessage::Pod(_) | CoordinatorMessage::PodOver { .. } => {}
             CoordinatorMessage::Evaluate { version, digest } => {
                 if self.config.eval_examples > 0 {
                     self.evaluator.request(Wanted { version, digest });

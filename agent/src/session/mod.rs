@@ -53,6 +53,7 @@ use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, BranchId, Epoch, Incarnation, RunId};
 use anabranch_common::journal::{Evaluation, Lease};
+use anabranch_common::pod::PodOffer;
 use anabranch_common::update::{UpdateKey, Verdict};
 use anabranch_common::wire::message::{AgentHello, AgentMessage, RunPhase};
 
@@ -90,6 +91,8 @@ pub struct SessionConfig {
     pub eval_examples: u64,
     /// Device, for people.
     pub device: String,
+    /// What it can do in a pod, if it joins pods; at work on nothing.
+    pub pod: Option<PodOffer>,
     /// When the certificate wants renewal, on the clock of `now_ms`.
     pub renew_at_ms: u64,
     /// Seed of the jitter between attempts to connect.
@@ -221,6 +224,7 @@ impl Session {
             train_examples: self.config.train_examples,
             eval_examples: self.config.eval_examples,
             device: self.config.device.clone(),
+            pod: self.config.pod.clone(),
         })));
     }
 

@@ -54,6 +54,7 @@ pub(crate) fn config(train_examples: u64, eval_examples: u64) -> SessionConfig {
         train_examples,
         eval_examples,
         device: "cpu".into(),
+        pod: None,
         renew_at_ms: u64::MAX,
         backoff_seed: 1,
         overlap: true,
@@ -69,6 +70,7 @@ fn hello(branch: Option<BranchId>, train_examples: u64, eval_examples: u64) -> C
         train_examples,
         eval_examples,
         device: "cpu".into(),
+        pod: None,
     }))
 }
 

@@ -9,6 +9,8 @@
 
 pub mod cut;
 pub mod order;
+mod round;
 mod schedule;
 
+pub use round::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
 pub use schedule::{Schedule, Weights};

@@ -1,5 +1,7 @@
 //! How the stages of a pod take turns.
 
+use serde::{Deserialize, Serialize};
+
 /// When stages compute, and when they update their weights. M micro-batches make a step, after which each stage updates its
 /// weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +16,8 @@ pub enum Schedule {
 }
 
 /// Which weights a pipeline that never flushes computes with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Weights {
     /// Always the newest: forward and backward pass of a micro-batch differ.
     Stale,
@@ -22,6 +25,7 @@ pub enum Weights {
     Stash,
     /// Those before the last update, of which every stage has the same: step t is computed with W(t - 1) (PipeDream-2BW, Narayanan
     /// et al. 2021).
+    #[serde(rename = "2bw")]
     TwoVersions,
     /// In the forward pass the newest, moved on by as many of the last update as are missing (SpecTrain, Chen, Yang and Cheng 2018);
     /// in the backward pass the newest.

@@ -2,6 +2,7 @@
 
 use crate::downlink::{FetchPurpose, ModelForm};
 use crate::merge::Served;
+use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
@@ -24,7 +25,7 @@ layout! {
         0 = UnknownToken, 1 = UsedToken, 2 = ExpiredToken, 3 = BadRequest, 4 = Revoked, 5 = Full,
     }
 
-    struct AgentHello { run, branch, incarnation, software, train_examples, eval_examples, device }
+    struct AgentHello { run, branch, incarnation, software, train_examples, eval_examples, device, pod }
     enum AgentMessage {
         0 = Hello(hello),
         1 = OfferModel { manifest, digest, transfer },
@@ -37,7 +38,15 @@ layout! {
         8 = Renew { csr_der },
         9 = Goodbye { reason },
         10 = EvaluationFailed { version, reason },
+        11 = PodEnded { mark, problem },
     }
+
+    struct PodMark { lease, attempt }
+    struct PodOffer { address, memory_bytes, flops_per_s, at_work }
+    struct PodRound { mark, owner, parts, peers, plan }
+    struct PodPart { end, agent }
+    struct PodPeer { agent, address }
+    struct PodProblem { member, reason }
 
     enum FetchPurpose { 0 = Train, 1 = Evaluate }
     enum ModelForm { 0 = Snapshot, 1 = Track { from }, 2 = Xor { from }, 3 = Chain { from } }
@@ -56,6 +65,8 @@ layout! {
         10 = StateChanged { state },
         11 = Renewed { certificate_der },
         12 = LeaseDeferred,
+        13 = Pod(round),
+        14 = PodOver { mark },
     }
     struct Welcome { run, branch, agent, name, epoch, spec, model, state }
     enum Rejection {

@@ -9,7 +9,7 @@ use super::{Layout, Reader, SchemaError, Writer};
 use crate::limits;
 use crate::merge::MergeSpec;
 use crate::spec::{
-    AdmitSpec, AgentSpec, DownlinkSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+    AdmitSpec, AgentSpec, DownlinkSpec, EvaluateSpec, ModelSpec, PodSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
 
 /// Why a text is not a run's configuration.
@@ -34,6 +34,8 @@ struct AgentTables {
     model: ModelSpec,
     train: TrainSpec,
     upload: UploadSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod: Option<PodSpec>,
 }
 
 /// What the journal keeps.
@@ -48,6 +50,8 @@ struct RunTables {
     admit: AdmitSpec,
     #[serde(default, skip_serializing_if = "DownlinkSpec::is_default")]
     downlink: DownlinkSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod: Option<PodSpec>,
     evaluate: EvaluateSpec,
     #[serde(default)]
     target: TargetSpec,
@@ -67,7 +71,7 @@ impl RunSpec {
     /// # Errors
     /// A value has no form in TOML; every value that was read from TOML has one.
     pub fn to_toml(&self) -> Result<String, RunTextError> {
-        let Self { name, seed, model, train, upload, merge, admit, downlink, evaluate, target } = self.clone();
+        let Self { name, seed, model, train, upload, merge, admit, downlink, pod, evaluate, target } = self.clone();
         to_text(&RunTables {
             run: RunTable { name, seed },
             model,
@@ -76,6 +80,7 @@ impl RunSpec {
             merge,
             admit,
             downlink,
+            pod,
             evaluate,
             target,
         })
@@ -86,9 +91,9 @@ impl RunSpec {
     /// # Errors
     /// A key is missing or not known, or a value has another type.
     pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
-        let RunTables { run, model, train, upload, merge, admit, downlink, evaluate, target } = from_text(text)?;
+        let RunTables { run, model, train, upload, merge, admit, downlink, pod, evaluate, target } = from_text(text)?;
         let RunTable { name, seed } = run;
-        Ok(Self { name, seed, model, train, upload, merge, admit, downlink, evaluate, target })
+        Ok(Self { name, seed, model, train, upload, merge, admit, downlink, pod, evaluate, target })
     }
 }
 
@@ -98,8 +103,8 @@ impl AgentSpec {
     /// # Errors
     /// As [`RunSpec::to_toml`].
     pub fn to_toml(&self) -> Result<String, RunTextError> {
-        let Self { name, seed, model, train, upload, in_turn } = self.clone();
-        to_text(&AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload })
+        let Self { name, seed, model, train, upload, in_turn, pod } = self.clone();
+        to_text(&AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload, pod })
     }
 
     /// Reads the canonical text.
@@ -107,8 +112,8 @@ impl AgentSpec {
     /// # Errors
     /// As [`RunSpec::from_toml`].
     pub fn from_toml(text: &str) -> Result<Self, RunTextError> {
-        let AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload } = from_text(text)?;
-        Ok(Self { name, seed, model, train, upload, in_turn })
+        let AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload, pod } = from_text(text)?;
+        Ok(Self { name, seed, model, train, upload, in_turn, pod })
     }
 }
 

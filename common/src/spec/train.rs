@@ -42,11 +42,11 @@ impl RunSpec {
     /// there are for thin lines is left out: each lease brings its plan. The proximal term is the merge rule's.
     #[must_use]
     pub fn for_agents(&self) -> AgentSpec {
-        let Self { name, seed, model, train, upload, .. } = self.clone();
+        let Self { name, seed, model, train, upload, pod, .. } = self.clone();
         let proximal_mu = self.merge.proximal_mu();
         let train = TrainSpec { target_round_s: None, max_local_steps: None, schedule: None, proximal_mu, ..train };
         let upload = UploadSpec { adaptive: None, ..upload };
         let in_turn = self.merge.barrier().is_some() || self.merge.keeps_memories();
-        AgentSpec { name, seed, model, train, upload, in_turn }
+        AgentSpec { name, seed, model, train, upload, in_turn, pod }
     }
 }

@@ -6,6 +6,7 @@ use crate::downlink::{FetchPurpose, ModelForm};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, RunId};
 use crate::journal::{Evaluation, Lease, LeaseEnd};
 use crate::manifest::ModelManifest;
+use crate::pod::{PodMark, PodOffer, PodProblem, PodRound};
 use crate::spec::AgentSpec;
 use crate::update::{UpdateKey, UpdateMeta, Verdict};
 use crate::wire::transfer::{Missing, TransferManifest};
@@ -81,6 +82,8 @@ pub struct AgentHello {
     pub eval_examples: u64,
     /// Device it trains on, for people.
     pub device: String,
+    /// What it can do in a pod, if it joins pods.
+    pub pod: Option<PodOffer>,
 }
 
 /// What an agent sends.
@@ -158,6 +161,13 @@ pub enum AgentMessage {
         version: ModelVersion,
         /// Why, for people; the coordinator keeps `limits::EVALUATION_REASON_BYTES` of it.
         reason: String,
+    },
+    /// This agent's part of an attempt at the round of a pod is over.
+    PodEnded {
+        /// Which attempt.
+        mark: PodMark,
+        /// Why it came to nothing, if it did. From the owner: another attempt, please.
+        problem: Option<PodProblem>,
     },
 }
 
@@ -238,6 +248,13 @@ pub enum CoordinatorMessage {
     Renewed {
         /// The certificate.
         certificate_der: Vec<u8>,
+    },
+    /// Compute this round together. To the owner: the pod of its lease, which was granted before; or another attempt.
+    Pod(Box<PodRound>),
+    /// An attempt is over that this agent was a member of: it is to give up its part, if it is still at work.
+    PodOver {
+        /// Which.
+        mark: PodMark,
     },
 }
 

@@ -14,9 +14,10 @@ use anabranch_common::merge::ef21::MemoryInputs;
 use anabranch_common::merge::recall::{RecallInputs, Recalled};
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, Served};
+use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, Weights};
 use anabranch_common::spec::{
-    AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec,
-    ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
+    Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, Labels, LrSchedule, ModelKind, ModelSpec,
+    OptimizerSpec, PodKind, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
@@ -70,6 +71,7 @@ pub(crate) fn spec() -> RunSpec {
             rare_norm_ratio: 0.0,
         },
         downlink: DownlinkSpec::default(),
+        pod: None,
         evaluate: EvaluateSpec { every_versions: 10, every_s: 5.0 },
         target: TargetSpec { accuracy: Some(0.95), loss: None, versions: Some(1_000), wall_s: Some(60.0) },
     }
@@ -98,7 +100,17 @@ pub(crate) fn other_spec() -> RunSpec {
 pub(crate) fn gpt_spec() -> RunSpec {
     let (context, layers, heads, width) = (128, 3, 4, 64);
     let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
-    RunSpec { model, ..other_spec() }
+    let pod = PodSpec {
+        kind: PodKind::Stages,
+        stages: 4,
+        schedule: ScheduleKind::Pipelined,
+        weights: Some(Weights::TwoVersions),
+        micro_batches: Some(8),
+        activations: Activations::Bf16,
+        labels: Labels::Travel,
+        deadline_s: 5.0,
+    };
+    RunSpec { model, pod: Some(pod), ..other_spec() }
 }
 
 /// Leases with a size of their own, and each kind of schedule.
@@ -190,8 +202,19 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         train_examples: 600,
         eval_examples: 100,
         device: "cpu".into(),
+        pod: None,
     };
+    let mark = PodMark { lease: lease().id, attempt: 2 };
+    let offer = PodOffer {
+        address: "10.0.0.7:4434".into(),
+        memory_bytes: 1 << 30,
+        flops_per_s: 5_000_000_000,
+        at_work: Some(mark),
+    };
+    let problem = PodProblem { member: Some(AGENT), reason: "stage 1 is silent".into() };
     vec![
+        AgentMessage::Hello(AgentHello { pod: Some(offer), ..hello.clone() }),
+        AgentMessage::PodEnded { mark, problem: Some(problem) },
         AgentMessage::Hello(hello),
         AgentMessage::OfferModel { manifest: manifest(), digest: DIGEST, transfer: transfer() },
         AgentMessage::RequestLease,
@@ -263,6 +286,14 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::StateChanged { state: RunPhase::Finished },
         CoordinatorMessage::Renewed { certificate_der: vec![0x30, 0x02] },
         CoordinatorMessage::LeaseDeferred,
+        CoordinatorMessage::Pod(Box::new(PodRound {
+            mark: PodMark { lease: lease().id, attempt: 1 },
+            owner: AGENT,
+            parts: vec![PodPart { end: 3, agent: AGENT }, PodPart { end: 5, agent: AgentId([9; 16]) }],
+            peers: vec![PodPeer { agent: AgentId([9; 16]), address: "10.0.0.9:4434".into() }],
+            plan: lease().plan,
+        })),
+        CoordinatorMessage::PodOver { mark: PodMark { lease: lease().id, attempt: 1 } },
     ]);
     messages
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use anabranch_common::limits;
 use anabranch_common::merge::{MergeSpec, recall};
 use anabranch_common::spec::{
-    AdmitSpec, DownlinkSpec, EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
+    AdmitSpec, DownlinkSpec, EvaluateSpec, ModelSpec, PodSpec, RunSpec, TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_io::logging::LogFormat;
 use anabranch_io::text_file::{self, BadEncoding, TextError};
@@ -202,6 +202,7 @@ struct File {
     admit: AdmitSpec,
     #[serde(default)]
     downlink: DownlinkSpec,
+    pod: Option<PodSpec>,
     evaluate: EvaluateSpec,
     #[serde(default)]
     target: TargetSpec,
@@ -328,6 +329,7 @@ impl Config {
                 merge: file.merge,
                 admit: file.admit,
                 downlink: file.downlink,
+                pod: file.pod,
                 evaluate: file.evaluate,
                 target: file.target,
             },

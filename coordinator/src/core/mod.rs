@@ -373,6 +373,7 @@ impl Core {
             // The registry decides at once; no record depends on it.
             AgentMessage::Renew { csr_der } => self.gate.pass(Command::Renew { peer, agent, csr_der }),
             AgentMessage::Goodbye { .. } => self.said_goodbye(peer, agent),
+            AgentMessage::PodEnded { .. } => self.violated(peer, "the end of a round of a pod that was never formed"),
         }
     }
 

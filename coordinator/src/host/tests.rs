@@ -113,6 +113,7 @@ impl World {
             train_examples: 100,
             eval_examples: 0,
             device: "cpu".into(),
+            pod: None,
         };
         self.handle(Input::Hello { peer: PeerId(peer), agent, hello });
     }

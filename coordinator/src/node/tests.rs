@@ -83,6 +83,7 @@ impl World {
             train_examples: 100,
             eval_examples: 0,
             device: "cpu".into(),
+            pod: None,
         };
         self.handle(Input::Event(Event::Connected { peer, agent, name: "agent".into(), hello }));
     }

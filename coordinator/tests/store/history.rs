@@ -142,6 +142,7 @@ pub(crate) fn spec(merge: MergeSpec) -> RunSpec {
             rare_norm_ratio: 0.0,
         },
         downlink: DownlinkSpec { track: track(&merge), ..DownlinkSpec::default() },
+        pod: None,
         evaluate: EvaluateSpec { every_versions: 10, every_s: 10.0 },
         target: TargetSpec::default(),
     }

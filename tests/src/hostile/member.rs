@@ -112,6 +112,7 @@ impl Session {
             train_examples: 1_000,
             eval_examples: 0,
             device: "none".to_owned(),
+            pod: None,
         });
         frames::send(&mut send, FrameKind::Agent, &hello, CONTROL_MESSAGE_BYTES, ANSWER).await?;
         Ok(Self { endpoint, connection, send, recv })

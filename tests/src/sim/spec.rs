@@ -110,6 +110,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             rare_norm_ratio: if schedule.rule == Some(Rule::Recall) { 10.0 } else { 0.0 },
         },
         downlink: DownlinkSpec { track: schedule.track.map(track), share_updates: schedule.share_updates },
+        pod: None,
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec::default(),
     }

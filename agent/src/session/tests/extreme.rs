@@ -2,13 +2,14 @@
 //! extreme but well-formed content.
 
 use anabranch_common::codec::CodecSpec;
+use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodRound};
 use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
 use super::*;
 
 /// Kinds of message that a coordinator has.
-const KINDS: u8 = 13;
+const KINDS: u8 = 15;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
@@ -27,6 +28,8 @@ fn kind(message: &CoordinatorMessage) -> u8 {
         CoordinatorMessage::StateChanged { .. } => 10,
         CoordinatorMessage::Renewed { .. } => 11,
         CoordinatorMessage::LeaseDeferred => 12,
+        CoordinatorMessage::Pod(_) => 13,
+        CoordinatorMessage::PodOver { .. } => 14,
     }
 }
 
@@ -107,6 +110,11 @@ trait DrawMessages: Draw {
         spec
     }
 
+    fn mark(&mut self) -> PodMark {
+        let lease = self.lease().id;
+        PodMark { lease, attempt: self.of(&[1, 1, 2, 0, u32::MAX]) }
+    }
+
     fn rejection(&mut self) -> Rejection {
         match self.choice() % 7 {
             0 => Rejection::Revoked,
@@ -164,7 +172,19 @@ trait DrawMessages: Draw {
             9 => self.verdict(),
             10 => CoordinatorMessage::StateChanged { state: self.phase() },
             11 => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
-            _ => CoordinatorMessage::LeaseDeferred,
+            12 => CoordinatorMessage::LeaseDeferred,
+            13 => {
+                let owner = self.of(&[AGENT, AGENT, AgentId([9; 16])]);
+                let other = self.of(&[AGENT, AgentId([9; 16]), AgentId([u8::MAX; 16])]);
+                let end = self.of(&[0, 1, 2, 3, u32::MAX]);
+                let parts =
+                    [(1, owner), (end, other), (end, AGENT)].map(|(end, agent)| PodPart { end, agent }).to_vec();
+                let address = self.of(&["10.0.0.1:1".to_owned(), String::new(), "x".repeat(1 << 12)]);
+                let peers = vec![PodPeer { agent: other, address }; self.of(&[0, 1, 1, 100])];
+                let plan = self.lease().plan;
+                CoordinatorMessage::Pod(Box::new(PodRound { mark: self.mark(), owner, parts, peers, plan }))
+            }
+            _ => CoordinatorMessage::PodOver { mark: self.mark() },
         }
     }
 

@@ -13,6 +13,7 @@ use anabranch_common::ids::{
 use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::pod::{PodMark, PodOffer, PodProblem};
 use anabranch_common::schema;
 use anabranch_common::update::{MemoryMark, UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
@@ -30,7 +31,7 @@ use crate::recovery::saved;
 use crate::store::for_tests::MapStore;
 
 /// Kinds of message that an agent has.
-const KINDS: u8 = 11;
+const KINDS: u8 = 12;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
@@ -47,6 +48,7 @@ fn kind(message: &AgentMessage) -> u8 {
         AgentMessage::Renew { .. } => 8,
         AgentMessage::Goodbye { .. } => 9,
         AgentMessage::EvaluationFailed { .. } => 10,
+        AgentMessage::PodEnded { .. } => 11,
     }
 }
 
@@ -92,7 +94,20 @@ trait DrawMessages: Draw {
             train_examples: self.number(),
             eval_examples: self.number(),
             device: self.of(&["cpu".to_owned(), "\u{1b}[2J".repeat(100_000)]),
+            pod: self.offer(),
         }
+    }
+
+    fn mark(&mut self) -> PodMark {
+        PodMark { lease: LeaseId(self.of(&[1, 2, 3, 0, u64::MAX])), attempt: self.of(&[1, 1, 2, 0, u32::MAX]) }
+    }
+
+    fn offer(&mut self) -> Option<PodOffer> {
+        let address = self.of(&["10.0.0.1:1".to_owned(), String::new(), "x".repeat(1 << 16)]);
+        let (memory_bytes, flops_per_s) = (self.number(), self.number());
+        let at_work = self.choice().is_multiple_of(2).then(|| self.mark());
+        let offer = PodOffer { address, memory_bytes, flops_per_s, at_work };
+        (!self.choice().is_multiple_of(3)).then_some(offer)
     }
 
     fn meta(&mut self, sender: AgentId) -> UpdateMeta {
@@ -161,7 +176,14 @@ trait DrawMessages: Draw {
             }
             8 => AgentMessage::Renew { csr_der: self.text().into_bytes() },
             9 => AgentMessage::Goodbye { reason: self.text() },
-            _ => AgentMessage::EvaluationFailed { version: ModelVersion(self.number()), reason: self.text() },
+            10 => AgentMessage::EvaluationFailed { version: ModelVersion(self.number()), reason: self.text() },
+            _ => {
+                let mark = self.mark();
+                let member = self.of(&[None, Some(agent(1)), Some(agent(u8::MAX))]);
+                let problem = PodProblem { member, reason: self.text() };
+                let problem = (!self.choice().is_multiple_of(3)).then_some(problem);
+                AgentMessage::PodEnded { mark, problem }
+            }
         }
     }
 

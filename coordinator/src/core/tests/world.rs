@@ -47,6 +47,7 @@ pub(super) fn hello(n: u8, incarnation: u8) -> AgentHello {
         train_examples: 100 * u64::from(n),
         eval_examples: 0,
         device: "cpu".into(),
+        pod: None,
     }
 }
 
@@ -83,6 +84,7 @@ pub(super) fn spec() -> RunSpec {
             rare_norm_ratio: 0.0,
         },
         downlink: DownlinkSpec::default(),
+        pod: None,
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec { accuracy: Some(0.95), ..TargetSpec::default() },
     }

@@ -79,6 +79,7 @@ pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
         train_examples: 1_000,
         eval_examples: 0,
         device: "swarm".to_owned(),
+        pod: None,
         renew_at_ms: u64::MAX,
         backoff_seed: member.number,
         overlap: true,

@@ -201,6 +201,7 @@ impl World {
             train_examples,
             eval_examples: agent.plan.eval_examples,
             device: "simulated".into(),
+            pod: None,
             renew_at_ms: u64::MAX,
             backoff_seed: agent.rng.next_u64(),
             overlap,

@@ -1,0 +1,87 @@
+//! What goes from part to part of a model, and the seam over which it goes.
+
+use std::time::Duration;
+
+use anabranch_common::ids::AgentId;
+
+/// What the stage of one part sends to that of another.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Parcel {
+    /// From the owner, before anything else: the weights to start from.
+    Weights {
+        /// Those of the part.
+        own: Vec<f32>,
+        /// The tied tensor that another part owns; empty where the part uses none.
+        tied: Vec<f32>,
+    },
+    /// The output of the part before for the next micro-batch, row by row.
+    Activations {
+        /// Its values.
+        values: Vec<f32>,
+        /// Rows and columns.
+        shape: [usize; 2],
+    },
+    /// The gradient of this part's output for the next micro-batch, in the layout of that output.
+    Gradient(Vec<f32>),
+    /// The labels of the next micro-batch, for the last part, where labels travel.
+    Labels(Vec<u32>),
+    /// From the last part, after each step: the sum of the losses of the step's labels.
+    Loss(f64),
+    /// From the last part, after each step: the sum of the gradients of the tied tensor.
+    TiedSum(Vec<f32>),
+    /// The tied tensor after so many updates, from the part that owns it.
+    Tied {
+        /// The number of updates.
+        version: u32,
+        /// Its values.
+        values: Vec<f32>,
+        /// lr times the direction of the last update; empty before the first one, and where no weights are predicted.
+        moved: Vec<f32>,
+    },
+    /// To the owner, at the end: the weights of the part.
+    Trained(Vec<f32>),
+}
+
+/// Between which parts of the model a parcel goes, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The part that sends it.
+    pub from: usize,
+    /// The part that it is for.
+    pub to: usize,
+}
+
+/// Why nothing more comes or goes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A member cannot be reached, is gone, or does not keep to the protocol.
+    #[error("{reason}")]
+    Member {
+        /// Which.
+        agent: AgentId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A member has sent nothing for as long as `pod.deadline_s`.
+    #[error("a member has sent nothing for {} s", .0.as_secs_f64())]
+    Silent(Duration),
+    /// Another attempt counts, or the agent stops.
+    #[error("the attempt is over")]
+    Over,
+}
+
+/// The way to the other members of a pod, for the thread that computes. Parcels between two parts arrive in the order in which
+/// they were sent.
+pub trait Wire: Send {
+    /// Hands over a parcel for another member. May wait until there is room for it.
+    ///
+    /// # Errors
+    /// See [`WireError`].
+    fn send(&mut self, address: Address, parcel: Parcel) -> Result<(), WireError>;
+
+    /// Waits for the next parcel for a part of this member.
+    ///
+    /// # Errors
+    /// See [`WireError`]; [`WireError::Silent`] when none comes in time.
+    fn receive(&mut self) -> Result<(Address, Parcel), WireError>;
+}

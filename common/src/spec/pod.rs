@@ -1,0 +1,120 @@
+//! `[pod]`: agents that compute one local round together.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pod::{Schedule, Weights};
+
+/// How pods compute. Without this table every agent computes its rounds alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodSpec {
+    /// What members hold.
+    pub kind: PodKind,
+    /// Members of a pod.
+    pub stages: u32,
+    /// When members compute.
+    #[serde(default)]
+    pub schedule: ScheduleKind,
+    /// Which weights a pipeline that never flushes computes with; no key of other schedules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+    /// Micro-batches of a step; as many as there are parts of the model where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batches: Option<u32>,
+    /// How activations and their gradients travel.
+    #[serde(default)]
+    pub activations: Activations,
+    /// Where labels are.
+    #[serde(default)]
+    pub labels: Labels,
+    /// A member that has not sent for so long what another one waits for counts as dead, in seconds.
+    #[serde(default = "deadline_s")]
+    pub deadline_s: f64,
+}
+
+/// What the members of a pod hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodKind {
+    /// Consecutive layers of the model.
+    Stages,
+}
+
+/// A schedule by its name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// See [`Schedule::Sequential`].
+    Sequential,
+    /// See [`Schedule::Flush`].
+    #[default]
+    Flush,
+    /// See [`Schedule::Pipelined`].
+    Pipelined,
+}
+
+/// How activations and their gradients travel from member to member.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// As they are.
+    #[default]
+    F32,
+    /// In 16 bits each, rounded to the nearest.
+    Bf16,
+}
+
+/// Where the labels of a pod's examples are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Labels {
+    /// With their owner, who computes the first and the last part of the model.
+    #[default]
+    Stay,
+    /// At the last member too.
+    Travel,
+}
+
+fn deadline_s() -> f64 {
+    10.0
+}
+
+impl PodSpec {
+    /// Returns the schedule, with predicted weights where a pipeline's are not said.
+    #[must_use]
+    pub fn schedule(&self) -> Schedule {
+        match self.schedule {
+            ScheduleKind::Sequential => Schedule::Sequential,
+            ScheduleKind::Flush => Schedule::Flush,
+            ScheduleKind::Pipelined => Schedule::Pipelined(self.weights.unwrap_or(Weights::Predict)),
+        }
+    }
+
+    /// Returns into how many parts the model is cut: one a member, and another one for the owner of the data where labels stay.
+    #[must_use]
+    pub fn parts(&self) -> u32 {
+        self.stages + u32::from(self.labels == Labels::Stay)
+    }
+
+    /// Returns the micro-batches of a step.
+    #[must_use]
+    pub fn micro_batches(&self) -> u32 {
+        self.micro_batches.unwrap_or_else(|| self.parts())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let spec: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2").expect("complete");
+        assert_eq!((spec.schedule(), spec.parts(), spec.micro_batches()), (Schedule::Flush, 3, 3));
+        let text = "kind = \"stages\"\nstages = 4\nschedule = \"pipelined\"\nlabels = \"travel\"\n";
+        let spec: PodSpec = toml::from_str(text).expect("complete");
+        assert_eq!((spec.schedule(), spec.parts()), (Schedule::Pipelined(Weights::Predict), 4));
+        let spec: PodSpec = toml::from_str(&format!("{text}weights = \"2bw\"\nmicro_batches = 8")).expect("complete");
+        assert_eq!((spec.schedule(), spec.micro_batches()), (Schedule::Pipelined(Weights::TwoVersions), 8));
+    }
+}
