@@ -88,7 +88,7 @@ pub const POD_PARCELS_AHEAD: usize = 2;
 pub const POD_WINDOW_BYTES: u32 = 8 << 20;
 /// Connections to an agent's port for members that have not finished their TLS handshake, at once.
 pub const POD_HANDSHAKES: usize = 64;
-/// Agents whose connections wait until a round names them, at once; each has one of them.
+/// Agents that no round names yet and whose connections wait, at once; each has one of them.
 pub const POD_WAITING: usize = POD_MEMBERS;
 /// Leases whose latest attempt is remembered: a late connection for an attempt that is over is told so.
 pub const POD_LEASES_REMEMBERED: usize = 64;

@@ -20,9 +20,10 @@ use anabranch_io::frames::{self, FrameIoError};
 use anabranch_io::tls::{self, Peer, Role};
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use super::desk::Desk;
+use super::handshakes::Handshakes;
 use super::link::{self, Greeted, code};
 
 const HANDSHAKE: Duration = Duration::from_millis(limits::POD_DIAL_MS);
@@ -33,6 +34,7 @@ const GOODBYE: Duration = Duration::from_millis(limits::GOODBYE_MS);
 #[derive(Debug)]
 pub(super) struct Room {
     run: RunId,
+    handshakes: Handshakes,
     attempts: watch::Sender<Attempts>,
     waiting: Mutex<Waiting>,
 }
@@ -102,7 +104,7 @@ impl Drop for Place<'_> {
 
 impl Room {
     pub(super) fn new(run: RunId) -> Self {
-        Self { run, attempts: watch::Sender::default(), waiting: Mutex::default() }
+        Self { run, handshakes: Handshakes::default(), attempts: watch::Sender::default(), waiting: Mutex::default() }
     }
 
     /// Opens an attempt: connections for it are taken. False: it was opened before, or a later one at the same lease.
@@ -126,10 +128,13 @@ impl Room {
         self.attempts.send_modify(|attempts| _ = attempts.open.remove(&mark));
     }
 
-    /// Takes a place for a connection; an older one of the same agent loses its own. None: there is no room.
+    /// Takes a place for a connection; an older one of the same agent loses its own. None: there is no room, and no round here
+    /// names the agent.
     fn enter(&self, agent: AgentId, connection: &Connection) -> Option<Place<'_>> {
+        let is_named = !matches!(self.attempts.borrow().verdict(agent, None), Verdict::Unknown);
         let mut waiting = self.waiting.lock();
-        if waiting.connections.len() >= limits::POD_WAITING && !waiting.connections.contains_key(&agent) {
+        let is_full = waiting.connections.len() >= limits::POD_WAITING && !waiting.connections.contains_key(&agent);
+        if is_full && !is_named {
             return None;
         }
         let number = waiting.next;
@@ -154,23 +159,18 @@ impl Room {
 
 /// Accepts connections until the endpoint is closed.
 pub(super) async fn accept(endpoint: Endpoint, room: Arc<Room>) {
-    let handshakes = Arc::new(Semaphore::new(limits::POD_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
         // Under load an address must show that it is its own before anything is spent on it.
-        if handshakes.available_permits() <= limits::POD_HANDSHAKES / 2 && incoming.may_retry() {
+        if room.handshakes.is_busy() && incoming.may_retry() {
             if let Err(error) = incoming.retry() {
                 tracing::debug!(%error, "a connection could not be asked to retry");
             }
             continue;
         }
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
         let room = Arc::clone(&room);
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            if let Err(error) = serve(incoming, permit, &room).await {
+            if let Err(error) = serve(incoming, &room).await {
                 tracing::debug!(%remote, %error, "a connection of a member came to nothing");
             }
         });
@@ -184,6 +184,8 @@ enum AcceptError {
     Frame(#[from] FrameIoError),
     #[error("its certificate is not an agent's")]
     NoAgent,
+    #[error("it made way for newer connections")]
+    Displaced,
     #[error("there is no room for another connection that waits")]
     NoRoom,
 }
@@ -194,10 +196,10 @@ impl From<quinn::ConnectionError> for AcceptError {
     }
 }
 
-async fn serve(incoming: Incoming, permit: OwnedSemaphorePermit, room: &Room) -> Result<(), AcceptError> {
+async fn serve(incoming: Incoming, room: &Room) -> Result<(), AcceptError> {
     let shaking = async { incoming.accept()?.await };
-    let connection = tokio::time::timeout(HANDSHAKE, shaking).await.map_err(|_| FrameIoError::TimedOut)??;
-    drop(permit);
+    let shaken = room.handshakes.enter().hold(tokio::time::timeout(HANDSHAKE, shaking)).await;
+    let connection = shaken.ok_or(AcceptError::Displaced)?.map_err(|_| FrameIoError::TimedOut)??;
     let Some(Peer { role: Role::Agent, agent, .. }) = tls::peer(&connection) else { return Err(AcceptError::NoAgent) };
     let send_away = || connection.close(code::NOT_YET.into(), b"no round that is known here names this agent");
     let Some(_place) = room.enter(agent, &connection) else {

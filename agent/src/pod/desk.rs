@@ -9,7 +9,7 @@
 //! thread of a member that waits for it. It does not have to, because a link never waits for the thread that computes: it takes
 //! every parcel that comes into the inbox. Outboxes therefore always drain, at the speed of the network. The inbox needs no
 //! waiting to stay bounded: by the order of a round (`anabranch_common::pod::order`) a stage is a bounded number of micro-batches
-//! and updates ahead of what it got back, so that [`ParcelSizes`] bounds what a member that keeps to the order can have sent. A
+//! and updates ahead of what it got back, so that [`ParcelSizes`](super::ParcelSizes) bounds what a member that keeps to the order can have sent. A
 //! member that sends more does not keep to it, and ends the attempt.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,114 +17,13 @@ use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use anabranch_common::pod::{PodMark, PodRound};
-use anabranch_common::spec::{Activations, PodSpec};
-use anabranch_common::wire::pod::ParcelHead;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::frame::{self, ParcelError};
 use super::link::Link;
+use super::terms::Terms;
 use super::{Address, Parcel, WireError};
-
-/// How large parcels of a round can be, from its model and its plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ParcelSizes {
-    /// Parameters of the model: no part has more.
-    pub params: usize,
-    /// Values of the largest activations of a micro-batch between two layers; labels are no more.
-    pub activations: usize,
-    /// Values of the tied tensor; 0 for a model without one.
-    pub tied: usize,
-}
-
-impl ParcelSizes {
-    /// Values of the largest parcel.
-    fn parcel(&self) -> usize {
-        let tied = self.tied.saturating_mul(2);
-        self.params.saturating_add(tied).max(self.activations)
-    }
-
-    /// Parcels of one member that can wait here in a round of so many parts.
-    fn parcels_ahead(parts: usize) -> usize {
-        // Activations, gradients, labels, losses, sums and copies of the tied tensor; weights before and after.
-        (6 * limits::POD_PARCELS_AHEAD + 2).saturating_mul(parts)
-    }
-
-    /// Their values.
-    fn values_ahead(&self, parts: usize) -> usize {
-        let each = self.activations.saturating_add(self.tied).saturating_mul(3 * limits::POD_PARCELS_AHEAD);
-        let weights = self.params.saturating_mul(2);
-        each.saturating_add(self.tied).saturating_mul(parts).saturating_add(weights)
-    }
-}
-
-/// What the members have agreed on for an attempt.
-#[derive(Debug)]
-pub(super) struct Terms {
-    pub(super) me: AgentId,
-    pub(super) mark: PodMark,
-    /// Who computes each part.
-    parts: Vec<AgentId>,
-    pub(super) form: Activations,
-    /// Most values of a parcel.
-    most: usize,
-    parcels_ahead: usize,
-    values_ahead: usize,
-    /// How long a member may keep another one waiting.
-    pub(super) patience: Duration,
-}
-
-impl Terms {
-    pub(super) fn new(me: AgentId, round: &PodRound, spec: &PodSpec, sizes: ParcelSizes) -> Self {
-        let parts: Vec<AgentId> = round.parts.iter().map(|part| part.agent).collect();
-        Self {
-            me,
-            mark: round.mark,
-            form: spec.activations,
-            most: sizes.parcel(),
-            parcels_ahead: ParcelSizes::parcels_ahead(parts.len()),
-            values_ahead: sizes.values_ahead(parts.len()),
-            // The run's configuration was checked; whatever it says here is a time.
-            patience: Duration::try_from_secs_f64(spec.deadline_s).unwrap_or(Duration::MAX),
-            parts,
-        }
-    }
-
-    /// Checks the head of a parcel from `sender`. Returns its address and its values.
-    pub(super) fn check(&self, sender: AgentId, head: &ParcelHead) -> Result<(Address, usize), ParcelError> {
-        let owner = |part: u32| self.parts.get(part as usize).copied();
-        if owner(head.from) != Some(sender) || owner(head.to) != Some(self.me) {
-            return Err(ParcelError::Route { from: head.from, to: head.to });
-        }
-        if frame::form_of(&head.content).is_some_and(|form| form != self.form) {
-            return Err(ParcelError::Form);
-        }
-        let found = frame::values_behind(&head.content);
-        match usize::try_from(found) {
-            Ok(values) if values <= self.most => {
-                Ok((Address { from: head.from as usize, to: head.to as usize }, values))
-            }
-            _ => Err(ParcelError::TooLarge { found, most: self.most }),
-        }
-    }
-
-    /// Checks a parcel of this member. Returns whom it is for, and its values.
-    fn check_own(&self, address: Address, parcel: &Parcel) -> Result<(AgentId, usize), WireError> {
-        let owner = |part: usize| self.parts.get(part).copied();
-        let values = frame::values_of(parcel);
-        let reason = match (owner(address.from), owner(address.to)) {
-            (Some(from), Some(to)) if from == self.me && to != self.me && values <= self.most => {
-                return Ok((to, values));
-            }
-            (Some(from), Some(to)) if from == self.me && to != self.me => {
-                ParcelError::TooLarge { found: values as u64, most: self.most }.to_string()
-            }
-            _ => format!("no parcel goes from part {} to part {}", address.from, address.to),
-        };
-        Err(WireError::Member { agent: self.me, reason })
-    }
-}
 
 /// Parcels that wait, by number and by values.
 #[derive(Debug, Clone, Copy, Default)]
@@ -157,10 +56,27 @@ struct Side {
     outgoing: Load,
     /// When the last bytes of those were taken.
     moved: Instant,
-    /// It has sent everything that it will send.
-    has_left: bool,
+    /// How it was lost.
+    lost: Option<Loss>,
     /// Everything for it has arrived there.
     is_served: bool,
+}
+
+/// How a member was lost.
+#[derive(Debug)]
+enum Loss {
+    /// It has sent everything that it will send, and needs nothing more.
+    Left,
+    /// It is gone, has given up, or does not keep to the protocol.
+    Failed(WireError),
+}
+
+/// What has come from a member, in its order.
+#[derive(Debug)]
+enum Item {
+    Parcel(AgentId, Address, Parcel),
+    /// Nothing more comes from it.
+    Lost(WireError),
 }
 
 #[derive(Debug)]
@@ -168,9 +84,10 @@ struct State {
     /// Members whose links are not there yet, and what was wrong last.
     awaited: BTreeMap<AgentId, String>,
     sides: BTreeMap<AgentId, Side>,
-    inbox: VecDeque<(AgentId, Address, Parcel)>,
+    inbox: VecDeque<Item>,
     /// When bytes of a parcel came last.
     heard: Instant,
+    /// The first failure: of a link that is not there yet or was lost.
     failure: Option<WireError>,
     is_closed: bool,
 }
@@ -219,7 +136,7 @@ impl Desk {
             is_arriving: false,
             outgoing: Load::default(),
             moved: Instant::now(),
-            has_left: false,
+            lost: None,
             is_served: false,
         };
         state.sides.insert(agent, side);
@@ -234,10 +151,21 @@ impl Desk {
         }
     }
 
-    /// Notes why nothing more will come of this attempt. The first reason counts.
+    /// Notes that a member is lost, or that there will be no link with it.
     pub(super) fn fail(&self, agent: AgentId, problem: &str) {
-        let reason = format!("member {}: {problem}", agent.short());
-        self.state.lock().failure.get_or_insert(WireError::Member { agent, reason });
+        // Part of it may be the other side's words.
+        let problem: String = problem.chars().filter(|char| !char.is_control()).collect();
+        let error = member(agent, &problem);
+        let mut state = self.state.lock();
+        if state.lose(agent, Loss::Failed(error.clone()), &error) {
+            state.failure.get_or_insert(error);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Notes that a member has sent everything that it will send.
+    pub(super) fn left(&self, agent: AgentId) {
+        self.state.lock().lose(agent, Loss::Left, &member(agent, "has left"));
         self.changed.notify_all();
     }
 
@@ -263,19 +191,14 @@ impl Desk {
         let mut state = self.state.lock();
         if let Some(side) = state.sides.get_mut(&agent) {
             side.is_arriving = false;
-            state.inbox.push_back((agent, address, parcel));
+            state.inbox.push_back(Item::Parcel(agent, address, parcel));
         }
         self.changed.notify_all();
     }
 
-    /// A member has sent everything that it will send.
-    pub(super) fn left(&self, agent: AgentId) {
-        self.change(agent, |side| side.has_left = true);
-    }
-
-    /// Whether it has.
+    /// Whether a member has sent everything that it will send.
     pub(super) fn has_left(&self, agent: AgentId) -> bool {
-        self.state.lock().sides.get(&agent).is_some_and(|side| side.has_left)
+        self.state.lock().sides.get(&agent).is_some_and(|side| matches!(side.lost, Some(Loss::Left)))
     }
 
     /// Bytes for a member were taken.
@@ -309,12 +232,14 @@ impl Desk {
     pub(super) fn wait_for_links(&self, deadline: Duration, stop: &dyn Fn() -> bool) -> Result<(), WireError> {
         let begun = Instant::now();
         self.wait(stop, |state| {
+            if let Some(failure) = &state.failure {
+                return Some(Err(failure.clone()));
+            }
             let (agent, problem) = match state.awaited.first_key_value() {
                 None => return Some(Ok(())),
                 Some((agent, problem)) => (*agent, problem),
             };
-            let reason = || format!("member {} cannot be reached: {problem}", agent.short());
-            (begun.elapsed() >= deadline).then(|| Err(WireError::Member { agent, reason: reason() }))
+            (begun.elapsed() >= deadline).then(|| Err(member(agent, &format!("cannot be reached: {problem}"))))
         })
     }
 
@@ -323,19 +248,20 @@ impl Desk {
         let (agent, values) = self.terms.check_own(address, &parcel)?;
         let begun = Instant::now();
         let mut parcel = Some(parcel);
-        let member = |reason: &str| WireError::Member { agent, reason: format!("member {}: {reason}", agent.short()) };
         self.wait(stop, |state| {
             let Some(side) = state.sides.get_mut(&agent) else {
-                return Some(Err(member("has no link with this member")));
+                return Some(Err(member(agent, "has no link with this agent")));
             };
-            if side.has_left {
-                return Some(Ok(()));
+            match &side.lost {
+                None => {}
+                Some(Loss::Left) => return Some(Ok(())),
+                Some(Loss::Failed(error)) => return Some(Err(error.clone())),
             }
             let Load { parcels, values: waiting } = side.outgoing;
             let fits = parcels == 0 || parcels < limits::POD_PARCELS_QUEUED && waiting + values <= self.terms.most;
             if !fits {
                 let is_stuck = begun.max(side.moved).elapsed() >= self.terms.patience;
-                return is_stuck.then(|| Err(member("takes nothing that it is sent")));
+                return is_stuck.then(|| Err(member(agent, "takes nothing that it is sent")));
             }
             side.outgoing.add(values);
             if let Some(parcel) = parcel.take() {
@@ -349,17 +275,20 @@ impl Desk {
     pub(super) fn receive(&self, stop: &dyn Fn() -> bool) -> Result<(Address, Parcel), WireError> {
         let begun = Instant::now();
         self.wait(stop, |state| {
-            if let Some((agent, address, parcel)) = state.inbox.pop_front() {
-                if let Some(side) = state.sides.get_mut(&agent) {
-                    side.incoming.remove(frame::values_of(&parcel));
+            match state.inbox.pop_front() {
+                None => {}
+                Some(Item::Lost(error)) => return Some(Err(error)),
+                Some(Item::Parcel(agent, address, parcel)) => {
+                    if let Some(side) = state.sides.get_mut(&agent) {
+                        side.incoming.remove(frame::values_of(&parcel));
+                    }
+                    return Some(Ok((address, parcel)));
                 }
-                return Some(Ok((address, parcel)));
             }
             if let Some((agent, _)) = state.sides.last_key_value()
-                && state.sides.values().all(|side| side.has_left)
+                && state.sides.values().all(|side| side.lost.is_some())
             {
-                let reason = format!("member {}: left before it had sent everything", agent.short());
-                return Some(Err(WireError::Member { agent: *agent, reason }));
+                return Some(Err(member(*agent, "was the last to be lost, and nothing more comes")));
             }
             // Whoever stops in the middle of a parcel is named by its link.
             if state.sides.values().any(|side| side.is_arriving) {
@@ -373,7 +302,14 @@ impl Desk {
     /// Ends what goes to each member, and waits until everything has arrived there.
     pub(super) fn finish(&self, stop: &dyn Fn() -> bool) -> Result<(), WireError> {
         self.state.lock().sides.values_mut().for_each(|side| side.link.end());
-        self.wait(stop, |state| state.sides.values().all(|side| side.is_served).then_some(Ok(())))
+        self.wait(stop, |state| {
+            let mut open = state.sides.values().filter(|side| !side.is_served);
+            let lost = open.clone().find_map(|side| match &side.lost {
+                Some(Loss::Failed(error)) => Some(Err(error.clone())),
+                _ => None,
+            });
+            lost.or_else(|| open.next().is_none().then_some(Ok(())))
+        })
     }
 
     /// Closes every link. Nothing is awaited any more.
@@ -387,7 +323,7 @@ impl Desk {
         sides.into_values().for_each(|side| side.link.close(code, &reason));
     }
 
-    /// Waits until `look` has found something. A stop comes before a failure, and a failure before that.
+    /// Waits until `look` has found something. A stop comes before that.
     fn wait<T>(
         &self,
         stop: &dyn Fn() -> bool,
@@ -398,13 +334,28 @@ impl Desk {
             if MutexGuard::unlocked(&mut state, stop) {
                 return Err(WireError::Over);
             }
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
             if let Some(found) = look(&mut state) {
                 return found;
             }
             self.changed.wait_for(&mut state, LOOK);
         }
     }
+}
+
+impl State {
+    /// Loses a member that is not lost yet, after everything that came from it. Returns whether it was so.
+    fn lose(&mut self, agent: AgentId, loss: Loss, told: &WireError) -> bool {
+        let Some(side) = self.sides.get_mut(&agent) else { return true };
+        if side.lost.is_some() {
+            return false;
+        }
+        side.lost = Some(loss);
+        side.is_arriving = false;
+        self.inbox.push_back(Item::Lost(told.clone()));
+        true
+    }
+}
+
+fn member(agent: AgentId, problem: &str) -> WireError {
+    WireError::Member { agent, reason: format!("member {}: {problem}", agent.short()) }
 }

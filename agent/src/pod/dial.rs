@@ -71,10 +71,7 @@ impl Dial {
                 DialProblem::Final(format!("answers with version {version} of the protocol, which was not offered"))
             }
             PodAnswer::NotYet => DialProblem::Transient("it does not know of this attempt".to_owned()),
-            PodAnswer::Refused(why) => {
-                let why: String = why.chars().filter(|char| !char.is_control()).collect();
-                DialProblem::Final(format!("refuses the link: {why}"))
-            }
+            PodAnswer::Refused(why) => DialProblem::Final(format!("refuses the link: {why}")),
         };
         connection.close(code::ANSWERED.into(), b"");
         Err(problem)

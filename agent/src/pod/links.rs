@@ -16,9 +16,10 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::accept::{self, Room};
-use super::desk::{Desk, ParcelSizes, Terms};
+use super::desk::Desk;
 use super::dial::Dial;
 use super::link::code;
+use super::terms::{ParcelSizes, Terms};
 use super::{Address, Parcel, Wire, WireError};
 
 /// Who an agent is to other members.
@@ -186,8 +187,10 @@ fn neighbours(members: &[AgentId], mine: usize) -> Neighbours {
     }
 }
 
-/// The links of one attempt. Dropping it gives the attempt up: the members at the other ends hear of it at once. Who is through with
-/// the round calls [`Self::finish`].
+/// The links of one attempt. Dropping it gives the attempt up: the members at the other ends hear of it at once, and what is on its way
+/// to them is lost. A member that is through with the round calls [`Self::finish`].
+///
+/// The loss of a member is told once, after every parcel that came from it; the others are heard until they are lost too.
 pub struct LinkWire {
     desk: Arc<Desk>,
     room: Arc<Room>,

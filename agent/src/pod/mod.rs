@@ -12,12 +12,14 @@ mod accept;
 mod desk;
 mod dial;
 mod frame;
+mod handshakes;
 mod link;
 mod links;
 mod parcel;
+mod terms;
 #[cfg(test)]
 mod tests;
 
-pub use desk::ParcelSizes;
 pub use links::{Attempt, LinkIdentity, LinkWire, Links, LinksError, Stop};
 pub use parcel::{Address, Parcel, Wire, WireError};
+pub use terms::ParcelSizes;

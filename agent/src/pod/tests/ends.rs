@@ -20,12 +20,18 @@ fn a_member_that_gives_up_is_named_by_the_others() {
             assert!(reason.ends_with("gave the attempt up"), "{reason}");
         }
     });
-    // It stays so, for what is sent too.
-    assert_eq!(named(wires[1].send(Address { from: 2, to: 0 }, Parcel::Loss(0.0))).0, world.id(1));
-    // And the reason is passed on with the next one.
-    let last = wires.pop().expect("two are left");
-    drop(last);
-    assert_eq!(named(wires[0].receive()).0, world.id(1), "the first reason counts");
+    // It is told once; the others are there until they are lost too, and say why they have given up.
+    let mut two = wires.pop().expect("two are left");
+    let parcel = (Address { from: 2, to: 0 }, Parcel::Loss(0.5));
+    assert_eq!(named(two.send(Address { from: 2, to: 1 }, Parcel::Loss(0.5))).0, world.id(1));
+    two.send(parcel.0, parcel.1.clone()).expect("the owner is there");
+    assert_eq!(wires[0].receive(), Ok(parcel));
+    drop(two);
+    let (agent, reason) = named(wires[0].receive());
+    assert_eq!(agent, world.id(2));
+    let over = format!("gave the attempt up over member {}: gave the attempt up", world.id(1).short());
+    assert!(reason.ends_with(&over), "{reason}");
+    assert!(named(wires[0].receive()).1.ends_with("nothing more comes"));
 }
 
 #[test]
@@ -75,6 +81,8 @@ fn members_leave_one_after_the_other() {
     send(&mut one, 1);
     one.finish().expect("it arrived");
     assert_eq!(owner.receive(), Ok(trained(1)));
+    let (agent, reason) = named(owner.receive());
+    assert!(agent == world.id(1) && reason.ends_with("has left"), "{reason}");
     // What comes too late for it is dropped.
     owner.send(Address { from: 0, to: 1 }, Parcel::Loss(1.0)).expect("dropped");
     two.send(Address { from: 2, to: 1 }, Parcel::Loss(1.0)).expect("dropped");
@@ -84,8 +92,9 @@ fn members_leave_one_after_the_other() {
         assert_eq!(owner.receive(), Ok(trained(2)));
         two.join().expect("no panic").expect("it arrived");
     });
-    let (_, reason) = named(owner.receive());
-    assert!(reason.ends_with("left before it had sent everything"), "{reason}");
+    let (agent, reason) = named(owner.receive());
+    assert!(agent == world.id(2) && reason.ends_with("has left"), "{reason}");
+    assert!(named(owner.receive()).1.ends_with("nothing more comes"));
     owner.finish().expect("nobody is left");
 }
 
