@@ -75,6 +75,23 @@ pub const POD_MEMBERS: usize = 64;
 pub const POD_ADDRESS_BYTES: usize = 280;
 /// Bytes of why an attempt at the round of a pod came to nothing.
 pub const POD_REASON_BYTES: usize = 256;
+/// Bytes of either frame with which a link between members begins: a refusal in words is the longest.
+pub const POD_GREETING_BYTES: usize = 512;
+/// Bytes of the head of a parcel.
+pub const POD_PARCEL_HEAD_BYTES: usize = 64;
+/// Parcels for one member that wait to be sent.
+pub const POD_PARCELS_QUEUED: usize = 64;
+/// Parcels of one kind between two members that wait here, for each part of the model: what the order of a round allows, and
+/// some room.
+pub const POD_PARCELS_AHEAD: usize = 2;
+/// Bytes that a member may have under way to another one, and that are kept until they are acknowledged.
+pub const POD_WINDOW_BYTES: u32 = 8 << 20;
+/// Connections to an agent's port for members that have not finished their TLS handshake, at once.
+pub const POD_HANDSHAKES: usize = 64;
+/// Agents that no round names yet and whose connections wait, at once; each has one of them.
+pub const POD_WAITING: usize = POD_MEMBERS;
+/// Leases whose latest attempt is remembered: a late connection for an attempt that is over is told so.
+pub const POD_LEASES_REMEMBERED: usize = 64;
 /// Width of a layer or extent of an input: products of four of them stay far below 2^64 where
 /// they are multiplied.
 pub const LAYER_WIDTH: u64 = 1 << 24;
@@ -303,6 +320,18 @@ pub const IDX_DIMS: u8 = 4;
 
 /// How long an agent's control stream may stay silent before it is given up, in milliseconds.
 pub const IDLE_TIMEOUT_MS: u64 = 20_000;
+/// The same for a link between members of a pod, and ...
+pub const POD_IDLE_TIMEOUT_MS: u64 = 4_000;
+/// ... how often either of them sends a keep-alive, in milliseconds.
+pub const POD_KEEP_ALIVE_MS: u64 = 1_000;
+/// How long one attempt of a member to reach another one may take, the answer to its greeting included, in milliseconds.
+pub const POD_DIAL_MS: u64 = 3_000;
+/// How long a connection waits until a round here names its agent and its attempt, in milliseconds.
+pub const POD_WAIT_MS: u64 = 1_000;
+/// Time between two attempts of a member to reach another one, in milliseconds.
+pub const POD_RETRY_MS: u64 = 100;
+/// How often a thread that waits for other members looks whether it is to stop, in milliseconds.
+pub const POD_LOOK_MS: u64 = 50;
 /// How often an agent sends a keep-alive, in milliseconds.
 pub const KEEP_ALIVE_MS: u64 = 5_000;
 /// How long a peer may take to finish its handshake and its first message, in milliseconds.

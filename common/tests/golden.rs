@@ -123,6 +123,15 @@ fn chunks() {
 }
 
 #[test]
+fn links_between_members() {
+    every_variant_is_there(&samples::pod_answers());
+    every_variant_is_there(&samples::parcel_contents());
+    let greeting = listing(FrameKind::PodGreeting, &[samples::pod_greeting()]);
+    let answers = listing(FrameKind::PodAnswer, &samples::pod_answers());
+    insta::assert_snapshot!(greeting + &answers + &listing(FrameKind::Parcel, &samples::parcel_heads()));
+}
+
+#[test]
 fn records_and_the_chain_over_them() {
     every_variant_is_there(&samples::record_bodies());
     let mut chain = Chain::default();

@@ -1,13 +1,16 @@
-//! Control messages on the wire. `Propose` and `Agree` come before any version is agreed: their tables never change.
+//! Control messages on the wire. `Propose` and `Agree`, `PodGreeting` and `PodAnswer` come before any version is agreed: their
+//! tables never change.
 
 use crate::downlink::{FetchPurpose, ModelForm};
 use crate::merge::Served;
 use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
+use crate::spec::Activations;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
 use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
+use crate::wire::pod::{ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 
 layout! {
     struct Propose { min, max, purpose }
@@ -47,6 +50,21 @@ layout! {
     struct PodPart { end, agent }
     struct PodPeer { agent, address }
     struct PodProblem { member, reason }
+
+    struct PodGreeting { min, max, run, mark }
+    enum PodAnswer { 0 = Ready { version }, 1 = NotYet, 2 = Refused(why) }
+    struct ParcelHead { from, to, content, checksum }
+    enum ParcelContent {
+        0 = Weights { own, tied },
+        1 = Activations { rows, columns, form },
+        2 = Gradient { values, form },
+        3 = Labels { labels },
+        4 = Loss { sum },
+        5 = TiedSum { values },
+        6 = Tied { version, values, moved },
+        7 = Trained { values },
+    }
+    enum Activations { 0 = F32, 1 = Bf16 }
 
     enum FetchPurpose { 0 = Train, 1 = Evaluate }
     enum ModelForm { 0 = Snapshot, 1 = Track { from }, 2 = Xor { from }, 3 = Chain { from } }

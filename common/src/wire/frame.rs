@@ -40,6 +40,12 @@ pub enum FrameKind {
     Chunk = 9,
     /// A raw part of a body that follows an operator request or response.
     Part = 10,
+    /// `pod::PodGreeting`.
+    PodGreeting = 11,
+    /// `pod::PodAnswer`.
+    PodAnswer = 12,
+    /// `pod::ParcelHead`; the values follow, unframed.
+    Parcel = 13,
 }
 
 impl FrameKind {
@@ -55,6 +61,9 @@ impl FrameKind {
             8 => Self::OperatorResponse,
             9 => Self::Chunk,
             10 => Self::Part,
+            11 => Self::PodGreeting,
+            12 => Self::PodAnswer,
+            13 => Self::Parcel,
             _ => return None,
         })
     }

@@ -25,6 +25,7 @@ use anabranch_common::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
+use anabranch_common::wire::pod::{ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 pub(crate) const RUN: RunId = RunId([0x11; 16]);
@@ -492,6 +493,33 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         RecordBody::Published(Publication { version: ModelVersion(44), form: PublicationForm::Track, digest: DIGEST }),
     ]);
     bodies
+}
+
+pub(crate) fn pod_greeting() -> PodGreeting {
+    PodGreeting { min: 5, max: 6, run: RUN, mark: PodMark { lease: LeaseId(9), attempt: 2 } }
+}
+
+pub(crate) fn pod_answers() -> Vec<PodAnswer> {
+    vec![PodAnswer::Ready { version: 5 }, PodAnswer::NotYet, PodAnswer::Refused("that attempt is over".into())]
+}
+
+pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
+    vec![
+        ParcelContent::Weights { own: 300, tied: 40 },
+        ParcelContent::Activations { rows: 8, columns: 64, form: Activations::F32 },
+        ParcelContent::Activations { rows: 8, columns: 64, form: Activations::Bf16 },
+        ParcelContent::Gradient { values: 512, form: Activations::Bf16 },
+        ParcelContent::Labels { labels: 7 },
+        ParcelContent::Loss { sum: 2.5 },
+        ParcelContent::TiedSum { values: 40 },
+        ParcelContent::Tied { version: 3, values: 40, moved: 41 },
+        ParcelContent::Trained { values: 300 },
+    ]
+}
+
+pub(crate) fn parcel_heads() -> Vec<ParcelHead> {
+    let contents = parcel_contents().into_iter();
+    contents.map(|content| ParcelHead { from: 1, to: 2, content, checksum: 0xC0FF_EE00 }).collect()
 }
 
 pub(crate) fn records() -> Vec<Record> {

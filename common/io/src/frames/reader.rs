@@ -42,6 +42,11 @@ impl<T: Layout> FrameReader<T> {
         self.last_bytes
     }
 
+    /// What follows the message that [`Self::next`] returned last: a reader takes no byte beyond the frame it reads.
+    pub fn stream(&mut self) -> &mut RecvStream {
+        &mut self.stream
+    }
+
     /// The next message, or nothing at the end of the stream. Cancel-safe.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //!  server(...)         shows [server, CA]; asks for a client certificate; one that is sent must come from our CA
 //!  client(...)         shows its own certificate; trusts our CA only                     agents, operators
 //!  client_pinned(...)  shows none; trusts the CA with this BLAKE3 fingerprint only       join
+//!  member_server(...)  shows an agent's; lets in agents of our CA only                   members of a pod
+//!  member_client(...)  shows an agent's; trusts one agent of our CA only                 members of a pod
 //! ```
 //! Identity comes from [`peer`], never from a payload. Revocation is the coordinator's: it looks the identity up after
 //! the handshake. Sessions are never resumed: a ticket would outlive the certificate it was issued for; and there is no
@@ -11,6 +13,7 @@
 
 mod endpoint;
 mod identity;
+mod member;
 mod problem;
 mod race;
 mod reset;
@@ -37,6 +40,7 @@ pub use endpoint::{
     bind_server as server_endpoint, connect,
 };
 pub use identity::{ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, validity};
+pub use member::{member_client, member_server, trust_member};
 pub use problem::{ConnectProblem, explain};
 
 /// Why TLS cannot be set up: certificates and keys are unreadable or do not fit each other.

@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Purpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use time::OffsetDateTime;
 use time::macros::datetime;
 
@@ -22,7 +25,8 @@ pub(crate) struct TestCert {
     pub(crate) key_der: Vec<u8>,
 }
 
-const FOREVER: (OffsetDateTime, OffsetDateTime) = (datetime!(2020-01-01 0:00 UTC), datetime!(2120-01-01 0:00 UTC));
+pub(super) const FOREVER: (OffsetDateTime, OffsetDateTime) =
+    (datetime!(2020-01-01 0:00 UTC), datetime!(2120-01-01 0:00 UTC));
 
 impl TestCa {
     pub(crate) fn new() -> Self {
@@ -35,7 +39,13 @@ impl TestCa {
         Self { der, issuer: Issuer::new(params, key) }
     }
 
-    fn issue(&self, role: Role, name: &str, hosts: &[&str], valid: (OffsetDateTime, OffsetDateTime)) -> TestCert {
+    pub(super) fn issue(
+        &self,
+        role: Role,
+        name: &str,
+        hosts: &[&str],
+        valid: (OffsetDateTime, OffsetDateTime),
+    ) -> TestCert {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(hosts).expect("names");
         (params.not_before, params.not_after) = valid;
@@ -43,6 +53,9 @@ impl TestCa {
         params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
         params.distinguished_name.push(DnType::OrganizationalUnitName, role.as_str());
         params.distinguished_name.push(DnType::CommonName, name);
+        // As the coordinator issues them.
+        let purpose = if role == Role::Server { Purpose::ServerAuth } else { Purpose::ClientAuth };
+        params.extended_key_usages = vec![purpose];
         let key = KeyPair::generate().expect("a key");
         let der = params.signed_by(&key, &self.issuer).expect("signs").der().to_vec();
         TestCert { der, key_der: key.serialize_der() }
@@ -73,7 +86,7 @@ pub(crate) struct Pair {
     _endpoints: [Endpoint; 2],
 }
 
-async fn accept_one(endpoint: &Endpoint) -> Result<Connection, ConnectProblem> {
+pub(super) async fn accept_one(endpoint: &Endpoint) -> Result<Connection, ConnectProblem> {
     let incoming = endpoint.accept().await.expect("the endpoint is open");
     incoming.await.map_err(|error| explain(&error))
 }
@@ -92,7 +105,11 @@ pub(crate) async fn connected_pair() -> Pair {
 
 /// Connects with `config` and returns what each side says; a refusal of the client's certificate reaches the client
 /// only after its own handshake is done, so its connection is watched until it closes.
-async fn refused(endpoint: &Endpoint, address: &str, config: ClientConfig) -> (ConnectProblem, ConnectProblem) {
+pub(super) async fn refused(
+    endpoint: &Endpoint,
+    address: &str,
+    config: ClientConfig,
+) -> (ConnectProblem, ConnectProblem) {
     let dialer = client_endpoint().expect("binds");
     let client = async {
         match connect(&dialer, address, config).await {

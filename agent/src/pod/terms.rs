@@ -1,0 +1,111 @@
+//! What an attempt allows: which parcels go from whom to whom, how large they are, and how many can wait.
+
+use std::time::Duration;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::limits;
+use anabranch_common::pod::{PodMark, PodRound};
+use anabranch_common::spec::{Activations, PodSpec};
+use anabranch_common::wire::pod::ParcelHead;
+
+use super::frame::{self, ParcelError};
+use super::{Address, Parcel, WireError};
+
+/// How large parcels of a round can be, from its model and its plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParcelSizes {
+    /// Parameters of the model: no part has more.
+    pub params: usize,
+    /// Values of the largest activations of a micro-batch between two layers; labels are no more.
+    pub activations: usize,
+    /// Values of the tied tensor; 0 for a model without one.
+    pub tied: usize,
+}
+
+impl ParcelSizes {
+    /// Values of the largest parcel.
+    fn parcel(&self) -> usize {
+        let tied = self.tied.saturating_mul(2);
+        self.params.saturating_add(tied).max(self.activations)
+    }
+
+    /// Parcels of one member that can wait here in a round of so many parts.
+    fn parcels_ahead(parts: usize) -> usize {
+        // Activations, gradients, labels, losses, sums and copies of the tied tensor; weights before and after.
+        (6 * limits::POD_PARCELS_AHEAD + 2).saturating_mul(parts)
+    }
+
+    /// Their values.
+    fn values_ahead(&self, parts: usize) -> usize {
+        let each = self.activations.saturating_add(self.tied).saturating_mul(3 * limits::POD_PARCELS_AHEAD);
+        let weights = self.params.saturating_mul(2);
+        each.saturating_add(self.tied).saturating_mul(parts).saturating_add(weights)
+    }
+}
+
+/// What the members have agreed on for an attempt.
+#[derive(Debug)]
+pub(super) struct Terms {
+    pub(super) me: AgentId,
+    pub(super) mark: PodMark,
+    /// Who computes each part.
+    parts: Vec<AgentId>,
+    pub(super) form: Activations,
+    /// Most values of a parcel.
+    pub(super) most: usize,
+    pub(super) parcels_ahead: usize,
+    pub(super) values_ahead: usize,
+    /// How long a member may keep another one waiting.
+    pub(super) patience: Duration,
+}
+
+impl Terms {
+    pub(super) fn new(me: AgentId, round: &PodRound, spec: &PodSpec, sizes: ParcelSizes) -> Self {
+        let parts: Vec<AgentId> = round.parts.iter().map(|part| part.agent).collect();
+        Self {
+            me,
+            mark: round.mark,
+            form: spec.activations,
+            most: sizes.parcel(),
+            parcels_ahead: ParcelSizes::parcels_ahead(parts.len()),
+            values_ahead: sizes.values_ahead(parts.len()),
+            // The run's configuration was checked; whatever it says here is a time.
+            patience: Duration::try_from_secs_f64(spec.deadline_s).unwrap_or(Duration::MAX),
+            parts,
+        }
+    }
+
+    /// Checks the head of a parcel from `sender`. Returns its address and its values.
+    pub(super) fn check(&self, sender: AgentId, head: &ParcelHead) -> Result<(Address, usize), ParcelError> {
+        let owner = |part: u32| self.parts.get(part as usize).copied();
+        if owner(head.from) != Some(sender) || owner(head.to) != Some(self.me) {
+            return Err(ParcelError::Route { from: head.from, to: head.to });
+        }
+        if frame::form_of(&head.content).is_some_and(|form| form != self.form) {
+            return Err(ParcelError::Form);
+        }
+        let found = frame::values_behind(&head.content);
+        match usize::try_from(found) {
+            Ok(values) if values <= self.most => {
+                Ok((Address { from: head.from as usize, to: head.to as usize }, values))
+            }
+            _ => Err(ParcelError::TooLarge { found, most: self.most }),
+        }
+    }
+
+    /// Checks a parcel of this member. Returns whom it is for, and its values.
+    pub(super) fn check_own(&self, address: Address, parcel: &Parcel) -> Result<(AgentId, usize), WireError> {
+        let owner = |part: usize| self.parts.get(part).copied();
+        let values = frame::values_of(parcel);
+        let reason = match (owner(address.from), owner(address.to)) {
+            (Some(from), Some(to)) if from == self.me && to != self.me && values <= self.most => {
+                return Ok((to, values));
+            }
+            (Some(from), Some(to)) if from == self.me && to != self.me => {
+                ParcelError::TooLarge { found: values as u64, most: self.most }.to_string()
+            }
+            _ => format!("no parcel goes from part {} to part {}", address.from, address.to),
+        };
+        Err(WireError::Member { agent: self.me, reason })
+    }
+}

@@ -1,0 +1,143 @@
+//! Members that do not keep to the protocol: the error names them, and they cost a bounded amount of memory.
+
+use std::sync::Barrier;
+
+use anabranch_common::schema;
+use anabranch_common::wire::frame;
+use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
+
+use super::*;
+use crate::pod::Wire;
+
+/// A head from part 0, which is the hostile member's, to part 1, which is the other one's.
+fn head(content: ParcelContent, checksum: u32) -> Vec<u8> {
+    framed(ParcelHead { from: 0, to: 1, content, checksum })
+}
+
+fn framed(head: ParcelHead) -> Vec<u8> {
+    let bytes = schema::encode(&head, limits::POD_PARCEL_HEAD_BYTES).expect("small");
+    frame::encode(FrameKind::Parcel, &bytes).expect("small")
+}
+
+struct Case {
+    what: &'static str,
+    bytes: Vec<u8>,
+    /// Whether the stream ends after them.
+    ends: bool,
+    error: &'static str,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |what, bytes, error| Case { what, bytes, ends: false, error };
+    let trained = |values| ParcelContent::Trained { values };
+    let loss = ParcelContent::Loss { sum: 0.0 };
+    let wrong_route = |from, to| framed(ParcelHead { from, to, content: loss, checksum: 0 });
+    let large = "more than the 1200 that this round can need";
+    let mut oversized = head(loss, 0);
+    oversized[8..12].fill(0xFF);
+    let mut damaged = head(loss, 0);
+    damaged[20] ^= 1;
+    vec![
+        case(
+            "another protocol",
+            b"GET / HTTP/1.1\r\nHost: member\r\n".to_vec(),
+            "does not speak the anabranch protocol",
+        ),
+        case("another frame", frame::encode(FrameKind::Agent, b"hello").expect("small"), "unexpected frame of kind 5"),
+        case("an oversized head", oversized, "frame of 4294967295 bytes"),
+        case("a damaged head", damaged, "does not match its checksum"),
+        case("an oversized parcel", head(trained(1 << 40), 0), large),
+        case("one value too many", head(trained(1_201), 0), large),
+        case(
+            "numbers that overflow",
+            head(ParcelContent::Activations { rows: 1 << 40, columns: 1 << 40, form: Activations::F32 }, 0),
+            large,
+        ),
+        case(
+            "two vectors that overflow",
+            head(ParcelContent::Tied { version: 0, values: u64::MAX, moved: 2 }, 0),
+            large,
+        ),
+        case("part of another member", wrong_route(1, 1), "from part 1 to part 1"),
+        case("parts of its own", wrong_route(0, 2), "from part 0 to part 2"),
+        case("a part that is none", wrong_route(9, 1), "from part 9 to part 1"),
+        case(
+            "another form",
+            head(ParcelContent::Gradient { values: 1, form: Activations::Bf16 }, 0),
+            "another form than pod.activations says",
+        ),
+        case("damaged values", [head(trained(2), 1), vec![0; 8]].concat(), "a parcel does not match its checksum"),
+        case("a stop within values", [head(trained(100), 0), vec![0; 40]].concat(), "stopped in the middle"),
+        Case {
+            what: "an end within values",
+            bytes: [head(trained(100), 0), vec![0; 40]].concat(),
+            ends: true,
+            error: "ended its stream in the middle",
+        },
+        Case {
+            what: "an end within a head",
+            bytes: head(loss, 0)[..30].to_vec(),
+            ends: true,
+            error: "ended its stream",
+        },
+    ]
+}
+
+#[test]
+fn whoever_breaks_the_protocol_is_named() {
+    let world = World::new(2);
+    for (attempt, Case { what, bytes, ends, error }) in (1..).zip(cases()) {
+        let round = world.round(attempt, &[0, 1, 0]);
+        std::thread::scope(|scope| {
+            let victim = scope.spawn(|| world.open_with(1, &round, &spec(0.4)).and_then(|mut wire| wire.receive()));
+            let (mut raw, answer) = world.runtime.block_on(world.ask(0, 1, PodGreeting::new(RUN, round.mark)));
+            assert!(matches!(answer, PodAnswer::Ready { .. }), "{what}: {answer:?}");
+            world.runtime.block_on(raw.send.write_all(&bytes)).expect("the link is open");
+            if ends {
+                raw.send.finish().expect("the link is open");
+            }
+            let (agent, reason) = named(victim.join().expect("no panic"));
+            assert_eq!(agent, world.id(0), "{what}");
+            assert!(reason.contains(error), "{what}: {reason}");
+        });
+    }
+}
+
+/// Nothing is taken out here, so that what waits is what the desk lets in.
+#[test]
+fn a_flood_is_cut_off_at_what_the_order_allows() {
+    let world = World::new(2);
+    // Parcels without values, and parcels with as many as fit.
+    let full = ParcelContent::Trained { values: 1_200 };
+    let floods =
+        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 4_800, "11 parcels of 13200 values")];
+    for (attempt, (content, bytes, error)) in (1..).zip(floods) {
+        let round = world.round(attempt, &[0, 1, 0]);
+        let values = vec![0; bytes];
+        let parcel = [head(content, crc32c::crc32c(&values)), values].concat();
+        let cut_off = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let victim = scope.spawn(|| {
+                let mut wire = world.open(1, &round);
+                cut_off.wait();
+                // What was let in comes first.
+                loop {
+                    let received = wire.receive();
+                    if received.is_err() {
+                        break received;
+                    }
+                }
+            });
+            world.runtime.block_on(async {
+                let (mut raw, _) = world.ask(0, 1, PodGreeting::new(RUN, round.mark)).await;
+                // Until its reader is gone.
+                while raw.send.write_all(&parcel).await.is_ok() {}
+                assert!(raw.connection.close_reason().is_none(), "the link's fate is the computing thread's to decide");
+            });
+            cut_off.wait();
+            let (agent, reason) = named(victim.join().expect("no panic"));
+            assert_eq!(agent, world.id(0));
+            assert!(reason.contains(error), "{reason}");
+        });
+    }
+}
