@@ -246,7 +246,7 @@ impl<'a> Member<'a> {
     fn take_weights(&mut self, own: Vec<f32>, tied: Vec<f32>) -> Result<(), ParcelError> {
         check_length("weights", own.len(), self.stage().params())?;
         check_length("a tied tensor", tied.len(), self.stage().borrowed().map_or(0, Range::len))?;
-        if self.training.has_begun() || self.order.next().is_none() {
+        if self.training.has_begun() {
             return Err(ParcelError::Unexpected { what: "weights" });
         }
         self.training.begin(own, tied);

@@ -50,6 +50,7 @@ pub(super) struct Training<'a> {
     predicts: bool,
     /// The weights to start from, where the proximal term needs them.
     base: Vec<f32>,
+    has_begun: bool,
     /// Its weights, oldest first; none before it has [begun](Self::begin).
     versions: VecDeque<Version>,
     /// Copies of the tied tensor, if another stage owns it; oldest first.
@@ -72,6 +73,7 @@ impl<'a> Training<'a> {
             proximal_mu: plan.proximal_mu,
             predicts,
             base: Vec::new(),
+            has_begun: false,
             versions: VecDeque::new(),
             tied: VecDeque::new(),
             params: None,
@@ -81,19 +83,20 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Takes the weights to start from: `params` values of its own, and those of the tensor that it borrows.
+    /// Takes the weights to start from: its own, and those of the tensor that it borrows.
     pub(super) fn begin(&mut self, own: Vec<f32>, tied: Vec<f32>) {
         let version = |values| Version { number: 0, values, moved: Vec::new() };
         if self.proximal_mu > 0.0 {
             self.base.clone_from(&own);
         }
+        self.has_begun = true;
         self.versions = [version(own)].into();
         self.tied = self.stage.borrowed().map(|_| version(tied)).into_iter().collect();
     }
 
-    /// Returns whether the weights to start from are there.
+    /// Returns whether the weights to start from have been there.
     pub(super) fn has_begun(&self) -> bool {
-        !self.versions.is_empty()
+        self.has_begun
     }
 
     /// Drops the versions before `oldest`.
