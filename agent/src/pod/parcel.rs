@@ -31,11 +31,11 @@ pub enum Parcel {
     TiedSum(Vec<f32>),
     /// The tied tensor after so many updates, from the part that owns it.
     Tied {
-        /// The number of updates.
+        /// The number of updates, from 1. Versions that nothing is computed with any more are not sent.
         version: u32,
         /// Its values.
         values: Vec<f32>,
-        /// lr times the direction of the last update; empty before the first one, and where no weights are predicted.
+        /// lr times the direction of the last update; empty where no weights are predicted.
         moved: Vec<f32>,
     },
     /// To the owner, at the end: the weights of the part.
@@ -79,7 +79,11 @@ pub trait Wire: Send {
     /// See [`WireError`].
     fn send(&mut self, address: Address, parcel: Parcel) -> Result<(), WireError>;
 
-    /// Waits for the next parcel for a part of this member.
+    /// Waits for the next parcel for a part of this member. `from` of its address is a part of the member that sent it: the wire
+    /// refuses others, as whoever computes the part is blamed for the parcel.
+    ///
+    /// A member may leave as soon as everything that others need of it was sent. So its loss is told once, after every parcel that
+    /// came from it, and the other members are heard until they are lost too.
     ///
     /// # Errors
     /// See [`WireError`]; [`WireError::Silent`] when none comes in time.

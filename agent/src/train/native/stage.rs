@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{Layer, LayerKind};
+use anabranch_common::spec::{GPT_TOKENS, Gpt, Layer, LayerKind};
+
+use super::gpt::to_usize;
 
 /// Consecutive layers.
 ///
@@ -69,6 +71,27 @@ impl Stage {
     /// Whether its output is the logits of a gpt, which has an example a row.
     pub(super) fn gives_rows(&self) -> bool {
         self.layers.last().is_some_and(|layer| matches!(layer.kind, LayerKind::Head(_)))
+    }
+
+    /// Returns the range of the model of a tensor that it uses and another stage owns.
+    pub(super) fn borrowed(&self) -> Option<&Range<usize>> {
+        self.tied.as_ref().filter(|tied| tied.here.is_none()).map(|tied| &tied.range)
+    }
+
+    /// Returns rows and columns of its output for so many examples.
+    pub(super) fn output_shape(&self, examples: usize) -> [usize; 2] {
+        let tokens = |gpt: &Gpt| examples * to_usize(gpt.context);
+        match self.layers.last().map(|layer| &layer.kind) {
+            Some(LayerKind::Convolution { image: [height, width], out_channels, .. }) => {
+                [examples, (height / 2) * (width / 2) * out_channels]
+            }
+            Some(LayerKind::Dense { outputs, .. }) => [*outputs, examples],
+            Some(LayerKind::Embedding(gpt) | LayerKind::Attention(gpt) | LayerKind::FeedForward(gpt)) => {
+                [tokens(gpt), to_usize(gpt.width)]
+            }
+            Some(LayerKind::Head(gpt)) => [tokens(gpt), to_usize(GPT_TOKENS)],
+            None => [0, 0],
+        }
     }
 
     /// Adds the gradient of the tied tensor, at the end of `gradient`, to that of the earlier use, and cuts it off. Of a stage that

@@ -8,23 +8,25 @@ use super::super::architecture::Architecture;
 use super::super::graph::Input;
 use super::super::{gpt, read};
 use super::PipelineError;
+use super::turns::Batches;
 use crate::shard::Shard;
 use crate::shard::draw::{Draw, Purpose};
 
-/// The micro-batches of a round, in their order, and their labels for the last stage.
+/// The micro-batches of a round, in their order, and their labels.
+#[derive(Debug)]
 pub(super) struct Feed<'a> {
     architecture: &'a Architecture,
     shard: &'a dyn Shard,
     draw: Draw,
     /// Examples in the shard, of text: windows.
     count: usize,
-    labels_each: usize,
-    batch: usize,
-    micro_batch: usize,
+    batches: Batches,
     /// Examples of the current batch that were not handed out.
     waiting: VecDeque<usize>,
-    /// Labels of micro-batches that are on their way to the last stage.
-    labels: VecDeque<Vec<u32>>,
+    /// Micro-batches of the current batch that were handed out.
+    index: u32,
+    /// Labels of the micro-batch that was handed out last.
+    labels: Vec<u32>,
 }
 
 impl<'a> Feed<'a> {
@@ -35,60 +37,41 @@ impl<'a> Feed<'a> {
         micro_batches: u32,
         seed: u64,
     ) -> Result<Self, PipelineError> {
-        let micro_batch = plan.batch_size.div_ceil(micro_batches);
-        if plan.batch_size.div_ceil(micro_batch) != micro_batches {
-            return Err(PipelineError::MicroBatches { batch: plan.batch_size, micro_batches });
-        }
-        let (count, labels_each) = match (&architecture.gpt, shard.text()) {
-            (Some(gpt), Some(text)) => (text.windows(gpt::to_usize(gpt.context)), gpt::to_usize(gpt.context)),
-            _ => (shard.len(), 1),
+        let batches = Batches::new(architecture, plan, micro_batches)?;
+        let count = match (&architecture.gpt, shard.text()) {
+            (Some(gpt), Some(text)) => text.windows(gpt::to_usize(gpt.context)),
+            _ => shard.len(),
         };
-        Ok(Self {
-            architecture,
-            shard,
-            draw: Draw::new(seed, Purpose::Batches),
-            count,
-            labels_each,
-            batch: gpt::to_usize(plan.batch_size),
-            micro_batch: gpt::to_usize(micro_batch),
-            waiting: VecDeque::new(),
-            labels: VecDeque::new(),
-        })
+        let draw = Draw::new(seed, Purpose::Batches);
+        Ok(Self { architecture, shard, draw, count, batches, waiting: VecDeque::new(), index: 0, labels: Vec::new() })
     }
 
-    /// The next micro-batch; its labels wait for the last stage.
+    /// Returns the next micro-batch, whose labels are then [`labels`](Self::labels).
     pub(super) fn next(&mut self) -> Input {
         if self.waiting.is_empty() {
-            self.waiting.extend((0..self.batch).map(|_| self.draw.below(self.count)));
+            self.waiting.extend((0..self.batches.batch()).map(|_| self.draw.below(self.count)));
+            self.index = 0;
         }
-        let indices: Vec<usize> = self.waiting.drain(..self.micro_batch.min(self.waiting.len())).collect();
-        let mut labels = Vec::new();
-        let values = read(self.architecture, self.shard, &indices, &mut labels);
-        let count = labels.len();
-        self.labels.push_back(labels);
-        Input::Examples { values, count }
+        let indices: Vec<usize> = self.waiting.drain(..self.batches.examples(self.index)).collect();
+        self.index += 1;
+        self.labels.clear();
+        let values = read(self.architecture, self.shard, &indices, &mut self.labels);
+        Input::Examples { values, count: self.labels.len() }
     }
 
-    /// Labels of the next micro-batch that reaches the last stage.
+    /// Takes the labels of the micro-batch that was handed out last.
     pub(super) fn labels(&mut self) -> Vec<u32> {
-        self.labels.pop_front().expect("the micro-batch was handed to the first stage")
+        std::mem::take(&mut self.labels)
     }
 
-    /// Part of its batch that a micro-batch is; none where it is the batch.
-    #[expect(clippy::cast_precision_loss, reason = "a batch has at most 65536 examples")]
+    /// Returns how batches are cut.
+    pub(super) fn batches(&self) -> Batches {
+        self.batches
+    }
+
+    /// Returns which part of its batch a micro-batch is; `None` where it is the batch.
+    #[cfg(test)]
     pub(super) fn share(&self, index: u32) -> Option<f32> {
-        let before = gpt::to_usize(index) * self.micro_batch;
-        let examples = self.micro_batch.min(self.batch - before);
-        (examples < self.batch).then(|| examples as f32 / self.batch as f32)
-    }
-
-    /// Examples of a micro-batch that is not the last of its batch.
-    pub(super) fn micro_batch(&self) -> u32 {
-        u32::try_from(self.micro_batch).expect("a batch is counted in 32 bits")
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a batch has at most 2^30 labels")]
-    pub(super) fn labels_of_a_step(&self) -> f64 {
-        self.batch as f64 * self.labels_each as f64
+        self.batches.share(index)
     }
 }

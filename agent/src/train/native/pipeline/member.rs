@@ -1,257 +1,366 @@
-//! One stage of a pipeline with its weights, its optimizer and what is in flight through it.
+//! One part of a model in a round: takes parcels, and computes what its order says as soon as it has what that takes.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
-use anabranch_common::pod::order::{OutOfTurn, StageOrder, Work};
-use anabranch_common::spec::TrainSpec;
+use anabranch_common::pod::order::{MicroBatch, StageOrder, Work};
+use anabranch_common::spec::{Activations, TrainSpec};
 use burn_flex::Flex;
-use burn_tensor::Tensor;
 
-use super::super::graph::{Input, Matrix, Place, Trace};
-use super::super::stage::{self, Stage};
-use super::super::{add_share, pull_back};
+use super::super::graph::{Input, Matrix, Place};
+use super::super::stage::Stage;
+use super::error::ParcelError;
+use super::inbox::Inbox;
+use super::owner::Owner;
+use super::stall::{Missing, Waiting};
+use super::training::{Lent, Training};
+use super::turns::{Batches, Turns};
+use super::{Pipeline, bf16};
+use crate::pod::{Address, Parcel};
 use crate::train::TrainError;
-use crate::train::optimizer::Optimizer;
 
-/// Values after some number of updates.
-#[derive(Debug)]
-struct Version {
-    number: u32,
-    values: Vec<f32>,
-    /// lr times the direction of the last update: the version before it, minus this one. Empty before the first update.
-    moved: Vec<f32>,
-}
-
-/// A part of the model that another stage owns, as it gives it away.
-#[derive(Debug)]
-pub(super) struct Part {
-    values: Vec<f32>,
-    moved: Vec<f32>,
-}
-
-/// A forward pass whose backward pass is to come, and whether its weights were others than those of a whole version.
-#[derive(Debug)]
-struct InFlight {
-    trace: Trace<Flex>,
-    weights: Used,
-}
-
-/// Which weights a pass used: version, updates ahead of it, version of the tied tensor, updates ahead of that.
-pub(super) type Used = [u32; 4];
-
-/// A stage that is trained.
+/// A part that is computed here.
 #[derive(Debug)]
 pub(super) struct Member<'a> {
-    stage: &'a Stage,
+    cut: &'a Pipeline,
+    part: usize,
+    turns: Turns,
+    batches: Batches,
     order: StageOrder,
-    optimizer: Optimizer,
-    proximal_mu: f32,
-    base: &'a [f32],
-    /// Its weights, oldest first.
-    versions: VecDeque<Version>,
-    /// Copies of the tied tensor, if another stage owns it; oldest first.
-    tied: VecDeque<Version>,
-    /// Matrices of the weights that were used last.
-    params: Option<(Used, Vec<Tensor<Flex, 2>>)>,
-    activations: VecDeque<Matrix>,
-    slopes: VecDeque<Vec<f32>>,
-    in_flight: VecDeque<InFlight>,
-    /// Sum of the gradients of a step so far, of the tied tensor at the end.
-    sums: Vec<f32>,
-    gradient: Vec<f32>,
-    /// Sums of the tied tensor's gradients, for the stage that owns it.
-    tied_sums: VecDeque<Vec<f32>>,
+    training: Training<'a>,
+    inbox: Inbox,
+    /// What the first part knows besides.
+    owner: Option<Owner<'a>>,
+    forwards: u64,
+    backwards: u64,
+    /// Versions of the borrowed tensor that arrived.
+    tied: u32,
+    /// At the last part: the sum of the losses of a step so far.
+    loss_sum: f64,
 }
 
 impl<'a> Member<'a> {
+    /// Sets up part `part`. The first one reads the examples: it has an `owner`.
+    ///
+    /// # Errors
+    /// The optimizer cannot be used.
     pub(super) fn new(
-        stage: &'a Stage,
-        order: StageOrder,
+        (cut, part): (&'a Pipeline, usize),
+        (turns, batches): (Turns, Batches),
         plan: &TrainSpec,
-        model: &'a [f32],
+        owner: Option<Owner<'a>>,
     ) -> Result<Self, TrainError> {
-        let version =
-            |range: &Range<usize>| Version { number: 0, values: model[range.clone()].to_vec(), moved: Vec::new() };
-        let borrowed = stage.tied.iter().filter(|tied| tied.here.is_none());
         Ok(Self {
-            stage,
-            order,
-            optimizer: Optimizer::new(&plan.optimizer, stage.params())?,
-            proximal_mu: plan.proximal_mu,
-            base: &model[stage.own.clone()],
-            versions: [version(&stage.own)].into(),
-            tied: borrowed.map(|tied| version(&tied.range)).collect(),
-            params: None,
-            activations: VecDeque::new(),
-            slopes: VecDeque::new(),
-            in_flight: VecDeque::new(),
-            sums: Vec::new(),
-            gradient: Vec::new(),
-            tied_sums: VecDeque::new(),
+            cut,
+            part,
+            turns,
+            batches,
+            order: turns.order.stage(u32::try_from(part).unwrap_or(u32::MAX)),
+            training: Training::new(&cut.stages[part], plan, turns.order.predicts())?,
+            inbox: Inbox::default(),
+            owner,
+            forwards: 0,
+            backwards: 0,
+            tied: 0,
+            loss_sum: 0.0,
         })
     }
 
-    /// What comes next, whether or not its input is there; nothing when the stage is through.
-    pub(super) fn next(&self) -> Option<Work> {
-        self.order.next()
+    /// Returns which part it is.
+    pub(super) fn part(&self) -> usize {
+        self.part
     }
 
-    pub(super) fn ready(&self) -> Option<Work> {
-        self.order.ready()
+    /// Returns what the first part knows besides.
+    pub(super) fn owner(&mut self) -> Option<&mut Owner<'a>> {
+        self.owner.as_mut()
     }
 
-    /// What was ready has been carried out.
-    pub(super) fn done(&mut self) {
+    /// Returns whether it has nothing more to compute and, at the first part, whether everything of the others is there.
+    pub(super) fn is_through(&self) -> bool {
+        self.order.next().is_none() && self.owner.as_ref().is_none_or(|owner| owner.is_through(self.turns.steps))
+    }
+
+    /// Takes a parcel of part `from`.
+    ///
+    /// # Errors
+    /// It is not what that part may send now. The part is as it was before.
+    pub(super) fn deliver(&mut self, from: usize, parcel: Parcel) -> Result<(), ParcelError> {
+        let (part, last) = (self.part, self.last());
+        match parcel {
+            Parcel::Weights { own, tied } if from == 0 => self.take_weights(own, tied),
+            Parcel::Activations { values, shape } if from < part && from + 1 == part => {
+                self.take_activations(Matrix { values, shape })
+            }
+            Parcel::Gradient(slope) if from <= last && from == part + 1 => self.take_gradient(slope),
+            Parcel::Labels(labels) if from == 0 && part == last && part > 0 => self.take_labels(labels),
+            Parcel::Tied { version, values, moved } if from == 0 && self.stage().borrowed().is_some() => {
+                self.take_tied(version, Lent { values, moved })
+            }
+            Parcel::TiedSum(sum) if from == last && self.lends().is_some() => self.take_tied_sum(sum),
+            Parcel::Loss(sum) if from == last && self.owner.is_some() => {
+                let (steps, owner) = (self.forwarded_steps(), self.owner.as_mut());
+                owner.map_or(Ok(()), |owner| owner.take_loss(sum, steps))
+            }
+            Parcel::Trained(values) if from <= last && self.owner.is_some() => {
+                check_length("trained weights", values.len(), self.cut.stages[from].params())?;
+                self.owner.as_mut().map_or(Ok(()), |owner| owner.take_trained(from, values))
+            }
+            parcel => Err(ParcelError::Address { what: name(&parcel), from, to: part }),
+        }
+    }
+
+    /// Carries out what is next, and returns what the other parts need of it. `None`: it waits for something, or is through.
+    pub(super) fn work(&mut self) -> Option<Vec<(Address, Parcel)>> {
+        let work = self.order.next().filter(|work| self.missing(work).is_none())?;
+        let parcels = match work {
+            Work::Forward { micro_batch, version, ahead } => self.forward(micro_batch, [version, ahead]),
+            Work::Backward { micro_batch, version } => self.backward(micro_batch, version),
+            Work::Update { step } => self.update(step),
+        };
         self.order.done();
-        let oldest = self.order.oldest_version();
-        while self.versions.front().is_some_and(|version| version.number < oldest) {
-            self.versions.pop_front();
+        self.training.forget(self.order.oldest_version());
+        let mut parcels: Vec<_> = parcels.into_iter().map(|(to, parcel)| (self.to(to), parcel)).collect();
+        if self.order.next().is_none() {
+            parcels.push((self.to(0), Parcel::Trained(self.training.take_weights())));
         }
+        Some(parcels)
     }
 
-    pub(super) fn take_activations(&mut self, activations: Matrix) -> Result<(), OutOfTurn> {
-        self.order.activation()?;
-        self.activations.push_back(activations);
-        Ok(())
+    /// Returns what it waits for, unless it can go on or is through.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        let work = self.order.next()?;
+        self.missing(&work).map(|input| Waiting { stage: self.part, work, input })
     }
 
-    pub(super) fn take_gradient(&mut self, slope: Matrix) -> Result<(), OutOfTurn> {
-        self.order.gradient()?;
-        self.slopes.push_back(slope.values);
-        Ok(())
+    /// Returns whether part `from` still has to send it something.
+    pub(super) fn expects(&self, from: usize) -> bool {
+        let (total, inbox, is_first) = (self.turns.total(), &self.inbox, from == 0);
+        let is_lender = is_first && self.stage().borrowed().is_some();
+        (is_first && !self.training.has_begun())
+            || (from < self.part && from + 1 == self.part && inbox.activations.arrived() < total)
+            || (from == self.part + 1 && inbox.gradients.arrived() < total)
+            || (is_first && self.part > 0 && self.is_last() && inbox.labels.arrived() < total)
+            || (is_lender && self.tied < self.turns.last_tied())
+            || (from == self.last() && self.lends().is_some() && inbox.tied_sums.arrived() < self.turns.steps.into())
+            || self.owner.as_ref().is_some_and(|owner| {
+                owner.is_without(from) || (from == self.last() && owner.losses() < self.turns.steps)
+            })
     }
 
-    /// The gradient by the logits, at the last stage.
-    pub(super) fn scored(&mut self, slope: Vec<f32>) {
-        self.slopes.push_back(slope);
-    }
-
-    /// Computes the output of the next micro-batch, which is `input` at the first stage.
-    pub(super) fn forward(&mut self, place: &Place<'_, Flex>, input: Option<Input>, weights: Used) -> Matrix {
-        let input = input.unwrap_or_else(|| {
-            Input::Activations(self.activations.pop_front().expect("the order says that the activations are there"))
-        });
-        self.load(place, weights);
-        let params = self.params.as_ref().map_or(&[][..], |(_, params)| params);
-        let trace = place.trace(params, input);
-        let output = trace.output();
-        self.in_flight.push_back(InFlight { trace, weights });
-        output
-    }
-
-    /// Adds the gradient of the oldest micro-batch in flight, by its share of the batch, and returns that of its input.
-    pub(super) fn backward(
-        &mut self,
-        place: &Place<'_, Flex>,
-        [version, tied]: [u32; 2],
-        share: Option<f32>,
-    ) -> Option<Matrix> {
-        let InFlight { trace, weights } = self.in_flight.pop_front().expect("it was forwarded");
-        let slope = self.slopes.pop_front().expect("the order says that the gradient is there");
-        let current = [version, 0, tied, 0];
-        let of_input = if current == weights {
-            place.backward(trace, slope, &mut self.gradient)
-        } else {
-            self.load(place, current);
-            let params = self.params.as_ref().map_or(&[][..], |(_, params)| params);
-            place.backward_with(params, trace, slope, &mut self.gradient)
-        };
-        match share {
-            Some(share) => add_share(&mut self.sums, &self.gradient, share),
-            None => std::mem::swap(&mut self.sums, &mut self.gradient),
-        }
-        of_input
-    }
-
-    /// The optimizer's step with the sum of the step's gradients, to which `tied` is added: the sum of another stage's gradients of
-    /// a part of this stage's.
-    pub(super) fn update(&mut self, tied: Option<(Range<usize>, Vec<f32>)>) {
-        let mut gradient = std::mem::take(&mut self.sums);
-        if self.borrows() {
-            self.tied_sums.push_back(gradient.split_off(self.stage.params()));
-        } else {
-            self.stage.tie(&mut gradient);
-        }
-        if let Some((range, sum)) = tied {
-            stage::add_to(&mut gradient[self.within(&range)], &sum);
-        }
-        let newest = self.versions.back().expect("there is always a version");
-        let (before, number) = (newest.values.clone(), newest.number + 1);
-        let mut values = before.clone();
-        pull_back(self.proximal_mu, &mut gradient, &values, self.base);
-        self.optimizer.step(&mut values, &gradient);
-        let moved = before.iter().zip(&values).map(|(before, after)| before - after).collect();
-        self.versions.push_back(Version { number, values, moved });
-    }
-
-    /// Whether it uses a tensor that another stage owns.
-    pub(super) fn borrows(&self) -> bool {
-        !self.tied.is_empty()
-    }
-
-    /// The range of the model that it borrows.
-    pub(super) fn tied_range(&self) -> Range<usize> {
-        self.stage.tied.as_ref().map_or(0..0, |tied| tied.range.clone())
-    }
-
-    /// Whether a version of the borrowed tensor is there, or none is needed.
-    pub(super) fn has_tied(&self, number: u32) -> bool {
-        !self.borrows() || self.tied.iter().any(|version| version.number == number)
-    }
-
-    /// Takes a version of the borrowed tensor.
-    pub(super) fn give_tied(&mut self, number: u32, part: Part) {
-        let Part { values, moved } = part;
-        self.tied.push_back(Version { number, values, moved });
-    }
-
-    /// The sum of a step's gradients of the borrowed tensor.
-    pub(super) fn take_tied_sum(&mut self) -> Option<Vec<f32>> {
-        self.tied_sums.pop_front()
-    }
-
-    /// A part of its newest weights, for a stage that borrows it.
-    pub(super) fn part(&self, range: &Range<usize>) -> Part {
-        let (range, newest) = (self.within(range), self.versions.back().expect("there is always a version"));
-        let moved = newest.moved.get(range.clone()).unwrap_or_default().to_vec();
-        Part { values: newest.values[range].to_vec(), moved }
-    }
-
+    /// Takes its newest weights, where the round was stopped.
     pub(super) fn into_weights(mut self) -> Vec<f32> {
-        self.versions.pop_back().map(|version| version.values).unwrap_or_default()
+        self.training.take_weights()
     }
 
-    fn within(&self, range: &Range<usize>) -> Range<usize> {
-        range.start - self.stage.own.start..range.end - self.stage.own.start
+    /// How many of each kind wait here.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> [usize; 5] {
+        let Inbox { activations, gradients, labels, tied_sums } = &self.inbox;
+        [activations.len(), gradients.len(), labels.len(), tied_sums.len(), self.training.tied_versions()]
     }
 
-    /// Makes matrices of weights, unless they are those that were used last.
-    fn load(&mut self, place: &Place<'_, Flex>, weights: Used) {
-        if self.params.as_ref().is_some_and(|(loaded, _)| *loaded == weights) {
-            return;
+    fn missing(&self, work: &Work) -> Option<Missing> {
+        if !self.training.has_begun() {
+            return Some(Missing::Weights);
         }
-        let [version, ahead, tied, tied_ahead] = weights;
-        let own = moved_on(&self.versions, version, ahead);
-        let tied = if self.borrows() {
-            // The head is at the last stage, where no earlier micro-batch is in flight.
-            self.tied.retain(|version| version.number >= tied);
-            moved_on(&self.tied, tied, tied_ahead)
-        } else {
-            Vec::new()
+        match work {
+            Work::Forward { micro_batch, .. } => {
+                let (inbox, tied) = (&self.inbox, self.turns.order.tied_version(micro_batch.step));
+                let is_fed = self.owner.is_some();
+                if !is_fed && inbox.activations.is_empty() {
+                    Some(Missing::Activations)
+                } else if !self.training.has_tied(tied) {
+                    Some(Missing::Tied(tied))
+                } else {
+                    (!is_fed && self.is_last() && inbox.labels.is_empty()).then_some(Missing::Labels)
+                }
+            }
+            Work::Backward { .. } => self.inbox.gradients.is_empty().then_some(Missing::Gradient),
+            Work::Update { .. } => {
+                (self.lends().is_some() && self.inbox.tied_sums.is_empty()).then_some(Missing::TiedSum)
+            }
+        }
+    }
+
+    fn forward(&mut self, micro_batch: MicroBatch, [version, ahead]: [u32; 2]) -> Vec<(usize, Parcel)> {
+        let tied = self.turns.order.tied_version(micro_batch.step);
+        let tied_ahead = if self.turns.order.predicts() { micro_batch.step - tied } else { 0 };
+        let (input, labels) = match &mut self.owner {
+            Some(owner) => owner.next(),
+            None => {
+                let input = self.inbox.activations.pop().expect("the activations are there");
+                (Input::Activations(input), self.inbox.labels.pop().unwrap_or_default())
+            }
         };
-        self.params = Some((weights, place.params(&own, &tied)));
+        let (cut, training) = (self.cut, &mut self.training);
+        let device = Default::default();
+        let place = Place::<Flex> { stage: &cut.stages[self.part], device: &device, threads: &cut.threads };
+        let used = [version, ahead, tied, tied_ahead];
+        let output = cut.threads.install(|| training.forward(&place, input, used));
+        self.forwards += 1;
+        if self.is_last() {
+            let score = place.score(&output.values, &labels);
+            self.loss_sum += score.loss_sum;
+            self.inbox.gradients.push(score.gradient);
+            return Vec::new();
+        }
+        let Matrix { values, shape } = self.rounded(output);
+        let mut parcels = vec![(self.part + 1, Parcel::Activations { values, shape })];
+        if self.owner.is_some() {
+            parcels.push((self.last(), Parcel::Labels(labels)));
+        }
+        parcels
+    }
+
+    fn backward(&mut self, micro_batch: MicroBatch, version: u32) -> Vec<(usize, Parcel)> {
+        let tied = self.turns.order.tied_version(micro_batch.step);
+        let slope = self.inbox.gradients.pop().expect("the gradient is there");
+        let share = self.batches.share(micro_batch.index);
+        let (cut, training) = (self.cut, &mut self.training);
+        let device = Default::default();
+        let place = Place::<Flex> { stage: &cut.stages[self.part], device: &device, threads: &cut.threads };
+        let of_input = cut.threads.install(|| training.backward(&place, slope, [version, tied], share));
+        self.backwards += 1;
+        let of_input = of_input.map(|slope| (self.part - 1, Parcel::Gradient(self.rounded(slope).values)));
+        of_input.into_iter().collect()
+    }
+
+    fn update(&mut self, step: u32) -> Vec<(usize, Parcel)> {
+        let lent = self.lends().cloned();
+        let sum = lent.clone().zip(self.inbox.tied_sums.pop());
+        let mut parcels = Vec::new();
+        if let Some(sum) = self.training.update(sum) {
+            parcels.push((0, Parcel::TiedSum(sum)));
+        }
+        let version = step + 1;
+        if let Some(range) = lent.filter(|_| version <= self.turns.last_tied()) {
+            let Lent { values, moved } = self.training.lend(&range);
+            parcels.push((self.last(), Parcel::Tied { version, values, moved }));
+        }
+        if self.is_last() {
+            parcels.push((0, Parcel::Loss(std::mem::take(&mut self.loss_sum))));
+        }
+        parcels
+    }
+
+    fn take_weights(&mut self, own: Vec<f32>, tied: Vec<f32>) -> Result<(), ParcelError> {
+        check_length("weights", own.len(), self.stage().params())?;
+        check_length("a tied tensor", tied.len(), self.stage().borrowed().map_or(0, Range::len))?;
+        if self.training.has_begun() {
+            return Err(ParcelError::Unexpected { what: "weights" });
+        }
+        self.training.begin(own, tied);
+        Ok(())
+    }
+
+    fn take_activations(&mut self, input: Matrix) -> Result<(), ParcelError> {
+        let examples = self.batches.examples(self.turns.index(self.inbox.activations.arrived()));
+        let expected = self.cut.stages[self.part - 1].output_shape(examples);
+        if input.shape != expected {
+            return Err(ParcelError::Shape { what: "activations", found: input.shape, expected });
+        }
+        check_length("activations", input.values.len(), expected[0] * expected[1])?;
+        self.order.activation()?;
+        self.inbox.activations.push(input);
+        Ok(())
+    }
+
+    fn take_gradient(&mut self, slope: Vec<f32>) -> Result<(), ParcelError> {
+        let examples = self.batches.examples(self.turns.index(self.inbox.gradients.arrived()));
+        let [rows, columns] = self.stage().output_shape(examples);
+        check_length("a gradient", slope.len(), rows * columns)?;
+        self.order.gradient()?;
+        self.inbox.gradients.push(slope);
+        Ok(())
+    }
+
+    fn take_labels(&mut self, labels: Vec<u32>) -> Result<(), ParcelError> {
+        let arrived = self.inbox.labels.arrived();
+        // The first part has at most this many in flight, and they are not backward here.
+        if arrived == self.turns.total() || arrived - self.backwards >= self.turns.in_flight() {
+            return Err(ParcelError::Unexpected { what: "labels" });
+        }
+        check_length("labels", labels.len(), self.batches.labels(self.turns.index(arrived)))?;
+        let classes = self.cut.architecture.classes;
+        if let Some(label) = labels.iter().find(|label| **label >= classes) {
+            return Err(ParcelError::Label { label: *label, classes });
+        }
+        self.inbox.labels.push(labels);
+        Ok(())
+    }
+
+    fn take_tied(&mut self, version: u32, lent: Lent) -> Result<(), ParcelError> {
+        let values = self.stage().borrowed().map_or(0, Range::len);
+        check_length("a tied tensor", lent.values.len(), values)?;
+        let moved = if self.turns.order.predicts() { values } else { 0 };
+        check_length("a tied tensor's update", lent.moved.len(), moved)?;
+        // The first part updates with what this one has sent after as many updates.
+        if version != self.tied + 1 || version > self.order.updates().min(self.turns.last_tied()) {
+            return Err(ParcelError::Unexpected { what: "a tied tensor" });
+        }
+        self.tied = version;
+        self.training.take_tied(version, lent);
+        Ok(())
+    }
+
+    fn take_tied_sum(&mut self, sum: Vec<f32>) -> Result<(), ParcelError> {
+        check_length("a tied tensor's gradient", sum.len(), self.lends().map_or(0, Range::len))?;
+        if self.inbox.tied_sums.arrived() >= u64::from(self.forwarded_steps()) {
+            return Err(ParcelError::Unexpected { what: "a tied tensor's gradient" });
+        }
+        self.inbox.tied_sums.push(sum);
+        Ok(())
+    }
+
+    /// Steps all of whose micro-batches are forwarded: the last part cannot be through with others.
+    fn forwarded_steps(&self) -> u32 {
+        u32::try_from(self.forwards / u64::from(self.turns.micro_batches)).expect("steps are counted in 32 bits")
+    }
+
+    /// The range of the model of its tensor that the last part borrows. The embedding is the first layer, so that a tied tensor
+    /// belongs to the first part.
+    fn lends(&self) -> Option<&'a Range<usize>> {
+        self.cut.stages.last().filter(|_| self.part == 0).and_then(Stage::borrowed)
+    }
+
+    fn stage(&self) -> &'a Stage {
+        &self.cut.stages[self.part]
+    }
+
+    fn last(&self) -> usize {
+        self.cut.stages.len() - 1
+    }
+
+    fn is_last(&self) -> bool {
+        self.part == self.last()
+    }
+
+    fn to(&self, to: usize) -> Address {
+        Address { from: self.part, to }
+    }
+
+    /// What crosses a cut, as it travels: the result is the same whether or not both sides are of one process.
+    fn rounded(&self, mut matrix: Matrix) -> Matrix {
+        if self.cut.activations == Activations::Bf16 {
+            matrix.values.iter_mut().for_each(|value| *value = bf16::round(*value));
+        }
+        matrix
     }
 }
 
-/// The values of a version, moved on by `ahead` of its last update.
-#[expect(clippy::cast_precision_loss, reason = "as many updates as a pipeline has stages")]
-fn moved_on(versions: &VecDeque<Version>, number: u32, ahead: u32) -> Vec<f32> {
-    let version = versions.iter().find(|version| version.number == number);
-    let version = version.expect("the order keeps the versions that it computes with");
-    if ahead == 0 || version.moved.is_empty() {
-        return version.values.clone();
+fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), ParcelError> {
+    if found == expected { Ok(()) } else { Err(ParcelError::Length { what, found, expected }) }
+}
+
+fn name(parcel: &Parcel) -> &'static str {
+    match parcel {
+        Parcel::Weights { .. } => "weights",
+        Parcel::Activations { .. } => "activations",
+        Parcel::Gradient(_) => "a gradient",
+        Parcel::Labels(_) => "labels",
+        Parcel::Loss(_) => "a loss",
+        Parcel::TiedSum(_) => "a tied tensor's gradient",
+        Parcel::Tied { .. } => "a tied tensor",
+        Parcel::Trained(_) => "trained weights",
     }
-    let factor = ahead as f32;
-    version.values.iter().zip(&version.moved).map(|(value, moved)| value - factor * moved).collect()
 }

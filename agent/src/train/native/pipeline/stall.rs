@@ -1,10 +1,8 @@
-//! What the stages of a round wait for when none of them can go on: a fault of the order, never of what is trained.
+//! What the stages of a round wait for.
 
 use std::fmt::{self, Display};
 
 use anabranch_common::pod::order::{MicroBatch, Work};
-
-use super::Round;
 
 /// A stage that is not through with its round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +18,12 @@ pub struct Waiting {
 /// What a stage waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
+    /// The weights to start from, from the owner.
+    Weights,
     /// Activations of a micro-batch, from the stage before.
     Activations,
+    /// Labels of a micro-batch, from the owner.
+    Labels,
     /// The gradient of a micro-batch, from the stage behind.
     Gradient,
     /// The tied tensor after so many updates, from the first stage.
@@ -30,11 +32,25 @@ pub enum Missing {
     TiedSum,
 }
 
+impl Waiting {
+    /// Returns the part that sends what is missing, of so many.
+    pub(super) fn sender(&self, parts: usize) -> usize {
+        match self.input {
+            Missing::Weights | Missing::Labels | Missing::Tied(_) => 0,
+            Missing::Activations => self.stage.saturating_sub(1),
+            Missing::Gradient => self.stage + 1,
+            Missing::TiedSum => parts - 1,
+        }
+    }
+}
+
 impl Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "stage {} waits for ", self.stage)?;
         match self.input {
+            Missing::Weights => f.write_str("its weights before "),
             Missing::Activations => f.write_str("the activations of "),
+            Missing::Labels => f.write_str("the labels of "),
             Missing::Gradient => f.write_str("the gradient of "),
             Missing::Tied(version) => write!(f, "version {version} of the tied tensor for "),
             Missing::TiedSum => f.write_str("the tied tensor's gradient of "),
@@ -52,23 +68,4 @@ impl Display for Waiting {
 /// Lists what stages wait for.
 pub(super) fn list(waiting: &[Waiting]) -> String {
     waiting.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-impl Round<'_> {
-    /// Returns the stages that are not through, when none of them can go on.
-    pub(super) fn waiting(&self) -> Vec<Waiting> {
-        let waiting = |(stage, member): (usize, &super::Member<'_>)| {
-            let work = member.next()?;
-            let input = match work {
-                Work::Forward { micro_batch, .. } if member.ready().is_some() => {
-                    Missing::Tied(self.order.tied_version(micro_batch.step))
-                }
-                Work::Forward { .. } => Missing::Activations,
-                Work::Backward { .. } => Missing::Gradient,
-                Work::Update { .. } => Missing::TiedSum,
-            };
-            Some(Waiting { stage, work, input })
-        };
-        self.members.iter().enumerate().filter_map(waiting).collect()
-    }
 }

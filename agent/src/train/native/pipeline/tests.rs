@@ -3,7 +3,12 @@
 use std::ops::ControlFlow;
 
 use anabranch_common::pod::Weights;
+use anabranch_common::pod::order::{OrderError, OutOfTurn};
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
+
+mod hostile;
+mod hub;
+mod wired;
 
 use super::*;
 use crate::shard::draw::{Draw, Purpose};
@@ -269,26 +274,25 @@ fn a_round_that_is_stopped_ends_after_that_step() {
 }
 
 /// Runs a round whose stages follow orders of their own, which do not fit each other.
-fn at_odds(spec: &ModelSpec, ends: &[usize], orders: &[Order]) -> Result<Vec<f32>, PipelineError> {
+fn at_odds(spec: &ModelSpec, ends: &[usize], turns: &[Turns]) -> Result<Vec<f32>, PipelineError> {
     let pipeline = Pipeline::new(spec, ends, 1).expect("valid");
     let (base, shard, plan) = (pipeline.initial(1), shard(spec), plan(2, 8, &SGD));
     let feed = Feed::new(&pipeline.architecture, shard.as_ref(), &plan, 2, 4).expect("valid");
-    let members = pipeline.stages.iter().zip(orders).zip(0..);
-    let members =
-        members.map(|((stage, order), index)| Member::new(stage, order.stage(index), &plan, &base).expect("valid"));
-    let members = members.collect();
-    let (pipeline, order) = (&pipeline, orders[0]);
-    let mut round = Round { pipeline, order, feed, members, losses: Vec::new(), loss_sum: 0.0, stopped: false };
-    round.run(&plan, &mut |_| ControlFlow::Continue(()))?;
-    Ok(round.losses)
+    let (batches, parts) = (feed.batches(), turns.iter().copied().enumerate().collect::<Vec<_>>());
+    let mut stages = Stages::new(&pipeline, &parts, &plan, batches, Some(feed)).expect("valid");
+    for part in 0..parts.len() {
+        stages.begin(&base, part).expect("the lengths agree");
+    }
+    let control = &mut |_: StepReport| ControlFlow::Continue(());
+    let mut steps = Steps { plan: &plan, batches, control, losses: Vec::new(), stopped: false };
+    run(&mut stages, &mut steps)?;
+    Ok(steps.losses)
 }
 
 #[test]
 fn a_round_in_which_stages_wait_for_each_other_is_an_error() {
-    let order =
-        |schedule, stages, micro_batches, steps| Order::new(schedule, stages, micro_batches, steps).expect("valid");
-    let flush = |micro_batches, steps| order(Schedule::Flush, 2, micro_batches, steps);
-    let told = |spec: &ModelSpec, ends: &[usize], orders: &[Order]| at_odds(spec, ends, orders).expect_err("it stalls");
+    let flush = |micro_batches, steps| Turns::new(Schedule::Flush, 2, micro_batches, steps).expect("valid");
+    let told = |spec: &ModelSpec, ends: &[usize], turns: &[Turns]| at_odds(spec, ends, turns).expect_err("it stalls");
     assert_eq!(at_odds(&mlp(&[12]), &[1, 2], &[flush(2, 2); 2]).expect("the same order").len(), 2);
 
     let short = told(&mlp(&[12]), &[1, 2], &[flush(2, 1), flush(2, 2)]);

@@ -1,0 +1,146 @@
+//! The parts of a model that one member computes, and the parcels between them and those of others. It knows nothing of threads and
+//! links: [`deliver`](Stages::deliver) takes what has arrived, and [`work`](Stages::work) gives what is to be sent.
+
+use anabranch_common::spec::TrainSpec;
+
+use super::error::ParcelError;
+use super::feed::Feed;
+use super::member::Member;
+use super::owner::Owner;
+use super::stall::Waiting;
+use super::turns::{Batches, Turns};
+use super::{Pipeline, PipelineError};
+use crate::pod::{Address, Parcel};
+
+/// Parcels for the parts of other members.
+pub(super) type Parcels = Vec<(Address, Parcel)>;
+
+/// The parts of a model that are computed here.
+#[derive(Debug)]
+pub(super) struct Stages<'a> {
+    cut: &'a Pipeline,
+    members: Vec<Member<'a>>,
+}
+
+impl<'a> Stages<'a> {
+    /// Sets up the parts `parts`, each with its turns. Whoever has the first part has its `feed`.
+    ///
+    /// # Errors
+    /// The plan cannot be used.
+    pub(super) fn new(
+        cut: &'a Pipeline,
+        parts: &[(usize, Turns)],
+        plan: &TrainSpec,
+        batches: Batches,
+        feed: Option<Feed<'a>>,
+    ) -> Result<Self, PipelineError> {
+        let mut owner = feed.map(|feed| Owner::new(feed, cut.stages.len()));
+        let mut members = Vec::with_capacity(parts.len());
+        for (part, turns) in parts.iter().copied() {
+            let owner = if part == 0 { owner.take() } else { None };
+            if part >= cut.stages.len() || (part == 0) != owner.is_some() {
+                return Err(PipelineError::Round("the first part belongs to the owner of the data"));
+            }
+            members.push(Member::new((cut, part), (turns, batches), plan, owner)?);
+        }
+        Ok(Self { cut, members })
+    }
+
+    /// Hands the weights of `base` to the parts that are computed here, and returns those of the others.
+    ///
+    /// # Errors
+    /// A part has them already.
+    pub(super) fn begin(&mut self, base: &[f32], part: usize) -> Result<Parcels, ParcelError> {
+        let stage = &self.cut.stages[part];
+        let tied = stage.borrowed().map_or(&[][..], |range| &base[range.clone()]).to_vec();
+        let parcel = Parcel::Weights { own: base[stage.own.clone()].to_vec(), tied };
+        self.share_out(vec![(Address { from: 0, to: part }, parcel)])
+    }
+
+    /// Takes a parcel for a part that is computed here.
+    ///
+    /// # Errors
+    /// It is not what the sender may send now. Everything is as it was before.
+    pub(super) fn deliver(&mut self, address: Address, parcel: Parcel) -> Result<(), ParcelError> {
+        let Address { from, to } = address;
+        match self.members.iter_mut().find(|member| member.part() == to) {
+            Some(member) => member.deliver(from, parcel),
+            None => Err(ParcelError::Address { what: "a parcel", from, to }),
+        }
+    }
+
+    /// Carries out the next piece of work that is possible, and returns what other members need of it. `None`: all parts wait, or
+    /// are through.
+    ///
+    /// # Errors
+    /// A part sends what another part here has no use for: a fault of the order.
+    pub(super) fn work(&mut self) -> Result<Option<Parcels>, ParcelError> {
+        // The last part first: others wait for its gradients.
+        match self.members.iter_mut().rev().find_map(Member::work) {
+            Some(parcels) => self.share_out(parcels).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the sum of the losses of the next step that was not reported.
+    pub(super) fn loss(&mut self) -> Option<f64> {
+        self.members.iter_mut().find_map(Member::owner).and_then(Owner::loss)
+    }
+
+    /// Returns whether there is nothing more to compute or to wait for.
+    pub(super) fn is_through(&self) -> bool {
+        self.members.iter().all(Member::is_through)
+    }
+
+    /// Returns what the parts here wait for.
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        self.members.iter().filter_map(Member::waiting).collect()
+    }
+
+    /// Returns the parts whose parcels are waited for now.
+    pub(super) fn awaited(&self) -> Vec<usize> {
+        let parts = self.cut.stages.len();
+        let waiting = self.waiting();
+        if waiting.is_empty() {
+            return (0..parts).filter(|part| self.expects(*part)).collect();
+        }
+        waiting.iter().map(|waiting| waiting.sender(parts)).collect()
+    }
+
+    /// Returns whether a part still has to send something.
+    pub(super) fn expects(&self, from: usize) -> bool {
+        self.members.iter().any(|member| member.expects(from))
+    }
+
+    /// Returns the weights of the parts that are known here, in their order: those at the end, or the newest of a round that was
+    /// stopped.
+    pub(super) fn into_weights(mut self) -> Vec<f32> {
+        let parts = 0..self.cut.stages.len();
+        let trained: Vec<_> =
+            parts.map(|part| self.members.iter_mut().find_map(Member::owner)?.trained(part)).collect();
+        let mut members = self.members.into_iter();
+        let mut newest = |part: usize| {
+            members.by_ref().find(|member| member.part() == part).map(Member::into_weights).unwrap_or_default()
+        };
+        trained.into_iter().enumerate().flat_map(|(part, end)| end.unwrap_or_else(|| newest(part))).collect()
+    }
+
+    /// How many parcels of each kind wait at each part.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> Vec<[usize; 5]> {
+        self.members.iter().map(Member::queued).collect()
+    }
+
+    /// Hands over what is for parts here, and returns the rest.
+    fn share_out(&mut self, parcels: Parcels) -> Result<Parcels, ParcelError> {
+        let mut others = Vec::new();
+        for (address, parcel) in parcels {
+            if self.members.iter().any(|member| member.part() == address.to) {
+                self.deliver(address, parcel)?;
+            } else {
+                others.push((address, parcel));
+            }
+        }
+        Ok(others)
+    }
+}

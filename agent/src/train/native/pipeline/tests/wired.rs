@@ -1,0 +1,335 @@
+//! Members of a pod have the bits of one process, and name the member that fails them.
+
+use std::thread;
+
+use anabranch_common::ids::LeaseId;
+use anabranch_common::pod::{PodMark, PodPart, PodRound};
+use anabranch_common::spec::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
+use anabranch_testkit::lease::PLAN;
+
+use super::hub::{Conduct, DEADLINE, Hub, agent};
+use super::*;
+use crate::pod::{Address, Parcel, WireError};
+
+/// A pod of so many members.
+fn pod(members: usize, labels: Labels) -> PodSpec {
+    PodSpec {
+        kind: PodKind::Stages,
+        stages: u32::try_from(members).expect("few"),
+        schedule: ScheduleKind::Flush,
+        weights: None,
+        micro_batches: Some(4),
+        activations: Activations::F32,
+        labels,
+        deadline_s: DEADLINE.as_secs_f64(),
+    }
+}
+
+/// A cut into as many parts as the pod has, as even as it goes.
+fn even(spec: &ModelSpec, pod: &PodSpec) -> Vec<usize> {
+    let (layers, parts) = (Pipeline::layers(spec).expect("valid"), pod.parts() as usize);
+    assert!(layers >= parts, "{layers} layers for {parts} parts");
+    (1..=parts).map(|part| layers * part / parts).collect()
+}
+
+/// Member 0 is the owner. Where labels stay it has the last part too.
+fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
+    let members: Vec<usize> = (0..ends.len()).map(|part| part % pod.stages as usize).collect();
+    let end = |end: usize| u32::try_from(end).expect("few");
+    let parts = ends.iter().zip(&members).map(|(at, member)| PodPart { end: end(*at), agent: agent(*member) });
+    let (mark, parts) = (PodMark { lease: LeaseId(1), attempt: 1 }, parts.collect());
+    (PodRound { mark, owner: agent(0), parts, peers: Vec::new(), plan: PLAN }, members)
+}
+
+/// What the members of a pod came to, each on a thread of its own.
+struct Ended {
+    owner: Result<Trained, PipelineError>,
+    helpers: Vec<Result<(), PipelineError>>,
+}
+
+impl Ended {
+    /// The end of the round, of which every helper is through.
+    fn trained(self) -> Trained {
+        assert!(self.helpers.iter().all(Result::is_ok), "{:?}", self.helpers);
+        self.owner.expect("trained")
+    }
+}
+
+/// Runs a round whose members behave as they are told, of which `silent` ones do nothing. `until` is the last step.
+fn run_pod(
+    (spec, plan, pod): (&ModelSpec, &TrainSpec, &PodSpec),
+    silent: &[usize],
+    mut conduct: impl FnMut(usize) -> Conduct,
+    until: u32,
+) -> Ended {
+    let (round, members) = round(pod, &even(spec, pod));
+    let hub = Hub::new(members, silent);
+    let task = |member| PodTask { model: spec, plan, pod, round: &round, me: agent(member), threads: 1 };
+    let base = Pipeline::new(spec, &round.ends(), 1).expect("valid").initial(1);
+    // All wires are there before a member leaves.
+    let mut wires: Vec<_> = (0..pod.stages as usize)
+        .filter(|member| !silent.contains(member))
+        .map(|member| (member, hub.wire(member, conduct(member))))
+        .collect();
+    let (_, mut owners) = wires.remove(0);
+    thread::scope(|scope| {
+        let task = &task;
+        let helpers: Vec<_> =
+            wires.into_iter().map(|(member, mut wire)| scope.spawn(move || serve(&task(member), &mut wire))).collect();
+        let shard = shard(spec);
+        let mut control = |report: StepReport| {
+            if report.step == until { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let owner = train_owned(&task(0), &base, 4, shard.as_ref(), &mut owners, &mut control);
+        drop(owners);
+        Ended { owner, helpers: helpers.into_iter().map(|helper| helper.join().expect("no panic")).collect() }
+    })
+}
+
+fn honest(case: (&ModelSpec, &TrainSpec, &PodSpec)) -> Trained {
+    run_pod(case, &[], |_| Conduct::Honest, u32::MAX).trained()
+}
+
+/// The same in one process.
+fn in_process(spec: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Trained {
+    let pipeline = Pipeline::new(spec, &even(spec, pod), 1).expect("valid").with_activations(pod.activations);
+    let (base, turns) = (pipeline.initial(1), (pod.schedule(), pod.micro_batches()));
+    pipeline.train(&base, plan, turns, 4, shard(spec).as_ref(), &mut |_| ControlFlow::Continue(())).expect("trains")
+}
+
+fn deep() -> ModelSpec {
+    mlp(&[20, 16, 12, 10])
+}
+
+/// pods.md, "What is measured", 1, over links: 3, 3, 3 and 1 of 10 examples.
+#[test]
+fn pods_that_flush_have_the_bits_of_one_machine() {
+    for spec in [deep(), cnn(), gpt()] {
+        for optimizer in [&SGD, &ADAMW] {
+            let plan = plan(3, 10, optimizer);
+            let expected = on_one_machine(&spec, &plan, 3);
+            for members in 2..=4 {
+                for labels in [Labels::Stay, Labels::Travel] {
+                    let found = honest((&spec, &plan, &pod(members, labels)));
+                    assert!(found == expected, "{:?} {optimizer:?}, {members} members, labels {labels:?}", spec.kind);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pods_of_every_schedule_have_the_bits_of_one_process() {
+    let weights = [Weights::Stale, Weights::Stash, Weights::TwoVersions, Weights::Predict];
+    let schedules = weights.map(|weights| (ScheduleKind::Pipelined, Some(weights)));
+    for spec in [deep(), gpt()] {
+        for (schedule, weights) in schedules.into_iter().chain([(ScheduleKind::Sequential, None)]) {
+            for labels in [Labels::Stay, Labels::Travel] {
+                let (plan, pod) = (plan(5, 10, &SGD), PodSpec { schedule, weights, ..pod(3, labels) });
+                let expected = in_process(&spec, &plan, &pod);
+                assert!(honest((&spec, &plan, &pod)) == expected, "{:?} {weights:?} labels {labels:?}", spec.kind);
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_activations_give_the_same_bits_whoever_computes() {
+    for spec in [deep(), cnn(), gpt()] {
+        let plan = plan(3, 10, &SGD);
+        let exact = pod(3, Labels::Stay);
+        let rounded = PodSpec { activations: Activations::Bf16, ..exact.clone() };
+        let expected = in_process(&spec, &plan, &rounded);
+        assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
+        assert!(honest((&spec, &plan, &rounded)) == expected, "{:?}", spec.kind);
+    }
+}
+
+/// Asserts that an error names a member, and returns why.
+fn reason<T: std::fmt::Debug>(result: Result<T, PipelineError>, member: usize) -> String {
+    match result {
+        Err(PipelineError::Wire(WireError::Member { agent: named, reason })) if named == agent(member) => reason,
+        other => panic!("expected member {member} to be named, found {other:?}"),
+    }
+}
+
+/// After whatever it has sent, and also in the middle of a tied tensor's way.
+#[test]
+fn a_member_that_leaves_is_named_by_the_owner_and_nobody_hangs() {
+    for (spec, labels) in [(deep(), Labels::Stay), (gpt(), Labels::Travel)] {
+        let (plan, pod) = (plan(2, 8, &SGD), PodSpec { micro_batches: Some(2), ..pod(3, labels) });
+        for leaver in 1..3 {
+            let mut left = 0;
+            for after in 0.. {
+                let conduct = |member| if member == leaver { Conduct::Leaves(after) } else { Conduct::Honest };
+                let Ended { owner, helpers } = run_pod((&spec, &plan, &pod), &[], conduct, u32::MAX);
+                if owner.is_ok() {
+                    assert!(helpers.iter().all(Result::is_ok));
+                    break;
+                }
+                assert_eq!(reason(owner, leaver), "it is gone");
+                assert_eq!(helpers[leaver - 1], Err(WireError::Over.into()));
+                // The other one may have been through, or wait for the owner alone.
+                for (helper, result) in (1..).zip(helpers).filter(|(helper, _)| *helper != leaver) {
+                    match result {
+                        Err(PipelineError::Wire(WireError::Member { agent: named, .. })) => {
+                            assert!(named == agent(leaver) || named == agent(0), "{helper} names {named:?}");
+                        }
+                        other => assert_eq!(other, Ok(())),
+                    }
+                }
+                left += 1;
+            }
+            assert!(left > 5, "member {leaver} sends {left} parcels");
+        }
+    }
+}
+
+#[test]
+fn a_member_that_does_nothing_is_named_by_those_that_wait_for_it_alone() {
+    let told = |silent: usize, members: usize, labels| {
+        let (spec, plan) = (deep(), plan(2, 8, &SGD));
+        run_pod((&spec, &plan, &pod(members, labels)), &[silent], |_| Conduct::Honest, u32::MAX)
+    };
+    assert_eq!(reason(told(1, 2, Labels::Stay).owner, 1), "it has sent nothing for 10 s");
+    // The one before the silent member names it. The owner has parts on both sides of the helpers, and cannot tell.
+    let Ended { owner, helpers } = told(2, 3, Labels::Stay);
+    assert_eq!(owner, Err(WireError::Silent(DEADLINE).into()));
+    assert_eq!(helpers.into_iter().map(|helper| reason(helper, 2)).count(), 1);
+    let Ended { owner, helpers } = told(1, 3, Labels::Travel);
+    assert_eq!(reason(owner, 1), "it has sent nothing for 10 s");
+    assert_eq!(helpers.into_iter().map(|helper| reason(helper, 1)).count(), 1);
+}
+
+/// Changes the size of every parcel of a kind, and returns what is told of the sender.
+fn tampered(spec: &ModelSpec, sender: usize, labels: Labels, tamper: fn(&mut Parcel)) -> Vec<String> {
+    let (plan, pod) = (plan(2, 8, &SGD), PodSpec { micro_batches: Some(2), ..pod(2, labels) });
+    let conduct = |member| {
+        let tampers = Box::new(move |_: Address, parcel: &mut Parcel| tamper(parcel));
+        if member == sender { Conduct::Tampers(tampers) } else { Conduct::Honest }
+    };
+    let Ended { owner, helpers } = run_pod((spec, &plan, &pod), &[], conduct, u32::MAX);
+    let all = [owner.map(|_| ())].into_iter().chain(helpers);
+    all.enumerate().filter(|(member, _)| *member != sender).map(|(_, result)| reason(result, sender)).collect()
+}
+
+#[test]
+fn a_parcel_that_the_receiver_has_no_use_for_names_its_sender() {
+    let (mlp, gpt, stay, travel) = (deep(), gpt(), Labels::Stay, Labels::Travel);
+    let told = |spec, sender, labels, tamper| tampered(spec, sender, labels, tamper).join(", ");
+    let text = told(&mlp, 1, stay, |parcel| {
+        if let Parcel::Activations { shape, .. } = parcel {
+            shape.swap(0, 1);
+        }
+    });
+    assert_eq!(text, "activations of shape [4, 12], expected [12, 4]");
+    let text = told(&mlp, 0, stay, |parcel| {
+        if let Parcel::Activations { values, .. } = parcel {
+            values.pop();
+        }
+    });
+    assert_eq!(text, "79 values of activations, expected 80");
+    let text = told(&mlp, 0, stay, |parcel| {
+        if let Parcel::Gradient(values) = parcel {
+            values.clear();
+        }
+    });
+    assert_eq!(text, "0 values of a gradient, expected 48");
+    let text = told(&mlp, 0, travel, |parcel| {
+        if let Parcel::Labels(labels) = parcel {
+            labels[1] = 3;
+        }
+    });
+    assert_eq!(text, "label 3 of a model of 3 classes");
+    let text = told(&gpt, 0, travel, |parcel| {
+        if let Parcel::Labels(labels) = parcel {
+            labels.push(0);
+        }
+    });
+    assert_eq!(text, "65 values of labels, expected 64");
+    let text = told(&gpt, 0, travel, |parcel| {
+        if let Parcel::Weights { tied, .. } = parcel {
+            tied.pop();
+        }
+    });
+    assert_eq!(text, "4095 values of a tied tensor, expected 4096");
+    let text = told(&mlp, 0, stay, |parcel| {
+        if let Parcel::Weights { own, .. } = parcel {
+            own.push(0.0);
+        }
+    });
+    assert_eq!(text, "541 values of weights, expected 540");
+    let text = told(&gpt, 0, travel, |parcel| {
+        if let Parcel::Tied { version, .. } = parcel {
+            *version += 1;
+        }
+    });
+    assert_eq!(text, "a tied tensor arrived out of turn");
+    let text = told(&gpt, 1, travel, |parcel| {
+        if let Parcel::TiedSum(values) = parcel {
+            values.push(0.0);
+        }
+    });
+    assert_eq!(text, "4097 values of a tied tensor's gradient, expected 4096");
+    let text = told(&mlp, 1, travel, |parcel| {
+        if let Parcel::Trained(values) = parcel {
+            values.pop();
+        }
+    });
+    assert_eq!(text, "366 values of trained weights, expected 367");
+    let text = told(&mlp, 1, travel, |parcel| {
+        if let Parcel::Loss(_) = parcel {
+            *parcel = Parcel::TiedSum(vec![0.0]);
+        }
+    });
+    assert_eq!(text, "a tied tensor's gradient from part 1 for part 0");
+}
+
+/// A NaN is what training can come to: no member is blamed for it.
+#[test]
+fn values_that_are_not_finite_are_a_diverged_round() {
+    let (spec, plan) = (deep(), plan(2, 8, &SGD));
+    let tampers = |parcel: &mut Parcel| {
+        if let Parcel::Activations { values, .. } = parcel {
+            values.fill(f32::NAN);
+        }
+    };
+    let conduct = |member| {
+        let tampers = Box::new(move |_: Address, parcel: &mut Parcel| tampers(parcel));
+        if member == 1 { Conduct::Tampers(tampers) } else { Conduct::Honest }
+    };
+    let ended = run_pod((&spec, &plan, &pod(2, Labels::Stay)), &[], conduct, u32::MAX);
+    assert_eq!(ended.owner, Err(TrainError::Diverged { step: 1 }.into()));
+    ended.helpers.into_iter().for_each(|helper| assert_eq!(reason(helper, 0), "it is gone"));
+}
+
+#[test]
+fn an_owner_that_stops_has_the_losses_so_far_and_its_helpers_end() {
+    let (spec, plan, pod) = (deep(), plan(6, 10, &SGD), pod(3, Labels::Stay));
+    let ended = run_pod((&spec, &plan, &pod), &[], |_| Conduct::Honest, 2);
+    let stopped = ended.owner.expect("no error");
+    assert_eq!((stopped.losses.len(), stopped.stopped, stopped.end), (2, true, Vec::new()));
+    assert_eq!(stopped.losses, in_process(&spec, &plan, &pod).losses[..2]);
+    assert!(ended.helpers.iter().all(Result::is_err), "{:?}", ended.helpers);
+}
+
+#[test]
+fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent() {
+    let (spec, plan, stay, travel) = (deep(), plan(1, 8, &SGD), pod(2, Labels::Stay), pod(2, Labels::Travel));
+    let (round, members) = round(&travel, &even(&spec, &travel));
+    let hub = Hub::new(members, &[]);
+    let mut wire = hub.wire(0, Conduct::Leaves(0));
+    let task = |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, me, threads: 1 };
+    let base = Pipeline::new(&spec, &round.ends(), 1).expect("valid").initial(1);
+    let mut owned = |pod, me| {
+        let go_on = &mut |_: StepReport| ControlFlow::Continue(());
+        train_owned(&task(pod, me), &base, 4, shard(&spec).as_ref(), &mut wire, go_on).expect_err("refused")
+    };
+    let stays = PipelineError::Round("labels stay, and the last part belongs to another member");
+    assert_eq!(owned(&stay, agent(0)), stays);
+    let first = PipelineError::Round("the first part belongs to the owner of the data");
+    assert_eq!(owned(&travel, agent(1)), first);
+    assert_eq!(serve(&task(&travel, agent(0)), &mut wire), Err(first));
+    let none = PipelineError::Round("no part of the model is computed here");
+    assert_eq!(serve(&task(&travel, agent(5)), &mut wire), Err(none));
+}

@@ -1,0 +1,231 @@
+//! The stage of one part with its weights, its optimizer and what is in flight through it: what it computes, whoever asks.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use anabranch_common::spec::TrainSpec;
+use burn_flex::Flex;
+use burn_tensor::Tensor;
+
+use super::super::graph::{Input, Matrix, Place, Trace};
+use super::super::stage::{self, Stage};
+use super::super::{add_share, pull_back};
+use crate::train::TrainError;
+use crate::train::optimizer::Optimizer;
+
+/// Values after some number of updates.
+#[derive(Debug)]
+struct Version {
+    number: u32,
+    values: Vec<f32>,
+    /// lr times the direction of the last update: the version before it, minus this one. Empty before the first update, and where
+    /// no weights are predicted.
+    moved: Vec<f32>,
+}
+
+/// A tensor that another part uses too, as it is sent there.
+#[derive(Debug)]
+pub(super) struct Lent {
+    pub(super) values: Vec<f32>,
+    pub(super) moved: Vec<f32>,
+}
+
+/// A forward pass whose backward pass is to come, and whether its weights were others than those of a whole version.
+#[derive(Debug)]
+struct InFlight {
+    trace: Trace<Flex>,
+    weights: Used,
+}
+
+/// Which weights a pass used: version, updates ahead of it, version of the tied tensor, updates ahead of that.
+pub(super) type Used = [u32; 4];
+
+/// A stage that is trained.
+#[derive(Debug)]
+pub(super) struct Training<'a> {
+    stage: &'a Stage,
+    optimizer: Optimizer,
+    proximal_mu: f32,
+    /// Whether weights are predicted.
+    predicts: bool,
+    /// The weights to start from, where the proximal term needs them.
+    base: Vec<f32>,
+    has_begun: bool,
+    /// Its weights, oldest first; none before it has [begun](Self::begin).
+    versions: VecDeque<Version>,
+    /// Copies of the tied tensor, if another stage owns it; oldest first.
+    tied: VecDeque<Version>,
+    /// Matrices of the weights that were used last.
+    params: Option<(Used, Vec<Tensor<Flex, 2>>)>,
+    in_flight: VecDeque<InFlight>,
+    /// Sum of the gradients of a step so far, of the tied tensor at the end.
+    sums: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+impl<'a> Training<'a> {
+    /// # Errors
+    /// The optimizer cannot be used.
+    pub(super) fn new(stage: &'a Stage, plan: &TrainSpec, predicts: bool) -> Result<Self, TrainError> {
+        Ok(Self {
+            stage,
+            optimizer: Optimizer::new(&plan.optimizer, stage.params())?,
+            proximal_mu: plan.proximal_mu,
+            predicts,
+            base: Vec::new(),
+            has_begun: false,
+            versions: VecDeque::new(),
+            tied: VecDeque::new(),
+            params: None,
+            in_flight: VecDeque::new(),
+            sums: Vec::new(),
+            gradient: Vec::new(),
+        })
+    }
+
+    /// Takes the weights to start from: its own, and those of the tensor that it borrows.
+    pub(super) fn begin(&mut self, own: Vec<f32>, tied: Vec<f32>) {
+        let version = |values| Version { number: 0, values, moved: Vec::new() };
+        if self.proximal_mu > 0.0 {
+            self.base.clone_from(&own);
+        }
+        self.has_begun = true;
+        self.versions = [version(own)].into();
+        self.tied = self.stage.borrowed().map(|_| version(tied)).into_iter().collect();
+    }
+
+    /// Returns whether the weights to start from have been there.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Drops the versions before `oldest`.
+    pub(super) fn forget(&mut self, oldest: u32) {
+        while self.versions.front().is_some_and(|version| version.number < oldest) {
+            self.versions.pop_front();
+        }
+    }
+
+    /// Computes the output of the next micro-batch.
+    pub(super) fn forward(&mut self, place: &Place<'_, Flex>, input: Input, weights: Used) -> Matrix {
+        self.load(place, weights);
+        let params = self.params.as_ref().map_or(&[][..], |(_, params)| params);
+        let trace = place.trace(params, input);
+        let output = trace.output();
+        self.in_flight.push_back(InFlight { trace, weights });
+        output
+    }
+
+    /// Adds the gradient of the oldest micro-batch in flight, by its share of the batch, and returns that of its input. `slope` is
+    /// the gradient of its output.
+    pub(super) fn backward(
+        &mut self,
+        place: &Place<'_, Flex>,
+        slope: Vec<f32>,
+        [version, tied]: [u32; 2],
+        share: Option<f32>,
+    ) -> Option<Matrix> {
+        let InFlight { trace, weights } = self.in_flight.pop_front().expect("it was forwarded");
+        let current = [version, 0, tied, 0];
+        let of_input = if current == weights {
+            place.backward(trace, slope, &mut self.gradient)
+        } else {
+            self.load(place, current);
+            let params = self.params.as_ref().map_or(&[][..], |(_, params)| params);
+            place.backward_with(params, trace, slope, &mut self.gradient)
+        };
+        match share {
+            Some(share) => add_share(&mut self.sums, &self.gradient, share),
+            None => std::mem::swap(&mut self.sums, &mut self.gradient),
+        }
+        of_input
+    }
+
+    /// Takes the optimizer's step with the sum of the step's gradients, to which `tied` is added: the sum of another stage's
+    /// gradients of a part of this stage's weights. Returns its own such sum, if it borrows.
+    pub(super) fn update(&mut self, tied: Option<(Range<usize>, Vec<f32>)>) -> Option<Vec<f32>> {
+        let mut gradient = std::mem::take(&mut self.sums);
+        let mut borrowed = None;
+        if self.stage.borrowed().is_some() {
+            borrowed = Some(gradient.split_off(self.stage.params()));
+        } else {
+            self.stage.tie(&mut gradient);
+        }
+        if let Some((range, sum)) = tied {
+            stage::add_to(&mut gradient[self.within(&range)], &sum);
+        }
+        let newest = self.versions.back().expect("the stage has begun");
+        let (before, number) = (newest.values.clone(), newest.number + 1);
+        let mut values = before.clone();
+        pull_back(self.proximal_mu, &mut gradient, &values, &self.base);
+        self.optimizer.step(&mut values, &gradient);
+        let moved = if self.predicts {
+            before.iter().zip(&values).map(|(before, after)| before - after).collect()
+        } else {
+            Vec::new()
+        };
+        self.versions.push_back(Version { number, values, moved });
+        borrowed
+    }
+
+    /// Returns whether a version of the borrowed tensor is there, or it borrows none.
+    pub(super) fn has_tied(&self, number: u32) -> bool {
+        self.stage.borrowed().is_none() || self.tied.iter().any(|version| version.number == number)
+    }
+
+    /// Takes a version of the borrowed tensor.
+    pub(super) fn take_tied(&mut self, number: u32, lent: Lent) {
+        let Lent { values, moved } = lent;
+        self.tied.push_back(Version { number, values, moved });
+    }
+
+    /// Returns a part of its newest weights, for a stage that borrows it.
+    pub(super) fn lend(&self, range: &Range<usize>) -> Lent {
+        let (range, newest) = (self.within(range), self.versions.back().expect("the stage has begun"));
+        let moved = newest.moved.get(range.clone()).unwrap_or_default().to_vec();
+        Lent { values: newest.values[range].to_vec(), moved }
+    }
+
+    #[cfg(test)]
+    pub(super) fn tied_versions(&self) -> usize {
+        self.tied.len()
+    }
+
+    /// Takes its newest weights, at the end.
+    pub(super) fn take_weights(&mut self) -> Vec<f32> {
+        self.versions.pop_back().map(|version| version.values).unwrap_or_default()
+    }
+
+    fn within(&self, range: &Range<usize>) -> Range<usize> {
+        range.start - self.stage.own.start..range.end - self.stage.own.start
+    }
+
+    /// Makes matrices of weights, unless they are those that were used last.
+    fn load(&mut self, place: &Place<'_, Flex>, weights: Used) {
+        if self.params.as_ref().is_some_and(|(loaded, _)| *loaded == weights) {
+            return;
+        }
+        let [version, ahead, tied, tied_ahead] = weights;
+        let own = moved_on(&self.versions, version, ahead);
+        let tied = if self.stage.borrowed().is_some() {
+            // The head is at the last stage, where no earlier micro-batch is in flight.
+            self.tied.retain(|version| version.number >= tied);
+            moved_on(&self.tied, tied, tied_ahead)
+        } else {
+            Vec::new()
+        };
+        self.params = Some((weights, place.params(&own, &tied)));
+    }
+}
+
+/// The values of a version, moved on by `ahead` of its last update.
+#[expect(clippy::cast_precision_loss, reason = "as many updates as a pipeline has stages")]
+fn moved_on(versions: &VecDeque<Version>, number: u32, ahead: u32) -> Vec<f32> {
+    let version = versions.iter().find(|version| version.number == number);
+    let version = version.expect("the order keeps the versions that it computes with");
+    if ahead == 0 || version.moved.is_empty() {
+        return version.values.clone();
+    }
+    let factor = ahead as f32;
+    version.values.iter().zip(&version.moved).map(|(value, moved)| value - factor * moved).collect()
+}
