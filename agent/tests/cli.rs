@@ -61,6 +61,8 @@ fn enrolled(dir: &Path) -> AgentDir {
         checkpoint_s: None,
         overlap: None,
         metrics: None,
+        pod_listen: None,
+        pod_advertise: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");
