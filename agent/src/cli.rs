@@ -65,7 +65,7 @@ pub(crate) enum Verb {
     /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) stops the agent in order, also while it
     /// starts: with exit code 0, its trainer and all that the trainer has started ended. A second SIGTERM or
     /// Ctrl-C stops it at once.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show what the agent is doing, or what its store holds when it is stopped
     Status(StatusArgs),
     /// Look into a shard, or cut a data set into shards

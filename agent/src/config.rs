@@ -387,6 +387,15 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_pods_can_be_uncommented() {
+        let text = config().to_commented_toml().replace("# pod_", "pod_");
+        let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
+        assert_eq!(read.pod_listen.map(|address| address.port()), Some(4440));
+        assert_eq!(read.pod_advertise.as_deref(), Some("clinic.example:4440"));
+        assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
+    }
+
+    #[test]
     fn the_example_of_dropped_columns_can_be_uncommented() {
         let text = config().to_commented_toml().replace("# drop_columns", "drop_columns");
         let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");

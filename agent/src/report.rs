@@ -84,7 +84,7 @@ pub struct LiveReport {
     /// Why it takes on no new work, where the machine's owner needs it: quiet hours, battery, load.
     #[serde(default)]
     pub waits_for: Option<String>,
-    /// Milliseconds since the first round in which the device trained or evaluated.
+    /// Milliseconds since the first round in which the device trained, evaluated or helped a pod.
     #[serde(default)]
     pub busy_ms: u64,
     /// Milliseconds since the first round in which the device waited for a verdict, a lease, a model or a connection.

@@ -297,7 +297,7 @@ pub(super) fn open_shards(
 pub(super) fn refuse_nothing_to_do(shards: &Shards) -> anyhow::Result<()> {
     if shards.train.is_none() && shards.eval.is_none() {
         return Err(Fail::new(ExitCode::Shard, "there is nothing to train or evaluate on")
-            .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml")
+            .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml; with --pod-listen an agent needs none")
             .into());
     }
     Ok(())
