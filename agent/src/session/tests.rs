@@ -8,6 +8,7 @@ mod forms;
 mod hold;
 mod memory;
 mod plan;
+mod pod_world;
 mod pods;
 mod refused;
 mod served;

@@ -5,10 +5,11 @@ use anabranch_common::spec::PodSpec;
 
 use super::forms::fetch_model;
 use super::*;
+use crate::report::{LiveReport, PodReport, Traffic};
 use crate::session::Activity;
 
 /// Another agent than [`AGENT`].
-const OTHER: AgentId = AgentId([9; 16]);
+pub(super) const OTHER: AgentId = AgentId([9; 16]);
 
 pub(super) fn pod_spec() -> PodSpec {
     toml::from_str("kind = \"stages\"\nstages = 2").expect("complete")
@@ -19,7 +20,7 @@ pub(super) fn offer(at_work: Option<PodMark>) -> PodOffer {
 }
 
 /// An agent that joins pods.
-fn joins(train_examples: u64, eval_examples: u64) -> SessionConfig {
+pub(super) fn joins(train_examples: u64, eval_examples: u64) -> SessionConfig {
     SessionConfig { pod: Some(offer(None)), ..config(train_examples, eval_examples) }
 }
 
@@ -31,12 +32,12 @@ fn welcome_to_pods() -> Event {
     event
 }
 
-fn mark(lease: u64, attempt: u32) -> PodMark {
+pub(super) fn mark(lease: u64, attempt: u32) -> PodMark {
     PodMark { lease: LeaseId(lease), attempt }
 }
 
 /// An attempt at the round under `lease` of `owner`, with one helper. Labels stay.
-fn attempt(owner: AgentId, helper: AgentId, mark: PodMark) -> Box<PodRound> {
+pub(super) fn attempt(owner: AgentId, helper: AgentId, mark: PodMark) -> Box<PodRound> {
     let parts = [(1, owner), (3, helper), (4, owner)].map(|(end, agent)| PodPart { end, agent }).to_vec();
     let peers = vec![PodPeer { agent: helper, address: "10.0.0.9:4440".into() }];
     Box::new(PodRound { mark, owner, parts, peers, plan: lease(mark.lease.0, 0).plan })
@@ -98,7 +99,7 @@ fn trained(lease: &Lease) -> Event {
 }
 
 /// A session that joins pods, is welcome and has its trainer.
-fn ready(config: SessionConfig) -> Session {
+pub(super) fn ready(config: SessionConfig) -> Session {
     let mut session = Session::new(config, Kept::default());
     session.handle(0, Event::Started);
     session.handle(0, Event::Connected);
@@ -137,7 +138,7 @@ fn reconnected(session: &mut Session, now_ms: u64) -> (Option<PodMark>, Vec<Comm
     back(session, now_ms)
 }
 
-fn back(session: &mut Session, now_ms: u64) -> (Option<PodMark>, Vec<Command>) {
+pub(super) fn back(session: &mut Session, now_ms: u64) -> (Option<PodMark>, Vec<Command>) {
     let commands = session.handle(now_ms, Event::Connected);
     let [Command::Send(AgentMessage::Hello(hello))] = &commands[..] else { panic!("no hello: {commands:?}") };
     let told = hello.pod.clone().expect("it joins pods");
@@ -348,6 +349,9 @@ fn a_helper_needs_no_shard() {
     assert_eq!(session.handle(0, pod(others(7, 1))), [], "its trainer is being built");
     assert_eq!(session.handle(0, Event::Prepared { manifest: manifest("w") }), [serve(others(7, 1))]);
     assert!(matches!(session.activity(), Activity::Serving(round) if *round == *others(7, 1)));
+    let live = LiveReport::of(&session, &Traffic::default());
+    let pod = PodReport { owner: OTHER, lease: LeaseId(7), attempt: 1, members: 2 };
+    assert_eq!((live.work.as_str(), live.lease, live.pod), ("serving", None, Some(pod)));
     assert_eq!(session.handle(9, served(mark(7, 1))), [ended(mark(7, 1))], "and no lease is requested");
     assert_eq!(session.activity(), Activity::Idle);
     assert_eq!((session.waits().busy_ms, session.waits().waiting_ms), (9, 0));
