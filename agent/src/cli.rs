@@ -65,7 +65,7 @@ pub(crate) enum Verb {
     /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) stops the agent in order, also while it
     /// starts: with exit code 0, its trainer and all that the trainer has started ended. A second SIGTERM or
     /// Ctrl-C stops it at once.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show what the agent is doing, or what its store holds when it is stopped
     Status(StatusArgs),
     /// Look into a shard, or cut a data set into shards
@@ -128,6 +128,7 @@ Examples:
   anabranch-agent run --dir agent --shard mnist/agent-0 --eval-shard mnist/test
   anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates
   anabranch-agent run --dir agent --shard books/             # text, for a gpt
+  anabranch-agent run --dir helper --pod-listen 10.0.0.7:4440   # only helps in pods
   anabranch-agent run --dir agent --shard data -- python3 train.py")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -168,6 +169,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
+    pub(crate) pod: PodArgs,
+    #[command(flatten)]
     pub(crate) manners: MannersArgs,
     #[command(flatten)]
     pub(crate) experiment: ExperimentArgs,
@@ -175,6 +178,21 @@ pub(crate) struct RunArgs {
     /// (it speaks docs/trainer-protocol.md)
     #[arg(last = true, value_name = "TRAINER", conflicts_with_all = ["label_column", "drop_columns"])]
     pub(crate) trainer: Vec<OsString>,
+}
+
+/// Where an agent is reached by other members of pods.
+#[derive(Debug, Clone, Args)]
+#[command(
+    next_help_heading = "Pods (agents that compute one round together, where the run has [pod]; native models only)"
+)]
+pub(crate) struct PodArgs {
+    /// Join pods, and listen for their other members at this address, like 10.0.0.7:4440 (UDP). Without a shard this
+    /// agent only helps others
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) pod_listen: Option<SocketAddr>,
+    /// Where other members reach this agent, like clinic.example:4440 [default: the address of --pod-listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) pod_advertise: Option<String>,
 }
 
 /// What the hidden verb `trainer` needs beside what the agent tells it.

@@ -141,6 +141,12 @@ pub struct AgentConfig {
     /// Where figures for Prometheus are served; absent: nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
+    /// Where this agent listens for other members of pods; absent: it joins none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_listen: Option<SocketAddr>,
+    /// `host:port` at which other members of pods reach it; absent: where it listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_advertise: Option<String>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
@@ -218,6 +224,9 @@ impl AgentConfig {
                 format!("address {:?} is not a host and a port, like coordinator.example:4433", config.address);
             return Err(at(offset_of("address"), problem));
         }
+        if let Some(problem) = config.pod_advertise.as_deref().and_then(advertise_problem) {
+            return Err(at(offset_of("pod_advertise"), format!("pod_advertise {problem}")));
+        }
         if config.threads == Some(0) {
             return Err(at(
                 offset_of("threads"),
@@ -285,6 +294,14 @@ impl AgentConfig {
                         "# metrics = \"127.0.0.1:9464\" # figures for Prometheus at http://127.0.0.1:9464/metrics\n",
                     ),
                     (
+                        self.pod_listen.is_none(),
+                        "# pod_listen = \"10.0.0.7:4440\" # compute rounds together with other agents, which reach this one here (UDP)\n",
+                    ),
+                    (
+                        self.pod_advertise.is_none(),
+                        "# pod_advertise = \"clinic.example:4440\" # where they reach it, if that is another address\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
                          # manners.max_memory = \"2G\"         # never more memory for training\n\
@@ -304,6 +321,17 @@ impl AgentConfig {
         }
         text
     }
+}
+
+/// Returns what is wrong with the address that an agent tells other members of pods, if anything is.
+pub(crate) fn advertise_problem(address: &str) -> Option<String> {
+    if !is_host_and_port(address) {
+        return Some(format!("{address:?} is not a host and a port, like clinic.example:4440"));
+    }
+    if address.len() > limits::POD_ADDRESS_BYTES || address.chars().any(|symbol| symbol.is_control() || symbol == ' ') {
+        return Some(format!("{address:?} is longer than {} bytes, or has blanks in it", limits::POD_ADDRESS_BYTES));
+    }
+    None
 }
 
 fn is_host_and_port(address: &str) -> bool {
@@ -336,6 +364,8 @@ mod tests {
             checkpoint_s: None,
             overlap: None,
             metrics: None,
+            pod_listen: None,
+            pod_advertise: None,
             manners: MannersConfig::default(),
         }
     }
@@ -357,6 +387,15 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_pods_can_be_uncommented() {
+        let text = config().to_commented_toml().replace("# pod_", "pod_");
+        let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
+        assert_eq!(read.pod_listen.map(|address| address.port()), Some(4440));
+        assert_eq!(read.pod_advertise.as_deref(), Some("clinic.example:4440"));
+        assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
+    }
+
+    #[test]
     fn the_example_of_dropped_columns_can_be_uncommented() {
         let text = config().to_commented_toml().replace("# drop_columns", "drop_columns");
         let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
@@ -372,6 +411,12 @@ mod tests {
         let cases = [
             (format!("{good}sahrd = \"x\"\n"), lines + 1, "unknown field `sahrd`"),
             (format!("{good}threads = 0\n"), lines + 1, "at least 1"),
+            (format!("{good}pod_listen = \"here\"\n"), lines + 1, "socket address"),
+            (
+                format!("{good}pod_advertise = \"clinic\"\n"),
+                lines + 1,
+                "pod_advertise \"clinic\" is not a host and a port",
+            ),
             (format!("{good}manners.quiet_hours = \"8-18\"\n"), lines + 1, "not a time of the day in UTC"),
             (format!("{good}manners.max_load = -1.0\n"), lines + 1, "not a load average above 0"),
             (format!("{good}manners.max_memory = \"lots\"\n"), lines + 1, "not a size of memory above 0"),

@@ -28,7 +28,7 @@ use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, NetReceiver, NetSender, Op};
-use crate::worker::{self, KilledNote, MathsSetup, Pace, Shards, StopSignal, StoreThread, TrainerFactory};
+use crate::worker::{self, KilledNote, MathsSetup, Pace, PodSetup, Shards, StopSignal, StoreThread, TrainerFactory};
 
 /// How long the last words may take before the process ends anyway.
 const FAREWELL: Duration = Duration::from_millis(limits::EXIT_MS);
@@ -53,6 +53,8 @@ pub struct Setup {
     pub manners: Manners,
     /// Its store, open.
     pub ledger: Ledger,
+    /// What it offers to pods, if it joins them.
+    pub pod: Option<PodSetup>,
 }
 
 impl std::fmt::Debug for Setup {
@@ -130,7 +132,7 @@ impl Driver {
     /// # Errors
     /// See [`StartError`].
     pub fn new(setup: Setup) -> Result<Self, StartError> {
-        let Setup { dir, config, key, shards, factory, device, pace, manners, ledger } = setup;
+        let Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod } = setup;
         let metrics = config.metrics.map(Metrics::serve).transpose()?;
         let clock = Clock::start();
         let certificate = identity::read_certificate(&dir.certificate())?;
@@ -149,7 +151,7 @@ impl Driver {
             train_examples: len(&shards.train),
             eval_examples: len(&shards.eval),
             device,
-            pod: None,
+            pod: pod.map(|pod| pod.offer(pod.listen)),
             renew_at_ms: renewal(clock, validity),
             backoff_seed: u64::from_le_bytes(seed),
             overlap: config.overlap.unwrap_or(true),
@@ -187,6 +189,7 @@ impl Driver {
             micro_batch: Arc::clone(&micro_batch),
             killed: Some(KilledNote::open(dir.memory(), memory::kills)),
             feedback: Some(store.feedback()),
+            pods: None,
         };
         let maths = worker::spawn_maths(setup, tell.clone())?;
         let hold = manners.watch(tell.clone())?;

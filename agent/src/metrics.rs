@@ -53,7 +53,7 @@ const ALL: [Figure; 12] = [
     }),
     counter(
         "anabranch_agent_device_busy_seconds_total",
-        "Whole seconds since the first round in which the device trained or evaluated",
+        "Whole seconds since the first round in which the device trained, evaluated or helped a pod",
         |live, _| live.busy_ms as f64 / 1e3,
     ),
     counter(

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
+use anabranch_common::pod::PodRound;
 use anabranch_common::update::{UpdateMeta, Verdict};
 use anabranch_common::wire::message::RunPhase;
 use serde::{Deserialize, Serialize};
@@ -75,12 +76,15 @@ pub struct LiveReport {
     pub version: Option<ModelVersion>,
     /// Digest of that version.
     pub digest: Option<Digest>,
-    /// `idle`, `asking`, `fetching`, `evaluating` or `training`.
+    /// `idle`, `asking`, `fetching`, `evaluating`, `training` or `serving` (computing a part of another agent's round).
     pub work: String,
+    /// The pod whose round it computes a part of, if it does.
+    #[serde(default)]
+    pub pod: Option<PodReport>,
     /// Why it takes on no new work, where the machine's owner needs it: quiet hours, battery, load.
     #[serde(default)]
     pub waits_for: Option<String>,
-    /// Milliseconds since the first round in which the device trained or evaluated.
+    /// Milliseconds since the first round in which the device trained, evaluated or helped a pod.
     #[serde(default)]
     pub busy_ms: u64,
     /// Milliseconds since the first round in which the device waited for a verdict, a lease, a model or a connection.
@@ -114,6 +118,26 @@ pub struct LiveReport {
     pub last_problem: Option<String>,
 }
 
+/// The pod that an agent is a member of at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// Whose round it computes.
+    pub owner: AgentId,
+    /// The owner's lease.
+    pub lease: LeaseId,
+    /// The attempt at that round, from 1.
+    pub attempt: u32,
+    /// Its members.
+    pub members: usize,
+}
+
+impl PodReport {
+    fn of(round: &PodRound) -> Self {
+        let PodRound { mark, owner, .. } = round;
+        Self { owner: *owner, lease: mark.lease, attempt: mark.attempt, members: round.members().len() }
+    }
+}
+
 /// A verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct VerdictReport {
@@ -143,11 +167,17 @@ impl LiveReport {
     #[must_use]
     pub fn of(session: &Session, traffic: &Traffic) -> Self {
         let held = session.replica().held();
+        let pod = match session.activity() {
+            Activity::Training(Training { pod, .. }) => pod.as_ref().map(|pod| PodReport::of(&pod.round)),
+            Activity::Serving(round) => Some(PodReport::of(round)),
+            Activity::Idle | Activity::Asking | Activity::Fetching | Activity::Evaluating => None,
+        };
         let (work, lease, steps, examples_per_s) = match session.activity() {
             Activity::Idle => ("idle", None, None, None),
             Activity::Asking => ("asking", None, None, None),
             Activity::Fetching => ("fetching", None, None, None),
             Activity::Evaluating => ("evaluating", None, None, None),
+            Activity::Serving(_) => ("serving", None, None, None),
             Activity::Training(Training { lease, steps, examples_per_s, .. }) => {
                 ("training", Some(lease.id), Some(*steps), Some(*examples_per_s))
             }
@@ -176,6 +206,7 @@ impl LiveReport {
             version: held.map(|held| held.version),
             digest: held.map(|held| held.digest),
             work: work.to_owned(),
+            pod,
             waits_for: session.hold().map(str::to_owned),
             busy_ms: waits.busy_ms,
             waiting_ms: waits.waiting_ms,
@@ -230,6 +261,10 @@ impl LiveReport {
             _ => self.work.clone(),
         };
         line("work", work);
+        if let Some(PodReport { owner, lease, attempt, members }) = self.pod {
+            let owner = owner.short();
+            line("pod", format!("{members} members, attempt {attempt} at lease {lease} of agent {owner}"));
+        }
         if let (Some(micro_batch), Some(batch_size)) = (self.micro_batch, self.batch_size) {
             line("micro-batch", format!("{micro_batch} of {batch_size} examples at once"));
         }

@@ -61,6 +61,8 @@ fn enrolled(dir: &Path) -> AgentDir {
         checkpoint_s: None,
         overlap: None,
         metrics: None,
+        pod_listen: None,
+        pod_advertise: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");
@@ -199,6 +201,31 @@ fn shards_that_cannot_be_used_stop_the_agent_before_it_connects() {
     fails(&agent(&["run", "--dir", dir, "--shard", path]), 8, &["line 3", "oops", "shard inspect"]);
     fails(&agent(&["run", "--dir", dir, "--shard", path, "--label-column", "y"]), 8, &["\"y\"", "--label-column"]);
     fails(&agent(&["shard", "inspect", path]), 8, &["cannot be used"]);
+}
+
+#[test]
+fn an_agent_joins_pods_with_an_address_that_others_reach_and_with_native_models() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let home = enrolled(temporary.path());
+    let dir = text(temporary.path());
+    let run = |more: &[&str]| agent(&[&["run", "--dir", dir, "--device", "cpu"], more].concat());
+    for anywhere in ["--pod-listen=0.0.0.0:4440", "--pod-listen=[::]:4440"] {
+        fails(&run(&[anywhere]), 2, &["which names no address", "--pod-advertise HOST:PORT"]);
+    }
+    fails(&run(&["--pod-advertise=clinic.example:4440"]), 2, &["listens nowhere", "--pod-listen"]);
+    fails(&run(&["--pod-listen=10.0.0.7:4440", "--pod-advertise=clinic"]), 2, &["\"clinic\" is not a host and a port"]);
+    let native = "the native models in the agent's own process";
+    fails(&run(&["--pod-listen=10.0.0.7:4440", "--isolate"]), 2, &[native, "--isolate"]);
+    let program = agent(&["run", "--dir", dir, "--pod-listen=10.0.0.7:4440", "--", "false"]);
+    fails(&program, 2, &[native, "leave out the program"]);
+
+    // Without a shard: it gets as far as its certificate, which nobody has issued.
+    let helper = run(&["--pod-listen=127.0.0.1:4440"]);
+    fails(&helper, 3, &["agent.crt"]);
+    assert!(String::from_utf8_lossy(&helper.stderr).contains("offering to join pods"), "{helper:?}");
+    let configured = fs::read_to_string(home.config()).expect("read").replace("# pod_", "pod_");
+    fs::write(home.config(), configured).expect("written");
+    fails(&run(&[]), 3, &["agent.crt", "advertise=\"clinic.example:4440\""]);
 }
 
 #[test]

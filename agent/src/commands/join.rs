@@ -57,6 +57,8 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 checkpoint_s: None,
                 overlap: None,
                 metrics: None,
+                pod_listen: None,
+                pod_advertise: None,
                 manners: crate::manners::MannersConfig::default(),
             };
             // Last, because its being there is what says that the directory is complete. A file that people may have

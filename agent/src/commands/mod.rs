@@ -3,6 +3,7 @@
 mod device;
 mod devices;
 mod join;
+mod pod;
 pub(crate) mod run;
 mod shard;
 mod status;

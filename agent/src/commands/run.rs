@@ -14,7 +14,7 @@ use clap::ValueEnum as _;
 use tokio::sync::mpsc;
 
 use super::device::{choose, refuse_for_programs};
-use super::{config_fail, identity_fail, process_fail, shard_fail, start_fail, status};
+use super::{config_fail, identity_fail, pod, process_fail, shard_fail, start_fail, status};
 use crate::cli::{MannersArgs, RunArgs};
 use crate::config::{AgentConfig, AgentDir};
 use crate::device::{self, Choice, GpuId};
@@ -67,9 +67,13 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let (mut process, work_dir) = (None, dir.path().to_owned());
     let mut device = device::processor().to_string();
+    let pod_address = pod::address(&args.pod, &config)?;
     // From here on processes are started, which must not stay behind.
     signals.set(OnSignal::Tell);
     let program = command(args, &config, &columns, choice)?;
+    if let (Some(program), Some(_)) = (&program, &pod_address) {
+        return Err(pod::refuse_processes(program.gpu).into());
+    }
     if signals::is_stop_asked() {
         return stopped_early();
     }
@@ -78,6 +82,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
             // Reading shards can take minutes, and leaves nothing behind.
             signals.set(OnSignal::Exit);
             let shards = open_shards(shard.as_deref(), eval_shard.as_deref(), columns)?;
+            if pod_address.is_none() {
+                refuse_nothing_to_do(&shards)?;
+            }
             let factory =
                 native_factory_with(NativeOptions { threads, max_memory_bytes, ..NativeOptions::default() }, &shards);
             (shards, factory)
@@ -112,7 +119,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(most) = manners.config.max_memory {
         device = format!("{device}, with at most {most} of memory");
     }
-    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger };
+    let pod = pod_address.map(|address| address.offered(max_memory_bytes, threads)).transpose()?;
+    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod };
     let abandoned = process.clone();
     let abandon = move || {
         if let Some(process) = &abandoned {
@@ -141,7 +149,10 @@ pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &st
     let Home { dir, config, key, ledger } = Home::open(dir)?;
     let manners = Manners::of_this_machine(config.manners.clone());
     let device = device.to_owned();
-    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger };
+    if config.pod_listen.is_some() {
+        return Err(pod::refuse_processes(None).into());
+    }
+    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod: None };
     finish(serve_here(setup, signals, || ())?)
 }
 
@@ -279,13 +290,17 @@ pub(super) fn open_shards(
     if let Some(train) = &train {
         options = options.columns_of(train.as_ref());
     }
-    let shards = Shards { train, eval: eval_shard.map(|path| open_shard(path, shard, &options)).transpose()? };
+    Ok(Shards { train, eval: eval_shard.map(|path| open_shard(path, shard, &options)).transpose()? })
+}
+
+/// Refuses an agent that has no shard: a helper of pods needs none.
+pub(super) fn refuse_nothing_to_do(shards: &Shards) -> anyhow::Result<()> {
     if shards.train.is_none() && shards.eval.is_none() {
         return Err(Fail::new(ExitCode::Shard, "there is nothing to train or evaluate on")
-            .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml")
+            .help("give --shard PATH or --eval-shard PATH, or set `shard` in agent.toml; with --pod-listen an agent needs none")
             .into());
     }
-    Ok(shards)
+    Ok(())
 }
 
 fn serve_here(setup: Setup, signals: Signals, abandon: impl Fn() + Send + 'static) -> anyhow::Result<Ending> {

@@ -1,7 +1,7 @@
 //! `trainer`: the native trainer as a child of an agent.
 
 use super::device;
-use super::run::{native_factory_with, open_shards, shard_options};
+use super::run::{native_factory_with, open_shards, refuse_nothing_to_do, shard_options};
 use crate::cli::TrainerArgs;
 use crate::device::{GpuBackend, GpuId};
 use crate::encode::cuda::device::CudaEngine;
@@ -27,6 +27,7 @@ pub(super) fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
     process::serve_with_encoder(&name, encoder, |hello| {
         let options = shard_options(args.label_column.clone(), args.drop_columns.clone());
         let shards = open_shards(hello.shard.as_deref(), hello.eval_shard.as_deref(), options)?;
+        refuse_nothing_to_do(&shards)?;
         let options = NativeOptions {
             threads: hello.threads,
             max_memory_bytes: hello.max_memory,

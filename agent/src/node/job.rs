@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anabranch_common::codec::{self, Codec as _, Delta, dense::Planes32};
 use anabranch_common::downlink::{FormError, ModelForm, chain, track, xor};
-use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, RunId};
+use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, RunId};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::pod::PodRound;
 use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::UpdateKey;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -181,6 +182,15 @@ pub enum MathsJob {
         spec: Box<AgentSpec>,
         /// What to start from.
         start: Start,
+        /// The pod that computes it, if one does.
+        pod: Option<Box<PodRound>>,
+    },
+    /// See `Command::Serve`.
+    Serve {
+        /// Who computes what.
+        round: Box<PodRound>,
+        /// The configuration.
+        spec: Box<AgentSpec>,
     },
     /// See `Command::Evaluate`.
     Evaluate {
@@ -192,11 +202,12 @@ pub enum MathsJob {
 }
 
 impl MathsJob {
-    /// Returns the lease of a round.
+    /// Returns what a stop leads to while the job waits: nothing if it is not one that can be stopped.
     #[must_use]
-    pub fn lease(&self) -> Option<LeaseId> {
+    pub fn stopped(&self) -> Option<Event> {
         match self {
-            Self::Train { lease, .. } => Some(lease.id),
+            Self::Train { lease, .. } => Some(Event::TrainingStopped { lease: lease.id }),
+            Self::Serve { round, .. } => Some(Event::Served { mark: round.mark, problem: None }),
             Self::Prepare(_) | Self::Reorder(_) | Self::MakeInitial { .. } | Self::Evaluate { .. } => None,
         }
     }

@@ -38,6 +38,20 @@ pub(super) fn event(event: &Event) {
         Event::Message(Said::Lease { lease, .. }) => {
             tracing::debug!(lease = lease.id.0, base = lease.base_version.0, "lease");
         }
+        Event::Message(Said::Pod(round)) => {
+            let (lease, attempt, owner) = (round.mark.lease.0, round.mark.attempt, round.owner.short());
+            tracing::info!(lease, attempt, %owner, members = round.members().len(), "member of a pod");
+        }
+        Event::Message(Said::PodOver { mark }) => {
+            tracing::info!(lease = mark.lease.0, attempt = mark.attempt, "this attempt of a pod is over");
+        }
+        Event::PodFailed { mark, problem } | Event::Served { mark, problem: Some(problem) } => {
+            let (lease, attempt, reason) = (mark.lease.0, mark.attempt, &problem.reason);
+            tracing::warn!(lease, attempt, reason, "this attempt of a pod came to nothing");
+        }
+        Event::Served { mark, problem: None } => {
+            tracing::debug!(lease = mark.lease.0, attempt = mark.attempt, "the part of a pod's round is over");
+        }
         Event::Message(Said::Verdict { key, verdict: Verdict::Refused { reason } }) => {
             tracing::warn!(epoch = key.epoch.0, seq = key.seq.0, reason = reason.as_str(), "update refused");
         }

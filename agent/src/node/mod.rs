@@ -11,7 +11,7 @@
 //! | rule | |
 //! |---|---|
 //! | store | one job at a time, in the order of the session's commands |
-//! | maths | one job at a time, in that order; a round that has not begun is taken back, not stopped |
+//! | maths | one job at a time, in that order; a round, own or another agent's, that has not begun is taken back, not stopped |
 //! | unpacking | beside both: a round may be computed for hours |
 //! | payloads | from memory if they were stored a moment ago, otherwise through a job of the store |
 //! | links | numbered; what another link than the newest says does not count |
@@ -82,7 +82,7 @@ pub enum Output {
     },
     /// Carry out a job; answered by [`Input::Done`].
     Run(Job),
-    /// Stop the round that is computed at its next step; its job answers.
+    /// Stop what is computed, a round at its next step or a part of another agent's; its job answers.
     StopTraining,
     /// Make a signing request with the same key and send it.
     Renew,
@@ -208,11 +208,12 @@ impl AgentNode {
                 let manifest = self.manifest();
                 out.push(Output::Run(Job::Unpack(Unpack { manifest, version, digest, onto, encoded })));
             }
-            Command::Train { lease, spec, base, lead } => {
-                self.maths.push(MathsJob::Train { lease, spec, start: Start { base, lead } });
+            Command::Train { lease, spec, base, lead, pod } => {
+                self.maths.push(MathsJob::Train { lease, spec, start: Start { base, lead }, pod });
             }
-            Command::StopTraining => match self.maths.take_back(MathsJob::lease) {
-                Some(lease) => return Some(Event::TrainingStopped { lease }),
+            Command::Serve { round, spec } => self.maths.push(MathsJob::Serve { round, spec }),
+            Command::StopTraining => match self.maths.take_back(MathsJob::stopped) {
+                Some(stopped) => return Some(stopped),
                 None => out.push(Output::StopTraining),
             },
             Command::Evaluate { version, content } => self.maths.push(MathsJob::Evaluate { version, content }),

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_common::downlink::ModelForm;
-use anabranch_common::ids::{BranchId, Digest, ModelVersion};
+use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion};
+use anabranch_common::pod::{PodMark, PodRound};
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use anabranch_io::durable::StorageError;
 use parking_lot::Mutex;
@@ -185,9 +186,25 @@ fn a_round_that_runs_is_stopped_and_one_that_waits_is_taken_back() {
         lease: Box::new(lease(1, 0)),
         spec: Box::new(spec()),
         start: Start { base: content(0), lead: None },
+        pod: None,
     });
     let stopped = node.handle(1, Input::Event(Event::Shutdown));
     assert!(matches!(stopped.last(), Some(Output::Exit(Ending::Parked))), "nothing is waited for: {stopped:?}");
+}
+
+/// The same of what is computed for others.
+#[test]
+fn a_part_of_anothers_round_that_waits_is_taken_back() {
+    let mark = PodMark { lease: LeaseId(7), attempt: 1 };
+    let plan = lease(7, 0).plan;
+    let round = PodRound { mark, owner: AgentId([9; 16]), parts: Vec::new(), peers: Vec::new(), plan };
+    let mut node = welcomed(Kept::default(), Arc::default());
+    node.maths.push(MathsJob::Serve { round: Box::new(round), spec: Box::new(spec()) });
+    let mut out = Vec::new();
+    let event = node.execute(Command::StopTraining, &mut out);
+    assert_eq!((event, out.len()), (Some(Event::Served { mark, problem: None }), 0));
+    assert!(node.execute(Command::StopTraining, &mut out).is_none());
+    assert!(matches!(out[..], [Output::StopTraining]), "what is computed has to be told: {out:?}");
 }
 
 #[test]

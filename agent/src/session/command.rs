@@ -6,6 +6,7 @@ use anabranch_common::codec::{CodecSpec, Delta};
 use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, UpdateSeq};
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::pod::PodRound;
 use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::UpdateKey;
 use anabranch_common::wire::message::AgentMessage;
@@ -69,8 +70,18 @@ pub enum Command {
         base: Arc<[f32]>,
         /// What to start ahead of it by, if anything.
         lead: Option<Lead>,
+        /// The pod that computes it. Then it is answered by `PodFailed` too.
+        pod: Option<Box<PodRound>>,
     },
-    /// Stop the local round at its next step; answered by `TrainingStopped` (or by `Trained`, when it was faster).
+    /// Compute a part of another agent's round; answered by `Served`.
+    Serve {
+        /// Who computes what.
+        round: Box<PodRound>,
+        /// The configuration that counts for this round: `train` is what the round's plan makes of it.
+        spec: Box<AgentSpec>,
+    },
+    /// Stop the local round at its next step; answered by `TrainingStopped` (or by `Trained` or `PodFailed`, when it was
+    /// faster). Or stop what is computed for another agent; answered by `Served`.
     StopTraining,
     /// Evaluate a model; answered by `Evaluated`.
     Evaluate {

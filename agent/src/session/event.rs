@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::pod::{PodMark, PodProblem};
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::TransferManifest;
@@ -77,6 +78,20 @@ pub enum Event {
     TrainingStopped {
         /// Under which lease it ran.
         lease: LeaseId,
+    },
+    /// An attempt of a pod at an own round came to nothing. The round is to be computed by another attempt.
+    PodFailed {
+        /// Which attempt.
+        mark: PodMark,
+        /// Why.
+        problem: PodProblem,
+    },
+    /// This agent's part of another agent's round is over: computed, stopped as asked, or failed.
+    Served {
+        /// Which attempt.
+        mark: PodMark,
+        /// Why it failed, if it did.
+        problem: Option<PodProblem>,
     },
     /// A model was evaluated.
     Evaluated {

@@ -42,8 +42,8 @@ impl Session {
                 self.rounds.no_lease(now_ms);
             }
             CoordinatorMessage::LeaseDeferred => self.rounds.request_stands(now_ms),
-            // This agent offers itself to no pod.
-            CoordinatorMessage::Pod(_) | CoordinatorMessage::PodOver { .. } => {}
+            CoordinatorMessage::Pod(round) => self.pod(round, out),
+            CoordinatorMessage::PodOver { mark } => self.pod_over(now_ms, mark, out),
             CoordinatorMessage::Evaluate { version, digest } => {
                 if self.config.eval_examples > 0 {
                     self.evaluator.request(Wanted { version, digest });
@@ -69,7 +69,7 @@ impl Session {
         self.connection.welcomed();
         let branch = self.membership.welcomed(&welcome);
         if branch == Branch::Other {
-            self.abandon_round(out);
+            self.abandon_round(now_ms, "the run is on another branch", out);
             self.evaluator.change_branch();
             self.replica.drop_all();
         }
@@ -112,6 +112,9 @@ impl Session {
     /// Takes a lease if there is use for it, and returns it otherwise.
     fn leased(&mut self, now_ms: u64, lease: Lease, evaluate: bool, out: &mut Vec<Command>) {
         self.rounds.may_be_leased();
+        if self.rounds.granted_again(now_ms, &lease) {
+            return;
+        }
         let is_free = self.is_device_free();
         let is_of_use = self.rounds.wants_lease(is_free)
             && !(is_free && self.hold.is_some())
@@ -122,7 +125,8 @@ impl Session {
             self.rounds.forget_request();
             return self.give_back(lease.id, out);
         }
-        if let Some(base) = self.rounds.granted(now_ms, lease, evaluate, &self.replica) {
+        let company = self.company(now_ms);
+        if let Some(base) = self.rounds.granted(now_ms, lease, evaluate, company, &self.replica) {
             self.fetch(now_ms, base, FetchPurpose::Train, out);
         }
     }

@@ -20,12 +20,13 @@
 //! | `membership` | what the coordinator has told: terms, branch, phase, epoch, numbers of updates |
 //! | `model` | the trainer's tensors, and version 0 |
 //! | `rounds` | the round that is computed, the one that is prepared, deltas on their way to the store; `tempo` times them |
+//! | `seat` | the part of another agent's round that is computed here |
 //! | `evaluator` | evaluations |
 //! | `replica` | the model that is held, and the fetch of another |
 //! | `outbox` | durable updates without a verdict |
 //! | `verdicts` | the latest verdicts, and which one is awaited |
 //! | `life` | whether the process goes on, stops, or has ended |
-//! | `messages`, `work` | no state: what follows from a message, and what is started after an event |
+//! | `messages`, `pods`, `work` | no state: what follows from a message, and what is started after an event |
 
 pub mod command;
 mod evaluator;
@@ -36,8 +37,10 @@ mod membership;
 mod messages;
 mod model;
 pub mod outbox;
+mod pods;
 pub mod replica;
 mod rounds;
+mod seat;
 mod tempo;
 mod tensors;
 #[cfg(test)]
@@ -67,10 +70,11 @@ use model::Model;
 use outbox::Outbox;
 use replica::{Replica, Wanted};
 use rounds::Rounds;
+use seat::Seat;
 use verdicts::Verdicts;
 
 pub use link::Link;
-pub use rounds::Training;
+pub use rounds::{InPod, Training};
 pub use tempo::Waits;
 pub use work::Activity;
 
@@ -109,6 +113,7 @@ pub struct Session {
     membership: Membership,
     model: Model,
     rounds: Rounds,
+    seat: Seat,
     evaluator: Evaluator,
     replica: Replica,
     outbox: Outbox,
@@ -131,6 +136,7 @@ impl Session {
             config,
             membership: Membership::new(&kept),
             rounds: Rounds::default(),
+            seat: Seat::default(),
             evaluator: Evaluator::default(),
             replica: Replica::default(),
             outbox: Outbox::new(kept.outbox),
@@ -193,6 +199,8 @@ impl Session {
             }
             Event::Trained(outcome) => self.trained(now_ms, *outcome, out),
             Event::TrainingStopped { lease } => self.training_stopped(lease, out),
+            Event::PodFailed { mark, problem } => self.pod_failed(now_ms, mark, problem, out),
+            Event::Served { mark, problem } => self.served(now_ms, mark, problem, out),
             Event::Evaluated { version, accuracy, loss, num_examples } => {
                 let agent = self.config.agent;
                 self.evaluator.evaluated(Evaluation { agent, version, accuracy, loss, num_examples });
@@ -224,7 +232,7 @@ impl Session {
             train_examples: self.config.train_examples,
             eval_examples: self.config.eval_examples,
             device: self.config.device.clone(),
-            pod: self.config.pod.clone(),
+            pod: self.pod_offer(),
         })));
     }
 
@@ -261,6 +269,12 @@ impl Session {
         self.last_problem = Some(problem);
     }
 
+    /// Returns how long the coordinator has for its answer to a request for a lease. While this agent computes for others
+    /// it is given none.
+    fn asking_until_ms(&self) -> Option<u64> {
+        self.rounds.asking_until_ms().filter(|_| !self.seat.is_taken())
+    }
+
     /// Ends what is due.
     fn tick(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         let due = |deadline: Option<u64>| deadline.is_some_and(|deadline| deadline <= now_ms);
@@ -271,7 +285,7 @@ impl Session {
             if due(self.outbox.deadline_ms()) {
                 return self.give_up_link("the coordinator gave no verdict in time", out);
             }
-            if due(self.rounds.asking_until_ms()) {
+            if due(self.asking_until_ms()) {
                 return self.give_up_link("the coordinator did not answer the request for a lease in time", out);
             }
             if due(self.replica.deadline_ms()) {
@@ -292,10 +306,11 @@ impl Session {
         if self.life.has_ended() {
             return None;
         }
-        let (mut up, mut waits) = ([None; 4], [None; 2]);
+        let (mut up, mut waits) = ([None; 5], [None; 2]);
         if self.connection.is_up() {
             let fetch = self.fetching().and_then(|_| self.replica.deadline_ms());
-            up = [self.outbox.deadline_ms(), fetch, self.rounds.asking_until_ms(), self.ask_at_ms()];
+            let pod = self.rounds.pod_until_ms();
+            up = [self.outbox.deadline_ms(), fetch, self.asking_until_ms(), self.ask_at_ms(), pod];
         }
         if self.life.is_running() && self.rounds.current().is_none() {
             waits = [self.rounds.wait_ends_ms(), self.verdicts.awaited_until_ms()];

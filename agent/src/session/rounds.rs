@@ -7,18 +7,24 @@
 //!                            └─ base evaluated, if asked
 //! ```
 //! A round passes through the same stages whether the device is free or computes the round before. Only the time at which
-//! its lease is requested differs.
+//! its lease is requested differs. A round that a pod computes is ready when its pod is known too (`pods`).
+
+mod pods;
 
 use std::sync::Arc;
 
 use anabranch_common::ids::{BranchId, LeaseId};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
+use anabranch_common::pod::{PodMark, PodRound};
 
 use super::command::{Lead, StartedFrom};
 use super::event::Outcome;
 use super::replica::{Replica, Wanted};
 use super::tempo::{Spent, Tempo, Waits};
+
+pub use pods::InPod;
+pub(super) use pods::{Company, Failed, Over, PodCame, Stopped};
 
 /// The round that is being computed.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +45,8 @@ pub struct Training {
     pub stopping: bool,
     /// What it started from, where its plan asks for it.
     pub started_from: Option<StartedFrom>,
+    /// The pod that computes it, if one does.
+    pub pod: Option<InPod>,
 }
 
 /// The round that is being prepared.
@@ -67,6 +75,8 @@ struct Grant {
     lease: Lease,
     /// Whether to evaluate the base first.
     evaluate: bool,
+    /// Who computes the round.
+    company: Company,
 }
 
 /// A round whose delta is being made durable.
@@ -83,8 +93,8 @@ pub(super) struct Conditions {
     pub(super) may_work: bool,
     /// Which rounds and updates of this agent a request may overtake.
     pub(super) overlap: Overlap,
-    /// Whether the evaluator has the device, or is about to have it.
-    pub(super) evaluating: bool,
+    /// Whether an evaluation or another agent's round has the device, or is about to have it.
+    pub(super) busy: bool,
     /// Whether the link brings a model that is to be evaluated: a base would have to wait for it.
     pub(super) fetches_to_evaluate: bool,
     /// Whether a verdict is worth waiting for.
@@ -109,9 +119,29 @@ pub(super) enum Overlap {
 #[derive(Debug, PartialEq)]
 pub(super) enum Start {
     /// Compute it.
-    Train { lease: Lease, base: Arc<[f32]>, lead: Option<Lead> },
+    Train(Beginning),
     /// Evaluate its base first.
     Evaluate { wanted: Wanted, content: Arc<[f32]> },
+}
+
+/// A round that begins.
+#[derive(Debug, PartialEq)]
+pub(super) struct Beginning {
+    pub(super) lease: Lease,
+    pub(super) base: Arc<[f32]>,
+    /// What to start ahead of the base by.
+    pub(super) lead: Option<Lead>,
+    /// The pod that computes it, if one does.
+    pub(super) pod: Option<Box<PodRound>>,
+}
+
+/// What the coordinator had granted of a round that was given up before it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// Its lease.
+    pub(super) lease: LeaseId,
+    /// The attempt of its pod, if one was formed.
+    pub(super) pod: Option<PodMark>,
 }
 
 /// The rounds on their way, and when the next lease may be requested.
@@ -174,7 +204,7 @@ impl Rounds {
             None => {
                 let most = if conditions.overlap == Overlap::Nothing { 1 } else { limits::OUTBOX_UPDATES };
                 let room = conditions.outbox < most && self.banking.is_empty();
-                (room && !conditions.evaluating && !conditions.awaits_verdict).then_some(0)
+                (room && !conditions.busy && !conditions.awaits_verdict).then_some(0)
             }
         }
     }
@@ -199,9 +229,16 @@ impl Rounds {
     }
 
     /// Takes a lease. Returns the base to fetch, if `replica` does not hold it.
-    pub(super) fn granted(&mut self, now_ms: u64, lease: Lease, evaluate: bool, replica: &Replica) -> Option<Wanted> {
+    pub(super) fn granted(
+        &mut self,
+        now_ms: u64,
+        lease: Lease,
+        evaluate: bool,
+        company: Company,
+        replica: &Replica,
+    ) -> Option<Wanted> {
         let wanted = base_of(&lease);
-        let grant = Grant { lease, evaluate };
+        let grant = Grant { lease, evaluate, company };
         let held = replica.content(wanted);
         let fetch = held.is_none().then_some(wanted);
         let stage = match held {
@@ -232,11 +269,17 @@ impl Rounds {
         self.next = Some(Next { stage, asked_during, lacks });
     }
 
-    /// The coordinator has taken the request in, and a lease comes later.
+    /// The coordinator has taken the request in, and a lease or a pod comes later.
     pub(super) fn request_stands(&mut self, now_ms: u64) {
-        if let Some(Next { stage: Stage::Asking { until_ms }, .. }) = &mut self.next {
-            *until_ms = now_ms.saturating_add(limits::REQUEST_TIMEOUT_MS);
-        }
+        let until_ms = match self.next.as_mut().map(|next| &mut next.stage) {
+            Some(Stage::Asking { until_ms }) => until_ms,
+            Some(Stage::Fetching(grant) | Stage::Ready(grant, _)) => match &mut grant.company {
+                Company::Awaited { until_ms } => until_ms,
+                Company::Alone | Company::Pod(_) => return,
+            },
+            None => return,
+        };
+        *until_ms = now_ms.saturating_add(limits::REQUEST_TIMEOUT_MS);
     }
 
     /// Forgets a request that will not be answered, or was answered without a lease.
@@ -247,17 +290,18 @@ impl Rounds {
     /// The connection is gone, and with it requests and refusals.
     pub(super) fn disconnected(&mut self) {
         self.forget_request();
+        self.forget_incomplete_pod();
         self.may_be_leased();
     }
 
-    /// Gives up the round that is being prepared. Returns its lease, if it has one.
-    pub(super) fn drop_next(&mut self) -> Option<LeaseId> {
-        self.next.take()?.lease()
+    /// Gives up the round that is being prepared. Returns what the coordinator has granted of it.
+    pub(super) fn drop_next(&mut self) -> Option<Dropped> {
+        self.next.take()?.dropped()
     }
 
-    /// Gives up the round that is being prepared, if its lease has come. Returns the lease.
-    pub(super) fn drop_granted(&mut self) -> Option<LeaseId> {
-        self.next.take_if(|next| next.lease().is_some())?.lease()
+    /// Gives up the round that is being prepared, if its lease has come. Returns what the coordinator has granted of it.
+    pub(super) fn drop_granted(&mut self) -> Option<Dropped> {
+        self.next.take_if(|next| next.grant().is_some())?.dropped()
     }
 
     /// Whether the model that an evaluation needs may be fetched: the fetch of a base must not be lost over it.
@@ -283,11 +327,14 @@ impl Rounds {
         {
             return Some(Start::Evaluate { wanted: base_of(&grant.lease), content: Arc::clone(base) });
         }
-        let next = self.next.take_if(|next| matches!(next.stage, Stage::Ready(..)))?;
-        let Stage::Ready(Grant { lease, .. }, base) = next.stage else { return None };
+        let next = self.next.take_if(|next| next.is_complete())?;
+        let Stage::Ready(Grant { lease, company, .. }, base) = next.stage else { return None };
+        let pod = company.into_pod();
         let weight = merged_with.filter(|weight| weight.is_finite()).unwrap_or(lease.plan.weight);
-        let lead = next.lacks.filter(|_| weight.is_finite()).map(|delta| Lead { delta, weight });
-        Some(Start::Train { lease, base, lead })
+        // Every attempt of a pod starts from the base itself.
+        let lacks = next.lacks.filter(|_| weight.is_finite() && pod.is_none());
+        let lead = lacks.map(|delta| Lead { delta, weight });
+        Some(Start::Train(Beginning { lease, base, lead, pod }))
     }
 
     /// Keeps a round that a crash has cut off.
@@ -300,10 +347,19 @@ impl Rounds {
         self.cut_off.take().filter(|(lease, _)| Some(lease.branch) == branch)
     }
 
-    /// A round begins.
-    pub(super) fn begin(&mut self, now_ms: u64, lease: Lease, all_steps: u32, from: StartedFrom) {
+    /// A round begins, in this pod if there is one.
+    pub(super) fn begin(
+        &mut self,
+        now_ms: u64,
+        lease: Lease,
+        all_steps: u32,
+        from: StartedFrom,
+        pod: Option<Box<PodRound>>,
+    ) {
+        let pod = pod.map(|round| InPod::new(round, Arc::clone(&from.base)));
         let started_from = lease.plan.base_dot.then_some(from);
         self.current = Some(Training {
+            pod,
             lease,
             started_from,
             since_ms: now_ms,
@@ -342,18 +398,17 @@ impl Rounds {
         Some((lease, started_from))
     }
 
-    /// Ends the current round without a result. Returns whether it was the current one.
-    pub(super) fn stopped(&mut self, id: LeaseId) -> bool {
-        self.take_current(id).is_some()
-    }
-
     fn take_current(&mut self, id: LeaseId) -> Option<Training> {
         self.current.take_if(|training| training.lease.id == id)
     }
 
-    /// Marks the current round as told to stop. Returns whether it has to be told.
+    /// Marks the current round as told to stop, for its lease to be returned. Returns whether it has to be told.
     pub(super) fn stop(&mut self) -> bool {
-        self.current.as_mut().is_some_and(|training| !std::mem::replace(&mut training.stopping, true))
+        let Some(training) = &mut self.current else { return false };
+        if let Some(pod) = &mut training.pod {
+            pod.stop_for_good();
+        }
+        !std::mem::replace(&mut training.stopping, true)
     }
 
     /// A round gave nothing to send, in the trainer or in the store: the next one rests first.
@@ -393,6 +448,7 @@ impl Rounds {
     /// Ends the waits that are over.
     pub(super) fn tick(&mut self, now_ms: u64) {
         self.no_lease_until_ms.take_if(|until_ms| *until_ms <= now_ms);
+        self.next.take_if(|next| next.pod_until_ms().is_some_and(|until_ms| until_ms <= now_ms));
         self.rest_until_ms.take_if(|until_ms| *until_ms <= now_ms);
     }
 
@@ -419,11 +475,21 @@ impl Rounds {
 }
 
 impl Next {
-    fn lease(&self) -> Option<LeaseId> {
+    fn grant(&self) -> Option<&Grant> {
         match &self.stage {
-            Stage::Fetching(grant) | Stage::Ready(grant, _) => Some(grant.lease.id),
+            Stage::Fetching(grant) | Stage::Ready(grant, _) => Some(grant),
             Stage::Asking { .. } => None,
         }
+    }
+
+    fn dropped(&self) -> Option<Dropped> {
+        let Grant { lease, company, .. } = self.grant()?;
+        Some(Dropped { lease: lease.id, pod: company.mark() })
+    }
+
+    /// Whether nothing more has to come for it to begin.
+    fn is_complete(&self) -> bool {
+        matches!(&self.stage, Stage::Ready(grant, _) if !grant.company.is_awaited())
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Tempo {
 /// What the time since the first round went into.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waits {
-    /// The device trained or evaluated, in milliseconds.
+    /// The device trained, evaluated or helped a pod, in milliseconds.
     pub busy_ms: u64,
     /// There was a run to work for, and the device had nothing to compute, in milliseconds: it waited for a verdict, a
     /// lease, a model or a connection.

@@ -8,6 +8,8 @@ mod forms;
 mod hold;
 mod memory;
 mod plan;
+mod pod_world;
+mod pods;
 mod refused;
 mod served;
 mod stale;
@@ -173,7 +175,7 @@ pub(crate) fn outcome(lease: &Lease) -> Outcome {
 
 fn train(lease: &Lease) -> Command {
     let base = content(lease.base_version.0);
-    Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec()), base, lead: None }
+    Command::Train { lease: Box::new(lease.clone()), spec: Box::new(spec()), base, lead: None, pod: None }
 }
 
 fn bank(lease: &Lease, seq: u64) -> Command {

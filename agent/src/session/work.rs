@@ -6,14 +6,15 @@ use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::limits;
+use anabranch_common::pod::PodRound;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 
 use super::Session;
-use super::command::{Bank, Command, Ending, Lead, StartedFrom};
+use super::command::{Bank, Command, Ending, StartedFrom};
 use super::evaluator::Told;
 use super::event::{OutboxEntry, Outcome};
 use super::replica::Wanted;
-use super::rounds::{Conditions, Overlap, Start, Training};
+use super::rounds::{Beginning, Conditions, Dropped, Overlap, Start, Training};
 use super::tempo::Spent;
 
 /// What an agent is doing, for people.
@@ -29,6 +30,8 @@ pub enum Activity<'a> {
     Evaluating,
     /// Computing a local round.
     Training(&'a Training),
+    /// Computing a part of another agent's round.
+    Serving(&'a PodRound),
 }
 
 impl Session {
@@ -48,7 +51,8 @@ impl Session {
         self.evaluator.arrived(&self.replica);
         if self.model.manifest().is_some() {
             self.fetch_to_evaluate(now_ms, out);
-            if self.rounds.current().is_none() && !self.evaluator.is_evaluating() {
+            let idle = self.rounds.current().is_none() && !self.evaluator.is_evaluating();
+            if idle && self.seat.serving().is_none() {
                 self.use_device(now_ms, out);
             }
         }
@@ -72,11 +76,15 @@ impl Session {
         }
     }
 
-    /// Gives the free device what there is to compute. An evaluation whose model is here comes before a round. A round does
-    /// not wait for a model that is on its way while the run goes on: afterwards that may be the run's result.
+    /// Gives the free device what there is to compute. Other members of a pod wait for this one. An evaluation whose model is
+    /// here comes before a round. A round does not wait for a model that is on its way while the run goes on: afterwards
+    /// that may be the run's result.
     fn use_device(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         if self.hold.is_some() {
-            return self.turn_down(out);
+            return self.turn_down(now_ms, out);
+        }
+        if let Some(round) = self.seat.begin() {
+            return self.serve(round, out);
         }
         if let Some((wanted, content)) = self.evaluator.begin_ready() {
             return out.push(Command::Evaluate { version: wanted.version, content });
@@ -86,10 +94,10 @@ impl Session {
             return;
         }
         match self.rounds.start(self.verdicts.merged_with(), self.config.eval_examples > 0) {
-            Some(Start::Train { lease, base, lead }) => {
-                let wanted = Wanted { version: lease.base_version, digest: lease.base_digest };
-                self.replica.hold(wanted, Arc::clone(&base));
-                self.train(now_ms, lease, base, lead, out);
+            Some(Start::Train(beginning)) => {
+                let Lease { base_version: version, base_digest: digest, .. } = beginning.lease;
+                self.replica.hold(Wanted { version, digest }, Arc::clone(&beginning.base));
+                self.train(now_ms, beginning, out);
             }
             Some(Start::Evaluate { wanted, content }) => {
                 self.replica.hold(wanted, Arc::clone(&content));
@@ -102,7 +110,10 @@ impl Session {
 
     /// The machine's owner needs the device: what has not begun goes back. Another evaluator is asked, and this one again
     /// later.
-    fn turn_down(&mut self, out: &mut Vec<Command>) {
+    fn turn_down(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        if let Some(reason) = self.hold.clone() {
+            self.turn_down_seat(now_ms, &reason, out);
+        }
         if self.connection.is_up()
             && let Some(reason) = &self.hold
             && let Some(wanted) = self.evaluator.turn_down()
@@ -121,7 +132,7 @@ impl Session {
         if self.is_device_free()
             && let Some((lease, base)) = self.rounds.take_cut_off(self.membership.branch())
         {
-            return self.train(now_ms, lease, base, None, out);
+            return self.train(now_ms, Beginning { lease, base, lead: None, pod: None }, out);
         }
         self.rounds.ask(now_ms);
         out.push(Command::Send(AgentMessage::RequestLease));
@@ -132,7 +143,7 @@ impl Session {
         self.rounds.ask_at_ms(&Conditions {
             may_work: self.connection.is_up() && self.wants_work() && self.model.is_ready(),
             overlap: self.overlap(),
-            evaluating: self.evaluator.is_busy(),
+            busy: self.evaluator.is_busy() || self.seat.is_taken(),
             fetches_to_evaluate: self.evaluator.fetching().is_some(),
             awaits_verdict: self.verdicts.are_awaited(),
             outbox: self.outbox.len(),
@@ -143,7 +154,7 @@ impl Session {
     fn overlap(&self) -> Overlap {
         if self.membership.terms().is_some_and(|terms| terms.spec.in_turn) {
             Overlap::Nothing
-        } else if self.config.overlap {
+        } else if self.config.overlap && !self.trains_in_pods() {
             Overlap::Rounds
         } else {
             Overlap::Updates
@@ -158,18 +169,25 @@ impl Session {
             && self.life.is_running()
     }
 
-    /// Whether no round is computed, and no evaluation is under way or waits for its model.
+    /// Whether no round is computed, nothing for other agents, and no evaluation is under way or waits for its model.
     pub(super) fn is_device_free(&self) -> bool {
-        self.rounds.current().is_none() && !self.evaluator.is_busy()
+        self.rounds.current().is_none() && !self.evaluator.is_busy() && !self.seat.is_taken()
     }
 
-    fn train(&mut self, now_ms: u64, lease: Lease, base: Arc<[f32]>, lead: Option<Lead>, out: &mut Vec<Command>) {
+    fn serve(&mut self, round: Box<PodRound>, out: &mut Vec<Command>) {
+        let mut spec = self.membership.terms().expect("a pod comes only after a welcome").spec.clone();
+        spec.train = round.plan.of(&spec.train);
+        out.push(Command::Serve { round, spec: Box::new(spec) });
+    }
+
+    fn train(&mut self, now_ms: u64, beginning: Beginning, out: &mut Vec<Command>) {
+        let Beginning { lease, base, lead, pod } = beginning;
         let mut spec = self.membership.terms().expect("a lease comes only after a welcome").spec.clone();
         spec.train = lease.plan.of(&spec.train);
         spec.upload.codec = lease.plan.codec;
         let from = StartedFrom { base: Arc::clone(&base), lead: lead.clone() };
-        self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps, from);
-        out.push(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead });
+        self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps, from, pod.clone());
+        out.push(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead, pod });
     }
 
     pub(super) fn progress(&mut self, now_ms: u64, lease: LeaseId, steps: u32, speed: f32, out: &mut Vec<Command>) {
@@ -181,7 +199,9 @@ impl Session {
     }
 
     pub(super) fn trained(&mut self, now_ms: u64, outcome: Outcome, out: &mut Vec<Command>) {
+        let mark = self.rounds.mark_of(outcome.lease);
         let trained = self.rounds.trained(now_ms, self.membership.branch(), &outcome);
+        self.pods_ended(mark, out);
         let Some((lease, started_from)) = trained else { return };
         let (epoch, seq) = self.membership.number();
         let upload = &self.membership.terms().expect("a lease comes only after a welcome").spec.upload;
@@ -191,8 +211,8 @@ impl Session {
     }
 
     pub(super) fn training_stopped(&mut self, id: LeaseId, out: &mut Vec<Command>) {
-        if self.rounds.stopped(id) {
-            self.give_back(id, out);
+        if let Some(stopped) = self.rounds.stopped(id) {
+            self.round_stopped(id, stopped, out);
         }
     }
 
@@ -207,8 +227,10 @@ impl Session {
 
     pub(super) fn discarded(&mut self, now_ms: u64, id: LeaseId, problem: String, out: &mut Vec<Command>) {
         self.note(problem);
+        let mark = self.rounds.mark_of(id);
         self.rounds.discarded(now_ms, id);
         self.give_back(id, out);
+        self.pods_ended(mark, out);
     }
 
     pub(super) fn evaluation_failed(&mut self, version: ModelVersion, problem: &str, out: &mut Vec<Command>) {
@@ -236,20 +258,27 @@ impl Session {
 
     /// Gives up the round that is being prepared.
     pub(super) fn give_back_next(&mut self, out: &mut Vec<Command>) {
-        if let Some(lease) = self.rounds.drop_next() {
-            self.give_back(lease, out);
+        if let Some(dropped) = self.rounds.drop_next() {
+            self.give_back_dropped(dropped, out);
         }
     }
 
     fn give_back_granted(&mut self, out: &mut Vec<Command>) {
-        if let Some(lease) = self.rounds.drop_granted() {
-            self.give_back(lease, out);
+        if let Some(dropped) = self.rounds.drop_granted() {
+            self.give_back_dropped(dropped, out);
         }
     }
 
+    fn give_back_dropped(&self, Dropped { lease, pod }: Dropped, out: &mut Vec<Command>) {
+        self.give_back(lease, out);
+        self.pods_ended(pod, out);
+    }
+
     /// Stops the rounds of another branch. Deltas that are durable stay: the coordinator refuses them with a reason.
-    pub(super) fn abandon_round(&mut self, out: &mut Vec<Command>) {
-        self.rounds.drop_next();
+    pub(super) fn abandon_round(&mut self, now_ms: u64, why: &str, out: &mut Vec<Command>) {
+        let pod = self.rounds.drop_next().and_then(|dropped| dropped.pod);
+        self.pods_ended(pod, out);
+        self.leave_seat(now_ms, why, out);
         if self.rounds.stop() {
             out.push(Command::StopTraining);
         }
@@ -257,18 +286,20 @@ impl Session {
 
     /// Starts to stop: no new work, the round that runs is given back, finished work is handed over.
     pub(super) fn stop(&mut self, now_ms: u64, ending: Ending, out: &mut Vec<Command>) {
+        let why = format!("the agent ends: {ending}");
         if !self.life.stop(now_ms, ending) {
             return;
         }
         self.give_back_next(out);
         self.replica.forget_fetch();
         self.evaluator.stop();
-        self.abandon_round(out);
+        self.abandon_round(now_ms, &why, out);
     }
 
     fn go_on_stopping(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        let is_busy = self.rounds.are_busy() || self.seat.serving().is_some();
         let handing_over = self.connection.is_up() && !self.outbox.is_empty();
-        let Some(ending) = self.life.due(now_ms, self.rounds.are_busy() || handing_over) else { return };
+        let Some(ending) = self.life.due(now_ms, is_busy || handing_over) else { return };
         if self.connection.is_up() {
             out.push(Command::Send(AgentMessage::Goodbye { reason: ending.to_string() }));
         }
@@ -277,10 +308,11 @@ impl Session {
 
     /// Accounts for the time until now.
     pub(super) fn account(&mut self, now_ms: u64) {
-        if self.rounds.current().is_none() {
+        let is_serving = self.seat.serving().is_some();
+        if self.rounds.current().is_none() && !is_serving {
             self.evaluator.spent(self.rounds.unaccounted_ms(now_ms));
         }
-        let how = if self.rounds.current().is_some() || self.evaluator.is_evaluating() {
+        let how = if self.rounds.current().is_some() || self.evaluator.is_evaluating() || is_serving {
             Spent::Busy
         } else if self.wants_work() {
             Spent::Waiting
@@ -295,6 +327,8 @@ impl Session {
     pub fn activity(&self) -> Activity<'_> {
         if let Some(training) = self.rounds.current() {
             Activity::Training(training)
+        } else if let Some(round) = self.seat.serving() {
+            Activity::Serving(round)
         } else if self.evaluator.is_evaluating() {
             Activity::Evaluating
         } else if self.fetching().is_some() {

@@ -13,16 +13,19 @@ use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, UploadSpec};
 use tokio::sync::mpsc;
 
-use super::{KilledNote, Pace, Shards, StopSignal, TrainerFactory, guarded};
+use super::{KilledNote, Pace, PodEndedBy, PodTrained, PodTraining, Pods, Shards, StopSignal, TrainerFactory, guarded};
 use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
 use crate::node::{Done, Input, MathsJob, initial_model, judged};
 use crate::session::command::Ending;
 use crate::session::event::{Event, Outcome};
-use crate::train::{MicroBatchBudget, Reordered, Round, RoundFile, Rounds, RunPart, StepReport, TrainError, Trainer};
+use crate::train::{
+    MicroBatchBudget, Reordered, Round, RoundFile, RoundResult, Rounds, RunPart, StepReport, TrainError, Trainer,
+};
 
 /// What the maths works with.
 pub struct MathsSetup {
@@ -42,10 +45,12 @@ pub struct MathsSetup {
     pub killed: Option<KilledNote>,
     /// The ledger's feedback state, for trainers that encode; none: they do not.
     pub feedback: Option<Arc<dyn FeedbackSource>>,
+    /// Computes with other agents; none: this agent joins no pods.
+    pub pods: Option<Box<dyn Pods>>,
 }
 
 impl MathsSetup {
-    /// Maths that keep no rounds, know of no kill for memory and encode nothing.
+    /// Maths that keep no rounds, know of no kill for memory, encode nothing and join no pods.
     #[must_use]
     pub fn new(factory: TrainerFactory, shards: Shards) -> Self {
         Self {
@@ -57,6 +62,7 @@ impl MathsSetup {
             micro_batch: Arc::default(),
             killed: None,
             feedback: None,
+            pods: None,
         }
     }
 }
@@ -117,7 +123,11 @@ impl Maths {
             MathsJob::Prepare(spec) => self.prepare(&spec),
             MathsJob::Reorder(manifest) => self.reorder(*manifest),
             MathsJob::MakeInitial { seed } => self.make_initial(seed),
-            MathsJob::Train { lease, spec, start } => self.train(&lease, &spec, &start.model()),
+            MathsJob::Train { lease, spec, start, pod: None } => self.train(&lease, &spec, &start.model()),
+            MathsJob::Train { lease, spec, start, pod: Some(round) } => {
+                self.train_in_pod(&lease, &round, &spec, &start.model())
+            }
+            MathsJob::Serve { round, spec } => self.serve(&round, &spec),
             MathsJob::Evaluate { version, content } => self.evaluate(version, &content),
         }
     }
@@ -209,6 +219,11 @@ impl Maths {
         if let Some(killed) = &mut self.setup.killed {
             killed.fitted(spec.train.batch_size);
         }
+        self.over(id, start, trained, clock)
+    }
+
+    /// A round is computed: slows it down, and returns what it gave.
+    fn over(&self, id: LeaseId, start: &[f32], trained: RoundResult, clock: Clock) -> Event {
         let maths = clock.elapsed();
         if !trained.stopped {
             self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
@@ -228,6 +243,53 @@ impl Maths {
         }))
     }
 
+    /// Computes an own round with other agents. It is not kept on disk: after a crash the same lease comes again.
+    fn train_in_pod(&mut self, lease: &Lease, round: &PodRound, spec: &AgentSpec, start: &[f32]) -> Event {
+        let (id, mark) = (lease.id, round.mark);
+        let clock = Clock::start();
+        let Some(shard) = self.setup.shards.train.as_deref() else {
+            return Event::Failed(Ending::Trainer("there is no shard to train on".to_owned()));
+        };
+        let Some(pods) = self.setup.pods.as_deref_mut() else {
+            return Event::PodFailed { mark, problem: no_pods() };
+        };
+        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, inputs: &self.inputs };
+        let stop = &self.setup.stop;
+        let mut control = |report: StepReport| {
+            progress.step(report);
+            if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let order = PodTraining { lease, round, spec, start, shard, control: &mut control, stop };
+        match pods.train(order) {
+            Ok(PodTrained { end, num_examples, steps, mean_loss }) => {
+                let trained = RoundResult { end, num_examples, steps, mean_loss, stopped: false, encoded: None };
+                self.over(id, start, trained, clock)
+            }
+            Err(PodEndedBy::Stopped) => Event::TrainingStopped { lease: id },
+            Err(PodEndedBy::Problem(problem)) => Event::PodFailed { mark, problem },
+            Err(PodEndedBy::Fatal(error)) if error.is_passing() => {
+                Event::Discarded { lease: id, problem: error.to_string() }
+            }
+            Err(PodEndedBy::Fatal(error)) => Event::Failed(ending(&error)),
+        }
+    }
+
+    /// Computes a part of another agent's round.
+    fn serve(&mut self, round: &PodRound, spec: &AgentSpec) -> Event {
+        let mark = round.mark;
+        let Some(pods) = self.setup.pods.as_deref_mut() else {
+            return Event::Served { mark, problem: Some(no_pods()) };
+        };
+        match pods.serve(round, spec, &self.setup.stop) {
+            Ok(()) | Err(PodEndedBy::Stopped) => Event::Served { mark, problem: None },
+            Err(PodEndedBy::Problem(problem)) => Event::Served { mark, problem: Some(problem) },
+            Err(PodEndedBy::Fatal(error)) if error.is_passing() => {
+                Event::Served { mark, problem: Some(PodProblem { member: None, reason: error.to_string() }) }
+            }
+            Err(PodEndedBy::Fatal(error)) => Event::Failed(ending(&error)),
+        }
+    }
+
     fn evaluate(&mut self, version: ModelVersion, content: &[f32]) -> Event {
         let Some(shard) = self.setup.shards.eval.as_deref() else {
             return Event::EvaluationFailed { version, problem: "there is no shard to evaluate on".to_owned() };
@@ -239,6 +301,10 @@ impl Maths {
             Err(error) => Event::Failed(ending(&error)),
         }
     }
+}
+
+fn no_pods() -> PodProblem {
+    PodProblem { member: None, reason: "this agent joins no pods".to_owned() }
 }
 
 /// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely, with values of 8 bits, and know

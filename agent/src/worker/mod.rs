@@ -2,6 +2,8 @@
 
 mod killed;
 mod maths;
+mod pods;
+mod speed;
 mod store;
 
 use std::time::Duration;
@@ -18,6 +20,8 @@ pub use killed::KilledNote;
 #[cfg(test)]
 pub(crate) use maths::ending;
 pub use maths::{Maths, MathsSetup, spawn_maths};
+pub use pods::{PodEndedBy, PodSetup, PodTrained, PodTraining, Pods};
+pub use speed::flops_per_s;
 pub use store::StoreThread;
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
@@ -55,7 +59,7 @@ impl Pace {
     }
 }
 
-/// Tells the maths to stop: looked at after each step, and it ends the wait of a slowed round.
+/// Tells the maths to stop: looked at after each step, and it ends the wait of a slowed round or of a pod's member.
 #[derive(Debug, Default)]
 pub struct StopSignal {
     stopped: Mutex<bool>,

@@ -110,7 +110,7 @@ impl<E: Emulated> Learner for E {
                 let initial = self.initial();
                 node::initial_model(Emulated::manifest(self), initial.into())
             }
-            MathsJob::Train { lease, spec, start } => match self.train(machine, &lease, &spec.train, &start) {
+            MathsJob::Train { lease, spec, start, .. } => match self.train(machine, &lease, &spec.train, &start) {
                 Some(Computed { delta, num_examples, local_steps, train_loss }) => Event::Trained(Box::new(Outcome {
                     lease: lease.id,
                     delta,
@@ -122,6 +122,7 @@ impl<E: Emulated> Learner for E {
                 })),
                 None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
             },
+            MathsJob::Serve { .. } => unreachable!("these agents offer themselves to no pod"),
             MathsJob::Evaluate { version, content } => node::judged(version, self.judge(machine, &content)),
         }
     }

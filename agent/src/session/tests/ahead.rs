@@ -21,7 +21,7 @@ fn fetch_to_evaluate(version: u64) -> Command {
 fn train_ahead(lease: &Lease, weight: f32) -> Command {
     let Command::Train { lease, spec, base, .. } = train(lease) else { unreachable!("it is one") };
     let lead = Some(Lead { delta: Arc::from([0.5, 0.5]), weight });
-    Command::Train { lease, spec, base, lead }
+    Command::Train { lease, spec, base, lead, pod: None }
 }
 
 /// The weight in the plan of every lease: that of an update that is not stale.

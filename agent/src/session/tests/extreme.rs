@@ -2,7 +2,7 @@
 //! extreme but well-formed content.
 
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodRound};
+use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodProblem, PodRound};
 use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
@@ -105,6 +105,7 @@ trait DrawMessages: Draw {
             1 => spec.train.batch_size = self.short(),
             2 => spec.upload.feedback_decay = self.of(&[f32::NAN, f32::INFINITY, -1.0]),
             3 => spec.model.input = vec![u64::MAX; 9],
+            4 | 5 => spec.pod = Some(pods::pod_spec()),
             _ => {}
         }
         spec
@@ -112,6 +113,7 @@ trait DrawMessages: Draw {
 
     fn mark(&mut self) -> PodMark {
         let lease = self.lease().id;
+        let lease = self.of(&[LeaseId(1), LeaseId(1), lease]);
         PodMark { lease, attempt: self.of(&[1, 1, 2, 0, u32::MAX]) }
     }
 
@@ -176,10 +178,11 @@ trait DrawMessages: Draw {
             13 => {
                 let owner = self.of(&[AGENT, AGENT, AgentId([9; 16])]);
                 let other = self.of(&[AGENT, AgentId([9; 16]), AgentId([u8::MAX; 16])]);
-                let end = self.of(&[0, 1, 2, 3, u32::MAX]);
-                let parts =
-                    [(1, owner), (end, other), (end, AGENT)].map(|(end, agent)| PodPart { end, agent }).to_vec();
-                let address = self.of(&["10.0.0.1:1".to_owned(), String::new(), "x".repeat(1 << 12)]);
+                let ends = self.of(&[[1, 2, 3], [1, 2, u32::MAX], [1, 2, 3], [0, 1, 2], [2, 2, 2]]);
+                let agents = [owner, other, self.of(&[AGENT, owner])];
+                let parts = ends.into_iter().zip(agents).map(|(end, agent)| PodPart { end, agent }).collect();
+                let address = "10.0.0.1:1".to_owned();
+                let address = self.of(&[address.clone(), address, String::new(), "x".repeat(1 << 12)]);
                 let peers = vec![PodPeer { agent: other, address }; self.of(&[0, 1, 1, 100])];
                 let plan = self.lease().plan;
                 CoordinatorMessage::Pod(Box::new(PodRound { mark: self.mark(), owner, parts, peers, plan }))
@@ -203,11 +206,34 @@ impl DrawMessages for Extremes<'_> {}
 struct Process {
     session: Session,
     now_ms: u64,
+    /// Whether the run has pods when the coordinator speaks as it should.
+    in_pods: bool,
+    /// What the device computes until it is told to stop, and what that leads to.
+    running: Option<Event>,
 }
 
 impl Process {
-    fn new(kept: Kept) -> Self {
-        Self { session: Session::new(config(40, 10), kept), now_ms: 0 }
+    fn new(kept: Kept, in_pods: bool) -> Self {
+        let session = Session::new(SessionConfig { pod: Some(pods::offer(None)), ..config(40, 10) }, kept);
+        Self { session, now_ms: 0, in_pods, running: None }
+    }
+
+    fn welcome(&self) -> Event {
+        let mut event = welcome(BRANCH, Some(digest(0)), RunPhase::Running);
+        if let Event::Message(CoordinatorMessage::Welcome(welcome)) = &mut event {
+            welcome.spec.pod = self.in_pods.then(pods::pod_spec);
+        }
+        event
+    }
+
+    /// The device computes an attempt of a pod. The first one of each runs until it is stopped.
+    fn computes(&mut self, mark: PodMark, stopped: Event, failed: Event) -> Option<Event> {
+        assert!(self.running.is_none(), "the device computes one thing at a time");
+        if mark.attempt > 1 {
+            return Some(failed);
+        }
+        self.running = Some(stopped);
+        None
     }
 
     fn settle(&mut self, event: Event) {
@@ -235,6 +261,16 @@ impl Process {
                 transfer: TransferManifest::of(&encoded(0)),
             }),
             Command::Unpack { version, digest, .. } => Event::Unpacked { version, digest, content: content(0) },
+            Command::Train { lease, pod: Some(round), .. } => {
+                let (mark, problem) = (round.mark, PodProblem { member: None, reason: "x".repeat(1 << 12) });
+                let stopped = Event::TrainingStopped { lease: lease.id };
+                return self.computes(mark, stopped, Event::PodFailed { mark, problem });
+            }
+            Command::Serve { round, .. } => {
+                let served = Event::Served { mark: round.mark, problem: None };
+                return self.computes(round.mark, served.clone(), served);
+            }
+            Command::StopTraining => return self.running.take(),
             Command::Train { lease, .. } => Event::Trained(Box::new(outcome(&lease))),
             Command::Evaluate { version, .. } => {
                 Event::Evaluated { version, accuracy: 0.5, loss: 0.5, num_examples: 10 }
@@ -253,7 +289,7 @@ impl Process {
         let mut draw = Extremes::new(step);
         let event = match draw.choice() % 16 {
             0 => Event::Disconnected(Problem::Transient("lost".into())),
-            1 => welcome(BRANCH, Some(digest(0)), RunPhase::Running),
+            1 => self.welcome(),
             2 => draw.chunk(),
             3 => {
                 self.now_ms += draw.of(&[0, 250, 15_000, 120_000, 86_400_000]);
@@ -282,12 +318,13 @@ proptest! {
     #[test]
     fn nothing_that_a_coordinator_says_panics(
         welcomed in any::<bool>(),
+        in_pods in any::<bool>(),
         steps in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..32), 1..48),
     ) {
-        let mut process = Process::new(Kept::default());
+        let mut process = Process::new(Kept::default(), in_pods);
         process.settle(Event::Started);
         if welcomed {
-            process.settle(welcome(BRANCH, Some(digest(0)), RunPhase::Running));
+            process.settle(process.welcome());
         }
         steps.iter().for_each(|step| process.happens(step));
     }

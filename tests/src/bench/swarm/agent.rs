@@ -206,6 +206,7 @@ impl Agent {
                 return None;
             }
             MathsJob::Train { lease, .. } => trained(&lease),
+            MathsJob::Serve { .. } => unreachable!("these agents offer themselves to no pod"),
             MathsJob::Evaluate { version, .. } => {
                 Event::EvaluationFailed { version, problem: "there is no shard to evaluate on".to_owned() }
             }
