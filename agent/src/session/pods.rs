@@ -1,7 +1,7 @@
 //! Pods: what the coordinator says of them, and what it is told of this agent's part, be it the owner's or a helper's.
 //!
-//! Each attempt that the coordinator names to this agent is answered with one `PodEnded`, unless a later attempt takes its place or
-//! the connection is lost before. Without a connection nothing is told: the next hello has what is at work here.
+//! Each attempt that the coordinator names to this agent is answered with one `PodEnded`, unless a later attempt takes its
+//! place or the connection is lost before. Without a connection nothing is told: the next hello has what is at work here.
 
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::limits;

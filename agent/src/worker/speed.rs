@@ -7,10 +7,8 @@ use crate::clock::Clock;
 
 /// Rows and columns of the products, smallest first.
 const SIZES: [usize; 4] = [128, 256, 512, 1024];
-/// A product is not begun that would take longer than this, by the time of the one before, in seconds.
-const LONGEST_S: f64 = 0.04;
-/// A product of twice the size takes so many times as long.
-const GROWTH: f64 = 8.0;
+/// A product that takes this long tells the speed. One of twice the size takes eight times as long.
+const ENOUGH_SECONDS: f64 = 0.005;
 
 /// Returns the speed of `threads` threads (`None`: one for each core) in floating-point operations a second, at least 1.
 /// Takes at most about 0.1 s.
@@ -27,7 +25,7 @@ pub fn flops_per_s(threads: Option<usize>) -> std::io::Result<u64> {
         for size in SIZES {
             let took_s = product_s(size);
             speed = 2.0 * (size as f64).powi(3) / took_s;
-            if took_s * GROWTH > LONGEST_S {
+            if took_s >= ENOUGH_SECONDS {
                 break;
             }
         }

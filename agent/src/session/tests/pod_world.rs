@@ -160,14 +160,14 @@ impl World {
     fn computed(&mut self, fails: bool) {
         let Some(PodRound { mark, owner, .. }) = self.device.take() else { return };
         let stopped = std::mem::take(&mut self.stopping) && fails;
-        let problem = Some(PodProblem { member: Some(OTHER), reason: "it is silent".into() });
+        let problem = PodProblem { member: Some(OTHER), reason: "it is silent".into() };
         let id = mark.lease;
         self.computed += u32::from(!fails);
         self.happens(match (owner == AGENT, fails) {
             (true, true) if stopped => Event::TrainingStopped { lease: id },
-            (true, true) => Event::PodFailed { mark, problem: problem.expect("one") },
+            (true, true) => Event::PodFailed { mark, problem },
             (true, false) => Event::Trained(Box::new(outcome(&lease(id.0, 0)))),
-            (false, _) => Event::Served { mark, problem: problem.filter(|_| fails && !stopped) },
+            (false, _) => Event::Served { mark, problem: (fails && !stopped).then_some(problem) },
         });
     }
 
