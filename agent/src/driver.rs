@@ -21,6 +21,7 @@ use crate::identity::{self, AgentKey, IdentityError};
 use crate::manners::Manners;
 use crate::metrics::{Metrics, MetricsError};
 use crate::node::{AgentNode, Done, Input, Job, MathsJob, Output};
+use crate::pod::{LinkIdentity, Links, LinksError};
 use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
 use crate::session::command::Ending;
 use crate::session::event::Event;
@@ -28,7 +29,9 @@ use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::{self, Dialer, Link, NetEvent, NetReceiver, NetSender, Op};
-use crate::worker::{self, KilledNote, MathsSetup, Pace, PodSetup, Shards, StopSignal, StoreThread, TrainerFactory};
+use crate::worker::{
+    self, KilledNote, LinkedPods, MathsSetup, Pace, PodSetup, Pods, Shards, StopSignal, StoreThread, TrainerFactory,
+};
 
 /// How long the last words may take before the process ends anyway.
 const FAREWELL: Duration = Duration::from_millis(limits::EXIT_MS);
@@ -81,6 +84,9 @@ pub enum StartError {
     /// The address for metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The address for other members of pods.
+    #[error(transparent)]
+    Links(#[from] LinksError),
 }
 
 /// The report that `status` asks for, kept up to date by the driver.
@@ -124,6 +130,8 @@ pub struct Driver {
     hold: Option<String>,
     report: SharedReport,
     metrics: Option<Metrics>,
+    /// The port for other members of pods.
+    links: Option<Arc<Links>>,
 }
 
 impl Driver {
@@ -139,6 +147,12 @@ impl Driver {
         let ca = identity::read_certificate(&dir.ca())?;
         let validity = identity::validity_ms(&certificate)?;
         let dialer = Dialer::new(config.address.clone(), &ca, &certificate, &key.to_der())?;
+        let links = pod.as_ref().map(|pod| {
+            let (ca_der, certificate_der) = (ca.to_vec(), certificate.to_vec());
+            let identity = LinkIdentity { run: config.run, ca_der, certificate_der, key_der: key.to_der() };
+            Links::bind(pod.listen, identity).map(Arc::new)
+        });
+        let links = links.transpose()?;
         let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
         getrandom::fill(&mut incarnation).map_err(std::io::Error::other)?;
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
@@ -151,7 +165,7 @@ impl Driver {
             train_examples: len(&shards.train),
             eval_examples: len(&shards.eval),
             device,
-            pod: pod.map(|pod| pod.offer(pod.listen)),
+            pod: pod.as_ref().zip(links.as_ref()).and_then(|(pod, links)| Some(pod.offer(links.local_address()?))),
             renew_at_ms: renewal(clock, validity),
             backoff_seed: u64::from_le_bytes(seed),
             overlap: config.overlap.unwrap_or(true),
@@ -189,7 +203,10 @@ impl Driver {
             micro_batch: Arc::clone(&micro_batch),
             killed: Some(KilledNote::open(dir.memory(), memory::kills)),
             feedback: Some(store.feedback()),
-            pods: None,
+            pods: pod
+                .as_ref()
+                .zip(links.clone())
+                .map(|(pod, links)| -> Box<dyn Pods> { Box::new(LinkedPods::new(links, agent, pod.threads)) }),
         };
         let maths = worker::spawn_maths(setup, tell.clone())?;
         let hold = manners.watch(tell.clone())?;
@@ -213,6 +230,7 @@ impl Driver {
             hold,
             report: SharedReport(Arc::new(Mutex::new(report))),
             metrics,
+            links,
         })
     }
 
@@ -344,6 +362,9 @@ impl Driver {
         match replaced {
             Ok(dialer) => self.dialer = Arc::new(dialer),
             Err(error) => tracing::warn!(%error, "the renewed certificate cannot be used"),
+        }
+        if let Some(Err(error)) = self.links.as_ref().map(|links| links.replace_certificate(der)) {
+            tracing::warn!(%error, "the renewed certificate cannot be shown to other members of pods");
         }
         tracing::info!("the certificate was renewed");
         Some(Input::Event(Event::CertificateStored { renew_at_ms: renewal(self.clock, validity) }))

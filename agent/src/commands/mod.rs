@@ -17,6 +17,7 @@ use clap::CommandFactory as _;
 use crate::cli::{Cli, ShardVerb, Verb};
 use crate::config::ConfigError;
 use crate::driver::StartError;
+use crate::pod::LinksError;
 use crate::shard::ShardError;
 use crate::train::process::ProcessError;
 use crate::transport::DialError;
@@ -78,6 +79,11 @@ fn start_fail(error: StartError) -> anyhow::Error {
                 "give --metrics (or `metrics` in agent.toml) an address of this machine with a port that is free";
             Fail::new(ExitCode::Usage, error.to_string()).help(help).into()
         }
+        StartError::Links(LinksError::Bind(error)) => {
+            let help = format!("--pod-listen: {}", error.help());
+            Fail::new(ExitCode::Usage, error.to_string()).help(help).into()
+        }
+        StartError::Links(error) => identity_fail(&error).into(),
     }
 }
 

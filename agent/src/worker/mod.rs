@@ -1,6 +1,7 @@
 //! Two threads beside the loop: one does the maths, one owns the store. Each carries out the jobs of the node.
 
 mod killed;
+mod linked;
 mod maths;
 mod pods;
 mod speed;
@@ -17,6 +18,7 @@ use crate::shard::Shard;
 use crate::train::{RunPart, TrainError, Trainer};
 
 pub use killed::KilledNote;
+pub use linked::LinkedPods;
 #[cfg(test)]
 pub(crate) use maths::ending;
 pub use maths::{Maths, MathsSetup, spawn_maths};

@@ -24,6 +24,8 @@ pub struct PodSetup {
     pub memory_bytes: u64,
     /// How fast it computes, in floating-point operations a second.
     pub flops_per_s: u64,
+    /// Threads that it computes with; 0 is one for each core.
+    pub threads: usize,
 }
 
 impl PodSetup {

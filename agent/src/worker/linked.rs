@@ -1,0 +1,159 @@
+//! Rounds of pods over links: opens an attempt's links, computes this member's parts over them, and says how it ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::pod::{PodProblem, PodRound, cut};
+use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
+
+use super::{PodEndedBy, PodTrained, PodTraining, Pods, StopSignal};
+use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
+use crate::train::native::pipeline::{PipelineError, PodTask, serve, train_owned};
+
+/// Bytes of a value of activations.
+const VALUE: u64 = 4;
+
+/// Computes rounds with other agents over an agent's links.
+#[derive(Debug)]
+pub struct LinkedPods {
+    links: Arc<Links>,
+    me: AgentId,
+    threads: usize,
+}
+
+impl LinkedPods {
+    /// Returns what computes as `me`, with so many threads; 0 is one for each core.
+    #[must_use]
+    pub fn new(links: Arc<Links>, me: AgentId, threads: usize) -> Self {
+        Self { links, me, threads }
+    }
+
+    fn open(&self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<LinkWire, PodEndedBy> {
+        let pod = of_pods(spec)?;
+        let sizes = sizes(&spec.model, &spec.train, pod)?;
+        let stop = Arc::clone(stop);
+        // The configuration was checked; whatever it says here is a time.
+        let deadline = Duration::try_from_secs_f64(pod.deadline_s).unwrap_or(Duration::MAX);
+        let attempt = Attempt { round, spec: pod, sizes };
+        self.links.open(attempt, deadline, Arc::new(move || stop.is_set())).map_err(|error| ended_by(error.into()))
+    }
+
+    fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec) -> Result<PodTask<'a>, PodEndedBy> {
+        let pod = of_pods(spec)?;
+        Ok(PodTask { model: &spec.model, plan: &spec.train, pod, round, me: self.me, threads: self.threads })
+    }
+}
+
+impl Pods for LinkedPods {
+    fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
+        let PodTraining { lease, round, spec, start, shard, control, stop } = order;
+        let task = self.task(round, spec)?;
+        let mut wire = self.open(round, spec, stop)?;
+        let trained = train_owned(&task, start, lease.seed, shard, &mut wire, control).map_err(ended_by)?;
+        if trained.stopped {
+            return Err(PodEndedBy::Stopped);
+        }
+        // All that is awaited has come. That a member does not hear so changes nothing for it either.
+        if let Err(error) = wire.finish() {
+            tracing::debug!(%error, "a member of the pod was gone at the end");
+        }
+        Ok(trained_of(trained.end, &trained.losses, &spec.train))
+    }
+
+    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
+        let task = self.task(round, spec)?;
+        let mut wire = self.open(round, spec, stop)?;
+        serve(&task, &mut wire).map_err(ended_by)?;
+        wire.finish().map_err(|error| ended_by(error.into()))
+    }
+}
+
+fn of_pods(spec: &AgentSpec) -> Result<&PodSpec, PodEndedBy> {
+    spec.pod.as_ref().ok_or_else(|| problem(None, "the run's configuration has no [pod]"))
+}
+
+fn problem(member: Option<AgentId>, reason: impl ToString) -> PodEndedBy {
+    PodEndedBy::Problem(PodProblem { member, reason: reason.to_string() })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
+fn trained_of(end: Vec<f32>, losses: &[f32], plan: &TrainSpec) -> PodTrained {
+    let sum: f64 = losses.iter().copied().map(f64::from).sum();
+    PodTrained {
+        end,
+        num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps),
+        steps: plan.local_steps,
+        mean_loss: (sum / losses.len().max(1) as f64) as f32,
+    }
+}
+
+/// Returns how large the parcels of a round are.
+fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
+    let layers = model.layers().map_err(|error| problem(None, error))?;
+    let layers = layers.ok_or_else(|| problem(None, "a model of kind custom is not computed in pods"))?;
+    let widest = cut::table(&layers).iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
+    let examples = plan.batch_size.div_ceil(pod.micro_batches().max(1));
+    let tied = layers.layers.iter().find_map(|layer| layer.tied);
+    let tied = tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements());
+    let values = widest.saturating_mul(examples.into());
+    Ok(ParcelSizes {
+        params: layers.manifest.params(),
+        activations: usize::try_from(values).unwrap_or(usize::MAX),
+        tied: tied.unwrap_or(0),
+    })
+}
+
+/// Returns how an attempt ended over an error: what another pod may not meet is a problem of this one.
+fn ended_by(error: PipelineError) -> PodEndedBy {
+    match error {
+        PipelineError::Wire(WireError::Over) => PodEndedBy::Stopped,
+        PipelineError::Wire(WireError::Member { agent, reason }) => problem(Some(agent), reason),
+        PipelineError::Train(error) => PodEndedBy::Fatal(error),
+        error => problem(None, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::spec::{ModelKind, OptimizerSpec};
+
+    use crate::train::TrainError;
+
+    use super::*;
+
+    #[test]
+    fn parcels_are_as_large_as_the_widest_layer_and_the_tied_tensor() {
+        let plan = TrainSpec {
+            local_steps: 1,
+            batch_size: 10,
+            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
+            keep_optimizer_state: false,
+            target_round_s: None,
+            max_local_steps: None,
+            schedule: None,
+            proximal_mu: 0.0,
+        };
+        let pod: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2\nmicro_batches = 3").expect("complete");
+        let gpt =
+            ModelSpec { kind: ModelKind::Gpt, context: 8, layers: 1, heads: 2, width: 16, ..ModelSpec::default() };
+        let found = sizes(&gpt, &plan, &pod).expect("a native model");
+        // Logits of 256 bytes for each of 8 places of 4 examples; an embedding of 256 by 16.
+        assert_eq!((found.activations, found.tied), (4 * 8 * 256, 256 * 16));
+        assert!(matches!(sizes(&ModelSpec::default(), &plan, &pod), Err(PodEndedBy::Problem(_))));
+    }
+
+    #[test]
+    fn a_lost_member_is_named_and_the_end_of_an_attempt_is_no_problem() {
+        let agent = AgentId([7; 16]);
+        let lost = WireError::Member { agent, reason: "gone".to_owned() };
+        let told = PodEndedBy::Problem(PodProblem { member: Some(agent), reason: "gone".to_owned() });
+        assert_eq!(ended_by(lost.into()), told);
+        assert_eq!(ended_by(WireError::Over.into()), PodEndedBy::Stopped);
+        let silent = ended_by(WireError::Silent(Duration::from_secs(2)).into());
+        let reason = "a member has sent nothing for 2 s".to_owned();
+        assert_eq!(silent, PodEndedBy::Problem(PodProblem { member: None, reason }));
+        let diverged = TrainError::Diverged { step: 3 };
+        assert_eq!(ended_by(diverged.clone().into()), PodEndedBy::Fatal(diverged));
+    }
+}
