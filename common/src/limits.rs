@@ -92,6 +92,16 @@ pub const POD_HANDSHAKES: usize = 64;
 pub const POD_WAITING: usize = POD_MEMBERS;
 /// Leases whose latest attempt is remembered: a late connection for an attempt that is over is told so.
 pub const POD_LEASES_REMEMBERED: usize = 64;
+/// Attempts at the round of one lease that an agent may say it is at work on. They are made at most every `POD_RETRY_MS`.
+pub const POD_ATTEMPTS: u32 = 1 << 20;
+/// How long a member of a pod may be without a connection to the coordinator, in milliseconds, before its attempt is begun anew.
+pub const POD_ABSENCE_MS: u64 = 3_000;
+/// How long a member is left out of pods after attempts that failed over it, in milliseconds: first, and at most.
+pub const POD_REST_MS: (u64, u64) = (1_000, 60_000);
+/// How long an attempt waits after several that failed at once, in milliseconds: first, and at most.
+pub const POD_RETRY_MS: (u64, u64) = (250, 8_000);
+/// For how long no pod can be formed before the log says why, in milliseconds.
+pub const POD_PROBLEM_MS: u64 = 5_000;
 /// Width of a layer or extent of an input: products of four of them stay far below 2^64 where
 /// they are multiplied.
 pub const LAYER_WIDTH: u64 = 1 << 24;

@@ -73,6 +73,9 @@ pub struct StatusReport {
     /// Why no target of accuracy or loss can be judged at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_problem: Option<String>,
+    /// What is known of pods while a coordinator serves, where the run has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<PodsStatus>,
     /// Agents by name, then id.
     pub agents: Vec<AgentStatus>,
     /// What is known of uploads while a coordinator serves.
@@ -81,6 +84,24 @@ pub struct StatusReport {
     /// What became of connections while a coordinator serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,
+}
+
+/// Agents that join pods, and what they are at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodsStatus {
+    /// Pods that compute a round.
+    pub computing: u64,
+    /// Connected agents that join pods.
+    pub members: u64,
+    /// Agents that are at work on a round, their own or another agent's.
+    pub at_work: u64,
+    /// Connected agents that are not.
+    pub free: u64,
+    /// Owners that wait until a pod can be formed.
+    pub waiting: u64,
+    /// Why none can be formed for one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What became of connections, and what went through them, since the coordinator was started.

@@ -77,7 +77,7 @@ const ALLOWED: [(&str, &str, &str); 57] = [
     ("agent/src/store/shelf.rs", "PIECE_BYTES", "the size of a buffer"),
     ("agent/src/train/bound.rs", "PATIENCE_ROUNDS", RULE),
     ("agent/src/train/bound.rs", "LONGEST_ROUNDS", RULE),
-    ("agent/src/train/native/memory.rs", "OVERHEAD_BYTES", "an estimate"),
+    ("common/src/pod/memory.rs", "OVERHEAD_BYTES", "an estimate"),
     ("agent/src/train/process/child.rs", "POLL", PAUSE),
     ("agent/src/train/process/child.rs", "Duration::from_millis(", PAUSE),
     ("agent/src/train/process/kin.rs", "POLL", PAUSE),

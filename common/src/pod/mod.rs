@@ -8,6 +8,7 @@
 //! ```
 
 pub mod cut;
+pub mod memory;
 pub mod order;
 mod round;
 mod schedule;

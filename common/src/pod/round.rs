@@ -10,6 +10,7 @@
 
 use crate::ids::{AgentId, LeaseId};
 use crate::journal::Plan;
+use crate::limits;
 
 /// One attempt at the round of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +74,22 @@ pub struct PodProblem {
     pub member: Option<AgentId>,
     /// For people; the coordinator keeps `limits::POD_REASON_BYTES` of it.
     pub reason: String,
+}
+
+impl PodOffer {
+    /// Returns what is wrong with an offer: no agent of this software makes such a one.
+    #[must_use]
+    pub fn problem(&self) -> Option<&'static str> {
+        let is_attempt = |mark: PodMark| (1..=limits::POD_ATTEMPTS).contains(&mark.attempt);
+        let problems = [
+            (self.address.is_empty(), "without an address"),
+            (self.address.len() > limits::POD_ADDRESS_BYTES, "whose address is too long"),
+            (self.address.chars().any(char::is_control), "whose address holds control characters"),
+            (self.flops_per_s == 0, "of a machine that does not compute"),
+            (!self.at_work.is_none_or(is_attempt), "of an agent that is at work on an attempt that was never begun"),
+        ];
+        problems.into_iter().find_map(|(is_wrong, what)| is_wrong.then_some(what))
+    }
 }
 
 impl PodRound {

@@ -101,6 +101,12 @@ impl PodSpec {
     pub fn micro_batches(&self) -> u32 {
         self.micro_batches.unwrap_or_else(|| self.parts())
     }
+
+    /// Returns the examples of every micro-batch of a batch but the last, which may have fewer.
+    #[must_use]
+    pub fn micro_batch_examples(&self, batch_size: u32) -> u32 {
+        batch_size.div_ceil(self.micro_batches().max(1))
+    }
 }
 
 #[cfg(test)]

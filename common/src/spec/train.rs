@@ -26,6 +26,15 @@ impl OptimizerSpec {
         }
     }
 
+    /// Returns how many vectors as long as the model its state has.
+    #[must_use]
+    pub fn state_vectors(&self) -> u32 {
+        match *self {
+            Self::Sgd { momentum, .. } => u32::from(momentum > 0.0),
+            Self::AdamW { .. } => 2,
+        }
+    }
+
     /// Returns the same optimizer with another learning rate.
     #[must_use]
     pub fn with_lr(&self, new: f32) -> Self {

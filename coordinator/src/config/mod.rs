@@ -10,6 +10,7 @@
 
 mod advice;
 mod locate;
+mod pods;
 mod template;
 mod validate;
 

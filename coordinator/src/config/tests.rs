@@ -442,3 +442,71 @@ fn a_name_that_leads_nowhere_is_refused_with_its_line() {
         assert_eq!(with(listen, name).0, Ok(()), "{listen} {name}");
     }
 }
+
+/// The error for the template with a model of 4 layers and this table, or none; and the line of the table.
+fn with_pod(pod: &str, other: (&str, &str)) -> (Result<Config, ConfigError>, usize) {
+    let text = template().replacen("hidden = [128]", "hidden = [32, 32, 32]", 1);
+    let text = text.replacen("[evaluate]", &format!("[pod]\nkind = \"stages\"\n{pod}\n\n[evaluate]"), 1);
+    assert!(text.contains(other.0), "the template no longer contains {:?}", other.0);
+    let text = text.replacen(other.0, other.1, 1);
+    let line = text[..text.find("\n[pod]").expect("was just put in")].matches('\n').count() + 2;
+    (parse(&text), line)
+}
+
+#[test]
+fn pods_are_read_from_their_table() {
+    let same = ("", "");
+    for pod in [
+        "stages = 2",
+        "stages = 3\nmicro_batches = 11",
+        "stages = 4\nlabels = \"travel\"",
+        "stages = 3\nschedule = \"pipelined\"\nweights = \"2bw\"\nmicro_batches = 4",
+        "stages = 2\ndeadline_s = 599.0\nactivations = \"bf16\"",
+    ] {
+        let (config, _) = with_pod(pod, same);
+        assert!(config.expect(pod).spec.pod.is_some());
+    }
+    for merge in ["strategy = \"fedavg\"", "strategy = \"ef21\"", "strategy = \"fedprox\"\nmu = 0.01"] {
+        let (config, _) = with_pod("stages = 2", ("strategy = \"recall\"", merge));
+        assert!(config.is_ok(), "{merge}: a round of a pod is one update of its owner");
+    }
+}
+
+#[test]
+fn pods_that_could_not_be_formed_are_refused_with_key_and_line() {
+    let same = ("", "");
+    let keep = ("#keep_optimizer_state = false", "keep_optimizer_state = true");
+    let custom = ("kind = \"mlp\"", "kind = \"custom\"");
+    for (pod, other, below, expected) in [
+        ("stages = 1", same, 2, "pod.stages is 1, expected 2 to 63 members"),
+        ("stages = 64", same, 2, "pod.stages is 64, expected 2 to 63 members with pod.labels"),
+        ("labels = \"travel\"\nstages = 65", same, 3, "pod.stages is 65, expected 2 to 64 members"),
+        ("stages = 4", same, 2, "pod.stages is 4, which makes 5 parts (with pod.labels = \"stay\""),
+        ("stages = 5\nlabels = \"travel\"", same, 2, "which makes 5 parts, and the model has 4 layers"),
+        ("stages = 2\nweights = \"stash\"", same, 3, "pod.weights expected no such key without pod.schedule"),
+        ("stages = 2\nmicro_batches = 0", same, 3, "pod.micro_batches is 0, expected 1 to train.batch_size (32)"),
+        ("stages = 2\nmicro_batches = 33", same, 3, "pod.micro_batches is 33, expected 1 to train.batch_size (32)"),
+        ("stages = 2\nmicro_batches = 12", same, 3, "batch_size = 32 in micro-batches of 3 makes 11"),
+        ("stages = 2", ("batch_size = 32", "batch_size = 2"), 0, "pod.micro_batches is 3 where it is not said"),
+        (
+            "stages = 3\nschedule = \"pipelined\"\nweights = \"2bw\"\nmicro_batches = 2",
+            same,
+            5,
+            "pod.micro_batches is 2, expected at least 3: pod.weights = \"2bw\" takes one less than the 4 parts",
+        ),
+        ("stages = 2\ndeadline_s = 0", same, 3, "pod.deadline_s is 0, expected more than 0 and less than"),
+        ("stages = 2\ndeadline_s = nan", same, 3, "pod.deadline_s is NaN, expected more than 0"),
+        ("stages = 2\ndeadline_s = 600.0", same, 3, "less than schedule.lease_ttl_s (600)"),
+        ("stages = 2", custom, 0, "pod is a table for native models: the coordinator does not know the layers"),
+        ("stages = 2\nmembers = 3", same, 3, "unknown field `members`"),
+        ("stages = 2\nschedule = \"gpipe\"", same, 3, "pod.schedule: unknown variant `gpipe`"),
+    ] {
+        let (error, line) = with_pod(pod, other);
+        let error = error.expect_err(pod).to_string();
+        assert!(error.starts_with(&format!("run.toml:{}:", line + below)), "{error:?} is not on line {line} + {below}");
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+    let (error, _) = with_pod("stages = 2", keep);
+    let error = error.expect_err("refused").to_string();
+    assert!(error.contains("train.keep_optimizer_state expected false with [pod]"), "{error}");
+}

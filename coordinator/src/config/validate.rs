@@ -9,7 +9,7 @@ use anabranch_common::spec::{
     UploadSpec,
 };
 
-use super::Config;
+use super::{Config, pods};
 use crate::identity;
 
 /// A key and what is wrong with its value.
@@ -19,9 +19,9 @@ pub(super) struct Problem {
     pub(super) problem: String,
 }
 
-type Checked = Result<(), Problem>;
+pub(super) type Checked = Result<(), Problem>;
 
-fn ensure(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Checked {
+pub(super) fn ensure(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Checked {
     if holds { Ok(()) } else { Err(Problem { key, problem: problem() }) }
 }
 
@@ -65,6 +65,9 @@ pub(super) fn check(config: &Config) -> Checked {
     })?;
     positive(config.schedule.lease_ttl_s, "schedule.lease_ttl_s")?;
     sizes(&config.spec.train, config.schedule.lease_ttl_s)?;
+    if let Some(pod) = &config.spec.pod {
+        pods::check(&config.spec, pod, config.schedule.lease_ttl_s)?;
+    }
     ensure((10..=60_000).contains(&config.schedule.tick_ms), "schedule.tick_ms", || {
         format!("must be between 10 and 60000 milliseconds, but is {}", config.schedule.tick_ms)
     })?;

@@ -63,16 +63,19 @@ impl Core {
         if state != RunPhase::Running {
             return self.send(peer, CoordinatorMessage::NoLease { state });
         }
-        if self.leases.waiting.contains(&peer) {
+        if self.leases.waiting.contains(&peer) || self.pods.waits(peer) {
             return;
         }
         if !self.pay(agent) {
             self.leases.throttled.insert(peer);
             return;
         }
-        if let Some(lease) = self.lease_of(agent) {
+        if let Some(lease) = self.lease_of(agent)
+            && self.kept_lease(agent).is_none()
+        {
             self.end_lease(agent, lease, LeaseEnd::Superseded);
         }
+        self.pods.asked(agent);
         self.leases.waiting.insert(peer);
     }
 
@@ -87,11 +90,11 @@ impl Core {
         }
     }
 
-    fn lease_of(&self, agent: AgentId) -> Option<LeaseId> {
+    pub(super) fn lease_of(&self, agent: AgentId) -> Option<LeaseId> {
         self.state.as_ref()?.agents.get(&agent)?.lease
     }
 
-    fn end_lease(&mut self, agent: AgentId, lease: LeaseId, why: LeaseEnd) {
+    pub(super) fn end_lease(&mut self, agent: AgentId, lease: LeaseId, why: LeaseEnd) {
         self.append(RecordBody::LeaseEnded { lease, why });
         self.evaluation_given_back(agent, lease);
     }
@@ -121,16 +124,25 @@ impl Core {
         for peer in std::mem::take(&mut self.leases.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
             match self.lease_phase() {
+                RunPhase::Running if self.pods.is_owner(agent) => self.pods.wait(peer, self.now.mono_ms),
                 RunPhase::Running if self.defer_if_late(peer, agent) => {}
-                RunPhase::Running => self.grant(peer, agent, version, digest),
+                RunPhase::Running => _ = self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),
             }
         }
+        self.grant_owners(version, digest);
     }
 
-    fn grant(&mut self, peer: PeerId, agent: AgentId, base_version: ModelVersion, base_digest: Digest) {
-        let Some(state) = &self.state else { return };
-        let Some(known) = state.agents.get(&agent) else { return };
+    /// Grants a lease to an agent that the journal knows.
+    pub(super) fn grant(
+        &mut self,
+        peer: PeerId,
+        agent: AgentId,
+        base_version: ModelVersion,
+        base_digest: Digest,
+    ) -> Option<Lease> {
+        let state = self.state.as_ref()?;
+        let known = state.agents.get(&agent)?;
         let id = state.next_lease;
         let lease = Lease {
             id,
@@ -146,7 +158,8 @@ impl Core {
         let evaluate = self.evaluates_first(agent, id, base_version, base_digest);
         self.leases.granted(&lease);
         self.append(RecordBody::LeaseGranted(lease.clone()));
-        self.send(peer, CoordinatorMessage::Lease { lease, evaluate });
+        self.send(peer, CoordinatorMessage::Lease { lease: lease.clone(), evaluate });
+        Some(lease)
     }
 
     /// Leases that were outstanding when the process ended are still good.

@@ -14,6 +14,7 @@
 //! | `barrier` | when a round without a buffer closes, and who waits for that |
 //! | `publication` | the version that can be fetched |
 //! | `leases` | requests for leases, and expiry |
+//! | `pods` | agents that compute a round together |
 //! | `evaluation`, `evaluators` | who measures a version |
 //! | `checkpoints` | when the next one is due, how far back they reach |
 //! | `targets`, `lifecycle` | when the run ends, and how |
@@ -49,6 +50,7 @@ mod offers;
 mod operate;
 pub mod outstanding;
 mod peers;
+mod pods;
 pub mod publication;
 pub mod recent;
 pub mod replacement;
@@ -83,6 +85,7 @@ use lifecycle::Lifecycle;
 pub use mismatch::ModelMismatch;
 use offers::{ModelOffer, Offers};
 use peers::Peers;
+use pods::Pods;
 use publication::Publications;
 use state::RunState;
 use targets::EvaluatorWatch;
@@ -113,6 +116,7 @@ pub struct Core {
     gate: Gate,
     peers: Peers,
     leases: Leases,
+    pods: Pods,
     open_round: OpenRound,
     publications: Publications,
     evaluators: Evaluators,
@@ -130,6 +134,7 @@ impl Core {
         Self {
             checkpoints: Checkpoints::new(now, ModelVersion(0), ModelVersion(0)),
             options,
+            pods: Pods::new(&spec),
             spec,
             now,
             state: None,
@@ -207,7 +212,9 @@ impl Core {
         self.check_targets();
         self.pace_evaluation();
         self.pace_target_problem();
+        self.pace_pods();
         self.pace_publication();
+        self.pace_pods_over();
         self.pace_checkpoint();
         self.pace_ending();
     }
@@ -359,7 +366,10 @@ impl Core {
                 let request = ModelRequest { version, digest, purpose, held, missing };
                 self.gated(Command::SendModel { peer, request });
             }
-            AgentMessage::OfferUpdate { meta, transfer } => self.update_offered(peer, agent, meta, transfer),
+            AgentMessage::OfferUpdate { meta, transfer } => {
+                self.pod_delivers(agent, meta.lease);
+                self.update_offered(peer, agent, meta, transfer);
+            }
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
             AgentMessage::Evaluated { evaluation, cost_ms } => self.evaluated(peer, agent, evaluation, cost_ms),
             AgentMessage::EvaluationFailed { version, reason } => self.evaluation_failed(agent, version, &reason),
@@ -373,7 +383,7 @@ impl Core {
             // The registry decides at once; no record depends on it.
             AgentMessage::Renew { csr_der } => self.gate.pass(Command::Renew { peer, agent, csr_der }),
             AgentMessage::Goodbye { .. } => self.said_goodbye(peer, agent),
-            AgentMessage::PodEnded { .. } => self.violated(peer, "the end of a round of a pod that was never formed"),
+            AgentMessage::PodEnded { mark, problem } => self.pod_ended(agent, mark, problem.as_ref()),
         }
     }
 

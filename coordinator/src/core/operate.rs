@@ -36,6 +36,7 @@ impl Core {
             self.reject(peer, Rejection::Revoked);
             self.disconnected(peer);
         }
+        self.pods.withdrawn(agent);
         if let Some(request) = request {
             self.gated(Command::Revoked { request });
         }

@@ -5,6 +5,7 @@ use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, Epoch};
 use anabranch_common::journal::{ModelsSent, RecordBody};
 use anabranch_common::limits;
+use anabranch_common::pod::PodOffer;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, Welcome};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,6 +151,9 @@ impl Core {
         // It is kept for as long as this process lives, for every agent, and shown.
         clip(&mut hello.software);
         clip(&mut hello.device);
+        if let Some(problem) = hello.pod.as_ref().and_then(PodOffer::problem) {
+            return self.reject(peer, Rejection::Protocol(format!("an offer to join pods {problem}")));
+        }
         if self.is_new_incarnation(agent, &hello) && !self.pay(agent) {
             return self.reject(peer, Rejection::Busy);
         }
@@ -164,6 +168,7 @@ impl Core {
         live.hello = Some(hello.clone());
         let unjournalled = live.unjournalled_epoch;
         let epoch = if self.state.is_some() { self.start_epoch(agent, &hello) } else { unjournalled };
+        self.pod_offered(agent, &hello);
         match (hello.eval_examples, hello.train_examples) {
             (0, _) => self.evaluators.forget(agent),
             (_, 0) => self.evaluators.arrived(agent, Duty::EvaluatesOnly, self.now.mono_ms),
@@ -250,6 +255,7 @@ impl Core {
         self.open_round.forget(peer, agent);
         let Some(agent) = agent else { return };
         self.lifecycle.forget(agent, peer);
+        self.pods.left(agent, peer, self.now.mono_ms);
         if let Some(version) = self.evaluators.left(agent, self.now.mono_ms) {
             self.evaluation_failed(agent, version, "the connection was lost before an answer came");
         }

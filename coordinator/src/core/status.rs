@@ -169,6 +169,7 @@ pub fn report(
             .map(|(at_ms, aggregate)| TimedAggregate { at_s: seconds(*at_ms), aggregate: *aggregate })
             .collect(),
         target_problem: None,
+        pods: None,
         agents,
         uploads: None,
         network: None,
@@ -210,6 +211,7 @@ impl Core {
         report.checkpoint_version = self.checkpoints.version();
         report.retries_answered = self.admission.retries_answered;
         report.target_problem = self.target_problem();
+        report.pods = self.pods.status();
         let models: u64 =
             report.agents.iter().filter_map(|agent| self.peers.live(agent.agent)).map(|live| live.models_sent).sum();
         report.raw_f32_downlink_bytes += models * report.params.unwrap_or(0) * 4;

@@ -9,7 +9,8 @@
 //!  micro-batch: the batch, or half of it, or a quarter ...
 //! ```
 
-use anabranch_common::spec::{OptimizerSpec, TrainSpec};
+use anabranch_common::pod::memory::{MODEL_VECTORS, OVERHEAD_BYTES};
+use anabranch_common::spec::TrainSpec;
 
 use super::architecture::Architecture;
 use crate::device::memory;
@@ -18,11 +19,6 @@ use crate::train::TrainError;
 
 /// Bytes of a value.
 const VALUE: u64 = 4;
-/// Vectors as long as the model: base, model, the model as tensors, gradients by tensor, the gradient as one vector, the
-/// sum over micro-batches, the delta.
-const MODEL_VECTORS: u64 = 7;
-/// Stacks, packed panels of matrix products, code that is paged in.
-const OVERHEAD_BYTES: u64 = 8 << 20;
 /// How far a measurement may correct the model of memory, down and up.
 const FACTORS: (f64, f64) = (0.5, 16.0);
 /// How many times what is computed an example takes on a GPU, where operations are put together from smaller ones, each of
@@ -41,14 +37,11 @@ pub(super) struct Needs {
 impl Needs {
     /// Parameters, gradient and optimizer; activations and their gradients.
     pub(super) fn of(architecture: &Architecture, plan: &TrainSpec) -> Self {
-        let state = match plan.optimizer {
-            OptimizerSpec::Sgd { momentum, .. } => u64::from(momentum > 0.0),
-            OptimizerSpec::AdamW { .. } => 2,
-        };
+        let vectors = u64::from(MODEL_VECTORS + plan.optimizer.state_vectors());
         let params = architecture.manifest.params() as u64;
         let layers = architecture.whole.layers.iter();
         let example_bytes = layers.fold(0u64, |sum, layer| sum.saturating_add(layer.cost().activation_bytes));
-        Self { fixed_bytes: OVERHEAD_BYTES + VALUE * params * (MODEL_VECTORS + state), example_bytes }
+        Self { fixed_bytes: OVERHEAD_BYTES + VALUE * params * vectors, example_bytes }
     }
 
     /// Bytes of a step with micro-batches of `examples`, each of which takes `factor` times what was computed.
@@ -206,7 +199,7 @@ mod tests {
     use std::ops::ControlFlow;
     use std::process::Command;
 
-    use anabranch_common::spec::{ModelKind, ModelSpec};
+    use anabranch_common::spec::{ModelKind, ModelSpec, OptimizerSpec};
 
     use super::*;
     use crate::shard::{Examples, Inputs, Shard, Text};

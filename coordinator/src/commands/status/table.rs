@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anabranch_common::ids::RunId;
 use anabranch_common::journal::Aggregate;
 use anabranch_common::merge::Served;
-use anabranch_common::status::{AgentStatus, EvaluationProblem, StatusReport};
+use anabranch_common::status::{AgentStatus, EvaluationProblem, PodsStatus, StatusReport};
 use anabranch_common::wire::message::RunPhase;
 
 use crate::commands::output::{self, Align, Table};
@@ -55,6 +55,7 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
     if let Some(problem) = &report.target_problem {
         lines.push(("target", problem.clone()));
     }
+    lines.extend(report.pods.iter().map(|status| ("pods", pods(status))));
     if let Some(staleness) = staleness(&report.staleness_histogram) {
         lines.push(("staleness", staleness));
     }
@@ -62,6 +63,18 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
         report.checkpoint_version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}"));
     lines.push(("checkpoint", checkpoint));
     lines
+}
+
+/// `1 at work, 0 of 3 connected members free; 1 owner waits: ...`, with the reason.
+fn pods(status: &PodsStatus) -> String {
+    let PodsStatus { computing, members, free, waiting, problem, .. } = status;
+    let mut text = format!("{computing} at work, {free} of {members} connected members free");
+    if *waiting > 0 {
+        let owners = if *waiting == 1 { "owner waits" } else { "owners wait" };
+        text.push_str(&format!("; {waiting} {owners}"));
+    }
+    problem.iter().for_each(|problem| text.push_str(&format!(": {problem}")));
+    text
 }
 
 /// The run's identifier, which is drawn at its first start.
@@ -372,6 +385,7 @@ pub(super) mod tests {
             evaluations: vec![evaluation(10.0, 0.81), evaluation(20.0, 0.912)],
             aggregates: vec![aggregate(10.0, 0.81), aggregate(20.0, 0.912)],
             target_problem: None,
+            pods: None,
             agents: vec![agent],
         }
     }

@@ -15,6 +15,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::pod::{PodMark, PodOffer, PodProblem};
 use anabranch_common::schema;
+use anabranch_common::spec::Labels;
 use anabranch_common::update::{MemoryMark, UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::RunRequest;
@@ -22,6 +23,7 @@ use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
+use super::pods::pods;
 use super::world::{World, agent, content, hello, manifest, spec};
 use crate::core::command::Command;
 use crate::core::content::Content;
@@ -353,9 +355,10 @@ proptest! {
     fn no_input_of_a_peer_panics(
         begun in 0_u8..4,
         is_capped in any::<bool>(),
+        stages in 0_u32..4,
         steps in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..32), 1..48),
     ) {
-        let mut spec = spec();
+        let mut spec = if stages < 2 { spec() } else { pods(stages, Labels::Stay) };
         spec.admit.max_examples = if is_capped { spec.admit.max_examples } else { u64::MAX };
         let mut world = if begun == 0 { World::pending(spec) } else { World::started_with(spec, begun) };
         steps.iter().for_each(|step| happens(&mut world, step));

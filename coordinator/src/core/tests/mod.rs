@@ -7,6 +7,7 @@ mod evaluation;
 mod extreme;
 mod memories;
 mod plans;
+mod pods;
 mod recall;
 mod reopened;
 mod replaced;

@@ -94,6 +94,11 @@ pub(super) fn manifest() -> ModelManifest {
     ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid")
 }
 
+/// The tensors of a native model, or [`manifest`].
+fn manifest_of(spec: &RunSpec) -> ModelManifest {
+    spec.model.layers().expect("valid").map_or_else(manifest, |layers| layers.manifest)
+}
+
 /// A decoded vector as the transport hands it over, with nothing reserved.
 pub(super) fn content(delta: Delta) -> Arc<Content> {
     Arc::new(Content::measure(delta, Reservation::default()))
@@ -139,6 +144,7 @@ impl World {
             checkpoint_every_ms: 0,
         };
         let now = Now { unix_ms: 1_000_000, mono_ms: 0 };
+        let params = manifest_of(&spec).params();
         let core = Core::new(options, spec, now);
         Self {
             core,
@@ -147,7 +153,7 @@ impl World {
             sent: vec![],
             publishing: None,
             averages: false,
-            model: Arc::new(vec![0.0; 4]),
+            model: Arc::new(vec![0.0; params]),
         }
     }
 
@@ -320,15 +326,17 @@ impl World {
 
     pub(super) fn offer_model(&mut self, peer: PeerId) -> Vec<Command> {
         let digest = Digest::of_f32(&self.model);
-        let transfer = TransferManifest::of(&[0; 16]);
-        let message = AgentMessage::OfferModel { manifest: manifest(), digest, transfer };
+        let transfer = TransferManifest::of(&vec![0; 4 * self.model.len()]);
+        let manifest = manifest_of(&self.core.spec);
+        let message = AgentMessage::OfferModel { manifest, digest, transfer };
         self.handle(Event::Message { peer, message })
     }
 
     pub(super) fn model_received(&mut self, peer: PeerId) -> Vec<Command> {
         let digest = Digest::of_f32(&self.model);
         let model = content(Delta::Dense(self.model.to_vec()));
-        self.handle(Event::ModelReceived { peer, manifest: manifest(), digest, model })
+        let manifest = manifest_of(&self.core.spec);
+        self.handle(Event::ModelReceived { peer, manifest, digest, model })
     }
 
     /// Everything appended so far becomes durable.
@@ -392,6 +400,16 @@ impl World {
             CoordinatorMessage::Lease { lease, .. } if *peer == PeerId(u64::from(n)) => Some(lease.clone()),
             _ => None,
         })
+    }
+
+    /// What was sent since so many messages were sent.
+    pub(super) fn sent_since(&self, sent: usize) -> &[(PeerId, CoordinatorMessage)] {
+        &self.sent[sent..]
+    }
+
+    /// The lease that agent `n` holds.
+    pub(super) fn lease_of(&self, n: u8) -> Option<anabranch_common::ids::LeaseId> {
+        self.state().agents.get(&agent(n)).and_then(|known| known.lease)
     }
 
     /// How many messages were sent.

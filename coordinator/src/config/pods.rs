@@ -1,0 +1,69 @@
+//! Which values of `[pod]` make sense, with those of the other tables.
+
+use anabranch_common::limits;
+use anabranch_common::pod::order::{Order, OrderError};
+use anabranch_common::spec::{Labels, PodSpec, RunSpec, ScheduleKind};
+
+use super::validate::{Checked, Problem, ensure};
+
+/// Checks the pods of a run whose other values were checked.
+pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked {
+    let layers = spec.model.layers().ok().flatten();
+    let Some(layers) = layers.map(|model| model.layers.len()) else {
+        let problem = "is a table for native models: the coordinator does not know the layers of a model of \
+                       model.kind = \"custom\"";
+        return Err(Problem { key: "pod", problem: problem.to_owned() });
+    };
+    stages(pod, layers)?;
+    let PodSpec { weights, deadline_s, .. } = *pod;
+    ensure(weights.is_none() || pod.schedule == ScheduleKind::Pipelined, "pod.weights", || {
+        "expected no such key without pod.schedule = \"pipelined\": other schedules have one version of the weights"
+            .to_owned()
+    })?;
+    micro_batches(spec, pod)?;
+    ensure(deadline_s > 0.0 && deadline_s < lease_ttl_s, "pod.deadline_s", || {
+        format!("is {deadline_s}, expected more than 0 and less than schedule.lease_ttl_s ({lease_ttl_s})")
+    })?;
+    ensure(!spec.train.keep_optimizer_state, "train.keep_optimizer_state", || {
+        "expected false with [pod]: members change, and each round of a pod begins with a fresh optimizer".to_owned()
+    })
+}
+
+/// How many members: the first and the last part of the model may be one member's.
+fn stages(pod: &PodSpec, layers: usize) -> Checked {
+    let (stages, stay) = (pod.stages, pod.labels == Labels::Stay);
+    let most = limits::POD_MEMBERS - usize::from(stay);
+    ensure((2..=most).contains(&(stages as usize)), "pod.stages", || {
+        format!("is {stages}, expected 2 to {most} members{}", if stay { " with pod.labels = \"stay\"" } else { "" })
+    })?;
+    let parts = pod.parts();
+    ensure(parts as usize <= layers, "pod.stages", || {
+        let also = if stay { " (with pod.labels = \"stay\" the owner of the data has two)" } else { "" };
+        format!("is {stages}, which makes {parts} parts{also}, and the model has {layers} layers")
+    })
+}
+
+/// Every micro-batch but the last has the same size, and there are as many as are asked for.
+fn micro_batches(spec: &RunSpec, pod: &PodSpec) -> Checked {
+    let (key, count, batch) = ("pod.micro_batches", pod.micro_batches(), spec.train.batch_size);
+    let said = if pod.micro_batches.is_some() { "" } else { " where it is not said (one a part of the model)" };
+    ensure((1..=batch).contains(&count), key, || {
+        format!("is {count}{said}, expected 1 to train.batch_size ({batch})")
+    })?;
+    let examples = pod.micro_batch_examples(batch);
+    let made = batch.div_ceil(examples);
+    ensure(made == count, key, || {
+        format!("is {count}{said}, but train.batch_size = {batch} in micro-batches of {examples} makes {made}")
+    })?;
+    let parts = pod.parts();
+    match Order::new(pod.schedule(), parts, count, 1) {
+        Err(OrderError::TooFewMicroBatches { least, .. }) => Err(Problem {
+            key,
+            problem: format!(
+                "is {count}{said}, expected at least {least}: pod.weights = \"2bw\" takes one less than the {parts} parts of \
+                 the model"
+            ),
+        }),
+        Err(OrderError::Nothing) | Ok(_) => Ok(()),
+    }
+}

@@ -1,0 +1,133 @@
+//! How a pod is formed: which helpers an owner gets, and which layers each member computes. A pure function of who is free.
+
+use std::cmp::Reverse;
+use std::num::NonZeroU64;
+
+use anabranch_common::ids::AgentId;
+use anabranch_common::limits;
+use anabranch_common::pod::cut::{self, CutError, Load, Row};
+use anabranch_common::pod::{PodPart, memory};
+use anabranch_common::spec::{Labels, PodSpec, RunSpec};
+
+use super::member::Member;
+
+/// What every pod of a run is formed by.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    spec: PodSpec,
+    table: Vec<Row>,
+    load: Load,
+    /// What an owner holds of the model whichever parts it computes.
+    owner_bytes: u64,
+}
+
+/// Why no pod can be formed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoPod {
+    /// The owner's turn comes when its part in another round is over.
+    #[error("the owner of the round is at work on another agent's")]
+    AtWork,
+    /// Other agents are away, or at work.
+    #[error("a pod takes {takes} helpers, and {free} of the agents that join pods are free")]
+    TooFew {
+        /// Helpers that a pod takes.
+        takes: usize,
+        /// Agents that could help.
+        free: usize,
+    },
+    /// The owner has no room for vectors as long as the model.
+    #[error("the owner of a round holds {needed_bytes} bytes of the model, and may use {memory_bytes}")]
+    Owner {
+        /// What it takes.
+        needed_bytes: u64,
+        /// What the owner may use.
+        memory_bytes: u64,
+    },
+    /// The model does not fit.
+    #[error("{0}")]
+    Cut(#[from] CutError),
+}
+
+/// A pod as it could be formed now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::core) struct Formed {
+    pub(super) parts: Vec<PodPart>,
+    pub(super) helpers: Vec<AgentId>,
+}
+
+/// An agent that could help.
+pub(super) type Candidate<'a> = (AgentId, &'a Member);
+
+impl Plan {
+    /// Returns none where the run has no pods, or a model without a layer table.
+    pub(super) fn of(run: &RunSpec) -> Option<Self> {
+        let spec = run.pod.clone()?;
+        let layers = run.model.layers().ok().flatten()?;
+        let load = Load::of(&spec, &run.train);
+        let owner_bytes = memory::owner_bytes(layers.manifest.params() as u64);
+        Some(Self { spec, table: cut::table(&layers), load, owner_bytes })
+    }
+
+    /// Helpers that a pod takes.
+    fn takes(&self) -> usize {
+        (self.spec.stages as usize).saturating_sub(1)
+    }
+
+    /// Forms the pod of `owner` with some of `helpers`. Agents that are left out for a while come last, before them agents
+    /// with rounds of their own; of the others the fastest are taken. Where the model does not fit, those with the most
+    /// memory are tried, and both in the other order: the earlier stages hold more in flight.
+    pub(super) fn form(&self, owner: Candidate<'_>, helpers: &[Candidate<'_>], now_ms: u64) -> Result<Formed, NoPod> {
+        let takes = self.takes();
+        if helpers.len() < takes {
+            return Err(NoPod::TooFew { takes, free: helpers.len() });
+        }
+        let chosen = |rank: fn(&Member) -> u64| {
+            let mut helpers = helpers.to_vec();
+            helpers.sort_by_key(|(agent, member)| (member.rests(now_ms), member.trains, Reverse(rank(member)), *agent));
+            helpers.truncate(takes);
+            helpers
+        };
+        let mut why = None;
+        for mut order in [chosen(|member| member.flops_per_s.get()), chosen(|member| member.memory_bytes)] {
+            for _ in 0..2 {
+                match self.cut(owner, &order) {
+                    Ok(formed) => return Ok(formed),
+                    Err(problem) => why = Some(problem),
+                }
+                order.reverse();
+            }
+        }
+        Err(why.expect("a cut was tried"))
+    }
+
+    fn cut(&self, (owner, own): Candidate<'_>, helpers: &[Candidate<'_>]) -> Result<Formed, NoPod> {
+        let both = u64::from(self.spec.labels == Labels::Stay);
+        let needed = NoPod::Owner { needed_bytes: self.owner_bytes, memory_bytes: own.memory_bytes };
+        let left_bytes = own.memory_bytes.checked_sub(self.owner_bytes).ok_or(needed)?;
+        // Where the owner has the first and the last part, each counts with half of its speed and of what memory is left.
+        let share = NonZeroU64::MIN.saturating_add(both);
+        let speed = NonZeroU64::new(own.flops_per_s.get() / share).unwrap_or(NonZeroU64::MIN);
+        let part = cut::Member { flops_per_s: speed, memory_bytes: left_bytes / share };
+        let help = |(_, member): &Candidate<'_>| cut::Member {
+            flops_per_s: member.flops_per_s,
+            memory_bytes: member.memory_bytes,
+        };
+        let last = (both > 0).then_some(part);
+        let members: Vec<cut::Member> = [part].into_iter().chain(helpers.iter().map(help)).chain(last).collect();
+        let stages = cut::cut(&self.table, &members, &self.load)?;
+        let helpers: Vec<AgentId> = helpers.iter().map(|(agent, _)| *agent).collect();
+        let agents = [owner].into_iter().chain(helpers.iter().copied()).chain([owner]);
+        let end = |end: usize| u32::try_from(end).expect("a model has at most limits::MANIFEST_TENSORS layers");
+        let parts = stages.iter().zip(agents).map(|(stage, agent)| PodPart { end: end(stage.layers.end), agent });
+        Ok(Formed { parts: parts.collect(), helpers })
+    }
+}
+
+/// The `failures`-th wait, counted from 1, of waits that double.
+pub(super) fn wait_ms((first_ms, most_ms): (u64, u64), failures: u32) -> u64 {
+    let doublings = failures.saturating_sub(1).min(u64::BITS - 1);
+    first_ms.saturating_mul(1 << doublings).min(most_ms)
+}
+
+/// How long an attempt lasts at least before a failure counts as the first one again.
+pub(super) const SOUND_MS: u64 = limits::POD_RETRY_MS.1;

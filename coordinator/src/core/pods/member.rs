@@ -1,0 +1,80 @@
+//! An agent that joins pods, as it says itself and as attempts with it went.
+
+use std::num::NonZeroU64;
+
+use anabranch_common::ids::LeaseId;
+use anabranch_common::limits;
+use anabranch_common::pod::{PodMark, PodOffer};
+
+use super::form::wait_ms;
+
+/// An agent that joins pods.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) address: String,
+    pub(super) flops_per_s: NonZeroU64,
+    pub(super) memory_bytes: u64,
+    /// Whether it has rounds of its own.
+    pub(super) trains: bool,
+    /// Since when it has no connection.
+    pub(super) away_since_ms: Option<u64>,
+    /// The attempt that it was told of last, until it says that its part is over.
+    pub(super) at_work: Option<PodMark>,
+    /// Whether that is a round of its own.
+    pub(super) is_own: bool,
+    /// Whether it was told that this attempt is over.
+    pub(super) told_over: bool,
+    /// Attempts in a row that failed over it.
+    failures: u32,
+    rests_until_ms: u64,
+}
+
+impl Member {
+    /// Returns an agent that has connected. `is_own`: whether it is at work on a round of its own; `before`: what was known of
+    /// it.
+    pub(super) fn connected(offer: &PodOffer, trains: bool, is_own: bool, before: Option<&Self>) -> Self {
+        Self {
+            address: offer.address.clone(),
+            // An offer without speed is refused.
+            flops_per_s: NonZeroU64::new(offer.flops_per_s).unwrap_or(NonZeroU64::MIN),
+            memory_bytes: offer.memory_bytes,
+            trains,
+            away_since_ms: None,
+            at_work: offer.at_work,
+            is_own,
+            told_over: false,
+            failures: before.map_or(0, |before| before.failures),
+            rests_until_ms: before.map_or(0, |before| before.rests_until_ms),
+        }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.away_since_ms.is_none()
+    }
+
+    /// Whether it is left out of pods for a while, if others are free.
+    pub(super) fn rests(&self, now_ms: u64) -> bool {
+        now_ms < self.rests_until_ms
+    }
+
+    /// Begins its part of an attempt at a round of its own, or of another agent.
+    pub(super) fn begin(&mut self, mark: PodMark, is_own: bool) {
+        (self.at_work, self.is_own, self.told_over) = (Some(mark), is_own, false);
+    }
+
+    /// Whether it can take part in an attempt at `lease`: its part in an earlier one is given up for it.
+    pub(super) fn is_free_for(&self, lease: Option<LeaseId>) -> bool {
+        self.is_connected() && self.at_work.is_none_or(|mark| Some(mark.lease) == lease)
+    }
+
+    /// An attempt failed over it.
+    pub(super) fn failed(&mut self, now_ms: u64) {
+        self.failures = self.failures.saturating_add(1);
+        self.rests_until_ms = now_ms.saturating_add(wait_ms(limits::POD_REST_MS, self.failures));
+    }
+
+    /// An attempt with it came to its end.
+    pub(super) fn succeeded(&mut self) {
+        (self.failures, self.rests_until_ms) = (0, 0);
+    }
+}

@@ -1,0 +1,160 @@
+//! What becomes of pods: leases for their owners, rounds for their members, and the word that an attempt is over.
+
+use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
+use anabranch_common::journal::{Lease, LeaseEnd};
+use anabranch_common::limits;
+use anabranch_common::plain::plain;
+use anabranch_common::pod::{PodMark, PodProblem};
+use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, RunPhase};
+
+use super::Known;
+use super::form::Formed;
+use crate::core::Core;
+use crate::core::event::PeerId;
+
+impl Core {
+    /// Takes in what an agent that has connected says of pods.
+    pub(in crate::core) fn pod_offered(&mut self, agent: AgentId, hello: &AgentHello) {
+        let Some(offer) = &hello.pod else { return self.pods.withdrawn(agent) };
+        self.pods.arrived(agent, offer, hello.train_examples > 0, Known(self.state.as_ref()));
+    }
+
+    /// An agent's part of an attempt is over. What it says of an attempt that it is not at work on is old.
+    pub(in crate::core) fn pod_ended(&mut self, agent: AgentId, mark: PodMark, problem: Option<&PodProblem>) {
+        if !self.pods.ended(agent, mark, problem, self.now.mono_ms) {
+            return;
+        }
+        let Some(problem) = problem else { return };
+        let (by, over) = (self.name(agent), problem.member.map(|member| self.name(member)));
+        let reason = plain(&problem.reason, limits::POD_REASON_BYTES);
+        let PodMark { lease, attempt } = mark;
+        tracing::warn!(%lease, attempt, by, over, reason, "an attempt at the round of a pod has failed");
+    }
+
+    /// Runs after every event, before leases are granted: other attempts are begun.
+    pub(in crate::core) fn pace_pods(&mut self) {
+        if self.pods.is_idle() {
+            return;
+        }
+        let now_ms = self.now.mono_ms;
+        self.pods.expire(now_ms);
+        let state = self.lease_phase();
+        if state == RunPhase::Running {
+            self.begin_other_attempts();
+        } else {
+            for peer in self.pods.take_requests() {
+                self.send(peer, CoordinatorMessage::NoLease { state });
+            }
+        }
+        for peer in self.pods.due_news(now_ms) {
+            self.send(peer, CoordinatorMessage::LeaseDeferred);
+        }
+        if let Some(reason) = self.pods.take_problem(now_ms) {
+            tracing::warn!(reason, "no pod can be formed");
+        }
+    }
+
+    /// Runs after every event, once leases were granted: members hear of attempts that are over.
+    pub(in crate::core) fn pace_pods_over(&mut self) {
+        if self.pods.is_idle() {
+            return;
+        }
+        let runs = self.lease_phase() == RunPhase::Running;
+        let state = self.state.as_ref();
+        let holds = |agent, lease| state.is_some_and(|state| state.holder(lease) == Some(agent));
+        for (agent, mark) in self.pods.overs(holds, runs) {
+            if let Some(peer) = self.peers.peer_of(agent) {
+                self.send(peer, CoordinatorMessage::PodOver { mark });
+            }
+        }
+    }
+
+    fn begin_other_attempts(&mut self) {
+        for (id, owner) in self.pods.due_rounds(self.now.mono_ms) {
+            if self.lease_of(owner) != Some(id) {
+                continue;
+            }
+            let Some(lease) = self.kept_lease(owner) else {
+                // Nothing could come of it any more.
+                self.end_lease(owner, id, LeaseEnd::Superseded);
+                continue;
+            };
+            match self.pods.form(owner, Some(id), self.now.mono_ms) {
+                Some(Ok(formed)) => self.begin_attempt(&lease, formed),
+                Some(Err(why)) => self.pods.cannot_go_on(id, &why),
+                None => {}
+            }
+        }
+    }
+
+    /// Returns the lease that an owner holds and is to compute, if an update under it would still be admitted.
+    pub(in crate::core) fn kept_lease(&self, owner: AgentId) -> Option<Lease> {
+        let (state, id) = (self.state.as_ref()?, self.lease_of(owner)?);
+        if !self.pods.is_owner(owner) || self.pods.is_complete(id) {
+            return None;
+        }
+        let lease = state.lease(owner, id)?;
+        let counts = lease.branch == state.branch
+            && state.spec.reaches(lease.base_version, state.version)
+            && state.holds_memory(owner, lease.plan.memory)
+            && !state.has_delivered(owner);
+        counts.then(|| lease.clone())
+    }
+
+    /// An agent offers the update of a lease: the lease is not given to it again.
+    pub(in crate::core) fn pod_delivers(&mut self, agent: AgentId, lease: LeaseId) {
+        if self.pods.is_owner(agent) && self.lease_of(agent) == Some(lease) {
+            self.pods.complete(lease, agent);
+        }
+    }
+
+    /// Grants the requests of owners for which a pod can be formed, in their order. An owner whose lease is still of use
+    /// gets the same one again.
+    pub(in crate::core) fn grant_owners(&mut self, version: ModelVersion, digest: Digest) {
+        for peer in self.pods.due_requests() {
+            let Some(owner) = self.peers.agent_of(peer) else { continue };
+            let kept = self.kept_lease(owner);
+            if kept.is_none() && self.defer_if_late(peer, owner) {
+                self.pods.forget_request(peer);
+                continue;
+            }
+            let formed = self.pods.form(owner, kept.as_ref().map(|lease| lease.id), self.now.mono_ms);
+            match formed {
+                Some(Ok(formed)) => {
+                    self.pods.forget_request(peer);
+                    let lease = match kept {
+                        Some(lease) => Some(self.grant_again(peer, lease)),
+                        None => self.grant_anew(peer, owner, version, digest),
+                    };
+                    lease.into_iter().for_each(|lease| self.begin_attempt(&lease, formed.clone()));
+                }
+                Some(Err(why)) => self.pods.cannot_grant(peer, &why),
+                None => {}
+            }
+        }
+    }
+
+    fn grant_again(&mut self, peer: PeerId, lease: Lease) -> Lease {
+        self.send(peer, CoordinatorMessage::Lease { lease: lease.clone(), evaluate: false });
+        lease
+    }
+
+    fn grant_anew(&mut self, peer: PeerId, owner: AgentId, version: ModelVersion, digest: Digest) -> Option<Lease> {
+        if let Some(before) = self.lease_of(owner) {
+            self.end_lease(owner, before, LeaseEnd::Superseded);
+        }
+        self.grant(peer, owner, version, digest)
+    }
+
+    /// Begins an attempt: every member is told of it.
+    fn begin_attempt(&mut self, lease: &Lease, formed: Formed) {
+        let granted_at_ms = lease.expires_at_ms.saturating_sub(self.options.lease_ttl_ms);
+        let age_ms = self.now.unix_ms.saturating_sub(granted_at_ms);
+        let round = self.pods.begin(lease, formed, age_ms, self.now.mono_ms);
+        for member in round.members() {
+            if let Some(peer) = self.peers.peer_of(member) {
+                self.send(peer, CoordinatorMessage::Pod(Box::new(round.clone())));
+            }
+        }
+    }
+}
