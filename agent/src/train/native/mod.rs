@@ -10,7 +10,7 @@
 //!  ops            a convolution with its pooling, likewise
 //!  attention, text_ops   the operations of a gpt, with their gradients
 //!  weights        weights for a backward pass other than those of its forward pass
-//!  pipeline       a model cut into stages that take turns as those of a pod do, in this process
+//!  pipeline       a model cut into parts that take turns as the members of a pod do: in this process, or over links
 //!  keep           a long round on disk, and taken up again
 //!  memory         how much a round takes, and the micro-batches that it is cut into
 //! ```

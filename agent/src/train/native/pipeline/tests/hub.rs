@@ -22,7 +22,7 @@ pub(super) enum Conduct {
     /// Leaves before it sends so many parcels.
     Leaves(usize),
     /// Changes what it sends.
-    Tampers(Box<dyn FnMut(Address, &mut Parcel) + Send>),
+    Tampers(fn(&mut Parcel)),
 }
 
 enum Event {
@@ -78,9 +78,9 @@ pub(super) struct HubWire {
 
 impl Wire for HubWire {
     fn send(&mut self, address: Address, mut parcel: Parcel) -> Result<(), WireError> {
-        match &mut self.conduct {
+        match &self.conduct {
             Conduct::Leaves(after) if *after == self.sent => return Err(WireError::Over),
-            Conduct::Tampers(tamper) => tamper(address, &mut parcel),
+            Conduct::Tampers(tamper) => tamper(&mut parcel),
             _ => {}
         }
         self.sent += 1;
