@@ -339,7 +339,7 @@ pub const POD_DIAL_MS: u64 = 3_000;
 /// How long a connection waits until a round here names its agent and its attempt, in milliseconds.
 pub const POD_WAIT_MS: u64 = 1_000;
 /// Time between two attempts of a member to reach another one, in milliseconds.
-pub const POD_RETRY_MS: u64 = 100;
+pub const POD_DIAL_RETRY_MS: u64 = 100;
 /// How often a thread that waits for other members looks whether it is to stop, in milliseconds.
 pub const POD_LOOK_MS: u64 = 50;
 /// How often an agent sends a keep-alive, in milliseconds.

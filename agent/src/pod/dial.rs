@@ -15,7 +15,7 @@ use super::desk::Desk;
 use super::link::{self, Greeted, code};
 
 const ATTEMPT: Duration = Duration::from_millis(limits::POD_DIAL_MS);
-const PAUSE: Duration = Duration::from_millis(limits::POD_RETRY_MS);
+const PAUSE: Duration = Duration::from_millis(limits::POD_DIAL_RETRY_MS);
 
 /// A member that is to be dialed.
 pub(super) struct Dial {

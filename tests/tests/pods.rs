@@ -1,0 +1,156 @@
+//! Pods as real processes on loopback.
+//!
+//! | test | guards |
+//! |---|---|
+//! | members, the owner and the coordinator are killed | P2 for pods: a round that is computed again has the same bits |
+//! | two pods and a single agent | a hybrid: each pod is one contributor beside agents that train alone |
+//! | a pod without helpers | the reason is in `status`; it is formed when a helper comes |
+//! | a helper is stopped in its tracks | silence counts as death, and a spare takes its place |
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use anabranch_common::journal::FinishReason;
+use anabranch_io::model_file;
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+
+const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
+
+/// DIGITS with a deeper model, merged without time in it, in pods of two whose rounds take a moment.
+fn settings(versions: u64, pod: &str) -> String {
+    let fedbuff = "\"fedbuff\"\nbuffer_size = 2\nserver_lr = 1.0\nstaleness = { fn = \"polynomial\", a = 0.5 }\n";
+    let fedasync = "\"fedasync\"\nalpha = 1.0\nstaleness = { fn = \"constant\" }\n";
+    let replaced = DIGITS
+        .replace(fedbuff, fedasync)
+        .replace("hidden = [32]", "hidden = [64, 64, 64]")
+        .replace("local_steps = 5", "local_steps = 40")
+        .replace("versions = 40", &format!("versions = {versions}"));
+    format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\n{pod}")
+}
+
+/// The training examples, in as many parts as there are owners.
+fn shards(cluster: &Cluster, owners: usize) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
+    let (shards, owners) = (cluster.path().join("shards"), owners.to_string());
+    let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
+    split.extend([train.as_os_str(), "--agents".as_ref(), owners.as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
+    split.extend([OsStr::new("--out"), shards.as_os_str()]);
+    cluster.call(Role::Agent, &split)?.code(0)?;
+    Ok((shards, test))
+}
+
+/// Starts an agent that joins pods: an owner where it has a shard.
+fn start_member(cluster: &mut Cluster, name: &str, shard: Option<&Path>) -> anyhow::Result<()> {
+    let mut args: Vec<&OsStr> = vec!["--pod-listen=127.0.0.1:0".as_ref(), "--threads=1".as_ref()];
+    if let Some(shard) = shard {
+        args.extend([OsStr::new("--shard"), shard.as_os_str()]);
+    }
+    cluster.start_agent(Role::Agent, name, &args, &[])?;
+    Ok(())
+}
+
+/// The exported model of a run that has ended, in bits.
+fn result(cluster: &mut Cluster) -> anyhow::Result<Vec<u32>> {
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    let status = cluster.status()?;
+    assert_eq!(status.finished, Some(FinishReason::Versions), "{status:?}");
+    let path = cluster.path().join("model.safetensors");
+    cluster.coordinate(&["checkpoint", "export"], &["--out", &path.display().to_string()])?.code(0)?;
+    cluster.verify()?;
+    let (_, values) = model_file::read(&path, None)?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}
+
+const VERSIONS: u64 = 12;
+
+/// A pod of an owner and a helper; `disturb` does what it likes while they train.
+fn trained(pod: &str, disturb: impl FnOnce(&mut Cluster, &Path) -> anyhow::Result<()>) -> anyhow::Result<Vec<u32>> {
+    let mut cluster = Cluster::new(Path::new(LAB), &settings(VERSIONS, pod))?;
+    let (shards, _) = shards(&cluster, 1)?;
+    let shard = shards.join("agent-0");
+    cluster.start_coordinator()?;
+    for name in ["owner", "helper"] {
+        cluster.join(name)?;
+    }
+    start_member(&mut cluster, "owner", Some(&shard))?;
+    start_member(&mut cluster, "helper", None)?;
+    disturb(&mut cluster, &shard)?;
+    result(&mut cluster)
+}
+
+#[test]
+fn kills_of_members_and_of_the_coordinator_leave_no_trace_in_the_result() -> anyhow::Result<()> {
+    let undisturbed = trained("labels = \"travel\"", |_, _| Ok(()))?;
+    let disturbed = trained("labels = \"travel\"", |cluster, shard| {
+        cluster.wait_for_updates(2)?;
+        cluster.agent("helper")?.kill()?;
+        start_member(cluster, "helper", None)?;
+        cluster.wait_for_updates(5)?;
+        cluster.agent("owner")?.kill()?;
+        start_member(cluster, "owner", Some(shard))?;
+        cluster.wait_for_updates(8)?;
+        cluster.coordinator()?.kill()?;
+        cluster.start_coordinator()
+    })?;
+    assert!(undisturbed == disturbed, "kills have changed bits");
+    // Where labels are changes no bit either: only what is computed where does.
+    let stayed = trained("micro_batches = 2\nlabels = \"stay\"", |_, _| Ok(()))?;
+    assert!(undisturbed == stayed, "another cut has changed bits");
+    Ok(())
+}
+
+#[test]
+fn pods_and_a_single_agent_train_one_model() -> anyhow::Result<()> {
+    let settings = settings(60, "schedule = \"pipelined\"\n");
+    let mut cluster = Cluster::new(Path::new(LAB), &settings)?;
+    let (shards, test) = shards(&cluster, 3)?;
+    cluster.start_coordinator()?;
+    for name in ["owner-0", "owner-1", "helper-0", "helper-1", "alone"] {
+        cluster.join(name)?;
+    }
+    for number in 0..2 {
+        let shard = shards.join(format!("agent-{number}"));
+        start_member(&mut cluster, &format!("owner-{number}"), Some(&shard))?;
+        start_member(&mut cluster, &format!("helper-{number}"), None)?;
+    }
+    let shard = shards.join("agent-2");
+    let args =
+        ["--shard".as_ref(), shard.as_os_str(), "--eval-shard".as_ref(), test.as_os_str(), "--threads=1".as_ref()];
+    cluster.start_agent(Role::Agent, "alone", &args, &[])?;
+    result(&mut cluster)?;
+    let status = cluster.status()?;
+    for agent in &status.agents {
+        let contributes = !agent.name.starts_with("helper");
+        assert_eq!(agent.updates_accepted > 0, contributes, "{status:?}");
+    }
+    let reached = status.aggregates.last().context("it was measured")?.aggregate.accuracy;
+    assert!(reached > 0.8, "{reached}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_waits_for_a_helper_and_says_so_and_a_spare_takes_the_place_of_a_silent_one() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), &settings(10_000, "deadline_s = 2.0\nlabels = \"travel\""))?;
+    let (shards, _) = shards(&cluster, 1)?;
+    cluster.start_coordinator()?;
+    for name in ["owner", "helper", "spare"] {
+        cluster.join(name)?;
+    }
+    start_member(&mut cluster, "owner", Some(&shards.join("agent-0")))?;
+    let said = cluster
+        .wait_until("a reason", PATIENCE, |status| status.pods.as_ref().is_some_and(|pods| pods.problem.is_some()))?;
+    assert_eq!(said.updates_accepted, 0);
+    start_member(&mut cluster, "helper", None)?;
+    cluster.wait_for_updates(2)?;
+    start_member(&mut cluster, "spare", None)?;
+    cluster.agent("helper")?.signal(Signal::SIGSTOP)?;
+    let before = cluster.status()?.updates_accepted;
+    cluster.wait_for_updates(before + 3)?;
+    cluster.agent("helper")?.signal(Signal::SIGCONT)?;
+    cluster.coordinate(&["stop"], &[])?.code(0)?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    cluster.verify()?;
+    Ok(())
+}
