@@ -422,10 +422,13 @@ pub(super) mod tests {
         (newest.covered_examples, newest.known_examples) = (150, 151);
         report.target_problem = Some("target.accuracy = 0.95 cannot be reached: nobody evaluates".into());
         let reason = "ValueError: no GPU".to_owned();
+        let problem = Some("a pod takes 2 helpers, and 1 is free".to_owned());
+        report.pods = Some(PodsStatus { computing: 1, members: 4, at_work: 3, free: 1, waiting: 1, problem });
         report.agents[0].evaluation_problem = Some(EvaluationProblem { version: ModelVersion(7), reason, failures: 2 });
         let text = status(&report);
         for expected in [
             "target      target.accuracy = 0.95 cannot be reached: nobody evaluates\n",
+            "pods        1 at work, 1 of 4 connected members free; 1 owner waits: a pod takes 2 helpers, and 1 is free\n",
             "91.20 %",
             "2 agents, 150 of 151 examples\n",
             "not evaluated by clinic: version 7 (2 failures in a row): ValueError: no GPU\n",

@@ -329,7 +329,7 @@ impl Pods {
                 peers.push(PodPeer { agent, address: member.address.clone() });
             }
         }
-        PodRound { mark, owner, parts, peers, plan: lease.plan.clone() }
+        PodRound { mark, owner, parts, peers, plan: lease.plan }
     }
 
     /// Returns who is to be told that an attempt is over, and forgets the rounds of leases that are. `holds`: whether an

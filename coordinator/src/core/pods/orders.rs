@@ -126,7 +126,9 @@ impl Core {
                         Some(lease) => Some(self.grant_again(peer, lease)),
                         None => self.grant_anew(peer, owner, version, digest),
                     };
-                    lease.into_iter().for_each(|lease| self.begin_attempt(&lease, formed.clone()));
+                    if let Some(lease) = lease {
+                        self.begin_attempt(&lease, formed);
+                    }
                 }
                 Some(Err(why)) => self.pods.cannot_grant(peer, &why),
                 None => {}

@@ -153,7 +153,7 @@ fn an_owners_lease_comes_with_the_pod_that_computes_it() {
         // The owner's two parts have half of its speed each.
         parts: vec![part(1, 1), part(3, 2), part(5, 3), part(6, 1)],
         peers: vec![peer(2), peer(3)],
-        plan: lease.plan.clone(),
+        plan: lease.plan,
     };
     let send = |n, message| Command::Send { peer: PeerId(n), message };
     let pod = || CoordinatorMessage::Pod(Box::new(round.clone()));
