@@ -177,7 +177,7 @@ impl World {
         let most = limits::POD_GREETING_BYTES;
         frames::send(&mut send, FrameKind::PodGreeting, &greeting, most, LONG).await?;
         let answer = frames::recv_one(&mut recv, FrameKind::PodAnswer, most, LONG).await?;
-        Ok((Raw { send, _recv: recv, connection, _endpoint: endpoint }, answer))
+        Ok((Raw { send, _recv: recv, _connection: connection, _endpoint: endpoint }, answer))
     }
 
     /// The same until it is answered: by a member that is about to open a round with the other one.
@@ -194,7 +194,7 @@ impl World {
 struct Raw {
     send: SendStream,
     _recv: RecvStream,
-    connection: Connection,
+    _connection: Connection,
     _endpoint: Endpoint,
 }
 
