@@ -128,7 +128,7 @@ Examples:
   anabranch-agent run --dir agent --shard mnist/agent-0 --eval-shard mnist/test
   anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates
   anabranch-agent run --dir agent --shard books/             # text, for a gpt
-  anabranch-agent run --dir helper --pod-listen 10.0.0.7:4440   # only helps in pods
+  anabranch-agent run --dir helper --pod-listen 10.0.0.7:4440  # only helps
   anabranch-agent run --dir agent --shard data -- python3 train.py")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
