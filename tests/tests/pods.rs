@@ -6,6 +6,7 @@
 //! | two pods and a single agent | a hybrid: each pod is one contributor beside agents that train alone |
 //! | a pod without helpers | the reason is in `status`; it is formed when a helper comes |
 //! | a helper is stopped in its tracks | silence counts as death, and a spare takes its place |
+//! | a gpt that is too large for every helper | what one agent of their bound refuses they train together, each within it |
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anabranch_common::journal::FinishReason;
 use anabranch_io::model_file;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anabranch_tests::text::sentences;
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
@@ -152,5 +154,77 @@ fn a_pod_waits_for_a_helper_and_says_so_and_a_spare_takes_the_place_of_a_silent_
     cluster.coordinate(&["stop"], &[])?.code(0)?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     cluster.verify()?;
+    Ok(())
+}
+
+/// Instead of the digits' `[model]`, `[train]` and codec: 7.5 million parameters, whose training takes 290 MiB.
+const LARGE: &str = r#"
+[model]
+kind = "gpt"
+context = 32
+layers = 6
+heads = 4
+width = 320
+
+[train]
+local_steps = 2
+batch_size = 4
+optimizer = { kind = "adamw", lr = 0.001 }
+
+[upload]
+codec = { kind = "top-k", fraction = 0.01, bits = 4 }
+"#;
+/// What each helper may use, and the owner, which holds the whole model besides.
+const HELPER_MIB: u64 = 140;
+const OWNER_MIB: u64 = 400;
+
+#[test]
+fn helpers_train_a_gpt_that_is_too_large_for_each_of_them_and_every_member_keeps_to_its_bound() -> anyhow::Result<()> {
+    let (head, rest) = DIGITS.split_once("[model]").context("a section")?;
+    let rest = rest.split_once("feedback_decay").context("a key")?.1;
+    let versions = rest.replace("versions = 40", "versions = 3").replace("buffer_size = 2", "buffer_size = 1");
+    let alone = format!("{head}{LARGE}feedback_decay{versions}");
+    let pod = "\n[pod]\nkind = \"stages\"\nstages = 4\nlabels = \"travel\"\nmicro_batches = 4\ndeadline_s = 60.0\n";
+    let bound = |mib: u64| format!("--max-memory={mib}M");
+    let text = |cluster: &Cluster| -> anyhow::Result<PathBuf> {
+        let folder = cluster.path().join("text");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("book.txt"), sentences(200, 1))?;
+        Ok(folder)
+    };
+
+    let mut cluster = Cluster::new(Path::new(LAB), &alone)?;
+    let shard = text(&cluster)?;
+    cluster.start_coordinator()?;
+    cluster.join("alone")?;
+    let most = bound(HELPER_MIB);
+    let args = [most.as_ref(), "--threads=1".as_ref(), "--shard".as_ref(), shard.as_os_str()];
+    cluster.start_agent(Role::Agent, "alone", &args, &[])?.wait_for_log("training takes about", PATIENCE)?;
+    drop(cluster);
+
+    let mut cluster = Cluster::new(Path::new(LAB), &format!("{alone}{pod}"))?;
+    let shard = text(&cluster)?;
+    cluster.start_coordinator()?;
+    let members = [("owner", OWNER_MIB), ("helper-0", HELPER_MIB), ("helper-1", HELPER_MIB), ("helper-2", HELPER_MIB)];
+    for (name, mib) in members {
+        cluster.join(name)?;
+        let most = bound(mib);
+        let mut args: Vec<&OsStr> = vec!["--pod-listen=127.0.0.1:0".as_ref(), "--threads=1".as_ref(), most.as_ref()];
+        if name == "owner" {
+            args.extend([OsStr::new("--shard"), shard.as_os_str()]);
+        }
+        cluster.start_agent(Role::Agent, name, &args, &[])?;
+    }
+    cluster.wait_for_updates(2)?;
+    for (name, mib) in members {
+        let pid = cluster.agent(name)?.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find(|line| line.starts_with("VmHWM")).context("a peak")?;
+        let peak: u64 = peak.split_whitespace().nth(1).context("a figure")?.parse()?;
+        println!("{name}: {} MiB at the peak of {mib}", peak >> 10);
+        // The slack of docs/hardware.md, and what a process has before it trains.
+        assert!(peak >> 10 <= mib * 5 / 4, "{name}: {peak} KiB at the peak, {mib} MiB were allowed");
+    }
+    result(&mut cluster)?;
     Ok(())
 }

@@ -6,9 +6,9 @@ use crate::spec::{PodSpec, TrainSpec};
 /// Vectors as long as what is trained: base, model, the model as tensors, gradients by tensor, the gradient as one vector,
 /// the sum over micro-batches, the delta.
 pub const MODEL_VECTORS: u32 = 7;
-/// Vectors as long as the whole model that the owner of a pod's round holds beside its parts: base, result, delta, and what
-/// compression left out.
-pub const OWNER_VECTORS: u32 = 4;
+/// Vectors as long as the whole model that the owner of a pod's round holds beside its parts, at its peak: base, result, delta, what
+/// compression left out before and leaves out now, and what encoding and storing the update takes. Measured (docs/adr/0031).
+pub const OWNER_VECTORS: u32 = 8;
 /// Stacks, packed panels of matrix products, code that is paged in.
 pub const OVERHEAD_BYTES: u64 = 8 << 20;
 /// Bytes of a value.
