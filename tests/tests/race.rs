@@ -444,7 +444,7 @@ optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
         assert_eq!(figure(&format!("diverged_mlp_sgd_{turn}")), Some(0.0), "{turn}");
     }
     assert!(figure("slowdown_mlp_sgd_predict_3_m3") < figure("slowdown_mlp_sgd_stale_3_m1"), "{:?}", report.metrics);
-    assert!(figure("slowdown_mlp_sgd_2bw_3_m1").is_none());
+    assert!(figure("slowdown_mlp_sgd_2bw_3_m1").is_none() && figure("final_accuracy_mlp_sgd_stale_3_m1").is_none());
     assert_eq!(run()?.metrics, report.metrics);
 
     // Figures of one name would be taken for those of other seeds.
@@ -453,9 +453,14 @@ optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
     for (from, to, told) in [
         (sgd, format!("{sgd}, {sgd}"), "models.mlp.optimizers must each be of another kind"),
         ("[3]", "[3, 3]".to_owned(), "stages must differ: [3, 3]"),
+        (
+            "batch_size",
+            "initial_scale = 0.0\nbatch_size".to_owned(),
+            "models.mlp.initial_scale is 0, expected more than 0",
+        ),
     ] {
         std::fs::write(&path, text.replace(from, &to))?;
-        let error = PipelineWorkload::read(&path).expect_err("two of one name");
+        let error = PipelineWorkload::read(&path).expect_err("no comparison");
         assert_eq!(error.root_cause().to_string(), told);
     }
     Ok(())

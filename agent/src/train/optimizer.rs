@@ -125,22 +125,48 @@ impl Optimizer {
             }
         }
     }
+
+    /// Turns `gradient` into the weights that [`step`](Self::step) along it would make of `model`. The state stays as it is.
+    pub(super) fn foresee(&self, model: &[f32], gradient: &mut [f32]) {
+        match self {
+            Self::Sgd { lr, velocity, .. } if velocity.is_empty() => {
+                model.iter().zip(gradient).for_each(|(x, g)| *g = x - *lr * *g);
+            }
+            Self::Sgd { lr, momentum, velocity } => {
+                vectorized!(foresee_heavy_ball(model, gradient, velocity, *lr, *momentum));
+            }
+            Self::AdamW { lr, weight_decay, beta_1, beta_2, moments } => {
+                let (_, step) = moments.stepping(*lr, *weight_decay, [*beta_1, *beta_2]);
+                vectorized!(foresee_each(model, gradient, &moments.first, &moments.second, step));
+            }
+        }
+    }
 }
 
 impl Moments {
+    fn step(&mut self, model: &mut [f32], gradient: &[f32], lr: f32, weight_decay: f32, betas: [f32; 2]) {
+        let (powers, step) = self.stepping(lr, weight_decay, betas);
+        [self.beta_1_power, self.beta_2_power] = powers;
+        vectorized!(each(model, gradient, &mut self.first, &mut self.second, step));
+    }
+
+    /// Returns the powers of the betas after the next step, and what that step does to a weight, given its gradient and moments.
     #[expect(clippy::cast_possible_truncation, reason = "the corrections are applied to f32 vectors")]
-    fn step(&mut self, model: &mut [f32], gradient: &[f32], lr: f32, weight_decay: f32, [beta_1, beta_2]: [f32; 2]) {
-        self.beta_1_power *= f64::from(beta_1);
-        self.beta_2_power *= f64::from(beta_2);
-        let correct_1 = (1.0 / (1.0 - self.beta_1_power)) as f32;
-        let correct_2 = (1.0 / (1.0 - self.beta_2_power)) as f32;
+    fn stepping(
+        &self,
+        lr: f32,
+        weight_decay: f32,
+        [beta_1, beta_2]: [f32; 2],
+    ) -> ([f64; 2], impl Fn([f32; 4]) -> [f32; 3] + Copy + use<>) {
+        let powers = [self.beta_1_power * f64::from(beta_1), self.beta_2_power * f64::from(beta_2)];
+        let [correct_1, correct_2] = powers.map(|power| (1.0 / (1.0 - power)) as f32);
         let keep = 1.0 - lr * weight_decay;
-        let step = |[x, g, m, s]: [f32; 4]| {
+        let step = move |[x, g, m, s]: [f32; 4]| {
             let m = beta_1 * m + (1.0 - beta_1) * g;
             let s = beta_2 * s + (1.0 - beta_2) * g * g;
             [x * keep - lr * (m * correct_1) / ((s * correct_2).sqrt() + EPSILON), m, s]
         };
-        vectorized!(each(model, gradient, &mut self.first, &mut self.second, step));
+        (powers, step)
     }
 }
 
@@ -155,6 +181,27 @@ fn each(
 ) {
     for (((x, g), m), s) in model.iter_mut().zip(gradient).zip(first).zip(second) {
         [*x, *m, *s] = step([*x, *g, *m, *s]);
+    }
+}
+
+/// Turns every value of `gradient` into the weight that a step along it gives.
+#[inline(always)]
+fn foresee_each(
+    model: &[f32],
+    gradient: &mut [f32],
+    first: &[f32],
+    second: &[f32],
+    step: impl Fn([f32; 4]) -> [f32; 3],
+) {
+    for (((x, g), m), s) in model.iter().zip(gradient).zip(first).zip(second) {
+        [*g, ..] = step([*x, *g, *m, *s]);
+    }
+}
+
+#[inline(always)]
+fn foresee_heavy_ball(model: &[f32], gradient: &mut [f32], velocity: &[f32], lr: f32, momentum: f32) {
+    for ((x, g), v) in model.iter().zip(gradient).zip(velocity) {
+        *g = x - lr * (momentum * v + *g);
     }
 }
 
@@ -221,6 +268,23 @@ mod tests {
         // Step 2, g = 1: m = 0.9*0.2 + 0.1 = 0.28, m^ = 0.28/0.19; s = 0.99*0.04 + 0.01 = 0.0496, s^ = 0.0496/0.0199.
         optimizer.step(&mut x, &[1.0]);
         close(x[0], 0.85 * 0.95 - 0.1 * (0.28 / 0.19) / (0.0496f64 / 0.0199).sqrt());
+    }
+
+    #[test]
+    fn what_is_foreseen_is_what_the_step_gives() {
+        let adamw = OptimizerSpec::AdamW { lr: 0.1, weight_decay: 0.5, beta_1: 0.9, beta_2: 0.99 };
+        let sgd = |momentum| OptimizerSpec::Sgd { lr: 0.1, momentum };
+        for spec in [sgd(0.0), sgd(0.9), adamw] {
+            let mut optimizer = Optimizer::new(&spec, 2).expect("valid");
+            let mut x = [1.0f32, -2.0];
+            for gradient in [[2.0f32, 0.1], [-1.0, 0.3], [0.5, 0.0]] {
+                let (before, mut foreseen) = (optimizer.clone(), gradient);
+                optimizer.foresee(&x, &mut foreseen);
+                assert_eq!(optimizer, before, "the state is as it was");
+                optimizer.step(&mut x, &gradient);
+                assert_eq!(foreseen, x, "{spec:?}");
+            }
+        }
     }
 
     /// A schedule that changes the rate between two rounds leaves momentum as it was.

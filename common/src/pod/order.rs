@@ -73,8 +73,8 @@ pub enum Work {
         micro_batch: MicroBatch,
         /// The weights.
         version: u32,
-        /// Updates by which the weights are moved on: s of W - s lr d, d the direction of the last update. 0 unless weights are
-        /// predicted.
+        /// Updates by which the weights are moved on: s of W - s lr d. d is the direction of the update in progress by the gradients
+        /// of micro-batches that are backward here, before the first of them that of the last update. 0 unless weights are predicted.
         ahead: u32,
     },
     /// The backward pass of a micro-batch; the gradient of its input goes to the stage before.

@@ -27,8 +27,8 @@ pub enum Weights {
     /// et al. 2021).
     #[serde(rename = "2bw")]
     TwoVersions,
-    /// In the forward pass the newest, moved on by as many of the last update as are missing (SpecTrain, Chen, Yang and Cheng 2018);
-    /// in the backward pass the newest.
+    /// In the forward pass the newest, moved on by as many updates as are missing (SpecTrain, Chen, Yang and Cheng 2018, but with the
+    /// gradients of the update in progress that are there); in the backward pass the newest.
     Predict,
 }
 

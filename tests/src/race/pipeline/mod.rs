@@ -74,6 +74,7 @@ struct Turn {
 struct Outcome {
     /// At the end of the steps of one machine; not finite where training diverged before.
     loss: f64,
+    /// On the test examples, of one machine; not finite of a pipeline, whose run ends where it reaches that machine's loss.
     accuracy: f64,
     slowdown: f64,
     /// Whether training diverged, be it after it had reached the loss of one machine.
@@ -178,32 +179,25 @@ impl Comparison<'_> {
         let synchronous = Outcome { loss: target, accuracy, slowdown: 1.0, diverged: false };
         let mut outcomes = vec![("synchronous".to_owned(), synchronous)];
         for turn in turns {
-            let schedule = Schedule::Pipelined(turn.weights);
-            let mut go_on = |_: StepReport| ControlFlow::Continue(());
-            let ran = self.train(turn.stages, schedule, turn.micro_batches, steps, &mut go_on)?;
-            let mut reached = reaches(&ran.losses, window, target);
-            let mut diverged = ran.end.is_none();
-            if reached.is_none() && !diverged {
-                let longer = self.longer(workload, turn, target)?;
-                reached = reaches(&longer.losses, window, target);
-                diverged = longer.end.is_none();
-            }
+            let ran = self.until_reached(workload, turn, target)?;
             let most = f64::from(workload.most_times);
+            let reached = reaches(&ran.losses, window, target);
             let slowdown = reached.map_or(most, |step| (step as f64 / own_steps as f64).min(most));
-            let loss = ran.end.as_ref().map_or(f64::NAN, |_| mean_of_last(&ran.losses, window));
-            let accuracy = ran.end.map_or(0.0, |end| self.accuracy(judge.as_mut(), &end));
-            outcomes.push((turn.name.clone(), Outcome { loss, accuracy, slowdown, diverged }));
+            let loss = ran.losses.get(..steps as usize).map_or(f64::NAN, |losses| mean_of_last(losses, window));
+            let outcome = Outcome { loss, accuracy: f64::NAN, slowdown, diverged: ran.end.is_none() };
+            outcomes.push((turn.name.clone(), outcome));
         }
         Ok(outcomes)
     }
 
-    /// Runs more steps, until the target is reached.
-    fn longer(&self, workload: &PipelineWorkload, turn: &Turn, target: f64) -> anyhow::Result<Ran> {
-        let (window, mut losses) = (workload.window_steps, Vec::new());
+    /// Trains in stages until the loss is `target`, for at most `most_times` the steps of one machine and no less than these.
+    fn until_reached(&self, workload: &PipelineWorkload, turn: &Turn, target: f64) -> anyhow::Result<Ran> {
+        let (window, own_steps) = (workload.window_steps, self.case.steps as usize);
+        let (mut losses, mut is_there) = (Vec::new(), false);
         let mut until = |report: StepReport| {
             losses.push(report.loss);
-            let is_there = losses.len() >= window && mean_of_last(&losses, window) <= target;
-            if is_there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            is_there = is_there || losses.len() >= window && mean_of_last(&losses, window) <= target;
+            if is_there && losses.len() >= own_steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let steps = self.case.steps.saturating_mul(workload.most_times);
         self.train(turn.stages, Schedule::Pipelined(turn.weights), turn.micro_batches, steps, &mut until)
@@ -219,7 +213,8 @@ impl Comparison<'_> {
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> anyhow::Result<Ran> {
         let pipeline = Pipeline::new(&self.case.model, &ends(&self.case.model, stages)?, 1)?;
-        let (base, plan) = (pipeline.initial(self.seed), self.case.plan(self.optimizer, steps));
+        let (mut base, plan) = (pipeline.initial(self.seed), self.case.plan(self.optimizer, steps));
+        self.case.scale(&mut base)?;
         let (train, mut losses) = (self.examples.train.as_ref(), Vec::new());
         let mut note = |report: StepReport| {
             losses.push(report.loss);
@@ -265,22 +260,25 @@ fn reaches(losses: &[f32], window: usize, target: f64) -> Option<usize> {
 fn report(options: &PipelineOptions, turns: &[Turn], by_name: &BTreeMap<String, Vec<Outcome>>) -> Report {
     let mut report = Report::new(&options.command, options.seed);
     println!(
-        "{:<32} {:>9} {:>9} {:>9} {:>9}   (medians of {} seeds, and how many diverged)",
-        "", "slowdown", "loss", "accuracy", "diverged", options.seeds
+        "{:<32} {:>9} {:>14} {:>9} {:>9} {:>9}   (medians of {} seeds, and how many diverged)",
+        "", "slowdown", "least to most", "loss", "accuracy", "diverged", options.seeds
     );
     for (name, outcomes) in by_name {
-        let median = |of: fn(&Outcome) -> f64| {
+        let at = |of: fn(&Outcome) -> f64, share| {
             let mut values: Vec<f64> = outcomes.iter().map(of).collect();
             values.sort_by(f64::total_cmp);
-            quantile(&values, 0.5)
+            quantile(&values, share)
         };
+        let median = |of| at(of, 0.5);
         let [slowdown, loss, accuracy] =
             [|o: &Outcome| o.slowdown, |o: &Outcome| o.loss, |o: &Outcome| o.accuracy].map(median);
         let diverged = outcomes.iter().filter(|outcome| outcome.diverged).count();
-        println!("{name:<32} {slowdown:>9.2} {loss:>9.4} {accuracy:>9.4} {diverged:>9}");
+        let [least, most] = [0.0, 1.0].map(|share| at(|o: &Outcome| o.slowdown, share));
+        let range = format!("{least:.2} to {most:.2}");
+        println!("{name:<32} {slowdown:>9.2} {range:>14} {loss:>9.4} {accuracy:>9.4} {diverged:>9}");
         report.metric(format!("diverged_{name}"), diverged as f64);
         for (figure, value) in [("slowdown", slowdown), ("final_loss", loss), ("final_accuracy", accuracy)] {
-            // JSON has no number for a loss that is not finite.
+            // JSON has no number for what is not finite.
             if value.is_finite() {
                 report.metric(format!("{figure}_{name}"), value);
             }

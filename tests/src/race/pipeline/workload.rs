@@ -49,6 +49,10 @@ pub struct Case {
     pub batch_size: u32,
     /// `[model]` of run.toml.
     pub model: ModelSpec,
+    /// What the weights of the initial model are multiplied by, biases and gains of layer norms excepted; 1 when absent. The native
+    /// ones are too small for deep models without normalisation, and for narrow gpts: for a long time nothing is learnt from them.
+    #[serde(default = "unscaled")]
+    pub initial_scale: f32,
     /// Each is a comparison of its own; one of a kind.
     pub optimizers: Vec<OptimizerSpec>,
 }
@@ -99,6 +103,8 @@ impl PipelineWorkload {
                 ensure!(layers >= *stages as usize, "the model {name} has {layers} layers for {stages} stages");
                 ensure!(case.batch_size.is_multiple_of(*stages), "models.{name}.batch_size is no multiple of {stages}");
             }
+            let scale = case.initial_scale;
+            ensure!(scale.is_finite() && scale > 0.0, "models.{name}.initial_scale is {scale}, expected more than 0");
             ensure!(case.steps as usize >= self.window_steps, "models.{name}.steps is less than window_steps");
         }
         Ok(())
@@ -139,7 +145,20 @@ pub(super) fn kind(optimizer: &OptimizerSpec) -> &'static str {
     }
 }
 
+fn unscaled() -> f32 {
+    1.0
+}
+
 impl Case {
+    /// Multiplies the weights of an initial model by `initial_scale`.
+    pub(super) fn scale(&self, model: &mut [f32]) -> anyhow::Result<()> {
+        let layers = self.model.layers()?.context("the model is not a native one")?;
+        for (_, range) in layers.manifest.ranges().filter(|(tensor, _)| tensor.shape.len() >= 2) {
+            model[range].iter_mut().for_each(|weight| *weight *= self.initial_scale);
+        }
+        Ok(())
+    }
+
     /// The plan of `steps` steps.
     pub(super) fn plan(&self, optimizer: &OptimizerSpec, steps: u32) -> TrainSpec {
         TrainSpec {

@@ -224,6 +224,28 @@ fn schedules_that_do_not_flush_differ_and_each_gives_the_same_bytes_every_time()
     }
 }
 
+/// Of micro-batches that are all alike the first one that is backward tells the whole update.
+#[test]
+fn of_equal_micro_batches_the_weights_are_predicted_exactly() {
+    let spec = mlp(&[20, 16, 12]);
+    let pipeline = Pipeline::new(&spec, &[1, 2, 3, 4], 1).expect("valid");
+    let base = pipeline.initial(1);
+    let shard = Examples::new(Inputs::Bytes((0..144).collect()), vec![1], spec.input.clone()).expect("one example");
+    for optimizer in [SGD, ADAMW] {
+        let end = |schedule| {
+            let mut go_on = |_| ControlFlow::Continue(());
+            let plan = plan(6, 8, &optimizer);
+            pipeline.train(&base, &plan, (schedule, 4), 4, &shard, &mut go_on).expect("trains").end
+        };
+        let flush = end(Schedule::Flush);
+        let [stale, predict] = [Weights::Stale, Weights::Predict].map(|weights| {
+            let of = end(Schedule::Pipelined(weights));
+            of.iter().zip(&flush).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+        });
+        assert!(stale > 0.001 && predict < 0.001 * stale, "{optimizer:?}: {predict} of {stale}");
+    }
+}
+
 /// A backward pass with the weights of the forward pass is the backward pass, and with others the slope of the input follows them.
 #[test]
 fn a_backward_pass_uses_the_weights_that_it_is_given() {

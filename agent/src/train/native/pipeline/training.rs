@@ -60,6 +60,8 @@ pub(super) struct Training<'a> {
     in_flight: VecDeque<InFlight>,
     /// Sum of the gradients of a step so far, of the tied tensor at the end.
     sums: Vec<f32>,
+    /// Share of the step's examples whose gradients are in `sums`.
+    gathered: f32,
     gradient: Vec<f32>,
 }
 
@@ -79,6 +81,7 @@ impl<'a> Training<'a> {
             params: None,
             in_flight: VecDeque::new(),
             sums: Vec::new(),
+            gathered: 0.0,
             gradient: Vec::new(),
         })
     }
@@ -135,7 +138,10 @@ impl<'a> Training<'a> {
             place.backward_with(params, trace, slope, &mut self.gradient)
         };
         match share {
-            Some(share) => add_share(&mut self.sums, &self.gradient, share),
+            Some(share) => {
+                add_share(&mut self.sums, &self.gradient, share);
+                self.gathered += share;
+            }
             None => std::mem::swap(&mut self.sums, &mut self.gradient),
         }
         of_input
@@ -145,6 +151,7 @@ impl<'a> Training<'a> {
     /// gradients of a part of this stage's weights. Returns its own such sum, if it borrows.
     pub(super) fn update(&mut self, tied: Option<(Range<usize>, Vec<f32>)>) -> Option<Vec<f32>> {
         let mut gradient = std::mem::take(&mut self.sums);
+        self.gathered = 0.0;
         let mut borrowed = None;
         if self.stage.borrowed().is_some() {
             borrowed = Some(gradient.split_off(self.stage.params()));
@@ -202,11 +209,13 @@ impl<'a> Training<'a> {
 
     /// Makes matrices of weights, unless they are those that were used last.
     fn load(&mut self, place: &Place<'_, Flex>, weights: Used) {
-        if self.params.as_ref().is_some_and(|(loaded, _)| *loaded == weights) {
+        let [version, ahead, tied, tied_ahead] = weights;
+        let is_foreseen = ahead > 0 && self.gathered > 0.0;
+        // Each micro-batch that is backward changes what is foreseen.
+        if !is_foreseen && self.params.as_ref().is_some_and(|(loaded, _)| *loaded == weights) {
             return;
         }
-        let [version, ahead, tied, tied_ahead] = weights;
-        let own = moved_on(&self.versions, version, ahead);
+        let own = if is_foreseen { self.foreseen(ahead) } else { moved_on(&self.versions, version, ahead) };
         let tied = if self.stage.borrowed().is_some() {
             // The head is at the last stage, where no earlier micro-batch is in flight.
             self.tied.retain(|version| version.number >= tied);
@@ -216,6 +225,27 @@ impl<'a> Training<'a> {
         };
         self.params = Some((weights, place.params(&own, &tied)));
     }
+
+    /// The newest values, moved on by `ahead` of the update in progress, as it would be if the step's other micro-batches had the
+    /// mean gradient of those that are backward. A tensor that another stage uses too lacks that use's gradient.
+    fn foreseen(&self, ahead: u32) -> Vec<f32> {
+        let newest = &self.versions.back().expect("the stage has begun").values;
+        let mut values = self.sums[..newest.len()].to_vec();
+        values.iter_mut().for_each(|slope| *slope /= self.gathered);
+        pull_back(self.proximal_mu, &mut values, newest, &self.base);
+        self.optimizer.foresee(newest, &mut values);
+        if ahead > 1 {
+            move_on(&mut values, newest, ahead);
+        }
+        values
+    }
+}
+
+/// Multiplies the way from `from` to `values` by `times`.
+#[expect(clippy::cast_precision_loss, reason = "as many updates as a pipeline has stages")]
+fn move_on(values: &mut [f32], from: &[f32], times: u32) {
+    let factor = times as f32;
+    values.iter_mut().zip(from).for_each(|(value, from)| *value = from + factor * (*value - from));
 }
 
 /// The values of a version, moved on by `ahead` of its last update.
