@@ -76,6 +76,8 @@ impl Role {
 pub struct Daemon {
     child: Child,
     log: PathBuf,
+    /// Length of the log before this process.
+    log_start: u64,
     killed: bool,
 }
 
@@ -86,14 +88,35 @@ impl Daemon {
     /// The log cannot be written, or the process cannot be started.
     pub fn start(role: Role, args: &[&OsStr], log: PathBuf) -> anyhow::Result<Self> {
         let file = File::options().create(true).append(true).open(&log)?;
+        let log_start = file.metadata()?.len();
         let child = role.command(args)?.stdout(file.try_clone()?).stderr(file).spawn()?;
-        Ok(Self { child, log, killed: false })
+        Ok(Self { child, log, log_start, killed: false })
     }
 
     /// Returns where the log is.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
+    }
+
+    /// Waits until the process has written `text` to its log.
+    ///
+    /// # Errors
+    /// The process ends, or `patience` has passed before.
+    pub fn wait_for_log(&mut self, text: &str, patience: Duration) -> anyhow::Result<()> {
+        let from = usize::try_from(self.log_start)?;
+        let until = now() + patience;
+        loop {
+            let ended = self.child.try_wait()?;
+            let log = std::fs::read(&self.log)?;
+            if String::from_utf8_lossy(log.get(from..).unwrap_or_default()).contains(text) {
+                return Ok(());
+            }
+            if ended.is_some() || now() > until {
+                bail!("no {text:?} in {}", self.log.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Kills the process with SIGKILL: no goodbye, no flushing.

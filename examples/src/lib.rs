@@ -4,6 +4,7 @@
 //! | example | shows |
 //! |---|---|
 //! | `quickstart` | a coordinator and four agents as real processes on this machine, one slow, one killed and started again |
+//! | `pods` | two pods and a single agent train a language model; a helper and the coordinator are killed and started again |
 //! | `custom_trainer` | a trainer in Rust |
 //!
 //! | module | what is in it |
