@@ -32,9 +32,9 @@ use report::Outcome;
 use setup::{AGENTS, Setup};
 
 /// The run ends at this version.
-const VERSIONS: u64 = 240;
+const VERSIONS: u64 = 200;
 /// The largest loss at the end that counts as a success, in nats a byte.
-const LOSS: f64 = 2.8;
+const LOSS: f64 = 2.7;
 /// The agent that is killed, by its index in [`AGENTS`].
 const KILLED: usize = 1;
 /// Versions after which the helper and the coordinator are killed, and how long each is away.
