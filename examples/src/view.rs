@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use anabranch_common::journal::Aggregate;
-use anabranch_common::status::{StatusReport, TimedAggregate};
+use anabranch_common::status::{PodsStatus, StatusReport, TimedAggregate};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
@@ -140,16 +140,23 @@ fn line(subject: &Subject, report: &StatusReport) -> String {
     let staleness: Vec<String> =
         report.agents.iter().map(|agent| agent.staleness.map_or_else(|| "-".into(), |tau| tau.to_string())).collect();
     format!(
-        "{:>5.1} s  version {:>4}  agents {connected}/{}  merged {:>4}  staleness {}  up {} kB  down {} kB  {} {measured}",
+        "{:>5.1} s  version {:>4}  agents {connected}/{}{}  merged {:>4}  staleness {}  up {} kB  down {} kB  {} {measured}",
         report.wall_s,
         report.version,
         report.agents.len(),
+        pods(report, "  "),
         report.updates_accepted,
         staleness.join(" "),
         report.uplink_bytes / 1000,
         report.downlink_bytes / 1000,
         subject.measure.name(),
     )
+}
+
+/// How many pods compute a round, and how many owners wait for one, where the run has pods.
+fn pods(report: &StatusReport, before: &str) -> String {
+    let text = |pods: &PodsStatus| format!("{before}pods {}, {} waiting", pods.computing, pods.waiting);
+    report.pods.as_ref().map_or_else(String::new, text)
 }
 
 fn draw(frame: &mut Frame<'_>, subject: &Subject, news: &[String], report: Option<&StatusReport>) {
@@ -168,11 +175,12 @@ fn draw(frame: &mut Frame<'_>, subject: &Subject, news: &[String], report: Optio
     };
     let ratio = report.raw_f32_uplink_bytes as f64 / report.uplink_bytes.max(1) as f64;
     let summary = format!(
-        "{:.1} s   version {}   merged {}   leases out {}\nup {} kB ({ratio:.1}x smaller than f32)   down {} kB",
+        "{:.1} s   version {}   merged {}   leases out {}{}\nup {} kB ({ratio:.1}x smaller than f32)   down {} kB",
         report.wall_s,
         report.version,
         report.updates_accepted,
         report.leases_outstanding,
+        pods(report, "   "),
         report.uplink_bytes / 1000,
         report.downlink_bytes / 1000,
     );
