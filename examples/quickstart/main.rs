@@ -10,24 +10,23 @@
 //!                                                            └─► target reached ──► export, report, plot
 //! ```
 
-mod children;
-mod plot;
 mod report;
 mod setup;
-mod view;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anabranch_common::status::StatusReport;
+use anabranch_examples::daemon::{Role, now};
+use anabranch_examples::view::{Measure, Subject, View};
+use anabranch_examples::watch::Watch;
 use anyhow::{Context, bail};
 use clap::Parser;
 
-use children::{Role, Watch};
 use setup::Setup;
-use view::View;
 
 /// Agents that train.
 const AGENTS: usize = 4;
@@ -77,16 +76,21 @@ fn main() -> ExitCode {
 fn quickstart(args: &Args) -> anyhow::Result<bool> {
     let started = now();
     let setup = Setup::prepare(&args.dir, args.seed)?;
-    let mut view = View::open(args.plain);
+    let subject = Subject { title: "quickstart", measure: Measure::Accuracy, roles: BTreeMap::new() };
+    let mut view = View::open(subject, args.plain);
     view.say("data cut into four one-sided shards; starting a coordinator and four agents");
-    let mut coordinator = setup.start_coordinator()?;
+    let mut coordinator = setup.run().start_coordinator()?;
     let mut agents = setup.join_and_start_agents()?;
-    let mut watch = Watch::start(&setup.coordinator_dir())?;
+    let mut watch = Watch::start(&setup.run().coordinator())?;
     let mut killed_at = None;
     let mut last: Option<StatusReport> = None;
     while coordinator.try_wait()?.is_none() {
         if started.elapsed() > PATIENCE {
-            bail!("the target was not reached in {} s; logs are in {}", PATIENCE.as_secs(), setup.logs().display());
+            bail!(
+                "the target was not reached in {} s; logs are in {}",
+                PATIENCE.as_secs(),
+                setup.run().logs().display()
+            );
         }
         if let Some(report) = watch.next(Duration::from_millis(200)) {
             if killed_at.is_none() && report.updates_accepted >= KILL_AFTER_UPDATES {
@@ -111,15 +115,10 @@ fn quickstart(args: &Args) -> anyhow::Result<bool> {
     view.close();
     agents.iter_mut().try_for_each(|agent| agent.end(Duration::from_secs(10)))?;
     let last = last.context("the run ended before its first status")?;
-    let outcome = setup.collect(last, wall_s, killed_at.is_some())?;
+    let outcome = setup.collect(&last, wall_s, killed_at.is_some())?;
     report::print(&outcome);
     if let Some(path) = &args.json {
         report::write_json(&outcome, path)?;
     }
     Ok(outcome.pass())
-}
-
-#[expect(clippy::disallowed_methods, reason = "a program for people to watch, not logic under test")]
-fn now() -> Instant {
-    Instant::now()
 }

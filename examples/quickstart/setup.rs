@@ -1,48 +1,38 @@
 //! Directories, data, configuration, enrolment: what a person would type, in order.
 
 use std::ffi::OsStr;
-use std::net::UdpSocket;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anabranch_common::status::StatusReport;
-use anyhow::{Context, bail};
+use anabranch_examples::daemon::{Daemon, Role};
+use anabranch_examples::plot::Plot;
+use anabranch_examples::run_dir::RunDir;
 
-use crate::children::{Daemon, Role};
 use crate::report::Outcome;
-use crate::{AGENTS, SLOW, plot};
+use crate::{AGENTS, SLOW};
 
 const TRAIN: &[u8] = include_bytes!("../data/digits-train.csv.gz");
 const TEST: &[u8] = include_bytes!("../data/digits-test.csv.gz");
-/// In a directory that this program made, and that it may therefore replace.
-const MARKER: &str = ".anabranch-quickstart";
 /// A local round takes at least this long, so that there is something to watch.
 const ROUND_MS: u64 = 100;
 /// How many times as long the slow agent takes.
 const SLOWER: u64 = 10;
 
-/// The run's directory.
+/// The run's directory, with its data.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    dir: PathBuf,
+    run: RunDir,
     seed: u64,
 }
 
 impl Setup {
     /// Makes the directory, the shards and the coordinator.
     pub(crate) fn prepare(dir: &Path, seed: u64) -> anyhow::Result<Self> {
-        if dir.exists() {
-            if !dir.join(MARKER).exists() {
-                bail!("{} exists and is not a quickstart's; choose another with --dir", dir.display());
-            }
-            std::fs::remove_dir_all(dir)?;
-        }
-        std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("cannot make {}", dir.display()))?;
-        let this = Self { dir: dir.canonicalize()?, seed };
-        std::fs::write(this.dir.join(MARKER), [])?;
-        std::fs::write(this.dir.join("digits-train.csv.gz"), TRAIN)?;
-        std::fs::write(this.dir.join("digits-test.csv.gz"), TEST)?;
-        let (agents, seed) = (AGENTS.to_string(), seed.to_string());
-        let (train, shards) = (this.dir.join("digits-train.csv.gz"), this.dir.join("shards"));
+        let run = RunDir::replace(dir, "quickstart")?;
+        let (train, shards) = (run.path().join("digits-train.csv.gz"), run.path().join("shards"));
+        std::fs::write(&train, TRAIN)?;
+        std::fs::write(run.path().join("digits-test.csv.gz"), TEST)?;
+        let (agents, drawn) = (AGENTS.to_string(), seed.to_string());
         let split: [&OsStr; 11] = [
             "shard".as_ref(),
             "split".as_ref(),
@@ -51,97 +41,59 @@ impl Setup {
             agents.as_ref(),
             "--alpha=0.3".as_ref(),
             "--seed".as_ref(),
-            seed.as_ref(),
+            drawn.as_ref(),
             "--out".as_ref(),
             shards.as_ref(),
             "-q".as_ref(),
         ];
         Role::Agent.run(&split)?;
-        this.init()?;
-        Ok(this)
+        run.init(|listen| run_toml(seed, listen))?;
+        Ok(Self { run, seed })
     }
 
-    fn init(&self) -> anyhow::Result<()> {
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let dir = self.coordinator_dir();
-        let args: [&OsStr; 5] = ["init".as_ref(), "--dir".as_ref(), dir.as_ref(), "--listen".as_ref(), listen.as_ref()];
-        Role::Coordinator.run(&args)?;
-        std::fs::write(dir.join("run.toml"), run_toml(self.seed, &listen))?;
-        Ok(())
+    pub(crate) fn run(&self) -> &RunDir {
+        &self.run
     }
 
-    pub(crate) fn coordinator_dir(&self) -> PathBuf {
-        self.dir.join("coordinator")
-    }
-
-    pub(crate) fn logs(&self) -> PathBuf {
-        self.dir.join("logs")
-    }
-
-    pub(crate) fn start_coordinator(&self) -> anyhow::Result<Daemon> {
-        let dir = self.coordinator_dir();
-        let args: [&OsStr; 3] = ["run".as_ref(), "--dir".as_ref(), dir.as_ref()];
-        Daemon::start(Role::Coordinator, &args, self.logs().join("coordinator.log"))
-    }
-
-    fn agent_dir(&self, number: usize) -> PathBuf {
-        self.dir.join(format!("agent-{number}"))
-    }
-
-    /// One token for all of them; `join` tries again while the coordinator is still starting.
     pub(crate) fn join_and_start_agents(&self) -> anyhow::Result<Vec<Daemon>> {
-        let dir = self.coordinator_dir();
         for number in 1..=AGENTS {
-            let name = format!("agent-{number}");
-            let create: [&OsStr; 6] =
-                ["token".as_ref(), "create".as_ref(), "--dir".as_ref(), dir.as_ref(), "--name".as_ref(), name.as_ref()];
-            let token = Role::Coordinator.run(&create)?;
-            let (token, agent) = (token.trim(), self.agent_dir(number));
-            let join: [&OsStr; 5] =
-                ["join".as_ref(), "--token".as_ref(), token.as_ref(), "--dir".as_ref(), agent.as_ref()];
-            Role::Agent.run(&join)?;
+            self.run.join(&format!("agent-{number}"))?;
         }
         (1..=AGENTS).map(|number| self.start_agent(number)).collect()
     }
 
     pub(crate) fn start_agent(&self, number: usize) -> anyhow::Result<Daemon> {
-        let (dir, shard) = (self.agent_dir(number), self.dir.join(format!("shards/agent-{}", number - 1)));
-        let test = self.dir.join("digits-test.csv.gz");
+        let shard = self.run.path().join(format!("shards/agent-{}", number - 1));
+        let test = self.run.path().join("digits-test.csv.gz");
         let round = (if number == SLOW { ROUND_MS * SLOWER } else { ROUND_MS }).to_string();
-        let mut args: Vec<&OsStr> = vec!["run".as_ref(), "--dir".as_ref(), dir.as_ref()];
-        args.extend::<[&OsStr; 2]>(["--shard".as_ref(), shard.as_ref()]);
-        args.extend::<[&OsStr; 4]>(["--threads".as_ref(), "1".as_ref(), "--min-round".as_ref(), round.as_ref()]);
+        let mut options: Vec<&OsStr> = vec!["--shard".as_ref(), shard.as_ref()];
+        options.extend::<[&OsStr; 4]>(["--threads".as_ref(), "1".as_ref(), "--min-round".as_ref(), round.as_ref()]);
         if number <= 2 {
-            args.extend::<[&OsStr; 2]>(["--eval-shard".as_ref(), test.as_ref()]);
+            options.extend::<[&OsStr; 2]>(["--eval-shard".as_ref(), test.as_ref()]);
         }
-        Daemon::start(Role::Agent, &args, self.logs().join(format!("agent-{number}.log")))
+        self.run.start_agent(&format!("agent-{number}"), &options)
     }
 
     /// After the end: the model, its figures and the plot.
-    pub(crate) fn collect(&self, live: StatusReport, wall_s: f64, killed: bool) -> anyhow::Result<Outcome> {
-        let (dir, model) = (self.coordinator_dir(), self.dir.join("model.safetensors"));
-        let export: [&OsStr; 6] = [
-            "checkpoint".as_ref(),
-            "export".as_ref(),
-            "--dir".as_ref(),
-            dir.as_ref(),
-            "--out".as_ref(),
-            model.as_ref(),
-        ];
-        Role::Coordinator.run(&export)?;
-        let status: [&OsStr; 4] = ["status".as_ref(), "--json".as_ref(), "--dir".as_ref(), dir.as_ref()];
-        let mut last: StatusReport = serde_json::from_str(&Role::Coordinator.run(&status)?)?;
-        // What was sent is known to the process that sent it, and to its last words.
-        last.downlink_bytes = live.downlink_bytes;
-        last.raw_f32_downlink_bytes = live.raw_f32_downlink_bytes;
-        let plot = self.dir.join("accuracy.svg");
-        plot::accuracy(&last, &plot)?;
-        Ok(Outcome { report: last, wall_s, killed, seed: self.seed, model, plot })
+    pub(crate) fn collect(&self, live: &StatusReport, wall_s: f64, killed: bool) -> anyhow::Result<Outcome> {
+        let (model, report) = (self.run.export()?, self.run.last_status(live)?);
+        let plot = self.run.path().join("accuracy.svg");
+        accuracy(&report).write(&plot)?;
+        Ok(Outcome { report, wall_s, killed, seed: self.seed, model, plot })
     }
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    Ok(UdpSocket::bind("127.0.0.1:0").context("no free UDP port on loopback")?.local_addr()?.port())
+/// Every measurement of the run, with the target as a line.
+fn accuracy(report: &StatusReport) -> Plot {
+    Plot {
+        caption: "Four agents, one ten times slower, one killed: test accuracy",
+        measure: "accuracy on unseen digits, %",
+        values: 0.0..100.0,
+        labels: (11, 0),
+        points: report.aggregates.iter().map(|timed| (timed.at_s, 100.0 * timed.aggregate.accuracy)).collect(),
+        level: (95.0, "95 %"),
+        spans: Vec::new(),
+    }
 }
 
 fn run_toml(seed: u64, listen: &str) -> String {

@@ -1,5 +1,23 @@
-//! Home of the examples. Each is a directory here with a `main.rs`; run one with `cargo run --example NAME`.
+//! Home of the examples, and what they share. Each example is a directory here with a `main.rs`; run one with
+//! `cargo run --example NAME`.
 //!
 //! | example | shows |
 //! |---|---|
 //! | `quickstart` | a coordinator and four agents as real processes on this machine, one slow, one killed and started again |
+//! | `pods` | two pods and a single agent train a language model; a helper and the coordinator are killed and started again |
+//! | `custom_trainer` | a trainer in Rust |
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`daemon`] | the example's binary as a coordinator or an agent |
+//! | [`run_dir`] | directories, enrolment, export |
+//! | [`watch`] | the reports of a run |
+//! | [`view`] | the live view |
+//! | [`plot`], [`figures`] | what came out |
+
+pub mod daemon;
+pub mod figures;
+pub mod plot;
+pub mod run_dir;
+pub mod view;
+pub mod watch;

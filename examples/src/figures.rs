@@ -1,0 +1,83 @@
+//! Figures of a finished run: for people on standard output, for programs as JSON.
+
+use std::path::Path;
+
+use anabranch_common::status::StatusReport;
+use anyhow::Context;
+use serde_json::{Value, json};
+
+/// How many times smaller uploads were than raw f32.
+#[must_use]
+pub fn smaller_up(report: &StatusReport) -> f64 {
+    report.raw_f32_uplink_bytes as f64 / report.uplink_bytes.max(1) as f64
+}
+
+/// How many times smaller the models to train from were than raw f32.
+#[must_use]
+pub fn smaller_down(report: &StatusReport) -> f64 {
+    report.raw_f32_downlink_bytes as f64 / report.downlink_bytes.max(1) as f64
+}
+
+/// Updates that were refused, for whatever reason.
+#[must_use]
+pub fn refused(report: &StatusReport) -> u64 {
+    report.updates_refused.values().sum()
+}
+
+/// Prints what was sent, and the staleness of what was merged.
+pub fn print_traffic(report: &StatusReport) {
+    println!(
+        "  sent up         {}  instead of {} raw f32: {:.1}x smaller",
+        megabytes(report.uplink_bytes),
+        megabytes(report.raw_f32_uplink_bytes),
+        smaller_up(report)
+    );
+    println!(
+        "  sent down       {}  instead of {} raw f32: {:.1}x smaller",
+        megabytes(report.downlink_bytes),
+        megabytes(report.raw_f32_downlink_bytes),
+        smaller_down(report)
+    );
+    println!("  staleness of merged updates, in versions:");
+    histogram(&report.staleness_histogram);
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+fn histogram(buckets: &[u64]) {
+    let most = buckets.iter().copied().max().unwrap_or(0).max(1);
+    let Some(last) = buckets.iter().rposition(|count| *count > 0) else { return };
+    for (staleness, count) in buckets[..=last].iter().enumerate() {
+        let above = if staleness + 1 == buckets.len() { "+" } else { " " };
+        let bar = "█".repeat(usize::try_from(count * 40 / most).unwrap_or(0));
+        println!("    {staleness:>3}{above} {count:>5} {bar}");
+    }
+}
+
+/// Describes this machine as benchmarks do.
+#[must_use]
+pub fn host() -> Value {
+    json!({
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "memory_bytes": memory_bytes(),
+        "device": "cpu",
+    })
+}
+
+/// Returns the memory of this machine in bytes, where the system says so.
+fn memory_bytes() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Writes figures to a file.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_json(figures: &Value, path: &Path) -> anyhow::Result<()> {
+    std::fs::write(path, serde_json::to_string_pretty(figures)? + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))
+}
