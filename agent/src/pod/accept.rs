@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::watch;
 
+use super::WireError;
 use super::desk::Desk;
 use super::handshakes::Handshakes;
 use super::link::{self, Greeted, code};
@@ -42,8 +43,9 @@ pub(super) struct Room {
 #[derive(Debug, Default)]
 struct Attempts {
     open: BTreeMap<PodMark, Arc<Desk>>,
-    /// The latest attempt of each lease that was opened here.
-    latest: BTreeMap<LeaseId, u32>,
+    /// The latest attempt of each lease that was opened here, with the number of that opening.
+    latest: BTreeMap<LeaseId, (u32, u64)>,
+    openings: u64,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +84,22 @@ impl Attempts {
 
     /// Whether an attempt has been opened here, or a later one at the same lease.
     fn is_over(&self, mark: PodMark) -> bool {
-        self.latest.get(&mark.lease).is_some_and(|latest| *latest >= mark.attempt)
+        self.newest(mark.lease).is_some_and(|newest| newest >= mark.attempt)
+    }
+
+    fn newest(&self, lease: LeaseId) -> Option<u32> {
+        self.latest.get(&lease).map(|(attempt, _)| *attempt)
+    }
+
+    /// Remembers an attempt that is opened. The lease that was opened longest ago is forgotten if there are too many.
+    fn remember(&mut self, mark: PodMark) {
+        self.openings += 1;
+        self.latest.insert(mark.lease, (mark.attempt, self.openings));
+        while self.latest.len() > limits::POD_LEASES_REMEMBERED
+            && let Some(oldest) = self.latest.iter().min_by_key(|(_, (_, opening))| *opening).map(|(lease, _)| *lease)
+        {
+            self.latest.remove(&oldest);
+        }
     }
 }
 
@@ -107,20 +124,23 @@ impl Room {
         Self { run, handshakes: Handshakes::default(), attempts: watch::Sender::default(), waiting: Mutex::default() }
     }
 
-    /// Opens an attempt: connections for it are taken. False: it was opened before, or a later one at the same lease.
-    pub(super) fn open(&self, desk: &Arc<Desk>) -> bool {
+    /// Opens an attempt: connections for it are taken.
+    ///
+    /// # Errors
+    /// [`WireError::Repeated`] if it was opened before, or a later one at the same lease.
+    pub(super) fn open(&self, desk: &Arc<Desk>) -> Result<(), WireError> {
         let mark = desk.terms.mark;
+        let mut opened = Ok(());
         self.attempts.send_if_modified(|attempts| {
-            if attempts.is_over(mark) {
+            if let Some(newest) = attempts.newest(mark.lease).filter(|newest| *newest >= mark.attempt) {
+                opened = Err(WireError::Repeated { attempt: mark.attempt, newest });
                 return false;
             }
-            attempts.latest.insert(mark.lease, mark.attempt);
-            while attempts.latest.len() > limits::POD_LEASES_REMEMBERED {
-                attempts.latest.pop_first();
-            }
+            attempts.remember(mark);
             attempts.open.insert(mark, Arc::clone(desk));
             true
-        })
+        });
+        opened
     }
 
     /// Closes an attempt.
@@ -248,4 +268,21 @@ async fn answer(
     tokio::time::timeout(GOODBYE, connection.closed()).await.ok();
     connection.close(code::ANSWERED.into(), b"");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leases of an owner that comes late have smaller numbers.
+    #[test]
+    fn the_lease_that_was_opened_longest_ago_is_forgotten() {
+        let mark = |lease| PodMark { lease: LeaseId(lease), attempt: 1 };
+        let mut attempts = Attempts::default();
+        let most = limits::POD_LEASES_REMEMBERED as u64;
+        (0..most).for_each(|number| attempts.remember(mark(1_000 - number)));
+        attempts.remember(mark(1));
+        assert!(attempts.is_over(mark(1)) && !attempts.is_over(mark(1_000)));
+        assert!((1..most).all(|number| attempts.is_over(mark(1_000 - number))));
+    }
 }

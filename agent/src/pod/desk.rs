@@ -50,8 +50,6 @@ struct Side {
     link: Link,
     /// Of its parcels, those that wait or arrive here.
     incoming: Load,
-    /// A head has come, and its values have not all.
-    is_arriving: bool,
     /// Parcels for it that are not sent.
     outgoing: Load,
     /// When the last bytes of those were taken.
@@ -85,8 +83,6 @@ struct State {
     awaited: BTreeMap<AgentId, String>,
     sides: BTreeMap<AgentId, Side>,
     inbox: VecDeque<Item>,
-    /// When bytes of a parcel came last.
-    heard: Instant,
     /// The first failure: of a link that is not there yet or was lost.
     failure: Option<WireError>,
     is_closed: bool,
@@ -102,6 +98,9 @@ pub(super) struct Desk {
 
 /// How long to wait until stops are looked for again.
 const LOOK: Duration = Duration::from_millis(limits::POD_LOOK_MS);
+/// How long a helper waits for the owner, which may have to fetch the base before it dials. The coordinator ends the attempts of an
+/// owner that is gone long before.
+const OWNER: Duration = Duration::from_secs(600);
 
 impl Desk {
     /// Links with these members are to come.
@@ -111,7 +110,6 @@ impl Desk {
             awaited: awaited.iter().map(nothing_yet).collect(),
             sides: BTreeMap::new(),
             inbox: VecDeque::new(),
-            heard: Instant::now(),
             failure: None,
             is_closed: false,
         };
@@ -133,7 +131,6 @@ impl Desk {
         let side = Side {
             link,
             incoming: Load::default(),
-            is_arriving: false,
             outgoing: Load::default(),
             moved: Instant::now(),
             lost: None,
@@ -169,18 +166,11 @@ impl Desk {
         self.changed.notify_all();
     }
 
-    /// A member's link has brought bytes of a parcel.
-    pub(super) fn heard(&self) {
-        self.state.lock().heard = Instant::now();
-    }
-
     /// Makes room for a parcel of which the head has come.
     pub(super) fn make_room(&self, agent: AgentId, values: usize) -> Result<(), ParcelError> {
         let mut state = self.state.lock();
-        state.heard = Instant::now();
         let Some(side) = state.sides.get_mut(&agent) else { return Ok(()) };
         side.incoming.add(values);
-        side.is_arriving = true;
         let Load { parcels, values } = side.incoming;
         let fits = parcels <= self.terms.parcels_ahead && values <= self.terms.values_ahead;
         if fits { Ok(()) } else { Err(ParcelError::Flood { parcels, values }) }
@@ -189,8 +179,7 @@ impl Desk {
     /// A parcel has come.
     pub(super) fn deliver(&self, agent: AgentId, address: Address, parcel: Parcel) {
         let mut state = self.state.lock();
-        if let Some(side) = state.sides.get_mut(&agent) {
-            side.is_arriving = false;
+        if state.sides.contains_key(&agent) {
             state.inbox.push_back(Item::Parcel(agent, address, parcel));
         }
         self.changed.notify_all();
@@ -228,18 +217,27 @@ impl Desk {
         self.changed.notify_all();
     }
 
-    /// Waits until every link is there.
+    /// Waits until every link is there. The owner dials once it has the base, which it may have to fetch: `deadline` counts from
+    /// then on.
     pub(super) fn wait_for_links(&self, deadline: Duration, stop: &dyn Fn() -> bool) -> Result<(), WireError> {
         let begun = Instant::now();
+        let mut linked = begun;
         self.wait(stop, |state| {
             if let Some(failure) = &state.failure {
                 return Some(Err(failure.clone()));
             }
-            let (agent, problem) = match state.awaited.first_key_value() {
-                None => return Some(Ok(())),
-                Some((agent, problem)) => (*agent, problem),
+            let is_overdue = if state.awaited.contains_key(&self.terms.owner) {
+                linked = Instant::now();
+                begun.elapsed() >= deadline.max(OWNER)
+            } else {
+                linked.elapsed() >= deadline
             };
-            (begun.elapsed() >= deadline).then(|| Err(member(agent, &format!("cannot be reached: {problem}"))))
+            match state.awaited.first_key_value() {
+                None => Some(Ok(())),
+                Some((agent, problem)) => {
+                    is_overdue.then(|| Err(member(*agent, &format!("cannot be reached: {problem}"))))
+                }
+            }
         })
     }
 
@@ -271,9 +269,9 @@ impl Desk {
         })
     }
 
-    /// Takes the next parcel, when there is one.
+    /// Takes the next parcel, when there is one. Links tell of members that are not alive any more: one that is may compute for as
+    /// long as it takes.
     pub(super) fn receive(&self, stop: &dyn Fn() -> bool) -> Result<(Address, Parcel), WireError> {
-        let begun = Instant::now();
         self.wait(stop, |state| {
             match state.inbox.pop_front() {
                 None => {}
@@ -285,17 +283,9 @@ impl Desk {
                     return Some(Ok((address, parcel)));
                 }
             }
-            if let Some((agent, _)) = state.sides.last_key_value()
-                && state.sides.values().all(|side| side.lost.is_some())
-            {
-                return Some(Err(member(*agent, "was the last to be lost, and nothing more comes")));
-            }
-            // Whoever stops in the middle of a parcel is named by its link.
-            if state.sides.values().any(|side| side.is_arriving) {
-                return None;
-            }
-            let patience = self.terms.patience;
-            (begun.max(state.heard).elapsed() >= patience).then_some(Err(WireError::Silent(patience)))
+            let (agent, _) = state.sides.last_key_value()?;
+            let are_lost = state.sides.values().all(|side| side.lost.is_some());
+            are_lost.then(|| Err(member(*agent, "was the last to be lost, and nothing more comes")))
         })
     }
 
@@ -350,7 +340,6 @@ impl State {
             return false;
         }
         side.lost = Some(loss);
-        side.is_arriving = false;
         self.inbox.push_back(Item::Lost(told.clone()));
         true
     }

@@ -207,7 +207,7 @@ pub(super) async fn send(
 }
 
 /// Receives the values behind `head`, whose lengths were checked. Each piece has to come within `patience`, and all of them at
-/// `limits::UPLOAD_MIN_BYTES_PER_S` at least; `heard` is called after each.
+/// `limits::UPLOAD_MIN_BYTES_PER_S` at least.
 ///
 /// # Errors
 /// The stream ended or brought damaged values, or they do not come.
@@ -215,17 +215,16 @@ pub(super) async fn receive(
     stream: &mut RecvStream,
     head: &ParcelHead,
     patience: Duration,
-    heard: impl Fn(),
 ) -> Result<Parcel, ParcelError> {
     let bytes = values_behind(&head.content).saturating_mul(4);
     let all = patience.saturating_add(Duration::from_secs(bytes / limits::UPLOAD_MIN_BYTES_PER_S));
-    let mut values = Arriving { stream, patience, heard, checksum: 0, piece: vec![0; limits::FRAME_READ_BYTES] };
+    let mut values = Arriving { stream, patience, checksum: 0, piece: vec![0; limits::FRAME_READ_BYTES] };
     let received = tokio::time::timeout(all, parcel(&head.content, &mut values)).await;
     let parcel = received.map_err(|_| FrameIoError::TimedOut)??;
     if values.checksum == head.checksum { Ok(parcel) } else { Err(ParcelError::Checksum) }
 }
 
-async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_, impl Fn()>) -> Result<Parcel, ParcelError> {
+async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<Parcel, ParcelError> {
     Ok(match *content {
         ParcelContent::Weights { own, tied } => {
             Parcel::Weights { own: arriving.f32(own).await?, tied: arriving.f32(tied).await? }
@@ -250,15 +249,14 @@ fn index(count: u64) -> Result<usize, ParcelError> {
 }
 
 /// Values that are on their way.
-struct Arriving<'a, F> {
+struct Arriving<'a> {
     stream: &'a mut RecvStream,
     patience: Duration,
-    heard: F,
     checksum: u32,
     piece: Vec<u8>,
 }
 
-impl<F: Fn()> Arriving<'_, F> {
+impl Arriving<'_> {
     async fn f32(&mut self, count: u64) -> Result<Vec<f32>, ParcelError> {
         self.take(count, f32::from_le_bytes).await
     }
@@ -282,7 +280,6 @@ impl<F: Fn()> Arriving<'_, F> {
             let piece = &mut self.piece[..N * left.min(PIECE)];
             let read = tokio::time::timeout(self.patience, self.stream.read_exact(piece)).await;
             read.map_err(|_| FrameIoError::TimedOut)?.map_err(FrameIoError::from)?;
-            (self.heard)();
             self.checksum = crc32c::crc32c_append(self.checksum, piece);
             // Twice what is there, and never more than there will be.
             if values.capacity() - values.len() < piece.len() / N {

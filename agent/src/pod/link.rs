@@ -31,9 +31,11 @@ pub(super) mod code {
 
 /// How often a connection is looked at.
 const LOOK: Duration = Duration::from_millis(limits::POD_LOOK_MS);
-/// How long a member may leave packets unacknowledged, ...
+/// How long a member may leave packets unacknowledged.
 const SILENCE: Duration = Duration::from_millis(limits::SILENCE_MS);
-/// ... in round trips where they take longer.
+/// How long a member may send nothing at all, however short `pod.deadline_s` is: two keep-alives.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(2 * limits::POD_KEEP_ALIVE_MS);
+/// The same, both, in round trips where they take longer.
 const SILENCE_ROUND_TRIPS: u32 = 8;
 
 /// A connection whose greeting was answered with a yes.
@@ -116,8 +118,12 @@ impl Link {
 
 async fn read(desk: &Desk, agent: AgentId, connection: &Connection, reader: FrameReader<ParcelHead>) {
     let ended = tokio::select! {
-        ended = read_parcels(desk, agent, reader) => ended.map_err(|error| explain(&error)),
-        problem = watch_silence(connection) => Err(problem),
+        ended = read_parcels(desk, agent, reader) => match ended {
+            // It has everything that it needs, and has sent everything.
+            Err(error) if is_done(&error) => Ok(()),
+            ended => ended.map_err(|error| explain(&error)),
+        },
+        problem = watch_silence(connection, desk.terms.patience) => Err(problem),
     };
     match ended {
         Ok(()) => desk.left(agent),
@@ -129,28 +135,41 @@ async fn read_parcels(desk: &Desk, agent: AgentId, mut reader: FrameReader<Parce
     while let Some(head) = reader.next().await? {
         let (address, values) = desk.terms.check(agent, &head)?;
         desk.make_room(agent, values)?;
-        let parcel = frame::receive(reader.stream(), &head, desk.terms.patience, || desk.heard()).await?;
+        let parcel = frame::receive(reader.stream(), &head, desk.terms.patience).await?;
         desk.deliver(agent, address, parcel);
     }
     Ok(())
 }
 
-/// Ends when the other side has acknowledged nothing for too long, although there was something to acknowledge: its keep-alives
-/// are more frequent than that.
-async fn watch_silence(connection: &Connection) -> String {
+/// Ends when the other side has acknowledged nothing for too long, although there was something to acknowledge, or when nothing at
+/// all has come from it for `patience`.
+///
+/// Keep-alives and acknowledgements are its signs of life: the runtime of its process sends them every `limits::POD_KEEP_ALIVE_MS`
+/// while its attempt is open, however long its thread computes or waits. A process that is stopped or starved sends none. What
+/// they do not prove is that its maths go on.
+async fn watch_silence(connection: &Connection, patience: Duration) -> String {
     let mut heard = connection.stats().udp_rx.datagrams;
     let mut sent = connection.stats().udp_tx.datagrams;
-    let mut silent = Duration::ZERO;
+    // Counted in looks: while this process is stopped itself, nobody is silent.
+    let (mut silent, mut unacknowledged) = (Duration::ZERO, Duration::ZERO);
     loop {
         tokio::time::sleep(LOOK).await;
         let stats = connection.stats();
         if stats.udp_rx.datagrams != heard {
-            (heard, sent, silent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams, Duration::ZERO);
-        } else if stats.udp_tx.datagrams != sent {
+            (heard, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
+            (silent, unacknowledged) = (Duration::ZERO, Duration::ZERO);
+        } else {
             silent += LOOK;
+            if stats.udp_tx.datagrams != sent {
+                unacknowledged += LOOK;
+            }
         }
-        if silent >= SILENCE.max(connection.rtt() * SILENCE_ROUND_TRIPS) {
+        let round_trips = connection.rtt() * SILENCE_ROUND_TRIPS;
+        if unacknowledged >= SILENCE.max(round_trips) {
             return "does not acknowledge what it is sent".to_owned();
+        }
+        if silent >= patience.max(SIGN_OF_LIFE).max(round_trips) {
+            return format!("has given no sign of life for {} s", silent.as_secs_f64());
         }
     }
 }

@@ -119,12 +119,12 @@ impl Links {
         Ok(())
     }
 
-    /// Opens the links of an attempt, within `deadline`: the owner dials every helper, and each helper the next one in the order of
+    /// Opens the links of an attempt, within `deadline` of the owner's: the owner dials every helper, and each helper the next one in the order of
     /// `round.members()`. Blocks: call from a thread that is none of the runtime's.
     ///
     /// # Errors
-    /// [`WireError::Member`] with a member that was not reached, or that has given up; [`WireError::Over`] when `stop` says so, and
-    /// for an attempt that was opened before, or of whose lease a later one was.
+    /// [`WireError::Member`] with a member that was not reached, or that has given up; [`WireError::Over`] when `stop` says so;
+    /// [`WireError::Repeated`] for an attempt that was opened before, or of whose lease a later one was.
     pub fn open(&self, attempt: Attempt<'_>, deadline: Duration, stop: Stop) -> Result<LinkWire, WireError> {
         let Attempt { round, spec, sizes } = attempt;
         let members = round.members();
@@ -135,9 +135,7 @@ impl Links {
         let awaited: BTreeSet<AgentId> = dialed.iter().chain(&others).copied().collect();
         let dials = dialed.iter().map(|agent| self.dial(round, *agent)).collect::<Result<Vec<_>, _>>()?;
         let desk = Arc::new(Desk::new(Terms::new(self.me, round, spec, sizes), &awaited));
-        if !self.room.open(&desk) {
-            return Err(WireError::Over);
-        }
+        self.room.open(&desk)?;
         // From here on dropping the wire closes everything.
         let mut wire = LinkWire { desk, room: Arc::clone(&self.room), stop, dialing: Vec::new(), is_done: false };
         for dial in dials {
@@ -215,6 +213,12 @@ impl LinkWire {
         self.desk.finish(&*self.stop)?;
         self.is_done = true;
         Ok(())
+    }
+
+    /// Closes the links at once: this member has everything that it needs of the others, and they need nothing more of it. To
+    /// them it has left in good order.
+    pub fn close(mut self) {
+        self.is_done = true;
     }
 }
 

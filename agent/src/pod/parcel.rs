@@ -1,7 +1,5 @@
 //! What goes from part to part of a model, and the seam over which it goes.
 
-use std::time::Duration;
-
 use anabranch_common::ids::AgentId;
 
 /// What the stage of one part sends to that of another.
@@ -62,10 +60,15 @@ pub enum WireError {
         /// What is wrong.
         reason: String,
     },
-    /// A member has sent nothing for as long as `pod.deadline_s`.
-    #[error("a member has sent nothing for {} s", .0.as_secs_f64())]
-    Silent(Duration),
-    /// Another attempt counts, or the agent stops.
+    /// The attempt is not larger than one at the same lease that was opened here.
+    #[error("attempt {attempt} at this lease is not larger than attempt {newest}, which was opened here before")]
+    Repeated {
+        /// The attempt.
+        attempt: u32,
+        /// The largest one that was opened here.
+        newest: u32,
+    },
+    /// The agent is told to stop.
     #[error("the attempt is over")]
     Over,
 }
@@ -86,6 +89,7 @@ pub trait Wire: Send {
     /// came from it, and the other members are heard until they are lost too.
     ///
     /// # Errors
-    /// See [`WireError`]; [`WireError::Silent`] when none comes in time.
+    /// See [`WireError`]. A member whose process gives no sign of life for as long as `pod.deadline_s` is lost; one that does may
+    /// take any time for its next parcel.
     fn receive(&mut self) -> Result<(Address, Parcel), WireError>;
 }

@@ -48,6 +48,8 @@ impl ParcelSizes {
 pub(super) struct Terms {
     pub(super) me: AgentId,
     pub(super) mark: PodMark,
+    /// Whose round it is.
+    pub(super) owner: AgentId,
     /// Who computes each part.
     parts: Vec<AgentId>,
     pub(super) form: Activations,
@@ -65,6 +67,7 @@ impl Terms {
         Self {
             me,
             mark: round.mark,
+            owner: round.owner,
             form: spec.activations,
             most: sizes.parcel(),
             parcels_ahead: ParcelSizes::parcels_ahead(parts.len()),

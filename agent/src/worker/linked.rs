@@ -54,10 +54,8 @@ impl Pods for LinkedPods {
         if trained.stopped {
             return Err(PodEndedBy::Stopped);
         }
-        // All that is awaited has come. That a member does not hear so changes nothing for it either.
-        if let Err(error) = wire.finish() {
-            tracing::debug!(%error, "a member of the pod was gone at the end");
-        }
+        // All that is awaited has come, and who has sent its trained weights waits for no parcel.
+        wire.close();
         Ok(trained_of(trained.end, &trained.losses, &spec.train))
     }
 
@@ -150,9 +148,11 @@ mod tests {
         let told = PodEndedBy::Problem(PodProblem { member: Some(agent), reason: "gone".to_owned() });
         assert_eq!(ended_by(lost.into()), told);
         assert_eq!(ended_by(WireError::Over.into()), PodEndedBy::Stopped);
-        let silent = ended_by(WireError::Silent(Duration::from_secs(2)).into());
-        let reason = "a member has sent nothing for 2 s".to_owned();
-        assert_eq!(silent, PodEndedBy::Problem(PodProblem { member: None, reason }));
+        // Another attempt is made, with a larger number.
+        let PodEndedBy::Problem(repeated) = ended_by(WireError::Repeated { attempt: 3, newest: 4 }.into()) else {
+            panic!("it is no problem");
+        };
+        assert!(repeated.member.is_none() && repeated.reason.contains("attempt 4"), "{repeated:?}");
         let diverged = TrainError::Diverged { step: 3 };
         assert_eq!(ended_by(diverged.clone().into()), PodEndedBy::Fatal(diverged));
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::*;
 use crate::pod::{Address, Parcel, Wire};
@@ -53,14 +54,19 @@ fn a_stop_ends_a_wait() {
     });
 }
 
+/// Its process lives, so that it may compute for longer than the deadline, or wait for the weights that are on their way to it.
 #[test]
-fn a_member_that_says_nothing_is_silent() {
+fn a_member_that_computes_is_waited_for() {
     let world = World::new(2);
     let round = world.round(1, &[0, 1, 0]);
+    let (spec, begun) = (spec(0.05), Instant::now());
     std::thread::scope(|scope| {
         let helper = scope.spawn(|| world.open(1, &round));
-        let mut owner = world.open_with(0, &round, &spec(0.2)).expect("both are there");
-        assert_eq!(owner.receive(), Err(WireError::Silent(Duration::from_millis(200))));
+        // Until it was asked well after the deadline whether it is to stop.
+        let stop: crate::pod::Stop = Arc::new(move || begun.elapsed() > Duration::from_secs(4));
+        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES };
+        let mut owner = world.members[0].links.open(attempt, LONG, stop).expect("both are there");
+        assert_eq!(owner.receive(), Err(WireError::Over));
         drop(helper.join().expect("no panic"));
     });
 }
@@ -98,25 +104,49 @@ fn members_leave_one_after_the_other() {
     owner.finish().expect("nobody is left");
 }
 
+/// The owner waits for nobody who has nothing to tell it, and whoever hears of that late has done its part.
+#[test]
+fn an_owner_that_has_everything_leaves_at_once() {
+    let world = World::new(2);
+    let mut wires = world.open_all(&world.round(1, &[0, 1, 0]));
+    let (mut helper, mut owner) = (wires.pop().expect("two"), wires.pop().expect("two"));
+    let trained = (Address { from: 1, to: 0 }, Parcel::Trained(vec![1.5; 900]));
+    helper.send(trained.0, trained.1.clone()).expect("sent");
+    assert_eq!(owner.receive(), Ok(trained));
+    owner.close();
+    let (agent, reason) = named(helper.receive());
+    assert!(agent == world.id(0) && reason.ends_with("has left"), "{reason}");
+    helper.finish().expect("it arrived");
+}
+
 /// As a process that was killed or stopped: its connection is there, and nobody answers.
 #[test]
-fn a_member_that_is_gone_without_a_word_is_noticed() {
+fn a_member_that_gives_no_sign_of_life_is_noticed() {
     let world = World::new(2);
-    let round = world.round(1, &[0, 1, 0]);
+    for (attempt, deadline_s, told) in
+        [(1, LONG.as_secs_f64(), ["does not acknowledge", "timed out"]), (2, 0.1, ["no sign of life for 2 s"; 2])]
+    {
+        let reason = gone_without_a_word(&world, &world.round(attempt, &[0, 1, 0]), deadline_s);
+        assert!(told.iter().any(|told| reason.contains(told)), "{reason}");
+    }
+}
+
+/// What the helper of a round says of an owner that stops where it is.
+fn gone_without_a_word(world: &World, round: &PodRound, deadline_s: f64) -> String {
     let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let linked = Barrier::new(2);
     std::thread::scope(|scope| {
         let victim = scope.spawn(|| {
-            let mut wire = world.open(1, &round);
+            let wire = world.open_with(1, round, &spec(deadline_s));
             linked.wait();
-            wire.receive()
+            wire.and_then(|mut wire| wire.receive())
         });
         let raw = gone.block_on(world.ask(0, 1, PodGreeting::new(RUN, round.mark)));
         linked.wait();
         // Nothing runs in `gone` from here on.
         let (agent, reason) = named(victim.join().expect("no panic"));
         assert_eq!(agent, world.id(0));
-        assert!(reason.contains("does not acknowledge") || reason.contains("timed out"), "{reason}");
         drop(raw);
-    });
+        reason
+    })
 }

@@ -96,7 +96,7 @@ fn attempts_that_are_over_are_not_opened_again() {
     drop(world.open_all(&world.round(2, &[0, 1, 0])));
     for attempt in [1, 2] {
         let opened = world.open_with(1, &world.round(attempt, &[0, 1, 0]), &spec(1.0));
-        assert_eq!(opened.err(), Some(WireError::Over), "attempt {attempt}");
+        assert_eq!(opened.err(), Some(WireError::Repeated { attempt, newest: 2 }));
     }
     let (agent, reason) = named(world.open_with(1, &world.round(3, &[0]), &spec(1.0)));
     assert_eq!((agent, reason.as_str()), (world.id(1), "the round does not name this agent"));
@@ -126,16 +126,28 @@ fn a_member_that_does_not_come_is_named() {
     round.peers[1].address = silent.local_addr().expect("bound").to_string();
     let spec = spec(1.0);
     let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES };
-    for (me, missing) in [(0, 1), (1, 0)] {
-        let opened = world.members[me].links.open(attempt, Duration::from_millis(200), Arc::new(|| false));
-        let (agent, reason) = named(opened);
-        assert_eq!(agent, world.id(missing));
-        assert!(reason.contains("cannot be reached"), "{reason}");
-    }
+    let (agent, reason) = named(world.members[0].links.open(attempt, Duration::from_millis(200), Arc::new(|| false)));
+    assert_eq!(agent, world.id(1));
+    assert!(reason.contains("cannot be reached"), "{reason}");
     // Nor does the deadline keep an agent from stopping.
     let stopped =
         world.members[2].links.open(Attempt { round: &world.round(1, &[2, 1, 2]), ..attempt }, LONG, Arc::new(|| true));
     assert_eq!(stopped.err(), Some(WireError::Over));
+}
+
+/// The owner has to fetch the base before it dials: the deadline of the others begins then.
+#[test]
+fn a_helper_waits_for_the_owner_longer_than_for_anybody_else() {
+    let world = World::new(2);
+    let round = world.round(1, &[0, 1, 0]);
+    let spec = spec(LONG.as_secs_f64());
+    let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES };
+    std::thread::scope(|scope| {
+        let helper = scope.spawn(|| world.members[1].links.open(attempt, Duration::ZERO, Arc::new(|| false)));
+        let owner = world.open(0, &round);
+        drop(helper.join().expect("no panic").expect("the owner has come"));
+        drop(owner);
+    });
 }
 
 #[test]

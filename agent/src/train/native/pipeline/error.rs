@@ -24,7 +24,7 @@ pub enum PipelineError {
     /// No stage can go on, and some are not through: a fault of the order.
     #[error("no stage can go on: {}", stall::list(.0))]
     Stalled(Vec<Waiting>),
-    /// Another member is gone, silent or does not keep to the protocol, or the attempt is over.
+    /// Another member is gone or does not keep to the protocol, or the attempt is over.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// This member has no such part in the round that the coordinator named.

@@ -42,7 +42,7 @@ pub struct PodTask<'a> {
 /// its `end` is empty, and the other members have to be told: they wait for more.
 ///
 /// # Errors
-/// [`PipelineError::Wire`] names a member that is gone, silent or does not keep to the protocol; otherwise as
+/// [`PipelineError::Wire`] names a member that is gone or does not keep to the protocol; otherwise as
 /// [`Pipeline::train`].
 pub fn train_owned(
     task: &PodTask<'_>,
@@ -52,7 +52,7 @@ pub fn train_owned(
     wire: &mut dyn Wire,
     control: &mut Control<'_>,
 ) -> Result<Trained, PipelineError> {
-    let &PodTask { plan, pod, round, me, .. } = task;
+    let &PodTask { plan, pod, round, .. } = task;
     let cut = task.cut()?;
     cut.check(base, plan, shard)?;
     task.check_owner()?;
@@ -60,7 +60,7 @@ pub fn train_owned(
     let feed = Feed::new(&cut.architecture, shard, plan, pod.micro_batches(), seed)?;
     let batches = feed.batches();
     let stages = Stages::new(&cut, &parts, plan, batches, Some(feed))?;
-    let mut at = Seat { stages, round, me, wire, gone: Vec::new() };
+    let mut at = Seat { stages, round, wire, gone: Vec::new() };
     for part in 0..cut.stages.len() {
         let parcels = at.stages.begin(base, part)?;
         at.send(parcels)?;
@@ -87,13 +87,13 @@ pub fn train_owned(
 /// # Errors
 /// As [`train_owned`].
 pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineError> {
-    let &PodTask { plan, pod, round, me, .. } = task;
+    let &PodTask { plan, pod, round, .. } = task;
     check_plan(plan)?;
     let cut = task.cut()?;
     let parts = task.parts()?;
     let batches = Batches::new(&cut.architecture, plan, pod.micro_batches())?;
     let stages = Stages::new(&cut, &parts, plan, batches, None)?;
-    let mut at = Seat { stages, round, me, wire, gone: Vec::new() };
+    let mut at = Seat { stages, round, wire, gone: Vec::new() };
     while !at.stages.is_through() {
         if !at.work()? {
             at.receive()?;
@@ -137,7 +137,6 @@ impl PodTask<'_> {
 struct Seat<'a, 'w> {
     stages: Stages<'a>,
     round: &'a PodRound,
-    me: AgentId,
     wire: &'w mut dyn Wire,
     /// Members that are gone, and were through.
     gone: Vec<AgentId>,
@@ -171,7 +170,6 @@ impl Seat<'_, '_> {
                 self.gone.push(agent);
                 Ok(())
             }
-            Err(WireError::Silent(deadline)) => Err(self.silent(deadline).into()),
             Err(error) => Err(error.into()),
         }
     }
@@ -180,21 +178,5 @@ impl Seat<'_, '_> {
     fn expects(&self, agent: AgentId) -> bool {
         let mut parts = self.round.parts.iter().enumerate();
         parts.any(|(part, of)| of.agent == agent && self.stages.expects(part))
-    }
-
-    /// Names the member that has sent nothing, if only one is waited for.
-    fn silent(&self, deadline: std::time::Duration) -> WireError {
-        let parts = self.stages.awaited();
-        let agents = parts.iter().filter_map(|part| self.round.parts.get(*part)).map(|part| part.agent);
-        let mut agents: Vec<AgentId> = agents.filter(|agent| *agent != self.me).collect();
-        agents.sort_unstable();
-        agents.dedup();
-        match agents.as_slice() {
-            [agent] => {
-                let reason = format!("it has sent nothing for {} s", deadline.as_secs_f64());
-                WireError::Member { agent: *agent, reason }
-            }
-            _ => WireError::Silent(deadline),
-        }
     }
 }

@@ -97,16 +97,6 @@ impl<'a> Stages<'a> {
         self.members.iter().filter_map(Member::waiting).collect()
     }
 
-    /// Returns the parts whose parcels are waited for now.
-    pub(super) fn awaited(&self) -> Vec<usize> {
-        let parts = self.cut.stages.len();
-        let waiting = self.waiting();
-        if waiting.is_empty() {
-            return (0..parts).filter(|part| self.expects(*part)).collect();
-        }
-        waiting.iter().map(|waiting| waiting.sender(parts)).collect()
-    }
-
     /// Returns whether a part still has to send something.
     pub(super) fn expects(&self, from: usize) -> bool {
         self.members.iter().any(|member| member.expects(from))

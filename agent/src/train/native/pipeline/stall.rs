@@ -32,18 +32,6 @@ pub enum Missing {
     TiedSum,
 }
 
-impl Waiting {
-    /// Returns the part that sends what is missing, of so many.
-    pub(super) fn sender(&self, parts: usize) -> usize {
-        match self.input {
-            Missing::Weights | Missing::Labels | Missing::Tied(_) => 0,
-            Missing::Activations => self.stage.saturating_sub(1),
-            Missing::Gradient => self.stage + 1,
-            Missing::TiedSum => parts - 1,
-        }
-    }
-}
-
 impl Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "stage {} waits for ", self.stage)?;

@@ -1,15 +1,12 @@
 //! Links between the members of a pod in memory, each member on a thread of its own, without a clock: when all members that are
-//! alive wait, and nothing is on its way, none of them will ever hear anything, and the deadline has passed.
+//! alive wait, and nothing is on its way, the deadline of those that give no sign of life has passed.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
 
 use crate::pod::{Address, Parcel, Wire, WireError};
-
-pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The member with an index, by its identity.
 pub(super) fn agent(member: usize) -> AgentId {
@@ -36,8 +33,8 @@ struct State {
     /// Members that compute or wait.
     alive: Vec<bool>,
     waiting: Vec<bool>,
-    /// Nothing will come any more.
-    is_silent: bool,
+    /// Members that give no sign of life, until it is told.
+    silent: Vec<usize>,
 }
 
 pub(super) struct Hub {
@@ -48,14 +45,14 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// `silent` members never do anything, and nobody is told.
+    /// `silent` members never do anything, and nobody is told before the deadline.
     pub(super) fn new(members: Vec<usize>, silent: &[usize]) -> Arc<Self> {
         let count = members.iter().max().map_or(0, |last| last + 1);
         let state = State {
             inboxes: (0..count).map(|_| VecDeque::new()).collect(),
             alive: (0..count).map(|member| !silent.contains(&member)).collect(),
             waiting: vec![false; count],
-            is_silent: false,
+            silent: silent.to_vec(),
         };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), members })
     }
@@ -66,6 +63,14 @@ impl Hub {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Tells the others that a member is gone.
+    fn tell(&mut self, gone: usize) {
+        let others = self.inboxes.iter_mut().enumerate().filter(|(member, _)| *member != gone);
+        others.for_each(|(_, inbox)| inbox.push_back(Event::Gone(agent(gone))));
     }
 }
 
@@ -97,9 +102,6 @@ impl Wire for HubWire {
     fn receive(&mut self) -> Result<(Address, Parcel), WireError> {
         let mut state = self.hub.state();
         loop {
-            if state.is_silent {
-                return Err(WireError::Silent(DEADLINE));
-            }
             if let Some(event) = state.inboxes[self.me].pop_front() {
                 return match event {
                     Event::Parcel(address, parcel) => Ok((address, parcel)),
@@ -110,7 +112,10 @@ impl Wire for HubWire {
             let all_wait = (0..state.alive.len())
                 .all(|member| !state.alive[member] || (state.waiting[member] && state.inboxes[member].is_empty()));
             if all_wait {
-                state.is_silent = true;
+                assert!(!state.silent.is_empty(), "all members wait for each other");
+                for silent in std::mem::take(&mut state.silent) {
+                    state.tell(silent);
+                }
                 self.hub.changed.notify_all();
             } else {
                 state = self.hub.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -124,11 +129,7 @@ impl Drop for HubWire {
     fn drop(&mut self) {
         let mut state = self.hub.state();
         state.alive[self.me] = false;
-        for (member, inbox) in state.inboxes.iter_mut().enumerate() {
-            if member != self.me {
-                inbox.push_back(Event::Gone(agent(self.me)));
-            }
-        }
+        state.tell(self.me);
         self.hub.changed.notify_all();
     }
 }
