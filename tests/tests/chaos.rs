@@ -103,6 +103,17 @@ fn one_way_cuts_and_new_addresses() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The helper of a pod is killed in the middle of rounds. That the model has the bits of the run without faults is part of P2,
+/// and that the pod goes on soon enough of P6.
+#[test]
+fn kills_of_a_pods_helper_leave_no_trace_in_the_model() -> anyhow::Result<()> {
+    let card = run("pod-kill-helper", 3)?;
+    let metrics = &card.report.metrics;
+    assert_eq!((metrics["same_bits_after_kills"], metrics["faults_injected"]), (1.0, 3.0), "{metrics:?}");
+    assert!(metrics["pod_recovery_s"] > 0.0, "{metrics:?}");
+    Ok(())
+}
+
 /// The scorecard as a page, as a browser draws it.
 #[test]
 fn a_bad_network_and_its_page() -> anyhow::Result<()> {

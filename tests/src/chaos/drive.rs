@@ -1,7 +1,8 @@
 //! One run of a scenario, from the first process to the moment when every agent is served again.
 //!
 //! ```text
-//!  start ─► first update: time 0 ─► timeline: begin and end faults ─► heal everything ─► every agent served again ─► park
+//!  start ─► first update: time 0 ─► timeline: begin and end faults ─► heal everything ─► every agent served again
+//!                                     park ◄── the run has ended, where it ends with a version ◄──┘
 //! ```
 
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ const LOOK: u64 = 4;
 const MEASURE: u64 = 50;
 /// How long the first update may take.
 const BEGIN_MS: u64 = 60_000;
+/// How long a run may take to its last version once faults are over.
+const END_MS: u64 = 180_000;
 /// A point on a line of memory or disk for each of so many ticks, for the picture and for slopes.
 const SAMPLE: u64 = 200;
 
@@ -116,6 +119,8 @@ pub(super) struct Course<'a> {
     pub(super) until_accuracy: Option<f64>,
     /// How long agents may take to be served again.
     pub(super) resume_ms: u64,
+    /// Whether it goes on until the run has ended.
+    pub(super) to_end: bool,
     /// Exit codes that are to be expected while a fault is on.
     pub(super) exits: &'a std::collections::BTreeSet<i32>,
 }
@@ -131,20 +136,29 @@ pub(super) struct Drive<'a> {
     /// Faults that are on: index into `record.injected`, and until when.
     on: Vec<(usize, u64)>,
     ticks: u64,
+    /// Whether faults are over.
+    healed: bool,
 }
 
 /// Runs to the end. Daemons are parked afterwards.
 pub(super) fn drive(fleet: &mut Fleet, course: Course<'_>, say: &mut dyn FnMut(&str)) -> anyhow::Result<Record> {
     let tails = fleet.nodes().iter().skip(1).map(|name| Tail::new(name, fleet.cluster.log_path(name))).collect();
     let (watch, record) = (Stopwatch::start(), Record::default());
-    let mut drive = Drive { fleet, course, watch, zero_ms: None, tails, record, on: Vec::new(), ticks: 0 };
+    let on = Vec::new();
+    let mut drive = Drive { fleet, course, watch, zero_ms: None, tails, record, on, ticks: 0, healed: false };
     drive.begin()?;
     drive.faults(say)?;
     drive.heal(say)?;
+    if course.to_end {
+        drive.end()?;
+    }
     drive.record.datagrams = drive.fleet.datagrams();
     drive.fleet.cluster.park_agents()?;
     drive.listen()?;
-    let code = drive.fleet.cluster.park_coordinator()?;
+    let code = match drive.fleet.ended(COORDINATOR)? {
+        Some(code) => code,
+        None => drive.fleet.cluster.park_coordinator()?,
+    };
     if code != 0 {
         bail!("the coordinator was parked and ended with {code}:\n{}", drive.fleet.cluster.logs());
     }
@@ -236,8 +250,8 @@ impl Drive<'_> {
         self.end_faults(u64::MAX, say)?;
         self.fleet.good_lines();
         let healed_ms = self.now_ms();
-        self.record.healed_ms = healed_ms;
-        let agents = self.tails.len();
+        (self.record.healed_ms, self.healed) = (healed_ms, true);
+        let agents = self.fleet.contributors();
         loop {
             self.tick()?;
             let mut served: Vec<&str> =
@@ -248,8 +262,21 @@ impl Drive<'_> {
                 self.record.served_ms = Some(self.now_ms());
                 break;
             }
-            if self.now_ms() > healed_ms + self.course.resume_ms {
+            if self.now_ms() > healed_ms + self.course.resume_ms || self.fleet.ended(COORDINATOR)?.is_some() {
                 break;
+            }
+        }
+        self.record.end_ms = self.now_ms();
+        Ok(())
+    }
+
+    /// Waits until the run has ended, and its coordinator with it.
+    fn end(&mut self) -> anyhow::Result<()> {
+        let until_ms = self.now_ms() + END_MS;
+        while self.fleet.ended(COORDINATOR)?.is_none() {
+            self.tick()?;
+            if self.now_ms() > until_ms {
+                bail!("the run has not ended within {END_MS} ms of its last fault:\n{}", self.fleet.cluster.logs());
             }
         }
         self.record.end_ms = self.now_ms();
@@ -280,6 +307,9 @@ impl Drive<'_> {
         let now_ms = self.now_ms();
         for node in self.fleet.nodes() {
             let Some(code) = self.fleet.ended(&node)? else { continue };
+            if code == 0 && self.course.to_end && self.healed {
+                continue;
+            }
             let mut faults = self.on.iter().map(|(index, _)| &self.record.injected[*index]);
             let fault = faults.rfind(|injected| injected.node == node && !injected.fault.is_link());
             match fault.map(|injected| &injected.fault) {

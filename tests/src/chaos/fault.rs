@@ -32,6 +32,12 @@ pub enum Fault {
         #[serde(default)]
         line: Conditions,
     },
+    /// The links to the helper from other members of its pod are like this instead; its link to the coordinator is as ever.
+    PodLink {
+        /// What happens to datagrams, in both directions.
+        #[serde(default)]
+        line: Conditions,
+    },
     /// Every write into the node's directory fails: no space.
     DiskFull,
     /// Every sync in the node's directory fails with EIO.
@@ -90,6 +96,7 @@ impl Fault {
             Self::Hang => "hang",
             Self::Slow { .. } => "slow",
             Self::Link { .. } => "link",
+            Self::PodLink { .. } => "pod-link",
             Self::DiskFull => "disk-full",
             Self::DiskError => "disk-error",
             Self::DiskSlow { .. } => "disk-slow",
@@ -113,6 +120,7 @@ impl Fault {
                 let rebind = if *rebind_ms > 0 { format!(" new address every {rebind_ms} ms") } else { String::new() };
                 format!("{way}:{line}{rebind}")
             }
+            Self::PodLink { line } => format!("links of its pod:{line}"),
             Self::DiskSlow { delay_ms } => format!("syncs take {delay_ms} ms more"),
             Self::Clock { offset_s } => format!("clock off by {offset_s} s"),
             Self::Poison { with } => format!("sends wrong numbers ({with:?})").to_lowercase(),
@@ -135,18 +143,22 @@ impl Fault {
         matches!(self, Self::CorruptShard | Self::Poison { .. })
     }
 
+    pub(super) fn helpers_only(&self) -> bool {
+        matches!(self, Self::PodLink { .. })
+    }
+
     pub(super) fn needs_shard(&self) -> bool {
         self.agents_only()
     }
 
     pub(super) fn is_link(&self) -> bool {
-        matches!(self, Self::Link { .. })
+        matches!(self, Self::Link { .. } | Self::PodLink { .. })
     }
 
     pub(super) fn check(&self) -> anyhow::Result<()> {
         match self {
             Self::Slow { share } => ensure!((0.01..=1.0).contains(share), "share must be 0.01 to 1, not {share}"),
-            Self::Link { line, .. } => line.check()?,
+            Self::Link { line, .. } | Self::PodLink { line } => line.check()?,
             _ => {}
         }
         Ok(())

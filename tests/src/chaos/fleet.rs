@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -12,8 +13,8 @@ use super::fault::{Fault, Poison, Ways};
 use super::link::Conditions;
 use super::proxy::{Proxy, Shape};
 use super::scenario::{COORDINATOR, Scenario, Task};
+use super::settings::run_toml;
 use super::shim::{NO_COMPILER, Setting, Shim, Switches};
-use crate::ledger::Settings;
 use crate::process::{Cluster, PATIENCE, Process, Role};
 
 const TRAIN: &[u8] = include_bytes!("../../../examples/data/digits-train.csv.gz");
@@ -27,6 +28,8 @@ pub(super) struct Fleet {
     pub(super) cluster: Cluster,
     scenario: Scenario,
     proxies: BTreeMap<String, Proxy>,
+    /// Where each helper listens for members of its pod, and the line in front of it.
+    pod_lines: BTreeMap<String, (u16, Proxy)>,
     switches: BTreeMap<String, Switches>,
     /// Bad lines by the node that they belong to.
     lines: BTreeMap<String, Fault>,
@@ -40,12 +43,13 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Everything is enrolled, and nothing runs.
     pub(super) fn new(lab: &Path, scenario: &Scenario, seed: u64, needs_shim: bool) -> anyhow::Result<Self> {
-        let cluster = Cluster::new(lab, &run_toml(scenario, seed))?;
+        let cluster = Cluster::new(lab, &run_toml(scenario, seed)?)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let mut fleet = Self {
             cluster,
             scenario: scenario.clone(),
             proxies: BTreeMap::new(),
+            pod_lines: BTreeMap::new(),
             switches: BTreeMap::new(),
             lines: BTreeMap::new(),
             base: scenario.link.clone(),
@@ -53,7 +57,7 @@ impl Fleet {
             runtime,
         };
         fleet.cluster.start_coordinator()?;
-        for (name, number) in scenario.agent_names().into_iter().zip(1..) {
+        for (name, number) in scenario.node_names().into_iter().skip(1).zip(1..) {
             fleet.cluster.join(&name)?;
             let handle = fleet.runtime.handle();
             let shape = Shape { up: fleet.base.clone(), down: fleet.base.clone(), rebind_ms: 0 };
@@ -62,6 +66,7 @@ impl Fleet {
             fleet.proxies.insert(name, proxy);
         }
         fleet.cluster.park_coordinator()?;
+        fleet.draw_pod_lines(seed)?;
         if scenario.task == Task::Digits {
             fleet.write_shards(seed)?;
         }
@@ -77,7 +82,33 @@ impl Fleet {
 
     /// Every node: the coordinator first.
     pub(super) fn nodes(&self) -> Vec<String> {
-        std::iter::once(COORDINATOR.to_owned()).chain(self.scenario.agent_names()).collect()
+        self.scenario.node_names()
+    }
+
+    /// How many agents send updates.
+    pub(super) fn contributors(&self) -> usize {
+        self.scenario.agent_names().len()
+    }
+
+    /// A line in front of each helper, which members of its pod are told to use.
+    fn draw_pod_lines(&mut self, seed: u64) -> anyhow::Result<()> {
+        for (name, number) in self.scenario.helper_names().into_iter().zip(1..) {
+            let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+            let shape = self.pod_shape(&name);
+            let proxy = Proxy::start(self.runtime.handle(), port, !seed ^ (number << 40), shape)?;
+            self.pod_lines.insert(name, (port, proxy));
+        }
+        Ok(())
+    }
+
+    /// What the line in front of a helper is to be like.
+    fn pod_shape(&self, helper: &str) -> Shape {
+        let always = self.scenario.pod.as_ref().map(|pod| pod.link.clone()).unwrap_or_default();
+        let line = match self.lines.get(helper) {
+            Some(Fault::PodLink { line }) => line.clone(),
+            _ => always,
+        };
+        Shape { up: line.clone(), down: line, rebind_ms: 0 }
     }
 
     fn dir(&self, node: &str) -> PathBuf {
@@ -127,6 +158,17 @@ impl Fleet {
             self.cluster.start_agent(Role::LedgerAgent, node, &[round.as_ref()], &environment)?;
             return Ok(());
         }
+        if let Some((port, proxy)) = self.pod_lines.get(node) {
+            let words = [
+                format!("--pod-listen=127.0.0.1:{port}"),
+                format!("--pod-advertise=127.0.0.1:{}", proxy.port()),
+                "--threads=1".to_owned(),
+                "--log-format=json".to_owned(),
+            ];
+            let args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+            self.cluster.start_agent(Role::Agent, node, &args, &environment)?;
+            return Ok(());
+        }
         let shard = shard.map_or_else(|| self.shard(node), Path::to_owned);
         let eval = self.cluster.path().join("digits-test.csv.gz");
         let with = poison.map(|with| format!("--with={}", format!("{with:?}").to_lowercase()));
@@ -139,6 +181,9 @@ impl Fleet {
             None => {
                 args.extend(["--eval-shard".as_ref(), eval.as_os_str(), "--threads=1".as_ref()]);
                 args.push("--log-format=json".as_ref());
+                if self.scenario.owner_names().iter().any(|name| name == node) {
+                    args.push("--pod-listen=127.0.0.1:0".as_ref());
+                }
                 Role::Agent
             }
         };
@@ -165,7 +210,7 @@ impl Fleet {
                 self.slow.insert(node.to_owned(), (*share, false));
                 Ok(())
             }
-            Fault::Link { .. } => {
+            Fault::Link { .. } | Fault::PodLink { .. } => {
                 self.lines.insert(node.to_owned(), fault.clone());
                 self.reshape();
                 Ok(())
@@ -203,7 +248,7 @@ impl Fleet {
                     self.process(node)?.signal(Signal::SIGCONT)?;
                 }
             }
-            Fault::Link { .. } => {
+            Fault::Link { .. } | Fault::PodLink { .. } => {
                 self.lines.remove(node);
                 self.reshape();
                 return Ok(());
@@ -241,7 +286,8 @@ impl Fleet {
     fn reshape(&self) {
         for (name, proxy) in &self.proxies {
             let mut shape = Shape { up: self.base.clone(), down: self.base.clone(), rebind_ms: 0 };
-            let fault = self.lines.get(name).or_else(|| self.lines.get(COORDINATOR));
+            let own = self.lines.get(name).filter(|fault| matches!(fault, Fault::Link { .. }));
+            let fault = own.or_else(|| self.lines.get(COORDINATOR));
             if let Some(Fault::Link { way, rebind_ms, line }) = fault {
                 if *way != Ways::Down {
                     shape.up = line.clone();
@@ -252,6 +298,9 @@ impl Fleet {
                 shape.rebind_ms = *rebind_ms;
             }
             proxy.shape(shape);
+        }
+        for (name, (_, proxy)) in &self.pod_lines {
+            proxy.shape(self.pod_shape(name));
         }
     }
 
@@ -273,80 +322,11 @@ impl Fleet {
 
     /// Datagrams that passed, that were dropped, and new addresses, of all lines.
     pub(super) fn datagrams(&self) -> [u64; 3] {
+        let pod_lines = self.pod_lines.values().map(|(_, proxy)| proxy);
         self.proxies
             .values()
+            .chain(pod_lines)
             .map(Proxy::counts)
             .fold([0; 3], |sum, (passed, dropped, rebound)| [sum[0] + passed, sum[1] + dropped, sum[2] + rebound])
     }
-}
-
-fn run_toml(scenario: &Scenario, seed: u64) -> String {
-    let ttl = scenario.lease_ttl_s;
-    if scenario.task == Task::Ledger {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of leases")]
-        let leases =
-            ((scenario.seconds + 120.0) * 1000.0 / scenario.round_ms.max(5) as f64) as u64 * u64::from(scenario.agents);
-        let settings = Settings {
-            coordinates: leases.next_power_of_two().clamp(1 << 12, 1 << 20),
-            checkpoint_every: 20,
-            keep_journal: scenario.keep_journal,
-            lease_ttl_s: ttl,
-            target_versions: None,
-            feedback: false,
-        };
-        return settings.run_toml();
-    }
-    let retention = if scenario.keep_journal { "all" } else { "since_snapshot" };
-    format!(
-        r#"[run]
-name = "digits"
-seed = {seed}
-
-[model]
-kind = "mlp"
-input = [64]
-classes = 10
-hidden = [64]
-input_scale = 0.0625
-
-[train]
-local_steps = 5
-batch_size = 32
-optimizer = {{ kind = "sgd", lr = 0.1 }}
-
-[upload]
-codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }}
-feedback_decay = 1.0
-
-[merge]
-strategy = "recall"
-
-[admit]
-max_staleness = 10000
-max_examples = 1000000
-max_norm_ratio = 10.0
-clip_norm_ratio = 1.0
-rare_norm_ratio = 10.0
-max_influence = 1.5
-
-[downlink]
-track = {{ codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }} }}
-
-[evaluate]
-every_versions = 2
-every_s = 0.25
-
-[target]
-
-[schedule]
-lease_ttl_s = {ttl:?}
-tick_ms = 50
-
-[checkpoint]
-every_versions = 20
-every_s = 0.0
-keep = 2
-retention = "{retention}"
-"#
-    )
 }

@@ -7,7 +7,8 @@
 //!  drive ──► fleet: coordinator and agents as processes, real mTLS
 //!    │         ├── proxy ── link: a bad line for each agent, over UDP
 //!    │         ├── shim: a bad disk, a wrong clock, inside the daemons
-//!    │         └── signals, damaged shards, poisoned agents
+//!    │         ├── signals, damaged shards, poisoned agents
+//!    │         └── helpers of pods, each behind a line that members of its pod use
 //!    ▼
 //!  record ◄── watch: what agents say, in their logs
 //!    │
@@ -20,10 +21,13 @@ pub mod fault;
 mod fleet;
 pub mod judge;
 pub mod link;
+mod must;
+mod pod;
 mod poisoned;
 pub mod proxy;
 pub mod scenario;
 mod scorecard;
+mod settings;
 pub mod shim;
 pub mod soak;
 
@@ -82,11 +86,13 @@ fn measure(options: &Options) -> anyhow::Result<(Scorecard, Record)> {
         length_ms: ms(if must.accuracy.is_some() { scenario.seconds } else { scenario.clean_seconds }),
         until_accuracy: must.accuracy,
         resume_ms: ms(must.resume_s),
+        to_end: scenario.versions.is_some(),
         exits: &must.exits,
     };
     say("without faults, to compare with");
     let mut fleet = Fleet::new(lab, scenario, *seed, false).context("the run without faults")?;
     let clean = drive(&mut fleet, quiet, &mut say).context("the run without faults")?;
+    let undisturbed = must.same_bits.then(|| pod::finished_model(&fleet)).transpose()?;
     drop(fleet);
     say(&format!("with {} faults, seed {seed}", events.len()));
     let mut fleet = Fleet::new(lab, scenario, *seed, needs_shim)?;
@@ -94,6 +100,9 @@ fn measure(options: &Options) -> anyhow::Result<(Scorecard, Record)> {
     let record = drive(&mut fleet, course, &mut say).with_context(|| format!("again: {}", options.command))?;
     let mut audit = judge::audit(&fleet, scenario, &record)?;
     judge::observe(scenario, &record, &clean, &mut audit);
+    if let Some(undisturbed) = undisturbed {
+        audit.compare_bits(&undisturbed, &pod::finished_model(&fleet)?);
+    }
     Ok((Scorecard::new(options, &record, &clean, &audit), record))
 }
 

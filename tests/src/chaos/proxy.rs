@@ -1,4 +1,5 @@
-//! The line between one agent and the coordinator: a relay for UDP that does what [`Conditions`] say.
+//! The line between one agent and the coordinator, or to a helper of pods: a relay for UDP that does what [`Conditions`]
+//! say.
 //!
 //! ```text
 //!  agent ─► listen ─► flow (one for each address of the agent) ─► socket of its own ─► coordinator
@@ -52,7 +53,7 @@ struct Counters {
 struct Shared {
     shape: Mutex<Shape>,
     counters: Counters,
-    coordinator: SocketAddr,
+    target: SocketAddr,
     watch: Stopwatch,
 }
 
@@ -75,7 +76,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// To the coordinator at `port` of the loopback interface, on the runtime of `handle`.
+    /// To the process at `port` of the loopback interface, on the runtime of `handle`.
     ///
     /// # Errors
     /// There is no socket.
@@ -88,7 +89,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             shape: Mutex::new(shape),
             counters: Counters::default(),
-            coordinator: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            target: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             watch: Stopwatch::start(),
         });
         let listener = handle.spawn(listen(socket, Arc::clone(&shared), seed)).abort_handle();
@@ -186,9 +187,9 @@ impl Flow {
     }
 }
 
-async fn onward(coordinator: SocketAddr) -> std::io::Result<UdpSocket> {
+async fn onward(target: SocketAddr) -> std::io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    socket.connect(coordinator).await?;
+    socket.connect(target).await?;
     Ok(socket)
 }
 
@@ -200,7 +201,7 @@ async fn flow(
     seed: u64,
 ) {
     let mut buffer = vec![0; DATAGRAM];
-    let Ok(mut socket) = onward(shared.coordinator).await else { return };
+    let Ok(mut socket) = onward(shared.target).await else { return };
     let mut bound_us = shared.now_us();
     let (up, down) = (Channel::new(seed), Channel::new(!seed));
     let mut flow = Flow { shared: Arc::clone(&shared), up, down, waiting: BinaryHeap::new(), sent: 0 };
@@ -222,7 +223,7 @@ async fn flow(
         let now_us = shared.now_us();
         if shape.rebind_ms > 0
             && now_us.saturating_sub(bound_us) >= shape.rebind_ms * 1000
-            && let Ok(new) = onward(shared.coordinator).await
+            && let Ok(new) = onward(shared.target).await
         {
             (socket, bound_us) = (new, now_us);
             shared.counters.rebound.fetch_add(1, Ordering::Relaxed);

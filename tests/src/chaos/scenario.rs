@@ -1,21 +1,24 @@
 //! Scenarios: nodes, a timeline, random rates, and what must hold, as TOML (docs/faults.md, "Scenario files").
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
+use anabranch_common::spec::PodSpec;
 use anabranch_io::text_file;
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 use super::link::Conditions;
+pub use super::must::Must;
 
 /// The coordinator, as a node of a scenario.
 pub const COORDINATOR: &str = "coordinator";
 /// Every agent, as the node of an event.
 pub const ALL_AGENTS: &str = "agents";
+/// Every helper of pods, as the node of an event.
+pub const ALL_HELPERS: &str = "helpers";
 
 /// What the agents compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,12 @@ pub struct Scenario {
     /// Seconds after which a lease no longer counts.
     #[serde(default = "lease_ttl")]
     pub lease_ttl_s: f64,
+    /// The run ends with this version, and so does the run without faults.
+    #[serde(default)]
+    pub versions: Option<u64>,
+    /// Agents compute their rounds in pods; digits only.
+    #[serde(default)]
+    pub pod: Option<PodTable>,
     /// Whether the whole journal is kept, so that every record of it can be audited.
     #[serde(default = "yes")]
     pub keep_journal: bool,
@@ -68,13 +77,29 @@ pub struct Scenario {
     pub must: Must,
 }
 
+/// `[pod]` of a scenario. Every agent owns a pod, except for the last `alone` ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodTable {
+    /// How many agents without a shard there are, named `helper-0` and so on.
+    pub helpers: u32,
+    /// How many agents join no pods.
+    #[serde(default)]
+    pub alone: u32,
+    /// What the link to every helper from other members of its pod is like all the time, in both directions.
+    #[serde(default)]
+    pub link: Conditions,
+    /// `[pod]` of run.toml.
+    pub run: PodSpec,
+}
+
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Event {
     /// Seconds since the first update.
     pub at_s: f64,
-    /// `coordinator`, `agent-N`, or `agents` for each of them.
+    /// `coordinator`, `agent-N`, `helper-N`, or `agents` or `helpers` for each of them.
     pub node: String,
     /// How long it goes on, in seconds.
     pub for_s: f64,
@@ -94,40 +119,6 @@ pub struct Rate {
     pub nodes: Vec<String>,
     /// Which faults, each as likely.
     pub fault: Vec<Fault>,
-}
-
-/// What must hold beyond the promises.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Must {
-    /// After the last fault every agent has another update accepted within so many seconds (P6).
-    pub resume_s: f64,
-    /// Updates that are merged, at least.
-    pub updates: u64,
-    /// Test accuracy at the end (0..1), at least; digits only.
-    pub accuracy: Option<f64>,
-    /// Agents that no fault names keep this share of their updates a second (P8).
-    pub others_keep: f64,
-    /// Resident memory of the coordinator, at most, in MiB (P5).
-    pub coordinator_mib: u64,
-    /// The coordinator's directory, at most, in MiB (P5).
-    pub disk_mib: u64,
-    /// Exit codes with which a daemon may end by itself while its fault is on; it is started again when the fault is over.
-    pub exits: BTreeSet<i32>,
-}
-
-impl Default for Must {
-    fn default() -> Self {
-        Self {
-            resume_s: 20.0,
-            updates: 1,
-            accuracy: None,
-            others_keep: 0.5,
-            coordinator_mib: 256,
-            disk_mib: 256,
-            exits: BTreeSet::new(),
-        }
-    }
 }
 
 fn three() -> u32 {
@@ -177,11 +168,42 @@ impl Scenario {
         (0..self.agents).map(|number| format!("agent-{number}")).collect()
     }
 
+    /// The names of helpers of pods.
+    #[must_use]
+    pub fn helper_names(&self) -> Vec<String> {
+        let helpers = self.pod.as_ref().map_or(0, |pod| pod.helpers);
+        (0..helpers).map(|number| format!("helper-{number}")).collect()
+    }
+
+    /// The names of agents whose rounds are computed in pods.
+    #[must_use]
+    pub fn owner_names(&self) -> Vec<String> {
+        let owners = self.pod.as_ref().map_or(0, |pod| self.agents.saturating_sub(pod.alone));
+        self.agent_names().into_iter().take(owners as usize).collect()
+    }
+
+    /// Every node: the coordinator first, then agents, then helpers.
+    #[must_use]
+    pub fn node_names(&self) -> Vec<String> {
+        let agents = self.agent_names().into_iter().chain(self.helper_names());
+        std::iter::once(COORDINATOR.to_owned()).chain(agents).collect()
+    }
+
+    /// The nodes that the node of an event stands for.
+    fn nodes_of(&self, node: &str) -> Vec<String> {
+        match node {
+            ALL_AGENTS => self.agent_names(),
+            ALL_HELPERS => self.helper_names(),
+            _ => vec![node.to_owned()],
+        }
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         ensure!((1..=64).contains(&self.agents), "agents must be 1 to 64, not {}", self.agents);
         ensure!(self.seconds > 0.0 && self.seconds.is_finite(), "seconds must be above 0");
         ensure!(self.clean_seconds > 0.0 && self.clean_seconds.is_finite(), "clean_seconds must be above 0");
         self.link.check().context("link")?;
+        self.check_pods().context("pod")?;
         for event in &self.event {
             ensure!(
                 event.at_s >= 0.0 && event.at_s <= self.seconds,
@@ -202,12 +224,27 @@ impl Scenario {
         Ok(())
     }
 
-    fn check_fault(&self, node: &str, fault: &Fault) -> anyhow::Result<()> {
-        let names = self.agent_names();
-        if node != COORDINATOR && node != ALL_AGENTS && !names.iter().any(|name| name == node) {
-            bail!("there is no node {node:?}: it is {COORDINATOR:?}, {ALL_AGENTS:?} or one of {names:?}");
+    fn check_pods(&self) -> anyhow::Result<()> {
+        if let Some(pod) = &self.pod {
+            ensure!(self.task == Task::Digits, "pods need task = \"digits\"");
+            ensure!(pod.helpers <= 64 && pod.alone < self.agents, "at most 64 helpers, and one agent that owns a pod");
+            pod.link.check().context("link")?;
         }
-        if node == COORDINATOR && fault.agents_only() {
+        let comparable = self.owner_names().len() == 1 && self.agents == 1 && self.versions.is_some();
+        ensure!(!self.must.same_bits || comparable, "same_bits needs `versions` and one agent, the owner of a pod");
+        Ok(())
+    }
+
+    fn check_fault(&self, node: &str, fault: &Fault) -> anyhow::Result<()> {
+        let (names, helpers) = (self.agent_names(), self.helper_names());
+        let is_helper = node == ALL_HELPERS || helpers.iter().any(|name| name == node);
+        if node != COORDINATOR && node != ALL_AGENTS && !is_helper && !names.iter().any(|name| name == node) {
+            bail!("there is no node {node:?}: it is {COORDINATOR:?}, {ALL_AGENTS:?} or one of {names:?} {helpers:?}");
+        }
+        if fault.helpers_only() && !is_helper {
+            bail!("`{}` can only happen to a helper of pods", fault.name());
+        }
+        if (node == COORDINATOR || is_helper) && fault.agents_only() {
             bail!("`{}` can only happen to an agent", fault.name());
         }
         if fault.needs_shard() && self.task != Task::Digits {
@@ -221,7 +258,7 @@ impl Scenario {
     pub fn timeline(&self, seed: u64) -> Vec<Event> {
         let mut events: Vec<Event> = Vec::new();
         for event in &self.event {
-            let nodes = if event.node == ALL_AGENTS { self.agent_names() } else { vec![event.node.clone()] };
+            let nodes = self.nodes_of(&event.node);
             events.extend(nodes.into_iter().map(|node| Event { node, ..event.clone() }));
         }
         for (number, rate) in self.random.iter().enumerate() {
@@ -233,11 +270,7 @@ impl Scenario {
     }
 
     fn draw(&self, rate: &Rate, rng: &mut SplitMix64, events: &mut Vec<Event>) {
-        let nodes: Vec<String> = rate
-            .nodes
-            .iter()
-            .flat_map(|node| if node == ALL_AGENTS { self.agent_names() } else { vec![node.clone()] })
-            .collect();
+        let nodes: Vec<String> = rate.nodes.iter().flat_map(|node| self.nodes_of(node)).collect();
         let mut at_s = 0.0;
         loop {
             at_s += -rate.every_s * (1.0 - rng.next_f64()).ln();
@@ -259,6 +292,8 @@ fn pick<'a, T>(items: &'a [T], rng: &mut SplitMix64) -> &'a T {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const SMALL: &str = r#"
@@ -299,6 +334,27 @@ fault = [{ kind = "kill" }, { kind = "hang" }]
         assert!(timeline.is_sorted_by(|one, two| one.at_s <= two.at_s));
         assert_eq!(timeline.iter().filter(|event| event.at_s == 3.0).count(), 3, "one for each agent");
         assert!(timeline.len() > 5 && timeline.iter().all(|event| event.at_s < 20.0 && event.for_s <= 1.0));
+    }
+
+    #[test]
+    fn helpers_are_nodes_and_same_bits_need_one_owner() {
+        let pod = "[pod]\nhelpers = 2\nrun = { kind = \"stages\", stages = 2 }\n";
+        let small =
+            SMALL.replace("ledger", "digits").replace("seconds = 20.0", "seconds = 20.0\nversions = 9\nagents = 1");
+        let text = format!("{small}{pod}[must]\nsame_bits = true\n").replace("\"agents\"]", "\"agents\", \"helpers\"]");
+        let scenario = parse(&text).expect("a scenario");
+        assert_eq!(scenario.node_names(), ["coordinator", "agent-0", "helper-0", "helper-1"]);
+        let hit: BTreeSet<String> = scenario.timeline(2).into_iter().map(|event| event.node).collect();
+        assert!(hit.contains("helper-1"), "{hit:?}");
+        let problem = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}");
+            format!("{:#}", parse(&text.replacen(from, to, 1)).expect_err("not a scenario"))
+        };
+        assert!(problem("versions = 9", "").contains("same_bits needs"));
+        assert!(problem("agents = 1", "agents = 2").contains("same_bits needs"));
+        assert!(problem("task = \"digits\"", "task = \"ledger\"").contains("pods need task"));
+        assert!(problem("{ kind = \"kill\" }", "{ kind = \"pod-link\" }").contains("only happen to a helper"));
+        assert!(problem("helpers = 2\n", "helpers = 2\nalone = 1\n").contains("one agent that owns a pod"));
     }
 
     #[test]

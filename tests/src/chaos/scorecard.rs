@@ -10,6 +10,7 @@ use super::Options;
 use super::drive::{Injected, Record};
 use super::fault::Fault;
 use super::judge::{Audit, Promise};
+use super::pod;
 use super::scenario::{COORDINATOR, Event};
 use crate::picture::{self, Entry, Lane, Mark, MarkKind, Series, Span, SpanKind, Timeline};
 use crate::process::{Seen, What};
@@ -83,6 +84,15 @@ impl Scorecard {
         if let (Some(p50), Some(max)) = (value("recovery_p50_s"), value("recovery_max_s")) {
             fact("served again after a fault", format!("{p50:.2} s (median), {max:.2} s (longest)"));
         }
+        if let (Some(p50), Some(max)) = (value("pod_recovery_p50_s"), value("pod_recovery_s")) {
+            fact("pods, from a restart on", format!("next update after {p50:.2} s (median), {max:.2} s (longest)"));
+        }
+        if let Some(gap) = value("pod_longest_gap_s") {
+            fact("pods without an update", format!("{gap:.2} s (longest)"));
+        }
+        if let Some(same) = value("same_bits_after_kills") {
+            fact("bits of the undisturbed run", if same > 0.0 { "the same" } else { "others" }.to_owned());
+        }
         if let Some(goodput) = value("goodput_kept_percent") {
             fact("goodput kept", format!("{goodput:.0} %"));
         }
@@ -128,12 +138,13 @@ impl Scorecard {
     }
 }
 
-/// For each fault, how long after its end the node (for the coordinator: anybody) had an update accepted.
-fn recoveries(record: &Record) -> Vec<f64> {
+/// For each fault, how long after its end the node (for one that sends no updates: any) had an update accepted.
+fn recoveries(agents: &[String], record: &Record) -> Vec<f64> {
     let after = |injected: &Injected| {
-        let mut accepted = record.accepted().filter(|(at_ms, agent, ..)| {
-            *at_ms >= injected.to_ms && (injected.node == COORDINATOR || injected.node == *agent)
-        });
+        let contributes = agents.contains(&injected.node);
+        let mut accepted = record
+            .accepted()
+            .filter(|(at_ms, agent, ..)| *at_ms >= injected.to_ms && (!contributes || injected.node == *agent));
         accepted.next().map(|(at_ms, ..)| (at_ms - injected.to_ms) as f64 / 1e3)
     };
     let mut times: Vec<f64> = record.injected.iter().filter_map(after).collect();
@@ -148,7 +159,7 @@ fn goodput(record: &Record) -> f64 {
 }
 
 fn figures(report: &mut Report, options: &Options, record: &Record, clean: &Record, audit: &Audit) {
-    let recoveries = recoveries(record);
+    let recoveries = recoveries(&options.scenario.agent_names(), record);
     let (own, quiet) = (goodput(record), goodput(clean));
     let agents = record.peak_bytes.iter().filter(|(node, _)| *node != COORDINATOR).map(|(_, bytes)| *bytes);
     let figures = [
@@ -176,6 +187,16 @@ fn figures(report: &mut Report, options: &Options, record: &Record, clean: &Reco
         report.metric("recovery_p50_s", quantile(&recoveries, 0.5));
         report.metric("recovery_max_s", quantile(&recoveries, 1.0));
     }
+    if let Some(same) = audit.same_bits {
+        report.metric("same_bits_after_kills", if same { 1.0 } else { 0.0 });
+    }
+    if let Some(slowest) = audit.pod_recoveries.last() {
+        report.metric("pod_recovery_p50_s", quantile(&audit.pod_recoveries, 0.5));
+        report.metric("pod_recovery_s", *slowest);
+    }
+    if let Some(longest) = pod::longest_gap_s(&options.scenario, record) {
+        report.metric("pod_longest_gap_s", longest);
+    }
     if let Some(served_ms) = record.served_ms {
         report.metric("all_served_again_s", (served_ms - record.healed_ms) as f64 / 1e3);
     }
@@ -194,8 +215,8 @@ fn figures(report: &mut Report, options: &Options, record: &Record, clean: &Reco
 }
 
 fn draw(card: &Scorecard, options: &Options, record: &Record) -> Timeline {
-    let names = std::iter::once(COORDINATOR.to_owned()).chain(options.scenario.agent_names());
-    let mut lanes: Vec<Lane> = names.map(|name| Lane { name, ..Lane::default() }).collect();
+    let mut lanes: Vec<Lane> =
+        options.scenario.node_names().into_iter().map(|name| Lane { name, ..Lane::default() }).collect();
     let mut log: Vec<Entry> = Vec::new();
     for fault in &record.injected {
         let words = fault.fault.words();
