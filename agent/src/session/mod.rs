@@ -206,7 +206,7 @@ impl Session {
                 self.evaluator.evaluated(Evaluation { agent, version, accuracy, loss, num_examples });
             }
             Event::EvaluationFailed { version, problem } => self.evaluation_failed(version, &problem, out),
-            Event::Banked(entry) => self.banked(now_ms, entry),
+            Event::Banked(entry) => self.banked(now_ms, entry, out),
             Event::Discarded { lease, problem } => self.discarded(now_ms, lease, problem, out),
             Event::Settled { key } => self.outbox.settled(key),
             Event::CertificateStored { renew_at_ms } => self.connection.renewed(renew_at_ms),

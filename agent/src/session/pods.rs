@@ -63,7 +63,6 @@ impl Session {
         match self.rounds.pod_came(round) {
             PodCame::Taken | PodCame::Late => {}
             PodCame::Stop => out.push(Command::StopTraining),
-            PodCame::Done => self.pod_ended(mark, None, out),
             PodCame::Unknown if is_delivered => self.pod_ended(mark, None, out),
             PodCame::Unknown => return Err(self.own_problem("the owner has no round under this lease")),
         }

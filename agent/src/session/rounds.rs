@@ -84,6 +84,8 @@ struct Grant {
 struct Banking {
     lease: LeaseId,
     ended_ms: u64,
+    /// The attempt of the pod that computed it, until its end is told: what is not durable is still at work.
+    pod: Option<PodMark>,
 }
 
 /// What a request for a lease depends on beside the rounds themselves.
@@ -386,12 +388,12 @@ impl Rounds {
         branch: Option<BranchId>,
         outcome: &Outcome,
     ) -> Option<(Lease, Option<StartedFrom>)> {
-        let Training { lease, started_from, .. } = self.take_current(outcome.lease)?;
+        let Training { lease, started_from, pod, stopping, .. } = self.take_current(outcome.lease)?;
         if Some(lease.branch) != branch {
             return None;
         }
         self.tempo.trained(outcome.local_steps, outcome.compute_ms);
-        self.banking.push(Banking { lease: lease.id, ended_ms: now_ms });
+        self.banking.push(Banking { lease: lease.id, ended_ms: now_ms, pod: pod.and_then(|pod| pod.at_work(stopping)) });
         if let Some(next) = self.next.as_mut().filter(|next| next.asked_during == Some(lease.id)) {
             next.lacks = Some(Arc::clone(&outcome.delta));
         }
@@ -413,7 +415,7 @@ impl Rounds {
 
     /// A round gave nothing to send, in the trainer or in the store: the next one rests first.
     pub(super) fn discarded(&mut self, now_ms: u64, id: LeaseId) {
-        if self.banked(id).is_none() {
+        if self.take_banking(id).is_none() {
             self.take_current(id);
         }
         self.rest(now_ms);
@@ -426,8 +428,12 @@ impl Rounds {
 
     /// Marks the delta of a lease as stored. Returns when its round ended, if it was pending.
     pub(super) fn banked(&mut self, lease: LeaseId) -> Option<u64> {
+        Some(self.take_banking(lease)?.ended_ms)
+    }
+
+    fn take_banking(&mut self, lease: LeaseId) -> Option<Banking> {
         let at = self.banking.iter().position(|banking| banking.lease == lease)?;
-        Some(self.banking.remove(at).ended_ms)
+        Some(self.banking.remove(at))
     }
 
     /// The coordinator has no lease at present.

@@ -204,7 +204,10 @@ impl Session {
     pub(super) fn trained(&mut self, now_ms: u64, outcome: Outcome, out: &mut Vec<Command>) {
         let mark = self.rounds.mark_of(outcome.lease);
         let trained = self.rounds.trained(now_ms, self.membership.branch(), &outcome);
-        self.pods_ended(mark, out);
+        // The end of what is stored is told when it is durable: a process that dies before computes it again.
+        if self.rounds.mark_of(outcome.lease).is_none() {
+            self.pods_ended(mark, out);
+        }
         let Some((lease, started_from)) = trained else { return };
         let (epoch, seq) = self.membership.number();
         let upload = &self.membership.terms().expect("a lease comes only after a welcome").spec.upload;
@@ -219,8 +222,10 @@ impl Session {
         }
     }
 
-    pub(super) fn banked(&mut self, now_ms: u64, entry: OutboxEntry) {
+    pub(super) fn banked(&mut self, now_ms: u64, entry: OutboxEntry, out: &mut Vec<Command>) {
         let key = entry.meta.key;
+        let mark = self.rounds.mark_of(entry.meta.lease);
+        self.pods_ended(mark, out);
         let ended_ms = self.rounds.banked(entry.meta.lease);
         self.outbox.push(entry);
         if self.connection.is_up() {

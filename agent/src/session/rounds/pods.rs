@@ -86,6 +86,11 @@ impl InPod {
         Self { newest: round.mark, round, base, then: Then::GiveBack }
     }
 
+    /// Returns the attempt that counts, unless the round is `stopping` for good.
+    pub(super) fn at_work(&self, stopping: bool) -> Option<PodMark> {
+        (!stopping || matches!(self.then, Then::Again(_))).then_some(self.newest)
+    }
+
     pub(super) fn stop_for_good(&mut self) {
         if self.then != Then::Forget {
             self.then = Then::GiveBack;
@@ -102,8 +107,6 @@ pub(in crate::session) enum PodCame {
     Stop,
     /// A later one is known, or this one is.
     Late,
-    /// The round is computed already, by an attempt before.
-    Done,
     /// This agent has no such round to compute.
     Unknown,
 }
@@ -147,23 +150,28 @@ impl Rounds {
         self.next.as_ref()?.pod_until_ms()
     }
 
-    /// Returns the attempt of the round under this lease that is being computed: the latest one that is known.
+    /// Returns the attempt of the round under this lease that is being computed or stored: the latest one that is known.
     pub(in crate::session) fn mark_of(&self, lease: LeaseId) -> Option<PodMark> {
+        if let Some(banking) = self.banking.iter().find(|banking| banking.lease == lease) {
+            return banking.pod;
+        }
         let training = self.current.as_ref().filter(|training| training.lease.id == lease)?;
         training.pod.as_ref().map(|pod| pod.newest)
     }
 
-    /// Returns the attempt that is being computed, or that begins without any other message of the coordinator.
+    /// Returns the attempt that is being computed or stored, or that begins without any other message of the coordinator.
     pub(in crate::session) fn at_work(&self) -> Option<PodMark> {
         if let Some(Training { pod: Some(pod), stopping, .. }) = &self.current {
-            return (!stopping || matches!(pod.then, Then::Again(_))).then_some(pod.newest);
+            return pod.at_work(*stopping);
         }
-        self.next.as_ref().filter(|next| next.is_complete())?.grant()?.company.mark()
+        let storing = self.banking.iter().find_map(|banking| banking.pod);
+        storing.or_else(|| self.next.as_ref().filter(|next| next.is_complete())?.grant()?.company.mark())
     }
 
-    /// Whether a round is being computed, or the lease of one has come.
+    /// Whether a round is being computed, or stored after a pod has computed it, or the lease of one has come.
     pub(in crate::session) fn have_work(&self) -> bool {
-        self.current.is_some() || self.next.as_ref().is_some_and(|next| next.grant().is_some())
+        let stores = self.banking.iter().any(|banking| banking.pod.is_some());
+        stores || self.current.is_some() || self.next.as_ref().is_some_and(|next| next.grant().is_some())
     }
 
     /// Forgets the next round if a pod is to compute it and its base or its pod is missing.
@@ -198,8 +206,10 @@ impl Rounds {
             grant.company = Company::Pod(round);
             return PodCame::Taken;
         }
-        if self.banking.iter().any(|banking| banking.lease == mark.lease) {
-            return PodCame::Done;
+        // It is told once the update is durable that this one is over too.
+        if let Some(banking) = self.banking.iter_mut().find(|banking| banking.lease == mark.lease) {
+            banking.pod = banking.pod.max(Some(mark));
+            return PodCame::Late;
         }
         let Some(Training { pod: Some(pod), stopping, .. }) = self.current_of(mark.lease) else {
             return PodCame::Unknown;
@@ -220,6 +230,10 @@ impl Rounds {
         if self.next.take_if(|next| next.grant().is_some_and(counts)).is_some() {
             return Over::Forgotten;
         }
+        // Whoever says that it is over is answered now, and not again once the update is durable.
+        self.banking.iter_mut().filter(|banking| banking.lease == mark.lease).for_each(|banking| {
+            banking.pod.take_if(|pod| *pod <= mark);
+        });
         let Some(Training { pod: Some(pod), stopping, .. }) = self.current_of(mark.lease) else {
             return Over::Unknown;
         };

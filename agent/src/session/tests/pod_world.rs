@@ -19,11 +19,15 @@ struct World {
     request: bool,
     /// The agent's lease, and the latest attempt at its round.
     lease: Option<(u64, u32)>,
+    /// Every lease that it has had.
+    own: Vec<LeaseId>,
     next_lease: u64,
     /// What the device computes: an own round, or another agent's.
     device: Option<PodRound>,
     /// Whether the device was told to stop.
     stopping: bool,
+    /// The update that becomes durable next.
+    storing: Option<OutboxEntry>,
     /// Attempts that were computed to their end.
     computed: u32,
 }
@@ -48,9 +52,11 @@ impl World {
             told_over: false,
             request,
             lease: None,
+            own: Vec::new(),
             next_lease: 2,
             device: None,
             stopping: false,
+            storing: None,
             computed: 0,
         }
     }
@@ -74,7 +80,10 @@ impl World {
                 assert!(self.device.is_some() && !self.stopping, "there is nothing to stop");
                 self.stopping = true;
             }
-            Command::Bank(bank) => return Some(Event::Banked(entry(bank.seq.0, &bank.lease))),
+            Command::Bank(bank) => {
+                let update = entry(bank.seq.0, &bank.lease);
+                assert!(self.storing.replace(update).is_none(), "one update is stored at a time");
+            }
             Command::Settle { key, .. } => return Some(Event::Settled { key }),
             Command::Send(message) => return self.heard(message),
             Command::Connect { .. } => {}
@@ -101,6 +110,8 @@ impl World {
                 self.lease.take_if(|(lease, _)| LeaseId(*lease) == id);
             }
             AgentMessage::PodEnded { mark, .. } => {
+                let is_stored = self.storing.as_ref().is_none_or(|update| update.meta.lease != mark.lease);
+                assert!(is_stored || self.told_over, "the update of {mark:?} is not durable");
                 if self.at_work.take_if(|at_work| *at_work == mark).is_some() {
                     self.told_over = false;
                 }
@@ -121,6 +132,7 @@ impl World {
         let round = match (own, self.lease) {
             (true, None) if self.request && self.at_work.is_none() => {
                 self.lease = Some((self.next_lease, 0));
+                self.own.push(LeaseId(self.next_lease));
                 self.next_lease += 1;
                 return self.forms(own);
             }
@@ -143,7 +155,8 @@ impl World {
 
     /// Another attempt at the round that this agent helps with.
     fn forms_again(&mut self) {
-        let Some(PodMark { lease, attempt: number }) = self.at_work.filter(|_| self.lease.is_none()) else { return };
+        let others = self.at_work.filter(|mark| !self.own.contains(&mark.lease));
+        let Some(PodMark { lease, attempt: number }) = others else { return };
         let round = attempt(OTHER, AGENT, PodMark { lease, attempt: number + 1 });
         (self.at_work, self.told_over) = (Some(round.mark), false);
         self.happens(say(CoordinatorMessage::Pod(round)));
@@ -171,6 +184,12 @@ impl World {
         });
     }
 
+    fn stored(&mut self) {
+        if let Some(update) = self.storing.take() {
+            self.happens(Event::Banked(update));
+        }
+    }
+
     fn disconnects(&mut self) {
         if std::mem::take(&mut self.is_connected) {
             (self.request, self.told_over) = (false, false);
@@ -191,7 +210,7 @@ impl World {
     }
 
     fn step(&mut self, step: u8) {
-        match step % 16 {
+        match step % 18 {
             0..=2 if self.is_connected => self.forms(true),
             3 | 4 if self.is_connected => self.forms(false),
             5 if self.is_connected => self.forms_again(),
@@ -204,6 +223,7 @@ impl World {
                 self.now_ms += 900;
                 self.happens(Event::Tick);
             }
+            16 | 17 => self.stored(),
             14 => self.happens(Event::Hold { reason: Some("battery".into()) }),
             _ => self.happens(Event::Hold { reason: None }),
         }
@@ -239,6 +259,7 @@ proptest! {
         world.happens(Event::Hold { reason: None });
         world.computed(false);
         world.computed(false);
+        world.stored();
         world.now_ms += 2 * limits::AGENT_RETRY_MS;
         world.happens(Event::Tick);
         world.check();
@@ -247,6 +268,7 @@ proptest! {
         world.now_ms += limits::AGENT_RETRY_MS;
         world.happens(Event::Tick);
         world.computed(false);
+        world.stored();
         world.check();
         prop_assert!(world.computed > before, "nothing is computed");
         prop_assert_eq!(world.session.pod_offer().and_then(|offer| offer.at_work), None);

@@ -169,9 +169,9 @@ fn a_round_begins_when_its_base_and_its_pod_have_come_in_either_order() {
     assert!(matches!(session.activity(), Activity::Training(training) if training.pod.is_some()));
     session.handle(1_000, Event::Progress { lease: LeaseId(1), steps: 1, examples_per_s: 8.0 });
     assert_eq!(session.handle(4_900, Event::Tick), [], "the next lease is not requested before the round has ended");
-    assert_eq!(session.handle(5_000, trained(&lease(1, 0))), [ended(mark(1, 1)), bank(&lease(1, 0), 0)]);
+    assert_eq!(session.handle(5_000, trained(&lease(1, 0))), [bank(&lease(1, 0), 0)], "it is not durable");
     let update = entry(0, &lease(1, 0));
-    assert_eq!(session.handle(5_010, Event::Banked(update.clone())), [super::offer(&update)]);
+    assert_eq!(session.handle(5_010, Event::Banked(update.clone())), [ended(mark(1, 1)), super::offer(&update)]);
     assert!(!session.handle(5_020, decide(0, accepted())).contains(&ask()), "its base would depend on speed");
     assert_eq!(session.handle(5_030, Event::Settled { key: key(0) }), [ask()]);
 }
@@ -192,9 +192,10 @@ fn a_later_attempt_begins_again_from_the_same_base() {
 
     let mut faster = computing();
     faster.handle(1, pod(own(1, 2)));
-    assert_eq!(faster.handle(2, trained(&lease(1, 0))), [ended(mark(1, 2)), bank(&lease(1, 0), 0)]);
-    assert_eq!(faster.handle(3, pod(own(1, 3))), [ended(mark(1, 3))], "the round is computed");
-    faster.handle(4, Event::Banked(entry(0, &lease(1, 0))));
+    assert_eq!(faster.handle(2, trained(&lease(1, 0))), [bank(&lease(1, 0), 0)]);
+    assert_eq!(faster.handle(3, pod(own(1, 3))), [], "the round is computed, and its update not durable");
+    let update = entry(0, &lease(1, 0));
+    assert_eq!(faster.handle(4, Event::Banked(update.clone())), [ended(mark(1, 3)), super::offer(&update)]);
     assert_eq!(faster.handle(5, pod(own(1, 4))), [ended(mark(1, 4))]);
 }
 
@@ -256,7 +257,10 @@ fn an_attempt_that_is_over_takes_the_lease_with_it() {
 fn a_round_that_is_computed_goes_on_without_a_connection_and_one_that_waits_is_requested_again() {
     let mut running = computing();
     assert_eq!(reconnected(&mut running, 1), (Some(mark(1, 1)), vec![]));
-    assert_eq!(running.handle(2, trained(&lease(1, 0))), [ended(mark(1, 1)), bank(&lease(1, 0), 0)]);
+    assert_eq!(running.handle(2, trained(&lease(1, 0))), [bank(&lease(1, 0), 0)]);
+    assert_eq!(reconnected(&mut running, 3), (Some(mark(1, 1)), vec![]), "its update is not durable");
+    let update = entry(0, &lease(1, 0));
+    assert_eq!(running.handle(4, Event::Banked(update.clone())), [ended(mark(1, 1)), super::offer(&update)]);
 
     let mut without_pod = waiting();
     assert_eq!(reconnected(&mut without_pod, 1), (None, vec![ask()]));
@@ -270,7 +274,8 @@ fn a_round_that_is_computed_goes_on_without_a_connection_and_one_that_waits_is_r
 
     let mut ending = computing();
     reconnect(&ending.handle(1, lost()));
-    assert_eq!(ending.handle(2, trained(&lease(1, 0))), [bank(&lease(1, 0), 0)], "there is nobody to tell");
+    assert_eq!(ending.handle(2, trained(&lease(1, 0))), [bank(&lease(1, 0), 0)]);
+    assert_eq!(ending.handle(2, Event::Banked(entry(0, &lease(1, 0)))), [], "there is nobody to tell");
     assert_eq!(back(&mut ending, 3).0, None);
 
     let mut failing = computing();
@@ -410,11 +415,27 @@ fn a_request_stands_while_an_owner_helps_another_one() {
 fn no_lease_is_requested_while_an_own_update_and_anothers_round_are_under_way() {
     let mut session = computing();
     session.handle(10, trained(&lease(1, 0)));
-    assert_eq!(session.handle(11, pod(others(7, 1))), [serve(others(7, 1))], "the device is free");
+    assert!(refusal(&session.handle(11, pod(others(7, 1))), mark(7, 1)).contains("a round of its own"));
     session.handle(12, Event::Banked(entry(0, &lease(1, 0))));
+    assert_eq!(session.handle(12, pod(others(7, 2))), [serve(others(7, 2))], "the device is free");
     session.handle(13, decide(0, accepted()));
     assert_eq!(session.handle(14, Event::Settled { key: key(0) }), []);
-    assert_eq!(session.handle(20, served(mark(7, 1))), [ended(mark(7, 1)), ask()]);
+    assert_eq!(session.handle(20, served(mark(7, 2))), [ended(mark(7, 2)), ask()]);
+}
+
+/// The update may not become durable, or count for nothing by then.
+#[test]
+fn the_end_of_a_round_that_is_stored_is_told_once() {
+    let mut lost = computing();
+    lost.handle(1, trained(&lease(1, 0)));
+    let discarded = Event::Discarded { lease: LeaseId(1), problem: "the disk is full".into() };
+    assert_eq!(lost.handle(2, discarded), [give_back(1), ended(mark(1, 1))]);
+
+    let mut late = computing();
+    late.handle(1, trained(&lease(1, 0)));
+    assert_eq!(late.handle(2, over(mark(1, 1))), [ended(mark(1, 1))]);
+    let update = entry(0, &lease(1, 0));
+    assert_eq!(late.handle(3, Event::Banked(update.clone())), [super::offer(&update)]);
 }
 
 #[test]
