@@ -50,7 +50,8 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
         ("bytes down", traffic(report.downlink_bytes, report.raw_f32_downlink_bytes)),
     ];
     if report.evaluation_downlink_bytes > 0 {
-        lines.push(("bytes eval", format!("{} down, to be evaluated", output::bytes(report.evaluation_downlink_bytes))));
+        lines
+            .push(("bytes eval", format!("{} down, to be evaluated", output::bytes(report.evaluation_downlink_bytes))));
     }
     if let Some(problem) = &report.target_problem {
         lines.push(("target", problem.clone()));
