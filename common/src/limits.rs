@@ -92,8 +92,11 @@ pub const POD_HANDSHAKES: usize = 64;
 pub const POD_WAITING: usize = POD_MEMBERS;
 /// Leases whose latest attempt is remembered: a late connection for an attempt that is over is told so.
 pub const POD_LEASES_REMEMBERED: usize = 64;
-/// Attempts at the round of one lease that an agent may say it is at work on. They are made at most every `POD_RETRY_MS`.
-pub const POD_ATTEMPTS: u32 = 1 << 20;
+/// The largest number of an attempt at the round of one lease, which counts milliseconds since the lease was granted after a
+/// restart of the coordinator: 49 days.
+pub const POD_ATTEMPTS: u32 = u32::MAX - 1;
+/// How often a lease whose time is over is looked at while a pod computes its round.
+pub const POD_LEASE_LOOK_MS: u64 = 1_000;
 /// How long a member of a pod may be without a connection to the coordinator, in milliseconds, before its attempt is begun anew.
 pub const POD_ABSENCE_MS: u64 = 3_000;
 /// How long a member is left out of pods after attempts that failed over it, in milliseconds: first, and at most.

@@ -197,7 +197,8 @@ fn a_round_that_runs_is_stopped_and_one_that_waits_is_taken_back() {
 fn a_part_of_anothers_round_that_waits_is_taken_back() {
     let mark = PodMark { lease: LeaseId(7), attempt: 1 };
     let plan = lease(7, 0).plan;
-    let round = PodRound { mark, owner: AgentId([9; 16]), parts: Vec::new(), peers: Vec::new(), plan };
+    let round =
+        PodRound { mark, owner: AgentId([9; 16]), parts: Vec::new(), peers: Vec::new(), plan, spec: Digest([0; 32]) };
     let mut node = welcomed(Kept::default(), Arc::default());
     node.maths.push(MathsJob::Serve { round: Box::new(round), spec: Box::new(spec()) });
     let mut out = Vec::new();

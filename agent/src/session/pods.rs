@@ -51,6 +51,10 @@ impl Session {
         if !self.trains_in_pods() {
             return Err(self.own_problem("this agent joins no pods of this run"));
         }
+        let told = self.membership.terms().and_then(|terms| terms.spec.digest().ok());
+        if told != Some(round.spec) {
+            return Err(self.own_problem("this agent was told of another configuration of the run"));
+        }
         if !self.life.is_running() {
             return Err(self.own_problem("this agent is stopping"));
         }

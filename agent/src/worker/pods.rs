@@ -109,7 +109,7 @@ pub enum PodEndedBy {
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::ids::{AgentId, LeaseId};
+    use anabranch_common::ids::{AgentId, Digest, LeaseId};
     use anabranch_common::pod::{PodMark, PodPart};
     use parking_lot::Mutex;
     use tokio::sync::mpsc;
@@ -158,7 +158,7 @@ mod tests {
     fn round(owner: AgentId) -> Box<PodRound> {
         let mark = PodMark { lease: LeaseId(1), attempt: 2 };
         let parts = vec![PodPart { end: 1, agent: owner }];
-        Box::new(PodRound { mark, owner, parts, peers: Vec::new(), plan: lease(1, 0).plan })
+        Box::new(PodRound { mark, owner, parts, peers: Vec::new(), plan: lease(1, 0).plan, spec: Digest([0; 32]) })
     }
 
     fn train() -> MathsJob {

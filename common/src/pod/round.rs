@@ -8,7 +8,7 @@
 //! from its base with whoever is there. Attempts of a lease only ever get larger, and a member that is told of a larger one
 //! gives the smaller one up.
 
-use crate::ids::{AgentId, LeaseId};
+use crate::ids::{AgentId, Digest, LeaseId};
 use crate::journal::Plan;
 use crate::limits;
 
@@ -47,6 +47,8 @@ pub struct PodRound {
     pub peers: Vec<PodPeer>,
     /// The lease's plan.
     pub plan: Plan,
+    /// Digest of the configuration that every member computes by: [`AgentSpec::digest`](crate::spec::AgentSpec::digest).
+    pub spec: Digest,
 }
 
 /// Consecutive layers of the model, and who computes them.
@@ -80,13 +82,11 @@ impl PodOffer {
     /// Returns what is wrong with an offer: no agent of this software makes such a one.
     #[must_use]
     pub fn problem(&self) -> Option<&'static str> {
-        let is_attempt = |mark: PodMark| (1..=limits::POD_ATTEMPTS).contains(&mark.attempt);
         let problems = [
             (self.address.is_empty(), "without an address"),
             (self.address.len() > limits::POD_ADDRESS_BYTES, "whose address is too long"),
             (self.address.chars().any(char::is_control), "whose address holds control characters"),
             (self.flops_per_s == 0, "of a machine that does not compute"),
-            (!self.at_work.is_none_or(is_attempt), "of an agent that is at work on an attempt that was never begun"),
         ];
         problems.into_iter().find_map(|(is_wrong, what)| is_wrong.then_some(what))
     }

@@ -46,7 +46,7 @@ layout! {
 
     struct PodMark { lease, attempt }
     struct PodOffer { address, memory_bytes, flops_per_s, at_work }
-    struct PodRound { mark, owner, parts, peers, plan }
+    struct PodRound { mark, owner, parts, peers, plan, spec }
     struct PodPart { end, agent }
     struct PodPeer { agent, address }
     struct PodProblem { member, reason }

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Layout, Reader, SchemaError, Writer};
+use crate::ids::Digest;
 use crate::limits;
 use crate::merge::MergeSpec;
 use crate::spec::{
@@ -105,6 +106,14 @@ impl AgentSpec {
     pub fn to_toml(&self) -> Result<String, RunTextError> {
         let Self { name, seed, model, train, upload, in_turn, pod } = self.clone();
         to_text(&AgentTables { in_turn, run: RunTable { name, seed }, model, train, upload, pod })
+    }
+
+    /// Returns the digest of the canonical text: the same for everybody who was told the same.
+    ///
+    /// # Errors
+    /// As [`RunSpec::to_toml`].
+    pub fn digest(&self) -> Result<Digest, RunTextError> {
+        self.to_toml().map(|text| Digest::of(text.as_bytes()))
     }
 
     /// Reads the canonical text.

@@ -293,6 +293,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
             parts: vec![PodPart { end: 3, agent: AGENT }, PodPart { end: 5, agent: AgentId([9; 16]) }],
             peers: vec![PodPeer { agent: AgentId([9; 16]), address: "10.0.0.9:4434".into() }],
             plan: lease().plan,
+            spec: DIGEST,
         })),
         CoordinatorMessage::PodOver { mark: PodMark { lease: lease().id, attempt: 1 } },
     ]);

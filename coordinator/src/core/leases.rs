@@ -2,6 +2,7 @@
 
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Lease, LeaseEnd, RecordBody};
+use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::message::{CoordinatorMessage, RunPhase};
 use std::collections::BTreeSet;
@@ -36,6 +37,12 @@ impl Leases {
     /// Notes that a lease was granted.
     fn granted(&mut self, lease: &Lease) {
         self.no_expiry_before_ms = self.no_expiry_before_ms.min(lease.expires_at_ms);
+    }
+
+    /// Some leases are outstanding though their time is over.
+    fn look_again(&mut self, unix_ms: u64) {
+        let next_ms = unix_ms.saturating_add(limits::POD_LEASE_LOOK_MS);
+        self.no_expiry_before_ms = self.no_expiry_before_ms.min(next_ms);
     }
 
     /// Returns the outstanding leases whose time is over.
@@ -107,10 +114,16 @@ impl Core {
         }
     }
 
+    /// Ends the leases whose time is over, but for those whose rounds are computed by pods: their links tell the dead from the
+    /// slow.
     pub(super) fn expire_leases(&mut self) {
         let Some(state) = &self.state else { return };
         for lease in self.leases.expired(state, self.now.unix_ms) {
-            self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired });
+            if self.is_under_way(lease) {
+                self.leases.look_again(self.now.unix_ms);
+            } else {
+                self.append(RecordBody::LeaseEnded { lease, why: LeaseEnd::Expired });
+            }
         }
     }
 

@@ -181,6 +181,7 @@ impl Core {
         core.close_if_due();
         if changed {
             core.append(RecordBody::ConfigChanged { spec: Box::new(spec) });
+            core.pods.configuration_changed();
         }
         let commands = core.gate.take();
         Ok((core, commands))

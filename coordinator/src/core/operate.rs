@@ -36,7 +36,7 @@ impl Core {
             self.reject(peer, Rejection::Revoked);
             self.disconnected(peer);
         }
-        self.pods.withdrawn(agent);
+        self.pods.revoked(agent, self.now.mono_ms);
         if let Some(request) = request {
             self.gated(Command::Revoked { request });
         }
@@ -47,7 +47,7 @@ impl Core {
             RunPhase::Running => {
                 self.append(RecordBody::Paused);
                 self.tell_everyone(RunPhase::Paused);
-                OperatorResponse::Done("paused; work under way is still merged, `resume` gives leases again".into())
+                OperatorResponse::Done("paused; updates under way are still merged (rounds of pods begin anew), `resume` gives leases again".into())
             }
             RunPhase::Paused => OperatorResponse::Done("was paused already".into()),
             RunPhase::Pending => {

@@ -185,6 +185,7 @@ impl Core {
             state: self.phase(),
         };
         self.send(peer, CoordinatorMessage::Welcome(Box::new(welcome)));
+        self.pod_welcomed(peer, &hello);
     }
 
     /// Two processes must not share an identity: the newer connection stays. The same process may have moved to another

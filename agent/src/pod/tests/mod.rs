@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::{AgentId, LeaseId, RunId};
+use anabranch_common::ids::{AgentId, Digest, LeaseId, RunId};
 use anabranch_common::journal::Plan;
 use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodRound};
@@ -134,6 +134,7 @@ impl World {
             parts: (1..).zip(parts).map(part).collect(),
             peers: self.members.iter().map(peer).collect(),
             plan: plan(),
+            spec: Digest([0; 32]),
         }
     }
 

@@ -185,7 +185,9 @@ trait DrawMessages: Draw {
                 let address = self.of(&[address.clone(), address, String::new(), "x".repeat(1 << 12)]);
                 let peers = vec![PodPeer { agent: other, address }; self.of(&[0, 1, 1, 100])];
                 let plan = self.lease().plan;
-                CoordinatorMessage::Pod(Box::new(PodRound { mark: self.mark(), owner, parts, peers, plan }))
+                let told = AgentSpec { pod: Some(pods::pod_spec()), ..spec() }.digest().expect("short");
+                let spec = self.of(&[told, told, told, Digest::default()]);
+                CoordinatorMessage::Pod(Box::new(PodRound { mark: self.mark(), owner, parts, peers, plan, spec }))
             }
             _ => CoordinatorMessage::PodOver { mark: self.mark() },
         }

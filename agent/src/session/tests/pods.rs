@@ -1,7 +1,7 @@
 //! Pods: the rounds of an owner, and what a helper computes for others.
 
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
-use anabranch_common::spec::PodSpec;
+use anabranch_common::spec::{AgentSpec, PodSpec};
 
 use super::forms::fetch_model;
 use super::*;
@@ -40,7 +40,8 @@ pub(super) fn mark(lease: u64, attempt: u32) -> PodMark {
 pub(super) fn attempt(owner: AgentId, helper: AgentId, mark: PodMark) -> Box<PodRound> {
     let parts = [(1, owner), (3, helper), (4, owner)].map(|(end, agent)| PodPart { end, agent }).to_vec();
     let peers = vec![PodPeer { agent: helper, address: "10.0.0.9:4440".into() }];
-    Box::new(PodRound { mark, owner, parts, peers, plan: lease(mark.lease.0, 0).plan })
+    let told = AgentSpec { pod: Some(pod_spec()), ..spec() }.digest().expect("short");
+    Box::new(PodRound { mark, owner, parts, peers, plan: lease(mark.lease.0, 0).plan, spec: told })
 }
 
 /// This agent's own round, and its pod.
@@ -532,6 +533,7 @@ fn a_pod_that_makes_no_sense_is_refused_with_the_reason() {
         (with(&|round| round.peers[0].address = "x".repeat(limits::POD_ADDRESS_BYTES + 1)), "too long"),
         (with(&|round| round.peers = vec![round.peers[0].clone(); limits::POD_MEMBERS + 1]), "too many"),
         (with(&|round| round.mark.attempt = 0), "counted from 1"),
+        (with(&|round| round.spec = digest(1)), "another configuration"),
     ];
     let mut session = ready(joins(0, 0));
     for (round, says) in cases {

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::num::NonZeroU64;
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::pod::cut::{self, CutError, Load, Row};
 use anabranch_common::pod::{PodPart, memory};
@@ -19,6 +19,8 @@ pub(super) struct Plan {
     load: Load,
     /// What an owner holds of the model whichever parts it computes.
     owner_bytes: u64,
+    /// What agents are told of the configuration.
+    spec_digest: Digest,
 }
 
 /// Why no pod can be formed.
@@ -48,11 +50,25 @@ pub(super) enum NoPod {
     Cut(#[from] CutError),
 }
 
+impl NoPod {
+    /// Returns what kind of reason it is: one line in the log for each.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::AtWork => "at work",
+            Self::TooFew { .. } => "too few",
+            Self::Owner { .. } => "owner",
+            Self::Cut(_) => "cut",
+        }
+    }
+}
+
 /// A pod as it could be formed now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::core) struct Formed {
     pub(super) parts: Vec<PodPart>,
     pub(super) helpers: Vec<AgentId>,
+    /// Digest of the configuration that its members compute by.
+    pub(super) spec: Digest,
 }
 
 /// An agent that could help.
@@ -65,7 +81,9 @@ impl Plan {
         let layers = run.model.layers().ok().flatten()?;
         let load = Load::of(&spec, &run.train);
         let owner_bytes = memory::owner_bytes(layers.manifest.params() as u64);
-        Some(Self { spec, table: cut::table(&layers), load, owner_bytes })
+        // A text that is too long is refused where the configuration is read.
+        let spec_digest = run.for_agents().digest().ok()?;
+        Some(Self { spec, table: cut::table(&layers), load, owner_bytes, spec_digest })
     }
 
     /// Helpers that a pod takes.
@@ -83,7 +101,9 @@ impl Plan {
         }
         let chosen = |rank: fn(&Member) -> u64| {
             let mut helpers = helpers.to_vec();
-            helpers.sort_by_key(|(agent, member)| (member.rests(now_ms), member.trains, Reverse(rank(member)), *agent));
+            helpers.sort_by_key(|(agent, member)| {
+                (member.reputation(now_ms), member.trains, Reverse(rank(member)), *agent)
+            });
             helpers.truncate(takes);
             helpers
         };
@@ -119,7 +139,7 @@ impl Plan {
         let agents = [owner].into_iter().chain(helpers.iter().copied()).chain([owner]);
         let end = |end: usize| u32::try_from(end).expect("a model has at most limits::MANIFEST_TENSORS layers");
         let parts = stages.iter().zip(agents).map(|(stage, agent)| PodPart { end: end(stage.layers.end), agent });
-        Ok(Formed { parts: parts.collect(), helpers })
+        Ok(Formed { parts: parts.collect(), helpers, spec: self.spec_digest })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use anabranch_common::ids::LeaseId;
+use anabranch_common::ids::{Incarnation, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodOffer};
 
@@ -24,16 +24,28 @@ pub(super) struct Member {
     pub(super) is_own: bool,
     /// Whether it was told that this attempt is over.
     pub(super) told_over: bool,
+    /// Which of its processes has connected last.
+    pub(super) incarnation: Incarnation,
     /// Attempts in a row that failed over it.
     failures: u32,
+    /// Whether another member said so at the last one.
+    accused: bool,
     rests_until_ms: u64,
 }
 
 impl Member {
     /// Returns an agent that has connected. `is_own`: whether it is at work on a round of its own; `before`: what was known of
     /// it.
-    pub(super) fn connected(offer: &PodOffer, trains: bool, is_own: bool, before: Option<&Self>) -> Self {
+    pub(super) fn connected(
+        offer: &PodOffer,
+        incarnation: Incarnation,
+        trains: bool,
+        is_own: bool,
+        before: Option<&Self>,
+    ) -> Self {
         Self {
+            incarnation,
+            accused: before.is_some_and(|before| before.accused),
             address: offer.address.clone(),
             // An offer without speed is refused.
             flops_per_s: NonZeroU64::new(offer.flops_per_s).unwrap_or(NonZeroU64::MIN),
@@ -57,6 +69,12 @@ impl Member {
         now_ms < self.rests_until_ms
     }
 
+    /// Returns its place among helpers, smallest first: of those that rest the ones that failed most often come last. Who of
+    /// accuser and accused has failed is unknown; a machine that died is more frequent than a lie.
+    pub(super) fn reputation(&self, now_ms: u64) -> (u32, bool) {
+        if self.rests(now_ms) { (self.failures, self.accused) } else { (0, false) }
+    }
+
     /// Begins its part of an attempt at a round of its own, or of another agent.
     pub(super) fn begin(&mut self, mark: PodMark, is_own: bool) {
         (self.at_work, self.is_own, self.told_over) = (Some(mark), is_own, false);
@@ -67,14 +85,15 @@ impl Member {
         self.is_connected() && self.at_work.is_none_or(|mark| Some(mark.lease) == lease)
     }
 
-    /// An attempt failed over it.
-    pub(super) fn failed(&mut self, now_ms: u64) {
+    /// An attempt failed over it: as another member says (`accused`), or as it says itself.
+    pub(super) fn failed(&mut self, accused: bool, now_ms: u64) {
+        self.accused = accused;
         self.failures = self.failures.saturating_add(1);
         self.rests_until_ms = now_ms.saturating_add(wait_ms(limits::POD_REST_MS, self.failures));
     }
 
     /// An attempt with it came to its end.
     pub(super) fn succeeded(&mut self) {
-        (self.failures, self.rests_until_ms) = (0, 0);
+        (self.failures, self.accused, self.rests_until_ms) = (0, false, 0);
     }
 }

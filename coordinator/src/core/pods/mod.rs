@@ -7,7 +7,15 @@
 //!  Round: Broken ◄── a member is gone ──┴── AtWork(attempt) ──► Complete ──► its update is decided
 //!         Dropped ◄── its owner is gone: it asks for its lease, and gets the same one
 //! ```
-//! Nothing here is journalled. A process that was started again learns from the hellos which attempts are computed.
+//! Nothing here is journalled. A process that was started again learns from the owners' hellos which attempts are computed.
+//!
+//! What counts of an agent's words:
+//!
+//! | said | counts |
+//! |---|---|
+//! | "I am at work on this attempt" | of the holder of the lease; it begins no round and ends none otherwise |
+//! | "this attempt has failed" | of the owner, and of the helpers of an attempt that this process began |
+//! | "the round is computed" | of the owner |
 //!
 //! - `member`: an agent that joins pods; `round`: the attempts at one lease; `form`: helpers and layers.
 //! - `orders`: what `Core` makes of it: leases, and messages to the members.
@@ -17,9 +25,9 @@ mod member;
 mod orders;
 mod round;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_common::ids::{AgentId, LeaseId};
+use anabranch_common::ids::{AgentId, Incarnation, LeaseId};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodOffer, PodPeer, PodProblem, PodRound};
@@ -56,7 +64,7 @@ struct Request {
     number: u64,
     /// When the owner last heard of it.
     told_ms: u64,
-    problem: Option<String>,
+    problem: Option<NoPod>,
 }
 
 /// Members, and the rounds that they compute.
@@ -70,8 +78,11 @@ pub(super) struct Pods {
     /// Whether requests are to be tried again.
     is_due: bool,
     /// The reason why there is no pod, and since when it holds.
-    problem: Option<(String, u64)>,
-    logged: Option<String>,
+    problem: Option<(NoPod, u64)>,
+    /// Kinds of reasons that the log names.
+    logged: BTreeSet<&'static str>,
+    /// Whether attempts that were begun before this process count for nothing: the configuration was another one.
+    voids_earlier: bool,
 }
 
 impl Pods {
@@ -86,38 +97,61 @@ impl Pods {
         self.rounds.values_mut().for_each(|round| round.tried = false);
     }
 
-    /// An agent has connected, and joins pods.
-    pub(super) fn arrived(&mut self, agent: AgentId, offer: &PodOffer, trains: bool, known: Known<'_>) {
+    /// Attempts that were begun before this process were computed by another configuration.
+    pub(super) fn configuration_changed(&mut self) {
+        self.voids_earlier = true;
+    }
+
+    /// Whether agents compute rounds in pods.
+    fn are_formed(&self) -> bool {
+        self.plan.is_some()
+    }
+
+    /// An agent has connected with its process `incarnation`, and joins pods.
+    fn arrived(
+        &mut self,
+        agent: AgentId,
+        offer: &PodOffer,
+        incarnation: Incarnation,
+        trains: bool,
+        known: Known<'_>,
+        now_ms: u64,
+    ) {
         let before = self.members.get(&agent);
+        let is_new_process = before.is_none_or(|before| before.incarnation != incarnation);
         let left = before.and_then(|before| before.at_work).filter(|mark| Some(*mark) != offer.at_work);
         let is_own = offer.at_work.is_some_and(|mark| known.was_granted(agent, mark.lease));
-        let member = Member::connected(offer, trains, is_own, before);
+        let member = Member::connected(offer, incarnation, trains, is_own, before);
         self.members.insert(agent, member);
         if let Some(mark) = left {
-            self.lost(agent, mark);
+            self.lost(agent, mark, now_ms);
         }
-        if let Some(mark) = offer.at_work {
-            self.claimed(agent, mark, known.holder(mark.lease));
+        if let Some(mark) = offer.at_work.filter(|mark| known.holder(mark.lease) == Some(agent)) {
+            self.claimed(agent, mark);
         }
-        let own = self.rounds.iter_mut().filter(|(_, round)| round.owner == agent && round.is_held());
-        for (lease, round) in own {
+        for (lease, round) in self.rounds.iter_mut().filter(|(_, round)| round.owner == agent) {
             match offer.at_work.filter(|mark| mark.lease == *lease) {
+                // What the process before had computed is in its outbox, and offered before a lease is asked for. Or it is lost.
+                _ if round.stage == Stage::Complete && is_new_process => round.stage = Stage::Dropped,
+                _ if !round.is_held() => {}
                 None => round.stage = Stage::Dropped,
-                Some(mark) if round.current() != Some(mark.attempt) => round.broke(),
+                Some(mark) if round.current() != Some(mark.attempt) => {
+                    round.heard_owner();
+                    round.broke();
+                }
                 Some(_) => {}
             }
+        }
+        if !self.members[&agent].rests(now_ms) {
+            self.rounds.values_mut().for_each(Round::retries_at_once);
         }
         self.changed();
     }
 
-    /// An agent says that it is at work on this attempt at a lease of `holder`.
-    fn claimed(&mut self, agent: AgentId, mark: PodMark, holder: Option<AgentId>) {
-        let Some(holder) = holder else { return };
-        let holds = |owner: &Member| owner.at_work.is_some_and(|at_work| at_work.lease == mark.lease);
-        // An owner that is connected would have said so.
-        let is_held = holder == agent || self.members.get(&holder).is_none_or(holds);
-        let stage = if is_held { Stage::AtWork(mark.attempt) } else { Stage::Dropped };
-        self.rounds.entry(mark.lease).or_insert_with(|| Round::new(holder, stage, 0)).claimed(mark.attempt);
+    /// The owner of a lease says that it is at work on this attempt.
+    fn claimed(&mut self, owner: AgentId, mark: PodMark) {
+        let stage = if self.voids_earlier { Stage::Dropped } else { Stage::AtWork(mark.attempt) };
+        self.rounds.entry(mark.lease).or_insert_with(|| Round::new(owner, stage, 0)).claimed(mark.attempt);
     }
 
     /// An agent's connection is gone. What it is at work on goes on for a while without it.
@@ -136,13 +170,24 @@ impl Pods {
     }
 
     /// An agent joins no pods any more.
-    pub(super) fn withdrawn(&mut self, agent: AgentId) {
+    pub(super) fn withdrawn(&mut self, agent: AgentId, now_ms: u64) {
         let Some(member) = self.members.remove(&agent) else { return };
         if let Some(mark) = member.at_work {
-            self.lost(agent, mark);
+            self.lost(agent, mark, now_ms);
         }
         self.drop_rounds(agent);
         self.changed();
+    }
+
+    /// An agent was revoked. Attempts that it helps with count for nothing, nor do those whose members are not known.
+    pub(super) fn revoked(&mut self, agent: AgentId, now_ms: u64) {
+        self.withdrawn(agent, now_ms);
+        for round in self.rounds.values_mut().filter(|round| round.is_held()) {
+            if round.is_inherited() || round.members().contains(&agent) {
+                round.broke();
+                round.is_void = true;
+            }
+        }
     }
 
     fn drop_rounds(&mut self, owner: AgentId) {
@@ -161,7 +206,7 @@ impl Pods {
         let lost: Vec<(AgentId, PodMark)> =
             lost.filter_map(|(agent, member)| Some((*agent, member.at_work.take()?))).collect();
         for (agent, mark) in &lost {
-            self.lost(*agent, *mark);
+            self.lost(*agent, *mark, now_ms);
         }
         if !lost.is_empty() {
             self.changed();
@@ -169,12 +214,15 @@ impl Pods {
     }
 
     /// An agent is not at work on an attempt any more, and has not said how that ended.
-    fn lost(&mut self, agent: AgentId, mark: PodMark) {
+    fn lost(&mut self, agent: AgentId, mark: PodMark, now_ms: u64) {
         let Some(round) = self.rounds.get_mut(&mark.lease) else { return };
-        if round.owner == agent && round.is_held() {
-            round.stage = Stage::Dropped;
-        } else if round.current() == Some(mark.attempt) {
-            round.broke();
+        if round.owner == agent {
+            if round.is_held() {
+                round.stage = Stage::Dropped;
+            }
+        } else if round.current() == Some(mark.attempt) && round.has(agent) {
+            round.failed(now_ms);
+            self.failed(agent, true, now_ms);
         }
     }
 
@@ -187,40 +235,71 @@ impl Pods {
         let told_over = std::mem::take(&mut member.told_over);
         self.changed();
         let Some(round) = self.rounds.get_mut(&mark.lease).filter(|_| !told_over) else { return true };
+        let is_owner = round.owner == agent;
+        if is_owner && round.newest == mark.attempt {
+            round.heard_owner();
+        }
         match problem {
-            None if round.owner != agent => self.members.get_mut(&agent).into_iter().for_each(Member::succeeded),
-            None if round.newest == mark.attempt => self.complete(mark.lease, agent),
+            None if is_owner && round.newest == mark.attempt => self.complete(mark.lease, agent),
             None => {}
-            Some(problem) if round.current() == Some(mark.attempt) => {
-                round.failed(now_ms);
-                let helper = Some(agent).filter(|agent| *agent != round.owner);
-                self.blame(problem.member.or(helper), mark, agent, now_ms);
+            Some(problem) if round.current() == Some(mark.attempt) && round.has(agent) => {
+                self.attempt_failed(agent, mark, problem.member, now_ms);
             }
             Some(_) => {}
         }
         true
     }
 
-    /// The attempt failed over this member, as `by` says.
-    fn blame(&mut self, member: Option<AgentId>, mark: PodMark, by: AgentId, now_ms: u64) {
-        let Some(agent) = member else { return };
-        if let Some(member) = self.members.get_mut(&agent)
-            && (agent == by || member.at_work == Some(mark))
-        {
-            member.failed(now_ms);
+    /// The current attempt has failed, as one of its members says.
+    fn attempt_failed(&mut self, by: AgentId, mark: PodMark, over: Option<AgentId>, now_ms: u64) {
+        let Some(round) = self.rounds.get_mut(&mark.lease) else { return };
+        let owner = round.owner;
+        let over = over.filter(|over| round.has(*over) || round.is_inherited());
+        if over != Some(owner) {
+            round.failed(now_ms);
+        } else if by == owner {
+            // It takes part in no other attempt before it asks for its lease.
+            round.misses_owner();
+            round.is_void = true;
+        } else {
+            round.misses_owner();
+        }
+        // Which of the two is to blame cannot be known.
+        if by != owner {
+            self.failed(by, false, now_ms);
+        }
+        if let Some(over) = over.filter(|over| *over != by && *over != owner) {
+            self.failed(over, true, now_ms);
+        }
+    }
+
+    fn failed(&mut self, agent: AgentId, accused: bool, now_ms: u64) {
+        if let Some(member) = self.members.get_mut(&agent) {
+            member.failed(accused, now_ms);
         }
     }
 
     /// The round under `lease` of `owner` is computed: its update is on its way.
     pub(super) fn complete(&mut self, lease: LeaseId, owner: AgentId) {
-        let round = self.rounds.entry(lease).or_insert_with(|| Round::new(owner, Stage::Complete, 0));
+        let Self { rounds, members, .. } = self;
+        let round = rounds.entry(lease).or_insert_with(|| Round::new(owner, Stage::Complete, 0));
         if round.owner != owner {
             return;
         }
         round.stage = Stage::Complete;
-        let mark = PodMark { lease, attempt: round.newest };
-        let members = self.members.values_mut().filter(|member| member.at_work == Some(mark));
-        members.for_each(Member::succeeded);
+        for helper in round.members() {
+            members.get_mut(helper).into_iter().for_each(Member::succeeded);
+        }
+    }
+
+    /// Whether an attempt at the round of a lease is under way.
+    pub(super) fn is_computed(&self, lease: LeaseId) -> bool {
+        self.rounds.get(&lease).is_some_and(|round| round.current().is_some())
+    }
+
+    /// Whether no other attempt at a lease can be begun.
+    pub(super) fn is_spent(&self, lease: LeaseId) -> bool {
+        self.rounds.get(&lease).is_some_and(Round::is_spent)
     }
 
     /// Whether the round under a lease is computed.
@@ -309,7 +388,10 @@ impl Pods {
         if !own.is_free_for(lease) {
             return Some(Err(NoPod::AtWork));
         }
-        let could_help = |(agent, member): &Candidate<'_>| *agent != owner && member.is_free_for(lease);
+        // An owner that holds its lease waits for an attempt of its own.
+        let held = self.rounds.values().filter(|round| round.is_held());
+        let busy: BTreeSet<AgentId> = held.map(|round| round.owner).chain([owner]).collect();
+        let could_help = |(agent, member): &Candidate<'_>| !busy.contains(agent) && member.is_free_for(lease);
         let members = self.members.iter().map(|(agent, member)| (*agent, member));
         let helpers: Vec<Candidate<'_>> = members.filter(could_help).collect();
         Some(plan.form((owner, own), &helpers, now_ms))
@@ -317,46 +399,60 @@ impl Pods {
 
     /// Begins the next attempt at a lease with the pod that was formed.
     fn begin(&mut self, lease: &Lease, formed: Formed, lease_age_ms: u64, now_ms: u64) -> PodRound {
-        let Formed { parts, helpers } = formed;
+        let Formed { parts, helpers, spec } = formed;
         let owner = lease.agent;
         let round = self.rounds.entry(lease.id).or_insert_with(|| Round::new(owner, Stage::Broken, 0));
-        let mark = PodMark { lease: lease.id, attempt: round.begin(lease_age_ms, now_ms) };
+        let members: Vec<AgentId> = helpers.into_iter().chain([owner]).collect();
+        let mark = PodMark { lease: lease.id, attempt: round.begin(members.clone(), lease_age_ms, now_ms) };
         let mut peers = Vec::new();
-        for agent in helpers.into_iter().chain([owner]) {
+        for agent in members {
             let Some(member) = self.members.get_mut(&agent) else { continue };
             member.begin(mark, agent == owner);
             if agent != owner {
                 peers.push(PodPeer { agent, address: member.address.clone() });
             }
         }
-        PodRound { mark, owner, parts, peers, plan: lease.plan }
+        PodRound { mark, owner, parts, peers, plan: lease.plan, spec }
     }
 
-    /// Returns who is to be told that an attempt is over, and forgets the rounds of leases that are. `holds`: whether an
-    /// agent holds a lease. While the run gives no leases (`runs`), no round is computed.
-    fn overs(&mut self, holds: impl Fn(AgentId, LeaseId) -> bool, runs: bool) -> Vec<(AgentId, PodMark)> {
+    /// Of several owners that wait in vain for another attempt, all but that of the earliest lease give their rounds up for
+    /// now, so that they can help it.
+    fn give_way(&mut self) {
+        let mut others = self.rounds.values_mut().filter(|round| round.is_stuck()).skip(1).peekable();
+        if others.peek().is_some() {
+            others.for_each(|round| round.is_void = true);
+            self.changed();
+        }
+    }
+
+    /// Returns who is to be told that an attempt is over, and forgets the rounds of leases that are. `holder`: who holds a
+    /// lease. While the run gives no leases (`runs`), no round is computed.
+    fn overs(&mut self, holder: impl Fn(LeaseId) -> Option<AgentId>, runs: bool) -> Vec<(AgentId, PodMark)> {
         let Self { members, rounds, .. } = self;
-        let mut told = Vec::new();
         rounds.retain(|lease, round| {
-            let holds = holds(round.owner, *lease);
-            let waits = |owner: &Member| owner.is_connected() && owner.at_work.is_none();
-            if !holds || !runs {
-                if round.stage == Stage::Broken && members.get(&round.owner).is_some_and(waits) {
-                    told.push((round.owner, PodMark { lease: *lease, attempt: round.newest }));
+            let holds = holder(*lease) == Some(round.owner);
+            if round.is_held() && (!holds || !runs || round.is_void) {
+                let mark = PodMark { lease: *lease, attempt: round.newest };
+                let owner = members.get_mut(&round.owner).filter(|owner| owner.is_connected());
+                if let Some(owner) = owner.filter(|owner| owner.at_work.is_none()) {
+                    // It waits for an attempt. It can help others once it says that it does not any more.
+                    owner.begin(mark, true);
                 }
-                if round.is_held() {
-                    round.stage = Stage::Dropped;
-                }
+                (round.stage, round.is_void) = (Stage::Dropped, false);
             }
             holds
         });
-        let counts = |agent: AgentId, mark: PodMark| {
-            rounds.get(&mark.lease).is_some_and(|round| match round.stage {
-                Stage::AtWork(attempt) => attempt == mark.attempt,
+        let known: BTreeSet<AgentId> = members.keys().copied().collect();
+        let counts = |agent: AgentId, mark: PodMark| match rounds.get(&mark.lease) {
+            Some(round) => match round.stage {
+                Stage::AtWork(attempt) => attempt == mark.attempt && (round.has(agent) || round.is_inherited()),
                 Stage::Broken | Stage::Complete => round.owner == agent,
                 Stage::Dropped => false,
-            })
+            },
+            // The owner is not back yet since this process has begun.
+            None => runs && holder(mark.lease).is_some_and(|owner| !known.contains(&owner)),
         };
+        let mut told = Vec::new();
         for (agent, member) in members.iter_mut().filter(|(_, member)| member.is_connected() && !member.told_over) {
             if let Some(mark) = member.at_work.filter(|mark| !counts(*agent, *mark)) {
                 member.told_over = true;
@@ -367,36 +463,41 @@ impl Pods {
     }
 
     /// Notes why a request is not granted.
-    fn cannot_grant(&mut self, peer: PeerId, why: &NoPod) {
+    fn cannot_grant(&mut self, peer: PeerId, why: NoPod) {
         if let Some(request) = self.requests.get_mut(&peer) {
-            request.problem = Some(why.to_string());
+            request.problem = Some(why);
         }
     }
 
     /// Notes why there is no other attempt at a lease.
-    fn cannot_go_on(&mut self, lease: LeaseId, why: &NoPod) {
+    fn cannot_go_on(&mut self, lease: LeaseId, why: NoPod) {
         if let Some(round) = self.rounds.get_mut(&lease) {
-            round.problem = Some(why.to_string());
+            round.problem = Some(why);
         }
     }
 
     /// Returns why a pod cannot be formed at present: of a round that is under way, or of the oldest request.
-    fn why_none(&self) -> Option<&str> {
+    fn why_none(&self) -> Option<&NoPod> {
         let rounds = self.rounds.values().filter(|round| round.stage == Stage::Broken);
         let oldest = self.requests.values().min_by_key(|request| request.number);
-        let mut of_rounds = rounds.filter_map(|round| round.problem.as_deref());
-        of_rounds.next().or_else(|| oldest?.problem.as_deref())
+        let mut of_rounds = rounds.filter_map(|round| round.problem.as_ref());
+        of_rounds.next().or_else(|| oldest?.problem.as_ref())
     }
 
-    /// Returns the reason why there is no pod, once, when it has held for a while.
+    /// Returns the reason why there is no pod when one of its kind has held for a while: of each kind the first.
     fn take_problem(&mut self, now_ms: u64) -> Option<String> {
-        let why = self.why_none().map(str::to_owned);
-        if self.problem.as_ref().map(|(known, _)| known) != why.as_ref() {
-            self.problem = why.map(|why| (why, now_ms));
-        }
-        let (why, since_ms) = self.problem.as_ref()?;
-        let is_news = now_ms.saturating_sub(*since_ms) >= limits::POD_PROBLEM_MS && self.logged.as_ref() != Some(why);
-        is_news.then(|| why.clone()).inspect(|why| self.logged = Some(why.clone()))
+        let Some(why) = self.why_none().cloned() else {
+            self.problem = None;
+            return None;
+        };
+        let since_ms = match &self.problem {
+            Some((known, since_ms)) if known.kind() == why.kind() => *since_ms,
+            _ => now_ms,
+        };
+        let is_news = now_ms.saturating_sub(since_ms) >= limits::POD_PROBLEM_MS && self.logged.insert(why.kind());
+        let news = is_news.then(|| why.to_string());
+        self.problem = Some((why, since_ms));
+        news
     }
 
     /// What `status` says, where the run has pods.
@@ -410,7 +511,7 @@ impl Pods {
             free: count(&|member| member.is_connected() && member.at_work.is_none()),
             waiting: (self.requests.len() + self.rounds.values().filter(|round| round.stage == Stage::Broken).count())
                 as u64,
-            problem: self.why_none().map(str::to_owned),
+            problem: self.why_none().map(ToString::to_string),
         })
     }
 

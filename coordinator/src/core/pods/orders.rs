@@ -15,8 +15,19 @@ use crate::core::event::PeerId;
 impl Core {
     /// Takes in what an agent that has connected says of pods.
     pub(in crate::core) fn pod_offered(&mut self, agent: AgentId, hello: &AgentHello) {
-        let Some(offer) = &hello.pod else { return self.pods.withdrawn(agent) };
-        self.pods.arrived(agent, offer, hello.train_examples > 0, Known(self.state.as_ref()));
+        let now_ms = self.now.mono_ms;
+        let Some(offer) = &hello.pod else { return self.pods.withdrawn(agent, now_ms) };
+        if self.pods.are_formed() {
+            let (trains, known) = (hello.train_examples > 0, Known(self.state.as_ref()));
+            self.pods.arrived(agent, offer, hello.incarnation, trains, known, now_ms);
+        }
+    }
+
+    /// Tells an agent that has just been welcomed that what it is at work on is over, where the run has no pods.
+    pub(in crate::core) fn pod_welcomed(&mut self, peer: PeerId, hello: &AgentHello) {
+        if let Some(mark) = hello.pod.as_ref().and_then(|offer| offer.at_work).filter(|_| !self.pods.are_formed()) {
+            self.send(peer, CoordinatorMessage::PodOver { mark });
+        }
     }
 
     /// An agent's part of an attempt is over. What it says of an attempt that it is not at work on is old.
@@ -61,8 +72,8 @@ impl Core {
         }
         let runs = self.lease_phase() == RunPhase::Running;
         let state = self.state.as_ref();
-        let holds = |agent, lease| state.is_some_and(|state| state.holder(lease) == Some(agent));
-        for (agent, mark) in self.pods.overs(holds, runs) {
+        let holder = |lease| state.and_then(|state| state.holder(lease));
+        for (agent, mark) in self.pods.overs(holder, runs) {
             if let Some(peer) = self.peers.peer_of(agent) {
                 self.send(peer, CoordinatorMessage::PodOver { mark });
             }
@@ -74,25 +85,36 @@ impl Core {
             if self.lease_of(owner) != Some(id) {
                 continue;
             }
-            let Some(lease) = self.kept_lease(owner) else {
+            let Some(lease) = self.lease_of_use(owner).filter(|_| !self.pods.is_spent(id)) else {
                 // Nothing could come of it any more.
                 self.end_lease(owner, id, LeaseEnd::Superseded);
                 continue;
             };
             match self.pods.form(owner, Some(id), self.now.mono_ms) {
                 Some(Ok(formed)) => self.begin_attempt(&lease, formed),
-                Some(Err(why)) => self.pods.cannot_go_on(id, &why),
+                Some(Err(why)) => self.pods.cannot_go_on(id, why),
                 None => {}
             }
         }
+        self.pods.give_way();
     }
 
     /// Returns the lease that an owner holds and is to compute, if an update under it would still be admitted.
     pub(in crate::core) fn kept_lease(&self, owner: AgentId) -> Option<Lease> {
+        let id = self.lease_of(owner)?;
+        let is_wanted = self.pods.is_owner(owner) && !self.pods.is_complete(id) && !self.pods.is_spent(id);
+        self.lease_of_use(owner).filter(|_| is_wanted)
+    }
+
+    /// Whether a pod computes the round of a lease, to some use: the lease is not over before that is.
+    pub(in crate::core) fn is_under_way(&self, lease: LeaseId) -> bool {
+        let holder = self.state.as_ref().and_then(|state| state.holder(lease));
+        self.pods.is_computed(lease) && holder.is_some_and(|owner| self.kept_lease(owner).is_some())
+    }
+
+    /// Returns the lease that an agent holds, if an update under it would still be admitted.
+    fn lease_of_use(&self, owner: AgentId) -> Option<Lease> {
         let (state, id) = (self.state.as_ref()?, self.lease_of(owner)?);
-        if !self.pods.is_owner(owner) || self.pods.is_complete(id) {
-            return None;
-        }
         let lease = state.lease(owner, id)?;
         let counts = lease.branch == state.branch
             && state.spec.reaches(lease.base_version, state.version)
@@ -130,7 +152,7 @@ impl Core {
                         self.begin_attempt(&lease, formed);
                     }
                 }
-                Some(Err(why)) => self.pods.cannot_grant(peer, &why),
+                Some(Err(why)) => self.pods.cannot_grant(peer, why),
                 None => {}
             }
         }

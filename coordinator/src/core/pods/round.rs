@@ -3,7 +3,7 @@
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 
-use super::form::{SOUND_MS, wait_ms};
+use super::form::{NoPod, SOUND_MS, wait_ms};
 
 /// Attempts at the round of a lease.
 #[derive(Debug, Clone)]
@@ -12,10 +12,14 @@ pub(super) struct Round {
     pub(super) stage: Stage,
     /// The largest attempt that was heard of.
     pub(super) newest: u32,
-    /// Whether attempts before those of this process may be larger than any that was heard of.
-    pub(super) inherited: bool,
+    /// Members of the newest attempt if this process began it, or empty. Of other attempts only the owner is known.
+    members: Vec<AgentId>,
     /// Why there is no other attempt yet.
-    pub(super) problem: Option<String>,
+    pub(super) problem: Option<NoPod>,
+    /// Whether a helper misses the owner: its own word or its absence decides what follows.
+    awaits_owner: bool,
+    /// Whether nothing that is computed of the newest attempt may count, even where no other attempt can begin.
+    pub(super) is_void: bool,
     begun_ms: u64,
     /// Attempts in a row that failed at once.
     failures: u32,
@@ -44,8 +48,10 @@ impl Round {
             owner,
             stage,
             newest,
-            inherited: true,
+            members: Vec::new(),
             problem: None,
+            awaits_owner: false,
+            is_void: false,
             begun_ms: 0,
             failures: 0,
             retry_at_ms: 0,
@@ -66,26 +72,67 @@ impl Round {
         matches!(self.stage, Stage::AtWork(_) | Stage::Broken)
     }
 
-    /// An agent says that it is at work on this attempt. Of a round that this process did not begin, the largest counts.
-    pub(super) fn claimed(&mut self, attempt: u32) {
-        if self.inherited && attempt > self.newest && matches!(self.stage, Stage::AtWork(_)) {
-            self.stage = Stage::AtWork(attempt);
-        }
-        self.newest = self.newest.max(attempt);
+    /// Whether this process began none of the attempts.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.members.is_empty()
     }
 
-    /// Begins the next attempt. Those of an earlier process count seconds since the lease was granted at most.
-    pub(super) fn begin(&mut self, lease_age_ms: u64, now_ms: u64) -> u32 {
-        let seconds = u32::try_from(lease_age_ms / 1000).unwrap_or(u32::MAX).min(limits::POD_ATTEMPTS);
-        let earlier = if std::mem::take(&mut self.inherited) { seconds } else { 0 };
-        self.newest = self.newest.saturating_add(1).max(earlier);
+    /// Whether what an agent says of the newest attempt counts.
+    pub(super) fn has(&self, agent: AgentId) -> bool {
+        agent == self.owner || self.members.contains(&agent)
+    }
+
+    /// Returns the members of the newest attempt, if this process began it.
+    pub(super) fn members(&self) -> &[AgentId] {
+        &self.members
+    }
+
+    /// Its owner says that it is at work on this attempt. That counts where this process has begun none.
+    pub(super) fn claimed(&mut self, attempt: u32) {
+        if self.is_inherited() {
+            self.newest = self.newest.max(attempt.min(limits::POD_ATTEMPTS));
+        }
+    }
+
+    /// Begins the next attempt. The first one of this process is numbered by the milliseconds since the lease was granted: an
+    /// earlier process, which began fewer than one a millisecond, has used smaller numbers.
+    pub(super) fn begin(&mut self, members: Vec<AgentId>, lease_age_ms: u64, now_ms: u64) -> u32 {
+        let earlier = if self.is_inherited() { u32::try_from(lease_age_ms).unwrap_or(u32::MAX) } else { 0 };
+        self.newest = self.newest.saturating_add(1).max(earlier).min(limits::POD_ATTEMPTS);
         (self.stage, self.begun_ms, self.problem) = (Stage::AtWork(self.newest), now_ms, None);
+        (self.members, self.awaits_owner, self.is_void) = (members, false, false);
         self.newest
+    }
+
+    /// Whether no larger attempt can follow.
+    pub(super) fn is_spent(&self) -> bool {
+        self.newest >= limits::POD_ATTEMPTS
     }
 
     /// The attempt came to nothing, and the owner waits for another one.
     pub(super) fn broke(&mut self) {
         (self.stage, self.tried) = (Stage::Broken, false);
+    }
+
+    /// A helper misses the owner. There is no other attempt before the owner says what it is at work on.
+    pub(super) fn misses_owner(&mut self) {
+        self.broke();
+        self.awaits_owner = true;
+    }
+
+    /// The owner says that its part of the newest attempt is over.
+    pub(super) fn heard_owner(&mut self) {
+        self.awaits_owner = false;
+    }
+
+    /// Another member that can help: there is no need to wait.
+    pub(super) fn retries_at_once(&mut self) {
+        self.retry_at_ms = 0;
+    }
+
+    /// Whether another attempt was tried in vain.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.stage == Stage::Broken && self.tried && self.problem.is_some()
     }
 
     /// The attempt failed. The next one begins at once, unless several have failed at once.
@@ -100,6 +147,6 @@ impl Round {
 
     /// Whether another attempt is to be tried.
     pub(super) fn is_due(&self, now_ms: u64) -> bool {
-        self.stage == Stage::Broken && !self.tried && now_ms >= self.retry_at_ms
+        self.stage == Stage::Broken && !self.awaits_owner && !self.tried && now_ms >= self.retry_at_ms
     }
 }

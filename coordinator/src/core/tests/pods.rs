@@ -1,6 +1,7 @@
 //! Pods: whom an owner gets, what happens when a member fails, and that a lease is the same one through all attempts.
 
 mod faults;
+mod words;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
 use anabranch_common::spec::{Activations, Labels, ModelKind, ModelSpec, PodKind, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::operator::RunRequest;
 use proptest::prelude::*;
@@ -156,6 +158,7 @@ fn an_owners_lease_comes_with_the_pod_that_computes_it() {
         parts: vec![part(1, 1), part(3, 2), part(5, 3), part(6, 1)],
         peers: vec![peer(2), peer(3)],
         plan: lease.plan,
+        spec: pods(3, Labels::Stay).for_agents().digest().expect("short"),
     };
     let send = |n, message| Command::Send { peer: PeerId(n), message };
     let pod = || CoordinatorMessage::Pod(Box::new(round.clone()));
@@ -293,8 +296,6 @@ fn a_bad_offer_is_a_breach_of_protocol() {
         PodOffer { address: "x".repeat(limits::POD_ADDRESS_BYTES + 1), ..offer(2, 1) },
         PodOffer { address: "host\n:1".into(), ..offer(2, 1) },
         offer(2, 0),
-        PodOffer { at_work: Some(PodMark { lease: LeaseId(1), attempt: 0 }), ..offer(2, 1) },
-        PodOffer { at_work: Some(PodMark { lease: LeaseId(1), attempt: u32::MAX }), ..offer(2, 1) },
     ];
     for pod in bad {
         let mut world = started(pods(2, Labels::Travel), 1);

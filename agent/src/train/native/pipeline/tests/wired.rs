@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use anabranch_common::ids::LeaseId;
+use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
 use anabranch_common::spec::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
 use anabranch_testkit::lease::PLAN;
@@ -38,7 +38,7 @@ fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
     let end = |end: usize| u32::try_from(end).expect("few");
     let parts = ends.iter().zip(&members).map(|(at, member)| PodPart { end: end(*at), agent: agent(*member) });
     let (mark, parts) = (PodMark { lease: LeaseId(1), attempt: 1 }, parts.collect());
-    (PodRound { mark, owner: agent(0), parts, peers: Vec::new(), plan: PLAN }, members)
+    (PodRound { mark, owner: agent(0), parts, peers: Vec::new(), plan: PLAN, spec: Digest([0; 32]) }, members)
 }
 
 /// What the members of a pod came to, each on a thread of its own.
