@@ -31,7 +31,7 @@ pub(super) fn recoveries(scenario: &Scenario, record: &Record) -> Vec<f64> {
     if owners.is_empty() {
         return Vec::new();
     }
-    let faults = || record.injected.iter().filter(|injected| !alone.contains(&injected.node));
+    let faults = || record.injected.iter().filter(move |injected| !alone.contains(&injected.node));
     let mut times: Vec<f64> = faults()
         .filter(|injected| injected.fault == Fault::Kill)
         .map(|kill| {
