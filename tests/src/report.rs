@@ -53,6 +53,9 @@ pub struct Report {
     pub metrics: BTreeMap<String, f64>,
     /// How often each named thing happened.
     pub counts: BTreeMap<String, u64>,
+    /// Figures of each named run, where a verb has several that are alike.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub runs: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 impl Report {
@@ -68,12 +71,18 @@ impl Report {
             aims: BTreeMap::new(),
             metrics: BTreeMap::new(),
             counts: BTreeMap::new(),
+            runs: BTreeMap::new(),
         }
     }
 
     /// Adds a figure.
     pub fn metric(&mut self, name: impl Into<String>, value: f64) {
         self.metrics.insert(name.into(), value);
+    }
+
+    /// Adds a figure of one of several runs, which [`Self::finish`] does not print.
+    pub fn run(&mut self, run: &str, name: &str, value: f64) {
+        self.runs.entry(run.to_owned()).or_default().insert(name.to_owned(), value);
     }
 
     /// Adds an aim.

@@ -227,6 +227,13 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
+    /// How busy the members of a pod are, by schedule and line, with real links and made-up times of devices
+    Pipeline {
+        #[command(flatten)]
+        options: bench::pipeline::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// An NVIDIA GPU's encoder next to copies on that GPU and to the CPU's encoder: bytes a second, and the same payloads
     Encoder {
         #[command(flatten)]
@@ -319,6 +326,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Utilisation { options, common }) => {
             (bench::utilisation::run(&options, common.seed)?, common)
         }
+        Verb::Bench(Bench::Pipeline { options, common }) => (bench::pipeline::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Encoder { options, common }) => (bench::encoder::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };
