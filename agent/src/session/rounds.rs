@@ -393,7 +393,11 @@ impl Rounds {
             return None;
         }
         self.tempo.trained(outcome.local_steps, outcome.compute_ms);
-        self.banking.push(Banking { lease: lease.id, ended_ms: now_ms, pod: pod.and_then(|pod| pod.at_work(stopping)) });
+        self.banking.push(Banking {
+            lease: lease.id,
+            ended_ms: now_ms,
+            pod: pod.and_then(|pod| pod.at_work(stopping)),
+        });
         if let Some(next) = self.next.as_mut().filter(|next| next.asked_during == Some(lease.id)) {
             next.lacks = Some(Arc::clone(&outcome.delta));
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use super::*;
+use crate::clock::Clock;
 use crate::pod::{Address, Parcel, Wire};
 
 #[test]
@@ -59,7 +59,7 @@ fn a_stop_ends_a_wait() {
 fn a_member_that_computes_is_waited_for() {
     let world = World::new(2);
     let round = world.round(1, &[0, 1, 0]);
-    let (spec, begun) = (spec(0.05), Instant::now());
+    let (spec, begun) = (spec(0.05), Clock::start());
     std::thread::scope(|scope| {
         let helper = scope.spawn(|| world.open(1, &round));
         // Until it was asked well after the deadline whether it is to stop.

@@ -59,7 +59,7 @@ impl Round {
         let is_update = |(_, work): &&(Duration, Work)| matches!(work, Work::Update { .. });
         let mut updates = logs.iter().take(1).flatten().filter(is_update).map(|(at, _)| at.as_secs_f64());
         let first_s = updates.next().unwrap_or(end_s);
-        let last_s = updates.last().unwrap_or(first_s);
+        let last_s = updates.next_back().unwrap_or(first_s);
         let share = |steps: u32, of_s: f64| if of_s > 0.0 { f64::from(steps) * step_s / of_s } else { 0.0 };
         Efficiency { whole: share(self.steps, end_s), steady: share(self.steps - 1, last_s - first_s) }
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anabranch_agent::pod::ParcelSizes;
 use anabranch_common::codec::CodecSpec;
-use anabranch_common::ids::LeaseId;
+use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::journal::Plan;
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
 use anabranch_common::spec::{Activations, Labels, ModelSpec, PodKind, PodSpec, ScheduleKind};
@@ -246,6 +246,7 @@ impl Options {
         }
         let ids = pod.ids();
         let round = PodRound {
+            spec: Digest::default(),
             mark: PodMark { lease: LeaseId(1), attempt },
             owner: *ids.first().context("a pod without members")?,
             parts: (1..).zip(&ids).map(|(end, agent)| PodPart { end, agent: *agent }).collect(),
