@@ -139,8 +139,8 @@ track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
 # send where agents are few. It shows every agent the updates of all others (docs/downlink.md).
 #share_updates = false
 
-# Agents that join pods compute a round together, each of them some layers of the model: for models that fit on no single
-# machine. Agents with a training shard own rounds; the others help. Agents that join no pods train alone.
+# Agents that join pods compute a round together, each of them some layers of the model: for models that are too much
+# for one machine. Agents with a training shard own rounds; the others help. Agents that join no pods train alone.
 #[pod]
 #kind = "stages"
 # Agents of a pod. labels = "travel" sends labels to the last one. "stay", the default, keeps inputs and labels on their
@@ -153,7 +153,7 @@ track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
 # Micro-batches of a step; without it one a part of the model. activations: "f32" or "bf16".
 #micro_batches = 4
 #activations = "f32"
-# A member that is silent for so many seconds while another one waits for it counts as dead.
+# A member that cannot be reached for so many seconds, or gives no sign of life for so long, counts as dead.
 #deadline_s = 10.0
 
 [evaluate]
