@@ -343,6 +343,11 @@ pub const POD_DIAL_MS: u64 = 3_000;
 pub const POD_WAIT_MS: u64 = 1_000;
 /// Time between two attempts of a member to reach another one, in milliseconds.
 pub const POD_DIAL_RETRY_MS: u64 = 100;
+/// A link on which nothing came for so long may be given up, whatever `pod.deadline_s` says, in milliseconds: two signs of life are
+/// missing.
+pub const POD_SILENCE_MS: u64 = 2 * POD_KEEP_ALIVE_MS;
+/// How long the helpers of a pod wait for its owner, which may have to fetch its base first, in milliseconds.
+pub const POD_OWNER_MS: u64 = 600_000;
 /// How often a thread that waits for other members looks whether it is to stop, in milliseconds.
 pub const POD_LOOK_MS: u64 = 50;
 /// How often an agent sends a keep-alive, in milliseconds.

@@ -100,7 +100,7 @@ pub(super) struct Desk {
 const LOOK: Duration = Duration::from_millis(limits::POD_LOOK_MS);
 /// How long a helper waits for the owner, which may have to fetch the base before it dials. The coordinator ends the attempts of an
 /// owner that is gone long before.
-const OWNER: Duration = Duration::from_secs(600);
+const OWNER: Duration = Duration::from_millis(limits::POD_OWNER_MS);
 
 impl Desk {
     /// Links with these members are to come.

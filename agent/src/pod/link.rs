@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(limits::POD_LOOK_MS);
 /// How long a member may leave packets unacknowledged.
 const SILENCE: Duration = Duration::from_millis(limits::SILENCE_MS);
 /// How long a member may send nothing at all, however short `pod.deadline_s` is: two keep-alives.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(2 * limits::POD_KEEP_ALIVE_MS);
+const SIGN_OF_LIFE: Duration = Duration::from_millis(limits::POD_SILENCE_MS);
 /// The same, both, in round trips where they take longer.
 const SILENCE_ROUND_TRIPS: u32 = 8;
 
