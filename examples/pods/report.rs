@@ -32,10 +32,7 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Loss of the version that is the result, in nats a byte.
     fn loss(&self) -> f64 {
-        let result = self.report.result_version;
-        let measured = self.report.aggregates.iter();
-        let of_result = measured.filter(|timed| Some(timed.aggregate.version) == result);
-        of_result.map(|timed| timed.aggregate.loss).fold(f64::INFINITY, f64::min)
+        figures::of_result(&self.report).map(|aggregate| aggregate.loss).fold(f64::INFINITY, f64::min)
     }
 
     /// Updates merged of all agents of a kind.

@@ -14,13 +14,12 @@ mod report;
 mod setup;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anabranch_common::status::StatusReport;
-use anabranch_examples::daemon::{Role, now};
+use anabranch_examples::daemon::{self, now};
 use anabranch_examples::view::{Measure, Subject, View};
 use anabranch_examples::watch::Watch;
 use anyhow::{Context, bail};
@@ -58,19 +57,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    // Started again as one of its own daemons? Then be that daemon and nothing else.
-    let args: Vec<OsString> = std::env::args_os().collect();
-    if let Some(role) = args.get(1).and_then(|role| Role::from_arg(role)) {
-        return role.main(args.into_iter().skip(2));
-    }
-    match quickstart(&Args::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    daemon::or_daemon(|| quickstart(&Args::parse()))
 }
 
 fn quickstart(args: &Args) -> anyhow::Result<bool> {

@@ -25,10 +25,7 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Accuracy of the version that is the result.
     fn accuracy(&self) -> f64 {
-        let result = self.report.result_version;
-        let measured = self.report.aggregates.iter();
-        let of_result = measured.filter(|timed| Some(timed.aggregate.version) == result);
-        of_result.map(|timed| timed.aggregate.accuracy).fold(0.0, f64::max)
+        figures::of_result(&self.report).map(|aggregate| aggregate.accuracy).fold(0.0, f64::max)
     }
 
     /// Whether everything that the quickstart promises came true.

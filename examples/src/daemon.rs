@@ -17,6 +17,23 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// Runs an example, which says whether it did what it promises. A process that was started again as one of its daemons is that
+/// daemon and nothing else.
+pub fn or_daemon(example: impl FnOnce() -> anyhow::Result<bool>) -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(role) = args.get(1).and_then(|role| Role::from_arg(role)) {
+        return role.main(args.into_iter().skip(2));
+    }
+    match example() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Which daemon a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -35,14 +52,12 @@ impl Role {
     }
 
     /// Returns the role that a first argument stands for.
-    #[must_use]
-    pub fn from_arg(arg: &OsStr) -> Option<Self> {
+    fn from_arg(arg: &OsStr) -> Option<Self> {
         [Self::Coordinator, Self::Agent].into_iter().find(|role| arg == role.arg())
     }
 
     /// Runs that daemon in this process: its own command line, with its own name in front.
-    #[must_use]
-    pub fn main(self, args: impl Iterator<Item = OsString>) -> ExitCode {
+    fn main(self, args: impl Iterator<Item = OsString>) -> ExitCode {
         match self {
             Self::Coordinator => {
                 anabranch_coordinator::cli::main(std::iter::once("anabranch-coordinator".into()).chain(args))

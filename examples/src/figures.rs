@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anabranch_common::journal::Aggregate;
 use anabranch_common::status::StatusReport;
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -16,6 +17,12 @@ pub fn smaller_up(report: &StatusReport) -> f64 {
 #[must_use]
 pub fn smaller_down(report: &StatusReport) -> f64 {
     report.raw_f32_downlink_bytes as f64 / report.downlink_bytes.max(1) as f64
+}
+
+/// Returns what was measured of the version that is the result.
+pub fn of_result(report: &StatusReport) -> impl Iterator<Item = Aggregate> {
+    let measured = report.aggregates.iter().map(|timed| timed.aggregate);
+    measured.filter(|aggregate| Some(aggregate.version) == report.result_version)
 }
 
 /// Updates that were refused, for whatever reason.

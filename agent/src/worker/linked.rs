@@ -91,10 +91,9 @@ fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSiz
     let layers = model.layers().map_err(|error| problem(None, error))?;
     let layers = layers.ok_or_else(|| problem(None, "a model of kind custom is not computed in pods"))?;
     let widest = cut::table(&layers).iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
-    let examples = plan.batch_size.div_ceil(pod.micro_batches().max(1));
     let tied = layers.layers.iter().find_map(|layer| layer.tied);
     let tied = tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements());
-    let values = widest.saturating_mul(examples.into());
+    let values = widest.saturating_mul(pod.micro_batch_examples(plan.batch_size).into());
     Ok(ParcelSizes {
         params: layers.manifest.params(),
         activations: usize::try_from(values).unwrap_or(usize::MAX),
@@ -114,24 +113,15 @@ fn ended_by(error: PipelineError) -> PodEndedBy {
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::spec::{ModelKind, OptimizerSpec};
-
-    use crate::train::TrainError;
+    use anabranch_common::spec::ModelKind;
 
     use super::*;
+    use crate::session::tests::spec;
+    use crate::train::TrainError;
 
     #[test]
     fn parcels_are_as_large_as_the_widest_layer_and_the_tied_tensor() {
-        let plan = TrainSpec {
-            local_steps: 1,
-            batch_size: 10,
-            optimizer: OptimizerSpec::Sgd { lr: 0.1, momentum: 0.0 },
-            keep_optimizer_state: false,
-            target_round_s: None,
-            max_local_steps: None,
-            schedule: None,
-            proximal_mu: 0.0,
-        };
+        let plan = TrainSpec { batch_size: 10, ..spec().train };
         let pod: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2\nmicro_batches = 3").expect("complete");
         let gpt =
             ModelSpec { kind: ModelKind::Gpt, context: 8, layers: 1, heads: 2, width: 16, ..ModelSpec::default() };

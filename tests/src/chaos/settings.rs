@@ -11,16 +11,11 @@ use crate::ledger::Settings;
 /// # Errors
 /// `[pod]` cannot be written as TOML.
 pub(super) fn run_toml(scenario: &Scenario, seed: u64) -> anyhow::Result<String> {
-    let retention = if scenario.keep_journal { "all" } else { "since_snapshot" };
     Ok(match (scenario.task, &scenario.pod) {
         (Task::Ledger, _) => ledger(scenario),
-        (Task::Digits, None) => digits(scenario, retention, seed),
-        (Task::Digits, Some(pod)) => pods(scenario, pod, retention, seed)?,
+        (Task::Digits, None) => Digits::USUAL.run_toml(scenario, seed),
+        (Task::Digits, Some(pod)) => format!("{}\n{}", Digits::PODS.run_toml(scenario, seed), pod_toml(pod)?),
     })
-}
-
-fn target(scenario: &Scenario) -> String {
-    scenario.versions.map_or(String::new(), |versions| format!("versions = {versions}"))
 }
 
 fn ledger(scenario: &Scenario) -> String {
@@ -38,30 +33,26 @@ fn ledger(scenario: &Scenario) -> String {
     settings.run_toml()
 }
 
-fn digits(scenario: &Scenario, retention: &str, seed: u64) -> String {
-    let (ttl, target) = (scenario.lease_ttl_s, target(scenario));
-    format!(
-        r#"[run]
-name = "digits"
-seed = {seed}
+/// What differs between the runs of the digits.
+struct Digits {
+    hidden: &'static str,
+    local_steps: u32,
+    batch_size: u32,
+    codec: &'static str,
+    /// `[merge]` and `[admit]`.
+    merging: &'static str,
+    evaluate: (u32, f64),
+    checkpoint_every: u32,
+}
 
-[model]
-kind = "mlp"
-input = [64]
-classes = 10
-hidden = [64]
-input_scale = 0.0625
-
-[train]
-local_steps = 5
-batch_size = 32
-optimizer = {{ kind = "sgd", lr = 0.1 }}
-
-[upload]
-codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }}
-feedback_decay = 1.0
-
-[merge]
+impl Digits {
+    /// What `init` writes, for a small model.
+    const USUAL: Self = Self {
+        hidden: "[64]",
+        local_steps: 5,
+        batch_size: 32,
+        codec: "{ kind = \"top-k\", fraction = 0.075, bits = 4 }",
+        merging: r#"[merge]
 strategy = "recall"
 
 [admit]
@@ -70,40 +61,37 @@ max_examples = 1000000
 max_norm_ratio = 10.0
 clip_norm_ratio = 1.0
 rare_norm_ratio = 10.0
-max_influence = 1.5
+max_influence = 1.5"#,
+        evaluate: (2, 0.25),
+        checkpoint_every: 20,
+    };
+    /// A deeper model, whose merges depend on no time: with one owner every update is merged before the next one is begun.
+    const PODS: Self = Self {
+        hidden: "[64, 64, 64]",
+        local_steps: 40,
+        batch_size: 16,
+        codec: "{ kind = \"top-k\", fraction = 0.05 }",
+        merging: r#"[merge]
+strategy = "fedasync"
+alpha = 1.0
+staleness = { fn = "constant" }
 
-[downlink]
-track = {{ codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }} }}
+[admit]
+max_staleness = 10000
+max_examples = 1000000
+max_norm_ratio = 0.0"#,
+        evaluate: (5, 1.0),
+        checkpoint_every: 10,
+    };
 
-[evaluate]
-every_versions = 2
-every_s = 0.25
-
-[target]
-{target}
-
-[schedule]
-lease_ttl_s = {ttl:?}
-tick_ms = 50
-
-[checkpoint]
-every_versions = 20
-every_s = 0.0
-keep = 2
-retention = "{retention}"
-"#
-    )
-}
-
-/// A deeper model, whose merges depend on no time: with one owner every update is merged before the next one is begun.
-fn pods(scenario: &Scenario, pod: &PodTable, retention: &str, seed: u64) -> anyhow::Result<String> {
-    #[derive(Serialize)]
-    struct Tables<'a> {
-        pod: &'a PodSpec,
-    }
-    let (ttl, target, table) = (scenario.lease_ttl_s, target(scenario), toml::to_string(&Tables { pod: &pod.run })?);
-    Ok(format!(
-        r#"[run]
+    fn run_toml(&self, scenario: &Scenario, seed: u64) -> String {
+        let Self { hidden, local_steps, batch_size, codec, merging, evaluate, checkpoint_every } = self;
+        let (every_versions, every_s) = evaluate;
+        let retention = if scenario.keep_journal { "all" } else { "since_snapshot" };
+        let target = scenario.versions.map_or(String::new(), |versions| format!("versions = {versions}"));
+        let ttl = scenario.lease_ttl_s;
+        format!(
+            r#"[run]
 name = "digits"
 seed = {seed}
 
@@ -111,34 +99,26 @@ seed = {seed}
 kind = "mlp"
 input = [64]
 classes = 10
-hidden = [64, 64, 64]
+hidden = {hidden}
 input_scale = 0.0625
 
 [train]
-local_steps = 40
-batch_size = 16
+local_steps = {local_steps}
+batch_size = {batch_size}
 optimizer = {{ kind = "sgd", lr = 0.1 }}
 
 [upload]
-codec = {{ kind = "top-k", fraction = 0.05 }}
+codec = {codec}
 feedback_decay = 1.0
 
-[merge]
-strategy = "fedasync"
-alpha = 1.0
-staleness = {{ fn = "constant" }}
-
-[admit]
-max_staleness = 10000
-max_examples = 1000000
-max_norm_ratio = 0.0
+{merging}
 
 [downlink]
 track = {{ codec = {{ kind = "top-k", fraction = 0.075, bits = 4 }} }}
 
 [evaluate]
-every_versions = 5
-every_s = 1.0
+every_versions = {every_versions}
+every_s = {every_s:?}
 
 [target]
 {target}
@@ -148,11 +128,20 @@ lease_ttl_s = {ttl:?}
 tick_ms = 50
 
 [checkpoint]
-every_versions = 10
+every_versions = {checkpoint_every}
 every_s = 0.0
 keep = 2
 retention = "{retention}"
+"#
+        )
+    }
+}
 
-{table}"#
-    ))
+/// The table `[pod]`.
+fn pod_toml(pod: &PodTable) -> anyhow::Result<String> {
+    #[derive(Serialize)]
+    struct Tables<'a> {
+        pod: &'a PodSpec,
+    }
+    Ok(toml::to_string(&Tables { pod: &pod.run })?)
 }

@@ -9,9 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, Digest, LeaseId, RunId};
-use anabranch_common::journal::Plan;
 use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodRound};
 use anabranch_common::spec::{Activations, PodSpec};
@@ -19,6 +17,7 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::pod::{PodAnswer, PodGreeting};
 use anabranch_io::frames::{self, FrameIoError};
 use anabranch_io::tls;
+use anabranch_testkit::lease::PLAN;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::runtime::Runtime;
@@ -78,20 +77,6 @@ struct World {
     runtime: Runtime,
 }
 
-fn plan() -> Plan {
-    Plan {
-        local_steps: 1,
-        lr_factor: 1.0,
-        round: 0,
-        progress: None,
-        weight: 1.0,
-        base_dot: false,
-        codec: CodecSpec::F32,
-        residual_ratio: false,
-        memory: None,
-    }
-}
-
 /// `[pod]` with so many seconds of patience.
 fn spec(deadline_s: f64) -> PodSpec {
     toml::from_str(&format!("kind = \"stages\"\nstages = 2\ndeadline_s = {deadline_s}")).expect("complete")
@@ -133,7 +118,7 @@ impl World {
             owner: self.id(parts[0]),
             parts: (1..).zip(parts).map(part).collect(),
             peers: self.members.iter().map(peer).collect(),
-            plan: plan(),
+            plan: PLAN,
             spec: Digest([0; 32]),
         }
     }

@@ -9,16 +9,14 @@ use std::time::Duration;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::wire::pod::ALPN;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, ServerConfig, TransportConfig, VarInt};
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::{Role, TlsError, key, parse_peer, provider, roots};
+use super::{Role, TlsError, client_crypto, key, parse_peer, provider, roots, server_crypto};
 
 /// Accepts the certificates that the run's CA has issued for agents, of all or of one of them.
 #[derive(Debug)]
@@ -140,15 +138,11 @@ fn transport() -> TransportConfig {
 /// # Errors
 /// See [`TlsError`].
 pub fn member_server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerConfig, TlsError> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+    let tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Agents::new(ca_der, None)?)
         .with_single_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    tls.session_storage = Arc::new(NoServerSessionStorage {});
-    tls.send_tls13_tickets = 0;
-    tls.max_early_data_size = 0;
-    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    let mut config = server_crypto(tls, ALPN)?;
     let mut transport = transport();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
@@ -172,15 +166,12 @@ pub fn trust_member(connection: &Connection) {
 /// # Errors
 /// See [`TlsError`].
 pub fn member_client(ca_der: &[u8], cert_der: &[u8], key_der: &[u8], agent: AgentId) -> Result<ClientConfig, TlsError> {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+    let tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Agents::new(ca_der, Some(agent))?)
         .with_client_auth_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    tls.resumption = Resumption::disabled();
-    tls.enable_early_data = false;
-    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    let mut config = client_crypto(tls, ALPN)?;
     config.transport_config(Arc::new(transport()));
     Ok(config)
 }
@@ -190,6 +181,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
     use quinn::Endpoint;
+    use quinn::crypto::rustls::QuicClientConfig;
     use time::macros::datetime;
 
     use super::super::tests::{FOREVER, TestCa, TestCert, accept_one, refused};

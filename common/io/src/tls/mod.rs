@@ -101,15 +101,11 @@ pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerCo
         .build()?;
     // The CA goes along so that a joining client can compare it with the fingerprint in its token.
     let chain = [cert_der, ca_der].map(|der| CertificateDer::from(der.to_vec())).to_vec();
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+    let tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
         .with_single_cert(chain, key(key_der)?)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    tls.session_storage = Arc::new(NoServerSessionStorage {});
-    tls.send_tls13_tickets = 0;
-    tls.max_early_data_size = 0;
-    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    let mut config = server_crypto(tls, ALPN)?;
     let mut transport = transport();
     // What a stranger sends is kept in memory until it is read: little, until [`trust`] says otherwise.
     transport
@@ -131,11 +127,25 @@ pub fn trust(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES));
 }
 
-fn client_config(mut tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+/// Every connection shakes hands in full and speaks `alpn`: nothing is resumed, and nothing is sent before.
+fn server_crypto(mut tls: rustls::ServerConfig, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+    Ok(ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?)))
+}
+
+/// The same of a client.
+fn client_crypto(mut tls: rustls::ClientConfig, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;
-    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    Ok(ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)))
+}
+
+fn client_config(tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {
+    let mut config = client_crypto(tls, ALPN)?;
     let mut transport = transport();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))

@@ -17,11 +17,11 @@ mod member;
 use std::time::Duration;
 
 use anabranch_agent::pod::ParcelSizes;
-use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::journal::Plan;
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
 use anabranch_common::spec::{Activations, Labels, ModelSpec, PodKind, PodSpec, ScheduleKind};
+use anabranch_testkit::lease::PLAN;
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
 
@@ -244,17 +244,17 @@ impl Options {
                 proxies.push(proxy);
             }
         }
-        let ids = pod.ids();
-        let round = PodRound {
+        let (ids, round) = (pod.ids(), self.round(case));
+        let attempt = PodRound {
             spec: Digest::default(),
             mark: PodMark { lease: LeaseId(1), attempt },
             owner: *ids.first().context("a pod without members")?,
             parts: (1..).zip(&ids).map(|(end, agent)| PodPart { end, agent: *agent }).collect(),
             peers: pod.peers(&ports),
-            plan: plan(if case.over_lines { self.line_steps } else { self.steps }),
+            plan: Plan { local_steps: round.steps, ..PLAN },
         };
         let (spec, values) = (self.spec(case), sizes.activations);
-        pod.compute(Job { attempt: &round, spec: &spec, sizes, round: self.round(case), values })
+        pod.compute(Job { attempt: &attempt, spec: &spec, sizes, round, values })
     }
 }
 
@@ -269,20 +269,6 @@ fn binds(round: &Round, line: Line) -> anyhow::Result<&'static str> {
         _ if share_of_line >= BINDS => "bytes of the line",
         _ => "round trips: too few on their way",
     })
-}
-
-fn plan(steps: u32) -> Plan {
-    Plan {
-        local_steps: steps,
-        lr_factor: 1.0,
-        round: 0,
-        progress: None,
-        weight: 1.0,
-        base_dot: false,
-        codec: CodecSpec::F32,
-        residual_ratio: false,
-        memory: None,
-    }
 }
 
 impl Found {
