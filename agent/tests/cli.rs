@@ -343,6 +343,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
         train_loss: 0.5,
         compute_ms: 1,
         encoded: None,
+        pod: None,
     };
     let (epoch, seq, codec) = (Epoch(5), UpdateSeq(0), CodecSpec::F32);
     let mut ledger = Ledger::open(&dir.store()).expect("opens");

@@ -78,7 +78,7 @@ pub const POD_REASON_BYTES: usize = 256;
 /// Bytes of either frame with which a link between members begins: a refusal in words is the longest.
 pub const POD_GREETING_BYTES: usize = 512;
 /// Bytes of the head of a parcel.
-pub const POD_PARCEL_HEAD_BYTES: usize = 64;
+pub const POD_PARCEL_HEAD_BYTES: usize = 96;
 /// Parcels for one member that wait to be sent.
 pub const POD_PARCELS_QUEUED: usize = 64;
 /// Parcels of one kind between two members that wait here, for each part of the model: what the order of a round allows, and

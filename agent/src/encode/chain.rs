@@ -56,6 +56,11 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use anabranch_common::ids::BranchId;
+    use anabranch_common::update::MemoryMark;
+
     use super::*;
 
     #[derive(Debug)]
@@ -72,6 +77,10 @@ mod tests {
 
         fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)> {
             (self.0 < 50).then(|| (FeedbackState(self.0), vec![1.0]))
+        }
+
+        fn held(&self, _: BranchId, _: Option<MemoryMark>, _: Range<usize>) -> Option<Vec<f32>> {
+            None
         }
     }
 

@@ -1,17 +1,19 @@
 //! The encoder of the agent's own process.
 
 use anabranch_common::codec::feedback::Feedback;
-use anabranch_common::codec::{self, EncodeError};
+use anabranch_common::codec::{self, CodecId, EncodeError, segments};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::MemoryMark;
 
 use super::States;
 use crate::session::command::Bank;
-use crate::session::event::{Encoded, FeedbackState};
+use crate::session::event::{Encoded, FeedbackState, PodContent};
 
 /// An encoded update.
 #[derive(Debug)]
 pub struct Update {
+    /// What it is encoded with.
+    pub codec: CodecId,
     /// The payload.
     pub payload: Vec<u8>,
     /// What the payload leaves out, one value a parameter; `None` if feedback is off, and where there is a memory.
@@ -70,7 +72,8 @@ pub(super) fn encode(
         Origin::Residual { state, left_out } => (state, left_out),
         Origin::Memory(memory) => {
             let payload = codec::encoder(*codec).encode(manifest, &memory.taken_off(&outcome.delta))?;
-            return Ok(Update { payload, left_out: None, state: FeedbackState::EMPTY, memory: Some(memory) });
+            let codec = codec.id();
+            return Ok(Update { codec, payload, left_out: None, state: FeedbackState::EMPTY, memory: Some(memory) });
         }
     };
     let mut feedback = Feedback::restore(*feedback_decay, left_out);
@@ -91,5 +94,15 @@ pub(super) fn encode(
         None => (feedback.encode(&*encoder, manifest, &outcome.delta)?, states.fresh()),
     };
     let left_out = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
-    Ok(Update { payload, left_out, state, memory: None })
+    Ok(Update { codec: codec.id(), payload, left_out, state, memory: None })
+}
+
+/// Takes what a pod has encoded in continuation of `origin`.
+pub(super) fn of_pod(content: PodContent, origin: Origin, states: &States) -> Update {
+    let PodContent { payload, left_out, .. } = content;
+    let (left_out, state, memory) = match origin {
+        Origin::Residual { .. } => (Some(left_out).filter(|left_out| !left_out.is_empty()), states.fresh(), None),
+        Origin::Memory(memory) => (None, FeedbackState::EMPTY, Some(memory)),
+    };
+    Update { codec: segments::ID, payload, left_out, state, memory }
 }

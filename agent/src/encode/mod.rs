@@ -4,6 +4,7 @@
 //!  Outcome { delta, encoded } ─► bank ─► cpu: left out before + delta ──► payload, left out now
 //!                                 │        (or the trainer's payload, if the ledger agrees)
 //!                                 │        with a memory: delta - memory ──► payload
+//!                                 │        (or what a pod has encoded, if the ledger agrees)
 //!                                 └────► Ledger::bank: stores both in one step
 //! ```
 //!
@@ -30,7 +31,7 @@ use anabranch_common::update::UpdateKey;
 use anabranch_io::durable::StorageError;
 
 use crate::session::command::Bank;
-use crate::session::event::OutboxEntry;
+use crate::session::event::{OutboxEntry, PodContent};
 use crate::store::Ledger;
 
 pub use cpu::{Memory, Origin, Update};
@@ -46,6 +47,9 @@ pub enum BankError {
     /// The delta cannot be encoded: it is not finite, or not of the model's size. Nothing was stored.
     #[error("the delta cannot be sent: {0}")]
     Encode(#[from] EncodeError),
+    /// What was left out before is not what the pod went on from. Nothing was stored.
+    #[error("what compression left out before has changed while a pod computed the round")]
+    Changed,
 }
 
 /// Encodes what `ledger` left out before and the delta of `bank`, and stores the payload with what
@@ -60,10 +64,13 @@ pub fn bank(
     manifest: &ModelManifest,
     mut bank: Bank,
 ) -> Result<OutboxEntry, BankError> {
+    let key = UpdateKey { run, agent, epoch: bank.epoch, seq: bank.seq };
+    if let Some(content) = bank.outcome.pod.take() {
+        return bank_of_pod(ledger, key, manifest, &bank, content);
+    }
     let origin = ledger.take_origin(bank.lease.branch, manifest, bank.lease.plan.memory);
     match cpu::encode(manifest, &mut bank, origin, &ledger.states()) {
         Ok(update) => {
-            let key = UpdateKey { run, agent, epoch: bank.epoch, seq: bank.seq };
             let started_from = bank.started_from.take();
             let base_dot = started_from.map(|from| from.product(&sent(&bank, manifest, &update.payload)));
             let base_dot = base_dot.filter(|product| product.is_finite());
@@ -75,6 +82,28 @@ pub fn bank(
             Err(error.into())
         }
     }
+}
+
+/// Stores what a pod has encoded. What it leaves out takes the place of what it went on from.
+fn bank_of_pod(
+    ledger: &mut Ledger,
+    key: UpdateKey,
+    manifest: &ModelManifest,
+    bank: &Bank,
+    content: PodContent,
+) -> Result<OutboxEntry, BankError> {
+    let expected = manifest.params();
+    if !content.left_out.is_empty() && content.left_out.len() != expected {
+        return Err(EncodeError::WrongLength { expected, found: content.left_out.len() }.into());
+    }
+    if content.from != ledger.states().current() {
+        return Err(BankError::Changed);
+    }
+    let origin = ledger.take_origin(bank.lease.branch, manifest, bank.lease.plan.memory);
+    let residual_ratio = content.residual_ratio.filter(|_| bank.lease.plan.residual_ratio);
+    let measured = Measured { base_dot: content.base_dot, residual_ratio };
+    let update = cpu::of_pod(content, origin, &ledger.states());
+    Ok(ledger.bank(key, manifest, bank, update, measured)?)
 }
 
 /// What the coordinator wants to know of an update beside the trainer's figures.

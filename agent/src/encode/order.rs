@@ -12,9 +12,12 @@
 //! trainer that has lost its state cost an encoding, never content.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use anabranch_common::codec::CodecSpec;
+use anabranch_common::ids::BranchId;
+use anabranch_common::update::MemoryMark;
 
 use crate::session::event::FeedbackState;
 
@@ -29,6 +32,10 @@ pub trait FeedbackSource: fmt::Debug + Send + Sync {
     /// The state after everything that was handed in before, one value a parameter (none: nothing is left out). Waits for
     /// it; nothing where the ledger has ended.
     fn fetch(&self) -> Option<(FeedbackState, Vec<f32>)>;
+
+    /// What is held of a range of the model for an update of `branch` under a lease that asks for this memory, or for none: see
+    /// [`Ledger::held`](crate::store::Ledger::held). Waits for it; nothing where the ledger has ended.
+    fn held(&self, branch: BranchId, memory: Option<MemoryMark>, range: Range<usize>) -> Option<Vec<f32>>;
 }
 
 /// How to encode a round.

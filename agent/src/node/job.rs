@@ -112,7 +112,7 @@ impl StoreJob {
                 match encode::bank(ledger, run, agent, &manifest, *bank) {
                     Ok(entry) => Ok(StoreDone::Event(Event::Banked(entry))),
                     Err(BankError::Storage(error)) => Err(error),
-                    Err(error @ BankError::Encode(_)) => {
+                    Err(error @ (BankError::Encode(_) | BankError::Changed)) => {
                         Ok(StoreDone::Event(Event::Discarded { lease, problem: error.to_string() }))
                     }
                 }

@@ -1,8 +1,8 @@
 //! How parcels lie on a stream: a head in a frame, and the values behind it as they are.
 //!
 //! ```text
-//!  ParcelHead { from, to, content, checksum } │ values of the first vector │ values of the second one
-//!  a frame, with a checksum of its own        │ 4 bytes each, little endian; 2 where activations travel as bf16
+//!  ParcelHead { from, to, content, checksum } │ values of the first vector │ values of the second one │ ...
+//!  a frame, with a checksum of its own        │ 4 bytes each, little endian; 2 where activations travel as bf16; bytes as they are
 //! ```
 //! Neither side keeps the bytes of a parcel beside its values: they are written and read a piece at a time, and memory for values
 //! is taken as they arrive.
@@ -17,7 +17,7 @@ use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
 use anabranch_io::frames::{self, Format, FrameIoError};
 use quinn::{RecvStream, SendStream};
 
-use super::{Address, Parcel};
+use super::{Address, LayerContent, Parcel};
 
 /// Why a parcel was not sent or received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,16 +63,20 @@ enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [f32]),
     U32(&'a [u32]),
+    Bytes(&'a [u8]),
 }
 
 /// Values of a piece, which has at most `limits::FRAME_READ_BYTES`.
-const PIECE: usize = limits::FRAME_READ_BYTES / 4;
+const PIECE: usize = limits::FRAME_READ_BYTES / BYTES_PER_VALUE;
+/// Bytes of a value.
+const BYTES_PER_VALUE: usize = 4;
 
 impl Values<'_> {
     fn len(self) -> usize {
         match self {
             Self::F32(values) | Self::Bf16(values) => values.len(),
             Self::U32(values) => values.len(),
+            Self::Bytes(bytes) => bytes.len(),
         }
     }
 
@@ -84,6 +88,7 @@ impl Values<'_> {
             Self::F32(values) => values[at..end].iter().for_each(|value| piece.extend(value.to_le_bytes())),
             Self::Bf16(values) => values[at..end].iter().for_each(|value| piece.extend(to_half(*value).to_le_bytes())),
             Self::U32(values) => values[at..end].iter().for_each(|value| piece.extend(value.to_le_bytes())),
+            Self::Bytes(bytes) => piece.extend(&bytes[at..end]),
         }
     }
 }
@@ -108,34 +113,39 @@ fn of_activations(values: &[f32], form: Activations) -> Values<'_> {
     }
 }
 
-fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 2] {
+fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 3] {
     let none = Values::F32(&[]);
     match parcel {
-        Parcel::Weights { own, tied } => [Values::F32(own), Values::F32(tied)],
-        Parcel::Activations { values, .. } | Parcel::Gradient(values) => [of_activations(values, form), none],
-        Parcel::Labels(labels) => [Values::U32(labels), none],
-        Parcel::Loss(_) => [none, none],
-        Parcel::TiedSum(values) | Parcel::Trained(values) => [Values::F32(values), none],
-        Parcel::Tied { values, moved, .. } => [Values::F32(values), Values::F32(moved)],
+        Parcel::Weights { own, tied, held } => [Values::F32(own), Values::F32(tied), Values::F32(held)],
+        Parcel::Activations { values, .. } | Parcel::Gradient(values) => [of_activations(values, form), none, none],
+        Parcel::Labels(labels) => [Values::U32(labels), none, none],
+        Parcel::Loss(_) => [none; 3],
+        Parcel::TiedSum(values) => [Values::F32(values), none, none],
+        Parcel::Tied { values, moved, .. } => [Values::F32(values), Values::F32(moved), none],
+        Parcel::Layer(LayerContent { left_out, payload, .. }) => {
+            [Values::F32(left_out), Values::Bytes(payload), none]
+        }
     }
 }
 
-/// Values in a parcel.
+/// Values in a parcel; four bytes of a payload count as one.
 pub(super) fn values_of(parcel: &Parcel) -> usize {
-    vectors(parcel, Activations::F32).iter().map(|values| values.len()).sum()
+    match parcel {
+        Parcel::Layer(LayerContent { left_out, payload, .. }) => left_out.len() + payload.len().div_ceil(BYTES_PER_VALUE),
+        parcel => vectors(parcel, Activations::F32).iter().map(|values| values.len()).sum(),
+    }
 }
 
 /// Values behind a head.
 pub(super) fn values_behind(content: &ParcelContent) -> u64 {
     match *content {
-        ParcelContent::Weights { own: one, tied: other } | ParcelContent::Tied { values: one, moved: other, .. } => {
-            one.saturating_add(other)
-        }
+        ParcelContent::Weights { own, tied, held } => own.saturating_add(tied).saturating_add(held),
+        ParcelContent::Tied { values, moved, .. } => values.saturating_add(moved),
+        ParcelContent::Layer { left_out, bytes, .. } => left_out.saturating_add(bytes.div_ceil(BYTES_PER_VALUE as u64)),
         ParcelContent::Activations { rows, columns, .. } => rows.saturating_mul(columns),
         ParcelContent::Gradient { values, .. }
         | ParcelContent::Labels { labels: values }
-        | ParcelContent::TiedSum { values }
-        | ParcelContent::Trained { values } => values,
+        | ParcelContent::TiedSum { values } => values,
         ParcelContent::Loss { .. } => 0,
     }
 }
@@ -151,7 +161,9 @@ pub(super) fn form_of(content: &ParcelContent) -> Option<Activations> {
 fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
     let count = |values: &[f32]| values.len() as u64;
     match parcel {
-        Parcel::Weights { own, tied } => ParcelContent::Weights { own: count(own), tied: count(tied) },
+        Parcel::Weights { own, tied, held } => {
+            ParcelContent::Weights { own: count(own), tied: count(tied), held: count(held) }
+        }
         Parcel::Activations { shape: [rows, columns], .. } => {
             ParcelContent::Activations { rows: *rows as u64, columns: *columns as u64, form }
         }
@@ -162,7 +174,12 @@ fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
         Parcel::Tied { version, values, moved } => {
             ParcelContent::Tied { version: *version, values: count(values), moved: count(moved) }
         }
-        Parcel::Trained(values) => ParcelContent::Trained { values: count(values) },
+        Parcel::Layer(LayerContent { layer, payload, left_out, figures }) => ParcelContent::Layer {
+            layer: *layer,
+            left_out: count(left_out),
+            bytes: payload.len() as u64,
+            figures: *figures,
+        },
     }
 }
 
@@ -226,9 +243,11 @@ pub(super) async fn receive(
 
 async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<Parcel, ParcelError> {
     Ok(match *content {
-        ParcelContent::Weights { own, tied } => {
-            Parcel::Weights { own: arriving.f32(own).await?, tied: arriving.f32(tied).await? }
-        }
+        ParcelContent::Weights { own, tied, held } => Parcel::Weights {
+            own: arriving.f32(own).await?,
+            tied: arriving.f32(tied).await?,
+            held: arriving.f32(held).await?,
+        },
         ParcelContent::Activations { rows, columns, form } => Parcel::Activations {
             values: arriving.activations(rows.saturating_mul(columns), form).await?,
             shape: [index(rows)?, index(columns)?],
@@ -240,7 +259,11 @@ async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<
         ParcelContent::Tied { version, values, moved } => {
             Parcel::Tied { version, values: arriving.f32(values).await?, moved: arriving.f32(moved).await? }
         }
-        ParcelContent::Trained { values } => Parcel::Trained(arriving.f32(values).await?),
+        ParcelContent::Layer { layer, left_out, bytes, figures } => {
+            let left_out = arriving.f32(left_out).await?;
+            let payload = arriving.take(bytes, |[byte]: [u8; 1]| byte).await?;
+            Parcel::Layer(LayerContent { layer, payload, left_out, figures })
+        }
     })
 }
 

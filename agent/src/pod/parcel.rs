@@ -1,6 +1,7 @@
 //! What goes from part to part of a model, and the seam over which it goes.
 
 use anabranch_common::ids::AgentId;
+use anabranch_common::wire::pod::LayerFigures;
 
 /// What the stage of one part sends to that of another.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,6 +12,8 @@ pub enum Parcel {
         own: Vec<f32>,
         /// The tied tensor that another part owns; empty where the part uses none.
         tied: Vec<f32>,
+        /// What the part's content is encoded with: what compression left out of it before, or the memory of it. Empty: nothing.
+        held: Vec<f32>,
     },
     /// The output of the part before for the next micro-batch, row by row.
     Activations {
@@ -36,8 +39,21 @@ pub enum Parcel {
         /// lr times the direction of the last update; empty where no weights are predicted.
         moved: Vec<f32>,
     },
-    /// To the owner, at the end: the weights of the part.
-    Trained(Vec<f32>),
+    /// To the owner, at the end: what each layer of the part comes to, in their order.
+    Layer(LayerContent),
+}
+
+/// What a layer comes to at the end of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerContent {
+    /// Number of the layer in the model, from 0.
+    pub layer: u32,
+    /// The difference to what the round started from, encoded.
+    pub payload: Vec<u8>,
+    /// What the payload leaves out, one value a parameter; empty where nothing is kept of it.
+    pub left_out: Vec<f32>,
+    /// What the owner adds up.
+    pub figures: LayerFigures,
 }
 
 /// Between which parts of the model a parcel goes, counted from 0.

@@ -16,6 +16,8 @@ use super::{Address, Parcel, WireError};
 pub struct ParcelSizes {
     /// Parameters of the model: no part has more.
     pub params: usize,
+    /// Layers of the model.
+    pub layers: usize,
     /// Values of the largest activations of a micro-batch between two layers; labels are no more.
     pub activations: usize,
     /// Values of the tied tensor; 0 for a model without one.
@@ -26,19 +28,19 @@ impl ParcelSizes {
     /// Values of the largest parcel.
     fn parcel(&self) -> usize {
         let tied = self.tied.saturating_mul(2);
-        self.params.saturating_add(tied).max(self.activations)
+        self.params.saturating_mul(2).saturating_add(tied).max(self.activations)
     }
 
     /// Parcels of one member that can wait here in a round of so many parts.
-    fn parcels_ahead(parts: usize) -> usize {
-        // Activations, gradients, labels, losses, sums and copies of the tied tensor; weights before and after.
-        (6 * limits::POD_PARCELS_AHEAD + 2).saturating_mul(parts)
+    fn parcels_ahead(&self, parts: usize) -> usize {
+        // Activations, gradients, labels, losses, sums and copies of the tied tensor; weights before, and after: what layers come to.
+        (6 * limits::POD_PARCELS_AHEAD + 1).saturating_mul(parts).saturating_add(self.layers)
     }
 
     /// Their values.
     fn values_ahead(&self, parts: usize) -> usize {
         let each = self.activations.saturating_add(self.tied).saturating_mul(3 * limits::POD_PARCELS_AHEAD);
-        let weights = self.params.saturating_mul(2);
+        let weights = self.params.saturating_mul(4);
         each.saturating_add(self.tied).saturating_mul(parts).saturating_add(weights)
     }
 }
@@ -70,7 +72,7 @@ impl Terms {
             owner: round.owner,
             form: spec.activations,
             most: sizes.parcel(),
-            parcels_ahead: ParcelSizes::parcels_ahead(parts.len()),
+            parcels_ahead: sizes.parcels_ahead(parts.len()),
             values_ahead: sizes.values_ahead(parts.len()),
             // The run's configuration was checked; whatever it says here is a time.
             patience: Duration::try_from_secs_f64(spec.deadline_s).unwrap_or(Duration::MAX),

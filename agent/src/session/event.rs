@@ -171,7 +171,7 @@ pub struct InitialModel {
 pub struct Outcome {
     /// Under which lease.
     pub lease: LeaseId,
-    /// End minus start.
+    /// End minus start; empty where a pod has computed the round.
     pub delta: Arc<[f32]>,
     /// Examples seen, repetitions counted.
     pub num_examples: u64,
@@ -183,6 +183,24 @@ pub struct Outcome {
     pub compute_ms: u64,
     /// The update, where the trainer has encoded it.
     pub encoded: Option<Encoded>,
+    /// The update, where a pod has computed and encoded it.
+    pub pod: Option<PodContent>,
+}
+
+/// What the round of a pod comes to: the members have encoded it, each its own layers. It counts only if the ledger's state is still
+/// the one that it went on from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodContent {
+    /// The state that it went on from.
+    pub from: FeedbackState,
+    /// The payload, of `codec::segments`.
+    pub payload: Vec<u8>,
+    /// What it leaves out, one value a parameter; empty where nothing is kept.
+    pub left_out: Vec<f32>,
+    /// Product of its content with the base, where it was asked for.
+    pub base_dot: Option<f64>,
+    /// Norm of what is left out over the norm of what training has changed.
+    pub residual_ratio: Option<f32>,
 }
 
 /// Number of a state of the error feedback, within one process.

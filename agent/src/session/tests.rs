@@ -170,6 +170,7 @@ pub(crate) fn outcome(lease: &Lease) -> Outcome {
         train_loss: 0.5,
         compute_ms: 20,
         encoded: None,
+        pod: None,
     }
 }
 

@@ -29,6 +29,7 @@ mod shelf;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -147,6 +148,14 @@ impl Ledger {
         }
     }
 
+    /// What an update of `branch` continues from, under a lease whose plan asks for this memory or for none, of a range of the model:
+    /// what was left out before, or the memory. Empty: it is 0, or there is nothing of this branch.
+    #[must_use]
+    pub fn held(&self, branch: BranchId, memory: Option<MemoryMark>, range: Range<usize>) -> &[f32] {
+        let fits = self.head.branch == Some(branch) && self.head.memory == memory;
+        self.residual.as_deref().filter(|_| fits).and_then(|values| values.get(range)).unwrap_or_default()
+    }
+
     /// Brings back the residual that was taken out.
     ///
     /// # Errors
@@ -169,8 +178,8 @@ impl Ledger {
         update: Update,
         measured: Measured,
     ) -> Result<OutboxEntry, StorageError> {
-        let Update { payload, left_out, state, memory } = update;
-        let Bank { lease, codec, outcome, .. } = bank;
+        let Update { codec, payload, left_out, state, memory } = update;
+        let Bank { lease, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
@@ -185,7 +194,7 @@ impl Ledger {
             lease: lease.id,
             base_version: lease.base_version,
             base_digest: lease.base_digest,
-            codec: codec.id(),
+            codec,
             payload_bytes: payload.len() as u64,
             payload_digest: blob.digest,
             num_examples: outcome.num_examples,

@@ -41,6 +41,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
             train_loss: 0.0,
             compute_ms: 1,
             encoded: None,
+            pod: None,
         },
         started_from: None,
     }

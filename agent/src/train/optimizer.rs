@@ -66,6 +66,14 @@ impl Optimizer {
         }
     }
 
+    /// Drops its state, when no more steps are taken.
+    pub(super) fn forget(&mut self) {
+        match self {
+            Self::Sgd { velocity, .. } => *velocity = Vec::new(),
+            Self::AdamW { moments, .. } => (moments.first, moments.second) = (Vec::new(), Vec::new()),
+        }
+    }
+
     /// Goes on with the learning rate of `spec`.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
 
 use super::{PodEndedBy, PodTrained, PodTraining, Pods, StopSignal};
 use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
-use crate::train::native::pipeline::{PipelineError, PodTask, serve, train_owned};
+use crate::train::native::pipeline::{Contribution, Encoding, Held, PipelineError, PodTask, serve, train_owned};
 
 /// Bytes of a value of activations.
 const VALUE: u64 = 4;
@@ -41,22 +41,21 @@ impl LinkedPods {
 
     fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec) -> Result<PodTask<'a>, PodEndedBy> {
         let pod = of_pods(spec)?;
-        Ok(PodTask { model: &spec.model, plan: &spec.train, pod, round, me: self.me, threads: self.threads })
+        let (encoding, me, threads) = (encoding(round, spec), self.me, self.threads);
+        Ok(PodTask { model: &spec.model, plan: &spec.train, pod, round, encoding, me, threads })
     }
 }
 
 impl Pods for LinkedPods {
     fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
-        let PodTraining { lease, round, spec, start, shard, control, stop } = order;
+        let PodTraining { lease, round, spec, start, held, shard, control, stop } = order;
         let task = self.task(round, spec)?;
         let mut wire = self.open(round, spec, stop)?;
-        let trained = train_owned(&task, start, lease.seed, shard, &mut wire, control).map_err(ended_by)?;
-        if trained.stopped {
-            return Err(PodEndedBy::Stopped);
-        }
-        // All that is awaited has come, and who has sent its trained weights waits for no parcel.
+        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut wire, control).map_err(ended_by)?;
+        let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
+        // All that is awaited has come, and who has sent what its layers come to waits for no parcel.
         wire.close();
-        Ok(trained_of(trained.end, &trained.losses, &spec.train))
+        Ok(trained_of(contribution, &owned.losses, &spec.train))
     }
 
     fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
@@ -76,14 +75,23 @@ fn problem(member: Option<AgentId>, reason: impl ToString) -> PodEndedBy {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
-fn trained_of(end: Vec<f32>, losses: &[f32], plan: &TrainSpec) -> PodTrained {
+fn trained_of(contribution: Contribution, losses: &[f32], plan: &TrainSpec) -> PodTrained {
     let sum: f64 = losses.iter().copied().map(f64::from).sum();
     PodTrained {
-        end,
+        contribution,
         num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps),
         steps: plan.local_steps,
         mean_loss: (sum / losses.len().max(1) as f64) as f32,
     }
+}
+
+/// Returns how every member encodes what its layers come to.
+fn encoding(round: &PodRound, spec: &AgentSpec) -> Encoding {
+    let held = match round.plan.memory {
+        Some(_) => Held::Memory,
+        None => Held::LeftOut { decay: spec.upload.feedback_decay },
+    };
+    Encoding { codec: round.plan.codec, held, base_dot: round.plan.base_dot }
 }
 
 /// Returns how large the parcels of a round are.
@@ -96,6 +104,7 @@ fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSiz
     let values = widest.saturating_mul(pod.micro_batch_examples(plan.batch_size).into());
     Ok(ParcelSizes {
         params: layers.manifest.params(),
+        layers: layers.layers.len(),
         activations: usize::try_from(values).unwrap_or(usize::MAX),
         tied: tied.unwrap_or(0),
     })

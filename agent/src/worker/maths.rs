@@ -22,7 +22,8 @@ use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
 use crate::node::{Done, Input, MathsJob, initial_model, judged};
 use crate::session::command::Ending;
-use crate::session::event::{Event, Outcome};
+use crate::session::event::{Event, FeedbackState, Outcome, PodContent};
+use crate::train::native::pipeline::Contribution;
 use crate::train::{
     MicroBatchBudget, Reordered, Round, RoundFile, RoundResult, Rounds, RunPart, StepReport, TrainError, Trainer,
 };
@@ -43,7 +44,7 @@ pub struct MathsSetup {
     pub micro_batch: Arc<AtomicU32>,
     /// What is learned from being killed for memory, where trainers of this process cut batches.
     pub killed: Option<KilledNote>,
-    /// The ledger's feedback state, for trainers that encode; none: they do not.
+    /// The ledger's feedback state, for trainers that encode and for pods; none: nothing is ever left out.
     pub feedback: Option<Arc<dyn FeedbackSource>>,
     /// Computes with other agents; none: this agent joins no pods.
     pub pods: Option<Box<dyn Pods>>,
@@ -240,6 +241,28 @@ impl Maths {
             train_loss: trained.mean_loss,
             compute_ms: clock.now_ms(),
             encoded: trained.encoded,
+            pod: None,
+        }))
+    }
+
+    /// The same for the round of a pod.
+    fn pod_over(&self, id: LeaseId, from: FeedbackState, trained: PodTrained, clock: Clock) -> Event {
+        let maths = clock.elapsed();
+        self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
+        if self.setup.stop.is_set() {
+            return Event::TrainingStopped { lease: id };
+        }
+        let PodTrained { contribution, num_examples, steps, mean_loss } = trained;
+        let Contribution { payload, left_out, base_dot, residual_ratio } = contribution;
+        Event::Trained(Box::new(Outcome {
+            lease: id,
+            delta: Arc::default(),
+            num_examples,
+            local_steps: steps,
+            train_loss: mean_loss,
+            compute_ms: clock.now_ms(),
+            encoded: None,
+            pod: Some(PodContent { from, payload, left_out, base_dot, residual_ratio }),
         }))
     }
 
@@ -259,12 +282,15 @@ impl Maths {
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let order = PodTraining { lease, round, spec, start, shard, control: &mut control, stop };
+        let feedback = self.setup.feedback.as_deref();
+        let from = feedback.map_or(FeedbackState::EMPTY, FeedbackSource::current);
+        let mut held = |range| {
+            let held = feedback.and_then(|feedback| feedback.held(lease.branch, lease.plan.memory, range));
+            held.unwrap_or_default()
+        };
+        let order = PodTraining { lease, round, spec, start, held: &mut held, shard, control: &mut control, stop };
         match pods.train(order) {
-            Ok(PodTrained { end, num_examples, steps, mean_loss }) => {
-                let trained = RoundResult { end, num_examples, steps, mean_loss, stopped: false, encoded: None };
-                self.over(id, start, trained, clock)
-            }
+            Ok(trained) => self.pod_over(id, from, trained, clock),
             Err(PodEndedBy::Stopped) => Event::TrainingStopped { lease: id },
             Err(PodEndedBy::Problem(problem)) => Event::PodFailed { mark, problem },
             Err(PodEndedBy::Fatal(error)) if error.is_passing() => {

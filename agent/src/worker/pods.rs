@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use anabranch_common::journal::Lease;
@@ -11,6 +11,7 @@ use anabranch_common::spec::AgentSpec;
 
 use super::StopSignal;
 use crate::shard::Shard;
+use crate::train::native::pipeline::Contribution;
 use crate::train::{StepReport, TrainError};
 
 /// What this agent offers to pods, and where it listens for their members.
@@ -69,6 +70,8 @@ pub struct PodTraining<'a> {
     pub spec: &'a AgentSpec,
     /// The whole model to start from.
     pub start: &'a [f32],
+    /// Gives what this agent holds of a range of the model from round to round; nothing: an empty vector.
+    pub held: &'a mut dyn FnMut(Range<usize>) -> Vec<f32>,
     /// The examples to train on.
     pub shard: &'a dyn Shard,
     /// Is called after every step, and may end the attempt there.
@@ -86,8 +89,8 @@ impl fmt::Debug for PodTraining<'_> {
 /// What the round of a pod gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodTrained {
-    /// The whole model after the last step.
-    pub end: Vec<f32>,
+    /// What the round comes to.
+    pub contribution: Contribution,
     /// Examples seen, repetitions counted.
     pub num_examples: u64,
     /// Steps taken.
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
     use crate::node::{MathsJob, Start};
     use crate::session::command::Ending;
-    use crate::session::event::Event;
+    use crate::session::event::{Event, FeedbackState};
     use crate::session::tests::{lease, spec};
     use crate::shard::{Examples, Inputs};
     use crate::train::TrainError;
@@ -125,7 +128,7 @@ mod tests {
 
     const OTHER: AgentId = AgentId([9; 16]);
 
-    /// Ends every attempt as it is told to, after a step; of a round that is not, the model grows by one.
+    /// Ends every attempt as it is told to, after a step; of a round that is not, the payload is what it started from.
     #[derive(Debug, Default)]
     struct Fake {
         ends: Arc<Mutex<Vec<PodEndedBy>>>,
@@ -133,7 +136,7 @@ mod tests {
 
     impl Pods for Fake {
         fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
-            let PodTraining { round, spec, start, shard, control, stop, .. } = order;
+            let PodTraining { round, spec, start, held, shard, control, stop, .. } = order;
             assert_eq!((round.mark.lease, spec.train.local_steps, shard.len()), (LeaseId(1), 5, 2));
             let report = StepReport { step: 1, loss: 0.5, examples: 8, micro_batch: None };
             if control(report).is_break() {
@@ -143,8 +146,13 @@ mod tests {
             match self.ends.lock().pop() {
                 Some(end) => Err(end),
                 None => {
-                    let end = start.iter().map(|value| value + 1.0).collect();
-                    Ok(PodTrained { end, num_examples: 40, steps: 5, mean_loss: 0.5 })
+                    let contribution = Contribution {
+                        payload: start.iter().map(|value| *value as u8).collect(),
+                        left_out: held(0..2),
+                        base_dot: Some(0.5),
+                        residual_ratio: None,
+                    };
+                    Ok(PodTrained { contribution, num_examples: 40, steps: 5, mean_loss: 0.5 })
                 }
             }
         }
@@ -196,10 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn a_round_of_a_pod_gives_the_difference_of_the_whole_model() {
+    fn a_round_of_a_pod_gives_what_the_pod_has_encoded_and_what_it_went_on_from() {
         let mut world = world(Some(Fake::default()));
         let Event::Trained(outcome) = world.maths.work(train()) else { panic!("it is not trained") };
-        assert_eq!((&outcome.delta[..], outcome.num_examples, outcome.local_steps), (&[1.0, 1.0][..], 40, 5));
+        let content = outcome.pod.expect("of a pod");
+        assert_eq!((&content.payload[..], &content.left_out[..]), (&[1, 2][..], &[][..]));
+        assert_eq!((content.from, content.base_dot), (FeedbackState::EMPTY, Some(0.5)));
+        assert_eq!((outcome.delta.len(), outcome.num_examples, outcome.local_steps), (0, 40, 5));
         assert_eq!((outcome.lease, outcome.train_loss), (LeaseId(1), 0.5));
         assert_eq!(world.maths.work(serve()), Event::Served { mark: round(OTHER).mark, problem: None });
     }

@@ -1,11 +1,13 @@
 //! The thread that owns the store.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::ids::{AgentId, BranchId, RunId};
 use anabranch_common::limits;
+use anabranch_common::update::MemoryMark;
 use tokio::sync::{mpsc, oneshot};
 
 use super::guarded;
@@ -22,6 +24,8 @@ enum Task {
     Job(StoreJob),
     /// Reads the feedback state, for a trainer that encodes.
     Residual { reply: oneshot::Sender<(FeedbackState, Vec<f32>)> },
+    /// Reads what is held of a range, for a pod.
+    Held { of: (BranchId, Option<MemoryMark>), range: Range<usize>, reply: oneshot::Sender<Vec<f32>> },
     /// No more work.
     End,
 }
@@ -94,6 +98,12 @@ impl FeedbackSource for Feedback {
         self.tasks.send(Task::Residual { reply }).ok()?;
         state.blocking_recv().ok()
     }
+
+    fn held(&self, branch: BranchId, memory: Option<MemoryMark>, range: Range<usize>) -> Option<Vec<f32>> {
+        let (reply, held) = oneshot::channel();
+        self.tasks.send(Task::Held { of: (branch, memory), range, reply }).ok()?;
+        held.blocking_recv().ok()
+    }
 }
 
 struct StoreWorker {
@@ -121,6 +131,10 @@ impl StoreWorker {
                     let left_out = self.ledger.residual().unwrap_or_default().to_vec();
                     // The trainer that wanted it is gone.
                     let _ = reply.send((self.ledger.states().current(), left_out));
+                }
+                Task::Held { of: (branch, memory), range, reply } => {
+                    // As above.
+                    let _ = reply.send(self.ledger.held(branch, memory, range).to_vec());
                 }
                 Task::End => return,
             }

@@ -10,7 +10,7 @@ use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
 use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
-use crate::wire::pod::{ParcelContent, ParcelHead, PodAnswer, PodGreeting};
+use crate::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 
 layout! {
     struct Propose { min, max, purpose }
@@ -55,15 +55,16 @@ layout! {
     enum PodAnswer { 0 = Ready { version }, 1 = NotYet, 2 = Refused(why) }
     struct ParcelHead { from, to, content, checksum }
     enum ParcelContent {
-        0 = Weights { own, tied },
+        0 = Weights { own, tied, held },
         1 = Activations { rows, columns, form },
         2 = Gradient { values, form },
         3 = Labels { labels },
         4 = Loss { sum },
         5 = TiedSum { values },
         6 = Tied { version, values, moved },
-        7 = Trained { values },
+        7 = Layer { layer, left_out, bytes, figures },
     }
+    struct LayerFigures { base_dot, delta_square, left_out_square }
     enum Activations { 0 = F32, 1 = Bf16 }
 
     enum FetchPurpose { 0 = Train, 1 = Evaluate }

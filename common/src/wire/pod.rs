@@ -4,8 +4,8 @@
 //!  dialing member:    PodGreeting ─►              then, both ways and for as long as the attempt lasts:
 //!  awaiting member:              ◄─ PodAnswer      ParcelHead ─ values, unframed ─ ParcelHead ─ values ─ ...
 //! ```
-//! The values of a parcel follow its head without a frame, little endian: vectors as the head names them, one after the other.
-//! Their length follows from the head, and the head has their checksum.
+//! The values of a parcel follow its head without a frame, little endian: vectors as the head names them, one after the other, and
+//! behind them bytes, where it has such. Their length follows from the head, and the head has their checksum.
 
 use crate::ids::RunId;
 use crate::pod::PodMark;
@@ -79,6 +79,8 @@ pub enum ParcelContent {
         own: u64,
         /// Values of the tied tensor that another part owns.
         tied: u64,
+        /// Values of what compression left out of the part before, or of its memory; 0 where there is nothing.
+        held: u64,
     },
     /// Activations, row by row.
     Activations {
@@ -120,11 +122,28 @@ pub enum ParcelContent {
         /// Values of the last update.
         moved: u64,
     },
-    /// Trained weights, f32.
-    Trained {
-        /// Values.
-        values: u64,
+    /// What a layer comes to: what is left out of it, f32, and behind it the bytes of its payload.
+    Layer {
+        /// Number of the layer in the model.
+        layer: u32,
+        /// Values of what is left out.
+        left_out: u64,
+        /// Bytes of the payload.
+        bytes: u64,
+        /// What the owner adds up over the layers.
+        figures: LayerFigures,
     },
+}
+
+/// Figures of a layer's content, of which the owner of the round tells the sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LayerFigures {
+    /// The product of what was sent with what the round started from.
+    pub base_dot: f64,
+    /// The square of the norm of what training has changed.
+    pub delta_square: f64,
+    /// The square of the norm of what is left out now.
+    pub left_out_square: f64,
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use anabranch_common::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
-use anabranch_common::wire::pod::{ParcelContent, ParcelHead, PodAnswer, PodGreeting};
+use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 pub(crate) const RUN: RunId = RunId([0x11; 16]);
@@ -506,7 +506,7 @@ pub(crate) fn pod_answers() -> Vec<PodAnswer> {
 
 pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
     vec![
-        ParcelContent::Weights { own: 300, tied: 40 },
+        ParcelContent::Weights { own: 300, tied: 40, held: 301 },
         ParcelContent::Activations { rows: 8, columns: 64, form: Activations::F32 },
         ParcelContent::Activations { rows: 8, columns: 64, form: Activations::Bf16 },
         ParcelContent::Gradient { values: 512, form: Activations::Bf16 },
@@ -514,7 +514,12 @@ pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
         ParcelContent::Loss { sum: 2.5 },
         ParcelContent::TiedSum { values: 40 },
         ParcelContent::Tied { version: 3, values: 40, moved: 41 },
-        ParcelContent::Trained { values: 300 },
+        ParcelContent::Layer {
+            layer: 3,
+            left_out: 300,
+            bytes: 77,
+            figures: LayerFigures { base_dot: -0.5, delta_square: 2.0, left_out_square: 1.25 },
+        },
     ]
 }
 

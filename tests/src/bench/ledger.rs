@@ -171,6 +171,7 @@ pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>
             train_loss: 0.0,
             compute_ms: 1,
             encoded: None,
+            pod: None,
         },
         started_from: None,
     }

@@ -1,5 +1,6 @@
 //! A whole agent's worth of feedback states: ledger, chain and encoder together.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use anabranch_agent::encode::chain::{Chain, Origin};
@@ -12,7 +13,7 @@ use anabranch_agent::store::Ledger;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::update::UpdateKey;
+use anabranch_common::update::{MemoryMark, UpdateKey};
 use anabranch_testkit::codec::normal;
 use anabranch_testkit::lease::lease;
 use parking_lot::Mutex;
@@ -74,6 +75,11 @@ impl FeedbackSource for Source {
         let ledger = self.ledger.lock();
         Some((ledger.states().current(), ledger.residual().unwrap_or_default().to_vec()))
     }
+
+    fn held(&self, branch: BranchId, memory: Option<MemoryMark>, range: Range<usize>) -> Option<Vec<f32>> {
+        self.bank_all();
+        Some(self.ledger.lock().held(branch, memory, range).to_vec())
+    }
 }
 
 fn encoder() -> RoundEncoder {
@@ -127,6 +133,7 @@ impl Pair {
             train_loss: 0.5,
             compute_ms: 1,
             encoded,
+            pod: None,
         };
         let seq = UpdateSeq(self.seq);
         let (epoch, codec, feedback_decay) = (Epoch(1), CODEC, DECAY);

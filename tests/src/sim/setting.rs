@@ -119,6 +119,7 @@ impl<E: Emulated> Learner for E {
                     train_loss,
                     compute_ms: 0,
                     encoded: None,
+                    pod: None,
                 })),
                 None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
             },

@@ -79,7 +79,7 @@ fn members_leave_one_after_the_other() {
     let mut wires = world.open_all(&round);
     let (two, one, mut owner) = (wires.pop(), wires.pop(), wires.pop().expect("three"));
     let (mut two, mut one) = (two.expect("three"), one.expect("three"));
-    let trained = |part: usize| (Address { from: part, to: 0 }, Parcel::Trained(vec![1.5; 900 + part]));
+    let trained = |part: usize| (Address { from: part, to: 0 }, Parcel::TiedSum(vec![1.5; 900 + part]));
     let send = |wire: &mut LinkWire, part| {
         let (address, parcel) = trained(part);
         wire.send(address, parcel).expect("sent");
@@ -110,7 +110,7 @@ fn an_owner_that_has_everything_leaves_at_once() {
     let world = World::new(2);
     let mut wires = world.open_all(&world.round(1, &[0, 1, 0]));
     let (mut helper, mut owner) = (wires.pop().expect("two"), wires.pop().expect("two"));
-    let trained = (Address { from: 1, to: 0 }, Parcel::Trained(vec![1.5; 900]));
+    let trained = (Address { from: 1, to: 0 }, Parcel::TiedSum(vec![1.5; 900]));
     helper.send(trained.0, trained.1.clone()).expect("sent");
     assert_eq!(owner.receive(), Ok(trained));
     owner.close();

@@ -30,10 +30,10 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     let case = |what, bytes, error| Case { what, bytes, ends: false, error };
-    let trained = |values| ParcelContent::Trained { values };
+    let sum = |values| ParcelContent::TiedSum { values };
     let loss = ParcelContent::Loss { sum: 0.0 };
     let wrong_route = |from, to| framed(ParcelHead { from, to, content: loss, checksum: 0 });
-    let large = "more than the 1200 that this round can need";
+    let large = "more than the 2200 that this round can need";
     let mut oversized = head(loss, 0);
     oversized[8..12].fill(0xFF);
     let mut damaged = head(loss, 0);
@@ -47,8 +47,8 @@ fn cases() -> Vec<Case> {
         case("another frame", frame::encode(FrameKind::Agent, b"hello").expect("small"), "unexpected frame of kind 5"),
         case("an oversized head", oversized, "frame of 4294967295 bytes"),
         case("a damaged head", damaged, "does not match its checksum"),
-        case("an oversized parcel", head(trained(1 << 40), 0), large),
-        case("one value too many", head(trained(1_201), 0), large),
+        case("an oversized parcel", head(sum(1 << 40), 0), large),
+        case("one value too many", head(sum(2_201), 0), large),
         case(
             "numbers that overflow",
             head(ParcelContent::Activations { rows: 1 << 40, columns: 1 << 40, form: Activations::F32 }, 0),
@@ -67,11 +67,11 @@ fn cases() -> Vec<Case> {
             head(ParcelContent::Gradient { values: 1, form: Activations::Bf16 }, 0),
             "another form than pod.activations says",
         ),
-        case("damaged values", [head(trained(2), 1), vec![0; 8]].concat(), "a parcel does not match its checksum"),
-        case("a stop within values", [head(trained(100), 0), vec![0; 40]].concat(), "stopped in the middle"),
+        case("damaged values", [head(sum(2), 1), vec![0; 8]].concat(), "a parcel does not match its checksum"),
+        case("a stop within values", [head(sum(100), 0), vec![0; 40]].concat(), "stopped in the middle"),
         Case {
             what: "an end within values",
-            bytes: [head(trained(100), 0), vec![0; 40]].concat(),
+            bytes: [head(sum(100), 0), vec![0; 40]].concat(),
             ends: true,
             error: "ended its stream in the middle",
         },
@@ -109,9 +109,9 @@ fn whoever_breaks_the_protocol_is_named() {
 fn a_flood_is_cut_off_at_what_the_order_allows() {
     let world = World::new(2);
     // Parcels without values, and parcels with as many as fit.
-    let full = ParcelContent::Trained { values: 1_200 };
+    let full = ParcelContent::TiedSum { values: 2_200 };
     let floods =
-        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 4_800, "11 parcels of 13200 values")];
+        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 8_800, "7 parcels of 15400 values")];
     for (attempt, (content, bytes, error)) in (1..).zip(floods) {
         let round = world.round(attempt, &[0, 1, 0]);
         let values = vec![0; bytes];

@@ -27,7 +27,7 @@ use super::{Attempt, LinkIdentity, LinkWire, Links, ParcelSizes, WireError};
 const RUN: RunId = RunId([7; 16]);
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(20);
-const SIZES: ParcelSizes = ParcelSizes { params: 1_000, activations: 500, tied: 100 };
+const SIZES: ParcelSizes = ParcelSizes { params: 1_000, layers: 3, activations: 500, tied: 100 };
 
 /// The CA of a run.
 struct TestCa {

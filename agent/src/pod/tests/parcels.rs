@@ -1,13 +1,22 @@
 //! What is sent arrives: every kind, in order, bit for bit, however much of it.
 
 use super::*;
-use crate::pod::{Address, Parcel, Wire};
+use anabranch_common::wire::pod::LayerFigures;
+
+use crate::pod::{Address, LayerContent, Parcel, Wire};
 
 /// Bits that a value must keep: of a NaN, the smallest numbers, both zeros and an infinity.
 const BITS: [u32; 7] = [0x7FC0_1234, 1, 0x8000_0000, 0, 0x7F80_0000, 0x3F80_0001, 0xBF12_3456];
 
 fn values(count: usize) -> Vec<f32> {
     (0..count).map(|index| f32::from_bits(BITS[index % BITS.len()])).collect()
+}
+
+/// What a layer comes to, with so many values that are left out, and bytes.
+fn layer(left_out: usize, bytes: usize) -> Parcel {
+    let figures = LayerFigures { base_dot: -0.25, delta_square: 2.0, left_out_square: f64::MIN_POSITIVE };
+    let payload = (0..bytes).map(|byte| (byte % 251) as u8).collect();
+    Parcel::Layer(LayerContent { layer: 7, payload, left_out: values(left_out), figures })
 }
 
 /// One parcel of each kind; activations as stages round them for their form.
@@ -19,8 +28,8 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         }
     };
     vec![
-        Parcel::Weights { own: values(1_000), tied: values(100) },
-        Parcel::Weights { own: values(3), tied: Vec::new() },
+        Parcel::Weights { own: values(1_000), tied: values(100), held: values(1_000) },
+        Parcel::Weights { own: values(3), tied: Vec::new(), held: Vec::new() },
         Parcel::Activations { values: activations(24), shape: [8, 3] },
         Parcel::Gradient(activations(24)),
         Parcel::Labels(vec![0, 9, u32::MAX]),
@@ -29,7 +38,9 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         Parcel::Tied { version: 3, values: values(100), moved: values(99) },
         Parcel::Tied { version: 0, values: values(100), moved: Vec::new() },
         Parcel::Activations { values: Vec::new(), shape: [0, 3] },
-        Parcel::Trained(values(999)),
+        layer(999, 77),
+        layer(0, 300_000),
+        layer(9, 0),
     ]
 }
 
@@ -37,14 +48,16 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
 fn bits(parcel: &Parcel) -> (Vec<u32>, String) {
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
     match parcel {
-        Parcel::Weights { own, tied } => (bits(own), format!("weights {:?}", bits(tied))),
+        Parcel::Weights { own, tied, held } => (bits(own), format!("weights {:?} {:?}", bits(tied), bits(held))),
         Parcel::Activations { values, shape } => (bits(values), format!("activations {shape:?}")),
         Parcel::Gradient(values) => (bits(values), "gradient".to_owned()),
         Parcel::Labels(labels) => (labels.clone(), "labels".to_owned()),
         Parcel::Loss(loss) => (Vec::new(), format!("loss {:x}", loss.to_bits())),
         Parcel::TiedSum(values) => (bits(values), "sum".to_owned()),
         Parcel::Tied { version, values, moved } => (bits(values), format!("tied {version} {:?}", bits(moved))),
-        Parcel::Trained(values) => (bits(values), "trained".to_owned()),
+        Parcel::Layer(LayerContent { layer, payload, left_out, figures }) => {
+            (bits(left_out), format!("layer {layer} {payload:?} {figures:?}"))
+        }
     }
 }
 
@@ -100,7 +113,7 @@ fn two_members_that_send_large_parcels_at_once_do_not_wait_for_each_other() {
     let world = World::new(2);
     let round = world.round(1, &[0, 1, 0]);
     let params = 3 * limits::POD_WINDOW_BYTES as usize / 4;
-    let sizes = ParcelSizes { params, activations: 10, tied: 0 };
+    let sizes = ParcelSizes { params, layers: 1, activations: 10, tied: 0 };
     std::thread::scope(|scope| {
         for (me, to) in [(0, 1), (1, 2)] {
             let (world, round) = (&world, &round);
@@ -109,11 +122,11 @@ fn two_members_that_send_large_parcels_at_once_do_not_wait_for_each_other() {
                 let mut wire =
                     world.members[me].links.open(attempt, LONG, Arc::new(|| false)).expect("all members are there");
                 for fill in [1.0, 2.0] {
-                    wire.send(Address { from: me, to }, Parcel::Trained(vec![fill; params])).expect("sent");
+                    wire.send(Address { from: me, to }, Parcel::TiedSum(vec![fill; params])).expect("sent");
                 }
                 for fill in [1.0, 2.0] {
                     let (_, parcel) = wire.receive().expect("received");
-                    assert!(parcel == Parcel::Trained(vec![fill; params]), "another parcel than number {fill}");
+                    assert!(parcel == Parcel::TiedSum(vec![fill; params]), "another parcel than number {fill}");
                 }
                 wire.finish().expect("all of it arrived");
             });
@@ -130,7 +143,7 @@ fn a_parcel_that_no_round_needs_is_not_sent() {
         let (agent, reason) = named(wires[0].send(Address { from, to }, Parcel::Loss(0.0)));
         assert_eq!((agent, reason), (world.id(0), format!("no parcel goes from part {from} to part {to}")));
     }
-    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, Parcel::Trained(values(1_201))));
+    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, Parcel::TiedSum(values(2_201))));
     assert_eq!(agent, world.id(0));
-    assert_eq!(reason, "a parcel of 1201 values, more than the 1200 that this round can need");
+    assert_eq!(reason, "a parcel of 2201 values, more than the 2200 that this round can need");
 }

@@ -47,10 +47,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..))]
     line_steps: u32,
     /// What a stage takes for the forward pass of a micro-batch; a backward pass takes twice as long
-    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, value_name = "MS", default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     forward: u64,
     /// Examples of a micro-batch
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     examples: u32,
     /// Rate of the line between two members, each way
     #[arg(long, value_name = "KBIT/S", default_value_t = 80_000, value_parser = clap::value_parser!(u64).range(8..))]
@@ -148,7 +148,8 @@ impl Options {
         let tied = tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements());
         let values = first.cost().output_bytes / 4 * u64::from(self.examples);
         let activations = usize::try_from(values)?;
-        Ok(ParcelSizes { params: layers.manifest.params(), activations, tied: tied.unwrap_or(0) })
+        let (params, layers) = (layers.manifest.params(), layers.layers.len());
+        Ok(ParcelSizes { params, layers, activations, tied: tied.unwrap_or(0) })
     }
 
     fn cases(&self, values: usize) -> anyhow::Result<Vec<Case>> {

@@ -279,5 +279,6 @@ fn trained(lease: &Lease) -> Event {
         train_loss: 1.0,
         compute_ms: 1,
         encoded: None,
+        pod: None,
     }))
 }

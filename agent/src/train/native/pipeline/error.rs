@@ -90,6 +90,14 @@ pub enum ParcelError {
         /// Values that the part takes.
         expected: usize,
     },
+    /// What a layer comes to is not what a member makes.
+    #[error("the content of layer {layer}: {problem}")]
+    Content {
+        /// Number of the layer.
+        layer: u32,
+        /// What is wrong.
+        problem: String,
+    },
     /// A label is no class of the model.
     #[error("label {label} of a model of {classes} classes")]
     Label {

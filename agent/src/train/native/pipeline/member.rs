@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
+use anabranch_common::codec::EncodeError;
 use anabranch_common::pod::order::{MicroBatch, StageOrder, Work};
 use anabranch_common::spec::{Activations, TrainSpec};
 use burn_flex::Flex;
 
 use super::super::graph::{Input, Matrix, Place};
 use super::super::stage::Stage;
+use super::content::Contents;
 use super::error::ParcelError;
 use super::inbox::Inbox;
 use super::owner::Owner;
@@ -30,6 +32,8 @@ pub(super) struct Member<'a> {
     inbox: Inbox,
     /// What the first part knows besides.
     owner: Option<Owner<'a>>,
+    /// What its layers come to, where the round is to be sent.
+    contents: Option<Contents>,
     forwards: u64,
     backwards: u64,
     /// Versions of the borrowed tensor that arrived.
@@ -48,16 +52,19 @@ impl<'a> Member<'a> {
         (turns, batches): (Turns, Batches),
         plan: &TrainSpec,
         owner: Option<Owner<'a>>,
+        contents: Option<Contents>,
     ) -> Result<Self, TrainError> {
+        let training = Training::new(&cut.stages[part], plan, turns.order.predicts(), contents.is_some())?;
         Ok(Self {
             cut,
             part,
             turns,
             batches,
             order: turns.order.stage(u32::try_from(part).unwrap_or(u32::MAX)),
-            training: Training::new(&cut.stages[part], plan, turns.order.predicts())?,
+            training,
             inbox: Inbox::default(),
             owner,
+            contents,
             forwards: 0,
             backwards: 0,
             tied: 0,
@@ -77,7 +84,8 @@ impl<'a> Member<'a> {
 
     /// Returns whether it has nothing more to compute and, at the first part, whether everything of the others is there.
     pub(super) fn is_through(&self) -> bool {
-        self.order.next().is_none() && self.owner.as_ref().is_none_or(|owner| owner.is_through(self.turns.steps))
+        let has_sent = self.contents.as_ref().is_none_or(Contents::is_through);
+        self.order.next().is_none() && has_sent && self.owner.as_ref().is_none_or(|owner| owner.is_through(self.turns.steps))
     }
 
     /// Takes a parcel of part `from`.
@@ -87,7 +95,7 @@ impl<'a> Member<'a> {
     pub(super) fn deliver(&mut self, from: usize, parcel: Parcel) -> Result<(), ParcelError> {
         let (part, last) = (self.part, self.last());
         match parcel {
-            Parcel::Weights { own, tied } if from == 0 => self.take_weights(own, tied),
+            Parcel::Weights { own, tied, held } if from == 0 => self.take_weights(own, tied, held),
             Parcel::Activations { values, shape } if from < part && from + 1 == part => {
                 self.take_activations(Matrix { values, shape })
             }
@@ -101,17 +109,23 @@ impl<'a> Member<'a> {
                 let (steps, owner) = (self.forwarded_steps(), self.owner.as_mut());
                 owner.map_or(Ok(()), |owner| owner.take_loss(sum, steps))
             }
-            Parcel::Trained(values) if from <= last && self.owner.is_some() => {
-                check_length("trained weights", values.len(), self.cut.stages[from].params())?;
-                self.owner.as_mut().map_or(Ok(()), |owner| owner.take_trained(from, values))
+            Parcel::Layer(content) if from <= last && self.owner.is_some() => {
+                let owner = self.owner.as_mut();
+                owner.map_or(Ok(()), |owner| owner.take_layer(&self.cut.stages[from].own, content))
             }
             parcel => Err(ParcelError::Address { what: name(&parcel), from, to: part }),
         }
     }
 
     /// Carries out what is next, and returns what the other parts need of it. `None`: it waits for something, or is through.
-    pub(super) fn work(&mut self) -> Option<Vec<(Address, Parcel)>> {
-        let work = self.order.next().filter(|work| self.missing(work).is_none())?;
+    ///
+    /// # Errors
+    /// Training has led to values that are not finite.
+    pub(super) fn work(&mut self) -> Result<Option<Vec<(Address, Parcel)>>, EncodeError> {
+        let Some(work) = self.order.next() else { return self.tell_content() };
+        if self.missing(&work).is_some() {
+            return Ok(None);
+        }
         let parcels = match work {
             Work::Forward { micro_batch, version, ahead } => self.forward(micro_batch, [version, ahead]),
             Work::Backward { micro_batch, version } => self.backward(micro_batch, version),
@@ -119,11 +133,14 @@ impl<'a> Member<'a> {
         };
         self.order.done();
         self.training.forget(self.order.oldest_version());
-        let mut parcels: Vec<_> = parcels.into_iter().map(|(to, parcel)| (self.to(to), parcel)).collect();
-        if self.order.next().is_none() {
-            parcels.push((self.to(0), Parcel::Trained(self.training.take_weights())));
-        }
-        Some(parcels)
+        Ok(Some(parcels.into_iter().map(|(to, parcel)| (self.to(to), parcel)).collect()))
+    }
+
+    /// A layer at a time, so that no more of them is in memory than has to be.
+    fn tell_content(&mut self) -> Result<Option<Vec<(Address, Parcel)>>, EncodeError> {
+        let Some(contents) = &mut self.contents else { return Ok(None) };
+        let content = contents.next(&mut self.training)?;
+        Ok(content.map(|content| vec![(self.to(0), Parcel::Layer(content))]))
     }
 
     /// Returns what it waits for, unless it can go on or is through.
@@ -142,8 +159,8 @@ impl<'a> Member<'a> {
             || (is_first && self.part > 0 && self.is_last() && inbox.labels.arrived() < total)
             || (is_lender && self.tied < self.turns.last_tied())
             || (from == self.last() && self.lends().is_some() && inbox.tied_sums.arrived() < self.turns.steps.into())
-            || self.owner.as_ref().is_some_and(|owner| {
-                owner.is_without(from) || (from == self.last() && owner.losses() < self.turns.steps)
+            || self.owner.as_ref().filter(|_| from <= self.last()).is_some_and(|owner| {
+                owner.is_without(&self.cut.stages[from].own) || (from == self.last() && owner.losses() < self.turns.steps)
             })
     }
 
@@ -243,11 +260,18 @@ impl<'a> Member<'a> {
         parcels
     }
 
-    fn take_weights(&mut self, own: Vec<f32>, tied: Vec<f32>) -> Result<(), ParcelError> {
+    fn take_weights(&mut self, own: Vec<f32>, tied: Vec<f32>, held: Vec<f32>) -> Result<(), ParcelError> {
         check_length("weights", own.len(), self.stage().params())?;
         check_length("a tied tensor", tied.len(), self.stage().borrowed().map_or(0, Range::len))?;
+        let most_held = if self.contents.is_some() { self.stage().params() } else { 0 };
+        if !held.is_empty() {
+            check_length("what is held of a part", held.len(), most_held)?;
+        }
         if self.training.has_begun() {
             return Err(ParcelError::Unexpected { what: "weights" });
+        }
+        if let Some(contents) = &mut self.contents {
+            contents.hold(held);
         }
         self.training.begin(own, tied);
         Ok(())
@@ -361,6 +385,6 @@ fn name(parcel: &Parcel) -> &'static str {
         Parcel::Loss(_) => "a loss",
         Parcel::TiedSum(_) => "a tied tensor's gradient",
         Parcel::Tied { .. } => "a tied tensor",
-        Parcel::Trained(_) => "trained weights",
+        Parcel::Layer(_) => "a layer's content",
     }
 }

@@ -12,6 +12,7 @@
 //! | one part: takes parcels, checks them, computes in its order | `member`, `inbox`; the owner's part: `owner`, `feed` |
 //! | the parts of one member, which parcels they need and give; no threads, no links | `stages` |
 //! | all parts in this process, for tests and comparisons of schedules | [`Pipeline`] |
+//! | what the layers come to at the end of a pod's round | `content` |
 //! | the parts of one member of a pod, over a [`Wire`](crate::pod::Wire) | [`train_owned`], [`serve`] |
 //!
 //! A tied tensor belongs to the first stage. The last one sends its sum of a step's gradients there, and computes with the copy that
@@ -21,6 +22,7 @@
 //! activations are rounded. Which member computes which part changes no bit.
 
 mod bf16;
+mod content;
 mod error;
 mod feed;
 mod inbox;
@@ -46,8 +48,9 @@ use feed::Feed;
 use stages::Stages;
 use turns::{Batches, Turns};
 
+pub use content::{Contribution, Encoding, Held};
 pub use error::{ParcelError, PipelineError};
-pub use pod::{PodTask, serve, train_owned};
+pub use pod::{Owned, PodTask, serve, train_owned};
 pub use stall::{Missing, Waiting};
 
 /// A model cut into stages.
@@ -128,9 +131,9 @@ impl Pipeline {
         let feed = Feed::new(&self.architecture, shard, plan, micro_batches, seed)?;
         let batches = feed.batches();
         let parts: Vec<(usize, Turns)> = (0..self.stages.len()).map(|part| (part, turns)).collect();
-        let mut stages = Stages::new(self, &parts, plan, batches, Some(feed))?;
+        let mut stages = Stages::new(self, &parts, plan, batches, Some(feed), None)?;
         for part in 0..self.stages.len() {
-            stages.begin(base, part)?;
+            stages.begin(base, &mut |_| Vec::new(), part)?;
         }
         let mut steps = Steps { plan, batches, control, losses: Vec::new(), stopped: false };
         run(&mut stages, &mut steps)?;

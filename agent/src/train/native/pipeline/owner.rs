@@ -1,10 +1,13 @@
-//! What the owner of a round knows besides its first part: the examples, the losses, and what the parts were trained to.
+//! What the owner of a round knows besides its first part: the examples, the losses, and what the layers come to.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::super::graph::Input;
+use super::content::{Assembly, Contribution};
 use super::error::ParcelError;
 use super::feed::Feed;
+use crate::pod::LayerContent;
 
 /// The owner's side of a round.
 #[derive(Debug)]
@@ -14,14 +17,14 @@ pub(super) struct Owner<'a> {
     waiting: VecDeque<f64>,
     /// Losses that arrived.
     losses: u32,
-    /// The weights of each part at the end.
-    trained: Vec<Option<Vec<f32>>>,
+    /// What the layers come to, where the round is to be sent.
+    assembly: Option<Assembly>,
 }
 
 impl<'a> Owner<'a> {
-    /// The owner of a round of so many parts.
-    pub(super) fn new(feed: Feed<'a>, parts: usize) -> Self {
-        Self { feed, waiting: VecDeque::new(), losses: 0, trained: vec![None; parts] }
+    /// The owner of a round. Without an `assembly` it is over after the last step.
+    pub(super) fn new(feed: Feed<'a>, assembly: Option<Assembly>) -> Self {
+        Self { feed, waiting: VecDeque::new(), losses: 0, assembly }
     }
 
     /// Returns the next micro-batch with its labels.
@@ -43,16 +46,15 @@ impl<'a> Owner<'a> {
         Ok(())
     }
 
-    /// Takes what a part was trained to.
+    /// Takes what a layer comes to, of the part that has this range of the model.
     ///
     /// # Errors
-    /// It was there already.
-    pub(super) fn take_trained(&mut self, part: usize, values: Vec<f32>) -> Result<(), ParcelError> {
-        match self.trained.get_mut(part) {
-            Some(trained @ None) => *trained = Some(values),
-            _ => return Err(ParcelError::Unexpected { what: "trained weights" }),
+    /// It is not awaited, or is not sound.
+    pub(super) fn take_layer(&mut self, part: &Range<usize>, content: LayerContent) -> Result<(), ParcelError> {
+        match &mut self.assembly {
+            Some(assembly) => assembly.take(part, content),
+            None => Err(ParcelError::Unexpected { what: "a layer's content" }),
         }
-        Ok(())
     }
 
     /// Returns the loss of the next step that was not reported.
@@ -65,18 +67,18 @@ impl<'a> Owner<'a> {
         self.losses
     }
 
-    /// Returns whether the end of a part is not there.
-    pub(super) fn is_without(&self, part: usize) -> bool {
-        self.trained.get(part).is_some_and(Option::is_none)
+    /// Returns whether the content of a layer of the part that has this range of the model is not there.
+    pub(super) fn is_without(&self, part: &Range<usize>) -> bool {
+        self.assembly.as_ref().is_some_and(|assembly| assembly.is_without(part))
     }
 
-    /// Returns whether the loss of each of `steps` steps and the end of every part are there.
+    /// Returns whether the loss of each of `steps` steps and the content of every layer are there.
     pub(super) fn is_through(&self, steps: u32) -> bool {
-        self.losses == steps && self.trained.iter().all(Option::is_some)
+        self.losses == steps && self.assembly.as_ref().is_none_or(Assembly::is_whole)
     }
 
-    /// Takes the end of a part, if it is there.
-    pub(super) fn trained(&mut self, part: usize) -> Option<Vec<f32>> {
-        self.trained.get_mut(part).and_then(Option::take)
+    /// Takes what the round comes to, once all of it is there.
+    pub(super) fn contribution(&mut self) -> Option<Contribution> {
+        self.assembly.take_if(|assembly| assembly.is_whole()).map(Assembly::finish)
     }
 }

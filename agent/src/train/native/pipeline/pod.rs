@@ -1,10 +1,12 @@
 //! The parts of one member of a pod, over the links to the others.
 //!
 //! ```text
-//!  owner:  weights of every part ─► wire;  work, report steps;  wire ─► trained weights of every part
-//!  helper: wire ─► weights of its parts;   work;                trained weights of its parts ─► wire
+//!  owner:  weights of every part ─► wire;  work, report steps;  wire ─► what the layers of every part come to
+//!  helper: wire ─► weights of its parts;   work;                what the layers of its parts come to ─► wire
 //! ```
 //! A member sends what a piece of work gave before it begins the next one, and waits for the wire where none is possible.
+
+use std::ops::Range;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::pod::PodRound;
@@ -13,7 +15,7 @@ use anabranch_common::spec::{Labels, ModelSpec, PodSpec, TrainSpec};
 use super::feed::Feed;
 use super::stages::{Parcels, Stages};
 use super::turns::{Batches, Turns};
-use super::{Control, Pipeline, PipelineError, Steps, Trained, check_plan, finite};
+use super::{Contribution, Control, Encoding, Pipeline, PipelineError, Steps, check_plan};
 use crate::pod::{Wire, WireError};
 use crate::shard::Shard;
 
@@ -28,30 +30,42 @@ pub struct PodTask<'a> {
     pub pod: &'a PodSpec,
     /// Who computes what.
     pub round: &'a PodRound,
+    /// How what the round comes to is encoded.
+    pub encoding: Encoding,
     /// This member.
     pub me: AgentId,
     /// Threads for the maths; 0 is one for each core. Results do not depend on it.
     pub threads: usize,
 }
 
+/// What the owner of a round has in the end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Owned {
+    /// What the round comes to; nothing if it was stopped.
+    pub contribution: Option<Contribution>,
+    /// Loss of each step's batch, with the weights that it was computed with.
+    pub losses: Vec<f32>,
+}
+
 /// Trains the owner's parts from `base`, on the batches that `seed` draws from `shard`, while the other members train theirs.
 /// Reports each step to `control`, which may end the round there. `wire` is what the others are reached over; when this returns
 /// nothing more is awaited of them.
 ///
-/// The optimizer's state begins anew. The result has the bits of [`Pipeline::train`] with the same cut. Where `control` stopped it
-/// its `end` is empty, and the other members have to be told: they wait for more.
+/// The optimizer's state begins anew. What the round comes to is that of [`Pipeline::train`] with any cut, bit for bit. Where `control`
+/// stopped it there is nothing, and the other members have to be told: they wait for more. `held` gives what is held of a range
+/// of the model, if anything.
 ///
 /// # Errors
 /// [`PipelineError::Wire`] names a member that is gone or does not keep to the protocol; otherwise as
 /// [`Pipeline::train`].
 pub fn train_owned(
     task: &PodTask<'_>,
-    base: &[f32],
+    (base, held): (&[f32], &mut dyn FnMut(Range<usize>) -> Vec<f32>),
     seed: u64,
     shard: &dyn Shard,
     wire: &mut dyn Wire,
     control: &mut Control<'_>,
-) -> Result<Trained, PipelineError> {
+) -> Result<Owned, PipelineError> {
     let &PodTask { plan, pod, round, .. } = task;
     let cut = task.cut()?;
     cut.check(base, plan, shard)?;
@@ -59,17 +73,17 @@ pub fn train_owned(
     let parts = task.parts()?;
     let feed = Feed::new(&cut.architecture, shard, plan, pod.micro_batches(), seed)?;
     let batches = feed.batches();
-    let stages = Stages::new(&cut, &parts, plan, batches, Some(feed))?;
+    let stages = Stages::new(&cut, &parts, plan, batches, Some(feed), Some(task.encoding))?;
     let mut at = Seat { stages, round, wire, gone: Vec::new() };
     for part in 0..cut.stages.len() {
-        let parcels = at.stages.begin(base, part)?;
+        let parcels = at.stages.begin(base, held, part)?;
         at.send(parcels)?;
     }
     let mut steps = Steps { plan, batches, control, losses: Vec::new(), stopped: false };
     loop {
         let has_worked = at.work()?;
         if steps.report(&mut at.stages)?.is_break() {
-            return Ok(Trained { end: Vec::new(), losses: steps.losses, stopped: true });
+            return Ok(Owned { contribution: None, losses: steps.losses });
         }
         if at.stages.is_through() {
             break;
@@ -78,8 +92,7 @@ pub fn train_owned(
             at.receive()?;
         }
     }
-    let Steps { losses, stopped, .. } = steps;
-    Ok(Trained { end: finite(at.stages.into_weights(), plan)?, losses, stopped })
+    Ok(Owned { contribution: at.stages.contribution(), losses: steps.losses })
 }
 
 /// Trains the parts of a member that helps the owner of the round. Returns when everything that the others need of it was sent.
@@ -92,7 +105,7 @@ pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineErro
     let cut = task.cut()?;
     let parts = task.parts()?;
     let batches = Batches::new(&cut.architecture, plan, pod.micro_batches())?;
-    let stages = Stages::new(&cut, &parts, plan, batches, None)?;
+    let stages = Stages::new(&cut, &parts, plan, batches, None, Some(task.encoding))?;
     let mut at = Seat { stages, round, wire, gone: Vec::new() };
     while !at.stages.is_through() {
         if !at.work()? {

@@ -1,8 +1,11 @@
 //! The parts of a model that one member computes, and the parcels between them and those of others. It knows nothing of threads and
 //! links: [`deliver`](Stages::deliver) takes what has arrived, and [`work`](Stages::work) gives what is to be sent.
 
+use std::ops::Range;
+
 use anabranch_common::spec::TrainSpec;
 
+use super::content::{self, Assembly, Contents, Contribution, Encoding};
 use super::error::ParcelError;
 use super::feed::Feed;
 use super::member::Member;
@@ -11,6 +14,7 @@ use super::stall::Waiting;
 use super::turns::{Batches, Turns};
 use super::{Pipeline, PipelineError};
 use crate::pod::{Address, Parcel};
+use crate::train::TrainError;
 
 /// Parcels for the parts of other members.
 pub(super) type Parcels = Vec<(Address, Parcel)>;
@@ -20,10 +24,13 @@ pub(super) type Parcels = Vec<(Address, Parcel)>;
 pub(super) struct Stages<'a> {
     cut: &'a Pipeline,
     members: Vec<Member<'a>>,
+    /// Steps of the round.
+    steps: u32,
 }
 
 impl<'a> Stages<'a> {
-    /// Sets up the parts `parts`, each with its turns. Whoever has the first part has its `feed`.
+    /// Sets up the parts `parts`, each with its turns. Whoever has the first part has its `feed`. With an `encoding` the owner of the
+    /// round is given what the layers come to.
     ///
     /// # Errors
     /// The plan cannot be used.
@@ -33,27 +40,37 @@ impl<'a> Stages<'a> {
         plan: &TrainSpec,
         batches: Batches,
         feed: Option<Feed<'a>>,
+        encoding: Option<Encoding>,
     ) -> Result<Self, PipelineError> {
-        let mut owner = feed.map(|feed| Owner::new(feed, cut.stages.len()));
+        let places = || content::places(&cut.architecture.whole.layers, &cut.architecture.manifest);
+        let assembly = encoding.map(|encoding| Assembly::new(places(), encoding));
+        let mut owner = feed.map(|feed| Owner::new(feed, assembly));
         let mut members = Vec::with_capacity(parts.len());
         for (part, turns) in parts.iter().copied() {
             let owner = if part == 0 { owner.take() } else { None };
             if part >= cut.stages.len() || (part == 0) != owner.is_some() {
                 return Err(PipelineError::Round("the first part belongs to the owner of the data"));
             }
-            members.push(Member::new((cut, part), (turns, batches), plan, owner)?);
+            let contents = encoding.map(|encoding| Contents::new(places(), &cut.stages[part].own, encoding));
+            members.push(Member::new((cut, part), (turns, batches), plan, owner, contents)?);
         }
-        Ok(Self { cut, members })
+        Ok(Self { cut, members, steps: plan.local_steps })
     }
 
-    /// Hands the weights of `base` to the parts that are computed here, and returns those of the others.
+    /// Hands the weights of `base` to a part that is computed here, or returns them for another one. `held` gives what is held of a
+    /// range of the model; nothing: an empty vector.
     ///
     /// # Errors
-    /// A part has them already.
-    pub(super) fn begin(&mut self, base: &[f32], part: usize) -> Result<Parcels, ParcelError> {
+    /// The part has them already.
+    pub(super) fn begin(
+        &mut self,
+        base: &[f32],
+        held: &mut dyn FnMut(Range<usize>) -> Vec<f32>,
+        part: usize,
+    ) -> Result<Parcels, ParcelError> {
         let stage = &self.cut.stages[part];
         let tied = stage.borrowed().map_or(&[][..], |range| &base[range.clone()]).to_vec();
-        let parcel = Parcel::Weights { own: base[stage.own.clone()].to_vec(), tied };
+        let parcel = Parcel::Weights { own: base[stage.own.clone()].to_vec(), tied, held: held(stage.own.clone()) };
         self.share_out(vec![(Address { from: 0, to: part }, parcel)])
     }
 
@@ -73,13 +90,15 @@ impl<'a> Stages<'a> {
     /// are through.
     ///
     /// # Errors
-    /// A part sends what another part here has no use for: a fault of the order.
-    pub(super) fn work(&mut self) -> Result<Option<Parcels>, ParcelError> {
+    /// Training has diverged, or a part sends what another part here has no use for: a fault of the order.
+    pub(super) fn work(&mut self) -> Result<Option<Parcels>, PipelineError> {
         // The last part first: others wait for its gradients.
-        match self.members.iter_mut().rev().find_map(Member::work) {
-            Some(parcels) => self.share_out(parcels).map(Some),
-            None => Ok(None),
+        for member in self.members.iter_mut().rev() {
+            if let Some(parcels) = member.work().map_err(|_| TrainError::Diverged { step: self.steps })? {
+                return Ok(self.share_out(parcels).map(Some)?);
+            }
         }
+        Ok(None)
     }
 
     /// Returns the sum of the losses of the next step that was not reported.
@@ -102,17 +121,14 @@ impl<'a> Stages<'a> {
         self.members.iter().any(|member| member.expects(from))
     }
 
-    /// Returns the weights of the parts that are known here, in their order: those at the end, or the newest of a round that was
-    /// stopped.
-    pub(super) fn into_weights(mut self) -> Vec<f32> {
-        let parts = 0..self.cut.stages.len();
-        let trained: Vec<_> =
-            parts.map(|part| self.members.iter_mut().find_map(Member::owner)?.trained(part)).collect();
-        let mut members = self.members.into_iter();
-        let mut newest = |part: usize| {
-            members.by_ref().find(|member| member.part() == part).map(Member::into_weights).unwrap_or_default()
-        };
-        trained.into_iter().enumerate().flat_map(|(part, end)| end.unwrap_or_else(|| newest(part))).collect()
+    /// Returns the newest weights of the parts that are computed here, in their order.
+    pub(super) fn into_weights(self) -> Vec<f32> {
+        self.members.into_iter().flat_map(Member::into_weights).collect()
+    }
+
+    /// Takes what the round comes to, once all of it is there.
+    pub(super) fn contribution(&mut self) -> Option<Contribution> {
+        self.members.iter_mut().find_map(Member::owner).and_then(Owner::contribution)
     }
 
     /// How many parcels of each kind wait at each part.

@@ -301,9 +301,9 @@ fn at_odds(spec: &ModelSpec, ends: &[usize], turns: &[Turns]) -> Result<Vec<f32>
     let (base, shard, plan) = (pipeline.initial(1), shard(spec), plan(2, 8, &SGD));
     let feed = Feed::new(&pipeline.architecture, shard.as_ref(), &plan, 2, 4).expect("valid");
     let (batches, parts) = (feed.batches(), turns.iter().copied().enumerate().collect::<Vec<_>>());
-    let mut stages = Stages::new(&pipeline, &parts, &plan, batches, Some(feed)).expect("valid");
+    let mut stages = Stages::new(&pipeline, &parts, &plan, batches, Some(feed), None).expect("valid");
     for part in 0..parts.len() {
-        stages.begin(&base, part).expect("the lengths agree");
+        stages.begin(&base, &mut |_| Vec::new(), part).expect("the lengths agree");
     }
     let control = &mut |_: StepReport| ControlFlow::Continue(());
     let mut steps = Steps { plan: &plan, batches, control, losses: Vec::new(), stopped: false };

@@ -48,7 +48,9 @@ pub(super) struct Training<'a> {
     proximal_mu: f32,
     /// Whether weights are predicted.
     predicts: bool,
-    /// The weights to start from, where the proximal term needs them.
+    /// Whether the weights to start from are needed later.
+    keeps_base: bool,
+    /// The weights to start from, if so.
     base: Vec<f32>,
     has_begun: bool,
     /// Its weights, oldest first; none before it has [begun](Self::begin).
@@ -68,12 +70,18 @@ pub(super) struct Training<'a> {
 impl<'a> Training<'a> {
     /// # Errors
     /// The optimizer cannot be used.
-    pub(super) fn new(stage: &'a Stage, plan: &TrainSpec, predicts: bool) -> Result<Self, TrainError> {
+    pub(super) fn new(
+        stage: &'a Stage,
+        plan: &TrainSpec,
+        predicts: bool,
+        keeps_base: bool,
+    ) -> Result<Self, TrainError> {
         Ok(Self {
             stage,
             optimizer: Optimizer::new(&plan.optimizer, stage.params())?,
             proximal_mu: plan.proximal_mu,
             predicts,
+            keeps_base: keeps_base || plan.proximal_mu > 0.0,
             base: Vec::new(),
             has_begun: false,
             versions: VecDeque::new(),
@@ -89,7 +97,7 @@ impl<'a> Training<'a> {
     /// Takes the weights to start from: its own, and those of the tensor that it borrows.
     pub(super) fn begin(&mut self, own: Vec<f32>, tied: Vec<f32>) {
         let version = |values| Version { number: 0, values, moved: Vec::new() };
-        if self.proximal_mu > 0.0 {
+        if self.keeps_base {
             self.base.clone_from(&own);
         }
         self.has_begun = true;
@@ -201,6 +209,16 @@ impl<'a> Training<'a> {
     /// Takes its newest weights, at the end.
     pub(super) fn take_weights(&mut self) -> Vec<f32> {
         self.versions.pop_back().map(|version| version.values).unwrap_or_default()
+    }
+
+    /// Takes the weights that it started from, if they were kept, and its newest ones, at the end. Nothing else is kept.
+    pub(super) fn finish(&mut self) -> [Vec<f32>; 2] {
+        let (base, newest) = (std::mem::take(&mut self.base), self.take_weights());
+        self.versions.clear();
+        self.tied.clear();
+        (self.params, self.sums, self.gradient) = (None, Vec::new(), Vec::new());
+        self.optimizer.forget();
+        [base, newest]
     }
 
     fn within(&self, range: &Range<usize>) -> Range<usize> {

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::LazyLock;
 
+use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::rng::SplitMix64;
+use anabranch_common::wire::pod::LayerFigures;
 use proptest::prelude::*;
 
 use super::*;
-use crate::pod::{Address, Parcel};
+use crate::pod::{Address, LayerContent, Parcel};
 
 const SCHEDULES: [Schedule; 6] = [
     Schedule::Sequential,
@@ -18,6 +20,8 @@ const SCHEDULES: [Schedule; 6] = [
     Schedule::Pipelined(Weights::Predict),
 ];
 const MICRO_BATCHES: u32 = 3;
+const ENCODING: Encoding =
+    Encoding { codec: CodecSpec::F32, held: Held::LeftOut { decay: 0.0 }, base_dot: false };
 /// The member that computes each part: the owner has the first and the last one.
 const MEMBERS: [usize; 4] = [0, 1, 2, 0];
 /// The same where labels travel.
@@ -54,12 +58,12 @@ impl<'a> Links<'a> {
             let feed = Feed::new(&pipeline.architecture, SHARD.as_ref(), plan, MICRO_BATCHES, 4).expect("valid");
             let parts: Vec<_> = (0..4).filter(|part| of_part[*part] == member).map(|part| (part, turns)).collect();
             let batches = feed.batches();
-            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed)).expect("valid")
+            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(ENCODING)).expect("valid")
         });
         let mut all = Self { members: members.collect(), of_part, links: BTreeMap::new(), losses: Vec::new() };
         let base = pipeline.initial(1);
         for part in 0..4 {
-            let parcels = all.members[0].begin(&base, part).expect("the lengths agree");
+            let parcels = all.members[0].begin(&base, &mut |_| Vec::new(), part).expect("the lengths agree");
             all.send(parcels);
         }
         all
@@ -76,7 +80,7 @@ impl<'a> Links<'a> {
     }
 
     /// Lets a member work or a link carry a parcel, whichever `draw` says. A refusal is an error.
-    fn step(&mut self, draw: &mut SplitMix64) -> Result<(), ParcelError> {
+    fn step(&mut self, draw: &mut SplitMix64) -> Result<(), PipelineError> {
         let choices = (self.members.len() + self.links.len()) as u64;
         let choice = usize::try_from(draw.next_u64() % choices).expect("few");
         if choice < self.members.len() {
@@ -91,17 +95,19 @@ impl<'a> Links<'a> {
         Ok(())
     }
 
-    fn end(self) -> (Vec<f32>, Vec<f64>) {
-        let owner = self.members.into_iter().next().expect("the owner");
-        (owner.into_weights(), self.losses)
+    fn end(self) -> (Option<Contribution>, Vec<f64>) {
+        let mut owner = self.members.into_iter().next().expect("the owner");
+        (owner.contribution(), self.losses)
     }
 }
 
 /// One process has the end of a round.
-fn expected(plan: &TrainSpec, schedule: Schedule) -> Vec<f32> {
+fn expected(plan: &TrainSpec, schedule: Schedule) -> Option<Contribution> {
     let base = PIPELINE.initial(1);
     let go_on = &mut |_: StepReport| ControlFlow::Continue(());
-    PIPELINE.train(&base, plan, (schedule, MICRO_BATCHES), 4, SHARD.as_ref(), go_on).expect("trains").end
+    let end = PIPELINE.train(&base, plan, (schedule, MICRO_BATCHES), 4, SHARD.as_ref(), go_on).expect("trains").end;
+    let layers = (&PIPELINE.architecture.whole.layers[..], &PIPELINE.architecture.manifest);
+    Some(content::whole(layers, [&base, &end], &[], ENCODING))
 }
 
 /// Sizes that parcels really have, and others.
@@ -118,13 +124,24 @@ fn shape() -> impl Strategy<Value = [usize; 2]> {
     [extent(), extent()]
 }
 
+/// What a layer of the model, which is a part here, may come to.
+fn layer_of(part: usize) -> LayerContent {
+    let architecture = &PIPELINE.architecture;
+    let place = content::places(&architecture.whole.layers, &architecture.manifest).swap_remove(part);
+    let payload = codec::encoder(ENCODING.codec).encode(&place.manifest, &vec![0.0; place.range.len()]).expect("finite");
+    LayerContent { layer: place.layer, payload, left_out: Vec::new(), figures: LayerFigures::default() }
+}
+
 /// What nobody would send, and what somebody might.
 fn parcel() -> impl Strategy<Value = Parcel> {
     let values = || (size(), any::<u32>()).prop_map(|(size, bits)| vec![f32::from_bits(bits); size]);
     let some_or_none = |values: Vec<f32>, is_some: bool| if is_some { values } else { Vec::new() };
     prop_oneof![
         (values(), values(), any::<bool>())
-            .prop_map(move |(own, tied, is_tied)| Parcel::Weights { own, tied: some_or_none(tied, is_tied) }),
+            .prop_map(move |(own, tied, is_tied)| {
+                let held = some_or_none(own.clone(), !is_tied);
+                Parcel::Weights { own, tied: some_or_none(tied, is_tied), held }
+            }),
         (values(), shape()).prop_map(|(values, shape)| Parcel::Activations { values, shape }),
         (shape(), any::<u32>()).prop_map(|(shape, bits)| {
             let size = shape[0].saturating_mul(shape[1]).min(10_000);
@@ -137,7 +154,12 @@ fn parcel() -> impl Strategy<Value = Parcel> {
         (values(), values(), any::<bool>(), 0u32..5).prop_map(move |(values, moved, has_moved, version)| {
             Parcel::Tied { version, values, moved: some_or_none(moved, has_moved) }
         }),
-        values().prop_map(Parcel::Trained),
+        (values(), 0u32..5, prop::collection::vec(any::<u8>(), 0..40), any::<f64>()).prop_map(
+            |(left_out, layer, payload, figure)| {
+                let figures = LayerFigures { base_dot: figure, delta_square: figure, left_out_square: 1.0 };
+                Parcel::Layer(LayerContent { layer, payload, left_out, figures })
+            }
+        ),
     ]
 }
 
@@ -156,7 +178,8 @@ fn fitting() -> impl Strategy<Value = (Address, Parcel)> {
         match kind {
             0 => {
                 let tied = values(stage.borrowed().map_or(0, Range::len));
-                (address(0, part), Parcel::Weights { own: values(stage.params()), tied })
+                let held = values(if short { 0 } else { stage.params() });
+                (address(0, part), Parcel::Weights { own: values(stage.params()), tied, held })
             }
             1 => (address(part, part + 1), Parcel::Activations { values: values(shape[0] * shape[1]), shape }),
             2 => (address(part + 1, part), Parcel::Gradient(values(shape[0] * shape[1]))),
@@ -166,7 +189,7 @@ fn fitting() -> impl Strategy<Value = (Address, Parcel)> {
                 (address(0, 3), Parcel::Tied { version, values: values(512), moved: values(512 * usize::from(short)) })
             }
             6 => (address(3, 0), Parcel::Loss(f64::from(f32::from_bits(bits)))),
-            _ => (address(part, 0), Parcel::Trained(values(stage.params()))),
+            _ => (address(part, 0), Parcel::Layer(layer_of(part))),
         }
     })
 }
@@ -242,9 +265,9 @@ fn a_flood_of_right_parcels_ends_at_what_the_order_has_in_flight() {
         assert_eq!(taken(&mut all.members[0], 3, 0, &Parcel::Loss(1.0)), 0);
         let tied = Parcel::Tied { version: 1, values: vec![0.0; 512], moved: Vec::new() };
         assert_eq!(taken(&mut all.members[3], 0, 3, &tied), 0);
-        let trained = Parcel::Trained(vec![0.0; PIPELINE.stages[2].params()]);
-        assert_eq!(taken(&mut all.members[0], 2, 0, &trained), 1);
-        let weights = Parcel::Weights { own: vec![0.0; PIPELINE.stages[1].params()], tied: Vec::new() };
+        assert_eq!(taken(&mut all.members[0], 2, 0, &Parcel::Layer(layer_of(2))), 1);
+        let own = vec![0.0; PIPELINE.stages[1].params()];
+        let weights = Parcel::Weights { own, tied: Vec::new(), held: Vec::new() };
         assert_eq!(taken(&mut all.members[1], 0, 1, &weights), 1);
     }
 }

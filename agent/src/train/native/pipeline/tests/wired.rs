@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use anabranch_common::codec::{self, CodecSpec, segments};
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
 use anabranch_common::spec::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
@@ -10,6 +11,15 @@ use anabranch_testkit::lease::PLAN;
 use super::hub::{Conduct, Hub, agent};
 use super::*;
 use crate::pod::{Parcel, WireError};
+
+/// A fifth of each layer, with what was left out before.
+const ENCODING: Encoding =
+    Encoding { codec: CodecSpec::top_k(0.2), held: Held::LeftOut { decay: 0.9 }, base_dot: true };
+
+/// What was left out before.
+fn held(range: Range<usize>) -> Vec<f32> {
+    range.map(|index| (index % 7) as f32 * 1e-3).collect()
+}
 
 /// A pod of so many members.
 fn pod(members: usize, labels: Labels) -> PodSpec {
@@ -43,13 +53,13 @@ fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
 
 /// What the members of a pod came to, each on a thread of its own.
 struct Ended {
-    owner: Result<Trained, PipelineError>,
+    owner: Result<Owned, PipelineError>,
     helpers: Vec<Result<(), PipelineError>>,
 }
 
 impl Ended {
     /// The end of the round, of which every helper is through.
-    fn trained(self) -> Trained {
+    fn trained(self) -> Owned {
         assert!(self.helpers.iter().all(Result::is_ok), "{:?}", self.helpers);
         self.owner.expect("trained")
     }
@@ -64,7 +74,9 @@ fn run_pod(
 ) -> Ended {
     let (round, members) = round(pod, &even(spec, pod));
     let hub = Hub::new(members, silent);
-    let task = |member| PodTask { model: spec, plan, pod, round: &round, me: agent(member), threads: 1 };
+    let task = |member| {
+        PodTask { model: spec, plan, pod, round: &round, encoding: ENCODING, me: agent(member), threads: 1 }
+    };
     let base = Pipeline::new(spec, &round.ends(), 1).expect("valid").initial(1);
     // All wires are there before a member leaves.
     let mut wires: Vec<_> = (0..pod.stages as usize)
@@ -80,17 +92,26 @@ fn run_pod(
         let mut control = |report: StepReport| {
             if report.step == until { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let owner = train_owned(&task(0), &base, 4, shard.as_ref(), &mut owners, &mut control);
+        let owner = train_owned(&task(0), (&base, &mut held), 4, shard.as_ref(), &mut owners, &mut control);
         drop(owners);
         Ended { owner, helpers: helpers.into_iter().map(|helper| helper.join().expect("no panic")).collect() }
     })
 }
 
-fn honest(case: (&ModelSpec, &TrainSpec, &PodSpec)) -> Trained {
+fn honest(case: (&ModelSpec, &TrainSpec, &PodSpec)) -> Owned {
     run_pod(case, &[], |_| Conduct::Honest, u32::MAX).trained()
 }
 
-/// The same in one process.
+/// What a round comes to whose owner computes all of it.
+fn sent(spec: &ModelSpec, trained: Trained) -> Owned {
+    let all = Pipeline::new(spec, &[Pipeline::layers(spec).expect("valid")], 1).expect("valid");
+    let (base, architecture) = (all.initial(1), &all.architecture);
+    let layers = (&architecture.whole.layers[..], &architecture.manifest);
+    let contribution = content::whole(layers, [&base, &trained.end], &held(0..base.len()), ENCODING);
+    Owned { contribution: Some(contribution), losses: trained.losses }
+}
+
+/// The same as trained weights, in one process.
 fn in_process(spec: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Trained {
     let pipeline = Pipeline::new(spec, &even(spec, pod), 1).expect("valid").with_activations(pod.activations);
     let (base, turns) = (pipeline.initial(1), (pod.schedule(), pod.micro_batches()));
@@ -107,7 +128,7 @@ fn pods_that_flush_have_the_bits_of_one_machine() {
     for spec in [deep(), cnn(), gpt()] {
         for optimizer in [&SGD, &ADAMW] {
             let plan = plan(3, 10, optimizer);
-            let expected = on_one_machine(&spec, &plan, 3);
+            let expected = sent(&spec, on_one_machine(&spec, &plan, 3));
             for members in 2..=4 {
                 for labels in [Labels::Stay, Labels::Travel] {
                     let found = honest((&spec, &plan, &pod(members, labels)));
@@ -126,7 +147,7 @@ fn pods_of_every_schedule_have_the_bits_of_one_process() {
         for (schedule, weights) in schedules.into_iter().chain([(ScheduleKind::Sequential, None)]) {
             for labels in [Labels::Stay, Labels::Travel] {
                 let (plan, pod) = (plan(5, 10, &SGD), PodSpec { schedule, weights, ..pod(3, labels) });
-                let expected = in_process(&spec, &plan, &pod);
+                let expected = sent(&spec, in_process(&spec, &plan, &pod));
                 assert!(honest((&spec, &plan, &pod)) == expected, "{:?} {weights:?} labels {labels:?}", spec.kind);
             }
         }
@@ -141,8 +162,31 @@ fn rounded_activations_give_the_same_bits_whoever_computes() {
         let rounded = PodSpec { activations: Activations::Bf16, ..exact.clone() };
         let expected = in_process(&spec, &plan, &rounded);
         assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
-        assert!(honest((&spec, &plan, &rounded)) == expected, "{:?}", spec.kind);
+        assert!(honest((&spec, &plan, &rounded)) == sent(&spec, expected), "{:?}", spec.kind);
     }
+}
+
+/// What is sent and what is left out are what was trained and what was left out before.
+#[test]
+fn nothing_is_lost_between_what_is_sent_and_what_is_left_out() {
+    let (spec, plan) = (gpt(), plan(3, 10, &ADAMW));
+    let trained = on_one_machine(&spec, &plan, 3);
+    let all = Pipeline::new(&spec, &[Pipeline::layers(&spec).expect("valid")], 1).expect("valid");
+    let (base, manifest) = (all.initial(1), &all.architecture.manifest);
+    let Owned { contribution, .. } = honest((&spec, &plan, &pod(3, Labels::Stay)));
+    let Contribution { payload, left_out, base_dot, residual_ratio } = contribution.expect("not stopped");
+    let content = codec::decode(segments::ID, manifest, &payload).expect("valid").into_dense();
+    let (mut dot, mut squares) = (0.0, [0.0; 2]);
+    for (at, base) in base.iter().enumerate() {
+        let delta = trained.end[at] - base;
+        let all = delta + 0.9 * held(at..at + 1)[0];
+        assert!((all - content[at] - left_out[at]).abs() < 1e-6, "lost at {at}");
+        dot += f64::from(*base) * f64::from(content[at]);
+        squares = [squares[0] + f64::from(delta).powi(2), squares[1] + f64::from(left_out[at]).powi(2)];
+    }
+    let ratio = (squares[1] / squares[0]).sqrt();
+    assert!((base_dot.expect("asked for") - dot).abs() < 1e-9 * dot.abs());
+    assert!((f64::from(residual_ratio.expect("some is left out")) - ratio).abs() < 1e-5 * ratio);
 }
 
 /// Asserts that an error names a member, and returns why.
@@ -275,11 +319,35 @@ fn a_parcel_that_the_receiver_has_no_use_for_names_its_sender() {
     });
     assert_eq!(text, "4097 values of a tied tensor's gradient, expected 4096");
     let text = told(&mlp, 1, travel, |parcel| {
-        if let Parcel::Trained(values) = parcel {
-            values.pop();
+        if let Parcel::Layer(content) = parcel {
+            content.left_out.pop();
         }
     });
-    assert_eq!(text, "366 values of trained weights, expected 367");
+    assert_eq!(text, "207 values of what is left out of a layer, expected 208");
+    let text = told(&mlp, 1, travel, |parcel| {
+        if let Parcel::Layer(content) = parcel {
+            content.layer += 1;
+        }
+    });
+    assert_eq!(text, "a layer's content arrived out of turn");
+    let text = told(&mlp, 1, travel, |parcel| {
+        if let Parcel::Layer(content) = parcel {
+            content.payload.pop();
+        }
+    });
+    assert!(text.starts_with("the content of layer 2: "), "{text}");
+    let text = told(&mlp, 1, travel, |parcel| {
+        if let Parcel::Layer(content) = parcel {
+            content.left_out[3] = f32::INFINITY;
+        }
+    });
+    assert_eq!(text, "the content of layer 2: it is not finite");
+    let text = told(&mlp, 1, travel, |parcel| {
+        if let Parcel::Layer(content) = parcel {
+            content.figures.delta_square = -1.0;
+        }
+    });
+    assert_eq!(text, "the content of layer 2: it is not finite");
     let text = told(&mlp, 1, travel, |parcel| {
         if let Parcel::Loss(_) = parcel {
             *parcel = Parcel::TiedSum(vec![0.0]);
@@ -308,7 +376,7 @@ fn an_owner_that_stops_has_the_losses_so_far_and_its_helpers_end() {
     let (spec, plan, pod) = (deep(), plan(6, 10, &SGD), pod(3, Labels::Stay));
     let ended = run_pod((&spec, &plan, &pod), &[], |_| Conduct::Honest, 2);
     let stopped = ended.owner.expect("no error");
-    assert_eq!((stopped.losses.len(), stopped.stopped, stopped.end), (2, true, Vec::new()));
+    assert_eq!((stopped.losses.len(), stopped.contribution), (2, None));
     assert_eq!(stopped.losses, in_process(&spec, &plan, &pod).losses[..2]);
     assert!(ended.helpers.iter().all(Result::is_err), "{:?}", ended.helpers);
 }
@@ -319,11 +387,11 @@ fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent()
     let (round, members) = round(&travel, &even(&spec, &travel));
     let hub = Hub::new(members, &[]);
     let mut wire = hub.wire(0, Conduct::Leaves(0));
-    let task = |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, me, threads: 1 };
+    let task = |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, encoding: ENCODING, me, threads: 1 };
     let base = Pipeline::new(&spec, &round.ends(), 1).expect("valid").initial(1);
     let mut owned = |pod, me| {
         let go_on = &mut |_: StepReport| ControlFlow::Continue(());
-        train_owned(&task(pod, me), &base, 4, shard(&spec).as_ref(), &mut wire, go_on).expect_err("refused")
+        train_owned(&task(pod, me), (&base, &mut held), 4, shard(&spec).as_ref(), &mut wire, go_on).expect_err("refused")
     };
     let stays = PipelineError::Round("labels stay, and the last part belongs to another member");
     assert_eq!(owned(&stay, agent(0)), stays);
