@@ -140,6 +140,19 @@ impl ModelManifest {
         self.tensors.iter().zip(self.offsets.iter().copied().zip(ends).map(|(start, end)| start..end))
     }
 
+    /// Returns the manifest of consecutive tensors alone; none of no tensors, and of tensors that are not there.
+    #[must_use]
+    pub fn slice(&self, tensors: std::ops::Range<usize>) -> Option<Self> {
+        let first = *self.offsets.get(tensors.start)?;
+        let (slice, offsets) = (self.tensors.get(tensors.clone())?, self.offsets.get(tensors.clone())?);
+        if slice.is_empty() {
+            return None;
+        }
+        let end = self.offsets.get(tensors.end).copied().unwrap_or(self.params);
+        let offsets = offsets.iter().map(|offset| offset - first).collect();
+        Some(Self { tensors: slice.to_vec(), offsets, params: end - first })
+    }
+
     /// Returns the index of the first tensor that differs from `other`'s, or is in one of the two only.
     #[must_use]
     pub fn first_difference(&self, other: &Self) -> Option<usize> {
@@ -218,6 +231,19 @@ mod tests {
         let ranges: Vec<_> = manifest.ranges().map(|(_, range)| range).collect();
         assert_eq!(ranges, [0..12, 12..16]);
         assert_eq!(manifest.params(), 16);
+    }
+
+    #[test]
+    fn a_slice_is_the_manifest_of_its_tensors() {
+        let all = vec![tensor("a", &[3, 4]), tensor("b", &[4]), tensor("c", &[2, 2])];
+        let manifest = ModelManifest::new(all.clone()).expect("valid");
+        for (start, end) in [(0, 1), (0, 3), (1, 2), (1, 3), (2, 3)] {
+            let alone = ModelManifest::new(all[start..end].to_vec()).expect("valid");
+            assert_eq!(manifest.slice(start..end), Some(alone), "{start}..{end}");
+        }
+        #[expect(clippy::reversed_empty_ranges, reason = "it is refused")]
+        let none = [0..0, 3..3, 2..4, 4..5, 2..1];
+        assert!(none.into_iter().all(|range| manifest.slice(range).is_none()));
     }
 
     #[test]

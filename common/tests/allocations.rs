@@ -6,7 +6,10 @@ mod allocator;
 use allocator::peak;
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::quantize::ValueBits;
-use anabranch_common::codec::{CodecId, DecodeError, decode, encoder, max_decoded_bytes, max_payload_bytes};
+use anabranch_common::codec::segments::{self, Segment, Segmented};
+use anabranch_common::codec::{
+    Codec as _, CodecId, DecodeError, decode, encoder, max_decoded_bytes, max_payload_bytes,
+};
 use anabranch_common::codec::{CodecSpec, Delta, sparse};
 use anabranch_common::downlink::{FormError, track, xor};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
@@ -45,6 +48,45 @@ fn honest_payloads_stay_within_the_promise() {
     }
 }
 
+/// Segments beside each other take what they decode to, and one of them at a time what its codec takes.
+#[test]
+fn honest_segments_stay_within_the_promise() {
+    let tensors = [200_000, 3_000, 90_000, 7_000];
+    let tensor = |(nth, elements): (usize, &u64)| TensorSpec { name: format!("t{nth}"), shape: vec![*elements] };
+    let manifest = ModelManifest::new(tensors.iter().enumerate().map(tensor).collect()).expect("valid");
+    let values = normal(300_000, 1);
+    let (few, all) = (CodecSpec::top_k(0.05), CodecSpec::top_k(1.0));
+    for codecs in [
+        [few, CodecSpec::Bf16, few, CodecSpec::F32],
+        [CodecSpec::F32, all, CodecSpec::Bf16, CodecSpec::Int8],
+        [all, CodecSpec::Int4, all, all],
+        [few, all, few, CodecSpec::top_k(0.5)],
+    ] {
+        let codec = Segmented::new(codecs);
+        let bytes = codec.encode(&manifest, &values).expect("finite");
+        let (most, delta) = peak(|| codec.decode(&manifest, &bytes));
+        assert_eq!(delta.map(|delta| delta.len()), Ok(300_000));
+        let stated = max_decoded_bytes(codec.id(), &manifest, bytes.len() as u64);
+        println!("{codecs:?}: {most} bytes held, {stated} stated");
+        assert!(stated == 300_000 * A_PARAMETER as u64, "{stated} stated");
+        assert!(most <= 300_000 * A_PARAMETER + CONSTANT, "{codecs:?} held {most} bytes");
+    }
+}
+
+/// A segment that is too short for its tensors takes nothing, whatever stands before it.
+#[test]
+fn segments_that_lie_about_their_tensors_allocate_next_to_nothing() {
+    let tensor = |name: &str, elements| TensorSpec { name: name.into(), shape: vec![elements] };
+    let manifest = ModelManifest::new(vec![tensor("small", 4), tensor("large", (1 << 30) - 4)]).expect("valid");
+    for codec in [0, 1, 3, 4] {
+        let segment = |codec, bytes| Segment { tensors: 1, codec: CodecId(codec), bytes };
+        let payload = [segments::header(&[segment(3, 8), segment(codec, 64)]), vec![0; 72]].concat();
+        let (most, refused) = peak(|| decode(segments::ID, &manifest, &payload).map(|delta| delta.len()));
+        assert_eq!(refused, Err(DecodeError::Truncated("a segment")), "codec {codec}");
+        assert!(most <= CONSTANT, "codec {codec} held {most} bytes");
+    }
+}
+
 /// An encoder that works chunk by chunk holds its payload and the buffers of one chunk: positions and keys of all its
 /// elements at most, what is read of them, whatever the length of the model. Guards the memory of agents.
 #[test]
@@ -75,7 +117,7 @@ fn the_decoded_form_is_never_stated_smaller_than_its_payload() {
     for params in [1, 1_000, 3_000_000, 1 << 30] {
         let manifest = manifest(params);
         let longest = max_payload_bytes(&manifest);
-        for (id, bytes) in (0..7).flat_map(|id| [(id, 1), (id, params.min(longest)), (id, longest)]) {
+        for (id, bytes) in (0..8).flat_map(|id| [(id, 1), (id, params.min(longest)), (id, longest)]) {
             let stated = max_decoded_bytes(CodecId(id), &manifest, bytes);
             assert!(stated + CONSTANT as u64 >= bytes, "codec {id}: {stated} bytes for a payload of {bytes}");
         }
@@ -94,7 +136,7 @@ fn a_few_bytes_allocate_next_to_nothing_whatever_they_claim() {
     };
     let count_bomb = [&u32::to_le_bytes(1 << 30)[..], &[0xFF; 600]].concat();
     for bytes in [vec![], vec![0; 64], vec![0xFF; 4_096], zstd_bomb, count_bomb] {
-        for id in 0..8 {
+        for id in 0..9 {
             let (most, delta) = peak(|| decode(CodecId(id), &manifest, &bytes).map(|delta| delta.len()));
             assert!(delta.is_err(), "codec {id} read {} bytes", bytes.len());
             // A byte holds four entries of 8 bytes at most: signs beside each other.

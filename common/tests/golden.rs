@@ -11,6 +11,7 @@ use std::fmt::{Debug, Write as _};
 use anabranch_common::codec::blocks::{Int4, Int8};
 use anabranch_common::codec::dense::{Planes16, Planes32};
 use anabranch_common::codec::quantize::ValueBits;
+use anabranch_common::codec::segments::Segmented;
 use anabranch_common::codec::sparse::TopK;
 use anabranch_common::codec::{Codec, CodecId, CodecSpec, Delta, decode, encoder};
 use anabranch_common::ids::{Digest, ModelVersion};
@@ -178,6 +179,13 @@ fn the_bytes_of_other_quantized_payloads() {
         lines
     });
     insta::assert_snapshot!(lines);
+}
+
+#[test]
+fn the_bytes_of_a_payload_with_segments() {
+    let codec = Segmented::new([CodecSpec::TopK { fraction: 0.05, bits: ValueBits::Four }, CodecSpec::Int8]);
+    let bytes = codec.encode(&samples::manifest(), &samples::values()).expect("finite");
+    insta::assert_snapshot!(hex(&bytes));
 }
 
 /// zstd's output differs between its versions, so these are only read.

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use allocator::peak;
 use anabranch_common::codec::quantize::ValueBits;
-use anabranch_common::codec::{CodecId, CodecSpec, DecodeError, Delta, decode, encoder, max_decoded_bytes};
+use anabranch_common::codec::segments::Segmented;
+use anabranch_common::codec::{Codec, CodecId, CodecSpec, DecodeError, Delta, decode, encoder, max_decoded_bytes};
 use anabranch_common::downlink::chain::{self, ChainRule, ChainStep, ChainUpdate};
 use anabranch_common::downlink::track::{self, TrackRecord};
 use anabranch_common::downlink::{FormError, xor};
@@ -58,15 +59,22 @@ fn specs() -> impl Iterator<Item = CodecSpec> {
     dense.into_iter().chain(ValueBits::ALL.into_iter().flat_map(top_k))
 }
 
+/// Every codec for a model of so many tensors: each alone, and tensors in several of them.
+fn codecs(tensors: usize) -> impl Iterator<Item = Box<dyn Codec>> {
+    let few = CodecSpec::top_k(0.05);
+    let cycles = [[few, CodecSpec::Bf16], [CodecSpec::Int8, few], [CodecSpec::F32, CodecSpec::Int4]];
+    let mixed = cycles.map(|cycle| Segmented::new(cycle.into_iter().cycle().take(tensors)));
+    specs().map(encoder).chain(mixed.into_iter().map(|codec| Box::new(codec) as Box<dyn Codec>))
+}
+
 /// Honest payloads of every codec.
 fn honest() -> Vec<Seed> {
     let models: [&[u64]; 3] = [&[3, 1_025], &[1_024, 7, 2_500], &[9_000]];
-    let seeds = specs().zip(0u64..).flat_map(|(spec, nth)| {
-        models.map(|tensors| {
+    let seeds = models.into_iter().flat_map(|tensors| {
+        codecs(tensors.len()).zip(0u64..).map(|(codec, nth)| {
             let manifest = manifest(tensors);
-            let codec = encoder(spec);
             let payload = codec.encode(&manifest, &normal(manifest.params(), nth)).expect("finite");
-            Seed { name: format!("{spec:?}"), codec: codec.id().0, tensors: tensors.to_vec(), payload }
+            Seed { name: format!("{codec:?}"), codec: codec.id().0, tensors: tensors.to_vec(), payload }
         })
     });
     seeds.collect()
@@ -204,7 +212,7 @@ fn noise_and_every_prefix_do_no_harm() {
         }
     }
     print(&counts, "prefixes and payloads of noise");
-    assert_eq!(counts.len(), 7, "a codec was left out");
+    assert_eq!(counts.len(), 8, "a codec was left out");
 }
 
 /// How an agent makes a model from a form.
@@ -214,8 +222,7 @@ type Apply = fn(&ModelManifest, &[f32], &[u8]) -> Result<Vec<f32>, FormError>;
 fn honest_forms(manifest: &ModelManifest, base: &[f32]) -> Vec<(&'static str, Apply, Vec<u8>)> {
     let (params, from, version) = (manifest.params(), ModelVersion(0), ModelVersion(1));
     let (mut records, mut updates) = (Vec::new(), Vec::new());
-    for (spec, nth) in specs().zip(0u64..) {
-        let encoder = encoder(spec);
+    for (encoder, nth) in codecs(manifest.tensors().len()).zip(0u64..) {
         let payload: Arc<[u8]> = encoder.encode(manifest, &normal(params, nth)).expect("finite").into();
         records.push(TrackRecord { from, version, codec: encoder.id(), payload: Arc::clone(&payload) });
         updates.push(ChainUpdate { codec: encoder.id(), weight: 0.5, payload });

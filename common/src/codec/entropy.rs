@@ -12,7 +12,7 @@ use crate::limits;
 const LEVEL: i32 = 1;
 /// The most that zstd can make of one byte: a block of 128 KiB from four bytes. Fewer bytes than this cannot hold the
 /// content that is expected, so nothing is allocated for them.
-const MAX_EXPANSION: usize = 1 << 15;
+pub(super) const MAX_EXPANSION: usize = 1 << 15;
 
 /// `bytes` as one zstd frame that states its content's length.
 ///

@@ -50,6 +50,17 @@ impl Residual<'_> {
         values
     }
 
+    /// Returns v over `range`, where it is computed already.
+    pub(super) fn seen(&self, range: Range<usize>) -> &[f32] {
+        &self.values[range]
+    }
+
+    /// The same over a part of the vector.
+    pub(super) fn part(&mut self, range: Range<usize>) -> Residual<'_> {
+        let added = self.added.map(|(delta, decay)| (&delta[range.clone()], decay));
+        Residual { values: &mut self.values[range], added }
+    }
+
     /// Takes off what is sent of the values from `start` on.
     pub(super) fn sent(&mut self, start: usize, sent: &[f32]) {
         let values = &mut self.values[start..start + sent.len()];

@@ -22,7 +22,9 @@ use std::ops::Range;
 use super::feedback::Residual;
 use super::quantize::{self, BLOCK, Quantized, ValueBits};
 use super::select::Selector;
-use super::{Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_length, non_finite, pieces, rice};
+use super::{
+    Codec, CodecId, DecodeError, Delta, EncodeError, Source, check_finite, check_length, non_finite, pieces, rice,
+};
 use crate::manifest::ModelManifest;
 
 /// Elements of which the largest are selected together: 1 MiB of them, which stays in a core's second cache.
@@ -105,6 +107,86 @@ impl TopK {
         }
         Ok(out)
     }
+
+    /// Encodes parts of a vector as a payload each. What is sent are the largest elements of all parts together: of
+    /// their elements one part after another, the share of each chunk that a payload of the whole would send.
+    pub(super) fn encode_parts(
+        self,
+        source: &mut Source<'_>,
+        parts: &[Range<usize>],
+    ) -> Result<Vec<Vec<u8>>, EncodeError> {
+        let picked = self.select_from_parts(source, parts)?;
+        let mut picked = &picked[..];
+        let mut writer = Writer { bits: self.bits, quantized: Quantized::default(), sent: Vec::new() };
+        let (mut start, mut positions) = (0, Vec::new());
+        let encode = |part: &Range<usize>| {
+            let mut out = Vec::new();
+            for chunk in chunks(part.len()) {
+                let here = picked.partition_point(|position| (*position as usize) < start + chunk.len());
+                let (here, rest) = picked.split_at(here);
+                let from = u32::try_from(start).expect("a model has at most 2^30 parameters");
+                positions.clear();
+                positions.extend(here.iter().map(|position| position - from));
+                let (from, until) = (part.start + chunk.start, part.start + chunk.end);
+                writer.write(source.seen(from..until), &positions, &mut out);
+                source.sent_at(from, &positions, &writer.sent);
+                (start, picked) = (start + chunk.len(), rest);
+            }
+            out
+        };
+        Ok(parts.iter().map(encode).collect())
+    }
+
+    /// Returns the positions of the elements that are sent, counted through the parts one after another.
+    fn select_from_parts(self, source: &mut Source<'_>, parts: &[Range<usize>]) -> Result<Vec<u32>, EncodeError> {
+        let elements: usize = parts.iter().map(ExactSizeIterator::len).sum();
+        let mut picked = Vec::with_capacity(chunks(elements).map(|chunk| self.keep(chunk.len())).sum());
+        let mut selector = Selector::default();
+        let mut select = |buffer: &mut Vec<f32>, start: usize| {
+            let positions = selector.select(buffer, self.keep(buffer.len()));
+            let start = u32::try_from(start).expect("a model has at most 2^30 parameters");
+            picked.extend(positions.expect("checked as it was read").iter().map(|position| start + position));
+            buffer.clear();
+        };
+        let (mut buffer, mut start) = (Vec::with_capacity(elements.min(CHUNK)), 0);
+        for part in parts {
+            let mut left = part.clone();
+            while !left.is_empty() {
+                let piece = left.start..left.end.min(left.start + CHUNK - buffer.len());
+                let values = source.values(piece.clone());
+                check_finite(values, piece.start)?;
+                buffer.extend_from_slice(values);
+                left.start = piece.end;
+                if buffer.len() == CHUNK {
+                    select(&mut buffer, start);
+                    start += CHUNK;
+                }
+            }
+        }
+        if !buffer.is_empty() {
+            select(&mut buffer, start);
+        }
+        Ok(picked)
+    }
+
+    /// Decodes a payload for the part of a vector that is `range`, and appends its entries.
+    pub(super) fn decode_at(
+        &self,
+        range: Range<usize>,
+        bytes: &[u8],
+        indices: &mut Vec<u32>,
+        values: &mut Vec<f32>,
+    ) -> Result<(), DecodeError> {
+        let mut decoder = Decoder { bits: self.bits, left: bytes, indices, values };
+        for chunk in pieces(range, CHUNK) {
+            let most = self.keep(chunk.len());
+            decoder.chunk(chunk, most)?;
+        }
+        match decoder.left.len() {
+            0 => Ok(()),
+            left => Err(DecodeError::Trailing(left)),
+        }
+    }
 }
 
 impl Codec for TopK {
@@ -129,19 +211,12 @@ impl Codec for TopK {
     }
 
     fn decode(&self, manifest: &ModelManifest, bytes: &[u8]) -> Result<Delta, DecodeError> {
+        let len = manifest.params();
         // This is all that can come.
-        let most = usize::try_from(self.most_entries(bytes.len() as u64)).unwrap_or(usize::MAX).min(manifest.params());
-        let (indices, values) = (Vec::with_capacity(most), Vec::with_capacity(most));
-        let mut decoder = Decoder { bits: self.bits, left: bytes, indices, values };
-        for chunk in chunks(manifest.params()) {
-            let most = self.keep(chunk.len());
-            decoder.chunk(chunk, most)?;
-        }
-        let Decoder { left, indices, values, .. } = decoder;
-        match left.len() {
-            0 => Ok(Delta::Sparse { len: manifest.params(), indices, values }),
-            left => Err(DecodeError::Trailing(left)),
-        }
+        let most = usize::try_from(self.most_entries(bytes.len() as u64)).unwrap_or(usize::MAX).min(len);
+        let (mut indices, mut values) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        self.decode_at(0..len, bytes, &mut indices, &mut values)?;
+        Ok(Delta::Sparse { len, indices, values })
     }
 }
 
@@ -184,8 +259,8 @@ impl Writer {
 struct Decoder<'a> {
     bits: ValueBits,
     left: &'a [u8],
-    indices: Vec<u32>,
-    values: Vec<f32>,
+    indices: &'a mut Vec<u32>,
+    values: &'a mut Vec<f32>,
 }
 
 impl<'a> Decoder<'a> {
@@ -214,7 +289,7 @@ impl<'a> Decoder<'a> {
         let head = self.take(5, "the head of a block")?;
         let scale = f32::from_le_bytes([head[0], head[1], head[2], head[3]]);
         let values = self.take(self.bits.bytes(len), "the values of a block")?;
-        quantize::dequantize(self.bits, scale, values, len, &mut self.values)?;
+        quantize::dequantize(self.bits, scale, values, len, self.values)?;
         let mut gaps = [0; BLOCK];
         let gaps = &mut gaps[..len];
         let used = rice::decode(self.left, head[4], end - next, gaps)?;

@@ -3,6 +3,7 @@
 use anabranch_common::codec::blocks::{Int4, Int8};
 use anabranch_common::codec::dense::{Planes16, Planes32};
 use anabranch_common::codec::quantize::ValueBits;
+use anabranch_common::codec::segments::Segmented;
 use anabranch_common::codec::sparse::TopK;
 use anabranch_common::codec::{CodecSpec, decode, encoder};
 use anabranch_testkit::codec::{self, Closeness};
@@ -26,6 +27,23 @@ fn top_k_conforms() {
         codec::conformance(&TopK::with_bits(fraction, ValueBits::Four), Closeness::EachEntry);
         codec::conformance(&TopK::with_bits(fraction, ValueBits::One), Closeness::Norm);
     }
+}
+
+/// Of the suite's six tensors some in one codec and some in another.
+#[test]
+fn segments_conform() {
+    let top_k = |fraction| CodecSpec::top_k(fraction);
+    for codecs in [
+        [CodecSpec::F32; 6],
+        [CodecSpec::F32, CodecSpec::F32, top_k(0.05), top_k(0.05), CodecSpec::Bf16, top_k(0.05)],
+        [CodecSpec::Int8, top_k(0.5), CodecSpec::Int4, CodecSpec::Bf16, top_k(1.0), CodecSpec::F32],
+        [top_k(0.002), CodecSpec::Bf16, top_k(0.002), CodecSpec::Bf16, top_k(0.3), CodecSpec::Bf16],
+    ] {
+        codec::conformance(&Segmented::new(codecs), Closeness::EachEntry);
+    }
+    let signs = CodecSpec::TopK { fraction: 0.1, bits: ValueBits::One };
+    let mixed = [signs, CodecSpec::F32, signs, signs, CodecSpec::F32, signs];
+    codec::conformance(&Segmented::new(mixed), Closeness::Norm);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! ceiling whatever peers send) together with `tests/allocations.rs`, and fault 41.
 
 use anabranch_common::codec::quantize::{SMALLEST, ValueBits};
-use anabranch_common::codec::{CodecId, CodecSpec, Delta, decode, encoder};
+use anabranch_common::codec::segments::{self, Segmented};
+use anabranch_common::codec::{Codec as _, CodecId, CodecSpec, Delta, decode, encoder};
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Record, RecordBody};
 use anabranch_common::limits::{CHUNK_BYTES, CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
@@ -127,8 +128,51 @@ proptest! {
         }
     }
 
+    /// Whatever codecs the tensors have: each is read as its codec alone would be, top-k of several as one of them together.
     #[test]
-    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..8, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn segments_round_trip((manifest, values) in vectors(), picks in prop::collection::vec(0usize..4, 5), fraction in 0.001f32..1.0) {
+        let choices = [CodecSpec::F32, CodecSpec::Bf16, CodecSpec::Int8, CodecSpec::top_k(fraction)];
+        let tensors = manifest.tensors().len();
+        let codecs: Vec<CodecSpec> = picks.iter().take(tensors).map(|pick| choices[*pick]).collect();
+        let payload = Segmented::new(codecs.clone()).encode(&manifest, &values).expect("finite");
+        let back = decode(segments::ID, &manifest, &payload).expect("as encoded").into_dense();
+        let mut sent = 0;
+        for ((nth, codec), (_, range)) in codecs.iter().enumerate().zip(manifest.ranges()) {
+            let (values, back) = (&values[range.clone()], &back[range]);
+            if let CodecSpec::TopK { .. } = codec {
+                sent += back.iter().filter(|value| **value != 0.0).count();
+                continue;
+            }
+            let alone = manifest.slice(nth..nth + 1).expect("one tensor");
+            let payload = encoder(*codec).encode(&alone, values).expect("finite");
+            let wanted = decode(codec.id(), &alone, &payload).expect("as encoded").into_dense();
+            prop_assert_eq!(Digest::of_f32(back), Digest::of_f32(&wanted), "tensor {}", nth);
+        }
+        let sparse = codecs.iter().zip(manifest.ranges()).filter(|(codec, _)| matches!(codec, CodecSpec::TopK { .. }));
+        let elements: usize = sparse.map(|(_, (_, range))| range.len()).sum();
+        let most = (elements as f64 * f64::from(fraction)).round().max(1.0);
+        prop_assert!(sent as f64 <= most, "{} of {} entries sent, {} allowed", sent, elements, most);
+    }
+
+    /// Any header in front of any bytes.
+    #[test]
+    fn any_segments_are_a_payload_or_refused(manifest in manifests(), parts in prop::collection::vec((0usize..4, 0u8..8, 0u64..80), 0..5), bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let described: Vec<_> = parts
+            .iter()
+            .map(|(tensors, codec, bytes)| segments::Segment { tensors: *tensors, codec: CodecId(*codec), bytes: *bytes })
+            .collect();
+        let payload = [segments::header(&described), bytes].concat();
+        if let Ok(parts) = segments::split(&manifest, &payload) {
+            prop_assert_eq!(parts.len(), described.len());
+            prop_assert_eq!(parts.last().map(|part| part.values.end), Some(manifest.params()));
+        }
+        if let Ok(delta) = decode(segments::ID, &manifest, &payload) {
+            prop_assert_eq!(delta.len(), manifest.params());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_payload_or_refused(manifest in manifests(), id in 0u8..9, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         if let Ok(delta) = decode(CodecId(id), &manifest, &bytes) {
             prop_assert_eq!(delta.len(), manifest.params());
         }
