@@ -122,16 +122,16 @@ fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 3] {
         Parcel::Loss(_) => [none; 3],
         Parcel::TiedSum(values) => [Values::F32(values), none, none],
         Parcel::Tied { values, moved, .. } => [Values::F32(values), Values::F32(moved), none],
-        Parcel::Layer(LayerContent { left_out, payload, .. }) => {
-            [Values::F32(left_out), Values::Bytes(payload), none]
-        }
+        Parcel::Layer(LayerContent { left_out, payload, .. }) => [Values::F32(left_out), Values::Bytes(payload), none],
     }
 }
 
 /// Values in a parcel; four bytes of a payload count as one.
 pub(super) fn values_of(parcel: &Parcel) -> usize {
     match parcel {
-        Parcel::Layer(LayerContent { left_out, payload, .. }) => left_out.len() + payload.len().div_ceil(BYTES_PER_VALUE),
+        Parcel::Layer(LayerContent { left_out, payload, .. }) => {
+            left_out.len() + payload.len().div_ceil(BYTES_PER_VALUE)
+        }
         parcel => vectors(parcel, Activations::F32).iter().map(|values| values.len()).sum(),
     }
 }

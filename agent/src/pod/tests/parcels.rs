@@ -39,7 +39,7 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         Parcel::Tied { version: 0, values: values(100), moved: Vec::new() },
         Parcel::Activations { values: Vec::new(), shape: [0, 3] },
         layer(999, 77),
-        layer(0, 300_000),
+        layer(0, 8_001),
         layer(9, 0),
     ]
 }

@@ -141,7 +141,8 @@ impl Contents {
         let Some(place) = self.places.next() else { return Ok(None) };
         let [base, trained] = self.weights.get_or_insert_with(|| training.finish());
         let held = self.held.get(place.range.clone()).unwrap_or_default();
-        let content = encode(&place, [&base[place.range.clone()], &trained[place.range.clone()]], held, &self.encoding)?;
+        let content =
+            encode(&place, [&base[place.range.clone()], &trained[place.range.clone()]], held, &self.encoding)?;
         if self.is_through() {
             (self.weights, self.held) = (None, Vec::new());
         }
@@ -204,7 +205,8 @@ impl Assembly {
             .decode(&place.manifest, &payload)
             .map_err(|error| ParcelError::Content { layer, problem: error.to_string() })?
             .is_finite();
-        let sound = sound && codec::is_finite(&left_out) && [delta_square, left_out_square].iter().all(|sum| *sum >= 0.0);
+        let sound =
+            sound && codec::is_finite(&left_out) && [delta_square, left_out_square].iter().all(|sum| *sum >= 0.0);
         if !sound || base_dot.is_nan() {
             return Err(ParcelError::Content { layer, problem: "it is not finite".to_owned() });
         }

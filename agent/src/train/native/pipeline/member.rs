@@ -85,7 +85,9 @@ impl<'a> Member<'a> {
     /// Returns whether it has nothing more to compute and, at the first part, whether everything of the others is there.
     pub(super) fn is_through(&self) -> bool {
         let has_sent = self.contents.as_ref().is_none_or(Contents::is_through);
-        self.order.next().is_none() && has_sent && self.owner.as_ref().is_none_or(|owner| owner.is_through(self.turns.steps))
+        self.order.next().is_none()
+            && has_sent
+            && self.owner.as_ref().is_none_or(|owner| owner.is_through(self.turns.steps))
     }
 
     /// Takes a parcel of part `from`.
@@ -160,7 +162,8 @@ impl<'a> Member<'a> {
             || (is_lender && self.tied < self.turns.last_tied())
             || (from == self.last() && self.lends().is_some() && inbox.tied_sums.arrived() < self.turns.steps.into())
             || self.owner.as_ref().filter(|_| from <= self.last()).is_some_and(|owner| {
-                owner.is_without(&self.cut.stages[from].own) || (from == self.last() && owner.losses() < self.turns.steps)
+                owner.is_without(&self.cut.stages[from].own)
+                    || (from == self.last() && owner.losses() < self.turns.steps)
             })
     }
 

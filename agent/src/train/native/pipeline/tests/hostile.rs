@@ -20,8 +20,7 @@ const SCHEDULES: [Schedule; 6] = [
     Schedule::Pipelined(Weights::Predict),
 ];
 const MICRO_BATCHES: u32 = 3;
-const ENCODING: Encoding =
-    Encoding { codec: CodecSpec::F32, held: Held::LeftOut { decay: 0.0 }, base_dot: false };
+const ENCODING: Encoding = Encoding { codec: CodecSpec::F32, held: Held::LeftOut { decay: 0.0 }, base_dot: false };
 /// The member that computes each part: the owner has the first and the last one.
 const MEMBERS: [usize; 4] = [0, 1, 2, 0];
 /// The same where labels travel.
@@ -128,7 +127,8 @@ fn shape() -> impl Strategy<Value = [usize; 2]> {
 fn layer_of(part: usize) -> LayerContent {
     let architecture = &PIPELINE.architecture;
     let place = content::places(&architecture.whole.layers, &architecture.manifest).swap_remove(part);
-    let payload = codec::encoder(ENCODING.codec).encode(&place.manifest, &vec![0.0; place.range.len()]).expect("finite");
+    let payload =
+        codec::encoder(ENCODING.codec).encode(&place.manifest, &vec![0.0; place.range.len()]).expect("finite");
     LayerContent { layer: place.layer, payload, left_out: Vec::new(), figures: LayerFigures::default() }
 }
 
@@ -137,11 +137,10 @@ fn parcel() -> impl Strategy<Value = Parcel> {
     let values = || (size(), any::<u32>()).prop_map(|(size, bits)| vec![f32::from_bits(bits); size]);
     let some_or_none = |values: Vec<f32>, is_some: bool| if is_some { values } else { Vec::new() };
     prop_oneof![
-        (values(), values(), any::<bool>())
-            .prop_map(move |(own, tied, is_tied)| {
-                let held = some_or_none(own.clone(), !is_tied);
-                Parcel::Weights { own, tied: some_or_none(tied, is_tied), held }
-            }),
+        (values(), values(), any::<bool>()).prop_map(move |(own, tied, is_tied)| {
+            let held = some_or_none(own.clone(), !is_tied);
+            Parcel::Weights { own, tied: some_or_none(tied, is_tied), held }
+        }),
         (values(), shape()).prop_map(|(values, shape)| Parcel::Activations { values, shape }),
         (shape(), any::<u32>()).prop_map(|(shape, bits)| {
             let size = shape[0].saturating_mul(shape[1]).min(10_000);
