@@ -9,6 +9,7 @@
 //! `cli::main` is the whole program; `Driver` with a [`worker::TrainerFactory`] of your own is an agent with another
 //! trainer.
 
+mod arenas;
 pub mod cli;
 pub mod clock;
 mod commands;

@@ -85,7 +85,7 @@ pub const POD_PARCELS_QUEUED: usize = 64;
 /// some room.
 pub const POD_PARCELS_AHEAD: usize = 2;
 /// Bytes that a member may have under way to another one, and that are kept until they are acknowledged.
-pub const POD_WINDOW_BYTES: u32 = 8 << 20;
+pub const POD_WINDOW_BYTES: u32 = 4 << 20;
 /// Connections to an agent's port for members that have not finished their TLS handshake, at once.
 pub const POD_HANDSHAKES: usize = 64;
 /// Agents that no round names yet and whose connections wait, at once; each has one of them.

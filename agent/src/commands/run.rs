@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::device::{choose, refuse_for_programs};
 use super::{config_fail, identity_fail, pod, process_fail, shard_fail, start_fail, status};
+use crate::arenas;
 use crate::cli::{MannersArgs, RunArgs};
 use crate::config::{AgentConfig, AgentDir};
 use crate::device::{self, Choice, GpuId};
@@ -37,7 +38,15 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let signals = Signals::install().context("no signal handler")?;
     // Before the shards, which can be large: a second process on the same directory is told at once.
-    let Home { dir, mut config, key, ledger } = Home::open(&args.dir.dir)?;
+    let mut home = Home::open(&args.dir.dir)?;
+    if args.manners.max_memory.or(home.config.manners.max_memory).is_some() && arenas::are_many() {
+        // Lock and store are for the program that takes the place of this one.
+        drop(home);
+        let error = arenas::start_anew();
+        tracing::warn!(%error, "cannot start anew with one arena for memory: more than --max-memory may stay in use");
+        home = Home::open(&args.dir.dir)?;
+    }
+    let Home { dir, mut config, key, ledger } = home;
     config.checkpoint_s = args.checkpoint_s.or(config.checkpoint_s);
     config.overlap = if args.no_overlap { Some(false) } else { config.overlap };
     config.metrics = args.metrics.or(config.metrics);

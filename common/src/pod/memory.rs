@@ -1,14 +1,20 @@
 //! How much memory the training of a native model takes: by part of a pod, and of one agent that trains the whole.
 
 use super::cut::Load;
+use crate::limits;
 use crate::spec::{PodSpec, TrainSpec};
 
 /// Vectors as long as what is trained: base, model, the model as tensors, gradients by tensor, the gradient as one vector,
 /// the sum over micro-batches, the delta.
 pub const MODEL_VECTORS: u32 = 7;
-/// Vectors as long as the whole model that the owner of a pod's round holds beside its parts, at its peak: base, result, delta, what
-/// compression left out before and leaves out now, and what encoding and storing the update takes. Measured (docs/adr/0031).
-pub const OWNER_VECTORS: u32 = 8;
+/// The same of a part of a pod: what it starts from, its weights before and after an update, the weights as tensors, gradients by tensor,
+/// the gradient as one vector, the sum over micro-batches, what compression left out before.
+pub const PART_VECTORS: u32 = 8;
+/// Vectors as long as the whole model that the owner of a pod's round holds beside its parts, at its peak: the base, and what compression
+/// left out before and leaves out now (docs/adr/0032).
+pub const OWNER_VECTORS: u32 = 3;
+/// What is on its way over the links of a member, which has two neighbours.
+const LINKS_BYTES: u64 = 2 * limits::POD_WINDOW_BYTES as u64;
 /// Stacks, packed panels of matrix products, code that is paged in.
 pub const OVERHEAD_BYTES: u64 = 8 << 20;
 /// Bytes of a value.
@@ -22,8 +28,8 @@ impl Load {
             schedule: pod.schedule(),
             micro_batches: pod.micro_batches(),
             micro_batch_examples: pod.micro_batch_examples(train.batch_size),
-            fixed_bytes: OVERHEAD_BYTES,
-            vectors: MODEL_VECTORS + train.optimizer.state_vectors(),
+            fixed_bytes: OVERHEAD_BYTES + LINKS_BYTES,
+            vectors: PART_VECTORS + train.optimizer.state_vectors(),
         }
     }
 }

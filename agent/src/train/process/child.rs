@@ -17,14 +17,12 @@ use parking_lot::Mutex;
 use super::kin::Kin;
 use super::lines::{self, Line};
 use super::message::{Answer, Ask, HelloAnswer, HelloAsk, PROTOCOL};
+use crate::arenas;
 use crate::clock::Clock;
 use crate::train::StepReport;
 
 /// How often a request that waits for its answer looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(100);
-/// How many arenas glibc's `malloc` has in a process whose memory is bounded. With one a thread, freed vectors stay with the
-/// thread that freed them, and the process takes half as much again as it uses.
-const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 /// How long the rest of what a dead child has written is waited for.
 const LAST_WORDS: Duration = Duration::from_millis(limits::CHILD_LAST_WORDS_MS);
 
@@ -106,8 +104,8 @@ impl Child {
                 None => command.env_remove(key),
             };
         }
-        if hello.max_memory.is_some() && std::env::var_os(ARENAS.0).is_none() {
-            command.env(ARENAS.0, ARENAS.1);
+        if hello.max_memory.is_some() && arenas::are_many() {
+            command.env(arenas::ONE.0, arenas::ONE.1);
         }
         let mut process = command.spawn()?;
         kin.started(process.id());

@@ -170,12 +170,11 @@ impl<'a> Training<'a> {
             stage::add_to(&mut gradient[self.within(&range)], &sum);
         }
         let newest = self.versions.back().expect("the stage has begun");
-        let (before, number) = (newest.values.clone(), newest.number + 1);
-        let mut values = before.clone();
+        let (mut values, number) = (newest.values.clone(), newest.number + 1);
         pull_back(self.proximal_mu, &mut gradient, &values, &self.base);
         self.optimizer.step(&mut values, &gradient);
         let moved = if self.predicts {
-            before.iter().zip(&values).map(|(before, after)| before - after).collect()
+            newest.values.iter().zip(&values).map(|(before, after)| before - after).collect()
         } else {
             Vec::new()
         };
