@@ -169,8 +169,8 @@ impl Ledger {
         update: Update,
         measured: Measured,
     ) -> Result<OutboxEntry, StorageError> {
-        let Update { payload, left_out, state, memory } = update;
-        let Bank { lease, codec, outcome, .. } = bank;
+        let Update { payload, codec, left_out, state, memory } = update;
+        let Bank { lease, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
@@ -185,7 +185,7 @@ impl Ledger {
             lease: lease.id,
             base_version: lease.base_version,
             base_digest: lease.base_digest,
-            codec: codec.id(),
+            codec,
             payload_bytes: payload.len() as u64,
             payload_digest: blob.digest,
             num_examples: outcome.num_examples,

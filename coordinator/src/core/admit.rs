@@ -89,7 +89,8 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     let product = meta.base_dot.is_none_or(f64::is_finite);
     let residual = meta.residual_ratio.is_none_or(|ratio| ratio.is_finite() && ratio >= 0.0);
     let figures = meta.train_loss.is_finite() && product && residual;
-    let sound = meta.num_examples > 0 && meta.local_steps > 0 && figures && meta.codec == lease.plan.codec.id();
+    let codec = state.spec.upload.policy.allows(&lease.plan.codec, meta.codec);
+    let sound = meta.num_examples > 0 && meta.local_steps > 0 && figures && codec;
     if sound { None } else { Some(RefusalReason::Malformed) }
 }
 
