@@ -323,6 +323,7 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     use anabranch_common::codec::CodecSpec;
     use anabranch_common::journal::Lease;
     use anabranch_common::manifest::{ModelManifest, TensorSpec};
+    use anabranch_common::spec::TensorPolicy;
     use anabranch_testkit::lease::lease;
 
     let temporary = tempfile::tempdir().expect("a directory");
@@ -347,7 +348,8 @@ fn status_of_a_stopped_agent_says_so_and_shows_what_its_store_holds() {
     };
     let (epoch, seq, codec) = (Epoch(5), UpdateSeq(0), CodecSpec::F32);
     let mut ledger = Ledger::open(&dir.store()).expect("opens");
-    let bank = Bank { lease, epoch, seq, codec, feedback_decay: 0.0, outcome, started_from: None };
+    let policy = TensorPolicy::default();
+    let bank = Bank { lease, epoch, seq, codec, policy, feedback_decay: 0.0, outcome, started_from: None };
     anabranch_agent::encode::bank(&mut ledger, run, owner, &manifest, bank).expect("stored");
     drop(ledger);
     let output = agent(&["status", "--dir", text(temporary.path()), "--json"]);

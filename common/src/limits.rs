@@ -314,6 +314,8 @@ pub const AGENT_RECORDS_BURST: u64 = 256;
 pub const AGENT_RECORDS_PER_S: u64 = 4;
 /// Codecs of a run whose codecs follow the agents' lines, beside the mildest one.
 pub const CODEC_LEVELS: usize = 8;
+/// Entries of `upload.policy`.
+pub const UPLOAD_POLICIES: usize = 64;
 /// Leases of one agent that ended without an update and are remembered, newest first.
 pub const ENDED_LEASES_KEPT: usize = 64;
 /// Rows and problems that `shard inspect` lists.

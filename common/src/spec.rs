@@ -8,6 +8,7 @@ mod layer;
 mod layers;
 mod lr_schedule;
 mod pod;
+mod policy;
 mod train;
 
 pub use adaptive::AdaptiveSpec;
@@ -17,6 +18,7 @@ pub use layer::{Layer, LayerCost, LayerInput, LayerKind};
 pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
+pub use policy::{PolicyError, TensorCodec, TensorPolicy, UpdateSizes};
 pub use train::SIZED_STEPS;
 
 use serde::{Deserialize, Serialize};
@@ -235,13 +237,16 @@ pub struct UploadSpec {
     /// Smaller codecs for agents on thin lines. Agents are not told of it: each lease names its codec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<AdaptiveSpec>,
+    /// Tensors with codecs of their own, whatever an agent's line.
+    #[serde(default, skip_serializing_if = "TensorPolicy::is_empty")]
+    pub policy: TensorPolicy,
 }
 
 impl UploadSpec {
     /// Returns one codec for every update.
     #[must_use]
-    pub const fn fixed(codec: CodecSpec, feedback_decay: f32) -> Self {
-        Self { codec, feedback_decay, adaptive: None }
+    pub fn fixed(codec: CodecSpec, feedback_decay: f32) -> Self {
+        Self { codec, feedback_decay, adaptive: None, policy: TensorPolicy::default() }
     }
 }
 

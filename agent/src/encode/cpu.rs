@@ -1,7 +1,7 @@
 //! The encoder of the agent's own process.
 
 use anabranch_common::codec::feedback::Feedback;
-use anabranch_common::codec::{self, CodecId, EncodeError, segments};
+use anabranch_common::codec::{CodecId, EncodeError, segments};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::MemoryMark;
 
@@ -12,10 +12,10 @@ use crate::session::event::{Encoded, FeedbackState, PodContent};
 /// An encoded update.
 #[derive(Debug)]
 pub struct Update {
-    /// What it is encoded with.
-    pub codec: CodecId,
     /// The payload.
     pub payload: Vec<u8>,
+    /// Its codec.
+    pub codec: CodecId,
     /// What the payload leaves out, one value a parameter; `None` if feedback is off, and where there is a memory.
     pub left_out: Option<Vec<f32>>,
     /// The number of that state.
@@ -67,19 +67,21 @@ pub(super) fn encode(
     origin: Origin,
     states: &States,
 ) -> Result<Update, EncodeError> {
-    let Bank { lease, codec, feedback_decay, outcome, .. } = bank;
+    let Bank { lease, codec, policy, feedback_decay, outcome, .. } = bank;
+    let encoder = policy.encoder(*codec, manifest);
+    let payload_codec = encoder.id();
     let (from, left_out) = match origin {
         Origin::Residual { state, left_out } => (state, left_out),
         Origin::Memory(memory) => {
-            let payload = codec::encoder(*codec).encode(manifest, &memory.taken_off(&outcome.delta))?;
-            let codec = codec.id();
-            return Ok(Update { codec, payload, left_out: None, state: FeedbackState::EMPTY, memory: Some(memory) });
+            let payload = encoder.encode(manifest, &memory.taken_off(&outcome.delta))?;
+            let (state, memory) = (FeedbackState::EMPTY, Some(memory));
+            return Ok(Update { payload, codec: payload_codec, left_out: None, state, memory });
         }
     };
     let mut feedback = Feedback::restore(*feedback_decay, left_out);
-    let encoder = codec::encoder(*codec);
     let same = |there: &Encoded| (there.from, there.codec, there.feedback_decay) == (from, *codec, *feedback_decay);
-    let there = outcome.encoded.take().filter(same).filter(|there| {
+    // Trainers encode with one codec.
+    let there = outcome.encoded.take().filter(|there| policy.is_empty() && same(there)).filter(|there| {
         feedback
             .sent(&*encoder, manifest, &outcome.delta, &there.payload)
             .inspect_err(|error| tracing::warn!(%error, "what the trainer has encoded cannot be sent"))
@@ -94,7 +96,7 @@ pub(super) fn encode(
         None => (feedback.encode(&*encoder, manifest, &outcome.delta)?, states.fresh()),
     };
     let left_out = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
-    Ok(Update { codec: codec.id(), payload, left_out, state, memory: None })
+    Ok(Update { payload, codec: payload_codec, left_out, state, memory: None })
 }
 
 /// Takes what a pod has encoded in continuation of `origin`.

@@ -72,7 +72,7 @@ pub fn bank(
     match cpu::encode(manifest, &mut bank, origin, &ledger.states()) {
         Ok(update) => {
             let started_from = bank.started_from.take();
-            let base_dot = started_from.map(|from| from.product(&sent(&bank, manifest, &update.payload)));
+            let base_dot = started_from.map(|from| from.product(&sent(manifest, &update)));
             let base_dot = base_dot.filter(|product| product.is_finite());
             let residual_ratio = bank.lease.plan.residual_ratio.then(|| residual_ratio(&bank, &update)).flatten();
             Ok(ledger.bank(key, manifest, &bank, update, Measured { base_dot, residual_ratio })?)
@@ -124,7 +124,7 @@ fn residual_ratio(bank: &Bank, update: &Update) -> Option<f32> {
 }
 
 /// What a payload decodes to, wherever it was encoded.
-fn sent(bank: &Bank, manifest: &ModelManifest, payload: &[u8]) -> Delta {
-    let encoder = codec::encoder(bank.codec);
-    encoder.decode(manifest, payload).expect("what was encoded here, or was checked here, decodes")
+fn sent(manifest: &ModelManifest, update: &Update) -> Delta {
+    let sent = codec::decode(update.codec, manifest, &update.payload);
+    sent.expect("what was encoded here, or was checked here, decodes")
 }

@@ -7,7 +7,7 @@ use anabranch_common::ids::{BranchId, Digest, Epoch, ModelVersion, RunId, Update
 use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::pod::PodRound;
-use anabranch_common::spec::AgentSpec;
+use anabranch_common::spec::{AgentSpec, TensorPolicy};
 use anabranch_common::update::UpdateKey;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -154,6 +154,8 @@ pub struct Bank {
     pub seq: UpdateSeq,
     /// How to encode it.
     pub codec: CodecSpec,
+    /// Tensors with other codecs.
+    pub policy: TensorPolicy,
     /// EF14's beta.
     pub feedback_decay: f32,
     /// The round's result.

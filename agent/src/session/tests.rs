@@ -185,6 +185,7 @@ fn bank(lease: &Lease, seq: u64) -> Command {
         epoch: EPOCH,
         seq: UpdateSeq(seq),
         codec: spec().upload.codec,
+        policy: spec().upload.policy,
         feedback_decay: 0.9,
         outcome: outcome(lease),
         started_from: None,

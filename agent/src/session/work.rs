@@ -211,8 +211,8 @@ impl Session {
         let Some((lease, started_from)) = trained else { return };
         let (epoch, seq) = self.membership.number();
         let upload = &self.membership.terms().expect("a lease comes only after a welcome").spec.upload;
-        let (codec, feedback_decay) = (lease.plan.codec, upload.feedback_decay);
-        let bank = Bank { lease, epoch, seq, codec, feedback_decay, outcome, started_from };
+        let (codec, policy, feedback_decay) = (lease.plan.codec, upload.policy.clone(), upload.feedback_decay);
+        let bank = Bank { lease, epoch, seq, codec, policy, feedback_decay, outcome, started_from };
         out.push(Command::Bank(Box::new(bank)));
     }
 

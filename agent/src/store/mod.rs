@@ -178,7 +178,7 @@ impl Ledger {
         update: Update,
         measured: Measured,
     ) -> Result<OutboxEntry, StorageError> {
-        let Update { codec, payload, left_out, state, memory } = update;
+        let Update { payload, codec, left_out, state, memory } = update;
         let Bank { lease, outcome, .. } = bank;
         let transfer = TransferManifest::of(&payload);
         let mut next = self.head.clone();

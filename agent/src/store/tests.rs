@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anabranch_common::codec::{CodecSpec, EncodeError};
 use anabranch_common::ids::{AgentId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::TensorSpec;
+use anabranch_common::spec::{TensorCodec, TensorPolicy};
 use anabranch_testkit::lease::lease;
 
 use super::*;
@@ -32,6 +33,7 @@ pub(super) fn bank(seq: u64, delta: Vec<f32>) -> Bank {
         epoch: Epoch(1),
         seq: UpdateSeq(seq),
         codec: CodecSpec::top_k(0.1),
+        policy: TensorPolicy::default(),
         feedback_decay: 1.0,
         outcome: Outcome {
             lease: LeaseId(seq),
@@ -165,6 +167,32 @@ fn a_damaged_head_is_refused() {
 }
 
 /// The product is with what was sent, not with what was computed, and with what the round started from.
+/// Error feedback is over the whole vector, whatever codecs its tensors have.
+#[test]
+fn tensors_with_codecs_of_their_own_are_sent_with_them() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut ledger = Ledger::open(dir.path()).expect("opens");
+    ledger.adopt(BRANCH).expect("adopts");
+    let tensor = |name: &str, elements| TensorSpec { name: name.into(), shape: vec![elements] };
+    let tensors = vec![tensor("fc1.weight", 30_000), tensor("fc1.bias", 100), tensor("fc2.weight", 9_900)];
+    let manifest = ModelManifest::new(tensors).expect("valid");
+    let policy = TensorPolicy::new(vec![TensorCodec { tensors: "*bias".into(), codec: CodecSpec::F32 }]);
+    let with_policy = Bank { policy, ..bank(0, delta()) };
+    let entry = encode::bank(&mut ledger, RUN, AGENT, &manifest, with_policy).expect("banks");
+    assert_eq!(entry.meta.codec, codec::segments::ID);
+    let payload = ledger.payload(key(0)).expect("reads").expect("is there");
+    let sent = codec::decode(entry.meta.codec, &manifest, &payload).expect("decodes").into_dense();
+    assert_eq!(sent[30_000..30_100], delta()[30_000..30_100], "exactly");
+    assert!(sent[..30_000].contains(&0.0) && sent[30_100..].contains(&0.0), "not all of them");
+    let Origin::Residual { left_out, .. } = ledger.take_origin(BRANCH, &manifest, None) else { panic!("no memory") };
+    let left = delta().iter().zip(&sent).map(|(delta, sent)| delta - sent).collect::<Vec<_>>();
+    assert_eq!(left_out, left);
+    ledger.restore_residual().expect("restores");
+
+    let plain = encode::bank(&mut ledger, RUN, AGENT, &manifest, bank(1, delta())).expect("banks");
+    assert_eq!(plain.meta.codec, CodecSpec::top_k(0.1).id());
+}
+
 #[test]
 fn an_update_says_its_product_with_its_base_where_that_is_asked_for() {
     let dir = tempfile::tempdir().expect("a temporary directory");

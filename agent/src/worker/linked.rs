@@ -91,7 +91,8 @@ fn encoding(round: &PodRound, spec: &AgentSpec) -> Encoding {
         Some(_) => Held::Memory,
         None => Held::LeftOut { decay: spec.upload.feedback_decay },
     };
-    Encoding { codec: round.plan.codec, held, base_dot: round.plan.base_dot }
+    let policy = spec.upload.policy.clone();
+    Encoding { codec: round.plan.codec, policy, held, base_dot: round.plan.base_dot }
 }
 
 /// Returns how large the parcels of a round are.

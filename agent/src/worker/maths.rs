@@ -334,10 +334,10 @@ fn no_pods() -> PodProblem {
 }
 
 /// What a trainer with an encoder is asked for: such encoders are for what is sent sparsely, with values of 8 bits, and know
-/// of no memory.
+/// of no memory and of no codecs by tensor.
 fn encode_order(lease: &Lease, spec: &AgentSpec, feedback: Option<&Arc<dyn FeedbackSource>>) -> Option<EncodeOrder> {
-    let UploadSpec { codec, feedback_decay, .. } = spec.upload;
-    let feedback = feedback.filter(|_| lease.plan.memory.is_none());
+    let UploadSpec { codec, feedback_decay, ref policy, .. } = spec.upload;
+    let feedback = feedback.filter(|_| lease.plan.memory.is_none() && policy.is_empty());
     let states = feedback.filter(|_| matches!(codec, CodecSpec::TopK { bits: ValueBits::Eight, .. }))?;
     Some(EncodeOrder { codec, feedback_decay, states: Arc::clone(states) })
 }

@@ -119,11 +119,11 @@ impl Stopped {
         rest.roll_back(version, run::fresh_branch()?).map_err(rest_fail)
     }
 
-    /// Whether run.toml still has the model of the run, if there is one.
+    /// Whether run.toml still has the model of the run, if there is one, and fits its tensors.
     pub(super) fn check_model(&self) -> anyhow::Result<()> {
-        let recovered = self.recover()?;
-        let journalled = recovered.as_ref().map(|recovered| &recovered.state.spec);
-        journalled.map_or(Ok(()), |spec| ModelMismatch::check(spec, &self.config.spec).map_err(mismatch_fail))
+        let Some(recovered) = self.recover()? else { return Ok(()) };
+        let state = &recovered.state;
+        ModelMismatch::check(&state.spec, &state.manifest, &self.config.spec).map_err(mismatch_fail)
     }
 
     /// The manifest of the run, once there is one.
@@ -215,7 +215,10 @@ pub(crate) fn recovery_fail(error: RecoveryError) -> anyhow::Error {
 
 /// A configuration that is not the run's, with its exit code and what to do.
 pub(crate) fn mismatch_fail(error: ModelMismatch) -> anyhow::Error {
-    let help = "put these keys back as they were, or start a new run in a new directory";
+    let help = match error {
+        ModelMismatch::Differs { .. } => "put these keys back as they were, or start a new run in a new directory",
+        ModelMismatch::Policy(_) => "change this entry in run.toml, or take it out",
+    };
     Fail::new(ExitCode::Model, error.to_string()).help(help).into()
 }
 

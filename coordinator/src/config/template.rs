@@ -76,6 +76,8 @@ feedback_decay = 1.0
 # Smaller codecs for agents whose line takes more than transfer_share of their round for an update. Each lease names the
 # mildest codec that fits its agent's line; without harder: 2, 1, 0.5 and 0.25 % with values of 4 bits.
 #adaptive = { transfer_share = 0.25, harder = [{ kind = "top-k", fraction = 0.01, bits = 4 }] }
+# Tensors that are sent with codecs of their own, by name; * stands for any characters, and the first match counts.
+#policy = [{ tensors = "*bias", codec = { kind = "bf16" } }]
 
 [merge]
 # "recall": every update makes a version by an adaptive step, the last updates of agents that take part too little are

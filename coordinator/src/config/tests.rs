@@ -201,6 +201,16 @@ fn values_out_of_range_are_named_with_their_line() {
             "adaptive = { harder = []",
             "upload.adaptive.harder must name 1 to 8 codecs, but names 0",
         ),
+        (
+            "#policy = [{ tensors = \"*bias\"",
+            "policy = [{ tensors = \"*norm\"",
+            "upload.policy entry 1 (\"*norm\") matches no tensor of the model, which has \"fc1.weight\", \"fc1.bias\"",
+        ),
+        (
+            "#policy = [{ tensors = \"*bias\", codec = { kind = \"bf16\" } }]",
+            "policy = [{ tensors = \"*bias\", codec = { kind = \"top-k\", fraction = 2 } }]",
+            "upload.policy entry 1 (\"*bias\") has the fraction 2, expected a number above 0 and at most 1",
+        ),
         ("feedback_decay = 1.0", "feedback_decay = nan", "upload.feedback_decay must be between 0 and 1"),
         ("buffer_size = 4", "buffer_size = 0", "merge.buffer_size is 0, expected"),
         ("server_lr = 1.0", "staleness = { fn = \"polynomial\", a = -1 }\nserver_lr = 1.0", "merge.staleness.a is -1"),

@@ -5,8 +5,8 @@ use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::schema;
 use anabranch_common::spec::{
-    AdaptiveSpec, ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, RunSpec, ScheduleProblem, TrainSpec,
-    UploadSpec,
+    AdaptiveSpec, ModelError, ModelKind, ModelProblem, ModelSpec, OptimizerSpec, PolicyError, RunSpec, ScheduleProblem,
+    TrainSpec, UploadSpec,
 };
 
 use super::{Config, pods};
@@ -111,6 +111,7 @@ fn spec(spec: &RunSpec) -> Checked {
         share(fraction.into(), "upload.codec.fraction")?;
     }
     levels(&spec.upload)?;
+    policy(spec)?;
     let decay = f64::from(spec.upload.feedback_decay);
     ensure((0.0..=1.0).contains(&decay), "upload.feedback_decay", || {
         format!("must be between 0 and 1, but is {decay}")
@@ -176,6 +177,15 @@ fn levels(upload: &UploadSpec) -> Checked {
         })?;
     }
     Ok(())
+}
+
+/// Codecs by tensor. The tensors of a custom model are not known yet: its first model is held against them.
+fn policy(spec: &RunSpec) -> Checked {
+    let policy = &spec.upload.policy;
+    let told = |error: PolicyError| Problem { key: "upload.policy", problem: error.to_string() };
+    policy.validate().map_err(told)?;
+    let layers = spec.model.layers().ok().flatten().filter(|_| !policy.is_empty());
+    layers.map_or(Ok(()), |layers| policy.check(&layers.manifest).map_err(told))
 }
 
 /// How leases are sized. One that takes as long as it counts would always be over before its work comes.

@@ -48,10 +48,11 @@ impl Core {
     }
 
     /// What is wrong with the tensors of a first model. Those of a native model follow from the configuration; of a custom
-    /// one everything within bounds goes.
+    /// one everything within bounds goes to which the configured codecs of tensors fit.
     pub(super) fn other_tensors(&self, offered: &ModelManifest, order: TensorOrder) -> Option<String> {
+        let policy = || self.spec.upload.policy.check(offered).err();
         let expected = match self.spec.model.layers() {
-            Ok(None) => return None,
+            Ok(None) => return policy().map(|error| format!("upload.policy of run.toml: {error}")),
             Ok(Some(layers)) => layers.manifest,
             Err(error) => return Some(error.to_string()),
         };

@@ -24,7 +24,7 @@
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::journal::Contribution;
-use anabranch_common::spec::{AdaptiveSpec, UploadSpec};
+use anabranch_common::spec::{AdaptiveSpec, UpdateSizes, UploadSpec};
 
 /// What the newest update counts for in a moving figure.
 const BLEND: f64 = 0.25;
@@ -77,11 +77,11 @@ impl Compression {
         self.level = number((self.level() + 1).min(upload.levels() - 1));
     }
 
-    /// An update that was encoded with `sent` was accepted at a Unix time in milliseconds.
+    /// An update that was encoded with `sent`, beside what the policy names, was accepted at a Unix time in milliseconds.
     pub(super) fn accepted(
         &mut self,
         update: &Contribution,
-        sent: &CodecSpec,
+        (sent, sizes): (&CodecSpec, UpdateSizes),
         at_ms: u64,
         adaptive: &AdaptiveSpec,
         upload: &UploadSpec,
@@ -95,8 +95,8 @@ impl Compression {
         let Some(passed_ms) = passed_ms else { return };
         let round_ms = update.meta.compute_ms.max(passed_ms.saturating_sub(transfer_ms)).max(1);
         self.round_ms = Some(blended(self.round_ms, round_ms as f64));
-        let a_bit_ms = byte_ms * bytes as f64 / sent.bits_per_value();
-        let takes_ms = |level| a_bit_ms * upload.level(level).bits_per_value();
+        let a_bit_ms = byte_ms * bytes as f64 / sizes.with(sent);
+        let takes_ms = |level| a_bit_ms * sizes.with(&upload.level(level));
         let allowed_ms = adaptive.transfer_share * self.round_ms.unwrap_or_default();
         let hardest = upload.levels() - 1;
         let mildest_within = |ms| (0..hardest).find(|level| takes_ms(*level) <= ms).unwrap_or(hardest);
@@ -154,6 +154,8 @@ fn number(level: usize) -> u32 {
 mod tests {
     use anabranch_common::codec::CodecId;
     use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, RunId, UpdateSeq};
+    use anabranch_common::manifest::{ModelManifest, TensorSpec};
+    use anabranch_common::spec::{TensorCodec, TensorPolicy};
     use anabranch_common::update::{UpdateKey, UpdateMeta};
 
     use super::*;
@@ -231,7 +233,7 @@ mod tests {
             let transfer_ms = latency_ms + (bytes as f64 / bytes_per_ms) as u64;
             at_ms += compute_ms + download_ms + transfer_ms;
             let update = update(bytes, compute_ms, residual(round), Some(transfer_ms));
-            compression.accepted(&update, &codec, at_ms, &adaptive, &upload);
+            compression.accepted(&update, (&codec, UpdateSizes::default()), at_ms, &adaptive, &upload);
         }
         (levels, compression)
     }
@@ -257,6 +259,30 @@ mod tests {
         assert!(payload_ms(3) > 225.0 && payload_ms(4) < 225.0);
         assert_eq!(levels(4, |_| Line { compute_ms: 900, ..LINE }), [0, 0, 4, 4]);
         assert_eq!(levels(4, |_| Line { compute_ms: 1, ..LINE }), [0, 0, 4, 4], "nothing fits: the hardest");
+    }
+
+    /// What the policy names has the same size at every level: levels save less than their codecs alone would.
+    #[test]
+    fn what_the_policy_names_is_no_smaller_at_a_harder_level() {
+        let tensor = |name: &str, elements| TensorSpec { name: name.into(), shape: vec![elements] };
+        let manifest = ModelManifest::new(vec![tensor("w", 990_000), tensor("b", 10_000)]).expect("valid");
+        let policy = TensorPolicy::new(vec![TensorCodec { tensors: "b".into(), codec: CodecSpec::F32 }]);
+        let sizes = policy.sizes(&manifest);
+        let (upload, mut compression) = (upload(), Compression { level: 4, ..Compression::default() });
+        let adaptive = upload.adaptive.clone().expect("it is");
+        let codec = upload.level(4);
+        // A line that takes 2 s for 40 KB takes 4.4 s for the mildest level, of which 2 s are the policy's.
+        let payload_bytes = (sizes.with(&codec) / 8.0) as u64;
+        for at_ms in [20_000, 40_000] {
+            let update = update(payload_bytes, 17_000, None, Some(2_000));
+            compression.accepted(&update, (&codec, sizes), at_ms, &adaptive, &upload);
+        }
+        let bytes = |level: usize| sizes.with(&upload.level(level)) / 8.0;
+        let takes_s = |level| 2.0 * bytes(level) / payload_bytes as f64;
+        let allowed_s = 0.25 * 18.0 / 1.5;
+        let mildest = (0..5).find(|level| takes_s(*level) <= allowed_s).expect("the hardest fits");
+        assert_eq!((compression.level(), takes_s(mildest) > 2.0), (mildest, true));
+        assert!(mildest < 4, "the line has room for more than the hardest level");
     }
 
     #[test]
@@ -318,7 +344,13 @@ mod tests {
         let adaptive = upload.adaptive.clone().expect("it is");
         let codec = upload.level(4);
         for at_ms in [20_000, 40_000] {
-            compression.accepted(&update(2_000, 10_000, None, Some(10)), &codec, at_ms, &adaptive, &upload);
+            compression.accepted(
+                &update(2_000, 10_000, None, Some(10)),
+                (&codec, UpdateSizes::default()),
+                at_ms,
+                &adaptive,
+                &upload,
+            );
         }
         assert_eq!(compression.level(), 0, "the line is wide");
     }
@@ -328,13 +360,13 @@ mod tests {
         let (upload, mut compression) = (upload(), Compression::default());
         let adaptive = upload.adaptive.clone().expect("it is");
         let codec = upload.level(0);
-        compression.accepted(&update(1_000, 10, None, None), &codec, 5, &adaptive, &upload);
+        compression.accepted(&update(1_000, 10, None, None), (&codec, UpdateSizes::default()), 5, &adaptive, &upload);
         assert_eq!(compression, Compression { accepted_ms: Some(5), ..Compression::default() });
         for (bytes, compute_ms, transfer_ms) in [(0, 0, 0), (u64::MAX, u64::MAX, u64::MAX), (1, 0, u64::MAX), (0, 7, 3)]
         {
             for at_ms in [0, u64::MAX, 3] {
                 let update = update(bytes, compute_ms, Some(f32::MAX), Some(transfer_ms));
-                compression.accepted(&update, &codec, at_ms, &adaptive, &upload);
+                compression.accepted(&update, (&codec, UpdateSizes::default()), at_ms, &adaptive, &upload);
                 let Compression { round_ms, byte_ms, fixed_ms, residual_ratio, .. } = &compression;
                 let figures = [round_ms, byte_ms, residual_ratio].into_iter().flatten().chain([fixed_ms]);
                 assert!(figures.into_iter().all(|figure| figure.is_finite() && *figure >= 0.0), "{compression:?}");

@@ -1,21 +1,28 @@
 //! Whether a configuration still is the run's: the model and the seed are fixed when the run begins.
 
-use anabranch_common::spec::RunSpec;
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::{PolicyError, RunSpec};
 
-/// The model or the seed of the configuration is not the run's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this is not the model of the run in this directory: {}", differences.join("; "))]
-pub struct ModelMismatch {
-    /// Every key that differs, with both values as `run.toml` would have them.
-    pub differences: Vec<String>,
+/// The configuration does not fit the run's model.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ModelMismatch {
+    /// The model or the seed is not the run's.
+    #[error("this is not the model of the run in this directory: {}", differences.join("; "))]
+    Differs {
+        /// Every key that differs, with both values as `run.toml` would have them.
+        differences: Vec<String>,
+    },
+    /// Codecs are configured for tensors that the model does not have.
+    #[error("upload.policy {0}")]
+    Policy(#[from] PolicyError),
 }
 
 impl ModelMismatch {
-    /// Compares what is journalled with what is configured.
+    /// Compares what is journalled with what is configured, which has to fit the model's tensors.
     ///
     /// # Errors
-    /// A key differs.
-    pub fn check(journalled: &RunSpec, configured: &RunSpec) -> Result<(), Self> {
+    /// A key differs, or does not fit.
+    pub fn check(journalled: &RunSpec, manifest: &ModelManifest, configured: &RunSpec) -> Result<(), Self> {
         let fixed = |spec: &RunSpec| {
             let model = &spec.model;
             [
@@ -39,6 +46,9 @@ impl ModelMismatch {
             .filter(|((_, here), (_, there))| here != there)
             .map(|((key, here), (_, there))| format!("{key} is {here} in run.toml and {there} in the run"))
             .collect();
-        if differences.is_empty() { Ok(()) } else { Err(Self { differences }) }
+        if !differences.is_empty() {
+            return Err(Self::Differs { differences });
+        }
+        Ok(configured.upload.policy.check(manifest)?)
     }
 }

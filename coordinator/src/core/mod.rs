@@ -156,7 +156,7 @@ impl Core {
     /// the newest version with a checkpoint.
     ///
     /// # Errors
-    /// The configured model is not the journalled one.
+    /// The configured model is not the journalled one, or the configuration does not fit it.
     pub fn resume(
         options: Options,
         spec: RunSpec,
@@ -165,7 +165,7 @@ impl Core {
         now: Now,
     ) -> Result<(Self, Vec<Command>), ModelMismatch> {
         let (state, chain) = recovered;
-        ModelMismatch::check(&state.spec, &spec)?;
+        ModelMismatch::check(&state.spec, &state.manifest, &spec)?;
         let mut core = Self::new(options, spec.clone(), now);
         core.gate = Gate::durable_up_to(state.position);
         // A checkpoint of a branch that was left may be of a later version: waiting for that one would take long.

@@ -403,7 +403,9 @@ impl RunState {
         let lease = agent.leases.remove(&meta.lease);
         if let (Some(lease), Some(adaptive)) = (&lease, &self.spec.upload.adaptive) {
             let compression = agent.compression.get_or_insert_default();
-            compression.accepted(contribution, &lease.plan.codec, at_ms, adaptive, &self.spec.upload);
+            let (upload, sent) = (&self.spec.upload, &lease.plan.codec);
+            let sizes = upload.policy.sizes(&self.manifest);
+            compression.accepted(contribution, (sent, sizes), at_ms, adaptive, upload);
         }
         if agent.lease.take_if(|held| *held == meta.lease).is_some() {
             self.outstanding.ended(meta.lease);

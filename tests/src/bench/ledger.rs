@@ -13,6 +13,7 @@ use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::spec::TensorPolicy;
 use anabranch_common::update::UpdateKey;
 use anabranch_io::durable::{DbOptions, DurableDb};
 use clap::Args;
@@ -162,6 +163,7 @@ pub(crate) fn bank(seq: u64, branch: BranchId, codec: CodecSpec, delta: Vec<f32>
         epoch: Epoch(1),
         seq: UpdateSeq(seq),
         codec,
+        policy: TensorPolicy::default(),
         feedback_decay: 1.0,
         outcome: Outcome {
             lease,

@@ -13,6 +13,7 @@ use anabranch_agent::store::Ledger;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, BranchId, Epoch, LeaseId, RunId, UpdateSeq};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
+use anabranch_common::spec::TensorPolicy;
 use anabranch_common::update::{MemoryMark, UpdateKey};
 use anabranch_testkit::codec::normal;
 use anabranch_testkit::lease::lease;
@@ -136,8 +137,8 @@ impl Pair {
             pod: None,
         };
         let seq = UpdateSeq(self.seq);
-        let (epoch, codec, feedback_decay) = (Epoch(1), CODEC, DECAY);
-        let bank = Bank { lease, epoch, seq, codec, feedback_decay, outcome, started_from: None };
+        let (epoch, codec, policy, feedback_decay) = (Epoch(1), CODEC, TensorPolicy::default(), DECAY);
+        let bank = Bank { lease, epoch, seq, codec, policy, feedback_decay, outcome, started_from: None };
         let plain = Bank { outcome: Outcome { encoded: None, ..bank.outcome.clone() }, ..bank.clone() };
         encode::bank(&mut self.here, RUN, AGENT, &self.manifest, plain).expect("banked");
         self.queue.lock().push(bank);

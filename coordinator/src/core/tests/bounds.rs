@@ -7,7 +7,7 @@ use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{Digest, Incarnation, ModelVersion, Position};
 use anabranch_common::journal::{LeaseEnd, Record, RecordBody};
 use anabranch_common::limits;
-use anabranch_common::spec::{ModelKind, ModelSpec, RunSpec};
+use anabranch_common::spec::{ModelKind, ModelSpec, RunSpec, TensorCodec, TensorPolicy, UploadSpec};
 use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::operator::RunRequest;
@@ -352,6 +352,30 @@ fn a_native_models_tensors_follow_from_the_configuration() {
     world.connect(PeerId(2), 2);
     let commands = world.message(2, offer(manifest_of(vec![3])));
     assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(2), .. }]), "{commands:?}");
+}
+
+/// The tensors of a custom model are known when it is offered, and no earlier.
+#[test]
+fn a_custom_model_without_tensors_that_have_codecs_of_their_own_begins_nothing() {
+    let policy =
+        |tensors: &str| TensorPolicy::new(vec![TensorCodec { tensors: tensors.into(), codec: CodecSpec::F32 }]);
+    let with = |tensors| RunSpec { upload: UploadSpec { policy: policy(tensors), ..spec().upload }, ..spec() };
+    let mut world = World::pending(with("*bias"));
+    world.connect(PeerId(1), 1);
+    let commands = world.offer_model(PeerId(1));
+    let why =
+        "upload.policy of run.toml: entry 1 (\"*bias\") matches no tensor of the model, which has \"w\"".to_owned();
+    let refused = CoordinatorMessage::Rejected(Rejection::OtherModel(why));
+    assert_eq!(commands, [Command::Send { peer: PeerId(1), message: refused }, Command::Close { peer: PeerId(1) }]);
+    let mut world = World::pending(with("w"));
+    world.connect(PeerId(1), 1);
+    let commands = world.offer_model(PeerId(1));
+    assert!(matches!(commands[..], [Command::ReceiveModel { peer: PeerId(1), .. }]), "{commands:?}");
+
+    let world = World::started(1);
+    assert!(world.resumed(with("*")).is_ok());
+    let error = world.resumed(with("*bias")).expect_err("no such tensor").to_string();
+    assert!(error.starts_with("upload.policy entry 1 (\"*bias\") matches no tensor of the model"), "{error}");
 }
 
 /// With chunks it earns time; without them its turn is short.

@@ -1,15 +1,16 @@
 //! Admission, exactly-once and refusals (promise P1).
 
-use anabranch_common::codec::{CodecSpec, DecodeError};
+use anabranch_common::codec::{CodecId, CodecSpec, DecodeError};
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::journal::{Close, CloseReason, Record, RecordBody};
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Closing;
-use anabranch_common::spec::{AdmitSpec, DownlinkSpec, RunSpec, TrackSpec};
-use anabranch_common::update::{RefusalReason, Verdict};
+use anabranch_common::spec::{AdmitSpec, DownlinkSpec, RunSpec, TensorCodec, TensorPolicy, TrackSpec, UploadSpec};
+use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 
 use super::world::{MAX_STALENESS, World, spec};
+use crate::core::admit::{Decision, admit};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId};
 
@@ -17,6 +18,24 @@ fn verdict(world: &World) -> Verdict {
     match world.last_sent() {
         Some((_, CoordinatorMessage::Verdict { verdict, .. })) => verdict,
         other => panic!("expected a verdict, got {other:?}"),
+    }
+}
+
+/// A policy for tensors makes payloads of several codecs; what it does not name keeps the lease's.
+#[test]
+fn an_update_has_the_codec_of_its_lease_or_segments_by_the_policy() {
+    let policy = TensorPolicy::new(vec![TensorCodec { tensors: "w".into(), codec: CodecSpec::Int8 }]);
+    let with_policy = RunSpec { upload: UploadSpec { policy, ..spec().upload }, ..spec() };
+    for (spec, allowed) in [(spec(), &[1][..]), (with_policy, &[1, 3, 7])] {
+        let mut world = World::started_with(spec, 1);
+        let lease = world.lease(1);
+        for codec in 0..9 {
+            let meta = UpdateMeta { codec: CodecId(codec), ..world.meta(1, 0, &lease) };
+            let decision = admit(world.state(), &meta, None);
+            let expected =
+                if allowed.contains(&codec) { Decision::Fetch } else { Decision::Refuse(RefusalReason::Malformed) };
+            assert_eq!(decision, expected, "codec {codec}");
+        }
     }
 }
 

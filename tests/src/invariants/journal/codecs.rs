@@ -1,12 +1,13 @@
 //! Codecs: a lease names the one that follows from the records before it, and an update that
-//! counts was encoded with its lease's.
+//! counts was encoded with its lease's, or by the policy for tensors.
 
 use std::collections::BTreeMap;
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Contribution, Record, RecordBody};
-use anabranch_common::spec::{RunSpec, UploadSpec};
+use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::{RunSpec, UpdateSizes, UploadSpec};
 use anabranch_common::update::RefusalReason;
 
 use super::{Checked, ensure};
@@ -17,6 +18,8 @@ const NAME: &str = "codecs";
 pub(super) struct Codecs {
     /// What each lease has asked for.
     asked: BTreeMap<LeaseId, CodecSpec>,
+    /// The run's tensors, of which some may have codecs of their own.
+    manifest: Option<ModelManifest>,
     agents: BTreeMap<AgentId, Known>,
 }
 
@@ -41,6 +44,7 @@ impl Codecs {
         let upload = spec.map(|spec| &spec.upload);
         let adaptive = upload.filter(|upload| upload.adaptive.is_some());
         match &record.body {
+            RecordBody::Genesis { manifest, .. } => self.manifest = Some(manifest.clone()),
             RecordBody::LeaseGranted(lease) => {
                 let codec = lease.plan.codec;
                 self.asked.insert(lease.id, codec);
@@ -53,12 +57,15 @@ impl Codecs {
             RecordBody::Contribution(update) => {
                 let (lease, used) = (update.meta.lease, update.meta.codec);
                 let asked = self.asked.get(&lease).copied();
-                ensure(asked.map(|asked| asked.id()) == Some(used), NAME, || {
+                let policy = upload.map(|upload| &upload.policy);
+                let is_allowed = asked.zip(policy).is_some_and(|(asked, policy)| policy.allows(&asked, used));
+                ensure(is_allowed, NAME, || {
                     format!("an update under lease {lease:?} is encoded with {used:?}, and {asked:?} was asked for")
                 })?;
                 if let (Some(upload), Some(asked)) = (adaptive, asked) {
                     let known = self.agents.entry(update.meta.key.agent).or_default();
-                    known.observe(update, asked, record.at_ms, upload);
+                    let sizes = self.manifest.as_ref().map(|manifest| upload.policy.sizes(manifest));
+                    known.observe(update, (asked, sizes.unwrap_or_default()), record.at_ms, upload);
                 }
             }
             RecordBody::Refused { key, reason: RefusalReason::Stale, .. } => {
@@ -83,7 +90,13 @@ impl Codecs {
 }
 
 impl Known {
-    fn observe(&mut self, update: &Contribution, asked: CodecSpec, at_ms: u64, upload: &UploadSpec) {
+    fn observe(
+        &mut self,
+        update: &Contribution,
+        (asked, sizes): (CodecSpec, UpdateSizes),
+        at_ms: u64,
+        upload: &UploadSpec,
+    ) {
         let meta = &update.meta;
         let before = self.residual;
         let ratio = meta.residual_ratio.map(f64::from);
@@ -105,10 +118,10 @@ impl Known {
         let Some(since_ms) = since_ms else { return };
         let beside_ms = since_ms.saturating_sub(transfer_ms);
         self.round = Some(mean(self.round, meta.compute_ms.max(beside_ms).max(1) as f64, 4.0));
-        let per_bit = byte * bytes / asked.bits_per_value();
+        let per_bit = byte * bytes / sizes.with(&asked);
         let allowed =
             upload.adaptive.as_ref().map_or(0.0, |adaptive| adaptive.transfer_share) * self.round.unwrap_or(0.0);
-        let fits = |level: usize, allowed: f64| per_bit * upload.level(level).bits_per_value() <= allowed;
+        let fits = |level: usize, allowed: f64| per_bit * sizes.with(&upload.level(level)) <= allowed;
         let levels = 0..upload.levels();
         let mildest = |allowed| levels.clone().find(|level| fits(*level, allowed)).unwrap_or(levels.end - 1);
         match self.level {

@@ -12,7 +12,7 @@ use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::segments::{self, Segment};
 use anabranch_common::codec::{self, Codec, CodecSpec, Delta, EncodeError};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::Layer;
+use anabranch_common::spec::{Layer, TensorPolicy};
 use anabranch_common::wire::pod::LayerFigures;
 
 use super::error::ParcelError;
@@ -20,10 +20,12 @@ use super::training::Training;
 use crate::pod::LayerContent;
 
 /// How the content of a round is encoded.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Encoding {
     /// With what: every layer by itself.
     pub codec: CodecSpec,
+    /// Tensors with other codecs.
+    pub policy: TensorPolicy,
     /// What the difference is encoded with.
     pub held: Held,
     /// Whether the product of what is sent with the base is asked for.
@@ -87,7 +89,7 @@ fn encode(
     encoding: &Encoding,
 ) -> Result<LayerContent, EncodeError> {
     let delta: Vec<f32> = trained.iter().zip(base).map(|(trained, base)| trained - base).collect();
-    let codec = codec::encoder(encoding.codec);
+    let codec = encoding.codec(place);
     let (payload, left_out) = match encoding.held {
         Held::LeftOut { decay } => {
             let mut feedback = Feedback::restore(decay, held.to_vec());
@@ -113,6 +115,12 @@ pub(super) struct Contents {
     held: Vec<f32>,
     /// The weights at the beginning and at the end, once the part is through.
     weights: Option<[Vec<f32>; 2]>,
+}
+
+impl Encoding {
+    fn codec(&self, place: &Place) -> Box<dyn Codec> {
+        self.policy.encoder(self.codec, &place.manifest)
+    }
 }
 
 impl Contents {
@@ -201,7 +209,9 @@ impl Assembly {
             return Err(ParcelError::Length { what, found: left_out.len(), expected });
         }
         let LayerFigures { base_dot, delta_square, left_out_square } = figures;
-        let sound = codec::encoder(self.encoding.codec)
+        let sound = self
+            .encoding
+            .codec(place)
             .decode(&place.manifest, &payload)
             .map_err(|error| ParcelError::Content { layer, problem: error.to_string() })?
             .is_finite();
@@ -239,21 +249,32 @@ impl Assembly {
     #[expect(clippy::cast_possible_truncation, reason = "a ratio that is told")]
     pub(super) fn finish(self) -> Contribution {
         let Self { encoding, places, payloads, left_out, figures } = self;
-        let codec = encoding.codec.id();
         let payloads: Vec<Vec<u8>> = payloads.into_iter().flatten().collect();
-        let segment = |(place, payload): (&Place, &Vec<u8>)| Segment {
-            tensors: place.manifest.tensors().len(),
-            codec,
-            bytes: payload.len() as u64,
-        };
-        let mut payload = segments::header(&places.iter().zip(&payloads).map(segment).collect::<Vec<_>>());
-        payload.reserve_exact(payloads.iter().map(Vec::len).sum());
-        payloads.into_iter().for_each(|part| payload.extend(part));
+        let segments = places.iter().zip(&payloads).flat_map(|(place, payload)| segments_of(&encoding, place, payload));
+        let segments: Vec<(Segment, &[u8])> = segments.collect();
+        let mut payload = segments::header(&segments.iter().map(|(segment, _)| *segment).collect::<Vec<_>>());
+        payload.reserve_exact(segments.iter().map(|(_, part)| part.len()).sum());
+        segments.iter().for_each(|(_, part)| payload.extend_from_slice(part));
         let sum = |of: fn(&LayerFigures) -> f64| figures.iter().map(of).sum::<f64>();
         let base_dot = Some(sum(|of| of.base_dot)).filter(|dot| encoding.base_dot && dot.is_finite());
         let ratio = (sum(|of| of.left_out_square).sqrt() / sum(|of| of.delta_square).sqrt()) as f32;
         Contribution { payload, left_out, base_dot, residual_ratio: Some(ratio).filter(|ratio| ratio.is_finite()) }
     }
+}
+
+/// The segments of a layer's content. One whose tensors have several codecs has them itself.
+fn segments_of<'a>(encoding: &Encoding, place: &Place, payload: &'a [u8]) -> Vec<(Segment, &'a [u8])> {
+    let codec = encoding.codec(place).id();
+    if codec != segments::ID {
+        let (tensors, bytes) = (place.manifest.tensors().len(), payload.len() as u64);
+        return vec![(Segment { tensors, codec, bytes }, payload)];
+    }
+    let parts = segments::split(&place.manifest, payload).expect("it was decoded when it arrived");
+    let segment = |part: segments::Part<'a>| {
+        let (tensors, bytes) = (part.tensors.len(), part.payload.len() as u64);
+        (Segment { tensors, codec: part.codec, bytes }, part.payload)
+    };
+    parts.into_iter().map(segment).collect()
 }
 
 /// What a round that was computed in one process comes to.
@@ -265,7 +286,7 @@ pub(super) fn whole(
     encoding: Encoding,
 ) -> Contribution {
     let all = places(layers, manifest);
-    let mut assembly = Assembly::new(all.clone(), encoding);
+    let mut assembly = Assembly::new(all.clone(), encoding.clone());
     for place in all {
         let range = place.range.clone();
         let held = held.get(range.clone()).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::pod::{Wire, WireError};
 use crate::shard::Shard;
 
 /// What a member knows of its part in a round.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PodTask<'a> {
     /// `[model]`.
     pub model: &'a ModelSpec,
@@ -73,7 +73,7 @@ pub fn train_owned(
     let parts = task.parts()?;
     let feed = Feed::new(&cut.architecture, shard, plan, pod.micro_batches(), seed)?;
     let batches = feed.batches();
-    let stages = Stages::new(&cut, &parts, plan, batches, Some(feed), Some(task.encoding))?;
+    let stages = Stages::new(&cut, &parts, plan, batches, Some(feed), Some(task.encoding.clone()))?;
     let mut at = Seat { stages, round, wire, gone: Vec::new() };
     for part in 0..cut.stages.len() {
         let parcels = at.stages.begin(base, held, part)?;
@@ -105,7 +105,7 @@ pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineErro
     let cut = task.cut()?;
     let parts = task.parts()?;
     let batches = Batches::new(&cut.architecture, plan, pod.micro_batches())?;
-    let stages = Stages::new(&cut, &parts, plan, batches, None, Some(task.encoding))?;
+    let stages = Stages::new(&cut, &parts, plan, batches, None, Some(task.encoding.clone()))?;
     let mut at = Seat { stages, round, wire, gone: Vec::new() };
     while !at.stages.is_through() {
         if !at.work()? {

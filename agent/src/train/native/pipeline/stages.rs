@@ -43,7 +43,7 @@ impl<'a> Stages<'a> {
         encoding: Option<Encoding>,
     ) -> Result<Self, PipelineError> {
         let places = || content::places(&cut.architecture.whole.layers, &cut.architecture.manifest);
-        let assembly = encoding.map(|encoding| Assembly::new(places(), encoding));
+        let assembly = encoding.clone().map(|encoding| Assembly::new(places(), encoding));
         let mut owner = feed.map(|feed| Owner::new(feed, assembly));
         let mut members = Vec::with_capacity(parts.len());
         for (part, turns) in parts.iter().copied() {
@@ -51,7 +51,7 @@ impl<'a> Stages<'a> {
             if part >= cut.stages.len() || (part == 0) != owner.is_some() {
                 return Err(PipelineError::Round("the first part belongs to the owner of the data"));
             }
-            let contents = encoding.map(|encoding| Contents::new(places(), &cut.stages[part].own, encoding));
+            let contents = encoding.clone().map(|encoding| Contents::new(places(), &cut.stages[part].own, encoding));
             members.push(Member::new((cut, part), (turns, batches), plan, owner, contents)?);
         }
         Ok(Self { cut, members, steps: plan.local_steps })

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::rng::SplitMix64;
+use anabranch_common::spec::TensorPolicy;
 use anabranch_common::wire::pod::LayerFigures;
 use proptest::prelude::*;
 
@@ -20,7 +21,7 @@ const SCHEDULES: [Schedule; 6] = [
     Schedule::Pipelined(Weights::Predict),
 ];
 const MICRO_BATCHES: u32 = 3;
-const ENCODING: Encoding = Encoding { codec: CodecSpec::F32, held: Held::LeftOut { decay: 0.0 }, base_dot: false };
+const encoding(): Encoding = Encoding { codec: CodecSpec::F32, held: Held::LeftOut { decay: 0.0 }, base_dot: false };
 /// The member that computes each part: the owner has the first and the last one.
 const MEMBERS: [usize; 4] = [0, 1, 2, 0];
 /// The same where labels travel.
@@ -57,7 +58,7 @@ impl<'a> Links<'a> {
             let feed = Feed::new(&pipeline.architecture, SHARD.as_ref(), plan, MICRO_BATCHES, 4).expect("valid");
             let parts: Vec<_> = (0..4).filter(|part| of_part[*part] == member).map(|part| (part, turns)).collect();
             let batches = feed.batches();
-            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(ENCODING)).expect("valid")
+            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(encoding())).expect("valid")
         });
         let mut all = Self { members: members.collect(), of_part, links: BTreeMap::new(), losses: Vec::new() };
         let base = pipeline.initial(1);
@@ -106,7 +107,7 @@ fn expected(plan: &TrainSpec, schedule: Schedule) -> Option<Contribution> {
     let go_on = &mut |_: StepReport| ControlFlow::Continue(());
     let end = PIPELINE.train(&base, plan, (schedule, MICRO_BATCHES), 4, SHARD.as_ref(), go_on).expect("trains").end;
     let layers = (&PIPELINE.architecture.whole.layers[..], &PIPELINE.architecture.manifest);
-    Some(content::whole(layers, [&base, &end], &[], ENCODING))
+    Some(content::whole(layers, [&base, &end], &[], encoding()))
 }
 
 /// Sizes that parcels really have, and others.
@@ -128,7 +129,7 @@ fn layer_of(part: usize) -> LayerContent {
     let architecture = &PIPELINE.architecture;
     let place = content::places(&architecture.whole.layers, &architecture.manifest).swap_remove(part);
     let payload =
-        codec::encoder(ENCODING.codec).encode(&place.manifest, &vec![0.0; place.range.len()]).expect("finite");
+        codec::encoder(encoding().codec).encode(&place.manifest, &vec![0.0; place.range.len()]).expect("finite");
     LayerContent { layer: place.layer, payload, left_out: Vec::new(), figures: LayerFigures::default() }
 }
 

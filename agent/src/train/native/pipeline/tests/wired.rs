@@ -5,16 +5,18 @@ use std::thread;
 use anabranch_common::codec::{self, CodecSpec, segments};
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
-use anabranch_common::spec::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
+use anabranch_common::spec::{Activations, Labels, PodKind, PodSpec, ScheduleKind, TensorCodec, TensorPolicy};
 use anabranch_testkit::lease::PLAN;
 
 use super::hub::{Conduct, Hub, agent};
 use super::*;
 use crate::pod::{Parcel, WireError};
 
-/// A fifth of each layer, with what was left out before.
-const ENCODING: Encoding =
-    Encoding { codec: CodecSpec::top_k(0.2), held: Held::LeftOut { decay: 0.9 }, base_dot: true };
+/// A fifth of each layer's weights, and its biases as they are, with what was left out before.
+fn encoding() -> Encoding {
+    let policy = TensorPolicy::new(vec![TensorCodec { tensors: "*bias".into(), codec: CodecSpec::F32 }]);
+    Encoding { codec: CodecSpec::top_k(0.2), policy, held: Held::LeftOut { decay: 0.9 }, base_dot: true }
+}
 
 /// What was left out before.
 fn held(range: Range<usize>) -> Vec<f32> {
@@ -75,7 +77,7 @@ fn run_pod(
     let (round, members) = round(pod, &even(spec, pod));
     let hub = Hub::new(members, silent);
     let task =
-        |member| PodTask { model: spec, plan, pod, round: &round, encoding: ENCODING, me: agent(member), threads: 1 };
+        |member| PodTask { model: spec, plan, pod, round: &round, encoding: encoding(), me: agent(member), threads: 1 };
     let base = Pipeline::new(spec, &round.ends(), 1).expect("valid").initial(1);
     // All wires are there before a member leaves.
     let mut wires: Vec<_> = (0..pod.stages as usize)
@@ -106,7 +108,7 @@ fn sent(spec: &ModelSpec, trained: Trained) -> Owned {
     let all = Pipeline::new(spec, &[Pipeline::layers(spec).expect("valid")], 1).expect("valid");
     let (base, architecture) = (all.initial(1), &all.architecture);
     let layers = (&architecture.whole.layers[..], &architecture.manifest);
-    let contribution = content::whole(layers, [&base, &trained.end], &held(0..base.len()), ENCODING);
+    let contribution = content::whole(layers, [&base, &trained.end], &held(0..base.len()), encoding());
     Owned { contribution: Some(contribution), losses: trained.losses }
 }
 
@@ -386,7 +388,7 @@ fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent()
     let (round, members) = round(&travel, &even(&spec, &travel));
     let hub = Hub::new(members, &[]);
     let mut wire = hub.wire(0, Conduct::Leaves(0));
-    let task = |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, encoding: ENCODING, me, threads: 1 };
+    let task = |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, encoding: encoding(), me, threads: 1 };
     let base = Pipeline::new(&spec, &round.ends(), 1).expect("valid").initial(1);
     let mut owned = |pod, me| {
         let go_on = &mut |_: StepReport| ControlFlow::Continue(());
