@@ -21,7 +21,12 @@ const SCHEDULES: [Schedule; 6] = [
     Schedule::Pipelined(Weights::Predict),
 ];
 const MICRO_BATCHES: u32 = 3;
-const encoding(): Encoding = Encoding { codec: CodecSpec::F32, held: Held::LeftOut { decay: 0.0 }, base_dot: false };
+
+fn encoding() -> Encoding {
+    let policy = TensorPolicy::default();
+    Encoding { codec: CodecSpec::F32, policy, held: Held::LeftOut { decay: 0.0 }, base_dot: false }
+}
+
 /// The member that computes each part: the owner has the first and the last one.
 const MEMBERS: [usize; 4] = [0, 1, 2, 0];
 /// The same where labels travel.
@@ -58,7 +63,8 @@ impl<'a> Links<'a> {
             let feed = Feed::new(&pipeline.architecture, SHARD.as_ref(), plan, MICRO_BATCHES, 4).expect("valid");
             let parts: Vec<_> = (0..4).filter(|part| of_part[*part] == member).map(|part| (part, turns)).collect();
             let batches = feed.batches();
-            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(encoding())).expect("valid")
+            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(encoding()))
+                .expect("valid")
         });
         let mut all = Self { members: members.collect(), of_part, links: BTreeMap::new(), losses: Vec::new() };
         let base = pipeline.initial(1);

@@ -388,7 +388,8 @@ fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent()
     let (round, members) = round(&travel, &even(&spec, &travel));
     let hub = Hub::new(members, &[]);
     let mut wire = hub.wire(0, Conduct::Leaves(0));
-    let task = |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, encoding: encoding(), me, threads: 1 };
+    let task =
+        |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, encoding: encoding(), me, threads: 1 };
     let base = Pipeline::new(&spec, &round.ends(), 1).expect("valid").initial(1);
     let mut owned = |pod, me| {
         let go_on = &mut |_: StepReport| ControlFlow::Continue(());
