@@ -1,15 +1,12 @@
-//! What the owner of a round knows besides its first part: the examples, the losses, and what the parts were trained to.
+//! What the owner of a round knows besides its first part: the losses, and what the parts were trained to.
 
 use std::collections::VecDeque;
 
-use super::super::graph::Input;
 use super::error::ParcelError;
-use super::feed::Feed;
 
 /// The owner's side of a round.
 #[derive(Debug)]
-pub(super) struct Owner<'a> {
-    feed: Feed<'a>,
+pub(super) struct Owner {
     /// Sums of the losses of steps, which were not reported.
     waiting: VecDeque<f64>,
     /// Losses that arrived.
@@ -18,16 +15,10 @@ pub(super) struct Owner<'a> {
     trained: Vec<Option<Vec<f32>>>,
 }
 
-impl<'a> Owner<'a> {
+impl Owner {
     /// The owner of a round of so many parts.
-    pub(super) fn new(feed: Feed<'a>, parts: usize) -> Self {
-        Self { feed, waiting: VecDeque::new(), losses: 0, trained: vec![None; parts] }
-    }
-
-    /// Returns the next micro-batch with its labels.
-    pub(super) fn next(&mut self) -> (Input, Vec<u32>) {
-        let input = self.feed.next();
-        (input, self.feed.labels())
+    pub(super) fn new(parts: usize) -> Self {
+        Self { waiting: VecDeque::new(), losses: 0, trained: vec![None; parts] }
     }
 
     /// Takes the loss of the next step, of the `steps` that the last part can be through with.

@@ -3,14 +3,18 @@
 
 use anabranch_common::spec::TrainSpec;
 
+use super::cut::Cut;
 use super::error::ParcelError;
 use super::feed::Feed;
 use super::member::Member;
+use super::modules::ModulePasses;
 use super::owner::Owner;
+use super::passes::{NativePasses, Passes};
 use super::stall::Waiting;
 use super::turns::{Batches, Turns};
 use super::{Pipeline, PipelineError};
 use crate::pod::{Address, Parcel};
+use crate::train::ModuleTrainer;
 
 /// Parcels for the parts of other members.
 pub(super) type Parcels = Vec<(Address, Parcel)>;
@@ -18,30 +22,59 @@ pub(super) type Parcels = Vec<(Address, Parcel)>;
 /// The parts of a model that are computed here.
 #[derive(Debug)]
 pub(super) struct Stages<'a> {
-    cut: &'a Pipeline,
+    cut: &'a Cut,
     members: Vec<Member<'a>>,
 }
 
 impl<'a> Stages<'a> {
-    /// Sets up the parts `parts`, each with its turns. Whoever has the first part has its `feed`.
+    /// Sets up the parts `parts` of a native model, each with its turns. Whoever has the first part has its `feed`.
     ///
     /// # Errors
     /// The plan cannot be used.
     pub(super) fn new(
-        cut: &'a Pipeline,
+        pipeline: &'a Pipeline,
         parts: &[(usize, Turns)],
         plan: &TrainSpec,
         batches: Batches,
-        feed: Option<Feed<'a>>,
+        mut feed: Option<Feed<'a>>,
     ) -> Result<Self, PipelineError> {
-        let mut owner = feed.map(|feed| Owner::new(feed, cut.stages.len()));
+        let owner = feed.is_some().then(|| Owner::new(pipeline.cut.stages.len()));
+        Self::computed_by(&pipeline.cut, parts, (plan, batches), owner, |part| {
+            let feed = if part == 0 { feed.take() } else { None };
+            Box::new(NativePasses::new(pipeline, part, feed))
+        })
+    }
+
+    /// Sets up the parts `parts` of a custom model, which `modules` computes; its round has begun. `owns`: it reads the examples.
+    ///
+    /// # Errors
+    /// The plan cannot be used.
+    pub(super) fn of_modules(
+        cut: &'a Cut,
+        parts: &[(usize, Turns)],
+        (plan, batches): (&TrainSpec, Batches),
+        modules: &'a dyn ModuleTrainer,
+        owns: bool,
+    ) -> Result<Self, PipelineError> {
+        let owner = owns.then(|| Owner::new(cut.stages.len()));
+        let passes = |part| -> Box<dyn Passes + 'a> { Box::new(ModulePasses::new(cut, part, modules, batches)) };
+        Self::computed_by(cut, parts, (plan, batches), owner, passes)
+    }
+
+    fn computed_by(
+        cut: &'a Cut,
+        parts: &[(usize, Turns)],
+        (plan, batches): (&TrainSpec, Batches),
+        mut owner: Option<Owner>,
+        mut passes: impl FnMut(usize) -> Box<dyn Passes + 'a>,
+    ) -> Result<Self, PipelineError> {
         let mut members = Vec::with_capacity(parts.len());
         for (part, turns) in parts.iter().copied() {
             let owner = if part == 0 { owner.take() } else { None };
             if part >= cut.stages.len() || (part == 0) != owner.is_some() {
                 return Err(PipelineError::Round("the first part belongs to the owner of the data"));
             }
-            members.push(Member::new((cut, part), (turns, batches), plan, owner)?);
+            members.push(Member::new((cut, part), passes(part), (turns, batches), plan, owner)?);
         }
         Ok(Self { cut, members })
     }
@@ -73,13 +106,15 @@ impl<'a> Stages<'a> {
     /// are through.
     ///
     /// # Errors
-    /// A part sends what another part here has no use for: a fault of the order.
-    pub(super) fn work(&mut self) -> Result<Option<Parcels>, ParcelError> {
+    /// A part sends what another part here has no use for: a fault of the order. Or what computes is lost (see [`Member::work`]).
+    pub(super) fn work(&mut self) -> Result<Option<Parcels>, PipelineError> {
         // The last part first: others wait for its gradients.
-        match self.members.iter_mut().rev().find_map(Member::work) {
-            Some(parcels) => self.share_out(parcels).map(Some),
-            None => Ok(None),
+        for member in self.members.iter_mut().rev() {
+            if let Some(parcels) = member.work()? {
+                return Ok(Some(self.share_out(parcels)?));
+            }
         }
+        Ok(None)
     }
 
     /// Returns the sum of the losses of the next step that was not reported.

@@ -76,7 +76,7 @@ impl<'a> Links<'a> {
     }
 
     /// Lets a member work or a link carry a parcel, whichever `draw` says. A refusal is an error.
-    fn step(&mut self, draw: &mut SplitMix64) -> Result<(), ParcelError> {
+    fn step(&mut self, draw: &mut SplitMix64) -> Result<(), PipelineError> {
         let choices = (self.members.len() + self.links.len()) as u64;
         let choice = usize::try_from(draw.next_u64() % choices).expect("few");
         if choice < self.members.len() {
@@ -106,8 +106,8 @@ fn expected(plan: &TrainSpec, schedule: Schedule) -> Vec<f32> {
 
 /// Sizes that parcels really have, and others.
 fn size() -> impl Strategy<Value = usize> {
-    let own = PIPELINE.stages.iter().map(|stage| stage.params());
-    let outputs = PIPELINE.stages.iter().flat_map(|stage| [1, 3].map(|examples| stage.output_shape(examples)));
+    let own = PIPELINE.cut.stages.iter().map(|stage| stage.params());
+    let outputs = PIPELINE.cut.stages.iter().flat_map(|stage| [1, 3].map(|examples| stage.output_shape(examples)));
     let sizes: Vec<usize> =
         own.chain(outputs.map(|[rows, columns]| rows * columns)).chain([3, 9, 512, 0, 1, 2_000]).collect();
     prop::sample::select(sizes)
@@ -151,7 +151,7 @@ fn fitting() -> impl Strategy<Value = (Address, Parcel)> {
     let address = |from, to| Address { from, to };
     (0usize..8, 0usize..4, any::<u32>(), 1u32..3, any::<bool>()).prop_map(move |(kind, part, bits, version, short)| {
         let values = |count: usize| vec![f32::from_bits(bits); count];
-        let (examples, stage) = (if short { 1 } else { 3 }, &PIPELINE.stages[part]);
+        let (examples, stage) = (if short { 1 } else { 3 }, &PIPELINE.cut.stages[part]);
         let shape = stage.output_shape(examples);
         match kind {
             0 => {
@@ -242,9 +242,9 @@ fn a_flood_of_right_parcels_ends_at_what_the_order_has_in_flight() {
         assert_eq!(taken(&mut all.members[0], 3, 0, &Parcel::Loss(1.0)), 0);
         let tied = Parcel::Tied { version: 1, values: vec![0.0; 512], moved: Vec::new() };
         assert_eq!(taken(&mut all.members[3], 0, 3, &tied), 0);
-        let trained = Parcel::Trained(vec![0.0; PIPELINE.stages[2].params()]);
+        let trained = Parcel::Trained(vec![0.0; PIPELINE.cut.stages[2].params()]);
         assert_eq!(taken(&mut all.members[0], 2, 0, &trained), 1);
-        let weights = Parcel::Weights { own: vec![0.0; PIPELINE.stages[1].params()], tied: Vec::new() };
+        let weights = Parcel::Weights { own: vec![0.0; PIPELINE.cut.stages[1].params()], tied: Vec::new() };
         assert_eq!(taken(&mut all.members[1], 0, 1, &weights), 1);
     }
 }
