@@ -92,7 +92,7 @@ fn trained(python: &str, pod: bool, disturb: impl FnOnce(&mut Cluster) -> anyhow
 
 /// The processes of an agent's trainers, oldest first.
 fn trainers(cluster: &Cluster, name: &str) -> anyhow::Result<Vec<u64>> {
-    Ok(numbers(&std::fs::read_to_string(cluster.log_path(name))?, "pid"))
+    Ok(numbers(&std::fs::read_to_string(cluster.log_path(name))?, "trainer started", "pid"))
 }
 
 #[test]
@@ -110,7 +110,8 @@ fn the_children_of_two_agents_train_to_the_model_of_one_child() -> anyhow::Resul
             cluster.wait_for_updates(updates)?;
             let child = *trainers(cluster, name)?.last().context("it has a trainer")?;
             kill(Pid::from_raw(i32::try_from(child)?), Signal::SIGKILL)?;
-            poll("a fresh child", PATIENCE, || Ok(trainers(cluster, name)?.len() > 1))?;
+            let fresh = poll(PATIENCE, || Ok((trainers(cluster, name)?.len() > 1).then_some(())))?;
+            fresh.context("no fresh trainer")?;
         }
         Ok(())
     })?;

@@ -277,7 +277,7 @@ def test_what_the_agent_may_not_ask_fails_and_the_child_lives(start: Start) -> N
     assert child.evaluate(model)["type"] == "evaluated"
 
 
-def test_a_loss_that_is_not_finite_is_told_and_its_gradient_is_a_divergence(start: Start) -> None:
+def test_values_that_are_not_finite_are_passed_on_for_the_owner_to_see(start: Start) -> None:
     child = start(SCRIPT + "loss = lambda output, targets: F.cross_entropy(output, targets) * float('inf')\n" + RUN)
     prepared = prepare(child)
     parts = Parts(child, [1, 2, 3], names_of(prepared))
@@ -288,8 +288,13 @@ def test_a_loss_that_is_not_finite_is_told_and_its_gradient_is_a_divergence(star
         parts.load(part, model)
         output = parts.forward(part, 0, 3, output)
     assert output == "Infinity"
-    answer = parts.ask_backward(2, 0)
-    assert (answer["type"], answer["kind"]) == ("failed", "diverged")
+    gradient, slope = parts.backward(2, 0)
+    assert not np.isfinite(gradient["2.weight"]).all()
+    gradient, slope = parts.backward(1, 0, slope)
+    assert slope is not None and not np.isfinite(slope).all()
+    output = parts.forward(0, 1, 3)
+    output[0, 0] = np.nan
+    assert np.isnan(parts.forward(1, 1, 3, output)[0]).all()
 
 
 def test_a_table_that_is_not_the_models_fails_with_the_module(start: Start) -> None:

@@ -29,7 +29,7 @@ pub trait ModuleTrainer: Send + Sync + fmt::Debug {
     /// computes the loss too.
     ///
     /// # Errors
-    /// See [`begin`](Self::begin). Values that are not finite are [`TrainError::DivergedThere`].
+    /// See [`begin`](Self::begin). Values that are not finite are passed on: the owner of the round sees by the loss that it diverges.
     fn forward(&self, pass: ModulePass, input: Option<&[f32]>) -> Result<ModuleForward, TrainError>;
 
     /// Computes the gradients of a micro-batch that was forwarded, given that of its output; the last part knows it.

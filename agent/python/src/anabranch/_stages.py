@@ -178,7 +178,7 @@ class StageServer:
         if isinstance(output, float):
             return {"type": "forward", "loss": number(output)}
         shape = (examples, *round.outputs[part.end - 1])
-        Manifest({ACTIVATIONS: shape}).write({ACTIVATIONS: output}, self._file(message, "out"), "the output of forward()")
+        _write(shape, output, self._file(message, "out"), "the output of forward()")
         return {"type": "forward"}
 
     def backward(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -188,13 +188,13 @@ class StageServer:
         if part.end < len(round.outputs):
             slope = read_only(self._file(message, "slope"), ACTIVATIONS)
         gradients, of_input = self._stages.backward(part, whole_number(message, "micro_batch", "backward"), slope)
-        self._weights(part).write(gradients, self._file(message, "out"), "the gradients of backward()")
+        # Where training diverges, the owner of the round sees it by the loss.
+        self._weights(part).write(gradients, self._file(message, "out"), "the gradients of backward()", finite=False)
         if part.first > 0:
             if of_input is None:
                 raise TensorError(f"backward() returned no gradient of the input of part {part.part}")
             shape = (len(of_input), *round.outputs[part.first - 1])
-            path = self._file(message, "of_input")
-            Manifest({ACTIVATIONS: shape}).write({ACTIVATIONS: of_input}, path, "the gradient of the input")
+            _write(shape, of_input, self._file(message, "of_input"), "the gradient of the input")
         return {"type": "backward"}
 
     def _part(self, message: dict[str, Any]) -> tuple[StageRound, Part]:
@@ -210,3 +210,6 @@ class StageServer:
             tensors.update(own)
         return Manifest(tensors)
 
+
+def _write(shape: tuple[int, ...], values: Array, path: Path, source: str) -> None:
+    Manifest({ACTIVATIONS: shape}).write({ACTIVATIONS: values}, path, source, finite=False)

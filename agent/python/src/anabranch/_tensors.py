@@ -93,15 +93,15 @@ class Manifest:
         self.check(found, f"{path.name} from the agent")
         return {name: np.array(found[name], dtype=np.float32, order="C") for name in self.shapes}
 
-    def write(self, tensors: Tensors, path: Path, source: str) -> None:
-        """Writes a file for the agent.
+    def write(self, tensors: Tensors, path: Path, source: str, *, finite: bool = True) -> None:
+        """Writes a file for the agent, whose values have to be finite unless ``finite`` is false.
 
         Raises:
             TensorError: they are not the manifest's.
             Diverged: a value is not finite.
         """
         self.check(tensors, source)
-        bad = [name for name in self.shapes if not np.isfinite(tensors[name]).all()]
+        bad = [name for name in self.shapes if finite and not np.isfinite(tensors[name]).all()]
         if bad:
             which = f"tensor {bad[0]} has" if len(bad) == 1 else f"tensors {named(bad)} have"
             raise Diverged(f"{which} values that are not finite")

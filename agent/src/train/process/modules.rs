@@ -5,7 +5,9 @@ use std::sync::MutexGuard;
 
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::spec::ModuleSpec;
+use anabranch_io::model_file;
 
+use super::child::Fault;
 use super::{Answer, Ask, DrawAsk, Host, PartAsk, Prepared, ProcessTrainer, Tensors, lock};
 use crate::train::{
     ModuleBackward, ModuleForward, ModulePart, ModulePass, ModuleRound, ModuleTrainer, RunPart, TrainError,
@@ -123,7 +125,7 @@ impl ModuleTrainer for ProcessTrainer {
         let ask = |id| Ask::Forward { id, part, micro_batch, examples, input: name(&input), out: name(&out) };
         match (host.ask(ask)?, out) {
             (Answer::Forward { loss: None, .. }, Some(out)) => {
-                let output = host.take(&out, &self.activations(of.modules.end, examples)?)?;
+                let output = host.take_over(&out, &self.activations(of.modules.end, examples)?)?;
                 Ok(ModuleForward { output, mean_loss: 0.0 })
             }
             (Answer::Forward { loss: Some(mean_loss), .. }, None) => {
@@ -152,9 +154,9 @@ impl ModuleTrainer for ProcessTrainer {
         };
         match host.ask(ask)? {
             Answer::Backward { .. } => {
-                let gradient = host.take(&out, &self.tensors(&of)?)?;
+                let gradient = host.take_over(&out, &self.tensors(&of)?)?;
                 let of_input = match of_input {
-                    Some(file) => host.take(&file, &self.activations(of.modules.start, examples)?)?,
+                    Some(file) => host.take_over(&file, &self.activations(of.modules.start, examples)?)?,
                     None => Vec::new(),
                 };
                 Ok(ModuleBackward { gradient, of_input })
@@ -176,6 +178,11 @@ impl Host {
             return Err(TrainError::Length { expected: manifest.params(), found: values.len() });
         }
         self.put(name, manifest, values)
+    }
+
+    /// Reads what the child has written, whether or not it is finite.
+    fn take_over(&mut self, file: &Tensors, manifest: &ModelManifest) -> Result<Vec<f32>, TrainError> {
+        model_file::take_over(&file.0, manifest).map_err(|error| self.bury(&Fault::Broken(error.to_string())))
     }
 
     /// A file that the child is to write.

@@ -112,6 +112,9 @@ fn a_child_computes_the_parts_of_its_model_pass_by_pass() {
     assert!((last.gradient[0] - 4.0).abs() < 1e-6, "{last:?}");
     let first = modules.backward(pass(0), Some(&last.of_input)).expect("backward");
     assert!((first.gradient[0] - 10.0).abs() < 1e-5 && first.of_input.is_empty(), "{first:?}");
+    // The owner of a round sees by the loss that it diverges: what is not finite is passed on.
+    modules.load(0, &[f32::INFINITY]).expect("loaded");
+    assert!(modules.forward(pass(0), None).expect("forwarded").output.iter().all(|value| value.is_infinite()));
     // What is of another length than its part never reaches the child.
     let problem = modules.load(0, &[1.0, 2.0]).expect_err("too many").to_string();
     assert!(problem.contains("2 values") && problem.contains('1'), "{problem}");
