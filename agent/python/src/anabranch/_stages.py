@@ -155,8 +155,10 @@ class StageServer:
 
     def begin(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         """Answers ``stages``."""
-        self._round = StageRound.parse(message, self._outputs)
-        self._stages.begin(self._round)
+        self._round = None
+        round = StageRound.parse(message, self._outputs)
+        self._stages.begin(round)
+        self._round = round
         return {"type": "stages"}
 
     def weights(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
