@@ -183,7 +183,7 @@ pub(crate) struct RunArgs {
 /// Where an agent is reached by other members of pods.
 #[derive(Debug, Clone, Args)]
 #[command(
-    next_help_heading = "Pods (agents that compute one round together, where the run has [pod]; native models only)"
+    next_help_heading = "Pods (agents that compute one round together, where the run has [pod]; with a program: docs/trainer-protocol.md, Stages)"
 )]
 pub(crate) struct PodArgs {
     /// Join pods, and listen for their other members at this address, like 10.0.0.7:4440 (UDP). Without a shard this

@@ -216,8 +216,9 @@ fn an_agent_joins_pods_with_an_address_that_others_reach_and_with_native_models(
     fails(&run(&["--pod-listen=10.0.0.7:4440", "--pod-advertise=clinic"]), 2, &["\"clinic\" is not a host and a port"]);
     let native = "the native models in the agent's own process";
     fails(&run(&["--pod-listen=10.0.0.7:4440", "--isolate"]), 2, &[native, "--isolate"]);
+    // A program of the user's may compute parts of its model: it is asked.
     let program = agent(&["run", "--dir", dir, "--pod-listen=10.0.0.7:4440", "--", "false"]);
-    fails(&program, 2, &[native, "leave out the program"]);
+    fails(&program, 14, &["the trainer is not usable"]);
 
     // Without a shard: it gets as far as its certificate, which nobody has issued.
     let helper = run(&["--pod-listen=127.0.0.1:4440"]);

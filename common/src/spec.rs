@@ -7,6 +7,7 @@ mod gpt;
 mod layer;
 mod layers;
 mod lr_schedule;
+mod modules;
 mod pod;
 mod policy;
 mod train;
@@ -17,6 +18,7 @@ pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
 pub use layer::{Layer, LayerCost, LayerInput, LayerKind};
 pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
+pub use modules::ModuleSpec;
 pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
 pub use policy::{PolicyError, TensorCodec, TensorPolicy, UpdateSizes};
 pub use train::SIZED_STEPS;
@@ -109,6 +111,9 @@ pub struct ModelSpec {
     /// Width of a `gpt`'s residual stream, a multiple of `heads`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub width: u32,
+    /// The consecutive modules of a `custom` model that is computed in pods; see [`ModelSpec::modules`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<ModuleSpec>,
 }
 
 fn one() -> f32 {
@@ -128,8 +133,19 @@ fn is_off(factor: &f32) -> bool {
 impl Default for ModelSpec {
     /// A custom model of which nothing is said.
     fn default() -> Self {
-        let (kind, input, hidden, convs) = (ModelKind::Custom, Vec::new(), Vec::new(), Vec::new());
-        Self { kind, input, classes: 0, hidden, convs, input_scale: one(), context: 0, layers: 0, heads: 0, width: 0 }
+        Self {
+            kind: ModelKind::Custom,
+            input: Vec::new(),
+            classes: 0,
+            hidden: Vec::new(),
+            convs: Vec::new(),
+            input_scale: one(),
+            context: 0,
+            layers: 0,
+            heads: 0,
+            width: 0,
+            modules: Vec::new(),
+        }
     }
 }
 

@@ -43,15 +43,15 @@ pub(super) fn address(args: &PodArgs, config: &AgentConfig) -> Result<Option<Pod
     Ok(Some(PodAddress { listen, advertise }))
 }
 
-/// The error for an agent that joins pods and trains in another process, on this GPU if on one.
+/// The error for an agent that joins pods and trains a native model in another process, on this GPU if on one, or with a trainer in
+/// Rust of its own.
 pub(super) fn refuse_processes(gpu: Option<GpuId>) -> Fail {
     let help = match gpu {
         Some(_) => "add --device cpu, or leave out --pod-listen (`pod_listen` in agent.toml)",
-        None => {
-            "leave out the program and --isolate (`trainer` and `isolate` in agent.toml), or --pod-listen (`pod_listen`)"
-        }
+        None => "leave out --isolate (`isolate` in agent.toml), or --pod-listen (`pod_listen`)",
     };
-    let problem = "pods are computed by the native models in the agent's own process, on its processor";
+    let problem = "pods are computed by the native models in the agent's own process, on its processor, or by a program that \
+                   computes parts of its model, such as one that calls anabranch.torch.run_stages";
     Fail::new(ExitCode::Usage, problem).help(help)
 }
 

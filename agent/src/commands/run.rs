@@ -80,7 +80,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     // From here on processes are started, which must not stay behind.
     signals.set(OnSignal::Tell);
     let program = command(args, &config, &columns, choice)?;
-    if let (Some(program), Some(_)) = (&program, &pod_address) {
+    if let (Some(program), Some(_)) = (&program, &pod_address)
+        && !program.is_of_user
+    {
         return Err(pod::refuse_processes(program.gpu).into());
     }
     if signals::is_stop_asked() {
@@ -98,7 +100,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
                 native_factory_with(NativeOptions { threads, max_memory_bytes, ..NativeOptions::default() }, &shards);
             (shards, factory)
         }
-        Some(Program { command, at_home, gpu }) => {
+        Some(Program { command, at_home, gpu, .. }) => {
             let patience = Duration::from_secs(config.trainer_timeout_s.unwrap_or(limits::TRAINER_PATIENCE_S));
             let options = ProcessOptions {
                 command,
@@ -215,6 +217,8 @@ struct Program {
     command: Vec<OsString>,
     /// Whether it is started in the agent's directory.
     at_home: bool,
+    /// Whether it is a trainer of the user's, and not this program again.
+    is_of_user: bool,
     /// The GPU that it is told to use.
     gpu: Option<GpuId>,
 }
@@ -229,7 +233,7 @@ fn command(
     if let Some((command, at_home)) = program_of_the_user(args, config) {
         refuse_for_programs(choice)?;
         refuse_columns_for_programs(args, config)?;
-        return Ok(Some(Program { command, at_home, gpu: None }));
+        return Ok(Some(Program { command, at_home, is_of_user: true, gpu: None }));
     }
     let gpu = choose(choice);
     // A sick driver must not take the agent with it.
@@ -249,7 +253,7 @@ fn command(
     if let Some(value) = encoder.to_possible_value() {
         command.extend(["--encoder".into(), value.get_name().into()]);
     }
-    Ok(Some(Program { command, at_home: false, gpu }))
+    Ok(Some(Program { command, at_home: false, is_of_user: false, gpu }))
 }
 
 /// The user's own program, and whether it is started in the agent's directory: that of the command line before that of

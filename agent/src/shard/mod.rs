@@ -63,6 +63,11 @@ pub trait Shard: Send + Sync + fmt::Debug {
     /// One more than the largest label.
     fn classes(&self) -> u32;
 
+    /// Whether a trainer in another process has the examples, so that they can be counted here but not read.
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Name of the column of each value of an example, where the file names its columns (CSV).
     fn columns(&self) -> Option<&[String]> {
         None

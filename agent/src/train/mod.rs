@@ -9,6 +9,7 @@
 
 mod bound;
 mod error;
+mod modules;
 pub mod native;
 mod optimizer;
 pub mod process;
@@ -30,6 +31,7 @@ use crate::shard::Shard;
 
 pub use bound::Bound;
 pub use error::TrainError;
+pub use modules::{ModuleBackward, ModuleDraw, ModuleForward, ModulePart, ModulePass, ModuleRound, ModuleTrainer};
 pub use native::{NativeOptions, native, native_with};
 pub(crate) use reordered::Reordered;
 pub use round::{RoundFile, Rounds};
@@ -187,6 +189,12 @@ pub trait Trainer: Send + fmt::Debug {
     /// refuses a run that needs the term.
     fn adds_proximal_term(&self) -> bool {
         false
+    }
+
+    /// What computes parts of the model, pass by pass, for a trainer that can and whose tensors have the order of
+    /// [`manifest`](Self::manifest). Native models need none: the agent computes parts of them itself.
+    fn modules(&self) -> Option<&dyn ModuleTrainer> {
+        None
     }
 
     /// The model before any training: the same bits on every machine for the same `seed`.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
-use anabranch_common::pod::{PodProblem, PodRound, cut};
+use anabranch_common::pod::cut::Table;
+use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
 
-use super::{PodEndedBy, PodTrained, PodTraining, Pods, StopSignal};
+use super::{PodEndedBy, PodServing, PodTrained, PodTraining, Pods, StopSignal};
 use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
+use crate::train::TrainError;
 use crate::train::native::pipeline::{Contribution, Encoding, Held, PipelineError, PodTask, serve, train_owned};
 
 /// Bytes of a value of activations.
@@ -41,15 +43,15 @@ impl LinkedPods {
 
     fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec) -> Result<PodTask<'a>, PodEndedBy> {
         let pod = of_pods(spec)?;
-        let (encoding, me, threads) = (encoding(round, spec), self.me, self.threads);
-        Ok(PodTask { model: &spec.model, plan: &spec.train, pod, round, encoding, me, threads })
+        let (model, plan, encoding) = (&spec.model, &spec.train, encoding(round, spec));
+        Ok(PodTask { model, plan, pod, round, encoding, me: self.me, threads: self.threads, modules: None })
     }
 }
 
 impl Pods for LinkedPods {
     fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
-        let PodTraining { lease, round, spec, start, held, shard, control, stop } = order;
-        let task = self.task(round, spec)?;
+        let PodTraining { lease, round, spec, start, held, shard, modules, control, stop } = order;
+        let task = PodTask { modules, ..self.task(round, spec)? };
         let mut wire = self.open(round, spec, stop)?;
         let owned = train_owned(&task, (start, held), lease.seed, shard, &mut wire, control).map_err(ended_by)?;
         let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
@@ -58,8 +60,9 @@ impl Pods for LinkedPods {
         Ok(trained_of(contribution, &owned.losses, &spec.train))
     }
 
-    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
-        let task = self.task(round, spec)?;
+    fn serve(&mut self, order: PodServing<'_>) -> Result<(), PodEndedBy> {
+        let PodServing { round, spec, modules, stop } = order;
+        let task = PodTask { modules, ..self.task(round, spec)? };
         let mut wire = self.open(round, spec, stop)?;
         serve(&task, &mut wire).map_err(ended_by)?;
         wire.finish().map_err(|error| ended_by(error.into()))
@@ -97,15 +100,18 @@ fn encoding(round: &PodRound, spec: &AgentSpec) -> Encoding {
 
 /// Returns how large the parcels of a round are.
 fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
+    let table = Table::of(model).map_err(|error| problem(None, error))?;
+    let table = table.ok_or_else(|| problem(None, "a custom model without model.modules is not computed in pods"))?;
+    let widest = table.rows.iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
     let layers = model.layers().map_err(|error| problem(None, error))?;
-    let layers = layers.ok_or_else(|| problem(None, "a model of kind custom is not computed in pods"))?;
-    let widest = cut::table(&layers).iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
-    let tied = layers.layers.iter().find_map(|layer| layer.tied);
-    let tied = tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements());
+    let tied = layers.and_then(|layers| {
+        let tied = layers.layers.iter().find_map(|layer| layer.tied);
+        tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements())
+    });
     let values = widest.saturating_mul(pod.micro_batch_examples(plan.batch_size).into());
     Ok(ParcelSizes {
-        params: layers.manifest.params(),
-        layers: layers.layers.len(),
+        params: usize::try_from(table.params).unwrap_or(usize::MAX),
+        layers: table.rows.len(),
         activations: usize::try_from(values).unwrap_or(usize::MAX),
         tied: tied.unwrap_or(0),
     })
@@ -116,6 +122,8 @@ fn ended_by(error: PipelineError) -> PodEndedBy {
     match error {
         PipelineError::Wire(WireError::Over) => PodEndedBy::Stopped,
         PipelineError::Wire(WireError::Member { agent, reason }) => problem(Some(agent), reason),
+        // A fresh child may compute the same round.
+        PipelineError::Train(error @ TrainError::Lost(_)) => problem(None, error),
         PipelineError::Train(error) => PodEndedBy::Fatal(error),
         error => problem(None, error),
     }
@@ -127,7 +135,6 @@ mod tests {
 
     use super::*;
     use crate::session::tests::spec;
-    use crate::train::TrainError;
 
     #[test]
     fn parcels_are_as_large_as_the_widest_layer_and_the_tied_tensor() {
@@ -139,6 +146,10 @@ mod tests {
         // Logits of 256 bytes for each of 8 places of 4 examples; an embedding of 256 by 16.
         assert_eq!((found.activations, found.tied), (4 * 8 * 256, 256 * 16));
         assert!(matches!(sizes(&ModelSpec::default(), &plan, &pod), Err(PodEndedBy::Problem(_))));
+        let rows =
+            "kind = \"custom\"\nmodules = [{ parameters = 6, output = [2, 5] }, { parameters = 3, output = [3] }]";
+        let custom = sizes(&toml::from_str(rows).expect("complete"), &plan, &pod).expect("a table");
+        assert_eq!((custom.params, custom.activations, custom.tied), (9, 4 * 10, 0));
     }
 
     #[test]
@@ -155,5 +166,6 @@ mod tests {
         assert!(repeated.member.is_none() && repeated.reason.contains("attempt 4"), "{repeated:?}");
         let diverged = TrainError::Diverged { step: 3 };
         assert_eq!(ended_by(diverged.clone().into()), PodEndedBy::Fatal(diverged));
+        assert!(matches!(ended_by(TrainError::Lost("gone".into()).into()), PodEndedBy::Problem(_)), "a fresh child");
     }
 }

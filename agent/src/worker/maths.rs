@@ -14,15 +14,19 @@ use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::pod::{PodProblem, PodRound};
-use anabranch_common::spec::{AgentSpec, UploadSpec};
+use anabranch_common::spec::{AgentSpec, ModelKind, UploadSpec};
 use tokio::sync::mpsc;
 
-use super::{KilledNote, Pace, PodEndedBy, PodTrained, PodTraining, Pods, Shards, StopSignal, TrainerFactory, guarded};
+use super::{
+    KilledNote, Pace, PodEndedBy, PodServing, PodTrained, PodTraining, Pods, Shards, StopSignal, TrainerFactory,
+    guarded,
+};
 use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
 use crate::node::{Done, Input, MathsJob, initial_model, judged};
 use crate::session::command::Ending;
 use crate::session::event::{Event, FeedbackState, Outcome, PodContent};
+use crate::shard::Shard;
 use crate::train::native::pipeline::Contribution;
 use crate::train::{
     MicroBatchBudget, Reordered, Round, RoundFile, RoundResult, Rounds, RunPart, StepReport, TrainError, Trainer,
@@ -90,6 +94,8 @@ pub fn spawn_maths(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> std::io::R
 pub struct Maths {
     setup: MathsSetup,
     trainer: Option<Box<dyn Trainer>>,
+    /// Which kind of model the pods of the run compute, if it has them and this agent joins them.
+    pods_of: Option<ModelKind>,
     inputs: mpsc::Sender<Input>,
 }
 
@@ -103,7 +109,7 @@ impl Maths {
     /// Returns the maths of an agent that has prepared nothing yet. `inputs` hears how a round goes on.
     #[must_use]
     pub fn new(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> Self {
-        Self { setup, trainer: None, inputs }
+        Self { setup, trainer: None, pods_of: None, inputs }
     }
 
     fn run(mut self, queue: &Receiver<MathsJob>) {
@@ -155,12 +161,34 @@ impl Maths {
                 }))
             }
             Ok(trainer) => {
-                let manifest = trainer.manifest().clone();
-                self.trainer = Some(trainer);
-                Event::Prepared { manifest }
+                let joins = spec.pod.is_some() && self.setup.pods.is_some();
+                self.pods_of = joins.then_some(spec.model.kind);
+                self.prepared(trainer)
             }
             Err(error) => Event::Failed(ending(&error)),
         }
+    }
+
+    /// Takes a trainer for the run, unless it cannot do what this agent is there for.
+    fn prepared(&mut self, trainer: Box<dyn Trainer>) -> Event {
+        let is_elsewhere = self.setup.shards.train.as_deref().is_some_and(Shard::is_elsewhere);
+        let problem = match self.pods_of {
+            Some(ModelKind::Custom) if trainer.modules().is_none() => {
+                "and this agent's trainer computes no parts of a model, or has its tensors in another order than the run: \
+                 expected one that calls anabranch.torch.run_stages, or an agent without --pod-listen"
+            }
+            Some(native) if native != ModelKind::Custom && is_elsewhere => {
+                "and the pods of a native model are computed in the agent's own process: expected an agent without a program, \
+                 or one without --pod-listen"
+            }
+            _ => {
+                let manifest = trainer.manifest().clone();
+                self.trainer = Some(trainer);
+                return Event::Prepared { manifest };
+            }
+        };
+        let (found, expected) = ("a table".to_owned(), problem.to_owned());
+        Event::Failed(ending(&TrainError::Spec { key: "pod", found, expected }))
     }
 
     /// Whether training here would leave out the proximal term that the run asks for.
@@ -170,11 +198,8 @@ impl Maths {
 
     fn reorder(&mut self, manifest: ModelManifest) -> Event {
         let trainer = self.trainer.take().expect("the session prepares a trainer before it uses it");
-        match Reordered::new(trainer, manifest.clone()) {
-            Ok(trainer) => {
-                self.trainer = Some(Box::new(trainer));
-                Event::Prepared { manifest }
-            }
+        match Reordered::new(trainer, manifest) {
+            Ok(trainer) => self.prepared(Box::new(trainer)),
             Err(error) => Event::Failed(ending(&error)),
         }
     }
@@ -288,7 +313,9 @@ impl Maths {
             let held = feedback.and_then(|feedback| feedback.held(lease.branch, lease.plan.memory, range));
             held.unwrap_or_default()
         };
-        let order = PodTraining { lease, round, spec, start, held: &mut held, shard, control: &mut control, stop };
+        let modules = self.trainer.as_deref().and_then(Trainer::modules);
+        let (held, control) = (&mut held, &mut control);
+        let order = PodTraining { lease, round, spec, start, held, shard, modules, control, stop };
         match pods.train(order) {
             Ok(trained) => self.pod_over(id, from, trained, clock),
             Err(PodEndedBy::Stopped) => Event::TrainingStopped { lease: id },
@@ -306,7 +333,8 @@ impl Maths {
         let Some(pods) = self.setup.pods.as_deref_mut() else {
             return Event::Served { mark, problem: Some(no_pods()) };
         };
-        match pods.serve(round, spec, &self.setup.stop) {
+        let modules = self.trainer.as_deref().and_then(Trainer::modules);
+        match pods.serve(PodServing { round, spec, modules, stop: &self.setup.stop }) {
             Ok(()) | Err(PodEndedBy::Stopped) => Event::Served { mark, problem: None },
             Err(PodEndedBy::Problem(problem)) => Event::Served { mark, problem: Some(problem) },
             Err(PodEndedBy::Fatal(error)) if error.is_passing() => {

@@ -12,7 +12,7 @@ use anabranch_common::spec::AgentSpec;
 use super::StopSignal;
 use crate::shard::Shard;
 use crate::train::native::pipeline::Contribution;
-use crate::train::{StepReport, TrainError};
+use crate::train::{ModuleTrainer, StepReport, TrainError};
 
 /// What this agent offers to pods, and where it listens for their members.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,11 +53,11 @@ pub trait Pods: Send {
     /// See [`PodEndedBy`].
     fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy>;
 
-    /// Computes this agent's part of another agent's round. `spec` is the run's configuration with the round's plan applied.
+    /// Computes this agent's part of another agent's round.
     ///
     /// # Errors
     /// See [`PodEndedBy`].
-    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy>;
+    fn serve(&mut self, order: PodServing<'_>) -> Result<(), PodEndedBy>;
 }
 
 /// An own round that a pod is to compute.
@@ -74,8 +74,23 @@ pub struct PodTraining<'a> {
     pub held: &'a mut dyn FnMut(Range<usize>) -> Vec<f32>,
     /// The examples to train on.
     pub shard: &'a dyn Shard,
+    /// What computes the modules of a custom model, if this agent's trainer does.
+    pub modules: Option<&'a dyn ModuleTrainer>,
     /// Is called after every step, and may end the attempt there.
     pub control: &'a mut dyn FnMut(StepReport) -> ControlFlow<()>,
+    /// Ends the attempt wherever it is.
+    pub stop: &'a Arc<StopSignal>,
+}
+
+/// A part of another agent's round.
+#[derive(Debug, Clone, Copy)]
+pub struct PodServing<'a> {
+    /// Who computes what.
+    pub round: &'a PodRound,
+    /// The run's configuration with the round's plan applied.
+    pub spec: &'a AgentSpec,
+    /// What computes the modules of a custom model, if this agent's trainer does.
+    pub modules: Option<&'a dyn ModuleTrainer>,
     /// Ends the attempt wherever it is.
     pub stop: &'a Arc<StopSignal>,
 }
@@ -157,8 +172,8 @@ mod tests {
             }
         }
 
-        fn serve(&mut self, round: &PodRound, _spec: &AgentSpec, _stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
-            assert_eq!(round.owner, OTHER);
+        fn serve(&mut self, order: PodServing<'_>) -> Result<(), PodEndedBy> {
+            assert_eq!(order.round.owner, OTHER);
             self.ends.lock().pop().map_or(Ok(()), Err)
         }
     }

@@ -156,6 +156,19 @@ pub fn read(path: &Path, expected: Option<&ModelManifest>) -> Result<(ModelManif
     Ok((manifest, values))
 }
 
+/// Reads exactly the tensors of `expected`, in its order, whose values need not be finite: activations and gradients that another
+/// process [hands over](hand_over).
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn take_over(path: &Path, expected: &ModelManifest) -> Result<Vec<f32>, ReadError> {
+    let bytes = load(path)?;
+    let file = parse(path, &bytes)?;
+    let found = file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec()));
+    compare(&found.collect(), expected)?;
+    values_of(&file, expected)
+}
+
 /// Reads a model in the order of its file, which has to hold the tensors of `expected` in any order.
 ///
 /// # Errors
@@ -184,19 +197,26 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, ReadError>
     SafeTensors::deserialize(bytes).map_err(|problem| ReadError::Malformed { path: path.to_owned(), problem })
 }
 
-/// Returns the values of the tensors of `manifest`, in its order.
+/// Returns the values of the tensors of `manifest`, in its order, if all are finite.
 fn values(file: &SafeTensors<'_>, manifest: &ModelManifest) -> Result<Vec<f32>, ReadError> {
+    let values = values_of(file, manifest)?;
+    for (tensor, range) in manifest.ranges() {
+        if !values[range].iter().all(|value| value.is_finite()) {
+            return Err(ReadError::NotFinite(tensor.name.clone()));
+        }
+    }
+    Ok(values)
+}
+
+/// The same, whatever they are.
+fn values_of(file: &SafeTensors<'_>, manifest: &ModelManifest) -> Result<Vec<f32>, ReadError> {
     let mut values = Vec::with_capacity(manifest.params());
     for tensor in manifest.tensors() {
         let view = file.tensor(&tensor.name).map_err(|error| ReadError::OtherTensors(error.to_string()))?;
         if view.dtype() != Dtype::F32 {
             return Err(ReadError::NotF32 { name: tensor.name.clone(), dtype: view.dtype() });
         }
-        let start = values.len();
         values.extend(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        if !values[start..].iter().all(|value| value.is_finite()) {
-            return Err(ReadError::NotFinite(tensor.name.clone()));
-        }
     }
     Ok(values)
 }
@@ -329,6 +349,9 @@ mod tests {
         let one = manifest(&[("w", &[2])]);
         write(&path, &one, &[1.0, f32::NAN], provenance(&[])).expect("written");
         assert!(matches!(read(&path, None), Err(ReadError::NotFinite(name)) if name == "w"));
+        assert!(take_over(&path, &one).expect("activations may be anything")[1].is_nan());
+        let other = manifest(&[("w", &[1])]);
+        assert!(matches!(take_over(&path, &other), Err(ReadError::OtherTensors(_))), "but of their shape");
         write(&path, &one, &[1.0, 2.0], provenance(&[])).expect("written");
         let mut bytes = fs::read(&path).expect("read");
         bytes.pop();

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::{Schedule, Weights};
 use crate::limits;
-use crate::spec::{LayerCost, Layers};
+use crate::spec::{LayerCost, Layers, ModelError, ModelSpec};
 
 /// Bytes of a value.
 const VALUE: u64 = 4;
@@ -39,6 +39,37 @@ pub fn table(model: &Layers) -> Vec<Row> {
         cost: layer.cost(),
     };
     model.layers.iter().map(row).collect()
+}
+
+/// What is known of the layers of a model, whoever computes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// A row for each layer; of a custom model, for each of its modules.
+    pub rows: Vec<Row>,
+    /// Parameters of the model.
+    pub params: u64,
+}
+
+impl Table {
+    /// Returns the table of the model that `model` describes, or `None` of a custom one without `model.modules`.
+    ///
+    /// # Errors
+    /// A key of `[model]` has a value that no model can be made of.
+    pub fn of(model: &ModelSpec) -> Result<Option<Self>, ModelError> {
+        let modules = model.modules()?;
+        if let Some(layers) = model.layers()? {
+            let params = layers.manifest.params() as u64;
+            return Ok(Some(Self { rows: table(&layers), params }));
+        }
+        let row = |(index, module): (usize, &crate::spec::ModuleSpec)| Row {
+            name: format!("module {index}"),
+            params: module.parameters,
+            cost: module.cost(),
+        };
+        let rows: Vec<Row> = modules.iter().enumerate().map(row).collect();
+        let params = rows.iter().map(|row| row.params).sum();
+        Ok((!rows.is_empty()).then_some(Self { rows, params }))
+    }
 }
 
 /// A member of a pod, in the order of the stages.
@@ -321,6 +352,19 @@ mod tests {
 
     fn ends(table: &[Row], members: &[Member], load: &Load) -> Vec<usize> {
         cut(table, members, load).expect("it fits").into_iter().map(|stage| stage.layers.end).collect()
+    }
+
+    #[test]
+    fn a_custom_model_has_a_row_for_each_module_and_none_without_them() {
+        let table = |text: &str| Table::of(&toml::from_str(text).expect("complete")).expect("sound");
+        assert_eq!(table("kind = \"custom\""), None);
+        let two =
+            table("kind = \"custom\"\nmodules = [{ parameters = 6, output = [2] }, { parameters = 3, output = [1] }]");
+        let two = two.expect("a table");
+        assert_eq!((two.params, two.rows[1].name.as_str(), two.rows[1].params), (9, "module 1", 3));
+        assert_eq!(two.rows[0].cost, LayerCost { forward_flops: 12, activation_bytes: 16, output_bytes: 8 });
+        let mlp = table("kind = \"mlp\"\ninput = [4]\nclasses = 2\nhidden = [3]").expect("native");
+        assert_eq!((mlp.params, mlp.rows.len()), (4 * 3 + 3 + 3 * 2 + 2, 2));
     }
 
     #[test]

@@ -1,20 +1,25 @@
 //! Which values of `[pod]` make sense, with those of the other tables.
 
 use anabranch_common::limits;
+use anabranch_common::pod::cut::Table;
 use anabranch_common::pod::order::{Order, OrderError};
-use anabranch_common::spec::{Labels, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::spec::{Labels, ModelKind, PodSpec, RunSpec, ScheduleKind};
 
 use super::validate::{Checked, Problem, ensure};
 
 /// Checks the pods of a run whose other values were checked.
 pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked {
-    let layers = spec.model.layers().ok().flatten();
-    let Some(layers) = layers.map(|model| model.layers.len()) else {
-        let problem = "is a table for native models: the coordinator does not know the layers of a model of \
-                       model.kind = \"custom\"";
+    let Some(Table { rows, .. }) = Table::of(&spec.model).ok().flatten() else {
+        let problem = "needs model.modules where model.kind = \"custom\": the coordinator does not know what such a model is \
+                       made of (anabranch.torch.module_rows prints the rows)";
         return Err(Problem { key: "pod", problem: problem.to_owned() });
     };
-    stages(pod, layers)?;
+    stages(pod, rows.len())?;
+    ensure(spec.model.kind != ModelKind::Custom || pod.labels == Labels::Stay, "pod.labels", || {
+        "is \"travel\", expected \"stay\" with model.kind = \"custom\": its targets can be of any shape and type, and never \
+         leave the owner's trainer"
+            .to_owned()
+    })?;
     let PodSpec { weights, deadline_s, .. } = *pod;
     ensure(weights.is_none() || pod.schedule == ScheduleKind::Pipelined, "pod.weights", || {
         "expected no such key without pod.schedule = \"pipelined\": other schedules have one version of the weights"

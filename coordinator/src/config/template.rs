@@ -39,6 +39,7 @@ seed = @SEED@
 [model]
 # "mlp": dense layers. "cnn": 3x3 convolutions with pooling, then dense layers. "custom": whatever the agents'
 # own trainers bring (docs/trainer-protocol.md); then the other keys here are for them to read or to ignore.
+# A custom model that pods compute also has modules = [{ parameters = 650, output = [10] }, ...].
 # "gpt": a transformer that tells the next byte of a text; it has context, layers, heads and width in place of these keys.
 kind = "mlp"
 # Shape of one example: [channels, height, width] or [features].

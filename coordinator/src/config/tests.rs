@@ -487,6 +487,8 @@ fn pods_that_could_not_be_formed_are_refused_with_key_and_line() {
     let same = ("", "");
     let keep = ("#keep_optimizer_state = false", "keep_optimizer_state = true");
     let custom = ("kind = \"mlp\"", "kind = \"custom\"");
+    let rows = "kind = \"custom\"\nmodules = [{ parameters = 6, output = [2] }, { parameters = 3, output = [1] }]";
+    let modules = ("kind = \"mlp\"", rows);
     for (pod, other, below, expected) in [
         ("stages = 1", same, 2, "pod.stages is 1, expected 2 to 63 members"),
         ("stages = 64", same, 2, "pod.stages is 64, expected 2 to 63 members with pod.labels"),
@@ -507,7 +509,9 @@ fn pods_that_could_not_be_formed_are_refused_with_key_and_line() {
         ("stages = 2\ndeadline_s = 0", same, 3, "pod.deadline_s is 0, expected more than 0 and less than"),
         ("stages = 2\ndeadline_s = nan", same, 3, "pod.deadline_s is NaN, expected more than 0"),
         ("stages = 2\ndeadline_s = 600.0", same, 3, "less than schedule.lease_ttl_s (600)"),
-        ("stages = 2", custom, 0, "pod is a table for native models: the coordinator does not know the layers"),
+        ("stages = 2", custom, 0, "pod needs model.modules where model.kind = \"custom\""),
+        ("stages = 2", modules, 2, "pod.stages is 2, which makes 3 parts (with pod.labels = \"stay\""),
+        ("labels = \"travel\"\nstages = 2", modules, 2, "pod.labels is \"travel\", expected \"stay\" with model.kind"),
         ("stages = 2\nmembers = 3", same, 3, "unknown field `members`"),
         ("stages = 2\nschedule = \"gpipe\"", same, 3, "pod.schedule: unknown variant `gpipe`"),
     ] {

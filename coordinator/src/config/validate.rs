@@ -206,10 +206,12 @@ fn sizes(train: &TrainSpec, lease_ttl_s: f64) -> Checked {
 }
 
 fn model(model: &ModelSpec) -> Checked {
-    let gpt = model.gpt().map_err(|ModelProblem { key, found, expected }| Problem {
-        key,
-        problem: format!("is {found}, expected {expected}"),
-    })?;
+    let refused =
+        |ModelProblem { key, found, expected }| Problem { key, problem: format!("is {found}, expected {expected}") };
+    let gpt = model.gpt().map_err(refused)?;
+    if let Err(ModelError::Problem(problem)) = model.modules() {
+        return Err(refused(problem));
+    }
     if gpt.is_some() {
         return Ok(());
     }
@@ -244,9 +246,7 @@ fn model(model: &ModelSpec) -> Checked {
     positive(model.input_scale.into(), "model.input_scale")?;
     match model.layers() {
         Ok(_) => Ok(()),
-        Err(ModelError::Problem(ModelProblem { key, found, expected })) => {
-            Err(Problem { key, problem: format!("is {found}, expected {expected}") })
-        }
+        Err(ModelError::Problem(problem)) => Err(refused(problem)),
         Err(ModelError::Manifest(error)) => {
             Err(Problem { key: "model.hidden", problem: format!("makes no model: {error}") })
         }

@@ -19,3 +19,20 @@ pub fn python_has(modules: &str) -> bool {
     }
     has
 }
+
+/// Returns a Python with PyTorch and what trainers need: that of `ANABRANCH_PYTORCH` where it is set, otherwise `python3`. Where there
+/// is none, that is said.
+///
+/// # Panics
+/// There is none, and `CI` is set: there it is a mistake of the set-up.
+#[must_use]
+pub fn python_with_torch() -> Option<String> {
+    let python = std::env::var("ANABRANCH_PYTORCH").unwrap_or_else(|_| "python3".to_owned());
+    let found = Command::new(&python).args(["-c", "import torch, numpy, safetensors"]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    assert!(std::env::var_os("CI").is_none(), "CI needs PyTorch: {python} (ANABRANCH_PYTORCH) does not have it");
+    eprintln!("not checked: {python} has no PyTorch; ANABRANCH_PYTORCH can name a Python that has it");
+    None
+}

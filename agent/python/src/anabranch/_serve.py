@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ._stages import Stages, StageServer
 from ._tensors import Manifest, Tensors
 from ._wire import EXIT_MISUSE, STEP_S, Wire, exit_with, number
 from .errors import Diverged, Fatal, ProtocolError, Stopped, TensorError
@@ -151,6 +152,7 @@ class _Server:
         self._wire = Wire()
         self._dir = Path()
         self._manifest: Manifest | None = None
+        self._stages = StageServer(trainer, self._file) if isinstance(trainer, Stages) else None
 
     def run(self) -> None:
         self._hello(self._wire.hello())
@@ -167,12 +169,13 @@ class _Server:
             exit_with(EXIT_MISUSE, f"the agent's directory for tensors, {message.get('dir')!r}, does not exist")
         self._dir = Path(message["dir"])
         counts = int(self._trainer.train_examples), int(self._trainer.eval_examples)
-        if min(counts) < 0 or max(counts) == 0:
+        if min(counts) < 0 or (max(counts) == 0 and self._stages is None):
             what = f"train_examples is {counts[0]} and eval_examples {counts[1]}"
             exit_with(EXIT_MISUSE, f"{what}: a trainer needs examples to train on, to evaluate on, or both")
         name = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
         answer = {"type": "hello", "protocol": PROTOCOL, "name": name[:64]}
-        self._wire.send({**answer, "train_examples": counts[0], "eval_examples": counts[1]})
+        stages = {} if self._stages is None else {"stages": True}
+        self._wire.send({**answer, "train_examples": counts[0], "eval_examples": counts[1], **stages})
 
     def _answer(self, message: dict[str, Any]) -> None:
         handlers: dict[str, Callable[[int, dict[str, Any]], dict[str, Any]]] = {
@@ -181,6 +184,9 @@ class _Server:
             "train": self._train,
             "evaluate": self._evaluate,
         }
+        if (stages := self._stages) is not None:
+            parts = {"stages": stages.begin, "weights": stages.weights, "forward": stages.forward, "backward": stages.backward}
+            handlers.update(parts)
         kind, request = message["type"], message["id"]
         handler = handlers.get(kind)
         if handler is None:
@@ -207,10 +213,12 @@ class _Server:
             self._wire.send({"type": failed.pop("type"), "id": request, **failed})
 
     def _prepare(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
-        self._trainer.prepare(Run.parse(message.get("run")))
+        run = Run.parse(message.get("run"))
+        self._trainer.prepare(run)
         self._manifest = Manifest(self._trainer.tensors())
         proximal = {"proximal": True} if self._trainer.proximal else {}
-        return {"type": "prepared", "tensors": self._manifest.describe(), **proximal}
+        modules = {} if self._stages is None else self._stages.prepare(run, self._manifest)
+        return {"type": "prepared", "tensors": self._manifest.describe(), **proximal, **modules}
 
     def _initial(self, request: int, message: dict[str, Any]) -> dict[str, Any]:
         manifest, out = self._ready(), self._file(message, "out")

@@ -89,22 +89,19 @@ class Manifest:
             TensorError: they are not the manifest's.
             ProtocolError: the file cannot be read.
         """
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ProtocolError(f"{path.name} from the agent cannot be read: {error}") from error
+        found = _load(path)
         self.check(found, f"{path.name} from the agent")
         return {name: np.array(found[name], dtype=np.float32, order="C") for name in self.shapes}
 
-    def write(self, tensors: Tensors, path: Path, source: str) -> None:
-        """Writes a file for the agent.
+    def write(self, tensors: Tensors, path: Path, source: str, *, finite: bool = True) -> None:
+        """Writes a file for the agent, whose values have to be finite unless ``finite`` is false.
 
         Raises:
             TensorError: they are not the manifest's.
             Diverged: a value is not finite.
         """
         self.check(tensors, source)
-        bad = [name for name in self.shapes if not np.isfinite(tensors[name]).all()]
+        bad = [name for name in self.shapes if finite and not np.isfinite(tensors[name]).all()]
         if bad:
             which = f"tensor {bad[0]} has" if len(bad) == 1 else f"tensors {named(bad)} have"
             raise Diverged(f"{which} values that are not finite")
@@ -113,6 +110,26 @@ class Manifest:
 
     def __len__(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def read_only(path: Path, name: str) -> NDArray[np.float32]:
+    """Returns the only tensor, called ``name``, of a file that the agent wrote; the array may be written to.
+
+    Raises:
+        TensorError: it holds another one.
+        ProtocolError: the file cannot be read.
+    """
+    found = _load(path)
+    if list(found) != [name] or found[name].dtype != np.float32:
+        raise TensorError(f"{path.name} from the agent holds {named(found)}, expected one float32 tensor called {name}")
+    return np.array(found[name], dtype=np.float32, order="C")
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ProtocolError(f"{path.name} from the agent cannot be read: {error}") from error
 
 
 def named(names: Iterable[str]) -> str:

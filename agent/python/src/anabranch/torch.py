@@ -26,19 +26,21 @@ import numpy as np
 
 try:
     import torch
-    from torch.utils.data import DataLoader
 except ImportError as _error:
     raise ImportError(f"anabranch.torch needs PyTorch ({_error}); install it with: pip install torch") from _error
 
 from ._proximal import ProximalTerm
 from ._serve import Round, Trainer, serve
+from ._stages import Array, Part, StageRound, Stages
 from ._tensors import Manifest, Tensors, named
+from ._torch_data import batches, examples, part_of
 from ._torch_model import SharedModel, Structure, as_f32
+from ._torch_stages import Loss, StagedModel, module_rows
 from .environment import threads
 from .errors import Fatal, TensorError
 from .spec import Metrics, Optimizer, Plan
 
-__all__ = ["TorchRound", "run"]
+__all__ = ["TorchRound", "module_rows", "run", "run_stages"]
 
 EvalResult = Union[Metrics, Mapping[str, Any], Sequence[Any]]
 """What an ``eval_fn`` may return."""
@@ -90,6 +92,54 @@ def run(
     trainer = _TorchTrainer(model, train_fn, eval_fn, init, local)
     trainer.train_examples, trainer.eval_examples = train_examples, eval_examples
     # What the agent would refuse later is said before it waits for anything.
+    Manifest(trainer.tensors())
+    serve(trainer)
+
+
+def run_stages(
+    modules: Sequence[torch.nn.Module],
+    loss_fn: Loss | None,
+    data: Any = None,
+    eval_fn: Callable[[Any], EvalResult] | None = None,
+    *,
+    eval_examples: int = 0,
+    init: Callable[[], Sequence[torch.nn.Module]] | None = None,
+) -> None:
+    """Trains ``modules``, each of which takes the output of the one before it, under an agent until the agent leaves.
+
+    In a run with ``[pod]`` an agent with ``--pod-listen`` computes some of the modules, and other agents the others; the agent
+    keeps weights and optimizer. Everywhere else the whole model is trained here, as ``run`` does. ``run.toml`` needs
+    ``model.kind = "custom"`` and the table ``model.modules``, which ``module_rows(modules, inputs)`` returns.
+
+    Args:
+        modules: on the device to train on. Each takes one tensor and returns one float32 tensor, with the examples in the first
+            dimension. Each has a parameter; all are float32 and trained, belong to one module, and there are no float buffers
+            in the state dict. The model is ``nn.Sequential(*modules)``.
+        loss_fn: ``loss_fn(output, targets)`` gives the mean loss of a micro-batch, a tensor with one value. Unless each example
+            weighs the same in it, the loss of a batch depends on its micro-batches.
+        data: pairs of inputs and targets to train on: a tuple of two tensors of equal length, or a map-style ``Dataset`` of such
+            pairs. Without it, and without ``eval_fn``, this agent only helps others. Targets may be of any type. They stay in
+            this process.
+        eval_fn: as in ``run``, given ``nn.Sequential(*modules)``.
+        eval_examples: as in ``run``.
+        init: makes the modules that version 0 has; as in ``run``.
+
+    Raises:
+        TensorError: a module cannot be computed in a part; the text says which, why, and what to do.
+        ValueError: ``data`` without ``loss_fn``, without an example or of different lengths, ``eval_examples`` without
+            ``eval_fn``, or no modules.
+    """
+    if data is not None and loss_fn is None:
+        raise ValueError("there is data to train on, but no loss_fn")
+    if eval_examples > 0 and eval_fn is None:
+        raise ValueError(f"eval_examples is {eval_examples}, but there is no eval_fn")
+    if not modules:
+        raise ValueError("there are no modules")
+    count = threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    trainer = _StagedTrainer(modules, loss_fn, data, eval_fn, init)
+    trainer.train_examples, trainer.eval_examples = 0 if data is None else examples(data), eval_examples
     Manifest(trainer.tensors())
     serve(trainer)
 
@@ -164,20 +214,17 @@ class TorchRound:
         Raises:
             ValueError: there is no example, or tensors differ in length.
         """
-        tensors = [data] if isinstance(data, torch.Tensor) else data
-        are_tensors = isinstance(tensors, (tuple, list)) and all(isinstance(part, torch.Tensor) for part in tensors)
-        lengths = {len(part) for part in tensors} if are_tensors else {len(data)}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"batches() was given data of the lengths {sorted(lengths)}, expected one above 0")
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = self._draws(lengths.pop(), generator)
-        if not are_tensors:
-            options: dict[str, Any] = {"num_workers": num_workers, "collate_fn": collate_fn}
-            indices = [batch.tolist() for batch in draws]
-            loader = DataLoader(data, batch_sampler=indices, generator=generator, **options)
-            return self._until_stopped(_to(batch, self.device) for batch in loader)
-        parts = ([part[batch.to(part.device)].to(self.device) for part in tensors] for batch in draws)
-        return self._until_stopped(part[0] if isinstance(data, torch.Tensor) else tuple(part) for part in parts)
+        plan = self.plan
+        drawn = batches(
+            data,
+            seed=self.seed,
+            steps=plan.local_steps,
+            batch_size=plan.batch_size,
+            device=self.device,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+        )
+        return self._until_stopped(drawn)
 
     def step(self, loss: Any, examples: int) -> None:
         """Reports an optimizer step; see ``Round.step``.
@@ -187,14 +234,6 @@ class TorchRound:
             examples: examples in the batch.
         """
         self._round.step(float(loss), examples)
-
-    def _draws(self, length: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-        pool = torch.randperm(length, generator=generator)
-        for _ in range(self.plan.local_steps):
-            while len(pool) < self.plan.batch_size:
-                pool = torch.cat([pool, torch.randperm(length, generator=generator)])
-            yield pool[: self.plan.batch_size]
-            pool = pool[self.plan.batch_size :]
 
     def _until_stopped(self, batches: Iterator[Any]) -> Iterator[Any]:
         while not self.stopped:
@@ -341,6 +380,77 @@ class _TorchTrainer(Trainer):
             raise
 
 
+class _StagedTrainer(_TorchTrainer, Stages):
+    """Trains the whole model as ``run`` does, and computes parts of it."""
+
+    def __init__(
+        self,
+        modules: Sequence[torch.nn.Module],
+        loss_fn: Loss | None,
+        data: Any,
+        eval_fn: Callable[[Any], EvalResult] | None,
+        init: Callable[[], Sequence[torch.nn.Module]] | None,
+    ) -> None:
+        def whole() -> torch.nn.Module:
+            assert init is not None, "only called where it is given"
+            return torch.nn.Sequential(*init())
+
+        def train(model: Any, round: TorchRound) -> None:
+            optimizer = round.optimizer(model)
+            for batch in round.batches(data):
+                optimizer.zero_grad()
+                loss = _gradient(model, loss_fn, batch, round)
+                optimizer.step()
+                round.step(loss, round.plan.batch_size)
+
+        self._staged = StagedModel(modules, loss_fn, data)
+        self._sequential = torch.nn.Sequential(*modules)
+        super().__init__(self._sequential, train, eval_fn, None if init is None else whole, ())
+
+    def train(self, base: Tensors, plan: Plan, round: Round) -> Tensors:
+        self._staged.drop()
+        return super().train(base, plan, round)
+
+    def evaluate(self, model: Tensors) -> Metrics:
+        self._staged.drop()
+        return super().evaluate(model)
+
+    def module_tensors(self) -> Sequence[int]:
+        return self._staged.tensors()
+
+    def begin(self, round: StageRound) -> None:
+        self._is_loaded = True
+        self._sequential.train()
+        self._staged.begin(round, self._place())
+
+    def load_part(self, part: Part, weights: Tensors) -> None:
+        self._guarded(lambda: self._staged.load(part, weights))
+
+    def forward(self, part: Part, micro_batch: int, examples: int, input: Array | None) -> Array | float:
+        found: Array | float = self._guarded(lambda: self._staged.forward(part, micro_batch, examples, input, self._place()))
+        return found
+
+    def backward(self, part: Part, micro_batch: int, slope: Array | None) -> tuple[Tensors, Array | None]:
+        found: tuple[Tensors, Array | None] = self._guarded(lambda: self._staged.backward(part, micro_batch, slope))
+        return found
+
+    def _place(self) -> Any:
+        return next(self._sequential.parameters()).device
+
+
+def _gradient(model: Any, loss_fn: Loss | None, batch: Any, round: TorchRound) -> float:
+    """Adds the gradient of a batch's mean loss, in micro-batches that fit, and returns the loss."""
+    assert loss_fn is not None, "checked by run_stages()"
+    size, total = round.plan.batch_size, 0.0
+    for start in range(0, size, round.micro_batch):
+        end = min(start + round.micro_batch, size)
+        inputs, targets = part_of(batch, start, end)
+        loss = loss_fn(model(inputs), targets) * ((end - start) / size)
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
 def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
@@ -388,14 +498,3 @@ def _number(values: Mapping[str, Any], key: str, kind: Callable[[Any], _Number])
         pass
     raise TypeError(f"eval_fn returned the {key} {repr(value)[:80]}, expected a number")
 
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _to(part, device) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_to(part, device) for part in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_to(part, device) for part in value)
-    return value

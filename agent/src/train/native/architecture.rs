@@ -45,6 +45,11 @@ impl Architecture {
         Ok(Self { whole, input_scale: spec.input_scale, input, classes, gpt, manifest })
     }
 
+    /// Labels of an example; of a gpt an example is a window.
+    pub(super) fn labels_each(&self) -> usize {
+        self.gpt.as_ref().map_or(1, |gpt| gpt::to_usize(gpt.context))
+    }
+
     /// Of a gpt see [`gpt::initial`]. Of the others: uniform in +-1/sqrt(fan_in), weights and biases alike (He et al. 2015 with a = sqrt(5): PyTorch's default for
     /// dense and convolution layers). Division, square root and multiplication are exactly rounded, so these are the
     /// same bits on every machine.

@@ -20,6 +20,8 @@ pub(super) struct Stage {
     matrices: Vec<(Range<usize>, usize)>,
     /// The tensor of an earlier layer, in this stage or before it, that its last layer uses too.
     pub(super) tied: Option<Tied>,
+    /// Of a stage of modules, which has no layers here: values of its output for one example.
+    outputs: usize,
 }
 
 /// A tensor that a layer shares with an earlier one. The gradient of each use is summed over the micro-batches of a step first;
@@ -55,7 +57,13 @@ impl Stage {
             let (range, rows) = all_matrices[index].clone();
             Tied { range, rows, here: index.checked_sub(first).filter(|here| *here < last - first) }
         });
-        Self { layers, own: start..end, matrices, tied }
+        Self { layers, own: start..end, matrices, tied, outputs: 0 }
+    }
+
+    /// Returns a stage of the modules of a custom model, which another process computes: its own range of the model's flat vector, and
+    /// the values of its output for one example.
+    pub(super) fn of_modules(own: Range<usize>, outputs: usize) -> Self {
+        Self { layers: Vec::new(), own, matrices: Vec::new(), tied: None, outputs }
     }
 
     /// Shapes of its matrices with their ranges of the stage's own flat vector, in order.
@@ -90,7 +98,7 @@ impl Stage {
                 [tokens(gpt), to_usize(gpt.width)]
             }
             Some(LayerKind::Head(gpt)) => [tokens(gpt), to_usize(GPT_TOKENS)],
-            None => [0, 0],
+            None => [examples, self.outputs],
         }
     }
 

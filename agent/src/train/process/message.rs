@@ -67,6 +67,61 @@ pub enum Ask {
         /// The model.
         model: String,
     },
+    /// Begin a round of which parts of the model are computed here, pass by pass.
+    Stages {
+        /// Number of the request.
+        id: u64,
+        /// A number of the round's own, from which what is drawn in a pass follows.
+        round: u64,
+        /// The parts.
+        parts: Vec<PartAsk>,
+        /// Which examples to draw, where the first part is among them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        draw: Option<DrawAsk>,
+    },
+    /// Load the weights of a part.
+    Weights {
+        /// Number of the request.
+        id: u64,
+        /// The part.
+        part: usize,
+        /// Its tensors.
+        weights: String,
+    },
+    /// Compute the output of a micro-batch.
+    Forward {
+        /// Number of the request.
+        id: u64,
+        /// The part.
+        part: usize,
+        /// Number of the micro-batch in the round.
+        micro_batch: u64,
+        /// Its examples.
+        examples: usize,
+        /// The output of the part before; none for the first part, which draws the examples.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        input: Option<String>,
+        /// Where to write the output; none for the last part, which computes the loss.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        out: Option<String>,
+    },
+    /// Compute the gradients of a micro-batch that was forwarded.
+    Backward {
+        /// Number of the request.
+        id: u64,
+        /// The part.
+        part: usize,
+        /// Number of the micro-batch in the round.
+        micro_batch: u64,
+        /// The gradient of the output; none for the last part.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slope: Option<String>,
+        /// Where to write the gradient of the part's tensors.
+        out: String,
+        /// Where to write the gradient of the input; none for the first part.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of_input: Option<String>,
+    },
     /// End the round before its last step.
     Stop {
         /// Number of the round's request.
@@ -74,6 +129,30 @@ pub enum Ask {
     },
     /// The agent leaves.
     Exit,
+}
+
+/// Consecutive modules of a model that is computed in parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartAsk {
+    /// Which part of the model, from 0.
+    pub part: usize,
+    /// Its first module, from 0.
+    pub first: usize,
+    /// The module before which it ends.
+    pub end: usize,
+}
+
+/// Which examples the first part draws.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrawAsk {
+    /// Decides which.
+    pub seed: u64,
+    /// Steps of the round.
+    pub local_steps: u32,
+    /// Examples of a step.
+    pub batch_size: u32,
+    /// Examples of a micro-batch; the last one of a step may have fewer.
+    pub micro_batch: u32,
 }
 
 /// How to encode a round.
@@ -142,6 +221,9 @@ pub enum Answer {
         /// Whether it adds the proximal term of a plan with `proximal_mu`.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         proximal: bool,
+        /// How many of the tensors belong to each module, for a trainer that computes its model in parts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        modules: Vec<usize>,
     },
     /// To `initial`.
     Initial {
@@ -188,6 +270,29 @@ pub enum Answer {
         #[serde(flatten)]
         measured: Measured,
     },
+    /// To `stages`.
+    Stages {
+        /// Number of the request.
+        id: u64,
+    },
+    /// To `weights`.
+    Weights {
+        /// Number of the request.
+        id: u64,
+    },
+    /// To `forward`.
+    Forward {
+        /// Number of the request.
+        id: u64,
+        /// Mean loss of the micro-batch, of the last part.
+        #[serde(default, with = "optional_number", skip_serializing_if = "Option::is_none")]
+        loss: Option<f64>,
+    },
+    /// To `backward`.
+    Backward {
+        /// Number of the request.
+        id: u64,
+    },
     /// To any request: it cannot be done.
     Failed {
         /// Number of the request.
@@ -212,6 +317,10 @@ impl Answer {
             | Self::Step { id, .. }
             | Self::Trained { id, .. }
             | Self::Evaluated { id, .. }
+            | Self::Stages { id }
+            | Self::Weights { id }
+            | Self::Forward { id, .. }
+            | Self::Backward { id }
             | Self::Failed { id, .. } => Some(*id),
         }
     }
@@ -282,6 +391,9 @@ pub struct HelloAnswer {
     /// Whether it has an encoder of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encodes: bool,
+    /// Whether it computes its model in parts: then it is of use without examples too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stages: bool,
 }
 
 /// Why a request cannot be done.
@@ -367,6 +479,7 @@ mod tests {
             train_examples: 1437,
             eval_examples: 0,
             encodes: false,
+            stages: false,
         };
         assert_eq!(serde_json::from_str::<Answer>(text).expect("a hello"), Answer::Hello(hello));
         assert_eq!(serde_json::from_str::<Answer>(r#"{"type":"heartbeat","x":1}"#).expect("alive"), Answer::Heartbeat);
@@ -411,6 +524,34 @@ mod tests {
             serde_json::to_string(&serde_json::from_str::<Ask>(&without).expect("a round")).expect("a line"),
             without
         );
+    }
+
+    #[test]
+    fn passes_of_parts_are_asked_for_as_the_document_prints_them() {
+        for text in [
+            r#"{"type":"stages","id":5,"round":81,"parts":[{"part":0,"first":0,"end":2},{"part":2,"first":3,"end":4}],"draw":{"seed":7,"local_steps":20,"batch_size":32,"micro_batch":11}}"#,
+            r#"{"type":"stages","id":5,"round":81,"parts":[{"part":1,"first":2,"end":3}]}"#,
+            r#"{"type":"weights","id":6,"part":0,"weights":"weights.safetensors"}"#,
+            r#"{"type":"forward","id":7,"part":0,"micro_batch":0,"examples":11,"out":"output.safetensors"}"#,
+            r#"{"type":"forward","id":8,"part":2,"micro_batch":0,"examples":11,"input":"input.safetensors"}"#,
+            r#"{"type":"backward","id":9,"part":2,"micro_batch":0,"out":"gradient.safetensors","of_input":"of-input.safetensors"}"#,
+            r#"{"type":"backward","id":12,"part":0,"micro_batch":0,"slope":"slope.safetensors","out":"gradient.safetensors"}"#,
+        ] {
+            let ask: Ask = serde_json::from_str(text).expect(text);
+            assert_eq!(serde_json::to_string(&ask).expect("a line"), text);
+        }
+        for (text, expected) in [
+            (r#"{"type":"stages","id":5}"#, Answer::Stages { id: 5 }),
+            (r#"{"type":"weights","id":6}"#, Answer::Weights { id: 6 }),
+            (r#"{"type":"forward","id":7}"#, Answer::Forward { id: 7, loss: None }),
+            (r#"{"type":"forward","id":8,"loss":0.69}"#, Answer::Forward { id: 8, loss: Some(0.69) }),
+            (r#"{"type":"forward","id":8,"loss":"Infinity"}"#, Answer::Forward { id: 8, loss: Some(f64::INFINITY) }),
+            (r#"{"type":"backward","id":9}"#, Answer::Backward { id: 9 }),
+        ] {
+            let answer: Answer = serde_json::from_str(text).expect(text);
+            assert_eq!((answer.id(), &answer), (expected.id(), &expected));
+            assert_eq!(serde_json::to_string(&answer).expect("a line"), text);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod encode;
 mod kin;
 mod lines;
 mod message;
+mod modules;
 mod scratch;
 mod serve;
 
@@ -29,7 +30,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_io::model_file::{self, ReadError};
 
-use super::{Bound, Metrics, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
+use super::{Bound, Metrics, ModulePart, ModuleTrainer, Round, RoundResult, RunPart, StepReport, TrainError, Trainer};
 use crate::clock::Clock;
 use crate::encode::chain::Chain;
 use crate::shard::Shard;
@@ -38,7 +39,9 @@ use child::{Child, Death, Fault};
 use kin::Kin;
 use scratch::Scratch;
 
-pub use message::{Answer, Ask, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, Measured, PROTOCOL, StateAt};
+pub use message::{
+    Answer, Ask, DrawAsk, EncodeAsk, FailureKind, HelloAnswer, HelloAsk, Measured, PROTOCOL, PartAsk, StateAt,
+};
 pub use serve::{serve, serve_with_encoder};
 
 /// How a trainer is started.
@@ -106,7 +109,7 @@ impl TrainerProcess {
         let (bound, in_host) = (Bound::default(), Arc::clone(&kin));
         let mut host = Host { options, scratch, kin: in_host, child: None, bound, last_micro_batch: None, next_id: 1 };
         let hello = host.start()?;
-        if hello.train_examples == 0 && hello.eval_examples == 0 {
+        if hello.train_examples == 0 && hello.eval_examples == 0 && !hello.stages {
             return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
         }
         Ok(Self { host: Arc::new(Mutex::new(host)), home, kin, hello })
@@ -133,9 +136,10 @@ impl TrainerProcess {
     pub fn factory(&self) -> TrainerFactory {
         let host = Arc::clone(&self.host);
         Box::new(move |run: &RunPart| {
-            let Prepared { manifest, proximal } = lock(&host).prepare(run)?;
+            let prepared = lock(&host).prepare(run)?;
+            modules::check(run, &prepared)?;
             let (host, run) = (Arc::clone(&host), run.clone());
-            Ok(Box::new(ProcessTrainer { host, run, manifest, proximal }))
+            Ok(Box::new(ProcessTrainer { host, run, prepared }))
         })
     }
 
@@ -199,15 +203,19 @@ struct Living {
     prepared: Option<(RunPart, Prepared)>,
     /// The states of its encoder, if it has one.
     chain: Option<Chain>,
+    /// The parts of the model that it computes in the round that has begun last.
+    parts: Vec<ModulePart>,
 }
 
 /// What a child says once it is prepared.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Prepared {
     /// Of what its model is made.
     manifest: ModelManifest,
     /// Whether it adds the proximal term.
     proximal: bool,
+    /// How many of the tensors belong to each module; none where it does not compute its model in parts.
+    modules: Vec<usize>,
 }
 
 impl Host {
@@ -233,7 +241,7 @@ impl Host {
                 let (name, pid) = (answer.name.as_str(), child.pid());
                 tracing::info!(name, pid, train_examples = answer.train_examples, "trainer started");
                 let chain = answer.encodes.then(Chain::default);
-                self.child = Some(Living { child, prepared: None, chain });
+                self.child = Some(Living { child, prepared: None, chain, parts: Vec::new() });
                 Ok(answer)
             }
             Err(Fault::Unwanted) => {
@@ -255,8 +263,8 @@ impl Host {
             return Ok(prepared.clone());
         }
         let answer = self.request(|id| Ask::Prepare { id, run: run.clone() }, &mut |_| ControlFlow::Continue(()))?;
-        let Answer::Prepared { tensors, proximal, .. } = answer else { return Err(self.breach(&answer)) };
-        let now = Prepared { manifest: ModelManifest::new(tensors)?, proximal };
+        let Answer::Prepared { tensors, proximal, modules, .. } = answer else { return Err(self.breach(&answer)) };
+        let now = Prepared { manifest: ModelManifest::new(tensors)?, proximal, modules };
         if let Some(Living { prepared, .. }) = &mut self.child {
             *prepared = Some((run.clone(), now.clone()));
         }
@@ -386,6 +394,10 @@ impl Shard for HeldElsewhere {
         0
     }
 
+    fn is_elsewhere(&self) -> bool {
+        true
+    }
+
     fn read(&self, _indices: &[usize], inputs: &mut Vec<f32>, labels: &mut Vec<u32>) {
         inputs.clear();
         labels.clear();
@@ -397,16 +409,14 @@ impl Shard for HeldElsewhere {
 struct ProcessTrainer {
     host: Arc<Mutex<Host>>,
     run: RunPart,
-    manifest: ModelManifest,
-    proximal: bool,
+    prepared: Prepared,
 }
 
 impl ProcessTrainer {
     /// The host, with a child that is prepared for this run and still has the same model.
     fn ready(&self) -> Result<MutexGuard<'_, Host>, TrainError> {
         let mut host = lock(&self.host);
-        let Prepared { manifest, proximal } = host.prepare(&self.run)?;
-        if (&manifest, proximal) == (&self.manifest, self.proximal) {
+        if host.prepare(&self.run)? == self.prepared {
             return Ok(host);
         }
         host.child = None;
@@ -416,11 +426,15 @@ impl ProcessTrainer {
 
 impl Trainer for ProcessTrainer {
     fn manifest(&self) -> &ModelManifest {
-        &self.manifest
+        &self.prepared.manifest
     }
 
     fn adds_proximal_term(&self) -> bool {
-        self.proximal
+        self.prepared.proximal
+    }
+
+    fn modules(&self) -> Option<&dyn ModuleTrainer> {
+        self.computes_parts().then_some(self)
     }
 
     fn initial(&mut self, seed: u64) -> Result<Vec<f32>, TrainError> {
@@ -428,7 +442,7 @@ impl Trainer for ProcessTrainer {
         let out = Tensors(host.scratch.path().join("initial.safetensors"));
         let ask = |id| Ask::Initial { id, seed, out: out.name() };
         match host.request(ask, &mut |_| ControlFlow::Continue(()))? {
-            Answer::Initial { .. } => host.take(&out, &self.manifest).map_err(|error| match error {
+            Answer::Initial { .. } => host.take(&out, self.manifest()).map_err(|error| match error {
                 // Nothing has trained yet.
                 TrainError::DivergedThere(told) => TrainError::Failed(format!("the initial model is unusable: {told}")),
                 other => other,
@@ -440,8 +454,8 @@ impl Trainer for ProcessTrainer {
     fn train(&mut self, round: Round<'_>) -> Result<RoundResult, TrainError> {
         let Round { base, plan, seed, context, keep, encode, control, .. } = round;
         let mut host = self.ready()?;
-        let encoding = encode.map_or(Ok(None), |order| host.encoding(order, &self.manifest))?;
-        let from = host.put("base.safetensors", &self.manifest, base)?;
+        let encoding = encode.map_or(Ok(None), |order| host.encoding(order, self.manifest()))?;
+        let from = host.put("base.safetensors", self.manifest(), base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
         let max_micro_batch = host.bound.most();
         let ask = |id| Ask::Train {
@@ -485,9 +499,9 @@ impl Trainer for ProcessTrainer {
                 if !mean_loss.is_finite() {
                     return Err(TrainError::Diverged { step: steps });
                 }
-                let end = host.take(&out, &self.manifest)?;
+                let end = host.take(&out, self.manifest())?;
                 host.round_fitted(plan.batch_size);
-                let params = self.manifest.params();
+                let params = self.manifest().params();
                 let encoded = encoding.and_then(|encoding| host.encoded(encoding, encoded, params));
                 Ok(RoundResult { end, num_examples, steps, mean_loss, stopped: false, encoded })
             }
@@ -497,7 +511,7 @@ impl Trainer for ProcessTrainer {
 
     fn evaluate(&mut self, model: &[f32], _shard: &dyn Shard) -> Result<Metrics, TrainError> {
         let mut host = self.ready()?;
-        let from = host.put("model.safetensors", &self.manifest, model)?;
+        let from = host.put("model.safetensors", self.manifest(), model)?;
         let ask = |id| Ask::Evaluate { id, model: from.name() };
         match host.request(ask, &mut |_| ControlFlow::Continue(()))? {
             Answer::Evaluated { measured, .. } => {

@@ -61,7 +61,7 @@ where
     let busy = Arc::new(AtomicBool::new(false));
     let mouth = Mouth::default();
     let (name, encodes) = (name.to_owned(), encoder.is_some());
-    let answer = HelloAnswer { protocol: PROTOCOL, name, train_examples, eval_examples, encodes };
+    let answer = HelloAnswer { protocol: PROTOCOL, name, train_examples, eval_examples, encodes, stages: false };
     mouth.say(&Answer::Hello(answer));
     let (beating, at_work) = (mouth.clone(), Arc::clone(&busy));
     std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
@@ -146,6 +146,11 @@ impl Server {
                 Ask::Initial { id, seed, out } => (id, self.initial(id, seed, &out)),
                 Ask::Train { .. } => self.train(ask),
                 Ask::Evaluate { id, model } => (id, self.evaluate(id, &model)),
+                // The agent asks only trainers that said `modules`.
+                Ask::Stages { id, .. }
+                | Ask::Weights { id, .. }
+                | Ask::Forward { id, .. }
+                | Ask::Backward { id, .. } => (id, Err(Refusal::Order("this trainer computes no parts of its model"))),
                 Ask::Stop { .. } | Ask::Exit => continue,
             };
             let answer = answer.unwrap_or_else(|refusal| {
@@ -180,7 +185,7 @@ impl Server {
         let trainer = (self.factory)(run)?;
         let (tensors, proximal) = (trainer.manifest().tensors().to_vec(), trainer.adds_proximal_term());
         self.trainer = Some(trainer);
-        Ok(Answer::Prepared { id, tensors, proximal })
+        Ok(Answer::Prepared { id, tensors, proximal, modules: Vec::new() })
     }
 
     fn initial(&mut self, id: u64, seed: u64, out: &str) -> Result<Answer, Refusal> {

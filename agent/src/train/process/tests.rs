@@ -7,6 +7,8 @@ use anabranch_common::spec::AgentSpec;
 
 use super::*;
 
+mod modules;
+
 /// A trainer in Python without any library: a model of two numbers, which each step moves by 1. `misbehave` is called
 /// for every request with the name of the request and what was asked.
 const TRAINER: &str = r#"

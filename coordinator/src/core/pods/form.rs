@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
-use anabranch_common::pod::cut::{self, CutError, Load, Row};
+use anabranch_common::pod::cut::{self, CutError, Load, Row, Table};
 use anabranch_common::pod::{PodPart, memory};
 use anabranch_common::spec::{Labels, PodSpec, RunSpec};
 
@@ -78,12 +78,12 @@ impl Plan {
     /// Returns none where the run has no pods, or a model without a layer table.
     pub(super) fn of(run: &RunSpec) -> Option<Self> {
         let spec = run.pod.clone()?;
-        let layers = run.model.layers().ok().flatten()?;
+        let Table { rows, params } = Table::of(&run.model).ok().flatten()?;
         let load = Load::of(&spec, &run.train);
-        let owner_bytes = memory::owner_bytes(layers.manifest.params() as u64);
+        let owner_bytes = memory::owner_bytes(params);
         // A text that is too long is refused where the configuration is read.
         let spec_digest = run.for_agents().digest().ok()?;
-        Some(Self { spec, table: cut::table(&layers), load, owner_bytes, spec_digest })
+        Some(Self { spec, table: rows, load, owner_bytes, spec_digest })
     }
 
     /// Helpers that a pod takes.

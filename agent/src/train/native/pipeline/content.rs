@@ -59,7 +59,7 @@ pub struct Contribution {
 
 /// A layer with tensors of its own.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct LayerPlace {
     /// Its number in the model.
     pub(super) layer: u32,
     /// Its range of the model's flat vector.
@@ -69,21 +69,38 @@ pub(super) struct Place {
 }
 
 /// Returns the layers of a model that have tensors of their own, in their order.
-pub(super) fn places(layers: &[Layer], manifest: &ModelManifest) -> Vec<Place> {
+pub(super) fn places(layers: &[Layer], manifest: &ModelManifest) -> Vec<LayerPlace> {
     let ranges: Vec<Range<usize>> = manifest.ranges().map(|(_, range)| range).collect();
     let place = |(layer, of): (u32, &Layer)| {
         let tensors = of.tensors.clone();
         let (first, last) = (ranges.get(tensors.start)?, ranges.get(tensors.end.checked_sub(1)?)?);
         let range = first.start..last.end;
         let manifest = manifest.slice(tensors)?;
-        Some(Place { layer, range, manifest })
+        Some(LayerPlace { layer, range, manifest })
     };
     (0..).zip(layers).filter_map(place).collect()
 }
 
+/// Returns the same of a custom model, whose layers are modules of so many parameters; none if they are no whole tensors.
+pub(super) fn module_places(modules: &[usize], manifest: &ModelManifest) -> Option<Vec<LayerPlace>> {
+    let ends: Vec<usize> = manifest.ranges().map(|(_, range)| range.end).collect();
+    let (mut places, mut start, mut first) = (Vec::new(), 0, 0);
+    for (layer, params) in (0..).zip(modules) {
+        let range = start..start + params;
+        let last = first + ends[first..].iter().take_while(|end| **end <= range.end).count();
+        if first == last && range.is_empty() {
+            continue;
+        }
+        let slice = manifest.slice(first..last).filter(|slice| slice.params() == range.len())?;
+        (start, first) = (range.end, last);
+        places.push(LayerPlace { layer, range, manifest: slice });
+    }
+    (first == ends.len()).then_some(places)
+}
+
 /// Encodes what a layer was trained to.
 fn encode(
-    place: &Place,
+    place: &LayerPlace,
     [base, trained]: [&[f32]; 2],
     held: &[f32],
     encoding: &Encoding,
@@ -111,21 +128,21 @@ fn encode(
 #[derive(Debug)]
 pub(super) struct Contents {
     encoding: Encoding,
-    places: std::vec::IntoIter<Place>,
+    places: std::vec::IntoIter<LayerPlace>,
     held: Vec<f32>,
     /// The weights at the beginning and at the end, once the part is through.
     weights: Option<[Vec<f32>; 2]>,
 }
 
 impl Encoding {
-    fn codec(&self, place: &Place) -> Box<dyn Codec> {
+    fn codec(&self, place: &LayerPlace) -> Box<dyn Codec> {
         self.policy.encoder(self.codec, &place.manifest)
     }
 }
 
 impl Contents {
     /// Of the part that has `own` of the model's flat vector.
-    pub(super) fn new(mut places: Vec<Place>, own: &Range<usize>, encoding: Encoding) -> Self {
+    pub(super) fn new(mut places: Vec<LayerPlace>, own: &Range<usize>, encoding: Encoding) -> Self {
         places.retain(|place| own.contains(&place.range.start));
         places.iter_mut().for_each(|place| place.range = place.range.start - own.start..place.range.end - own.start);
         Self { encoding, places: places.into_iter(), held: Vec::new(), weights: None }
@@ -158,7 +175,7 @@ impl Contents {
     }
 }
 
-fn decoded(codec: &dyn Codec, place: &Place, payload: &[u8]) -> Delta {
+fn decoded(codec: &dyn Codec, place: &LayerPlace, payload: &[u8]) -> Delta {
     codec.decode(&place.manifest, payload).expect("what was encoded here decodes")
 }
 
@@ -182,7 +199,7 @@ fn square(values: &[f32]) -> f64 {
 #[derive(Debug)]
 pub(super) struct Assembly {
     encoding: Encoding,
-    places: Vec<Place>,
+    places: Vec<LayerPlace>,
     payloads: Vec<Option<Vec<u8>>>,
     left_out: Vec<f32>,
     figures: Vec<LayerFigures>,
@@ -190,7 +207,7 @@ pub(super) struct Assembly {
 
 impl Assembly {
     /// Nothing has arrived.
-    pub(super) fn new(places: Vec<Place>, encoding: Encoding) -> Self {
+    pub(super) fn new(places: Vec<LayerPlace>, encoding: Encoding) -> Self {
         let (payloads, figures) = (vec![None; places.len()], vec![LayerFigures::default(); places.len()]);
         Self { encoding, places, payloads, left_out: Vec::new(), figures }
     }
@@ -263,7 +280,7 @@ impl Assembly {
 }
 
 /// The segments of a layer's content. One whose tensors have several codecs has them itself.
-fn segments_of<'a>(encoding: &Encoding, place: &Place, payload: &'a [u8]) -> Vec<(Segment, &'a [u8])> {
+fn segments_of<'a>(encoding: &Encoding, place: &LayerPlace, payload: &'a [u8]) -> Vec<(Segment, &'a [u8])> {
     let codec = encoding.codec(place).id();
     if codec != segments::ID {
         let (tensors, bytes) = (place.manifest.tensors().len(), payload.len() as u64);

@@ -37,7 +37,7 @@ impl<'a> Feed<'a> {
         micro_batches: u32,
         seed: u64,
     ) -> Result<Self, PipelineError> {
-        let batches = Batches::new(architecture, plan, micro_batches)?;
+        let batches = Batches::new(architecture.labels_each(), plan, micro_batches)?;
         let count = match (&architecture.gpt, shard.text()) {
             (Some(gpt), Some(text)) => text.windows(gpt::to_usize(gpt.context)),
             _ => shard.len(),

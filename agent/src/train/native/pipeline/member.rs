@@ -2,28 +2,28 @@
 
 use std::ops::Range;
 
-use anabranch_common::codec::EncodeError;
 use anabranch_common::pod::order::{MicroBatch, StageOrder, Work};
 use anabranch_common::spec::{Activations, TrainSpec};
-use burn_flex::Flex;
 
-use super::super::graph::{Input, Matrix, Place};
+use super::super::graph::Matrix;
 use super::super::stage::Stage;
+use super::bf16;
 use super::content::Contents;
+use super::cut::Cut;
 use super::error::ParcelError;
 use super::inbox::Inbox;
 use super::owner::Owner;
+use super::passes::{Forwarded, Passes};
 use super::stall::{Missing, Waiting};
 use super::training::{Lent, Training};
 use super::turns::{Batches, Turns};
-use super::{Pipeline, bf16};
 use crate::pod::{Address, Parcel};
 use crate::train::TrainError;
 
 /// A part that is computed here.
 #[derive(Debug)]
 pub(super) struct Member<'a> {
-    cut: &'a Pipeline,
+    cut: &'a Cut,
     part: usize,
     turns: Turns,
     batches: Batches,
@@ -31,7 +31,7 @@ pub(super) struct Member<'a> {
     training: Training<'a>,
     inbox: Inbox,
     /// What the first part knows besides.
-    owner: Option<Owner<'a>>,
+    owner: Option<Owner>,
     /// What its layers come to, where the round is to be sent.
     contents: Option<Contents>,
     forwards: u64,
@@ -43,18 +43,19 @@ pub(super) struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    /// Sets up part `part`. The first one reads the examples: it has an `owner`.
+    /// Sets up part `part`, whose passes `passes` computes. The first one reads the examples: it has an `owner`.
     ///
     /// # Errors
     /// The optimizer cannot be used.
     pub(super) fn new(
-        (cut, part): (&'a Pipeline, usize),
+        (cut, part): (&'a Cut, usize),
+        passes: Box<dyn Passes + 'a>,
         (turns, batches): (Turns, Batches),
         plan: &TrainSpec,
-        owner: Option<Owner<'a>>,
+        owner: Option<Owner>,
         contents: Option<Contents>,
     ) -> Result<Self, TrainError> {
-        let training = Training::new(&cut.stages[part], plan, turns.order.predicts(), contents.is_some())?;
+        let training = Training::new(&cut.stages[part], passes, plan, turns.order.predicts(), contents.is_some())?;
         Ok(Self {
             cut,
             part,
@@ -78,7 +79,7 @@ impl<'a> Member<'a> {
     }
 
     /// Returns what the first part knows besides.
-    pub(super) fn owner(&mut self) -> Option<&mut Owner<'a>> {
+    pub(super) fn owner(&mut self) -> Option<&mut Owner> {
         self.owner.as_mut()
     }
 
@@ -102,7 +103,9 @@ impl<'a> Member<'a> {
                 self.take_activations(Matrix { values, shape })
             }
             Parcel::Gradient(slope) if from <= last && from == part + 1 => self.take_gradient(slope),
-            Parcel::Labels(labels) if from == 0 && part == last && part > 0 => self.take_labels(labels),
+            Parcel::Labels(labels) if from == 0 && part == last && part > 0 && self.cut.labels.is_some() => {
+                self.take_labels(labels)
+            }
             Parcel::Tied { version, values, moved } if from == 0 && self.stage().borrowed().is_some() => {
                 self.take_tied(version, Lent { values, moved })
             }
@@ -122,15 +125,16 @@ impl<'a> Member<'a> {
     /// Carries out what is next, and returns what the other parts need of it. `None`: it waits for something, or is through.
     ///
     /// # Errors
-    /// Training has led to values that are not finite.
-    pub(super) fn work(&mut self) -> Result<Option<Vec<(Address, Parcel)>>, EncodeError> {
+    /// Training has led to values that are not finite. Or what computes the passes is in another process, and lost or at a loss: the
+    /// round cannot go on here.
+    pub(super) fn work(&mut self) -> Result<Option<Vec<(Address, Parcel)>>, TrainError> {
         let Some(work) = self.order.next() else { return self.tell_content() };
         if self.missing(&work).is_some() {
             return Ok(None);
         }
         let parcels = match work {
-            Work::Forward { micro_batch, version, ahead } => self.forward(micro_batch, [version, ahead]),
-            Work::Backward { micro_batch, version } => self.backward(micro_batch, version),
+            Work::Forward { micro_batch, version, ahead } => self.forward(micro_batch, [version, ahead])?,
+            Work::Backward { micro_batch, version } => self.backward(micro_batch, version)?,
             Work::Update { step } => self.update(step),
         };
         self.order.done();
@@ -139,9 +143,9 @@ impl<'a> Member<'a> {
     }
 
     /// A layer at a time, so that no more of them is in memory than has to be.
-    fn tell_content(&mut self) -> Result<Option<Vec<(Address, Parcel)>>, EncodeError> {
+    fn tell_content(&mut self) -> Result<Option<Vec<(Address, Parcel)>>, TrainError> {
         let Some(contents) = &mut self.contents else { return Ok(None) };
-        let content = contents.next(&mut self.training)?;
+        let content = contents.next(&mut self.training).map_err(|_| TrainError::Diverged { step: self.turns.steps })?;
         Ok(content.map(|content| vec![(self.to(0), Parcel::Layer(content))]))
     }
 
@@ -158,7 +162,7 @@ impl<'a> Member<'a> {
         (is_first && !self.training.has_begun())
             || (from < self.part && from + 1 == self.part && inbox.activations.arrived() < total)
             || (from == self.part + 1 && inbox.gradients.arrived() < total)
-            || (is_first && self.part > 0 && self.is_last() && inbox.labels.arrived() < total)
+            || (is_first && self.takes_labels() && inbox.labels.arrived() < total)
             || (is_lender && self.tied < self.turns.last_tied())
             || (from == self.last() && self.lends().is_some() && inbox.tied_sums.arrived() < self.turns.steps.into())
             || self.owner.as_ref().filter(|_| from <= self.last()).is_some_and(|owner| {
@@ -192,7 +196,7 @@ impl<'a> Member<'a> {
                 } else if !self.training.has_tied(tied) {
                     Some(Missing::Tied(tied))
                 } else {
-                    (!is_fed && self.is_last() && inbox.labels.is_empty()).then_some(Missing::Labels)
+                    (self.takes_labels() && inbox.labels.is_empty()).then_some(Missing::Labels)
                 }
             }
             Work::Backward { .. } => self.inbox.gradients.is_empty().then_some(Missing::Gradient),
@@ -202,47 +206,40 @@ impl<'a> Member<'a> {
         }
     }
 
-    fn forward(&mut self, micro_batch: MicroBatch, [version, ahead]: [u32; 2]) -> Vec<(usize, Parcel)> {
+    fn forward(
+        &mut self,
+        micro_batch: MicroBatch,
+        [version, ahead]: [u32; 2],
+    ) -> Result<Vec<(usize, Parcel)>, TrainError> {
         let tied = self.turns.order.tied_version(micro_batch.step);
         let tied_ahead = if self.turns.order.predicts() { micro_batch.step - tied } else { 0 };
-        let (input, labels) = match &mut self.owner {
-            Some(owner) => owner.next(),
-            None => {
-                let input = self.inbox.activations.pop().expect("the activations are there");
-                (Input::Activations(input), self.inbox.labels.pop().unwrap_or_default())
-            }
-        };
-        let (cut, training) = (self.cut, &mut self.training);
-        let device = Default::default();
-        let place = Place::<Flex> { stage: &cut.stages[self.part], device: &device, threads: &cut.threads };
-        let used = [version, ahead, tied, tied_ahead];
-        let output = cut.threads.install(|| training.forward(&place, input, used));
+        let is_fed = self.owner.is_some();
+        let input = (!is_fed).then(|| self.inbox.activations.pop().expect("the activations are there"));
+        let Forwarded { output, labels } = self.training.forward(input, [version, ahead, tied, tied_ahead])?;
         self.forwards += 1;
         if self.is_last() {
-            let score = place.score(&output.values, &labels);
-            self.loss_sum += score.loss_sum;
-            self.inbox.gradients.push(score.gradient);
-            return Vec::new();
+            let labels = if is_fed { labels } else { self.inbox.labels.pop().unwrap_or_default() };
+            let scored = self.training.score(&output, &labels);
+            self.loss_sum += scored.loss_sum;
+            self.inbox.gradients.push(scored.slope);
+            return Ok(Vec::new());
         }
         let Matrix { values, shape } = self.rounded(output);
         let mut parcels = vec![(self.part + 1, Parcel::Activations { values, shape })];
-        if self.owner.is_some() {
+        if is_fed && self.cut.labels.is_some() {
             parcels.push((self.last(), Parcel::Labels(labels)));
         }
-        parcels
+        Ok(parcels)
     }
 
-    fn backward(&mut self, micro_batch: MicroBatch, version: u32) -> Vec<(usize, Parcel)> {
+    fn backward(&mut self, micro_batch: MicroBatch, version: u32) -> Result<Vec<(usize, Parcel)>, TrainError> {
         let tied = self.turns.order.tied_version(micro_batch.step);
         let slope = self.inbox.gradients.pop().expect("the gradient is there");
         let share = self.batches.share(micro_batch.index);
-        let (cut, training) = (self.cut, &mut self.training);
-        let device = Default::default();
-        let place = Place::<Flex> { stage: &cut.stages[self.part], device: &device, threads: &cut.threads };
-        let of_input = cut.threads.install(|| training.backward(&place, slope, [version, tied], share));
+        let of_input = self.training.backward(slope, [version, tied], share)?;
         self.backwards += 1;
         let of_input = of_input.map(|slope| (self.part - 1, Parcel::Gradient(self.rounded(slope).values)));
-        of_input.into_iter().collect()
+        Ok(of_input.into_iter().collect())
     }
 
     fn update(&mut self, step: u32) -> Vec<(usize, Parcel)> {
@@ -308,7 +305,7 @@ impl<'a> Member<'a> {
             return Err(ParcelError::Unexpected { what: "labels" });
         }
         check_length("labels", labels.len(), self.batches.labels(self.turns.index(arrived)))?;
-        let classes = self.cut.architecture.classes;
+        let classes = self.cut.labels.map_or(0, |labels| labels.classes);
         if let Some(label) = labels.iter().find(|label| **label >= classes) {
             return Err(ParcelError::Label { label: *label, classes });
         }
@@ -360,6 +357,11 @@ impl<'a> Member<'a> {
 
     fn is_last(&self) -> bool {
         self.part == self.last()
+    }
+
+    /// Whether it computes with labels that the first part reads and hands over.
+    fn takes_labels(&self) -> bool {
+        self.owner.is_none() && self.is_last() && self.cut.labels.is_some()
     }
 
     fn to(&self, to: usize) -> Address {

@@ -10,6 +10,8 @@
 //! |---|---|
 //! | what a part computes: weights, optimizer, passes in flight | `training` |
 //! | one part: takes parcels, checks them, computes in its order | `member`, `inbox`; the owner's part: `owner`, `feed` |
+//! | what a pass is computed by: burn here, or a trainer in another process | `passes`, `modules` |
+//! | where the model is cut | `cut` |
 //! | the parts of one member, which parcels they need and give; no threads, no links | `stages` |
 //! | all parts in this process, for tests and comparisons of schedules | [`Pipeline`] |
 //! | what the layers come to at the end of a pod's round | `content` |
@@ -23,27 +25,30 @@
 
 mod bf16;
 mod content;
+mod cut;
 mod error;
 mod feed;
 mod inbox;
 mod member;
+mod modules;
 mod owner;
+mod passes;
 mod pod;
 mod stages;
 mod stall;
 mod training;
 mod turns;
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use anabranch_common::pod::Schedule;
 use anabranch_common::spec::{Activations, ModelSpec, TrainSpec};
 
 use super::architecture::Architecture;
 use super::check_plan;
-use super::stage::Stage;
 use crate::shard::Shard;
 use crate::train::{StepReport, TrainError};
+use cut::Cut;
 use feed::Feed;
 use stages::Stages;
 use turns::{Batches, Turns};
@@ -57,9 +62,8 @@ pub use stall::{Missing, Waiting};
 #[derive(Debug)]
 pub struct Pipeline {
     architecture: Architecture,
-    stages: Vec<Stage>,
+    cut: Cut,
     threads: rayon::ThreadPool,
-    activations: Activations,
 }
 
 /// What training in stages gave.
@@ -80,22 +84,16 @@ impl Pipeline {
     /// The model cannot be built, or is not cut by `ends`.
     pub fn new(spec: &ModelSpec, ends: &[usize], threads: usize) -> Result<Self, PipelineError> {
         let architecture = Architecture::new(spec)?;
-        let layers = &architecture.whole.layers;
-        let starts = [0].into_iter().chain(ends.iter().copied());
-        let ranges: Vec<Range<usize>> = starts.zip(ends.iter().copied()).map(|(start, end)| start..end).collect();
-        if ranges.iter().any(|range| range.is_empty()) || ends.last() != Some(&layers.len()) {
-            return Err(PipelineError::Cut { ends: ends.to_vec(), layers: layers.len() });
-        }
-        let stages = ranges.into_iter().map(|range| Stage::new(layers, range, &architecture.manifest)).collect();
+        let cut = Cut::of_layers(&architecture, ends)?;
         let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let threads = threads.map_err(|error| TrainError::Backend(error.to_string()))?;
-        Ok(Self { architecture, stages, threads, activations: Activations::default() })
+        Ok(Self { architecture, cut, threads })
     }
 
     /// Returns it with activations and their gradients rounded as they travel in such a pod.
     #[must_use]
     pub fn with_activations(self, activations: Activations) -> Self {
-        Self { activations, ..self }
+        Self { cut: Cut { activations, ..self.cut }, ..self }
     }
 
     /// Returns the number of layers of a model, along which it can be cut.
@@ -127,12 +125,12 @@ impl Pipeline {
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<Trained, PipelineError> {
         self.check(base, plan, shard)?;
-        let turns = Turns::new(schedule, self.stages.len(), micro_batches, plan.local_steps)?;
+        let turns = Turns::new(schedule, self.cut.stages.len(), micro_batches, plan.local_steps)?;
         let feed = Feed::new(&self.architecture, shard, plan, micro_batches, seed)?;
         let batches = feed.batches();
-        let parts: Vec<(usize, Turns)> = (0..self.stages.len()).map(|part| (part, turns)).collect();
+        let parts: Vec<(usize, Turns)> = (0..self.cut.stages.len()).map(|part| (part, turns)).collect();
         let mut stages = Stages::new(self, &parts, plan, batches, Some(feed), None)?;
-        for part in 0..self.stages.len() {
+        for part in 0..self.cut.stages.len() {
             stages.begin(base, &mut |_| Vec::new(), part)?;
         }
         let mut steps = Steps { plan, batches, control, losses: Vec::new(), stopped: false };

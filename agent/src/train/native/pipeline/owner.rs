@@ -1,18 +1,15 @@
-//! What the owner of a round knows besides its first part: the examples, the losses, and what the layers come to.
+//! What the owner of a round knows besides its first part: the losses, and what the layers come to.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::super::graph::Input;
 use super::content::{Assembly, Contribution};
 use super::error::ParcelError;
-use super::feed::Feed;
 use crate::pod::LayerContent;
 
 /// The owner's side of a round.
 #[derive(Debug)]
-pub(super) struct Owner<'a> {
-    feed: Feed<'a>,
+pub(super) struct Owner {
     /// Sums of the losses of steps, which were not reported.
     waiting: VecDeque<f64>,
     /// Losses that arrived.
@@ -21,16 +18,10 @@ pub(super) struct Owner<'a> {
     assembly: Option<Assembly>,
 }
 
-impl<'a> Owner<'a> {
+impl Owner {
     /// The owner of a round. Without an `assembly` it is over after the last step.
-    pub(super) fn new(feed: Feed<'a>, assembly: Option<Assembly>) -> Self {
-        Self { feed, waiting: VecDeque::new(), losses: 0, assembly }
-    }
-
-    /// Returns the next micro-batch with its labels.
-    pub(super) fn next(&mut self) -> (Input, Vec<u32>) {
-        let input = self.feed.next();
-        (input, self.feed.labels())
+    pub(super) fn new(assembly: Option<Assembly>) -> Self {
+        Self { waiting: VecDeque::new(), losses: 0, assembly }
     }
 
     /// Takes the loss of the next step, of the `steps` that the last part can be through with.

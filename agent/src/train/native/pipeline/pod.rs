@@ -10,14 +10,16 @@ use std::ops::Range;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::pod::PodRound;
-use anabranch_common::spec::{Labels, ModelSpec, PodSpec, TrainSpec};
+use anabranch_common::spec::{Labels, ModelKind, ModelSpec, PodSpec, TrainSpec};
 
+use super::cut::Cut;
 use super::feed::Feed;
 use super::stages::{Parcels, Stages};
 use super::turns::{Batches, Turns};
 use super::{Contribution, Control, Encoding, Pipeline, PipelineError, Steps, check_plan};
 use crate::pod::{Wire, WireError};
 use crate::shard::Shard;
+use crate::train::{ModuleDraw, ModulePart, ModuleRound, ModuleTrainer, TrainError};
 
 /// What a member knows of its part in a round.
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ pub struct PodTask<'a> {
     pub me: AgentId,
     /// Threads for the maths; 0 is one for each core. Results do not depend on it.
     pub threads: usize,
+    /// What computes the modules of a custom model; native models are computed here.
+    pub modules: Option<&'a dyn ModuleTrainer>,
 }
 
 /// What the owner of a round has in the end.
@@ -67,15 +71,41 @@ pub fn train_owned(
     control: &mut Control<'_>,
 ) -> Result<Owned, PipelineError> {
     let &PodTask { plan, pod, round, .. } = task;
-    let cut = task.cut()?;
-    cut.check(base, plan, shard)?;
+    if task.model.kind == ModelKind::Custom {
+        check_plan(plan)?;
+        let cut = task.module_cut()?;
+        if base.len() != cut.params() {
+            return Err(TrainError::Length { expected: cut.params(), found: base.len() }.into());
+        }
+        task.check_owner()?;
+        let parts = task.parts()?;
+        let batches = Batches::new(1, plan, pod.micro_batches())?;
+        let draw = ModuleDraw { seed, plan, micro_batch: batches.micro_batch() };
+        let modules = task.begin(&parts, Some(draw))?;
+        let stages = Stages::of_modules(&cut, &parts, (plan, batches), modules, (true, Some(&task.encoding)))?;
+        return own(stages, round, (base, held), (plan, batches), wire, control);
+    }
+    let pipeline = task.pipeline()?;
+    pipeline.check(base, plan, shard)?;
     task.check_owner()?;
     let parts = task.parts()?;
-    let feed = Feed::new(&cut.architecture, shard, plan, pod.micro_batches(), seed)?;
+    let feed = Feed::new(&pipeline.architecture, shard, plan, pod.micro_batches(), seed)?;
     let batches = feed.batches();
-    let stages = Stages::new(&cut, &parts, plan, batches, Some(feed), Some(task.encoding.clone()))?;
+    let stages = Stages::new(&pipeline, &parts, plan, batches, Some(feed), Some(&task.encoding))?;
+    own(stages, round, (base, held), (plan, batches), wire, control)
+}
+
+/// Hands out the weights of `base`, and computes the owner's parts until the round is over or stopped.
+fn own(
+    stages: Stages<'_>,
+    round: &PodRound,
+    (base, held): (&[f32], &mut dyn FnMut(Range<usize>) -> Vec<f32>),
+    (plan, batches): (&TrainSpec, Batches),
+    wire: &mut dyn Wire,
+    control: &mut Control<'_>,
+) -> Result<Owned, PipelineError> {
     let mut at = Seat { stages, round, wire, gone: Vec::new() };
-    for part in 0..cut.stages.len() {
+    for part in 0..round.parts.len() {
         let parcels = at.stages.begin(base, held, part)?;
         at.send(parcels)?;
     }
@@ -102,10 +132,23 @@ pub fn train_owned(
 pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineError> {
     let &PodTask { plan, pod, round, .. } = task;
     check_plan(plan)?;
-    let cut = task.cut()?;
-    let parts = task.parts()?;
-    let batches = Batches::new(&cut.architecture, plan, pod.micro_batches())?;
-    let stages = Stages::new(&cut, &parts, plan, batches, None, Some(task.encoding.clone()))?;
+    if task.model.kind == ModelKind::Custom {
+        let (cut, parts) = (task.module_cut()?, task.parts()?);
+        let batches = Batches::new(1, plan, pod.micro_batches())?;
+        let modules = task.begin(&parts, None)?;
+        return help(
+            Stages::of_modules(&cut, &parts, (plan, batches), modules, (false, Some(&task.encoding)))?,
+            round,
+            wire,
+        );
+    }
+    let (pipeline, parts) = (task.pipeline()?, task.parts()?);
+    let batches = Batches::new(pipeline.architecture.labels_each(), plan, pod.micro_batches())?;
+    help(Stages::new(&pipeline, &parts, plan, batches, None, Some(&task.encoding))?, round, wire)
+}
+
+/// Computes a helper's parts until they are through.
+fn help(stages: Stages<'_>, round: &PodRound, wire: &mut dyn Wire) -> Result<(), PipelineError> {
     let mut at = Seat { stages, round, wire, gone: Vec::new() };
     while !at.stages.is_through() {
         if !at.work()? {
@@ -116,9 +159,39 @@ pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineErro
 }
 
 impl PodTask<'_> {
-    fn cut(&self) -> Result<Pipeline, PipelineError> {
-        let cut = Pipeline::new(self.model, &self.round.ends(), self.threads)?;
-        Ok(cut.with_activations(self.pod.activations))
+    fn pipeline(&self) -> Result<Pipeline, PipelineError> {
+        let pipeline = Pipeline::new(self.model, &self.round.ends(), self.threads)?;
+        Ok(pipeline.with_activations(self.pod.activations))
+    }
+
+    /// The same of a custom model.
+    fn module_cut(&self) -> Result<Cut, PipelineError> {
+        let modules = self.model.modules().map_err(TrainError::from)?;
+        let cut = Cut::of_modules(modules, &self.round.ends(), self.trainer()?.tensors())?;
+        Ok(Cut { activations: self.pod.activations, ..cut })
+    }
+
+    fn trainer(&self) -> Result<&dyn ModuleTrainer, PipelineError> {
+        let problem = "this agent's trainer does not compute a model in parts, as anabranch.torch.run_stages does, or has its \
+                       tensors in another order than the run";
+        self.modules.ok_or(PipelineError::Round(problem))
+    }
+
+    /// Tells the trainer of a custom model which of its modules are computed here in this round.
+    fn begin(
+        &self,
+        parts: &[(usize, Turns)],
+        draw: Option<ModuleDraw<'_>>,
+    ) -> Result<&dyn ModuleTrainer, PipelineError> {
+        let modules = self.trainer()?;
+        let ends = self.round.ends();
+        let part = |(part, _): &(usize, Turns)| {
+            let start = part.checked_sub(1).map_or(0, |before| ends[before]);
+            ModulePart { part: *part, modules: start..ends[*part] }
+        };
+        let parts = parts.iter().map(part).collect();
+        modules.begin(&ModuleRound { number: self.round.mark.lease.0, parts, draw })?;
+        Ok(modules)
     }
 
     /// The parts that are computed here, with their turns.

@@ -5,16 +5,19 @@ use std::ops::Range;
 
 use anabranch_common::spec::TrainSpec;
 
-use super::content::{self, Assembly, Contents, Contribution, Encoding};
+use super::content::{Assembly, Contents, Contribution, Encoding};
+use super::cut::Cut;
 use super::error::ParcelError;
 use super::feed::Feed;
 use super::member::Member;
+use super::modules::ModulePasses;
 use super::owner::Owner;
+use super::passes::{NativePasses, Passes};
 use super::stall::Waiting;
 use super::turns::{Batches, Turns};
 use super::{Pipeline, PipelineError};
 use crate::pod::{Address, Parcel};
-use crate::train::TrainError;
+use crate::train::ModuleTrainer;
 
 /// Parcels for the parts of other members.
 pub(super) type Parcels = Vec<(Address, Parcel)>;
@@ -22,39 +25,66 @@ pub(super) type Parcels = Vec<(Address, Parcel)>;
 /// The parts of a model that are computed here.
 #[derive(Debug)]
 pub(super) struct Stages<'a> {
-    cut: &'a Pipeline,
+    cut: &'a Cut,
     members: Vec<Member<'a>>,
-    /// Steps of the round.
-    steps: u32,
 }
 
 impl<'a> Stages<'a> {
-    /// Sets up the parts `parts`, each with its turns. Whoever has the first part has its `feed`. With an `encoding` the owner of the
-    /// round is given what the layers come to.
+    /// Sets up the parts `parts` of a native model, each with its turns. Whoever has the first part has its `feed`. With an `encoding`
+    /// the owner of the round is given what the layers come to.
     ///
     /// # Errors
     /// The plan cannot be used.
     pub(super) fn new(
-        cut: &'a Pipeline,
+        pipeline: &'a Pipeline,
         parts: &[(usize, Turns)],
         plan: &TrainSpec,
         batches: Batches,
-        feed: Option<Feed<'a>>,
-        encoding: Option<Encoding>,
+        mut feed: Option<Feed<'a>>,
+        encoding: Option<&Encoding>,
     ) -> Result<Self, PipelineError> {
-        let places = || content::places(&cut.architecture.whole.layers, &cut.architecture.manifest);
-        let assembly = encoding.clone().map(|encoding| Assembly::new(places(), encoding));
-        let mut owner = feed.map(|feed| Owner::new(feed, assembly));
+        let owns = feed.is_some();
+        Self::computed_by(&pipeline.cut, parts, (plan, batches), (owns, encoding), |part| {
+            let feed = if part == 0 { feed.take() } else { None };
+            Box::new(NativePasses::new(pipeline, part, feed))
+        })
+    }
+
+    /// Sets up the parts `parts` of a custom model, which `modules` computes; its round has begun. `owns`: it reads the examples.
+    ///
+    /// # Errors
+    /// The plan cannot be used.
+    pub(super) fn of_modules(
+        cut: &'a Cut,
+        parts: &[(usize, Turns)],
+        (plan, batches): (&TrainSpec, Batches),
+        modules: &'a dyn ModuleTrainer,
+        (owns, encoding): (bool, Option<&Encoding>),
+    ) -> Result<Self, PipelineError> {
+        let passes = |part| -> Box<dyn Passes + 'a> { Box::new(ModulePasses::new(cut, part, modules, batches)) };
+        Self::computed_by(cut, parts, (plan, batches), (owns, encoding), passes)
+    }
+
+    fn computed_by(
+        cut: &'a Cut,
+        parts: &[(usize, Turns)],
+        (plan, batches): (&TrainSpec, Batches),
+        (owns, encoding): (bool, Option<&Encoding>),
+        mut passes: impl FnMut(usize) -> Box<dyn Passes + 'a>,
+    ) -> Result<Self, PipelineError> {
+        let assembly = encoding.map(|encoding| Assembly::new(cut.places.clone(), encoding.clone()));
+        let mut owner = owns.then(|| Owner::new(assembly));
         let mut members = Vec::with_capacity(parts.len());
         for (part, turns) in parts.iter().copied() {
             let owner = if part == 0 { owner.take() } else { None };
             if part >= cut.stages.len() || (part == 0) != owner.is_some() {
                 return Err(PipelineError::Round("the first part belongs to the owner of the data"));
             }
-            let contents = encoding.clone().map(|encoding| Contents::new(places(), &cut.stages[part].own, encoding));
-            members.push(Member::new((cut, part), (turns, batches), plan, owner, contents)?);
+            let own = &cut.stages[part].own;
+            let contents = encoding.map(|encoding| Contents::new(cut.places.clone(), own, encoding.clone()));
+            members.push(Member::new((cut, part), passes(part), (turns, batches), plan, owner, contents)?);
         }
-        Ok(Self { cut, members, steps: plan.local_steps })
+        Ok(Self { cut, members })
     }
 
     /// Hands the weights of `base` to a part that is computed here, or returns them for another one. `held` gives what is held of a
@@ -90,12 +120,13 @@ impl<'a> Stages<'a> {
     /// are through.
     ///
     /// # Errors
-    /// Training has diverged, or a part sends what another part here has no use for: a fault of the order.
+    /// Training has diverged, or a part sends what another part here has no use for: a fault of the order. Or what computes is lost
+    /// (see [`Member::work`]).
     pub(super) fn work(&mut self) -> Result<Option<Parcels>, PipelineError> {
         // The last part first: others wait for its gradients.
         for member in self.members.iter_mut().rev() {
-            if let Some(parcels) = member.work().map_err(|_| TrainError::Diverged { step: self.steps })? {
-                return Ok(self.share_out(parcels).map(Some)?);
+            if let Some(parcels) = member.work()? {
+                return Ok(Some(self.share_out(parcels)?));
             }
         }
         Ok(None)

@@ -1,6 +1,6 @@
 //! Stages give the bits of one machine, or those of a model whose weights are put together from the stages' versions.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use anabranch_common::pod::Weights;
 use anabranch_common::pod::order::{OrderError, OutOfTurn};
@@ -8,12 +8,14 @@ use anabranch_common::spec::{ModelKind, OptimizerSpec};
 
 mod hostile;
 mod hub;
+mod modules;
 mod wired;
 
 use super::*;
 use crate::shard::draw::{Draw, Purpose};
 use crate::shard::{Examples, Inputs, Text};
 use crate::train::native::graph::{Input, here};
+use crate::train::native::stage::Stage;
 use crate::train::native::{add_share, native_with};
 use crate::train::optimizer::Optimizer;
 use crate::train::{MicroBatchBudget, NativeOptions};
@@ -152,14 +154,14 @@ fn put_together(
     let mut feed = Feed::new(&pipeline.architecture, shard.as_ref(), plan, micro_batches, 4).expect("valid");
     let mut versions = vec![base.clone()];
     let optimizer = |stage: &Stage| Optimizer::new(&plan.optimizer, stage.params()).expect("valid");
-    let mut optimizers: Vec<Optimizer> = pipeline.stages.iter().map(optimizer).collect();
+    let mut optimizers: Vec<Optimizer> = pipeline.cut.stages.iter().map(optimizer).collect();
     for step in 0..plan.local_steps {
         let mut sums = Vec::new();
         for index in 0..micro_batches {
             let of_stage = |(stage, part): (usize, &Stage)| {
                 versions[version(stage, step, index) as usize][part.own.clone()].to_vec()
             };
-            let model: Vec<f32> = pipeline.stages.iter().enumerate().flat_map(of_stage).collect();
+            let model: Vec<f32> = pipeline.cut.stages.iter().enumerate().flat_map(of_stage).collect();
             let Input::Examples { values, .. } = feed.next() else { unreachable!("the feed gives examples") };
             let (labels, mut gradient) = (feed.labels(), Vec::new());
             here(whole, |place| place.gradient(&model, values, &labels, &mut gradient));
@@ -171,7 +173,7 @@ fn put_together(
         whole.tie(&mut sums);
         let mut next = versions.last().expect("the base").clone();
         super::super::pull_back(plan.proximal_mu, &mut sums, &next, &base);
-        for (part, optimizer) in pipeline.stages.iter().zip(&mut optimizers) {
+        for (part, optimizer) in pipeline.cut.stages.iter().zip(&mut optimizers) {
             optimizer.step(&mut next[part.own.clone()], &sums[part.own.clone()]);
         }
         versions.push(next);

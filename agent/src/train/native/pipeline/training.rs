@@ -1,15 +1,15 @@
-//! The stage of one part with its weights, its optimizer and what is in flight through it: what it computes, whoever asks.
+//! The stage of one part with its weights, its optimizer and what is in flight through it: what it computes, whoever asks, and
+//! whatever computes the passes.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use anabranch_common::spec::TrainSpec;
-use burn_flex::Flex;
-use burn_tensor::Tensor;
 
-use super::super::graph::{Input, Matrix, Place, Trace};
+use super::super::graph::Matrix;
 use super::super::stage::{self, Stage};
 use super::super::{add_share, pull_back};
+use super::passes::{Forwarded, Passes, Scored};
 use crate::train::TrainError;
 use crate::train::optimizer::Optimizer;
 
@@ -30,13 +30,6 @@ pub(super) struct Lent {
     pub(super) moved: Vec<f32>,
 }
 
-/// A forward pass whose backward pass is to come, and whether its weights were others than those of a whole version.
-#[derive(Debug)]
-struct InFlight {
-    trace: Trace<Flex>,
-    weights: Used,
-}
-
 /// Which weights a pass used: version, updates ahead of it, version of the tied tensor, updates ahead of that.
 pub(super) type Used = [u32; 4];
 
@@ -44,6 +37,7 @@ pub(super) type Used = [u32; 4];
 #[derive(Debug)]
 pub(super) struct Training<'a> {
     stage: &'a Stage,
+    passes: Box<dyn Passes + 'a>,
     optimizer: Optimizer,
     proximal_mu: f32,
     /// Whether weights are predicted.
@@ -57,9 +51,10 @@ pub(super) struct Training<'a> {
     versions: VecDeque<Version>,
     /// Copies of the tied tensor, if another stage owns it; oldest first.
     tied: VecDeque<Version>,
-    /// Matrices of the weights that were used last.
-    params: Option<(Used, Vec<Tensor<Flex, 2>>)>,
-    in_flight: VecDeque<InFlight>,
+    /// The weights that were loaded last.
+    loaded: Option<Used>,
+    /// Those of the forward passes whose backward passes are to come, oldest first.
+    in_flight: VecDeque<Used>,
     /// Sum of the gradients of a step so far, of the tied tensor at the end.
     sums: Vec<f32>,
     /// Share of the step's examples whose gradients are in `sums`.
@@ -72,12 +67,14 @@ impl<'a> Training<'a> {
     /// The optimizer cannot be used.
     pub(super) fn new(
         stage: &'a Stage,
+        passes: Box<dyn Passes + 'a>,
         plan: &TrainSpec,
         predicts: bool,
         keeps_base: bool,
     ) -> Result<Self, TrainError> {
         Ok(Self {
             stage,
+            passes,
             optimizer: Optimizer::new(&plan.optimizer, stage.params())?,
             proximal_mu: plan.proximal_mu,
             predicts,
@@ -86,7 +83,7 @@ impl<'a> Training<'a> {
             has_begun: false,
             versions: VecDeque::new(),
             tied: VecDeque::new(),
-            params: None,
+            loaded: None,
             in_flight: VecDeque::new(),
             sums: Vec::new(),
             gathered: 0.0,
@@ -117,34 +114,39 @@ impl<'a> Training<'a> {
         }
     }
 
-    /// Computes the output of the next micro-batch.
-    pub(super) fn forward(&mut self, place: &Place<'_, Flex>, input: Input, weights: Used) -> Matrix {
-        self.load(place, weights);
-        let params = self.params.as_ref().map_or(&[][..], |(_, params)| params);
-        let trace = place.trace(params, input);
-        let output = trace.output();
-        self.in_flight.push_back(InFlight { trace, weights });
-        output
+    /// Computes the output of the next micro-batch, of which the first part reads the examples itself.
+    ///
+    /// # Errors
+    /// See [`Passes::forward`].
+    pub(super) fn forward(&mut self, input: Option<Matrix>, weights: Used) -> Result<Forwarded, TrainError> {
+        self.load(weights)?;
+        let forwarded = self.passes.forward(input)?;
+        self.in_flight.push_back(weights);
+        Ok(forwarded)
+    }
+
+    /// Judges the output that was computed last, of the last part.
+    pub(super) fn score(&mut self, output: &Matrix, labels: &[u32]) -> Scored {
+        self.passes.score(output, labels)
     }
 
     /// Adds the gradient of the oldest micro-batch in flight, by its share of the batch, and returns that of its input. `slope` is
     /// the gradient of its output.
+    ///
+    /// # Errors
+    /// See [`Passes::backward`].
     pub(super) fn backward(
         &mut self,
-        place: &Place<'_, Flex>,
         slope: Vec<f32>,
         [version, tied]: [u32; 2],
         share: Option<f32>,
-    ) -> Option<Matrix> {
-        let InFlight { trace, weights } = self.in_flight.pop_front().expect("it was forwarded");
+    ) -> Result<Option<Matrix>, TrainError> {
         let current = [version, 0, tied, 0];
-        let of_input = if current == weights {
-            place.backward(trace, slope, &mut self.gradient)
-        } else {
-            self.load(place, current);
-            let params = self.params.as_ref().map_or(&[][..], |(_, params)| params);
-            place.backward_with(params, trace, slope, &mut self.gradient)
-        };
+        let is_as_forwarded = self.in_flight.pop_front().expect("it was forwarded") == current;
+        if !(is_as_forwarded && self.passes.keeps_weights()) {
+            self.load(current)?;
+        }
+        let of_input = self.passes.backward(slope, is_as_forwarded, &mut self.gradient)?;
         match share {
             Some(share) => {
                 add_share(&mut self.sums, &self.gradient, share);
@@ -152,7 +154,7 @@ impl<'a> Training<'a> {
             }
             None => std::mem::swap(&mut self.sums, &mut self.gradient),
         }
-        of_input
+        Ok(of_input)
     }
 
     /// Takes the optimizer's step with the sum of the step's gradients, to which `tied` is added: the sum of another stage's
@@ -215,7 +217,8 @@ impl<'a> Training<'a> {
         let (base, newest) = (std::mem::take(&mut self.base), self.take_weights());
         self.versions.clear();
         self.tied.clear();
-        (self.params, self.sums, self.gradient) = (None, Vec::new(), Vec::new());
+        self.passes.forget();
+        (self.sums, self.gradient) = (Vec::new(), Vec::new());
         self.optimizer.forget();
         [base, newest]
     }
@@ -224,13 +227,13 @@ impl<'a> Training<'a> {
         range.start - self.stage.own.start..range.end - self.stage.own.start
     }
 
-    /// Makes matrices of weights, unless they are those that were used last.
-    fn load(&mut self, place: &Place<'_, Flex>, weights: Used) {
+    /// Loads weights, unless they are those that were loaded last.
+    fn load(&mut self, weights: Used) -> Result<(), TrainError> {
         let [version, ahead, tied, tied_ahead] = weights;
         let is_foreseen = ahead > 0 && self.gathered > 0.0;
         // Each micro-batch that is backward changes what is foreseen.
-        if !is_foreseen && self.params.as_ref().is_some_and(|(loaded, _)| *loaded == weights) {
-            return;
+        if !is_foreseen && self.loaded == Some(weights) {
+            return Ok(());
         }
         let own = if is_foreseen { self.foreseen(ahead) } else { moved_on(&self.versions, version, ahead) };
         let tied = if self.stage.borrowed().is_some() {
@@ -240,7 +243,9 @@ impl<'a> Training<'a> {
         } else {
             Vec::new()
         };
-        self.params = Some((weights, place.params(&own, &tied)));
+        self.passes.load(&own, &tied)?;
+        self.loaded = Some(weights);
+        Ok(())
     }
 
     /// The newest values, moved on by `ahead` of the update in progress, as it would be if the step's other micro-batches had the

@@ -4,7 +4,6 @@ use anabranch_common::pod::Schedule;
 use anabranch_common::pod::order::{Order, OrderError};
 use anabranch_common::spec::TrainSpec;
 
-use super::super::architecture::Architecture;
 use super::super::gpt::to_usize;
 use super::PipelineError;
 
@@ -56,13 +55,11 @@ pub(super) struct Batches {
 }
 
 impl Batches {
+    /// Of examples with so many labels each.
+    ///
     /// # Errors
     /// The batch cannot be cut into as many micro-batches of equal size and a smaller rest.
-    pub(super) fn new(
-        architecture: &Architecture,
-        plan: &TrainSpec,
-        micro_batches: u32,
-    ) -> Result<Self, PipelineError> {
+    pub(super) fn new(labels_each: usize, plan: &TrainSpec, micro_batches: u32) -> Result<Self, PipelineError> {
         let refused = PipelineError::MicroBatches { batch: plan.batch_size, micro_batches };
         if micro_batches == 0 || plan.batch_size == 0 {
             return Err(refused);
@@ -71,7 +68,6 @@ impl Batches {
         if plan.batch_size.div_ceil(micro_batch) != micro_batches {
             return Err(refused);
         }
-        let labels_each = architecture.gpt.as_ref().map_or(1, |gpt| to_usize(gpt.context));
         Ok(Self { batch: to_usize(plan.batch_size), micro_batch: to_usize(micro_batch), labels_each })
     }
 
@@ -83,6 +79,12 @@ impl Batches {
     /// Returns the examples of the micro-batch `index` of a step.
     pub(super) fn examples(&self, index: u32) -> usize {
         self.micro_batch.min(self.batch - to_usize(index) * self.micro_batch)
+    }
+
+    /// Returns the examples of the micro-batch `number` of the round.
+    pub(super) fn examples_of(&self, number: u64) -> usize {
+        let each_step = self.batch.div_ceil(self.micro_batch) as u64;
+        self.examples(u32::try_from(number % each_step).expect("a batch is counted in 32 bits"))
     }
 
     /// Returns the labels of the micro-batch `index` of a step.

@@ -63,7 +63,7 @@ impl<'a> Links<'a> {
             let feed = Feed::new(&pipeline.architecture, SHARD.as_ref(), plan, MICRO_BATCHES, 4).expect("valid");
             let parts: Vec<_> = (0..4).filter(|part| of_part[*part] == member).map(|part| (part, turns)).collect();
             let batches = feed.batches();
-            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(encoding()))
+            Stages::new(pipeline, &parts, plan, batches, (member == 0).then_some(feed), Some(&encoding()))
                 .expect("valid")
         });
         let mut all = Self { members: members.collect(), of_part, links: BTreeMap::new(), losses: Vec::new() };
@@ -118,8 +118,8 @@ fn expected(plan: &TrainSpec, schedule: Schedule) -> Option<Contribution> {
 
 /// Sizes that parcels really have, and others.
 fn size() -> impl Strategy<Value = usize> {
-    let own = PIPELINE.stages.iter().map(|stage| stage.params());
-    let outputs = PIPELINE.stages.iter().flat_map(|stage| [1, 3].map(|examples| stage.output_shape(examples)));
+    let own = PIPELINE.cut.stages.iter().map(|stage| stage.params());
+    let outputs = PIPELINE.cut.stages.iter().flat_map(|stage| [1, 3].map(|examples| stage.output_shape(examples)));
     let sizes: Vec<usize> =
         own.chain(outputs.map(|[rows, columns]| rows * columns)).chain([3, 9, 512, 0, 1, 2_000]).collect();
     prop::sample::select(sizes)
@@ -179,7 +179,7 @@ fn fitting() -> impl Strategy<Value = (Address, Parcel)> {
     let address = |from, to| Address { from, to };
     (0usize..8, 0usize..4, any::<u32>(), 1u32..3, any::<bool>()).prop_map(move |(kind, part, bits, version, short)| {
         let values = |count: usize| vec![f32::from_bits(bits); count];
-        let (examples, stage) = (if short { 1 } else { 3 }, &PIPELINE.stages[part]);
+        let (examples, stage) = (if short { 1 } else { 3 }, &PIPELINE.cut.stages[part]);
         let shape = stage.output_shape(examples);
         match kind {
             0 => {
@@ -272,7 +272,7 @@ fn a_flood_of_right_parcels_ends_at_what_the_order_has_in_flight() {
         let tied = Parcel::Tied { version: 1, values: vec![0.0; 512], moved: Vec::new() };
         assert_eq!(taken(&mut all.members[3], 0, 3, &tied), 0);
         assert_eq!(taken(&mut all.members[0], 2, 0, &Parcel::Layer(layer_of(2))), 1);
-        let own = vec![0.0; PIPELINE.stages[1].params()];
+        let own = vec![0.0; PIPELINE.cut.stages[1].params()];
         let weights = Parcel::Weights { own, tied: Vec::new(), held: Vec::new() };
         assert_eq!(taken(&mut all.members[1], 0, 1, &weights), 1);
     }

@@ -76,8 +76,16 @@ fn run_pod(
 ) -> Ended {
     let (round, members) = round(pod, &even(spec, pod));
     let hub = Hub::new(members, silent);
-    let task =
-        |member| PodTask { model: spec, plan, pod, round: &round, encoding: encoding(), me: agent(member), threads: 1 };
+    let task = |member| PodTask {
+        model: spec,
+        plan,
+        pod,
+        round: &round,
+        encoding: encoding(),
+        me: agent(member),
+        threads: 1,
+        modules: None,
+    };
     let base = Pipeline::new(spec, &round.ends(), 1).expect("valid").initial(1);
     // All wires are there before a member leaves.
     let mut wires: Vec<_> = (0..pod.stages as usize)
@@ -388,8 +396,16 @@ fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent()
     let (round, members) = round(&travel, &even(&spec, &travel));
     let hub = Hub::new(members, &[]);
     let mut wire = hub.wire(0, Conduct::Leaves(0));
-    let task =
-        |pod, me| PodTask { model: &spec, plan: &plan, pod, round: &round, encoding: encoding(), me, threads: 1 };
+    let task = |pod, me| PodTask {
+        model: &spec,
+        plan: &plan,
+        pod,
+        round: &round,
+        encoding: encoding(),
+        me,
+        threads: 1,
+        modules: None,
+    };
     let base = Pipeline::new(&spec, &round.ends(), 1).expect("valid").initial(1);
     let mut owned = |pod, me| {
         let go_on = &mut |_: StepReport| ControlFlow::Continue(());
