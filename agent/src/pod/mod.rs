@@ -21,5 +21,5 @@ mod terms;
 mod tests;
 
 pub use links::{Attempt, LinkIdentity, LinkWire, Links, LinksError, Stop};
-pub use parcel::{Address, Parcel, Wire, WireError};
+pub use parcel::{Address, MemberWire, OpenLinks, Parcel, Wire, WireError};
 pub use terms::ParcelSizes;

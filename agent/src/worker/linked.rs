@@ -8,16 +8,16 @@ use anabranch_common::pod::{PodProblem, PodRound, cut};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
 
 use super::{PodEndedBy, PodTrained, PodTraining, Pods, StopSignal};
-use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
+use crate::pod::{Attempt, MemberWire, OpenLinks, ParcelSizes, WireError};
 use crate::train::native::pipeline::{PipelineError, PodTask, serve, train_owned};
 
 /// Bytes of a value of activations.
 const VALUE: u64 = 4;
 
-/// Computes rounds with other agents over an agent's links.
+/// Computes rounds with other agents over what opens an agent's links.
 #[derive(Debug)]
 pub struct LinkedPods {
-    links: Arc<Links>,
+    links: Arc<dyn OpenLinks>,
     me: AgentId,
     threads: usize,
 }
@@ -25,11 +25,16 @@ pub struct LinkedPods {
 impl LinkedPods {
     /// Returns what computes as `me`, with so many threads; 0 is one for each core.
     #[must_use]
-    pub fn new(links: Arc<Links>, me: AgentId, threads: usize) -> Self {
+    pub fn new(links: Arc<dyn OpenLinks>, me: AgentId, threads: usize) -> Self {
         Self { links, me, threads }
     }
 
-    fn open(&self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<LinkWire, PodEndedBy> {
+    fn open(
+        &self,
+        round: &PodRound,
+        spec: &AgentSpec,
+        stop: &Arc<StopSignal>,
+    ) -> Result<Box<dyn MemberWire>, PodEndedBy> {
         let pod = of_pods(spec)?;
         let sizes = sizes(&spec.model, &spec.train, pod)?;
         let stop = Arc::clone(stop);
@@ -50,7 +55,7 @@ impl Pods for LinkedPods {
         let PodTraining { lease, round, spec, start, shard, control, stop } = order;
         let task = self.task(round, spec)?;
         let mut wire = self.open(round, spec, stop)?;
-        let trained = train_owned(&task, start, lease.seed, shard, &mut wire, control).map_err(ended_by)?;
+        let trained = train_owned(&task, start, lease.seed, shard, &mut *wire, control).map_err(ended_by)?;
         if trained.stopped {
             return Err(PodEndedBy::Stopped);
         }
@@ -62,7 +67,7 @@ impl Pods for LinkedPods {
     fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
         let task = self.task(round, spec)?;
         let mut wire = self.open(round, spec, stop)?;
-        serve(&task, &mut wire).map_err(ended_by)?;
+        serve(&task, &mut *wire).map_err(ended_by)?;
         wire.finish().map_err(|error| ended_by(error.into()))
     }
 }

@@ -98,6 +98,11 @@ impl Leases {
         Ok(())
     }
 
+    /// Returns a lease that was granted.
+    pub(super) fn granted(&self, id: LeaseId) -> Option<&Lease> {
+        self.granted.get(&id)
+    }
+
     /// Whether a lease is outstanding, and its base.
     pub(super) fn outstanding(&self, id: LeaseId) -> Option<ModelVersion> {
         let held = self.held.values().any(|held| *held == id);

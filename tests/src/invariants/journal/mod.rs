@@ -25,11 +25,11 @@ mod replay;
 mod sizes;
 mod staleness;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, ModelVersion, Position};
-use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position};
+use anabranch_common::journal::{Chain, Lease, Record, RecordBody};
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{MemoryMark, UpdateKey, Verdict};
 use anabranch_coordinator::store;
@@ -392,6 +392,18 @@ impl Journal {
     #[must_use]
     pub fn next(&self) -> Position {
         Position(self.records.len() as u64)
+    }
+
+    /// A lease that was granted.
+    #[must_use]
+    pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
+        self.fold.leases.granted(id)
+    }
+
+    /// The digest of each version that was seen, of the current branch.
+    #[must_use]
+    pub fn models(&self) -> BTreeMap<u64, Digest> {
+        self.models.of(self.fold.branch)
     }
 
     /// What an agent was told about an update, if anything.
