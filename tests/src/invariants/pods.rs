@@ -5,22 +5,27 @@
 //! | pod parts | the parts of a round cover the model and are disjoint; the first one is the owner's, and where labels stay the last one too; every member has the parts that a pod of this run has, and can be reached |
 //! | pod attempts | attempts at a lease only grow, over all processes of the coordinator and within each of an agent; an attempt is one round, of the holder of the lease and with its plan |
 //! | pod members | an agent that is at work for one round is named in no other |
+//! | pod leases | an owner that asks again gets the lease that it has, unless its round was computed or an update would not count; no lease is held for long after its end while nobody computes its round |
 //! | pod whole | what a pod has computed has the bits that its owner computes alone |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, LeaseId};
-use anabranch_common::journal::Lease;
+use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::pod::{PodMark, PodRound};
 use anabranch_common::spec::{Labels, PodSpec};
 use anabranch_coordinator::core::event::PeerId;
 
-use super::journal::{Checked, broken, ensure};
+use super::journal::{Checked, EndedLease, broken, ensure};
 
 const PARTS: &str = "pod parts";
 const ATTEMPTS: &str = "pod attempts";
 const MEMBERS: &str = "pod members";
+const LEASES: &str = "pod leases";
 const WHOLE: &str = "pod whole";
+/// How long after its end a lease may be held whose owner does not compute: until the silence of a process that is gone is
+/// noticed, and a while.
+const OVERDUE_MS: u64 = 40_000;
 
 /// What pods of a run look like.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +56,10 @@ pub struct Pods {
     at_work: BTreeMap<PeerId, PodMark>,
     /// The latest attempt at each lease that a process of an agent has begun.
     begun: BTreeMap<(AgentId, u64, LeaseId), u32>,
+    /// Leases that are over and whose owners do not compute, and since when, in one process of the coordinator.
+    idle: (u64, BTreeMap<LeaseId, u64>),
+    /// Leases whose rounds came to their end.
+    computed: BTreeSet<LeaseId>,
     /// Rounds that came to their end, and those of later attempts than the first.
     completed: (u64, u64),
 }
@@ -79,9 +88,8 @@ impl Pods {
             _ => _ = self.named.insert(mark.lease, (told.life, round.clone())),
         }
         let before = self.at_work.insert(told.peer, mark).filter(|before| before.lease != mark.lease);
-        let is_own = |before: &PodMark| {
-            self.named.get(&before.lease).is_some_and(|(_, round)| round.owner == told.agent)
-        };
+        let is_own =
+            |before: &PodMark| self.named.get(&before.lease).is_some_and(|(_, round)| round.owner == told.agent);
         match before.filter(|before| !is_own(before)) {
             None => Ok(()),
             Some(before) => {
@@ -114,6 +122,43 @@ impl Pods {
         ensure(before.is_none_or(|before| before < mark.attempt), ATTEMPTS, || {
             format!("{} begins {mark:?} after attempt {before:?}", agent.short())
         })
+    }
+
+    /// A lease has ended without an update.
+    ///
+    /// # Errors
+    /// Another one took its place, and it would have been of use to its owner, who joins pods.
+    pub fn ended_lease(&self, ended: &EndedLease, max_staleness: u64) -> Checked {
+        let EndedLease { lease, why, stale_by, is_of_branch } = ended;
+        let was_of_use = *is_of_branch && *stale_by <= max_staleness && !self.computed.contains(&lease.id);
+        ensure(*why != LeaseEnd::Superseded || !was_of_use, LEASES, || {
+            format!("lease {} of {} is not given to it again, and was not computed", lease.id, lease.agent.short())
+        })
+    }
+
+    /// The coordinator's process `life` has looked at what is due. `idle`: leases that are over, and whose owners compute nothing
+    /// under them.
+    ///
+    /// # Errors
+    /// One of them has been held for too long.
+    pub fn looked(&mut self, life: u64, now_ms: u64, idle: &BTreeSet<LeaseId>) -> Checked {
+        let (of, since) = &mut self.idle;
+        if std::mem::replace(of, life) != life {
+            since.clear();
+        }
+        since.retain(|lease, _| idle.contains(lease));
+        for lease in idle {
+            let since_ms = *since.entry(*lease).or_insert(now_ms);
+            ensure(now_ms - since_ms <= OVERDUE_MS, LEASES, || {
+                format!("lease {lease} is over and held, and nobody has computed its round since {since_ms} ms")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The owner of a round has what it computed with its pod.
+    pub fn came_to_its_end(&mut self, mark: PodMark) {
+        self.computed.insert(mark.lease);
     }
 
     /// A pod has computed a round. `alone` is what one machine computes.

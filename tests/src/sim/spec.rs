@@ -14,8 +14,13 @@ use super::schedule::{PodPlan, Rule, Schedule, Task, TrackPlan};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
+/// The same of rounds that pods compute: each takes many parcels.
+const LOCAL_STEPS_OF_PODS: u32 = 2;
 
 fn local_steps(schedule: &Schedule) -> u32 {
+    if schedule.pods.is_some() {
+        return LOCAL_STEPS_OF_PODS;
+    }
     if schedule.task == Task::Native || schedule.target_round_ms > 0 { LOCAL_STEPS } else { 1 }
 }
 

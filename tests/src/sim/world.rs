@@ -26,6 +26,8 @@ use super::trace::{Sign, Trace};
 const BEGINNING_MS: u64 = 1_700_000_000_000;
 /// How long everything may take to come to rest after the faults.
 const HEALING_MS: u64 = 900_000;
+/// The same where agents compute in pods.
+const HEALING_OF_PODS_MS: u64 = 300_000;
 /// How long the end may take.
 const ENDING_MS: u64 = 120_000;
 /// Events of one world: more means that something goes round in circles.
@@ -353,8 +355,9 @@ impl World {
             self.operate(anabranch_common::wire::operator::RunRequest::Stop);
             return;
         }
-        if self.now_ms() >= healed_at_ms + HEALING_MS {
-            return self.violate("P6", format!("{} s after the last fault: {}", HEALING_MS / 1000, waiting.join("; ")));
+        let most_ms = if self.schedule.pods.is_some() { HEALING_OF_PODS_MS } else { HEALING_MS };
+        if self.now_ms() >= healed_at_ms + most_ms {
+            return self.violate("P6", format!("{} s after the last fault: {}", most_ms / 1000, waiting.join("; ")));
         }
         let since_ms = self.now_ms() - healed_at_ms;
         let progress = self.agents.iter().filter_map(|agent| agent.progress(self.schedule.target_round_ms));

@@ -171,7 +171,12 @@ impl AgentMachine {
         let (agent, honest) = (self.machine, self.plan.hostile.is_none());
         let round_ms = self.plan.round_ms.max(target_ms);
         // Those whose rounds pods compute wait for other agents.
-        (!self.gone && !self.plan.pod).then_some(Progress { agent, round_ms, honest, verdicts: self.verdicts_since_healed })
+        (!self.gone && !self.plan.pod).then_some(Progress {
+            agent,
+            round_ms,
+            honest,
+            verdicts: self.verdicts_since_healed,
+        })
     }
 
     /// Its connection.

@@ -89,7 +89,8 @@ impl World {
         let spec = &self.setting.spec;
         let layers = spec.model.layers().ok().flatten().map_or(0, |model| model.layers.len());
         let Some(pod) = &spec.pod else { return self.violate("pod parts", "a pod is formed in a run without pods") };
-        let named = self.pods.watched.named(told, round, self.journal.lease(round.mark.lease), Shape { spec: pod, layers });
+        let named =
+            self.pods.watched.named(told, round, self.journal.lease(round.mark.lease), Shape { spec: pod, layers });
         self.checked(named);
     }
 

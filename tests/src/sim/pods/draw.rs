@@ -37,9 +37,9 @@ pub fn draw(seed: u64) -> Schedule {
         lie: None,
         hostile: None,
         link: LinkPlan {
-            delay_ms: if slow_links { between(20, 300) } else { between(1, 20) },
-            jitter_ms: if between(0, 1) == 0 { 0 } else { between(1, 100) },
-            loss: if between(0, 2) == 0 { between(1, 10) as f64 / 100.0 } else { 0.0 },
+            delay_ms: if slow_links { between(20, 200) } else { between(1, 10) },
+            jitter_ms: if between(0, 2) > 0 { 0 } else { between(1, 60) },
+            loss: if between(0, 3) == 0 { between(1, 10) as f64 / 100.0 } else { 0.0 },
             bandwidth: 10_000.0,
         },
         link_down: None,

@@ -90,7 +90,9 @@ impl World {
 
 fn reshaped(parcel: Parcel) -> Parcel {
     match parcel {
-        Parcel::Activations { values, shape: [rows, columns] } => Parcel::Activations { values, shape: [columns, rows + 1] },
+        Parcel::Activations { values, shape: [rows, columns] } => {
+            Parcel::Activations { values, shape: [columns, rows + 1] }
+        }
         Parcel::Gradient(mut slope) => {
             slope.push(0.0);
             Parcel::Gradient(slope)

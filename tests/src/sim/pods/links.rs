@@ -168,14 +168,17 @@ impl World {
         for other in missing {
             let Some(at) = self.machine_of(other) else { continue };
             let peer = &self.agents[at - 1];
-            let opens = peer.pod_work().filter(|work| work.round.mark == mark && work.state.opens()).map(|work| work.job);
+            let opens =
+                peer.pod_work().filter(|work| work.round.mark == mark && work.state.opens()).map(|work| work.job);
             let is_over = peer.pods_opened(mark.lease) >= Some(mark.attempt) && opens.is_none();
             if !self.pod_path(machine, at) || self.stopped_until(at).is_some() {
                 continue;
             }
             if let Some(others_job) = opens {
                 self.pod_link(mark, (machine, job), (at, others_job));
-            } else if is_over && self.agents[machine - 1].pod_work().is_some_and(|work| work.dials(agent_id(machine), other)) {
+            } else if is_over
+                && self.agents[machine - 1].pod_work().is_some_and(|work| work.dials(agent_id(machine), other))
+            {
                 // Its own word: the attempt is over there.
                 self.pod_fails(machine, job, other, "is through with this attempt");
             }
@@ -266,7 +269,8 @@ impl World {
             let Some((_, address, parcel)) = next else { return };
             let Some(work) = self.agent(machine).pod_work_mut().filter(|work| work.job == job) else { return };
             let owner = |part: usize| work.round.parts.get(part).map(|part| part.agent);
-            let is_route = owner(address.from) == Some(agent_id(sender)) && owner(address.to) == Some(agent_id(machine));
+            let is_route =
+                owner(address.from) == Some(agent_id(sender)) && owner(address.to) == Some(agent_id(machine));
             if !is_route {
                 let Address { from, to } = address;
                 let what = format!("does not keep to the protocol: part {from} does not send to part {to} here");
@@ -350,10 +354,13 @@ impl World {
         here.lost = Some(loss.clone());
         here.coming.clear();
         let (machine, job) = (here.machine, here.job);
-        let (agent, what) = (agent_id(other), match loss {
-            Loss::Left => "has left",
-            Loss::Failed(what) => what,
-        });
+        let (agent, what) = (
+            agent_id(other),
+            match loss {
+                Loss::Left => "has left",
+                Loss::Failed(what) => what,
+            },
+        );
         let error = member(agent, what);
         self.note(machine, Sign::Plain, || format!("attempt {} at lease {}: {error}", mark.attempt, mark.lease));
         let Some(work) = self.agent(machine).pod_work_mut().filter(|work| work.job == job) else { return };

@@ -36,8 +36,8 @@ use super::schedule::{AgentPlan, Lie, Machine};
 use super::trace::Sign;
 use super::world::{Happening, World, agent_id};
 
-pub(super) use links::{LinkEnd, Loss};
 use links::Network;
+pub(super) use links::{LinkEnd, Loss};
 use worker::{Answer, Ask, Turn, Worker};
 
 /// A local round of a machine takes as long as so many pieces of a pod's round.
@@ -109,7 +109,8 @@ impl PodWork {
         let members = self.round.members();
         let at = members.iter().position(|member| *member == me);
         let is_near = |other: usize, at: usize| at == 0 || other == 0 || at.abs_diff(other) == 1;
-        let others = members.iter().enumerate().filter(|(other, _)| at.is_some_and(|at| at != *other && is_near(*other, at)));
+        let others =
+            members.iter().enumerate().filter(|(other, _)| at.is_some_and(|at| at != *other && is_near(*other, at)));
         others.map(|(_, member)| *member).collect()
     }
 
@@ -326,6 +327,7 @@ impl World {
             Event::Trained(mut outcome) => {
                 // The thread's clock is a real one.
                 outcome.compute_ms = now_ms - work.begun_ms;
+                self.pods.watched.came_to_its_end(mark);
                 if let Some(expected) = &work.expected {
                     let whole = self.pods.watched.computed(mark, &outcome.delta, expected);
                     self.checked(whole);
@@ -346,6 +348,35 @@ impl World {
         work.is_stopping = true;
         work.worker.stop();
         self.pod_proceeds(machine);
+    }
+
+    /// Looks for leases that are held for too long.
+    pub(super) fn pods_look(&mut self) {
+        let Some(_) = self.schedule.pods else { return };
+        let joins = |agent: AgentId| {
+            let machine = self.machine_of(agent);
+            machine.is_some_and(|machine| self.agents[machine - 1].plan.pod)
+        };
+        let at_work = |lease: &Lease| {
+            let work = self.machine_of(lease.agent).and_then(|machine| self.agents[machine - 1].pod_work());
+            work.is_some_and(|work| work.round.mark.lease == lease.id)
+        };
+        let overdue = self.journal.overdue(self.unix_ms()).filter(|lease| joins(lease.agent) && !at_work(lease));
+        let idle: BTreeSet<LeaseId> = overdue.map(|lease| lease.id).collect();
+        let (life, now_ms) = (self.coordinator.life, self.now_ms());
+        let looked = self.pods.watched.looked(life, now_ms, &idle);
+        self.checked(looked);
+    }
+
+    /// Looks at the leases that have just ended.
+    pub(super) fn pods_look_at_ended(&mut self) {
+        for ended in self.journal.take_ended() {
+            let joins = self.machine_of(ended.lease.agent).is_some_and(|machine| self.agents[machine - 1].plan.pod);
+            if joins {
+                let kept = self.pods.watched.ended_lease(&ended, self.schedule.max_staleness);
+                self.checked(kept);
+            }
+        }
     }
 
     /// The process of a member is gone: the others are told of an orderly end, and of no other.
