@@ -352,7 +352,9 @@ impl World {
 
     /// Looks for leases that are held for too long.
     pub(super) fn pods_look(&mut self) {
-        let Some(_) = self.schedule.pods else { return };
+        if self.schedule.pods.is_none() {
+            return;
+        }
         let joins = |agent: AgentId| {
             let machine = self.machine_of(agent);
             machine.is_some_and(|machine| self.agents[machine - 1].plan.pod)
