@@ -3,13 +3,15 @@
 
 use anabranch_common::bugs::plant;
 use anabranch_tests::bugs;
-use anabranch_tests::sim::draw;
+use anabranch_tests::sim::{draw, draw_pods};
 use anabranch_tests::sim::{quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.
 const SEEDS: u64 = 3_000;
 /// Seeds that are quiet without a bug.
 const QUIET: u64 = 600;
+/// The same of worlds with pods.
+const QUIET_PODS: u64 = 60;
 
 #[test]
 fn every_deliberate_bug_is_found() {
@@ -17,9 +19,10 @@ fn every_deliberate_bug_is_found() {
     println!("| bug | found by | seeds |\n|---|---|---|");
     let mut missed = Vec::new();
     for bug in bugs::all().expect("well-formed") {
+        let worlds = if bug.pods { draw_pods } else { draw };
         let bug: &'static str = bug.name.leak();
         let _planted = plant(bug);
-        let found = (0..SEEDS).find_map(|seed| Some((seed, run(seed, &draw(seed), false).violation?.1)));
+        let found = (0..SEEDS).find_map(|seed| Some((seed, run(seed, &worlds(seed), false).violation?.1)));
         match found {
             Some((seed, violation)) => println!("| `{bug}` | {} | {} |", violation.invariant, seed + 1),
             None => missed.push(bug),
@@ -34,6 +37,10 @@ fn without_a_bug_nothing_is_found() {
     for seed in 0..QUIET {
         let outcome = run(seed, &draw(seed), false);
         assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
+    }
+    for seed in 0..QUIET_PODS {
+        let outcome = run(seed, &draw_pods(seed), false);
+        assert!(outcome.violation.is_none(), "seed {seed} with pods: {:?}", outcome.violation);
     }
 }
 

@@ -1,11 +1,12 @@
-//! The simulation: P1 to P8 in drawn worlds, and that it is deterministic.
+//! The simulation: P1 to P8 in drawn worlds, with pods and without, and that it is deterministic.
 
-use anabranch_tests::sim::draw;
-use anabranch_tests::sim::schedule::Schedule;
-use anabranch_tests::sim::{Outcome, run, scenario};
+use anabranch_tests::sim::schedule::{Fault, Planned, Schedule};
+use anabranch_tests::sim::{Outcome, draw, draw_pods, run, scenario};
 
 /// Seeds that every run of the tests tries.
 const SEEDS: std::ops::Range<u64> = 1_000_000..1_000_300;
+/// The same of worlds with pods.
+const SEEDS_OF_PODS: std::ops::Range<u64> = 2_000_000..2_000_040;
 
 fn must_hold(outcome: &Outcome) {
     if let Some((at_ms, violation)) = &outcome.violation {
@@ -27,17 +28,95 @@ fn every_promise_is_kept_in_drawn_worlds() {
     assert!(acknowledged > 3_000 && recoveries > 300 && faults > 1_000, "{acknowledged} {recoveries} {faults}");
 }
 
+#[test]
+fn every_promise_is_kept_in_worlds_with_pods() {
+    let (mut acknowledged, mut recoveries, mut compared, mut later) = (0, 0, 0, 0);
+    for seed in SEEDS_OF_PODS {
+        let outcome = run(seed, &draw_pods(seed), false);
+        if let Some((at_ms, violation)) = &outcome.violation {
+            panic!("seed {seed}: {violation} at {at_ms} ms; anabranch-lab replay {seed} --pods --trace");
+        }
+        assert_eq!((outcome.lost, outcome.duplicated), (0, 0), "seed {seed}");
+        acknowledged += outcome.acknowledged;
+        recoveries += outcome.recoveries;
+        compared += outcome.pod_rounds.0;
+        later += outcome.pod_rounds.1;
+    }
+    println!(
+        "{acknowledged} updates, {recoveries} recoveries, {compared} rounds of pods compared, {later} of later attempts"
+    );
+    assert!(acknowledged > 300 && recoveries > 40, "{acknowledged} updates, {recoveries} recoveries");
+    assert!(compared > 100 && later > 15, "{compared} rounds of pods, {later} of later attempts");
+}
+
+fn one_pod() -> Schedule {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/one-pod.toml");
+    scenario::read(&file).expect("a scenario")
+}
+
+/// The model of a run of one pod has the bits of the undisturbed run, version by version. Returns how many were compared.
+fn has_the_bits(disturbed: &Outcome, undisturbed: &Outcome) -> usize {
+    must_hold(disturbed);
+    let both =
+        disturbed.models.iter().filter_map(|(version, model)| Some((version, model, undisturbed.models.get(version)?)));
+    both.map(|(version, model, calm)| assert_eq!(model, calm, "version {version}")).count()
+}
+
+#[test]
+fn the_model_of_a_run_of_one_pod_does_not_depend_on_faults() {
+    let schedule = one_pod();
+    let calm = run(1, &Schedule { faults: Vec::new(), ..schedule.clone() }, false);
+    must_hold(&calm);
+    let (mut compared, mut again) = (0, 0);
+    for seed in 0..6 {
+        let mut schedule = schedule.clone();
+        // Each time in another place of a round.
+        schedule.faults.iter_mut().for_each(|planned| planned.at_ms += 150 * seed);
+        let disturbed = run(seed, &schedule, false);
+        compared += has_the_bits(&disturbed, &calm);
+        again += disturbed.pod_rounds.1;
+    }
+    println!("{compared} versions compared, {again} rounds took more than one attempt");
+    assert!(compared >= 60 && again >= 20, "{compared} versions, {again} rounds of later attempts");
+}
+
+/// A member dies, or the coordinator does, at any step of a round.
+#[test]
+fn a_death_at_any_step_of_a_pods_round_changes_no_bit() {
+    let schedule = Schedule { length_ms: 9_000, ..one_pod() };
+    let calm = run(1, &Schedule { faults: Vec::new(), length_ms: 20_000, ..schedule.clone() }, false);
+    must_hold(&calm);
+    let mut again = 0;
+    for (step, at_ms) in (2_500..5_500).step_by(250).enumerate() {
+        for machine in 0..=3 {
+            let power = (step + machine) % 2 == 0;
+            let fault = Fault::Kill { machine, power, down_ms: 300 + 400 * (step as u64 % 3) };
+            let schedule = Schedule { faults: vec![Planned { at_ms, fault }], ..schedule.clone() };
+            let disturbed = run(1, &schedule, false);
+            assert!(
+                has_the_bits(&disturbed, &calm) >= 2,
+                "too few versions with machine {machine} killed at {at_ms} ms"
+            );
+            again += disturbed.pod_rounds.1;
+        }
+    }
+    println!("{again} rounds took more than one attempt");
+    assert!(again >= 20, "{again} rounds of later attempts");
+}
+
 /// One seed decides everything: the same seed gives the same bytes, another seed others.
 #[test]
 fn the_same_seed_twice_is_the_same_world() {
     let mut traces = std::collections::BTreeSet::new();
-    for seed in 0..20 {
-        let [first, second] = [run(seed, &draw(seed), true), run(seed, &draw(seed), true)];
+    for (seed, worlds) in
+        (0..20).map(|seed| (seed, draw as fn(u64) -> Schedule)).chain((0..4).map(|seed| (seed, draw_pods as _)))
+    {
+        let [first, second] = [run(seed, &worlds(seed), true), run(seed, &worlds(seed), true)];
         assert!(first.trace == second.trace, "seed {seed} gives two traces");
         assert!(first == second, "seed {seed} gives two outcomes");
         traces.insert(first.trace);
     }
-    assert_eq!(traces.len(), 20);
+    assert_eq!(traces.len(), 24);
 }
 
 /// The same with the native trainer, whose arithmetic is the product's own.

@@ -20,7 +20,7 @@ use super::desk::Desk;
 use super::dial::Dial;
 use super::link::code;
 use super::terms::{ParcelSizes, Terms};
-use super::{Address, Parcel, Wire, WireError};
+use super::{Address, MemberWire, OpenLinks, Parcel, Wire, WireError};
 
 /// Who an agent is to other members.
 #[derive(Clone)]
@@ -219,6 +219,22 @@ impl LinkWire {
     /// them it has left in good order.
     pub fn close(mut self) {
         self.is_done = true;
+    }
+}
+
+impl OpenLinks for Links {
+    fn open(&self, attempt: Attempt<'_>, deadline: Duration, stop: Stop) -> Result<Box<dyn MemberWire>, WireError> {
+        Ok(Box::new(Self::open(self, attempt, deadline, stop)?))
+    }
+}
+
+impl MemberWire for LinkWire {
+    fn finish(self: Box<Self>) -> Result<(), WireError> {
+        Self::finish(*self)
+    }
+
+    fn close(self: Box<Self>) {
+        Self::close(*self);
     }
 }
 

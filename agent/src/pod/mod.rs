@@ -21,5 +21,5 @@ mod terms;
 mod tests;
 
 pub use links::{Attempt, LinkIdentity, LinkWire, Links, LinksError, Stop};
-pub use parcel::{Address, LayerContent, Parcel, Wire, WireError};
+pub use parcel::{Address, LayerContent, MemberWire, OpenLinks, Parcel, Wire, WireError};
 pub use terms::ParcelSizes;

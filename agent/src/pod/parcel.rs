@@ -1,7 +1,13 @@
-//! What goes from part to part of a model, and the seam over which it goes.
+//! What goes from part to part of a model, and the seams over which it goes: to whoever computes, a [`Wire`]; to whoever opens
+//! an attempt, [`OpenLinks`].
+
+use std::fmt;
+use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::wire::pod::LayerFigures;
+
+use super::{Attempt, Stop};
 
 /// What the stage of one part sends to that of another.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,4 +114,29 @@ pub trait Wire: Send {
     /// See [`WireError`]. A member whose process gives no sign of life for as long as `pod.deadline_s` is lost; one that does may
     /// take any time for its next parcel.
     fn receive(&mut self) -> Result<(Address, Parcel), WireError>;
+}
+
+/// The links of one attempt. Dropping it gives the attempt up: the members at the other ends hear of it at once, and what is on
+/// its way to them is lost. A member that is through with the round calls [`Self::finish`].
+pub trait MemberWire: Wire {
+    /// Waits until everything that was sent has arrived, and closes the links. To the others, this member has then left in good
+    /// order: what they still send to it is dropped, and they go on with each other.
+    ///
+    /// # Errors
+    /// See [`WireError`]; a member that has left itself needs nothing more.
+    fn finish(self: Box<Self>) -> Result<(), WireError>;
+
+    /// Closes the links at once: this member has everything that it needs of the others, and they need nothing more of it. To
+    /// them it has left in good order.
+    fn close(self: Box<Self>);
+}
+
+/// Opens the links of attempts. [`Links`](super::Links) does so over the network; a simulation has its own.
+pub trait OpenLinks: fmt::Debug + Send + Sync {
+    /// Opens the links of an attempt, within `deadline` of the owner's. Blocks until they are there, or `stop` says so.
+    ///
+    /// # Errors
+    /// [`WireError::Member`] with a member that was not reached, or that has given up; [`WireError::Over`] when `stop` says so;
+    /// [`WireError::Repeated`] for an attempt that was opened before, or of whose lease a later one was.
+    fn open(&self, attempt: Attempt<'_>, deadline: Duration, stop: Stop) -> Result<Box<dyn MemberWire>, WireError>;
 }

@@ -9,17 +9,17 @@ use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
 
 use super::{PodEndedBy, PodServing, PodTrained, PodTraining, Pods, StopSignal};
-use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
+use crate::pod::{Attempt, MemberWire, OpenLinks, ParcelSizes, WireError};
 use crate::train::TrainError;
-use crate::train::native::pipeline::{Contribution, Encoding, Held, PipelineError, PodTask, serve, train_owned};
+use crate::train::native::pipeline::{Contribution, Encoding, PipelineError, PodTask, serve, train_owned};
 
 /// Bytes of a value of activations.
 const VALUE: u64 = 4;
 
-/// Computes rounds with other agents over an agent's links.
+/// Computes rounds with other agents over what opens an agent's links.
 #[derive(Debug)]
 pub struct LinkedPods {
-    links: Arc<Links>,
+    links: Arc<dyn OpenLinks>,
     me: AgentId,
     threads: usize,
 }
@@ -27,11 +27,16 @@ pub struct LinkedPods {
 impl LinkedPods {
     /// Returns what computes as `me`, with so many threads; 0 is one for each core.
     #[must_use]
-    pub fn new(links: Arc<Links>, me: AgentId, threads: usize) -> Self {
+    pub fn new(links: Arc<dyn OpenLinks>, me: AgentId, threads: usize) -> Self {
         Self { links, me, threads }
     }
 
-    fn open(&self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<LinkWire, PodEndedBy> {
+    fn open(
+        &self,
+        round: &PodRound,
+        spec: &AgentSpec,
+        stop: &Arc<StopSignal>,
+    ) -> Result<Box<dyn MemberWire>, PodEndedBy> {
         let pod = of_pods(spec)?;
         let sizes = sizes(&spec.model, &spec.train, pod)?;
         let stop = Arc::clone(stop);
@@ -43,7 +48,7 @@ impl LinkedPods {
 
     fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec) -> Result<PodTask<'a>, PodEndedBy> {
         let pod = of_pods(spec)?;
-        let (model, plan, encoding) = (&spec.model, &spec.train, encoding(round, spec));
+        let (model, plan, encoding) = (&spec.model, &spec.train, Encoding::of(&round.plan, &spec.upload));
         Ok(PodTask { model, plan, pod, round, encoding, me: self.me, threads: self.threads, modules: None })
     }
 }
@@ -53,7 +58,7 @@ impl Pods for LinkedPods {
         let PodTraining { lease, round, spec, start, held, shard, modules, control, stop } = order;
         let task = PodTask { modules, ..self.task(round, spec)? };
         let mut wire = self.open(round, spec, stop)?;
-        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut wire, control).map_err(ended_by)?;
+        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut *wire, control).map_err(ended_by)?;
         let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
         // All that is awaited has come, and who has sent what its layers come to waits for no parcel.
         wire.close();
@@ -64,7 +69,7 @@ impl Pods for LinkedPods {
         let PodServing { round, spec, modules, stop } = order;
         let task = PodTask { modules, ..self.task(round, spec)? };
         let mut wire = self.open(round, spec, stop)?;
-        serve(&task, &mut wire).map_err(ended_by)?;
+        serve(&task, &mut *wire).map_err(ended_by)?;
         wire.finish().map_err(|error| ended_by(error.into()))
     }
 }
@@ -86,16 +91,6 @@ fn trained_of(contribution: Contribution, losses: &[f32], plan: &TrainSpec) -> P
         steps: plan.local_steps,
         mean_loss: (sum / losses.len().max(1) as f64) as f32,
     }
-}
-
-/// Returns how every member encodes what its layers come to.
-fn encoding(round: &PodRound, spec: &AgentSpec) -> Encoding {
-    let held = match round.plan.memory {
-        Some(_) => Held::Memory,
-        None => Held::LeftOut { decay: spec.upload.feedback_decay },
-    };
-    let policy = spec.upload.policy.clone();
-    Encoding { codec: round.plan.codec, policy, held, base_dot: round.plan.base_dot }
 }
 
 /// Returns how large the parcels of a round are.

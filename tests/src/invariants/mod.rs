@@ -6,6 +6,7 @@
 //! | [`feedback`] | what a refusal gives back is in the residual, and nothing of another branch is |
 //! | [`journal`] | P1 to P4, leases, epochs, branches, staleness: every record of a simulated run, as it is written |
 //! | [`members`] | who was revoked is revoked in the registry and in the journal, whenever the process was killed |
+//! | [`pods`] | parts, attempts and members of pods, and what comes of their rounds |
 //! | [`progress`] | P8: nobody is held up by the slow, the broken or the hostile |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
 //! | [`told`] | P1: what agents were told is in the journal once, record by record |
@@ -15,6 +16,7 @@ pub mod exactly_once;
 pub mod feedback;
 pub mod journal;
 pub mod members;
+pub mod pods;
 pub mod progress;
 pub mod same_bits;
 pub mod told;

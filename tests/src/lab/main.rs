@@ -73,8 +73,11 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         #[arg(long, value_name = "A..B", value_parser = sim::seeds)]
         seeds: std::ops::Range<u64>,
         /// A world that is written down, instead of the one that each seed draws
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "pods")]
         scenario: Option<PathBuf>,
+        /// Worlds in which agents compute in pods
+        #[arg(long)]
+        pods: bool,
         /// Worlds at a time; as many as there are cores when absent
         #[arg(long)]
         jobs: Option<usize>,
@@ -87,8 +90,11 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         /// Its seed
         seed: u64,
         /// The world, if it was written down
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "pods")]
         scenario: Option<PathBuf>,
+        /// The world with pods that the seed draws
+        #[arg(long)]
+        pods: bool,
         /// Print every event in words
         #[arg(long)]
         trace: bool,
@@ -283,14 +289,15 @@ fn target_dir(lab: &Path) -> PathBuf {
 fn run(verb: Verb) -> anyhow::Result<bool> {
     let lab = kills::this_binary()?;
     let (report, common): (Report, Common) = match verb {
-        Verb::Sim { seeds, scenario, jobs, json } => {
+        Verb::Sim { seeds, scenario, pods, jobs, json } => {
             let common = Common { seed: seeds.start, json };
-            (sim::swarm(seeds, scenario.as_deref(), jobs)?, common)
+            (sim::swarm(seeds, sim::worlds(scenario.as_deref(), pods)?, jobs), common)
         }
         Verb::Chaos { scenarios, output } => return chaos::run(&scenarios, &output),
         Verb::Soak { hours, output } => return chaos::soak(hours, &output),
-        Verb::Replay { seed, scenario, trace, html, shrink } => {
-            return sim::replay(seed, scenario.as_deref(), trace, html.as_deref(), shrink);
+        Verb::Replay { seed, scenario, pods, trace, html, shrink } => {
+            let worlds = sim::worlds(scenario.as_deref(), pods)?;
+            return sim::replay(seed, &worlds, trace, html.as_deref(), shrink);
         }
         Verb::Race { args } => return race::run(&lab, &args),
         Verb::Bites => return bugs::bite(&target_dir(&lab)),

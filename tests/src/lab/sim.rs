@@ -7,6 +7,7 @@ use anabranch_tests::picture;
 use anabranch_tests::report::Report;
 use anabranch_tests::sim::draw;
 use anabranch_tests::sim::schedule::Schedule;
+use anabranch_tests::sim::swarm::Worlds;
 use anabranch_tests::sim::{Outcome, quiet_panics, run, scenario, shrink, swarm};
 use anyhow::Context as _;
 
@@ -21,29 +22,45 @@ pub(crate) fn seeds(text: &str) -> Result<Range<u64>, String> {
     if from < to { Ok(from..to) } else { Err(format!("`{text}` has no seeds: write the smaller number first")) }
 }
 
-pub(crate) fn swarm(seeds: Range<u64>, file: Option<&Path>, jobs: Option<usize>) -> anyhow::Result<Report> {
-    let scenario = file.map(scenario::read).transpose()?;
+/// Which worlds are run, and how to say so on a command line.
+pub(crate) struct Chosen {
+    worlds: Worlds,
+    option: String,
+}
+
+/// Reads the world that was written down, if one is to be run.
+pub(crate) fn worlds(file: Option<&Path>, pods: bool) -> anyhow::Result<Chosen> {
+    Ok(match file {
+        Some(file) => {
+            let worlds = Worlds::Written(Box::new(scenario::read(file)?));
+            Chosen { worlds, option: format!(" --scenario {}", file.display()) }
+        }
+        None if pods => Chosen { worlds: Worlds::WithPods, option: " --pods".to_owned() },
+        None => Chosen { worlds: Worlds::Drawn, option: String::new() },
+    })
+}
+
+pub(crate) fn swarm(seeds: Range<u64>, Chosen { worlds, option: of }: Chosen, jobs: Option<usize>) -> Report {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let of = file.map_or(String::new(), |file| format!(" --scenario {}", file.display()));
     let command = format!("anabranch-lab sim --seeds {}..{}{of}", seeds.start, seeds.end);
-    let options = swarm::Options { seeds, scenario, jobs: jobs.unwrap_or(cores) };
+    let options = swarm::Options { seeds, worlds, jobs: jobs.unwrap_or(cores) };
     quiet_panics();
-    Ok(swarm::run_all(&options, &command, |outcome| {
+    swarm::run_all(&options, &command, |outcome| {
         if let Some((at_ms, violation)) = &outcome.violation {
             println!("seed {}: {violation} (at {at_ms} ms)", outcome.seed);
             println!("  anabranch-lab replay {}{of} --trace", outcome.seed);
         }
-    }))
+    })
 }
 
 pub(crate) fn replay(
     seed: u64,
-    file: Option<&Path>,
+    Chosen { worlds, option: of }: &Chosen,
     trace: bool,
     html: Option<&Path>,
     smaller: bool,
 ) -> anyhow::Result<bool> {
-    let schedule = file.map(scenario::read).transpose()?.unwrap_or_else(|| draw(seed));
+    let schedule = worlds.draw(seed);
     if smaller {
         quiet_panics();
         return shrunk(seed, &schedule);
@@ -56,7 +73,7 @@ pub(crate) fn replay(
     if let Some(html) = html {
         let mut timeline = outcome.timeline.clone().context("the world did not come far enough for a picture")?;
         timeline.title = format!("Anabranch, simulated: seed {seed}");
-        timeline.subtitle = format!("anabranch-lab replay {seed} --trace");
+        timeline.subtitle = format!("anabranch-lab replay {seed}{of} --trace");
         timeline.facts = facts(&outcome, &schedule);
         std::fs::write(html, picture::page(&timeline)).with_context(|| format!("cannot write {}", html.display()))?;
         println!("picture: {}", html.display());

@@ -25,6 +25,9 @@ pub fn draw(seed: u64) -> Schedule {
         round_fails_every: if between(0, 4) == 0 { between(2, 8) } else { 0 },
         eval_examples: if between(0, 2) == 0 { 10 } else { 0 },
         evaluation_fails_every: 0,
+        pod: false,
+        helper: false,
+        lie: None,
         hostile: None,
         link: LinkPlan {
             delay_ms: if slow_links { between(50, 2_000) } else { between(1, 60) },
@@ -51,6 +54,7 @@ pub fn draw(seed: u64) -> Schedule {
         keep_journal: between(0, 3) == 0,
         target_round_ms: draw_target(seed),
         round_deadline_ms: 0,
+        pods: None,
         agents,
         length_ms,
         faults: Vec::new(),

@@ -57,6 +57,7 @@ impl World {
                 self.agent(machine).gone = true;
             }
             Fault::Cut { up, down, for_ms, .. } => self.cut(machine, up, down, now_ms + for_ms),
+            Fault::Sever { other, for_ms, .. } => self.pods.network.sever(machine, other, now_ms + for_ms),
             Fault::Rebind { .. } => self.cut(machine, true, true, now_ms + 700),
             Fault::Clock { by_ms } => self.coordinator.clock_off_ms += by_ms,
             Fault::Pause { for_ms } => {
@@ -187,6 +188,7 @@ impl World {
         self.healed_at_ms = Some(now_ms);
         self.hindrances.fill(Hindrance::default());
         self.coordinator.disk.repair();
+        self.pods.network.heal();
         for agent in &mut self.agents {
             agent.disk.repair();
             agent.heal(now_ms);

@@ -33,6 +33,7 @@ const VERSIONS_TO_LEARN: u64 = 40;
 pub(super) struct Simulated {
     manifest: ModelManifest,
     task: Task,
+    in_pods: bool,
     agents: usize,
     native: Option<Native>,
 }
@@ -57,7 +58,8 @@ impl Simulated {
             Native { trainer, shards: (1..=schedule.agents.len()).map(shard).collect() }
         });
         let manifest = native.as_ref().map_or_else(flat, |native| native.trainer.manifest().clone());
-        Self { manifest, task, agents: schedule.agents.len(), native }
+        let in_pods = schedule.pods.is_some();
+        Self { manifest, task, in_pods, agents: schedule.agents.len(), native }
     }
 }
 
@@ -117,7 +119,8 @@ impl Emulated for Simulated {
 
     /// Whatever happened, what the native trainer has learned is still in the model.
     fn learned(&mut self, version: ModelVersion, model: &[f32]) -> Checked {
-        if self.task != Task::Native || version.0 < VERSIONS_TO_LEARN {
+        // What pods learn is compared bit by bit.
+        if self.task != Task::Native || self.in_pods || version.0 < VERSIONS_TO_LEARN {
             return Ok(());
         }
         let initial = self.initial();
@@ -132,7 +135,7 @@ impl Emulated for Simulated {
 }
 
 /// Three clouds of points. Most of an agent's examples are of one class, as those of real sites are.
-fn shard(machine: Machine) -> Examples {
+pub(super) fn shard(machine: Machine) -> Examples {
     let mut middles = SplitMix64::new(3);
     let middles: Vec<f32> = (0..CLASSES * INPUTS).map(|_| middles.next_signed_f32()).collect();
     let mut rng = SplitMix64::new(machine as u64);

@@ -6,6 +6,7 @@
 //!    coordinator   core, engine, writer, merger, checkpointer, recovery: the product's code, without threads
 //!    agent         session and ledger: the product's code; a trainer that can be checked
 //!    network, disk, time     simulated
+//!    pods        members compute with the product's code; what goes between them is simulated
 //!    setting       what the race makes otherwise: configuration, learner, overhead
 //!  invariants/journal ── checked at every record, every message that matters, every recovery
 //! ```
@@ -18,6 +19,7 @@ mod draw;
 mod faults;
 mod learner;
 mod network;
+mod pods;
 pub mod scenario;
 pub mod schedule;
 mod setting;
@@ -29,6 +31,9 @@ mod trace;
 mod world;
 
 use std::any::Any;
+use std::collections::BTreeMap;
+
+use anabranch_common::ids::Digest;
 
 use crate::invariants::journal::Violation;
 use crate::picture::Timeline;
@@ -36,6 +41,7 @@ use crate::picture::Timeline;
 use schedule::Schedule;
 
 pub use draw::draw;
+pub use pods::draw::draw as draw_pods;
 
 pub(crate) use coordinator::DECODERS;
 pub(crate) use setting::{Computed, Emulated, Learner, Overhead, Setting, Stopped};
@@ -58,6 +64,11 @@ pub struct Outcome {
     pub rounds: Vec<u64>,
     /// Versions made.
     pub versions: u64,
+    /// The digest of each version of the branch that was current at the end.
+    pub models: BTreeMap<u64, Digest>,
+    /// Rounds that pods computed and that were compared with what their owners compute alone, and those of them that took more
+    /// than one attempt.
+    pub pod_rounds: (u64, u64),
     /// Measurements of the model, each combined from the evaluations of one version.
     pub measured: u64,
     /// Starts of the coordinator after the first.

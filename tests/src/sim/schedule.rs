@@ -1,5 +1,6 @@
 //! What happens to a world, drawn from its seed or written down: a plain value that can be printed, kept and reduced.
 
+use anabranch_common::spec::{Labels, ScheduleKind};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Failure;
@@ -43,6 +44,9 @@ pub struct Schedule {
     /// The deadline of a round behind a barrier, with a quorum of a half (0: none).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub round_deadline_ms: u64,
+    /// How pods compute, if agents compute in pods: only the native task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<PodPlan>,
     /// The agents.
     pub agents: Vec<AgentPlan>,
     /// How long faults go on, in milliseconds.
@@ -122,6 +126,15 @@ pub struct AgentPlan {
     /// One evaluation in so many fails, until the faults are over (0: none).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub evaluation_fails_every: u64,
+    /// Whether it joins pods.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub pod: bool,
+    /// Whether it holds no examples, and helps others only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub helper: bool,
+    /// How it lies to its pods, if it does, until the faults are over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lie: Option<Lie>,
     /// What it sends instead of what it computed, if it is an attacker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostile: Option<Hostile>,
@@ -130,6 +143,38 @@ pub struct AgentPlan {
     /// Its line to the agent, where that differs from the one to the coordinator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_down: Option<LinkPlan>,
+}
+
+/// How pods compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodPlan {
+    /// Members of a pod.
+    pub stages: u32,
+    /// When members compute.
+    pub schedule: ScheduleKind,
+    /// Where labels are.
+    pub labels: Labels,
+    /// How long a member may be silent.
+    pub deadline_ms: u64,
+}
+
+/// How a member of pods lies. What it computed is never another finite value: nobody could see that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lie {
+    /// Activations and gradients of another shape.
+    Shape,
+    /// Parcels of parts that are not its own.
+    Route,
+    /// Values that are no numbers.
+    NotANumber,
+    /// The weights of another range.
+    Range,
+    /// Parcels twice.
+    Twice,
+    /// Words to the coordinator: what it is at work on, that attempts of others are over, and who has spoilt them.
+    Words,
 }
 
 /// What an attacker sends.
@@ -256,6 +301,15 @@ pub enum Fault {
         /// For how long.
         for_ms: u64,
     },
+    /// Nothing passes between two machines, both of which reach the coordinator.
+    Sever {
+        /// One of them.
+        machine: Machine,
+        /// The other one.
+        other: Machine,
+        /// For how long.
+        for_ms: u64,
+    },
     /// The line's address changes: what is under way arrives late.
     Rebind {
         /// Whose.
@@ -298,6 +352,7 @@ impl Fault {
             | Self::Wipe { machine }
             | Self::Leave { machine }
             | Self::Cut { machine, .. }
+            | Self::Sever { machine, .. }
             | Self::Rebind { machine }
             | Self::Revoke { machine } => *machine,
             Self::Clock { .. } | Self::Pause { .. } | Self::Rollback { .. } => 0,
@@ -319,6 +374,7 @@ impl Fault {
             Self::Wipe { .. } => "wipe",
             Self::Leave { .. } => "leave",
             Self::Cut { .. } => "cut",
+            Self::Sever { .. } => "sever",
             Self::Rebind { .. } => "rebind",
             Self::Clock { .. } => "clock",
             Self::Pause { .. } => "pause",

@@ -123,7 +123,7 @@ impl<E: Emulated> Learner for E {
                 })),
                 None => Event::Discarded { lease: lease.id, problem: "out of memory".into() },
             },
-            MathsJob::Serve { .. } => unreachable!("these agents offer themselves to no pod"),
+            MathsJob::Serve { .. } => unreachable!("pods compute on threads of their own"),
             MathsJob::Evaluate { version, content } => node::judged(version, self.judge(machine, &content)),
         }
     }

@@ -5,17 +5,22 @@ use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
-    AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec, RunSpec,
-    ScheduleUnit, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
+    Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec,
+    PodKind, PodSpec, RunSpec, ScheduleUnit, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
 };
 
 use super::learner;
-use super::schedule::{Rule, Schedule, Task, TrackPlan};
+use super::schedule::{PodPlan, Rule, Schedule, Task, TrackPlan};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
+/// The same of rounds that pods compute: each takes many parcels.
+const LOCAL_STEPS_OF_PODS: u32 = 2;
 
 fn local_steps(schedule: &Schedule) -> u32 {
+    if schedule.pods.is_some() {
+        return LOCAL_STEPS_OF_PODS;
+    }
     if schedule.task == Task::Native || schedule.target_round_ms > 0 { LOCAL_STEPS } else { 1 }
 }
 
@@ -68,6 +73,19 @@ fn track(TrackPlan { every, sparse }: TrackPlan) -> TrackSpec {
     TrackSpec { every, codec: if sparse { CodecSpec::top_k(0.5) } else { CodecSpec::Int8 } }
 }
 
+fn pod(PodPlan { stages, schedule, labels, deadline_ms }: PodPlan) -> PodSpec {
+    PodSpec {
+        kind: PodKind::Stages,
+        stages,
+        schedule,
+        weights: None,
+        micro_batches: None,
+        activations: Activations::F32,
+        labels,
+        deadline_s: deadline_ms as f64 / 1000.0,
+    }
+}
+
 /// The run's configuration.
 pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
     let (ledger, native) = (schedule.task == Task::Ledger, schedule.task == Task::Native);
@@ -84,7 +102,12 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             kind: if native { ModelKind::Mlp } else { ModelKind::Custom },
             input: vec![u64::from(if native { learner::INPUTS } else { schedule.params })],
             classes: if native { learner::CLASSES } else { 2 },
-            hidden: if native { vec![8] } else { vec![] },
+            hidden: match (native, schedule.pods.is_some()) {
+                (false, _) => vec![],
+                (true, false) => vec![8],
+                // As many layers as the largest pod has parts.
+                (true, true) => vec![8, 6, 5],
+            },
             input_scale: 1.0,
             ..ModelSpec::default()
         },
@@ -110,7 +133,7 @@ pub(super) fn run_spec(schedule: &Schedule) -> RunSpec {
             rare_norm_ratio: if schedule.rule == Some(Rule::Recall) { 10.0 } else { 0.0 },
         },
         downlink: DownlinkSpec { track: schedule.track.map(track), share_updates: schedule.share_updates },
-        pod: None,
+        pod: schedule.pods.map(pod),
         evaluate: EvaluateSpec { every_versions: 10, every_s: 1e9 },
         target: TargetSpec::default(),
     }

@@ -7,9 +7,8 @@ use std::sync::mpsc;
 use crate::clock;
 use crate::report::Report;
 
-use super::draw;
 use super::schedule::Schedule;
-use super::{Outcome, run};
+use super::{Outcome, draw, draw_pods, run};
 
 /// Outcomes that may wait to be told.
 const OUTCOMES_WAITING: usize = 1024;
@@ -19,10 +18,33 @@ const OUTCOMES_WAITING: usize = 1024;
 pub struct Options {
     /// Which seeds.
     pub seeds: Range<u64>,
-    /// A world that is written down; otherwise each seed draws its own.
-    pub scenario: Option<Schedule>,
+    /// Which worlds.
+    pub worlds: Worlds,
     /// Threads.
     pub jobs: usize,
+}
+
+/// Which world belongs to a seed.
+#[derive(Debug, Clone)]
+pub enum Worlds {
+    /// The one that it draws.
+    Drawn,
+    /// The one with pods that it draws.
+    WithPods,
+    /// One that is written down.
+    Written(Box<Schedule>),
+}
+
+impl Worlds {
+    /// Returns the world of a seed.
+    #[must_use]
+    pub fn draw(&self, seed: u64) -> Schedule {
+        match self {
+            Self::Drawn => draw(seed),
+            Self::WithPods => draw_pods(seed),
+            Self::Written(schedule) => (**schedule).clone(),
+        }
+    }
 }
 
 /// Runs every seed and hands each outcome to `each`, in the order of seeds. Returns the sums.
@@ -61,10 +83,7 @@ pub fn run_all(options: &Options, command: &str, mut each: impl FnMut(&Outcome))
 }
 
 fn one(options: &Options, seed: u64) -> Outcome {
-    match &options.scenario {
-        Some(schedule) => run(seed, schedule, false),
-        None => run(seed, &draw(seed), false),
-    }
+    run(seed, &options.worlds.draw(seed), false)
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +94,8 @@ struct Sums {
     lost: u64,
     duplicated: u64,
     versions: u64,
+    pod_rounds: u64,
+    pod_rounds_again: u64,
     recoveries: u64,
     faults: u64,
     virtual_ms: u64,
@@ -88,6 +109,8 @@ impl Sums {
         self.lost += outcome.lost;
         self.duplicated += outcome.duplicated;
         self.versions += outcome.versions;
+        self.pod_rounds += outcome.pod_rounds.0;
+        self.pod_rounds_again += outcome.pod_rounds.1;
         self.recoveries += outcome.recoveries;
         self.faults += outcome.faults;
         self.virtual_ms += outcome.virtual_ms;
@@ -102,6 +125,8 @@ impl Sums {
             ("updates_lost", self.lost as f64),
             ("updates_duplicated", self.duplicated as f64),
             ("versions", self.versions as f64),
+            ("pod_rounds", self.pod_rounds as f64),
+            ("pod_rounds_of_later_attempts", self.pod_rounds_again as f64),
             ("recoveries", self.recoveries as f64),
             ("faults", self.faults as f64),
             ("virtual_s", self.virtual_ms as f64 / 1000.0),

@@ -17,6 +17,7 @@ use super::agent::AgentMachine;
 use super::coordinator::CoordinatorMachine;
 use super::faults::Hindrance;
 use super::network::{Charge, Conn, Down, Parcel, Side, Up};
+use super::pods::{LinkEnd, Loss, Pods};
 use super::schedule::{Machine, Schedule};
 use super::setting::Setting;
 use super::trace::{Sign, Trace};
@@ -25,6 +26,8 @@ use super::trace::{Sign, Trace};
 const BEGINNING_MS: u64 = 1_700_000_000_000;
 /// How long everything may take to come to rest after the faults.
 const HEALING_MS: u64 = 900_000;
+/// The same where agents compute in pods.
+const HEALING_OF_PODS_MS: u64 = 300_000;
 /// How long the end may take.
 const ENDING_MS: u64 = 120_000;
 /// Events of one world: more means that something goes round in circles.
@@ -55,6 +58,12 @@ pub(super) enum Happening {
     AgentTick { machine: Machine, life: u64 },
     AgentDone { machine: Machine, life: u64, job: u64, done: Box<Done> },
     AgentStore { machine: Machine, life: u64, job: Box<StoreJob> },
+    PodTurn { machine: Machine, life: u64, job: u64 },
+    PodLooks { machine: Machine, life: u64, job: u64 },
+    PodArrives { link: u64, end: LinkEnd },
+    PodListens { link: u64, end: LinkEnd },
+    PodClosed { link: u64, end: LinkEnd, loss: Loss },
+    PodLies { machine: Machine },
 }
 
 /// One run with everything around it.
@@ -66,6 +75,7 @@ pub(crate) struct World {
     pub(super) coordinator: CoordinatorMachine,
     /// Agent n is machine n + 1.
     pub(super) agents: Vec<AgentMachine>,
+    pub(super) pods: Pods,
     pub(super) conns: BTreeMap<u64, Conn>,
     pub(super) next_conn: u64,
     pub(super) journal: Journal,
@@ -112,6 +122,7 @@ impl World {
             rng: SplitMix64::new(split.next_u64()),
             coordinator: CoordinatorMachine::new(&agents),
             agents,
+            pods: Pods::new(seed),
             conns: BTreeMap::new(),
             next_conn: 0,
             journal: Journal::with(attackers),
@@ -128,6 +139,9 @@ impl World {
         world.agenda.at(0, Happening::Start(0));
         for (index, agent) in world.schedule.agents.iter().enumerate() {
             world.agenda.at(agent.start_ms, Happening::Start(index + 1));
+            if agent.lie.is_some() {
+                world.agenda.at(agent.start_ms, Happening::PodLies { machine: index + 1 });
+            }
         }
         for (index, planned) in world.schedule.faults.iter().enumerate() {
             world.agenda.at(planned.at_ms, Happening::Fault(index));
@@ -173,6 +187,8 @@ impl World {
             duplicated: self.coordinator.duplicated,
             rounds: self.agents.iter().map(|agent| agent.rounds).collect(),
             versions: self.coordinator.newest_version.0,
+            models: self.journal.models(),
+            pod_rounds: self.pods.watched.completed(),
             measured: self.journal.aggregates(),
             recoveries: self.coordinator.life.saturating_sub(1),
             faults: self.faults,
@@ -257,14 +273,19 @@ impl World {
             | Happening::Save(_)
             | Happening::Coordinator(..)
             | Happening::Up(..) => Some(0),
-            Happening::AgentDone { machine, .. } => {
+            Happening::AgentDone { machine, .. } | Happening::PodTurn { machine, .. } => {
                 let hangs_until_ms = self.hindrances[*machine].hangs_until_ms;
                 return self.stopped_until(*machine).max(Some(hangs_until_ms).filter(|until| *until > self.now_ms()));
             }
             Happening::Dial { machine, .. }
             | Happening::Refused { machine, .. }
             | Happening::AgentTick { machine, .. }
-            | Happening::AgentStore { machine, .. } => Some(*machine),
+            | Happening::AgentStore { machine, .. }
+            | Happening::PodLooks { machine, .. }
+            | Happening::PodLies { machine } => Some(*machine),
+            Happening::PodArrives { link, end }
+            | Happening::PodListens { link, end }
+            | Happening::PodClosed { link, end, .. } => self.pods.network.machine(*link, *end),
             Happening::Down(conn, _) | Happening::ChunksSent { conn, .. } => owner(conn, Side::Agent),
             Happening::Lost(conn, side) | Happening::Idle(conn, side) => owner(conn, *side),
             Happening::Start(_)
@@ -314,6 +335,12 @@ impl World {
             Happening::AgentTick { machine, life } => self.agent_tick(machine, life),
             Happening::AgentDone { machine, life, job, done } => self.agent_done(machine, life, job, *done),
             Happening::AgentStore { machine, life, job } => self.agent_stores(machine, life, *job),
+            Happening::PodTurn { machine, life, job } => self.pod_turn(machine, life, job),
+            Happening::PodLooks { machine, life, job } => self.pod_looks(machine, life, job),
+            Happening::PodArrives { link, end } => self.pod_arrives(link, end),
+            Happening::PodListens { link, end } => self.pod_listens(link, end),
+            Happening::PodClosed { link, end, loss } => self.pod_closed(link, end, loss),
+            Happening::PodLies { machine } => self.pod_lies(machine),
         }
     }
 
@@ -328,8 +355,9 @@ impl World {
             self.operate(anabranch_common::wire::operator::RunRequest::Stop);
             return;
         }
-        if self.now_ms() >= healed_at_ms + HEALING_MS {
-            return self.violate("P6", format!("{} s after the last fault: {}", HEALING_MS / 1000, waiting.join("; ")));
+        let most_ms = if self.schedule.pods.is_some() { HEALING_OF_PODS_MS } else { HEALING_MS };
+        if self.now_ms() >= healed_at_ms + most_ms {
+            return self.violate("P6", format!("{} s after the last fault: {}", most_ms / 1000, waiting.join("; ")));
         }
         let since_ms = self.now_ms() - healed_at_ms;
         let progress = self.agents.iter().filter_map(|agent| agent.progress(self.schedule.target_round_ms));

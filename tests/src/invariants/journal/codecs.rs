@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_common::codec::CodecSpec;
+use anabranch_common::codec::{CodecSpec, segments};
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Contribution, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
@@ -58,7 +58,9 @@ impl Codecs {
                 let (lease, used) = (update.meta.lease, update.meta.codec);
                 let asked = self.asked.get(&lease).copied();
                 let policy = upload.map(|upload| &upload.policy);
-                let is_allowed = asked.zip(policy).is_some_and(|(asked, policy)| policy.allows(&asked, used));
+                // A pod encodes every layer by itself.
+                let of_pod = used == segments::ID && spec.is_some_and(|spec| spec.pod.is_some());
+                let is_allowed = of_pod || asked.zip(policy).is_some_and(|(asked, policy)| policy.allows(&asked, used));
                 ensure(is_allowed, NAME, || {
                     format!("an update under lease {lease:?} is encoded with {used:?}, and {asked:?} was asked for")
                 })?;

@@ -24,8 +24,9 @@ pub(super) struct Leases {
 const OVERDUE_MS: u64 = 10_000;
 
 impl Leases {
-    pub(super) fn apply(&mut self, record: &Record, version: ModelVersion) -> Checked {
-        if record.body.granted().is_some() {
+    /// `in_pods`: leases whose rounds pods compute go on while they do, which the records do not say ([`Leases::overdue`]).
+    pub(super) fn apply(&mut self, record: &Record, version: ModelVersion, in_pods: bool) -> Checked {
+        if record.body.granted().is_some() && !in_pods {
             self.look_for_overdue(record.at_ms)?;
         }
         match &record.body {
@@ -96,6 +97,17 @@ impl Leases {
             })?;
         }
         Ok(())
+    }
+
+    /// Returns the leases that are held, and were over before then.
+    pub(super) fn overdue(&self, unix_ms: u64) -> impl Iterator<Item = &Lease> {
+        let held = self.held.values().filter_map(|id| self.granted.get(id));
+        held.filter(move |lease| lease.expires_at_ms < unix_ms)
+    }
+
+    /// Returns a lease that was granted.
+    pub(super) fn granted(&self, id: LeaseId) -> Option<&Lease> {
+        self.granted.get(&id)
     }
 
     /// Whether a lease is outstanding, and its base.

@@ -25,11 +25,11 @@ mod replay;
 mod sizes;
 mod staleness;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, ModelVersion, Position};
-use anabranch_common::journal::{Chain, Record, RecordBody};
+use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position};
+use anabranch_common::journal::{Chain, Lease, LeaseEnd, Record, RecordBody};
 use anabranch_common::spec::RunSpec;
 use anabranch_common::update::{MemoryMark, UpdateKey, Verdict};
 use anabranch_coordinator::store;
@@ -87,7 +87,8 @@ impl Fold {
         staleness::refused(self.spec.as_ref(), before, record, &self.leases, &self.closes)?;
         self.closes.apply(self.spec.as_ref(), before, record)?;
         self.once.apply(self.spec.as_ref(), before, record)?;
-        self.leases.apply(record, before)?;
+        let in_pods = self.spec.as_ref().is_some_and(|spec| spec.pod.is_some());
+        self.leases.apply(record, before, in_pods)?;
         self.epochs.apply(record)?;
         self.sizes.apply(self.spec.as_ref(), record)?;
         self.rates.apply(self.spec.as_ref(), record)?;
@@ -113,6 +114,19 @@ impl Fold {
     }
 }
 
+/// A lease that has ended without an update.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndedLease {
+    /// The lease.
+    pub lease: Lease,
+    /// How it ended.
+    pub why: LeaseEnd,
+    /// How stale an update under it would have been.
+    pub stale_by: u64,
+    /// Whether it was of the current branch.
+    pub is_of_branch: bool,
+}
+
 /// Watches one run, over all the lives of its coordinator.
 #[derive(Debug, Default)]
 pub struct Journal {
@@ -128,6 +142,8 @@ pub struct Journal {
     welcomes: epochs::Welcomes,
     heard: once::Heard,
     attackers: Attackers,
+    /// Leases that ended, which nobody has looked at.
+    ended: Vec<EndedLease>,
     /// What users are given of published versions, on all branches.
     served: BTreeSet<(ModelVersion, Digest)>,
 }
@@ -149,6 +165,13 @@ impl Journal {
             format!("record {} where record {next} comes next", record.position)
         })?;
         self.fold.apply(record, &self.attackers)?;
+        if let RecordBody::LeaseEnded { lease, why } = &record.body
+            && let Some(lease) = self.fold.leases.granted(*lease)
+        {
+            let stale_by = self.fold.version.0.saturating_sub(lease.base_version.0);
+            let is_of_branch = self.fold.branch == Some(lease.branch);
+            self.ended.push(EndedLease { lease: lease.clone(), why: *why, stale_by, is_of_branch });
+        }
         self.records.push(Arc::clone(record));
         self.chains.push(self.fold.chain);
         Ok(())
@@ -392,6 +415,28 @@ impl Journal {
     #[must_use]
     pub fn next(&self) -> Position {
         Position(self.records.len() as u64)
+    }
+
+    /// Takes the leases that have ended since the last look.
+    pub fn take_ended(&mut self) -> Vec<EndedLease> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Returns the leases that are held, and were over before then.
+    pub fn overdue(&self, unix_ms: u64) -> impl Iterator<Item = &Lease> {
+        self.fold.leases.overdue(unix_ms)
+    }
+
+    /// A lease that was granted.
+    #[must_use]
+    pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
+        self.fold.leases.granted(id)
+    }
+
+    /// The digest of each version that was seen, of the current branch.
+    #[must_use]
+    pub fn models(&self) -> BTreeMap<u64, Digest> {
+        self.models.of(self.fold.branch)
     }
 
     /// What an agent was told about an update, if anything.

@@ -16,6 +16,12 @@ impl Models {
         same(first, version, digest)
     }
 
+    /// The digest of every version of a branch.
+    pub(super) fn of(&self, branch: Option<BranchId>) -> BTreeMap<u64, Digest> {
+        let of_branch = self.0.iter().filter(|((of, _), _)| *of == branch);
+        of_branch.map(|((_, version), digest)| (version.0, *digest)).collect()
+    }
+
     /// Says nothing of a version that nobody has seen.
     pub(super) fn is(&self, branch: BranchId, version: ModelVersion, digest: Digest) -> Checked {
         self.0.get(&(Some(branch), version)).map_or(Ok(()), |first| same(*first, version, digest))

@@ -59,6 +59,7 @@ impl World {
             self.note(machine, Sign::Begin(SpanKind::Download), || format!("fetches version {version}"));
         }
         let message = self.agent(machine).poison(message);
+        let message = self.pod_claims(machine, message);
         if let AgentMessage::ReturnLease { lease, .. } = &message {
             let lease = lease.0;
             self.note(machine, Sign::End(SpanKind::Lease), || format!("gives back lease {lease}"));

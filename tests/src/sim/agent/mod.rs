@@ -22,6 +22,7 @@ use crate::picture::{MarkKind, SpanKind};
 
 use super::disk::SimDisk;
 use super::network::{Line, Side};
+use super::pods::{self, PodWork};
 use super::schedule::{AgentPlan, Machine};
 use super::trace::Sign;
 use super::world::{Happening, RUN, World, agent_id};
@@ -29,7 +30,7 @@ use super::world::{Happening, RUN, World, agent_id};
 /// A process.
 pub(super) struct Process {
     node: AgentNode,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     started_ms: u64,
     incarnation: Incarnation,
     conn: Option<u64>,
@@ -37,6 +38,10 @@ pub(super) struct Process {
     tick_at_ms: Option<u64>,
     next_job: u64,
     training: Option<Training>,
+    /// Its part in a pod.
+    pub(super) pod: Option<PodWork>,
+    /// The largest attempt at each lease that it has opened links for.
+    pub(super) opened: BTreeMap<LeaseId, u32>,
 }
 
 /// A local round that is computed.
@@ -145,6 +150,9 @@ impl AgentMachine {
         }
         let heard = self.verdicts_since_healed;
         let Some(process) = &self.process else { return Some(format!("agent {} does not run", self.machine)) };
+        if self.plan.helper {
+            return None;
+        }
         (heard < 2).then(|| {
             let session = process.node.session();
             format!(
@@ -162,7 +170,18 @@ impl AgentMachine {
     pub(super) fn progress(&self, target_ms: u64) -> Option<Progress> {
         let (agent, honest) = (self.machine, self.plan.hostile.is_none());
         let round_ms = self.plan.round_ms.max(target_ms);
-        (!self.gone).then_some(Progress { agent, round_ms, honest, verdicts: self.verdicts_since_healed })
+        // Those whose rounds pods compute wait for other agents.
+        (!self.gone && !self.plan.pod).then_some(Progress {
+            agent,
+            round_ms,
+            honest,
+            verdicts: self.verdicts_since_healed,
+        })
+    }
+
+    /// Its connection.
+    pub(super) fn conn(&self) -> Option<u64> {
+        self.process.as_ref()?.conn
     }
 
     fn is_life(&self, life: u64) -> bool {
@@ -173,7 +192,8 @@ impl AgentMachine {
 impl World {
     pub(super) fn start_agent(&mut self, machine: Machine) {
         let (now_ms, overlap) = (self.now_ms(), self.setting.overlap);
-        let train_examples = self.setting.learner.examples(machine);
+        let helps = self.agent(machine).plan.helper;
+        let train_examples = if helps { 0 } else { self.setting.learner.examples(machine) };
         let off_ms = self.agent(machine).rng.below(1_000);
         let agent = self.agent(machine);
         if agent.gone || agent.process.is_some() {
@@ -201,7 +221,7 @@ impl World {
             train_examples,
             eval_examples: agent.plan.eval_examples,
             device: "simulated".into(),
-            pod: None,
+            pod: pods::offer(machine, &agent.plan),
             renew_at_ms: u64::MAX,
             backoff_seed: agent.rng.next_u64(),
             overlap,
@@ -216,6 +236,8 @@ impl World {
             tick_at_ms: None,
             next_job: 0,
             training: None,
+            pod: None,
+            opened: BTreeMap::new(),
         });
         self.setting.learner.started(machine);
         self.note(machine, Sign::End(SpanKind::Dead), || "starts".into());
@@ -302,6 +324,7 @@ impl World {
                 }
                 self.done_in(machine, self.setting.overhead.of(3), Done::Unpack(event));
             }
+            Output::StopTraining if process.pod.is_some() => self.pod_stops(machine),
             Output::StopTraining => {
                 if let Some(Training { lease, .. }) = process.training.take() {
                     self.done_in(machine, self.setting.overhead.of(10), Done::Maths(Event::TrainingStopped { lease }));
@@ -312,7 +335,9 @@ impl World {
     }
 
     pub(super) fn agent_died(&mut self, machine: Machine) -> bool {
-        let Some(process) = self.agent(machine).process.take() else { return false };
+        let Some(mut process) = self.agent(machine).process.take() else { return false };
+        let work = process.pod.take();
+        self.pod_process_ends(machine, work, false);
         self.note(machine, Sign::Mark(MarkKind::Killed), || "the process is gone".into());
         self.note(machine, Sign::Begin(SpanKind::Dead), || "no process".into());
         if let Some(conn) = process.conn {
@@ -347,7 +372,9 @@ impl World {
             Ending::Replaced => Some(1_000),
             other => return self.violate("P6", format!("agent {machine} gives up: {other}")),
         };
-        let conn = self.agent(machine).process.take().and_then(|process| process.conn);
+        let process = self.agent(machine).process.take();
+        let (conn, work) = process.map_or((None, None), |process| (process.conn, process.pod));
+        self.pod_process_ends(machine, work, true);
         if let Some(conn) = conn {
             self.lost(conn, Side::Agent);
         }

@@ -56,6 +56,7 @@ impl World {
     pub(in crate::sim) fn compute(&mut self, machine: Machine, job: MathsJob) {
         let overhead = self.setting.overhead;
         let (takes_ms, event) = match &job {
+            MathsJob::Train { pod: Some(_), .. } | MathsJob::Serve { .. } => return self.pod_begins(machine, job),
             MathsJob::Train { .. } => self.train(machine, job),
             MathsJob::Evaluate { .. } => (overhead.of(200), self.evaluate(machine, job)),
             _ => (overhead.of(5), self.setting.learner.work(machine, job)),

@@ -143,6 +143,7 @@ impl World {
             self.coordinator_takes(Input::Tick);
             let looked = self.journal.looked(self.now_ms());
             self.checked(looked);
+            self.pods_look();
         }
     }
 
@@ -184,6 +185,7 @@ impl World {
 
     pub(super) fn carry_out(&mut self, outputs: Vec<Output>) {
         self.see_records(&outputs);
+        self.pods_look_at_ended();
         for output in outputs {
             match output {
                 Output::ToPeer(what) => self.tell_peer(what),

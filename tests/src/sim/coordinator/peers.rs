@@ -2,12 +2,15 @@
 
 use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::pod::PodRound;
 use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::Missing;
 use anabranch_coordinator::core::event::PeerId;
 use anabranch_coordinator::host::Input;
 use anabranch_coordinator::node::{DownloadId, PackedModel, ToPeer};
+
+use crate::invariants::pods::{Shape, Told};
 
 use crate::sim::disk::Failure;
 use crate::sim::network::{Parcel, Side};
@@ -51,6 +54,9 @@ impl World {
             let told = self.journal.told(*key, verdict);
             self.checked(told);
         }
+        if let CoordinatorMessage::Pod(round) = &message {
+            self.pod_named(peer, round);
+        }
         if let Some(conn) = self.conn_of(peer) {
             if matches!(message, CoordinatorMessage::Rejected(Rejection::Revoked))
                 && let Some(entry) = self.conns.get(&conn)
@@ -72,6 +78,20 @@ impl World {
             }
             self.send_down(conn, Parcel::Message(message));
         }
+    }
+
+    fn pod_named(&mut self, peer: PeerId, round: &PodRound) {
+        // Whoever is gone is not told; the attempt fails over that.
+        let Some(machine) = self.conn_of(peer).and_then(|conn| self.conns.get(&conn)).map(|conn| conn.machine) else {
+            return;
+        };
+        let told = Told { life: self.coordinator.life, peer, agent: agent_id(machine) };
+        let spec = &self.setting.spec;
+        let layers = spec.model.layers().ok().flatten().map_or(0, |model| model.layers.len());
+        let Some(pod) = &spec.pod else { return self.violate("pod parts", "a pod is formed in a run without pods") };
+        let named =
+            self.pods.watched.named(told, round, self.journal.lease(round.mark.lease), Shape { spec: pod, layers });
+        self.checked(named);
     }
 
     /// What is known of an evaluation that failed must be taken up at once, unless the run or the process is about to end.
@@ -110,10 +130,14 @@ impl World {
                 let peer = PeerId(self.coordinator.next_peer);
                 conn.peer = Some(peer);
                 process.peers.insert(peer, id);
+                self.pods.watched.greeted(peer, hello.pod.as_ref().and_then(|offer| offer.at_work));
                 self.coordinator_takes(Input::Hello { peer, agent: agent_id(machine), hello });
             }
             Parcel::Message(message) => {
                 let Some(peer) = conn.peer else { return };
+                if let AgentMessage::PodEnded { mark, .. } = &message {
+                    self.pods.watched.ended(peer, *mark);
+                }
                 let failed = match &message {
                     AgentMessage::EvaluationFailed { version, .. } => {
                         conn.to_evaluate.take_if(|asked| asked == version)

@@ -11,8 +11,9 @@ use std::ops::Range;
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::segments::{self, Segment};
 use anabranch_common::codec::{self, Codec, CodecSpec, Delta, EncodeError};
+use anabranch_common::journal::Plan;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{Layer, TensorPolicy};
+use anabranch_common::spec::{Layer, TensorPolicy, UploadSpec};
 use anabranch_common::wire::pod::LayerFigures;
 
 use super::error::ParcelError;
@@ -135,6 +136,16 @@ pub(super) struct Contents {
 }
 
 impl Encoding {
+    /// Returns how every member of a pod encodes a round with this plan.
+    #[must_use]
+    pub fn of(plan: &Plan, upload: &UploadSpec) -> Self {
+        let held = match plan.memory {
+            Some(_) => Held::Memory,
+            None => Held::LeftOut { decay: upload.feedback_decay },
+        };
+        Self { codec: plan.codec, policy: upload.policy.clone(), held, base_dot: plan.base_dot }
+    }
+
     fn codec(&self, place: &LayerPlace) -> Box<dyn Codec> {
         self.policy.encoder(self.codec, &place.manifest)
     }
@@ -295,20 +306,22 @@ fn segments_of<'a>(encoding: &Encoding, place: &LayerPlace, payload: &'a [u8]) -
 }
 
 /// What a round that was computed in one process comes to.
-#[cfg(test)]
+///
+/// # Errors
+/// Training has led to values that are not finite.
 pub(super) fn whole(
-    (layers, manifest): (&[Layer], &ModelManifest),
+    places: &[LayerPlace],
     [base, end]: [&[f32]; 2],
     held: &[f32],
-    encoding: Encoding,
-) -> Contribution {
-    let all = places(layers, manifest);
-    let mut assembly = Assembly::new(all.clone(), encoding.clone());
-    for place in all {
+    encoding: &Encoding,
+) -> Result<Contribution, EncodeError> {
+    let all = 0..places.last().map_or(0, |place| place.range.end);
+    let mut assembly = Assembly::new(places.to_vec(), encoding.clone());
+    for place in places {
         let range = place.range.clone();
         let held = held.get(range.clone()).unwrap_or_default();
-        let content = encode(&place, [&base[range.clone()], &end[range]], held, &encoding).expect("finite");
-        assembly.take(&(0..manifest.params()), content).expect("sound");
+        let content = encode(place, [&base[range.clone()], &end[range]], held, encoding)?;
+        assembly.take(&all, content).expect("it was encoded here, in its turn");
     }
-    assembly.finish()
+    Ok(assembly.finish())
 }

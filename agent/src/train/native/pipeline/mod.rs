@@ -41,6 +41,7 @@ mod turns;
 
 use std::ops::ControlFlow;
 
+use anabranch_common::codec::EncodeError;
 use anabranch_common::pod::Schedule;
 use anabranch_common::spec::{Activations, ModelSpec, TrainSpec};
 
@@ -137,6 +138,23 @@ impl Pipeline {
         run(&mut stages, &mut steps)?;
         let Steps { losses, stopped, .. } = steps;
         Ok(Trained { end: finite(stages.into_weights(), plan)?, losses, stopped })
+    }
+
+    /// Returns what a round comes to that started from `base` and ended there, with what is `held` of the model (nothing: an empty
+    /// vector): what the members of a pod encode, whichever parts they compute.
+    ///
+    /// # Errors
+    /// It has led to values that are not finite.
+    ///
+    /// # Panics
+    /// A vector is shorter than the model.
+    pub fn contribution(
+        &self,
+        [base, end]: [&[f32]; 2],
+        held: &[f32],
+        encoding: &Encoding,
+    ) -> Result<Contribution, EncodeError> {
+        content::whole(&self.cut.places, [base, end], held, encoding)
     }
 
     fn check(&self, model: &[f32], plan: &TrainSpec, shard: &dyn Shard) -> Result<(), TrainError> {

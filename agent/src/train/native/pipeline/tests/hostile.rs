@@ -112,8 +112,7 @@ fn expected(plan: &TrainSpec, schedule: Schedule) -> Option<Contribution> {
     let base = PIPELINE.initial(1);
     let go_on = &mut |_: StepReport| ControlFlow::Continue(());
     let end = PIPELINE.train(&base, plan, (schedule, MICRO_BATCHES), 4, SHARD.as_ref(), go_on).expect("trains").end;
-    let layers = (&PIPELINE.architecture.whole.layers[..], &PIPELINE.architecture.manifest);
-    Some(content::whole(layers, [&base, &end], &[], encoding()))
+    PIPELINE.contribution([&base, &end], &[], &encoding()).ok()
 }
 
 /// Sizes that parcels really have, and others.

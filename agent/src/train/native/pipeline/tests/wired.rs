@@ -114,10 +114,9 @@ fn honest(case: (&ModelSpec, &TrainSpec, &PodSpec)) -> Owned {
 /// What a round comes to whose owner computes all of it.
 fn sent(spec: &ModelSpec, trained: Trained) -> Owned {
     let all = Pipeline::new(spec, &[Pipeline::layers(spec).expect("valid")], 1).expect("valid");
-    let (base, architecture) = (all.initial(1), &all.architecture);
-    let layers = (&architecture.whole.layers[..], &architecture.manifest);
-    let contribution = content::whole(layers, [&base, &trained.end], &held(0..base.len()), encoding());
-    Owned { contribution: Some(contribution), losses: trained.losses }
+    let base = all.initial(1);
+    let contribution = all.contribution([&base, &trained.end], &held(0..base.len()), &encoding());
+    Owned { contribution: contribution.ok(), losses: trained.losses }
 }
 
 /// The same as trained weights, in one process.
