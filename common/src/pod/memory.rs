@@ -13,8 +13,6 @@ pub const PART_VECTORS: u32 = 8;
 /// Vectors as long as the whole model that the owner of a pod's round holds beside its parts, at its peak: the base, and what compression
 /// left out before and leaves out now (docs/adr/0032).
 pub const OWNER_VECTORS: u32 = 3;
-/// What is on its way over the links of a member, which has two neighbours.
-const LINKS_BYTES: u64 = 2 * limits::POD_WINDOW_BYTES as u64;
 /// Stacks, packed panels of matrix products, code that is paged in.
 pub const OVERHEAD_BYTES: u64 = 8 << 20;
 /// Bytes of a value.
@@ -28,7 +26,8 @@ impl Load {
             schedule: pod.schedule(),
             micro_batches: pod.micro_batches(),
             micro_batch_examples: pod.micro_batch_examples(train.batch_size),
-            fixed_bytes: OVERHEAD_BYTES + LINKS_BYTES,
+            // A member has two neighbours.
+            fixed_bytes: OVERHEAD_BYTES + 2 * u64::from(limits::POD_WINDOW_BYTES),
             vectors: PART_VECTORS + train.optimizer.state_vectors(),
         }
     }
