@@ -7,8 +7,9 @@ use anabranch_common::ids::AgentId;
 use anabranch_common::pod::{PodProblem, PodRound, cut};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
 
-use super::{PodEndedBy, PodTrained, PodTraining, Pods, StopSignal};
+use super::{PodEndedBy, PodServed, PodTrained, PodTraining, Pods, StopSignal};
 use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
+use crate::session::event::PartContent;
 use crate::train::native::pipeline::{Contribution, Encoding, Held, PipelineError, PodTask, serve, train_owned};
 
 /// Bytes of a value of activations.
@@ -58,11 +59,21 @@ impl Pods for LinkedPods {
         Ok(trained_of(contribution, &owned.losses, &spec.train))
     }
 
-    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
-        let task = self.task(round, spec)?;
-        let mut wire = self.open(round, spec, stop)?;
-        serve(&task, &mut wire).map_err(ended_by)?;
-        wire.finish().map_err(|error| ended_by(error.into()))
+    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> PodServed {
+        let computed = || -> Result<_, PodEndedBy> {
+            let task = self.task(round, spec)?;
+            let mut wire = self.open(round, spec, stop)?;
+            let parts = serve(&task, &mut wire).map_err(ended_by)?;
+            Ok((parts, wire))
+        };
+        match computed() {
+            Ok((parts, wire)) => {
+                let content = |(part, payload): (u32, Vec<u8>)| PartContent { part, payload: payload.into() };
+                let parts = parts.into_iter().map(content).collect();
+                PodServed { parts, ended: wire.finish().map_err(|error| ended_by(error.into())) }
+            }
+            Err(by) => PodServed::failed(by),
+        }
     }
 }
 

@@ -47,6 +47,8 @@ pub enum Held {
 pub struct Contribution {
     /// The payload, of [`segments`].
     pub payload: Vec<u8>,
+    /// The layers with content, in their order, and how many bytes each has at the end of the payload.
+    pub layers: Vec<(u32, u64)>,
     /// What it leaves out, one value a parameter of the model; empty where nothing is kept.
     pub left_out: Vec<f32>,
     /// Product with the base, if it was asked for and is finite.
@@ -246,13 +248,15 @@ impl Assembly {
             codec,
             bytes: payload.len() as u64,
         };
+        let layers = places.iter().zip(&payloads).map(|(place, payload)| (place.layer, payload.len() as u64)).collect();
         let mut payload = segments::header(&places.iter().zip(&payloads).map(segment).collect::<Vec<_>>());
         payload.reserve_exact(payloads.iter().map(Vec::len).sum());
         payloads.into_iter().for_each(|part| payload.extend(part));
         let sum = |of: fn(&LayerFigures) -> f64| figures.iter().map(of).sum::<f64>();
         let base_dot = Some(sum(|of| of.base_dot)).filter(|dot| encoding.base_dot && dot.is_finite());
         let ratio = (sum(|of| of.left_out_square).sqrt() / sum(|of| of.delta_square).sqrt()) as f32;
-        Contribution { payload, left_out, base_dot, residual_ratio: Some(ratio).filter(|ratio| ratio.is_finite()) }
+        let residual_ratio = Some(ratio).filter(|ratio| ratio.is_finite());
+        Contribution { payload, layers, left_out, base_dot, residual_ratio }
     }
 }
 
