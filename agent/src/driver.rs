@@ -9,6 +9,7 @@ use std::time::Duration;
 use anabranch_common::ids::{Incarnation, RunId};
 use anabranch_common::limits;
 use anabranch_common::wire::message::AgentMessage;
+use anabranch_io::chunks::Piece;
 use anabranch_io::durable::StorageError;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -301,6 +302,9 @@ impl Driver {
             }
             Output::Send(message) => self.op(Op::Send(message)),
             Output::SendChunks { content, transfer, missing } => self.op(Op::SendChunks { content, transfer, missing }),
+            Output::SendPart { content, transfer, first, missing } => {
+                self.op(Op::SendPart { piece: Piece { transfer, first, content }, missing })
+            }
             Output::Run(job) => self.run_job(job),
             Output::StopTraining => {
                 self.stop.set(true);

@@ -197,7 +197,11 @@ fn messages_that_lie_about_lengths_allocate_next_to_nothing() {
 
 #[test]
 fn a_transfer_is_checked_before_its_buffer_exists() {
-    let lie = TransferManifest { bytes: 1 << 40, chunks: vec![] };
+    let lie = TransferManifest { bytes: 1 << 40, chunks: vec![], sections: vec![] };
+    let (most, refused) = peak(|| Assembly::new(lie, u64::MAX).is_err());
+    assert!(refused && most <= CONSTANT, "{most} bytes were held");
+    // Each section of its own would have one chunk.
+    let lie = TransferManifest { bytes: 1 << 30, chunks: vec![Digest::default(); 2], sections: vec![1 << 29, 1 << 28] };
     let (most, refused) = peak(|| Assembly::new(lie, u64::MAX).is_err());
     assert!(refused && most <= CONSTANT, "{most} bytes were held");
 }

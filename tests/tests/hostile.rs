@@ -245,8 +245,8 @@ async fn bombs(port: u16, identity: &Identity) -> anyhow::Result<()> {
     assert_eq!(evil.submit(&offer).await?, Verdict::Refused { reason: RefusalReason::Malformed });
     let lease = evil.lease().await?;
     let offer = evil.offer(&lease, vec![0; 100]);
-    let transfer = TransferManifest { bytes: 100, chunks: vec![Digest::default(); 20_000] };
-    evil.say(&AgentMessage::OfferUpdate { meta: offer.meta.clone(), transfer }).await?;
+    let transfer = TransferManifest { bytes: 100, chunks: vec![Digest::default(); 20_000], sections: vec![] };
+    evil.say(&AgentMessage::OfferUpdate { meta: offer.meta.clone(), transfer, sections: None }).await?;
     assert_eq!(evil.submit(&offer).await?, Verdict::Refused { reason: RefusalReason::Malformed });
     Ok(())
 }

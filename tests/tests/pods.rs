@@ -7,11 +7,15 @@
 //! | a pod without helpers | the reason is in `status`; it is formed when a helper comes |
 //! | a helper is stopped in its tracks | silence counts as death, and a spare takes its place |
 //! | a gpt that is too large for every member | what one agent of their bound refuses they train together, within it |
+//! | helpers upload what they have computed, and one is killed before | members send their ranges; the owner sends what is missing |
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::journal::FinishReason;
+use anabranch_common::limits::POD_SECTION_BYTES;
+use anabranch_common::status::StatusReport;
+use anabranch_io::faults::KILL_ENV;
 use anabranch_io::model_file;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
 use anabranch_tests::report::proc_kib;
@@ -155,6 +159,63 @@ fn a_pod_waits_for_a_helper_and_says_so_and_a_spare_takes_the_place_of_a_silent_
     cluster.coordinate(&["stop"], &[])?.code(0)?;
     assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     cluster.verify()?;
+    Ok(())
+}
+
+/// Rounds of pods of three whose updates are large: each helper's part comes to more than `limits::POD_SECTION_BYTES`.
+fn large(versions: u64) -> String {
+    settings(versions, "labels = \"travel\"\ndeadline_s = 20.0\n")
+        .replace("stages = 2", "stages = 3")
+        .replace("local_steps = 40", "local_steps = 2")
+        .replace("hidden = [64, 64, 64]", "hidden = [320, 320, 320, 320, 320]")
+        .replace("codec = { kind = \"top-k\", fraction = 0.05 }", "codec = { kind = \"f32\" }")
+}
+
+const HELPERS: [&str; 2] = ["helper-0", "helper-1"];
+
+/// An owner and two helpers; the first one is killed when it is asked for what its part came to, if `dies`.
+fn uploading(settings: &str, dies: bool) -> anyhow::Result<Cluster> {
+    let mut cluster = Cluster::new(Path::new(LAB), settings)?;
+    let (shards, _) = shards(&cluster, 1)?;
+    cluster.start_coordinator()?;
+    for name in ["owner"].into_iter().chain(HELPERS) {
+        cluster.join(name)?;
+    }
+    start_member(&mut cluster, "owner", Some(&shards.join("agent-0")))?;
+    let args = ["--pod-listen=127.0.0.1:0".as_ref(), "--threads=1".as_ref()];
+    let death: &[(&str, &str)] = if dies { &[(KILL_ENV, "update-before-chunks")] } else { &[] };
+    cluster.start_agent(Role::Agent, HELPERS[0], &args, death)?;
+    start_member(&mut cluster, HELPERS[1], None)?;
+    Ok(cluster)
+}
+
+#[test]
+fn helpers_upload_what_they_have_computed() -> anyhow::Result<()> {
+    let mut cluster = uploading(&large(10_000), false)?;
+    cluster.wait_for_updates(3)?;
+    cluster.coordinate(&["pause"], &[])?.code(0)?;
+    let is_still = |status: &StatusReport| status.pods.as_ref().is_some_and(|pods| pods.computing == 0);
+    let status = cluster.wait_until("no pod computes", PATIENCE, is_still)?;
+    let of_the_owner = status.agents.iter().find(|agent| agent.name == "owner").context("it takes part")?.uplink_bytes;
+    for helper in HELPERS {
+        // Three updates, each with its part.
+        assert!(cluster.agent_status(helper)?.uplink_bytes >= 3 * POD_SECTION_BYTES, "{}", cluster.logs());
+    }
+    let owner = cluster.agent_status("owner")?.uplink_bytes;
+    let is_less = owner + 2 * POD_SECTION_BYTES <= of_the_owner;
+    assert!(owner > 0 && is_less, "the owner has sent {owner} bytes of its updates' {of_the_owner}");
+    cluster.coordinate(&["stop"], &[])?.code(0)?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    cluster.verify()?;
+    Ok(())
+}
+
+#[test]
+fn an_update_comes_whole_though_a_helper_dies_before_it_has_sent_its_part() -> anyhow::Result<()> {
+    let mut dying = uploading(&large(1), true)?;
+    let disturbed = result(&mut dying)?;
+    assert!(dying.agent(HELPERS[0])?.was_killed()?, "it was asked for its part: {}", dying.logs());
+    assert!(disturbed == result(&mut uploading(&large(1), false)?)?, "the owner has sent something else");
     Ok(())
 }
 

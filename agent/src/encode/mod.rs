@@ -28,6 +28,7 @@ use anabranch_common::codec::{self, Delta, EncodeError};
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateKey;
+use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 
 use crate::session::command::Bank;
@@ -90,7 +91,7 @@ fn bank_of_pod(
     key: UpdateKey,
     manifest: &ModelManifest,
     bank: &Bank,
-    content: PodContent,
+    mut content: PodContent,
 ) -> Result<OutboxEntry, BankError> {
     let expected = manifest.params();
     if !content.left_out.is_empty() && content.left_out.len() != expected {
@@ -102,8 +103,14 @@ fn bank_of_pod(
     let origin = ledger.take_origin(bank.lease.branch, manifest, bank.lease.plan.memory);
     let residual_ratio = content.residual_ratio.filter(|_| bank.lease.plan.residual_ratio);
     let measured = Measured { base_dot: content.base_dot, residual_ratio };
+    let shared = content.sections.take();
+    let shared = shared.map(|(starts, of)| (TransferManifest::in_sections(&content.payload, starts), of));
     let update = cpu::of_pod(content, origin, &ledger.states());
-    Ok(ledger.bank(key, manifest, bank, update, measured)?)
+    let mut entry = ledger.bank(key, manifest, bank, update, measured)?;
+    if let Some((transfer, sections)) = shared {
+        (entry.transfer, entry.sections) = (transfer, Some(sections));
+    }
+    Ok(entry)
 }
 
 /// What the coordinator wants to know of an update beside the trainer's figures.

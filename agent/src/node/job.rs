@@ -101,6 +101,14 @@ impl StoreJob {
         matches!(self, Self::Read { key: of, link: on, .. } if *of == key || *on != link)
     }
 
+    /// Returns the chunks of `key` that are to be read for `link`, if this job reads some.
+    pub(super) fn reads(&self, key: UpdateKey, link: u64) -> Option<&Missing> {
+        match self {
+            Self::Read { key: of, link: on, missing, .. } if *of == key && *on == link => Some(missing),
+            _ => None,
+        }
+    }
+
     /// Carries the job out on the ledger of `agent` in `run`.
     ///
     /// # Errors
@@ -207,7 +215,7 @@ impl MathsJob {
     pub fn stopped(&self) -> Option<Event> {
         match self {
             Self::Train { lease, .. } => Some(Event::TrainingStopped { lease: lease.id }),
-            Self::Serve { round, .. } => Some(Event::Served { mark: round.mark, problem: None }),
+            Self::Serve { round, .. } => Some(Event::Served { mark: round.mark, problem: None, parts: vec![] }),
             Self::Prepare(_) | Self::Reorder(_) | Self::MakeInitial { .. } | Self::Evaluate { .. } => None,
         }
     }

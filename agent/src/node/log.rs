@@ -1,5 +1,6 @@
 //! What is logged of an agent's life, and the moments at which tests kill it.
 
+use anabranch_common::ids::Digest;
 use anabranch_common::update::{UpdateKey, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage as Said};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -45,11 +46,11 @@ pub(super) fn event(event: &Event) {
         Event::Message(Said::PodOver { mark }) => {
             tracing::info!(lease = mark.lease.0, attempt = mark.attempt, "this attempt of a pod is over");
         }
-        Event::PodFailed { mark, problem } | Event::Served { mark, problem: Some(problem) } => {
+        Event::PodFailed { mark, problem } | Event::Served { mark, problem: Some(problem), .. } => {
             let (lease, attempt, reason) = (mark.lease.0, mark.attempt, &problem.reason);
             tracing::warn!(lease, attempt, reason, "this attempt of a pod came to nothing");
         }
-        Event::Served { mark, problem: None } => {
+        Event::Served { mark, problem: None, .. } => {
             tracing::debug!(lease = mark.lease.0, attempt = mark.attempt, "the part of a pod's round is over");
         }
         Event::Message(Said::Verdict { key, verdict: Verdict::Refused { reason } }) => {
@@ -80,4 +81,9 @@ pub(super) fn event(event: &Event) {
         Event::Shutdown => tracing::info!("stopping; finished work is kept"),
         _ => {}
     }
+}
+
+/// What a helper sends of another agent's update.
+pub(super) fn part(bytes: usize, transfer: Digest) {
+    tracing::info!(bytes, transfer = %transfer.short(), "sending a part of another agent's update");
 }

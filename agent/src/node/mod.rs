@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!             Input                                             Output
-//!  Event(..)         ─┐                                     ┌─► Open · Close · Send · SendChunks   (the link)
+//!  Event(..)         ─┐                                     ┌─► Open · Close · Send · SendChunks · SendPart (the link)
 //!  Link { number, ..} ┼─► AgentNode::handle(now_ms, input) ─┼─► Run(job) ─► carried out elsewhere ─► Done
 //!  Done(..)          ─┘        session, lanes               └─► StopTraining · Renew · StoreCertificate · Exit
 //! ```
@@ -25,6 +25,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use anabranch_common::ids::Digest;
 use anabranch_common::lane::Lane;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::message::AgentMessage;
@@ -78,6 +79,17 @@ pub enum Output {
         /// All chunks of it.
         transfer: TransferManifest,
         /// Which of them.
+        missing: Missing,
+    },
+    /// Send chunks of another agent's update on the link.
+    SendPart {
+        /// The section that they are cut from.
+        content: Arc<[u8]>,
+        /// The update's transfer.
+        transfer: Digest,
+        /// The section's first chunk.
+        first: u32,
+        /// Which of them, counted from that one.
         missing: Missing,
     },
     /// Carry out a job; answered by [`Input::Done`].
@@ -201,6 +213,11 @@ impl AgentNode {
                 out.push(Output::Send(message));
             }
             Command::SendChunks { source, transfer, missing } => self.send_chunks(source, transfer, missing, out),
+            Command::SendPart { content, transfer, first, missing } => {
+                log::part(content.len(), transfer);
+                faults::point("update-before-chunks");
+                out.push(Output::SendPart { content, transfer, first, missing });
+            }
             Command::Prepare(spec) => self.maths.push(MathsJob::Prepare(spec)),
             Command::Reorder(manifest) => self.maths.push(MathsJob::Reorder(manifest)),
             Command::MakeInitial { seed } => self.maths.push(MathsJob::MakeInitial { seed }),
@@ -238,7 +255,7 @@ impl AgentNode {
         &mut self,
         source: ChunkSource,
         transfer: TransferManifest,
-        missing: Missing,
+        mut missing: Missing,
         out: &mut Vec<Output>,
     ) {
         let Some(link) = self.link else { return };
@@ -247,7 +264,8 @@ impl AgentNode {
             ChunkSource::Update(key) => {
                 log::chunks(key, &transfer, &missing);
                 let Some(content) = self.fresh.get(key) else {
-                    // A later request says what is still missing; what another link needed is of no use.
+                    // The payload is read once for all that is asked for; what another link needed is of no use.
+                    self.store.waiting().filter_map(|job| job.reads(key, link)).for_each(|asked| missing.join(asked));
                     self.store.retain(|job| !job.is_replaced_by_read(key, link));
                     return self.store.push(StoreJob::Read { key, link, transfer, missing });
                 };

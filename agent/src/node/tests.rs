@@ -203,7 +203,7 @@ fn a_part_of_anothers_round_that_waits_is_taken_back() {
     node.maths.push(MathsJob::Serve { round: Box::new(round), spec: Box::new(spec()) });
     let mut out = Vec::new();
     let event = node.execute(Command::StopTraining, &mut out);
-    assert_eq!((event, out.len()), (Some(Event::Served { mark, problem: None }), 0));
+    assert_eq!((event, out.len()), (Some(Event::Served { mark, problem: None, parts: vec![] }), 0));
     assert!(node.execute(Command::StopTraining, &mut out).is_none());
     assert!(matches!(out[..], [Output::StopTraining]), "what is computed has to be told: {out:?}");
 }
@@ -275,6 +275,22 @@ fn chunks_that_are_asked_for_again_are_read_once() {
     let content = Some(Arc::from([0; 10]));
     let sent = node.handle(3, stored(StoreDone::Read { link, content, transfer, missing }));
     assert!(matches!(sent[..], [Output::SendChunks { .. }]), "and nothing else is read: {sent:?}");
+}
+
+/// What a helper was to send of a pod's update is asked of the owner while it still reads what it was asked for before.
+#[test]
+fn chunks_that_are_asked_for_one_after_the_other_are_read_together() {
+    let mut update = entry(0, &lease(1, 0));
+    update.transfer = TransferManifest::in_sections(&[0; 10], vec![3, 6]);
+    let mut node = welcomed(Kept { outbox: vec![update.clone()], ..Kept::default() }, Arc::default());
+    for index in [0, 2] {
+        let missing = Missing::all(3).take(index..index + 1);
+        let need = CoordinatorMessage::NeedChunks { transfer: update.transfer.id(), missing };
+        assert!(node.handle(1, link(1, say(need))).is_empty(), "the branch is being adopted");
+    }
+    let read = store_job(node.handle(2, stored(StoreDone::Adopted)));
+    let StoreJob::Read { missing, .. } = read else { panic!("{read:?}") };
+    assert_eq!(missing.indices(3).collect::<Vec<_>>(), [0, 2]);
 }
 
 /// Guards the store's lane: a coordinator may name another branch on each link, while the disk stalls.

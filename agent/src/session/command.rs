@@ -39,6 +39,17 @@ pub enum Command {
         /// Which of them.
         missing: Missing,
     },
+    /// Send these chunks of another agent's update.
+    SendPart {
+        /// The section that they are cut from.
+        content: Arc<[u8]>,
+        /// The update's transfer.
+        transfer: Digest,
+        /// The section's first chunk.
+        first: u32,
+        /// Which of them, counted from that one.
+        missing: Missing,
+    },
     /// Build the trainer; answered by `Prepared`.
     Prepare(Box<AgentSpec>),
     /// Have the trainer's tensors lie in this order, the run's; answered by `Prepared`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::ids::{BranchId, Digest, Epoch, LeaseId, ModelVersion, UpdateSeq};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::pod::{PodMark, PodProblem};
+use anabranch_common::pod::{PodMark, PodProblem, PodSections};
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::TransferManifest;
@@ -92,6 +92,8 @@ pub enum Event {
         mark: PodMark,
         /// Why it failed, if it did.
         problem: Option<PodProblem>,
+        /// What it came to, for its upload.
+        parts: Vec<PartContent>,
     },
     /// A model was evaluated.
     Evaluated {
@@ -195,12 +197,23 @@ pub struct PodContent {
     pub from: FeedbackState,
     /// The payload, of `codec::segments`.
     pub payload: Vec<u8>,
+    /// Where its sections begin, without the first one, and which of them helpers have; none: this agent sends all of it.
+    pub sections: Option<(Vec<u64>, PodSections)>,
     /// What it leaves out, one value a parameter; empty where nothing is kept.
     pub left_out: Vec<f32>,
     /// Product of its content with the base, where it was asked for.
     pub base_dot: Option<f64>,
     /// Norm of what is left out over the norm of what training has changed.
     pub residual_ratio: Option<f32>,
+}
+
+/// What a part of another agent's round came to: a section of its update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartContent {
+    /// The part of the model.
+    pub part: u32,
+    /// The content.
+    pub payload: Arc<[u8]>,
 }
 
 /// Number of a state of the error feedback, within one process.
@@ -235,6 +248,8 @@ pub struct OutboxEntry {
     pub meta: UpdateMeta,
     /// The payload's chunks.
     pub transfer: TransferManifest,
+    /// Which of its sections helpers of a pod have too, if any. A process that starts again does not know it, and sends all of them.
+    pub sections: Option<PodSections>,
 }
 
 /// What the store held when the process started.

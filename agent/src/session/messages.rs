@@ -11,6 +11,7 @@ use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use super::Session;
 use super::command::{Command, Ending};
 use super::membership::Branch;
+use super::parts::PartRequest;
 use super::replica::{Announced, Arrival, Wanted};
 
 impl Session {
@@ -44,6 +45,12 @@ impl Session {
             CoordinatorMessage::LeaseDeferred => self.rounds.request_stands(now_ms),
             CoordinatorMessage::Pod(round) => self.pod(round, out),
             CoordinatorMessage::PodOver { mark } => self.pod_over(now_ms, mark, out),
+            CoordinatorMessage::NeedPart { mark, part, transfer, bytes, first, missing } => {
+                let request = PartRequest { mark, part, transfer, bytes, first, missing };
+                let at_work = self.seat.serving().map(|round| round.mark);
+                out.extend(self.parts.need(request, at_work));
+            }
+            CoordinatorMessage::PartDone { mark } => self.parts.done(mark),
             CoordinatorMessage::Evaluate { version, digest } => {
                 if self.config.eval_examples > 0 {
                     self.evaluator.request(Wanted { version, digest });

@@ -21,6 +21,7 @@
 //! | `model` | the trainer's tensors, and version 0 |
 //! | `rounds` | the round that is computed, the one that is prepared, deltas on their way to the store; `tempo` times them |
 //! | `seat` | the part of another agent's round that is computed here |
+//! | `parts` | what that came to, until its update is decided |
 //! | `evaluator` | evaluations |
 //! | `replica` | the model that is held, and the fetch of another |
 //! | `outbox` | durable updates without a verdict |
@@ -37,6 +38,7 @@ mod membership;
 mod messages;
 mod model;
 pub mod outbox;
+mod parts;
 mod pods;
 pub mod replica;
 mod rounds;
@@ -68,6 +70,7 @@ use link::Connection;
 use membership::Membership;
 use model::Model;
 use outbox::Outbox;
+use parts::Parts;
 use replica::{Replica, Wanted};
 use rounds::Rounds;
 use seat::Seat;
@@ -114,6 +117,7 @@ pub struct Session {
     model: Model,
     rounds: Rounds,
     seat: Seat,
+    parts: Parts,
     evaluator: Evaluator,
     replica: Replica,
     outbox: Outbox,
@@ -137,6 +141,7 @@ impl Session {
             membership: Membership::new(&kept),
             rounds: Rounds::default(),
             seat: Seat::default(),
+            parts: Parts::default(),
             evaluator: Evaluator::default(),
             replica: Replica::default(),
             outbox: Outbox::new(kept.outbox),
@@ -200,7 +205,11 @@ impl Session {
             Event::Trained(outcome) => self.trained(now_ms, *outcome, out),
             Event::TrainingStopped { lease } => self.training_stopped(lease, out),
             Event::PodFailed { mark, problem } => self.pod_failed(now_ms, mark, problem, out),
-            Event::Served { mark, problem } => self.served(now_ms, mark, problem, out),
+            Event::Served { mark, problem, parts } => {
+                let answer = self.parts.ended(mark, parts);
+                out.extend(answer.filter(|_| self.connection.is_up()));
+                self.served(now_ms, mark, problem, out);
+            }
             Event::Evaluated { version, accuracy, loss, num_examples } => {
                 let agent = self.config.agent;
                 self.evaluator.evaluated(Evaluation { agent, version, accuracy, loss, num_examples });
@@ -242,6 +251,7 @@ impl Session {
         self.replica.disconnected();
         self.verdicts.disconnected();
         self.rounds.disconnected();
+        self.parts.disconnected();
         match problem {
             Problem::Final(ending) => self.end(ending, out),
             Problem::Transient(problem) => {

@@ -80,8 +80,8 @@ impl Outbox {
     pub(super) fn offer(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         for slot in self.slots.iter_mut().filter(|slot| slot.state == State::Kept) {
             slot.state = State::Offered { since_ms: now_ms };
-            let OutboxEntry { meta, transfer } = slot.entry.clone();
-            out.push(Command::Send(AgentMessage::OfferUpdate { meta, transfer }));
+            let OutboxEntry { meta, transfer, sections } = slot.entry.clone();
+            out.push(Command::Send(AgentMessage::OfferUpdate { meta, transfer, sections }));
         }
     }
 
@@ -109,10 +109,10 @@ impl Outbox {
     }
 
     /// All chunks that were asked for are on their way. What waits to be offered again goes on waiting: the chunks were of
-    /// a connection that is gone.
+    /// a connection that is gone. Where helpers send some, those may take as long as the whole update.
     pub(super) fn sent(&mut self, now_ms: u64, transfer: Digest) {
         self.heard_ms = now_ms;
-        let sending = |slot: &&mut Slot| matches!(slot.state, State::Sending { .. });
+        let sending = |slot: &&mut Slot| matches!(slot.state, State::Sending { .. }) && slot.entry.sections.is_none();
         self.undecided(transfer).filter(sending).for_each(|slot| slot.state = State::Offered { since_ms: now_ms });
     }
 

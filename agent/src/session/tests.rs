@@ -154,11 +154,13 @@ pub(crate) fn entry(seq: u64, lease: &Lease) -> OutboxEntry {
             memory: None,
         },
         transfer: TransferManifest::of(&payload),
+        sections: None,
     }
 }
 
 fn offer(entry: &OutboxEntry) -> Command {
-    send(AgentMessage::OfferUpdate { meta: entry.meta.clone(), transfer: entry.transfer.clone() })
+    let OutboxEntry { meta, transfer, sections } = entry.clone();
+    send(AgentMessage::OfferUpdate { meta, transfer, sections })
 }
 
 pub(crate) fn outcome(lease: &Lease) -> Outcome {

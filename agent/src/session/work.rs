@@ -180,6 +180,7 @@ impl Session {
     fn serve(&mut self, round: Box<PodRound>, out: &mut Vec<Command>) {
         let mut spec = self.membership.terms().expect("a pod comes only after a welcome").spec.clone();
         spec.train = round.plan.of(&spec.train);
+        self.parts.give_way();
         out.push(Command::Serve { round, spec: Box::new(spec) });
     }
 

@@ -126,7 +126,8 @@ impl Ledger {
         let mut outbox = Vec::with_capacity(self.head.outbox.len());
         for update in &self.head.outbox {
             let payload = self.read_payload(update)?;
-            outbox.push(OutboxEntry { meta: update.meta.clone(), transfer: TransferManifest::of(&payload) });
+            let transfer = TransferManifest::of(&payload);
+            outbox.push(OutboxEntry { meta: update.meta.clone(), transfer, sections: None });
         }
         Ok(Kept { branch: self.head.branch, counter: self.head.counter, outbox })
     }
@@ -217,7 +218,7 @@ impl Ledger {
         }
         self.manifest = Some(manifest.clone());
         self.fresh.add(key, payload);
-        Ok(OutboxEntry { meta, transfer })
+        Ok(OutboxEntry { meta, transfer, sections: None })
     }
 
     /// Takes a decided update out of the outbox; with [`Settlement::Return`] its content joins the residual in the same

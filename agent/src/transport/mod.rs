@@ -17,7 +17,7 @@ use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
-use anabranch_io::chunks::{self, ChunkError};
+use anabranch_io::chunks::{self, ChunkError, Piece};
 use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
 use anabranch_io::tls;
 use quinn::Connection;
@@ -41,6 +41,13 @@ pub enum Op {
         /// Its chunks.
         transfer: TransferManifest,
         /// Which of them.
+        missing: Missing,
+    },
+    /// Send chunks of a piece of a transfer.
+    SendPart {
+        /// The piece.
+        piece: Piece,
+        /// Which of them, counted from its first one.
         missing: Missing,
     },
     /// Close once everything before this was handed over.
@@ -265,6 +272,10 @@ async fn do_ops(
                 let (connection, tell) = (connection.clone(), tell.clone());
                 tasks.spawn(async move { send_chunks(&connection, content, &transfer, &missing, &tell).await });
             }
+            Some(Op::SendPart { piece, missing }) => {
+                let (connection, tell) = (connection.clone(), tell.clone());
+                tasks.spawn(async move { send_piece(&connection, &piece, &missing, &tell).await });
+            }
             Some(Op::Close) | None => {
                 // What was said last must arrive before the connection goes.
                 // (A peer that does not confirm it is not waited for.)
@@ -287,5 +298,12 @@ async fn send_chunks(
     let sent = chunks::send_chunks(connection, transfer, content, missing, CHUNK).await;
     sent.map_err(|error| error.to_string())?;
     tell.event(NetEvent::ChunksSent { transfer: transfer.id(), bytes }).await;
+    Ok(())
+}
+
+async fn send_piece(connection: &Connection, piece: &Piece, missing: &Missing, tell: &Tell) -> Result<(), String> {
+    let bytes = piece.chunks(missing).into_iter().map(|(_, range)| range.len() as u64).sum();
+    chunks::send_piece(connection, piece, missing, CHUNK).await.map_err(|error| error.to_string())?;
+    tell.event(NetEvent::ChunksSent { transfer: piece.transfer, bytes }).await;
     Ok(())
 }

@@ -8,8 +8,9 @@ use anabranch_common::pod::cut::Table;
 use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
 
-use super::{PodEndedBy, PodServing, PodTrained, PodTraining, Pods, StopSignal};
+use super::{PodEndedBy, PodServed, PodServing, PodTrained, PodTraining, Pods, StopSignal};
 use crate::pod::{Attempt, MemberWire, OpenLinks, ParcelSizes, WireError};
+use crate::session::event::PartContent;
 use crate::train::TrainError;
 use crate::train::native::pipeline::{Contribution, Encoding, PipelineError, PodTask, serve, train_owned};
 
@@ -65,12 +66,22 @@ impl Pods for LinkedPods {
         Ok(trained_of(contribution, &owned.losses, &spec.train))
     }
 
-    fn serve(&mut self, order: PodServing<'_>) -> Result<(), PodEndedBy> {
+    fn serve(&mut self, order: PodServing<'_>) -> PodServed {
         let PodServing { round, spec, modules, stop } = order;
-        let task = PodTask { modules, ..self.task(round, spec)? };
-        let mut wire = self.open(round, spec, stop)?;
-        serve(&task, &mut *wire).map_err(ended_by)?;
-        wire.finish().map_err(|error| ended_by(error.into()))
+        let computed = || -> Result<_, PodEndedBy> {
+            let task = PodTask { modules, ..self.task(round, spec)? };
+            let mut wire = self.open(round, spec, stop)?;
+            let parts = serve(&task, &mut *wire).map_err(ended_by)?;
+            Ok((parts, wire))
+        };
+        match computed() {
+            Ok((parts, wire)) => {
+                let content = |(part, payload): (u32, Vec<u8>)| PartContent { part, payload: payload.into() };
+                let parts = parts.into_iter().map(content).collect();
+                PodServed { parts, ended: wire.finish().map_err(|error| ended_by(error.into())) }
+            }
+            Err(by) => PodServed::failed(by),
+        }
     }
 }
 

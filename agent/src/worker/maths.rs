@@ -18,8 +18,8 @@ use anabranch_common::spec::{AgentSpec, ModelKind, UploadSpec};
 use tokio::sync::mpsc;
 
 use super::{
-    KilledNote, Pace, PodEndedBy, PodServing, PodTrained, PodTraining, Pods, Shards, StopSignal, TrainerFactory,
-    guarded,
+    KilledNote, Pace, PodEndedBy, PodServed, PodServing, PodTrained, PodTraining, Pods, Shards, StopSignal,
+    TrainerFactory, guarded,
 };
 use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
@@ -271,14 +271,16 @@ impl Maths {
     }
 
     /// The same for the round of a pod.
-    fn pod_over(&self, id: LeaseId, from: FeedbackState, trained: PodTrained, clock: Clock) -> Event {
+    fn pod_over(&self, round: &PodRound, from: FeedbackState, trained: PodTrained, clock: Clock) -> Event {
+        let id = round.mark.lease;
         let maths = clock.elapsed();
         self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
         if self.setup.stop.is_set() {
             return Event::TrainingStopped { lease: id };
         }
         let PodTrained { contribution, num_examples, steps, mean_loss } = trained;
-        let Contribution { payload, left_out, base_dot, residual_ratio } = contribution;
+        let Contribution { payload, layers, left_out, base_dot, residual_ratio } = contribution;
+        let sections = round.sections(payload.len() as u64, &layers);
         Event::Trained(Box::new(Outcome {
             lease: id,
             delta: Arc::default(),
@@ -287,7 +289,7 @@ impl Maths {
             train_loss: mean_loss,
             compute_ms: clock.now_ms(),
             encoded: None,
-            pod: Some(PodContent { from, payload, left_out, base_dot, residual_ratio }),
+            pod: Some(PodContent { from, payload, sections, left_out, base_dot, residual_ratio }),
         }))
     }
 
@@ -317,7 +319,7 @@ impl Maths {
         let (held, control) = (&mut held, &mut control);
         let order = PodTraining { lease, round, spec, start, held, shard, modules, control, stop };
         match pods.train(order) {
-            Ok(trained) => self.pod_over(id, from, trained, clock),
+            Ok(trained) => self.pod_over(round, from, trained, clock),
             Err(PodEndedBy::Stopped) => Event::TrainingStopped { lease: id },
             Err(PodEndedBy::Problem(problem)) => Event::PodFailed { mark, problem },
             Err(PodEndedBy::Fatal(error)) if error.is_passing() => {
@@ -331,17 +333,19 @@ impl Maths {
     fn serve(&mut self, round: &PodRound, spec: &AgentSpec) -> Event {
         let mark = round.mark;
         let Some(pods) = self.setup.pods.as_deref_mut() else {
-            return Event::Served { mark, problem: Some(no_pods()) };
+            return Event::Served { mark, problem: Some(no_pods()), parts: Vec::new() };
         };
         let modules = self.trainer.as_deref().and_then(Trainer::modules);
-        match pods.serve(PodServing { round, spec, modules, stop: &self.setup.stop }) {
-            Ok(()) | Err(PodEndedBy::Stopped) => Event::Served { mark, problem: None },
-            Err(PodEndedBy::Problem(problem)) => Event::Served { mark, problem: Some(problem) },
+        let PodServed { parts, ended } = pods.serve(PodServing { round, spec, modules, stop: &self.setup.stop });
+        let problem = match ended {
+            Ok(()) | Err(PodEndedBy::Stopped) => None,
+            Err(PodEndedBy::Problem(problem)) => Some(problem),
             Err(PodEndedBy::Fatal(error)) if error.is_passing() => {
-                Event::Served { mark, problem: Some(PodProblem { member: None, reason: error.to_string() }) }
+                Some(PodProblem { member: None, reason: error.to_string() })
             }
-            Err(PodEndedBy::Fatal(error)) => Event::Failed(ending(&error)),
-        }
+            Err(PodEndedBy::Fatal(error)) => return Event::Failed(ending(&error)),
+        };
+        Event::Served { mark, problem, parts }
     }
 
     fn evaluate(&mut self, version: ModelVersion, content: &[f32]) -> Event {

@@ -10,6 +10,7 @@ use anabranch_common::pod::{PodOffer, PodProblem, PodRound};
 use anabranch_common::spec::AgentSpec;
 
 use super::StopSignal;
+use crate::session::event::PartContent;
 use crate::shard::Shard;
 use crate::train::native::pipeline::Contribution;
 use crate::train::{ModuleTrainer, StepReport, TrainError};
@@ -54,10 +55,7 @@ pub trait Pods: Send {
     fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy>;
 
     /// Computes this agent's part of another agent's round.
-    ///
-    /// # Errors
-    /// See [`PodEndedBy`].
-    fn serve(&mut self, order: PodServing<'_>) -> Result<(), PodEndedBy>;
+    fn serve(&mut self, order: PodServing<'_>) -> PodServed;
 }
 
 /// An own round that a pod is to compute.
@@ -114,6 +112,23 @@ pub struct PodTrained {
     pub mean_loss: f32,
 }
 
+/// How this agent's part of another agent's round has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodServed {
+    /// What its parts came to, once all of it was sent to the owner.
+    pub parts: Vec<PartContent>,
+    /// Whether the attempt had come to its end.
+    pub ended: Result<(), PodEndedBy>,
+}
+
+impl PodServed {
+    /// Returns the end of a part that came to nothing.
+    #[must_use]
+    pub fn failed(by: PodEndedBy) -> Self {
+        Self { parts: Vec::new(), ended: Err(by) }
+    }
+}
+
 /// Why an attempt gave nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PodEndedBy {
@@ -163,6 +178,7 @@ mod tests {
                 None => {
                     let contribution = Contribution {
                         payload: start.iter().map(|value| *value as u8).collect(),
+                        layers: vec![(0, 2)],
                         left_out: held(0..2),
                         base_dot: Some(0.5),
                         residual_ratio: None,
@@ -172,10 +188,17 @@ mod tests {
             }
         }
 
-        fn serve(&mut self, order: PodServing<'_>) -> Result<(), PodEndedBy> {
+        fn serve(&mut self, order: PodServing<'_>) -> PodServed {
             assert_eq!(order.round.owner, OTHER);
-            self.ends.lock().pop().map_or(Ok(()), Err)
+            match self.ends.lock().pop() {
+                Some(end) => PodServed::failed(end),
+                None => PodServed { parts: parts(), ended: Ok(()) },
+            }
         }
+    }
+
+    fn parts() -> Vec<PartContent> {
+        vec![PartContent { part: 1, payload: Arc::from([7]) }]
     }
 
     fn round(owner: AgentId) -> Box<PodRound> {
@@ -227,7 +250,7 @@ mod tests {
         assert_eq!((content.from, content.base_dot), (FeedbackState::EMPTY, Some(0.5)));
         assert_eq!((outcome.delta.len(), outcome.num_examples, outcome.local_steps), (0, 40, 5));
         assert_eq!((outcome.lease, outcome.train_loss), (LeaseId(1), 0.5));
-        assert_eq!(world.maths.work(serve()), Event::Served { mark: round(OTHER).mark, problem: None });
+        assert_eq!(world.maths.work(serve()), Event::Served { mark: round(OTHER).mark, problem: None, parts: parts() });
     }
 
     #[test]
@@ -244,9 +267,12 @@ mod tests {
             (broken(), failed()),
         ];
         let others = [
-            (PodEndedBy::Stopped, Event::Served { mark, problem: None }),
-            (PodEndedBy::Problem(problem()), Event::Served { mark, problem: Some(problem()) }),
-            (diverged(), Event::Served { mark, problem: Some(PodProblem { member: None, reason: text }) }),
+            (PodEndedBy::Stopped, Event::Served { mark, problem: None, parts: vec![] }),
+            (PodEndedBy::Problem(problem()), Event::Served { mark, problem: Some(problem()), parts: vec![] }),
+            (
+                diverged(),
+                Event::Served { mark, problem: Some(PodProblem { member: None, reason: text }), parts: vec![] },
+            ),
             (broken(), failed()),
         ];
         let mut world = world(Some(Fake::default()));
@@ -276,6 +302,6 @@ mod tests {
         let problem = PodProblem { member: None, reason };
         let mark = round(OTHER).mark;
         assert_eq!(world.maths.work(train()), Event::PodFailed { mark, problem: problem.clone() });
-        assert_eq!(world.maths.work(serve()), Event::Served { mark, problem: Some(problem) });
+        assert_eq!(world.maths.work(serve()), Event::Served { mark, problem: Some(problem), parts: vec![] });
     }
 }

@@ -7,6 +7,7 @@
 //!  └─────────────────────────┴──────────────────────┘
 //! ```
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,30 @@ pub enum ChunkError {
     TooLong,
 }
 
+/// Consecutive chunks of a transfer, with the piece of its content that they are cut from.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// [`TransferManifest::id`] of the whole transfer.
+    pub transfer: Digest,
+    /// The first of the chunks.
+    pub first: u32,
+    /// Their content.
+    pub content: Arc<[u8]>,
+}
+
+impl Piece {
+    /// Returns those chunks that are `missing`, counted from the first one, with their places in the piece.
+    #[must_use]
+    pub fn chunks(&self, missing: &Missing) -> Vec<(u32, Range<usize>)> {
+        let chunk = |index: u32| {
+            let start = (index as usize).checked_mul(CHUNK_BYTES)?;
+            let end = self.content.len().min(start.checked_add(CHUNK_BYTES)?);
+            Some((self.first.checked_add(index)?, start..end))
+        };
+        missing.indices(self.content.len().div_ceil(CHUNK_BYTES)).filter_map(chunk).collect()
+    }
+}
+
 /// Sends the chunks of `content` that are `missing`, up to `CHUNK_STREAMS` streams at a time, behind control messages.
 /// Returns how many arrived at the other end's connection. `deadline` is for one chunk to get through; a chunk may wait
 /// behind others that are under way.
@@ -80,16 +105,38 @@ pub async fn send_chunks(
     if content.len() as u64 != manifest.bytes {
         return Err(ChunkError::Content { found: content.len(), expected: manifest.bytes });
     }
-    let transfer = manifest.id();
+    let chunks = missing.indices(manifest.chunks.len()).filter_map(|index| Some((index, manifest.range(index)?)));
+    send_ranges(connection, (manifest.id(), content), chunks, deadline).await
+}
+
+/// Sends those chunks of a piece that are `missing`, counted from the piece's first one, as [`send_chunks`] does.
+///
+/// # Errors
+/// Some chunks were not sent; the error names them.
+pub async fn send_piece(
+    connection: &Connection,
+    piece: &Piece,
+    missing: &Missing,
+    deadline: Duration,
+) -> Result<usize, ChunkError> {
+    let content = (piece.transfer, Arc::clone(&piece.content));
+    send_ranges(connection, content, piece.chunks(missing).into_iter(), deadline).await
+}
+
+async fn send_ranges(
+    connection: &Connection,
+    (transfer, content): (Digest, Arc<[u8]>),
+    mut pending: impl Iterator<Item = (u32, Range<usize>)>,
+    deadline: Duration,
+) -> Result<usize, ChunkError> {
     let deadline = deadline * CHUNK_STREAMS;
     let mut tasks = JoinSet::new();
     let mut sent = 0;
     let mut failures: Vec<(u32, FrameIoError)> = Vec::new();
-    let mut pending = missing.indices(manifest.chunks.len());
     // Ends early when the connection is gone; what is left in `pending` has then failed for the same reason.
     let lost = loop {
         if tasks.len() < CHUNK_STREAMS as usize
-            && let Some((index, range)) = pending.find_map(|index| Some((index, manifest.range(index)?)))
+            && let Some((index, range)) = pending.next()
         {
             let priority = BULK_PRIORITY.saturating_sub_unsigned(index);
             let stream = match open(connection, priority, deadline).await {
@@ -113,7 +160,7 @@ pub async fn send_chunks(
         tally(done, &mut sent, &mut failures);
     }
     if let Some(error) = lost {
-        failures.extend(pending.map(|index| (index, error.clone())));
+        failures.extend(pending.map(|(index, _)| (index, error.clone())));
     }
     failures.sort_by_key(|(index, _)| *index);
     match failures.first() {

@@ -12,6 +12,8 @@ pub mod memory;
 pub mod order;
 mod round;
 mod schedule;
+mod sections;
 
 pub use round::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
 pub use schedule::{Schedule, Weights};
+pub use sections::PodSections;

@@ -3,7 +3,7 @@
 
 use crate::downlink::{FetchPurpose, ModelForm};
 use crate::merge::Served;
-use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
+use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodSections};
 use crate::spec::Activations;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
@@ -34,7 +34,7 @@ layout! {
         1 = OfferModel { manifest, digest, transfer },
         2 = RequestLease,
         3 = FetchModel { version, digest, purpose, held, missing },
-        4 = OfferUpdate { meta, transfer },
+        4 = OfferUpdate { meta, transfer, sections },
         5 = ReturnLease { lease, why },
         6 = Evaluated { evaluation, cost_ms },
         7 = Progress { lease, steps, examples_per_s },
@@ -42,6 +42,7 @@ layout! {
         9 = Goodbye { reason },
         10 = EvaluationFailed { version, reason },
         11 = PodEnded { mark, problem },
+        12 = PartNotHere { transfer },
     }
 
     struct PodMark { lease, attempt }
@@ -50,6 +51,7 @@ layout! {
     struct PodPart { end, agent }
     struct PodPeer { agent, address }
     struct PodProblem { member, reason }
+    struct PodSections { mark, parts }
 
     struct PodGreeting { min, max, run, mark }
     enum PodAnswer { 0 = Ready { version }, 1 = NotYet, 2 = Refused(why) }
@@ -86,6 +88,8 @@ layout! {
         12 = LeaseDeferred,
         13 = Pod(round),
         14 = PodOver { mark },
+        15 = NeedPart { mark, part, transfer, bytes, first, missing },
+        16 = PartDone { mark },
     }
     struct Welcome { run, branch, agent, name, epoch, spec, model, state }
     enum Rejection {

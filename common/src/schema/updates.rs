@@ -29,7 +29,7 @@ layout! {
         1 = Refused { reason },
     }
 
-    struct TransferManifest { bytes, chunks }
+    struct TransferManifest { bytes, chunks, sections }
     struct Missing { bits }
     // On streams of their own, without an agreed version: this table never changes.
     struct ChunkHeader { transfer, index }

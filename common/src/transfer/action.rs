@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::budget::Hold;
 use super::expected::Expected;
+use super::helpers::Helper;
 use super::name::UploadName;
 use super::sink::Sink;
 use super::upload::{Held, UploadId};
@@ -30,6 +31,27 @@ pub enum Action {
         missing: Missing,
         /// Whether they are written to disk too.
         on_disk: bool,
+        /// Chunks that were here before any was asked for.
+        kept: usize,
+    },
+    /// Take chunks into the sink of another agent's upload, and ask this one for them. Each is answered as those of the upload's
+    /// agent are.
+    Ask {
+        /// Who has them.
+        helper: Helper,
+        /// The sink.
+        sink: Arc<Sink>,
+        /// Which chunks, counted from the first one of the helper's section.
+        missing: Missing,
+        /// Whether they are written to disk too.
+        on_disk: bool,
+    },
+    /// No chunks of an upload are awaited on a connection any more.
+    Release {
+        /// On which connection.
+        peer: PeerId,
+        /// The upload's transfer.
+        transfer: Digest,
     },
     /// An upload is given up: take no more chunks of it.
     Forget {

@@ -14,11 +14,14 @@
 //!
 //! Halves of uploads of more than one chunk are spooled to disk, or kept in memory where that fails. After a reconnect, a
 //! new address or a restart only the missing chunks are sent.
+//!
+//! Members of a pod send their sections of its update beside the agent that has offered it, each on its own line ([`Helper`]).
 
 mod action;
 mod budget;
 mod expected;
 mod halves;
+mod helpers;
 mod name;
 mod room;
 mod sink;
@@ -31,6 +34,7 @@ pub use action::{Action, Guard, Opened, Received};
 pub use budget::Budgets;
 pub use expected::Expected;
 pub use halves::{Half, leaves_spare};
+pub use helpers::Helper;
 pub use name::UploadName;
 pub use sink::{Put, Sink};
 pub use upload::UploadId;

@@ -12,7 +12,7 @@ use super::upload::UploadId;
 use crate::ids::{AgentId, PeerId};
 use crate::limits;
 
-/// Copies of chunks that one upload may hold beside its buffer: on their way into it, or on their way to disk.
+/// Copies of chunks that one upload may hold for each connection beside its buffer: on their way into it, or on their way to disk.
 const CHUNKS_BYTES: u64 = limits::CHUNK_STREAMS as u64 * limits::CHUNK_BYTES as u64;
 
 /// See the module's documentation.
@@ -112,9 +112,10 @@ impl Room {
         }
     }
 
-    /// Asks for a buffer of so many bytes and for the copies of its chunks; [`next_buffer`](Self::next_buffer) gives it.
-    pub(super) fn ask_for_buffer(&mut self, id: UploadId, bytes: u64) {
-        self.payloads.ask(id, bytes + bytes.min(CHUNKS_BYTES));
+    /// Asks for a buffer of so many bytes and for the copies of its chunks, which come on so many connections;
+    /// [`next_buffer`](Self::next_buffer) gives it.
+    pub(super) fn ask_for_buffer(&mut self, id: UploadId, bytes: u64, connections: u64) {
+        self.payloads.ask(id, bytes + bytes.min(CHUNKS_BYTES.saturating_mul(connections)));
     }
 
     /// Returns the upload that has room for its buffer now, and how much.

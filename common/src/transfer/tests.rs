@@ -1,5 +1,7 @@
 //! The policy in virtual time.
 
+mod helped;
+
 use std::sync::Arc;
 
 use super::*;
@@ -50,7 +52,8 @@ fn content() -> Vec<u8> {
 
 /// A transfer of so many chunks of which nothing is ever sent, so that nothing is written into what is set aside for it.
 fn large(byte: u8, chunks: usize) -> TransferManifest {
-    TransferManifest { bytes: (chunks * CHUNK_BYTES) as u64, chunks: vec![Digest([byte; 32]); chunks] }
+    let chunks = vec![Digest([byte; 32]); chunks];
+    TransferManifest { bytes: (chunks.len() * CHUNK_BYTES) as u64, chunks, sections: vec![] }
 }
 
 /// Budgets as they are, and a hand on the clock and the disk.
@@ -94,7 +97,7 @@ impl World {
     }
 
     fn offer_from(&mut self, peer: (PeerId, AgentId), what: Expected, transfer: TransferManifest) {
-        self.uploads.offered(self.now, peer, what, transfer);
+        self.uploads.offered(self.now, peer, what, (transfer, Vec::new()));
         self.settle();
     }
 

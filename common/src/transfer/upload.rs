@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::budget::Hold;
 use super::expected::Expected;
+use super::helpers::{Helper, Helping};
 use super::name::UploadName;
 use super::sink::Sink;
 use crate::ids::{AgentId, Digest, PeerId};
@@ -30,6 +31,8 @@ pub(super) struct Upload {
     pub(super) agent: AgentId,
     pub(super) transfer: Digest,
     pub(super) manifest: TransferManifest,
+    /// Connections that have sections of it, until they are asked.
+    pub(super) helpers: Vec<Helper>,
     /// Everything that has this content: two updates of one agent may be equal. The first one is decoded first.
     pub(super) waiting: VecDeque<Expected>,
     pub(super) stage: Stage,
@@ -62,6 +65,10 @@ pub(super) struct Receiving {
     pub(super) held: Held,
     /// Whether its chunks are written to disk too.
     pub(super) on_disk: bool,
+    /// Who was asked for sections of it, beside its agent.
+    pub(super) helping: Vec<Helping>,
+    /// Whether somebody was.
+    pub(super) is_shared: bool,
     /// Looks since it was opened, ...
     looks: u64,
     /// ... and since its latest chunk. Looks are counted, because a process that stands still hears of no chunks.
@@ -74,7 +81,17 @@ pub(super) struct Receiving {
 
 impl Receiving {
     pub(super) fn new(now_ms: u64, sink: Arc<Sink>, held: Held, on_disk: bool) -> Self {
-        Self { sink, held, on_disk, looks: 0, silent_looks: 0, received_bytes: 0, since_ms: now_ms }
+        Self {
+            sink,
+            held,
+            on_disk,
+            helping: Vec::new(),
+            is_shared: false,
+            looks: 0,
+            silent_looks: 0,
+            received_bytes: 0,
+            since_ms: now_ms,
+        }
     }
 
     /// Returns how long its chunks took, if all of them came since it was opened.

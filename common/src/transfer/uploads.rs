@@ -7,6 +7,7 @@ use super::action::{Action, Guard, Opened, Received};
 use super::budget::{Budgets, Hold};
 use super::expected::Expected;
 use super::halves::{Half, Halves};
+use super::helpers::{Helper, Helping};
 use super::name::UploadName;
 use super::room::Room;
 use super::sink::Sink;
@@ -15,7 +16,7 @@ use crate::ids::{AgentId, Digest, PeerId};
 use crate::limits;
 use crate::now::Now;
 use crate::status::UploadStatus;
-use crate::wire::transfer::TransferManifest;
+use crate::wire::transfer::{Missing, TransferManifest};
 
 /// A half that its agent left in memory.
 #[derive(Debug)]
@@ -64,8 +65,14 @@ impl Uploads {
         }
     }
 
-    /// An upload is wanted that was offered. Equal content of one connection is received once.
-    pub fn offered(&mut self, now: Now, (peer, agent): (PeerId, AgentId), what: Expected, manifest: TransferManifest) {
+    /// An upload is wanted that was offered; `helpers` have sections of it. Equal content of one connection is received once.
+    pub fn offered(
+        &mut self,
+        now: Now,
+        (peer, agent): (PeerId, AgentId),
+        what: Expected,
+        (manifest, helpers): (TransferManifest, Vec<Helper>),
+    ) {
         let transfer = manifest.id();
         let same = self.by_transfer.get(&(peer, transfer)).copied();
         let is_here = |upload: &Upload| upload.waiting.iter().any(|other| other.is_same(&what));
@@ -87,7 +94,8 @@ impl Uploads {
         self.latest += 1;
         let id = UploadId(self.latest);
         let (waiting, stage) = (VecDeque::from([what]), Stage::Turn);
-        let upload = Upload { peer, agent, transfer, manifest, waiting, stage, is_gone: false, transfer_ms: None };
+        let (is_gone, transfer_ms) = (false, None);
+        let upload = Upload { peer, agent, transfer, manifest, helpers, waiting, stage, is_gone, transfer_ms };
         let is_large = upload.is_large();
         self.uploads.insert(id, upload);
         self.by_transfer.insert((peer, transfer), id);
@@ -162,8 +170,24 @@ impl Uploads {
         }
     }
 
-    /// A connection has ended, or is about to. What is half here of its uploads waits for its agent.
+    /// A connection does not have what it was asked for of another agent's upload: the agent is.
+    pub fn not_there(&mut self, now: Now, peer: PeerId, transfer: Digest) {
+        let of_transfer = self.uploads.iter().filter(|(_, upload)| upload.transfer == transfer);
+        for id in of_transfer.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.take_back(id, |helping, _| helping.helper.peer == peer);
+        }
+        self.settle(now);
+    }
+
+    /// A connection has ended, or is about to. What is half here of its uploads waits for its agent. What it helps with is
+    /// asked of others.
     pub fn closed(&mut self, now: Now, peer: PeerId) {
+        for id in self.uploads.keys().copied().collect::<Vec<_>>() {
+            if let Some(upload) = self.uploads.get_mut(&id) {
+                upload.helpers.retain(|helper| helper.peer != peer);
+            }
+            self.take_back(id, |helping, _| helping.helper.peer == peer);
+        }
         self.room.forget_turns(peer);
         let of_peer = self.by_transfer.range((peer, Digest([0; 32]))..=(peer, Digest([u8::MAX; 32])));
         for id in of_peer.map(|(_, id)| *id).collect::<Vec<_>>() {
@@ -174,8 +198,9 @@ impl Uploads {
                 // What is read from disk comes back; what is whole is decoded all the same.
                 Stage::Opening { .. } | Stage::Whole { .. } | Stage::Decoding { .. } => {}
                 Stage::Turn | Stage::Room { .. } | Stage::Receiving(_) => {
-                    let agent = upload.agent;
+                    let (agent, transfer) = (upload.agent, upload.transfer);
                     if let Some(Upload { stage: Stage::Receiving(receiving), .. }) = self.remove(now, id) {
+                        self.actions.extend(released(transfer, &receiving.helping));
                         self.leave(now, agent, receiving);
                     }
                 }
@@ -253,9 +278,10 @@ impl Uploads {
 
     fn next_share(&mut self, agent: AgentId) {
         while let Some((id, hold)) = self.room.next_share(agent) {
-            if let Some(Upload { stage: Stage::Room { share, .. }, manifest, .. }) = self.uploads.get_mut(&id) {
+            if let Some(Upload { stage: Stage::Room { share, .. }, manifest, helpers, .. }) = self.uploads.get_mut(&id)
+            {
                 *share = Some(hold);
-                self.room.ask_for_buffer(id, manifest.bytes);
+                self.room.ask_for_buffer(id, manifest.bytes, 1 + helpers.len() as u64);
             }
         }
     }
@@ -283,18 +309,47 @@ impl Uploads {
         self.actions.push(Action::Open { sink, keep });
     }
 
-    fn receive(&mut self, now: Now, id: UploadId, receiving: Receiving) {
+    /// Chunks are awaited from now on: of the helpers those of their sections, of the upload's agent all others.
+    fn receive(&mut self, now: Now, id: UploadId, mut receiving: Receiving) {
         let Some(upload) = self.uploads.get_mut(&id) else { return };
         let (sink, on_disk) = (Arc::clone(&receiving.sink), receiving.on_disk);
         let (peer, chunks) = (upload.peer, upload.manifest.chunks.len());
+        let mut missing = sink.missing();
+        let helpers = std::mem::take(&mut upload.helpers).into_iter();
+        let helping = helpers.map(|helper| Helping::new(helper, &missing));
+        receiving.helping = helping.filter(|helping| !missing.within(helping.chunks()).is_empty()).collect();
+        receiving.is_shared = !receiving.helping.is_empty();
+        let asked: Vec<Helper> = receiving.helping.iter().map(|helping| helping.helper.clone()).collect();
         upload.stage = Stage::Receiving(receiving);
-        let missing = sink.missing();
         let kept = chunks - missing.indices(chunks).count();
         self.counters.kept += kept as u64;
         if missing.is_empty() {
             return self.whole(now, id);
         }
-        self.actions.push(Action::Receive { peer, sink, missing, on_disk });
+        for helper in asked {
+            let chunks = helper.section.chunks.clone();
+            let (sink, wanted) = (Arc::clone(&sink), missing.within(chunks.clone()));
+            _ = missing.take(chunks);
+            self.actions.push(Action::Ask { helper, sink, missing: wanted, on_disk });
+        }
+        // Where nothing is left for the agent, it learns that the update is on its way.
+        self.actions.push(Action::Receive { peer, sink, missing, on_disk, kept });
+    }
+
+    /// Asks the agent of an upload for what helpers that are lost have not brought.
+    fn take_back(&mut self, id: UploadId, mut is_lost: impl FnMut(&mut Helping, &Missing) -> bool) {
+        let Some(upload) = self.uploads.get_mut(&id) else { return };
+        let Stage::Receiving(Receiving { sink, on_disk, helping, .. }) = &mut upload.stage else { return };
+        let mut missing = sink.missing();
+        let mut wanted = missing.take(0..0);
+        for lost in helping.extract_if(.., |helping| is_lost(helping, &missing)).collect::<Vec<_>>() {
+            wanted.join(&missing.take(lost.chunks()));
+            self.actions.push(Action::Release { peer: lost.helper.peer, transfer: upload.transfer });
+        }
+        if !wanted.is_empty() {
+            let (peer, sink, on_disk) = (upload.peer, Arc::clone(sink), *on_disk);
+            self.actions.push(Action::Receive { peer, sink, missing: wanted, on_disk, kept: 0 });
+        }
     }
 
     /// Nothing is missing: no more chunks are on their way.
@@ -303,9 +358,15 @@ impl Uploads {
         match std::mem::replace(&mut upload.stage, Stage::Turn) {
             Stage::Receiving(receiving) => {
                 upload.transfer_ms = receiving.transfer_ms(now.mono_ms);
-                let Receiving { sink, mut held, .. } = receiving;
+                let Receiving { sink, mut held, helping, is_shared, .. } = receiving;
                 held.chunks = None;
                 upload.stage = Stage::Whole { sink, held: Arc::new(held), since_ms: now.mono_ms };
+                if is_shared {
+                    // The last chunk came on one of the connections, and the others still await it.
+                    let (peer, transfer) = (upload.peer, upload.transfer);
+                    self.actions.push(Action::Release { peer, transfer });
+                    self.actions.extend(released(transfer, &helping));
+                }
             }
             other => return upload.stage = other,
         }
@@ -355,6 +416,9 @@ impl Uploads {
             }
         }
         over.into_iter().for_each(|id| self.give_up(now, id));
+        for id in self.uploads.keys().copied().collect::<Vec<_>>() {
+            self.take_back(id, Helping::is_silent);
+        }
         self.left_behind.retain(|_, left| now.unix_ms.saturating_sub(left.left_ms) <= limits::PARTIAL_UPLOAD_AGE_MS);
         let expired = self.halves.expire(now.unix_ms);
         if !expired.is_empty() {
@@ -366,10 +430,11 @@ impl Uploads {
     fn give_up(&mut self, now: Now, id: UploadId) {
         let Some(upload) = self.remove(now, id) else { return };
         let (peer, transfer) = (upload.peer, upload.transfer);
-        if !matches!(upload.stage, Stage::Receiving(_)) {
+        let Stage::Receiving(receiving) = &upload.stage else {
             let why = "there is no room for it for too long";
             return self.actions.push(Action::Forget { peer, transfer, why });
-        }
+        };
+        self.actions.extend(released(transfer, &receiving.helping));
         self.counters.given_up += 1;
         self.actions.push(Action::Forget { peer, transfer, why: "it is too slow" });
         if upload.is_model() {
@@ -427,4 +492,9 @@ impl Uploads {
             }
         }
     }
+}
+
+/// Nothing more is awaited of these helpers.
+fn released(transfer: Digest, helping: &[Helping]) -> impl Iterator<Item = Action> + '_ {
+    helping.iter().map(move |helping| Action::Release { peer: helping.helper.peer, transfer })
 }

@@ -6,7 +6,7 @@ use crate::downlink::{FetchPurpose, ModelForm};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, RunId};
 use crate::journal::{Evaluation, Lease, LeaseEnd};
 use crate::manifest::ModelManifest;
-use crate::pod::{PodMark, PodOffer, PodProblem, PodRound};
+use crate::pod::{PodMark, PodOffer, PodProblem, PodRound, PodSections};
 use crate::spec::AgentSpec;
 use crate::update::{UpdateKey, UpdateMeta, Verdict};
 use crate::wire::transfer::{Missing, TransferManifest};
@@ -121,6 +121,8 @@ pub enum AgentMessage {
         meta: UpdateMeta,
         /// Its chunks.
         transfer: TransferManifest,
+        /// Which of its sections other members of a pod have too, if any.
+        sections: Option<PodSections>,
     },
     /// This lease will not be used.
     ReturnLease {
@@ -168,6 +170,11 @@ pub enum AgentMessage {
         mark: PodMark,
         /// Why it came to nothing, if it did. From the owner: another attempt, please.
         problem: Option<PodProblem>,
+    },
+    /// Answer to [`CoordinatorMessage::NeedPart`]: this agent does not have that content. Its owner sends it.
+    PartNotHere {
+        /// Of which transfer.
+        transfer: Digest,
     },
 }
 
@@ -253,6 +260,26 @@ pub enum CoordinatorMessage {
     Pod(Box<PodRound>),
     /// An attempt is over that this agent was a member of: it is to give up its part, if it is still at work.
     PodOver {
+        /// Which.
+        mark: PodMark,
+    },
+    /// Send these chunks of the content that this agent's part came to: a section of the update that its owner has offered.
+    NeedPart {
+        /// The attempt.
+        mark: PodMark,
+        /// The part of the model.
+        part: u32,
+        /// The update's transfer (digest of its manifest).
+        transfer: Digest,
+        /// Bytes of the section: those of the content.
+        bytes: u64,
+        /// The chunk of the transfer with which the section begins.
+        first: u32,
+        /// Which chunks, counted from that one.
+        missing: Missing,
+    },
+    /// The update of this attempt is decided: what this agent's part came to is not needed any more.
+    PartDone {
         /// Which.
         mark: PodMark,
     },

@@ -1,16 +1,28 @@
 //! Bulk transfers: 1 MiB chunks, each under its own digest, each on a stream of its own, so that after a reconnect only
 //! the missing ones are sent.
+//!
+//! A transfer has sections. Chunks are cut from the start of each section, so that no chunk lies in two of them:
+//!
+//! ```text
+//!  one section:   [ 1 MiB ][ 1 MiB ][ 1 MiB ][rest]
+//!  three:         [ 1 MiB ][rest] | [rest] | [ 1 MiB ][ 1 MiB ][rest]
+//! ```
+//! The update of a pod has a section for what each helper can send (docs/adr/0032-ranges.md). Every other transfer has one.
+
+use std::ops::Range;
 
 use crate::ids::Digest;
-use crate::limits::{CHUNK_BYTES, TRANSFER_BYTES, UPLOAD_GRACE_MS, UPLOAD_MIN_BYTES_PER_S};
+use crate::limits::{CHUNK_BYTES, TRANSFER_BYTES, TRANSFER_SECTIONS, UPLOAD_GRACE_MS, UPLOAD_MIN_BYTES_PER_S};
 
 /// Length of a transfer and the digest of each of its chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferManifest {
     /// Length in bytes.
     pub bytes: u64,
-    /// BLAKE3 of each chunk; every chunk but the last is `CHUNK_BYTES` long.
+    /// BLAKE3 of each chunk; every chunk but the last of a section is `CHUNK_BYTES` long.
     pub chunks: Vec<Digest>,
+    /// Where the second section begins, and each one after it, in bytes.
+    pub sections: Vec<u64>,
 }
 
 /// Why a transfer is refused.
@@ -32,6 +44,14 @@ pub enum TransferError {
         /// Digests given.
         chunks: usize,
     },
+    /// The sections do not lie one after the other, or are too many.
+    #[error("transfer of {bytes} bytes in {sections} sections, of which one is empty, out of place or too many")]
+    Sections {
+        /// Its length.
+        bytes: u64,
+        /// Sections given.
+        sections: usize,
+    },
     /// A chunk that is not part of it, or whose length is wrong.
     #[error("chunk {0} does not belong to the transfer")]
     NoSuchChunk(u32),
@@ -49,14 +69,34 @@ pub struct ChunkHeader {
     pub index: u32,
 }
 
+/// A section of a transfer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// Its bytes of the content.
+    pub bytes: Range<u64>,
+    /// Its chunks.
+    pub chunks: Range<u32>,
+}
+
 impl TransferManifest {
-    /// The manifest of `content`.
+    /// The manifest of `content`, in one section.
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
-        Self { bytes: content.len() as u64, chunks: content.chunks(CHUNK_BYTES).map(Digest::of).collect() }
+        Self::in_sections(content, Vec::new())
     }
 
-    /// Checks that length and digests fit each other and the limits.
+    /// The manifest of `content`, whose second section and those after it begin at `starts`. [`validate`](Self::validate)
+    /// refuses it unless these lie within the content and increase.
+    #[must_use]
+    pub fn in_sections(content: &[u8], starts: Vec<u64>) -> Self {
+        let mut manifest = Self { bytes: content.len() as u64, chunks: Vec::new(), sections: starts };
+        let section = |section: Section| content.get(to_usize(section.bytes.start)..to_usize(section.bytes.end));
+        let contents: Vec<&[u8]> = manifest.sections().filter_map(section).collect();
+        manifest.chunks = contents.into_iter().flat_map(|part| part.chunks(CHUNK_BYTES)).map(Digest::of).collect();
+        manifest
+    }
+
+    /// Checks that length, sections and digests fit each other and the limits.
     ///
     /// # Errors
     /// See [`TransferError`].
@@ -65,7 +105,13 @@ impl TransferManifest {
         if self.bytes > max {
             return Err(TransferError::TooLarge { found: self.bytes, max });
         }
-        if self.chunks.len() as u64 != self.bytes.div_ceil(CHUNK_BYTES as u64) {
+        let bounds = [0].into_iter().chain(self.sections.iter().copied()).chain([self.bytes]);
+        let increases = self.sections.is_empty() || bounds.clone().zip(bounds.skip(1)).all(|(start, end)| start < end);
+        if !increases || self.sections.len() >= TRANSFER_SECTIONS {
+            return Err(TransferError::Sections { bytes: self.bytes, sections: self.sections.len() + 1 });
+        }
+        let chunks = self.sections().last().map_or(0, |section| section.chunks.end);
+        if self.chunks.len() != chunks as usize {
             return Err(TransferError::ChunkCount { bytes: self.bytes, chunks: self.chunks.len() });
         }
         Ok(())
@@ -74,7 +120,15 @@ impl TransferManifest {
     /// Digest over the manifest itself: the transfer's name.
     #[must_use]
     pub fn id(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = match &self.sections[..] {
+            [] => blake3::Hasher::new(),
+            sections => {
+                let mut hasher = blake3::Hasher::new_derive_key("anabranch transfer in sections");
+                hasher.update(&(sections.len() as u64).to_le_bytes());
+                sections.iter().for_each(|start| _ = hasher.update(&start.to_le_bytes()));
+                hasher
+            }
+        };
         hasher.update(&self.bytes.to_le_bytes());
         for chunk in &self.chunks {
             hasher.update(&chunk.0);
@@ -88,13 +142,31 @@ impl TransferManifest {
         UPLOAD_GRACE_MS.saturating_add(self.bytes.saturating_mul(1000) / UPLOAD_MIN_BYTES_PER_S)
     }
 
+    /// The sections in their order, up to the first that lies out of place. One that is empty has no chunk.
+    pub fn sections(&self) -> impl Iterator<Item = Section> + '_ {
+        let starts = [0].into_iter().chain(self.sections.iter().copied());
+        let ends = self.sections.iter().copied().chain([self.bytes]);
+        starts.zip(ends).scan(0u32, |first, (start, end)| {
+            let chunks = end.checked_sub(start)?.div_ceil(CHUNK_BYTES as u64);
+            let chunks = *first..first.checked_add(u32::try_from(chunks).ok()?)?;
+            *first = chunks.end;
+            Some(Section { bytes: start..end, chunks })
+        })
+    }
+
     /// Where chunk `index` lies in the content.
     #[must_use]
-    pub fn range(&self, index: u32) -> Option<std::ops::Range<usize>> {
-        let start = (index as usize).checked_mul(CHUNK_BYTES)?;
-        let end = usize::try_from(self.bytes).ok()?.min(start.checked_add(CHUNK_BYTES)?);
-        (start < end).then_some(start..end)
+    pub fn range(&self, index: u32) -> Option<Range<usize>> {
+        let section = self.sections().find(|section| section.chunks.contains(&index))?;
+        let within = u64::from(index - section.chunks.start).checked_mul(CHUNK_BYTES as u64)?;
+        let start = section.bytes.start.checked_add(within)?;
+        let end = section.bytes.end.min(start.checked_add(CHUNK_BYTES as u64)?);
+        (start < end).then_some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
     }
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 impl TransferManifest {
@@ -102,7 +174,7 @@ impl TransferManifest {
     ///
     /// # Errors
     /// There is no such chunk, or it has another length.
-    pub fn placed(&self, index: u32, chunk: &[u8]) -> Result<std::ops::Range<usize>, TransferError> {
+    pub fn placed(&self, index: u32, chunk: &[u8]) -> Result<Range<usize>, TransferError> {
         self.range(index).filter(|range| range.len() == chunk.len()).ok_or(TransferError::NoSuchChunk(index))
     }
 
@@ -156,6 +228,35 @@ impl Missing {
     pub fn is_empty(&self) -> bool {
         self.bits.iter().all(|byte| *byte == 0)
     }
+
+    /// Those of `chunks`, counted from the first of these.
+    #[must_use]
+    pub fn within(&self, chunks: Range<u32>) -> Self {
+        let mut within = Self { bits: vec![0; chunks.len().div_ceil(8)] };
+        for (place, _) in chunks.enumerate().filter(|(_, index)| self.contains(*index)) {
+            within.bits[place / 8] |= 1 << (place % 8);
+        }
+        within
+    }
+
+    /// Takes `chunks` out of these, and returns those of them that were missing.
+    #[must_use]
+    pub fn take(&mut self, chunks: Range<u32>) -> Self {
+        let mut taken = Self { bits: vec![0; self.bits.len()] };
+        let here = u32::try_from(self.bits.len() * 8).unwrap_or(u32::MAX);
+        for index in chunks.start..chunks.end.min(here) {
+            let (byte, bit) = (index as usize / 8, 1 << (index % 8));
+            taken.bits[byte] |= self.bits[byte] & bit;
+            self.bits[byte] &= !bit;
+        }
+        taken
+    }
+
+    /// The chunks that are missing here or in `other`.
+    pub fn join(&mut self, other: &Self) {
+        self.bits.resize(self.bits.len().max(other.bits.len()), 0);
+        self.bits.iter_mut().zip(&other.bits).for_each(|(mine, others)| *mine |= others);
+    }
 }
 
 /// A transfer on its way in: the buffer and what is still missing. The buffer is allocated when the transfer was
@@ -206,7 +307,7 @@ impl Assembly {
     }
 
     /// Copies a chunk that was checked to its place. Returns whether everything is here now.
-    pub(crate) fn place(&mut self, index: u32, range: std::ops::Range<usize>, chunk: &[u8]) -> bool {
+    pub(crate) fn place(&mut self, index: u32, range: Range<usize>, chunk: &[u8]) -> bool {
         self.content[range].copy_from_slice(chunk);
         self.missing.arrived(index);
         self.missing.is_empty()
@@ -245,10 +346,46 @@ mod tests {
 
     #[test]
     fn lying_manifests_are_refused_before_anything_is_allocated() {
-        let lie = TransferManifest { bytes: u64::MAX, chunks: vec![] };
+        let lie = TransferManifest { bytes: u64::MAX, chunks: vec![], sections: vec![] };
         assert!(matches!(Assembly::new(lie, u64::MAX), Err(TransferError::TooLarge { .. })));
-        let lie = TransferManifest { bytes: 1 << 30, chunks: vec![Digest::default()] };
+        let lie = TransferManifest { bytes: 1 << 30, chunks: vec![Digest::default()], sections: vec![] };
         assert!(matches!(Assembly::new(lie, u64::MAX), Err(TransferError::ChunkCount { .. })));
+        let many: Vec<u64> = (1..=TRANSFER_SECTIONS as u64).collect();
+        for sections in [vec![0], vec![10], vec![11], vec![4, 4], vec![6, 2], vec![u64::MAX], many] {
+            let lie = TransferManifest { bytes: 10, chunks: vec![Digest::default(); 2], sections };
+            let refused = Assembly::new(lie.clone(), u64::MAX);
+            assert!(matches!(refused, Err(TransferError::Sections { .. })), "{lie:?}: {refused:?}");
+            // What is asked about it before it is checked has an answer, too.
+            assert!((0..4).all(|index| lie.range(index).is_none_or(|range| range.start < range.end)), "{lie:?}");
+            assert_ne!(lie.id(), TransferManifest { sections: vec![], ..lie.clone() }.id());
+        }
+    }
+
+    #[test]
+    fn no_chunk_lies_in_two_sections_and_the_name_says_where_they_begin() {
+        let content: Vec<u8> = (0..251).cycle().take(2 * CHUNK_BYTES + 77).collect();
+        let whole = TransferManifest::of(&content);
+        let cut = TransferManifest::in_sections(&content, vec![10, CHUNK_BYTES as u64 + 10]);
+        assert_eq!(cut.validate(u64::MAX), Ok(()));
+        let chunks: Vec<Range<u32>> = cut.sections().map(|section| section.chunks).collect();
+        assert_eq!(chunks, [0..1, 1..2, 2..4]);
+        assert_eq!(cut.range(3), Some(2 * CHUNK_BYTES + 10..content.len()));
+        assert_eq!((cut.range(4), whole.range(3)), (None, None));
+        let other = TransferManifest { sections: vec![11, CHUNK_BYTES as u64 + 10], ..cut.clone() };
+        assert!(cut.id() != whole.id() && cut.id() != other.id());
+    }
+
+    #[test]
+    fn missing_chunks_are_taken_and_joined() {
+        let mut missing = Missing::all(11);
+        missing.arrived(4);
+        assert_eq!(missing.within(3..6).indices(3).collect::<Vec<_>>(), [0, 2]);
+        let taken = missing.take(3..9);
+        assert_eq!(taken.indices(11).collect::<Vec<_>>(), [3, 5, 6, 7, 8]);
+        assert_eq!(missing.indices(11).collect::<Vec<_>>(), [0, 1, 2, 9, 10]);
+        assert!(missing.take(90..95).is_empty(), "there are no such chunks");
+        missing.join(&taken);
+        assert_eq!(missing.indices(11).count(), 10);
     }
 
     #[test]

@@ -248,6 +248,40 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Chunks cover the content in order, each within one section, and none but the last one of a section is short.
+    #[test]
+    fn sections_are_covered_by_chunks_of_their_own(
+        len in 1usize..3 * CHUNK_BYTES,
+        cuts in prop::collection::btree_set(1usize..3 * CHUNK_BYTES, 0..6),
+    ) {
+        let content: Vec<u8> = (0..251u8).cycle().take(len).collect();
+        let starts: Vec<u64> = cuts.into_iter().filter(|start| *start < len).map(|start| start as u64).collect();
+        let manifest = TransferManifest::in_sections(&content, starts.clone());
+        prop_assert_eq!(manifest.validate(u64::MAX), Ok(()));
+        prop_assert_eq!(manifest.sections().skip(1).map(|section| section.bytes.start).collect::<Vec<_>>(), starts);
+        let mut at = 0;
+        for section in manifest.sections() {
+            prop_assert_eq!(section.bytes.start, at as u64);
+            for index in section.chunks.clone() {
+                let range = manifest.range(index).expect("it exists");
+                prop_assert_eq!(range.start, at);
+                prop_assert!(range.len() == CHUNK_BYTES || (index + 1 == section.chunks.end && !range.is_empty()));
+                prop_assert_eq!(manifest.matches(index, &content[range.clone()]), Ok(()));
+                at = range.end;
+            }
+            prop_assert_eq!(section.bytes.end, at as u64);
+        }
+        prop_assert_eq!(at, len);
+        let chunks = u32::try_from(manifest.chunks.len()).expect("few");
+        prop_assert_eq!((manifest.range(chunks), manifest.sections().last().map(|last| last.chunks.end)), (None, Some(chunks)));
+        let bytes = schema::encode(&manifest, CONTROL_MESSAGE_BYTES).expect("short");
+        prop_assert_eq!(schema::decode::<TransferManifest>(&bytes, CONTROL_MESSAGE_BYTES).expect("as written"), manifest);
+    }
+}
+
 /// A version is what staleness is counted in: equal, older and (from a broken peer) newer bases.
 #[test]
 fn staleness_never_goes_below_zero() {

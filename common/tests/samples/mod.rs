@@ -14,7 +14,7 @@ use anabranch_common::merge::ef21::MemoryInputs;
 use anabranch_common::merge::recall::{RecallInputs, Recalled};
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::merge::{MergeSpec, Served};
-use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, Weights};
+use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodSections, Weights};
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, Labels, LrSchedule, ModelKind, ModelSpec,
     OptimizerSpec, PodKind, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
@@ -191,7 +191,15 @@ pub(crate) fn meta() -> UpdateMeta {
 }
 
 pub(crate) fn transfer() -> TransferManifest {
-    TransferManifest { bytes: (1 << 20) + 5, chunks: vec![Digest([0x77; 32]), Digest([0x88; 32])] }
+    TransferManifest { bytes: (1 << 20) + 5, chunks: vec![Digest([0x77; 32]), Digest([0x88; 32])], sections: vec![] }
+}
+
+/// That of an update of a pod, with what its helper has.
+fn in_sections() -> (TransferManifest, PodSections) {
+    let parts = vec![None, Some(1), None];
+    let sections = PodSections { mark: PodMark { lease: lease().id, attempt: 2 }, parts };
+    let chunks = vec![Digest([0x77; 32]), Digest([0x88; 32]), Digest([0x99; 32])];
+    (TransferManifest { bytes: 700_000, chunks, sections: vec![50_000, 650_000] }, sections)
 }
 
 pub(crate) fn agent_messages() -> Vec<AgentMessage> {
@@ -233,13 +241,15 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
             held: None,
             missing: None,
         },
-        AgentMessage::OfferUpdate { meta: meta(), transfer: transfer() },
+        AgentMessage::OfferUpdate { meta: meta(), transfer: transfer(), sections: None },
+        AgentMessage::OfferUpdate { meta: meta(), transfer: in_sections().0, sections: Some(in_sections().1) },
         AgentMessage::ReturnLease { lease: LeaseId(9), why: LeaseEnd::Returned },
         AgentMessage::Evaluated { evaluation: evaluation(), cost_ms: 1_500 },
         AgentMessage::Progress { lease: LeaseId(9), steps: 12, examples_per_s: 4_000.0 },
         AgentMessage::Renew { csr_der: vec![0x30, 0x01] },
         AgentMessage::Goodbye { reason: "stopped".into() },
         AgentMessage::EvaluationFailed { version: ModelVersion(40), reason: "no GPU".into() },
+        AgentMessage::PartNotHere { transfer: DIGEST },
     ]
 }
 
@@ -296,6 +306,15 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
             spec: DIGEST,
         })),
         CoordinatorMessage::PodOver { mark: PodMark { lease: lease().id, attempt: 1 } },
+        CoordinatorMessage::NeedPart {
+            mark: PodMark { lease: lease().id, attempt: 2 },
+            part: 1,
+            transfer: DIGEST,
+            bytes: 600_000,
+            first: 1,
+            missing: Missing::all(1),
+        },
+        CoordinatorMessage::PartDone { mark: PodMark { lease: lease().id, attempt: 2 } },
     ]);
     messages
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_common::codec::DecodeError;
 use anabranch_common::ids::AgentId;
 use anabranch_common::journal::RecordBody;
+use anabranch_common::pod::PodSections;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::TransferManifest;
@@ -37,7 +38,7 @@ impl Core {
         peer: PeerId,
         agent: AgentId,
         meta: UpdateMeta,
-        transfer: TransferManifest,
+        (transfer, sections): (TransferManifest, Option<PodSections>),
     ) {
         if meta.key.agent != agent || meta.key.run != self.options.run {
             return self.violated(peer, "an update in another agent's or run's name");
@@ -49,7 +50,13 @@ impl Core {
             decision => decision,
         };
         match decision {
-            Decision::Fetch => self.gate.pass(Command::ReceiveUpdate { peer, meta, transfer }),
+            Decision::Fetch => {
+                let helpers = sections.map_or_else(Vec::new, |sections| self.pod_helpers(&meta, &transfer, &sections));
+                let is_shared = !helpers.is_empty();
+                let receive = Command::ReceiveUpdate { peer, meta, transfer, helpers };
+                // A helper that has just connected is asked for nothing before it was welcomed.
+                if is_shared { self.gated(receive) } else { self.gate.pass(receive) }
+            }
             decision => self.decide(peer, &meta, decision, Arc::from([]), None),
         }
     }
@@ -102,6 +109,7 @@ impl Core {
             }
         };
         self.send(peer, CoordinatorMessage::Verdict { key: meta.key, verdict });
+        self.pod_decided(meta.lease, meta.key.agent);
     }
 
     /// Closes the version that the waiting contributions make, if they are as many as the merge rule asks for.

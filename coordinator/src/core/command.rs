@@ -6,6 +6,7 @@ use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
 use anabranch_common::journal::{Chain, FinishReason, Record};
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::transfer::Helper;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
@@ -64,6 +65,15 @@ pub enum Command {
         meta: UpdateMeta,
         /// Its chunks.
         transfer: TransferManifest,
+        /// Connections that have sections of it: members of the pod that has computed it.
+        helpers: Vec<Helper>,
+    },
+    /// A connection does not have what it was asked for of another agent's update.
+    PartNotThere {
+        /// Which connection.
+        peer: PeerId,
+        /// Of which transfer.
+        transfer: Digest,
     },
     /// Send the content of a published version; answered by `ModelSent`.
     SendModel {
@@ -142,6 +152,7 @@ impl Command {
             | Self::Close { peer }
             | Self::ReceiveModel { peer, .. }
             | Self::ReceiveUpdate { peer, .. }
+            | Self::PartNotThere { peer, .. }
             | Self::SendModel { peer, .. }
             | Self::Renew { peer, .. } => Some(*peer),
             Self::AppendModel { .. }

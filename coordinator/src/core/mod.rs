@@ -367,9 +367,9 @@ impl Core {
                 let request = ModelRequest { version, digest, purpose, held, missing };
                 self.gated(Command::SendModel { peer, request });
             }
-            AgentMessage::OfferUpdate { meta, transfer } => {
+            AgentMessage::OfferUpdate { meta, transfer, sections } => {
                 self.pod_delivers(agent, meta.lease);
-                self.update_offered(peer, agent, meta, transfer);
+                self.update_offered(peer, agent, meta, (transfer, sections));
             }
             AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
             AgentMessage::Evaluated { evaluation, cost_ms } => self.evaluated(peer, agent, evaluation, cost_ms),
@@ -385,6 +385,7 @@ impl Core {
             AgentMessage::Renew { csr_der } => self.gate.pass(Command::Renew { peer, agent, csr_der }),
             AgentMessage::Goodbye { .. } => self.said_goodbye(peer, agent),
             AgentMessage::PodEnded { mark, problem } => self.pod_ended(agent, mark, problem.as_ref()),
+            AgentMessage::PartNotHere { transfer } => self.gate.pass(Command::PartNotThere { peer, transfer }),
         }
     }
 

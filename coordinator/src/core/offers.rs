@@ -133,7 +133,7 @@ mod tests {
         ModelOffer {
             manifest: ModelManifest::new(vec![tensor]).expect("valid"),
             digest: Digest::default(),
-            transfer: TransferManifest { bytes, chunks },
+            transfer: TransferManifest { bytes, chunks, sections: vec![] },
         }
     }
 

@@ -44,13 +44,15 @@ impl Node {
                 }
                 Command::Close { peer } => self.close(now, peer),
                 Command::SendModel { peer, request } => self.send_model(peer, &request),
-                Command::ReceiveUpdate { peer, meta, transfer } => {
+                Command::ReceiveUpdate { peer, meta, transfer, helpers } => {
                     let Some(manifest) = self.manifest() else { continue };
-                    self.upload_offered(now, peer, Expected::Update { meta: Box::new(meta), manifest }, transfer);
+                    let what = Expected::Update { meta: Box::new(meta), manifest };
+                    self.upload_offered(now, peer, what, (transfer, helpers));
                 }
+                Command::PartNotThere { peer, transfer } => self.uploads.not_there(now, peer, transfer),
                 Command::ReceiveModel { peer, manifest, digest, transfer } => {
                     let what = Expected::Model { manifest: Arc::new(manifest), digest };
-                    self.upload_offered(now, peer, what, transfer);
+                    self.upload_offered(now, peer, what, (transfer, Vec::new()));
                 }
                 Command::Exit(reason) => exit = Some(reason),
             }

@@ -115,7 +115,7 @@ mod tests {
 
     /// A model of three chunks, and another one.
     fn models() -> [TransferManifest; 2] {
-        let model = |byte| TransferManifest { bytes: 3 << 20, chunks: vec![Digest([byte; 32]); 3] };
+        let model = |byte| TransferManifest { bytes: 3 << 20, chunks: vec![Digest([byte; 32]); 3], sections: vec![] };
         [model(1), model(2)]
     }
 

@@ -1,7 +1,7 @@
 //! Uploads: what the policy wants done, carried out.
 
 use anabranch_common::ids::PeerId;
-use anabranch_common::transfer::{Action, Expected, Received};
+use anabranch_common::transfer::{Action, Expected, Helper, Received};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::TransferManifest;
 
@@ -11,9 +11,17 @@ use super::{Node, Output, Phase, ToPeer};
 use crate::core::event::{Event, Now};
 
 impl Node {
-    pub(super) fn upload_offered(&mut self, now: Now, peer: PeerId, what: Expected, transfer: TransferManifest) {
+    pub(super) fn upload_offered(
+        &mut self,
+        now: Now,
+        peer: PeerId,
+        what: Expected,
+        (transfer, mut helpers): (TransferManifest, Vec<Helper>),
+    ) {
+        // The offer may have waited for the disk.
+        helpers.retain(|helper| self.agents.contains_key(&helper.peer));
         if let Some(agent) = self.agents.get(&peer) {
-            self.uploads.offered(now, (peer, *agent), what, transfer);
+            self.uploads.offered(now, (peer, *agent), what, (transfer, helpers));
         }
     }
 
@@ -39,18 +47,22 @@ impl Node {
         match action {
             Action::Open { sink, keep } => self.run(Job::Spool(SpoolJob::Open { sink, keep })),
             Action::Delete(names) => self.run(Job::Spool(SpoolJob::Delete(names))),
-            Action::Receive { peer, sink, missing, on_disk } => {
-                let (transfer, chunks) = (sink.transfer(), sink.manifest().chunks.len());
-                let missing_chunks = missing.indices(chunks).count();
-                if missing_chunks < chunks {
-                    let (agent, kept) = (sink.name().agent(), chunks - missing_chunks);
-                    tracing::info!(
-                        agent = %agent.short(), kept, missing = missing_chunks, "an upload goes on where it was cut"
-                    );
+            Action::Receive { peer, sink, missing, on_disk, kept } => {
+                let transfer = sink.transfer();
+                if kept > 0 {
+                    let (agent, missing) = (sink.name().agent(), sink.manifest().chunks.len() - kept);
+                    tracing::info!(agent = %agent.short(), kept, missing, "an upload goes on where it was cut");
                 }
                 self.tell(ToPeer::Receive { peer, sink, on_disk });
                 self.send(peer, CoordinatorMessage::NeedChunks { transfer, missing });
             }
+            Action::Ask { helper: Helper { peer, mark, part, section }, sink, missing, on_disk } => {
+                let (transfer, first) = (sink.transfer(), section.chunks.start);
+                let bytes = section.bytes.end - section.bytes.start;
+                self.tell(ToPeer::Receive { peer, sink, on_disk });
+                self.send(peer, CoordinatorMessage::NeedPart { mark, part, transfer, bytes, first, missing });
+            }
+            Action::Release { peer, transfer } => self.tell(ToPeer::Forget { peer, transfer }),
             Action::Forget { peer, transfer, why } => {
                 tracing::warn!(peer = peer.0, transfer = %transfer.short(), why, "an upload is given up");
                 self.tell(ToPeer::Forget { peer, transfer });

@@ -224,7 +224,18 @@ impl PeerConnection {
         faults::point("upload-chunk");
         // A transfer that is not under way (complete, or given up: sent twice over a bad line) is harmless.
         let Some((sink, on_disk)) = self.sinks.lock().get(&header.transfer).cloned() else { return Ok(()) };
-        let put = sink.put(header.index, &chunk)?;
+        let put = match sink.put(header.index, &chunk) {
+            Ok(put) => put,
+            // A helper of a pod does not have what the owner has offered, whoever of the two is wrong.
+            Err(error) if sink.name().agent() != self.agent => {
+                tracing::warn!(agent = %self.agent.short(), %error, "a helper sends another update than its owner offers");
+                self.sinks.lock().remove(&header.transfer);
+                let message = AgentMessage::PartNotHere { transfer: header.transfer };
+                self.shared.tell_message(self.peer, message, 0).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
         if put.is_whole {
             self.sinks.lock().remove(&header.transfer);
         }
@@ -249,7 +260,7 @@ impl PeerConnection {
 fn sent(message: &CoordinatorMessage) -> &'static str {
     match message {
         CoordinatorMessage::Verdict { .. } => "verdict-sent",
-        CoordinatorMessage::NeedChunks { .. } => "upload-asked-for",
+        CoordinatorMessage::NeedChunks { .. } | CoordinatorMessage::NeedPart { .. } => "upload-asked-for",
         CoordinatorMessage::Lease { .. } => "lease-sent",
         _ => "message-sent",
     }

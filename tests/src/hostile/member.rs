@@ -277,7 +277,8 @@ impl Member {
     /// There is none.
     pub async fn submit(&mut self, offer: &Offer) -> anyhow::Result<Verdict> {
         let transfer = TransferManifest::of(&offer.payload);
-        self.say(&AgentMessage::OfferUpdate { meta: offer.meta.clone(), transfer: transfer.clone() }).await?;
+        self.say(&AgentMessage::OfferUpdate { meta: offer.meta.clone(), transfer: transfer.clone(), sections: None })
+            .await?;
         loop {
             let answer: Result<Missing, Verdict> = self
                 .hear("verdict", |message| match message {

@@ -172,9 +172,7 @@ impl Pods {
         self.completed.1 += u64::from(mark.attempt > 1);
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         let is_same = found.payload == alone.payload && bits(&found.left_out) == bits(&alone.left_out);
-        ensure(is_same, WHOLE, || {
-            format!("what {mark:?} gave is not what its owner would have computed alone")
-        })
+        ensure(is_same, WHOLE, || format!("what {mark:?} gave is not what its owner would have computed alone"))
     }
 
     /// Returns the newest attempt at every lease.

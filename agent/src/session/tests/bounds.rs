@@ -9,7 +9,7 @@ fn announced(bytes: u64) -> (Session, Vec<Command>) {
     let mut session = asking(config(100, 0), Kept::default());
     session.handle(0, grant(1, 0));
     let chunks = usize::try_from(bytes.div_ceil(limits::CHUNK_BYTES as u64)).expect("few");
-    let transfer = TransferManifest { bytes, chunks: vec![Digest([9; 32]); chunks] };
+    let transfer = TransferManifest { bytes, chunks: vec![Digest([9; 32]); chunks], sections: vec![] };
     let model =
         CoordinatorMessage::Model { version: ModelVersion(0), digest: digest(0), form: ModelForm::Snapshot, transfer };
     let commands = session.handle(0, say(model));

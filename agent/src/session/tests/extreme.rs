@@ -7,9 +7,10 @@ use anabranch_testkit::extreme::{Draw, Extremes};
 use proptest::prelude::*;
 
 use super::*;
+use crate::session::event::PartContent;
 
 /// Kinds of message that a coordinator has.
-const KINDS: u8 = 15;
+const KINDS: u8 = 17;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
@@ -30,6 +31,8 @@ fn kind(message: &CoordinatorMessage) -> u8 {
         CoordinatorMessage::LeaseDeferred => 12,
         CoordinatorMessage::Pod(_) => 13,
         CoordinatorMessage::PodOver { .. } => 14,
+        CoordinatorMessage::NeedPart { .. } => 15,
+        CoordinatorMessage::PartDone { .. } => 16,
     }
 }
 
@@ -59,9 +62,9 @@ trait DrawMessages: Draw {
 
     /// Never one that is valid and large: whether an agent takes memory on the coordinator's word is another question.
     fn transfer(&mut self) -> TransferManifest {
-        let lie = TransferManifest { bytes: u64::MAX, chunks: vec![Digest::default(); 3] };
-        let many = TransferManifest { bytes: 16, chunks: vec![Digest::default(); 20_000] };
-        let none = TransferManifest { bytes: 0, chunks: vec![] };
+        let lie = TransferManifest { bytes: u64::MAX, chunks: vec![Digest::default(); 3], sections: vec![] };
+        let many = TransferManifest { bytes: 16, chunks: vec![Digest::default(); 20_000], sections: vec![3, 9] };
+        let none = TransferManifest { bytes: 0, chunks: vec![], sections: vec![7] };
         self.of(&[TransferManifest::of(&encoded(0)), TransferManifest::of(&encoded(1)), lie, many, none])
     }
 
@@ -189,7 +192,16 @@ trait DrawMessages: Draw {
                 let spec = self.of(&[told, told, told, Digest::default()]);
                 CoordinatorMessage::Pod(Box::new(PodRound { mark: self.mark(), owner, parts, peers, plan, spec }))
             }
-            _ => CoordinatorMessage::PodOver { mark: self.mark() },
+            14 => CoordinatorMessage::PodOver { mark: self.mark() },
+            15 => CoordinatorMessage::NeedPart {
+                mark: self.mark(),
+                part: self.of(&[0, 1, 2, u32::MAX]),
+                transfer: self.digest(),
+                bytes: self.of(&[3, 3, 0, u64::MAX]),
+                first: self.of(&[0, 1, u32::MAX]),
+                missing: self.missing(),
+            },
+            _ => CoordinatorMessage::PartDone { mark: self.mark() },
         }
     }
 
@@ -269,7 +281,11 @@ impl Process {
                 return self.computes(mark, stopped, Event::PodFailed { mark, problem });
             }
             Command::Serve { round, .. } => {
-                let served = Event::Served { mark: round.mark, problem: None };
+                let served = Event::Served {
+                    mark: round.mark,
+                    problem: None,
+                    parts: vec![PartContent { part: 1, payload: [7; 3].into() }],
+                };
                 return self.computes(round.mark, served.clone(), served);
             }
             Command::StopTraining => return self.running.take(),

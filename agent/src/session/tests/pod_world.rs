@@ -180,7 +180,7 @@ impl World {
             (true, true) if stopped => Event::TrainingStopped { lease: id },
             (true, true) => Event::PodFailed { mark, problem },
             (true, false) => Event::Trained(Box::new(outcome(&lease(id.0, 0)))),
-            (false, _) => Event::Served { mark, problem: (fails && !stopped).then_some(problem) },
+            (false, _) => Event::Served { mark, problem: (fails && !stopped).then_some(problem), parts: vec![] },
         });
     }
 

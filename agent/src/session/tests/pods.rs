@@ -1,5 +1,7 @@
 //! Pods: the rounds of an owner, and what a helper computes for others.
 
+mod ranges;
+
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, PodSpec};
 
@@ -88,7 +90,7 @@ fn serve(round: Box<PodRound>) -> Command {
 }
 
 fn served(mark: PodMark) -> Event {
-    Event::Served { mark, problem: None }
+    Event::Served { mark, problem: None, parts: vec![] }
 }
 
 fn ask() -> Command {
@@ -457,7 +459,7 @@ fn a_helper_gives_up_what_is_over() {
     let mut running = helping(joins(0, 0));
     assert_eq!(running.handle(1, over(mark(7, 1))), [Command::StopTraining]);
     assert_eq!(running.handle(1, over(mark(7, 1))), [], "it is told to stop already");
-    let failed = Event::Served { mark: mark(7, 1), problem: Some(problem()) };
+    let failed = Event::Served { mark: mark(7, 1), problem: Some(problem()), parts: vec![] };
     assert_eq!(running.handle(2, failed), [ended(mark(7, 1))], "that it failed at the end is no news");
     assert_eq!(running.handle(3, over(mark(7, 1))), [ended(mark(7, 1))], "whoever asks is told");
 
@@ -468,7 +470,8 @@ fn a_helper_gives_up_what_is_over() {
 
     let mut failing = helping(joins(0, 0));
     let long = PodProblem { member: Some(OTHER), reason: format!("\n{}", "x".repeat(1 << 12)) };
-    let reason = refusal(&failing.handle(1, Event::Served { mark: mark(7, 1), problem: Some(long) }), mark(7, 1));
+    let reason =
+        refusal(&failing.handle(1, Event::Served { mark: mark(7, 1), problem: Some(long), parts: vec![] }), mark(7, 1));
     assert_eq!(reason, format!(" {}", "x".repeat(limits::POD_REASON_BYTES - 1)));
 }
 

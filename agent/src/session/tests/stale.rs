@@ -63,7 +63,7 @@ fn an_evaluation_that_runs_while_the_branch_changes_is_not_told() {
 
 fn large(seq: u64, fill: u8) -> OutboxEntry {
     let mut large = entry(seq, &lease(seq, 0));
-    large.transfer = TransferManifest { bytes: 64 << 20, chunks: vec![Digest([fill; 32]); 64] };
+    large.transfer = TransferManifest { bytes: 64 << 20, chunks: vec![Digest([fill; 32]); 64], sections: vec![] };
     large
 }
 

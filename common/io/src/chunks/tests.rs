@@ -42,6 +42,40 @@ async fn five_mebibytes_arrive_of_which_some_were_there() {
     assert_eq!(whole.as_deref(), Some(&content[..]));
 }
 
+/// A helper of a pod sends a section of another agent's update.
+#[tokio::test]
+async fn a_piece_has_the_chunks_of_the_whole_transfer() {
+    let pair = connected_pair().await;
+    let whole = content(4 * CHUNK_BYTES);
+    let starts = [5, 2 * CHUNK_BYTES + 105];
+    let manifest = TransferManifest::in_sections(&whole, starts.map(|start| start as u64).to_vec());
+    let section = manifest.sections().nth(1).expect("there are three");
+    let piece = Piece {
+        transfer: manifest.id(),
+        first: section.chunks.start,
+        content: Arc::from(&whole[starts[0]..starts[1]]),
+    };
+    let mut missing = Missing::all(section.chunks.len());
+    missing.arrived(1);
+    // One that does not exist is not sent.
+    missing.join(&Missing::all(8).take(7..8));
+    let sending = send_piece(&pair.client, &piece, &missing, DEADLINE);
+    let receiving = async {
+        let mut arrived = Vec::new();
+        for _ in 0..2 {
+            let stream = pair.server.accept_uni().await.expect("a stream");
+            let (header, bytes) = recv_chunk(stream, DEADLINE).await.expect("a chunk");
+            assert_eq!(header.transfer, manifest.id());
+            assert_eq!(manifest.matches(header.index, &bytes), Ok(()));
+            arrived.push(header.index);
+        }
+        arrived.sort_unstable();
+        arrived
+    };
+    let (sent, arrived) = tokio::join!(sending, receiving);
+    assert_eq!((sent, arrived), (Ok(2), vec![1, 3]));
+}
+
 /// More chunks than streams: a slot is used again as soon as a chunk is through.
 #[tokio::test]
 async fn more_chunks_than_streams_arrive() {

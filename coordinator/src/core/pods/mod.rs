@@ -297,6 +297,18 @@ impl Pods {
         self.rounds.get(&lease).is_some_and(|round| round.current().is_some())
     }
 
+    /// Returns the helper that has computed a part of the model in an attempt at a lease of `owner`, if this process began that
+    /// attempt, and no other one since.
+    fn helper(&self, owner: AgentId, mark: PodMark, part: u32) -> Option<AgentId> {
+        self.rounds.get(&mark.lease).filter(|round| round.owner == owner)?.helper(mark.attempt, part)
+    }
+
+    /// Returns the latest attempt at a lease of `owner` that this process began, and its members.
+    fn latest(&self, owner: AgentId, lease: LeaseId) -> Option<(PodMark, &[AgentId])> {
+        let round = self.rounds.get(&lease).filter(|round| round.owner == owner && !round.is_inherited())?;
+        Some((PodMark { lease, attempt: round.newest }, round.members()))
+    }
+
     /// Whether no other attempt at a lease can be begun.
     pub(super) fn is_spent(&self, lease: LeaseId) -> bool {
         self.rounds.get(&lease).is_some_and(Round::is_spent)
@@ -403,7 +415,7 @@ impl Pods {
         let owner = lease.agent;
         let round = self.rounds.entry(lease.id).or_insert_with(|| Round::new(owner, Stage::Broken, 0));
         let members: Vec<AgentId> = helpers.into_iter().chain([owner]).collect();
-        let mark = PodMark { lease: lease.id, attempt: round.begin(members.clone(), lease_age_ms, now_ms) };
+        let mark = PodMark { lease: lease.id, attempt: round.begin(members.clone(), &parts, lease_age_ms, now_ms) };
         let mut peers = Vec::new();
         for agent in members {
             let Some(member) = self.members.get_mut(&agent) else { continue };

@@ -4,8 +4,11 @@ use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::limits;
 use anabranch_common::plain::plain;
-use anabranch_common::pod::{PodMark, PodProblem};
+use anabranch_common::pod::{PodMark, PodProblem, PodSections};
+use anabranch_common::transfer::Helper;
+use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, RunPhase};
+use anabranch_common::wire::transfer::{Section, TransferManifest};
 
 use super::Known;
 use super::form::Formed;
@@ -127,6 +130,37 @@ impl Core {
     pub(in crate::core) fn pod_delivers(&mut self, agent: AgentId, lease: LeaseId) {
         if self.pods.is_owner(agent) && self.lease_of(agent) == Some(lease) {
             self.pods.complete(lease, agent);
+        }
+    }
+
+    /// Returns the connections that have sections of an update that its owner offers: those of agents that this process named for
+    /// that part of that attempt.
+    pub(in crate::core) fn pod_helpers(
+        &self,
+        meta: &UpdateMeta,
+        transfer: &TransferManifest,
+        sections: &PodSections,
+    ) -> Vec<Helper> {
+        let PodSections { mark, parts } = sections;
+        let all: Vec<Section> = transfer.sections().collect();
+        if mark.lease != meta.lease || parts.len() != all.len() || !sections.is_in_order() {
+            return Vec::new();
+        }
+        let helper = |(part, section): (&Option<u32>, Section)| {
+            let part = (*part)?;
+            let agent = self.pods.helper(meta.key.agent, *mark, part)?;
+            Some(Helper { peer: self.peers.peer_of(agent)?, mark: *mark, part, section })
+        };
+        parts.iter().zip(all).filter_map(helper).collect()
+    }
+
+    /// An update is decided: its helpers need not keep what their parts came to.
+    pub(in crate::core) fn pod_decided(&mut self, lease: LeaseId, owner: AgentId) {
+        let Some((mark, members)) = self.pods.latest(owner, lease) else { return };
+        let helpers = members.iter().filter(|member| **member != owner);
+        let peers: Vec<PeerId> = helpers.filter_map(|helper| self.peers.peer_of(*helper)).collect();
+        for peer in peers {
+            self.send(peer, CoordinatorMessage::PartDone { mark });
         }
     }
 

@@ -2,6 +2,7 @@
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
+use anabranch_common::pod::PodPart;
 
 use super::form::{NoPod, SOUND_MS, wait_ms};
 
@@ -14,6 +15,8 @@ pub(super) struct Round {
     pub(super) newest: u32,
     /// Members of the newest attempt if this process began it, or empty. Of other attempts only the owner is known.
     members: Vec<AgentId>,
+    /// Who computes which part of the model in it, likewise.
+    parts: Vec<AgentId>,
     /// Why there is no other attempt yet.
     pub(super) problem: Option<NoPod>,
     /// Whether a helper misses the owner: its own word or its absence decides what follows.
@@ -49,6 +52,7 @@ impl Round {
             stage,
             newest,
             members: Vec::new(),
+            parts: Vec::new(),
             problem: None,
             awaits_owner: false,
             is_void: false,
@@ -87,6 +91,12 @@ impl Round {
         &self.members
     }
 
+    /// Returns who has computed a part of the model in an attempt, if this process began it and no other one since.
+    pub(super) fn helper(&self, attempt: u32, part: u32) -> Option<AgentId> {
+        let agent = self.parts.get(part as usize).filter(|_| attempt == self.newest)?;
+        Some(*agent).filter(|agent| *agent != self.owner)
+    }
+
     /// Its owner says that it is at work on this attempt. That counts where this process has begun none.
     pub(super) fn claimed(&mut self, attempt: u32) {
         if self.is_inherited() {
@@ -96,11 +106,12 @@ impl Round {
 
     /// Begins the next attempt. The first one of this process is numbered by the milliseconds since the lease was granted: an
     /// earlier process, which began fewer than one a millisecond, has used smaller numbers.
-    pub(super) fn begin(&mut self, members: Vec<AgentId>, lease_age_ms: u64, now_ms: u64) -> u32 {
+    pub(super) fn begin(&mut self, members: Vec<AgentId>, parts: &[PodPart], lease_age_ms: u64, now_ms: u64) -> u32 {
         let earlier = if self.is_inherited() { u32::try_from(lease_age_ms).unwrap_or(u32::MAX) } else { 0 };
         self.newest = self.newest.saturating_add(1).max(earlier).min(limits::POD_ATTEMPTS);
         (self.stage, self.begun_ms, self.problem) = (Stage::AtWork(self.newest), now_ms, None);
         (self.members, self.awaits_owner, self.is_void) = (members, false, false);
+        self.parts = parts.iter().map(|part| part.agent).collect();
         self.newest
     }
 

@@ -49,7 +49,7 @@ fn a_model_whose_bytes_its_tensors_cannot_make_is_not_asked_for() {
     let mut world = World::new();
     world.connect(PeerId(1), 1);
     let bytes = codec::max_payload_bytes(&manifest()) + 1;
-    let transfer = TransferManifest { bytes, chunks: vec![Digest::default()] };
+    let transfer = TransferManifest { bytes, chunks: vec![Digest::default()], sections: vec![] };
     let message = AgentMessage::OfferModel { manifest: manifest(), digest: Digest::default(), transfer };
     let commands = world.message(1, message);
     assert!(breaks_the_protocol(&commands), "{commands:?}");

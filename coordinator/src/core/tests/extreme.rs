@@ -13,7 +13,7 @@ use anabranch_common::ids::{
 use anabranch_common::journal::{Evaluation, LeaseEnd, Record};
 use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::pod::{PodMark, PodOffer, PodProblem};
+use anabranch_common::pod::{PodMark, PodOffer, PodProblem, PodSections};
 use anabranch_common::schema;
 use anabranch_common::spec::Labels;
 use anabranch_common::update::{MemoryMark, UpdateKey, UpdateMeta};
@@ -33,7 +33,7 @@ use crate::recovery::saved;
 use crate::store::for_tests::MapStore;
 
 /// Kinds of message that an agent has.
-const KINDS: u8 = 12;
+const KINDS: u8 = 13;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
@@ -51,6 +51,7 @@ fn kind(message: &AgentMessage) -> u8 {
         AgentMessage::Goodbye { .. } => 9,
         AgentMessage::EvaluationFailed { .. } => 10,
         AgentMessage::PodEnded { .. } => 11,
+        AgentMessage::PartNotHere { .. } => 12,
     }
 }
 
@@ -75,7 +76,8 @@ trait DrawMessages: Draw {
     fn transfer(&mut self) -> TransferManifest {
         let chunks = self.of(&[0, 1, 1, 2, 4096, 20_000]);
         let bytes = self.of(&[16, 16, 0, 1, 1 << 20, 2 << 20, limits::TRANSFER_BYTES, u64::MAX]);
-        TransferManifest { bytes, chunks: vec![self.digest(); chunks] }
+        let sections = self.of(&[vec![], vec![], vec![0], vec![8], vec![9, 3], vec![u64::MAX; 70]]);
+        TransferManifest { bytes, chunks: vec![self.digest(); chunks], sections }
     }
 
     fn missing(&mut self) -> Option<Missing> {
@@ -157,7 +159,12 @@ trait DrawMessages: Draw {
                     missing: self.missing(),
                 }
             }
-            4 => AgentMessage::OfferUpdate { meta: self.meta(sender), transfer: self.transfer() },
+            4 => {
+                let parts = self.of(&[vec![], vec![None, Some(1)], vec![Some(u32::MAX); 70]]);
+                let sections = PodSections { mark: self.mark(), parts };
+                let sections = (!self.choice().is_multiple_of(3)).then_some(sections);
+                AgentMessage::OfferUpdate { meta: self.meta(sender), transfer: self.transfer(), sections }
+            }
             5 => {
                 let why = self.of(&[LeaseEnd::Expired, LeaseEnd::Returned, LeaseEnd::Superseded]);
                 AgentMessage::ReturnLease { lease: LeaseId(self.number()), why }
@@ -179,6 +186,7 @@ trait DrawMessages: Draw {
             8 => AgentMessage::Renew { csr_der: self.text().into_bytes() },
             9 => AgentMessage::Goodbye { reason: self.text() },
             10 => AgentMessage::EvaluationFailed { version: ModelVersion(self.number()), reason: self.text() },
+            12 => AgentMessage::PartNotHere { transfer: self.digest() },
             _ => {
                 let mark = self.mark();
                 let member = self.of(&[None, Some(agent(1)), Some(agent(u8::MAX))]);

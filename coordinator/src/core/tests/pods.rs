@@ -1,6 +1,7 @@
 //! Pods: whom an owner gets, what happens when a member fails, and that a lease is the same one through all attempts.
 
 mod faults;
+mod ranges;
 mod words;
 
 use std::collections::BTreeMap;

@@ -372,7 +372,7 @@ fn an_update_in_another_agents_name_ends_the_connection() {
     let lease = world.lease(2);
     let meta = world.meta(2, 0, &lease);
     let transfer = anabranch_common::wire::transfer::TransferManifest::of(&[0; 16]);
-    world.message(1, AgentMessage::OfferUpdate { meta, transfer });
+    world.message(1, AgentMessage::OfferUpdate { meta, transfer, sections: None });
     assert!(matches!(world.last_sent(), Some((PeerId(1), CoordinatorMessage::Rejected(Rejection::Protocol(_))))));
 }
 

@@ -451,7 +451,7 @@ impl World {
 
     pub(super) fn offer(&mut self, n: u8, meta: &UpdateMeta) -> Vec<Command> {
         let transfer = TransferManifest::of(&[0; 16]);
-        self.message(n, AgentMessage::OfferUpdate { meta: meta.clone(), transfer })
+        self.message(n, AgentMessage::OfferUpdate { meta: meta.clone(), transfer, sections: None })
     }
 
     pub(super) fn receive(&mut self, n: u8, meta: &UpdateMeta, values: [f32; 4]) -> Vec<Command> {

@@ -115,7 +115,7 @@ impl World {
             payload_digest: Digest::of(payload),
             ..meta(lease.id, lease.plan.codec.id())
         };
-        self.say(AgentMessage::OfferUpdate { meta, transfer: TransferManifest::of(payload) });
+        self.say(AgentMessage::OfferUpdate { meta, transfer: TransferManifest::of(payload), sections: None });
         let sink = self.outputs.iter().rev().find_map(|output| match output {
             Output::ToPeer(ToPeer::Receive { sink, .. }) => Some(Arc::clone(sink)),
             _ => None,

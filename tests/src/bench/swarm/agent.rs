@@ -182,6 +182,7 @@ impl Agent {
                 self.op(Op::Send(message))
             }
             Output::SendChunks { content, transfer, missing } => self.op(Op::SendChunks { content, transfer, missing }),
+            Output::SendPart { .. } => unreachable!("these agents help with no update"),
             Output::Run(Job::Store(job)) => Some(Input::Done(Done::Store(self.store(job)))),
             Output::Run(Job::Maths(job)) => self.compute(job),
             Output::Run(Job::Unpack(job)) => {
@@ -253,7 +254,7 @@ impl Agent {
             residual_ratio: None,
             memory: None,
         };
-        OutboxEntry { meta, transfer: payload.transfer.clone() }
+        OutboxEntry { meta, transfer: payload.transfer.clone(), sections: None }
     }
 
     fn op(&mut self, op: Op) -> Option<Input> {

@@ -35,16 +35,16 @@ impl AgentMachine {
 
     /// The message as it leaves the machine: an offer announces the poisoned payload, with digests that fit it.
     pub(super) fn poison(&mut self, message: AgentMessage) -> AgentMessage {
-        let AgentMessage::OfferUpdate { meta, transfer } = message else { return message };
+        let AgentMessage::OfferUpdate { meta, transfer, sections } = message else { return message };
         let payload = self.process.as_ref().and_then(|process| process.ledger.payload(meta.key).ok().flatten());
         let Some(mut payload) = payload.filter(|_| self.poisons()) else {
-            return AgentMessage::OfferUpdate { meta, transfer };
+            return AgentMessage::OfferUpdate { meta, transfer, sections };
         };
         not_a_number(&mut payload);
         let poisoned = TransferManifest::of(&payload);
         self.poisoned.insert(poisoned.id(), transfer.id());
         let meta = UpdateMeta { payload_digest: Digest::of(&payload), ..meta };
-        AgentMessage::OfferUpdate { meta, transfer: poisoned }
+        AgentMessage::OfferUpdate { meta, transfer: poisoned, sections: None }
     }
 
     /// The content as it leaves the machine, and its manifest.

@@ -6,6 +6,7 @@ use anabranch_common::ids::{Digest, Incarnation};
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
+use anabranch_io::chunks::Piece;
 
 use crate::picture::{MarkKind, SpanKind};
 
@@ -35,6 +36,18 @@ impl World {
         self.note(machine, Sign::Begin(SpanKind::Upload), || format!("sends {} bytes", content.len()));
         let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
         self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: sent });
+    }
+
+    /// A helper sends its part of another agent's update.
+    pub(in crate::sim) fn send_piece(&mut self, machine: Machine, piece: &Piece, missing: &Missing) {
+        let now_ms = self.now_ms();
+        let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
+        let transfer = piece.transfer;
+        for (index, range) in piece.chunks(missing) {
+            self.send_up(conn, Parcel::Chunk { transfer, index, bytes: piece.content[range].to_vec() });
+        }
+        let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
+        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer });
     }
 
     pub(in crate::sim) fn chunks_sent(&mut self, conn: u64, transfer: Digest) {

@@ -15,6 +15,7 @@ use anabranch_common::ids::{Incarnation, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::update::UpdateKey;
+use anabranch_io::chunks::Piece;
 
 use crate::invariants::journal::{Checked, Journal, broken, ensure};
 use crate::invariants::progress::Progress;
@@ -312,6 +313,9 @@ impl World {
             Output::Send(message) => self.say(machine, message),
             Output::SendChunks { content, transfer, missing } => {
                 self.send_chunks(machine, &content, &transfer, &missing);
+            }
+            Output::SendPart { content, transfer, first, missing } => {
+                self.send_piece(machine, &Piece { transfer, first, content }, &missing);
             }
             Output::Run(Job::Store(job)) => self.store(machine, job),
             Output::Run(Job::Maths(job)) => self.compute(machine, job),

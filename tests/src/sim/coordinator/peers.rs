@@ -162,7 +162,15 @@ impl World {
         let Some(process) = self.coordinator.process.as_mut() else { return };
         let Some((sink, on_disk)) = process.sinks.get(&(conn, transfer)).cloned() else { return };
         let Some(peer) = self.conns.get(&conn).and_then(|conn| conn.peer) else { return };
-        let Ok(put) = sink.put(index, chunk) else { return self.lost(conn, Side::Coordinator) };
+        let machine = self.conns.get(&conn).map(|conn| conn.machine);
+        let Ok(put) = sink.put(index, chunk) else {
+            if machine.is_some_and(|machine| agent_id(machine) == sink.name().agent()) {
+                return self.lost(conn, Side::Coordinator);
+            }
+            // A helper of a pod does not have what the owner has offered.
+            process.sinks.remove(&(conn, transfer));
+            return self.coordinator_takes(Input::Message { peer, message: AgentMessage::PartNotHere { transfer } });
+        };
         if put.is_whole {
             process.sinks.remove(&(conn, transfer));
         }

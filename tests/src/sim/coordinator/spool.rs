@@ -70,7 +70,8 @@ impl Spool {
 }
 
 fn read(content: &[u8], sink: &Sink) {
-    for (index, chunk) in (0..).zip(content.chunks(CHUNK_BYTES)) {
+    for index in 0..u32::try_from(sink.manifest().chunks.len()).unwrap_or(u32::MAX) {
+        let chunk = sink.manifest().range(index).and_then(|range| content.get(range)).unwrap_or_default();
         // Bytes of another digest have not come yet, or are damaged.
         _ = sink.put(index, chunk);
     }

@@ -50,6 +50,8 @@ pub enum Held {
 pub struct Contribution {
     /// The payload, of [`segments`].
     pub payload: Vec<u8>,
+    /// The layers with content, in their order, and how many bytes each has at the end of the payload.
+    pub layers: Vec<(u32, u64)>,
     /// What it leaves out, one value a parameter of the model; empty where nothing is kept.
     pub left_out: Vec<f32>,
     /// Product with the base, if it was asked for and is finite.
@@ -280,14 +282,24 @@ impl Assembly {
         let payloads: Vec<Vec<u8>> = payloads.into_iter().flatten().collect();
         let segments = places.iter().zip(&payloads).flat_map(|(place, payload)| segments_of(&encoding, place, payload));
         let segments: Vec<(Segment, &[u8])> = segments.collect();
+        let layer =
+            |(place, payload): (&LayerPlace, &Vec<u8>)| (place.layer, body(&encoding, place, payload).len() as u64);
+        let layers = places.iter().zip(&payloads).map(layer).collect();
         let mut payload = segments::header(&segments.iter().map(|(segment, _)| *segment).collect::<Vec<_>>());
         payload.reserve_exact(segments.iter().map(|(_, part)| part.len()).sum());
         segments.iter().for_each(|(_, part)| payload.extend_from_slice(part));
         let sum = |of: fn(&LayerFigures) -> f64| figures.iter().map(of).sum::<f64>();
         let base_dot = Some(sum(|of| of.base_dot)).filter(|dot| encoding.base_dot && dot.is_finite());
         let ratio = (sum(|of| of.left_out_square).sqrt() / sum(|of| of.delta_square).sqrt()) as f32;
-        Contribution { payload, left_out, base_dot, residual_ratio: Some(ratio).filter(|ratio| ratio.is_finite()) }
+        let residual_ratio = Some(ratio).filter(|ratio| ratio.is_finite());
+        Contribution { payload, layers, left_out, base_dot, residual_ratio }
     }
+}
+
+/// What of a layer's content is in the payload of the round: all of it but for the header of segments of its own.
+pub(super) fn body<'a>(encoding: &Encoding, place: &LayerPlace, payload: &'a [u8]) -> &'a [u8] {
+    let bytes: usize = segments_of(encoding, place, payload).iter().map(|(_, part)| part.len()).sum();
+    &payload[payload.len() - bytes..]
 }
 
 /// The segments of a layer's content. One whose tensors have several codecs has them itself.

@@ -6,9 +6,11 @@
 //! ```
 //! A member sends what a piece of work gave before it begins the next one, and waits for the wire where none is possible.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anabranch_common::ids::AgentId;
+use anabranch_common::limits;
 use anabranch_common::pod::PodRound;
 use anabranch_common::spec::{Labels, ModelKind, ModelSpec, PodSpec, TrainSpec};
 
@@ -17,7 +19,7 @@ use super::feed::Feed;
 use super::stages::{Parcels, Stages};
 use super::turns::{Batches, Turns};
 use super::{Contribution, Control, Encoding, Pipeline, PipelineError, Steps, check_plan};
-use crate::pod::{Wire, WireError};
+use crate::pod::{Parcel, Wire, WireError};
 use crate::shard::Shard;
 use crate::train::{ModuleDraw, ModulePart, ModuleRound, ModuleTrainer, TrainError};
 
@@ -104,7 +106,7 @@ fn own(
     wire: &mut dyn Wire,
     control: &mut Control<'_>,
 ) -> Result<Owned, PipelineError> {
-    let mut at = Seat { stages, round, wire, gone: Vec::new() };
+    let mut at = Seat { stages, round, wire, gone: Vec::new(), kept: None };
     for part in 0..round.parts.len() {
         let parcels = at.stages.begin(base, held, part)?;
         at.send(parcels)?;
@@ -125,11 +127,13 @@ fn own(
     Ok(Owned { contribution: at.stages.contribution(), losses: steps.losses })
 }
 
-/// Trains the parts of a member that helps the owner of the round. Returns when everything that the others need of it was sent.
+/// Trains the parts of a member that helps the owner of the round. Returns when everything that the others need of it was sent,
+/// with what its parts came to: the payloads of each part's layers, one after the other, as they stand in the owner's update. Where
+/// these are longer than `limits::POD_KEPT_BYTES` it returns none.
 ///
 /// # Errors
 /// As [`train_owned`].
-pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineError> {
+pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<Vec<(u32, Vec<u8>)>, PipelineError> {
     let &PodTask { plan, pod, round, .. } = task;
     check_plan(plan)?;
     if task.model.kind == ModelKind::Custom {
@@ -147,15 +151,15 @@ pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineErro
     help(Stages::new(&pipeline, &parts, plan, batches, None, Some(&task.encoding))?, round, wire)
 }
 
-/// Computes a helper's parts until they are through.
-fn help(stages: Stages<'_>, round: &PodRound, wire: &mut dyn Wire) -> Result<(), PipelineError> {
-    let mut at = Seat { stages, round, wire, gone: Vec::new() };
+/// Computes a helper's parts until they are through. Returns what they came to.
+fn help(stages: Stages<'_>, round: &PodRound, wire: &mut dyn Wire) -> Result<Vec<(u32, Vec<u8>)>, PipelineError> {
+    let mut at = Seat { stages, round, wire, gone: Vec::new(), kept: Some(Kept::default()) };
     while !at.stages.is_through() {
         if !at.work()? {
             at.receive()?;
         }
     }
-    Ok(())
+    Ok(at.kept.map(Kept::finish).unwrap_or_default())
 }
 
 impl PodTask<'_> {
@@ -226,6 +230,32 @@ struct Seat<'a, 'w> {
     wire: &'w mut dyn Wire,
     /// Members that are gone, and were through.
     gone: Vec<AgentId>,
+    /// What is kept of what the layers came to, at a helper.
+    kept: Option<Kept>,
+}
+
+/// What the parts of a helper came to.
+#[derive(Debug, Default)]
+struct Kept {
+    parts: BTreeMap<u32, Vec<u8>>,
+    bytes: usize,
+}
+
+impl Kept {
+    /// Adds the payload of the next layer of a part.
+    fn add(&mut self, part: usize, payload: &[u8]) {
+        self.bytes = self.bytes.saturating_add(payload.len());
+        if self.bytes > limits::POD_KEPT_BYTES {
+            return self.parts.clear();
+        }
+        if let Ok(part) = u32::try_from(part) {
+            self.parts.entry(part).or_default().extend_from_slice(payload);
+        }
+    }
+
+    fn finish(self) -> Vec<(u32, Vec<u8>)> {
+        self.parts.into_iter().collect()
+    }
 }
 
 impl Seat<'_, '_> {
@@ -238,6 +268,9 @@ impl Seat<'_, '_> {
 
     fn send(&mut self, parcels: Parcels) -> Result<(), PipelineError> {
         for (address, parcel) in parcels {
+            if let (Some(kept), Parcel::Layer(content)) = (&mut self.kept, &parcel) {
+                kept.add(address.from, self.stages.body(content));
+            }
             self.wire.send(address, parcel)?;
         }
         Ok(())

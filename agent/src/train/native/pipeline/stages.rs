@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use anabranch_common::spec::TrainSpec;
 
-use super::content::{Assembly, Contents, Contribution, Encoding};
+use super::content::{self, Assembly, Contents, Contribution, Encoding};
 use super::cut::Cut;
 use super::error::ParcelError;
 use super::feed::Feed;
@@ -16,7 +16,7 @@ use super::passes::{NativePasses, Passes};
 use super::stall::Waiting;
 use super::turns::{Batches, Turns};
 use super::{Pipeline, PipelineError};
-use crate::pod::{Address, Parcel};
+use crate::pod::{Address, LayerContent, Parcel};
 use crate::train::ModuleTrainer;
 
 /// Parcels for the parts of other members.
@@ -27,6 +27,7 @@ pub(super) type Parcels = Vec<(Address, Parcel)>;
 pub(super) struct Stages<'a> {
     cut: &'a Cut,
     members: Vec<Member<'a>>,
+    encoding: Option<Encoding>,
 }
 
 impl<'a> Stages<'a> {
@@ -84,7 +85,14 @@ impl<'a> Stages<'a> {
             let contents = encoding.map(|encoding| Contents::new(cut.places.clone(), own, encoding.clone()));
             members.push(Member::new((cut, part), passes(part), (turns, batches), plan, owner, contents)?);
         }
-        Ok(Self { cut, members })
+        Ok(Self { cut, members, encoding: encoding.cloned() })
+    }
+
+    /// Returns what of a layer's content, which was made here, is in the payload of the round.
+    pub(super) fn body<'p>(&self, content: &'p LayerContent) -> &'p [u8] {
+        let place = self.cut.places.iter().find(|place| place.layer == content.layer);
+        let known = self.encoding.as_ref().zip(place);
+        known.map_or(&content.payload, |(encoding, place)| content::body(encoding, place, &content.payload))
     }
 
     /// Hands the weights of `base` to a part that is computed here, or returns them for another one. `held` gives what is held of a

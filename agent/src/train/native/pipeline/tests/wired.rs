@@ -57,6 +57,8 @@ fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
 struct Ended {
     owner: Result<Owned, PipelineError>,
     helpers: Vec<Result<(), PipelineError>>,
+    /// What the parts of those that are through came to.
+    kept: Vec<(u32, Vec<u8>)>,
 }
 
 impl Ended {
@@ -103,7 +105,10 @@ fn run_pod(
         };
         let owner = train_owned(&task(0), (&base, &mut held), 4, shard.as_ref(), &mut owners, &mut control);
         drop(owners);
-        Ended { owner, helpers: helpers.into_iter().map(|helper| helper.join().expect("no panic")).collect() }
+        let mut kept = Vec::new();
+        let ended = helpers.into_iter().map(|helper| helper.join().expect("no panic").map(|parts| kept.extend(parts)));
+        let helpers = ended.collect();
+        Ended { owner, helpers, kept }
     })
 }
 
@@ -182,7 +187,7 @@ fn nothing_is_lost_between_what_is_sent_and_what_is_left_out() {
     let all = Pipeline::new(&spec, &[Pipeline::layers(&spec).expect("valid")], 1).expect("valid");
     let (base, manifest) = (all.initial(1), &all.architecture.manifest);
     let Owned { contribution, .. } = honest((&spec, &plan, &pod(3, Labels::Stay)));
-    let Contribution { payload, left_out, base_dot, residual_ratio } = contribution.expect("not stopped");
+    let Contribution { payload, layers: _, left_out, base_dot, residual_ratio } = contribution.expect("not stopped");
     let content = codec::decode(segments::ID, manifest, &payload).expect("valid").into_dense();
     let (mut dot, mut squares) = (0.0, [0.0; 2]);
     for (at, base) in base.iter().enumerate() {
@@ -195,6 +200,37 @@ fn nothing_is_lost_between_what_is_sent_and_what_is_left_out() {
     let ratio = (squares[1] / squares[0]).sqrt();
     assert!((base_dot.expect("asked for") - dot).abs() < 1e-9 * dot.abs());
     assert!((f64::from(residual_ratio.expect("some is left out")) - ratio).abs() < 1e-5 * ratio);
+}
+
+/// It can send that part of the update.
+#[test]
+fn what_a_helper_keeps_stands_in_its_owners_payload() {
+    for spec in [deep(), gpt()] {
+        for labels in [Labels::Stay, Labels::Travel] {
+            let (plan, pod) = (plan(2, 10, &SGD), pod(3, labels));
+            let ended = run_pod((&spec, &plan, &pod), &[], |_| Conduct::Honest, u32::MAX);
+            let mut kept = ended.kept.clone();
+            kept.sort();
+            let Contribution { payload, layers, .. } = ended.trained().contribution.expect("not stopped");
+            let (ends, members) = (even(&spec, &pod), round(&pod, &even(&spec, &pod)).1);
+            let part_of = |layer: u32| ends.iter().position(|end| (layer as usize) < *end).expect("it is in a part");
+            let mut expected: Vec<(u32, Vec<u8>)> = Vec::new();
+            let layers: Vec<(u32, usize)> =
+                layers.into_iter().map(|(layer, bytes)| (layer, usize::try_from(bytes).expect("few"))).collect();
+            let mut at = payload.len() - layers.iter().map(|(_, bytes)| bytes).sum::<usize>();
+            for (layer, bytes) in layers {
+                let (part, content) = (part_of(layer), &payload[at..at + bytes]);
+                at += bytes;
+                let number = u32::try_from(part).expect("few");
+                match expected.last_mut() {
+                    _ if members[part] == 0 => {}
+                    Some((before, bytes)) if *before == number => bytes.extend(content),
+                    _ => expected.push((number, content.to_vec())),
+                }
+            }
+            assert!(!expected.is_empty() && kept == expected, "{:?} labels {labels:?}", spec.kind);
+        }
+    }
 }
 
 /// Asserts that an error names a member, and returns why.
@@ -214,7 +250,7 @@ fn a_member_that_leaves_is_named_by_the_owner_and_nobody_hangs() {
             let mut left = 0;
             for after in 0.. {
                 let conduct = |member| if member == leaver { Conduct::Leaves(after) } else { Conduct::Honest };
-                let Ended { owner, helpers } = run_pod((&spec, &plan, &pod), &[], conduct, u32::MAX);
+                let Ended { owner, helpers, .. } = run_pod((&spec, &plan, &pod), &[], conduct, u32::MAX);
                 if owner.is_ok() {
                     assert!(helpers.iter().all(Result::is_ok));
                     break;
@@ -244,7 +280,7 @@ fn a_member_that_gives_no_sign_of_life_is_named() {
         run_pod((&spec, &plan, &pod(members, labels)), &[silent], |_| Conduct::Honest, u32::MAX)
     };
     for (silent, members, labels) in [(1, 2, Labels::Stay), (2, 3, Labels::Stay), (1, 3, Labels::Travel)] {
-        let Ended { owner, helpers } = told(silent, members, labels);
+        let Ended { owner, helpers, .. } = told(silent, members, labels);
         assert_eq!(reason(owner, silent), "it is gone");
         // The other helper may hear of the owner first.
         assert_eq!(helpers.len(), members - 2);
@@ -263,7 +299,7 @@ fn a_member_that_gives_no_sign_of_life_is_named() {
 fn tampered(spec: &ModelSpec, sender: usize, labels: Labels, tamper: fn(&mut Parcel)) -> Vec<String> {
     let (plan, pod) = (plan(2, 8, &SGD), PodSpec { micro_batches: Some(2), ..pod(2, labels) });
     let conduct = |member| if member == sender { Conduct::Tampers(tamper) } else { Conduct::Honest };
-    let Ended { owner, helpers } = run_pod((spec, &plan, &pod), &[], conduct, u32::MAX);
+    let Ended { owner, helpers, .. } = run_pod((spec, &plan, &pod), &[], conduct, u32::MAX);
     let all = [owner.map(|_| ())].into_iter().chain(helpers);
     all.enumerate().filter(|(member, _)| *member != sender).map(|(_, result)| reason(result, sender)).collect()
 }
