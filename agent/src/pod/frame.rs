@@ -4,6 +4,8 @@
 //!  ParcelHead { from, to, content, checksum } │ values of the first vector │ values of the second one
 //!  a frame, with a checksum of its own        │ 4 bytes each, little endian; 2 where activations travel as bf16
 //! ```
+//! Activations that travel as int8 are two vectors: a scale for each row in 4 bytes, and a code for each value in one.
+//!
 //! Neither side keeps the bytes of a parcel beside its values: they are written and read a piece at a time, and memory for values
 //! is taken as they arrive.
 
@@ -17,7 +19,7 @@ use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
 use anabranch_io::frames::{self, Format, FrameIoError};
 use quinn::{RecvStream, SendStream};
 
-use super::{Address, Parcel};
+use super::{Address, Parcel, rows};
 
 /// Why a parcel was not sent or received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +65,10 @@ enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [f32]),
     U32(&'a [u32]),
+    /// The scale of each row of so many columns.
+    Scales(&'a [f32], usize),
+    /// The code of each value in such rows.
+    Codes(&'a [f32], usize),
 }
 
 /// Values of a piece, which has at most `limits::FRAME_READ_BYTES`.
@@ -71,8 +77,9 @@ const PIECE: usize = limits::FRAME_READ_BYTES / 4;
 impl Values<'_> {
     fn len(self) -> usize {
         match self {
-            Self::F32(values) | Self::Bf16(values) => values.len(),
+            Self::F32(values) | Self::Bf16(values) | Self::Codes(values, _) => values.len(),
             Self::U32(values) => values.len(),
+            Self::Scales(values, columns) => values.len().div_ceil(columns),
         }
     }
 
@@ -84,6 +91,21 @@ impl Values<'_> {
             Self::F32(values) => values[at..end].iter().for_each(|value| piece.extend(value.to_le_bytes())),
             Self::Bf16(values) => values[at..end].iter().for_each(|value| piece.extend(to_half(*value).to_le_bytes())),
             Self::U32(values) => values[at..end].iter().for_each(|value| piece.extend(value.to_le_bytes())),
+            Self::Scales(values, columns) => {
+                let rows = values.chunks(columns).skip(at).take(end - at);
+                rows.for_each(|row| piece.extend(rows::scale(row).to_le_bytes()));
+            }
+            Self::Codes(values, columns) => {
+                // Whole rows, of which the first and the last one may lie in other pieces too.
+                for (row, start) in values.chunks(columns).zip((0..).step_by(columns)).skip(at / columns) {
+                    if start >= end {
+                        break;
+                    }
+                    let scale = rows::scale(row);
+                    let here = &row[at.saturating_sub(start)..row.len().min(end - start)];
+                    piece.extend(here.iter().flat_map(|value| rows::code(*value, scale).to_le_bytes()));
+                }
+            }
         }
     }
 }
@@ -101,10 +123,12 @@ fn to_half(value: f32) -> u16 {
     }
 }
 
-fn of_activations(values: &[f32], form: Activations) -> Values<'_> {
+fn of_activations(values: &[f32], columns: usize, form: Activations) -> [Values<'_>; 2] {
+    let (none, columns) = (Values::F32(&[]), columns.max(1));
     match form {
-        Activations::F32 => Values::F32(values),
-        Activations::Bf16 => Values::Bf16(values),
+        Activations::F32 => [Values::F32(values), none],
+        Activations::Bf16 => [Values::Bf16(values), none],
+        Activations::Int8 => [Values::Scales(values, columns), Values::Codes(values, columns)],
     }
 }
 
@@ -112,7 +136,9 @@ fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 2] {
     let none = Values::F32(&[]);
     match parcel {
         Parcel::Weights { own, tied } => [Values::F32(own), Values::F32(tied)],
-        Parcel::Activations { values, .. } | Parcel::Gradient(values) => [of_activations(values, form), none],
+        Parcel::Activations { values, shape } | Parcel::Gradient { values, shape } => {
+            of_activations(values, shape[1], form)
+        }
         Parcel::Labels(labels) => [Values::U32(labels), none],
         Parcel::Loss(_) => [none, none],
         Parcel::TiedSum(values) | Parcel::Trained(values) => [Values::F32(values), none],
@@ -131,9 +157,11 @@ pub(super) fn values_behind(content: &ParcelContent) -> u64 {
         ParcelContent::Weights { own: one, tied: other } | ParcelContent::Tied { values: one, moved: other, .. } => {
             one.saturating_add(other)
         }
-        ParcelContent::Activations { rows, columns, .. } => rows.saturating_mul(columns),
-        ParcelContent::Gradient { values, .. }
-        | ParcelContent::Labels { labels: values }
+        // Rows without columns have scales.
+        ParcelContent::Activations { rows, columns, .. } | ParcelContent::Gradient { rows, columns, .. } => {
+            rows.saturating_mul(columns.max(1))
+        }
+        ParcelContent::Labels { labels: values }
         | ParcelContent::TiedSum { values }
         | ParcelContent::Trained { values } => values,
         ParcelContent::Loss { .. } => 0,
@@ -155,7 +183,9 @@ fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
         Parcel::Activations { shape: [rows, columns], .. } => {
             ParcelContent::Activations { rows: *rows as u64, columns: *columns as u64, form }
         }
-        Parcel::Gradient(values) => ParcelContent::Gradient { values: count(values), form },
+        Parcel::Gradient { shape: [rows, columns], .. } => {
+            ParcelContent::Gradient { rows: *rows as u64, columns: *columns as u64, form }
+        }
         Parcel::Labels(labels) => ParcelContent::Labels { labels: labels.len() as u64 },
         Parcel::Loss(sum) => ParcelContent::Loss { sum: *sum },
         Parcel::TiedSum(values) => ParcelContent::TiedSum { values: count(values) },
@@ -230,10 +260,13 @@ async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<
             Parcel::Weights { own: arriving.f32(own).await?, tied: arriving.f32(tied).await? }
         }
         ParcelContent::Activations { rows, columns, form } => Parcel::Activations {
-            values: arriving.activations(rows.saturating_mul(columns), form).await?,
+            values: arriving.activations(rows, columns, form).await?,
             shape: [index(rows)?, index(columns)?],
         },
-        ParcelContent::Gradient { values, form } => Parcel::Gradient(arriving.activations(values, form).await?),
+        ParcelContent::Gradient { rows, columns, form } => Parcel::Gradient {
+            values: arriving.activations(rows, columns, form).await?,
+            shape: [index(rows)?, index(columns)?],
+        },
         ParcelContent::Labels { labels } => Parcel::Labels(arriving.take(labels, u32::from_le_bytes).await?),
         ParcelContent::Loss { sum } => Parcel::Loss(sum),
         ParcelContent::TiedSum { values } => Parcel::TiedSum(arriving.f32(values).await?),
@@ -261,10 +294,19 @@ impl Arriving<'_> {
         self.take(count, f32::from_le_bytes).await
     }
 
-    async fn activations(&mut self, count: u64, form: Activations) -> Result<Vec<f32>, ParcelError> {
+    async fn activations(&mut self, rows: u64, columns: u64, form: Activations) -> Result<Vec<f32>, ParcelError> {
+        let count = rows.saturating_mul(columns);
         match form {
             Activations::F32 => self.f32(count).await,
             Activations::Bf16 => self.take(count, |half| dense::from_bf16(u16::from_le_bytes(half))).await,
+            Activations::Int8 => {
+                let scales = self.f32(rows).await?;
+                let mut values = self.take(count, |code| f32::from(i8::from_le_bytes(code))).await?;
+                for (row, scale) in values.chunks_mut(index(columns)?.max(1)).zip(scales) {
+                    row.iter_mut().for_each(|value| *value *= scale);
+                }
+                Ok(values)
+            }
         }
     }
 

@@ -20,7 +20,12 @@ pub enum Parcel {
         shape: [usize; 2],
     },
     /// The gradient of this part's output for the next micro-batch, in the layout of that output.
-    Gradient(Vec<f32>),
+    Gradient {
+        /// Its values.
+        values: Vec<f32>,
+        /// Rows and columns.
+        shape: [usize; 2],
+    },
     /// The labels of the next micro-batch, for the last part, where labels travel.
     Labels(Vec<u32>),
     /// From the last part, after each step: the sum of the losses of the step's labels.

@@ -57,14 +57,14 @@ layout! {
     enum ParcelContent {
         0 = Weights { own, tied },
         1 = Activations { rows, columns, form },
-        2 = Gradient { values, form },
+        2 = Gradient { rows, columns, form },
         3 = Labels { labels },
         4 = Loss { sum },
         5 = TiedSum { values },
         6 = Tied { version, values, moved },
         7 = Trained { values },
     }
-    enum Activations { 0 = F32, 1 = Bf16 }
+    enum Activations { 0 = F32, 1 = Bf16, 2 = Int8 }
 
     enum FetchPurpose { 0 = Train, 1 = Evaluate }
     enum ModelForm { 0 = Snapshot, 1 = Track { from }, 2 = Xor { from }, 3 = Chain { from } }

@@ -55,6 +55,11 @@ fn cases() -> Vec<Case> {
             large,
         ),
         case(
+            "rows without columns",
+            head(ParcelContent::Gradient { rows: 1_201, columns: 0, form: Activations::F32 }, 0),
+            large,
+        ),
+        case(
             "two vectors that overflow",
             head(ParcelContent::Tied { version: 0, values: u64::MAX, moved: 2 }, 0),
             large,
@@ -64,7 +69,7 @@ fn cases() -> Vec<Case> {
         case("a part that is none", wrong_route(9, 1), "from part 9 to part 1"),
         case(
             "another form",
-            head(ParcelContent::Gradient { values: 1, form: Activations::Bf16 }, 0),
+            head(ParcelContent::Gradient { rows: 1, columns: 1, form: Activations::Int8 }, 0),
             "another form than pod.activations says",
         ),
         case("damaged values", [head(trained(2), 1), vec![0; 8]].concat(), "a parcel does not match its checksum"),

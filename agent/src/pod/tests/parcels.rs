@@ -1,7 +1,7 @@
 //! What is sent arrives: every kind, in order, bit for bit, however much of it.
 
 use super::*;
-use crate::pod::{Address, Parcel, Wire};
+use crate::pod::{Address, Parcel, Wire, rows};
 
 /// Bits that a value must keep: of a NaN, the smallest numbers, both zeros and an infinity.
 const BITS: [u32; 7] = [0x7FC0_1234, 1, 0x8000_0000, 0, 0x7F80_0000, 0x3F80_0001, 0xBF12_3456];
@@ -17,12 +17,20 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         Activations::Bf16 => {
             values(count).into_iter().map(|value| f32::from_bits(value.to_bits() & 0xFFFF_0000)).collect()
         }
+        Activations::Int8 => {
+            // The first row is all NaN, as one of its values is; the others are as they were rounded.
+            let mut values: Vec<f32> =
+                values(count).into_iter().map(|value| if value.is_finite() { value } else { 0.5 }).collect();
+            values[1] = f32::NAN;
+            rows::round(&mut values, 3);
+            values
+        }
     };
     vec![
         Parcel::Weights { own: values(1_000), tied: values(100) },
         Parcel::Weights { own: values(3), tied: Vec::new() },
         Parcel::Activations { values: activations(24), shape: [8, 3] },
-        Parcel::Gradient(activations(24)),
+        Parcel::Gradient { values: activations(24), shape: [8, 3] },
         Parcel::Labels(vec![0, 9, u32::MAX]),
         Parcel::Loss(f64::from_bits(0x7FF8_0000_0000_0001)),
         Parcel::TiedSum(values(100)),
@@ -39,7 +47,7 @@ fn bits(parcel: &Parcel) -> (Vec<u32>, String) {
     match parcel {
         Parcel::Weights { own, tied } => (bits(own), format!("weights {:?}", bits(tied))),
         Parcel::Activations { values, shape } => (bits(values), format!("activations {shape:?}")),
-        Parcel::Gradient(values) => (bits(values), "gradient".to_owned()),
+        Parcel::Gradient { values, shape } => (bits(values), format!("gradient {shape:?}")),
         Parcel::Labels(labels) => (labels.clone(), "labels".to_owned()),
         Parcel::Loss(loss) => (Vec::new(), format!("loss {:x}", loss.to_bits())),
         Parcel::TiedSum(values) => (bits(values), "sum".to_owned()),
@@ -76,7 +84,7 @@ fn exchange(mut wire: LinkWire, me: usize, form: Activations) -> Vec<Vec<Parcel>
 #[test]
 fn parcels_of_every_kind_arrive_in_order_and_bit_for_bit() {
     let world = World::new(3);
-    for (attempt, form) in [(1, Activations::F32), (2, Activations::Bf16)] {
+    for (attempt, form) in [(1, Activations::F32), (2, Activations::Bf16), (3, Activations::Int8)] {
         let round = world.round(attempt, &[0, 1, 2]);
         let sent: Vec<_> = all_kinds(form).iter().map(bits).collect();
         std::thread::scope(|scope| {

@@ -15,7 +15,7 @@ use super::stall::{Missing, Waiting};
 use super::training::{Lent, Training};
 use super::turns::{Batches, Turns};
 use super::{Pipeline, bf16};
-use crate::pod::{Address, Parcel};
+use crate::pod::{Address, Parcel, rows};
 use crate::train::TrainError;
 
 /// A part that is computed here.
@@ -91,7 +91,9 @@ impl<'a> Member<'a> {
             Parcel::Activations { values, shape } if from < part && from + 1 == part => {
                 self.take_activations(Matrix { values, shape })
             }
-            Parcel::Gradient(slope) if from <= last && from == part + 1 => self.take_gradient(slope),
+            Parcel::Gradient { values, shape } if from <= last && from == part + 1 => {
+                self.take_gradient(Matrix { values, shape })
+            }
             Parcel::Labels(labels) if from == 0 && part == last && part > 0 => self.take_labels(labels),
             Parcel::Tied { version, values, moved } if from == 0 && self.stage().borrowed().is_some() => {
                 self.take_tied(version, Lent { values, moved })
@@ -221,7 +223,10 @@ impl<'a> Member<'a> {
         let place = Place::<Flex> { stage: &cut.stages[self.part], device: &device, threads: &cut.threads };
         let of_input = cut.threads.install(|| training.backward(&place, slope, [version, tied], share));
         self.backwards += 1;
-        let of_input = of_input.map(|slope| (self.part - 1, Parcel::Gradient(self.rounded(slope).values)));
+        let of_input = of_input.map(|slope| {
+            let Matrix { values, shape } = self.rounded(slope);
+            (self.part - 1, Parcel::Gradient { values, shape })
+        });
         of_input.into_iter().collect()
     }
 
@@ -265,12 +270,15 @@ impl<'a> Member<'a> {
         Ok(())
     }
 
-    fn take_gradient(&mut self, slope: Vec<f32>) -> Result<(), ParcelError> {
+    fn take_gradient(&mut self, slope: Matrix) -> Result<(), ParcelError> {
         let examples = self.batches.examples(self.turns.index(self.inbox.gradients.arrived()));
-        let [rows, columns] = self.stage().output_shape(examples);
-        check_length("a gradient", slope.len(), rows * columns)?;
+        let expected = self.stage().output_shape(examples);
+        if slope.shape != expected {
+            return Err(ParcelError::Shape { what: "a gradient", found: slope.shape, expected });
+        }
+        check_length("a gradient", slope.values.len(), expected[0] * expected[1])?;
         self.order.gradient()?;
-        self.inbox.gradients.push(slope);
+        self.inbox.gradients.push(slope.values);
         Ok(())
     }
 
@@ -341,8 +349,10 @@ impl<'a> Member<'a> {
 
     /// What crosses a cut, as it travels: the result is the same whether or not both sides are of one process.
     fn rounded(&self, mut matrix: Matrix) -> Matrix {
-        if self.cut.activations == Activations::Bf16 {
-            matrix.values.iter_mut().for_each(|value| *value = bf16::round(*value));
+        match self.cut.activations {
+            Activations::F32 => {}
+            Activations::Bf16 => matrix.values.iter_mut().for_each(|value| *value = bf16::round(*value)),
+            Activations::Int8 => rows::round(&mut matrix.values, matrix.shape[1]),
         }
         matrix
     }
@@ -356,7 +366,7 @@ fn name(parcel: &Parcel) -> &'static str {
     match parcel {
         Parcel::Weights { .. } => "weights",
         Parcel::Activations { .. } => "activations",
-        Parcel::Gradient(_) => "a gradient",
+        Parcel::Gradient { .. } => "a gradient",
         Parcel::Labels(_) => "labels",
         Parcel::Loss(_) => "a loss",
         Parcel::TiedSum(_) => "a tied tensor's gradient",

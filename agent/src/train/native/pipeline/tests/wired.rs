@@ -138,10 +138,12 @@ fn rounded_activations_give_the_same_bits_whoever_computes() {
     for spec in [deep(), cnn(), gpt()] {
         let plan = plan(3, 10, &SGD);
         let exact = pod(3, Labels::Stay);
-        let rounded = PodSpec { activations: Activations::Bf16, ..exact.clone() };
-        let expected = in_process(&spec, &plan, &rounded);
-        assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
-        assert!(honest((&spec, &plan, &rounded)) == expected, "{:?}", spec.kind);
+        for activations in [Activations::Bf16, Activations::Int8] {
+            let rounded = PodSpec { activations, ..exact.clone() };
+            let expected = in_process(&spec, &plan, &rounded);
+            assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
+            assert!(honest((&spec, &plan, &rounded)) == expected, "{:?}", spec.kind);
+        }
     }
 }
 
@@ -233,7 +235,7 @@ fn a_parcel_that_the_receiver_has_no_use_for_names_its_sender() {
     });
     assert_eq!(text, "79 values of activations, expected 80");
     let text = told(&mlp, 0, stay, |parcel| {
-        if let Parcel::Gradient(values) = parcel {
+        if let Parcel::Gradient { values, .. } = parcel {
             values.clear();
         }
     });
