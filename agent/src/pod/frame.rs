@@ -30,8 +30,8 @@ pub(super) enum ParcelError {
     /// Damaged on the way.
     #[error("a parcel does not match its checksum")]
     Checksum,
-    /// Longer than any parcel of the round.
-    #[error("a parcel of {found} values, more than the {most} that this round can need")]
+    /// Longer than any such parcel of the round.
+    #[error("a parcel of {found} values, more than the {most} that such a parcel can have in this round")]
     TooLarge {
         /// What its head says.
         found: u64,
@@ -176,7 +176,7 @@ pub(super) fn form_of(content: &ParcelContent) -> Option<Activations> {
     }
 }
 
-fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
+pub(super) fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
     let count = |values: &[f32]| values.len() as u64;
     match parcel {
         Parcel::Weights { own, tied } => ParcelContent::Weights { own: count(own), tied: count(tied) },

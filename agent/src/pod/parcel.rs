@@ -1,5 +1,6 @@
 //! What goes from part to part of a model, and the seam over which it goes.
 
+use anabranch_common::codec;
 use anabranch_common::ids::AgentId;
 
 /// What the stage of one part sends to that of another.
@@ -43,6 +44,24 @@ pub enum Parcel {
     },
     /// To the owner, at the end: the weights of the part.
     Trained(Vec<f32>),
+}
+
+impl Parcel {
+    /// Returns whether no value of it is NaN or infinite.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Self::Weights { own: one, tied: other } | Self::Tied { values: one, moved: other, .. } => {
+                codec::is_finite(one) && codec::is_finite(other)
+            }
+            Self::Activations { values, .. }
+            | Self::Gradient { values, .. }
+            | Self::TiedSum(values)
+            | Self::Trained(values) => codec::is_finite(values),
+            Self::Loss(sum) => sum.is_finite(),
+            Self::Labels(_) => true,
+        }
+    }
 }
 
 /// Between which parts of the model a parcel goes, counted from 0.

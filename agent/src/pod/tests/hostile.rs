@@ -33,7 +33,7 @@ fn cases() -> Vec<Case> {
     let trained = |values| ParcelContent::Trained { values };
     let loss = ParcelContent::Loss { sum: 0.0 };
     let wrong_route = |from, to| framed(ParcelHead { from, to, content: loss, checksum: 0 });
-    let large = "more than the 1200 that this round can need";
+    let large = "that such a parcel can have in this round";
     let mut oversized = head(loss, 0);
     oversized[8..12].fill(0xFF);
     let mut damaged = head(loss, 0);
@@ -48,7 +48,18 @@ fn cases() -> Vec<Case> {
         case("an oversized head", oversized, "frame of 4294967295 bytes"),
         case("a damaged head", damaged, "does not match its checksum"),
         case("an oversized parcel", head(trained(1 << 40), 0), large),
-        case("one value too many", head(trained(1_201), 0), large),
+        case("more than its part", head(trained(1_001), 0), "1001 values, more than the 1000 that"),
+        case(
+            "more than the other's part and the tied tensor",
+            head(ParcelContent::Weights { own: 1_001, tied: 100 }, 0),
+            "1101 values, more than the 1100 that",
+        ),
+        case(
+            "a whole part as a tied tensor",
+            head(ParcelContent::TiedSum { values: 101 }, 0),
+            "more than the 100 that",
+        ),
+        case("labels like weights", head(ParcelContent::Labels { labels: 501 }, 0), "more than the 500 that"),
         case(
             "numbers that overflow",
             head(ParcelContent::Activations { rows: 1 << 40, columns: 1 << 40, form: Activations::F32 }, 0),
@@ -56,7 +67,7 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "rows without columns",
-            head(ParcelContent::Gradient { rows: 1_201, columns: 0, form: Activations::F32 }, 0),
+            head(ParcelContent::Gradient { rows: 501, columns: 0, form: Activations::F32 }, 0),
             large,
         ),
         case(
@@ -114,9 +125,9 @@ fn whoever_breaks_the_protocol_is_named() {
 fn a_flood_is_cut_off_at_what_the_order_allows() {
     let world = World::new(2);
     // Parcels without values, and parcels with as many as fit.
-    let full = ParcelContent::Trained { values: 1_200 };
+    let full = ParcelContent::Trained { values: 1_000 };
     let floods =
-        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 4_800, "11 parcels of 13200 values")];
+        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 4_000, "18 parcels of 18000 values")];
     for (attempt, (content, bytes, error)) in (1..).zip(floods) {
         let round = world.round(attempt, &[0, 1, 0]);
         let values = vec![0; bytes];

@@ -113,7 +113,7 @@ fn two_members_that_send_large_parcels_at_once_do_not_wait_for_each_other() {
         for (me, to) in [(0, 1), (1, 2)] {
             let (world, round) = (&world, &round);
             scope.spawn(move || {
-                let attempt = Attempt { round, spec: &spec(LONG.as_secs_f64()), sizes };
+                let attempt = Attempt { round, spec: &spec(LONG.as_secs_f64()), sizes, part_params: &[params; 3] };
                 let mut wire =
                     world.members[me].links.open(attempt, LONG, Arc::new(|| false)).expect("all members are there");
                 for fill in [1.0, 2.0] {
@@ -138,7 +138,7 @@ fn a_parcel_that_no_round_needs_is_not_sent() {
         let (agent, reason) = named(wires[0].send(Address { from, to }, Parcel::Loss(0.0)));
         assert_eq!((agent, reason), (world.id(0), format!("no parcel goes from part {from} to part {to}")));
     }
-    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, Parcel::Trained(values(1_201))));
+    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, Parcel::Trained(values(1_001))));
     assert_eq!(agent, world.id(0));
-    assert_eq!(reason, "a parcel of 1201 values, more than the 1200 that this round can need");
+    assert_eq!(reason, "a parcel of 1001 values, more than the 1000 that such a parcel can have in this round");
 }

@@ -128,7 +128,7 @@ impl Members {
     }
 
     fn open(&self, job: Job<'_>) -> anyhow::Result<Vec<LinkWire>> {
-        let attempt = Attempt { round: job.attempt, spec: job.spec, sizes: job.sizes };
+        let attempt = Attempt { round: job.attempt, spec: job.spec, sizes: job.sizes, part_params: &[] };
         std::thread::scope(|scope| {
             let open = |(_, links): &'_ (_, Links)| links.open(attempt, OPENING, Arc::new(|| false));
             let opening: Vec<_> = self.links.iter().map(|member| scope.spawn(move || open(member))).collect();

@@ -362,7 +362,7 @@ fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(),
     if found == expected { Ok(()) } else { Err(ParcelError::Length { what, found, expected }) }
 }
 
-fn name(parcel: &Parcel) -> &'static str {
+pub(super) fn name(parcel: &Parcel) -> &'static str {
     match parcel {
         Parcel::Weights { .. } => "weights",
         Parcel::Activations { .. } => "activations",

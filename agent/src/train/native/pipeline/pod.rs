@@ -11,11 +11,13 @@ use anabranch_common::pod::PodRound;
 use anabranch_common::spec::{Labels, ModelSpec, PodSpec, TrainSpec};
 
 use super::feed::Feed;
+use super::member::name;
 use super::stages::{Parcels, Stages};
 use super::turns::{Batches, Turns};
 use super::{Control, Pipeline, PipelineError, Steps, Trained, check_plan, finite};
-use crate::pod::{Wire, WireError};
+use crate::pod::{Parcel, Wire, WireError};
 use crate::shard::Shard;
+use crate::train::TrainError;
 
 /// What a member knows of its part in a round.
 #[derive(Debug, Clone, Copy)]
@@ -42,8 +44,8 @@ pub struct PodTask<'a> {
 /// its `end` is empty, and the other members have to be told: they wait for more.
 ///
 /// # Errors
-/// [`PipelineError::Wire`] names a member that is gone or does not keep to the protocol; otherwise as
-/// [`Pipeline::train`].
+/// [`PipelineError::Wire`] names a member that is gone or does not keep to the protocol, [`PipelineError::NotFinite`] one that sent
+/// values that are not finite; otherwise as [`Pipeline::train`].
 pub fn train_owned(
     task: &PodTask<'_>,
     base: &[f32],
@@ -60,7 +62,7 @@ pub fn train_owned(
     let feed = Feed::new(&cut.architecture, shard, plan, pod.micro_batches(), seed)?;
     let batches = feed.batches();
     let stages = Stages::new(&cut, &parts, plan, batches, Some(feed))?;
-    let mut at = Seat { stages, round, wire, gone: Vec::new() };
+    let mut at = Seat { stages, round, wire, gone: Vec::new(), owned_step: Some(1) };
     for part in 0..cut.stages.len() {
         let parcels = at.stages.begin(base, part)?;
         at.send(parcels)?;
@@ -74,6 +76,7 @@ pub fn train_owned(
         if at.stages.is_through() {
             break;
         }
+        at.owned_step = u32::try_from(steps.losses.len()).ok().map(|done| done.saturating_add(1));
         if !has_worked {
             at.receive()?;
         }
@@ -93,7 +96,7 @@ pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineErro
     let parts = task.parts()?;
     let batches = Batches::new(&cut.architecture, plan, pod.micro_batches())?;
     let stages = Stages::new(&cut, &parts, plan, batches, None)?;
-    let mut at = Seat { stages, round, wire, gone: Vec::new() };
+    let mut at = Seat { stages, round, wire, gone: Vec::new(), owned_step: None };
     while !at.stages.is_through() {
         if !at.work()? {
             at.receive()?;
@@ -140,6 +143,8 @@ struct Seat<'a, 'w> {
     wire: &'w mut dyn Wire,
     /// Members that are gone, and were through.
     gone: Vec<AgentId>,
+    /// At the owner: the first step whose loss is not known.
+    owned_step: Option<u32>,
 }
 
 impl Seat<'_, '_> {
@@ -152,6 +157,10 @@ impl Seat<'_, '_> {
 
     fn send(&mut self, parcels: Parcels) -> Result<(), PipelineError> {
         for (address, parcel) in parcels {
+            // Else it would come back from others.
+            if let Some(step) = self.owned_step.filter(|_| !parcel.is_finite()) {
+                return Err(TrainError::Diverged { step }.into());
+            }
             self.wire.send(address, parcel)?;
         }
         Ok(())
@@ -160,6 +169,11 @@ impl Seat<'_, '_> {
     /// Waits for the next parcel and takes it.
     fn receive(&mut self) -> Result<(), PipelineError> {
         match self.wire.receive() {
+            Ok((address, parcel)) if self.is_suspect(&parcel) => {
+                let step = self.owned_step.unwrap_or_default();
+                let sender = self.round.parts.get(address.from).map_or(self.round.owner, |part| part.agent);
+                Err(PipelineError::NotFinite { agent: sender, what: name(&parcel), step })
+            }
             Ok((address, parcel)) => self.stages.deliver(address, parcel).map_err(|error| {
                 let sender = self.round.parts.get(address.from);
                 let blamed = |agent| WireError::Member { agent, reason: error.to_string() }.into();
@@ -172,6 +186,12 @@ impl Seat<'_, '_> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Returns whether the owner cannot go on with a parcel. Helpers go on: they cannot tell whether the round has diverged, and the
+    /// owner gets to know of it.
+    fn is_suspect(&self, parcel: &Parcel) -> bool {
+        self.owned_step.is_some() && !parcel.is_finite()
     }
 
     /// Returns whether a member still has to send something to this one.
