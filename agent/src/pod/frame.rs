@@ -4,6 +4,8 @@
 //!  ParcelHead { from, to, content, checksum } │ values of the first vector │ values of the second one │ ...
 //!  a frame, with a checksum of its own        │ 4 bytes each, little endian; 2 where activations travel as bf16; bytes as they are
 //! ```
+//! Activations that travel as int8 are two vectors: a scale for each row in 4 bytes, and a code for each value in one.
+//!
 //! Neither side keeps the bytes of a parcel beside its values: they are written and read a piece at a time, and memory for values
 //! is taken as they arrive.
 
@@ -17,7 +19,7 @@ use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
 use anabranch_io::frames::{self, Format, FrameIoError};
 use quinn::{RecvStream, SendStream};
 
-use super::{Address, LayerContent, Parcel};
+use super::{Address, LayerContent, Parcel, rows};
 
 /// Why a parcel was not sent or received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,8 +30,8 @@ pub(super) enum ParcelError {
     /// Damaged on the way.
     #[error("a parcel does not match its checksum")]
     Checksum,
-    /// Longer than any parcel of the round.
-    #[error("a parcel of {found} values, more than the {most} that this round can need")]
+    /// Longer than any such parcel of the round.
+    #[error("a parcel of {found} values, more than the {most} that such a parcel can have in this round")]
     TooLarge {
         /// What its head says.
         found: u64,
@@ -64,6 +66,10 @@ enum Values<'a> {
     Bf16(&'a [f32]),
     U32(&'a [u32]),
     Bytes(&'a [u8]),
+    /// The scale of each row of so many columns.
+    Scales(&'a [f32], usize),
+    /// The code of each value in such rows.
+    Codes(&'a [f32], usize),
 }
 
 /// Values of a piece, which has at most `limits::FRAME_READ_BYTES`.
@@ -74,9 +80,10 @@ const BYTES_PER_VALUE: usize = 4;
 impl Values<'_> {
     fn len(self) -> usize {
         match self {
-            Self::F32(values) | Self::Bf16(values) => values.len(),
+            Self::F32(values) | Self::Bf16(values) | Self::Codes(values, _) => values.len(),
             Self::U32(values) => values.len(),
             Self::Bytes(bytes) => bytes.len(),
+            Self::Scales(values, columns) => values.len().div_ceil(columns),
         }
     }
 
@@ -89,6 +96,21 @@ impl Values<'_> {
             Self::Bf16(values) => values[at..end].iter().for_each(|value| piece.extend(to_half(*value).to_le_bytes())),
             Self::U32(values) => values[at..end].iter().for_each(|value| piece.extend(value.to_le_bytes())),
             Self::Bytes(bytes) => piece.extend(&bytes[at..end]),
+            Self::Scales(values, columns) => {
+                let rows = values.chunks(columns).skip(at).take(end - at);
+                rows.for_each(|row| piece.extend(rows::scale(row).to_le_bytes()));
+            }
+            Self::Codes(values, columns) => {
+                // Whole rows, of which the first and the last one may lie in other pieces too.
+                for (row, start) in values.chunks(columns).zip((0..).step_by(columns)).skip(at / columns) {
+                    if start >= end {
+                        break;
+                    }
+                    let scale = rows::scale(row);
+                    let here = &row[at.saturating_sub(start)..row.len().min(end - start)];
+                    piece.extend(here.iter().flat_map(|value| rows::code(*value, scale).to_le_bytes()));
+                }
+            }
         }
     }
 }
@@ -106,10 +128,12 @@ fn to_half(value: f32) -> u16 {
     }
 }
 
-fn of_activations(values: &[f32], form: Activations) -> Values<'_> {
+fn of_activations(values: &[f32], columns: usize, form: Activations) -> [Values<'_>; 2] {
+    let (none, columns) = (Values::F32(&[]), columns.max(1));
     match form {
-        Activations::F32 => Values::F32(values),
-        Activations::Bf16 => Values::Bf16(values),
+        Activations::F32 => [Values::F32(values), none],
+        Activations::Bf16 => [Values::Bf16(values), none],
+        Activations::Int8 => [Values::Scales(values, columns), Values::Codes(values, columns)],
     }
 }
 
@@ -117,7 +141,10 @@ fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 3] {
     let none = Values::F32(&[]);
     match parcel {
         Parcel::Weights { own, tied, held } => [Values::F32(own), Values::F32(tied), Values::F32(held)],
-        Parcel::Activations { values, .. } | Parcel::Gradient(values) => [of_activations(values, form), none, none],
+        Parcel::Activations { values, shape } | Parcel::Gradient { values, shape } => {
+            let [scales, codes] = of_activations(values, shape[1], form);
+            [scales, codes, none]
+        }
         Parcel::Labels(labels) => [Values::U32(labels), none, none],
         Parcel::Loss(_) => [none; 3],
         Parcel::TiedSum(values) => [Values::F32(values), none, none],
@@ -142,10 +169,11 @@ pub(super) fn values_behind(content: &ParcelContent) -> u64 {
         ParcelContent::Weights { own, tied, held } => own.saturating_add(tied).saturating_add(held),
         ParcelContent::Tied { values, moved, .. } => values.saturating_add(moved),
         ParcelContent::Layer { left_out, bytes, .. } => left_out.saturating_add(bytes.div_ceil(BYTES_PER_VALUE as u64)),
-        ParcelContent::Activations { rows, columns, .. } => rows.saturating_mul(columns),
-        ParcelContent::Gradient { values, .. }
-        | ParcelContent::Labels { labels: values }
-        | ParcelContent::TiedSum { values } => values,
+        // Rows without columns have scales.
+        ParcelContent::Activations { rows, columns, .. } | ParcelContent::Gradient { rows, columns, .. } => {
+            rows.saturating_mul(columns.max(1))
+        }
+        ParcelContent::Labels { labels: values } | ParcelContent::TiedSum { values } => values,
         ParcelContent::Loss { .. } => 0,
     }
 }
@@ -158,7 +186,7 @@ pub(super) fn form_of(content: &ParcelContent) -> Option<Activations> {
     }
 }
 
-fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
+pub(super) fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
     let count = |values: &[f32]| values.len() as u64;
     match parcel {
         Parcel::Weights { own, tied, held } => {
@@ -167,7 +195,9 @@ fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
         Parcel::Activations { shape: [rows, columns], .. } => {
             ParcelContent::Activations { rows: *rows as u64, columns: *columns as u64, form }
         }
-        Parcel::Gradient(values) => ParcelContent::Gradient { values: count(values), form },
+        Parcel::Gradient { shape: [rows, columns], .. } => {
+            ParcelContent::Gradient { rows: *rows as u64, columns: *columns as u64, form }
+        }
         Parcel::Labels(labels) => ParcelContent::Labels { labels: labels.len() as u64 },
         Parcel::Loss(sum) => ParcelContent::Loss { sum: *sum },
         Parcel::TiedSum(values) => ParcelContent::TiedSum { values: count(values) },
@@ -249,10 +279,13 @@ async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<
             held: arriving.f32(held).await?,
         },
         ParcelContent::Activations { rows, columns, form } => Parcel::Activations {
-            values: arriving.activations(rows.saturating_mul(columns), form).await?,
+            values: arriving.activations(rows, columns, form).await?,
             shape: [index(rows)?, index(columns)?],
         },
-        ParcelContent::Gradient { values, form } => Parcel::Gradient(arriving.activations(values, form).await?),
+        ParcelContent::Gradient { rows, columns, form } => Parcel::Gradient {
+            values: arriving.activations(rows, columns, form).await?,
+            shape: [index(rows)?, index(columns)?],
+        },
         ParcelContent::Labels { labels } => Parcel::Labels(arriving.take(labels, u32::from_le_bytes).await?),
         ParcelContent::Loss { sum } => Parcel::Loss(sum),
         ParcelContent::TiedSum { values } => Parcel::TiedSum(arriving.f32(values).await?),
@@ -284,10 +317,19 @@ impl Arriving<'_> {
         self.take(count, f32::from_le_bytes).await
     }
 
-    async fn activations(&mut self, count: u64, form: Activations) -> Result<Vec<f32>, ParcelError> {
+    async fn activations(&mut self, rows: u64, columns: u64, form: Activations) -> Result<Vec<f32>, ParcelError> {
+        let count = rows.saturating_mul(columns);
         match form {
             Activations::F32 => self.f32(count).await,
             Activations::Bf16 => self.take(count, |half| dense::from_bf16(u16::from_le_bytes(half))).await,
+            Activations::Int8 => {
+                let scales = self.f32(rows).await?;
+                let mut values = self.take(count, |code| f32::from(i8::from_le_bytes(code))).await?;
+                for (row, scale) in values.chunks_mut(index(columns)?.max(1)).zip(scales) {
+                    row.iter_mut().for_each(|value| *value *= scale);
+                }
+                Ok(values)
+            }
         }
     }
 

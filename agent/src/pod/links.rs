@@ -67,6 +67,8 @@ pub struct Attempt<'a> {
     pub spec: &'a PodSpec,
     /// How large parcels can be.
     pub sizes: ParcelSizes,
+    /// Parameters of each part.
+    pub part_params: &'a [usize],
 }
 
 /// An agent's port for other members, and its connections to theirs.
@@ -126,7 +128,7 @@ impl Links {
     /// [`WireError::Member`] with a member that was not reached, or that has given up; [`WireError::Over`] when `stop` says so;
     /// [`WireError::Repeated`] for an attempt that was opened before, or of whose lease a later one was.
     pub fn open(&self, attempt: Attempt<'_>, deadline: Duration, stop: Stop) -> Result<LinkWire, WireError> {
-        let Attempt { round, spec, sizes } = attempt;
+        let round = attempt.round;
         let members = round.members();
         let Some(mine) = members.iter().position(|member| *member == self.me) else {
             return Err(WireError::Member { agent: self.me, reason: "the round does not name this agent".to_owned() });
@@ -134,7 +136,7 @@ impl Links {
         let Neighbours { dialed, others } = neighbours(&members, mine);
         let awaited: BTreeSet<AgentId> = dialed.iter().chain(&others).copied().collect();
         let dials = dialed.iter().map(|agent| self.dial(round, *agent)).collect::<Result<Vec<_>, _>>()?;
-        let desk = Arc::new(Desk::new(Terms::new(self.me, round, spec, sizes), &awaited));
+        let desk = Arc::new(Desk::new(Terms::new(self.me, &attempt), &awaited));
         self.room.open(&desk)?;
         // From here on dropping the wire closes everything.
         let mut wire = LinkWire { desk, room: Arc::clone(&self.room), stop, dialing: Vec::new(), is_done: false };

@@ -16,6 +16,7 @@ mod handshakes;
 mod link;
 mod links;
 mod parcel;
+pub(crate) mod rows;
 mod terms;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use anabranch_common::codec;
 use anabranch_common::ids::AgentId;
 use anabranch_common::wire::pod::LayerFigures;
 
@@ -29,7 +30,12 @@ pub enum Parcel {
         shape: [usize; 2],
     },
     /// The gradient of this part's output for the next micro-batch, in the layout of that output.
-    Gradient(Vec<f32>),
+    Gradient {
+        /// Its values.
+        values: Vec<f32>,
+        /// Rows and columns.
+        shape: [usize; 2],
+    },
     /// The labels of the next micro-batch, for the last part, where labels travel.
     Labels(Vec<u32>),
     /// From the last part, after each step: the sum of the losses of the step's labels.
@@ -60,6 +66,24 @@ pub struct LayerContent {
     pub left_out: Vec<f32>,
     /// What the owner adds up.
     pub figures: LayerFigures,
+}
+
+impl Parcel {
+    /// Returns whether no value of it is NaN or infinite.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Self::Weights { own, tied, held } => [own, tied, held].iter().all(|values| codec::is_finite(values)),
+            Self::Tied { values, moved, .. } => codec::is_finite(values) && codec::is_finite(moved),
+            Self::Activations { values, .. } | Self::Gradient { values, .. } | Self::TiedSum(values) => {
+                codec::is_finite(values)
+            }
+            // The owner sees by itself what it can use of it.
+            Self::Layer(_) => true,
+            Self::Loss(sum) => sum.is_finite(),
+            Self::Labels(_) => true,
+        }
+    }
 }
 
 /// Between which parts of the model a parcel goes, counted from 0.

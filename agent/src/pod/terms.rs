@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
-use anabranch_common::pod::{PodMark, PodRound};
-use anabranch_common::spec::{Activations, PodSpec};
-use anabranch_common::wire::pod::ParcelHead;
+use anabranch_common::pod::PodMark;
+use anabranch_common::spec::Activations;
+use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
 
 use super::frame::{self, ParcelError};
-use super::{Address, Parcel, WireError};
+use super::{Address, Attempt, Parcel, WireError};
 
-/// How large parcels of a round can be, from its model and its plan.
+/// How large parcels of a round can be, from its model and its plan, whatever the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParcelSizes {
     /// Parameters of the model: no part has more.
@@ -54,8 +54,11 @@ pub(super) struct Terms {
     pub(super) owner: AgentId,
     /// Who computes each part.
     parts: Vec<AgentId>,
+    /// Parameters of each part.
+    part_params: Vec<usize>,
+    sizes: ParcelSizes,
     pub(super) form: Activations,
-    /// Most values of a parcel.
+    /// Most values of a parcel, whatever it is.
     pub(super) most: usize,
     pub(super) parcels_ahead: usize,
     pub(super) values_ahead: usize,
@@ -64,7 +67,8 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    pub(super) fn new(me: AgentId, round: &PodRound, spec: &PodSpec, sizes: ParcelSizes) -> Self {
+    pub(super) fn new(me: AgentId, attempt: &Attempt<'_>) -> Self {
+        let &Attempt { round, spec, sizes, part_params } = attempt;
         let parts: Vec<AgentId> = round.parts.iter().map(|part| part.agent).collect();
         Self {
             me,
@@ -76,7 +80,29 @@ impl Terms {
             values_ahead: sizes.values_ahead(parts.len()),
             // The run's configuration was checked; whatever it says here is a time.
             patience: Duration::try_from_secs_f64(spec.deadline_s).unwrap_or(Duration::MAX),
+            part_params: part_params.to_vec(),
+            sizes,
             parts,
+        }
+    }
+
+    /// Returns the most values that a parcel with this content has between two parts.
+    fn most_values(&self, address: Address, content: &ParcelContent) -> usize {
+        let params = |part: usize| self.part_params.get(part).copied().unwrap_or(0);
+        let ParcelSizes { activations, tied, .. } = self.sizes;
+        match content {
+            ParcelContent::Weights { .. } => params(address.to).saturating_mul(2).saturating_add(tied),
+            // What is left out, and a payload, which in the worst case is a little longer than its values.
+            ParcelContent::Layer { .. } => {
+                let params = params(address.from);
+                params.saturating_mul(2).saturating_add(params / 64).saturating_add(16)
+            }
+            ParcelContent::Activations { .. } | ParcelContent::Gradient { .. } | ParcelContent::Labels { .. } => {
+                activations
+            }
+            ParcelContent::TiedSum { .. } => tied,
+            ParcelContent::Tied { .. } => tied.saturating_mul(2),
+            ParcelContent::Loss { .. } => 0,
         }
     }
 
@@ -89,12 +115,11 @@ impl Terms {
         if frame::form_of(&head.content).is_some_and(|form| form != self.form) {
             return Err(ParcelError::Form);
         }
-        let found = frame::values_behind(&head.content);
+        let address = Address { from: head.from as usize, to: head.to as usize };
+        let (found, most) = (frame::values_behind(&head.content), self.most_values(address, &head.content));
         match usize::try_from(found) {
-            Ok(values) if values <= self.most => {
-                Ok((Address { from: head.from as usize, to: head.to as usize }, values))
-            }
-            _ => Err(ParcelError::TooLarge { found, most: self.most }),
+            Ok(values) if values <= most => Ok((address, values)),
+            _ => Err(ParcelError::TooLarge { found, most }),
         }
     }
 
@@ -102,12 +127,13 @@ impl Terms {
     pub(super) fn check_own(&self, address: Address, parcel: &Parcel) -> Result<(AgentId, usize), WireError> {
         let owner = |part: usize| self.parts.get(part).copied();
         let values = frame::values_of(parcel);
+        let most = self.most_values(address, &frame::content_of(parcel, self.form));
         let reason = match (owner(address.from), owner(address.to)) {
-            (Some(from), Some(to)) if from == self.me && to != self.me && values <= self.most => {
+            (Some(from), Some(to)) if from == self.me && to != self.me && values <= most => {
                 return Ok((to, values));
             }
             (Some(from), Some(to)) if from == self.me && to != self.me => {
-                ParcelError::TooLarge { found: values as u64, most: self.most }.to_string()
+                ParcelError::TooLarge { found: values as u64, most }.to_string()
             }
             _ => format!("no parcel goes from part {} to part {}", address.from, address.to),
         };

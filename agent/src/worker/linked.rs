@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::pod::cut::Table;
 use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
@@ -23,13 +23,15 @@ pub struct LinkedPods {
     links: Arc<dyn OpenLinks>,
     me: AgentId,
     threads: usize,
+    /// The lease over which a helper last sent values that are not finite.
+    not_finite: Option<LeaseId>,
 }
 
 impl LinkedPods {
     /// Returns what computes as `me`, with so many threads; 0 is one for each core.
     #[must_use]
     pub fn new(links: Arc<dyn OpenLinks>, me: AgentId, threads: usize) -> Self {
-        Self { links, me, threads }
+        Self { links, me, threads, not_finite: None }
     }
 
     fn open(
@@ -39,11 +41,12 @@ impl LinkedPods {
         stop: &Arc<StopSignal>,
     ) -> Result<Box<dyn MemberWire>, PodEndedBy> {
         let pod = of_pods(spec)?;
-        let sizes = sizes(&spec.model, &spec.train, pod)?;
+        let table = table(&spec.model)?;
+        let (sizes, part_params) = (sizes(&spec.model, &table, &spec.train, pod)?, part_params(&table, round));
         let stop = Arc::clone(stop);
         // The configuration was checked; whatever it says here is a time.
         let deadline = Duration::try_from_secs_f64(pod.deadline_s).unwrap_or(Duration::MAX);
-        let attempt = Attempt { round, spec: pod, sizes };
+        let attempt = Attempt { round, spec: pod, sizes, part_params: &part_params };
         self.links.open(attempt, deadline, Arc::new(move || stop.is_set())).map_err(|error| ended_by(error.into()))
     }
 
@@ -59,7 +62,8 @@ impl Pods for LinkedPods {
         let PodTraining { lease, round, spec, start, held, shard, modules, control, stop } = order;
         let task = PodTask { modules, ..self.task(round, spec)? };
         let mut wire = self.open(round, spec, stop)?;
-        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut *wire, control).map_err(ended_by)?;
+        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut *wire, control);
+        let owned = owned.map_err(|error| owned_ended_by(error, lease.id, &mut self.not_finite))?;
         let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
         // All that is awaited has come, and who has sent what its layers come to waits for no parcel.
         wire.close();
@@ -104,10 +108,22 @@ fn trained_of(contribution: Contribution, losses: &[f32], plan: &TrainSpec) -> P
     }
 }
 
-/// Returns how large the parcels of a round are.
-fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
+/// Returns the parameters of each part of a round.
+fn part_params(table: &Table, round: &PodRound) -> Vec<usize> {
+    let ends = round.ends();
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    let of_part = |(start, end): (usize, usize)| table.rows.get(start..end).unwrap_or_default();
+    let params = starts.zip(ends.iter().copied()).map(of_part).map(|part| part.iter().map(|row| row.params).sum());
+    params.map(|params: u64| usize::try_from(params).unwrap_or(usize::MAX)).collect()
+}
+
+fn table(model: &ModelSpec) -> Result<Table, PodEndedBy> {
     let table = Table::of(model).map_err(|error| problem(None, error))?;
-    let table = table.ok_or_else(|| problem(None, "a custom model without model.modules is not computed in pods"))?;
+    table.ok_or_else(|| problem(None, "a custom model without model.modules is not computed in pods"))
+}
+
+/// Returns how large the parcels of a round are.
+fn sizes(model: &ModelSpec, table: &Table, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
     let widest = table.rows.iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
     let layers = model.layers().map_err(|error| problem(None, error))?;
     let tied = layers.and_then(|layers| {
@@ -123,6 +139,17 @@ fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSiz
     })
 }
 
+/// Returns how an own round's attempt ended over an error. Values that are not finite are a problem of their sender once. The second
+/// time in a row over the same lease training has diverged: no member would change that.
+fn owned_ended_by(error: PipelineError, lease: LeaseId, not_finite: &mut Option<LeaseId>) -> PodEndedBy {
+    match error {
+        PipelineError::NotFinite { step, .. } if not_finite.replace(lease) == Some(lease) => {
+            PodEndedBy::Fatal(TrainError::Diverged { step })
+        }
+        error => ended_by(error),
+    }
+}
+
 /// Returns how an attempt ended over an error: what another pod may not meet is a problem of this one.
 fn ended_by(error: PipelineError) -> PodEndedBy {
     match error {
@@ -130,6 +157,7 @@ fn ended_by(error: PipelineError) -> PodEndedBy {
         PipelineError::Wire(WireError::Member { agent, reason }) => problem(Some(agent), reason),
         // A fresh child may compute the same round.
         PipelineError::Train(error @ TrainError::Lost(_)) => problem(None, error),
+        PipelineError::NotFinite { agent, .. } => problem(Some(agent), error),
         PipelineError::Train(error) => PodEndedBy::Fatal(error),
         error => problem(None, error),
     }
@@ -137,7 +165,10 @@ fn ended_by(error: PipelineError) -> PodEndedBy {
 
 #[cfg(test)]
 mod tests {
+    use anabranch_common::ids::Digest;
+    use anabranch_common::pod::{PodMark, PodPart};
     use anabranch_common::spec::ModelKind;
+    use anabranch_testkit::lease::PLAN;
 
     use super::*;
     use crate::session::tests::spec;
@@ -148,14 +179,28 @@ mod tests {
         let pod: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2\nmicro_batches = 3").expect("complete");
         let gpt =
             ModelSpec { kind: ModelKind::Gpt, context: 8, layers: 1, heads: 2, width: 16, ..ModelSpec::default() };
-        let found = sizes(&gpt, &plan, &pod).expect("a native model");
+        let table_of_gpt = table(&gpt).expect("a native model");
+        let found = sizes(&gpt, &table_of_gpt, &plan, &pod).expect("a native model");
         // Logits of 256 bytes for each of 8 places of 4 examples; an embedding of 256 by 16.
         assert_eq!((found.activations, found.tied), (4 * 8 * 256, 256 * 16));
-        assert!(matches!(sizes(&ModelSpec::default(), &plan, &pod), Err(PodEndedBy::Problem(_))));
         let rows =
             "kind = \"custom\"\nmodules = [{ parameters = 6, output = [2, 5] }, { parameters = 3, output = [3] }]";
-        let custom = sizes(&toml::from_str(rows).expect("complete"), &plan, &pod).expect("a table");
+        let model: ModelSpec = toml::from_str(rows).expect("complete");
+        let custom = sizes(&model, &table(&model).expect("a table"), &plan, &pod).expect("a table");
         assert_eq!((custom.params, custom.activations, custom.tied), (9, 4 * 10, 0));
+        assert!(matches!(table(&ModelSpec::default()), Err(PodEndedBy::Problem(_))));
+        let (mark, owner) = (PodMark { lease: LeaseId(1), attempt: 1 }, AgentId([1; 16]));
+        let parts =
+            [1, 2, table_of_gpt.rows.len()].map(|end| PodPart { end: u32::try_from(end).expect("few"), agent: owner });
+        let round =
+            PodRound { mark, owner, parts: parts.to_vec(), peers: Vec::new(), plan: PLAN, spec: Digest([0; 32]) };
+        let parts = part_params(&table_of_gpt, &round);
+        // The head counts the tensor that it borrows too.
+        assert_eq!(parts.iter().sum::<usize>() as u64, table_of_gpt.params + 256 * 16);
+        // The embeddings of bytes and of places.
+        assert_eq!(parts[0], 256 * 16 + 8 * 16);
+        let beyond = PodRound { parts: vec![PodPart { end: 99, agent: owner }], ..round };
+        assert_eq!(part_params(&table_of_gpt, &beyond), [0], "it is no part of this model");
     }
 
     #[test]
@@ -173,5 +218,17 @@ mod tests {
         let diverged = TrainError::Diverged { step: 3 };
         assert_eq!(ended_by(diverged.clone().into()), PodEndedBy::Fatal(diverged));
         assert!(matches!(ended_by(TrainError::Lost("gone".into()).into()), PodEndedBy::Problem(_)), "a fresh child");
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_their_senders_problem_once_and_then_the_rounds_end() {
+        let (agent, mut last) = (AgentId([7; 16]), None);
+        let error = |step| PipelineError::NotFinite { agent, what: "a gradient", step };
+        let mut ended = |error, lease| owned_ended_by(error, LeaseId(lease), &mut last);
+        let is_blamed = |ended: &PodEndedBy| matches!(ended, PodEndedBy::Problem(PodProblem { member: Some(found), .. }) if *found == agent);
+        assert!(is_blamed(&ended(error(2), 1)));
+        assert_eq!(ended(WireError::Over.into(), 1), PodEndedBy::Stopped);
+        assert_eq!(ended(error(3), 1), PodEndedBy::Fatal(TrainError::Diverged { step: 3 }));
+        assert!(is_blamed(&ended(error(2), 2)), "another lease");
     }
 }

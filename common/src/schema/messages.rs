@@ -59,7 +59,7 @@ layout! {
     enum ParcelContent {
         0 = Weights { own, tied, held },
         1 = Activations { rows, columns, form },
-        2 = Gradient { values, form },
+        2 = Gradient { rows, columns, form },
         3 = Labels { labels },
         4 = Loss { sum },
         5 = TiedSum { values },
@@ -67,7 +67,7 @@ layout! {
         7 = Layer { layer, left_out, bytes, figures },
     }
     struct LayerFigures { base_dot, delta_square, left_out_square }
-    enum Activations { 0 = F32, 1 = Bf16 }
+    enum Activations { 0 = F32, 1 = Bf16, 2 = Int8 }
 
     enum FetchPurpose { 0 = Train, 1 = Evaluate }
     enum ModelForm { 0 = Snapshot, 1 = Track { from }, 2 = Xor { from }, 3 = Chain { from } }

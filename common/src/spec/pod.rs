@@ -62,6 +62,8 @@ pub enum Activations {
     F32,
     /// In 16 bits each, rounded to the nearest.
     Bf16,
+    /// In 8 bits each, with a scale for each row.
+    Int8,
 }
 
 /// Where the labels of a pod's examples are.

@@ -91,10 +91,12 @@ pub enum ParcelContent {
         /// Their form.
         form: Activations,
     },
-    /// The gradient of activations.
+    /// The gradient of activations, row by row.
     Gradient {
-        /// Values.
-        values: u64,
+        /// Rows.
+        rows: u64,
+        /// Columns.
+        columns: u64,
         /// Their form.
         form: Activations,
     },

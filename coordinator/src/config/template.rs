@@ -153,7 +153,7 @@ track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
 # "flush": the bits of one agent. "sequential": one micro-batch at a time. "pipelined": never waits, with weights = "predict",
 # "2bw", "stash" or "stale".
 #schedule = "flush"
-# Micro-batches of a step; without it one a part of the model. activations: "f32" or "bf16".
+# Micro-batches of a step; without it one a part of the model. activations: "f32", "bf16" or "int8".
 #micro_batches = 4
 #activations = "f32"
 # A member that cannot be reached for so many seconds, or gives no sign of life for so long, counts as dead.

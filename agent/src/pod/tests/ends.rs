@@ -3,9 +3,17 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anabranch_common::wire::pod::LayerFigures;
+
 use super::*;
 use crate::clock::Clock;
-use crate::pod::{Address, Parcel, Wire};
+use crate::pod::{Address, LayerContent, Parcel, Wire};
+
+/// What a layer comes to, with so many values.
+fn values(count: usize) -> Parcel {
+    let (payload, left_out, figures) = (Vec::new(), vec![1.5; count], LayerFigures::default());
+    Parcel::Layer(LayerContent { layer: 0, payload, left_out, figures })
+}
 
 #[test]
 fn a_member_that_gives_up_is_named_by_the_others() {
@@ -44,7 +52,7 @@ fn a_stop_ends_a_wait() {
     std::thread::scope(|scope| {
         let helper = scope.spawn(|| world.open(1, &round));
         let is_set = Arc::clone(&stop);
-        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES };
+        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES, part_params: PARAMS };
         let stopping: crate::pod::Stop = Arc::new(move || is_set.load(Ordering::SeqCst));
         let mut owner = world.members[0].links.open(attempt, LONG, stopping).expect("both are there");
         let waiting = scope.spawn(move || owner.receive());
@@ -64,7 +72,7 @@ fn a_member_that_computes_is_waited_for() {
         let helper = scope.spawn(|| world.open(1, &round));
         // Until it was asked well after the deadline whether it is to stop.
         let stop: crate::pod::Stop = Arc::new(move || begun.elapsed() > Duration::from_secs(4));
-        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES };
+        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES, part_params: PARAMS };
         let mut owner = world.members[0].links.open(attempt, LONG, stop).expect("both are there");
         assert_eq!(owner.receive(), Err(WireError::Over));
         drop(helper.join().expect("no panic"));
@@ -79,7 +87,7 @@ fn members_leave_one_after_the_other() {
     let mut wires = world.open_all(&round);
     let (two, one, mut owner) = (wires.pop(), wires.pop(), wires.pop().expect("three"));
     let (mut two, mut one) = (two.expect("three"), one.expect("three"));
-    let trained = |part: usize| (Address { from: part, to: 0 }, Parcel::TiedSum(vec![1.5; 900 + part]));
+    let trained = |part: usize| (Address { from: part, to: 0 }, values(900 + part));
     let send = |wire: &mut LinkWire, part| {
         let (address, parcel) = trained(part);
         wire.send(address, parcel).expect("sent");
@@ -110,7 +118,7 @@ fn an_owner_that_has_everything_leaves_at_once() {
     let world = World::new(2);
     let mut wires = world.open_all(&world.round(1, &[0, 1, 0]));
     let (mut helper, mut owner) = (wires.pop().expect("two"), wires.pop().expect("two"));
-    let trained = (Address { from: 1, to: 0 }, Parcel::TiedSum(vec![1.5; 900]));
+    let trained = (Address { from: 1, to: 0 }, values(900));
     helper.send(trained.0, trained.1.clone()).expect("sent");
     assert_eq!(owner.receive(), Ok(trained));
     owner.close();

@@ -5,7 +5,7 @@ use std::sync::Barrier;
 
 use anabranch_common::schema;
 use anabranch_common::wire::frame;
-use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
+use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead};
 
 use super::*;
 use crate::pod::Wire;
@@ -28,12 +28,17 @@ struct Case {
     error: &'static str,
 }
 
+/// What a layer comes to, with so many values that are left out of an empty payload.
+fn layer(left_out: u64) -> ParcelContent {
+    ParcelContent::Layer { layer: 0, left_out, bytes: 0, figures: LayerFigures::default() }
+}
+
 fn cases() -> Vec<Case> {
     let case = |what, bytes, error| Case { what, bytes, ends: false, error };
     let sum = |values| ParcelContent::TiedSum { values };
     let loss = ParcelContent::Loss { sum: 0.0 };
     let wrong_route = |from, to| framed(ParcelHead { from, to, content: loss, checksum: 0 });
-    let large = "more than the 2200 that this round can need";
+    let large = "that such a parcel can have in this round";
     let mut oversized = head(loss, 0);
     oversized[8..12].fill(0xFF);
     let mut damaged = head(loss, 0);
@@ -47,11 +52,27 @@ fn cases() -> Vec<Case> {
         case("another frame", frame::encode(FrameKind::Agent, b"hello").expect("small"), "unexpected frame of kind 5"),
         case("an oversized head", oversized, "frame of 4294967295 bytes"),
         case("a damaged head", damaged, "does not match its checksum"),
-        case("an oversized parcel", head(sum(1 << 40), 0), large),
-        case("one value too many", head(sum(2_201), 0), large),
+        case("an oversized parcel", head(layer(1 << 40), 0), large),
+        case("more than its part", head(layer(2_032), 0), "2032 values, more than the 2031 that"),
+        case(
+            "more than the other's part and the tied tensor",
+            head(ParcelContent::Weights { own: 1_001, tied: 100, held: 1_000 }, 0),
+            "2101 values, more than the 2100 that",
+        ),
+        case(
+            "a whole part as a tied tensor",
+            head(ParcelContent::TiedSum { values: 101 }, 0),
+            "more than the 100 that",
+        ),
+        case("labels like weights", head(ParcelContent::Labels { labels: 501 }, 0), "more than the 500 that"),
         case(
             "numbers that overflow",
             head(ParcelContent::Activations { rows: 1 << 40, columns: 1 << 40, form: Activations::F32 }, 0),
+            large,
+        ),
+        case(
+            "rows without columns",
+            head(ParcelContent::Gradient { rows: 501, columns: 0, form: Activations::F32 }, 0),
             large,
         ),
         case(
@@ -64,7 +85,7 @@ fn cases() -> Vec<Case> {
         case("a part that is none", wrong_route(9, 1), "from part 9 to part 1"),
         case(
             "another form",
-            head(ParcelContent::Gradient { values: 1, form: Activations::Bf16 }, 0),
+            head(ParcelContent::Gradient { rows: 1, columns: 1, form: Activations::Int8 }, 0),
             "another form than pod.activations says",
         ),
         case("damaged values", [head(sum(2), 1), vec![0; 8]].concat(), "a parcel does not match its checksum"),
@@ -109,9 +130,9 @@ fn whoever_breaks_the_protocol_is_named() {
 fn a_flood_is_cut_off_at_what_the_order_allows() {
     let world = World::new(2);
     // Parcels without values, and parcels with as many as fit.
-    let full = ParcelContent::TiedSum { values: 2_200 };
+    let full = layer(2_000);
     let floods =
-        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 8_800, "7 parcels of 15400 values")];
+        [(ParcelContent::Loss { sum: 1.0 }, 0, "43 parcels of 0 values"), (full, 8_000, "12 parcels of 24000 values")];
     for (attempt, (content, bytes, error)) in (1..).zip(floods) {
         let round = world.round(attempt, &[0, 1, 0]);
         let values = vec![0; bytes];

@@ -27,7 +27,9 @@ use super::{Attempt, LinkIdentity, LinkWire, Links, ParcelSizes, WireError};
 const RUN: RunId = RunId([7; 16]);
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(20);
-const SIZES: ParcelSizes = ParcelSizes { params: 1_000, layers: 3, activations: 500, tied: 100 };
+const SIZES: ParcelSizes = ParcelSizes { params: 3_000, layers: 3, activations: 500, tied: 100 };
+/// Parameters of each part.
+const PARAMS: &[usize] = &[1_000, 1_000, 1_000];
 
 /// The CA of a run.
 struct TestCa {
@@ -124,7 +126,7 @@ impl World {
     }
 
     fn open_with(&self, member: usize, round: &PodRound, spec: &PodSpec) -> Result<LinkWire, WireError> {
-        let attempt = Attempt { round, spec, sizes: SIZES };
+        let attempt = Attempt { round, spec, sizes: SIZES, part_params: PARAMS };
         self.members[member].links.open(attempt, LONG, Arc::new(|| false))
     }
 

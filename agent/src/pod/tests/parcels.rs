@@ -3,7 +3,7 @@
 use super::*;
 use anabranch_common::wire::pod::LayerFigures;
 
-use crate::pod::{Address, LayerContent, Parcel, Wire};
+use crate::pod::{Address, LayerContent, Parcel, Wire, rows};
 
 /// Bits that a value must keep: of a NaN, the smallest numbers, both zeros and an infinity.
 const BITS: [u32; 7] = [0x7FC0_1234, 1, 0x8000_0000, 0, 0x7F80_0000, 0x3F80_0001, 0xBF12_3456];
@@ -19,6 +19,12 @@ fn layer(left_out: usize, bytes: usize) -> Parcel {
     Parcel::Layer(LayerContent { layer: 7, payload, left_out: values(left_out), figures })
 }
 
+/// A parcel of so many equal values.
+fn filled(value: f32, values: usize) -> Parcel {
+    let left_out = vec![value; values];
+    Parcel::Layer(LayerContent { layer: 0, payload: Vec::new(), left_out, figures: LayerFigures::default() })
+}
+
 /// One parcel of each kind; activations as stages round them for their form.
 fn all_kinds(form: Activations) -> Vec<Parcel> {
     let activations = |count| match form {
@@ -26,12 +32,20 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         Activations::Bf16 => {
             values(count).into_iter().map(|value| f32::from_bits(value.to_bits() & 0xFFFF_0000)).collect()
         }
+        Activations::Int8 => {
+            // The first row is all NaN, as one of its values is; the others are as they were rounded.
+            let mut values: Vec<f32> =
+                values(count).into_iter().map(|value| if value.is_finite() { value } else { 0.5 }).collect();
+            values[1] = f32::NAN;
+            rows::round(&mut values, 3);
+            values
+        }
     };
     vec![
         Parcel::Weights { own: values(1_000), tied: values(100), held: values(1_000) },
         Parcel::Weights { own: values(3), tied: Vec::new(), held: Vec::new() },
         Parcel::Activations { values: activations(24), shape: [8, 3] },
-        Parcel::Gradient(activations(24)),
+        Parcel::Gradient { values: activations(24), shape: [8, 3] },
         Parcel::Labels(vec![0, 9, u32::MAX]),
         Parcel::Loss(f64::from_bits(0x7FF8_0000_0000_0001)),
         Parcel::TiedSum(values(100)),
@@ -50,7 +64,7 @@ fn bits(parcel: &Parcel) -> (Vec<u32>, String) {
     match parcel {
         Parcel::Weights { own, tied, held } => (bits(own), format!("weights {:?} {:?}", bits(tied), bits(held))),
         Parcel::Activations { values, shape } => (bits(values), format!("activations {shape:?}")),
-        Parcel::Gradient(values) => (bits(values), "gradient".to_owned()),
+        Parcel::Gradient { values, shape } => (bits(values), format!("gradient {shape:?}")),
         Parcel::Labels(labels) => (labels.clone(), "labels".to_owned()),
         Parcel::Loss(loss) => (Vec::new(), format!("loss {:x}", loss.to_bits())),
         Parcel::TiedSum(values) => (bits(values), "sum".to_owned()),
@@ -89,7 +103,7 @@ fn exchange(mut wire: LinkWire, me: usize, form: Activations) -> Vec<Vec<Parcel>
 #[test]
 fn parcels_of_every_kind_arrive_in_order_and_bit_for_bit() {
     let world = World::new(3);
-    for (attempt, form) in [(1, Activations::F32), (2, Activations::Bf16)] {
+    for (attempt, form) in [(1, Activations::F32), (2, Activations::Bf16), (3, Activations::Int8)] {
         let round = world.round(attempt, &[0, 1, 2]);
         let sent: Vec<_> = all_kinds(form).iter().map(bits).collect();
         std::thread::scope(|scope| {
@@ -118,15 +132,15 @@ fn two_members_that_send_large_parcels_at_once_do_not_wait_for_each_other() {
         for (me, to) in [(0, 1), (1, 2)] {
             let (world, round) = (&world, &round);
             scope.spawn(move || {
-                let attempt = Attempt { round, spec: &spec(LONG.as_secs_f64()), sizes };
+                let attempt = Attempt { round, spec: &spec(LONG.as_secs_f64()), sizes, part_params: &[params; 3] };
                 let mut wire =
                     world.members[me].links.open(attempt, LONG, Arc::new(|| false)).expect("all members are there");
                 for fill in [1.0, 2.0] {
-                    wire.send(Address { from: me, to }, Parcel::TiedSum(vec![fill; params])).expect("sent");
+                    wire.send(Address { from: me, to }, filled(fill, params)).expect("sent");
                 }
                 for fill in [1.0, 2.0] {
                     let (_, parcel) = wire.receive().expect("received");
-                    assert!(parcel == Parcel::TiedSum(vec![fill; params]), "another parcel than number {fill}");
+                    assert!(parcel == filled(fill, params), "another parcel than number {fill}");
                 }
                 wire.finish().expect("all of it arrived");
             });
@@ -143,7 +157,7 @@ fn a_parcel_that_no_round_needs_is_not_sent() {
         let (agent, reason) = named(wires[0].send(Address { from, to }, Parcel::Loss(0.0)));
         assert_eq!((agent, reason), (world.id(0), format!("no parcel goes from part {from} to part {to}")));
     }
-    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, Parcel::TiedSum(values(2_201))));
+    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, layer(2_032, 0)));
     assert_eq!(agent, world.id(0));
-    assert_eq!(reason, "a parcel of 2201 values, more than the 2200 that this round can need");
+    assert_eq!(reason, "a parcel of 2032 values, more than the 2031 that such a parcel can have in this round");
 }

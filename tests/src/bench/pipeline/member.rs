@@ -128,7 +128,7 @@ impl Members {
     }
 
     fn open(&self, job: Job<'_>) -> anyhow::Result<Vec<LinkWire>> {
-        let attempt = Attempt { round: job.attempt, spec: job.spec, sizes: job.sizes };
+        let attempt = Attempt { round: job.attempt, spec: job.spec, sizes: job.sizes, part_params: &[] };
         std::thread::scope(|scope| {
             let open = |(_, links): &'_ (_, Links)| links.open(attempt, OPENING, Arc::new(|| false));
             let opening: Vec<_> = self.links.iter().map(|member| scope.spawn(move || open(member))).collect();
@@ -225,7 +225,8 @@ impl Member<'_> {
             self.spare.push(values);
             return Ok(());
         }
-        self.send(self.stage - 1, Parcel::Gradient(values))
+        let shape = [1, values.len()];
+        self.send(self.stage - 1, Parcel::Gradient { values, shape })
     }
 
     fn send(&mut self, to: usize, parcel: Parcel) -> anyhow::Result<()> {
@@ -253,7 +254,7 @@ impl Member<'_> {
                 self.activations.push_back(values);
                 self.activations.back()
             }
-            Parcel::Gradient(values) if address.from == self.stage + 1 => {
+            Parcel::Gradient { values, .. } if address.from == self.stage + 1 => {
                 self.order.gradient()?;
                 self.gradients.push_back(values);
                 self.gradients.back()

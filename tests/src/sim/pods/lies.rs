@@ -93,9 +93,9 @@ fn reshaped(parcel: Parcel) -> Parcel {
         Parcel::Activations { values, shape: [rows, columns] } => {
             Parcel::Activations { values, shape: [columns, rows + 1] }
         }
-        Parcel::Gradient(mut slope) => {
-            slope.push(0.0);
-            Parcel::Gradient(slope)
+        Parcel::Gradient { mut values, shape } => {
+            values.push(0.0);
+            Parcel::Gradient { values, shape }
         }
         parcel => parcel,
     }
@@ -120,7 +120,7 @@ fn poisoned(parcel: Parcel) -> Parcel {
     let all = |values: Vec<f32>| vec![f32::NAN; values.len()];
     match parcel {
         Parcel::Activations { values, shape } => Parcel::Activations { values: all(values), shape },
-        Parcel::Gradient(values) => Parcel::Gradient(all(values)),
+        Parcel::Gradient { values, shape } => Parcel::Gradient { values: all(values), shape },
         Parcel::Layer(content) => Parcel::Layer(LayerContent { left_out: all(content.left_out), ..content }),
         Parcel::Loss(_) => Parcel::Loss(f64::NAN),
         parcel => parcel,

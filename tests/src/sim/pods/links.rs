@@ -426,8 +426,7 @@ fn member(agent: AgentId, what: &str) -> WireError {
 fn values(parcel: &Parcel) -> u64 {
     let count = match parcel {
         Parcel::Weights { own, tied, held } => own.len() + tied.len() + held.len(),
-        Parcel::Activations { values, .. } => values.len(),
-        Parcel::Gradient(values) | Parcel::TiedSum(values) => values.len(),
+        Parcel::Activations { values, .. } | Parcel::Gradient { values, .. } | Parcel::TiedSum(values) => values.len(),
         Parcel::Layer(content) => content.left_out.len() + content.payload.len() / 4,
         Parcel::Labels(labels) => labels.len(),
         Parcel::Loss(_) => 1,

@@ -1,5 +1,6 @@
 //! What can be wrong with a parcel, and with a round.
 
+use anabranch_common::ids::AgentId;
 use anabranch_common::pod::order::{OrderError, OutOfTurn};
 
 use super::stall::{self, Waiting};
@@ -27,6 +28,16 @@ pub enum PipelineError {
     /// Another member is gone or does not keep to the protocol, or the attempt is over.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// A helper sent its owner values that are not finite. It may have done so on purpose, or training diverged at it or before it.
+    #[error("member {}: {what} that are not finite, in step {step} or later", agent.short())]
+    NotFinite {
+        /// The helper.
+        agent: AgentId,
+        /// What it sent.
+        what: &'static str,
+        /// The first step whose loss is not known.
+        step: u32,
+    },
     /// This member has no such part in the round that the coordinator named.
     #[error("the round cannot be computed here: {0}")]
     Round(&'static str),

@@ -17,7 +17,7 @@ use super::passes::{Forwarded, Passes};
 use super::stall::{Missing, Waiting};
 use super::training::{Lent, Training};
 use super::turns::{Batches, Turns};
-use crate::pod::{Address, Parcel};
+use crate::pod::{Address, Parcel, rows};
 use crate::train::TrainError;
 
 /// A part that is computed here.
@@ -102,7 +102,9 @@ impl<'a> Member<'a> {
             Parcel::Activations { values, shape } if from < part && from + 1 == part => {
                 self.take_activations(Matrix { values, shape })
             }
-            Parcel::Gradient(slope) if from <= last && from == part + 1 => self.take_gradient(slope),
+            Parcel::Gradient { values, shape } if from <= last && from == part + 1 => {
+                self.take_gradient(Matrix { values, shape })
+            }
             Parcel::Labels(labels) if from == 0 && part == last && part > 0 && self.cut.labels.is_some() => {
                 self.take_labels(labels)
             }
@@ -238,7 +240,10 @@ impl<'a> Member<'a> {
         let share = self.batches.share(micro_batch.index);
         let of_input = self.training.backward(slope, [version, tied], share)?;
         self.backwards += 1;
-        let of_input = of_input.map(|slope| (self.part - 1, Parcel::Gradient(self.rounded(slope).values)));
+        let of_input = of_input.map(|slope| {
+            let Matrix { values, shape } = self.rounded(slope);
+            (self.part - 1, Parcel::Gradient { values, shape })
+        });
         Ok(of_input.into_iter().collect())
     }
 
@@ -289,12 +294,15 @@ impl<'a> Member<'a> {
         Ok(())
     }
 
-    fn take_gradient(&mut self, slope: Vec<f32>) -> Result<(), ParcelError> {
+    fn take_gradient(&mut self, slope: Matrix) -> Result<(), ParcelError> {
         let examples = self.batches.examples(self.turns.index(self.inbox.gradients.arrived()));
-        let [rows, columns] = self.stage().output_shape(examples);
-        check_length("a gradient", slope.len(), rows * columns)?;
+        let expected = self.stage().output_shape(examples);
+        if slope.shape != expected {
+            return Err(ParcelError::Shape { what: "a gradient", found: slope.shape, expected });
+        }
+        check_length("a gradient", slope.values.len(), expected[0] * expected[1])?;
         self.order.gradient()?;
-        self.inbox.gradients.push(slope);
+        self.inbox.gradients.push(slope.values);
         Ok(())
     }
 
@@ -370,8 +378,10 @@ impl<'a> Member<'a> {
 
     /// What crosses a cut, as it travels: the result is the same whether or not both sides are of one process.
     fn rounded(&self, mut matrix: Matrix) -> Matrix {
-        if self.cut.activations == Activations::Bf16 {
-            matrix.values.iter_mut().for_each(|value| *value = bf16::round(*value));
+        match self.cut.activations {
+            Activations::F32 => {}
+            Activations::Bf16 => matrix.values.iter_mut().for_each(|value| *value = bf16::round(*value)),
+            Activations::Int8 => rows::round(&mut matrix.values, matrix.shape[1]),
         }
         matrix
     }
@@ -381,11 +391,11 @@ fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(),
     if found == expected { Ok(()) } else { Err(ParcelError::Length { what, found, expected }) }
 }
 
-fn name(parcel: &Parcel) -> &'static str {
+pub(super) fn name(parcel: &Parcel) -> &'static str {
     match parcel {
         Parcel::Weights { .. } => "weights",
         Parcel::Activations { .. } => "activations",
-        Parcel::Gradient(_) => "a gradient",
+        Parcel::Gradient { .. } => "a gradient",
         Parcel::Labels(_) => "labels",
         Parcel::Loss(_) => "a loss",
         Parcel::TiedSum(_) => "a tied tensor's gradient",

@@ -16,6 +16,7 @@ use anabranch_common::spec::{Labels, ModelKind, ModelSpec, PodSpec, TrainSpec};
 
 use super::cut::Cut;
 use super::feed::Feed;
+use super::member::name;
 use super::stages::{Parcels, Stages};
 use super::turns::{Batches, Turns};
 use super::{Contribution, Control, Encoding, Pipeline, PipelineError, Steps, check_plan};
@@ -62,8 +63,8 @@ pub struct Owned {
 /// of the model, if anything.
 ///
 /// # Errors
-/// [`PipelineError::Wire`] names a member that is gone or does not keep to the protocol; otherwise as
-/// [`Pipeline::train`].
+/// [`PipelineError::Wire`] names a member that is gone or does not keep to the protocol, [`PipelineError::NotFinite`] one that sent
+/// values that are not finite; otherwise as [`Pipeline::train`].
 pub fn train_owned(
     task: &PodTask<'_>,
     (base, held): (&[f32], &mut dyn FnMut(Range<usize>) -> Vec<f32>),
@@ -106,7 +107,7 @@ fn own(
     wire: &mut dyn Wire,
     control: &mut Control<'_>,
 ) -> Result<Owned, PipelineError> {
-    let mut at = Seat { stages, round, wire, gone: Vec::new(), kept: None };
+    let mut at = Seat { stages, round, wire, gone: Vec::new(), kept: None, owned_step: Some(1) };
     for part in 0..round.parts.len() {
         let parcels = at.stages.begin(base, held, part)?;
         at.send(parcels)?;
@@ -120,6 +121,7 @@ fn own(
         if at.stages.is_through() {
             break;
         }
+        at.owned_step = u32::try_from(steps.losses.len()).ok().map(|done| done.saturating_add(1));
         if !has_worked {
             at.receive()?;
         }
@@ -153,7 +155,7 @@ pub fn serve(task: &PodTask<'_>, wire: &mut dyn Wire) -> Result<Vec<(u32, Vec<u8
 
 /// Computes a helper's parts until they are through. Returns what they came to.
 fn help(stages: Stages<'_>, round: &PodRound, wire: &mut dyn Wire) -> Result<Vec<(u32, Vec<u8>)>, PipelineError> {
-    let mut at = Seat { stages, round, wire, gone: Vec::new(), kept: Some(Kept::default()) };
+    let mut at = Seat { stages, round, wire, gone: Vec::new(), kept: Some(Kept::default()), owned_step: None };
     while !at.stages.is_through() {
         if !at.work()? {
             at.receive()?;
@@ -232,6 +234,8 @@ struct Seat<'a, 'w> {
     gone: Vec<AgentId>,
     /// What is kept of what the layers came to, at a helper.
     kept: Option<Kept>,
+    /// At the owner: the first step whose loss is not known.
+    owned_step: Option<u32>,
 }
 
 /// What the parts of a helper came to.
@@ -271,6 +275,10 @@ impl Seat<'_, '_> {
             if let (Some(kept), Parcel::Layer(content)) = (&mut self.kept, &parcel) {
                 kept.add(address.from, self.stages.body(content));
             }
+            // Else it would come back from others.
+            if let Some(step) = self.owned_step.filter(|_| !parcel.is_finite()) {
+                return Err(TrainError::Diverged { step }.into());
+            }
             self.wire.send(address, parcel)?;
         }
         Ok(())
@@ -279,6 +287,11 @@ impl Seat<'_, '_> {
     /// Waits for the next parcel and takes it.
     fn receive(&mut self) -> Result<(), PipelineError> {
         match self.wire.receive() {
+            Ok((address, parcel)) if self.is_suspect(&parcel) => {
+                let step = self.owned_step.unwrap_or_default();
+                let sender = self.round.parts.get(address.from).map_or(self.round.owner, |part| part.agent);
+                Err(PipelineError::NotFinite { agent: sender, what: name(&parcel), step })
+            }
             Ok((address, parcel)) => self.stages.deliver(address, parcel).map_err(|error| {
                 let sender = self.round.parts.get(address.from);
                 let blamed = |agent| WireError::Member { agent, reason: error.to_string() }.into();
@@ -291,6 +304,12 @@ impl Seat<'_, '_> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Returns whether the owner cannot go on with a parcel. Helpers go on: they cannot tell whether the round has diverged, and the
+    /// owner gets to know of it.
+    fn is_suspect(&self, parcel: &Parcel) -> bool {
+        self.owned_step.is_some() && !parcel.is_finite()
     }
 
     /// Returns whether a member still has to send something to this one.

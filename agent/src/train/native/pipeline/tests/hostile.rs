@@ -152,7 +152,7 @@ fn parcel() -> impl Strategy<Value = Parcel> {
             let size = shape[0].saturating_mul(shape[1]).min(10_000);
             Parcel::Activations { values: vec![f32::from_bits(bits); size], shape }
         }),
-        values().prop_map(Parcel::Gradient),
+        (values(), shape()).prop_map(|(values, shape)| Parcel::Gradient { values, shape }),
         (size(), 0u32..300).prop_map(|(size, label)| Parcel::Labels(vec![label; size])),
         any::<u64>().prop_map(|bits| Parcel::Loss(f64::from_bits(bits))),
         values().prop_map(Parcel::TiedSum),
@@ -187,7 +187,7 @@ fn fitting() -> impl Strategy<Value = (Address, Parcel)> {
                 (address(0, part), Parcel::Weights { own: values(stage.params()), tied, held })
             }
             1 => (address(part, part + 1), Parcel::Activations { values: values(shape[0] * shape[1]), shape }),
-            2 => (address(part + 1, part), Parcel::Gradient(values(shape[0] * shape[1]))),
+            2 => (address(part + 1, part), Parcel::Gradient { values: values(shape[0] * shape[1]), shape }),
             3 => (address(0, 3), Parcel::Labels(vec![bits % 256; 3 * examples])),
             4 => (address(3, 0), Parcel::TiedSum(values(512))),
             5 => {
@@ -265,7 +265,7 @@ fn a_flood_of_right_parcels_ends_at_what_the_order_has_in_flight() {
         let rows = Parcel::Activations { values: vec![0.0; 18], shape: [9, 2] };
         assert_eq!(taken(&mut all.members[1], 0, 1, &rows), in_flight);
         assert_eq!(taken(&mut all.members[3], 0, 3, &Parcel::Labels(vec![0; 9])), in_flight);
-        assert_eq!(taken(&mut all.members[1], 2, 1, &Parcel::Gradient(vec![0.0; 18])), 0);
+        assert_eq!(taken(&mut all.members[1], 2, 1, &Parcel::Gradient { values: vec![0.0; 18], shape: [9, 2] }), 0);
         assert_eq!(taken(&mut all.members[0], 3, 0, &Parcel::TiedSum(vec![0.0; 512])), 0);
         assert_eq!(taken(&mut all.members[0], 3, 0, &Parcel::Loss(1.0)), 0);
         let tied = Parcel::Tied { version: 1, values: vec![0.0; 512], moved: Vec::new() };

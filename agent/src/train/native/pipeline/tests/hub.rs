@@ -42,6 +42,8 @@ pub(super) struct Hub {
     changed: Condvar,
     /// The member that computes each part.
     members: Vec<usize>,
+    /// Every parcel that a member was sent, and which member.
+    carried: Mutex<Vec<(usize, Parcel)>>,
 }
 
 impl Hub {
@@ -54,11 +56,16 @@ impl Hub {
             waiting: vec![false; count],
             silent: silent.to_vec(),
         };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), members })
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), members, carried: Mutex::default() })
     }
 
     pub(super) fn wire(self: &Arc<Self>, me: usize, conduct: Conduct) -> HubWire {
         HubWire { hub: Arc::clone(self), me, conduct, sent: 0 }
+    }
+
+    /// Returns every parcel that went from member to member, with whom it was for.
+    pub(super) fn carried(&self) -> Vec<(usize, Parcel)> {
+        std::mem::take(&mut *self.carried.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -92,6 +99,7 @@ impl Wire for HubWire {
         let (to, hub) = (self.hub.members[address.to], &self.hub);
         assert_ne!(to, self.me, "what is for a member itself takes no link");
         assert_eq!(hub.members[address.from], self.me);
+        hub.carried.lock().unwrap_or_else(PoisonError::into_inner).push((to, parcel.clone()));
         let mut state = hub.state();
         // What is for a member that is gone is lost; that it is gone is told by `receive`.
         state.inboxes[to].push_back(Event::Parcel(address, parcel));

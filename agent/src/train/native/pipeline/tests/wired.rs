@@ -10,7 +10,7 @@ use anabranch_testkit::lease::PLAN;
 
 use super::hub::{Conduct, Hub, agent};
 use super::*;
-use crate::pod::{Parcel, WireError};
+use crate::pod::{LayerContent, Parcel, WireError};
 
 /// A fifth of each layer's weights, and its biases as they are, with what was left out before.
 fn encoding() -> Encoding {
@@ -59,6 +59,8 @@ struct Ended {
     helpers: Vec<Result<(), PipelineError>>,
     /// What the parts of those that are through came to.
     kept: Vec<(u32, Vec<u8>)>,
+    /// What went from member to member, with whom it was for.
+    carried: Vec<(usize, Parcel)>,
 }
 
 impl Ended {
@@ -108,7 +110,7 @@ fn run_pod(
         let mut kept = Vec::new();
         let ended = helpers.into_iter().map(|helper| helper.join().expect("no panic").map(|parts| kept.extend(parts)));
         let helpers = ended.collect();
-        Ended { owner, helpers, kept }
+        Ended { owner, helpers, kept, carried: hub.carried() }
     })
 }
 
@@ -172,10 +174,12 @@ fn rounded_activations_give_the_same_bits_whoever_computes() {
     for spec in [deep(), cnn(), gpt()] {
         let plan = plan(3, 10, &SGD);
         let exact = pod(3, Labels::Stay);
-        let rounded = PodSpec { activations: Activations::Bf16, ..exact.clone() };
-        let expected = in_process(&spec, &plan, &rounded);
-        assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
-        assert!(honest((&spec, &plan, &rounded)) == sent(&spec, expected), "{:?}", spec.kind);
+        for activations in [Activations::Bf16, Activations::Int8] {
+            let rounded = PodSpec { activations, ..exact.clone() };
+            let expected = in_process(&spec, &plan, &rounded);
+            assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
+            assert!(honest((&spec, &plan, &rounded)) == sent(&spec, expected), "{:?}", spec.kind);
+        }
     }
 }
 
@@ -321,7 +325,7 @@ fn a_parcel_that_the_receiver_has_no_use_for_names_its_sender() {
     });
     assert_eq!(text, "79 values of activations, expected 80");
     let text = told(&mlp, 0, stay, |parcel| {
-        if let Parcel::Gradient(values) = parcel {
+        if let Parcel::Gradient { values, .. } = parcel {
             values.clear();
         }
     });
@@ -400,9 +404,9 @@ fn a_parcel_that_the_receiver_has_no_use_for_names_its_sender() {
     assert_eq!(text, "a tied tensor's gradient from part 1 for part 0");
 }
 
-/// A NaN is what training can come to: no member is blamed for it.
+/// The owner cannot tell a helper that lies from a round that has diverged there. What it computes itself it can.
 #[test]
-fn values_that_are_not_finite_are_a_diverged_round() {
+fn values_that_are_not_finite_name_their_sender_unless_the_owner_computed_them() {
     let (spec, plan) = (deep(), plan(2, 8, &SGD));
     let tamper: fn(&mut Parcel) = |parcel| {
         if let Parcel::Activations { values, .. } = parcel {
@@ -411,8 +415,17 @@ fn values_that_are_not_finite_are_a_diverged_round() {
     };
     let conduct = |member| if member == 1 { Conduct::Tampers(tamper) } else { Conduct::Honest };
     let ended = run_pod((&spec, &plan, &pod(2, Labels::Stay)), &[], conduct, u32::MAX);
-    assert_eq!(ended.owner, Err(TrainError::Diverged { step: 1 }.into()));
+    assert_eq!(ended.owner, Err(PipelineError::NotFinite { agent: agent(1), what: "activations", step: 1 }));
     ended.helpers.into_iter().for_each(|helper| assert_eq!(reason(helper, 0), "it is gone"));
+    let steep = TrainSpec { optimizer: OptimizerSpec::Sgd { lr: 1e30, momentum: 0.0 }, ..plan };
+    let ended = run_pod((&spec, &steep, &pod(2, Labels::Stay)), &[], |_| Conduct::Honest, u32::MAX);
+    let diverged = TrainError::Diverged { step: 2 };
+    let has_diverged = match ended.owner {
+        Err(PipelineError::Train(error)) => error == diverged,
+        Err(PipelineError::NotFinite { step, .. }) => step == 2,
+        _ => false,
+    };
+    assert!(has_diverged, "it is said in which step");
 }
 
 #[test]
@@ -454,4 +467,99 @@ fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent()
     assert_eq!(serve(&task(&travel, agent(0)), &mut wire), Err(first));
     let none = PipelineError::Round("no part of the model is computed here");
     assert_eq!(serve(&task(&travel, agent(5)), &mut wire), Err(none));
+}
+
+/// What the owner computes with in a round: each micro-batch's examples, one by one, and its labels.
+fn secrets(spec: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> (Vec<Vec<f32>>, Vec<Vec<u32>>) {
+    let (pipeline, shard) = (Pipeline::new(spec, &even(spec, pod), 1).expect("valid"), shard(spec));
+    let mut feed = Feed::new(&pipeline.architecture, shard.as_ref(), plan, pod.micro_batches(), 4).expect("valid");
+    let (mut examples, mut labels) = (Vec::new(), Vec::new());
+    for _ in 0..plan.local_steps * pod.micro_batches() {
+        let Input::Examples { values, .. } = feed.next() else { panic!("the first part reads examples") };
+        let of_micro_batch = feed.labels();
+        let each = match spec.kind {
+            ModelKind::Gpt => spec.context as usize,
+            _ => values.len() / of_micro_batch.len(),
+        };
+        examples.extend(values.chunks(each).map(<[f32]>::to_vec));
+        labels.push(of_micro_batch);
+    }
+    (examples, labels)
+}
+
+/// The words of each vector of a parcel, as a link carries them.
+fn words(parcel: &Parcel) -> Vec<Vec<u32>> {
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    match parcel {
+        Parcel::Weights { own, tied, held } => vec![bits(own), bits(tied), bits(held)],
+        Parcel::Tied { values, moved, .. } => vec![bits(values), bits(moved)],
+        Parcel::Activations { values, .. }
+        | Parcel::Gradient { values, .. }
+        | Parcel::TiedSum(values)
+        | Parcel::Layer(LayerContent { left_out: values, .. }) => vec![bits(values)],
+        Parcel::Labels(labels) => vec![labels.clone()],
+        Parcel::Loss(_) => Vec::new(),
+    }
+}
+
+/// Whether a parcel holds these numbers one after another, as integers or as floating-point numbers, scaled or not.
+fn holds(parcel: &Parcel, numbers: &[f32], scale: f32) -> bool {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "labels and tokens")]
+    let forms = [
+        numbers.iter().map(|number| number.to_bits()).collect::<Vec<u32>>(),
+        numbers.iter().map(|number| (number / scale).round().to_bits()).collect(),
+        numbers.iter().map(|number| (number / scale).round() as u32).collect(),
+    ];
+    words(parcel).iter().any(|words| forms.iter().any(|form| words.windows(form.len()).any(|window| window == form)))
+}
+
+/// "Labels stay" is read off what every helper was sent in a whole round. (What can be inferred of them from gradients is another
+/// matter: docs/parallelism.md.)
+#[test]
+fn no_label_and_no_example_leaves_its_owner_unless_labels_travel() {
+    for spec in [deep(), cnn(), gpt()] {
+        let plan = plan(3, 12, &SGD);
+        let scale = if spec.kind == ModelKind::Gpt { 1.0 } else { spec.input_scale };
+        for (labels, members) in [(Labels::Stay, 2), (Labels::Stay, 3), (Labels::Travel, 3)] {
+            let pod = pod(members, labels);
+            let (examples, of_micro_batches) = secrets(&spec, &plan, &pod);
+            let ended = run_pod((&spec, &plan, &pod), &[], |_| Conduct::Honest, u32::MAX);
+            assert!(ended.owner.is_ok() && ended.helpers.iter().all(Result::is_ok));
+            let to_helpers: Vec<&Parcel> =
+                ended.carried.iter().filter(|(to, _)| *to != 0).map(|(_, parcel)| parcel).collect();
+            assert!(to_helpers.len() > 12, "{} parcels", to_helpers.len());
+            let is_told = |numbers: &[f32], scale| to_helpers.iter().any(|parcel| holds(parcel, numbers, scale));
+            let what = format!("{:?}, {members} members, labels {labels:?}", spec.kind);
+            // The labels of neighbouring windows of a text are the text.
+            let are_examples = labels == Labels::Travel && spec.kind == ModelKind::Gpt;
+            assert!(
+                are_examples || !examples.iter().any(|example| is_told(example, scale)),
+                "an example travels: {what}"
+            );
+            #[expect(clippy::cast_precision_loss, reason = "labels are small")]
+            let as_numbers = |labels: &Vec<u32>| labels.iter().map(|label| *label as f32).collect::<Vec<_>>();
+            // Zeros alone are what many activations are.
+            let telling = of_micro_batches.iter().filter(|labels| labels.iter().any(|label| *label > 0));
+            let told: Vec<bool> = telling.map(|labels| is_told(&as_numbers(labels), 1.0)).collect();
+            assert!(told.len() > 6, "{what}");
+            assert!(told.iter().all(|told| *told == (labels == Labels::Travel)), "{what}: {told:?}");
+        }
+    }
+}
+
+/// The search above finds what it looks for, in whatever parcel it is.
+#[test]
+fn an_example_among_other_values_is_found() {
+    let (example, scale) = ([3.0f32 / 255.0, 7.0 / 255.0, 0.0, 9.0 / 255.0], 1.0 / 255.0);
+    let among = |values: &[f32]| [&[0.5, -1.0], values, &[2.0]].concat();
+    let raw: Vec<f32> = example.iter().map(|value| (value * 255.0).round()).collect();
+    for parcel in [
+        Parcel::Activations { values: among(&example), shape: [1, 7] },
+        Parcel::Gradient { values: among(&raw), shape: [1, 7] },
+        Parcel::Weights { own: Vec::new(), tied: among(&example), held: Vec::new() },
+        Parcel::Labels(vec![1, 3, 7, 0, 9]),
+    ] {
+        assert!(holds(&parcel, &example, scale), "{parcel:?}");
+    }
+    assert!(!holds(&Parcel::TiedSum(among(&[1.0, 2.0])), &example, scale));
 }
