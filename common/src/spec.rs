@@ -9,6 +9,7 @@ mod layers;
 mod lr_schedule;
 mod pod;
 mod policy;
+mod stage_count;
 mod train;
 
 pub use adaptive::AdaptiveSpec;
@@ -19,6 +20,7 @@ pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
 pub use policy::{PolicyError, TensorCodec, TensorPolicy, UpdateSizes};
+pub use stage_count::StageCount;
 pub use train::SIZED_STEPS;
 
 use serde::{Deserialize, Serialize};
