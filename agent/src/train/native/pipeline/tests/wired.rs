@@ -39,7 +39,7 @@ fn even(spec: &ModelSpec, pod: &PodSpec) -> Vec<usize> {
 
 /// Member 0 is the owner. Where labels stay it has the last part too.
 fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
-    let members: Vec<usize> = (0..ends.len()).map(|part| part % self::members(pod)).collect();
+    let members: Vec<usize> = (0..ends.len()).map(|part| part % members(pod)).collect();
     let end = |end: usize| u32::try_from(end).expect("few");
     let parts = ends.iter().zip(&members).map(|(at, member)| PodPart { end: end(*at), agent: agent(*member) });
     let (mark, parts) = (PodMark { lease: LeaseId(1), attempt: 1 }, parts.collect());
