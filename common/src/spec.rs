@@ -10,6 +10,7 @@ mod lr_schedule;
 mod modules;
 mod pod;
 mod policy;
+mod stage_count;
 mod train;
 
 pub use adaptive::AdaptiveSpec;
@@ -21,6 +22,7 @@ pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use modules::ModuleSpec;
 pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
 pub use policy::{PolicyError, TensorCodec, TensorPolicy, UpdateSizes};
+pub use stage_count::StageCount;
 pub use train::SIZED_STEPS;
 
 use serde::{Deserialize, Serialize};

@@ -91,6 +91,9 @@ pub struct StatusReport {
 pub struct PodsStatus {
     /// Pods that compute a round.
     pub computing: u64,
+    /// Members of the smallest and of the largest of them, as far as this process has formed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<[u64; 2]>,
     /// Connected agents that join pods.
     pub members: u64,
     /// Agents that are at work on a round, their own or another agent's.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::StageCount;
 use crate::pod::{Schedule, Weights};
 
 /// How pods compute. Without this table every agent computes its rounds alone.
@@ -11,14 +12,15 @@ pub struct PodSpec {
     /// What members hold.
     pub kind: PodKind,
     /// Members of a pod.
-    pub stages: u32,
+    pub stages: StageCount,
     /// When members compute.
     #[serde(default)]
     pub schedule: ScheduleKind,
     /// Which weights a pipeline that never flushes computes with; no key of other schedules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
-    /// Micro-batches of a step; as many as there are parts of the model where it is not said.
+    /// Micro-batches of a step; as many as there are parts of the model where it is not said. It is said where pods differ in their
+    /// number of members: with `sequential` and `flush` these then change no bit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batches: Option<u32>,
     /// How activations and their gradients travel.
@@ -92,16 +94,27 @@ impl PodSpec {
         }
     }
 
-    /// Returns into how many parts the model is cut: one a member, and another one for the owner of the data where labels stay.
+    /// Returns into how many parts so many members cut the model: one a member, and another one for the owner of the data where
+    /// labels stay.
     #[must_use]
-    pub fn parts(&self) -> u32 {
-        self.stages + u32::from(self.labels == Labels::Stay)
+    pub fn parts_of(&self, members: u32) -> u32 {
+        members.saturating_add((self.labels == Labels::Stay).into())
+    }
+
+    /// Returns into how many parts the model is cut, if that is the same in every pod.
+    #[must_use]
+    pub fn parts(&self) -> Option<u32> {
+        match self.stages {
+            StageCount::Auto => None,
+            StageCount::Exactly(members) => Some(self.parts_of(members)),
+        }
     }
 
     /// Returns the micro-batches of a step.
     #[must_use]
     pub fn micro_batches(&self) -> u32 {
-        self.micro_batches.unwrap_or_else(|| self.parts())
+        // A configuration that says neither is refused.
+        self.micro_batches.or(self.parts()).unwrap_or(1)
     }
 
     /// Returns the examples of every micro-batch of a batch but the last, which may have fewer.
@@ -118,11 +131,14 @@ mod tests {
     #[test]
     fn what_is_not_said_has_a_default() {
         let spec: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2").expect("complete");
-        assert_eq!((spec.schedule(), spec.parts(), spec.micro_batches()), (Schedule::Flush, 3, 3));
+        assert_eq!((spec.schedule(), spec.parts(), spec.micro_batches()), (Schedule::Flush, Some(3), 3));
         let text = "kind = \"stages\"\nstages = 4\nschedule = \"pipelined\"\nlabels = \"travel\"\n";
         let spec: PodSpec = toml::from_str(text).expect("complete");
-        assert_eq!((spec.schedule(), spec.parts()), (Schedule::Pipelined(Weights::Predict), 4));
+        assert_eq!((spec.schedule(), spec.parts()), (Schedule::Pipelined(Weights::Predict), Some(4)));
         let spec: PodSpec = toml::from_str(&format!("{text}weights = \"2bw\"\nmicro_batches = 8")).expect("complete");
         assert_eq!((spec.schedule(), spec.micro_batches()), (Schedule::Pipelined(Weights::TwoVersions), 8));
+        let spec: PodSpec =
+            toml::from_str("kind = \"stages\"\nstages = \"auto\"\nmicro_batches = 8").expect("complete");
+        assert_eq!((spec.parts(), spec.parts_of(2), spec.micro_batches()), (None, 3, 8));
     }
 }

@@ -17,7 +17,8 @@ use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodSections, Weights};
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, Labels, LrSchedule, ModelKind, ModelSpec,
-    OptimizerSpec, PodKind, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
+    OptimizerSpec, PodKind, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, StageCount, TargetSpec, TrainSpec,
+    UploadSpec,
 };
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
@@ -103,7 +104,7 @@ pub(crate) fn gpt_spec() -> RunSpec {
     let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
     let pod = PodSpec {
         kind: PodKind::Stages,
-        stages: 4,
+        stages: StageCount::Exactly(4),
         schedule: ScheduleKind::Pipelined,
         weights: Some(Weights::TwoVersions),
         micro_batches: Some(8),

@@ -3,7 +3,7 @@
 use anabranch_common::limits;
 use anabranch_common::pod::cut::Table;
 use anabranch_common::pod::order::{Order, OrderError};
-use anabranch_common::spec::{Labels, ModelKind, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::spec::{Labels, ModelKind, PodSpec, RunSpec, ScheduleKind, StageCount};
 
 use super::validate::{Checked, Problem, ensure};
 
@@ -36,12 +36,22 @@ pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked 
 
 /// How many members: the first and the last part of the model may be one member's.
 fn stages(pod: &PodSpec, layers: usize) -> Checked {
-    let (stages, stay) = (pod.stages, pod.labels == Labels::Stay);
+    let stay = pod.labels == Labels::Stay;
+    let StageCount::Exactly(stages) = pod.stages else {
+        let parts = pod.parts_of(2);
+        ensure(parts as usize <= layers, "pod.stages", || {
+            format!("is \"auto\", which makes {parts} parts at least, and the model has {layers} layers")
+        })?;
+        return ensure(pod.micro_batches.is_some(), "pod.micro_batches", || {
+            "expected a number with pod.stages = \"auto\": members come and go, and the micro-batches of a step must not"
+                .to_owned()
+        });
+    };
     let most = limits::POD_MEMBERS - usize::from(stay);
     ensure((2..=most).contains(&(stages as usize)), "pod.stages", || {
         format!("is {stages}, expected 2 to {most} members{}", if stay { " with pod.labels = \"stay\"" } else { "" })
     })?;
-    let parts = pod.parts();
+    let parts = pod.parts_of(stages);
     ensure(parts as usize <= layers, "pod.stages", || {
         let also = if stay { " (with pod.labels = \"stay\" the owner of the data has two)" } else { "" };
         format!("is {stages}, which makes {parts} parts{also}, and the model has {layers} layers")
@@ -60,7 +70,8 @@ fn micro_batches(spec: &RunSpec, pod: &PodSpec) -> Checked {
     ensure(made == count, key, || {
         format!("is {count}{said}, but train.batch_size = {batch} in micro-batches of {examples} makes {made}")
     })?;
-    let parts = pod.parts();
+    // Of pods with any number of members the smallest one has to be possible.
+    let parts = pod.parts().unwrap_or_else(|| pod.parts_of(2));
     match Order::new(pod.schedule(), parts, count, 1) {
         Err(OrderError::TooFewMicroBatches { least, .. }) => Err(Problem {
             key,

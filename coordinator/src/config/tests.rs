@@ -472,6 +472,9 @@ fn pods_are_read_from_their_table() {
         "stages = 4\nlabels = \"travel\"",
         "stages = 3\nschedule = \"pipelined\"\nweights = \"2bw\"\nmicro_batches = 4",
         "stages = 2\ndeadline_s = 599.0\nactivations = \"bf16\"",
+        "stages = 2\nactivations = \"int8\"",
+        "stages = \"auto\"\nmicro_batches = 8",
+        "stages = \"auto\"\nschedule = \"pipelined\"\nweights = \"2bw\"\nmicro_batches = 2",
     ] {
         let (config, _) = with_pod(pod, same);
         assert!(config.expect(pod).spec.pod.is_some());
@@ -495,6 +498,15 @@ fn pods_that_could_not_be_formed_are_refused_with_key_and_line() {
         ("labels = \"travel\"\nstages = 65", same, 3, "pod.stages is 65, expected 2 to 64 members"),
         ("stages = 4", same, 2, "pod.stages is 4, which makes 5 parts (with pod.labels = \"stay\""),
         ("stages = 5\nlabels = \"travel\"", same, 2, "which makes 5 parts, and the model has 4 layers"),
+        ("stages = \"auto\"", same, 0, "pod.micro_batches expected a number with pod.stages = \"auto\""),
+        ("stages = \"all\"\nmicro_batches = 4", same, 2, "expected a number of members or \"auto\""),
+        ("stages = 2\nactivations = \"int4\"", same, 3, "pod.activations: unknown variant `int4`"),
+        (
+            "stages = \"auto\"\nschedule = \"pipelined\"\nweights = \"2bw\"\nmicro_batches = 1",
+            same,
+            5,
+            "pod.micro_batches is 1, expected at least 2: pod.weights = \"2bw\" takes one less than the 3 parts",
+        ),
         ("stages = 2\nweights = \"stash\"", same, 3, "pod.weights expected no such key without pod.schedule"),
         ("stages = 2\nmicro_batches = 0", same, 3, "pod.micro_batches is 0, expected 1 to train.batch_size (32)"),
         ("stages = 2\nmicro_batches = 33", same, 3, "pod.micro_batches is 33, expected 1 to train.batch_size (32)"),

@@ -403,8 +403,8 @@ impl RunState {
         let lease = agent.leases.remove(&meta.lease);
         if let (Some(lease), Some(adaptive)) = (&lease, &self.spec.upload.adaptive) {
             let compression = agent.compression.get_or_insert_default();
-            let (sent, sizes) = (&lease.plan.codec, self.spec.upload.policy.sizes(&self.manifest));
-            compression.accepted(contribution, (sent, sizes), at_ms, adaptive, &self.spec.upload);
+            let sizes = self.spec.upload.policy.sizes(&self.manifest);
+            compression.accepted(contribution, (&lease.plan.codec, sizes), at_ms, adaptive, &self.spec.upload);
         }
         if agent.lease.take_if(|held| *held == meta.lease).is_some() {
             self.outstanding.ended(meta.lease);

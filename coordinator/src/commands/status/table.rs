@@ -66,10 +66,15 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// `1 at work, 0 of 3 connected members free; 1 owner waits: ...`, with the reason.
+/// `2 at work, of 2 to 3 members, 0 of 5 connected members free; 1 owner waits: ...`, with the reason.
 fn pods(status: &PodsStatus) -> String {
-    let PodsStatus { computing, members, free, waiting, problem, .. } = status;
-    let mut text = format!("{computing} at work, {free} of {members} connected members free");
+    let PodsStatus { computing, sizes, members, free, waiting, problem, .. } = status;
+    let sizes = match sizes {
+        None => String::new(),
+        Some([least, most]) if least == most => format!(", of {least} members"),
+        Some([least, most]) => format!(", of {least} to {most} members"),
+    };
+    let mut text = format!("{computing} at work{sizes}, {free} of {members} connected members free");
     if *waiting > 0 {
         let owners = if *waiting == 1 { "owner waits" } else { "owners wait" };
         text.push_str(&format!("; {waiting} {owners}"));
@@ -424,12 +429,13 @@ pub(super) mod tests {
         report.target_problem = Some("target.accuracy = 0.95 cannot be reached: nobody evaluates".into());
         let reason = "ValueError: no GPU".to_owned();
         let problem = Some("a pod takes 2 helpers, and 1 is free".to_owned());
-        report.pods = Some(PodsStatus { computing: 1, members: 4, at_work: 3, free: 1, waiting: 1, problem });
+        let sizes = Some([3, 3]);
+        report.pods = Some(PodsStatus { computing: 1, sizes, members: 4, at_work: 3, free: 1, waiting: 1, problem });
         report.agents[0].evaluation_problem = Some(EvaluationProblem { version: ModelVersion(7), reason, failures: 2 });
         let text = status(&report);
         for expected in [
             "target      target.accuracy = 0.95 cannot be reached: nobody evaluates\n",
-            "pods        1 at work, 1 of 4 connected members free; 1 owner waits: a pod takes 2 helpers, and 1 is free\n",
+            "pods        1 at work, of 3 members, 1 of 4 connected members free; 1 owner waits: a pod takes 2 helpers, and 1 is free\n",
             "91.20 %",
             "2 agents, 150 of 151 examples\n",
             "not evaluated by clinic: version 7 (2 failures in a row): ValueError: no GPU\n",

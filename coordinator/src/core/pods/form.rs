@@ -6,8 +6,9 @@ use std::num::NonZeroU64;
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::pod::cut::{self, CutError, Load, Row, Table};
+use anabranch_common::pod::order::Order;
 use anabranch_common::pod::{PodPart, memory};
-use anabranch_common::spec::{Labels, PodSpec, RunSpec};
+use anabranch_common::spec::{Labels, PodSpec, RunSpec, StageCount};
 
 use super::member::Member;
 
@@ -86,16 +87,47 @@ impl Plan {
         Some(Self { spec, table: rows, load, owner_bytes, spec_digest })
     }
 
-    /// Helpers that a pod takes.
-    fn takes(&self) -> usize {
-        (self.spec.stages as usize).saturating_sub(1)
+    /// Forms the pod of `owner` with some of `helpers`: of as many members as the run says, or of as few as the model fits.
+    pub(super) fn form(&self, owner: Candidate<'_>, helpers: &[Candidate<'_>], now_ms: u64) -> Result<Formed, NoPod> {
+        if let StageCount::Exactly(members) = self.spec.stages {
+            return self.form_of(members, owner, helpers, now_ms);
+        }
+        let mut why = NoPod::TooFew { takes: 1, free: helpers.len() };
+        for members in 2..=self.most_members(helpers.len()) {
+            match self.form_of(members, owner, helpers, now_ms) {
+                // More members would not help.
+                formed @ (Ok(_) | Err(NoPod::Owner { .. } | NoPod::Cut(CutError::LayerTooLarge { .. }))) => {
+                    return formed;
+                }
+                Err(problem) => why = problem,
+            }
+        }
+        Err(why)
     }
 
-    /// Forms the pod of `owner` with some of `helpers`. Agents that are left out for a while come last, before them agents
+    /// The most members that a pod can have where so many agents could help.
+    fn most_members(&self, helpers: usize) -> u32 {
+        let Load { schedule, micro_batches, .. } = self.load;
+        let is_possible = |members: &u32| {
+            let parts = self.spec.parts_of(*members);
+            let most = limits::POD_MEMBERS.min(self.table.len());
+            parts as usize <= most && Order::new(schedule, parts, micro_batches, 1).is_ok()
+        };
+        let most = u32::try_from(helpers).unwrap_or(u32::MAX).saturating_add(1);
+        (2..=most).take_while(is_possible).last().unwrap_or(1)
+    }
+
+    /// Forms a pod of so many members. Agents that are left out for a while come last, before them agents
     /// with rounds of their own; of the others the fastest are taken. Where the model does not fit, those with the most
     /// memory are tried, and both in the other order: the earlier stages hold more in flight.
-    pub(super) fn form(&self, owner: Candidate<'_>, helpers: &[Candidate<'_>], now_ms: u64) -> Result<Formed, NoPod> {
-        let takes = self.takes();
+    fn form_of(
+        &self,
+        members: u32,
+        owner: Candidate<'_>,
+        helpers: &[Candidate<'_>],
+        now_ms: u64,
+    ) -> Result<Formed, NoPod> {
+        let takes = (members as usize).saturating_sub(1);
         if helpers.len() < takes {
             return Err(NoPod::TooFew { takes, free: helpers.len() });
         }

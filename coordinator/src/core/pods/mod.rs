@@ -516,7 +516,9 @@ impl Pods {
     pub(super) fn status(&self) -> Option<PodsStatus> {
         self.plan.as_ref()?;
         let count = |is: &dyn Fn(&Member) -> bool| self.members.values().filter(|member| is(member)).count() as u64;
+        let sizes = || self.rounds.values().filter_map(Round::size);
         Some(PodsStatus {
+            sizes: sizes().min().zip(sizes().max()).map(|(least, most)| [least, most]),
             computing: self.rounds.values().filter(|round| round.current().is_some()).count() as u64,
             members: count(&|member| member.is_connected()),
             at_work: count(&|member| member.at_work.is_some()),

@@ -71,6 +71,12 @@ impl Round {
         }
     }
 
+    /// How many members compute the current attempt, if this process began it.
+    pub(super) fn size(&self) -> Option<u64> {
+        let size = self.current().map(|_| self.members.len() as u64);
+        size.filter(|size| *size > 0)
+    }
+
     /// Whether its owner holds the lease and has not delivered.
     pub(super) fn is_held(&self) -> bool {
         matches!(self.stage, Stage::AtWork(_) | Stage::Broken)

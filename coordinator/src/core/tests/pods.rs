@@ -5,14 +5,18 @@ mod ranges;
 mod words;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Lease, LeaseEnd, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Barrier;
-use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
-use anabranch_common::spec::{Activations, Labels, ModelKind, ModelSpec, PodKind, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::pod::cut::{self, Load};
+use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, memory};
+use anabranch_common::spec::{
+    Activations, Labels, ModelKind, ModelSpec, PodKind, PodSpec, RunSpec, ScheduleKind, StageCount,
+};
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::operator::RunRequest;
@@ -36,7 +40,7 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
     };
     let pod = PodSpec {
         kind: PodKind::Stages,
-        stages,
+        stages: StageCount::Exactly(stages),
         schedule: ScheduleKind::Flush,
         weights: None,
         micro_batches: Some(1),
@@ -261,6 +265,61 @@ fn a_model_that_fits_nowhere_is_told() {
     let why = world.status().pods.and_then(|pods| pods.problem).expect("a reason");
     assert!(why.contains("in 3 stages, and no cut fits: members have "), "{why}");
     assert_eq!(told(&world, sent, 2), []);
+}
+
+/// As few as the model fits, whoever is free; and never fewer than two.
+#[test]
+fn a_pod_of_any_size_has_as_few_members_as_the_model_fits() {
+    let mut run = pods(2, Labels::Travel);
+    run.pod.iter_mut().for_each(|pod| pod.stages = StageCount::Auto);
+    // What a machine takes whatever it computes is most of what this model takes.
+    let layers = run.model.layers().expect("valid").expect("native");
+    let load = Load::of(run.pod.as_ref().expect("it has pods"), &run.train);
+    let whole = |members: usize, memory_bytes: u64| {
+        let member = cut::Member { flops_per_s: NonZeroU64::MIN, memory_bytes };
+        cut::cut(&cut::table(&layers), &vec![member; members], &load).is_ok()
+    };
+    let fits_three = (memory::OVERHEAD_BYTES..memory::OVERHEAD_BYTES + (1 << 20))
+        .step_by(16)
+        .find(|bytes| whole(3, *bytes))
+        .expect("some memory is enough");
+    assert!(!whole(2, fits_three), "two members have not enough of it");
+    let small = |n| PodOffer { memory_bytes: fits_three, ..offer(n, 1000) };
+    let mut world = World::pending(run.clone());
+    join(&mut world, 1, 1, 100, offer(1, 1000));
+    world.offer_model(PeerId(1));
+    world.model_received(PeerId(1));
+    world.journal();
+    assert_eq!(world.ask(1), None);
+    let problem = |world: &World| world.status().pods.and_then(|pods| pods.problem);
+    let alone = "a pod takes 1 helpers, and 0 of the agents that join pods are free";
+    assert_eq!(problem(&world).as_deref(), Some(alone));
+    let sent = world.messages();
+    helper(&mut world, 2);
+    world.publish_if_asked();
+    world.journal();
+    assert!(world.leased_since(sent, 1).is_some());
+    assert_eq!(told(&world, sent, 1)[0].members(), [agent(1), agent(2)], "two are enough");
+    assert_eq!(world.status().pods.and_then(|pods| pods.sizes), Some([2, 2]));
+
+    // Machines that are too small for half of the model.
+    let mut world = World::pending(run);
+    let owner_bytes = memory::owner_bytes(layers.manifest.params() as u64);
+    join(&mut world, 1, 1, 100, PodOffer { memory_bytes: owner_bytes + fits_three, ..offer(1, 1000) });
+    join(&mut world, 2, 2, 0, small(2));
+    world.offer_model(PeerId(1));
+    world.model_received(PeerId(1));
+    world.journal();
+    assert_eq!(world.ask(1), None);
+    assert!(problem(&world).is_some_and(|why| why.contains("in 2 stages, and no cut fits")), "{:?}", problem(&world));
+    let sent = world.messages();
+    join(&mut world, 3, 3, 0, small(3));
+    join(&mut world, 4, 4, 0, small(4));
+    world.publish_if_asked();
+    world.journal();
+    assert!(world.leased_since(sent, 1).is_some());
+    assert_eq!(told(&world, sent, 1)[0].members().len(), 3, "one more is needed, and the fourth is not");
+    assert_eq!(world.status().pods.map(|pods| (pods.sizes, pods.free)), Some((Some([3, 3]), 1)));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use anabranch_agent::pod::ParcelSizes;
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::journal::Plan;
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
-use anabranch_common::spec::{Activations, Labels, ModelSpec, PodKind, PodSpec, ScheduleKind};
+use anabranch_common::spec::{Activations, Labels, ModelSpec, PodKind, PodSpec, ScheduleKind, StageCount};
 use anabranch_testkit::lease::PLAN;
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
@@ -172,7 +172,7 @@ impl Options {
     fn spec(&self, case: &Case) -> PodSpec {
         PodSpec {
             kind: PodKind::Stages,
-            stages: self.members,
+            stages: StageCount::Exactly(self.members),
             schedule: case.schedule,
             weights: None,
             micro_batches: Some(self.micro_batches),

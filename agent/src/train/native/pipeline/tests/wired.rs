@@ -5,7 +5,9 @@ use std::thread;
 use anabranch_common::codec::{self, CodecSpec, segments};
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
-use anabranch_common::spec::{Activations, Labels, PodKind, PodSpec, ScheduleKind, TensorCodec, TensorPolicy};
+use anabranch_common::spec::{
+    Activations, Labels, PodKind, PodSpec, ScheduleKind, StageCount, TensorCodec, TensorPolicy,
+};
 use anabranch_testkit::lease::PLAN;
 
 use super::hub::{Conduct, Hub, agent};
@@ -27,7 +29,7 @@ fn held(range: Range<usize>) -> Vec<f32> {
 fn pod(members: usize, labels: Labels) -> PodSpec {
     PodSpec {
         kind: PodKind::Stages,
-        stages: u32::try_from(members).expect("few"),
+        stages: StageCount::Exactly(u32::try_from(members).expect("few")),
         schedule: ScheduleKind::Flush,
         weights: None,
         micro_batches: Some(4),
@@ -37,16 +39,21 @@ fn pod(members: usize, labels: Labels) -> PodSpec {
     }
 }
 
+fn members(pod: &PodSpec) -> usize {
+    let StageCount::Exactly(members) = pod.stages else { panic!("a number of members") };
+    members as usize
+}
+
 /// A cut into as many parts as the pod has, as even as it goes.
 fn even(spec: &ModelSpec, pod: &PodSpec) -> Vec<usize> {
-    let (layers, parts) = (Pipeline::layers(spec).expect("valid"), pod.parts() as usize);
+    let (layers, parts) = (Pipeline::layers(spec).expect("valid"), pod.parts().expect("a number of members") as usize);
     assert!(layers >= parts, "{layers} layers for {parts} parts");
     (1..=parts).map(|part| layers * part / parts).collect()
 }
 
 /// Member 0 is the owner. Where labels stay it has the last part too.
 fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
-    let members: Vec<usize> = (0..ends.len()).map(|part| part % pod.stages as usize).collect();
+    let members: Vec<usize> = (0..ends.len()).map(|part| part % members(pod)).collect();
     let end = |end: usize| u32::try_from(end).expect("few");
     let parts = ends.iter().zip(&members).map(|(at, member)| PodPart { end: end(*at), agent: agent(*member) });
     let (mark, parts) = (PodMark { lease: LeaseId(1), attempt: 1 }, parts.collect());
@@ -92,7 +99,7 @@ fn run_pod(
     };
     let base = Pipeline::new(spec, &round.ends(), 1).expect("valid").initial(1);
     // All wires are there before a member leaves.
-    let mut wires: Vec<_> = (0..pod.stages as usize)
+    let mut wires: Vec<_> = (0..self::members(pod))
         .filter(|member| !silent.contains(member))
         .map(|member| (member, hub.wire(member, conduct(member))))
         .collect();
