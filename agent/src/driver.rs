@@ -300,7 +300,7 @@ impl Driver {
                 self.link = None;
                 None
             }
-            Output::Send(message) => self.op(Op::Send(message)),
+            Output::Send(message) => self.op(Op::Send(Box::new(message))),
             Output::SendChunks { content, transfer, missing } => self.op(Op::SendChunks { content, transfer, missing }),
             Output::SendPart { content, transfer, first, missing } => {
                 self.op(Op::SendPart { piece: Piece { transfer, first, content }, missing })
@@ -311,7 +311,7 @@ impl Driver {
                 None
             }
             Output::Renew => match self.key.signing_request() {
-                Ok(csr_der) => self.op(Op::Send(AgentMessage::Renew { csr_der })),
+                Ok(csr_der) => self.op(Op::Send(Box::new(AgentMessage::Renew { csr_der }))),
                 Err(error) => {
                     tracing::warn!(%error, "the certificate cannot be renewed");
                     None

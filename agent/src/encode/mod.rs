@@ -108,7 +108,7 @@ fn bank_of_pod(
     let update = cpu::of_pod(content, origin, &ledger.states());
     let mut entry = ledger.bank(key, manifest, bank, update, measured)?;
     if let Some((transfer, sections)) = shared {
-        (entry.transfer, entry.sections) = (transfer, Some(sections));
+        (entry.transfer, entry.sections) = (transfer, Some(Box::new(sections)));
     }
     Ok(entry)
 }

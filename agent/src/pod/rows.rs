@@ -60,7 +60,7 @@ mod tests {
     fn what_is_rounded_already_stays_as_it_is() {
         let mut rng = SplitMix64::new(4);
         for nth in 0..20_000u32 {
-            let size = f32::from_bits(((nth % 250 + 2) << 23) | (nth * 7919 & 0x7F_FFFF));
+            let size = f32::from_bits(((nth % 250 + 2) << 23) | ((nth * 7919) & 0x7F_FFFF));
             let mut row: Vec<f32> = (0..5).map(|_| rng.next_signed_f32() * size).collect();
             let before = row.clone();
             let scale_before = scale(&row);

@@ -249,7 +249,7 @@ pub struct OutboxEntry {
     /// The payload's chunks.
     pub transfer: TransferManifest,
     /// Which of its sections helpers of a pod have too, if any. A process that starts again does not know it, and sends all of them.
-    pub sections: Option<PodSections>,
+    pub sections: Option<Box<PodSections>>,
 }
 
 /// What the store held when the process started.

@@ -153,7 +153,7 @@ impl Session {
         };
         match announced {
             Announced::Receiving(arrival) => self.arrival(arrival, out),
-            Announced::Restart(request) => out.push(Command::Send(request)),
+            Announced::Restart(request) => out.push(Command::Send(*request)),
             Announced::Unexpected => self.note(format!("version {} came without being asked for", model.version)),
         }
     }

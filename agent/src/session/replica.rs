@@ -77,7 +77,7 @@ pub(super) enum Announced {
     /// Chunks may come (or go on coming); some that came early may have completed it.
     Receiving(Arrival),
     /// The half that is here belongs to another transfer: ask for all of it.
-    Restart(AgentMessage),
+    Restart(Box<AgentMessage>),
     /// Not what was asked for.
     Unexpected,
 }
@@ -183,7 +183,7 @@ impl Replica {
             Stage::Receiving(_, assembly) => {
                 if assembly.manifest().id() != transfer.id() {
                     fetch.stage = Stage::Asked;
-                    return Announced::Restart(fetch.request(None));
+                    return Announced::Restart(Box::new(fetch.request(None)));
                 }
             }
             Stage::Asked => match Assembly::new(transfer, max_bytes) {

@@ -33,7 +33,7 @@ use crate::session::event::{Event, Problem};
 #[derive(Debug)]
 pub enum Op {
     /// Send a control message.
-    Send(AgentMessage),
+    Send(Box<AgentMessage>),
     /// Send chunks.
     SendChunks {
         /// The content they are cut from.

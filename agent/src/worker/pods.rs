@@ -177,7 +177,7 @@ mod tests {
                 Some(end) => Err(end),
                 None => {
                     let contribution = Contribution {
-                        payload: start.iter().map(|value| *value as u8).collect(),
+                        payload: start.iter().flat_map(|value| value.to_le_bytes()).collect(),
                         layers: vec![(0, 2)],
                         left_out: held(0..2),
                         base_dot: Some(0.5),
@@ -246,7 +246,10 @@ mod tests {
         let mut world = world(Some(Fake::default()));
         let Event::Trained(outcome) = world.maths.work(train()) else { panic!("it is not trained") };
         let content = outcome.pod.expect("of a pod");
-        assert_eq!((&content.payload[..], &content.left_out[..]), (&[1, 2][..], &[][..]));
+        assert_eq!(
+            (&content.payload[..], &content.left_out[..]),
+            (&[1.0f32.to_le_bytes(), 2.0f32.to_le_bytes()].concat()[..], &[][..])
+        );
         assert_eq!((content.from, content.base_dot), (FeedbackState::EMPTY, Some(0.5)));
         assert_eq!((outcome.delta.len(), outcome.num_examples, outcome.local_steps), (0, 40, 5));
         assert_eq!((outcome.lease, outcome.train_loss), (LeaseId(1), 0.5));

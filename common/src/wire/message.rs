@@ -122,7 +122,7 @@ pub enum AgentMessage {
         /// Its chunks.
         transfer: TransferManifest,
         /// Which of its sections other members of a pod have too, if any.
-        sections: Option<PodSections>,
+        sections: Option<Box<PodSections>>,
     },
     /// This lease will not be used.
     ReturnLease {

@@ -243,7 +243,11 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
             missing: None,
         },
         AgentMessage::OfferUpdate { meta: meta(), transfer: transfer(), sections: None },
-        AgentMessage::OfferUpdate { meta: meta(), transfer: in_sections().0, sections: Some(in_sections().1) },
+        AgentMessage::OfferUpdate {
+            meta: meta(),
+            transfer: in_sections().0,
+            sections: Some(Box::new(in_sections().1)),
+        },
         AgentMessage::ReturnLease { lease: LeaseId(9), why: LeaseEnd::Returned },
         AgentMessage::Evaluated { evaluation: evaluation(), cost_ms: 1_500 },
         AgentMessage::Progress { lease: LeaseId(9), steps: 12, examples_per_s: 4_000.0 },

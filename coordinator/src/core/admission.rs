@@ -38,7 +38,7 @@ impl Core {
         peer: PeerId,
         agent: AgentId,
         meta: UpdateMeta,
-        (transfer, sections): (TransferManifest, Option<PodSections>),
+        (transfer, sections): (TransferManifest, Option<Box<PodSections>>),
     ) {
         if meta.key.agent != agent || meta.key.run != self.options.run {
             return self.violated(peer, "an update in another agent's or run's name");

@@ -272,6 +272,7 @@ mod tests {
         let adaptive = upload.adaptive.clone().expect("it is");
         let codec = upload.level(4);
         // A line that takes 2 s for 40 KB takes 4.4 s for the mildest level, of which 2 s are the policy's.
+        #[expect(clippy::cast_possible_truncation, reason = "a size")]
         let payload_bytes = (sizes.with(&codec) / 8.0) as u64;
         for at_ms in [20_000, 40_000] {
             let update = update(payload_bytes, 17_000, None, Some(2_000));

@@ -15,7 +15,7 @@ use anabranch_agent::train::native::pipeline::Contribution;
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::pod::{PodMark, PodRound};
-use anabranch_common::spec::{Labels, PodSpec};
+use anabranch_common::spec::{Labels, PodSpec, StageCount};
 use anabranch_coordinator::core::event::PeerId;
 
 use super::journal::{Checked, EndedLease, broken, ensure};
@@ -202,7 +202,11 @@ fn parts(round: &PodRound, Shape { spec, layers }: Shape<'_>) -> Checked {
         _ => return broken(PARTS, format!("the ends of {mark:?} are not its owner's")),
     };
     let members = round.members().len();
-    ensure(members == helpers.len() + 1 && members == spec.stages as usize, PARTS, || {
+    let as_many = match spec.stages {
+        StageCount::Exactly(stages) => members == stages as usize,
+        StageCount::Auto => members >= 2,
+    };
+    ensure(members == helpers.len() + 1 && as_many, PARTS, || {
         format!("{mark:?} has {members} members and {} parts for helpers", helpers.len())
     })?;
     let is_reached = |agent: AgentId| round.address_of(agent).is_some_and(|address| !address.is_empty());

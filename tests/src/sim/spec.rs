@@ -6,7 +6,7 @@ use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec,
-    PodKind, PodSpec, RunSpec, ScheduleUnit, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
+    PodKind, PodSpec, RunSpec, ScheduleUnit, StageCount, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
 };
 
 use super::learner;
@@ -76,7 +76,7 @@ fn track(TrackPlan { every, sparse }: TrackPlan) -> TrackSpec {
 fn pod(PodPlan { stages, schedule, labels, deadline_ms }: PodPlan) -> PodSpec {
     PodSpec {
         kind: PodKind::Stages,
-        stages,
+        stages: StageCount::Exactly(stages),
         schedule,
         weights: None,
         micro_batches: None,

@@ -15,7 +15,7 @@ fn values(count: usize) -> Vec<f32> {
 /// What a layer comes to, with so many values that are left out, and bytes.
 fn layer(left_out: usize, bytes: usize) -> Parcel {
     let figures = LayerFigures { base_dot: -0.25, delta_square: 2.0, left_out_square: f64::MIN_POSITIVE };
-    let payload = (0..bytes).map(|byte| (byte % 251) as u8).collect();
+    let payload = (0..=250u8).cycle().take(bytes).collect();
     Parcel::Layer(LayerContent { layer: 7, payload, left_out: values(left_out), figures })
 }
 

@@ -162,7 +162,7 @@ trait DrawMessages: Draw {
             4 => {
                 let parts = self.of(&[vec![], vec![None, Some(1)], vec![Some(u32::MAX); 70]]);
                 let sections = PodSections { mark: self.mark(), parts };
-                let sections = (!self.choice().is_multiple_of(3)).then_some(sections);
+                let sections = (!self.choice().is_multiple_of(3)).then(|| Box::new(sections));
                 AgentMessage::OfferUpdate { meta: self.meta(sender), transfer: self.transfer(), sections }
             }
             5 => {

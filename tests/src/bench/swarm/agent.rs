@@ -179,7 +179,7 @@ impl Agent {
                 {
                     *since = Stopwatch::start();
                 }
-                self.op(Op::Send(message))
+                self.op(Op::Send(Box::new(message)))
             }
             Output::SendChunks { content, transfer, missing } => self.op(Op::SendChunks { content, transfer, missing }),
             Output::SendPart { .. } => unreachable!("these agents help with no update"),

@@ -93,7 +93,7 @@ fn another_attempt_takes_the_place_of_what_is_kept() {
 /// An update whose second section is also a helper's.
 fn shared() -> OutboxEntry {
     let transfer = TransferManifest::in_sections(&[0; 10], vec![4]);
-    let sections = Some(PodSections { mark: mark(1, 1), parts: vec![None, Some(1)] });
+    let sections = Some(Box::new(PodSections { mark: mark(1, 1), parts: vec![None, Some(1)] }));
     OutboxEntry { transfer, sections, ..entry(0, &lease(1, 0)) }
 }
 

@@ -11,7 +11,7 @@ use super::*;
 fn offer(world: &mut World, lease: &Lease, mark: PodMark, parts: &[Option<u32>]) -> Vec<Command> {
     let meta = world.meta(1, 0, lease);
     let transfer = TransferManifest::in_sections(&[0; 16], vec![4, 8, 12]);
-    let sections = Some(PodSections { mark, parts: parts.to_vec() });
+    let sections = Some(Box::new(PodSections { mark, parts: parts.to_vec() }));
     world.message(1, AgentMessage::OfferUpdate { meta, transfer, sections })
 }
 
