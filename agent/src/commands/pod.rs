@@ -71,7 +71,14 @@ impl PodAddress {
         })?;
         let flops_per_s = worker::flops_per_s(threads).context("no threads to measure this machine's speed with")?;
         tracing::info!(%listen, advertise, memory = size::text(memory_bytes), flops_per_s, "offering to join pods");
-        Ok(PodSetup { listen, advertise, memory_bytes, flops_per_s, threads: threads.unwrap_or(0) })
+        Ok(PodSetup {
+            listen,
+            advertise,
+            site: String::new(),
+            memory_bytes,
+            flops_per_s,
+            threads: threads.unwrap_or(0),
+        })
     }
 }
 

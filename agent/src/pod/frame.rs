@@ -114,8 +114,11 @@ fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 2] {
         Parcel::Weights { own, tied } => [Values::F32(own), Values::F32(tied)],
         Parcel::Activations { values, .. } | Parcel::Gradient(values) => [of_activations(values, form), none],
         Parcel::Labels(labels) => [Values::U32(labels), none],
-        Parcel::Loss(_) => [none, none],
-        Parcel::TiedSum(values) | Parcel::Trained(values) => [Values::F32(values), none],
+        Parcel::Loss(_) | Parcel::Ended(_) => [none, none],
+        Parcel::TiedSum(values)
+        | Parcel::Trained(values)
+        | Parcel::Base { values, .. }
+        | Parcel::Chunk { values, .. } => [Values::F32(values), none],
         Parcel::Tied { values, moved, .. } => [Values::F32(values), Values::F32(moved)],
     }
 }
@@ -135,8 +138,10 @@ pub(super) fn values_behind(content: &ParcelContent) -> u64 {
         ParcelContent::Gradient { values, .. }
         | ParcelContent::Labels { labels: values }
         | ParcelContent::TiedSum { values }
-        | ParcelContent::Trained { values } => values,
-        ParcelContent::Loss { .. } => 0,
+        | ParcelContent::Trained { values }
+        | ParcelContent::Base { values, .. }
+        | ParcelContent::Chunk { values, .. } => values,
+        ParcelContent::Loss { .. } | ParcelContent::Ended { .. } => 0,
     }
 }
 
@@ -163,6 +168,9 @@ fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
             ParcelContent::Tied { version: *version, values: count(values), moved: count(moved) }
         }
         Parcel::Trained(values) => ParcelContent::Trained { values: count(values) },
+        Parcel::Base { seed, values } => ParcelContent::Base { seed: *seed, values: count(values) },
+        Parcel::Chunk { number, values } => ParcelContent::Chunk { number: *number, values: count(values) },
+        Parcel::Ended(digest) => ParcelContent::Ended { digest: *digest },
     }
 }
 
@@ -241,6 +249,9 @@ async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<
             Parcel::Tied { version, values: arriving.f32(values).await?, moved: arriving.f32(moved).await? }
         }
         ParcelContent::Trained { values } => Parcel::Trained(arriving.f32(values).await?),
+        ParcelContent::Base { seed, values } => Parcel::Base { seed, values: arriving.f32(values).await? },
+        ParcelContent::Chunk { number, values } => Parcel::Chunk { number, values: arriving.f32(values).await? },
+        ParcelContent::Ended { digest } => Parcel::Ended(digest),
     })
 }
 

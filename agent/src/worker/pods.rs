@@ -20,6 +20,8 @@ pub struct PodSetup {
     pub listen: SocketAddr,
     /// Where others reach it, if that is not the address on which it listens: `host:port`.
     pub advertise: Option<String>,
+    /// The site that it is of: agents of one site form pods of replicas.
+    pub site: String,
     /// Memory that it may use, in bytes.
     pub memory_bytes: u64,
     /// How fast it computes, in floating-point operations a second.
@@ -36,6 +38,7 @@ impl PodSetup {
             address: self.advertise.clone().unwrap_or_else(|| bound.to_string()),
             memory_bytes: self.memory_bytes,
             flops_per_s: self.flops_per_s,
+            site: self.site.clone(),
             at_work: None,
         }
     }

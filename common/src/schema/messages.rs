@@ -45,7 +45,7 @@ layout! {
     }
 
     struct PodMark { lease, attempt }
-    struct PodOffer { address, memory_bytes, flops_per_s, at_work }
+    struct PodOffer { address, memory_bytes, flops_per_s, site, at_work }
     struct PodRound { mark, owner, parts, peers, plan, spec }
     struct PodPart { end, agent }
     struct PodPeer { agent, address }
@@ -63,6 +63,9 @@ layout! {
         5 = TiedSum { values },
         6 = Tied { version, values, moved },
         7 = Trained { values },
+        8 = Base { seed, values },
+        9 = Chunk { number, values },
+        10 = Ended { digest },
     }
     enum Activations { 0 = F32, 1 = Bf16 }
 

@@ -210,6 +210,7 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         address: "10.0.0.7:4434".into(),
         memory_bytes: 1 << 30,
         flops_per_s: 5_000_000_000,
+        site: "east".into(),
         at_work: Some(mark),
     };
     let problem = PodProblem { member: Some(AGENT), reason: "stage 1 is silent".into() };
@@ -515,6 +516,9 @@ pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
         ParcelContent::TiedSum { values: 40 },
         ParcelContent::Tied { version: 3, values: 40, moved: 41 },
         ParcelContent::Trained { values: 300 },
+        ParcelContent::Base { seed: 0x0102_0304_0506_0708, values: 300 },
+        ParcelContent::Chunk { number: 17, values: 64 },
+        ParcelContent::Ended { digest: DIGEST },
     ]
 }
 

@@ -30,6 +30,9 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         Parcel::Tied { version: 0, values: values(100), moved: Vec::new() },
         Parcel::Activations { values: Vec::new(), shape: [0, 3] },
         Parcel::Trained(values(999)),
+        Parcel::Base { seed: u64::MAX, values: values(998) },
+        Parcel::Chunk { number: 1 << 40, values: values(50) },
+        Parcel::Ended(Digest([7; 32])),
     ]
 }
 
@@ -45,6 +48,9 @@ fn bits(parcel: &Parcel) -> (Vec<u32>, String) {
         Parcel::TiedSum(values) => (bits(values), "sum".to_owned()),
         Parcel::Tied { version, values, moved } => (bits(values), format!("tied {version} {:?}", bits(moved))),
         Parcel::Trained(values) => (bits(values), "trained".to_owned()),
+        Parcel::Base { seed, values } => (bits(values), format!("base {seed}")),
+        Parcel::Chunk { number, values } => (bits(values), format!("chunk {number}")),
+        Parcel::Ended(digest) => (Vec::new(), format!("end {digest:?}")),
     }
 }
 

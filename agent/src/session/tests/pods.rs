@@ -16,7 +16,8 @@ pub(super) fn pod_spec() -> PodSpec {
 }
 
 pub(super) fn offer(at_work: Option<PodMark>) -> PodOffer {
-    PodOffer { address: "10.0.0.2:4440".into(), memory_bytes: 1 << 30, flops_per_s: 1_000_000_000, at_work }
+    let (address, site) = ("10.0.0.2:4440".into(), "east".into());
+    PodOffer { address, memory_bytes: 1 << 30, flops_per_s: 1_000_000_000, site, at_work }
 }
 
 /// An agent that joins pods.

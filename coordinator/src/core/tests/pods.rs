@@ -47,7 +47,8 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
 }
 
 fn offer(n: u8, flops_per_s: u64) -> PodOffer {
-    PodOffer { address: format!("10.0.0.{n}:7"), memory_bytes: 1 << 30, flops_per_s, at_work: None }
+    let (address, site) = (format!("10.0.0.{n}:7"), String::new());
+    PodOffer { address, memory_bytes: 1 << 30, flops_per_s, site, at_work: None }
 }
 
 /// Agent `n` connects as peer `n`, in its process `incarnation`.
@@ -296,6 +297,8 @@ fn a_bad_offer_is_a_breach_of_protocol() {
         PodOffer { address: "x".repeat(limits::POD_ADDRESS_BYTES + 1), ..offer(2, 1) },
         PodOffer { address: "host\n:1".into(), ..offer(2, 1) },
         offer(2, 0),
+        PodOffer { site: "x".repeat(limits::POD_SITE_BYTES + 1), ..offer(2, 1) },
+        PodOffer { site: "east\n".into(), ..offer(2, 1) },
     ];
     for pod in bad {
         let mut world = started(pods(2, Labels::Travel), 1);

@@ -105,7 +105,7 @@ impl<'a> Member<'a> {
                 check_length("trained weights", values.len(), self.cut.stages[from].params())?;
                 self.owner.as_mut().map_or(Ok(()), |owner| owner.take_trained(from, values))
             }
-            parcel => Err(ParcelError::Address { what: name(&parcel), from, to: part }),
+            parcel => Err(ParcelError::Address { what: parcel.name(), from, to: part }),
         }
     }
 
@@ -350,17 +350,4 @@ impl<'a> Member<'a> {
 
 fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), ParcelError> {
     if found == expected { Ok(()) } else { Err(ParcelError::Length { what, found, expected }) }
-}
-
-fn name(parcel: &Parcel) -> &'static str {
-    match parcel {
-        Parcel::Weights { .. } => "weights",
-        Parcel::Activations { .. } => "activations",
-        Parcel::Gradient(_) => "a gradient",
-        Parcel::Labels(_) => "labels",
-        Parcel::Loss(_) => "a loss",
-        Parcel::TiedSum(_) => "a tied tensor's gradient",
-        Parcel::Tied { .. } => "a tied tensor",
-        Parcel::Trained(_) => "trained weights",
-    }
 }

@@ -201,4 +201,4 @@ impl Steps<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
