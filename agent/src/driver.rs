@@ -206,7 +206,7 @@ impl Driver {
             pods: pod
                 .as_ref()
                 .zip(links.clone())
-                .map(|(pod, links)| -> Box<dyn Pods> { Box::new(LinkedPods::new(links, agent, pod.threads)) }),
+                .map(|(pod, links)| -> Box<dyn Pods> { Box::new(LinkedPods::new(links, agent, pod)) }),
         };
         let maths = worker::spawn_maths(setup, tell.clone())?;
         let hold = manners.watch(tell.clone())?;

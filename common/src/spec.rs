@@ -16,7 +16,7 @@ pub use gpt::{GPT_TOKENS, Gpt, ModelProblem};
 pub use layer::{Layer, LayerCost, LayerInput, LayerKind};
 pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
-pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
+pub use pod::{Activations, Labels, PodSpec, ReplicasSpec, ScheduleKind, StagesSpec};
 pub use train::SIZED_STEPS;
 
 use serde::{Deserialize, Serialize};

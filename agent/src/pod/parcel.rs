@@ -38,7 +38,7 @@ pub enum Parcel {
     },
     /// To the owner, at the end: the weights of the part.
     Trained(Vec<f32>),
-    /// Of replicas, from the owner, before anything else: the whole model to start from.
+    /// Of replicas, from the owner along the ring, before anything else: the next part of the model to start from.
     Base {
         /// What the seeds of all members' batches follow from.
         seed: u64,

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::pod::{PodProblem, PodRound, cut};
-use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
+use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, StagesSpec, TrainSpec};
 
-use super::{PodEndedBy, PodTrained, PodTraining, Pods, StopSignal};
+use super::{PodEndedBy, PodSetup, PodTrained, PodTraining, Pods, StopSignal};
 use crate::pod::{Attempt, LinkWire, Links, ParcelSizes, WireError};
+use crate::shard::Shard;
 use crate::train::native::pipeline::{PipelineError, PodTask, serve, train_owned};
+use crate::train::native::replicas::ReplicaMemory;
 
 /// Bytes of a value of activations.
 const VALUE: u64 = 4;
@@ -17,38 +19,54 @@ const VALUE: u64 = 4;
 /// Computes rounds with other agents over an agent's links.
 #[derive(Debug)]
 pub struct LinkedPods {
-    links: Arc<Links>,
-    me: AgentId,
-    threads: usize,
+    pub(super) links: Arc<Links>,
+    pub(super) me: AgentId,
+    pub(super) threads: usize,
+    /// What replicas cut their batches by.
+    pub(super) memory: ReplicaMemory,
 }
 
 impl LinkedPods {
-    /// Returns what computes as `me`, with so many threads; 0 is one for each core.
+    /// Returns what computes as `me`, as `setup` says.
     #[must_use]
-    pub fn new(links: Arc<Links>, me: AgentId, threads: usize) -> Self {
-        Self { links, me, threads }
+    pub fn new(links: Arc<Links>, me: AgentId, setup: &PodSetup) -> Self {
+        let memory = ReplicaMemory::of_process(Some(setup.memory_bytes));
+        Self { links, me, threads: setup.threads, memory }
     }
 
-    fn open(&self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<LinkWire, PodEndedBy> {
+    pub(super) fn open(
+        &self,
+        round: &PodRound,
+        spec: &AgentSpec,
+        stop: &Arc<StopSignal>,
+    ) -> Result<LinkWire, PodEndedBy> {
         let pod = of_pods(spec)?;
         let sizes = sizes(&spec.model, &spec.train, pod)?;
         let stop = Arc::clone(stop);
         // The configuration was checked; whatever it says here is a time.
-        let deadline = Duration::try_from_secs_f64(pod.deadline_s).unwrap_or(Duration::MAX);
+        let deadline = Duration::try_from_secs_f64(pod.deadline_s()).unwrap_or(Duration::MAX);
         let attempt = Attempt { round, spec: pod, sizes };
         self.links.open(attempt, deadline, Arc::new(move || stop.is_set())).map_err(|error| ended_by(error.into()))
     }
 
-    fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec) -> Result<PodTask<'a>, PodEndedBy> {
-        let pod = of_pods(spec)?;
+    fn task<'a>(
+        &self,
+        round: &'a PodRound,
+        spec: &'a AgentSpec,
+        pod: &'a StagesSpec,
+    ) -> Result<PodTask<'a>, PodEndedBy> {
         Ok(PodTask { model: &spec.model, plan: &spec.train, pod, round, me: self.me, threads: self.threads })
     }
 }
 
 impl Pods for LinkedPods {
     fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
+        let pod = match of_pods(order.spec)? {
+            PodSpec::Stages(pod) => pod,
+            PodSpec::Replicas(_) => return self.train_replica(order),
+        };
         let PodTraining { lease, round, spec, start, shard, control, stop } = order;
-        let task = self.task(round, spec)?;
+        let task = self.task(round, spec, pod)?;
         let mut wire = self.open(round, spec, stop)?;
         let trained = train_owned(&task, start, lease.seed, shard, &mut wire, control).map_err(ended_by)?;
         if trained.stopped {
@@ -56,11 +74,21 @@ impl Pods for LinkedPods {
         }
         // All that is awaited has come, and who has sent its trained weights waits for no parcel.
         wire.close();
-        Ok(trained_of(trained.end, &trained.losses, &spec.train))
+        Ok(trained_of(trained.end, &trained.losses, &spec.train, 1))
     }
 
-    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
-        let task = self.task(round, spec)?;
+    fn serve(
+        &mut self,
+        round: &PodRound,
+        spec: &AgentSpec,
+        shard: Option<&dyn Shard>,
+        stop: &Arc<StopSignal>,
+    ) -> Result<(), PodEndedBy> {
+        let pod = match of_pods(spec)? {
+            PodSpec::Stages(pod) => pod,
+            PodSpec::Replicas(_) => return self.serve_replica(round, spec, shard, stop),
+        };
+        let task = self.task(round, spec, pod)?;
         let mut wire = self.open(round, spec, stop)?;
         serve(&task, &mut wire).map_err(ended_by)?;
         wire.finish().map_err(|error| ended_by(error.into()))
@@ -71,16 +99,17 @@ fn of_pods(spec: &AgentSpec) -> Result<&PodSpec, PodEndedBy> {
     spec.pod.as_ref().ok_or_else(|| problem(None, "the run's configuration has no [pod]"))
 }
 
-fn problem(member: Option<AgentId>, reason: impl ToString) -> PodEndedBy {
+pub(super) fn problem(member: Option<AgentId>, reason: impl ToString) -> PodEndedBy {
     PodEndedBy::Problem(PodProblem { member, reason: reason.to_string() })
 }
 
+/// Returns what a round gave whose steps took so many batches each.
 #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
-fn trained_of(end: Vec<f32>, losses: &[f32], plan: &TrainSpec) -> PodTrained {
+pub(super) fn trained_of(end: Vec<f32>, losses: &[f32], plan: &TrainSpec, batches: usize) -> PodTrained {
     let sum: f64 = losses.iter().copied().map(f64::from).sum();
     PodTrained {
         end,
-        num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps),
+        num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps) * batches as u64,
         steps: plan.local_steps,
         mean_loss: (sum / losses.len().max(1) as f64) as f32,
     }
@@ -90,6 +119,9 @@ fn trained_of(end: Vec<f32>, losses: &[f32], plan: &TrainSpec) -> PodTrained {
 fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
     let layers = model.layers().map_err(|error| problem(None, error))?;
     let layers = layers.ok_or_else(|| problem(None, "a model of kind custom is not computed in pods"))?;
+    let PodSpec::Stages(pod) = pod else {
+        return Ok(ParcelSizes { params: layers.manifest.params(), activations: 0, tied: 0 });
+    };
     let widest = cut::table(&layers).iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
     let tied = layers.layers.iter().find_map(|layer| layer.tied);
     let tied = tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements());
@@ -102,7 +134,7 @@ fn sizes(model: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSiz
 }
 
 /// Returns how an attempt ended over an error: what another pod may not meet is a problem of this one.
-fn ended_by(error: PipelineError) -> PodEndedBy {
+pub(super) fn ended_by(error: PipelineError) -> PodEndedBy {
     match error {
         PipelineError::Wire(WireError::Over) => PodEndedBy::Stopped,
         PipelineError::Wire(WireError::Member { agent, reason }) => problem(Some(agent), reason),

@@ -280,7 +280,7 @@ impl Maths {
         let Some(pods) = self.setup.pods.as_deref_mut() else {
             return Event::Served { mark, problem: Some(no_pods()) };
         };
-        match pods.serve(round, spec, &self.setup.stop) {
+        match pods.serve(round, spec, self.setup.shards.train.as_deref(), &self.setup.stop) {
             Ok(()) | Err(PodEndedBy::Stopped) => Event::Served { mark, problem: None },
             Err(PodEndedBy::Problem(problem)) => Event::Served { mark, problem: Some(problem) },
             Err(PodEndedBy::Fatal(error)) if error.is_passing() => {

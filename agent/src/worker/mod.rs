@@ -4,6 +4,7 @@ mod killed;
 mod linked;
 mod maths;
 mod pods;
+mod replicas;
 mod speed;
 mod store;
 

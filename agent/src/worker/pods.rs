@@ -55,11 +55,18 @@ pub trait Pods: Send {
     /// See [`PodEndedBy`].
     fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy>;
 
-    /// Computes this agent's part of another agent's round. `spec` is the run's configuration with the round's plan applied.
+    /// Computes this agent's part of another agent's round. `spec` is the run's configuration with the round's plan applied;
+    /// `shard` is what this agent trains on itself, which replicas do in each other's rounds.
     ///
     /// # Errors
     /// See [`PodEndedBy`].
-    fn serve(&mut self, round: &PodRound, spec: &AgentSpec, stop: &Arc<StopSignal>) -> Result<(), PodEndedBy>;
+    fn serve(
+        &mut self,
+        round: &PodRound,
+        spec: &AgentSpec,
+        shard: Option<&dyn Shard>,
+        stop: &Arc<StopSignal>,
+    ) -> Result<(), PodEndedBy>;
 }
 
 /// An own round that a pod is to compute.
@@ -152,8 +159,14 @@ mod tests {
             }
         }
 
-        fn serve(&mut self, round: &PodRound, _spec: &AgentSpec, _stop: &Arc<StopSignal>) -> Result<(), PodEndedBy> {
-            assert_eq!(round.owner, OTHER);
+        fn serve(
+            &mut self,
+            round: &PodRound,
+            _spec: &AgentSpec,
+            shard: Option<&dyn Shard>,
+            _stop: &Arc<StopSignal>,
+        ) -> Result<(), PodEndedBy> {
+            assert_eq!((round.owner, shard.map(Shard::len)), (OTHER, Some(2)));
             self.ends.lock().pop().map_or(Ok(()), Err)
         }
     }

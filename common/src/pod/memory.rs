@@ -1,7 +1,7 @@
 //! How much memory the training of a native model takes: by part of a pod, and of one agent that trains the whole.
 
 use super::cut::Load;
-use crate::spec::{PodSpec, TrainSpec};
+use crate::spec::{Layers, StagesSpec, TrainSpec};
 
 /// Vectors as long as what is trained: base, model, the model as tensors, gradients by tensor, the gradient as one vector,
 /// the sum over micro-batches, the delta.
@@ -9,6 +9,8 @@ pub const MODEL_VECTORS: u32 = 7;
 /// Vectors as long as the whole model that the owner of a pod's round holds beside its parts, at its peak: base, result, delta, what
 /// compression left out before and leaves out now, and what encoding and storing the update takes. Measured (docs/adr/0031).
 pub const OWNER_VECTORS: u32 = 8;
+/// Vectors as long as the model that a replica holds beside what training holds: sums of gradients, and chunks of them that wait.
+pub const REPLICA_VECTORS: u32 = 2;
 /// Stacks, packed panels of matrix products, code that is paged in.
 pub const OVERHEAD_BYTES: u64 = 8 << 20;
 /// Bytes of a value.
@@ -17,7 +19,7 @@ const VALUE: u64 = 4;
 impl Load {
     /// Returns what a round costs with these settings.
     #[must_use]
-    pub fn of(pod: &PodSpec, train: &TrainSpec) -> Self {
+    pub fn of(pod: &StagesSpec, train: &TrainSpec) -> Self {
         Self {
             schedule: pod.schedule(),
             micro_batches: pod.micro_batches(),
@@ -32,4 +34,14 @@ impl Load {
 #[must_use]
 pub fn owner_bytes(params: u64) -> u64 {
     params.saturating_mul(VALUE * u64::from(OWNER_VECTORS))
+}
+
+/// Returns the bytes that a replica of a model holds at least: the whole model with its training state, and one example at a time.
+/// A batch that does not fit is computed in micro-batches.
+#[must_use]
+pub fn replica_bytes(model: &Layers, train: &TrainSpec) -> u64 {
+    let vectors = u64::from(MODEL_VECTORS + REPLICA_VECTORS + train.optimizer.state_vectors());
+    let params = model.manifest.params() as u64;
+    let example = model.layers.iter().map(|layer| layer.cost().activation_bytes).fold(0, u64::saturating_add);
+    params.saturating_mul(VALUE * vectors).saturating_add(example).saturating_add(OVERHEAD_BYTES)
 }

@@ -43,7 +43,8 @@ pub struct PodRound {
     pub mark: PodMark,
     /// Whose data are read, and whose contribution it is: the holder of the lease.
     pub owner: AgentId,
-    /// The parts of the model, in the order of its layers. The first one is the owner's.
+    /// The parts of the model, in the order of its layers. The first one is the owner's. Of replicas each member has the whole model,
+    /// and they are in the order of their ring.
     pub parts: Vec<PodPart>,
     /// How every other member is reached.
     pub peers: Vec<PodPeer>,

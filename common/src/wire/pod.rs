@@ -125,7 +125,7 @@ pub enum ParcelContent {
         /// Values.
         values: u64,
     },
-    /// Of replicas: the whole model to start from, f32.
+    /// Of replicas: the next part of the model to start from, f32.
     Base {
         /// What the seeds of all members' batches follow from.
         seed: u64,

@@ -17,7 +17,7 @@ use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, Weights};
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, Labels, LrSchedule, ModelKind, ModelSpec,
-    OptimizerSpec, PodKind, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, TargetSpec, TrainSpec, UploadSpec,
+    OptimizerSpec, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, StagesSpec, TargetSpec, TrainSpec, UploadSpec,
 };
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
@@ -101,8 +101,7 @@ pub(crate) fn other_spec() -> RunSpec {
 pub(crate) fn gpt_spec() -> RunSpec {
     let (context, layers, heads, width) = (128, 3, 4, 64);
     let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
-    let pod = PodSpec {
-        kind: PodKind::Stages,
+    let pod = StagesSpec {
         stages: 4,
         schedule: ScheduleKind::Pipelined,
         weights: Some(Weights::TwoVersions),
@@ -111,7 +110,7 @@ pub(crate) fn gpt_spec() -> RunSpec {
         labels: Labels::Travel,
         deadline_s: 5.0,
     };
-    RunSpec { model, pod: Some(pod), ..other_spec() }
+    RunSpec { model, pod: Some(PodSpec::Stages(pod)), ..other_spec() }
 }
 
 /// Leases with a size of their own, and each kind of schedule.

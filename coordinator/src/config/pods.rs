@@ -2,7 +2,7 @@
 
 use anabranch_common::limits;
 use anabranch_common::pod::order::{Order, OrderError};
-use anabranch_common::spec::{Labels, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::spec::{Labels, PodSpec, ReplicasSpec, RunSpec, ScheduleKind, StagesSpec};
 
 use super::validate::{Checked, Problem, ensure};
 
@@ -14,13 +14,11 @@ pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked 
                        model.kind = \"custom\"";
         return Err(Problem { key: "pod", problem: problem.to_owned() });
     };
-    stages(pod, layers)?;
-    let PodSpec { weights, deadline_s, .. } = *pod;
-    ensure(weights.is_none() || pod.schedule == ScheduleKind::Pipelined, "pod.weights", || {
-        "expected no such key without pod.schedule = \"pipelined\": other schedules have one version of the weights"
-            .to_owned()
-    })?;
-    micro_batches(spec, pod)?;
+    match pod {
+        PodSpec::Stages(pod) => check_stages(spec, pod, layers)?,
+        PodSpec::Replicas(pod) => check_replicas(spec, pod)?,
+    }
+    let deadline_s = pod.deadline_s();
     ensure(deadline_s > 0.0 && deadline_s < lease_ttl_s, "pod.deadline_s", || {
         format!("is {deadline_s}, expected more than 0 and less than schedule.lease_ttl_s ({lease_ttl_s})")
     })?;
@@ -29,8 +27,31 @@ pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked 
     })
 }
 
+/// How many members, each with a batch of its own.
+fn check_replicas(spec: &RunSpec, pod: &ReplicasSpec) -> Checked {
+    let (members, batch) = (pod.members, spec.train.batch_size);
+    let most = limits::POD_MEMBERS;
+    ensure((2..=most).contains(&(members as usize)), "pod.members", || format!("is {members}, expected 2 to {most}"))?;
+    let (joined, most) = (u64::from(members) * u64::from(batch), limits::BATCH_EXAMPLES);
+    ensure(joined <= most.into(), "pod.members", || {
+        format!(
+            "is {members}, which makes joined batches of {joined} examples (train.batch_size = {batch} for each member), \
+             expected at most {most}"
+        )
+    })
+}
+
+fn check_stages(spec: &RunSpec, pod: &StagesSpec, layers: usize) -> Checked {
+    stages(pod, layers)?;
+    ensure(pod.weights.is_none() || pod.schedule == ScheduleKind::Pipelined, "pod.weights", || {
+        "expected no such key without pod.schedule = \"pipelined\": other schedules have one version of the weights"
+            .to_owned()
+    })?;
+    micro_batches(spec, pod)
+}
+
 /// How many members: the first and the last part of the model may be one member's.
-fn stages(pod: &PodSpec, layers: usize) -> Checked {
+fn stages(pod: &StagesSpec, layers: usize) -> Checked {
     let (stages, stay) = (pod.stages, pod.labels == Labels::Stay);
     let most = limits::POD_MEMBERS - usize::from(stay);
     ensure((2..=most).contains(&(stages as usize)), "pod.stages", || {
@@ -44,7 +65,7 @@ fn stages(pod: &PodSpec, layers: usize) -> Checked {
 }
 
 /// Every micro-batch but the last has the same size, and there are as many as are asked for.
-fn micro_batches(spec: &RunSpec, pod: &PodSpec) -> Checked {
+fn micro_batches(spec: &RunSpec, pod: &StagesSpec) -> Checked {
     let (key, count, batch) = ("pod.micro_batches", pod.micro_batches(), spec.train.batch_size);
     let said = if pod.micro_batches.is_some() { "" } else { " where it is not said (one a part of the model)" };
     ensure((1..=batch).contains(&count), key, || {

@@ -1,6 +1,7 @@
 //! Pods: whom an owner gets, what happens when a member fails, and that a lease is the same one through all attempts.
 
 mod faults;
+mod replicas;
 mod words;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
-use anabranch_common::spec::{Activations, Labels, ModelKind, ModelSpec, PodKind, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::spec::{Activations, Labels, ModelKind, ModelSpec, PodSpec, RunSpec, ScheduleKind, StagesSpec};
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::operator::RunRequest;
@@ -33,8 +34,7 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
         hidden: vec![4; LAYERS as usize - 1],
         ..ModelSpec::default()
     };
-    let pod = PodSpec {
-        kind: PodKind::Stages,
+    let pod = StagesSpec {
         stages,
         schedule: ScheduleKind::Flush,
         weights: None,
@@ -43,7 +43,7 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
         labels,
         deadline_s: 10.0,
     };
-    RunSpec { model, pod: Some(pod), ..spec() }
+    RunSpec { model, pod: Some(PodSpec::Stages(pod)), ..spec() }
 }
 
 fn offer(n: u8, flops_per_s: u64) -> PodOffer {

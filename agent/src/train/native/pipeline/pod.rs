@@ -8,7 +8,7 @@
 
 use anabranch_common::ids::AgentId;
 use anabranch_common::pod::PodRound;
-use anabranch_common::spec::{Labels, ModelSpec, PodSpec, TrainSpec};
+use anabranch_common::spec::{Labels, ModelSpec, StagesSpec, TrainSpec};
 
 use super::feed::Feed;
 use super::stages::{Parcels, Stages};
@@ -25,7 +25,7 @@ pub struct PodTask<'a> {
     /// `[train]` as it counts for this round.
     pub plan: &'a TrainSpec,
     /// `[pod]`.
-    pub pod: &'a PodSpec,
+    pub pod: &'a StagesSpec,
     /// Who computes what.
     pub round: &'a PodRound,
     /// This member.

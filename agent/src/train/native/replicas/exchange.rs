@@ -1,6 +1,10 @@
 //! What a member of a ring sends and receives over the wire, and what it refuses.
-
-use std::collections::VecDeque;
+//!
+//! ```text
+//!  owner 0 ─ Base ─► 1 ─ Base ─► ... ─► N-1           the model to start from, passed on part by part
+//!  member k ─ Chunk ─► k+1 ─ Chunk ─► ...             gradients, all the way round
+//!  helper ─ Ended ─► owner 0
+//! ```
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
@@ -12,8 +16,15 @@ use crate::pod::{Address, Parcel, Wire, WireError};
 /// The owner's place in the ring.
 pub(super) const OWNER: usize = 0;
 
+/// Values that are passed on at a time.
+const CHUNK: usize = limits::REPLICA_CHUNK_VALUES;
+
 /// The model to start from, and the seed that those of all members follow from.
-pub(super) type Base = (u64, Vec<f32>);
+#[derive(Debug, Default)]
+pub(super) struct Base {
+    pub(super) seed: u64,
+    pub(super) values: Vec<f32>,
+}
 
 /// A member's links with the others.
 pub(super) struct Exchange<'a> {
@@ -21,18 +32,17 @@ pub(super) struct Exchange<'a> {
     members: &'a [AgentId],
     place: usize,
     ring: Ring,
+    /// At a helper: what has come of the base, of so many parameters.
+    base: Base,
     params: usize,
-    /// At a helper: what the owner has sent, until it is taken.
-    base: Option<Base>,
-    has_base: bool,
-    /// Chunks from the left that were not used: its neighbour may have the base before this member.
-    chunks: VecDeque<Vec<f32>>,
+    /// Values of the next chunk from the left, while one is awaited, and that chunk.
+    awaited: Option<usize>,
+    chunk: Option<Vec<f32>>,
     /// Chunks that were sent to the right, and that came from the left.
     sent: u64,
     received: u64,
     /// At the owner: what each member ended with.
     ended: Vec<Option<Digest>>,
-    is_through: bool,
     /// Members that are gone, and owed nothing.
     gone: Vec<AgentId>,
 }
@@ -45,48 +55,45 @@ impl<'a> Exchange<'a> {
             members,
             place,
             ring: Ring::new(place, members.len()),
+            base: Base::default(),
             params,
-            base: None,
-            has_base: place == OWNER,
-            chunks: VecDeque::new(),
+            awaited: None,
+            chunk: None,
             sent: 0,
             received: 0,
             ended: vec![None; members.len()],
-            is_through: false,
             gone: Vec::new(),
         }
     }
 
-    /// Sends every other member the model to start from.
+    /// Sends the model to start from on its way along the ring.
     pub(super) fn send_base(&mut self, seed: u64, base: &[f32]) -> Result<(), PipelineError> {
-        (1..self.members.len()).try_for_each(|to| self.send(to, Parcel::Base { seed, values: base.to_vec() }))
+        base.chunks(CHUNK).try_for_each(|part| self.pass_on_base(seed, part.to_vec()))
     }
 
-    /// Waits for the model to start from.
+    /// Waits for the model to start from, and passes it on.
     pub(super) fn receive_base(&mut self) -> Result<Base, PipelineError> {
-        loop {
-            if let Some(base) = self.base.take() {
-                return Ok(base);
+        let mut passed_on = 0;
+        while passed_on < self.params {
+            if passed_on == self.base.values.len() {
+                self.receive()?;
+                continue;
             }
-            self.receive()?;
+            let part = self.base.values[passed_on..].to_vec();
+            passed_on += part.len();
+            self.pass_on_base(self.base.seed, part)?;
         }
+        Ok(std::mem::take(&mut self.base))
     }
 
     /// Sums `values` over the ring.
     pub(super) fn sum(&mut self, values: Vec<f32>) -> Result<Vec<f32>, PipelineError> {
-        let mut sum = AllReduce::new(self.ring, values, limits::REPLICA_CHUNK_VALUES);
+        let mut sum = AllReduce::new(self.ring, values, CHUNK);
         for chunk in sum.begin() {
             self.send_chunk(chunk)?;
         }
         while let Some(expected) = sum.awaits() {
-            let Some(chunk) = self.chunks.pop_front() else {
-                self.receive()?;
-                continue;
-            };
-            if chunk.len() != expected {
-                let error = ParcelError::Length { what: "a gradient's chunk", found: chunk.len(), expected };
-                return Err(self.blame(self.ring.left(), &error));
-            }
+            let chunk = self.receive_chunk(expected)?;
             if let Some(chunk) = sum.take(chunk) {
                 self.send_chunk(chunk)?;
             }
@@ -101,7 +108,6 @@ impl<'a> Exchange<'a> {
 
     /// Waits until every member has ended as the owner has.
     pub(super) fn receive_ends(&mut self, own: Digest) -> Result<(), PipelineError> {
-        self.is_through = true;
         self.ended[OWNER] = Some(own);
         while self.ended.contains(&None) {
             self.receive()?;
@@ -116,10 +122,27 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    fn pass_on_base(&mut self, seed: u64, values: Vec<f32>) -> Result<(), PipelineError> {
+        match self.ring.right() {
+            OWNER => Ok(()),
+            right => self.send(right, Parcel::Base { seed, values }),
+        }
+    }
+
     fn send_chunk(&mut self, values: Vec<f32>) -> Result<(), PipelineError> {
         let number = self.sent;
         self.sent += 1;
         self.send(self.ring.right(), Parcel::Chunk { number, values })
+    }
+
+    fn receive_chunk(&mut self, expected: usize) -> Result<Vec<f32>, PipelineError> {
+        self.awaited = Some(expected);
+        loop {
+            if let Some(chunk) = self.chunk.take() {
+                return Ok(chunk);
+            }
+            self.receive()?;
+        }
     }
 
     fn send(&mut self, to: usize, parcel: Parcel) -> Result<(), PipelineError> {
@@ -140,31 +163,35 @@ impl<'a> Exchange<'a> {
     }
 
     fn deliver(&mut self, from: usize, parcel: Parcel) -> Result<(), ParcelError> {
-        let to = self.place;
+        let (is_owner, is_left) = (self.place == OWNER, from == self.ring.left());
         match parcel {
-            Parcel::Base { seed, values } if from == OWNER && to != OWNER => {
-                check_length("a model", values.len(), self.params)?;
-                if std::mem::replace(&mut self.has_base, true) {
-                    return Err(ParcelError::Unexpected { what: "a model" });
-                }
-                self.base = Some((seed, values));
-            }
-            Parcel::Chunk { number, values } if from == self.ring.left() => {
-                // The left neighbour is never a whole sum ahead, as each takes all members.
-                let waiting: usize = self.chunks.iter().map(Vec::len).sum();
-                let is_room = waiting + values.len() <= self.params + 1;
-                if number != self.received || values.is_empty() || !is_room || self.is_through {
-                    return Err(ParcelError::Unexpected { what: "a gradient's chunk" });
-                }
+            Parcel::Base { seed, values } if is_left && !is_owner => self.take_base(seed, &values)?,
+            Parcel::Chunk { number, values } if is_left => {
+                let expected = self.awaited.filter(|_| number == self.received);
+                let expected = expected.ok_or(ParcelError::Unexpected { what: "a gradient's chunk" })?;
+                check_length("a gradient's chunk", values.len(), expected)?;
+                (self.awaited, self.chunk) = (None, Some(values));
                 self.received += 1;
-                self.chunks.push_back(values);
             }
-            Parcel::Ended(digest) if to == OWNER && self.ended.get(from) == Some(&None) => {
-                self.ended[from] = Some(digest);
-            }
-            Parcel::Ended(_) if to == OWNER => return Err(ParcelError::Unexpected { what: "the end of a round" }),
-            parcel => return Err(ParcelError::Address { what: parcel.name(), from, to }),
+            Parcel::Ended(digest) if is_owner => match self.ended.get_mut(from) {
+                Some(ended @ None) => *ended = Some(digest),
+                _ => return Err(ParcelError::Unexpected { what: "the end of a round" }),
+            },
+            parcel => return Err(ParcelError::Address { what: parcel.name(), from, to: self.place }),
         }
+        Ok(())
+    }
+
+    fn take_base(&mut self, seed: u64, part: &[f32]) -> Result<(), ParcelError> {
+        let Base { seed: known, values } = &mut self.base;
+        // Nothing else comes from the left before its end, and nothing of it later.
+        let is_next = self.awaited.is_none() && self.received == 0 && values.len() < self.params;
+        if !is_next || (!values.is_empty() && *known != seed) {
+            return Err(ParcelError::Unexpected { what: "a model" });
+        }
+        check_length("a model's chunk", part.len(), CHUNK.min(self.params - values.len()))?;
+        *known = seed;
+        values.extend_from_slice(part);
         Ok(())
     }
 

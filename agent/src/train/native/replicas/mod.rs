@@ -31,12 +31,13 @@ use anabranch_common::spec::{ModelSpec, TrainSpec};
 
 use super::check_plan;
 use super::fit::Held;
+use super::gpt::to_usize;
 use super::memory::{Budget, Needs, Room};
 use super::pipeline::{PipelineError, Trained};
 use crate::pod::Wire;
 use crate::shard::Shard;
 use crate::train::{StepReport, TrainError};
-use exchange::{Exchange, OWNER};
+use exchange::{Base, Exchange, OWNER};
 use gradients::{StageSize, Staged};
 use steps::Steps;
 
@@ -55,9 +56,18 @@ pub struct ReplicaTask<'a> {
     pub shard: &'a dyn Shard,
     /// Threads for the maths; 0 is one for each core.
     pub threads: usize,
-    /// The most that this process may have in memory; `None` is what the machine has free. A batch that does not fit is computed
-    /// in micro-batches.
-    pub memory_bytes: Option<u64>,
+}
+
+/// What this process may have in memory: a batch that does not fit is computed in micro-batches.
+#[derive(Debug, Clone)]
+pub struct ReplicaMemory(Budget);
+
+impl ReplicaMemory {
+    /// At most `max_bytes` for this process; `None` is what the machine has free. Call before anything is trained.
+    #[must_use]
+    pub fn of_process(max_bytes: Option<u64>) -> Self {
+        Self(Budget::new(max_bytes, Room::Process))
+    }
 }
 
 /// Trains from `base` together with the other members, each on its own shard: batches of this member follow from `seed`, those of
@@ -71,45 +81,66 @@ pub struct ReplicaTask<'a> {
 /// [`PipelineError::Train`] if model, plan or shard cannot be used or training diverges.
 pub fn train_owned(
     task: &ReplicaTask<'_>,
+    memory: &mut ReplicaMemory,
     base: &[f32],
     seed: u64,
     wire: &mut dyn Wire,
     control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
 ) -> Result<Trained, PipelineError> {
-    task.train_owned(StageSize::default(), base, seed, wire, control)
+    Replica::new(task, memory, StageSize::default())?.train_owned(base, seed, wire, control)
 }
 
 /// Trains with the owner of a round. Returns when everything that the others need of this member was sent.
 ///
 /// # Errors
 /// As [`train_owned`].
-pub fn serve(task: &ReplicaTask<'_>, wire: &mut dyn Wire) -> Result<(), PipelineError> {
-    task.serve(StageSize::default(), wire)
+pub fn serve(task: &ReplicaTask<'_>, memory: &mut ReplicaMemory, wire: &mut dyn Wire) -> Result<(), PipelineError> {
+    Replica::new(task, memory, StageSize::default())?.serve(wire)
 }
 
-impl ReplicaTask<'_> {
+/// A member of a ring that has everything it needs.
+struct Replica<'a> {
+    task: &'a ReplicaTask<'a>,
+    staged: Staged,
+    /// The members in the order of the ring, and this one's place among them.
+    members: Vec<AgentId>,
+    place: usize,
+    /// Examples that are computed at once.
+    micro_batch: usize,
+}
+
+impl<'a> Replica<'a> {
+    /// Builds the model, and checks plan, shard and memory.
+    fn new(task: &'a ReplicaTask<'a>, memory: &mut ReplicaMemory, size: StageSize) -> Result<Self, PipelineError> {
+        let ReplicaTask { model, plan, round, me, shard, threads } = *task;
+        check_plan(plan)?;
+        let members = round.members();
+        let place = members.iter().position(|member| *member == me);
+        let place = place.ok_or(PipelineError::Round("no replica of the model is computed here"))?;
+        let staged = Staged::new(model, size, threads)?;
+        Held::of(shard).check(&staged.architecture)?;
+        let needs = Needs::of(&staged.architecture, plan);
+        let micro_batch = to_usize(memory.0.micro_batch(&needs, plan.batch_size)?);
+        Ok(Self { task, staged, members, place, micro_batch })
+    }
+
     fn train_owned(
         &self,
-        size: StageSize,
         base: &[f32],
         seed: u64,
         wire: &mut dyn Wire,
         control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
     ) -> Result<Trained, PipelineError> {
-        let (members, place) = self.place()?;
-        if place != OWNER {
+        if self.place != OWNER {
             return Err(PipelineError::Round("the first member of a ring is the owner of the round"));
         }
-        let staged = Staged::new(self.model, size, self.threads)?;
-        let params = staged.architecture.manifest.params();
-        if base.len() != params {
-            return Err(TrainError::Length { expected: params, found: base.len() }.into());
+        let expected = self.params();
+        if base.len() != expected {
+            return Err(TrainError::Length { expected, found: base.len() }.into());
         }
-        let micro_batch = self.micro_batch(&staged)?;
-        let mut exchange = Exchange::new(wire, &members, place, params);
+        let mut exchange = Exchange::new(wire, &self.members, self.place, expected);
         exchange.send_base(seed, base)?;
-        let steps = Steps { staged: &staged, task: self, members: members.len(), micro_batch };
-        let trained = steps.train(base, member_seed(seed, place), &mut exchange, control)?;
+        let trained = self.steps().train(base, member_seed(seed, self.place), &mut exchange, control)?;
         if trained.stopped {
             return Ok(Trained { end: Vec::new(), ..trained });
         }
@@ -117,37 +148,24 @@ impl ReplicaTask<'_> {
         Ok(trained)
     }
 
-    fn serve(&self, size: StageSize, wire: &mut dyn Wire) -> Result<(), PipelineError> {
-        let (members, place) = self.place()?;
-        if place == OWNER {
+    fn serve(&self, wire: &mut dyn Wire) -> Result<(), PipelineError> {
+        if self.place == OWNER {
             return Err(PipelineError::Round("the first member of a ring is the owner of the round"));
         }
-        let staged = Staged::new(self.model, size, self.threads)?;
-        let micro_batch = self.micro_batch(&staged)?;
-        let mut exchange = Exchange::new(wire, &members, place, staged.architecture.manifest.params());
-        let (seed, base) = exchange.receive_base()?;
-        let steps = Steps { staged: &staged, task: self, members: members.len(), micro_batch };
-        let trained =
-            steps.train(&base, member_seed(seed, place), &mut exchange, &mut |_| ControlFlow::Continue(()))?;
+        let mut exchange = Exchange::new(wire, &self.members, self.place, self.params());
+        let Base { seed, values } = exchange.receive_base()?;
+        let go_on = &mut |_: StepReport| ControlFlow::Continue(());
+        let trained = self.steps().train(&values, member_seed(seed, self.place), &mut exchange, go_on)?;
         exchange.send_end(Digest::of_f32(&trained.end))
     }
 
-    /// The members in the order of the ring, and this one's place among them.
-    fn place(&self) -> Result<(Vec<AgentId>, usize), PipelineError> {
-        let members = self.round.members();
-        match members.iter().position(|member| *member == self.me) {
-            Some(place) => Ok((members, place)),
-            None => Err(PipelineError::Round("no replica of the model is computed here")),
-        }
+    fn steps(&self) -> Steps<'_> {
+        let Self { task, staged, members, micro_batch, .. } = self;
+        Steps { staged, task, members: members.len(), micro_batch: *micro_batch }
     }
 
-    /// Checks plan and shard, and returns how many examples are computed at once.
-    fn micro_batch(&self, staged: &Staged) -> Result<usize, TrainError> {
-        check_plan(self.plan)?;
-        Held::of(self.shard).check(&staged.architecture)?;
-        let needs = Needs::of(&staged.architecture, self.plan);
-        let micro_batch = Budget::new(self.memory_bytes, Room::Process).micro_batch(&needs, self.plan.batch_size)?;
-        Ok(super::gpt::to_usize(micro_batch))
+    fn params(&self) -> usize {
+        self.staged.architecture.manifest.params()
     }
 }
 

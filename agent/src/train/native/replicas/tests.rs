@@ -4,6 +4,7 @@
 use std::thread;
 
 use anabranch_common::ids::LeaseId;
+use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodPart};
 use anabranch_common::spec::ModelKind;
 use anabranch_testkit::lease::PLAN;
@@ -13,10 +14,10 @@ use crate::pod::{Parcel, WireError};
 use crate::shard::draw::{Draw, Purpose};
 use crate::shard::{Examples, Inputs, Text};
 use crate::train::NativeOptions;
+use crate::train::native::Native;
 use crate::train::native::architecture::Architecture;
 use crate::train::native::pipeline::tests::hub::{Conduct, Hub, agent};
 use crate::train::native::pipeline::tests::{ADAMW, SGD, cnn, gpt, mlp, plan};
-use crate::train::native::{Native, gpt as of_text};
 use crate::train::optimizer::Optimizer;
 
 const SEED: u64 = 4;
@@ -31,7 +32,7 @@ fn shards(spec: &ModelSpec, members: usize) -> (Vec<Box<dyn Shard>>, Box<dyn Sha
     let mut draw = Draw::new(3, Purpose::Split);
     let mut byte = || u8::try_from(draw.below(256)).expect("a byte");
     if spec.kind == ModelKind::Gpt {
-        let each = EACH * of_text::to_usize(spec.context);
+        let each = EACH * to_usize(spec.context);
         let all: Vec<u8> = (0..=members * each).map(|_| byte()).collect();
         let text = |bytes: &[u8]| Box::new(Text::new(bytes.to_vec()).expect("long enough")) as Box<dyn Shard>;
         let parts = (0..members).map(|member| text(&all[member * each..=(member + 1) * each])).collect();
@@ -53,6 +54,10 @@ fn round(members: usize) -> PodRound {
     let parts = (0..members).map(|member| PodPart { end: 1, agent: agent(member) }).collect();
     let mark = PodMark { lease: LeaseId(1), attempt: 1 };
     PodRound { mark, owner: agent(0), parts, peers: Vec::new(), plan: PLAN, spec: Digest([0; 32]) }
+}
+
+fn memory() -> ReplicaMemory {
+    ReplicaMemory::of_process(None)
 }
 
 /// A round to compute.
@@ -93,7 +98,6 @@ fn run(case: Case<'_>, silent: &[usize], mut conduct: impl FnMut(usize) -> Condu
         me: agent(member),
         shard: shards[member].as_ref(),
         threads: 1,
-        memory_bytes: None,
     };
     // All wires are there before a member leaves.
     let wires = (0..members).filter(|member| !silent.contains(member));
@@ -103,12 +107,16 @@ fn run(case: Case<'_>, silent: &[usize], mut conduct: impl FnMut(usize) -> Condu
         let task = &task;
         let helpers: Vec<_> = wires
             .into_iter()
-            .map(|(member, mut wire)| scope.spawn(move || task(member).serve(size, &mut wire)))
+            .map(|(member, mut wire)| {
+                scope.spawn(move || Replica::new(&task(member), &mut memory(), size)?.serve(&mut wire))
+            })
             .collect();
         let mut control = |report: StepReport| {
             if report.step == until { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let owner = task(0).train_owned(size, &base, SEED, &mut owners, &mut control);
+        let task = task(0);
+        let owner = Replica::new(&task, &mut memory(), size)
+            .and_then(|replica| replica.train_owned(&base, SEED, &mut owners, &mut control));
         drop(owners);
         Ended { owner, helpers: helpers.into_iter().map(|helper| helper.join().expect("no panic")).collect() }
     })
@@ -277,7 +285,13 @@ fn a_parcel_that_the_receiver_has_no_use_for_names_its_sender() {
             values.pop();
         }
     });
-    assert!(text.contains("values of a model, expected"), "{text}");
+    assert!(text.contains("values of a model's chunk, expected"), "{text}");
+    let text = told(1, 2, |parcel| {
+        if let Parcel::Chunk { values, .. } = parcel {
+            *parcel = Parcel::Base { seed: SEED, values: std::mem::take(values) };
+        }
+    });
+    assert_eq!(text, "a model arrived out of turn");
     let text = told(1, 2, |parcel| {
         if let Parcel::Chunk { .. } = parcel {
             *parcel = Parcel::Loss(1.0);
@@ -339,8 +353,7 @@ fn micro_batches_of_a_member_change_the_last_bits_only() {
     let hub = Hub::new(vec![0], &[]);
     let at_most = |micro_batch: usize| {
         let shard = shards[0].as_ref();
-        let (model, me, threads, memory_bytes) = (&spec, agent(0), 1, None);
-        let task = ReplicaTask { model, plan: &plan, round: &round, me, shard, threads, memory_bytes };
+        let task = ReplicaTask { model: &spec, plan: &plan, round: &round, me: agent(0), shard, threads: 1 };
         let steps = Steps { staged: &staged, task: &task, members: 1, micro_batch };
         let (members, mut wire) = ([agent(0)], hub.wire(0, Conduct::Honest));
         let mut exchange = Exchange::new(&mut wire, &members, 0, base.len());
@@ -349,4 +362,43 @@ fn micro_batches_of_a_member_change_the_last_bits_only() {
     let (whole, cut) = (at_most(8), at_most(3));
     assert!(distance(&cut.end, &whole.end) <= 1e-6);
     assert!(whole.losses.iter().zip(&cut.losses).all(|(whole, cut)| (whole - cut).abs() < 1e-5));
+}
+
+/// The model to start from goes along the ring in parts.
+#[test]
+fn a_large_model_reaches_every_member() {
+    // 144 * 2000 weights and more: five parts of the base, and sums of several chunks.
+    let (spec, plan) = (mlp(&[2_000]), plan(1, 2, &SGD));
+    let case = Case { size: StageSize::default(), ..Case::new(&spec, &plan, 3) };
+    assert!(case.base().len() > 4 * limits::REPLICA_CHUNK_VALUES);
+    assert!(distance(&trained(case).end, &on_one_machine(case).end) <= 1e-6);
+}
+
+#[test]
+fn what_cannot_be_computed_is_refused_before_anything_is_sent() {
+    let (spec, plan) = (mlp(&[20]), plan(1, 2, &SGD));
+    let (round, (shards, _)) = (round(2), shards(&spec, 2));
+    let task = |me| ReplicaTask {
+        model: &spec,
+        plan: &plan,
+        round: &round,
+        me: agent(me),
+        shard: shards[0].as_ref(),
+        threads: 1,
+    };
+    let hub = Hub::new(vec![0, 1], &[]);
+    let mut wire = hub.wire(0, Conduct::Leaves(0));
+    let owner = PipelineError::Round("the first member of a ring is the owner of the round");
+    assert_eq!(serve(&task(0), &mut memory(), &mut wire), Err(owner.clone()));
+    let mut owned = |task: &ReplicaTask<'_>, base: &[f32], memory: &mut ReplicaMemory| {
+        train_owned(task, memory, base, SEED, &mut wire, &mut |_| ControlFlow::Continue(())).expect_err("refused")
+    };
+    let base = Case::new(&spec, &plan, 2).base();
+    assert_eq!(owned(&task(1), &base, &mut memory()), owner);
+    let none = PipelineError::Round("no replica of the model is computed here");
+    assert_eq!(owned(&task(7), &base, &mut memory()), none);
+    let (expected, found) = (base.len(), 1);
+    assert_eq!(owned(&task(0), &[0.0], &mut memory()), TrainError::Length { expected, found }.into());
+    let small = owned(&task(0), &base, &mut ReplicaMemory::of_process(Some(1)));
+    assert!(matches!(small, PipelineError::Train(TrainError::Memory { budget_bytes: 1, .. })), "{small}");
 }
