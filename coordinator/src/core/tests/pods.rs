@@ -2,6 +2,7 @@
 
 mod faults;
 mod ranges;
+mod replicas;
 mod words;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
 use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
-use anabranch_common::spec::{Activations, Labels, ModelKind, ModelSpec, PodKind, PodSpec, RunSpec, ScheduleKind};
+use anabranch_common::spec::{Activations, Labels, ModelKind, ModelSpec, PodSpec, RunSpec, ScheduleKind, StagesSpec};
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::operator::RunRequest;
@@ -34,8 +35,7 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
         hidden: vec![4; LAYERS as usize - 1],
         ..ModelSpec::default()
     };
-    let pod = PodSpec {
-        kind: PodKind::Stages,
+    let pod = StagesSpec {
         stages,
         schedule: ScheduleKind::Flush,
         weights: None,
@@ -44,11 +44,12 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
         labels,
         deadline_s: 10.0,
     };
-    RunSpec { model, pod: Some(pod), ..spec() }
+    RunSpec { model, pod: Some(PodSpec::Stages(pod)), ..spec() }
 }
 
 fn offer(n: u8, flops_per_s: u64) -> PodOffer {
-    PodOffer { address: format!("10.0.0.{n}:7"), memory_bytes: 1 << 30, flops_per_s, at_work: None }
+    let (address, site) = (format!("10.0.0.{n}:7"), String::new());
+    PodOffer { address, memory_bytes: 1 << 30, flops_per_s, site, at_work: None }
 }
 
 /// Agent `n` connects as peer `n`, in its process `incarnation`.
@@ -297,6 +298,8 @@ fn a_bad_offer_is_a_breach_of_protocol() {
         PodOffer { address: "x".repeat(limits::POD_ADDRESS_BYTES + 1), ..offer(2, 1) },
         PodOffer { address: "host\n:1".into(), ..offer(2, 1) },
         offer(2, 0),
+        PodOffer { site: "x".repeat(limits::POD_SITE_BYTES + 1), ..offer(2, 1) },
+        PodOffer { site: "east\n".into(), ..offer(2, 1) },
     ];
     for pod in bad {
         let mut world = started(pods(2, Labels::Travel), 1);

@@ -12,7 +12,7 @@ use std::ops::Range;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::pod::PodRound;
-use anabranch_common::spec::{Labels, ModelKind, ModelSpec, PodSpec, TrainSpec};
+use anabranch_common::spec::{Labels, ModelKind, ModelSpec, StagesSpec, TrainSpec};
 
 use super::cut::Cut;
 use super::feed::Feed;
@@ -31,7 +31,7 @@ pub struct PodTask<'a> {
     /// `[train]` as it counts for this round.
     pub plan: &'a TrainSpec,
     /// `[pod]`.
-    pub pod: &'a PodSpec,
+    pub pod: &'a StagesSpec,
     /// Who computes what.
     pub round: &'a PodRound,
     /// How what the round comes to is encoded.
