@@ -193,6 +193,10 @@ pub(crate) struct PodArgs {
     /// Where other members reach this agent, like clinic.example:4440 [default: the address of --pod-listen]
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pod_advertise: Option<String>,
+    /// The site that this agent is of: where the run has pods of replicas, agents of one site that have a training shard train
+    /// together [default: the site without a name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) site: Option<String>,
 }
 
 /// What the hidden verb `trainer` needs beside what the agent tells it.

@@ -147,6 +147,9 @@ pub struct AgentConfig {
     /// `host:port` at which other members of pods reach it; absent: where it listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_advertise: Option<String>,
+    /// The site of this agent, whose agents form pods of replicas; absent: the site without a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
@@ -227,6 +230,9 @@ impl AgentConfig {
         if let Some(problem) = config.pod_advertise.as_deref().and_then(advertise_problem) {
             return Err(at(offset_of("pod_advertise"), format!("pod_advertise {problem}")));
         }
+        if let Some(problem) = config.site.as_deref().and_then(site_problem) {
+            return Err(at(offset_of("site"), format!("site {problem}")));
+        }
         if config.threads == Some(0) {
             return Err(at(
                 offset_of("threads"),
@@ -302,6 +308,10 @@ impl AgentConfig {
                         "# pod_advertise = \"clinic.example:4440\" # where they reach it, if that is another address\n",
                     ),
                     (
+                        self.site.is_none(),
+                        "# site = \"clinic\"            # replicas: agents of one site train together\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
                          # manners.max_memory = \"2G\"         # never more memory for training\n\
@@ -332,6 +342,13 @@ pub(crate) fn advertise_problem(address: &str) -> Option<String> {
         return Some(format!("{address:?} is longer than {} bytes, or has blanks in it", limits::POD_ADDRESS_BYTES));
     }
     None
+}
+
+/// Returns what is wrong with the name of a site, if anything is.
+pub(crate) fn site_problem(site: &str) -> Option<String> {
+    let is_long = site.len() > limits::POD_SITE_BYTES;
+    (is_long || site.chars().any(char::is_control))
+        .then(|| format!("{site:?} is longer than {} bytes, or has control characters in it", limits::POD_SITE_BYTES))
 }
 
 fn is_host_and_port(address: &str) -> bool {
@@ -366,6 +383,7 @@ mod tests {
             metrics: None,
             pod_listen: None,
             pod_advertise: None,
+            site: None,
             manners: MannersConfig::default(),
         }
     }
@@ -388,10 +406,13 @@ mod tests {
 
     #[test]
     fn the_examples_of_pods_can_be_uncommented() {
-        let text = config().to_commented_toml().replace("# pod_", "pod_");
+        let text = config().to_commented_toml().replace("# pod_", "pod_").replace("# site", "site");
         let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
         assert_eq!(read.pod_listen.map(|address| address.port()), Some(4440));
-        assert_eq!(read.pod_advertise.as_deref(), Some("clinic.example:4440"));
+        assert_eq!(
+            (read.pod_advertise.as_deref(), read.site.as_deref()),
+            (Some("clinic.example:4440"), Some("clinic"))
+        );
         assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
     }
 
@@ -417,6 +438,7 @@ mod tests {
                 lines + 1,
                 "pod_advertise \"clinic\" is not a host and a port",
             ),
+            (format!("{good}site = \"a\\tb\"\n"), lines + 1, "site \"a\\tb\" is longer than 64 bytes, or has control"),
             (format!("{good}manners.quiet_hours = \"8-18\"\n"), lines + 1, "not a time of the day in UTC"),
             (format!("{good}manners.max_load = -1.0\n"), lines + 1, "not a load average above 0"),
             (format!("{good}manners.max_memory = \"lots\"\n"), lines + 1, "not a size of memory above 0"),

@@ -29,6 +29,7 @@ use crate::session::event::Event;
 use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
 use crate::train::Rounds;
+use crate::train::native::replicas::ReplicaMemory;
 use crate::transport::{self, Dialer, Link, NetEvent, NetReceiver, NetSender, Op};
 use crate::worker::{
     self, KilledNote, LinkedPods, MathsSetup, Pace, PodSetup, Pods, Shards, StopSignal, StoreThread, TrainerFactory,
@@ -204,10 +205,10 @@ impl Driver {
             micro_batch: Arc::clone(&micro_batch),
             killed: Some(KilledNote::open(dir.memory(), memory::kills)),
             feedback: Some(store.feedback()),
-            pods: pod
-                .as_ref()
-                .zip(links.clone())
-                .map(|(pod, links)| -> Box<dyn Pods> { Box::new(LinkedPods::new(links, agent, pod.threads)) }),
+            pods: pod.as_ref().zip(links.clone()).map(|(pod, links)| -> Box<dyn Pods> {
+                let memory = ReplicaMemory::of_process(Some(pod.memory_bytes));
+                Box::new(LinkedPods::new(links, agent, pod.threads, memory))
+            }),
         };
         let maths = worker::spawn_maths(setup, tell.clone())?;
         let hold = manners.watch(tell.clone())?;

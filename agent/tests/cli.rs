@@ -63,6 +63,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         metrics: None,
         pod_listen: None,
         pod_advertise: None,
+        site: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");

@@ -75,6 +75,14 @@ pub const HIDDEN_LAYERS: usize = 1024;
 pub const POD_MEMBERS: usize = 64;
 /// Bytes of the address at which a member of a pod is reached.
 pub const POD_ADDRESS_BYTES: usize = 280;
+/// Bytes of the name of a site, whose agents form pods of replicas.
+pub const POD_SITE_BYTES: usize = 64;
+/// Values of a gradient that replicas pass on at a time, 256 KiB: few enough that all links of a ring carry something.
+pub const REPLICA_CHUNK_VALUES: usize = 1 << 16;
+/// Stages of a replica, whose gradients are summed one after the other while those of earlier ones are computed.
+pub const REPLICA_STAGES: usize = 8;
+/// Values of a stage of a replica at least, unless the model has fewer: 1 MiB takes longer than a few round trips of a local line.
+pub const REPLICA_STAGE_VALUES: usize = 1 << 18;
 /// Bytes of why an attempt at the round of a pod came to nothing.
 pub const POD_REASON_BYTES: usize = 256;
 /// Bytes of either frame with which a link between members begins: a refusal in words is the longest.

@@ -20,7 +20,7 @@ pub use layer::{Layer, LayerCost, LayerInput, LayerKind};
 pub use layers::{Layers, ModelError};
 pub use lr_schedule::{LrSchedule, ScheduleProblem, ScheduleUnit};
 pub use modules::ModuleSpec;
-pub use pod::{Activations, Labels, PodKind, PodSpec, ScheduleKind};
+pub use pod::{Activations, Labels, PodSpec, ReplicasSpec, ScheduleKind, StagesSpec};
 pub use policy::{PolicyError, TensorCodec, TensorPolicy, UpdateSizes};
 pub use stage_count::StageCount;
 pub use train::SIZED_STEPS;

@@ -6,6 +6,7 @@
 //! | two pods and a single agent | a hybrid: each pod is one contributor beside agents that train alone |
 //! | a pod without helpers | the reason is in `status`; it is formed when a helper comes |
 //! | a helper is stopped in its tracks | silence counts as death, and a spare takes its place |
+//! | replicas of a site, one of which is killed | the others go on, and it takes part again when it is back |
 //! | a gpt that is too large for every member | what one agent of their bound refuses they train together, within it |
 //! | helpers upload what they have computed, and one is killed before | members send their ranges; the owner sends what is missing |
 
@@ -27,14 +28,17 @@ const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 
 /// DIGITS with a deeper model, merged without time in it, in pods of two whose rounds take a moment.
 fn settings(versions: u64, pod: &str) -> String {
+    format!("{}\n[pod]\nkind = \"stages\"\nstages = 2\n{pod}", rounds(versions))
+}
+
+fn rounds(versions: u64) -> String {
     let fedbuff = "\"fedbuff\"\nbuffer_size = 2\nserver_lr = 1.0\nstaleness = { fn = \"polynomial\", a = 0.5 }\n";
     let fedasync = "\"fedasync\"\nalpha = 1.0\nstaleness = { fn = \"constant\" }\n";
-    let replaced = DIGITS
+    DIGITS
         .replace(fedbuff, fedasync)
         .replace("hidden = [32]", "hidden = [64, 64, 64]")
         .replace("local_steps = 5", "local_steps = 40")
-        .replace("versions = 40", &format!("versions = {versions}"));
-    format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\n{pod}")
+        .replace("versions = 40", &format!("versions = {versions}"))
 }
 
 /// The training examples, in as many parts as there are owners.
@@ -220,6 +224,56 @@ fn an_update_comes_whole_though_a_helper_dies_before_it_has_sent_its_part() -> a
     let disturbed = result(&mut dying)?;
     assert!(dying.agent(HELPERS[0])?.was_killed()?, "it was asked for its part: {}", dying.logs());
     assert!(disturbed == result(&mut uploading(&large(1), false)?)?, "the owner has sent something else");
+    Ok(())
+}
+
+/// Starts an agent of a site that has data.
+fn start_replica(cluster: &mut Cluster, name: &str, shard: &Path) -> anyhow::Result<()> {
+    let args = ["--pod-listen=127.0.0.1:0", "--threads=1", "--site=clinic", "--shard"].map(OsStr::new);
+    let args: Vec<&OsStr> = args.into_iter().chain([shard.as_os_str()]).collect();
+    cluster.start_agent(Role::Agent, name, &args, &[])?;
+    Ok(())
+}
+
+#[test]
+fn replicas_of_a_site_go_on_without_one_that_is_killed_and_with_it_when_it_is_back() -> anyhow::Result<()> {
+    let pod = "\n[pod]\nkind = \"replicas\"\nmembers = 3\ndeadline_s = 2.0\n";
+    let mut cluster = Cluster::new(Path::new(LAB), &format!("{}{pod}", rounds(10_000)))?;
+    let (shards, test) = shards(&cluster, 3)?;
+    let shard = |number: usize| shards.join(format!("agent-{number}"));
+    cluster.start_coordinator()?;
+    let names = ["replica-0", "replica-1", "replica-2"];
+    for name in names.iter().chain(&["judge"]) {
+        cluster.join(name)?;
+    }
+    for (number, name) in names.iter().enumerate() {
+        start_replica(&mut cluster, name, &shard(number))?;
+    }
+    let args = ["--eval-shard".as_ref(), test.as_os_str(), "--threads=1".as_ref()];
+    cluster.start_agent(Role::Agent, "judge", &args, &[])?;
+    let at_work = |cluster: &mut Cluster, members: u64| {
+        let what = format!("{members} members at work");
+        let is_there = |status: &StatusReport| {
+            status.pods.as_ref().is_some_and(|pods| pods.computing == 1 && pods.at_work == members)
+        };
+        cluster.wait_until(&what, PATIENCE, is_there)
+    };
+    at_work(&mut cluster, 3)?;
+    cluster.agent("replica-2")?.kill()?;
+    at_work(&mut cluster, 2)?;
+    let before = cluster.status()?.updates_accepted;
+    cluster.wait_for_updates(before + 2)?;
+    start_replica(&mut cluster, "replica-2", &shard(2))?;
+    at_work(&mut cluster, 3)?;
+    // Each of them owns rounds in its turn, and the model learns from all.
+    cluster.wait_until("updates of every replica and an accuracy of 0.8", PATIENCE, |status| {
+        let replicas = status.agents.iter().filter(|agent| agent.name != "judge");
+        let reached = status.aggregates.last().map_or(0.0, |last| last.aggregate.accuracy);
+        replicas.map(|agent| agent.updates_accepted).min() > Some(0) && reached > 0.8
+    })?;
+    cluster.coordinate(&["stop"], &[])?.code(0)?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    cluster.verify()?;
     Ok(())
 }
 

@@ -59,6 +59,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 metrics: None,
                 pod_listen: None,
                 pod_advertise: None,
+                site: None,
                 manners: crate::manners::MannersConfig::default(),
             };
             // Last, because its being there is what says that the directory is complete. A file that people may have

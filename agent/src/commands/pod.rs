@@ -6,7 +6,7 @@ use anabranch_io::exit::{ExitCode, Fail};
 use anyhow::Context as _;
 
 use crate::cli::PodArgs;
-use crate::config::{AgentConfig, advertise_problem};
+use crate::config::{AgentConfig, advertise_problem, site_problem};
 use crate::device::{self, GpuId, memory};
 use crate::size;
 use crate::worker::{self, PodSetup};
@@ -16,6 +16,7 @@ use crate::worker::{self, PodSetup};
 pub(super) struct PodAddress {
     listen: SocketAddr,
     advertise: Option<String>,
+    site: String,
 }
 
 /// Returns the address that was asked for on the command line or in `agent.toml`, if one was.
@@ -27,10 +28,20 @@ pub(super) fn address(args: &PodArgs, config: &AgentConfig) -> Result<Option<Pod
     if let Some(problem) = args.pod_advertise.as_deref().and_then(advertise_problem) {
         return Err(fail(format!("--pod-advertise {problem}"), "name the host and the port that other agents reach"));
     }
+    if let Some(problem) = args.site.as_deref().and_then(site_problem) {
+        return Err(fail(
+            format!("--site {problem}"),
+            "name the site in a few letters, the same ones at each of its agents",
+        ));
+    }
     let advertise = args.pod_advertise.clone().or_else(|| config.pod_advertise.clone());
     let Some(listen) = args.pod_listen.or(config.pod_listen) else {
         if args.pod_advertise.is_some() {
             let problem = "--pod-advertise says where an agent is reached that listens nowhere".to_owned();
+            return Err(fail(problem, "add --pod-listen ADDRESS, or set `pod_listen` in agent.toml"));
+        }
+        if args.site.is_some() {
+            let problem = "--site says with whom an agent forms pods that joins none".to_owned();
             return Err(fail(problem, "add --pod-listen ADDRESS, or set `pod_listen` in agent.toml"));
         }
         return Ok(None);
@@ -40,7 +51,8 @@ pub(super) fn address(args: &PodArgs, config: &AgentConfig) -> Result<Option<Pod
         let help = "add --pod-advertise HOST:PORT (`pod_advertise` in agent.toml) with the address that they reach";
         return Err(fail(problem, help));
     }
-    Ok(Some(PodAddress { listen, advertise }))
+    let site = args.site.clone().or_else(|| config.site.clone()).unwrap_or_default();
+    Ok(Some(PodAddress { listen, advertise, site }))
 }
 
 /// The error for an agent that joins pods and trains a native model in another process, on this GPU if on one, or with a trainer in
@@ -62,7 +74,7 @@ impl PodAddress {
     /// # Errors
     /// The system has no threads to give, or does not say how much memory it has.
     pub(super) fn offered(self, max_memory_bytes: Option<u64>, threads: Option<usize>) -> anyhow::Result<PodSetup> {
-        let Self { listen, advertise } = self;
+        let Self { listen, advertise, site } = self;
         let of_machine =
             || memory::available_bytes().or(Some(device::processor().memory_bytes).filter(|bytes| *bytes > 0));
         let memory_bytes = max_memory_bytes.or_else(of_machine).ok_or_else(|| {
@@ -70,8 +82,8 @@ impl PodAddress {
             Fail::new(ExitCode::Usage, problem).help("say it with --max-memory SIZE")
         })?;
         let flops_per_s = worker::flops_per_s(threads).context("no threads to measure this machine's speed with")?;
-        tracing::info!(%listen, advertise, memory = size::text(memory_bytes), flops_per_s, "offering to join pods");
-        Ok(PodSetup { listen, advertise, memory_bytes, flops_per_s, threads: threads.unwrap_or(0) })
+        tracing::info!(%listen, advertise, site, memory = size::text(memory_bytes), flops_per_s, "offering to join pods");
+        Ok(PodSetup { listen, advertise, site, memory_bytes, flops_per_s, threads: threads.unwrap_or(0) })
     }
 }
 
@@ -81,7 +93,7 @@ mod tests {
 
     fn args(listen: Option<&str>, advertise: Option<&str>) -> PodArgs {
         let pod_listen = listen.map(|address| address.parse().expect("an address"));
-        PodArgs { pod_listen, pod_advertise: advertise.map(str::to_owned) }
+        PodArgs { pod_listen, pod_advertise: advertise.map(str::to_owned), site: None }
     }
 
     fn config(more: &str) -> AgentConfig {
@@ -108,19 +120,27 @@ mod tests {
         assert!(refused(&args(None, Some("clinic.example:4440"))).contains("listens nowhere"));
         assert!(refused(&args(Some("10.0.0.7:4440"), Some("clinic"))).contains("not a host and a port"));
         assert!(address(&args(None, None), &config("")).expect("none").is_none());
+        let of_site = |listen, site: &str| PodArgs { site: Some(site.to_owned()), ..args(listen, None) };
+        assert!(refused(&of_site(None, "clinic")).contains("joins none"));
+        let text = refused(&of_site(Some("10.0.0.7:4440"), &"x".repeat(65)));
+        assert!(text.contains("--site") && text.contains("longer than 64 bytes"), "{text}");
     }
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_offer_names_the_address_that_is_bound() {
-        let file = config("pod_listen = \"10.0.0.7:4440\"\npod_advertise = \"old.example:1\"\n");
+        let file = config("pod_listen = \"10.0.0.7:4440\"\npod_advertise = \"old.example:1\"\nsite = \"east\"\n");
         let given = address(&args(Some("10.0.0.8:4441"), Some("new.example:2")), &file).expect("valid").expect("given");
         assert_eq!((given.listen.port(), given.advertise.as_deref()), (4441, Some("new.example:2")));
+        let of_site = PodArgs { site: Some("west".to_owned()), ..args(None, None) };
+        assert_eq!(address(&of_site, &file).expect("valid").expect("given").site, "west");
         let read = address(&args(None, None), &file).expect("valid").expect("given");
+        assert_eq!(read.site, "east");
         assert_eq!((read.listen.port(), read.advertise.as_deref()), (4440, Some("old.example:1")));
 
         let plain = address(&args(Some("10.0.0.8:4441"), None), &config("")).expect("valid").expect("given");
         let setup = plain.offered(Some(1 << 30), Some(1)).expect("measured");
         let offer = setup.offer(setup.listen);
+        assert_eq!(offer.site, "");
         assert_eq!((offer.address.as_str(), offer.memory_bytes, offer.at_work), ("10.0.0.8:4441", 1 << 30, None));
         assert!(offer.flops_per_s > 0);
     }

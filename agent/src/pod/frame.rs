@@ -146,8 +146,10 @@ fn vectors(parcel: &Parcel, form: Activations) -> [Values<'_>; 3] {
             [scales, codes, none]
         }
         Parcel::Labels(labels) => [Values::U32(labels), none, none],
-        Parcel::Loss(_) => [none; 3],
-        Parcel::TiedSum(values) => [Values::F32(values), none, none],
+        Parcel::Loss(_) | Parcel::Ended(_) => [none; 3],
+        Parcel::TiedSum(values) | Parcel::Base { values, .. } | Parcel::Chunk { values, .. } => {
+            [Values::F32(values), none, none]
+        }
         Parcel::Tied { values, moved, .. } => [Values::F32(values), Values::F32(moved), none],
         Parcel::Layer(LayerContent { left_out, payload, .. }) => [Values::F32(left_out), Values::Bytes(payload), none],
     }
@@ -173,8 +175,11 @@ pub(super) fn values_behind(content: &ParcelContent) -> u64 {
         ParcelContent::Activations { rows, columns, .. } | ParcelContent::Gradient { rows, columns, .. } => {
             rows.saturating_mul(columns.max(1))
         }
-        ParcelContent::Labels { labels: values } | ParcelContent::TiedSum { values } => values,
-        ParcelContent::Loss { .. } => 0,
+        ParcelContent::Labels { labels: values }
+        | ParcelContent::TiedSum { values }
+        | ParcelContent::Base { values, .. }
+        | ParcelContent::Chunk { values, .. } => values,
+        ParcelContent::Loss { .. } | ParcelContent::Ended { .. } => 0,
     }
 }
 
@@ -210,6 +215,9 @@ pub(super) fn content_of(parcel: &Parcel, form: Activations) -> ParcelContent {
             bytes: payload.len() as u64,
             figures: *figures,
         },
+        Parcel::Base { seed, values } => ParcelContent::Base { seed: *seed, values: count(values) },
+        Parcel::Chunk { number, values } => ParcelContent::Chunk { number: *number, values: count(values) },
+        Parcel::Ended(digest) => ParcelContent::Ended { digest: *digest },
     }
 }
 
@@ -297,6 +305,9 @@ async fn parcel(content: &ParcelContent, arriving: &mut Arriving<'_>) -> Result<
             let payload = arriving.take(bytes, |[byte]: [u8; 1]| byte).await?;
             Parcel::Layer(LayerContent { layer, payload, left_out, figures })
         }
+        ParcelContent::Base { seed, values } => Parcel::Base { seed, values: arriving.f32(values).await? },
+        ParcelContent::Chunk { number, values } => Parcel::Chunk { number, values: arriving.f32(values).await? },
+        ParcelContent::Ended { digest } => Parcel::Ended(digest),
     })
 }
 

@@ -5,12 +5,12 @@ use std::fmt;
 use std::time::Duration;
 
 use anabranch_common::codec;
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::wire::pod::LayerFigures;
 
 use super::{Attempt, Stop};
 
-/// What the stage of one part sends to that of another.
+/// What one member sends to another: the stage of one part to that of another, or a replica of the model to another one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Parcel {
     /// From the owner, before anything else: the weights to start from.
@@ -53,6 +53,41 @@ pub enum Parcel {
     },
     /// To the owner, at the end: what each layer of the part comes to, in their order.
     Layer(LayerContent),
+    /// Of replicas, from the owner along the ring, before anything else: the next part of the model to start from.
+    Base {
+        /// What the seeds of all members' batches follow from.
+        seed: u64,
+        /// Its values.
+        values: Vec<f32>,
+    },
+    /// Of replicas, to the next member of the ring: a part of a gradient that is summed.
+    Chunk {
+        /// How many of them this member has sent in the round before.
+        number: u64,
+        /// The sum so far, or the whole one.
+        values: Vec<f32>,
+    },
+    /// Of replicas, to the owner, at the end: the digest of the model.
+    Ended(Digest),
+}
+
+impl Parcel {
+    /// Returns what it is, in words of errors.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Weights { .. } => "weights",
+            Self::Activations { .. } => "activations",
+            Self::Gradient { .. } => "a gradient",
+            Self::Labels(_) => "labels",
+            Self::Loss(_) => "a loss",
+            Self::TiedSum(_) => "a tied tensor's gradient",
+            Self::Tied { .. } => "a tied tensor",
+            Self::Layer(_) => "a layer's content",
+            Self::Base { .. } => "a model",
+            Self::Chunk { .. } => "a gradient's chunk",
+            Self::Ended(_) => "the end of a round",
+        }
+    }
 }
 
 /// What a layer comes to at the end of a round.
@@ -75,13 +110,15 @@ impl Parcel {
         match self {
             Self::Weights { own, tied, held } => [own, tied, held].iter().all(|values| codec::is_finite(values)),
             Self::Tied { values, moved, .. } => codec::is_finite(values) && codec::is_finite(moved),
-            Self::Activations { values, .. } | Self::Gradient { values, .. } | Self::TiedSum(values) => {
-                codec::is_finite(values)
-            }
+            Self::Activations { values, .. }
+            | Self::Gradient { values, .. }
+            | Self::TiedSum(values)
+            | Self::Base { values, .. }
+            | Self::Chunk { values, .. } => codec::is_finite(values),
             // The owner sees by itself what it can use of it.
             Self::Layer(_) => true,
             Self::Loss(sum) => sum.is_finite(),
-            Self::Labels(_) => true,
+            Self::Labels(_) | Self::Ended(_) => true,
         }
     }
 }

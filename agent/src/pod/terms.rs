@@ -5,7 +5,7 @@ use std::time::Duration;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::pod::PodMark;
-use anabranch_common::spec::Activations;
+use anabranch_common::spec::{Activations, PodSpec};
 use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
 
 use super::frame::{self, ParcelError};
@@ -43,6 +43,15 @@ impl ParcelSizes {
         let weights = self.params.saturating_mul(4);
         each.saturating_add(self.tied).saturating_mul(parts).saturating_add(weights)
     }
+
+    /// Parcels of one of so many replicas that can wait here, and their values. Sums follow each other, and each takes all members:
+    /// a neighbour is at most half a sum ahead, with the other half of the one before, or the model to start from, on its way.
+    fn ahead_of_replicas(&self, members: usize) -> (usize, usize) {
+        // A group of each member can end with a smaller chunk.
+        let chunks = (self.params / limits::REPLICA_CHUNK_VALUES).saturating_add(members);
+        // And the end; the loss behind each of two gradients.
+        (chunks.saturating_mul(2).saturating_add(1), self.params.saturating_add(1).saturating_mul(2))
+    }
 }
 
 /// What the members have agreed on for an attempt.
@@ -52,7 +61,7 @@ pub(super) struct Terms {
     pub(super) mark: PodMark,
     /// Whose round it is.
     pub(super) owner: AgentId,
-    /// Who computes each part.
+    /// Who computes each part: of replicas, who is at each place of the ring.
     parts: Vec<AgentId>,
     /// Parameters of each part.
     part_params: Vec<usize>,
@@ -70,16 +79,20 @@ impl Terms {
     pub(super) fn new(me: AgentId, attempt: &Attempt<'_>) -> Self {
         let &Attempt { round, spec, sizes, part_params } = attempt;
         let parts: Vec<AgentId> = round.parts.iter().map(|part| part.agent).collect();
+        let (parcels_ahead, values_ahead) = match spec {
+            PodSpec::Stages(_) => (sizes.parcels_ahead(parts.len()), sizes.values_ahead(parts.len())),
+            PodSpec::Replicas(_) => sizes.ahead_of_replicas(parts.len()),
+        };
         Self {
             me,
             mark: round.mark,
             owner: round.owner,
-            form: spec.activations,
+            form: spec.activations(),
             most: sizes.parcel(),
-            parcels_ahead: sizes.parcels_ahead(parts.len()),
-            values_ahead: sizes.values_ahead(parts.len()),
+            parcels_ahead,
+            values_ahead,
             // The run's configuration was checked; whatever it says here is a time.
-            patience: Duration::try_from_secs_f64(spec.deadline_s).unwrap_or(Duration::MAX),
+            patience: Duration::try_from_secs_f64(spec.deadline_s()).unwrap_or(Duration::MAX),
             part_params: part_params.to_vec(),
             sizes,
             parts,
@@ -102,7 +115,8 @@ impl Terms {
             }
             ParcelContent::TiedSum { .. } => tied,
             ParcelContent::Tied { .. } => tied.saturating_mul(2),
-            ParcelContent::Loss { .. } => 0,
+            ParcelContent::Base { .. } | ParcelContent::Chunk { .. } => self.sizes.params,
+            ParcelContent::Loss { .. } | ParcelContent::Ended { .. } => 0,
         }
     }
 

@@ -6,7 +6,8 @@
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::plain::plain;
-use anabranch_common::pod::{PodMark, PodOffer, PodProblem, PodRound};
+use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodProblem, PodRound};
+use anabranch_common::spec::PodSpec;
 use anabranch_common::wire::message::AgentMessage;
 
 use super::Session;
@@ -47,7 +48,9 @@ impl Session {
     }
 
     fn may_join(&self, round: &PodRound) -> Result<(), PodProblem> {
-        check(round, self.config.agent).map_err(|reason| PodProblem { member: None, reason: reason.to_owned() })?;
+        let pod = self.membership.terms().and_then(|terms| terms.spec.pod.as_ref());
+        check(round, self.config.agent, pod)
+            .map_err(|reason| PodProblem { member: None, reason: reason.to_owned() })?;
         if !self.trains_in_pods() {
             return Err(self.own_problem("this agent joins no pods of this run"));
         }
@@ -194,8 +197,8 @@ fn cleaned(problem: PodProblem) -> PodProblem {
     PodProblem { reason: plain(&problem.reason, limits::POD_REASON_BYTES), ..problem }
 }
 
-/// Checks that `me` can take part in `round` as far as a round by itself can tell.
-fn check(round: &PodRound, me: AgentId) -> Result<(), &'static str> {
+/// Checks that `me` can take part in `round` as far as a round and the run's `[pod]` can tell.
+pub(super) fn check(round: &PodRound, me: AgentId, pod: Option<&PodSpec>) -> Result<(), &'static str> {
     let PodRound { mark, owner, parts, peers, .. } = round;
     if mark.attempt == 0 {
         return Err("attempts are counted from 1");
@@ -203,7 +206,9 @@ fn check(round: &PodRound, me: AgentId) -> Result<(), &'static str> {
     if parts.is_empty() || parts.len() > limits::POD_MEMBERS + 1 {
         return Err("the number of parts is not one that a pod can have");
     }
-    if parts[0].end == 0 || parts.windows(2).any(|pair| pair[0].end >= pair[1].end) {
+    if let Some(PodSpec::Replicas(_)) = pod {
+        check_replicas(parts)?;
+    } else if parts[0].end == 0 || parts.windows(2).any(|pair| pair[0].end >= pair[1].end) {
         return Err("the ends of the parts do not increase");
     }
     if parts[0].agent != *owner {
@@ -220,6 +225,18 @@ fn check(round: &PodRound, me: AgentId) -> Result<(), &'static str> {
     let dialled = if at == 0 { &members[1..] } else { members.get(at + 1..at + 2).unwrap_or_default() };
     if dialled.iter().any(|member| round.address_of(*member).is_none_or(str::is_empty)) {
         return Err("the address of a member that is to be dialled is missing");
+    }
+    Ok(())
+}
+
+/// Each member has the whole model, once.
+fn check_replicas(parts: &[PodPart]) -> Result<(), &'static str> {
+    if parts[0].end == 0 || parts.iter().any(|part| part.end != parts[0].end) {
+        return Err("a replica is not the whole model");
+    }
+    let is_twice = |(at, part): (usize, &PodPart)| parts[..at].iter().any(|other| other.agent == part.agent);
+    if parts.iter().enumerate().any(is_twice) {
+        return Err("a member has two replicas");
     }
     Ok(())
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::pod::cut::Table;
 use anabranch_common::pod::{PodProblem, PodRound};
-use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, TrainSpec};
+use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, StagesSpec, TrainSpec};
 
-use super::{PodEndedBy, PodServed, PodServing, PodTrained, PodTraining, Pods, StopSignal};
+use super::{PodEndedBy, PodResult, PodServed, PodServing, PodTrained, PodTraining, Pods, StopSignal};
 use crate::pod::{Attempt, MemberWire, OpenLinks, ParcelSizes, WireError};
 use crate::session::event::PartContent;
 use crate::train::TrainError;
-use crate::train::native::pipeline::{Contribution, Encoding, PipelineError, PodTask, serve, train_owned};
+use crate::train::native::pipeline::{Encoding, PipelineError, PodTask, serve, train_owned};
+use crate::train::native::replicas::ReplicaMemory;
 
 /// Bytes of a value of activations.
 const VALUE: u64 = 4;
@@ -20,21 +21,23 @@ const VALUE: u64 = 4;
 /// Computes rounds with other agents over what opens an agent's links.
 #[derive(Debug)]
 pub struct LinkedPods {
-    links: Arc<dyn OpenLinks>,
-    me: AgentId,
-    threads: usize,
+    pub(super) links: Arc<dyn OpenLinks>,
+    pub(super) me: AgentId,
+    pub(super) threads: usize,
+    /// What replicas cut their batches by.
+    pub(super) memory: ReplicaMemory,
     /// The lease over which a helper last sent values that are not finite.
-    not_finite: Option<LeaseId>,
+    pub(super) not_finite: Option<LeaseId>,
 }
 
 impl LinkedPods {
-    /// Returns what computes as `me`, with so many threads; 0 is one for each core.
+    /// Returns what computes as `me`, with so many threads; 0 is one for each core. Replicas keep to `memory`.
     #[must_use]
-    pub fn new(links: Arc<dyn OpenLinks>, me: AgentId, threads: usize) -> Self {
-        Self { links, me, threads, not_finite: None }
+    pub fn new(links: Arc<dyn OpenLinks>, me: AgentId, threads: usize, memory: ReplicaMemory) -> Self {
+        Self { links, me, threads, memory, not_finite: None }
     }
 
-    fn open(
+    pub(super) fn open(
         &self,
         round: &PodRound,
         spec: &AgentSpec,
@@ -45,35 +48,21 @@ impl LinkedPods {
         let (sizes, part_params) = (sizes(&spec.model, &table, &spec.train, pod)?, part_params(&table, round));
         let stop = Arc::clone(stop);
         // The configuration was checked; whatever it says here is a time.
-        let deadline = Duration::try_from_secs_f64(pod.deadline_s).unwrap_or(Duration::MAX);
+        let deadline = Duration::try_from_secs_f64(pod.deadline_s()).unwrap_or(Duration::MAX);
         let attempt = Attempt { round, spec: pod, sizes, part_params: &part_params };
         self.links.open(attempt, deadline, Arc::new(move || stop.is_set())).map_err(|error| ended_by(error.into()))
     }
 
-    fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec) -> Result<PodTask<'a>, PodEndedBy> {
-        let pod = of_pods(spec)?;
+    fn task<'a>(&self, round: &'a PodRound, spec: &'a AgentSpec, pod: &'a StagesSpec) -> PodTask<'a> {
         let (model, plan, encoding) = (&spec.model, &spec.train, Encoding::of(&round.plan, &spec.upload));
-        Ok(PodTask { model, plan, pod, round, encoding, me: self.me, threads: self.threads, modules: None })
-    }
-}
-
-impl Pods for LinkedPods {
-    fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
-        let PodTraining { lease, round, spec, start, held, shard, modules, control, stop } = order;
-        let task = PodTask { modules, ..self.task(round, spec)? };
-        let mut wire = self.open(round, spec, stop)?;
-        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut *wire, control);
-        let owned = owned.map_err(|error| owned_ended_by(error, lease.id, &mut self.not_finite))?;
-        let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
-        // All that is awaited has come, and who has sent what its layers come to waits for no parcel.
-        wire.close();
-        Ok(trained_of(contribution, &owned.losses, &spec.train))
+        PodTask { model, plan, pod, round, encoding, me: self.me, threads: self.threads, modules: None }
     }
 
-    fn serve(&mut self, order: PodServing<'_>) -> PodServed {
-        let PodServing { round, spec, modules, stop } = order;
+    /// Computes this member's parts of another agent's round.
+    fn serve_stages(&self, order: PodServing<'_>, pod: &StagesSpec) -> PodServed {
+        let PodServing { round, spec, modules, stop, .. } = order;
         let computed = || -> Result<_, PodEndedBy> {
-            let task = PodTask { modules, ..self.task(round, spec)? };
+            let task = PodTask { modules, ..self.task(round, spec, pod) };
             let mut wire = self.open(round, spec, stop)?;
             let parts = serve(&task, &mut *wire).map_err(ended_by)?;
             Ok((parts, wire))
@@ -89,20 +78,47 @@ impl Pods for LinkedPods {
     }
 }
 
+impl Pods for LinkedPods {
+    fn train(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
+        let pod = match of_pods(order.spec)? {
+            PodSpec::Stages(pod) => pod,
+            PodSpec::Replicas(_) => return self.train_replica(order),
+        };
+        let PodTraining { lease, round, spec, start, held, shard, modules, control, stop } = order;
+        let task = PodTask { modules, ..self.task(round, spec, pod) };
+        let mut wire = self.open(round, spec, stop)?;
+        let owned = train_owned(&task, (start, held), lease.seed, shard, &mut *wire, control);
+        let owned = owned.map_err(|error| owned_ended_by(error, lease.id, &mut self.not_finite))?;
+        let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
+        // All that is awaited has come, and who has sent what its layers come to waits for no parcel.
+        wire.close();
+        Ok(trained_of(PodResult::Encoded(contribution), &owned.losses, &spec.train, 1))
+    }
+
+    fn serve(&mut self, order: PodServing<'_>) -> PodServed {
+        match of_pods(order.spec) {
+            Ok(PodSpec::Stages(pod)) => self.serve_stages(order, pod),
+            Ok(PodSpec::Replicas(_)) => PodServed { parts: Vec::new(), ended: self.serve_replica(order) },
+            Err(by) => PodServed::failed(by),
+        }
+    }
+}
+
 fn of_pods(spec: &AgentSpec) -> Result<&PodSpec, PodEndedBy> {
     spec.pod.as_ref().ok_or_else(|| problem(None, "the run's configuration has no [pod]"))
 }
 
-fn problem(member: Option<AgentId>, reason: impl ToString) -> PodEndedBy {
+pub(super) fn problem(member: Option<AgentId>, reason: impl ToString) -> PodEndedBy {
     PodEndedBy::Problem(PodProblem { member, reason: reason.to_string() })
 }
 
+/// Returns what a round gave whose steps took so many batches each.
 #[expect(clippy::cast_possible_truncation, reason = "losses are reported as f32")]
-fn trained_of(contribution: Contribution, losses: &[f32], plan: &TrainSpec) -> PodTrained {
+pub(super) fn trained_of(result: PodResult, losses: &[f32], plan: &TrainSpec, batches: usize) -> PodTrained {
     let sum: f64 = losses.iter().copied().map(f64::from).sum();
     PodTrained {
-        contribution,
-        num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps),
+        result,
+        num_examples: u64::from(plan.batch_size) * u64::from(plan.local_steps) * batches as u64,
         steps: plan.local_steps,
         mean_loss: (sum / losses.len().max(1) as f64) as f32,
     }
@@ -124,16 +140,20 @@ fn table(model: &ModelSpec) -> Result<Table, PodEndedBy> {
 
 /// Returns how large the parcels of a round are.
 fn sizes(model: &ModelSpec, table: &Table, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
+    let (params, layers) = (usize::try_from(table.params).unwrap_or(usize::MAX), table.rows.len());
+    let PodSpec::Stages(pod) = pod else {
+        return Ok(ParcelSizes { params, layers, activations: 0, tied: 0 });
+    };
     let widest = table.rows.iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
-    let layers = model.layers().map_err(|error| problem(None, error))?;
-    let tied = layers.and_then(|layers| {
+    let native = model.layers().map_err(|error| problem(None, error))?;
+    let tied = native.and_then(|layers| {
         let tied = layers.layers.iter().find_map(|layer| layer.tied);
         tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements())
     });
     let values = widest.saturating_mul(pod.micro_batch_examples(plan.batch_size).into());
     Ok(ParcelSizes {
-        params: usize::try_from(table.params).unwrap_or(usize::MAX),
-        layers: table.rows.len(),
+        params,
+        layers,
         activations: usize::try_from(values).unwrap_or(usize::MAX),
         tied: tied.unwrap_or(0),
     })
@@ -151,7 +171,7 @@ fn owned_ended_by(error: PipelineError, lease: LeaseId, not_finite: &mut Option<
 }
 
 /// Returns how an attempt ended over an error: what another pod may not meet is a problem of this one.
-fn ended_by(error: PipelineError) -> PodEndedBy {
+pub(super) fn ended_by(error: PipelineError) -> PodEndedBy {
     match error {
         PipelineError::Wire(WireError::Over) => PodEndedBy::Stopped,
         PipelineError::Wire(WireError::Member { agent, reason }) => problem(Some(agent), reason),

@@ -18,7 +18,7 @@ use anabranch_common::spec::{AgentSpec, ModelKind, UploadSpec};
 use tokio::sync::mpsc;
 
 use super::{
-    KilledNote, Pace, PodEndedBy, PodServed, PodServing, PodTrained, PodTraining, Pods, Shards, StopSignal,
+    KilledNote, Pace, PodEndedBy, PodResult, PodServed, PodServing, PodTrained, PodTraining, Pods, Shards, StopSignal,
     TrainerFactory, guarded,
 };
 use crate::clock::Clock;
@@ -257,10 +257,9 @@ impl Maths {
         if trained.stopped || self.setup.stop.is_set() {
             return Event::TrainingStopped { lease: id };
         }
-        let delta = trained.end.iter().zip(start).map(|(end, start)| end - start).collect();
         Event::Trained(Box::new(Outcome {
             lease: id,
-            delta,
+            delta: difference(&trained.end, start),
             num_examples: trained.num_examples,
             local_steps: trained.steps,
             train_loss: trained.mean_loss,
@@ -270,26 +269,37 @@ impl Maths {
         }))
     }
 
-    /// The same for the round of a pod.
-    fn pod_over(&self, round: &PodRound, from: FeedbackState, trained: PodTrained, clock: Clock) -> Event {
+    /// The same for the round of a pod, which began at `start`, and with this state of the feedback.
+    fn pod_over(
+        &self,
+        round: &PodRound,
+        (start, from): (&[f32], FeedbackState),
+        trained: PodTrained,
+        clock: Clock,
+    ) -> Event {
         let id = round.mark.lease;
         let maths = clock.elapsed();
         self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
         if self.setup.stop.is_set() {
             return Event::TrainingStopped { lease: id };
         }
-        let PodTrained { contribution, num_examples, steps, mean_loss } = trained;
-        let Contribution { payload, layers, left_out, base_dot, residual_ratio } = contribution;
-        let sections = round.sections(payload.len() as u64, &layers);
+        let PodTrained { result, num_examples, steps, mean_loss } = trained;
+        let (delta, pod) = match result {
+            PodResult::Encoded(Contribution { payload, layers, left_out, base_dot, residual_ratio }) => {
+                let sections = round.sections(payload.len() as u64, &layers);
+                (Arc::default(), Some(PodContent { from, payload, sections, left_out, base_dot, residual_ratio }))
+            }
+            PodResult::Model(end) => (difference(&end, start), None),
+        };
         Event::Trained(Box::new(Outcome {
             lease: id,
-            delta: Arc::default(),
+            delta,
             num_examples,
             local_steps: steps,
             train_loss: mean_loss,
             compute_ms: clock.now_ms(),
             encoded: None,
-            pod: Some(PodContent { from, payload, sections, left_out, base_dot, residual_ratio }),
+            pod,
         }))
     }
 
@@ -319,7 +329,7 @@ impl Maths {
         let (held, control) = (&mut held, &mut control);
         let order = PodTraining { lease, round, spec, start, held, shard, modules, control, stop };
         match pods.train(order) {
-            Ok(trained) => self.pod_over(round, from, trained, clock),
+            Ok(trained) => self.pod_over(round, (start, from), trained, clock),
             Err(PodEndedBy::Stopped) => Event::TrainingStopped { lease: id },
             Err(PodEndedBy::Problem(problem)) => Event::PodFailed { mark, problem },
             Err(PodEndedBy::Fatal(error)) if error.is_passing() => {
@@ -335,8 +345,10 @@ impl Maths {
         let Some(pods) = self.setup.pods.as_deref_mut() else {
             return Event::Served { mark, problem: Some(no_pods()), parts: Vec::new() };
         };
+        let shard = self.setup.shards.train.as_deref();
         let modules = self.trainer.as_deref().and_then(Trainer::modules);
-        let PodServed { parts, ended } = pods.serve(PodServing { round, spec, modules, stop: &self.setup.stop });
+        let order = PodServing { round, spec, shard, modules, stop: &self.setup.stop };
+        let PodServed { parts, ended } = pods.serve(order);
         let problem = match ended {
             Ok(()) | Err(PodEndedBy::Stopped) => None,
             Err(PodEndedBy::Problem(problem)) => Some(problem),
@@ -359,6 +371,10 @@ impl Maths {
             Err(error) => Event::Failed(ending(&error)),
         }
     }
+}
+
+fn difference(end: &[f32], start: &[f32]) -> Arc<[f32]> {
+    end.iter().zip(start).map(|(end, start)| end - start).collect()
 }
 
 fn no_pods() -> PodProblem {

@@ -4,6 +4,7 @@ mod killed;
 mod linked;
 mod maths;
 mod pods;
+mod replicas;
 mod speed;
 mod store;
 
@@ -22,7 +23,7 @@ pub use linked::LinkedPods;
 #[cfg(test)]
 pub(crate) use maths::ending;
 pub use maths::{Maths, MathsSetup, spawn_maths};
-pub use pods::{PodEndedBy, PodServed, PodServing, PodSetup, PodTrained, PodTraining, Pods};
+pub use pods::{PodEndedBy, PodResult, PodServed, PodServing, PodSetup, PodTrained, PodTraining, Pods};
 pub use speed::flops_per_s;
 pub use store::StoreThread;
 

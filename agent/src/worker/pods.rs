@@ -22,6 +22,8 @@ pub struct PodSetup {
     pub listen: SocketAddr,
     /// Where others reach it, if that is not the address on which it listens: `host:port`.
     pub advertise: Option<String>,
+    /// The site that it is of: agents of one site form pods of replicas.
+    pub site: String,
     /// Memory that it may use, in bytes.
     pub memory_bytes: u64,
     /// How fast it computes, in floating-point operations a second.
@@ -38,6 +40,7 @@ impl PodSetup {
             address: self.advertise.clone().unwrap_or_else(|| bound.to_string()),
             memory_bytes: self.memory_bytes,
             flops_per_s: self.flops_per_s,
+            site: self.site.clone(),
             at_work: None,
         }
     }
@@ -87,6 +90,8 @@ pub struct PodServing<'a> {
     pub round: &'a PodRound,
     /// The run's configuration with the round's plan applied.
     pub spec: &'a AgentSpec,
+    /// What this agent trains on itself, if it has a training shard: replicas do in each other's rounds.
+    pub shard: Option<&'a dyn Shard>,
     /// What computes the modules of a custom model, if this agent's trainer does.
     pub modules: Option<&'a dyn ModuleTrainer>,
     /// Ends the attempt wherever it is.
@@ -103,13 +108,22 @@ impl fmt::Debug for PodTraining<'_> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodTrained {
     /// What the round comes to.
-    pub contribution: Contribution,
+    pub result: PodResult,
     /// Examples seen, repetitions counted.
     pub num_examples: u64,
     /// Steps taken.
     pub steps: u32,
     /// Mean of the steps' losses.
     pub mean_loss: f32,
+}
+
+/// What the round of a pod comes to at its owner.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PodResult {
+    /// Of stages: what the members have encoded, layer by layer.
+    Encoded(Contribution),
+    /// Of replicas: the whole model after the last step. What it differs by is encoded as that of an agent alone.
+    Model(Vec<f32>),
 }
 
 /// How this agent's part of another agent's round has ended.
@@ -162,6 +176,8 @@ mod tests {
     #[derive(Debug, Default)]
     struct Fake {
         ends: Arc<Mutex<Vec<PodEndedBy>>>,
+        /// Whether rounds give a model.
+        of_replicas: bool,
     }
 
     impl Pods for Fake {
@@ -176,20 +192,24 @@ mod tests {
             match self.ends.lock().pop() {
                 Some(end) => Err(end),
                 None => {
-                    let contribution = Contribution {
-                        payload: start.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                        layers: vec![(0, 2)],
-                        left_out: held(0..2),
-                        base_dot: Some(0.5),
-                        residual_ratio: None,
+                    let result = if self.of_replicas {
+                        PodResult::Model(start.iter().map(|value| value * 1.5).collect())
+                    } else {
+                        PodResult::Encoded(Contribution {
+                            payload: start.iter().flat_map(|value| value.to_le_bytes()).collect(),
+                            layers: vec![(0, 2)],
+                            left_out: held(0..2),
+                            base_dot: Some(0.5),
+                            residual_ratio: None,
+                        })
                     };
-                    Ok(PodTrained { contribution, num_examples: 40, steps: 5, mean_loss: 0.5 })
+                    Ok(PodTrained { result, num_examples: 40, steps: 5, mean_loss: 0.5 })
                 }
             }
         }
 
         fn serve(&mut self, order: PodServing<'_>) -> PodServed {
-            assert_eq!(order.round.owner, OTHER);
+            assert_eq!((order.round.owner, order.shard.map(Shard::len)), (OTHER, Some(2)));
             match self.ends.lock().pop() {
                 Some(end) => PodServed::failed(end),
                 None => PodServed { parts: parts(), ended: Ok(()) },
@@ -254,6 +274,14 @@ mod tests {
         assert_eq!((outcome.delta.len(), outcome.num_examples, outcome.local_steps), (0, 40, 5));
         assert_eq!((outcome.lease, outcome.train_loss), (LeaseId(1), 0.5));
         assert_eq!(world.maths.work(serve()), Event::Served { mark: round(OTHER).mark, problem: None, parts: parts() });
+    }
+
+    #[test]
+    fn a_round_of_replicas_gives_a_delta_as_that_of_an_agent_alone_does() {
+        let mut world = world(Some(Fake { of_replicas: true, ..Fake::default() }));
+        let Event::Trained(outcome) = world.maths.work(train()) else { panic!("it is not trained") };
+        assert_eq!((&outcome.delta[..], outcome.pod, outcome.encoded), (&[0.5, 1.0][..], None, None));
+        assert_eq!((outcome.lease, outcome.num_examples, outcome.local_steps), (LeaseId(1), 40, 5));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::cut::Load;
 use crate::limits;
-use crate::spec::{PodSpec, TrainSpec};
+use crate::spec::{Layers, StagesSpec, TrainSpec};
 
 /// Vectors as long as what is trained: base, model, the model as tensors, gradients by tensor, the gradient as one vector,
 /// the sum over micro-batches, the delta.
@@ -10,9 +10,14 @@ pub const MODEL_VECTORS: u32 = 7;
 /// The same of a part of a pod: what it starts from, its weights before and after an update, the weights as tensors, gradients by tensor,
 /// the gradient as one vector, the sum over micro-batches, what compression left out before.
 pub const PART_VECTORS: u32 = 8;
-/// Vectors as long as the whole model that the owner of a pod's round holds beside its parts, at its peak: the base, and what compression
-/// left out before and leaves out now (docs/adr/0032).
+/// Vectors as long as the whole model that the owner of a round in stages holds beside its parts, at its peak: the base, and what
+/// compression left out before and leaves out now (docs/adr/0032).
 pub const OWNER_VECTORS: u32 = 3;
+/// Vectors as long as the model that a replica holds beside what training holds: sums of gradients, and chunks of them that wait.
+pub const REPLICA_VECTORS: u32 = 2;
+/// Vectors as long as the model that the owner of a round of replicas holds beside its replica, at its peak: base, result, delta, what
+/// compression left out before and leaves out now, and what encoding and storing the update takes. Measured (docs/adr/0031).
+pub const REPLICA_OWNER_VECTORS: u32 = 8;
 /// Stacks, packed panels of matrix products, code that is paged in.
 pub const OVERHEAD_BYTES: u64 = 8 << 20;
 /// Bytes of a value.
@@ -21,7 +26,7 @@ const VALUE: u64 = 4;
 impl Load {
     /// Returns what a round costs with these settings.
     #[must_use]
-    pub fn of(pod: &PodSpec, train: &TrainSpec) -> Self {
+    pub fn of(pod: &StagesSpec, train: &TrainSpec) -> Self {
         Self {
             schedule: pod.schedule(),
             micro_batches: pod.micro_batches(),
@@ -33,8 +38,25 @@ impl Load {
     }
 }
 
-/// Returns the bytes that the owner of a round holds of a model of `params` parameters, whichever parts it computes.
+/// Returns the bytes that the owner of a round in stages holds of a model of `params` parameters, whichever parts it computes.
 #[must_use]
 pub fn owner_bytes(params: u64) -> u64 {
     params.saturating_mul(VALUE * u64::from(OWNER_VECTORS))
+}
+
+/// Returns the bytes that a replica of a model holds at least: the whole model with its training state, and one example at a time.
+/// A batch that does not fit is computed in micro-batches.
+#[must_use]
+pub fn replica_bytes(model: &Layers, train: &TrainSpec) -> u64 {
+    let vectors = u64::from(MODEL_VECTORS + REPLICA_VECTORS + train.optimizer.state_vectors());
+    let params = model.manifest.params() as u64;
+    let example = model.layers.iter().map(|layer| layer.cost().activation_bytes).fold(0, u64::saturating_add);
+    params.saturating_mul(VALUE * vectors).saturating_add(example).saturating_add(OVERHEAD_BYTES)
+}
+
+/// Returns the bytes that the owner of a round of replicas holds of a model of `params` parameters beside its replica: it encodes and
+/// stores the whole update, as an agent alone does.
+#[must_use]
+pub fn replica_owner_bytes(params: u64) -> u64 {
+    params.saturating_mul(VALUE * u64::from(REPLICA_OWNER_VECTORS))
 }

@@ -30,6 +30,8 @@ pub struct PodOffer {
     pub memory_bytes: u64,
     /// How fast it computes, in floating-point operations a second; more than 0.
     pub flops_per_s: u64,
+    /// The site that it is of: agents of one site form pods of replicas.
+    pub site: String,
     /// What it is at work on, from before the connection was lost.
     pub at_work: Option<PodMark>,
 }
@@ -41,7 +43,8 @@ pub struct PodRound {
     pub mark: PodMark,
     /// Whose data are read, and whose contribution it is: the holder of the lease.
     pub owner: AgentId,
-    /// The parts of the model, in the order of its layers. The first one is the owner's.
+    /// The parts of the model, in the order of its layers. The first one is the owner's. Of replicas each member has the whole model,
+    /// and they are in the order of their ring.
     pub parts: Vec<PodPart>,
     /// How every other member is reached.
     pub peers: Vec<PodPeer>,
@@ -87,6 +90,8 @@ impl PodOffer {
             (self.address.len() > limits::POD_ADDRESS_BYTES, "whose address is too long"),
             (self.address.chars().any(char::is_control), "whose address holds control characters"),
             (self.flops_per_s == 0, "of a machine that does not compute"),
+            (self.site.len() > limits::POD_SITE_BYTES, "of a site whose name is too long"),
+            (self.site.chars().any(char::is_control), "of a site whose name holds control characters"),
         ];
         problems.into_iter().find_map(|(is_wrong, what)| is_wrong.then_some(what))
     }

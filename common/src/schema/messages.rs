@@ -46,7 +46,7 @@ layout! {
     }
 
     struct PodMark { lease, attempt }
-    struct PodOffer { address, memory_bytes, flops_per_s, at_work }
+    struct PodOffer { address, memory_bytes, flops_per_s, site, at_work }
     struct PodRound { mark, owner, parts, peers, plan, spec }
     struct PodPart { end, agent }
     struct PodPeer { agent, address }
@@ -65,6 +65,9 @@ layout! {
         5 = TiedSum { values },
         6 = Tied { version, values, moved },
         7 = Layer { layer, left_out, bytes, figures },
+        8 = Base { seed, values },
+        9 = Chunk { number, values },
+        10 = Ended { digest },
     }
     struct LayerFigures { base_dot, delta_square, left_out_square }
     enum Activations { 0 = F32, 1 = Bf16, 2 = Int8 }

@@ -5,12 +5,31 @@ use serde::{Deserialize, Serialize};
 use super::StageCount;
 use crate::pod::{Schedule, Weights};
 
-/// How pods compute. Without this table every agent computes its rounds alone.
+/// How pods compute, by what their members hold. Without this table every agent computes its rounds alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum PodSpec {
+    /// Consecutive layers of the model.
+    Stages(StagesSpec),
+    /// The whole model: each trains on data of its own, and gradients are summed in every step.
+    Replicas(ReplicasSpec),
+}
+
+/// `kind = "replicas"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PodSpec {
-    /// What members hold.
-    pub kind: PodKind,
+pub struct ReplicasSpec {
+    /// Most members of a pod; there are fewer where fewer agents of its site are there.
+    pub members: u32,
+    /// As in [`StagesSpec::deadline_s`].
+    #[serde(default = "deadline_s")]
+    pub deadline_s: f64,
+}
+
+/// `kind = "stages"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagesSpec {
     /// Members of a pod.
     pub stages: StageCount,
     /// When members compute.
@@ -32,14 +51,6 @@ pub struct PodSpec {
     /// A member that has not sent for so long what another one waits for counts as dead, in seconds.
     #[serde(default = "deadline_s")]
     pub deadline_s: f64,
-}
-
-/// What the members of a pod hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PodKind {
-    /// Consecutive layers of the model.
-    Stages,
 }
 
 /// A schedule by its name.
@@ -84,6 +95,26 @@ fn deadline_s() -> f64 {
 }
 
 impl PodSpec {
+    /// Returns after how many seconds of silence a member counts as dead.
+    #[must_use]
+    pub fn deadline_s(&self) -> f64 {
+        match self {
+            Self::Stages(stages) => stages.deadline_s,
+            Self::Replicas(replicas) => replicas.deadline_s,
+        }
+    }
+
+    /// Returns in what form activations travel, and their gradients. Replicas send none.
+    #[must_use]
+    pub fn activations(&self) -> Activations {
+        match self {
+            Self::Stages(stages) => stages.activations,
+            Self::Replicas(_) => Activations::F32,
+        }
+    }
+}
+
+impl StagesSpec {
     /// Returns the schedule, with predicted weights where a pipeline's are not said.
     #[must_use]
     pub fn schedule(&self) -> Schedule {
@@ -130,15 +161,30 @@ mod tests {
 
     #[test]
     fn what_is_not_said_has_a_default() {
-        let spec: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2").expect("complete");
+        let read = |text: &str| match toml::from_str(text).expect("complete") {
+            PodSpec::Stages(spec) => spec,
+            PodSpec::Replicas(spec) => panic!("{spec:?}"),
+        };
+        let spec = read("kind = \"stages\"\nstages = 2");
         assert_eq!((spec.schedule(), spec.parts(), spec.micro_batches()), (Schedule::Flush, Some(3), 3));
         let text = "kind = \"stages\"\nstages = 4\nschedule = \"pipelined\"\nlabels = \"travel\"\n";
-        let spec: PodSpec = toml::from_str(text).expect("complete");
+        let spec = read(text);
         assert_eq!((spec.schedule(), spec.parts()), (Schedule::Pipelined(Weights::Predict), Some(4)));
-        let spec: PodSpec = toml::from_str(&format!("{text}weights = \"2bw\"\nmicro_batches = 8")).expect("complete");
+        let spec = read(&format!("{text}weights = \"2bw\"\nmicro_batches = 8"));
         assert_eq!((spec.schedule(), spec.micro_batches()), (Schedule::Pipelined(Weights::TwoVersions), 8));
-        let spec: PodSpec =
-            toml::from_str("kind = \"stages\"\nstages = \"auto\"\nmicro_batches = 8").expect("complete");
+        let spec = read("kind = \"stages\"\nstages = \"auto\"\nmicro_batches = 8");
         assert_eq!((spec.parts(), spec.parts_of(2), spec.micro_batches()), (None, 3, 8));
+    }
+
+    #[test]
+    fn each_kind_has_its_own_keys() {
+        let read = |text: &str| toml::from_str::<PodSpec>(text).map_err(|error| error.to_string());
+        let replicas = PodSpec::Replicas(ReplicasSpec { members: 3, deadline_s: deadline_s() });
+        assert_eq!(read("kind = \"replicas\"\nmembers = 3"), Ok(replicas));
+        for text in ["kind = \"replicas\"\nmembers = 3\nstages = 2", "kind = \"stages\"\nstages = 2\nmembers = 3"] {
+            let error = read(text).expect_err(text);
+            assert!(error.contains("unknown field"), "{error}");
+        }
+        assert!(read("kind = \"replicas\"").expect_err("refused").contains("missing field `members`"));
     }
 }

@@ -7,7 +7,7 @@
 //! The values of a parcel follow its head without a frame, little endian: vectors as the head names them, one after the other, and
 //! behind them bytes, where it has such. Their length follows from the head, and the head has their checksum.
 
-use crate::ids::RunId;
+use crate::ids::{Digest, RunId};
 use crate::pod::PodMark;
 use crate::schema;
 use crate::spec::Activations;
@@ -134,6 +134,25 @@ pub enum ParcelContent {
         bytes: u64,
         /// What the owner adds up over the layers.
         figures: LayerFigures,
+    },
+    /// Of replicas: the next part of the model to start from, f32.
+    Base {
+        /// What the seeds of all members' batches follow from.
+        seed: u64,
+        /// Values.
+        values: u64,
+    },
+    /// Of replicas: a part of a gradient that is summed over the members, f32.
+    Chunk {
+        /// How many of them came before over this link in this round.
+        number: u64,
+        /// Values.
+        values: u64,
+    },
+    /// Of replicas: the end of the round at a member.
+    Ended {
+        /// Digest of its model.
+        digest: Digest,
     },
 }
 

@@ -17,7 +17,7 @@ use anabranch_common::merge::{MergeSpec, Served};
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodSections, Weights};
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, Labels, LrSchedule, ModelKind, ModelSpec,
-    OptimizerSpec, PodKind, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, StageCount, TargetSpec, TrainSpec,
+    OptimizerSpec, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, StageCount, StagesSpec, TargetSpec, TrainSpec,
     UploadSpec,
 };
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
@@ -102,8 +102,7 @@ pub(crate) fn other_spec() -> RunSpec {
 pub(crate) fn gpt_spec() -> RunSpec {
     let (context, layers, heads, width) = (128, 3, 4, 64);
     let model = ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() };
-    let pod = PodSpec {
-        kind: PodKind::Stages,
+    let pod = StagesSpec {
         stages: StageCount::Exactly(4),
         schedule: ScheduleKind::Pipelined,
         weights: Some(Weights::TwoVersions),
@@ -112,7 +111,7 @@ pub(crate) fn gpt_spec() -> RunSpec {
         labels: Labels::Travel,
         deadline_s: 5.0,
     };
-    RunSpec { model, pod: Some(pod), ..other_spec() }
+    RunSpec { model, pod: Some(PodSpec::Stages(pod)), ..other_spec() }
 }
 
 /// Leases with a size of their own, and each kind of schedule.
@@ -219,6 +218,7 @@ pub(crate) fn agent_messages() -> Vec<AgentMessage> {
         address: "10.0.0.7:4434".into(),
         memory_bytes: 1 << 30,
         flops_per_s: 5_000_000_000,
+        site: "east".into(),
         at_work: Some(mark),
     };
     let problem = PodProblem { member: Some(AGENT), reason: "stage 1 is silent".into() };
@@ -545,6 +545,9 @@ pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
             bytes: 77,
             figures: LayerFigures { base_dot: -0.5, delta_square: 2.0, left_out_square: 1.25 },
         },
+        ParcelContent::Base { seed: 0x0102_0304_0506_0708, values: 300 },
+        ParcelContent::Chunk { number: 17, values: 64 },
+        ParcelContent::Ended { digest: DIGEST },
     ]
 }
 

@@ -3,12 +3,44 @@
 use anabranch_common::limits;
 use anabranch_common::pod::cut::Table;
 use anabranch_common::pod::order::{Order, OrderError};
-use anabranch_common::spec::{Labels, ModelKind, PodSpec, RunSpec, ScheduleKind, StageCount};
+use anabranch_common::spec::{Labels, ModelKind, PodSpec, ReplicasSpec, RunSpec, ScheduleKind, StageCount, StagesSpec};
 
 use super::validate::{Checked, Problem, ensure};
 
 /// Checks the pods of a run whose other values were checked.
 pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked {
+    match pod {
+        PodSpec::Stages(pod) => check_stages(spec, pod)?,
+        PodSpec::Replicas(pod) => check_replicas(spec, pod)?,
+    }
+    let deadline_s = pod.deadline_s();
+    ensure(deadline_s > 0.0 && deadline_s < lease_ttl_s, "pod.deadline_s", || {
+        format!("is {deadline_s}, expected more than 0 and less than schedule.lease_ttl_s ({lease_ttl_s})")
+    })?;
+    ensure(!spec.train.keep_optimizer_state, "train.keep_optimizer_state", || {
+        "expected false with [pod]: members change, and each round of a pod begins with a fresh optimizer".to_owned()
+    })
+}
+
+/// How many members, each with a batch of its own.
+fn check_replicas(spec: &RunSpec, pod: &ReplicasSpec) -> Checked {
+    ensure(spec.model.kind != ModelKind::Custom, "pod.kind", || {
+        "is \"replicas\", expected \"stages\" with model.kind = \"custom\": replicas are computed in the agents' own processes"
+            .to_owned()
+    })?;
+    let (members, batch) = (pod.members, spec.train.batch_size);
+    let most = limits::POD_MEMBERS;
+    ensure((2..=most).contains(&(members as usize)), "pod.members", || format!("is {members}, expected 2 to {most}"))?;
+    let (joined, most) = (u64::from(members) * u64::from(batch), limits::BATCH_EXAMPLES);
+    ensure(joined <= most.into(), "pod.members", || {
+        format!(
+            "is {members}, which makes joined batches of {joined} examples (train.batch_size = {batch} for each member), \
+             expected at most {most}"
+        )
+    })
+}
+
+fn check_stages(spec: &RunSpec, pod: &StagesSpec) -> Checked {
     let Some(Table { rows, .. }) = Table::of(&spec.model).ok().flatten() else {
         let problem = "needs model.modules where model.kind = \"custom\": the coordinator does not know what such a model is \
                        made of (anabranch.torch.module_rows prints the rows)";
@@ -20,22 +52,15 @@ pub(super) fn check(spec: &RunSpec, pod: &PodSpec, lease_ttl_s: f64) -> Checked 
          leave the owner's trainer"
             .to_owned()
     })?;
-    let PodSpec { weights, deadline_s, .. } = *pod;
-    ensure(weights.is_none() || pod.schedule == ScheduleKind::Pipelined, "pod.weights", || {
+    ensure(pod.weights.is_none() || pod.schedule == ScheduleKind::Pipelined, "pod.weights", || {
         "expected no such key without pod.schedule = \"pipelined\": other schedules have one version of the weights"
             .to_owned()
     })?;
-    micro_batches(spec, pod)?;
-    ensure(deadline_s > 0.0 && deadline_s < lease_ttl_s, "pod.deadline_s", || {
-        format!("is {deadline_s}, expected more than 0 and less than schedule.lease_ttl_s ({lease_ttl_s})")
-    })?;
-    ensure(!spec.train.keep_optimizer_state, "train.keep_optimizer_state", || {
-        "expected false with [pod]: members change, and each round of a pod begins with a fresh optimizer".to_owned()
-    })
+    micro_batches(spec, pod)
 }
 
 /// How many members: the first and the last part of the model may be one member's.
-fn stages(pod: &PodSpec, layers: usize) -> Checked {
+fn stages(pod: &StagesSpec, layers: usize) -> Checked {
     let stay = pod.labels == Labels::Stay;
     let StageCount::Exactly(stages) = pod.stages else {
         let parts = pod.parts_of(2);
@@ -59,7 +84,7 @@ fn stages(pod: &PodSpec, layers: usize) -> Checked {
 }
 
 /// Every micro-batch but the last has the same size, and there are as many as are asked for.
-fn micro_batches(spec: &RunSpec, pod: &PodSpec) -> Checked {
+fn micro_batches(spec: &RunSpec, pod: &StagesSpec) -> Checked {
     let (key, count, batch) = ("pod.micro_batches", pod.micro_batches(), spec.train.batch_size);
     let said = if pod.micro_batches.is_some() { "" } else { " where it is not said (one a part of the model)" };
     ensure((1..=batch).contains(&count), key, || {

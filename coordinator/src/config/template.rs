@@ -158,6 +158,8 @@ track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
 #activations = "f32"
 # A member that cannot be reached for so many seconds, or gives no sign of life for so long, counts as dead.
 #deadline_s = 10.0
+# kind = "replicas" in place of all that: agents of one site (--site) with data of their own take steps together, each with the
+# whole model; members = 3 is the most of them in a pod, and deadline_s the only other key.
 
 [evaluate]
 # Agents that hold an evaluation shard evaluate a version after this many versions or seconds, whichever comes first.

@@ -532,6 +532,34 @@ fn pods_that_could_not_be_formed_are_refused_with_key_and_line() {
         assert!(error.starts_with(&format!("run.toml:{}:", line + below)), "{error:?} is not on line {line} + {below}");
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     }
+    let text = template().replacen("[evaluate]", "[pod]\nkind = \"replicas\"\nPOD\n\n[evaluate]", 1);
+    let line = text[..text.find("\nPOD").expect("was just put in")].matches('\n').count() + 2;
+    let replicas = |pod: &str| parse(&text.replacen("POD", pod, 1));
+    assert!(replicas("members = 3\ndeadline_s = 20.0").expect("valid").spec.pod.is_some());
+    for (pod, below, expected) in [
+        ("members = 1", 0, "pod.members is 1, expected 2 to 64"),
+        ("members = 65", 0, "pod.members is 65, expected 2 to 64"),
+        ("members = \"all\"", 0, "pod.members: invalid type: string \"all\""),
+        ("members = 2\nstages = 2", 1, "unknown field `stages`, expected `members` or `deadline_s`"),
+        ("members = 2\nschedule = \"flush\"", 1, "unknown field `schedule`"),
+        ("members = 2\nweights = \"stash\"", 1, "unknown field `weights`"),
+        ("members = 2\nmicro_batches = 2", 1, "unknown field `micro_batches`"),
+        ("members = 2\nactivations = \"bf16\"", 1, "unknown field `activations`"),
+        ("members = 2\nlabels = \"travel\"", 1, "unknown field `labels`"),
+        ("members = 2\ndeadline_s = 0", 1, "pod.deadline_s is 0, expected more than 0"),
+    ] {
+        let error = replicas(pod).expect_err(pod).to_string();
+        assert!(error.starts_with(&format!("run.toml:{}:", line + below)), "{error:?} is not on line {line} + {below}");
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+    let large = text.replacen("batch_size = 32", "batch_size = 40000", 1).replacen("POD", "members = 2", 1);
+    let error = parse(&large).expect_err("refused").to_string();
+    assert!(error.contains("pod.members is 2, which makes joined batches of 80000 examples"), "{error}");
+    let of_modules = text.replacen(modules.0, modules.1, 1).replacen("POD", "members = 2", 1);
+    let error = parse(&of_modules).expect_err("refused").to_string();
+    assert!(error.contains("pod.kind is \"replicas\", expected \"stages\" with model.kind = \"custom\""), "{error}");
+    let error = replicas("deadline_s = 2.0").expect_err("refused").to_string();
+    assert!(error.contains("missing field `members`"), "{error}");
     let (error, _) = with_pod("stages = 2", keep);
     let error = error.expect_err("refused").to_string();
     assert!(error.contains("train.keep_optimizer_state expected false with [pod]"), "{error}");

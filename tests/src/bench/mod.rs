@@ -11,6 +11,7 @@ mod merge;
 pub mod overlap;
 pub mod pipeline;
 pub mod recovery;
+pub mod replicas;
 pub mod slow_disk;
 pub mod store;
 pub mod swarm;

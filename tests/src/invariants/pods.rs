@@ -15,7 +15,7 @@ use anabranch_agent::train::native::pipeline::Contribution;
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::pod::{PodMark, PodRound};
-use anabranch_common::spec::{Labels, PodSpec, StageCount};
+use anabranch_common::spec::{Labels, StageCount, StagesSpec};
 use anabranch_coordinator::core::event::PeerId;
 
 use super::journal::{Checked, EndedLease, broken, ensure};
@@ -29,11 +29,11 @@ const WHOLE: &str = "pod whole";
 /// noticed, and a while.
 const OVERDUE_MS: u64 = 40_000;
 
-/// What pods of a run look like.
+/// What pods of stages of a run look like.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape<'a> {
     /// `[pod]`.
-    pub spec: &'a PodSpec,
+    pub spec: &'a StagesSpec,
     /// Layers of the model.
     pub layers: usize,
 }
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn parts_cover_the_model_once_and_the_ends_are_the_owners() {
-        let spec: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2").expect("complete");
+        let spec: StagesSpec = toml::from_str("stages = 2").expect("complete");
         let check = |found: &[(u32, u8)]| parts(&round(found), Shape { spec: &spec, layers: 4 });
         assert!(check(&[(1, 1), (3, 2), (4, 1)]).is_ok());
         for wrong in [

@@ -240,6 +240,13 @@ a plain BLAS, as some distributions have, is many times slower and says little."
         #[command(flatten)]
         common: Common,
     },
+    /// What replicas of a model send in a step, next to the least that a ring can, and how long a step takes next to its maths
+    Replicas {
+        #[command(flatten)]
+        options: bench::replicas::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// An NVIDIA GPU's encoder next to copies on that GPU and to the CPU's encoder: bytes a second, and the same payloads
     Encoder {
         #[command(flatten)]
@@ -334,6 +341,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             (bench::utilisation::run(&options, common.seed)?, common)
         }
         Verb::Bench(Bench::Pipeline { options, common }) => (bench::pipeline::run(&options, common.seed)?, common),
+        Verb::Bench(Bench::Replicas { options, common }) => (bench::replicas::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Encoder { options, common }) => (bench::encoder::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Recovery { common }) => (bench::recovery::run(&lab, common.seed)?, common),
     };

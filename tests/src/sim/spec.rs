@@ -6,7 +6,7 @@ use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec,
-    PodKind, PodSpec, RunSpec, ScheduleUnit, StageCount, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
+    PodSpec, RunSpec, ScheduleUnit, StageCount, StagesSpec, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
 };
 
 use super::learner;
@@ -74,8 +74,7 @@ fn track(TrackPlan { every, sparse }: TrackPlan) -> TrackSpec {
 }
 
 fn pod(PodPlan { stages, schedule, labels, deadline_ms }: PodPlan) -> PodSpec {
-    PodSpec {
-        kind: PodKind::Stages,
+    PodSpec::Stages(StagesSpec {
         stages: StageCount::Exactly(stages),
         schedule,
         weights: None,
@@ -83,7 +82,7 @@ fn pod(PodPlan { stages, schedule, labels, deadline_ms }: PodPlan) -> PodSpec {
         activations: Activations::F32,
         labels,
         deadline_s: deadline_ms as f64 / 1000.0,
-    }
+    })
 }
 
 /// The run's configuration.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anabranch_common::ids::{AgentId, Digest, LeaseId, RunId};
 use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodRound};
-use anabranch_common::spec::{Activations, PodSpec};
+use anabranch_common::spec::{Activations, PodSpec, StagesSpec};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::pod::{PodAnswer, PodGreeting};
 use anabranch_io::frames::{self, FrameIoError};
@@ -195,5 +195,8 @@ fn named<T: std::fmt::Debug>(result: Result<T, WireError>) -> (AgentId, String) 
 }
 
 fn form(activations: Activations) -> PodSpec {
-    PodSpec { activations, ..spec(LONG.as_secs_f64()) }
+    match spec(LONG.as_secs_f64()) {
+        PodSpec::Stages(spec) => PodSpec::Stages(StagesSpec { activations, ..spec }),
+        PodSpec::Replicas(spec) => panic!("{spec:?}"),
+    }
 }

@@ -55,6 +55,9 @@ fn all_kinds(form: Activations) -> Vec<Parcel> {
         layer(999, 77),
         layer(0, 8_001),
         layer(9, 0),
+        Parcel::Base { seed: u64::MAX, values: values(998) },
+        Parcel::Chunk { number: 1 << 40, values: values(50) },
+        Parcel::Ended(Digest([7; 32])),
     ]
 }
 
@@ -72,6 +75,9 @@ fn bits(parcel: &Parcel) -> (Vec<u32>, String) {
         Parcel::Layer(LayerContent { layer, payload, left_out, figures }) => {
             (bits(left_out), format!("layer {layer} {payload:?} {figures:?}"))
         }
+        Parcel::Base { seed, values } => (bits(values), format!("base {seed}")),
+        Parcel::Chunk { number, values } => (bits(values), format!("chunk {number}")),
+        Parcel::Ended(digest) => (Vec::new(), format!("end {digest:?}")),
     }
 }
 

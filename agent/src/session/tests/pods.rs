@@ -3,12 +3,13 @@
 mod ranges;
 
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound};
-use anabranch_common::spec::{AgentSpec, PodSpec};
+use anabranch_common::spec::{AgentSpec, PodSpec, ReplicasSpec};
 
 use super::forms::fetch_model;
 use super::*;
 use crate::report::{LiveReport, PodReport, Traffic};
 use crate::session::Activity;
+use crate::session::pods::check;
 
 /// Another agent than [`AGENT`].
 pub(super) const OTHER: AgentId = AgentId([9; 16]);
@@ -18,7 +19,8 @@ pub(super) fn pod_spec() -> PodSpec {
 }
 
 pub(super) fn offer(at_work: Option<PodMark>) -> PodOffer {
-    PodOffer { address: "10.0.0.2:4440".into(), memory_bytes: 1 << 30, flops_per_s: 1_000_000_000, at_work }
+    let (address, site) = ("10.0.0.2:4440".into(), "east".into());
+    PodOffer { address, memory_bytes: 1 << 30, flops_per_s: 1_000_000_000, site, at_work }
 }
 
 /// An agent that joins pods.
@@ -572,4 +574,26 @@ fn an_agent_that_joins_no_pods_trains_alone_and_refuses_them() {
     session.handle(0, announce(0));
     session.handle(0, chunk(0));
     assert_eq!(session.handle(0, unpacked(0)), [train(&lease(1, 0))]);
+}
+
+#[test]
+fn replicas_are_whole_models_of_different_members_and_stages_are_not() {
+    let replicas = PodSpec::Replicas(ReplicasSpec { members: 3, deadline_s: 1.0 });
+    let stages = pod_spec();
+    let round = |parts: &[(u32, AgentId)]| {
+        let mut round = others(1, 1);
+        round.parts = parts.iter().map(|(end, agent)| PodPart { end: *end, agent: *agent }).collect();
+        round.peers = vec![PodPeer { agent: OTHER, address: "10.0.0.9:4440".into() }];
+        round
+    };
+    let said = |parts: &[(u32, AgentId)], pod| check(&round(parts), AGENT, Some(pod));
+    let whole = [(4, OTHER), (4, AGENT)];
+    assert_eq!(said(&whole, &replicas), Ok(()));
+    assert_eq!(said(&whole, &stages), Err("the ends of the parts do not increase"));
+    let cut = [(2, OTHER), (4, AGENT)];
+    assert_eq!(said(&cut, &replicas), Err("a replica is not the whole model"));
+    assert_eq!(said(&cut, &stages), Ok(()));
+    assert_eq!(said(&[(0, OTHER), (0, AGENT)], &replicas), Err("a replica is not the whole model"));
+    assert_eq!(said(&[(4, OTHER), (4, AGENT), (4, OTHER)], &replicas), Err("a member has two replicas"));
+    assert_eq!(said(&[(4, AGENT), (4, OTHER)], &replicas), Err("the first part is not the owner's"));
 }

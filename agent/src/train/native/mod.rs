@@ -11,6 +11,7 @@
 //!  attention, text_ops   the operations of a gpt, with their gradients
 //!  weights        weights for a backward pass other than those of its forward pass
 //!  pipeline       a model cut into parts that take turns as the members of a pod do: in this process, or over links
+//!  replicas       whole models whose gradients are summed over a ring of members in every step
 //!  keep           a long round on disk, and taken up again
 //!  memory         how much a round takes, and the micro-batches that it is cut into
 //! ```
@@ -34,6 +35,7 @@ mod layer;
 mod memory;
 mod ops;
 pub mod pipeline;
+pub mod replicas;
 mod stage;
 mod tensors;
 mod text_ops;

@@ -1,4 +1,4 @@
-//! How a pod is formed: which helpers an owner gets, and which layers each member computes. A pure function of who is free.
+//! How a pod of stages is formed: which helpers an owner gets, and which layers each member computes. A pure function of who is free.
 
 use std::cmp::Reverse;
 use std::num::NonZeroU64;
@@ -8,14 +8,14 @@ use anabranch_common::limits;
 use anabranch_common::pod::cut::{self, CutError, Load, Row, Table};
 use anabranch_common::pod::order::Order;
 use anabranch_common::pod::{PodPart, memory};
-use anabranch_common::spec::{Labels, PodSpec, RunSpec, StageCount};
+use anabranch_common::spec::{Labels, RunSpec, StageCount, StagesSpec};
 
 use super::member::Member;
 
-/// What every pod of a run is formed by.
+/// What every pod of stages of a run is formed by.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
-    spec: PodSpec,
+pub(super) struct StagesPlan {
+    spec: StagesSpec,
     table: Vec<Row>,
     load: Load,
     /// What an owner holds of the model whichever parts it computes.
@@ -49,6 +49,22 @@ pub(super) enum NoPod {
     /// The model does not fit.
     #[error("{0}")]
     Cut(#[from] CutError),
+    /// No other replica could be at the owner's site.
+    #[error("no other agent of site {site:?} is connected that joins pods and has a training shard")]
+    Alone {
+        /// The owner's.
+        site: String,
+    },
+    /// The other agents of the site have no room for the whole model.
+    #[error("a replica takes {needed_bytes} bytes, and other agents of site {site:?} may use {memory_bytes} at most")]
+    Replica {
+        /// The owner's.
+        site: String,
+        /// What it takes.
+        needed_bytes: u64,
+        /// The most that one of them may use.
+        memory_bytes: u64,
+    },
 }
 
 impl NoPod {
@@ -59,6 +75,8 @@ impl NoPod {
             Self::TooFew { .. } => "too few",
             Self::Owner { .. } => "owner",
             Self::Cut(_) => "cut",
+            Self::Alone { .. } => "alone",
+            Self::Replica { .. } => "replica",
         }
     }
 }
@@ -75,16 +93,13 @@ pub(in crate::core) struct Formed {
 /// An agent that could help.
 pub(super) type Candidate<'a> = (AgentId, &'a Member);
 
-impl Plan {
-    /// Returns none where the run has no pods, or a model without a layer table.
-    pub(super) fn of(run: &RunSpec) -> Option<Self> {
-        let spec = run.pod.clone()?;
-        let Table { rows, params } = Table::of(&run.model).ok().flatten()?;
+impl StagesPlan {
+    /// The pods of `run`, whose model has such a table, and which is told to agents with such a digest.
+    pub(super) fn new(run: &RunSpec, spec: StagesSpec, table: Table, spec_digest: Digest) -> Self {
+        let Table { rows, params } = table;
         let load = Load::of(&spec, &run.train);
         let owner_bytes = memory::owner_bytes(params);
-        // A text that is too long is refused where the configuration is read.
-        let spec_digest = run.for_agents().digest().ok()?;
-        Some(Self { spec, table: rows, load, owner_bytes, spec_digest })
+        Self { spec, table: rows, load, owner_bytes, spec_digest }
     }
 
     /// Forms the pod of `owner` with some of `helpers`: of as many members as the run says, or of as few as the model fits.

@@ -14,6 +14,8 @@ pub(super) struct Member {
     pub(super) address: String,
     pub(super) flops_per_s: NonZeroU64,
     pub(super) memory_bytes: u64,
+    /// Where it is.
+    pub(super) site: String,
     /// Whether it has rounds of its own.
     pub(super) trains: bool,
     /// Since when it has no connection.
@@ -28,7 +30,7 @@ pub(super) struct Member {
     pub(super) incarnation: Incarnation,
     /// Attempts in a row that failed over it.
     failures: u32,
-    /// Whether another member said so at the last one.
+    /// Whether it was to blame for the last one: as another member said, or as it said itself.
     accused: bool,
     rests_until_ms: u64,
 }
@@ -50,6 +52,7 @@ impl Member {
             // An offer without speed is refused.
             flops_per_s: NonZeroU64::new(offer.flops_per_s).unwrap_or(NonZeroU64::MIN),
             memory_bytes: offer.memory_bytes,
+            site: offer.site.clone(),
             trains,
             away_since_ms: None,
             at_work: offer.at_work,
@@ -69,6 +72,11 @@ impl Member {
         now_ms < self.rests_until_ms
     }
 
+    /// Whether it is left out where others can take its place: it rests, and was to blame.
+    pub(super) fn is_left_out(&self, now_ms: u64) -> bool {
+        self.accused && self.rests(now_ms)
+    }
+
     /// Returns its place among helpers, smallest first: of those that rest the ones that failed most often come last. Who of
     /// accuser and accused has failed is unknown; a machine that died is more frequent than a lie.
     pub(super) fn reputation(&self, now_ms: u64) -> (u32, bool) {
@@ -85,7 +93,7 @@ impl Member {
         self.is_connected() && self.at_work.is_none_or(|mark| Some(mark.lease) == lease)
     }
 
-    /// An attempt failed over it: as another member says (`accused`), or as it says itself.
+    /// An attempt failed, and it was to blame (`accused`), or has said so of another member.
     pub(super) fn failed(&mut self, accused: bool, now_ms: u64) {
         self.accused = accused;
         self.failures = self.failures.saturating_add(1);

@@ -17,12 +17,15 @@
 //! | "this attempt has failed" | of the owner, and of the helpers of an attempt that this process began |
 //! | "the round is computed" | of the owner |
 //!
-//! - `member`: an agent that joins pods; `round`: the attempts at one lease; `form`: helpers and layers.
+//! - `member`: an agent that joins pods; `round`: the attempts at one lease.
+//! - `plan`: who computes what; of stages `form`: helpers and layers; of replicas `replicas`: the agents of a site.
 //! - `orders`: what `Core` makes of it: leases, and messages to the members.
 
 mod form;
 mod member;
 mod orders;
+mod plan;
+mod replicas;
 mod round;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,8 +39,9 @@ use anabranch_common::status::PodsStatus;
 
 use super::event::PeerId;
 use super::state::RunState;
-use form::{Candidate, Formed, NoPod, Plan};
+use form::{Candidate, Formed, NoPod};
 use member::Member;
+use plan::Plan;
 use round::{Round, Stage};
 
 /// What the journal says of leases, if there is one.
@@ -266,7 +270,7 @@ impl Pods {
         }
         // Which of the two is to blame cannot be known.
         if by != owner {
-            self.failed(by, false, now_ms);
+            self.failed(by, over == Some(by), now_ms);
         }
         if let Some(over) = over.filter(|over| *over != by && *over != owner) {
             self.failed(over, true, now_ms);
@@ -403,10 +407,10 @@ impl Pods {
         // An owner that holds its lease waits for an attempt of its own.
         let held = self.rounds.values().filter(|round| round.is_held());
         let busy: BTreeSet<AgentId> = held.map(|round| round.owner).chain([owner]).collect();
-        let could_help = |(agent, member): &Candidate<'_>| !busy.contains(agent) && member.is_free_for(lease);
-        let members = self.members.iter().map(|(agent, member)| (*agent, member));
-        let helpers: Vec<Candidate<'_>> = members.filter(could_help).collect();
-        Some(plan.form((owner, own), &helpers, now_ms))
+        let is_free = |agent: AgentId, member: &Member| !busy.contains(&agent) && member.is_free_for(lease);
+        let others = self.members.iter().filter(|(agent, _)| **agent != owner);
+        let others: Vec<Candidate<'_>> = others.map(|(agent, member)| (*agent, member)).collect();
+        Some(plan.form((owner, own), &others, is_free, now_ms))
     }
 
     /// Begins the next attempt at a lease with the pod that was formed.

@@ -108,9 +108,10 @@ trait DrawMessages: Draw {
 
     fn offer(&mut self) -> Option<PodOffer> {
         let address = self.of(&["10.0.0.1:1".to_owned(), String::new(), "x".repeat(1 << 16)]);
+        let site = self.of(&[String::new(), "east".to_owned(), "x".repeat(1 << 16)]);
         let (memory_bytes, flops_per_s) = (self.number(), self.number());
         let at_work = self.choice().is_multiple_of(2).then(|| self.mark());
-        let offer = PodOffer { address, memory_bytes, flops_per_s, at_work };
+        let offer = PodOffer { address, memory_bytes, flops_per_s, site, at_work };
         (!self.choice().is_multiple_of(3)).then_some(offer)
     }
 

@@ -2,6 +2,7 @@
 
 mod faults;
 mod ranges;
+mod replicas;
 mod words;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::pod::cut::{self, Load};
 use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, memory};
 use anabranch_common::spec::{
-    Activations, Labels, ModelKind, ModelSpec, PodKind, PodSpec, RunSpec, ScheduleKind, StageCount,
+    Activations, Labels, ModelKind, ModelSpec, PodSpec, RunSpec, ScheduleKind, StageCount, StagesSpec,
 };
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
@@ -38,8 +39,7 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
         hidden: vec![4; LAYERS as usize - 1],
         ..ModelSpec::default()
     };
-    let pod = PodSpec {
-        kind: PodKind::Stages,
+    let pod = StagesSpec {
         stages: StageCount::Exactly(stages),
         schedule: ScheduleKind::Flush,
         weights: None,
@@ -48,11 +48,12 @@ pub(super) fn pods(stages: u32, labels: Labels) -> RunSpec {
         labels,
         deadline_s: 10.0,
     };
-    RunSpec { model, pod: Some(pod), ..spec() }
+    RunSpec { model, pod: Some(PodSpec::Stages(pod)), ..spec() }
 }
 
 fn offer(n: u8, flops_per_s: u64) -> PodOffer {
-    PodOffer { address: format!("10.0.0.{n}:7"), memory_bytes: 1 << 30, flops_per_s, at_work: None }
+    let (address, site) = (format!("10.0.0.{n}:7"), String::new());
+    PodOffer { address, memory_bytes: 1 << 30, flops_per_s, site, at_work: None }
 }
 
 /// Agent `n` connects as peer `n`, in its process `incarnation`.
@@ -271,15 +272,16 @@ fn a_model_that_fits_nowhere_is_told() {
 #[test]
 fn a_pod_of_any_size_has_as_few_members_as_the_model_fits() {
     let mut run = pods(2, Labels::Travel);
-    run.pod.iter_mut().for_each(|pod| pod.stages = StageCount::Auto);
+    let Some(PodSpec::Stages(stages)) = &mut run.pod else { panic!("it has pods") };
+    stages.stages = StageCount::Auto;
     // What a machine takes whatever it computes is most of what this model takes.
     let layers = run.model.layers().expect("valid").expect("native");
-    let load = Load::of(run.pod.as_ref().expect("it has pods"), &run.train);
+    let load = Load::of(stages, &run.train);
     let whole = |members: usize, memory_bytes: u64| {
         let member = cut::Member { flops_per_s: NonZeroU64::MIN, memory_bytes };
         cut::cut(&cut::table(&layers), &vec![member; members], &load).is_ok()
     };
-    let fits_three = (memory::OVERHEAD_BYTES..memory::OVERHEAD_BYTES + (1 << 20))
+    let fits_three = (load.fixed_bytes..load.fixed_bytes + (1 << 20))
         .step_by(16)
         .find(|bytes| whole(3, *bytes))
         .expect("some memory is enough");
@@ -356,6 +358,8 @@ fn a_bad_offer_is_a_breach_of_protocol() {
         PodOffer { address: "x".repeat(limits::POD_ADDRESS_BYTES + 1), ..offer(2, 1) },
         PodOffer { address: "host\n:1".into(), ..offer(2, 1) },
         offer(2, 0),
+        PodOffer { site: "x".repeat(limits::POD_SITE_BYTES + 1), ..offer(2, 1) },
+        PodOffer { site: "east\n".into(), ..offer(2, 1) },
     ];
     for pod in bad {
         let mut world = started(pods(2, Labels::Travel), 1);

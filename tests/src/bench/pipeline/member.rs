@@ -28,7 +28,7 @@ const OPENING: Duration = Duration::from_secs(20);
 const DAYS: u32 = 1;
 
 /// Agents of a run, each with its port for the others. Fields are dropped in this order.
-pub(super) struct Members {
+pub(in crate::bench) struct Members {
     links: Vec<(AgentId, Links)>,
     /// Carries what the links bring.
     _runtime: Runtime,
@@ -58,7 +58,7 @@ pub(super) struct Record {
 
 impl Members {
     /// Makes `count` agents with certificates of one coordinator.
-    pub(super) fn new(count: usize) -> anyhow::Result<Self> {
+    pub(in crate::bench) fn new(count: usize) -> anyhow::Result<Self> {
         let scratch = tempfile::tempdir()?;
         let authority = Identity::create(scratch.path(), &[], unix_ms())?;
         let runtime = Runtime::new()?;
@@ -80,18 +80,18 @@ impl Members {
         Ok(Self { links, _runtime: runtime })
     }
 
-    pub(super) fn ids(&self) -> Vec<AgentId> {
+    pub(in crate::bench) fn ids(&self) -> Vec<AgentId> {
         self.links.iter().map(|(agent, _)| *agent).collect()
     }
 
     /// Returns where each member listens.
-    pub(super) fn ports(&self) -> anyhow::Result<Vec<u16>> {
+    pub(in crate::bench) fn ports(&self) -> anyhow::Result<Vec<u16>> {
         let port = |(_, links): &(_, Links)| links.local_address().map(|address| address.port());
         self.links.iter().map(|member| port(member).context("a member has no port")).collect()
     }
 
     /// Returns how the members are reached, by these ports.
-    pub(super) fn peers(&self, ports: &[u16]) -> Vec<PodPeer> {
+    pub(in crate::bench) fn peers(&self, ports: &[u16]) -> Vec<PodPeer> {
         let peer = |((agent, _), port): (&(AgentId, Links), &u16)| PodPeer {
             agent: *agent,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, *port)).to_string(),
@@ -102,7 +102,7 @@ impl Members {
     /// Computes a round. Returns what each member did, in the order of the stages.
     pub(super) fn compute(&self, job: Job<'_>) -> anyhow::Result<Vec<Record>> {
         let order = job.round.order()?;
-        let wires = self.open(job)?;
+        let wires = self.open(Attempt { round: job.attempt, spec: job.spec, sizes: job.sizes, part_params: &[] })?;
         // All links are there: the members begin together.
         let watch = Stopwatch::start();
         let ids = self.ids();
@@ -127,8 +127,8 @@ impl Members {
         })
     }
 
-    fn open(&self, job: Job<'_>) -> anyhow::Result<Vec<LinkWire>> {
-        let attempt = Attempt { round: job.attempt, spec: job.spec, sizes: job.sizes, part_params: &[] };
+    /// Opens the links of an attempt at every member.
+    pub(in crate::bench) fn open(&self, attempt: Attempt<'_>) -> anyhow::Result<Vec<LinkWire>> {
         std::thread::scope(|scope| {
             let open = |(_, links): &'_ (_, Links)| links.open(attempt, OPENING, Arc::new(|| false));
             let opening: Vec<_> = self.links.iter().map(|member| scope.spawn(move || open(member))).collect();

@@ -12,7 +12,7 @@
 //! is 1/N for `sequential`, M/(M+N-1) for `flush` and 1 for `pipelined`.
 
 mod ideal;
-mod member;
+pub(in crate::bench) mod member;
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use anabranch_agent::pod::ParcelSizes;
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::journal::Plan;
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
-use anabranch_common::spec::{Activations, Labels, ModelSpec, PodKind, PodSpec, ScheduleKind, StageCount};
+use anabranch_common::spec::{Activations, Labels, ModelSpec, PodSpec, ScheduleKind, StageCount, StagesSpec};
 use anabranch_testkit::lease::PLAN;
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
@@ -169,9 +169,8 @@ impl Options {
         Ok(cases)
     }
 
-    fn spec(&self, case: &Case) -> PodSpec {
-        PodSpec {
-            kind: PodKind::Stages,
+    fn spec(&self, case: &Case) -> StagesSpec {
+        StagesSpec {
             stages: StageCount::Exactly(self.members),
             schedule: case.schedule,
             weights: None,
@@ -254,7 +253,7 @@ impl Options {
             peers: pod.peers(&ports),
             plan: Plan { local_steps: round.steps, ..PLAN },
         };
-        let (spec, values) = (self.spec(case), sizes.activations);
+        let (spec, values) = (PodSpec::Stages(self.spec(case)), sizes.activations);
         pod.compute(Job { attempt: &attempt, spec: &spec, sizes, round, values })
     }
 }

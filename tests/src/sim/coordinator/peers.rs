@@ -3,6 +3,7 @@
 use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::pod::PodRound;
+use anabranch_common::spec::PodSpec;
 use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::Missing;
@@ -88,7 +89,9 @@ impl World {
         let told = Told { life: self.coordinator.life, peer, agent: agent_id(machine) };
         let spec = &self.setting.spec;
         let layers = spec.model.layers().ok().flatten().map_or(0, |model| model.layers.len());
-        let Some(pod) = &spec.pod else { return self.violate("pod parts", "a pod is formed in a run without pods") };
+        let Some(PodSpec::Stages(pod)) = &spec.pod else {
+            return self.violate("pod parts", "a pod is formed in a run without pods of stages");
+        };
         let named =
             self.pods.watched.named(told, round, self.journal.lease(round.mark.lease), Shape { spec: pod, layers });
         self.checked(named);

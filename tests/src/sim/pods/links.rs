@@ -428,6 +428,8 @@ fn values(parcel: &Parcel) -> u64 {
         Parcel::Weights { own, tied, held } => own.len() + tied.len() + held.len(),
         Parcel::Activations { values, .. } | Parcel::Gradient { values, .. } | Parcel::TiedSum(values) => values.len(),
         Parcel::Layer(content) => content.left_out.len() + content.payload.len() / 4,
+        Parcel::Base { values, .. } | Parcel::Chunk { values, .. } => values.len(),
+        Parcel::Ended(_) => 1,
         Parcel::Labels(labels) => labels.len(),
         Parcel::Loss(_) => 1,
         Parcel::Tied { values, moved, .. } => values.len() + moved.len(),

@@ -25,7 +25,7 @@ use anabranch_agent::train::native::pipeline::{Contribution, Encoding, Pipeline}
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::Lease;
 use anabranch_common::pod::{PodOffer, PodRound, Schedule as Order};
-use anabranch_common::spec::AgentSpec;
+use anabranch_common::spec::{AgentSpec, PodSpec};
 
 use crate::invariants::pods::Pods as Watched;
 use crate::picture::SpanKind;
@@ -131,7 +131,13 @@ impl PodWork {
 pub(super) fn offer(machine: Machine, plan: &AgentPlan) -> Option<PodOffer> {
     let flops_per_s = 1_000_000_000 / plan.round_ms.max(1);
     let address = format!("machine-{machine}:1");
-    plan.pod.then(|| PodOffer { address, memory_bytes: MEMORY_BYTES, flops_per_s: flops_per_s.max(1), at_work: None })
+    plan.pod.then(|| PodOffer {
+        address,
+        memory_bytes: MEMORY_BYTES,
+        flops_per_s: flops_per_s.max(1),
+        site: String::new(),
+        at_work: None,
+    })
 }
 
 impl AgentMachine {
@@ -216,7 +222,7 @@ impl World {
             let machine = self.machine_of(*member);
             machine.is_some_and(|machine| self.agents[machine - 1].plan.lie == Some(Lie::NotANumber))
         };
-        let pod = spec.pod.as_ref()?;
+        let Some(PodSpec::Stages(pod)) = &spec.pod else { return None };
         if round.members().iter().any(liars) {
             return None;
         }

@@ -18,6 +18,7 @@ use anabranch_agent::node::MathsJob;
 use anabranch_agent::pod::{Address, Attempt, MemberWire, OpenLinks, Parcel, Stop, Wire, WireError};
 use anabranch_agent::session::event::{Event, FeedbackState};
 use anabranch_agent::shard::Examples;
+use anabranch_agent::train::native::replicas::ReplicaMemory;
 use anabranch_agent::worker::{LinkedPods, Maths, MathsSetup, Shards, StopSignal};
 use anabranch_common::ids::{AgentId, BranchId};
 use anabranch_common::update::MemoryMark;
@@ -151,7 +152,7 @@ fn maths(
     let links = Arc::new(SimLinks(Arc::clone(port)));
     let shards = Shards { train: shard.map(|shard| Box::new(shard) as _), eval: None };
     let factory = Box::new(|_: &_| unreachable!("the round of a pod takes no trainer"));
-    let pods = Some(Box::new(LinkedPods::new(links, me, 1)) as _);
+    let pods = Some(Box::new(LinkedPods::new(links, me, 1, ReplicaMemory::of_process(None))) as _);
     // Nobody listens to how a round goes on: that follows the real clock.
     let (progress, _) = mpsc::channel(1);
     Maths::new(MathsSetup { pods, stop, feedback: Some(feedback), ..MathsSetup::new(factory, shards) }, progress)

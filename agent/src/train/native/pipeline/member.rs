@@ -120,7 +120,7 @@ impl<'a> Member<'a> {
                 let owner = self.owner.as_mut();
                 owner.map_or(Ok(()), |owner| owner.take_layer(&self.cut.stages[from].own, content))
             }
-            parcel => Err(ParcelError::Address { what: name(&parcel), from, to: part }),
+            parcel => Err(ParcelError::Address { what: parcel.name(), from, to: part }),
         }
     }
 
@@ -389,17 +389,4 @@ impl<'a> Member<'a> {
 
 fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), ParcelError> {
     if found == expected { Ok(()) } else { Err(ParcelError::Length { what, found, expected }) }
-}
-
-pub(super) fn name(parcel: &Parcel) -> &'static str {
-    match parcel {
-        Parcel::Weights { .. } => "weights",
-        Parcel::Activations { .. } => "activations",
-        Parcel::Gradient { .. } => "a gradient",
-        Parcel::Labels(_) => "labels",
-        Parcel::Loss(_) => "a loss",
-        Parcel::TiedSum(_) => "a tied tensor's gradient",
-        Parcel::Tied { .. } => "a tied tensor",
-        Parcel::Layer(_) => "a layer's content",
-    }
 }

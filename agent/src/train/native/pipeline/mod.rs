@@ -220,4 +220,4 @@ impl Steps<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -12,11 +12,10 @@ use std::ops::Range;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::pod::PodRound;
-use anabranch_common::spec::{Labels, ModelKind, ModelSpec, PodSpec, TrainSpec};
+use anabranch_common::spec::{Labels, ModelKind, ModelSpec, StagesSpec, TrainSpec};
 
 use super::cut::Cut;
 use super::feed::Feed;
-use super::member::name;
 use super::stages::{Parcels, Stages};
 use super::turns::{Batches, Turns};
 use super::{Contribution, Control, Encoding, Pipeline, PipelineError, Steps, check_plan};
@@ -32,7 +31,7 @@ pub struct PodTask<'a> {
     /// `[train]` as it counts for this round.
     pub plan: &'a TrainSpec,
     /// `[pod]`.
-    pub pod: &'a PodSpec,
+    pub pod: &'a StagesSpec,
     /// Who computes what.
     pub round: &'a PodRound,
     /// How what the round comes to is encoded.
@@ -290,7 +289,7 @@ impl Seat<'_, '_> {
             Ok((address, parcel)) if self.is_suspect(&parcel) => {
                 let step = self.owned_step.unwrap_or_default();
                 let sender = self.round.parts.get(address.from).map_or(self.round.owner, |part| part.agent);
-                Err(PipelineError::NotFinite { agent: sender, what: name(&parcel), step })
+                Err(PipelineError::NotFinite { agent: sender, what: parcel.name(), step })
             }
             Ok((address, parcel)) => self.stages.deliver(address, parcel).map_err(|error| {
                 let sender = self.round.parts.get(address.from);

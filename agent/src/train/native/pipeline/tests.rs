@@ -7,7 +7,7 @@ use anabranch_common::pod::order::{OrderError, OutOfTurn};
 use anabranch_common::spec::{ModelKind, OptimizerSpec};
 
 mod hostile;
-mod hub;
+pub(in crate::train::native) mod hub;
 mod modules;
 mod wired;
 
@@ -20,21 +20,22 @@ use crate::train::native::{add_share, native_with};
 use crate::train::optimizer::Optimizer;
 use crate::train::{MicroBatchBudget, NativeOptions};
 
-const SGD: OptimizerSpec = OptimizerSpec::Sgd { lr: 0.05, momentum: 0.9 };
-const ADAMW: OptimizerSpec = OptimizerSpec::AdamW { lr: 1e-3, weight_decay: 0.01, beta_1: 0.9, beta_2: 0.999 };
+pub(in crate::train::native) const SGD: OptimizerSpec = OptimizerSpec::Sgd { lr: 0.05, momentum: 0.9 };
+pub(in crate::train::native) const ADAMW: OptimizerSpec =
+    OptimizerSpec::AdamW { lr: 1e-3, weight_decay: 0.01, beta_1: 0.9, beta_2: 0.999 };
 
-fn mlp(hidden: &[u64]) -> ModelSpec {
+pub(in crate::train::native) fn mlp(hidden: &[u64]) -> ModelSpec {
     let (kind, input, hidden, input_scale) = (ModelKind::Mlp, vec![1, 12, 12], hidden.to_vec(), 1.0 / 255.0);
     ModelSpec { kind, input, hidden, classes: 3, input_scale, ..ModelSpec::default() }
 }
 
 /// Two channels, which are brought last, and three convolutions.
-fn cnn() -> ModelSpec {
+pub(in crate::train::native) fn cnn() -> ModelSpec {
     let (kind, input, hidden, convs) = (ModelKind::Cnn, vec![2, 8, 8], vec![9, 8], vec![3, 4, 5]);
     ModelSpec { kind, input, hidden, convs, classes: 3, input_scale: 1.0 / 255.0, ..ModelSpec::default() }
 }
 
-fn gpt() -> ModelSpec {
+pub(in crate::train::native) fn gpt() -> ModelSpec {
     let (context, layers, heads, width) = (16, 2, 2, 16);
     ModelSpec { kind: ModelKind::Gpt, context, layers, heads, width, ..ModelSpec::default() }
 }
@@ -52,7 +53,7 @@ fn shard(spec: &ModelSpec) -> Box<dyn Shard> {
     Box::new(Examples::new(inputs, labels, spec.input.clone()).expect("the lengths agree"))
 }
 
-fn plan(local_steps: u32, batch_size: u32, optimizer: &OptimizerSpec) -> TrainSpec {
+pub(in crate::train::native) fn plan(local_steps: u32, batch_size: u32, optimizer: &OptimizerSpec) -> TrainSpec {
     TrainSpec {
         local_steps,
         batch_size,

@@ -9,12 +9,12 @@ use anabranch_common::ids::AgentId;
 use crate::pod::{Address, Parcel, Wire, WireError};
 
 /// The member with an index, by its identity.
-pub(super) fn agent(member: usize) -> AgentId {
+pub(in crate::train::native) fn agent(member: usize) -> AgentId {
     AgentId([u8::try_from(member + 1).expect("few"); 16])
 }
 
 /// What a member does apart from computing.
-pub(super) enum Conduct {
+pub(in crate::train::native) enum Conduct {
     Honest,
     /// Leaves before it sends so many parcels.
     Leaves(usize),
@@ -37,7 +37,7 @@ struct State {
     silent: Vec<usize>,
 }
 
-pub(super) struct Hub {
+pub(in crate::train::native) struct Hub {
     state: Mutex<State>,
     changed: Condvar,
     /// The member that computes each part.
@@ -48,7 +48,7 @@ pub(super) struct Hub {
 
 impl Hub {
     /// `silent` members never do anything, and nobody is told before the deadline.
-    pub(super) fn new(members: Vec<usize>, silent: &[usize]) -> Arc<Self> {
+    pub(in crate::train::native) fn new(members: Vec<usize>, silent: &[usize]) -> Arc<Self> {
         let count = members.iter().max().map_or(0, |last| last + 1);
         let state = State {
             inboxes: (0..count).map(|_| VecDeque::new()).collect(),
@@ -59,7 +59,7 @@ impl Hub {
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), members, carried: Mutex::default() })
     }
 
-    pub(super) fn wire(self: &Arc<Self>, me: usize, conduct: Conduct) -> HubWire {
+    pub(in crate::train::native) fn wire(self: &Arc<Self>, me: usize, conduct: Conduct) -> HubWire {
         HubWire { hub: Arc::clone(self), me, conduct, sent: 0 }
     }
 
@@ -81,7 +81,7 @@ impl State {
     }
 }
 
-pub(super) struct HubWire {
+pub(in crate::train::native) struct HubWire {
     hub: Arc<Hub>,
     me: usize,
     conduct: Conduct,

@@ -5,9 +5,7 @@ use std::thread;
 use anabranch_common::codec::{self, CodecSpec, segments};
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
-use anabranch_common::spec::{
-    Activations, Labels, PodKind, PodSpec, ScheduleKind, StageCount, TensorCodec, TensorPolicy,
-};
+use anabranch_common::spec::{Activations, Labels, ScheduleKind, StageCount, StagesSpec, TensorCodec, TensorPolicy};
 use anabranch_testkit::lease::PLAN;
 
 use super::hub::{Conduct, Hub, agent};
@@ -26,9 +24,8 @@ fn held(range: Range<usize>) -> Vec<f32> {
 }
 
 /// A pod of so many members.
-fn pod(members: usize, labels: Labels) -> PodSpec {
-    PodSpec {
-        kind: PodKind::Stages,
+fn pod(members: usize, labels: Labels) -> StagesSpec {
+    StagesSpec {
         stages: StageCount::Exactly(u32::try_from(members).expect("few")),
         schedule: ScheduleKind::Flush,
         weights: None,
@@ -39,20 +36,20 @@ fn pod(members: usize, labels: Labels) -> PodSpec {
     }
 }
 
-fn members(pod: &PodSpec) -> usize {
+fn members(pod: &StagesSpec) -> usize {
     let StageCount::Exactly(members) = pod.stages else { panic!("a number of members") };
     members as usize
 }
 
 /// A cut into as many parts as the pod has, as even as it goes.
-fn even(spec: &ModelSpec, pod: &PodSpec) -> Vec<usize> {
+fn even(spec: &ModelSpec, pod: &StagesSpec) -> Vec<usize> {
     let (layers, parts) = (Pipeline::layers(spec).expect("valid"), pod.parts().expect("a number of members") as usize);
     assert!(layers >= parts, "{layers} layers for {parts} parts");
     (1..=parts).map(|part| layers * part / parts).collect()
 }
 
 /// Member 0 is the owner. Where labels stay it has the last part too.
-fn round(pod: &PodSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
+fn round(pod: &StagesSpec, ends: &[usize]) -> (PodRound, Vec<usize>) {
     let members: Vec<usize> = (0..ends.len()).map(|part| part % members(pod)).collect();
     let end = |end: usize| u32::try_from(end).expect("few");
     let parts = ends.iter().zip(&members).map(|(at, member)| PodPart { end: end(*at), agent: agent(*member) });
@@ -80,7 +77,7 @@ impl Ended {
 
 /// Runs a round whose members behave as they are told, of which `silent` ones do nothing. `until` is the last step.
 fn run_pod(
-    (spec, plan, pod): (&ModelSpec, &TrainSpec, &PodSpec),
+    (spec, plan, pod): (&ModelSpec, &TrainSpec, &StagesSpec),
     silent: &[usize],
     mut conduct: impl FnMut(usize) -> Conduct,
     until: u32,
@@ -121,7 +118,7 @@ fn run_pod(
     })
 }
 
-fn honest(case: (&ModelSpec, &TrainSpec, &PodSpec)) -> Owned {
+fn honest(case: (&ModelSpec, &TrainSpec, &StagesSpec)) -> Owned {
     run_pod(case, &[], |_| Conduct::Honest, u32::MAX).trained()
 }
 
@@ -134,7 +131,7 @@ fn sent(spec: &ModelSpec, trained: Trained) -> Owned {
 }
 
 /// The same as trained weights, in one process.
-fn in_process(spec: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> Trained {
+fn in_process(spec: &ModelSpec, plan: &TrainSpec, pod: &StagesSpec) -> Trained {
     let pipeline = Pipeline::new(spec, &even(spec, pod), 1).expect("valid").with_activations(pod.activations);
     let (base, turns) = (pipeline.initial(1), (pod.schedule(), pod.micro_batches()));
     pipeline.train(&base, plan, turns, 4, shard(spec).as_ref(), &mut |_| ControlFlow::Continue(())).expect("trains")
@@ -168,7 +165,7 @@ fn pods_of_every_schedule_have_the_bits_of_one_process() {
     for spec in [deep(), gpt()] {
         for (schedule, weights) in schedules.into_iter().chain([(ScheduleKind::Sequential, None)]) {
             for labels in [Labels::Stay, Labels::Travel] {
-                let (plan, pod) = (plan(5, 10, &SGD), PodSpec { schedule, weights, ..pod(3, labels) });
+                let (plan, pod) = (plan(5, 10, &SGD), StagesSpec { schedule, weights, ..pod(3, labels) });
                 let expected = sent(&spec, in_process(&spec, &plan, &pod));
                 assert!(honest((&spec, &plan, &pod)) == expected, "{:?} {weights:?} labels {labels:?}", spec.kind);
             }
@@ -182,7 +179,7 @@ fn rounded_activations_give_the_same_bits_whoever_computes() {
         let plan = plan(3, 10, &SGD);
         let exact = pod(3, Labels::Stay);
         for activations in [Activations::Bf16, Activations::Int8] {
-            let rounded = PodSpec { activations, ..exact.clone() };
+            let rounded = StagesSpec { activations, ..exact.clone() };
             let expected = in_process(&spec, &plan, &rounded);
             assert_ne!(expected.end, in_process(&spec, &plan, &exact).end, "{:?}", spec.kind);
             assert!(honest((&spec, &plan, &rounded)) == sent(&spec, expected), "{:?}", spec.kind);
@@ -256,7 +253,7 @@ fn reason<T: std::fmt::Debug>(result: Result<T, PipelineError>, member: usize) -
 #[test]
 fn a_member_that_leaves_is_named_by_the_owner_and_nobody_hangs() {
     for (spec, labels) in [(deep(), Labels::Stay), (gpt(), Labels::Travel)] {
-        let (plan, pod) = (plan(2, 8, &SGD), PodSpec { micro_batches: Some(2), ..pod(3, labels) });
+        let (plan, pod) = (plan(2, 8, &SGD), StagesSpec { micro_batches: Some(2), ..pod(3, labels) });
         for leaver in 1..3 {
             let mut left = 0;
             for after in 0.. {
@@ -308,7 +305,7 @@ fn a_member_that_gives_no_sign_of_life_is_named() {
 
 /// Changes the size of every parcel of a kind, and returns what is told of the sender.
 fn tampered(spec: &ModelSpec, sender: usize, labels: Labels, tamper: fn(&mut Parcel)) -> Vec<String> {
-    let (plan, pod) = (plan(2, 8, &SGD), PodSpec { micro_batches: Some(2), ..pod(2, labels) });
+    let (plan, pod) = (plan(2, 8, &SGD), StagesSpec { micro_batches: Some(2), ..pod(2, labels) });
     let conduct = |member| if member == sender { Conduct::Tampers(tamper) } else { Conduct::Honest };
     let Ended { owner, helpers, .. } = run_pod((spec, &plan, &pod), &[], conduct, u32::MAX);
     let all = [owner.map(|_| ())].into_iter().chain(helpers);
@@ -477,7 +474,7 @@ fn a_round_that_gives_a_member_a_wrong_part_is_refused_before_anything_is_sent()
 }
 
 /// What the owner computes with in a round: each micro-batch's examples, one by one, and its labels.
-fn secrets(spec: &ModelSpec, plan: &TrainSpec, pod: &PodSpec) -> (Vec<Vec<f32>>, Vec<Vec<u32>>) {
+fn secrets(spec: &ModelSpec, plan: &TrainSpec, pod: &StagesSpec) -> (Vec<Vec<f32>>, Vec<Vec<u32>>) {
     let (pipeline, shard) = (Pipeline::new(spec, &even(spec, pod), 1).expect("valid"), shard(spec));
     let mut feed = Feed::new(&pipeline.architecture, shard.as_ref(), plan, pod.micro_batches(), 4).expect("valid");
     let (mut examples, mut labels) = (Vec::new(), Vec::new());
@@ -503,9 +500,11 @@ fn words(parcel: &Parcel) -> Vec<Vec<u32>> {
         Parcel::Activations { values, .. }
         | Parcel::Gradient { values, .. }
         | Parcel::TiedSum(values)
+        | Parcel::Base { values, .. }
+        | Parcel::Chunk { values, .. }
         | Parcel::Layer(LayerContent { left_out: values, .. }) => vec![bits(values)],
         Parcel::Labels(labels) => vec![labels.clone()],
-        Parcel::Loss(_) => Vec::new(),
+        Parcel::Loss(_) | Parcel::Ended(_) => Vec::new(),
     }
 }
 
