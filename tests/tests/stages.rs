@@ -11,9 +11,7 @@ use std::path::Path;
 use anabranch_common::journal::FinishReason;
 use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{
-    Cluster, DIGITS, PATIENCE, PYTHON_PACKAGE, Role, example, numbers, python_has, python_with_torch,
-};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, PYTHON_PACKAGE, Role, example, numbers, python_with_torch};
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -43,7 +41,7 @@ fn settings(rows: &str) -> String {
         .replace("optimizer = { kind = \"sgd\", lr = 0.1 }", "optimizer = { kind = \"sgd\", lr = 0.1, momentum = 0.9 }")
         .replace("every_versions = 5", &format!("every_versions = {VERSIONS}"))
         .replace("versions = 40", &format!("versions = {VERSIONS}"));
-    format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\nmicro_batches = 4\n")
+    format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\nmicro_batches = 2\n")
 }
 
 fn start(cluster: &mut Cluster, python: &str, name: &str, options: &[&str]) -> anyhow::Result<()> {
@@ -76,7 +74,7 @@ fn trained(python: &str, pod: bool, disturb: impl FnOnce(&mut Cluster) -> anyhow
         start(&mut cluster, python, name, options)?;
     }
     disturb(&mut cluster)?;
-    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    assert_eq!(cluster.coordinator()?.wait(3 * PATIENCE)?, 0, "{}", cluster.logs());
     let status = cluster.status()?;
     assert_eq!(status.finished, Some(FinishReason::Versions), "{status:?}");
     assert_eq!(status.params, Some(3120 + 2352 + 1568 + 330));
@@ -101,9 +99,9 @@ fn the_children_of_two_agents_train_to_the_model_of_one_child() -> anyhow::Resul
     let alone = trained(&python, false, |_| Ok(()))?;
     let together = trained(&python, true, |_| Ok(()))?;
     let furthest = alone.model.iter().zip(&together.model).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(furthest < 1e-4, "the models differ by {furthest}");
+    assert!(furthest < 1e-5, "the models differ by {furthest}");
     assert!((alone.accuracy - together.accuracy).abs() < 1e-9, "{} {}", alone.accuracy, together.accuracy);
-    assert!(together.accuracy > 0.85, "{}", together.accuracy);
+    assert!(together.accuracy > 0.8, "{}", together.accuracy);
 
     let disturbed = trained(&python, true, |cluster| {
         for (updates, name) in [(2, "helper"), (4, "owner")] {
@@ -122,21 +120,18 @@ fn the_children_of_two_agents_train_to_the_model_of_one_child() -> anyhow::Resul
 /// An agent that joins pods and could not compute its part ends with the reason.
 #[test]
 fn a_trainer_that_computes_no_parts_and_a_table_of_another_model_are_refused() -> anyhow::Result<()> {
-    if !python_has("numpy, safetensors") {
-        return Ok(());
-    }
+    let Some(python) = python_with_torch() else { return Ok(()) };
     let mut cluster = Cluster::new(Path::new(LAB), &settings(ROWS))?;
     cluster.start_coordinator()?;
     cluster.join("numpy")?;
     let (data, script) = (example("data/digits-train.csv.gz"), example("numpy_digits/train.py"));
     let mut args: Vec<&OsStr> = ["--pod-listen=127.0.0.1:0", "--shard"].map(OsStr::new).to_vec();
-    args.extend([data.as_os_str(), "--".as_ref(), "python3".as_ref(), script.as_os_str()]);
+    args.extend([data.as_os_str(), "--".as_ref(), python.as_ref(), script.as_os_str()]);
     let agent = cluster.start_agent(Role::Agent, "numpy", &args, &[("PYTHONPATH", PYTHON_PACKAGE)])?;
     assert_eq!(agent.wait(PATIENCE)?, 10);
     let log = agent.log()?;
     assert!(log.contains("computes no parts of a model") && log.contains("run_stages"), "{log}");
 
-    let Some(python) = python_with_torch() else { return Ok(()) };
     let rows = ROWS.replace("parameters = 1568", "parameters = 1569");
     let mut cluster = Cluster::new(Path::new(LAB), &settings(&rows))?;
     cluster.start_coordinator()?;
