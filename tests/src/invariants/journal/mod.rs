@@ -42,7 +42,7 @@ pub use once::Merged;
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
     /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `codecs`, `epochs`, `branches`,
-    /// `closes`, `evaluations`, `memories`, `recall`, `staleness`, `verdicts`.
+    /// `closes`, `evaluations`, `memories`, `recall`, `staleness`, `verdicts`; of pods see [`super::pods`].
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
