@@ -181,7 +181,7 @@ fn uploading(settings: &str, dies: bool) -> anyhow::Result<Cluster> {
         cluster.join(name)?;
     }
     start_member(&mut cluster, "owner", Some(&shards.join("agent-0")))?;
-    let args = ["--pod-listen=127.0.0.1:0".as_ref(), "--threads=1".as_ref()];
+    let args = ["--pod-listen=127.0.0.1:0", "--threads=1"].map(OsStr::new);
     let death: &[(&str, &str)] = if dies { &[(KILL_ENV, "update-before-chunks")] } else { &[] };
     cluster.start_agent(Role::Agent, HELPERS[0], &args, death)?;
     start_member(&mut cluster, HELPERS[1], None)?;
