@@ -12,6 +12,7 @@ use anabranch_common::codec::{
 };
 use anabranch_common::codec::{CodecSpec, Delta, sparse};
 use anabranch_common::downlink::{FormError, track, xor};
+use anabranch_common::ids::Digest;
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::schema;
