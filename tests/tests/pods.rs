@@ -196,11 +196,12 @@ fn helpers_upload_what_they_have_computed() -> anyhow::Result<()> {
     let is_still = |status: &StatusReport| status.pods.as_ref().is_some_and(|pods| pods.computing == 0);
     let status = cluster.wait_until("no pod computes", PATIENCE, is_still)?;
     let of_the_owner = status.agents.iter().find(|agent| agent.name == "owner").context("it takes part")?.uplink_bytes;
+    let sent = |name| Ok::<u64, anyhow::Error>(cluster.agent_status(name)?.live.context("it runs")?.uplink_bytes);
     for helper in HELPERS {
         // Three updates, each with its part.
-        assert!(cluster.agent_status(helper)?.uplink_bytes >= 3 * POD_SECTION_BYTES, "{}", cluster.logs());
+        assert!(sent(helper)? >= 3 * POD_SECTION_BYTES, "{}", cluster.logs());
     }
-    let owner = cluster.agent_status("owner")?.uplink_bytes;
+    let owner = sent("owner")?;
     let is_less = owner + 2 * POD_SECTION_BYTES <= of_the_owner;
     assert!(owner > 0 && is_less, "the owner has sent {owner} bytes of its updates' {of_the_owner}");
     cluster.coordinate(&["stop"], &[])?.code(0)?;
