@@ -115,8 +115,11 @@ impl Parcel {
             | Self::TiedSum(values)
             | Self::Base { values, .. }
             | Self::Chunk { values, .. } => codec::is_finite(values),
-            // The owner sees by itself what it can use of it.
-            Self::Layer(_) => true,
+            // What its payload holds is looked at where it is decoded.
+            Self::Layer(LayerContent { left_out, figures, .. }) => {
+                let LayerFigures { base_dot: _, delta_square, left_out_square } = figures;
+                codec::is_finite(left_out) && !delta_square.is_nan() && !left_out_square.is_nan()
+            }
             Self::Loss(sum) => sum.is_finite(),
             Self::Labels(_) | Self::Ended(_) => true,
         }

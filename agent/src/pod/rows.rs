@@ -14,7 +14,7 @@ const SMALLEST: f32 = f32::from_bits((127 - 119) << 23);
 /// The largest code.
 const LEVELS: f32 = 127.0;
 /// The bits of a scale that are kept: sign, exponent, and 16 bits of fraction behind the leading one.
-const KEPT: u32 = !0x7F;
+const CUT: u32 = 0x7F;
 
 /// Returns the scale of a row.
 pub(crate) fn scale(row: &[f32]) -> f32 {
@@ -23,7 +23,7 @@ pub(crate) fn scale(row: &[f32]) -> f32 {
     if !largest.is_finite() {
         return f32::NAN;
     }
-    if largest < SMALLEST { 0.0 } else { f32::from_bits((largest / LEVELS).to_bits() & KEPT) }
+    if largest < SMALLEST { 0.0 } else { f32::from_bits((largest / LEVELS).to_bits() & !CUT) }
 }
 
 /// Returns the code of a value in a row of this scale.

@@ -45,7 +45,10 @@ impl Parts {
     /// Answers a request. While the attempt is `at_work` here, one request waits for its end.
     pub(super) fn need(&mut self, request: PartRequest, at_work: Option<PodMark>) -> Option<Command> {
         if at_work == Some(request.mark) {
-            return self.waiting.replace(request).map(|before| not_here(before.transfer));
+            let transfer = request.transfer;
+            // Asked again, as after a reconnect of the owner, it is the same question.
+            let before = self.waiting.replace(request).filter(|before| before.transfer != transfer);
+            return before.map(|before| not_here(before.transfer));
         }
         Some(self.answer(request))
     }

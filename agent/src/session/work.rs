@@ -186,6 +186,7 @@ impl Session {
 
     fn train(&mut self, now_ms: u64, beginning: Beginning, out: &mut Vec<Command>) {
         let Beginning { lease, base, lead, pod } = beginning;
+        self.parts.give_way();
         let mut spec = self.membership.terms().expect("a lease comes only after a welcome").spec.clone();
         spec.train = lease.plan.of(&spec.train);
         spec.upload.codec = lease.plan.codec;

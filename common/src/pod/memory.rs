@@ -11,17 +11,22 @@ pub const MODEL_VECTORS: u32 = 7;
 /// the gradient as one vector, the sum over micro-batches, what compression left out before.
 pub const PART_VECTORS: u32 = 8;
 /// Vectors as long as the whole model that the owner of a round in stages holds beside its parts, at its peak: the base, and what
-/// compression left out before and leaves out now (docs/adr/0032).
+/// compression left out before and leaves out now (docs/adr/0031).
 pub const OWNER_VECTORS: u32 = 3;
 /// Vectors as long as the model that a replica holds beside what training holds: sums of gradients, and chunks of them that wait.
 pub const REPLICA_VECTORS: u32 = 2;
 /// Vectors as long as the model that the owner of a round of replicas holds beside its replica, at its peak: base, result, delta, what
-/// compression left out before and leaves out now, and what encoding and storing the update takes. Measured (docs/adr/0031).
+/// compression left out before and leaves out now, and what encoding and storing the update takes (docs/adr/0035).
 pub const REPLICA_OWNER_VECTORS: u32 = 8;
 /// Stacks, packed panels of matrix products, code that is paged in.
 pub const OVERHEAD_BYTES: u64 = 8 << 20;
 /// Bytes of a value.
 const VALUE: u64 = 4;
+
+/// What is on its way over the links of a member, which has two neighbours.
+fn links_bytes() -> u64 {
+    2 * u64::from(limits::POD_WINDOW_BYTES)
+}
 
 impl Load {
     /// Returns what a round costs with these settings.
@@ -31,8 +36,7 @@ impl Load {
             schedule: pod.schedule(),
             micro_batches: pod.micro_batches(),
             micro_batch_examples: pod.micro_batch_examples(train.batch_size),
-            // A member has two neighbours.
-            fixed_bytes: OVERHEAD_BYTES + 2 * u64::from(limits::POD_WINDOW_BYTES),
+            fixed_bytes: OVERHEAD_BYTES + links_bytes(),
             vectors: PART_VECTORS + train.optimizer.state_vectors(),
         }
     }
@@ -48,10 +52,17 @@ pub fn owner_bytes(params: u64) -> u64 {
 /// A batch that does not fit is computed in micro-batches.
 #[must_use]
 pub fn replica_bytes(model: &Layers, train: &TrainSpec) -> u64 {
-    let vectors = u64::from(MODEL_VECTORS + REPLICA_VECTORS + train.optimizer.state_vectors());
+    let vectors = u64::from(MODEL_VECTORS + train.optimizer.state_vectors());
     let params = model.manifest.params() as u64;
     let example = model.layers.iter().map(|layer| layer.cost().activation_bytes).fold(0, u64::saturating_add);
-    params.saturating_mul(VALUE * vectors).saturating_add(example).saturating_add(OVERHEAD_BYTES)
+    let training = params.saturating_mul(VALUE * vectors).saturating_add(example).saturating_add(OVERHEAD_BYTES);
+    training.saturating_add(replica_links_bytes(params))
+}
+
+/// Returns the bytes that a replica of a model of `params` parameters holds beside what training holds.
+#[must_use]
+pub fn replica_links_bytes(params: u64) -> u64 {
+    params.saturating_mul(VALUE * u64::from(REPLICA_VECTORS)).saturating_add(links_bytes())
 }
 
 /// Returns the bytes that the owner of a round of replicas holds of a model of `params` parameters beside its replica: it encodes and

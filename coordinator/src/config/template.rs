@@ -148,6 +148,7 @@ track = { codec = { kind = "top-k", fraction = 0.075, bits = 4 } }
 #kind = "stages"
 # Agents of a pod. labels = "travel" sends labels to the last one. "stay", the default, keeps inputs and labels on their
 # owner's machine, which computes the first and the last part: the model needs one layer more than there are agents.
+# stages = "auto": as few as the model fits, of those that are free; micro_batches is then needed. Labels travel of native models only.
 #stages = 2
 #labels = "travel"
 # "flush": the bits of one agent. "sequential": one micro-batch at a time. "pipelined": never waits, with weights = "predict",

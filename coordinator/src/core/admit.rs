@@ -8,6 +8,7 @@ use anabranch_common::merge::WeightInputs;
 use anabranch_common::merge::ef21::MemoryInputs;
 use anabranch_common::merge::recall::RecallInputs;
 use anabranch_common::merge::shares::Admitted;
+use anabranch_common::spec::PodSpec;
 use anabranch_common::update::{RefusalReason, UpdateMeta, Verdict};
 
 use super::content::Content;
@@ -90,7 +91,7 @@ fn refuse_by_meta(state: &RunState, meta: &UpdateMeta) -> Option<RefusalReason> 
     let residual = meta.residual_ratio.is_none_or(|ratio| ratio.is_finite() && ratio >= 0.0);
     let figures = meta.train_loss.is_finite() && product && residual;
     // A pod encodes every layer by itself.
-    let of_pod = state.spec.pod.is_some() && meta.codec == codec::segments::ID;
+    let of_pod = matches!(state.spec.pod, Some(PodSpec::Stages(_))) && meta.codec == codec::segments::ID;
     let codec = of_pod || state.spec.upload.policy.allows(&lease.plan.codec, meta.codec);
     let sound = meta.num_examples > 0 && meta.local_steps > 0 && figures && codec;
     if sound { None } else { Some(RefusalReason::Malformed) }

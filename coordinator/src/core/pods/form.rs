@@ -111,9 +111,7 @@ impl StagesPlan {
         for members in 2..=self.most_members(helpers.len()) {
             match self.form_of(members, owner, helpers, now_ms) {
                 // More members would not help.
-                formed @ (Ok(_) | Err(NoPod::Owner { .. } | NoPod::Cut(CutError::LayerTooLarge { .. }))) => {
-                    return formed;
-                }
+                formed @ (Ok(_) | Err(NoPod::Owner { .. })) => return formed,
                 Err(problem) => why = problem,
             }
         }

@@ -218,7 +218,7 @@ fn fast_helpers_come_first_and_those_without_rounds_of_their_own() {
 #[test]
 fn where_the_model_does_not_fit_those_with_memory_are_taken() {
     let mut world = started(pods(3, Labels::Travel), 1);
-    for (n, speed, memory_bytes) in [(2, 3000, 9 << 20), (3, 2000, 0), (4, 1000, 9 << 20)] {
+    for (n, speed, memory_bytes) in [(2, 3000, 17 << 20), (3, 2000, 0), (4, 1000, 17 << 20)] {
         join(&mut world, n, n, 0, PodOffer { memory_bytes, ..offer(n, speed) });
     }
     let (_, round) = begun(&mut world);

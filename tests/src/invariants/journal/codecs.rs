@@ -7,7 +7,7 @@ use anabranch_common::codec::{CodecSpec, segments};
 use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Contribution, Record, RecordBody};
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{RunSpec, UpdateSizes, UploadSpec};
+use anabranch_common::spec::{PodSpec, RunSpec, UpdateSizes, UploadSpec};
 use anabranch_common::update::RefusalReason;
 
 use super::{Checked, ensure};
@@ -59,7 +59,8 @@ impl Codecs {
                 let asked = self.asked.get(&lease).copied();
                 let policy = upload.map(|upload| &upload.policy);
                 // A pod encodes every layer by itself.
-                let of_pod = used == segments::ID && spec.is_some_and(|spec| spec.pod.is_some());
+                let of_pod =
+                    used == segments::ID && spec.is_some_and(|spec| matches!(spec.pod, Some(PodSpec::Stages(_))));
                 let is_allowed = of_pod || asked.zip(policy).is_some_and(|(asked, policy)| policy.allows(&asked, used));
                 ensure(is_allowed, NAME, || {
                     format!("an update under lease {lease:?} is encoded with {used:?}, and {asked:?} was asked for")

@@ -105,7 +105,9 @@ fn reshaped(parcel: Parcel) -> Parcel {
 fn shortened(parcel: Parcel) -> Parcel {
     match parcel {
         Parcel::Layer(mut content) => {
-            content.layer += 1;
+            if content.left_out.pop().is_none() {
+                content.layer += 1;
+            }
             Parcel::Layer(content)
         }
         Parcel::Weights { mut own, tied, held } => {

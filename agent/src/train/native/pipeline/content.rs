@@ -135,6 +135,8 @@ pub(super) struct Contents {
     held: Vec<f32>,
     /// The weights at the beginning and at the end, once the part is through.
     weights: Option<[Vec<f32>; 2]>,
+    /// Whether the owner of the round computes the part.
+    is_own: bool,
 }
 
 impl Encoding {
@@ -155,10 +157,10 @@ impl Encoding {
 
 impl Contents {
     /// Of the part that has `own` of the model's flat vector.
-    pub(super) fn new(mut places: Vec<LayerPlace>, own: &Range<usize>, encoding: Encoding) -> Self {
+    pub(super) fn new(mut places: Vec<LayerPlace>, own: &Range<usize>, encoding: Encoding, is_own: bool) -> Self {
         places.retain(|place| own.contains(&place.range.start));
         places.iter_mut().for_each(|place| place.range = place.range.start - own.start..place.range.end - own.start);
-        Self { encoding, places: places.into_iter(), held: Vec::new(), weights: None }
+        Self { encoding, places: places.into_iter(), held: Vec::new(), weights: None, is_own }
     }
 
     /// Takes what is held of the part; nothing: an empty vector.
@@ -171,21 +173,31 @@ impl Contents {
         self.places.len() == 0
     }
 
-    /// Returns the next one. `training` is through.
+    /// Returns the next one. `training` is through. Where training has led to values that are not finite a helper says so to the owner,
+    /// who knows what to do about it.
     ///
     /// # Errors
-    /// Training has led to values that are not finite.
+    /// The same, at the owner.
     pub(super) fn next(&mut self, training: &mut Training<'_>) -> Result<Option<LayerContent>, EncodeError> {
         let Some(place) = self.places.next() else { return Ok(None) };
         let [base, trained] = self.weights.get_or_insert_with(|| training.finish());
         let held = self.held.get(place.range.clone()).unwrap_or_default();
-        let content =
-            encode(&place, [&base[place.range.clone()], &trained[place.range.clone()]], held, &self.encoding)?;
+        let weights = [&base[place.range.clone()], &trained[place.range.clone()]];
+        let content = match encode(&place, weights, held, &self.encoding) {
+            Err(EncodeError::NonFinite(_)) if !self.is_own => not_finite(place.layer),
+            encoded => encoded?,
+        };
         if self.is_through() {
             (self.weights, self.held) = (None, Vec::new());
         }
         Ok(Some(content))
     }
+}
+
+/// What a layer comes to that cannot be encoded.
+fn not_finite(layer: u32) -> LayerContent {
+    let figures = LayerFigures { delta_square: f64::NAN, ..LayerFigures::default() };
+    LayerContent { layer, payload: Vec::new(), left_out: Vec::new(), figures }
 }
 
 fn decoded(codec: &dyn Codec, place: &LayerPlace, payload: &[u8]) -> Delta {

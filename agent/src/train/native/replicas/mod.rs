@@ -37,6 +37,7 @@ use super::pipeline::{PipelineError, Trained};
 use crate::pod::Wire;
 use crate::shard::Shard;
 use crate::train::{StepReport, TrainError};
+use anabranch_common::pod::memory;
 use exchange::{Base, Exchange, OWNER};
 use gradients::{StageSize, Staged};
 use steps::Steps;
@@ -119,7 +120,10 @@ impl<'a> Replica<'a> {
         let place = place.ok_or(PipelineError::Round("no replica of the model is computed here"))?;
         let staged = Staged::new(model, size, threads)?;
         Held::of(shard).check(&staged.architecture)?;
-        let needs = Needs::of(&staged.architecture, plan);
+        let mut needs = Needs::of(&staged.architecture, plan);
+        let params = staged.architecture.manifest.params() as u64;
+        let owned = if place == OWNER { memory::replica_owner_bytes(params) } else { 0 };
+        needs.fixed_bytes = needs.fixed_bytes.saturating_add(memory::replica_links_bytes(params)).saturating_add(owned);
         let micro_batch = to_usize(memory.0.micro_batch(&needs, plan.batch_size)?);
         Ok(Self { task, staged, members, place, micro_batch })
     }
