@@ -166,12 +166,12 @@ fn a_pod_waits_for_a_helper_and_says_so_and_a_spare_takes_the_place_of_a_silent_
     Ok(())
 }
 
-/// Rounds of pods of three whose updates are large: each helper's part comes to more than `limits::POD_SECTION_BYTES`.
+/// Rounds of pods of three whose updates are large: one hidden layer comes to more than `limits::POD_SECTION_BYTES`, whatever the cut.
 fn large(versions: u64) -> String {
     settings(versions, "labels = \"travel\"\ndeadline_s = 20.0\n")
         .replace("stages = 2", "stages = 3")
         .replace("local_steps = 40", "local_steps = 2")
-        .replace("hidden = [64, 64, 64]", "hidden = [320, 320, 320, 320, 320]")
+        .replace("hidden = [64, 64, 64]", "hidden = [512, 512, 512, 512, 512]")
         .replace("codec = { kind = \"top-k\", fraction = 0.05 }", "codec = { kind = \"f32\" }")
 }
 
