@@ -171,7 +171,7 @@ fn large(versions: u64) -> String {
     settings(versions, "labels = \"travel\"\ndeadline_s = 20.0\n")
         .replace("stages = 2", "stages = 3")
         .replace("local_steps = 40", "local_steps = 2")
-        .replace("hidden = [64, 64, 64]", "hidden = [512, 512, 512, 512, 512]")
+        .replace("hidden = [64, 64, 64]", "hidden = [768, 768, 768, 768, 768]")
         .replace("codec = { kind = \"top-k\", fraction = 0.05 }", "codec = { kind = \"f32\" }")
 }
 
