@@ -69,6 +69,14 @@ class Parts:
         answer = self.child.answer()[1]
         assert answer["type"] == "weights", answer
 
+    def load_and_forward(self, model: Tensors) -> None:
+        """All parts, with one micro-batch of three examples."""
+        for part in range(len(self.ends)):
+            self.load(part, model)
+        output = None
+        for part in range(len(self.ends)):
+            output = self.forward(part, 0, 3, output)
+
     def forward(self, part: int, micro_batch: int, examples: int, input: NDArray[Any] | None = None) -> Any:
         """The output, or the loss of the last part."""
         answer = self.ask_forward(part, micro_batch, examples, input)
@@ -164,11 +172,7 @@ def test_a_backward_pass_has_the_weights_that_were_loaded_last(start: Start) -> 
     second = {name: values * np.float32(0.5) for name, values in first.items()}
     begin(child, [1, 2, 3], [0, 1, 2], DRAW)
     parts = Parts(child, [1, 2, 3], names_of(prepared))
-    for part in range(3):
-        parts.load(part, first)
-    output = None
-    for part in range(3):
-        output = parts.forward(part, 0, 3, output)
+    parts.load_and_forward(first)
     gradient, slope = parts.backward(2, 0)
     parts.load(2, second)
     assert slope is not None
@@ -180,11 +184,7 @@ def test_a_backward_pass_has_the_weights_that_were_loaded_last(start: Start) -> 
     parts.load(1, first)
     # Twice the same micro-batch, with the weights of the forward pass.
     begin(child, [1, 2, 3], [0, 1, 2], DRAW)
-    for part in range(3):
-        parts.load(part, first)
-    output = None
-    for part in range(3):
-        output = parts.forward(part, 0, 3, output)
+    parts.load_and_forward(first)
     _, slope = parts.backward(2, 0)
     _, as_forwarded = parts.backward(1, 0, slope)
     assert of_input is not None and as_forwarded is not None

@@ -3,6 +3,7 @@
 use anabranch_common::codec::feedback::Feedback;
 use anabranch_common::codec::{CodecId, EncodeError, segments};
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::pod::PodSections;
 use anabranch_common::update::MemoryMark;
 
 use super::States;
@@ -22,6 +23,8 @@ pub struct Update {
     pub state: FeedbackState,
     /// The memory that the payload is a difference against, if it is one.
     pub memory: Option<Memory>,
+    /// Where the sections of the payload begin but for the first one, and whose they are, if others can send them too.
+    pub sections: Option<(Vec<u64>, PodSections)>,
 }
 
 /// The state that an update continues from.
@@ -75,7 +78,7 @@ pub(super) fn encode(
         Origin::Memory(memory) => {
             let payload = encoder.encode(manifest, &memory.taken_off(&outcome.delta))?;
             let (state, memory) = (FeedbackState::EMPTY, Some(memory));
-            return Ok(Update { payload, codec: payload_codec, left_out: None, state, memory });
+            return Ok(Update { payload, codec: payload_codec, left_out: None, state, memory, sections: None });
         }
     };
     let mut feedback = Feedback::restore(*feedback_decay, left_out);
@@ -96,15 +99,15 @@ pub(super) fn encode(
         None => (feedback.encode(&*encoder, manifest, &outcome.delta)?, states.fresh()),
     };
     let left_out = Some(feedback.into_left_out()).filter(|left_out| !left_out.is_empty());
-    Ok(Update { payload, codec: payload_codec, left_out, state, memory: None })
+    Ok(Update { payload, codec: payload_codec, left_out, state, memory: None, sections: None })
 }
 
 /// Takes what a pod has encoded in continuation of `origin`.
 pub(super) fn of_pod(content: PodContent, origin: Origin, states: &States) -> Update {
-    let PodContent { payload, left_out, .. } = content;
+    let PodContent { payload, sections, left_out, .. } = content;
     let (left_out, state, memory) = match origin {
         Origin::Residual { .. } => (Some(left_out).filter(|left_out| !left_out.is_empty()), states.fresh(), None),
         Origin::Memory(memory) => (None, FeedbackState::EMPTY, Some(memory)),
     };
-    Update { codec: segments::ID, payload, left_out, state, memory }
+    Update { codec: segments::ID, payload, left_out, state, memory, sections }
 }

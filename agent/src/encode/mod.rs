@@ -28,7 +28,6 @@ use anabranch_common::codec::{self, Delta, EncodeError};
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateKey;
-use anabranch_common::wire::transfer::TransferManifest;
 use anabranch_io::durable::StorageError;
 
 use crate::session::command::Bank;
@@ -91,7 +90,7 @@ fn bank_of_pod(
     key: UpdateKey,
     manifest: &ModelManifest,
     bank: &Bank,
-    mut content: PodContent,
+    content: PodContent,
 ) -> Result<OutboxEntry, BankError> {
     let expected = manifest.params();
     if !content.left_out.is_empty() && content.left_out.len() != expected {
@@ -103,14 +102,8 @@ fn bank_of_pod(
     let origin = ledger.take_origin(bank.lease.branch, manifest, bank.lease.plan.memory);
     let residual_ratio = content.residual_ratio.filter(|_| bank.lease.plan.residual_ratio);
     let measured = Measured { base_dot: content.base_dot, residual_ratio };
-    let shared = content.sections.take();
-    let shared = shared.map(|(starts, of)| (TransferManifest::in_sections(&content.payload, starts), of));
     let update = cpu::of_pod(content, origin, &ledger.states());
-    let mut entry = ledger.bank(key, manifest, bank, update, measured)?;
-    if let Some((transfer, sections)) = shared {
-        (entry.transfer, entry.sections) = (transfer, Some(Box::new(sections)));
-    }
-    Ok(entry)
+    Ok(ledger.bank(key, manifest, bank, update, measured)?)
 }
 
 /// What the coordinator wants to know of an update beside the trainer's figures.

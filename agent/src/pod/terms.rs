@@ -67,7 +67,7 @@ pub(super) struct Terms {
     part_params: Vec<usize>,
     sizes: ParcelSizes,
     pub(super) form: Activations,
-    /// Most values of a parcel, whatever it is.
+    /// Values that may wait to be sent to a member: those of the largest parcel that a round could have with one part.
     pub(super) most: usize,
     pub(super) parcels_ahead: usize,
     pub(super) values_ahead: usize,

@@ -173,7 +173,7 @@ pub struct InitialModel {
 pub struct Outcome {
     /// Under which lease.
     pub lease: LeaseId,
-    /// End minus start; empty where a pod has computed the round.
+    /// End minus start; empty where the stages of a pod have computed the round.
     pub delta: Arc<[f32]>,
     /// Examples seen, repetitions counted.
     pub num_examples: u64,

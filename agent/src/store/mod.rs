@@ -179,9 +179,10 @@ impl Ledger {
         update: Update,
         measured: Measured,
     ) -> Result<OutboxEntry, StorageError> {
-        let Update { payload, codec, left_out, state, memory } = update;
+        let Update { payload, codec, left_out, state, memory, sections } = update;
         let Bank { lease, outcome, .. } = bank;
-        let transfer = TransferManifest::of(&payload);
+        let (starts, sections) = sections.unzip();
+        let transfer = TransferManifest::in_sections(&payload, starts.unwrap_or_default());
         let mut next = self.head.clone();
         if self.manifest.as_ref() != Some(manifest) {
             let bytes =
@@ -218,7 +219,7 @@ impl Ledger {
         }
         self.manifest = Some(manifest.clone());
         self.fresh.add(key, payload);
-        Ok(OutboxEntry { meta, transfer, sections: None })
+        Ok(OutboxEntry { meta, transfer, sections: sections.map(Box::new) })
     }
 
     /// Takes a decided update out of the outbox; with [`Settlement::Return`] its content joins the residual in the same

@@ -248,13 +248,16 @@ impl Maths {
         self.over(id, start, trained, clock)
     }
 
+    /// Lets a round that is computed take as long as it is to take. Returns whether it was told to stop by then.
+    fn is_stopped_when_slowed(&self, clock: Clock) -> bool {
+        let maths = clock.elapsed();
+        self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
+        self.setup.stop.is_set()
+    }
+
     /// A round is computed: slows it down, and returns what it gave.
     fn over(&self, id: LeaseId, start: &[f32], trained: RoundResult, clock: Clock) -> Event {
-        let maths = clock.elapsed();
-        if !trained.stopped {
-            self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
-        }
-        if trained.stopped || self.setup.stop.is_set() {
+        if trained.stopped || self.is_stopped_when_slowed(clock) {
             return Event::TrainingStopped { lease: id };
         }
         Event::Trained(Box::new(Outcome {
@@ -278,9 +281,7 @@ impl Maths {
         clock: Clock,
     ) -> Event {
         let id = round.mark.lease;
-        let maths = clock.elapsed();
-        self.setup.stop.wait(self.setup.pace.round(maths).saturating_sub(maths));
-        if self.setup.stop.is_set() {
+        if self.is_stopped_when_slowed(clock) {
             return Event::TrainingStopped { lease: id };
         }
         let PodTrained { result, num_examples, steps, mean_loss } = trained;

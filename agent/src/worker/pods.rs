@@ -129,7 +129,7 @@ pub enum PodResult {
 /// How this agent's part of another agent's round has ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodServed {
-    /// What its parts came to, once all of it was sent to the owner.
+    /// What its parts came to, once all of it was handed to the links.
     pub parts: Vec<PartContent>,
     /// Whether the attempt had come to its end.
     pub ended: Result<(), PodEndedBy>,

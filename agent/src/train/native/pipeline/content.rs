@@ -157,9 +157,13 @@ impl Encoding {
 
 impl Contents {
     /// Of the part that has `own` of the model's flat vector.
-    pub(super) fn new(mut places: Vec<LayerPlace>, own: &Range<usize>, encoding: Encoding, is_own: bool) -> Self {
-        places.retain(|place| own.contains(&place.range.start));
-        places.iter_mut().for_each(|place| place.range = place.range.start - own.start..place.range.end - own.start);
+    pub(super) fn new(places: &[LayerPlace], own: &Range<usize>, encoding: Encoding, is_own: bool) -> Self {
+        let here = places.iter().filter(|place| own.contains(&place.range.start));
+        let within = |place: &LayerPlace| {
+            let range = place.range.start - own.start..place.range.end - own.start;
+            LayerPlace { range, ..place.clone() }
+        };
+        let places: Vec<LayerPlace> = here.map(within).collect();
         Self { encoding, places: places.into_iter(), held: Vec::new(), weights: None, is_own }
     }
 

@@ -82,7 +82,7 @@ impl<'a> Stages<'a> {
                 return Err(PipelineError::Round("the first part belongs to the owner of the data"));
             }
             let own = &cut.stages[part].own;
-            let contents = encoding.map(|encoding| Contents::new(cut.places.clone(), own, encoding.clone(), owns));
+            let contents = encoding.map(|encoding| Contents::new(&cut.places, own, encoding.clone(), owns));
             members.push(Member::new((cut, part), passes(part), (turns, batches), plan, owner, contents)?);
         }
         Ok(Self { cut, members, encoding: encoding.cloned() })

@@ -20,6 +20,15 @@ use crate::train::native::{add_share, native_with};
 use crate::train::optimizer::Optimizer;
 use crate::train::{MicroBatchBudget, NativeOptions};
 
+const SCHEDULES: [Schedule; 6] = [
+    Schedule::Sequential,
+    Schedule::Flush,
+    Schedule::Pipelined(Weights::Stale),
+    Schedule::Pipelined(Weights::Stash),
+    Schedule::Pipelined(Weights::TwoVersions),
+    Schedule::Pipelined(Weights::Predict),
+];
+
 pub(in crate::train::native) const SGD: OptimizerSpec = OptimizerSpec::Sgd { lr: 0.05, momentum: 0.9 };
 pub(in crate::train::native) const ADAMW: OptimizerSpec =
     OptimizerSpec::AdamW { lr: 1e-3, weight_decay: 0.01, beta_1: 0.9, beta_2: 0.999 };

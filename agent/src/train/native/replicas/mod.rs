@@ -25,7 +25,7 @@ mod steps;
 use std::ops::ControlFlow;
 
 use anabranch_common::ids::{AgentId, Digest};
-use anabranch_common::pod::PodRound;
+use anabranch_common::pod::{PodRound, memory};
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{ModelSpec, TrainSpec};
 
@@ -37,7 +37,6 @@ use super::pipeline::{PipelineError, Trained};
 use crate::pod::Wire;
 use crate::shard::Shard;
 use crate::train::{StepReport, TrainError};
-use anabranch_common::pod::memory;
 use exchange::{Base, Exchange, OWNER};
 use gradients::{StageSize, Staged};
 use steps::Steps;

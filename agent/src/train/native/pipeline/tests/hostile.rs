@@ -12,14 +12,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::pod::{Address, LayerContent, Parcel};
 
-const SCHEDULES: [Schedule; 6] = [
-    Schedule::Sequential,
-    Schedule::Flush,
-    Schedule::Pipelined(Weights::Stale),
-    Schedule::Pipelined(Weights::Stash),
-    Schedule::Pipelined(Weights::TwoVersions),
-    Schedule::Pipelined(Weights::Predict),
-];
 const MICRO_BATCHES: u32 = 3;
 
 fn encoding() -> Encoding {

@@ -14,15 +14,6 @@ use crate::train::{
     ModuleBackward, ModuleDraw, ModuleForward, ModulePart, ModulePass, ModuleRound, ModuleTrainer, TrainError,
 };
 
-const SCHEDULES: [Schedule; 6] = [
-    Schedule::Sequential,
-    Schedule::Flush,
-    Schedule::Pipelined(Weights::Stale),
-    Schedule::Pipelined(Weights::Stash),
-    Schedule::Pipelined(Weights::TwoVersions),
-    Schedule::Pipelined(Weights::Predict),
-];
-
 /// The layers of a native model as the modules of a custom one.
 #[derive(Debug)]
 struct Burn<'a> {
