@@ -166,9 +166,10 @@ fn a_pod_waits_for_a_helper_and_says_so_and_a_spare_takes_the_place_of_a_silent_
     Ok(())
 }
 
-/// Rounds of pods of three whose updates are large: one hidden layer comes to more than `limits::POD_SECTION_BYTES`, whatever the cut.
+/// Rounds of pods of three whose updates are large. The first and the last layer are the owner's, so that each helper has at least one
+/// of those between, which come to more than `limits::POD_SECTION_BYTES` each, however fast the members are.
 fn large(versions: u64) -> String {
-    settings(versions, "labels = \"travel\"\ndeadline_s = 20.0\n")
+    settings(versions, "labels = \"stay\"\ndeadline_s = 20.0\n")
         .replace("stages = 2", "stages = 3")
         .replace("local_steps = 40", "local_steps = 2")
         .replace("hidden = [64, 64, 64]", "hidden = [768, 768, 768, 768, 768]")
@@ -196,19 +197,27 @@ fn uploading(settings: &str, dies: bool) -> anyhow::Result<Cluster> {
 #[test]
 fn helpers_upload_what_they_have_computed() -> anyhow::Result<()> {
     let mut cluster = uploading(&large(10_000), false)?;
-    cluster.wait_for_updates(3)?;
-    cluster.coordinate(&["pause"], &[])?.code(0)?;
-    let is_still = |status: &StatusReport| status.pods.as_ref().is_some_and(|pods| pods.computing == 0);
-    let status = cluster.wait_until("no pod computes", PATIENCE, is_still)?;
-    let of_the_owner = status.agents.iter().find(|agent| agent.name == "owner").context("it takes part")?.uplink_bytes;
     let sent = |cluster: &Cluster, name| -> anyhow::Result<u64> {
         Ok(cluster.agent_status(name)?.live.context("it runs")?.uplink_bytes)
     };
+    // Bytes of the owner's updates, and those that it has sent itself, while no pod computes.
+    let paused_after = |cluster: &mut Cluster, updates| -> anyhow::Result<[u64; 2]> {
+        cluster.wait_for_updates(updates)?;
+        cluster.coordinate(&["pause"], &[])?.code(0)?;
+        let is_still = |status: &StatusReport| status.pods.as_ref().is_some_and(|pods| pods.computing == 0);
+        let status = cluster.wait_until("no pod computes", PATIENCE, is_still)?;
+        let owner = status.agents.iter().find(|agent| agent.name == "owner").context("it takes part")?;
+        Ok([owner.uplink_bytes, sent(cluster, "owner")?])
+    };
+    // Version 0 may be the owner's too.
+    let before = paused_after(&mut cluster, 1)?;
+    cluster.coordinate(&["resume"], &[])?.code(0)?;
+    let after = paused_after(&mut cluster, 8)?;
     for helper in HELPERS {
         // Three updates, each with its part.
         assert!(sent(&cluster, helper)? >= 3 * POD_SECTION_BYTES, "{}", cluster.logs());
     }
-    let owner = sent(&cluster, "owner")?;
+    let [of_the_owner, owner] = [after[0] - before[0], after[1] - before[1]];
     let is_less = owner + 2 * POD_SECTION_BYTES <= of_the_owner;
     assert!(owner > 0 && is_less, "the owner has sent {owner} bytes of its updates' {of_the_owner}");
     cluster.coordinate(&["stop"], &[])?.code(0)?;
