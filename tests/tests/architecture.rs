@@ -102,13 +102,14 @@ fn the_check_itself_sees_uses_and_passes_over_words_and_comments() {
 }
 
 #[test]
-fn common_both_cores_node_registry_and_host_are_pure() {
+fn common_both_cores_node_registry_host_and_search_are_pure() {
     let pure = [
         "common/src",
         "coordinator/src/core",
         "coordinator/src/node",
         "coordinator/src/registry",
         "coordinator/src/host",
+        "coordinator/src/search",
         "agent/src/session",
     ];
     let pure = pure.into_iter().flat_map(sources);

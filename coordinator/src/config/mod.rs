@@ -9,7 +9,7 @@
 //! is described in `docs/operating.md`; [`Config::template`] is the commented file that `init` writes.
 
 mod advice;
-mod locate;
+pub(crate) mod locate;
 mod pods;
 mod template;
 mod validate;
