@@ -244,6 +244,7 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
         stopped: Stopped::Computes,
         budgets: Budgets::with_decoders(DECODERS),
         overlap: case.overlap,
+        devices: None,
     };
     let mut world = World::with(seed, schedule, setting, false);
     world.advance(1_000 * options.seconds);

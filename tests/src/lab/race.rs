@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anabranch_tests::race::pipeline::{PipelineOptions, PipelineWorkload};
+use anabranch_tests::race::search::{SearchOptions, SearchWorkload};
 use anabranch_tests::race::{self, Clock, Options, Override, Reference, Strategy, Workload};
 use anyhow::bail;
 use clap::Args;
 
 /// What to race, and where results go.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RaceArgs {
     /// What is trained by whom, and what goes wrong
     #[arg(value_name = "WORKLOAD.toml")]
@@ -41,6 +42,9 @@ pub(crate) struct RaceArgs {
     /// Run the daemons as processes, one race after the other, in place of virtual time
     #[arg(long)]
     real: bool,
+    /// Run every configuration of a search to its end, and write what they come to where the search looks for it
+    #[arg(long)]
+    exhaustive: bool,
     /// Races at a time; as many as there are cores when absent
     #[arg(long)]
     jobs: Option<usize>,
@@ -55,6 +59,12 @@ pub(crate) struct RaceArgs {
 pub(crate) fn run(lab: &Path, args: &RaceArgs) -> anyhow::Result<bool> {
     if PipelineWorkload::is_at(&args.workload) {
         return pipeline(args);
+    }
+    if SearchWorkload::is_at(&args.workload) {
+        return search(args);
+    }
+    if args.exhaustive {
+        bail!("{} is no search: --exhaustive does not apply", args.workload.display());
     }
     let mut strategies =
         args.strategies.iter().map(|text| Strategy::parse(text)).collect::<anyhow::Result<Vec<Strategy>>>()?;
@@ -90,8 +100,7 @@ pub(crate) fn run(lab: &Path, args: &RaceArgs) -> anyhow::Result<bool> {
 
 /// Compares the schedules of a pod in place of merge rules.
 fn pipeline(args: &RaceArgs) -> anyhow::Result<bool> {
-    let of_merging = !args.strategies.is_empty() || !args.overrides.is_empty() || args.seconds.is_some();
-    if of_merging || args.pauses || args.pooled || args.real || args.html.is_some() {
+    if args.is_of_merging() || args.exhaustive {
         bail!("{} compares schedules: only --seed, --seeds, --data, --jobs and --json apply", args.workload.display());
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -107,13 +116,47 @@ fn pipeline(args: &RaceArgs) -> anyhow::Result<bool> {
     Ok(report.pass)
 }
 
+/// Holds a search over configurations against full runs of all of them.
+fn search(args: &RaceArgs) -> anyhow::Result<bool> {
+    if args.is_of_merging() {
+        let only = "only --seed, --seeds, --data, --jobs, --exhaustive and --json apply";
+        bail!("{} searches: {only}", args.workload.display());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let report = race::search::run(&SearchOptions {
+        command: command(args),
+        made_by: command(&RaceArgs { exhaustive: true, ..args.clone() }),
+        workload: SearchWorkload::read(&args.workload)?,
+        seed: args.seed,
+        seeds: args.seeds,
+        data: args.data.clone(),
+        jobs: args.jobs.unwrap_or(cores),
+        exhaustive: args.exhaustive,
+    })?;
+    report.finish(args.json.as_deref())?;
+    Ok(report.pass)
+}
+
+impl RaceArgs {
+    /// Whether it has what applies to races of merge rules alone.
+    fn is_of_merging(&self) -> bool {
+        let configures = !self.strategies.is_empty() || !self.overrides.is_empty() || self.seconds.is_some();
+        configures || self.pauses || self.pooled || self.real || self.html.is_some()
+    }
+}
+
 /// The command as it can be typed again in a shell; where the data are is the machine's affair.
 fn command(args: &RaceArgs) -> String {
     let quoted = |name: &str, texts: &[String]| -> String {
         texts.iter().map(|text| format!(" {name} '{}'", text.trim().replace('\'', r"'\''"))).collect()
     };
     let seconds = args.seconds.map_or(String::new(), |seconds| format!(" --seconds {seconds}"));
-    let switches = [(args.pauses, " --pauses"), (args.pooled, " --pooled"), (args.real, " --real")];
+    let switches = [
+        (args.pauses, " --pauses"),
+        (args.pooled, " --pooled"),
+        (args.real, " --real"),
+        (args.exhaustive, " --exhaustive"),
+    ];
     let switches: String = switches.iter().filter(|(is_on, _)| *is_on).map(|(_, name)| *name).collect();
     format!(
         "anabranch-lab race {}{seconds}{}{}{switches} --seed {} --seeds {}",

@@ -24,6 +24,7 @@ pub mod pipeline;
 mod real;
 mod report;
 mod scoreboard;
+pub mod search;
 mod split;
 mod strategy;
 mod texts;
@@ -234,6 +235,28 @@ pub(crate) fn config(
     })
 }
 
+/// Does so many pieces of work, several at a time. Returns their results in order.
+fn in_parallel<T: Send>(jobs: usize, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1).min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        break;
+                    }
+                    let result = work(index);
+                    done.lock().push((index, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner();
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
 fn guarded<T>(race: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     catch_unwind(AssertUnwindSafe(race)).unwrap_or_else(|panic| bail!("it panicked: {}", panic_text(&*panic)))
 }
@@ -290,6 +313,7 @@ impl Entrant {
             stopped: Stopped::StandsStill,
             budgets: Budgets::with_decoders(DECODERS),
             overlap: workload.overlap,
+            devices: None,
         };
         let schedule = course::schedule(workload, &config, params, seed, self.kills);
         let mut world = World::with(seed, schedule, setting, false);

@@ -51,7 +51,7 @@ impl Judge {
     }
 
     /// A model that cannot be evaluated has learned nothing.
-    fn score(&mut self, model: &[f32]) -> Score {
+    pub(super) fn score(&mut self, model: &[f32]) -> Score {
         let (mut right, mut all, mut loss_sum, mut by_class) = (0.0, 0.0, 0.0, Vec::new());
         for test in &self.test {
             let found = self.trainer.evaluate(model, test);

@@ -44,7 +44,7 @@ pub use draw::draw;
 pub use pods::draw::draw as draw_pods;
 
 pub(crate) use coordinator::DECODERS;
-pub(crate) use setting::{Computed, Emulated, Learner, Overhead, Setting, Stopped};
+pub(crate) use setting::{Computed, Devices, Emulated, Learner, Overhead, Setting, Stopped};
 pub(crate) use world::{Traffic, World, agent_id};
 
 /// What became of a world.

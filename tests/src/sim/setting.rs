@@ -7,6 +7,7 @@
 //! | overhead | drawn | none |
 //! | a local round of a process that stands still | a device goes on with it | stands still too |
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use anabranch_common::journal::Lease;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::spec::{RunSpec, TrainSpec};
 use anabranch_common::transfer::Budgets;
+use parking_lot::Mutex;
 
 use crate::invariants::journal::Checked;
 
@@ -169,6 +171,33 @@ pub(crate) enum Stopped {
     StandsStill,
 }
 
+/// The devices of agents that take part in several worlds at once. Each computes one round at a time, in the order in which
+/// the rounds were begun.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Devices {
+    /// When each device is free, by machine, in milliseconds since the first world began.
+    free_at_ms: Arc<Mutex<BTreeMap<Machine, u64>>>,
+    /// When the world began whose agents these are.
+    began_ms: u64,
+}
+
+impl Devices {
+    /// Returns the same devices for a world that begins at this time.
+    pub(crate) fn from(&self, began_ms: u64) -> Self {
+        Self { free_at_ms: Arc::clone(&self.free_at_ms), began_ms }
+    }
+
+    /// Takes the device for so long from when it is free. Returns how long the round waits for it.
+    pub(super) fn wait_ms(&self, machine: Machine, now_ms: u64, takes_ms: u64) -> u64 {
+        let now_ms = self.began_ms + now_ms;
+        let mut free_at_ms = self.free_at_ms.lock();
+        let free = free_at_ms.entry(machine).or_default();
+        let begins_ms = now_ms.max(*free);
+        *free = begins_ms + takes_ms;
+        begins_ms - now_ms
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Setting {
@@ -184,6 +213,8 @@ pub(crate) struct Setting {
     pub(crate) budgets: Budgets,
     /// Whether agents prepare the next round during the current one, where that is worth it.
     pub(crate) overlap: bool,
+    /// Devices that the agents share with those of other worlds, if they do.
+    pub(crate) devices: Option<Devices>,
 }
 
 impl Setting {
@@ -192,6 +223,6 @@ impl Setting {
         let spec = run_spec(schedule);
         let learner = Box::new(Simulated::new(schedule, &spec));
         let (overhead, stopped) = (Overhead::Drawn, Stopped::Computes);
-        Self { spec, learner, overhead, stopped, budgets: budgets(seed, schedule), overlap: true }
+        Self { spec, learner, overhead, stopped, budgets: budgets(seed, schedule), overlap: true, devices: None }
     }
 }

@@ -59,6 +59,12 @@ impl<T> Agenda<T> {
         self.heap.push(Reverse(entry));
     }
 
+    /// When the next thing happens.
+    #[must_use]
+    pub fn next_ms(&self) -> Option<u64> {
+        self.heap.peek().map(|Reverse(entry)| entry.at_ms)
+    }
+
     /// Takes the next thing out and goes to its time, unless that is after `until_ms`.
     pub fn next(&mut self, until_ms: u64) -> Option<T> {
         if self.heap.peek().is_none_or(|Reverse(entry)| entry.at_ms > until_ms) {
@@ -82,7 +88,7 @@ mod tests {
             agenda.at(at_ms, what);
         }
         let order: String = std::iter::from_fn(|| agenda.next(6)).collect();
-        assert_eq!((order.as_str(), agenda.now_ms()), ("abcd", 6));
+        assert_eq!((order.as_str(), agenda.now_ms(), agenda.next_ms()), ("abcd", 6, Some(9)));
         agenda.at(1, 'f');
         assert_eq!((agenda.next(100), agenda.now_ms()), (Some('f'), 6), "nothing happens in the past");
     }

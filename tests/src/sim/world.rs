@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use anabranch_agent::node::{Done, StoreJob};
 use anabranch_agent::session::Waits;
-use anabranch_common::ids::{AgentId, Digest, Position, RunId};
+use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position, RunId};
 use anabranch_common::rng::SplitMix64;
+use anabranch_common::wire::operator::RunRequest;
 use anabranch_coordinator::host::Input;
 
 use crate::invariants::journal::{Attackers, Checked, Journal, Violation};
@@ -164,6 +165,26 @@ impl World {
                 self.violate("P6", format!("{EVENTS_MAX} events and no end"));
             }
         }
+    }
+
+    /// When the next thing happens, in milliseconds since the world began.
+    pub(crate) fn next_ms(&self) -> Option<u64> {
+        self.agenda.next_ms()
+    }
+
+    /// The operator asks something of the run.
+    pub(crate) fn asks(&mut self, request: RunRequest) {
+        self.operate(request);
+    }
+
+    /// kill -9 of the coordinator, which starts again at once.
+    pub(crate) fn kill_coordinator(&mut self) {
+        self.kill(0, false, Some(0));
+    }
+
+    /// The newest version of the model.
+    pub(crate) fn version(&self) -> ModelVersion {
+        self.coordinator.newest_version
     }
 
     /// Audits what is stored, as if every process had been killed now. Returns what became of the world, and the journal.
@@ -352,7 +373,7 @@ impl World {
         if waiting.is_empty() {
             self.note(0, Sign::Plain, || "every agent was heard; the operator stops the run".into());
             self.stopping = true;
-            self.operate(anabranch_common::wire::operator::RunRequest::Stop);
+            self.operate(RunRequest::Stop);
             return;
         }
         let most_ms = if self.schedule.pods.is_some() { HEALING_OF_PODS_MS } else { HEALING_MS };

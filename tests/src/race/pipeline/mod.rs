@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_agent::train::native::pipeline::{Pipeline, PipelineError, Trained};
 use anabranch_agent::train::{NativeOptions, StepReport, TrainError, Trainer, native_with};
@@ -21,7 +20,6 @@ use anabranch_common::pod::cut::{Load, Member, cut, table};
 use anabranch_common::pod::{Schedule, Weights};
 use anabranch_common::spec::{ModelSpec, OptimizerSpec};
 use anyhow::Context as _;
-use parking_lot::Mutex;
 
 use crate::report::{Report, quantile};
 
@@ -118,7 +116,7 @@ pub fn run(options: &PipelineOptions) -> anyhow::Result<Report> {
         }
     }
     let turns = turns(workload);
-    let outcomes = in_parallel(options.jobs, comparisons.len(), |index| comparisons[index].outcomes(workload, &turns));
+    let outcomes = super::in_parallel(options.jobs, comparisons.len(), |index| comparisons[index].outcomes(workload, &turns));
     let mut by_name: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
     for (comparison, outcomes) in comparisons.iter().zip(outcomes) {
         for (turn, outcome) in outcomes? {
@@ -143,27 +141,6 @@ fn turns(workload: &PipelineWorkload) -> Vec<Turn> {
         }
     }
     turns
-}
-
-fn in_parallel<T: Send>(jobs: usize, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1).min(count) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count {
-                        break;
-                    }
-                    let result = work(index);
-                    done.lock().push((index, result));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner();
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }
 
 impl Comparison<'_> {

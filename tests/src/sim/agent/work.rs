@@ -113,7 +113,9 @@ impl World {
             }
             other => other,
         };
-        (takes_ms, event)
+        let now_ms = self.now_ms();
+        let waits_ms = self.setting.devices.as_ref().map_or(0, |devices| devices.wait_ms(machine, now_ms, takes_ms));
+        (waits_ms + takes_ms, event)
     }
 
     /// What a trainer makes that encodes, from the state that the ledger has when the round starts: what happens to that
