@@ -221,6 +221,9 @@ pub const MODELS_SENT_ENTRIES: usize = 4_096;
 pub const STALENESS_BUCKETS: usize = 24;
 /// Updates an agent keeps in its outbox before it stops training.
 pub const OUTBOX_UPDATES: usize = 16;
+/// Updates of an agent that wait for its line, or are being sent on it, from which on it requests no lease: one is sent, and
+/// the next one is ready. More of them would not arrive sooner, and from older bases (docs/adr/0007-overlap.md).
+pub const UNSENT_UPDATES: usize = 2;
 /// Bytes of payloads in an agent's outbox that stay in memory, to be sent without being read back.
 pub const FRESH_PAYLOAD_BYTES: usize = 32 << 20;
 /// Bytes of one value in the store (larger ones make sled's file grow without end; see docs/adr).

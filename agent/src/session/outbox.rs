@@ -22,10 +22,12 @@ struct Slot {
 enum State {
     /// Not offered on this connection.
     Kept,
-    /// Offered, or sent; the coordinator owes an answer since then.
+    /// Offered; the coordinator owes an answer since then.
     Offered { since_ms: u64 },
     /// Being sent: to be through by then.
     Sending { until_ms: u64 },
+    /// On its way as a whole; the coordinator owes a verdict since then.
+    Sent { since_ms: u64 },
     /// Decided; the store is deleting it.
     Settling,
 }
@@ -68,6 +70,13 @@ impl Outbox {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.slots.len() < limits::OUTBOX_UPDATES
+    }
+
+    /// Returns how many updates still wait for the line, or are being sent on it.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        let is_unsent = |slot: &&Slot| !matches!(slot.state, State::Sent { .. } | State::Settling);
+        self.slots.iter().filter(is_unsent).count()
     }
 
     /// Takes a durable update.
@@ -113,7 +122,7 @@ impl Outbox {
     pub(super) fn sent(&mut self, now_ms: u64, transfer: Digest) {
         self.heard_ms = now_ms;
         let sending = |slot: &&mut Slot| matches!(slot.state, State::Sending { .. }) && slot.entry.sections.is_none();
-        self.undecided(transfer).filter(sending).for_each(|slot| slot.state = State::Offered { since_ms: now_ms });
+        self.undecided(transfer).filter(sending).for_each(|slot| slot.state = State::Sent { since_ms: now_ms });
     }
 
     /// The coordinator decided. Returns whether the update was still undecided here; a repeated verdict is not news.
@@ -149,10 +158,10 @@ impl Outbox {
     pub(super) fn deadline_ms(&self) -> Option<u64> {
         let sending = self.slots.iter().filter_map(|slot| match slot.state {
             State::Sending { until_ms } => Some(until_ms),
-            State::Kept | State::Offered { .. } | State::Settling => None,
+            State::Kept | State::Offered { .. } | State::Sent { .. } | State::Settling => None,
         });
         let silent = self.slots.iter().filter_map(|slot| match slot.state {
-            State::Offered { since_ms } => {
+            State::Offered { since_ms } | State::Sent { since_ms } => {
                 let busy_ms = since_ms.max(self.heard_ms).saturating_add(limits::OFFER_TIMEOUT_MS);
                 // Answers to later ones show that the coordinator is there, and not for ever that it knows of this one.
                 let forgotten_ms = since_ms.saturating_add(limits::OFFER_FORGOTTEN_MS);

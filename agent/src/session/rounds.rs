@@ -101,8 +101,10 @@ pub(super) struct Conditions {
     pub(super) fetches_to_evaluate: bool,
     /// Whether a verdict is worth waiting for.
     pub(super) awaits_verdict: bool,
-    /// Updates in the outbox.
+    /// Updates in the outbox,
     pub(super) outbox: usize,
+    /// and those of them that are not sent as a whole.
+    pub(super) unsent: usize,
 }
 
 /// What may still be under way when the next lease is requested.
@@ -198,14 +200,18 @@ impl Rounds {
         }
         match &self.current {
             Some(training) => {
-                let room = conditions.outbox + self.banking.len() + 1 < limits::OUTBOX_UPDATES;
+                let banking = self.banking.len();
+                let room = conditions.outbox + banking + 1 < limits::OUTBOX_UPDATES
+                    && conditions.unsent + banking < limits::UNSENT_UPDATES;
                 let Training { since_ms, moved_ms, steps, all_steps, stopping, .. } = *training;
                 (conditions.overlap == Overlap::Rounds && !stopping && room)
                     .then(|| self.tempo.ask_at_ms(since_ms, moved_ms, steps, all_steps))?
             }
             None => {
                 let most = if conditions.overlap == Overlap::Nothing { 1 } else { limits::OUTBOX_UPDATES };
-                let room = conditions.outbox < most && self.banking.is_empty();
+                let room = conditions.outbox < most
+                    && conditions.unsent < limits::UNSENT_UPDATES
+                    && self.banking.is_empty();
                 (room && !conditions.busy && !conditions.awaits_verdict).then_some(0)
             }
         }

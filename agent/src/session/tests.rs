@@ -386,8 +386,30 @@ fn a_full_outbox_pauses_training() {
     let expected: Vec<_> = [Command::Prepare(Box::new(spec()))].into_iter().chain(offers).collect();
     assert_eq!(commands, expected);
     assert_eq!(session.handle(0, Event::Prepared { manifest: manifest("w") }), []);
+    for update in &outbox {
+        let transfer = update.transfer.id();
+        session.handle(0, say(CoordinatorMessage::NeedChunks { transfer, missing: Missing::all(1) }));
+        assert_eq!(session.handle(0, Event::ChunksSent { transfer }), [], "the outbox is full");
+    }
     session.handle(0, decide(0, accepted()));
     assert_eq!(session.handle(0, Event::Settled { key: key(0) }), [send(AgentMessage::RequestLease)]);
+}
+
+/// Guards `limits::UNSENT_UPDATES`: on a thin line further updates would only get older.
+#[test]
+fn updates_that_wait_for_the_line_pause_training() {
+    let outbox: Vec<_> = (0..limits::UNSENT_UPDATES as u64).map(|seq| entry(seq, &lease(1 + seq, 0))).collect();
+    let seq = UpdateSeq(limits::UNSENT_UPDATES as u64);
+    let kept = Kept { branch: Some(BRANCH), counter: Some((EPOCH, seq)), outbox: outbox.clone() };
+    let mut session = Session::new(config(100, 0), kept);
+    session.handle(0, Event::Started);
+    session.handle(0, Event::Connected);
+    session.handle(0, welcome(BRANCH, Some(digest(0)), RunPhase::Running));
+    assert_eq!(session.handle(0, Event::Prepared { manifest: manifest("w") }), [], "none of them is sent");
+    let transfer = outbox[0].transfer.id();
+    let chunks = session.handle(0, say(CoordinatorMessage::NeedChunks { transfer, missing: Missing::all(1) }));
+    assert!(matches!(chunks[..], [Command::SendChunks { .. }]), "{chunks:?}");
+    assert_eq!(session.handle(9, Event::ChunksSent { transfer }), [send(AgentMessage::RequestLease)]);
 }
 
 #[test]

@@ -147,6 +147,7 @@ impl Session {
             fetches_to_evaluate: self.evaluator.fetching().is_some(),
             awaits_verdict: self.verdicts.are_awaited(),
             outbox: self.outbox.len(),
+            unsent: self.outbox.unsent(),
         })
     }
 

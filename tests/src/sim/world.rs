@@ -398,9 +398,10 @@ impl World {
         self.next_conn
     }
 
-    pub(super) fn send_up(&mut self, conn: u64, parcel: Up) {
+    /// Returns when it arrives.
+    pub(super) fn send_up(&mut self, conn: u64, parcel: Up) -> u64 {
         let now_ms = self.now_ms();
-        let Some(entry) = self.conns.get_mut(&conn) else { return };
+        let Some(entry) = self.conns.get_mut(&conn) else { return now_ms };
         let line = &mut self.agents[entry.machine - 1].line;
         let at_ms = match &parcel {
             Parcel::Message(_) => entry.in_order(Side::Coordinator, line.arrival(Side::Coordinator, now_ms)),
@@ -411,8 +412,10 @@ impl World {
             }
         };
         self.agenda.at(at_ms, Happening::Up(conn, parcel));
+        at_ms
     }
 
+    /// Returns when it arrives.
     pub(super) fn send_down(&mut self, conn: u64, parcel: Down) -> u64 {
         let now_ms = self.now_ms();
         let Some(entry) = self.conns.get_mut(&conn) else { return now_ms };

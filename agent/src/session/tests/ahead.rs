@@ -141,8 +141,12 @@ fn a_slow_store_holds_up_the_round_after_the_next() {
     let update = entry(0, &lease(1, 0));
     assert_eq!(
         session.handle(5_600, Event::Banked(update.clone())),
-        [offer(&update), train_ahead(&lease(3, 1), ALPHA), send(AgentMessage::RequestLease)]
+        [offer(&update), train_ahead(&lease(3, 1), ALPHA)],
+        "two updates are on their way out"
     );
+    let transfer = update.transfer.id();
+    session.handle(5_610, say(CoordinatorMessage::NeedChunks { transfer, missing: Missing::all(1) }));
+    assert_eq!(session.handle(5_620, Event::ChunksSent { transfer }), [send(AgentMessage::RequestLease)]);
 }
 
 #[test]

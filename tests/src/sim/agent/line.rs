@@ -29,25 +29,32 @@ impl World {
         let (sent, content) = (transfer.id(), poisoned.as_ref().map_or(content, |(content, _)| content.as_slice()));
         let transfer = poisoned.as_ref().map_or(transfer, |(_, transfer)| transfer);
         let id = transfer.id();
+        let mut arrived_ms = now_ms;
         for index in missing.indices(transfer.chunks.len()) {
             let Some(bytes) = transfer.range(index).and_then(|range| content.get(range)) else { continue };
-            self.send_up(conn, Parcel::Chunk { transfer: id, index, bytes: bytes.to_vec() });
+            let chunk = Parcel::Chunk { transfer: id, index, bytes: bytes.to_vec() };
+            arrived_ms = arrived_ms.max(self.send_up(conn, chunk));
         }
         self.note(machine, Sign::Begin(SpanKind::Upload), || format!("sends {} bytes", content.len()));
-        let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
-        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer: sent });
+        self.acknowledged_after(machine, conn, arrived_ms, sent);
+    }
+
+    /// Chunks count as sent once the other end has acknowledged the last of them, which arrives then.
+    fn acknowledged_after(&mut self, machine: Machine, conn: u64, arrived_ms: u64, transfer: Digest) {
+        let at_ms = self.agent(machine).line.arrival(Side::Agent, arrived_ms);
+        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer });
     }
 
     /// A helper sends its part of another agent's update.
     pub(in crate::sim) fn send_piece(&mut self, machine: Machine, piece: &Piece, missing: &Missing) {
         let now_ms = self.now_ms();
         let Some(conn) = self.agent(machine).process.as_ref().and_then(|process| process.conn) else { return };
-        let transfer = piece.transfer;
+        let (transfer, mut arrived_ms) = (piece.transfer, now_ms);
         for (index, range) in piece.chunks(missing) {
-            self.send_up(conn, Parcel::Chunk { transfer, index, bytes: piece.content[range].to_vec() });
+            let chunk = Parcel::Chunk { transfer, index, bytes: piece.content[range].to_vec() };
+            arrived_ms = arrived_ms.max(self.send_up(conn, chunk));
         }
-        let at_ms = self.agent(machine).line.arrival(Side::Agent, now_ms);
-        self.agenda.at(at_ms, Happening::ChunksSent { conn, transfer });
+        self.acknowledged_after(machine, conn, arrived_ms, transfer);
     }
 
     pub(in crate::sim) fn chunks_sent(&mut self, conn: u64, transfer: Digest) {
