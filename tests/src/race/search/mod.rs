@@ -274,7 +274,8 @@ impl Trials<'_> {
         }
         let state = self.search.state();
         let winner = state.outcome.and_then(|outcome| outcome.winner).context("every trial was closed")?;
-        let accuracy = state.trial(winner)?.newest().map_or(0.0, |newest| newest.metric);
+        let newest = state.trials.iter().find(|trial| trial.id == winner).and_then(|trial| trial.newest());
+        let accuracy = newest.map_or(0.0, |newest| newest.metric);
         let closed: Vec<TrialId> = state.trials.iter().filter(|trial| !trial.is_open()).map(|trial| trial.id).collect();
         let (seconds, traffic) = (self.worlds.now_ms() as f64 / 1e3, self.worlds.traffic());
         let (contributions, records) = (self.worlds.contributions(), self.records.len());
