@@ -102,9 +102,13 @@ pub const POD_HANDSHAKES: usize = 64;
 pub const POD_WAITING: usize = POD_MEMBERS;
 /// Leases whose latest attempt is remembered: a late connection for an attempt that is over is told so.
 pub const POD_LEASES_REMEMBERED: usize = 64;
-/// The largest number of an attempt at the round of one lease, which counts milliseconds since the lease was granted after a
-/// restart of the coordinator: 49 days.
-pub const POD_ATTEMPTS: u32 = u32::MAX - 1;
+/// Attempts at the round of one lease that one process of the coordinator numbers: after the first few they are seconds apart. The
+/// numbers of a million processes differ.
+pub const POD_ATTEMPTS_PER_START: u32 = 4_096;
+/// Attempts at the round of one lease that a member could not compute, as it says of itself: after as many the lease goes back.
+pub const POD_OWN_FAILURES: u32 = 8;
+/// How long the owner of such a round begins no other one, in milliseconds: first, and at most.
+pub const POD_OWNER_REST_MS: (u64, u64) = (10_000, 600_000);
 /// How often a lease whose time is over is looked at while a pod computes its round.
 pub const POD_LEASE_LOOK_MS: u64 = 1_000;
 /// How long a member of a pod may be without a connection to the coordinator, in milliseconds, before its attempt is begun anew.

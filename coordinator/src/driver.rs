@@ -80,12 +80,13 @@ pub fn registry(catalogue: &dyn Catalogue) -> anyhow::Result<Registry> {
     Ok(Registry::new(roster))
 }
 
-/// What the core is told at its start: the run's identifiers, and what run.toml says.
+/// What the core is told at its start: the run's identifiers, and what run.toml says. No start is counted yet.
 #[must_use]
 pub fn options((run, first_branch): (RunId, BranchId), config: &Config) -> Options {
     Options {
         run,
         first_branch,
+        starts: 0,
         lease_ttl_ms: milliseconds(config.schedule.lease_ttl_s),
         checkpoint_every_versions: config.checkpoint.every_versions,
         checkpoint_every_ms: milliseconds(config.checkpoint.every_s),
@@ -151,7 +152,8 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
 
 /// Reads what the store holds of a run, and starts it.
 fn start(host: &mut Host, store: &dyn Store, config: &Config, halves: &[Half]) -> anyhow::Result<(RunId, Vec<Output>)> {
-    let options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
+    let mut options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
+    options.starts = identity::run::count_start(store.catalogue()).map_err(storage_fail)?;
     let started = clock::monotonic();
     let recovered = match recovery::recover(store) {
         Ok(recovered) => {

@@ -94,6 +94,9 @@ pub struct Load {
     pub fixed_bytes: u64,
     /// Vectors as long as a stage's parameters: base, model, gradient and the like, and the state of the optimizer.
     pub vectors: u32,
+    /// Bits of what a parameter comes to, once it is encoded: a helper keeps these payloads, and may still send those of the round
+    /// before, for the update's upload.
+    pub payload_bits: u32,
 }
 
 /// A stage as it was cut.
@@ -225,7 +228,7 @@ impl<'a> Program<'a> {
     /// What a stage takes without inputs that wait.
     fn held_bytes(&self, stage: usize, layers: &Range<usize>) -> u64 {
         let (index, stages) = (to_u32(stage), to_u32(self.members.len()));
-        let Load { schedule, micro_batches, micro_batch_examples, fixed_bytes, vectors } = *self.load;
+        let Load { schedule, micro_batches, micro_batch_examples, fixed_bytes, vectors, payload_bits } = *self.load;
         // The newest is one of the load's vectors. Weights that are moved on are computed beside those that they are made of.
         let versions = schedule.versions(index, stages, micro_batches).saturating_sub(1);
         let moved_on = schedule == Schedule::Pipelined(Weights::Predict) && index + 1 < stages;
@@ -235,7 +238,10 @@ impl<'a> Program<'a> {
             u64::from(schedule.in_flight(index, stages, micro_batches)).saturating_mul(micro_batch_examples.into());
         let activations = self.activations[layers.end] - self.activations[layers.start];
         let params_bytes = params.saturating_mul(VALUE).saturating_mul(vectors);
-        fixed_bytes.saturating_add(params_bytes).saturating_add(activations.saturating_mul(examples))
+        // Longer payloads are not kept.
+        let kept_bytes = (params.saturating_mul(payload_bits.into()) / 8).min(limits::POD_KEPT_BYTES as u64);
+        let held_bytes = params_bytes.saturating_add(kept_bytes).saturating_add(activations.saturating_mul(examples));
+        fixed_bytes.saturating_add(held_bytes)
     }
 
     fn fits(&self, stage: usize, layers: &Range<usize>) -> bool {
@@ -347,8 +353,14 @@ mod tests {
         Member { flops_per_s: NonZeroU64::new(flops_per_s).expect("above 0"), memory_bytes }
     }
 
-    const LOAD: Load =
-        Load { schedule: Schedule::Flush, micro_batches: 4, micro_batch_examples: 1, fixed_bytes: 100, vectors: 2 };
+    const LOAD: Load = Load {
+        schedule: Schedule::Flush,
+        micro_batches: 4,
+        micro_batch_examples: 1,
+        fixed_bytes: 100,
+        vectors: 2,
+        payload_bits: 0,
+    };
 
     fn ends(table: &[Row], members: &[Member], load: &Load) -> Vec<usize> {
         cut(table, members, load).expect("it fits").into_iter().map(|stage| stage.layers.end).collect()

@@ -1,8 +1,9 @@
 //! How much memory the training of a native model takes: by part of a pod, and of one agent that trains the whole.
 
 use super::cut::Load;
+use crate::codec::CodecSpec;
 use crate::limits;
-use crate::spec::{Layers, StagesSpec, TrainSpec};
+use crate::spec::{Layers, StagesSpec, TrainSpec, UploadSpec};
 
 /// Vectors as long as what is trained: base, model, the model as tensors, gradients by tensor, the gradient as one vector,
 /// the sum over micro-batches, the delta.
@@ -31,15 +32,23 @@ fn links_bytes() -> u64 {
 impl Load {
     /// Returns what a round costs with these settings.
     #[must_use]
-    pub fn of(pod: &StagesSpec, train: &TrainSpec) -> Self {
+    pub fn of(pod: &StagesSpec, train: &TrainSpec, upload: &UploadSpec) -> Self {
         Self {
             schedule: pod.schedule(),
             micro_batches: pod.micro_batches(),
             micro_batch_examples: pod.micro_batch_examples(train.batch_size),
             fixed_bytes: OVERHEAD_BYTES + links_bytes(),
             vectors: PART_VECTORS + train.optimizer.state_vectors(),
+            payload_bits: payload_bits(upload),
         }
     }
+}
+
+/// Returns the bits of an encoded parameter, at most: adaptive uploads only ever take fewer, some tensors may have codecs with more.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most a few dozen")]
+fn payload_bits(upload: &UploadSpec) -> u32 {
+    let of_policy = upload.policy.codecs().map(CodecSpec::bits_per_value);
+    of_policy.fold(upload.codec.bits_per_value(), f64::max).ceil() as u32
 }
 
 /// Returns the bytes that the owner of a round in stages holds of a model of `params` parameters, whichever parts it computes.

@@ -82,6 +82,11 @@ impl TensorPolicy {
         self.entries.is_empty()
     }
 
+    /// Returns the codecs of its entries.
+    pub fn codecs(&self) -> impl Iterator<Item = &CodecSpec> {
+        self.entries.iter().map(|entry| &entry.codec)
+    }
+
     /// Checks the entries themselves.
     ///
     /// # Errors

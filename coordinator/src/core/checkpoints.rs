@@ -100,6 +100,7 @@ mod tests {
         let options = |every_versions, every_ms| Options {
             run: RunId::default(),
             first_branch: BranchId::default(),
+            starts: 0,
             lease_ttl_ms: 0,
             checkpoint_every_versions: every_versions,
             checkpoint_every_ms: every_ms,

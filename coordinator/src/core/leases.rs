@@ -70,7 +70,7 @@ impl Core {
         if state != RunPhase::Running {
             return self.send(peer, CoordinatorMessage::NoLease { state });
         }
-        if self.leases.waiting.contains(&peer) || self.pods.waits(peer) {
+        if self.leases.waiting.contains(&peer) || self.pods.requests.waits(peer) {
             return;
         }
         if !self.pay(agent) {
@@ -80,7 +80,7 @@ impl Core {
         if let Some(lease) = self.lease_of(agent)
             && self.kept_lease(agent).is_none()
         {
-            self.end_lease(agent, lease, LeaseEnd::Superseded);
+            self.end_lease(agent, lease, self.pods.why_over(lease));
         }
         self.pods.asked(agent);
         self.leases.waiting.insert(peer);
@@ -137,7 +137,7 @@ impl Core {
         for peer in std::mem::take(&mut self.leases.waiting) {
             let Some(agent) = self.peers.agent_of(peer) else { continue };
             match self.lease_phase() {
-                RunPhase::Running if self.pods.is_owner(agent) => self.pods.wait(peer, self.now.mono_ms),
+                RunPhase::Running if self.pods.is_owner(agent) => self.pods.requests.wait(peer, self.now.mono_ms),
                 RunPhase::Running if self.defer_if_late(peer, agent) => {}
                 RunPhase::Running => _ = self.grant(peer, agent, version, digest),
                 state => self.send(peer, CoordinatorMessage::NoLease { state }),

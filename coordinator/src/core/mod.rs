@@ -97,6 +97,8 @@ pub struct Options {
     pub run: RunId,
     /// The branch that a genesis record starts.
     pub first_branch: BranchId,
+    /// How often the run was started to be served, this time included: counted durably before.
+    pub starts: u64,
     /// How long a lease counts as outstanding, in milliseconds.
     pub lease_ttl_ms: u64,
     /// Checkpoint after this many versions (0: never by versions) ...
@@ -133,8 +135,8 @@ impl Core {
     pub fn new(options: Options, spec: RunSpec, now: Now) -> Self {
         Self {
             checkpoints: Checkpoints::new(now, ModelVersion(0), ModelVersion(0)),
+            pods: Pods::new(&spec, options.starts),
             options,
-            pods: Pods::new(&spec),
             spec,
             now,
             state: None,

@@ -88,7 +88,7 @@ impl Core {
     /// round waits for what users are given: that is what agents evaluate.
     pub(super) fn pace_publication(&mut self) {
         let Some(state) = &self.state else { return };
-        if !self.leases.is_wanted() && !self.pods.is_wanted() && !self.evaluators.wants_a_version() {
+        if !self.leases.is_wanted() && !self.pods.requests.are_wanted() && !self.evaluators.wants_a_version() {
             return;
         }
         let served = self.evaluators.wants_a_version();

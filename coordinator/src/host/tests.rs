@@ -234,6 +234,7 @@ fn settings(run: RunId, model: &str) -> Settings {
     let options = Options {
         run,
         first_branch: BranchId(run.0),
+        starts: 0,
         lease_ttl_ms: 60_000,
         checkpoint_every_versions: 0,
         checkpoint_every_ms: 0,

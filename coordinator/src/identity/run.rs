@@ -1,4 +1,5 @@
-//! The run's own identifiers: drawn once, when its store is first used, and kept in the catalogue ever since.
+//! The run's own identifiers: drawn once, when its store is first used, and kept in the catalogue ever since. Beside them the
+//! catalogue counts how often the run was started.
 
 use std::path::Path;
 
@@ -9,6 +10,22 @@ use crate::store::Catalogue;
 
 /// Key under which both lie in the store's catalogue.
 pub const CATALOGUE_KEY: &str = "run";
+
+/// Key under which the number of starts lies: eight bytes, little endian.
+const STARTS_KEY: &str = "starts";
+
+/// Counts a process that is about to serve the run, and returns its number, from 1. The number is durable when this returns, so
+/// that no two processes have the same one. A process that only reads or mends a stopped run is not counted.
+///
+/// # Errors
+/// The storage fails.
+pub fn count_start(catalogue: &dyn Catalogue) -> Result<u64, StorageError> {
+    let before = catalogue.get(STARTS_KEY)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let number = before.saturating_add(1);
+    catalogue.put(STARTS_KEY, &number.to_le_bytes())?;
+    catalogue.sync()?;
+    Ok(number)
+}
 
 /// The run's identifier and that of its first branch, from the system's random numbers when there are none yet.
 ///
@@ -74,5 +91,14 @@ mod tests {
         assert_eq!(drawn.0.to_string(), "000102030405060708090a0b0c0d0e0f");
         assert_eq!(drawn.1.to_string(), "101112131415161718191a1b1c1d1e1f");
         assert_eq!(identifiers_from(store.catalogue(), || panic!("drawn again")).expect("works"), drawn);
+    }
+
+    #[test]
+    fn every_start_has_another_number() {
+        let store = MapStore::new();
+        let numbers = [(); 3].map(|()| count_start(store.catalogue()).expect("works"));
+        assert_eq!(numbers, [1, 2, 3]);
+        store.catalogue().put(STARTS_KEY, &u64::MAX.to_le_bytes()).expect("works");
+        assert_eq!(count_start(store.catalogue()).expect("works"), u64::MAX, "it counts no further");
     }
 }

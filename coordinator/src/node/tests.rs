@@ -54,6 +54,7 @@ impl World {
         let options = Options {
             run: RunId([1; 16]),
             first_branch: BranchId([2; 16]),
+            starts: 0,
             lease_ttl_ms: 60_000,
             checkpoint_every_versions: 0,
             checkpoint_every_ms: 0,

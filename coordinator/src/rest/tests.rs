@@ -54,6 +54,7 @@ fn rest<'a>(store: &'a dyn Store, spec: &RunSpec, recovered: Option<Recovered>) 
     let options = Options {
         run: RUN,
         first_branch: BranchId([2; 16]),
+        starts: 0,
         lease_ttl_ms: 60_000,
         checkpoint_every_versions: 0,
         checkpoint_every_ms: 0,

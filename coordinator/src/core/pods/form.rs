@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::num::NonZeroU64;
 
-use anabranch_common::ids::{AgentId, Digest};
+use anabranch_common::ids::{AgentId, Digest, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::pod::cut::{self, CutError, Load, Row, Table};
 use anabranch_common::pod::order::Order;
@@ -65,6 +65,22 @@ pub(super) enum NoPod {
         /// The most that one of them may use.
         memory_bytes: u64,
     },
+    /// The owner's last round was given up, and it rests.
+    #[error(
+        "the round under lease {lease} was given up after {attempts} attempts that a member could not compute, the last one agent \
+         {}: {reason}; mend that agent's trainer and start the agent again, or wait: the owner begins another round in minutes",
+        agent.short()
+    )]
+    GivenUp {
+        /// The owner's lease.
+        lease: LeaseId,
+        /// How many attempts failed so.
+        attempts: u32,
+        /// Who could not compute the last one.
+        agent: AgentId,
+        /// As that agent says.
+        reason: String,
+    },
 }
 
 impl NoPod {
@@ -77,6 +93,7 @@ impl NoPod {
             Self::Cut(_) => "cut",
             Self::Alone { .. } => "alone",
             Self::Replica { .. } => "replica",
+            Self::GivenUp { .. } => "given up",
         }
     }
 }
@@ -97,7 +114,7 @@ impl StagesPlan {
     /// The pods of `run`, whose model has such a table, and which is told to agents with such a digest.
     pub(super) fn new(run: &RunSpec, spec: StagesSpec, table: Table, spec_digest: Digest) -> Self {
         let Table { rows, params } = table;
-        let load = Load::of(&spec, &run.train);
+        let load = Load::of(&spec, &run.train, &run.upload);
         let owner_bytes = memory::owner_bytes(params);
         Self { spec, table: rows, load, owner_bytes, spec_digest }
     }

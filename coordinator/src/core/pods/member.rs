@@ -6,7 +6,7 @@ use anabranch_common::ids::{Incarnation, LeaseId};
 use anabranch_common::limits;
 use anabranch_common::pod::{PodMark, PodOffer};
 
-use super::form::wait_ms;
+use super::form::{NoPod, wait_ms};
 
 /// An agent that joins pods.
 #[derive(Debug, Clone)]
@@ -33,6 +33,10 @@ pub(super) struct Member {
     /// Whether it was to blame for the last one: as another member said, or as it said itself.
     accused: bool,
     rests_until_ms: u64,
+    /// Own rounds in a row that were given up: how many.
+    given_up: u32,
+    /// Why the last one was, while this agent begins no other one, and until when.
+    owner_rests: Option<(NoPod, u64)>,
 }
 
 impl Member {
@@ -60,6 +64,8 @@ impl Member {
             told_over: false,
             failures: before.map_or(0, |before| before.failures),
             rests_until_ms: before.map_or(0, |before| before.rests_until_ms),
+            given_up: before.map_or(0, |before| before.given_up),
+            owner_rests: before.and_then(|before| before.owner_rests.clone()),
         }
     }
 
@@ -103,5 +109,31 @@ impl Member {
     /// An attempt with it came to its end.
     pub(super) fn succeeded(&mut self) {
         (self.failures, self.accused, self.rests_until_ms) = (0, false, 0);
+    }
+
+    /// A round of its own was given up. It begins no other one for a while.
+    pub(super) fn gives_up(&mut self, why: NoPod, now_ms: u64) {
+        self.given_up = self.given_up.saturating_add(1);
+        self.owner_rests = Some((why, now_ms.saturating_add(wait_ms(limits::POD_OWNER_REST_MS, self.given_up))));
+    }
+
+    /// Returns why it begins no round of its own, if it rests after one that was given up.
+    pub(super) fn why_given_up(&self) -> Option<&NoPod> {
+        self.owner_rests.as_ref().map(|(why, _)| why)
+    }
+
+    /// Ends the rest after a round that was given up, when its time is over. Returns whether it has ended now.
+    pub(super) fn has_rested(&mut self, now_ms: u64) -> bool {
+        self.owner_rests.take_if(|(_, until_ms)| now_ms >= *until_ms).is_some()
+    }
+
+    /// Ends that rest before its time.
+    pub(super) fn trains_again(&mut self) {
+        self.owner_rests = None;
+    }
+
+    /// A round of its own came to its end.
+    pub(super) fn computed_its_round(&mut self) {
+        (self.given_up, self.owner_rests) = (0, None);
     }
 }

@@ -17,31 +17,39 @@
 //! | "this attempt has failed" | of the owner, and of the helpers of an attempt that this process began |
 //! | "the round is computed" | of the owner |
 //!
-//! - `member`: an agent that joins pods; `round`: the attempts at one lease.
+//! - `member`: an agent that joins pods; `round`: the attempts at one lease; `numbers`: the numbers of attempts.
+//! - `requests`: owners' requests that stand; `reasons`: why there is no pod, as the log names it.
+//! - `presence`: agents that come, go and are at work; `ends`: how attempts and rounds end.
 //! - `plan`: who computes what; of stages `form`: helpers and layers; of replicas `replicas`: the agents of a site.
 //! - `orders`: what `Core` makes of it: leases, and messages to the members.
 
+mod ends;
 mod form;
 mod member;
+mod numbers;
 mod orders;
 mod plan;
+mod presence;
+mod reasons;
 mod replicas;
+mod requests;
 mod round;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_common::ids::{AgentId, Incarnation, LeaseId};
-use anabranch_common::journal::Lease;
-use anabranch_common::limits;
-use anabranch_common::pod::{PodMark, PodOffer, PodPeer, PodProblem, PodRound};
+use anabranch_common::ids::{AgentId, LeaseId};
+use anabranch_common::journal::{Lease, LeaseEnd};
+use anabranch_common::pod::{PodMark, PodPeer, PodRound};
 use anabranch_common::spec::RunSpec;
 use anabranch_common::status::PodsStatus;
 
-use super::event::PeerId;
 use super::state::RunState;
 use form::{Candidate, Formed, NoPod};
 use member::Member;
+use numbers::Numbers;
 use plan::Plan;
+use reasons::Reasons;
+use requests::Requests;
 use round::{Round, Stage};
 
 /// What the journal says of leases, if there is one.
@@ -61,43 +69,31 @@ impl Known<'_> {
     }
 }
 
-/// An owner's request for a lease that stands.
-#[derive(Debug)]
-struct Request {
-    /// Requests are served in this order.
-    number: u64,
-    /// When the owner last heard of it.
-    told_ms: u64,
-    problem: Option<NoPod>,
-}
-
 /// Members, and the rounds that they compute.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     plan: Option<Plan>,
     members: BTreeMap<AgentId, Member>,
     rounds: BTreeMap<LeaseId, Round>,
-    requests: BTreeMap<PeerId, Request>,
-    next_request: u64,
-    /// Whether requests are to be tried again.
-    is_due: bool,
-    /// The reason why there is no pod, and since when it holds.
-    problem: Option<(NoPod, u64)>,
-    /// Kinds of reasons that the log names.
-    logged: BTreeSet<&'static str>,
+    /// Of owners, for leases.
+    pub(super) requests: Requests,
+    /// Why there is no pod.
+    reasons: Reasons,
+    /// What attempts of this process are numbered by.
+    numbers: Numbers,
     /// Whether attempts that were begun before this process count for nothing: the configuration was another one.
     voids_earlier: bool,
 }
 
 impl Pods {
-    /// Without members. None are formed where `spec` has no pods.
-    pub(super) fn new(spec: &RunSpec) -> Self {
-        Self { plan: Plan::of(spec), ..Self::default() }
+    /// Without members, at the run's start number `starts`. None are formed where `spec` has no pods.
+    pub(super) fn new(spec: &RunSpec, starts: u64) -> Self {
+        Self { plan: Plan::of(spec), numbers: Numbers::of_start(starts), ..Self::default() }
     }
 
     /// Something has changed that other attempts may be formed from.
     fn changed(&mut self) {
-        self.is_due = true;
+        self.requests.try_again();
         self.rounds.values_mut().for_each(|round| round.tried = false);
     }
 
@@ -109,191 +105,6 @@ impl Pods {
     /// Whether agents compute rounds in pods.
     fn are_formed(&self) -> bool {
         self.plan.is_some()
-    }
-
-    /// An agent has connected with its process `incarnation`, and joins pods.
-    fn arrived(
-        &mut self,
-        agent: AgentId,
-        offer: &PodOffer,
-        incarnation: Incarnation,
-        trains: bool,
-        known: Known<'_>,
-        now_ms: u64,
-    ) {
-        let before = self.members.get(&agent);
-        let is_new_process = before.is_none_or(|before| before.incarnation != incarnation);
-        let left = before.and_then(|before| before.at_work).filter(|mark| Some(*mark) != offer.at_work);
-        let is_own = offer.at_work.is_some_and(|mark| known.was_granted(agent, mark.lease));
-        let member = Member::connected(offer, incarnation, trains, is_own, before);
-        self.members.insert(agent, member);
-        if let Some(mark) = left {
-            self.lost(agent, mark, now_ms);
-        }
-        if let Some(mark) = offer.at_work.filter(|mark| known.holder(mark.lease) == Some(agent)) {
-            self.claimed(agent, mark);
-        }
-        for (lease, round) in self.rounds.iter_mut().filter(|(_, round)| round.owner == agent) {
-            match offer.at_work.filter(|mark| mark.lease == *lease) {
-                // What the process before had computed is in its outbox, and offered before a lease is asked for. Or it is lost.
-                _ if round.stage == Stage::Complete && is_new_process => round.stage = Stage::Dropped,
-                _ if !round.is_held() => {}
-                None => round.stage = Stage::Dropped,
-                Some(mark) if round.current() != Some(mark.attempt) => {
-                    round.heard_owner();
-                    round.broke();
-                }
-                Some(_) => {}
-            }
-        }
-        if !self.members[&agent].rests(now_ms) {
-            self.rounds.values_mut().for_each(Round::retries_at_once);
-        }
-        self.changed();
-    }
-
-    /// The owner of a lease says that it is at work on this attempt.
-    fn claimed(&mut self, owner: AgentId, mark: PodMark) {
-        let stage = if self.voids_earlier { Stage::Dropped } else { Stage::AtWork(mark.attempt) };
-        self.rounds.entry(mark.lease).or_insert_with(|| Round::new(owner, stage, 0)).claimed(mark.attempt);
-    }
-
-    /// An agent's connection is gone. What it is at work on goes on for a while without it.
-    pub(super) fn left(&mut self, agent: AgentId, peer: PeerId, now_ms: u64) {
-        self.requests.remove(&peer);
-        let Some(member) = self.members.get_mut(&agent).filter(|member| member.is_connected()) else { return };
-        member.away_since_ms = Some(now_ms);
-        if std::mem::take(&mut member.told_over) {
-            member.at_work = None;
-        }
-        if member.at_work.is_none() {
-            // Owners forget what waits for an attempt when their connection is gone.
-            self.drop_rounds(agent);
-        }
-        self.changed();
-    }
-
-    /// An agent joins no pods any more.
-    pub(super) fn withdrawn(&mut self, agent: AgentId, now_ms: u64) {
-        let Some(member) = self.members.remove(&agent) else { return };
-        if let Some(mark) = member.at_work {
-            self.lost(agent, mark, now_ms);
-        }
-        self.drop_rounds(agent);
-        self.changed();
-    }
-
-    /// An agent was revoked. Attempts that it helps with count for nothing, nor do those whose members are not known.
-    pub(super) fn revoked(&mut self, agent: AgentId, now_ms: u64) {
-        self.withdrawn(agent, now_ms);
-        for round in self.rounds.values_mut().filter(|round| round.is_held()) {
-            if round.is_inherited() || round.members().contains(&agent) {
-                round.broke();
-                round.is_void = true;
-            }
-        }
-    }
-
-    fn drop_rounds(&mut self, owner: AgentId) {
-        for round in self.rounds.values_mut().filter(|round| round.owner == owner && round.is_held()) {
-            round.stage = Stage::Dropped;
-        }
-    }
-
-    /// Members that have been away for too long are no members any more.
-    fn expire(&mut self, now_ms: u64) {
-        let is_lost = |member: &Member| {
-            let since_ms = member.away_since_ms.filter(|_| member.at_work.is_some());
-            since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= limits::POD_ABSENCE_MS)
-        };
-        let lost = self.members.iter_mut().filter(|(_, member)| is_lost(member));
-        let lost: Vec<(AgentId, PodMark)> =
-            lost.filter_map(|(agent, member)| Some((*agent, member.at_work.take()?))).collect();
-        for (agent, mark) in &lost {
-            self.lost(*agent, *mark, now_ms);
-        }
-        if !lost.is_empty() {
-            self.changed();
-        }
-    }
-
-    /// An agent is not at work on an attempt any more, and has not said how that ended.
-    fn lost(&mut self, agent: AgentId, mark: PodMark, now_ms: u64) {
-        let Some(round) = self.rounds.get_mut(&mark.lease) else { return };
-        if round.owner == agent {
-            if round.is_held() {
-                round.stage = Stage::Dropped;
-            }
-        } else if round.current() == Some(mark.attempt) && round.has(agent) {
-            round.failed(now_ms);
-            self.failed(agent, true, now_ms);
-        }
-    }
-
-    /// An agent's part of an attempt is over. Returns false where that is not what it is at work on.
-    pub(super) fn ended(&mut self, agent: AgentId, mark: PodMark, problem: Option<&PodProblem>, now_ms: u64) -> bool {
-        let Some(member) = self.members.get_mut(&agent).filter(|member| member.at_work == Some(mark)) else {
-            return false;
-        };
-        member.at_work = None;
-        let told_over = std::mem::take(&mut member.told_over);
-        self.changed();
-        let Some(round) = self.rounds.get_mut(&mark.lease).filter(|_| !told_over) else { return true };
-        let is_owner = round.owner == agent;
-        if is_owner && round.newest == mark.attempt {
-            round.heard_owner();
-        }
-        match problem {
-            None if is_owner && round.newest == mark.attempt => self.complete(mark.lease, agent),
-            None => {}
-            Some(problem) if round.current() == Some(mark.attempt) && round.has(agent) => {
-                self.attempt_failed(agent, mark, problem.member, now_ms);
-            }
-            Some(_) => {}
-        }
-        true
-    }
-
-    /// The current attempt has failed, as one of its members says.
-    fn attempt_failed(&mut self, by: AgentId, mark: PodMark, over: Option<AgentId>, now_ms: u64) {
-        let Some(round) = self.rounds.get_mut(&mark.lease) else { return };
-        let owner = round.owner;
-        let over = over.filter(|over| round.has(*over) || round.is_inherited());
-        if over != Some(owner) {
-            round.failed(now_ms);
-        } else if by == owner {
-            // It takes part in no other attempt before it asks for its lease.
-            round.misses_owner();
-            round.is_void = true;
-        } else {
-            round.misses_owner();
-        }
-        // Which of the two is to blame cannot be known.
-        if by != owner {
-            self.failed(by, over == Some(by), now_ms);
-        }
-        if let Some(over) = over.filter(|over| *over != by && *over != owner) {
-            self.failed(over, true, now_ms);
-        }
-    }
-
-    fn failed(&mut self, agent: AgentId, accused: bool, now_ms: u64) {
-        if let Some(member) = self.members.get_mut(&agent) {
-            member.failed(accused, now_ms);
-        }
-    }
-
-    /// The round under `lease` of `owner` is computed: its update is on its way.
-    pub(super) fn complete(&mut self, lease: LeaseId, owner: AgentId) {
-        let Self { rounds, members, .. } = self;
-        let round = rounds.entry(lease).or_insert_with(|| Round::new(owner, Stage::Complete, 0));
-        if round.owner != owner {
-            return;
-        }
-        round.stage = Stage::Complete;
-        for helper in round.members() {
-            members.get_mut(helper).into_iter().for_each(Member::succeeded);
-        }
     }
 
     /// Whether an attempt at the round of a lease is under way.
@@ -315,7 +126,22 @@ impl Pods {
 
     /// Whether no other attempt at a lease can be begun.
     pub(super) fn is_spent(&self, lease: LeaseId) -> bool {
-        self.rounds.get(&lease).is_some_and(Round::is_spent)
+        self.rounds.get(&lease).is_some_and(|round| self.numbers.are_used_up_by(round.newest))
+    }
+
+    /// Whether the round of a lease was given up: its members have failed at it too often.
+    pub(super) fn is_given_up(&self, lease: LeaseId) -> bool {
+        self.rounds.get(&lease).is_some_and(Round::is_given_up)
+    }
+
+    /// Returns why an owner begins no round, if it rests after one that was given up.
+    fn why_given_up(&self, owner: AgentId) -> Option<&NoPod> {
+        self.members.get(&owner)?.why_given_up()
+    }
+
+    /// Returns why a lease ends whose owner asks for one and does not get it again.
+    pub(super) fn why_over(&self, lease: LeaseId) -> LeaseEnd {
+        if self.is_given_up(lease) { LeaseEnd::Returned } else { LeaseEnd::Superseded }
     }
 
     /// Whether the round under a lease is computed.
@@ -337,56 +163,6 @@ impl Pods {
         self.changed();
     }
 
-    /// Lets an owner's request wait for a pod.
-    pub(super) fn wait(&mut self, peer: PeerId, now_ms: u64) {
-        let number = self.next_request;
-        self.next_request += 1;
-        self.requests.entry(peer).or_insert(Request { number, told_ms: now_ms, problem: None });
-        self.is_due = true;
-    }
-
-    /// Whether a connection's request for a lease waits for a pod.
-    pub(super) fn waits(&self, peer: PeerId) -> bool {
-        self.requests.contains_key(&peer)
-    }
-
-    /// Whether a request may be granted now, if there is a version to train from.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.is_due && !self.requests.is_empty()
-    }
-
-    /// Forgets the request of a connection.
-    pub(super) fn forget_request(&mut self, peer: PeerId) {
-        self.requests.remove(&peer);
-    }
-
-    /// Takes every request.
-    fn take_requests(&mut self) -> Vec<PeerId> {
-        std::mem::take(&mut self.requests).into_keys().collect()
-    }
-
-    /// Returns the requests that are to be tried now, in their order.
-    fn due_requests(&mut self) -> Vec<PeerId> {
-        if !std::mem::take(&mut self.is_due) {
-            return Vec::new();
-        }
-        let mut requests: Vec<(u64, PeerId)> =
-            self.requests.iter().map(|(peer, request)| (request.number, *peer)).collect();
-        requests.sort_unstable();
-        requests.into_iter().map(|(_, peer)| peer).collect()
-    }
-
-    /// Returns the connections that have waited without a word for a while, and marks them as told.
-    fn due_news(&mut self, now_ms: u64) -> Vec<PeerId> {
-        let is_due = |request: &Request| now_ms.saturating_sub(request.told_ms) >= limits::LEASE_DEFERRED_MS;
-        let due = self.requests.iter_mut().filter(|(_, request)| is_due(request));
-        due.map(|(peer, request)| {
-            request.told_ms = now_ms;
-            *peer
-        })
-        .collect()
-    }
-
     /// Returns the leases whose owners wait for another attempt, and marks them as tried.
     fn due_rounds(&mut self, now_ms: u64) -> Vec<(LeaseId, AgentId)> {
         let due = self.rounds.iter_mut().filter(|(_, round)| round.is_due(now_ms));
@@ -404,6 +180,9 @@ impl Pods {
         if !own.is_free_for(lease) {
             return Some(Err(NoPod::AtWork));
         }
+        if let Some(why) = own.why_given_up().filter(|_| lease.is_none()) {
+            return Some(Err(why.clone()));
+        }
         // An owner that holds its lease waits for an attempt of its own.
         let held = self.rounds.values().filter(|round| round.is_held());
         let busy: BTreeSet<AgentId> = held.map(|round| round.owner).chain([owner]).collect();
@@ -414,12 +193,14 @@ impl Pods {
     }
 
     /// Begins the next attempt at a lease with the pod that was formed.
-    fn begin(&mut self, lease: &Lease, formed: Formed, lease_age_ms: u64, now_ms: u64) -> PodRound {
+    fn begin(&mut self, lease: &Lease, formed: Formed, now_ms: u64) -> PodRound {
         let Formed { parts, helpers, spec } = formed;
         let owner = lease.agent;
         let round = self.rounds.entry(lease.id).or_insert_with(|| Round::new(owner, Stage::Broken, 0));
         let members: Vec<AgentId> = helpers.into_iter().chain([owner]).collect();
-        let mark = PodMark { lease: lease.id, attempt: round.begin(members.clone(), &parts, lease_age_ms, now_ms) };
+        let attempt = self.numbers.after(round.newest);
+        round.begin(attempt, members.clone(), &parts, now_ms);
+        let mark = PodMark { lease: lease.id, attempt };
         let mut peers = Vec::new();
         for agent in members {
             let Some(member) = self.members.get_mut(&agent) else { continue };
@@ -429,60 +210,6 @@ impl Pods {
             }
         }
         PodRound { mark, owner, parts, peers, plan: lease.plan, spec }
-    }
-
-    /// Of several owners that wait in vain for another attempt, all but that of the earliest lease give their rounds up for
-    /// now, so that they can help it.
-    fn give_way(&mut self) {
-        let mut others = self.rounds.values_mut().filter(|round| round.is_stuck()).skip(1).peekable();
-        if others.peek().is_some() {
-            others.for_each(|round| round.is_void = true);
-            self.changed();
-        }
-    }
-
-    /// Returns who is to be told that an attempt is over, and forgets the rounds of leases that are. `holder`: who holds a
-    /// lease. While the run gives no leases (`runs`), no round is computed.
-    fn overs(&mut self, holder: impl Fn(LeaseId) -> Option<AgentId>, runs: bool) -> Vec<(AgentId, PodMark)> {
-        let Self { members, rounds, .. } = self;
-        rounds.retain(|lease, round| {
-            let holds = holder(*lease) == Some(round.owner);
-            if round.is_held() && (!holds || !runs || round.is_void) {
-                let mark = PodMark { lease: *lease, attempt: round.newest };
-                let owner = members.get_mut(&round.owner).filter(|owner| owner.is_connected());
-                if let Some(owner) = owner.filter(|owner| owner.at_work.is_none()) {
-                    // It waits for an attempt. It can help others once it says that it does not any more.
-                    owner.begin(mark, true);
-                }
-                (round.stage, round.is_void) = (Stage::Dropped, false);
-            }
-            holds
-        });
-        let known: BTreeSet<AgentId> = members.keys().copied().collect();
-        let counts = |agent: AgentId, mark: PodMark| match rounds.get(&mark.lease) {
-            Some(round) => match round.stage {
-                Stage::AtWork(attempt) => attempt == mark.attempt && (round.has(agent) || round.is_inherited()),
-                Stage::Broken | Stage::Complete => round.owner == agent,
-                Stage::Dropped => false,
-            },
-            // The owner is not back yet since this process has begun.
-            None => runs && holder(mark.lease).is_some_and(|owner| !known.contains(&owner)),
-        };
-        let mut told = Vec::new();
-        for (agent, member) in members.iter_mut().filter(|(_, member)| member.is_connected() && !member.told_over) {
-            if let Some(mark) = member.at_work.filter(|mark| !counts(*agent, *mark)) {
-                member.told_over = true;
-                told.push((*agent, mark));
-            }
-        }
-        told
-    }
-
-    /// Notes why a request is not granted.
-    fn cannot_grant(&mut self, peer: PeerId, why: NoPod) {
-        if let Some(request) = self.requests.get_mut(&peer) {
-            request.problem = Some(why);
-        }
     }
 
     /// Notes why there is no other attempt at a lease.
@@ -495,25 +222,14 @@ impl Pods {
     /// Returns why a pod cannot be formed at present: of a round that is under way, or of the oldest request.
     fn why_none(&self) -> Option<&NoPod> {
         let rounds = self.rounds.values().filter(|round| round.stage == Stage::Broken);
-        let oldest = self.requests.values().min_by_key(|request| request.number);
         let mut of_rounds = rounds.filter_map(|round| round.problem.as_ref());
-        of_rounds.next().or_else(|| oldest?.problem.as_ref())
+        of_rounds.next().or_else(|| self.requests.problem())
     }
 
-    /// Returns the reason why there is no pod when one of its kind has held for a while: of each kind the first.
-    fn take_problem(&mut self, now_ms: u64) -> Option<String> {
-        let Some(why) = self.why_none().cloned() else {
-            self.problem = None;
-            return None;
-        };
-        let since_ms = match &self.problem {
-            Some((known, since_ms)) if known.kind() == why.kind() => *since_ms,
-            _ => now_ms,
-        };
-        let is_news = now_ms.saturating_sub(since_ms) >= limits::POD_PROBLEM_MS && self.logged.insert(why.kind());
-        let news = is_news.then(|| why.to_string());
-        self.problem = Some((why, since_ms));
-        news
+    /// Returns the reason why there is no pod, if the log is to name it now.
+    pub(super) fn take_problem(&mut self, now_ms: u64) -> Option<String> {
+        let why = self.why_none().cloned();
+        self.reasons.news(why, now_ms)
     }
 
     /// What `status` says, where the run has pods.

@@ -1,7 +1,7 @@
 //! What becomes of pods: leases for their owners, rounds for their members, and the word that an attempt is over.
 
 use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
-use anabranch_common::journal::{Lease, LeaseEnd};
+use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::plain::plain;
 use anabranch_common::pod::{PodMark, PodProblem, PodSections};
@@ -56,11 +56,11 @@ impl Core {
         if state == RunPhase::Running {
             self.begin_other_attempts();
         } else {
-            for peer in self.pods.take_requests() {
+            for peer in self.pods.requests.take() {
                 self.send(peer, CoordinatorMessage::NoLease { state });
             }
         }
-        for peer in self.pods.due_news(now_ms) {
+        for peer in self.pods.requests.due_news(now_ms) {
             self.send(peer, CoordinatorMessage::LeaseDeferred);
         }
         if let Some(reason) = self.pods.take_problem(now_ms) {
@@ -88,9 +88,10 @@ impl Core {
             if self.lease_of(owner) != Some(id) {
                 continue;
             }
-            let Some(lease) = self.lease_of_use(owner).filter(|_| !self.pods.is_spent(id)) else {
+            let is_possible = !self.pods.is_spent(id) && !self.pods.is_given_up(id);
+            let Some(lease) = self.lease_of_use(owner).filter(|_| is_possible) else {
                 // Nothing could come of it any more.
-                self.end_lease(owner, id, LeaseEnd::Superseded);
+                self.give_up(owner, id);
                 continue;
             };
             match self.pods.form(owner, Some(id), self.now.mono_ms) {
@@ -102,10 +103,20 @@ impl Core {
         self.pods.give_way();
     }
 
+    /// Ends a lease whose round no other attempt is made at.
+    fn give_up(&mut self, owner: AgentId, lease: LeaseId) {
+        if let Some(why) = self.pods.why_given_up(owner).filter(|_| self.pods.is_given_up(lease)) {
+            tracing::warn!(%lease, owner = self.name(owner), "{why}");
+        }
+        let why = self.pods.why_over(lease);
+        self.end_lease(owner, lease, why);
+    }
+
     /// Returns the lease that an owner holds and is to compute, if an update under it would still be admitted.
     pub(in crate::core) fn kept_lease(&self, owner: AgentId) -> Option<Lease> {
         let id = self.lease_of(owner)?;
-        let is_wanted = self.pods.is_owner(owner) && !self.pods.is_complete(id) && !self.pods.is_spent(id);
+        let is_over = self.pods.is_complete(id) || self.pods.is_spent(id) || self.pods.is_given_up(id);
+        let is_wanted = self.pods.is_owner(owner) && !is_over;
         self.lease_of_use(owner).filter(|_| is_wanted)
     }
 
@@ -167,17 +178,17 @@ impl Core {
     /// Grants the requests of owners for which a pod can be formed, in their order. An owner whose lease is still of use
     /// gets the same one again.
     pub(in crate::core) fn grant_owners(&mut self, version: ModelVersion, digest: Digest) {
-        for peer in self.pods.due_requests() {
+        for peer in self.pods.requests.due() {
             let Some(owner) = self.peers.agent_of(peer) else { continue };
             let kept = self.kept_lease(owner);
             if kept.is_none() && self.defer_if_late(peer, owner) {
-                self.pods.forget_request(peer);
+                self.pods.requests.forget(peer);
                 continue;
             }
             let formed = self.pods.form(owner, kept.as_ref().map(|lease| lease.id), self.now.mono_ms);
             match formed {
                 Some(Ok(formed)) => {
-                    self.pods.forget_request(peer);
+                    self.pods.requests.forget(peer);
                     let lease = match kept {
                         Some(lease) => Some(self.grant_again(peer, lease)),
                         None => self.grant_anew(peer, owner, version, digest),
@@ -186,7 +197,7 @@ impl Core {
                         self.begin_attempt(&lease, formed);
                     }
                 }
-                Some(Err(why)) => self.pods.cannot_grant(peer, why),
+                Some(Err(why)) => self.pods.requests.cannot_grant(peer, why),
                 None => {}
             }
         }
@@ -199,16 +210,14 @@ impl Core {
 
     fn grant_anew(&mut self, peer: PeerId, owner: AgentId, version: ModelVersion, digest: Digest) -> Option<Lease> {
         if let Some(before) = self.lease_of(owner) {
-            self.end_lease(owner, before, LeaseEnd::Superseded);
+            self.give_up(owner, before);
         }
         self.grant(peer, owner, version, digest)
     }
 
     /// Begins an attempt: every member is told of it.
     fn begin_attempt(&mut self, lease: &Lease, formed: Formed) {
-        let granted_at_ms = lease.expires_at_ms.saturating_sub(self.options.lease_ttl_ms);
-        let age_ms = self.now.unix_ms.saturating_sub(granted_at_ms);
-        let round = self.pods.begin(lease, formed, age_ms, self.now.mono_ms);
+        let round = self.pods.begin(lease, formed, self.now.mono_ms);
         for member in round.members() {
             if let Some(peer) = self.peers.peer_of(member) {
                 self.send(peer, CoordinatorMessage::Pod(Box::new(round.clone())));

@@ -13,8 +13,10 @@ pub(super) struct Round {
     pub(super) stage: Stage,
     /// The largest attempt that was heard of.
     pub(super) newest: u32,
-    /// Members of the newest attempt if this process began it, or empty. Of other attempts only the owner is known.
+    /// Members of the newest attempt if this process began it, or empty. Of other attempts only the owner is known ...
     members: Vec<AgentId>,
+    /// ... and who was a member of the attempt before, likewise.
+    members_before: Vec<AgentId>,
     /// Who computes which part of the model in it, likewise.
     parts: Vec<AgentId>,
     /// Why there is no other attempt yet.
@@ -26,6 +28,8 @@ pub(super) struct Round {
     begun_ms: u64,
     /// Attempts in a row that failed at once.
     failures: u32,
+    /// Attempts that a member could not compute, as it says of itself: how many, and the latest one.
+    own_failures: (u32, u32),
     retry_at_ms: u64,
     /// Whether another attempt was tried since something has changed.
     pub(super) tried: bool,
@@ -52,12 +56,14 @@ impl Round {
             stage,
             newest,
             members: Vec::new(),
+            members_before: Vec::new(),
             parts: Vec::new(),
             problem: None,
             awaits_owner: false,
             is_void: false,
             begun_ms: 0,
             failures: 0,
+            own_failures: (0, 0),
             retry_at_ms: 0,
             tried: false,
         }
@@ -106,24 +112,38 @@ impl Round {
     /// Its owner says that it is at work on this attempt. That counts where this process has begun none.
     pub(super) fn claimed(&mut self, attempt: u32) {
         if self.is_inherited() {
-            self.newest = self.newest.max(attempt.min(limits::POD_ATTEMPTS));
+            self.newest = self.newest.max(attempt);
         }
     }
 
-    /// Begins the next attempt. The first one of this process is numbered by the milliseconds since the lease was granted: an
-    /// earlier process, which began fewer than one a millisecond, has used smaller numbers.
-    pub(super) fn begin(&mut self, members: Vec<AgentId>, parts: &[PodPart], lease_age_ms: u64, now_ms: u64) -> u32 {
-        let earlier = if self.is_inherited() { u32::try_from(lease_age_ms).unwrap_or(u32::MAX) } else { 0 };
-        self.newest = self.newest.saturating_add(1).max(earlier).min(limits::POD_ATTEMPTS);
-        (self.stage, self.begun_ms, self.problem) = (Stage::AtWork(self.newest), now_ms, None);
-        (self.members, self.awaits_owner, self.is_void) = (members, false, false);
+    /// Begins the attempt of this number.
+    pub(super) fn begin(&mut self, attempt: u32, members: Vec<AgentId>, parts: &[PodPart], now_ms: u64) {
+        self.newest = attempt;
+        (self.stage, self.begun_ms, self.problem) = (Stage::AtWork(attempt), now_ms, None);
+        self.members_before = std::mem::replace(&mut self.members, members);
+        (self.awaits_owner, self.is_void) = (false, false);
         self.parts = parts.iter().map(|part| part.agent).collect();
-        self.newest
     }
 
-    /// Whether no larger attempt can follow.
-    pub(super) fn is_spent(&self) -> bool {
-        self.newest >= limits::POD_ATTEMPTS
+    /// A member says that it could not compute its part of an attempt, the newest one or the one before. Returns how many attempts
+    /// have failed so, unless this one was counted before, or the agent is no member of it.
+    pub(super) fn failed_by_itself(&mut self, agent: AgentId, attempt: u32) -> Option<u32> {
+        let is_member = match self.newest.checked_sub(attempt)? {
+            0 => self.has(agent),
+            1 => self.members_before.contains(&agent),
+            _ => false,
+        };
+        let (count, last) = self.own_failures;
+        if !is_member || attempt <= last || self.stage == Stage::Complete {
+            return None;
+        }
+        self.own_failures = (count.saturating_add(1), attempt);
+        Some(self.own_failures.0)
+    }
+
+    /// Whether its members have failed at it too often, and none computes it now.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.own_failures.0 >= limits::POD_OWN_FAILURES && matches!(self.stage, Stage::Broken | Stage::Dropped)
     }
 
     /// The attempt came to nothing, and the owner waits for another one.
@@ -162,8 +182,9 @@ impl Round {
         self.broke();
     }
 
-    /// Whether another attempt is to be tried.
+    /// Whether another attempt is to be tried, or the round was given up.
     pub(super) fn is_due(&self, now_ms: u64) -> bool {
-        self.stage == Stage::Broken && !self.awaits_owner && !self.tried && now_ms >= self.retry_at_ms
+        let is_time = now_ms >= self.retry_at_ms || self.is_given_up();
+        self.stage == Stage::Broken && !self.awaits_owner && !self.tried && is_time
     }
 }

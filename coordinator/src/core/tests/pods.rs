@@ -1,6 +1,7 @@
 //! Pods: whom an owner gets, what happens when a member fails, and that a lease is the same one through all attempts.
 
 mod faults;
+mod given_up;
 mod ranges;
 mod replicas;
 mod words;
@@ -276,7 +277,7 @@ fn a_pod_of_any_size_has_as_few_members_as_the_model_fits() {
     stages.stages = StageCount::Auto;
     // What a machine takes whatever it computes is most of what this model takes.
     let layers = run.model.layers().expect("valid").expect("native");
-    let load = Load::of(stages, &run.train);
+    let load = Load::of(stages, &run.train, &run.upload);
     let whole = |members: usize, memory_bytes: u64| {
         let member = cut::Member { flops_per_s: NonZeroU64::MIN, memory_bytes };
         cut::cut(&cut::table(&layers), &vec![member; members], &load).is_ok()

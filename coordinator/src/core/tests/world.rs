@@ -139,6 +139,7 @@ impl World {
         let options = Options {
             run: RunId([1; 16]),
             first_branch: BranchId([2; 16]),
+            starts: 0,
             lease_ttl_ms: LEASE_TTL_MS,
             checkpoint_every_versions: 1000,
             checkpoint_every_ms: 0,
@@ -318,7 +319,7 @@ impl World {
 
     fn resume(&self, state: RunState, spec: RunSpec) -> Result<(Core, Vec<Command>), ModelMismatch> {
         let kept = (ModelVersion(0), None);
-        let options = self.core.options.clone();
+        let options = Options { starts: self.core.options.starts + 1, ..self.core.options.clone() };
         let (mut core, commands) = Core::resume(options, spec, (state, self.core.chain), kept, self.now)?;
         core.take_up_the_end(self.now);
         Ok((core, commands))
@@ -505,6 +506,11 @@ impl World {
     }
 
     /// The fold over everything that was appended, from nothing.
+    /// All records, in their order.
+    pub(super) fn records(&self) -> &[Arc<Record>] {
+        &self.records
+    }
+
     pub(super) fn replayed(&self) -> RunState {
         let (genesis, rest) = self.records.split_first().expect("there is a genesis record");
         assert!(matches!(genesis.body, RecordBody::Genesis { .. }));

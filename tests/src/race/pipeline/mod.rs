@@ -32,8 +32,14 @@ const PREDICT_AIM: f64 = 1.15;
 /// The number of stages that the aim is for.
 const AIMED_STAGES: u32 = 8;
 /// Vectors of the memory that a stage takes: here none is short of it.
-const LOAD: Load =
-    Load { schedule: Schedule::Flush, micro_batches: 1, micro_batch_examples: 1, fixed_bytes: 0, vectors: 1 };
+const LOAD: Load = Load {
+    schedule: Schedule::Flush,
+    micro_batches: 1,
+    micro_batch_examples: 1,
+    fixed_bytes: 0,
+    vectors: 1,
+    payload_bits: 0,
+};
 const WEIGHTS: [(&str, Weights); 4] = [
     ("stale", Weights::Stale),
     ("stash", Weights::Stash),

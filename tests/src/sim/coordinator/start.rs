@@ -11,6 +11,7 @@ use anabranch_coordinator::core::Options;
 use anabranch_coordinator::core::event::Now;
 use anabranch_coordinator::driver;
 use anabranch_coordinator::host::{Host, Output};
+use anabranch_coordinator::identity;
 use anabranch_coordinator::node::merge::Merger;
 use anabranch_coordinator::node::{JobError, Settings};
 use anabranch_coordinator::recovery::{self, Recovered, RecoveryError};
@@ -56,9 +57,10 @@ impl World {
         let opened = disk.open().and_then(|()| Engine::open(disk.clone()));
         let store = Arc::new(opened.map_err(JobError::from)?);
         let now_ms = self.now_ms();
-        let options = Options {
+        let mut options = Options {
             run: RUN,
             first_branch: BranchId([1; 16]),
+            starts: 0,
             lease_ttl_ms: self.schedule.lease_ttl_ms,
             checkpoint_every_versions: self.schedule.checkpoint_every,
             checkpoint_every_ms: 0,
@@ -67,6 +69,7 @@ impl World {
             self.roll_back(&store, options.clone(), versions)?;
             self.coordinator.roll_back_by = None;
         }
+        options.starts = identity::run::count_start(store.catalogue()).map_err(JobError::from)?;
         let registry = registry(&store)?;
         let now = Now { unix_ms: self.unix_ms(), mono_ms: 0 };
         let spec = self.setting.spec.clone();

@@ -8,7 +8,7 @@ use crate::sim::schedule::{AgentPlan, Fault, Lie, LinkPlan, Machine, Planned, Po
 /// Length of the part with faults, in milliseconds.
 const LENGTH_MS: (u64, u64) = (20_000, 60_000);
 /// Kinds of faults that are drawn.
-const KINDS: u64 = 13;
+const KINDS: u64 = 14;
 
 /// Draws a world with pods: owners of rounds, helpers, some of which may be spare, and sometimes an agent that trains alone. The
 /// same seed gives the same world.
@@ -129,6 +129,7 @@ fn draw_fault(
         9 => Fault::Pause { for_ms },
         10 => Fault::Rollback { versions: rng.below(4) },
         11 => Fault::Wipe { machine },
+        13 => Fault::Clock { by_ms: rng.below(7_200_000) as i64 - 3_600_000 },
         // The last helpers, which are not missed.
         _ => {
             let machine = (owners + helpers - rng.below(spares.max(1))) as Machine;

@@ -256,26 +256,24 @@ fn a_coordinator_that_starts_again_learns_who_is_at_work() {
     let again = told(&world, sent, 1);
     assert_eq!(
         again.iter().map(|round| (round.mark, round.members())).collect::<Vec<_>>(),
-        [(mark(&lease, 760), vec![agent(1), agent(3)])],
-        "milliseconds since the lease was granted are more than attempts before"
+        [(mark(&lease, limits::POD_ATTEMPTS_PER_START), vec![agent(1), agent(3)])],
+        "each process has numbers of its own"
     );
     // An owner that has forgotten it, and a helper that speaks of an attempt that was never begun.
-    tick(&mut world, 1);
     let mut world = world.restarted();
     let sent = world.messages();
     owner(&mut world, 1);
     join(&mut world, 2, 2, 0, PodOffer { at_work: at_work(7), ..offer(2, 1000) });
     assert_eq!(over(&world, sent), [(2, mark(&lease, 7))]);
     assert_eq!(world.lease(1), lease);
-    assert_eq!(told(&world, sent, 2).last().map(|round| round.mark), at_work(761));
+    assert_eq!(told(&world, sent, 2).last().map(|round| round.mark), at_work(2 * limits::POD_ATTEMPTS_PER_START));
     // Nobody says what attempts there were.
     let mut world = world.restarted();
-    tick(&mut world, 20_000);
     owner(&mut world, 1);
     helper(&mut world, 2);
     let sent = world.messages();
     assert_eq!(world.lease(1), lease);
-    assert_eq!(told(&world, sent, 1)[0].mark, mark(&lease, 20_761));
+    assert_eq!(told(&world, sent, 1)[0].mark, mark(&lease, 3 * limits::POD_ATTEMPTS_PER_START));
 }
 
 #[test]
