@@ -509,3 +509,23 @@ pub const SEARCH_CORNERS: usize = 1_024;
 pub const SEARCH_RECORD_BYTES: usize = 4 << 20;
 /// Bytes of the reason with which a trial is closed.
 pub const SEARCH_REASON_BYTES: usize = 1_024;
+/// Runs that a coordinator's process has, ended ones included.
+pub const RUNS: usize = 1_024;
+/// Bytes of a run's configuration that an operator sends.
+pub const RUN_CONFIG_BYTES: usize = 256 << 10;
+/// Bytes of the token that makes a repeated `runs create` safe.
+pub const SUBMIT_TOKEN_BYTES: usize = 256;
+/// Bytes of the file that keeps how a run was asked for: two digests in hexadecimal.
+pub const SUBMISSION_BYTES: u64 = 256;
+/// Runs that a token may be for.
+pub const TOKEN_RUNS: usize = 256;
+/// Threads that write records of all runs. One more begins when all of them are at work.
+pub const RUN_WRITERS: usize = 8;
+/// Threads that write checkpoints of all runs, likewise.
+pub const RUN_CHECKPOINTERS: usize = 2;
+/// Threads that open, create and delete runs, likewise.
+pub const RUN_OPENERS: usize = 4;
+/// Attempts to remove the directory of a deleted run: sled's threads may still be writing.
+pub const RUN_REMOVALS: u32 = 40;
+/// Rest between two such attempts, in milliseconds.
+pub const RUN_REMOVAL_REST_MS: u64 = 10;

@@ -73,6 +73,9 @@ pub struct StatusReport {
     /// Why no target of accuracy or loss can be judged at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_problem: Option<String>,
+    /// Why the run gives no leases before `resume`, where that follows from `[quota]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_problem: Option<String>,
     /// What is known of pods while a coordinator serves, where the run has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodsStatus>,
@@ -84,6 +87,73 @@ pub struct StatusReport {
     /// What became of connections while a coordinator serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,
+}
+
+/// What a process says of one of its runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// Its name.
+    pub name: String,
+    /// Its id; absent while it is being opened, or when its store cannot be.
+    pub run: Option<RunId>,
+    /// Whether it shares its directory with the process. Such a run cannot be deleted.
+    pub own: bool,
+    /// Its share of an agent's device, in proportion to the other runs'.
+    pub weight: u32,
+    /// What it does.
+    pub state: RunStanding,
+    /// Newest model version, once it is known.
+    pub version: Option<ModelVersion>,
+    /// Updates merged.
+    pub updates_accepted: u64,
+    /// Agents that have taken part.
+    pub agents: u64,
+    /// Agents that are connected.
+    pub connected: u64,
+    /// Why it cannot be served, or gives no leases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStanding {
+    /// It is being opened.
+    Opening,
+    /// It is served, and has no model yet.
+    Pending,
+    /// It is served, and gives leases.
+    Running,
+    /// It gives no leases.
+    Paused,
+    /// It has ended.
+    Finished,
+    /// No process serves it now; the next one does.
+    Parked,
+    /// It cannot be opened, or has failed.
+    Failed,
+}
+
+impl From<RunPhase> for RunStanding {
+    /// What a served run in this phase does.
+    fn from(phase: RunPhase) -> Self {
+        match phase {
+            RunPhase::Pending => Self::Pending,
+            RunPhase::Running => Self::Running,
+            RunPhase::Paused => Self::Paused,
+            RunPhase::Finished => Self::Finished,
+        }
+    }
+}
+
+/// The answer to `runs create`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunCreated {
+    /// Name of the run.
+    pub name: String,
+    /// Its id.
+    pub run: RunId,
 }
 
 /// Agents that join pods, and what they are at.
@@ -263,6 +333,9 @@ pub struct TokenStatus {
     pub uses_left: u32,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// The runs that its agents may take part in; all runs when there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<RunId>,
 }
 
 /// One checkpoint.

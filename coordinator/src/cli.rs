@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anabranch_common::ids::ModelVersion;
+use anabranch_common::wire::operator::{OperatorRequest, RunRequest};
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand};
 
@@ -38,6 +39,11 @@ From nothing to a run:
   anabranch-coordinator token create --dir trainer --name clinic
   anabranch-coordinator status --dir trainer --watch
   anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
+
+Several runs in one coordinator:
+  anabranch-coordinator runs create --dir trainer wards --config wards.toml
+  anabranch-coordinator runs list --dir trainer
+  anabranch-coordinator status --dir trainer --run wards
 
 From another machine, with copies of tls/operator.crt, operator.key and ca.crt:
   anabranch-coordinator status --connect trainer.example.org:4433 \\
@@ -73,16 +79,20 @@ pub(crate) enum Verb {
     /// List and revoke agents
     #[command(subcommand, visible_alias = "agent")]
     Agents(AgentsVerb),
+    /// Create, list and delete runs, and show, pause, resume and stop one of them
+    #[command(subcommand)]
+    Runs(RunsVerb),
     /// Show the run: state, agents, bytes, accuracy
     ///
-    /// On a stopped coordinator the store is read instead.
+    /// On a stopped coordinator the store is read instead. Where there are several runs, a table of them is shown, and --run
+    /// names one.
     Status(StatusArgs),
     /// Give no more leases until `resume`; work under way is still merged
-    Pause(TargetArgs),
+    Pause(RunTargetArgs),
     /// Give leases again
-    Resume(TargetArgs),
+    Resume(RunTargetArgs),
     /// End the run for good (to park it and go on later, send SIGTERM to `run` instead)
-    Stop(TargetArgs),
+    Stop(RunTargetArgs),
     /// List, verify, export and import the model's checkpoints
     #[command(subcommand, visible_alias = "checkpoints")]
     Checkpoint(CheckpointVerb),
@@ -133,6 +143,39 @@ pub(crate) struct TargetArgs {
     pub(crate) ca: Option<PathBuf>,
 }
 
+/// Which run of which coordinator.
+#[derive(Debug, Args)]
+pub(crate) struct RunTargetArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    #[command(flatten)]
+    pub(crate) which: WhichRun,
+}
+
+/// Which run of a coordinator.
+#[derive(Debug, Args)]
+pub(crate) struct WhichRun {
+    /// Name or id of the run; needed only where there are several
+    #[arg(long, value_name = "NAME", help_heading = TARGET_HEADING)]
+    pub(crate) run: Option<String>,
+}
+
+impl WhichRun {
+    /// Returns a request for this run.
+    pub(crate) fn ask(&self, request: RunRequest) -> OperatorRequest {
+        OperatorRequest::Run { run: self.run.clone(), request }
+    }
+}
+
+/// What is asked of a run, and how the answer is printed.
+#[derive(Debug, Args)]
+pub(crate) struct RunReportArgs {
+    #[command(flatten)]
+    pub(crate) target: RunTargetArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// What is asked of a coordinator, and how the answer is printed.
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
@@ -174,6 +217,94 @@ pub(crate) struct InitArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) dir: DirArgs,
+    /// Go on when every run has ended: more can be created
+    #[arg(long)]
+    pub(crate) stay: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunsVerb {
+    /// Create a run, which is served at once: agents can take part in it
+    ///
+    /// The file is a run.toml without [server] and [log], which are the coordinator's. On a stopped coordinator the directory
+    /// is made, and the next `run` serves it.
+    #[command(after_help = "Examples:
+  anabranch-coordinator runs create --dir trainer wards --config wards.toml
+  anabranch-coordinator runs create --dir trainer wards --config wards.toml \\
+      --submit-token \"$JOB\"")]
+    Create {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Name of the run: letters, digits, - _ .
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Its configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Any text that only this request has: repeated with it and the same file, the request makes no second run
+        #[arg(long, value_name = "TEXT")]
+        submit_token: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show all runs in a table, those that have ended and those that cannot be served included
+    List(ReportArgs),
+    /// Show one run: what `status --run NAME` shows
+    Show {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        name: RunName,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Give no more leases of one run until `runs resume`
+    Pause {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        name: RunName,
+    },
+    /// Give leases of one run again
+    Resume {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        name: RunName,
+    },
+    /// End one run for good; it stays listed and readable
+    Stop {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        name: RunName,
+    },
+    /// Delete one run with all that is stored of it, and free its disk
+    ///
+    /// Only a run that has ended, is paused or has no model yet. The name is asked for on a terminal.
+    #[command(after_help = "Example:
+  anabranch-coordinator runs delete --dir trainer wards --confirm wards \\
+      --export wards.safetensors")]
+    Delete {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        name: RunName,
+        /// The same name again, in place of the question
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+        /// File to write the run's model to first
+        #[arg(long, value_name = "FILE")]
+        export: Option<PathBuf>,
+    },
+}
+
+/// The run that a verb of `runs` is about.
+#[derive(Debug, Args)]
+pub(crate) struct RunName {
+    /// Name or id of the run
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,6 +331,9 @@ pub(crate) enum TokenVerb {
         /// where that is a wildcard), with the port of server.listen; with --connect: HOST:PORT]
         #[arg(long, value_name = "HOST:PORT")]
         address: Option<String>,
+        /// Runs that agents may take part in that join with it, by name or id [default: all runs, later ones included]
+        #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+        runs: Vec<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -217,7 +351,7 @@ pub(crate) enum TokenVerb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentsVerb {
     /// Show the agents
-    List(ReportArgs),
+    List(RunReportArgs),
     /// Revoke an agent: its connections are closed and its certificate is no longer taken; merged work stays
     Revoke {
         #[command(flatten)]
@@ -234,7 +368,7 @@ pub(crate) enum AgentsVerb {
   anabranch-coordinator status --dir trainer --json | jq .version")]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    pub(crate) report: ReportArgs,
+    pub(crate) report: RunReportArgs,
     /// Go on showing it, once a second: a live view, or plain lines where there is no terminal
     #[arg(long, short)]
     pub(crate) watch: bool,
@@ -243,9 +377,9 @@ pub(crate) struct StatusArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum CheckpointVerb {
     /// Show the checkpoints
-    List(ReportArgs),
+    List(RunReportArgs),
     /// Recompute the journal's hash chain and the model, and compare
-    Verify(ReportArgs),
+    Verify(RunReportArgs),
     /// Write a model as safetensors
     #[command(after_help = "Examples:
   anabranch-coordinator checkpoint export --dir trainer --out model.safetensors
@@ -253,7 +387,7 @@ pub(crate) enum CheckpointVerb {
 print(load(\"model.safetensors\").keys())'")]
     Export {
         #[command(flatten)]
-        target: TargetArgs,
+        target: RunTargetArgs,
         /// File to write
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
@@ -272,6 +406,8 @@ print(load(\"model.safetensors\").keys())'")]
     Import {
         #[command(flatten)]
         dir: DirArgs,
+        #[command(flatten)]
+        which: WhichRun,
         /// File to read: f32 tensors
         #[arg(value_name = "FILE")]
         file: PathBuf,
@@ -285,6 +421,8 @@ print(load(\"model.safetensors\").keys())'")]
     Rollback {
         #[command(flatten)]
         dir: DirArgs,
+        #[command(flatten)]
+        which: WhichRun,
         /// Version to go back to, the newest one included
         #[arg(long = "version", value_name = "N",
               value_parser = version)]
@@ -302,6 +440,8 @@ pub(crate) enum ConfigVerb {
     Check {
         #[command(flatten)]
         dir: DirArgs,
+        #[command(flatten)]
+        which: WhichRun,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -341,8 +481,10 @@ mod tests {
         for verb in found {
             let under = verb.get_arguments().filter(|arg| arg.get_help_heading() == Some(TARGET_HEADING));
             let names: Vec<&str> = under.map(|arg| arg.get_id().as_str()).collect();
-            let takes_target = verb.get_arguments().any(|arg| arg.get_id() == "connect");
-            let expected: &[&str] = if takes_target { &["dir", "connect", "cert", "key", "ca"] } else { &[] };
+            let takes = |id: &str| verb.get_arguments().any(|arg| arg.get_id() == id);
+            let takes_target = takes("connect");
+            let mut expected = if takes_target { vec!["dir", "connect", "cert", "key", "ca"] } else { Vec::new() };
+            expected.extend(takes("run").then_some("run"));
             assert_eq!(names, expected, "{}", verb.get_name());
             with_heading += usize::from(takes_target);
         }

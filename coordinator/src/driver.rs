@@ -1,17 +1,22 @@
 //! The loop that owns the host: the only `select!` over what can happen. Sockets, signals and threads are here, and no
 //! decision is.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `driver/jobs.rs` | the jobs of runs, on threads that all of them share |
+//! | `driver/directories.rs` | what is open of each run, and jobs on their directories |
+
+mod directories;
+mod jobs;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anabranch_common::ids::{BranchId, RunId};
 use anabranch_common::limits;
-use anabranch_common::transfer::{Budgets, Half};
 use anabranch_common::wire::message::JoinResponse;
-use anabranch_io::exit::{ExitCode, Fail, storage_fail};
+use anabranch_io::exit::{self, ExitCode, Fail, storage_fail};
 use anabranch_io::signals::{OnSignal, Signals};
 use anabranch_io::{faults, tls};
 use anyhow::Context;
@@ -21,25 +26,23 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock;
 use crate::commands::{mismatch_fail, recovery_fail};
 use crate::config::Config;
-use crate::core::Options;
 use crate::core::command::ExitReason;
 use crate::core::event::{Now, PeerId, RequestId};
 use crate::core::status::Answer;
 use crate::host::{self, Host, Output};
-use crate::identity::{self, Identity};
-use crate::node::checkpoint::Keep;
-use crate::node::{Job, JobError, Settings, ToPeer};
-use crate::recovery::{self, OTHER_VERSION_HELP, RecoveryError};
+use crate::identity::Identity;
+use crate::node::{JobError, ToPeer};
+use crate::recovery::OTHER_VERSION_HELP;
 use crate::registry::Registry;
 use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
+use crate::runs::{self, OpenError};
 use crate::store::{Catalogue, SledStore, Store};
-use crate::transport::{self, Input, PeerOp, RunFiles, Shared, Spool};
+use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{RegistryWorkers, RunWorkers};
 
-/// Directory of the store below the coordinator's.
-pub const STORE_DIR: &str = "store";
-/// Directory of half-received uploads below the coordinator's. It may be deleted while no coordinator runs.
-pub const UPLOADS_DIR: &str = "uploads";
+use directories::Directories;
+
+pub use crate::runs::{STORE_DIR, UPLOADS_DIR, options};
 
 /// What `run` is given.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct RunOptions {
     pub config: Config,
     /// Its certificates.
     pub identity: Identity,
+    /// Whether the process stays when every run has ended.
+    pub stay: bool,
 }
 
 /// Items in which builds before schema version 5 kept all members and all tokens.
@@ -80,26 +85,7 @@ pub fn registry(catalogue: &dyn Catalogue) -> anyhow::Result<Registry> {
     Ok(Registry::new(roster))
 }
 
-/// What the core is told at its start: the run's identifiers, and what run.toml says. No start is counted yet.
-#[must_use]
-pub fn options((run, first_branch): (RunId, BranchId), config: &Config) -> Options {
-    Options {
-        run,
-        first_branch,
-        starts: 0,
-        lease_ttl_ms: milliseconds(config.schedule.lease_ttl_s),
-        checkpoint_every_versions: config.checkpoint.every_versions,
-        checkpoint_every_ms: milliseconds(config.checkpoint.every_s),
-    }
-}
-
-/// Whole milliseconds; validated durations are finite and not negative.
-#[expect(clippy::cast_possible_truncation, reason = "a float that is out of range saturates")]
-fn milliseconds(seconds: f64) -> u64 {
-    (seconds * 1000.0).round() as u64
-}
-
-/// Serves a run until it ends, or until a signal parks it. Until it serves, signals do what they did before.
+/// Serves the runs of a directory until they end, or until a signal parks them. Until it serves, signals do what they did before.
 ///
 /// # Errors
 /// Whatever keeps the coordinator from starting or going on; each with its exit code.
@@ -110,22 +96,36 @@ pub fn run(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     result
 }
 
-async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
+async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
-    let (spool, halves) = Spool::open(dir.join(UPLOADS_DIR));
-    let spool = Arc::new(spool);
     let mut host = Host::new(registry(store.catalogue())?);
-    let (run, outputs) = start(&mut host, store.as_ref(), &config, &halves)?;
+    if stay {
+        host.stay();
+    }
+    runs::sweep(&dir).map_err(storage_fail)?;
+    let others = runs::names(&dir).map_err(storage_fail)?;
+    let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
+    let shared = Shared::new(inputs_in, BTreeMap::new());
+    let (done_in, done) = mpsc::channel(limits::COORDINATOR_WORKERS);
+    let mut directories = Directories::new(dir.clone(), Arc::clone(&shared), done_in);
+    let mut outputs = match start(&mut host, &mut directories, &config, &store) {
+        Ok(outputs) => outputs,
+        // Other runs do not depend on it; with none there is nothing to serve.
+        Err(error) if others.is_empty() => return Err(error),
+        Err(error) => {
+            let why = exit::render(&error).trim_end().replace('\n', "; ");
+            tracing::error!(run = %config.spec.name, why, "this run is not served");
+            host.cannot_serve(&config.spec.name, true, why);
+            directories.cannot_serve_own(error);
+            Vec::new()
+        }
+    };
     let endpoint = endpoint(&config, &identity)?;
     let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
-    let keep = Keep { checkpoints: config.checkpoint.keep, retention: config.checkpoint.retention };
-    let workers = RunWorkers::start(run, Arc::clone(&store), keep, &answers_in)?;
     let days = config.server.agent_certificate_days;
-    let registry_workers = RegistryWorkers::start(Arc::clone(&store), Arc::new(identity), days, &answers_in)?;
-    let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
-    let files = RunFiles { store, spool: Arc::clone(&spool) };
-    let shared = Shared::new(inputs_in, BTreeMap::from([(run, files)]));
+    let registry_workers = RegistryWorkers::start(store, Arc::new(identity), days, &answers_in)?;
+    others.into_iter().for_each(|name| outputs.extend(host.open(name)));
     faults::point("recovered");
     signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
@@ -134,7 +134,8 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
         tick: Duration::from_millis(config.schedule.tick_ms.max(10)),
         started,
         host,
-        runs: BTreeMap::from([(run, RunMeans { workers, spool, ended: None })]),
+        directories,
+        run_workers: RunWorkers::new(&answers_in),
         registry_workers,
         answers: answers_in,
         peers: BTreeMap::new(),
@@ -143,38 +144,33 @@ async fn serve(RunOptions { dir, config, identity }: RunOptions, signals: &mut S
         answered: VecDeque::new(),
         next_request: 0,
     };
-    let ended = driver.work(outputs, inputs, answers, signals).await;
+    let ended = driver.work(outputs, inputs, (answers, done), signals).await;
     accepting.abort();
     endpoint.close(0u32.into(), b"coordinator is going away");
     tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), endpoint.wait_idle()).await.ok();
-    ended.map(|reason| say_goodbye(reason, &dir))
+    ended
 }
 
-/// Reads what the store holds of a run, and starts it.
-fn start(host: &mut Host, store: &dyn Store, config: &Config, halves: &[Half]) -> anyhow::Result<(RunId, Vec<Output>)> {
-    let mut options = options(identity::run::identifiers(store.catalogue()).map_err(storage_fail)?, config);
-    options.starts = identity::run::count_start(store.catalogue()).map_err(storage_fail)?;
-    let started = clock::monotonic();
-    let recovered = match recovery::recover(store) {
-        Ok(recovered) => {
-            recovery::release(store).map_err(recovery_fail)?;
-            recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            let (version, position, replayed) = (recovered.state.version, recovered.position, recovered.replayed);
-            tracing::info!(%version, %position, replayed, took_ms = started.elapsed().as_millis(), "recovered");
-            Some(recovered)
-        }
-        Err(RecoveryError::Empty) => {
-            tracing::info!("no model yet: the first agent makes it from the run's seed");
-            None
-        }
-        Err(error) => return Err(recovery_fail(error)),
-    };
+/// Reads what the store holds of the run that shares its directory with the process, and starts it.
+fn start(
+    host: &mut Host,
+    directories: &mut Directories,
+    config: &Config,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<Vec<Output>> {
+    let opened = runs::open_with(directories.root(), config, Arc::clone(store), true).map_err(open_fail)?;
     let now = Now { unix_ms: clock::unix_ms(), mono_ms: 0 };
-    let decoders = std::thread::available_parallelism().map_or(1, usize::from);
-    let run = options.run;
-    let settings = Settings { options, spec: config.spec.clone(), budgets: Budgets::with_decoders(decoders) };
-    let outputs = host.start(settings, recovered, halves, now).map_err(mismatch_fail)?;
-    Ok((run, outputs))
+    let outputs = host.start_opened(opened.run, now).map_err(mismatch_fail)?;
+    directories.add(opened.files);
+    Ok(outputs)
+}
+
+fn open_fail(error: OpenError) -> anyhow::Error {
+    match error {
+        OpenError::Storage(error) => storage_fail(error).into(),
+        OpenError::Recovery(error) => recovery_fail(error),
+        OpenError::Config(error) => anyhow::Error::new(error),
+    }
 }
 
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
@@ -183,29 +179,25 @@ fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpo
     Ok(tls::lasting_server_endpoint(config.server.listen, tls, &server.key_der)?)
 }
 
-fn say_goodbye(reason: ExitReason, dir: &Path) {
+/// Logs how a run has ended.
+fn say_goodbye(reason: ExitReason, run: &str, of_own_directory: bool, dir: &Path) {
     match reason {
-        ExitReason::Parked => tracing::info!("parked; `run` goes on from here"),
+        ExitReason::Parked => tracing::info!(run, "parked; `run` goes on from here"),
         ExitReason::Finished { reason, result } => {
             let dir = dir.display();
-            let export = format!("checkpoint export --dir {dir} --out model.safetensors");
-            tracing::info!(%reason, %result, "the run has finished; `{export}` writes its model");
+            let which = if of_own_directory { String::new() } else { format!(" --run {run}") };
+            let export = format!("checkpoint export --dir {dir}{which} --out model.safetensors");
+            tracing::info!(run, %reason, %result, "the run has finished; `{export}` writes its model");
         }
     }
-}
-
-/// What carries out the jobs of a run, and how it has ended.
-struct RunMeans {
-    workers: RunWorkers,
-    spool: Arc<Spool>,
-    ended: Option<Result<ExitReason, JobError>>,
 }
 
 struct Driver {
     tick: Duration,
     started: Instant,
     host: Host,
-    runs: BTreeMap<RunId, RunMeans>,
+    directories: Directories,
+    run_workers: RunWorkers,
     registry_workers: RegistryWorkers,
     answers: mpsc::Sender<host::Input>,
     peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
@@ -216,14 +208,17 @@ struct Driver {
     next_request: u64,
 }
 
+/// Answers of workers, and of jobs on directories.
+type Answers = (mpsc::Receiver<host::Input>, mpsc::Receiver<directories::Done>);
+
 impl Driver {
     async fn work(
         mut self,
         outputs: Vec<Output>,
         mut inputs: mpsc::Receiver<Input>,
-        mut answers: mpsc::Receiver<host::Input>,
+        (mut answers, mut done): Answers,
         signals: &mut Signals,
-    ) -> anyhow::Result<ExitReason> {
+    ) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut exit = self.carry_out(outputs);
@@ -233,6 +228,7 @@ impl Driver {
                 None => tokio::select! {
                     biased;
                     Some(done) = answers.recv() => done,
+                    Some(done) = done.recv() => host::Input::Runs(self.directories.take(done)),
                     _ = signals.recv() => host::Input::Park,
                     _ = ticks.tick() => host::Input::Tick,
                     Some(input) = inputs.recv() => self.translate(input),
@@ -242,14 +238,13 @@ impl Driver {
             exit = self.carry_out(outputs);
         }
         exit.context("the loop ends with a reason")?.map_err(job_fail)?;
-        let (runs, registry_workers) = (self.runs, self.registry_workers);
-        let mut reason = None;
-        for (_, RunMeans { workers, ended, .. }) in runs {
-            reason = Some(ended.context("the loop ends when its run has")?.map_err(job_fail)?);
-            tokio::task::spawn_blocking(move || workers.finish()).await?;
+        let ended = self.directories.into_result();
+        let (run_workers, registry_workers) = (self.run_workers, self.registry_workers);
+        if ended.is_ok() {
+            tokio::task::spawn_blocking(move || run_workers.finish()).await?;
+            tokio::task::spawn_blocking(move || registry_workers.finish()).await?;
         }
-        tokio::task::spawn_blocking(move || registry_workers.finish()).await?;
-        finite(reason.context("there is a run")?)
+        ended
     }
 
     fn now(&self) -> Now {
@@ -309,60 +304,16 @@ impl Driver {
                 Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
                 Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
                 Output::DeferJoin { request } => _ = self.joins.remove(&request),
-                Output::Ended { run, ended } => {
-                    if let Some(means) = self.runs.get_mut(&run) {
-                        means.ended = Some(ended);
-                    }
-                }
+                Output::Ended { run, ended } => self.directories.ended(run, ended),
+                Output::Runs(job) => self.directories.start(job),
+                Output::Close { run } => self.directories.forget(run),
+                Output::Look { request, run, what } => self.look(request, run, what),
                 // Asked for by the verbs of a stopped coordinator alone: `rest`.
                 Output::Replaced { .. } => {}
                 Output::Exit(ended) => exit = Some(ended),
             }
         }
         exit
-    }
-
-    /// Has a job done. Returns its answer if it is done already, or if the worker does not take it.
-    fn run(&self, run: RunId, job: Job) -> Option<host::Input> {
-        let means = self.runs.get(&run)?;
-        let (answers, spool) = (self.answers.clone(), Arc::clone(&means.spool));
-        let answer = move |done| host::Input::Done { run, done };
-        match job {
-            // It takes less time than to be handed out and back, and then waits for none of the few decoders.
-            Job::Decode(job) if job.is_short() => {
-                let failure = job.failure();
-                return Some(answer(catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or(failure)));
-            }
-            Job::Decode(job) => {
-                tokio::spawn(async move {
-                    let failure = job.failure();
-                    let done = tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure);
-                    answers.send(answer(done)).await.ok();
-                });
-            }
-            Job::Pack(job) if job.is_short() => {
-                let failure = job.failure();
-                return Some(answer(catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or(failure)));
-            }
-            Job::Pack(job) => {
-                tokio::spawn(async move {
-                    let failure = job.failure();
-                    let done = tokio::task::spawn_blocking(move || job.run()).await.unwrap_or(failure);
-                    answers.send(answer(done)).await.ok();
-                });
-            }
-            Job::Spool(job) => {
-                tokio::spawn(async move {
-                    let failure = job.failure();
-                    let done = tokio::task::spawn_blocking(move || spool.run(job)).await.unwrap_or(failure);
-                    if let Some(done) = done {
-                        answers.send(answer(done)).await.ok();
-                    }
-                });
-            }
-            job => return means.workers.run(job).map(answer),
-        }
-        None
     }
 
     fn tell_peer(&mut self, what: ToPeer) {
@@ -403,18 +354,5 @@ pub(crate) fn job_fail(error: JobError) -> anyhow::Error {
         JobError::Storage(error) => storage_fail(error).into(),
         JobError::Recovery(error) => recovery_fail(error),
         error => anyhow::Error::new(error),
-    }
-}
-
-/// A run that ended because its model overflowed has an exit code of its own.
-fn finite(reason: ExitReason) -> anyhow::Result<ExitReason> {
-    use anabranch_common::journal::FinishReason;
-    match reason {
-        ExitReason::Finished { reason: FinishReason::NonFinite, result } => {
-            let message = format!("the model stopped being finite; version {result} is the last one that is");
-            let help = "export that version with `checkpoint export`, and try a smaller learning rate or step";
-            Err(Fail::new(ExitCode::NotFinite, message).help(help).into())
-        }
-        reason => Ok(reason),
     }
 }

@@ -26,6 +26,7 @@ pub mod node;
 pub mod recovery;
 pub mod registry;
 pub mod rest;
+pub mod runs;
 pub mod search;
 pub mod store;
 pub mod transport;

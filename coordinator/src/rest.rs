@@ -200,6 +200,9 @@ impl<'a> Rest<'a> {
                 Output::ToPeer(_)
                 | Output::Sign(_)
                 | Output::JoinReply { .. }
+                | Output::Runs(_)
+                | Output::Close { .. }
+                | Output::Look { .. }
                 | Output::DeferJoin { .. }
                 | Output::Ended { ended: Ok(_), .. }
                 | Output::Exit(Ok(())) => {}

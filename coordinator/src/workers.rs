@@ -1,20 +1,25 @@
-//! The threads beside the loop, one for each kind of job. Each gets its next job when the loop has read the answer to the
-//! one before: neither ever waits for the other.
+//! The threads beside the loop. The registry has one for each of its two kinds of job. All runs share the threads of the
+//! other kinds: so runs that have nothing to do cost none.
+//!
+//! The lanes of a node let one job of each kind out at a time. So the jobs of a run stay in their order, whichever thread
+//! takes them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use anabranch_common::ids::RunId;
 use anabranch_common::limits;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::host::Input;
 use crate::identity::Identity;
-use crate::node::checkpoint::{CheckpointJob, Keep};
-use crate::node::merge::{MergeJob, Merger};
-use crate::node::write::{self, WriteJob};
+use crate::node::checkpoint::Keep;
+use crate::node::merge::Merger;
+use crate::node::write;
 use crate::node::{Done, Job};
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, SignJob};
@@ -63,57 +68,126 @@ impl<J: Send + 'static> Worker<J> {
     }
 }
 
-/// The workers of one run.
+/// A job with what it works on.
+type Work = Box<dyn FnOnce() -> Done + Send>;
+
+/// Threads for one kind of job, of any run. There are never more than were needed at once.
 #[derive(Debug)]
-pub(crate) struct RunWorkers {
-    writer: Worker<Vec<WriteJob>>,
-    merger: Worker<Vec<MergeJob>>,
-    checkpointer: Worker<Box<CheckpointJob>>,
+struct Pool {
+    name: &'static str,
+    jobs: SyncSender<(RunId, Work)>,
+    inbox: Arc<Mutex<Receiver<(RunId, Work)>>>,
+    /// Jobs that are waiting or being done.
+    out: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<()>>,
+    most: usize,
+    answers: mpsc::Sender<Input>,
 }
 
-impl RunWorkers {
-    /// Starts the threads, which answer on `answers`.
-    ///
-    /// # Errors
-    /// No thread can be started.
-    pub(crate) fn start(
-        run: RunId,
-        store: Arc<dyn Store>,
-        keep: Keep,
-        answers: &mpsc::Sender<Input>,
-    ) -> std::io::Result<Self> {
-        let answer = move |done| Input::Done { run, done };
-        let panicked = move |name| answer(Done::Panicked(name));
-        let (journal, mut merger) = (Arc::clone(&store), Merger::default());
-        Ok(Self {
-            writer: Worker::spawn("writer", answers, panicked, move |group| {
-                answer(Done::Write(write::write(journal.as_ref(), group)))
-            })?,
-            merger: Worker::spawn("merger", answers, panicked, move |batch| answer(Done::Merge(merger.run(batch))))?,
-            checkpointer: Worker::spawn("checkpointer", answers, panicked, move |job: Box<CheckpointJob>| {
-                answer(Done::Checkpoint(job.run(store.as_ref(), keep)))
-            })?,
+impl Pool {
+    fn new(name: &'static str, most: usize, answers: &mpsc::Sender<Input>) -> Self {
+        // Each run has at most one job of a kind out.
+        let (jobs, inbox) = sync_channel(limits::RUNS);
+        let (inbox, out) = (Arc::new(Mutex::new(inbox)), Arc::default());
+        Self { name, jobs, inbox, out, threads: Vec::new(), most, answers: answers.clone() }
+    }
+
+    /// Hands over a job of a run. Returns the answer if no thread takes it.
+    fn start(&mut self, run: RunId, work: impl FnOnce() -> Done + Send + 'static) -> Option<Done> {
+        let out = self.out.fetch_add(1, Ordering::Relaxed) + 1;
+        if out > self.threads.len() && self.threads.len() < self.most {
+            match self.spawn() {
+                Ok(thread) => self.threads.push(thread),
+                Err(error) if self.threads.is_empty() => {
+                    tracing::error!(worker = self.name, %error, "no thread can be started");
+                    self.out.fetch_sub(1, Ordering::Relaxed);
+                    return Some(Done::NotTaken(self.name));
+                }
+                Err(error) => tracing::warn!(worker = self.name, %error, "no further thread can be started"),
+            }
+        }
+        let sent = self.jobs.try_send((run, Box::new(work)));
+        sent.is_err().then(|| {
+            self.out.fetch_sub(1, Ordering::Relaxed);
+            Done::NotTaken(self.name)
         })
     }
 
-    /// Hands a job to its thread, which is free. Returns the answer if the thread does not take it.
+    fn spawn(&self) -> std::io::Result<JoinHandle<()>> {
+        let (name, answers) = (self.name, self.answers.clone());
+        let (inbox, out) = (Arc::clone(&self.inbox), Arc::clone(&self.out));
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            loop {
+                let next = inbox.lock().recv();
+                let Ok((run, work)) = next else { return };
+                // Without this answer the loop would wait for ever.
+                let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Done::Panicked(name));
+                out.fetch_sub(1, Ordering::Relaxed);
+                if answers.blocking_send(Input::Done { run, done }).is_err() {
+                    tracing::trace!("the loop has ended");
+                }
+            }
+        })
+    }
+
+    fn finish(self) {
+        drop(self.jobs);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+/// What the jobs of one run work on.
+#[derive(Debug, Clone)]
+pub(crate) struct Tools {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) keep: Keep,
+    /// The model, which the merger's jobs move in turn.
+    pub(crate) merger: Arc<Mutex<Merger>>,
+}
+
+/// The workers that all runs share.
+#[derive(Debug)]
+pub(crate) struct RunWorkers {
+    writers: Pool,
+    mergers: Pool,
+    checkpointers: Pool,
+}
+
+impl RunWorkers {
+    /// Workers that answer on `answers`. They start their threads when there is something to do.
+    pub(crate) fn new(answers: &mpsc::Sender<Input>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            writers: Pool::new("writer", limits::RUN_WRITERS, answers),
+            mergers: Pool::new("merger", cores, answers),
+            checkpointers: Pool::new("checkpointer", limits::RUN_CHECKPOINTERS, answers),
+        }
+    }
+
+    /// Hands over a job of a run. Returns the answer if no thread takes it.
     #[must_use]
-    pub(crate) fn run(&self, job: Job) -> Option<Done> {
-        let started = match job {
-            Job::Write(group) => self.writer.start(group),
-            Job::Merge(batch) => self.merger.start(batch),
-            Job::Checkpoint(job) => self.checkpointer.start(job),
+    pub(crate) fn run(&mut self, run: RunId, job: Job, tools: &Tools) -> Option<Done> {
+        let Tools { store, keep, merger } = tools.clone();
+        match job {
+            Job::Write(group) => self.writers.start(run, move || Done::Write(write::write(store.as_ref(), group))),
+            Job::Merge(batch) => self.mergers.start(run, move || Done::Merge(merger.lock().run(batch))),
+            Job::Checkpoint(job) => {
+                self.checkpointers.start(run, move || Done::Checkpoint(job.run(store.as_ref(), keep)))
+            }
             // These have no thread of their own.
-            Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => Ok(()),
-        };
-        started.err().map(Done::NotTaken)
+            Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => None,
+        }
     }
 
     /// Waits until the threads have ended.
     pub(crate) fn finish(self) {
-        self.writer.finish();
-        self.merger.finish();
-        self.checkpointer.finish();
+        self.writers.finish();
+        self.mergers.finish();
+        self.checkpointers.finish();
     }
 }
 
@@ -192,6 +266,37 @@ mod tests {
             "{answer:?}"
         );
         worker.finish();
+    }
+
+    /// A run whose job takes long holds up no other: and what is idle has no thread.
+    #[test]
+    fn runs_share_threads_of_which_there_are_as_many_as_were_needed() {
+        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+        let mut pool = Pool::new("writer", 2, &answers_in);
+        assert_eq!(pool.threads.len(), 0);
+        let (go, may_go) = sync_channel::<()>(1);
+        let (slow, quick, last) = (RunId([1; 16]), RunId([2; 16]), RunId([3; 16]));
+        assert!(
+            pool.start(slow, move || may_go.recv().map_or(Done::NotTaken("slow"), |()| Done::NotTaken("late")))
+                .is_none()
+        );
+        assert!(pool.start(quick, || Done::NotTaken("quick")).is_none());
+        let answer = answers.blocking_recv();
+        assert!(
+            matches!(answer, Some(Input::Done { run, done: Done::NotTaken("quick") }) if run == quick),
+            "{answer:?}"
+        );
+        assert!(pool.start(last, || panic!("no such job")).is_none());
+        let answer = answers.blocking_recv();
+        assert!(
+            matches!(answer, Some(Input::Done { run, done: Done::Panicked("writer") }) if run == last),
+            "{answer:?}"
+        );
+        go.send(()).expect("it waits");
+        let answer = answers.blocking_recv();
+        assert!(matches!(answer, Some(Input::Done { run, done: Done::NotTaken("late") }) if run == slow), "{answer:?}");
+        assert_eq!(pool.threads.len(), 2);
+        pool.finish();
     }
 
     /// Guards the loop: the lane of a job that was lost would wait for ever, and the process would look alive.

@@ -9,7 +9,7 @@ use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
-use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
+use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest};
 use crate::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 
 layout! {
@@ -106,7 +106,8 @@ layout! {
     }
     enum RunPhase { 0 = Pending, 1 = Running, 2 = Paused, 3 = Finished }
 
-    enum OperatorRequest { 0 = Run { run, request }, 1 = Registry(request) }
+    enum OperatorRequest { 0 = Run { run, request }, 1 = Registry(request), 2 = Runs(request) }
+    enum RunsRequest { 0 = Create { name, config, submit_token }, 1 = List, 2 = Delete { run } }
     enum RunRequest {
         0 = Status,
         1 = Pause,
@@ -119,7 +120,7 @@ layout! {
     }
     enum RegistryRequest {
         0 = AgentRevoke { agent },
-        1 = TokenCreate { name, ttl_ms, uses, secret_digest },
+        1 = TokenCreate { name, ttl_ms, uses, secret_digest, runs },
         2 = TokenList,
         3 = TokenRevoke { id },
     }

@@ -1,6 +1,6 @@
 //! What an operator may ask of a running coordinator, one request a stream.
 
-use crate::ids::{ModelVersion, RunId};
+use crate::ids::ModelVersion;
 use crate::merge::Served;
 
 /// A request.
@@ -8,13 +8,36 @@ use crate::merge::Served;
 pub enum OperatorRequest {
     /// For one run.
     Run {
-        /// Which; the only one when absent.
-        run: Option<RunId>,
+        /// Name of the run, or its id in hexadecimal; the only one that is served when absent.
+        run: Option<String>,
         /// What.
         request: RunRequest,
     },
     /// For the registry, which all runs of a process share.
     Registry(RegistryRequest),
+    /// For the process: which runs it has.
+    Runs(RunsRequest),
+}
+
+/// What an operator may ask about the runs of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunsRequest {
+    /// `runs create`: answered by a `RunCreated` as JSON.
+    Create {
+        /// Its name.
+        name: String,
+        /// The text of its `run.toml`.
+        config: String,
+        /// Makes a repeated request safe: with the same token and the same text the answer is the same.
+        submit_token: Option<String>,
+    },
+    /// `runs list`: answered by `[RunSummary]` as JSON.
+    List,
+    /// `runs delete`: a run that has ended or is paused, with all that is stored of it.
+    Delete {
+        /// Name or id of the run.
+        run: String,
+    },
 }
 
 /// What an operator may ask of a run.
@@ -59,6 +82,8 @@ pub enum RegistryRequest {
         uses: u32,
         /// BLAKE3 of the secret.
         secret_digest: [u8; 32],
+        /// Names or ids of the runs that its agents may take part in; all runs when there is none.
+        runs: Vec<String>,
     },
     /// `token list`.
     TokenList,
@@ -70,9 +95,15 @@ pub enum RegistryRequest {
 }
 
 impl From<RunRequest> for OperatorRequest {
-    /// A request for the only run.
+    /// A request for the only run that is served.
     fn from(request: RunRequest) -> Self {
         Self::Run { run: None, request }
+    }
+}
+
+impl From<RunsRequest> for OperatorRequest {
+    fn from(request: RunsRequest) -> Self {
+        Self::Runs(request)
     }
 }
 
@@ -87,7 +118,8 @@ impl From<RegistryRequest> for OperatorRequest {
 pub enum OperatorResponse {
     /// Done; the text is for people.
     Done(String),
-    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]` or `VerifyReport` as JSON.
+    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]`, `VerifyReport`, `[RunSummary]` or
+    /// `RunCreated` as JSON.
     Json(String),
     /// The content of a model follows.
     ModelFollows {

@@ -25,7 +25,7 @@ use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest};
 use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
@@ -357,9 +357,18 @@ pub(crate) fn agreements() -> Vec<Agree> {
 
 pub(crate) fn operator_requests() -> Vec<OperatorRequest> {
     let of_runs = run_requests().into_iter().map(|request| OperatorRequest::Run { run: None, request });
-    let of_one = OperatorRequest::Run { run: Some(RUN), request: RunRequest::Status };
+    let of_one = OperatorRequest::Run { run: Some("clinics".into()), request: RunRequest::Status };
     let of_the_registry = registry_requests().into_iter().map(OperatorRequest::Registry);
-    of_runs.chain([of_one]).chain(of_the_registry).collect()
+    let of_the_process = runs_requests().into_iter().map(OperatorRequest::Runs);
+    of_runs.chain([of_one]).chain(of_the_registry).chain(of_the_process).collect()
+}
+
+pub(crate) fn runs_requests() -> Vec<RunsRequest> {
+    vec![
+        RunsRequest::Create { name: "clinics".into(), config: "[run]".into(), submit_token: Some("job 7".into()) },
+        RunsRequest::List,
+        RunsRequest::Delete { run: "clinics".into() },
+    ]
 }
 
 pub(crate) fn run_requests() -> Vec<RunRequest> {
@@ -383,6 +392,7 @@ pub(crate) fn registry_requests() -> Vec<RegistryRequest> {
             ttl_ms: 3_600_000,
             uses: 3,
             secret_digest: [0xAA; 32],
+            runs: vec!["clinics".into()],
         },
         RegistryRequest::TokenList,
         RegistryRequest::TokenRevoke { id: "aabbccdd".into() },

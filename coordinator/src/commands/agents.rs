@@ -6,12 +6,12 @@ use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
 use super::output;
 use super::reach::Coordinator;
 use super::status::table;
-use crate::cli::{AgentsVerb, ReportArgs};
+use crate::cli::{AgentsVerb, RunReportArgs, RunTargetArgs};
 
 pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
     match verb {
-        AgentsVerb::List(ReportArgs { target, output }) => {
-            let json = Coordinator::look(&target)?.ask_json(RunRequest::AgentsList)?;
+        AgentsVerb::List(RunReportArgs { target: RunTargetArgs { target, which }, output }) => {
+            let json = Coordinator::look(&target)?.ask_json(which.ask(RunRequest::AgentsList))?;
             if output.json {
                 return output::print_line(&json);
             }

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use super::output::{self, Align, Table};
 use super::reach::Coordinator;
 use super::stopped::Stopped;
-use crate::cli::{CheckpointVerb, ReportArgs, TargetArgs};
+use crate::cli::{CheckpointVerb, RunReportArgs, RunTargetArgs};
 use crate::core::replacement::Replaced;
 
 pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
@@ -22,13 +22,13 @@ pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
         CheckpointVerb::List(args) => list(&args),
         CheckpointVerb::Verify(args) => verify(&args),
         CheckpointVerb::Export { target, out, version, force } => export(&target, &out, version, force),
-        CheckpointVerb::Import { dir, file } => import(&dir.dir, &file),
-        CheckpointVerb::Rollback { dir, version } => rollback(&dir.dir, version),
+        CheckpointVerb::Import { dir, which, file } => import(&dir.dir, which.run.as_deref(), &file),
+        CheckpointVerb::Rollback { dir, which, version } => rollback(&dir.dir, which.run.as_deref(), version),
     }
 }
 
-fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::look(target)?.ask_json(RunRequest::CheckpointList)?;
+fn list(RunReportArgs { target: RunTargetArgs { target, which }, output }: &RunReportArgs) -> anyhow::Result<()> {
+    let json = Coordinator::look(target)?.ask_json(which.ask(RunRequest::CheckpointList))?;
     if output.json {
         return output::print_line(&json);
     }
@@ -58,8 +58,8 @@ fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     output::print(&table.render())
 }
 
-fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
-    let json = Coordinator::look(target)?.ask_json(RunRequest::CheckpointVerify)?;
+fn verify(RunReportArgs { target: RunTargetArgs { target, which }, output }: &RunReportArgs) -> anyhow::Result<()> {
+    let json = Coordinator::look(target)?.ask_json(which.ask(RunRequest::CheckpointVerify))?;
     let report: VerifyReport = output::read_report(&json, "the report")?;
     if output.json {
         output::print_line(&json)?;
@@ -83,7 +83,13 @@ fn verify(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     Err(fail.help("restore the directory from a backup, and check the disk").into())
 }
 
-fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force: bool) -> anyhow::Result<()> {
+/// Writes the model of a run to a file.
+pub(super) fn export(
+    RunTargetArgs { target, which }: &RunTargetArgs,
+    out: &Path,
+    version: Option<ModelVersion>,
+    force: bool,
+) -> anyhow::Result<()> {
     // Before a model of gigabytes is fetched; the rename at the end would replace the file.
     if !force && out.symlink_metadata().is_ok() {
         let fail = Fail::new(ExitCode::Usage, format!("{} exists already", out.display()));
@@ -91,10 +97,13 @@ fn export(target: &TargetArgs, out: &Path, version: Option<ModelVersion>, force:
     }
     check_folder(out)?;
     let (run, exported) = match Coordinator::look(target)? {
-        Coordinator::Stopped(stopped) => (stopped.run()?, stopped.export(version)?),
+        Coordinator::Stopped(mut stopped) => {
+            stopped.select(which.run.as_deref())?;
+            (stopped.run()?, stopped.export(version)?)
+        }
         Coordinator::Running(mut client) => {
-            let exported = client.export(version)?;
-            let status = Coordinator::Running(client).ask_json(RunRequest::Status)?;
+            let exported = client.export(which.run.clone(), version)?;
+            let status = Coordinator::Running(client).ask_json(which.ask(RunRequest::Status))?;
             let report: StatusReport = output::read_report(&status, "the status")?;
             (report.run, exported)
         }
@@ -129,10 +138,11 @@ fn check_folder(out: &Path) -> anyhow::Result<()> {
     Err(Fail::new(ExitCode::Usage, format!("cannot write {}: {problem}", out.display())).help(help).into())
 }
 
-fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
+fn import(dir: &Path, run: Option<&str>, file: &Path) -> anyhow::Result<()> {
     // The file is the caller's; the directory may be another user's.
     let (manifest, native) = {
-        let stopped = Stopped::look(dir)?;
+        let mut stopped = Stopped::look(dir)?;
+        stopped.select(run)?;
         (stopped.manifest()?, stopped.native_manifest()?)
     };
     let is_first = manifest.is_none();
@@ -143,7 +153,9 @@ fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
     let source = if is_first { TensorSource::Settings } else { TensorSource::Run };
     let (manifest, values) = read.map_err(|error| read_fail(error, source))?;
     let (params, digest) = (values.len() as u64, Digest::of_f32(&values));
-    let Replaced { position, version, .. } = Stopped::open(dir)?.import(&manifest, values)?;
+    let mut stopped = Stopped::open(dir)?;
+    stopped.select(run)?;
+    let Replaced { position, version, .. } = stopped.import(&manifest, values)?;
     output::print(&format!(
         "imported {} parameters in {} tensors as version {version} (record {position}), digest {digest}\n",
         output::count(params),
@@ -161,13 +173,14 @@ fn import(dir: &Path, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn rollback(dir: &Path, version: ModelVersion) -> anyhow::Result<()> {
-    let Coordinator::Stopped(stopped) = Coordinator::of_dir(dir)? else {
+fn rollback(dir: &Path, run: Option<&str>, version: ModelVersion) -> anyhow::Result<()> {
+    let Coordinator::Stopped(mut stopped) = Coordinator::of_dir(dir)? else {
         let fail = Fail::new(ExitCode::Unavailable, format!("a coordinator is running in {}", dir.display()));
         return Err(fail
             .help("a rollback needs a stopped one: end `run` with SIGTERM, roll back, then start it again; its agents come back by themselves")
             .into());
     };
+    stopped.select(run)?;
     let done = stopped.rollback(version)?;
     output::print(&format!(
         "rolled back from version {} to version {version} on branch {} (record {}, from record {})\n",

@@ -85,9 +85,9 @@ impl Client {
     }
 
     /// Fetches the content of a model; the result or the newest version when none is named.
-    pub(super) fn export(&mut self, version: Option<ModelVersion>) -> anyhow::Result<Exported> {
+    pub(super) fn export(&mut self, of: Option<String>, version: Option<ModelVersion>) -> anyhow::Result<Exported> {
         let connection = &self.connection;
-        run(&self.runtime, fetch(connection, version))
+        run(&self.runtime, fetch(connection, of, version))
     }
 }
 
@@ -141,8 +141,12 @@ async fn exchange(
     Ok((response, recv))
 }
 
-async fn fetch(connection: &Connection, version: Option<ModelVersion>) -> anyhow::Result<Exported> {
-    let request = RunRequest::CheckpointExport { version }.into();
+async fn fetch(
+    connection: &Connection,
+    run: Option<String>,
+    version: Option<ModelVersion>,
+) -> anyhow::Result<Exported> {
+    let request = OperatorRequest::Run { run, request: RunRequest::CheckpointExport { version } };
     let (response, mut recv) = exchange(connection, &request, SLOW).await?;
     let (served, version, manifest_json, bytes) = match reach::accepted(response)? {
         OperatorResponse::ModelFollows { served, version, manifest_json, bytes } => {

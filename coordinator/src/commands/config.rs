@@ -12,16 +12,18 @@ use crate::cli::ConfigVerb;
 use crate::driver;
 
 pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
-    let ConfigVerb::Check { dir, output } = verb;
-    let config = reach::load_config(&dir.dir)?;
-    check_against_the_run(&dir.dir)?;
-    let path = dir.dir.join(crate::config::FILE_NAME);
+    let ConfigVerb::Check { dir, which, output } = verb;
+    let (home, config) = reach::load_run_config(&dir.dir, which.run.as_deref())?;
+    check_against_the_run(&dir.dir, which.run.as_deref(), &home)?;
+    let path = home.join(crate::config::FILE_NAME);
     let advice = crate::config::advice(&config.spec);
     if output.json {
         let object = serde_json::json!({
             "valid": true,
             "warnings": advice,
             "spec": config.spec,
+            "weight": config.weight,
+            "quota": config.quota,
             "server": config.server,
             "schedule": config.schedule,
             "checkpoint": config.checkpoint,
@@ -32,22 +34,26 @@ pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     for warning in advice {
         output::hint(&format!("warning: {warning}"));
     }
+    output::print(&format!("{} is fine: {}\n", path.display(), summary(&config.spec)))?;
+    // Where agents connect is said in the directory of the process alone.
+    if home != dir.dir {
+        return Ok(());
+    }
     let agents = config.server.advertised();
-    output::print(&format!(
-        "{} is fine: {}\nlistens on {}; agents are sent to {agents}\n",
-        path.display(),
-        summary(&config.spec),
-        config.server.listen,
-    ))
+    output::print(&format!("listens on {}; agents are sent to {agents}\n", config.server.listen))
 }
 
 /// Model and seed have to stay what they were when the run began. While a coordinator has the store open they cannot be
 /// compared, and a hint says so.
-fn check_against_the_run(dir: &Path) -> anyhow::Result<()> {
-    if !dir.join(driver::STORE_DIR).exists() {
+fn check_against_the_run(dir: &Path, run: Option<&str>, home: &Path) -> anyhow::Result<()> {
+    if !home.join(driver::STORE_DIR).exists() {
         return Ok(());
     }
-    match Stopped::look(dir) {
+    let looked = Stopped::look(dir).and_then(|mut stopped| {
+        stopped.select(run)?;
+        Ok(stopped)
+    });
+    match looked {
         Ok(stopped) => stopped.check_model(),
         Err(error) if exit::code_of(&error) == ExitCode::Locked => {
             output::hint(

@@ -4,21 +4,21 @@ use anabranch_common::wire::operator::RunRequest;
 
 use super::output;
 use super::reach::Coordinator;
-use crate::cli::TargetArgs;
+use crate::cli::RunTargetArgs;
 
-pub(super) fn pause(target: &TargetArgs) -> anyhow::Result<()> {
+pub(super) fn pause(target: &RunTargetArgs) -> anyhow::Result<()> {
     control(target, RunRequest::Pause)
 }
 
-pub(super) fn resume(target: &TargetArgs) -> anyhow::Result<()> {
+pub(super) fn resume(target: &RunTargetArgs) -> anyhow::Result<()> {
     control(target, RunRequest::Resume)
 }
 
-pub(super) fn stop(target: &TargetArgs) -> anyhow::Result<()> {
+pub(super) fn stop(target: &RunTargetArgs) -> anyhow::Result<()> {
     control(target, RunRequest::Stop)
 }
 
-fn control(target: &TargetArgs, request: RunRequest) -> anyhow::Result<()> {
-    let done = Coordinator::reach(target)?.ask_done(request)?;
+fn control(RunTargetArgs { target, which }: &RunTargetArgs, request: RunRequest) -> anyhow::Result<()> {
+    let done = Coordinator::reach(target)?.ask_done(which.ask(request))?;
     output::print_line(&done)
 }

@@ -16,6 +16,7 @@ mod init;
 mod output;
 mod reach;
 mod run;
+mod runs;
 mod status;
 mod stopped;
 mod token;
@@ -40,6 +41,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Token(verb) => token::token(verb),
         Verb::Agents(verb) => agents::agents(verb),
         Verb::Status(args) => status::status(&args),
+        Verb::Runs(verb) => runs::runs(verb),
         Verb::Pause(target) => control::pause(&target),
         Verb::Resume(target) => control::resume(&target),
         Verb::Stop(target) => control::stop(&target),

@@ -1,6 +1,6 @@
 //! Finding the coordinator that a verb is meant for: a running one, or the store of a stopped one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anabranch_common::limits;
@@ -14,6 +14,7 @@ use crate::cli::TargetArgs;
 use crate::config::{self, Config, ConfigError};
 use crate::driver;
 use crate::identity::{self, Identity, IdentityError};
+use crate::runs;
 use crate::store::{SledStore, StorageError};
 
 /// How long one attempt to connect may take while it is not clear who holds the directory: a coordinator, or a verb
@@ -70,7 +71,7 @@ impl Coordinator {
         let mut holder = None;
         for _ in 0..limits::REACH_ATTEMPTS {
             let locked = match open(&dir.join(driver::STORE_DIR)) {
-                Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(config, store)))),
+                Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(dir, config, store, open)))),
                 // Verbs that read answer nobody, and end soon.
                 Err(locked @ StorageError::Locked { holder: LockHolder::Readers, .. }) => {
                     holder = Some((locked, None));
@@ -156,19 +157,46 @@ pub(super) fn unexpected(response: &OperatorResponse) -> anyhow::Error {
 /// `DIR/run.toml`.
 pub(crate) fn load_config(dir: &Path) -> anyhow::Result<Config> {
     Config::load(&dir.join(config::FILE_NAME)).map_err(|error| {
-        let fail = Fail::new(ExitCode::Config, error.to_string());
-        let dir = dir.display();
-        let help = match &error {
-            _ if error.is_missing() => format!("make the directory with `anabranch-coordinator init --dir {dir}`"),
-            ConfigError::Unreadable { path, source } => source.help(path),
-            ConfigError::Encoding { path, encoding } => encoding.help(path),
-            ConfigError::Syntax { .. } | ConfigError::Value { .. } => format!(
-                "correct that line, then check with `anabranch-coordinator config check --dir {dir}`; docs/operating.md \
-                 describes every key"
-            ),
-        };
-        fail.help(help).into()
+        let missing = format!("make the directory with `anabranch-coordinator init --dir {}`", dir.display());
+        config_fail(error, &missing, &format!("anabranch-coordinator config check --dir {}", dir.display()))
     })
+}
+
+/// Directory and configuration of a run by name: that of the process without a name.
+pub(super) fn load_run_config(dir: &Path, run: Option<&str>) -> anyhow::Result<(PathBuf, Config)> {
+    let own = load_config(dir)?;
+    match run {
+        Some(name) if name != own.spec.name => load_other_config(dir, name),
+        _ => Ok((dir.to_owned(), own)),
+    }
+}
+
+/// Directory and configuration of a run beside the one that shares its directory with the process.
+pub(super) fn load_other_config(dir: &Path, name: &str) -> anyhow::Result<(PathBuf, Config)> {
+    if let Err(problem) = runs::check_name(name) {
+        return Err(Fail::new(ExitCode::Usage, problem).into());
+    }
+    let home = runs::dir_of(dir, name);
+    let config = Config::load_run(&home.join(config::FILE_NAME), name).map_err(|error| {
+        let missing = "`anabranch-coordinator runs list` shows the runs that there are";
+        let check = format!("anabranch-coordinator config check --dir {} --run {name}", dir.display());
+        config_fail(error, missing, &check)
+    })?;
+    Ok((home, config))
+}
+
+/// A refused configuration with its exit code and what to do: `missing` where there is no file, and `check` to check it.
+pub(super) fn config_fail(error: ConfigError, missing: &str, check: &str) -> anyhow::Error {
+    let fail = Fail::new(ExitCode::Config, error.to_string());
+    let help = match &error {
+        _ if error.is_missing() => missing.to_owned(),
+        ConfigError::Unreadable { path, source } => source.help(path),
+        ConfigError::Encoding { path, encoding } => encoding.help(path),
+        ConfigError::Syntax { .. } | ConfigError::Value { .. } => {
+            format!("correct that line, then check with `{check}`; docs/operating.md describes every key")
+        }
+    };
+    fail.help(help).into()
 }
 
 /// `DIR/tls`.

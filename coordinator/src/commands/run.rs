@@ -37,5 +37,5 @@ fn serve(args: &RunArgs, signals: &mut Signals) -> anyhow::Result<()> {
     for name in renewed {
         tracing::info!("renewed the {name}'s certificate");
     }
-    driver::run(RunOptions { dir, config, identity }, signals)
+    driver::run(RunOptions { dir, config, identity, stay: args.stay }, signals)
 }

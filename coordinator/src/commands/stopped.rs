@@ -1,11 +1,12 @@
 //! A stopped coordinator: the store answers what a running one would.
 
-use std::path::Path;
+mod many;
+
+use std::path::{Path, PathBuf};
 
 use anabranch_common::ids::{BranchId, ModelVersion, RunId};
-use anabranch_common::journal::Chain;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::status::AgentStatus;
+use anabranch_common::status::{AgentStatus, StatusReport};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest};
 use anabranch_io::durable::{LockHolder, StorageError};
 use anabranch_io::exit::{ExitCode, Fail};
@@ -18,24 +19,34 @@ use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::state::RunState;
 use crate::core::status;
 use crate::driver;
-use crate::host;
 use crate::identity::run;
 use crate::node::JobError;
 use crate::recovery::{self, Recovered, RecoveryError};
 use crate::registry::Registry;
 use crate::rest::{Rest, RestError, RolledBack};
+use crate::runs;
 use crate::store::{SledStore, Store as _};
+
+use many::Place;
+
+/// How a store is opened.
+pub(super) type OpenStore = fn(&Path) -> Result<SledStore, StorageError>;
 
 /// The store of a coordinator that is not running, held exclusively.
 #[derive(Debug)]
 pub(crate) struct Stopped {
+    dir: PathBuf,
+    open: OpenStore,
+    /// Of the process, and of the run that shares its directory with it.
     config: Config,
     store: SledStore,
+    /// The run that verbs are about, where it is another one.
+    selected: Option<(Config, SledStore)>,
 }
 
 impl Stopped {
-    pub(super) fn new(config: Config, store: SledStore) -> Self {
-        Self { config, store }
+    pub(super) fn new(dir: &Path, config: Config, store: SledStore, open: OpenStore) -> Self {
+        Self { dir: dir.to_owned(), open, config, store, selected: None }
     }
 
     /// Opens the store in `dir`, which no coordinator may be using. Root does so as its owner.
@@ -49,7 +60,7 @@ impl Stopped {
         Self::open_with(dir, SledStore::open_copy)
     }
 
-    fn open_with(dir: &Path, open: fn(&Path) -> Result<SledStore, StorageError>) -> anyhow::Result<Self> {
+    fn open_with(dir: &Path, open: OpenStore) -> anyhow::Result<Self> {
         let config = super::reach::load_config(dir)?;
         let store = open(&dir.join(driver::STORE_DIR)).map_err(|error| match error {
             StorageError::Locked { holder: LockHolder::Readers, .. } => error.into(),
@@ -59,19 +70,39 @@ impl Stopped {
             ),
             other => other.into(),
         })?;
-        Ok(Self::new(config, store))
+        Ok(Self::new(dir, config, store, open))
+    }
+
+    /// Lets what follows be about the run of this name or id; about the only one without a name.
+    pub(super) fn select(&mut self, run: Option<&str>) -> anyhow::Result<()> {
+        match self.place_of(run)? {
+            Place::Own => {
+                self.selected = None;
+                Ok(())
+            }
+            Place::Other(name) => self.select_other(&name),
+        }
+    }
+
+    fn select_other(&mut self, name: &str) -> anyhow::Result<()> {
+        let (home, config) = super::reach::load_other_config(&self.dir, name)?;
+        self.selected = Some((config, (self.open)(&home.join(driver::STORE_DIR))?));
+        Ok(())
+    }
+
+    /// Whether there are runs beside the one that shares its directory with the process.
+    pub(super) fn has_others(&self) -> anyhow::Result<bool> {
+        Ok(!runs::names(&self.dir)?.is_empty())
     }
 
     /// Answers as a running coordinator would; what needs one is a conflict.
     pub(super) fn answer(&mut self, request: OperatorRequest) -> anyhow::Result<OperatorResponse> {
         match request {
             OperatorRequest::Registry(request) => self.operate(request),
+            OperatorRequest::Runs(request) => self.operate_runs(request),
             OperatorRequest::Run { run, request } => {
-                let known = run::known(self.store.catalogue())?.map(|(run, _)| run);
-                match run.filter(|run| known != Some(*run)) {
-                    Some(_) => Ok(host::choose(known, run).expect_err("another run")),
-                    None => self.answer_for_run(request),
-                }
+                self.select(run.as_deref())?;
+                self.answer_for_run(request)
             }
         }
     }
@@ -84,9 +115,11 @@ impl Stopped {
                 Ok(status::json(&self.agents(recovered.as_ref().map(|recovered| &recovered.state))?))
             }
             RunRequest::CheckpointList => {
-                Ok(status::json(&recovery::checkpoint::list(&self.store).map_err(recovery_fail)?))
+                Ok(status::json(&recovery::checkpoint::list(self.run_store()).map_err(recovery_fail)?))
             }
-            RunRequest::CheckpointVerify => Ok(status::json(&recovery::verify(&self.store).map_err(recovery_fail)?)),
+            RunRequest::CheckpointVerify => {
+                Ok(status::json(&recovery::verify(self.run_store()).map_err(recovery_fail)?))
+            }
             RunRequest::CheckpointExport { .. } => {
                 Ok(OperatorResponse::Failed("an export from the store needs no answer".to_owned()))
             }
@@ -98,7 +131,7 @@ impl Stopped {
 
     /// Takes a model out of the store: see [`recovery::export`].
     pub(super) fn export(&self, version: Option<ModelVersion>) -> anyhow::Result<recovery::Exported> {
-        recovery::export(&self.store, version).map_err(recovery_fail)
+        recovery::export(self.run_store(), version).map_err(recovery_fail)
     }
 
     /// The run's identifier.
@@ -123,7 +156,7 @@ impl Stopped {
     pub(super) fn check_model(&self) -> anyhow::Result<()> {
         let Some(recovered) = self.recover()? else { return Ok(()) };
         let state = &recovered.state;
-        ModelMismatch::check(&state.spec, &state.manifest, &self.config.spec).map_err(mismatch_fail)
+        ModelMismatch::check(&state.spec, &state.manifest, &self.run_config().spec).map_err(mismatch_fail)
     }
 
     /// The manifest of the run, once there is one.
@@ -133,24 +166,32 @@ impl Stopped {
 
     /// Returns the manifest that follows from `[model]` in run.toml, or `None` where the model is `custom`.
     pub(super) fn native_manifest(&self) -> anyhow::Result<Option<ModelManifest>> {
-        let layers = self.config.spec.model.layers().context("run.toml describes no model")?;
+        let layers = self.run_config().spec.model.layers().context("run.toml describes no model")?;
         Ok(layers.map(|layers| layers.manifest))
     }
 
-    fn status(&self) -> anyhow::Result<anabranch_common::status::StatusReport> {
-        let recovered = self.recover()?;
-        let options = driver::options(self.known_identifiers()?, &self.config);
-        let state = recovered.as_ref().map(|recovered| &recovered.state);
-        let chain = recovered.as_ref().map_or_else(Chain::default, |recovered| recovered.chain);
-        let name = &self.config.spec.name;
-        let mut report = status::report(&options, name, state, chain, self.agents(state)?, clock::unix_ms());
-        report.checkpoint_version = recovered.as_ref().and_then(|recovered| recovered.checkpoint_version);
+    fn status(&self) -> anyhow::Result<StatusReport> {
+        let config = self.run_config();
+        let options = driver::options(self.known_identifiers()?, config);
+        let mut report =
+            runs::status(self.run_store(), &options, &config.spec.name, clock::unix_ms()).map_err(recovery_fail)?;
+        self.registry()?.complete(&mut report.agents);
         Ok(report)
+    }
+
+    /// Configuration of the run that this is about.
+    fn run_config(&self) -> &Config {
+        self.selected.as_ref().map_or(&self.config, |(config, _)| config)
+    }
+
+    /// Store of the run that this is about.
+    fn run_store(&self) -> &SledStore {
+        self.selected.as_ref().map_or(&self.store, |(_, store)| store)
     }
 
     /// The run as its journal leaves it; none before the first model.
     fn recover(&self) -> anyhow::Result<Option<Recovered>> {
-        match recovery::recover(&self.store) {
+        match recovery::recover(self.run_store()) {
             Ok(recovered) => Ok(Some(recovered)),
             Err(RecoveryError::Empty) => Ok(None),
             Err(error) => Err(recovery_fail(error)),
@@ -159,11 +200,11 @@ impl Stopped {
 
     /// The run's identifiers; zeros for a run that has never started, since this does not draw them.
     fn known_identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
-        Ok(run::known(self.store.catalogue())?.unwrap_or((RunId([0; 16]), BranchId([0; 16]))))
+        Ok(run::known(self.run_store().catalogue())?.unwrap_or((RunId([0; 16]), BranchId([0; 16]))))
     }
 
     fn identifiers(&self) -> anyhow::Result<(RunId, BranchId)> {
-        Ok(run::identifiers(self.store.catalogue())?)
+        Ok(run::identifiers(self.run_store().catalogue())?)
     }
 
     fn registry(&self) -> anyhow::Result<Registry> {
@@ -178,7 +219,10 @@ impl Stopped {
     }
 
     /// Answers with the registry of a running coordinator. Tokens do not depend on the journal, whose replay may take long.
-    fn operate(&self, operation: RegistryRequest) -> anyhow::Result<OperatorResponse> {
+    fn operate(&mut self, operation: RegistryRequest) -> anyhow::Result<OperatorResponse> {
+        let operation = self.with_ids(operation)?;
+        // Members and tokens are in the store of the process.
+        self.selected = None;
         let recovered = match operation {
             RegistryRequest::AgentRevoke { .. } => self.recover()?,
             _ => None,
@@ -194,8 +238,9 @@ impl Stopped {
         recovered: Option<Recovered>,
         registry: Registry,
     ) -> anyhow::Result<Rest<'_>> {
-        let (options, spec) = (driver::options(identifiers, &self.config), self.config.spec.clone());
-        Rest::start(&self.store, options, spec, registry, recovered, clock::unix_ms()).map_err(rest_fail)
+        let config = self.run_config();
+        let (options, spec) = (driver::options(identifiers, config), config.spec.clone());
+        Rest::start(self.run_store(), options, spec, registry, recovered, clock::unix_ms()).map_err(rest_fail)
     }
 }
 
@@ -286,11 +331,12 @@ mod tests {
         let store = SledStore::open_dir(&dir.join(driver::STORE_DIR)).expect("a new store");
         let (mut roster, secret) = (Roster::default(), [9; 32]);
         let secret_digest = Digest::of(&secret).0;
-        let token = NewToken { secret_digest, name: Some("clinic".into()), ttl_ms: 1_000, uses: 1 };
+        let runs = std::collections::BTreeSet::new();
+        let token = NewToken { secret_digest, name: Some("clinic".into()), ttl_ms: 1_000, uses: 1, runs };
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
         save::put(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
-        let stopped = Stopped::new(config, store);
+        let stopped = Stopped::new(dir, config, store, SledStore::open_dir);
         let manifest = stopped.native_manifest().expect("what `init` writes").expect("a native model");
         stopped.import(&manifest, vec![0.5; manifest.params()]).expect("a first model");
         let bodies = [
@@ -356,7 +402,13 @@ mod tests {
     fn tokens_are_made_and_revoked_without_a_record() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut stopped = finished(dir.path());
-        let create = RegistryRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 2, secret_digest: [3; 32] };
+        let create = RegistryRequest::TokenCreate {
+            name: None,
+            ttl_ms: 1_000,
+            uses: 2,
+            secret_digest: [3; 32],
+            runs: Vec::new(),
+        };
         let OperatorResponse::Done(id) = stopped.answer(create.into()).expect("an answer") else { panic!("a token") };
         let revoke = || RegistryRequest::TokenRevoke { id: id.clone() };
         assert_eq!(

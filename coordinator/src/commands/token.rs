@@ -1,6 +1,6 @@
 //! `token create|list|revoke`.
 
-use anabranch_common::ids::Digest;
+use anabranch_common::ids::{Digest, RunId};
 use anabranch_common::status::TokenStatus;
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::operator::RegistryRequest;
@@ -16,9 +16,9 @@ use crate::identity;
 
 pub(super) fn token(verb: TokenVerb) -> anyhow::Result<()> {
     match verb {
-        TokenVerb::Create { target, name, ttl, uses, address, output } => {
+        TokenVerb::Create { target, name, ttl, uses, address, runs, output } => {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-            create(&target, Wanted { name, ttl_ms, uses, address }, output)
+            create(&target, Wanted { name, ttl_ms, uses, address, runs }, output)
         }
         TokenVerb::List(args) => list(&args),
         TokenVerb::Revoke { target, id } => {
@@ -33,11 +33,12 @@ struct Wanted {
     ttl_ms: u64,
     uses: u32,
     address: Option<String>,
+    runs: Vec<String>,
 }
 
 /// The secret is made here and leaves this process in the printed token only: the coordinator gets its digest.
 fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Result<()> {
-    let Wanted { name, ttl_ms, uses, address } = wanted;
+    let Wanted { name, ttl_ms, uses, address, runs } = wanted;
     let (ca_fingerprint, default_address) = whereabouts(target)?;
     let mut secret = [0u8; 32];
     getrandom::fill(&mut secret).context("the system gives no random numbers")?;
@@ -45,7 +46,7 @@ fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Re
     let readable = token.parse::<JoinToken>();
     readable.map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).help("give --address as HOST:PORT"))?;
     let secret_digest = Digest::of(&secret).0;
-    let request = RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest };
+    let request = RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest, runs };
     let id = Coordinator::reach(target)?.ask_done(request)?;
     let expires_at_ms = clock::unix_ms().saturating_add(ttl_ms);
     if output.json {
@@ -92,6 +93,7 @@ fn table(tokens: &[TokenStatus], now_ms: u64) -> String {
         ("state", Align::Left),
         ("left", Align::Right),
         ("expires", Align::Left),
+        ("runs", Align::Left),
     ];
     let mut table = Table::new(&columns);
     for token in tokens {
@@ -107,9 +109,15 @@ fn table(tokens: &[TokenStatus], now_ms: u64) -> String {
             state.to_owned(),
             token.uses_left.to_string(),
             output::date(token.expires_at_ms),
+            if token.runs.is_empty() { "all".to_owned() } else { runs(&token.runs) },
         ]);
     }
     table.render()
+}
+
+/// The first characters of each id.
+fn runs(runs: &[RunId]) -> String {
+    runs.iter().map(|run| run.short()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -124,6 +132,7 @@ mod tests {
             expires_at_ms,
             uses_left,
             revoked,
+            runs: Vec::new(),
         };
         let tokens =
             [token("a", 100, 1, false), token("b", 100, 0, false), token("c", 0, 1, false), token("d", 100, 1, true)];

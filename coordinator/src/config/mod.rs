@@ -40,6 +40,10 @@ pub const DEFAULT_PORT: u16 = 4433;
 pub struct Config {
     /// What the run computes.
     pub spec: RunSpec,
+    /// The run's share of an agent's device, in proportion to the weights of the agent's other runs. At least 1.
+    pub weight: u32,
+    /// What the run may take.
+    pub quota: QuotaConfig,
     /// Where the coordinator is reached, and whom it lets in.
     pub server: ServerConfig,
     /// How work is handed out.
@@ -172,6 +176,14 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// `[quota]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuotaConfig {
+    /// Bytes on the disk above which the run gives no more leases. Without it there is no such bound.
+    pub disk_bytes: Option<u64>,
+}
+
 /// How much of the journal is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -214,6 +226,8 @@ struct File {
     #[serde(default)]
     checkpoint: CheckpointConfig,
     #[serde(default)]
+    quota: QuotaConfig,
+    #[serde(default)]
     log: LogConfig,
 }
 
@@ -234,7 +248,17 @@ impl File {
 struct RunTable {
     name: String,
     seed: u64,
+    #[serde(default = "one")]
+    weight: u32,
 }
+
+/// The weight of a run that names none.
+fn one() -> u32 {
+    1
+}
+
+/// Tables of the process. Only `run.toml` of its own directory has them.
+const PROCESS_TABLES: [&str; 2] = ["server", "log"];
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -298,11 +322,34 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`]; the text names file, line and column.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = text_file::read(path, limits::CONFIG_FILE_BYTES).map_err(|error| match error {
-            TextError::Encoding { encoding } => ConfigError::Encoding { path: path.to_owned(), encoding },
-            source => ConfigError::Unreadable { path: path.to_owned(), source },
-        })?;
-        Self::parse(path, &text)
+        Self::parse(path, &read(path)?)
+    }
+
+    /// Reads and checks `path`, the configuration of the run `name` in a directory of its own: see [`parse_run`](Self::parse_run).
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; the text names file, line and column.
+    pub fn load_run(path: &Path, name: &str) -> Result<Self, ConfigError> {
+        Self::parse_run(path, &read(path)?, name)
+    }
+
+    /// Checks `text` as the configuration of the run `name` in a directory of its own. The run has that name, whatever
+    /// `run.name` says, and the tables of the process are refused.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse_run(path: &Path, text: &str, name: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table = text.parse().unwrap_or_default();
+        if let Some(key) = PROCESS_TABLES.into_iter().find(|key| table.contains_key(*key)) {
+            let (line, column) = locate::line_column(text, locate::of_key(text, key));
+            let problem = "is a table of the process: take it out here, and set it in run.toml of the directory that \
+                           `init` has made";
+            let (path, key, problem) = (path.to_owned(), key.to_owned(), problem.to_owned());
+            return Err(ConfigError::Value { path, line, column, key, problem });
+        }
+        let mut config = Self::parse(path, text)?;
+        name.clone_into(&mut config.spec.name);
+        Ok(config)
     }
 
     /// Checks `text` as if it had been read from `path`.
@@ -334,6 +381,8 @@ impl Config {
                 evaluate: file.evaluate,
                 target: file.target,
             },
+            weight: file.run.weight,
+            quota: file.quota,
             server: file.server,
             schedule: file.schedule,
             checkpoint: file.checkpoint,
@@ -351,6 +400,14 @@ impl Config {
     pub fn template(options: &TemplateOptions) -> String {
         template::render(options)
     }
+}
+
+/// Returns the text of a configuration file.
+fn read(path: &Path) -> Result<String, ConfigError> {
+    text_file::read(path, limits::CONFIG_FILE_BYTES).map_err(|error| match error {
+        TextError::Encoding { encoding } => ConfigError::Encoding { path: path.to_owned(), encoding },
+        source => ConfigError::Unreadable { path: path.to_owned(), source },
+    })
 }
 
 #[cfg(test)]

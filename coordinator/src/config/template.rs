@@ -35,6 +35,8 @@ const TEMPLATE: &str = r#"# What this run computes and how it is served. The coo
 name = @NAME@
 # Everything that is drawn at random in this run follows from it, the initial model included.
 seed = @SEED@
+# With several runs in one coordinator: this run's share of an agent's device, in proportion to the others' weights.
+#weight = 1
 
 [model]
 # "mlp": dense layers. "cnn": 3x3 convolutions with pooling, then dense layers. "custom": whatever the agents'
@@ -199,6 +201,10 @@ keep = 2
 # "since_snapshot" drops journal records older than the oldest checkpoint: versions before it can no longer be exported or
 # rolled back to. "all" keeps every record of the run, and so every version.
 retention = "since_snapshot"
+
+[quota]
+# A run whose store takes more of the disk gives no more leases, until `resume` after this bound or the retention has changed.
+#disk_bytes = 10000000000
 
 [log]
 # "human" or "json", on standard error; --log-format overrides it.

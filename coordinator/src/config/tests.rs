@@ -253,6 +253,8 @@ fn values_out_of_range_are_named_with_their_line() {
         ("max_influence = 1.5", "max_influence = nan", "admit.max_influence must be 0"),
         ("keep = 2", "keep = 1", "checkpoint.keep must be at least 2"),
         ("#accuracy = 0.97", "accuracy = 97", "target.accuracy must be more than 0 and at most 1"),
+        ("#weight = 1", "weight = 0", "run.weight must be at least 1"),
+        ("#disk_bytes = 10000000000", "disk_bytes = 0", "quota.disk_bytes must be at least 1"),
         ("0.0.0.0:4433", "0.0.0.0:0", "server.listen needs a fixed port"),
         ("\"10.0.0.7\"", "\"10.0.0.7:4433\"", "server.names holds \"10.0.0.7:4433\""),
         ("name = \"mnist\"", "name = \"m nist\"", "run.name must be 1 to 64"),
@@ -563,4 +565,22 @@ fn pods_that_could_not_be_formed_are_refused_with_key_and_line() {
     let (error, _) = with_pod("stages = 2", keep);
     let error = error.expect_err("refused").to_string();
     assert!(error.contains("train.keep_optimizer_state expected false with [pod]"), "{error}");
+}
+
+#[test]
+fn a_run_of_its_own_directory_has_its_name_and_no_table_of_the_process() {
+    let text = template();
+    let without = text.replacen("[server]", "[other]", 1).split("[other]").next().expect("a head").to_owned();
+    let config = Config::parse_run(Path::new("run.toml"), &without, "clinics").expect("a run");
+    assert_eq!((config.spec.name.as_str(), config.weight), ("clinics", 1));
+    for table in ["[server]", "[log]"] {
+        let text = format!("{without}{table}\n");
+        let line = text.matches('\n').count();
+        let error = Config::parse_run(Path::new("run.toml"), &text, "clinics").expect_err("of the process").to_string();
+        let key = table.trim_matches(['[', ']']);
+        assert!(
+            error.starts_with(&format!("run.toml:{line}:")) && error.contains(&format!("{key} is a table")),
+            "{error}"
+        );
+    }
 }

@@ -48,6 +48,8 @@ fn at_least_one(value: u64, key: &'static str) -> Checked {
 /// Checks every value.
 pub(super) fn check(config: &Config) -> Checked {
     spec(&config.spec)?;
+    at_least_one(config.weight.into(), "run.weight")?;
+    at_least_one(config.quota.disk_bytes.unwrap_or(1), "quota.disk_bytes")?;
     let server = &config.server;
     ensure(server.listen.port() != 0, "server.listen", || {
         "needs a fixed port: agents could not find a changing one".to_owned()

@@ -169,6 +169,7 @@ pub fn report(
             .map(|(at_ms, aggregate)| TimedAggregate { at_s: seconds(*at_ms), aggregate: *aggregate })
             .collect(),
         target_problem: None,
+        quota_problem: None,
         pods: None,
         agents,
         uploads: None,

@@ -5,7 +5,9 @@ use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
 
+use super::runs::RunsDone;
 use crate::core::event::{Event, PeerId, RequestId};
+use crate::core::status::Answer;
 use crate::node::{Done, DownloadId};
 use crate::registry;
 
@@ -84,6 +86,15 @@ pub enum Input {
         run: RunId,
         /// The result of the job.
         done: Done,
+    },
+    /// A job on the directory of a run has ended.
+    Runs(RunsDone),
+    /// The store of a run that has ended was read.
+    Looked {
+        /// The request that is answered.
+        request: RequestId,
+        /// The answer, without the members that the run has not seen.
+        answer: Answer,
     },
     /// A job of the registry has ended.
     Registry(registry::Done),

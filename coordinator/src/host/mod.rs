@@ -14,10 +14,12 @@
 //! A run that ends or fails leaves the others alone: it is told with [`Output::Ended`]. When the last one has ended and
 //! the registry has nothing left to do, [`Output::Exit`] follows; where the last run has failed, it follows at once. A job
 //! of the registry that fails ends the process. What an operator has asked of a run that ends is answered `Failed`.
+//! [`runs`] has what operators do with whole runs.
 
 mod answer;
 mod input;
 mod output;
+mod runs;
 #[cfg(test)]
 mod tests;
 
@@ -25,13 +27,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::lane::Lane;
+use anabranch_common::status::RunSummary;
 use anabranch_common::transfer::Half;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinResponse, Rejection};
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest};
 
-pub use answer::choose;
+pub use answer::{Candidate, choose};
 pub use input::Input;
 pub use output::Output;
+pub use runs::{About, ListedRun, OpenedRun, RunsDone, RunsJob};
+use runs::{ConnectionEnd, Opening, Unserved};
 
 use crate::core::ModelMismatch;
 use crate::core::command::ExitReason;
@@ -63,8 +68,21 @@ enum Phase {
 pub struct Host {
     registry: Registry,
     nodes: BTreeMap<RunId, Node>,
-    /// Runs that are over in this process.
-    ended: BTreeSet<RunId>,
+    /// Runs that are served, or were.
+    about: BTreeMap<RunId, About>,
+    /// The last words on runs that are over in this process.
+    ended: BTreeMap<RunId, RunSummary>,
+    /// Runs that cannot be served, by name.
+    unserved: BTreeMap<String, Unserved>,
+    /// Runs whose directories are being made or opened, by name: with the others at most `limits::RUNS`.
+    opening: BTreeMap<String, Opening>,
+    /// Runs that are being deleted, by name, and who waits for that.
+    deleting: BTreeMap<String, RequestId>,
+    /// Whether the process stays when every run has ended.
+    stays: bool,
+    /// Whether the process was asked to park its runs.
+    parking: bool,
+    generation: u64,
     /// The run of each connection whose agent was let in.
     peers: BTreeMap<PeerId, RunId>,
     /// At most `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` changes of operators: the registry
@@ -86,7 +104,14 @@ impl Host {
         Self {
             registry,
             nodes: BTreeMap::new(),
-            ended: BTreeSet::new(),
+            about: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            opening: BTreeMap::new(),
+            deleting: BTreeMap::new(),
+            stays: false,
+            parking: false,
+            generation: 0,
             peers: BTreeMap::new(),
             saver: Lane::default(),
             signer: Lane::default(),
@@ -97,8 +122,8 @@ impl Host {
         }
     }
 
-    /// Starts a run: see [`Node::start`]. It is told of members that were revoked while its record of that was lost, or
-    /// while it did not run. Returns what is to be done first.
+    /// Starts the run that shares its directory with the process: see [`Node::start`]. It is told of members that were
+    /// revoked while its record of that was lost, or while it did not run. Returns what is to be done first.
     ///
     /// # Errors
     /// The configured model is not the run's. Nothing has changed then.
@@ -109,6 +134,28 @@ impl Host {
         halves: &[Half],
         now: Now,
     ) -> Result<Vec<Output>, ModelMismatch> {
+        let about = About::own(&settings.spec.name);
+        self.start_opened(OpenedRun { about, settings, recovered, halves: halves.to_vec() }, now)
+    }
+
+    /// Starts a run whose store is open, likewise.
+    ///
+    /// # Errors
+    /// The configured model is not the run's. Nothing has changed then.
+    pub fn start_opened(&mut self, opened: OpenedRun, now: Now) -> Result<Vec<Output>, ModelMismatch> {
+        let OpenedRun { about, settings, recovered, halves } = opened;
+        self.begin(about, settings, recovered, &halves, now)?;
+        Ok(self.outputs())
+    }
+
+    fn begin(
+        &mut self,
+        about: About,
+        settings: Settings,
+        recovered: Option<Recovered>,
+        halves: &[Half],
+        now: Now,
+    ) -> Result<(), ModelMismatch> {
         let run = settings.options.run;
         let (node, outputs) = Node::start(settings, recovered, halves, now)?;
         let takes_part = |agent: &AgentId| {
@@ -117,18 +164,21 @@ impl Host {
         };
         let revoked: Vec<AgentId> = self.registry.revoked().filter(takes_part).collect();
         self.nodes.insert(run, node);
+        self.about.insert(run, about);
+        self.generation += 1;
         self.take(now, run, outputs);
         for agent in revoked {
             self.tell(now, run, node::Input::Event(Event::AgentRevoked { agent, request: None }));
         }
-        Ok(self.outputs())
+        Ok(())
     }
 
     /// Starts a run of a stopped coordinator: see [`Node::start_at_rest`]. Returns what is to be done first.
     pub fn start_at_rest(&mut self, settings: Settings, recovered: Option<Recovered>, now: Now) -> Vec<Output> {
-        let run = settings.options.run;
+        let (run, about) = (settings.options.run, About::own(&settings.spec.name));
         let (node, outputs) = Node::start_at_rest(settings, recovered, now);
         self.nodes.insert(run, node);
+        self.about.insert(run, about);
         self.take(now, run, outputs);
         self.outputs()
     }
@@ -156,18 +206,23 @@ impl Host {
             }
             Input::Replace { run, event } => self.tell(now, run, node::Input::Event(event)),
             Input::Tick => self.tell_all(now, || Event::Tick),
-            Input::Park => self.tell_all(now, || Event::Park),
-            Input::Operator { .. } if self.is_leaving() => {}
-            Input::Join { request, secret, agent, csr_der } => {
-                let first = self.serving().next();
-                match first {
-                    Some(run) => {
-                        self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
-                    }
-                    None => self.out.push(Output::DeferJoin { request }),
-                }
+            Input::Park => {
+                self.parking = true;
+                self.tell_all(now, || Event::Park);
             }
+            Input::Operator { .. } if self.is_leaving() => {}
+            Input::Join { request, secret, agent, csr_der } => match self.joined_run(&secret) {
+                Some(run) => {
+                    self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
+                }
+                None => self.out.push(Output::DeferJoin { request }),
+            },
             Input::Operator { request, operation } => self.operate(now, request, operation),
+            Input::Runs(done) => self.runs_done(now, done),
+            Input::Looked { request, answer } => {
+                let answer = answer::with_members(answer, &self.registry);
+                self.out.push(Output::Reply { request, answer });
+            }
             Input::Registry(done) => self.registry_done(now, done),
         }
         self.outputs()
@@ -188,12 +243,29 @@ impl Host {
     /// Whether the process is about to end: nothing of what anybody asks for counts any more.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.nodes.values().all(Node::is_leaving)
+        (self.parking || !self.stays) && self.opening.is_empty() && self.nodes.values().all(Node::is_leaving)
     }
 
     /// Runs that still take something up. A run that is about to end would not answer.
     fn serving(&self) -> impl Iterator<Item = RunId> {
         self.nodes.iter().filter(|(_, node)| !node.is_leaving()).map(|(run, _)| *run)
+    }
+
+    /// The served run that is meant where none is named: the one that shares its directory with the process, if it may be
+    /// that one.
+    fn first_serving(&self, may_be: impl Fn(RunId) -> bool) -> Option<RunId> {
+        let is_own = |run: &RunId| self.about.get(run).is_some_and(|about| about.is_own);
+        self.serving().filter(|run| may_be(*run)).min_by_key(|run| (!is_own(run), *run))
+    }
+
+    /// The run that the answer to a join names: one that the token is for. Not served, where none of these is.
+    fn joined_run(&self, secret: &[u8; 32]) -> Option<RunId> {
+        let of_token = self.registry.runs_of(secret);
+        let any = self.first_serving(|_| true)?;
+        match of_token {
+            None => Some(any),
+            Some(runs) => self.first_serving(|run| runs.contains(&run)).or_else(|| runs.first().copied()),
+        }
     }
 
     fn tell_peer_run(&mut self, now: Now, peer: PeerId, input: node::Input) {
@@ -245,13 +317,17 @@ impl Host {
             Err(why) => return self.reject(peer, why),
         };
         let run = hello.run;
-        if self.serving().any(|served| served == run) {
+        let may_enter = self.registry.may_enter(agent, run);
+        if may_enter && self.serving().any(|served| served == run) {
             self.peers.insert(peer, run);
             return self.tell(now, run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
         }
-        let is_over = self.nodes.contains_key(&run) || self.ended.contains(&run);
-        let why = match self.serving().next() {
-            Some(run) if !is_over => Rejection::WrongRun { run },
+        let is_over = self.nodes.contains_key(&run) || self.ended.contains_key(&run);
+        let why = match self.first_serving(|run| self.registry.may_enter(agent, run)) {
+            Some(run) if !may_enter => Rejection::WrongRun { run },
+            None if !may_enter => Rejection::Unknown,
+            // Which run that is, its directory will tell.
+            Some(run) if !is_over && self.opening.is_empty() => Rejection::WrongRun { run },
             // As where no process answers: the agent tries again later.
             _ => Rejection::Busy,
         };
@@ -266,17 +342,33 @@ impl Host {
 
     fn operate(&mut self, now: Now, request: RequestId, operation: OperatorRequest) {
         match operation {
-            OperatorRequest::Registry(operation) => {
-                self.tell_registry(now, registry::Event::Operator { request, operation });
-            }
-            OperatorRequest::Run { run, request: operation } => match choose(self.serving(), run) {
-                Ok(run) => {
+            OperatorRequest::Registry(operation) => match self.with_ids(operation) {
+                Ok(operation) => self.tell_registry(now, registry::Event::Operator { request, operation }),
+                Err(response) => self.answer(request, response),
+            },
+            OperatorRequest::Runs(operation) => self.operate_runs(request, operation),
+            OperatorRequest::Run { run, request: operation } => match self.resolve(run.as_deref()) {
+                Ok(run) if self.serving().any(|served| served == run) => {
                     self.asked.insert(request, run);
                     self.tell(now, run, node::Input::Event(Event::Operator { request, operation }));
                 }
-                Err(response) => self.out.push(Output::Reply { request, answer: response.into() }),
+                Ok(run) => self.answer_for_ended(request, run, operation),
+                Err(response) => self.answer(request, response),
             },
         }
+    }
+
+    /// Puts the id in the place of each run's name: names may be used again. An id may be that of any run.
+    fn with_ids(&self, operation: RegistryRequest) -> Result<RegistryRequest, OperatorResponse> {
+        let RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest, runs } = operation else {
+            return Ok(operation);
+        };
+        let id_of = |run: String| match run.parse::<RunId>() {
+            Ok(_) => Ok(run),
+            Err(_) => self.resolve(Some(&run)).map(|run| run.to_string()),
+        };
+        let runs = runs.into_iter().map(id_of).collect::<Result<_, _>>()?;
+        Ok(RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest, runs })
     }
 
     fn tell_registry(&mut self, now: Now, event: registry::Event) {
@@ -337,22 +429,12 @@ impl Host {
     }
 
     fn run_ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
-        self.nodes.remove(&run);
-        self.ended.insert(run);
-        let peers: Vec<PeerId> = self.peers.iter().filter(|(_, of)| **of == run).map(|(peer, _)| *peer).collect();
-        for peer in peers {
-            self.peers.remove(&peer);
-            // A run that ends has closed its connections.
-            if ended.is_err() {
-                self.out.push(Output::ToPeer(ToPeer::Close { peer }));
-            }
-        }
-        self.revocations.values_mut().for_each(|waiting| _ = waiting.runs.remove(&run));
-        let text = format!("run {run} has ended before it could answer; see the log, and ask for its status");
-        for (request, _) in self.asked.extract_if(.., |_, of| *of == run) {
-            self.out.push(Output::Reply { request, answer: OperatorResponse::Failed(text.clone()).into() });
-        }
-        if self.nodes.is_empty() && ended.is_err() {
+        let last = self.last_summary(run, ended.as_ref().err());
+        self.ended.extend(last.map(|last| (run, last)));
+        let why = format!("run {run} has ended before it could answer; see the log, and ask for its status");
+        let connections = if ended.is_err() { ConnectionEnd::Close } else { ConnectionEnd::Closed };
+        self.drop_node(run, &why, connections);
+        if self.nodes.is_empty() && self.opening.is_empty() && !self.stays && ended.is_err() {
             self.phase = Phase::Failed;
         }
         self.out.push(Output::Ended { run, ended });
@@ -385,7 +467,9 @@ impl Host {
     fn leave(&mut self) {
         // A join whose token is used up must have its answer.
         let idle = self.saver.is_idle() && self.signer.is_idle();
-        if self.nodes.is_empty() && (idle || self.phase == Phase::Failed) {
+        let is_over = self.nodes.is_empty() && self.opening.is_empty() && self.deleting.is_empty();
+        let may_go = self.parking || !self.stays;
+        if is_over && ((may_go && idle) || self.phase == Phase::Failed) {
             self.phase = Phase::Gone;
             self.out.push(Output::Exit(Ok(())));
         }

@@ -2,6 +2,7 @@
 
 use anabranch_common::ids::RunId;
 use anabranch_common::wire::message::JoinResponse;
+use anabranch_common::wire::operator::RunRequest;
 
 use crate::core::command::ExitReason;
 use crate::core::event::RequestId;
@@ -10,6 +11,8 @@ use crate::core::status::Answer;
 use crate::node::{Job, JobError, ToPeer};
 use crate::registry::SignJob;
 use crate::registry::save::SaveJob;
+
+use super::runs::RunsJob;
 
 /// What a process wants done.
 #[derive(Debug)]
@@ -22,6 +25,22 @@ pub enum Output {
         run: RunId,
         /// The job.
         job: Job,
+    },
+    /// Do something to the directory of a run, beside the loop; answered by [`Input::Runs`](super::Input::Runs).
+    Runs(RunsJob),
+    /// Close what is open of a run: no node was started for it.
+    Close {
+        /// The run.
+        run: RunId,
+    },
+    /// Answer from the store of a run that has ended; answered by [`Input::Looked`](super::Input::Looked).
+    Look {
+        /// The request that is answered.
+        request: RequestId,
+        /// The run.
+        run: RunId,
+        /// What is asked.
+        what: RunRequest,
     },
     /// Make items of the registry durable: [`save`](crate::registry::save::save); answered by [`Input::Registry`](super::Input::Registry).
     Save(Vec<SaveJob>),

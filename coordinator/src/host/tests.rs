@@ -1,246 +1,20 @@
-//! A process with two runs, whose jobs are run by hand.
+//! What a process with two runs does.
 
-use std::path::Path;
-use std::sync::Arc;
+mod runs;
+mod world;
 
-use anabranch_common::codec::Delta;
-use anabranch_common::ids::{BranchId, Digest, Incarnation, ModelVersion};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
-use anabranch_common::manifest::{ModelManifest, TensorSpec};
-use anabranch_common::transfer::Budgets;
-use anabranch_common::wire::message::{AgentMessage, JoinRefusal, RunPhase};
-use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
+use anabranch_common::wire::message::{AgentMessage, RunPhase};
+use anabranch_common::wire::operator::RunRequest;
 
 use super::*;
-use crate::config::{Config, Retention, TemplateOptions};
-use crate::core::Options;
-use crate::core::content::{Content, Reservation};
-use crate::node::checkpoint::Keep;
-use crate::node::merge::{Merged, Merger};
-use crate::node::{Done, Job, write};
-use crate::recovery::{self, RecoveryError};
-use crate::registry::roster::Roster;
-use crate::registry::tokens::NewToken;
-use crate::store::for_tests::MapStore;
+use crate::node::merge::Merged;
+use crate::node::{Done, Job};
+use crate::recovery;
 use crate::store::{StorageError, Store as _};
-
-const A: RunId = RunId([1; 16]);
-const B: RunId = RunId([2; 16]);
-const AGENT: AgentId = AgentId([1; 16]);
-const OTHER: AgentId = AgentId([2; 16]);
-const SECRET: [u8; 32] = [7; 32];
-const REQUEST: RequestId = RequestId(9);
-
-/// A process, the stores of its runs and of its registry, and workers that do what they are told to.
-struct World {
-    host: Host,
-    stores: BTreeMap<RunId, MapStore>,
-    members: MapStore,
-    mergers: BTreeMap<RunId, Merger>,
-    /// What is out.
-    jobs: Vec<Output>,
-    /// What came out beside jobs.
-    outputs: Vec<Output>,
-}
-
-impl World {
-    /// Two runs without a model, and two members.
-    fn new() -> Self {
-        let mut roster = Roster::default();
-        let secret_digest = Digest::of(&SECRET).0;
-        let token = NewToken { secret_digest, name: Some("agent".into()), ttl_ms: 10_000_000, uses: 3 };
-        roster.create_token(token, 0).expect("a sound token");
-        [AGENT, OTHER].iter().for_each(|agent| _ = roster.join(&SECRET, *agent, 1).expect("a use is left"));
-        roster.take_changes().expect("short");
-        let mut world = Self {
-            host: Host::new(Registry::new(roster)),
-            stores: BTreeMap::new(),
-            members: MapStore::new(),
-            mergers: BTreeMap::new(),
-            jobs: vec![],
-            outputs: vec![],
-        };
-        [A, B].iter().for_each(|run| world.start(*run, "").expect("no run to differ from"));
-        world
-    }
-
-    /// The same; agents have connected as peers 1 (to run A) and 2 (to run B), and both runs have a model.
-    fn started() -> Self {
-        let mut world = Self::new();
-        for (peer, agent, run) in [(1, AGENT, A), (2, OTHER, B)] {
-            world.hello(peer, agent, run);
-            world.offer_model(peer);
-        }
-        world.work();
-        world.outputs.clear();
-        world
-    }
-
-    /// Starts a run from what its store holds.
-    fn start(&mut self, run: RunId, model: &str) -> Result<(), ModelMismatch> {
-        let store = self.stores.entry(run).or_insert_with(MapStore::new);
-        let recovered = match recovery::recover(store) {
-            Err(RecoveryError::Empty) => None,
-            recovered => Some(recovered.expect("as written")),
-        };
-        self.mergers.insert(run, Merger::default());
-        let outputs = self.host.start(settings(run, model), recovered, &[], now())?;
-        self.sort(outputs);
-        Ok(())
-    }
-
-    fn handle(&mut self, input: Input) {
-        let outputs = self.host.handle(now(), input);
-        self.sort(outputs);
-    }
-
-    fn sort(&mut self, outputs: Vec<Output>) {
-        for output in outputs {
-            match output {
-                Output::Run { .. } | Output::Save(_) | Output::Sign(_) => self.jobs.push(output),
-                other => self.outputs.push(other),
-            }
-        }
-    }
-
-    fn hello(&mut self, peer: u64, agent: AgentId, run: RunId) {
-        let hello = AgentHello {
-            run,
-            branch: None,
-            incarnation: Incarnation([u8::try_from(peer).expect("small"); 16]),
-            software: "test".into(),
-            train_examples: 100,
-            eval_examples: 0,
-            device: "cpu".into(),
-            pod: None,
-        };
-        self.handle(Input::Hello { peer: PeerId(peer), agent, hello });
-    }
-
-    /// The node behind a connection gets an initial model over it.
-    fn offer_model(&mut self, peer: u64) {
-        let manifest = ModelManifest::new(vec![TensorSpec { name: "w".into(), shape: vec![4] }]).expect("valid");
-        let model = Arc::new(Content::measure(Delta::Dense(vec![0.5; 4]), Reservation::default()));
-        let (peer, digest) = (PeerId(peer), Digest::of_f32(model.delta().values()));
-        let event = Event::ModelReceived { peer, manifest, digest, model };
-        self.host.tell_peer_run(now(), peer, node::Input::Event(event));
-        let outputs = self.host.outputs();
-        self.sort(outputs);
-    }
-
-    /// One run alone is parked, as it may be by its own end.
-    fn park(&mut self, run: RunId) {
-        self.host.tell(now(), run, node::Input::Event(Event::Park));
-        let outputs = self.host.outputs();
-        self.sort(outputs);
-    }
-
-    fn ask(&mut self, run: Option<RunId>, request: RunRequest) {
-        self.operate(OperatorRequest::Run { run, request });
-    }
-
-    fn operate(&mut self, operation: impl Into<OperatorRequest>) {
-        self.handle(Input::Operator { request: REQUEST, operation: operation.into() });
-    }
-
-    fn revoke(&mut self, agent: AgentId) {
-        self.operate(RegistryRequest::AgentRevoke { agent: agent.to_string() });
-    }
-
-    /// Does a job, and tells what came of it.
-    fn run(&mut self, job: Output) {
-        let keep = Keep { checkpoints: 1, retention: Retention::SinceSnapshot };
-        let input = match job {
-            Output::Run { run, job } => {
-                let store = &self.stores[&run];
-                let done = match job {
-                    Job::Write(group) => Done::Write(write::write(store, group)),
-                    Job::Merge(batch) => Done::Merge(self.mergers.get_mut(&run).expect("it was started").run(batch)),
-                    Job::Checkpoint(job) => Done::Checkpoint(job.run(store, keep)),
-                    Job::Decode(job) => job.run(),
-                    Job::Pack(job) => job.run(),
-                    Job::Spool(_) => return,
-                };
-                Input::Done { run, done }
-            }
-            Output::Save(group) => Input::Registry(registry::Done::Saved(save::save(self.members.catalogue(), group))),
-            Output::Sign(jobs) => Input::Registry(registry::Done::Signed(jobs.iter().map(|_| signed()).collect())),
-            other => panic!("{other:?} is no job"),
-        };
-        self.handle(input);
-    }
-
-    /// Does everything that is out, until nothing is.
-    fn work(&mut self) {
-        while let Some(job) = self.jobs.pop() {
-            self.run(job);
-        }
-    }
-
-    fn phase(&self, run: RunId) -> RunPhase {
-        self.host.node(run).expect("it is served").core().phase()
-    }
-
-    fn reply(&mut self) -> OperatorResponse {
-        let answer = self.outputs.iter().find_map(|output| match output {
-            Output::Reply { request: REQUEST, answer } => Some(answer.clone().into_response()),
-            _ => None,
-        });
-        self.outputs.clear();
-        answer.unwrap_or_else(|| panic!("no answer"))
-    }
-
-    fn is_answered(&self) -> bool {
-        self.outputs.iter().any(|output| matches!(output, Output::Reply { .. }))
-    }
-
-    fn is_closed(&self, peer: u64) -> bool {
-        let closed = |output: &Output| matches!(output, Output::ToPeer(ToPeer::Close { peer: of }) if of.0 == peer);
-        self.outputs.iter().any(closed)
-    }
-
-    fn rejection(&self, peer: u64) -> Option<&Rejection> {
-        self.outputs.iter().find_map(|output| match output {
-            Output::ToPeer(ToPeer::Send { peer: to, message }) if to.0 == peer => match &**message {
-                CoordinatorMessage::Rejected(why) => Some(why),
-                _ => None,
-            },
-            _ => None,
-        })
-    }
-
-    fn knows_as_revoked(&self, run: RunId, agent: AgentId) -> Option<bool> {
-        let recovered = recovery::recover(&self.stores[&run]).expect("as written");
-        recovered.state.agents.get(&agent).map(|known| known.revoked)
-    }
-}
-
-fn now() -> Now {
-    Now { unix_ms: 1_000_000, mono_ms: 10 }
-}
-
-fn signed() -> Signed {
-    Signed::Join { request: REQUEST, response: JoinResponse::Refused(JoinRefusal::BadRequest) }
-}
-
-/// What run.toml of a run says, with more in it.
-fn settings(run: RunId, model: &str) -> Settings {
-    let template = TemplateOptions { name: "test".into(), seed: 1, listen: ([127, 0, 0, 1], 1).into(), names: vec![] };
-    let mut config = Config::parse(Path::new("run.toml"), &Config::template(&template)).expect("what `init` writes");
-    if !model.is_empty() {
-        config.spec.seed += 1;
-    }
-    let options = Options {
-        run,
-        first_branch: BranchId(run.0),
-        starts: 0,
-        lease_ttl_ms: 60_000,
-        checkpoint_every_versions: 0,
-        checkpoint_every_ms: 0,
-    };
-    Settings { options, spec: config.spec, budgets: Budgets::with_decoders(2) }
-}
+use world::{A, AGENT, B, OTHER, REQUEST, SECRET, World};
 
 #[test]
 fn an_agent_is_of_the_run_that_its_hello_names() {
@@ -291,23 +65,31 @@ fn strangers_and_agents_of_other_runs_are_turned_away_with_the_reason() {
 #[test]
 fn an_operators_request_is_for_the_run_that_it_names() {
     let mut world = World::started();
-    world.ask(Some(B), RunRequest::Pause);
+    world.ask(Some("b"), RunRequest::Pause);
     world.work();
     assert!(matches!(world.reply(), OperatorResponse::Done(_)));
     assert_eq!((world.phase(A), world.phase(B)), (RunPhase::Running, RunPhase::Paused));
-    for (run, what) in [(None, "2 runs are served here; name one of: "), (Some(RunId([9; 16])), "no run 0909")] {
+    let unknown = RunId([9; 16]).to_string();
+    for (run, what) in [(None, "2 runs are served here"), (Some("c"), "no run c"), (Some(&*unknown), "no run 0909")] {
         world.ask(run, RunRequest::Pause);
         let OperatorResponse::NotFound(why) = world.reply() else { panic!("which run is it for?") };
-        assert!(why.starts_with(what) && why.ends_with(&format!("{A}, {B}")), "{why}");
+        assert!(why.starts_with(what) && why.ends_with(&format!("a ({A}), b ({B})")), "{why}");
     }
     assert_eq!(world.phase(A), RunPhase::Running);
+    world.ask(Some(&A.to_string()), RunRequest::Pause);
+    world.work();
+    assert_eq!(
+        (matches!(world.reply(), OperatorResponse::Done(_)), world.phase(A)),
+        (true, RunPhase::Paused),
+        "by its id"
+    );
 }
 
 #[test]
 fn every_run_shows_every_member() {
     let mut world = World::started();
     for (run, connected) in [(A, AGENT), (B, OTHER)] {
-        world.ask(Some(run), RunRequest::Status);
+        world.ask(Some(&run.to_string()), RunRequest::Status);
         let OperatorResponse::Json(text) = world.reply() else { panic!("a report") };
         let report: anabranch_common::status::StatusReport = serde_json::from_str(&text).expect("a report");
         let agents: Vec<_> = report.agents.iter().map(|agent| (&*agent.name, agent.connected)).collect();
@@ -394,7 +176,7 @@ fn a_run_that_ends_or_fails_leaves_the_other_alone() {
 fn nobody_waits_for_the_answer_of_a_run_that_ends() {
     let mut world = World::started();
     // It waits for its record, which is not written.
-    world.ask(Some(A), RunRequest::Pause);
+    world.ask(Some("a"), RunRequest::Pause);
     assert!(!world.is_answered() && world.jobs.len() == 1, "{:?}", world.jobs);
     world.jobs.clear();
     let error = StorageError::NoSpace { path: "somewhere".into() };
@@ -418,8 +200,11 @@ fn nobody_waits_for_the_answer_of_a_run_that_ends() {
     assert_eq!(world.rejection(4), Some(&Rejection::Busy));
     world.hello(5, AGENT, RunId([9; 16]));
     assert_eq!(world.rejection(5), Some(&Rejection::WrongRun { run: B }));
-    world.ask(Some(A), RunRequest::Status);
-    assert!(matches!(world.reply(), OperatorResponse::NotFound(_)));
+    world.ask(Some("a"), RunRequest::Status);
+    let look = |output: &Output| matches!(output, Output::Look { request: REQUEST, run: A, what: RunRequest::Status });
+    assert!(world.outputs.iter().any(look), "its store tells: {:?}", world.outputs);
+    world.ask(Some("a"), RunRequest::Pause);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(_)));
     world.ask(None, RunRequest::Status);
     assert!(matches!(world.reply(), OperatorResponse::Json(_)), "the only one that is left");
     let csr_der = vec![1];
@@ -459,7 +244,7 @@ fn a_registry_that_cannot_save_ends_the_process() {
     world.handle(Input::Registry(registry::Done::Saved(Err(error))));
     assert!(matches!(world.outputs[..], [Output::Exit(Err(JobError::Storage(_)))]), "{:?}", world.outputs);
     world.outputs.clear();
-    world.ask(Some(A), RunRequest::Pause);
+    world.ask(Some("a"), RunRequest::Pause);
     assert!(world.outputs.is_empty() && world.jobs.is_empty());
 }
 

@@ -225,6 +225,18 @@ impl Registry {
         self.roster.members().map(|(agent, _)| agent).filter(|agent| self.is_revoked(*agent))
     }
 
+    /// Returns whether an agent's tokens let it take part in a run.
+    #[must_use]
+    pub fn may_enter(&self, agent: AgentId, run: RunId) -> bool {
+        self.roster.member(agent).is_some_and(|member| member.may_enter(run))
+    }
+
+    /// Returns the runs that the token with this secret is for; none where there is no such token, or it is for all runs.
+    #[must_use]
+    pub fn runs_of(&self, secret: &[u8; 32]) -> Option<&BTreeSet<RunId>> {
+        self.roster.tokens().of_secret(secret).map(|token| &token.runs).filter(|runs| !runs.is_empty())
+    }
+
     /// Completes what a run knows of agents with the members that it has not seen, and with who was revoked.
     pub fn complete(&self, agents: &mut Vec<AgentStatus>) {
         let mut known = BTreeSet::new();
@@ -284,11 +296,16 @@ impl Registry {
         let done = |text| OperatorResponse::Done(text);
         let response = match operation {
             RegistryRequest::TokenList => status::json(&self.roster.tokens().list()),
-            RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest } => {
-                let new = NewToken { secret_digest, name, ttl_ms, uses };
-                match self.roster.create_token(new, now.unix_ms) {
+            RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest, runs } => {
+                // The host has put the id in the place of each name.
+                let runs: Result<BTreeSet<RunId>, _> = runs.iter().map(|run| run.parse()).collect();
+                let created = runs.map_err(|error| error.to_string()).and_then(|runs| {
+                    let new = NewToken { secret_digest, name, ttl_ms, uses, runs };
+                    self.roster.create_token(new, now.unix_ms).map_err(|error| error.to_string())
+                });
+                match created {
                     Ok(token) => return self.save_and_reply(request, done(token.id)),
-                    Err(why) => OperatorResponse::Failed(why.to_string()),
+                    Err(why) => OperatorResponse::Failed(why),
                 }
             }
             RegistryRequest::TokenRevoke { id } if self.roster.revoke_token(&id) => {

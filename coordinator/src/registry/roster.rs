@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_common::ids::{AgentId, Digest};
+use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::limits;
 use anabranch_common::schema::{self, SchemaError};
 use anabranch_common::status::TokenStatus;
@@ -27,6 +27,27 @@ pub struct Member {
     pub joined_at_ms: u64,
     /// The tokens that it joined with, by the digest of their secret, and its number among those that joined with each.
     pub tokens: BTreeMap<Digest, u32>,
+    /// The runs that it may take part in, by all tokens that it joined with; all runs when there is none.
+    pub runs: BTreeSet<RunId>,
+}
+
+impl Member {
+    /// Returns whether it may take part in a run.
+    #[must_use]
+    pub fn may_enter(&self, run: RunId) -> bool {
+        self.runs.is_empty() || self.runs.contains(&run)
+    }
+
+    /// Adds the runs that another token is for. Returns whether that changes anything.
+    fn widen(&mut self, runs: &BTreeSet<RunId>) -> bool {
+        let before = self.runs.len();
+        if runs.is_empty() {
+            self.runs.clear();
+        } else if !self.runs.is_empty() {
+            self.runs.extend(runs);
+        }
+        self.runs.len() != before
+    }
 }
 
 /// An item of the catalogue that is to be saved; without a value it is to be deleted.
@@ -43,8 +64,8 @@ pub struct Roster {
 }
 
 anabranch_common::layout! {
-    struct Member { name, revoked, joined_at_ms, tokens }
-    struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked }
+    struct Member { name, revoked, joined_at_ms, tokens, runs }
+    struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked, runs }
 }
 
 /// A token, as it is saved.
@@ -56,6 +77,7 @@ struct SavedToken {
     expires_ms: u64,
     uses: u32,
     revoked: bool,
+    runs: BTreeSet<RunId>,
 }
 
 impl Roster {
@@ -72,10 +94,11 @@ impl Roster {
             member.tokens.retain(|token, nth| self.tokens.restore_use(agent, *token, *nth));
             self.members.insert(agent, member);
         } else if key.starts_with(TOKEN_KEYS) {
-            let SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked } =
+            let SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked, runs } =
                 schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
             let used_by = BTreeMap::new();
-            self.tokens.restore(TokenRecord { secret_digest, name, created_ms, expires_ms, uses, revoked, used_by });
+            let token = TokenRecord { secret_digest, name, created_ms, expires_ms, uses, revoked, runs, used_by };
+            self.tokens.restore(token);
         } else {
             return Err(malformed());
         }
@@ -97,6 +120,7 @@ impl Roster {
                 expires_ms: token.expires_ms,
                 uses: token.uses,
                 revoked: token.revoked,
+                runs: token.runs.clone(),
             });
             let value = saved.map(|saved| schema::encode_numbered(&saved, limits::ROSTER_ITEM_BYTES)).transpose()?;
             items.push((format!("{TOKEN_KEYS}{id}"), value));
@@ -149,10 +173,11 @@ impl Roster {
         if self.members.len() >= limits::AGENTS && !self.members.contains_key(&agent) {
             return Err(JoinRefusal::Full);
         }
-        let Redeemed { name, token, nth } = self.tokens.redeem(secret, agent, now_ms)?;
-        let new = || Member { name, revoked: false, joined_at_ms: now_ms, tokens: BTreeMap::new() };
+        let Redeemed { name, token, nth, runs } = self.tokens.redeem(secret, agent, now_ms)?;
+        let new = || Member { name, revoked: false, joined_at_ms: now_ms, tokens: BTreeMap::new(), runs: runs.clone() };
         let member = self.members.entry(agent).or_insert_with(new);
-        if member.tokens.insert(token, nth) != Some(nth) {
+        let is_wider = member.widen(&runs);
+        if member.tokens.insert(token, nth) != Some(nth) || is_wider {
             self.changed_members.insert(agent);
         }
         Ok(member.name.clone())
@@ -216,7 +241,7 @@ mod tests {
 
     fn token(number: u64, ttl_ms: u64) -> NewToken {
         let secret_digest = if number == 0 { Digest::of(&SECRET).0 } else { Digest::of(&number.to_le_bytes()).0 };
-        NewToken { secret_digest, name: Some("ward".into()), ttl_ms, uses: 1_000 }
+        NewToken { secret_digest, name: Some("ward".into()), ttl_ms, uses: 1_000, runs: BTreeSet::new() }
     }
 
     fn keys(roster: &mut Roster) -> Vec<(String, bool)> {
@@ -242,9 +267,32 @@ mod tests {
     }
 
     #[test]
+    fn a_member_may_enter_the_runs_of_all_its_tokens() {
+        let runs = |numbers: &[u8]| numbers.iter().map(|number| RunId([*number; 16])).collect::<BTreeSet<_>>();
+        let may =
+            |roster: &Roster, run: u8| roster.member(agent(1)).is_some_and(|member| member.may_enter(RunId([run; 16])));
+        let (mut roster, mut secrets) = (Roster::default(), Vec::new());
+        for (number, of) in [(1u64, runs(&[1])), (2, runs(&[2])), (3, runs(&[]))] {
+            let secret: [u8; 32] = std::array::from_fn(|_| u8::try_from(number).expect("small"));
+            let secret_digest = Digest::of(&secret).0;
+            roster.create_token(NewToken { secret_digest, runs: of, ..token(0, 60_000) }, 0).expect("valid");
+            secrets.push(secret);
+        }
+        roster.join(&secrets[0], agent(1), 1).expect("good");
+        assert_eq!([1, 2, 3].map(|run| may(&roster, run)), [true, false, false]);
+        roster.join(&secrets[1], agent(1), 1).expect("good");
+        assert_eq!([1, 2, 3].map(|run| may(&roster, run)), [true, true, false]);
+        roster.join(&secrets[2], agent(1), 1).expect("good");
+        assert!(may(&roster, 3), "a token for all runs");
+        roster.join(&secrets[0], agent(1), 2).expect("good");
+        assert!(may(&roster, 3), "an earlier token takes nothing away");
+    }
+
+    #[test]
     fn what_was_saved_is_restored() {
         let mut roster = Roster::default();
-        roster.create_token(token(0, 60_000), 0).expect("valid");
+        let runs = BTreeSet::from([RunId([5; 16])]);
+        roster.create_token(NewToken { runs, ..token(0, 60_000) }, 0).expect("valid");
         roster.create_token(token(1, 60_000), 0).expect("valid");
         (0..3).for_each(|number| drop(roster.join(&SECRET, agent(number), 1).expect("good")));
         assert!(roster.revoke(agent(1)));

@@ -16,7 +16,7 @@ const NOW: Now = Now { unix_ms: 1_000, mono_ms: 10 };
 fn registry() -> Registry {
     let mut roster = Roster::default();
     let secret_digest = Digest::of(&SECRET).0;
-    let token = NewToken { secret_digest, name: Some("ward".into()), ttl_ms: 60_000, uses: 2 };
+    let token = NewToken { secret_digest, name: Some("ward".into()), ttl_ms: 60_000, uses: 2, runs: BTreeSet::new() };
     roster.create_token(token, 0).expect("a sound token");
     roster.take_changes().expect("short");
     Registry::new(roster)
@@ -192,7 +192,8 @@ fn certificates_are_renewed_for_members_as_far_as_they_can_pay() {
 #[test]
 fn tokens_are_made_listed_and_revoked_and_each_change_is_durable_before_its_answer() {
     let mut registry = registry();
-    let create = RegistryRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 1, secret_digest: [3; 32] };
+    let create =
+        RegistryRequest::TokenCreate { name: None, ttl_ms: 1_000, uses: 1, secret_digest: [3; 32], runs: Vec::new() };
     let made = saved(&mut registry, operator(create.clone()));
     let Some(Command::Reply { request: REQUEST, response: OperatorResponse::Done(id) }) = made else {
         panic!("expected an id, got {made:?}")

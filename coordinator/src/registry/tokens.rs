@@ -1,8 +1,8 @@
 //! Join tokens as the coordinator keeps them: the digest of each secret, never the secret.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_common::ids::{AgentId, Digest};
+use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::limits;
 use anabranch_common::status::TokenStatus;
 use anabranch_common::wire::message::JoinRefusal;
@@ -27,6 +27,8 @@ pub struct TokenRecord {
     pub uses: u32,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// The runs that its agents may take part in; all runs when there is none.
+    pub runs: BTreeSet<RunId>,
     /// The agents that joined with it, each with its number in order, from 0. Saved with the agents, not with the token.
     pub used_by: BTreeMap<AgentId, u32>,
 }
@@ -46,6 +48,8 @@ pub struct Redeemed {
     pub token: Digest,
     /// The agent's number among those that joined with the token, from 0.
     pub nth: u32,
+    /// The runs that it may take part in; all runs when there is none.
+    pub runs: BTreeSet<RunId>,
 }
 
 /// Why a token was not made.
@@ -60,6 +64,9 @@ pub enum TokenError {
     /// It would be over at once, or live for more than a year.
     #[error("a token lives between a second and a year, not {0} ms")]
     BadTtl(u64),
+    /// It names more runs than a token may.
+    #[error("a token is for at most {max} runs, not {0}; leave out --runs for all runs", max = limits::TOKEN_RUNS)]
+    ManyRuns(usize),
     /// There is one with this id; another secret has another id.
     #[error("there is a token {0} already")]
     Exists(String),
@@ -79,6 +86,8 @@ pub struct NewToken {
     pub ttl_ms: u64,
     /// How many agents may join with it.
     pub uses: u32,
+    /// The runs that its agents may take part in; all runs when there is none.
+    pub runs: BTreeSet<RunId>,
 }
 
 impl TokenRecord {
@@ -97,7 +106,7 @@ impl TokenRecord {
             Some(name) if self.uses <= 1 => name.clone(),
             Some(name) => format!("{name}-{}", u64::from(nth) + 1),
         };
-        Redeemed { name, token: Digest(self.secret_digest), nth }
+        Redeemed { name, token: Digest(self.secret_digest), nth, runs: self.runs.clone() }
     }
 
     fn status(&self, id: &str) -> TokenStatus {
@@ -107,6 +116,7 @@ impl TokenRecord {
             expires_at_ms: self.expires_ms,
             uses_left: self.uses_left(),
             revoked: self.revoked,
+            runs: self.runs.iter().copied().collect(),
         }
     }
 }
@@ -117,7 +127,7 @@ impl TokenBook {
     /// # Errors
     /// See [`TokenError`].
     pub fn create(&mut self, new: NewToken, now_ms: u64) -> Result<TokenStatus, TokenError> {
-        let NewToken { secret_digest, name, ttl_ms, uses } = new;
+        let NewToken { secret_digest, name, ttl_ms, uses, runs } = new;
         if let Some(name) = &name {
             let longest = format!("{name}-{uses}");
             if !is_label(name) || !is_label(&longest) {
@@ -130,6 +140,9 @@ impl TokenBook {
         if !(1000..=limits::TOKEN_TTL_MS).contains(&ttl_ms) {
             return Err(TokenError::BadTtl(ttl_ms));
         }
+        if runs.len() > limits::TOKEN_RUNS {
+            return Err(TokenError::ManyRuns(runs.len()));
+        }
         let id = Digest(secret_digest).short();
         if self.tokens.contains_key(&id) {
             return Err(TokenError::Exists(id));
@@ -141,7 +154,8 @@ impl TokenBook {
         }
         let expires_ms = now_ms.saturating_add(ttl_ms);
         let used_by = BTreeMap::new();
-        let record = TokenRecord { secret_digest, name, created_ms: now_ms, expires_ms, uses, revoked: false, used_by };
+        let record =
+            TokenRecord { secret_digest, name, created_ms: now_ms, expires_ms, uses, revoked: false, runs, used_by };
         let status = record.status(&id);
         self.tokens.insert(id, record);
         Ok(status)
@@ -179,6 +193,12 @@ impl TokenBook {
     pub(crate) fn restore_use(&mut self, agent: AgentId, token: Digest, nth: u32) -> bool {
         let token = self.tokens.get_mut(&token.short()).filter(|known| known.secret_digest == token.0);
         token.map(|token| token.used_by.insert(agent, nth)).is_some()
+    }
+
+    /// The token with this secret, whatever it is still good for.
+    pub(crate) fn of_secret(&self, secret: &[u8; 32]) -> Option<&TokenRecord> {
+        let digest = Digest::of(secret);
+        self.tokens.get(&digest.short()).filter(|token| token.secret_digest == digest.0)
     }
 
     /// A token, by id.
@@ -223,7 +243,8 @@ mod tests {
     }
 
     fn new(name: Option<&str>, uses: u32) -> NewToken {
-        NewToken { secret_digest: Digest::of(&SECRET).0, name: name.map(String::from), ttl_ms: 60_000, uses }
+        let (secret_digest, name) = (Digest::of(&SECRET).0, name.map(String::from));
+        NewToken { secret_digest, name, ttl_ms: 60_000, uses, runs: BTreeSet::new() }
     }
 
     fn name(text: &str) -> Result<String, JoinRefusal> {
@@ -273,6 +294,11 @@ mod tests {
         assert!(matches!(book.create(new(Some(&overlong), 9), 0), Err(TokenError::BadName(_))), "its agents' names");
         assert_eq!(book.create(new(None, 0), 0), Err(TokenError::BadUses(0)));
         assert_eq!(book.create(NewToken { ttl_ms: 999, ..new(None, 1) }, 0), Err(TokenError::BadTtl(999)));
+        let runs = (0..=limits::TOKEN_RUNS as u128).map(|run| RunId(run.to_be_bytes())).collect();
+        assert_eq!(
+            book.create(NewToken { runs, ..new(None, 1) }, 0),
+            Err(TokenError::ManyRuns(limits::TOKEN_RUNS + 1))
+        );
         book.create(new(None, 1), 0).expect("valid");
         assert!(matches!(book.create(new(None, 1), 0), Err(TokenError::Exists(_))));
     }

@@ -26,6 +26,7 @@ use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
 use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
+use parking_lot::RwLock;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -84,8 +85,12 @@ pub enum Input {
 }
 
 /// What connections need of a run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunFiles {
+    /// Operators may name it so.
+    pub name: String,
+    /// Whether it is served. Operators read the store of one that has ended, too.
+    pub is_served: bool,
     /// Operators read checkpoints from it.
     pub store: Arc<dyn Store>,
     /// Halves of uploads go there.
@@ -96,7 +101,7 @@ pub struct RunFiles {
 #[derive(Debug)]
 pub struct Shared {
     inputs: mpsc::Sender<Input>,
-    runs: BTreeMap<RunId, RunFiles>,
+    runs: RwLock<BTreeMap<RunId, RunFiles>>,
     handshakes: Arc<Handshakes>,
     connections: Connections,
     /// Bytes of messages that may wait for the loop.
@@ -110,12 +115,34 @@ impl Shared {
     pub fn new(inputs: mpsc::Sender<Input>, runs: BTreeMap<RunId, RunFiles>) -> Arc<Self> {
         Arc::new(Self {
             inputs,
-            runs,
+            runs: RwLock::new(runs),
             handshakes: Arc::default(),
             connections: Connections::default(),
             messages: Arc::new(Semaphore::new(limits::AGENT_MESSAGES_BYTES)),
             next_peer: AtomicU64::new(1),
         })
+    }
+
+    /// Adds a run, or changes what connections need of it.
+    pub fn add_run(&self, run: RunId, files: RunFiles) {
+        self.runs.write().insert(run, files);
+    }
+
+    /// Notes that a run is not served any more. Its store can still be read.
+    pub fn run_ended(&self, run: RunId) {
+        if let Some(files) = self.runs.write().get_mut(&run) {
+            files.is_served = false;
+        }
+    }
+
+    /// Forgets a run.
+    pub fn remove_run(&self, run: RunId) {
+        self.runs.write().remove(&run);
+    }
+
+    /// Where halves of uploads to a run go.
+    fn spool(&self, run: RunId) -> Option<Arc<Spool>> {
+        self.runs.read().get(&run).map(|files| Arc::clone(&files.spool))
     }
 
     /// Tells the loop. When the loop has ended there is nobody to tell, and the connection is about to be closed.

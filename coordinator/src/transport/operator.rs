@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
-use anabranch_common::ids::{ModelVersion, RunId};
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
 use anabranch_common::status::NetworkStatus;
 use anabranch_common::wire::frame::FrameKind;
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::{Input, Shared};
 use crate::core::status::{self, json};
-use crate::host;
+use crate::host::{self, Candidate};
 use crate::recovery;
 use crate::store::Store;
 
@@ -87,16 +87,23 @@ fn with_network(mut answer: status::Answer, shared: &Shared) -> status::Answer {
 /// Reading checkpoints takes a while, and needs only what is durable: it runs beside the loop.
 async fn from_store(
     shared: &Arc<Shared>,
-    run: Option<RunId>,
+    run: Option<String>,
     read: impl FnOnce(&dyn Store) -> Result<Answer, recovery::RecoveryError> + Send + 'static,
 ) -> anyhow::Result<Answer> {
-    let run = match host::choose(shared.runs.keys().copied(), run) {
-        Ok(run) => run,
+    let store = match store_of(shared, run.as_deref()) {
+        Ok(store) => store,
         Err(response) => return Ok((response, None)),
     };
-    let store = Arc::clone(&shared.runs[&run].store);
     let answer = tokio::task::spawn_blocking(move || read(store.as_ref())).await?;
     Ok(answer.unwrap_or_else(|error| (refusal(&error), None)))
+}
+
+fn store_of(shared: &Shared, wanted: Option<&str>) -> Result<Arc<dyn Store>, OperatorResponse> {
+    let runs = shared.runs.read();
+    let candidates =
+        runs.iter().map(|(run, files)| Candidate { run: *run, name: &files.name, is_served: files.is_served });
+    let run = host::choose(candidates, wanted)?;
+    Ok(Arc::clone(&runs[&run].store))
 }
 
 /// What could not be read, and what the operator can do about it. A version that is gone is a conflict, as on a stopped

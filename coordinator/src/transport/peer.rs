@@ -101,7 +101,7 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let peer = shared.next_peer();
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-    let spool = shared.runs.get(&hello.run).map(|run| Arc::clone(&run.spool));
+    let spool = shared.spool(hello.run);
     shared.tell(Input::Connected { peer, agent, hello, ops }).await;
     let this = Arc::new(PeerConnection { connection, shared, peer, agent, spool, sinks: Mutex::default() });
     let mut reading = std::pin::pin!(this.read_messages(messages));

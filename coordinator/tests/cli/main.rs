@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod rollback;
+mod runs;
 mod serving;
 mod stopped;
 mod support;

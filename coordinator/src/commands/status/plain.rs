@@ -5,11 +5,11 @@ use anabranch_common::wire::message::RunPhase;
 
 use super::parse;
 use super::source::{INTERVAL, Source};
-use crate::cli::TargetArgs;
+use crate::cli::RunTargetArgs;
 use crate::commands::output;
 
 /// Prints a line a second until the run has finished. Of a parked run it prints on: a coordinator may start again.
-pub(super) fn watch(target: &TargetArgs, json: bool) -> anyhow::Result<()> {
+pub(super) fn watch(target: &RunTargetArgs, json: bool) -> anyhow::Result<()> {
     let mut source = Source::new(target);
     loop {
         let text = source.next()?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_io::exit::{ExitCode, Fail};
 
-use crate::cli::TargetArgs;
+use crate::cli::RunTargetArgs;
 use crate::commands::reach::Coordinator;
 
 /// Time between two reports.
@@ -16,11 +16,11 @@ pub(super) struct Source<'a> {
     /// The running coordinator that answered last. The store of a stopped one is let go after each
     /// report: a coordinator may want to start on it.
     running: Option<Coordinator>,
-    target: &'a TargetArgs,
+    target: &'a RunTargetArgs,
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(target: &'a TargetArgs) -> Self {
+    pub(super) fn new(target: &'a RunTargetArgs) -> Self {
         Self { running: None, target }
     }
 
@@ -31,7 +31,7 @@ impl<'a> Source<'a> {
     /// tells how the run ended.
     pub(super) fn next(&mut self) -> anyhow::Result<String> {
         if let Some(mut running) = self.running.take() {
-            match running.ask_json(RunRequest::Status) {
+            match running.ask_json(self.target.which.ask(RunRequest::Status)) {
                 Ok(report) => {
                     self.running = Some(running);
                     return Ok(report);
@@ -46,8 +46,8 @@ impl<'a> Source<'a> {
     }
 
     fn look(&mut self) -> anyhow::Result<String> {
-        let mut coordinator = Coordinator::look(self.target)?;
-        let report = coordinator.ask_json(RunRequest::Status)?;
+        let mut coordinator = Coordinator::look(&self.target.target)?;
+        let report = coordinator.ask_json(self.target.which.ask(RunRequest::Status))?;
         if matches!(coordinator, Coordinator::Running(_)) {
             self.running = Some(coordinator);
         }
@@ -56,7 +56,7 @@ impl<'a> Source<'a> {
 
     /// With `--connect`, only the coordinator's own machine can tell how the run ended.
     fn lost(&self, ended: &anyhow::Error, error: anyhow::Error) -> anyhow::Error {
-        match &self.target.connect {
+        match &self.target.target.connect {
             Some(address) if anabranch_io::exit::code_of(&error) == ExitCode::Unavailable => {
                 let what = format!("the coordinator at {address} has ended or is out of reach: {ended:#}");
                 let help =

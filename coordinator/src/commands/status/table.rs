@@ -56,6 +56,7 @@ pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
     if let Some(problem) = &report.target_problem {
         lines.push(("target", problem.clone()));
     }
+    lines.extend(report.quota_problem.iter().map(|problem| ("quota", problem.clone())));
     lines.extend(report.pods.iter().map(|status| ("pods", pods(status))));
     if let Some(staleness) = staleness(&report.staleness_histogram) {
         lines.push(("staleness", staleness));
@@ -391,6 +392,7 @@ pub(super) mod tests {
             evaluations: vec![evaluation(10.0, 0.81), evaluation(20.0, 0.912)],
             aggregates: vec![aggregate(10.0, 0.81), aggregate(20.0, 0.912)],
             target_problem: None,
+            quota_problem: None,
             pods: None,
             agents: vec![agent],
         }

@@ -7,10 +7,10 @@ use console::Term;
 
 use super::source::{INTERVAL, Source};
 use super::{parse, view};
-use crate::cli::TargetArgs;
+use crate::cli::RunTargetArgs;
 
 /// Draws until Ctrl-C, which leaves the last view on the terminal.
-pub(super) fn watch(target: &TargetArgs) -> anyhow::Result<()> {
+pub(super) fn watch(target: &RunTargetArgs) -> anyhow::Result<()> {
     let mut source = Source::new(target);
     let mut next = || parse(&source.next()?);
     // The first report before the screen is cleared: what goes wrong so far belongs on the plain terminal.

@@ -1,0 +1,256 @@
+//! Runs that come and go while the process goes on.
+
+use anabranch_common::ids::BranchId;
+use anabranch_common::status::{RunCreated, RunStanding, RunSummary};
+use anabranch_common::transfer::Budgets;
+use anabranch_common::wire::operator::{RegistryRequest, RunsRequest};
+
+use super::world::{about, now, settings};
+use super::*;
+use crate::core::status::Answer;
+use crate::runs::Submission;
+
+const C: RunId = RunId([3; 16]);
+
+impl World {
+    fn create(&mut self, name: &str, config: &str, submit_token: Option<&str>) {
+        let (name, config, submit_token) = (name.into(), config.into(), submit_token.map(String::from));
+        self.operate(RunsRequest::Create { name, config, submit_token });
+    }
+
+    /// The directory of run C is open.
+    fn opened(&mut self, name: &str, submission: Option<Submission>) {
+        let about = About { submission, is_own: false, weight: 3, ..About::own(name) };
+        let opened = OpenedRun { about, settings: settings(C, ""), recovered: None, halves: vec![] };
+        self.handle(Input::Runs(RunsDone::Opened(Box::new(opened))));
+    }
+
+    fn ordered(&mut self) -> Vec<RunsJob> {
+        let taken = self.outputs.extract_if(.., |output| matches!(output, Output::Runs(_)));
+        taken.filter_map(|output| if let Output::Runs(job) = output { Some(job) } else { None }).collect()
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&mut self) -> T {
+        let reply = self.reply();
+        let OperatorResponse::Json(text) = reply else { panic!("{reply:?}") };
+        serde_json::from_str(&text).expect("as sent")
+    }
+
+    fn standings(&mut self) -> Vec<(String, RunStanding)> {
+        self.operate(RunsRequest::List);
+        let runs: Vec<RunSummary> = self.json();
+        runs.into_iter().map(|run| (run.name, run.state)).collect()
+    }
+}
+
+fn standing(name: &str, state: RunStanding) -> (String, RunStanding) {
+    (name.into(), state)
+}
+
+#[test]
+fn a_created_run_is_served_at_once_and_the_same_request_gets_the_same_answer() {
+    let mut world = World::started();
+    let before = world.host.generation();
+    world.create("c", "text", Some("job 7"));
+    let submission = Some(Submission::new("job 7", "text"));
+    let job = RunsJob::Create { name: "c".into(), config: "text".into(), submission };
+    assert_eq!((world.ordered(), world.is_answered()), (vec![job], false));
+    assert!(world.standings().contains(&standing("c", RunStanding::Opening)));
+    // Its client asks again while it is being made.
+    world.create("c", "text", Some("job 7"));
+    assert!(world.ordered().is_empty() && !world.is_answered());
+    world.opened("c", submission);
+    assert_eq!(world.outputs.iter().filter(|output| matches!(output, Output::Reply { .. })).count(), 2);
+    assert_eq!(world.json::<RunCreated>(), RunCreated { name: "c".into(), run: C });
+    world.create("c", "text", Some("job 7"));
+    assert_eq!(world.json::<RunCreated>(), RunCreated { name: "c".into(), run: C });
+    for (config, token) in [("text", Some("job 8")), ("other", Some("job 7")), ("text", None)] {
+        world.create("c", config, token);
+        assert!(matches!(world.reply(), OperatorResponse::Conflict(_)), "{config} {token:?}");
+    }
+    world.create("../c", "text", None);
+    assert!(matches!(world.reply(), OperatorResponse::Failed(why) if why.contains("name of a run")));
+    assert!(world.ordered().is_empty());
+    let listed: Vec<(String, u32)> = world.host.listed().into_iter().map(|run| (run.name, run.weight)).collect();
+    assert_eq!(listed, [("a".into(), 1), ("b".into(), 1), ("c".into(), 3)]);
+    assert!(world.host.generation() > before);
+    world.hello(9, AGENT, C);
+    assert_eq!(world.outputs.iter().filter_map(welcomed).collect::<Vec<_>>(), [C]);
+}
+
+#[test]
+fn a_run_that_cannot_be_opened_is_listed_with_the_reason_and_leaves_the_others_alone() {
+    let mut world = World::started();
+    let outputs = world.host.open("old".into());
+    assert!(matches!(&outputs[..], [Output::Runs(RunsJob::Open { name })] if name == "old"), "{outputs:?}");
+    world.hello(3, AGENT, RunId([9; 16]));
+    assert_eq!(world.rejection(3), Some(&Rejection::Busy), "it may be the run that is being opened");
+    world.outputs.clear();
+    let why = "its store is damaged".to_owned();
+    world.handle(Input::Runs(RunsDone::NotOpened { name: "old".into(), is_there: true, why }));
+    let expected = [
+        standing("a", RunStanding::Running),
+        standing("b", RunStanding::Running),
+        standing("old", RunStanding::Failed),
+    ];
+    assert_eq!(world.standings(), expected);
+    world.ask(Some("old"), RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(why) if why.contains("damaged")));
+    world.create("old", "text", None);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(_)), "its directory is there");
+    // What could not be made is not there.
+    world.create("new", "text", None);
+    let why = "no space".to_owned();
+    world.handle(Input::Runs(RunsDone::NotOpened { name: "new".into(), is_there: false, why }));
+    assert!(matches!(world.reply(), OperatorResponse::Failed(why) if why == "no space"));
+    assert_eq!(world.standings(), expected);
+    world.operate(RunsRequest::Delete { run: "old".into() });
+    assert_eq!(world.ordered(), [RunsJob::Delete { name: "old".into(), run: None }]);
+    world.handle(Input::Runs(RunsDone::Deleted { name: "old".into(), left: None }));
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)));
+    assert_eq!(world.standings(), expected[..2]);
+}
+
+#[test]
+fn a_run_that_has_failed_stays_listed_and_its_store_answers() {
+    let mut world = World::started();
+    let error = StorageError::NoSpace { path: "somewhere".into() };
+    world.handle(Input::Done { run: B, done: Done::Write(Err(JobError::Storage(error))) });
+    world.outputs.clear();
+    assert_eq!(world.standings(), [standing("a", RunStanding::Running), standing("b", RunStanding::Failed)]);
+    assert_eq!(world.host.listed().len(), 1);
+    world.ask(Some("b"), RunRequest::AgentsList);
+    assert!(matches!(world.outputs[..], [Output::Look { request: REQUEST, run: B, what: RunRequest::AgentsList }]));
+    world.outputs.clear();
+    world.handle(Input::Looked { request: REQUEST, answer: Answer::Agents(vec![]) });
+    let agents: Vec<anabranch_common::status::AgentStatus> = world.json();
+    assert_eq!(agents.len(), 2, "the members of the process");
+    world.ask(Some("b"), RunRequest::Resume);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(_)));
+    world.ask(None, RunRequest::Pause);
+    world.work();
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)), "the only one that is served");
+}
+
+#[test]
+fn only_a_run_that_gives_no_leases_and_has_a_directory_of_its_own_is_deleted() {
+    let mut world = World::started();
+    for (run, what) in [("a", "shares its directory"), ("b", "is running"), ("c", "no run c")] {
+        world.operate(RunsRequest::Delete { run: run.into() });
+        let reply = world.reply();
+        let (OperatorResponse::Conflict(why) | OperatorResponse::NotFound(why)) = reply else { panic!("{reply:?}") };
+        assert!(why.contains(what), "{why}");
+    }
+    world.ask(Some("b"), RunRequest::Pause);
+    world.work();
+    world.outputs.clear();
+    // An operator's request whose record is not durable yet.
+    world.ask(Some("b"), RunRequest::Resume);
+    let other = RequestId(REQUEST.0 + 1);
+    world.handle(Input::Operator { request: other, operation: RunsRequest::Delete { run: "b".into() }.into() });
+    assert!(world.ordered().is_empty(), "it runs again, as far as its core knows");
+    world.work();
+    world.ask(Some("b"), RunRequest::Pause);
+    world.work();
+    world.outputs.clear();
+    world.operate(RunsRequest::Delete { run: B.to_string() });
+    assert_eq!(world.ordered(), [RunsJob::Delete { name: "b".into(), run: Some(B) }]);
+    assert!(world.is_closed(2) && !world.is_closed(1) && !world.is_answered(), "{:?}", world.outputs);
+    assert_eq!(world.standings(), [standing("a", RunStanding::Running)]);
+    world.create("b", "text", None);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(_)), "its directory is still there");
+    world.handle(Input::Done { run: B, done: Done::Checkpoint(Err(JobError::NotTaken("late"))) });
+    world.handle(Input::Message { peer: PeerId(2), message: AgentMessage::RequestLease });
+    assert!(world.outputs.is_empty(), "nobody hears of a run that is gone: {:?}", world.outputs);
+    world.handle(Input::Runs(RunsDone::Deleted { name: "b".into(), left: None }));
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)));
+    world.create("b", "text", None);
+    assert_eq!(world.ordered().len(), 1, "the name is free");
+}
+
+#[test]
+fn a_process_that_stays_ends_when_it_is_parked() {
+    let mut world = World::started();
+    world.host.stay();
+    for (run, peer) in [("a", 1), ("b", 2)] {
+        world.ask(Some(run), RunRequest::Stop);
+        world.work();
+        world.handle(Input::Message { peer: PeerId(peer), message: AgentMessage::Goodbye { reason: "test".into() } });
+        world.work();
+    }
+    let exits = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
+    assert!(!exits(&world) && !world.host.is_leaving(), "{:?}", world.outputs);
+    world.outputs.clear();
+    assert_eq!(world.standings(), [standing("a", RunStanding::Finished), standing("b", RunStanding::Finished)]);
+    world.create("c", "text", None);
+    world.outputs.clear();
+    world.handle(Input::Park);
+    assert!(!exits(&world), "a run is being made");
+    world.opened("c", None);
+    assert!(exits(&world), "{:?}", world.outputs);
+    assert!(world.outputs.iter().any(|output| matches!(output, Output::Close { run: C })), "the next start serves it");
+}
+
+#[test]
+fn a_copy_of_a_run_is_not_served() {
+    let mut world = World::started();
+    let about = About { is_own: false, ..About::own("copy") };
+    let settings = Settings { budgets: Budgets::with_decoders(1), ..settings(A, "") };
+    let opened = OpenedRun { about, settings, recovered: None, halves: vec![] };
+    drop(world.host.open("copy".into()));
+    world.handle(Input::Runs(RunsDone::Opened(Box::new(opened))));
+    assert!(world.outputs.is_empty(), "the run that it is a copy of goes on: {:?}", world.outputs);
+    assert!(world.standings().contains(&standing("copy", RunStanding::Failed)));
+    assert_eq!(world.phase(A), RunPhase::Running);
+}
+
+#[test]
+fn an_agent_takes_part_in_the_runs_of_its_token() {
+    let mut world = World::started();
+    let secret = [8; 32];
+    let secret_digest = anabranch_common::ids::Digest::of(&secret).0;
+    let token = |runs: &[&str]| RegistryRequest::TokenCreate {
+        name: Some("ward".into()),
+        ttl_ms: 10_000,
+        uses: 1,
+        secret_digest,
+        runs: runs.iter().map(|run| (*run).to_owned()).collect(),
+    };
+    world.operate(token(&["c"]));
+    assert!(matches!(world.reply(), OperatorResponse::NotFound(_)));
+    world.operate(token(&["b"]));
+    world.work();
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)));
+    let newcomer = AgentId([3; 16]);
+    world.handle(Input::Join { request: REQUEST, secret, agent: newcomer, csr_der: vec![1] });
+    while let Some(job) = world.jobs.pop() {
+        if let Output::Sign(jobs) = &job {
+            assert!(jobs.iter().all(|job| job.joins(B)), "the answer names the run of the token: {jobs:?}");
+        }
+        world.run(job);
+    }
+    world.hello(7, newcomer, A);
+    assert_eq!(world.rejection(7), Some(&Rejection::WrongRun { run: B }));
+    world.outputs.clear();
+    world.hello(8, newcomer, B);
+    world.work();
+    assert_eq!(world.outputs.iter().filter_map(welcomed).collect::<Vec<_>>(), [B]);
+}
+
+#[test]
+fn a_mismatch_of_one_run_is_listed() {
+    let mut world = World::started();
+    world.handle(Input::Park);
+    world.work();
+    let roster = world.host.registry().roster().clone();
+    world.host = Host::new(Registry::new(roster));
+    world.start(A, "").expect("the same model");
+    let recovered = Some(recovery::recover(&world.stores[&B]).expect("as written"));
+    let mut settings = settings(B, "another seed");
+    settings.options.first_branch = BranchId([9; 16]);
+    drop(world.host.open("b".into()));
+    let opened = OpenedRun { about: about(B), settings, recovered, halves: vec![] };
+    let outputs = world.host.handle(now(), Input::Runs(RunsDone::Opened(Box::new(opened))));
+    assert!(matches!(outputs[..], [Output::Close { run: B }]), "{outputs:?}");
+    assert_eq!(world.standings()[1], standing("b", RunStanding::Failed));
+}
