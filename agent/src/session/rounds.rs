@@ -103,6 +103,8 @@ pub(super) struct Conditions {
     pub(super) awaits_verdict: bool,
     /// Updates in the outbox.
     pub(super) outbox: usize,
+    /// Whether the present round waits for the device, which other runs use too.
+    pub(super) awaits_turn: bool,
 }
 
 /// What may still be under way when the next lease is requested.
@@ -200,7 +202,7 @@ impl Rounds {
             Some(training) => {
                 let room = conditions.outbox + self.banking.len() + 1 < limits::OUTBOX_UPDATES;
                 let Training { since_ms, moved_ms, steps, all_steps, stopping, .. } = *training;
-                (conditions.overlap == Overlap::Rounds && !stopping && room)
+                (conditions.overlap == Overlap::Rounds && !stopping && room && !conditions.awaits_turn)
                     .then(|| self.tempo.ask_at_ms(since_ms, moved_ms, steps, all_steps))?
             }
             None => {
@@ -371,6 +373,13 @@ impl Rounds {
             examples_per_s: 0.0,
             stopping: false,
         });
+    }
+
+    /// A round that had to wait for the device has it: its time counts from now on.
+    pub(super) fn turn_came(&mut self, now_ms: u64) {
+        if let Some(training) = self.current.as_mut().filter(|training| training.steps == 0) {
+            (training.since_ms, training.moved_ms) = (now_ms, now_ms);
+        }
     }
 
     /// Notes how far the round is. Returns whether it is the current one.
