@@ -9,6 +9,7 @@ use anabranch_io::cli::{self, LogArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
+use crate::config::RunsChoice;
 use crate::device;
 use crate::encode::cuda::EncoderPlace;
 use crate::manners::{MaxLoad, Nice, QuietHours};
@@ -129,6 +130,7 @@ Examples:
   anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates
   anabranch-agent run --dir agent --shard books/             # text, for a gpt
   anabranch-agent run --dir helper --pod-listen 10.0.0.7:4440  # only helps
+  anabranch-agent run --dir agent --shard train.csv --runs all # every run of the coordinator
   anabranch-agent run --dir agent --shard data -- python3 train.py")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -164,6 +166,10 @@ pub(crate) struct RunArgs {
     /// Ask for the next lease only when a round is over, not while it is computed
     #[arg(long)]
     pub(crate) no_overlap: bool,
+    /// Take part in further runs of the coordinator, beside the one that was joined: all, or names like digits,text. They
+    /// share the device by weight. Goes on until it is stopped. Not together with --pod-listen
+    #[arg(long, value_name = "all|NAME,...")]
+    pub(crate) runs: Option<RunsChoice>,
     /// Serve figures for Prometheus over HTTP at this address, like 127.0.0.1:9464 (anybody who reaches it can read
     /// them)
     #[arg(long, value_name = "ADDRESS")]

@@ -7,14 +7,17 @@
 //!    tls/agent.key          private key (PEM, 0600), made here; it never leaves
 //!    store/                 outbox and residual (see `store`)
 //!    round                  a long round that is under way (see `train::Rounds`)
+//!    runs/RUN-ID/           store/ and round of a run beside the one that was joined
 //!    control.sock           while it runs: what `status` asks
 //! ```
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anabranch_common::ids::{AgentId, Digest, RunId};
 use anabranch_common::limits;
+use anabranch_common::wire::runs::RunsWanted;
 use anabranch_io::text_file::{self, BadEncoding, TextError};
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
@@ -22,6 +25,9 @@ use toml::de::DeTable;
 use crate::device;
 use crate::encode::cuda::EncoderPlace;
 use crate::manners::MannersConfig;
+
+/// Name of the folder with the directories of further runs.
+const RUNS_DIR: &str = "runs";
 
 /// The directory of one agent.
 #[derive(Debug, Clone)]
@@ -73,6 +79,21 @@ impl AgentDir {
     #[must_use]
     pub fn round(&self) -> PathBuf {
         self.0.join("round")
+    }
+
+    /// The directory of a run beside the one that was joined: its store and its round are there.
+    #[must_use]
+    pub fn of_run(&self, run: RunId) -> Self {
+        Self(self.0.join(RUNS_DIR).join(run.to_string()))
+    }
+
+    /// Runs beside the one that was joined that have a directory here, by id.
+    #[must_use]
+    pub fn runs(&self) -> Vec<RunId> {
+        let entries = std::fs::read_dir(self.0.join(RUNS_DIR)).into_iter().flatten().flatten();
+        let mut runs: Vec<RunId> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        runs.sort_unstable();
+        runs
     }
 
     /// What is left for the next process, should the system kill this one for its memory.
@@ -150,9 +171,49 @@ pub struct AgentConfig {
     /// The site of this agent, whose agents form pods of replicas; absent: the site without a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
+    /// The runs to take part in beside the joined one; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<RunsChoice>,
     /// When and how much of this machine to leave to its owner.
     #[serde(default, skip_serializing_if = "MannersConfig::is_default")]
     pub manners: MannersConfig,
+}
+
+/// The runs to take part in beside the joined one: `all`, or names or ids with commas between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunsChoice(pub RunsWanted);
+
+impl FromStr for RunsChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = match text.trim() {
+            "all" => RunsWanted::All,
+            names => RunsWanted::Named(names.split(',').map(|name| name.trim().to_owned()).collect()),
+        };
+        match wanted.validate() {
+            Ok(()) => Ok(Self(wanted)),
+            Err(error) => Err(format!("{error}; expected `all`, or names of runs like digits,text")),
+        }
+    }
+}
+
+impl TryFrom<String> for RunsChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<RunsChoice> for String {
+    fn from(RunsChoice(wanted): RunsChoice) -> Self {
+        match wanted {
+            RunsWanted::All => "all".to_owned(),
+            RunsWanted::Named(names) => names.join(","),
+        }
+    }
 }
 
 /// Why `agent.toml` cannot be used.
@@ -312,6 +373,10 @@ impl AgentConfig {
                         "# site = \"clinic\"            # replicas: agents of one site train together\n",
                     ),
                     (
+                        self.runs.is_none(),
+                        "# runs = \"all\"               # take part in further runs: all, or names like \"digits,text\"\n",
+                    ),
+                    (
                         self.manners.is_default(),
                         "# manners.max_threads = 2            # never more threads for the maths\n\
                          # manners.max_memory = \"2G\"         # never more memory for training\n\
@@ -384,6 +449,7 @@ mod tests {
             pod_listen: None,
             pod_advertise: None,
             site: None,
+            runs: None,
             manners: MannersConfig::default(),
         }
     }
@@ -414,6 +480,30 @@ mod tests {
             (Some("clinic.example:4440"), Some("clinic"))
         );
         assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
+    }
+
+    #[test]
+    fn the_example_of_runs_can_be_uncommented_and_names_are_checked() {
+        let text = config().to_commented_toml().replace("# runs", "runs");
+        let read = AgentConfig::parse(Path::new("agent.toml"), &text).expect("valid");
+        assert_eq!(read.runs, Some(RunsChoice(RunsWanted::All)));
+        assert_eq!(AgentConfig::parse(Path::new("agent.toml"), &read.to_commented_toml()).expect("valid"), read);
+        let named: RunsChoice = "digits, text".parse().expect("two names");
+        assert_eq!(named, RunsChoice(RunsWanted::Named(vec!["digits".into(), "text".into()])));
+        let refused = "digits,".parse::<RunsChoice>().expect_err("a name is empty");
+        assert!(refused.contains("expected `all`"), "{refused}");
+    }
+
+    #[test]
+    fn directories_of_further_runs_are_found_by_their_ids() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let dir = AgentDir::new(temporary.path());
+        assert_eq!(dir.runs(), []);
+        let (a, b) = (RunId([1; 16]), RunId([2; 16]));
+        for path in [dir.of_run(b).path(), dir.of_run(a).path(), &dir.path().join("runs").join("other")] {
+            std::fs::create_dir_all(path).expect("a folder");
+        }
+        assert_eq!(dir.runs(), [a, b]);
     }
 
     #[test]

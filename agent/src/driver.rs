@@ -1,14 +1,15 @@
-//! The only `select!` over everything: feeds the node and carries out what it says. Decides nothing.
+//! The only `select!` over everything: feeds the host and carries out what it says. Decides nothing.
 
-use std::collections::VecDeque;
+mod part;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use anabranch_common::ids::{Incarnation, RunId};
 use anabranch_common::limits;
 use anabranch_common::wire::message::AgentMessage;
+use anabranch_common::wire::runs::{RunInfo, RunsWanted};
 use anabranch_io::chunks::Piece;
 use anabranch_io::durable::StorageError;
 use parking_lot::Mutex;
@@ -18,22 +19,24 @@ use tokio::time::Instant;
 use crate::clock::{self, Clock};
 use crate::config::{AgentConfig, AgentDir};
 use crate::device::memory;
+use crate::host::{AgentHost, Input, Output};
 use crate::identity::{self, AgentKey, IdentityError};
 use crate::manners::Manners;
 use crate::metrics::{Metrics, MetricsError};
-use crate::node::{AgentNode, Done, Input, Job, MathsJob, Output};
+use crate::node::{self, Done, Job};
 use crate::pod::{LinkIdentity, Links, LinksError};
-use crate::report::{AgentReport, LiveReport, Traffic, WaitingUpdate};
+use crate::report::{AgentReport, RunReport};
+use crate::session::SessionConfig;
 use crate::session::command::Ending;
 use crate::session::event::Event;
-use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
-use crate::train::Rounds;
 use crate::train::native::replicas::ReplicaMemory;
-use crate::transport::{self, Dialer, Link, NetEvent, NetReceiver, NetSender, Op};
+use crate::transport::{self, Dialer, LinkName, NetEvent, NetReceiver, NetSender, Op, RunsEvent, RunsLink, Uplink};
 use crate::worker::{
-    self, KilledNote, LinkedPods, MathsSetup, Pace, PodSetup, Pods, Shards, StopSignal, StoreThread, TrainerFactory,
+    self, Inputs, KilledNote, LinkedPods, MathsSetup, MathsThread, Pace, PodSetup, Pods, Shards, StopSignal,
+    TrainerFactory,
 };
+use part::{Opened, Part, Setting};
 
 /// How long the last words may take before the process ends anyway.
 const FAREWELL: Duration = Duration::from_millis(limits::EXIT_MS);
@@ -58,8 +61,10 @@ pub struct Setup {
     pub manners: Manners,
     /// Its store, open.
     pub ledger: Ledger,
-    /// What it offers to pods, if it joins them.
+    /// What it offers to pods, if it joins them. Not together with `runs`.
     pub pod: Option<PodSetup>,
+    /// The runs to take part in beside the joined one, if any.
+    pub runs: Option<RunsWanted>,
 }
 
 impl std::fmt::Debug for Setup {
@@ -111,54 +116,69 @@ impl SharedReport {
 #[derive(Debug)]
 pub struct Driver {
     dir: AgentDir,
-    run: RunId,
+    /// The joined run.
+    home: RunId,
     key: AgentKey,
     clock: Clock,
-    node: AgentNode,
-    dialer: Arc<Dialer>,
-    link: Option<Link>,
+    host: AgentHost,
+    /// What this process has of each run.
+    parts: BTreeMap<RunId, Part>,
+    /// What was opened for runs that are about to begin.
+    opened: Opened,
+    /// What it takes to open another run's part.
+    setting: Setting,
+    /// Stores that are being closed.
+    closing: BTreeMap<RunId, tokio::task::JoinHandle<()>>,
+    uplink: Arc<Uplink>,
+    /// Number of the latest link of this process.
+    links_opened: u64,
+    /// Links that are to close in good order.
+    parting: BTreeSet<LinkName>,
     net: NetSender,
     net_events: NetReceiver,
+    /// Which runs are asked for, if any.
+    wanted: Option<RunsWanted>,
+    /// The stream on which runs are listed, and its number.
+    subscription: (u64, Option<RunsLink>),
+    lists: mpsc::Sender<(u64, RunsEvent)>,
+    list_events: mpsc::Receiver<(u64, RunsEvent)>,
     /// What threads and tasks of this process tell.
     inputs: mpsc::Receiver<Input>,
     tell: mpsc::Sender<Input>,
-    maths: SyncSender<MathsJob>,
-    store: StoreThread,
+    maths: MathsThread,
     stop: Arc<StopSignal>,
-    traffic: Traffic,
-    /// Examples that the latest round computed at once; 0 where that is not known.
-    micro_batch: Arc<AtomicU32>,
     /// Why no work is to be taken on from the start.
     hold: Option<String>,
     report: SharedReport,
     metrics: Option<Metrics>,
     /// The port for other members of pods.
-    links: Option<Arc<Links>>,
+    pod_links: Option<Arc<Links>>,
 }
 
 impl Driver {
-    /// Starts the threads and makes the session, in a tokio runtime. Nothing is sent before [`Self::run`].
+    /// Starts the threads and makes the host, in a tokio runtime. Nothing is sent before [`Self::run`].
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn new(setup: Setup) -> Result<Self, StartError> {
-        let Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod } = setup;
+        let Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod, runs } = setup;
         let metrics = config.metrics.map(Metrics::serve).transpose()?;
         let clock = Clock::start();
         let certificate = identity::read_certificate(&dir.certificate())?;
         let ca = identity::read_certificate(&dir.ca())?;
         let validity = identity::validity_ms(&certificate)?;
         let dialer = Dialer::new(config.address.clone(), &ca, &certificate, &key.to_der())?;
-        let links = pod.as_ref().map(|pod| {
+        let pod_links = pod.as_ref().map(|pod| {
             let (ca_der, certificate_der) = (ca.to_vec(), certificate.to_vec());
             let identity = LinkIdentity { run: config.run, ca_der, certificate_der, key_der: key.to_der() };
             Links::bind(pod.listen, identity).map(Arc::new)
         });
-        let links = links.transpose()?;
+        let pod_links = pod_links.transpose()?;
         let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
         getrandom::fill(&mut incarnation).map_err(std::io::Error::other)?;
         getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
         let len = |shard: &Option<Box<dyn crate::shard::Shard>>| shard.as_ref().map_or(0, |shard| shard.len() as u64);
+        let offer = pod.as_ref().zip(pod_links.as_ref());
         let session = SessionConfig {
             run: config.run,
             agent: key.agent(),
@@ -167,72 +187,63 @@ impl Driver {
             train_examples: len(&shards.train),
             eval_examples: len(&shards.eval),
             device,
-            pod: pod.as_ref().zip(links.as_ref()).and_then(|(pod, links)| Some(pod.offer(links.local_address()?))),
+            pod: offer.and_then(|(pod, links)| Some(pod.offer(links.local_address()?))),
             renew_at_ms: renewal(clock, validity),
             backoff_seed: u64::from_le_bytes(seed),
             overlap: config.overlap.unwrap_or(true),
         };
-        let report = AgentReport {
-            software: session.software.clone(),
-            running: true,
-            run: config.run,
-            agent: session.agent,
-            name: config.name.clone(),
-            address: config.address,
-            outbox: ledger.outbox().map(WaitingUpdate::of).collect(),
-            branch: ledger.branch(),
-            live: None,
-        };
-        let (run, agent) = (config.run, session.agent);
-        let mut session = Session::new(session, ledger.kept()?);
-        let rounds = Rounds::new(dir.round(), config.checkpoint_s.unwrap_or(limits::ROUND_KEEP_S));
-        if let Some((lease, base)) = rounds.as_ref().and_then(Rounds::pending) {
-            tracing::info!(lease = lease.id.0, base = lease.base_version.0, "a round was cut off; it will be resumed");
-            session.resume(lease, base);
-        }
-        let node = AgentNode::new(session, ledger.fresh());
+        let (home, agent) = (config.run, session.agent);
+        let report = part::first_report(&config, &session, &ledger);
         let (tell, inputs) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
+        let (lists, list_events) = mpsc::channel(limits::WORKER_JOBS);
         let (net, net_events) = transport::queue();
+        let keep_s = config.checkpoint_s.unwrap_or(limits::ROUND_KEEP_S);
+        let setting = Setting { dir: dir.clone(), session, keep_s, tell: tell.clone() };
+        let (node, part, of_run) = setting.part_of(home, &dir, ledger)?;
         let stop = Arc::new(StopSignal::default());
-        let micro_batch = Arc::new(AtomicU32::new(0));
-        let store = StoreThread::spawn(ledger, run, agent, tell.clone())?;
         let setup = MathsSetup {
-            factory,
-            shards,
             pace,
             stop: Arc::clone(&stop),
-            rounds,
-            micro_batch: Arc::clone(&micro_batch),
+            rounds: of_run.rounds,
+            micro_batch: of_run.micro_batch,
             killed: Some(KilledNote::open(dir.memory(), memory::kills)),
-            feedback: Some(store.feedback()),
-            pods: pod.as_ref().zip(links.clone()).map(|(pod, links)| -> Box<dyn Pods> {
+            // A trainer that encodes has the state of one run's ledger.
+            feedback: runs.is_none().then(|| part.store.feedback()),
+            pods: pod.as_ref().zip(pod_links.clone()).map(|(pod, links)| -> Box<dyn Pods> {
                 let memory = ReplicaMemory::of_process(Some(pod.memory_bytes));
                 Box::new(LinkedPods::new(links, agent, pod.threads, memory))
             }),
+            ..MathsSetup::new(factory, shards)
         };
-        let maths = worker::spawn_maths(setup, tell.clone())?;
+        let maths = MathsThread::spawn(home, setup, Inputs::Host(home, tell.clone()))?;
         let hold = manners.watch(tell.clone())?;
         Ok(Self {
             dir,
-            run,
+            home,
             key,
             clock,
-            node,
-            dialer: Arc::new(dialer),
-            link: None,
+            host: AgentHost::new(home, node, runs.is_some()),
+            parts: BTreeMap::from([(home, part)]),
+            opened: Opened::default(),
+            setting,
+            closing: BTreeMap::new(),
+            uplink: Uplink::new(dialer),
+            links_opened: 0,
+            parting: BTreeSet::new(),
             net,
             net_events,
+            wanted: runs,
+            subscription: (0, None),
+            lists,
+            list_events,
             inputs,
             tell,
             maths,
-            store,
             stop,
-            traffic: Traffic::default(),
-            micro_batch,
             hold,
             report: SharedReport(Arc::new(Mutex::new(report))),
             metrics,
-            links,
+            pod_links,
         })
     }
 
@@ -242,29 +253,34 @@ impl Driver {
         self.report.clone()
     }
 
-    /// Runs until the session ends. Each message on `shutdown` asks for an orderly stop; the first one counts.
+    /// Runs until the host leaves. Each message on `shutdown` asks for an orderly stop; the first one counts.
     pub async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Ending {
-        let mut ending = self.step(Input::Event(Event::Started));
+        let outputs = self.host.start(self.clock.now_ms());
+        let mut ending = self.carry_out(outputs);
         if let Some(reason) = self.hold.take() {
-            self.step(Input::Event(Event::Hold { reason: Some(reason) }));
+            self.step(Input::Hold { reason: Some(reason) });
         }
         let mut may_shut_down = true;
         while ending.is_none() {
-            let deadline = self.node.session().deadline_ms();
-            let deadline = deadline.map(|at_ms| Instant::from_std(self.clock.instant(at_ms)));
+            let deadline = self.host.deadline_ms().map(|at_ms| Instant::from_std(self.clock.instant(at_ms)));
             let input = tokio::select! {
                 asked = shutdown.recv(), if may_shut_down => {
                     may_shut_down = false;
                     match asked {
-                        Some(()) => Input::Event(Event::Shutdown),
+                        Some(()) => Input::Shutdown,
                         None => continue,
                     }
                 }
                 Some(input) = self.inputs.recv() => input,
-                Some((number, event)) = self.net_events.recv() => self.heard(number, event),
-                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    Input::Event(Event::Tick)
-                }
+                Some((link, event)) = self.net_events.recv() => match self.heard(link, event) {
+                    Some(input) => input,
+                    None => continue,
+                },
+                Some((number, event)) = self.list_events.recv() => match self.listed(number, event) {
+                    Some(input) => input,
+                    None => continue,
+                },
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Input::Tick,
             };
             ending = self.step(input);
         }
@@ -274,86 +290,137 @@ impl Driver {
 
     /// One input, and all that follows from it at once.
     fn step(&mut self, input: Input) -> Option<Ending> {
-        let mut inputs = VecDeque::from([input]);
+        if let Input::Begun { run, .. } = &input {
+            self.take_opened(*run);
+        }
+        let run = match &input {
+            Input::Run { run, .. } => Some(*run),
+            _ => None,
+        };
+        let outputs = self.host.handle(self.clock.now_ms(), input);
+        let ending = self.carry_out(outputs);
+        self.publish(run);
+        ending
+    }
+
+    fn carry_out(&mut self, mut outputs: Vec<Output>) -> Option<Ending> {
+        let mut inputs = VecDeque::new();
         let mut ending = None;
-        while let Some(input) = inputs.pop_front() {
-            for output in self.node.handle(self.clock.now_ms(), input) {
+        loop {
+            for output in outputs {
                 match output {
                     Output::Exit(why) => ending = Some(why),
                     output => inputs.extend(self.execute(output)),
                 }
             }
+            match inputs.pop_front() {
+                Some(input) => outputs = self.host.handle(self.clock.now_ms(), input),
+                None => return ending,
+            }
         }
-        self.publish();
-        ending
     }
 
     /// Carries out an output; what is known at once of its outcome comes back.
     fn execute(&mut self, output: Output) -> Option<Input> {
         match output {
-            Output::Open { number, after_ms } => {
-                let (dialer, after) = (Arc::clone(&self.dialer), Duration::from_millis(after_ms));
-                self.link = Some(transport::open(dialer, number, after, self.net.clone()));
+            Output::Run { run, output } => self.execute_for(run, output).map(|input| Input::Run { run, input }),
+            Output::Subscribe { after_ms } => {
+                let number = self.subscription.0 + 1;
+                let (uplink, after) = (Arc::clone(&self.uplink), Duration::from_millis(after_ms));
+                let link = self
+                    .wanted
+                    .clone()
+                    .map(|wanted| transport::subscribe(uplink, wanted, after, (number, self.lists.clone())));
+                self.subscription = (number, link);
                 None
             }
-            Output::Close { why } => {
-                tracing::info!(why, "disconnecting");
-                self.link = None;
+            Output::Begin(info) => {
+                self.begin(info);
                 None
             }
-            Output::Send(message) => self.op(Op::Send(Box::new(message))),
-            Output::SendChunks { content, transfer, missing } => self.op(Op::SendChunks { content, transfer, missing }),
-            Output::SendPart { content, transfer, first, missing } => {
-                self.op(Op::SendPart { piece: Piece { transfer, first, content }, missing })
+            Output::Ended { run, ending } => {
+                self.end(run, &ending);
+                None
             }
-            Output::Run(job) => self.run_job(job),
-            Output::StopTraining => {
+            Output::Exit(_) => None,
+        }
+    }
+
+    fn execute_for(&mut self, run: RunId, output: node::Output) -> Option<node::Input> {
+        match output {
+            node::Output::Open { number, after_ms } => {
+                self.links_opened += 1;
+                let (uplink, after) = (Arc::clone(&self.uplink), Duration::from_millis(after_ms));
+                let name = LinkName { run, number: self.links_opened };
+                let link = transport::open(uplink, name, after, self.net.clone());
+                self.parts.get_mut(&run)?.link = Some((link, number));
+                None
+            }
+            node::Output::Close { why } => {
+                tracing::info!(why, run = %run.short(), "disconnecting");
+                self.parts.get_mut(&run)?.link = None;
+                None
+            }
+            node::Output::Send(message) => self.op(run, Op::Send(Box::new(message))),
+            node::Output::SendChunks { content, transfer, missing } => {
+                self.op(run, Op::SendChunks { content, transfer, missing })
+            }
+            node::Output::SendPart { content, transfer, first, missing } => {
+                self.op(run, Op::SendPart { piece: Piece { transfer, first, content }, missing })
+            }
+            node::Output::Run(job) => self.run_job(run, job),
+            node::Output::StopTraining => {
                 self.stop.set(true);
                 None
             }
-            Output::Renew => match self.key.signing_request() {
-                Ok(csr_der) => self.op(Op::Send(Box::new(AgentMessage::Renew { csr_der }))),
+            node::Output::Renew => match self.key.signing_request() {
+                Ok(csr_der) => self.op(run, Op::Send(Box::new(AgentMessage::Renew { csr_der }))),
                 Err(error) => {
                     tracing::warn!(%error, "the certificate cannot be renewed");
                     None
                 }
             },
-            Output::StoreCertificate(certificate_der) => self.store_certificate(&certificate_der),
-            Output::Exit(_) => None,
+            node::Output::StoreCertificate(certificate_der) => self.store_certificate(&certificate_der),
+            node::Output::Exit(_) => None,
         }
     }
 
-    fn run_job(&self, job: Job) -> Option<Input> {
+    fn run_job(&self, run: RunId, job: Job) -> Option<node::Input> {
         let (is_given, ending) = match job {
-            Job::Store(job) => (self.store.run(job), Ending::Storage("the store's thread has ended".to_owned())),
+            Job::Store(job) => {
+                let is_given = self.parts.get(&run)?.store.run(job);
+                (is_given, Ending::Storage("the store's thread has ended".to_owned()))
+            }
             Job::Maths(job) => {
                 self.stop.set(false);
-                let is_given = self.maths.try_send(job).is_ok();
+                let is_given = self.maths.run(run, job);
                 (is_given, Ending::Trainer("the trainer's thread has ended".to_owned()))
             }
             Job::Unpack(job) => {
                 let tell = self.tell.clone();
                 tokio::task::spawn_blocking(move || {
+                    let input = node::Input::Done(Done::Unpack(worker::unpack(job)));
                     // The loop has ended: the model is for nobody.
-                    let _ = tell.blocking_send(Input::Done(Done::Unpack(worker::unpack(job))));
+                    let _ = tell.blocking_send(Input::Run { run, input });
                 });
                 return None;
             }
         };
-        (!is_given).then_some(Input::Event(Event::Failed(ending)))
+        (!is_given).then_some(node::Input::Event(Event::Failed(ending)))
     }
 
-    fn op(&mut self, op: Op) -> Option<Input> {
-        let link = self.link.as_ref()?;
+    fn op(&mut self, run: RunId, op: Op) -> Option<node::Input> {
+        let part = self.parts.get_mut(&run)?;
+        let (link, _) = part.link.as_ref()?;
         if link.ops.try_send(op).is_ok() {
             return None;
         }
-        // Either the connection has ended, and says so in a moment, or it has taken nothing for 256 messages.
-        self.link = None;
-        Some(self.node.link_is_full())
+        // Either the link has ended, and says so in a moment, or it has taken nothing for 256 messages.
+        part.link = None;
+        self.host.node(run).map(node::AgentNode::link_is_full)
     }
 
-    fn store_certificate(&mut self, der: &[u8]) -> Option<Input> {
+    fn store_certificate(&mut self, der: &[u8]) -> Option<node::Input> {
         let stored = identity::validity_ms(der)
             .and_then(|validity| identity::write_certificate(&self.dir.certificate(), der).map(|()| validity));
         let validity = match stored {
@@ -363,75 +430,145 @@ impl Driver {
                 return None;
             }
         };
-        let replaced = self.dialer.with_certificate(der, &self.key.to_der());
-        match replaced {
-            Ok(dialer) => self.dialer = Arc::new(dialer),
-            Err(error) => tracing::warn!(%error, "the renewed certificate cannot be used"),
+        if let Err(error) = self.uplink.renew(der, &self.key.to_der()) {
+            tracing::warn!(%error, "the renewed certificate cannot be used");
         }
-        if let Some(Err(error)) = self.links.as_ref().map(|links| links.replace_certificate(der)) {
+        if let Some(Err(error)) = self.pod_links.as_ref().map(|links| links.replace_certificate(der)) {
             tracing::warn!(%error, "the renewed certificate cannot be shown to other members of pods");
         }
         tracing::info!("the certificate was renewed");
-        Some(Input::Event(Event::CertificateStored { renew_at_ms: renewal(self.clock, validity) }))
+        Some(node::Input::Event(Event::CertificateStored { renew_at_ms: renewal(self.clock, validity) }))
     }
 
-    /// What a connection tells, for the node.
-    fn heard(&mut self, number: u64, event: NetEvent) -> Input {
+    /// What a link tells, for its run's node. What an earlier link tells counts no more.
+    fn heard(&mut self, name: LinkName, event: NetEvent) -> Option<Input> {
+        if matches!(event, NetEvent::Disconnected(_)) {
+            self.parting.remove(&name);
+        }
+        let part = self.parts.get_mut(&name.run)?;
+        let (link, number) = part.link.as_ref()?;
+        let number = (link.name == name).then_some(*number)?;
         match &event {
-            NetEvent::Chunk { bytes, .. } => self.traffic.downlink_bytes += bytes.len() as u64,
-            NetEvent::ChunksSent { bytes, .. } => self.traffic.uplink_bytes += bytes,
+            NetEvent::Chunk { bytes, .. } => part.traffic.downlink_bytes += bytes.len() as u64,
+            NetEvent::ChunksSent { bytes, .. } => part.traffic.uplink_bytes += bytes,
             // There is nothing left to close.
-            NetEvent::Disconnected(_) => _ = self.link.take_if(|link| link.number == number),
+            NetEvent::Disconnected(_) => part.link = None,
             NetEvent::Connected | NetEvent::Message(_) => {}
         }
-        Input::Link { number, event: event.into() }
+        Some(Input::Run { run: name.run, input: node::Input::Link { number, event: event.into() } })
     }
 
-    fn publish(&self) {
-        let micro_batch = self.micro_batch.load(Ordering::Relaxed);
-        let traffic = Traffic {
-            micro_batch: (micro_batch > 0).then_some(micro_batch),
-            encoded_by_trainer: self.store.encoded_there(),
-            ..self.traffic.clone()
-        };
-        let session = self.node.session();
-        let live = LiveReport::of(session, &traffic);
-        if let Some(metrics) = &self.metrics {
-            metrics.publish(&live, session.outbox().len());
+    fn listed(&mut self, number: u64, event: RunsEvent) -> Option<Input> {
+        if number != self.subscription.0 {
+            return None;
         }
-        let outbox = session.outbox().entries().map(|entry| WaitingUpdate::of(&entry.meta)).collect();
-        self.report.change(|report| {
-            report.live = Some(live);
-            report.outbox = outbox;
-            report.branch = session.branch();
+        Some(match event {
+            RunsEvent::Listed(list) => Input::Listed(list),
+            RunsEvent::Lost(problem) => {
+                self.subscription.1 = None;
+                Input::ListLost(problem)
+            }
+        })
+    }
+
+    /// Opens the store of a run beside the loop, once the store that it had before is closed.
+    fn begin(&mut self, info: RunInfo) {
+        let (setting, opened) = (self.setting.clone(), Arc::clone(&self.opened));
+        let before = self.closing.remove(&info.run);
+        tokio::spawn(async move {
+            if let Some(before) = before {
+                // A panic there was reported by its own thread.
+                let _ = before.await;
+            }
+            tokio::task::spawn_blocking(move || setting.open(&info, &opened));
         });
     }
 
-    /// Lets the last words out, then closes the store.
-    async fn farewell(self) {
-        let Self { dir, link, mut net_events, inputs, store, stop, run, .. } = self;
-        stop.set(true);
-        // An end in order says nothing about memory. Where none was left there is none to remove.
-        let _ = std::fs::remove_file(dir.memory());
-        if let Some(link) = link {
-            let number = link.number;
-            let _ = link.ops.try_send(Op::Close);
-            let gone = async {
-                while let Some((of, event)) = net_events.recv().await {
-                    if of == number && matches!(event, NetEvent::Disconnected(_)) {
-                        return;
-                    }
-                }
-            };
-            if tokio::time::timeout(FAREWELL, gone).await.is_err() {
-                tracing::debug!(run = %run.short(), "the connection did not close in time");
+    /// A run begins: what was opened for it is used from now on.
+    fn take_opened(&mut self, run: RunId) {
+        let Some((part, of_run)) = self.opened.lock().remove(&run) else { return };
+        // Where the thread has ended, the run's first job says so.
+        let _ = self.maths.begin(run, of_run);
+        self.parts.insert(run, part);
+    }
+
+    /// A run is over here.
+    fn end(&mut self, run: RunId, ending: &Ending) {
+        let Some(Part { link, store, .. }) = self.parts.remove(&run) else { return };
+        self.maths.forget(run);
+        if let Some((link, _)) = link {
+            // A link that takes no more messages has no last word to say.
+            if link.ops.try_send(Op::Close).is_ok() {
+                self.parting.insert(link.name);
             }
         }
-        // What the store's thread still has to tell is for nobody: it must not wait for room in this queue.
+        let dir = (run != self.home && *ending == Ending::Finished).then(|| self.dir.of_run(run));
+        let close = tokio::task::spawn_blocking(move || {
+            store.finish();
+            if let Some(dir) = dir {
+                part::remove(&dir);
+            }
+        });
+        self.closing.insert(run, close);
+        if self.wanted.is_some() {
+            match ending {
+                Ending::Finished | Ending::Parked => tracing::info!(run = %run.short(), %ending, "a run is over here"),
+                _ => tracing::error!(run = %run.short(), %ending, "a run has ended here; the others go on"),
+            }
+        }
+    }
+
+    /// Publishes the state of one run, or of all.
+    fn publish(&self, changed: Option<RunId>) {
+        let changed = |run: &RunId| changed.is_none_or(|changed| changed == *run);
+        self.report.change(|report| {
+            report.runs.retain(|other| self.parts.contains_key(&other.run));
+            for (run, node) in self.host.nodes().filter(|(run, _)| changed(run)) {
+                let Some(part) = self.parts.get(&run) else { continue };
+                let state = part.report(node.session());
+                if run != self.home {
+                    let info = self.host.info(run);
+                    report.show(RunReport::of(run, info, state));
+                    continue;
+                }
+                if let (Some(metrics), Some(live)) = (&self.metrics, &state.live) {
+                    metrics.publish(live, state.outbox.len());
+                }
+                (report.live, report.outbox, report.branch) = (state.live, state.outbox, state.branch);
+            }
+        });
+    }
+
+    /// Lets the last words out, then closes what is open.
+    async fn farewell(mut self) {
+        self.stop.set(true);
+        // An end in order says nothing about memory. Where none was left there is none to remove.
+        let _ = std::fs::remove_file(self.dir.memory());
+        let runs: Vec<RunId> = self.parts.keys().copied().collect();
+        runs.into_iter().for_each(|run| self.end(run, &Ending::Parked));
+        let Self { mut parting, mut net_events, inputs, closing, .. } = self;
+        let gone = async {
+            while !parting.is_empty() {
+                match net_events.recv().await {
+                    Some((of, NetEvent::Disconnected(_))) => _ = parting.remove(&of),
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+        };
+        if tokio::time::timeout(FAREWELL, gone).await.is_err() {
+            tracing::debug!("the connection did not close in time");
+        }
+        // What the stores' threads still have to tell is for nobody: they must not wait for room in this queue.
         drop(inputs);
-        let finished = tokio::task::spawn_blocking(move || store.finish());
+        let finished = async {
+            for close in closing.into_values() {
+                // A panic there was reported by its own thread.
+                let _ = close.await;
+            }
+        };
         if tokio::time::timeout(FAREWELL, finished).await.is_err() {
-            tracing::debug!("the store did not close in time; what it acknowledged is durable all the same");
+            tracing::debug!("a store did not close in time; what it acknowledged is durable all the same");
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod device;
 pub mod driver;
 pub mod encode;
 pub mod files;
+pub mod host;
 pub mod identity;
 pub mod manners;
 pub mod metrics;

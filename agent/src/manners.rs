@@ -16,8 +16,7 @@ use time::macros::format_description;
 use tokio::sync::mpsc::Sender;
 
 use crate::clock;
-use crate::node::Input;
-use crate::session::event::Event;
+use crate::host;
 use crate::size::Size;
 
 const TIME_OF_DAY: StaticFormatDescription = format_description!("[hour]:[minute]");
@@ -239,7 +238,7 @@ impl Manners {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn watch(self, inputs: Sender<Input>) -> std::io::Result<Option<String>> {
+    pub(crate) fn watch(self, inputs: Sender<host::Input>) -> std::io::Result<Option<String>> {
         let MannersConfig { quiet_hours, pause_on_battery, max_load, .. } = &self.config;
         if quiet_hours.is_none() && !pause_on_battery && max_load.is_none() {
             return Ok(None);
@@ -253,7 +252,7 @@ impl Manners {
                 if told != reason {
                     told.clone_from(&reason);
                     // The agent has ended: the loop notices.
-                    let _ = inputs.blocking_send(Input::Event(Event::Hold { reason }));
+                    let _ = inputs.blocking_send(host::Input::Hold { reason });
                 }
             }
         })?;

@@ -6,6 +6,7 @@ use anabranch_common::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVers
 use anabranch_common::pod::PodRound;
 use anabranch_common::update::{UpdateMeta, Verdict};
 use anabranch_common::wire::message::RunPhase;
+use anabranch_common::wire::runs::RunInfo;
 use serde::{Deserialize, Serialize};
 
 use crate::session::{Activity, Link, Session, Training, Waits};
@@ -31,6 +32,33 @@ pub struct AgentReport {
     pub branch: Option<BranchId>,
     /// What only a running process knows.
     pub live: Option<LiveReport>,
+    /// The other runs that it takes part in, by id. What stands above is of the run that was joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<RunReport>,
+}
+
+/// What an agent does in a run beside the one that it has joined.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// The run.
+    pub run: RunId,
+    /// Its name, as the coordinator lists it.
+    pub name: Option<String>,
+    /// Its share of the device beside the other runs.
+    pub weight: Option<u32>,
+    /// Updates that wait for a verdict, oldest first.
+    pub outbox: Vec<WaitingUpdate>,
+    /// The branch that its work belongs to.
+    pub branch: Option<BranchId>,
+    /// What only a running process knows.
+    pub live: Option<LiveReport>,
+}
+
+/// The state of a run in a process.
+pub(crate) struct RunState {
+    pub(crate) live: Option<LiveReport>,
+    pub(crate) outbox: Vec<WaitingUpdate>,
+    pub(crate) branch: Option<BranchId>,
 }
 
 /// An update without a verdict.
@@ -76,7 +104,8 @@ pub struct LiveReport {
     pub version: Option<ModelVersion>,
     /// Digest of that version.
     pub digest: Option<Digest>,
-    /// `idle`, `asking`, `fetching`, `evaluating`, `training` or `serving` (computing a part of another agent's round).
+    /// `idle`, `asking`, `fetching`, `evaluating`, `queued` (a round that waits: the device computes for another run),
+    /// `training` or `serving` (computing a part of another agent's round).
     pub work: String,
     /// The pod whose round it computes a part of, if it does.
     #[serde(default)]
@@ -178,6 +207,9 @@ impl LiveReport {
             Activity::Fetching => ("fetching", None, None, None),
             Activity::Evaluating => ("evaluating", None, None, None),
             Activity::Serving(_) => ("serving", None, None, None),
+            Activity::Training(Training { lease, .. }) if session.awaits_turn() => {
+                ("queued", Some(lease.id), None, None)
+            }
             Activity::Training(Training { lease, steps, examples_per_s, .. }) => {
                 ("training", Some(lease.id), Some(*steps), Some(*examples_per_s))
             }
@@ -225,7 +257,24 @@ impl LiveReport {
     }
 }
 
+impl RunReport {
+    /// The state of a run, with what is listed of it.
+    pub(crate) fn of(run: RunId, info: Option<&RunInfo>, state: RunState) -> Self {
+        let RunState { live, outbox, branch } = state;
+        let (name, weight) = (info.map(|info| info.name.clone()), info.map(|info| info.weight));
+        Self { run, name, weight, outbox, branch, live }
+    }
+}
+
 impl AgentReport {
+    /// Puts the state of another run in the place of what was known of it.
+    pub fn show(&mut self, report: RunReport) {
+        match self.runs.binary_search_by_key(&report.run, |known| known.run) {
+            Ok(at) => self.runs[at] = report,
+            Err(at) => self.runs.insert(at, report),
+        }
+    }
+
     /// The report for people.
     #[must_use]
     pub fn to_text(&self) -> String {
@@ -240,10 +289,23 @@ impl AgentReport {
             None => line("state", "not running; this is what its store holds".to_owned()),
             Some(live) => live.lines(&mut line),
         }
-        let waiting: u64 = self.outbox.iter().map(|update| update.payload_bytes).sum();
-        line("outbox", format!("{} updates without a verdict, {waiting} bytes", self.outbox.len()));
+        line("outbox", outbox_text(&self.outbox));
+        for other in &self.runs {
+            let weight = other.weight.map_or_else(String::new, |weight| format!(", weight {weight}"));
+            let name = other.name.as_deref().map_or_else(String::new, |name| format!("{name}, "));
+            line("run", format!("{name}{}{weight}", other.run.short()));
+            if let Some(live) = &other.live {
+                live.lines_of_run(&mut line);
+            }
+            line("outbox", outbox_text(&other.outbox));
+        }
         text
     }
+}
+
+fn outbox_text(outbox: &[WaitingUpdate]) -> String {
+    let waiting: u64 = outbox.iter().map(|update| update.payload_bytes).sum();
+    format!("{} updates without a verdict, {waiting} bytes", outbox.len())
 }
 
 impl LiveReport {
@@ -256,11 +318,7 @@ impl LiveReport {
     fn lines(&self, line: &mut impl FnMut(&str, String)) {
         let epoch = self.epoch.map_or_else(|| "none yet".to_owned(), |epoch| epoch.to_string());
         line("state", format!("{}, process {}, epoch {epoch}", self.connection, self.pid));
-        let work = match (self.lease, self.steps) {
-            (Some(lease), Some(steps)) => format!("{} under lease {lease}, {steps} steps", self.work),
-            _ => self.work.clone(),
-        };
-        line("work", work);
+        line("work", self.work_text());
         if let Some(PodReport { owner, lease, attempt, members }) = self.pod {
             let owner = owner.short();
             line("pod", format!("{members} members, attempt {attempt} at lease {lease} of agent {owner}"));
@@ -274,7 +332,7 @@ impl LiveReport {
         if let Some(share) = self.waits().share() {
             line("device waits", format!("{:.1} % of the time since the first round", 100.0 * share));
         }
-        line("model", self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}")));
+        line("model", self.model_text());
         line("shards", format!("{} examples to train on, {} to evaluate on", self.train_examples, self.eval_examples));
         line("device", self.device.clone());
         if self.encoded_by_trainer > 0 {
@@ -285,6 +343,30 @@ impl LiveReport {
         }
         let (up, down) = (self.uplink_bytes, self.downlink_bytes);
         line("traffic", format!("{up} bytes up and {down} bytes down since this start"));
+        self.last_lines(line);
+    }
+
+    /// The same of a run beside the one that was joined: what the runs share is left out.
+    fn lines_of_run(&self, line: &mut impl FnMut(&str, String)) {
+        let epoch = self.epoch.map_or_else(|| "none yet".to_owned(), |epoch| epoch.to_string());
+        line("state", format!("{}, epoch {epoch}", self.connection));
+        line("work", self.work_text());
+        line("model", self.model_text());
+        self.last_lines(line);
+    }
+
+    fn work_text(&self) -> String {
+        match (self.lease, self.steps) {
+            (Some(lease), Some(steps)) => format!("{} under lease {lease}, {steps} steps", self.work),
+            _ => self.work.clone(),
+        }
+    }
+
+    fn model_text(&self) -> String {
+        self.version.map_or_else(|| "none yet".to_owned(), |version| format!("version {version}"))
+    }
+
+    fn last_lines(&self, line: &mut impl FnMut(&str, String)) {
         if let Some(latest) = self.verdicts.last() {
             let verdict = match latest.verdict {
                 Verdict::Accepted { version, staleness, .. } => {

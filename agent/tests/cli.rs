@@ -64,6 +64,7 @@ fn enrolled(dir: &Path) -> AgentDir {
         pod_listen: None,
         pod_advertise: None,
         site: None,
+        runs: None,
         manners: MannersConfig::default(),
     };
     fs::write(dir.config(), config.to_commented_toml()).expect("written");

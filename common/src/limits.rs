@@ -32,8 +32,17 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 pub const TRANSFER_SECTIONS: usize = POD_MEMBERS + 2;
 /// Streams of one peer that carry chunks at the same time.
 pub const CHUNK_STREAMS: u32 = 8;
-/// Streams of one peer that carry requests at the same time; an agent needs one.
+/// Streams of one peer that carry requests at the same time, unless it has shown an agent's certificate.
 pub const REQUEST_STREAMS: u32 = 4;
+/// Runs that one agent takes part in over one connection, each with a control stream; as many entries of a list of runs, and
+/// names that one is asked for with.
+pub const RUNS_PER_CONNECTION: u32 = 128;
+/// Control streams of one agent's connection: one for each run, and one for the list of runs.
+pub const CONTROL_STREAMS: u32 = RUNS_PER_CONNECTION + 1;
+/// Tasks that wait for the maths of an agent: one job, and for each run its begin and its end.
+pub const MATHS_TASKS: usize = 1 + 2 * RUNS_PER_CONNECTION as usize;
+/// The largest weight of a run; the smallest is 1.
+pub const RUN_WEIGHT: u32 = 1_000;
 /// Bytes of one stream that a peer may have under way: a chunk, its header and some room, so that
 /// a sender never waits for the window in the middle of a chunk.
 #[expect(clippy::cast_possible_truncation, reason = "a chunk is 1 MiB")]

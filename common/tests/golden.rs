@@ -125,6 +125,13 @@ fn chunks() {
 }
 
 #[test]
+fn lists_of_runs() {
+    every_variant_is_there(&samples::runs_wanted());
+    let wanted = listing(FrameKind::RunsWanted, &samples::runs_wanted());
+    insta::assert_snapshot!(wanted + &listing(FrameKind::RunsListed, &[samples::runs_listed()]));
+}
+
+#[test]
 fn links_between_members() {
     every_variant_is_there(&samples::pod_answers());
     every_variant_is_there(&samples::parcel_contents());

@@ -267,6 +267,10 @@ impl Driver {
                 self.peers.insert(peer, ops);
                 host::Input::Hello { peer, agent, hello }
             }
+            Input::Subscribed { peer, agent, wanted, ops } => {
+                self.peers.insert(peer, ops);
+                host::Input::Subscribe { peer, agent, wanted }
+            }
             Input::Join { secret, agent, csr_der, reply } => {
                 let request = self.request();
                 self.joins.insert(request, reply);
@@ -291,6 +295,7 @@ impl Driver {
         for output in outputs {
             match output {
                 Output::ToPeer(what) => self.tell_peer(what),
+                Output::List { peer, list } => self.tell_op(peer, PeerOp::List(list)),
                 Output::Run { run, job } => {
                     let answer = self.run(run, job);
                     self.answered.extend(answer);
@@ -326,6 +331,10 @@ impl Driver {
             ToPeer::Forget { peer, transfer } => (peer, PeerOp::Forget { transfer }),
             ToPeer::Close { peer } => (peer, PeerOp::Close),
         };
+        self.tell_op(peer, op);
+    }
+
+    fn tell_op(&mut self, peer: PeerId, op: PeerOp) {
         match self.peers.get(&peer).map(|ops| ops.try_send(op)) {
             // A peer that does not read what it is sent is cut off: dropping its queue ends its connection.
             Some(Err(TrySendError::Full(_))) => {

@@ -198,6 +198,7 @@ impl<'a> Rest<'a> {
                 Output::Ended { ended: Err(error), .. } | Output::Exit(Err(error)) => return Err(error.into()),
                 // No agent is connected, and the process ends by itself.
                 Output::ToPeer(_)
+                | Output::List { .. }
                 | Output::Sign(_)
                 | Output::JoinReply { .. }
                 | Output::Runs(_)

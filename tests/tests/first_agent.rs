@@ -18,7 +18,7 @@ use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 use anabranch_io::frames;
 use anabranch_tests::clock::Stopwatch;
-use anabranch_tests::hostile::member::{ANSWER, Session};
+use anabranch_tests::hostile::member::{ANSWER, SESSION, Session};
 use anabranch_tests::hostile::{Identity, Member, payloads};
 use anabranch_tests::ledger::Settings;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
@@ -54,7 +54,8 @@ async fn trickle(evil: &mut Member, manifest: &ModelManifest) -> anyhow::Result<
         .await?;
     assert!(missing.contains(0));
     let mut stream = evil.connection.open_uni().await?;
-    frames::send(&mut stream, FrameKind::Chunk, &ChunkHeader { transfer: id, index: 0 }, 64, ANSWER).await?;
+    frames::send(&mut stream, FrameKind::Chunk, &ChunkHeader { transfer: id, index: 0, session: SESSION }, 64, ANSWER)
+        .await?;
     stream.write_all(&content[..content.len() / 2]).await?;
     Ok(stream)
 }

@@ -60,6 +60,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
                 pod_listen: None,
                 pod_advertise: None,
                 site: None,
+                runs: None,
                 manners: crate::manners::MannersConfig::default(),
             };
             // Last, because its being there is what says that the directory is complete. A file that people may have

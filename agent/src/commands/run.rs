@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anabranch_common::limits;
+use anabranch_common::wire::runs::RunsWanted;
 use anabranch_io::durable::{LockHolder, StorageError};
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::signals::{self, OnSignal, Signals};
@@ -17,7 +18,7 @@ use super::device::{choose, refuse_for_programs};
 use super::{config_fail, identity_fail, pod, process_fail, shard_fail, start_fail, status};
 use crate::arenas;
 use crate::cli::{MannersArgs, RunArgs};
-use crate::config::{AgentConfig, AgentDir};
+use crate::config::{AgentConfig, AgentDir, RunsChoice};
 use crate::device::{self, Choice, GpuId};
 use crate::driver::{Driver, Setup, SharedReport};
 use crate::identity::AgentKey;
@@ -77,6 +78,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (mut process, work_dir) = (None, dir.path().to_owned());
     let mut device = device::processor().to_string();
     let pod_address = pod::address(&args.pod, &config)?;
+    let runs = runs(args.runs.as_ref(), &config, pod_address.is_some())?;
     // From here on processes are started, which must not stay behind.
     signals.set(OnSignal::Tell);
     let program = command(args, &config, &columns, choice)?;
@@ -131,7 +133,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         device = format!("{device}, with at most {most} of memory");
     }
     let pod = pod_address.map(|address| address.offered(max_memory_bytes, threads)).transpose()?;
-    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod };
+    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod, runs };
     let abandoned = process.clone();
     let abandon = move || {
         if let Some(process) = &abandoned {
@@ -163,8 +165,24 @@ pub fn run_with(dir: &Path, shards: Shards, factory: TrainerFactory, device: &st
     if config.pod_listen.is_some() {
         return Err(pod::refuse_processes(None).into());
     }
-    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod: None };
+    let runs = runs(None, &config, false)?;
+    let setup = Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod: None, runs };
     finish(serve_here(setup, signals, || ())?)
+}
+
+/// Returns which runs to take part in beside the joined one, if any.
+///
+/// # Errors
+/// The agent joins pods too.
+fn runs(given: Option<&RunsChoice>, config: &AgentConfig, joins_pods: bool) -> Result<Option<RunsWanted>, Fail> {
+    let runs = given.or(config.runs.as_ref()).map(|choice| choice.0.clone());
+    if runs.is_some() && joins_pods {
+        let problem = "an agent that joins pods takes part in the run that it has joined, and in no other";
+        let help =
+            "leave out --runs (`runs` in agent.toml), or --pod-listen (`pod_listen`); or join with a second agent";
+        return Err(Fail::new(ExitCode::Usage, problem).help(help));
+    }
+    Ok(runs)
 }
 
 /// What was asked for on the command line and in `agent.toml`.

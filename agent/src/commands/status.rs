@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use super::config_fail;
 use crate::cli::StatusArgs;
 use crate::config::{AgentConfig, AgentDir};
-use crate::report::{AgentReport, WaitingUpdate};
+use crate::report::{AgentReport, RunReport, WaitingUpdate};
 use crate::store::Ledger;
 
 /// The line that asks for a report.
@@ -42,12 +42,21 @@ fn stopped(dir: &AgentDir, config: AgentConfig) -> anyhow::Result<AgentReport> {
         outbox: Vec::new(),
         branch: None,
         live: None,
+        runs: Vec::new(),
     };
     // An agent that never ran has no store; looking changes nothing.
     if dir.store().exists() {
         let ledger = Ledger::open_copy(&dir.store()).context("the store cannot be looked at")?;
         report.outbox = ledger.outbox().map(WaitingUpdate::of).collect();
         report.branch = ledger.branch();
+    }
+    for run in dir.runs() {
+        let store = dir.of_run(run).store();
+        if store.exists() {
+            let ledger = Ledger::open_copy(&store).context("the store of a further run cannot be looked at")?;
+            let outbox = ledger.outbox().map(WaitingUpdate::of).collect();
+            report.show(RunReport { run, name: None, weight: None, outbox, branch: ledger.branch(), live: None });
+        }
     }
     Ok(report)
 }

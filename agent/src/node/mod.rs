@@ -136,6 +136,11 @@ impl AgentNode {
         &self.session
     }
 
+    /// Other runs use the device too: see [`Session::share_device`].
+    pub fn share_device(&mut self) {
+        self.session.share_device();
+    }
+
     /// Takes one input and returns what to do, in this order.
     pub fn handle(&mut self, now_ms: u64, input: Input) -> Vec<Output> {
         let mut out = Vec::new();

@@ -140,6 +140,9 @@ pub enum Event {
         /// Why, for people.
         reason: Option<String>,
     },
+    /// The job that was given last has the device, or was taken back. Only where runs share the device: there each job waits
+    /// until this is told.
+    TurnCame,
     /// Someone wants this process to stop.
     Shutdown,
     /// Something that cannot be mended here (trainer, storage).

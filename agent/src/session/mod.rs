@@ -122,6 +122,10 @@ pub struct Session {
     replica: Replica,
     outbox: Outbox,
     verdicts: Verdicts,
+    /// Whether other runs use the device too.
+    shares_device: bool,
+    /// Whether the job that was given last waits for the device.
+    awaits_turn: bool,
     /// Why no work is taken on, where the machine's owner needs it.
     hold: Option<String>,
     /// When the coordinator was last told how far the round is.
@@ -146,6 +150,8 @@ impl Session {
             replica: Replica::default(),
             outbox: Outbox::new(kept.outbox),
             verdicts: Verdicts::default(),
+            shares_device: false,
+            awaits_turn: false,
             hold: None,
             progress_at_ms: None,
             life: Life::default(),
@@ -160,6 +166,11 @@ impl Session {
         if lease.agent == self.config.agent && Some(lease.branch) == self.membership.branch() {
             self.rounds.resume(lease, base);
         }
+    }
+
+    /// Other runs use the device too: a job that is given waits until [`Event::TurnCame`].
+    pub fn share_device(&mut self) {
+        self.shares_device = true;
     }
 
     /// Takes one event and says what to do. After an `Exit` nothing more is said.
@@ -221,6 +232,10 @@ impl Session {
             Event::CertificateStored { renew_at_ms } => self.connection.renewed(renew_at_ms),
             Event::Tick => self.tick(now_ms, out),
             Event::Hold { reason } => self.hold = reason,
+            Event::TurnCame => {
+                self.awaits_turn = false;
+                self.rounds.turn_came(now_ms);
+            }
             Event::Shutdown => self.stop(now_ms, Ending::Parked, out),
             Event::Failed(ending) => self.end(ending, out),
         }
@@ -381,6 +396,12 @@ impl Session {
     #[must_use]
     pub fn hold(&self) -> Option<&str> {
         self.hold.as_deref()
+    }
+
+    /// Whether the job that was given last waits for the device.
+    #[must_use]
+    pub fn awaits_turn(&self) -> bool {
+        self.awaits_turn
     }
 
     /// Examples of a step, once the run's configuration is known.

@@ -105,6 +105,8 @@ pub(super) struct Conditions {
     pub(super) outbox: usize,
     /// and those of them that are not sent as a whole.
     pub(super) unsent: usize,
+    /// Whether the present round waits for the device, which other runs use too.
+    pub(super) awaits_turn: bool,
 }
 
 /// What may still be under way when the next lease is requested.
@@ -204,14 +206,13 @@ impl Rounds {
                 let room = conditions.outbox + banking + 1 < limits::OUTBOX_UPDATES
                     && conditions.unsent + banking < limits::UNSENT_UPDATES;
                 let Training { since_ms, moved_ms, steps, all_steps, stopping, .. } = *training;
-                (conditions.overlap == Overlap::Rounds && !stopping && room)
+                (conditions.overlap == Overlap::Rounds && !stopping && room && !conditions.awaits_turn)
                     .then(|| self.tempo.ask_at_ms(since_ms, moved_ms, steps, all_steps))?
             }
             None => {
                 let most = if conditions.overlap == Overlap::Nothing { 1 } else { limits::OUTBOX_UPDATES };
-                let room = conditions.outbox < most
-                    && conditions.unsent < limits::UNSENT_UPDATES
-                    && self.banking.is_empty();
+                let room =
+                    conditions.outbox < most && conditions.unsent < limits::UNSENT_UPDATES && self.banking.is_empty();
                 (room && !conditions.busy && !conditions.awaits_verdict).then_some(0)
             }
         }
@@ -377,6 +378,13 @@ impl Rounds {
             examples_per_s: 0.0,
             stopping: false,
         });
+    }
+
+    /// A round that had to wait for the device has it: its time counts from now on.
+    pub(super) fn turn_came(&mut self, now_ms: u64) {
+        if let Some(training) = self.current.as_mut().filter(|training| training.steps == 0) {
+            (training.since_ms, training.moved_ms) = (now_ms, now_ms);
+        }
     }
 
     /// Notes how far the round is. Returns whether it is the current one.

@@ -87,7 +87,7 @@ impl Session {
             return self.serve(round, out);
         }
         if let Some((wanted, content)) = self.evaluator.begin_ready() {
-            return out.push(Command::Evaluate { version: wanted.version, content });
+            return self.give(Command::Evaluate { version: wanted.version, content }, out);
         }
         let run_goes_on = self.membership.phase() == RunPhase::Running;
         if self.evaluator.is_busy() && (!run_goes_on || self.rounds.evaluates_first()) {
@@ -102,7 +102,7 @@ impl Session {
             Some(Start::Evaluate { wanted, content }) => {
                 self.replica.hold(wanted, Arc::clone(&content));
                 self.evaluator.begin(wanted);
-                out.push(Command::Evaluate { version: wanted.version, content });
+                self.give(Command::Evaluate { version: wanted.version, content }, out);
             }
             None => {}
         }
@@ -148,6 +148,7 @@ impl Session {
             awaits_verdict: self.verdicts.are_awaited(),
             outbox: self.outbox.len(),
             unsent: self.outbox.unsent(),
+            awaits_turn: self.awaits_turn,
         })
     }
 
@@ -182,7 +183,13 @@ impl Session {
         let mut spec = self.membership.terms().expect("a pod comes only after a welcome").spec.clone();
         spec.train = round.plan.of(&spec.train);
         self.parts.give_way();
-        out.push(Command::Serve { round, spec: Box::new(spec) });
+        self.give(Command::Serve { round, spec: Box::new(spec) }, out);
+    }
+
+    /// Gives the maths a job that takes a while.
+    fn give(&mut self, job: Command, out: &mut Vec<Command>) {
+        self.awaits_turn = self.shares_device;
+        out.push(job);
     }
 
     fn train(&mut self, now_ms: u64, beginning: Beginning, out: &mut Vec<Command>) {
@@ -193,7 +200,7 @@ impl Session {
         spec.upload.codec = lease.plan.codec;
         let from = StartedFrom { base: Arc::clone(&base), lead: lead.clone() };
         self.rounds.begin(now_ms, lease.clone(), spec.train.local_steps, from, pod.clone());
-        out.push(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead, pod });
+        self.give(Command::Train { lease: Box::new(lease), spec: Box::new(spec), base, lead, pod }, out);
     }
 
     pub(super) fn progress(&mut self, now_ms: u64, lease: LeaseId, steps: u32, speed: f32, out: &mut Vec<Command>) {
@@ -319,6 +326,10 @@ impl Session {
 
     /// Accounts for the time until now.
     pub(super) fn account(&mut self, now_ms: u64) {
+        if self.awaits_turn {
+            // The device is busy, but not for this run.
+            return self.rounds.spent(now_ms, Spent::Off);
+        }
         let is_serving = self.seat.serving().is_some();
         if self.rounds.current().is_none() && !is_serving {
             self.evaluator.spent(self.rounds.unaccounted_ms(now_ms));

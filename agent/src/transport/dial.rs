@@ -1,4 +1,4 @@
-//! Opening a connection: TLS, and agreement on a protocol version; and enrolment, which is one request on a connection
+//! Opening a connection and its streams: TLS, and agreement on a protocol version; and enrolment, which is one request on a connection
 //! of its own.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use crate::session::command::Ending;
 use crate::session::event::Problem;
 
-const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
+pub(super) const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -100,12 +100,9 @@ pub struct Dialer {
     shared: Option<Endpoint>,
 }
 
-/// An open connection with its control stream.
+/// A control stream on which both sides have agreed.
 #[derive(Debug)]
-pub(super) struct Dialled {
-    /// Its socket, where it has one of its own.
-    pub(super) own: Option<Endpoint>,
-    pub(super) connection: Connection,
+pub(super) struct Control {
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
     /// The version of the schema that both sides agreed on.
@@ -139,8 +136,8 @@ impl Dialer {
         Ok(Self { shared: self.shared.clone(), ..renewed })
     }
 
-    /// Connects, and agrees on a protocol version.
-    pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
+    /// Connects. Returns the connection's socket too, where it has one of its own.
+    pub(super) async fn dial(&self) -> Result<(Connection, Option<Endpoint>), DialError> {
         let (endpoint, own) = match &self.shared {
             Some(shared) => (shared.clone(), None),
             None => {
@@ -148,23 +145,14 @@ impl Dialer {
                 (own.clone(), Some(own))
             }
         };
-        let connection = tls::connect(&endpoint, &self.address, self.config.clone()).await?;
-        let Greeted { send, recv, version } = greet(&connection, Purpose::Agent).await?;
-        Ok(Dialled { own, connection, send, recv, version })
+        Ok((tls::connect(&endpoint, &self.address, self.config.clone()).await?, own))
     }
 }
 
-/// A control stream, and the version of the schema to speak on it.
-struct Greeted {
-    send: SendStream,
-    recv: RecvStream,
-    version: u16,
-}
-
-async fn greet(connection: &Connection, purpose: Purpose) -> Result<Greeted, DialError> {
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| tls::explain(&error))?;
+/// Agrees on a protocol version.
+pub(super) async fn greet(mut send: SendStream, mut recv: RecvStream, purpose: Purpose) -> Result<Control, DialError> {
     let version = frames::propose(&mut send, &mut recv, purpose, HANDSHAKE).await?;
-    Ok(Greeted { send, recv, version })
+    Ok(Control { send, recv, version })
 }
 
 /// Enrols with a token and a certificate signing request (DER).
@@ -175,7 +163,8 @@ pub async fn join(token: &JoinToken, csr_der: Vec<u8>) -> Result<JoinResponse, D
     let endpoint = tls::client_endpoint()?;
     let config = tls::client_pinned(token.ca_fingerprint)?;
     let connection = tls::connect(&endpoint, &token.address, config).await?;
-    let Greeted { mut send, mut recv, version } = greet(&connection, Purpose::Join).await?;
+    let (send, recv) = connection.open_bi().await.map_err(|error| tls::explain(&error))?;
+    let Control { mut send, mut recv, version } = greet(send, recv, Purpose::Join).await?;
     let format = |kind| Format { kind, version };
     let request = JoinRequest { token_secret: token.secret, csr_der };
     frames::send(&mut send, format(FrameKind::JoinRequest), &request, limits::JOIN_MESSAGE_BYTES, HANDSHAKE).await?;

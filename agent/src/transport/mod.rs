@@ -1,35 +1,54 @@
-//! The agent's side of QUIC: one task a connection. Decides nothing: it opens, greets, and carries messages and chunks.
+//! The agent's side of QUIC: one connection, and on it a link for each run, each with a task. Decides nothing: it opens,
+//! greets, and carries messages and chunks.
 //!
 //! ```text
 //!  driver ──Op──► write control messages ──► control stream
 //!                 └─ SendChunks ──► one stream a chunk (a task of its own: bulk never holds messages up)
-//!  driver ◄─NetEvent── control stream, chunk streams, the end of the connection and why
+//!  driver ◄─NetEvent── control stream, chunk streams, the end of the link and why
 //! ```
 
 mod dial;
 mod queue;
+mod runs;
+#[cfg(test)]
+mod tests;
+mod uplink;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::ids::Digest;
+use anabranch_common::ids::{Digest, RunId};
 use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
+use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
-use anabranch_io::chunks::{self, ChunkError, Piece};
-use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
-use anabranch_io::tls;
-use quinn::Connection;
+use anabranch_io::chunks::{self, Piece, Route};
+use anabranch_io::frames::{Format, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use dial::{DialError, Dialer, join};
 pub use queue::{NetReceiver, NetSender, queue};
+pub use runs::{RunsEvent, RunsLink, subscribe};
+pub use uplink::Uplink;
+
+use dial::Control;
+use queue::Tell;
+use uplink::{CHUNK, Session};
 
 use crate::session::event::{Event, Problem};
 
-/// What the driver wants of a connection.
+/// Which link of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkName {
+    /// The run that it is for.
+    pub run: RunId,
+    /// Which of that run's links it is, counted from 1.
+    pub number: u64,
+}
+
+/// What the driver wants of a link.
 #[derive(Debug)]
 pub enum Op {
     /// Send a control message.
@@ -54,7 +73,7 @@ pub enum Op {
     Close,
 }
 
-/// What a connection tells the driver.
+/// What a link tells the driver.
 #[derive(Debug)]
 pub enum NetEvent {
     /// It is open.
@@ -93,108 +112,56 @@ impl From<NetEvent> for Event {
     }
 }
 
-/// The driver's end of a connection. Dropping it ends the connection.
+/// The driver's end of a link. Dropping it ends the link.
 #[derive(Debug)]
 pub struct Link {
-    /// Which of this process's connections it is.
-    pub number: u64,
+    /// Which it is.
+    pub name: LinkName,
     /// What to do.
     pub ops: mpsc::Sender<Op>,
 }
 
 /// How long a control message may take to be taken off our hands.
 const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
-/// How long a chunk may take.
-const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
-/// How often the connection is looked at.
-const LOOK: Duration = Duration::from_millis(250);
-/// A connection on which something was sent and nothing came back for this long is given up, ...
-const SILENCE: Duration = Duration::from_millis(limits::SILENCE_MS);
-/// ... or for this many round trips, where they take longer.
-const SILENCE_ROUND_TRIPS: u32 = 8;
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_millis(limits::FAREWELL_MS);
 
-/// Opens a connection after `after`, and carries what comes and goes until it ends.
-pub fn open(dialer: Arc<Dialer>, number: u64, after: Duration, events: NetSender) -> Link {
+/// Opens a link after `after`, and carries what comes and goes until it ends.
+pub fn open(uplink: Arc<Uplink>, name: LinkName, after: Duration, events: NetSender) -> Link {
     let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-    let tell = Tell { number, events };
+    let tell = Tell { link: name, events };
     tokio::spawn(async move {
-        let problem = run(&dialer, after, inbox, tell.clone()).await;
+        let problem = run(&uplink, after, inbox, tell.clone()).await;
         tell.event(NetEvent::Disconnected(problem)).await;
     });
-    Link { number, ops }
+    Link { name, ops }
 }
 
-#[derive(Clone)]
-struct Tell {
-    number: u64,
-    events: NetSender,
-}
-
-impl Tell {
-    async fn event(&self, event: NetEvent) {
-        self.content(event, 0).await;
-    }
-
-    /// Tells of something with so many bytes of content.
-    async fn content(&self, event: NetEvent, bytes: usize) {
-        self.events.send(self.number, event, bytes).await;
-    }
-}
-
-async fn run(dialer: &Dialer, after: Duration, mut inbox: mpsc::Receiver<Op>, tell: Tell) -> Problem {
-    let dialled = tokio::select! {
-        dialled = async {
+async fn run(uplink: &Uplink, after: Duration, mut inbox: mpsc::Receiver<Op>, tell: Tell) -> Problem {
+    let opened = tokio::select! {
+        opened = async {
             tokio::time::sleep(after).await;
-            dialer.dial().await
-        } => dialled,
+            uplink.open(Purpose::Agent, Some(&tell)).await
+        } => opened,
         () = closed(&mut inbox) => return Problem::Transient("closed while connecting".to_owned()),
     };
-    let dialled = match dialled {
-        Ok(dialled) => dialled,
-        Err(error) => return error.to_problem(),
+    let Session { control: Control { send, recv, version }, held } = match opened {
+        Ok(session) => session,
+        Err(problem) => return problem,
     };
     tell.event(NetEvent::Connected).await;
-    let connection = dialled.connection.clone();
-    let format = |kind| Format { kind, version: dialled.version };
+    let format = |kind| Format { kind, version };
+    let (reader, writer) = (
+        FrameReader::new(recv, format(FrameKind::Coordinator), SEND),
+        FrameWriter::new(send, format(FrameKind::Agent), SEND),
+    );
     let problem = tokio::select! {
-        problem = read_messages(FrameReader::new(dialled.recv, format(FrameKind::Coordinator), SEND), &tell) => problem,
-        problem = read_chunks(&connection, &tell) => problem,
-        problem = watch_silence(&connection) => problem,
-        problem = do_ops(&connection, FrameWriter::new(dialled.send, format(FrameKind::Agent), SEND), &mut inbox, &tell) => problem,
+        problem = read_messages(reader, &tell) => problem,
+        problem = do_ops(&held.route, writer, &mut inbox, &tell) => problem,
     };
-    let problem = match connection.close_reason() {
-        Some(reason) => dial::of_connect(&tls::explain(&reason)),
-        None => problem,
-    };
-    connection.close(0u32.into(), b"done");
-    if let Some(own) = dialled.own {
-        own.wait_idle().await;
-    }
+    let problem = held.open.ended(problem);
+    held.give_back().await;
     problem
-}
-
-/// Ends when the other side has answered nothing for too long, although there was something to acknowledge.
-///
-/// A coordinator that was killed and started again does not know this connection and stays silent; QUIC itself would
-/// notice after `IDLE_TIMEOUT_MS`. A living one acknowledges what it gets within a round trip.
-async fn watch_silence(connection: &Connection) -> Problem {
-    let mut heard = connection.stats().udp_rx.datagrams;
-    let mut sent = connection.stats().udp_tx.datagrams;
-    let mut silent = Duration::ZERO;
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let stats = connection.stats();
-        if stats.udp_rx.datagrams != heard {
-            (heard, sent, silent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams, Duration::ZERO);
-        } else if stats.udp_tx.datagrams != sent {
-            silent += LOOK;
-        }
-        if silent >= SILENCE.max(connection.rtt() * SILENCE_ROUND_TRIPS) {
-            return Problem::Transient("the coordinator no longer acknowledges what it is sent".to_owned());
-        }
-    }
 }
 
 /// Ends when the driver has dropped its end, and not before.
@@ -217,37 +184,8 @@ async fn read_messages(mut reader: FrameReader<CoordinatorMessage>, tell: &Tell)
     }
 }
 
-async fn read_chunks(connection: &Connection, tell: &Tell) -> Problem {
-    let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            stream = connection.accept_uni(), if tasks.len() < limits::CHUNK_STREAMS as usize => match stream {
-                Ok(stream) => stream,
-                Err(error) => return dial::of_connect(&tls::explain(&error)),
-            },
-            Some(done) = tasks.join_next() => match done {
-                Ok(Ok(())) => continue,
-                Ok(Err(problem)) => return Problem::Transient(problem),
-                Err(panic) => return Problem::Transient(panic.to_string()),
-            },
-        };
-        let tell = tell.clone();
-        tasks.spawn(async move {
-            let (header, bytes) = match chunks::recv_chunk(stream, CHUNK).await {
-                Ok(received) => received,
-                // Given up by its sender: another model was asked for.
-                Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
-                Err(error) => return Err(error.to_string()),
-            };
-            let length = bytes.len();
-            tell.content(NetEvent::Chunk { transfer: header.transfer, index: header.index, bytes }, length).await;
-            Ok(())
-        });
-    }
-}
-
 async fn do_ops(
-    connection: &Connection,
+    route: &Route,
     mut writer: FrameWriter<AgentMessage>,
     inbox: &mut mpsc::Receiver<Op>,
     tell: &Tell,
@@ -269,12 +207,12 @@ async fn do_ops(
                 }
             }
             Some(Op::SendChunks { content, transfer, missing }) => {
-                let (connection, tell) = (connection.clone(), tell.clone());
-                tasks.spawn(async move { send_chunks(&connection, content, &transfer, &missing, &tell).await });
+                let (route, tell) = (route.clone(), tell.clone());
+                tasks.spawn(async move { send_chunks(&route, content, &transfer, &missing, &tell).await });
             }
             Some(Op::SendPart { piece, missing }) => {
-                let (connection, tell) = (connection.clone(), tell.clone());
-                tasks.spawn(async move { send_piece(&connection, &piece, &missing, &tell).await });
+                let (route, tell) = (route.clone(), tell.clone());
+                tasks.spawn(async move { send_piece(&route, &piece, &missing, &tell).await });
             }
             Some(Op::Close) | None => {
                 // What was said last must arrive before the connection goes.
@@ -287,7 +225,7 @@ async fn do_ops(
 }
 
 async fn send_chunks(
-    connection: &Connection,
+    route: &Route,
     content: Arc<[u8]>,
     transfer: &TransferManifest,
     missing: &Missing,
@@ -295,15 +233,15 @@ async fn send_chunks(
 ) -> Result<(), String> {
     let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
     let bytes = ranges.map(|range| range.len() as u64).sum();
-    let sent = chunks::send_chunks(connection, transfer, content, missing, CHUNK).await;
+    let sent = chunks::send_chunks(route, transfer, content, missing, CHUNK).await;
     sent.map_err(|error| error.to_string())?;
     tell.event(NetEvent::ChunksSent { transfer: transfer.id(), bytes }).await;
     Ok(())
 }
 
-async fn send_piece(connection: &Connection, piece: &Piece, missing: &Missing, tell: &Tell) -> Result<(), String> {
+async fn send_piece(route: &Route, piece: &Piece, missing: &Missing, tell: &Tell) -> Result<(), String> {
     let bytes = piece.chunks(missing).into_iter().map(|(_, range)| range.len() as u64).sum();
-    chunks::send_piece(connection, piece, missing, CHUNK).await.map_err(|error| error.to_string())?;
+    chunks::send_piece(route, piece, missing, CHUNK).await.map_err(|error| error.to_string())?;
     tell.event(NetEvent::ChunksSent { transfer: piece.transfer, bytes }).await;
     Ok(())
 }

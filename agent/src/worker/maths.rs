@@ -1,5 +1,6 @@
 //! The thread that does the maths.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,17 +10,16 @@ use std::time::Duration;
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::codec::quantize::ValueBits;
-use anabranch_common::ids::{LeaseId, ModelVersion};
+use anabranch_common::ids::{LeaseId, ModelVersion, RunId};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, ModelKind, UploadSpec};
-use tokio::sync::mpsc;
 
 use super::{
-    KilledNote, Pace, PodEndedBy, PodResult, PodServed, PodServing, PodTrained, PodTraining, Pods, Shards, StopSignal,
-    TrainerFactory, guarded,
+    Inputs, KilledNote, Pace, PodEndedBy, PodResult, PodServed, PodServing, PodTrained, PodTraining, Pods, Shards,
+    StopSignal, TrainerFactory, guarded,
 };
 use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
@@ -78,47 +78,162 @@ impl fmt::Debug for MathsSetup {
     }
 }
 
-/// Starts the thread that does the maths. It ends when the returned sender is dropped.
-///
-/// # Errors
-/// The system has no thread to give.
-pub fn spawn_maths(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> std::io::Result<SyncSender<MathsJob>> {
-    let (jobs, queue) = sync_channel(limits::AGENT_JOBS);
-    let maths = Maths::new(setup, inputs);
-    std::thread::Builder::new().name("maths".to_owned()).spawn(move || maths.run(&queue))?;
-    Ok(jobs)
+/// What the maths has of one run beside its trainer.
+#[derive(Debug)]
+pub struct RunMaths {
+    /// Where long rounds are kept, if they are.
+    pub rounds: Option<Rounds>,
+    /// Is given how many examples the latest round computed at once, if the trainer says so.
+    pub micro_batch: Arc<AtomicU32>,
+    /// Hears how a round goes on, and its end.
+    pub inputs: Inputs,
 }
 
-/// Carries out the jobs of the maths, one after the other. [`spawn_maths`] gives it a thread of its own; a simulation
+/// Work for the thread.
+#[derive(Debug)]
+enum Task {
+    /// A job of a run's node.
+    Job(RunId, MathsJob),
+    /// A run begins.
+    Begin(RunId, RunMaths),
+    /// A run is over: its trainer is dropped.
+    Forget(RunId),
+}
+
+/// The thread that does the maths of all runs, one job after the other. It ends when this is dropped.
+#[derive(Debug)]
+pub struct MathsThread(SyncSender<Task>);
+
+impl MathsThread {
+    /// Starts it with one run.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn spawn(run: RunId, setup: MathsSetup, inputs: impl Into<Inputs>) -> std::io::Result<Self> {
+        let (tasks, queue) = sync_channel(limits::MATHS_TASKS);
+        let parts = BTreeMap::from([(run, None)]);
+        let worker = MathsWorker { maths: Maths::new(setup, inputs), at: run, parts };
+        std::thread::Builder::new().name("maths".to_owned()).spawn(move || worker.run(&queue))?;
+        Ok(Self(tasks))
+    }
+
+    /// Gives it a job. Returns false if the thread has ended.
+    #[must_use]
+    pub fn run(&self, run: RunId, job: MathsJob) -> bool {
+        self.0.try_send(Task::Job(run, job)).is_ok()
+    }
+
+    /// A run begins. Returns false if the thread has ended.
+    #[must_use]
+    pub fn begin(&self, run: RunId, of_run: RunMaths) -> bool {
+        self.0.try_send(Task::Begin(run, of_run)).is_ok()
+    }
+
+    /// A run is over: its trainer is dropped when the present job is done.
+    pub fn forget(&self, run: RunId) {
+        // A thread that has ended has no trainer.
+        let _ = self.0.try_send(Task::Forget(run));
+    }
+}
+
+/// The maths of one run, with those of the others put aside.
+#[derive(Debug)]
+struct MathsWorker {
+    maths: Maths,
+    /// Whose part the maths has.
+    at: RunId,
+    /// The parts of all runs, but for the one that the maths has.
+    parts: BTreeMap<RunId, Option<Part>>,
+}
+
+impl MathsWorker {
+    fn run(mut self, queue: &Receiver<Task>) {
+        while let Ok(task) = queue.recv() {
+            match task {
+                Task::Begin(run, of_run) => self.begin(run, Part::of(of_run)),
+                Task::Forget(run) => self.forget(run),
+                Task::Job(run, job) => {
+                    // A run that is over has no node to answer.
+                    if !self.turn_to(run) {
+                        continue;
+                    }
+                    let maths = &mut self.maths;
+                    let event =
+                        guarded(|| maths.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
+                    if !self.maths.part.of_run.inputs.tell(Input::Done(Done::Maths(event))) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the maths the part of a run. Returns false if there is none.
+    fn turn_to(&mut self, run: RunId) -> bool {
+        if self.at == run {
+            return self.parts.contains_key(&run);
+        }
+        let Some(part) = self.parts.get_mut(&run).and_then(Option::take) else { return false };
+        let before = std::mem::replace(&mut self.maths.part, part);
+        if let Some(place) = self.parts.get_mut(&self.at) {
+            *place = Some(before);
+        }
+        self.at = run;
+        true
+    }
+
+    fn begin(&mut self, run: RunId, part: Part) {
+        let part = if self.at == run {
+            self.maths.part = part;
+            None
+        } else {
+            Some(part)
+        };
+        self.parts.insert(run, part);
+    }
+
+    fn forget(&mut self, run: RunId) {
+        self.parts.remove(&run);
+        if self.at == run {
+            self.maths.part.trainer = None;
+        }
+    }
+}
+
+/// Carries out the jobs of the maths, one after the other. [`MathsThread`] gives it a thread of its own; a simulation
 /// calls it.
 pub struct Maths {
     setup: MathsSetup,
+    part: Part,
+}
+
+/// What belongs to one run.
+#[derive(Debug)]
+struct Part {
     trainer: Option<Box<dyn Trainer>>,
     /// Which kind of model the pods of the run compute, if it has them and this agent joins them.
     pods_of: Option<ModelKind>,
-    inputs: mpsc::Sender<Input>,
+    of_run: RunMaths,
+}
+
+impl Part {
+    fn of(of_run: RunMaths) -> Self {
+        Self { trainer: None, pods_of: None, of_run }
+    }
 }
 
 impl fmt::Debug for Maths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Maths").field("setup", &self.setup).field("trainer", &self.trainer).finish_non_exhaustive()
+        f.debug_struct("Maths").field("setup", &self.setup).field("part", &self.part).finish_non_exhaustive()
     }
 }
 
 impl Maths {
     /// Returns the maths of an agent that has prepared nothing yet. `inputs` hears how a round goes on.
     #[must_use]
-    pub fn new(setup: MathsSetup, inputs: mpsc::Sender<Input>) -> Self {
-        Self { setup, trainer: None, pods_of: None, inputs }
-    }
-
-    fn run(mut self, queue: &Receiver<MathsJob>) {
-        while let Ok(job) = queue.recv() {
-            let event = guarded(|| self.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
-            if self.inputs.blocking_send(Input::Done(Done::Maths(event))).is_err() {
-                return;
-            }
-        }
+    pub fn new(mut setup: MathsSetup, inputs: impl Into<Inputs>) -> Self {
+        let (rounds, micro_batch) = (setup.rounds.take(), Arc::clone(&setup.micro_batch));
+        Self { setup, part: Part::of(RunMaths { rounds, micro_batch, inputs: inputs.into() }) }
     }
 
     /// Carries out a job, and returns what it led to.
@@ -140,7 +255,7 @@ impl Maths {
     }
 
     fn make_initial(&mut self, seed: u64) -> Event {
-        let (stop, trainer) = (&self.setup.stop, self.trainer.as_deref_mut());
+        let (stop, trainer) = (&self.setup.stop, self.part.trainer.as_deref_mut());
         let trainer = trainer.expect("the session prepares a trainer before it uses it");
         match persistently(stop, || trainer.initial(seed)) {
             Ok(model) => initial_model(trainer.manifest(), model.into()),
@@ -162,7 +277,7 @@ impl Maths {
             }
             Ok(trainer) => {
                 let joins = spec.pod.is_some() && self.setup.pods.is_some();
-                self.pods_of = joins.then_some(spec.model.kind);
+                self.part.pods_of = joins.then_some(spec.model.kind);
                 self.prepared(trainer)
             }
             Err(error) => Event::Failed(ending(&error)),
@@ -172,7 +287,7 @@ impl Maths {
     /// Takes a trainer for the run, unless it cannot do what this agent is there for.
     fn prepared(&mut self, trainer: Box<dyn Trainer>) -> Event {
         let is_elsewhere = self.setup.shards.train.as_deref().is_some_and(Shard::is_elsewhere);
-        let problem = match self.pods_of {
+        let problem = match self.part.pods_of {
             Some(ModelKind::Custom) if trainer.modules().is_none() => {
                 "and this agent's trainer computes no parts of a model, or has its tensors in another order than the run: \
                  expected one that calls anabranch.torch.run_stages, or an agent without --pod-listen"
@@ -183,7 +298,7 @@ impl Maths {
             }
             _ => {
                 let manifest = trainer.manifest().clone();
-                self.trainer = Some(trainer);
+                self.part.trainer = Some(trainer);
                 return Event::Prepared { manifest };
             }
         };
@@ -197,7 +312,7 @@ impl Maths {
     }
 
     fn reorder(&mut self, manifest: ModelManifest) -> Event {
-        let trainer = self.trainer.take().expect("the session prepares a trainer before it uses it");
+        let trainer = self.part.trainer.take().expect("the session prepares a trainer before it uses it");
         match Reordered::new(trainer, manifest) {
             Ok(trainer) => self.prepared(Box::new(trainer)),
             Err(error) => Event::Failed(ending(&error)),
@@ -210,17 +325,17 @@ impl Maths {
         let Some(shard) = self.setup.shards.train.as_deref() else {
             return Event::Failed(Ending::Trainer("there is no shard to train on".to_owned()));
         };
-        let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
-        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, inputs: &self.inputs };
+        let trainer = self.part.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
+        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, inputs: &self.part.of_run.inputs };
         let stop = &self.setup.stop;
         let mut control = |report: StepReport| {
             if let Some(micro_batch) = report.micro_batch {
-                self.setup.micro_batch.store(micro_batch, Ordering::Relaxed);
+                self.part.of_run.micro_batch.store(micro_batch, Ordering::Relaxed);
             }
             progress.step(report);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let file = self.setup.rounds.as_ref().map(|rounds| rounds.file(lease));
+        let file = self.part.of_run.rounds.as_ref().map(|rounds| rounds.file(lease));
         let most = self.setup.killed.as_ref().and_then(KilledNote::most);
         let mut begins = |micro_batch| {
             if let Some(killed) = &mut self.setup.killed {
@@ -314,7 +429,7 @@ impl Maths {
         let Some(pods) = self.setup.pods.as_deref_mut() else {
             return Event::PodFailed { mark, problem: no_pods() };
         };
-        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, inputs: &self.inputs };
+        let mut progress = Progress { lease: id, clock, examples: 0, told_ms: 0, inputs: &self.part.of_run.inputs };
         let stop = &self.setup.stop;
         let mut control = |report: StepReport| {
             progress.step(report);
@@ -326,7 +441,7 @@ impl Maths {
             let held = feedback.and_then(|feedback| feedback.held(lease.branch, lease.plan.memory, range));
             held.unwrap_or_default()
         };
-        let modules = self.trainer.as_deref().and_then(Trainer::modules);
+        let modules = self.part.trainer.as_deref().and_then(Trainer::modules);
         let (held, control) = (&mut held, &mut control);
         let order = PodTraining { lease, round, spec, start, held, shard, modules, control, stop };
         match pods.train(order) {
@@ -347,7 +462,7 @@ impl Maths {
             return Event::Served { mark, problem: Some(no_pods()), parts: Vec::new() };
         };
         let shard = self.setup.shards.train.as_deref();
-        let modules = self.trainer.as_deref().and_then(Trainer::modules);
+        let modules = self.part.trainer.as_deref().and_then(Trainer::modules);
         let order = PodServing { round, spec, shard, modules, stop: &self.setup.stop };
         let PodServed { parts, ended } = pods.serve(order);
         let problem = match ended {
@@ -365,7 +480,7 @@ impl Maths {
         let Some(shard) = self.setup.shards.eval.as_deref() else {
             return Event::EvaluationFailed { version, problem: "there is no shard to evaluate on".to_owned() };
         };
-        let trainer = self.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
+        let trainer = self.part.trainer.as_deref_mut().expect("the session prepares a trainer before it uses it");
         match trainer.evaluate(content, shard) {
             Ok(metrics) => judged(version, metrics),
             Err(error) if error.is_passing() => Event::EvaluationFailed { version, problem: error.to_string() },
@@ -396,7 +511,7 @@ struct Progress<'a> {
     clock: Clock,
     examples: u64,
     told_ms: u64,
-    inputs: &'a mpsc::Sender<Input>,
+    inputs: &'a Inputs,
 }
 
 impl Progress<'_> {
@@ -411,7 +526,7 @@ impl Progress<'_> {
         let examples_per_s = (self.examples as f64 / self.clock.elapsed().as_secs_f64()) as f32;
         // A full queue or a loop that has ended: progress is not worth a wait.
         let event = Event::Progress { lease: self.lease, steps: report.step, examples_per_s };
-        let _ = self.inputs.try_send(Input::Event(event));
+        self.inputs.try_tell(Input::Event(event));
     }
 }
 

@@ -1,5 +1,6 @@
-//! Two threads beside the loop: one does the maths, one owns the store. Each carries out the jobs of the node.
+//! Threads beside the loop: one does the maths, and one for each run owns its store. They carry out the jobs of the nodes.
 
+mod inputs;
 mod killed;
 mod linked;
 mod maths;
@@ -18,11 +19,12 @@ use crate::session::event::Event;
 use crate::shard::Shard;
 use crate::train::{RunPart, TrainError, Trainer};
 
+pub use inputs::Inputs;
 pub use killed::KilledNote;
 pub use linked::LinkedPods;
 #[cfg(test)]
 pub(crate) use maths::ending;
-pub use maths::{Maths, MathsSetup, spawn_maths};
+pub use maths::{Maths, MathsSetup, MathsThread, RunMaths};
 pub use pods::{PodEndedBy, PodResult, PodServed, PodServing, PodSetup, PodTrained, PodTraining, Pods};
 pub use speed::flops_per_s;
 pub use store::StoreThread;
@@ -108,6 +110,7 @@ pub fn unpack(job: Unpack) -> Event {
 mod tests {
     use std::sync::Arc;
 
+    use anabranch_common::ids::RunId;
     use anabranch_common::spec::AgentSpec;
     use tokio::sync::mpsc;
 
@@ -120,14 +123,18 @@ mod tests {
         let factory: TrainerFactory = Box::new(|_| panic!("no such device: {}", 7));
         let (events, mut told) = mpsc::channel(4);
         let setup = MathsSetup::new(factory, Shards::default());
-        let jobs = spawn_maths(setup, events).expect("a thread");
+        let (run, other) = (RunId([1; 16]), RunId([2; 16]));
+        let maths = MathsThread::spawn(run, setup, events).expect("a thread");
         let spec: AgentSpec = AgentSpec::from_toml(crate::session::SPEC_FOR_TESTS).expect("a complete spec");
         for _ in 0..2 {
-            jobs.send(MathsJob::Prepare(Box::new(spec.clone()))).expect("the thread is there");
+            assert!(maths.run(run, MathsJob::Prepare(Box::new(spec.clone()))), "the thread is there");
             let text = "a worker panicked: no such device: 7".to_owned();
             let Some(Input::Done(Done::Maths(event))) = told.blocking_recv() else { panic!("the job is not done") };
             assert_eq!(event, Event::Failed(Ending::Trainer(text)));
         }
+        assert!(maths.run(other, MathsJob::Prepare(Box::new(spec))), "the thread is there");
+        drop(maths);
+        assert!(told.blocking_recv().is_none(), "nobody has begun that run");
     }
 
     #[test]

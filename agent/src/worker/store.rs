@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 use anabranch_common::ids::{AgentId, BranchId, RunId};
 use anabranch_common::limits;
 use anabranch_common::update::MemoryMark;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::guarded;
+use super::{Inputs, guarded};
 use crate::encode::{FeedbackSource, States};
 use crate::node::{Done, Input, StoreDone, StoreJob, storage_failed};
 use crate::session::command::Ending;
@@ -43,7 +43,7 @@ impl StoreThread {
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, inputs: mpsc::Sender<Input>) -> std::io::Result<Self> {
+    pub fn spawn(ledger: Ledger, run: RunId, agent: AgentId, inputs: Inputs) -> std::io::Result<Self> {
         let (tasks, queue) = sync_channel(limits::AGENT_JOBS);
         let states = ledger.states();
         let worker = StoreWorker { ledger, run, agent, inputs };
@@ -110,7 +110,7 @@ struct StoreWorker {
     ledger: Ledger,
     run: RunId,
     agent: AgentId,
-    inputs: mpsc::Sender<Input>,
+    inputs: Inputs,
 }
 
 impl StoreWorker {
@@ -121,7 +121,7 @@ impl StoreWorker {
                     let done = self.job(job);
                     let has_failed = matches!(done, StoreDone::Event(Event::Failed(_)));
                     // A loop that has ended waits for nothing, and what it gave before is still carried out.
-                    let _ = self.inputs.blocking_send(Input::Done(Done::Store(done)));
+                    let _ = self.inputs.tell(Input::Done(Done::Store(done)));
                     // No later job may build on what a failed one has left.
                     if has_failed {
                         return;

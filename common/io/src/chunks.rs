@@ -3,7 +3,7 @@
 //! ```text
 //!  ┌─────────────────────────┬──────────────────────┐
 //!  │ Chunk frame: transfer,  │ the chunk's bytes,   │ end of stream
-//!  │ index                   │ at most CHUNK_BYTES  │
+//!  │ index, session          │ at most CHUNK_BYTES  │
 //!  └─────────────────────────┴──────────────────────┘
 //! ```
 
@@ -60,6 +60,15 @@ pub enum ChunkError {
     TooLong,
 }
 
+/// Where chunks go: a connection, and the QUIC id of the control stream on it that their transfer belongs to.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The connection.
+    pub connection: Connection,
+    /// The control stream.
+    pub session: u64,
+}
+
 /// Consecutive chunks of a transfer, with the piece of its content that they are cut from.
 #[derive(Debug, Clone)]
 pub struct Piece {
@@ -96,7 +105,7 @@ impl Piece {
 /// # Errors
 /// The content does not fit the manifest, or some chunks were not sent; the error names them.
 pub async fn send_chunks(
-    connection: &Connection,
+    route: &Route,
     manifest: &TransferManifest,
     content: Arc<[u8]>,
     missing: &Missing,
@@ -106,7 +115,7 @@ pub async fn send_chunks(
         return Err(ChunkError::Content { found: content.len(), expected: manifest.bytes });
     }
     let chunks = missing.indices(manifest.chunks.len()).filter_map(|index| Some((index, manifest.range(index)?)));
-    send_ranges(connection, (manifest.id(), content), chunks, deadline).await
+    send_ranges(route, (manifest.id(), content), chunks, deadline).await
 }
 
 /// Sends those chunks of a piece that are `missing`, counted from the piece's first one, as [`send_chunks`] does.
@@ -114,17 +123,17 @@ pub async fn send_chunks(
 /// # Errors
 /// Some chunks were not sent; the error names them.
 pub async fn send_piece(
-    connection: &Connection,
+    route: &Route,
     piece: &Piece,
     missing: &Missing,
     deadline: Duration,
 ) -> Result<usize, ChunkError> {
     let content = (piece.transfer, Arc::clone(&piece.content));
-    send_ranges(connection, content, piece.chunks(missing).into_iter(), deadline).await
+    send_ranges(route, content, piece.chunks(missing).into_iter(), deadline).await
 }
 
 async fn send_ranges(
-    connection: &Connection,
+    Route { connection, session }: &Route,
     (transfer, content): (Digest, Arc<[u8]>),
     mut pending: impl Iterator<Item = (u32, Range<usize>)>,
     deadline: Duration,
@@ -147,7 +156,7 @@ async fn send_ranges(
                 }
             };
             let content = Arc::clone(&content);
-            let header = ChunkHeader { transfer, index };
+            let header = ChunkHeader { transfer, index, session: *session };
             tasks.spawn(async move { (index, send_one(stream, header, &content[range], deadline).await) });
         } else {
             match tasks.join_next().await {
@@ -235,19 +244,19 @@ pub async fn recv_chunk(stream: RecvStream, deadline: Duration) -> Result<(Chunk
     recv_chunk_if(stream, deadline, |_| true).await?.ok_or(ChunkError::Frame(FrameIoError::Closed))
 }
 
-/// Like [`recv_chunk`], but of a transfer that is not `wanted` nothing more is taken, and the stream is stopped.
+/// Like [`recv_chunk`], but of a chunk whose header is not `wanted` nothing more is taken, and the stream is stopped.
 ///
 /// # Errors
 /// As [`recv_chunk`].
 pub async fn recv_chunk_if(
     mut stream: RecvStream,
     deadline: Duration,
-    wanted: impl FnOnce(Digest) -> bool,
+    wanted: impl FnOnce(&ChunkHeader) -> bool,
 ) -> Result<Option<(ChunkHeader, Vec<u8>)>, ChunkError> {
     let deadline = deadline * CHUNK_STREAMS;
     let receive = async {
         let header: ChunkHeader = recv_one(&mut stream, FrameKind::Chunk, limits::CHUNK_HEADER_BYTES, deadline).await?;
-        if !wanted(header.transfer) {
+        if !wanted(&header) {
             // Fails only on a stream that has ended.
             let _ = stream.stop(NOT_WANTED);
             return Ok(None);

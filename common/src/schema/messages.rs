@@ -1,5 +1,5 @@
 //! Control messages on the wire. `Propose` and `Agree`, `PodGreeting` and `PodAnswer` come before any version is agreed: their
-//! tables never change.
+//! tables never change, but for a purpose that is added.
 
 use crate::downlink::{FetchPurpose, ModelForm};
 use crate::merge::Served;
@@ -11,10 +11,11 @@ use crate::wire::message::{
 };
 use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest};
 use crate::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
+use crate::wire::runs::{RunInfo, RunsListed, RunsWanted};
 
 layout! {
     struct Propose { min, max, purpose }
-    enum Purpose { 0 = Join, 1 = Agent, 2 = Operator }
+    enum Purpose { 0 = Join, 1 = Agent, 2 = Operator, 3 = Runs }
     enum Agree { 0 = Version(version), 1 = Unsupported { min, max }, 2 = Forbidden }
 
     enum Served { 0 = Model, 1 = Average }
@@ -44,6 +45,10 @@ layout! {
         11 = PodEnded { mark, problem },
         12 = PartNotHere { transfer },
     }
+
+    enum RunsWanted { 0 = All, 1 = Named(names) }
+    struct RunsListed { runs }
+    struct RunInfo { run, name, weight }
 
     struct PodMark { lease, attempt }
     struct PodOffer { address, memory_bytes, flops_per_s, site, at_work }

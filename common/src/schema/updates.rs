@@ -31,8 +31,8 @@ layout! {
 
     struct TransferManifest { bytes, chunks, sections }
     struct Missing { bits }
-    // On streams of their own, without an agreed version: this table never changes.
-    struct ChunkHeader { transfer, index }
+    // On streams of their own, without an agreed version: from the first release on, this table never changes.
+    struct ChunkHeader { transfer, index, session }
 
     struct TensorSpec { name, shape }
 }

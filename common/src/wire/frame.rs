@@ -46,6 +46,10 @@ pub enum FrameKind {
     PodAnswer = 12,
     /// `pod::ParcelHead`; the values follow, unframed.
     Parcel = 13,
+    /// `runs::RunsWanted`.
+    RunsWanted = 14,
+    /// `runs::RunsListed`.
+    RunsListed = 15,
 }
 
 impl FrameKind {
@@ -64,6 +68,8 @@ impl FrameKind {
             11 => Self::PodGreeting,
             12 => Self::PodAnswer,
             13 => Self::Parcel,
+            14 => Self::RunsWanted,
+            15 => Self::RunsListed,
             _ => return None,
         })
     }

@@ -14,7 +14,7 @@ pub const MAX_PROTOCOL: u16 = schema::VERSION;
 /// words, not as a TLS alert.
 pub const ALPN: &[u8] = b"anabranch";
 
-/// What the connection is for.
+/// What the stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Enrolment; the only one that needs no certificate.
@@ -23,6 +23,8 @@ pub enum Purpose {
     Agent,
     /// An operator's request.
     Operator,
+    /// The list of runs that an agent may take part in.
+    Runs,
 }
 
 /// The first frame on a control stream.

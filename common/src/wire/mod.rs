@@ -1,9 +1,10 @@
 //! What travels: frames ([`frame`]), the messages in them ([`message`]), how two versions agree ([`handshake`]), and
-//! how bulk data is cut into chunks ([`transfer`]). `docs/protocol.md` draws every layout.
+//! how bulk data is cut into chunks ([`transfer`]), and which runs there are ([`runs`]). `docs/protocol.md` draws every layout.
 
 pub mod frame;
 pub mod handshake;
 pub mod message;
 pub mod operator;
 pub mod pod;
+pub mod runs;
 pub mod transfer;

@@ -67,6 +67,8 @@ pub struct ChunkHeader {
     pub transfer: Digest,
     /// Which chunk.
     pub index: u32,
+    /// QUIC id of the control stream whose transfer it is: runs that share a connection may have transfers of one name.
+    pub session: u64,
 }
 
 /// A section of a transfer.

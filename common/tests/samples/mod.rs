@@ -27,6 +27,7 @@ use anabranch_common::wire::message::{
 };
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest};
 use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
+use anabranch_common::wire::runs::{RunInfo, RunsListed, RunsWanted};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
 pub(crate) const RUN: RunId = RunId([0x11; 16]);
@@ -348,7 +349,9 @@ pub(crate) fn join_responses() -> Vec<JoinResponse> {
 }
 
 pub(crate) fn proposals() -> Vec<Propose> {
-    [Purpose::Join, Purpose::Agent, Purpose::Operator].map(|purpose| Propose { min: 1, max: 2, purpose }).to_vec()
+    [Purpose::Join, Purpose::Agent, Purpose::Operator, Purpose::Runs]
+        .map(|purpose| Propose { min: 1, max: 2, purpose })
+        .to_vec()
 }
 
 pub(crate) fn agreements() -> Vec<Agree> {
@@ -416,7 +419,15 @@ pub(crate) fn operator_responses() -> Vec<OperatorResponse> {
 }
 
 pub(crate) fn chunk_header() -> ChunkHeader {
-    ChunkHeader { transfer: DIGEST, index: 3 }
+    ChunkHeader { transfer: DIGEST, index: 3, session: 8 }
+}
+
+pub(crate) fn runs_wanted() -> Vec<RunsWanted> {
+    vec![RunsWanted::All, RunsWanted::Named(vec!["digits".into(), "text".into()])]
+}
+
+pub(crate) fn runs_listed() -> RunsListed {
+    RunsListed { runs: vec![RunInfo { run: RUN, name: "digits".into(), weight: 3 }] }
 }
 
 pub(crate) fn record_bodies() -> Vec<RecordBody> {

@@ -4,6 +4,7 @@ use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
 use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::runs::RunsWanted;
 
 use super::runs::RunsDone;
 use crate::core::event::{Event, PeerId, RequestId};
@@ -22,6 +23,15 @@ pub enum Input {
         agent: AgentId,
         /// The content of the hello.
         hello: AgentHello,
+    },
+    /// A member asks which runs there are, and wants to hear of changes.
+    Subscribe {
+        /// The stream for lists.
+        peer: PeerId,
+        /// The agent, by its certificate.
+        agent: AgentId,
+        /// The runs that it wants.
+        wanted: RunsWanted,
     },
     /// An agent says something.
     Message {

@@ -4,7 +4,8 @@
 //! ```text
 //!                    ┌─ Hello ──────────► Registry: a member? ─► the node of the run that it names
 //!  Input ─► Host ────┼─ Message, Sent, Received, Disconnected ─► the node of the connection's run ─► ToPeer, Run
-//!    ▲               ├─ Operator, for a run ───────────────────► that node ─► Reply, completed with the members
+//!    ▲               ├─ Subscribe ──────► Registry: a member? ─► List, again whenever a run starts or ends
+//!    │               ├─ Operator, for a run ───────────────────► that node ─► Reply, completed with the members
 //!    │               ├─ Operator, Join ─► Registry ─► lanes: saver, signer ─► Save, Sign ─► Reply, JoinReply
 //!    │               └─ Tick, Park ────────────────────────────► every node
 //!    │                                            ▲         │
@@ -20,6 +21,7 @@ mod answer;
 mod input;
 mod output;
 mod runs;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +33,7 @@ use anabranch_common::status::RunSummary;
 use anabranch_common::transfer::Half;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinResponse, Rejection};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest};
+use anabranch_common::wire::runs::RunsWanted;
 
 pub use answer::{Candidate, choose};
 pub use input::Input;
@@ -45,6 +48,7 @@ use crate::node::{self, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, Registry, SignJob, Signed};
+use subscriptions::Subscriptions;
 
 /// `agents revoke`, saved, while runs have to hear of it.
 #[derive(Debug)]
@@ -91,6 +95,8 @@ pub struct Host {
     /// The same joins, and one renewal of each connection (`limits::CONNECTIONS`).
     signer: Lane<SignJob>,
     revocations: BTreeMap<RequestId, Revocation>,
+    /// Agents that hear which runs there are.
+    subscriptions: Subscriptions,
     /// The run of each operator's request that a run has still to answer.
     asked: BTreeMap<RequestId, RunId>,
     phase: Phase,
@@ -116,6 +122,7 @@ impl Host {
             saver: Lane::default(),
             signer: Lane::default(),
             revocations: BTreeMap::new(),
+            subscriptions: Subscriptions::default(),
             asked: BTreeMap::new(),
             phase: Phase::Serving,
             out: Vec::new(),
@@ -158,6 +165,7 @@ impl Host {
     ) -> Result<(), ModelMismatch> {
         let run = settings.options.run;
         let (node, outputs) = Node::start(settings, recovered, halves, now)?;
+        self.subscriptions.started(run, &about.name, about.weight);
         let takes_part = |agent: &AgentId| {
             let known = node.core().state().and_then(|state| state.agents.get(agent));
             known.is_some_and(|known| !known.revoked)
@@ -198,7 +206,9 @@ impl Host {
             Input::Received { peer, chunk } => self.tell_peer_run(now, peer, node::Input::Received(chunk)),
             Input::Done { run, done } => self.tell(now, run, node::Input::Done(done)),
             Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
+            Input::Subscribe { peer, agent, wanted } => self.subscribe(peer, agent, wanted),
             Input::Disconnected { peer } => {
+                self.subscriptions.closed(peer);
                 self.signer.retain(|job| !job.renews_for(peer));
                 if let Some(run) = self.peers.remove(&peer) {
                     self.tell(now, run, node::Input::Event(Event::Disconnected { peer }));
@@ -334,6 +344,14 @@ impl Host {
         self.reject(peer, why);
     }
 
+    fn subscribe(&mut self, peer: PeerId, agent: AgentId, wanted: RunsWanted) {
+        match self.registry.greet(agent) {
+            Ok(_) => self.subscriptions.opened(peer, agent, wanted),
+            // The control streams of its runs say why.
+            Err(_) => self.out.push(Output::ToPeer(ToPeer::Close { peer })),
+        }
+    }
+
     fn reject(&mut self, peer: PeerId, why: Rejection) {
         let message = Box::new(CoordinatorMessage::Rejected(why));
         self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
@@ -384,6 +402,8 @@ impl Host {
                 self.out.push(Output::Reply { request, answer: response.into() });
             }
             registry::Command::Revoke { request, agent, response } => {
+                let streams = self.subscriptions.revoked(agent).into_iter();
+                self.out.extend(streams.map(|peer| Output::ToPeer(ToPeer::Close { peer })));
                 let runs = self.nodes.keys().copied().collect();
                 self.revocations.insert(request, Revocation { runs, response });
                 self.tell_all(now, || Event::AgentRevoked { agent, request: Some(request) });
@@ -449,6 +469,8 @@ impl Host {
     fn outputs(&mut self) -> Vec<Output> {
         if self.phase != Phase::Gone {
             self.answer_revocations();
+            let lists = self.subscriptions.news(|agent, run| self.registry.may_enter(agent, run)).into_iter();
+            self.out.extend(lists.map(|(peer, list)| Output::List { peer, list }));
             self.out.extend(self.saver.next(save::group).map(Output::Save));
             self.out.extend(self.signer.next(|waiting| waiting.drain(..).collect()).map(Output::Sign));
             self.leave();

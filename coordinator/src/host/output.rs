@@ -3,9 +3,10 @@
 use anabranch_common::ids::RunId;
 use anabranch_common::wire::message::JoinResponse;
 use anabranch_common::wire::operator::RunRequest;
+use anabranch_common::wire::runs::RunsListed;
 
 use crate::core::command::ExitReason;
-use crate::core::event::RequestId;
+use crate::core::event::{PeerId, RequestId};
 use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
 use crate::node::{Job, JobError, ToPeer};
@@ -19,6 +20,13 @@ use super::runs::RunsJob;
 pub enum Output {
     /// Something on a connection.
     ToPeer(ToPeer),
+    /// Send a list of runs.
+    List {
+        /// The stream for lists.
+        peer: PeerId,
+        /// The list.
+        list: RunsListed,
+    },
     /// Run a job of a run beside the loop; answered by [`Input::Done`](super::Input::Done).
     Run {
         /// The run that the job belongs to.

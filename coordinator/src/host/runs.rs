@@ -409,6 +409,7 @@ impl Host {
     /// Ends what concerns a run in this process: its node, its connections, and what waits for an answer.
     pub(super) fn drop_node(&mut self, run: RunId, why: &str, connections: ConnectionEnd) -> Option<Node> {
         let node = self.nodes.remove(&run);
+        self.subscriptions.ended(run);
         for (peer, _) in self.peers.extract_if(.., |_, of| *of == run) {
             if connections == ConnectionEnd::Close {
                 self.out.push(Output::ToPeer(ToPeer::Close { peer }));

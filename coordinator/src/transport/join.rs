@@ -7,17 +7,15 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{JoinRefusal, JoinRequest, JoinResponse};
 use anabranch_io::frames::{self, Format};
 use anyhow::Context;
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::Connection;
 use tokio::sync::oneshot;
 
-use super::{HANDSHAKE, Input, Shared, linger};
+use super::{Control, HANDSHAKE, Input, Shared, linger};
 use crate::identity;
 
 pub(super) async fn serve(
     connection: &Connection,
-    mut send: SendStream,
-    mut recv: RecvStream,
-    version: u16,
+    Control { mut send, mut recv, version, .. }: Control,
     shared: &Shared,
 ) -> anyhow::Result<()> {
     let format = |kind| Format { kind, version };

@@ -2,17 +2,21 @@
 //! messages to the loop, and puts chunks where the node wants them.
 //!
 //! ```text
-//!  Incoming ─► handshake ─► Propose ─┬─► Join: one request, one answer           (no certificate)
-//!                                    ├─► Agent: control stream + chunk streams   (agent certificate)
-//!                                    └─► Operator: one request a stream          (operator certificate)
+//!  Incoming ─► handshake ─► Propose ─┬─► Join: one request, one answer                         (no certificate)
+//!                                    ├─► Agent: a control stream for each run, chunk streams   (agent certificate)
+//!                                    ├─► Runs: the list of runs, beside these control streams  (agent certificate)
+//!                                    └─► Operator: one request a stream                        (operator certificate)
 //! ```
 
+mod agent;
 mod handshakes;
 mod join;
 mod operator;
 mod pace;
 mod peer;
 mod spool;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +28,7 @@ use anabranch_common::limits;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
 use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::runs::RunsWanted;
 use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
 use parking_lot::RwLock;
@@ -42,9 +47,9 @@ use crate::store::Store;
 /// What the network tells the loop.
 #[derive(Debug)]
 pub enum Input {
-    /// An agent has connected; `ops` is how it is spoken to.
+    /// An agent has opened the control stream of a run; `ops` is how it is spoken to there.
     Connected {
-        /// Its connection.
+        /// The control stream.
         peer: PeerId,
         /// Who it is, by its certificate.
         agent: AgentId,
@@ -53,9 +58,20 @@ pub enum Input {
         /// Where messages to it go.
         ops: mpsc::Sender<PeerOp>,
     },
+    /// An agent asks which runs there are.
+    Subscribed {
+        /// The stream.
+        peer: PeerId,
+        /// Who it is, by its certificate.
+        agent: AgentId,
+        /// Which runs it wants.
+        wanted: RunsWanted,
+        /// Where lists go.
+        ops: mpsc::Sender<PeerOp>,
+    },
     /// An agent says something.
     Message {
-        /// On which connection.
+        /// On which control stream.
         peer: PeerId,
         /// What.
         message: AgentMessage,
@@ -203,6 +219,11 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 struct Greeted {
     connection: Connection,
     peer: Option<Peer>,
+    control: Control,
+}
+
+/// A bidirectional stream whose opener has said what it is for.
+struct Control {
     purpose: Purpose,
     /// The version of the schema that both ends agreed on.
     version: u16,
@@ -212,7 +233,7 @@ struct Greeted {
 
 async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> anyhow::Result<()> {
     let greeted = place.hold(async { tokio::time::timeout(HANDSHAKE, greet(incoming)).await? }).await?;
-    let Greeted { connection, peer, purpose, version, send, recv } = match greeted {
+    let Greeted { connection, peer, control } = match greeted {
         Ok(greeted) => greeted,
         Err(Turned { connection, error }) => {
             // The peer closes when it has read the answer; a peer that does not is cut off.
@@ -223,29 +244,17 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
             return place.hold(told).await;
         }
     };
-    match (purpose, peer) {
+    match (control.purpose, peer) {
         // Without a certificate there is no place but this one.
-        (Purpose::Join, _) => place.hold(join::serve(&connection, send, recv, version, &shared)).await,
-        (Purpose::Agent, Some(Peer { agent, .. })) => {
-            let mut messages = peer::messages(recv, version);
-            let hello =
-                place.hold(async { tokio::time::timeout(HANDSHAKE, peer::hello(&mut messages)).await? }).await?;
-            drop(place);
-            let surplus = shared.connections.opened(agent, &connection);
-            if surplus > 0 {
-                shared.handshakes.closed_as_surplus();
-                tracing::warn!(agent = %agent.short(), "an agent has too many connections; its oldest is closed");
-            }
-            let streams = (peer::writer(send, version), messages);
-            let ended = peer::serve(connection.clone(), streams, (agent, hello), Arc::clone(&shared)).await;
-            shared.connections.closed(agent, &connection);
-            ended
+        (Purpose::Join, _) => place.hold(join::serve(&connection, control, &shared)).await,
+        (Purpose::Agent | Purpose::Runs, Some(Peer { agent, .. })) => {
+            agent::serve(connection, agent, control, place, shared).await
         }
         (Purpose::Operator, _) => {
             drop(place);
-            operator::serve(connection, send, recv, version, shared).await
+            operator::serve(connection, control, shared).await
         }
-        (Purpose::Agent, None) => Ok(()),
+        (Purpose::Agent | Purpose::Runs, None) => Ok(()),
     }
 }
 
@@ -262,10 +271,13 @@ async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
     let agreed = frames::accept(&mut send, &mut recv, |purpose| allowed(purpose, peer.as_ref()), HANDSHAKE).await;
     Ok(match agreed {
         Ok((purpose, version)) => {
-            if purpose != Purpose::Join {
-                tls::trust(&connection);
+            match purpose {
+                Purpose::Join => {}
+                // QUIC tells of room for further streams when many have ended: beyond its limit there is one in `agent`.
+                Purpose::Agent | Purpose::Runs => tls::trust(&connection, 2 * limits::CONTROL_STREAMS),
+                Purpose::Operator => tls::trust(&connection, limits::REQUEST_STREAMS),
             }
-            Ok(Greeted { connection, peer, purpose, version, send, recv })
+            Ok(Greeted { connection, peer, control: Control { purpose, version, send, recv } })
         }
         Err(error) => {
             send.finish().ok();
@@ -277,7 +289,7 @@ async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
 fn allowed(purpose: Purpose, peer: Option<&Peer>) -> bool {
     match purpose {
         Purpose::Join => true,
-        Purpose::Agent => peer.is_some_and(|peer| peer.role == Role::Agent),
+        Purpose::Agent | Purpose::Runs => peer.is_some_and(|peer| peer.role == Role::Agent),
         Purpose::Operator => peer.is_some_and(|peer| peer.role == Role::Operator),
     }
 }

@@ -16,7 +16,7 @@ use anyhow::Context;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::oneshot;
 
-use super::{Input, Shared};
+use super::{Control, Input, Shared};
 use crate::core::status::{self, json};
 use crate::host::{self, Candidate};
 use crate::recovery;
@@ -29,9 +29,7 @@ type Answer = (OperatorResponse, Option<Vec<u8>>);
 
 pub(super) async fn serve(
     connection: Connection,
-    send: SendStream,
-    recv: RecvStream,
-    version: u16,
+    Control { send, recv, version, .. }: Control,
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
     request(send, recv, version, &shared).await?;

@@ -1,4 +1,4 @@
-//! One agent's connection: its control stream both ways, and its chunk streams.
+//! An agent's part in one run, over one connection: its control stream both ways, and what becomes of its chunks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,14 +9,15 @@ use anabranch_common::limits;
 use anabranch_common::transfer::{Received, Sink, UploadName};
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
-use anabranch_common::wire::transfer::Missing;
-use anabranch_io::chunks::{self, ChunkError};
+use anabranch_common::wire::runs::RunsListed;
+use anabranch_common::wire::transfer::{ChunkHeader, Missing};
+use anabranch_io::chunks::{self, Route};
 use anabranch_io::faults;
-use anabranch_io::frames::{Format, FrameIoError, FrameReader, FrameWriter};
-use anyhow::{Context, bail};
+use anabranch_io::frames::{Format, FrameReader, FrameWriter};
+use anyhow::bail;
 use parking_lot::Mutex;
-use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{Semaphore, mpsc};
+use quinn::{RecvStream, SendStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::pace::Pace;
@@ -27,14 +28,13 @@ use crate::host;
 use crate::node::{DownloadId, PackedModel};
 
 /// How long a message may take to be taken off our hands.
-const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
-
+pub(super) const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
 /// How long a chunk may take.
-const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
+pub(super) const CHUNK: Duration = Duration::from_millis(limits::CHUNK_TIMEOUT_MS);
 /// Messages that came before a connection ended are taken in for this long.
-const LAST_WORDS: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
 
-/// What the loop wants of a connection.
+/// What the loop wants of a control stream, or of a stream with the list of runs.
 #[derive(Debug)]
 pub enum PeerOp {
     /// Send a control message.
@@ -60,12 +60,15 @@ pub enum PeerOp {
         /// Its transfer.
         transfer: Digest,
     },
-    /// Close once everything before this was sent.
+    /// Send a list of runs: the only thing, beside `Close`, that a stream with such lists is for.
+    List(RunsListed),
+    /// Close the stream once everything before this was sent.
     Close,
 }
 
-struct PeerConnection {
-    connection: Connection,
+/// An agent's part in one run.
+pub(super) struct Session {
+    route: Route,
     shared: Arc<Shared>,
     peer: PeerId,
     agent: AgentId,
@@ -73,6 +76,8 @@ struct PeerConnection {
     spool: Option<Arc<Spool>>,
     /// Where the chunks go that are awaited, by transfer, and whether they are written to disk too.
     sinks: Mutex<BTreeMap<Digest, (Arc<Sink>, bool)>>,
+    /// Ends the session over a chunk that is not what was offered.
+    breach: Mutex<Option<oneshot::Sender<anyhow::Error>>>,
 }
 
 /// The agent's control stream.
@@ -93,41 +98,54 @@ pub(super) async fn hello(messages: &mut FrameReader<AgentMessage>) -> anyhow::R
     }
 }
 
-pub(super) async fn serve(
-    connection: Connection,
-    (writer, messages): (FrameWriter<CoordinatorMessage>, FrameReader<AgentMessage>),
-    (agent, hello): (AgentId, AgentHello),
-    shared: Arc<Shared>,
-) -> anyhow::Result<()> {
-    let peer = shared.next_peer();
-    let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-    let spool = shared.spool(hello.run);
-    shared.tell(Input::Connected { peer, agent, hello, ops }).await;
-    let this = Arc::new(PeerConnection { connection, shared, peer, agent, spool, sinks: Mutex::default() });
-    let mut reading = std::pin::pin!(this.read_messages(messages));
-    let (ended, read) = tokio::select! {
-        ended = &mut reading => (ended, true),
-        ended = this.read_chunks() => (ended, false),
-        ended = Arc::clone(&this).do_ops(writer, inbox) => (ended, false),
-    };
-    // Whoever notices first that the agent has gone, what it said before that counts: a goodbye that is lost keeps a
-    // finished run waiting.
-    if !read && this.connection.close_reason().is_some() {
-        // How it ends is known already.
-        let _ = tokio::time::timeout(LAST_WORDS, reading).await;
+impl Session {
+    /// A session of which the loop has not heard, and what ends it over a chunk.
+    pub(super) fn new(
+        route: Route,
+        shared: Arc<Shared>,
+        agent: AgentId,
+        hello: &AgentHello,
+    ) -> (Arc<Self>, oneshot::Receiver<anyhow::Error>) {
+        let (breach, breached) = oneshot::channel();
+        let spool = shared.spool(hello.run);
+        let (peer, breach) = (shared.next_peer(), Mutex::new(Some(breach)));
+        (Arc::new(Self { route, shared, peer, agent, spool, sinks: Mutex::default(), breach }), breached)
     }
-    this.connection.close(0u32.into(), b"done");
-    this.shared.tell(Input::Host(host::Input::Disconnected { peer })).await;
-    ended
-}
 
-impl PeerConnection {
+    /// Carries what is said until the stream or the connection ends. `pace` is of the connection.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        hello: AgentHello,
+        (writer, messages): (FrameWriter<CoordinatorMessage>, FrameReader<AgentMessage>),
+        breached: oneshot::Receiver<anyhow::Error>,
+        pace: &Mutex<Pace>,
+    ) -> anyhow::Result<()> {
+        let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
+        let (peer, agent) = (self.peer, self.agent);
+        self.shared.tell(Input::Connected { peer, agent, hello, ops }).await;
+        let mut reading = std::pin::pin!(self.read_messages(messages, pace));
+        let (ended, read) = tokio::select! {
+            ended = &mut reading => (ended, true),
+            ended = Arc::clone(&self).do_ops(writer, inbox) => (ended, false),
+            Ok(error) = breached => (Err(error), false),
+            reason = self.route.connection.closed() => (Err(reason.into()), false),
+        };
+        // Whoever notices first that the agent has gone, what it said before that counts: a goodbye that is lost keeps a
+        // finished run waiting.
+        if !read && self.route.connection.close_reason().is_some() {
+            // How it ends is known already.
+            let _ = tokio::time::timeout(LAST_WORDS, reading).await;
+        }
+        self.shared.tell(Input::Host(host::Input::Disconnected { peer })).await;
+        ended
+    }
+
     /// A silent agent is one that trains; QUIC's idle timeout and its keep-alive tell whether it is still there.
-    async fn read_messages(&self, mut messages: FrameReader<AgentMessage>) -> anyhow::Result<()> {
-        let mut pace = Pace::new(clock::monotonic());
+    async fn read_messages(&self, mut messages: FrameReader<AgentMessage>, pace: &Mutex<Pace>) -> anyhow::Result<()> {
         while let Some(message) = messages.next().await? {
             // Whoever says more than the loop should hear is read more slowly, and its window fills up.
-            tokio::time::sleep(pace.wait(clock::monotonic())).await;
+            let wait = pace.lock().wait(clock::monotonic());
+            tokio::time::sleep(wait).await;
             self.shared.tell_message(self.peer, message, messages.last_bytes()).await;
         }
         Ok(())
@@ -167,6 +185,7 @@ impl PeerConnection {
                     self.sinks.lock().insert(sink.transfer(), (sink, on_disk));
                 }
                 PeerOp::Forget { transfer } => _ = self.sinks.lock().remove(&transfer),
+                PeerOp::List(_) => tracing::trace!("a list of runs has a stream of its own"),
                 PeerOp::Close => {
                     self.sinks.lock().clear();
                     tasks.abort_all();
@@ -175,7 +194,7 @@ impl PeerConnection {
             }
         }
         writer.finish().await;
-        linger(&self.connection).await;
+        linger(&self.route.connection).await;
         Ok(())
     }
 
@@ -183,7 +202,7 @@ impl PeerConnection {
         let PackedModel { transfer, content, .. } = &*model;
         let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
         let bytes = ranges.map(|range| range.len() as u64).sum();
-        let sent = chunks::send_chunks(&self.connection, transfer, Arc::clone(content), &missing, CHUNK).await;
+        let sent = chunks::send_chunks(&self.route, transfer, Arc::clone(content), &missing, CHUNK).await;
         if let Err(error) = &sent {
             tracing::debug!(agent = %self.agent.short(), %error, "a model was not sent whole");
         }
@@ -191,37 +210,24 @@ impl PeerConnection {
         self.shared.tell(Input::Host(host::Input::Sent { peer: self.peer, download, bytes })).await;
     }
 
-    async fn read_chunks(self: &Arc<Self>) -> anyhow::Result<()> {
-        let parallel = Arc::new(Semaphore::new(limits::CHUNK_STREAMS as usize));
-        let mut tasks = JoinSet::new();
-        loop {
-            let room = Arc::clone(&parallel).acquire_owned().await?;
-            let stream = tokio::select! {
-                stream = self.connection.accept_uni() => stream?,
-                Some(done) = tasks.join_next() => {
-                    done.context("a chunk's task ended")??;
-                    continue;
-                }
-            };
-            let this = Arc::clone(self);
-            tasks.spawn(async move {
-                let _room = room;
-                this.read_chunk(stream).await
-            });
+    /// Whether chunks of a transfer are awaited.
+    pub(super) fn awaits(&self, transfer: Digest) -> bool {
+        self.sinks.lock().contains_key(&transfer)
+    }
+
+    /// Ends this session; the agent's other ones go on.
+    pub(super) fn breached(&self, error: anyhow::Error) {
+        if let Some(breach) = self.breach.lock().take() {
+            // It has ended by itself.
+            let _ = breach.send(error);
         }
     }
 
-    async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
-        // Bytes that nobody asked for are not even taken into memory.
-        let wanted = |transfer| self.sinks.lock().contains_key(&transfer);
-        let (header, chunk) = match chunks::recv_chunk_if(stream, CHUNK, wanted).await {
-            Ok(Some(received)) => received,
-            Ok(None) => return Ok(()),
-            // Given up by its sender.
-            Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        faults::point("upload-chunk");
+    /// Puts a chunk where it is awaited.
+    ///
+    /// # Errors
+    /// It is not what this agent has offered.
+    pub(super) async fn take(&self, header: ChunkHeader, chunk: Vec<u8>) -> anyhow::Result<()> {
         // A transfer that is not under way (complete, or given up: sent twice over a bad line) is harmless.
         let Some((sink, on_disk)) = self.sinks.lock().get(&header.transfer).cloned() else { return Ok(()) };
         let put = match sink.put(header.index, &chunk) {

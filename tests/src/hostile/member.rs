@@ -16,12 +16,14 @@ use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Welcome};
 use anabranch_common::wire::transfer::{Assembly, Missing, TransferManifest};
-use anabranch_io::chunks::{recv_chunk, send_chunks};
+use anabranch_io::chunks::{Route, recv_chunk, send_chunks};
 use anabranch_io::frames::{self, FrameReader, FrameWriter};
 use anabranch_io::tls;
 use anyhow::{Context as _, bail};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 
+/// QUIC id of the first stream of a connection: its control stream.
+pub const SESSION: u64 = 0;
 /// How long an answer may take.
 pub const ANSWER: Duration = Duration::from_secs(20);
 
@@ -145,6 +147,12 @@ impl Member {
         Ok(Self { connection, welcome, identity, writer, reader, seq: 0, _endpoint: endpoint })
     }
 
+    /// Where chunks of its transfers go.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        Route { connection: self.connection.clone(), session: SESSION }
+    }
+
     /// Says something.
     ///
     /// # Errors
@@ -207,7 +215,7 @@ impl Member {
                 })
                 .await?;
             let Some(missing) = missing else { return Ok(()) };
-            send_chunks(&self.connection, &transfer, content.clone().into(), &missing, ANSWER).await?;
+            send_chunks(&self.route(), &transfer, content.clone().into(), &missing, ANSWER).await?;
         }
     }
 
@@ -292,7 +300,7 @@ impl Member {
             match answer {
                 Ok(missing) => {
                     let content = offer.payload.clone().into();
-                    send_chunks(&self.connection, &transfer, content, &missing, ANSWER).await?;
+                    send_chunks(&self.route(), &transfer, content, &missing, ANSWER).await?;
                 }
                 Err(verdict) => return Ok(verdict),
             }

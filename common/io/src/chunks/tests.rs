@@ -6,6 +6,11 @@ use crate::tls::tests::connected_pair;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// To the fifth control stream of a connection.
+fn route(connection: &Connection) -> Route {
+    Route { connection: connection.clone(), session: 16 }
+}
+
 fn content(bytes: usize) -> Arc<[u8]> {
     (0..bytes).map(|index| index.to_le_bytes()[2] ^ u8::try_from(index % 251).expect("below 251")).collect()
 }
@@ -22,13 +27,14 @@ async fn five_mebibytes_arrive_of_which_some_were_there() {
         assembly.put(index, &content[range]).expect("fits");
     }
     let missing = assembly.missing().clone();
-    let sending = send_chunks(&pair.client, &manifest, Arc::clone(&content), &missing, DEADLINE);
+    let route = route(&pair.client);
+    let sending = send_chunks(&route, &manifest, Arc::clone(&content), &missing, DEADLINE);
     let receiving = async {
         let mut arrived = Vec::new();
         loop {
             let stream = pair.server.accept_uni().await.expect("a stream");
             let (header, bytes) = recv_chunk(stream, DEADLINE).await.expect("a chunk");
-            assert_eq!(header.transfer, manifest.id());
+            assert_eq!((header.transfer, header.session), (manifest.id(), 16));
             arrived.push(header.index);
             if assembly.put(header.index, &bytes).expect("fits") {
                 arrived.sort_unstable();
@@ -59,7 +65,8 @@ async fn a_piece_has_the_chunks_of_the_whole_transfer() {
     missing.arrived(1);
     // One that does not exist is not sent.
     missing.join(&Missing::all(8).take(7..8));
-    let sending = send_piece(&pair.client, &piece, &missing, DEADLINE);
+    let route = route(&pair.client);
+    let sending = send_piece(&route, &piece, &missing, DEADLINE);
     let receiving = async {
         let mut arrived = Vec::new();
         for _ in 0..2 {
@@ -83,7 +90,8 @@ async fn more_chunks_than_streams_arrive() {
     let content = content(20 * CHUNK_BYTES);
     let manifest = TransferManifest::of(&content);
     let missing = Missing::all(manifest.chunks.len());
-    let sending = send_chunks(&pair.client, &manifest, Arc::clone(&content), &missing, DEADLINE);
+    let route = route(&pair.client);
+    let sending = send_chunks(&route, &manifest, Arc::clone(&content), &missing, DEADLINE);
     let receiving = async {
         let mut assembly = Assembly::new(manifest.clone(), u64::MAX).expect("valid");
         loop {
@@ -107,7 +115,7 @@ async fn a_lost_connection_says_what_was_not_sent() {
     pair.server.close(VarInt::from_u32(0), b"enough");
     pair.client.closed().await;
     let missing = Missing::all(3);
-    let error = send_chunks(&pair.client, &manifest, content, &missing, DEADLINE).await.expect_err("lost");
+    let error = send_chunks(&route(&pair.client), &manifest, content, &missing, DEADLINE).await.expect_err("lost");
     let ChunkError::Send(error) = error else { panic!("{error}") };
     assert_eq!(error.failed, [0, 1, 2]);
     assert!(error.to_string().contains("enough"), "{error}");
@@ -119,7 +127,7 @@ async fn content_that_does_not_fit_its_manifest_is_not_sent() {
     let manifest = TransferManifest::of(&content(100));
     let longer = content(101);
     let missing = Missing::all(1);
-    let error = send_chunks(&pair.client, &manifest, longer, &missing, DEADLINE).await.expect_err("refused");
+    let error = send_chunks(&route(&pair.client), &manifest, longer, &missing, DEADLINE).await.expect_err("refused");
     assert_eq!(error, ChunkError::Content { found: 101, expected: 100 });
 }
 
@@ -127,7 +135,7 @@ async fn content_that_does_not_fit_its_manifest_is_not_sent() {
 #[tokio::test]
 async fn a_chunk_that_is_too_long_or_too_slow_is_refused() {
     let pair = connected_pair().await;
-    let header = ChunkHeader { transfer: Digest::default(), index: 0 };
+    let header = ChunkHeader { transfer: Digest::default(), index: 0, session: 0 };
     let mut stream = pair.client.open_uni().await.expect("opens");
     let sending = async {
         send(&mut stream, FrameKind::Chunk, &header, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
@@ -150,7 +158,7 @@ async fn a_chunk_that_is_too_long_or_too_slow_is_refused() {
 async fn a_cancelled_sender_gives_its_chunk_up() {
     let pair = connected_pair().await;
     let mut guard = ResetOnDrop(Some(pair.client.open_uni().await.expect("opens")));
-    let header = ChunkHeader { transfer: Digest::default(), index: 0 };
+    let header = ChunkHeader { transfer: Digest::default(), index: 0, session: 0 };
     let stream = guard.0.as_mut().expect("just put there");
     send(stream, FrameKind::Chunk, &header, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
     stream.write_all(&[7; CHUNK_BYTES / 2]).await.expect("writes");
@@ -169,13 +177,13 @@ async fn a_message_and_its_answer_pass_a_bulk_transfer_that_nobody_reads() {
     let missing = Missing::all(manifest.chunks.len());
     let mut bulk = {
         let (client, content) = (pair.client.clone(), Arc::clone(&content));
-        tokio::spawn(async move { send_chunks(&client, &manifest, content, &missing, DEADLINE).await })
+        tokio::spawn(async move { send_chunks(&route(&client), &manifest, content, &missing, DEADLINE).await })
     };
     // The bulk is under way before the first word is said.
     let first = pair.server.accept_uni().await.expect("a stream");
     let (mut ask, mut answer) = pair.client.open_bi().await.expect("opens");
     ask.set_priority(crate::frames::CONTROL_PRIORITY).expect("open");
-    let ping = ChunkHeader { transfer: Digest::default(), index: 77 };
+    let ping = ChunkHeader { transfer: Digest::default(), index: 77, session: 0 };
     for _ in 0..3 {
         send(&mut ask, FrameKind::Chunk, &ping, limits::CHUNK_HEADER_BYTES, DEADLINE).await.expect("sends");
     }
@@ -205,7 +213,8 @@ async fn earlier_chunks_are_whole_before_later_ones() {
     let content = content(8 * CHUNK_BYTES);
     let manifest = TransferManifest::of(&content);
     let missing = Missing::all(8);
-    let sending = send_chunks(&pair.client, &manifest, content, &missing, DEADLINE);
+    let route = route(&pair.client);
+    let sending = send_chunks(&route, &manifest, content, &missing, DEADLINE);
     let receiving = async {
         let mut tasks = JoinSet::new();
         let mut order = Vec::new();

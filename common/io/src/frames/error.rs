@@ -113,6 +113,7 @@ fn purpose_text(purpose: Purpose) -> &'static str {
         Purpose::Join => "a new agent",
         Purpose::Agent => "an agent",
         Purpose::Operator => "an operator",
+        Purpose::Runs => "an agent that asks which runs there are",
     }
 }
 

@@ -120,9 +120,10 @@ pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerCo
     Ok(config)
 }
 
-/// Gives the other end of a server's connection, which has shown its certificate, the streams and the windows of a
-/// member.
-pub fn trust(connection: &Connection) {
+/// Gives the other end of a server's connection, which has shown its certificate, the windows and the chunk streams of a
+/// member, and so many control streams at the same time.
+pub fn trust(connection: &Connection, control_streams: u32) {
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(control_streams));
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(limits::CHUNK_STREAMS));
     connection.set_receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES));
 }

@@ -99,7 +99,7 @@ pub(crate) async fn connected_pair() -> Pair {
     let dialer = client_endpoint().expect("binds");
     let (client, server) = tokio::join!(connect(&dialer, &address, config), accept_one(&endpoint));
     let (client, server) = (client.expect("connects"), server.expect("accepts"));
-    trust(&server);
+    trust(&server, limits::REQUEST_STREAMS);
     Pair { client, server, cert, _endpoints: [endpoint, dialer] }
 }
 

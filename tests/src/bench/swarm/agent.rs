@@ -11,7 +11,7 @@ use anabranch_agent::node::{self, AgentNode, Done, Input, Job, MathsJob, Output,
 use anabranch_agent::session::command::{Bank, Ending};
 use anabranch_agent::session::event::{Event, Kept, OutboxEntry, Outcome};
 use anabranch_agent::session::{Session, SessionConfig};
-use anabranch_agent::transport::{self, Dialer, Link, NetSender, Op};
+use anabranch_agent::transport::{self, Link, LinkName, NetSender, Op, Uplink};
 use anabranch_common::codec::CodecId;
 use anabranch_common::ids::{AgentId, Digest, Incarnation, RunId};
 use anabranch_common::journal::Lease;
@@ -63,7 +63,7 @@ pub(super) struct Member {
     pub(super) number: u64,
     pub(super) run: RunId,
     pub(super) agent: AgentId,
-    pub(super) dialer: Arc<Dialer>,
+    pub(super) uplink: Arc<Uplink>,
 }
 
 /// Works until it is dropped, or until the session ends.
@@ -97,7 +97,7 @@ pub(super) async fn work(member: Member, shared: Arc<Shared>) -> Ending {
         let (deadline, trained_at) =
             (agent.node.session().deadline_ms().map(at), agent.training.as_ref().map(|round| at(round.0)));
         let input = tokio::select! {
-            Some((number, event)) = net_events.recv() => Input::Link { number, event: event.into() },
+            Some((link, event)) = net_events.recv() => Input::Link { number: link.number, event: event.into() },
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Input::Event(Event::Tick),
             () = tokio::time::sleep_until(trained_at.unwrap_or_else(Instant::now)), if trained_at.is_some() => {
                 let Some((_, lease)) = agent.training.take() else { continue };
@@ -126,7 +126,7 @@ impl Agent {
         let mut ending = None;
         while let Some(input) = inputs.pop_front() {
             if let Input::Link { number, event } = &input
-                && self.link.as_ref().is_some_and(|link| link.number == *number)
+                && self.link.as_ref().is_some_and(|link| link.name.number == *number)
             {
                 self.count(event);
             }
@@ -165,8 +165,9 @@ impl Agent {
     fn execute(&mut self, output: Output) -> Option<Input> {
         match output {
             Output::Open { number, after_ms } => {
-                let (dialer, after) = (Arc::clone(&self.member.dialer), Duration::from_millis(after_ms));
-                self.link = Some(transport::open(dialer, number, after, self.net.clone()));
+                let (uplink, after) = (Arc::clone(&self.member.uplink), Duration::from_millis(after_ms));
+                let name = LinkName { run: self.member.run, number };
+                self.link = Some(transport::open(uplink, name, after, self.net.clone()));
                 None
             }
             Output::Close { .. } => {

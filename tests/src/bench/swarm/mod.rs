@@ -14,7 +14,7 @@ use std::time::Duration;
 use anabranch_agent::config::AgentDir;
 use anabranch_agent::identity::AgentKey;
 use anabranch_agent::session::command::Ending;
-use anabranch_agent::transport::{self, Dialer};
+use anabranch_agent::transport::{self, Dialer, Uplink};
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::ids::Digest;
 use anabranch_common::limits;
@@ -323,7 +323,7 @@ async fn join(token: JoinToken, dir: AgentDir, number: u64, socket: Endpoint) ->
     match answer.context("no answer to a request to join")?? {
         JoinResponse::Enrolled { run, agent, certificate_der, ca_der, .. } => {
             let dialer = Dialer::new(token.address, &ca_der, &certificate_der, &key.to_der())?.through(socket);
-            Ok(Member { number, run, agent, dialer: Arc::new(dialer) })
+            Ok(Member { number, run, agent, uplink: Uplink::new(dialer) })
         }
         JoinResponse::Refused(refusal) => bail!("an agent may not join: {refusal:?}"),
     }

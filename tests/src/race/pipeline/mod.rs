@@ -122,7 +122,8 @@ pub fn run(options: &PipelineOptions) -> anyhow::Result<Report> {
         }
     }
     let turns = turns(workload);
-    let outcomes = super::in_parallel(options.jobs, comparisons.len(), |index| comparisons[index].outcomes(workload, &turns));
+    let outcomes =
+        super::in_parallel(options.jobs, comparisons.len(), |index| comparisons[index].outcomes(workload, &turns));
     let mut by_name: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
     for (comparison, outcomes) in comparisons.iter().zip(outcomes) {
         for (turn, outcome) in outcomes? {

@@ -95,7 +95,11 @@ pub fn run(options: &SearchOptions) -> anyhow::Result<Report> {
     }
     let truth = Truth::read(&options.workload.truth, &options.made_by)?;
     let spec = &options.workload.spec;
-    ensure!(truth.contributions == spec.contributions(spec.last_rung()), "full runs of {} contributions", truth.contributions);
+    ensure!(
+        truth.contributions == spec.contributions(spec.last_rung()),
+        "full runs of {} contributions",
+        truth.contributions
+    );
     let races: Vec<(u64, bool)> = seeds.iter().flat_map(|seed| [(*seed, false), (*seed, true)]).collect();
     let found = super::in_parallel(options.jobs, races.len(), |index| {
         let (seed, kills) = races[index];
@@ -124,10 +128,16 @@ fn exhaustive<'a>(
         let name = format!("seed {seed} trial {trial}");
         report.run(&name, "accuracy", run.accuracy.unwrap_or(0.0));
         report.run(&name, "seconds", run.seconds);
-        println!("{name:<20} {:>8.4} {:>8.2} s  {}", run.accuracy.unwrap_or(0.0), run.seconds, in_words(&run.overrides));
+        println!(
+            "{name:<20} {:>8.4} {:>8.2} s  {}",
+            run.accuracy.unwrap_or(0.0),
+            run.seconds,
+            in_words(&run.overrides)
+        );
         by_seed.entry(*seed).or_default().push(run);
     }
-    let truth = Truth { command: options.made_by.clone(), contributions: spec.contributions(spec.last_rung()), seeds: by_seed };
+    let truth =
+        Truth { command: options.made_by.clone(), contributions: spec.contributions(spec.last_rung()), seeds: by_seed };
     let path = &options.workload.truth;
     let text = format!("{}\n", serde_json::to_string_pretty(&truth)?);
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;

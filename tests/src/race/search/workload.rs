@@ -69,7 +69,10 @@ impl SearchWorkload {
         let sections = [("config", BASE_FILE.into()), ("search", Value::Table(search)), ("space", Value::Table(space))];
         let text = sections.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Table>().to_string();
         let spec = SearchSpec::parse(path, &text).map_err(|error| anyhow::anyhow!("{shown}: {error}"))?;
-        ensure!(spec.method == Method::Asha, "{shown}: search.method must be asha: random search is worked out beside it");
+        ensure!(
+            spec.method == Method::Asha,
+            "{shown}: search.method must be asha: random search is worked out beside it"
+        );
         let agents = Workload::read(&folder.join(workload))?;
         ensure!(!agents.kills(), "{shown}: a workload without kills is needed: kills_after says when to kill");
         let workload =

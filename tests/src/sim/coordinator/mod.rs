@@ -202,7 +202,9 @@ impl World {
                         self.coordinator.members.heard(agent);
                     }
                 }
-                Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {}
+                // No agent here asks which runs there are.
+                Output::List { .. } | Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {
+                }
             }
         }
     }
