@@ -66,7 +66,6 @@ fn promotions(trials: f64, eta: u64) -> f64 {
     sum
 }
 
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn to_f64(number: u64) -> f64 {
     number as f64
 }

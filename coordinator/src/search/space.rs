@@ -209,7 +209,6 @@ fn choice(values: &[toml::Value]) -> Result<Domain, String> {
 
 fn bounds(values: &[toml::Value]) -> Option<(f64, f64)> {
     let [low, high] = values else { return None };
-    #[expect(clippy::cast_precision_loss, reason = "a bound of a continuous key may be rounded")]
     let number = |value: &toml::Value| value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
     let (low, high) = (number(low)?, number(high)?);
     (low.is_finite() && high.is_finite() && low < high).then_some((low, high))

@@ -123,6 +123,12 @@ impl SearchSpec {
         Ok(spec)
     }
 
+    /// Returns the path of the base, beside the `SEARCH.toml` at `path`.
+    #[must_use]
+    pub fn base_path(&self, path: &Path) -> PathBuf {
+        path.parent().unwrap_or_else(|| Path::new("")).join(&self.config)
+    }
+
     /// Index of the last rung.
     #[must_use]
     pub fn last_rung(&self) -> u32 {

@@ -147,7 +147,7 @@ impl SearchReport {
             trials_planned: spec.trials,
             parallel: spec.parallel,
             price: Price::of(spec),
-            spent: state.trials.iter().map(|trial| trial.contributions).sum(),
+            spent: state.trials.iter().fold(0, |spent, trial| trial.contributions.saturating_add(spent)),
             trials: state.trials.iter().map(|trial| TrialReport::of(&spec.name, trial)).collect(),
         }
     }

@@ -54,12 +54,16 @@ fn line(svg: &mut String, from: (f64, f64), to: (f64, f64)) {
     draw(svg, format_args!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"/>\n"));
 }
 
-/// One trial's line. A trial with one point has a short one.
+fn colour(trial: &TrialReport) -> &'static str {
+    COLOURS[usize::try_from(trial.trial.0).unwrap_or(0) % COLOURS.len()]
+}
+
+/// One trial's line. It ends a little behind its last point, so that one with a single point is seen.
 fn polyline(svg: &mut String, report: &SearchReport, trial: &TrialReport, points: &[(f64, f64)]) {
     let Some(last) = points.last() else { return };
     let points: Vec<String> =
         points.iter().chain([&(last.0 + 3.0, last.1)]).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-    let colour = COLOURS[usize::try_from(trial.trial.0).unwrap_or(0) % COLOURS.len()];
+    let colour = colour(trial);
     let class = if report.leader == Some(trial.trial) {
         " class=\"leader\""
     } else if trial.closed.is_some() {
@@ -93,7 +97,6 @@ fn share(value: f64, range: (f64, f64)) -> f64 {
     if range.1 > range.0 { ((value - range.0) / (range.1 - range.0)).clamp(0.0, 1.0) } else { 0.5 }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
 fn logarithm(contributions: u64) -> f64 {
     (contributions.max(1) as f64).ln()
 }
@@ -126,6 +129,10 @@ fn curves(svg: &mut String, report: &SearchReport) {
         };
         let points: Vec<(f64, f64)> = trial.measured.iter().map(at).collect();
         polyline(svg, report, trial, &points);
+        for (x, y) in points {
+            let colour = colour(trial);
+            draw(svg, format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>\n"));
+        }
     }
 }
 
@@ -148,7 +155,6 @@ fn coordinates(svg: &mut String, report: &SearchReport) {
             shares: report.trials.iter().map(of).collect(),
         });
     }
-    #[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
     let x =
         |index: usize| ACROSS.0 + (ACROSS.1 - ACROSS.0) * share(index as f64, (0.0, (axes.len().max(2) - 1) as f64));
     for (index, axis) in axes.iter().enumerate() {
@@ -195,9 +201,7 @@ fn axis(report: &SearchReport, key: &str) -> Axis {
         }
     }
     let place = |value: &serde_json::Value| seen.iter().position(|other| *other == value);
-    #[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
     let range = (0.0, seen.len().saturating_sub(1) as f64);
-    #[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
     let shares = values.iter().map(|value| value.and_then(place).map(|place| share(place as f64, range))).collect();
     let end = |value: Option<&&serde_json::Value>| value.map(ToString::to_string).unwrap_or_default();
     Axis { name: key.to_owned(), ends: (end(seen.first()), end(seen.last())), shares }

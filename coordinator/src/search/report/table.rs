@@ -77,7 +77,6 @@ fn metric_of(report: &SearchReport, trial: &TrialReport) -> String {
 /// `1,234 contributions, 1.2 full runs (about 1.5 in all, at most 8.0)`.
 fn spent(report: &SearchReport) -> String {
     let price = &report.price;
-    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
     let runs = |contributions: u64| price.in_full_runs(contributions as f64);
     format!(
         "{} contributions, {:.1} full runs (about {:.1} in all, at most {:.1})",

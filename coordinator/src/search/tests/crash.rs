@@ -35,12 +35,12 @@ fn survives(text: &str, diverging: &[(u32, u32)]) {
 
 #[test]
 fn asha_survives_a_kill_at_every_step() {
-    survives(&text("trials = 6\neta = 2\nr = 1\nmax = 8\nparallel = 2\nseed = 1"), &[(3, 0), (1, 1)]);
+    survives(&text("trials = 5\neta = 2\nr = 1\nmax = 4\nparallel = 2\nseed = 1"), &[(3, 0), (1, 1)]);
 }
 
 #[test]
 fn a_population_survives_a_kill_at_every_step() {
-    survives(&text("method = \"pbt\"\ntrials = 5\nr = 2\nmax = 6\nparallel = 3\nseed = 2"), &[(2, 1)]);
+    survives(&text("method = \"pbt\"\ntrials = 4\nr = 2\nmax = 4\nparallel = 3\nseed = 2"), &[(2, 1)]);
 }
 
 #[test]

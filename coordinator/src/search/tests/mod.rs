@@ -46,9 +46,9 @@ fn start(text: &str) -> Search {
 }
 
 /// A search whose records are durable at once: what it does beside writing, by the records that it writes.
-struct Instant(Search);
+struct AtOnce(Search);
 
-impl Instant {
+impl AtOnce {
     fn begin(text: &str) -> (Self, Vec<RecordBody>, Vec<Output>) {
         let mut search = Self(start(text));
         let (records, outputs) = search.handle(Input::Begin);

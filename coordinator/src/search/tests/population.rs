@@ -8,7 +8,7 @@ const FOUR: &str = "method = \"pbt\"\ntrials = 4\nr = 2\nmax = 4\nparallel = 2";
 
 #[test]
 fn the_worst_continues_from_a_copy_of_the_best() {
-    let (mut search, records, _) = Instant::begin(&text(FOUR));
+    let (mut search, records, _) = AtOnce::begin(&text(FOUR));
     assert_eq!(records.len(), 3, "two trials at a time");
     search.measured(0, 0.5);
     search.measured(1, 0.9);
@@ -38,7 +38,7 @@ fn the_worst_continues_from_a_copy_of_the_best() {
 /// Of fewer than four trials nobody is in a quarter.
 #[test]
 fn what_is_closed_is_not_copied_and_does_not_hold_up_the_others() {
-    let (mut search, _, _) = Instant::begin(&text(FOUR));
+    let (mut search, _, _) = AtOnce::begin(&text(FOUR));
     search.measured(0, 0.5);
     search.measured(1, 0.9);
     let gone = |trial| Input::Gone { trial: TrialId(trial), reason: "its run was deleted".to_owned() };

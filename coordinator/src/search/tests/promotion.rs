@@ -27,7 +27,7 @@ fn decisions(records: &[RecordBody]) -> Vec<(&'static str, u32, u32)> {
 
 #[test]
 fn a_trial_is_made_and_runs_to_the_first_rung() {
-    let (search, records, outputs) = Instant::begin(&text(SMALL));
+    let (search, records, outputs) = AtOnce::begin(&text(SMALL));
     assert!(matches!(&records[..], [RecordBody::Started { .. }, RecordBody::Trial { .. }]), "{records:?}");
     let trial = search.0.state().trial(TrialId(0)).expect("made").clone();
     let config = base().trial("lr-0", &trial.overrides).expect("valid");
@@ -38,7 +38,7 @@ fn a_trial_is_made_and_runs_to_the_first_rung() {
 /// As algorithm 2 of the paper has it, with the end that it lacks.
 #[test]
 fn the_highest_promotable_trial_goes_first_then_a_new_one() {
-    let (mut search, _, _) = Instant::begin(&text(SMALL));
+    let (mut search, _, _) = AtOnce::begin(&text(SMALL));
     assert_eq!(decisions(&search.measured(0, 0.5).0), [("new", 1, 0)], "one of one is no half");
     let (records, outputs) = search.measured(1, 0.6);
     assert_eq!(records[1..], [promoted(1, 1)], "the best of two");
@@ -59,7 +59,7 @@ fn the_highest_promotable_trial_goes_first_then_a_new_one() {
 /// Three trials of which a quarter are none: the best one goes on when no other is at work.
 #[test]
 fn when_all_trials_wait_the_best_one_goes_on_to_the_last_rung() {
-    let (mut search, _, _) = Instant::begin(&text("trials = 3\nr = 1\nmax = 16\nparallel = 2"));
+    let (mut search, _, _) = AtOnce::begin(&text("trials = 3\nr = 1\nmax = 16\nparallel = 2"));
     assert_eq!(decisions(&search.measured(1, 0.5).0), [("new", 2, 0)]);
     assert_eq!(decisions(&search.measured(0, 0.5).0), [], "another trial is at work");
     assert_eq!(decisions(&search.measured(2, 0.4).0), [("promoted", 0, 1)], "of equals the lower number");
@@ -69,7 +69,7 @@ fn when_all_trials_wait_the_best_one_goes_on_to_the_last_rung() {
 
 #[test]
 fn a_measurement_of_another_version_does_not_count() {
-    let (mut search, _, _) = Instant::begin(&text(SMALL));
+    let (mut search, _, _) = AtOnce::begin(&text(SMALL));
     let trial = TrialId(0);
     let measured = |version, accuracy| Input::Measured { trial, version: ModelVersion(version), accuracy, loss: 0.0 };
     assert_eq!(search.handle(measured(1, 0.5)), (vec![], vec![]), "it has not come to its rung");
@@ -87,7 +87,7 @@ fn a_measurement_of_another_version_does_not_count() {
 
 #[test]
 fn a_trial_that_diverges_is_the_worst_of_its_rung_and_ends_alone() {
-    let (mut search, _, _) = Instant::begin(&text(SMALL));
+    let (mut search, _, _) = AtOnce::begin(&text(SMALL));
     let reason = "the model stopped\nbeing finite".to_owned();
     let (records, outputs) = search.handle(Input::Diverged { trial: TrialId(0), reason });
     let (why, reason) = (CloseReason::Diverged, "the model stopped being finite".to_owned());
@@ -112,7 +112,7 @@ fn a_trial_that_diverges_is_the_worst_of_its_rung_and_ends_alone() {
 /// A finalist that is lost is replaced by the next best.
 #[test]
 fn a_waiting_trial_that_is_deleted_is_not_promoted() {
-    let (mut search, _, _) = Instant::begin(&text("trials = 2\nr = 1\nmax = 4\nparallel = 2"));
+    let (mut search, _, _) = AtOnce::begin(&text("trials = 2\nr = 1\nmax = 4\nparallel = 2"));
     search.measured(0, 0.9);
     let gone = |trial| Input::Gone { trial: TrialId(trial), reason: "its run was deleted".to_owned() };
     assert_eq!(decisions(&search.handle(gone(0)).0), [("closed", 0, 0)]);
@@ -124,7 +124,7 @@ fn a_waiting_trial_that_is_deleted_is_not_promoted() {
 fn an_impossible_trial_is_closed_with_its_reason() {
     let search = "config = \"run.toml\"\n[search]\nmethod = \"grid\"\nmax = 1\n[space]\n\
                   \"train.batch_size\" = { choice = [0, 8] }\n";
-    let (_, records, outputs) = Instant::begin(search);
+    let (_, records, outputs) = AtOnce::begin(search);
     assert_eq!(decisions(&records), [("new", 0, 0), ("closed", 0, 0), ("new", 1, 0)]);
     let RecordBody::Closed { why: CloseReason::Impossible, reason, .. } = &records[2] else { panic!("{records:?}") };
     assert_eq!(reason, "train.batch_size must be at least 1, but is 0");
@@ -133,7 +133,7 @@ fn an_impossible_trial_is_closed_with_its_reason() {
 
 #[test]
 fn an_operator_ends_a_search_and_the_best_so_far_wins() {
-    let (mut search, _, _) = Instant::begin(&text(SMALL));
+    let (mut search, _, _) = AtOnce::begin(&text(SMALL));
     search.measured(0, 0.5);
     search.measured(1, 0.6);
     let (records, outputs) = search.handle(Input::Stop);
@@ -146,7 +146,7 @@ fn an_operator_ends_a_search_and_the_best_so_far_wins() {
 /// With a loss less is better.
 #[test]
 fn the_direction_follows_from_the_metric() {
-    let (mut search, _, _) = Instant::begin(&text(&format!("{SMALL}\nmetric = \"loss\"")));
+    let (mut search, _, _) = AtOnce::begin(&text(&format!("{SMALL}\nmetric = \"loss\"")));
     // `measured` says a loss of 1 - accuracy.
     search.measured(0, 0.9);
     assert_eq!(decisions(&search.measured(1, 0.1).0), [("promoted", 0, 1)]);
@@ -155,7 +155,7 @@ fn the_direction_follows_from_the_metric() {
 /// `parallel` trials at a time, each to the end.
 #[test]
 fn random_trials_run_to_the_end() {
-    let (mut search, records, _) = Instant::begin(&text("method = \"random\"\ntrials = 3\nmax = 4\nparallel = 2"));
+    let (mut search, records, _) = AtOnce::begin(&text("method = \"random\"\ntrials = 3\nmax = 4\nparallel = 2"));
     assert_eq!(decisions(&records), [("new", 0, 0), ("new", 1, 0)]);
     assert_eq!(decisions(&search.measured(1, 0.5).0), [("new", 2, 0)]);
     assert_eq!(decisions(&search.measured(2, 0.7).0), []);

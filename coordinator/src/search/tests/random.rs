@@ -11,7 +11,7 @@ use crate::search::state::SearchState;
 use crate::search::verify::verify;
 
 /// Seeds of each search.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 20;
 
 /// Fewer trials than this diverge, and one in how many steps is something unusual; 0: none.
 struct Faults {
@@ -127,10 +127,11 @@ fn both_implementations_agree_with_kills_and_deleted_runs() {
     }
 }
 
-/// Sixteen configurations at the price of about one and a half full runs, and the winner is nearly the best of sixteen.
+/// Sixteen configurations at the price of at most one and a half full runs in the mean and two at most. The winner is nearly
+/// the best of sixteen.
 #[test]
 fn sixteen_trials_cost_less_than_two_full_runs_and_find_a_good_one() {
-    let (mut spent, mut regret, mut dearest) = (0, 0.0, 0u64);
+    let (mut spent, mut regret) = (0, 0.0);
     for seed in 0..20u64 {
         let world = live(&text(&format!("trials = 16\neta = 4\nr = 2\nmax = 128\nseed = {seed}")), seed, &NONE);
         let state = world.state();
@@ -140,11 +141,10 @@ fn sixteen_trials_cost_less_than_two_full_runs_and_find_a_good_one() {
         };
         let best = (0..16).map(|trial| at_the_end(TrialId(trial))).fold(0.0, f64::max);
         regret += best - at_the_end(world.outcome.and_then(|outcome| outcome.winner).expect("a winner"));
+        assert!(world.spent() <= 2 * 128, "seed {seed}: {} contributions, a full run has 128", world.spent());
         spent += world.spent();
-        dearest = dearest.max(world.spent());
     }
-    assert!(spent <= 20 * 2 * 128, "{} contributions a search, a full run has 128", spent / 20);
-    assert!(dearest <= 4 * 128, "{dearest} contributions");
+    assert!(spent * 2 <= 20 * 3 * 128, "{} contributions a search, a full run has 128", spent / 20);
     assert!(regret / 20.0 < 0.05, "the winners are {} worse than the best", regret / 20.0);
 }
 

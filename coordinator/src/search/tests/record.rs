@@ -90,7 +90,7 @@ fn a_journal_on_disk_is_read_as_it_was_written() {
 
 #[test]
 fn records_that_do_not_follow_from_each_other_are_no_search() {
-    let (search, records, _) = Instant::begin(&text("trials = 2\nr = 1\nmax = 4\nparallel = 1"));
+    let (search, records, _) = AtOnce::begin(&text("trials = 2\nr = 1\nmax = 4\nparallel = 1"));
     let record = |(position, body)| Record { position: Position(position), at_ms: 0, body };
     let records: Vec<Record> = (0..).zip(records).map(record).collect();
     assert_eq!(Search::restore(&records).expect("its own").state().trials, search.0.state().trials);

@@ -4,8 +4,8 @@ use super::*;
 use crate::search::record::CloseReason;
 use crate::search::report::{SearchPhase, SearchReport, TrialPhase};
 
-fn search() -> Instant {
-    let (mut search, _, _) = Instant::begin(&text("trials = 4\neta = 2\nr = 1\nmax = 4\nparallel = 2\nseed = 3"));
+fn search() -> AtOnce {
+    let (mut search, _, _) = AtOnce::begin(&text("trials = 4\neta = 2\nr = 1\nmax = 4\nparallel = 2\nseed = 3"));
     search.measured(0, 0.5);
     search.measured(1, 0.75);
     search.handle(Input::Diverged { trial: TrialId(2), reason: "<the model> stopped being finite".to_owned() });
@@ -61,11 +61,11 @@ fn the_picture_is_well_formed_and_has_every_trial() {
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
     assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
     // Two curves, and a line for each of four trials through the axes.
-    assert_eq!(svg.matches("<polyline").count(), 6);
+    assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (6, 2));
     assert_eq!(svg.matches("class=\"leader\"").count(), 2);
     let lr = &report.trials[1].overrides["train.optimizer.lr"];
     assert!(svg.contains(&format!("<title>trial 1: train.optimizer.lr = {lr}</title>")), "{svg}");
-    let begun = Instant::begin(&text("trials = 4\nr = 1\nmax = 4")).0;
+    let begun = AtOnce::begin(&text("trials = 4\nr = 1\nmax = 4")).0;
     let empty = SearchReport::of(begun.0.state()).picture();
     assert!(empty.contains("nothing was measured yet") && !empty.contains("NaN"), "{empty}");
     assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
