@@ -2,13 +2,15 @@
 //!
 //! | test | guards |
 //! |---|---|
-//! | two stages | the children of two agents train to the model of one child, and go on when their children are killed |
+//! | two stages | the children of two agents train to the model of one child, and to the same bits when children are killed |
+//! | a module that always fails | its attempts end, `status` says why, and the owner trains once the helper starts again |
 //! | a trainer that computes no parts | is refused with what to do, and so is a table that is not its model's |
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 use anabranch_common::journal::FinishReason;
+use anabranch_common::status::StatusReport;
 use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, PYTHON_PACKAGE, Role, example, numbers, python_with_torch};
@@ -44,9 +46,30 @@ fn settings(rows: &str) -> String {
     format!("{replaced}\n[pod]\nkind = \"stages\"\nstages = 2\nmicro_batches = 2\n")
 }
 
+/// A trainer of the same model whose modules all fail.
+const FAILS: &str = "
+import anabranch.torch
+from torch import nn
+
+class Fails(nn.Sequential):
+    def forward(self, input):
+        raise ValueError('no such operation on this machine')
+
+modules = [
+    Fails(nn.Linear(64, 48), nn.Tanh()),
+    Fails(nn.Linear(48, 48), nn.Tanh()),
+    Fails(nn.Linear(48, 32), nn.Tanh()),
+    nn.Linear(32, 10),
+]
+anabranch.torch.run_stages(modules, nn.functional.cross_entropy, None, init=lambda: modules)
+";
+
 fn start(cluster: &mut Cluster, python: &str, name: &str, options: &[&str]) -> anyhow::Result<()> {
+    start_with(cluster, python, &example("pytorch_stages/train.py"), name, options)
+}
+
+fn start_with(cluster: &mut Cluster, python: &str, script: &Path, name: &str, options: &[&str]) -> anyhow::Result<()> {
     let (data, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
-    let script = example("pytorch_stages/train.py");
     let mut args: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
     args.push("--threads=1".as_ref());
     if name == "owner" {
@@ -104,16 +127,48 @@ fn the_children_of_two_agents_train_to_the_model_of_one_child() -> anyhow::Resul
     assert!(together.accuracy > 0.8, "{}", together.accuracy);
 
     let disturbed = trained(&python, true, |cluster| {
-        for (updates, name) in [(2, "helper"), (4, "owner")] {
+        for (updates, name) in [(1, "owner"), (2, "helper"), (4, "owner"), (6, "helper")] {
             cluster.wait_for_updates(updates)?;
-            let child = *trainers(cluster, name)?.last().context("it has a trainer")?;
+            let before = trainers(cluster, name)?;
+            let child = *before.last().context("it has a trainer")?;
             kill(Pid::from_raw(i32::try_from(child)?), Signal::SIGKILL)?;
-            let fresh = poll(PATIENCE, || Ok((trainers(cluster, name)?.len() > 1).then_some(())))?;
+            let fresh = poll(PATIENCE, || Ok((trainers(cluster, name)?.len() > before.len()).then_some(())))?;
             fresh.context("no fresh trainer")?;
         }
         Ok(())
     })?;
-    assert!(disturbed.accuracy > 0.8, "{}", disturbed.accuracy);
+    let bits = |model: &[f32]| model.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    assert!(bits(&disturbed.model) == bits(&together.model), "the killed children changed the model");
+    Ok(())
+}
+
+#[test]
+fn a_module_that_always_fails_costs_its_lease_and_not_the_run() -> anyhow::Result<()> {
+    let Some(python) = python_with_torch() else { return Ok(()) };
+    let options = &["--pod-listen=127.0.0.1:0"];
+    let mut cluster = Cluster::new(Path::new(LAB), &settings(ROWS))?;
+    cluster.start_coordinator()?;
+    let script = cluster.path().join("fails.py");
+    std::fs::write(&script, FAILS)?;
+    for name in ["owner", "helper"] {
+        cluster.join(name)?;
+    }
+    start(&mut cluster, &python, "owner", options)?;
+    start_with(&mut cluster, &python, &script, "helper", options)?;
+    let reason = |status: &StatusReport| status.pods.as_ref().and_then(|pods| pods.problem.clone()).unwrap_or_default();
+    let is_given_up = |status: &StatusReport| reason(status).contains("was given up after 8 attempts");
+    let status = cluster.wait_until("a lease that was given up", 2 * PATIENCE, is_given_up)?;
+    assert!(reason(&status).contains("no such operation on this machine"), "{}", reason(&status));
+    assert_eq!(status.updates_accepted, 0);
+    let log = std::fs::read_to_string(cluster.log_path("coordinator"))?;
+    assert!(log.contains("was given up after 8 attempts"), "{log}");
+
+    // The agent's owner has mended its trainer.
+    cluster.agent("helper")?.kill()?;
+    start(&mut cluster, &python, "helper", options)?;
+    assert_eq!(cluster.coordinator()?.wait(3 * PATIENCE)?, 0, "{}", cluster.logs());
+    assert_eq!(cluster.status()?.finished, Some(FinishReason::Versions));
+    cluster.verify()?;
     Ok(())
 }
 

@@ -75,7 +75,7 @@ enum Values<'a> {
 /// Values of a piece, which has at most `limits::FRAME_READ_BYTES`.
 const PIECE: usize = limits::FRAME_READ_BYTES / BYTES_PER_VALUE;
 /// Bytes of a value.
-const BYTES_PER_VALUE: usize = 4;
+pub(super) const BYTES_PER_VALUE: usize = 4;
 
 impl Values<'_> {
     fn len(self) -> usize {

@@ -23,4 +23,4 @@ mod tests;
 
 pub use links::{Attempt, LinkIdentity, LinkWire, Links, LinksError, Stop};
 pub use parcel::{Address, LayerContent, MemberWire, OpenLinks, Parcel, Wire, WireError};
-pub use terms::ParcelSizes;
+pub use terms::{ContentSizes, ParcelSizes};

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use anabranch_common::codec;
 use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
+use anabranch_common::manifest::ModelManifest;
 use anabranch_common::pod::PodMark;
 use anabranch_common::spec::{Activations, PodSpec};
 use anabranch_common::wire::pod::{ParcelContent, ParcelHead};
@@ -16,31 +18,56 @@ use super::{Address, Attempt, Parcel, WireError};
 pub struct ParcelSizes {
     /// Parameters of the model: no part has more.
     pub params: usize,
-    /// Layers of the model.
-    pub layers: usize,
+    /// What its layers come to.
+    pub contents: ContentSizes,
     /// Values of the largest activations of a micro-batch between two layers; labels are no more.
     pub activations: usize,
     /// Values of the tied tensor; 0 for a model without one.
     pub tied: usize,
 }
 
+/// How long the payloads of a model's layers can be. Four bytes count as one value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContentSizes {
+    /// Layers with tensors of their own.
+    layers: usize,
+    /// Values of the longest payload of one of them.
+    largest: usize,
+    /// Values of the longest payloads of all of them.
+    all: usize,
+}
+
+impl ContentSizes {
+    /// Returns the sizes for layers of these tensors, whatever codec each tensor has: [`codec::max_payload_bytes`].
+    #[must_use]
+    pub fn of<'a>(layers: impl IntoIterator<Item = &'a ModelManifest>) -> Self {
+        layers.into_iter().fold(Self::default(), |sizes, layer| {
+            let bytes = usize::try_from(codec::max_payload_bytes(layer)).unwrap_or(usize::MAX);
+            let values = bytes.div_ceil(frame::BYTES_PER_VALUE);
+            Self { layers: sizes.layers + 1, largest: sizes.largest.max(values), all: sizes.all.saturating_add(values) }
+        })
+    }
+}
+
 impl ParcelSizes {
     /// Values of the largest parcel.
     fn parcel(&self) -> usize {
         let tied = self.tied.saturating_mul(2);
-        self.params.saturating_mul(2).saturating_add(tied).max(self.activations)
+        let content = self.params.saturating_add(self.contents.largest);
+        self.params.saturating_mul(2).saturating_add(tied).max(content).max(self.activations)
     }
 
     /// Parcels of one member that can wait here in a round of so many parts.
     fn parcels_ahead(&self, parts: usize) -> usize {
         // Activations, gradients, labels, losses, sums and copies of the tied tensor; weights before, and after: what layers come to.
-        (6 * limits::POD_PARCELS_AHEAD + 1).saturating_mul(parts).saturating_add(self.layers)
+        (6 * limits::POD_PARCELS_AHEAD + 1).saturating_mul(parts).saturating_add(self.contents.layers)
     }
 
     /// Their values.
     fn values_ahead(&self, parts: usize) -> usize {
         let each = self.activations.saturating_add(self.tied).saturating_mul(3 * limits::POD_PARCELS_AHEAD);
-        let weights = self.params.saturating_mul(4);
+        // Weights before and what is held of them; what is left out after, and the payloads.
+        let weights = self.params.saturating_mul(3).saturating_add(self.contents.all);
         each.saturating_add(self.tied).saturating_mul(parts).saturating_add(weights)
     }
 
@@ -105,11 +132,8 @@ impl Terms {
         let ParcelSizes { activations, tied, .. } = self.sizes;
         match content {
             ParcelContent::Weights { .. } => params(address.to).saturating_mul(2).saturating_add(tied),
-            // What is left out, and a payload, which in the worst case is a little longer than its values.
-            ParcelContent::Layer { .. } => {
-                let params = params(address.from);
-                params.saturating_mul(2).saturating_add(params / 64).saturating_add(16)
-            }
+            // What is left out, and a payload.
+            ParcelContent::Layer { .. } => params(address.from).saturating_add(self.sizes.contents.largest),
             ParcelContent::Activations { .. } | ParcelContent::Gradient { .. } | ParcelContent::Labels { .. } => {
                 activations
             }
@@ -152,5 +176,72 @@ impl Terms {
             _ => format!("no parcel goes from part {} to part {}", address.from, address.to),
         };
         Err(WireError::Member { agent: self.me, reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::codec::feedback::Feedback;
+    use anabranch_common::codec::segments::Segmented;
+    use anabranch_common::codec::{Codec as _, CodecSpec};
+    use anabranch_common::ids::{Digest, LeaseId};
+    use anabranch_common::manifest::TensorSpec;
+    use anabranch_common::pod::{PodPart, PodRound};
+    use anabranch_common::rng::SplitMix64;
+    use anabranch_common::wire::pod::LayerFigures;
+    use anabranch_testkit::lease::PLAN;
+
+    use super::*;
+    use crate::pod::LayerContent;
+
+    fn tensors(elements: &[u64]) -> ModelManifest {
+        let tensor = |(at, elements): (usize, &u64)| TensorSpec { name: format!("t{at}"), shape: vec![*elements] };
+        ModelManifest::new(elements.iter().enumerate().map(tensor).collect()).expect("valid")
+    }
+
+    fn agent(n: u8) -> AgentId {
+        AgentId([n; 16])
+    }
+
+    /// The terms of a helper that computes the second of two parts, which is one layer of these tensors.
+    fn terms(layer: &ModelManifest) -> Terms {
+        let part = |end, n| PodPart { end, agent: agent(n) };
+        let mark = PodMark { lease: LeaseId(1), attempt: 1 };
+        let parts = vec![part(1, 1), part(2, 2)];
+        let round = PodRound { mark, owner: agent(1), parts, peers: Vec::new(), plan: PLAN, spec: Digest([0; 32]) };
+        let spec: PodSpec = toml::from_str("kind = \"stages\"\nstages = 2").expect("complete");
+        let params = layer.params();
+        let sizes = ParcelSizes { params, contents: ContentSizes::of([layer]), activations: 1, tied: 0 };
+        Terms::new(agent(2), &Attempt { round: &round, spec: &spec, sizes, part_params: &[0, params] })
+    }
+
+    fn content(payload: Vec<u8>, left_out: Vec<f32>) -> Parcel {
+        Parcel::Layer(LayerContent { layer: 1, payload, left_out, figures: LayerFigures::default() })
+    }
+
+    /// Every tensor is a segment with a header, which is more than its values: noise in two codecs in turn.
+    #[test]
+    fn a_layer_of_many_tiny_tensors_in_mixed_codecs_has_room_and_not_a_value_more() {
+        let mut rng = SplitMix64::new(8);
+        for elements in [&[1; 300][..], &[1, 2, 3, 60_000, 1], &[7]] {
+            let layer = tensors(elements);
+            let word = |_| f32::from_bits((rng.next_u64() >> 33) as u32 & 0xFF7F_FFFF);
+            let noise: Vec<f32> = (0..layer.params()).map(word).collect();
+            let codecs = [CodecSpec::F32, CodecSpec::Bf16];
+            let codec = Segmented::new((0..elements.len()).map(|at| codecs[at % 2]));
+            let mut feedback = Feedback::new(1.0);
+            let payload = feedback.encode(&codec, &layer, &noise).expect("finite");
+            assert!(codec.decode(&layer, &payload).is_ok());
+            let (terms, back) = (terms(&layer), Address { from: 1, to: 0 });
+            let found = terms.check_own(back, &content(payload, feedback.into_left_out()));
+            assert!(found.is_ok_and(|(to, _)| to == agent(1)), "{} tensors", elements.len());
+            let most = usize::try_from(codec::max_payload_bytes(&layer)).expect("small");
+            let left_out = vec![0.0; layer.params()];
+            let (_, values) =
+                terms.check_own(back, &content(vec![0; most], left_out.clone())).expect("the longest one");
+            assert!(values <= terms.values_ahead && values <= terms.most);
+            let longer = content(vec![0; most.next_multiple_of(4) + 1], left_out);
+            assert!(terms.check_own(back, &longer).is_err(), "{} tensors", elements.len());
+        }
     }
 }

@@ -113,6 +113,12 @@ impl TrainError {
                 | Self::Lost(_)
         )
     }
+
+    /// Whether training came to values that are not finite: the same round would again, whoever computes it.
+    #[must_use]
+    pub fn is_divergence(&self) -> bool {
+        matches!(self, Self::Diverged { .. } | Self::DivergedThere(_))
+    }
 }
 
 impl From<ModelError> for TrainError {

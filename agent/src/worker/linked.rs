@@ -9,11 +9,11 @@ use anabranch_common::pod::{PodProblem, PodRound};
 use anabranch_common::spec::{AgentSpec, ModelSpec, PodSpec, StagesSpec, TrainSpec};
 
 use super::{PodEndedBy, PodResult, PodServed, PodServing, PodTrained, PodTraining, Pods, StopSignal};
-use crate::pod::{Attempt, MemberWire, OpenLinks, ParcelSizes, WireError};
+use crate::pod::{Attempt, ContentSizes, MemberWire, OpenLinks, ParcelSizes, WireError};
 use crate::session::event::PartContent;
-use crate::train::TrainError;
-use crate::train::native::pipeline::{Encoding, PipelineError, PodTask, serve, train_owned};
+use crate::train::native::pipeline::{Encoding, PipelineError, PodTask, content_sizes, serve, train_owned};
 use crate::train::native::replicas::ReplicaMemory;
+use crate::train::{ModuleTrainer, TrainError};
 
 /// Bytes of a value of activations.
 const VALUE: u64 = 4;
@@ -41,11 +41,14 @@ impl LinkedPods {
         &self,
         round: &PodRound,
         spec: &AgentSpec,
+        modules: Option<&dyn ModuleTrainer>,
         stop: &Arc<StopSignal>,
     ) -> Result<Box<dyn MemberWire>, PodEndedBy> {
         let pod = of_pods(spec)?;
         let table = table(&spec.model)?;
-        let (sizes, part_params) = (sizes(&spec.model, &table, &spec.train, pod)?, part_params(&table, round));
+        let contents = content_sizes(&spec.model, modules.map(ModuleTrainer::tensors)).map_err(ended_by)?;
+        let sizes = sizes(&spec.model, &table, (&spec.train, pod), contents)?;
+        let part_params = part_params(&table, round);
         let stop = Arc::clone(stop);
         // The configuration was checked; whatever it says here is a time.
         let deadline = Duration::try_from_secs_f64(pod.deadline_s()).unwrap_or(Duration::MAX);
@@ -63,7 +66,7 @@ impl LinkedPods {
         let PodServing { round, spec, modules, stop, .. } = order;
         let computed = || -> Result<_, PodEndedBy> {
             let task = PodTask { modules, ..self.task(round, spec, pod) };
-            let mut wire = self.open(round, spec, stop)?;
+            let mut wire = self.open(round, spec, modules, stop)?;
             let parts = serve(&task, &mut *wire).map_err(ended_by)?;
             Ok((parts, wire))
         };
@@ -86,7 +89,7 @@ impl Pods for LinkedPods {
         };
         let PodTraining { lease, round, spec, start, held, shard, modules, control, stop } = order;
         let task = PodTask { modules, ..self.task(round, spec, pod) };
-        let mut wire = self.open(round, spec, stop)?;
+        let mut wire = self.open(round, spec, modules, stop)?;
         let owned = train_owned(&task, (start, held), lease.seed, shard, &mut *wire, control);
         let owned = owned.map_err(|error| owned_ended_by(error, lease.id, &mut self.not_finite))?;
         let Some(contribution) = owned.contribution else { return Err(PodEndedBy::Stopped) };
@@ -139,10 +142,15 @@ fn table(model: &ModelSpec) -> Result<Table, PodEndedBy> {
 }
 
 /// Returns how large the parcels of a round are.
-fn sizes(model: &ModelSpec, table: &Table, plan: &TrainSpec, pod: &PodSpec) -> Result<ParcelSizes, PodEndedBy> {
-    let (params, layers) = (usize::try_from(table.params).unwrap_or(usize::MAX), table.rows.len());
+fn sizes(
+    model: &ModelSpec,
+    table: &Table,
+    (plan, pod): (&TrainSpec, &PodSpec),
+    contents: ContentSizes,
+) -> Result<ParcelSizes, PodEndedBy> {
+    let params = usize::try_from(table.params).unwrap_or(usize::MAX);
     let PodSpec::Stages(pod) = pod else {
-        return Ok(ParcelSizes { params, layers, activations: 0, tied: 0 });
+        return Ok(ParcelSizes { params, contents, activations: 0, tied: 0 });
     };
     let widest = table.rows.iter().map(|row| row.cost.output_bytes / VALUE).max().unwrap_or(0);
     let native = model.layers().map_err(|error| problem(None, error))?;
@@ -153,7 +161,7 @@ fn sizes(model: &ModelSpec, table: &Table, plan: &TrainSpec, pod: &PodSpec) -> R
     let values = widest.saturating_mul(pod.micro_batch_examples(plan.batch_size).into());
     Ok(ParcelSizes {
         params,
-        layers,
+        contents,
         activations: usize::try_from(values).unwrap_or(usize::MAX),
         tied: tied.unwrap_or(0),
     })
@@ -175,8 +183,8 @@ pub(super) fn ended_by(error: PipelineError) -> PodEndedBy {
     match error {
         PipelineError::Wire(WireError::Over) => PodEndedBy::Stopped,
         PipelineError::Wire(WireError::Member { agent, reason }) => problem(Some(agent), reason),
-        // A fresh child may compute the same round.
-        PipelineError::Train(error @ TrainError::Lost(_)) => problem(None, error),
+        // A fresh child, or another helper, may compute the same round. The coordinator counts such attempts.
+        PipelineError::Train(error) if error.is_passing() && !error.is_divergence() => problem(None, error),
         PipelineError::NotFinite { agent, .. } => problem(Some(agent), error),
         PipelineError::Train(error) => PodEndedBy::Fatal(error),
         error => problem(None, error),
@@ -200,13 +208,14 @@ mod tests {
         let gpt =
             ModelSpec { kind: ModelKind::Gpt, context: 8, layers: 1, heads: 2, width: 16, ..ModelSpec::default() };
         let table_of_gpt = table(&gpt).expect("a native model");
-        let found = sizes(&gpt, &table_of_gpt, &plan, &pod).expect("a native model");
+        let found = sizes(&gpt, &table_of_gpt, (&plan, &pod), ContentSizes::default()).expect("a native model");
         // Logits of 256 bytes for each of 8 places of 4 examples; an embedding of 256 by 16.
         assert_eq!((found.activations, found.tied), (4 * 8 * 256, 256 * 16));
         let rows =
             "kind = \"custom\"\nmodules = [{ parameters = 6, output = [2, 5] }, { parameters = 3, output = [3] }]";
         let model: ModelSpec = toml::from_str(rows).expect("complete");
-        let custom = sizes(&model, &table(&model).expect("a table"), &plan, &pod).expect("a table");
+        let custom = sizes(&model, &table(&model).expect("a table"), (&plan, &pod), ContentSizes::default());
+        let custom = custom.expect("a table");
         assert_eq!((custom.params, custom.activations, custom.tied), (9, 4 * 10, 0));
         assert!(matches!(table(&ModelSpec::default()), Err(PodEndedBy::Problem(_))));
         let (mark, owner) = (PodMark { lease: LeaseId(1), attempt: 1 }, AgentId([1; 16]));
@@ -237,7 +246,27 @@ mod tests {
         assert!(repeated.member.is_none() && repeated.reason.contains("attempt 4"), "{repeated:?}");
         let diverged = TrainError::Diverged { step: 3 };
         assert_eq!(ended_by(diverged.clone().into()), PodEndedBy::Fatal(diverged));
-        assert!(matches!(ended_by(TrainError::Lost("gone".into()).into()), PodEndedBy::Problem(_)), "a fresh child");
+    }
+
+    /// A child that is killed looks like one that ran out of memory. Either way the round is a pure function of its lease.
+    #[test]
+    fn what_another_attempt_may_not_meet_costs_the_attempt_and_not_the_lease() {
+        let passing = [
+            TrainError::Lost("gone".to_owned()),
+            TrainError::OutOfMemory("it was killed by signal 9".to_owned()),
+            TrainError::Memory { needed_bytes: 2, budget_bytes: 1 },
+            TrainError::Failed("ValueError: no".to_owned()),
+        ];
+        for error in passing {
+            assert_eq!(ended_by(error.clone().into()), problem(None, error));
+        }
+        for error in [
+            TrainError::Diverged { step: 3 },
+            TrainError::DivergedThere("nan".to_owned()),
+            TrainError::Backend("gone".to_owned()),
+        ] {
+            assert_eq!(ended_by(error.clone().into()), PodEndedBy::Fatal(error));
+        }
     }
 
     #[test]

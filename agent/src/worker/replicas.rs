@@ -15,7 +15,7 @@ impl LinkedPods {
     pub(super) fn train_replica(&mut self, order: PodTraining<'_>) -> Result<PodTrained, PodEndedBy> {
         let PodTraining { lease, round, spec, start, shard, control, stop, .. } = order;
         let task = self.replica(round, spec, shard);
-        let mut wire = self.open(round, spec, stop)?;
+        let mut wire = self.open(round, spec, None, stop)?;
         let trained = train_owned(&task, &mut self.memory, start, lease.seed, &mut *wire, control).map_err(ended_by)?;
         if trained.stopped {
             return Err(PodEndedBy::Stopped);
@@ -33,7 +33,7 @@ impl LinkedPods {
         let shard =
             shard.ok_or_else(|| own("a replica trains on data of its own, and this agent has no training shard"))?;
         let task = self.replica(round, spec, shard);
-        let mut wire = self.open(round, spec, stop)?;
+        let mut wire = self.open(round, spec, None, stop)?;
         serve(&task, &mut self.memory, &mut *wire).map_err(|error| match error {
             // Another agent of the site may have the room.
             PipelineError::Train(error @ TrainError::Memory { .. }) => own(&error.to_string()),

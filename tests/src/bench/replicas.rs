@@ -13,7 +13,7 @@
 use std::ops::ControlFlow;
 use std::thread;
 
-use anabranch_agent::pod::{Address, Attempt, LinkWire, Parcel, ParcelSizes, Wire, WireError};
+use anabranch_agent::pod::{Address, Attempt, ContentSizes, LinkWire, Parcel, ParcelSizes, Wire, WireError};
 use anabranch_agent::shard::{Shard, Text};
 use anabranch_agent::train::native::pipeline::Pipeline;
 use anabranch_agent::train::native::replicas::{ReplicaMemory, ReplicaTask, serve, train_owned};
@@ -150,7 +150,7 @@ impl Options {
             threads: self.threads.into(),
         };
         let spec = PodSpec::Replicas(ReplicasSpec { members: self.members, deadline_s: DEADLINE_S });
-        let sizes = ParcelSizes { params: base.len(), layers: 1, activations: 0, tied: 0 };
+        let sizes = ParcelSizes { params: base.len(), contents: ContentSizes::default(), activations: 0, tied: 0 };
         let wires = pod.open(Attempt { round: &round, spec: &spec, sizes, part_params: &[] })?;
         let mut wires: Vec<Counted> = wires.into_iter().map(|wire| Counted { wire, bytes: 0 }).collect();
         let step_s = thread::scope(|scope| {

@@ -52,7 +52,7 @@ fn a_stop_ends_a_wait() {
     std::thread::scope(|scope| {
         let helper = scope.spawn(|| world.open(1, &round));
         let is_set = Arc::clone(&stop);
-        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES, part_params: PARAMS };
+        let attempt = Attempt { round: &round, spec: &spec, sizes: *SIZES, part_params: PARAMS };
         let stopping: crate::pod::Stop = Arc::new(move || is_set.load(Ordering::SeqCst));
         let mut owner = world.members[0].links.open(attempt, LONG, stopping).expect("both are there");
         let waiting = scope.spawn(move || owner.receive());
@@ -72,7 +72,7 @@ fn a_member_that_computes_is_waited_for() {
         let helper = scope.spawn(|| world.open(1, &round));
         // Until it was asked well after the deadline whether it is to stop.
         let stop: crate::pod::Stop = Arc::new(move || begun.elapsed() > Duration::from_secs(4));
-        let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES, part_params: PARAMS };
+        let attempt = Attempt { round: &round, spec: &spec, sizes: *SIZES, part_params: PARAMS };
         let mut owner = world.members[0].links.open(attempt, LONG, stop).expect("both are there");
         assert_eq!(owner.receive(), Err(WireError::Over));
         drop(helper.join().expect("no panic"));

@@ -53,7 +53,7 @@ fn cases() -> Vec<Case> {
         case("an oversized head", oversized, "frame of 4294967295 bytes"),
         case("a damaged head", damaged, "does not match its checksum"),
         case("an oversized parcel", head(layer(1 << 40), 0), large),
-        case("more than its part", head(layer(2_032), 0), "2032 values, more than the 2031 that"),
+        case("more than its part", head(layer(2_040), 0), "2040 values, more than the 2039 that"),
         case(
             "more than the other's part and the tied tensor",
             head(ParcelContent::Weights { own: 1_001, tied: 100, held: 1_000 }, 0),

@@ -125,7 +125,7 @@ fn a_member_that_does_not_come_is_named() {
     let mut round = world.round(1, &[0, 1, 0]);
     round.peers[1].address = silent.local_addr().expect("bound").to_string();
     let spec = spec(1.0);
-    let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES, part_params: PARAMS };
+    let attempt = Attempt { round: &round, spec: &spec, sizes: *SIZES, part_params: PARAMS };
     let (agent, reason) = named(world.members[0].links.open(attempt, Duration::from_millis(200), Arc::new(|| false)));
     assert_eq!(agent, world.id(1));
     assert!(reason.contains("cannot be reached"), "{reason}");
@@ -141,7 +141,7 @@ fn a_helper_waits_for_the_owner_longer_than_for_anybody_else() {
     let world = World::new(2);
     let round = world.round(1, &[0, 1, 0]);
     let spec = spec(LONG.as_secs_f64());
-    let attempt = Attempt { round: &round, spec: &spec, sizes: SIZES, part_params: PARAMS };
+    let attempt = Attempt { round: &round, spec: &spec, sizes: *SIZES, part_params: PARAMS };
     std::thread::scope(|scope| {
         let helper = scope.spawn(|| world.members[1].links.open(attempt, Duration::ZERO, Arc::new(|| false)));
         let owner = world.open(0, &round);

@@ -6,11 +6,12 @@ mod marks;
 mod parcels;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, Digest, LeaseId, RunId};
 use anabranch_common::limits;
+use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::pod::{PodMark, PodPart, PodPeer, PodRound};
 use anabranch_common::spec::{Activations, PodSpec, StagesSpec};
 use anabranch_common::wire::frame::FrameKind;
@@ -22,12 +23,17 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::runtime::Runtime;
 
-use super::{Attempt, LinkIdentity, LinkWire, Links, ParcelSizes, WireError};
+use super::{Attempt, ContentSizes, LinkIdentity, LinkWire, Links, ParcelSizes, WireError};
 
 const RUN: RunId = RunId([7; 16]);
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(20);
-const SIZES: ParcelSizes = ParcelSizes { params: 3_000, layers: 3, activations: 500, tied: 100 };
+/// Three layers of a tensor of 1,000 values.
+static SIZES: LazyLock<ParcelSizes> = LazyLock::new(|| {
+    let tensor = TensorSpec { name: "weights".to_owned(), shape: vec![1_000] };
+    let layer = ModelManifest::new(vec![tensor]).expect("valid");
+    ParcelSizes { params: 3_000, contents: ContentSizes::of([&layer; 3]), activations: 500, tied: 100 }
+});
 /// Parameters of each part.
 const PARAMS: &[usize] = &[1_000, 1_000, 1_000];
 
@@ -126,7 +132,7 @@ impl World {
     }
 
     fn open_with(&self, member: usize, round: &PodRound, spec: &PodSpec) -> Result<LinkWire, WireError> {
-        let attempt = Attempt { round, spec, sizes: SIZES, part_params: PARAMS };
+        let attempt = Attempt { round, spec, sizes: *SIZES, part_params: PARAMS };
         self.members[member].links.open(attempt, LONG, Arc::new(|| false))
     }
 

@@ -133,7 +133,7 @@ fn two_members_that_send_large_parcels_at_once_do_not_wait_for_each_other() {
     let world = World::new(2);
     let round = world.round(1, &[0, 1, 0]);
     let params = 3 * limits::POD_WINDOW_BYTES as usize / 4;
-    let sizes = ParcelSizes { params, layers: 1, activations: 10, tied: 0 };
+    let sizes = ParcelSizes { params, activations: 10, ..*SIZES };
     std::thread::scope(|scope| {
         for (me, to) in [(0, 1), (1, 2)] {
             let (world, round) = (&world, &round);
@@ -163,7 +163,7 @@ fn a_parcel_that_no_round_needs_is_not_sent() {
         let (agent, reason) = named(wires[0].send(Address { from, to }, Parcel::Loss(0.0)));
         assert_eq!((agent, reason), (world.id(0), format!("no parcel goes from part {from} to part {to}")));
     }
-    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, layer(2_032, 0)));
+    let (agent, reason) = named(wires[0].send(Address { from: 0, to: 1 }, layer(2_040, 0)));
     assert_eq!(agent, world.id(0));
-    assert_eq!(reason, "a parcel of 2032 values, more than the 2031 that such a parcel can have in this round");
+    assert_eq!(reason, "a parcel of 2040 values, more than the 2039 that such a parcel can have in this round");
 }

@@ -17,6 +17,7 @@ pub(in crate::bench) mod member;
 use std::time::Duration;
 
 use anabranch_agent::pod::ParcelSizes;
+use anabranch_agent::train::native::pipeline::content_sizes;
 use anabranch_common::ids::{Digest, LeaseId};
 use anabranch_common::journal::Plan;
 use anabranch_common::pod::{PodMark, PodPart, PodRound};
@@ -148,8 +149,8 @@ impl Options {
         let tied = tied.and_then(|index| layers.manifest.tensors().get(index)).and_then(|tensor| tensor.elements());
         let values = first.cost().output_bytes / 4 * u64::from(self.examples);
         let activations = usize::try_from(values)?;
-        let (params, layers) = (layers.manifest.params(), layers.layers.len());
-        Ok(ParcelSizes { params, layers, activations, tied: tied.unwrap_or(0) })
+        let (params, contents) = (layers.manifest.params(), content_sizes(&model, None)?);
+        Ok(ParcelSizes { params, contents, activations, tied: tied.unwrap_or(0) })
     }
 
     fn cases(&self, values: usize) -> anyhow::Result<Vec<Case>> {

@@ -13,12 +13,13 @@ use anabranch_common::codec::segments::{self, Segment};
 use anabranch_common::codec::{self, Codec, CodecSpec, Delta, EncodeError};
 use anabranch_common::journal::Plan;
 use anabranch_common::manifest::ModelManifest;
-use anabranch_common::spec::{Layer, TensorPolicy, UploadSpec};
+use anabranch_common::spec::{Layer, ModelSpec, TensorPolicy, UploadSpec};
 use anabranch_common::wire::pod::LayerFigures;
 
-use super::error::ParcelError;
+use super::error::{ParcelError, PipelineError};
 use super::training::Training;
-use crate::pod::LayerContent;
+use crate::pod::{ContentSizes, LayerContent};
+use crate::train::TrainError;
 
 /// How the content of a round is encoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +102,24 @@ pub(super) fn module_places(modules: &[usize], manifest: &ModelManifest) -> Opti
     (first == ends.len()).then_some(places)
 }
 
+/// Returns how long what the layers of a model come to can be. `manifest`: the tensors of a custom model.
+///
+/// # Errors
+/// It is no model, or its modules do not consist of whole tensors.
+pub fn sizes(model: &ModelSpec, manifest: Option<&ModelManifest>) -> Result<ContentSizes, PipelineError> {
+    let native = model.layers().map_err(TrainError::from)?;
+    let places = match (&native, manifest) {
+        (Some(layers), _) => places(&layers.layers, &layers.manifest),
+        (None, Some(manifest)) => {
+            let modules = model.modules.iter().map(|module| usize::try_from(module.parameters).unwrap_or(usize::MAX));
+            let places = module_places(&modules.collect::<Vec<_>>(), manifest);
+            places.ok_or(PipelineError::Round("model.modules does not cut the trainer's tensors"))?
+        }
+        (None, None) => Vec::new(),
+    };
+    Ok(ContentSizes::of(places.iter().map(|place| &place.manifest)))
+}
+
 /// Encodes what a layer was trained to.
 fn encode(
     place: &LayerPlace,
@@ -152,6 +171,20 @@ impl Encoding {
 
     fn codec(&self, place: &LayerPlace) -> Box<dyn Codec> {
         self.policy.encoder(self.codec, &place.manifest)
+    }
+
+    /// Checks the length of what is left out of a layer. Without it the owner would forget what it held of the layer. A codec that
+    /// leaves nothing out may say so with no values at all.
+    fn check_left_out(&self, place: &LayerPlace, found: usize) -> Result<(), ParcelError> {
+        let is_kept = match self.held {
+            Held::LeftOut { decay } => Feedback::new(decay).is_on(),
+            Held::Memory => false,
+        };
+        let expected = if is_kept { place.range.len() } else { 0 };
+        if found == expected || found == 0 && self.codec(place).lossless() {
+            return Ok(());
+        }
+        Err(ParcelError::Length { what: "what is left out of a layer", found, expected })
     }
 }
 
@@ -250,10 +283,7 @@ impl Assembly {
         let next = self.missing(part).next().filter(|at| self.places[*at].layer == layer);
         let at = next.ok_or(ParcelError::Unexpected { what: "a layer's content" })?;
         let place = &self.places[at];
-        if !left_out.is_empty() && left_out.len() != place.range.len() {
-            let (what, expected) = ("what is left out of a layer", place.range.len());
-            return Err(ParcelError::Length { what, found: left_out.len(), expected });
-        }
+        self.encoding.check_left_out(place, left_out.len())?;
         let LayerFigures { base_dot, delta_square, left_out_square } = figures;
         let sound = self
             .encoding

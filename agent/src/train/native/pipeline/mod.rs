@@ -54,7 +54,7 @@ use feed::Feed;
 use stages::Stages;
 use turns::{Batches, Turns};
 
-pub use content::{Contribution, Encoding, Held};
+pub use content::{Contribution, Encoding, Held, sizes as content_sizes};
 pub use error::{ParcelError, PipelineError};
 pub use pod::{Owned, PodTask, serve, train_owned};
 pub use stall::{Missing, Waiting};
