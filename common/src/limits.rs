@@ -348,6 +348,26 @@ pub const AGENT_RECORDS_BURST: u64 = 256;
 pub const AGENT_RECORDS_PER_S: u64 = 4;
 /// Codecs of a run whose codecs follow the agents' lines, beside the mildest one.
 pub const CODEC_LEVELS: usize = 8;
+/// Trials of one search: each is a run with a directory of its own, and a process has a bounded number of runs.
+pub const SEARCH_TRIALS: u32 = 512;
+/// Trials of one search that are active at the same time.
+pub const SEARCH_PARALLEL: u32 = 64;
+/// The largest `search.eta`.
+pub const SEARCH_ETA: u32 = 64;
+/// Rungs of one search.
+pub const SEARCH_RUNGS: usize = 1_024;
+/// The largest `search.max`, in contributions.
+pub const SEARCH_CONTRIBUTIONS: u64 = 1 << 40;
+/// Keys that a search varies.
+pub const SEARCH_KEYS: usize = 32;
+/// Choices of one key.
+pub const SEARCH_CHOICES: usize = 256;
+/// Combinations of a space's bounds that are checked before a search begins, beside each bound by itself.
+pub const SEARCH_CORNERS: usize = 1_024;
+/// Bytes of a record of a search: the first one holds two configuration files.
+pub const SEARCH_RECORD_BYTES: usize = 4 << 20;
+/// Bytes of the reason with which a trial is closed.
+pub const SEARCH_REASON_BYTES: usize = 1_024;
 /// Entries of `upload.policy`.
 pub const UPLOAD_POLICIES: usize = 64;
 /// Leases of one agent that ended without an update and are remembered, newest first.
@@ -498,26 +518,6 @@ pub const DEVICE_PROBE_BYTES: u64 = 64 << 10;
 pub const MANNERS_LOOK_MS: u64 = 2_000;
 /// Bytes of a configuration file that are read.
 pub const CONFIG_FILE_BYTES: u64 = 1 << 20;
-/// Trials of one search: each is a run with a directory of its own.
-pub const SEARCH_TRIALS: u32 = 1_024;
-/// Trials of one search that are active at the same time.
-pub const SEARCH_PARALLEL: u32 = 64;
-/// The largest `search.eta`.
-pub const SEARCH_ETA: u32 = 64;
-/// Rungs of one search.
-pub const SEARCH_RUNGS: usize = 1_024;
-/// The largest `search.max`, in contributions.
-pub const SEARCH_CONTRIBUTIONS: u64 = 1 << 40;
-/// Keys that a search varies.
-pub const SEARCH_KEYS: usize = 32;
-/// Choices of one key.
-pub const SEARCH_CHOICES: usize = 256;
-/// Combinations of a space's bounds that are checked before a search begins, beside each bound by itself.
-pub const SEARCH_CORNERS: usize = 1_024;
-/// Bytes of a record of a search: the first one holds two configuration files.
-pub const SEARCH_RECORD_BYTES: usize = 4 << 20;
-/// Bytes of the reason with which a trial is closed.
-pub const SEARCH_REASON_BYTES: usize = 1_024;
 /// Runs that a coordinator's process has, ended ones included.
 pub const RUNS: usize = 1_024;
 /// Bytes of a run's configuration that an operator sends.

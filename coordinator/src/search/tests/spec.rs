@@ -39,7 +39,7 @@ fn a_search_that_makes_no_sense_is_refused_with_its_place() {
     for (from, to, expected) in [
         ("config = \"run.toml\"", "", "lr.toml:1:1: config is missing: name the run.toml"),
         ("trials = 16", "trials = = 16", "lr.toml:3:10: "),
-        ("trials = 16", "trials = 0", "lr.toml:3:1: search.trials is 0, expected a whole number from 1 to 1024"),
+        ("trials = 16", "trials = 0", "lr.toml:3:1: search.trials is 0, expected a whole number from 1 to 512"),
         ("trials = 16", "trials = \"16\"", "lr.toml:3:1: search.trials is \"16\", expected a whole number"),
         ("trials = 16\n", "", "lr.toml:2:2: search.trials is missing: set it to the number of configurations"),
         ("trials = 16", "trial = 16", "lr.toml:3:1: search.trial is not known, expected one of: name, method, trials"),
@@ -98,7 +98,7 @@ fn a_grid_takes_every_point_once_and_says_how_many_there_are() {
     assert!(refused(&grid("trials = 5")).contains("search.trials does not fit: the grid has 6 points"));
     assert_eq!(parse(&grid("trials = 6")), spec);
     let wide = grid("").replace("int = [5, 6]", "int = [1, 1000]");
-    assert!(refused(&wide).contains("more than 1024 points"), "{}", refused(&wide));
+    assert!(refused(&wide).contains("more than 512 points"), "{}", refused(&wide));
 }
 
 #[test]
