@@ -71,7 +71,10 @@ fn runs_are_created_at_rest_and_while_serving_and_outlive_a_kill() {
     several.import("first");
     assert_eq!(several.opened()[1], ("first".into(), Some(first), RunStanding::Parked));
     let refused = directory.file("run.toml").display().to_string();
-    directory.call(&["runs", "create"], &["bad", "--config", &refused]).code(3).says("server is a table of the process");
+    directory
+        .call(&["runs", "create"], &["bad", "--config", &refused])
+        .code(3)
+        .says("server is a table of the process");
 
     let serving = directory.serve();
     let second = several.create("second", &["--submit-token", "job 7"]);

@@ -6,7 +6,7 @@ pub(super) mod spool;
 mod start;
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, Digest, ModelVersion, Position};
@@ -94,7 +94,8 @@ impl CoordinatorMachine {
         let mut roster = Roster::default();
         let secret = [7; 32];
         let uses = u32::try_from(agents.len()).unwrap_or(u32::MAX);
-        let token = NewToken { secret_digest: Digest::of(&secret).0, name: Some("agent".into()), ttl_ms: 10_000, uses };
+        let (secret_digest, name) = (Digest::of(&secret).0, Some("agent".into()));
+        let token = NewToken { secret_digest, name, ttl_ms: 10_000, uses, runs: BTreeSet::new() };
         roster.create_token(token, 0).expect("a sound token");
         for agent in agents {
             roster.join(&secret, agent_id(agent.machine), 1).expect("as many uses as agents");
@@ -202,6 +203,8 @@ impl World {
                         self.coordinator.members.heard(agent);
                     }
                 }
+                // One run, which is there from the start, and without a quota.
+                Output::Runs(_) | Output::Close { .. } | Output::Look { .. } | Output::Measure { .. } => {}
                 Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {}
             }
         }
