@@ -534,6 +534,8 @@ pub const RUN_WRITERS: usize = 8;
 pub const RUN_CHECKPOINTERS: usize = 2;
 /// Threads that open, create and delete runs, likewise.
 pub const RUN_OPENERS: usize = 4;
+/// How often the coordinator measures the disk of a run with a quota, in milliseconds.
+pub const QUOTA_LOOK_MS: u64 = 10_000;
 /// Attempts to remove the directory of a deleted run: sled's threads may still be writing.
 pub const RUN_REMOVALS: u32 = 40;
 /// Rest between two such attempts, in milliseconds.

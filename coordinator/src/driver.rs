@@ -20,6 +20,7 @@ use anabranch_io::exit::{self, ExitCode, Fail, storage_fail};
 use anabranch_io::signals::{OnSignal, Signals};
 use anabranch_io::{faults, tls};
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -90,10 +91,20 @@ pub fn registry(catalogue: &dyn Catalogue) -> anyhow::Result<Registry> {
 /// # Errors
 /// Whatever keeps the coordinator from starting or going on; each with its exit code.
 pub fn run(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
+    allow_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(options, signals));
     runtime.shutdown_timeout(Duration::from_millis(limits::EXIT_MS));
     result
+}
+
+/// Raises the number of files that this process may open to what the system allows: each run has a store.
+fn allow_open_files() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the number of open files cannot be raised");
+    }
 }
 
 async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
@@ -312,6 +323,7 @@ impl Driver {
                 Output::Ended { run, ended } => self.directories.ended(run, ended),
                 Output::Runs(job) => self.directories.start(job),
                 Output::Close { run } => self.directories.forget(run),
+                Output::Measure { run } => self.measure(run),
                 Output::Look { request, run, what } => self.look(request, run, what),
                 // Asked for by the verbs of a stopped coordinator alone: `rest`.
                 Output::Replaced { .. } => {}

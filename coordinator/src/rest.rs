@@ -204,6 +204,7 @@ impl<'a> Rest<'a> {
                 | Output::Runs(_)
                 | Output::Close { .. }
                 | Output::Look { .. }
+                | Output::Measure { .. }
                 | Output::DeferJoin { .. }
                 | Output::Ended { ended: Ok(_), .. }
                 | Output::Exit(Ok(())) => {}

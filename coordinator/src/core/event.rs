@@ -157,6 +157,13 @@ pub enum Event {
         /// From where.
         to: EarlierVersion,
     },
+    /// The run's store was measured, which has a quota.
+    DiskMeasured {
+        /// Bytes on the disk.
+        disk_bytes: u64,
+        /// The quota in bytes.
+        quota_bytes: u64,
+    },
     /// Time has passed.
     Tick,
     /// The process was asked to park the run (SIGTERM, SIGINT).

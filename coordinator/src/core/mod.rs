@@ -127,6 +127,8 @@ pub struct Core {
     lifecycle: Lifecycle,
     admission: Admission,
     offers: Offers,
+    /// Why the run gives no leases, where that follows from its quota.
+    quota_problem: Option<String>,
 }
 
 impl Core {
@@ -151,6 +153,7 @@ impl Core {
             lifecycle: Lifecycle::default(),
             admission: Admission::default(),
             offers: Offers::default(),
+            quota_problem: None,
         }
     }
 
@@ -246,6 +249,7 @@ impl Core {
             Event::Operator { request, operation } => self.operate(request, operation),
             Event::Import { request, manifest, digest, model } => self.import(request, manifest, digest, model),
             Event::RollBack { request, branch, to } => self.roll_back(request, branch, to),
+            Event::DiskMeasured { disk_bytes, quota_bytes } => self.disk_measured(disk_bytes, quota_bytes),
             Event::Tick => {}
             Event::Park => self.park(),
         }

@@ -42,6 +42,31 @@ impl Core {
         }
     }
 
+    /// Pauses a run whose store is larger than its quota. It stays paused until an operator resumes it.
+    pub(super) fn disk_measured(&mut self, disk_bytes: u64, quota_bytes: u64) {
+        let phase = self.phase();
+        if disk_bytes <= quota_bytes || !matches!(phase, RunPhase::Running | RunPhase::Paused) {
+            self.quota_problem = None;
+            return;
+        }
+        let problem = format!(
+            "takes {disk_bytes} bytes of the disk, more than quota.disk_bytes = {quota_bytes}; raise the quota or keep less, \
+             start the coordinator again, then `resume`"
+        );
+        if phase == RunPhase::Running {
+            tracing::warn!(run = %self.spec.name, problem, "the run is paused");
+            self.append(RecordBody::Paused);
+            self.tell_everyone(RunPhase::Paused);
+        }
+        self.quota_problem = Some(problem);
+    }
+
+    /// Why the run gives no leases before `resume`, where that follows from its quota.
+    #[must_use]
+    pub fn quota_problem(&self) -> Option<&str> {
+        self.quota_problem.as_deref()
+    }
+
     fn pause(&mut self) -> OperatorResponse {
         match self.phase() {
             RunPhase::Running => {
@@ -61,6 +86,7 @@ impl Core {
         match self.phase() {
             RunPhase::Paused => {
                 self.append(RecordBody::Resumed);
+                self.quota_problem = None;
                 self.tell_everyone(RunPhase::Running);
                 OperatorResponse::Done("resumed".into())
             }

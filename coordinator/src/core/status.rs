@@ -212,6 +212,7 @@ impl Core {
         report.checkpoint_version = self.checkpoints.version();
         report.retries_answered = self.admission.retries_answered;
         report.target_problem = self.target_problem();
+        report.quota_problem = self.quota_problem().map(String::from);
         report.pods = self.pods.status();
         let models: u64 =
             report.agents.iter().filter_map(|agent| self.peers.live(agent.agent)).map(|live| live.models_sent).sum();

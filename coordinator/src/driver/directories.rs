@@ -115,12 +115,14 @@ impl Directories {
     /// Notes how a run has ended, and keeps its store for those who ask.
     pub(super) fn ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
         self.shared.run_ended(run);
+        let others = self.open.len() > 1;
         if let Some(files) = self.open.get_mut(&run) {
             // Its model is in no use any more.
             files.tools.merger = Arc::default();
             match &ended {
                 Ok(reason) => say_goodbye(*reason, &files.name, self.own == Some(run), &self.dir),
-                Err(error) if self.own != Some(run) => tracing::error!(run = %files.name, %error, "the run has failed"),
+                Err(error) if others => tracing::error!(run = %files.name, %error, "the run has failed"),
+                // The process ends with this error.
                 Err(_) => {}
             }
         }

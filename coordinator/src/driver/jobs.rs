@@ -57,6 +57,17 @@ impl Driver {
         None
     }
 
+    /// Counts what the store of a run takes on the disk.
+    pub(super) fn measure(&self, run: RunId) {
+        let Some(files) = self.directories.files(run) else { return };
+        let (store, answers) = (Arc::clone(&files.tools.store), self.answers.clone());
+        tokio::spawn(async move {
+            let usage = tokio::task::spawn_blocking(move || store.usage()).await;
+            let disk_bytes = usage.ok().and_then(Result::ok).map(|usage| usage.disk_bytes);
+            answers.send(host::Input::Measured { run, disk_bytes }).await.ok();
+        });
+    }
+
     /// Reads the store of a run that has ended.
     pub(super) fn look(&mut self, request: RequestId, run: RunId, what: RunRequest) {
         let Some(files) = self.directories.files(run) else {

@@ -99,6 +99,13 @@ pub enum Input {
     },
     /// A job on the directory of a run has ended.
     Runs(RunsDone),
+    /// The store of a run with a quota was measured.
+    Measured {
+        /// The run.
+        run: RunId,
+        /// Bytes on the disk; none where they cannot be counted.
+        disk_bytes: Option<u64>,
+    },
     /// The store of a run that has ended was read.
     Looked {
         /// The request that is answered.

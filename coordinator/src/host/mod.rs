@@ -87,6 +87,8 @@ pub struct Host {
     /// Whether the process was asked to park its runs.
     parking: bool,
     generation: u64,
+    /// Monotonic time in milliseconds at which stores with a quota are measured next.
+    measure_at_ms: u64,
     /// The run of each connection whose agent was let in.
     peers: BTreeMap<PeerId, RunId>,
     /// At most `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` changes of operators: the registry
@@ -118,6 +120,7 @@ impl Host {
             stays: false,
             parking: false,
             generation: 0,
+            measure_at_ms: 0,
             peers: BTreeMap::new(),
             saver: Lane::default(),
             signer: Lane::default(),
@@ -215,7 +218,11 @@ impl Host {
                 }
             }
             Input::Replace { run, event } => self.tell(now, run, node::Input::Event(event)),
-            Input::Tick => self.tell_all(now, || Event::Tick),
+            Input::Tick => {
+                self.measure(now);
+                self.tell_all(now, || Event::Tick);
+            }
+            Input::Measured { run, disk_bytes } => self.measured(now, run, disk_bytes),
             Input::Park => {
                 self.parking = true;
                 self.tell_all(now, || Event::Park);

@@ -41,6 +41,11 @@ pub enum Output {
         /// The run.
         run: RunId,
     },
+    /// Count the bytes that the store of a run takes on the disk; answered by [`Input::Measured`](super::Input::Measured).
+    Measure {
+        /// The run.
+        run: RunId,
+    },
     /// Answer from the store of a run that has ended; answered by [`Input::Looked`](super::Input::Looked).
     Look {
         /// The request that is answered.

@@ -17,9 +17,9 @@ use anabranch_common::wire::operator::{OperatorResponse, RunRequest, RunsRequest
 
 use super::answer::{Candidate, choose};
 use super::{Host, Output};
-use crate::core::event::{Now, RequestId};
+use crate::core::event::{Event, Now, RequestId};
 use crate::core::status::json;
-use crate::node::{JobError, Node, Settings, ToPeer};
+use crate::node::{self, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
 use crate::runs::{Submission, check_name, is_own, taken, too_many};
 
@@ -202,6 +202,7 @@ impl Host {
             RunSummary { own: about.is_own, run: Some(run), weight: about.weight, ..unknown(about.name.clone(), None) };
         let Some(node) = self.nodes.get(&run) else { return summary };
         summary.state = node.core().phase().into();
+        summary.problem = node.core().quota_problem().map(String::from);
         summary.connected = self.peers.values().filter(|of| **of == run).count() as u64;
         if let Some(state) = node.core().state() {
             summary.version = Some(state.version);
@@ -403,6 +404,24 @@ impl Host {
         };
         for request in requests {
             self.answer(request, response.clone());
+        }
+    }
+
+    /// Has the stores of runs with a quota measured, from time to time.
+    pub(super) fn measure(&mut self, now: Now) {
+        if now.mono_ms < self.measure_at_ms {
+            return;
+        }
+        self.measure_at_ms = now.mono_ms + limits::QUOTA_LOOK_MS;
+        let with_quota = |run: &RunId| self.about.get(run).is_some_and(|about| about.disk_quota_bytes.is_some());
+        let measured: Vec<RunId> = self.serving().filter(with_quota).collect();
+        self.out.extend(measured.into_iter().map(|run| Output::Measure { run }));
+    }
+
+    pub(super) fn measured(&mut self, now: Now, run: RunId, disk_bytes: Option<u64>) {
+        let quota_bytes = self.about.get(&run).and_then(|about| about.disk_quota_bytes);
+        if let Some((disk_bytes, quota_bytes)) = disk_bytes.zip(quota_bytes) {
+            self.tell(now, run, node::Input::Event(Event::DiskMeasured { disk_bytes, quota_bytes }));
         }
     }
 

@@ -12,6 +12,7 @@ pub mod overlap;
 pub mod pipeline;
 pub mod recovery;
 pub mod replicas;
+pub mod runs;
 pub mod slow_disk;
 pub mod store;
 pub mod swarm;

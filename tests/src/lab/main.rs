@@ -173,6 +173,13 @@ enum Bench {
         #[command(flatten)]
         common: Common,
     },
+    /// What an idle run costs a coordinator that serves many: memory, processor time
+    Runs {
+        #[command(flatten)]
+        options: bench::runs::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Many agents without training against a coordinator with a slow disk: its peak memory
     /// against its ceiling
     #[command(after_help = "Every sync of the coordinator's disk is slowed by a library in C: this needs `cc`.")]
@@ -329,6 +336,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::Ledger { options, common }) => (bench::ledger::run(&options, common.seed)?, common),
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::Runs { options, common }) => (bench::runs::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::SlowDisk { options, common }) => {
             (bench::slow_disk::run(&lab, &options, common.seed)?, common)
         }

@@ -238,6 +238,48 @@ fn an_agent_takes_part_in_the_runs_of_its_token() {
 }
 
 #[test]
+fn a_run_that_takes_more_of_the_disk_than_its_quota_is_paused_until_it_is_resumed() {
+    let mut world = World::started();
+    let mut opened = OpenedRun { about: About::own("c"), settings: settings(C, ""), recovered: None, halves: vec![] };
+    opened.about.disk_quota_bytes = Some(1_000);
+    world.stores.insert(C, crate::store::for_tests::MapStore::new());
+    world.mergers.insert(C, node::merge::Merger::default());
+    world.handle(Input::Runs(RunsDone::Opened(Box::new(opened))));
+    world.hello(3, AGENT, C);
+    world.offer_model(3);
+    world.work();
+    world.outputs.clear();
+    world.handle(Input::Tick);
+    assert!(matches!(world.outputs[..], [Output::Measure { run: C }]), "only that one: {:?}", world.outputs);
+    world.outputs.clear();
+    world.handle(Input::Tick);
+    assert!(world.outputs.is_empty(), "not so soon again");
+    let measure = |world: &mut World, disk_bytes| {
+        world.handle(Input::Measured { run: C, disk_bytes });
+        world.work();
+        world.outputs.clear();
+    };
+    let problem = |world: &mut World| {
+        world.operate(RunsRequest::List);
+        let runs: Vec<RunSummary> = world.json();
+        runs.into_iter().find(|run| run.name == "c").and_then(|run| run.problem)
+    };
+    for disk_bytes in [None, Some(1_000)] {
+        measure(&mut world, disk_bytes);
+        assert_eq!((world.phase(C), problem(&mut world)), (RunPhase::Running, None));
+    }
+    measure(&mut world, Some(1_001));
+    assert_eq!(world.phase(C), RunPhase::Paused);
+    assert!(problem(&mut world).is_some_and(|problem| problem.contains("quota.disk_bytes = 1000")));
+    assert_eq!(world.phase(A), RunPhase::Running);
+    measure(&mut world, Some(500));
+    assert_eq!((world.phase(C), problem(&mut world)), (RunPhase::Paused, None), "an operator resumes it");
+    world.ask(Some("c"), RunRequest::Resume);
+    world.work();
+    assert_eq!(world.phase(C), RunPhase::Running);
+}
+
+#[test]
 fn a_mismatch_of_one_run_is_listed() {
     let mut world = World::started();
     world.handle(Input::Park);
