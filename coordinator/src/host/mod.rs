@@ -388,7 +388,7 @@ impl Host {
     fn outputs(&mut self) -> Vec<Output> {
         if self.phase != Phase::Gone {
             self.answer_revocations();
-            let lists = self.subscriptions.news().into_iter();
+            let lists = self.subscriptions.news(|_, _| true).into_iter();
             self.out.extend(lists.map(|(peer, list)| Output::List { peer, list }));
             self.out.extend(self.saver.next(save::group).map(Output::Save));
             self.out.extend(self.signer.next(|waiting| waiting.drain(..).collect()).map(Output::Sign));
