@@ -1,6 +1,7 @@
 //! The only `select!` over everything: feeds the host and carries out what it says. Decides nothing.
 
 mod part;
+mod runs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anabranch_common::ids::{Incarnation, RunId};
 use anabranch_common::limits;
 use anabranch_common::wire::message::AgentMessage;
-use anabranch_common::wire::runs::{RunInfo, RunsWanted};
+use anabranch_common::wire::runs::RunsWanted;
 use anabranch_io::chunks::Piece;
 use anabranch_io::durable::StorageError;
 use parking_lot::Mutex;
@@ -25,7 +26,7 @@ use crate::manners::Manners;
 use crate::metrics::{Metrics, MetricsError};
 use crate::node::{self, Done, Job};
 use crate::pod::{LinkIdentity, Links, LinksError};
-use crate::report::{AgentReport, RunReport};
+use crate::report::AgentReport;
 use crate::session::SessionConfig;
 use crate::session::command::Ending;
 use crate::session::event::Event;
@@ -456,120 +457,6 @@ impl Driver {
             NetEvent::Connected | NetEvent::Message(_) => {}
         }
         Some(Input::Run { run: name.run, input: node::Input::Link { number, event: event.into() } })
-    }
-
-    fn listed(&mut self, number: u64, event: RunsEvent) -> Option<Input> {
-        if number != self.subscription.0 {
-            return None;
-        }
-        Some(match event {
-            RunsEvent::Listed(list) => Input::Listed(list),
-            RunsEvent::Lost(problem) => {
-                self.subscription.1 = None;
-                Input::ListLost(problem)
-            }
-        })
-    }
-
-    /// Opens the store of a run beside the loop, once the store that it had before is closed.
-    fn begin(&mut self, info: RunInfo) {
-        let (setting, opened) = (self.setting.clone(), Arc::clone(&self.opened));
-        let before = self.closing.remove(&info.run);
-        tokio::spawn(async move {
-            if let Some(before) = before {
-                // A panic there was reported by its own thread.
-                let _ = before.await;
-            }
-            tokio::task::spawn_blocking(move || setting.open(&info, &opened));
-        });
-    }
-
-    /// A run begins: what was opened for it is used from now on.
-    fn take_opened(&mut self, run: RunId) {
-        let Some((part, of_run)) = self.opened.lock().remove(&run) else { return };
-        // Where the thread has ended, the run's first job says so.
-        let _ = self.maths.begin(run, of_run);
-        self.parts.insert(run, part);
-    }
-
-    /// A run is over here.
-    fn end(&mut self, run: RunId, ending: &Ending) {
-        let Some(Part { link, store, .. }) = self.parts.remove(&run) else { return };
-        self.maths.forget(run);
-        if let Some((link, _)) = link {
-            // A link that takes no more messages has no last word to say.
-            if link.ops.try_send(Op::Close).is_ok() {
-                self.parting.insert(link.name);
-            }
-        }
-        let dir = (run != self.home && *ending == Ending::Finished).then(|| self.dir.of_run(run));
-        let close = tokio::task::spawn_blocking(move || {
-            store.finish();
-            if let Some(dir) = dir {
-                part::remove(&dir);
-            }
-        });
-        self.closing.insert(run, close);
-        if self.wanted.is_some() {
-            match ending {
-                Ending::Finished | Ending::Parked => tracing::info!(run = %run.short(), %ending, "a run is over here"),
-                _ => tracing::error!(run = %run.short(), %ending, "a run has ended here; the others go on"),
-            }
-        }
-    }
-
-    /// Publishes the state of one run, or of all.
-    fn publish(&self, changed: Option<RunId>) {
-        let changed = |run: &RunId| changed.is_none_or(|changed| changed == *run);
-        self.report.change(|report| {
-            report.runs.retain(|other| self.parts.contains_key(&other.run));
-            for (run, node) in self.host.nodes().filter(|(run, _)| changed(run)) {
-                let Some(part) = self.parts.get(&run) else { continue };
-                let state = part.report(node.session());
-                if run != self.home {
-                    let info = self.host.info(run);
-                    report.show(RunReport::of(run, info, state));
-                    continue;
-                }
-                if let (Some(metrics), Some(live)) = (&self.metrics, &state.live) {
-                    metrics.publish(live, state.outbox.len());
-                }
-                (report.live, report.outbox, report.branch) = (state.live, state.outbox, state.branch);
-            }
-        });
-    }
-
-    /// Lets the last words out, then closes what is open.
-    async fn farewell(mut self) {
-        self.stop.set(true);
-        // An end in order says nothing about memory. Where none was left there is none to remove.
-        let _ = std::fs::remove_file(self.dir.memory());
-        let runs: Vec<RunId> = self.parts.keys().copied().collect();
-        runs.into_iter().for_each(|run| self.end(run, &Ending::Parked));
-        let Self { mut parting, mut net_events, inputs, closing, .. } = self;
-        let gone = async {
-            while !parting.is_empty() {
-                match net_events.recv().await {
-                    Some((of, NetEvent::Disconnected(_))) => _ = parting.remove(&of),
-                    Some(_) => {}
-                    None => return,
-                }
-            }
-        };
-        if tokio::time::timeout(FAREWELL, gone).await.is_err() {
-            tracing::debug!("the connection did not close in time");
-        }
-        // What the stores' threads still have to tell is for nobody: they must not wait for room in this queue.
-        drop(inputs);
-        let finished = async {
-            for close in closing.into_values() {
-                // A panic there was reported by its own thread.
-                let _ = close.await;
-            }
-        };
-        if tokio::time::timeout(FAREWELL, finished).await.is_err() {
-            tracing::debug!("a store did not close in time; what it acknowledged is durable all the same");
-        }
     }
 }
 

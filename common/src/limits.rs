@@ -39,8 +39,6 @@ pub const REQUEST_STREAMS: u32 = 4;
 pub const RUNS_PER_CONNECTION: u32 = 128;
 /// Control streams of one agent's connection: one for each run, and one for the list of runs.
 pub const CONTROL_STREAMS: u32 = RUNS_PER_CONNECTION + 1;
-/// Tasks that wait for the maths of an agent: one job, and for each run its begin and its end.
-pub const MATHS_TASKS: usize = 1 + 2 * RUNS_PER_CONNECTION as usize;
 /// The largest weight of a run; the smallest is 1.
 pub const RUN_WEIGHT: u32 = 1_000;
 /// Bytes of one stream that a peer may have under way: a chunk, its header and some room, so that

@@ -111,6 +111,7 @@ fn common_both_cores_node_registry_host_and_search_are_pure() {
         "coordinator/src/host",
         "coordinator/src/search",
         "agent/src/session",
+        "agent/src/host",
     ];
     let pure = pure.into_iter().flat_map(sources);
     let mut files = 0;

@@ -82,7 +82,7 @@ const ALLOWED: [(&str, &str, &str); 57] = [
     ("agent/src/train/process/child.rs", "Duration::from_millis(", PAUSE),
     ("agent/src/train/process/kin.rs", "POLL", PAUSE),
     ("agent/src/train/process/mod.rs", "Duration::from_millis(", PAUSE),
-    ("agent/src/transport/mod.rs", "LOOK", PAUSE),
+    ("agent/src/transport/uplink.rs", "LOOK", PAUSE),
 ];
 const LAYOUT: &str = "part of a byte layout, or chooses one";
 const RULE: &str = "a parameter of a rule, not a bound of a resource";

@@ -22,6 +22,14 @@ impl From<Sender<node::Input>> for Inputs {
 }
 
 impl Inputs {
+    /// The way to the node of another run, where there are several.
+    pub(super) fn of(&self, run: RunId) -> Self {
+        match self {
+            Self::Node(inputs) => Self::Node(inputs.clone()),
+            Self::Host(_, inputs) => Self::Host(run, inputs.clone()),
+        }
+    }
+
     /// Tells the node, and waits for room. Returns false if the loop has ended.
     pub(super) fn tell(&self, input: node::Input) -> bool {
         match self {

@@ -1,16 +1,14 @@
-//! The thread that does the maths.
+//! The maths of one run at a time: its trainer, and the jobs of its node.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use anabranch_common::codec::CodecSpec;
 use anabranch_common::codec::quantize::ValueBits;
-use anabranch_common::ids::{LeaseId, ModelVersion, RunId};
+use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::journal::Lease;
 use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
@@ -19,11 +17,11 @@ use anabranch_common::spec::{AgentSpec, ModelKind, UploadSpec};
 
 use super::{
     Inputs, KilledNote, Pace, PodEndedBy, PodResult, PodServed, PodServing, PodTrained, PodTraining, Pods, Shards,
-    StopSignal, TrainerFactory, guarded,
+    StopSignal, TrainerFactory,
 };
 use crate::clock::Clock;
 use crate::encode::{EncodeOrder, FeedbackSource};
-use crate::node::{Done, Input, MathsJob, initial_model, judged};
+use crate::node::{Input, MathsJob, initial_model, judged};
 use crate::session::command::Ending;
 use crate::session::event::{Event, FeedbackState, Outcome, PodContent};
 use crate::shard::Shard;
@@ -89,135 +87,24 @@ pub struct RunMaths {
     pub inputs: Inputs,
 }
 
-/// Work for the thread.
-#[derive(Debug)]
-enum Task {
-    /// A job of a run's node.
-    Job(RunId, MathsJob),
-    /// A run begins.
-    Begin(RunId, RunMaths),
-    /// A run is over: its trainer is dropped.
-    Forget(RunId),
-}
-
-/// The thread that does the maths of all runs, one job after the other. It ends when this is dropped.
-#[derive(Debug)]
-pub struct MathsThread(SyncSender<Task>);
-
-impl MathsThread {
-    /// Starts it with one run.
-    ///
-    /// # Errors
-    /// The system has no thread to give.
-    pub fn spawn(run: RunId, setup: MathsSetup, inputs: impl Into<Inputs>) -> std::io::Result<Self> {
-        let (tasks, queue) = sync_channel(limits::MATHS_TASKS);
-        let parts = BTreeMap::from([(run, None)]);
-        let worker = MathsWorker { maths: Maths::new(setup, inputs), at: run, parts };
-        std::thread::Builder::new().name("maths".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Self(tasks))
-    }
-
-    /// Gives it a job. Returns false if the thread has ended.
-    #[must_use]
-    pub fn run(&self, run: RunId, job: MathsJob) -> bool {
-        self.0.try_send(Task::Job(run, job)).is_ok()
-    }
-
-    /// A run begins. Returns false if the thread has ended.
-    #[must_use]
-    pub fn begin(&self, run: RunId, of_run: RunMaths) -> bool {
-        self.0.try_send(Task::Begin(run, of_run)).is_ok()
-    }
-
-    /// A run is over: its trainer is dropped when the present job is done.
-    pub fn forget(&self, run: RunId) {
-        // A thread that has ended has no trainer.
-        let _ = self.0.try_send(Task::Forget(run));
-    }
-}
-
-/// The maths of one run, with those of the others put aside.
-#[derive(Debug)]
-struct MathsWorker {
-    maths: Maths,
-    /// Whose part the maths has.
-    at: RunId,
-    /// The parts of all runs, but for the one that the maths has.
-    parts: BTreeMap<RunId, Option<Part>>,
-}
-
-impl MathsWorker {
-    fn run(mut self, queue: &Receiver<Task>) {
-        while let Ok(task) = queue.recv() {
-            match task {
-                Task::Begin(run, of_run) => self.begin(run, Part::of(of_run)),
-                Task::Forget(run) => self.forget(run),
-                Task::Job(run, job) => {
-                    // A run that is over has no node to answer.
-                    if !self.turn_to(run) {
-                        continue;
-                    }
-                    let maths = &mut self.maths;
-                    let event =
-                        guarded(|| maths.work(job)).unwrap_or_else(|panic| Event::Failed(Ending::Trainer(panic)));
-                    if !self.maths.part.of_run.inputs.tell(Input::Done(Done::Maths(event))) {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Gives the maths the part of a run. Returns false if there is none.
-    fn turn_to(&mut self, run: RunId) -> bool {
-        if self.at == run {
-            return self.parts.contains_key(&run);
-        }
-        let Some(part) = self.parts.get_mut(&run).and_then(Option::take) else { return false };
-        let before = std::mem::replace(&mut self.maths.part, part);
-        if let Some(place) = self.parts.get_mut(&self.at) {
-            *place = Some(before);
-        }
-        self.at = run;
-        true
-    }
-
-    fn begin(&mut self, run: RunId, part: Part) {
-        let part = if self.at == run {
-            self.maths.part = part;
-            None
-        } else {
-            Some(part)
-        };
-        self.parts.insert(run, part);
-    }
-
-    fn forget(&mut self, run: RunId) {
-        self.parts.remove(&run);
-        if self.at == run {
-            self.maths.part.trainer = None;
-        }
-    }
-}
-
-/// Carries out the jobs of the maths, one after the other. [`MathsThread`] gives it a thread of its own; a simulation
+/// Carries out the jobs of the maths, one after the other. [`MathsThread`](super::MathsThread) gives it a thread of its own; a simulation
 /// calls it.
 pub struct Maths {
     setup: MathsSetup,
-    part: Part,
+    pub(super) part: Part,
 }
 
 /// What belongs to one run.
 #[derive(Debug)]
-struct Part {
-    trainer: Option<Box<dyn Trainer>>,
+pub(super) struct Part {
+    pub(super) trainer: Option<Box<dyn Trainer>>,
     /// Which kind of model the pods of the run compute, if it has them and this agent joins them.
     pods_of: Option<ModelKind>,
-    of_run: RunMaths,
+    pub(super) of_run: RunMaths,
 }
 
 impl Part {
-    fn of(of_run: RunMaths) -> Self {
+    pub(super) fn of(of_run: RunMaths) -> Self {
         Self { trainer: None, pods_of: None, of_run }
     }
 }

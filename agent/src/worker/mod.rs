@@ -8,6 +8,7 @@ mod pods;
 mod replicas;
 mod speed;
 mod store;
+mod thread;
 
 use std::time::Duration;
 
@@ -24,10 +25,11 @@ pub use killed::KilledNote;
 pub use linked::LinkedPods;
 #[cfg(test)]
 pub(crate) use maths::ending;
-pub use maths::{Maths, MathsSetup, MathsThread, RunMaths};
+pub use maths::{Maths, MathsSetup, RunMaths};
 pub use pods::{PodEndedBy, PodResult, PodServed, PodServing, PodSetup, PodTrained, PodTraining, Pods};
 pub use speed::flops_per_s;
 pub use store::StoreThread;
+pub use thread::MathsThread;
 
 /// Makes the trainer for a run; the seam for trainers that are not native.
 pub type TrainerFactory = Box<dyn Fn(&RunPart) -> Result<Box<dyn Trainer>, TrainError> + Send>;
@@ -132,9 +134,15 @@ mod tests {
             let Some(Input::Done(Done::Maths(event))) = told.blocking_recv() else { panic!("the job is not done") };
             assert_eq!(event, Event::Failed(Ending::Trainer(text)));
         }
-        assert!(maths.run(other, MathsJob::Prepare(Box::new(spec))), "the thread is there");
+        // A run that has ended meanwhile is answered too: the device is free for others.
+        maths.forget(run);
+        for gone in [run, other] {
+            assert!(maths.run(gone, MathsJob::Prepare(Box::new(spec.clone()))), "the thread is there");
+            let Some(Input::Done(Done::Maths(event))) = told.blocking_recv() else { panic!("the job is not done") };
+            assert_eq!(event, Event::Failed(Ending::Trainer("its run is over here".to_owned())));
+        }
         drop(maths);
-        assert!(told.blocking_recv().is_none(), "nobody has begun that run");
+        assert!(told.blocking_recv().is_none(), "the thread has ended");
     }
 
     #[test]

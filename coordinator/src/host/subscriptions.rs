@@ -60,15 +60,17 @@ impl Subscriptions {
         self.subscribers.extract_if(.., |_, subscriber| subscriber.agent == agent).map(|(peer, _)| peer).collect()
     }
 
-    /// Returns the lists that differ from what was sent before, by stream. `may_enter`: whether a member may take part in a run.
+    /// Returns the lists that differ from what was sent before, by stream. `may_enter` tells which runs a member may take part
+    /// in.
     pub(super) fn news(&mut self, may_enter: impl Fn(AgentId, RunId) -> bool) -> Vec<(PeerId, RunsListed)> {
         if !std::mem::take(&mut self.changed) {
             return Vec::new();
         }
         let mut news = Vec::new();
         for (peer, subscriber) in &mut self.subscribers {
-            let runs = self.runs.values().filter(|info| subscriber.wanted.wants(info.run, &info.name));
-            let runs = runs.filter(|info| may_enter(subscriber.agent, info.run));
+            let Subscriber { agent, wanted, .. } = &*subscriber;
+            let is_listed = |info: &&RunInfo| wanted.wants(info.run, &info.name) && may_enter(*agent, info.run);
+            let runs = self.runs.values().filter(is_listed);
             let list = RunsListed { runs: runs.take(limits::RUNS_PER_CONNECTION as usize).cloned().collect() };
             if subscriber.told.as_ref() != Some(&list) {
                 subscriber.told = Some(list.clone());
@@ -87,6 +89,10 @@ mod tests {
     const B: RunId = RunId([2; 16]);
     const AGENT: AgentId = AgentId([7; 16]);
 
+    fn anybody(_: AgentId, _: RunId) -> bool {
+        true
+    }
+
     fn list(runs: &[(RunId, &str, u32)]) -> RunsListed {
         let info =
             |(run, name, weight): &(RunId, &str, u32)| RunInfo { run: *run, name: (*name).into(), weight: *weight };
@@ -100,20 +106,23 @@ mod tests {
         subscriptions.started(A, "digits", 1);
         subscriptions.opened(all, AGENT, RunsWanted::All);
         subscriptions.opened(some, AGENT, RunsWanted::Named(vec!["text".into()]));
-        assert_eq!(subscriptions.news(|_, _| true), [(all, list(&[(A, "digits", 1)])), (some, list(&[]))]);
-        assert_eq!(subscriptions.news(|_, _| true), []);
+        assert_eq!(subscriptions.news(anybody), [(all, list(&[(A, "digits", 1)])), (some, list(&[]))]);
+        assert_eq!(subscriptions.news(anybody), []);
 
         subscriptions.started(B, "text", 3);
         let both = list(&[(A, "digits", 1), (B, "text", 3)]);
-        assert_eq!(subscriptions.news(|_, _| true), [(all, both), (some, list(&[(B, "text", 3)]))]);
+        assert_eq!(subscriptions.news(anybody), [(all, both), (some, list(&[(B, "text", 3)]))]);
+        subscriptions.changed = true;
+        let news = subscriptions.news(|_, run| run == A);
+        assert_eq!(news, [(all, list(&[(A, "digits", 1)])), (some, list(&[]))], "what it may not enter is not listed");
+        subscriptions.changed = true;
+        subscriptions.news(anybody);
         subscriptions.ended(A);
-        assert_eq!(subscriptions.news(|_, _| true), [(all, list(&[(B, "text", 3)]))], "the other's list is as it was");
-        subscriptions.started(A, "digits", 1);
-        assert_eq!(subscriptions.news(|_, run| run != A), [], "a run that the member may not enter is not listed");
+        assert_eq!(subscriptions.news(anybody), [(all, list(&[(B, "text", 3)]))], "the other's list is as it was");
         subscriptions.closed(all);
         assert_eq!(subscriptions.revoked(AGENT), [some]);
         subscriptions.ended(B);
-        assert_eq!(subscriptions.news(|_, _| true), []);
+        assert_eq!(subscriptions.news(anybody), []);
     }
 
     #[test]
@@ -124,7 +133,7 @@ mod tests {
             subscriptions.started(RunId([number; 16]), &"\u{e4}".repeat(usize::from(number)), u32::from(number) * 100);
         }
         subscriptions.opened(PeerId(1), AGENT, RunsWanted::All);
-        let [(_, list)] = &subscriptions.news(|_, _| true)[..] else { panic!("expected a list") };
+        let [(_, list)] = &subscriptions.news(anybody)[..] else { panic!("expected a list") };
         assert_eq!((list.runs.len(), list.validate()), (usize::from(most), Ok(())));
     }
 }
