@@ -130,7 +130,7 @@ Examples:
   anabranch-agent run --dir judge --eval-shard test.csv      # only evaluates
   anabranch-agent run --dir agent --shard books/             # text, for a gpt
   anabranch-agent run --dir helper --pod-listen 10.0.0.7:4440  # only helps
-  anabranch-agent run --dir agent --shard train.csv --runs all # every run of the coordinator
+  anabranch-agent run --dir agent --shard train.csv --runs all  # every run
   anabranch-agent run --dir agent --shard data -- python3 train.py")]
 pub(crate) struct RunArgs {
     #[command(flatten)]

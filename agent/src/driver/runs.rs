@@ -105,6 +105,8 @@ impl Driver {
     /// Lets the last words out, then closes what is open.
     pub(super) async fn farewell(mut self) {
         self.stop.set(true);
+        // The connection closes with the last link, which waits for that.
+        self.subscription.1 = None;
         // An end in order says nothing about memory. Where none was left there is none to remove.
         let _ = std::fs::remove_file(self.dir.memory());
         let runs: Vec<RunId> = self.parts.keys().copied().collect();
