@@ -54,6 +54,8 @@ pub struct Told {
 pub struct Pods {
     /// The newest attempt at each lease, and the process of the coordinator that named it.
     named: BTreeMap<LeaseId, (u64, PodRound)>,
+    /// The first attempt at each lease.
+    first: BTreeMap<LeaseId, u32>,
     /// What the agent at a connection is at work on, as the coordinator has to see it.
     at_work: BTreeMap<PeerId, PodMark>,
     /// The latest attempt at each lease that a process of an agent has begun.
@@ -80,6 +82,7 @@ impl Pods {
         ensure((lease.agent, lease.plan) == (round.owner, round.plan), ATTEMPTS, || {
             format!("{mark:?} is named as a round of {}, and is of {}", round.owner.short(), lease.agent.short())
         })?;
+        self.first.entry(mark.lease).or_insert(mark.attempt);
         match self.named.get(&mark.lease) {
             Some((life, known)) if known.mark.attempt == mark.attempt => {
                 ensure(*life == told.life && known == round, ATTEMPTS, || format!("{mark:?} stands for two attempts"))?;
@@ -169,7 +172,7 @@ impl Pods {
     /// It is something else.
     pub fn computed(&mut self, mark: PodMark, found: &PodContent, alone: &Contribution) -> Checked {
         self.completed.0 += 1;
-        self.completed.1 += u64::from(mark.attempt > 1);
+        self.completed.1 += u64::from(self.first.get(&mark.lease).is_none_or(|first| mark.attempt > *first));
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         let is_same = found.payload == alone.payload && bits(&found.left_out) == bits(&alone.left_out);
         ensure(is_same, WHOLE, || format!("what {mark:?} gave is not what its owner would have computed alone"))

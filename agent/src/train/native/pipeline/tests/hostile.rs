@@ -127,8 +127,7 @@ fn layer_of(part: usize) -> LayerContent {
     let place = content::places(&architecture.whole.layers, &architecture.manifest).swap_remove(part);
     let payload =
         codec::encoder(encoding().codec).encode(&place.manifest, &vec![0.0; place.range.len()]).expect("finite");
-    let left_out = vec![0.0; place.range.len()];
-    LayerContent { layer: place.layer, payload, left_out, figures: LayerFigures::default() }
+    LayerContent { layer: place.layer, payload, left_out: Vec::new(), figures: LayerFigures::default() }
 }
 
 /// What nobody would send, and what somebody might.
