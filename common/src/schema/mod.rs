@@ -30,9 +30,9 @@ pub use layout::{Layout, Reader, Writer};
 pub use run_text::{RunText, RunTextError};
 
 /// The version of every table: what this build writes.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// The oldest version that this build reads.
-pub const OLDEST: u16 = 5;
+pub const OLDEST: u16 = 6;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

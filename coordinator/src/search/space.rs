@@ -174,8 +174,10 @@ fn domain(table: &toml::Table, method: Method) -> Result<Domain, String> {
         "int" => {
             let whole: Vec<i64> = values.iter().filter_map(toml::Value::as_integer).collect();
             match whole[..] {
-                [low, high] if values.len() == 2 && low <= high => Domain::Int(low, high),
-                _ => return Err(format!("has int = {value}, expected two whole numbers, the smaller one first")),
+                [low, high] if values.len() == 2 && low <= high && high.abs_diff(low) < u64::MAX / 2 => {
+                    Domain::Int(low, high)
+                }
+                _ => return Err(format!("has int = {value}, expected two whole numbers, the smaller one first, less than 2^63 apart")),
             }
         }
         "log" | "uniform" => {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::source::{Section, Source, SpecError};
 use super::space::Space;
-use crate::config::{is_label, label_problem};
+use crate::runs::check_name;
 
 /// Everything that `SEARCH.toml` says, checked by itself. [`check`](super::check::check) holds it against the base.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,10 +154,11 @@ fn name(section: &Section<'_>, path: &Path) -> Result<String, SpecError> {
     let name = section.text("name")?.map_or_else(stem, str::to_owned);
     // A trial's name is this one, a dash and its number.
     let longest = format!("{name}-{}", limits::SEARCH_TRIALS);
-    match is_label(&name) && is_label(&longest) {
-        true => Ok(name),
-        false if is_label(&name) => Err(section.refused("name", "is too long: a run's name holds it with a number")),
-        false => Err(section.refused("name", &label_problem(&name))),
+    // A search has a directory of its name, as a run has.
+    check_name(&name).map_err(|problem| section.refused("name", &format!("makes no directory: {problem}")))?;
+    match check_name(&longest) {
+        Ok(()) => Ok(name),
+        Err(_) => Err(section.refused("name", "is too long: a run's name holds it with a number")),
     }
 }
 
