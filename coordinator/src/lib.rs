@@ -19,6 +19,7 @@ mod commands;
 pub mod config;
 pub mod core;
 pub mod driver;
+mod heap;
 pub mod host;
 pub mod identity;
 pub mod merger;

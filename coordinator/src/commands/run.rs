@@ -12,6 +12,7 @@ use super::reach;
 use crate::cli::RunArgs;
 use crate::clock;
 use crate::driver::{self, RunOptions};
+use crate::{heap, runs};
 
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -19,6 +20,11 @@ pub(super) fn run(args: &RunArgs, log: &LogArgs) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("no signal handler")?;
     let config = reach::load_config(&args.dir.dir)?;
     log.start(config.log.format, 0)?;
+    let has_several = args.stay || runs::names(&args.dir.dir).is_ok_and(|names| !names.is_empty());
+    if has_several && heap::is_as_by_default() {
+        let error = heap::start_anew();
+        tracing::warn!(%error, "idle runs will take more memory");
+    }
     for _ in 1..limits::LOCK_ATTEMPTS {
         match serve(args, &mut signals) {
             Err(error) if exit::code_of(&error) == ExitCode::Locked => std::thread::sleep(PAUSE),

@@ -396,9 +396,10 @@ impl Host {
             match self.begin(about, settings, recovered, &halves, now) {
                 Ok(()) => json(&RunCreated { name, run }),
                 Err(mismatch) => {
-                    self.cannot_serve(&name, false, mismatch.to_string());
+                    let why = format!("{mismatch}; change its run.toml, then start the coordinator again");
+                    self.cannot_serve(&name, false, why.clone());
                     self.out.push(Output::Close { run });
-                    OperatorResponse::Failed(mismatch.to_string())
+                    OperatorResponse::Failed(why)
                 }
             }
         };
