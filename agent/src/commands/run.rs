@@ -220,7 +220,7 @@ impl Home {
 }
 
 /// Opens the store. A `status` that reads it ends soon.
-fn open_store(dir: &Path) -> Result<Ledger, StorageError> {
+pub(crate) fn open_store(dir: &Path) -> Result<Ledger, StorageError> {
     for _ in 1..limits::LOCK_ATTEMPTS {
         match Ledger::open(dir) {
             Err(StorageError::Locked { holder: LockHolder::Readers, .. }) => std::thread::sleep(PAUSE),

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::StartError;
+use crate::commands::run::open_store;
 use crate::config::{AgentConfig, AgentDir};
 use crate::host::Input;
 use crate::node::AgentNode;
@@ -103,7 +104,7 @@ impl Setting {
     fn open_part(&self, run: RunId) -> Result<(AgentNode, Part, RunMaths), StartError> {
         let dir = self.dir.of_run(run);
         DirBuilder::new().recursive(true).mode(0o700).create(dir.path())?;
-        let ledger = Ledger::open(&dir.store())?;
+        let ledger = open_store(&dir.store())?;
         self.part_of(run, &dir, ledger)
     }
 }

@@ -35,7 +35,11 @@ impl Driver {
                 // A panic there was reported by its own thread.
                 let _ = before.await;
             }
-            tokio::task::spawn_blocking(move || setting.open(&info, &opened));
+            let (run, tell) = (info.run, setting.tell.clone());
+            if let Err(panic) = tokio::task::spawn_blocking(move || setting.open(&info, &opened)).await {
+                // The loop has ended: nobody waits for this run.
+                let _ = tell.send(Input::NotBegun { run, problem: panic.to_string() }).await;
+            }
         });
     }
 
