@@ -6,12 +6,14 @@
 //! | rounds take their virtual time | as many updates as rounds fit, and bytes of updates alone |
 //! | kills | nothing that was acknowledged is lost, and the run goes on |
 //! | rare data | a rule that weighs agents by speed forgets what a slow agent alone holds, and the report shows it |
+//! | a search | kills after every record of its journal change no winner, and its figures follow from full runs |
 //! | files and options | what makes no sense is refused by file, line and key; every workload that ships is sound |
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anabranch_tests::race::pipeline::{PipelineOptions, PipelineWorkload};
+use anabranch_tests::race::search::{SearchOptions, SearchWorkload};
 use anabranch_tests::race::{self, Clock, Finish, Options, Override, RaceReport, Reference, Strategy, Workload};
 
 /// The digits of the examples, four agents, two of them slow.
@@ -394,6 +396,9 @@ fn every_workload_that_ships_is_sound() -> anyhow::Result<()> {
         let layers = workload.model.layers()?.expect("a native model");
         assert_eq!(layers.manifest.params(), params, "{name}");
     }
+    let search = folder.join("search.toml");
+    assert!(SearchWorkload::is_at(&search) && !SearchWorkload::is_at(&folder.join("w1.toml")));
+    SearchWorkload::read(&search)?;
     let schedules = folder.join("pipeline.toml");
     assert!(PipelineWorkload::is_at(&schedules) && !PipelineWorkload::is_at(&folder.join("w1.toml")));
     assert_eq!(PipelineWorkload::read(&schedules)?.models.len(), 2);
@@ -463,5 +468,59 @@ optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
         let error = PipelineWorkload::read(&path).expect_err("no comparison");
         assert_eq!(error.root_cause().to_string(), told);
     }
+    Ok(())
+}
+
+/// Four trials of which one goes on. Coordinators and search are killed after each of the first records.
+const SEARCH: &str = r#"
+about = "four configurations on the digits"
+workload = "w.toml"
+truth = "truth.json"
+kills_after = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+[search]
+name = "digits"
+method = "asha"
+trials = 4
+eta = 4
+r = 6
+max = 24
+parallel = 2
+seed = 1
+metric = "accuracy"
+
+[space]
+"train.optimizer.lr" = { log = [0.0001, 0.3] }
+"#;
+
+#[test]
+fn a_search_finds_the_same_winner_through_kills_and_is_held_against_full_runs() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("search.toml");
+    std::fs::write(dir.path().join("w.toml"), DIGITS)?;
+    std::fs::write(&path, SEARCH)?;
+    let options = |exhaustive| -> anyhow::Result<SearchOptions> {
+        Ok(SearchOptions {
+            command: "anabranch-lab race search.toml".to_owned(),
+            made_by: "anabranch-lab race search.toml --exhaustive".to_owned(),
+            workload: SearchWorkload::read(&path)?,
+            seed: 1,
+            seeds: 1,
+            data: Some(data()),
+            jobs: 2,
+            exhaustive,
+        })
+    };
+    let missing = race::search::run(&options(false)?).expect_err("there are no full runs yet");
+    assert!(format!("{missing:#}").contains("--exhaustive"), "{missing:#}");
+    assert_eq!(race::search::run(&options(true)?)?.runs.len(), 4, "a full run of each configuration");
+    let report = race::search::run(&options(false)?)?;
+    let metric = |name: &str| report.metrics.get(name).copied().unwrap_or(f64::NAN);
+    assert_eq!(metric("same_winner"), 1.0, "{:?}", report.metrics);
+    // Three trials run to 6 contributions and one to 24, give or take what was under way when they were held.
+    let price = metric("search_contributions_ratio");
+    assert!((1.75..2.5).contains(&price), "{price} full runs");
+    let (regret, random) = (metric("search_regret_points"), metric("random_regret_points"));
+    assert!(regret >= 0.0 && random >= 0.0 && metric("search_time_ratio") > 1.0, "{:?}", report.metrics);
     Ok(())
 }

@@ -177,7 +177,11 @@ fn domain(table: &toml::Table, method: Method) -> Result<Domain, String> {
                 [low, high] if values.len() == 2 && low <= high && high.abs_diff(low) < u64::MAX / 2 => {
                     Domain::Int(low, high)
                 }
-                _ => return Err(format!("has int = {value}, expected two whole numbers, the smaller one first, less than 2^63 apart")),
+                _ => {
+                    return Err(format!(
+                        "has int = {value}, expected two whole numbers, the smaller one first, less than 2^63 apart"
+                    ));
+                }
             }
         }
         "log" | "uniform" => {

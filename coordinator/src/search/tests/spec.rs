@@ -49,7 +49,11 @@ fn a_search_that_makes_no_sense_is_refused_with_its_place() {
         ("seed = 3", "seed = -1", "lr.toml:6:1: search.seed is -1, expected a whole number from 0"),
         ("seed = 3", "method = \"bohb\"", "search.method is \"bohb\", expected \"asha\" or \"random\" or \"grid\""),
         ("seed = 3", "direction = \"min\"", "search.direction expected \"max\" with metric = \"accuracy\""),
-        ("seed = 3", "name = \"a b\"", "lr.toml:6:1: search.name makes no directory: the name of a run must be 1 to 64"),
+        (
+            "seed = 3",
+            "name = \"a b\"",
+            "lr.toml:6:1: search.name makes no directory: the name of a run must be 1 to 64",
+        ),
         ("seed = 3", "name = \"..\"", "search.name makes no directory: the name of a run must not begin with a dot"),
         ("[search]", "[searching]", "lr.toml:2:2: searching is not known"),
         ("{ log = [1e-3, 1] }", "0.1", "lr.toml:8:1: space.train.optimizer.lr is 0.1, expected { log = [a, b] }"),

@@ -15,6 +15,7 @@ mod worlds;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::now::Now;
 use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::config::Config;
@@ -193,6 +194,7 @@ impl Course<'_> {
             search: Search::start(now, path, text.clone(), base)?,
             worlds: Worlds::default(),
             judges: BTreeMap::new(),
+            scores: BTreeMap::new(),
             records: Vec::new(),
             inputs: VecDeque::from([Input::Begin]),
             is_over: false,
@@ -215,6 +217,8 @@ struct Trials<'a> {
     search: Search,
     worlds: Worlds,
     judges: BTreeMap<TrialId, Judge>,
+    /// What each version comes to with which a trial came to a rung. A version that is kept can be evaluated at any time.
+    scores: BTreeMap<(TrialId, ModelVersion), Score>,
     /// The search's journal.
     records: Vec<Record>,
     inputs: VecDeque<Input>,
@@ -231,7 +235,12 @@ impl Trials<'_> {
         let input = match self.inputs.pop_front() {
             Some(input) => input,
             None => match self.worlds.next().context("no trial goes on, and the search has not ended")? {
-                (trial, Came::Reached { contributions, version }) => Input::Reached { trial, contributions, version },
+                (trial, Came::Reached { contributions, version }) => {
+                    let model = self.worlds.model(trial).context("a trial that has contributions serves a model")?;
+                    let judge = self.judges.get_mut(&trial).context("a trial that was made has its judge")?;
+                    self.scores.insert((trial, version), judge.score(model));
+                    Input::Reached { trial, contributions, version }
+                }
                 (trial, Came::Broken { reason }) => Input::Diverged { trial, reason },
             },
         };
@@ -256,12 +265,11 @@ impl Trials<'_> {
                 }
             }
             Output::Continue { trial, until } => self.worlds.go_on(trial, until),
-            // A trial that has what it was to have is held already.
-            Output::Hold { .. } | Output::End { .. } => {}
+            Output::Hold { trial } | Output::End { trial, .. } => self.worlds.hold(trial),
             Output::Measure { trial, version } => {
-                let model = self.worlds.model(trial).context("a trial that was reached serves a model")?;
-                let judge = self.judges.get_mut(&trial).context("a trial that was made has its judge")?;
-                let Score { accuracy, loss, .. } = judge.score(model);
+                let score =
+                    self.scores.get(&(trial, version)).context("a version that no trial came to a rung with")?;
+                let (accuracy, loss) = (score.accuracy, score.loss);
                 self.inputs.push_back(Input::Measured { trial, version, accuracy, loss });
             }
             Output::Copy { .. } => bail!("successive halving copies no trial"),
@@ -303,7 +311,7 @@ fn figures(truth: &Truth, runs: &[FullRun], found: &Found, killed: &Found) -> an
     let winner = of(found.winner)?;
     let points = |run: &FullRun| 100.0 * run.accuracy.unwrap_or(0.0);
     let best = runs.iter().map(points).max_by(f64::total_cmp).unwrap_or(0.0);
-    let picks = usize::try_from(found.contributions / truth.contributions.max(1))?;
+    let picks = usize::try_from(found.contributions.div_ceil(truth.contributions.max(1)))?;
     let mean = |of: &dyn Fn(&FullRun) -> f64| runs.iter().map(of).sum::<f64>() / runs.len().max(1) as f64;
     Ok(vec![
         ("search_time_ratio", found.seconds / winner.seconds),

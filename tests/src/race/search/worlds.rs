@@ -87,6 +87,16 @@ impl Worlds {
         for trial in self.trials.values_mut().filter(|trial| !trial.world.is_broken()) {
             trial.world.advance(now_ms - trial.began_ms);
             trial.world.kill_coordinator();
+            // It starts again at the same time.
+            trial.world.advance(now_ms - trial.began_ms);
+        }
+    }
+
+    /// Lets a trial give no more leases.
+    pub(super) fn hold(&mut self, trial: TrialId) {
+        if let Some(trial) = self.trials.get_mut(&trial).filter(|trial| !trial.world.is_broken()) {
+            trial.until = None;
+            trial.world.asks(RunRequest::Pause);
         }
     }
 
