@@ -18,6 +18,7 @@
 //! | `evaluation`, `evaluators` | who measures a version |
 //! | `checkpoints` | when the next one is due, how far back they reach |
 //! | `targets`, `lifecycle` | when the run ends, and how |
+//! | `trial` | how far a run goes that is a trial of a search |
 //! | `peers`, `operate` | connections, revoked agents, requests of operators |
 //!
 //! Who is a member is not known here: [`crate::registry`] says who may say hello, and who was revoked.
@@ -59,6 +60,7 @@ pub mod sizing;
 pub mod state;
 pub mod status;
 mod targets;
+pub mod trial;
 #[cfg(test)]
 mod tests;
 
@@ -89,6 +91,7 @@ use pods::Pods;
 use publication::Publications;
 use state::RunState;
 use targets::EvaluatorWatch;
+use trial::Trial;
 
 /// What the core is told at its start, beside the journal.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +126,7 @@ pub struct Core {
     publications: Publications,
     evaluators: Evaluators,
     watch: EvaluatorWatch,
+    trial: Trial,
     checkpoints: Checkpoints,
     lifecycle: Lifecycle,
     admission: Admission,
@@ -148,6 +152,7 @@ impl Core {
             publications: Publications::default(),
             evaluators: Evaluators::default(),
             watch: EvaluatorWatch::default(),
+            trial: Trial::default(),
             lifecycle: Lifecycle::default(),
             admission: Admission::default(),
             offers: Offers::default(),
@@ -213,6 +218,7 @@ impl Core {
         self.pace_barrier();
         self.pace_throttled();
         self.check_targets();
+        self.pace_trial();
         self.pace_evaluation();
         self.pace_target_problem();
         self.pace_pods();
@@ -246,6 +252,7 @@ impl Core {
             Event::Operator { request, operation } => self.operate(request, operation),
             Event::Import { request, manifest, digest, model } => self.import(request, manifest, digest, model),
             Event::RollBack { request, branch, to } => self.roll_back(request, branch, to),
+            Event::Trial(order) => self.trial_ordered(order),
             Event::Tick => {}
             Event::Park => self.park(),
         }

@@ -9,7 +9,7 @@ use anabranch_common::wire::operator::{OperatorResponse, RunRequest};
 use super::Driver;
 use crate::clock;
 use crate::core::event::RequestId;
-use crate::host;
+use crate::host::{self, SearchesJob};
 use crate::node::Job;
 use crate::runs;
 
@@ -55,6 +55,17 @@ impl Driver {
             job => return self.run_workers.run(run, job, &files.tools).map(answer),
         }
         None
+    }
+
+    /// Does a job for a search.
+    pub(super) fn start_search_job(&mut self, job: SearchesJob) {
+        let run = match &job {
+            SearchesJob::Rebuild { run, .. } => {
+                self.directories.files(*run).map(|files| Arc::clone(&files.tools.store))
+            }
+            _ => None,
+        };
+        self.searches.start(job, run);
     }
 
     /// Reads the store of a run that has ended.

@@ -7,6 +7,7 @@ use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::runs::RunsWanted;
 
 use super::runs::RunsDone;
+use super::searches::SearchesDone;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::status::Answer;
 use crate::node::{Done, DownloadId};
@@ -99,6 +100,8 @@ pub enum Input {
     },
     /// A job on the directory of a run has ended.
     Runs(RunsDone),
+    /// A job for a search has ended.
+    Searches(SearchesDone),
     /// The store of a run that has ended was read.
     Looked {
         /// The request that is answered.

@@ -204,7 +204,7 @@ impl World {
                     }
                 }
                 // One run, which is there from the start, and without a quota.
-                Output::Runs(_) | Output::Close { .. } | Output::Look { .. } => {}
+                Output::Runs(_) | Output::Searches(_) | Output::Close { .. } | Output::Look { .. } => {}
                 // No agent here asks which runs there are.
                 Output::List { .. } | Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {
                 }
