@@ -518,7 +518,9 @@ pub const MANNERS_LOOK_MS: u64 = 2_000;
 pub const CONFIG_FILE_BYTES: u64 = 1 << 20;
 /// Runs that a coordinator's process has, ended ones included.
 pub const RUNS: usize = 1_024;
-/// Bytes of a run's configuration that an operator sends.
+/// Searches that a coordinator's process has, ended ones included.
+pub const SEARCHES: usize = 64;
+/// Bytes of a run's configuration that an operator sends, and of a search's.
 pub const RUN_CONFIG_BYTES: usize = 256 << 10;
 /// Bytes of the token that makes a repeated `runs create` safe.
 pub const SUBMIT_TOKEN_BYTES: usize = 256;

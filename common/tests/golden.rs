@@ -110,6 +110,7 @@ fn operator_messages() {
     every_variant_is_there(&samples::run_requests());
     every_variant_is_there(&samples::registry_requests());
     every_variant_is_there(&samples::runs_requests());
+    every_variant_is_there(&samples::search_requests());
     every_variant_is_there(&samples::operator_responses());
     let requests = listing(FrameKind::OperatorRequest, &samples::operator_requests());
     let responses = listing(FrameKind::OperatorResponse, &samples::operator_responses());

@@ -45,6 +45,11 @@ Several runs in one coordinator:
   anabranch-coordinator runs list --dir trainer
   anabranch-coordinator status --dir trainer --run wards
 
+A search over configurations:
+  anabranch-coordinator search start --dir trainer lr.toml
+  anabranch-coordinator search status --dir trainer lr --watch
+  anabranch-coordinator search export --dir trainer lr --out best.safetensors
+
 From another machine, with copies of tls/operator.crt, operator.key and ca.crt:
   anabranch-coordinator status --connect trainer.example.org:4433 \\
       --cert operator.crt --key operator.key --ca ca.crt
@@ -82,6 +87,12 @@ pub(crate) enum Verb {
     /// Create, list and delete runs, and show, pause, resume and stop one of them
     #[command(subcommand)]
     Runs(RunsVerb),
+    /// Search over configurations: start, show, stop and list searches, and export what they have found
+    ///
+    /// A search trains many configurations of one run.toml on the same agents, and finds the best one for the price of about
+    /// two runs. docs/search.md describes SEARCH.toml.
+    #[command(subcommand, visible_alias = "searches")]
+    Search(SearchVerb),
     /// Show the run: state, agents, bytes, accuracy
     ///
     /// On a stopped coordinator the store is read instead. Where there are several runs, a table of them is shown, and --run
@@ -297,6 +308,80 @@ pub(crate) enum RunsVerb {
         #[arg(long, value_name = "FILE")]
         export: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SearchVerb {
+    /// Start a search: its trials are runs of the coordinator, NAME-0, NAME-1, and so on
+    ///
+    /// Prints the price in full runs, and which combinations of the space are impossible. The coordinator keeps a copy of
+    /// both files. Agents take part that follow all runs (`anabranch-agent run --runs all`); at least one needs an evaluation
+    /// shard.
+    #[command(after_help = "Examples:
+  anabranch-coordinator search start --dir trainer lr.toml
+  anabranch-coordinator search status --dir trainer lr --watch")]
+    Start {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// The search: SEARCH.toml
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show a search: its trials from best to worst
+    #[command(after_help = "Examples:
+  anabranch-coordinator search status --dir trainer
+  anabranch-coordinator search status --dir trainer lr --svg lr.svg")]
+    Status(SearchStatusArgs),
+    /// End a search and its trials; what was measured stays
+    Stop {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Name of the search
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Show all searches in a table
+    List(ReportArgs),
+    /// Write the winner's model as safetensors, and its run.toml; the leader's while the search goes on
+    #[command(after_help = "Example:
+  anabranch-coordinator search export --dir trainer lr --out best.safetensors \\
+      --config best.toml")]
+    Export {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Name of the search; needed only where there are several
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// File to write the model to
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// File to write the configuration to
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Replace files that exist
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Which search is shown, and how.
+#[derive(Debug, Args)]
+pub(crate) struct SearchStatusArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Name of the search; needed only where there are several
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Go on showing it, once a second, until it ends
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    /// Write a picture of it too: curves of all trials, and their configurations as parallel coordinates
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// The run that a verb of `runs` is about.

@@ -5,9 +5,11 @@
 //! |---|---|
 //! | `driver/jobs.rs` | the jobs of runs, on threads that all of them share |
 //! | `driver/directories.rs` | what is open of each run, and jobs on their directories |
+//! | `driver/searches.rs` | the stores of searches, and jobs for searches |
 
 mod directories;
 mod jobs;
+mod searches;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -37,11 +39,13 @@ use crate::recovery::OTHER_VERSION_HELP;
 use crate::registry::Registry;
 use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
 use crate::runs::{self, OpenError};
+use crate::search::directory;
 use crate::store::{Catalogue, SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{RegistryWorkers, RunWorkers};
 
 use directories::Directories;
+use searches::SearchStores;
 
 pub use crate::runs::{STORE_DIR, UPLOADS_DIR, options};
 
@@ -137,6 +141,8 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
     let days = config.server.agent_certificate_days;
     let registry_workers = RegistryWorkers::start(store, Arc::new(identity), days, &answers_in)?;
     others.into_iter().for_each(|name| outputs.extend(host.open(name)));
+    let searches = directory::names(&dir).map_err(storage_fail)?;
+    searches.into_iter().for_each(|name| outputs.extend(host.open_search(name)));
     faults::point("recovered");
     signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
@@ -146,6 +152,7 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
         started,
         host,
         directories,
+        searches: SearchStores::new(dir, answers_in.clone()),
         run_workers: RunWorkers::new(&answers_in),
         registry_workers,
         answers: answers_in,
@@ -208,6 +215,7 @@ struct Driver {
     started: Instant,
     host: Host,
     directories: Directories,
+    searches: SearchStores,
     run_workers: RunWorkers,
     registry_workers: RegistryWorkers,
     answers: mpsc::Sender<host::Input>,
@@ -322,6 +330,7 @@ impl Driver {
                 Output::DeferJoin { request } => _ = self.joins.remove(&request),
                 Output::Ended { run, ended } => self.directories.ended(run, ended),
                 Output::Runs(job) => self.directories.start(job),
+                Output::Searches(job) => self.start_search_job(job),
                 Output::Close { run } => self.directories.forget(run),
                 Output::Measure { run } => self.measure(run),
                 Output::Look { request, run, what } => self.look(request, run, what),

@@ -202,6 +202,7 @@ impl<'a> Rest<'a> {
                 | Output::Sign(_)
                 | Output::JoinReply { .. }
                 | Output::Runs(_)
+                | Output::Searches(_)
                 | Output::Close { .. }
                 | Output::Look { .. }
                 | Output::Measure { .. }

@@ -9,7 +9,9 @@ use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
-use crate::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest};
+use crate::wire::operator::{
+    OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
+};
 use crate::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 use crate::wire::runs::{RunInfo, RunsListed, RunsWanted};
 
@@ -111,7 +113,14 @@ layout! {
     }
     enum RunPhase { 0 = Pending, 1 = Running, 2 = Paused, 3 = Finished }
 
-    enum OperatorRequest { 0 = Run { run, request }, 1 = Registry(request), 2 = Runs(request) }
+    enum OperatorRequest { 0 = Run { run, request }, 1 = Registry(request), 2 = Runs(request), 3 = Search(request) }
+    enum SearchRequest {
+        0 = Start { path, search, base },
+        1 = Status { name },
+        2 = Stop { name },
+        3 = List,
+        4 = Export { name },
+    }
     enum RunsRequest { 0 = Create { name, config, submit_token }, 1 = List, 2 = Delete { run } }
     enum RunRequest {
         0 = Status,

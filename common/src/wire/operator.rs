@@ -17,6 +17,39 @@ pub enum OperatorRequest {
     Registry(RegistryRequest),
     /// For the process: which runs it has.
     Runs(RunsRequest),
+    /// For the process: its searches over configurations.
+    Search(SearchRequest),
+}
+
+/// What an operator may ask about the searches of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SearchRequest {
+    /// `search start`: answered by a `SearchStarted` as JSON, once the search is durable.
+    Start {
+        /// Path of `SEARCH.toml`, as the operator gave it.
+        path: String,
+        /// Its text.
+        search: String,
+        /// The text of the `run.toml` that it names.
+        base: String,
+    },
+    /// `search status`: answered by a `SearchReport` as JSON.
+    Status {
+        /// Name of the search; the only one when absent.
+        name: Option<String>,
+    },
+    /// `search stop`: ends the search, and its trials.
+    Stop {
+        /// Name of the search.
+        name: String,
+    },
+    /// `search list`: answered by `[SearchSummary]` as JSON.
+    List,
+    /// `search export`: answered by a `SearchResult` as JSON, which names the run and the version to export.
+    Export {
+        /// Name of the search; the only one when absent.
+        name: Option<String>,
+    },
 }
 
 /// What an operator may ask about the runs of a process.
@@ -107,6 +140,12 @@ impl From<RunsRequest> for OperatorRequest {
     }
 }
 
+impl From<SearchRequest> for OperatorRequest {
+    fn from(request: SearchRequest) -> Self {
+        Self::Search(request)
+    }
+}
+
 impl From<RegistryRequest> for OperatorRequest {
     fn from(request: RegistryRequest) -> Self {
         Self::Registry(request)
@@ -118,8 +157,8 @@ impl From<RegistryRequest> for OperatorRequest {
 pub enum OperatorResponse {
     /// Done; the text is for people.
     Done(String),
-    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]`, `VerifyReport`, `[RunSummary]` or
-    /// `RunCreated` as JSON.
+    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]`, `VerifyReport`, `[RunSummary]`,
+    /// `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]` or `SearchResult` as JSON.
     Json(String),
     /// The content of a model follows.
     ModelFollows {

@@ -25,7 +25,9 @@ use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
 };
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest};
+use anabranch_common::wire::operator::{
+    OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
+};
 use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 use anabranch_common::wire::runs::{RunInfo, RunsListed, RunsWanted};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
@@ -363,7 +365,18 @@ pub(crate) fn operator_requests() -> Vec<OperatorRequest> {
     let of_one = OperatorRequest::Run { run: Some("clinics".into()), request: RunRequest::Status };
     let of_the_registry = registry_requests().into_iter().map(OperatorRequest::Registry);
     let of_the_process = runs_requests().into_iter().map(OperatorRequest::Runs);
-    of_runs.chain([of_one]).chain(of_the_registry).chain(of_the_process).collect()
+    let of_searches = search_requests().into_iter().map(OperatorRequest::Search);
+    of_runs.chain([of_one]).chain(of_the_registry).chain(of_the_process).chain(of_searches).collect()
+}
+
+pub(crate) fn search_requests() -> Vec<SearchRequest> {
+    vec![
+        SearchRequest::Start { path: "lr.toml".into(), search: "[search]".into(), base: "[run]".into() },
+        SearchRequest::Status { name: Some("lr".into()) },
+        SearchRequest::Stop { name: "lr".into() },
+        SearchRequest::List,
+        SearchRequest::Export { name: None },
+    ]
 }
 
 pub(crate) fn runs_requests() -> Vec<RunsRequest> {

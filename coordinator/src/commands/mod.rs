@@ -17,6 +17,7 @@ mod output;
 mod reach;
 mod run;
 mod runs;
+mod search;
 mod status;
 mod stopped;
 mod token;
@@ -42,6 +43,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Agents(verb) => agents::agents(verb),
         Verb::Status(args) => status::status(&args),
         Verb::Runs(verb) => runs::runs(verb),
+        Verb::Search(verb) => search::search(verb),
         Verb::Pause(target) => control::pause(&target),
         Verb::Resume(target) => control::resume(&target),
         Verb::Stop(target) => control::stop(&target),

@@ -1,6 +1,7 @@
 //! A stopped coordinator: the store answers what a running one would.
 
 mod many;
+mod searches;
 
 use std::path::{Path, PathBuf};
 
@@ -100,6 +101,7 @@ impl Stopped {
         match request {
             OperatorRequest::Registry(request) => self.operate(request),
             OperatorRequest::Runs(request) => self.operate_runs(request),
+            OperatorRequest::Search(request) => self.operate_searches(request),
             OperatorRequest::Run { run, request } => {
                 self.select(run.as_deref())?;
                 self.answer_for_run(request)

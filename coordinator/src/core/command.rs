@@ -16,6 +16,7 @@ use super::event::{PeerId, RequestId};
 use super::replacement::{ReplaceError, Replaced};
 use super::state::RunState;
 use super::status::Answer;
+use super::trial::TrialNews;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +125,8 @@ pub enum Command {
         /// What has taken the newest model's place, or why nothing has.
         outcome: Result<Replaced, ReplaceError>,
     },
+    /// Tell the search that this run is a trial of.
+    Trial(TrialNews),
     /// Let the process end.
     Exit(ExitReason),
 }
@@ -163,6 +166,7 @@ impl Command {
             | Self::Revoked { .. }
             | Self::Reply { .. }
             | Self::Replaced { .. }
+            | Self::Trial(_)
             | Self::Exit(_) => None,
         }
     }

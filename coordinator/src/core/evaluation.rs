@@ -12,6 +12,12 @@ use super::event::PeerId;
 use super::publication::ServedModel;
 
 impl Core {
+    /// Whether a round can open now whose answers would cover most of what is known.
+    pub(super) fn can_measure(&mut self) -> bool {
+        let standings = self.standings();
+        self.evaluators.can_open(&standings, self.now.mono_ms)
+    }
+
     fn standings(&self) -> Vec<Standing> {
         let agents = self.state.as_ref().map(|state| &state.agents);
         agents.map(|agents| self.evaluators.standings(agents, self.now.mono_ms)).unwrap_or_default()
@@ -32,7 +38,7 @@ impl Core {
     /// Evaluators that do nothing else are asked once the newest version is published; the others evaluate the base of
     /// their next lease. Where users are given another vector than that base, they are asked like the first ones.
     fn begin_round_if_due(&mut self) {
-        let Some(state) = &self.state else { return };
+        let Some(state) = self.state.as_ref().filter(|_| !self.trial.is_measuring()) else { return };
         let (version, now_ms) = (state.version, self.now.mono_ms);
         let due = self.evaluators.is_due(version, &self.spec.evaluate, now_ms);
         if !due || self.phase() == RunPhase::Finished || !self.evaluators.looks_for_idle(now_ms) {
@@ -60,7 +66,9 @@ impl Core {
         digest: Digest,
     ) -> bool {
         let (every, now_ms) = (&self.spec.evaluate, self.now.mono_ms);
-        let may_begin = self.phase() == RunPhase::Running && self.evaluators.is_due(base, every, now_ms);
+        let may_begin = self.phase() == RunPhase::Running
+            && !self.trial.is_measuring()
+            && self.evaluators.is_due(base, every, now_ms);
         let is_open = self.evaluators.round().is_some_and(|(version, _)| version == base);
         if !may_begin && !is_open {
             return false;

@@ -17,6 +17,7 @@ pub use anabranch_common::now::Now;
 use super::content::Content;
 use super::publication::ServedModel;
 use super::replacement::EarlierVersion;
+use super::trial::TrialOrder;
 
 /// One request that waits for an answer (an operator's, an import, a rollback or a join); never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,6 +165,8 @@ pub enum Event {
         /// The quota in bytes.
         quota_bytes: u64,
     },
+    /// A search wants something of this run, its trial.
+    Trial(TrialOrder),
     /// Time has passed.
     Tick,
     /// The process was asked to park the run (SIGTERM, SIGINT).

@@ -91,7 +91,7 @@ impl Core {
     pub(super) fn lease_phase(&self) -> RunPhase {
         match self.lifecycle.ending {
             Some(Ending::Measuring { .. }) => RunPhase::Paused,
-            _ => self.phase(),
+            _ => self.held_phase(),
         }
     }
 

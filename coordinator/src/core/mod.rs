@@ -18,6 +18,7 @@
 //! | `evaluation`, `evaluators` | who measures a version |
 //! | `checkpoints` | when the next one is due, how far back they reach |
 //! | `targets`, `lifecycle` | when the run ends, and how |
+//! | `trial` | how far a run goes that is a trial of a search |
 //! | `peers`, `operate` | connections, revoked agents, requests of operators |
 //!
 //! Who is a member is not known here: [`crate::registry`] says who may say hello, and who was revoked.
@@ -61,6 +62,7 @@ pub mod status;
 mod targets;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 
 use std::sync::Arc;
 
@@ -89,6 +91,7 @@ use pods::Pods;
 use publication::Publications;
 use state::RunState;
 use targets::EvaluatorWatch;
+use trial::Trial;
 
 /// What the core is told at its start, beside the journal.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +126,7 @@ pub struct Core {
     publications: Publications,
     evaluators: Evaluators,
     watch: EvaluatorWatch,
+    trial: Trial,
     checkpoints: Checkpoints,
     lifecycle: Lifecycle,
     admission: Admission,
@@ -150,6 +154,7 @@ impl Core {
             publications: Publications::default(),
             evaluators: Evaluators::default(),
             watch: EvaluatorWatch::default(),
+            trial: Trial::default(),
             lifecycle: Lifecycle::default(),
             admission: Admission::default(),
             offers: Offers::default(),
@@ -216,6 +221,7 @@ impl Core {
         self.pace_barrier();
         self.pace_throttled();
         self.check_targets();
+        self.pace_trial();
         self.pace_evaluation();
         self.pace_target_problem();
         self.pace_pods();
@@ -250,6 +256,7 @@ impl Core {
             Event::Import { request, manifest, digest, model } => self.import(request, manifest, digest, model),
             Event::RollBack { request, branch, to } => self.roll_back(request, branch, to),
             Event::DiskMeasured { disk_bytes, quota_bytes } => self.disk_measured(disk_bytes, quota_bytes),
+            Event::Trial(order) => self.trial_ordered(order),
             Event::Tick => {}
             Event::Park => self.park(),
         }

@@ -182,7 +182,7 @@ impl Core {
             epoch,
             spec: self.spec.for_agents(),
             model: self.state.as_ref().map(|state| (state.manifest.clone(), state.initial)),
-            state: self.phase(),
+            state: self.held_phase(),
         };
         self.send(peer, CoordinatorMessage::Welcome(Box::new(welcome)));
         self.pod_welcomed(peer, &hello);

@@ -9,7 +9,7 @@ use anabranch_common::wire::operator::{OperatorResponse, RunRequest};
 use super::Driver;
 use crate::clock;
 use crate::core::event::RequestId;
-use crate::host;
+use crate::host::{self, SearchesJob};
 use crate::node::Job;
 use crate::runs;
 
@@ -66,6 +66,17 @@ impl Driver {
             let disk_bytes = usage.ok().and_then(Result::ok).map(|usage| usage.disk_bytes);
             answers.send(host::Input::Measured { run, disk_bytes }).await.ok();
         });
+    }
+
+    /// Does a job for a search.
+    pub(super) fn start_search_job(&mut self, job: SearchesJob) {
+        let run = match &job {
+            SearchesJob::Rebuild { run, .. } => {
+                self.directories.files(*run).map(|files| Arc::clone(&files.tools.store))
+            }
+            _ => None,
+        };
+        self.searches.start(job, run);
     }
 
     /// Reads the store of a run that has ended.

@@ -7,6 +7,7 @@ use anabranch_common::wire::operator::OperatorRequest;
 use anabranch_common::wire::runs::RunsWanted;
 
 use super::runs::RunsDone;
+use super::searches::SearchesDone;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::status::Answer;
 use crate::node::{Done, DownloadId};
@@ -106,6 +107,8 @@ pub enum Input {
         /// Bytes on the disk; none where they cannot be counted.
         disk_bytes: Option<u64>,
     },
+    /// A job for a search has ended.
+    Searches(SearchesDone),
     /// The store of a run that has ended was read.
     Looked {
         /// The request that is answered.

@@ -15,12 +15,13 @@
 //! A run that ends or fails leaves the others alone: it is told with [`Output::Ended`]. When the last one has ended and
 //! the registry has nothing left to do, [`Output::Exit`] follows; where the last run has failed, it follows at once. A job
 //! of the registry that fails ends the process. What an operator has asked of a run that ends is answered `Failed`.
-//! [`runs`] has what operators do with whole runs.
+//! [`runs`] has what operators do with whole runs, [`searches`] the searches over configurations.
 
 mod answer;
 mod input;
 mod output;
 mod runs;
+mod searches;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,9 @@ pub use input::Input;
 pub use output::Output;
 pub use runs::{About, ListedRun, OpenedRun, RunsDone, RunsJob};
 use runs::{ConnectionEnd, Opening, Unserved};
+pub(crate) use searches::unserved_method;
+use searches::{News, Searches};
+pub use searches::{SearchTexts, SearchesDone, SearchesJob};
 
 use crate::core::ModelMismatch;
 use crate::core::command::ExitReason;
@@ -101,6 +105,7 @@ pub struct Host {
     subscriptions: Subscriptions,
     /// The run of each operator's request that a run has still to answer.
     asked: BTreeMap<RequestId, RunId>,
+    searches: Searches,
     phase: Phase,
     out: Vec<Output>,
 }
@@ -127,6 +132,7 @@ impl Host {
             revocations: BTreeMap::new(),
             subscriptions: Subscriptions::default(),
             asked: BTreeMap::new(),
+            searches: Searches::default(),
             phase: Phase::Serving,
             out: Vec::new(),
         }
@@ -181,6 +187,7 @@ impl Host {
         for agent in revoked {
             self.tell(now, run, node::Input::Event(Event::AgentRevoked { agent, request: None }));
         }
+        self.trial_opened(now, run);
         Ok(())
     }
 
@@ -236,12 +243,14 @@ impl Host {
             },
             Input::Operator { request, operation } => self.operate(now, request, operation),
             Input::Runs(done) => self.runs_done(now, done),
+            Input::Searches(done) => self.searches_done(now, done),
             Input::Looked { request, answer } => {
                 let answer = answer::with_members(answer, &self.registry);
                 self.out.push(Output::Reply { request, answer });
             }
             Input::Registry(done) => self.registry_done(now, done),
         }
+        self.settle_searches(now);
         self.outputs()
     }
 
@@ -260,7 +269,8 @@ impl Host {
     /// Whether the process is about to end: nothing of what anybody asks for counts any more.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        (self.parking || !self.stays) && self.opening.is_empty() && self.nodes.values().all(Node::is_leaving)
+        let may_go = self.parking || !self.stays;
+        may_go && self.opening.is_empty() && !self.searches_go_on() && self.nodes.values().all(Node::is_leaving)
     }
 
     /// Runs that still take something up. A run that is about to end would not answer.
@@ -323,6 +333,7 @@ impl Host {
                     self.out.push(Output::Reply { request, answer });
                 }
                 node::Output::Replaced { request, outcome } => self.out.push(Output::Replaced { request, outcome }),
+                node::Output::Trial(news) => self.note_news(run, News::Trial(news)),
                 node::Output::Exit(ended) => self.run_ended(run, ended),
             }
         }
@@ -372,7 +383,11 @@ impl Host {
                 Err(response) => self.answer(request, response),
             },
             OperatorRequest::Runs(operation) => self.operate_runs(request, operation),
+            OperatorRequest::Search(operation) => self.operate_search(now, request, operation),
             OperatorRequest::Run { run, request: operation } => match self.resolve(run.as_deref()) {
+                Ok(run) if let Some(response) = self.refused_for_trial(run, &operation) => {
+                    self.answer(request, response)
+                }
                 Ok(run) if self.serving().any(|served| served == run) => {
                     self.asked.insert(request, run);
                     self.tell(now, run, node::Input::Event(Event::Operator { request, operation }));
@@ -458,6 +473,9 @@ impl Host {
     fn run_ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
         let last = self.last_summary(run, ended.as_ref().err());
         self.ended.extend(last.map(|last| (run, last)));
+        if let Err(error) = &ended {
+            self.note_news(run, News::Failed(format!("its run has failed: {error}")));
+        }
         let why = format!("run {run} has ended before it could answer; see the log, and ask for its status");
         let connections = if ended.is_err() { ConnectionEnd::Close } else { ConnectionEnd::Closed };
         self.drop_node(run, &why, connections);
@@ -478,6 +496,7 @@ impl Host {
             self.answer_revocations();
             let lists = self.subscriptions.news(|agent, run| self.registry.may_enter(agent, run)).into_iter();
             self.out.extend(lists.map(|(peer, list)| Output::List { peer, list }));
+            self.write_searches();
             self.out.extend(self.saver.next(save::group).map(Output::Save));
             self.out.extend(self.signer.next(|waiting| waiting.drain(..).collect()).map(Output::Sign));
             self.leave();
@@ -497,6 +516,7 @@ impl Host {
         // A join whose token is used up must have its answer.
         let idle = self.saver.is_idle() && self.signer.is_idle();
         let is_over = self.nodes.is_empty() && self.opening.is_empty() && self.deleting.is_empty();
+        let is_over = is_over && !self.searches_go_on();
         let may_go = self.parking || !self.stays;
         if is_over && ((may_go && idle) || self.phase == Phase::Failed) {
             self.phase = Phase::Gone;

@@ -14,6 +14,7 @@ use crate::registry::SignJob;
 use crate::registry::save::SaveJob;
 
 use super::runs::RunsJob;
+use super::searches::SearchesJob;
 
 /// What a process wants done.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub enum Output {
     },
     /// Do something to the directory of a run, beside the loop; answered by [`Input::Runs`](super::Input::Runs).
     Runs(RunsJob),
+    /// Do something for a search, beside the loop; answered by [`Input::Searches`](super::Input::Searches).
+    Searches(SearchesJob),
     /// Close what is open of a run: no node was started for it.
     Close {
         /// The run.

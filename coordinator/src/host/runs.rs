@@ -16,7 +16,7 @@ use anabranch_common::wire::message::RunPhase;
 use anabranch_common::wire::operator::{OperatorResponse, RunRequest, RunsRequest};
 
 use super::answer::{Candidate, choose};
-use super::{Host, Output};
+use super::{Host, News, Output};
 use crate::core::event::{Event, Now, RequestId};
 use crate::core::status::json;
 use crate::node::{self, JobError, Node, Settings, ToPeer};
@@ -129,10 +129,21 @@ pub enum RunsDone {
     },
 }
 
+/// What comes of a request for a run.
+#[derive(Debug)]
+pub(super) enum Created {
+    /// It is there: the request is a repeated one.
+    IsThere(RunId),
+    /// It is being made.
+    Waits,
+    /// It is not made; the answer says why.
+    Refused(OperatorResponse),
+}
+
 /// A run that is being opened.
 #[derive(Debug)]
 pub(super) struct Opening {
-    submission: Option<Submission>,
+    pub(super) submission: Option<Submission>,
     /// Who waits for it.
     requests: Vec<RequestId>,
 }
@@ -141,7 +152,7 @@ pub(super) struct Opening {
 #[derive(Debug)]
 pub(super) struct Unserved {
     is_own: bool,
-    why: String,
+    pub(super) why: String,
 }
 
 impl Host {
@@ -203,6 +214,9 @@ impl Host {
         let Some(node) = self.nodes.get(&run) else { return summary };
         summary.state = node.core().phase().into();
         summary.problem = node.core().quota_problem().map(String::from);
+        if summary.state == RunStanding::Running && node.core().is_held() {
+            (summary.state, summary.problem) = (RunStanding::Paused, self.held_by(run));
+        }
         summary.connected = self.peers.values().filter(|of| **of == run).count() as u64;
         if let Some(state) = node.core().state() {
             summary.version = Some(state.version);
@@ -265,15 +279,18 @@ impl Host {
                 let submission = submit_token.as_deref().map(|token| Submission::new(token, &config));
                 let too_long = submit_token.is_some_and(|token| token.len() > limits::SUBMIT_TOKEN_BYTES);
                 let created = if too_long {
-                    Some(OperatorResponse::Failed(format!(
+                    Created::Refused(OperatorResponse::Failed(format!(
                         "a submit token has at most {} bytes",
                         limits::SUBMIT_TOKEN_BYTES
                     )))
                 } else {
-                    self.create(request, name, config, submission)
+                    self.create(Some(request), name.clone(), config, submission)
                 };
-                let Some(response) = created else { return };
-                response
+                match created {
+                    Created::Waits => return,
+                    Created::IsThere(run) => json(&RunCreated { name, run }),
+                    Created::Refused(response) => response,
+                }
             }
             RunsRequest::Delete { run } => match self.delete(request, &run) {
                 Ok(()) => return,
@@ -283,42 +300,42 @@ impl Host {
         self.answer(request, response);
     }
 
-    /// Returns the answer, unless it follows when the directory is open.
-    fn create(
+    /// Has a run made, for an operator or for a search.
+    pub(super) fn create(
         &mut self,
-        request: RequestId,
+        request: Option<RequestId>,
         name: String,
         config: String,
         submission: Option<Submission>,
-    ) -> Option<OperatorResponse> {
+    ) -> Created {
         if let Err(problem) = check_name(&name) {
-            return Some(OperatorResponse::Failed(problem));
+            return Created::Refused(OperatorResponse::Failed(problem));
         }
         if config.len() > limits::RUN_CONFIG_BYTES {
             let text = format!("a run's configuration has at most {} bytes", limits::RUN_CONFIG_BYTES);
-            return Some(OperatorResponse::Failed(text));
+            return Created::Refused(OperatorResponse::Failed(text));
         }
-        let taken = || OperatorResponse::Conflict(taken(&name));
+        let taken = || Created::Refused(OperatorResponse::Conflict(taken(&name)));
         if let Some((run, about)) = self.about.iter().find(|(_, about)| about.name == name) {
             let is_same = submission.is_some() && about.submission == submission;
-            return Some(if is_same { json(&RunCreated { name, run: *run }) } else { taken() });
+            return if is_same { Created::IsThere(*run) } else { taken() };
         }
         if let Some(opening) = self.opening.get_mut(&name) {
             if submission.is_none() || opening.submission != submission {
-                return Some(taken());
+                return taken();
             }
-            opening.requests.push(request);
-            return None;
+            opening.requests.extend(request);
+            return Created::Waits;
         }
         if self.unserved.contains_key(&name) || self.deleting.contains_key(&name) {
-            return Some(taken());
+            return taken();
         }
         if self.about.len() + self.unserved.len() + self.opening.len() >= limits::RUNS {
-            return Some(OperatorResponse::Conflict(too_many()));
+            return Created::Refused(OperatorResponse::Conflict(too_many()));
         }
-        self.opening.insert(name.clone(), Opening { submission, requests: vec![request] });
+        self.opening.insert(name.clone(), Opening { submission, requests: request.into_iter().collect() });
         self.out.push(Output::Runs(RunsJob::Create { name, config, submission }));
-        None
+        Created::Waits
     }
 
     /// Closes a run and has its directory deleted; the answer follows when it is gone.
@@ -345,6 +362,7 @@ impl Host {
             return Err(OperatorResponse::Conflict(text));
         }
         if let Some(run) = run {
+            self.note_news(run, News::Gone("its run was deleted".to_owned()));
             self.drop_node(run, &format!("run {name} was deleted"), ConnectionEnd::Close);
             self.ended.remove(&run);
             self.about.remove(&run);
@@ -364,6 +382,7 @@ impl Host {
                 for request in requests {
                     self.answer(request, OperatorResponse::Failed(why.clone()));
                 }
+                self.note_unopened(&name, &why);
                 if is_there {
                     self.unserved.insert(name, Unserved { is_own: false, why });
                 }

@@ -54,6 +54,7 @@ impl Node {
                     let what = Expected::Model { manifest: Arc::new(manifest), digest };
                     self.upload_offered(now, peer, what, (transfer, Vec::new()));
                 }
+                Command::Trial(news) => self.out.push(Output::Trial(news)),
                 Command::Exit(reason) => exit = Some(reason),
             }
         }

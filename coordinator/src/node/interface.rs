@@ -8,11 +8,12 @@ use anabranch_common::transfer::{Received, Sink};
 use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_common::wire::transfer::Missing;
 
-use super::{Done, DownloadId, Job, JobError, PackedModel};
+use super::{Done, DownloadId, Job, JobError, PackedModel, PublishedModel};
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
+use crate::core::trial::TrialNews;
 
 /// What can happen to a node.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub enum Input {
     },
     /// A chunk was put into a sink.
     Received(Received),
+    /// A search has this version measured.
+    Measure(Arc<PublishedModel>),
     /// A job has ended.
     Done(Done),
 }
@@ -116,6 +119,8 @@ pub enum Output {
         /// What has taken the newest model's place, or why nothing has.
         outcome: Result<Replaced, ReplaceError>,
     },
+    /// Tell the search that this run is a trial of.
+    Trial(TrialNews),
     /// The run is over in this process: nothing is left to do, or a job has failed.
     Exit(Result<ExitReason, JobError>),
 }

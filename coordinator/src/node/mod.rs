@@ -57,6 +57,7 @@ pub use publish::PublishedModel;
 use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId};
 use crate::core::publication::ServedModel;
+use crate::core::trial::TrialOrder;
 use crate::core::{Core, ModelMismatch, Options};
 use crate::recovery::Recovered;
 
@@ -224,6 +225,11 @@ impl Node {
                 Event::ModelSent { peer, bytes, purpose }
             }
             Input::Received(chunk) => return self.chunk_received(now, chunk),
+            Input::Measure(model) => {
+                let (version, digest) = (model.version, model.digest);
+                self.publisher.add_measured(model);
+                Event::Trial(TrialOrder::Measure { version, digest })
+            }
             Input::Done(done) => return self.done(now, done),
         };
         match &event {

@@ -41,6 +41,8 @@ pub(super) struct Publisher {
     models: BTreeMap<ModelVersion, Arc<PublishedModel>>,
     /// Of the newest version of which it was asked for. Agents may come for it when they have finished a local round.
     served: Option<Arc<PublishedModel>>,
+    /// What a search has measured. It stays until the next one.
+    measured: Option<Arc<PublishedModel>>,
     bytes: usize,
 }
 
@@ -63,6 +65,11 @@ impl Publisher {
         self.make_room();
     }
 
+    /// Adds the version that a search has measured, in place of the one before.
+    pub(super) fn add_measured(&mut self, measured: Arc<PublishedModel>) {
+        self.measured = Some(measured);
+    }
+
     fn make_room(&mut self) {
         while (self.bytes > limits::PUBLISHED_BYTES && self.models.len() > 2)
             || self.models.len() > limits::PUBLISHED_VERSIONS
@@ -80,7 +87,8 @@ impl Publisher {
 
     /// A content of a version, if it is still here.
     pub(super) fn get(&self, version: ModelVersion, digest: Digest) -> Option<Arc<PublishedModel>> {
-        let mut known = [self.models.get(&version), self.served.as_ref()].into_iter().flatten();
+        let others = [self.models.get(&version), self.served.as_ref(), self.measured.as_ref()];
+        let mut known = others.into_iter().flatten();
         known.find(|model| (model.version, model.digest) == (version, digest)).cloned()
     }
 }

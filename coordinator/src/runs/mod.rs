@@ -190,7 +190,7 @@ pub fn sweep(dir: &Path) -> Result<(), StorageError> {
 }
 
 /// Removes a directory, if it is there. Threads of sled may still write into a store that was just closed.
-fn remove_all(path: &Path) -> Result<(), StorageError> {
+pub(crate) fn remove_all(path: &Path) -> Result<(), StorageError> {
     let mut tries = 0;
     loop {
         match fs::remove_dir_all(path) {

@@ -13,6 +13,7 @@
 
 pub mod base;
 pub mod check;
+pub mod directory;
 pub mod draw;
 pub mod journal;
 mod machine;

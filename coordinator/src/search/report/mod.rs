@@ -1,5 +1,6 @@
 //! What a search looks like from outside: for `--json`, as a table, and as a picture.
 
+mod answers;
 mod picture;
 mod table;
 
@@ -14,6 +15,8 @@ use super::record::{CloseReason, TrialId};
 use super::space::parse_value;
 use super::spec::{Method, Metric};
 use super::state::{Phase, SearchState, Trial};
+
+pub use answers::{SearchResult, SearchStanding, SearchStarted, SearchSummary, no_search};
 
 /// A search as operators see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +47,9 @@ pub struct SearchReport {
     pub spent: u64,
     /// Its trials by number.
     pub trials: Vec<TrialReport>,
+    /// Why it gets no further, as far as the process that serves it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Where a search stands.
@@ -149,6 +155,7 @@ impl SearchReport {
             price: Price::of(spec),
             spent: state.trials.iter().fold(0, |spent, trial| trial.contributions.saturating_add(spent)),
             trials: state.trials.iter().map(|trial| TrialReport::of(&spec.name, trial)).collect(),
+            problem: None,
         }
     }
 

@@ -66,6 +66,7 @@ fn head(report: &SearchReport) -> Vec<(&'static str, String)> {
     } else if report.state != SearchPhase::Running {
         lines.push(("winner", "none: no trial was measured that is not closed".to_owned()));
     }
+    lines.extend(report.problem.clone().map(|problem| ("problem", problem)));
     lines
 }
 

@@ -1,0 +1,249 @@
+//! `search start|status|stop|list|export`.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anabranch_common::limits;
+use anabranch_common::wire::operator::SearchRequest;
+use anabranch_io::cli::OutputArgs;
+use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::terminal::visible_line;
+use anabranch_io::text_file::{self, TextError};
+use anyhow::Context as _;
+use console::Term;
+
+use super::checkpoint;
+use super::output::{self, Align, Table};
+use super::reach::{self, Coordinator};
+use crate::cli::{ReportArgs, RunTargetArgs, SearchStatusArgs, SearchVerb, TargetArgs, WhichRun};
+use crate::config::ConfigError;
+use crate::host::unserved_method;
+use crate::search::check::Impossible;
+use crate::search::directory::check_texts;
+use crate::search::price::Price;
+use crate::search::report::{SearchPhase, SearchReport, SearchResult, SearchStanding, SearchStarted, SearchSummary};
+use crate::search::spec::SearchSpec;
+
+/// Time between two reports of `search status --watch`.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Impossible combinations that `search start` shows.
+const WARNINGS: usize = 8;
+
+pub(super) fn search(verb: SearchVerb) -> anyhow::Result<()> {
+    match verb {
+        SearchVerb::Start { target, file, output } => start(&target, &file, output),
+        SearchVerb::Status(args) => status(&args),
+        SearchVerb::Stop { target, name } => {
+            let done = Coordinator::reach(&target)?.ask_done(SearchRequest::Stop { name })?;
+            output::print_line(&done)
+        }
+        SearchVerb::List(args) => list(&args),
+        SearchVerb::Export { target, name, out, config, force } => export(target, name, &out, config.as_deref(), force),
+    }
+}
+
+/// The files are checked here first, where their paths are known.
+fn start(target: &TargetArgs, path: &Path, output: OutputArgs) -> anyhow::Result<()> {
+    let refused = |error: anyhow::Error| {
+        let fail = Fail::new(ExitCode::Config, format!("{error:#}"));
+        anyhow::Error::new(fail.help("docs/search.md describes every key of SEARCH.toml"))
+    };
+    let text = read(path)?;
+    let spec = SearchSpec::parse(path, &text).map_err(|error| refused(error.into()))?;
+    if let Some(problem) = unserved_method(&spec) {
+        return Err(Fail::new(ExitCode::Config, format!("{}: {problem}", path.display())).into());
+    }
+    let base = read(&spec.base_path(path))?;
+    let (spec, _, impossible) = check_texts((path, &text), &base).map_err(refused)?;
+    warn(&impossible);
+    if spec.trials > 1 && !output.json {
+        output::hint(&price(&Price::of(&spec)));
+    }
+    let request = SearchRequest::Start { path: path.display().to_string(), search: text, base };
+    let json = Coordinator::reach(target)?.ask_json(request)?;
+    if output.json {
+        return output::print_line(&json);
+    }
+    let SearchStarted { name, trials, .. } = output::read_report(&json, "the answer")?;
+    output::print_line(&format!("started search {name} of {trials} trials; `search status {name} --watch` shows them"))
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    text_file::read(path, limits::RUN_CONFIG_BYTES as u64).map_err(|error| {
+        let path = path.to_owned();
+        let error = match error {
+            TextError::Encoding { encoding } => ConfigError::Encoding { path, encoding },
+            source => ConfigError::Unreadable { path, source },
+        };
+        reach::config_fail(error, "check the path", "anabranch-coordinator search start")
+    })
+}
+
+/// Says which combinations no trial could run with.
+fn warn(impossible: &[Impossible]) {
+    for Impossible { trial, overrides, problem } in impossible.iter().take(WARNINGS) {
+        let values: Vec<String> = overrides.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        let who = trial.map_or_else(|| "a trial near".to_owned(), |trial| format!("trial {trial} with"));
+        output::hint(&format!("{who} {} would be closed: {problem}", values.join(", ")));
+    }
+    if impossible.len() > WARNINGS {
+        output::hint(&format!("... and {} more combinations like these", impossible.len() - WARNINGS));
+    }
+}
+
+/// What a search costs, in full runs.
+fn price(price: &Price) -> String {
+    let runs = |contributions: u64| price.in_full_runs(contributions as f64);
+    format!(
+        "the search costs about {:.1} full runs of {} contributions (at least {:.1}, at most {:.1})",
+        price.in_full_runs(price.about),
+        output::count(price.full_run),
+        runs(price.least),
+        runs(price.most)
+    )
+}
+
+fn status(args: &SearchStatusArgs) -> anyhow::Result<()> {
+    let SearchStatusArgs { target, name, watch, svg, output } = args;
+    let mut running = None;
+    loop {
+        let json = next(target, name.as_ref(), &mut running)?;
+        let report: SearchReport = output::read_report(&json, "the search")?;
+        if let Some(path) = svg {
+            std::fs::write(path, report.picture()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let goes_on = *watch && report.state == SearchPhase::Running;
+        match (output.json, *watch && std::io::stdout().is_terminal()) {
+            (true, _) => output::print_line(&json)?,
+            (false, false) => output::print(&report.text())?,
+            (false, true) => draw(&report).context("cannot draw")?,
+        }
+        if !goes_on {
+            return Ok(());
+        }
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+/// The next report. A coordinator that was started or stopped in the meantime is found again.
+fn next(target: &TargetArgs, name: Option<&String>, running: &mut Option<Coordinator>) -> anyhow::Result<String> {
+    let request = || SearchRequest::Status { name: name.cloned() };
+    if let Some(mut coordinator) = running.take()
+        && let Ok(json) = coordinator.ask_json(request())
+    {
+        *running = Some(coordinator);
+        return Ok(json);
+    }
+    let mut coordinator = Coordinator::look(target)?;
+    let json = coordinator.ask_json(request())?;
+    if matches!(coordinator, Coordinator::Running(_)) {
+        *running = Some(coordinator);
+    }
+    Ok(json)
+}
+
+fn draw(report: &SearchReport) -> std::io::Result<()> {
+    let term = Term::buffered_stdout();
+    let (height, width) = term.size();
+    term.clear_screen()?;
+    for line in report.text().lines().take(usize::from(height).saturating_sub(1)) {
+        let line = visible_line(line);
+        term.write_line(&console::truncate_str(&line, usize::from(width), "…"))?;
+    }
+    term.flush()
+}
+
+fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
+    let json = Coordinator::look(target)?.ask_json(SearchRequest::List)?;
+    if output.json {
+        return output::print_line(&json);
+    }
+    let searches: Vec<SearchSummary> = output::read_report(&json, "the list of searches")?;
+    if searches.is_empty() {
+        return output::print_line("no searches; `search start SEARCH.toml` starts one");
+    }
+    output::print(&table(&searches))
+}
+
+fn table(searches: &[SearchSummary]) -> String {
+    let columns = [
+        ("search", Align::Left),
+        ("state", Align::Left),
+        ("trials", Align::Right),
+        ("leader", Align::Left),
+        ("metric", Align::Right),
+    ];
+    let mut table = Table::new(&columns);
+    for search in searches {
+        let state = match search.state {
+            SearchStanding::Opening => "opening",
+            SearchStanding::Running => "running",
+            SearchStanding::Finished => "finished",
+            SearchStanding::Stopped => "stopped",
+            SearchStanding::Failed => "failed",
+        };
+        table.row(vec![
+            search.name.clone(),
+            state.to_owned(),
+            format!("{}/{}", search.trials, search.trials_planned),
+            search.leader.clone().unwrap_or_else(|| "-".to_owned()),
+            search.metric.map_or_else(|| "-".to_owned(), |metric| format!("{metric:.4}")),
+        ]);
+    }
+    let mut text = table.render();
+    for search in searches {
+        if let Some(problem) = &search.problem {
+            text.push_str(&format!("\n{}: {problem}\n", search.name));
+        }
+    }
+    text
+}
+
+fn export(
+    target: TargetArgs,
+    name: Option<String>,
+    out: &Path,
+    config: Option<&Path>,
+    force: bool,
+) -> anyhow::Result<()> {
+    let there = config.filter(|path| !force && path.symlink_metadata().is_ok());
+    if let Some(path) = there {
+        let fail = Fail::new(ExitCode::Usage, format!("{} exists already", path.display()));
+        return Err(fail.help("choose another file, or replace it with --force").into());
+    }
+    let json = Coordinator::look(&target)?.ask_json(SearchRequest::Export { name })?;
+    let result: SearchResult = output::read_report(&json, "the answer")?;
+    let which = WhichRun { run: Some(result.run.clone()) };
+    checkpoint::export(&RunTargetArgs { target, which }, out, Some(result.version), force)?;
+    if let Some(path) = config {
+        std::fs::write(path, &result.config).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let who = if result.is_over { "winner" } else { "leader so far" };
+    output::print_line(&format!(
+        "the {who} of search {} is trial {} (run {}), measured with {:.4}",
+        result.name, result.trial, result.run, result.metric
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_search_has_a_line_and_those_with_a_problem_a_reason() {
+        let running = SearchSummary {
+            state: SearchStanding::Running,
+            trials: 3,
+            trials_planned: 16,
+            leader: Some("lr-2".into()),
+            metric: Some(0.91234),
+            ..SearchSummary::unread("lr", None)
+        };
+        let text = table(&[running, SearchSummary::unread("old", Some("its store is damaged".into()))]);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1], ["lr", "running", "3/16", "lr-2", "0.9123"]);
+        assert_eq!(lines[2], ["old", "failed", "0/0", "-", "-"]);
+        assert!(text.ends_with("\nold: its store is damaged\n"), "{text}");
+    }
+}
