@@ -72,11 +72,11 @@ pub struct Cli {
 pub(crate) enum Verb {
     /// Make a directory for a run: its CA, certificates and a commented run.toml
     Init(InitArgs),
-    /// Serve a run until it ends or is parked
+    /// Serve the runs of a directory until all have ended, or are parked
     ///
-    /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) parks the run, also while it starts: what was
-    /// acknowledged is on disk, and the next `run` goes on from there. When the run has reached a target or was stopped,
-    /// it ends by itself with exit code 0.
+    /// SIGTERM, Ctrl-C or SIGHUP (the terminal closes; ignored under nohup) parks the runs, also while it starts: what was
+    /// acknowledged is on disk, and the next `run` goes on from there. When every run has reached a target or was
+    /// stopped, the process ends by itself with exit code 0.
     Run(RunArgs),
     /// Make, list and revoke the tokens with which agents join
     #[command(subcommand, visible_alias = "tokens")]
