@@ -49,7 +49,9 @@ impl Pods {
             self.rounds.values_mut().for_each(Round::retries_at_once);
         }
         if is_new_process {
-            // It may have what the others lacked.
+            // It may have what the others lacked. Where processes end over and over, attempts follow them, and not each other.
+            let soon_ms = now_ms.saturating_add(limits::POD_RETRY_MS.0);
+            self.rounds.values_mut().for_each(|round| round.retries_by(soon_ms));
             self.members.values_mut().for_each(Member::trains_again);
         }
         self.changed();

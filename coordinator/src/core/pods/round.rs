@@ -167,6 +167,11 @@ impl Round {
         self.retry_at_ms = 0;
     }
 
+    /// A member has started again: there is no need to wait for longer than this.
+    pub(super) fn retries_by(&mut self, at_ms: u64) {
+        self.retry_at_ms = self.retry_at_ms.min(at_ms);
+    }
+
     /// Whether another attempt was tried in vain.
     pub(super) fn is_stuck(&self) -> bool {
         self.stage == Stage::Broken && self.tried && self.problem.is_some()

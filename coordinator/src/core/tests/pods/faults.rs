@@ -289,3 +289,21 @@ fn an_attempt_at_a_lease_that_is_over_ends() {
     end(&mut world, 2, stale, None);
     assert!(world.leased_since(sent, 1).is_some());
 }
+
+#[test]
+fn a_member_that_starts_again_ends_a_long_pause_although_it_rests() {
+    let mut world = started(pods(2, Labels::Travel), 2);
+    let (lease, _) = begun(&mut world);
+    let sent = world.messages();
+    for (attempt, incarnation) in (1..=6).zip(10..) {
+        let newest = told(&world, sent, 1).last().map_or(1, |round| round.mark.attempt);
+        assert_eq!(newest, attempt, "lease {}", lease.id);
+        join(&mut world, 2, incarnation, 0, offer(2, 1000));
+        tick(&mut world, limits::POD_RETRY_MS.0);
+    }
+    assert_eq!(told(&world, sent, 1).last().map(|round| round.mark), Some(mark(&lease, 7)));
+    // Without a new process the pause is as long as six attempts in a row have made it.
+    end(&mut world, 1, mark(&lease, 7), problem(Some(2)));
+    tick(&mut world, limits::POD_RETRY_MS.0);
+    assert_eq!(told(&world, sent, 1).last().map(|round| round.mark), Some(mark(&lease, 7)));
+}
