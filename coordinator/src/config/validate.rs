@@ -48,7 +48,9 @@ fn at_least_one(value: u64, key: &'static str) -> Checked {
 /// Checks every value.
 pub(super) fn check(config: &Config) -> Checked {
     spec(&config.spec)?;
-    at_least_one(config.weight.into(), "run.weight")?;
+    ensure((1..=limits::RUN_WEIGHT).contains(&config.weight), "run.weight", || {
+        format!("must be between 1 and {}, but is {}", limits::RUN_WEIGHT, config.weight)
+    })?;
     at_least_one(config.quota.disk_bytes.unwrap_or(1), "quota.disk_bytes")?;
     let server = &config.server;
     ensure(server.listen.port() != 0, "server.listen", || {

@@ -15,6 +15,7 @@ pub(crate) fn at_rest(store: &dyn Store, at_ms: u64) -> Result<Rest<'_>, RestErr
     let options = Options {
         run: RunId([1; 16]),
         first_branch: BranchId([2; 16]),
+        starts: 0,
         lease_ttl_ms: 1,
         checkpoint_every_versions: 1,
         checkpoint_every_ms: 1,

@@ -132,6 +132,7 @@ fn a_core_goes_on_after_a_rollback_and_gives_leases_again() {
     let options = Options {
         run,
         first_branch: BranchId([2; 16]),
+        starts: 0,
         lease_ttl_ms: 1,
         checkpoint_every_versions: 1,
         checkpoint_every_ms: 0,
