@@ -4,6 +4,11 @@
 pub const FRAME_HEADER_BYTES: usize = 16;
 /// Bytes of one control message.
 pub const CONTROL_MESSAGE_BYTES: usize = 1 << 20;
+/// Bytes of what comes first on an agent's control stream: a hello, or which runs the agent wants.
+pub const HELLO_BYTES: usize = FRAME_READ_BYTES;
+/// Frames of more than `FRAME_READ_BYTES` that an agent's connection has begun, over all of its control streams, and that
+/// the coordinator's queue has not taken.
+pub const LARGE_FRAMES: usize = 2;
 /// Bytes of the only message that is read before a peer has shown a certificate (promise P9).
 pub const JOIN_MESSAGE_BYTES: usize = 8 << 10;
 /// Bytes of either frame of a handshake; they are far smaller, and their layout never changes.
@@ -39,6 +44,11 @@ pub const REQUEST_STREAMS: u32 = 4;
 pub const RUNS_PER_CONNECTION: u32 = 128;
 /// Control streams of one agent's connection: one for each run, and one for the list of runs.
 pub const CONTROL_STREAMS: u32 = RUNS_PER_CONNECTION + 1;
+/// First and longest wait until an agent begins again with a run whose store could not be opened, in milliseconds.
+pub const RUN_BEGIN_MS: (u64, u64) = (1_000, 60_000);
+/// How long a list of all runs lasts until an agent removes what it has of runs that are not listed, in milliseconds: a
+/// coordinator that has just started lists a run only when its store is open.
+pub const RUN_UNLISTED_MS: u64 = 600_000;
 /// The largest weight of a run; the smallest is 1.
 pub const RUN_WEIGHT: u32 = 1_000;
 /// Bytes of one stream that a peer may have under way: a chunk, its header and some room, so that

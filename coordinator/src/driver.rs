@@ -282,11 +282,11 @@ impl Driver {
             }
             // Nothing of it waits any more: its room ends here.
             Input::Message { peer, message, room: _ } => host::Input::Message { peer, message },
-            Input::Connected { peer, agent, hello, ops } => {
+            Input::Connected { peer, agent, hello, ops, room: _ } => {
                 self.peers.insert(peer, ops);
                 host::Input::Hello { peer, agent, hello }
             }
-            Input::Subscribed { peer, agent, wanted, ops } => {
+            Input::Subscribed { peer, agent, wanted, ops, room: _ } => {
                 self.peers.insert(peer, ops);
                 host::Input::Subscribe { peer, agent, wanted }
             }

@@ -98,7 +98,8 @@ impl Piece {
 /// behind others that are under way.
 ///
 /// Earlier chunks go first: over a thin link, chunks that share it equally would all be half there when it breaks, and
-/// none of them would count.
+/// none of them would count. Chunks of several transfers take turns, whole ones: the first `CHUNK_STREAMS - 1` of a
+/// transfer go before the later ones of others, whatever their index.
 ///
 /// When this future is dropped, chunks that are half sent are given up, never cut short.
 ///
@@ -140,21 +141,21 @@ async fn send_ranges(
 ) -> Result<usize, ChunkError> {
     let deadline = deadline * CHUNK_STREAMS;
     let mut tasks = JoinSet::new();
-    let mut sent = 0;
+    let (mut opened, mut sent) = (0, 0);
     let mut failures: Vec<(u32, FrameIoError)> = Vec::new();
     // Ends early when the connection is gone; what is left in `pending` has then failed for the same reason.
     let lost = loop {
         if tasks.len() < CHUNK_STREAMS as usize
             && let Some((index, range)) = pending.next()
         {
-            let priority = BULK_PRIORITY.saturating_sub_unsigned(index);
-            let stream = match open(connection, priority, deadline).await {
+            let stream = match open(connection, priority(opened), deadline).await {
                 Ok(stream) => stream,
                 Err(error) => {
                     failures.push((index, error.clone()));
                     break Some(error);
                 }
             };
+            opened = opened.saturating_add(1);
             let content = Arc::clone(&content);
             let header = ChunkHeader { transfer, index, session: *session };
             tasks.spawn(async move { (index, send_one(stream, header, &content[range], deadline).await) });
@@ -179,6 +180,14 @@ async fn send_ranges(
             Err(SendChunksError { failed: failures.into_iter().map(|(index, _)| index).collect(), first }.into())
         }
     }
+}
+
+/// The priority of the stream of a transfer before which so many were opened.
+///
+/// Streams of the same priority go one after the other, in the order in which they are filled (`tls` turns their fairness
+/// off). An index as priority would let each new transfer starve the end of a long one.
+fn priority(opened: u32) -> i32 {
+    BULK_PRIORITY.saturating_sub_unsigned(opened.min(CHUNK_STREAMS - 1))
 }
 
 type Done = Result<(u32, Result<(), FrameIoError>), tokio::task::JoinError>;

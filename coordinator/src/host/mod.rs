@@ -98,7 +98,7 @@ pub struct Host {
     /// At most `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` changes of operators: the registry
     /// counts them.
     saver: Lane<SaveJob>,
-    /// The same joins, and one renewal of each connection (`limits::CONNECTIONS`).
+    /// The same joins, and one renewal of each control stream: at most `limits::CONTROL_STREAMS` of each connection.
     signer: Lane<SignJob>,
     revocations: BTreeMap<RequestId, Revocation>,
     /// Agents that hear which runs there are.

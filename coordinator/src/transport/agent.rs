@@ -25,7 +25,7 @@ use anabranch_io::frames::{self, Format, FrameIoError, FrameReader, FrameWriter}
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::handshakes::Place;
@@ -52,6 +52,8 @@ struct AgentConnection {
     sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
     /// An agent with many streams is read no faster than one with a single stream.
     pace: Mutex<Pace>,
+    /// Room for large frames that have begun, whatever the number of streams.
+    large: Arc<Semaphore>,
 }
 
 /// Serves an agent until its last control stream has ended. The `place` is given back when the first message is here.
@@ -70,7 +72,8 @@ pub(super) async fn serve(
         tracing::warn!(agent = %agent.short(), "an agent has too many connections; its oldest is closed");
     }
     let (sessions, pace) = (Mutex::default(), Mutex::new(Pace::new(clock::monotonic())));
-    let this = Arc::new(AgentConnection { connection, agent, shared, sessions, pace });
+    let large = Arc::new(Semaphore::new(limits::LARGE_FRAMES));
+    let this = Arc::new(AgentConnection { connection, agent, shared, sessions, pace, large });
     let ended = this.serve(first).await;
     this.shared.connections.closed(agent, &this.connection);
     ended
@@ -88,8 +91,7 @@ async fn begin(Control { purpose, version, send, mut recv }: Control) -> anyhow:
         Purpose::Runs => {
             let format = |kind| Format { kind, version };
             let kind = format(FrameKind::RunsWanted);
-            let wanted: RunsWanted =
-                frames::recv_one(&mut recv, kind, limits::CONTROL_MESSAGE_BYTES, HANDSHAKE).await?;
+            let wanted: RunsWanted = frames::recv_one(&mut recv, kind, limits::HELLO_BYTES, HANDSHAKE).await?;
             wanted.validate()?;
             let writer = FrameWriter::new(send, format(FrameKind::RunsListed), SEND);
             Ok(Begun::Runs { wanted, writer, recv })
@@ -157,16 +159,29 @@ impl AgentConnection {
     /// Serves a control stream until it ends.
     async fn carry(self: Arc<Self>, begun: Begun) -> anyhow::Result<()> {
         match begun {
-            Begun::Session { hello, writer, messages, id } => {
+            Begun::Session { hello, writer, mut messages, id } => {
+                let room = self.admit(messages.last_bytes()).await?;
+                messages.share(Arc::clone(&self.large));
                 let route = Route { connection: self.connection.clone(), session: id };
                 let (session, breached) = Session::new(route, Arc::clone(&self.shared), self.agent, &hello);
                 self.sessions.lock().insert(id, Arc::clone(&session));
-                let ended = session.serve(hello, (writer, messages), breached, &self.pace).await;
+                let ended = session.serve((hello, room), (writer, messages), breached, &self.pace).await;
                 self.sessions.lock().remove(&id);
                 ended
             }
             Begun::Runs { wanted, writer, recv } => self.list(wanted, writer, recv).await,
         }
+    }
+
+    /// Lets what comes first on a stream go to the loop: at the pace of the connection's messages, and with room of so many
+    /// bytes among those that wait.
+    async fn admit(&self, bytes: usize) -> anyhow::Result<OwnedSemaphorePermit> {
+        let wait = self.pace.lock().wait(clock::monotonic());
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            reason = self.connection.closed() => return Err(reason.into()),
+        }
+        Ok(self.shared.room(bytes).await?)
     }
 
     /// Sends lists of runs until the agent wants no more.
@@ -178,7 +193,8 @@ impl AgentConnection {
     ) -> anyhow::Result<()> {
         let (peer, agent) = (self.shared.next_peer(), self.agent);
         let (ops, mut inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-        self.shared.tell(Input::Subscribed { peer, agent, wanted, ops }).await;
+        let room = self.admit(limits::HELLO_BYTES).await?;
+        self.shared.tell(Input::Subscribed { peer, agent, wanted, ops, room }).await;
         let lists = async {
             while let Some(op) = inbox.recv().await {
                 match op {
@@ -226,13 +242,24 @@ impl AgentConnection {
     async fn read_chunk(&self, stream: RecvStream) -> anyhow::Result<()> {
         let session = |header: &ChunkHeader| self.sessions.lock().get(&header.session).cloned();
         // Bytes that nobody asked for are not even taken into memory.
-        let wanted = |header: &ChunkHeader| session(header).is_some_and(|session| session.awaits(header.transfer));
+        let mut of = None;
+        let wanted = |header: &ChunkHeader| {
+            of = session(header);
+            of.as_ref().is_some_and(|session| session.awaits(header.transfer))
+        };
         let (header, chunk) = match chunks::recv_chunk_if(stream, CHUNK, wanted).await {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(()),
             // Given up by its sender.
             Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
-            Err(error) => return Err(error.into()),
+            // What fails after its header concerns the run that it names; without one, nobody knows which.
+            Err(error) => match of {
+                Some(session) => {
+                    session.breached(error.into());
+                    return Ok(());
+                }
+                None => return Err(error.into()),
+            },
         };
         faults::point("upload-chunk");
         // A session that has ended meanwhile wants it no more.

@@ -33,7 +33,7 @@ use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
 use parking_lot::RwLock;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use handshakes::{Connections, Handshakes, Place};
 pub use peer::PeerOp;
@@ -57,6 +57,8 @@ pub enum Input {
         hello: AgentHello,
         /// Where messages to it go.
         ops: mpsc::Sender<PeerOp>,
+        /// The hello's part of the budget of messages that wait.
+        room: OwnedSemaphorePermit,
     },
     /// An agent asks which runs there are.
     Subscribed {
@@ -68,6 +70,8 @@ pub enum Input {
         wanted: RunsWanted,
         /// Where lists go.
         ops: mpsc::Sender<PeerOp>,
+        /// Its part of the budget of messages that wait.
+        room: OwnedSemaphorePermit,
     },
     /// An agent says something.
     Message {
@@ -171,11 +175,16 @@ impl Shared {
     /// Tells the loop what an agent says, in a frame of so many bytes. Waits while too many bytes
     /// of messages do.
     async fn tell_message(&self, peer: PeerId, message: AgentMessage, bytes: usize) {
-        let permits = u32::try_from(bytes.min(limits::AGENT_MESSAGES_BYTES)).unwrap_or(u32::MAX);
-        // Nothing closes this semaphore.
-        if let Ok(room) = Arc::clone(&self.messages).acquire_many_owned(permits).await {
+        // Nothing closes the semaphore.
+        if let Ok(room) = self.room(bytes).await {
             self.tell(Input::Message { peer, message, room }).await;
         }
+    }
+
+    /// Room for a message of so many bytes that is to wait for the loop.
+    async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let permits = u32::try_from(bytes.min(limits::AGENT_MESSAGES_BYTES)).unwrap_or(u32::MAX);
+        Arc::clone(&self.messages).acquire_many_owned(permits).await
     }
 
     fn next_peer(&self) -> PeerId {

@@ -17,7 +17,7 @@ use anabranch_io::frames::{Format, FrameReader, FrameWriter};
 use anyhow::bail;
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::pace::Pace;
@@ -80,9 +80,9 @@ pub(super) struct Session {
     breach: Mutex<Option<oneshot::Sender<anyhow::Error>>>,
 }
 
-/// The agent's control stream.
+/// The agent's control stream, until its hello is read.
 pub(super) fn messages(recv: RecvStream, version: u16) -> FrameReader<AgentMessage> {
-    FrameReader::new(recv, Format { kind: FrameKind::Agent, version }, SEND)
+    FrameReader::new(recv, Format { kind: FrameKind::Agent, version }, SEND).at_most(limits::HELLO_BYTES)
 }
 
 /// The coordinator's half of it.
@@ -112,17 +112,18 @@ impl Session {
         (Arc::new(Self { route, shared, peer, agent, spool, sinks: Mutex::default(), breach }), breached)
     }
 
-    /// Carries what is said until the stream or the connection ends. `pace` is of the connection.
+    /// Carries what is said until the stream or the connection ends. `room` is of the hello, until the loop has heard of
+    /// it; `pace` is of the connection.
     pub(super) async fn serve(
         self: Arc<Self>,
-        hello: AgentHello,
+        (hello, room): (AgentHello, OwnedSemaphorePermit),
         (writer, messages): (FrameWriter<CoordinatorMessage>, FrameReader<AgentMessage>),
         breached: oneshot::Receiver<anyhow::Error>,
         pace: &Mutex<Pace>,
     ) -> anyhow::Result<()> {
         let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
         let (peer, agent) = (self.peer, self.agent);
-        self.shared.tell(Input::Connected { peer, agent, hello, ops }).await;
+        self.shared.tell(Input::Connected { peer, agent, hello, ops, room }).await;
         let mut reading = std::pin::pin!(self.read_messages(messages, pace));
         let (ended, read) = tokio::select! {
             ended = &mut reading => (ended, true),

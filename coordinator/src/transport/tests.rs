@@ -81,7 +81,7 @@ impl World {
     async fn hello(&mut self, connection: &Connection, run: RunId) -> (Stream, Heard) {
         let mut stream = open(connection, Purpose::Agent).await;
         stream.say(&AgentMessage::Hello(hello(run))).await;
-        let Input::Connected { peer, agent, hello, ops } = self.input().await else { panic!("expected a hello") };
+        let Input::Connected { peer, agent, hello, ops, .. } = self.input().await else { panic!("expected a hello") };
         (stream, Heard { peer, agent, run: hello.run, ops })
     }
 
@@ -296,6 +296,81 @@ async fn a_chunk_that_is_not_what_was_offered_ends_its_run_alone() {
     assert_eq!(world.disconnected().await, heard_a.peer);
     heard_b.tell(PeerOp::Send(Box::new(CoordinatorMessage::LeaseDeferred))).await;
     assert_eq!(b.hear().await, Some(CoordinatorMessage::LeaseDeferred));
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_too_long_ends_its_run_alone() {
+    let mut world = World::new();
+    let connection = world.connect_agent().await;
+    let (mut a, heard_a) = world.hello(&connection, A).await;
+    let (mut b, heard_b) = world.hello(&connection, B).await;
+    let (_, manifest) = content();
+    heard_a.expect(&manifest).await;
+    assert!(a.hear().await.is_some());
+    let mut stream = connection.open_uni().await.expect("a stream");
+    let header = ChunkHeader { transfer: manifest.id(), index: 0, session: a.route.session };
+    frames::send(&mut stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, PATIENCE).await.expect("sent");
+    stream.write_all(&vec![0; limits::CHUNK_BYTES + 1]).await.expect("the window has room");
+    stream.finish().expect("open");
+    assert_eq!(world.disconnected().await, heard_a.peer);
+    heard_b.tell(PeerOp::Send(Box::new(CoordinatorMessage::LeaseDeferred))).await;
+    assert_eq!(b.hear().await, Some(CoordinatorMessage::LeaseDeferred));
+}
+
+#[tokio::test]
+async fn a_hello_that_is_too_long_is_not_read() {
+    let mut world = World::new();
+    let connection = world.connect_agent().await;
+    let (_a, heard_a) = world.hello(&connection, A).await;
+    let mut stream = open(&connection, Purpose::Agent).await;
+    let software = "x".repeat(limits::HELLO_BYTES + 1);
+    stream.say(&AgentMessage::Hello(AgentHello { software, ..hello(B) })).await;
+    let ended = stream.send.stopped().await.expect("the connection lives");
+    assert!(ended.is_some(), "the coordinator takes no more of it");
+    // The run that goes on is heard, and nothing before it.
+    assert_eq!((heard_a.run, world.hello(&connection, B).await.1.run), (A, B));
+}
+
+/// Guards `limits::AGENT_MESSAGES_PER_S`: hellos on streams of their own used to pass by it.
+#[tokio::test]
+async fn hellos_and_wishes_for_lists_are_read_at_the_pace_of_messages() {
+    let mut world = World::new();
+    let connection = world.connect_agent().await;
+    let start = clock::monotonic();
+    let (mut a, _heard_a) = world.hello(&connection, A).await;
+    let burst = 1_024;
+    let talk = async {
+        for _ in 0..burst {
+            a.say(&AgentMessage::RequestLease).await;
+        }
+    };
+    let heard = async {
+        for _ in 0..burst {
+            assert!(matches!(world.input().await, Input::Message { .. }));
+        }
+    };
+    tokio::join!(talk, heard);
+    let further = 120_u8;
+    let mut streams = Vec::new();
+    for number in 0..further {
+        let purpose = if number % 2 == 0 { Purpose::Agent } else { Purpose::Runs };
+        let mut stream = open(&connection, purpose).await;
+        match purpose {
+            Purpose::Agent => stream.say(&AgentMessage::Hello(hello(RunId([number; 16])))).await,
+            _ => {
+                let kind = FrameKind::RunsWanted;
+                let sent = frames::send(&mut stream.send, kind, &RunsWanted::All, CONTROL_MESSAGE_BYTES, PATIENCE);
+                sent.await.expect("sent");
+            }
+        }
+        streams.push(stream);
+    }
+    for _ in 0..further {
+        assert!(matches!(world.input().await, Input::Connected { .. } | Input::Subscribed { .. }));
+    }
+    let said = f64::from(burst) + f64::from(further);
+    let least_s = (said - limits::AGENT_MESSAGES_BURST) / limits::AGENT_MESSAGES_PER_S;
+    assert!(start.elapsed().as_secs_f64() >= least_s, "{:?} for {said}", start.elapsed());
 }
 
 #[tokio::test]

@@ -232,3 +232,12 @@ async fn earlier_chunks_are_whole_before_later_ones() {
     let first_half: Vec<u32> = order[..4].to_vec();
     assert!(first_half.iter().filter(|index| **index < 4).count() >= 3, "{order:?}");
 }
+
+/// The end of a long transfer used to wait for all of every shorter one: its streams had its chunks' index as priority.
+#[test]
+fn the_end_of_a_long_transfer_takes_turns_with_other_transfers() {
+    let first: Vec<i32> = (0..CHUNK_STREAMS).map(priority).collect();
+    assert!(first.is_sorted_by(|earlier, later| earlier > later), "{first:?}");
+    assert_eq!(priority(150), priority(CHUNK_STREAMS - 1));
+    assert_eq!(priority(u32::MAX), priority(CHUNK_STREAMS - 1));
+}

@@ -1,6 +1,7 @@
 //! The two halves of a long-lived control stream.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::limits;
@@ -9,6 +10,7 @@ use anabranch_common::schema;
 use anabranch_common::schema::Layout;
 use anabranch_common::wire::frame;
 use quinn::{RecvStream, SendStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::{CONTROL_PRIORITY, Format, FrameIoError, error, send};
@@ -24,6 +26,12 @@ pub struct FrameReader<T> {
     /// When the first byte of the next frame arrived.
     since: Option<Instant>,
     last_bytes: usize,
+    /// The longest payload.
+    max_bytes: usize,
+    /// Room for frames of more than `limits::FRAME_READ_BYTES`, where it is bounded.
+    large: Option<Arc<Semaphore>>,
+    /// Its part in it: until the message that is returned has been dealt with.
+    room: Option<OwnedSemaphorePermit>,
     messages: PhantomData<fn() -> T>,
 }
 
@@ -33,7 +41,32 @@ impl<T: Layout> FrameReader<T> {
     #[must_use]
     pub fn new(stream: RecvStream, format: impl Into<Format>, deadline: Duration) -> Self {
         let format = format.into();
-        Self { stream, format, deadline, buffer: Vec::new(), since: None, last_bytes: 0, messages: PhantomData }
+        Self {
+            stream,
+            format,
+            deadline,
+            buffer: Vec::new(),
+            since: None,
+            last_bytes: 0,
+            max_bytes: CONTROL_MESSAGE_BYTES,
+            large: None,
+            room: None,
+            messages: PhantomData,
+        }
+    }
+
+    /// Refuses messages of more than `max_bytes`.
+    #[must_use]
+    pub fn at_most(mut self, max_bytes: usize) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
+
+    /// Reads messages of up to `CONTROL_MESSAGE_BYTES` from now on. Each frame of more than `limits::FRAME_READ_BYTES` waits
+    /// for a permit of `large`, and has it until [`Self::next`] is called again. Its deadline counts from the permit on.
+    pub fn share(&mut self, large: Arc<Semaphore>) {
+        self.max_bytes = CONTROL_MESSAGE_BYTES;
+        self.large = Some(large);
     }
 
     /// Bytes of the frame of the message that [`Self::next`] returned last.
@@ -52,6 +85,9 @@ impl<T: Layout> FrameReader<T> {
     /// # Errors
     /// See [`FrameIoError`]. The stream is of no further use after one.
     pub async fn next(&mut self) -> Result<Option<T>, FrameIoError> {
+        if self.buffer.is_empty() {
+            self.room = None;
+        }
         loop {
             let wanted = match self.wanted()? {
                 0 => {
@@ -59,10 +95,19 @@ impl<T: Layout> FrameReader<T> {
                     let payload = std::mem::take(&mut self.buffer);
                     self.last_bytes = payload.len();
                     let message = &payload[FRAME_HEADER_BYTES..];
-                    return Ok(Some(schema::decode_as(self.format.version, message, CONTROL_MESSAGE_BYTES)?));
+                    return Ok(Some(schema::decode_as(self.format.version, message, self.max_bytes)?));
                 }
                 wanted => wanted,
             };
+            if self.room.is_none()
+                && self.buffer.len() == FRAME_HEADER_BYTES
+                && wanted > limits::FRAME_READ_BYTES
+                && let Some(large) = self.large.clone()
+            {
+                // Nothing closes this semaphore.
+                self.room = large.acquire_owned().await.ok();
+                self.since = Some(Instant::now());
+            }
             let read = self.stream.read_chunk(wanted.min(limits::FRAME_READ_BYTES), true);
             let read = match self.since {
                 Some(since) => tokio::time::timeout_at(since + self.deadline, read).await,
@@ -84,7 +129,7 @@ impl<T: Layout> FrameReader<T> {
         let Some((head, payload)) = self.buffer.split_first_chunk::<FRAME_HEADER_BYTES>() else {
             return Ok(FRAME_HEADER_BYTES - self.buffer.len());
         };
-        let header = frame::header(head, CONTROL_MESSAGE_BYTES)?;
+        let header = frame::header(head, self.max_bytes)?;
         error::expect_kind(&header, self.format.kind)?;
         let wanted = header.len - payload.len();
         if wanted == 0 {

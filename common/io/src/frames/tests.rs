@@ -1,7 +1,11 @@
-use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
+use std::sync::Arc;
+
+use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_READ_BYTES};
 use anabranch_common::wire::frame::FrameError;
 use anabranch_common::wire::handshake::{MAX_PROTOCOL, MIN_PROTOCOL, Propose, Purpose};
 use anabranch_common::wire::message::AgentMessage;
+
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::exit::ExitCode;
@@ -22,7 +26,7 @@ async fn stream(pair: &Pair, first: &[u8]) -> (SendStream, RecvStream, SendStrea
 }
 
 fn framed(message: &AgentMessage) -> Vec<u8> {
-    frame::encode(FrameKind::Agent, &schema::encode(message, 1000).expect("short")).expect("short")
+    frame::encode(FrameKind::Agent, &schema::encode(message, CONTROL_MESSAGE_BYTES).expect("short")).expect("short")
 }
 
 #[tokio::test]
@@ -92,6 +96,48 @@ async fn a_reader_that_is_cancelled_in_mid_frame_loses_nothing() {
     assert_eq!((sent, received), (Ok(()), Ok(Some(long))));
     let ((), end) = tokio::join!(writer.finish(), reader.next());
     assert_eq!(end, Ok(None));
+}
+
+/// Guards `limits::LARGE_FRAMES`: each of many streams used to hold a frame that never ended.
+#[tokio::test]
+async fn large_frames_of_readers_that_share_room_come_one_after_the_other() {
+    let pair = connected_pair().await;
+    let large = framed(&goodbye(&"y".repeat(2 * FRAME_READ_BYTES)));
+    let room = Arc::new(Semaphore::new(1));
+    let reader = |arrived| {
+        let mut reader =
+            FrameReader::<AgentMessage>::new(arrived, FrameKind::Agent, DEADLINE).at_most(FRAME_READ_BYTES);
+        reader.share(Arc::clone(&room));
+        reader
+    };
+    let (mut begun, _, _back, arrived) = stream(&pair, &large[..FRAME_READ_BYTES]).await;
+    let mut first = reader(arrived);
+    let is_waiting = |next: Result<_, tokio::time::error::Elapsed>| next.is_err();
+    let shortly = Duration::from_millis(50);
+    assert!(is_waiting(tokio::time::timeout(shortly, first.next()).await));
+    assert_eq!(room.available_permits(), 0, "it has begun");
+
+    let (_whole, _, _back, arrived) = stream(&pair, &large).await;
+    let mut second = reader(arrived);
+    assert!(is_waiting(tokio::time::timeout(shortly, second.next()).await), "there is no room");
+    let (_small, _, _back, arrived) = stream(&pair, &framed(&goodbye("x"))).await;
+    assert_eq!(reader(arrived).next().await, Ok(Some(goodbye("x"))), "a small one passes");
+
+    begun.write_all(&large[FRAME_READ_BYTES..]).await.expect("writes");
+    assert!(matches!(first.next().await, Ok(Some(_))));
+    assert_eq!(room.available_permits(), 0, "its message is being dealt with");
+    let (next, after) = tokio::join!(second.next(), tokio::time::timeout(shortly, first.next()));
+    assert!(matches!(next, Ok(Some(_))) && is_waiting(after));
+    drop(second);
+    assert_eq!(room.available_permits(), 1);
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_reader_s_bound_is_refused() {
+    let pair = connected_pair().await;
+    let (_send, _, _back, arrived) = stream(&pair, &framed(&goodbye("twenty bytes or more"))).await;
+    let mut reader = FrameReader::<AgentMessage>::new(arrived, FrameKind::Agent, DEADLINE).at_most(8);
+    assert!(matches!(reader.next().await, Err(FrameIoError::Frame(_))));
 }
 
 #[tokio::test]
