@@ -36,6 +36,7 @@ use turns::Turns;
 
 /// Something that happened outside.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and most are of a run")]
 pub enum Input {
     /// To a run: what its link, its jobs and its threads tell.
     Run {
@@ -75,6 +76,7 @@ pub enum Input {
 
 /// Something to do.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and most are of a run")]
 pub enum Output {
     /// For a run. Its maths' jobs come one at a time, over all runs.
     Run {

@@ -39,6 +39,7 @@ use crate::host;
 const TURNED_AWAY: VarInt = VarInt::from_u32(2);
 
 /// A control stream whose first message is here.
+#[expect(clippy::large_enum_variant, reason = "one for each stream, on the stack of its task")]
 enum Begun {
     Session { hello: AgentHello, writer: FrameWriter<CoordinatorMessage>, messages: FrameReader<AgentMessage>, id: u64 },
     Runs { wanted: RunsWanted, writer: FrameWriter<RunsListed>, recv: RecvStream },
