@@ -272,9 +272,8 @@ pub const AGENT_MESSAGES_BYTES: usize = 64 << 20;
 /// Batches that a worker of the coordinator has at a time. The owner of each worker's lane says what bounds the jobs that
 /// wait for it.
 pub const WORKER_JOBS: usize = 1;
-/// Workers of the coordinator (a run's writer, merger and checkpointer, the registry's saver and signer), and answers of
-/// theirs that wait for its loop.
-pub const COORDINATOR_WORKERS: usize = 5;
+/// Answers of the coordinator's workers that wait for its loop. A worker with one more waits for room.
+pub const COORDINATOR_ANSWERS: usize = 64;
 /// Bytes of published vectors that are kept, unless two of them and what agents evaluate need more. An agent that holds one
 /// of them can be sent the bits in which a newer one differs.
 pub const PUBLISHED_BYTES: usize = 64 << 20;
@@ -550,3 +549,7 @@ pub const QUOTA_LOOK_MS: u64 = 10_000;
 pub const RUN_REMOVALS: u32 = 40;
 /// Rest between two such attempts, in milliseconds.
 pub const RUN_REMOVAL_REST_MS: u64 = 10;
+/// Looks whether others still use the store of a run that is to be deleted, with that rest between two of them.
+pub const RUN_RELEASES: u32 = 1_000;
+/// Requests of operators about ended runs whose stores are read at the same time.
+pub const RUN_LOOKS: usize = 16;

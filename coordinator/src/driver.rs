@@ -122,7 +122,7 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
     let others = runs::names(&dir).map_err(storage_fail)?;
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, BTreeMap::new());
-    let (done_in, done) = mpsc::channel(limits::COORDINATOR_WORKERS);
+    let (done_in, done) = mpsc::channel(limits::COORDINATOR_ANSWERS);
     let mut directories = Directories::new(dir.clone(), Arc::clone(&shared), done_in);
     let mut outputs = match start(&mut host, &mut directories, &config, &store) {
         Ok(outputs) => outputs,
@@ -132,12 +132,12 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
             let why = exit::render(&error).trim_end().replace('\n', "; ");
             tracing::error!(run = %config.spec.name, why, "this run is not served");
             host.cannot_serve(&config.spec.name, true, why);
-            directories.cannot_serve_own(error);
+            directories.cannot_serve_own(&config.spec.name, error);
             Vec::new()
         }
     };
     let endpoint = endpoint(&config, &identity)?;
-    let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+    let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
     let days = config.server.agent_certificate_days;
     let registry_workers = RegistryWorkers::start(store, Arc::new(identity), days, &answers_in)?;
     others.into_iter().for_each(|name| outputs.extend(host.open(name)));
@@ -146,7 +146,7 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
     faults::point("recovered");
     signals.set(OnSignal::Tell);
     tracing::info!(listen = %endpoint.local_addr()?, run = %config.spec.name, "serving");
-    let accepting = tokio::spawn(transport::accept(endpoint.clone(), shared));
+    let accepting = tokio::spawn(transport::accept(endpoint.clone(), Arc::clone(&shared)));
     let driver = Driver {
         tick: Duration::from_millis(config.schedule.tick_ms.max(10)),
         started,
@@ -164,6 +164,8 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
     };
     let ended = driver.work(outputs, inputs, (answers, done), signals).await;
     accepting.abort();
+    // What was asked for may have ended the process.
+    tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), shared.answered()).await.ok();
     endpoint.close(0u32.into(), b"coordinator is going away");
     tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), endpoint.wait_idle()).await.ok();
     ended
@@ -198,12 +200,12 @@ fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpo
 }
 
 /// Logs how a run has ended.
-fn say_goodbye(reason: ExitReason, run: &str, of_own_directory: bool, dir: &Path) {
+fn say_goodbye(reason: ExitReason, run: &str, is_alone: bool, dir: &Path) {
     match reason {
         ExitReason::Parked => tracing::info!(run, "parked; `run` goes on from here"),
         ExitReason::Finished { reason, result } => {
             let dir = dir.display();
-            let which = if of_own_directory { String::new() } else { format!(" --run {run}") };
+            let which = if is_alone { String::new() } else { format!(" --run {run}") };
             let export = format!("checkpoint export --dir {dir}{which} --out model.safetensors");
             tracing::info!(run, %reason, %result, "the run has finished; `{export}` writes its model");
         }
@@ -248,7 +250,10 @@ impl Driver {
                     biased;
                     Some(done) = answers.recv() => done,
                     Some(done) = done.recv() => host::Input::Runs(self.directories.take(done)),
-                    _ = signals.recv() => host::Input::Park,
+                    _ = signals.recv() => {
+                        self.directories.park();
+                        host::Input::Park
+                    }
                     _ = ticks.tick() => host::Input::Tick,
                     Some(input) = inputs.recv() => self.translate(input),
                 },
@@ -257,6 +262,8 @@ impl Driver {
             exit = self.carry_out(outputs);
         }
         exit.context("the loop ends with a reason")?.map_err(job_fail)?;
+        // Workers that wait for room for an answer would be waited for below; operators hear that there is none.
+        drop((inputs, answers, done, self.requests, self.joins));
         let ended = self.directories.into_result();
         let (run_workers, registry_workers) = (self.run_workers, self.registry_workers);
         if ended.is_ok() {

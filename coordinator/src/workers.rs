@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_answered_and_the_next_job_is_done() {
-        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
         let worker = Worker::spawn("saver", &answers_in, panicked, |job: u64| {
             assert!(job > 0, "no such job");
             Input::Registry(registry::Done::Saved(Ok(vec![job])))
@@ -271,7 +271,7 @@ mod tests {
     /// A run whose job takes long holds up no other: and what is idle has no thread.
     #[test]
     fn runs_share_threads_of_which_there_are_as_many_as_were_needed() {
-        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
         let mut pool = Pool::new("writer", 2, &answers_in);
         assert_eq!(pool.threads.len(), 0);
         let (go, may_go) = sync_channel::<()>(1);
@@ -302,7 +302,7 @@ mod tests {
     /// Guards the loop: the lane of a job that was lost would wait for ever, and the process would look alive.
     #[test]
     fn a_job_that_a_worker_does_not_take_is_told() {
-        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_WORKERS);
+        let (answers_in, mut answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
         let (begun_in, begun) = sync_channel(1 + limits::WORKER_JOBS);
         let (go, may_go) = sync_channel(1 + limits::WORKER_JOBS);
         let worker = Worker::spawn("signer", &answers_in, panicked, move |job: u64| {

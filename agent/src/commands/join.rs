@@ -175,6 +175,10 @@ fn refused(refusal: JoinRefusal) -> Fail {
         }
         JoinRefusal::Revoked => ("this agent's key was revoked", "join from another directory with a new token"),
         JoinRefusal::Full => ("the run has no room for another agent", "ask its operator"),
+        JoinRefusal::SeveralRuns => (
+            "the coordinator serves several runs, and this token does not say which one to join",
+            "ask for a token for some of them: anabranch-coordinator token create --runs NAME",
+        ),
     };
     Fail::new(ExitCode::Identity, text).help(help)
 }

@@ -28,7 +28,7 @@ layout! {
         1 = Refused(why),
     }
     enum JoinRefusal {
-        0 = UnknownToken, 1 = UsedToken, 2 = ExpiredToken, 3 = BadRequest, 4 = Revoked, 5 = Full,
+        0 = UnknownToken, 1 = UsedToken, 2 = ExpiredToken, 3 = BadRequest, 4 = Revoked, 5 = Full, 6 = SeveralRuns,
     }
 
     struct AgentHello { run, branch, incarnation, software, train_examples, eval_examples, device, pod }

@@ -63,6 +63,8 @@ pub enum JoinRefusal {
     Revoked,
     /// No room for another agent.
     Full,
+    /// The token is for all runs, and it is not clear which of them is meant.
+    SeveralRuns,
 }
 
 /// The first message on an agent's control stream.

@@ -339,6 +339,7 @@ pub(crate) fn join_responses() -> Vec<JoinResponse> {
         JoinRefusal::BadRequest,
         JoinRefusal::Revoked,
         JoinRefusal::Full,
+        JoinRefusal::SeveralRuns,
     ];
     let enrolled = JoinResponse::Enrolled {
         run: RUN,

@@ -10,7 +10,7 @@ use anabranch_common::limits;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest, RunsRequest};
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::frames::{self, Format};
 use anabranch_io::tls;
@@ -70,16 +70,7 @@ impl Client {
 
     /// Asks; whatever the answer says is returned as it is.
     pub(super) fn ask(&mut self, request: &OperatorRequest) -> anyhow::Result<OperatorResponse> {
-        let reads_the_journal = matches!(
-            request,
-            OperatorRequest::Run {
-                request: RunRequest::CheckpointList
-                    | RunRequest::CheckpointVerify
-                    | RunRequest::CheckpointExport { .. },
-                ..
-            }
-        );
-        let deadline = if reads_the_journal { SLOW } else { PROMPT };
+        let deadline = if may_be_slow(request) { SLOW } else { PROMPT };
         let connection = &self.connection;
         run(&self.runtime, async { Ok(exchange(connection, request, deadline).await?.0) })
     }
@@ -97,6 +88,18 @@ impl Drop for Client {
         let idle = self.endpoint.wait_idle();
         // Without a goodbye the coordinator would notice by its idle timeout: a courtesy, not a need.
         let _ = self.runtime.block_on(async { tokio::time::timeout(GOODBYE, idle).await });
+    }
+}
+
+/// Whether the coordinator may have to read a journal for the answer, or to make or delete the directory of a run. It alone
+/// knows which runs have ended: of one that is served it answers promptly, or ends the stream.
+fn may_be_slow(request: &OperatorRequest) -> bool {
+    match request {
+        OperatorRequest::Run { request, .. } => {
+            !matches!(request, RunRequest::Pause | RunRequest::Resume | RunRequest::Stop)
+        }
+        OperatorRequest::Runs(request) => !matches!(request, RunsRequest::List),
+        OperatorRequest::Search(_) | OperatorRequest::Registry(_) => false,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 
+use anabranch_common::ids::ModelVersion;
 use anabranch_common::limits;
 use anabranch_common::status::{RunCreated, RunStanding, RunSummary};
 use anabranch_common::wire::operator::RunsRequest;
@@ -16,6 +17,7 @@ use super::reach::{self, Coordinator};
 use super::{checkpoint, control, status};
 use crate::cli::{ReportArgs, RunName, RunReportArgs, RunTargetArgs, RunsVerb, TargetArgs, WhichRun};
 use crate::config::{Config, ConfigError};
+use crate::runs;
 
 pub(super) fn runs(verb: RunsVerb) -> anyhow::Result<()> {
     let of =
@@ -125,10 +127,35 @@ fn delete(args: &RunTargetArgs, confirm: Option<&str>, export: Option<&Path>) ->
         return Err(fail.help("give the same name twice").into());
     }
     if let Some(out) = export {
+        let before = deletable(&args.target, name)?;
         checkpoint::export(args, out, None, false).context("nothing was deleted: the model cannot be exported")?;
+        if deletable(&args.target, name)? != before {
+            let text = format!("nothing was deleted: run {name} has another version than was exported");
+            let fail = Fail::new(ExitCode::Unavailable, text);
+            return Err(fail.help("pause or stop it, then repeat this with another --export file").into());
+        }
     }
     let done = Coordinator::reach(&args.target)?.ask_done(RunsRequest::Delete { run: said })?;
     output::print_line(&done)
+}
+
+/// Returns the version of a run that may be deleted, before a model of gigabytes is exported for that.
+fn deletable(target: &TargetArgs, name: &str) -> anyhow::Result<Option<ModelVersion>> {
+    let json = Coordinator::look(target)?.ask_json(RunsRequest::List)?;
+    let runs: Vec<RunSummary> = output::read_report(&json, "the list of runs")?;
+    check_deletable(&runs, name)
+}
+
+fn check_deletable(runs: &[RunSummary], name: &str) -> anyhow::Result<Option<ModelVersion>> {
+    let is_meant = |run: &&RunSummary| run.name == name || run.run.is_some_and(|run| run.to_string() == name);
+    let problem = match runs.iter().find(is_meant) {
+        None => return Err(Fail::new(ExitCode::Other, format!("there is no run {name}; see `runs list`")).into()),
+        Some(run) if run.own => runs::is_own(&run.name),
+        Some(run) if run.state == RunStanding::Running => runs::is_running(&run.name),
+        Some(run) if run.state == RunStanding::Opening => format!("run {name} is being opened; try again"),
+        Some(run) => return Ok(run.version),
+    };
+    Err(Fail::new(ExitCode::Unavailable, format!("nothing was deleted: {problem}")).into())
 }
 
 /// Asks for the name on the terminal.
@@ -147,9 +174,22 @@ fn ask(name: &str) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::ids::{ModelVersion, RunId};
+    use anabranch_common::ids::RunId;
 
     use super::*;
+
+    #[test]
+    fn nothing_is_exported_of_a_run_that_cannot_be_deleted() {
+        let run = |name: &str, state| RunSummary { state, ..runs::unreadable(name.to_owned(), None) };
+        let paused = RunSummary { version: Some(ModelVersion(7)), ..run("wards", RunStanding::Paused) };
+        let own = RunSummary { own: true, ..run("mnist", RunStanding::Finished) };
+        let runs = [own, paused, run("busy", RunStanding::Running), run("early", RunStanding::Opening)];
+        assert_eq!(check_deletable(&runs, "wards").expect("it is paused"), Some(ModelVersion(7)));
+        for (name, what) in [("mnist", "shares"), ("busy", "is running"), ("early", "opened"), ("none", "no run")] {
+            let error = check_deletable(&runs, name).expect_err(name);
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
 
     #[test]
     fn every_run_has_a_line_and_those_with_a_problem_a_reason() {

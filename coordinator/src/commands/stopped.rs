@@ -316,6 +316,7 @@ fn replace_fail(refused: ReplaceError) -> anyhow::Error {
 mod tests {
     use anabranch_common::ids::{AgentId, Digest, Position};
     use anabranch_common::journal::{FinishReason, Record, RecordBody};
+    use anabranch_common::wire::operator::RunsRequest;
 
     use super::*;
     use crate::config::TemplateOptions;
@@ -420,5 +421,34 @@ mod tests {
         let listed = stopped.answer(RegistryRequest::TokenList.into()).expect("an answer");
         assert!(matches!(&listed, OperatorResponse::Json(text) if text.contains(&id)), "{listed:?}");
         assert_eq!(stopped.recover().expect("it recovers").expect("a run").position, Position(2));
+    }
+
+    /// Even to look for the run of that name would make a directory, and hide the run of the process.
+    #[test]
+    fn the_name_of_the_process_s_own_run_is_taken_and_leaves_no_directory() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut stopped = finished(dir.path());
+        let config = |name: &str| {
+            let listen = ([127, 0, 0, 1], 4433).into();
+            let options = TemplateOptions { name: name.into(), seed: 1, listen, names: Vec::new() };
+            let text = Config::template(&options);
+            let at = |table: &str| text.find(&format!("\n[{table}]")).expect("what `init` writes has it");
+            // Without the tables of the process.
+            format!("{}{}", &text[..at("server")], &text[at("schedule")..at("log")])
+        };
+        let create = |stopped: &mut Stopped, name: &str, submit_token: Option<&str>| {
+            let (config, submit_token) = (config(name), submit_token.map(String::from));
+            let request = RunsRequest::Create { name: name.into(), config, submit_token };
+            stopped.answer(request.into()).expect("an answer")
+        };
+        for token in [None, Some("job 7")] {
+            let taken = create(&mut stopped, "test", token);
+            assert!(matches!(&taken, OperatorResponse::Conflict(why) if why.contains("another name")), "{taken:?}");
+            assert!(!runs::dir_of(dir.path(), "test").exists());
+        }
+        let made = create(&mut stopped, "wards", Some("job 7"));
+        assert!(matches!(made, OperatorResponse::Json(_)), "{made:?}");
+        assert_eq!(create(&mut stopped, "wards", Some("job 7")), made, "the same request");
+        assert!(matches!(create(&mut stopped, "wards", None), OperatorResponse::Conflict(_)));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anabranch_common::ids::RunId;
 use anabranch_common::journal::FinishReason;
@@ -28,6 +29,8 @@ use crate::workers::Tools;
 pub(super) struct Done {
     done: RunsDone,
     files: Option<Files>,
+    /// What is still open of a run that could not be deleted.
+    in_use: Option<OpenFiles>,
 }
 
 /// What is open of a run.
@@ -48,19 +51,24 @@ pub(super) struct Directories {
     own: Option<RunId>,
     /// Why that run is not served.
     own_problem: Option<anyhow::Error>,
+    /// Runs that are closed and were not deleted, because others still use their stores, by name.
+    in_use: BTreeMap<String, OpenFiles>,
     /// How runs have ended.
     ended: BTreeMap<RunId, Result<ExitReason, JobError>>,
     shared: Arc<Shared>,
     done: mpsc::Sender<Done>,
     /// Jobs that are done at the same time.
     openers: Arc<Semaphore>,
+    /// Whether runs that wait to be opened are left for the next start.
+    parking: Arc<AtomicBool>,
 }
 
 impl Directories {
     pub(super) fn new(dir: PathBuf, shared: Arc<Shared>, done: mpsc::Sender<Done>) -> Self {
         let openers = Arc::new(Semaphore::new(limits::RUN_OPENERS));
-        let (open, ended) = (BTreeMap::new(), BTreeMap::new());
-        Self { dir, open, own: None, own_problem: None, ended, shared, done, openers }
+        let (open, in_use, ended) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let parking = Arc::default();
+        Self { dir, open, own: None, own_problem: None, in_use, ended, shared, done, openers, parking }
     }
 
     /// The directory of the process.
@@ -75,7 +83,8 @@ impl Directories {
     }
 
     /// Notes why the run that shares its directory with the process is not served.
-    pub(super) fn cannot_serve_own(&mut self, problem: anyhow::Error) {
+    pub(super) fn cannot_serve_own(&mut self, name: &str, problem: anyhow::Error) {
+        self.shared.add_unopened(name);
         self.own_problem = Some(problem);
     }
 
@@ -88,41 +97,60 @@ impl Directories {
         self.open.insert(run, OpenFiles { name, options, spool, tools });
     }
 
+    /// Opens no more runs: what waits for that is left for the next start.
+    pub(super) fn park(&self) {
+        self.parking.store(true, Ordering::Relaxed);
+    }
+
     /// What is open of a run.
     pub(super) fn files(&self, run: RunId) -> Option<&OpenFiles> {
         self.open.get(&run)
     }
 
     /// Takes up what a job has opened. Returns the answer for the host.
-    pub(super) fn take(&mut self, Done { done, files }: Done) -> RunsDone {
+    pub(super) fn take(&mut self, Done { done, files, in_use }: Done) -> RunsDone {
+        self.in_use.extend(in_use.map(|files| (files.name.clone(), files)));
         // A copy of a run that is open already has the same id: the host refuses it.
         if let Some(files) = files.filter(|files| !self.open.contains_key(&files.options.run)) {
             tracing::info!(run = %files.name, "serving a run");
+            self.shared.remove_unopened(&files.name);
             self.insert(files);
         }
-        if let RunsDone::NotOpened { name, why, .. } = &done {
-            tracing::error!(run = %name, why, "this run is not served");
+        match &done {
+            RunsDone::NotOpened { name, why, is_there } => {
+                if !self.parking.load(Ordering::Relaxed) {
+                    tracing::error!(run = %name, why, "this run is not served");
+                }
+                if !is_there {
+                    self.shared.remove_unopened(name);
+                }
+            }
+            RunsDone::InUse { name } => self.shared.add_unopened(name),
+            RunsDone::Opened(_) | RunsDone::Deleted { .. } => {}
         }
         done
     }
 
     /// Closes what is open of a run, unless a run of another directory has its id.
     pub(super) fn forget(&mut self, run: RunId) {
-        self.open.remove(&run);
+        if let Some(files) = self.open.remove(&run) {
+            self.shared.add_unopened(&files.name);
+        }
         self.shared.remove_run(run);
     }
 
     /// Notes how a run has ended, and keeps its store for those who ask.
     pub(super) fn ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
         self.shared.run_ended(run);
-        let others = self.open.len() > 1;
+        // The process ends with the error of its own run, unless others go on.
+        let others = self.own != Some(run) || self.open.len() > 1 || self.shared.has_unopened();
+        let is_alone = self.own == Some(run) && runs::names(&self.dir).is_ok_and(|others| others.is_empty());
         if let Some(files) = self.open.get_mut(&run) {
             // Its model is in no use any more.
             files.tools.merger = Arc::default();
             match &ended {
-                Ok(reason) => say_goodbye(*reason, &files.name, self.own == Some(run), &self.dir),
+                Ok(reason) => say_goodbye(*reason, &files.name, is_alone, &self.dir),
                 Err(error) if others => tracing::error!(run = %files.name, %error, "the run has failed"),
-                // The process ends with this error.
                 Err(_) => {}
             }
         }
@@ -140,10 +168,24 @@ impl Directories {
                 self.ended.remove(run);
                 self.open.remove(run)
             }
-            _ => None,
+            RunsJob::Delete { run: None, .. } => {
+                self.shared.remove_unopened(&name);
+                self.in_use.remove(&name)
+            }
+            RunsJob::Create { .. } | RunsJob::Open { .. } => {
+                self.shared.add_unopened(&name);
+                None
+            }
         };
+        let parking = Arc::clone(&self.parking);
+        let may_wait = matches!(job, RunsJob::Open { .. });
         tokio::spawn(async move {
             let Ok(_room) = openers.acquire_owned().await else { return };
+            if may_wait && parking.load(Ordering::Relaxed) {
+                let why = "the coordinator is going away; its next start opens the run".to_owned();
+                done.send(not_opened(name, true, why)).await.ok();
+                return;
+            }
             let answer = tokio::task::spawn_blocking(move || carry_out(&dir, job, open)).await;
             let answer = answer.unwrap_or_else(|error| Done {
                 done: if is_delete {
@@ -152,24 +194,31 @@ impl Directories {
                     RunsDone::NotOpened { name, is_there: true, why: error.to_string() }
                 },
                 files: None,
+                in_use: None,
             });
             done.send(answer).await.ok();
         });
     }
 
-    /// How the process ends: as the run that shares its directory with it, else as one that has failed. Where no run could be
-    /// served at all: with the reason.
+    /// How the process ends.
     pub(super) fn into_result(mut self) -> anyhow::Result<()> {
-        if let Some(problem) = self.own_problem.filter(|_| self.ended.is_empty()) {
-            return Err(problem);
-        }
         let own = self.own.and_then(|run| self.ended.remove(&run));
-        let failed = self.ended.into_values().find(Result::is_err);
-        match own.or(failed) {
-            None => Ok(()),
-            Some(Err(error)) => Err(job_fail(error)),
-            Some(Ok(reason)) => finite(reason),
-        }
+        result(own, self.own_problem, self.ended.into_values())
+    }
+}
+
+/// How the process ends: as the run that shares its directory with it; where that has not failed, as the first other one
+/// that has.
+fn result(
+    own: Option<Result<ExitReason, JobError>>,
+    own_problem: Option<anyhow::Error>,
+    mut others: impl Iterator<Item = Result<ExitReason, JobError>>,
+) -> anyhow::Result<()> {
+    own.map_or(Ok(()), |own| own.map_err(job_fail).and_then(finite))?;
+    own_problem.map_or(Ok(()), Err)?;
+    match others.find(Result::is_err) {
+        Some(failed) => failed.map(drop).map_err(job_fail),
+        None => Ok(()),
     }
 }
 
@@ -199,24 +248,94 @@ fn carry_out(dir: &Path, job: RunsJob, open: Option<OpenFiles>) -> Done {
         }
         RunsJob::Open { name } => open_run(dir, name),
         RunsJob::Delete { name, .. } => {
-            drop(open);
+            if let Some(in_use) = open.and_then(|open| released(open, limits::RUN_RELEASES)) {
+                return Done { done: RunsDone::InUse { name }, files: None, in_use: Some(in_use) };
+            }
             let left = runs::delete(dir, &name).err().map(|error| with_help(&error));
-            Done { done: RunsDone::Deleted { name, left }, files: None }
+            Done { done: RunsDone::Deleted { name, left }, files: None, in_use: None }
         }
     }
 }
 
 fn open_run(dir: &Path, name: String) -> Done {
     match runs::open(dir, &name) {
-        Ok(open) => Done { done: RunsDone::Opened(Box::new(open.run)), files: Some(open.files) },
+        Ok(open) => Done { done: RunsDone::Opened(Box::new(open.run)), files: Some(open.files), in_use: None },
         Err(error) => not_opened(name, true, error.reason()),
     }
 }
 
 fn not_opened(name: String, is_there: bool, why: String) -> Done {
-    Done { done: RunsDone::NotOpened { name, is_there, why }, files: None }
+    Done { done: RunsDone::NotOpened { name, is_there, why }, files: None, in_use: None }
+}
+
+/// Closes what is open of a run, once jobs and operators use it no more. Returns it if they still do after so many looks.
+fn released(open: OpenFiles, looks: u32) -> Option<OpenFiles> {
+    for _ in 0..looks {
+        if Arc::strong_count(&open.tools.store) == 1 && Arc::strong_count(&open.spool) == 1 {
+            return None;
+        }
+        std::thread::sleep(runs::REST);
+    }
+    Some(open)
 }
 
 fn with_help(error: &StorageError) -> String {
     error.help().map_or_else(|| error.to_string(), |help| format!("{error}; {help}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_common::ids::{BranchId, ModelVersion};
+    use anabranch_io::exit::code_of;
+
+    use super::*;
+    use crate::config::Retention;
+    use crate::node::checkpoint::Keep;
+    use crate::store::Store;
+    use crate::store::for_tests::MapStore;
+
+    fn failed() -> Result<ExitReason, JobError> {
+        Err(JobError::NotTaken("writer"))
+    }
+
+    fn finished(reason: FinishReason) -> Result<ExitReason, JobError> {
+        Ok(ExitReason::Finished { reason, result: ModelVersion(1) })
+    }
+
+    /// An operator who reads checkpoints, or a job, would go on in the files of a run that is made anew under the same name.
+    #[test]
+    fn a_run_is_closed_when_nobody_uses_its_store_any_more() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store: Arc<dyn Store> = Arc::new(MapStore::new());
+        let options = Options {
+            run: RunId([1; 16]),
+            first_branch: BranchId([1; 16]),
+            starts: 0,
+            lease_ttl_ms: 1,
+            checkpoint_every_versions: 1,
+            checkpoint_every_ms: 1,
+        };
+        let keep = Keep { checkpoints: 2, retention: Retention::SinceSnapshot };
+        let tools = Tools { store: Arc::clone(&store), keep, merger: Arc::default() };
+        let spool = Arc::new(Spool::open(dir.path().join("uploads")).0);
+        let open = OpenFiles { name: "wards".into(), options, spool: Arc::clone(&spool), tools };
+        let open = released(open, 1).expect("its store is in use");
+        drop(store);
+        let open = released(open, 1).expect("its uploads are");
+        drop(spool);
+        assert!(released(open, 1).is_none());
+    }
+
+    #[test]
+    fn the_process_ends_as_its_own_run_unless_only_another_has_failed() {
+        let problem = || Fail::new(ExitCode::Config, "run.toml is refused").into();
+        let code = |own, problem, others: Vec<_>| result(own, problem, others.into_iter()).as_ref().err().map(code_of);
+        let other = failed().map_err(job_fail).as_ref().err().map(code_of);
+        assert_eq!(code(Some(finished(FinishReason::NonFinite)), None, vec![failed()]), Some(ExitCode::NotFinite));
+        assert_eq!(code(Some(failed()), None, vec![]), other);
+        assert_eq!(code(Some(finished(FinishReason::Stopped)), None, vec![Ok(ExitReason::Parked), failed()]), other);
+        assert_eq!(code(None, Some(problem()), vec![failed()]), Some(ExitCode::Config));
+        assert_eq!(code(None, Some(problem()), vec![finished(FinishReason::Stopped)]), Some(ExitCode::Config));
+        assert_eq!(code(Some(finished(FinishReason::Stopped)), None, vec![Ok(ExitReason::Parked)]), None);
+    }
 }

@@ -14,33 +14,34 @@ pub struct Candidate<'a> {
     pub run: RunId,
     /// Its name.
     pub name: &'a str,
-    /// Whether it is served: only such a run is meant where none is named.
-    pub is_served: bool,
 }
 
-/// Returns the run that a request is for: the one that it names or gives the id of, or the only one.
+/// Returns the run that a request is for: the one that it names or gives the id of, or the only one. Runs that are not open
+/// count too: which run is meant must not depend on how far the others are.
 ///
 /// # Errors
-/// There is no such run, or several where none is named; the answer says what to do.
+/// There is no such run, it is not open, or there are several where none is named; the answer says what to do.
 pub fn choose<'a>(
     runs: impl IntoIterator<Item = Candidate<'a>>,
+    unopened: impl IntoIterator<Item = &'a str>,
     wanted: Option<&str>,
 ) -> Result<RunId, OperatorResponse> {
     let mut runs: Vec<Candidate<'a>> = runs.into_iter().collect();
     runs.sort_by_key(|candidate| (candidate.name, candidate.run));
+    let unopened: Vec<&str> = unopened.into_iter().collect();
     let not_found = |text: String| Err(OperatorResponse::NotFound(text));
-    if runs.is_empty() {
-        return not_found("no run is served here; start one first".into());
-    }
+    let not_open = |name: &str| {
+        Err(OperatorResponse::Conflict(format!("run {name} is not open; `runs list` says why, or try again later")))
+    };
     let Some(wanted) = wanted else {
-        let served: Vec<_> = runs.iter().filter(|candidate| candidate.is_served).copied().collect();
-        let meant = if served.is_empty() { &runs } else { &served };
-        return match &meant[..] {
-            [one] => Ok(one.run),
-            several => not_found(format!(
-                "{} runs are served here; name one of them with --run: {}",
-                several.len(),
-                list(several)
+        return match (&runs[..], &unopened[..]) {
+            ([], []) => not_found("no run is served here; start one first".into()),
+            ([one], []) => Ok(one.run),
+            ([], [name]) => not_open(name),
+            _ => not_found(format!(
+                "there are {} runs here; name one of them with --run: {}",
+                runs.len() + unopened.len(),
+                list(&runs, &unopened)
             )),
         };
     };
@@ -48,17 +49,19 @@ pub fn choose<'a>(
     let meant: Vec<_> = runs.iter().filter(is_meant).copied().collect();
     match &meant[..] {
         [one] => Ok(one.run),
-        [] => not_found(format!("no run {wanted} is served here; name one of: {}", list(&runs))),
+        [] if unopened.contains(&wanted) => not_open(wanted),
+        [] => not_found(format!("there is no run {wanted} here; name one of: {}", list(&runs, &unopened))),
         several => not_found(format!(
             "{} runs are called {wanted}; name one of them by its id: {}",
             several.len(),
-            list(several)
+            list(several, &[])
         )),
     }
 }
 
-fn list(runs: &[Candidate<'_>]) -> String {
-    runs.iter().map(|candidate| format!("{} ({})", candidate.name, candidate.run)).collect::<Vec<_>>().join(", ")
+fn list(runs: &[Candidate<'_>], unopened: &[&str]) -> String {
+    let known = runs.iter().map(|candidate| format!("{} ({})", candidate.name, candidate.run));
+    known.chain(unopened.iter().map(|name| (*name).to_owned())).collect::<Vec<_>>().join(", ")
 }
 
 /// Adds to a run's answer what the run does not know: the members that it has not seen.

@@ -32,7 +32,7 @@ use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::lane::Lane;
 use anabranch_common::status::RunSummary;
 use anabranch_common::transfer::Half;
-use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinResponse, Rejection};
+use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinRefusal, JoinResponse, Rejection};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest};
 use anabranch_common::wire::runs::RunsWanted;
 
@@ -90,7 +90,12 @@ pub struct Host {
     stays: bool,
     /// Whether the process was asked to park its runs.
     parking: bool,
-    generation: u64,
+    /// Deleted runs of which files are left: at most `limits::RUNS`.
+    left_over: BTreeSet<String>,
+    /// Runs whose stores are being measured.
+    measuring: BTreeSet<RunId>,
+    /// Requests for which stores of ended runs are being read: at most `limits::RUN_LOOKS`.
+    looking: usize,
     /// Monotonic time in milliseconds at which stores with a quota are measured next.
     measure_at_ms: u64,
     /// The run of each connection whose agent was let in.
@@ -124,7 +129,9 @@ impl Host {
             deleting: BTreeMap::new(),
             stays: false,
             parking: false,
-            generation: 0,
+            left_over: BTreeSet::new(),
+            measuring: BTreeSet::new(),
+            looking: 0,
             measure_at_ms: 0,
             peers: BTreeMap::new(),
             saver: Lane::default(),
@@ -182,7 +189,6 @@ impl Host {
         let revoked: Vec<AgentId> = self.registry.revoked().filter(takes_part).collect();
         self.nodes.insert(run, node);
         self.about.insert(run, about);
-        self.generation += 1;
         self.take(now, run, outputs);
         for agent in revoked {
             self.tell(now, run, node::Input::Event(Event::AgentRevoked { agent, request: None }));
@@ -232,19 +238,25 @@ impl Host {
             Input::Measured { run, disk_bytes } => self.measured(now, run, disk_bytes),
             Input::Park => {
                 self.parking = true;
+                // What is only being opened waits for the next start; what is being made must have its answer.
+                self.opening.retain(|_, opening| opening.is_asked_for());
                 self.tell_all(now, || Event::Park);
             }
             Input::Operator { .. } if self.is_leaving() => {}
             Input::Join { request, secret, agent, csr_der } => match self.joined_run(&secret) {
-                Some(run) => {
+                Ok(run) => {
                     self.tell_registry(now, registry::Event::Join { request, run, secret, agent, csr_der });
                 }
-                None => self.out.push(Output::DeferJoin { request }),
+                Err(Some(refusal)) => {
+                    self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
+                }
+                Err(None) => self.out.push(Output::DeferJoin { request }),
             },
             Input::Operator { request, operation } => self.operate(now, request, operation),
             Input::Runs(done) => self.runs_done(now, done),
             Input::Searches(done) => self.searches_done(now, done),
             Input::Looked { request, answer } => {
+                self.looking = self.looking.saturating_sub(1);
                 let answer = answer::with_members(answer, &self.registry);
                 self.out.push(Output::Reply { request, answer });
             }
@@ -285,13 +297,25 @@ impl Host {
         self.serving().filter(|run| may_be(*run)).min_by_key(|run| (!is_own(run), *run))
     }
 
-    /// The run that the answer to a join names: one that the token is for. Not served, where none of these is.
-    fn joined_run(&self, secret: &[u8; 32]) -> Option<RunId> {
-        let of_token = self.registry.runs_of(secret);
-        let any = self.first_serving(|_| true)?;
-        match of_token {
-            None => Some(any),
-            Some(runs) => self.first_serving(|run| runs.contains(&run)).or_else(|| runs.first().copied()),
+    /// The run that the answer to a join names: one that the token is for, whether it is served or not. With a token for all
+    /// runs that of the process, else the only one.
+    ///
+    /// # Errors
+    /// Several runs may be meant; or nobody can tell yet: the agent tries again.
+    fn joined_run(&self, secret: &[u8; 32]) -> Result<RunId, Option<JoinRefusal>> {
+        let any = self.first_serving(|_| true).ok_or(None)?;
+        if let Some(runs) = self.registry.runs_of(secret) {
+            let of_token = self.first_serving(|run| runs.contains(&run)).or_else(|| runs.first().copied());
+            return of_token.ok_or(None);
+        }
+        let is_own = self.about.get(&any).is_some_and(|about| about.is_own);
+        let is_known = self.registry.roster().tokens().of_secret(secret).is_some();
+        match self.serving().count() {
+            // Which run it would be is nothing to somebody whose token is refused.
+            _ if is_own || !is_known => Ok(any),
+            _ if !self.opening.is_empty() => Err(None),
+            1 => Ok(any),
+            _ => Err(Some(JoinRefusal::SeveralRuns)),
         }
     }
 
@@ -350,12 +374,16 @@ impl Host {
             self.peers.insert(peer, run);
             return self.tell(now, run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
         }
-        let is_over = self.nodes.contains_key(&run) || self.ended.contains_key(&run);
+        // Which run it is that cannot be opened, its directory alone could tell.
+        let may_be_here = self.nodes.contains_key(&run)
+            || self.ended.contains_key(&run)
+            || !self.opening.is_empty()
+            || !self.unserved.is_empty();
         let why = match self.first_serving(|run| self.registry.may_enter(agent, run)) {
             Some(run) if !may_enter => Rejection::WrongRun { run },
             None if !may_enter => Rejection::Unknown,
-            // Which run that is, its directory will tell.
-            Some(run) if !is_over && self.opening.is_empty() => Rejection::WrongRun { run },
+            Some(run) if !may_be_here => Rejection::WrongRun { run },
+            None if !may_be_here => Rejection::Unknown,
             // As where no process answers: the agent tries again later.
             _ => Rejection::Busy,
         };
@@ -364,7 +392,10 @@ impl Host {
 
     fn subscribe(&mut self, peer: PeerId, agent: AgentId, wanted: RunsWanted) {
         match self.registry.greet(agent) {
-            Ok(_) => self.subscriptions.opened(peer, agent, wanted),
+            Ok(_) => {
+                let before = self.subscriptions.opened(peer, agent, wanted);
+                self.out.extend(before.map(|peer| Output::ToPeer(ToPeer::Close { peer })));
+            }
             // The control streams of its runs say why.
             Err(_) => self.out.push(Output::ToPeer(ToPeer::Close { peer })),
         }
@@ -415,7 +446,11 @@ impl Host {
         let Some(command) = self.registry.handle(now, event) else { return };
         match command {
             registry::Command::Save(job) => self.saver.push(job),
-            registry::Command::Sign(job) => self.signer.push(job),
+            registry::Command::Sign(job) => {
+                // A further token may be for further runs.
+                self.subscriptions.may_enter_more(job.agent());
+                self.signer.push(job);
+            }
             registry::Command::DeferJoin { request } => self.out.push(Output::DeferJoin { request }),
             registry::Command::RefuseJoin { request, refusal } => {
                 self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
@@ -494,8 +529,12 @@ impl Host {
     fn outputs(&mut self) -> Vec<Output> {
         if self.phase != Phase::Gone {
             self.answer_revocations();
-            let lists = self.subscriptions.news(|agent, run| self.registry.may_enter(agent, run)).into_iter();
-            self.out.extend(lists.map(|(peer, list)| Output::List { peer, list }));
+            // An agent gives up its rounds in a run that is listed no more: one that is being opened is not known yet, and
+            // one that is parked goes on.
+            if self.opening.is_empty() && !self.parking {
+                let lists = self.subscriptions.news(|agent, run| self.registry.may_enter(agent, run)).into_iter();
+                self.out.extend(lists.map(|(peer, list)| Output::List { peer, list }));
+            }
             self.write_searches();
             self.out.extend(self.saver.next(save::group).map(Output::Save));
             self.out.extend(self.signer.next(|waiting| waiting.drain(..).collect()).map(Output::Sign));

@@ -21,7 +21,7 @@ use crate::core::event::{Event, Now, RequestId};
 use crate::core::status::json;
 use crate::node::{self, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
-use crate::runs::{Submission, check_name, is_own, taken, too_many};
+use crate::runs::{Submission, is_own, is_running, taken, too_many, unreadable as unknown};
 
 /// What the process knows of a run, beside what its journal says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +120,11 @@ pub enum RunsDone {
         /// The problem, and what to do about it.
         why: String,
     },
+    /// The run is closed, but not deleted: others still use its store.
+    InUse {
+        /// Name of the run.
+        name: String,
+    },
     /// The run is gone.
     Deleted {
         /// Name of the run.
@@ -144,8 +149,15 @@ pub(super) enum Created {
 #[derive(Debug)]
 pub(super) struct Opening {
     pub(super) submission: Option<Submission>,
-    /// Who waits for it.
+    /// Who waits for it. None where it is opened at the start of the process, or for a search.
     requests: Vec<RequestId>,
+}
+
+impl Opening {
+    /// Whether an operator waits for it.
+    pub(super) fn is_asked_for(&self) -> bool {
+        !self.requests.is_empty()
+    }
 }
 
 /// A run that cannot be served.
@@ -153,6 +165,8 @@ pub(super) struct Opening {
 pub(super) struct Unserved {
     is_own: bool,
     pub(super) why: String,
+    /// How it was asked for in this process, if with a token.
+    submission: Option<Submission>,
 }
 
 impl Host {
@@ -170,7 +184,7 @@ impl Host {
 
     /// Lists a run that cannot be served, with the reason.
     pub fn cannot_serve(&mut self, name: &str, is_own: bool, why: String) {
-        self.unserved.insert(name.to_owned(), Unserved { is_own, why });
+        self.unserved.insert(name.to_owned(), Unserved { is_own, why, submission: None });
     }
 
     /// The runs that agents can take part in, by id.
@@ -183,19 +197,13 @@ impl Host {
         listed.collect()
     }
 
-    /// Changes whenever [`listed`](Self::listed) may have changed.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
     /// Every run of the process: its own first, the others by name.
     #[must_use]
     pub fn summaries(&self) -> Vec<RunSummary> {
         let known = self.about.iter().map(|(run, about)| self.summary(*run, about));
         let opening =
             self.opening.keys().map(|name| RunSummary { state: RunStanding::Opening, ..unknown(name.clone(), None) });
-        let unserved = self.unserved.iter().map(|(name, Unserved { is_own, why })| RunSummary {
+        let unserved = self.unserved.iter().map(|(name, Unserved { is_own, why, .. })| RunSummary {
             own: *is_own,
             ..unknown(name.clone(), Some(why.clone()))
         });
@@ -241,12 +249,15 @@ impl Host {
         Some(last)
     }
 
-    /// Returns the run that is called so, or the only one that is served.
+    /// Returns the run that is called so, or the only one.
     ///
     /// # Errors
     /// The answer says which runs there are, or why that one is not served.
     pub(super) fn resolve(&self, wanted: Option<&str>) -> Result<RunId, OperatorResponse> {
-        if let Some(name) = wanted {
+        let unopened = || self.opening.keys().chain(self.unserved.keys()).map(String::as_str);
+        let only = || unopened().next().filter(|_| self.about.is_empty() && unopened().count() == 1);
+        let is_known = |name: &&str| self.about.values().any(|about| about.name == *name);
+        if let Some(name) = wanted.or_else(only).filter(|name| !is_known(name)) {
             if let Some(Unserved { why, .. }) = self.unserved.get(name) {
                 return Err(OperatorResponse::Conflict(format!("run {name} cannot be served: {why}")));
             }
@@ -254,16 +265,21 @@ impl Host {
                 return Err(OperatorResponse::Conflict(format!("run {name} is being opened; try again")));
             }
         }
-        let is_served = |run: &RunId| self.nodes.get(run).is_some_and(|node| !node.is_leaving());
-        let candidates =
-            self.about.iter().map(|(run, about)| Candidate { run: *run, name: &about.name, is_served: is_served(run) });
-        choose(candidates, wanted)
+        let candidates = self.about.iter().map(|(run, about)| Candidate { run: *run, name: &about.name });
+        choose(candidates, unopened(), wanted)
     }
 
     /// Answers for a run that is not served any more.
     pub(super) fn answer_for_ended(&mut self, request: RequestId, run: RunId, what: RunRequest) {
         match what {
-            RunRequest::Status | RunRequest::AgentsList => self.out.push(Output::Look { request, run, what }),
+            RunRequest::Status | RunRequest::AgentsList if self.looking >= limits::RUN_LOOKS => {
+                let text = "too many requests read the stores of ended runs already; try again later";
+                self.answer(request, OperatorResponse::Conflict(text.to_owned()));
+            }
+            RunRequest::Status | RunRequest::AgentsList => {
+                self.looking += 1;
+                self.out.push(Output::Look { request, run, what });
+            }
             _ => {
                 let name = self.about.get(&run).map_or_else(|| run.to_string(), |about| about.name.clone());
                 let text = format!("run {name} has ended; `status --run {name}` says why");
@@ -276,15 +292,9 @@ impl Host {
         let response = match operation {
             RunsRequest::List => json(&self.summaries()),
             RunsRequest::Create { name, config, submit_token } => {
-                let submission = submit_token.as_deref().map(|token| Submission::new(token, &config));
-                let too_long = submit_token.is_some_and(|token| token.len() > limits::SUBMIT_TOKEN_BYTES);
-                let created = if too_long {
-                    Created::Refused(OperatorResponse::Failed(format!(
-                        "a submit token has at most {} bytes",
-                        limits::SUBMIT_TOKEN_BYTES
-                    )))
-                } else {
-                    self.create(Some(request), name.clone(), config, submission)
+                let created = match Submission::of_request(&name, &config, submit_token.as_deref()) {
+                    Ok(submission) => self.create(Some(request), name.clone(), config, submission),
+                    Err(problem) => Created::Refused(OperatorResponse::Failed(problem)),
                 };
                 match created {
                     Created::Waits => return,
@@ -308,13 +318,6 @@ impl Host {
         config: String,
         submission: Option<Submission>,
     ) -> Created {
-        if let Err(problem) = check_name(&name) {
-            return Created::Refused(OperatorResponse::Failed(problem));
-        }
-        if config.len() > limits::RUN_CONFIG_BYTES {
-            let text = format!("a run's configuration has at most {} bytes", limits::RUN_CONFIG_BYTES);
-            return Created::Refused(OperatorResponse::Failed(text));
-        }
         let taken = || Created::Refused(OperatorResponse::Conflict(taken(&name)));
         if let Some((run, about)) = self.about.iter().find(|(_, about)| about.name == name) {
             let is_same = submission.is_some() && about.submission == submission;
@@ -327,12 +330,21 @@ impl Host {
             opening.requests.extend(request);
             return Created::Waits;
         }
+        // Its directory was made for this request, and could not be opened.
+        let is_same = |unserved: &Unserved| submission.is_some() && unserved.submission == submission;
+        if self.unserved.get(&name).is_some_and(is_same) {
+            self.unserved.remove(&name);
+            self.opening.insert(name.clone(), Opening { submission, requests: request.into_iter().collect() });
+            self.out.push(Output::Runs(RunsJob::Open { name }));
+            return Created::Waits;
+        }
         if self.unserved.contains_key(&name) || self.deleting.contains_key(&name) {
             return taken();
         }
         if self.about.len() + self.unserved.len() + self.opening.len() >= limits::RUNS {
             return Created::Refused(OperatorResponse::Conflict(too_many()));
         }
+        self.left_over.remove(&name);
         self.opening.insert(name.clone(), Opening { submission, requests: request.into_iter().collect() });
         self.out.push(Output::Runs(RunsJob::Create { name, config, submission }));
         Created::Waits
@@ -344,6 +356,7 @@ impl Host {
         let (name, run) = match self.unserved.get(wanted) {
             Some(Unserved { is_own: true, .. }) => return Err(own(wanted)),
             Some(_) => (wanted.to_owned(), None),
+            None if self.left_over.contains(wanted) => (wanted.to_owned(), None),
             None => {
                 let run = self.resolve(Some(wanted))?;
                 let about = &self.about[&run];
@@ -356,10 +369,7 @@ impl Host {
         if let Some(node) = run.and_then(|run| self.nodes.get(&run))
             && node.core().phase() == RunPhase::Running
         {
-            let text = format!(
-                "run {name} is running; pause it with `runs pause {name}`, or end it with `runs stop {name}`, then delete it"
-            );
-            return Err(OperatorResponse::Conflict(text));
+            return Err(OperatorResponse::Conflict(is_running(&name)));
         }
         if let Some(run) = run {
             self.note_news(run, News::Gone("its run was deleted".to_owned()));
@@ -368,8 +378,8 @@ impl Host {
             self.about.remove(&run);
         }
         self.unserved.remove(&name);
+        self.left_over.remove(&name);
         self.deleting.insert(name.clone(), request);
-        self.generation += 1;
         self.out.push(Output::Runs(RunsJob::Delete { name, run }));
         Ok(())
     }
@@ -378,22 +388,35 @@ impl Host {
         match done {
             RunsDone::Opened(opened) => self.opened(now, *opened),
             RunsDone::NotOpened { name, is_there, why } => {
-                let Some(Opening { requests, .. }) = self.opening.remove(&name) else { return };
+                let Some(Opening { requests, submission }) = self.opening.remove(&name) else { return };
                 for request in requests {
                     self.answer(request, OperatorResponse::Failed(why.clone()));
                 }
                 self.note_unopened(&name, &why);
                 if is_there {
-                    self.unserved.insert(name, Unserved { is_own: false, why });
+                    self.unserved.insert(name, Unserved { is_own: false, why, submission });
                 }
+            }
+            RunsDone::InUse { name } => {
+                let Some(request) = self.deleting.remove(&name) else { return };
+                let why = format!("it is closed, but its store is still in use; repeat `runs delete {name}`");
+                let text = format!("run {name} is not deleted: {why}");
+                self.cannot_serve(&name, false, why);
+                self.answer(request, OperatorResponse::Conflict(text));
             }
             RunsDone::Deleted { name, left } => {
                 let Some(request) = self.deleting.remove(&name) else { return };
                 let response = match left {
                     None => OperatorResponse::Done(format!("deleted run {name}")),
-                    Some(problem) => OperatorResponse::Failed(format!(
-                        "run {name} is closed, but files of it are left: {problem}; the next start removes them"
-                    )),
+                    Some(problem) => {
+                        if self.left_over.len() < limits::RUNS {
+                            self.left_over.insert(name.clone());
+                        }
+                        OperatorResponse::Failed(format!(
+                            "run {name} is gone, but files of it are left: {problem}; the next start removes them, or \
+                             repeat `runs delete {name}`"
+                        ))
+                    }
                 };
                 self.answer(request, response);
             }
@@ -434,11 +457,14 @@ impl Host {
         }
         self.measure_at_ms = now.mono_ms + limits::QUOTA_LOOK_MS;
         let with_quota = |run: &RunId| self.about.get(run).is_some_and(|about| about.disk_quota_bytes.is_some());
-        let measured: Vec<RunId> = self.serving().filter(with_quota).collect();
+        let is_idle = |run: &RunId| !self.measuring.contains(run);
+        let measured: Vec<RunId> = self.serving().filter(with_quota).filter(is_idle).collect();
+        self.measuring.extend(&measured);
         self.out.extend(measured.into_iter().map(|run| Output::Measure { run }));
     }
 
     pub(super) fn measured(&mut self, now: Now, run: RunId, disk_bytes: Option<u64>) {
+        self.measuring.remove(&run);
         let quota_bytes = self.about.get(&run).and_then(|about| about.disk_quota_bytes);
         if let Some((disk_bytes, quota_bytes)) = disk_bytes.zip(quota_bytes) {
             self.tell(now, run, node::Input::Event(Event::DiskMeasured { disk_bytes, quota_bytes }));
@@ -449,6 +475,7 @@ impl Host {
     pub(super) fn drop_node(&mut self, run: RunId, why: &str, connections: ConnectionEnd) -> Option<Node> {
         let node = self.nodes.remove(&run);
         self.subscriptions.ended(run);
+        self.measuring.remove(&run);
         for (peer, _) in self.peers.extract_if(.., |_, of| *of == run) {
             if connections == ConnectionEnd::Close {
                 self.out.push(Output::ToPeer(ToPeer::Close { peer }));
@@ -458,7 +485,6 @@ impl Host {
         for (request, _) in self.asked.extract_if(.., |_, of| *of == run) {
             self.out.push(Output::Reply { request, answer: OperatorResponse::Failed(why.to_owned()).into() });
         }
-        self.generation += 1;
         node
     }
 
@@ -474,20 +500,4 @@ pub(super) enum ConnectionEnd {
     Close,
     /// The run has closed them.
     Closed,
-}
-
-/// A run of which nothing is known but its name and its problem.
-fn unknown(name: String, problem: Option<String>) -> RunSummary {
-    RunSummary {
-        name,
-        run: None,
-        own: false,
-        weight: 1,
-        state: RunStanding::Failed,
-        version: None,
-        updates_accepted: 0,
-        agents: 0,
-        connected: 0,
-        problem,
-    }
 }

@@ -70,7 +70,9 @@ fn an_operators_request_is_for_the_run_that_it_names() {
     assert!(matches!(world.reply(), OperatorResponse::Done(_)));
     assert_eq!((world.phase(A), world.phase(B)), (RunPhase::Running, RunPhase::Paused));
     let unknown = RunId([9; 16]).to_string();
-    for (run, what) in [(None, "2 runs are served here"), (Some("c"), "no run c"), (Some(&*unknown), "no run 0909")] {
+    for (run, what) in
+        [(None, "there are 2 runs"), (Some("c"), "there is no run c"), (Some(&*unknown), "there is no run 0909")]
+    {
         world.ask(run, RunRequest::Pause);
         let OperatorResponse::NotFound(why) = world.reply() else { panic!("which run is it for?") };
         assert!(why.starts_with(what) && why.ends_with(&format!("a ({A}), b ({B})")), "{why}");
@@ -160,8 +162,10 @@ fn a_run_that_ends_or_fails_leaves_the_other_alone() {
     assert_eq!(world.rejection(5), Some(&Rejection::Busy), "as if no process answered");
     world.outputs.clear();
     world.ask(None, RunRequest::Stop);
+    assert!(matches!(world.reply(), OperatorResponse::NotFound(_)), "which one is meant does not depend on the time");
+    world.ask(Some("a"), RunRequest::Stop);
     world.work();
-    assert!(matches!(world.reply(), OperatorResponse::Done(_)), "the only one that is left");
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)));
     world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::Goodbye { reason: "test".into() } });
     world.work();
     let ended = [
@@ -205,8 +209,8 @@ fn nobody_waits_for_the_answer_of_a_run_that_ends() {
     assert!(world.outputs.iter().any(look), "its store tells: {:?}", world.outputs);
     world.ask(Some("a"), RunRequest::Pause);
     assert!(matches!(world.reply(), OperatorResponse::Conflict(_)));
-    world.ask(None, RunRequest::Status);
-    assert!(matches!(world.reply(), OperatorResponse::Json(_)), "the only one that is left");
+    world.ask(Some("b"), RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::Json(_)));
     let csr_der = vec![1];
     world.handle(Input::Join { request: REQUEST, secret: SECRET, agent: AgentId([3; 16]), csr_der });
     while let Some(job) = world.jobs.pop() {

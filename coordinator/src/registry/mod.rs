@@ -269,7 +269,7 @@ impl Registry {
             JoinRefusal::Revoked => self.revoking.contains(&agent),
             JoinRefusal::UsedToken | JoinRefusal::Full => joins(),
             JoinRefusal::UnknownToken => self.operators_waiting() > 0,
-            JoinRefusal::ExpiredToken | JoinRefusal::BadRequest => false,
+            JoinRefusal::ExpiredToken | JoinRefusal::BadRequest | JoinRefusal::SeveralRuns => false,
         }
     }
 

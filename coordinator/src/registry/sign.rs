@@ -59,6 +59,12 @@ impl SignJob {
         self.purpose == Purpose::Renewal { peer }
     }
 
+    /// Returns whose certificate it is.
+    #[must_use]
+    pub fn agent(&self) -> AgentId {
+        self.agent
+    }
+
     /// Returns whether this is for an agent that is told to join `run`.
     #[cfg(test)]
     pub(crate) fn joins(&self, run: RunId) -> bool {

@@ -41,6 +41,23 @@ pub fn answer(store: &dyn Store, options: &Options, name: &str, what: &RunReques
     }
 }
 
+/// The line of a run of which nothing is known but its name and its problem.
+#[must_use]
+pub fn unreadable(name: String, problem: Option<String>) -> RunSummary {
+    RunSummary {
+        name,
+        run: None,
+        own: false,
+        weight: 1,
+        state: RunStanding::Failed,
+        version: None,
+        updates_accepted: 0,
+        agents: 0,
+        connected: 0,
+        problem,
+    }
+}
+
 /// Returns the line of a run that is not served, from its report.
 #[must_use]
 pub fn summary(report: &StatusReport, own: bool, weight: u32) -> RunSummary {

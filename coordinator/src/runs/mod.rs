@@ -25,7 +25,7 @@ use anabranch_io::text_file;
 
 use crate::config::{FILE_NAME, is_label, label_problem};
 
-pub use look::{answer, status, summary};
+pub use look::{answer, status, summary, unreadable};
 pub(crate) use open::open_with;
 pub use open::{Files, Open, OpenError, open, options};
 
@@ -55,6 +55,22 @@ impl Submission {
     #[must_use]
     pub fn new(token: &str, config: &str) -> Self {
         Self { token: Digest::of(token.as_bytes()), config: Digest::of(config.as_bytes()) }
+    }
+
+    /// Checks what is asked for: name, length of the text and of the token. Returns what the request is known by, if it has a
+    /// token.
+    ///
+    /// # Errors
+    /// The problem.
+    pub(crate) fn of_request(name: &str, config: &str, token: Option<&str>) -> Result<Option<Self>, String> {
+        check_name(name)?;
+        if config.len() > limits::RUN_CONFIG_BYTES {
+            return Err(format!("a run's configuration has at most {} bytes", limits::RUN_CONFIG_BYTES));
+        }
+        if token.is_some_and(|token| token.len() > limits::SUBMIT_TOKEN_BYTES) {
+            return Err(format!("a submit token has at most {} bytes", limits::SUBMIT_TOKEN_BYTES));
+        }
+        Ok(token.map(|token| Self::new(token, config)))
     }
 
     pub(crate) fn read(dir: &Path) -> Option<Self> {
@@ -102,13 +118,22 @@ pub(crate) fn is_own(name: &str) -> String {
     )
 }
 
+/// Why a run that gives leases cannot be deleted.
+#[must_use]
+pub(crate) fn is_running(name: &str) -> String {
+    format!(
+        "run {name} is running; pause it with `runs pause {name}`, or end it with `runs stop {name}`, then delete it"
+    )
+}
+
 /// The directory of a run.
 #[must_use]
 pub fn dir_of(dir: &Path, name: &str) -> PathBuf {
     dir.join(RUNS_DIR).join(name)
 }
 
-/// Returns the names of the runs in `dir`, in ascending order.
+/// Returns the names of the runs in `dir`, in ascending order. With the run that `init` has made there are at most
+/// `limits::RUNS`: those that are left out are logged.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -117,7 +142,10 @@ pub fn names(dir: &Path) -> Result<Vec<String>, StorageError> {
     let mut names: Vec<String> = entries(&folder)?.into_iter().filter(|name| check_name(name).is_ok()).collect();
     names.retain(|name| folder.join(name).is_dir());
     names.sort();
-    names.truncate(limits::RUNS);
+    if names.len() > limits::RUNS - 1 {
+        let left_out = names.split_off(limits::RUNS - 1);
+        tracing::warn!(first = %left_out[0], count = left_out.len(), "there are too many runs; some are left out");
+    }
     Ok(names)
 }
 
@@ -142,6 +170,7 @@ pub fn create(dir: &Path, name: &str, config: &str, submission: Option<Submissio
     create_private_dir(&folder)?;
     let new = folder.join(format!("{NEW_PREFIX}{name}"));
     remove_all(&new)?;
+    remove_all(&folder.join(format!("{GONE_PREFIX}{name}")))?;
     create_private_dir(&new)?;
     write_new(&new.join(FILE_NAME), config)?;
     if let Some(Submission { token, config }) = submission {
@@ -174,16 +203,19 @@ pub fn delete(dir: &Path, name: &str) -> Result<(), StorageError> {
     remove_all(&gone)
 }
 
-/// Removes what earlier processes have begun to create or to delete.
+/// Removes what earlier processes have begun to create or to delete. What cannot be removed is logged: it takes room, and is
+/// in nobody's way.
 ///
 /// # Errors
-/// The disk fails.
+/// The directory cannot be read.
 pub fn sweep(dir: &Path) -> Result<(), StorageError> {
     let folder = dir.join(RUNS_DIR);
     for name in entries(&folder)? {
         if name.starts_with(NEW_PREFIX) || name.starts_with(GONE_PREFIX) {
             tracing::info!(directory = %name, "removing what a crash has left of a run");
-            remove_all(&folder.join(name))?;
+            if let Err(error) = remove_all(&folder.join(&name)) {
+                tracing::warn!(directory = %name, %error, "files of a run that is gone are left");
+            }
         }
     }
     Ok(())
@@ -206,7 +238,7 @@ pub(crate) fn remove_all(path: &Path) -> Result<(), StorageError> {
 }
 
 /// Rest between two attempts to remove a directory.
-const REST: std::time::Duration = std::time::Duration::from_millis(limits::RUN_REMOVAL_REST_MS);
+pub(crate) const REST: std::time::Duration = std::time::Duration::from_millis(limits::RUN_REMOVAL_REST_MS);
 
 fn write_new(path: &Path, text: &str) -> Result<(), StorageError> {
     let write = || {
@@ -262,9 +294,25 @@ mod tests {
         create(dir, "early", "whole", None).expect("what a crash has left is no hindrance");
         assert_eq!(fs::read_to_string(folder.join("early").join(FILE_NAME)).expect("read"), "whole");
         delete(dir, "early").expect("deleted");
+        fs::create_dir(folder.join(".gone-again")).expect("made");
+        create(dir, "again", "text", None).expect("created");
+        assert!(!folder.join(".gone-again").exists(), "the name is used again");
+        delete(dir, "again").expect("deleted");
+        // Not a directory: it cannot be removed as one.
+        fs::write(folder.join(".gone-file"), "left").expect("written");
         sweep(dir).expect("swept");
         let left: Vec<_> = fs::read_dir(&folder).expect("read").map(|entry| entry.expect("read").file_name()).collect();
-        assert_eq!(left, ["kept"]);
+        assert_eq!(left.iter().filter(|name| *name != ".gone-file").collect::<Vec<_>>(), ["kept"]);
+    }
+
+    #[test]
+    fn no_more_runs_are_found_than_a_process_has() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let names_of = |count: usize| (0..count).map(|number| format!("run-{number:04}")).collect::<Vec<_>>();
+        for name in names_of(limits::RUNS + 1) {
+            fs::create_dir_all(dir_of(dir.path(), &name)).expect("made");
+        }
+        assert_eq!(names(dir.path()).expect("read"), names_of(limits::RUNS - 1), "one is the run of the process");
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod spool;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -122,6 +122,10 @@ pub struct RunFiles {
 pub struct Shared {
     inputs: mpsc::Sender<Input>,
     runs: RwLock<BTreeMap<RunId, RunFiles>>,
+    /// Names of runs that are listed and not open.
+    unopened: RwLock<BTreeSet<String>>,
+    /// Read by whoever answers an operator from the loop, until the answer is delivered.
+    answering: Arc<tokio::sync::RwLock<()>>,
     handshakes: Arc<Handshakes>,
     connections: Connections,
     /// Bytes of messages that may wait for the loop.
@@ -136,6 +140,8 @@ impl Shared {
         Arc::new(Self {
             inputs,
             runs: RwLock::new(runs),
+            unopened: RwLock::default(),
+            answering: Arc::default(),
             handshakes: Arc::default(),
             connections: Connections::default(),
             messages: Arc::new(Semaphore::new(limits::AGENT_MESSAGES_BYTES)),
@@ -153,6 +159,27 @@ impl Shared {
         if let Some(files) = self.runs.write().get_mut(&run) {
             files.is_served = false;
         }
+    }
+
+    /// Notes a run that is not open: it is being opened, or cannot be.
+    pub fn add_unopened(&self, name: &str) {
+        self.unopened.write().insert(name.to_owned());
+    }
+
+    /// Forgets that a run is not open.
+    pub fn remove_unopened(&self, name: &str) {
+        self.unopened.write().remove(name);
+    }
+
+    /// Whether any run is not open.
+    #[must_use]
+    pub fn has_unopened(&self) -> bool {
+        !self.unopened.read().is_empty()
+    }
+
+    /// Waits until operators have their answers, when the loop gives no more of them.
+    pub async fn answered(&self) {
+        let _none_is_left = self.answering.write().await;
     }
 
     /// Forgets a run.

@@ -1,28 +1,33 @@
 //! Operators: one request a stream, as many streams as the connection lives.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
-use anabranch_common::ids::ModelVersion;
+use anabranch_common::ids::{ModelVersion, RunId};
 use anabranch_common::limits;
 use anabranch_common::status::NetworkStatus;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
-use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest};
+use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest, RunsRequest};
 use anabranch_io::frames::{self, Format};
 use anyhow::Context;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedRwLockReadGuard, oneshot};
 
-use super::{Control, Input, Shared};
+use super::{Control, Input, RunFiles, Shared};
 use crate::core::status::{self, json};
 use crate::host::{self, Candidate};
 use crate::recovery;
 use crate::store::Store;
 
 const REQUEST: Duration = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
+/// For an answer from a journal, or about the directory of a run.
+const SLOW: Duration = Duration::from_millis(limits::JOURNAL_REQUEST_MS);
+/// How long the operator may take to confirm that it has an answer.
+const DELIVERY: Duration = Duration::from_millis(limits::LAST_WORDS_MS);
 
 /// An answer and, for an export, the content that follows it.
 type Answer = (OperatorResponse, Option<Vec<u8>>);
@@ -47,29 +52,63 @@ async fn request(mut send: SendStream, mut recv: RecvStream, version: u16, share
         frames::recv(&mut recv, format(FrameKind::OperatorRequest), limits::CONTROL_MESSAGE_BYTES, REQUEST)
             .await?
             .context("the stream ended before the request")?;
-    let (response, content) = answer(operation, shared).await?;
+    let Answered { response, content, last } = answer(operation, shared).await?;
     frames::send(&mut send, format(FrameKind::OperatorResponse), &response, limits::OPERATOR_RESPONSE_BYTES, REQUEST)
         .await?;
     for part in content.iter().flat_map(|content| content.chunks(limits::CHUNK_BYTES)) {
         frames::send_part(&mut send, FrameKind::Part, part, REQUEST).await?;
     }
     send.finish()?;
+    if let Some(last) = last {
+        // Without the confirmation nothing is lost but the certainty.
+        let _ = tokio::time::timeout(DELIVERY, send.stopped()).await;
+        drop(last);
+    }
     Ok(())
 }
 
-async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Result<Answer> {
-    match operation {
-        OperatorRequest::Run { run, request: RunRequest::CheckpointList } => from_store(shared, run, list).await,
-        OperatorRequest::Run { run, request: RunRequest::CheckpointVerify } => from_store(shared, run, verify).await,
+/// An answer, and what keeps the process until it is delivered: the loop may end with what was asked for.
+struct Answered {
+    response: OperatorResponse,
+    content: Option<Vec<u8>>,
+    last: Option<OwnedRwLockReadGuard<()>>,
+}
+
+impl From<Answer> for Answered {
+    fn from((response, content): Answer) -> Self {
+        Self { response, content, last: None }
+    }
+}
+
+async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Result<Answered> {
+    let answer = match operation {
+        OperatorRequest::Run { run, request: RunRequest::CheckpointList } => from_store(shared, run, list).await?,
+        OperatorRequest::Run { run, request: RunRequest::CheckpointVerify } => from_store(shared, run, verify).await?,
         OperatorRequest::Run { run, request: RunRequest::CheckpointExport { version } } => {
-            from_store(shared, run, move |store| export(store, version)).await
+            from_store(shared, run, move |store| export(store, version)).await?
         }
         operation => {
+            let deadline = if is_slow(&operation, shared) { SLOW } else { REQUEST };
             let (reply, answer) = oneshot::channel();
+            let last = Some(Arc::clone(&shared.answering).read_owned().await);
             shared.tell(Input::Operator { operation, reply }).await;
-            let answer = tokio::time::timeout(REQUEST, answer).await??;
-            Ok((with_network(answer, shared).into_response(), None))
+            let answer = tokio::time::timeout(deadline, answer).await??;
+            return Ok(Answered { response: with_network(answer, shared).into_response(), content: None, last });
         }
+    };
+    Ok(answer.into())
+}
+
+/// Whether the loop has more done for an answer than it has in memory: directories are made and deleted, and the store of a
+/// run that has ended is read.
+fn is_slow(operation: &OperatorRequest, shared: &Shared) -> bool {
+    match operation {
+        OperatorRequest::Runs(RunsRequest::Create { .. } | RunsRequest::Delete { .. }) => true,
+        OperatorRequest::Run { run, request: RunRequest::Status | RunRequest::AgentsList } => {
+            let runs = shared.runs.read();
+            run_of(shared, &runs, run.as_deref()).is_ok_and(|run| !runs[&run].is_served)
+        }
+        _ => false,
     }
 }
 
@@ -98,10 +137,14 @@ async fn from_store(
 
 fn store_of(shared: &Shared, wanted: Option<&str>) -> Result<Arc<dyn Store>, OperatorResponse> {
     let runs = shared.runs.read();
-    let candidates =
-        runs.iter().map(|(run, files)| Candidate { run: *run, name: &files.name, is_served: files.is_served });
-    let run = host::choose(candidates, wanted)?;
+    let run = run_of(shared, &runs, wanted)?;
     Ok(Arc::clone(&runs[&run].store))
+}
+
+fn run_of(shared: &Shared, runs: &BTreeMap<RunId, RunFiles>, wanted: Option<&str>) -> Result<RunId, OperatorResponse> {
+    let unopened = shared.unopened.read();
+    let candidates = runs.iter().map(|(run, files)| Candidate { run: *run, name: &files.name });
+    host::choose(candidates, unopened.iter().map(String::as_str), wanted)
 }
 
 /// What could not be read, and what the operator can do about it. A version that is gone is a conflict, as on a stopped

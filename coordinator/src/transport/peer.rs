@@ -1,7 +1,7 @@
 //! An agent's part in one run, over one connection: its control stream both ways, and what becomes of its chunks.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, Digest};
@@ -72,8 +72,8 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     peer: PeerId,
     agent: AgentId,
-    /// Where halves of uploads to its run go.
-    spool: Option<Arc<Spool>>,
+    /// Where halves of uploads to its run go, as long as the run is open.
+    spool: Weak<Spool>,
     /// Where the chunks go that are awaited, by transfer, and whether they are written to disk too.
     sinks: Mutex<BTreeMap<Digest, (Arc<Sink>, bool)>>,
     /// Ends the session over a chunk that is not what was offered.
@@ -107,7 +107,7 @@ impl Session {
         hello: &AgentHello,
     ) -> (Arc<Self>, oneshot::Receiver<anyhow::Error>) {
         let (breach, breached) = oneshot::channel();
-        let spool = shared.spool(hello.run);
+        let spool = shared.spool(hello.run).map(|spool| Arc::downgrade(&spool)).unwrap_or_default();
         let (peer, breach) = (shared.next_peer(), Mutex::new(Some(breach)));
         (Arc::new(Self { route, shared, peer, agent, spool, sinks: Mutex::default(), breach }), breached)
     }
@@ -258,7 +258,7 @@ impl Session {
 
     /// Writes a chunk to disk. Returns false if it cannot be kept there.
     async fn spool(&self, name: UploadName, offset: u64, chunk: Vec<u8>) -> bool {
-        let Some(spool) = self.spool.clone() else { return false };
+        let Some(spool) = self.spool.upgrade() else { return false };
         tokio::task::spawn_blocking(move || spool.write(name, offset, &chunk)).await.unwrap_or(false)
     }
 }

@@ -2,7 +2,7 @@
 
 use anabranch_common::ids::RunId;
 use anabranch_common::limits;
-use anabranch_common::status::{RunCreated, RunStanding, RunSummary};
+use anabranch_common::status::{RunCreated, RunSummary};
 use anabranch_common::wire::operator::{OperatorResponse, RegistryRequest, RunsRequest};
 use anabranch_io::exit::{self, ExitCode, Fail};
 
@@ -121,38 +121,31 @@ impl Stopped {
                 summary.run = summary.run.filter(|run| *run != RunId([0; 16]));
                 summary
             }
-            Err(error) => RunSummary {
-                name,
-                run: None,
-                own,
-                weight: self.run_config().weight,
-                state: RunStanding::Failed,
-                version: None,
-                updates_accepted: 0,
-                agents: 0,
-                connected: 0,
-                problem: Some(exit::render(&error).trim_end().replace('\n', "; ")),
-            },
+            Err(error) => {
+                let problem = exit::render(&error).trim_end().replace('\n', "; ");
+                let weight = self.run_config().weight;
+                RunSummary { own, weight, ..runs::unreadable(name, Some(problem)) }
+            }
         }
     }
 
     fn create(&self, name: &str, config: &str, submit_token: Option<&str>) -> anyhow::Result<OperatorResponse> {
-        if let Err(problem) = runs::check_name(name) {
-            return Ok(OperatorResponse::Failed(problem));
-        }
-        if submit_token.is_some_and(|token| token.len() > limits::SUBMIT_TOKEN_BYTES) {
-            let text = format!("a submit token has at most {} bytes", limits::SUBMIT_TOKEN_BYTES);
-            return Ok(OperatorResponse::Failed(text));
-        }
-        let submission = submit_token.map(|token| Submission::new(token, config));
+        let submission = match Submission::of_request(name, config, submit_token) {
+            Ok(submission) => submission,
+            Err(problem) => return Ok(OperatorResponse::Failed(problem)),
+        };
         let others = runs::names(&self.dir)?;
         let created = |run| Ok(status::json(&RunCreated { name: name.to_owned(), run }));
-        if name == self.config.spec.name || others.iter().any(|other| other == name) {
-            let place = Place::Other(name.to_owned());
+        let taken = || Ok(OperatorResponse::Conflict(runs::taken(name)));
+        if name == self.config.spec.name {
+            return taken();
+        }
+        if others.iter().any(|other| other == name) {
+            // To look for its id opens a store: only where that is asked for.
             let is_same = submission.is_some() && Submission::read(&runs::dir_of(&self.dir, name)) == submission;
-            return match self.id_of(&place) {
-                Ok(Some(run)) if is_same => created(run),
-                _ => Ok(OperatorResponse::Conflict(runs::taken(name))),
+            return match is_same.then(|| self.id_of(&Place::Other(name.to_owned()))) {
+                Some(Ok(Some(run))) => created(run),
+                _ => taken(),
             };
         }
         if others.len() + 1 >= limits::RUNS {

@@ -5,7 +5,7 @@ use anabranch_common::status::{RunCreated, RunStanding, RunSummary};
 use anabranch_common::transfer::Budgets;
 use anabranch_common::wire::operator::{RegistryRequest, RunsRequest};
 
-use super::world::{about, now, settings};
+use super::world::{about, now, settings, signed};
 use super::*;
 use crate::core::status::Answer;
 use crate::runs::Submission;
@@ -50,7 +50,6 @@ fn standing(name: &str, state: RunStanding) -> (String, RunStanding) {
 #[test]
 fn a_created_run_is_served_at_once_and_the_same_request_gets_the_same_answer() {
     let mut world = World::started();
-    let before = world.host.generation();
     world.create("c", "text", Some("job 7"));
     let submission = Some(Submission::new("job 7", "text"));
     let job = RunsJob::Create { name: "c".into(), config: "text".into(), submission };
@@ -73,7 +72,6 @@ fn a_created_run_is_served_at_once_and_the_same_request_gets_the_same_answer() {
     assert!(world.ordered().is_empty());
     let listed: Vec<(String, u32)> = world.host.listed().into_iter().map(|run| (run.name, run.weight)).collect();
     assert_eq!(listed, [("a".into(), 1), ("b".into(), 1), ("c".into(), 3)]);
-    assert!(world.host.generation() > before);
     world.hello(9, AGENT, C);
     assert_eq!(world.outputs.iter().filter_map(welcomed).collect::<Vec<_>>(), [C]);
 }
@@ -128,8 +126,145 @@ fn a_run_that_has_failed_stays_listed_and_its_store_answers() {
     world.ask(Some("b"), RunRequest::Resume);
     assert!(matches!(world.reply(), OperatorResponse::Conflict(_)));
     world.ask(None, RunRequest::Pause);
+    assert!(matches!(world.reply(), OperatorResponse::NotFound(why) if why.contains("--run")), "there are two");
+    // Each takes room while a store is read.
+    (0..=limits::RUN_LOOKS).for_each(|_| world.ask(Some("b"), RunRequest::Status));
+    let looks = world.outputs.iter().filter(|output| matches!(output, Output::Look { .. })).count();
+    assert_eq!(looks, limits::RUN_LOOKS);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(_)));
+    world.handle(Input::Looked { request: REQUEST, answer: Answer::Agents(vec![]) });
+    world.outputs.clear();
+    world.ask(Some("b"), RunRequest::Status);
+    assert!(matches!(world.outputs[..], [Output::Look { .. }]), "there is room again: {:?}", world.outputs);
+}
+
+/// A mistake in `run.toml` must not end the agents of that run for good.
+#[test]
+fn agents_of_a_run_that_cannot_be_opened_try_again() {
+    let mut world = World::started();
+    let nowhere = RunId([9; 16]);
+    drop(world.host.open("old".into()));
+    let why = "line 3 of run.toml".to_owned();
+    world.handle(Input::Runs(RunsDone::NotOpened { name: "old".into(), is_there: true, why }));
+    world.hello(3, AGENT, nowhere);
+    assert_eq!(world.rejection(3), Some(&Rejection::Busy), "it may be that run's");
+    world.operate(RunsRequest::Delete { run: "old".into() });
+    world.outputs.clear();
+    world.hello(4, AGENT, nowhere);
+    assert_eq!(world.rejection(4), Some(&Rejection::WrongRun { run: A }));
+
+    let mut world = World::new();
+    world.host = Host::new(Registry::new(world.host.registry().roster().clone()));
+    world.host.cannot_serve("a", true, "line 3 of run.toml".into());
+    world.hello(1, AGENT, A);
+    assert_eq!(world.rejection(1), Some(&Rejection::Busy), "the run of the process, too");
+    world.host = Host::new(Registry::new(world.host.registry().roster().clone()));
+    world.outputs.clear();
+    world.hello(1, AGENT, A);
+    assert_eq!(world.rejection(1), Some(&Rejection::Unknown), "there is no run that it could be");
+}
+
+/// After a restart agents with `--runs all` would give up their rounds in runs that are not open yet.
+#[test]
+fn no_list_is_sent_while_runs_are_being_opened() {
+    let mut world = World::started();
+    let listed = |world: &World| {
+        let lists = world.outputs.iter().filter_map(|output| match output {
+            Output::List { list, .. } => Some(list.runs.iter().map(|info| info.run).collect::<Vec<_>>()),
+            _ => None,
+        });
+        lists.collect::<Vec<_>>()
+    };
+    drop(world.host.open("c".into()));
+    let wanted = RunsWanted::All;
+    world.handle(Input::Subscribe { peer: PeerId(7), agent: AGENT, wanted: wanted.clone() });
+    assert_eq!(listed(&world), [vec![]; 0]);
+    world.opened("c", None);
+    assert_eq!(listed(&world), [[A, B, C]]);
+    world.handle(Input::Subscribe { peer: PeerId(8), agent: AGENT, wanted });
+    assert!(world.is_closed(7) && !world.is_closed(8), "an agent has one such stream");
+}
+
+#[test]
+fn a_run_that_was_made_and_not_opened_is_opened_for_the_same_request() {
+    let mut world = World::started();
+    world.create("c", "text", Some("job 7"));
+    let why = "no file can be opened".to_owned();
+    world.handle(Input::Runs(RunsDone::NotOpened { name: "c".into(), is_there: true, why }));
+    assert!(matches!(world.reply(), OperatorResponse::Failed(_)));
+    world.create("c", "text", Some("job 8"));
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(_)));
+    world.create("c", "text", Some("job 7"));
+    assert_eq!((world.ordered(), world.is_answered()), (vec![RunsJob::Open { name: "c".into() }], false));
+    world.opened("c", Some(Submission::new("job 7", "text")));
+    assert_eq!(world.json::<RunCreated>(), RunCreated { name: "c".into(), run: C });
+}
+
+#[test]
+fn a_run_that_is_in_use_or_leaves_files_can_be_deleted_again() {
+    let mut world = World::started();
+    world.ask(Some("b"), RunRequest::Pause);
     world.work();
-    assert!(matches!(world.reply(), OperatorResponse::Done(_)), "the only one that is served");
+    world.outputs.clear();
+    let again = |run| RunsJob::Delete { name: "b".into(), run };
+    let delete = |world: &mut World| {
+        world.operate(RunsRequest::Delete { run: "b".into() });
+        world.ordered()
+    };
+    assert_eq!(delete(&mut world), [again(Some(B))]);
+    world.handle(Input::Runs(RunsDone::InUse { name: "b".into() }));
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(why) if why.contains("in use")));
+    assert_eq!(world.standings()[1], standing("b", RunStanding::Failed));
+    assert_eq!(delete(&mut world), [again(None)]);
+    let left = Some("it is full of files".to_owned());
+    world.handle(Input::Runs(RunsDone::Deleted { name: "b".into(), left }));
+    assert!(matches!(world.reply(), OperatorResponse::Failed(why) if why.contains("repeat `runs delete b`")));
+    assert_eq!(world.standings(), [standing("a", RunStanding::Running)]);
+    assert_eq!(delete(&mut world), [again(None)]);
+    world.handle(Input::Runs(RunsDone::Deleted { name: "b".into(), left: None }));
+    assert!(matches!(world.reply(), OperatorResponse::Done(_)));
+    assert!(delete(&mut world).is_empty());
+    assert!(matches!(world.reply(), OperatorResponse::NotFound(_)));
+}
+
+#[test]
+fn a_process_that_is_parked_waits_for_runs_that_are_made_and_not_for_those_that_are_opened() {
+    let exits = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
+    let mut world = World::started();
+    world.handle(Input::Subscribe { peer: PeerId(7), agent: AGENT, wanted: RunsWanted::All });
+    world.outputs.clear();
+    drop(world.host.open("old".into()));
+    world.create("c", "text", None);
+    world.handle(Input::Park);
+    world.work();
+    assert!(!exits(&world), "its operator waits");
+    world.opened("c", None);
+    assert!(exits(&world) && world.is_answered(), "{:?}", world.outputs);
+    let told = world.outputs.iter().any(|output| matches!(output, Output::List { .. }));
+    assert!(!told, "agents keep their rounds for the next start");
+}
+
+/// Which run is meant does not depend on which of them is open.
+#[test]
+fn a_run_has_to_be_named_where_there_are_several_however_far_they_are() {
+    let mut world = World::new();
+    world.host = Host::new(Registry::new(world.host.registry().roster().clone()));
+    world.start(A, "").expect("nothing to differ from");
+    world.ask(None, RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::Json(_)), "the only one");
+    drop(world.host.open("old".into()));
+    world.ask(None, RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::NotFound(why) if why.contains("old")));
+    // Another one of the same name does not hide it.
+    drop(world.host.open("a".into()));
+    world.ask(Some("a"), RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::Json(_)));
+
+    world.host = Host::new(Registry::new(world.host.registry().roster().clone()));
+    world.host.stay();
+    world.host.cannot_serve("a", true, "line 3 of run.toml".into());
+    world.ask(None, RunRequest::Status);
+    assert!(matches!(world.reply(), OperatorResponse::Conflict(why) if why.contains("line 3")));
 }
 
 #[test]
@@ -254,6 +389,12 @@ fn a_run_that_takes_more_of_the_disk_than_its_quota_is_paused_until_it_is_resume
     world.outputs.clear();
     world.handle(Input::Tick);
     assert!(world.outputs.is_empty(), "not so soon again");
+    let later = Now { mono_ms: now().mono_ms + limits::QUOTA_LOOK_MS, ..now() };
+    assert!(world.host.handle(later, Input::Tick).is_empty(), "the disk has not answered yet");
+    world.handle(Input::Measured { run: C, disk_bytes: None });
+    let latest = Now { mono_ms: later.mono_ms + limits::QUOTA_LOOK_MS, ..later };
+    let outputs = world.host.handle(latest, Input::Tick);
+    assert!(matches!(outputs[..], [Output::Measure { run: C }]), "{outputs:?}");
     let measure = |world: &mut World, disk_bytes| {
         world.handle(Input::Measured { run: C, disk_bytes });
         world.work();
@@ -295,4 +436,43 @@ fn a_mismatch_of_one_run_is_listed() {
     let outputs = world.host.handle(now(), Input::Runs(RunsDone::Opened(Box::new(opened))));
     assert!(matches!(outputs[..], [Output::Close { run: B }]), "{outputs:?}");
     assert_eq!(world.standings()[1], standing("b", RunStanding::Failed));
+}
+
+/// Which run an agent gets is nobody's choice but the operator's.
+#[test]
+fn a_token_for_all_runs_joins_the_run_of_the_process_or_the_only_one() {
+    let mut world = World::started();
+    let join = |world: &mut World| {
+        world.jobs.clear();
+        world.outputs.clear();
+        let (secret, agent) = (SECRET, AgentId([3; 16]));
+        world.handle(Input::Join { request: REQUEST, secret, agent, csr_der: vec![1] });
+        while let Some(job) = world.jobs.pop() {
+            if let Output::Sign(jobs) = &job {
+                let named = [A, B, C].into_iter().find(|run| jobs.iter().all(|job| job.joins(*run)));
+                world.handle(Input::Registry(registry::Done::Signed(vec![signed()])));
+                return named;
+            }
+            world.run(job);
+        }
+        None
+    };
+    world.create("c", "text", None);
+    world.opened("c", None);
+    assert_eq!(join(&mut world), Some(A));
+    let failed = |run| Input::Done { run, done: Done::NotTaken("writer") };
+    world.handle(failed(A));
+    assert_eq!(join(&mut world), None);
+    let refused = |output: &Output| {
+        let Output::JoinReply { response: JoinResponse::Refused(refusal), .. } = output else { return false };
+        *refusal == JoinRefusal::SeveralRuns
+    };
+    assert!(world.outputs.iter().any(refused), "{:?}", world.outputs);
+    world.handle(failed(C));
+    drop(world.host.open("old".into()));
+    assert_eq!(join(&mut world), None);
+    let deferred = |output: &Output| matches!(output, Output::DeferJoin { .. });
+    assert!(world.outputs.iter().any(deferred), "it may be one of several: {:?}", world.outputs);
+    world.handle(Input::Runs(RunsDone::NotOpened { name: "old".into(), is_there: true, why: "damaged".into() }));
+    assert_eq!(join(&mut world), Some(B));
 }
