@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_common::ids::{Incarnation, RunId};
+use anabranch_common::ids::{AgentId, Incarnation, RunId};
 use anabranch_common::limits;
 use anabranch_common::wire::message::AgentMessage;
 use anabranch_common::wire::runs::RunsWanted;
@@ -34,7 +34,7 @@ use crate::store::Ledger;
 use crate::train::native::replicas::ReplicaMemory;
 use crate::transport::{self, Dialer, LinkName, NetEvent, NetReceiver, NetSender, Op, RunsEvent, RunsLink, Uplink};
 use crate::worker::{
-    self, Inputs, KilledNote, LinkedPods, MathsSetup, MathsThread, Pace, PodSetup, Pods, Shards, StopSignal,
+    self, Inputs, KilledNotes, LinkedPods, MathsSetup, MathsThread, Pace, PodSetup, Pods, Shards, StopSignal,
     TrainerFactory,
 };
 use part::{Opened, Part, Setting};
@@ -175,23 +175,12 @@ impl Driver {
             Links::bind(pod.listen, identity).map(Arc::new)
         });
         let pod_links = pod_links.transpose()?;
-        let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
-        getrandom::fill(&mut incarnation).map_err(std::io::Error::other)?;
-        getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-        let len = |shard: &Option<Box<dyn crate::shard::Shard>>| shard.as_ref().map_or(0, |shard| shard.len() as u64);
         let offer = pod.as_ref().zip(pod_links.as_ref());
         let session = SessionConfig {
-            run: config.run,
-            agent: key.agent(),
-            incarnation: Incarnation(incarnation),
-            software: env!("CARGO_PKG_VERSION").to_owned(),
-            train_examples: len(&shards.train),
-            eval_examples: len(&shards.eval),
             device,
             pod: offer.and_then(|(pod, links)| Some(pod.offer(links.local_address()?))),
             renew_at_ms: renewal(clock, validity),
-            backoff_seed: u64::from_le_bytes(seed),
-            overlap: config.overlap.unwrap_or(true),
+            ..session_config(&config, &key, &shards)?
         };
         let (home, agent) = (config.run, session.agent);
         let report = part::first_report(&config, &session, &ledger);
@@ -199,7 +188,8 @@ impl Driver {
         let (lists, list_events) = mpsc::channel(limits::WORKER_JOBS);
         let (net, net_events) = transport::queue();
         let keep_s = config.checkpoint_s.unwrap_or(limits::ROUND_KEEP_S);
-        let setting = Setting { dir: dir.clone(), session, keep_s, tell: tell.clone() };
+        let killed = KilledNotes::open(dir.memory(), memory::kills);
+        let setting = Setting { dir: dir.clone(), session, keep_s, killed, tell: tell.clone() };
         let (node, part, of_run) = setting.part_of(home, &dir, ledger)?;
         let stop = Arc::new(StopSignal::default());
         let setup = MathsSetup {
@@ -207,13 +197,10 @@ impl Driver {
             stop: Arc::clone(&stop),
             rounds: of_run.rounds,
             micro_batch: of_run.micro_batch,
-            killed: Some(KilledNote::open(dir.memory(), memory::kills)),
+            killed: of_run.killed,
             // A trainer that encodes has the state of one run's ledger.
             feedback: runs.is_none().then(|| part.store.feedback()),
-            pods: pod.as_ref().zip(pod_links.clone()).map(|(pod, links)| -> Box<dyn Pods> {
-                let memory = ReplicaMemory::of_process(Some(pod.memory_bytes));
-                Box::new(LinkedPods::new(links, agent, pod.threads, memory))
-            }),
+            pods: pod.as_ref().zip(pod_links.clone()).map(|(pod, links)| linked_pods(pod, links, agent)),
             ..MathsSetup::new(factory, shards)
         };
         let maths = MathsThread::spawn(home, setup, Inputs::Host(home, tell.clone()))?;
@@ -343,6 +330,10 @@ impl Driver {
                 self.end(run, &ending);
                 None
             }
+            Output::Sweep => {
+                self.sweep();
+                None
+            }
             Output::Exit(_) => None,
         }
     }
@@ -462,4 +453,31 @@ impl Driver {
 
 fn renewal(clock: Clock, validity: (u64, u64)) -> u64 {
     clock.now_ms() + identity::renew_at_ms(validity).saturating_sub(clock::unix_ms())
+}
+
+/// Computes with other members of pods over `links`.
+fn linked_pods(pod: &PodSetup, links: Arc<Links>, agent: AgentId) -> Box<dyn Pods> {
+    let memory = ReplicaMemory::of_process(Some(pod.memory_bytes));
+    Box::new(LinkedPods::new(links, agent, pod.threads, memory))
+}
+
+/// What the session of the joined run is told, but for its device, its pods and its certificate.
+fn session_config(config: &AgentConfig, key: &AgentKey, shards: &Shards) -> std::io::Result<SessionConfig> {
+    let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
+    getrandom::fill(&mut incarnation).map_err(std::io::Error::other)?;
+    getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+    let len = |shard: &Option<Box<dyn crate::shard::Shard>>| shard.as_ref().map_or(0, |shard| shard.len() as u64);
+    Ok(SessionConfig {
+        run: config.run,
+        agent: key.agent(),
+        incarnation: Incarnation(incarnation),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        train_examples: len(&shards.train),
+        eval_examples: len(&shards.eval),
+        device: String::new(),
+        pod: None,
+        renew_at_ms: u64::MAX,
+        backoff_seed: u64::from_le_bytes(seed),
+        overlap: config.overlap.unwrap_or(true),
+    })
 }

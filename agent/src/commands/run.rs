@@ -410,6 +410,9 @@ pub fn native_factory(threads: Option<usize>, shards: &Shards) -> TrainerFactory
 #[must_use]
 pub fn native_factory_with(options: NativeOptions, shards: &Shards) -> TrainerFactory {
     let held: Vec<Held> = shards.train.iter().chain(&shards.eval).map(|shard| Held::of(shard.as_ref())).collect();
+    // Each run has a trainer of its own, and all of them one budget.
+    let options =
+        NativeOptions { before_bytes: options.before_bytes.or_else(device::memory::resident_bytes), ..options };
     Box::new(move |spec| native_for(&spec.model, options, &held))
 }
 

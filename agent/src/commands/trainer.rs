@@ -29,6 +29,7 @@ pub(super) fn trainer(args: &TrainerArgs) -> anyhow::Result<()> {
         let shards = open_shards(hello.shard.as_deref(), hello.eval_shard.as_deref(), options)?;
         refuse_nothing_to_do(&shards)?;
         let options = NativeOptions {
+            before_bytes: None,
             threads: hello.threads,
             max_memory_bytes: hello.max_memory,
             device: args.device,

@@ -22,7 +22,7 @@ use crate::session::{Session, SessionConfig};
 use crate::store::Ledger;
 use crate::train::Rounds;
 use crate::transport::Link;
-use crate::worker::{Inputs, RunMaths, StoreThread};
+use crate::worker::{Inputs, KilledNotes, RunMaths, StoreThread};
 
 /// What a process has of one run.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub(super) struct Setting {
     pub(super) session: SessionConfig,
     /// How often a long round is kept, in seconds.
     pub(super) keep_s: u64,
+    /// What being killed for memory has taught, of each run.
+    pub(super) killed: KilledNotes,
     /// Where threads tell what happens.
     pub(super) tell: mpsc::Sender<Input>,
 }
@@ -68,6 +70,8 @@ impl Setting {
             // One session renews the certificate, and one offers itself to pods.
             renew_at_ms: if is_home { self.session.renew_at_ms } else { u64::MAX },
             pod: self.session.pod.clone().filter(|_| is_home),
+            // Runs that lose their connection together do not try again together.
+            backoff_seed: self.session.backoff_seed ^ digest_seed(run),
             ..self.session.clone()
         };
         let agent = config.agent;
@@ -82,7 +86,7 @@ impl Setting {
         let store = StoreThread::spawn(ledger, run, agent, inputs.clone())?;
         let micro_batch = Arc::new(AtomicU32::new(0));
         let part = Part { link: None, store, traffic: Traffic::default(), micro_batch: Arc::clone(&micro_batch) };
-        Ok((node, part, RunMaths { rounds, micro_batch, inputs }))
+        Ok((node, part, RunMaths { rounds, micro_batch, killed: Some(self.killed.of(run)), inputs }))
     }
 
     /// Opens the store of a run that is listed, and tells the loop: `Begun`, with the rest in `opened`, or `NotBegun`. For a
@@ -153,9 +157,51 @@ pub(super) fn first_report(config: &AgentConfig, session: &SessionConfig, ledger
     }
 }
 
+/// A number from a run's id, for the jitter of its attempts to connect.
+fn digest_seed(run: RunId) -> u64 {
+    let (low, high) = run.0.split_at(8);
+    let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number.rotate_left(8) ^ u64::from(*byte));
+    number(low) ^ number(high).rotate_left(17)
+}
+
+/// Removes what is left of a run that is not listed, unless it has updates to hand over.
+pub(super) fn sweep(dir: &AgentDir) {
+    let path = dir.path().display();
+    match Ledger::open(&dir.store()) {
+        Ok(ledger) if ledger.outbox().next().is_none() => {
+            drop(ledger);
+            tracing::info!(dir = %path, "a run is not listed, and has nothing to hand over; its directory is removed");
+            remove(dir);
+        }
+        Ok(_) => tracing::info!(dir = %path, "a run is not listed; its updates are kept until it is"),
+        Err(error) => tracing::warn!(dir = %path, %error, "what is left of a run that is not listed cannot be read"),
+    }
+}
+
 /// Removes what is left of a run that has ended.
 pub(super) fn remove(dir: &AgentDir) {
     if let Err(error) = std::fs::remove_dir_all(dir.path()) {
         tracing::warn!(dir = %dir.path().display(), %error, "what is left of a run that has ended cannot be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_not_listed_and_has_an_empty_outbox_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = AgentDir::new(folder.path()).of_run(RunId([7; 16]));
+        std::fs::create_dir_all(dir.path()).expect("a directory");
+        drop(Ledger::open(&dir.store()).expect("a store"));
+        sweep(&dir);
+        assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn runs_of_a_process_wait_differently() {
+        let seeds: std::collections::BTreeSet<u64> = (0..64).map(|number| digest_seed(RunId([number; 16]))).collect();
+        assert_eq!(seeds.len(), 64);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_common::ids::RunId;
-use anabranch_common::wire::runs::RunInfo;
+use anabranch_common::wire::runs::{RunInfo, RunsWanted};
 
 use super::part::{self, Part};
 use super::{Driver, FAREWELL};
@@ -106,11 +106,47 @@ impl Driver {
         });
     }
 
+    /// Removes what there is of runs that are not listed and have nothing to hand over, beside the loop. A list of named runs
+    /// says nothing about others.
+    pub(super) fn sweep(&mut self) {
+        if self.wanted != Some(RunsWanted::All) {
+            return;
+        }
+        self.closing.retain(|_, close| !close.is_finished());
+        let is_here = |run: &RunId| self.parts.contains_key(run) || self.closing.contains_key(run);
+        let gone = |run: &RunId| *run != self.home && self.host.info(*run).is_none() && !is_here(run);
+        let gone: Vec<RunId> = self.dir.runs().into_iter().filter(gone).collect();
+        for run in gone {
+            let dir = self.dir.of_run(run);
+            // Should it be listed meanwhile, its store is opened after this.
+            self.closing.insert(run, tokio::task::spawn_blocking(move || part::sweep(&dir)));
+        }
+    }
+
+    /// Ends the stream with lists of runs, and waits until it has let go of the connection: that closes with the last link,
+    /// which waits for the other side.
+    async fn end_subscription(&mut self) {
+        let (number, link) = (self.subscription.0, self.subscription.1.take());
+        if link.is_none() {
+            return;
+        }
+        drop(link);
+        let lost = async {
+            while let Some((of, event)) = self.list_events.recv().await {
+                if of == number && matches!(event, RunsEvent::Lost(_)) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(FAREWELL, lost).await.is_err() {
+            tracing::debug!("the list of runs did not end in time");
+        }
+    }
+
     /// Lets the last words out, then closes what is open.
     pub(super) async fn farewell(mut self) {
         self.stop.set(true);
-        // The connection closes with the last link, which waits for that.
-        self.subscription.1 = None;
+        self.end_subscription().await;
         // An end in order says nothing about memory. Where none was left there is none to remove.
         let _ = std::fs::remove_file(self.dir.memory());
         let runs: Vec<RunId> = self.parts.keys().copied().collect();

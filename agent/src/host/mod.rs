@@ -14,11 +14,15 @@
 //! | the joined run | is there from the start, and takes part whatever is listed |
 //! | others | begin when they are listed; one that is listed no more hands over its finished work, and goes |
 //! | a run that has ended here | does not begin again while it is listed |
+//! | a run that cannot begin | is tried again, after a wait that doubles |
 //! | device | whole jobs in turn, by weight and by the time that they took (`turns`) |
-//! | the certificate | is renewed by one run's session, the joined one's while it lasts: the others have `u64::MAX` as their time |
+//! | the certificate | is renewed by one run's session, the joined one's while it lasts: the others have `u64::MAX` as their time. A session that is down when it is due hands over to one that is up |
 //! | a stop | reaches the job that the device has; a waiting one is answered as if it had never been given |
-//! | the end | that of the joined run; where runs are listed, a shutdown's, or that of the last run when no list can come |
+//! | the end | that of the joined run; where runs are listed, a shutdown's, or that of the last run when no list can come, or when it failed and every listed run is over |
+//! | what is left of runs | is swept when a list has lasted |
 
+mod renewal;
+mod retries;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -32,6 +36,7 @@ use anabranch_common::wire::runs::{RunInfo, RunsListed};
 use crate::node::{self, AgentNode, Done, Job};
 use crate::session::command::Ending;
 use crate::session::event::{Event, Problem};
+use retries::Retries;
 use turns::Turns;
 
 /// Something that happened outside.
@@ -99,8 +104,21 @@ pub enum Output {
         /// Why.
         ending: Ending,
     },
+    /// Remove what there is of runs that are not listed and have nothing to hand over.
+    Sweep,
     /// Leave. Nothing follows.
     Exit(Ending),
+}
+
+/// When what is left of unlisted runs is removed: once in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sweep {
+    /// When a list comes, and lasts.
+    Waits,
+    /// At this time, if the stream of lists lasts until then.
+    At(u64),
+    /// It is done.
+    Done,
 }
 
 /// A run that this process takes part in.
@@ -121,6 +139,8 @@ pub struct AgentHost {
     listed: Option<BTreeMap<RunId, RunInfo>>,
     /// Runs whose store is being opened.
     beginning: BTreeSet<RunId>,
+    /// Runs that could not begin.
+    retries: Retries,
     /// Runs that are over here and were listed when that happened.
     over: BTreeSet<RunId>,
     hold: Option<String>,
@@ -133,6 +153,11 @@ pub struct AgentHost {
     stopping: bool,
     /// How the joined run has ended.
     home_ended: Option<Ending>,
+    /// How the run that ended last has failed, if it has.
+    failure: Option<Ending>,
+    /// Whether a list has come.
+    has_list: bool,
+    sweep: Sweep,
     has_exited: bool,
     out: Vec<Output>,
 }
@@ -153,6 +178,7 @@ impl AgentHost {
             turns,
             listed: lists.then(BTreeMap::new),
             beginning: BTreeSet::new(),
+            retries: Retries::default(),
             over: BTreeSet::new(),
             hold: None,
             renewer,
@@ -160,6 +186,9 @@ impl AgentHost {
             lists_ended: !lists,
             stopping: false,
             home_ended: None,
+            failure: None,
+            has_list: false,
+            sweep: Sweep::Waits,
             has_exited: false,
             out: Vec::new(),
         }
@@ -190,10 +219,14 @@ impl AgentHost {
                 }
                 self.give(now_ms, run, input);
                 if is_done {
-                    self.begin_listed();
+                    self.begin_listed(now_ms);
                 }
             }
-            Input::Tick => self.tell_all(now_ms, || Event::Tick),
+            Input::Tick => {
+                self.tell_all(now_ms, || Event::Tick);
+                self.begin_listed(now_ms);
+                self.sweep(now_ms);
+            }
             Input::Hold { reason } => {
                 self.hold.clone_from(&reason);
                 self.tell_all(now_ms, || Event::Hold { reason: reason.clone() });
@@ -206,9 +239,10 @@ impl AgentHost {
             Input::ListLost(problem) => self.list_lost(problem),
             Input::Begun { run, node } => self.begun(now_ms, run, *node),
             Input::NotBegun { run, problem } => {
-                tracing::error!(run = %run.short(), problem, "this agent cannot take part in a run");
                 self.beginning.remove(&run);
-                self.over.insert(run);
+                let wait_ms = self.retries.failed(now_ms, run);
+                tracing::error!(run = %run.short(), problem, wait_ms, "this agent cannot take part in a run; trying again");
+                self.begin_listed(now_ms);
             }
         }
         self.outputs(now_ms)
@@ -234,7 +268,13 @@ impl AgentHost {
     /// When a [`Input::Tick`] is wanted, if nothing happens before.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
-        self.members.values().filter_map(|member| member.node.session().deadline_ms()).min()
+        let sessions = self.members.values().filter_map(|member| member.node.session().deadline_ms()).min();
+        let sweep = match self.sweep {
+            Sweep::At(at_ms) => Some(at_ms),
+            Sweep::Waits | Sweep::Done => None,
+        };
+        let own = [sessions, sweep, self.handover_ms(), self.retry_ms()];
+        own.into_iter().flatten().min()
     }
 
     fn tell(&mut self, now_ms: u64, run: RunId, event: Event) {
@@ -266,13 +306,13 @@ impl AgentHost {
                 }
             }
             if let Some(ending) = ending {
-                return self.run_ended(run, ending);
+                return self.run_ended(now_ms, run, ending);
             }
         }
     }
 
     /// A run's session has ended.
-    fn run_ended(&mut self, run: RunId, ending: Ending) {
+    fn run_ended(&mut self, now_ms: u64, run: RunId, ending: Ending) {
         let leaving = self.members.remove(&run).is_some_and(|member| member.leaving);
         if self.turns.remove(run) {
             self.out.push(Output::Run { run, output: node::Output::StopTraining });
@@ -280,6 +320,7 @@ impl AgentHost {
         if !leaving {
             self.over.insert(run);
         }
+        self.failure = (!matches!(ending, Ending::Finished | Ending::Parked)).then(|| ending.clone());
         if run == self.home {
             self.home_ended = Some(ending.clone());
         }
@@ -288,7 +329,7 @@ impl AgentHost {
             self.lists_ended = true;
         }
         self.out.push(Output::Ended { run, ending });
-        self.begin_listed();
+        self.begin_listed(now_ms);
     }
 
     fn take_list(&mut self, now_ms: u64, RunsListed { runs }: RunsListed) {
@@ -296,8 +337,13 @@ impl AgentHost {
             return;
         }
         self.lost_lists = 0;
+        self.has_list = true;
+        if self.sweep == Sweep::Waits {
+            self.sweep = Sweep::At(now_ms.saturating_add(limits::RUN_UNLISTED_MS));
+        }
         let listed: BTreeMap<RunId, RunInfo> = runs.into_iter().map(|info| (info.run, info)).collect();
         self.over.retain(|run| *run == self.home || listed.contains_key(run));
+        self.retries.retain(|run| listed.contains_key(&run));
         for info in listed.values().filter(|info| self.members.contains_key(&info.run)) {
             self.turns.add(info.run, info.weight);
         }
@@ -310,25 +356,47 @@ impl AgentHost {
         }
         self.listed = Some(listed);
         leaving.into_iter().for_each(|run| self.tell(now_ms, run, Event::Shutdown));
-        self.begin_listed();
+        self.begin_listed(now_ms);
     }
 
-    /// Begins the listed runs that do not take part yet. One that has ended here begins when its last job is done.
-    fn begin_listed(&mut self) {
+    /// Begins the listed runs that do not take part yet. One that has ended here begins when its last job is done, one that
+    /// could not begin when its wait is over.
+    fn begin_listed(&mut self, now_ms: u64) {
         if self.stopping {
             return;
         }
         let Some(listed) = &self.listed else { return };
         for (run, info) in listed {
-            let is_here = self.members.contains_key(run) || self.over.contains(run) || self.turns.has_device(*run);
-            let has_room = self.members.len() + self.beginning.len() < limits::RUNS_PER_CONNECTION as usize;
-            if !is_here && has_room && self.beginning.insert(*run) {
+            let may_begin = self.may_begin(*run) && !self.over.contains(run) && self.retries.is_due(now_ms, *run);
+            if may_begin && self.beginning.insert(*run) {
                 self.out.push(Output::Begin(info.clone()));
             }
         }
     }
 
+    /// Whether nothing of a run is here, and there is room for it.
+    fn may_begin(&self, run: RunId) -> bool {
+        let is_here = self.members.contains_key(&run) || self.beginning.contains(&run) || self.turns.has_device(run);
+        !is_here && self.members.len() + self.beginning.len() < limits::RUNS_PER_CONNECTION as usize
+    }
+
+    /// When to begin again with a run that could not begin.
+    fn retry_ms(&self) -> Option<u64> {
+        self.retries.next_ms(|run| !self.stopping && self.may_begin(run))
+    }
+
+    /// Removes what is left of unlisted runs, when it is time.
+    fn sweep(&mut self, now_ms: u64) {
+        if matches!(self.sweep, Sweep::At(at_ms) if at_ms <= now_ms) {
+            self.sweep = Sweep::Done;
+            self.out.push(Output::Sweep);
+        }
+    }
+
     fn list_lost(&mut self, problem: Problem) {
+        if self.sweep != Sweep::Done {
+            self.sweep = Sweep::Waits;
+        }
         match problem {
             Problem::Transient(why) => {
                 let after_ms = limits::RECONNECT_MS.0.saturating_mul(1 << self.lost_lists.min(20));
@@ -347,10 +415,12 @@ impl AgentHost {
 
     fn begun(&mut self, now_ms: u64, run: RunId, mut node: AgentNode) {
         self.beginning.remove(&run);
+        self.retries.begun(run);
         let weight = self.info(run).map(|info| info.weight);
         let Some(weight) = weight.filter(|_| !self.stopping) else {
             // It is wanted no more, and has done nothing.
-            return self.out.push(Output::Ended { run, ending: Ending::Parked });
+            self.out.push(Output::Ended { run, ending: Ending::Parked });
+            return self.begin_listed(now_ms);
         };
         node.share_device();
         self.turns.add(run, weight);
@@ -358,18 +428,6 @@ impl AgentHost {
         self.tell(now_ms, run, Event::Started);
         if let Some(reason) = self.hold.clone() {
             self.tell(now_ms, run, Event::Hold { reason: Some(reason) });
-        }
-    }
-
-    /// Lets another run renew the certificate when the run that did has ended.
-    fn hand_on_renewal(&mut self, now_ms: u64) {
-        let (of, renew_at_ms) = self.renewer;
-        if self.members.contains_key(&of) {
-            return;
-        }
-        if let Some(run) = self.members.keys().next().copied() {
-            self.renewer.0 = run;
-            self.tell(now_ms, run, Event::CertificateStored { renew_at_ms });
         }
     }
 
@@ -389,14 +447,20 @@ impl AgentHost {
     fn leave(&mut self) {
         let is_over = if self.listed.is_some() {
             let is_idle = self.members.is_empty() && self.beginning.is_empty();
-            is_idle && (self.stopping || self.lists_ended)
+            is_idle && (self.stopping || self.lists_ended || self.have_all_failed())
         } else {
             self.home_ended.is_some()
         };
         if is_over {
             self.has_exited = true;
-            let ending = self.home_ended.clone().unwrap_or(Ending::Parked);
+            let failed = self.failure.clone().filter(|_| self.have_all_failed() && !self.stopping && !self.lists_ended);
+            let ending = failed.or_else(|| self.home_ended.clone()).unwrap_or(Ending::Parked);
             self.out.push(Output::Exit(ending));
         }
+    }
+    /// Whether the run that ended last has failed, and every listed run is over: another process may do better.
+    fn have_all_failed(&self) -> bool {
+        let mut listed = self.listed.iter().flat_map(BTreeMap::keys);
+        self.failure.is_some() && self.has_list && listed.all(|run| self.over.contains(run))
     }
 }

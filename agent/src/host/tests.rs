@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{LeaseId, ModelVersion};
 use anabranch_common::wire::message::{CoordinatorMessage, Rejection, RunPhase};
-use anabranch_common::wire::transfer::TransferManifest;
+use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::*;
 use crate::node::{MathsJob, StoreDone};
@@ -55,6 +55,7 @@ fn short(outputs: &[Output]) -> Vec<String> {
         Output::Subscribe { after_ms } => format!("subscribe in {after_ms} ms"),
         Output::Begin(info) => format!("begin {}", info.name),
         Output::Ended { run, ending } => format!("{} ended: {ending:?}", name(*run)),
+        Output::Sweep => "sweep".to_owned(),
         Output::Exit(ending) => format!("exit: {ending:?}"),
     };
     outputs.iter().map(one).collect()
@@ -86,6 +87,14 @@ impl World {
 
     fn computed(&mut self, now_ms: u64, run: RunId, event: Event) -> Vec<String> {
         self.give(now_ms, Input::Run { run, input: node::Input::Done(Done::Maths(event)) })
+    }
+
+    /// An update leaves at once: two that wait for the line would keep their run from asking for a lease.
+    fn sent(&mut self, now_ms: u64, run: RunId, transfer: TransferManifest) {
+        let (id, missing) = (transfer.id(), Missing::all(1));
+        self.event(now_ms, run, say(CoordinatorMessage::NeedChunks { transfer: id, missing: missing.clone() }));
+        self.stored(now_ms, run, StoreDone::Read { link: 1, content: None, transfer, missing });
+        self.event(now_ms, run, Event::ChunksSent { transfer: id });
     }
 
     /// Two runs, both with a trainer and welcome on link 1.
@@ -201,8 +210,9 @@ fn a_heavier_run_has_more_turns() {
             assert_eq!(world.lease(now_ms, computed, id + 1), [""; 0]);
         }
         turns.push(name(computed));
-        let banked = Event::Banked(entry(id, &lease(id, 0)));
-        world.stored(now_ms, computed, StoreDone::Event(banked));
+        let update = entry(id, &lease(id, 0));
+        world.stored(now_ms, computed, StoreDone::Event(Event::Banked(update.clone())));
+        world.sent(now_ms, computed, update.transfer);
         let begins = |run| outputs.iter().any(|output| output.starts_with(&format!("{}: train", name(run))));
         computed = match (begins(A), begins(B)) {
             (true, false) => A,
@@ -261,7 +271,49 @@ fn a_run_that_is_listed_no_more_hands_over_and_may_come_back() {
     assert_eq!(world.give(60, Input::Begun { run: B, node: Box::new(node()) }), ["b ended: Parked"]);
     assert_eq!(world.give(70, list(&[(B, 1)])), ["begin b"]);
     assert_eq!(world.give(80, Input::NotBegun { run: B, problem: "damaged".into() }), [""; 0]);
-    assert_eq!(world.give(90, list(&[(B, 2)])), [""; 0], "it cannot take part");
+    assert_eq!(world.give(90, list(&[(B, 2)])), [""; 0], "it is tried again later");
+    // The wait doubles.
+    let first_ms = 80 + limits::RUN_BEGIN_MS.0;
+    assert!(world.0.deadline_ms().is_some_and(|at_ms| at_ms <= first_ms));
+    assert_eq!(world.give(first_ms - 1, Input::Tick), [""; 0]);
+    assert_eq!(world.give(first_ms, Input::Tick), ["begin b"]);
+    assert_eq!(world.give(first_ms, Input::NotBegun { run: B, problem: "damaged".into() }), [""; 0]);
+    assert_eq!(world.give(first_ms + limits::RUN_BEGIN_MS.0, Input::Tick), [""; 0]);
+    assert_eq!(world.give(first_ms + 2 * limits::RUN_BEGIN_MS.0, Input::Tick), ["begin b"]);
+    assert_eq!(world.give(first_ms, Input::Begun { run: B, node: Box::new(node()) }), ["b: open 1 in 0 ms"]);
+}
+
+#[test]
+fn a_process_whose_runs_have_all_failed_leaves() {
+    let mut world = World::of_two([1, 1]);
+    let failed = || node::Input::Event(Event::Failed(Ending::Storage("full".into())));
+    assert_eq!(world.give(20, Input::Run { run: A, input: failed() }), ["a ended: Storage(\"full\")"]);
+    let ended = world.give(30, Input::Run { run: B, input: failed() });
+    assert_eq!(ended, ["b ended: Storage(\"full\")", "exit: Storage(\"full\")"]);
+
+    // Before a list has come there may be others.
+    let mut world = World(AgentHost::new(A, node(), true));
+    world.0.start(0);
+    assert_eq!(world.give(10, Input::Run { run: A, input: failed() }), ["a ended: Storage(\"full\")"]);
+    assert_eq!(world.give(20, list(&[(B, 1)])), ["begin b"]);
+    assert_eq!(world.give(30, list(&[(A, 1)])), [""; 0], "b is being opened");
+    let unwanted = world.give(40, Input::Begun { run: B, node: Box::new(node()) });
+    assert_eq!(unwanted, ["b ended: Parked", "exit: Storage(\"full\")"]);
+}
+
+#[test]
+fn what_is_left_of_runs_is_swept_when_a_list_has_lasted() {
+    let mut world = World(AgentHost::new(A, node(), true));
+    world.0.start(0);
+    world.give(0, list(&[(A, 1)]));
+    let lasts_ms = limits::RUN_UNLISTED_MS;
+    assert_eq!(world.give(lasts_ms - 1, Input::ListLost(Problem::Transient("gone".into()))), ["subscribe in 100 ms"]);
+    assert!(!world.give(lasts_ms, Input::Tick).contains(&"sweep".to_owned()), "the list has not lasted");
+    world.give(lasts_ms, list(&[(A, 1)]));
+    assert_eq!(world.0.deadline_ms(), Some(2 * lasts_ms));
+    assert_eq!(world.give(2 * lasts_ms, Input::Tick), ["sweep"]);
+    world.give(2 * lasts_ms, list(&[(A, 1)]));
+    assert_eq!(world.0.deadline_ms(), None, "once");
 }
 
 #[test]
@@ -305,4 +357,18 @@ fn one_run_renews_the_certificate_and_another_one_when_that_has_ended() {
     world.event(0, A, say(CoordinatorMessage::Rejected(Rejection::Replaced)));
     let renews = world.give(5_000, Input::Tick);
     assert!(renews.contains(&"b: Renew".to_owned()), "{renews:?}");
+}
+
+#[test]
+fn a_run_whose_session_is_down_when_the_renewal_is_due_hands_it_on() {
+    let mut world = World::of_two([1, 1]);
+    let renewed = Event::CertificateStored { renew_at_ms: 5_000 };
+    world.give(0, Input::Run { run: A, input: node::Input::Event(renewed) });
+    world.event(0, A, Event::Disconnected(Problem::Transient("not served".into())));
+    assert!(!world.give(4_999, Input::Tick).contains(&"b: Renew".to_owned()), "it is not due");
+    assert!(world.0.deadline_ms().is_some_and(|at_ms| at_ms <= 5_000));
+    world.give(5_000, Input::Tick);
+    let renews = world.give(5_000, Input::Tick);
+    assert!(renews.contains(&"b: Renew".to_owned()), "{renews:?}");
+    assert_eq!(world.0.deadline_ms().filter(|at_ms| *at_ms <= 5_000), None, "nothing more is due");
 }

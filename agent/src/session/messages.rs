@@ -102,7 +102,7 @@ impl Session {
             Rejection::Replaced => Ending::Replaced,
             Rejection::Protocol(text) => Ending::Protocol(text),
             Rejection::OtherModel(difference) => Ending::Manifest(difference),
-            Rejection::Busy => return self.give_up_link("the coordinator has too many connections at present", out),
+            Rejection::Busy => return self.give_up_link("the coordinator does not serve this run at present", out),
         };
         self.end(ending, out);
     }

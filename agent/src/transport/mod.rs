@@ -158,6 +158,7 @@ async fn run(uplink: &Uplink, after: Duration, mut inbox: mpsc::Receiver<Op>, te
     let problem = tokio::select! {
         problem = read_messages(reader, &tell) => problem,
         problem = do_ops(&held.route, writer, &mut inbox, &tell) => problem,
+        problem = held.breached() => problem,
     };
     let problem = held.open.ended(problem);
     held.give_back().await;

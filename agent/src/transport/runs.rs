@@ -62,8 +62,7 @@ async fn run(
         Err(problem) => return problem,
     };
     let format = |kind| Format { kind, version };
-    let asked =
-        frames::send(&mut send, format(FrameKind::RunsWanted), wanted, limits::CONTROL_MESSAGE_BYTES, SEND).await;
+    let asked = frames::send(&mut send, format(FrameKind::RunsWanted), wanted, limits::HELLO_BYTES, SEND).await;
     let mut reader = FrameReader::<RunsListed>::new(recv, format(FrameKind::RunsListed), SEND);
     let problem = match asked {
         Err(error) => dial::of_frame(&error),

@@ -194,6 +194,22 @@ async fn a_chunk_of_an_unknown_stream_is_not_taken_and_harms_nobody() {
 }
 
 #[tokio::test]
+async fn a_chunk_that_is_too_long_ends_its_run_alone() {
+    let mut world = World::new();
+    let (_a, _b, connection, stream_a, mut stream_b) = world.connected().await;
+    let mut stream = connection.open_uni().await.expect("a stream");
+    let header = ChunkHeader { transfer: Digest::default(), index: 0, session: stream_a.route().session };
+    frames::send(&mut stream, FrameKind::Chunk, &header, CHUNK_HEADER_BYTES, PATIENCE).await.expect("sent");
+    stream.write_all(&vec![0; limits::CHUNK_BYTES + 1]).await.expect("the window has room");
+    stream.finish().expect("open");
+    let (A, NetEvent::Disconnected(Problem::Transient(why))) = world.told().await else { panic!("it ended") };
+    assert!(why.contains("chunk of more than"), "{why}");
+    stream_b.say(&CoordinatorMessage::LeaseDeferred).await;
+    assert!(matches!(world.told().await, (B, NetEvent::Message(CoordinatorMessage::LeaseDeferred))));
+    assert!(connection.close_reason().is_none(), "the other run goes on");
+}
+
+#[tokio::test]
 async fn a_lost_connection_is_the_same_problem_for_both_and_the_next_one_is_dialled_once() {
     let mut world = World::new();
     let (_a, _b, connection, _stream_a, _stream_b) = world.connected().await;

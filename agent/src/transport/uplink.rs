@@ -18,7 +18,7 @@ use anabranch_io::frames::FrameIoError;
 use anabranch_io::tls;
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, RecvStream};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinSet;
 
 use super::dial::{self, Control};
@@ -53,10 +53,20 @@ pub(super) struct Open {
     pub(super) connection: Connection,
     /// Its socket, where it has one of its own.
     own: Option<Endpoint>,
-    /// Where chunks go, by the QUIC id of the control stream that they belong to.
-    sessions: Arc<Mutex<BTreeMap<u64, Tell>>>,
+    sessions: Sessions,
     /// Why it was given up here.
     given_up: Arc<OnceLock<Problem>>,
+}
+
+/// Where chunks go, by the QUIC id of the control stream that they belong to.
+type Sessions = Arc<Mutex<BTreeMap<u64, Receiver>>>;
+
+/// Where the chunks of one control stream go.
+#[derive(Debug, Clone)]
+struct Receiver {
+    tell: Tell,
+    /// Why the stream is to end: one of its chunks cannot be received.
+    breach: Arc<watch::Sender<Option<Problem>>>,
 }
 
 /// A control stream, and the connection that it keeps open.
@@ -71,13 +81,14 @@ pub(super) struct Session {
 pub(super) struct Held {
     pub(super) open: Arc<Open>,
     pub(super) route: Route,
+    breached: watch::Receiver<Option<Problem>>,
     _entry: Entry,
 }
 
 /// Chunks of a control stream are taken while this lives.
 #[derive(Debug)]
 struct Entry {
-    sessions: Arc<Mutex<BTreeMap<u64, Tell>>>,
+    sessions: Sessions,
     session: u64,
 }
 
@@ -194,11 +205,22 @@ impl Drop for Open {
 impl Held {
     fn new(open: Arc<Open>, session: u64, tell: Option<&Tell>) -> Self {
         let sessions = Arc::clone(&open.sessions);
+        let (breach, breached) = watch::channel(None);
         if let Some(tell) = tell {
-            sessions.lock().insert(session, tell.clone());
+            sessions.lock().insert(session, Receiver { tell: tell.clone(), breach: Arc::new(breach) });
         }
         let route = Route { connection: open.connection.clone(), session };
-        Self { open, route, _entry: Entry { sessions, session } }
+        Self { open, route, breached, _entry: Entry { sessions, session } }
+    }
+
+    /// Ends when a chunk of the stream cannot be received, with the reason. A stream without chunks waits for ever.
+    pub(super) async fn breached(&self) -> Problem {
+        let mut breached = self.breached.clone();
+        let problem = breached.wait_for(Option::is_some).await.ok().and_then(|problem| problem.clone());
+        match problem {
+            Some(problem) => problem,
+            None => std::future::pending().await,
+        }
     }
 
     /// Gives the stream back. The last one waits until the other side knows of the connection's end.
@@ -216,7 +238,7 @@ impl Held {
 /// What is done once for a connection, whatever the number of its streams.
 struct Keeper {
     connection: Connection,
-    sessions: Arc<Mutex<BTreeMap<u64, Tell>>>,
+    sessions: Sessions,
     given_up: Arc<OnceLock<Problem>>,
 }
 
@@ -253,19 +275,30 @@ impl Keeper {
     }
 }
 
-async fn read_chunk(stream: RecvStream, sessions: Arc<Mutex<BTreeMap<u64, Tell>>>) -> Result<(), String> {
-    let mut tell = None;
+/// Receives one chunk. One that fails after its header ends the control stream that it names, and no other.
+///
+/// # Errors
+/// There is no sound header, so that nobody knows which control stream it concerns.
+async fn read_chunk(stream: RecvStream, sessions: Sessions) -> Result<(), String> {
+    let mut of: Option<Receiver> = None;
     let received = chunks::recv_chunk_if(stream, CHUNK, |header| {
-        tell = sessions.lock().get(&header.session).cloned();
-        tell.is_some()
+        of = sessions.lock().get(&header.session).cloned();
+        of.is_some()
     });
-    let (header, bytes) = match received.await {
+    let received = received.await;
+    let (header, bytes) = match received {
         Ok(Some(received)) => received,
         // Given up by its sender (another model was asked for), or of a stream that has ended.
         Ok(None) | Err(ChunkError::Frame(FrameIoError::Closed)) => return Ok(()),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => match of {
+            Some(Receiver { breach, .. }) => {
+                breach.send_replace(Some(Problem::Transient(format!("a chunk cannot be received: {error}"))));
+                return Ok(());
+            }
+            None => return Err(error.to_string()),
+        },
     };
-    if let Some(tell) = tell {
+    if let Some(Receiver { tell, .. }) = of {
         let length = bytes.len();
         tell.content(NetEvent::Chunk { transfer: header.transfer, index: header.index, bytes }, length).await;
     }

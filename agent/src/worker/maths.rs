@@ -83,6 +83,8 @@ pub struct RunMaths {
     pub rounds: Option<Rounds>,
     /// Is given how many examples the latest round computed at once, if the trainer says so.
     pub micro_batch: Arc<AtomicU32>,
+    /// What is learned from being killed for memory, where trainers of this process cut batches.
+    pub killed: Option<KilledNote>,
     /// Hears how a round goes on, and its end.
     pub inputs: Inputs,
 }
@@ -120,7 +122,8 @@ impl Maths {
     #[must_use]
     pub fn new(mut setup: MathsSetup, inputs: impl Into<Inputs>) -> Self {
         let (rounds, micro_batch) = (setup.rounds.take(), Arc::clone(&setup.micro_batch));
-        Self { setup, part: Part::of(RunMaths { rounds, micro_batch, inputs: inputs.into() }) }
+        let killed = setup.killed.take();
+        Self { setup, part: Part::of(RunMaths { rounds, micro_batch, killed, inputs: inputs.into() }) }
     }
 
     /// Carries out a job, and returns what it led to.
@@ -223,9 +226,9 @@ impl Maths {
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let file = self.part.of_run.rounds.as_ref().map(|rounds| rounds.file(lease));
-        let most = self.setup.killed.as_ref().and_then(KilledNote::most);
+        let most = self.part.of_run.killed.as_ref().and_then(KilledNote::most);
         let mut begins = |micro_batch| {
-            if let Some(killed) = &mut self.setup.killed {
+            if let Some(killed) = &mut self.part.of_run.killed {
                 killed.begins(micro_batch);
             }
         };
@@ -244,7 +247,7 @@ impl Maths {
             Err(error) if error.is_passing() => return Event::Discarded { lease: id, problem: error.to_string() },
             Err(error) => return Event::Failed(ending(&error)),
         };
-        if let Some(killed) = &mut self.setup.killed {
+        if let Some(killed) = &mut self.part.of_run.killed {
             killed.fitted(spec.train.batch_size);
         }
         self.over(id, start, trained, clock)

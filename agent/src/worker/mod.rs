@@ -21,7 +21,7 @@ use crate::shard::Shard;
 use crate::train::{RunPart, TrainError, Trainer};
 
 pub use inputs::Inputs;
-pub use killed::KilledNote;
+pub use killed::{KilledNote, KilledNotes};
 pub use linked::LinkedPods;
 #[cfg(test)]
 pub(crate) use maths::ending;

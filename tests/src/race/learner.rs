@@ -18,7 +18,7 @@ use super::data::Rows;
 
 /// How the maths use this machine: results do not depend on the number of threads, and races run beside each other.
 pub(super) const OPTIONS: NativeOptions =
-    NativeOptions { threads: Some(1), max_memory_bytes: None, device: None, reserved_per_param: 0 };
+    NativeOptions { threads: Some(1), max_memory_bytes: None, device: None, before_bytes: None, reserved_per_param: 0 };
 
 /// The maths of every agent.
 #[derive(Debug)]

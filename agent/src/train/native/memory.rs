@@ -102,6 +102,12 @@ impl Budget {
         Self { max_bytes, room, before_bytes, factor, most: None, told: None }
     }
 
+    /// For a trainer beside others of this process: what all of them had found in memory is `before_bytes`. What a trainer
+    /// finds itself would count what rounds of the others have left, although it is used again.
+    pub(super) fn beside(self, before_bytes: Option<u64>) -> Self {
+        Self { before_bytes: before_bytes.unwrap_or(self.before_bytes), ..self }
+    }
+
     /// Never more than that many examples at once from now on.
     pub(super) fn limit(&mut self, most: Option<u32>) {
         self.most = most;

@@ -76,6 +76,8 @@ pub struct NativeOptions {
     /// The GPU to train on; `None` is the CPU. It must not be opened in a process that has to survive a sick driver: an
     /// agent does it in a child.
     pub device: Option<GpuId>,
+    /// Bytes of this process before any of its trainers was made; none: as found when a trainer is made.
+    pub before_bytes: Option<u64>,
     /// Bytes of that GPU's memory that somebody else in this process takes for each parameter of the model.
     pub reserved_per_param: u64,
 }
@@ -127,7 +129,8 @@ impl Native {
             .map_err(|error| TrainError::Backend(error.to_string()))?;
         let engine = engine(options.device, threads)?;
         let reserved = options.reserved_per_param.saturating_mul(architecture.manifest.params() as u64);
-        let budget = Budget::new(options.max_memory_bytes, engine.room().without(reserved));
+        let budget =
+            Budget::new(options.max_memory_bytes, engine.room().without(reserved)).beside(options.before_bytes);
         Ok(Self { architecture, engine, kept: None, budget })
     }
 

@@ -106,8 +106,8 @@ impl TrainerProcess {
     pub fn start(options: ProcessOptions) -> Result<Self, ProcessError> {
         let scratch = Scratch::new(&options.home).map_err(ProcessError::Scratch)?;
         let (home, kin) = (options.home.clone(), Arc::new(Kin::of(&options.home).map_err(ProcessError::Scratch)?));
-        let (bound, in_host) = (Bound::default(), Arc::clone(&kin));
-        let mut host = Host { options, scratch, kin: in_host, child: None, bound, last_micro_batch: None, next_id: 1 };
+        let (bounds, in_host) = (Vec::new(), Arc::clone(&kin));
+        let mut host = Host { options, scratch, kin: in_host, child: None, bounds, last_micro_batch: None, next_id: 1 };
         let hello = host.start()?;
         if hello.train_examples == 0 && hello.eval_examples == 0 && !hello.stages {
             return Err(ProcessError::Unusable("it has no examples, neither to train nor to evaluate on".to_owned()));
@@ -188,8 +188,8 @@ struct Host {
     scratch: Scratch,
     kin: Arc<Kin>,
     child: Option<Living>,
-    /// What rounds that ran out of memory have taught.
-    bound: Bound,
+    /// What rounds that ran out of memory have taught,, for each run.
+    bounds: Vec<(RunPart, Bound)>,
     /// How many examples the child that ran out of memory computed at once, if it said so.
     last_micro_batch: Option<u32>,
     next_id: u64,
@@ -305,10 +305,10 @@ impl Host {
     }
 
     /// A round ran out of memory: the next one computes half as many examples at once.
-    fn back_off(&mut self, batch: u32) {
+    fn back_off(&mut self, run: &RunPart, batch: u32) {
         let living = self.child.as_ref().and_then(|living| living.child.micro_batch());
-        let tried = self.last_micro_batch.take().or(living).or(self.bound.most()).unwrap_or(batch);
-        let next = self.bound.failed(tried);
+        let tried = self.last_micro_batch.take().or(living).or(self.most(run)).unwrap_or(batch);
+        let next = self.failed(run, tried);
         tracing::warn!(
             tried,
             max_micro_batch = next,
@@ -316,9 +316,30 @@ impl Host {
         );
     }
 
+    /// The most examples of a run at once.
+    fn most(&self, run: &RunPart) -> Option<u32> {
+        self.bounds.iter().find(|(of, _)| of == run).and_then(|(_, bound)| bound.most())
+    }
+
+    /// A round of a run failed with `tried` examples at once. Returns how many the next one may compute.
+    fn failed(&mut self, run: &RunPart, tried: u32) -> u32 {
+        if let Some((_, bound)) = self.bounds.iter_mut().find(|(of, _)| of == run) {
+            return bound.failed(tried);
+        }
+        if self.bounds.len() >= limits::RUNS_PER_CONNECTION as usize {
+            // The oldest is learned again if that run goes on.
+            self.bounds.remove(0);
+        }
+        let mut bound = Bound::default();
+        let next = bound.failed(tried);
+        self.bounds.push((run.clone(), bound));
+        next
+    }
+
     /// A round fitted: after enough of them larger micro-batches are tried again.
-    fn round_fitted(&mut self, batch: u32) {
-        if let Some(next) = self.bound.fitted(batch) {
+    fn round_fitted(&mut self, run: &RunPart, batch: u32) {
+        let bound = self.bounds.iter_mut().find(|(of, _)| of == run);
+        if let Some(next) = bound.and_then(|(_, bound)| bound.fitted(batch)) {
             tracing::info!(max_micro_batch = next, "rounds fit into memory; larger micro-batches are tried again");
         }
     }
@@ -457,7 +478,7 @@ impl Trainer for ProcessTrainer {
         let encoding = encode.map_or(Ok(None), |order| host.encoding(order, self.manifest()))?;
         let from = host.put("base.safetensors", self.manifest(), base)?;
         let out = Tensors(host.scratch.path().join("end.safetensors"));
-        let max_micro_batch = host.bound.most();
+        let max_micro_batch = host.most(&self.run);
         let ask = |id| Ask::Train {
             id,
             base: from.name(),
@@ -484,7 +505,7 @@ impl Trainer for ProcessTrainer {
             // It was killed because it did not stop: then it has stopped.
             Err(TrainError::Lost(_) | TrainError::OutOfMemory(_)) if stopping => return Ok(stopped(0, 0)),
             Err(error @ TrainError::OutOfMemory(_)) => {
-                host.back_off(plan.batch_size);
+                host.back_off(&self.run, plan.batch_size);
                 return Err(error);
             }
             Err(error) => return Err(error),
@@ -500,7 +521,7 @@ impl Trainer for ProcessTrainer {
                     return Err(TrainError::Diverged { step: steps });
                 }
                 let end = host.take(&out, self.manifest())?;
-                host.round_fitted(plan.batch_size);
+                host.round_fitted(&self.run, plan.batch_size);
                 let params = self.manifest().params();
                 let encoded = encoding.and_then(|encoding| host.encoded(encoding, encoded, params));
                 Ok(RoundResult { end, num_examples, steps, mean_loss, stopped: false, encoded })
