@@ -13,9 +13,9 @@ use anabranch_io::text_file::{self, TextError};
 use anyhow::Context as _;
 use console::Term;
 
+use super::checkpoint;
 use super::output::{self, Align, Table};
 use super::reach::{self, Coordinator};
-use super::checkpoint;
 use crate::cli::{ReportArgs, RunTargetArgs, SearchStatusArgs, SearchVerb, TargetArgs, WhichRun};
 use crate::config::ConfigError;
 use crate::host::unserved_method;
@@ -39,9 +39,7 @@ pub(super) fn search(verb: SearchVerb) -> anyhow::Result<()> {
             output::print_line(&done)
         }
         SearchVerb::List(args) => list(&args),
-        SearchVerb::Export { target, name, out, config, force } => {
-            export(target, name, &out, config.as_deref(), force)
-        }
+        SearchVerb::Export { target, name, out, config, force } => export(target, name, &out, config.as_deref(), force),
     }
 }
 

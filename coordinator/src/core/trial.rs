@@ -115,7 +115,9 @@ impl Core {
     #[must_use]
     pub fn measure_problem(&self) -> Option<&'static str> {
         let waits = self.trial.is_measuring() && self.evaluators.is_empty();
-        waits.then_some("no agent with an evaluation shard takes part: start one with `anabranch-agent run --eval-shard`")
+        waits.then_some(
+            "no agent with an evaluation shard takes part: start one with `anabranch-agent run --eval-shard`",
+        )
     }
 
     pub(super) fn trial_ordered(&mut self, order: TrialOrder) {

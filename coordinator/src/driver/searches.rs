@@ -47,14 +47,10 @@ fn failure(job: &SearchesJob) -> impl FnOnce(String) -> SearchesDone + Send + us
     let (name, rebuild, is_write) = match job {
         SearchesJob::Create { name, .. } | SearchesJob::Open { name } => (name.clone(), None, false),
         SearchesJob::Write { name, .. } => (name.clone(), None, true),
-        SearchesJob::Rebuild { search, trial, run, version } => {
-            (search.clone(), Some((*trial, *run, *version)), false)
-        }
+        SearchesJob::Rebuild { search, trial, run, version } => (search.clone(), Some((*trial, *run, *version)), false),
     };
     move |why| match rebuild {
-        Some((trial, run, version)) => {
-            SearchesDone::Rebuilt { search: name, trial, run, version, model: Err(why) }
-        }
+        Some((trial, run, version)) => SearchesDone::Rebuilt { search: name, trial, run, version, model: Err(why) },
         None if is_write => SearchesDone::Written { name, result: Err(why) },
         None => SearchesDone::NotOpened { name, is_there: true, why },
     }

@@ -330,7 +330,8 @@ impl Host {
             SearchesDone::Written { name, result: Ok(position) } => {
                 let Some(serving) = self.serving_mut(&name) else { return };
                 serving.writer.done();
-                let started = serving.request.take().map(|request| (request, SearchStarted::of(serving.search.state())));
+                let started =
+                    serving.request.take().map(|request| (request, SearchStarted::of(serving.search.state())));
                 if let Some((request, started)) = started {
                     self.answer(request, json(&started));
                 }

@@ -9,7 +9,8 @@ use super::{SearchTexts, SearchesJob, Standing};
 use crate::core::event::{Now, RequestId};
 use crate::core::status::json;
 use crate::host::{Host, Output};
-use crate::search::report::{self, SearchReport, SearchResult, SearchSummary};
+use crate::search::base::Base;
+use crate::search::report::{self, SearchReport, SearchResult, SearchStarted, SearchSummary};
 use crate::search::spec::{Method, SearchSpec};
 use crate::search::{self, run_name};
 
@@ -44,17 +45,19 @@ impl Host {
                 }
             }
             SearchRequest::Status { name } => self.reported(name.as_deref(), |report, _| json(report)),
-            SearchRequest::Export { name } => self.reported(name.as_deref(), |_, state| match SearchResult::of(state) {
-                Ok(result) => json(&result),
-                Err(why) => OperatorResponse::Conflict(why),
-            }),
+            SearchRequest::Export { name } => {
+                self.reported(name.as_deref(), |_, state| match SearchResult::of(state) {
+                    Ok(result) => json(&result),
+                    Err(why) => OperatorResponse::Conflict(why),
+                })
+            }
             SearchRequest::List => json(&self.search_summaries()),
             SearchRequest::Stop { name } => self.stop_search(now, &name),
         };
         self.answer(request, response);
     }
 
-    /// Begins to make a search; the answer follows when its start is durable.
+    /// Begins to make a search; the answer follows when its start is durable. A repeated request has the same answer.
     fn start_search(&mut self, request: RequestId, texts: SearchTexts) -> Result<(), OperatorResponse> {
         let SearchTexts { path, search, base } = &texts;
         if [path, search, base].iter().any(|text| text.len() > limits::RUN_CONFIG_BYTES) {
@@ -65,10 +68,18 @@ impl Host {
         if let Some(problem) = unserved_method(&spec) {
             return Err(OperatorResponse::Failed(problem));
         }
+        if let Some(Standing::Serving(serving)) = self.searches.by_name.get(&spec.name) {
+            let plan = &serving.search.state().plan;
+            let is_same = plan.spec == spec && Base::parse(Path::new(path), base).is_ok_and(|base| base == plan.base);
+            if is_same && serving.request.is_none() {
+                return Err(json(&SearchStarted::of(serving.search.state())));
+            }
+        }
         let name = spec.name;
         if self.searches.by_name.contains_key(&name) {
             let text = format!(
-                "there is a search {name} already: set another search.name in SEARCH.toml, or see `search status {name}`"
+                "there is a search {name} already, of other files: set another search.name in SEARCH.toml, or see \
+                 `search status {name}`"
             );
             return Err(OperatorResponse::Conflict(text));
         }
@@ -154,7 +165,11 @@ impl Host {
     }
 
     /// Returns why an operator may not do something to a run: it is a trial of a search that goes on.
-    pub(in crate::host) fn refused_for_trial(&self, run: anabranch_common::ids::RunId, what: &RunRequest) -> Option<OperatorResponse> {
+    pub(in crate::host) fn refused_for_trial(
+        &self,
+        run: anabranch_common::ids::RunId,
+        what: &RunRequest,
+    ) -> Option<OperatorResponse> {
         if !matches!(what, RunRequest::Pause | RunRequest::Resume) {
             return None;
         }

@@ -16,7 +16,7 @@ use super::space::parse_value;
 use super::spec::{Method, Metric};
 use super::state::{Phase, SearchState, Trial};
 
-pub use answers::{SearchResult, SearchStarted, SearchSummary, SearchStanding, no_search};
+pub use answers::{SearchResult, SearchStanding, SearchStarted, SearchSummary, no_search};
 
 /// A search as operators see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
