@@ -11,6 +11,7 @@ mod pods;
 mod recall;
 mod reopened;
 mod replaced;
+mod trial;
 mod updates;
 mod world;
 

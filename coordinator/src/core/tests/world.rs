@@ -493,6 +493,10 @@ impl World {
         self.core.state().is_some()
     }
 
+    pub(super) fn core(&self) -> &Core {
+        &self.core
+    }
+
     pub(super) fn state(&self) -> &RunState {
         self.core.state().expect("there is a model")
     }

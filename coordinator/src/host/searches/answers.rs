@@ -9,7 +9,8 @@ use super::{SearchTexts, SearchesJob, Standing};
 use crate::core::event::{Now, RequestId};
 use crate::core::status::json;
 use crate::host::{Host, Output};
-use crate::search::report::{self, SearchReport, SearchResult, SearchSummary};
+use crate::search::base::Base;
+use crate::search::report::{self, SearchReport, SearchResult, SearchStarted, SearchSummary};
 use crate::search::spec::{Method, SearchSpec};
 use crate::search::{self, run_name};
 
@@ -56,7 +57,7 @@ impl Host {
         self.answer(request, response);
     }
 
-    /// Begins to make a search; the answer follows when its start is durable.
+    /// Begins to make a search; the answer follows when its start is durable. A repeated request has the same answer.
     fn start_search(&mut self, request: RequestId, texts: SearchTexts) -> Result<(), OperatorResponse> {
         let SearchTexts { path, search, base } = &texts;
         if [path, search, base].iter().any(|text| text.len() > limits::RUN_CONFIG_BYTES) {
@@ -67,10 +68,18 @@ impl Host {
         if let Some(problem) = unserved_method(&spec) {
             return Err(OperatorResponse::Failed(problem));
         }
+        if let Some(Standing::Serving(serving)) = self.searches.by_name.get(&spec.name) {
+            let plan = &serving.search.state().plan;
+            let is_same = plan.spec == spec && Base::parse(Path::new(path), base).is_ok_and(|base| base == plan.base);
+            if is_same && serving.request.is_none() {
+                return Err(json(&SearchStarted::of(serving.search.state())));
+            }
+        }
         let name = spec.name;
         if self.searches.by_name.contains_key(&name) {
             let text = format!(
-                "there is a search {name} already: set another search.name in SEARCH.toml, or see `search status {name}`"
+                "there is a search {name} already, of other files: set another search.name in SEARCH.toml, or see \
+                 `search status {name}`"
             );
             return Err(OperatorResponse::Conflict(text));
         }

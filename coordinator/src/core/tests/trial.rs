@@ -1,0 +1,156 @@
+//! A run that is a trial: how far it goes, what is told of it, and which version is measured.
+
+use anabranch_common::ids::{Digest, ModelVersion};
+use anabranch_common::journal::{Evaluation, FinishReason};
+use anabranch_common::merge::MergeSpec;
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase};
+use anabranch_common::wire::operator::RunRequest;
+
+use super::world::{World, spec};
+use crate::core::command::Command;
+use crate::core::event::{Event, PeerId, RequestId};
+use crate::core::trial::{LeaseLimit, TrialNews, TrialOrder};
+
+fn news(commands: &[Command]) -> Vec<TrialNews> {
+    let news = commands.iter().filter_map(|command| match command {
+        Command::Trial(news) => Some(*news),
+        _ => None,
+    });
+    news.collect()
+}
+
+/// Orders something, and everything becomes durable.
+fn order(world: &mut World, order: TrialOrder) -> Vec<TrialNews> {
+    let mut commands = world.handle(Event::Trial(order));
+    commands.extend(world.journal());
+    news(&commands)
+}
+
+/// Agent 1 contributes once, with its `seq`-th update.
+fn contribute(world: &mut World, seq: u64) -> Vec<TrialNews> {
+    let lease = world.lease(1);
+    let meta = world.meta(1, seq, &lease);
+    let mut commands = world.receive(1, &meta, [1.0; 4]);
+    assert_eq!(news(&commands), [], "nothing is told of what is not durable");
+    commands.extend(world.journal());
+    news(&commands)
+}
+
+#[test]
+fn a_trial_goes_to_its_limit_and_says_so_once_that_is_durable() {
+    let mut world = World::started(1);
+    assert_eq!(order(&mut world, TrialOrder::Limit(LeaseLimit::Held)), []);
+    assert_eq!(world.ask(1), None, "it is held");
+    let (_, last) = world.last_sent().expect("an answer");
+    assert_eq!(last, CoordinatorMessage::NoLease { state: RunPhase::Paused });
+    let until = |until| TrialOrder::Limit(LeaseLimit::Until(until));
+    let sent = world.messages();
+    assert_eq!(order(&mut world, until(2)), []);
+    let woken = (PeerId(1), CoordinatorMessage::StateChanged { state: RunPhase::Running });
+    assert_eq!(world.sent_since(sent), [woken]);
+    assert_eq!(contribute(&mut world, 0), []);
+    let reached = TrialNews::Reached { contributions: 2, version: ModelVersion(2) };
+    assert_eq!(contribute(&mut world, 1), [reached]);
+    assert_eq!(world.ask(1), None);
+    // After a restart the search says it again.
+    assert_eq!(order(&mut world, until(2)), [reached]);
+    assert_eq!(order(&mut world, until(3)), []);
+    let reached = TrialNews::Reached { contributions: 3, version: ModelVersion(3) };
+    assert_eq!(contribute(&mut world, 2), [reached]);
+    assert_eq!(order(&mut world, TrialOrder::Limit(LeaseLimit::None)), []);
+    assert!(world.ask(1).is_some(), "no search holds it any more");
+}
+
+/// Leases that are out are not waited for: what they bring belongs to the next rung.
+#[test]
+fn a_lease_that_is_out_brings_its_update_behind_the_limit() {
+    let mut world = World::started(2);
+    let slow = world.lease(2);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(1)));
+    let reached = TrialNews::Reached { contributions: 1, version: ModelVersion(1) };
+    assert_eq!(contribute(&mut world, 0), [reached]);
+    let meta = world.meta(2, 0, &slow);
+    world.receive(2, &meta, [1.0; 4]);
+    assert_eq!(news(&world.journal()), [], "it was told");
+    assert_eq!(world.state().totals.accepted, 2);
+    assert_eq!(order(&mut world, TrialOrder::Limit(LeaseLimit::Until(3))), []);
+}
+
+#[test]
+fn a_rule_that_buffers_goes_on_to_its_next_close() {
+    let merge =
+        MergeSpec::FedBuff { buffer_size: 2, server_lr: 1.0, staleness: Default::default(), participation: false };
+    let mut world = World::started_with(anabranch_common::spec::RunSpec { merge, ..spec() }, 1);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(1)));
+    assert_eq!(contribute(&mut world, 0), [], "it is part of no version");
+    assert_eq!(contribute(&mut world, 1), [TrialNews::Reached { contributions: 2, version: ModelVersion(1) }]);
+}
+
+/// The run has gone on: version 1 is measured nevertheless, and no other version meanwhile.
+#[test]
+fn exactly_the_version_is_measured_that_was_asked_for() {
+    let mut world = World::started_with_shards(&[(100, 0), (0, 10)]);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(2)));
+    contribute(&mut world, 0);
+    contribute(&mut world, 1);
+    let (version, digest) = (ModelVersion(1), Digest([7; 32]));
+    let sent = world.messages();
+    assert_eq!(order(&mut world, TrialOrder::Measure { version, digest }), []);
+    let asked = (PeerId(2), CoordinatorMessage::Evaluate { version, digest });
+    assert!(world.sent_since(sent).contains(&asked), "{:?}", world.sent_since(sent));
+    // The answer about an earlier request is no measurement of this version.
+    let answer = |world: &mut World, version, accuracy| {
+        let evaluation = Evaluation { num_examples: 10, ..world.evaluation(2, version, accuracy) };
+        let mut commands = world.message(2, AgentMessage::Evaluated { evaluation, cost_ms: 1 });
+        commands.extend(world.journal());
+        news(&commands)
+    };
+    assert_eq!(answer(&mut world, ModelVersion(0), 0.25), []);
+    let measured = TrialNews::Measured { version, accuracy: 0.75, loss: 0.1 };
+    assert_eq!(answer(&mut world, version, 0.75), [measured]);
+    // After a restart: what was measured is in the journal.
+    assert_eq!(order(&mut world, TrialOrder::Measure { version, digest }), [measured]);
+}
+
+#[test]
+fn a_failed_evaluation_is_asked_for_again_and_a_missing_evaluator_is_told() {
+    let mut world = World::started_with_shards(&[(100, 0), (0, 10)]);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(1)));
+    contribute(&mut world, 0);
+    let (version, digest) = (ModelVersion(1), Digest([7; 32]));
+    order(&mut world, TrialOrder::Measure { version, digest });
+    world.message(2, AgentMessage::EvaluationFailed { version, reason: "no GPU".into() });
+    world.journal();
+    let sent = world.messages();
+    for _ in 0..4 {
+        world.advance_ms(1_000);
+        world.handle(Event::Tick);
+        world.journal();
+    }
+    let asked = (PeerId(2), CoordinatorMessage::Evaluate { version, digest });
+    assert_eq!(world.sent_since(sent), [asked]);
+    assert_eq!(world.core().measure_problem(), None);
+    world.leave(2);
+    assert!(world.core().measure_problem().is_some_and(|problem| problem.contains("--eval-shard")));
+}
+
+#[test]
+fn the_end_of_a_trial_is_told_unless_its_search_has_ended_it() {
+    let mut world = World::started(1);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Held));
+    let mut commands = world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Stop });
+    commands.extend(world.journal());
+    assert_eq!(news(&commands), [TrialNews::Finished { reason: FinishReason::Stopped }]);
+
+    let mut world = World::started(1);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(2)));
+    contribute(&mut world, 0);
+    contribute(&mut world, 1);
+    assert_eq!(order(&mut world, TrialOrder::End { result: Some(ModelVersion(1)) }), []);
+    assert_eq!(world.state().finished, Some((FinishReason::Stopped, ModelVersion(1))));
+    // A second time changes nothing.
+    let position = world.position();
+    assert_eq!(order(&mut world, TrialOrder::End { result: None }), []);
+    assert_eq!(world.position(), position);
+    assert_eq!(world.replayed(), *world.state());
+}
