@@ -15,7 +15,9 @@ use super::round::{Round, Stage};
 impl Pods {
     /// An agent's part of an attempt is over. Returns false where that is not what it is at work on.
     pub(super) fn ended(&mut self, agent: AgentId, mark: PodMark, problem: Option<&PodProblem>, now_ms: u64) -> bool {
-        if let Some(PodProblem { member: None, reason }) = problem {
+        if let Some(PodProblem { member, reason }) = problem
+            && member.is_none_or(|member| member == agent)
+        {
             self.failed_by_itself(agent, mark, reason, now_ms);
         }
         let Some(member) = self.members.get_mut(&agent).filter(|member| member.at_work == Some(mark)) else {
@@ -58,6 +60,7 @@ impl Pods {
     fn attempt_failed(&mut self, by: AgentId, mark: PodMark, over: Option<AgentId>, now_ms: u64) {
         let Some(round) = self.rounds.get_mut(&mark.lease) else { return };
         let owner = round.owner;
+        let is_own = over.is_none_or(|over| over == by);
         let over = over.filter(|over| round.has(*over) || round.is_inherited());
         if over != Some(owner) {
             round.failed(now_ms);
@@ -68,9 +71,9 @@ impl Pods {
         } else {
             round.misses_owner();
         }
-        // Which of the two is to blame cannot be known.
+        // Unless it says that it has failed itself, which of the two is to blame cannot be known.
         if by != owner {
-            self.failed(by, over == Some(by), now_ms);
+            self.failed(by, is_own, now_ms);
         }
         if let Some(over) = over.filter(|over| *over != by && *over != owner) {
             self.failed(over, true, now_ms);

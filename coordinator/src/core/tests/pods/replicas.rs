@@ -96,14 +96,14 @@ fn those_who_are_left_compute_the_round_again_and_who_is_back_takes_part_in_the_
 
 #[test]
 fn a_silent_member_that_is_still_connected_is_left_out_and_so_is_one_that_blames_itself() {
-    for (by, over) in [(1, 3), (3, 3)] {
+    for (by, over) in [(1, Some(3)), (3, Some(3)), (3, None)] {
         let mut world = site(3, 3);
         let (lease, round) = begun(&mut world);
         let sent = world.messages();
-        end(&mut world, by, round.mark, problem(Some(over)));
+        end(&mut world, by, round.mark, problem(over));
         let again = told(&world, sent, 1);
         let attempts: Vec<_> = again.iter().map(|round| (round.mark, members(round))).collect();
-        assert_eq!(attempts, [(mark(&lease, 2), vec![agent(1), agent(2)])], "{by} names {over}");
+        assert_eq!(attempts, [(mark(&lease, 2), vec![agent(1), agent(2)])], "{by} names {over:?}");
     }
     // Where it is the only other one it is tried again.
     let mut world = site(3, 2);
@@ -111,6 +111,20 @@ fn a_silent_member_that_is_still_connected_is_left_out_and_so_is_one_that_blames
     let sent = world.messages();
     end(&mut world, 1, round.mark, problem(Some(2)));
     assert_eq!(told(&world, sent, 2).iter().map(|round| round.mark).collect::<Vec<_>>(), [mark(&lease, 2)]);
+}
+
+#[test]
+fn a_lease_goes_back_after_attempts_in_which_the_only_other_replica_blames_itself() {
+    let mut world = site(3, 2);
+    let sent = world.messages();
+    let (lease, _) = begun(&mut world);
+    for attempt in 1..=limits::POD_OWN_FAILURES {
+        assert_eq!(world.lease_of(1), Some(lease.id), "before attempt {attempt} has failed");
+        let newest = told(&world, sent, 1).last().expect("an attempt was to begin").mark;
+        end(&mut world, 2, newest, problem(Some(2)));
+        tick(&mut world, limits::POD_RETRY_MS.1);
+    }
+    assert_eq!(world.lease_of(1), None);
 }
 
 #[test]
