@@ -347,10 +347,17 @@ impl Host {
                 }
                 match model {
                     Ok(model) => self.tell(now, run, node::Input::Measure(model)),
+                    // The run says so itself once its record of that is durable.
+                    Err(_) if self.has_diverged(run) => {}
                     Err(why) => self.searches.news.push_back((run_name(&search, trial), News::Failed(why))),
                 }
             }
         }
+    }
+
+    fn has_diverged(&self, run: RunId) -> bool {
+        let state = self.nodes.get(&run).and_then(|node| node.core().state());
+        state.is_some_and(|state| matches!(state.finished, Some((FinishReason::NonFinite, _))))
     }
 
     fn search_opened(&mut self, now: Now, name: &str, records: &[Record], texts: Option<SearchTexts>) {

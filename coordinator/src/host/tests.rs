@@ -1,6 +1,7 @@
 //! What a process with two runs does.
 
 mod runs;
+mod searches;
 mod world;
 
 use anabranch_common::ids::ModelVersion;
