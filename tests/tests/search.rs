@@ -90,7 +90,7 @@ fn a_search_runs_to_its_winner_although_its_coordinator_is_killed_twice() -> any
     let file = cluster.path().join("lr.toml");
     std::fs::write(&file, SEARCH)?;
     cluster.start_coordinator()?;
-    start_agents(&mut cluster)?;
+    // Before there are agents: the run of `init` is soon over, and a process without runs and searches ends.
     let started = cluster.coordinate(&["search", "start"], &[&file.display().to_string()])?.code(0)?;
     assert!(started.stdout.contains("started search lr of 4 trials"), "{}", started.stdout);
     assert!(started.stderr.contains("full runs of 24 contributions"), "{}", started.stderr);
@@ -99,6 +99,7 @@ fn a_search_runs_to_its_winner_although_its_coordinator_is_killed_twice() -> any
     let again = cluster.coordinate(&["search", "start"], &[&file.display().to_string()])?.code(4)?;
     assert!(again.stderr.contains("there is a search lr already"), "{}", again.stderr);
 
+    start_agents(&mut cluster)?;
     for measurements in [1, 4] {
         wait_until(&cluster, "measurements", |report| measured(report) >= measurements)?;
         cluster.coordinator()?.kill()?;

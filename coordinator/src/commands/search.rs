@@ -217,7 +217,9 @@ fn export(
     let which = WhichRun { run: Some(result.run.clone()) };
     checkpoint::export(&RunTargetArgs { target, which }, out, Some(result.version), force)?;
     if let Some(path) = config {
-        std::fs::write(path, &result.config).with_context(|| format!("cannot write {}", path.display()))?;
+        // As it is: a report is made fit for a terminal, line by line.
+        let SearchResult { config, .. } = serde_json::from_str(&json).context("the answer cannot be read")?;
+        std::fs::write(path, config).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let who = if result.is_over { "winner" } else { "leader so far" };
     output::print_line(&format!(
