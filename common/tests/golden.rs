@@ -135,10 +135,10 @@ fn lists_of_runs() {
 #[test]
 fn links_between_members() {
     every_variant_is_there(&samples::pod_answers());
-    every_variant_is_there(&samples::parcel_contents());
+    every_variant_is_there(&samples::parcels::parcel_contents());
     let greeting = listing(FrameKind::PodGreeting, &[samples::pod_greeting()]);
     let answers = listing(FrameKind::PodAnswer, &samples::pod_answers());
-    insta::assert_snapshot!(greeting + &answers + &listing(FrameKind::Parcel, &samples::parcel_heads()));
+    insta::assert_snapshot!(greeting + &answers + &listing(FrameKind::Parcel, &samples::parcels::parcel_heads()));
 }
 
 #[test]

@@ -39,7 +39,6 @@ use crate::recovery::OTHER_VERSION_HELP;
 use crate::registry::Registry;
 use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
 use crate::runs::{self, OpenError};
-use crate::search::directory;
 use crate::store::{Catalogue, SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{RegistryWorkers, RunWorkers};
@@ -141,7 +140,7 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
     let days = config.server.agent_certificate_days;
     let registry_workers = RegistryWorkers::start(store, Arc::new(identity), days, &answers_in)?;
     others.into_iter().for_each(|name| outputs.extend(host.open(name)));
-    let searches = directory::names(&dir).map_err(storage_fail)?;
+    let searches = runs::searches::names(&dir).map_err(storage_fail)?;
     searches.into_iter().for_each(|name| outputs.extend(host.open_search(name)));
     faults::point("recovered");
     signals.set(OnSignal::Tell);

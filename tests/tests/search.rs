@@ -7,8 +7,9 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+use anabranch_coordinator::runs::searches;
 use anabranch_coordinator::search::report::{SearchPhase, SearchReport, TrialPhase};
-use anabranch_coordinator::search::{directory, journal, verify};
+use anabranch_coordinator::search::{journal, verify};
 use anabranch_coordinator::store::Store as _;
 use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
@@ -128,7 +129,7 @@ fn a_search_runs_to_its_winner_although_its_coordinator_is_killed_twice() -> any
     assert!(listed.stdout.contains("finished") && listed.stdout.contains(&winner.run), "{}", listed.stdout);
 
     // The decisions follow from what was measured, by the second implementation of the rules.
-    on_a_copy(&directory::dir_of(&cluster.coordinator_dir(), "lr"), |store| {
+    on_a_copy(&searches::dir_of(&cluster.coordinator_dir(), "lr"), |store| {
         let records = journal::read(store.journal())?;
         assert_eq!(verify::verify(&records), Ok(None), "{records:#?}");
         Ok(())

@@ -1,5 +1,7 @@
 //! One example of everything that has a byte layout, each with every field set to a value of its own.
 
+pub(crate) mod parcels;
+
 use anabranch_common::codec::{CodecId, CodecSpec};
 use anabranch_common::downlink::{FetchPurpose, ModelForm};
 use anabranch_common::ids::{
@@ -28,7 +30,7 @@ use anabranch_common::wire::message::{
 use anabranch_common::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
 };
-use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
+use anabranch_common::wire::pod::{PodAnswer, PodGreeting};
 use anabranch_common::wire::runs::{RunInfo, RunsListed, RunsWanted};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
@@ -561,34 +563,6 @@ pub(crate) fn pod_greeting() -> PodGreeting {
 
 pub(crate) fn pod_answers() -> Vec<PodAnswer> {
     vec![PodAnswer::Ready { version: 5 }, PodAnswer::NotYet, PodAnswer::Refused("that attempt is over".into())]
-}
-
-pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
-    vec![
-        ParcelContent::Weights { own: 300, tied: 40, held: 301 },
-        ParcelContent::Activations { rows: 8, columns: 64, form: Activations::F32 },
-        ParcelContent::Activations { rows: 8, columns: 64, form: Activations::Bf16 },
-        ParcelContent::Gradient { rows: 16, columns: 32, form: Activations::Bf16 },
-        ParcelContent::Gradient { rows: 16, columns: 32, form: Activations::Int8 },
-        ParcelContent::Labels { labels: 7 },
-        ParcelContent::Loss { sum: 2.5 },
-        ParcelContent::TiedSum { values: 40 },
-        ParcelContent::Tied { version: 3, values: 40, moved: 41 },
-        ParcelContent::Layer {
-            layer: 3,
-            left_out: 300,
-            bytes: 77,
-            figures: LayerFigures { base_dot: -0.5, delta_square: 2.0, left_out_square: 1.25 },
-        },
-        ParcelContent::Base { seed: 0x0102_0304_0506_0708, values: 300 },
-        ParcelContent::Chunk { number: 17, values: 64 },
-        ParcelContent::Ended { digest: DIGEST },
-    ]
-}
-
-pub(crate) fn parcel_heads() -> Vec<ParcelHead> {
-    let contents = parcel_contents().into_iter();
-    contents.map(|content| ParcelHead { from: 1, to: 2, content, checksum: 0xC0FF_EE00 }).collect()
 }
 
 pub(crate) fn records() -> Vec<Record> {

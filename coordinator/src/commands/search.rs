@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::wire::operator::SearchRequest;
@@ -16,17 +15,16 @@ use console::Term;
 use super::checkpoint;
 use super::output::{self, Align, Table};
 use super::reach::{self, Coordinator};
+use super::status::INTERVAL;
 use crate::cli::{ReportArgs, RunTargetArgs, SearchStatusArgs, SearchVerb, TargetArgs, WhichRun};
 use crate::config::ConfigError;
 use crate::host::unserved_method;
+use crate::runs::searches::check_texts;
 use crate::search::check::Impossible;
-use crate::search::directory::check_texts;
 use crate::search::price::Price;
 use crate::search::report::{SearchPhase, SearchReport, SearchResult, SearchStanding, SearchStarted, SearchSummary};
 use crate::search::spec::SearchSpec;
 
-/// Time between two reports of `search status --watch`.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// Impossible combinations that `search start` shows.
 const WARNINGS: usize = 8;
 

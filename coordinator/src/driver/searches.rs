@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use crate::host::{Input, SearchTexts, SearchesDone, SearchesJob};
 use crate::node::PublishedModel;
 use crate::recovery::{self, RecoveryError};
-use crate::search::{directory, journal};
+use crate::runs::searches as directory;
+use crate::search::journal;
 use crate::store::{StorageError, Store};
 
 /// Stores by the name of their search: open once its directory is.

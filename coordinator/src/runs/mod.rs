@@ -12,6 +12,7 @@
 
 mod look;
 mod open;
+pub mod searches;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};

@@ -13,7 +13,6 @@
 
 pub mod base;
 pub mod check;
-pub mod directory;
 pub mod draw;
 pub mod journal;
 mod machine;

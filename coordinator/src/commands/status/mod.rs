@@ -6,6 +6,8 @@ pub(super) mod table;
 mod view;
 mod watch;
 
+pub(super) use source::INTERVAL;
+
 use std::io::IsTerminal as _;
 
 use anabranch_common::status::{RunSummary, StatusReport};

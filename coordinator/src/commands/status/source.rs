@@ -9,7 +9,7 @@ use crate::cli::RunTargetArgs;
 use crate::commands::reach::Coordinator;
 
 /// Time between two reports.
-pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+pub(in crate::commands) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The reports of one run. A coordinator that was started or stopped in the meantime is found again.
 pub(super) struct Source<'a> {

@@ -5,8 +5,9 @@ use anabranch_common::wire::operator::{OperatorResponse, SearchRequest};
 use super::Stopped;
 use crate::core::status::json;
 use crate::runs::STORE_DIR;
+use crate::runs::searches as directory;
 use crate::search::report::{SearchReport, SearchResult, SearchSummary, no_search};
-use crate::search::{SearchState, directory, journal};
+use crate::search::{SearchState, journal};
 use crate::store::Store as _;
 
 impl Stopped {

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use anabranch_common::limits;
 use anabranch_io::durable::{StorageError, create_private_dir};
 
-use super::base::Base;
-use super::check::{self, Impossible};
-use super::spec::SearchSpec;
-use crate::runs::{self, STORE_DIR};
+use super::STORE_DIR;
+use crate::search::base::Base;
+use crate::search::check::{self, Impossible};
+use crate::search::spec::SearchSpec;
 use crate::store::SledStore;
 
 /// Directory of searches below the coordinator's.
@@ -37,7 +37,7 @@ pub fn names(dir: &Path) -> Result<Vec<String>, StorageError> {
         Err(error) => return Err(at(error)),
     };
     let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect();
-    let is_search = |name: &String| runs::check_name(name).is_ok() && folder.join(name).is_dir();
+    let is_search = |name: &String| super::check_name(name).is_ok() && folder.join(name).is_dir();
     let mut names: Vec<String> = names.map_err(at)?.into_iter().flatten().filter(is_search).collect();
     names.sort();
     names.truncate(limits::SEARCHES);
@@ -71,7 +71,7 @@ pub fn open(dir: &Path, name: &str) -> Result<SledStore, StorageError> {
 /// # Errors
 /// The disk fails.
 pub fn remove(dir: &Path, name: &str) -> Result<(), StorageError> {
-    runs::remove_all(&dir_of(dir, name))
+    super::remove_all(&dir_of(dir, name))
 }
 
 /// Checks what a search is to be started with. Returns the search, its base, and which combinations are impossible.
