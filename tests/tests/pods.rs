@@ -304,7 +304,7 @@ optimizer = { kind = "adamw", lr = 0.001 }
 codec = { kind = "top-k", fraction = 0.01, bits = 4 }
 "#;
 /// What each member may use.
-const MOST_MIB: u64 = 190;
+const MOST_MIB: u64 = 220;
 
 #[test]
 fn a_pod_trains_a_gpt_that_is_refused_to_one_agent_and_every_member_keeps_to_its_bound() -> anyhow::Result<()> {
