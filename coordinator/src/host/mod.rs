@@ -15,7 +15,7 @@
 //! A run that ends or fails leaves the others alone: it is told with [`Output::Ended`]. When the last one has ended and
 //! the registry has nothing left to do, [`Output::Exit`] follows; where the last run has failed, it follows at once. A job
 //! of the registry that fails ends the process. What an operator has asked of a run that ends is answered `Failed`.
-//! [`runs`] has what operators do with whole runs, [`searches`] the searches over configurations.
+//! `runs` has what operators do with whole runs, `searches` the searches over configurations.
 
 mod answer;
 mod input;

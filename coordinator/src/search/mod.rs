@@ -8,7 +8,7 @@
 //!                     Reached, Measured,         │              │
 //!                     Diverged, Failed, Gone ────┴── host ◄─────┘   a trial is a run of the process
 //! ```
-//! Every decision is a record. [`SearchState`] is the fold over the records; [`rungs`] and [`population`] decide from it, and
+//! Every decision is a record. [`SearchState`] is the fold over the records; `rungs` and `population` decide from it, and
 //! `verify` decides a second time, by a scan over the records. Draws follow from the seed, the trial and the key alone.
 
 pub mod base;
