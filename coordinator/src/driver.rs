@@ -46,8 +46,6 @@ use crate::workers::{RegistryWorkers, RunWorkers};
 use directories::Directories;
 use searches::SearchStores;
 
-pub use crate::runs::{STORE_DIR, UPLOADS_DIR, options};
-
 /// What `run` is given.
 #[derive(Debug)]
 pub struct RunOptions {
@@ -111,7 +109,7 @@ fn allow_open_files() {
 }
 
 async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
-    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR)).map_err(storage_fail)?);
+    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(runs::STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
     let mut host = Host::new(registry(store.catalogue())?);
     if stay {

@@ -21,7 +21,7 @@ use anabranch_coordinator::config::Config;
 use anabranch_io::model_file;
 use anabranch_tests::invariants::{exactly_once, on_a_copy, same_bits};
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, python_has};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, python_has};
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
@@ -159,12 +159,7 @@ fn what_is_said_of_the_result_is_what_its_export_is_worth_also_where_that_is_an_
 
 /// Starts a coordinator and two agents, each with half of the digits. Returns where the halves and the test examples are.
 fn begin_on_digits(cluster: &mut Cluster) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
-    let shards = cluster.path().join("shards");
-    let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
-    split.extend([train.as_os_str(), "--agents".as_ref(), "2".as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
-    split.extend([OsStr::new("--out"), shards.as_os_str()]);
-    cluster.call(Role::Agent, &split)?.code(0)?;
+    let (shards, test) = cluster.split_digits(2)?;
     cluster.start_coordinator()?;
     for name in ["one", "two"] {
         cluster.join(name)?;

@@ -18,7 +18,7 @@ use anabranch_common::limits::POD_SECTION_BYTES;
 use anabranch_common::status::StatusReport;
 use anabranch_io::faults::KILL_ENV;
 use anabranch_io::model_file;
-use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role};
 use anabranch_tests::report::proc_kib;
 use anabranch_tests::text::sentences;
 use anyhow::Context as _;
@@ -39,17 +39,6 @@ fn rounds(versions: u64) -> String {
         .replace("hidden = [32]", "hidden = [64, 64, 64]")
         .replace("local_steps = 5", "local_steps = 40")
         .replace("versions = 40", &format!("versions = {versions}"))
-}
-
-/// The training examples, in as many parts as there are owners.
-fn shards(cluster: &Cluster, owners: usize) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
-    let (shards, owners) = (cluster.path().join("shards"), owners.to_string());
-    let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
-    split.extend([train.as_os_str(), "--agents".as_ref(), owners.as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
-    split.extend([OsStr::new("--out"), shards.as_os_str()]);
-    cluster.call(Role::Agent, &split)?.code(0)?;
-    Ok((shards, test))
 }
 
 /// Starts an agent that joins pods: an owner where it has a shard.
@@ -79,7 +68,7 @@ const VERSIONS: u64 = 12;
 /// A pod of an owner and a helper; `disturb` does what it likes while they train.
 fn trained(pod: &str, disturb: impl FnOnce(&mut Cluster, &Path) -> anyhow::Result<()>) -> anyhow::Result<Vec<u32>> {
     let mut cluster = Cluster::new(Path::new(LAB), &settings(VERSIONS, pod))?;
-    let (shards, _) = shards(&cluster, 1)?;
+    let (shards, _) = cluster.split_digits(1)?;
     let shard = shards.join("agent-0");
     cluster.start_coordinator()?;
     for name in ["owner", "helper"] {
@@ -116,7 +105,7 @@ fn kills_of_members_and_of_the_coordinator_leave_no_trace_in_the_result() -> any
 fn pods_and_a_single_agent_train_one_model() -> anyhow::Result<()> {
     let settings = settings(60, "schedule = \"pipelined\"\n");
     let mut cluster = Cluster::new(Path::new(LAB), &settings)?;
-    let (shards, test) = shards(&cluster, 3)?;
+    let (shards, test) = cluster.split_digits(3)?;
     cluster.start_coordinator()?;
     for name in ["owner-0", "owner-1", "helper-0", "helper-1", "alone"] {
         cluster.join(name)?;
@@ -144,7 +133,7 @@ fn pods_and_a_single_agent_train_one_model() -> anyhow::Result<()> {
 #[test]
 fn a_pod_waits_for_a_helper_and_says_so_and_a_spare_takes_the_place_of_a_silent_one() -> anyhow::Result<()> {
     let mut cluster = Cluster::new(Path::new(LAB), &settings(10_000, "deadline_s = 2.0\nlabels = \"travel\""))?;
-    let (shards, _) = shards(&cluster, 1)?;
+    let (shards, _) = cluster.split_digits(1)?;
     cluster.start_coordinator()?;
     for name in ["owner", "helper", "spare"] {
         cluster.join(name)?;
@@ -181,7 +170,7 @@ const HELPERS: [&str; 2] = ["helper-0", "helper-1"];
 /// An owner and two helpers; the first one is killed when it is asked for what its part came to, if `dies`.
 fn uploading(settings: &str, dies: bool) -> anyhow::Result<Cluster> {
     let mut cluster = Cluster::new(Path::new(LAB), settings)?;
-    let (shards, _) = shards(&cluster, 1)?;
+    let (shards, _) = cluster.split_digits(1)?;
     cluster.start_coordinator()?;
     for name in ["owner"].into_iter().chain(HELPERS) {
         cluster.join(name)?;
@@ -248,7 +237,7 @@ fn start_replica(cluster: &mut Cluster, name: &str, shard: &Path) -> anyhow::Res
 fn replicas_of_a_site_go_on_without_one_that_is_killed_and_with_it_when_it_is_back() -> anyhow::Result<()> {
     let pod = "\n[pod]\nkind = \"replicas\"\nmembers = 3\ndeadline_s = 2.0\n";
     let mut cluster = Cluster::new(Path::new(LAB), &format!("{}{pod}", rounds(10_000)))?;
-    let (shards, test) = shards(&cluster, 3)?;
+    let (shards, test) = cluster.split_digits(3)?;
     let shard = |number: usize| shards.join(format!("agent-{number}"));
     cluster.start_coordinator()?;
     let names = ["replica-0", "replica-1", "replica-2"];

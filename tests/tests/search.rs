@@ -14,7 +14,7 @@ use anabranch_coordinator::store::Store as _;
 use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
 use anabranch_tests::invariants::on_a_copy;
-use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role};
 use anyhow::Context as _;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
@@ -62,12 +62,7 @@ fn wait_until(cluster: &Cluster, what: &str, wanted: impl Fn(&SearchReport) -> b
 
 /// Two agents with half of the digits each, which take part in every run; the first one evaluates too.
 fn start_agents(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
-    let shards = cluster.path().join("shards");
-    let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
-    split.extend([train.as_os_str(), "--agents".as_ref(), "2".as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
-    split.extend([OsStr::new("--out"), shards.as_os_str()]);
-    cluster.call(Role::Agent, &split)?.code(0)?;
+    let (shards, test) = cluster.split_digits(2)?;
     for (index, name) in ["one", "two"].into_iter().enumerate() {
         cluster.join(name)?;
         let shard = shards.join(format!("agent-{index}"));

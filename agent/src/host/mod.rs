@@ -458,6 +458,7 @@ impl AgentHost {
             self.out.push(Output::Exit(ending));
         }
     }
+
     /// Whether the run that ended last has failed, and every listed run is over: another process may do better.
     fn have_all_failed(&self) -> bool {
         let mut listed = self.listed.iter().flat_map(BTreeMap::keys);

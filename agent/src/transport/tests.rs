@@ -7,6 +7,7 @@ use anabranch_common::wire::runs::{RunInfo, RunsListed, RunsWanted};
 use anabranch_common::wire::transfer::{Assembly, ChunkHeader};
 use anabranch_io::frames;
 use anabranch_io::tls;
+use anabranch_testkit::transfer::of_three_chunks;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
@@ -114,12 +115,6 @@ impl Stream {
     }
 }
 
-fn content() -> (Arc<[u8]>, TransferManifest) {
-    let content: Arc<[u8]> = (0..251).cycle().take(2 * limits::CHUNK_BYTES + 77).collect();
-    let manifest = TransferManifest::of(&content);
-    (content, manifest)
-}
-
 #[tokio::test]
 async fn two_runs_share_a_connection_and_the_last_one_to_go_closes_it() {
     let mut world = World::new();
@@ -147,7 +142,7 @@ async fn two_runs_share_a_connection_and_the_last_one_to_go_closes_it() {
 async fn the_same_transfer_in_both_runs_stays_apart() {
     let mut world = World::new();
     let (a, b, connection, stream_a, stream_b) = world.connected().await;
-    let (content, transfer) = content();
+    let (content, transfer) = of_three_chunks();
 
     // Up, from both at once.
     for link in [&a, &b] {

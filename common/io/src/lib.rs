@@ -4,7 +4,7 @@
 //!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
 //!  model_file        a model as safetensors                    text_file  configuration, as UTF-8
-//!  signals           what ends a daemon
+//!  signals           what ends a daemon                             malloc     settings of glibc's, by starting anew
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -18,6 +18,7 @@ pub mod exit;
 pub mod faults;
 pub mod frames;
 pub mod logging;
+pub mod malloc;
 pub mod model_file;
 pub mod signals;
 pub mod terminal;

@@ -9,7 +9,7 @@ use anabranch_io::exit::{self, ExitCode};
 use super::stopped::Stopped;
 use super::{output, reach};
 use crate::cli::ConfigVerb;
-use crate::driver;
+use crate::runs;
 
 pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     let ConfigVerb::Check { dir, which, output } = verb;
@@ -46,7 +46,7 @@ pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
 /// Model and seed have to stay what they were when the run began. While a coordinator has the store open they cannot be
 /// compared, and a hint says so.
 fn check_against_the_run(dir: &Path, run: Option<&str>, home: &Path) -> anyhow::Result<()> {
-    if !home.join(driver::STORE_DIR).exists() {
+    if !home.join(runs::STORE_DIR).exists() {
         return Ok(());
     }
     let looked = Stopped::look(dir).and_then(|mut stopped| {

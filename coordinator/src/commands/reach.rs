@@ -12,7 +12,6 @@ use super::client::Client;
 use super::stopped::Stopped;
 use crate::cli::TargetArgs;
 use crate::config::{self, Config, ConfigError};
-use crate::driver;
 use crate::identity::{self, Identity, IdentityError};
 use crate::runs;
 use crate::store::{SledStore, StorageError};
@@ -70,7 +69,7 @@ impl Coordinator {
         let config = load_config(dir)?;
         let mut holder = None;
         for _ in 0..limits::REACH_ATTEMPTS {
-            let locked = match open(&dir.join(driver::STORE_DIR)) {
+            let locked = match open(&dir.join(runs::STORE_DIR)) {
                 Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(dir, config, store, open)))),
                 // Verbs that read answer nobody, and end soon.
                 Err(locked @ StorageError::Locked { holder: LockHolder::Readers, .. }) => {

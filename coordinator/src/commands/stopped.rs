@@ -63,7 +63,7 @@ impl Stopped {
 
     fn open_with(dir: &Path, open: OpenStore) -> anyhow::Result<Self> {
         let config = super::reach::load_config(dir)?;
-        let store = open(&dir.join(driver::STORE_DIR)).map_err(|error| match error {
+        let store = open(&dir.join(runs::STORE_DIR)).map_err(|error| match error {
             StorageError::Locked { holder: LockHolder::Readers, .. } => error.into(),
             StorageError::Locked { .. } => anyhow::Error::new(
                 Fail::new(ExitCode::Locked, error.to_string())
@@ -87,7 +87,7 @@ impl Stopped {
 
     fn select_other(&mut self, name: &str) -> anyhow::Result<()> {
         let (home, config) = super::reach::load_other_config(&self.dir, name)?;
-        self.selected = Some((config, (self.open)(&home.join(driver::STORE_DIR))?));
+        self.selected = Some((config, (self.open)(&home.join(runs::STORE_DIR))?));
         Ok(())
     }
 
@@ -174,7 +174,7 @@ impl Stopped {
 
     fn status(&self) -> anyhow::Result<StatusReport> {
         let config = self.run_config();
-        let options = driver::options(self.known_identifiers()?, config);
+        let options = runs::options(self.known_identifiers()?, config);
         let mut report =
             runs::status(self.run_store(), &options, &config.spec.name, clock::unix_ms()).map_err(recovery_fail)?;
         self.registry()?.complete(&mut report.agents);
@@ -241,7 +241,7 @@ impl Stopped {
         registry: Registry,
     ) -> anyhow::Result<Rest<'_>> {
         let config = self.run_config();
-        let (options, spec) = (driver::options(identifiers, config), config.spec.clone());
+        let (options, spec) = (runs::options(identifiers, config), config.spec.clone());
         Rest::start(self.run_store(), options, spec, registry, recovered, clock::unix_ms()).map_err(rest_fail)
     }
 }
@@ -331,7 +331,7 @@ mod tests {
         let listen = ([127, 0, 0, 1], 4433).into();
         let options = TemplateOptions { name: "test".into(), seed: 1, listen, names: Vec::new() };
         let config = Config::parse(Path::new("run.toml"), &Config::template(&options)).expect("what `init` writes");
-        let store = SledStore::open_dir(&dir.join(driver::STORE_DIR)).expect("a new store");
+        let store = SledStore::open_dir(&dir.join(runs::STORE_DIR)).expect("a new store");
         let (mut roster, secret) = (Roster::default(), [9; 32]);
         let secret_digest = Digest::of(&secret).0;
         let runs = std::collections::BTreeSet::new();

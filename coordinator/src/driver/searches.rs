@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::host::{Input, SearchTexts, SearchesDone, SearchesJob};
 use crate::node::PublishedModel;
 use crate::recovery::{self, RecoveryError};
-use crate::runs::searches as directory;
+use crate::runs::searches;
 use crate::search::journal;
 use crate::store::{StorageError, Store};
 
@@ -87,15 +87,15 @@ fn carry_out(dir: &Path, stores: &Stores, job: SearchesJob, run: Option<Arc<dyn 
 
 fn create(dir: &Path, name: &str, texts: SearchTexts) -> Result<(Arc<dyn Store>, SearchTexts), String> {
     let SearchTexts { path, search, base } = texts;
-    let checked = directory::check_texts((Path::new(&path), &search), &base).map_err(|error| error.to_string())?;
+    let checked = searches::check_texts((Path::new(&path), &search), &base).map_err(|error| error.to_string())?;
     let (_, base, _) = checked;
-    let store = directory::create(dir, name).map_err(|error| with_help(&error))?;
+    let store = searches::create(dir, name).map_err(|error| with_help(&error))?;
     Ok((Arc::new(store), SearchTexts { path, search, base: base.text() }))
 }
 
 fn open(dir: &Path, stores: &Stores, name: String) -> SearchesDone {
     let not_opened = |name: String, why: String| SearchesDone::NotOpened { name, is_there: true, why };
-    let store = match directory::open(dir, &name) {
+    let store = match searches::open(dir, &name) {
         Ok(store) => store,
         Err(error) => return not_opened(name, with_help(&error)),
     };
@@ -103,7 +103,7 @@ fn open(dir: &Path, stores: &Stores, name: String) -> SearchesDone {
         Ok(records) if records.is_empty() => {
             drop(store);
             tracing::info!(search = %name, "removing a search whose start was never answered");
-            match directory::remove(dir, &name) {
+            match searches::remove(dir, &name) {
                 Ok(()) => {
                     let why = "its start was never answered; start it again".to_owned();
                     SearchesDone::NotOpened { name, is_there: false, why }

@@ -39,7 +39,7 @@ use anabranch_common::wire::runs::RunsWanted;
 pub use answer::{Candidate, choose};
 pub use input::Input;
 pub use output::Output;
-pub use runs::{About, ListedRun, OpenedRun, RunsDone, RunsJob};
+pub use runs::{About, OpenedRun, RunsDone, RunsJob};
 use runs::{ConnectionEnd, Opening, Unserved};
 pub(crate) use searches::unserved_method;
 use searches::{News, Searches};

@@ -46,17 +46,6 @@ impl About {
     }
 }
 
-/// A run that agents can take part in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedRun {
-    /// Its id.
-    pub run: RunId,
-    /// Its name.
-    pub name: String,
-    /// Its share of an agent's device, in proportion to the other runs'.
-    pub weight: u32,
-}
-
 /// A run whose store is open.
 #[derive(Debug)]
 pub struct OpenedRun {
@@ -185,16 +174,6 @@ impl Host {
     /// Lists a run that cannot be served, with the reason.
     pub fn cannot_serve(&mut self, name: &str, is_own: bool, why: String) {
         self.unserved.insert(name.to_owned(), Unserved { is_own, why, submission: None });
-    }
-
-    /// The runs that agents can take part in, by id.
-    #[must_use]
-    pub fn listed(&self) -> Vec<ListedRun> {
-        let listed = self.serving().filter_map(|run| {
-            let About { name, weight, .. } = self.about.get(&run)?.clone();
-            Some(ListedRun { run, name, weight })
-        });
-        listed.collect()
     }
 
     /// Every run of the process: its own first, the others by name.
@@ -334,9 +313,7 @@ impl Host {
         let is_same = |unserved: &Unserved| submission.is_some() && unserved.submission == submission;
         if self.unserved.get(&name).is_some_and(is_same) {
             self.unserved.remove(&name);
-            self.opening.insert(name.clone(), Opening { submission, requests: request.into_iter().collect() });
-            self.out.push(Output::Runs(RunsJob::Open { name }));
-            return Created::Waits;
+            return self.wait_for(name.clone(), submission, request, RunsJob::Open { name });
         }
         if self.unserved.contains_key(&name) || self.deleting.contains_key(&name) {
             return taken();
@@ -345,8 +322,18 @@ impl Host {
             return Created::Refused(OperatorResponse::Conflict(too_many()));
         }
         self.left_over.remove(&name);
-        self.opening.insert(name.clone(), Opening { submission, requests: request.into_iter().collect() });
-        self.out.push(Output::Runs(RunsJob::Create { name, config, submission }));
+        self.wait_for(name.clone(), submission, request, RunsJob::Create { name, config, submission })
+    }
+
+    fn wait_for(
+        &mut self,
+        name: String,
+        submission: Option<Submission>,
+        request: Option<RequestId>,
+        job: RunsJob,
+    ) -> Created {
+        self.opening.insert(name, Opening { submission, requests: request.into_iter().collect() });
+        self.out.push(Output::Runs(job));
         Created::Waits
     }
 

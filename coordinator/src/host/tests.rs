@@ -9,6 +9,7 @@ use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
+use anabranch_common::wire::runs::RunInfo;
 
 use super::*;
 use crate::node::merge::Merged;
@@ -16,6 +17,17 @@ use crate::node::{Done, Job};
 use crate::recovery;
 use crate::store::{StorageError, Store as _};
 use world::{A, AGENT, B, OTHER, REQUEST, SECRET, World};
+
+impl Host {
+    /// The runs that agents can take part in, by id.
+    fn listed(&self) -> Vec<RunInfo> {
+        let info = |run: RunId| {
+            let About { name, weight, .. } = self.about.get(&run)?.clone();
+            Some(RunInfo { run, name, weight })
+        };
+        self.serving().filter_map(info).collect()
+    }
+}
 
 #[test]
 fn an_agent_is_of_the_run_that_its_hello_names() {

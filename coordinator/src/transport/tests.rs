@@ -13,6 +13,7 @@ use anabranch_common::wire::runs::{RunInfo, RunsListed};
 use anabranch_common::wire::transfer::{Assembly, ChunkHeader, Missing, TransferManifest};
 use anabranch_io::chunks::{self, Route};
 use anabranch_io::frames::FrameIoError;
+use anabranch_testkit::transfer::of_three_chunks;
 use quinn::VarInt;
 
 use super::*;
@@ -150,12 +151,6 @@ fn hello(run: RunId) -> AgentHello {
     }
 }
 
-fn content() -> (Arc<[u8]>, TransferManifest) {
-    let content: Arc<[u8]> = (0..251).cycle().take(2 * limits::CHUNK_BYTES + 77).collect();
-    let manifest = TransferManifest::of(&content);
-    (content, manifest)
-}
-
 #[tokio::test]
 async fn two_runs_on_one_connection_receive_the_same_transfer_each_for_itself() {
     let mut world = World::new();
@@ -165,7 +160,7 @@ async fn two_runs_on_one_connection_receive_the_same_transfer_each_for_itself() 
     assert_eq!((heard_a.run, heard_b.run), (A, B));
     assert!(heard_a.agent == heard_b.agent && heard_a.peer != heard_b.peer);
 
-    let (content, manifest) = content();
+    let (content, manifest) = of_three_chunks();
     let (sink_a, sink_b) = (heard_a.expect(&manifest).await, heard_b.expect(&manifest).await);
     for stream in [&mut a, &mut b] {
         assert!(matches!(stream.hear().await, Some(CoordinatorMessage::NoLease { .. })));
@@ -192,7 +187,7 @@ async fn the_same_model_is_sent_to_both_runs_of_a_connection_each_under_its_stre
     let connection = world.connect_agent().await;
     let (a, heard_a) = world.hello(&connection, A).await;
     let (b, heard_b) = world.hello(&connection, B).await;
-    let (content, transfer) = content();
+    let (content, transfer) = of_three_chunks();
     let (version, digest, form) = (ModelVersion(1), Digest::of(b"model"), ModelForm::Snapshot);
     let model = Arc::new(PackedModel { version, digest, form, content: Arc::clone(&content), transfer });
     for heard in [&heard_a, &heard_b] {
@@ -263,7 +258,7 @@ async fn chunks_of_an_unknown_stream_are_not_taken_and_harm_nobody() {
     let mut world = World::new();
     let connection = world.connect_agent().await;
     let (mut a, heard_a) = world.hello(&connection, A).await;
-    let (content, manifest) = content();
+    let (content, manifest) = of_three_chunks();
     let sink = heard_a.expect(&manifest).await;
     assert!(a.hear().await.is_some());
     for session in [a.route.session + 4, a.route.session + 1, u64::MAX] {
@@ -284,7 +279,7 @@ async fn a_chunk_that_is_not_what_was_offered_ends_its_run_alone() {
     let connection = world.connect_agent().await;
     let (mut a, heard_a) = world.hello(&connection, A).await;
     let (mut b, heard_b) = world.hello(&connection, B).await;
-    let (content, manifest) = content();
+    let (content, manifest) = of_three_chunks();
     heard_a.expect(&manifest).await;
     assert!(a.hear().await.is_some());
     let mut stream = connection.open_uni().await.expect("a stream");
@@ -304,7 +299,7 @@ async fn a_chunk_that_is_too_long_ends_its_run_alone() {
     let connection = world.connect_agent().await;
     let (mut a, heard_a) = world.hello(&connection, A).await;
     let (mut b, heard_b) = world.hello(&connection, B).await;
-    let (_, manifest) = content();
+    let (_, manifest) = of_three_chunks();
     heard_a.expect(&manifest).await;
     assert!(a.hear().await.is_some());
     let mut stream = connection.open_uni().await.expect("a stream");

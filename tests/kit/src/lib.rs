@@ -6,6 +6,7 @@
 //! | [`merge`] | what every [`MergeRule`](anabranch_common::merge::MergeRule) must do | `common/tests/conformance` |
 //! | [`extreme`] | extreme values | tests of both cores |
 //! | [`lease`] | a lease and a plan | tests of the agent, benchmarks |
+//! | [`transfer`] | a content of several chunks | tests of both transports |
 //!
 //! A suite panics with what does not hold. Unit tests of `anabranch-common` cannot call the suites: they are compiled with a
 //! second instance of that crate, whose traits are other traits. They may call functions of numbers.
@@ -14,3 +15,4 @@ pub mod codec;
 pub mod extreme;
 pub mod lease;
 pub mod merge;
+pub mod transfer;

@@ -37,7 +37,7 @@ pub fn on_a_copy<T>(
 ) -> anyhow::Result<T> {
     let copy = tempfile::Builder::new().prefix("anabranch-audit-").tempdir()?;
     let to = copy.path().join("store");
-    copy_folder(&coordinator_dir.join(anabranch_coordinator::driver::STORE_DIR), &to)
+    copy_folder(&coordinator_dir.join(anabranch_coordinator::runs::STORE_DIR), &to)
         .context("the store cannot be copied")?;
     let store = anabranch_coordinator::store::SledStore::open_dir(&to)?;
     let found = look(&store);

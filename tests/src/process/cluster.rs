@@ -13,7 +13,7 @@ use anabranch_common::status::{StatusReport, VerifyReport};
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
-use super::{Ended, Process, Role, call};
+use super::{Ended, Process, Role, call, example};
 use crate::clock::poll;
 
 /// How long anything may take that is expected to happen: generous, because machines that test are busy.
@@ -132,6 +132,21 @@ impl Cluster {
             Role::Agent,
             &["join".as_ref(), "--token".as_ref(), token.as_ref(), "--dir".as_ref(), dir.as_os_str()],
         )
+    }
+
+    /// Splits the digits to train on evenly into shards for so many agents. Returns the folder of the shards, and the digits to
+    /// test on.
+    ///
+    /// # Errors
+    /// The agent's verb fails.
+    pub fn split_digits(&self, agents: usize) -> anyhow::Result<(PathBuf, PathBuf)> {
+        let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
+        let (shards, agents) = (self.path().join("shards"), agents.to_string());
+        let mut split: Vec<&OsStr> = ["shard", "split"].map(OsStr::new).to_vec();
+        split.extend([train.as_os_str(), "--agents".as_ref(), agents.as_ref(), "--iid".as_ref(), "--seed=1".as_ref()]);
+        split.extend([OsStr::new("--out"), shards.as_os_str()]);
+        self.call(Role::Agent, &split)?.code(0)?;
+        Ok((shards, test))
     }
 
     /// Enrols an agent.

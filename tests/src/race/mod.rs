@@ -160,26 +160,16 @@ pub fn run(options: &Options) -> anyhow::Result<RaceReport> {
     };
     let entries: Vec<(usize, u64)> =
         (0..entrants.len()).flat_map(|entrant| (*seed..seed + seeds).map(move |seed| (entrant, seed))).collect();
-    let (next, finishes) = (AtomicUsize::new(0), Mutex::new(vec![None; entries.len()]));
-    let race = || {
-        loop {
-            let entry = next.fetch_add(1, Ordering::Relaxed);
-            let Some((entrant, seed)) = entries.get(entry).copied() else { return };
-            let entrant = &entrants[entrant];
-            let finish = guarded(|| entrant.race(data_of(entrant.holders), seed, &options.clock));
-            let finish = finish.map_err(|error| format!("{error:#}"));
-            finishes.lock()[entry] = Some(finish);
-        }
-    };
     let jobs = if options.clock == Clock::Virtual { options.jobs } else { 1 };
-    std::thread::scope(|scope| {
-        (0..jobs.clamp(1, entries.len().max(1))).for_each(|_| _ = scope.spawn(race));
+    let finishes = in_parallel(jobs, entries.len(), |entry| {
+        let (entrant, seed) = entries[entry];
+        let entrant = &entrants[entrant];
+        guarded(|| entrant.race(data_of(entrant.holders), seed, &options.clock))
     });
     let mut races: Vec<Vec<Finish>> = vec![Vec::new(); entrants.len()];
-    for ((entrant, seed), finish) in entries.iter().zip(finishes.into_inner()) {
-        let finish = finish.context("a race has not been run")?;
+    for ((entrant, seed), finish) in entries.iter().zip(finishes) {
         let name = &entrants[*entrant].name;
-        races[*entrant].push(finish.map_err(|error| anyhow!("{name} with seed {seed}: {error}"))?);
+        races[*entrant].push(finish.map_err(|error| anyhow!("{name} with seed {seed}: {error:#}"))?);
     }
     for (entrant, Entrant { references, .. }) in entrants.iter().enumerate() {
         for (reference, other) in references {

@@ -194,6 +194,12 @@ pub struct TimedKills {
     pub down_s: f64,
 }
 
+/// Returns whether a workload file has a key at its top, which tells of what kind it is.
+pub(super) fn has_key(path: &Path, key: &str) -> bool {
+    let text = text_file::read(path, limits::CONFIG_FILE_BYTES).unwrap_or_default();
+    text.parse::<toml::Table>().is_ok_and(|table| table.contains_key(key))
+}
+
 impl Workload {
     /// Reads and checks a workload file.
     ///

@@ -9,7 +9,6 @@ use anabranch_io::exit::{self, ExitCode, Fail};
 use super::Stopped;
 use crate::config::{Config, FILE_NAME};
 use crate::core::status;
-use crate::driver;
 use crate::identity::run;
 use crate::runs::{self, Submission};
 use crate::store::Store as _;
@@ -67,7 +66,7 @@ impl Stopped {
             Place::Own => run::known(self.store.catalogue())?,
             Place::Other(name) => {
                 let home = runs::dir_of(&self.dir, name);
-                run::known((self.open)(&home.join(driver::STORE_DIR))?.catalogue())?
+                run::known((self.open)(&home.join(runs::STORE_DIR))?.catalogue())?
             }
         };
         Ok(known.map(|(run, _)| run))
@@ -155,7 +154,7 @@ impl Stopped {
             return Ok(OperatorResponse::Failed(error.to_string()));
         }
         runs::create(&self.dir, name, config, submission)?;
-        let store = (self.open)(&runs::dir_of(&self.dir, name).join(driver::STORE_DIR))?;
+        let store = (self.open)(&runs::dir_of(&self.dir, name).join(runs::STORE_DIR))?;
         created(run::identifiers(store.catalogue())?.0)
     }
 

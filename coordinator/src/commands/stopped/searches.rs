@@ -4,8 +4,7 @@ use anabranch_common::wire::operator::{OperatorResponse, SearchRequest};
 
 use super::Stopped;
 use crate::core::status::json;
-use crate::runs::STORE_DIR;
-use crate::runs::searches as directory;
+use crate::runs::{STORE_DIR, searches};
 use crate::search::report::{SearchReport, SearchResult, SearchSummary, no_search};
 use crate::search::{SearchState, journal};
 use crate::store::Store as _;
@@ -34,7 +33,7 @@ impl Stopped {
     }
 
     fn search_summaries(&self) -> anyhow::Result<Vec<SearchSummary>> {
-        let names = directory::names(&self.dir)?;
+        let names = searches::names(&self.dir)?;
         let summary = |name: &String| match self.read_search(name) {
             Ok(state) => SearchSummary::of(&state),
             Err(error) => SearchSummary::unread(name, Some(format!("{error:#}"))),
@@ -44,7 +43,7 @@ impl Stopped {
 
     /// The state of a search by name; of the only one without.
     fn search(&self, wanted: Option<&str>) -> anyhow::Result<Result<SearchState, OperatorResponse>> {
-        let names = directory::names(&self.dir)?;
+        let names = searches::names(&self.dir)?;
         let found = match wanted {
             Some(wanted) => names.iter().find(|name| *name == wanted),
             None => names.first().filter(|_| names.len() == 1),
@@ -56,7 +55,7 @@ impl Stopped {
     }
 
     fn read_search(&self, name: &str) -> anyhow::Result<SearchState> {
-        let store = (self.open)(&directory::dir_of(&self.dir, name).join(STORE_DIR))?;
+        let store = (self.open)(&searches::dir_of(&self.dir, name).join(STORE_DIR))?;
         Ok(SearchState::fold(&journal::read(store.journal())?)?)
     }
 }

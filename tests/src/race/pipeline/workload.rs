@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 use super::super::data::DataName;
+use super::super::workload::has_key;
 
 /// The part of a text that models are tested on.
 const TEST_SHARE: usize = 8;
@@ -68,8 +69,7 @@ impl PipelineWorkload {
     /// Returns whether a workload file is of this kind: it has `stages`.
     #[must_use]
     pub fn is_at(path: &Path) -> bool {
-        let text = text_file::read(path, limits::CONFIG_FILE_BYTES).unwrap_or_default();
-        text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("stages"))
+        has_key(path, "stages")
     }
 
     /// Reads and checks a workload file.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::super::strategy::{self, Strategy};
-use super::super::workload::Workload;
+use super::super::workload::{Workload, has_key};
 
 /// Name of the configuration that trials vary, as SEARCH.toml has it.
 const BASE_FILE: &str = "run.toml";
@@ -51,8 +51,7 @@ impl SearchWorkload {
     /// Returns whether a workload file is of this kind: it has `[search]`.
     #[must_use]
     pub fn is_at(path: &Path) -> bool {
-        let text = text_file::read(path, limits::CONFIG_FILE_BYTES).unwrap_or_default();
-        text.parse::<Table>().is_ok_and(|table| table.contains_key("search"))
+        has_key(path, "search")
     }
 
     /// Reads and checks a workload file.

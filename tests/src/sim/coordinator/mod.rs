@@ -204,8 +204,11 @@ impl World {
                     }
                 }
                 // One run, which is there from the start, and without a quota.
-                Output::Runs(_) | Output::Searches(_) | Output::Close { .. } | Output::Look { .. } => {}
-                Output::Measure { .. } => {}
+                Output::Runs(_)
+                | Output::Searches(_)
+                | Output::Close { .. }
+                | Output::Look { .. }
+                | Output::Measure { .. } => {}
                 // No agent here asks which runs there are.
                 Output::List { .. } | Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {
                 }
