@@ -78,7 +78,7 @@ fn kill_and_serve(lab: &Path, report: &mut Report, name: &str, coordinates: u64,
 }
 
 /// The ledger's tensor as a safetensors file: length of the header, header, data.
-pub(super) fn write_model(path: &Path, values: &[f32]) -> anyhow::Result<()> {
+fn write_model(path: &Path, values: &[f32]) -> anyhow::Result<()> {
     let (shape, end) = (values.len(), 4 * values.len());
     let header = format!("{{\"ledger\":{{\"dtype\":\"F32\",\"shape\":[{shape}],\"data_offsets\":[0,{end}]}}}}");
     let mut file = BufWriter::new(File::create(path)?);

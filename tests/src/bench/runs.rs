@@ -1,7 +1,8 @@
-//! `anabranch-lab bench runs`: what an idle run costs a coordinator that serves many.
+//! `anabranch-lab bench runs`: what an idle run costs a coordinator that serves many, with agents in all of them.
 //!
-//! One real coordinator serves the run of `init`, and is measured. Then it serves so many further runs, each with a model,
-//! and is measured again. Resident memory and processor time above the first measurement are the idle runs'.
+//! One real coordinator serves the run of `init` to real agents, the run is paused, and the process is measured. Then it serves
+//! so many further runs, paused before the agents come, in each of which every agent takes part, and is measured again. Resident
+//! memory and processor time above the first measurement are the idle runs'.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,16 +10,13 @@ use std::time::Duration;
 use anabranch_common::status::{RunStanding, RunSummary};
 use anyhow::Context as _;
 
-use super::recovery::write_model;
-use super::store::noise;
 use crate::clock::{Stopwatch, poll};
-use crate::ledger::Settings;
-use crate::process::{Cluster, cpu_s};
+use crate::process::{Cluster, DIGITS, PATIENCE, Role, cpu_s, example};
 use crate::report::{Report, proc_kib};
 
-/// How long all runs may take to be opened.
+/// How long all runs may take to be opened and joined.
 const OPENING: Duration = Duration::from_secs(300);
-/// How long a coordinator that has just started is left alone before it is measured.
+/// How long a coordinator is left alone before it is measured.
 const SETTLING: Duration = Duration::from_secs(3);
 /// Most resident memory of an idle run, in bytes.
 const AIM_BYTES: f64 = 2e6;
@@ -31,9 +29,9 @@ pub struct Options {
     /// Runs beside the one of `init`
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub runs: u32,
-    /// Parameters of each run's model
-    #[arg(long, value_name = "P", default_value_t = 1_000)]
-    pub params: u64,
+    /// Agents that take part in all runs
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub agents: u64,
     /// How long the idle coordinator is watched, in seconds
     #[arg(long, value_name = "S", default_value_t = 20.0)]
     pub seconds: f64,
@@ -53,28 +51,48 @@ struct Cost {
 /// # Errors
 /// A process fails, or a run is not served.
 pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
-    let settings = Settings { coordinates: options.params, ..Settings::default() };
-    let mut cluster = Cluster::new(lab, &settings.run_toml())?;
-    let file = cluster.path().join("model.safetensors");
-    write_model(&file, &noise(usize::try_from(options.params)?, seed))?;
-    let model = file.display().to_string();
-    cluster.coordinate(&["checkpoint", "import"], &[&model])?.code(0)?;
-    let alone = serve(&mut cluster, 1, options.seconds)?.0;
+    let settings = DIGITS.replace("versions = 40", "versions = 1000000");
+    let mut cluster = Cluster::new(lab, &settings)?;
+    cluster.start_coordinator()?;
+    for number in 0..options.agents {
+        cluster.join(&agent_name(number))?;
+    }
+    start_agents(&mut cluster, options.agents)?;
+    cluster.wait_for_updates(1)?;
+    cluster.coordinate(&["pause"], &[])?.code(0)?;
+    wait_for_agents(&cluster, 1, options.agents)?;
+    let alone = measure(&mut cluster, options.seconds)?;
+    let model = cluster.path().join("model.safetensors").display().to_string();
+    cluster.coordinate(&["checkpoint", "export"], &["--out", &model])?.code(0)?;
+    cluster.park_agents()?;
     cluster.park_coordinator()?;
 
     let config = cluster.path().join("further.toml");
-    std::fs::write(&config, settings.run_toml())?;
+    std::fs::write(&config, &settings)?;
     let config = config.display().to_string();
     for number in 0..options.runs {
         let name = format!("run-{number}");
         cluster.coordinate(&["runs", "create"], &[&name, "--config", &config])?.code(0)?;
         cluster.coordinate(&["checkpoint", "import"], &["--run", &name, &model])?.code(0)?;
     }
-    let (together, opened_s) = serve(&mut cluster, options.runs as usize + 1, options.seconds)?;
+    let watch = Stopwatch::start();
+    cluster.start_coordinator()?;
+    let runs = options.runs as usize + 1;
+    let served = poll(OPENING, || Ok((list(&cluster)?.iter().filter(|run| idle(run)).count() == runs).then_some(())))?;
+    served.with_context(|| format!("{runs} runs are not served within {OPENING:?}"))?;
+    let opened_s = watch.seconds();
+    for number in 0..options.runs {
+        cluster.coordinate(&["runs", "pause"], &[&format!("run-{number}")])?.code(0)?;
+    }
+    start_agents(&mut cluster, options.agents)?;
+    wait_for_agents(&cluster, runs, options.agents)?;
+    let together = measure(&mut cluster, options.seconds)?;
+    cluster.park_agents()?;
     cluster.park_coordinator()?;
 
     let of_each = |all: f64, one: f64| (all - one).max(0.0) / f64::from(options.runs.max(1));
     let mut report = Report::new("anabranch-lab bench runs", seed);
+    report.metric("agents", options.agents as f64);
     report.metric("process_rss_bytes", alone.rss_bytes);
     report.metric("process_cpu_share", alone.cpu_share);
     report.metric("run_rss_bytes", of_each(together.rss_bytes, alone.rss_bytes));
@@ -87,19 +105,41 @@ pub fn run(lab: &Path, options: &Options, seed: u64) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Starts the coordinator, waits until it serves so many runs, and watches it. Returns also how long the runs took to be
-/// opened.
-fn serve(cluster: &mut Cluster, runs: usize, seconds: f64) -> anyhow::Result<(Cost, f64)> {
-    let watch = Stopwatch::start();
-    cluster.start_coordinator()?;
-    let served = poll(OPENING, || {
-        let listed = cluster.coordinate(&["runs", "list"], &["--json"])?.code(0)?.stdout;
-        let listed: Vec<RunSummary> = serde_json::from_str(&listed)?;
-        let running = listed.iter().filter(|run| run.state == RunStanding::Running).count();
-        Ok((running == runs).then_some(()))
+fn agent_name(number: u64) -> String {
+    format!("agent-{number}")
+}
+
+/// Starts agents that have joined; they take part in all runs.
+fn start_agents(cluster: &mut Cluster, agents: u64) -> anyhow::Result<()> {
+    let data = example("data/digits-train.csv.gz");
+    let args = ["--shard".as_ref(), data.as_os_str(), "--threads=1".as_ref(), "--runs=all".as_ref()];
+    for number in 0..agents {
+        cluster.start_agent(Role::Agent, &agent_name(number), &args, &[])?;
+    }
+    Ok(())
+}
+
+/// Returns every run of the running coordinator.
+fn list(cluster: &Cluster) -> anyhow::Result<Vec<RunSummary>> {
+    Ok(serde_json::from_str(&cluster.coordinate(&["runs", "list"], &["--json"])?.code(0)?.stdout)?)
+}
+
+/// Returns whether a run is served and has a model.
+fn idle(run: &RunSummary) -> bool {
+    matches!(run.state, RunStanding::Running | RunStanding::Paused)
+}
+
+/// Waits until so many runs are paused and every agent is connected to each of them.
+fn wait_for_agents(cluster: &Cluster, runs: usize, agents: u64) -> anyhow::Result<()> {
+    let ready = |run: &RunSummary| run.state == RunStanding::Paused && run.connected == agents;
+    let joined = poll(OPENING.max(PATIENCE), || {
+        Ok((list(cluster)?.iter().filter(|run| ready(run)).count() == runs).then_some(()))
     })?;
-    served.with_context(|| format!("{runs} runs are not served within {OPENING:?}"))?;
-    let opened_s = watch.seconds();
+    joined.with_context(|| format!("{agents} agents are not in {runs} paused runs\n{}", cluster.logs()))
+}
+
+/// Watches the coordinator for so many seconds.
+fn measure(cluster: &mut Cluster, seconds: f64) -> anyhow::Result<Cost> {
     let pid = cluster.coordinator()?.pid();
     std::thread::sleep(SETTLING);
     let used = || cpu_s(pid).context("the coordinator has ended");
@@ -110,5 +150,5 @@ fn serve(cluster: &mut Cluster, runs: usize, seconds: f64) -> anyhow::Result<(Co
     let entries =
         |of: &str| -> anyhow::Result<f64> { Ok(std::fs::read_dir(format!("/proc/{pid}/{of}"))?.count() as f64) };
     let (files, threads) = (entries("fd")?, entries("task")?);
-    Ok((Cost { rss_bytes: (rss_kib << 10) as f64, cpu_share, files, threads }, opened_s))
+    Ok(Cost { rss_bytes: (rss_kib << 10) as f64, cpu_share, files, threads })
 }

@@ -78,7 +78,8 @@ struct Turn {
 struct Outcome {
     /// At the end of the steps of one machine; not finite where training diverged before.
     loss: f64,
-    /// On the test examples, of one machine; not finite of a pipeline, whose run ends where it reaches that machine's loss.
+    /// On the test examples, where the run ends: at the loss of one machine and no sooner than that machine, or after the most
+    /// steps. Not finite where training diverged.
     accuracy: f64,
     slowdown: f64,
     /// Whether training diverged, be it after it had reached the loss of one machine.
@@ -168,7 +169,8 @@ impl Comparison<'_> {
             let reached = reaches(&ran.losses, window, target);
             let slowdown = reached.map_or(most, |step| (step as f64 / own_steps as f64).min(most));
             let loss = ran.losses.get(..steps as usize).map_or(f64::NAN, |losses| mean_of_last(losses, window));
-            let outcome = Outcome { loss, accuracy: f64::NAN, slowdown, diverged: ran.end.is_none() };
+            let accuracy = ran.end.as_ref().map_or(f64::NAN, |end| self.accuracy(judge.as_mut(), end));
+            let outcome = Outcome { loss, accuracy, slowdown, diverged: ran.end.is_none() };
             outcomes.push((turn.name.clone(), outcome));
         }
         Ok(outcomes)
