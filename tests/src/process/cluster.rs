@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anabranch_agent::config::{AgentConfig, AgentDir};
@@ -48,6 +49,28 @@ impl Cluster {
         let args = ["init".as_ref(), "--dir".as_ref(), dir.as_os_str(), "--listen".as_ref(), listen.as_ref()];
         cluster.call(Role::Coordinator, &args)?.code(0)?;
         std::fs::write(dir.join("run.toml"), format!("{settings}\n[server]\nlisten = \"{listen}\"\n"))?;
+        Ok(cluster)
+    }
+
+    /// Takes directories that another build has written, from an archive (tar.gz) with the coordinator's in `c` and
+    /// an agent's in `a`; both know the coordinator at `port`, and get a free one. Nothing is started.
+    ///
+    /// # Errors
+    /// The archive is not there or holds something else.
+    pub fn restore(lab: &Path, archive: &Path, port: u16, agent: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("anabranch-").tempdir()?;
+        let unpacked = Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(folder.path()).status();
+        if !unpacked.context("tar")?.success() {
+            bail!("{} cannot be unpacked", archive.display());
+        }
+        std::fs::rename(folder.path().join("c"), folder.path().join("coordinator"))?;
+        std::fs::rename(folder.path().join("a"), folder.path().join(agent))?;
+        let mut cluster = Self { coordinator: None, agents: BTreeMap::new(), lab: lab.to_owned(), port, folder };
+        std::fs::create_dir(cluster.path().join("calls"))?;
+        let free = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        cluster.reroute(agent, free)?;
+        cluster.edit(&format!(":{port}\""), &format!(":{free}\""))?;
+        cluster.port = free;
         Ok(cluster)
     }
 
