@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anabranch_common::limits;
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::web::{Bounds, Server, WebError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -17,7 +18,7 @@ use crate::identity::Identity;
 use crate::node::JobError;
 use crate::tensorboard;
 use crate::transport::Shared;
-use crate::web::{Bounds, Certificate, Events, Server, Snapshot, WebError, router};
+use crate::web::{Certificate, Events, Snapshot, router};
 
 /// Publishes snapshots until it is dropped.
 #[derive(Debug)]
