@@ -8,6 +8,7 @@ use std::time::Duration;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::wire::operator::{OperatorRequest, RunRequest};
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
+use anabranch_io::web::listen_address;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
@@ -224,6 +225,7 @@ pub(crate) struct InitArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   anabranch-coordinator run --dir trainer
+  anabranch-coordinator run --dir trainer --metrics 9464
   anabranch-coordinator run --dir trainer --log-format json -v 2> trainer.log")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -231,6 +233,13 @@ pub(crate) struct RunArgs {
     /// Go on when every run has ended: more can be created
     #[arg(long)]
     pub(crate) stay: bool,
+    /// Serve figures for Prometheus at /metrics and health at /healthz over HTTP, at a port of the loopback interface or at an
+    /// address like 10.0.0.7:9464. It is not encrypted: any client that reaches the address reads them
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Write TensorBoard's event files of every run below this folder: accuracy, loss, staleness, version
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tensorboard: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
