@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use anabranch_common::journal::Aggregate;
 use anabranch_common::status::StatusReport;
+use anabranch_tests::chaos::shim::{Setting, Shim};
 use anabranch_tests::clock::poll;
 use anabranch_tests::ledger::Settings;
 use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, http_get, python_has, series};
@@ -247,13 +248,77 @@ fn tensorboard_shows_the_curve_of_the_status_also_after_a_kill() -> anyhow::Resu
     for (tag, value) in
         [("accuracy", (|aggregate| aggregate.accuracy) as fn(&Aggregate) -> f64), ("loss", |aggregate| aggregate.loss)]
     {
-        let expected = status.aggregates.iter().map(|timed| &timed.aggregate);
-        let expected: Vec<_> = expected.map(|aggregate| (aggregate.version.0, value(aggregate) as f32)).collect();
-        let found: Vec<_> = scalars[tag].iter().map(|(step, value)| (*step, *value as f32)).collect();
+        // Event files have single precision.
+        let single = |value: f64| -> anyhow::Result<f32> { Ok(format!("{value}").parse()?) };
+        let aggregates = status.aggregates.iter().map(|timed| &timed.aggregate);
+        let expected = aggregates.map(|aggregate| Ok((aggregate.version.0, single(value(aggregate))?)));
+        let expected: Vec<_> = expected.collect::<anyhow::Result<_>>()?;
+        let found = scalars[tag].iter().map(|(step, value)| Ok((*step, single(*value)?)));
+        let found: Vec<_> = found.collect::<anyhow::Result<_>>()?;
         assert_eq!(found, expected, "{tag}");
     }
     let versions = &scalars["version"];
     assert!(versions.len() >= 2 && versions.iter().all(|(step, value)| *step as f64 == *value), "{versions:?}");
     assert!(scalars["staleness"].iter().all(|(_, value)| *value >= 0.0), "{scalars:?}");
+    Ok(())
+}
+
+/// Waits until `/healthz` answers so. Returns the answer.
+fn health(cluster: &Cluster, address: &str, status: &str, says: &str) -> anyhow::Result<String> {
+    let mut last = String::new();
+    let found = poll(PATIENCE, || {
+        // It may be starting.
+        last = http_get(address, "/healthz").unwrap_or_else(|error| error.to_string());
+        Ok((last.starts_with(&format!("HTTP/1.1 {status} ")) && last.contains(says)).then(|| last.clone()))
+    })?;
+    found.with_context(|| format!("not {status} {says:?} but {last:?}\n{}", cluster.logs()))
+}
+
+#[test]
+fn health_tells_of_a_journal_that_fails_and_of_a_process_that_shuts_down() -> anyhow::Result<()> {
+    let settings = Settings::default();
+    let mut cluster = Cluster::new(Path::new(LAB), &settings.run_toml())?;
+    let Some(shim) = Shim::new(cluster.path())? else {
+        assert!(std::env::var_os("CI").is_none(), "CI needs a C compiler");
+        eprintln!("not checked: there is no C compiler here");
+        return Ok(());
+    };
+    let config = cluster.path().join("wards.toml");
+    std::fs::write(&config, settings.run_toml())?;
+    cluster.coordinate(&["runs", "create"], &["wards", "--config", &config.display().to_string()])?.code(0)?;
+    // The disk of one run alone.
+    let disk = shim.switches("coordinator", &cluster.coordinator_dir().join("runs/wards"))?;
+    let environment = disk.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    cluster.serve_with(&["--metrics", &address]);
+    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving", PATIENCE)?;
+    let token = cluster.token(&["--name", "one", "--runs", "wards"])?;
+    cluster.join_with(&token, "one")?.code(0)?;
+    cluster.start_ledger_agent("one", &[])?;
+    health(&cluster, &address, "200", "ok")?;
+    let merged = |text: &str| series(text, "anabranch_updates_accepted_total{run=\"wards\"}");
+    let works = || Ok(scrape(&address).ok().filter(|text| merged(text) > Some(5.0)));
+    poll(PATIENCE, works)?.with_context(|| cluster.logs())?;
+
+    disk.set(Setting { error: true, ..Setting::default() })?;
+    let text = health(&cluster, &address, "503", "run wards has failed: ")?;
+    assert_eq!(text.split_once("\r\n\r\n").map(|(_, body)| body.lines().count()), Some(1), "{text}");
+    let text = scrape(&address)?;
+    for (labels, runs) in [("run=\"wards\",state=\"failed\"", 1.0), ("run=\"ledger\",state=\"pending\"", 1.0)] {
+        assert_eq!(value(&text, &format!("anabranch_run_state{{{labels}}}"))?, runs, "{text}");
+    }
+    assert_eq!(cluster.park_coordinator()?, 6, "{}", cluster.logs());
+
+    disk.set(Setting::default())?;
+    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving", PATIENCE)?;
+    poll(PATIENCE, works)?.with_context(|| cluster.logs())?;
+    health(&cluster, &address, "200", "ok")?;
+    // What is being written is waited for.
+    disk.set(Setting { sync_ms: 5_000, ..Setting::default() })?;
+    cluster.coordinator()?.signal(nix::sys::signal::Signal::SIGTERM)?;
+    health(&cluster, &address, "503", "shutting down")?;
+    disk.set(Setting::default())?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
     Ok(())
 }

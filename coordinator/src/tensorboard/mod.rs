@@ -123,12 +123,13 @@ impl Curve {
     fn add(&mut self, report: &StatusReport, at_ms: u64) -> io::Result<()> {
         let mut records = Vec::new();
         let began_s = at_ms as f64 / 1e3 - report.wall_s;
-        let new = report.aggregates.iter().filter(|timed| timed.at_s > self.measured_s);
-        for TimedAggregate { at_s, aggregate } in new.clone() {
+        let mut measured_s = None;
+        for TimedAggregate { at_s, aggregate } in report.aggregates.iter().filter(|timed| timed.at_s > self.measured_s)
+        {
+            measured_s = Some(*at_s);
             let scalars = [("accuracy", aggregate.accuracy), ("loss", aggregate.loss)];
             records.extend(record(began_s + at_s, aggregate.version.0, What::Scalars(&scalars)));
         }
-        let measured_s = new.last().map(|timed| timed.at_s);
         let version = report.version;
         let is_due = self.sampled.is_none_or(|(sampled, sampled_ms)| {
             sampled != version && at_ms.saturating_sub(sampled_ms) >= limits::TENSORBOARD_SAMPLE_MS
