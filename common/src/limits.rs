@@ -551,5 +551,33 @@ pub const RUN_REMOVALS: u32 = 40;
 pub const RUN_REMOVAL_REST_MS: u64 = 10;
 /// Looks whether others still use the store of a run that is to be deleted, with that rest between two of them.
 pub const RUN_RELEASES: u32 = 1_000;
+/// Clients of the coordinator's HTTP server that are served at the same time; further ones wait to be accepted.
+pub const WEB_CONNECTIONS: usize = 64;
+/// Bytes of a request's head over HTTP.
+pub const WEB_HEAD_BYTES: usize = 16 << 10;
+/// How long a client may take for the head of its next request, in milliseconds.
+pub const WEB_HEAD_MS: u64 = 10_000;
+/// How long an answer over HTTP may take to be made, in milliseconds.
+pub const WEB_ANSWER_MS: u64 = 10_000;
+/// How long a client may take nothing of an answer, in milliseconds.
+pub const WEB_SILENCE_MS: u64 = 30_000;
+/// Rest after a connection could not be accepted (no free file), in milliseconds.
+pub const WEB_ACCEPT_REST_MS: u64 = 100;
+/// Least and most time between two snapshots of the process for its figures, in milliseconds, and ...
+pub const SNAPSHOT_MS: (u64, u64) = (1_000, 10_000);
+/// ... how many times as long as the latest one has taken the loop rests from them: they take one fiftieth of its time.
+pub const SNAPSHOT_REST: u32 = 49;
+/// How often the coordinator sums up what happened for its figures, in milliseconds: until then each observation is kept.
+pub const METRICS_SUM_MS: u64 = 5_000;
+/// How long a series of what happened may say nothing until it is forgotten, in milliseconds.
+pub const METRICS_IDLE_MS: u64 = 60 * 60 * 1000;
+/// Pairs of run and agent that have series of their own in the figures of a coordinator.
+pub const METRICS_AGENTS: usize = 1_024;
+/// How often version and staleness are written to TensorBoard's files at most, in milliseconds.
+pub const TENSORBOARD_SAMPLE_MS: u64 = 5_000;
+/// Measurements of a run that has ended in this process that those who watch it still see, newest last.
+pub const ENDED_MEASUREMENTS_KEPT: usize = 64;
+/// Age of the latest snapshot from which on the process counts as stuck, in milliseconds.
+pub const SNAPSHOT_STALE_MS: u64 = 30_000;
 /// Requests of operators about ended runs whose stores are read at the same time.
 pub const RUN_LOOKS: usize = 16;

@@ -298,6 +298,12 @@ pub struct AgentStatus {
     pub lease_steps: Option<u32>,
     /// Staleness of its latest accepted update.
     pub staleness: Option<u64>,
+    /// Versions since the base of its outstanding lease, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_versions: Option<u64>,
+    /// Level of its updates' compression, where that follows its line (`upload.adaptive`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codec_level: Option<u64>,
     /// Latest training loss.
     pub train_loss: Option<f64>,
     /// Examples in its training shard.

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::config;
+use crate::web::listen_address;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
@@ -224,6 +225,7 @@ pub(crate) struct InitArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   anabranch-coordinator run --dir trainer
+  anabranch-coordinator run --dir trainer --metrics 9464
   anabranch-coordinator run --dir trainer --log-format json -v 2> trainer.log")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -231,6 +233,13 @@ pub(crate) struct RunArgs {
     /// Go on when every run has ended: more can be created
     #[arg(long)]
     pub(crate) stay: bool,
+    /// Serve figures for Prometheus at /metrics and health at /healthz over HTTP, at a port of the loopback interface or at an
+    /// address like 10.0.0.7:9464. It is not encrypted: any client that reaches the address reads them
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Write TensorBoard's event files of every run below this folder: accuracy, loss, staleness, version
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tensorboard: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

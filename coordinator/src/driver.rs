@@ -5,13 +5,16 @@
 //! |---|---|
 //! | `driver/jobs.rs` | the jobs of runs, on threads that all of them share |
 //! | `driver/directories.rs` | what is open of each run, and jobs on their directories |
+//! | `driver/publish.rs` | snapshots of the process for those who watch it, and the HTTP server |
 //! | `driver/searches.rs` | the stores of searches, and jobs for searches |
 
 mod directories;
 mod jobs;
+mod publish;
 mod searches;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +47,7 @@ use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{RegistryWorkers, RunWorkers};
 
 use directories::Directories;
+use publish::Publisher;
 use searches::SearchStores;
 
 /// What `run` is given.
@@ -57,6 +61,10 @@ pub struct RunOptions {
     pub identity: Identity,
     /// Whether the process stays when every run has ended.
     pub stay: bool,
+    /// Where figures and health are served over HTTP, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Where TensorBoard's files are written, if anywhere.
+    pub tensorboard: Option<PathBuf>,
 }
 
 /// Items in which builds before schema version 5 kept all members and all tokens.
@@ -108,7 +116,8 @@ fn allow_open_files() {
     }
 }
 
-async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
+async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
+    let RunOptions { dir, config, identity, stay, metrics, tensorboard } = options;
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(runs::STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
     let mut host = Host::new(registry(store.catalogue())?);
@@ -120,7 +129,9 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, BTreeMap::new());
     let (done_in, done) = mpsc::channel(limits::COORDINATOR_ANSWERS);
-    let mut directories = Directories::new(dir.clone(), Arc::clone(&shared), done_in);
+    let publisher = Publisher::start((metrics, tensorboard), &identity, Arc::clone(&shared))?;
+    let mut directories =
+        Directories::new(dir.clone(), Arc::clone(&shared), done_in, publisher.as_ref().map(Publisher::events));
     let mut outputs = match start(&mut host, &mut directories, &config, &store) {
         Ok(outputs) => outputs,
         // Other runs do not depend on it; with none there is nothing to serve.
@@ -158,6 +169,7 @@ async fn serve(RunOptions { dir, config, identity, stay }: RunOptions, signals: 
         joins: BTreeMap::new(),
         answered: VecDeque::new(),
         next_request: 0,
+        publisher,
     };
     let ended = driver.work(outputs, inputs, (answers, done), signals).await;
     accepting.abort();
@@ -224,6 +236,7 @@ struct Driver {
     /// Answers that are here already.
     answered: VecDeque<host::Input>,
     next_request: u64,
+    publisher: Option<Publisher>,
 }
 
 /// Answers of workers, and of jobs on directories.
@@ -240,6 +253,7 @@ impl Driver {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut exit = self.carry_out(outputs);
+        self.publish();
         while exit.is_none() {
             let input = match self.answered.pop_front() {
                 Some(answer) => answer,
@@ -249,16 +263,23 @@ impl Driver {
                     Some(done) = done.recv() => host::Input::Runs(self.directories.take(done)),
                     _ = signals.recv() => {
                         self.directories.park();
+                        self.publish_next();
                         host::Input::Park
                     }
                     _ = ticks.tick() => host::Input::Tick,
+                    () = publish::due(self.publisher.as_ref()) => {
+                        self.publish();
+                        continue;
+                    }
                     Some(input) = inputs.recv() => self.translate(input),
                 },
             };
             let outputs = self.host.handle(self.now(), input);
             exit = self.carry_out(outputs);
         }
-        exit.context("the loop ends with a reason")?.map_err(job_fail)?;
+        let exit = exit.context("the loop ends with a reason")?;
+        self.publish_end(exit.as_ref().err()).await;
+        exit.map_err(job_fail)?;
         // Workers that wait for room for an answer would be waited for below; operators hear that there is none.
         drop((inputs, answers, done, self.requests, self.joins));
         let ended = self.directories.into_result();

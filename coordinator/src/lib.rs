@@ -30,5 +30,7 @@ pub mod rest;
 pub mod runs;
 pub mod search;
 pub mod store;
+mod tensorboard;
 pub mod transport;
+pub mod web;
 mod workers;

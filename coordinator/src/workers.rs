@@ -24,6 +24,7 @@ use crate::node::{Done, Job};
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, SignJob};
 use crate::store::Store;
+use crate::web::RunEvents;
 
 /// A thread's inbox. Dropping it ends the thread once it has done what it has.
 #[derive(Debug)]
@@ -147,6 +148,8 @@ pub(crate) struct Tools {
     pub(crate) keep: Keep,
     /// The model, which the merger's jobs move in turn.
     pub(crate) merger: Arc<Mutex<Merger>>,
+    /// Where it is noted how long they take, if anywhere.
+    pub(crate) events: Option<RunEvents>,
 }
 
 /// The workers that all runs share.
@@ -171,13 +174,21 @@ impl RunWorkers {
     /// Hands over a job of a run. Returns the answer if no thread takes it.
     #[must_use]
     pub(crate) fn run(&mut self, run: RunId, job: Job, tools: &Tools) -> Option<Done> {
-        let Tools { store, keep, merger } = tools.clone();
+        let Tools { store, keep, merger, events } = tools.clone();
         match job {
-            Job::Write(group) => self.writers.start(run, move || Done::Write(write::write(store.as_ref(), group))),
+            Job::Write(group) => self.writers.start(run, move || {
+                Done::Write(match events {
+                    Some(events) => events.write(store.as_ref(), group),
+                    None => write::write(store.as_ref(), group),
+                })
+            }),
             Job::Merge(batch) => self.mergers.start(run, move || Done::Merge(merger.lock().run(batch))),
-            Job::Checkpoint(job) => {
-                self.checkpointers.start(run, move || Done::Checkpoint(job.run(store.as_ref(), keep)))
-            }
+            Job::Checkpoint(job) => self.checkpointers.start(run, move || {
+                Done::Checkpoint(match events {
+                    Some(events) => events.checkpoint(*job, store.as_ref(), keep),
+                    None => job.run(store.as_ref(), keep),
+                })
+            }),
             // These have no thread of their own.
             Job::Decode(_) | Job::Spool(_) | Job::Pack(_) => None,
         }

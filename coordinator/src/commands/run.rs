@@ -43,5 +43,6 @@ fn serve(args: &RunArgs, signals: &mut Signals) -> anyhow::Result<()> {
     for name in renewed {
         tracing::info!("renewed the {name}'s certificate");
     }
-    driver::run(RunOptions { dir, config, identity, stay: args.stay }, signals)
+    let RunArgs { stay, metrics, ref tensorboard, .. } = *args;
+    driver::run(RunOptions { dir, config, identity, stay, metrics, tensorboard: tensorboard.clone() }, signals)
 }

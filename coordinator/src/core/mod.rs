@@ -291,6 +291,12 @@ impl Core {
         }
     }
 
+    /// Records that are not durable yet.
+    #[must_use]
+    pub fn undurable_records(&self) -> u64 {
+        self.gate.undurable(self.state.as_ref().map(|state| state.position))
+    }
+
     /// Appends a record without a payload: see [`append_with`](Self::append_with).
     fn append(&mut self, body: RecordBody) -> Position {
         self.append_with(body, Arc::from([]), None)
@@ -352,8 +358,7 @@ impl Core {
     /// Takes a record from what `agent` may cause. Returns false when it has caused too many lately, or when too many
     /// records of all agents wait for the disk.
     fn pay(&mut self, agent: AgentId) -> bool {
-        let newest = self.state.as_ref().map(|state| state.position);
-        self.gate.undurable(newest) < limits::UNWRITTEN_RECORDS && self.peers.pay(agent, self.now)
+        self.undurable_records() < limits::UNWRITTEN_RECORDS && self.peers.pay(agent, self.now)
     }
 
     fn gated(&mut self, command: Command) {

@@ -85,6 +85,8 @@ fn agent_status(agent: AgentId, state: &AgentState) -> AgentStatus {
         examples_per_s: state.examples_per_s,
         lease_steps: state.pace.as_ref().map(Pace::newest),
         staleness: state.staleness,
+        lag_versions: None,
+        codec_level: state.compression.as_ref().map(|compression| compression.level() as u64),
         train_loss: state.train_loss.map(f64::from),
         train_examples: state.examples_held,
         eval_examples: state.eval_examples,
@@ -104,7 +106,13 @@ fn agent_status(agent: AgentId, state: &AgentState) -> AgentStatus {
 /// Every agent that the journal knows, by identity.
 #[must_use]
 pub fn agents_of(state: Option<&RunState>) -> Vec<AgentStatus> {
-    state.into_iter().flat_map(|state| state.agents.iter()).map(|(agent, known)| agent_status(*agent, known)).collect()
+    let Some(run) = state else { return Vec::new() };
+    let status = |(agent, state): (&AgentId, &AgentState)| {
+        let lease = state.lease.and_then(|lease| state.leases.get(&lease));
+        let lag_versions = lease.map(|lease| run.version.0.saturating_sub(lease.base_version.0));
+        AgentStatus { lag_versions, ..agent_status(*agent, state) }
+    };
+    run.agents.iter().map(status).collect()
 }
 
 /// The report for a run whose coordinator is not running; also the part that does not depend on this process.

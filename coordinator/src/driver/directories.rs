@@ -22,6 +22,7 @@ use crate::node::JobError;
 use crate::node::merge::Merger;
 use crate::runs::{self, Files};
 use crate::transport::{RunFiles, Shared, Spool};
+use crate::web::Events;
 use crate::workers::Tools;
 
 /// A job on a directory has ended; with what is open of the run, if it is.
@@ -61,14 +62,21 @@ pub(super) struct Directories {
     openers: Arc<Semaphore>,
     /// Whether runs that wait to be opened are left for the next start.
     parking: Arc<AtomicBool>,
+    /// Where what happens is noted, if anywhere.
+    events: Option<Arc<Events>>,
 }
 
 impl Directories {
-    pub(super) fn new(dir: PathBuf, shared: Arc<Shared>, done: mpsc::Sender<Done>) -> Self {
+    pub(super) fn new(
+        dir: PathBuf,
+        shared: Arc<Shared>,
+        done: mpsc::Sender<Done>,
+        events: Option<Arc<Events>>,
+    ) -> Self {
         let openers = Arc::new(Semaphore::new(limits::RUN_OPENERS));
         let (open, in_use, ended) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let parking = Arc::default();
-        Self { dir, open, own: None, own_problem: None, in_use, ended, shared, done, openers, parking }
+        Self { dir, open, own: None, own_problem: None, in_use, ended, shared, done, openers, parking, events }
     }
 
     /// The directory of the process.
@@ -90,10 +98,21 @@ impl Directories {
 
     fn insert(&mut self, Files { name, options, store, spool, keep }: Files) {
         let run = options.run;
-        let (stored, name_there) = (Arc::clone(&store), name.clone());
-        let files = RunFiles { name: name_there, is_served: true, store: stored, spool: Arc::clone(&spool) };
-        self.shared.add_run(run, files);
-        let tools = Tools { store, keep, merger: Arc::new(Mutex::new(Merger::default())) };
+        // Only the run that shares its directory with the process can have the name of another one.
+        let is_taken = self.own != Some(run) && self.open.values().any(|files| files.name == name);
+        let label = if is_taken { format!("{name} ({run})") } else { name.clone() };
+        let events = self.events.as_ref().map(|events| events.of_run(&label));
+        self.shared.add_run(
+            run,
+            RunFiles {
+                name: name.clone(),
+                is_served: true,
+                store: Arc::clone(&store),
+                spool: Arc::clone(&spool),
+                events: events.clone(),
+            },
+        );
+        let tools = Tools { store, keep, merger: Arc::new(Mutex::new(Merger::default())), events };
         self.open.insert(run, OpenFiles { name, options, spool, tools });
     }
 
@@ -316,7 +335,7 @@ mod tests {
             checkpoint_every_ms: 1,
         };
         let keep = Keep { checkpoints: 2, retention: Retention::SinceSnapshot };
-        let tools = Tools { store: Arc::clone(&store), keep, merger: Arc::default() };
+        let tools = Tools { store: Arc::clone(&store), keep, merger: Arc::default(), events: None };
         let spool = Arc::new(Spool::open(dir.path().join("uploads")).0);
         let open = OpenFiles { name: "wards".into(), options, spool: Arc::clone(&spool), tools };
         let open = released(open, 1).expect("its store is in use");

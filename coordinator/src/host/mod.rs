@@ -25,12 +25,13 @@ mod searches;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::lane::Lane;
-use anabranch_common::status::RunSummary;
+use anabranch_common::status::{RunSummary, StatusReport};
 use anabranch_common::transfer::Half;
 use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinRefusal, JoinResponse, Rejection};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest};
@@ -43,7 +44,8 @@ pub use runs::{About, OpenedRun, RunsDone, RunsJob};
 use runs::{ConnectionEnd, Opening, Unserved};
 pub(crate) use searches::unserved_method;
 use searches::{News, Searches};
-pub use searches::{SearchTexts, SearchesDone, SearchesJob};
+pub use searches::{SearchTexts, SearchView, SearchesDone, SearchesJob};
+pub use view::{Health, HostView, MemberView, RunQueues, RunView};
 
 use crate::core::ModelMismatch;
 use crate::core::command::ExitReason;
@@ -80,6 +82,8 @@ pub struct Host {
     about: BTreeMap<RunId, About>,
     /// The last words on runs that are over in this process.
     ended: BTreeMap<RunId, RunSummary>,
+    /// The last reports of those that have not failed.
+    last_reports: BTreeMap<RunId, Box<StatusReport>>,
     /// Runs that cannot be served, by name.
     unserved: BTreeMap<String, Unserved>,
     /// Runs whose directories are being made or opened, by name: with the others at most `limits::RUNS`.
@@ -124,6 +128,7 @@ impl Host {
             nodes: BTreeMap::new(),
             about: BTreeMap::new(),
             ended: BTreeMap::new(),
+            last_reports: BTreeMap::new(),
             unserved: BTreeMap::new(),
             opening: BTreeMap::new(),
             deleting: BTreeMap::new(),
@@ -508,6 +513,9 @@ impl Host {
     fn run_ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
         let last = self.last_summary(run, ended.as_ref().err());
         self.ended.extend(last.map(|last| (run, last)));
+        if ended.is_ok() {
+            self.keep_last_report(run);
+        }
         if let Err(error) = &ended {
             self.note_news(run, News::Failed(format!("its run has failed: {error}")));
         }

@@ -362,6 +362,7 @@ impl Host {
             self.note_news(run, News::Gone("its run was deleted".to_owned()));
             self.drop_node(run, &format!("run {name} was deleted"), ConnectionEnd::Close);
             self.ended.remove(&run);
+            self.last_reports.remove(&run);
             self.about.remove(&run);
         }
         self.unserved.remove(&name);

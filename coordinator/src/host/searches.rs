@@ -32,6 +32,7 @@ use crate::search::record::{Record, TrialId};
 use crate::search::report::SearchStarted;
 use crate::search::{self, EndReason, Search, run_name};
 
+pub use answers::SearchView;
 pub(crate) use answers::unserved_method;
 pub use interface::{SearchTexts, SearchesDone, SearchesJob};
 

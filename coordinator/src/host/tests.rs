@@ -2,6 +2,7 @@
 
 mod runs;
 mod searches;
+mod view;
 mod world;
 
 use anabranch_common::ids::ModelVersion;
@@ -106,7 +107,7 @@ fn every_run_shows_every_member() {
     for (run, connected) in [(A, AGENT), (B, OTHER)] {
         world.ask(Some(&run.to_string()), RunRequest::Status);
         let OperatorResponse::Json(text) = world.reply() else { panic!("a report") };
-        let report: anabranch_common::status::StatusReport = serde_json::from_str(&text).expect("a report");
+        let report: StatusReport = serde_json::from_str(&text).expect("a report");
         let agents: Vec<_> = report.agents.iter().map(|agent| (&*agent.name, agent.connected)).collect();
         assert_eq!(agents, [("agent-1", connected == AGENT), ("agent-2", connected == OTHER)]);
         assert!(report.run == run && report.uploads.is_some());

@@ -151,6 +151,12 @@ fn utc(unix_s: i64) -> String {
     moment.and_then(|moment| moment.format(&format).ok()).unwrap_or_else(|| format!("{unix_s} s after 1970"))
 }
 
+/// Returns the Unix time in seconds at which a certificate expires; 0 where it cannot be read.
+pub(super) fn expires_at_s(certificate_der: &[u8]) -> i64 {
+    X509Certificate::from_der(certificate_der)
+        .map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
+}
+
 /// Whether two thirds of a certificate's life are over.
 pub(super) fn is_due(certificate_der: &[u8], now_ms: u64) -> bool {
     X509Certificate::from_der(certificate_der).map_or(true, |(_, certificate)| {

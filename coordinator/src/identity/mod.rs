@@ -188,6 +188,17 @@ impl Identity {
         &self.operator
     }
 
+    /// Each certificate in `tls/`, by the name of its file, with the Unix time in seconds at which it expires.
+    #[must_use]
+    pub fn expiries(&self) -> [(&'static str, i64); 3] {
+        let certificates = [
+            ("ca", &self.ca_der),
+            ("server", &self.server.certificate_der),
+            ("operator", &self.operator.certificate_der),
+        ];
+        certificates.map(|(name, der)| (name, issue::expires_at_s(der)))
+    }
+
     /// Issues a certificate for the key of `csr_der` (PKCS#10, DER). Nothing else in the request counts: name, role and
     /// life are set here. The serial number follows from the key, so that the same key always gets an equivalent
     /// certificate.

@@ -211,6 +211,12 @@ impl Node {
         &self.uploads
     }
 
+    /// Bytes of models on their way to agents, each content counted once.
+    #[must_use]
+    pub fn sending_bytes(&self) -> u64 {
+        self.downloads.bytes()
+    }
+
     /// Records that wait for the writer, the oldest first.
     pub fn unwritten(&self) -> impl Iterator<Item = &Arc<Record>> {
         self.writer.waiting().map(WriteJob::record)

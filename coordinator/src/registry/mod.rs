@@ -237,16 +237,26 @@ impl Registry {
         self.roster.tokens().of_secret(secret).map(|token| &token.runs).filter(|runs| !runs.is_empty())
     }
 
-    /// Completes what a run knows of agents with the members that it has not seen, and with who was revoked.
-    pub fn complete(&self, agents: &mut Vec<AgentStatus>) {
-        let mut known = BTreeSet::new();
-        for agent in agents.iter_mut() {
-            known.insert(agent.agent);
+    /// Returns how many joins are not answered yet.
+    #[must_use]
+    pub fn joins_waiting(&self) -> usize {
+        self.joins_waiting
+    }
+
+    /// Completes what a run knows of agents with their names as members, and with who was revoked.
+    pub fn name(&self, agents: &mut [AgentStatus]) {
+        for agent in agents {
             if let Some(member) = self.roster.member(agent.agent) {
                 agent.name.clone_from(&member.name);
                 agent.revoked |= self.is_revoked(agent.agent);
             }
         }
+    }
+
+    /// Does what [`name`](Self::name) does, and adds the members that the run has not seen.
+    pub fn complete(&self, agents: &mut Vec<AgentStatus>) {
+        self.name(agents);
+        let known: BTreeSet<AgentId> = agents.iter().map(|agent| agent.agent).collect();
         let unseen = self.roster.members().filter(|(agent, _)| !known.contains(agent));
         agents.extend(unseen.map(|(agent, member)| AgentStatus {
             name: member.name.clone(),

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::limits;
+use anabranch_common::status::NetworkStatus;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
 use anabranch_common::wire::operator::OperatorRequest;
@@ -43,6 +44,7 @@ use crate::core::event::PeerId;
 use crate::core::status::Answer;
 use crate::host;
 use crate::store::Store;
+use crate::web::RunEvents;
 
 /// What the network tells the loop.
 #[derive(Debug)]
@@ -115,6 +117,19 @@ pub struct RunFiles {
     pub store: Arc<dyn Store>,
     /// Halves of uploads go there.
     pub spool: Arc<Spool>,
+    /// Where bytes sent are counted by form, if anywhere.
+    pub(crate) events: Option<RunEvents>,
+}
+
+/// What waits for the loop, and open connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Events: at most `limits::COORDINATOR_QUEUE_EVENTS`.
+    pub events: usize,
+    /// Bytes of agents' messages: at most `limits::AGENT_MESSAGES_BYTES`.
+    pub message_bytes: usize,
+    /// Connections that are open: at most `limits::CONNECTIONS`.
+    pub connections: usize,
 }
 
 /// What every connection shares.
@@ -128,6 +143,8 @@ pub struct Shared {
     answering: Arc<tokio::sync::RwLock<()>>,
     handshakes: Arc<Handshakes>,
     connections: Connections,
+    /// Room for connections.
+    room: Arc<Semaphore>,
     /// Bytes of messages that may wait for the loop.
     messages: Arc<Semaphore>,
     next_peer: AtomicU64,
@@ -144,6 +161,7 @@ impl Shared {
             answering: Arc::default(),
             handshakes: Arc::default(),
             connections: Connections::default(),
+            room: Arc::new(Semaphore::new(limits::CONNECTIONS)),
             messages: Arc::new(Semaphore::new(limits::AGENT_MESSAGES_BYTES)),
             next_peer: AtomicU64::new(1),
         })
@@ -177,6 +195,23 @@ impl Shared {
         !self.unopened.read().is_empty()
     }
 
+    /// What became of connections, and what went through them.
+    #[must_use]
+    pub fn network(&self) -> NetworkStatus {
+        let (received, sent) = self.connections.traffic();
+        NetworkStatus { received, sent, ..self.handshakes.status() }
+    }
+
+    /// What waits for the loop.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        Waiting {
+            events: self.inputs.max_capacity() - self.inputs.capacity(),
+            message_bytes: limits::AGENT_MESSAGES_BYTES - self.messages.available_permits(),
+            connections: limits::CONNECTIONS - self.room.available_permits(),
+        }
+    }
+
     /// Waits until operators have their answers, when the loop gives no more of them.
     pub async fn answered(&self) {
         let _none_is_left = self.answering.write().await;
@@ -190,6 +225,11 @@ impl Shared {
     /// Where halves of uploads to a run go.
     fn spool(&self, run: RunId) -> Option<Arc<Spool>> {
         self.runs.read().get(&run).map(|files| Arc::clone(&files.spool))
+    }
+
+    /// Where bytes sent to agents of a run are counted.
+    fn events(&self, run: RunId) -> Option<RunEvents> {
+        self.runs.read().get(&run)?.events.clone()
     }
 
     /// Tells the loop. When the loop has ended there is nobody to tell, and the connection is about to be closed.
@@ -223,7 +263,6 @@ const HANDSHAKE: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
 
 /// Accepts connections until the endpoint is closed.
 pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
-    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
     while let Some(incoming) = endpoint.accept().await {
         // Under load an address must show that it is its own before anything is spent on it.
         if shared.handshakes.is_busy() && incoming.may_retry() {
@@ -233,7 +272,7 @@ pub async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
             }
             continue;
         }
-        let Ok(room) = Arc::clone(&connections).try_acquire_owned() else {
+        let Ok(room) = Arc::clone(&shared.room).try_acquire_owned() else {
             tracing::debug!(remote = %incoming.remote_address(), "no room for another connection");
             shared.handshakes.refused();
             incoming.refuse();

@@ -8,7 +8,6 @@ use anabranch_common::codec::Codec;
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::ids::{ModelVersion, RunId};
 use anabranch_common::limits;
-use anabranch_common::status::NetworkStatus;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest, RunsRequest};
@@ -115,8 +114,7 @@ fn is_slow(operation: &OperatorRequest, shared: &Shared) -> bool {
 /// Adds what the loop cannot know: the traffic, and who was turned away.
 fn with_network(mut answer: status::Answer, shared: &Shared) -> status::Answer {
     if let status::Answer::Status(report) = &mut answer {
-        let (received, sent) = shared.connections.traffic();
-        report.network = Some(NetworkStatus { received, sent, ..shared.handshakes.status() });
+        report.network = Some(shared.network());
     }
     answer
 }

@@ -26,6 +26,7 @@ use crate::clock;
 use crate::core::event::PeerId;
 use crate::host;
 use crate::node::{DownloadId, PackedModel};
+use crate::web::RunEvents;
 
 /// How long a message may take to be taken off our hands.
 pub(super) const SEND: Duration = Duration::from_millis(limits::IDLE_TIMEOUT_MS);
@@ -74,6 +75,8 @@ pub(super) struct Session {
     agent: AgentId,
     /// Where halves of uploads to its run go, as long as the run is open.
     spool: Weak<Spool>,
+    /// Where bytes sent are counted, if anywhere.
+    events: Option<RunEvents>,
     /// Where the chunks go that are awaited, by transfer, and whether they are written to disk too.
     sinks: Mutex<BTreeMap<Digest, (Arc<Sink>, bool)>>,
     /// Ends the session over a chunk that is not what was offered.
@@ -109,7 +112,8 @@ impl Session {
         let (breach, breached) = oneshot::channel();
         let spool = shared.spool(hello.run).map(|spool| Arc::downgrade(&spool)).unwrap_or_default();
         let (peer, breach) = (shared.next_peer(), Mutex::new(Some(breach)));
-        (Arc::new(Self { route, shared, peer, agent, spool, sinks: Mutex::default(), breach }), breached)
+        let events = shared.events(hello.run);
+        (Arc::new(Self { route, shared, peer, agent, spool, events, sinks: Mutex::default(), breach }), breached)
     }
 
     /// Carries what is said until the stream or the connection ends. `room` is of the hello, until the loop has heard of
@@ -200,7 +204,7 @@ impl Session {
     }
 
     async fn send_chunks(self: Arc<Self>, download: DownloadId, model: Arc<PackedModel>, missing: Missing) {
-        let PackedModel { transfer, content, .. } = &*model;
+        let PackedModel { transfer, content, form, .. } = &*model;
         let ranges = missing.indices(transfer.chunks.len()).filter_map(|index| transfer.range(index));
         let bytes = ranges.map(|range| range.len() as u64).sum();
         let sent = chunks::send_chunks(&self.route, transfer, Arc::clone(content), &missing, CHUNK).await;
@@ -208,6 +212,9 @@ impl Session {
             tracing::debug!(agent = %self.agent.short(), %error, "a model was not sent whole");
         }
         let bytes = sent.is_ok().then_some(bytes);
+        if let Some((events, bytes)) = self.events.as_ref().zip(bytes) {
+            events.sent(*form, bytes);
+        }
         self.shared.tell(Input::Host(host::Input::Sent { peer: self.peer, download, bytes })).await;
     }
 

@@ -329,6 +329,8 @@ pub(super) mod tests {
             examples_per_s: 1834.4,
             lease_steps: Some(40),
             staleness: Some(3),
+            lag_versions: Some(2),
+            codec_level: None,
             train_loss: Some(0.25),
             train_examples: 20_000,
             eval_examples: 0,

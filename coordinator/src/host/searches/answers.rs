@@ -14,6 +14,15 @@ use crate::search::report::{self, SearchReport, SearchResult, SearchStarted, Sea
 use crate::search::spec::{Method, SearchSpec};
 use crate::search::{self, run_name};
 
+/// A search as those see it who watch the process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SearchView {
+    /// What `search list` says of it.
+    pub summary: SearchSummary,
+    /// What `search status` says of it, while its journal is read.
+    pub report: Option<Box<SearchReport>>,
+}
+
 pub(super) fn failed(why: &str) -> OperatorResponse {
     OperatorResponse::Failed(why.to_owned())
 }
@@ -152,12 +161,23 @@ impl Host {
     }
 
     fn search_summaries(&self) -> Vec<SearchSummary> {
-        let summary = |(name, standing): (&String, &Standing)| match standing {
-            Standing::Serving(serving) => SearchSummary::of(serving.search.state()),
-            Standing::Opening { .. } => SearchSummary::unread(name, None),
-            Standing::Failed(why) => SearchSummary::unread(name, Some(why.clone())),
+        self.searches.by_name.iter().map(|(name, standing)| summary(name, standing)).collect()
+    }
+
+    /// Every search, by name.
+    pub(in crate::host) fn search_views(&self) -> Vec<SearchView> {
+        let view = |(name, standing): (&String, &Standing)| {
+            let report = match standing {
+                Standing::Serving(serving) => {
+                    let state = serving.search.state();
+                    let problem = self.search_problem(name, state);
+                    Some(Box::new(SearchReport { problem, ..SearchReport::of(state) }))
+                }
+                Standing::Opening { .. } | Standing::Failed(_) => None,
+            };
+            SearchView { summary: summary(name, standing), report }
         };
-        self.searches.by_name.iter().map(summary).collect()
+        self.searches.by_name.iter().map(view).collect()
     }
 
     fn no_search(&self, wanted: Option<&str>) -> OperatorResponse {
@@ -179,6 +199,14 @@ impl Host {
             "run {name} is a trial of search {search}, which pauses and resumes it; end the trial with `runs stop {name}`, \
              or the search with `search stop {search}`"
         )))
+    }
+}
+
+fn summary(name: &str, standing: &Standing) -> SearchSummary {
+    match standing {
+        Standing::Serving(serving) => SearchSummary::of(serving.search.state()),
+        Standing::Opening { .. } => SearchSummary::unread(name, None),
+        Standing::Failed(why) => SearchSummary::unread(name, Some(why.clone())),
     }
 }
 

@@ -1,0 +1,162 @@
+//! Snapshots of the process for those who watch it, about once a second, and the HTTP server that shows them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anabranch_common::limits;
+use anabranch_io::exit::{ExitCode, Fail};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::Driver;
+use crate::clock;
+use crate::host::{Health, Host};
+use crate::identity::Identity;
+use crate::node::JobError;
+use crate::tensorboard;
+use crate::transport::Shared;
+use crate::web::{Bounds, Certificate, Events, Server, Snapshot, WebError, router};
+
+/// Publishes snapshots until it is dropped.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    out: watch::Sender<Arc<Snapshot>>,
+    shared: Arc<Shared>,
+    /// When the next one is due.
+    due: Instant,
+    events: Arc<Events>,
+    /// They end with it.
+    _tasks: JoinSet<()>,
+    /// It ends when it has written the last snapshot.
+    curves: Option<JoinHandle<()>>,
+}
+
+impl Publisher {
+    /// Publishes for those who are to watch, if anybody is: clients over HTTP at an address, and TensorBoard's files below a
+    /// folder. Until the first snapshot, the process is seen to be starting. Call inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The port is taken, or the address is not this machine's.
+    pub(super) fn start(
+        (metrics, tensorboard): (Option<SocketAddr>, Option<PathBuf>),
+        identity: &Identity,
+        shared: Arc<Shared>,
+    ) -> Result<Option<Self>, Fail> {
+        if metrics.is_none() && tensorboard.is_none() {
+            return Ok(None);
+        }
+        let certificates = identity.expiries().map(|(name, expires_at_s)| Certificate { name, expires_at_s });
+        let (out, snapshots) = watch::channel(Arc::new(Snapshot::starting(certificates.into())));
+        let events = Arc::new(Events::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&events).sum_up());
+        if let Some(address) = metrics {
+            let server = Server::bind(address, Bounds::default()).map_err(web_fail)?;
+            let address = server.address();
+            if !address.ip().is_loopback() {
+                tracing::warn!(%address, "the figures are not encrypted: any client that reaches this address reads them");
+            }
+            tracing::info!(%address, "serving metrics");
+            tasks.spawn(server.serve(router(snapshots.clone(), Arc::clone(&events))));
+        }
+        let curves = tensorboard.map(|folder| tokio::spawn(tensorboard::write(folder, snapshots)));
+        Ok(Some(Self { out, shared, due: clock::monotonic(), events, _tasks: tasks, curves }))
+    }
+
+    /// Where what happens is noted.
+    pub(super) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
+    }
+
+    /// Publishes what the process does and knows now.
+    fn publish(&mut self, host: &Host) {
+        let taken = clock::monotonic();
+        let before = Arc::clone(&self.out.borrow());
+        let snapshot = Snapshot {
+            taken,
+            at_ms: clock::unix_ms(),
+            view: host.view(),
+            network: self.shared.network(),
+            waiting: self.shared.waiting(),
+            started_at_ms: before.started_at_ms,
+            certificates: before.certificates.clone(),
+        };
+        self.out.send_replace(Arc::new(snapshot));
+        let now = clock::monotonic();
+        self.due = now + rest(now.saturating_duration_since(taken));
+    }
+
+    /// Publishes the last snapshot, and waits until it is written.
+    async fn finish(self, health: Health) {
+        self.out.send_modify(|snapshot| {
+            let mut last = Snapshot::clone(snapshot);
+            last.view.health = health;
+            *snapshot = Arc::new(last);
+        });
+        drop(self.out);
+        if let Some(curves) = self.curves {
+            // A disk that takes longer loses the last few figures.
+            tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), curves).await.ok();
+        }
+    }
+}
+
+/// Returns how long the loop rests from snapshots after one that has taken so long.
+fn rest(took: Duration) -> Duration {
+    let (least, most) = limits::SNAPSHOT_MS;
+    (took * limits::SNAPSHOT_REST).clamp(Duration::from_millis(least), Duration::from_millis(most))
+}
+
+/// Waits until a snapshot is due; for ever where nobody watches.
+pub(super) async fn due(publisher: Option<&Publisher>) {
+    match publisher {
+        Some(publisher) => tokio::time::sleep_until(publisher.due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn web_fail(error: WebError) -> Fail {
+    let help = "give --metrics a port that is free, or an address of this machine with one";
+    Fail::new(ExitCode::Address, error.to_string()).help(help)
+}
+
+impl Driver {
+    /// Publishes what the process does and knows now, if anybody watches.
+    pub(super) fn publish(&mut self) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.publish(&self.host);
+        }
+    }
+
+    /// Has the next snapshot published at once: the process is about to change.
+    pub(super) fn publish_next(&mut self) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.due = clock::monotonic();
+        }
+    }
+
+    /// Publishes that the process is about to exit, and why.
+    pub(super) async fn publish_end(&mut self, error: Option<&JobError>) {
+        self.publish();
+        let health = match error {
+            Some(error) => Health::Failed(format!("the process has failed: {error}")),
+            None => Health::Leaving("the process is about to exit".to_owned()),
+        };
+        if let Some(publisher) = self.publisher.take() {
+            publisher.finish(health).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_take_a_fiftieth_of_the_loops_time_and_are_a_second_apart_at_least() {
+        let rest = |ms| rest(Duration::from_millis(ms)).as_millis();
+        assert_eq!([rest(0), rest(20), rest(40), rest(5_000)], [1_000, 1_000, 1_960, 10_000]);
+    }
+}

@@ -1,0 +1,248 @@
+//! The server over real TCP, and the figures of made-up processes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_common::ids::{AgentId, BranchId, RunId};
+use anabranch_common::journal::Chain;
+use anabranch_common::limits;
+use anabranch_common::status::{AgentStatus, RunStanding, RunSummary, StatusReport};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::figures::Figures;
+use super::{Bounds, Certificate, Kind, Name, Server, Snapshot, names, router};
+use crate::core::Options;
+use crate::core::status::{report, unseen};
+use crate::host::{Health, RunQueues, RunView};
+
+fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot::starting(vec![Certificate { name: "server", expires_at_s: 1_900_000_000 }]);
+    snapshot.view.health = Health::Serving;
+    snapshot
+}
+
+/// A server of snapshots, and where it listens.
+fn serve(bounds: Bounds) -> (watch::Sender<Arc<Snapshot>>, String) {
+    let (out, snapshots) = watch::channel(Arc::new(snapshot()));
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), bounds).expect("a free port");
+    let address = server.address().to_string();
+    tokio::spawn(server.serve(router(snapshots, Arc::default())));
+    (out, address)
+}
+
+/// Sends a request on a connection that stays open.
+async fn ask(client: &mut TcpStream, path: &str) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n");
+    client.write_all(request.as_bytes()).await.expect("sent");
+}
+
+/// Reads the head of an answer and its body, whose length the head says.
+async fn answer(client: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+            if body.len() >= length.parse::<usize>().expect("a number") {
+                return text.into_owned();
+            }
+        }
+        assert!(client.read_buf(&mut bytes).await.expect("read") > 0, "it ends in {bytes:?}");
+    }
+}
+
+async fn get(address: &str, path: &str) -> String {
+    let mut client = TcpStream::connect(address).await.expect("connected");
+    ask(&mut client, path).await;
+    answer(&mut client).await
+}
+
+#[tokio::test]
+async fn figures_and_health_are_those_of_the_newest_snapshot() {
+    let (out, address) = serve(Bounds::default());
+    let text = get(&address, "/healthz").await;
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nok\n"), "{text}");
+    let text = get(&address, "/metrics").await;
+    assert!(text.contains("content-type: text/plain; version=0.0.4"), "{text}");
+    assert!(text.contains("\nanabranch_healthy 1\n"), "{text}");
+    let mut failed = snapshot();
+    failed.view.health = Health::Failed("run wards has failed: no space left".to_owned());
+    out.send_replace(Arc::new(failed));
+    let text = get(&address, "/healthz").await;
+    assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+    assert!(text.ends_with("\r\n\r\nrun wards has failed: no space left\n"), "{text}");
+    assert!(get(&address, "/metrics").await.contains("\nanabranch_healthy 0\n"));
+    let text = get(&address, "/nowhere").await;
+    assert!(text.starts_with("HTTP/1.1 404 ") && text.contains("see /metrics and /healthz"), "{text}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_long_or_too_late_ends_its_connection() {
+    let (_out, address) = serve(Bounds { head: Duration::from_millis(50), ..Bounds::default() });
+    let mut silent = TcpStream::connect(&address).await.expect("connected");
+    silent.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.expect("sent");
+    let mut words = Vec::new();
+    silent.read_to_end(&mut words).await.expect("closed in order");
+    assert!(!String::from_utf8_lossy(&words).contains(" 200 "), "{words:?}");
+
+    let (_out, address) = serve(Bounds::default());
+    let mut long = TcpStream::connect(&address).await.expect("connected");
+    long.write_all(b"GET /healthz HTTP/1.1\r\nX: ").await.expect("sent");
+    // The answer may come before all of it was sent.
+    let _ = long.write_all(&vec![b'x'; 2 * limits::WEB_HEAD_BYTES]).await;
+    let mut words = [0; 12];
+    long.read_exact(&mut words).await.expect("an answer");
+    assert_eq!(&words, b"HTTP/1.1 431");
+}
+
+#[tokio::test]
+async fn a_client_beyond_the_bound_waits_until_another_one_has_gone() {
+    let (_out, address) = serve(Bounds { connections: 1, ..Bounds::default() });
+    let mut first = TcpStream::connect(&address).await.expect("connected");
+    ask(&mut first, "/healthz").await;
+    answer(&mut first).await;
+    let mut second = TcpStream::connect(&address).await.expect("the kernel takes it");
+    ask(&mut second, "/healthz").await;
+    ask(&mut first, "/metrics").await;
+    answer(&mut first).await;
+    let early = second.try_read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(early, Err(std::io::ErrorKind::WouldBlock));
+    drop(first);
+    assert!(answer(&mut second).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_taken_port_is_told() {
+    let (_out, address) = serve(Bounds::default());
+    let taken = Server::bind(address.parse().expect("an address"), Bounds::default()).expect_err("it is taken");
+    assert!(taken.to_string().starts_with(&format!("figures cannot be served at {address}: ")), "{taken}");
+}
+
+fn run_report(run: RunId, name: &str, agents: Vec<AgentStatus>) -> StatusReport {
+    let options = Options {
+        run,
+        first_branch: BranchId([1; 16]),
+        starts: 1,
+        lease_ttl_ms: 1,
+        checkpoint_every_versions: 1,
+        checkpoint_every_ms: 1,
+    };
+    let accepted = agents.iter().map(|agent| agent.updates_accepted).sum();
+    StatusReport {
+        serving: true,
+        updates_accepted: accepted,
+        ..report(&options, name, None, Chain::default(), agents, 0)
+    }
+}
+
+fn run_view(own: bool, report: StatusReport) -> RunView {
+    let summary = RunSummary {
+        name: report.name.clone(),
+        run: Some(report.run),
+        own,
+        weight: 1,
+        state: RunStanding::Running,
+        version: None,
+        updates_accepted: report.updates_accepted,
+        agents: report.agents.len() as u64,
+        connected: 0,
+        problem: None,
+    };
+    RunView { summary, report: Some(Box::new(report)), queues: Some(RunQueues::default()) }
+}
+
+fn agent(number: usize) -> AgentStatus {
+    let mut id = [0; 16];
+    id[8..].copy_from_slice(&(number as u64).to_be_bytes());
+    let agent = AgentId(id);
+    AgentStatus {
+        name: format!("agent-{number}"),
+        connected: true,
+        updates_accepted: number as u64,
+        lag_versions: Some(number as u64),
+        ..unseen(agent)
+    }
+}
+
+/// The value of a series.
+fn value(text: &str, series: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// Prometheus refuses a scrape with a repeated series, or with a line that is no sample.
+#[test]
+fn every_line_is_a_series_of_its_own_with_a_described_name() {
+    let mut snapshot = snapshot();
+    let own = run_report(RunId([1; 16]), "a \"name\"\nof two\\lines", vec![agent(1), agent(2)]);
+    let same = run_report(RunId([2; 16]), &own.name, vec![agent(1)]);
+    snapshot.view.runs = vec![run_view(true, own), run_view(false, same)];
+    let text = Figures::new(Arc::default()).text(&Arc::new(snapshot));
+    let (mut series, mut described) = (BTreeSet::new(), BTreeSet::new());
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        if let Some(rest) = line.strip_prefix("# ") {
+            let mut words = rest.split(' ');
+            let (kind, name) = (words.next(), words.next().expect("a name"));
+            assert!(matches!(kind, Some("HELP" | "TYPE")), "{line}");
+            assert!(described.insert((kind, name)), "{line}");
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').expect("a series and its value");
+        value.parse::<f64>().expect("a number");
+        assert!(series.insert(name), "{line}");
+        let name = name.split('{').next().expect("a name");
+        assert!(described.contains(&(Some("HELP"), name)) && described.contains(&(Some("TYPE"), name)), "{line}");
+    }
+    let served: BTreeSet<&str> = series.iter().filter_map(|series| series.split('{').next()).collect();
+    for name in ["anabranch_run_agent_lag_versions", "anabranch_queue_bytes_limit", "anabranch_runs"] {
+        assert!(served.contains(name), "{name} is not in\n{text}");
+    }
+}
+
+#[test]
+fn names_say_their_unit_and_whether_they_only_grow() {
+    let all: Vec<&str> = names().map(|name| name.name).collect();
+    let unique: BTreeSet<&str> = all.iter().copied().collect();
+    assert_eq!(unique.len(), all.len(), "a name twice");
+    for Name { name, kind, help } in names() {
+        assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+        assert!(
+            name.starts_with("anabranch_") && !name.starts_with("anabranch_agent_"),
+            "{name} may be an agent's own"
+        );
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        assert!(is_plain && !help.is_empty() && !help.ends_with('.'), "{name}: {help}");
+    }
+}
+
+#[test]
+fn agents_beyond_the_bound_share_series_and_those_with_series_keep_them() {
+    let many = limits::METRICS_AGENTS + 10;
+    let of = |agents: Vec<AgentStatus>| {
+        let mut snapshot = snapshot();
+        snapshot.view.runs = vec![run_view(true, run_report(RunId([1; 16]), "digits", agents))];
+        Arc::new(snapshot)
+    };
+    let mut figures = Figures::new(Arc::default());
+    let text = figures.text(&of((0..many).map(agent).collect()));
+    let of_agent = |text: &str, name: &str, agent: &str, id: &str| {
+        value(text, &format!("{name}{{run=\"digits\",agent=\"{agent}\",agent_id=\"{id}\"}}"))
+    };
+    let accepted = "anabranch_run_agent_updates_accepted_total";
+    // The ten with the fewest updates: 0 to 9.
+    assert_eq!(of_agent(&text, accepted, "other", ""), Some(45.0));
+    assert_eq!(of_agent(&text, "anabranch_run_agent_lag_versions", "other", ""), Some(9.0));
+    assert_eq!(of_agent(&text, "anabranch_run_agent_connected", "other", ""), Some(10.0));
+    let lines = text.lines().filter(|line| line.starts_with(accepted)).count();
+    assert_eq!(lines, limits::METRICS_AGENTS + 1);
+
+    // One of the ten overtakes all, and stays where it was counted.
+    let mut later: Vec<AgentStatus> = (0..many).map(agent).collect();
+    later[3].updates_accepted += 1_000_000;
+    let text = figures.text(&of(later));
+    assert_eq!(of_agent(&text, accepted, "other", ""), Some(1_000_045.0));
+    let id = agent(10).agent.to_string();
+    assert_eq!(of_agent(&text, accepted, "agent-10", &id), Some(10.0));
+}
