@@ -14,11 +14,13 @@
 //! | `patient` | a stream whose reader may not stand still |
 //! | `routes` | what is answered |
 //! | `figures` | the names of Prometheus, and their values in a snapshot |
+//! | `page` | the operator's page |
 //! | `events`, `timed` | figures of what happens, recorded where it happens |
 
 mod events;
 mod figures;
 mod names;
+mod page;
 mod patient;
 mod routes;
 mod server;
@@ -31,6 +33,8 @@ pub use events::Events;
 pub(crate) use events::RunEvents;
 pub use figures::names;
 pub use names::{Kind, Name};
+pub(crate) use page::serve as serve_page;
+pub use page::{Names, page_address};
 pub use routes::{Snapshots, router};
 pub use server::{Bounds, Server, WebError, listen_address};
 pub use snapshot::{Certificate, Snapshot};
