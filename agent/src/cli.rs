@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
+use anabranch_io::web::listen_address;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
@@ -170,9 +171,9 @@ pub(crate) struct RunArgs {
     /// share the device by weight. Goes on until it is stopped. Not together with --pod-listen
     #[arg(long, value_name = "all|NAME,...")]
     pub(crate) runs: Option<RunsChoice>,
-    /// Serve figures for Prometheus over HTTP at this address, like 127.0.0.1:9464 (anybody who reaches it can read
-    /// them)
-    #[arg(long, value_name = "ADDRESS")]
+    /// Serve figures for Prometheus over HTTP at a port of the loopback interface, or at an address like 10.0.0.7:9464 (any
+    /// client that reaches it reads them)
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
     pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) pod: PodArgs,

@@ -2,6 +2,10 @@
 
 use std::net::SocketAddr;
 
+use anabranch_io::web::{Bounds, Server, WebError};
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
 use metrics::{describe_counter, describe_gauge, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
@@ -25,6 +29,9 @@ impl std::fmt::Debug for Metrics {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
 }
+
+/// Prometheus's text format.
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// A figure.
 struct Figure {
@@ -93,8 +100,9 @@ impl Metrics {
     /// # Errors
     /// The address is taken, or not this machine's.
     pub fn serve(address: SocketAddr) -> Result<Self, MetricsError> {
-        let built = PrometheusBuilder::new().with_http_listener(address).build();
-        let (recorder, exporter) = built.map_err(|error| MetricsError { address, problem: error.to_string() })?;
+        let failed = |WebError { address, source }| MetricsError { address, problem: source.to_string() };
+        let server = Server::bind(address, Bounds::default()).map_err(failed)?;
+        let recorder = PrometheusBuilder::new().build_recorder();
         with_local_recorder(&recorder, || {
             for Figure { name, grows, what, .. } in ALL {
                 if grows {
@@ -104,11 +112,9 @@ impl Metrics {
                 }
             }
         });
-        tokio::spawn(async move {
-            if exporter.await.is_err() {
-                tracing::warn!("metrics are not served any more");
-            }
-        });
+        let figures = recorder.handle();
+        let text = async move || ([(CONTENT_TYPE, TEXT_FORMAT)], figures.render());
+        tokio::spawn(server.serve(Router::new().route("/metrics", get(text))));
         tracing::info!(%address, "serving metrics");
         Ok(Self(recorder))
     }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::wire::operator::{OperatorRequest, RunRequest};
 use anabranch_io::cli::{self, LogArgs, OutputArgs};
+use anabranch_io::web::listen_address;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::config;
-use crate::web::{listen_address, page_address};
+use crate::web::page_address;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";

@@ -1,31 +1,29 @@
-//! An agent's figures for Prometheus, over real HTTP.
+//! Figures for Prometheus, over real HTTP: an agent's, and the coordinator's.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::time::Duration;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use anabranch_common::journal::Aggregate;
+use anabranch_common::status::StatusReport;
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example};
+use anabranch_tests::ledger::Settings;
+use anabranch_tests::process::{Cluster, DIGITS, PATIENCE, Role, example, http_get, python_has, series};
 use anyhow::Context as _;
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 
 /// What a scrape gets.
 fn scrape(address: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
+    http_get(address, "/metrics")
 }
 
-/// The value of a figure.
+/// The value of a series.
 fn value(text: &str, name: &str) -> anyhow::Result<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(line.with_context(|| format!("no {name} in\n{text}"))?.trim().parse()?)
+    series(text, name).with_context(|| format!("no {name} in\n{text}"))
 }
 
 #[test]
@@ -71,5 +69,191 @@ fn an_agents_figures_are_served_and_a_taken_address_is_told() -> anyhow::Result<
     assert!(log.contains(&format!("metrics cannot be served at {address}")) && log.contains("that is free"), "{log}");
     cluster.agent("one")?.signal(nix::sys::signal::Signal::SIGTERM)?;
     assert_eq!(cluster.agent("one")?.wait(PATIENCE)?, 0);
+    Ok(())
+}
+
+/// The figures and the status of a run that stands still, once the figures are those of the status.
+fn at_rest(cluster: &Cluster, address: &str) -> anyhow::Result<(String, StatusReport)> {
+    let mut last = String::new();
+    let found = poll(PATIENCE, || {
+        // It may be starting. A figure is as old as the latest snapshot.
+        let (Ok(text), Ok(status)) = (scrape(address), cluster.status()) else { return Ok(None) };
+        if status.leases_outstanding > 0 || !status.serving {
+            return Ok(None);
+        }
+        last = same_as_status(&text, &status).err().map(|error| error.to_string()).unwrap_or_default();
+        Ok(last.is_empty().then_some((text, status)))
+    })?;
+    found.with_context(|| format!("figures and status differ: {last}\n{}", cluster.logs()))
+}
+
+/// A series of the run `ledger`, with more labels.
+fn run_series(name: &str, more: &str) -> String {
+    format!("{name}{{run=\"ledger\"{more}}}")
+}
+
+/// Has Prometheus's own checker read a scrape, where it is installed.
+fn check_with_promtool(text: &str) -> anyhow::Result<()> {
+    let (_, body) = text.split_once("\r\n\r\n").context("no body")?;
+    let mut check = Command::new("promtool");
+    check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = match check.spawn() {
+        Ok(check) => check,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "CI needs promtool: {error}");
+            eprintln!("not checked: there is no promtool here");
+            return Ok(());
+        }
+    };
+    check.stdin.take().context("a pipe")?.write_all(body.as_bytes())?;
+    let output = check.wait_with_output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Holds the figures of a run at rest against its status.
+fn same_as_status(text: &str, status: &StatusReport) -> anyhow::Result<()> {
+    let expect = |series: &str, expected: u64| -> anyhow::Result<()> {
+        let found = value(text, series)?;
+        anyhow::ensure!(found == expected as f64, "{series} is {found}, not {expected}, in\n{text}");
+        Ok(())
+    };
+    let of_run = |name: &str, expected| expect(&run_series(name, ""), expected);
+    of_run("anabranch_updates_accepted_total", status.updates_accepted)?;
+    of_run("anabranch_run_version", status.version.0)?;
+    of_run("anabranch_run_journal_records", status.position.0)?;
+    of_run("anabranch_uplink_bytes_total", status.uplink_bytes)?;
+    of_run("anabranch_uplink_raw_bytes_total", status.raw_f32_uplink_bytes)?;
+    of_run("anabranch_run_checkpoint_version", status.checkpoint_version.context("a checkpoint")?.0)?;
+    of_run("anabranch_run_leases", 0)?;
+    for (reason, count) in &status.updates_refused {
+        expect(&run_series("anabranch_updates_refused_total", &format!(",reason=\"{reason}\"")), *count)?;
+    }
+    expect(&run_series("anabranch_downlink_bytes_total", ",purpose=\"train\""), status.downlink_bytes)?;
+    for agent in &status.agents {
+        let labels = format!(",agent=\"{}\",agent_id=\"{}\"", agent.name, agent.agent);
+        let of_agent = |name: &str, expected| expect(&run_series(name, &labels), expected);
+        of_agent("anabranch_run_agent_updates_accepted_total", agent.updates_accepted)?;
+        of_agent("anabranch_run_agent_uplink_bytes_total", agent.uplink_bytes)?;
+    }
+    let uploads = status.uploads.context("it serves")?;
+    of_run("anabranch_upload_chunks_received_total", uploads.chunks_received)
+}
+
+#[test]
+fn a_coordinators_figures_are_those_of_its_status_also_after_a_kill() -> anyhow::Result<()> {
+    let settings = Settings { checkpoint_every: 7, ..Settings::default() };
+    let mut cluster = Cluster::new(Path::new(LAB), &settings.run_toml())?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    cluster.serve_with(&["--metrics", &address]);
+    cluster.start_coordinator()?;
+    for name in ["one", "two"] {
+        cluster.join(name)?;
+        cluster.start_ledger_agent(name, &[])?;
+    }
+    cluster.wait_for_updates(30)?;
+    assert!(http_get(&address, "/healthz")?.starts_with("HTTP/1.1 200 OK"));
+    cluster.coordinate(&["pause"], &[])?.code(0)?;
+    let (text, status) = at_rest(&cluster, &address)?;
+    check_with_promtool(&text)?;
+    assert_eq!(value(&text, &run_series("anabranch_run_state", ",state=\"paused\""))?, 1.0, "{text}");
+    assert_eq!(value(&text, "anabranch_members")?, 2.0);
+    // What happened in this process, which is all of the run so far.
+    let accepted = status.updates_accepted as f64;
+    assert_eq!(value(&text, &run_series("anabranch_staleness_versions_count", ""))?, accepted, "{text}");
+    let fresh: u64 = status.staleness_histogram[..=4].iter().sum();
+    assert_eq!(value(&text, &run_series("anabranch_staleness_versions_bucket", ",le=\"4\""))?, fresh as f64, "{text}");
+    let sum = |name: &str| -> f64 {
+        let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
+        values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
+    };
+    assert_eq!(sum("anabranch_uplink_form_bytes_total{"), status.uplink_bytes as f64, "{text}");
+    let downlink = status.downlink_bytes + status.evaluation_downlink_bytes;
+    assert_eq!(sum("anabranch_downlink_form_bytes_total{"), downlink as f64, "{text}");
+    assert!(value(&text, "anabranch_journal_sync_seconds_count")? > 0.0, "{text}");
+    assert!(value(&text, "anabranch_checkpoint_seconds_count")? > 0.0, "{text}");
+
+    cluster.coordinator()?.kill()?;
+    cluster.start_coordinator()?;
+    let (_, status) = at_rest(&cluster, &address)?;
+    assert_eq!(status.updates_accepted as f64, accepted, "a paused run stays paused");
+    cluster.coordinate(&["resume"], &[])?.code(0)?;
+    cluster.wait_for_updates(status.updates_accepted + 20)?;
+    cluster.coordinate(&["pause"], &[])?.code(0)?;
+    let (text, status) = at_rest(&cluster, &address)?;
+    let since = status.updates_accepted as f64 - accepted;
+    assert_eq!(value(&text, &run_series("anabranch_staleness_versions_count", ""))?, since, "{text}");
+    assert_eq!(cluster.park_coordinator()?, 0, "{}", cluster.logs());
+
+    let _taken = TcpListener::bind(&address)?;
+    let code = cluster.spawn_coordinator(&[])?.wait(PATIENCE)?;
+    let log = cluster.coordinator()?.log()?;
+    assert_eq!(code, 13, "{log}");
+    assert!(log.contains(&format!("figures cannot be served at {address}")) && log.contains("that is free"), "{log}");
+    Ok(())
+}
+
+/// Every scalar of a folder of event files as `tensorboard` reads it: by tag, steps and values.
+const READ_EVENTS: &str = r#"
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1], size_guidance={"scalars": 0})
+events.Reload()
+scalars = {tag: [[event.step, event.value] for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+print(json.dumps(scalars))
+"#;
+
+type Scalars = BTreeMap<String, Vec<(u64, f64)>>;
+
+#[test]
+fn tensorboard_shows_the_curve_of_the_status_also_after_a_kill() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), &DIGITS.replace("versions = 40", "versions = 1000000"))?;
+    let folder = cluster.path().join("curves");
+    cluster.serve_with(&["--tensorboard", &folder.display().to_string()]);
+    cluster.start_coordinator()?;
+    let (train, test) = (example("data/digits-train.csv.gz"), example("data/digits-test.csv.gz"));
+    let train: [&OsStr; 2] = ["--shard".as_ref(), train.as_os_str()];
+    let judge: [&OsStr; 2] = ["--eval-shard".as_ref(), test.as_os_str()];
+    for (name, args) in [("one", train), ("judge", judge)] {
+        cluster.join(name)?;
+        cluster.start_agent(Role::Agent, name, &args, &[])?;
+    }
+    let killed = cluster.wait_until("a measurement", PATIENCE, |status| !status.aggregates.is_empty())?;
+    cluster.coordinator()?.kill()?;
+    cluster.start_coordinator()?;
+    let newest = |status: &StatusReport| status.aggregates.last().map(|timed| timed.aggregate.version);
+    cluster.wait_until("a measurement after the kill", PATIENCE, |status| newest(status) > newest(&killed))?;
+    // Agents have none before their first update: it is in a later sample.
+    let run = folder.join("digits");
+    let shows = |path: &Path| std::fs::read(path).is_ok_and(|bytes| bytes.windows(9).any(|part| part == b"staleness"));
+    let files = || -> anyhow::Result<Vec<PathBuf>> {
+        let paths: std::io::Result<Vec<_>> = std::fs::read_dir(&run)?.map(|entry| Ok(entry?.path())).collect();
+        let is_of_events =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".tfevents."));
+        Ok(paths?.into_iter().filter(is_of_events).collect())
+    };
+    let shown = poll(PATIENCE, || Ok(files()?.iter().any(|path| shows(path)).then_some(())))?;
+    shown.with_context(|| format!("no staleness\n{}", cluster.logs()))?;
+    cluster.coordinate(&["stop"], &[])?.code(0)?;
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    let status = cluster.status()?;
+    assert_eq!(files()?.len(), 2, "one for each process");
+    if !python_has("tensorboard") {
+        return Ok(());
+    }
+    let read = Command::new("python3").args(["-c", READ_EVENTS]).arg(&run).output()?;
+    anyhow::ensure!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    let scalars: Scalars = serde_json::from_slice(&read.stdout)?;
+    for (tag, value) in
+        [("accuracy", (|aggregate| aggregate.accuracy) as fn(&Aggregate) -> f64), ("loss", |aggregate| aggregate.loss)]
+    {
+        let expected = status.aggregates.iter().map(|timed| &timed.aggregate);
+        let expected: Vec<_> = expected.map(|aggregate| (aggregate.version.0, value(aggregate) as f32)).collect();
+        let found: Vec<_> = scalars[tag].iter().map(|(step, value)| (*step, *value as f32)).collect();
+        assert_eq!(found, expected, "{tag}");
+    }
+    let versions = &scalars["version"];
+    assert!(versions.len() >= 2 && versions.iter().all(|(step, value)| *step as f64 == *value), "{versions:?}");
+    assert!(scalars["staleness"].iter().all(|(_, value)| *value >= 0.0), "{scalars:?}");
     Ok(())
 }

@@ -24,3 +24,4 @@ pub mod signals;
 pub mod terminal;
 pub mod text_file;
 pub mod tls;
+pub mod web;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anabranch_common::limits;
 use anabranch_io::exit::{ExitCode, Fail};
+use anabranch_io::web::{Bounds, Server, WebError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -18,7 +19,7 @@ use crate::identity::Identity;
 use crate::node::JobError;
 use crate::tensorboard;
 use crate::transport::Shared;
-use crate::web::{Bounds, Certificate, Events, Names, Server, Snapshot, WebError, router, serve_page};
+use crate::web::{Certificate, Events, Names, Snapshot, router, serve_page};
 
 /// How a process can be watched.
 #[derive(Debug, Clone, Default)]

@@ -5,13 +5,11 @@
 //!                                                       └─► /healthz: 200, or 503 with the reason
 //!  writers, checkpointers, connections ─► Events ─► /metrics
 //! ```
-//! Requests never reach the loop: they are answered from what it published.
+//! Requests never reach the loop: they are answered from what it published. `anabranch_io::web` has the server.
 //!
 //! | file | what is in it |
 //! |---|---|
 //! | `snapshot` | what the loop publishes |
-//! | `server` | connections over HTTP/1.1, within bounds |
-//! | `patient` | a stream whose reader may not stand still |
 //! | `routes` | what is answered |
 //! | `figures` | the names of Prometheus, and their values in a snapshot |
 //! | `page` | the operator's page |
@@ -21,9 +19,7 @@ mod events;
 mod figures;
 mod names;
 mod page;
-mod patient;
 mod routes;
-mod server;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -36,5 +32,4 @@ pub use names::{Kind, Name};
 pub(crate) use page::serve as serve_page;
 pub use page::{Names, page_address};
 pub use routes::{Snapshots, router};
-pub use server::{Bounds, Server, WebError, listen_address};
 pub use snapshot::{Certificate, Snapshot};

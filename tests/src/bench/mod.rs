@@ -9,6 +9,7 @@ pub mod ledger;
 #[cfg(test)]
 mod merge;
 pub mod overlap;
+pub mod page;
 pub mod pipeline;
 pub mod recovery;
 pub mod replicas;

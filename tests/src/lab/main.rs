@@ -180,6 +180,13 @@ enum Bench {
         #[command(flatten)]
         common: Common,
     },
+    /// What it takes to watch a coordinator with many agents: time and size of a scrape
+    Page {
+        #[command(flatten)]
+        options: bench::page::Options,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Many agents without training against a coordinator with a slow disk: its peak memory
     /// against its ceiling
     #[command(after_help = "Every sync of the coordinator's disk is slowed by a library in C: this needs `cc`.")]
@@ -337,6 +344,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Runs { options, common }) => (bench::runs::run(&lab, &options, common.seed)?, common),
+        Verb::Bench(Bench::Page { options, common }) => (bench::page::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::SlowDisk { options, common }) => {
             (bench::slow_disk::run(&lab, &options, common.seed)?, common)
         }

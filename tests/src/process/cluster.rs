@@ -30,6 +30,8 @@ pub struct Cluster {
     agents: BTreeMap<String, Process>,
     lab: PathBuf,
     port: u16,
+    /// What the coordinator's `run` gets beside its directory.
+    run_args: Vec<OsString>,
     folder: tempfile::TempDir,
 }
 
@@ -41,7 +43,14 @@ impl Cluster {
     pub fn new(lab: &Path, settings: &str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("anabranch-").tempdir()?;
         let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-        let cluster = Self { coordinator: None, agents: BTreeMap::new(), lab: lab.to_owned(), port, folder };
+        let cluster = Self {
+            coordinator: None,
+            agents: BTreeMap::new(),
+            lab: lab.to_owned(),
+            port,
+            run_args: Vec::new(),
+            folder,
+        };
         std::fs::create_dir(cluster.path().join("calls"))?;
         let listen = format!("127.0.0.1:{port}");
         let dir = cluster.coordinator_dir();
@@ -181,13 +190,19 @@ impl Cluster {
         Ok(std::fs::write(&path, text.replacen(&direct, &other, 1))?)
     }
 
+    /// Gives the coordinator's `run` these arguments as well, from its next start on.
+    pub fn serve_with(&mut self, args: &[&str]) {
+        self.run_args = args.iter().map(OsString::from).collect();
+    }
+
     /// Starts the coordinator without waiting for anything.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn spawn_coordinator(&mut self, env: &[(&str, &str)]) -> anyhow::Result<&mut Process> {
         let dir = self.coordinator_dir();
-        let args = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
+        let own = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str()];
+        let args: Vec<&OsStr> = own.into_iter().chain(self.run_args.iter().map(OsString::as_os_str)).collect();
         let env = [env, &[(anabranch_io::logging::FILTER_ENV, LOG_FILTER)]].concat();
         let log = self.log_path("coordinator");
         // The one before must be gone: it holds the port and the store.

@@ -6,17 +6,21 @@
 //!     ├── be_agent ── an agent with a trainer of the tests
 //!     ├── TimedRun ── a cluster whose processes start at one moment and are watched from then on
 //!     └── Tail ── what an agent says in its log, as it is written
+//!  Browser ── Chromium without a window: clicks, keys, pictures
 //!  Usage ── memory and processor time of processes, looked up while they run
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
 //!  Line ── a relay for UDP that can be cut in the middle of something
+//!  http_get, series ── figures over HTTP
 //!  Role ── which daemon, and how the binary becomes it
 //! ```
 
 mod agent;
+mod browser;
 mod cgroup;
 mod child;
 mod cluster;
 mod digits;
+mod http;
 mod line;
 mod preload;
 mod python;
@@ -26,10 +30,12 @@ mod usage;
 mod watch;
 
 pub use agent::be_agent;
+pub use browser::{Browser, Look};
 pub use cgroup::MemoryGroup;
 pub use child::{Ended, Process, call};
 pub use cluster::{Cluster, PATIENCE};
 pub use digits::{DIGITS, example};
+pub use http::{http_get, series};
 pub use line::{Line, Way};
 pub use preload::compile;
 pub use python::{PYTHON_PACKAGE, python_has, python_with_torch};

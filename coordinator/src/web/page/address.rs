@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::web::listen_address;
+use anabranch_io::web::listen_address;
 
 /// Returns the address that an operator means by `--page`: a port alone is one of the loopback interface.
 ///

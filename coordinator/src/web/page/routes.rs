@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::limits;
+use anabranch_io::web::Server;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -20,7 +21,7 @@ use super::guard::guard;
 use super::history::{Page, Pages, follow};
 use super::live::Live;
 use super::state::{self, Which};
-use crate::web::{Server, Snapshots};
+use crate::web::Snapshots;
 
 const JSON: &str = "application/json";
 const SCRIPT: &str = "text/javascript; charset=utf-8";

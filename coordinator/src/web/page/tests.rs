@@ -7,6 +7,7 @@ use anabranch_common::journal::{Aggregate, Chain};
 use anabranch_common::limits;
 use anabranch_common::status::{AgentStatus, RunStanding, RunSummary, StatusReport, TimedAggregate};
 use anabranch_common::wire::message::RunPhase;
+use anabranch_io::web::{Bounds, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use super::routes::serve;
 use crate::core::Options;
 use crate::core::status::{report, unseen};
 use crate::host::{Health, RunView};
-use crate::web::{Bounds, Server, Snapshot};
+use crate::web::Snapshot;
 
 /// A process that serves.
 pub(super) fn snapshot_at(at_ms: u64, runs: Vec<RunView>) -> Snapshot {

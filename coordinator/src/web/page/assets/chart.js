@@ -27,9 +27,9 @@ export function spark(values, label) {
     h("path", { d, class: "line" }), h("circle", { cx: x(last), cy: y(values[last]), r: 2.5, class: "dot" }));
 }
 
-// About four round values between two.
+// About five round values between two.
 function ticks(low, high) {
-  const aim = (high - low) / 4, tens = 10 ** Math.floor(Math.log10(aim));
+  const aim = (high - low) / 5, tens = 10 ** Math.floor(Math.log10(aim));
   const step = [1, 2, 5, 10].map((k) => k * tens).find((s) => s >= aim * 0.999);
   const all = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) all.push(n * step);

@@ -166,7 +166,7 @@ export function run(data, { width, at, move }) {
     agents(detail.agents),
     h("div", { key: "halves", class: "halves" }, staleness(detail.staleness), refused(detail.refused)),
     h("div", { key: "rest", class: "halves" }, measured(detail),
-      section("facts", "In the words of `status`", facts(detail.facts))),
+      section("words", "In the words of `status`", facts(detail.facts))),
     detail.pods && pods(detail.pods),
     log(data.log, false),
   ];
@@ -175,10 +175,11 @@ export function run(data, { width, at, move }) {
 export function search(data) {
   const detail = data.search;
   const columns = detail.columns.map((name, index) => [name || "why", ([of, cells]) =>
-    (index ? cells[index] : h("a", { href: `#/run/${encodeURIComponent(of)}` }, cells[index])), index ? "number" : ""]);
+    (index === 0 ? h("a", { href: `#/run/${encodeURIComponent(of)}` }, cells[0]) : index === 1 ? state(cells[1]) : cells[index]),
+    index === 1 || !name ? "wide" : index ? "number" : ""]);
   return [
     head("search", detail.name, detail.state, detail.problem),
-    section("facts", "In the words of `search status`", facts(detail.facts)),
+    section("words", "In the words of `search status`", facts(detail.facts)),
     section("trials", "Trials, from best to worst", detail.trials.length
       ? table(columns, detail.trials, ([of]) => of, "trials") : h("p", { class: "none" }, "No trial has begun.")),
   ];
