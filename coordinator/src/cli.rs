@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::config;
+use crate::web::page_address;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
@@ -226,6 +227,7 @@ pub(crate) struct InitArgs {
 #[command(after_help = "Examples:
   anabranch-coordinator run --dir trainer
   anabranch-coordinator run --dir trainer --metrics 9464
+  anabranch-coordinator run --dir trainer --page 8433
   anabranch-coordinator run --dir trainer --log-format json -v 2> trainer.log")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -237,6 +239,10 @@ pub(crate) struct RunArgs {
     /// address like 10.0.0.7:9464. It is not encrypted: any client that reaches the address reads them
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
     pub(crate) metrics: Option<SocketAddr>,
+    /// Serve a page for the operator at a port of the loopback interface: runs, agents, curves, refusals, searches, live.
+    /// Another machine reaches it through `ssh -L`
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = page_address)]
+    pub(crate) page: Option<SocketAddr>,
     /// Write TensorBoard's event files of every run below this folder: accuracy, loss, staleness, version
     #[arg(long, value_name = "DIR")]
     pub(crate) tensorboard: Option<PathBuf>,

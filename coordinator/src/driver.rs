@@ -14,7 +14,6 @@ mod publish;
 mod searches;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,6 +47,7 @@ use crate::workers::{RegistryWorkers, RunWorkers};
 
 use directories::Directories;
 use publish::Publisher;
+pub use publish::WatchOptions;
 use searches::SearchStores;
 
 /// What `run` is given.
@@ -61,10 +61,8 @@ pub struct RunOptions {
     pub identity: Identity,
     /// Whether the process stays when every run has ended.
     pub stay: bool,
-    /// Where figures and health are served over HTTP, if anywhere.
-    pub metrics: Option<SocketAddr>,
-    /// Where TensorBoard's files are written, if anywhere.
-    pub tensorboard: Option<PathBuf>,
+    /// How the process can be watched.
+    pub watch: WatchOptions,
 }
 
 /// Items in which builds before schema version 5 kept all members and all tokens.
@@ -117,7 +115,7 @@ fn allow_open_files() {
 }
 
 async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
-    let RunOptions { dir, config, identity, stay, metrics, tensorboard } = options;
+    let RunOptions { dir, config, identity, stay, watch } = options;
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(runs::STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
     let mut host = Host::new(registry(store.catalogue())?);
@@ -129,7 +127,7 @@ async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()>
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, BTreeMap::new());
     let (done_in, done) = mpsc::channel(limits::COORDINATOR_ANSWERS);
-    let publisher = Publisher::start((metrics, tensorboard), &identity, Arc::clone(&shared))?;
+    let publisher = Publisher::start(watch, &config, &identity, Arc::clone(&shared))?;
     let mut directories =
         Directories::new(dir.clone(), Arc::clone(&shared), done_in, publisher.as_ref().map(Publisher::events));
     let mut outputs = match start(&mut host, &mut directories, &config, &store) {

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write as _};
 
-pub(super) use anabranch_io::cli::{print, size_text as bytes};
+pub(super) use anabranch_io::cli::print;
+pub(crate) use anabranch_io::cli::size_text as bytes;
 use anabranch_io::terminal::{make_visible, visible};
 use anyhow::Context as _;
 pub(super) use console::Alignment as Align;
@@ -62,7 +63,7 @@ impl Table {
 }
 
 /// A number with an apostrophe-free thousands separator: `1,234,567`.
-pub(super) fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -75,7 +76,7 @@ pub(super) fn count(number: u64) -> String {
 }
 
 /// A span of time in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`.
-pub(super) fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     if seconds < 10.0 {
         return format!("{:.1} s", seconds.max(0.0));
     }
@@ -90,7 +91,7 @@ pub(super) fn span(seconds: f64) -> String {
 }
 
 /// Unix milliseconds as a date in UTC: `2026-03-01 12:34:56Z`.
-pub(super) fn date(unix_ms: u64) -> String {
+pub(crate) fn date(unix_ms: u64) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
     i64::try_from(unix_ms / 1000)
         .ok()

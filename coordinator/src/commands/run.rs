@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::reach;
 use crate::cli::RunArgs;
 use crate::clock;
-use crate::driver::{self, RunOptions};
+use crate::driver::{self, RunOptions, WatchOptions};
 use crate::{heap, runs};
 
 const PAUSE: Duration = Duration::from_millis(250);
@@ -43,6 +43,7 @@ fn serve(args: &RunArgs, signals: &mut Signals) -> anyhow::Result<()> {
     for name in renewed {
         tracing::info!("renewed the {name}'s certificate");
     }
-    let RunArgs { stay, metrics, ref tensorboard, .. } = *args;
-    driver::run(RunOptions { dir, config, identity, stay, metrics, tensorboard: tensorboard.clone() }, signals)
+    let RunArgs { stay, metrics, page, ref tensorboard, .. } = *args;
+    let watch = WatchOptions { metrics, page, tensorboard: tensorboard.clone() };
+    driver::run(RunOptions { dir, config, identity, stay, watch }, signals)
 }

@@ -13,12 +13,24 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::Driver;
 use crate::clock;
+use crate::config::Config;
 use crate::host::{Health, Host};
 use crate::identity::Identity;
 use crate::node::JobError;
 use crate::tensorboard;
 use crate::transport::Shared;
-use crate::web::{Certificate, Events, Snapshot, router};
+use crate::web::{Certificate, Events, Names, Snapshot, router, serve_page};
+
+/// How a process can be watched.
+#[derive(Debug, Clone, Default)]
+pub struct WatchOptions {
+    /// Where figures and health are served over HTTP, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Where the operator's page is served over HTTP, if anywhere: an address of the loopback interface.
+    pub page: Option<SocketAddr>,
+    /// Where TensorBoard's files are written, if anywhere.
+    pub tensorboard: Option<PathBuf>,
+}
 
 /// Publishes snapshots until it is dropped.
 #[derive(Debug)]
@@ -41,11 +53,12 @@ impl Publisher {
     /// # Errors
     /// The port is taken, or the address is not this machine's.
     pub(super) fn start(
-        (metrics, tensorboard): (Option<SocketAddr>, Option<PathBuf>),
+        WatchOptions { metrics, page, tensorboard }: WatchOptions,
+        config: &Config,
         identity: &Identity,
         shared: Arc<Shared>,
     ) -> Result<Option<Self>, Fail> {
-        if metrics.is_none() && tensorboard.is_none() {
+        if metrics.is_none() && page.is_none() && tensorboard.is_none() {
             return Ok(None);
         }
         let certificates = identity.expiries().map(|(name, expires_at_s)| Certificate { name, expires_at_s });
@@ -61,6 +74,13 @@ impl Publisher {
             }
             tracing::info!(%address, "serving metrics");
             tasks.spawn(server.serve(router(snapshots.clone(), Arc::clone(&events))));
+        }
+        if let Some(address) = page {
+            let server = Server::bind(address, Bounds::default()).map_err(page_fail)?;
+            let address = server.address();
+            tracing::info!(%address, "serving the page: http://{address}/");
+            let names = Names::new(address, config.server.names.iter().cloned());
+            tasks.spawn(serve_page(server, names, snapshots.clone()));
         }
         let curves = tensorboard.map(|folder| tokio::spawn(tensorboard::write(folder, snapshots)));
         Ok(Some(Self { out, shared, due: clock::monotonic(), events, _tasks: tasks, curves }))
@@ -116,6 +136,11 @@ pub(super) async fn due(publisher: Option<&Publisher>) {
         Some(publisher) => tokio::time::sleep_until(publisher.due.into()).await,
         None => std::future::pending().await,
     }
+}
+
+fn page_fail(WebError { address, source }: WebError) -> Fail {
+    let help = "give --page a port that is free";
+    Fail::new(ExitCode::Address, format!("the page cannot be served at {address}: {source}")).help(help)
 }
 
 fn web_fail(error: WebError) -> Fail {

@@ -12,11 +12,13 @@
 //! | `snapshot` | what the loop publishes |
 //! | `routes` | what is answered |
 //! | `figures` | the names of Prometheus, and their values in a snapshot |
+//! | `page` | the operator's page |
 //! | `events`, `timed` | figures of what happens, recorded where it happens |
 
 mod events;
 mod figures;
 mod names;
+mod page;
 mod routes;
 mod snapshot;
 #[cfg(test)]
@@ -27,5 +29,7 @@ pub use events::Events;
 pub(crate) use events::RunEvents;
 pub use figures::names;
 pub use names::{Kind, Name};
+pub(crate) use page::serve as serve_page;
+pub use page::{Names, page_address};
 pub use routes::{Snapshots, router};
 pub use snapshot::{Certificate, Snapshot};

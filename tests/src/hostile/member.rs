@@ -102,6 +102,11 @@ impl Session {
     /// # Errors
     /// It is refused before it can say hello.
     pub async fn open(port: u16, identity: &Identity, incarnation: u8) -> anyhow::Result<Self> {
+        Self::open_with(port, identity, incarnation, "none").await
+    }
+
+    /// The same with a device that is called so.
+    async fn open_with(port: u16, identity: &Identity, incarnation: u8, device: &str) -> anyhow::Result<Self> {
         let endpoint = tls::client_endpoint()?;
         let connection = tls::connect(&endpoint, &format!("127.0.0.1:{port}"), identity.config()?).await?;
         let (mut send, mut recv) = connection.open_bi().await?;
@@ -113,7 +118,7 @@ impl Session {
             software: "hostile".to_owned(),
             train_examples: 1_000,
             eval_examples: 0,
-            device: "none".to_owned(),
+            device: device.to_owned(),
             pod: None,
         });
         frames::send(&mut send, FrameKind::Agent, &hello, CONTROL_MESSAGE_BYTES, ANSWER).await?;
@@ -136,7 +141,16 @@ impl Member {
     /// # Errors
     /// It is not welcomed; the error has the coordinator's answer.
     pub async fn connect(port: u16, identity: &Identity, incarnation: u8) -> anyhow::Result<Self> {
-        let Session { endpoint, connection, send, recv } = Session::open(port, identity, incarnation).await?;
+        Self::connect_with(port, identity, incarnation, "none").await
+    }
+
+    /// Connects as an agent whose device is called so.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(port: u16, identity: &Identity, incarnation: u8, device: &str) -> anyhow::Result<Self> {
+        let session = Session::open_with(port, identity, incarnation, device).await?;
+        let Session { endpoint, connection, send, recv } = session;
         let writer = FrameWriter::new(send, FrameKind::Agent, ANSWER);
         let mut reader = FrameReader::new(recv, FrameKind::Coordinator, ANSWER);
         let welcome = match tokio::time::timeout(ANSWER, reader.next()).await?? {

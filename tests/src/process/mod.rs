@@ -6,6 +6,7 @@
 //!     ├── be_agent ── an agent with a trainer of the tests
 //!     ├── TimedRun ── a cluster whose processes start at one moment and are watched from then on
 //!     └── Tail ── what an agent says in its log, as it is written
+//!  Browser ── Chromium without a window: clicks, keys, pictures
 //!  Usage ── memory and processor time of processes, looked up while they run
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
 //!  Line ── a relay for UDP that can be cut in the middle of something
@@ -14,6 +15,7 @@
 //! ```
 
 mod agent;
+mod browser;
 mod cgroup;
 mod child;
 mod cluster;
@@ -28,6 +30,7 @@ mod usage;
 mod watch;
 
 pub use agent::be_agent;
+pub use browser::{Browser, Look};
 pub use cgroup::MemoryGroup;
 pub use child::{Ended, Process, call};
 pub use cluster::{Cluster, PATIENCE};

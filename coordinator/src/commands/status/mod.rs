@@ -2,7 +2,7 @@
 
 mod plain;
 mod source;
-pub(super) mod table;
+pub(in crate::commands) mod table;
 mod view;
 mod watch;
 

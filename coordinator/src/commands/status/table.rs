@@ -32,7 +32,7 @@ pub(super) fn status(report: &StatusReport) -> String {
 }
 
 /// The lines above the tables.
-pub(super) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
+pub(crate) fn head(report: &StatusReport) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("run", format!("{} ({})", report.name, identifier(report.run))),
         ("state", state(report)),

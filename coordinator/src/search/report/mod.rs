@@ -165,6 +165,17 @@ impl SearchReport {
         table::text(self)
     }
 
+    /// Returns the lines above the trials: a name and a value each.
+    pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
+        table::head(self)
+    }
+
+    /// Returns the names of the trials' columns, and a row for each trial of [`ordered`](Self::ordered).
+    pub(crate) fn cells(&self) -> (Vec<String>, Vec<Vec<String>>) {
+        let (columns, rows) = table::cells(self);
+        (columns.into_iter().map(|(name, _)| name).collect(), rows)
+    }
+
     /// Returns the report as an SVG: the curves of all trials by rung, and parallel coordinates of their keys. The same
     /// report gives the same bytes.
     #[must_use]
@@ -174,7 +185,7 @@ impl SearchReport {
 
     /// Trials from best to worst: by the highest rung that they were measured at, then by the metric there; closed ones
     /// last.
-    fn ordered(&self) -> Vec<&TrialReport> {
+    pub(crate) fn ordered(&self) -> Vec<&TrialReport> {
         let mut trials: Vec<&TrialReport> = self.trials.iter().collect();
         let maximised = self.metric.is_maximised();
         trials.sort_by(|one, other| {

@@ -28,7 +28,8 @@ pub(super) fn text(report: &SearchReport) -> String {
     text
 }
 
-fn head(report: &SearchReport) -> Vec<(&'static str, String)> {
+/// The lines above the trials.
+pub(super) fn head(report: &SearchReport) -> Vec<(&'static str, String)> {
     let method = match report.method {
         Method::Asha => "asha",
         Method::Random => "random",
@@ -95,14 +96,14 @@ fn shown(metric: Metric, value: f64) -> String {
     }
 }
 
-fn trials(report: &SearchReport) -> String {
+/// The columns of the trials, and a row for each, from best to worst.
+pub(super) fn cells(report: &SearchReport) -> (Vec<(String, Alignment)>, Vec<Vec<String>>) {
     let keys: Vec<&String> = report.trials.first().iter().flat_map(|trial| trial.overrides.keys()).collect();
     let mut columns: Vec<(String, Alignment)> =
         COLUMNS.iter().map(|(name, align)| ((*name).to_owned(), *align)).collect();
     columns.extend(keys.iter().map(|key| ((*key).clone(), Alignment::Right)));
     columns.push((String::new(), Alignment::Left));
-    let mut rows = vec![columns.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>()];
-    for trial in report.ordered() {
+    let row = |trial: &TrialReport| {
         let newest = trial.measured.last().map_or_else(|| "-".to_owned(), |newest| shown(report.metric, newest.metric));
         let mut row = vec![
             trial.trial.to_string(),
@@ -114,8 +115,16 @@ fn trials(report: &SearchReport) -> String {
         ];
         row.extend(keys.iter().map(|key| trial.overrides.get(*key).map_or_else(String::new, ToString::to_string)));
         row.push(trial.closed.as_ref().map_or_else(String::new, |closed| closed.reason.clone()));
-        rows.push(row);
-    }
+        row
+    };
+    let rows = report.ordered().into_iter().map(row).collect();
+    (columns, rows)
+}
+
+fn trials(report: &SearchReport) -> String {
+    let (columns, cells) = cells(report);
+    let mut rows = vec![columns.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>()];
+    rows.extend(cells);
     let width = |column: usize| rows.iter().map(|row| measure_text_width(&row[column])).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     rows.iter().fold(String::new(), |mut text, row| {

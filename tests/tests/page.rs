@@ -1,0 +1,277 @@
+//! The operator's page of a real coordinator: over HTTP, and in Chromium without a window.
+//!
+//! | test | guards |
+//! |---|---|
+//! | the page is that of the status, and follows it | docs/operating.md, "The page": what is shown, and where it is served |
+//! | an operator finds in the page what is wrong | docs/page.md: by clicking and by keyboard, at both widths, light and dark |
+//! | text that others chose stays text | a hostile device, a hostile link; nothing is loaded from elsewhere |
+
+use std::ffi::OsStr;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use anabranch_tests::clock::poll;
+use anabranch_tests::hostile::{Identity, Member};
+use anabranch_tests::ledger::Settings;
+use anabranch_tests::process::{Browser, Cluster, DIGITS, Look, PATIENCE, Role, example, http_get};
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
+/// What a hostile agent calls its device.
+const MARKUP: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=2</script>";
+const DESK: Look = Look { width: 1280, height: 900, is_phone: false, scheme: "light" };
+const PHONE: Look = Look { width: 390, height: 844, is_phone: true, scheme: "dark" };
+
+fn free_address() -> anyhow::Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
+/// The state that is served for a query.
+fn state(address: &str, query: &str) -> anyhow::Result<Value> {
+    let text = http_get(address, &format!("/api/state{query}"))?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no body")?;
+    anyhow::ensure!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    Ok(serde_json::from_str(body)?)
+}
+
+#[test]
+fn the_page_is_that_of_the_status_and_follows_it() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
+    let address = free_address()?;
+    let dir = cluster.coordinator_dir();
+    for reachable in ["0.0.0.0:8433", "[::]:8433"] {
+        let args = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str(), "--page".as_ref(), OsStr::new(reachable)];
+        cluster.call(Role::Coordinator, &args)?.code(2)?.says(&["not encrypted", "ssh -L 8433:127.0.0.1:8433"])?;
+    }
+    cluster.serve_with(&["--page", &address]);
+    cluster.start_coordinator()?;
+    assert_eq!(
+        state(&address, "")?["notes"][0]["text"],
+        "no agent has taken part yet: `token create` makes a token for one"
+    );
+    for name in ["one", "two"] {
+        cluster.join(name)?;
+        cluster.start_ledger_agent(name, &[])?;
+    }
+    cluster.wait_for_updates(20)?;
+    let mut events = TcpStream::connect(&address)?;
+    events.set_read_timeout(Some(PATIENCE))?;
+    write!(events, "GET /api/events?run=ledger HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
+    cluster.coordinate(&["pause"], &[])?.code(0)?;
+    let mut heard = Vec::new();
+    while !String::from_utf8_lossy(&heard).contains("the run is paused") {
+        let mut part = [0; 4096];
+        let bytes = events.read(&mut part)?;
+        assert!(bytes > 0, "the events end");
+        heard.extend_from_slice(&part[..bytes]);
+    }
+
+    let at_rest = poll(PATIENCE, || {
+        let (status, state) = (cluster.status()?, state(&address, "?run=ledger")?);
+        let counts = |name: &str| -> anyhow::Result<u64> {
+            let rows = state["run"]["agents"]["rows"].as_array().context("rows")?;
+            let row = rows.iter().find(|row| row["name"] == name).context("the agent")?;
+            Ok(row["accepted"].as_str().context("text")?.replace(',', "").parse()?)
+        };
+        let is_same = status.leases_outstanding == 0
+            && state["runs"][0]["version"] == status.version.0
+            && status.agents.iter().all(|agent| counts(&agent.name).is_ok_and(|count| count == agent.updates_accepted));
+        Ok(is_same.then_some((status, state)))
+    })?;
+    let (status, state) = at_rest.context("page and status differ")?;
+    assert_eq!((&state["runs"][0]["state"], &state["health"]), (&json!("paused"), &json!("serving")));
+    assert_eq!(state["run"]["staleness"], json!(status.staleness_histogram));
+    let kinds: Vec<&Value> = state["log"].as_array().context("a log")?.iter().map(|entry| &entry["kind"]).collect();
+    assert!(kinds.contains(&&json!("checkpoint")) && kinds.contains(&&json!("agent")), "{kinds:?}");
+
+    assert_eq!(cluster.park_coordinator()?, 0, "{}", cluster.logs());
+    let _taken = TcpListener::bind(&address)?;
+    let code = cluster.spawn_coordinator(&[])?.wait(PATIENCE)?;
+    let log = cluster.coordinator()?.log()?;
+    assert_eq!(code, 13, "{log}");
+    assert!(log.contains(&format!("the page cannot be served at {address}")), "{log}");
+    Ok(())
+}
+
+/// A run that trains: two agents, one that evaluates, and one that joined and went.
+struct Scene {
+    cluster: Cluster,
+    address: String,
+    browser: Browser,
+    pictures: PathBuf,
+}
+
+impl Scene {
+    /// Nothing where there is no browser.
+    fn new() -> anyhow::Result<Option<Self>> {
+        let Some(browser) = Browser::start()? else {
+            println!("not done: there is no chromium to open the page with");
+            return Ok(None);
+        };
+        let mut cluster = Cluster::new(Path::new(LAB), &DIGITS.replace("versions = 40", "versions = 1000000"))?;
+        let address = free_address()?;
+        cluster.serve_with(&["--page", &address]);
+        cluster.start_coordinator()?;
+        let (shards, test) = cluster.split_digits(2)?;
+        let shards = [shards.join("agent-0"), shards.join("agent-1")];
+        let args: [[&OsStr; 2]; 3] = [
+            ["--shard".as_ref(), shards[0].as_os_str()],
+            ["--shard".as_ref(), shards[1].as_os_str()],
+            ["--eval-shard".as_ref(), test.as_os_str()],
+        ];
+        for (name, args) in ["clinic", "factory", "judge"].into_iter().zip(args) {
+            cluster.join(name)?;
+            cluster.start_agent(Role::Agent, name, &args, &[])?;
+        }
+        cluster.wait_until("two measurements", PATIENCE, |status| status.aggregates.len() >= 2)?;
+        let pictures = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page");
+        std::fs::create_dir_all(&pictures)?;
+        Ok(Some(Self { cluster, address, browser, pictures }))
+    }
+
+    fn page(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// Looks at what is shown at both widths, light and dark: everything fits, and every text can be read.
+    fn look_at(&mut self, name: &str) -> anyhow::Result<()> {
+        for (width, look) in [("desk", DESK), ("phone", PHONE)] {
+            for scheme in ["light", "dark"] {
+                self.browser.look(Look { scheme, ..look })?;
+                self.browser.wait_for(&format!("matchMedia('(prefers-color-scheme: {scheme})').matches"))?;
+                self.browser.picture(&self.pictures.join(format!("{name}-{width}-{scheme}.png")))?;
+                let wide = self.browser.eval("document.documentElement.scrollWidth - innerWidth")?;
+                assert!(wide.as_i64().is_some_and(|pixels| pixels <= 0), "{name} is {wide} pixels too wide at {width}");
+                let faint = self.browser.eval(FAINT)?;
+                assert_eq!(faint, json!([]), "{name}: text without contrast in {scheme}");
+            }
+        }
+        self.browser.look(DESK)
+    }
+}
+
+/// Texts whose contrast with what is behind them is less than 4.5 (WCAG 2.2, success criterion 1.4.3).
+const FAINT: &str = r#"(() => {
+  const parts = (text) => text.match(/[\d.]+/g).map(Number);
+  const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parts(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, style = getComputedStyle(element);
+    if (!walker.currentNode.data.trim() || !element.getClientRects().length) continue;
+    if (["NOSCRIPT", "SCRIPT"].includes(element.tagName)) continue;
+    const ink = light(parts(element.namespaceURI.endsWith("svg") ? style.fill : style.color)), paper = light(behind(element));
+    const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+    if (contrast < 4.5) found.push(`${walker.currentNode.data}: ${contrast.toFixed(2)}`);
+  }
+  return found;
+})()"#;
+
+#[test]
+fn an_operator_finds_in_the_page_what_is_wrong() -> anyhow::Result<()> {
+    let Some(mut scene) = Scene::new()? else { return Ok(()) };
+    let page = scene.page();
+    scene.browser.look(DESK)?;
+    scene.browser.open(&page)?;
+    scene.browser.wait_for("document.querySelector('#live.now') && document.querySelector('#runs .spark')")?;
+    scene.browser.wait_for_text("Nothing: everything does its work.")?;
+
+    // What is wrong comes first, without a reload.
+    scene.cluster.agent("factory")?.kill()?;
+    scene.browser.wait_for_text("factory is away")?;
+    scene.look_at("overview")?;
+
+    // By a click to the run, whose agents begin with the one that is away.
+    scene.browser.click("#runs a[href='#/run/digits']")?;
+    scene.browser.wait_for("document.querySelectorAll('.curve path').length === 2")?;
+    let first = scene.browser.eval("document.querySelector('#agents tbody tr').innerText")?;
+    assert!(first.as_str().is_some_and(|row| row.contains("factory") && row.contains("heard of")), "{first}");
+    let focus = scene.browser.eval("document.activeElement.id")?;
+    assert_eq!(focus, "subject", "a reader of the screen hears where the link led");
+    scene.look_at("run")?;
+
+    // By keyboard: a curve says an earlier point, the link back leads to all runs.
+    let said = "document.getElementById('accuracy-said').innerText";
+    scene.browser.eval("document.querySelector('#accuracy-name + svg').focus()")?;
+    let newest = scene.browser.eval(said)?;
+    scene.browser.press("ArrowLeft")?;
+    scene.browser.wait_for(&format!("{said} !== {newest} && document.querySelector('.cursor') !== null"))?;
+    scene.browser.eval("document.getElementById('subject').focus()")?;
+    tab_to(&mut scene.browser, "← All runs")?;
+    scene.browser.press("Enter")?;
+    scene.browser.wait_for("location.hash === '#/' && document.querySelector('#runs') !== null")?;
+    tab_to(&mut scene.browser, "digits")?;
+    // The state is brought up to date about once a second; the focus stays.
+    let before = scene.browser.eval("document.querySelector('#log li').innerText")?;
+    scene.cluster.coordinate(&["pause"], &[])?.code(0)?;
+    scene.browser.wait_for(&format!("document.querySelector('#log li').innerText !== {before}"))?;
+    assert_eq!(scene.browser.eval("document.activeElement.innerText")?, "digits");
+    scene.browser.wait_for("document.querySelector('#runs .state').innerText === 'paused'")?;
+
+    // An old page does not look alive, and lives again by itself.
+    scene.cluster.coordinator()?.kill()?;
+    scene.browser.wait_for("document.getElementById('live').className === 'lost'")?;
+    assert_eq!(scene.browser.complaints.iter().filter(|text| !text.contains("ERR_")).count(), 0);
+    scene.cluster.start_coordinator()?;
+    scene.browser.wait_for("document.getElementById('live').className === 'now'")?;
+    Ok(())
+}
+
+/// Presses Tab until an element with this text has the focus.
+fn tab_to(browser: &mut Browser, text: &str) -> anyhow::Result<()> {
+    let elements = browser.eval("document.querySelectorAll('a, [tabindex]').length")?.as_u64().context("a number")?;
+    for _ in 0..=elements {
+        browser.press("Tab")?;
+        if browser.eval("document.activeElement.innerText")? == text {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{text:?} is not reached by Tab")
+}
+
+#[test]
+fn text_that_others_chose_stays_text() -> anyhow::Result<()> {
+    let Some(mut scene) = Scene::new()? else { return Ok(()) };
+    scene.cluster.join("mallory")?;
+    let identity = Identity::read(&scene.cluster.agent_dir("mallory"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let port = scene.cluster.port();
+    let _member = runtime.block_on(Member::connect_with(port, &identity, 1, MARKUP))?;
+    let page = scene.page();
+    scene.browser.look(DESK)?;
+    scene.browser.open(&format!("{page}#/run/digits"))?;
+    scene.browser.wait_for_text(MARKUP)?;
+    scene.look_at("hostile")?;
+    scene.browser.open("about:blank")?;
+    scene.browser.open(&format!("{page}#/run/<img src=x onerror=window.hacked=3>"))?;
+    scene.browser.wait_for_text("Not here")?;
+    assert_eq!(scene.browser.eval("typeof window.hacked")?, "undefined");
+    assert_eq!(scene.browser.eval("document.querySelectorAll('img, main script').length")?, 0);
+
+    // Another site can neither read the page's state nor frame it.
+    let elsewhere =
+        "data:text/html,<iframe src=PAGE></iframe><script src=PAGEapi/state></script>".replace("PAGE", &page);
+    assert_eq!(scene.browser.complaints, [] as [String; 0]);
+    let own = |address: &&String| !address.starts_with(&page) && *address != "about:blank";
+    assert_eq!(scene.browser.requests.iter().filter(own).count(), 0, "{:?}", scene.browser.requests);
+    scene.browser.open(&elsewhere)?;
+    let reading = format!("fetch('{page}api/state').then(() => window.told = 'read', () => window.told = 'refused')");
+    scene.browser.eval(&format!("void {reading}"))?;
+    assert_eq!(scene.browser.wait_for("window.told")?, "refused");
+    let blocked = |text: &&String| text.contains("frame-ancestors") || text.contains("403");
+    poll(PATIENCE, || {
+        scene.browser.eval("1")?;
+        Ok((scene.browser.complaints.iter().filter(blocked).count() >= 2).then_some(()))
+    })?
+    .with_context(|| format!("{:?}", scene.browser.complaints))
+}
