@@ -46,7 +46,8 @@ use super::workload::Workload;
 
 use lines::{Line, NS_PER_MS};
 use pace::Pace;
-use wire::{Hub, Member, RingWire};
+pub(crate) use wire::{Hub, Item};
+use wire::{Member, RingWire};
 
 const NS_PER_S: f64 = 1e9;
 

@@ -21,7 +21,7 @@ const HEAD_BYTES: u64 = 64;
 
 /// What has come for a member.
 #[derive(Debug)]
-enum Item {
+pub(crate) enum Item {
     /// A parcel that has left its sender's line at this time.
     Parcel(u64, Address, Parcel),
     /// A member has closed its links.
@@ -37,24 +37,33 @@ struct Inbox {
 
 /// The links between all members.
 #[derive(Debug)]
-pub(super) struct Hub {
+pub(crate) struct Hub {
     members: Vec<AgentId>,
     inboxes: Vec<Inbox>,
 }
 
 impl Hub {
-    pub(super) fn new(members: &[AgentId]) -> Self {
+    pub(crate) fn new(members: &[AgentId]) -> Self {
         Self { members: members.to_vec(), inboxes: members.iter().map(|_| Inbox::default()).collect() }
     }
 
-    fn put(&self, to: usize, item: Item) {
+    /// Hands something to a member.
+    pub(crate) fn put(&self, to: usize, item: Item) {
         if let Some(inbox) = self.inboxes.get(to) {
             inbox.items.lock().push_back(item);
             inbox.filled.notify_one();
         }
     }
 
-    fn take(&self, place: usize) -> Item {
+    /// Tells all others that a member has closed its links.
+    pub(crate) fn leave(&self, place: usize) {
+        for other in (0..self.members.len()).filter(|other| *other != place) {
+            self.put(other, Item::Gone(self.members[place]));
+        }
+    }
+
+    /// Waits for what comes next for a member.
+    pub(crate) fn take(&self, place: usize) -> Item {
         let Inbox { items, filled } = &self.inboxes[place];
         let mut items = items.lock();
         loop {
@@ -131,9 +140,7 @@ impl Wire for RingWire<'_> {
 
 impl Drop for RingWire<'_> {
     fn drop(&mut self) {
-        for other in (0..self.hub.members.len()).filter(|other| *other != self.place) {
-            self.hub.put(other, Item::Gone(self.hub.members[self.place]));
-        }
+        self.hub.leave(self.place);
     }
 }
 
