@@ -1,6 +1,6 @@
 //! The simulation: P1 to P8 in drawn worlds, with pods and without, and that it is deterministic.
 
-use anabranch_tests::sim::schedule::{Fault, Planned, Schedule};
+use anabranch_tests::sim::schedule::{Fault, Planned, PodPlan, Schedule};
 use anabranch_tests::sim::{Outcome, draw, draw_pods, run, scenario};
 
 /// Seeds that every run of the tests tries.
@@ -31,8 +31,10 @@ fn every_promise_is_kept_in_drawn_worlds() {
 #[test]
 fn every_promise_is_kept_in_worlds_with_pods() {
     let (mut acknowledged, mut recoveries, mut compared, mut later) = (0, 0, 0, 0);
+    let mut replicas = (0, 0);
     for seed in SEEDS_OF_PODS {
-        let outcome = run(seed, &draw_pods(seed), false);
+        let world = draw_pods(seed);
+        let outcome = run(seed, &world, false);
         if let Some((at_ms, violation)) = &outcome.violation {
             panic!("seed {seed}: {violation} at {at_ms} ms; anabranch-lab replay {seed} --pods --trace");
         }
@@ -41,7 +43,13 @@ fn every_promise_is_kept_in_worlds_with_pods() {
         recoveries += outcome.recoveries;
         compared += outcome.pod_rounds.0;
         later += outcome.pod_rounds.1;
+        if matches!(world.pods, Some(PodPlan::Replicas(_))) {
+            replicas = (replicas.0 + outcome.pod_rounds.0, replicas.1 + outcome.pod_rounds.1);
+        }
     }
+    println!("of replicas {} rounds compared, {} of later attempts", replicas.0, replicas.1);
+    assert!(replicas.0 > 50 && replicas.1 > 5, "{replicas:?}");
+    assert!(compared - replicas.0 > 50 && later - replicas.1 > 5, "{replicas:?} of {compared}, {later}");
     println!(
         "{acknowledged} updates, {recoveries} recoveries, {compared} rounds of pods compared, {later} of later attempts"
     );
@@ -102,6 +110,32 @@ fn a_death_at_any_step_of_a_pods_round_changes_no_bit() {
     }
     println!("{again} rounds took more than one attempt");
     assert!(again >= 20, "{again} rounds of later attempts");
+}
+
+/// A replica dies, or the coordinator does, or two replicas lose each other, at any step of a round. What comes to its end is what the
+/// ring of that attempt computes without links, and each member that has helped has told the owner of the same model.
+#[test]
+fn a_death_at_any_step_of_replicas_leaves_rounds_whole() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim/replicas.toml");
+    let calm = scenario::read(&file).expect("a scenario");
+    let (mut whole, mut again) = (0, 0);
+    for (step, at_ms) in (2_500..5_500).step_by(250).enumerate() {
+        let deaths = (0..=3).map(|machine| {
+            let power = (step + machine) % 2 == 0;
+            Fault::Kill { machine, power, down_ms: 300 + 400 * (step as u64 % 3) }
+        });
+        let cuts = [(1, 2), (2, 3), (3, 1)].map(|(machine, other)| Fault::Sever { machine, other, for_ms: 6_000 });
+        for fault in deaths.chain(cuts) {
+            let schedule = Schedule { faults: vec![Planned { at_ms, fault: fault.clone() }], ..calm.clone() };
+            let outcome = run(1, &schedule, false);
+            must_hold(&outcome);
+            assert!(outcome.pod_rounds.0 >= 6, "{} rounds with {fault:?} at {at_ms} ms", outcome.pod_rounds.0);
+            whole += outcome.pod_rounds.0;
+            again += outcome.pod_rounds.1;
+        }
+    }
+    println!("{whole} rounds compared, {again} of them took more than one attempt");
+    assert!(again >= 40, "{again} rounds of later attempts");
 }
 
 /// One seed decides everything: the same seed gives the same bytes, another seed others.

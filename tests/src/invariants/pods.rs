@@ -2,20 +2,20 @@
 //!
 //! | name | what must hold |
 //! |---|---|
-//! | pod parts | the parts of a round cover the model and are disjoint; the first one is the owner's, and where labels stay the last one too; every member has the parts that a pod of this run has, and can be reached |
+//! | pod parts | the parts of a round cover the model and are disjoint; the first one is the owner's, and where labels stay the last one too; every member has the parts that a pod of this run has, and can be reached. Replicas have the whole model each, are of their owner's site, and have data |
 //! | pod attempts | attempts at a lease only grow, over all processes of the coordinator and within each of an agent; an attempt is one round, of the holder of the lease and with its plan |
 //! | pod members | an agent that is at work for one round is named in no other |
 //! | pod leases | an owner that asks again gets the lease that it has, unless its round was computed or an update would not count; no lease is held for long after its end while nobody computes its round |
-//! | pod whole | what a pod has computed has the bits that its owner computes alone |
+//! | pod whole | what a pod has computed has the bits that its owner computes alone; of replicas those of the same ring without links, and every member has told the owner the digest of that model |
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_agent::session::event::PodContent;
 use anabranch_agent::train::native::pipeline::Contribution;
-use anabranch_common::ids::{AgentId, LeaseId};
+use anabranch_common::ids::{AgentId, Digest, LeaseId};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::pod::{PodMark, PodRound};
-use anabranch_common::spec::{Labels, StageCount, StagesSpec};
+use anabranch_common::spec::{Labels, PodSpec, ReplicasSpec, StageCount, StagesSpec};
 use anabranch_coordinator::core::event::PeerId;
 
 use super::journal::{Checked, EndedLease, broken, ensure};
@@ -29,13 +29,15 @@ const WHOLE: &str = "pod whole";
 /// noticed, and a while.
 const OVERDUE_MS: u64 = 40_000;
 
-/// What pods of stages of a run look like.
+/// What pods of a run look like.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape<'a> {
     /// `[pod]`.
-    pub spec: &'a StagesSpec,
+    pub spec: &'a PodSpec,
     /// Layers of the model.
     pub layers: usize,
+    /// Of replicas: the agents of the owner's site that have data.
+    pub site: &'a BTreeSet<AgentId>,
 }
 
 /// To whom a round is named.
@@ -62,6 +64,8 @@ pub struct Pods {
     begun: BTreeMap<(AgentId, u64, LeaseId), u32>,
     /// Leases that are over and whose owners do not compute, and since when, in one process of the coordinator.
     idle: (u64, BTreeMap<LeaseId, u64>),
+    /// Of replicas: what each member of an attempt has told the owner of its model.
+    ends: BTreeMap<(PodMark, AgentId), Digest>,
     /// Leases whose rounds came to their end.
     computed: BTreeSet<LeaseId>,
     /// Rounds that came to their end, and those of later attempts than the first.
@@ -75,7 +79,10 @@ impl Pods {
     /// It breaks an invariant.
     pub fn named(&mut self, told: Told, round: &PodRound, lease: Option<&Lease>, shape: Shape<'_>) -> Checked {
         let mark = round.mark;
-        parts(round, shape)?;
+        match shape.spec {
+            PodSpec::Stages(spec) => parts(round, spec, shape.layers)?,
+            PodSpec::Replicas(spec) => replicas(round, spec, shape)?,
+        }
         let Some(lease) = lease else {
             return broken(ATTEMPTS, format!("{mark:?} is of a lease that was never granted"));
         };
@@ -171,11 +178,40 @@ impl Pods {
     /// # Errors
     /// It is something else.
     pub fn computed(&mut self, mark: PodMark, found: &PodContent, alone: &Contribution) -> Checked {
-        self.completed.0 += 1;
-        self.completed.1 += u64::from(self.first.get(&mark.lease).is_none_or(|first| mark.attempt > *first));
-        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        self.completes(mark);
         let is_same = found.payload == alone.payload && bits(&found.left_out) == bits(&alone.left_out);
         ensure(is_same, WHOLE, || format!("what {mark:?} gave is not what its owner would have computed alone"))
+    }
+
+    /// A member of replicas tells the owner what it has ended with.
+    pub fn ends_with(&mut self, mark: PodMark, member: AgentId, end: Digest) {
+        self.ends.insert((mark, member), end);
+    }
+
+    /// Replicas have computed a round: the difference `found`. `expected` is the model that the same ring has without links, and
+    /// the difference that it makes.
+    ///
+    /// # Errors
+    /// It is something else, or a member has not told the owner that it has this model.
+    pub fn computed_in_a_ring(&mut self, round: &PodRound, found: &[f32], expected: (Digest, &[f32])) -> Checked {
+        let (mark, (end, delta)) = (round.mark, expected);
+        self.completes(mark);
+        ensure(bits(found) == bits(delta), WHOLE, || {
+            format!("what {mark:?} gave is not what its ring computes without links")
+        })?;
+        let others = round.members().into_iter().filter(|member| *member != round.owner);
+        for member in others {
+            let told = self.ends.remove(&(mark, member));
+            ensure(told == Some(end), WHOLE, || {
+                format!("{mark:?} is whole although {} has told {told:?} of its model, which is {end}", member.short())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn completes(&mut self, mark: PodMark) {
+        self.completed.0 += 1;
+        self.completed.1 += u64::from(self.first.get(&mark.lease).is_none_or(|first| mark.attempt > *first));
     }
 
     /// Returns the newest attempt at every lease.
@@ -190,8 +226,31 @@ impl Pods {
     }
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Every part is the whole model, of another member that could be one; the first one is the owner's.
+fn replicas(round: &PodRound, spec: &ReplicasSpec, Shape { layers, site, .. }: Shape<'_>) -> Checked {
+    let PodRound { mark, owner, parts, .. } = round;
+    let (members, most) = (round.members(), spec.members as usize);
+    ensure(round.ends().iter().all(|end| *end == layers) && members.len() == parts.len(), PARTS, || {
+        format!("the parts of {mark:?} are not the whole model of each member: {parts:?}")
+    })?;
+    ensure(members.first() == Some(owner) && (2..=most).contains(&members.len()), PARTS, || {
+        format!("{mark:?} has {} members, of 2 to {most}, or another one than its owner comes first", members.len())
+    })?;
+    let is_right = |member: &AgentId| {
+        let is_reached = round.address_of(*member).is_some_and(|address| !address.is_empty());
+        site.contains(member) && (member == owner || is_reached)
+    };
+    ensure(members.iter().all(is_right), PARTS, || {
+        format!("{mark:?} names a member of another site, without data, or without an address")
+    })
+}
+
 /// The parts cover the model, are disjoint, and are of as many members as there are to be.
-fn parts(round: &PodRound, Shape { spec, layers }: Shape<'_>) -> Checked {
+fn parts(round: &PodRound, spec: &StagesSpec, layers: usize) -> Checked {
     let PodRound { mark, owner, parts, .. } = round;
     let stay = spec.labels == Labels::Stay;
     let ends = round.ends();
@@ -240,7 +299,7 @@ mod tests {
     #[test]
     fn parts_cover_the_model_once_and_the_ends_are_the_owners() {
         let spec: StagesSpec = toml::from_str("stages = 2").expect("complete");
-        let check = |found: &[(u32, u8)]| parts(&round(found), Shape { spec: &spec, layers: 4 });
+        let check = |found: &[(u32, u8)]| parts(&round(found), &spec, 4);
         assert!(check(&[(1, 1), (3, 2), (4, 1)]).is_ok());
         for wrong in [
             &[(1, 1), (3, 2), (3, 1)][..],
@@ -254,6 +313,45 @@ mod tests {
             &[],
         ] {
             assert_eq!(check(wrong).expect_err("wrong parts").invariant, PARTS, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn replicas_hold_the_whole_model_each_and_are_of_one_site() {
+        let agent = |number: u8| AgentId([number; 16]);
+        let spec: ReplicasSpec = toml::from_str("members = 3").expect("complete");
+        let (pod, site) = (PodSpec::Replicas(spec.clone()), [1, 2, 3, 4].map(agent).into());
+        let check = |found: &[(u32, u8)]| {
+            let mut round = round(found);
+            round.peers =
+                (2..=5).map(|number| PodPeer { agent: agent(number), address: "there:1".to_owned() }).collect();
+            replicas(&round, &spec, Shape { spec: &pod, layers: 4, site: &site })
+        };
+        assert!(check(&[(4, 1), (4, 3)]).is_ok() && check(&[(4, 1), (4, 4), (4, 2)]).is_ok());
+        for wrong in [
+            &[(4, 1)][..],
+            &[(4, 2), (4, 1)],
+            &[(4, 1), (3, 2)],
+            &[(4, 1), (4, 2), (4, 2)],
+            &[(4, 1), (4, 5)],
+            &[(4, 1), (4, 2), (4, 3), (4, 4)],
+        ] {
+            assert_eq!(check(wrong).expect_err("wrong members").invariant, PARTS, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn replicas_are_whole_when_all_have_told_the_owner_of_the_same_model() {
+        let round = round(&[(4, 1), (4, 2)]);
+        let (member, [end, other]) = (AgentId([2; 16]), [1, 2].map(|byte| Digest([byte; 32])));
+        let found = |told: Option<Digest>, delta: &[f32]| {
+            let mut pods = Pods::default();
+            told.iter().for_each(|told| pods.ends_with(round.mark, member, *told));
+            pods.computed_in_a_ring(&round, delta, (end, &[1.0, 0.0])).map_err(|violation| violation.invariant)
+        };
+        assert_eq!(found(Some(end), &[1.0, 0.0]), Ok(()));
+        for (told, delta) in [(Some(end), [1.0, -0.0]), (Some(other), [1.0, 0.0]), (None, [1.0, 0.0])] {
+            assert_eq!(found(told, &delta), Err(WHOLE));
         }
     }
 }

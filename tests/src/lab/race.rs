@@ -15,7 +15,8 @@ pub(crate) struct RaceArgs {
     #[arg(value_name = "WORKLOAD.toml")]
     workload: PathBuf,
     /// A merge strategy: init (what `anabranch-coordinator init` writes), fedasync, fedbuff, recall, delayed-nesterov,
-    /// fadas, rescaled, or the section merge of run.toml; may be repeated. init when absent
+    /// fadas, rescaled, or the section merge of run.toml; or replicas: all agents as one synchronous group. May be repeated. init
+    /// when absent
     #[arg(long = "strategy", value_name = "S")]
     strategies: Vec<String>,
     /// A key of run.toml for all strategies, such as admit.max_influence=0; may be repeated

@@ -19,7 +19,7 @@ use super::workload::Workload;
 pub struct Finish {
     /// Its seed.
     pub seed: u64,
-    /// Digest of the whole journal, and of what came of every record.
+    /// Digest of the whole journal, and of what came of every record; of replicas, which have no journal, that of their last model.
     pub journal: String,
     /// Records in the journal.
     pub records: u64,

@@ -12,7 +12,8 @@
 //!            finish ─► report, page
 //! ```
 //! With a real clock, `real` takes the place of the world: daemons as processes, and models replayed from the journal.
-//! `pipeline` compares the schedules of a pod in place of merge rules.
+//! `replicas` takes the place of the world where all agents are one synchronous group. `pipeline` compares the schedules of a pod in
+//! place of merge rules.
 //! Races run beside each other, one a strategy and seed. Each has one thread, and its seed decides everything in it.
 
 mod course;
@@ -22,6 +23,7 @@ mod learner;
 mod page;
 pub mod pipeline;
 mod real;
+mod replicas;
 mod report;
 mod scoreboard;
 pub mod search;
@@ -39,6 +41,7 @@ use anabranch_common::codec::Codec as _;
 use anabranch_common::codec::dense::Planes32;
 use anabranch_common::ids::AgentId;
 use anabranch_common::manifest::ModelManifest;
+use anabranch_common::spec::RunSpec;
 use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::config::{Config, ConfigError};
 use anyhow::{Context as _, anyhow, bail};
@@ -52,12 +55,14 @@ pub(crate) use data::DataSet;
 use learner::Native;
 use real::RealRace;
 pub(crate) use real::run_toml;
+use replicas::RingRace;
+pub(crate) use replicas::{Hub, Item};
 use scoreboard::{Judge, Scoreboard};
 
 pub use finish::{Finish, Participation};
 pub use report::{RaceReport, StrategyReport};
 pub use scoreboard::{Look, Score};
-pub use strategy::{Override, Strategy};
+pub use strategy::{Grouping, Override, Strategy};
 pub(crate) use strategy::{put, written};
 pub(crate) use workload::AgentGroup;
 pub use workload::Workload;
@@ -141,6 +146,7 @@ struct Entrant {
     table: Table,
     kills: Kills,
     holders: Holders,
+    grouping: Grouping,
     /// Those with which it is compared, among all entrants.
     references: Vec<(Reference, usize)>,
 }
@@ -191,6 +197,9 @@ fn entrants(options: &Options) -> anyhow::Result<Vec<Entrant>> {
     for strategy in strategies {
         let mut entrant = Entrant::new(workload, strategy, overrides, *seed)?;
         strategy::check_overrides(workload, strategy, overrides, clock)?;
+        if entrant.grouping == Grouping::Replicas {
+            replicas::check(workload, &entrant.config.spec, clock)?;
+        }
         let name = entrant.name.clone();
         entrant.references = references.iter().copied().zip(entrants.len() + 1..).collect();
         entrants.push(entrant);
@@ -269,6 +278,7 @@ impl Entrant {
             table: strategy::table(workload, strategy, overrides, seed),
             kills: Kills::Kill,
             holders: Holders::Agents,
+            grouping: strategy.grouping(),
             references: Vec::new(),
         })
     }
@@ -278,6 +288,10 @@ impl Entrant {
         let judge = Judge::new(&self.config.spec.model, &data.test)?;
         let board = Scoreboard::new(judge, &self.workload);
         match clock {
+            Clock::Virtual if self.grouping == Grouping::Replicas => {
+                let spec = RunSpec { seed, ..self.config.spec.clone() };
+                RingRace { workload: &self.workload, spec: &spec, shards: &data.shards }.run(board)
+            }
             Clock::Virtual => self.in_virtual_time(data, seed, board, layers.manifest),
             Clock::Real { lab, evaluator } => {
                 let (workload, kills, params) = (&self.workload, self.kills, layers.manifest.params());
@@ -294,19 +308,7 @@ impl Entrant {
         manifest: ModelManifest,
     ) -> anyhow::Result<Finish> {
         let (workload, params) = (&self.workload, manifest.params());
-        let mut config = self.config.clone();
-        config.spec.seed = seed;
-        let setting = Setting {
-            spec: config.spec.clone(),
-            learner: Box::new(Native::new(manifest.clone(), data.shards.clone())),
-            overhead: Overhead::None,
-            stopped: Stopped::StandsStill,
-            budgets: Budgets::with_decoders(DECODERS),
-            overlap: workload.overlap,
-            devices: None,
-        };
-        let schedule = course::schedule(workload, &config, params, seed, self.kills);
-        let mut world = World::with(seed, schedule, setting, false);
+        let mut world = self.world(data, seed, manifest.clone());
         while let Some(at_ms) = board.next_ms().filter(|_| !world.is_broken()) {
             world.advance(at_ms);
             board.look(at_ms, world.served_model(), world.merged(), world.traffic());
@@ -319,5 +321,22 @@ impl Entrant {
         finish.agents_downlink_bytes = agents_downlink_bytes;
         finish.metrics.extend(whole.map(|whole| ("snapshot_bytes".to_owned(), whole.len() as f64)));
         Ok(finish)
+    }
+    /// Returns the world of a race before anything has happened.
+    fn world(&self, data: &DataSet, seed: u64, manifest: ModelManifest) -> World {
+        let params = manifest.params();
+        let mut config = self.config.clone();
+        config.spec.seed = seed;
+        let setting = Setting {
+            spec: config.spec.clone(),
+            learner: Box::new(Native::new(manifest, data.shards.clone())),
+            overhead: Overhead::None,
+            stopped: Stopped::StandsStill,
+            budgets: Budgets::with_decoders(DECODERS),
+            overlap: self.workload.overlap,
+            devices: None,
+        };
+        let schedule = course::schedule(&self.workload, &config, params, seed, self.kills);
+        World::with(seed, schedule, setting, false)
     }
 }

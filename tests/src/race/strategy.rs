@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use anabranch_common::spec::{EvaluateSpec, RunSpec, TargetSpec};
+use anabranch_common::spec::{EvaluateSpec, ModelSpec, RunSpec, TargetSpec, TrainSpec};
 use anabranch_coordinator::config::{Config, ConfigError, DEFAULT_PORT, Retention, ServerConfig, TemplateOptions};
 use anyhow::{Context as _, bail};
 use toml::{Table, Value};
@@ -27,14 +27,26 @@ const NAMED: [(&str, &str); 11] = [
 ];
 /// What `init` writes.
 const INIT: &str = "init";
+/// All agents as one synchronous group.
+const REPLICAS: &str = "replicas";
 
-/// A merge rule with its name in a race.
+/// How the agents of a race train together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grouping {
+    /// Each by itself, and a coordinator merges their updates.
+    Apart,
+    /// As one group of replicas, without a coordinator.
+    Replicas,
+}
+
+/// A merge rule with its name in a race, or what takes its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Strategy {
     /// For people.
     pub name: String,
     /// `[merge]`; what `init` writes where it is absent.
     merge: Option<Table>,
+    grouping: Grouping,
 }
 
 impl Strategy {
@@ -42,7 +54,8 @@ impl Strategy {
     /// compressed or bounded.
     pub(super) fn pooled() -> (Self, Vec<Override>) {
         let merge = "strategy = \"fedasync\"\nalpha = 1.0\nstaleness = { fn = \"constant\" }";
-        let strategy = Self { name: "pooled".to_owned(), merge: Some(merge.parse().expect("it is TOML")) };
+        let merge = Some(merge.parse().expect("it is TOML"));
+        let strategy = Self { name: "pooled".to_owned(), merge, grouping: Grouping::Apart };
         let overrides = [
             "upload.codec={ kind = \"f32\" }",
             "upload.feedback_decay=0.0",
@@ -57,7 +70,12 @@ impl Strategy {
     /// Returns what `anabranch-coordinator init` writes.
     #[must_use]
     pub fn init() -> Self {
-        Self { name: INIT.to_owned(), merge: None }
+        Self { name: INIT.to_owned(), merge: None, grouping: Grouping::Apart }
+    }
+
+    /// Returns how agents train together.
+    pub(super) fn grouping(&self) -> Grouping {
+        self.grouping
     }
 
     /// Reads a name, or a `[merge]` section: its lines, or an inline table.
@@ -69,13 +87,17 @@ impl Strategy {
         if text == INIT {
             return Ok(Self::init());
         }
+        if text == REPLICAS {
+            return Ok(Self { name: REPLICAS.to_owned(), grouping: Grouping::Replicas, ..Self::init() });
+        }
         let named = NAMED.iter().find(|(name, _)| *name == text).map(|(_, merge)| *merge);
-        let known = || NAMED.iter().map(|(name, _)| *name).chain([INIT]).collect::<Vec<_>>().join(", ");
+        let known = || NAMED.iter().map(|(name, _)| *name).chain([INIT, REPLICAS]).collect::<Vec<_>>().join(", ");
         if named.is_none() && !text.contains('=') {
             bail!("--strategy {text}: no such strategy; there are {}, or the [merge] section as TOML", known());
         }
         let merge = read(named.unwrap_or(text)).with_context(|| format!("--strategy {text}"))?;
-        Ok(Self { name: text.split_whitespace().collect::<Vec<_>>().join(" "), merge: Some(merge) })
+        let name = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(Self { name, merge: Some(merge), grouping: Grouping::Apart })
     }
 }
 
@@ -168,6 +190,11 @@ pub(super) fn table(workload: &Workload, strategy: &Strategy, overrides: &[Overr
     put("upload", workload.upload.as_ref().map(|upload| Value::try_from(upload).expect(known)));
     put("admit", workload.admit.as_ref().map(|admit| Value::try_from(admit).expect(known)));
     put("merge", strategy.merge.clone().map(Value::Table));
+    if strategy.grouping == Grouping::Replicas {
+        let members = i64::try_from(workload.agent_count()).unwrap_or(i64::MAX);
+        let keys = [("kind", Value::from(REPLICAS)), ("members", Value::from(members))];
+        put("pod", Some(Value::Table(keys.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())));
+    }
     overrides.iter().for_each(|one| one.apply(&mut table));
     table
 }
@@ -206,6 +233,11 @@ fn read_by_processes(config: &Config) -> Config {
     config
 }
 
+/// What replicas read of run.toml: nothing about updates.
+fn read_by_replicas(config: &Config) -> (&ModelSpec, &TrainSpec) {
+    (&config.spec.model, &config.spec.train)
+}
+
 /// Checks that every override reaches the race.
 ///
 /// # Errors
@@ -217,6 +249,7 @@ pub(super) fn check_overrides(
     clock: &Clock,
 ) -> anyhow::Result<()> {
     let is_read = |one: &Config, other: &Config| match clock {
+        Clock::Virtual if strategy.grouping == Grouping::Replicas => read_by_replicas(one) != read_by_replicas(other),
         Clock::Virtual => Read::of(one) != Read::of(other),
         Clock::Real { .. } => read_by_processes(one) != read_by_processes(other),
     };
@@ -232,9 +265,12 @@ pub(super) fn check_overrides(
     Ok(())
 }
 
-/// Returns the sections that decide on updates, in one line.
+/// Returns the sections that decide on updates, in one line; of replicas the one that forms them.
 pub(super) fn in_words(spec: &RunSpec) -> String {
     let line = |section: Result<Value, toml::ser::Error>| section.map(|section| short(section).to_string());
+    if let Some(pod) = &spec.pod {
+        return format!("pod = {}", line(Value::try_from(pod)).unwrap_or_default());
+    }
     let sections = [Value::try_from(&spec.merge), Value::try_from(&spec.upload), Value::try_from(&spec.admit)];
     let [merge, upload, admit] = sections.map(|section| line(section).unwrap_or_default());
     format!("merge = {merge}, upload = {upload}, admit = {admit}")

@@ -145,10 +145,53 @@ pub struct AgentPlan {
     pub link_down: Option<LinkPlan>,
 }
 
-/// How pods compute.
+/// How pods compute: the keys tell of which kind they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PodPlan {
+    /// In stages.
+    Stages(StagesPlan),
+    /// As replicas.
+    Replicas(ReplicasPlan),
+}
+
+/// Pods of replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PodPlan {
+pub struct ReplicasPlan {
+    /// Most members of a pod.
+    pub members: u32,
+    /// Sites; machines are of one after the other.
+    pub sites: usize,
+    /// How long a member may be silent.
+    pub deadline_ms: u64,
+}
+
+impl PodPlan {
+    /// Returns how long a member may be silent.
+    #[must_use]
+    pub fn deadline_ms(&self) -> u64 {
+        match self {
+            Self::Stages(StagesPlan { deadline_ms, .. }) | Self::Replicas(ReplicasPlan { deadline_ms, .. }) => {
+                *deadline_ms
+            }
+        }
+    }
+
+    /// Returns the site that a machine is of.
+    #[must_use]
+    pub fn site(&self, machine: Machine) -> String {
+        match self {
+            Self::Stages(_) => String::new(),
+            Self::Replicas(plan) => format!("site-{}", machine % plan.sites.max(1)),
+        }
+    }
+}
+
+/// Pods of stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagesPlan {
     /// Members of a pod.
     pub stages: u32,
     /// When members compute.
@@ -163,13 +206,13 @@ pub struct PodPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lie {
-    /// Activations and gradients of another shape.
+    /// Activations and gradients of another shape; of replicas another digest of the model at the end, too.
     Shape,
     /// Parcels of parts that are not its own.
     Route,
     /// Values that are no numbers.
     NotANumber,
-    /// The weights of another range.
+    /// The weights of another range; of replicas chunks that are not the next ones.
     Range,
     /// Parcels twice.
     Twice,

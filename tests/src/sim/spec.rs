@@ -6,11 +6,11 @@ use anabranch_common::merge::barrier::Barrier;
 use anabranch_common::merge::staleness::Staleness;
 use anabranch_common::spec::{
     Activations, AdaptiveSpec, AdmitSpec, DownlinkSpec, EvaluateSpec, LrSchedule, ModelKind, ModelSpec, OptimizerSpec,
-    PodSpec, RunSpec, ScheduleUnit, StageCount, StagesSpec, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
+    PodSpec, ReplicasSpec, RunSpec, ScheduleUnit, StageCount, StagesSpec, TargetSpec, TrackSpec, TrainSpec, UploadSpec,
 };
 
 use super::learner;
-use super::schedule::{PodPlan, Rule, Schedule, Task, TrackPlan};
+use super::schedule::{PodPlan, ReplicasPlan, Rule, Schedule, StagesPlan, Task, TrackPlan};
 
 /// Steps of a local round that nobody sized: of the native trainer, and of agents whose rounds are sized.
 const LOCAL_STEPS: u32 = 4;
@@ -73,7 +73,14 @@ fn track(TrackPlan { every, sparse }: TrackPlan) -> TrackSpec {
     TrackSpec { every, codec: if sparse { CodecSpec::top_k(0.5) } else { CodecSpec::Int8 } }
 }
 
-fn pod(PodPlan { stages, schedule, labels, deadline_ms }: PodPlan) -> PodSpec {
+fn pod(plan: PodPlan) -> PodSpec {
+    let deadline_s = plan.deadline_ms() as f64 / 1000.0;
+    let StagesPlan { stages, schedule, labels, .. } = match plan {
+        PodPlan::Replicas(ReplicasPlan { members, .. }) => {
+            return PodSpec::Replicas(ReplicasSpec { members, deadline_s });
+        }
+        PodPlan::Stages(plan) => plan,
+    };
     PodSpec::Stages(StagesSpec {
         stages: StageCount::Exactly(stages),
         schedule,
@@ -81,7 +88,7 @@ fn pod(PodPlan { stages, schedule, labels, deadline_ms }: PodPlan) -> PodSpec {
         micro_batches: None,
         activations: Activations::F32,
         labels,
-        deadline_s: deadline_ms as f64 / 1000.0,
+        deadline_s,
     })
 }
 

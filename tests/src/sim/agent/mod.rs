@@ -195,6 +195,7 @@ impl World {
         let (now_ms, overlap) = (self.now_ms(), self.setting.overlap);
         let helps = self.agent(machine).plan.helper;
         let train_examples = if helps { 0 } else { self.setting.learner.examples(machine) };
+        let site = self.schedule.pods.map(|pods| pods.site(machine)).unwrap_or_default();
         let off_ms = self.agent(machine).rng.below(1_000);
         let agent = self.agent(machine);
         if agent.gone || agent.process.is_some() {
@@ -222,7 +223,7 @@ impl World {
             train_examples,
             eval_examples: agent.plan.eval_examples,
             device: "simulated".into(),
-            pod: pods::offer(machine, &agent.plan),
+            pod: pods::offer(machine, &agent.plan, site),
             renew_at_ms: u64::MAX,
             backoff_seed: agent.rng.next_u64(),
             overlap,

@@ -3,7 +3,6 @@
 use anabranch_common::downlink::ModelForm;
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::pod::PodRound;
-use anabranch_common::spec::PodSpec;
 use anabranch_common::transfer::Received;
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection};
 use anabranch_common::wire::transfer::Missing;
@@ -89,11 +88,15 @@ impl World {
         let told = Told { life: self.coordinator.life, peer, agent: agent_id(machine) };
         let spec = &self.setting.spec;
         let layers = spec.model.layers().ok().flatten().map_or(0, |model| model.layers.len());
-        let Some(PodSpec::Stages(pod)) = &spec.pod else {
-            return self.violate("pod parts", "a pod is formed in a run without pods of stages");
+        let (Some(pod), Some(plan)) = (&spec.pod, self.schedule.pods) else {
+            return self.violate("pod parts", "a pod is formed in a run without pods");
         };
-        let named =
-            self.pods.watched.named(told, round, self.journal.lease(round.mark.lease), Shape { spec: pod, layers });
+        let owner = self.machine_of(round.owner).unwrap_or(0);
+        let could_be = self.agents.iter().filter(|agent| agent.plan.pod && !agent.plan.helper);
+        let of_site = could_be.filter(|agent| plan.site(agent.machine) == plan.site(owner));
+        let site = of_site.map(|agent| agent_id(agent.machine)).collect();
+        let shape = Shape { spec: pod, layers, site: &site };
+        let named = self.pods.watched.named(told, round, self.journal.lease(round.mark.lease), shape);
         self.checked(named);
     }
 

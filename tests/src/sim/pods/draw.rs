@@ -3,73 +3,145 @@
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::spec::{Labels, ScheduleKind};
 
-use crate::sim::schedule::{AgentPlan, Fault, Lie, LinkPlan, Machine, Planned, PodPlan, Schedule, Task};
+use crate::sim::schedule::{
+    AgentPlan, Fault, Lie, LinkPlan, Machine, Planned, PodPlan, ReplicasPlan, Schedule, StagesPlan, Task,
+};
 
 /// Length of the part with faults, in milliseconds.
 const LENGTH_MS: (u64, u64) = (20_000, 60_000);
 /// Kinds of faults that are drawn.
 const KINDS: u64 = 14;
 
-/// Draws a world with pods: owners of rounds, helpers, some of which may be spare, and sometimes an agent that trains alone. The
-/// same seed gives the same world.
+/// One world in so many has pods of replicas.
+const REPLICAS: u64 = 3;
+
+/// Draws a world with pods, of stages or of replicas. The same seed gives the same world.
 #[must_use]
 pub fn draw(seed: u64) -> Schedule {
-    let mut rng = SplitMix64::new(seed ^ 0x5EED_0033);
-    let mut between = |low: u64, high: u64| low + rng.below(high - low + 1);
-    let length_ms = between(LENGTH_MS.0, LENGTH_MS.1);
-    let stages = between(2, 3);
+    if SplitMix64::new(seed ^ 0x5EED_0037).below(REPLICAS) == 0 { draw_replicas(seed) } else { draw_stages(seed) }
+}
+
+/// Draws numbers of a world.
+struct Dice(SplitMix64);
+
+impl Dice {
+    fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.0.below(high - low + 1)
+    }
+
+    fn agent(&mut self, length_ms: u64, slow_links: bool, (pod, helper): (bool, bool)) -> AgentPlan {
+        let mut between = |low, high| self.between(low, high);
+        AgentPlan {
+            start_ms: if between(0, 3) == 0 { between(0, length_ms / 2) } else { between(0, 2_000) },
+            round_ms: between(200, 3_000),
+            round_fails_every: 0,
+            eval_examples: if between(0, 3) == 0 { 10 } else { 0 },
+            evaluation_fails_every: 0,
+            pod,
+            helper,
+            lie: None,
+            hostile: None,
+            link: LinkPlan {
+                delay_ms: if slow_links { between(20, 200) } else { between(1, 10) },
+                jitter_ms: if between(0, 2) > 0 { 0 } else { between(1, 60) },
+                loss: if between(0, 3) == 0 { between(1, 10) as f64 / 100.0 } else { 0.0 },
+                bandwidth: 10_000.0,
+            },
+            link_down: None,
+        }
+    }
+
+    /// A world without faults.
+    fn world(&mut self, pods: PodPlan, lease_ttl_ms: u64, length_ms: u64, agents: Vec<AgentPlan>) -> Schedule {
+        let mut between = |low, high| self.between(low, high);
+        Schedule {
+            task: Task::Native,
+            params: 1,
+            buffer: u32::try_from(between(1, 2)).unwrap_or(1),
+            rule: None,
+            track: None,
+            share_updates: false,
+            lossy: between(0, 2) == 0,
+            adaptive: false,
+            max_staleness: if between(0, 3) == 0 { between(0, 3) } else { 1_000 },
+            lease_ttl_ms,
+            checkpoint_every: between(1, 8),
+            keep_journal: between(0, 1) == 0,
+            target_round_ms: 0,
+            round_deadline_ms: 0,
+            pods: Some(pods),
+            agents,
+            length_ms,
+            faults: Vec::new(),
+        }
+    }
+}
+
+/// Draws a world with pods of stages: owners of rounds, helpers, some of which may be spare, and sometimes an agent that trains
+/// alone.
+fn draw_stages(seed: u64) -> Schedule {
+    let mut dice = Dice(SplitMix64::new(seed ^ 0x5EED_0033));
+    let length_ms = dice.between(LENGTH_MS.0, LENGTH_MS.1);
+    let stages = dice.between(2, 3);
     let schedules = [ScheduleKind::Flush, ScheduleKind::Flush, ScheduleKind::Sequential, ScheduleKind::Pipelined];
-    let schedule = schedules[usize::try_from(between(0, 3)).unwrap_or(0)];
-    let labels = if between(0, 1) == 0 { Labels::Stay } else { Labels::Travel };
-    let deadline_ms = between(1, 5) * 1_000;
-    let lease_ttl_ms = if between(0, 2) == 0 { between(6_000, 12_000) } else { 60_000 };
-    let (owners, spares, singles) = (between(1, 2), between(0, 2), between(0, 1));
+    let schedule = schedules[usize::try_from(dice.between(0, 3)).unwrap_or(0)];
+    let labels = if dice.between(0, 1) == 0 { Labels::Stay } else { Labels::Travel };
+    let deadline_ms = dice.between(1, 5) * 1_000;
+    let lease_ttl_ms = if dice.between(0, 2) == 0 { dice.between(6_000, 12_000) } else { 60_000 };
+    let (owners, spares, singles) = (dice.between(1, 2), dice.between(0, 2), dice.between(0, 1));
     let helpers = stages - 1 + spares;
-    let slow_links = between(0, 3) == 0;
-    let mut plan = |pod: bool, helper: bool| AgentPlan {
-        start_ms: if between(0, 3) == 0 { between(0, length_ms / 2) } else { between(0, 2_000) },
-        round_ms: between(200, 3_000),
-        round_fails_every: 0,
-        eval_examples: if between(0, 3) == 0 { 10 } else { 0 },
-        evaluation_fails_every: 0,
-        pod,
-        helper,
-        lie: None,
-        hostile: None,
-        link: LinkPlan {
-            delay_ms: if slow_links { between(20, 200) } else { between(1, 10) },
-            jitter_ms: if between(0, 2) > 0 { 0 } else { between(1, 60) },
-            loss: if between(0, 3) == 0 { between(1, 10) as f64 / 100.0 } else { 0.0 },
-            bandwidth: 10_000.0,
-        },
-        link_down: None,
+    let slow_links = dice.between(0, 3) == 0;
+    let mut of = |count: u64, joins| -> Vec<AgentPlan> {
+        (0..count).map(|_| dice.agent(length_ms, slow_links, joins)).collect()
     };
-    let mut agents: Vec<AgentPlan> = (0..owners).map(|_| plan(true, false)).collect();
-    agents.extend((0..helpers).map(|_| plan(true, true)));
-    agents.extend((0..singles).map(|_| plan(false, false)));
-    let mut world = Schedule {
-        task: Task::Native,
-        params: 1,
-        buffer: u32::try_from(between(1, 2)).unwrap_or(1),
-        rule: None,
-        track: None,
-        share_updates: false,
-        lossy: between(0, 2) == 0,
-        adaptive: false,
-        max_staleness: if between(0, 3) == 0 { between(0, 3) } else { 1_000 },
-        lease_ttl_ms,
-        checkpoint_every: between(1, 8),
-        keep_journal: between(0, 1) == 0,
-        target_round_ms: 0,
-        round_deadline_ms: 0,
-        pods: Some(PodPlan { stages: u32::try_from(stages).unwrap_or(2), schedule, labels, deadline_ms }),
-        agents,
-        length_ms,
-        faults: Vec::new(),
-    };
+    let mut agents = of(owners, (true, false));
+    agents.extend(of(helpers, (true, true)));
+    agents.extend(of(singles, (false, false)));
+    let stages = u32::try_from(stages).unwrap_or(2);
+    let pods = PodPlan::Stages(StagesPlan { stages, schedule, labels, deadline_ms });
+    let mut world = dice.world(pods, lease_ttl_ms, length_ms, agents);
     draw_liar(seed, &mut world, owners, helpers);
     world.faults = draw_faults(seed, &world, (owners, helpers, spares));
     world
+}
+
+/// Draws a world with pods of replicas: at least two agents with data at each site, some more that may leave, and sometimes an agent
+/// that trains alone, and one without data, which is never a replica.
+fn draw_replicas(seed: u64) -> Schedule {
+    let mut dice = Dice(SplitMix64::new(seed ^ 0x5EED_0036));
+    let length_ms = dice.between(LENGTH_MS.0, LENGTH_MS.1);
+    let (members, sites, each, spares) =
+        (dice.between(2, 4), dice.between(1, 2), dice.between(2, 3), dice.between(0, 2));
+    let deadline_ms = dice.between(1, 5) * 1_000;
+    let lease_ttl_ms = if dice.between(0, 2) == 0 { dice.between(6_000, 12_000) } else { 60_000 };
+    let (singles, idle, slow_links) = (dice.between(0, 1), dice.between(0, 1), dice.between(0, 3) == 0);
+    let owners = sites * each;
+    let mut of = |count: u64, joins| -> Vec<AgentPlan> {
+        (0..count).map(|_| dice.agent(length_ms, slow_links, joins)).collect()
+    };
+    let mut agents = of(owners + spares, (true, false));
+    agents.extend(of(singles, (false, false)));
+    agents.extend(of(idle, (true, true)));
+    let (members, sites) = (u32::try_from(members).unwrap_or(2), usize::try_from(sites).unwrap_or(1));
+    let pods = PodPlan::Replicas(ReplicasPlan { members, sites, deadline_ms });
+    let mut world = dice.world(pods, lease_ttl_ms, length_ms, agents);
+    draw_lying_replica(seed, &mut world, owners + spares);
+    world.faults = draw_faults(seed, &world, (owners, spares, spares));
+    world
+}
+
+/// One replica lies in two worlds of five: each of them owns rounds, so that its words to the coordinator are its own affair.
+fn draw_lying_replica(seed: u64, world: &mut Schedule, replicas: u64) {
+    let mut rng = SplitMix64::new(seed ^ 0x5EED_0038);
+    if rng.below(5) > 1 {
+        return;
+    }
+    let lies = [Lie::Shape, Lie::Route, Lie::Range, Lie::Twice];
+    let lie = usize::try_from(rng.below(lies.len() as u64)).unwrap_or(0);
+    let liar = usize::try_from(rng.below(replicas)).unwrap_or(0);
+    if let Some(agent) = world.agents.get_mut(liar) {
+        agent.lie = Some(lies[lie]);
+    }
 }
 
 /// One helper lies in two worlds of five.

@@ -97,6 +97,18 @@ fn reshaped(parcel: Parcel) -> Parcel {
             values.push(0.0);
             Parcel::Gradient { values, shape }
         }
+        Parcel::Chunk { number, mut values } => {
+            values.push(0.0);
+            Parcel::Chunk { number, values }
+        }
+        Parcel::Base { seed, mut values } => {
+            values.push(0.0);
+            Parcel::Base { seed, values }
+        }
+        Parcel::Ended(mut digest) => {
+            digest.0[0] ^= 1;
+            Parcel::Ended(digest)
+        }
         parcel => parcel,
     }
 }
@@ -114,6 +126,11 @@ fn shortened(parcel: Parcel) -> Parcel {
             own.pop();
             Parcel::Weights { own, tied, held }
         }
+        Parcel::Chunk { number, values } => Parcel::Chunk { number: number + 1, values },
+        Parcel::Base { seed, mut values } => {
+            values.pop();
+            Parcel::Base { seed, values }
+        }
         parcel => parcel,
     }
 }
@@ -125,6 +142,7 @@ fn poisoned(parcel: Parcel) -> Parcel {
         Parcel::Gradient { values, shape } => Parcel::Gradient { values: all(values), shape },
         Parcel::Layer(content) => Parcel::Layer(LayerContent { left_out: all(content.left_out), ..content }),
         Parcel::Loss(_) => Parcel::Loss(f64::NAN),
+        Parcel::Chunk { number, values } => Parcel::Chunk { number, values: all(values) },
         parcel => parcel,
     }
 }

@@ -17,7 +17,7 @@ use anabranch_common::pod::PodMark;
 use anabranch_common::rng::SplitMix64;
 
 use crate::sim::network::Side;
-use crate::sim::schedule::Machine;
+use crate::sim::schedule::{Machine, PodPlan};
 use crate::sim::trace::Sign;
 use crate::sim::world::{Happening, World, agent_id};
 
@@ -277,7 +277,12 @@ impl World {
                 self.pod_loses(id, at, &Loss::Failed(what));
                 return;
             }
+            let mark = work.round.mark;
+            let ended = if let Parcel::Ended(digest) = &parcel { Some(*digest) } else { None };
             work.inbox.push_back(Item::Parcel(address, parcel));
+            if let Some(digest) = ended {
+                self.pods.watched.ends_with(mark, agent_id(sender), digest);
+            }
             self.pod_proceeds(machine);
             self.pod_proceeds(sender);
         }
@@ -403,10 +408,10 @@ impl World {
     }
 
     fn pod_deadline_ms(&self) -> u64 {
-        self.schedule.pods.as_ref().map_or(0, |pods| pods.deadline_ms)
+        self.schedule.pods.as_ref().map_or(0, PodPlan::deadline_ms)
     }
 
-    pub(super) fn machine_of(&self, agent: AgentId) -> Option<Machine> {
+    pub(in crate::sim) fn machine_of(&self, agent: AgentId) -> Option<Machine> {
         (1..=self.agents.len()).find(|machine| agent_id(*machine) == agent)
     }
 }

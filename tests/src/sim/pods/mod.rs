@@ -12,6 +12,7 @@
 pub(super) mod draw;
 mod lies;
 mod links;
+mod ring;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,7 +23,7 @@ use anabranch_agent::pod::{Address, Parcel, WireError};
 use anabranch_agent::session::event::{Event, FeedbackState};
 use anabranch_agent::shard::Examples;
 use anabranch_agent::train::native::pipeline::{Contribution, Encoding, Pipeline};
-use anabranch_common::ids::{AgentId, LeaseId};
+use anabranch_common::ids::{AgentId, Digest, LeaseId};
 use anabranch_common::journal::Lease;
 use anabranch_common::pod::{PodOffer, PodRound, Schedule as Order};
 use anabranch_common::spec::{AgentSpec, PodSpec};
@@ -32,7 +33,7 @@ use crate::picture::SpanKind;
 
 use super::agent::{AgentMachine, Process};
 use super::learner;
-use super::schedule::{AgentPlan, Lie, Machine};
+use super::schedule::{AgentPlan, Lie, Machine, PodPlan};
 use super::trace::Sign;
 use super::world::{Happening, World, agent_id};
 
@@ -85,6 +86,15 @@ enum State {
     Delivers,
 }
 
+/// What a round has to come to.
+#[derive(Debug)]
+enum Expected {
+    /// Of stages: what one machine computes.
+    Alone(Contribution),
+    /// Of replicas: the model that the same ring computes without links, and the difference that it makes.
+    Ring { end: Digest, delta: Vec<f32> },
+}
+
 /// A member's part in an attempt.
 #[derive(Debug)]
 pub(super) struct PodWork {
@@ -99,8 +109,8 @@ pub(super) struct PodWork {
     linked_ms: u64,
     linked: BTreeSet<AgentId>,
     failure: Option<WireError>,
-    /// What the owner has to hand in if the round comes to its end: the difference that one machine computes.
-    expected: Option<Contribution>,
+    /// What the owner has to hand in if the round comes to its end.
+    expected: Option<Expected>,
 }
 
 impl PodWork {
@@ -128,14 +138,14 @@ impl PodWork {
 }
 
 /// Returns what an agent offers to pods.
-pub(super) fn offer(machine: Machine, plan: &AgentPlan) -> Option<PodOffer> {
+pub(super) fn offer(machine: Machine, plan: &AgentPlan, site: String) -> Option<PodOffer> {
     let flops_per_s = 1_000_000_000 / plan.round_ms.max(1);
     let address = format!("machine-{machine}:1");
     plan.pod.then(|| PodOffer {
         address,
         memory_bytes: MEMORY_BYTES,
         flops_per_s: flops_per_s.max(1),
-        site: String::new(),
+        site,
         at_work: None,
     })
 }
@@ -186,7 +196,8 @@ impl World {
         self.checked(began);
         self.pods.next_job += 1;
         let (number, now_ms) = (self.pods.next_job, self.now_ms());
-        let shard = (round.owner == agent_id(machine)).then(|| learner::shard(machine));
+        let computes = round.owner == agent_id(machine) || matches!(self.schedule.pods, Some(PodPlan::Replicas(_)));
+        let shard = (computes && !self.agents[machine - 1].plan.helper).then(|| learner::shard(machine));
         let held = match &job {
             MathsJob::Train { lease, .. } => self.agents[machine - 1].held(lease),
             _ => Default::default(),
@@ -210,22 +221,31 @@ impl World {
     }
 
     /// What one machine computes of a round, unless somebody may falsify it unseen. With a pipeline that never flushes it is
-    /// cut as the pod's model is.
+    /// cut as the pod's model is. Of replicas what the same members compute without links.
     fn pod_expects(
         &mut self,
         machine: Machine,
         (lease, round): (&Lease, &PodRound),
         spec: &AgentSpec,
         base: &[f32],
-    ) -> Option<Contribution> {
+    ) -> Option<Expected> {
         let liars = |member: &AgentId| {
             let machine = self.machine_of(*member);
             machine.is_some_and(|machine| self.agents[machine - 1].plan.lie == Some(Lie::NotANumber))
         };
-        let Some(PodSpec::Stages(pod)) = &spec.pod else { return None };
         if round.members().iter().any(liars) {
             return None;
         }
+        let pod = match spec.pod.as_ref()? {
+            PodSpec::Stages(pod) => pod,
+            PodSpec::Replicas(_) => {
+                let shards: Option<Vec<Examples>> =
+                    round.members().iter().map(|member| self.machine_of(*member).map(learner::shard)).collect();
+                let end = ring::end((round, spec), &shards?, base, lease.seed)?;
+                let delta = end.iter().zip(base).map(|(end, base)| end - base).collect();
+                return Some(Expected::Ring { end: Digest::of_f32(&end), delta });
+            }
+        };
         let ends = round.ends();
         let ends = if matches!(pod.schedule(), Order::Pipelined(_)) { ends } else { vec![*ends.last()?] };
         let shard: Examples = learner::shard(machine);
@@ -234,7 +254,8 @@ impl World {
         let go_on = &mut |_| ControlFlow::Continue(());
         let trained = alone.train(base, &spec.train, how, lease.seed, &shard, go_on).ok()?;
         let held = self.agents[machine - 1].held(lease).1;
-        alone.contribution([base, &trained.end], &held, &Encoding::of(&lease.plan, &spec.upload)).ok()
+        let encoding = Encoding::of(&lease.plan, &spec.upload);
+        alone.contribution([base, &trained.end], &held, &encoding).ok().map(Expected::Alone)
     }
 
     /// A member computes what it has just come to, for as long as that takes.
@@ -346,10 +367,15 @@ impl World {
                 // The thread's clock is a real one.
                 outcome.compute_ms = now_ms - work.begun_ms;
                 self.pods.watched.came_to_its_end(mark);
-                if let (Some(expected), Some(content)) = (&work.expected, &outcome.pod) {
-                    let whole = self.pods.watched.computed(mark, content, expected);
-                    self.checked(whole);
-                }
+                let watched = &mut self.pods.watched;
+                let whole = match (&work.expected, &outcome.pod) {
+                    (Some(Expected::Alone(expected)), Some(content)) => watched.computed(mark, content, expected),
+                    (Some(Expected::Ring { end, delta }), None) => {
+                        watched.computed_in_a_ring(&work.round, &outcome.delta, (*end, delta))
+                    }
+                    _ => Ok(()),
+                };
+                self.checked(whole);
                 Event::Trained(outcome)
             }
             event => event,

@@ -1,5 +1,7 @@
 //! The whole model in a few stages, so that the gradient of the last one can travel while those before are computed.
 
+use std::ops::Range;
+
 use anabranch_common::limits;
 use anabranch_common::spec::ModelSpec;
 use burn_flex::Flex;
@@ -66,13 +68,7 @@ impl Staged {
     /// The model cannot be built, or the system gives no threads.
     pub(super) fn new(spec: &ModelSpec, size: StageSize, threads: usize) -> Result<Self, TrainError> {
         let architecture = Architecture::new(spec)?;
-        let layers = &architecture.whole.layers;
-        let params: Vec<usize> =
-            layers.iter().map(|layer| usize::try_from(layer.params).unwrap_or(usize::MAX)).collect();
-        let starts = starts(&params, size);
-        let ends = starts.iter().skip(1).copied().chain([layers.len()]);
-        let stage = |(start, end)| Stage::new(layers, start..end, &architecture.manifest);
-        let stages = starts.iter().copied().zip(ends).map(stage).collect();
+        let stages = stages(&architecture, size);
         let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let threads = threads.map_err(|error| TrainError::Backend(error.to_string()))?;
         Ok(Self { architecture, stages, threads })
@@ -156,14 +152,13 @@ impl Staged {
     }
 
     /// Adds the two uses of a tied tensor: at once where both are in this stage.
-    fn tie(&self, stage: usize, sum: &mut Vec<f32>, borrowed: &mut Option<(std::ops::Range<usize>, Vec<f32>)>) {
+    fn tie(&self, stage: usize, sum: &mut Vec<f32>, borrowed: &mut Option<(Range<usize>, Vec<f32>)>) {
         let of = &self.stages[stage];
         match of.borrowed() {
             Some(range) => *borrowed = Some((range.clone(), sum.split_off(of.params()))),
             None => of.tie(sum),
         }
-        let is_its =
-            |(range, _): &mut (std::ops::Range<usize>, _)| of.own.start <= range.start && range.end <= of.own.end;
+        let is_its = |(range, _): &mut (Range<usize>, _)| of.own.start <= range.start && range.end <= of.own.end;
         if let Some((range, later)) = borrowed.take_if(is_its) {
             stage::add_to(&mut sum[range.start - of.own.start..range.end - of.own.start], &later);
         }
@@ -180,6 +175,30 @@ impl Staged {
         let place = Place::<Flex> { stage: &self.stages[stage], device: &device, threads: &self.threads };
         self.threads.install(|| work(place))
     }
+}
+
+/// Cuts a model into stages.
+fn stages(architecture: &Architecture, size: StageSize) -> Vec<Stage> {
+    let layers = &architecture.whole.layers;
+    let params: Vec<usize> = layers.iter().map(|layer| usize::try_from(layer.params).unwrap_or(usize::MAX)).collect();
+    let starts = starts(&params, size);
+    let ends = starts.iter().skip(1).copied().chain([layers.len()]);
+    let stage = |(start, end)| Stage::new(layers, start..end, &architecture.manifest);
+    starts.iter().copied().zip(ends).map(stage).collect()
+}
+
+/// Returns what is summed at once in a step, in this order: layers, and values of the vector. The loss is behind those of the last
+/// layers.
+pub(super) fn summed_together(spec: &ModelSpec, size: StageSize) -> Result<Vec<(Range<usize>, usize)>, TrainError> {
+    let stages = stages(&Architecture::new(spec)?, size);
+    let (mut layer, mut found) = (0, Vec::new());
+    for (number, stage) in stages.iter().enumerate() {
+        let end = layer + stage.layers.len();
+        found.push((layer..end, stage.params() + usize::from(number + 1 == stages.len())));
+        layer = end;
+    }
+    found.reverse();
+    Ok(found)
 }
 
 /// Where stages begin: as many layers each, counted from the last one, as have `size` values together, and few stages.

@@ -22,7 +22,7 @@ mod gradients;
 mod ring;
 mod steps;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::pod::{PodRound, memory};
@@ -38,8 +38,9 @@ use crate::pod::Wire;
 use crate::shard::Shard;
 use crate::train::{StepReport, TrainError};
 use exchange::{Base, Exchange, OWNER};
-use gradients::{StageSize, Staged};
-use steps::Steps;
+use gradients::{StageSize, Staged, summed_together};
+use ring::Ring;
+use steps::{Steps, Watch};
 
 /// What a member knows of its part in a round.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +88,22 @@ pub fn train_owned(
     wire: &mut dyn Wire,
     control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
 ) -> Result<Trained, PipelineError> {
-    Replica::new(task, memory, StageSize::default())?.train_owned(base, seed, wire, control)
+    train_watched(task, memory, base, seed, wire, &mut |report, _| control(report))
+}
+
+/// Trains as [`train_owned`] does, and shows `watch` the model after each step.
+///
+/// # Errors
+/// As [`train_owned`].
+pub fn train_watched(
+    task: &ReplicaTask<'_>,
+    memory: &mut ReplicaMemory,
+    base: &[f32],
+    seed: u64,
+    wire: &mut dyn Wire,
+    watch: &mut dyn FnMut(StepReport, &[f32]) -> ControlFlow<()>,
+) -> Result<Trained, PipelineError> {
+    Replica::new(task, memory, StageSize::default())?.train_owned(base, seed, wire, watch)
 }
 
 /// Trains with the owner of a round. Returns when everything that the others need of this member was sent.
@@ -96,6 +112,31 @@ pub fn train_owned(
 /// As [`train_owned`].
 pub fn serve(task: &ReplicaTask<'_>, memory: &mut ReplicaMemory, wire: &mut dyn Wire) -> Result<(), PipelineError> {
     Replica::new(task, memory, StageSize::default())?.serve(wire)
+}
+
+/// What a member of a ring sums at once: the gradient of some layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
+    /// Consecutive layers of the model.
+    pub layers: Range<usize>,
+    /// Values that the member sends to the next one meanwhile.
+    pub sends: usize,
+    /// Values that it receives from the one before.
+    pub receives: usize,
+}
+
+/// Returns what the member at `place` of a ring of `members` sums in each step of training a model, in this order: the gradient of
+/// the last layers first. That of the first ones is the end of the step.
+///
+/// # Errors
+/// The model cannot be built.
+pub fn sums(model: &ModelSpec, place: usize, members: usize) -> Result<Vec<Sum>, TrainError> {
+    let ring = Ring::new(place, members);
+    let sum = |(layers, values): (Range<usize>, usize)| {
+        let (sends, receives) = ring.traffic(values);
+        Sum { layers, sends, receives }
+    };
+    Ok(summed_together(model, StageSize::default())?.into_iter().map(sum).collect())
 }
 
 /// A member of a ring that has everything it needs.
@@ -132,7 +173,7 @@ impl<'a> Replica<'a> {
         base: &[f32],
         seed: u64,
         wire: &mut dyn Wire,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+        watch: &mut Watch<'_>,
     ) -> Result<Trained, PipelineError> {
         if self.place != OWNER {
             return Err(PipelineError::Round("the first member of a ring is the owner of the round"));
@@ -143,7 +184,7 @@ impl<'a> Replica<'a> {
         }
         let mut exchange = Exchange::new(wire, &self.members, self.place, expected);
         exchange.send_base(seed, base)?;
-        let trained = self.steps().train(base, member_seed(seed, self.place), &mut exchange, control)?;
+        let trained = self.steps().train(base, member_seed(seed, self.place), &mut exchange, watch)?;
         if trained.stopped {
             return Ok(Trained { end: Vec::new(), ..trained });
         }
@@ -157,7 +198,7 @@ impl<'a> Replica<'a> {
         }
         let mut exchange = Exchange::new(wire, &self.members, self.place, self.params());
         let Base { seed, values } = exchange.receive_base()?;
-        let go_on = &mut |_: StepReport| ControlFlow::Continue(());
+        let go_on = &mut |_: StepReport, _: &[f32]| ControlFlow::Continue(());
         let trained = self.steps().train(&values, member_seed(seed, self.place), &mut exchange, go_on)?;
         exchange.send_end(Digest::of_f32(&trained.end))
     }

@@ -54,6 +54,19 @@ impl Ring {
         (self.place + 2 * self.members - 1 - hop) % self.members
     }
 
+    /// Returns how many values of a vector of `len` this member sends to the right, and receives from the left, while it is summed.
+    pub(super) fn traffic(self, len: usize) -> (usize, usize) {
+        let arrives = |hop: usize| self.range(self.group(hop), len).len();
+        match self.hops().checked_sub(1) {
+            None => (0, 0),
+            // What arrives in the last hop goes no further.
+            Some(last) => {
+                let passed_on: usize = (0..last).map(arrives).sum();
+                (self.range(self.place, len).len() + passed_on, passed_on + arrives(last))
+            }
+        }
+    }
+
     /// The values of a group of a vector of `len`.
     fn range(self, group: usize, len: usize) -> Range<usize> {
         len * group / self.members..len * (group + 1) / self.members
@@ -129,16 +142,22 @@ mod tests {
 
     /// What all members come to, and how many values each has sent. Which link delivers next is drawn by `seed`.
     fn summed(vectors: &[Vec<f32>], chunk: usize, seed: u64) -> (Vec<Vec<f32>>, Vec<usize>) {
+        let (summed, traffic) = carried(vectors, chunk, seed);
+        (summed, traffic.into_iter().map(|(sent, _)| sent).collect())
+    }
+
+    /// As [`summed`], with how many values each member has sent and received.
+    fn carried(vectors: &[Vec<f32>], chunk: usize, seed: u64) -> (Vec<Vec<f32>>, Vec<(usize, usize)>) {
         let members = vectors.len();
         let mut rng = SplitMix64::new(seed);
         let mut all: Vec<AllReduce> =
             (0..members).map(|k| AllReduce::new(Ring::new(k, members), vectors[k].clone(), chunk)).collect();
         // Those that are on their way to each member.
         let mut inboxes: Vec<VecDeque<Vec<f32>>> = vec![VecDeque::new(); members];
-        let mut sent = vec![0; members];
+        let mut traffic = vec![(0, 0); members];
         for (k, member) in all.iter().enumerate() {
             for chunk in member.begin() {
-                sent[k] += chunk.len();
+                traffic[k].0 += chunk.len();
                 inboxes[member.ring.right()].push_back(chunk);
             }
         }
@@ -150,13 +169,14 @@ mod tests {
             let k = ready[usize::try_from(rng.next_u64() % ready.len() as u64).expect("few")];
             let chunk = inboxes[k].pop_front().expect("it is ready");
             assert_eq!(all[k].awaits(), Some(chunk.len()));
+            traffic[k].1 += chunk.len();
             if let Some(chunk) = all[k].take(chunk) {
-                sent[k] += chunk.len();
+                traffic[k].0 += chunk.len();
                 inboxes[all[k].ring.right()].push_back(chunk);
             }
         }
         assert!(all.iter().all(|member| member.awaits().is_none()), "some members wait for ever");
-        (all.into_iter().map(AllReduce::into_values).collect(), sent)
+        (all.into_iter().map(AllReduce::into_values).collect(), traffic)
     }
 
     fn vectors(members: usize, len: usize, seed: u64) -> Vec<Vec<f32>> {
@@ -173,7 +193,7 @@ mod tests {
             seed: u64,
         ) {
             let given = vectors(members, len, seed);
-            let (found, sent) = summed(&given, chunk, seed);
+            let (found, traffic) = carried(&given, chunk, seed);
             for at in 0..len {
                 let sum: f64 = given.iter().map(|vector| f64::from(vector[at])).sum();
                 let of_first = found[0][at];
@@ -182,9 +202,11 @@ mod tests {
             }
             prop_assert_eq!(summed(&given, chunk, seed ^ 1).0, found.clone());
             prop_assert_eq!(summed(&given, 1000, seed).0, found, "chunks change no bit");
+            let foreseen: Vec<_> = (0..members).map(|k| Ring::new(k, members).traffic(len)).collect();
+            prop_assert_eq!(&traffic, &foreseen);
             // 2(N-1)/N of the vector, but for groups that are a value longer than others.
             let ideal = 2.0 * (members - 1) as f64 / members as f64 * len as f64;
-            for values in sent {
+            for (values, _) in traffic {
                 prop_assert!((values as f64 - ideal).abs() <= 2.0 * members as f64, "{values} of {ideal} were sent");
             }
         }

@@ -14,6 +14,9 @@ use crate::shard::draw::{Draw, Purpose};
 use crate::train::optimizer::Optimizer;
 use crate::train::{StepReport, TrainError};
 
+/// Is told of each step, and shown the model after it; may end the round there.
+pub(super) type Watch<'a> = dyn FnMut(StepReport, &[f32]) -> ControlFlow<()> + 'a;
+
 /// What stays the same in all steps.
 pub(super) struct Steps<'a> {
     pub(super) staged: &'a Staged,
@@ -43,13 +46,13 @@ impl From<TrainError> for Ended {
 }
 
 impl Steps<'_> {
-    /// Takes the steps of the plan from `base`, with batches that `seed` draws.
+    /// Takes the steps of the plan from `base`, with batches that `seed` draws. `watch` is shown the model after each step.
     pub(super) fn train(
         &self,
         base: &[f32],
         seed: u64,
         exchange: &mut Exchange<'_>,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
+        watch: &mut Watch<'_>,
     ) -> Result<Trained, PipelineError> {
         thread::scope(|scope| {
             let stages = self.staged.stages();
@@ -59,7 +62,7 @@ impl Steps<'_> {
             let carrying = thread::Builder::new().name("ring".to_owned()).spawn_scoped(scope, carry);
             let carrying = carrying.map_err(|error| TrainError::Backend(error.to_string()))?;
             // The carrier ends when the maths drop their ends of the channels.
-            let trained = self.compute(base, seed, Carrier { gradients, sums }, control);
+            let trained = self.compute(base, seed, Carrier { gradients, sums }, watch);
             let carried = carrying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             match trained {
                 Ok(trained) => carried.map(|()| trained),
@@ -72,13 +75,7 @@ impl Steps<'_> {
         })
     }
 
-    fn compute(
-        &self,
-        base: &[f32],
-        seed: u64,
-        carrier: Carrier,
-        control: &mut dyn FnMut(StepReport) -> ControlFlow<()>,
-    ) -> Result<Trained, Ended> {
+    fn compute(&self, base: &[f32], seed: u64, carrier: Carrier, watch: &mut Watch<'_>) -> Result<Trained, Ended> {
         let Self { staged, task, members, micro_batch } = self;
         let (plan, shard) = (task.plan, task.shard);
         let mut optimizer = Optimizer::new(&plan.optimizer, base.len())?;
@@ -112,7 +109,7 @@ impl Steps<'_> {
                 examples: u32::try_from(joined).unwrap_or(u32::MAX),
                 micro_batch: u32::try_from(*micro_batch).ok(),
             };
-            if control(report).is_break() && step < plan.local_steps {
+            if watch(report, &reached.end).is_break() && step < plan.local_steps {
                 reached.stopped = true;
                 return Ok(reached);
             }

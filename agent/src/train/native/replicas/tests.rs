@@ -111,12 +111,12 @@ fn run(case: Case<'_>, silent: &[usize], mut conduct: impl FnMut(usize) -> Condu
                 scope.spawn(move || Replica::new(&task(member), &mut memory(), size)?.serve(&mut wire))
             })
             .collect();
-        let mut control = |report: StepReport| {
+        let mut watch = |report: StepReport, _: &[f32]| {
             if report.step == until { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let task = task(0);
         let owner = Replica::new(&task, &mut memory(), size)
-            .and_then(|replica| replica.train_owned(&base, SEED, &mut owners, &mut control));
+            .and_then(|replica| replica.train_owned(&base, SEED, &mut owners, &mut watch));
         drop(owners);
         Ended { owner, helpers: helpers.into_iter().map(|helper| helper.join().expect("no panic")).collect() }
     })
@@ -358,11 +358,49 @@ fn micro_batches_of_a_member_change_the_last_bits_only() {
         let steps = Steps { staged: &staged, task: &task, members: 1, micro_batch };
         let (members, mut wire) = ([agent(0)], hub.wire(0, Conduct::Honest));
         let mut exchange = Exchange::new(&mut wire, &members, 0, base.len());
-        steps.train(&base, SEED, &mut exchange, &mut |_| ControlFlow::Continue(())).expect("trains")
+        steps.train(&base, SEED, &mut exchange, &mut |_, _| ControlFlow::Continue(())).expect("trains")
     };
     let (whole, cut) = (at_most(8), at_most(3));
     assert!(distance(&cut.end, &whole.end) <= 1e-6);
     assert!(whole.losses.iter().zip(&cut.losses).all(|(whole, cut)| (whole - cut).abs() < 1e-5));
+}
+
+/// What a simulated line is told of a step in advance is what members send and receive in it.
+#[test]
+fn the_traffic_of_a_step_is_known_in_advance() {
+    // Three stages: 144 * 2400 values and more each.
+    let (spec, plan, members) = (mlp(&[2_400, 512, 600]), plan(2, 2, &SGD), 3);
+    let case = Case { size: StageSize::default(), ..Case::new(&spec, &plan, members) };
+    let (round, (shards, _), base) = (round(members), shards(&spec, members), case.base());
+    let hub = Hub::new((0..members).collect(), &[]);
+    let found: Vec<Vec<Sum>> = (0..members).map(|place| sums(&spec, place, members).expect("valid")).collect();
+    assert_eq!(found[0].iter().map(|sum| sum.layers.clone()).collect::<Vec<_>>(), [2..4, 1..2, 0..1]);
+    thread::scope(|scope| {
+        for (member, shard) in shards.iter().enumerate() {
+            let mut wire = hub.wire(member, Conduct::Honest);
+            let (round, base, spec, plan, shard) = (&round, &base, &spec, &plan, shard.as_ref());
+            scope.spawn(move || {
+                let task = ReplicaTask { model: spec, plan, round, me: agent(member), shard, threads: 1 };
+                match member {
+                    0 => train_owned(&task, &mut memory(), base, SEED, &mut wire, &mut |_| ControlFlow::Continue(()))
+                        .map(drop),
+                    _ => serve(&task, &mut memory(), &mut wire),
+                }
+                .expect("trains");
+            });
+        }
+    });
+    let carried = hub.carried();
+    for (member, sums) in found.iter().enumerate() {
+        let to = |to: usize| {
+            let chunks = carried.iter().filter(move |(receiver, _)| *receiver == to);
+            chunks.map(|(_, parcel)| if let Parcel::Chunk { values, .. } = parcel { values.len() } else { 0 }).sum()
+        };
+        let steps = plan.local_steps as usize;
+        let foreseen = |of: fn(&Sum) -> usize| steps * sums.iter().map(of).sum::<usize>();
+        let (sent, received): (usize, usize) = (to((member + 1) % members), to(member));
+        assert_eq!((sent, received), (foreseen(|sum| sum.sends), foreseen(|sum| sum.receives)), "member {member}");
+    }
 }
 
 /// The model to start from goes along the ring in parts.

@@ -64,7 +64,7 @@ impl Hub {
     }
 
     /// Returns every parcel that went from member to member, with whom it was for.
-    pub(super) fn carried(&self) -> Vec<(usize, Parcel)> {
+    pub(in crate::train::native) fn carried(&self) -> Vec<(usize, Parcel)> {
         std::mem::take(&mut *self.carried.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
