@@ -90,6 +90,14 @@ pub(crate) enum Verb {
     /// Be the native trainer of an agent that runs with --isolate
     #[command(hide = true)]
     Trainer(TrainerArgs),
+    /// Write the manual pages of this program, one for each verb
+    #[command(after_help = "Example:
+  anabranch-agent man --out ~/.local/share/man/man1")]
+    Man {
+        /// Folder to write them to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Print a script that completes commands in a shell
     #[command(after_help = "Example:
   anabranch-agent completions bash \\
@@ -115,11 +123,20 @@ Example:
   anabranch-agent join --token anb1-... --dir agent")]
 pub(crate) struct JoinArgs {
     /// The token that `anabranch-coordinator token create` printed
-    #[arg(long, value_name = "TOKEN", env = "ANABRANCH_TOKEN", hide_env_values = true)]
-    pub(crate) token: String,
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "ANABRANCH_TOKEN",
+        hide_env_values = true,
+        required_unless_present = "if_missing"
+    )]
+    pub(crate) token: Option<String>,
     /// Directory to make
     #[arg(long, value_name = "DIR", env = DIR_ENV)]
     pub(crate) dir: PathBuf,
+    /// Do nothing where DIR has an agent already: no token is needed then. For scripts
+    #[arg(long)]
+    pub(crate) if_missing: bool,
 }
 
 #[derive(Debug, Args)]

@@ -123,6 +123,20 @@ fn join_does_not_replace_another_enrolment() {
     fails(&output, 3, &["enrolled with another coordinator, as north"]);
 }
 
+/// A container calls `join --if-missing` at each start, and its token is good for one day.
+#[test]
+fn a_join_where_there_is_an_agent_needs_no_token() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let dir = text(temporary.path());
+    fails(&agent(&["join", "--if-missing", "--dir", dir]), 2, &["has no agent yet", "help: give --token"]);
+    enrolled(temporary.path());
+    let before = fs::read(temporary.path().join("agent.toml")).expect("there");
+    let output = agent(&["join", "--if-missing", "--dir", dir]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read(temporary.path().join("agent.toml")).expect("there"), before);
+    assert_eq!(agent(&["join", "--dir", dir]).status.code(), Some(2), "without the option a token is needed");
+}
+
 /// With a GPU, without one or with a sick driver: `devices` looks through its child, and never fails.
 #[test]
 fn devices_are_shown_and_what_this_build_cannot_use_is_refused() {
@@ -386,7 +400,7 @@ fn wrong_use_is_code_2_and_help_lists_every_verb() {
     let help = agent(&["--help"]);
     assert!(help.status.success());
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    for verb in ["join", "run", "status", "shard", "completions", "Exit codes"] {
+    for verb in ["join", "run", "status", "shard", "man", "completions", "Exit codes"] {
         assert!(help.contains(verb), "{verb} is not in the help");
     }
     let script = agent(&["completions", "bash"]);

@@ -112,6 +112,14 @@ pub(crate) enum Verb {
     /// Check run.toml
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Write the manual pages of this program, one for each verb
+    #[command(after_help = "Example:
+  anabranch-coordinator man --out ~/.local/share/man/man1")]
+    Man {
+        /// Folder to write them to
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Print a script that completes commands in a shell
     #[command(after_help = "Example:
   anabranch-coordinator completions bash \\
@@ -221,6 +229,9 @@ pub(crate) struct InitArgs {
     /// Seed of the initial model and of everything drawn at random
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Make only what is missing: nothing where DIR has run.toml and keys; keys alone where it has a run.toml. For scripts
+    #[arg(long)]
+    pub(crate) if_missing: bool,
 }
 
 #[derive(Debug, Args)]

@@ -23,11 +23,19 @@ use crate::transport::{self, DialError};
 
 /// Runs `join`.
 pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
-    let token: JoinToken = args.token.parse().map_err(|error: anabranch_common::token::TokenError| {
+    let dir = AgentDir::new(&args.dir);
+    if args.if_missing && dir.config().exists() {
+        return super::print(&format!("{} has an agent already: nothing is changed\n", dir.path().display()));
+    }
+    let Some(token) = &args.token else {
+        let help = "give --token, or set ANABRANCH_TOKEN; `anabranch-coordinator token create` prints a token";
+        let text = format!("{} has no agent yet, and no token was given to join with", dir.path().display());
+        return Err(Fail::new(ExitCode::Usage, text).help(help).into());
+    };
+    let token: JoinToken = token.parse().map_err(|error: anabranch_common::token::TokenError| {
         Fail::new(ExitCode::Identity, error.to_string())
             .help("copy the whole line that `anabranch-coordinator token create` printed")
     })?;
-    let dir = AgentDir::new(&args.dir);
     check_dir(&dir, &token)?;
     let key = AgentKey::read_or_make(&dir).map_err(|error| identity_fail(&error))?;
     let csr_der = key.signing_request()?;

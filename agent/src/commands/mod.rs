@@ -38,6 +38,10 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::ProbeGpus => devices::probe_gpus(),
         Verb::ProbeDevice { device } => device::probe(device),
         Verb::Trainer(args) => trainer::trainer(&args),
+        Verb::Man { out } => {
+            let pages = anabranch_io::manual::write(Cli::command(), &out)?;
+            print(&format!("{pages} manual pages in {}\n", out.display()))
+        }
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch-agent", &mut script);

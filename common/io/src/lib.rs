@@ -3,6 +3,7 @@
 //! ```text
 //!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
+//!  manual            manual pages of a command line
 //!  model_file        a model as safetensors                    text_file  configuration, as UTF-8
 //!  signals           what ends a daemon                             malloc     settings of glibc's, by starting anew
 //!  tls ──► quinn::Connection ──► frames: messages on streams
@@ -19,6 +20,7 @@ pub mod faults;
 pub mod frames;
 pub mod logging;
 pub mod malloc;
+pub mod manual;
 pub mod model_file;
 pub mod signals;
 pub mod terminal;

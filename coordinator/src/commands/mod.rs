@@ -51,6 +51,10 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Stop(target) => control::stop(&target),
         Verb::Checkpoint(verb) => checkpoint::checkpoint(verb),
         Verb::Config(verb) => config::config(verb),
+        Verb::Man { out } => {
+            let pages = anabranch_io::manual::write(Cli::command(), &out)?;
+            output::print(&format!("{pages} manual pages in {}\n", out.display()))
+        }
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch-coordinator", &mut script);

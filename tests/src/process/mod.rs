@@ -38,7 +38,7 @@ pub use digits::{DIGITS, example};
 pub use http::{http_get, series};
 pub use line::{Line, Way};
 pub use preload::compile;
-pub use python::{PYTHON_PACKAGE, python_has, python_with_torch};
+pub use python::{PYTHON_PACKAGE, python_for_packages, python_has, python_with_torch};
 pub use role::Role;
 pub use timed::{AgentStart, Counted, LOOK, TimedRun, agent_name};
 pub(crate) use usage::{Usage, cpu_s};

@@ -36,3 +36,23 @@ pub fn python_with_torch() -> Option<String> {
     eprintln!("not checked: {python} has no PyTorch; ANABRANCH_PYTORCH can name a Python that has it");
     None
 }
+
+/// Returns a Python that renders the Helm chart: that of `ANABRANCH_PACKAGING` where it is set, otherwise `python3`. Where there is
+/// none, that is said.
+///
+/// # Panics
+/// There is none, and `CI` is set: there it is a mistake of the set-up.
+#[must_use]
+pub fn python_for_packages() -> Option<String> {
+    let python = std::env::var("ANABRANCH_PACKAGING").unwrap_or_else(|_| "python3".to_owned());
+    let found = Command::new(&python).args(["-c", "import helm_python, kubernetes_validate, yaml"]).output();
+    if found.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI needs helm-python-sdk: {python} (ANABRANCH_PACKAGING) does not have it"
+    );
+    eprintln!("not checked: {python} has no helm-python-sdk; ANABRANCH_PACKAGING can name a Python that has it");
+    None
+}
