@@ -316,6 +316,9 @@ fn health_tells_of_a_journal_that_fails_and_of_a_process_that_shuts_down() -> an
     health(&cluster, &address, "200", "ok")?;
     // What is being written is waited for.
     disk.set(Setting { sync_ms: 5_000, ..Setting::default() })?;
+    let undurable = "anabranch_queue_entries{run=\"wards\",queue=\"undurable_records\"}";
+    let writes = || Ok(scrape(&address).ok().filter(|text| series(text, undurable) > Some(0.0)));
+    poll(PATIENCE, writes)?.with_context(|| cluster.logs())?;
     cluster.coordinator()?.signal(nix::sys::signal::Signal::SIGTERM)?;
     health(&cluster, &address, "503", "shutting down")?;
     disk.set(Setting::default())?;
