@@ -228,6 +228,8 @@ pub const EVALUATION_REST: u64 = 19;
 pub const EVALUATION_REST_MS: u64 = 600_000;
 /// Failed evaluations in a row after which an evaluator's examples no longer count as known.
 pub const EVALUATION_FAILURES: u32 = 3;
+/// Leases in a row that every connected agent has given back after which a search closes the trial.
+pub const TRIAL_ATTEMPTS: u32 = 8;
 /// How long the examples of an evaluator that is away count as known, in milliseconds.
 pub const EVALUATOR_AWAY_MS: u64 = 60_000;
 /// How long no evaluator may be connected before the log says that a target cannot be judged, in milliseconds: the

@@ -3,8 +3,8 @@
 
 use anabranch_common::bugs::plant;
 use anabranch_tests::bugs;
-use anabranch_tests::sim::{draw, draw_pods};
-use anabranch_tests::sim::{quiet_panics, run, shrink};
+use anabranch_tests::sim::swarm::Worlds;
+use anabranch_tests::sim::{draw, quiet_panics, run, shrink};
 
 /// Seeds that are tried for each bug, at most.
 const SEEDS: u64 = 3_000;
@@ -12,6 +12,8 @@ const SEEDS: u64 = 3_000;
 const QUIET: u64 = 600;
 /// The same of worlds with pods.
 const QUIET_PODS: u64 = 60;
+/// The same of worlds with a search.
+const QUIET_SEARCHES: u64 = 100;
 
 #[test]
 fn every_deliberate_bug_is_found() {
@@ -19,10 +21,14 @@ fn every_deliberate_bug_is_found() {
     println!("| bug | found by | seeds |\n|---|---|---|");
     let mut missed = Vec::new();
     for bug in bugs::all().expect("well-formed") {
-        let worlds = if bug.pods { draw_pods } else { draw };
+        let worlds = match (bug.pods, bug.searches) {
+            (true, _) => Worlds::WithPods,
+            (_, true) => Worlds::WithSearch,
+            _ => Worlds::Drawn,
+        };
         let bug: &'static str = bug.name.leak();
         let _planted = plant(bug);
-        let found = (0..SEEDS).find_map(|seed| Some((seed, run(seed, &worlds(seed), false).violation?.1)));
+        let found = (0..SEEDS).find_map(|seed| Some((seed, worlds.run(seed, false).violation?.1)));
         match found {
             Some((seed, violation)) => println!("| `{bug}` | {} | {} |", violation.invariant, seed + 1),
             None => missed.push(bug),
@@ -38,9 +44,11 @@ fn without_a_bug_nothing_is_found() {
         let outcome = run(seed, &draw(seed), false);
         assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
     }
-    for seed in 0..QUIET_PODS {
-        let outcome = run(seed, &draw_pods(seed), false);
-        assert!(outcome.violation.is_none(), "seed {seed} with pods: {:?}", outcome.violation);
+    for (worlds, seeds) in [(Worlds::WithPods, QUIET_PODS), (Worlds::WithSearch, QUIET_SEARCHES)] {
+        for seed in 0..seeds {
+            let outcome = worlds.run(seed, false);
+            assert!(outcome.violation.is_none(), "seed {seed}, {worlds:?}: {:?}", outcome.violation);
+        }
     }
 }
 

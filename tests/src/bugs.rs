@@ -40,6 +40,9 @@ pub struct Bug {
     /// Whether it is looked for in worlds with pods.
     #[serde(default)]
     pub pods: bool,
+    /// Whether it is looked for in worlds with a search.
+    #[serde(default)]
+    pub searches: bool,
     /// Where it is made.
     pub edits: Vec<Edit>,
 }
@@ -229,7 +232,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         fs::write(dir.path().join("a.rs"), "let x = 1;\nlet x = 1;\n").expect("written");
         let edit = Edit { file: "a.rs".into(), find: "x = 1".into(), replace: "x = PLANTED".into() };
-        let bug = Bug { name: "Twice".into(), what: String::new(), pods: false, edits: vec![edit] };
+        let bug = Bug { name: "Twice".into(), what: String::new(), pods: false, searches: false, edits: vec![edit] };
         let error = edited(&[bug], dir.path()).expect_err("it stands twice").to_string();
         assert!(
             error.starts_with("Twice: what it replaces stands 2 times in a.rs; change tests/bugs/bugs.toml"),

@@ -516,7 +516,7 @@ fn a_search_finds_the_same_winner_through_kills_and_is_held_against_full_runs() 
     assert_eq!(race::search::run(&options(true)?)?.runs.len(), 4, "a full run of each configuration");
     let report = race::search::run(&options(false)?)?;
     let metric = |name: &str| report.metrics.get(name).copied().unwrap_or(f64::NAN);
-    assert_eq!(metric("same_winner"), 1.0, "{:?}", report.metrics);
+    assert_eq!((metric("same_winner"), metric("same_journal")), (1.0, 1.0), "{:?}", report.metrics);
     // Three trials run to 6 contributions and one to 24, give or take what was under way when they were held.
     let price = metric("search_contributions_ratio");
     assert!((1.75..2.5).contains(&price), "{price} full runs");

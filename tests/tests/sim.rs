@@ -1,12 +1,16 @@
-//! The simulation: P1 to P8 in drawn worlds, with pods and without, and that it is deterministic.
+//! The simulation: P1 to P8 in drawn worlds, with pods, with a search and without, and that it is deterministic.
 
+use anabranch_coordinator::search::spec::Method;
 use anabranch_tests::sim::schedule::{Fault, Planned, PodPlan, Schedule};
-use anabranch_tests::sim::{Outcome, draw, draw_pods, run, scenario};
+use anabranch_tests::sim::search::{Divergence, Kill, KillAt, Merge, SearchAgent, SearchPlan, Searched};
+use anabranch_tests::sim::{Outcome, draw, draw_pods, run, scenario, search};
 
 /// Seeds that every run of the tests tries.
 const SEEDS: std::ops::Range<u64> = 1_000_000..1_000_300;
 /// The same of worlds with pods.
 const SEEDS_OF_PODS: std::ops::Range<u64> = 2_000_000..2_000_040;
+/// The same of worlds with a search.
+const SEEDS_OF_SEARCHES: std::ops::Range<u64> = 3_000_000..3_000_060;
 
 fn must_hold(outcome: &Outcome) {
     if let Some((at_ms, violation)) = &outcome.violation {
@@ -244,4 +248,89 @@ fn a_scenario_that_says_something_else_is_refused_by_its_line() {
     std::fs::write(&file, good.replace("params", "parms")).expect("written");
     let error = format!("{:#}", scenario::read(&file).expect_err("an unknown key"));
     assert!(error.contains("wrong.toml is not a scenario") && error.contains("parms"), "{error}");
+}
+
+/// A small search on two agents, which takes every kind of step.
+fn small_search() -> SearchPlan {
+    let agent = |round_ms, eval_examples| SearchAgent {
+        start_ms: 0,
+        round_ms,
+        trains: true,
+        eval_examples,
+        evaluation_fails_every: 0,
+        delay_ms: 3,
+    };
+    SearchPlan {
+        method: Method::Asha,
+        trials: 3,
+        eta: 2,
+        r: 1,
+        max: 4,
+        parallel: 2,
+        search_seed: 1,
+        merge: Merge::FedAsync,
+        own_versions: 2,
+        diverging: [(1, Divergence::Overflows)].into(),
+        agents: vec![agent(100, 10), agent(230, 0)],
+        kills: Vec::new(),
+        troubles: Vec::new(),
+        orders: Vec::new(),
+        length_ms: 1_000,
+    }
+}
+
+fn searched(seed: u64, plan: &SearchPlan) -> Searched {
+    let outcome = search::run(seed, plan, false);
+    if let Some((at_ms, violation)) = &outcome.violation {
+        panic!("seed {seed}: {violation} at {at_ms} ms; {plan:?}");
+    }
+    assert_eq!((outcome.lost, outcome.duplicated), (0, 0), "{plan:?}");
+    outcome.searched.expect("a world with a search")
+}
+
+/// The coordinator is killed before and after each record of the search is durable, at each output for it, and when an
+/// answer was heard: with its memory alone, and with what was not synced.
+#[test]
+fn a_search_whose_coordinator_is_killed_at_any_step_keeps_every_promise() {
+    let calm = searched(1, &small_search());
+    assert!(calm.steps > 60, "{} steps", calm.steps);
+    let (mut same, mut kills) = (0, 0);
+    for step in 0..calm.steps {
+        let kill = Kill { at: KillAt::Step(step), power: step % 2 == 0, down_ms: if step % 3 == 0 { 400 } else { 0 } };
+        let found = searched(1, &SearchPlan { kills: vec![kill], ..small_search() });
+        assert!(found.steps > calm.steps, "it was killed at step {step}");
+        assert!(found.winner.is_some(), "killed at step {step}");
+        kills += 1;
+        same += u64::from(found.winner == calm.winner);
+    }
+    println!("{kills} kills, of which {same} leave the winner as it was");
+}
+
+#[test]
+fn every_promise_is_kept_in_worlds_with_a_search() {
+    let (mut trials, mut closed, mut winners, mut recoveries) = (0, 0, 0, 0);
+    for seed in SEEDS_OF_SEARCHES {
+        let outcome = search::run(seed, &search::draw(seed), false);
+        if let Some((at_ms, violation)) = &outcome.violation {
+            panic!("seed {seed}: {violation} at {at_ms} ms; anabranch-lab replay {seed} --searches --trace");
+        }
+        assert_eq!((outcome.lost, outcome.duplicated), (0, 0), "seed {seed}");
+        recoveries += outcome.recoveries;
+        let searched = outcome.searched.expect("a world with a search");
+        trials += searched.trials;
+        closed += searched.closed;
+        winners += u64::from(searched.winner.is_some());
+    }
+    println!("{trials} trials, {closed} closed, {winners} winners, {recoveries} recoveries");
+    assert!(trials > 150 && closed > 10 && winners > 40 && recoveries > 60, "{trials} {closed} {winners} {recoveries}");
+}
+
+#[test]
+fn the_same_search_twice_is_the_same_world() {
+    for seed in 0..8 {
+        let [first, second] =
+            [search::run(seed, &search::draw(seed), true), search::run(seed, &search::draw(seed), true)];
+        assert!(first.trace == second.trace, "seed {seed} gives two traces");
+        assert!(first == second && !first.trace.is_empty(), "seed {seed} gives two outcomes");
+    }
 }

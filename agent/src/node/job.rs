@@ -11,6 +11,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::pod::PodRound;
 use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::UpdateKey;
+use anabranch_common::wire::message::NOT_FINITE;
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_io::durable::StorageError;
 
@@ -229,7 +230,7 @@ pub fn judged(version: ModelVersion, metrics: Metrics) -> Event {
     if accuracy.is_finite() && loss.is_finite() {
         return Event::Evaluated { version, accuracy, loss, num_examples };
     }
-    Event::EvaluationFailed { version, problem: format!("accuracy {accuracy} and loss {loss} are not finite") }
+    Event::EvaluationFailed { version, problem: format!("{NOT_FINITE}: accuracy {accuracy}, loss {loss}") }
 }
 
 /// Version 0 of a run, in every form in which it is needed; answered by `InitialMade`.

@@ -11,6 +11,10 @@ use crate::spec::AgentSpec;
 use crate::update::{UpdateKey, UpdateMeta, Verdict};
 use crate::wire::transfer::{Missing, TransferManifest};
 
+/// Begins the reason of [`AgentMessage::EvaluationFailed`] where accuracy or loss is not finite: a search closes a trial of
+/// which every evaluator says so.
+pub const NOT_FINITE: &str = "the figures are not finite";
+
 /// The only thing that is read from a peer without a certificate.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinRequest {
@@ -163,7 +167,8 @@ pub enum AgentMessage {
     EvaluationFailed {
         /// Which version.
         version: ModelVersion,
-        /// Why, for people; the coordinator keeps `limits::EVALUATION_REASON_BYTES` of it.
+        /// Why, for people; the coordinator keeps `limits::EVALUATION_REASON_BYTES` of it. It begins with [`NOT_FINITE`] where
+        /// that is the reason.
         reason: String,
     },
     /// This agent's part of an attempt at the round of a pod is over.

@@ -102,6 +102,7 @@ impl Core {
             Decision::Accept(contribution) => {
                 let (weight, staleness) = (contribution.weight, contribution.staleness);
                 self.peers.pay_back(meta.key.agent);
+                self.trial.contributed(meta.key.agent);
                 let position = self.append_with(RecordBody::Contribution(contribution), payload, content);
                 self.close_if_due();
                 let version = self.state.as_ref().map(|state| state.version).unwrap_or_default();

@@ -60,7 +60,12 @@ impl Checkpoints {
 }
 
 impl Core {
+    /// Orders a checkpoint if one is due. A trial that is held has none: it could prune the version that is measured, or that
+    /// will be the search's result, while leases that were out go on making versions.
     pub(super) fn pace_checkpoint(&mut self) {
+        if self.is_held() {
+            return;
+        }
         let Some(state) = self.state.as_ref().filter(|state| state.finished.is_none()) else { return };
         if self.checkpoints.is_due(state.version, self.now, &self.options) {
             self.order_checkpoint();

@@ -158,10 +158,11 @@ impl Core {
         (here, away)
     }
 
-    /// SIGTERM: a last checkpoint, then the process may end; the run goes on at the next start.
+    /// SIGTERM: a last checkpoint, unless a search holds the run, then the process may end; the run goes on at the next start.
     pub(super) fn park(&mut self) {
         self.lifecycle.parking = true;
-        if self.state.is_some() && !self.checkpoints.is_outstanding() && self.lifecycle.ending.is_none() {
+        let is_due = !self.checkpoints.is_outstanding() && self.lifecycle.ending.is_none() && !self.is_held();
+        if self.state.is_some() && is_due {
             self.order_checkpoint();
         }
         self.pace_parking();

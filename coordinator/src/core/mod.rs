@@ -389,9 +389,9 @@ impl Core {
                 self.pod_delivers(agent, meta.lease);
                 self.update_offered(peer, agent, meta, (transfer, sections));
             }
-            AgentMessage::ReturnLease { lease, why } => self.lease_returned(agent, lease, why),
+            AgentMessage::ReturnLease { lease, why } => self.lease_given_back(agent, lease, why),
             AgentMessage::Evaluated { evaluation, cost_ms } => self.evaluated(peer, agent, evaluation, cost_ms),
-            AgentMessage::EvaluationFailed { version, reason } => self.evaluation_failed(agent, version, &reason),
+            AgentMessage::EvaluationFailed { version, reason } => self.evaluation_declined(agent, version, &reason),
             AgentMessage::Progress { examples_per_s, .. } => {
                 self.evaluators.at_work(agent, self.now.mono_ms);
                 self.peers.progress(agent, examples_per_s);

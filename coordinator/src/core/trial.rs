@@ -3,14 +3,17 @@
 //! ```text
 //!  Limit(Until(n)) ─► leases ─► n contributions, none of which waits for a close ─► Reached{version}
 //!  Measure{version} ─► a round of evaluation of exactly that version ─────────────► Measured{version, accuracy, loss}
+//!  no agent gets an update out of a round, or that version's figures are not finite ► Stuck
 //!  the run ends by itself, or an operator ends it ────────────────────────────────► Finished{reason}
 //! ```
 //! Nothing of it is journalled: the search repeats its orders after a restart. What is told rests on durable records.
 
-use anabranch_common::ids::{Digest, ModelVersion};
-use anabranch_common::journal::{Aggregate, FinishReason, RecordBody};
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_common::ids::{AgentId, Digest, LeaseId, ModelVersion};
+use anabranch_common::journal::{Aggregate, FinishReason, LeaseEnd, RecordBody};
 use anabranch_common::limits;
-use anabranch_common::wire::message::RunPhase;
+use anabranch_common::wire::message::{AgentHello, NOT_FINITE, RunPhase};
 
 use super::Core;
 use super::command::Command;
@@ -65,10 +68,24 @@ pub enum TrialNews {
         /// Mean loss.
         loss: f64,
     },
+    /// It gets no further, and trying again does not help.
+    Stuck(Stuck),
     /// It has ended, and its search did not end it.
     Finished {
         /// Why.
         reason: FinishReason,
+    },
+}
+
+/// Why a trial gets no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stuck {
+    /// Every agent that is connected and trains has given back `limits::TRIAL_ATTEMPTS` leases in a row.
+    NoUpdates,
+    /// Every evaluator that is connected has said that the figures of this version are not finite.
+    NotFinite {
+        /// The version that is to be measured.
+        version: ModelVersion,
     },
 }
 
@@ -90,12 +107,30 @@ pub(super) struct Trial {
     /// Whether the end was told.
     told_end: bool,
     measure: Option<Measure>,
+    /// Leases that each agent has given back since its latest update, or since the limit was set.
+    leases_returned: BTreeMap<AgentId, u32>,
+    /// Evaluators to whom the figures of the version that is to be measured are not finite.
+    not_finite_to: BTreeSet<AgentId>,
+    /// Whether it was told that the trial gets no further.
+    told_stuck: bool,
 }
 
 impl Trial {
     /// Whether a version is to be measured: no other round of evaluation is due before.
     pub(super) fn is_measuring(&self) -> bool {
         self.measure.is_some()
+    }
+
+    /// An update of an agent was accepted.
+    pub(super) fn contributed(&mut self, agent: AgentId) {
+        self.leases_returned.remove(&agent);
+    }
+
+    /// Begins to count attempts that come to nothing.
+    fn count_anew(&mut self) {
+        self.leases_returned.clear();
+        self.not_finite_to.clear();
+        self.told_stuck = false;
     }
 }
 
@@ -122,10 +157,13 @@ impl Core {
 
     pub(super) fn trial_ordered(&mut self, order: TrialOrder) {
         match order {
-            TrialOrder::Limit(limit) if limit == self.trial.limit => self.trial.told_reached = false,
+            TrialOrder::Limit(limit) if limit == self.trial.limit => {
+                (self.trial.told_reached, self.trial.told_stuck) = (false, false);
+            }
             TrialOrder::Limit(limit) => {
                 let before = self.lease_phase();
                 (self.trial.limit, self.trial.told_reached) = (limit, false);
+                self.trial.count_anew();
                 let state = self.lease_phase();
                 if before != state && self.state.is_some() {
                     self.tell_everyone(state);
@@ -133,6 +171,7 @@ impl Core {
             }
             TrialOrder::Measure { version, digest } => {
                 self.trial.measure = Some(Measure { version, digest, look_at_ms: 0 });
+                self.trial.count_anew();
                 self.evaluators.cancel_unless(Some(version));
             }
             TrialOrder::End { result } => self.end_trial(result),
@@ -176,6 +215,56 @@ impl Core {
             self.gated(Command::Trial(TrialNews::Reached { contributions, version }));
         }
         self.pace_measure();
+        self.pace_stuck();
+    }
+
+    /// An agent gives a lease back by itself: what it has computed is no update, or it stops.
+    pub(super) fn lease_given_back(&mut self, agent: AgentId, lease: LeaseId, why: LeaseEnd) {
+        if self.lease_of(agent) == Some(lease) && self.trial.limit != LeaseLimit::None {
+            let returned = self.trial.leases_returned.entry(agent).or_default();
+            *returned = returned.saturating_add(1);
+        }
+        self.lease_returned(agent, lease, why);
+    }
+
+    /// An agent says that it cannot evaluate a version. Only figures that are not finite say something of the version: another
+    /// attempt gives the same.
+    pub(super) fn evaluation_declined(&mut self, agent: AgentId, version: ModelVersion, reason: &str) {
+        let is_measured = self.trial.measure.is_some_and(|measure| measure.version == version);
+        if is_measured && reason.starts_with(NOT_FINITE) {
+            self.trial.not_finite_to.insert(agent);
+        }
+        self.evaluation_failed(agent, version, reason);
+    }
+
+    fn pace_stuck(&mut self) {
+        let Trial { measure, leases_returned, not_finite_to, .. } = &self.trial;
+        let stuck = match measure {
+            Some(_) if not_finite_to.is_empty() => None,
+            Some(Measure { version, .. }) => {
+                let all = self.is_so_of_all(|hello| hello.eval_examples, |agent| not_finite_to.contains(&agent));
+                all.then_some(Stuck::NotFinite { version: *version })
+            }
+            None if self.is_held() || leases_returned.is_empty() => None,
+            None => {
+                let returned = |agent| leases_returned.get(&agent).copied().unwrap_or(0);
+                let has_tried = |agent| returned(agent) >= limits::TRIAL_ATTEMPTS;
+                self.is_so_of_all(|hello| hello.train_examples, has_tried).then_some(Stuck::NoUpdates)
+            }
+        };
+        if let Some(stuck) = stuck
+            && !std::mem::replace(&mut self.trial.told_stuck, true)
+        {
+            self.gated(Command::Trial(TrialNews::Stuck(stuck)));
+        }
+    }
+
+    /// Whether something is so of every connected agent with examples of this kind, and of at least one.
+    fn is_so_of_all(&self, examples: impl Fn(&AgentHello) -> u64, is_so: impl Fn(AgentId) -> bool) -> bool {
+        let hello = |agent| self.peers.live(agent).and_then(|live| live.hello.as_ref());
+        let holds = |agent: &AgentId| hello(*agent).is_some_and(|hello| examples(hello) > 0);
+        let mut connected = self.peers.all().map(|(_, agent)| agent).filter(holds).peekable();
+        connected.peek().is_some() && connected.all(is_so)
     }
 
     fn pace_measure(&mut self) {

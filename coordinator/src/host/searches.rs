@@ -192,6 +192,7 @@ impl Host {
                 News::Trial(TrialNews::Measured { version, accuracy, loss }) => {
                     search::Input::Measured { trial, version, accuracy, loss }
                 }
+                News::Trial(TrialNews::Stuck(stuck)) => self.stuck_input(trial, &run, stuck),
                 News::Trial(TrialNews::Finished { reason: FinishReason::NonFinite }) => {
                     let reason = "its model stopped being finite".to_owned();
                     search::Input::Diverged { trial, reason }

@@ -9,6 +9,7 @@
 //! | [`pods`] | parts, attempts and members of pods, and what comes of their rounds |
 //! | [`progress`] | P8: nobody is held up by the slow, the broken or the hostile |
 //! | [`same_bits`] | P2: the model is what an independent replay of the journal gives |
+//! | [`search`] | a search decides as its journal says, its trials give the leases that it allows, and it ends with a winner |
 //! | [`told`] | P1: what agents were told is in the journal once, record by record |
 //! | [`verdicts`] | an offer gets the same verdict before and after a restart of the coordinator |
 
@@ -19,6 +20,7 @@ pub mod members;
 pub mod pods;
 pub mod progress;
 pub mod same_bits;
+pub mod search;
 pub mod told;
 pub mod verdicts;
 

@@ -73,11 +73,14 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         #[arg(long, value_name = "A..B", value_parser = sim::seeds)]
         seeds: std::ops::Range<u64>,
         /// A world that is written down, instead of the one that each seed draws
-        #[arg(long, value_name = "FILE", conflicts_with = "pods")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["pods", "searches"])]
         scenario: Option<PathBuf>,
         /// Worlds in which agents compute in pods
-        #[arg(long)]
+        #[arg(long, conflicts_with = "searches")]
         pods: bool,
+        /// Worlds with a search over configurations
+        #[arg(long)]
+        searches: bool,
         /// Worlds at a time; as many as there are cores when absent
         #[arg(long)]
         jobs: Option<usize>,
@@ -90,11 +93,14 @@ compare with. Needs no privileges; faults of disks and clocks need a C compiler.
         /// Its seed
         seed: u64,
         /// The world, if it was written down
-        #[arg(long, value_name = "FILE", conflicts_with = "pods")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["pods", "searches"])]
         scenario: Option<PathBuf>,
         /// The world with pods that the seed draws
-        #[arg(long)]
+        #[arg(long, conflicts_with = "searches")]
         pods: bool,
+        /// The world with a search that the seed draws
+        #[arg(long)]
+        searches: bool,
         /// Print every event in words
         #[arg(long)]
         trace: bool,
@@ -310,14 +316,14 @@ fn target_dir(lab: &Path) -> PathBuf {
 fn run(verb: Verb) -> anyhow::Result<bool> {
     let lab = kills::this_binary()?;
     let (report, common): (Report, Common) = match verb {
-        Verb::Sim { seeds, scenario, pods, jobs, json } => {
+        Verb::Sim { seeds, scenario, pods, searches, jobs, json } => {
             let common = Common { seed: seeds.start, json };
-            (sim::swarm(seeds, sim::worlds(scenario.as_deref(), pods)?, jobs), common)
+            (sim::swarm(seeds, sim::worlds(scenario.as_deref(), pods, searches)?, jobs), common)
         }
         Verb::Chaos { scenarios, output } => return chaos::run(&scenarios, &output),
         Verb::Soak { hours, output } => return chaos::soak(hours, &output),
-        Verb::Replay { seed, scenario, pods, trace, html, shrink } => {
-            let worlds = sim::worlds(scenario.as_deref(), pods)?;
+        Verb::Replay { seed, scenario, pods, searches, trace, html, shrink } => {
+            let worlds = sim::worlds(scenario.as_deref(), pods, searches)?;
             return sim::replay(seed, &worlds, trace, html.as_deref(), shrink);
         }
         Verb::Race { args } => return race::run(&lab, &args),

@@ -29,13 +29,14 @@ pub(crate) struct Chosen {
 }
 
 /// Reads the world that was written down, if one is to be run.
-pub(crate) fn worlds(file: Option<&Path>, pods: bool) -> anyhow::Result<Chosen> {
+pub(crate) fn worlds(file: Option<&Path>, pods: bool, searches: bool) -> anyhow::Result<Chosen> {
     Ok(match file {
         Some(file) => {
             let worlds = Worlds::Written(Box::new(scenario::read(file)?));
             Chosen { worlds, option: format!(" --scenario {}", file.display()) }
         }
         None if pods => Chosen { worlds: Worlds::WithPods, option: " --pods".to_owned() },
+        None if searches => Chosen { worlds: Worlds::WithSearch, option: " --searches".to_owned() },
         None => Chosen { worlds: Worlds::Drawn, option: String::new() },
     })
 }
@@ -60,12 +61,12 @@ pub(crate) fn replay(
     html: Option<&Path>,
     smaller: bool,
 ) -> anyhow::Result<bool> {
-    let schedule = worlds.draw(seed);
     if smaller {
         quiet_panics();
+        let schedule = worlds.draw(seed).context("--shrink writes scenarios: worlds with searches have none")?;
         return shrunk(seed, &schedule);
     }
-    let outcome = run(seed, &schedule, trace || html.is_some());
+    let outcome = worlds.run(seed, trace || html.is_some());
     if trace {
         print!("{}", outcome.trace);
     }
@@ -74,7 +75,7 @@ pub(crate) fn replay(
         let mut timeline = outcome.timeline.clone().context("the world did not come far enough for a picture")?;
         timeline.title = format!("Anabranch, simulated: seed {seed}");
         timeline.subtitle = format!("anabranch-lab replay {seed}{of} --trace");
-        timeline.facts = facts(&outcome, &schedule);
+        timeline.facts = facts(&outcome);
         std::fs::write(html, picture::page(&timeline)).with_context(|| format!("cannot write {}", html.display()))?;
         println!("picture: {}", html.display());
     }
@@ -99,11 +100,11 @@ fn shrunk(seed: u64, schedule: &Schedule) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-fn facts(outcome: &Outcome, schedule: &Schedule) -> Vec<(String, String)> {
+fn facts(outcome: &Outcome) -> Vec<(String, String)> {
     let fact = |name: &str, value: String| (name.to_owned(), value);
     vec![
         fact("promises", outcome.violation.as_ref().map_or("kept".into(), |(_, violation)| violation.to_string())),
-        fact("agents", schedule.agents.len().to_string()),
+        fact("agents", outcome.rounds.len().to_string()),
         fact("versions", outcome.versions.to_string()),
         fact("updates acknowledged", outcome.acknowledged.to_string()),
         fact("lost", outcome.lost.to_string()),

@@ -142,6 +142,7 @@ impl World {
         let loss = if power { Loss::Power { seed: self.rng.next_u64() } } else { Loss::Nothing };
         self.hindrances[machine].stopped_until_ms = 0;
         let running = if machine == 0 {
+            self.coordinator.replaced_at_ms = (down_ms == Some(0)).then_some(self.agenda.now_ms());
             self.cut_short();
             self.coordinator.disk.crash(loss);
             if let Loss::Power { seed } = loss {

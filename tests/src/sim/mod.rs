@@ -22,6 +22,7 @@ mod network;
 mod pods;
 pub mod scenario;
 pub mod schedule;
+pub mod search;
 mod setting;
 pub mod shrink;
 mod spec;
@@ -54,6 +55,8 @@ pub struct Outcome {
     pub seed: u64,
     /// The first promise that was broken, and when.
     pub violation: Option<(u64, Violation)>,
+    /// What became of the search, if it was a world with one.
+    pub searched: Option<search::Searched>,
     /// Updates that agents heard to be accepted.
     pub acknowledged: u64,
     /// Those of them that the journal does not have.

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::report::Report;
 
 use super::schedule::Schedule;
-use super::{Outcome, draw, draw_pods, run};
+use super::{Outcome, draw, draw_pods, run, search};
 
 /// Outcomes that may wait to be told.
 const OUTCOMES_WAITING: usize = 1024;
@@ -31,18 +31,30 @@ pub enum Worlds {
     Drawn,
     /// The one with pods that it draws.
     WithPods,
+    /// The one with a search that it draws.
+    WithSearch,
     /// One that is written down.
     Written(Box<Schedule>),
 }
 
 impl Worlds {
-    /// Returns the world of a seed.
+    /// Returns the world of a seed; nothing where that has a search, which is another kind of world.
     #[must_use]
-    pub fn draw(&self, seed: u64) -> Schedule {
+    pub fn draw(&self, seed: u64) -> Option<Schedule> {
         match self {
-            Self::Drawn => draw(seed),
-            Self::WithPods => draw_pods(seed),
-            Self::Written(schedule) => (**schedule).clone(),
+            Self::Drawn => Some(draw(seed)),
+            Self::WithPods => Some(draw_pods(seed)),
+            Self::WithSearch => None,
+            Self::Written(schedule) => Some((**schedule).clone()),
+        }
+    }
+
+    /// Runs the world of a seed.
+    #[must_use]
+    pub fn run(&self, seed: u64, traced: bool) -> Outcome {
+        match self.draw(seed) {
+            Some(schedule) => run(seed, &schedule, traced),
+            None => search::run(seed, &search::draw(seed), traced),
         }
     }
 }
@@ -83,7 +95,7 @@ pub fn run_all(options: &Options, command: &str, mut each: impl FnMut(&Outcome))
 }
 
 fn one(options: &Options, seed: u64) -> Outcome {
-    run(seed, &options.worlds.draw(seed), false)
+    options.worlds.run(seed, false)
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +108,7 @@ struct Sums {
     versions: u64,
     pod_rounds: u64,
     pod_rounds_again: u64,
+    trials: u64,
     recoveries: u64,
     faults: u64,
     virtual_ms: u64,
@@ -111,6 +124,7 @@ impl Sums {
         self.versions += outcome.versions;
         self.pod_rounds += outcome.pod_rounds.0;
         self.pod_rounds_again += outcome.pod_rounds.1;
+        self.trials += outcome.searched.as_ref().map_or(0, |searched| searched.trials);
         self.recoveries += outcome.recoveries;
         self.faults += outcome.faults;
         self.virtual_ms += outcome.virtual_ms;
@@ -127,6 +141,7 @@ impl Sums {
             ("versions", self.versions as f64),
             ("pod_rounds", self.pod_rounds as f64),
             ("pod_rounds_of_later_attempts", self.pod_rounds_again as f64),
+            ("trials", self.trials as f64),
             ("recoveries", self.recoveries as f64),
             ("faults", self.faults as f64),
             ("virtual_s", self.virtual_ms as f64 / 1000.0),

@@ -217,6 +217,7 @@ impl World {
             events: self.events,
             trace: self.trace.text(),
             timeline: Some(timeline).filter(|timeline| !timeline.log.is_empty()),
+            searched: None,
             violation: self.violation.clone(),
         }
     }

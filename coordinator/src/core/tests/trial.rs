@@ -1,15 +1,16 @@
 //! A run that is a trial: how far it goes, what is told of it, and which version is measured.
 
 use anabranch_common::ids::{Digest, ModelVersion};
-use anabranch_common::journal::{Evaluation, FinishReason};
+use anabranch_common::journal::{Evaluation, FinishReason, LeaseEnd};
+use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
-use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, NOT_FINITE, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
 
 use super::world::{World, spec};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId, RequestId};
-use crate::core::trial::{LeaseLimit, TrialNews, TrialOrder};
+use crate::core::trial::{LeaseLimit, Stuck, TrialNews, TrialOrder};
 
 fn news(commands: &[Command]) -> Vec<TrialNews> {
     let news = commands.iter().filter_map(|command| match command {
@@ -132,6 +133,79 @@ fn a_failed_evaluation_is_asked_for_again_and_a_missing_evaluator_is_told() {
     assert_eq!(world.core().measure_problem(), None);
     world.leave(2);
     assert!(world.core().measure_problem().is_some_and(|problem| problem.contains("--eval-shard")));
+}
+
+/// The version that is measured at a rung, and the result of a search, can be rebuilt for as long as the trial waits there.
+#[test]
+fn a_trial_that_is_held_prunes_nothing() {
+    let mut world = World::started(2);
+    world.checkpoint_every_ms(1);
+    let slow = world.lease(2);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(1)));
+    contribute(&mut world, 0);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Held));
+    let meta = world.meta(2, 0, &slow);
+    world.receive(2, &meta, [1.0; 4]);
+    world.journal();
+    assert_eq!(world.state().version, ModelVersion(2), "a lease that was out has made another version");
+    let checkpoints = |world: &mut World, event| {
+        world.advance_ms(1_000);
+        let mut commands = world.handle(event);
+        commands.extend(world.journal());
+        commands.iter().filter(|command| matches!(command, Command::Checkpoint(_))).count()
+    };
+    assert_eq!(checkpoints(&mut world, Event::Tick), 0);
+    assert_eq!(checkpoints(&mut world, Event::Trial(TrialOrder::Limit(LeaseLimit::Until(4)))), 1, "it goes on");
+    let mut world = World::started(1);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Held));
+    assert_eq!(checkpoints(&mut world, Event::Park), 0, "nor does one that is parked meanwhile");
+}
+
+/// Its rounds fail on every agent, as those of a learning rate that is far too high do.
+#[test]
+fn a_trial_is_stuck_once_every_agent_has_given_back_its_leases_in_a_row() {
+    let mut world = World::started(2);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(2)));
+    let give_back = |world: &mut World, agent| {
+        let lease = world.lease(agent).id;
+        let mut commands = world.message(agent, AgentMessage::ReturnLease { lease, why: LeaseEnd::Returned });
+        commands.extend(world.journal());
+        news(&commands)
+    };
+    let give_back_often = |world: &mut World, agent| {
+        (0..limits::TRIAL_ATTEMPTS).flat_map(|_| give_back(world, agent)).collect::<Vec<_>>()
+    };
+    assert_eq!(give_back_often(&mut world, 1), [], "the other agent may do better");
+    assert_eq!(contribute(&mut world, 0), [], "it does better itself");
+    assert_eq!(give_back_often(&mut world, 2), []);
+    assert_eq!(give_back_often(&mut world, 1), [TrialNews::Stuck(Stuck::NoUpdates)]);
+    assert_eq!(give_back_often(&mut world, 1), [], "it was told");
+    assert_eq!(order(&mut world, TrialOrder::Limit(LeaseLimit::Until(3))), []);
+    assert_eq!(give_back_often(&mut world, 2), [], "attempts are counted anew");
+}
+
+/// An owner who needs the machine, or a lack of memory, says nothing of the version: it is asked for again.
+#[test]
+fn a_version_whose_figures_are_not_finite_to_any_evaluator_is_told() {
+    let mut world = World::started_with_shards(&[(100, 0), (0, 10)]);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(1)));
+    contribute(&mut world, 0);
+    let (version, digest) = (ModelVersion(1), Digest([7; 32]));
+    order(&mut world, TrialOrder::Measure { version, digest });
+    let mut decline = |reason: String| {
+        let mut commands = world.message(2, AgentMessage::EvaluationFailed { version, reason });
+        commands.extend(world.journal());
+        world.advance_ms(60_000);
+        world.handle(Event::Tick);
+        world.journal();
+        news(&commands)
+    };
+    for _ in 0..20 {
+        assert_eq!(decline("takes on no work at present".to_owned()), []);
+    }
+    let not_finite = format!("{NOT_FINITE}: accuracy 0.1, loss NaN");
+    assert_eq!(decline(not_finite.clone()), [TrialNews::Stuck(Stuck::NotFinite { version })]);
+    assert_eq!(decline(not_finite), [], "it was told");
 }
 
 #[test]

@@ -3,13 +3,16 @@
 use std::path::Path;
 
 use anabranch_common::limits;
+use anabranch_common::wire::message::NOT_FINITE;
 use anabranch_common::wire::operator::{OperatorResponse, RunRequest, SearchRequest};
 
 use super::{SearchTexts, SearchesJob, Standing};
 use crate::core::event::{Now, RequestId};
 use crate::core::status::json;
+use crate::core::trial::Stuck;
 use crate::host::{Host, Output};
 use crate::search::base::Base;
+use crate::search::record::TrialId;
 use crate::search::report::{self, SearchReport, SearchResult, SearchStarted, SearchSummary};
 use crate::search::spec::{Method, SearchSpec};
 use crate::search::{self, run_name};
@@ -144,6 +147,24 @@ impl Host {
                 let state = serving.search.state();
                 let report = SearchReport { problem: self.search_problem(name, state), ..SearchReport::of(state) };
                 answer(&report, state)
+            }
+        }
+    }
+
+    /// Returns what a search is told of a trial whose run gets no further.
+    pub(super) fn stuck_input(&self, trial: TrialId, name: &str, stuck: Stuck) -> search::Input {
+        match stuck {
+            Stuck::NoUpdates => {
+                let reason = "no agent gets an update out of a local round; the log of an agent says why".to_owned();
+                search::Input::Failed { trial, reason }
+            }
+            Stuck::NotFinite { version } => {
+                let run = self.about.iter().find_map(|(run, about)| (about.name == name).then_some(*run));
+                let state = run.and_then(|run| self.nodes.get(&run)).and_then(|node| node.core().state());
+                let problems = state.into_iter().flat_map(|state| state.agents.values());
+                let mut problems = problems.filter_map(|agent| agent.evaluation_problem.as_ref());
+                let why = problems.find(|(of, _)| *of == version).map_or(NOT_FINITE, |(_, why)| why);
+                search::Input::Diverged { trial, reason: format!("version {version} cannot be evaluated: {why}") }
             }
         }
     }

@@ -27,9 +27,21 @@ pub(super) struct Evaluations {
     failed: BTreeSet<(AgentId, ModelVersion)>,
     newest: Option<Aggregate>,
     aggregates: u64,
+    /// Whether an agent may be asked again for a version that it cannot evaluate.
+    may_repeat: bool,
 }
 
 impl Evaluations {
+    /// Those of a trial of a search.
+    pub(super) fn of_trial() -> Self {
+        Self { may_repeat: true, ..Self::default() }
+    }
+
+    /// The same before any record.
+    pub(super) fn anew(&self) -> Self {
+        Self { may_repeat: self.may_repeat, ..Self::default() }
+    }
+
     pub(super) fn apply(&mut self, record: &Record) -> Checked {
         match &record.body {
             RecordBody::EpochStarted { agent, eval_examples, .. } => {
@@ -37,7 +49,7 @@ impl Evaluations {
             }
             RecordBody::Evaluated(evaluation) => self.figures.entry(evaluation.version).or_default().push(*evaluation),
             RecordBody::EvaluationFailed { agent, version, .. } => {
-                let first = self.failed.insert((*agent, *version));
+                let first = self.failed.insert((*agent, *version)) || self.may_repeat;
                 return ensure(first, NAME, || format!("{} was asked twice for version {version}", agent.short()));
             }
             RecordBody::Aggregated(aggregate) => {

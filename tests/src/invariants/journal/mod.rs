@@ -42,7 +42,8 @@ pub use once::Merged;
 #[error("{invariant} is broken: {what}")]
 pub struct Violation {
     /// Its name: P1 to P10 as in docs/faults.md, or `leases`, `sizes`, `rates`, `codecs`, `epochs`, `branches`,
-    /// `closes`, `evaluations`, `memories`, `recall`, `staleness`, `verdicts`; of pods see [`super::pods`].
+    /// `closes`, `evaluations`, `memories`, `recall`, `staleness`, `verdicts`; of pods see [`super::pods`],
+    /// of searches [`super::search`].
     pub invariant: &'static str,
     /// What was seen.
     pub what: String,
@@ -153,6 +154,13 @@ impl Journal {
     #[must_use]
     pub fn with(attackers: Attackers) -> Self {
         Self { attackers, ..Self::default() }
+    }
+
+    /// Watches the run of a trial: an agent that has failed to evaluate the version that is to be measured is asked again.
+    #[must_use]
+    pub fn of_trial() -> Self {
+        let fold = Fold { evaluations: evaluations::Evaluations::of_trial(), ..Fold::default() };
+        Self { fold, ..Self::default() }
     }
 
     /// The coordinator has decided on a record. It may still be lost.
@@ -272,6 +280,18 @@ impl Journal {
     /// # Errors
     /// A durable record is missing, or chain or model are not what they were.
     pub fn recovered(&mut self, position: Position, chain: Chain, version: ModelVersion, model: &[f32]) -> Checked {
+        self.recovered_records(position, chain, version)?;
+        let digest = Digest::of_f32(model);
+        finite::check(version, digest, model)?;
+        self.fold.envelope.check(&self.attackers, version, model)?;
+        self.models.seen(self.fold.branch, version, digest)
+    }
+
+    /// The same of a run whose model has overflowed: the records after the last finite version make no model.
+    ///
+    /// # Errors
+    /// A durable record is missing, or the chain is not what it was.
+    pub fn recovered_records(&mut self, position: Position, chain: Chain, version: ModelVersion) -> Checked {
         self.durable.recovered(position)?;
         let kept = usize::try_from(position.0 + 1).unwrap_or(usize::MAX);
         ensure(kept <= self.records.len(), "P2", || format!("recovered record {position}, which was never written"))?;
@@ -279,7 +299,7 @@ impl Journal {
         if kept < self.records.len() {
             self.records.truncate(kept);
             self.chains.truncate(kept);
-            self.fold = Fold::default();
+            self.forget_fold();
             self.starts.retain(|at| *at < kept);
             let records = std::mem::take(&mut self.records);
             for (at, record) in records.iter().enumerate() {
@@ -298,10 +318,12 @@ impl Journal {
             format!("recovered version {version}, the records say {}", self.fold.version)
         })?;
         self.durable.synced(position);
-        let digest = Digest::of_f32(model);
-        finite::check(version, digest, model)?;
-        self.fold.envelope.check(&self.attackers, version, model)?;
-        self.models.seen(self.fold.branch, version, digest)
+        Ok(())
+    }
+
+    fn forget_fold(&mut self) {
+        let evaluations = self.fold.evaluations.anew();
+        self.fold = Fold { evaluations, ..Fold::default() };
     }
 
     /// It has recovered `base` as what agents train from since a version.
@@ -343,7 +365,7 @@ impl Journal {
         self.records.clear();
         self.chains.clear();
         self.starts.clear();
-        self.fold = Fold::default();
+        self.forget_fold();
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use anabranch_common::ids::ModelVersion;
 use anabranch_common::now::Now;
 use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::config::Config;
-use anabranch_coordinator::search::record::{Record, TrialId};
+use anabranch_coordinator::search::record::{Record, RecordBody, TrialId};
 use anabranch_coordinator::search::{Input, Output, Search, draw, run_name, verify};
 use anyhow::{Context as _, bail, ensure};
 
@@ -73,7 +73,8 @@ struct Found {
     seconds: f64,
     bytes: u64,
     contributions: u64,
-    records: usize,
+    /// The records of the search's journal, without their times.
+    decisions: Vec<RecordBody>,
 }
 
 /// What full runs and searches are made of.
@@ -296,12 +297,13 @@ impl Trials<'_> {
         let accuracy = newest.map_or(0.0, |newest| newest.metric);
         let closed: Vec<TrialId> = state.trials.iter().filter(|trial| !trial.is_open()).map(|trial| trial.id).collect();
         let (seconds, traffic) = (self.worlds.now_ms() as f64 / 1e3, self.worlds.traffic());
-        let (contributions, records) = (self.worlds.contributions(), self.records.len());
+        let contributions = self.worlds.contributions();
+        let decisions = self.records.into_iter().map(|record| record.body).collect();
         let broken = self.worlds.finish().into_iter().find(|(trial, _)| !closed.contains(trial));
         if let Some((trial, violation)) = broken {
             bail!("trial {trial}: {violation}");
         }
-        Ok(Found { winner, accuracy, seconds, bytes: traffic.up_bytes + traffic.down_bytes, contributions, records })
+        Ok(Found { winner, accuracy, seconds, bytes: traffic.up_bytes + traffic.down_bytes, contributions, decisions })
     }
 }
 
@@ -325,6 +327,7 @@ fn figures(truth: &Truth, runs: &[FullRun], found: &Found, killed: &Found) -> an
         ("winner_accuracy", found.accuracy),
         ("best_accuracy", best / 100.0),
         ("same_winner", f64::from(u8::from(found.winner == killed.winner))),
+        ("same_journal", f64::from(u8::from(found.decisions == killed.decisions))),
     ])
 }
 
@@ -347,14 +350,14 @@ fn report(options: &SearchOptions, truth: &Truth, seeds: &[u64], found: &[Found]
             found.accuracy,
             found.seconds,
             found.contributions,
-            found.records,
+            found.decisions.len(),
             in_words(&runs[found.winner.0 as usize].overrides)
         );
     }
     for (name, mut values) in by_name {
         values.sort_by(f64::total_cmp);
-        // The same winner counts only where every seed has it.
-        let value = if name == "same_winner" { quantile(&values, 0.0) } else { quantile(&values, 0.5) };
+        // The same winner or journal counts only where every seed has it.
+        let value = if name.starts_with("same_") { quantile(&values, 0.0) } else { quantile(&values, 0.5) };
         report.metric(name, value);
     }
     let at_most = |name: &str, most: f64| report.metrics.get(name).is_some_and(|value| *value <= most);

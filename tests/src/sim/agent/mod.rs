@@ -297,11 +297,13 @@ impl World {
     /// Does what a driver does, in virtual time.
     fn execute(&mut self, machine: Machine, output: Output) {
         let now_ms = self.now_ms();
+        let is_instant = self.coordinator.is_replaced_at(now_ms);
         let agent = &mut self.agents[machine - 1];
         let life = agent.life;
         let Some(process) = agent.process.as_mut() else { return };
         match output {
             Output::Open { number: dial, after_ms } => {
+                let after_ms = if is_instant { 0 } else { after_ms };
                 process.dial = dial;
                 let takes_ms = after_ms + agent.line.handshake_ms(now_ms + after_ms);
                 self.after(takes_ms, Happening::Dial { machine, life, dial });

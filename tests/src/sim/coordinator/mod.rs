@@ -76,6 +76,8 @@ pub(super) struct CoordinatorMachine {
     pub(super) life: u64,
     pub(super) clock_off_ms: i64,
     pub(super) restart_after_ms: Option<u64>,
+    /// When a process was killed last whose successor started in the same instant.
+    pub(super) replaced_at_ms: Option<u64>,
     pub(super) repair_ms: u64,
     pub(super) roll_back_by: Option<u64>,
     pub(super) newest_version: ModelVersion,
@@ -110,6 +112,7 @@ impl CoordinatorMachine {
             life: 0,
             clock_off_ms: 0,
             restart_after_ms: None,
+            replaced_at_ms: None,
             repair_ms: 1_000,
             roll_back_by: None,
             newest_version: ModelVersion(0),
@@ -123,6 +126,11 @@ impl CoordinatorMachine {
 
     pub(super) fn is_life(&self, life: u64) -> bool {
         self.process.is_some() && self.life == life
+    }
+
+    /// Whether an outage of length zero is at this time: connections are reset and opened again without waits.
+    pub(super) fn is_replaced_at(&self, now_ms: u64) -> bool {
+        self.replaced_at_ms == Some(now_ms)
     }
 }
 

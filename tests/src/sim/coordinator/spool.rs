@@ -16,7 +16,7 @@ pub(in crate::sim) struct Spool {
 
 impl Spool {
     /// What a process finds that starts.
-    pub(super) fn halves(&self) -> Vec<Half> {
+    pub(in crate::sim) fn halves(&self) -> Vec<Half> {
         let half = |(name, (content, touched_ms)): (&UploadName, &(Vec<u8>, u64))| Half {
             name: *name,
             bytes: content.len() as u64,
@@ -25,7 +25,7 @@ impl Spool {
         self.files.iter().map(half).collect()
     }
 
-    pub(super) fn run(&mut self, job: SpoolJob, unix_ms: u64) -> Option<Done> {
+    pub(in crate::sim) fn run(&mut self, job: SpoolJob, unix_ms: u64) -> Option<Done> {
         match job {
             SpoolJob::Open { sink, keep } => {
                 let kept = self.files.remove(&sink.name());
@@ -44,7 +44,7 @@ impl Spool {
         }
     }
 
-    pub(super) fn write(&mut self, name: UploadName, offset: u64, chunk: &[u8], unix_ms: u64) {
+    pub(in crate::sim) fn write(&mut self, name: UploadName, offset: u64, chunk: &[u8], unix_ms: u64) {
         let Some((content, touched_ms)) = self.files.get_mut(&name) else { return };
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         if let Some(place) = content.get_mut(start..start.saturating_add(chunk.len())) {

@@ -8,7 +8,7 @@ use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::transfer::Budgets;
 use anabranch_coordinator::core::Options;
-use anabranch_coordinator::core::event::Now;
+use anabranch_coordinator::core::event::{Now, PeerId};
 use anabranch_coordinator::driver;
 use anabranch_coordinator::host::{Host, Output};
 use anabranch_coordinator::identity;
@@ -162,11 +162,17 @@ impl World {
         }
     }
 
-    /// A new process answers what is left of old connections with a reset.
+    /// A new process answers what is left of old connections with a reset, once something comes on them. After an outage of
+    /// length zero that is at once, in the order in which the agents had said hello.
     pub(in crate::sim) fn reset_stale_connections(&mut self) {
-        let stale: Vec<u64> = self.conns.iter().filter(|(_, conn)| !conn.coordinator_up).map(|(id, _)| *id).collect();
-        for conn in stale {
-            let wait_ms = self.rng.below(limits::KEEP_ALIVE_MS);
+        let at_once = self.coordinator.is_replaced_at(self.now_ms());
+        let stale = self.conns.iter().filter(|(_, conn)| !conn.coordinator_up);
+        let mut stale: Vec<(Option<PeerId>, u64)> = stale.map(|(id, conn)| (conn.peer, *id)).collect();
+        if at_once {
+            stale.sort_by_key(|(peer, id)| (peer.is_none(), *peer, *id));
+        }
+        for (_, conn) in stale {
+            let wait_ms = if at_once { 0 } else { self.rng.below(limits::KEEP_ALIVE_MS) };
             self.after(wait_ms, Happening::Lost(conn, Side::Agent));
         }
     }
