@@ -4,7 +4,8 @@
 //!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
 //!  model_file        a model as safetensors                    text_file  configuration, as UTF-8
-//!  signals           what ends a daemon                             malloc     settings of glibc's, by starting anew
+//!  doctor            findings about a machine and its line   signals           what ends a daemon                             malloc     settings of glibc's, by starting anew
+//!  memory            what is free, the limits of cgroups counted
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -13,12 +14,14 @@
 pub mod chunks;
 pub mod cli;
 pub mod control;
+pub mod doctor;
 pub mod durable;
 pub mod exit;
 pub mod faults;
 pub mod frames;
 pub mod logging;
 pub mod malloc;
+pub mod memory;
 pub mod model_file;
 pub mod signals;
 pub mod terminal;
