@@ -23,10 +23,7 @@ use crate::transport::{self, DialError};
 
 /// Runs `join`.
 pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
-    let token: JoinToken = args.token.parse().map_err(|error: anabranch_common::token::TokenError| {
-        Fail::new(ExitCode::Identity, error.to_string())
-            .help("copy the whole line that `anabranch-coordinator token create` printed")
-    })?;
+    let token = read_token(&args.token)?;
     let dir = AgentDir::new(&args.dir);
     check_dir(&dir, &token)?;
     let key = AgentKey::read_or_make(&dir).map_err(|error| identity_fail(&error))?;
@@ -78,6 +75,14 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
             ))
         }
     }
+}
+
+/// Reads a join token.
+pub(super) fn read_token(text: &str) -> Result<JoinToken, Fail> {
+    text.parse().map_err(|error: anabranch_common::token::TokenError| {
+        Fail::new(ExitCode::Identity, error.to_string())
+            .help("copy the whole line that `anabranch-coordinator token create` printed")
+    })
 }
 
 /// A directory that is empty, or that holds this enrolment or the beginning of one.
