@@ -12,6 +12,7 @@ mod checkpoint;
 mod client;
 mod config;
 mod control;
+mod doctor;
 mod init;
 mod output;
 mod reach;
@@ -49,6 +50,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Stop(target) => control::stop(&target),
         Verb::Checkpoint(verb) => checkpoint::checkpoint(verb),
         Verb::Config(verb) => config::config(verb),
+        Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch-coordinator", &mut script);
