@@ -1,5 +1,7 @@
 //! The command line: arguments as typed. What they do is in `commands`.
 
+mod doctor;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -15,6 +17,7 @@ use crate::device;
 use crate::encode::cuda::EncoderPlace;
 use crate::manners::{MaxLoad, Nice, QuietHours};
 use crate::size::Size;
+pub(crate) use doctor::DoctorArgs;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_AGENT_DIR";
@@ -37,6 +40,7 @@ Exit codes:
 
 const EXAMPLES: &str = "\
 From a token to training:
+  anabranch-agent doctor --token-file token.txt --dir agent
   anabranch-agent join --token anb1-... --dir agent
   anabranch-agent shard inspect train.csv
   anabranch-agent run --dir agent --shard train.csv
@@ -70,6 +74,12 @@ pub(crate) enum Verb {
     Run(Box<RunArgs>),
     /// Show what the agent is doing, or what its store holds when it is stopped
     Status(StatusArgs),
+    /// Check this machine and its line to a coordinator, before or after joining: each line says what to do
+    ///
+    /// Checks the address, UDP, TLS, versions, clocks, path, rate, certificate, membership, disk, memory and device, and
+    /// estimates the time to the first update. Sends about 0.8 MB, writes 34 MB to the disk of --dir and removes them, and
+    /// changes nothing: neither there nor at the coordinator.
+    Doctor(DoctorArgs),
     /// Look into a shard, or cut a data set into shards
     #[command(subcommand, visible_alias = "shards")]
     Shard(ShardVerb),

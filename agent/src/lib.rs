@@ -15,6 +15,7 @@ pub mod clock;
 mod commands;
 pub mod config;
 pub mod device;
+mod doctor;
 pub mod driver;
 pub mod encode;
 pub mod files;

@@ -1,5 +1,7 @@
 //! Every bound in the system, by name and with its unit. A bound that is not here does not exist.
 
+pub mod doctor;
+
 /// Bytes of a frame header: magic, version, kind, length, checksum (see `wire::frame`).
 pub const FRAME_HEADER_BYTES: usize = 16;
 /// Bytes of one control message.

@@ -133,6 +133,14 @@ fn lists_of_runs() {
 }
 
 #[test]
+fn probes() {
+    every_variant_is_there(&samples::probe::facts());
+    let answer = listing(FrameKind::ProbeAnswer, &[samples::probe::answer()]);
+    let wanted = listing(FrameKind::FactsWanted, &[samples::probe::facts_wanted()]);
+    insta::assert_snapshot!(answer + &wanted + &listing(FrameKind::Facts, &samples::probe::facts()));
+}
+
+#[test]
 fn links_between_members() {
     every_variant_is_there(&samples::pod_answers());
     every_variant_is_there(&samples::parcels::parcel_contents());

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anabranch_common::limits;
 use anabranch_common::wire::message::JoinResponse;
+use anabranch_common::wire::probe::Facts;
 use anabranch_io::exit::{self, ExitCode, Fail, storage_fail};
 use anabranch_io::signals::{OnSignal, Signals};
 use anabranch_io::{faults, tls};
@@ -165,6 +166,7 @@ async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()>
         peers: BTreeMap::new(),
         requests: BTreeMap::new(),
         joins: BTreeMap::new(),
+        facts: BTreeMap::new(),
         answered: VecDeque::new(),
         next_request: 0,
         publisher,
@@ -231,6 +233,8 @@ struct Driver {
     peers: BTreeMap<PeerId, mpsc::Sender<PeerOp>>,
     requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     joins: BTreeMap<RequestId, oneshot::Sender<JoinResponse>>,
+    /// At most one for each connection that is being greeted.
+    facts: BTreeMap<RequestId, oneshot::Sender<Facts>>,
     /// Answers that are here already.
     answered: VecDeque<host::Input>,
     next_request: u64,
@@ -279,7 +283,7 @@ impl Driver {
         self.publish_end(exit.as_ref().err()).await;
         exit.map_err(job_fail)?;
         // Workers that wait for room for an answer would be waited for below; operators hear that there is none.
-        drop((inputs, answers, done, self.requests, self.joins));
+        drop((inputs, answers, done, self.requests, self.joins, self.facts));
         let ended = self.directories.into_result();
         let (run_workers, registry_workers) = (self.run_workers, self.registry_workers);
         if ended.is_ok() {
@@ -318,6 +322,11 @@ impl Driver {
                 self.joins.insert(request, reply);
                 host::Input::Join { request, secret, agent, csr_der }
             }
+            Input::Facts { agent, run, reply } => {
+                let request = self.request();
+                self.facts.insert(request, reply);
+                host::Input::Facts { request, agent, run }
+            }
             Input::Operator { operation, reply } => {
                 let request = self.request();
                 self.requests.insert(request, reply);
@@ -350,6 +359,7 @@ impl Driver {
                 }
                 Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
                 Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
+                Output::Facts { request, facts } => reply(self.facts.remove(&request), facts),
                 Output::DeferJoin { request } => _ = self.joins.remove(&request),
                 Output::Ended { run, ended } => self.directories.ended(run, ended),
                 Output::Runs(job) => self.directories.start(job),

@@ -18,6 +18,7 @@ pub mod clock;
 mod commands;
 pub mod config;
 pub mod core;
+mod doctor;
 pub mod driver;
 mod heap;
 pub mod host;

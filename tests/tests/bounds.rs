@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// Where product code is.
 const SOURCES: [&str; 4] = ["common/src", "common/io/src", "coordinator/src", "agent/src"];
-/// The only place for bounds.
+/// The only place for bounds, and ...
 const LIMITS: &str = "common/src/limits.rs";
+/// ... its parts.
+const LIMITS_DIR: &str = "common/src/limits/";
 /// Words of a constant's name that make it a bound.
 const WORDS: [&str; 11] =
     ["MAX", "LIMIT", "KEPT", "QUEUE", "TIMEOUT", "TRIES", "ATTEMPTS", "MOST", "LONGEST", "PATIENCE", "WINDOW"];
@@ -70,7 +72,7 @@ const ALLOWED: [(&str, &str, &str); 57] = [
     ("coordinator/src/driver.rs", "Duration::from_millis(", PAUSE),
     ("agent/src/clock.rs", "Duration::from_secs(", "a moment that is never reached"),
     ("agent/src/session/tempo.rs", "QUICK_MS", RULE),
-    ("agent/src/device/cpu.rs", "NO_LIMIT_BYTES", "the kernel's"),
+    ("common/io/src/memory.rs", "NO_LIMIT_BYTES", "the kernel's"),
     ("agent/src/device/probe.rs", "POLL", PAUSE),
     ("agent/src/store/head.rs", "HEAD_PREFIX_BYTES", LAYOUT),
     ("agent/src/store/mod.rs", "BLOB_KEY_BYTES", LAYOUT),
@@ -91,6 +93,11 @@ const CERTIFICATE: &str = "the life of a certificate";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace is there")
+}
+
+/// Whether a file is the place for bounds.
+fn is_limits(path: &str) -> bool {
+    path == LIMITS || path.starts_with(LIMITS_DIR)
 }
 
 /// Every file of product code below a folder of the workspace, by its path in the workspace.
@@ -207,7 +214,7 @@ fn the_check_itself_sees_bounds_and_passes_over_names() {
 #[test]
 fn every_bound_is_in_limits() {
     let (mut files, mut found, mut needed) = (0, Vec::new(), BTreeSet::new());
-    for path in SOURCES.into_iter().flat_map(sources).filter(|path| path != LIMITS) {
+    for path in SOURCES.into_iter().flat_map(sources).filter(|path| !is_limits(path)) {
         files += 1;
         let text = std::fs::read_to_string(root().join(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
         let code = code(&text);
@@ -228,14 +235,16 @@ fn every_bound_is_in_limits() {
 /// A bound without its unit or its reason is a number.
 #[test]
 fn every_bound_is_documented() {
-    let text = std::fs::read_to_string(root().join(LIMITS)).expect("the bounds");
-    let mut before = "";
-    for line in text.lines() {
-        if line.starts_with("pub const ") {
-            assert!(before.starts_with("///"), "without a word: {line}");
-        }
-        if !line.starts_with("#[") {
-            before = line;
+    for path in sources("common/src").into_iter().filter(|path| is_limits(path)) {
+        let text = std::fs::read_to_string(root().join(path)).expect("the bounds");
+        let mut before = "";
+        for line in text.lines() {
+            if line.starts_with("pub const ") {
+                assert!(before.starts_with("///"), "without a word: {line}");
+            }
+            if !line.starts_with("#[") {
+                before = line;
+            }
         }
     }
 }

@@ -32,10 +32,7 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
         let text = format!("{} has no agent yet, and no token was given to join with", dir.path().display());
         return Err(Fail::new(ExitCode::Usage, text).help(help).into());
     };
-    let token: JoinToken = token.parse().map_err(|error: anabranch_common::token::TokenError| {
-        Fail::new(ExitCode::Identity, error.to_string())
-            .help("copy the whole line that `anabranch-coordinator token create` printed")
-    })?;
+    let token = read_token(token)?;
     check_dir(&dir, &token)?;
     let key = AgentKey::read_or_make(&dir).map_err(|error| identity_fail(&error))?;
     let csr_der = key.signing_request()?;
@@ -86,6 +83,14 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
             ))
         }
     }
+}
+
+/// Reads a join token.
+pub(super) fn read_token(text: &str) -> Result<JoinToken, Fail> {
+    text.parse().map_err(|error: anabranch_common::token::TokenError| {
+        Fail::new(ExitCode::Identity, error.to_string())
+            .help("copy the whole line that `anabranch-coordinator token create` printed")
+    })
 }
 
 /// A directory that is empty, or that holds this enrolment or the beginning of one.

@@ -2,6 +2,7 @@
 
 mod device;
 mod devices;
+mod doctor;
 mod join;
 mod pod;
 pub(crate) mod run;
@@ -32,6 +33,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Join(args) => join::join(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::status(&args),
+        Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Shard(ShardVerb::Inspect(args)) => shard::inspect(&args),
         Verb::Shard(ShardVerb::Split(args)) => shard::split(&args),
         Verb::Devices(args) => devices::devices(&args),

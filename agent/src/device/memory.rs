@@ -26,7 +26,7 @@ pub fn reset_peak() {
 /// Bytes that could be had without swapping and within the limits of this process's cgroups.
 #[must_use]
 pub fn available_bytes() -> Option<u64> {
-    super::cpu::available_bytes()
+    anabranch_io::memory::available_bytes()
 }
 
 /// How often this system has killed a process for want of memory.

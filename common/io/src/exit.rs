@@ -73,6 +73,33 @@ impl ExitCode {
     }
 }
 
+impl ExitCode {
+    /// All of them, by number.
+    const ALL: [Self; 15] = [
+        Self::Ok,
+        Self::Other,
+        Self::Usage,
+        Self::Config,
+        Self::Unavailable,
+        Self::Identity,
+        Self::Storage,
+        Self::Locked,
+        Self::Shard,
+        Self::Protocol,
+        Self::Model,
+        Self::NotFinite,
+        Self::Clock,
+        Self::Address,
+        Self::Trainer,
+    ];
+
+    /// Returns the code with this number.
+    #[must_use]
+    pub fn from_u8(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_u8() == number)
+    }
+}
+
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
         Self::from(code.as_u8())
@@ -204,6 +231,13 @@ mod tests {
         let error = anyhow::Error::new(fail).context("cannot train");
         assert_eq!(code_of(&error), ExitCode::Shard);
         assert_eq!(render(&error), "error: cannot train\ncause: shard is empty\ncause: no rows\nhelp: give it rows\n");
+    }
+
+    #[test]
+    fn every_code_is_found_by_its_number() {
+        let found: Vec<_> = (0..=15).map(ExitCode::from_u8).collect();
+        let expected: Vec<_> = ExitCode::ALL.into_iter().map(Some).chain([None]).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! ```text
 //!  cli, exit, logging, terminal  what a person sees           control    a daemon's Unix socket: JSON lines
 //!  durable           sled that survives power loss                faults     named kill points, for tests
-//!  manual            manual pages of a command line
+//!  manual            manual pages of a command line            doctor     findings about a machine and its line
 //!  model_file        a model as safetensors                    text_file  configuration, as UTF-8
-//!  signals           what ends a daemon                             malloc     settings of glibc's, by starting anew
+//!  signals           what ends a daemon                        malloc     settings of glibc's, by starting anew
+//!  memory            what is free, the limits of cgroups counted
 //!  tls ──► quinn::Connection ──► frames: messages on streams
 //!                            └─► chunks: bulk, one stream a chunk
 //! ```
@@ -14,6 +15,7 @@
 pub mod chunks;
 pub mod cli;
 pub mod control;
+pub mod doctor;
 pub mod durable;
 pub mod exit;
 pub mod faults;
@@ -21,6 +23,7 @@ pub mod frames;
 pub mod logging;
 pub mod malloc;
 pub mod manual;
+pub mod memory;
 pub mod model_file;
 pub mod signals;
 pub mod terminal;

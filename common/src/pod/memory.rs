@@ -61,11 +61,22 @@ pub fn owner_bytes(params: u64) -> u64 {
 /// A batch that does not fit is computed in micro-batches.
 #[must_use]
 pub fn replica_bytes(model: &Layers, train: &TrainSpec) -> u64 {
+    one_example_bytes(model, train).saturating_add(replica_links_bytes(model.manifest.params() as u64))
+}
+
+/// Returns the bytes that training a model takes at least: its vectors, and one example at a time.
+#[must_use]
+pub fn one_example_bytes(model: &Layers, train: &TrainSpec) -> u64 {
     let vectors = u64::from(MODEL_VECTORS + train.optimizer.state_vectors());
     let params = model.manifest.params() as u64;
-    let example = model.layers.iter().map(|layer| layer.cost().activation_bytes).fold(0, u64::saturating_add);
-    let training = params.saturating_mul(VALUE * vectors).saturating_add(example).saturating_add(OVERHEAD_BYTES);
-    training.saturating_add(replica_links_bytes(params))
+    let training = params.saturating_mul(VALUE * vectors).saturating_add(example_bytes(model));
+    training.saturating_add(OVERHEAD_BYTES)
+}
+
+/// Returns the bytes that an example takes until its backward pass.
+#[must_use]
+pub fn example_bytes(model: &Layers) -> u64 {
+    model.layers.iter().map(|layer| layer.cost().activation_bytes).fold(0, u64::saturating_add)
 }
 
 /// Returns the bytes that a replica of a model of `params` parameters holds beside what training holds.

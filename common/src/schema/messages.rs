@@ -13,11 +13,12 @@ use crate::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
 };
 use crate::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
+use crate::wire::probe::{Facts, FactsWanted, ProbeAnswer, RunFacts};
 use crate::wire::runs::{RunInfo, RunsListed, RunsWanted};
 
 layout! {
     struct Propose { min, max, purpose }
-    enum Purpose { 0 = Join, 1 = Agent, 2 = Operator, 3 = Runs }
+    enum Purpose { 0 = Join, 1 = Agent, 2 = Operator, 3 = Runs, 4 = Probe, 5 = Facts }
     enum Agree { 0 = Version(version), 1 = Unsupported { min, max }, 2 = Forbidden }
 
     enum Served { 0 = Model, 1 = Average }
@@ -51,6 +52,11 @@ layout! {
     enum RunsWanted { 0 = All, 1 = Named(names) }
     struct RunsListed { runs }
     struct RunInfo { run, name, weight }
+
+    struct ProbeAnswer { unix_ms, software, remote, sent, lost }
+    struct FactsWanted { run }
+    enum Facts { 0 = Rejected(why), 1 = Run(facts) }
+    struct RunFacts { spec, params, state }
 
     struct PodMark { lease, attempt }
     struct PodOffer { address, memory_bytes, flops_per_s, site, at_work }

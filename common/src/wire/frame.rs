@@ -50,6 +50,12 @@ pub enum FrameKind {
     RunsWanted = 14,
     /// `runs::RunsListed`.
     RunsListed = 15,
+    /// `probe::ProbeAnswer`.
+    ProbeAnswer = 16,
+    /// `probe::FactsWanted`.
+    FactsWanted = 17,
+    /// `probe::Facts`.
+    Facts = 18,
 }
 
 impl FrameKind {
@@ -70,6 +76,9 @@ impl FrameKind {
             13 => Self::Parcel,
             14 => Self::RunsWanted,
             15 => Self::RunsListed,
+            16 => Self::ProbeAnswer,
+            17 => Self::FactsWanted,
+            18 => Self::Facts,
             _ => return None,
         })
     }

@@ -17,7 +17,7 @@ pub const ALPN: &[u8] = b"anabranch";
 /// What the stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Enrolment; the only one that needs no certificate.
+    /// Enrolment; needs no certificate.
     Join,
     /// An agent's control stream.
     Agent,
@@ -25,6 +25,10 @@ pub enum Purpose {
     Operator,
     /// The list of runs that an agent may take part in.
     Runs,
+    /// What `doctor` asks; needs no certificate.
+    Probe,
+    /// What an agent's `doctor` asks about a run.
+    Facts,
 }
 
 /// The first frame on a control stream.

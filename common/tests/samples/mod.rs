@@ -1,6 +1,7 @@
 //! One example of everything that has a byte layout, each with every field set to a value of its own.
 
 pub(crate) mod parcels;
+pub(crate) mod probe;
 
 use anabranch_common::codec::{CodecId, CodecSpec};
 use anabranch_common::downlink::{FetchPurpose, ModelForm};
@@ -354,7 +355,7 @@ pub(crate) fn join_responses() -> Vec<JoinResponse> {
 }
 
 pub(crate) fn proposals() -> Vec<Propose> {
-    [Purpose::Join, Purpose::Agent, Purpose::Operator, Purpose::Runs]
+    [Purpose::Join, Purpose::Agent, Purpose::Operator, Purpose::Runs, Purpose::Probe, Purpose::Facts]
         .map(|purpose| Propose { min: 1, max: 2, purpose })
         .to_vec()
 }

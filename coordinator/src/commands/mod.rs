@@ -12,6 +12,7 @@ mod checkpoint;
 mod client;
 mod config;
 mod control;
+mod doctor;
 mod init;
 mod output;
 mod reach;
@@ -55,6 +56,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
             let pages = anabranch_io::manual::write(Cli::command(), &out)?;
             output::print(&format!("{pages} manual pages in {}\n", out.display()))
         }
+        Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch-coordinator", &mut script);

@@ -34,6 +34,15 @@ pub enum Input {
         /// The runs that it wants.
         wanted: RunsWanted,
     },
+    /// An agent asks about a run, without taking part.
+    Facts {
+        /// The request that is answered.
+        request: RequestId,
+        /// The agent, by its certificate.
+        agent: AgentId,
+        /// The run.
+        run: RunId,
+    },
     /// An agent says something.
     Message {
         /// The connection that it came on.

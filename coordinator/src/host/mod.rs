@@ -5,6 +5,7 @@
 //!                    ┌─ Hello ──────────► Registry: a member? ─► the node of the run that it names
 //!  Input ─► Host ────┼─ Message, Sent, Received, Disconnected ─► the node of the connection's run ─► ToPeer, Run
 //!    ▲               ├─ Subscribe ──────► Registry: a member? ─► List, again whenever a run starts or ends
+//!    │               ├─ Facts ──────────► Registry: a member? ─► Facts, of a run that is served
 //!    │               ├─ Operator, for a run ───────────────────► that node ─► Reply, completed with the members
 //!    │               ├─ Operator, Join ─► Registry ─► lanes: saver, signer ─► Save, Sign ─► Reply, JoinReply
 //!    │               └─ Tick, Park ────────────────────────────► every node
@@ -18,6 +19,7 @@
 //! `runs` has what operators do with whole runs, `searches` the searches over configurations.
 
 mod answer;
+mod facts;
 mod input;
 mod output;
 mod runs;
@@ -228,6 +230,7 @@ impl Host {
             Input::Done { run, done } => self.tell(now, run, node::Input::Done(done)),
             Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
             Input::Subscribe { peer, agent, wanted } => self.subscribe(peer, agent, wanted),
+            Input::Facts { request, agent, run } => self.tell_facts(request, agent, run),
             Input::Disconnected { peer } => {
                 self.subscriptions.closed(peer);
                 self.signer.retain(|job| !job.renews_for(peer));
@@ -369,30 +372,13 @@ impl Host {
     }
 
     fn hello(&mut self, now: Now, peer: PeerId, agent: AgentId, hello: AgentHello) {
-        let name = match self.registry.greet(agent) {
-            Ok(name) => name.to_owned(),
-            Err(why) => return self.reject(peer, why),
-        };
-        let run = hello.run;
-        let may_enter = self.registry.may_enter(agent, run);
-        if may_enter && self.serving().any(|served| served == run) {
-            self.peers.insert(peer, run);
-            return self.tell(now, run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
+        match self.admit(agent, hello.run).map(str::to_owned) {
+            Ok(name) => {
+                self.peers.insert(peer, hello.run);
+                self.tell(now, hello.run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
+            }
+            Err(why) => self.reject(peer, why),
         }
-        // Which run it is that cannot be opened, its directory alone could tell.
-        let may_be_here = self.nodes.contains_key(&run)
-            || self.ended.contains_key(&run)
-            || !self.opening.is_empty()
-            || !self.unserved.is_empty();
-        let why = match self.first_serving(|run| self.registry.may_enter(agent, run)) {
-            Some(run) if !may_enter => Rejection::WrongRun { run },
-            None if !may_enter => Rejection::Unknown,
-            Some(run) if !may_be_here => Rejection::WrongRun { run },
-            None if !may_be_here => Rejection::Unknown,
-            // As where no process answers: the agent tries again later.
-            _ => Rejection::Busy,
-        };
-        self.reject(peer, why);
     }
 
     fn subscribe(&mut self, peer: PeerId, agent: AgentId, wanted: RunsWanted) {

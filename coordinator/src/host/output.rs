@@ -3,6 +3,7 @@
 use anabranch_common::ids::RunId;
 use anabranch_common::wire::message::JoinResponse;
 use anabranch_common::wire::operator::RunRequest;
+use anabranch_common::wire::probe::Facts;
 use anabranch_common::wire::runs::RunsListed;
 
 use crate::core::command::ExitReason;
@@ -75,6 +76,13 @@ pub enum Output {
         request: RequestId,
         /// What has taken the newest model's place, or why nothing has.
         outcome: Result<Replaced, ReplaceError>,
+    },
+    /// Answer an agent that asks about a run.
+    Facts {
+        /// The request that is answered.
+        request: RequestId,
+        /// The answer.
+        facts: Facts,
     },
     /// Answer a join.
     JoinReply {

@@ -10,6 +10,7 @@ use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
+use anabranch_common::wire::probe::Facts;
 use anabranch_common::wire::runs::RunInfo;
 
 use super::*;
@@ -74,6 +75,29 @@ fn strangers_and_agents_of_other_runs_are_turned_away_with_the_reason() {
     world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::RequestLease });
     world.handle(Input::Disconnected { peer: PeerId(1) });
     assert!(world.outputs.is_empty() && world.jobs.is_empty(), "no run hears of it");
+}
+
+/// `doctor` hears what a hello would, and no run hears of it.
+#[test]
+fn an_agent_is_told_of_a_run_without_taking_part() {
+    let mut world = World::started();
+    world.outputs.clear();
+    world.jobs.clear();
+    let mut ask = |agent, run| {
+        world.handle(Input::Facts { request: REQUEST, agent, run });
+        match &world.outputs[..] {
+            [Output::Facts { request: REQUEST, facts }] if world.jobs.is_empty() => {
+                let facts = facts.clone();
+                world.outputs.clear();
+                facts
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let Facts::Run(facts) = ask(AGENT, A) else { panic!("a member may ask") };
+    assert_eq!((facts.spec.name.as_str(), facts.state, facts.params.is_some()), ("test", RunPhase::Running, true));
+    assert_eq!(ask(AgentId([77; 16]), A), Facts::Rejected(Rejection::Unknown));
+    assert_eq!(ask(AGENT, RunId([9; 16])), Facts::Rejected(Rejection::WrongRun { run: A }));
 }
 
 #[test]

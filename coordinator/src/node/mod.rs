@@ -205,6 +205,12 @@ impl Node {
         &self.core
     }
 
+    /// The configuration.
+    #[must_use]
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+
     /// The policy of uploads.
     #[must_use]
     pub fn uploads(&self) -> &Uploads {

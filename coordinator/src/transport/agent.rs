@@ -97,7 +97,9 @@ async fn begin(Control { purpose, version, send, mut recv }: Control) -> anyhow:
             let writer = FrameWriter::new(send, format(FrameKind::RunsListed), SEND);
             Ok(Begun::Runs { wanted, writer, recv })
         }
-        Purpose::Join | Purpose::Operator => bail!("not a purpose of an agent's connection"),
+        Purpose::Join | Purpose::Operator | Purpose::Probe | Purpose::Facts => {
+            bail!("not a purpose of an agent's connection")
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //!  Incoming ─► handshake ─► Propose ─┬─► Join: one request, one answer                         (no certificate)
+//!                                    ├─► Probe: the time, and what is sent is sent back        (no certificate)
 //!                                    ├─► Agent: a control stream for each run, chunk streams   (agent certificate)
 //!                                    ├─► Runs: the list of runs, beside these control streams  (agent certificate)
+//!                                    ├─► Facts: one question about a run                       (agent certificate)
 //!                                    └─► Operator: one request a stream                        (operator certificate)
 //! ```
 
@@ -14,6 +16,7 @@ mod join;
 mod operator;
 mod pace;
 mod peer;
+mod probe;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,7 @@ use anabranch_common::status::NetworkStatus;
 use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, JoinResponse};
 use anabranch_common::wire::operator::OperatorRequest;
+use anabranch_common::wire::probe::Facts;
 use anabranch_common::wire::runs::RunsWanted;
 use anabranch_io::frames::{self, HandshakeError};
 use anabranch_io::tls::{self, Peer, Role};
@@ -86,6 +90,15 @@ pub enum Input {
     },
     /// Something else for the host.
     Host(host::Input),
+    /// An agent asks about a run, without taking part.
+    Facts {
+        /// Who it is, by its certificate.
+        agent: AgentId,
+        /// The run.
+        run: RunId,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Facts>,
+    },
     /// Somebody wants to join.
     Join {
         /// The token's secret.
@@ -320,8 +333,12 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
         }
     };
     match (control.purpose, peer) {
-        // Without a certificate there is no place but this one.
+        // Without a certificate there is no place but these two.
         (Purpose::Join, _) => place.hold(join::serve(&connection, control, &shared)).await,
+        (Purpose::Probe, _) => place.hold(probe::serve(&connection, control)).await,
+        (Purpose::Facts, Some(Peer { agent, .. })) => {
+            place.hold(probe::facts(&connection, agent, control, &shared)).await
+        }
         (Purpose::Agent | Purpose::Runs, Some(Peer { agent, .. })) => {
             agent::serve(connection, agent, control, place, shared).await
         }
@@ -329,7 +346,7 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
             drop(place);
             operator::serve(connection, control, shared).await
         }
-        (Purpose::Agent | Purpose::Runs, None) => Ok(()),
+        (Purpose::Agent | Purpose::Runs | Purpose::Facts, None) => Ok(()),
     }
 }
 
@@ -347,7 +364,7 @@ async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
     Ok(match agreed {
         Ok((purpose, version)) => {
             match purpose {
-                Purpose::Join => {}
+                Purpose::Join | Purpose::Probe | Purpose::Facts => {}
                 // QUIC tells of room for further streams when many have ended: beyond its limit there is one in `agent`.
                 Purpose::Agent | Purpose::Runs => tls::trust(&connection, 2 * limits::CONTROL_STREAMS),
                 Purpose::Operator => tls::trust(&connection, limits::REQUEST_STREAMS),
@@ -363,8 +380,8 @@ async fn greet(incoming: Incoming) -> anyhow::Result<Result<Greeted, Turned>> {
 
 fn allowed(purpose: Purpose, peer: Option<&Peer>) -> bool {
     match purpose {
-        Purpose::Join => true,
-        Purpose::Agent | Purpose::Runs => peer.is_some_and(|peer| peer.role == Role::Agent),
+        Purpose::Join | Purpose::Probe => true,
+        Purpose::Agent | Purpose::Runs | Purpose::Facts => peer.is_some_and(|peer| peer.role == Role::Agent),
         Purpose::Operator => peer.is_some_and(|peer| peer.role == Role::Operator),
     }
 }

@@ -114,6 +114,8 @@ fn purpose_text(purpose: Purpose) -> &'static str {
         Purpose::Agent => "an agent",
         Purpose::Operator => "an operator",
         Purpose::Runs => "an agent that asks which runs there are",
+        Purpose::Probe => "a machine that only probes",
+        Purpose::Facts => "an agent that asks about a run",
     }
 }
 

@@ -86,8 +86,9 @@ pub fn bind_client() -> Result<Endpoint, BindError> {
         .map_err(|source| BindError { address: v4, source })
 }
 
-/// `host:port`; an IPv6 address stands in brackets. Returns the host without them.
-fn split(address: &str) -> Option<(&str, u16)> {
+/// Splits `host:port`; an IPv6 address stands in brackets. Returns the host without them.
+#[must_use]
+pub fn split(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port != 0)?;
     let host = match host.strip_prefix('[') {

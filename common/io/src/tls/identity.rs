@@ -119,6 +119,13 @@ pub fn validity(cert_der: &[u8]) -> Result<(i64, i64), ParseCertificateError> {
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+/// Returns the certificates that the other end has shown, in DER, its own first.
+#[must_use]
+pub fn peer_certificates(connection: &Connection) -> Vec<Vec<u8>> {
+    let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.into_iter().flat_map(|chain| *chain).map(|certificate| certificate.to_vec()).collect()
+}
+
 /// Who is at the other end, by the certificate that the handshake has verified. Nothing if it showed none, or one that
 /// names nobody.
 #[must_use]

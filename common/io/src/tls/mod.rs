@@ -4,6 +4,7 @@
 //!  server(...)         shows [server, CA]; asks for a client certificate; one that is sent must come from our CA
 //!  client(...)         shows its own certificate; trusts our CA only                     agents, operators
 //!  client_pinned(...)  shows none; trusts the CA with this BLAKE3 fingerprint only       join
+//!  client_probe(...)   shows an agent's or none; trusts that CA, also with certificates that have expired   doctor
 //!  member_server(...)  shows an agent's; lets in agents of our CA only                   members of a pod
 //!  member_client(...)  shows an agent's; trusts one agent of our CA only                 members of a pod
 //! ```
@@ -37,9 +38,11 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 
 pub use endpoint::{
     BindError, bind_client as client_endpoint, bind_lasting_server as lasting_server_endpoint,
-    bind_server as server_endpoint, connect,
+    bind_server as server_endpoint, connect, split as split_address,
 };
-pub use identity::{ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, validity};
+pub use identity::{
+    ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, peer_certificates, validity,
+};
 pub use member::{member_client, member_server, trust_member};
 pub use problem::{ConnectProblem, explain};
 
@@ -178,5 +181,25 @@ pub fn client_pinned(ca_fingerprint: Digest) -> Result<ClientConfig, TlsError> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
+    client_config(tls)
+}
+
+/// The side of `doctor`: trusts the CA with this fingerprint whatever this machine's clock says, and shows a certificate and
+/// its key (DER, PKCS#8) if it has them. For questions only: nothing that is kept, or sent, may depend on the answers.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client_probe(ca_fingerprint: Digest, own: Option<(&[u8], &[u8])>) -> Result<ClientConfig, TlsError> {
+    let verifier = verify::PinnedCa::new(ca_fingerprint, provider()).at_any_time();
+    let tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let tls = match own {
+        Some((cert_der, key_der)) => {
+            tls.with_client_auth_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?
+        }
+        None => tls.with_no_client_auth(),
+    };
     client_config(tls)
 }

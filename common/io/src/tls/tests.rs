@@ -215,8 +215,31 @@ async fn a_pinned_client_refuses_a_server_that_only_shows_the_ca() {
     let endpoint = server_endpoint(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), config).expect("binds");
     let address = endpoint.local_addr().expect("bound").to_string();
     let pinned = client_pinned(Digest::of(&ours.der)).expect("configures");
-    let (client_says, _) = refused(&endpoint, &address, pinned).await;
-    assert_eq!(client_says.exit_code(), ExitCode::Identity, "{client_says}");
+    let probing = client_probe(Digest::of(&ours.der), None).expect("configures");
+    for config in [pinned, probing] {
+        let (client_says, _) = refused(&endpoint, &address, config).await;
+        assert_eq!(client_says.exit_code(), ExitCode::Identity, "{client_says}");
+    }
+}
+
+/// Otherwise `doctor` could not find out whose clock is wrong.
+#[tokio::test]
+async fn a_probing_client_takes_certificates_of_any_time_and_nothing_else() {
+    let ca = TestCa::new();
+    let past = (datetime!(2020-01-01 0:00 UTC), datetime!(2020-01-02 0:00 UTC));
+    let future = (datetime!(2110-01-01 0:00 UTC), datetime!(2120-01-01 0:00 UTC));
+    let probing = || client_probe(Digest::of(&ca.der), None).expect("configures");
+    let dialer = client_endpoint().expect("binds");
+    for life in [past, future, FOREVER] {
+        let certificate = ca.issue(Role::Server, "c", &["127.0.0.1"], life);
+        let shown = certificate.der.clone();
+        let (endpoint, address) = ca.serve_with(certificate);
+        let (client, server) = tokio::join!(connect(&dialer, &address, probing()), accept_one(&endpoint));
+        let (client, _server) = (client.expect("connects"), server.expect("accepts"));
+        assert_eq!(peer_certificates(&client), [shown, ca.der.clone()]);
+    }
+    let (elsewhere, address) = ca.serve(&["trainer.example"]);
+    assert_eq!(refused(&elsewhere, &address, probing()).await.0, ConnectProblem::WrongName);
 }
 
 #[tokio::test]

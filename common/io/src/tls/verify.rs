@@ -1,6 +1,7 @@
 //! Trust in a server whose CA is known by its fingerprint only.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anabranch_common::ids::Digest;
 use rustls::client::WebPkiServerVerifier;
@@ -15,11 +16,30 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 pub(super) struct PinnedCa {
     fingerprint: Digest,
     provider: Arc<CryptoProvider>,
+    /// Whether certificates are judged at a moment of their own life, not at the present time.
+    at_any_time: bool,
 }
 
 impl PinnedCa {
     pub(super) fn new(fingerprint: Digest, provider: Arc<CryptoProvider>) -> Self {
-        Self { fingerprint, provider }
+        Self { fingerprint, provider, at_any_time: false }
+    }
+
+    /// The same for questions whose answers tell whose clock is wrong: certificates count as if they were valid now.
+    pub(super) fn at_any_time(self) -> Self {
+        Self { at_any_time: true, ..self }
+    }
+
+    /// The time at which these certificates are judged.
+    fn time(&self, certificates: [&CertificateDer<'_>; 2], now: UnixTime) -> UnixTime {
+        if !self.at_any_time {
+            return now;
+        }
+        let lives = || certificates.into_iter().filter_map(|certificate| super::validity(certificate).ok());
+        let moment = |seconds: i64| u64::try_from(seconds).unwrap_or(0);
+        let from_s = lives().map(|(from_s, _)| moment(from_s)).max().unwrap_or(0);
+        let until_s = lives().map(|(_, until_s)| moment(until_s)).min().unwrap_or(u64::MAX);
+        UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs().min(until_s).max(from_s)))
     }
 }
 
@@ -41,6 +61,7 @@ impl ServerCertVerifier for PinnedCa {
         let webpki = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&self.provider))
             .build()
             .map_err(|_| unknown())?;
+        let now = self.time([end_entity, ca], now);
         webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 

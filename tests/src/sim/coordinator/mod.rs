@@ -218,8 +218,11 @@ impl World {
                 | Output::Look { .. }
                 | Output::Measure { .. } => {}
                 // No agent here asks which runs there are.
-                Output::List { .. } | Output::Replaced { .. } | Output::JoinReply { .. } | Output::DeferJoin { .. } => {
-                }
+                Output::List { .. }
+                | Output::Facts { .. }
+                | Output::Replaced { .. }
+                | Output::JoinReply { .. }
+                | Output::DeferJoin { .. } => {}
             }
         }
     }
