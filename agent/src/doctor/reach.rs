@@ -34,7 +34,8 @@ pub(super) async fn check(target: &Target, nat_s: Option<u64>, report: &mut Repo
         }
     };
     let shown = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    report.add(Finding::ok(ADDRESS, format!("{} is {shown}", target.address)));
+    let is_plain = shown == target.address;
+    report.add(Finding::ok(ADDRESS, if is_plain { shown } else { format!("{} is {shown}", target.address) }));
     let pings = ping(&found, salt(target.ca)).await;
     let opened = match tls::client_endpoint() {
         Ok(endpoint) => Line::open(&endpoint, &target.address, target.ca, None).await.map(|line| (endpoint, line)),

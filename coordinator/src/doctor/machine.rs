@@ -74,7 +74,7 @@ pub(super) fn open_files(runs: u64) -> Finding {
 
 fn judge_open_files(most: u64, runs: u64) -> Finding {
     let needed = limits::doctor::FILES_OF_PROCESS + limits::doctor::FILES_PER_RUN * runs;
-    let measured = format!("{most} allowed, about {needed} needed for {runs} runs");
+    let measured = format!("{most} allowed, about {needed} needed (runs: {runs})");
     let finding = if most < needed {
         let advice = format!("raise the limit to {needed} or more: LimitNOFILE of the service, or `ulimit -Hn`");
         Finding::warning(OPEN_FILES, measured, advice)
@@ -130,6 +130,7 @@ fn run_bytes(config: &Config) -> u64 {
 /// Holds the memory of this machine against what the runs may take.
 pub(super) fn memory(configs: &[Config]) -> Finding {
     match available_bytes() {
+        _ if configs.is_empty() => Finding::skipped(MEMORY, "needs `config`"),
         Some(available) => judge_memory(available, configs),
         None => Finding::skipped(MEMORY, "this system does not say how much is free"),
     }
@@ -140,10 +141,10 @@ fn judge_memory(available: u64, configs: &[Config]) -> Finding {
         configs.iter().map(|config| vectors(&config.spec.merge) * VALUE * params(config).unwrap_or(0)).sum();
     let most = configs.iter().map(run_bytes).fold(limits::doctor::PROCESS_BYTES, u64::saturating_add);
     let least = limits::doctor::PROCESS_BYTES.saturating_add(models);
+    let runs = if configs.len() == 1 { "the run takes".to_owned() } else { format!("{} runs take", configs.len()) };
     let measured = format!(
-        "{} available; {} runs take {} at least, {} at most, and 100 KiB for each agent",
+        "{} available; {runs} {} at least, {} at most, and 100 KiB for each agent",
         size_text(available),
-        configs.len(),
         size_text(least),
         size_text(most)
     );

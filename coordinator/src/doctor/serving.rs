@@ -76,7 +76,7 @@ fn judge_port(listen: SocketAddr, listener: &Listener, held: &Held) -> Finding {
     match (listener, held) {
         (Listener::Free, Held::Free) => Finding::ok(PORT, format!("UDP {listen} is free")),
         (Listener::Free, Held::By(holder)) => {
-            let measured = format!("nothing listens on UDP {listen}, but {holder} has the store");
+            let measured = format!("nothing listens on UDP {listen}, and the store is {holder}");
             let advice =
                 "compare `listen` in run.toml with what that process was started with, or wait for the verb to end";
             Finding::warning(PORT, measured, advice)
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn a_port_is_free_ours_or_somebody_elses() {
         let listen: SocketAddr = ([0, 0, 0, 0], 4433).into();
-        let busy = Held::By("process 7".into());
+        let busy = Held::By("in use by process 7".into());
         let outcome = |listener: &Listener, held: &Held| judge_port(listen, listener, held).outcome;
         assert_eq!(outcome(&Listener::Free, &Held::Free), Outcome::Ok);
         assert_eq!(outcome(&Listener::Free, &busy), Outcome::Warning);

@@ -20,7 +20,7 @@ const STORE: &str = "store";
 pub(super) enum Held {
     /// Nobody.
     Free,
-    /// A process that writes; most likely a coordinator.
+    /// A process that writes, most likely a coordinator: `in use by process 7`.
     By(String),
 }
 
@@ -41,7 +41,7 @@ pub(super) fn check(dir: &Path, report: &mut Report) -> Held {
             Held::Free
         }
         Err(StorageError::Locked { holder, .. }) => {
-            report.add(Finding::ok(STORE, format!("in use by {holder}")));
+            report.add(Finding::ok(STORE, holder.to_string()));
             Held::By(holder.to_string())
         }
         Err(error) => {

@@ -19,20 +19,20 @@ fn is_told(finding: &Finding, outcome: Outcome, words: &str) {
 
 #[test]
 fn silence_refusal_and_a_dead_machine_are_told_apart() {
-    let told = |pings: &[Ping]| {
-        let pings: Vec<_> = (1..).map(remote).zip(pings.iter().cloned()).collect();
+    let told = |pings: Vec<Ping>| {
+        let pings: Vec<_> = (1..).map(remote).zip(pings).collect();
         udp(&pings, false)
     };
     let answered = Ping::Answered(Duration::from_millis(12));
     let (blocked, dead) = (Ping::Silent(Host::Answers), Ping::Silent(Host::IsSilent));
-    is_told(&told(&[answered.clone()]), Outcome::Ok, "answers after 12 ms");
-    is_told(&told(&[dead.clone(), answered]), Outcome::Ok, "1 other addresses do not answer");
-    is_told(&told(&[blocked.clone()]), Outcome::Failure, "let UDP port 4433 through");
-    is_told(&told(&[Ping::Refused]), Outcome::Failure, "nothing listens on UDP port 4433");
-    is_told(&told(&[Ping::Refused, blocked]), Outcome::Failure, "blocked");
-    is_told(&told(&[Ping::Unreachable("no route".into())]), Outcome::Failure, "no route");
-    is_told(&told(&[dead.clone()]), Outcome::Failure, "neither to UDP nor to TCP");
-    assert_eq!(told(&[dead.clone()]).exit_code, Some(4));
+    is_told(&told(vec![answered.clone()]), Outcome::Ok, "answers after 12 ms");
+    is_told(&told(vec![dead.clone(), answered]), Outcome::Ok, "1 other addresses do not answer");
+    is_told(&told(vec![blocked.clone()]), Outcome::Failure, "let UDP port 4433 through");
+    is_told(&told(vec![Ping::Refused]), Outcome::Failure, "nothing listens on UDP port 4433");
+    is_told(&told(vec![Ping::Refused, blocked]), Outcome::Failure, "blocked");
+    is_told(&told(vec![Ping::Unreachable("no route".into())]), Outcome::Failure, "no route");
+    is_told(&told(vec![dead.clone()]), Outcome::Failure, "neither to UDP nor to TCP");
+    assert_eq!(told(vec![dead.clone()]).exit_code, Some(4));
     is_told(&udp(&[(remote(1), dead)], true), Outcome::Ok, "to a handshake");
 }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anabranch_common::limits::doctor as limits;
 use anabranch_common::rng::SplitMix64;
-use nix::sys::statfs::{self, TMPFS_MAGIC};
 use nix::sys::statvfs::statvfs;
 
 use super::{Finding, millis_text};
@@ -81,13 +80,25 @@ pub fn measure(dir: &Path, elapsed: &dyn Fn() -> Duration) -> Result<Measured, D
         move |source| DiskError { path, what, source }
     };
     let space = statvfs(&dir).map_err(io::Error::from).map_err(fail("looked at"))?;
-    let free_bytes = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
-    let kind = statfs::statfs(&dir).map_err(io::Error::from).map_err(fail("looked at"))?;
+    let free_bytes = space.blocks_available().saturating_mul(space.fragment_size());
     let mut file = nameless(&dir).map_err(fail("written"))?;
     let written = write_piece_by_piece(&mut file, free_bytes, elapsed).map_err(fail("written"))?;
     let mut syncs = sync_page_by_page(&mut file, elapsed).map_err(fail("synced"))?;
     syncs.sort_unstable();
-    Ok(Measured { is_memory: kind.filesystem_type() == TMPFS_MAGIC, dir, free_bytes, written, syncs })
+    Ok(Measured { is_memory: is_memory(&dir), dir, free_bytes, written, syncs })
+}
+
+/// Whether files in `dir` are held in memory.
+#[cfg(target_os = "linux")]
+fn is_memory(dir: &Path) -> bool {
+    use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+    statfs(dir).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// The same where the system does not tell.
+#[cfg(not(target_os = "linux"))]
+fn is_memory(_dir: &Path) -> bool {
+    false
 }
 
 /// The nearest directory that exists: `dir` itself may have to be made first.
