@@ -28,7 +28,7 @@ use clap::CommandFactory as _;
 
 use crate::cli::{Cli, Verb};
 pub(crate) use output::{bytes, count, date, span};
-pub(crate) use status::table::head as status_lines;
+pub(crate) use status::table::{head as status_lines, heard};
 pub(crate) use stopped::{mismatch_fail, recovery_fail};
 
 /// Does what the command line says.

@@ -78,7 +78,7 @@ impl Publisher {
         if let Some(address) = page {
             let server = Server::bind(address, Bounds::default()).map_err(page_fail)?;
             let address = server.address();
-            tracing::info!(%address, "serving the page: http://{address}/");
+            tracing::info!("the page is at http://{address}/");
             let names = Names::new(address, config.server.names.iter().cloned());
             tasks.spawn(serve_page(server, names, snapshots.clone()));
         }

@@ -246,7 +246,7 @@ pub(super) fn agent_row(agent: &AgentStatus) -> Vec<String> {
 }
 
 /// How long ago an agent last said something: one that trains is silent for seconds.
-fn heard(ms_ago: u64) -> String {
+pub(crate) fn heard(ms_ago: u64) -> String {
     match ms_ago {
         ..NOW_MS => "now".to_owned(),
         _ => format!("{} ago", output::span((ms_ago / 1000) as f64)),

@@ -4,7 +4,7 @@ use anabranch_common::limits;
 use anabranch_common::status::{AgentStatus, StatusReport};
 use serde::Serialize;
 
-use crate::commands::{bytes, count, span};
+use crate::commands::{bytes, count, heard, span};
 
 /// How many times slower than half of the agents one is that counts as slow.
 const SLOW: f64 = 3.0;
@@ -172,7 +172,7 @@ fn row(agent: &AgentStatus, doing: Doing, why: Option<String>) -> Row {
         name: agent.name.clone(),
         doing,
         why,
-        heard: agent.last_seen_ms.map(|ms| span((ms / 1_000) as f64)),
+        heard: agent.last_seen_ms.map(heard),
         device: agent.device.clone(),
         speed: (agent.examples_per_s > 0.0).then(|| format!("{:.0} ex/s", agent.examples_per_s)),
         steps: agent.lease_steps,

@@ -37,6 +37,13 @@ pub(super) enum EventKind {
     Search,
 }
 
+impl EventKind {
+    /// Whether a run that is well brings such events all the time.
+    pub(super) fn is_routine(self) -> bool {
+        matches!(self, Self::Measured | Self::Checkpoint)
+    }
+}
+
 /// Returns what happened between two snapshots: the most general first, and at most `limits::PAGE_EVENTS_AT_ONCE`, the last
 /// of which counts those that are left out.
 pub(super) fn between(before: &Snapshot, after: &Snapshot) -> Vec<Entry> {
@@ -153,7 +160,7 @@ fn agents(found: &mut Found, old: &StatusReport, new: &StatusReport) {
         let problem = agent.evaluation_problem.as_ref();
         if let Some(problem) = problem.filter(|_| old.and_then(|old| old.evaluation_problem.as_ref()) != problem) {
             let text = format!("{name} did not evaluate version {}: {}", problem.version, problem.reason);
-            found.add(EventKind::Measured, text);
+            found.add(EventKind::Agent, text);
         }
     }
 }

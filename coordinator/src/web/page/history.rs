@@ -86,8 +86,7 @@ impl History {
     pub(super) fn take(&mut self, snapshot: Arc<Snapshot>) -> Page {
         if let Some(before) = &self.before {
             self.log.extend(changes::between(before, &snapshot).into_iter().map(Arc::new));
-            let surplus = self.log.len().saturating_sub(limits::PAGE_EVENTS);
-            self.log.drain(..surplus);
+            self.forget();
         }
         let views = &snapshot.view.runs;
         self.counts.retain(|name, _| views.iter().any(|view| view.summary.name == *name));
@@ -98,6 +97,19 @@ impl History {
         self.before = Some(Arc::clone(&snapshot));
         let rates = self.counts.iter().filter_map(|(name, counts)| Some((name.clone(), rate(counts)?)));
         Page { number: self.number, snapshot, log: self.log.clone(), rates: rates.collect() }
+    }
+
+    /// Forgets the oldest events, and before them what every run brings all the time: it would hide a refusal.
+    fn forget(&mut self) {
+        let routine = self.log.iter().filter(|entry| entry.kind.is_routine()).count();
+        let mut surplus = routine.saturating_sub(limits::PAGE_ROUTINE_EVENTS);
+        self.log.retain(|entry| {
+            let is_kept = surplus == 0 || !entry.kind.is_routine();
+            surplus -= usize::from(!is_kept);
+            is_kept
+        });
+        let surplus = self.log.len().saturating_sub(limits::PAGE_EVENTS);
+        self.log.drain(..surplus);
     }
 
     fn count(&mut self, at_ms: u64, view: &RunView) {
@@ -137,7 +149,10 @@ fn rate(counts: &VecDeque<Counts>) -> Option<Rate> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{run, snapshot_at};
+    use anabranch_common::ids::ModelVersion;
+    use anabranch_common::status::AgentStatus;
+
+    use super::super::tests::{agent, run, snapshot_at};
     use super::*;
 
     #[test]
@@ -161,17 +176,19 @@ mod tests {
     }
 
     #[test]
-    fn the_log_keeps_the_newest_events() {
+    fn the_log_keeps_the_newest_events_and_few_of_those_that_are_routine() {
         let mut history = History::default();
         let rounds = limits::PAGE_EVENTS as u64 + 10;
-        let mut log = VecDeque::new();
-        for at_ms in 0..=rounds {
-            let mut view = run("digits", Vec::new());
-            view.report.as_mut().expect("a report").checkpoint_version =
-                Some(anabranch_common::ids::ModelVersion(at_ms));
-            log = history.take(Arc::new(snapshot_at(at_ms, vec![view]))).log;
-        }
-        assert_eq!(log.len(), limits::PAGE_EVENTS);
+        let mut take = |at_ms: u64| {
+            let connected = at_ms % 2 == 1;
+            let mut view = run("digits", vec![AgentStatus { connected, ..agent(1) }]);
+            view.report.as_mut().expect("a report").checkpoint_version = Some(ModelVersion(at_ms));
+            history.take(Arc::new(snapshot_at(at_ms, vec![view]))).log
+        };
+        let log = (0..=rounds).map(&mut take).last().expect("a log");
+        let routine = log.iter().filter(|entry| entry.kind.is_routine()).count();
+        assert_eq!((log.len(), routine), (limits::PAGE_EVENTS, limits::PAGE_ROUTINE_EVENTS));
         assert_eq!(log.back().map(|entry| entry.at_ms), Some(rounds));
+        assert!(log.iter().is_sorted_by_key(|entry| entry.at_ms), "in order");
     }
 }

@@ -98,7 +98,7 @@ function head(kind, name, word, problem, figures) {
 const AGENTS = [
   ["agent", (agent) => agent.name],
   ["state", (agent) => [state(agent.doing), agent.why && h("span", { class: "why" }, agent.why)], "wide"],
-  ["heard", (agent) => agent.heard && `${agent.heard} ago`, "number"],
+  ["heard", (agent) => agent.heard, "number"],
   ["speed", (agent) => agent.speed, "number"],
   ["stale", (agent) => agent.staleness, "number"],
   ["behind", (agent) => agent.lag, "number"],
