@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!  Limit(Until(n)) ─► leases ─► n contributions, none of which waits for a close ─► Reached{version}
+//!  Copy{rung, model} ─► no agent is connected: Imported, unless the rung was copied ► Copied{rung}
 //!  Measure{version} ─► a round of evaluation of exactly that version ─────────────► Measured{version, accuracy, loss}
 //!  the run ends by itself, or an operator ends it ────────────────────────────────► Finished{reason}
 //! ```
-//! Nothing of it is journalled: the search repeats its orders after a restart. What is told rests on durable records.
+//! Nothing but the copy is journalled: the search repeats its orders after a restart. What is told rests on durable records.
 
 use anabranch_common::ids::{Digest, ModelVersion};
 use anabranch_common::journal::{Aggregate, FinishReason, RecordBody};
@@ -47,7 +48,7 @@ pub enum TrialOrder {
 }
 
 /// What has become of a trial.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum TrialNews {
     /// It has the contributions of its limit.
     Reached {
@@ -64,6 +65,16 @@ pub enum TrialNews {
         accuracy: f64,
         /// Mean loss.
         loss: f64,
+    },
+    /// It goes on from a copy of another trial's version.
+    Copied {
+        /// The rung that names the copy.
+        rung: u32,
+    },
+    /// It cannot go on from that copy.
+    NotCopied {
+        /// Why, for people.
+        reason: String,
     },
     /// It has ended, and its search did not end it.
     Finished {

@@ -11,7 +11,7 @@ use crate::core::status::json;
 use crate::host::{Host, Output};
 use crate::search::base::Base;
 use crate::search::report::{self, SearchReport, SearchResult, SearchStarted, SearchSummary};
-use crate::search::spec::{Method, SearchSpec};
+use crate::search::spec::SearchSpec;
 use crate::search::{self, run_name};
 
 pub(super) fn failed(why: &str) -> OperatorResponse {
@@ -24,15 +24,6 @@ pub(super) fn text(response: OperatorResponse) -> String {
         OperatorResponse::Failed(why) | OperatorResponse::NotFound(why) | OperatorResponse::Conflict(why) => why,
         other => format!("{other:?}"),
     }
-}
-
-/// Returns what to say of the method that this build does not serve.
-pub(crate) fn unserved_method(spec: &SearchSpec) -> Option<String> {
-    (spec.method == Method::Pbt).then(|| {
-        "search.method = \"pbt\" is not served yet: a trial cannot continue from a copy of another one; use \"asha\", \
-         \"random\" or \"grid\""
-            .to_owned()
-    })
 }
 
 impl Host {
@@ -65,9 +56,6 @@ impl Host {
             return Err(OperatorResponse::Failed(text));
         }
         let spec = SearchSpec::parse(Path::new(path), search).map_err(|error| failed(&error.to_string()))?;
-        if let Some(problem) = unserved_method(&spec) {
-            return Err(OperatorResponse::Failed(problem));
-        }
         if let Some(Standing::Serving(serving)) = self.searches.by_name.get(&spec.name) {
             let plan = &serving.search.state().plan;
             let is_same = plan.spec == spec && Base::parse(Path::new(path), base).is_ok_and(|base| base == plan.base);
